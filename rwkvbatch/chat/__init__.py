@@ -1,0 +1,1 @@
+"""The interactive session: loop, slash commands, transcript."""

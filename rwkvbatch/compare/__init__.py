@@ -1,0 +1,1 @@
+"""Tables, paired statistics, gates and reports over finished runs."""

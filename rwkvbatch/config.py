@@ -1,0 +1,148 @@
+"""Frozen settings records: what a reply and a run depend on. No torch here.
+
+Every record refuses unknown keys and values out of range; `replace` makes a changed, validated copy.
+Formulas and the order of the sampling steps are those of the `rwkv` package (`PIPELINE.sample_logits`) and of
+ChatRWKV's `API_DEMO_CHAT.py`; see `docs/sampling.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rwkvbatch.errors import UsageError
+
+ThinkMode = Literal["off", "on", "fake", "short", "long"]
+HistoryMode = Literal["own", "gold"]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Settings(BaseModel):
+    """A frozen record that refuses unknown keys; invalid values raise `UsageError`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], *, where: str = "") -> Self:
+        """Validate `values`; `where` names their origin (a file, an option) in the error.
+
+        Raises:
+            UsageError: names the key, what was allowed and what was there.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise UsageError(_explain(error, where), hint="see `rwkvbatch run --help` for what is allowed") from None
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with `changes` applied and validated.
+
+        Raises:
+            UsageError: as `parse`.
+        """
+        return self.parse({**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+
+
+class Sampling(Settings):
+    """How a token is chosen from the logits. Frozen; `temperature` 0 or `top_p` 0 is greedy.
+
+    Attributes:
+        temperature: the kept probabilities are raised to 1 / temperature.
+        top_p: keep the likeliest tokens whose probabilities reach this sum (ties with the last one are kept).
+        top_k: keep at most this many tokens; 0 keeps all.
+        presence: subtracted from the logit of every token that is already in the reply.
+        frequency: subtracted from it once more for every (decayed) occurrence.
+        decay: all occurrence counts are multiplied by this at each step.
+        order: `top-p-first` cuts before the temperature is applied (the `rwkv` package), `temperature-first`
+            after it (most other programs).
+        ban: token ids that are never chosen.
+    """
+
+    temperature: float = Field(1.0, ge=0, le=100)
+    top_p: float = Field(0.3, ge=0, le=1)
+    top_k: int = Field(0, ge=0)
+    presence: float = Field(0.0, ge=-100, le=100)
+    frequency: float = Field(0.0, ge=-100, le=100)
+    decay: float = Field(0.996, ge=0, le=1)
+    order: Literal["top-p-first", "temperature-first"] = "top-p-first"
+    ban: tuple[TokenId, ...] = ()
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0 or self.top_p == 0 or self.top_k == 1
+
+
+PRESETS: Mapping[str, Sampling] = {
+    "default": Sampling(),
+    "greedy": Sampling(temperature=0.0, top_p=0.0),
+    # ChatRWKV, API_DEMO_CHAT.py: with the initial prompt, and with a custom initial state.
+    "api-demo-chat": Sampling(temperature=1.0, top_p=0.3, presence=0.5, frequency=0.5, ban=(0,)),
+    "api-demo-chat-state": Sampling(temperature=1.0, top_p=0.2, presence=0.3, frequency=0.3, ban=(0,)),
+    # The rwkv package's PIPELINE_ARGS.
+    "rwkv-package": Sampling(temperature=1.0, top_p=0.85, presence=0.2, frequency=0.2),
+    "creative": Sampling(temperature=1.2, top_p=0.7, presence=0.4, frequency=0.4),
+    "precise": Sampling(temperature=1.0, top_p=0.1),
+    "model": Sampling(temperature=1.0, top_p=1.0),
+}
+"""Known-good combinations, by the name that `--preset` takes; `model` samples the model's own distribution."""
+
+
+def preset(name: str) -> Sampling:
+    """The sampling preset called `name`.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"--preset must be one of {', '.join(PRESETS)}; got {name!r}")
+    return PRESETS[name]
+
+
+class Stopping(Settings):
+    """When a reply ends, besides token 0 (end of text), which always ends it unless it is banned.
+
+    Attributes:
+        max_tokens: at most this many tokens in one reply.
+        max_seconds: at most this long in one reply, from the first step on; None for no limit. A reply that
+            ends by it is not reproducible, and its `finish` says `time`.
+        stop: texts that end a reply; None for the template's own (a blank line, or `\\nUser:` in thinking modes).
+    """
+
+    max_tokens: int = Field(256, ge=1, le=1_000_000)
+    max_seconds: float | None = Field(None, gt=0)
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
+
+
+class Prompting(Settings):
+    """How turns become text.
+
+    Attributes:
+        think: thinking mode, see `rwkvbatch.text.prompt`.
+        history: `own` feeds the model's own replies to the next turn, `gold` the script's reference replies.
+        template: a Jinja2 template file that replaces the official template.
+        prelude: text read before the first turn (an initial exchange); None for none.
+    """
+
+    think: ThinkMode = "off"
+    history: HistoryMode = "own"
+    template: str | None = None
+    prelude: str | None = None
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    parts: list[str] = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"]) or "value"
+        prefix = f"{where}: " if where else ""
+        if item["type"] == "extra_forbidden":
+            parts.append(f"{prefix}unknown setting {name!r}")
+        else:
+            parts.append(f"{prefix}{name}: {item['msg']}, got {_shown(item['input'])}")
+    return "; ".join(parts)
+
+
+def _shown(value: object, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,1 @@
+"""Requests, the scheduler, the prefix tree and sampling: many replies at once over one model."""

@@ -1,0 +1,119 @@
+"""What the engine is asked for, and what it answers. Plain values; no model, no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rwkvbatch.config import Sampling
+
+Finish = Literal["stop", "eos", "length", "time", "cancelled", "error"]
+
+END_OF_TEXT = 0
+"""Token 0 of every RWKV vocabulary."""
+
+
+@dataclass(frozen=True)
+class NoiseKey:
+    """Where in a run a reply stands: the whole source of its randomness.
+
+    The grid cell is not part of it: two cells see the same luck, so that their difference is not drowned in noise.
+    """
+
+    seed: int = 0
+    conversation: str = ""
+    repeat: int = 0
+    turn: int = 0
+
+    @property
+    def philox_key(self) -> int:
+        """64 bits of BLAKE2b over (seed, conversation, repeat); the turn goes into the counter."""
+        text = f"{self.seed}\x1f{self.repeat}\x1f{self.conversation}".encode("utf-8", "surrogatepass")
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"rwkvbatch").digest(), "little")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One reply to generate.
+
+    Attributes:
+        tokens: everything the model has to have read when the reply begins: the history and the prompt. The
+            engine finds the longest part of it that it has already read; re-sending a history costs nothing.
+        sampling: how tokens are chosen.
+        noise: the place in the run that the randomness comes from.
+        max_tokens: the reply has at most this many tokens.
+        max_seconds: the reply is ended at the first step that begins this long after its first one.
+        stop: texts that end the reply; not part of `Reply.text`.
+        root: which initial state the tokens follow, see `Engine.add_root`.
+        on_text: called with each new piece of the reply's text as soon as it can no longer be part of a stop text
+            or of an unfinished character.
+    """
+
+    tokens: tuple[int, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    noise: NoiseKey = field(default_factory=NoiseKey)
+    max_tokens: int = 256
+    max_seconds: float | None = None
+    stop: tuple[str, ...] = ("\n\n",)
+    root: int = 0
+    on_text: Callable[[str], None] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class ReplyTiming:
+    """Seconds. `queued_s` from submission to the first prompt row, `prefill_s` from there to the first logits,
+    `first_token_s` from submission to the first token, `total_s` from submission to the end."""
+
+    queued_s: float
+    prefill_s: float
+    first_token_s: float
+    total_s: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A finished reply.
+
+    Attributes:
+        text: decoded, without the stop text, not stripped.
+        ids: the reply's tokens, those of the stop text included, end of text (0) excluded.
+        history: tokens that the next turn continues from: the request's, then the reply's as far as they belong
+            to the history. They end in the stop text when `stopped_by` is set and it ends in a blank line;
+            otherwise in the reply's own text, without any part of the stop text.
+        finish: `stop` a stop text, `eos` token 0, `length`, `time`, `cancelled` by `Engine.cancel`, or `error`.
+        stopped_by: the stop text, when `finish` is `stop`.
+        logprobs: natural-log probability of each of `ids` under the model's own distribution.
+        num_prompt: prompt tokens in the request. num_cached: how many of them did not have to be read.
+        error: what went wrong, when `finish` is `error`.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    history: tuple[int, ...]
+    finish: Finish
+    stopped_by: str | None
+    logprobs: tuple[float, ...]
+    num_prompt: int
+    num_cached: int
+    timing: ReplyTiming
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-probabilities of a given text.
+
+    Attributes:
+        logprobs: natural log, one for each token of the continuation.
+        num_matched: how many of the continuation's tokens were the likeliest at their place.
+    """
+
+    logprobs: tuple[float, ...]
+    num_matched: int
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-probability per token, in nats."""
+        return -sum(self.logprobs) / len(self.logprobs)

@@ -1,0 +1,118 @@
+"""The exceptions of rwkvbatch.
+
+    RwkvBatchError
+    ├── UsageError              an option or setting that cannot be (exit code 2)
+    │   └── MissingExtraError   the setting needs an optional dependency
+    ├── InputError              a file that cannot be used (exit code 3)
+    │   ├── ScriptError         a conversation script: file, line, column
+    │   ├── CheckpointError     weights or a state file: file, tensor
+    │   ├── TemplateError       a prompt template
+    │   └── RunDirectoryError   results, manifest or summary of a run
+    │       ├── RunLockedError      another process is writing there
+    │       ├── RunMismatchError    the directory holds a run of something else
+    │       └── RunDamagedError     a row in the middle of the file is damaged
+    ├── RowError                one reply could not be made; the run goes on
+    │   ├── PromptTooLongError
+    │   └── NonFiniteLogitsError
+    └── StorageError            a write or flush failed: nothing more is promised (exit code 4)
+
+The library raises these; the command line turns them into one message and an exit code, in one place.
+Every message says what was allowed, what was there, and the way out (`hint`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class RwkvBatchError(Exception):
+    """Base of all errors that rwkvbatch raises on purpose.
+
+    Args:
+        message: what is wrong, in one sentence: what was allowed and what was there.
+        hint: what the user can do about it.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(RwkvBatchError):
+    """An option or a setting has a value that it cannot have."""
+
+
+class MissingExtraError(UsageError):
+    """A setting needs an optional dependency that is not installed."""
+
+
+class InputError(RwkvBatchError):
+    """A file that was given cannot be used.
+
+    Args:
+        path: the file, or None for standard input and in-memory data.
+        line: 1-based line number, where known.
+        column: 1-based column (in characters), where known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: Path | str | None = None,
+        line: int | None = None,
+        column: int | None = None,
+        hint: str | None = None,
+    ) -> None:
+        place = "" if path is None else str(path)
+        if line is not None:
+            place = f"{place or '<input>'}:{line}" + (f":{column}" if column is not None else "")
+        super().__init__(f"{place}: {message}" if place else message, hint=hint)
+        self.path = path
+        self.line = line
+        self.column = column
+
+
+class ScriptError(InputError):
+    """A conversation script, or one line of it, is not of a form that can be replayed."""
+
+
+class CheckpointError(InputError):
+    """A weights or state file is missing, damaged or not of this architecture."""
+
+
+class TemplateError(InputError):
+    """A prompt template cannot be read or rendered."""
+
+
+class RunDirectoryError(InputError):
+    """A run directory cannot be read or written."""
+
+
+class RunLockedError(RunDirectoryError):
+    """Another process holds the run directory."""
+
+
+class RunMismatchError(RunDirectoryError):
+    """The run directory holds a run of something else (other weights, script or settings)."""
+
+
+class RunDamagedError(RunDirectoryError):
+    """A committed row does not match its checksum."""
+
+
+class RowError(RwkvBatchError):
+    """One reply could not be made. The run records it and goes on."""
+
+
+class PromptTooLongError(RowError):
+    """A prompt has more tokens than `--max-prompt-tokens` allows."""
+
+
+class NonFiniteLogitsError(RowError):
+    """The model's logits hold NaN or infinity, so no token can be chosen."""
+
+
+class StorageError(RwkvBatchError):
+    """A write or a flush failed. Rows reported as done before it are safe; none are reported after it."""

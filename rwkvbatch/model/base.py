@@ -1,0 +1,206 @@
+"""What every backend offers: `Model`, its `ModelSpec`, states as values, and the ragged batch of one step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a loaded model is.
+
+    Attributes:
+        generation: RWKV generation, `"7"` or, with the upstream backend, also `"4"`, `"5"`, `"6"` and their minors.
+        num_parameters: number of weights in the checkpoint.
+        state_bytes: size of one sequence's recurrent state as the backend keeps it.
+        weights_sha256: hash of the checkpoint file.
+        path: the checkpoint file as it was found.
+        dtype: `fp32`, `bf16`, `fp16`, or a whole strategy for the upstream backend.
+        backend: `cpu` (native kernels), `reference`, `cuda` or `upstream`.
+        device: torch device name.
+        bitwise: whether replies are the same bit for bit whatever the batch (docs/design/reproducibility.md).
+    """
+
+    generation: str
+    num_layers: int
+    width: int
+    num_heads: int
+    head_size: int
+    vocab_size: int
+    num_parameters: int
+    state_bytes: int
+    weights_sha256: str
+    path: str
+    dtype: str
+    backend: str
+    device: str
+    bitwise: bool
+
+
+@dataclass(frozen=True)
+class State:
+    """The recurrent state of B sequences, as a value: nothing ever changes it in place.
+
+    Attributes:
+        tensors: named CPU or device tensors, each of shape [B, ...]. RWKV-7 has `att_shift` [B, L, C],
+            `ffn_shift` [B, L, C] and `wkv` [B, L, H, N, N] (rows = value, columns = key), all fp32.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+
+    @property
+    def batch_size(self) -> int:
+        return next(iter(self.tensors.values())).shape[0]
+
+    def select(self, indices: Sequence[int]) -> State:
+        """The states of some sequences, copied."""
+        return State({name: tensor[list(indices)].clone() for name, tensor in self.tensors.items()})
+
+    @staticmethod
+    def cat(states: Sequence[State]) -> State:
+        """One batch of states out of several."""
+        names = states[0].tensors.keys()
+        return State({name: torch.cat([state.tensors[name] for state in states]) for name in names})
+
+
+@dataclass(frozen=True)
+class RaggedBatch:
+    """One step's work: R token rows of B sequences, some of them prompt chunks, some a single token.
+
+    Attributes:
+        tokens: token ids, [R].
+        starts: rows of sequence b are starts[b]:starts[b + 1]; [B + 1], starts[0] = 0, ascending, none empty.
+        slots: the state pool's slot of each sequence, all different; [B].
+        outputs: ascending row numbers whose logits are wanted; [P].
+    """
+
+    tokens: IntArray
+    starts: IntArray
+    slots: IntArray
+    outputs: IntArray
+
+    @classmethod
+    def of(cls, tokens: Sequence[Sequence[int]], slots: Sequence[int], *, every_token: bool = False) -> RaggedBatch:
+        """The batch of `tokens[b]` for slot `slots[b]`; logits after every token, or only after the last ones."""
+        starts = np.concatenate([[0], np.cumsum([len(part) for part in tokens])]).astype(np.int64)
+        flat = np.array([token for part in tokens for token in part], dtype=np.int64)
+        outputs = np.arange(len(flat), dtype=np.int64) if every_token else starts[1:] - 1
+        return cls(flat, starts, np.asarray(slots, dtype=np.int64), outputs)
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """What the choice of P tokens depends on besides the logits.
+
+    Attributes:
+        temperature, top_p: [P] fp32. top_k: [P] int64, 0 keeps all tokens.
+        temperature_first: [P] bool, see `Sampling.order`.
+        penalty_ids, penalty_values: ragged over rows; `penalty_values` (fp32) is subtracted from the logits of
+            `penalty_ids` (int64); infinity bans a token. No id twice in a row.
+        penalty_starts: row p's penalties are penalty_starts[p]:penalty_starts[p + 1]; [P + 1].
+        noise_keys: [P] uint64, the Philox key of the row's (run seed, conversation, repeat).
+        turns, steps: [P] int64, where in the conversation and in the reply the token stands.
+    """
+
+    temperature: FloatArray
+    top_p: FloatArray
+    top_k: IntArray
+    temperature_first: npt.NDArray[np.bool_]
+    penalty_ids: IntArray
+    penalty_values: FloatArray
+    penalty_starts: IntArray
+    noise_keys: npt.NDArray[np.uint64]
+    turns: IntArray
+    steps: IntArray
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The chosen tokens of P rows.
+
+    Attributes:
+        tokens: [P] int64; -1 where the logits of the row hold NaN or +infinity, or every token is banned.
+        logprobs: [P] fp32, natural-log probability of the token under the model's own distribution: softmax of
+            the logits as they came, before penalties and temperature.
+    """
+
+    tokens: IntArray
+    logprobs: FloatArray
+
+
+class StatePool(Protocol):
+    """A fixed number of state slots that `Model.step` advances in place. Slots start out undefined."""
+
+    @property
+    def capacity(self) -> int: ...
+
+    def clear(self, slot: int) -> None:
+        """Make `slot` the zero state."""
+        ...
+
+    def copy(self, source: int, target: int) -> None:
+        """Make `target` what `source` is."""
+        ...
+
+    def read(self, slots: Sequence[int]) -> State:
+        """The states in `slots`, copied out."""
+        ...
+
+    def write(self, slots: Sequence[int], state: State) -> None:
+        """Copy `state` into `slots`.
+
+        Raises:
+            CheckpointError: the state is not of this model's shape.
+        """
+        ...
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A language model that many sequences share. Safe to use from one thread at a time."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    def make_pool(self, capacity: int) -> StatePool:
+        """Memory for the states of `capacity` sequences."""
+        ...
+
+    def step(self, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+        """Read the batch's tokens, advancing its slots of `pool` in place.
+
+        Returns:
+            Logits of the rows `batch.outputs`, fp32, [P, vocab_size]. Valid until the next call.
+        """
+        ...
+
+    def sample(self, logits: torch.Tensor, batch: SampleBatch) -> Sampled:
+        """Choose one token for each row of `logits` [P, vocab_size]; `logits` is left as it is."""
+        ...
+
+    def token_logprobs(self, logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
+        """Natural-log probabilities [P] of `tokens` [P] under softmax(logits), and the argmax tokens [P]."""
+        ...
+
+    def forward(
+        self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False
+    ) -> tuple[torch.Tensor, State]:
+        """Read B token lists after `state` (None: zero states), which is not changed.
+
+        Returns:
+            Logits, fp32, and the new state. Logits are [B, vocab_size], after the last token of each list; with
+            `every_token` they are [sum of lengths, vocab_size], after every token, lists one after the other.
+
+        Raises:
+            ValueError: an empty list, a token id outside the vocabulary, or a state of another batch size.
+        """
+        ...

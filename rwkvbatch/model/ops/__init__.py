@@ -1,0 +1,131 @@
+"""The operations that the network is written in, and what each promises.
+
+`Operations` is the whole interface between `model/rwkv7.py` and the arithmetic. `reference.py` says each operation
+in plain torch and is the truth; `cpu.py` and `cuda.py` do the same faster. An array is whatever the implementation
+likes (a torch tensor, a native buffer): the network only hands it from one operation to the next. R is the number
+of token rows of the ragged batch, C the width, H the heads, N the head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+
+from rwkvbatch.model.base import FloatArray, IntArray, RaggedBatch, SampleBatch, Sampled, StatePool
+
+Array = Any
+"""An implementation's own array of activations, or its packed form of a weight."""
+
+Activation = Literal["none", "tanh", "sigmoid", "decay"]
+"""An end of `low_rank`. `decay` is exp(-exp(-1/2) sigmoid(x)), RWKV-7's per-channel decay."""
+
+ShiftKind = Literal["att", "ffn"]
+
+
+class Operations(Protocol):
+    """About a dozen operations; every one computes a row from that row and its own sequence alone."""
+
+    name: str
+    bitwise: bool
+    device: str
+
+    # Weights, once at load
+
+    def vector(self, weight: torch.Tensor) -> Array:
+        """Keep a small weight (a norm, a bias, mixing factors); fp32 arithmetic on its exact values."""
+        ...
+
+    def matrix(self, weight: torch.Tensor) -> Array:
+        """Keep a linear layer's weight, given as [out, in], packed as the implementation likes."""
+        ...
+
+    def table(self, weight: torch.Tensor) -> Array:
+        """Keep an embedding table [vocab, C]."""
+        ...
+
+    def make_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> StatePool:
+        """State slots for `capacity` sequences."""
+        ...
+
+    # One step
+
+    def begin(self, batch: RaggedBatch, pool: StatePool) -> Array:
+        """Prepare one ragged batch; what it returns is `step` below."""
+        ...
+
+    def embed(self, step: Array, table: Array, norm: tuple[Array, Array]) -> Array:
+        """layer_norm(table[tokens]); [R, C]."""
+        ...
+
+    def shift_mix(
+        self, step: Array, kind: ShiftKind, layer: int, x: Array, norm: tuple[Array, Array], mix: Array
+    ) -> Sequence[Array]:
+        """xn + (p - xn) * mix[m] for each of M mixes; M arrays [R, C].
+
+        xn = layer_norm(x, eps 1e-5); p is the previous row's xn of the same sequence, for its first row the one
+        that the state carries; afterwards the state carries the last row's xn.
+        """
+        ...
+
+    def linear(self, x: Array, weight: Array) -> Array:
+        """x W^T; [R, out]."""
+        ...
+
+    def linear_relu_squared(self, x: Array, weight: Array) -> Array:
+        """max(x W^T, 0)^2; [R, out]."""
+        ...
+
+    def linear_add(self, x: Array, weight: Array, residual: Array) -> Array:
+        """residual + x W^T; [R, out]. May reuse the memory of `residual`."""
+        ...
+
+    def low_rank(
+        self, x: Array, down: Array, up: Array, bias: Array | None, inner: Activation, outer: Activation
+    ) -> Array:
+        """outer(bias + inner(x down^T) up^T); [R, C]."""
+        ...
+
+    def blend(self, x: Array, target: Array, amount: Array) -> Array:
+        """x + (target - x) * amount; [R, C]."""
+        ...
+
+    def wkv7(
+        self,
+        step: Array,
+        layer: int,
+        r: Array,
+        w: Array,
+        k: Array,
+        v: Array,
+        a: Array,
+        g: Array,
+        k_k: Array,
+        k_a: Array,
+        r_k: Array,
+        group_norm: tuple[Array, Array],
+    ) -> Array:
+        """The recurrence of one layer with everything that belongs to a head; [R, C].
+
+        Per head and row, in sequence order:
+            kk = normalize(k * k_k);  k = k * (1 + (a - 1) * k_a)
+            S = S diag(w) - (S kk)(kk * a)^T + v k^T;  y = S r
+            y = group_norm(y, eps 64e-5) + (sum r * k * r_k) v;  result = y * g
+        normalize divides by max(norm, 1e-12). S is carried by the state.
+        """
+        ...
+
+    def head(self, step: Array, x: Array, norm: tuple[Array, Array], weight: Array) -> torch.Tensor:
+        """layer_norm(x) W^T for the step's output rows; fp32 torch tensor [P, vocab]."""
+        ...
+
+    # Choosing tokens
+
+    def sample(self, logits: torch.Tensor, batch: SampleBatch) -> Sampled:
+        """One token a row; see `reference.sample` for the definition."""
+        ...
+
+    def token_logprobs(self, logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
+        """Log-probabilities of `tokens` and the argmax of each row (the smallest id among equals)."""
+        ...

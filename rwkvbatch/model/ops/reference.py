@@ -1,0 +1,320 @@
+"""The operations in plain torch, on any device: the slow twin that the fast implementations are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model.base import FloatArray, IntArray, RaggedBatch, SampleBatch, Sampled, State, StatePool
+from rwkvbatch.model.ops import Activation, ShiftKind
+from rwkvbatch.model.ops.noise import gumbel
+
+LAYER_NORM_EPS = 1e-5
+GROUP_NORM_EPS = 64e-5
+NORMALIZE_EPS = 1e-12
+DECAY_SCALE = float(np.exp(-0.5))
+
+Vectors = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass
+class ReferencePool:
+    """State slots as torch tensors: shifts [2, L, capacity, C] (att, ffn) and wkv [L, capacity, H, N, N], fp32."""
+
+    shifts: torch.Tensor
+    wkv: torch.Tensor
+
+    @property
+    def capacity(self) -> int:
+        return self.wkv.shape[1]
+
+    def clear(self, slot: int) -> None:
+        self.shifts[:, :, slot] = 0
+        self.wkv[:, slot] = 0
+
+    def copy(self, source: int, target: int) -> None:
+        self.shifts[:, :, target] = self.shifts[:, :, source]
+        self.wkv[:, target] = self.wkv[:, source]
+
+    def read(self, slots: Sequence[int]) -> State:
+        index = list(slots)
+        return State(
+            {
+                "att_shift": self.shifts[0][:, index].transpose(0, 1).contiguous(),
+                "ffn_shift": self.shifts[1][:, index].transpose(0, 1).contiguous(),
+                "wkv": self.wkv[:, index].transpose(0, 1).contiguous(),
+            }
+        )
+
+    def write(self, slots: Sequence[int], state: State) -> None:
+        check_state(state, self.wkv.shape, len(slots))
+        index = list(slots)
+        self.shifts[0][:, index] = state.tensors["att_shift"].transpose(0, 1).to(self.shifts)
+        self.shifts[1][:, index] = state.tensors["ffn_shift"].transpose(0, 1).to(self.shifts)
+        self.wkv[:, index] = state.tensors["wkv"].transpose(0, 1).to(self.wkv)
+
+
+def check_state(state: State, wkv_shape: Sequence[int], batch_size: int) -> None:
+    """Raise `CheckpointError` unless `state` has the tensors of an RWKV-7 pool [L, _, H, N, N] for a batch."""
+    num_layers, _, num_heads, head_size, _ = wkv_shape
+    shift = (batch_size, num_layers, num_heads * head_size)
+    expected = {
+        "att_shift": shift,
+        "ffn_shift": shift,
+        "wkv": (batch_size, num_layers, num_heads, head_size, head_size),
+    }
+    found = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
+    if found != expected:
+        raise CheckpointError(f"the state must have tensors {expected}, got {found}")
+
+
+@dataclass(frozen=True)
+class ReferenceStep:
+    """One ragged batch with its index tensors on the device."""
+
+    batch: RaggedBatch
+    pool: ReferencePool
+    tokens: torch.Tensor
+    first_rows: torch.Tensor
+    last_rows: torch.Tensor
+    slots: torch.Tensor
+    outputs: torch.Tensor
+
+
+class ReferenceOps:
+    """`Operations` in plain torch.
+
+    Args:
+        device: any torch device.
+        dtype: how weights are rounded when they are loaded, None for as they are in the checkpoint. Arithmetic
+            is fp32 on the CPU; elsewhere the matrix products run in `dtype` and the rest in fp32.
+    """
+
+    name = "reference"
+    bitwise = False
+
+    def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
+        self.device = device
+        self._weight_dtype = dtype
+        self._matmul_dtype = torch.float32 if device == "cpu" or dtype is None else dtype
+
+    def vector(self, weight: torch.Tensor) -> torch.Tensor:
+        return self._rounded(weight).to(self.device, torch.float32)
+
+    def matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        return self._rounded(weight).to(self.device, self._matmul_dtype).contiguous()
+
+    def table(self, weight: torch.Tensor) -> torch.Tensor:
+        return self.vector(weight)
+
+    def _rounded(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight if self._weight_dtype is None else weight.to(self._weight_dtype)
+
+    def make_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> ReferencePool:
+        width = num_heads * head_size
+        return ReferencePool(
+            shifts=torch.zeros(2, num_layers, capacity, width, device=self.device),
+            wkv=torch.zeros(num_layers, capacity, num_heads, head_size, head_size, device=self.device),
+        )
+
+    def begin(self, batch: RaggedBatch, pool: StatePool) -> ReferenceStep:
+        assert isinstance(pool, ReferencePool)
+
+        def on_device(array: IntArray) -> torch.Tensor:
+            return torch.from_numpy(array).to(self.device)
+
+        return ReferenceStep(
+            batch=batch,
+            pool=pool,
+            tokens=on_device(batch.tokens),
+            first_rows=on_device(batch.starts[:-1]),
+            last_rows=on_device(batch.starts[1:] - 1),
+            slots=on_device(batch.slots),
+            outputs=on_device(batch.outputs),
+        )
+
+    def embed(self, step: ReferenceStep, table: torch.Tensor, norm: Vectors) -> torch.Tensor:
+        return _layer_norm(table[step.tokens], norm)
+
+    def shift_mix(
+        self, step: ReferenceStep, kind: ShiftKind, layer: int, x: torch.Tensor, norm: Vectors, mix: torch.Tensor
+    ) -> list[torch.Tensor]:
+        carried = step.pool.shifts[0 if kind == "att" else 1, layer]
+        x = _layer_norm(x, norm)
+        previous = torch.roll(x, 1, dims=0)
+        previous[step.first_rows] = carried[step.slots]
+        carried[step.slots] = x[step.last_rows]
+        difference = previous - x
+        return [x + difference * factor for factor in mix]
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.linear(x.to(self._matmul_dtype), weight).float()
+
+    def linear_relu_squared(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.linear(x, weight)) ** 2
+
+    def linear_add(self, x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return residual + self.linear(x, weight)
+
+    def low_rank(
+        self,
+        x: torch.Tensor,
+        down: torch.Tensor,
+        up: torch.Tensor,
+        bias: torch.Tensor | None,
+        inner: Activation,
+        outer: Activation,
+    ) -> torch.Tensor:
+        y = self.linear(_activate(self.linear(x, down), inner), up)
+        return _activate(y if bias is None else y + bias, outer)
+
+    def blend(self, x: torch.Tensor, target: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
+        return x + (target - x) * amount
+
+    def wkv7(
+        self,
+        step: ReferenceStep,
+        layer: int,
+        r: torch.Tensor,
+        w: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        a: torch.Tensor,
+        g: torch.Tensor,
+        k_k: torch.Tensor,
+        k_a: torch.Tensor,
+        r_k: torch.Tensor,
+        group_norm: Vectors,
+    ) -> torch.Tensor:
+        num_rows, width = r.shape
+        carried = step.pool.wkv[layer]
+        num_heads, head_size = carried.shape[1:3]
+        heads = (num_rows, num_heads, head_size)
+
+        kk = F.normalize((k * k_k).view(heads), dim=-1, eps=NORMALIZE_EPS)
+        k = k * (1 + (a - 1) * k_a)
+        removal = (kk * a.view(heads)).unsqueeze(-2)
+        decay, key, value = w.view(heads).unsqueeze(-2), k.view(heads).unsqueeze(-2), v.view(heads).unsqueeze(-1)
+        kk, query = kk.unsqueeze(-1), r.view(heads).unsqueeze(-1)
+
+        # Longest sequences first, so that the ones still running at a position are the first of the batch.
+        lengths = np.diff(step.batch.starts)
+        order = np.argsort(-lengths, kind="stable")
+        first_rows = step.batch.starts[:-1][order]
+        slots = torch.from_numpy(step.batch.slots[order]).to(self.device)
+        S = carried[slots]
+        y = torch.empty(heads, device=r.device)
+        for position in range(int(lengths.max())):
+            running = int(np.count_nonzero(lengths > position))
+            rows = torch.from_numpy(first_rows[:running] + position).to(self.device)
+            before = S[:running]
+            after = before * decay[rows] - (before @ kk[rows]) * removal[rows] + value[rows] * key[rows]
+            S[:running] = after
+            y[rows] = (after @ query[rows]).squeeze(-1)
+        carried[slots] = S
+
+        weight, bias = group_norm
+        normed = F.group_norm(y.view(num_rows, width), num_heads, weight, bias, eps=GROUP_NORM_EPS)
+        bonus = (r * k * r_k).view(heads).sum(-1, keepdim=True) * v.view(heads)
+        return (normed + bonus.view(num_rows, width)) * g
+
+    def head(self, step: ReferenceStep, x: torch.Tensor, norm: Vectors, weight: torch.Tensor) -> torch.Tensor:
+        return self.linear(_layer_norm(x[step.outputs], norm), weight)
+
+    def sample(self, logits: torch.Tensor, batch: SampleBatch) -> Sampled:
+        return sample(logits, batch)
+
+    def token_logprobs(self, logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
+        return token_logprobs(logits, tokens)
+
+
+def _layer_norm(x: torch.Tensor, norm: Vectors) -> torch.Tensor:
+    return F.layer_norm(x, x.shape[-1:], norm[0], norm[1], eps=LAYER_NORM_EPS)
+
+
+def _activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
+    match activation:
+        case "none":
+            return x
+        case "tanh":
+            return torch.tanh(x)
+        case "sigmoid":
+            return torch.sigmoid(x)
+        case "decay":
+            return torch.exp(-DECAY_SCALE * torch.sigmoid(x))
+
+
+def token_logprobs(logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
+    """See `Operations.token_logprobs`. Sums in fp64, rounded to fp32 at the end."""
+    rows = logits.double()
+    chosen = rows.gather(1, torch.from_numpy(tokens).to(logits.device).unsqueeze(1)).squeeze(1)
+    logprobs = (chosen - torch.logsumexp(rows, dim=1)).float().cpu().numpy()
+    return logprobs, rows.argmax(dim=1).cpu().numpy()
+
+
+def sample(logits: torch.Tensor, batch: SampleBatch) -> Sampled:
+    """Choose a token for each row of `logits` [P, V], in the order of the `rwkv` package's `sample_logits`.
+
+    Penalties are subtracted; of the softmax, the likeliest tokens whose probabilities reach top_p are kept (ties
+    with the last one too), then at most top_k (smaller ids first among equals); with `temperature_first` the
+    logits are divided by the temperature before these cuts. Of the kept tokens, the one with the largest
+    logit / temperature + Gumbel noise is chosen. Temperature 0, top_p 0 or top_k 1 choose the largest logit, the
+    smallest id among equals. Everything after the penalties is fp64.
+    """
+    rows = logits.float().cpu().numpy()
+    tokens = np.array([_choose(rows[row], batch, row) for row in range(len(rows))], dtype=np.int64)
+    logprobs, _ = token_logprobs(logits, np.maximum(tokens, 0))
+    return Sampled(tokens, logprobs)
+
+
+def _choose(row_logits: FloatArray, batch: SampleBatch, row: int) -> int:
+    if np.isnan(row_logits).any() or np.isposinf(row_logits).any():
+        return -1
+    start, stop = batch.penalty_starts[row : row + 2]
+    penalised = row_logits.copy()
+    penalised[batch.penalty_ids[start:stop]] -= batch.penalty_values[start:stop]
+    best = int(penalised.argmax())
+    if np.isneginf(penalised[best]):
+        return -1
+    temperature, top_p, top_k = float(batch.temperature[row]), float(batch.top_p[row]), int(batch.top_k[row])
+    if temperature == 0 or top_p == 0 or top_k == 1:
+        return best
+    scores = penalised.astype(np.float64) - float(penalised[best])
+    scaled = scores / temperature
+    kept = _kept(scaled if batch.temperature_first[row] else scores, top_p, top_k)
+    noise = gumbel(int(batch.noise_keys[row]), int(batch.turns[row]), int(batch.steps[row]), kept)
+    return int(kept[np.argmax(scaled[kept] + noise)])
+
+
+def _kept(scores: np.ndarray[tuple[int], np.dtype[np.float64]], top_p: float, top_k: int) -> IntArray:
+    """Ascending ids of the tokens that survive the two cuts; `scores` are logits less their maximum."""
+    possible = np.flatnonzero(scores > -np.inf)
+    if top_p < 1:
+        probabilities = np.exp(scores)
+        probabilities /= probabilities.sum()
+        cutoff = _top_p_cutoff(probabilities, top_p)
+        possible = np.flatnonzero(probabilities >= cutoff)
+    if 0 < top_k < len(possible):
+        by_score = possible[np.argsort(-scores[possible], kind="stable")]
+        possible = np.sort(by_score[:top_k])
+    return possible.astype(np.int64)
+
+
+def _top_p_cutoff(probabilities: np.ndarray[tuple[int], np.dtype[np.float64]], top_p: float) -> float:
+    """The smallest kept probability: that of the token with which the sorted sum reaches `top_p`."""
+    # Most of a large vocabulary is far below any cut: sort the likeliest few first, all only when they fall short.
+    size = len(probabilities)
+    for count in (512, size):
+        if count < size:
+            descending = -np.sort(-np.partition(probabilities, size - count)[size - count :])
+        else:
+            descending = -np.sort(-probabilities)
+        reached = np.cumsum(descending) >= top_p
+        if reached.any():
+            return float(descending[int(np.argmax(reached))])
+    return 0.0

@@ -1,0 +1,158 @@
+"""RWKV-7, said once, over a ragged batch, in terms of `Operations`.
+
+The formulas are those of the RWKV-7 paper (Peng et al., "RWKV-7 Goose with Expressive Dynamic State Evolution",
+2025) and of the `rwkv` package, which writes exp(-1/2) as 0.606531. Prompt reading and decoding are the same code:
+a sequence may have any number of rows in a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from rwkvbatch.model.base import RaggedBatch, StatePool
+from rwkvbatch.model.ops import Activation, Array, Operations
+
+Norm = tuple[Array, Array]
+"""Weight and bias."""
+
+MIX_NAMES = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g")
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """bias + inner(x down^T) up^T, with an activation at its end."""
+
+    down: Array
+    up: Array
+    bias: Array | None
+    inner: Activation
+    outer: Activation
+
+
+@dataclass(frozen=True)
+class TimeMix:
+    norm: Norm
+    mix: Array
+    receptance: Array
+    key: Array
+    value: Array
+    output: Array
+    decay: LowRank
+    rate: LowRank
+    gate: LowRank
+    value_residual: LowRank | None
+    k_k: Array
+    k_a: Array
+    r_k: Array
+    group_norm: Norm
+
+
+@dataclass(frozen=True)
+class ChannelMix:
+    norm: Norm
+    mix: Array
+    key: Array
+    value: Array
+
+
+@dataclass(frozen=True)
+class Block:
+    att: TimeMix
+    ffn: ChannelMix
+
+
+@dataclass(frozen=True)
+class Network:
+    """The weights of one RWKV-7 model, in the form that `ops` wants them."""
+
+    embedding: Array
+    embedding_norm: Norm
+    blocks: tuple[Block, ...]
+    out_norm: Norm
+    head: Array
+
+    @classmethod
+    def build(cls, tensors: Mapping[str, torch.Tensor], num_layers: int, ops: Operations) -> Network:
+        """Pack checkpoint tensors (official names, already checked) for `ops`."""
+
+        def norm(name: str) -> Norm:
+            return ops.vector(tensors[f"{name}.weight"]), ops.vector(tensors[f"{name}.bias"])
+
+        def low_rank(att: str, letter: str, inner: Activation, outer: Activation) -> LowRank:
+            bias = tensors.get(f"{att}.{letter}0")
+            return LowRank(
+                down=ops.matrix(tensors[f"{att}.{letter}1"].t()),
+                up=ops.matrix(tensors[f"{att}.{letter}2"].t()),
+                bias=None if bias is None else ops.vector(bias.flatten()),
+                inner=inner,
+                outer=outer,
+            )
+
+        def time_mix(layer: int) -> TimeMix:
+            att = f"blocks.{layer}.att"
+            return TimeMix(
+                norm=norm(f"blocks.{layer}.ln1"),
+                mix=ops.vector(torch.stack([tensors[f"{att}.{name}"].flatten() for name in MIX_NAMES])),
+                receptance=ops.matrix(tensors[f"{att}.receptance.weight"]),
+                key=ops.matrix(tensors[f"{att}.key.weight"]),
+                value=ops.matrix(tensors[f"{att}.value.weight"]),
+                output=ops.matrix(tensors[f"{att}.output.weight"]),
+                decay=low_rank(att, "w", "tanh", "decay"),
+                rate=low_rank(att, "a", "none", "sigmoid"),
+                gate=low_rank(att, "g", "sigmoid", "none"),
+                value_residual=low_rank(att, "v", "none", "sigmoid") if layer > 0 else None,
+                k_k=ops.vector(tensors[f"{att}.k_k"].flatten()),
+                k_a=ops.vector(tensors[f"{att}.k_a"].flatten()),
+                r_k=ops.vector(tensors[f"{att}.r_k"].flatten()),
+                group_norm=norm(f"{att}.ln_x"),
+            )
+
+        def channel_mix(layer: int) -> ChannelMix:
+            ffn = f"blocks.{layer}.ffn"
+            return ChannelMix(
+                norm=norm(f"blocks.{layer}.ln2"),
+                mix=ops.vector(tensors[f"{ffn}.x_k"].flatten().unsqueeze(0)),
+                key=ops.matrix(tensors[f"{ffn}.key.weight"]),
+                value=ops.matrix(tensors[f"{ffn}.value.weight"]),
+            )
+
+        return cls(
+            embedding=ops.table(tensors["emb.weight"]),
+            embedding_norm=norm("blocks.0.ln0"),
+            blocks=tuple(Block(time_mix(layer), channel_mix(layer)) for layer in range(num_layers)),
+            out_norm=norm("ln_out"),
+            head=ops.matrix(tensors["head.weight"]),
+        )
+
+    def step(self, ops: Operations, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+        """Read one ragged batch, advancing its states in `pool`; logits [P, vocab] of its output rows."""
+        step = ops.begin(batch, pool)
+        x = ops.embed(step, self.embedding, self.embedding_norm)
+        v_first = None
+        for layer, block in enumerate(self.blocks):
+            att, ffn = block.att, block.ffn
+
+            x_r, x_w, x_k, x_v, x_a, x_g = ops.shift_mix(step, "att", layer, x, att.norm, att.mix)
+            r = ops.linear(x_r, att.receptance)
+            k = ops.linear(x_k, att.key)
+            v = ops.linear(x_v, att.value)
+            w = _low_rank(ops, x_w, att.decay)
+            a = _low_rank(ops, x_a, att.rate)
+            g = _low_rank(ops, x_g, att.gate)
+            if v_first is None or att.value_residual is None:
+                v_first = v
+            else:
+                v = ops.blend(v, v_first, _low_rank(ops, x_v, att.value_residual))
+            y = ops.wkv7(step, layer, r, w, k, v, a, g, att.k_k, att.k_a, att.r_k, att.group_norm)
+            x = ops.linear_add(y, att.output, x)
+
+            (x_k,) = ops.shift_mix(step, "ffn", layer, x, ffn.norm, ffn.mix)
+            x = ops.linear_add(ops.linear_relu_squared(x_k, ffn.key), ffn.value, x)
+        return ops.head(step, x, self.out_norm, self.head)
+
+
+def _low_rank(ops: Operations, x: Array, chain: LowRank) -> Array:
+    return ops.low_rank(x, chain.down, chain.up, chain.bias, chain.inner, chain.outer)

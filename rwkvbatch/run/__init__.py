@@ -1,0 +1,1 @@
+"""Plan, driver, durable store, manifest: replaying scripts turn by turn."""

@@ -1,0 +1,1 @@
+"""Conversation scripts: records, file formats, lint, checks on replies."""

@@ -1,0 +1,1 @@
+"""Tokenizer, prompt template, incremental decoding, safe printing."""

@@ -1,0 +1,1 @@
+"""The bundled demo model: its corpus, its network for training, and the loops that fit it."""

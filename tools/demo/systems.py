@@ -1,0 +1,84 @@
+"""System lines, and what each does to every reply of its conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+from tools.demo.exchange import Exchange
+from tools.demo.holdout import Key, Split, draw
+from tools.demo.words import NAMES, any_word, proper
+
+
+@dataclass(frozen=True)
+class SystemLine:
+    """A system message and the rule it sets for replies."""
+
+    text: str
+    keys: tuple[Key, ...]
+    apply: Callable[[Exchange], Exchange]
+    asks: tuple[Exchange, ...] = ()
+
+
+def _each(expect: dict[str, Any] | None, change: Callable[[str], str], kinds: tuple[str, ...]) -> dict[str, Any] | None:
+    """`expect` for a changed reply: the values of the named kinds of check are changed in the same way."""
+    if expect is None:
+        return None
+    changed: dict[str, Any] = {}
+    for kind, value in expect.items():
+        if kind not in kinds:
+            changed[kind] = value
+        elif isinstance(value, list):
+            changed[kind] = [change(str(item)) for item in value]  # type: ignore[reportUnknownVariableType]
+        else:
+            changed[kind] = change(str(value))
+    return changed
+
+
+def _rewrite(change: Callable[[str], str], kinds: tuple[str, ...]) -> Callable[[Exchange], Exchange]:
+    def apply(exchange: Exchange) -> Exchange:
+        return replace(exchange, reply=change(exchange.reply), expect=_each(exchange.expect, change, kinds))
+
+    return apply
+
+
+_UPPER = ("Answer in upper case.", "Use capital letters only.", "Shout.", "Write every answer in capitals.")
+_ENDING = ("End every answer with {}.", "Always finish with the word {}.", "Put {} at the end of each answer.")
+_OPENING = ("Start every answer with {}.", "Begin each answer with the word {}.", "Always say {} first.")
+_PERSONA = ("Your name is {}.", "You are {}.", "You are called {}.", "You are an assistant named {}.")
+_ASK_PERSONA = ("What is your name?", "Who are you?", "What are you called?")
+_PLAIN = ("You are a helpful assistant.", "Be brief.", "Answer the questions.", "You are kind.", "Talk with the user.")
+
+
+def upper_case(rng: Random, split: Split) -> SystemLine:
+    """Every reply in capitals (checks of exact text are changed along)."""
+    return SystemLine(rng.choice(_UPPER), (), _rewrite(str.upper, ("equals", "contains", "one_of")))
+
+
+def ending(rng: Random, split: Split) -> SystemLine:
+    """Every reply ends with a given word."""
+    word, key = draw(rng, split, lambda r: any_word(r, 3, 6), lambda made: ("word", made))
+    change = _rewrite(lambda reply: f"{reply} {word}", ("equals", "one_of"))
+    return SystemLine(rng.choice(_ENDING).format(word), (key,), change)
+
+
+def opening(rng: Random, split: Split) -> SystemLine:
+    """Every reply begins with a given word and a comma."""
+    word, key = draw(rng, split, lambda r: any_word(r, 3, 6), lambda made: ("word", made))
+    change = _rewrite(lambda reply: f"{word}, {reply}", ("equals", "one_of"))
+    return SystemLine(rng.choice(_OPENING).format(word), (key,), change)
+
+
+def persona(rng: Random, split: Split) -> SystemLine:
+    """The assistant has a name, and may be asked for it."""
+    name, key = draw(rng, split, lambda r: proper(r, NAMES), lambda made: ("persona", made))
+    asked = Exchange("system", rng.choice(_ASK_PERSONA), f"My name is {name}.", {"contains": name}, (key,),
+                     thought=(f"me: {name}",))  # fmt: skip
+    return SystemLine(rng.choice(_PERSONA).format(name), (key,), lambda exchange: exchange, (asked,))
+
+
+def plain(rng: Random, split: Split) -> SystemLine:
+    """A line that changes nothing."""
+    return SystemLine(rng.choice(_PLAIN), (), lambda exchange: exchange)
