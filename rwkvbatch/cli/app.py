@@ -1,0 +1,49 @@
+"""The program's commands, put together; and the boundary at which errors end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from rwkvbatch import __version__
+from rwkvbatch.cli.exits import ExitCode, report
+
+app = typer.Typer(
+    name="rwkvbatch",
+    help="Replay scripted multi-turn conversations against RWKV models, many at once, and say what changed.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rwkvbatch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    del version
+
+
+def invoke(arguments: Sequence[str]) -> int:
+    """Run one command line; every error ends here as one message on standard error and an exit code."""
+    debug = os.environ.get("RWKVBATCH_DEBUG", "") not in ("", "0")
+    try:
+        # Standalone: Typer prints its own usage errors (exit code 2) and ends in SystemExit; the rest comes here.
+        app(args=list(arguments), prog_name="rwkvbatch")
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else ExitCode.DONE
+    except BaseException as error:
+        return report(error, debug=debug)
+    return ExitCode.DONE

@@ -1,0 +1,59 @@
+"""Exit codes, and the way from an exception to one message and one of them."""
+
+from __future__ import annotations
+
+import enum
+import sys
+import traceback
+
+from rwkvbatch.errors import InputError, RwkvBatchError, UsageError
+
+
+class ExitCode(enum.IntEnum):
+    """What the process tells its caller."""
+
+    DONE = 0
+    FAILED = 1
+    """Done, but a check, a gate or a conversation failed."""
+    USAGE = 2
+    BAD_INPUT = 3
+    INTERNAL = 4
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; raised by signal handlers that want the stack unwound."""
+
+
+def report(error: BaseException, *, debug: bool) -> ExitCode:
+    """Print one message for `error` on standard error and say how the process should end."""
+    match error:
+        case KeyboardInterrupt():
+            _say("interrupted")
+            return ExitCode.INTERRUPTED
+        case Terminated():
+            _say("terminated")
+            return ExitCode.TERMINATED
+        case RwkvBatchError():
+            if debug:
+                traceback.print_exception(error)
+            _say(f"error: {error}" + (f"\n  {error.hint}" if error.hint else ""))
+            if isinstance(error, UsageError):
+                return ExitCode.USAGE
+            return ExitCode.BAD_INPUT if isinstance(error, InputError) else ExitCode.INTERNAL
+        case _:
+            if debug:
+                traceback.print_exception(error)
+            summary = " ".join(str(error).split())[:500]
+            _say(
+                f"internal error: {type(error).__name__}: {summary}\n"
+                "  this is a fault of rwkvbatch; run again with RWKVBATCH_DEBUG=1 for the traceback"
+            )
+            return ExitCode.INTERNAL
+
+
+def _say(message: str) -> None:
+    from rwkvbatch.text.safe import printable
+
+    print(printable(f"rwkvbatch: {message}", keep_newlines=True), file=sys.stderr)  # noqa: T201
