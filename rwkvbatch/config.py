@@ -107,12 +107,12 @@ class Stopping(Settings):
         max_tokens: at most this many tokens in one reply.
         max_seconds: at most this long in one reply, from the first step on; None for no limit. A reply that
             ends by it is not reproducible, and its `finish` says `time`.
-        stop: texts that end a reply; None for the template's own (a blank line, or `\\nUser:` in thinking modes).
+        stop: texts that end a reply, besides the template's own (a blank line, or `\\nUser:` in thinking modes).
     """
 
     max_tokens: int = Field(256, ge=1, le=1_000_000)
     max_seconds: float | None = Field(None, gt=0)
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
 
 
 class Prompting(Settings):

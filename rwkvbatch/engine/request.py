@@ -46,6 +46,8 @@ class Request:
         max_tokens: the reply has at most this many tokens.
         max_seconds: the reply is ended at the first step that begins this long after its first one.
         stop: texts that end the reply; not part of `Reply.text`.
+        closing: the text that closes a turn (the template's blank line). When the reply ended otherwise than by it,
+            `Reply.history` gets it added.
         root: which initial state the tokens follow, see `Engine.add_root`.
         on_text: called with each new piece of the reply's text as soon as it can no longer be part of a stop text
             or of an unfinished character.
@@ -57,6 +59,7 @@ class Request:
     max_tokens: int = 256
     max_seconds: float | None = None
     stop: tuple[str, ...] = ("\n\n",)
+    closing: str = "\n\n"
     root: int = 0
     on_text: Callable[[str], None] | None = field(default=None, compare=False)
 
@@ -79,9 +82,9 @@ class Reply:
     Attributes:
         text: decoded, without the stop text, not stripped.
         ids: the reply's tokens, those of the stop text included, end of text (0) excluded.
-        history: tokens that the next turn continues from: the request's, then the reply's as far as they belong
-            to the history. They end in the stop text when `stopped_by` is set and it ends in a blank line;
-            otherwise in the reply's own text, without any part of the stop text.
+        history: what the next turn's prompt follows: the request's tokens, the reply's as they were generated, and
+            the closing text. After a stop text other than the closing one, its tokens and the line ends before it
+            are left out.
         finish: `stop` a stop text, `eos` token 0, `length`, `time`, `cancelled` by `Engine.cancel`, or `error`.
         stopped_by: the stop text, when `finish` is `stop`.
         logprobs: natural-log probability of each of `ids` under the model's own distribution.

@@ -9,7 +9,7 @@ from typing import Literal
 from tools.demo import numbers, spelling, systems, talk
 from tools.demo.exchange import Exchange, Family
 from tools.demo.holdout import Split
-from tools.demo.memory import SLOTS, fact
+from tools.demo.memory import SLOTS, Slot, fact
 from tools.demo.systems import SystemLine
 from tools.demo.vocabulary import END_OF_TEXT, encode
 
@@ -42,6 +42,8 @@ _SYSTEMS = ((systems.upper_case, 3.0), (systems.ending, 2.5), (systems.opening, 
 _MODES: tuple[tuple[Think, float], ...] = (("off", 76.0), ("on", 16.0), ("short", 2.5), ("long", 2.5), ("fake", 3.0))
 
 PROMPT_WEIGHT = 0.1
+# A turn's usual length in tokens: with less room than this left, facts still waiting are asked for at once.
+_TURN = 45
 
 
 @dataclass(frozen=True)
@@ -72,23 +74,26 @@ def conversation(rng: Random, split: Split, length: int, think: Think | None = N
     slots = list(SLOTS)
     rng.shuffle(slots)
     used = len(encode(f"System: {system.text}\n\n")) if system else 0
+
+    def cost(exchange: Exchange) -> int:
+        shaped = system.apply(exchange) if system else exchange
+        return sum(len(encode(text)) for text in segments_of(shaped, mode))
+
     while True:
-        due = [entry for entry in waiting if entry[0] <= len(made)]
-        if due:
-            waiting.remove(due[0])
-            following = due[0][1]
+        ready = min(waiting, default=None, key=lambda entry: entry[0])
+        if ready is not None and (ready[0] <= len(made) or used + _TURN + sum(cost(w) for _, w in waiting) > length):
+            waiting.remove(ready)
+            following = ready[1]
         else:
             following = _next(rng, split, mode, slots, waiting, len(made))
-        if system is not None:
-            following = system.apply(following)
-        used += sum(len(encode(text)) for text in segments_of(following, mode))
+        used += cost(following)
         if used > length and made:
             return Conversation(system, tuple(made), mode)
-        made.append(following)
+        made.append(system.apply(following) if system else following)
 
 
 def _next(
-    rng: Random, split: Split, mode: Think, slots: list[object], waiting: list[tuple[int, Exchange]], turn: int
+    rng: Random, split: Split, mode: Think, slots: list[Slot], waiting: list[tuple[int, Exchange]], turn: int
 ) -> Exchange:
     weights = [w for _, w in FAMILIES]
     if mode in ("on", "short", "long"):
@@ -96,7 +101,7 @@ def _next(
     choice = rng.choices(range(len(weights) + 1), [*weights, _FACT_WEIGHT if slots else 0.0])[0]
     if choice < len(weights):
         return FAMILIES[choice][0](rng, split)
-    told = fact(rng, split, slots.pop())  # type: ignore[arg-type]
+    told = fact(rng, split, slots.pop())
     waiting.append((turn + 1 + rng.choice((0, 1, 1, 2, 2, 3, 4, 5, 6, 8, 10)), told.asked))
     return told.told
 

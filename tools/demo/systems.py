@@ -20,6 +20,7 @@ class SystemLine:
     keys: tuple[Key, ...]
     apply: Callable[[Exchange], Exchange]
     asks: tuple[Exchange, ...] = ()
+    changes_replies: bool = True
 
 
 def _each(expect: dict[str, Any] | None, change: Callable[[str], str], kinds: tuple[str, ...]) -> dict[str, Any] | None:
@@ -76,9 +77,9 @@ def persona(rng: Random, split: Split) -> SystemLine:
     name, key = draw(rng, split, lambda r: proper(r, NAMES), lambda made: ("persona", made))
     asked = Exchange("system", rng.choice(_ASK_PERSONA), f"My name is {name}.", {"contains": name}, (key,),
                      thought=(f"me: {name}",))  # fmt: skip
-    return SystemLine(rng.choice(_PERSONA).format(name), (key,), lambda exchange: exchange, (asked,))
+    return SystemLine(rng.choice(_PERSONA).format(name), (key,), lambda exchange: exchange, (asked,), False)
 
 
 def plain(rng: Random, split: Split) -> SystemLine:
     """A line that changes nothing."""
-    return SystemLine(rng.choice(_PLAIN), (), lambda exchange: exchange)
+    return SystemLine(rng.choice(_PLAIN), (), lambda exchange: exchange, (), False)
