@@ -7,7 +7,7 @@ manifest, so nothing here imports the engine.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 
@@ -23,10 +23,9 @@ class RowKey:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """`cached` of the `prompt` tokens (the whole history) did not have to be read again."""
+    """`prompt` counts the whole history that the reply followed, `reply` the tokens generated."""
 
     prompt: int
-    cached: int
     reply: int
 
 
@@ -65,20 +64,30 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class RowTiming:
-    """Seconds, and reply tokens per second."""
+    """How the reply came about: seconds, reply tokens per second, and prompt tokens that were not read again.
+
+    `cached_tokens` stands here and not in `TokenCounts` because it depends on what else was running, and on whether
+    the run was interrupted; nothing outside `timing` may.
+    """
 
     queued_s: float
     prefill_s: float
     first_token_s: float
     total_s: float
     tokens_per_s: float
+    cached_tokens: int
 
 
 @dataclass(frozen=True)
 class Row:
-    """One turn. `prompt` is the user's text, `reply` the model's, stripped; `prompt_sha` tells what was read.
+    """One turn.
 
-    `finish` is `stop`, `eos`, `length`, `time` or `error`; with `error` the text of the error is in `error`.
+    Attributes:
+        prompt: the user's text. reply: the model's, as the template shows it.
+        reply_ids: the tokens as they were generated, those of a stop text included; with `finish` and `stopped_by`
+            they are all that is needed to rebuild the history of the next turn (`docs/design/durability.md`).
+        finish: `stop`, `eos`, `length`, `time` or `error`; with `error` the text of the error is in `error`.
+        stopped_by: the stop text that ended the reply, when `finish` is `stop`.
     """
 
     conversation: str
@@ -91,6 +100,7 @@ class Row:
     reply: str
     reply_ids: tuple[int, ...]
     finish: str
+    stopped_by: str | None
     tokens: TokenCounts
     logprob: Logprob
     reference: Reference | None
@@ -103,18 +113,35 @@ class Row:
         return RowKey(self.conversation, self.cell, self.repeat, self.turn)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready, in the order of the fields."""
-        return asdict(self)
+        """JSON-ready, in the order of the fields. Written out because `asdict` copies every token id one by one."""
+        return {
+            "conversation": self.conversation,
+            "cell": self.cell,
+            "repeat": self.repeat,
+            "turn": self.turn,
+            "seed": self.seed,
+            "tags": self.tags,
+            "prompt": self.prompt,
+            "reply": self.reply,
+            "reply_ids": self.reply_ids,
+            "finish": self.finish,
+            "stopped_by": self.stopped_by,
+            "tokens": vars(self.tokens),
+            "logprob": vars(self.logprob),
+            "reference": None if self.reference is None else vars(self.reference),
+            "checks": [vars(check) for check in self.checks],
+            "error": self.error,
+            "timing": vars(self.timing),
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Rebuild a row.
+        """Rebuild a row; keys that are not a row's (such as the line's checksum) are passed over.
 
         Raises:
             KeyError, TypeError, ValueError: `values` is not a row's.
         """
-        known = {field.name for field in fields(cls)}
-        plain = {name: values[name] for name in known}
+        plain = {field.name: values[field.name] for field in fields(cls)}
         reference = values["reference"]
         return cls(
             **{
