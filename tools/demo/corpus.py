@@ -37,9 +37,20 @@ FAMILIES: tuple[tuple[Family, float], ...] = (
 )
 _FACT_WEIGHT = 22.0
 _LONG_SUM_WEIGHT_THINKING = 60.0
-_SYSTEMS = ((systems.upper_case, 3.0), (systems.ending, 2.5), (systems.opening, 2.5), (systems.persona, 4.0),
-            (systems.plain, 2.0))  # fmt: skip
-_MODES: tuple[tuple[Think, float], ...] = (("off", 76.0), ("on", 16.0), ("short", 2.5), ("long", 2.5), ("fake", 3.0))
+_SYSTEMS = (
+    (systems.upper_case, 3.0),
+    (systems.ending, 2.5),
+    (systems.opening, 2.5),
+    (systems.persona, 4.0),
+    (systems.plain, 2.0),
+)
+_MODES: tuple[tuple[Think, float], ...] = (
+    ("off", 76.0),
+    ("on", 16.0),
+    ("short", 2.5),
+    ("long", 2.5),
+    ("fake", 3.0),
+)
 
 PROMPT_WEIGHT = 0.1
 # A turn's usual length in tokens: with less room than this left, facts still waiting are asked for at once.
@@ -65,12 +76,14 @@ class Tokens:
 
 def conversation(rng: Random, split: Split, length: int, think: Think | None = None) -> Conversation:
     """A random conversation of about `length` tokens: it stops before the turn that would not fit."""
-    mode = think or rng.choices([m for m, _ in _MODES], [w for _, w in _MODES])[0]
+    mode: Think = think or rng.choices([m for m, _ in _MODES], [w for _, w in _MODES])[0]
     system: SystemLine | None = None
     if rng.random() < 0.35:
         system = rng.choices([s for s, _ in _SYSTEMS], [w for _, w in _SYSTEMS])[0](rng, split)
     made: list[Exchange] = []
-    waiting: list[tuple[int, Exchange]] = [(rng.randint(0, 4), ask) for ask in (system.asks if system else ())]
+    waiting: list[tuple[int, Exchange]] = [
+        (rng.randint(0, 4), ask) for ask in (system.asks if system else ())
+    ]
     slots = list(SLOTS)
     rng.shuffle(slots)
     used = len(encode(f"System: {system.text}\n\n")) if system else 0
@@ -81,7 +94,9 @@ def conversation(rng: Random, split: Split, length: int, think: Think | None = N
 
     while True:
         ready = min(waiting, default=None, key=lambda entry: entry[0])
-        if ready is not None and (ready[0] <= len(made) or used + _TURN + sum(cost(w) for _, w in waiting) > length):
+        if ready is not None and (
+            ready[0] <= len(made) or used + _TURN + sum(cost(w) for _, w in waiting) > length
+        ):
             waiting.remove(ready)
             following = ready[1]
         else:
@@ -119,13 +134,15 @@ def segments_of(exchange: Exchange, think: Think) -> tuple[str, str]:
         lines = lines[-4:]
     if think == "long":
         lines.append(f"So: {exchange.reply}")
-    return f"{prompt} <think", ">\n" + "".join(f"{line}\n" for line in lines) + f"</think>\n{exchange.reply}\n\n"
+    return f"{prompt} <think", ">\n" + "".join(
+        f"{line}\n" for line in lines
+    ) + f"</think>\n{exchange.reply}\n\n"
 
 
 def tokens_of(made: Conversation, closed: bool) -> Tokens:
     """Token ids and loss weights; `closed` ends the text with token 0.
 
-    In the thinking modes a reply ends at the next speaker's name, so what follows it is learnt at full weight.
+    In the thinking modes a reply ends at the next speaker's name, so that is learnt at full weight.
     """
     ids: list[int] = []
     weights: list[float] = []

@@ -1,7 +1,7 @@
 """Which values are kept out of training.
 
-The split is a pure function of a value's key, so nobody has to remember what was drawn: training draws only keys
-outside the held-out eighth, data sets and evaluation only keys inside it.
+The split is a pure function of a value's key, so nobody has to remember what was drawn: training draws only
+keys outside the held-out eighth, data sets and evaluation only keys inside it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def draw(rng: Random, split: Split, make: Callable[[Random], T], key_of: Callabl
     Raises:
         RuntimeError: 10,000 draws gave none, so the pool of values has nothing in this split.
     """
+    key: Key = ()
     for _ in range(10_000):
         value = make(rng)
         key = key_of(value)

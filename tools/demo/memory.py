@@ -54,36 +54,95 @@ def _word(rng: Random) -> str:
 _NOTED = ("Got it.", "Noted.", "I will remember that.", "All right.")
 
 SLOTS = (
-    Slot("name", _name, ("My name is {}.", "I am {}.", "Call me {}.", "Hi, I'm {}."),
-         ("Nice to meet you, {}.",), ("What is my name?", "Who am I?", "Do you remember my name?"), "Your name is {}."),
-    Slot("city", _city, ("I live in {}.", "My home is in {}.", "I come from {}."),
-         ("{} is a fine place.",) + _NOTED, ("Where do I live?", "What is my city?", "Which place is my home?"),
-         "You live in {}."),
-    Slot("colour", _colour, ("My favourite colour is {}.", "I like the colour {}.", "The colour I love is {}."),
-         _NOTED, ("What is my favourite colour?", "Which colour do I like?"), "Your favourite colour is {}."),
-    Slot("number", _number, ("My lucky number is {}.", "Please remember the number {}.", "Keep the number {} in mind."),
-         _NOTED, ("What is my number?", "Which number did I tell you?"), "Your number is {}."),
-    Slot("pet", _name, ("My dog is called {}.", "I have a dog named {}.", "The name of my dog is {}."),
-         ("{} sounds lovely.",) + _NOTED, ("What is my dog called?", "What is the name of my dog?"),
-         "Your dog is called {}."),
-    Slot("food", _food, ("I like to eat {}.", "My favourite food is {}.", "I could eat {} every day."),
-         _NOTED, ("What do I like to eat?", "What is my favourite food?"), "You like to eat {}."),
-    Slot("friend", _name, ("My best friend is {}.", "I have a good friend, {}.", "My friend is called {}."),
-         _NOTED, ("Who is my best friend?", "What is my friend called?"), "Your friend is {}."),
-    Slot("age", _age, ("I am {} years old.", "My age is {}.", "I turned {} today."),
-         _NOTED, ("How old am I?", "What is my age?"), "You are {} years old."),
-    Slot("secret", _word, ("The secret word is {}.", "Remember the word {}.", "Our code word is {}."),
-         _NOTED, ("What is the secret word?", "Which word did I tell you?"), "The word is {}."),
-)  # fmt: skip
+    Slot(
+        "name",
+        _name,
+        ("My name is {}.", "I am {}.", "Call me {}.", "Hi, I'm {}."),
+        ("Nice to meet you, {}.",),
+        ("What is my name?", "Who am I?", "Do you remember my name?"),
+        "Your name is {}.",
+    ),
+    Slot(
+        "city",
+        _city,
+        ("I live in {}.", "My home is in {}.", "I come from {}."),
+        ("{} is a fine place.", *_NOTED),
+        ("Where do I live?", "What is my city?", "Which place is my home?"),
+        "You live in {}.",
+    ),
+    Slot(
+        "colour",
+        _colour,
+        ("My favourite colour is {}.", "I like the colour {}.", "The colour I love is {}."),
+        _NOTED,
+        ("What is my favourite colour?", "Which colour do I like?"),
+        "Your favourite colour is {}.",
+    ),
+    Slot(
+        "number",
+        _number,
+        ("My lucky number is {}.", "Please remember the number {}.", "Keep the number {} in mind."),
+        _NOTED,
+        ("What is my number?", "Which number did I tell you?"),
+        "Your number is {}.",
+    ),
+    Slot(
+        "pet",
+        _name,
+        ("My dog is called {}.", "I have a dog named {}.", "The name of my dog is {}."),
+        ("{} sounds lovely.", *_NOTED),
+        ("What is my dog called?", "What is the name of my dog?"),
+        "Your dog is called {}.",
+    ),
+    Slot(
+        "food",
+        _food,
+        ("I like to eat {}.", "My favourite food is {}.", "I could eat {} every day."),
+        _NOTED,
+        ("What do I like to eat?", "What is my favourite food?"),
+        "You like to eat {}.",
+    ),
+    Slot(
+        "friend",
+        _name,
+        ("My best friend is {}.", "I have a good friend, {}.", "My friend is called {}."),
+        _NOTED,
+        ("Who is my best friend?", "What is my friend called?"),
+        "Your friend is {}.",
+    ),
+    Slot(
+        "age",
+        _age,
+        ("I am {} years old.", "My age is {}.", "I turned {} today."),
+        _NOTED,
+        ("How old am I?", "What is my age?"),
+        "You are {} years old.",
+    ),
+    Slot(
+        "secret",
+        _word,
+        ("The secret word is {}.", "Remember the word {}.", "Our code word is {}."),
+        _NOTED,
+        ("What is the secret word?", "Which word did I tell you?"),
+        "The word is {}.",
+    ),
+)
 
 
 def fact(rng: Random, split: Split, slot: Slot) -> Fact:
     """A fact of the given kind; the acknowledgement may be worded in several ways, the answer only in one."""
     value, key = draw(rng, split, slot.make, lambda made: ("fact", slot.name, made))
     noted = rng.choice(slot.noted)
-    told = Exchange("memory", rng.choice(slot.told).format(value), noted.format(value), None, (key,),
-                    one_answer=False)  # fmt: skip
+    told = Exchange(
+        "memory", rng.choice(slot.told).format(value), noted.format(value), None, (key,), one_answer=False
+    )
     answer = slot.answer.format(value)
-    asked = Exchange("memory", rng.choice(slot.asked), answer, {"contains": value}, (key,),
-                     thought=(f"{slot.name}: {value}",))  # fmt: skip
+    asked = Exchange(
+        "memory",
+        rng.choice(slot.asked),
+        answer,
+        {"contains": value},
+        (key,),
+        thought=(f"{slot.name}: {value}",),
+    )
     return Fact(told, asked)

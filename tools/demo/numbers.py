@@ -22,8 +22,14 @@ def _small_pair(rng: Random) -> tuple[int, int]:
 def small_sum(rng: Random, split: Split) -> Exchange:
     """Two numbers of at most 40 added; a pair is held out in both orders and all wordings."""
     (a, b), key = draw(rng, split, _small_pair, _sum_key)
-    return Exchange("sums", rng.choice(_SUM).format(a, b), str(a + b), {"number": a + b}, (key,),
-                    thought=column_addition(a, b))  # fmt: skip
+    return Exchange(
+        "sums",
+        rng.choice(_SUM).format(a, b),
+        str(a + b),
+        {"number": a + b},
+        (key,),
+        thought=column_addition(a, b),
+    )
 
 
 def column_addition(a: int, b: int) -> tuple[str, ...]:
@@ -44,8 +50,14 @@ def _long_pair(rng: Random) -> tuple[int, int]:
 def long_sum(rng: Random, split: Split) -> Exchange:
     """Two three-digit numbers added."""
     (a, b), key = draw(rng, split, _long_pair, _sum_key)
-    return Exchange("long-sums", rng.choice(_SUM).format(a, b), str(a + b), {"number": a + b}, (key,),
-                    thought=column_addition(a, b))  # fmt: skip
+    return Exchange(
+        "long-sums",
+        rng.choice(_SUM).format(a, b),
+        str(a + b),
+        {"number": a + b},
+        (key,),
+        thought=column_addition(a, b),
+    )
 
 
 def _unequal_pair(rng: Random) -> tuple[int, int]:
@@ -58,8 +70,14 @@ def compare(rng: Random, split: Split) -> Exchange:
     (a, b), key = draw(rng, split, _unequal_pair, lambda pair: ("compare", min(pair), max(pair)))
     word, found = rng.choice((("larger", max(a, b)), ("smaller", min(a, b))))
     template = rng.choice(("Which is {}, {} or {}?", "Which number is {}: {} or {}?"))
-    return Exchange("numbers", template.format(word, a, b), str(found), {"equals": str(found)}, (key,),
-                    thought=(f"{min(a, b)} < {max(a, b)}",))  # fmt: skip
+    return Exchange(
+        "numbers",
+        template.format(word, a, b),
+        str(found),
+        {"equals": str(found)},
+        (key,),
+        thought=(f"{min(a, b)} < {max(a, b)}",),
+    )
 
 
 def successor(rng: Random, split: Split) -> Exchange:
@@ -67,7 +85,9 @@ def successor(rng: Random, split: Split) -> Exchange:
     n, key = draw(rng, split, lambda r: r.randint(1, 199), lambda made: ("next", made))
     after = rng.random() < 0.5
     template = rng.choice(
-        ("What comes after {}?", "Which number follows {}?") if after else ("What comes before {}?", "Which number precedes {}?")
+        ("What comes after {}?", "Which number follows {}?")
+        if after
+        else ("What comes before {}?", "Which number precedes {}?")
     )
     found = str(n + 1 if after else n - 1)
     return Exchange("numbers", template.format(n), found, {"equals": found}, (key,), thought=(f"{n}",))
@@ -83,5 +103,11 @@ def count(rng: Random, split: Split) -> Exchange:
     (start, stop), key = draw(rng, split, _range, lambda made: ("count", *made))
     said = " ".join(str(n) for n in range(start, stop + 1))
     template = rng.choice(("Count from {} to {}.", "Say the numbers from {} to {}."))
-    return Exchange("numbers", template.format(start, stop), said, {"equals": said}, (key,),
-                    thought=(f"{start} to {stop}",))  # fmt: skip
+    return Exchange(
+        "numbers",
+        template.format(start, stop),
+        said,
+        {"equals": said},
+        (key,),
+        thought=(f"{start} to {stop}",),
+    )

@@ -23,7 +23,9 @@ class SystemLine:
     changes_replies: bool = True
 
 
-def _each(expect: dict[str, Any] | None, change: Callable[[str], str], kinds: tuple[str, ...]) -> dict[str, Any] | None:
+def _each(
+    expect: dict[str, Any] | None, change: Callable[[str], str], kinds: tuple[str, ...]
+) -> dict[str, Any] | None:
     """`expect` for a changed reply: the values of the named kinds of check are changed in the same way."""
     if expect is None:
         return None
@@ -46,11 +48,21 @@ def _rewrite(change: Callable[[str], str], kinds: tuple[str, ...]) -> Callable[[
 
 
 _UPPER = ("Answer in upper case.", "Use capital letters only.", "Shout.", "Write every answer in capitals.")
-_ENDING = ("End every answer with {}.", "Always finish with the word {}.", "Put {} at the end of each answer.")
+_ENDING = (
+    "End every answer with {}.",
+    "Always finish with the word {}.",
+    "Put {} at the end of each answer.",
+)
 _OPENING = ("Start every answer with {}.", "Begin each answer with the word {}.", "Always say {} first.")
 _PERSONA = ("Your name is {}.", "You are {}.", "You are called {}.", "You are an assistant named {}.")
 _ASK_PERSONA = ("What is your name?", "Who are you?", "What are you called?")
-_PLAIN = ("You are a helpful assistant.", "Be brief.", "Answer the questions.", "You are kind.", "Talk with the user.")
+_PLAIN = (
+    "You are a helpful assistant.",
+    "Be brief.",
+    "Answer the questions.",
+    "You are kind.",
+    "Talk with the user.",
+)
 
 
 def upper_case(rng: Random, split: Split) -> SystemLine:
@@ -75,8 +87,14 @@ def opening(rng: Random, split: Split) -> SystemLine:
 def persona(rng: Random, split: Split) -> SystemLine:
     """The assistant has a name, and may be asked for it."""
     name, key = draw(rng, split, lambda r: proper(r, NAMES), lambda made: ("persona", made))
-    asked = Exchange("system", rng.choice(_ASK_PERSONA), f"My name is {name}.", {"contains": name}, (key,),
-                     thought=(f"me: {name}",))  # fmt: skip
+    asked = Exchange(
+        "system",
+        rng.choice(_ASK_PERSONA),
+        f"My name is {name}.",
+        {"contains": name},
+        (key,),
+        thought=(f"me: {name}",),
+    )
     return SystemLine(rng.choice(_PERSONA).format(name), (key,), lambda exchange: exchange, (asked,), False)
 
 
