@@ -1,0 +1,162 @@
+"""The tree of token prefixes whose states are known, or wanted by several requests.
+
+A radix tree for each initial state. A node stands for all tokens from its root down to it; it may own a slot of the
+state pool that holds the state after them. Requests that are not yet read up to their end are *pending* on the nodes
+of their path: where two of them part, the state is worth keeping. Nothing here knows a model: slots are numbers.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+Tokens = tuple[int, ...]
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """Tokens `edge` after `parent`; `depth` tokens after the root.
+
+    Attributes:
+        slot: the pool slot with the state after these tokens, if it is kept.
+        num_pending: requests, not yet fully read, that end at or below this node.
+        reader: the request that is on its way to this node and will leave a state here.
+        num_holds: while above 0, the state here is not dropped.
+    """
+
+    edge: Tokens
+    parent: Node | None
+    depth: int
+    children: dict[int, Node] = field(default_factory=dict["int", "Node"])
+    slot: int | None = None
+    num_pending: int = 0
+    reader: int | None = None
+    num_holds: int = 0
+
+    def path(self) -> Iterator[Node]:
+        """This node and its ancestors, deepest first."""
+        node: Node | None = self
+        while node is not None:
+            yield node
+            node = node.parent
+
+
+class PrefixTree:
+    """Finds, splits, keeps and drops prefixes."""
+
+    def __init__(self) -> None:
+        self._roots: dict[int, Node] = {}
+        self._kept: OrderedDict[int, Node] = OrderedDict()
+        """Nodes that own a slot and may lose it, by slot, least recently used first."""
+
+    @property
+    def num_kept(self) -> int:
+        return len(self._kept)
+
+    def add_root(self, root: int, slot: int | None) -> None:
+        """Begin a tree under the initial state in `slot` (None: the zero state). Roots are never dropped."""
+        self._roots[root] = Node(edge=(), parent=None, depth=0, slot=slot)
+
+    def has_root(self, root: int) -> bool:
+        return root in self._roots
+
+    def insert(self, root: int, tokens: Tokens) -> Node:
+        """The node that stands for exactly `tokens`, made (and others split) where needed."""
+        node, offset = self._roots[root], 0
+        while offset < len(tokens):
+            child = node.children.get(tokens[offset])
+            if child is None:
+                new = Node(edge=tokens[offset:], parent=node, depth=len(tokens))
+                node.children[new.edge[0]] = new
+                return new
+            shared = _common_length(child.edge, tokens, offset)
+            if shared < len(child.edge):
+                child = self._split(child, shared)
+            node, offset = child, offset + shared
+        return node
+
+    def begin_pending(self, node: Node) -> None:
+        """A request that ends at `node` is waiting for its tokens to be read."""
+        for ancestor in node.path():
+            ancestor.num_pending += 1
+
+    def end_pending(self, node: Node, request: int) -> None:
+        """The request that ends at `node` has been read, or given up."""
+        for ancestor in node.path():
+            ancestor.num_pending -= 1
+            if ancestor.reader == request:
+                ancestor.reader = None
+        self._prune(node)
+
+    def deepest_kept(self, node: Node) -> Node:
+        """The nearest ancestor of `node`, or itself, that has a state; the root at the worst."""
+        for ancestor in node.path():
+            if ancestor.slot is not None or ancestor.parent is None:
+                if ancestor.slot in self._kept:
+                    self._kept.move_to_end(ancestor.slot)
+                return ancestor
+        raise AssertionError("every path ends in a root")
+
+    def keep(self, node: Node, slot: int) -> bool:
+        """Leave the state in `slot` at `node`; False when the node has one already (the slot is not taken)."""
+        if node.slot is not None or node.parent is None:
+            if node.slot in self._kept:
+                self._kept.move_to_end(node.slot)
+            return False
+        node.slot, node.reader = slot, None
+        self._kept[slot] = node
+        return True
+
+    def drop_oldest(self) -> int | None:
+        """Forget the least recently used state that nothing holds; its slot, or None."""
+        for slot, node in self._kept.items():
+            if node.num_holds == 0:
+                del self._kept[slot]
+                node.slot = None
+                self._prune(node)
+                return slot
+        return None
+
+    def _split(self, node: Node, length: int) -> Node:
+        """Put a node after the first `length` tokens of `node`'s edge; returns it."""
+        assert node.parent is not None
+        upper = Node(
+            edge=node.edge[:length],
+            parent=node.parent,
+            depth=node.depth - len(node.edge) + length,
+            num_pending=node.num_pending,
+        )
+        node.parent.children[upper.edge[0]] = upper
+        node.edge, node.parent = node.edge[length:], upper
+        upper.children[node.edge[0]] = node
+        return upper
+
+    def _prune(self, node: Node) -> None:
+        """Remove `node` and its ancestors as far as they stand for nothing."""
+        while (
+            node.parent is not None
+            and node.slot is None
+            and not node.children
+            and node.num_pending == 0
+            and node.num_holds == 0
+        ):
+            parent = node.parent
+            del parent.children[node.edge[0]]
+            node = parent
+
+
+def _common_length(edge: Tokens, tokens: Tokens, offset: int) -> int:
+    """How many tokens of `edge` are also those of `tokens` from `offset` on."""
+    limit = min(len(edge), len(tokens) - offset)
+    if edge[:limit] == tokens[offset : offset + limit]:
+        return limit
+    # The first difference lies in this range: halve it, comparing slices at C speed.
+    low, high = 0, limit
+    while high - low > 1:
+        middle = (low + high) // 2
+        if edge[low:middle] == tokens[offset + low : offset + middle]:
+            low = middle
+        else:
+            high = middle
+    return low

@@ -1,0 +1,85 @@
+"""The rows of one sampling operation: penalties, bans and noise keys, gathered from the replies under way.
+
+Penalties are those of ChatRWKV's `API_DEMO_CHAT.py`: logit -= presence + count * frequency for every token that is
+already in the reply; each step all counts are multiplied by `decay`, then the new token's count grows by 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rwkvbatch.config import Sampling
+from rwkvbatch.model.base import SampleBatch
+
+
+class Penalties:
+    """The penalties of one reply: its banned tokens, and the decayed counts of the tokens it already has."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._presence, self._frequency, self._decay = sampling.presence, sampling.frequency, sampling.decay
+        self._counting = sampling.presence != 0 or sampling.frequency != 0
+        self._banned = np.array(sorted(set(sampling.ban)), dtype=np.int64)
+        self._places: dict[int, int] = {}
+        self._ids = np.empty(16, dtype=np.int64)
+        self._counts = np.zeros(16, dtype=np.float64)
+
+    def count(self, token: int) -> None:
+        """`token` was added to the reply."""
+        if not self._counting:
+            return
+        num_seen = len(self._places)
+        self._counts[:num_seen] *= self._decay
+        place = self._places.get(token)
+        if place is None:
+            if num_seen == len(self._ids):
+                self._ids = np.resize(self._ids, 2 * num_seen)
+                self._counts = np.resize(self._counts, 2 * num_seen)
+            place = self._places[token] = num_seen
+            self._ids[place], self._counts[place] = token, 0.0
+        self._counts[place] += 1.0
+
+    def ids(self, vocab_size: int) -> npt.NDArray[np.int64]:
+        banned = self._banned[self._banned < vocab_size]
+        if not self._places:
+            return banned
+        return np.concatenate([self._ids[: len(self._places)], banned])
+
+    def values(self, num_ids: int) -> npt.NDArray[np.float32]:
+        """What is subtracted from the logits of `ids`, fp32; infinity for banned tokens."""
+        values = np.full(num_ids, np.inf, dtype=np.float32)
+        num_seen = len(self._places)
+        values[:num_seen] = self._presence + self._counts[:num_seen] * self._frequency
+        return values
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """What one row's choice depends on besides its logits. `noise_key` is the 64-bit Philox key."""
+
+    sampling: Sampling
+    penalties: Penalties
+    noise_key: int
+    turn: int
+    step: int
+
+
+def gather(rows: Sequence[SampleRow], vocab_size: int) -> SampleBatch:
+    """The ragged arrays of one sampling operation."""
+    ids = [row.penalties.ids(vocab_size) for row in rows]
+    values = [row.penalties.values(len(row_ids)) for row, row_ids in zip(rows, ids, strict=True)]
+    return SampleBatch(
+        temperature=np.array([row.sampling.temperature for row in rows], dtype=np.float32),
+        top_p=np.array([row.sampling.top_p for row in rows], dtype=np.float32),
+        top_k=np.array([row.sampling.top_k for row in rows], dtype=np.int64),
+        temperature_first=np.array([row.sampling.order == "temperature-first" for row in rows], dtype=np.bool_),
+        penalty_ids=np.concatenate(ids),
+        penalty_values=np.concatenate(values),
+        penalty_starts=np.concatenate([[0], np.cumsum([len(row_ids) for row_ids in ids])]).astype(np.int64),
+        noise_keys=np.array([row.noise_key for row in rows], dtype=np.uint64),
+        turns=np.array([row.turn for row in rows], dtype=np.int64),
+        steps=np.array([row.step for row in rows], dtype=np.int64),
+    )

@@ -1,0 +1,99 @@
+"""A model without weights: its state is a hash of all tokens read, so any mistake about states shows at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from rwkvbatch.model.base import FloatArray, IntArray, ModelSpec, RaggedBatch, SampleBatch, Sampled, State, StatePool
+from rwkvbatch.model.ops import reference
+
+MODULUS = 2**31 - 1
+
+
+@dataclass
+class HashPool:
+    hashes: list[int | None]
+
+    @property
+    def capacity(self) -> int:
+        return len(self.hashes)
+
+    def clear(self, slot: int) -> None:
+        self.hashes[slot] = 1
+
+    def copy(self, source: int, target: int) -> None:
+        assert self.hashes[source] is not None
+        self.hashes[target] = self.hashes[source]
+
+    def read(self, slots: Sequence[int]) -> State:
+        return State({"hash": torch.tensor([[self.hashes[slot] or 0] for slot in slots])})
+
+    def write(self, slots: Sequence[int], state: State) -> None:
+        for row, slot in enumerate(slots):
+            self.hashes[slot] = int(state.tensors["hash"][row, 0])
+
+
+@dataclass
+class HashModel:
+    """`likeliest` maps a hash to logits; `fail_over` makes a step of more rows run out of memory."""
+
+    vocab_size: int = 300
+    fail_over: int | None = None
+    not_finite_after: int | None = None
+    num_rows: list[int] = field(default_factory=list[int])
+
+    @property
+    def spec(self) -> ModelSpec:
+        return ModelSpec("7", 1, 64, 1, 64, self.vocab_size, 0, 1024, "", "", "fp32", "hash", "cpu", True)
+
+    def make_pool(self, capacity: int) -> StatePool:
+        return HashPool([None] * capacity)
+
+    def step(self, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+        assert isinstance(pool, HashPool)
+        assert len(set(batch.slots.tolist())) == len(batch.slots)
+        assert (np.diff(batch.starts) > 0).all()
+        if self.fail_over is not None and len(batch.tokens) > self.fail_over:
+            for slot in batch.slots:
+                pool.hashes[slot] = -1
+            raise MemoryError
+        self.num_rows.append(len(batch.tokens))
+        after: list[int] = []
+        for sequence, slot in enumerate(batch.slots):
+            value = pool.hashes[slot]
+            assert value is not None
+            for token in batch.tokens[batch.starts[sequence] : batch.starts[sequence + 1]]:
+                value = (value * 48271 + int(token) + 7) % MODULUS
+                after.append(value)
+            pool.hashes[slot] = value
+        return torch.stack([self.logits(after[row]) for row in batch.outputs]) if len(batch.outputs) else torch.empty(
+            0, self.vocab_size
+        )
+
+    def logits(self, value: int) -> torch.Tensor:
+        generator = np.random.Generator(np.random.Philox(value))
+        logits = torch.from_numpy(generator.standard_normal(self.vocab_size).astype(np.float32) * 3)
+        if self.not_finite_after is not None and value % self.not_finite_after == 0:
+            logits[5] = float("nan")
+        return logits
+
+    def sample(self, logits: torch.Tensor, batch: SampleBatch) -> Sampled:
+        return reference.sample(logits, batch)
+
+    def token_logprobs(self, logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
+        return reference.token_logprobs(logits, tokens)
+
+    def forward(
+        self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False
+    ) -> tuple[torch.Tensor, State]:
+        pool = self.make_pool(len(tokens))
+        slots = list(range(len(tokens)))
+        for slot in slots:
+            pool.clear(slot)
+        if state is not None:
+            pool.write(slots, state)
+        return self.step(RaggedBatch.of(tokens, slots, every_token=every_token), pool), pool.read(slots)

@@ -1,0 +1,105 @@
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rwkvbatch.engine.prefix import Node, PrefixTree
+
+token_lists = st.lists(st.lists(st.integers(0, 2), min_size=0, max_size=8).map(tuple), min_size=1, max_size=12)
+
+
+def tree() -> PrefixTree:
+    made = PrefixTree()
+    made.add_root(0, None)
+    return made
+
+
+def tokens_of(node: Node) -> tuple[int, ...]:
+    return tuple(token for part in reversed(list(node.path())) for token in part.edge)
+
+
+@given(token_lists)
+def test_a_node_stands_for_exactly_the_tokens_it_was_inserted_for(lists: list[tuple[int, ...]]) -> None:
+    made = tree()
+    nodes = [made.insert(0, tokens) for tokens in lists]
+    for node, tokens in zip(nodes, lists, strict=True):
+        assert tokens_of(node) == tokens
+        assert node.depth == len(tokens)
+        assert made.insert(0, tokens) is node
+
+
+@given(token_lists, st.lists(st.integers(0, 2), max_size=10).map(tuple))
+def test_the_deepest_kept_state_is_the_longest_kept_prefix(
+    lists: list[tuple[int, ...]], wanted: tuple[int, ...]
+) -> None:
+    made = tree()
+    kept: set[tuple[int, ...]] = {()}
+    for slot, tokens in enumerate(lists):
+        if made.keep(made.insert(0, tokens), slot):
+            kept.add(tokens)
+    best = max((tokens for tokens in kept if wanted[: len(tokens)] == tokens), key=len)
+    assert tokens_of(made.deepest_kept(made.insert(0, wanted))) == best
+
+
+@given(token_lists)
+def test_pending_counts_survive_splits_and_return_to_zero(lists: list[tuple[int, ...]]) -> None:
+    made = tree()
+    nodes: list[Node] = []
+    for tokens in lists:
+        node = made.insert(0, tokens)
+        made.begin_pending(node)
+        nodes.append(node)
+    for node, tokens in zip(nodes, lists, strict=True):
+        below = sum(other[: len(tokens)] == tokens for other in lists)
+        assert node.num_pending == below
+    root = made.insert(0, ())
+    for number, node in enumerate(nodes):
+        made.end_pending(node, number)
+    assert root.num_pending == 0
+    assert not root.children, "nodes that stand for nothing are removed"
+
+
+def test_states_are_dropped_in_the_order_of_their_last_use() -> None:
+    made = tree()
+    nodes = [made.insert(0, (number,)) for number in range(3)]
+    for slot, node in enumerate(nodes):
+        assert made.keep(node, slot)
+    made.deepest_kept(made.insert(0, (0, 9)))
+    assert [made.drop_oldest() for _ in range(4)] == [1, 2, 0, None]
+
+
+def test_a_held_state_is_not_dropped() -> None:
+    made = tree()
+    held, other = made.insert(0, (1,)), made.insert(0, (2,))
+    made.keep(held, 0)
+    made.keep(other, 1)
+    held.num_holds += 1
+    assert made.drop_oldest() == 1
+    assert made.drop_oldest() is None
+
+
+def test_a_second_state_for_the_same_tokens_is_refused() -> None:
+    made = tree()
+    assert made.keep(made.insert(0, (1, 2)), 0)
+    assert not made.keep(made.insert(0, (1, 2)), 1)
+
+
+def test_roots_do_not_share_anything() -> None:
+    made = tree()
+    made.add_root(1, slot=7)
+    made.keep(made.insert(0, (1, 2)), 0)
+    assert made.deepest_kept(made.insert(1, (1, 2))).slot == 7
+    with pytest.raises(KeyError):
+        made.insert(2, ())
+
+
+def test_long_edges_are_split_where_the_first_difference_is() -> None:
+    generator = random.Random(1)
+    base = tuple(generator.randrange(4) for _ in range(1000))
+    made = tree()
+    made.insert(0, base)
+    for place in (0, 1, 2, 499, 997, 998, 999):
+        other = (*base[:place], 9, *base[place + 1 :])
+        assert tokens_of(made.insert(0, other)) == other
+        assert tokens_of(made.insert(0, base)) == base
