@@ -1,7 +1,7 @@
 """The row of `results.jsonl`: one turn of one conversation in one cell and repeat.
 
-Only `timing` may differ between two runs of the same thing. `compare` needs nothing of a run but these rows and the
-manifest, so nothing here imports the engine.
+Only `timing` may differ between two runs of the same thing. `compare` needs nothing of a run but these rows
+and the manifest, so nothing here imports the engine.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class CheckResult:
 class RowTiming:
     """How the reply came about: seconds, reply tokens per second, and prompt tokens that were not read again.
 
-    `cached_tokens` stands here and not in `TokenCounts` because it depends on what else was running, and on whether
-    the run was interrupted; nothing outside `timing` may.
+    `cached_tokens` stands here and not in `TokenCounts` because it depends on what else was running, and on
+    whether the run was interrupted; nothing outside `timing` may.
     """
 
     queued_s: float
@@ -84,8 +84,8 @@ class Row:
 
     Attributes:
         prompt: the user's text. reply: the model's, as the template shows it.
-        reply_ids: the tokens as they were generated, those of a stop text included; with `finish` and `stopped_by`
-            they are all that is needed to rebuild the history of the next turn (`docs/design/durability.md`).
+        reply_ids: the tokens as they were generated, those of a stop text included; with `finish` and
+            `stopped_by` they are all that the history of the next turn needs (`docs/design/durability.md`).
         finish: `stop`, `eos`, `length`, `time` or `error`; with `error` the text of the error is in `error`.
         stopped_by: the stop text that ended the reply, when `finish` is `stop`.
     """
@@ -113,7 +113,7 @@ class Row:
         return RowKey(self.conversation, self.cell, self.repeat, self.turn)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready, in the order of the fields. Written out because `asdict` copies every token id one by one."""
+        """JSON-ready, in the order of the fields. Written out: `asdict` copies every token id one by one."""
         return {
             "conversation": self.conversation,
             "cell": self.cell,
@@ -141,7 +141,7 @@ class Row:
         Raises:
             KeyError, TypeError, ValueError: `values` is not a row's.
         """
-        plain = {field.name: values[field.name] for field in fields(cls)}
+        plain: dict[str, Any] = {field.name: values[field.name] for field in fields(cls)}
         reference = values["reference"]
         return cls(
             **{

@@ -1,0 +1,52 @@
+"""Reading `results.jsonl` as it was left: which lines are rows of the plan, and which are damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from rwkvbatch.run.lines import MAX_LINE_BYTES, BadLineError, decode_row
+from rwkvbatch.run.rows import RowKey
+
+
+@dataclass(frozen=True)
+class ScannedLine:
+    """One line: bytes `start` to `end` of the file, 1-based number `line`.
+
+    It is either row `number` of the plan, with `failed` for an error row, or has a `problem`. `whole` tells a
+    row with the right checksum, which cannot be what a crash left of a write.
+    """
+
+    start: int
+    end: int
+    line: int
+    number: int
+    failed: bool
+    problem: str | None
+    whole: bool
+
+
+def scan_lines(reader: BinaryIO, place: Callable[[RowKey], int | None]) -> Iterator[ScannedLine]:
+    """The lines of a results file from its beginning; `place` gives a row's number in the plan."""
+    seen: set[int] = set()
+    start = 0
+    line_number = 0
+    while data := reader.readline(MAX_LINE_BYTES):
+        line_number += 1
+        number, failed, problem, whole = -1, False, None, True
+        try:
+            row = decode_row(data)
+        except BadLineError as error:
+            problem, whole = str(error), False
+        else:
+            found = place(row.key)
+            if found is None:
+                problem = "it is of no conversation, cell, repeat and turn of this run"
+            elif found in seen:
+                problem = "the same turn was there before"
+            else:
+                number, failed = found, row.finish == "error"
+                seen.add(found)
+        yield ScannedLine(start, start + len(data), line_number, number, failed, problem, whole)
+        start += len(data)
