@@ -74,9 +74,14 @@ class Tokens:
     weights: list[float]
 
 
+def _mode(rng: Random) -> Think:
+    modes: list[Think] = [mode for mode, _ in _MODES]
+    return rng.choices(modes, [weight for _, weight in _MODES])[0]
+
+
 def conversation(rng: Random, split: Split, length: int, think: Think | None = None) -> Conversation:
     """A random conversation of about `length` tokens: it stops before the turn that would not fit."""
-    mode: Think = think or rng.choices([m for m, _ in _MODES], [w for _, w in _MODES])[0]
+    mode = _mode(rng) if think is None else think
     system: SystemLine | None = None
     if rng.random() < 0.35:
         system = rng.choices([s for s, _ in _SYSTEMS], [w for _, w in _SYSTEMS])[0](rng, split)
