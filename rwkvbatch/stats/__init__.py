@@ -1,0 +1,1 @@
+"""Statistics that `run` (adaptive repeats) and `compare` share: arrays in, numbers out, no tables."""

@@ -1,0 +1,22 @@
+"""pass@k and all-k-pass against counting every choice of k repeats."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+
+from rwkvbatch.stats.repeats import all_k_pass, pass_at_k
+
+
+@pytest.mark.parametrize("passed", range(6))
+@pytest.mark.parametrize("k", range(1, 6))
+def test_both_equal_the_share_among_all_choices_of_k_repeats(passed: int, k: int) -> None:
+    choices = list(combinations([True] * passed + [False] * (5 - passed), k))
+    assert pass_at_k(5, passed, k) == pytest.approx(sum(map(any, choices)) / len(choices))
+    assert all_k_pass(5, passed, k) == pytest.approx(sum(map(all, choices)) / len(choices))
+
+
+def test_more_repeats_than_there_are_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"k must be in \[1, 3\]"):
+        pass_at_k(3, 1, 4)
