@@ -1,0 +1,189 @@
+"""`load_model`: from a file name, a strategy and a backend to a `Model`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from rwkvbatch.errors import CheckpointError, UsageError
+from rwkvbatch.model.base import Model, ModelSpec
+from rwkvbatch.model.checkpoint import Checkpoint, open_checkpoint
+from rwkvbatch.model.ops import Operations
+from rwkvbatch.model.ops.reference import ReferenceOps
+from rwkvbatch.model.rwkv7 import Network
+from rwkvbatch.model.rwkv7_model import Rwkv7Model, state_bytes
+from rwkvbatch.model.strategy import DTYPES, Strategy, parse_strategy
+
+Backend = Literal["auto", "cpu", "reference", "cuda", "upstream"]
+
+MODEL_VARIABLE = "RWKVBATCH_MODEL"
+BUNDLED_MODEL = Path(__file__).parent.parent / "demo" / "rwkv7-demo.safetensors"
+
+
+class SlowBackendWarning(UserWarning):
+    """The native kernels are not there, so that the much slower reference operations serve."""
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """Which weights file is meant, and whether it is the one in the package."""
+
+    path: Path
+    bundled: bool
+
+
+def resolve_model_path(path: str | os.PathLike[str] | None = None) -> ResolvedModel:
+    """The weights file that `path` means: itself, with `.pth`, or with `.safetensors`.
+
+    None means the environment's `RWKVBATCH_MODEL`, and without that the model in the package.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
+    named = os.fspath(path) if path is not None else os.environ.get(MODEL_VARIABLE, "")
+    if not named:
+        if path is not None:
+            raise CheckpointError("the name of the model is empty")
+        if not BUNDLED_MODEL.is_file():
+            raise CheckpointError(
+                "the model that belongs in the package is not there",
+                path=BUNDLED_MODEL,
+                hint="give one with --model FILE",
+            )
+        return ResolvedModel(BUNDLED_MODEL, bundled=True)
+    wanted = Path(named).expanduser()
+    candidates = [
+        wanted,
+        wanted.with_name(wanted.name + ".pth"),
+        wanted.with_name(wanted.name + ".safetensors"),
+    ]
+    try:
+        for candidate in candidates:
+            if candidate.is_file():
+                return ResolvedModel(candidate, bundled=False)
+        if os.path.lexists(wanted):
+            # A directory, a pipe, a dangling link: opening it says what it is.
+            return ResolvedModel(wanted, bundled=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"not a usable file name: {error}", path=named[:200]) from error
+    hint = f"no {', '.join(repr(candidate.name) for candidate in candidates)} in {str(wanted.parent)!r}"
+    near = _near_names(wanted)
+    raise CheckpointError(
+        "there is no such file", path=wanted, hint=f"{hint}; is it {near}?" if near else hint
+    )
+
+
+def _near_names(wanted: Path) -> str:
+    try:
+        names = [
+            entry.name for entry in os.scandir(wanted.parent) if entry.name.endswith((".pth", ".safetensors"))
+        ]
+    except OSError:
+        return ""
+    return " or ".join(repr(name) for name in difflib.get_close_matches(wanted.name, names, n=2))
+
+
+def load_model(
+    path: str | os.PathLike[str] | None = None,
+    strategy: str = "auto",
+    backend: str = "auto",
+    *,
+    threads: int | None = None,
+) -> Model:
+    """Load a model.
+
+    Args:
+        path: a `.pth` or `.safetensors` file; see `resolve_model_path`.
+        strategy: `auto`, or device and precision as in `cpu fp32`, `cpu bf16`, `cuda fp16`, `cuda:1 bf16`. The
+            precision is what weights are rounded to; arithmetic on the CPU is always fp32. `auto` takes a GPU
+            when there is one, and leaves the weights as they are. With `upstream`, any strategy of the `rwkv`
+            package.
+        backend: `cpu` (native kernels), `reference` (plain torch), `cuda`, `upstream` (the `rwkv` package), or
+            `auto`: the fastest for the strategy, and `upstream` for checkpoints older than RWKV-7.
+        threads: how many threads to use on the CPU; None for all.
+
+    Raises:
+        UsageError: a strategy or backend that there is not, or not here.
+        CheckpointError: the file is not there, damaged, or not of RWKV.
+    """
+    if backend not in get_args(Backend):
+        raise UsageError(f"--backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads must be at least 1, got {threads}")
+    resolved = resolve_model_path(path)
+    with open_checkpoint(resolved.path) as checkpoint:
+        generation = checkpoint.architecture.generation
+        if backend == "upstream" or (generation != "7" and backend == "auto"):
+            from rwkvbatch.model.upstream import load_upstream
+
+            return load_upstream(checkpoint, strategy, threads=threads)
+        if generation != "7":
+            raise UsageError(
+                f"{resolved.path} is RWKV-{generation}, which only --backend upstream runs; got --backend {backend}"
+            )
+        return _load_rwkv7(checkpoint, parse_strategy(strategy), backend, threads)
+
+
+def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, threads: int | None) -> Rwkv7Model:
+    architecture = checkpoint.architecture
+    dtype = None if strategy.precision is None else DTYPES[strategy.precision]
+    checkpoint.file.start_hashing()
+    name, ops = _operations(checkpoint, strategy, backend, threads)
+    network = Network.build(Checkpoint(checkpoint.file, architecture, dtype), architecture.num_layers, ops)
+    spec = ModelSpec(
+        generation=architecture.generation,
+        num_layers=architecture.num_layers,
+        width=architecture.width,
+        num_heads=architecture.num_heads,
+        head_size=architecture.head_size,
+        vocab_size=architecture.vocab_size,
+        num_parameters=architecture.num_parameters,
+        state_bytes=state_bytes(architecture.num_layers, architecture.num_heads, architecture.head_size),
+        weights_sha256=checkpoint.file.sha256(),
+        path=str(checkpoint.file.path),
+        dtype=strategy.precision or architecture.precision,
+        backend=name,
+        device=ops.device,
+        bitwise=ops.bitwise,
+    )
+    return Rwkv7Model(network, ops, spec, threads=threads)
+
+
+def _operations(
+    checkpoint: Checkpoint, strategy: Strategy, backend: str, threads: int | None
+) -> tuple[str, Operations]:
+    """The backend's name and its operations."""
+    if strategy.on_gpu:
+        if backend == "cpu":
+            raise UsageError(
+                f"--backend cpu cannot run on {strategy.device!r}",
+                hint='use --strategy "cpu" or --backend cuda',
+            )
+        dtype = DTYPES[strategy.precision or checkpoint.architecture.precision]
+        return ("reference" if backend == "reference" else "cuda"), ReferenceOps(strategy.device, dtype)
+    if backend == "cuda":
+        raise UsageError(
+            f"--backend cuda needs a GPU, but the strategy is for {strategy.device!r}",
+            hint='use --strategy "cuda fp16"',
+        )
+    if backend != "reference":
+        try:
+            from rwkvbatch.model.ops.cpu import CpuOps
+
+            return "cpu", CpuOps(threads=threads)
+        except ImportError as error:
+            if backend == "cpu":
+                raise UsageError(
+                    f"--backend cpu needs the native kernels, which cannot be imported: {error}",
+                    hint="install the package with a C++ compiler at hand, or use --backend reference",
+                ) from error
+            warnings.warn(
+                "the native kernels are not installed; the reference operations serve, many times slower",
+                SlowBackendWarning,
+                stacklevel=4,
+            )
+    return "reference", ReferenceOps("cpu")

@@ -1,0 +1,112 @@
+"""Random checkpoints of any shape with official tensor names, for tests and measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class LowRankWidths:
+    """Inner widths of the low-rank chains."""
+
+    decay: int
+    rate: int
+    value: int
+    gate: int
+
+    @classmethod
+    def usual(cls, width: int) -> LowRankWidths:
+        """Those that the official training code chooses for a model of this width."""
+
+        def rounded(factor: float, power: float) -> int:
+            return max(32, round(factor * width**power / 32) * 32)
+
+        return cls(
+            decay=rounded(1.8, 0.5), rate=rounded(1.8, 0.5), value=rounded(1.3, 0.5), gate=rounded(0.6, 0.8)
+        )
+
+
+def random_tensors(
+    num_layers: int,
+    width: int,
+    vocab_size: int = 65536,
+    head_size: int = 64,
+    seed: int = 0,
+    *,
+    hidden: int | None = None,
+    ranks: LowRankWidths | None = None,
+    first_value_residual: bool = True,
+    dtype: torch.dtype = torch.bfloat16,
+) -> dict[str, torch.Tensor]:
+    """An RWKV-7 checkpoint of random weights.
+
+    Magnitudes are such that activations stay near 1, decays and rates take all values, and logits have a standard
+    deviation near 2, so that the model's choices depend on all that it has read.
+
+    Args:
+        hidden: width of the channel mix, 4 x `width` unless given.
+        ranks: inner widths of the low-rank chains, by default those of official models.
+        first_value_residual: whether layer 0 has the `v0`, `v1`, `v2` that official files have and nothing uses.
+
+    Raises:
+        ValueError: `width` is not a multiple of `head_size`.
+    """
+    if width % head_size:
+        raise ValueError(f"the width must be a multiple of the head size {head_size}, got {width}")
+    generator = torch.Generator().manual_seed(seed)
+    hidden = 4 * width if hidden is None else hidden
+    ranks = ranks or LowRankWidths.usual(width)
+
+    def normal(*shape: int, scale: float, mean: float = 0.0) -> torch.Tensor:
+        return (torch.randn(*shape, generator=generator) * scale + mean).to(dtype)
+
+    def uniform(low: float, high: float) -> torch.Tensor:
+        return (torch.rand(1, 1, width, generator=generator) * (high - low) + low).to(dtype)
+
+    def linear(rows: int, columns: int, gain: float = 1.0) -> torch.Tensor:
+        return normal(rows, columns, scale=gain / columns**0.5)
+
+    def norm(name: str, mean: float = 1.0) -> Mapping[str, torch.Tensor]:
+        return {
+            f"{name}.weight": normal(width, scale=0.1, mean=mean),
+            f"{name}.bias": normal(width, scale=0.05),
+        }
+
+    tensors: dict[str, torch.Tensor] = {
+        "emb.weight": normal(vocab_size, width, scale=1.0),
+        **norm("blocks.0.ln0"),
+    }
+    for layer in range(num_layers):
+        block = f"blocks.{layer}"
+        att, ffn = f"{block}.att", f"{block}.ffn"
+        tensors |= norm(f"{block}.ln1")
+        tensors |= norm(f"{block}.ln2")
+        tensors |= {f"{att}.x_{letter}": uniform(0, 1) for letter in "rwkvag"}
+        chains = [
+            ("w", ranks.decay, (-6.0, 1.0)),
+            ("a", ranks.rate, (-2.0, 2.0)),
+            ("v", ranks.value, (-1.0, 1.0)),
+        ]
+        for letter, rank, (low, high) in chains:
+            if letter != "v" or layer > 0 or first_value_residual:
+                tensors[f"{att}.{letter}0"] = uniform(low, high)
+                tensors[f"{att}.{letter}1"] = normal(width, rank, scale=width**-0.5)
+                tensors[f"{att}.{letter}2"] = normal(rank, width, scale=rank**-0.5)
+        tensors[f"{att}.g1"] = normal(width, ranks.gate, scale=width**-0.5)
+        tensors[f"{att}.g2"] = normal(ranks.gate, width, scale=2 * ranks.gate**-0.5)
+        tensors[f"{att}.k_k"] = uniform(0.6, 1.1)
+        tensors[f"{att}.k_a"] = uniform(0.5, 1.5)
+        tensors[f"{att}.r_k"] = normal(width // head_size, head_size, scale=0.1)
+        for name in ("receptance", "key", "value"):
+            tensors[f"{att}.{name}.weight"] = linear(width, width)
+        tensors[f"{att}.output.weight"] = linear(width, width, gain=0.5)
+        tensors |= norm(f"{att}.ln_x")
+        tensors[f"{ffn}.x_k"] = uniform(0, 1)
+        tensors[f"{ffn}.key.weight"] = linear(hidden, width)
+        tensors[f"{ffn}.value.weight"] = linear(width, hidden, gain=0.5)
+    tensors |= norm("ln_out")
+    tensors["head.weight"] = linear(vocab_size, width, gain=2.0)
+    return tensors

@@ -1,0 +1,108 @@
+"""Strategy strings: where a model runs and how its weights are rounded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from rwkvbatch.errors import UsageError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS: dict[torch.dtype, Precision] = {dtype: precision for precision, dtype in DTYPES.items()}
+
+_PLAIN = re.compile(r"(?P<device>cpu|cuda(?::\d{1,3})?)(?: +(?P<precision>fp32|bf16|fp16))?")
+
+# The `rwkv` package's own grammar: parts joined by `->`, each a device, a precision, perhaps i8, perhaps a layer count.
+_UPSTREAM_PART = re.compile(
+    r"(?:cpu|mps|dml|cuda(?::\d{1,3})?) +(?:fp32|bf16|fp16)(?:i8)?(?: +\*\d{1,6}\+?)?"
+)
+
+ALLOWED = '"auto", "cpu", "cpu fp32", "cpu bf16", "cpu fp16", "cuda", "cuda fp16", "cuda:1 bf16" and the like'
+ALLOWED_UPSTREAM = (
+    '"cpu fp32", "cuda fp16", "cuda fp16i8", "cuda fp16 *10 -> cpu fp32", "cuda fp16i8 *0+ -> cpu fp32 *1" '
+    "and the like, as the `rwkv` package documents them"
+)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Where to run, and how to round.
+
+    Attributes:
+        device: `cpu`, `cuda` or `cuda:N`.
+        precision: what the weights are rounded to when they are loaded; None leaves them as they are.
+    """
+
+    device: str
+    precision: Precision | None
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != "cpu"
+
+
+def is_upstream(text: str) -> bool:
+    """Whether `text` is a strategy that the `rwkv` package takes."""
+    return all(_UPSTREAM_PART.fullmatch(part.strip()) for part in text.split("->"))
+
+
+def parse_strategy(text: str) -> Strategy:
+    """Parse a strategy of rwkvbatch's own backends.
+
+    Raises:
+        UsageError: not of a known form, or a device that this machine lacks.
+    """
+    wanted = " ".join(text.split())
+    if wanted == "auto":
+        return Strategy("cuda" if torch.cuda.is_available() else "cpu", None)
+    match = _PLAIN.fullmatch(wanted)
+    if match is None:
+        hint = None
+        if is_upstream(wanted):
+            hint = "this form works with --backend upstream only (and there for RWKV-4, 5 and 6 only)"
+        raise UsageError(f"--strategy must be one of {ALLOWED}; got {text!r}", hint=hint)
+    strategy = Strategy(match["device"], match["precision"])  # pyright: ignore[reportArgumentType]
+    check_device(strategy.device)
+    return strategy
+
+
+def parse_upstream_strategy(text: str, generation: str) -> str:
+    """Check a strategy for the `rwkv` package, and write it as that package wants it.
+
+    Raises:
+        UsageError: not of a known form, or a device that this machine lacks.
+    """
+    wanted = " ".join(text.split())
+    if wanted == "auto":
+        return "cuda fp16" if torch.cuda.is_available() else "cpu fp32"
+    if wanted in ("cpu", "cuda"):
+        wanted += " fp16" if wanted == "cuda" else " fp32"
+    if not is_upstream(wanted):
+        raise UsageError(f"--strategy must be one of {ALLOWED_UPSTREAM}; got {text!r}")
+    parts = [" ".join(part.split()) for part in wanted.split("->")]
+    if generation == "7" and _PLAIN.fullmatch(wanted) is None:
+        raise UsageError(
+            f"--strategy for RWKV-7 must be one device and one precision ({ALLOWED}); got {text!r}",
+            hint="the `rwkv` package splits or quantises RWKV-4, 5 and 6 only",
+        )
+    for part in parts:
+        check_device(part.split(" ")[0])
+    return " -> ".join(parts)
+
+
+def check_device(device: str) -> None:
+    """Raise `UsageError` when this machine lacks `device`."""
+    if not device.startswith("cuda"):
+        return
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = int(device.partition(":")[2] or 0)
+    if index >= count:
+        found = "no CUDA device was found" if count == 0 else f"found {count}, numbered from 0"
+        raise UsageError(
+            f"--strategy asks for the device {device!r}, but {found}", hint='use --strategy "cpu" or "auto"'
+        )
