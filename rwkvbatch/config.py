@@ -34,7 +34,9 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise UsageError(_explain(error, where), hint="see `rwkvbatch run --help` for what is allowed") from None
+            raise UsageError(
+                _explain(error, where), hint="see `rwkvbatch run --help` for what is allowed"
+            ) from None
 
     def replace(self, **changes: Any) -> Self:
         """A copy with `changes` applied and validated.
@@ -60,12 +62,12 @@ class Sampling(Settings):
         ban: token ids that are never chosen.
     """
 
-    temperature: float = Field(1.0, ge=0, le=100)
-    top_p: float = Field(0.3, ge=0, le=1)
-    top_k: int = Field(0, ge=0)
-    presence: float = Field(0.0, ge=-100, le=100)
-    frequency: float = Field(0.0, ge=-100, le=100)
-    decay: float = Field(0.996, ge=0, le=1)
+    temperature: float = Field(default=1.0, ge=0, le=100)
+    top_p: float = Field(default=0.3, ge=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    presence: float = Field(default=0.0, ge=-100, le=100)
+    frequency: float = Field(default=0.0, ge=-100, le=100)
+    decay: float = Field(default=0.996, ge=0, le=1)
     order: Literal["top-p-first", "temperature-first"] = "top-p-first"
     ban: tuple[TokenId, ...] = ()
 
@@ -110,8 +112,8 @@ class Stopping(Settings):
         stop: texts that end a reply, besides the template's own (a blank line, or `\\nUser:` in thinking modes).
     """
 
-    max_tokens: int = Field(256, ge=1, le=1_000_000)
-    max_seconds: float | None = Field(None, gt=0)
+    max_tokens: int = Field(default=256, ge=1, le=1_000_000)
+    max_seconds: float | None = Field(default=None, gt=0)
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
 
 

@@ -72,11 +72,13 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if max_batch < 1 or step_rows < 1:
-            raise UsageError(f"batch size and rows a step must be at least 1, got {max_batch} and {step_rows}")
+            raise UsageError(
+                f"batch size and rows a step must be at least 1, got {max_batch} and {step_rows}"
+            )
         capacity = min(state_memory // max(model.spec.state_bytes, 1), MAX_SLOTS + max_batch)
         if capacity < 2:
             raise UsageError(
-                f"the memory for states must hold at least two of {model.spec.state_bytes:,} bytes, got {state_memory:,}",
+                f"the memory for states must hold two of {model.spec.state_bytes:,} bytes, got {state_memory:,}",
                 hint="raise --state-memory",
             )
         self.model = model
@@ -239,15 +241,15 @@ class Engine:
         lengths = [chunk.stop - chunk.start for chunk in chunks]
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         tokens = [token for chunk in chunks for token in chunk.reading.tokens[chunk.start : chunk.stop]]
-        outputs = [
-            np.arange(starts[index + 1] - self._num_outputs(chunk), starts[index + 1])
+        outputs: list[IntArray] = [
+            np.arange(starts[index + 1] - self._num_outputs(chunk), starts[index + 1], dtype=np.int64)
             for index, chunk in enumerate(chunks)
         ]
         return RaggedBatch(
             tokens=np.array(tokens, dtype=np.int64),
             starts=starts,
             slots=np.array([chunk.reading.slot for chunk in chunks], dtype=np.int64),
-            outputs=np.concatenate(outputs).astype(np.int64),
+            outputs=np.concatenate(outputs),
         )
 
     def _num_outputs(self, chunk: Chunk) -> int:
@@ -305,11 +307,15 @@ class Engine:
         job.num_matched += int(np.count_nonzero(likeliest == expected))
 
     def _end_overdue(self, now_s: float) -> None:
-        for job in [job for job in self._jobs.values() if isinstance(job, Generation) and job.is_overdue(now_s)]:
+        for job in [
+            job for job in self._jobs.values() if isinstance(job, Generation) and job.is_overdue(now_s)
+        ]:
             self._end(job, "time")
 
     def _end(self, job: Generation, finish: Finish) -> None:
-        error = "the model's logits hold NaN or infinity, or every token is banned" if finish == "error" else None
+        error = (
+            "the model's logits hold NaN or infinity, or every token is banned" if finish == "error" else None
+        )
         reply = job.reply(finish, self._clock(), error)
         del self._jobs[job.reading.id]
         if job.fallback is not None:

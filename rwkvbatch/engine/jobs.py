@@ -42,7 +42,7 @@ class Generation:
     @property
     def holds_back(self) -> bool:
         """Whether the text so far ends in what may become a stop text."""
-        return self._stream.holds_back
+        return bool(self._stream.held)
 
     def is_overdue(self, now_s: float) -> bool:
         limit_s, started_s = self.request.max_seconds, self._started_s

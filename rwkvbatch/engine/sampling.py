@@ -75,7 +75,9 @@ def gather(rows: Sequence[SampleRow], vocab_size: int) -> SampleBatch:
         temperature=np.array([row.sampling.temperature for row in rows], dtype=np.float32),
         top_p=np.array([row.sampling.top_p for row in rows], dtype=np.float32),
         top_k=np.array([row.sampling.top_k for row in rows], dtype=np.int64),
-        temperature_first=np.array([row.sampling.order == "temperature-first" for row in rows], dtype=np.bool_),
+        temperature_first=np.array(
+            [row.sampling.order == "temperature-first" for row in rows], dtype=np.bool_
+        ),
         penalty_ids=np.concatenate(ids),
         penalty_values=np.concatenate(values),
         penalty_starts=np.concatenate([[0], np.cumsum([len(row_ids) for row_ids in ids])]).astype(np.int64),

@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from rwkvbatch.model.base import FloatArray, IntArray, ModelSpec, RaggedBatch, SampleBatch, Sampled, State, StatePool
+from rwkvbatch.model.base import (
+    FloatArray,
+    IntArray,
+    ModelSpec,
+    RaggedBatch,
+    SampleBatch,
+    Sampled,
+    State,
+    StatePool,
+)
 from rwkvbatch.model.ops import reference
 
 MODULUS = 2**31 - 1
@@ -70,8 +79,10 @@ class HashModel:
                 value = (value * 48271 + int(token) + 7) % MODULUS
                 after.append(value)
             pool.hashes[slot] = value
-        return torch.stack([self.logits(after[row]) for row in batch.outputs]) if len(batch.outputs) else torch.empty(
-            0, self.vocab_size
+        return (
+            torch.stack([self.logits(after[row]) for row in batch.outputs])
+            if len(batch.outputs)
+            else torch.empty(0, self.vocab_size)
         )
 
     def logits(self, value: int) -> torch.Tensor:

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 from rwkvbatch.engine.prefix import Node, PrefixTree
 
-token_lists = st.lists(st.lists(st.integers(0, 2), min_size=0, max_size=8).map(tuple), min_size=1, max_size=12)
+token_lists = st.lists(
+    st.lists(st.integers(0, 2), min_size=0, max_size=8).map(tuple), min_size=1, max_size=12
+)
 
 
 def tree() -> PrefixTree:

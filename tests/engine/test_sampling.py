@@ -1,0 +1,144 @@
+"""Sampling against the `rwkv` package's own, and its penalties against a plain API_DEMO_CHAT loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rwkv.utils import PIPELINE
+from scipy import stats
+
+from rwkvbatch.config import Sampling
+from rwkvbatch.engine.request import NoiseKey
+from rwkvbatch.engine.sampling import Penalties, SampleRow, gather
+from rwkvbatch.model.ops import reference
+
+VOCAB = 40
+NUM_DRAWS = 4000
+
+
+def draws(logits: torch.Tensor, sampling: Sampling, count: int = NUM_DRAWS) -> np.ndarray:
+    """Tokens chosen at `count` places of a run from the same logits."""
+    chosen: list[int] = []
+    for first in range(0, count, 500):
+        rows = [
+            SampleRow(
+                sampling, Penalties(sampling), NoiseKey(7, f"c{place}").philox_key, place % 5, place % 11
+            )
+            for place in range(first, first + 500)
+        ]
+        chosen += reference.sample(logits.expand(500, -1), gather(rows, VOCAB)).tokens.tolist()
+    return np.bincount(chosen, minlength=VOCAB)
+
+
+def package_distribution(logits: torch.Tensor, sampling: Sampling) -> np.ndarray:
+    """The package's probabilities: its code, with the final draw replaced by a look at what it draws from."""
+    seen: list[np.ndarray] = []
+
+    def choice(a: int, p: np.ndarray) -> int:
+        seen.append(p.copy())
+        return int(p.argmax())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np.random, "choice", choice)
+        PIPELINE.sample_logits(
+            None,  # type: ignore[arg-type]
+            logits.clone(),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+        )
+    return seen[0].astype(np.float64)
+
+
+CASES = {
+    "plain": Sampling(temperature=1.0, top_p=0.999999),
+    "top-p": Sampling(temperature=1.0, top_p=0.6),
+    "top-p then temperature": Sampling(temperature=2.0, top_p=0.7),
+    "cold": Sampling(temperature=0.4, top_p=0.9),
+    "top-k": Sampling(temperature=1.3, top_p=0.999999, top_k=5),
+    "top-k and top-p": Sampling(temperature=0.8, top_p=0.5, top_k=3),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tokens_are_distributed_as_the_rwkv_packages(name: str) -> None:
+    sampling = CASES[name]
+    logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(len(name))) * 2
+    expected = package_distribution(logits, sampling)
+    found = draws(logits, sampling)
+    assert found[expected == 0].sum() == 0
+    likely = expected * NUM_DRAWS >= 5
+    observed = np.append(found[likely], found[~likely].sum())
+    wanted = np.append(expected[likely], expected[~likely].sum()) * NUM_DRAWS
+    observed, wanted = observed[wanted > 0], wanted[wanted > 0]
+    assert stats.chisquare(observed, wanted / wanted.sum() * observed.sum()).pvalue > 1e-4
+
+
+def test_another_order_of_temperature_is_another_distribution() -> None:
+    """The negative control of the test above."""
+    logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(3)) * 2
+    expected = package_distribution(logits, Sampling(temperature=2.0, top_p=0.7))
+    found = draws(logits, Sampling(temperature=2.0, top_p=0.7, order="temperature-first"))
+    assert found[expected == 0].sum() > 0
+
+
+def test_ties_with_the_last_kept_token_are_kept() -> None:
+    logits = torch.full((VOCAB,), -20.0)
+    logits[[3, 8, 20]] = 5.0
+    found = draws(logits, Sampling(temperature=1.0, top_p=0.3), 1000)
+    assert set(np.flatnonzero(found)) == {3, 8, 20}
+
+
+@given(
+    st.lists(st.floats(-20, 20, width=32), min_size=VOCAB, max_size=VOCAB),
+    st.sampled_from([{"temperature": 0}, {"top_p": 0}, {"top_k": 1}]),
+)
+def test_greedy_is_the_largest_logit_with_the_smallest_id(values: list[float], how: dict[str, float]) -> None:
+    sampling = Sampling(**how)  # type: ignore[arg-type]
+    assert sampling.greedy
+    row = SampleRow(sampling, Penalties(sampling), 1, 0, 0)
+    chosen = reference.sample(torch.tensor([values]), gather([row], VOCAB)).tokens[0]
+    assert chosen == int(np.argmax(np.array(values, dtype=np.float32)))
+
+
+@given(st.lists(st.floats(-5, 5, width=32), min_size=VOCAB, max_size=VOCAB), st.integers(0, 2**32))
+def test_a_banned_token_is_never_chosen(values: list[float], seed: int) -> None:
+    banned = tuple(range(0, VOCAB, 2))
+    sampling = Sampling(temperature=1.0, top_p=1.0, ban=banned)
+    row = SampleRow(sampling, Penalties(sampling), seed, 0, 0)
+    assert reference.sample(torch.tensor([values]), gather([row], VOCAB)).tokens[0] % 2 == 1
+
+
+def test_when_all_tokens_are_banned_none_is_chosen() -> None:
+    sampling = Sampling(ban=tuple(range(VOCAB)))
+    row = SampleRow(sampling, Penalties(sampling), 1, 0, 0)
+    assert reference.sample(torch.zeros(1, VOCAB), gather([row], VOCAB)).tokens[0] == -1
+
+
+@given(st.lists(st.integers(0, 30), max_size=60))
+def test_penalties_are_those_of_a_plain_chat_loop(tokens: list[int]) -> None:
+    sampling = Sampling(presence=0.5, frequency=0.4, decay=0.9)
+    penalties = Penalties(sampling)
+    occurrence: dict[int, float] = {}
+    for token in tokens:
+        for seen in occurrence:
+            occurrence[seen] *= 0.9
+        occurrence[token] = 1 + occurrence.get(token, 0)
+        penalties.count(token)
+    ids = penalties.ids(VOCAB)
+    values = penalties.values(len(ids))
+    expected = {token: 0.5 + count * 0.4 for token, count in occurrence.items()}
+    assert dict(zip(ids.tolist(), values.tolist(), strict=True)) == pytest.approx(expected)
+
+
+def test_logprobs_are_of_the_models_own_distribution_before_penalties() -> None:
+    logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(0))
+    sampling = Sampling(temperature=0.5, presence=3.0, ban=(0,))
+    penalties = Penalties(sampling)
+    penalties.count(4)
+    sampled = reference.sample(logits, gather([SampleRow(sampling, penalties, 1, 0, 0)], VOCAB))
+    expected = logits.log_softmax(-1)[0, int(sampled.tokens[0])]
+    assert sampled.logprobs[0] == pytest.approx(float(expected), abs=1e-6)
