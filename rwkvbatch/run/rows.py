@@ -141,17 +141,15 @@ class Row:
         Raises:
             KeyError, TypeError, ValueError: `values` is not a row's.
         """
-        plain: dict[str, Any] = {field.name: values[field.name] for field in fields(cls)}
+        plain: dict[str, Any] = {}
+        for field in fields(cls):
+            plain[field.name] = values[field.name]
         reference = values["reference"]
-        return cls(
-            **{
-                **plain,
-                "tags": tuple(values["tags"]),
-                "reply_ids": tuple(values["reply_ids"]),
-                "tokens": TokenCounts(**values["tokens"]),
-                "logprob": Logprob(**values["logprob"]),
-                "reference": None if reference is None else Reference(**reference),
-                "checks": tuple(CheckResult(**check) for check in values["checks"]),
-                "timing": RowTiming(**values["timing"]),
-            }
-        )
+        plain["tags"] = tuple(values["tags"])
+        plain["reply_ids"] = tuple(values["reply_ids"])
+        plain["tokens"] = TokenCounts(**values["tokens"])
+        plain["logprob"] = Logprob(**values["logprob"])
+        plain["reference"] = None if reference is None else Reference(**reference)
+        plain["checks"] = tuple(CheckResult(**check) for check in values["checks"])
+        plain["timing"] = RowTiming(**values["timing"])
+        return cls(**plain)

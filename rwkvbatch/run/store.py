@@ -1,8 +1,8 @@
 """`results.jsonl`: rows that are never lost once they were reported as done.
 
-The file is only ever appended to while rows come in, one whole line with a checksum in one write; it is flushed
-to the disk in groups. A rewrite (repair, retry, final order) goes by a temporary file and a rename. What is
-promised, and why this holds it: `docs/design/durability.md`.
+The file is only ever appended to while rows come in, one whole line with a checksum in one write; it is
+flushed to the disk in groups. A rewrite (repair, retry, final order) goes by a temporary file and a rename.
+What is promised, and why this holds it: `docs/design/durability.md`.
 """
 
 from __future__ import annotations

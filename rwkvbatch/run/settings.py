@@ -1,0 +1,231 @@
+"""Every setting of a run, and how the places that can give one are laid over each other.
+
+The command line wins over the environment (`RWKVBATCH_TOP_P=0.5`), that over `--config FILE.toml`, that over
+the defaults. Keys are the names of `RunSettings`' fields, with `temp` for `temperature`, `-` read as `_`, and
+`preset`, which stands for all fields of `Sampling` at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from rwkvbatch.config import HistoryMode, Prompting, Sampling, Stopping, ThinkMode, preset
+from rwkvbatch.errors import UsageError
+
+ENVIRONMENT_PREFIX = "RWKVBATCH_"
+ALIASES: Mapping[str, str] = {"temp": "temperature"}
+SHORT_NAMES: Mapping[str, str] = {"temperature": "temp"}
+_LISTS = ("ban", "stop", "only")
+
+
+def _bytes(value: object) -> object:
+    """`512M` or `2G` as a number of bytes; anything else is left to the field."""
+    found = (
+        re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt])i?b?", value.strip(), re.IGNORECASE)
+        if isinstance(value, str)
+        else None
+    )
+    if found is None:
+        return value
+    return int(float(found[1]) * 1024 ** (1 + "kmgt".index(found[2].lower())))
+
+
+ByteCount = Annotated[int, BeforeValidator(_bytes), Field(ge=1)]
+
+
+class CellSettings(Sampling, Stopping):
+    """What decides about one reply, and may differ between the cells of a grid.
+
+    Attributes:
+        think: thinking mode. history: whose replies the next turn sees.
+        model: checkpoint; None for the bundled model. strategy, backend: how it is run.
+        state: initial state file. template: template file. prelude: file with an initial exchange.
+    """
+
+    think: ThinkMode = "off"
+    history: HistoryMode = "own"
+    model: str | None = None
+    strategy: str = "auto"
+    backend: str = "auto"
+    state: str | None = None
+    template: str | None = None
+    prelude: str | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(**{name: getattr(self, name) for name in Sampling.model_fields})
+
+    @property
+    def stopping(self) -> Stopping:
+        return Stopping(**{name: getattr(self, name) for name in Stopping.model_fields})
+
+    def prompting(self) -> Prompting:
+        """How turns become text; reads the prelude's file.
+
+        Raises:
+            UsageError: the file cannot be read as UTF-8.
+        """
+        text = None
+        if self.prelude is not None:
+            try:
+                text = Path(self.prelude).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UsageError(f"--prelude {self.prelude}: cannot be read ({error})") from None
+        return Prompting(think=self.think, history=self.history, template=self.template, prelude=text)
+
+
+class RunSettings(CellSettings):
+    """All settings of a run; those of `CellSettings` are what its cells start from.
+
+    Attributes:
+        seed: of all randomness in the run.
+        repeats: how often each conversation is replayed in each cell. max_repeats, until_ci: with both set, a
+            cell's repeats grow up to `max_repeats` while its paired interval against the first cell is wider
+            than `until_ci`.
+        limit: replay at most this many conversations. only: ids or tags of those to replay. shuffle_seed:
+            bring them into another order before `limit` is applied.
+        batch_size: replies generated at the same time. threads: of the CPU backend; None leaves it to that.
+        state_memory: bytes for recurrent states; None leaves it to the engine.
+        max_prompt_tokens: a turn whose history and prompt are longer becomes an error row.
+        max_failures: the run stops when more rows than this have failed; None for no limit.
+    """
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    repeats: int = Field(1, ge=1, le=1_000_000)
+    max_repeats: int | None = Field(None, ge=2, le=1_000_000)
+    until_ci: float | None = Field(None, gt=0)
+    limit: int | None = Field(None, ge=1)
+    only: tuple[str, ...] = ()
+    shuffle_seed: int | None = None
+    batch_size: int = Field(32, ge=1, le=65536)
+    threads: int | None = Field(None, ge=1, le=1024)
+    state_memory: ByteCount | None = None
+    max_prompt_tokens: int | None = Field(None, ge=1)
+    max_failures: int | None = Field(None, ge=0)
+
+
+@dataclass(frozen=True)
+class Layered:
+    """Settings, and where they came from.
+
+    Attributes:
+        explicit: names that the command line gave. They also win over a conversation's own `params`.
+        grid: the `[grid]`, `[zip]`, `[cells]` and `[override]` tables of the config file, as they stood.
+    """
+
+    settings: RunSettings
+    explicit: frozenset[str] = frozenset()
+    grid: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+GRID_TABLES = ("grid", "zip", "cells", "override")
+
+
+def layer_settings(
+    given: Mapping[str, Any], *, environment: Mapping[str, str] | None = None, config: Path | None = None
+) -> Layered:
+    """Put the layers together.
+
+    Args:
+        given: the command line's (or the caller's) values by field name; only what was given.
+        environment: `os.environ`, or None to leave it out.
+        config: a TOML file.
+
+    Raises:
+        UsageError: an unknown key, with close known ones; a value that is not allowed; an unreadable file.
+    """
+    tables: dict[str, Any] = {}
+    layers: list[dict[str, Any]] = []
+    if config is not None:
+        content = read_toml(config, "--config")
+        tables = {name: content.pop(name) for name in GRID_TABLES if name in content}
+        layers.append(checked_values(content, lambda key: f"{config}: {key}"))
+    if environment is not None:
+        layers.append(
+            checked_values(_from_environment(environment), lambda key: ENVIRONMENT_PREFIX + key.upper())
+        )
+    explicit = checked_values(given, option_name)
+    layers.append(explicit)
+    merged = {key: value for layer in layers for key, value in layer.items()}
+    return Layered(RunSettings.parse(merged), frozenset(explicit), tables)
+
+
+def option_name(key: str) -> str:
+    """The command line's name of a setting."""
+    return "--" + SHORT_NAMES.get(key, key).replace("_", "-")
+
+
+def checked_values(values: Mapping[str, Any], name: Callable[[str], str] = option_name) -> dict[str, Any]:
+    """`values` under their full names, with a preset put in place; each value is checked on its own.
+
+    Args:
+        name: how to call a key in an error.
+
+    Raises:
+        UsageError: as `layer_settings`.
+    """
+    result: dict[str, Any] = {}
+    plain: dict[str, Any] = {}
+    for raw_key, value in values.items():
+        key = raw_key.replace("-", "_")
+        key = ALIASES.get(key, key)
+        if key == "preset":
+            result.update(dict(preset(str(value))))
+        elif key not in RunSettings.model_fields:
+            raise UsageError(f"{name(raw_key)}: unknown setting{_close(key)}")
+        elif key in plain:
+            raise UsageError(f"{name(raw_key)}: given twice")
+        else:
+            plain[key] = _checked(key, value, name(raw_key))
+    return {**result, **plain}
+
+
+def read_toml(path: Path, option: str) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises:
+        UsageError: it cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{option} {path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{option} {path}: not a TOML file: {error}") from None
+
+
+def _checked(key: str, value: Any, shown: str) -> Any:
+    try:
+        return getattr(RunSettings.model_validate({key: value}), key)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].replace("Input should", "must")
+        text = repr(value)
+        raise UsageError(f"{shown} {problem}, got {text if len(text) < 60 else text[:59] + '…'}") from None
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for variable, text in environment.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX) or not text:
+            continue
+        key = variable[len(ENVIRONMENT_PREFIX) :].lower()
+        if ALIASES.get(key, key) in RunSettings.model_fields or key == "preset":
+            values[key] = [part.strip() for part in text.split(",")] if key in _LISTS else text
+        elif _close(key):
+            # Other parts of the program have variables of their own: only what looks like a slip is refused.
+            raise UsageError(f"{variable}: unknown setting{_close(key)}")
+    return values
+
+
+def _close(key: str) -> str:
+    known = [*RunSettings.model_fields, *ALIASES, "preset"]
+    matches = difflib.get_close_matches(key, known, n=2, cutoff=0.75)
+    return f"; did you mean {' or '.join(matches)}?" if matches else ""
