@@ -1,0 +1,193 @@
+"""Forms of conversations that others define: OpenAI messages and batch requests, ShareGPT, MT-Bench."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, Field
+
+from rwkvbatch.script.dialogue import Message, Role, to_dialogue
+from rwkvbatch.script.params import OPENAI_PARAM_NAMES, from_openai
+from rwkvbatch.script.records import Conversation, SourceLine, Turn
+from rwkvbatch.script.shapes import Shape, read_id, read_tags
+from rwkvbatch.script.source import refuse, shown, type_name
+
+_ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+}
+_CHANGING_FIELDS = ("tools", "functions", "tool_choice", "function_call", "logit_bias", "response_format")
+"""Fields of a request that change its reply and that have no counterpart here."""
+
+
+class _Lenient(Shape):
+    lenient: ClassVar[bool] = True
+
+
+def _id_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+_LooseId = Annotated[str | None, BeforeValidator(_id_text)]
+
+
+class _OpenAiMessage(_Lenient):
+    role: str
+    content: Any = None
+
+
+class _OpenAi(_Lenient):
+    also_known: ClassVar[frozenset[str]] = OPENAI_PARAM_NAMES
+    messages: list[Any]
+
+
+class _OpenAiBatch(_Lenient):
+    custom_id: str | None = None
+    url: str | None = None
+    body: dict[str, Any]
+
+
+class _ShareGptMessage(_Lenient):
+    role: str = Field(alias="from")
+    value: str
+
+
+class _ShareGpt(_Lenient):
+    conversations: list[Any]
+    id: _LooseId = None
+    system: str | None = None
+
+
+class _MtBench(_Lenient):
+    turns: list[str]
+    question_id: _LooseId = None
+    category: str | None = None
+    reference: list[str | None] | None = None
+
+
+def read_openai(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
+    """A line with OpenAI chat messages and, where they stand beside them, sampling fields.
+
+    Raises:
+        ScriptError: a wrong value, or something that has no counterpart here (tools, images).
+    """
+    return _from_request(line, source, default_id, "")
+
+
+def read_openai_batch(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
+    """A request of OpenAI's batch interface; `custom_id` is the conversation's id.
+
+    Raises:
+        ScriptError: as `read_openai`, or not a chat request.
+    """
+    raw = _OpenAiBatch.read(line, source)
+    if raw.url is not None and not raw.url.endswith("/chat/completions"):
+        refuse(
+            source,
+            f"url: must be of chat completions, got {shown(raw.url)}",
+            "only chat requests can be replayed",
+        )
+    return _from_request(raw.body, source, read_id(raw.custom_id, default_id, source, "custom_id"), "body")
+
+
+def read_sharegpt(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
+    """A ShareGPT conversation: `from` is human or gpt (or user, assistant, system), the text is `value`.
+
+    Raises:
+        ScriptError: a wrong value, or an order of messages that cannot be replayed.
+    """
+    raw = _ShareGpt.read(line, source)
+    messages = [Message("system", raw.system, "system")] if raw.system else []
+    for at, item in enumerate(raw.conversations):
+        where = f"conversations[{at}]"
+        message = _ShareGptMessage.read(item, source, where)
+        messages.append(Message(_role(message.role, source, f"{where}.from"), message.value, where))
+    dialogue = to_dialogue(messages, source)
+    return Conversation(read_id(raw.id, default_id, source), dialogue.system, dialogue.turns, (), {}, source)
+
+
+def read_mt_bench(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
+    """An MT-Bench question: its turns, its references where they are not empty, its category as a tag.
+
+    Raises:
+        ScriptError: a wrong value, no turn, or more references than turns.
+    """
+    raw = _MtBench.read(line, source)
+    references = raw.reference or []
+    if not raw.turns:
+        refuse(source, "turns: is empty, so there is nothing to reply to")
+    if len(references) > len(raw.turns):
+        refuse(source, f"reference: has {len(references)} texts for {len(raw.turns)} turns")
+    padded = [*references, *[None] * (len(raw.turns) - len(references))]
+    turns = tuple(Turn(user, reference or None) for user, reference in zip(raw.turns, padded, strict=True))
+    tags = read_tags([raw.category], source) if raw.category else ()
+    return Conversation(
+        read_id(raw.question_id, default_id, source, "question_id"), None, turns, tags, {}, source
+    )
+
+
+def _from_request(
+    request: Mapping[str, Any], source: SourceLine, conversation_id: str, where: str
+) -> Conversation:
+    prefix = f"{where}." if where else ""
+    raw = _OpenAi.read(request, source, where)
+    for name in _CHANGING_FIELDS:
+        if request.get(name) not in (None, [], {}, "none", "auto", {"type": "text"}):
+            refuse(source, f"{prefix}{name}: has no counterpart here", "remove it from the line")
+    if request.get("n") not in (None, 1):
+        refuse(
+            source,
+            f"{prefix}n: must be 1, got {shown(request['n'])}",
+            "several replies to a turn: `--repeats`",
+        )
+    messages = [
+        _read_message(item, source, f"{prefix}messages[{at}]") for at, item in enumerate(raw.messages)
+    ]
+    dialogue = to_dialogue(messages, source)
+    params = from_openai(request, source, where or "line")
+    return Conversation(conversation_id, dialogue.system, dialogue.turns, (), params, source)
+
+
+def _read_message(item: Any, source: SourceLine, where: str) -> Message:
+    raw = _OpenAiMessage.read(item, source, where)
+    return Message(_role(raw.role, source, f"{where}.role"), _content(raw.content, source, where), where)
+
+
+def _role(name: str, source: SourceLine, where: str) -> Role:
+    role = _ROLES.get(name)
+    if role is None:
+        refuse(
+            source,
+            f"{where}: must be one of {', '.join(_ROLES)}, got {shown(name)}",
+            "tool messages cannot be replayed",
+        )
+    return role
+
+
+def _content(content: Any, source: SourceLine, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        refuse(
+            source, f"{where}.content: must be a string or an array of text parts, got {type_name(content)}"
+        )
+    texts: list[str] = []
+    for at, part in enumerate(content):
+        text = part.get("text") if isinstance(part, dict) else None
+        if not isinstance(text, str):
+            refuse(
+                source,
+                f"{where}.content[{at}]: must be a text part",
+                "images, sounds and files cannot be replayed",
+            )
+        texts.append(text)
+    return "\n".join(texts)

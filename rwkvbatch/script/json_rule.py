@@ -1,0 +1,160 @@
+"""The `json` check: the reply is JSON, and of a given shape (JSON Schema, by the `jsonschema` library).
+
+A schema comes from a script, so what could take forever or reach out is kept away from it: references stay inside the schema
+and are counted, patterns have a deadline, and the keywords that match property names by pattern are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from rwkvbatch.errors import MissingExtraError
+from rwkvbatch.script.records import ReplyFacts, Verdict
+from rwkvbatch.script.rules import answer, excerpt, verdict, wrong
+from rwkvbatch.script.rules_regex import compile_pattern, search
+
+MAX_REFERENCES = 10_000
+_REFUSED_KEYWORDS = frozenset(
+    {"patternProperties", "unevaluatedItems", "unevaluatedProperties", "$dynamicRef", "$recursiveRef"}
+)
+_FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n?```", re.DOTALL)
+_MAX_JSON_DEPTH = 200
+
+
+@dataclass(frozen=True)
+class JsonRule:
+    """The answer, or the one fenced block that it consists of, is JSON; with a schema, valid by it."""
+
+    options: ClassVar[frozenset[str]] = frozenset()
+    schema: Mapping[str, Any] | None
+
+    @classmethod
+    def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
+        if expected is True or expected == "valid":
+            return cls(None)
+        if not isinstance(expected, dict):
+            wrong('must be true, "valid" or a JSON Schema', expected)
+        _check_schema(expected)
+        return cls(expected)
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        text = answer(facts)
+        fenced = _FENCED.fullmatch(text)
+        try:
+            value = json.loads(fenced[1] if fenced else text, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            return verdict(False, f"not JSON ({error}): {excerpt(text)}")
+        problem = None if self.schema is None else _first_problem(self.schema, value)
+        return verdict(problem is None, problem or "")
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check_schema(schema: Mapping[str, Any]) -> None:
+    library = _library()
+    if found := next((key for key in _keys(schema) if key in _REFUSED_KEYWORDS), None):
+        wrong(f"is a JSON Schema with {found!r}, which checks cannot use", schema)
+    try:
+        library.validators.validator_for(schema, default=library.Draft202012Validator).check_schema(schema)
+    except library.exceptions.SchemaError as error:
+        wrong(f"is no JSON Schema ({error.message})", schema)
+    for pattern in _patterns(schema):
+        try:
+            compile_pattern(pattern)
+        except ValueError as error:
+            wrong(f"is a JSON Schema with a wrong pattern ({error})", pattern)
+    # Also finds references that lead nowhere, before anything is generated.
+    for reference in _references(schema):
+        if not reference.startswith("#"):
+            wrong(
+                f"is a JSON Schema that refers to {reference!r}; references must stay inside the schema",
+                schema,
+            )
+
+
+def _first_problem(schema: Mapping[str, Any], value: Any) -> str | None:
+    library = _library()
+    base = library.validators.validator_for(schema, default=library.Draft202012Validator)
+    followed = 0
+
+    def by_reference(validator: Any, reference: Any, instance: Any, inside: Any) -> Iterator[Any]:
+        nonlocal followed
+        followed += 1
+        if followed > MAX_REFERENCES:
+            raise _TooMuchError(f"gave up after {MAX_REFERENCES} references of the schema")
+        yield from base.VALIDATORS["$ref"](validator, reference, instance, inside)
+
+    def by_pattern(validator: Any, pattern: Any, instance: Any, inside: Any) -> Iterator[Any]:
+        if isinstance(instance, str) and not search(compile_pattern(pattern), instance):
+            yield library.ValidationError(f"{excerpt(instance)} does not match {pattern!r}")
+
+    limited = library.validators.extend(base, {"$ref": by_reference, "pattern": by_pattern})
+    try:
+        # An empty registry: nothing is ever fetched.
+        error = next(limited(schema, registry=_empty_registry()).iter_errors(value), None)
+    except (RecursionError, TimeoutError, _TooMuchError) as error:
+        return str(error) or "nested too deeply to be validated"
+    except _unresolvable() as error:
+        return f"the schema refers to something that is not in it: {error}"
+    if error is None:
+        return None
+    place = error.json_path
+    return f"{place}: {error.message[:200]}"
+
+
+class _TooMuchError(Exception):
+    """Validation would take unreasonably long."""
+
+
+def _library() -> Any:
+    try:
+        import jsonschema
+        import jsonschema.exceptions
+        import jsonschema.validators
+    except ImportError:
+        raise MissingExtraError(
+            "the check `json` with a schema needs the jsonschema library, which is not installed",
+            hint="install it with `pip install 'rwkvbatch[checks]'`",
+        ) from None
+    return jsonschema
+
+
+def _empty_registry() -> Any:
+    from referencing import Registry
+
+    return Registry()
+
+
+def _unresolvable() -> type[Exception]:
+    from referencing.exceptions import Unresolvable
+
+    return Unresolvable
+
+
+def _values(schema: Any, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Any]]:
+    pending: list[Any] = [schema]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            yield from ((key, value) for key, value in item.items() if wanted(key))
+            pending += item.values()
+        elif isinstance(item, list):
+            pending += item
+
+
+def _keys(schema: Any) -> Iterator[str]:
+    return (key for key, _ in _values(schema, lambda key: True))
+
+
+def _patterns(schema: Any) -> Iterator[str]:
+    return (value for _, value in _values(schema, lambda key: key == "pattern") if isinstance(value, str))
+
+
+def _references(schema: Any) -> Iterator[str]:
+    return (value for _, value in _values(schema, lambda key: key == "$ref") if isinstance(value, str))

@@ -1,0 +1,232 @@
+"""Files and standard input to conversations, line by line, within limits."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rwkvbatch.errors import ScriptError, UsageError
+from rwkvbatch.script.dialogue import with_checks
+from rwkvbatch.script.formats import read_conversation
+from rwkvbatch.script.native import FileDefaults, read_defaults
+from rwkvbatch.script.records import Conversation, SourceLine
+from rwkvbatch.script.shapes import MAX_ID_LENGTH
+from rwkvbatch.script.source import parse_line, refuse
+
+STDIN = "-"
+_BOM = b"\xef\xbb\xbf"
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a script may hold; beyond it a line is refused.
+
+    Attributes:
+        max_line_bytes: of one line. max_turns: user messages of one conversation.
+        max_conversations: in all files together.
+    """
+
+    max_line_bytes: int = 10_000_000
+    max_turns: int = 10_000
+    max_conversations: int = 1_000_000
+
+
+@dataclass(frozen=True)
+class SkippedLine:
+    """A bad line that was set aside.
+
+    Attributes:
+        raw: its bytes without the line end, at most `Limits.max_line_bytes` of them; `whole` tells whether that is all.
+        error: why it cannot be used.
+    """
+
+    source: SourceLine
+    raw: bytes
+    whole: bool
+    error: ScriptError
+
+
+@dataclass(frozen=True)
+class Script:
+    """What was read.
+
+    Attributes:
+        conversations: in the order of the files and their lines.
+        sha256: hex digest of the conversations' own digests, in order.
+        skipped: lines set aside, with `skip_bad` only.
+    """
+
+    conversations: tuple[Conversation, ...]
+    sha256: str
+    skipped: tuple[SkippedLine, ...] = ()
+
+
+def read_scripts(paths: Sequence[str], *, limits: Limits | None = None, skip_bad: bool = False) -> Script:
+    """Read all files; `-` is standard input.
+
+    A line without an id gets `line-N`, or `FILE:N` when there are several files.
+
+    Args:
+        skip_bad: set bad lines aside instead of raising.
+
+    Raises:
+        ScriptError: a file that cannot be read or holds no conversation, and without `skip_bad` the first bad line.
+        UsageError: no path, or standard input twice.
+        MissingExtraError: a check needs an optional dependency that is not installed.
+    """
+    if not paths:
+        raise UsageError("no script is given", hint="name a .jsonl file, or - for standard input")
+    if list(paths).count(STDIN) > 1:
+        raise UsageError("standard input (-) can be read only once", hint="give - once")
+    reading = _Reading(limits or Limits(), skip_bad, several=len(paths) > 1)
+    for path in paths:
+        reading.read_file(path)
+    digest = hashlib.sha256(
+        "".join(found.sha256 for found in reading.conversations).encode("ascii")
+    ).hexdigest()
+    return Script(tuple(reading.conversations), digest, tuple(reading.skipped))
+
+
+@dataclass(frozen=True)
+class _RawLine:
+    source: SourceLine
+    data: bytes
+    whole: bool
+
+
+class _Reading:
+    """What has been read so far."""
+
+    def __init__(self, limits: Limits, skip_bad: bool, several: bool) -> None:
+        self.conversations: list[Conversation] = []
+        self.skipped: list[SkippedLine] = []
+        self._limits = limits
+        self._skip_bad = skip_bad
+        self._several = several
+        self._places: dict[str, SourceLine] = {}
+
+    def read_file(self, path: str) -> None:
+        num_before, defaults, is_first = len(self.conversations), FileDefaults(), True
+        with _opened(path) as file:
+            for line in _raw_lines(file, path, self._limits.max_line_bytes):
+                if not line.data.strip():
+                    continue
+                try:
+                    value = self._parse(line)
+                    if "defaults" in value:
+                        if not is_first:
+                            refuse(
+                                line.source,
+                                "`defaults` may only be the first line of a file",
+                                "move it to the top",
+                            )
+                        defaults = read_defaults(value, line.source)
+                    else:
+                        self._add(value, line.source, defaults)
+                except ScriptError as error:
+                    if not self._skip_bad:
+                        raise
+                    self.skipped.append(SkippedLine(line.source, line.data, line.whole, error))
+                is_first = False
+        if len(self.conversations) == num_before:
+            message = "holds no conversation" + (" that can be used" if self.skipped else "")
+            raise ScriptError(
+                message, path=_shown_path(path), hint="write one JSON object a line; see docs/scripts.md"
+            )
+
+    def _parse(self, line: _RawLine) -> Mapping[str, Any]:
+        if not line.whole:
+            limit = self._limits.max_line_bytes
+            refuse(
+                line.source,
+                f"the line is longer than {limit} bytes",
+                "split it, or raise the limit `max_line_bytes`",
+            )
+        try:
+            text = line.data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            column = len(line.data[: error.start].decode("utf-8", "replace")) + 1
+            byte = line.data[error.start]
+            refuse(line.source, f"not UTF-8: byte 0x{byte:02x}", "save the file as UTF-8", column)
+        return parse_line(text, line.source)
+
+    def _add(self, value: Mapping[str, Any], source: SourceLine, defaults: FileDefaults) -> None:
+        if len(self.conversations) >= self._limits.max_conversations:
+            limit = self._limits.max_conversations
+            raise UsageError(
+                f"{source}: more than {limit} conversations",
+                hint="use fewer, or raise the limit `max_conversations`",
+            )
+        found = read_conversation(value, source, self._default_id(source))
+        if len(found.turns) > self._limits.max_turns:
+            message = f"has {len(found.turns)} turns, more than {self._limits.max_turns}"
+            refuse(source, message, "split it, or raise the limit `max_turns`")
+        if found.id in self._places:
+            hint = f"ids must be unique in a run; the first is at {self._places[found.id]}"
+            refuse(source, f"the id {found.id!r} was already used at {self._places[found.id]}", hint)
+        self._places[found.id] = source
+        self.conversations.append(
+            replace(
+                found,
+                turns=with_checks(found.turns, defaults.checks),
+                tags=tuple(dict.fromkeys((*defaults.tags, *found.tags))),
+                params={**defaults.params, **found.params},
+            )
+        )
+
+    def _default_id(self, source: SourceLine) -> str:
+        if not self._several:
+            return f"line-{source.line}"
+        name = "stdin" if source.path == STDIN else Path(source.path).name
+        named = f"{name}:{source.line}"
+        return named if named.isprintable() and len(named) <= MAX_ID_LENGTH else f"line-{source.line}"
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    if path == STDIN:
+        yield sys.stdin.buffer
+        return
+    try:
+        file = Path(path).open("rb")
+    except (OSError, ValueError) as error:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        raise ScriptError(
+            f"cannot be read: {reason}", path=path, hint="name a .jsonl file, or - for standard input"
+        ) from None
+    with file:
+        yield file
+
+
+def _raw_lines(file: BinaryIO, path: str, max_bytes: int) -> Iterator[_RawLine]:
+    """Lines without their ends. No more than `max_bytes` of a line are ever held; the rest of it is read past."""
+    number = 0
+    while True:
+        number += 1
+        source = SourceLine(path, number)
+        try:
+            data = file.readline(max_bytes + 2)
+            ended = data.endswith(b"\n") or len(data) < max_bytes + 2
+            while not ended:
+                rest = file.readline(_CHUNK_BYTES)
+                ended = rest.endswith(b"\n") or not rest
+        except OSError as error:
+            raise ScriptError(
+                f"cannot be read: {error.strerror}", path=_shown_path(path), line=number
+            ) from None
+        if not data:
+            return
+        if number == 1:
+            data = data.removeprefix(_BOM)
+        data = data.removesuffix(b"\n").removesuffix(b"\r")
+        yield _RawLine(source, data[:max_bytes], len(data) <= max_bytes)
+
+
+def _shown_path(path: str) -> str:
+    return "<stdin>" if path == STDIN else path
