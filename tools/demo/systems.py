@@ -23,28 +23,33 @@ class SystemLine:
     changes_replies: bool = True
 
 
-def _each(
-    expect: dict[str, Any] | None, change: Callable[[str], str], kinds: tuple[str, ...]
-) -> dict[str, Any] | None:
-    """`expect` for a changed reply: the values of the named kinds of check are changed in the same way."""
-    if expect is None:
-        return None
-    changed: dict[str, Any] = {}
-    for kind, value in expect.items():
-        if kind not in kinds:
-            changed[kind] = value
-        elif isinstance(value, list):
-            changed[kind] = [change(str(item)) for item in value]  # type: ignore[reportUnknownVariableType]
-        else:
-            changed[kind] = change(str(value))
-    return changed
+def _changed(kinds: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """Checks of exact text, changed as the reply was; others as they are."""
+    made = dict(kinds)
+    if "equals" in made:
+        made["equals"] = change(made["equals"])
+    if "one_of" in made:
+        made["one_of"] = [change(item) for item in made["one_of"]]
+    return made
 
 
-def _rewrite(change: Callable[[str], str], kinds: tuple[str, ...]) -> Callable[[Exchange], Exchange]:
+def _rewrite(change: Callable[[str], str], rule: dict[str, Any]) -> Callable[[Exchange], Exchange]:
+    """What changes a reply; `rule` is the check that the change was made, wherever exact text does not say so."""
+
     def apply(exchange: Exchange) -> Exchange:
-        return replace(exchange, reply=change(exchange.reply), expect=_each(exchange.expect, change, kinds))
+        expect = _changed(exchange.expect or {}, change)
+        if not {"equals", "one_of"} & expect.keys():
+            expect |= rule
+        return replace(exchange, reply=change(exchange.reply), expect=expect or None)
 
     return apply
+
+
+def _capitals(exchange: Exchange) -> Exchange:
+    expect: dict[str, Any] = _changed(exchange.expect or {}, str.upper) | {"not": {"regex": "[a-z]"}}
+    if "contains" in expect:
+        expect["contains"] = expect["contains"].upper()
+    return replace(exchange, reply=exchange.reply.upper(), expect=expect)
 
 
 _UPPER = ("Answer in upper case.", "Use capital letters only.", "Shout.", "Write every answer in capitals.")
@@ -67,20 +72,20 @@ _PLAIN = (
 
 def upper_case(rng: Random, split: Split) -> SystemLine:
     """Every reply in capitals (checks of exact text are changed along)."""
-    return SystemLine(rng.choice(_UPPER), (), _rewrite(str.upper, ("equals", "contains", "one_of")))
+    return SystemLine(rng.choice(_UPPER), (), _capitals)
 
 
 def ending(rng: Random, split: Split) -> SystemLine:
     """Every reply ends with a given word."""
     word, key = draw(rng, split, lambda r: any_word(r, 3, 6), lambda made: ("word", made))
-    change = _rewrite(lambda reply: f"{reply} {word}", ("equals", "one_of"))
+    change = _rewrite(lambda reply: f"{reply} {word}", {"regex": f" {word}$"})
     return SystemLine(rng.choice(_ENDING).format(word), (key,), change)
 
 
 def opening(rng: Random, split: Split) -> SystemLine:
     """Every reply begins with a given word and a comma."""
     word, key = draw(rng, split, lambda r: any_word(r, 3, 6), lambda made: ("word", made))
-    change = _rewrite(lambda reply: f"{word}, {reply}", ("equals", "one_of"))
+    change = _rewrite(lambda reply: f"{word}, {reply}", {"starts_with": f"{word}, "})
     return SystemLine(rng.choice(_OPENING).format(word), (key,), change)
 
 
