@@ -107,6 +107,13 @@ class Plan:
             seed=seed,
         )
 
+    def rows_of(self, number: int) -> tuple[int, int]:
+        """The first row of dialogue `number`, and the one after its last."""
+        conversation_number, rest = divmod(number, self._per_conversation)
+        num_turns = len(self.conversations[conversation_number].turns)
+        first = self._first_rows[conversation_number] + rest * num_turns
+        return first, first + num_turns
+
     def number_of(self, conversation: int, cell: int, repeat: int) -> int:
         """The dialogue of these three numbers."""
         return (conversation * len(self.cells) + cell) * self.repeats + repeat

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError
 from rwkvbatch.run.lines import MAX_LINE_BYTES, BadLineError, decode_row
-from rwkvbatch.run.rows import RowKey
+from rwkvbatch.run.rows import Row, RowKey
 
 
 @dataclass(frozen=True)
@@ -50,3 +52,31 @@ def scan_lines(reader: BinaryIO, place: Callable[[RowKey], int | None]) -> Itera
                 seen.add(found)
         yield ScannedLine(start, start + len(data), line_number, number, failed, problem, whole)
         start += len(data)
+
+
+def read_results(path: Path) -> Iterator[Row]:
+    """The rows of a results file, in the order of the file; a torn tail (a run under way) is passed over.
+
+    Raises:
+        RunDirectoryError: the file cannot be read.
+        RunDamagedError: a row before the last whole one is damaged.
+    """
+    try:
+        with path.open("rb") as reader:
+            problem: tuple[int, str] | None = None
+            for number, data in enumerate(iter(lambda: reader.readline(MAX_LINE_BYTES), b""), start=1):
+                try:
+                    row = decode_row(data)
+                except BadLineError as error:
+                    problem = problem or (number, str(error))
+                    continue
+                if problem is not None:
+                    raise RunDamagedError(
+                        f"the row is damaged: {problem[1]}",
+                        path=path,
+                        line=problem[0],
+                        hint="continue the run with --repair to set damaged rows aside and run them again",
+                    )
+                yield row
+    except OSError as error:
+        raise RunDirectoryError(f"cannot be read: {error.strerror}", path=path) from None

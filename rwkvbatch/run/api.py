@@ -1,0 +1,84 @@
+"""`run`: replay scripts from Python, as `rwkvbatch run` does from a shell."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rwkvbatch.run.execute import RunOptions, RunResult, execute
+from rwkvbatch.run.prepare import RunArguments, prepare, split_lists
+from rwkvbatch.run.progress import Observer
+from rwkvbatch.run.settings import CellSettings
+from rwkvbatch.run.setup import Workshop
+
+if TYPE_CHECKING:
+    from rwkvbatch.model.base import Model
+
+LISTED = ("preset", *(name for name in CellSettings.model_fields if name not in ("ban", "stop")))
+"""Settings that may be given as several values, each a dimension of the grid."""
+
+
+def run(
+    scripts: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    model: Model | str | os.PathLike[str] | None = None,
+    grid: str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | None = None,
+    retry_errors: bool = False,
+    repair: bool = False,
+    skip_bad: bool = False,
+    observer: Observer | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    **settings: Any,
+) -> RunResult:
+    """Replay the conversations of `scripts`, many at once.
+
+    Args:
+        scripts: a file or several; `-` is standard input.
+        out: the run directory, new or one to continue; None keeps the rows in memory.
+        model: a loaded model, a checkpoint's file, or None for the bundled one.
+        grid: a TOML file with a grid of settings. config: one with settings.
+        retry_errors: run rows again that failed. repair: set damaged rows aside and run them again.
+        skip_bad: leave bad lines of a script out.
+        observer: is told of progress. should_stop: asked between steps; true ends the run, which can be continued.
+        settings: fields of `RunSettings`; a list of values makes a dimension of the grid. They win over a
+            conversation's own params.
+
+    Returns:
+        The summary, and the rows: `result.rows()`.
+
+    Raises:
+        UsageError, ScriptError, CheckpointError, RunDirectoryError, StorageError: see `rwkvbatch.errors`.
+    """
+    paths = [scripts] if isinstance(scripts, (str, os.PathLike)) else list(scripts)
+    loaded: Model | None = None
+    if model is None or isinstance(model, (str, os.PathLike)):
+        if model is not None:
+            settings["model"] = os.fspath(model)
+    else:
+        loaded = model
+    values, lists = split_lists(settings, LISTED)
+    names = tuple(os.fspath(path) for path in paths)
+    prepared = prepare(
+        RunArguments(
+            scripts=names,
+            values=values,
+            lists=lists,
+            grid=None if grid is None else Path(grid),
+            config=None if config is None else Path(config),
+            skip_bad=skip_bad,
+        )
+    )
+    options = RunOptions(
+        out=None if out is None else Path(out),
+        scripts=names,
+        command="rwkvbatch.run(...)",
+        retry_errors=retry_errors,
+        repair=repair,
+        observer=observer,
+        should_stop=should_stop,
+    )
+    return execute(prepared.plan, Workshop(prepared.plan.settings, loaded), options)

@@ -1,0 +1,107 @@
+"""A run directory: made or continued, locked, and told apart from one that holds something else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rwkvbatch.errors import RunDirectoryError
+from rwkvbatch.run.files import OS_FILES, Files
+from rwkvbatch.run.lock import LOCK_NAME, DirectoryLock
+from rwkvbatch.run.manifest import read_manifest, refuse_other_run, write_manifest
+from rwkvbatch.run.plan import Plan
+from rwkvbatch.run.store import RESULTS_NAME, RowStore
+
+
+class RunDirectory:
+    """Holds the lock on a directory from construction to `close`.
+
+    Args:
+        path: made if it is not there; may only hold a run, or nothing.
+        command: what others are told who want the directory.
+
+    Raises:
+        RunDirectoryError: it cannot be made or written, or holds other files.
+        RunLockedError: another process has it.
+        RunDamagedError: results without a manifest.
+    """
+
+    def __init__(self, path: Path, command: str, files: Files = OS_FILES) -> None:
+        self.path = path
+        self._files = files
+        self._is_new = not path.exists()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"cannot be made: {error.strerror}", path=path, hint="give another directory with --out"
+            ) from None
+        self._lock = DirectoryLock(path, command)
+        try:
+            self.manifest = read_manifest(path)
+            if self.manifest is None:
+                self._refuse_strangers()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @property
+    def continued(self) -> bool:
+        """Whether a run is there already."""
+        return self.manifest is not None
+
+    def claim(self, identity: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Make sure that the directory is this run's: compare the manifest, or write it.
+
+        Raises:
+            RunMismatchError: it is another run's; says in what they differ.
+            StorageError: the manifest could not be written.
+        """
+        if self.manifest is not None:
+            refuse_other_run(self.path, self.manifest["identity"], identity)
+        else:
+            write_manifest(self._files, self.path, identity, about)
+        self._is_new = False
+
+    def open_rows(self, plan: Plan, *, repair: bool = False) -> RowStore:
+        """The rows so far; see `RowStore`."""
+        return RowStore(self.path, plan.num_rows, plan.place, repair=repair, files=self._files)
+
+    def close(self) -> None:
+        """Let go of the directory; one that was made for nothing goes away."""
+        if self._is_new:
+            with contextlib.suppress(OSError):
+                (self.path / LOCK_NAME).unlink()
+                self.path.rmdir()
+        self._lock.release()
+
+    def _refuse_strangers(self) -> None:
+        names = {entry.name for entry in os.scandir(self.path)}
+        if RESULTS_NAME in names:
+            raise RunDirectoryError(
+                f"has {RESULTS_NAME} but no manifest, so nobody can say what run it is of",
+                path=self.path,
+                hint="give another directory with --out, or move the file away",
+            )
+        strangers = sorted(name for name in names if name != LOCK_NAME and not name.endswith(".tmp"))
+        if strangers:
+            raise RunDirectoryError(
+                f"is not empty and holds no run (there is {strangers[0]!r})",
+                path=self.path,
+                hint="give a new directory with --out",
+            )
+
+
+def default_directory(scripts: Sequence[str], parent: Path = Path("runs")) -> Path:
+    """`runs/NAME`, of the first script's name and the time; never one that exists."""
+    stem = "stdin" if scripts[0] == "-" else Path(scripts[0]).stem
+    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, count = parent / name, 1
+    while path.exists():
+        count += 1
+        path = parent / f"{name}-{count}"
+    return path

@@ -1,0 +1,232 @@
+"""A plan carried out: rows into a directory or into memory, figures out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rwkvbatch.errors import RwkvBatchError, StorageError
+from rwkvbatch.run.directory import RunDirectory
+from rwkvbatch.run.driver import Counts, Driver, TurnEngine
+from rwkvbatch.run.files import OS_FILES, Files
+from rwkvbatch.run.manifest import make_about, make_identity
+from rwkvbatch.run.memory import MemoryRows
+from rwkvbatch.run.plan import Plan
+from rwkvbatch.run.progress import Meter, Observer, Progress
+from rwkvbatch.run.rows import Row
+from rwkvbatch.run.setup import Setup, setups_of
+from rwkvbatch.run.status import StatusFile
+from rwkvbatch.run.store import RowStore
+from rwkvbatch.run.summary import Summary, summarize, write_summary
+from rwkvbatch.run.turns import Desk
+from rwkvbatch.text.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+class ModelShop(Protocol):
+    """Where a plan's models come from; `Workshop` is the real one."""
+
+    def specs(self, setups: Any) -> dict[Setup, Any]: ...
+    def tokenizer(self, setup: Setup) -> Tokenizer: ...
+    def desk(self, setup: Setup, plan: Plan) -> Desk: ...
+    def engine(self, setup: Setup, plan: Plan, batch: int) -> TurnEngine: ...
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a plan is carried out; none of it changes a row.
+
+    Attributes:
+        out: the run directory; None keeps the rows in memory.
+        scripts, command: for the manifest's `about`.
+        retry_errors: run failed rows again, with what follows them in their dialogues.
+        repair: set damaged rows aside and run them again.
+        observer: is told of progress. should_stop: ends the run after the engine's step.
+        files: the system calls of the store.
+    """
+
+    out: Path | None = None
+    scripts: tuple[str, ...] = ()
+    command: str = ""
+    retry_errors: bool = False
+    repair: bool = False
+    observer: Observer | None = None
+    should_stop: Callable[[], bool] = lambda: False
+    files: Files = OS_FILES
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        directory: where the rows are; None when they are in memory.
+        summary: figures by cell. progress: of this session.
+        interrupted: it was stopped before its end.
+        rows: reads the rows, in the plan's order.
+        plan: what was run.
+    """
+
+    directory: Path | None
+    summary: Summary
+    progress: Progress
+    interrupted: bool
+    plan: Plan
+    rows: Callable[[], Iterator[Row]]
+
+
+def execute(plan: Plan, shop: ModelShop, options: RunOptions) -> RunResult:
+    """Run what the plan says and is not done yet.
+
+    Raises:
+        RunDirectoryError: the directory cannot be used, is locked, damaged, or another run's.
+        StorageError: a write failed; rows before it are safe.
+        TooManyFailuresError: more rows failed than the settings allow.
+    """
+    if options.out is None:
+        return _Session(plan, shop, options, MemoryRows(), None).run()
+    directory = RunDirectory(options.out, options.command, options.files)
+    try:
+        setups = setups_of(plan)
+        specs = shop.specs(setups)
+        identity = make_identity(plan, specs, shop.tokenizer(setups[0]))
+        directory.claim(identity, make_about(plan, specs, list(options.scripts), options.command))
+        store = directory.open_rows(plan, repair=options.repair)
+        try:
+            return _Session(plan, shop, options, store, directory.path).run()
+        finally:
+            store.close()
+    finally:
+        directory.close()
+
+
+class _Session:
+    """One process's part in a run."""
+
+    def __init__(
+        self, plan: Plan, shop: ModelShop, options: RunOptions, rows: RowStore | MemoryRows, path: Path | None
+    ) -> None:
+        self._plan = plan
+        self._shop = shop
+        self._options = options
+        self._rows = rows
+        self._path = path
+        self._status = None if path is None else StatusFile(path, files=options.files)
+        self._counts = Counts()
+
+    def run(self) -> RunResult:
+        if self._options.retry_errors:
+            self._rows.discard([n for n in range(self._plan.num_rows) if self._rows.failed(n)])
+        self._meter = Meter(self._plan.num_rows, self._rows.num_durable)
+        observer = self._options.observer
+        if observer is not None:
+            observer.started(self._progress())
+        try:
+            complete = self._drive()
+            self._rows.flush()
+            if complete:
+                self._rows.finalize()
+        except BaseException as error:
+            self._leave(error)
+            raise
+        finally:
+            if observer is not None:
+                observer.ended(self._progress())
+        if self._status is not None:
+            self._status.update(self._progress(), "done" if complete else "interrupted")
+        return self._result(interrupted=not complete)
+
+    def _drive(self) -> bool:
+        driver = Driver(
+            self._plan,
+            self._rows,
+            self._counts,
+            max_failures=self._plan.settings.max_failures,
+            should_stop=self._options.should_stop,
+            after_step=self._after_step,
+        )
+        for setup in setups_of(self._plan):
+            cells = set(setup.cells)
+            todo = [
+                n for n in range(self._plan.num_dialogues) if self._in_cells(n, cells) and self._is_open(n)
+            ]
+            if not todo:
+                continue
+
+            def make_engine(batch: int, setup: Setup = setup) -> TurnEngine:
+                return self._shop.engine(setup, self._plan, batch)
+
+            desk = self._shop.desk(setup, self._plan)
+            if not driver.run(todo, desk, make_engine, self._plan.settings.batch_size):
+                return False
+        return True
+
+    def _in_cells(self, number: int, cells: set[int]) -> bool:
+        return number // self._plan.repeats % len(self._plan.cells) in cells
+
+    def _is_open(self, number: int) -> bool:
+        first, last = self._plan.rows_of(number)
+        return not all(self._rows.has(row) for row in range(first, last))
+
+    def _after_step(self) -> None:
+        progress = self._progress()
+        if self._options.observer is not None:
+            self._options.observer.moved(progress)
+        if self._status is not None:
+            self._status.update(progress)
+
+    def _progress(self) -> Progress:
+        counts = self._counts
+        return self._meter.read(
+            self._rows.num_durable,
+            counts.failed_rows,
+            counts.failed_checks,
+            counts.active,
+            counts.reply_tokens,
+        )
+
+    def _leave(self, error: BaseException) -> None:
+        """The run ends by an error: keep what is there, and say so to whoever looks from outside."""
+        if not isinstance(error, StorageError):
+            try:
+                self._rows.flush()
+            except StorageError:
+                _log.exception("the last rows could not be flushed")
+        if self._status is not None:
+            state = "failed" if isinstance(error, Exception) else "interrupted"
+            message = (
+                error.message if isinstance(error, RwkvBatchError) else f"{type(error).__name__}: {error}"
+            )
+            self._status.update(self._progress(), state, message)
+
+    def _result(self, *, interrupted: bool) -> RunResult:
+        progress = self._progress()
+        names = [cell.name for cell in self._plan.cells]
+        summary = summarize(self._rows.rows(), names, self._plan.num_rows)
+        if self._path is None:
+            rows = list(self._rows.rows())
+            return RunResult(None, summary, progress, interrupted, self._plan, lambda: iter(rows))
+        session = {
+            "wall_s": round(progress.elapsed_s, 3),
+            "reply_tokens": progress.reply_tokens,
+            "tokens_per_s": round(progress.tokens_per_s, 3),
+        }
+        write_summary(self._options.files, self._path, summary, session)
+        path, plan = self._path, self._plan
+        return RunResult(path, summary, progress, interrupted, plan, lambda: read_rows(path))
+
+
+def read_rows(directory: Path) -> Iterator[Row]:
+    """The rows of a run directory, in the order of the file.
+
+    Raises:
+        RunDirectoryError: the file cannot be read.
+        RunDamagedError: a row is damaged.
+    """
+    from rwkvbatch.run.scan import read_results
+
+    return read_results(directory / "results.jsonl")

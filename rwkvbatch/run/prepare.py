@@ -1,0 +1,105 @@
+"""From what the user gave to a plan: settings, grid, scripts. Loads no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rwkvbatch.errors import UsageError
+from rwkvbatch.run.grid import make_cells
+from rwkvbatch.run.plan import Plan, select
+from rwkvbatch.run.settings import ALIASES, layer_settings, option_name, read_toml
+from rwkvbatch.script.reader import Script, read_scripts
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """What a run is made of, as it was given.
+
+    Attributes:
+        scripts: files; `-` is standard input.
+        values: settings by field name. lists: settings that take several values each, a dimension of the grid.
+        grid: a TOML file with a grid. config: a TOML file with settings.
+        environment: `os.environ`, or None to leave it out.
+        skip_bad: set bad lines of a script aside instead of refusing the script.
+    """
+
+    scripts: tuple[str, ...]
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    lists: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
+    grid: Path | None = None
+    config: Path | None = None
+    environment: Mapping[str, str] | None = None
+    skip_bad: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan, and the script that it was made of."""
+
+    plan: Plan
+    script: Script
+
+
+def prepare(arguments: RunArguments) -> Prepared:
+    """Read everything that was given and cross it into a plan.
+
+    Raises:
+        UsageError: a setting, the grid or the selection cannot be.
+        ScriptError: a script cannot be read.
+    """
+    layered = layer_settings(arguments.values, environment=arguments.environment, config=arguments.config)
+    tables = [table for table in (layered.grid, _grid_tables(arguments.grid)) if table]
+    cells = make_cells(arguments.lists, *tables)
+    settings = layered.settings
+    varied = {key for cell in cells for key in cell.overrides}
+    for key in sorted(varied & layered.explicit):
+        raise UsageError(
+            f"{option_name(key)} is given for all cells, and the grid gives it for some",
+            hint="leave one of the two out",
+        )
+    if (settings.max_repeats is None) != (settings.until_ci is None):
+        raise UsageError(
+            "--repeats LOW..HIGH and --until-ci belong together", hint="give both, or --repeats N"
+        )
+    if settings.max_repeats is not None and settings.max_repeats < settings.repeats:
+        raise UsageError(f"--repeats must rise, got {settings.repeats}..{settings.max_repeats}")
+    script = read_scripts(arguments.scripts, skip_bad=arguments.skip_bad)
+    return Prepared(Plan(select(script.conversations, settings), cells, layered), script)
+
+
+def split_lists(
+    values: Mapping[str, Any], listed: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Values of one kind and values that are lists: of the settings in `listed`, `0.3,0.7` or a list of several.
+
+    Raises:
+        UsageError: an empty place in a list.
+    """
+    single: dict[str, Any] = {}
+    several: dict[str, list[Any]] = {}
+    for key, value in values.items():
+        full = ALIASES.get(key, key)
+        parts: list[Any]
+        if full not in listed:
+            single[full] = value
+            continue
+        if isinstance(value, str) and "," in value:
+            parts = [part.strip() for part in value.split(",")]
+        elif isinstance(value, (list, tuple)):
+            parts = list(value)  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            parts = [value]
+        if not parts or "" in parts:
+            raise UsageError(f"{option_name(full)} has an empty place in {value!r}")
+        if len(parts) == 1:
+            single[full] = parts[0]
+        else:
+            several[full] = parts
+    return single, several
+
+
+def _grid_tables(path: Path | None) -> dict[str, Any]:
+    return {} if path is None else read_toml(path, "--grid")

@@ -1,0 +1,164 @@
+"""How a run is going: the figures, and the two ways of showing them while it goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LINE_EVERY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A moment of a run.
+
+    Attributes:
+        rows_done: rows that are safe on the disk, those of earlier sessions included. rows_total: in the plan.
+        failures: rows that failed in this session. failed_checks: checks that did.
+        active: dialogues under way.
+        reply_tokens: generated in this session. elapsed_s: its length.
+        seconds_left: estimated; None as long as there is nothing to estimate from.
+    """
+
+    rows_done: int
+    rows_total: int
+    failures: int
+    failed_checks: int
+    active: int
+    reply_tokens: int
+    elapsed_s: float
+    seconds_left: float | None
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.reply_tokens / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+
+class Observer(Protocol):
+    """Is told how the run is going; must be quick."""
+
+    def started(self, progress: Progress) -> None: ...
+    def moved(self, progress: Progress) -> None: ...
+    def ended(self, progress: Progress) -> None: ...
+
+
+class LineObserver:
+    """A line a minute, for logs and pipes.
+
+    Args:
+        say: prints one line.
+        clock: seconds that never jump.
+    """
+
+    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._say = say
+        self._clock = clock
+        self._next_s = 0.0
+
+    def started(self, progress: Progress) -> None:
+        self._next_s = self._clock() + LINE_EVERY_S
+        self._say(f"{progress.rows_total - progress.rows_done} of {progress.rows_total} rows to do")
+
+    def moved(self, progress: Progress) -> None:
+        if self._clock() >= self._next_s:
+            self._next_s = self._clock() + LINE_EVERY_S
+            self._say(progress_line(progress))
+
+    def ended(self, progress: Progress) -> None:
+        self._say(progress_line(progress))
+
+
+class BarObserver:
+    """A bar on a terminal, redrawn a few times a second.
+
+    Args:
+        console: of standard error.
+    """
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._bar = Progress(
+            TextColumn("{task.completed}/{task.total} rows"),
+            BarColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("rows", figures="")
+
+    def started(self, progress: Progress) -> None:
+        self.moved(progress)
+        self._bar.start()
+
+    def moved(self, progress: Progress) -> None:
+        self._bar.update(
+            self._task, completed=progress.rows_done, total=progress.rows_total, figures=_figures(progress)
+        )
+
+    def ended(self, progress: Progress) -> None:
+        self.moved(progress)
+        self._bar.stop()
+
+
+def progress_line(progress: Progress) -> str:
+    """All figures in one line."""
+    return f"{progress.rows_done}/{progress.rows_total} rows, {_figures(progress)}"
+
+
+def _figures(progress: Progress) -> str:
+    parts = [f"{progress.tokens_per_s:,.0f} tokens/s"]
+    if progress.rows_done < progress.rows_total and progress.seconds_left is not None:
+        parts.append(f"{duration(progress.seconds_left)} left")
+    if progress.failures:
+        parts.append(f"{progress.failures} failed")
+    if progress.failed_checks:
+        parts.append(f"{progress.failed_checks} checks not passed")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 5 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class Meter:
+    """Turns counts into `Progress`. Only what this session did goes into the estimate.
+
+    Args:
+        rows_total: in the plan. rows_done: there at the start.
+        clock: seconds that never jump.
+    """
+
+    def __init__(self, rows_total: int, rows_done: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total = rows_total
+        self._done_before = rows_done
+        self._clock = clock
+        self._began_s = clock()
+
+    def read(
+        self, rows_done: int, failures: int, failed_checks: int, active: int, reply_tokens: int
+    ) -> Progress:
+        elapsed_s = max(0.0, self._clock() - self._began_s)
+        now_done = rows_done - self._done_before
+        left = self._total - rows_done
+        return Progress(
+            rows_done=rows_done,
+            rows_total=self._total,
+            failures=failures,
+            failed_checks=failed_checks,
+            active=active,
+            reply_tokens=reply_tokens,
+            elapsed_s=elapsed_s,
+            seconds_left=elapsed_s / now_done * left if now_done > 0 else None,
+        )

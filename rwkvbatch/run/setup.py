@@ -1,0 +1,116 @@
+"""The models that a run's cells need, loaded one after the other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rwkvbatch.errors import UsageError
+from rwkvbatch.run.driver import TurnEngine
+from rwkvbatch.run.plan import Plan
+from rwkvbatch.run.settings import CellSettings, RunSettings
+from rwkvbatch.run.turns import Desk
+from rwkvbatch.text.tokenizer import Tokenizer, world_tokenizer
+
+if TYPE_CHECKING:
+    from rwkvbatch.model.base import Model, ModelSpec
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model as some cells want it, and the numbers of those cells."""
+
+    model: str | None
+    strategy: str
+    backend: str
+    cells: tuple[int, ...]
+
+
+def setups_of(plan: Plan) -> tuple[Setup, ...]:
+    """The different models of the plan's cells, in the cells' order."""
+    groups: dict[tuple[str | None, str, str], list[int]] = {}
+    for number, settings in enumerate(plan.cell_settings):
+        groups.setdefault((settings.model, settings.strategy, settings.backend), []).append(number)
+    return tuple(Setup(*key, tuple(cells)) for key, cells in groups.items())
+
+
+class Workshop:
+    """Loads models and makes engines for them. One model is in memory at a time.
+
+    Args:
+        settings: threads, memory and limits.
+        model: use this one instead of loading any.
+    """
+
+    def __init__(self, settings: RunSettings, model: Model | None = None) -> None:
+        self._settings = settings
+        self._given = model
+        self._loaded: tuple[tuple[str | None, str, str], Model] | None = None
+
+    def model(self, setup: Setup) -> Model:
+        """The setup's model.
+
+        Raises:
+            CheckpointError, UsageError: it cannot be loaded.
+        """
+        if self._given is not None:
+            return self._given
+        key = (setup.model, setup.strategy, setup.backend)
+        if self._loaded is None or self._loaded[0] != key:
+            from rwkvbatch.model.load import load_model
+
+            self._loaded = None
+            self._loaded = (key, load_model(*key, threads=self._settings.threads))
+        return self._loaded[1]
+
+    def tokenizer(self, setup: Setup) -> Tokenizer:
+        return world_tokenizer(self.model(setup).spec.vocab_size)
+
+    def specs(self, setups: Sequence[Setup]) -> dict[Setup, ModelSpec]:
+        """What every setup's model is. The first setup's is in memory afterwards."""
+        return {setup: self.model(setup).spec for setup in reversed(setups)}
+
+    def desk(self, setup: Setup, plan: Plan) -> Desk:
+        """What the dialogues of a setup share. State files have the roots 1, 2, ... in the order of the cells."""
+        return Desk(self.tokenizer(setup), self._roots(setup, plan), self._settings.max_prompt_tokens)
+
+    def engine(self, setup: Setup, plan: Plan, batch: int) -> TurnEngine:
+        """An engine for `batch` replies at once, with the initial states of the setup's cells."""
+        from rwkvbatch.engine.core import Engine
+        from rwkvbatch.model.states import load_state
+
+        model = self.model(setup)
+        memory = self._settings.state_memory
+        options: dict[str, Any] = {} if memory is None else {"state_memory": memory}
+        engine = Engine(model, tokenizer=self.tokenizer(setup), max_batch=batch, **options)
+        for path, number in self._roots(setup, plan).items():
+            if engine.add_root(load_state(path, model.spec)) != number:
+                raise UsageError(f"--state {path}: the engine has other initial states already")
+        return engine
+
+    @staticmethod
+    def _roots(setup: Setup, plan: Plan) -> dict[str, int]:
+        paths = dict.fromkeys(plan.cell_settings[cell].state for cell in setup.cells)
+        return {path: number for number, path in enumerate((p for p in paths if p is not None), start=1)}
+
+
+def sha256_of_file(path: str, option: str) -> str:
+    """Hex digest of a file that an option names.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"{option} {path}: cannot be read: {error.strerror}") from None
+
+
+def text_sha256(settings: CellSettings) -> str | None:
+    """Hex digest of the prelude's text, None without one."""
+    prelude = settings.prompting().prelude
+    return None if prelude is None else hashlib.sha256(prelude.encode("utf-8", "surrogatepass")).hexdigest()

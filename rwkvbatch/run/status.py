@@ -1,0 +1,75 @@
+"""`status.json`: how the run is going, for whoever looks at the directory from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from rwkvbatch.run.files import OS_FILES, Files, replace_file
+from rwkvbatch.run.progress import Progress
+
+STATUS_NAME = "status.json"
+EVERY_S = 2.0
+
+State = Literal["running", "done", "interrupted", "failed"]
+
+
+class StatusFile:
+    """Replaces the file every two seconds at most. It is a courtesy: failing to write it stops nothing.
+
+    Args:
+        directory: the run directory.
+        clock: seconds that never jump. wall_clock: seconds since 1970, shown and not compared.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        files: Files = OS_FILES,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._path = directory / STATUS_NAME
+        self._files = files
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._started = wall_clock()
+        self._written_s: float | None = None
+
+    def update(self, progress: Progress, state: State = "running", error: str | None = None) -> None:
+        """Write the figures, unless that was done a moment ago; an end of the run is always written."""
+        now = self._clock()
+        if state == "running" and self._written_s is not None and 0 <= now - self._written_s < EVERY_S:
+            return
+        self._written_s = now
+        content = {
+            "state": state,
+            "error": error,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": self._iso(self._started),
+            "updated": self._iso(self._wall_clock()),
+            "rows_done": progress.rows_done,
+            "rows_total": progress.rows_total,
+            "failures": progress.failures,
+            "failed_checks": progress.failed_checks,
+            "active": progress.active,
+            "reply_tokens": progress.reply_tokens,
+            "elapsed_s": round(progress.elapsed_s, 3),
+            "tokens_per_s": round(progress.tokens_per_s, 3),
+            "seconds_left": None if progress.seconds_left is None else round(progress.seconds_left, 1),
+        }
+        data = json.dumps(content, indent=2).encode() + b"\n"
+        with contextlib.suppress(OSError):
+            replace_file(self._files, self._path, [data], durable=False)
+
+    @staticmethod
+    def _iso(seconds: float) -> str:
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
