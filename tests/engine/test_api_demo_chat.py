@@ -1,0 +1,70 @@
+"""Replies held against a plain chat loop over the `rwkv` package, as API_DEMO_CHAT has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from rwkvbatch.config import Sampling
+from rwkvbatch.engine.core import Engine
+from rwkvbatch.engine.request import Request
+from rwkvbatch.model.base import Model
+from rwkvbatch.model.load import load_model
+from rwkvbatch.model.random_checkpoint import random_tensors
+
+NUM_TOKENS = 400
+SAMPLING = Sampling(temperature=0, presence=0.5, frequency=0.5, decay=0.996, ban=(0,))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "small.pth"
+    torch.save(random_tensors(3, 128, vocab_size=400, seed=5, dtype=torch.float32), path)
+    return path
+
+
+def plain_loop(forward: Callable[..., tuple[torch.Tensor, object]], prompt: list[int]) -> list[int]:
+    """One conversation, one token at a time: penalties, ban, greedy choice, decay, count."""
+    logits, state = forward(prompt, None)
+    occurrence: dict[int, float] = {}
+    tokens: list[int] = []
+    for _ in range(NUM_TOKENS):
+        logits = logits.clone().flatten()
+        for seen, count in occurrence.items():
+            logits[seen] -= 0.5 + count * 0.5
+        logits[0] -= 1e10
+        token = int(logits.argmax())
+        tokens.append(token)
+        for seen in occurrence:
+            occurrence[seen] *= 0.996
+        occurrence[token] = 1 + occurrence.get(token, 0)
+        logits, state = forward([token], state)
+    return tokens
+
+
+@pytest.fixture(scope="module")
+def package_loop(checkpoint: Path) -> Callable[[list[int]], list[int]]:
+    package: Model = load_model(checkpoint, strategy="cpu fp32", backend="upstream")
+
+    def forward(tokens: list[int], state: object) -> tuple[torch.Tensor, object]:
+        return package.forward([tokens], state)  # type: ignore[arg-type]
+
+    return lambda prompt: plain_loop(forward, prompt)
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_greedy_replies_with_penalties_are_those_of_a_plain_loop_over_the_package(
+    backend: str, checkpoint: Path, package_loop: Callable[[list[int]], list[int]]
+) -> None:
+    prompts = [[5, 17, 250], [30], list(range(40, 80))]
+    engine = Engine(load_model(checkpoint, strategy="cpu fp32", backend=backend))
+    replies = engine.generate(
+        [Request(tuple(prompt), SAMPLING, max_tokens=NUM_TOKENS, stop=()) for prompt in prompts]
+    )
+    for prompt, reply in zip(prompts, replies, strict=True):
+        expected = package_loop(prompt)
+        assert len(set(expected)) > 20, "the loop must not be stuck, or the penalties are not tested"
+        assert list(reply.ids) == expected
