@@ -1,0 +1,37 @@
+"""What all tests share: nothing of the user's is read or written, and torch leaves the other core alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("rwkvbatch", deadline=None, max_examples=60)
+settings.load_profile("rwkvbatch")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_user_files(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """State, cache and settings of the user who runs the tests must not matter, nor be touched."""
+    home = tmp_path_factory.getbasetemp() / "home"
+    home.mkdir(exist_ok=True)
+    for name in [name for name in os.environ if name.startswith(("RWKVBATCH_", "GITHUB_"))]:
+        monkeypatch.delenv(name)
+    for variable, folder in {
+        "HOME": "",
+        "XDG_STATE_HOME": "state",
+        "XDG_CONFIG_HOME": "config",
+        "XDG_CACHE_HOME": "cache",
+        "XDG_DATA_HOME": "data",
+    }.items():
+        monkeypatch.setenv(variable, str(Path(home) / folder))
+    for variable in ("NO_COLOR", "FORCE_COLOR", "COLUMNS"):
+        monkeypatch.delenv(variable, raising=False)
