@@ -10,6 +10,7 @@ import typer
 
 from rwkvbatch import __version__
 from rwkvbatch.cli.exits import ExitCode, report
+from rwkvbatch.cli.model import model_app
 
 app = typer.Typer(
     name="rwkvbatch",
@@ -35,6 +36,9 @@ def _root(
     ] = False,
 ) -> None:
     del version
+
+
+app.add_typer(model_app)
 
 
 def invoke(arguments: Sequence[str]) -> int:

@@ -73,8 +73,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             KeyError: there is none.
             CheckpointError: it holds NaN or infinity, or would after rounding.
         """
-        tensor = self.file.read(name)
-        check_finite(tensor, name, self.file.path)
+        tensor = self.check(name)
         # fp32 holds every bf16 and fp16 number, so widening would cost memory and change nothing.
         if self.dtype is None or self.dtype == tensor.dtype or self.dtype == torch.float32:
             return tensor
@@ -86,6 +85,12 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                 hint='use --strategy "cpu bf16", "cpu fp32" or "auto"',
             )
         return rounded
+
+    def check(self, name: str) -> torch.Tensor:
+        """The tensor `name` as it is in the file; errors as above."""
+        tensor = self.file.read(name)
+        check_finite(tensor, name, self.file.path)
+        return tensor
 
 
 @contextmanager

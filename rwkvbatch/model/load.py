@@ -17,6 +17,7 @@ from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.rwkv7 import Network
 from rwkvbatch.model.rwkv7_model import Rwkv7Model, state_bytes
 from rwkvbatch.model.strategy import DTYPES, Strategy, parse_strategy
+from rwkvbatch.model.upstream import load_upstream
 
 Backend = Literal["auto", "cpu", "reference", "cuda", "upstream"]
 
@@ -118,8 +119,6 @@ def load_model(
     with open_checkpoint(resolved.path) as checkpoint:
         generation = checkpoint.architecture.generation
         if backend == "upstream" or (generation != "7" and backend == "auto"):
-            from rwkvbatch.model.upstream import load_upstream
-
             return load_upstream(checkpoint, strategy, threads=threads)
         if generation != "7":
             raise UsageError(

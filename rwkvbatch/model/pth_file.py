@@ -6,7 +6,6 @@ import io
 import os
 import struct
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 

@@ -246,9 +246,8 @@ class Recipe:
                 return arguments[0]
             case "torch._tensor._rebuild_from_type_v2":
                 inner, kind, inner_arguments = arguments[:3]
-                if all(isinstance(part, Global) for part in (inner, kind)) and str(kind) in _PARAMETER_TYPES:
-                    if inner.module == "torch._utils":
-                        return self._call(inner, inner_arguments)
+                if isinstance(inner, Global) and isinstance(kind, Global) and str(kind) in _PARAMETER_TYPES:
+                    return self._call(inner, inner_arguments)
         raise self._refused(function)
 
 

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -26,12 +27,22 @@ MAX_OVERLAP = 4
 _HASH_PIECE = 1 << 22
 
 
+Kind = Literal["pth", "legacy pth", "safetensors"]
+
+
 class TensorFile:
     """An open file of named tensors. Also hashes the file, in a thread of its own once asked to."""
 
     def __init__(
-        self, path: Path, descriptor: int, entries: Mapping[str, StoredBytes], metadata: Mapping[str, str]
+        self,
+        path: Path,
+        descriptor: int,
+        entries: Mapping[str, StoredBytes],
+        metadata: Mapping[str, str],
+        *,
+        kind: Kind,
     ) -> None:
+        self.kind = kind
         self.path = path
         self.entries = entries
         self.metadata = metadata
@@ -118,12 +129,14 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
     descriptor = open_regular(path)
     try:
         head = os.pread(descriptor, 16, 0)
+        kind: Kind
         metadata: Mapping[str, str] = {}
         if pth_file.is_zip(head):
-            entries = pth_file.zip_entries(descriptor, path)
+            kind, entries = "pth", pth_file.zip_entries(descriptor, path)
         elif pth_file.is_legacy(head):
-            entries = pth_file.legacy_entries(descriptor, path)
+            kind, entries = "legacy pth", pth_file.legacy_entries(descriptor, path)
         elif safetensors_file.is_safetensors(head):
+            kind = "safetensors"
             entries, metadata = safetensors_file.read_header(descriptor, path)
         else:
             raise CheckpointError(
@@ -134,7 +147,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
                 else None,
             )
         _check_sizes(entries, os.fstat(descriptor).st_size, path)
-        file = TensorFile(path, descriptor, entries, metadata)
+        file = TensorFile(path, descriptor, entries, metadata, kind=kind)
     except BaseException:
         os.close(descriptor)
         raise

@@ -1,0 +1,166 @@
+"""`rwkvbatch model`: make, describe and convert checkpoints."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from rwkvbatch.errors import UsageError
+
+if TYPE_CHECKING:
+    from rwkvbatch.model.describe import Description
+
+model_app = typer.Typer(
+    name="model",
+    help="Make, describe and convert checkpoints.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+Precision = Literal["bf16", "fp16", "fp32"]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")]
+Output = Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .pth or .safetensors.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on standard error.")]
+
+_SIZE = re.compile(r"(\d{1,4})x(\d{1,6})")
+
+
+@model_app.command("random")
+def random_command(
+    size: Annotated[str, typer.Argument(metavar="LAYERSxWIDTH", help="Such as 12x768.")],
+    output: Output,
+    vocab: Annotated[int, typer.Option(min=1, max=1 << 20, help="Vocabulary size.")] = 65536,
+    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+    dtype: Annotated[Precision, typer.Option(help="How numbers are stored.")] = "bf16",
+    head_size: Annotated[int, typer.Option(min=1, max=1024, help="Width of a head.")] = 64,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write an RWKV-7 checkpoint of random weights, for measurements."""
+    match = _SIZE.fullmatch(size)
+    if match is None or not int(match[1]) or not int(match[2]):
+        raise UsageError(f"the size must be LAYERSxWIDTH, such as 12x768; got {size!r}")
+    layers, width = int(match[1]), int(match[2])
+    if width % head_size:
+        raise UsageError(f"the width must be a multiple of --head-size {head_size}, got {width}")
+
+    from rwkvbatch.model.random_checkpoint import random_tensors
+    from rwkvbatch.model.strategy import DTYPES
+    from rwkvbatch.model.tensor_write import check_target, save_tensors
+
+    check_target(output, replace=force)
+    tensors = random_tensors(layers, width, vocab, head_size, seed, dtype=DTYPES[dtype])
+    save_tensors(output, tensors, replace=force)
+    _say(f"wrote {output}, {sum(tensor.numel() for tensor in tensors.values()):,} parameters", quiet)
+
+
+@model_app.command("info")
+def info_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint; .pth may be left off.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Also read all values, look for NaN and infinity, and hash the file."),
+    ] = False,
+) -> None:
+    """Describe a checkpoint: its architecture, tensors and sizes."""
+    from rwkvbatch.model.checkpoint import open_checkpoint
+    from rwkvbatch.model.describe import describe
+    from rwkvbatch.model.load import resolve_model_path
+
+    with open_checkpoint(resolve_model_path(file).path) as checkpoint:
+        description = describe(checkpoint, read_values=verify)
+    if json:
+        from dataclasses import asdict
+        from json import dumps
+
+        typer.echo(dumps(asdict(description)))
+    else:
+        _show(description)
+
+
+@model_app.command("convert")
+def convert_command(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Checkpoint; .pth may be left off.")],
+    output: Output,
+    dtype: Annotated[
+        Precision | None, typer.Option(help="How numbers are stored; as they are unless given.")
+    ] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Convert a checkpoint between .pth and .safetensors, or to another precision."""
+    from rwkvbatch.model.checkpoint import Checkpoint, open_checkpoint
+    from rwkvbatch.model.load import resolve_model_path
+    from rwkvbatch.model.strategy import DTYPES
+    from rwkvbatch.model.tensor_write import check_target, save_tensors
+
+    check_target(output, replace=force)
+    wanted = None if dtype is None else DTYPES[dtype]
+    with open_checkpoint(resolve_model_path(source).path) as opened:
+        checkpoint = Checkpoint(opened.file, opened.architecture, wanted)
+        tensors = {
+            name: checkpoint[name] if wanted is None else checkpoint[name].to(wanted) for name in checkpoint
+        }
+    save_tensors(output, tensors, replace=force)
+    _say(f"wrote {output}, {len(tensors)} tensors", quiet)
+
+
+def _say(message: str, quiet: bool) -> None:
+    if not quiet:
+        from rwkvbatch.text.safe import printable
+
+        typer.echo(printable(message), file=sys.stderr)
+
+
+def _show(description: Description) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from rwkvbatch.text.safe import printable
+
+    heads = f"{description.num_heads} x {description.head_size}" if description.num_heads else "none"
+    facts = {
+        "file": f"{printable(description.path)} ({description.kind})",
+        "RWKV": description.generation,
+        "layers": f"{description.num_layers:,}",
+        "width": f"{description.width:,}",
+        "heads": heads,
+        "vocabulary": f"{description.vocab_size:,}",
+        "parameters": f"{description.num_parameters:,}",
+        "precision": description.dtype,
+        "file size": _size(description.num_bytes),
+    }
+    if description.state_bytes is not None:
+        facts["state of one sequence"] = _size(description.state_bytes)
+    if description.sha256 is not None:
+        facts["sha256"] = f"{description.sha256} (all values are finite)"
+    console = Console()
+    summary = Table(show_header=False, box=None)
+    for name, fact in facts.items():
+        summary.add_row(Text(name, style="bold"), Text(fact))
+    console.print(summary)
+    tensors = Table("tensor", "shape", "type", box=None, header_style="bold")
+    tensors.add_column("layers", justify="right")
+    tensors.add_column("parameters", justify="right")
+    for group in description.tensors:
+        shape = " x ".join(map(str, group.shape))
+        row = (group.name, shape, group.dtype, str(group.count), f"{group.num_parameters:,}")
+        tensors.add_row(*(Text(printable(cell)) for cell in row))
+    console.print()
+    console.print(tensors)
+
+
+def _size(num_bytes: int) -> str:
+    """A size in the largest unit that leaves a number of at least 1."""
+    size = float(num_bytes)
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
+        size /= 1024
+    return f"{size:,.1f} GiB"

@@ -1,0 +1,205 @@
+"""The `rwkv` package behind the `Model` interface: RWKV-4 to 7, every strategy, one sequence at a time.
+
+It is the slowest and most trusted way to run a model, and the only one for generations before RWKV-7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model.base import (
+    FloatArray,
+    IntArray,
+    ModelSpec,
+    RaggedBatch,
+    SampleBatch,
+    Sampled,
+    State,
+    StatePool,
+)
+from rwkvbatch.model.checkpoint import Checkpoint
+from rwkvbatch.model.forward import check_tokens, forward
+from rwkvbatch.model.ops import reference
+from rwkvbatch.model.settings import num_threads, tf32
+from rwkvbatch.model.strategy import parse_upstream_strategy
+from rwkvbatch.model.upstream_package import load_package_model
+
+PackageState = list[torch.Tensor]
+"""The package's own form: `len(names)` tensors for layer 0, then those of layer 1, and so on."""
+
+# In the package's order. RWKV-4 keeps the attention's numerator, denominator and exponent; the others a matrix a head.
+_NAMES_4 = ("att_shift", "att_numerator", "att_denominator", "att_exponent", "ffn_shift")
+_NAMES = ("att_shift", "wkv", "ffn_shift")
+_EMPTY_EXPONENT = -1e30
+
+
+@dataclass(frozen=True)
+class UpstreamPool:
+    """Slots of package states. Tensors are never changed in place, so slots may share them.
+
+    Attributes:
+        names: of the tensors that a layer's state consists of.
+        zero: the state before the first token.
+    """
+
+    names: tuple[str, ...]
+    zero: PackageState
+    slots: list[PackageState]
+
+    @property
+    def capacity(self) -> int:
+        return len(self.slots)
+
+    def clear(self, slot: int) -> None:
+        self.slots[slot] = list(self.zero)
+
+    def copy(self, source: int, target: int) -> None:
+        self.slots[target] = list(self.slots[source])
+
+    def read(self, slots: Sequence[int]) -> State:
+        size = len(self.names)
+        return State(
+            {
+                name: torch.stack(
+                    [
+                        torch.stack([tensor.float().cpu() for tensor in self.slots[slot][index::size]])
+                        for slot in slots
+                    ]
+                )
+                for index, name in enumerate(self.names)
+            }
+        )
+
+    def write(self, slots: Sequence[int], state: State) -> None:
+        size = len(self.names)
+        expected = {
+            name: (len(slots), len(self.zero) // size, *self.zero[index].shape)
+            for index, name in enumerate(self.names)
+        }
+        found = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
+        if found != expected:
+            raise CheckpointError(f"the state must have tensors {expected}, got {found}")
+        for row, slot in enumerate(slots):
+            self.slots[slot] = [
+                state.tensors[self.names[index % size]][row, index // size].to(zero, copy=True)
+                for index, zero in enumerate(self.zero)
+            ]
+
+
+class UpstreamModel:
+    """See `Model`.
+
+    Args:
+        package_model: the package's object.
+        zero: the state before the first token.
+    """
+
+    def __init__(
+        self, package_model: Any, zero: PackageState, spec: ModelSpec, *, threads: int | None = None
+    ) -> None:
+        self._package_model = package_model
+        self._zero = zero
+        self._spec = spec
+        self._threads = threads
+        self._names = _NAMES_4 if spec.generation == "4" else _NAMES
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._spec
+
+    def make_pool(self, capacity: int) -> StatePool:
+        return UpstreamPool(self._names, self._zero, [list(self._zero) for _ in range(capacity)])
+
+    def step(self, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+        assert isinstance(pool, UpstreamPool)
+        check_tokens(batch.tokens, self._spec.vocab_size)
+        wanted = set(batch.outputs.tolist())
+        logits: list[torch.Tensor] = []
+        with torch.no_grad(), num_threads(self._threads), tf32(False):
+            for slot, start, end in zip(
+                batch.slots.tolist(), batch.starts[:-1], batch.starts[1:], strict=True
+            ):
+                rows = [row for row in range(start, end) if row in wanted]
+                every_token = rows not in ([], [end - 1])
+                # Copied: the package changes a state, and its list, in place.
+                state = [tensor.clone() for tensor in pool.slots[slot]]
+                found, after = self._package_model.forward(
+                    batch.tokens[start:end].tolist(), state, every_token
+                )
+                pool.slots[slot] = list(after)
+                found = found.float().cpu().view(-1, self._spec.vocab_size)
+                logits += [found[row - start] if every_token else found[-1] for row in rows]
+        return torch.stack(logits) if logits else torch.empty(0, self._spec.vocab_size)
+
+    def sample(self, logits: torch.Tensor, batch: SampleBatch) -> Sampled:
+        return reference.sample(logits, batch)
+
+    def token_logprobs(self, logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
+        return reference.token_logprobs(logits, tokens)
+
+    def forward(
+        self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False
+    ) -> tuple[torch.Tensor, State]:
+        return forward(self, tokens, state, every_token)
+
+
+def load_upstream(checkpoint: Checkpoint, strategy: str, *, threads: int | None = None) -> UpstreamModel:
+    """Load `checkpoint` with the `rwkv` package.
+
+    Args:
+        strategy: any that the package takes for this generation; `auto` is `cuda fp16` or `cpu fp32`.
+
+    Raises:
+        UsageError: the strategy is not one of the package's, or its device is not here.
+        CheckpointError: the package cannot load the file.
+    """
+    architecture = checkpoint.architecture
+    wanted = parse_upstream_strategy(strategy, architecture.generation)
+    checkpoint.file.start_hashing()
+    package_model = load_package_model(checkpoint, wanted)
+    try:
+        with torch.no_grad(), num_threads(threads), tf32(False):
+            zero = _zero_state(package_model, architecture.generation)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise CheckpointError(
+            f"the `rwkv` package loads it but cannot run it ({reason})", path=checkpoint.file.path
+        ) from error
+    spec = ModelSpec(
+        generation=architecture.generation,
+        num_layers=architecture.num_layers,
+        width=architecture.width,
+        num_heads=architecture.num_heads,
+        head_size=architecture.head_size,
+        vocab_size=architecture.vocab_size,
+        num_parameters=architecture.num_parameters,
+        state_bytes=sum(tensor.numel() * tensor.element_size() for tensor in zero),
+        weights_sha256=checkpoint.file.sha256(),
+        path=str(checkpoint.file.path),
+        dtype=wanted,
+        backend="upstream",
+        device=str(zero[0].device),
+        bitwise=False,
+    )
+    return UpstreamModel(package_model, zero, spec, threads=threads)
+
+
+def _zero_state(package_model: Any, generation: str) -> PackageState:
+    """The state that the package starts from, found by running it: it hands out none before the first token."""
+    if generation == "7":
+        return list(package_model.generate_zero_state())
+    _, after = package_model.forward([0], None)
+    zero = [torch.zeros_like(tensor) for tensor in after]
+    if generation == "4":
+        for exponent in zero[3::5]:
+            exponent.fill_(_EMPTY_EXPONENT)
+    elif package_model.args.time_state:
+        for layer in range(len(zero) // 3):
+            tuned = package_model.w[f"blocks.{layer}.att.time_state"]
+            zero[3 * layer + 1] = tuned.transpose(1, 2).to(zero[3 * layer + 1], copy=True).contiguous()
+    return zero
