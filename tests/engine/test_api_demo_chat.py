@@ -15,14 +15,14 @@ from rwkvbatch.model.base import Model
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.random_checkpoint import random_tensors
 
-NUM_TOKENS = 400
+NUM_TOKENS = 300
 SAMPLING = Sampling(temperature=0, presence=0.5, frequency=0.5, decay=0.996, ban=(0,))
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "small.pth"
-    torch.save(random_tensors(3, 128, vocab_size=400, seed=5, dtype=torch.float32), path)
+    torch.save(random_tensors(2, 64, vocab_size=300, seed=5, dtype=torch.float32), path)
     return path
 
 
@@ -52,14 +52,21 @@ def package_loop(checkpoint: Path) -> Callable[[list[int]], list[int]]:
     def forward(tokens: list[int], state: object) -> tuple[torch.Tensor, object]:
         return package.forward([tokens], state)  # type: ignore[arg-type]
 
-    return lambda prompt: plain_loop(forward, prompt)
+    expected: dict[tuple[int, ...], list[int]] = {}
+
+    def loop(prompt: list[int]) -> list[int]:
+        if tuple(prompt) not in expected:
+            expected[tuple(prompt)] = plain_loop(forward, prompt)
+        return expected[tuple(prompt)]
+
+    return loop
 
 
 @pytest.mark.parametrize("backend", ["reference", "auto"])
 def test_greedy_replies_with_penalties_are_those_of_a_plain_loop_over_the_package(
     backend: str, checkpoint: Path, package_loop: Callable[[list[int]], list[int]]
 ) -> None:
-    prompts = [[5, 17, 250], [30], list(range(40, 80))]
+    prompts = [[5, 17, 250], list(range(40, 80))]
     engine = Engine(load_model(checkpoint, strategy="cpu fp32", backend=backend))
     replies = engine.generate(
         [Request(tuple(prompt), SAMPLING, max_tokens=NUM_TOKENS, stop=()) for prompt in prompts]
