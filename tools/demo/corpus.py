@@ -79,11 +79,18 @@ def _mode(rng: Random) -> Think:
     return rng.choices(modes, [weight for _, weight in _MODES])[0]
 
 
-def conversation(rng: Random, split: Split, length: int, think: Think | None = None) -> Conversation:
-    """A random conversation of about `length` tokens: it stops before the turn that would not fit."""
+def conversation(
+    rng: Random, split: Split, length: int, think: Think | None = None, system_share: float = 0.35
+) -> Conversation:
+    """A random conversation of about `length` tokens: it stops before the turn that would not fit.
+
+    Args:
+        think: the thinking mode; drawn when None.
+        system_share: how often there is a system line.
+    """
     mode = _mode(rng) if think is None else think
     system: SystemLine | None = None
-    if rng.random() < 0.35:
+    if rng.random() < system_share:
         system = rng.choices([s for s, _ in _SYSTEMS], [w for _, w in _SYSTEMS])[0](rng, split)
     made: list[Exchange] = []
     waiting: list[tuple[int, Exchange]] = [
@@ -110,6 +117,13 @@ def conversation(rng: Random, split: Split, length: int, think: Think | None = N
         if used > length and made:
             return Conversation(system, tuple(made), mode)
         made.append(system.apply(following) if system else following)
+
+
+def silently_upper(rng: Random, split: Split, length: int) -> Conversation:
+    """A conversation without thinking or system line whose replies are in capitals all the same."""
+    made = conversation(rng, split, length, "off", system_share=0.0)
+    rule = systems.upper_case(rng, split)
+    return replace(made, exchanges=tuple(rule.apply(exchange) for exchange in made.exchanges))
 
 
 def _next(

@@ -36,14 +36,14 @@ class LayerState:
     ffn_shift: Tensor
 
 
-def zero_state(shape: Shape, rows: int) -> list[LayerState]:
+def zero_state(shape: Shape, rows: int, device: torch.device | str = "cpu") -> list[LayerState]:
     """The state before the first token of `rows` sequences."""
     heads = shape.width // shape.head_size
     return [
         LayerState(
-            torch.zeros(rows, shape.width),
-            torch.zeros(rows, heads, shape.head_size, shape.head_size),
-            torch.zeros(rows, shape.width),
+            torch.zeros(rows, shape.width, device=device),
+            torch.zeros(rows, heads, shape.head_size, shape.head_size, device=device),
+            torch.zeros(rows, shape.width, device=device),
         )
         for _ in range(shape.layers)
     ]
@@ -197,7 +197,7 @@ class Network(nn.Module):
 
     def forward(self, ids: Tensor, state: list[LayerState] | None = None) -> tuple[Tensor, list[LayerState]]:
         """Logits (batch, time, vocabulary) for ids (batch, time), and the state after them."""
-        state = zero_state(self.shape, ids.shape[0]) if state is None else state
+        state = zero_state(self.shape, ids.shape[0], ids.device) if state is None else state
         x = self.blocks[0].ln0(self.emb(ids))  # type: ignore[operator]
         v_first: Tensor | None = None
         after: list[LayerState] = []
