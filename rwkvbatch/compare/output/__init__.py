@@ -1,0 +1,1 @@
+"""A finished comparison in words, tables and pages."""

@@ -1,0 +1,100 @@
+"""The table's columns as data, and the plain formats made of them: JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from rwkvbatch.compare.analysis import Analysis
+from rwkvbatch.compare.changes import ConversationChange, most_changed
+from rwkvbatch.compare.paired import Comparison
+
+COLUMNS: Final[Mapping[str, Callable[[Comparison], Any]]] = {
+    "baseline": lambda line: line.pair.baseline.label,
+    "variant": lambda line: line.pair.variant.label,
+    "group": lambda line: line.group,
+    "metric": lambda line: line.metric.name,
+    "unit": lambda line: line.metric.unit,
+    "better": lambda line: line.metric.better,
+    "baseline_mean": lambda line: line.baseline_mean,
+    "variant_mean": lambda line: line.variant_mean,
+    "difference": lambda line: line.difference,
+    "standard_error": lambda line: line.standard_error,
+    "degrees": lambda line: line.degrees,
+    "low": lambda line: line.low,
+    "high": lambda line: line.high,
+    "p": lambda line: line.p,
+    "p_holm": lambda line: line.p_holm,
+    "verdict": lambda line: line.verdict,
+    "wins": lambda line: line.wins,
+    "ties": lambda line: line.ties,
+    "losses": lambda line: line.losses,
+    "detectable": lambda line: line.detectable,
+    "num_values": lambda line: line.num_values,
+    "num_conversations": lambda line: line.num_conversations,
+}
+
+
+def as_record(line: Comparison) -> dict[str, Any]:
+    """One line of the table; NaN becomes None."""
+    return {name: _plain(of(line)) for name, of in COLUMNS.items()}
+
+
+def as_json(analysis: Analysis) -> str:
+    """The whole comparison as one JSON object: `comparisons`, `gates`, `changes`, `runs`, `notes`."""
+    content = {
+        "runs": [{"name": run.name, "path": run.source, "manifest": run.manifest} for run in analysis.runs],
+        "comparisons": [as_record(line) for line in analysis.comparisons],
+        "gates": [
+            {
+                "gate": gate.gate.text,
+                "variant": gate.label,
+                "failed": gate.failed,
+                "left": gate.left,
+                "right": gate.right,
+                "p_holm": _plain(gate.p_holm),
+            }
+            for gate in analysis.gates
+        ],
+        "changes": [
+            {
+                "baseline": matched.pair.baseline.label,
+                "variant": matched.pair.variant.label,
+                "conversations": [_change(change) for change in most_changed(matched)],
+            }
+            for matched in analysis.matched
+        ],
+        "notes": list(analysis.notes),
+    }
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+
+
+def as_csv(analysis: Analysis) -> str:
+    """The table, one comparison a line."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for line in analysis.comparisons:
+        writer.writerow([harmless(value) for value in as_record(line).values()])
+    return text.getvalue()
+
+
+def harmless(value: Any) -> Any:
+    """`value` such that no spreadsheet takes it for a formula: text that looks like one gets an apostrophe."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("=", "+", "-", "@", "＝", "＋", "－", "＠"):
+        return f"'{value}"
+    if isinstance(value, str) and value[:1] in ("\t", "\r", "\n"):
+        return f"'{value}"
+    return value
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _change(change: ConversationChange) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in vars(change).items()}

@@ -1,0 +1,226 @@
+"""The comparison in a terminal: tables that fit 80 columns, word diffs, dialogues side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from rwkvbatch.compare.analysis import Analysis
+from rwkvbatch.compare.changes import ConversationChange, TurnChange, most_changed, telling_turn, turn_changes
+from rwkvbatch.compare.diffs import Piece
+from rwkvbatch.compare.output.wording import (
+    MISSING,
+    conclusion,
+    heading,
+    interval,
+    metric_title,
+    number,
+    p_value,
+    signed,
+)
+from rwkvbatch.compare.paired import Comparison, MatchedRows
+from rwkvbatch.errors import UsageError
+from rwkvbatch.text.safe import printable
+
+_VERDICT_STYLES = {"better": "bold green", "worse": "bold red", "differs": "bold yellow"}
+_PIECE_STYLES = {"same": "", "gone": "red strike", "new": "green bold"}
+_MARKS = {"gone": ("[-", "-]"), "new": ("{+", "+}")}
+_WIDE = 104
+_MANY_PAIRS = 3
+_MAX_DIFF_CHARACTERS = 600
+
+
+def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 3) -> None:
+    """The tables, the conclusion, and the `num_changes` conversations of each pair that changed most."""
+    if analysis.comparisons:
+        headings = {heading(line) for line in analysis.comparisons}
+        tables = _by_metric if len(headings) >= _MANY_PAIRS else _by_pair
+        for table in tables(analysis.comparisons, wide=console.width >= _WIDE):
+            console.print(table)
+            console.print()
+    else:
+        console.print(_means(analysis))
+        console.print()
+    console.print(Text(conclusion(analysis), style="bold"))
+    shown = analysis.matched if len(analysis.matched) < _MANY_PAIRS else ()
+    for matched in shown:
+        _print_changes(matched, console, num_changes)
+    for gate in analysis.gates:
+        console.print(safe(gate.line, "bold red" if gate.failed else "green"))
+
+
+def print_conversation(analysis: Analysis, conversation: str, console: Console) -> None:
+    """One conversation of every pair, side by side, turn by turn.
+
+    Raises:
+        UsageError: no pair has a conversation of that name.
+    """
+    known = False
+    for matched in analysis.matched:
+        turns = turn_changes(matched, conversation)
+        known = known or bool(turns)
+        if turns:
+            title = f"{conversation}: {matched.pair.baseline.label} | {matched.pair.variant.label}"
+            console.print(Rule(safe(title, "bold")))
+        for turn in turns:
+            console.print(_side_by_side(turn, matched))
+            console.print()
+    if not known:
+        raise UsageError(
+            f"--show: no matched conversation is called {conversation!r}",
+            hint="`--format csv` or the HTML report lists them",
+        )
+
+
+def diff_text(pieces: Sequence[Piece], *, colour: bool, limit: int = _MAX_DIFF_CHARACTERS) -> Text:
+    """Pieces in one line of thought: struck out and bold, and bracketed where colours do not show."""
+    text = Text()
+    for piece in pieces:
+        shown = printable(piece.text)
+        if len(text.plain) + len(shown) > limit:
+            shown = shown[: max(0, limit - len(text.plain))] + "…"
+        before, after = ("", "") if colour or piece.kind == "same" else _MARKS[piece.kind]
+        text.append(before + shown + after, style=_PIECE_STYLES[piece.kind])
+        if len(text.plain) >= limit:
+            break
+    return text
+
+
+def safe(text: str, style: str = "") -> Text:
+    """Untrusted text that a terminal may show: nothing in it acts, and nothing in it is markup."""
+    return Text(printable(text, keep_newlines=False), style=style)
+
+
+def _by_pair(lines: Iterable[Comparison], *, wide: bool) -> Iterable[Table]:
+    groups: dict[str, list[Comparison]] = {}
+    for line in lines:
+        groups.setdefault(heading(line), []).append(line)
+    for title, own in groups.items():
+        most = max(own, key=lambda line: line.num_values)
+        table = _table(f"{title}  ({most.num_values} turns, {most.num_conversations} conversations)", wide)
+        for line in own:
+            table.add_row(
+                safe(metric_title(line)), number(line.baseline_mean, line.metric.digits), *_cells(line, wide)
+            )
+        yield table
+
+
+def _by_metric(lines: Iterable[Comparison], *, wide: bool) -> Iterable[Table]:
+    groups: dict[str, list[Comparison]] = {}
+    for line in lines:
+        groups.setdefault(line.metric.name, []).append(line)
+    for own in groups.values():
+        table = _table(metric_title(own[0]), wide, first="")
+        for line in own:
+            label = line.pair.variant.label + (f", {line.group}" if line.group else "")
+            table.add_row(safe(label), number(line.baseline_mean, line.metric.digits), *_cells(line, wide))
+        yield table
+
+
+def _table(title: str, wide: bool, first: str = "metric") -> Table:
+    table = Table(title=safe(title, "bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 1))
+    table.add_column(first, overflow="fold")
+    for name in ("baseline", "variant", "diff"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("95 % interval", no_wrap=True)
+    if wide:
+        table.add_column("W/T/L", justify="right", no_wrap=True)
+        table.add_column("detectable", justify="right", no_wrap=True)
+    table.add_column("p", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    return table
+
+
+def _cells(line: Comparison, wide: bool) -> list[Text | str]:
+    digits = line.metric.digits
+    style = _VERDICT_STYLES.get(line.verdict, "")
+    verdict = "" if line.verdict == "untested" else line.verdict
+    extra = [f"{line.wins}/{line.ties}/{line.losses}", number(line.detectable, digits)] if wide else []
+    return [
+        number(line.variant_mean, digits),
+        Text(signed(line.difference, digits), style=style),
+        interval(line),
+        *extra,
+        p_value(line.p_holm),
+        Text(verdict, style=style or "dim"),
+    ]
+
+
+def _means(analysis: Analysis) -> Table:
+    """One variant alone: its means."""
+    from rwkvbatch.compare.summary import variant_means
+
+    table = Table(
+        title=safe(analysis.variants[0].label, "bold"), title_justify="left", box=None, pad_edge=False
+    )
+    table.add_column("metric")
+    table.add_column("mean", justify="right")
+    table.add_column("95 % interval")
+    for line in variant_means(analysis.table, analysis.variants[0]):
+        ends = MISSING
+        if not math.isnan(line.low):
+            ends = f"[{number(line.low, line.metric.digits)}, {number(line.high, line.metric.digits)}]"
+        table.add_row(safe(line.metric.title), number(line.mean, line.metric.digits), ends)
+    return table
+
+
+def _print_changes(matched: MatchedRows, console: Console, num_changes: int) -> None:
+    changed = [change for change in most_changed(matched) if change.replies_changed > 0][:num_changes]
+    if not changed:
+        return
+    console.print()
+    console.print(
+        safe(f"Most changed, {matched.pair.variant.label} against {matched.pair.baseline.label}", "bold")
+    )
+    for change in changed:
+        turn = telling_turn(turn_changes(matched, change.conversation))
+        console.print(_change_title(change))
+        if turn is not None:
+            question = safe(f"turn {turn.turn}, repeat {turn.repeat}: {turn.prompt}", "dim")
+            colour = console.color_system is not None and not console.no_color
+            console.print(Padding(Group(question, diff_text(turn.pieces, colour=colour)), (0, 0, 0, 2)))
+
+
+def _change_title(change: ConversationChange) -> Text:
+    title = safe(change.conversation, "cyan")
+    if not math.isnan(change.score):
+        title.append(f"  score {signed(change.score, 2)}", style="")
+    if not math.isnan(change.nll):
+        title.append(f"  nll {signed(change.nll, 2)}", style="")
+    title.append(f"  {change.replies_changed:.0%} of replies differ", style="")
+    return title
+
+
+def _side_by_side(turn: TurnChange, matched: MatchedRows) -> Group:
+    table = Table(box=None, expand=True, pad_edge=False, padding=(0, 2, 0, 0), show_header=True)
+    table.add_column(safe(matched.pair.baseline.label, "bold"), ratio=1, overflow="fold")
+    table.add_column(safe(matched.pair.variant.label, "bold"), ratio=1, overflow="fold")
+    left, right = Text(), Text()
+    for piece in turn.pieces:
+        shown = printable(piece.text)
+        if piece.kind != "new":
+            left.append(shown, style=_PIECE_STYLES[piece.kind] if piece.kind == "gone" else "")
+        if piece.kind != "gone":
+            right.append(shown, style=_PIECE_STYLES[piece.kind] if piece.kind == "new" else "")
+    table.add_row(left, right)
+    table.add_row(
+        _turn_numbers(turn.baseline_score, turn.baseline_nll),
+        _turn_numbers(turn.variant_score, turn.variant_nll),
+    )
+    question = Text.assemble(
+        (f"turn {turn.turn}, repeat {turn.repeat}  ", "dim"), (printable(turn.prompt), "bold")
+    )
+    return Group(question, table)
+
+
+def _turn_numbers(score: float, nll: float) -> Text:
+    parts = [
+        f"{name} {value:.2f}" for name, value in (("score", score), ("nll", nll)) if not math.isnan(value)
+    ]
+    return Text("  ".join(parts), style="dim")

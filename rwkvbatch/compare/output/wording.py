@@ -1,0 +1,82 @@
+"""How numbers and findings are written, the same in every format."""
+
+from __future__ import annotations
+
+import math
+
+from rwkvbatch.compare.analysis import Analysis
+from rwkvbatch.compare.paired import Comparison
+
+ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
+MISSING = "—"
+
+
+def number(value: float, digits: int) -> str:
+    """A number for a table; a dash where it is not known."""
+    if math.isnan(value):
+        return MISSING
+    text = f"{value:.{digits}f}"
+    return text.replace("-", "") if float(text) == 0 else text
+
+
+def signed(value: float, digits: int) -> str:
+    """A difference, with its sign."""
+    text = number(value, digits)
+    return text if text == MISSING or text.startswith("-") or float(text) == 0 else f"+{text}"
+
+
+def interval(line: Comparison) -> str:
+    """The 95 % interval."""
+    if math.isnan(line.low):
+        return MISSING
+    return f"[{signed(line.low, line.metric.digits)}, {signed(line.high, line.metric.digits)}]"
+
+
+def p_value(p: float) -> str:
+    """A p-value to two digits, never 0."""
+    if math.isnan(p):
+        return MISSING
+    if p < 0.001:
+        return "<0.001"
+    return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def metric_title(line: Comparison) -> str:
+    """The metric's title, with an arrow towards the better side."""
+    return f"{line.metric.title} {ARROWS[line.metric.better]}".rstrip()
+
+
+def heading(line: Comparison) -> str:
+    """Who is held against whom."""
+    group = f", {line.group}" if line.group else ""
+    return f"{line.pair.variant.label} against {line.pair.baseline.label}{group}"
+
+
+def findings(analysis: Analysis) -> list[Comparison]:
+    """The lines that say more than noise, smallest p first."""
+    found = [line for line in analysis.comparisons if line.verdict in ("better", "worse", "differs")]
+    return sorted(found, key=lambda line: line.p)
+
+
+def finding(line: Comparison) -> str:
+    """One finding as a sentence."""
+    digits = line.metric.digits
+    return (
+        f"{heading(line)}: {line.metric.title} {signed(line.difference, digits)} {interval(line)}, "
+        f"{line.verdict} (p = {p_value(line.p_holm)} after correction)".replace("p = <", "p < ")
+    )
+
+
+def conclusion(analysis: Analysis) -> str:
+    """What the whole table says, in one sentence."""
+    tested = sum(1 for line in analysis.comparisons if line.metric.tested)
+    if not tested:
+        return "Nothing to test: give a second run, or a run with several cells."
+    found = len(findings(analysis))
+    if not found:
+        return f"No difference beyond noise in {_count(tested, 'test')} (Holm-corrected, 5 %)."
+    return f"{found} of {_count(tested, 'test')} say more than noise (Holm-corrected, 5 %)."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,55 @@
+"""The means of one variant by itself, with clustered intervals."""
+
+# pandas ships no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rwkvbatch.compare.metrics import TURN_METRICS, Metric
+from rwkvbatch.compare.pairing import Variant
+from rwkvbatch.stats.clustered import clustered_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class VariantMean:
+    """A metric's mean over all rows of a variant, and its 95 % interval (NaN where unknown)."""
+
+    metric: Metric
+    mean: float
+    low: float
+    high: float
+    num_values: int
+
+
+def variant_means(table: pd.DataFrame, variant: Variant) -> list[VariantMean]:
+    """All metrics that `variant` has numbers for."""
+    rows = rows_of(table, variant)
+    conversations = rows["conversation"].factorize()[0]
+    means: list[VariantMean] = []
+    for metric in TURN_METRICS:
+        values = rows[metric.name].to_numpy(dtype=np.float64)
+        known = ~np.isnan(values)
+        if not known.any() or (metric.name == "failed" and not values.any()):
+            continue
+        estimate = clustered_mean(values[known], conversations[known])
+        low, high = estimate.interval()
+        mean, ends = estimate.mean, (low, high)
+        if metric.exponential:
+            mean, ends = math.exp(mean), (math.exp(low), math.exp(high))
+        means.append(VariantMean(metric, mean, *ends, num_values=int(known.sum())))
+    return means
+
+
+def rows_of(table: pd.DataFrame, variant: Variant) -> pd.DataFrame:
+    """The rows of one cell of one run."""
+    return table.loc[(table["run"] == variant.run) & (table["cell"] == variant.cell)]
