@@ -1,7 +1,8 @@
 """`expect`: what a reply should be like. Parsed in full before anything is generated; each check judges one reply.
 
-An entry is an object with one or more kinds and, where a kind has them, options: `{"contains": "Ada", "ignore_case": true}`.
-All checks judge the stripped reply without its thinking part. The kinds themselves are in `rules.py` and beside it.
+An entry is an object with one or more kinds and, where a kind has them, options:
+`{"contains": "Ada", "ignore_case": true}`. All checks judge the stripped reply without its thinking part. The kinds
+themselves are in `rules.py` and beside it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from rwkvbatch.script.rules import (
 )
 from rwkvbatch.script.rules_regex import Matches
 from rwkvbatch.script.similarity import Similarity
-from rwkvbatch.script.source import refuse, refuse_unknown_keys, shown, type_name
+from rwkvbatch.script.source import is_array, is_object, refuse, refuse_unknown_keys, shown, type_name
 
 __all__ = [
     "ENTRY_POINTS",
@@ -152,7 +153,7 @@ class _Guarded:
 def _parse(raw: Any, source: SourceLine, where: str, depth: int) -> tuple[Check, ...]:
     if depth > MAX_NESTING:
         refuse(source, f"{where}: checks are nested deeper than {MAX_NESTING} levels")
-    if isinstance(raw, list):
+    if is_array(raw):
         return tuple(
             check
             for at, entry in enumerate(raw)
@@ -162,7 +163,7 @@ def _parse(raw: Any, source: SourceLine, where: str, depth: int) -> tuple[Check,
 
 
 def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int) -> tuple[Check, ...]:
-    if not isinstance(raw, dict):
+    if not is_object(raw):
         hint = 'write an object such as {"contains": "Ada"}'
         refuse(source, f"{where}: a check must be an object, got {type_name(raw)}", hint)
     kinds = [key for key in raw if key in _BUILT_IN or key in _COMBINERS or key in _plugins()]
@@ -228,7 +229,7 @@ def _plugins() -> Mapping[str, Any]:
 def _load_plugin(kind: str) -> RuleKind:
     point = _plugins()[kind]
     try:
-        found: RuleKind = point.load()
+        found: Any = point.load()
         if not callable(found.parse) or not all(isinstance(option, str) for option in found.options):
             raise TypeError("`parse` must be callable and `options` a set of names")
     except Exception as error:
@@ -236,7 +237,8 @@ def _load_plugin(kind: str) -> RuleKind:
             f"the check {kind!r} is a plug-in that cannot be loaded ({point.value}): {type(error).__name__}: {error}",
             hint="reinstall or remove the package that brings it",
         ) from error
-    return found
+    kind_of_rule: RuleKind = found
+    return kind_of_rule
 
 
 def _kind(kind: str, source: SourceLine, where: str) -> RuleKind:

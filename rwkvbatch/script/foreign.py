@@ -11,7 +11,7 @@ from rwkvbatch.script.dialogue import Message, Role, to_dialogue
 from rwkvbatch.script.params import OPENAI_PARAM_NAMES, from_openai
 from rwkvbatch.script.records import Conversation, SourceLine, Turn
 from rwkvbatch.script.shapes import Shape, read_id, read_tags
-from rwkvbatch.script.source import refuse, shown, type_name
+from rwkvbatch.script.source import is_array, is_object, refuse, shown, type_name
 
 _ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -176,13 +176,13 @@ def _role(name: str, source: SourceLine, where: str) -> Role:
 def _content(content: Any, source: SourceLine, where: str) -> str:
     if isinstance(content, str):
         return content
-    if not isinstance(content, list):
+    if not is_array(content):
         refuse(
             source, f"{where}.content: must be a string or an array of text parts, got {type_name(content)}"
         )
     texts: list[str] = []
     for at, part in enumerate(content):
-        text = part.get("text") if isinstance(part, dict) else None
+        text = part.get("text") if is_object(part) else None
         if not isinstance(text, str):
             refuse(
                 source,

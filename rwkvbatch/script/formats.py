@@ -18,6 +18,7 @@ from rwkvbatch.script.foreign import read_mt_bench, read_openai, read_openai_bat
 from rwkvbatch.script.native import read_native
 from rwkvbatch.script.params import OPENAI_PARAM_NAMES
 from rwkvbatch.script.records import Conversation, SourceLine
+from rwkvbatch.script.source import is_array, is_object
 
 ReadForm = Callable[[Mapping[str, Any], SourceLine, str], Conversation]
 
@@ -59,9 +60,9 @@ def read_conversation(line: Mapping[str, Any], source: SourceLine, default_id: s
 
 def _is_openai(line: Mapping[str, Any]) -> bool:
     messages = line.get("messages")
-    if not isinstance(messages, list) or not _NATIVE_KEYS.isdisjoint(line):
+    if not is_array(messages) or not _NATIVE_KEYS.isdisjoint(line):
         return False
-    plain = [message for message in messages if isinstance(message, dict)]
+    plain = [message for message in messages if is_object(message)]
     if any("expect" in message for message in plain):
         return False
     return not _OPENAI_KEYS.isdisjoint(line) or any(

@@ -1,7 +1,7 @@
 """The `json` check: the reply is JSON, and of a given shape (JSON Schema, by the `jsonschema` library).
 
-A schema comes from a script, so what could take forever or reach out is kept away from it: references stay inside the schema
-and are counted, patterns have a deadline, and the keywords that match property names by pattern are refused.
+A schema comes from a script, so what could take forever or reach out is kept away from it: references stay inside the
+schema and are counted, patterns have a deadline, and the keywords that match property names by pattern are refused.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, ClassVar, Self
 
 from rwkvbatch.errors import MissingExtraError
 from rwkvbatch.script.records import ReplyFacts, Verdict
 from rwkvbatch.script.rules import answer, excerpt, verdict, wrong
 from rwkvbatch.script.rules_regex import compile_pattern, search
+from rwkvbatch.script.source import is_array, is_object
 
 MAX_REFERENCES = 10_000
 _REFUSED_KEYWORDS = frozenset(
@@ -36,7 +38,7 @@ class JsonRule:
     def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
         if expected is True or expected == "valid":
             return cls(None)
-        if not isinstance(expected, dict):
+        if not is_object(expected):
             wrong('must be true, "valid" or a JSON Schema', expected)
         _check_schema(expected)
         return cls(expected)
@@ -115,8 +117,6 @@ class _TooMuchError(Exception):
 def _library() -> Any:
     try:
         import jsonschema
-        import jsonschema.exceptions
-        import jsonschema.validators
     except ImportError:
         raise MissingExtraError(
             "the check `json` with a schema needs the jsonschema library, which is not installed",
@@ -126,9 +126,8 @@ def _library() -> Any:
 
 
 def _empty_registry() -> Any:
-    from referencing import Registry
-
-    return Registry()
+    referencing: Any = import_module("referencing")
+    return referencing.Registry()
 
 
 def _unresolvable() -> type[Exception]:
@@ -141,10 +140,10 @@ def _values(schema: Any, wanted: Callable[[str], bool]) -> Iterator[tuple[str, A
     pending: list[Any] = [schema]
     while pending:
         item = pending.pop()
-        if isinstance(item, dict):
+        if is_object(item):
             yield from ((key, value) for key, value in item.items() if wanted(key))
             pending += item.values()
-        elif isinstance(item, list):
+        elif is_array(item):
             pending += item
 
 

@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any, ClassVar, NoReturn, Protocol, Self
 
 from rwkvbatch.script.records import ReplyFacts, Rule, Verdict
+from rwkvbatch.script.source import is_array
 
 FINISHES = ("stop", "eos", "length", "time")
 IGNORE_CASE = frozenset({"ignore_case"})
@@ -86,7 +87,7 @@ def text_of(expected: Any) -> str:
 
 def texts_of(expected: Any) -> tuple[str, ...]:
     """One string, or an array of at least one."""
-    texts = expected if isinstance(expected, list) else [expected]
+    texts = expected if is_array(expected) else [expected]
     if not texts or not all(isinstance(text, str) and text for text in texts):
         wrong("must be a string or an array of strings, none empty", expected)
     return tuple(texts)
@@ -141,7 +142,7 @@ class OneOf(_TextRule):
 
     @classmethod
     def _texts(cls, expected: Any) -> tuple[str, ...]:
-        if not isinstance(expected, list):
+        if not is_array(expected):
             wrong("must be an array of strings", expected)
         return tuple(text.strip() for text in texts_of(expected))
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rwkvbatch.script.records import SourceLine
-from rwkvbatch.script.source import refuse, refuse_unknown_keys, shown, type_name
+from rwkvbatch.script.source import is_object, refuse, refuse_unknown_keys, shown, type_name
 
 MAX_ID_LENGTH = 200
 
@@ -35,7 +35,7 @@ class Shape(BaseModel):
         Raises:
             ScriptError: not an object, an unknown key, or a value of a wrong type.
         """
-        if not isinstance(value, dict):
+        if not is_object(value):
             refuse(source, f"{where}: must be an object, got {type_name(value)}")
         refuse_unknown_keys(value, cls.known_keys(), source, where, close_only=cls.lenient)
         try:
@@ -66,8 +66,8 @@ def read_id(given: str | None, default: str, source: SourceLine, key: str = "id"
     """The id of a conversation.
 
     Raises:
-        ScriptError: it is empty, too long, or holds characters that cannot be printed. Ids are never used as file names,
-            so `/` and `..` are as good as anything.
+        ScriptError: it is empty, too long, or holds characters that cannot be printed. Ids are never used as file
+            names, so `/` and `..` are as good as anything.
     """
     if given is None:
         return default

@@ -1,4 +1,4 @@
-"""The `similarity` check: how much the reply is like a text, by chrF (character n-grams, Popovic 2015), as sacrebleu has it."""
+"""The `similarity` check: how much the reply is like a text, by sacrebleu's chrF (character n-grams; Popović 2015)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_COMPARED_CHARACTERS = 20_000
 
 @dataclass(frozen=True)
 class Similarity:
-    """chrF between the answer and the reference, or the text `to`, is at least this; in [0, 1], and the score itself."""
+    """chrF between the answer and the reference, or the text `to`, is at least this, in [0, 1]; chrF is the score."""
 
     options: ClassVar[frozenset[str]] = frozenset({"to"})
     at_least: float

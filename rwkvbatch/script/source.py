@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from rwkvbatch.errors import ScriptError
 from rwkvbatch.script.records import SourceLine
@@ -70,15 +70,25 @@ def parse_line(text: str, source: SourceLine) -> Mapping[str, Any]:
         refuse(source, str(error), error.hint)
     except RecursionError:
         _refuse_depth(source)
-    if not isinstance(value, dict):
+    if not is_object(value):
         hint = (
             "write one conversation a line (`jq -c '.[]' FILE` does that to an array)"
-            if isinstance(value, list)
+            if is_array(value)
             else None
         )
         refuse(source, f"must be a JSON object, got {type_name(value)}", hint)
     _walk(value, source)
     return value
+
+
+def is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    """Whether a JSON value is an object."""
+    return isinstance(value, dict)
+
+
+def is_array(value: object) -> TypeGuard[list[Any]]:
+    """Whether a JSON value is an array."""
+    return isinstance(value, list)
 
 
 def type_name(value: object) -> str:
@@ -159,10 +169,10 @@ def _walk(value: Any, source: SourceLine) -> None:
                     refuse(
                         source, f"half of a surrogate pair, {code}", "write the whole character, or remove it"
                     )
-            elif isinstance(item, dict):
+            elif is_object(item):
                 below += item.keys()
                 below += item.values()
-            elif isinstance(item, list):
+            elif is_array(item):
                 below += item
         if not below:
             return

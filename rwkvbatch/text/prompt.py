@@ -1,7 +1,8 @@
 """How turns become text: cleaning, RWKV's official template, thinking modes, the blank line that closes a turn.
 
-Each segment (opening, turn, reference reply, closing) is encoded on its own and the token ids are concatenated, so that a
-history never has to be encoded again. The texts are those of ChatRWKV's `API_DEMO_CHAT.py` and of the RWKV-7 model cards.
+Each segment (opening, turn, reference reply, closing) is encoded on its own and the token ids are concatenated, so
+that a history never has to be encoded again. The texts are those of ChatRWKV's `API_DEMO_CHAT.py` and of the RWKV-7
+model cards.
 
 | `--think` | the prompt's end                              | a reply ends on     |
 |-----------|-----------------------------------------------|---------------------|

@@ -1,7 +1,7 @@
 """The World tokenizer: greedy longest match over UTF-8 bytes, the same ids as the `rwkv` package's on any text.
 
-A model with a smaller vocabulary uses the entries whose ids it has. Ids 1 to 256 are the single bytes, so any text can be
-written with a vocabulary of 257.
+A model with a smaller vocabulary uses the entries whose ids it has. Ids 1 to 256 are the single bytes, so any text can
+be written with a vocabulary of 257.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def world_tokenizer(vocab_size: int = 65536) -> WorldTokenizer:
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise UsageError(
-            f"the World vocabulary needs at least {MIN_VOCAB_SIZE} token ids (end of text and 256 bytes), got {vocab_size}",
+            f"the World vocabulary has at least {MIN_VOCAB_SIZE} ids (end of text, 256 bytes), got {vocab_size}",
             hint="use a model that was trained with the World vocabulary",
         )
     return WorldTokenizer(load_entries(), vocab_size)

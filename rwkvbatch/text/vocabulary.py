@@ -1,7 +1,7 @@
 """The World vocabulary's entries: read from the `rwkv` package's data file once, then from a compact cache.
 
-The data file holds one Python literal a line, which takes most of a second to parse. The cache holds the same entries as
-plain bytes; it names the data file's hash and carries its own checksum, so a stale or damaged one is simply parsed anew.
+The data file holds one Python literal a line, which takes most of a second to parse. The cache holds the same entries
+as plain bytes; it names the data file's hash and carries its own checksum, so a stale or damaged one is replaced.
 """
 
 from __future__ import annotations
