@@ -1,0 +1,108 @@
+"""The package as a whole: what importing it costs, and what it must never contain."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rwkvbatch
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "rwkvbatch"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+HEAVY = ("torch", "pandas", "numpy", "rwkv", "scipy", "jinja2", "prompt_toolkit")
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level modules that are loaded when `code` has run in a fresh interpreter."""
+    script = f"import sys\n{code}\nprint(' '.join(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert not modules_after("import rwkvbatch") & set(HEAVY)
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["compare"], ["chat"], ["show"], ["bench"], ["model"]])
+def test_help_loads_nothing_heavy(command: list[str]) -> None:
+    code = (
+        "import io, contextlib\nfrom rwkvbatch.cli.app import invoke\n"
+        f"with contextlib.redirect_stdout(io.StringIO()):\n    assert invoke({[*command, '--help']!r}) == 0"
+    )
+    assert not modules_after(code) & set(HEAVY)
+
+
+def test_every_public_name_can_be_used() -> None:
+    for name in rwkvbatch.__all__:
+        assert getattr(rwkvbatch, name) is not None
+    assert set(rwkvbatch.__all__) <= set(dir(rwkvbatch))
+
+
+def test_an_unknown_public_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="nonsense"):
+        rwkvbatch.nonsense  # noqa: B018
+
+
+def test_every_command_is_documented_in_the_readme() -> None:
+    from rwkvbatch.cli.app import app
+
+    readme = (ROOT / "README.md").read_text()
+    names = [info.name for info in app.registered_commands] + [info.name for info in app.registered_groups]
+    assert names
+    for name in names:
+        assert f"rwkvbatch {name}" in readme, f"the README does not show `rwkvbatch {name}`"
+
+
+def test_every_module_is_in_the_structure_document() -> None:
+    text = (ROOT / "docs" / "structure.md").read_text()
+    named = [path.relative_to(PACKAGE).as_posix() for path in SOURCES if path.name not in ("__init__.py", "__main__.py")]
+    missing = [name for name in named if name not in text and f"{Path(name).parent.as_posix()}/` " not in text]
+    assert not missing, f"docs/structure.md has no line for {missing}"
+
+
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
+FORBIDDEN_MODULES = {"pickle", "shelve", "marshal", "dill", "requests", "urllib.request", "http.client", "ftplib"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_nothing_is_evaluated_unpickled_or_fetched(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in FORBIDDEN_CALLS, f"line {node.lineno}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            is_shell = any(
+                keyword.arg == "shell" and getattr(keyword.value, "value", None) is True for keyword in node.keywords
+            )
+            assert not is_shell, f"line {node.lineno}"
+            if node.func.attr == "load" and ast.unparse(node.func.value) == "torch":
+                safe = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert safe.get("weights_only") == "True", f"line {node.lineno}"
+        imported: list[str] = []
+        if isinstance(node, ast.Import):
+            imported = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            imported = [node.module or ""]
+        # The rwkv package's module is run from its installed file, fenced; nothing else is.
+        assert not set(imported) & FORBIDDEN_MODULES, f"{imported} at line {getattr(node, 'lineno', 0)}"
+
+
+def test_nothing_in_the_repository_names_a_machine() -> None:
+    suspicious = re.compile(r"/work/main|/home/[a-z]+/|/root/|\.\./shared")
+    tracked = subprocess.run(
+        ["git", "ls-files", "*.py", "*.md", "*.toml", "*.cpp", "*.hpp", "Makefile"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    ).stdout.split()
+    for name in tracked:
+        if name == "tests/test_package.py":
+            continue
+        assert not suspicious.search((ROOT / name).read_text(errors="replace")), name
