@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from rwkvbatch.engine.jobs import Generation, Scoring
+from rwkvbatch.engine.outlook import Hold, Outlook
 from rwkvbatch.engine.prefix import PrefixTree
-from rwkvbatch.engine.request import Finish, Reply, Request, Score
+from rwkvbatch.engine.request import END_OF_TEXT, Finish, Reply, Request, Score
 from rwkvbatch.engine.sampling import gather
 from rwkvbatch.engine.scheduler import Chunk, Reading, Scheduler
 from rwkvbatch.engine.slots import SlotAllocator
@@ -93,6 +94,12 @@ class Engine:
         self._done: list[Finished] = []
         self._next_id = 0
         self._next_root = ZERO_ROOT + 1
+        self._num_holds = 0
+
+    @property
+    def num_states_kept(self) -> int:
+        """States of finished prefixes that are still at hand."""
+        return self._scheduler.tree.num_kept
 
     @property
     def busy(self) -> bool:
@@ -183,6 +190,57 @@ class Engine:
         result = self._run_until([request_id])[request_id]
         assert isinstance(result, Score)
         return result
+
+    def look(self, tokens: Sequence[int], root: int = ZERO_ROOT) -> Outlook:
+        """The next token's logits and the state after `tokens`; disturbs nothing that is under way.
+
+        Raises:
+            ValueError: as `submit`.
+        """
+        if not tokens:
+            raise ValueError("there is nothing to look at after no tokens")
+        before = self._state_after(tuple(tokens[:-1]), root) if len(tokens) > 1 else self._root_state(root)
+        self._check_tokens(tokens[-1:])
+        logits, state = self.model.forward([[tokens[-1]]], before)
+        return Outlook(logits[0].clone(), state)
+
+    def hold(self, tokens: Sequence[int], root: int = ZERO_ROOT) -> Hold | None:
+        """Keep the nearest state on the way to `tokens` from being dropped, until `release`.
+
+        Returns:
+            None when there is no such state, or when half of all states are held already.
+        """
+        tree = self._scheduler.tree
+        if self._num_holds >= self._pool.capacity // 2 or not tree.has_root(root):
+            return None
+        node = tree.hold(root, tuple(tokens))
+        if node is None:
+            return None
+        self._num_holds += 1
+        return Hold(node)
+
+    def release(self, hold: Hold) -> None:
+        """Let a held state be dropped when its memory is needed. Once for each hold."""
+        self._scheduler.tree.release(hold.node)
+        self._num_holds -= 1
+
+    def _state_after(self, tokens: tuple[int, ...], root: int) -> State:
+        if not self._scheduler.tree.has_root(root):
+            raise ValueError(f"there is no initial state {root}")
+        node = self._scheduler.tree.insert(root, tokens)
+        if node.slot is None:
+            # Scoring any token reads all of `tokens` and leaves their state in the tree.
+            self.score(tokens, (END_OF_TEXT,), root)
+            node = self._scheduler.tree.insert(root, tokens)
+        assert node.slot is not None
+        return self._pool.read([node.slot])
+
+    def _root_state(self, root: int) -> State | None:
+        tree = self._scheduler.tree
+        if not tree.has_root(root):
+            raise ValueError(f"there is no initial state {root}")
+        slot = tree.insert(root, ()).slot
+        return None if slot is None else self._pool.read([slot])
 
     def _run_until(self, ids: Sequence[int]) -> dict[int, Reply | Score]:
         wanted, results, others = set(ids), dict[int, Reply | Score](), list[Finished]()

@@ -108,6 +108,19 @@ class PrefixTree:
         self._kept[slot] = node
         return True
 
+    def hold(self, root: int, tokens: Tokens) -> Node | None:
+        """Keep the nearest state on the way to `tokens` from being dropped; None when there is none but the root's."""
+        end = self.insert(root, tokens)
+        node = self.deepest_kept(end)
+        if node.parent is not None:
+            node.num_holds += 1
+        self._prune(end)
+        return None if node.parent is None else node
+
+    def release(self, node: Node) -> None:
+        """The opposite of `hold`."""
+        node.num_holds -= 1
+
     def drop_oldest(self) -> int | None:
         """Forget the least recently used state that nothing holds; its slot, or None."""
         for slot, node in self._kept.items():
