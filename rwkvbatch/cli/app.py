@@ -11,6 +11,8 @@ import typer
 from rwkvbatch import __version__
 from rwkvbatch.cli.exits import ExitCode, report
 from rwkvbatch.cli.model import model_app
+from rwkvbatch.cli.run import EPILOG as RUN_EPILOG
+from rwkvbatch.cli.run import run_command
 
 app = typer.Typer(
     name="rwkvbatch",
@@ -39,6 +41,7 @@ def _root(
 
 
 app.add_typer(model_app)
+app.command("run", epilog=RUN_EPILOG)(run_command)
 
 
 def invoke(arguments: Sequence[str]) -> int:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rwkvbatch.errors import RunDirectoryError
-from rwkvbatch.run.files import OS_FILES, Files
+from rwkvbatch.errors import RunDirectoryError, StorageError
+from rwkvbatch.run.files import OS_FILES, Files, replace_file
 from rwkvbatch.run.lock import LOCK_NAME, DirectoryLock
 from rwkvbatch.run.manifest import read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.run.plan import Plan
 from rwkvbatch.run.store import RESULTS_NAME, RowStore
+
+SKIPPED_NAME = "skipped.jsonl"
 
 
 class RunDirectory:
@@ -70,6 +72,18 @@ class RunDirectory:
     def open_rows(self, plan: Plan, *, repair: bool = False) -> RowStore:
         """The rows so far; see `RowStore`."""
         return RowStore(self.path, plan.num_rows, plan.place, repair=repair, files=self._files)
+
+    def keep_skipped(self, lines: Iterable[bytes]) -> None:
+        """Keep the script's bad lines, as they were, in `skipped.jsonl`.
+
+        Raises:
+            StorageError: the file could not be written.
+        """
+        path = self.path / SKIPPED_NAME
+        try:
+            replace_file(self._files, path, (line + b"\n" for line in lines))
+        except OSError as error:
+            raise StorageError(f"{path}: write failed: {error.strerror or error}") from error
 
     def close(self) -> None:
         """Let go of the directory; one that was made for nothing goes away."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,8 @@ from rwkvbatch.run.status import StatusFile
 from rwkvbatch.run.store import RowStore
 from rwkvbatch.run.summary import Summary, summarize, write_summary
 from rwkvbatch.run.turns import Desk
+from rwkvbatch.run.verify import Difference, choose_rows, verdict, verify_rows, write_verdict
+from rwkvbatch.script.reader import SkippedLine
 from rwkvbatch.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ _log = logging.getLogger(__name__)
 class ModelShop(Protocol):
     """Where a plan's models come from; `Workshop` is the real one."""
 
-    def specs(self, setups: Any) -> dict[Setup, Any]: ...
+    def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]: ...
     def tokenizer(self, setup: Setup) -> Tokenizer: ...
     def desk(self, setup: Setup, plan: Plan) -> Desk: ...
     def engine(self, setup: Setup, plan: Plan, batch: int) -> TurnEngine: ...
@@ -45,6 +47,8 @@ class RunOptions:
         scripts, command: for the manifest's `about`.
         retry_errors: run failed rows again, with what follows them in their dialogues.
         repair: set damaged rows aside and run them again.
+        verify_rows: afterwards, generate so many rows again, alone and in another batch.
+        skipped: bad lines of the scripts, to be kept in the directory.
         observer: is told of progress. should_stop: ends the run after the engine's step.
         files: the system calls of the store.
     """
@@ -54,6 +58,8 @@ class RunOptions:
     command: str = ""
     retry_errors: bool = False
     repair: bool = False
+    verify_rows: int = 0
+    skipped: Sequence[SkippedLine] = ()
     observer: Observer | None = None
     should_stop: Callable[[], bool] = lambda: False
     files: Files = OS_FILES
@@ -69,6 +75,7 @@ class RunResult:
         interrupted: it was stopped before its end.
         rows: reads the rows, in the plan's order.
         plan: what was run.
+        verified: what `verify.json` holds, when rows were verified.
     """
 
     directory: Path | None
@@ -77,6 +84,7 @@ class RunResult:
     interrupted: bool
     plan: Plan
     rows: Callable[[], Iterator[Row]]
+    verified: Mapping[str, Any] | None = None
 
 
 def execute(plan: Plan, shop: ModelShop, options: RunOptions) -> RunResult:
@@ -95,6 +103,8 @@ def execute(plan: Plan, shop: ModelShop, options: RunOptions) -> RunResult:
         specs = shop.specs(setups)
         identity = make_identity(plan, specs, shop.tokenizer(setups[0]))
         directory.claim(identity, make_about(plan, specs, list(options.scripts), options.command))
+        if options.skipped:
+            directory.keep_skipped(line.raw for line in options.skipped)
         store = directory.open_rows(plan, repair=options.repair)
         try:
             return _Session(plan, shop, options, store, directory.path).run()
@@ -117,6 +127,8 @@ class _Session:
         self._path = path
         self._status = None if path is None else StatusFile(path, files=options.files)
         self._counts = Counts()
+        self._verified: list[int] = []
+        self._differences: list[Difference] = []
 
     def run(self) -> RunResult:
         if self._options.retry_errors:
@@ -154,16 +166,32 @@ class _Session:
             todo = [
                 n for n in range(self._plan.num_dialogues) if self._in_cells(n, cells) and self._is_open(n)
             ]
-            if not todo:
+            if not todo and not self._options.verify_rows:
                 continue
 
             def make_engine(batch: int, setup: Setup = setup) -> TurnEngine:
                 return self._shop.engine(setup, self._plan, batch)
 
             desk = self._shop.desk(setup, self._plan)
-            if not driver.run(todo, desk, make_engine, self._plan.settings.batch_size):
+            if todo and not driver.run(todo, desk, make_engine, self._plan.settings.batch_size):
                 return False
+            if self._options.verify_rows:
+                self._verify(setup, desk, make_engine)
         return True
+
+    def _verify(self, setup: Setup, desk: Desk, make_engine: Callable[[int], TurnEngine]) -> None:
+        cells = set(setup.cells)
+        rows = [
+            row
+            for number in range(self._plan.num_dialogues)
+            if self._in_cells(number, cells)
+            for row in range(*self._plan.rows_of(number))
+        ]
+        chosen = choose_rows(
+            self._rows, rows, max(1, self._options.verify_rows // len(setups_of(self._plan)))
+        )
+        self._verified += chosen
+        self._differences += verify_rows(self._plan, self._rows, chosen, desk, make_engine)
 
     def _in_cells(self, number: int, cells: set[int]) -> bool:
         return number // self._plan.repeats % len(self._plan.cells) in cells
@@ -205,19 +233,24 @@ class _Session:
 
     def _result(self, *, interrupted: bool) -> RunResult:
         progress = self._progress()
+        verified = None
+        if self._verified:
+            verified = verdict(len(self._verified), self._differences)
         names = [cell.name for cell in self._plan.cells]
         summary = summarize(self._rows.rows(), names, self._plan.num_rows)
         if self._path is None:
             rows = list(self._rows.rows())
-            return RunResult(None, summary, progress, interrupted, self._plan, lambda: iter(rows))
+            return RunResult(None, summary, progress, interrupted, self._plan, lambda: iter(rows), verified)
         session = {
             "wall_s": round(progress.elapsed_s, 3),
             "reply_tokens": progress.reply_tokens,
             "tokens_per_s": round(progress.tokens_per_s, 3),
         }
         write_summary(self._options.files, self._path, summary, session)
+        if verified is not None:
+            write_verdict(self._options.files, self._path, verified)
         path, plan = self._path, self._plan
-        return RunResult(path, summary, progress, interrupted, plan, lambda: read_rows(path))
+        return RunResult(path, summary, progress, interrupted, plan, lambda: read_rows(path), verified)
 
 
 def read_rows(directory: Path) -> Iterator[Row]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch import __version__
+from rwkvbatch.config import Sampling, Stopping
 from rwkvbatch.errors import RunDirectoryError, RunMismatchError, StorageError
 from rwkvbatch.run.files import Files, replace_file
 from rwkvbatch.run.plan import Plan
@@ -57,7 +58,8 @@ def make_identity(plan: Plan, specs: Mapping[Setup, ModelSpec], tokenizer: Token
         "max_repeats": settings.max_repeats,
         "until_ci": settings.until_ci,
         "max_prompt_tokens": settings.max_prompt_tokens,
-        "given_for_all": sorted(plan.explicit & CellSettings.model_fields.keys()),
+        # These take the place of a conversation's own params.
+        "given_for_all": sorted(plan.explicit & {"seed", *Sampling.model_fields, *Stopping.model_fields}),
         "cells": {
             cell.name: _cell_identity(cell_settings, spec_of[number])
             for number, (cell, cell_settings) in enumerate(zip(plan.cells, plan.cell_settings, strict=True))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,9 @@ from rwkvbatch.text.tokenizer import Tokenizer, world_tokenizer
 
 if TYPE_CHECKING:
     from rwkvbatch.model.base import Model, ModelSpec
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,14 @@ class Workshop:
     Args:
         settings: threads, memory and limits.
         model: use this one instead of loading any.
+        say: is told when the bundled model serves.
     """
 
-    def __init__(self, settings: RunSettings, model: Model | None = None) -> None:
+    def __init__(
+        self, settings: RunSettings, model: Model | None = None, say: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._settings = settings
+        self._say = say
         self._given = model
         self._loaded: tuple[tuple[str | None, str, str], Model] | None = None
 
@@ -60,10 +69,18 @@ class Workshop:
             return self._given
         key = (setup.model, setup.strategy, setup.backend)
         if self._loaded is None or self._loaded[0] != key:
-            from rwkvbatch.model.load import load_model
+            from rwkvbatch.model.load import load_model, resolve_model_path
 
             self._loaded = None
-            self._loaded = (key, load_model(*key, threads=self._settings.threads))
+            if resolve_model_path(setup.model).bundled:
+                self._say("using the bundled demonstration model; --model FILE takes another one")
+            began_s = time.monotonic()
+            model = load_model(*key, threads=self._settings.threads)
+            _log.info(
+                "loaded the model",
+                extra={"path": model.spec.path, "seconds": round(time.monotonic() - began_s, 3)},
+            )
+            self._loaded = (key, model)
         return self._loaded[1]
 
     def tokenizer(self, setup: Setup) -> Tokenizer:

@@ -35,14 +35,17 @@ class Desk:
     ) -> None:
         self.tokenizer = tokenizer
         self.max_prompt_tokens = max_prompt_tokens
-        self.roots: dict[str | None, int] = {None: 0}
-        self.roots.update(roots or {})
+        self._roots = dict(roots or {})
         # A conversation comes back in every cell and repeat, so its texts are worth keeping.
         self.encode = lru_cache(maxsize=8192)(self._encode)
         self._texts = lru_cache(maxsize=256)(self._load)
 
     def template(self, settings: CellSettings) -> PromptTemplate:
         return self._texts(settings.think, settings.template, settings.prelude)[0]
+
+    def root(self, settings: CellSettings) -> int:
+        """The engine's number of the initial state."""
+        return 0 if settings.state is None else self._roots[settings.state]
 
     def prelude(self, settings: CellSettings) -> str | None:
         return self._texts(settings.think, settings.template, settings.prelude)[1]
@@ -120,7 +123,7 @@ class ActiveDialogue:
             max_seconds=settings.max_seconds,
             stop=(*self._template.stops, *settings.stop),
             closing=self._template.closing,
-            root=self._desk.roots[settings.state],
+            root=self._desk.root(settings),
         )
 
     def scoring(self) -> Scoring | None:
@@ -129,7 +132,7 @@ class ActiveDialogue:
             return None
         prefix = (*self._history, *self._desk.encode(self._template.past_turn(self._now.user)))
         continuation = self._desk.encode(self._template.reply(self._now.reference))
-        return Scoring(prefix, continuation, self._desk.roots[self.dialogue.settings.state])
+        return Scoring(prefix, continuation, self._desk.root(self.dialogue.settings))
 
     def finish_turn(self, reply: Reply, score: Score | None) -> Row:
         """The row of the next turn, out of the engine's answers; the dialogue moves on to the turn after it."""

@@ -1,0 +1,233 @@
+"""Options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MODEL_PANEL = "Model"
+SAMPLING_PANEL = "Sampling"
+ENDING_PANEL = "End of a reply"
+PROMPT_PANEL = "Prompt"
+OUTPUT_PANEL = "Output"
+
+# The model.
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="FILE",
+        rich_help_panel=MODEL_PANEL,
+        help="Checkpoint, .pth or .safetensors; the ending may be left out. "
+        "[dim]Default: $RWKVBATCH_MODEL, else the bundled one.[/]",
+    ),
+]
+StrategyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--strategy",
+        metavar="TEXT",
+        rich_help_panel=MODEL_PANEL,
+        help='Device and precision: "cpu fp32", "cpu bf16", "cuda fp16", "cuda:1 bf16", auto.',
+    ),
+]
+BackendOption = Annotated[
+    str | None,
+    typer.Option(
+        "--backend", metavar="NAME", rich_help_panel=MODEL_PANEL, help="cpu, reference, cuda, upstream, auto."
+    ),
+]
+StateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--state", metavar="FILE", rich_help_panel=MODEL_PANEL, help="Initial state (a state-tuned file)."
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", metavar="N", rich_help_panel=MODEL_PANEL, help="CPU threads. Changes no reply."
+    ),
+]
+StateMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--state-memory",
+        metavar="SIZE",
+        rich_help_panel=MODEL_PANEL,
+        help="Memory for recurrent states, such as 512M or 2G.",
+    ),
+]
+
+# Sampling. Text, because a comma list makes a grid in `run`.
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        rich_help_panel=SAMPLING_PANEL,
+        help="A known-good combination: default, greedy, api-demo-chat, creative, precise, ... "
+        "Other options change it.",
+    ),
+]
+TempOption = Annotated[
+    str | None,
+    typer.Option("--temp", metavar="X", rich_help_panel=SAMPLING_PANEL, help="Temperature; 0 is greedy."),
+]
+TopPOption = Annotated[
+    str | None,
+    typer.Option(
+        "--top-p",
+        metavar="X",
+        rich_help_panel=SAMPLING_PANEL,
+        help="Keep the likeliest tokens up to this probability; 0 is greedy.",
+    ),
+]
+TopKOption = Annotated[
+    str | None,
+    typer.Option(
+        "--top-k", metavar="N", rich_help_panel=SAMPLING_PANEL, help="Keep at most N tokens; 0 keeps all."
+    ),
+]
+PresenceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--presence",
+        metavar="X",
+        rich_help_panel=SAMPLING_PANEL,
+        help="Penalty on tokens that are in the reply.",
+    ),
+]
+FrequencyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--frequency",
+        metavar="X",
+        rich_help_panel=SAMPLING_PANEL,
+        help="Penalty for each time they are in it.",
+    ),
+]
+DecayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--decay",
+        metavar="X",
+        rich_help_panel=SAMPLING_PANEL,
+        help="Counts are multiplied by this at each step.",
+    ),
+]
+OrderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--order",
+        metavar="NAME",
+        rich_help_panel=SAMPLING_PANEL,
+        help="top-p-first (the rwkv package) or temperature-first.",
+    ),
+]
+BanOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ban",
+        metavar="ID",
+        rich_help_panel=SAMPLING_PANEL,
+        help="Token ids never to choose; may be repeated.",
+    ),
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", metavar="N", rich_help_panel=SAMPLING_PANEL, help="Of all randomness. [dim]Default: 0[/]"
+    ),
+]
+
+# The end of a reply.
+MaxTokensOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-tokens", metavar="N", rich_help_panel=ENDING_PANEL, help="Tokens in a reply, at most."
+    ),
+]
+MaxSecondsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-seconds",
+        metavar="X",
+        rich_help_panel=ENDING_PANEL,
+        help="Seconds for a reply, at most. Such an end is not reproducible.",
+    ),
+]
+StopOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stop",
+        metavar="TEXT",
+        rich_help_panel=ENDING_PANEL,
+        help="Text that ends a reply; may be repeated.",
+    ),
+]
+
+# The prompt.
+ThinkOption = Annotated[
+    str | None,
+    typer.Option(
+        "--think", metavar="MODE", rich_help_panel=PROMPT_PANEL, help="Thinking: off, on, fake, short, long."
+    ),
+]
+TemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--template",
+        metavar="FILE",
+        rich_help_panel=PROMPT_PANEL,
+        help="Jinja2 template in place of RWKV's official one.",
+    ),
+]
+PreludeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prelude",
+        metavar="FILE",
+        rich_help_panel=PROMPT_PANEL,
+        help="Text read before the first turn (an initial exchange), or the name api-demo-chat.",
+    ),
+]
+MaxPromptTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-prompt-tokens",
+        metavar="N",
+        rich_help_panel=PROMPT_PANEL,
+        help="A turn with a longer history fails, and the run goes on.",
+    ),
+]
+
+# Output and settings.
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        rich_help_panel=OUTPUT_PANEL,
+        help="TOML file with settings. The command line and $RWKVBATCH_* win over it.",
+    ),
+]
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", rich_help_panel=OUTPUT_PANEL, help="Print the result as JSON on standard output."),
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", rich_help_panel=OUTPUT_PANEL, help="Say nothing but errors.")
+]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", rich_help_panel=OUTPUT_PANEL, help="Say more on standard error.")
+]
+LogFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--log-file", metavar="FILE", rich_help_panel=OUTPUT_PANEL, help="Write a log of JSON lines."
+    ),
+]
