@@ -1,0 +1,223 @@
+"""The operations on the CPU as native kernels: fast, and the same bits whatever the batch (docs/design/native-kernels.md)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from rwkvbatch import _native
+from rwkvbatch.errors import UsageError
+from rwkvbatch.model.base import FloatArray, IntArray, RaggedBatch, SampleBatch, Sampled, State, StatePool
+from rwkvbatch.model.ops import Activation, ShiftKind
+from rwkvbatch.model.ops.reference import check_state
+
+Isa = Literal["auto", "avx512", "avx2", "portable"]
+"""Instruction set of the kernels; all of them give the same bits."""
+
+Vectors = tuple[_native.Vector, _native.Vector]
+
+_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@dataclass(frozen=True)
+class CpuPool:
+    """State slots, fp32: shifts [capacity, L, 2, C] (att, ffn) and wkv [capacity, L, H, N, N], keys before values."""
+
+    shifts: torch.Tensor
+    wkv: torch.Tensor
+    native: _native.Pool
+
+    @property
+    def capacity(self) -> int:
+        return self.wkv.shape[0]
+
+    def clear(self, slot: int) -> None:
+        self.shifts[slot] = 0
+        self.wkv[slot] = 0
+
+    def copy(self, source: int, target: int) -> None:
+        self.shifts[target] = self.shifts[source]
+        self.wkv[target] = self.wkv[source]
+
+    def read(self, slots: Sequence[int]) -> State:
+        index = list(slots)
+        shifts = self.shifts[index]
+        return State(
+            {
+                "att_shift": shifts[:, :, 0].contiguous(),
+                "ffn_shift": shifts[:, :, 1].contiguous(),
+                "wkv": self.wkv[index].transpose(-1, -2).contiguous(),
+            }
+        )
+
+    def write(self, slots: Sequence[int], state: State) -> None:
+        num_layers, num_heads, head_size = self.wkv.shape[1:4]
+        check_state(state, (num_layers, self.capacity, num_heads, head_size, head_size), len(slots))
+        index = list(slots)
+        self.shifts[index] = torch.stack([state.tensors["att_shift"], state.tensors["ffn_shift"]], dim=2).to(self.shifts)
+        self.wkv[index] = state.tensors["wkv"].transpose(-1, -2).to(self.wkv)
+
+
+class CpuOps:
+    """`Operations` as native kernels.
+
+    Args:
+        threads: how many threads share an operation; None for as many processors as this process may use.
+        isa: instruction set, for tests and measurements; `auto` takes the best that the machine has.
+
+    Raises:
+        ImportError: on import of this module, where the package was installed without its native extension.
+        UsageError: the machine does not have `isa`, or `threads` is not positive.
+    """
+
+    name = "cpu"
+    bitwise = True
+    device = "cpu"
+
+    def __init__(self, threads: int | None = None, isa: Isa = "auto") -> None:
+        if threads is None:
+            threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if threads < 1:
+            raise UsageError(f"the number of threads must be at least 1, got {threads}")
+        try:
+            self._native = _native.Context(threads, isa)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        self._logits = torch.empty(0)
+
+    @property
+    def threads(self) -> int:
+        return self._native.threads
+
+    @property
+    def isa(self) -> str:
+        return self._native.isa
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory that the packed weights take."""
+        return self._native.weight_bytes
+
+    # Weights
+
+    def vector(self, weight: torch.Tensor) -> _native.Vector:
+        rows = weight.detach().to("cpu", torch.float32).contiguous()
+        return self._native.vector(rows.reshape(-1, rows.shape[-1]).numpy())
+
+    def matrix(self, weight: torch.Tensor) -> _native.Matrix:
+        return self._native.matrix(*_words(weight))
+
+    def table(self, weight: torch.Tensor) -> _native.Table:
+        return self._native.table(*_words(weight.contiguous()))
+
+    def make_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> CpuPool:
+        shifts = torch.empty(capacity, num_layers, 2, num_heads * head_size)
+        wkv = torch.empty(capacity, num_layers, num_heads, head_size, head_size)
+        return CpuPool(shifts, wkv, self._native.pool(shifts.numpy(), wkv.numpy()))
+
+    # One step
+
+    def begin(self, batch: RaggedBatch, pool: StatePool) -> _native.Step:
+        assert isinstance(pool, CpuPool)
+        return self._native.begin(batch.tokens, batch.starts, batch.slots, batch.outputs, pool.native)
+
+    def embed(self, step: _native.Step, table: _native.Table, norm: Vectors) -> _native.Array:
+        return self._native.embed(step, table, *norm)
+
+    def shift_mix(
+        self, step: _native.Step, kind: ShiftKind, layer: int, x: _native.Array, norm: Vectors, mix: _native.Vector
+    ) -> Sequence[_native.Array]:
+        return self._native.shift_mix(step, kind, layer, x, *norm, mix)
+
+    def linear(self, x: _native.Array, weight: _native.Matrix) -> _native.Array:
+        return self._native.linear(x, weight)
+
+    def linear_relu_squared(self, x: _native.Array, weight: _native.Matrix) -> _native.Array:
+        return self._native.linear_relu_squared(x, weight)
+
+    def linear_add(self, x: _native.Array, weight: _native.Matrix, residual: _native.Array) -> _native.Array:
+        return self._native.linear_add(x, weight, residual)
+
+    def low_rank(
+        self,
+        x: _native.Array,
+        down: _native.Matrix,
+        up: _native.Matrix,
+        bias: _native.Vector | None,
+        inner: Activation,
+        outer: Activation,
+    ) -> _native.Array:
+        return self._native.low_rank(x, down, up, bias, inner, outer)
+
+    def blend(self, x: _native.Array, target: _native.Array, amount: _native.Array) -> _native.Array:
+        return self._native.blend(x, target, amount)
+
+    def wkv7(
+        self,
+        step: _native.Step,
+        layer: int,
+        r: _native.Array,
+        w: _native.Array,
+        k: _native.Array,
+        v: _native.Array,
+        a: _native.Array,
+        g: _native.Array,
+        k_k: _native.Vector,
+        k_a: _native.Vector,
+        r_k: _native.Vector,
+        group_norm: Vectors,
+    ) -> _native.Array:
+        return self._native.wkv7(step, layer, r, w, k, v, a, g, k_k, k_a, r_k, *group_norm)
+
+    def head(self, step: _native.Step, x: _native.Array, norm: Vectors, weight: _native.Matrix) -> torch.Tensor:
+        size = step.num_outputs * weight.outputs
+        if self._logits.numel() < size:
+            self._logits = torch.empty(size)
+        logits = self._logits[:size].view(step.num_outputs, weight.outputs)
+        self._native.head(step, x, *norm, weight, logits.numpy())
+        return logits
+
+    # Choosing tokens
+
+    def sample(self, logits: torch.Tensor, batch: SampleBatch) -> Sampled:
+        count = len(batch.temperature)
+        tokens, logprobs = np.empty(count, np.int64), np.empty(count, np.float32)
+        self._native.sample(
+            _plain(logits),
+            batch.temperature,
+            batch.top_p,
+            batch.top_k,
+            batch.temperature_first.view(np.uint8),
+            batch.penalty_ids,
+            batch.penalty_values,
+            batch.penalty_starts,
+            batch.noise_keys,
+            batch.turns,
+            batch.steps,
+            logprobs,
+            tokens,
+        )
+        return Sampled(tokens, logprobs)
+
+    def token_logprobs(self, logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
+        logprobs, best = np.empty(len(tokens), np.float32), np.empty(len(tokens), np.int64)
+        self._native.token_logprobs(_plain(logits), tokens, logprobs, best)
+        return logprobs, best
+
+
+def _plain(logits: torch.Tensor) -> FloatArray:
+    return logits.detach().to("cpu", torch.float32).contiguous().numpy()
+
+
+def _words(weight: torch.Tensor) -> tuple[np.ndarray, str]:
+    """A weight's memory as numpy, which has no bf16, and the name of its dtype."""
+    weight = weight.detach().cpu()
+    if weight.dtype not in _DTYPES:
+        weight = weight.float()
+    words = weight.view(torch.int16) if weight.dtype == torch.bfloat16 else weight
+    return words.numpy(), _DTYPES[weight.dtype]

@@ -1,0 +1,246 @@
+#include "context.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <stdexcept>
+
+namespace rwkv {
+namespace {
+
+// Below these, waking a second thread costs more than it saves.
+constexpr size_t MIN_SHARED_PRODUCTS = 1 << 14;
+constexpr size_t MIN_SHARED_FLOATS = 1 << 13;
+constexpr size_t MIN_SHARED_STATE = 1 << 14;
+
+constexpr float LAYER_NORM_EPS = 1e-5f;
+
+const Kernels* kernels_of(const std::string& isa) {
+    for (const Kernels* kernels : {avx512_kernels(), avx2_kernels(), portable_kernels()})
+        if (kernels != nullptr && (isa == "auto" || isa == kernels->name)) return kernels;
+    throw std::invalid_argument("instruction set '" + isa + "' is not to be had here; 'auto' and 'portable' always are");
+}
+
+void check(bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(what);
+}
+
+}  // namespace
+
+Array::Array(std::shared_ptr<Arena> arena, size_t rows_, size_t width_)
+    : rows(rows_), width(width_), stride(ceil_div(width_, PANEL) * PANEL + PANEL), arena_(std::move(arena)) {
+    data = arena_->acquire(rows * stride, capacity_);
+}
+
+Array::~Array() { arena_->release(data, capacity_); }
+
+Step::Step(std::vector<int64_t> tokens_, std::vector<int64_t> starts_, std::vector<int64_t> slots_,
+           std::vector<int64_t> outputs_, const PoolView& pool_)
+    : tokens(std::move(tokens_)), starts(std::move(starts_)), slots(std::move(slots_)), outputs(std::move(outputs_)),
+      pool(pool_) {
+    const int64_t num_rows = static_cast<int64_t>(tokens.size());
+    check(!slots.empty() && starts.size() == slots.size() + 1 && starts.front() == 0 && starts.back() == num_rows,
+          "a batch's starts must run from 0 to the number of its tokens, one more than it has slots");
+    for (size_t b = 0; b < slots.size(); ++b) check(starts[b] < starts[b + 1], "a batch must have no empty sequence");
+    std::vector<bool> taken(pool.capacity, false);
+    for (const int64_t slot : slots) {
+        check(slot >= 0 && static_cast<size_t>(slot) < pool.capacity, "a batch's slot is not in the pool");
+        check(!taken[static_cast<size_t>(slot)], "a batch names the same slot twice");
+        taken[static_cast<size_t>(slot)] = true;
+    }
+    for (const int64_t row : outputs) check(row >= 0 && row < num_rows, "a batch's output row is not one of its rows");
+
+    longest_first.resize(slots.size());
+    std::iota(longest_first.begin(), longest_first.end(), 0);
+    std::stable_sort(longest_first.begin(), longest_first.end(), [this](int64_t a, int64_t b) {
+        return starts[a + 1] - starts[a] > starts[b + 1] - starts[b];
+    });
+    carried.assign(tokens.size(), nullptr);
+    states.assign(slots.size(), nullptr);
+}
+
+Context::Context(size_t num_threads, const std::string& isa)
+    : kernels_(kernels_of(isa)), scratch_(std::max<size_t>(num_threads, 1)), threads_(scratch_.size()) {
+    need_scratch(LINEAR_SCRATCH);
+}
+
+void Context::need_scratch(size_t count) {
+    if (count <= scratch_size_) return;
+    for (auto& buffer : scratch_) buffer.reset(new float[count]);
+    scratch_size_ = count;
+}
+
+template <class Work> void Context::run_rows(size_t rows, size_t floats_per_row, const Work& work) {
+    if (rows * floats_per_row < MIN_SHARED_FLOATS || threads_.size() == 1) {
+        work(0, rows, 0);
+        return;
+    }
+    const size_t parts = std::min(rows, threads_.size() * 4);
+    threads_.run(parts, [&](size_t part, size_t thread) {
+        work(rows * part / parts, rows * (part + 1) / parts, thread);
+    });
+}
+
+Matrix Context::matrix(const uint8_t* data, Dtype dtype, size_t out, size_t in, int64_t out_stride, int64_t in_stride) {
+    PackedMatrix packed{nullptr, dtype, out, in};
+    const size_t element = size_of(dtype), panel_bytes = packed.panel_bytes();
+    uint8_t* target = store_->allocate(packed.num_panels() * panel_bytes);
+    threads_.run(packed.num_panels(), [&](size_t panel, size_t) {
+        uint8_t* start = target + panel * panel_bytes;
+        for (size_t column = 0; column < PANEL; ++column) {
+            const size_t place = dtype == Dtype::BF16 ? column % 8 * 2 + column / 8 : column;
+            const size_t index = panel * PANEL + column;
+            uint8_t* to = start + place * element;
+            if (index >= out) {
+                for (size_t k = 0; k < in; ++k) std::memset(to + k * PANEL * element, 0, element);
+                continue;
+            }
+            const uint8_t* from = data + static_cast<int64_t>(index) * out_stride * static_cast<int64_t>(element);
+            const int64_t step = in_stride * static_cast<int64_t>(element);
+            for (size_t k = 0; k < in; ++k, from += step) std::memcpy(to + k * PANEL * element, from, element);
+        }
+    });
+    packed.data = target;
+    return {packed, store_};
+}
+
+Vector Context::vector(const float* data, size_t rows, size_t width) {
+    uint8_t* target = store_->allocate(rows * width * sizeof(float));
+    std::memcpy(target, data, rows * width * sizeof(float));
+    return {reinterpret_cast<const float*>(target), rows, width, store_};
+}
+
+Table Context::table(const uint8_t* data, Dtype dtype, size_t vocab_size, size_t width) {
+    const size_t num_bytes = vocab_size * width * size_of(dtype);
+    uint8_t* target = store_->allocate(num_bytes);
+    std::memcpy(target, data, num_bytes);
+    return {target, dtype, vocab_size, width, store_};
+}
+
+ArrayPtr Context::array(size_t rows, size_t width) { return std::make_unique<Array>(arena_, rows, width); }
+
+ArrayPtr Context::embed(const Step& step, const Table& table, const Vector& weight, const Vector& bias) {
+    const size_t rows = step.tokens.size();
+    check(weight.width == table.width && bias.width == table.width, "the embedding's norm must have its width");
+    for (const int64_t token : step.tokens)
+        check(token >= 0 && static_cast<size_t>(token) < table.vocab_size, "a token is not in the vocabulary");
+    need_scratch(table.width);
+    ArrayPtr out = array(rows, table.width);
+    const NormJob norm{ConstRows(nullptr, 0), nullptr, table.width, weight.data, bias.data, LAYER_NORM_EPS, out->view()};
+    const EmbedJob job{table.data, table.dtype, step.tokens.data(), norm};
+    run_rows(rows, table.width, [&](size_t begin, size_t end, size_t thread) {
+        kernels_->embed(job, begin, end, scratch(thread));
+    });
+    return out;
+}
+
+std::vector<ArrayPtr> Context::shift_mix(Step& step, size_t kind, size_t layer, const Array& x, const Vector& weight,
+                                         const Vector& bias, const Vector& mix) {
+    const size_t rows = step.tokens.size(), width = x.width;
+    check(x.rows == rows && width == step.pool.width() && layer < step.pool.num_layers,
+          "shift_mix: the activations are not of the step's shape");
+    check(weight.width == width && bias.width == width && mix.width == width && mix.rows <= MAX_MIXES,
+          "shift_mix: the weights are not of the activations' width");
+    const ArrayPtr normed = array(rows, width);
+    const NormJob norm{x.view(), nullptr, width, weight.data, bias.data, LAYER_NORM_EPS, normed->view()};
+    run_rows(rows, width, [&](size_t begin, size_t end, size_t) { kernels_->layer_norm(norm, begin, end); });
+
+    for (size_t b = 0; b < step.slots.size(); ++b)
+        step.carried[step.starts[b]] = step.pool.shift(step.slots[b], layer, kind);
+    std::vector<ArrayPtr> mixed;
+    MixJob job{normed->view(), step.carried.data(), width, mix.rows, mix.data, {}};
+    for (size_t m = 0; m < mix.rows; ++m) {
+        mixed.push_back(array(rows, width));
+        job.out[m] = mixed.back()->view();
+    }
+    run_rows(rows, width * mix.rows, [&](size_t begin, size_t end, size_t) { kernels_->mix(job, begin, end); });
+    for (size_t b = 0; b < step.slots.size(); ++b)
+        std::memcpy(step.pool.shift(step.slots[b], layer, kind), normed->data + (step.starts[b + 1] - 1) * normed->stride,
+                    width * sizeof(float));
+    return mixed;
+}
+
+void Context::run_linear(LinearJob job) {
+    const size_t panels = job.weight.num_panels(), share = ceil_div(panels, threads_.size());
+    const size_t products = job.num_rows * job.weight.out * job.weight.in;
+    // A few tasks for each thread, so that one that is late can be helped, in whole register tiles.
+    size_t per_task = panels / (threads_.size() * 4);
+    per_task = per_task >= LINEAR_MAX_PANELS_PER_TASK ? LINEAR_MAX_PANELS_PER_TASK : std::min<size_t>(share, 4);
+    job.panels_per_task = per_task;
+    if (products < MIN_SHARED_PRODUCTS) {
+        for (size_t task = 0; task < job.num_tasks(); ++task) kernels_->linear(job, task, scratch(0));
+        return;
+    }
+    threads_.run(job.num_tasks(), [&](size_t task, size_t thread) { kernels_->linear(job, task, scratch(thread)); });
+}
+
+ArrayPtr Context::linear(const Array& x, const Matrix& weight, End end, const Array* residual, const Vector* bias,
+                         Activation activation) {
+    check(x.width == weight.packed.in, "linear: the weight does not have as many inputs as the activations");
+    check(residual == nullptr || (residual->rows == x.rows && residual->width == weight.packed.out),
+          "linear: the residual is not of the result's shape");
+    check(bias == nullptr || bias->width == weight.packed.out, "linear: the bias is not of the result's width");
+    ArrayPtr out = array(x.rows, weight.packed.out);
+    run_linear({x.view(), x.rows, weight.packed, out->view(), end,
+                residual != nullptr ? ConstRows(residual->view()) : ConstRows(nullptr, 0),
+                bias != nullptr ? bias->data : nullptr, activation, 0});
+    return out;
+}
+
+ArrayPtr Context::blend(const Array& x, const Array& target, const Array& amount) {
+    check(x.rows == target.rows && x.rows == amount.rows && x.width == target.width && x.width == amount.width,
+          "blend: three arrays of one shape are needed");
+    ArrayPtr out = array(x.rows, x.width);
+    const BlendJob job{x.view(), target.view(), amount.view(), x.width, out->view()};
+    run_rows(x.rows, x.width, [&](size_t begin, size_t end, size_t) { kernels_->blend(job, begin, end); });
+    return out;
+}
+
+ArrayPtr Context::wkv7(Step& step, size_t layer, const Array& r, const Array& w, const Array& k, const Array& v,
+                       const Array& a, const Array& g, const LayerVectors& vectors) {
+    const size_t rows = step.tokens.size(), width = step.pool.width();
+    for (const Array* array : {&r, &w, &k, &v, &a, &g})
+        check(array->rows == rows && array->width == width, "wkv7: the activations are not of the step's shape");
+    for (const Vector* vector : {&vectors.k_k, &vectors.k_a, &vectors.r_k, &vectors.norm_weight, &vectors.norm_bias})
+        check(vector->width * vector->rows == width, "wkv7: the weights are not of the activations' width");
+    check(layer < step.pool.num_layers && step.pool.head_size <= MAX_HEAD_SIZE, "wkv7: no such layer or head size");
+
+    for (size_t b = 0; b < step.slots.size(); ++b) step.states[b] = step.pool.head_states(step.slots[b], layer);
+    ArrayPtr out = array(rows, width);
+    const Wkv7Job job{r.view(), w.view(), k.view(), v.view(), a.view(), g.view(),
+                      vectors.k_k.data, vectors.k_a.data, vectors.r_k.data, vectors.norm_weight.data,
+                      vectors.norm_bias.data, step.pool.num_heads, step.pool.head_size, step.starts.data(),
+                      step.longest_first.data(), step.states.data(), out->view()};
+    const size_t num_tasks = step.slots.size() * step.pool.num_heads;
+    if (rows * width * step.pool.head_size < MIN_SHARED_STATE) {
+        for (size_t task = 0; task < num_tasks; ++task) kernels_->wkv7(job, task);
+    } else {
+        threads_.run(num_tasks, [&](size_t task, size_t) { kernels_->wkv7(job, task); });
+    }
+    return out;
+}
+
+void Context::head(const Step& step, const Array& x, const Vector& weight, const Vector& bias, const Matrix& head,
+                   float* logits) {
+    check(x.rows == step.tokens.size() && x.width == head.packed.in && weight.width == x.width && bias.width == x.width,
+          "head: the activations and weights do not fit each other");
+    const size_t rows = step.outputs.size();
+    const ArrayPtr normed = array(rows, x.width);
+    const NormJob norm{x.view(), step.outputs.data(), x.width, weight.data, bias.data, LAYER_NORM_EPS, normed->view()};
+    run_rows(rows, x.width, [&](size_t begin, size_t end, size_t) { kernels_->layer_norm(norm, begin, end); });
+    run_linear({normed->view(), rows, head.packed, {logits, head.packed.out}, End::STORE, ConstRows(nullptr, 0), nullptr,
+                Activation::NONE, 0});
+}
+
+void Context::sample(const SampleRow* rows, size_t count, Choice* choices) {
+    for (size_t i = 0; i < count; ++i) need_scratch(sample_scratch(rows[i].vocab_size));
+    threads_.run(count, [&](size_t i, size_t thread) { choices[i] = kernels_->sample(rows[i], scratch(thread)); });
+}
+
+void Context::logprobs(const float* logits, size_t count, size_t vocab_size, const int64_t* tokens, Choice* choices) {
+    threads_.run(count, [&](size_t i, size_t) {
+        choices[i] = kernels_->logprob(logits + i * vocab_size, vocab_size, tokens[i]);
+    });
+}
+
+}  // namespace rwkv

@@ -1,0 +1,140 @@
+// One CPU backend: its threads, instruction set and memory, and each operation as a job shared among the threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels.hpp"
+#include "memory.hpp"
+#include "threads.hpp"
+
+namespace rwkv {
+
+// A packed linear layer. Lives as long as the store that it lies in.
+struct Matrix {
+    PackedMatrix packed;
+    std::shared_ptr<WeightStore> store;
+};
+
+// A small weight in fp32, [rows, width].
+struct Vector {
+    const float* data;
+    size_t rows, width;
+    std::shared_ptr<WeightStore> store;
+};
+
+// An embedding table as it is in the checkpoint.
+struct Table {
+    const uint8_t* data;
+    Dtype dtype;
+    size_t vocab_size, width;
+    std::shared_ptr<WeightStore> store;
+};
+
+// Activations [rows, width], fp32.
+class Array {
+public:
+    Array(std::shared_ptr<Arena> arena, size_t rows, size_t width);
+    ~Array();
+    Array(const Array&) = delete;
+    Array& operator=(const Array&) = delete;
+
+    Rows view() const { return {data, stride}; }
+
+    const size_t rows, width;
+    // A cache line more than the width, so that rows do not all fall into the same sets of the cache.
+    const size_t stride;
+    float* data;
+
+private:
+    std::shared_ptr<Arena> arena_;
+    size_t capacity_;
+};
+
+using ArrayPtr = std::unique_ptr<Array>;
+
+// Where the states of a pool lie: shifts [capacity, L, 2, C], wkv [capacity, L, H, N, N] with keys before values.
+struct PoolView {
+    float* shifts;
+    float* wkv;
+    size_t capacity, num_layers, num_heads, head_size;
+
+    size_t width() const { return num_heads * head_size; }
+    float* shift(size_t slot, size_t layer, size_t kind) const {
+        return shifts + ((slot * num_layers + layer) * 2 + kind) * width();
+    }
+    float* head_states(size_t slot, size_t layer) const {
+        return wkv + (slot * num_layers + layer) * width() * head_size;
+    }
+};
+
+// A ragged batch, checked.
+struct Step {
+    Step(std::vector<int64_t> tokens, std::vector<int64_t> starts, std::vector<int64_t> slots,
+         std::vector<int64_t> outputs, const PoolView& pool);
+
+    std::vector<int64_t> tokens, starts, slots, outputs;
+    std::vector<int64_t> longest_first;  // sequences, so that a long one is not begun last
+    PoolView pool;
+    // Filled anew by each operation that needs them: of each row the row before it where it is carried, of each
+    // sequence its state.
+    std::vector<const float*> carried;
+    std::vector<float*> states;
+};
+
+struct LayerVectors {
+    const Vector &k_k, &k_a, &r_k, &norm_weight, &norm_bias;
+};
+
+class Context {
+public:
+    // `isa`: "auto" or the name of an instruction set. Throws std::invalid_argument where it is not to be had.
+    Context(size_t num_threads, const std::string& isa);
+
+    const char* isa() const { return kernels_->name; }
+    const Kernels& kernels() const { return *kernels_; }
+    size_t num_threads() const { return threads_.size(); }
+    ThreadPool& threads() { return threads_; }
+    Arena& arena() { return *arena_; }
+    size_t weight_bytes() const { return store_->num_bytes(); }
+
+    // `strides` count elements.
+    Matrix matrix(const uint8_t* data, Dtype dtype, size_t out, size_t in, int64_t out_stride, int64_t in_stride);
+    Vector vector(const float* data, size_t rows, size_t width);
+    Table table(const uint8_t* data, Dtype dtype, size_t vocab_size, size_t width);
+    ArrayPtr array(size_t rows, size_t width);
+
+    ArrayPtr embed(const Step& step, const Table& table, const Vector& weight, const Vector& bias);
+    std::vector<ArrayPtr> shift_mix(Step& step, size_t kind, size_t layer, const Array& x, const Vector& weight,
+                                    const Vector& bias, const Vector& mix);
+    ArrayPtr linear(const Array& x, const Matrix& weight, End end = End::STORE, const Array* residual = nullptr,
+                    const Vector* bias = nullptr, Activation activation = Activation::NONE);
+    ArrayPtr blend(const Array& x, const Array& target, const Array& amount);
+    ArrayPtr wkv7(Step& step, size_t layer, const Array& r, const Array& w, const Array& k, const Array& v,
+                  const Array& a, const Array& g, const LayerVectors& vectors);
+    // Logits of the step's output rows into `logits`, [outputs, vocabulary] without gaps.
+    void head(const Step& step, const Array& x, const Vector& weight, const Vector& bias, const Matrix& head,
+              float* logits);
+
+    void sample(const SampleRow* rows, size_t count, Choice* choices);
+    void logprobs(const float* logits, size_t count, size_t vocab_size, const int64_t* tokens, Choice* choices);
+
+private:
+    float* scratch(size_t thread) { return scratch_[thread].get(); }
+    void need_scratch(size_t count);
+    void run_linear(LinearJob job);
+    // Call work(begin, end, thread) on parts of `rows` rows that cost about `floats_per_row` each.
+    template <class Work> void run_rows(size_t rows, size_t floats_per_row, const Work& work);
+
+    const Kernels* kernels_;
+    std::shared_ptr<Arena> arena_ = std::make_shared<Arena>();
+    std::shared_ptr<WeightStore> store_ = std::make_shared<WeightStore>();
+    std::vector<std::unique_ptr<float[]>> scratch_;
+    size_t scratch_size_ = 0;
+    ThreadPool threads_;
+};
+
+}  // namespace rwkv

@@ -1,0 +1,45 @@
+// The table of one instruction set. Compiled once for each, with RWKV_ISA naming it.
+#include "kernels.hpp"
+
+#include "limits.hpp"
+#include "linear.hpp"
+#include "norm.hpp"
+#include "sample.hpp"
+#include "wkv7.hpp"
+
+namespace rwkv {
+namespace {
+
+#define RWKV_NAME(name) #name
+#define RWKV_STRING(name) RWKV_NAME(name)
+
+constexpr Kernels KERNELS = {
+    RWKV_STRING(RWKV_ISA), RWKV_ISA::linear,       RWKV_ISA::layer_norm, RWKV_ISA::embed,   RWKV_ISA::mix,  RWKV_ISA::blend,
+    RWKV_ISA::wkv7,        RWKV_ISA::activate_all, RWKV_ISA::sample,     RWKV_ISA::logprob, RWKV_ISA::read,
+    RWKV_ISA::multiply_add,
+};
+
+}  // namespace
+
+#if defined(RWKV_ISA_AVX512)
+const Kernels* avx512_kernels() {
+    __builtin_cpu_init();
+    const bool there = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return there ? &KERNELS : nullptr;
+}
+#elif defined(RWKV_ISA_AVX2)
+const Kernels* avx2_kernels() {
+    __builtin_cpu_init();
+    // Every processor with AVX2 and FMA has F16C.
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &KERNELS : nullptr;
+}
+#else
+const Kernels* portable_kernels() { return &KERNELS; }
+#if !defined(RWKV_HAS_X86)
+const Kernels* avx2_kernels() { return nullptr; }
+const Kernels* avx512_kernels() { return nullptr; }
+#endif
+#endif
+
+}  // namespace rwkv

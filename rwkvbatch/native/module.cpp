@@ -1,0 +1,233 @@
+// The Python face of the CPU backend; ops/cpu.py is its only caller.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "context.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace rwkv;
+
+namespace {
+
+template <class T, int Dimensions>
+using Input = nb::ndarray<const T, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
+using Weight = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;
+template <int Dimensions> using States = nb::ndarray<float, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
+
+// The memory of a pool, which Python owns.
+struct Pool {
+    States<4> shifts;
+    States<5> wkv;
+    PoolView view;
+};
+
+Dtype dtype_of(const std::string& name) {
+    if (name == "fp32") return Dtype::FP32;
+    if (name == "bf16") return Dtype::BF16;
+    if (name == "fp16") return Dtype::FP16;
+    throw nb::value_error("a weight's dtype must be fp32, bf16 or fp16");
+}
+
+Activation activation_of(const char* name) {
+    switch (name[0]) {
+        case 't': return Activation::TANH;
+        case 's': return Activation::SIGMOID;
+        case 'd': return Activation::DECAY;
+        default: return Activation::NONE;
+    }
+}
+
+const uint8_t* bytes_of(const Weight& weight, Dtype dtype) {
+    if (weight.itemsize() != size_of(dtype)) throw nb::value_error("a weight's elements are not of its dtype");
+    return static_cast<const uint8_t*>(weight.data());
+}
+
+template <class T> std::vector<T> copied(const Input<T, 1>& values) { return {values.data(), values.data() + values.size()}; }
+
+Pool make_pool(States<4> shifts, States<5> wkv) {
+    const PoolView view{shifts.data(), wkv.data(), wkv.shape(0), wkv.shape(1), wkv.shape(2), wkv.shape(3)};
+    if (wkv.shape(3) != wkv.shape(4) || shifts.shape(0) != view.capacity || shifts.shape(1) != view.num_layers ||
+        shifts.shape(2) != 2 || shifts.shape(3) != view.width())
+        throw nb::value_error("a pool's shifts must be [capacity, L, 2, H N] and its wkv [capacity, L, H, N, N]");
+    if (view.head_size > MAX_HEAD_SIZE) throw nb::value_error("head sizes above 256 are not supported");
+    return {shifts, wkv, view};
+}
+
+nb::tuple mixed(Context& context, Step& step, const char* kind, size_t layer, const Array& x, const Vector& weight,
+                const Vector& bias, const Vector& mix) {
+    std::vector<ArrayPtr> arrays = context.shift_mix(step, kind[0] == 'a' ? 0 : 1, layer, x, weight, bias, mix);
+    nb::list result;
+    for (ArrayPtr& array : arrays) result.append(nb::cast(std::move(array)));
+    return nb::tuple(result);
+}
+
+ArrayPtr low_rank(Context& context, const Array& x, const Matrix& down, const Matrix& up, const Vector* bias,
+                  const char* inner, const char* outer) {
+    const ArrayPtr hidden = context.linear(x, down, End::ACTIVATE, nullptr, nullptr, activation_of(inner));
+    return context.linear(*hidden, up, End::ACTIVATE, nullptr, bias, activation_of(outer));
+}
+
+ArrayPtr array_of(Context& context, Input<float, 2> values) {
+    ArrayPtr array = context.array(values.shape(0), values.shape(1));
+    for (size_t row = 0; row < array->rows; ++row)
+        std::copy_n(values.data() + row * array->width, array->width, array->data + row * array->stride);
+    return array;
+}
+
+nb::ndarray<nb::numpy, float, nb::ndim<2>> numpy_of(nb::handle_t<Array> self) {
+    Array& array = nb::cast<Array&>(self);
+    const size_t shape[] = {array.rows, array.width};
+    const int64_t strides[] = {static_cast<int64_t>(array.stride), 1};
+    return {array.data, 2, shape, self, strides};
+}
+
+void check_logits(const Input<float, 2>& logits, size_t count) {
+    if (logits.shape(0) != count || logits.shape(1) == 0) throw nb::value_error("one row of logits is needed for each token");
+}
+
+void sample(Context& context, Input<float, 2> logits, Input<float, 1> temperature, Input<float, 1> top_p,
+            Input<int64_t, 1> top_k, Input<uint8_t, 1> temperature_first, Input<int64_t, 1> penalty_ids,
+            Input<float, 1> penalty_values, Input<int64_t, 1> penalty_starts, Input<uint64_t, 1> noise_keys,
+            Input<int64_t, 1> turns, Input<int64_t, 1> steps, States<1> logprobs,
+            nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> tokens) {
+    const size_t count = tokens.size(), vocab_size = logits.shape(1);
+    check_logits(logits, count);
+    for (const size_t size : {temperature.size(), top_p.size(), top_k.size(), temperature_first.size(), noise_keys.size(),
+                              turns.size(), steps.size(), logprobs.size(), penalty_starts.size() - 1})
+        if (size != count) throw nb::value_error("a sample batch must have one value of each kind for each row");
+    if (penalty_ids.size() != penalty_values.size()) throw nb::value_error("each penalised token needs one value");
+    for (size_t i = 0; i < penalty_ids.size(); ++i)
+        if (penalty_ids.data()[i] < 0 || static_cast<size_t>(penalty_ids.data()[i]) >= vocab_size)
+            throw nb::value_error("a penalised token is not in the vocabulary");
+    std::vector<SampleRow> rows(count);
+    for (size_t i = 0; i < count; ++i) {
+        const int64_t start = penalty_starts.data()[i], stop = penalty_starts.data()[i + 1];
+        if (start < 0 || start > stop || static_cast<size_t>(stop) > penalty_ids.size())
+            throw nb::value_error("a sample batch's penalty_starts must ascend within its penalties");
+        rows[i] = {logits.data() + i * vocab_size, vocab_size, temperature.data()[i], top_p.data()[i], top_k.data()[i],
+                   temperature_first.data()[i] != 0, penalty_ids.data() + start, penalty_values.data() + start,
+                   static_cast<size_t>(stop - start), noise_keys.data()[i], static_cast<uint32_t>(turns.data()[i]),
+                   static_cast<uint32_t>(steps.data()[i])};
+    }
+    std::vector<Choice> choices(count);
+    context.sample(rows.data(), count, choices.data());
+    for (size_t i = 0; i < count; ++i) {
+        tokens.data()[i] = choices[i].token;
+        logprobs.data()[i] = choices[i].logprob;
+    }
+}
+
+void token_logprobs(Context& context, Input<float, 2> logits, Input<int64_t, 1> tokens, States<1> logprobs,
+                    nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> best) {
+    const size_t count = tokens.size(), vocab_size = logits.shape(1);
+    check_logits(logits, count);
+    if (logprobs.size() != count || best.size() != count) throw nb::value_error("one result is needed for each token");
+    for (size_t i = 0; i < count; ++i)
+        if (tokens.data()[i] < 0 || static_cast<size_t>(tokens.data()[i]) >= vocab_size)
+            throw nb::value_error("a token is not in the vocabulary");
+    std::vector<Choice> choices(count);
+    context.logprobs(logits.data(), count, vocab_size, tokens.data(), choices.data());
+    for (size_t i = 0; i < count; ++i) {
+        best.data()[i] = choices[i].token;
+        logprobs.data()[i] = choices[i].logprob;
+    }
+}
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Bytes a second that all threads together read of `data`.
+double read_bandwidth(Context& context, Input<float, 1> data) {
+    constexpr size_t PART = size_t(1) << 18;
+    const size_t parts = data.size() / PART;
+    std::vector<float> sums(parts);
+    const auto start = std::chrono::steady_clock::now();
+    context.threads().run(parts, [&](size_t part, size_t) {
+        sums[part] = context.kernels().read(data.data() + part * PART, PART);
+    });
+    return static_cast<double>(parts * PART * sizeof(float)) / seconds_since(start);
+}
+
+// Fused multiply-adds a second, counted as two operations each, of all threads together.
+double multiply_add_peak(Context& context, size_t rounds) {
+    const size_t parts = 16 * context.num_threads();
+    std::vector<float> sums(parts);
+    const auto start = std::chrono::steady_clock::now();
+    context.threads().run(parts, [&](size_t part, size_t) { sums[part] = context.kernels().multiply_add(rounds); });
+    return 2.0 * static_cast<double>(parts * rounds * MULTIPLY_ADDS) / seconds_since(start);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    m.doc() = "CPU kernels of rwkvbatch; use them through rwkvbatch.model.ops.cpu.";
+
+    nb::class_<Matrix>(m, "Matrix").def_prop_ro("outputs", [](const Matrix& w) { return w.packed.out; });
+    nb::class_<Vector>(m, "Vector");
+    nb::class_<Table>(m, "Table");
+    nb::class_<Array>(m, "Array").def("numpy", &numpy_of, nb::rv_policy::reference_internal);
+    nb::class_<Pool>(m, "Pool");
+    nb::class_<Step>(m, "Step").def_prop_ro("num_outputs", [](const Step& s) { return s.outputs.size(); });
+
+    nb::class_<Context>(m, "Context")
+        .def(nb::init<size_t, const std::string&>(), "threads"_a, "isa"_a)
+        .def_prop_ro("isa", &Context::isa)
+        .def_prop_ro("threads", &Context::num_threads)
+        .def_prop_ro("weight_bytes", &Context::weight_bytes)
+        .def("set_guard", [](Context& c, bool guard) { c.arena().set_guard(guard); })
+        .def("take_damage", [](Context& c) { return c.arena().take_damage(); })
+        .def("array", &array_of)
+        .def("matrix", [](Context& c, const Weight& weight, const std::string& dtype) {
+            const Dtype kind = dtype_of(dtype);
+            return c.matrix(bytes_of(weight, kind), kind, weight.shape(0), weight.shape(1), weight.stride(0), weight.stride(1));
+        })
+        .def("vector", [](Context& c, Input<float, 2> weight) {
+            return c.vector(weight.data(), weight.shape(0), weight.shape(1));
+        })
+        .def("table", [](Context& c, const Weight& weight, const std::string& dtype) {
+            const Dtype kind = dtype_of(dtype);
+            if (weight.stride(1) != 1 || weight.stride(0) != static_cast<int64_t>(weight.shape(1)))
+                throw nb::value_error("an embedding table must have no gaps");
+            return c.table(bytes_of(weight, kind), kind, weight.shape(0), weight.shape(1));
+        })
+        .def("pool", [](Context&, States<4> shifts, States<5> wkv) { return make_pool(shifts, wkv); })
+        .def("begin", [](Context&, Input<int64_t, 1> tokens, Input<int64_t, 1> starts, Input<int64_t, 1> slots,
+                         Input<int64_t, 1> outputs, const Pool& pool) {
+            return Step(copied(tokens), copied(starts), copied(slots), copied(outputs), pool.view);
+        }, nb::keep_alive<0, 6>())
+        .def("embed", &Context::embed)
+        .def("shift_mix", &mixed)
+        .def("linear", [](Context& c, const Array& x, const Matrix& w) { return c.linear(x, w); })
+        .def("linear_relu_squared", [](Context& c, const Array& x, const Matrix& w) { return c.linear(x, w, End::RELU_SQUARED); })
+        .def("linear_add", [](Context& c, const Array& x, const Matrix& w, const Array& residual) {
+            return c.linear(x, w, End::ADD, &residual);
+        })
+        .def("low_rank", &low_rank, "x"_a, "down"_a, "up"_a, "bias"_a.none(), "inner"_a, "outer"_a)
+        .def("blend", &Context::blend)
+        .def("wkv7", [](Context& c, Step& step, size_t layer, const Array& r, const Array& w, const Array& k, const Array& v,
+                        const Array& a, const Array& g, const Vector& k_k, const Vector& k_a, const Vector& r_k,
+                        const Vector& norm_weight, const Vector& norm_bias) {
+            return c.wkv7(step, layer, r, w, k, v, a, g, {k_k, k_a, r_k, norm_weight, norm_bias});
+        })
+        .def("head", [](Context& c, const Step& step, const Array& x, const Vector& weight, const Vector& bias,
+                        const Matrix& head, States<2> logits) {
+            if (logits.shape(0) != step.outputs.size() || logits.shape(1) != head.packed.out)
+                throw nb::value_error("head: the logits must be [outputs, vocabulary]");
+            c.head(step, x, weight, bias, head, logits.data());
+        })
+        .def("activate", [](Context& c, States<1> values, const char* activation) {
+            c.kernels().activate(values.data(), values.size(), activation_of(activation));
+        })
+        .def("sample", &sample)
+        .def("token_logprobs", &token_logprobs)
+        .def("read_bandwidth", &read_bandwidth)
+        .def("multiply_add_peak", &multiply_add_peak);
+}

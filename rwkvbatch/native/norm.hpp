@@ -1,0 +1,104 @@
+// Layer norm, the embedding, the token shift's mixing, and other work on whole rows.
+#pragma once
+
+#include <cmath>
+
+#include "kernels.hpp"
+#include "math.hpp"
+#include "vec.hpp"
+
+namespace rwkv {
+namespace RWKV_ISA {
+
+// Sums over a row: sixteen lanes run along it, and a fixed tree adds them up.
+RWKV_INLINE float row_mean(const float* x, size_t width) {
+    F16 sum = zero();
+    for (size_t i = 0; i < width; i += LANES) sum = sum + load_upto(x + i, width - i);
+    return sum_lanes(sum) / static_cast<float>(width);
+}
+
+RWKV_INLINE float row_variance(const float* x, float mean, size_t width) {
+    F16 sum = zero();
+    size_t i = 0;
+    for (; i + LANES <= width; i += LANES) {
+        const F16 d = load(x + i) - set1(mean);
+        sum = fma(d, d, sum);
+    }
+    if (i < width) {
+        float rest[LANES];
+        store(rest, load_first(x + i, width - i) - set1(mean));
+        const F16 d = load_first(rest, width - i);
+        sum = fma(d, d, sum);
+    }
+    return sum_lanes(sum) / static_cast<float>(width);
+}
+
+RWKV_INLINE void norm_row(const float* x, const NormJob& job, float* out) {
+    const float mean = row_mean(x, job.width);
+    const float scale = 1.0f / std::sqrt(row_variance(x, mean, job.width) + job.eps);
+    for (size_t i = 0; i < job.width; i += LANES) {
+        const size_t n = job.width - i;
+        const F16 normed = (load_upto(x + i, n) - set1(mean)) * set1(scale);
+        store_upto(out + i, fma(normed, load_upto(job.weight + i, n), load_upto(job.bias + i, n)), n);
+    }
+}
+
+inline void layer_norm(const NormJob& job, size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) {
+        const size_t row = job.rows != nullptr ? static_cast<size_t>(job.rows[i]) : i;
+        norm_row(job.x.data + row * job.x.stride, job, job.out.data + i * job.out.stride);
+    }
+}
+
+inline void embed(const EmbedJob& job, size_t begin, size_t end, float* scratch) {
+    const size_t width = job.norm.width;
+    for (size_t i = begin; i < end; ++i) {
+        const uint8_t* entry = job.table + static_cast<size_t>(job.tokens[i]) * width * size_of(job.dtype);
+        for (size_t c = 0; c < width; ++c) {
+            if (job.dtype == Dtype::FP32) {
+                scratch[c] = reinterpret_cast<const float*>(entry)[c];
+                continue;
+            }
+            uint16_t half[LANES] = {reinterpret_cast<const uint16_t*>(entry)[c]};
+            float wide[LANES];
+            store(wide, job.dtype == Dtype::BF16 ? widen_bf16(half) : widen_fp16(half));
+            scratch[c] = wide[0];
+        }
+        norm_row(scratch, job.norm, job.norm.out.data + i * job.norm.out.stride);
+    }
+}
+
+inline void mix(const MixJob& job, size_t begin, size_t end) {
+    for (size_t row = begin; row < end; ++row) {
+        const float* x = job.x.data + row * job.x.stride;
+        const float* previous = job.carried[row] != nullptr ? job.carried[row] : x - job.x.stride;
+        for (size_t i = 0; i < job.width; i += LANES) {
+            const size_t n = job.width - i;
+            const F16 here = load_upto(x + i, n);
+            const F16 difference = load_upto(previous + i, n) - here;
+            for (size_t m = 0; m < job.num_mixes; ++m) {
+                const F16 factor = load_upto(job.factors + m * job.width + i, n);
+                store_upto(job.out[m].data + row * job.out[m].stride + i, fma(difference, factor, here), n);
+            }
+        }
+    }
+}
+
+inline void blend(const BlendJob& job, size_t begin, size_t end) {
+    for (size_t row = begin; row < end; ++row)
+        for (size_t i = 0; i < job.width; i += LANES) {
+            const size_t n = job.width - i;
+            const F16 x = load_upto(job.x.data + row * job.x.stride + i, n);
+            const F16 target = load_upto(job.target.data + row * job.target.stride + i, n);
+            const F16 amount = load_upto(job.amount.data + row * job.amount.stride + i, n);
+            store_upto(job.out.data + row * job.out.stride + i, fma(target - x, amount, x), n);
+        }
+}
+
+inline void activate_all(float* values, size_t count, Activation activation) {
+    for (size_t i = 0; i < count; i += LANES)
+        store_upto(values + i, activate(load_upto(values + i, count - i), activation), count - i);
+}
+
+}  // namespace RWKV_ISA
+}  // namespace rwkv

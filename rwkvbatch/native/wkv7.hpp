@@ -1,0 +1,121 @@
+// The recurrence of RWKV-7 for one head of one sequence, fused with everything else that belongs to a head.
+//
+// The state lies with its keys before its values, S[key][value]: vectors run along the values, so that both S kk and
+// S r are chains over the keys and nothing has to be added up across lanes.
+#pragma once
+
+#include <cmath>
+
+#include "kernels.hpp"
+#include "norm.hpp"
+#include "vec.hpp"
+
+namespace rwkv {
+namespace RWKV_ISA {
+
+constexpr float GROUP_NORM_EPS = 64e-5f;
+constexpr float NORMALIZE_EPS = 1e-12f;
+
+// One row's share of a head. Lanes after the head's size are zero.
+struct HeadRow {
+    float removal_key[MAX_HEAD_SIZE];  // kk, of length one
+    float removal_value[MAX_HEAD_SIZE];  // kk * a
+    float key[MAX_HEAD_SIZE];
+    float bonus;                       // sum r * k * r_k
+};
+
+RWKV_INLINE void prepare_row(const Wkv7Job& job, size_t row, size_t offset, HeadRow& head) {
+    const size_t size = job.head_size;
+    const float* k = job.k.data + row * job.k.stride + offset;
+    const float* a = job.a.data + row * job.a.stride + offset;
+    const float* r = job.r.data + row * job.r.stride + offset;
+    F16 squares = zero(), bonus = zero();
+    for (size_t i = 0; i < size; i += LANES) {
+        const size_t n = size - i;
+        const F16 key = load_upto(k + i, n);
+        const F16 direction = key * load_upto(job.k_k + offset + i, n);
+        store(head.removal_key + i, direction);
+        squares = fma(direction, direction, squares);
+        const F16 rate = load_upto(a + i, n) - set1(1.0f);
+        const F16 scaled = key * fma(rate, load_upto(job.k_a + offset + i, n), set1(1.0f));
+        store(head.key + i, scaled);
+        bonus = fma(load_upto(r + i, n) * scaled, load_upto(job.r_k + offset + i, n), bonus);
+    }
+    head.bonus = sum_lanes(bonus);
+    const float norm = std::sqrt(sum_lanes(squares));
+    const F16 length = set1(NORMALIZE_EPS > norm ? NORMALIZE_EPS : norm);  // NaN stays
+    for (size_t i = 0; i < size; i += LANES) {
+        const F16 direction = load(head.removal_key + i) / length;
+        store(head.removal_key + i, direction);
+        store(head.removal_value + i, direction * load_upto(a + i, size - i));
+    }
+}
+
+// S <- S diag(w) - (S kk)(kk * a)^T + v k^T for BLOCKS * 16 values from `first`; y = S r.
+template <size_t BLOCKS>
+RWKV_INLINE void advance_state(float* state, size_t size, size_t first, const HeadRow& head, const float* w,
+                               const float* r, const float* v, float* y) {
+    F16 removed[BLOCKS], value[BLOCKS], sum[BLOCKS];
+    for (size_t b = 0; b < BLOCKS; ++b) {
+        removed[b] = sum[b] = zero();
+        value[b] = load_upto(v + first + b * LANES, size - first - b * LANES);
+    }
+    for (size_t j = 0; j < size; ++j) {
+        const F16 direction = set1(head.removal_key[j]);
+        for (size_t b = 0; b < BLOCKS; ++b) {
+            const size_t i = first + b * LANES;
+            removed[b] = fma(load_upto(state + j * size + i, size - i), direction, removed[b]);
+        }
+    }
+    for (size_t b = 0; b < BLOCKS; ++b) removed[b] = zero() - removed[b];
+    for (size_t j = 0; j < size; ++j) {
+        const F16 decay = set1(w[j]), back = set1(head.removal_value[j]);
+        const F16 key = set1(head.key[j]), query = set1(r[j]);
+        for (size_t b = 0; b < BLOCKS; ++b) {
+            const size_t i = first + b * LANES;
+            F16 s = load_upto(state + j * size + i, size - i) * decay;
+            s = fma(removed[b], back, s);
+            s = fma(value[b], key, s);
+            store_upto(state + j * size + i, s, size - i);
+            sum[b] = fma(s, query, sum[b]);
+        }
+    }
+    for (size_t b = 0; b < BLOCKS; ++b) store(y + first + b * LANES, sum[b]);
+}
+
+RWKV_INLINE void finish_row(const Wkv7Job& job, size_t row, size_t offset, const HeadRow& head, float* y) {
+    const size_t size = job.head_size;
+    const float* v = job.v.data + row * job.v.stride + offset;
+    const float* g = job.g.data + row * job.g.stride + offset;
+    const float mean = row_mean(y, size);
+    const float scale = 1.0f / std::sqrt(row_variance(y, mean, size) + GROUP_NORM_EPS);
+    for (size_t i = 0; i < size; i += LANES) {
+        const size_t n = size - i;
+        const F16 normed = (load_upto(y + i, n) - set1(mean)) * set1(scale);
+        F16 result = fma(normed, load_upto(job.norm_weight + offset + i, n), load_upto(job.norm_bias + offset + i, n));
+        result = fma(set1(head.bonus), load_upto(v + i, n), result);
+        store_upto(job.out.data + row * job.out.stride + offset + i, result * load_upto(g + i, n), n);
+    }
+}
+
+inline void wkv7(const Wkv7Job& job, size_t task) {
+    const size_t size = job.head_size, offset = task % job.num_heads * size;
+    const size_t sequence = static_cast<size_t>(job.order[task / job.num_heads]);
+    float* state = job.states[sequence] + offset * size;
+    HeadRow head;
+    float y[MAX_HEAD_SIZE + LANES];
+    const size_t last = static_cast<size_t>(job.starts[sequence + 1]);
+    for (size_t row = static_cast<size_t>(job.starts[sequence]); row < last; ++row) {
+        prepare_row(job, row, offset, head);
+        const float* w = job.w.data + row * job.w.stride + offset;
+        const float* r = job.r.data + row * job.r.stride + offset;
+        const float* v = job.v.data + row * job.v.stride + offset;
+        size_t first = 0;
+        for (; first + 4 * LANES <= size; first += 4 * LANES) advance_state<4>(state, size, first, head, w, r, v, y);
+        for (; first < size; first += LANES) advance_state<1>(state, size, first, head, w, r, v, y);
+        finish_row(job, row, offset, head, y);
+    }
+}
+
+}  // namespace RWKV_ISA
+}  // namespace rwkv
