@@ -93,6 +93,7 @@ class _Source:
             raise self._failure(error, "") from None
 
     def module(self, think: ThinkMode) -> Any:
+        self._environment.left = MAX_OUTPUT_CHARACTERS
         try:
             return self._compiled.make_module({"think": think})
         except _FAILURES as error:
@@ -185,11 +186,8 @@ def parse_template(text: str, path: str, think: ThinkMode) -> JinjaTemplate:
 
 
 def _is_texts(value: Any) -> TypeGuard[Sequence[str]]:
-    return isinstance(value, list | tuple) and all(map(_is_text, value))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
+    items: list[Any] = list(value) if isinstance(value, list | tuple) else [None]  # pyright: ignore[reportUnknownArgumentType]
+    return all(isinstance(item, str) and item for item in items)
 
 
 def _read_source(path: str) -> str:
