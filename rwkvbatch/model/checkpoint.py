@@ -200,7 +200,8 @@ def _dimensions(file: TensorFile, generation: str) -> _Dimensions:
     if layers != set(range(num_layers)):
         gap = min(set(range(num_layers)) - layers)
         raise CheckpointError(
-            f"layer {gap} is missing: found no 'blocks.{gap}....', but {max(layers)}", path=file.path
+            f"layer {gap} is missing: there is no 'blocks.{gap}.*', but 'blocks.{max(layers)}.*'",
+            path=file.path,
         )
     num_heads = head_size = 0
     if generation == "7":

@@ -169,7 +169,7 @@ def legacy_entries(descriptor: int, path: Path) -> dict[str, StoredBytes]:
 
 def _tensors(value: Any, path: Path) -> dict[str, StoredTensor]:
     if not isinstance(value, dict):
-        raise CheckpointError(f"expected a dict of tensors, found a {type(value).__name__}", path=path)
+        raise CheckpointError(f"expected a dict of tensors, found one {type(value).__name__}", path=path)
     hint = None
     inner = next((key for key in ("state_dict", "model", "module") if isinstance(value.get(key), dict)), None)
     if inner is not None:
@@ -177,7 +177,7 @@ def _tensors(value: Any, path: Path) -> dict[str, StoredTensor]:
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, StoredTensor):
             raise CheckpointError(
-                f"expected a dict of tensors; its entry {str(name)[:80]!r} is a {type(tensor).__name__}",
+                f"expected a dict of tensors; its entry {str(name)[:80]!r} is of type {type(tensor).__name__}",
                 path=path,
                 hint=hint,
             )

@@ -51,6 +51,7 @@ class TensorFile:
         self._hash = hashlib.sha256()
         self._hashing: threading.Thread | None = None
         self._hash_error: OSError | None = None
+        self._closing = False
 
     @property
     def num_bytes(self) -> int:
@@ -93,13 +94,14 @@ class TensorFile:
     def _hash_all(self) -> None:
         position = 0
         try:
-            while piece := os.pread(self._descriptor, _HASH_PIECE, position):
+            while not self._closing and (piece := os.pread(self._descriptor, _HASH_PIECE, position)):
                 self._hash.update(piece)
                 position += len(piece)
         except OSError as error:
             self._hash_error = error
 
     def close(self) -> None:
+        self._closing = True
         if self._hashing is not None:
             self._hashing.join()
         os.close(self._descriptor)

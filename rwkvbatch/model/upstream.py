@@ -190,10 +190,11 @@ def load_upstream(checkpoint: Checkpoint, strategy: str, *, threads: int | None 
 
 
 def _zero_state(package_model: Any, generation: str) -> PackageState:
-    """The state that the package starts from, found by running it: it hands out none before the first token."""
+    """The state that the package starts from; the model is run once, which also shows whether it can be."""
+    _, after = package_model.forward([0], None)
     if generation == "7":
         return list(package_model.generate_zero_state())
-    _, after = package_model.forward([0], None)
+    # Older generations hand out no state before the first token.
     zero = [torch.zeros_like(tensor) for tensor in after]
     if generation == "4":
         for exponent in zero[3::5]:

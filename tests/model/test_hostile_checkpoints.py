@@ -1,0 +1,91 @@
+"""Damaged and malicious weights files end in one clear message, quickly, in little memory, and run nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model.checkpoint import open_checkpoint
+from tests.model.hostile_checkpoints import WITNESS, corpus, legacy_pth, pth, tiny
+
+ROOT = Path(__file__).parents[2]
+CPU_LIMIT_S = 2.0
+MEMORY_LIMIT_MIB = 200.0
+
+NAMES = [case.name for case in corpus()]
+
+
+@pytest.fixture(scope="module")
+def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("corpus")
+
+
+@pytest.fixture(scope="module")
+def outcomes(corpus_folder: Path) -> dict[str, dict[str, Any]]:
+    """Every file of the corpus, opened one after the other in one fresh process."""
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.model.hostile_checkpoints",
+        str(corpus_folder),
+        "--check",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr == ""
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return {row["name"]: row for row in rows}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_file_is_refused_with_one_clear_message(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
+    outcome = outcomes[name]
+    assert outcome["error"] == "CheckpointError", outcome
+    assert outcome["expected"] in outcome["message"]
+    assert f"/{name}:" in outcome["message"]
+    assert "\n" not in outcome["message"]
+    assert len(outcome["message"]) < 1000
+    assert outcome["cpu_s"] < CPU_LIMIT_S
+    assert outcome["memory_mib"] < MEMORY_LIMIT_MIB
+
+
+def test_no_file_runs_code_or_stays_open(outcomes: dict[str, dict[str, Any]], corpus_folder: Path) -> None:
+    assert {path.name for path in corpus_folder.iterdir()} <= set(NAMES)
+    assert not (corpus_folder / WITNESS).exists()
+    assert len({outcome["open_files"] for outcome in outcomes.values()}) == 1
+
+
+@pytest.fixture(scope="module")
+def sound_files() -> dict[str, bytes]:
+    from safetensors.torch import save
+
+    return {"pth": pth(tiny()), "legacy": legacy_pth(tiny()), "safetensors": save(tiny())}
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_changed_bytes_are_refused_or_harmless(
+    data: st.DataObject, sound_files: dict[str, bytes], tmp_path: Path
+) -> None:
+    changed = bytearray(sound_files[data.draw(st.sampled_from(sorted(sound_files)))])
+    # The tables of contents are at the ends; the middle is numbers.
+    places = st.integers(0, 3000) | st.integers(len(changed) - 12_000, len(changed) - 1)
+    for place, value in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=4)):
+        changed[place] = value
+    path = tmp_path / "changed"
+    path.write_bytes(changed)
+    try:
+        with open_checkpoint(path) as checkpoint:
+            assert all(checkpoint[name].numel() for name in checkpoint)
+    except CheckpointError as error:
+        assert str(path) in str(error)  # noqa: PT017
