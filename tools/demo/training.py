@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,14 +76,45 @@ def weighted_loss(logits: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor,
     return (losses * weight).sum() / weight.sum(), right
 
 
-def optimiser_of(network: Network, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW in the official groups: decay only on matrices called `weight`, twice the rate for `att.w0`."""
-    decayed, plain, fast = [], [], []
+@dataclass(frozen=True)
+class Optimisers:
+    """Muon for the square and wide matrices of the layers, AdamW for everything else, under one learning rate.
+
+    Muon's updates are scaled to the size that AdamW's have, so that the rate means the same to both.
+    """
+
+    muon: torch.optim.Muon
+    adam: torch.optim.AdamW
+
+    def set_rate(self, rate: float) -> None:
+        """The rate of the next step; `att.w0` moves at twice that."""
+        for group in (*self.muon.param_groups, *self.adam.param_groups):
+            group["lr"] = rate * group.get("scale", 1.0)
+
+    def step(self) -> None:
+        """Moves all parameters along their gradients, and forgets these."""
+        for optimiser in (self.muon, self.adam):
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that resuming needs."""
+        return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Goes on from `state_dict()`."""
+        self.muon.load_state_dict(saved["muon"])
+        self.adam.load_state_dict(saved["adam"])
+
+
+def optimisers_of(network: Network, recipe: Recipe) -> Optimisers:
+    """The optimisers with their groups: decay only on matrices called `weight`, twice the rate for `att.w0`."""
+    matrices, decayed, plain, fast = [], [], [], []
     for name, parameter in network.named_parameters():
         if name.endswith("att.w0"):
             fast.append(parameter)
-        elif name.endswith(".weight") and parameter.dim() >= 2:
-            decayed.append(parameter)
+        elif name.endswith(".weight") and parameter.dim() == 2:
+            (matrices if name.startswith("blocks.") else decayed).append(parameter)
         else:
             plain.append(parameter)
     groups = [
@@ -90,7 +122,12 @@ def optimiser_of(network: Network, recipe: Recipe) -> torch.optim.AdamW:
         {"params": plain, "weight_decay": 0.0, "scale": 1.0},
         {"params": fast, "weight_decay": 0.0, "scale": 2.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.99), eps=1e-18)
+    rate = recipe.learning_rate
+    adam = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), eps=1e-18)
+    muon = torch.optim.Muon(
+        matrices, lr=rate, weight_decay=recipe.weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
+    return Optimisers(muon, adam)
 
 
 class Trainer:
@@ -100,13 +137,13 @@ class Trainer:
         self.recipe, self.path, self.device = recipe, path, device
         torch.manual_seed(recipe.seed)
         self.network = Network(shape).to(device)
-        self.optimiser = optimiser_of(self.network, recipe)
+        self.optimisers = optimisers_of(self.network, recipe)
         self.step = 0
         self.log: list[Progress] = []
         if path.exists():
             saved = torch.load(path, map_location=device, weights_only=True)
             self.network.load_state_dict(saved["network"])
-            self.optimiser.load_state_dict(saved["optimiser"])
+            self.optimisers.load_state_dict(saved["optimisers"])
             self.step = int(saved["step"])
             self.log = [Progress(**line) for line in json.loads(saved["log"])]
 
@@ -123,7 +160,7 @@ class Trainer:
         torch.save(
             {
                 "network": self.network.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
+                "optimisers": self.optimisers.state_dict(),
                 "step": self.step,
                 "log": json.dumps([asdict(line) for line in self.log]),
             },
@@ -135,15 +172,12 @@ class Trainer:
         """One update; returns loss, accuracy on reply tokens and the number of tokens read."""
         rows = batch(self.step, self.recipe.seed, self.recipe.rows, self.recipe.length)
         ids, weights = (x.to(self.device) for x in as_tensors(rows, self.recipe.length))
-        rate = self.recipe.rate_at(self.step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate * group["scale"]
+        self.optimisers.set_rate(self.recipe.rate_at(self.step))
         logits, _ = self.network(ids)
         loss, right = weighted_loss(logits, ids, weights)
-        self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
-        self.optimiser.step()
+        self.optimisers.step()
         self.step += 1
         return float(loss.detach()), right, sum(len(row.ids) for row in rows)
 
