@@ -1,0 +1,382 @@
+"""A model that answers at once, plans made of nothing, and system calls that kill, fail or lose what was not flushed.
+
+Nothing here imports torch, so that a process that is going to be killed starts quickly.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rwkvbatch.engine.history import closed_history
+from rwkvbatch.engine.request import Finish, Reply, ReplyTiming, Request, Score
+from rwkvbatch.run.files import Files
+from rwkvbatch.run.grid import Cell, make_cells
+from rwkvbatch.run.plan import Plan
+from rwkvbatch.run.rows import CheckResult, Logprob, Row, RowTiming, TokenCounts
+from rwkvbatch.run.settings import Layered, RunSettings
+from rwkvbatch.run.setup import Setup
+from rwkvbatch.run.turns import Desk
+from rwkvbatch.script.records import Check, Conversation, ReplyFacts, SourceLine, Turn, Verdict
+
+WORDS = ("alder", "birch", "cedar", "dogwood", "elm", "fir", "größe", "树", "🌲")
+
+
+class ByteTokenizer:
+    """Ids 1 to 256 are the bytes."""
+
+    vocab_size = 257
+    name = "bytes"
+    sha256 = "0" * 64
+
+    def encode(self, text: str) -> list[int]:
+        return [byte + 1 for byte in text.encode()]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self.decode_bytes(tokens).decode(errors="replace")
+
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        return bytes(token - 1 for token in tokens)
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token - 1])
+
+
+@dataclass(frozen=True)
+class FakeSpec:
+    generation: str = "7"
+    num_layers: int = 1
+    width: int = 1
+    vocab_size: int = 257
+    num_parameters: int = 1
+    weights_sha256: str = "f" * 64
+    path: str = "fake.pth"
+    dtype: str = "fp32"
+    backend: str = "fake"
+    device: str = "cpu"
+    bitwise: bool = True
+
+
+def pure_reply(request: Request) -> Reply:
+    """A reply that depends on everything that it may depend on, and on nothing else."""
+    key = f"{request.tokens}{request.sampling}{request.noise}{request.max_tokens}{request.stop}{request.root}"
+    digest = hashlib.blake2b(key.encode()).digest()
+    text = " " + " ".join(WORDS[byte % len(WORDS)] for byte in digest[: 1 + digest[0] % 4])
+    finish: Finish = ("stop", "stop", "eos", "length")[digest[1] % 4]  # type: ignore[assignment]
+    tokenizer = ByteTokenizer()
+    ids = tuple(tokenizer.encode(text + ("\n\n" if finish == "stop" else "")))
+    stopped_by = "\n\n" if finish == "stop" else None
+    logprobs = tuple(-((digest[index % 64] + 1) / 256) for index in range(len(ids)))
+    history = closed_history(tokenizer, request.tokens, ids, finish, stopped_by, request.closing)
+    return Reply(
+        text, ids, history, finish, stopped_by, logprobs, len(request.tokens), 0, ReplyTiming(0, 0, 0, 0)
+    )
+
+
+def pure_score(prefix: Sequence[int], continuation: Sequence[int]) -> Score:
+    digest = hashlib.blake2b(f"{tuple(prefix)}{tuple(continuation)}".encode()).digest()
+    return Score(
+        tuple(-(digest[i % 64] / 100) for i in range(len(continuation))), digest[0] % len(continuation)
+    )
+
+
+class FakeEngine:
+    """Keeps the first `max_batch` requests for one to three steps each, in an order of its own.
+
+    Args:
+        change: makes another reply of a request's, or raises.
+    """
+
+    def __init__(self, max_batch: int, change: Callable[[Request, Reply], Reply] | None = None) -> None:
+        self.max_batch = max_batch
+        self.submitted: list[Request] = []
+        self.most_active = 0
+        self._change = change
+        self._waiting: list[tuple[int, int, Reply | Score | Request]] = []
+        self._count = 0
+
+    def submit(self, request: Request) -> int:
+        self.submitted.append(request)
+        return self._queue(request, 1 + len(request.tokens) % 3)
+
+    def submit_score(self, prefix: Sequence[int], continuation: Sequence[int], root: int = 0) -> int:
+        return self._queue(pure_score(prefix, continuation), 1 + len(continuation) % 2)
+
+    def step(self) -> list[tuple[int, Reply | Score]]:
+        active, rest = self._waiting[: self.max_batch], self._waiting[self.max_batch :]
+        self.most_active = max(self.most_active, len(active))
+        done: list[tuple[int, Reply | Score]] = []
+        kept: list[tuple[int, int, Reply | Score | Request]] = []
+        for number, steps, work in active:
+            if steps > 1:
+                kept.append((number, steps - 1, work))
+            elif isinstance(work, Request):
+                reply = pure_reply(work)
+                done.append((number, self._change(work, reply) if self._change else reply))
+            else:
+                done.append((number, work))
+        self._waiting = kept + rest
+        return done[::-1]
+
+    def _queue(self, work: Reply | Score | Request, steps: int) -> int:
+        self._count += 1
+        self._waiting.append((self._count, steps, work))
+        return self._count
+
+
+class FakeShop:
+    """Makes `FakeEngine`s, and remembers them."""
+
+    def __init__(
+        self, spec: FakeSpec | None = None, change: Callable[[Request, Reply], Reply] | None = None
+    ) -> None:
+        self.spec = spec or FakeSpec()
+        self.change = change
+        self.engines: list[FakeEngine] = []
+
+    def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
+        return dict.fromkeys(setups, self.spec)
+
+    def tokenizer(self, setup: Setup) -> Any:
+        return ByteTokenizer()
+
+    def desk(self, setup: Setup, plan: Plan) -> Desk:
+        return Desk(ByteTokenizer(), None, plan.settings.max_prompt_tokens)
+
+    def engine(self, setup: Setup, plan: Plan, batch: int) -> Any:
+        self.engines.append(FakeEngine(batch, self.change))
+        return self.engines[-1]
+
+    @property
+    def num_generated(self) -> int:
+        return sum(len(engine.submitted) for engine in self.engines)
+
+
+@dataclass(frozen=True)
+class Longer:
+    """A check on the reply's length."""
+
+    minimum: int
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        passed = len(facts.text) > self.minimum
+        return Verdict(passed, float(passed), None if passed else f"only {len(facts.text)}")
+
+
+@dataclass(frozen=True)
+class Raises:
+    """A check that is broken."""
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        raise ZeroDivisionError("broken plug-in")
+
+
+def make_conversation(
+    name: str,
+    num_turns: int = 2,
+    *,
+    checks: Iterable[Check] = (),
+    reference: str | None = None,
+    params: dict[str, Any] | None = None,
+    tags: tuple[str, ...] = (),
+) -> Conversation:
+    turns = tuple(Turn(f"{name} asks {turn}", reference, tuple(checks)) for turn in range(num_turns))
+    return Conversation(name, "Be brief.", turns, tags, params or {}, SourceLine("made.jsonl", 1))
+
+
+def make_plan(
+    num_conversations: int = 5,
+    *,
+    conversations: Sequence[Conversation] | None = None,
+    cells: Sequence[Cell] | None = None,
+    explicit: Iterable[str] = (),
+    **settings: Any,
+) -> Plan:
+    """Conversations of one to four turns, some with checks and references, in two cells."""
+    if conversations is None:
+        check = Check("longer", 12, Longer(12))
+        conversations = [
+            make_conversation(
+                f"c{number}",
+                1 + number % 4,
+                checks=[check] if number % 2 else [],
+                reference="a reference" if number % 3 == 0 else None,
+            )
+            for number in range(num_conversations)
+        ]
+    if cells is None:
+        cells = make_cells({"temperature": [0.3, 1.0]})
+    return Plan(conversations, cells, Layered(RunSettings(**settings), frozenset(explicit)))
+
+
+def make_row(
+    conversation: str, turn: int = 0, *, finish: str = "stop", reply: str = "hello", **changes: Any
+) -> Row:
+    """A row out of nothing."""
+    values: dict[str, Any] = {
+        "conversation": conversation,
+        "cell": "base",
+        "repeat": 0,
+        "turn": turn,
+        "seed": 0,
+        "tags": ("a", "b"),
+        "prompt": "Hi",
+        "reply": reply,
+        "reply_ids": (5, 6, 7),
+        "finish": finish,
+        "stopped_by": "\n\n" if finish == "stop" else None,
+        "tokens": TokenCounts(10, 3),
+        "logprob": Logprob(-0.5, -1.5),
+        "reference": None,
+        "checks": (CheckResult("contains", "h", True, 1.0),),
+        "error": "it broke" if finish == "error" else None,
+        "timing": RowTiming(0.0, 0.1, 0.2, 0.3, 10.0, 4),
+    }
+    return Row(**{**values, **changes})
+
+
+class CountedFiles(Files):
+    """Counts the calls that change the disk; `at_call` is asked before each."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def at_call(self, name: str, perform: Callable[[], Any], data: bytes = b"", descriptor: int = -1) -> Any:
+        return perform()
+
+    def _call(self, name: str, perform: Callable[[], Any], data: bytes = b"", descriptor: int = -1) -> Any:
+        self.calls.append(name)
+        return self.at_call(name, perform, data, descriptor)
+
+    def open_append(self, path: Path) -> int:
+        return self._call("open", lambda: super(CountedFiles, self).open_append(path))
+
+    def create(self, path: Path) -> int:
+        return self._call("create", lambda: super(CountedFiles, self).create(path))
+
+    def write(self, descriptor: int, data: bytes) -> int:
+        return self._call("write", lambda: os.write(descriptor, data), data, descriptor)
+
+    def sync(self, descriptor: int) -> None:
+        self._call("sync", lambda: os.fsync(descriptor))
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        self._call("truncate", lambda: os.ftruncate(descriptor, size))
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._call("rename", lambda: source.replace(target))
+
+    def sync_directory(self, directory: Path) -> None:
+        self._call("sync directory", lambda: super(CountedFiles, self).sync_directory(directory))
+
+
+class KillingFiles(CountedFiles):
+    """SIGKILL at call number `at` (from 0): `before` it, in the middle of its write (`half`), or `after` it."""
+
+    def __init__(self, at: int, moment: str) -> None:
+        super().__init__()
+        self.at = at
+        self.moment = moment
+
+    def at_call(self, name: str, perform: Callable[[], Any], data: bytes = b"", descriptor: int = -1) -> Any:
+        if len(self.calls) - 1 != self.at:
+            return perform()
+        if self.moment == "half" and data:
+            os.write(descriptor, data[: len(data) // 2])
+        elif self.moment == "after":
+            perform()
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("still alive")
+
+
+class FailingFiles(CountedFiles):
+    """Call number `at` fails; and all later ones, if `forever`."""
+
+    def __init__(
+        self, at: int, code: int = errno.ENOSPC, *, forever: bool = False, short: bool = False
+    ) -> None:
+        super().__init__()
+        self.at = at
+        self.code = code
+        self.forever = forever
+        self.short = short
+
+    def at_call(self, name: str, perform: Callable[[], Any], data: bytes = b"", descriptor: int = -1) -> Any:
+        number = len(self.calls) - 1
+        if number == self.at or (self.forever and number > self.at):
+            if self.short and len(data) > 1:
+                os.write(descriptor, data[: len(data) // 2])
+            raise OSError(self.code, os.strerror(self.code))
+        return perform()
+
+
+@dataclass
+class _Inode:
+    path: Path
+    synced: bytes = b""
+
+
+@dataclass
+class PowerCutFiles(Files):
+    """Real files, and what of them a power cut would leave: what was synced, and any part of the rest."""
+
+    names: dict[Path, _Inode] = field(default_factory=dict[Path, _Inode])
+    durable_names: dict[Path, _Inode] = field(default_factory=dict[Path, _Inode])
+    open_files: dict[int, _Inode] = field(default_factory=dict[int, _Inode])
+
+    def open_append(self, path: Path) -> int:
+        return self._opened(super().open_append(path), path)
+
+    def create(self, path: Path) -> int:
+        self.names.pop(path, None)
+        return self._opened(super().create(path), path)
+
+    def _opened(self, descriptor: int, path: Path) -> int:
+        self.open_files[descriptor] = self.names.setdefault(path, _Inode(path))
+        return descriptor
+
+    def sync(self, descriptor: int) -> None:
+        inode = self.open_files[descriptor]
+        inode.synced = inode.path.read_bytes()
+
+    def close(self, descriptor: int) -> None:
+        del self.open_files[descriptor]
+        super().close(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        super().rename(source, target)
+        inode = self.names.pop(source)
+        inode.path = target
+        self.names[target] = inode
+
+    def sync_directory(self, directory: Path) -> None:
+        self.durable_names = dict(self.names)
+
+    def cut_power(self, choose: Callable[[int], int]) -> None:
+        """Leave on the disk what a power cut might; `choose(n)` picks a number from 0 to n."""
+        names = self.names if choose(1) else self.durable_names
+        current = {id(inode): path.read_bytes() for path, inode in self.names.items()}
+        contents: dict[Path, bytes] = {}
+        for path, inode in names.items():
+            now = current.get(id(inode), inode.synced)
+            if now.startswith(inode.synced):
+                extra = now[len(inode.synced) :]
+                kept = choose(len(extra))
+                lost = b"\0" * (len(extra) - kept) if choose(1) else b""
+                contents[path] = inode.synced + extra[:kept] + lost
+            else:
+                contents[path] = now if choose(1) else inode.synced
+        for path in {*self.names, *self.durable_names}:
+            path.unlink(missing_ok=True)
+        self.names, self.durable_names = {}, {}
+        for descriptor in list(self.open_files):
+            self.close(descriptor)
+        for path, content in contents.items():
+            path.write_bytes(content)
+            self.names[path] = self.durable_names[path] = _Inode(path, content)
