@@ -38,4 +38,5 @@ def _replace(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     save_file(tensors, part, metadata)
+    part.chmod(0o644)
     part.replace(path)
