@@ -277,7 +277,7 @@ class CountedFiles(Files):
 
 
 class KillingFiles(CountedFiles):
-    """SIGKILL at call number `at` (from 0): `before` it, in the middle of its write (`half`), or `after` it."""
+    """SIGKILL at call number `at` (from 0): in the middle of its write (`half`), or `after` it."""
 
     def __init__(self, at: int, moment: str) -> None:
         super().__init__()
@@ -289,7 +289,7 @@ class KillingFiles(CountedFiles):
             return perform()
         if self.moment == "half" and data:
             os.write(descriptor, data[: len(data) // 2])
-        elif self.moment == "after":
+        else:
             perform()
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("still alive")
