@@ -57,11 +57,7 @@ def resolve_model_path(path: str | os.PathLike[str] | None = None) -> ResolvedMo
             )
         return ResolvedModel(BUNDLED_MODEL, bundled=True)
     wanted = Path(named).expanduser()
-    candidates = [
-        wanted,
-        wanted.with_name(wanted.name + ".pth"),
-        wanted.with_name(wanted.name + ".safetensors"),
-    ]
+    candidates = [wanted, Path(f"{wanted}.pth"), Path(f"{wanted}.safetensors")]
     try:
         for candidate in candidates:
             if candidate.is_file():

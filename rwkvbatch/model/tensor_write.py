@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from rwkvbatch.errors import StorageError, UsageError
@@ -35,12 +36,11 @@ def save_tensors(
     """
     check_target(path, replace=replace)
     with _replacing(path) as temporary:
+        plain = _own_storages(tensors)
         if path.suffix == ".safetensors":
-            # That format has no views and no shared storage.
-            plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
             save_file(plain, temporary, dict(metadata) if metadata else None)
         else:
-            torch.save({name: _own_storage(tensor) for name, tensor in tensors.items()}, temporary)
+            torch.save(plain, temporary)
 
 
 def check_target(path: Path, *, replace: bool) -> None:
@@ -57,31 +57,39 @@ def check_target(path: Path, *, replace: bool) -> None:
         )
 
 
-def _own_storage(tensor: torch.Tensor) -> torch.Tensor:
-    """`torch.save` writes the whole storage that a view looks at."""
-    whole = (
-        tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    )
-    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+def _own_storages(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same numbers, each tensor contiguous and with a storage of its own.
+
+    `torch.save` writes the whole storage that a view looks at; `.safetensors` has neither views nor shared storage.
+    """
+    plain: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        whole = tensor.is_contiguous() and storage.nbytes() == tensor.numel() * tensor.element_size()
+        alone = whole and storage.data_ptr() not in seen
+        plain[name] = (
+            tensor.detach() if alone else tensor.detach().clone(memory_format=torch.contiguous_format)
+        )
+        seen.add(storage.data_ptr())
+    return plain
 
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its name when the block ends well."""
+    temporary = path.with_name(f".rwkvbatch-{secrets.token_hex(8)}.tmp")
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent)
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
     except OSError as error:
         raise StorageError(f"cannot write in {str(path.parent)!r}: {error.strerror}") from error
-    temporary = Path(name)
-    os.close(descriptor)
     try:
         yield temporary
         _flush(temporary)
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
         _flush(path.parent)
-    except (OSError, RuntimeError) as error:
-        # torch and safetensors report a full disk as a RuntimeError of their own.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch and safetensors report a full disk as errors of their own.
         reason = (
             error.strerror
             if isinstance(error, OSError) and error.strerror
@@ -98,9 +106,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

@@ -1,0 +1,138 @@
+"""`rwkvbatch model`: random, info, convert."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rwkvbatch.cli.app import invoke
+from rwkvbatch.model.checkpoint import open_checkpoint
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    path = tmp_path / "made.pth"
+    assert (
+        invoke(["model", "random", "2x64", str(path), "--vocab", "97", "--head-size", "32", "--seed", "3"])
+        == 0
+    )
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "made.pth" in captured.err
+    return path
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    with open_checkpoint(path) as checkpoint:
+        return {name: checkpoint[name] for name in checkpoint}
+
+
+def test_info_prints_one_json_object(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["model", "info", str(checkpoint.with_suffix("")), "--json", "--verify"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert (info["generation"], info["num_layers"], info["width"], info["vocab_size"]) == ("7", 2, 64, 97)
+    assert (info["num_heads"], info["head_size"], info["dtype"], info["kind"]) == (2, 32, "bf16", "pth")
+    assert info["num_bytes"] == checkpoint.stat().st_size
+    assert len(info["sha256"]) == 64
+    assert info["num_parameters"] == sum(group["num_parameters"] for group in info["tensors"])
+
+
+def test_info_prints_a_table(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["model", "info", str(checkpoint)]) == 0
+    output = capsys.readouterr().out
+    assert "blocks.*.att.receptance.weight" in output
+    assert "64 x 64" in output
+    assert "sha256" not in output
+
+
+def test_info_of_an_older_generation_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.model.older_generations import older_tensors
+
+    torch.save(older_tensors("4"), tmp_path / "old.pth")
+    assert invoke(["model", "info", str(tmp_path / "old")]) == 0
+    assert "none" in capsys.readouterr().out
+
+
+def test_verify_finds_what_the_table_of_contents_does_not_tell(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = read(checkpoint)
+    tensors["head.weight"][0, 0] = float("nan")
+    torch.save(tensors, tmp_path / "bad.pth")
+    assert invoke(["model", "info", str(tmp_path / "bad")]) == 0
+    assert invoke(["model", "info", str(tmp_path / "bad"), "--verify"]) == 3
+    assert "'head.weight' holds NaN" in capsys.readouterr().err
+
+
+def test_convert_there_and_back_changes_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    there, back = tmp_path / "a.safetensors", tmp_path / "b.pth"
+    assert invoke(["model", "convert", str(checkpoint.with_suffix("")), str(there)]) == 0
+    assert invoke(["model", "convert", str(there), str(back), "--quiet"]) == 0
+    expected, found = read(checkpoint), read(back)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)]
+)
+def test_convert_stores_the_asked_precision(
+    name: str, dtype: torch.dtype, checkpoint: Path, tmp_path: Path
+) -> None:
+    assert (
+        invoke(["model", "convert", str(checkpoint), str(tmp_path / "a.safetensors"), "--dtype", name]) == 0
+    )
+    expected = read(checkpoint)
+    for key, tensor in read(tmp_path / "a.safetensors").items():
+        assert tensor.dtype == dtype
+        assert torch.equal(tensor, expected[key].to(dtype))
+
+
+def test_existing_file_is_replaced_only_by_force(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "a.pth"
+    output.write_bytes(b"precious")
+    for command in (
+        ["convert", str(checkpoint), str(output)],
+        ["random", "1x64", str(output), "--vocab", "65"],
+    ):
+        assert invoke(["model", *command]) == 2
+        assert "already there" in capsys.readouterr().err
+        assert output.read_bytes() == b"precious"
+        assert invoke(["model", *command, "--force"]) == 0
+        assert output.read_bytes() != b"precious"
+        output.write_bytes(b"precious")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["random", "12", "a.pth"], "LAYERSxWIDTH"),
+        (["random", "0x64", "a.pth"], "LAYERSxWIDTH"),
+        (["random", "1x100", "a.pth"], "multiple of --head-size 64"),
+        (["random", "1x64", "a.txt"], "must end in .pth or .safetensors"),
+    ],
+)
+def test_bad_request_is_a_usage_error(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert invoke(["model", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_checkpoint_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.pth").write_bytes(b"nothing of the kind")
+    assert invoke(["model", "info", str(tmp_path / "a")]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "not a checkpoint" in captured.err

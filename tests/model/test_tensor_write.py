@@ -1,0 +1,80 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rwkvbatch.errors import StorageError, UsageError
+from rwkvbatch.model import tensor_write
+from rwkvbatch.model.tensor_write import save_tensors
+
+TENSORS = {"a": torch.arange(6.0).view(2, 3).t(), "b": torch.ones(4, dtype=torch.bfloat16)}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_tensors_come_back(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x{suffix}"
+    save_tensors(path, TENSORS)
+    found = load_file(path) if suffix == ".safetensors" else torch.load(path, weights_only=True)
+    assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_views_are_written_without_what_they_do_not_show(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x{suffix}"
+    save_tensors(path, {"view": torch.zeros(1_000_000)[:10]})
+    assert path.stat().st_size < 10_000
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_shared_storage_is_written(suffix: str, tmp_path: Path) -> None:
+    shared = torch.ones(4)
+    save_tensors(tmp_path / f"x{suffix}", {"a": shared, "b": shared})
+
+
+def test_file_has_the_usual_rights(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "x.pth", TENSORS)
+    (tmp_path / "usual").touch()
+    assert (tmp_path / "x.pth").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.pth"
+    path.write_bytes(b"old")
+
+    def full(_value: object, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file: file write failed")
+
+    monkeypatch.setattr(tensor_write.torch, "save", full)
+    with pytest.raises(StorageError, match=r"cannot write .*file write failed"):
+        save_tensors(path, TENSORS, replace=True)
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["x.pth"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x.bin", "must end in .pth or .safetensors"),
+        ("absent/x.pth", "no directory"),
+        ("there.pth", "already there"),
+    ],
+)
+def test_bad_target_is_a_usage_error(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "there.pth").touch()
+    with pytest.raises(UsageError, match=message):
+        save_tensors(tmp_path / name, TENSORS)
+
+
+def test_directory_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "d.pth").mkdir()
+    with pytest.raises(UsageError, match="already there"):
+        save_tensors(tmp_path / "d.pth", TENSORS, replace=True)
