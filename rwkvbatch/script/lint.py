@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from rwkvbatch.config import HistoryMode
 from rwkvbatch.script.records import Conversation, SourceLine
 
 
@@ -48,12 +49,16 @@ _ROLE_LINE = re.compile(rf"(?:^|\n)\s*({_ROLE}\s?:)")
 _ROLE_END = re.compile(rf"(?:^|\n)\s*{_ROLE}:[ \t]*$")
 
 
-def lint(conversations: Iterable[Conversation]) -> tuple[LintWarning, ...]:
-    """All traps, in the order of the conversations and their messages. Never raises: errors are the reader's."""
-    return tuple(warning for conversation in conversations for warning in _lint_one(conversation))
+def lint(conversations: Iterable[Conversation], *, history: HistoryMode = "own") -> tuple[LintWarning, ...]:
+    """All traps, in the order of the conversations and their messages. Never raises: errors are the reader's.
+
+    Args:
+        history: the mode that the script is to be run in; with `gold`, turns without a reference are told too.
+    """
+    return tuple(warning for conversation in conversations for warning in _lint_one(conversation, history))
 
 
-def _lint_one(conversation: Conversation) -> Iterator[LintWarning]:
+def _lint_one(conversation: Conversation, history: HistoryMode) -> Iterator[LintWarning]:
     def warn(code: str, place: str, message: str, hint: str) -> LintWarning:
         return LintWarning(code, conversation.source, conversation.id, place, message, hint)
 
@@ -61,16 +66,10 @@ def _lint_one(conversation: Conversation) -> Iterator[LintWarning]:
         for trap in _TRAPS:
             if kind in trap.only_in and (message := trap.found(content)) is not None:
                 yield warn(trap.code, place, message, trap.hint)
-    num_references = sum(turn.reference is not None for turn in conversation.turns)
     for number, turn in enumerate(conversation.turns[:-1], start=1):
-        if num_references and turn.reference is None:
-            hint = "with `--history gold` this turn keeps the model's own reply; add an assistant message"
-            yield warn(
-                "missing-reference",
-                f"turn {number}",
-                "has no reference reply, and other turns have one",
-                hint,
-            )
+        if history == "gold" and turn.reference is None:
+            hint = "with `--history gold` the next turn sees the model's own reply; add an assistant message"
+            yield warn("missing-reference", f"turn {number}", "has no reference reply", hint)
 
 
 def _contents(conversation: Conversation) -> Iterator[tuple[str, str, str]]:

@@ -1,0 +1,271 @@
+"""`expect`: each kind judges as documented, and what is wrong is told before anything is generated."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from rwkvbatch.errors import MissingExtraError, ScriptError
+from rwkvbatch.script.checks import ReplyFacts, check_kinds, judge_all, parse_checks
+from tests.script.writing import HERE, assistant, conversation, read, user
+
+
+def judge(entry: dict[str, Any], text: str = "", **facts: Any) -> tuple[bool, float]:
+    (check,) = parse_checks(entry, HERE)
+    verdict = check.judge(ReplyFacts(**{"text": text, "finish": "stop", "num_tokens": 5, **facts}))
+    assert 0 <= verdict.score <= 1
+    assert (verdict.detail is None) == verdict.passed
+    return verdict.passed, verdict.score
+
+
+PASSED: list[tuple[dict[str, Any], str]] = [
+    ({"equals": "Ada"}, " Ada\n"),
+    ({"equals": " Ada "}, "Ada"),
+    ({"equals": ""}, "  "),
+    ({"equals": "STRASSE", "ignore_case": True}, "straße"),
+    ({"equals": "2"}, "<think>\nIs it 3?\n</think>\n2"),
+    ({"equals": ""}, "<think>\nIs it 3?"),
+    ({"contains": "da"}, "Ada."),
+    ({"contains": ["Ada", "Bob"]}, "Bob and Ada"),
+    ({"contains": "ADA", "ignore_case": True}, "ada"),
+    ({"not_contains": "Bob"}, "Ada"),
+    ({"not_contains": ["Bob", "Eve"]}, "<think>Bob?</think>Ada"),
+    ({"starts_with": "Ada"}, " Ada is here"),
+    ({"starts_with": ["yes", "no"], "ignore_case": True}, "No."),
+    ({"one_of": ["Hello!", "Hi!"]}, "Hi!"),
+    ({"regex": r"^\d{4}-\d\d$"}, "2024-05"),
+    ({"regex": "ada", "ignore_case": True}, "I am ADA."),
+    ({"number": 42}, "6 times 7 is 42."),
+    ({"number": 42}, "It is 42.0, as 6*7=42"),
+    ({"number": -5}, "The result is -5"),
+    ({"number": 5}, "That is 3-5"),
+    ({"number": -5}, "−5"),
+    ({"number": 1234567.5}, "about $1,234,567.50"),
+    ({"number": 0.5}, "It is .5"),
+    ({"number": 3.14, "tolerance": 0.01}, "pi is 3.1416"),
+    ({"number": 1e3}, "1e3"),
+    ({"number": 9007199254740993}, "9007199254740993"),
+    ({"number": 63}, "<think>36+27=64?</think> 63"),
+    ({"json": True}, "3"),
+    ({"json": "valid"}, '```json\n{"a": [1]}\n```'),
+    ({"json": {"type": "object", "required": ["a"]}}, '{"a": 1}'),
+    ({"json": {"$ref": "#/$defs/n", "$defs": {"n": {"type": "integer"}}}}, "3"),
+    ({"json": {"type": "string", "pattern": "^a+$"}}, '"aaa"'),
+    ({"max_tokens": 5}, "x"),
+    ({"min_tokens": 5}, "x"),
+    ({"finish": "stop"}, "x"),
+    ({"finish": ["eos", "stop"]}, "x"),
+    ({"similarity": 0.9, "to": "The cat sat."}, "The cat sat."),
+    ({"similarity": 0}, "x"),
+    ({"any": [{"equals": "a"}, {"equals": "b"}]}, "b"),
+    ({"all": [{"contains": "a"}, {"contains": "b"}]}, "ab"),
+    ({"not": {"contains": "a"}}, "b"),
+    ({"not": [{"contains": "a"}, {"contains": "b"}]}, "a"),
+    ({"any": [{"all": [{"contains": "a"}, {"not": {"contains": "b"}}]}, {"equals": "c"}]}, "xa"),
+]
+FAILED: list[tuple[dict[str, Any], str]] = [
+    ({"equals": "Ada"}, "Ada."),
+    ({"equals": "ada"}, "Ada"),
+    ({"contains": """ Ada"""}, "Ada"),
+    ({"not_contains": ["Bob", "Ada"]}, "Ada"),
+    ({"starts_with": "Ada"}, "I am Ada"),
+    ({"one_of": ["Hello!", "Hi!"]}, "Hi! Hello!"),
+    ({"regex": r"^\d{4}$"}, "12345"),
+    ({"number": 42}, "42 or 43"),
+    ({"number": 42}, "forty-two"),
+    ({"number": 9007199254740993}, "9007199254740992"),
+    ({"number": 3.14, "tolerance": 0.001}, "3.1416"),
+    ({"number": 1}, "9" * 5000),
+    ({"json": True}, "NaN"),
+    ({"json": True}, 'Sure: {"a": 1}'),
+    ({"json": True}, "[" * 100_000),
+    ({"json": {"type": "object"}}, "[]"),
+    ({"json": {"type": "string", "pattern": "^a+$"}}, '"b"'),
+    ({"max_tokens": 4}, "x"),
+    ({"min_tokens": 6}, "x"),
+    ({"finish": ["eos", "length"]}, "x"),
+    ({"similarity": 0.5, "to": "The cat sat."}, "Nobody knows"),
+    ({"any": [{"equals": "a"}, {"equals": "b"}]}, "c"),
+    ({"all": [{"contains": "a"}, {"contains": "b"}]}, "a"),
+    ({"not": {"contains": "a"}}, "a"),
+]
+
+
+@pytest.mark.parametrize(("entry", "text"), PASSED)
+def test_a_reply_that_is_as_expected_passes(entry: dict[str, Any], text: str) -> None:
+    assert judge(entry, text, reference="x")[0]
+
+
+@pytest.mark.parametrize(("entry", "text"), FAILED)
+def test_a_reply_that_is_not_as_expected_fails_with_a_reason(entry: dict[str, Any], text: str) -> None:
+    assert not judge(entry, text)[0]
+
+
+NESTED: dict[str, Any] = {"equals": "a"}
+for _ in range(9):
+    NESTED = {"any": NESTED}
+BAD: list[tuple[Any, str]] = [
+    (3, "expect: a check must be an object, got a number"),
+    ([[]], r"expect\[0\]: a check must be an object, got an array"),
+    ({}, "expect: names no kind of check"),
+    ({"weight": 2}, "expect: names no kind of check"),
+    ({"contain": "a"}, "expect: unknown key 'contain'"),
+    ({"equals": 3}, r"expect\.equals: must be a string, got 3"),
+    ({"contains": ""}, r"expect\.contains: must be a string or an array of strings, none empty, got ''"),
+    ({"contains": []}, r"expect\.contains: must be a string or an array"),
+    ({"contains": ["a", 3]}, r"expect\.contains: must be a string or an array"),
+    ({"one_of": "a"}, r"expect\.one_of: must be an array of strings, got 'a'"),
+    ({"regex": "("}, r"expect\.regex: is no regular expression \(.*\), got '\('"),
+    ({"regex": 3}, r"expect\.regex: must be a string"),
+    ({"regex": "(?R)"}, r"expect\.regex: is no regular expression"),
+    ({"regex": "(?:a{1000}){1000}"}, r"expect\.regex: is no regular expression \(its counted repeats"),
+    ({"regex": "(?x:a{1 000 000})"}, r"expect\.regex: is no regular expression \(the flag x"),
+    ({"regex": "a" * 3000}, r"expect\.regex: is no regular expression \(longer than 2000"),
+    ({"regex": "(" * 900 + ")" * 900}, r"expect\.regex: is no regular expression \(too deep"),
+    ({"number": "3"}, r"expect\.number: must be a number, got '3'"),
+    ({"number": True}, r"expect\.number: must be a number, got True"),
+    ({"number": 3, "tolerance": -1}, r"expect\.tolerance: must be a number that is not negative, got -1"),
+    ({"number": 3, "ignore_case": True}, "expect: unknown key 'ignore_case'"),
+    ({"equals": "a", "ignore_case": 1}, r"expect\.ignore_case: must be true or false, got 1"),
+    ({"equals": "a", "weight": 0}, r"expect\.weight: must be a number above 0"),
+    ({"equals": "a", "weight": True}, r"expect\.weight: must be a number above 0"),
+    ({"max_tokens": 1.5}, r"expect\.max_tokens: must be a number of tokens"),
+    ({"min_tokens": -1}, r"expect\.min_tokens: must be a number of tokens"),
+    ({"finish": "done"}, r"expect\.finish: must be of stop, eos, length, time, got 'done'"),
+    ({"similarity": 2}, r"expect\.similarity: must be a number in \[0, 1\], got 2"),
+    ({"json": False}, r"expect\.json: must be true, "),
+    ({"json": {"type": "integr"}}, r"expect\.json: is no JSON Schema"),
+    ({"json": {"pattern": "("}}, r"expect\.json: is (a|no) JSON Schema"),
+    ({"json": {"patternProperties": {}}}, r"expect\.json: is a JSON Schema with 'patternProperties'"),
+    ({"json": {"$ref": "https://example.org/x"}}, r"expect\.json: is a JSON Schema that refers to 'https"),
+    ({"json": {"$ref": "file:///etc/passwd"}}, r"expect\.json: is a JSON Schema that refers to 'file"),
+    ({"any": []}, r"expect\.any: must hold at least one check"),
+    ({"not": {"all": [{"equals": 3}]}}, r"expect\.not\.all\[0\]\.equals: must be a string"),
+    (NESTED, "nested deeper than 8"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("raw", "message"), BAD)
+def test_a_wrong_check_is_refused_with_file_line_and_place(raw: Any, message: str) -> None:
+    with pytest.raises(ScriptError, match=r"^demo\.jsonl:3: .*" + message):
+        parse_checks(raw, HERE)
+
+
+def test_an_entry_with_several_kinds_is_several_checks() -> None:
+    checks = parse_checks({"contains": "a", "not_contains": "b", "ignore_case": True, "weight": 2}, HERE)
+    assert [(c.kind, c.weight, dict(c.options)) for c in checks] == [
+        ("contains", 2.0, {"ignore_case": True}),
+        ("not_contains", 2.0, {"ignore_case": True}),
+    ]
+    assert checks[0].as_dict() == {"contains": "a", "ignore_case": True, "weight": 2.0}
+
+
+def test_one_entry_may_stand_without_an_array() -> None:
+    assert parse_checks({"equals": "a"}, HERE) == parse_checks([{"equals": "a"}], HERE)
+
+
+def test_contains_scores_the_share_that_is_there() -> None:
+    assert judge({"contains": ["a", "b", "c", "d"]}, "abc") == (False, 0.75)
+
+
+def test_any_takes_the_best_score_and_all_weighs_them() -> None:
+    entries = [{"contains": ["a", "b"], "weight": 3}, {"equals": "x"}]
+    assert judge({"any": entries}, "a") == (False, 0.5)
+    assert judge({"all": entries}, "a") == (False, 3 * 0.5 / 4)
+    assert judge({"not": {"contains": ["a", "b"]}}, "a") == (True, 0.5)
+
+
+def test_judging_all_weighs_the_checks() -> None:
+    checks = parse_checks([{"equals": "a", "weight": 3}, {"equals": "b"}], HERE)
+    facts = ReplyFacts("a", "stop", 1)
+    assert judge_all(checks, facts).score == 0.75
+    assert not judge_all(checks, facts).passed
+    assert judge_all((), facts).passed
+    assert judge_all(checks[:1], facts).detail is None
+
+
+def test_similarity_is_sacrebleus_chrf() -> None:
+    from sacrebleu import sentence_chrf
+
+    reply, reference = "The cat sat on a mat.", "A cat is on the mat."
+    passed, score = judge({"similarity": 0.2}, reply, reference=reference)
+    assert passed
+    assert score == pytest.approx(sentence_chrf(reply, [reference]).score / 100)
+
+
+def test_similarity_needs_a_reference_on_its_own_turn_and_skips_turns_without_one_elsewhere(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ScriptError, match="turn 1: the check 'any' needs a reference reply"):
+        read(tmp_path, conversation(user(expect={"any": [{"similarity": 0.5}, {"equals": "a"}]})))
+    assert read(tmp_path, conversation(user(expect={"similarity": 0.5}), assistant())).conversations
+    (found,) = read(
+        tmp_path, conversation(user(), assistant(), user(), expect={"similarity": 0.5})
+    ).conversations
+    assert [len(turn.checks) for turn in found.turns] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("entry", "module", "extra"),
+    [({"similarity": 0.5}, "sacrebleu", "metrics"), ({"json": {"type": "object"}}, "jsonschema", "checks")],
+)
+def test_a_missing_extra_is_named(
+    entry: dict[str, Any], module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError) as caught:
+        parse_checks(entry, HERE)
+    assert f"rwkvbatch[{extra}]" in str(caught.value.hint)
+
+
+def test_valid_json_needs_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    assert judge({"json": True}, "{}") == (True, 1.0)
+
+
+@pytest.mark.parametrize("pattern", [r"(a+)+$", r"(a|aa)+$", r"(\w+\s?)*$", r"(.*a){20}$"])
+def test_a_pattern_that_would_take_forever_is_given_up(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rwkvbatch.script.rules_regex.DEADLINE_S", 0.05)
+    (check,) = parse_checks({"regex": pattern}, HERE)
+    assert str(check.judge(ReplyFacts("a" * 3000 + "!", "stop", 1)).detail).startswith("gave up")
+
+
+def test_a_pattern_in_a_schema_that_would_take_forever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rwkvbatch.script.rules_regex.DEADLINE_S", 0.05)
+    assert not judge({"json": {"pattern": "(a|aa)+$"}}, json.dumps("a" * 3000 + "!"))[0]
+
+
+def test_a_schema_that_would_take_forever_is_given_up() -> None:
+    defs: dict[str, Any] = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(60)}
+    schema = {"$ref": "#/$defs/d0", "$defs": {**defs, "d60": {}}}
+    assert not judge({"json": schema}, "1")[0]
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"$ref": "#/nowhere"}])
+def test_a_schema_that_leads_nowhere_fails_the_check_and_nothing_else(schema: dict[str, Any]) -> None:
+    assert not judge({"json": schema}, "1")[0]
+
+
+@given(text=st.text(st.sampled_from("0123456789.,-−eE+ ()x"), max_size=30), value=st.integers(-99, 99))
+@example(text="1e+", value=1)
+@example(text="--5", value=-5)
+def test_any_text_can_be_searched_for_its_last_number(text: str, value: int) -> None:
+    judge({"number": value}, text)
+
+
+@given(value=st.integers(-(10**12), 10**12), before=st.sampled_from(["", "It is ", "7 + 8 = ", "(", "$"]))
+def test_a_number_is_found_however_it_is_written(value: int, before: str) -> None:
+    for written in (str(value), f"{value:,}", f"{value}.0"):
+        assert judge({"number": value}, f"{before}{written}.")[0]
+
+
+def test_every_kind_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "scripts.md").read_text(encoding="utf-8")
+    for kind in check_kinds():
+        assert f"| `{kind}` |" in text

@@ -1,0 +1,179 @@
+"""The forms that others define, and how a line's form is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rwkvbatch.errors import ScriptError
+from tests.script.writing import assistant, conversation, read, user
+
+
+def said(turns: Any) -> list[tuple[str, str | None]]:
+    return [(turn.user, turn.reference) for turn in turns]
+
+
+def test_one_conversation_says_the_same_in_every_form(tmp_path: Path) -> None:
+    messages = [user("a"), assistant("b"), user("c")]
+    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}]}, *messages[1:]]
+    share = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]
+    lines: list[dict[str, Any]] = [
+        {"id": "1", "messages": messages},
+        {"messages": parts, "model": "x"},
+        {"custom_id": "3", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": messages}},
+        {"id": 4, "conversations": share},
+        {"question_id": 5, "turns": ["a", "c"], "reference": ["b"]},
+    ]
+    found = read(tmp_path, *lines).conversations
+    assert [one.id for one in found] == ["1", "line-2", "3", "4", "5"]
+    assert [said(one.turns) for one in found] == [[("a", "b"), ("c", None)]] * 5
+
+
+def test_system_messages_of_every_form(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        conversation({"role": "system", "content": "s"}, user()),
+        conversation({"role": "developer", "content": "s"}, user()),
+        {"conversations": [{"from": "system", "value": "s"}, {"from": "user", "value": "Hi"}]},
+        {"system": "s", "conversations": [{"from": "human", "value": "Hi"}]},
+    ]
+    assert [one.system for one in read(tmp_path, *lines).conversations] == ["s"] * 4
+
+
+def test_sampling_fields_of_a_request_become_params(tmp_path: Path) -> None:
+    body = {
+        "model": "any",
+        "messages": [user()],
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "max_completion_tokens": 20,
+        "seed": 3,
+        "stop": "END",
+        "presence_penalty": 0.25,
+        "frequency_penalty": None,
+        "stream": True,
+        "n": 1,
+        "tools": [],
+    }
+    expected = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "max_tokens": 20,
+        "seed": 3,
+        "stop": ("END",),
+        "presence": 0.25,
+    }
+    batch, chat = read(tmp_path, {"custom_id": "x", "body": body}, body).conversations
+    assert batch.params == expected
+    assert chat.params == expected
+
+
+def test_text_parts_are_joined_by_line_ends(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert (
+        read(tmp_path, conversation({"role": "user", "content": parts})).conversations[0].turns[0].user
+        == "a\nb"
+    )
+
+
+def test_an_mt_bench_category_is_a_tag_and_empty_references_are_none(tmp_path: Path) -> None:
+    line = {"question_id": 81, "category": "writing", "turns": ["a", "b", "c"], "reference": ["", None, "z"]}
+    (found,) = read(tmp_path, line).conversations
+    assert found.tags == ("writing",)
+    assert said(found.turns) == [("a", None), ("b", None), ("c", "z")]
+
+
+def test_keys_of_other_forms_that_mean_nothing_here_are_ignored(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {
+            "id": "1",
+            "conversations": [{"from": "human", "value": "a", "weight": 1}],
+            "source": "web",
+            "lang": "en",
+        },
+        {"question_id": 2, "turns": ["a"], "cluster": 3},
+        {"custom_id": "3", "body": {"messages": [user(name="ada")], "metadata": {"a": 1}}},
+    ]
+    assert len(read(tmp_path, *lines).conversations) == 3
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"custom_id": "x"}, "body: is missing"),
+    ({"custom_id": 3, "body": {}}, "custom_id: must be a string, got 3"),
+    ({"custom_id": "x", "body": {"mesages": []}}, "body: unknown key 'mesages'"),
+    (
+        {"custom_id": "x", "url": "/v1/embeddings", "body": {"messages": []}},
+        "url: must be of chat completions",
+    ),
+    ({"custom_id": "x", "body": {"messages": [user()], "temperture": 1}}, "body: unknown key 'temperture'"),
+    (
+        {"custom_id": "x", "body": {"messages": [user()], "temperature": "hot"}},
+        "body: temperature: .*got 'hot'",
+    ),
+    ({"custom_id": "x", "body": {"messages": [user()], "n": 2}}, r"body\.n: must be 1, got 2"),
+    ({"custom_id": "x", "body": {"messages": [user()], "tools": [{}]}}, r"body\.tools: has no counterpart"),
+    ({"custom_id": "x", "body": {"messages": [user()], "logit_bias": {"1": 2}}}, r"body\.logit_bias: has no"),
+    ({"custom_id": "\n", "body": {"messages": [user()]}}, "custom_id: cannot be an id"),
+    (conversation({"role": "tool", "content": "x"}), r"messages\[0\]\.role: must be one of .*got 'tool'"),
+    (
+        conversation({"role": "user", "content": None}),
+        r"messages\[0\]\.content: must be a string or an array.*got null",
+    ),
+    (
+        conversation({"role": "user", "content": [{"type": "image_url"}]}),
+        r"messages\[0\]\.content\[0\]: must be a text",
+    ),
+    ({"conversations": [{"from": "tool", "value": "x"}]}, r"conversations\[0\]\.from: must be one of"),
+    ({"conversations": [{"from": "human"}]}, r"conversations\[0\]\.value: is missing"),
+    ({"conversations": [{"fron": "human", "value": "x"}]}, r"conversations\[0\].*from"),
+    (
+        {"conversations": [{"from": "gpt", "value": "x"}]},
+        r"conversations\[0\]: an assistant message needs a user",
+    ),
+    ({"conversations": {}}, "conversations: must be an array"),
+    ({"question_id": 1}, "turns: is missing"),
+    ({"question_id": True, "turns": ["a"]}, "question_id: must be a string, got True"),
+    ({"turns": []}, "turns: is empty"),
+    ({"turns": [3]}, r"turns\[0\]: must be a string"),
+    ({"turns": ["a"], "reference": ["a", "b"]}, "reference: has 2 texts for 1 turns"),
+    (
+        {"id": "x", "messages": [assistant()]},
+        r"messages\[0\]: an assistant message needs a user message before it",
+    ),
+    (
+        {"id": "x", "messages": [user(), assistant(), assistant()]},
+        r"messages\[2\]: two assistant messages in a row",
+    ),
+    (
+        {"id": "x", "messages": [user(), {"role": "system", "content": "s"}]},
+        r"messages\[1\]: a system message may only",
+    ),
+    ({"id": "x", "messages": [{"role": "system", "content": "s"}]}, "has no user message"),
+    (
+        {"id": "x", "messages": [user(), assistant(expect=[])]},
+        r"messages\[1\]: `expect` belongs to the user message",
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD)
+def test_a_line_that_cannot_be_replayed_is_refused_with_the_place_in_it(
+    line: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ScriptError, match=r"demo\.jsonl:1: " + message):
+        read(tmp_path, line)
+
+
+def test_the_form_is_told_line_by_line(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"turns": ["a"]},
+        conversation(),
+        {"conversations": [{"from": "human", "value": "x"}]},
+    ]
+    assert len(read(tmp_path, *lines).conversations) == 3
+
+
+def test_a_native_line_with_a_request_field_is_told_where_it_belongs(tmp_path: Path) -> None:
+    with pytest.raises(ScriptError, match="unknown key 'temperature'"):
+        read(tmp_path, conversation(id="x", temperature=1))

@@ -1,0 +1,127 @@
+"""Check plug-ins, as an installed package brings them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from rwkvbatch.errors import ScriptError, UsageError
+from rwkvbatch.script import checks
+from rwkvbatch.script.checks import check_kinds, parse_checks
+from tests.script.writing import HERE
+
+PACKAGE = Path(__file__).parents[1] / "plugins" / "rwkvbatch_example_check"
+PROGRAM = """
+import json, sys
+from rwkvbatch.errors import RwkvBatchError
+from rwkvbatch.script.checks import ReplyFacts, check_kinds, parse_checks
+from rwkvbatch.script.records import SourceLine
+for line in sys.stdin:
+    try:
+        (check,) = parse_checks(json.loads(line), SourceLine("demo.jsonl", 3))
+        verdict = check.judge(ReplyFacts("<think>one two</think> one two three", "stop", 3))
+        print([verdict.passed, verdict.score, verdict.detail])
+    except RwkvBatchError as error:
+        print(type(error).__name__, error)
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the example package installed into it by pip, without any network."""
+    source = tmp_path_factory.mktemp("source")
+    for path in PACKAGE.iterdir():
+        if path.is_file():
+            (source / path.name).write_bytes(path.read_bytes())
+    target = tmp_path_factory.mktemp("target")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+    ]
+    done = subprocess.run(
+        [*command, "--target", str(target), str(source)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def judged(entries: list[object], *paths: Path) -> list[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input="\n".join(map(json.dumps, entries)),
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+        cwd=Path(__file__).parents[2],
+    )
+    return done.stdout.splitlines()
+
+
+def test_an_installed_plug_in_brings_its_checks(installed: Path) -> None:
+    entries: list[object] = [
+        {"words": 3},
+        {"words": 2},
+        {"words": 5, "at_least": 4},
+        {"not": {"words": 2}},
+        {"words": "many"},
+        {"words": 3, "at_least": 9},
+        {"words": 3, "ignore_case": True},
+        {"explodes": {"needs a dict": 1}},
+        {"explodes": {"needs a dict": "score"}},
+        {"explodes": []},
+    ]
+    assert judged(entries, installed) == [
+        "[True, 1.0, None]",
+        "[False, 0.0, 'has 3 words']",
+        "[False, 0.0, 'has 3 words']",
+        "[True, 1.0, None]",
+        "ScriptError demo.jsonl:3: expect.words: must be a number of words, got 'many'",
+        "ScriptError demo.jsonl:3: expect.at_least: must be a number of words, not above the limit, got 9",
+        "ScriptError demo.jsonl:3: expect: unknown key 'ignore_case'",
+        "RowError the check 'explodes' failed with ZeroDivisionError: on purpose",
+        "RowError the check 'explodes' gave a score outside [0, 1]: 7.0",
+        "ScriptError demo.jsonl:3: expect.explodes: the plug-in cannot read this: "
+        "TypeError: list indices must be integers or slices, not str",
+    ]
+
+
+def test_without_the_package_its_kind_is_unknown() -> None:
+    (line,) = judged([{"words": 3}])
+    assert line == "ScriptError demo.jsonl:3: expect: unknown key 'words'"
+
+
+@pytest.fixture
+def broken_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = {"broken": EntryPoint("broken", "no_such_module:Thing", checks.ENTRY_POINTS)}
+    points["odd"] = EntryPoint("odd", "json:dumps", checks.ENTRY_POINTS)
+    monkeypatch.setattr(checks, "_plugins", lambda: points)
+
+
+@pytest.mark.usefixtures("broken_plugin")
+@pytest.mark.parametrize("kind", ["broken", "odd"])
+def test_a_plug_in_that_cannot_be_loaded_is_named_with_the_way_out(kind: str) -> None:
+    with pytest.raises(UsageError, match=f"the check '{kind}' is a plug-in that cannot be loaded") as caught:
+        parse_checks({kind: 1}, HERE)
+    assert "reinstall or remove" in str(caught.value.hint)
+
+
+@pytest.mark.usefixtures("broken_plugin")
+def test_a_broken_plug_in_does_not_disturb_other_checks() -> None:
+    assert "broken" in check_kinds()
+    assert len(parse_checks({"equals": "a"}, HERE)) == 1
+    with pytest.raises(ScriptError, match="unknown key 'brken'"):
+        parse_checks({"brken": "a"}, HERE)

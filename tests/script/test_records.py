@@ -1,0 +1,63 @@
+"""Conversations as values."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.script.writing import assistant, conversation, read, user
+
+FULL: dict[str, Any] = conversation(
+    user(
+        "a", expect=[{"contains": "x", "weight": 2}, {"any": [{"regex": "y"}, {"json": {"type": "object"}}]}]
+    ),
+    assistant("b"),
+    id="full",
+    tags=["t"],
+    params={"temperature": 0.5, "ban": [0]},
+)
+
+
+def test_the_hash_does_not_depend_on_the_place(tmp_path: Path) -> None:
+    first = read(tmp_path, FULL).conversations[0]
+    second = read(tmp_path, b"", conversation(id="other"), FULL).conversations[1]
+    assert first == second
+    assert first.sha256 == second.sha256
+    assert first.source != second.source
+
+
+def test_the_hash_is_the_same_on_every_machine(tmp_path: Path) -> None:
+    assert read(tmp_path, conversation(user("é"), id="x")).conversations[0].sha256 == (
+        "30c1af74a170c2305b3995e667459bb7555bf63a91ec9a65cd43b6c9636b46af"
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "other"},
+        {"tags": []},
+        {"params": {"temperature": 0.5}},
+        {"messages": [user("a"), assistant("b")]},
+        {"messages": [FULL["messages"][0]]},
+        {"messages": [FULL["messages"][0], assistant("c")]},
+        {"messages": [{**FULL["messages"][0], "content": "A"}, assistant("b")]},
+        {"messages": [{"role": "system", "content": ""}, *FULL["messages"]]},
+        {"expect": {"finish": "stop"}},
+    ],
+)
+def test_everything_that_a_conversation_says_is_in_its_hash(change: dict[str, Any], tmp_path: Path) -> None:
+    assert (
+        read(tmp_path, {**FULL, **change}).conversations[0].sha256
+        != read(tmp_path, FULL).conversations[0].sha256
+    )
+
+
+def test_conversations_travel_between_processes(tmp_path: Path) -> None:
+    (found,) = read(tmp_path, FULL).conversations
+    back = pickle.loads(pickle.dumps(found))
+    assert back == found
+    assert back.sha256 == found.sha256
