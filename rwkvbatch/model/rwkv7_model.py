@@ -56,7 +56,7 @@ class Rwkv7Model:
 
     def step(self, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
         check_tokens(batch.tokens, self._spec.vocab_size)
-        with torch.no_grad(), num_threads(self._threads), tf32(self._allow_tf32):
+        with torch.no_grad(), num_threads(self._threads), tf32(self._allow_tf32, self.ops.device):
             return self._network.step(self.ops, batch, pool)
 
     def sample(self, logits: torch.Tensor, batch: SampleBatch) -> Sampled:

@@ -23,8 +23,11 @@ def num_threads(count: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Whether a GPU may round the factors of fp32 matrix products to 10 bits, inside."""
+def tf32(allowed: bool, device: str = "cuda") -> Iterator[None]:
+    """Whether a GPU may round the factors of fp32 matrix products to 10 bits, inside; nothing on the CPU."""
+    if device == "cpu":
+        yield
+        return
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = allowed  # pyright: ignore[reportAttributeAccessIssue]

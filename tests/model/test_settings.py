@@ -1,0 +1,38 @@
+"""Process-wide settings are set inside a block, and put back however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+
+from rwkvbatch.model.settings import num_threads, tf32
+
+
+def flags() -> tuple[bool, bool]:
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tf32_is_as_asked_inside_and_as_before_afterwards(allowed: bool) -> None:
+    before = flags()
+    with tf32(not allowed), contextlib.suppress(ZeroDivisionError), tf32(allowed):
+        assert flags() == (allowed, allowed)
+        raise ZeroDivisionError
+    assert flags() == before
+
+
+def test_tf32_is_left_alone_on_the_cpu() -> None:
+    with tf32(True), tf32(False, "cpu"):
+        assert flags() == (True, True)
+
+
+def test_thread_count_is_as_asked_inside_and_as_before_afterwards() -> None:
+    before = torch.get_num_threads()
+    with contextlib.suppress(ZeroDivisionError), num_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == before
+    with num_threads(None):
+        assert torch.get_num_threads() == before
