@@ -17,25 +17,25 @@ Think = Literal["off", "on", "fake", "short", "long"]
 
 # Weights: how often a family is drawn relative to the others.
 FAMILIES: tuple[tuple[Family, float], ...] = (
-    (numbers.small_sum, 16.0),
-    (numbers.long_sum, 1.5),
+    (numbers.small_sum, 30.0),
+    (numbers.long_sum, 1.0),
     (numbers.compare, 3.0),
-    (numbers.successor, 3.0),
-    (numbers.count, 3.0),
-    (spelling.copy_word, 6.0),
+    (numbers.successor, 5.0),
+    (numbers.count, 6.0),
+    (spelling.copy_word, 5.0),
     (spelling.copy_digits, 7.0),
     (spelling.copy_times, 4.0),
-    (spelling.reverse, 14.0),
-    (spelling.letter, 5.0),
-    (spelling.upper, 4.0),
-    (talk.opposite, 6.0),
-    (talk.category, 6.0),
+    (spelling.reverse, 9.0),
+    (spelling.letter, 3.0),
+    (spelling.upper, 3.0),
+    (talk.opposite, 5.0),
+    (talk.category, 4.0),
     (talk.capital, 3.0),
     (talk.sound, 2.0),
-    (talk.greeting, 4.0),
-    (talk.courtesy, 3.0),
+    (talk.greeting, 3.0),
+    (talk.courtesy, 2.0),
 )
-_FACT_WEIGHT = 22.0
+_FACT_WEIGHT = 20.0
 _LONG_SUM_WEIGHT_THINKING = 60.0
 _SYSTEMS = (
     (systems.upper_case, 3.0),
@@ -45,8 +45,8 @@ _SYSTEMS = (
     (systems.plain, 2.0),
 )
 _MODES: tuple[tuple[Think, float], ...] = (
-    ("off", 76.0),
-    ("on", 16.0),
+    ("off", 72.0),
+    ("on", 20.0),
     ("short", 2.5),
     ("long", 2.5),
     ("fake", 3.0),

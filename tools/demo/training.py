@@ -181,7 +181,7 @@ class Trainer:
         self.step += 1
         return float(loss.detach()), right, sum(len(row.ids) for row in rows)
 
-    def run(self, report: Callable[[Progress], None], every: int = 10, save_every: int = 50) -> None:
+    def run(self, report: Callable[[Progress], None], every: int = 10, save_every: int = 25) -> None:
         """Trains to the end of the recipe, saving now and then."""
         before = self.log[-1] if self.log else Progress(0, 0.0, 0.0, 0.0, 0, 0.0)
         started, tokens = time.monotonic() - before.elapsed_s, before.tokens
