@@ -9,10 +9,14 @@ from typing import Annotated
 import typer
 
 from rwkvbatch import __version__
+from rwkvbatch.cli.compare import EPILOG as COMPARE_EPILOG
+from rwkvbatch.cli.compare import compare_command
 from rwkvbatch.cli.exits import ExitCode, report
 from rwkvbatch.cli.model import model_app
 from rwkvbatch.cli.run import EPILOG as RUN_EPILOG
 from rwkvbatch.cli.run import run_command
+from rwkvbatch.cli.show import EPILOG as SHOW_EPILOG
+from rwkvbatch.cli.show import show_command
 
 app = typer.Typer(
     name="rwkvbatch",
@@ -42,6 +46,8 @@ def _root(
 
 app.add_typer(model_app)
 app.command("run", epilog=RUN_EPILOG)(run_command)
+app.command("compare", epilog=COMPARE_EPILOG)(compare_command)
+app.command("show", epilog=SHOW_EPILOG)(show_command)
 
 
 def invoke(arguments: Sequence[str]) -> int:

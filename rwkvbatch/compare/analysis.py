@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rwkvbatch.compare.compatibility import check_compatible
+from rwkvbatch.compare.compatibility import check_pairs, check_runs
 from rwkvbatch.compare.gates import Gate, GateResult, GateScope, judge, parse_gate
 from rwkvbatch.compare.gates.judging import Column
 from rwkvbatch.compare.loading import RunData, load_runs
@@ -91,12 +91,13 @@ def analyse(
     ]
     _check_names(metrics)
     runs = load_runs(list(sources))
-    notes = check_compatible(runs, force=force)
+    notes = check_runs(runs, force=force)
     variants = variants_of(runs)
     pairs, unpaired = pair_up(runs, variants, baseline)
     table = pd.concat([run.rows.assign(run=run.name) for run in runs], ignore_index=True)
     matched = [match(pair, table) for pair in pairs]
     notes.extend(unpaired)
+    notes.extend(check_pairs(pairs, runs))
     for side_by_side in matched:
         notes.extend(_matching_notes(side_by_side))
     if matched and not any(len(side_by_side.rows) for side_by_side in matched):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
+from rwkvbatch.compare.manifest import RunFacts
 from rwkvbatch.compare.metrics import TURN_METRICS
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError
 
@@ -44,6 +45,16 @@ class RunData:
     manifest: Mapping[str, Any]
     rows: pd.DataFrame
     notes: tuple[str, ...] = ()
+
+    @property
+    def facts(self) -> RunFacts:
+        """What the manifest says."""
+        return RunFacts.of(self.manifest)
+
+    @property
+    def conversations(self) -> list[str]:
+        """Their ids, in the order of their first rows."""
+        return [str(name) for name in dict.fromkeys(self.rows["conversation"])]
 
     @property
     def cells(self) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 from rwkvbatch.compare.loading import RunData
 from rwkvbatch.errors import UsageError
@@ -78,12 +77,7 @@ def pair_up(
 
 def _cells(run: RunData) -> list[str]:
     present = run.cells
-    declared = run.manifest.get("cells")
-    entries = cast("list[Any]", declared) if isinstance(declared, list) else []
-    names: list[Any] = [
-        cast("dict[str, Any]", entry).get("name") for entry in entries if isinstance(entry, dict)
-    ]
-    ordered = [name for name in names if name in present]
+    ordered = [name for name in run.facts.cells if name in present]
     return ordered + [name for name in present if name not in ordered]
 
 

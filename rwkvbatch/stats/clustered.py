@@ -58,7 +58,7 @@ class MeanEstimate:
             return math.nan
         if self.standard_error == 0:
             return 1.0 if self.mean == 0 else 2.0 ** (1 - self.num_clusters)
-        from scipy.special import stdtr
+        from scipy.special import stdtr  # pyright: ignore[reportMissingTypeStubs]
 
         return float(2 * stdtr(self.degrees, -abs(self.mean) / self.standard_error))
 
@@ -72,7 +72,7 @@ class MeanEstimate:
 
 def t_quantile(probability: float, degrees: float) -> float:
     """The quantile of Student's t distribution with `degrees` (any positive real) degrees of freedom."""
-    from scipy.special import stdtrit
+    from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
     return float(stdtrit(degrees, probability))
 

@@ -49,7 +49,7 @@ RowChange = Callable[[dict[str, Any], np.random.Generator], None]
 def make_row(
     conversation: str,
     *,
-    cell: str = "",
+    cell: str = "base",
     repeat: int = 0,
     turn: int = 0,
     rng: np.random.Generator | None = None,
@@ -91,14 +91,14 @@ def make_row(
 def make_run(
     directory: Path,
     *,
-    cells: Sequence[str] = ("",),
+    cells: Sequence[str] = ("base",),
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     conversations: int = 12,
     repeats: int = 2,
     turns: int = 2,
     seed: int = 1,
     change: RowChange | None = None,
-    manifest: Mapping[str, Any] | None = None,
+    identity_changes: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a run directory whose rows are random by `seed`; `change` edits each row in place."""
     rng = np.random.default_rng(seed)
@@ -111,20 +111,29 @@ def make_run(
                     if change is not None:
                         change(row, rng)
                     rows.append(row)
-    named = [{"name": cell, "settings": dict((settings or {}).get(cell, {}))} for cell in cells]
-    content = {
-        "format": 1,
-        "rwkvbatch": "0.1.0",
-        "model": {"name": "demo", "weights_sha256": "ab" * 32, "num_layers": 4, "width": 128},
-        "script": {"sha256": "cd" * 32, "paths": ["datasets/demo.jsonl"]},
+    identity = {
+        "generation_rules": 1,
+        "script": {"sha256": "cd" * 32, "conversations": conversations},
+        "tokenizer": {"name": "world", "sha256": "ef" * 32},
         "seed": seed,
         "repeats": repeats,
-        "history": "own",
-        "think": "off",
-        "cells": named,
-        "machine": {"cores": 2},
-        **(manifest or {}),
+        "cells": {
+            cell: {"temperature": 1.0, "history": "own", "think": "off", **(settings or {}).get(cell, {})}
+            for cell in cells
+        },
+        **(identity_changes or {}),
     }
+    about = {
+        "created": "2026-01-02T03:04:05+0000",
+        "command": "rwkvbatch run datasets/demo.jsonl",
+        "rwkvbatch": "0.1.0",
+        "machine": {"system": "Linux", "processor": "x86_64"},
+        "scripts": ["datasets/demo.jsonl"],
+        "models": [
+            {"path": "bundled", "layers": 4, "width": 128, "weights_sha256": "ab" * 32, "cells": list(cells)}
+        ],
+    }
+    content = {"format": 1, "identity": identity, "about": about}
     write_run(directory, rows, content)
     return directory
 

@@ -75,7 +75,8 @@ def conclusion(analysis: Analysis) -> str:
     found = len(findings(analysis))
     if not found:
         return f"No difference beyond noise in {_count(tested, 'test')} (Holm-corrected, 5 %)."
-    return f"{found} of {_count(tested, 'test')} say more than noise (Holm-corrected, 5 %)."
+    verb = "says" if found == 1 else "say"
+    return f"{found} of {_count(tested, 'test')} {verb} more than noise (Holm-corrected, 5 %)."
 
 
 def _count(number: int, noun: str) -> str:

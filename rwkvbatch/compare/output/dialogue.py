@@ -1,0 +1,157 @@
+"""Dialogues of one run, in a terminal or as plain records."""
+
+# pandas ships no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.text import Text
+
+from rwkvbatch.compare.loading import RunData
+from rwkvbatch.compare.metrics import TURN_METRICS
+from rwkvbatch.errors import UsageError
+from rwkvbatch.text.safe import printable
+
+_SHOWN_METRICS = ("score", "nll", "tokens", "logprob", "loop", "first_token_s")
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """One conversation in one cell and repeat: its turns as records (see `turn_record`)."""
+
+    conversation: str
+    cell: str
+    repeat: int
+    tags: tuple[str, ...]
+    turns: tuple[dict[str, Any], ...]
+
+    def as_record(self) -> dict[str, Any]:
+        return {**vars(self), "tags": list(self.tags), "turns": list(self.turns)}
+
+
+def dialogues(
+    run: RunData,
+    *,
+    conversations: Sequence[str] = (),
+    cells: Sequence[str] = (),
+    repeat: int | None = None,
+    turn: int | None = None,
+    failed_only: bool = False,
+) -> list[Dialogue]:
+    """The dialogues of `run` that were asked for, in the order of the cells, then of the rows.
+
+    Args:
+        conversations: ids, or patterns with `*` and `?`; none for all. cells: the same for cells.
+        failed_only: only dialogues with an error or a failed check.
+
+    Raises:
+        UsageError: a name is none of the run's.
+    """
+    names = _chosen("conversation", conversations, run.conversations)
+    wanted_cells = _chosen("--cell", cells, [*run.facts.cells, *run.cells])
+    rows = run.rows.loc[run.rows["conversation"].isin(names) & run.rows["cell"].isin(wanted_cells)]
+    if repeat is not None:
+        rows = rows.loc[rows["repeat"] == repeat]
+    if turn is not None:
+        rows = rows.loc[rows["turn"] == turn]
+    groups: dict[tuple[str, str, int], list[dict[Any, Any]]] = {}
+    for row in rows.sort_values("turn", kind="stable").to_dict("records"):
+        groups.setdefault((row["conversation"], row["cell"], row["repeat"]), []).append(row)
+    order = {name: place for place, name in enumerate(names)}
+    cell_order = {name: place for place, name in enumerate(dict.fromkeys(wanted_cells))}
+    found = [
+        Dialogue(name, cell, number, tuple(own[0]["tags"]), tuple(map(turn_record, own)))
+        for (name, cell, number), own in groups.items()
+        if not failed_only or any(_failed(row) for row in own)
+    ]
+    return sorted(found, key=lambda d: (cell_order[d.cell], order[d.conversation], d.repeat))
+
+
+def turn_record(row: dict[Any, Any]) -> dict[str, Any]:
+    """One turn as JSON values: `turn, prompt, reply, finish, error, reference, checks, metrics`."""
+    numbers = {metric.name: row[metric.name] for metric in TURN_METRICS}
+    return {
+        "turn": row["turn"],
+        "prompt": row["prompt"],
+        "reply": row["reply"],
+        "finish": row["finish"],
+        "error": row["error"],
+        "reference": row["reference"],
+        "checks": row["checks"],
+        "metrics": {name: value for name, value in numbers.items() if not math.isnan(value)},
+    }
+
+
+def print_dialogues(
+    shown: Sequence[Dialogue], console: Console, *, many_cells: bool, many_repeats: bool
+) -> None:
+    """Each dialogue under a rule with its name; what the user said, what the model said, and the numbers."""
+    for dialogue in shown:
+        title = dialogue.conversation
+        if many_cells:
+            title += f"  {dialogue.cell}"
+        if many_repeats:
+            title += f"  repeat {dialogue.repeat}"
+        console.print(Rule(_safe(title, "bold"), align="left", style="dim"))
+        for record in dialogue.turns:
+            for part in _turn(record):
+                console.print(part, soft_wrap=False)
+        console.print()
+
+
+def _turn(record: dict[str, Any]) -> Iterator[Text | Padding]:
+    yield Text.assemble(("User       ", "cyan"), (printable(record["prompt"]), ""), overflow="fold")
+    if record["error"]:
+        yield Text.assemble(("Error      ", "bold red"), (printable(record["error"]), "red"), overflow="fold")
+    else:
+        yield Text.assemble(("Assistant  ", "green"), (printable(record["reply"]), ""), overflow="fold")
+    if record["reference"]:
+        yield Text.assemble(("Reference  ", "dim"), (printable(record["reference"]), "dim"), overflow="fold")
+    for check in record["checks"]:
+        mark, style = ("✓", "green") if check["passed"] else ("✗", "bold red")
+        text = f"{mark} {check['kind']} {check['expected']!r}"
+        if not check["passed"] and check.get("detail"):
+            text += f": {check['detail']}"
+        yield Padding(_safe(text, style), (0, 0, 0, 11))
+    yield Padding(_safe(_numbers(record), "dim"), (0, 0, 0, 11))
+
+
+def _numbers(record: dict[str, Any]) -> str:
+    parts = [
+        f"{metric.title} {record['metrics'][metric.name]:.{min(metric.digits, 2)}f}"
+        for metric in TURN_METRICS
+        if metric.name in _SHOWN_METRICS and metric.name in record["metrics"]
+    ]
+    return " · ".join([f"turn {record['turn']}", f"ended by {record['finish']}", *parts])
+
+
+def _failed(row: dict[Any, Any]) -> bool:
+    return row["finish"] == "error" or any(not check["passed"] for check in row["checks"])
+
+
+def _chosen(what: str, patterns: Sequence[str], known: Sequence[str]) -> list[str]:
+    names = list(dict.fromkeys(known))
+    if not patterns:
+        return names
+    chosen: list[str] = []
+    for pattern in patterns:
+        found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
+        if not found:
+            some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            raise UsageError(f"{what}: the run has none called {pattern!r}", hint=f"it has {some}")
+        chosen.extend(found)
+    return list(dict.fromkeys(chosen))
+
+
+def _safe(text: str, style: str) -> Text:
+    return Text(printable(text, keep_newlines=False), style=style)
