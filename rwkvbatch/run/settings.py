@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from rwkvbatch.config import HistoryMode, Prompting, Sampling, Stopping, ThinkMode, preset
 from rwkvbatch.errors import UsageError
+from rwkvbatch.text.prompt import load_prelude
 
 ENVIRONMENT_PREFIX = "RWKVBATCH_"
 ALIASES: Mapping[str, str] = {"temp": "temperature"}
@@ -68,17 +69,12 @@ class CellSettings(Sampling, Stopping):
         return Stopping(**{name: getattr(self, name) for name in Stopping.model_fields})
 
     def prompting(self) -> Prompting:
-        """How turns become text; reads the prelude's file.
+        """How turns become text; reads the prelude's file, or takes the built-in one of that name.
 
         Raises:
             UsageError: the file cannot be read as UTF-8.
         """
-        text = None
-        if self.prelude is not None:
-            try:
-                text = Path(self.prelude).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise UsageError(f"--prelude {self.prelude}: cannot be read ({error})") from None
+        text = None if self.prelude is None else load_prelude(self.prelude)
         return Prompting(think=self.think, history=self.history, template=self.template, prelude=text)
 
 

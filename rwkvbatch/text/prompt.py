@@ -18,9 +18,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from rwkvbatch.config import Prompting, ThinkMode
+from rwkvbatch.errors import UsageError
 
 PRELUDES: Mapping[str, str] = {
     "api-demo-chat": (
@@ -30,6 +32,8 @@ PRELUDES: Mapping[str, str] = {
     ),
 }
 """Initial exchanges by the name that `--prelude` takes; each is the text itself."""
+
+MAX_PRELUDE_BYTES = 1_000_000
 
 THINK_OPENINGS: Mapping[ThinkMode, str] = {
     "off": "",
@@ -111,6 +115,27 @@ class OfficialTemplate:
 
     def shown_reply(self, text: str) -> str:
         return with_thinking(THINK_OPENINGS[self.think], text)
+
+
+def load_prelude(name_or_path: str) -> str:
+    """The text of a prelude: one of `PRELUDES` by its name, else a file's content.
+
+    Raises:
+        UsageError: the file cannot be read as UTF-8 text, or is larger than `MAX_PRELUDE_BYTES`.
+    """
+    if name_or_path in PRELUDES:
+        return PRELUDES[name_or_path]
+    hint = f"name a text file, or one of {', '.join(PRELUDES)}"
+    try:
+        with Path(name_or_path).open("rb") as file:
+            data = file.read(MAX_PRELUDE_BYTES + 1)
+        text = data.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UsageError(f"--prelude {name_or_path}: cannot be read: {reason}", hint=hint) from None
+    if len(data) > MAX_PRELUDE_BYTES:
+        raise UsageError(f"--prelude {name_or_path}: larger than {MAX_PRELUDE_BYTES} bytes", hint=hint)
+    return text
 
 
 def prelude_text(prelude: str | None, closing: str) -> str:

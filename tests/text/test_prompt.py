@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkvbatch.config import Prompting, ThinkMode
-from rwkvbatch.text.prompt import PRELUDES, OfficialTemplate, clean, load_template
+from rwkvbatch.errors import UsageError
+from rwkvbatch.text.prompt import (
+    MAX_PRELUDE_BYTES,
+    PRELUDES,
+    OfficialTemplate,
+    clean,
+    load_prelude,
+    load_template,
+)
 
 THINKING: list[ThinkMode] = ["on", "short", "long", "fake"]
 
@@ -86,3 +95,20 @@ def test_the_built_in_prelude_is_read_as_it_is() -> None:
     text = PRELUDES["api-demo-chat"]
     assert OfficialTemplate().opening(None, text) == text
     assert text.startswith("User: hi\n\nAssistant: Hi. I am your assistant")
+
+
+def test_a_prelude_is_a_name_or_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "prelude.txt"
+    path.write_text("User: a\n\nAssistant: b", encoding="utf-8-sig")
+    assert load_prelude(str(path)) == "User: a\n\nAssistant: b"
+    assert load_prelude("api-demo-chat") == PRELUDES["api-demo-chat"]
+
+
+@pytest.mark.parametrize("content", [None, b"\xff", b"x" * (MAX_PRELUDE_BYTES + 1)])
+def test_a_prelude_that_is_no_text_file_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "prelude.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"--prelude .*prelude\.txt: (cannot be read|larger than)") as caught:
+        load_prelude(str(path))
+    assert "api-demo-chat" in str(caught.value.hint)
