@@ -25,6 +25,7 @@ ENVIRONMENT_PREFIX = "RWKVBATCH_"
 ALIASES: Mapping[str, str] = {"temp": "temperature"}
 SHORT_NAMES: Mapping[str, str] = {"temperature": "temp"}
 _LISTS = ("ban", "stop", "only")
+_LIMITS = ("ge", "gt", "le", "lt")
 
 
 def _bytes(value: object) -> object:
@@ -202,9 +203,28 @@ def _checked(key: str, value: Any, shown: str) -> Any:
     try:
         return getattr(RunSettings.model_validate({key: value}), key)
     except ValidationError as error:
-        problem = error.errors()[0]["msg"].replace("Input should", "must")
-        text = repr(value)
+        problem = _allowed(key) or error.errors()[0]["msg"].replace("Input should", "must")
+        text = value if isinstance(value, str) else repr(value)
         raise UsageError(f"{shown} {problem}, got {text if len(text) < 60 else text[:59] + '…'}") from None
+
+
+def _allowed(key: str) -> str | None:
+    """The range of a setting that is a single number, in words."""
+    info = RunSettings.model_fields[key]
+    kind = {int: "a whole number", float: "a number"}
+    name = next((text for number, text in kind.items() if info.annotation in (number, number | None)), None)
+    if name is None:
+        return None
+    bounds = {
+        limit: getattr(item, limit) for item in info.metadata for limit in _LIMITS if hasattr(item, limit)
+    }
+    low = f"[{bounds['ge']}" if "ge" in bounds else f"({bounds['gt']}" if "gt" in bounds else ""
+    high = f"{bounds['le']}]" if "le" in bounds else f"{bounds['lt']})" if "lt" in bounds else ""
+    if low and high:
+        return f"must be {name} in {low}, {high}"
+    if low:
+        return f"must be {name}, {'at least' if 'ge' in bounds else 'above'} {low[1:]}"
+    return f"must be {name}"
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
