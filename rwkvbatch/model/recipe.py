@@ -246,7 +246,9 @@ class Recipe:
                 return arguments[0]
             case "torch._tensor._rebuild_from_type_v2":
                 inner, kind, inner_arguments = arguments[:3]
-                if isinstance(inner, Global) and isinstance(kind, Global) and str(kind) in _PARAMETER_TYPES:
+                plain = isinstance(kind, Global) and str(kind) in _PARAMETER_TYPES
+                # Only one level deep: `inner` must not be this same function again.
+                if plain and isinstance(inner, Global) and inner.module == "torch._utils":
                     return self._call(inner, inner_arguments)
         raise self._refused(function)
 

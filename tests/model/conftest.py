@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from rwkvbatch.model.base import SampleBatch
 from rwkvbatch.model.random_checkpoint import random_tensors
 
 VOCAB_SIZE = 97
@@ -32,3 +34,20 @@ def tiny_file(tiny_tensors: dict[str, torch.Tensor], tmp_path_factory: pytest.Te
     path = tmp_path_factory.mktemp("tiny") / "tiny.pth"
     torch.save(tiny_tensors, path)
     return path
+
+
+def greedy_batch(rows: int) -> SampleBatch:
+    """The choice of the largest logit, for `rows` rows."""
+    none = np.zeros(rows, dtype=np.int64)
+    return SampleBatch(
+        temperature=np.zeros(rows, dtype=np.float32),
+        top_p=np.ones(rows, dtype=np.float32),
+        top_k=none,
+        temperature_first=np.zeros(rows, dtype=np.bool_),
+        penalty_ids=none[:0],
+        penalty_values=np.zeros(0, dtype=np.float32),
+        penalty_starts=np.zeros(rows + 1, dtype=np.int64),
+        noise_keys=np.zeros(rows, dtype=np.uint64),
+        turns=none,
+        steps=none,
+    )

@@ -264,6 +264,49 @@ def _programs() -> Iterator[Case]:
         legacy = _legacy_head() + b"\x80\x02}(" + name + call + b"u." + b"\x80\x02].."
         yield _bytes(f"runs-{label}-old", legacy, "refused, nothing was run")
     nested = b"\x8c\x01a\x85" + b"".join(b"q" + bytes([0]) + b"h\x00\x86" for _ in range(60))
+    wrapper, tensor_type = b"ctorch._tensor\n_rebuild_from_type_v2\n", b"ctorch\nTensor\n"
+    deep = b"".join(b"(" + wrapper + tensor_type for _ in range(20_000)) + b")" + b"t" * 20_000
+    yield _bytes("wrapped-deep", _program(name + wrapper + deep + b"R"), "refused, nothing was run")
+    yield _bytes(
+        "wrapped-other-type",
+        _program(name + wrapper + b"(ctorch._utils\n_rebuild_tensor\nca\nb\n)tR"),
+        "refused",
+    )
+    yield _bytes("item-of-a-number", _program(name + b"K\x01NNs"), "damaged")
+    yield _bytes("append-to-a-number", _program(name + b"K\x01Na"), "damaged")
+    yield _bytes("call-a-number", _program(name + b"K\x01)R"), "damaged")
+    yield _bytes("name-of-a-number", _program(name + b"K\x01K\x02\x93"), "damaged")
+    yield _bytes("too-few-for-a-tuple", _zip({"a/data.pkl": b"\x80\x02K\x01\x87."}), "damaged")
+    yield _bytes("list-item-without-mark", _zip({"a/data.pkl": b"\x80\x02]K\x01e."}), "damaged")
+    yield _bytes("a-list-of-one", _zip({"a/data.pkl": b"\x80\x02]K\x01a."}), "found one list")
+    yield _bytes("a-size", _zip({"a/data.pkl": b"\x80\x02ctorch\nSize\n)\x85R."}), "found one tuple")
+    foreign = (
+        b"(" + _unicode(b"storage") + b"cos\nFloatStorage\n" + _unicode(b"0") + _unicode(b"cpu") + b"K\x01tQ"
+    )
+    yield _bytes("foreign-storage", _program(name + foreign), "storage of an unknown kind")
+    lone = b"(" + _unicode(b"storage") + b"ctorch\nFloatStorage\n" + b"K\x00" + _unicode(b"cpu") + b"K\x01tQ"
+    yield _bytes("storage-key-number", _program(name + lone), "damaged")
+    odd = _tensor(b"w", (1,), (1,)).replace(b"FloatStorage", b"QuadStorage")
+    yield _bytes("unknown-storage", _program(odd), "unsupported type QuadStorage")
+    yield _bytes("unequal-axes", _program(_tensor(b"w", (1, 1), (1,))), "damaged")
+    old = _legacy_head()
+    yield _bytes("old-preamble", old.replace(b"}(", b"](") + b"\x80\x02}." + b"\x80\x02].", "damaged")
+    yield _bytes(
+        "old-big-endian", old.replace(b"\x88u.", b"\x89u.") + b"\x80\x02}." + b"\x80\x02].", "big-endian"
+    )
+    listed = b"\x80\x02}(" + _tensor(b"w", (16,), (1,)) + b"u."
+    yield _bytes(
+        "old-storage-unlisted", old + listed + b"\x80\x02].", "storages that are not there, such as '0'"
+    )
+    yield _bytes(
+        "old-storage-unknown",
+        old + listed + b"\x80\x02](" + _unicode(b"7") + b"e.",
+        "does not fit its tensors",
+    )
+    counted = old + listed + b"\x80\x02](" + _unicode(b"0") + b"e."
+    yield _bytes(
+        "old-storage-count", counted + struct.pack("<q", 1 << 40) + bytes(64), "damaged at its storage '0'"
+    )
     yield _bytes("hash-bomb", _program(nested + b"N"), "damaged")
     yield _bytes("nested-value", _program(name + nested), "is of type tuple")
     yield _bytes("set-attributes", _program(name + b"cbuiltins\nlist\n}b"), "refused, nothing was run")

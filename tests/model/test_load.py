@@ -79,6 +79,11 @@ def test_missing_file_names_what_was_tried_and_what_is_near(tmp_path: Path) -> N
     assert "'rwkv7-g1.pth'" in caught.value.hint
 
 
+def test_missing_directory_is_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no such file"):
+        resolve_model_path(tmp_path / "absent" / "a.pth")
+
+
 @pytest.mark.parametrize("name", ["", "a\0b", "x" * 5000, "/", "."])
 def test_impossible_names_are_checkpoint_errors(name: str) -> None:
     with pytest.raises(CheckpointError):

@@ -14,7 +14,7 @@ from rwkvbatch.model import forward
 from rwkvbatch.model.base import Model, RaggedBatch, State
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors
-from tests.model.conftest import VOCAB_SIZE
+from tests.model.conftest import VOCAB_SIZE, greedy_batch
 
 TOLERANCE = 1e-4
 
@@ -208,3 +208,15 @@ def test_spec_says_what_the_model_is(tiny_model: Model, tiny_tensors: dict[str, 
     assert spec.num_parameters == sum(tensor.numel() for tensor in tiny_tensors.values())
     _, state = tiny_model.forward([[1]])
     assert spec.state_bytes == sum(tensor.numel() * 4 for tensor in state.tensors.values())
+
+
+def test_tokens_are_chosen_by_the_operations(tiny_model: Model) -> None:
+    logits, _ = tiny_model.forward([[1], [2]])
+    expected = torch.log_softmax(logits.double(), 1)
+    logprobs, best = tiny_model.token_logprobs(logits, np.array([3, 4]))
+    np.testing.assert_allclose(logprobs, expected[[0, 1], [3, 4]].numpy(), rtol=1e-6)
+    assert (
+        tiny_model.sample(logits, greedy_batch(2)).tokens.tolist()
+        == best.tolist()
+        == logits.argmax(1).tolist()
+    )

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.base import Model, RaggedBatch, State
 from rwkvbatch.model.load import load_model
-from tests.model.conftest import VOCAB_SIZE
+from tests.model.conftest import VOCAB_SIZE, greedy_batch
 from tests.model.older_generations import GENERATIONS, older_tensors
 
 LISTS = [[5, 6, 7, 8, 9, 10], [11], [12, 13]]
@@ -253,3 +254,36 @@ def test_checkpoint_that_the_package_cannot_run_is_refused(tmp_path: Path) -> No
     torch.save(random_tensors(1, 64, 65, ranks=LowRankWidths(1, 1, 1, 1)), tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match="loads it but cannot run it"):
         load_model(tmp_path / "model", "cpu fp32", "upstream")
+
+
+def test_incomplete_checkpoint_is_refused_by_the_package(tmp_path: Path) -> None:
+    tensors = older_tensors("4")
+    del tensors["blocks.1.att.time_mix_k"]
+    del tensors["blocks.0.att.key.weight"]
+    torch.save(tensors, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"cannot load it with the strategy 'cpu fp32' \(KeyError"):
+        load_model(tmp_path / "model", "cpu fp32")
+
+
+def test_absent_package_is_a_usage_error(tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(UsageError, match="needs the `rwkv` package"):
+        load_model(tiny_file, "cpu fp32", "upstream")
+
+
+def test_rescaling_of_the_package_may_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(older_tensors("4"), tmp_path / "model.pth")
+    expected, _ = load_model(tmp_path / "model", "cpu fp32").forward([[1]])
+    monkeypatch.setenv("RWKV_RESCALE_LAYER", "1")
+    model = load_model(tmp_path / "model", "cpu fp32")
+    assert model._package_model.RESCALE_LAYER == 1  # pyright: ignore[reportAttributeAccessIssue]
+    torch.testing.assert_close(model.forward([[1]])[0], expected, rtol=0, atol=1e-3)
+
+
+def test_tokens_are_chosen_by_the_reference_operation(older_model: Model) -> None:
+    logits, _ = older_model.forward(LISTS)
+    expected = torch.log_softmax(logits.double(), 1)
+    logprobs, best = older_model.token_logprobs(logits, np.array([4, 5, 6]))
+    np.testing.assert_allclose(logprobs, expected[[0, 1, 2], [4, 5, 6]].numpy(), rtol=1e-6)
+    assert best.tolist() == logits.argmax(1).tolist()
+    assert older_model.sample(logits, greedy_batch(3)).tokens.tolist() == best.tolist()
