@@ -137,6 +137,8 @@ class _Session:
         observer = self._options.observer
         if observer is not None:
             observer.started(self._progress())
+        if self._status is not None:
+            self._status.update(self._progress())
         try:
             complete = self._drive()
             self._rows.flush()

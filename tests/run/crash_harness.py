@@ -1,6 +1,6 @@
 """Runs that are killed, each in a process of its own; a program, so that it can fork without torch's threads.
 
-    python -m tests.run.crash_harness DIRECTORY MODE [SEED]
+    `python -m tests.run.crash_harness DIRECTORY every-point|random [SEED]`
 
 Prints a JSON object: how many processes were killed, and a list of what went wrong (empty when all is well).
 """
