@@ -119,12 +119,14 @@ class Network:
                 value=ops.matrix(tensors[f"{ffn}.value.weight"]),
             )
 
+        # The largest tensors first, while little else is in memory: they exist twice while they are packed.
+        head = ops.matrix(tensors["head.weight"])
         return cls(
             embedding=ops.table(tensors["emb.weight"]),
             embedding_norm=norm("blocks.0.ln0"),
             blocks=tuple(Block(time_mix(layer), channel_mix(layer)) for layer in range(num_layers)),
             out_norm=norm("ln_out"),
-            head=ops.matrix(tensors["head.weight"]),
+            head=head,
         )
 
     def step(self, ops: Operations, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
