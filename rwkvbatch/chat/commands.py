@@ -1,0 +1,77 @@
+"""All slash commands, and their help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from rich.table import Table
+from rich.text import Text
+
+from rwkvbatch.chat import dialogue_commands, file_commands, inspect_commands, settings_commands
+from rwkvbatch.chat.command import Command, find
+from rwkvbatch.chat.context import Chat
+from rwkvbatch.errors import UsageError
+
+KEYS = (
+    ("Enter", "send"),
+    ("Alt-Enter", "new line"),
+    ("Ctrl-C", "stop the reply, or clear the line"),
+    ("Ctrl-D", "leave"),
+    ("Ctrl-R", "search what was typed before"),
+    ("Ctrl-X Ctrl-E", "write the message in $EDITOR"),
+    ("Tab", "complete"),
+)
+
+
+def run_command(chat: Chat, line: str) -> None:
+    """Do what a line that begins with a slash says.
+
+    Raises:
+        RwkvBatchError: it cannot be done; nothing has changed.
+    """
+    command, argument = find(COMMANDS, line)
+    command.run(chat, argument)
+
+
+def _help(chat: Chat, argument: str) -> None:
+    if argument:
+        name = argument.lstrip("/")
+        if name not in COMMANDS:
+            raise UsageError(f"there is no command /{name[:60]}", hint="/help lists the commands")
+        command = COMMANDS[name]
+        chat.view.show(Text.assemble((command.usage, "cyan"), f"\n{command.help}"))
+        if command.more:
+            chat.view.show(Text(command.more, style="dim"))
+        return
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for command in COMMANDS.values():
+        table.add_row(Text(command.usage, style="cyan"), command.help)
+    if chat.is_terminal:
+        table.add_row("", "")
+        for key, what in KEYS:
+            table.add_row(Text(key, style="cyan"), what)
+    chat.view.show(table)
+
+
+def _names(_chat: Chat, before: str) -> Iterable[str]:
+    return () if before else COMMANDS
+
+
+def _quit(chat: Chat, _argument: str) -> None:
+    chat.left = True
+
+
+COMMANDS: Mapping[str, Command] = {
+    command.name: command
+    for command in (
+        Command("help", "[COMMAND]", "This list, or more about one command.", _help, choices=_names),
+        *settings_commands.COMMANDS,
+        *dialogue_commands.COMMANDS,
+        *file_commands.COMMANDS,
+        *inspect_commands.COMMANDS,
+        Command("quit", "", "Leave. Ctrl-D does so too.", _quit),
+    )
+}
+"""By name, in the order of the help."""

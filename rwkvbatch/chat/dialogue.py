@@ -1,0 +1,276 @@
+"""What was said, as a tree: every reply follows a point, and several may follow the same one.
+
+A branch is a name for a point. Undoing, retrying and switching move a name; nothing said is ever taken out of the
+tree. The whole history of a point is a tuple of token ids, and that is all that the engine needs to go on from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from rwkvbatch.errors import UsageError
+
+MAIN = "main"
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a dialogue begins.
+
+    Attributes:
+        number: its place in `Dialogue.openings`.
+        tokens: what is read before the first turn; may be none.
+        state: file of the initial state; None for the zero state. state_sha256: of that file.
+    """
+
+    number: int
+    system: str | None
+    prelude: str | None
+    tokens: tuple[int, ...]
+    state: str | None = None
+    state_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A message and its reply.
+
+    Attributes:
+        number: its place in `Dialogue.exchanges`. parent: that of the exchange before it, None after an opening.
+        turn: how many exchanges came before it.
+        attempt: how often the same message was answered at the same point before; part of `seed`.
+        prompt: tokens of the message and the beginning of the reply, as they follow the parent's.
+        ids: the reply's tokens as generated. rest: what the next turn follows, after `prompt`: the reply's tokens
+            and the closing ones.
+        reply: the reply as shown. raw: without the thinking part that the prompt began, not stripped.
+        settings: sampling, stopping and thinking mode that it was made with, by their names.
+        logprobs: of `ids`; none when they are not known.
+        first_token_s, total_s: seconds from the request on.
+        num_read, num_cached: prompt tokens that were read for it, and those that did not have to be.
+    """
+
+    number: int
+    parent: int | None
+    opening: int
+    turn: int
+    attempt: int
+    seed: int
+    user: str
+    prompt: tuple[int, ...]
+    ids: tuple[int, ...]
+    rest: tuple[int, ...]
+    reply: str
+    raw: str
+    finish: str
+    stopped_by: str | None
+    settings: Mapping[str, Any]
+    logprobs: tuple[float, ...] = ()
+    first_token_s: float = 0.0
+    total_s: float = 0.0
+    num_read: int = 0
+    num_cached: int = 0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Reply tokens per second, once the first was there."""
+        seconds = self.total_s - self.first_token_s
+        return (len(self.ids) - 1) / seconds if seconds > 0 and len(self.ids) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place in the tree: after an exchange, or after an opening when `exchange` is None."""
+
+    opening: int
+    exchange: int | None = None
+
+
+@dataclass
+class Dialogue:
+    """The tree, its branches, and which of them is the current one."""
+
+    openings: list[Opening] = field(default_factory=list[Opening])
+    exchanges: list[Exchange] = field(default_factory=list[Exchange])
+    branches: dict[str, Point] = field(default_factory=dict[str, Point])
+    current: str = MAIN
+
+    @property
+    def head(self) -> Point:
+        """Where the next message follows."""
+        return self.branches[self.current]
+
+    @property
+    def last(self) -> Exchange | None:
+        """The exchange that the head stands behind."""
+        number = self.head.exchange
+        return None if number is None else self.exchanges[number]
+
+    def path(self, point: Point | None = None) -> list[Exchange]:
+        """The exchanges up to `point` (the head), first one first."""
+        number = (point or self.head).exchange
+        found: list[Exchange] = []
+        while number is not None:
+            found.append(self.exchanges[number])
+            number = found[-1].parent
+        return found[::-1]
+
+    def history(self, point: Point | None = None) -> tuple[int, ...]:
+        """All tokens up to `point` (the head)."""
+        at = point or self.head
+        tokens = list(self.openings[at.opening].tokens)
+        for exchange in self.path(at):
+            tokens += exchange.prompt
+            tokens += exchange.rest
+        return tuple(tokens)
+
+    def before(self, exchange: Exchange) -> Point:
+        """The point that `exchange` follows."""
+        return Point(exchange.opening, exchange.parent)
+
+    def siblings(self, exchange: Exchange) -> list[Exchange]:
+        """All answers to the same message at the same point, itself among them."""
+        return [
+            other
+            for other in self.exchanges
+            if (other.opening, other.parent, other.user) == (exchange.opening, exchange.parent, exchange.user)
+        ]
+
+    def begin(self, opening: Opening) -> None:
+        """Start over behind `opening`, as a new branch; the branch so far stays as it is."""
+        self.openings.append(opening)
+        if self.branches:
+            self.current = self._unused_name()
+        self.branches[self.current] = Point(opening.number)
+
+    def add(self, exchange: Exchange, *, move: bool = True) -> None:
+        """Put `exchange` into the tree; with `move` the current branch goes on from it."""
+        self.exchanges.append(exchange)
+        if move:
+            self.move(exchange)
+
+    def move(self, exchange: Exchange) -> None:
+        """Let the current branch end with `exchange`."""
+        self.branches[self.current] = Point(exchange.opening, exchange.number)
+
+    def undo(self, count: int = 1) -> list[Exchange]:
+        """Step back over `count` exchanges; returns them.
+
+        Raises:
+            UsageError: the branch has fewer.
+        """
+        path = self.path()
+        if not 1 <= count <= len(path):
+            there = f"1 to {len(path)}" if path else "no turn, for there is none yet"
+            raise UsageError(f"/undo can take back {there}; got {count}")
+        self.branches[self.current] = self.before(path[-count])
+        return path[-count:]
+
+    def branch(self, name: str | None = None) -> str:
+        """Name the head anew and go on under that name; returns it.
+
+        Raises:
+            UsageError: the name is taken.
+        """
+        chosen = name or self._unused_name()
+        if chosen in self.branches:
+            raise UsageError(f"there is a branch {chosen!r} already", hint=f"/switch {chosen} goes there")
+        self.branches[chosen] = self.head
+        self.current = chosen
+        return chosen
+
+    def switch(self, name: str) -> None:
+        """Go on with the branch `name`.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if name not in self.branches:
+            raise UsageError(f"/switch needs one of {', '.join(self.branches)}; got {name!r}")
+        self.current = name
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "openings": [asdict(opening) for opening in self.openings],
+            "exchanges": [asdict(exchange) for exchange in self.exchanges],
+            **self.branches_dict(),
+        }
+
+    def branches_dict(self) -> dict[str, Any]:
+        """Where the branches are, JSON-ready."""
+        return {
+            "branches": {name: asdict(point) for name, point in self.branches.items()},
+            "current": self.current,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The opposite of `as_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: `values` is not a dialogue's.
+        """
+        dialogue = cls(
+            [read_opening(item) for item in values["openings"]],
+            [read_exchange(item) for item in values["exchanges"]],
+            {str(name): Point(**point) for name, point in values["branches"].items()},
+            str(values["current"]),
+        )
+        dialogue._check()
+        return dialogue
+
+    def _check(self) -> None:
+        for place, opening in enumerate(self.openings):
+            if opening.number != place:
+                raise ValueError(f"opening {place} has the number {opening.number}")
+        for place, exchange in enumerate(self.exchanges):
+            follows = place if exchange.parent is None else exchange.parent + 1
+            if exchange.number != place or not 0 <= follows <= place:
+                raise ValueError(f"exchange {place} is out of place")
+            _pick(self.openings, exchange.opening)
+        for point in [*self.branches.values(), self.head]:
+            _pick(self.openings, point.opening)
+            if point.exchange is not None:
+                _pick(self.exchanges, point.exchange)
+
+    def _unused_name(self) -> str:
+        number = len(self.branches) + 1
+        while f"branch-{number}" in self.branches:
+            number += 1
+        return f"branch-{number}"
+
+
+def read_opening(values: Mapping[str, Any]) -> Opening:
+    """An `Opening` out of JSON values.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are not one's.
+    """
+    plain: dict[str, Any] = {**values, "tokens": _ids(values["tokens"])}
+    return Opening(**plain)
+
+
+def read_exchange(values: Mapping[str, Any]) -> Exchange:
+    """An `Exchange` out of JSON values.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are not one's.
+    """
+    plain: dict[str, Any] = {**values, "settings": dict(values["settings"])}
+    for name in ("prompt", "ids", "rest"):
+        plain[name] = _ids(values[name])
+    plain["logprobs"] = tuple(float(value) for value in values["logprobs"])
+    return Exchange(**plain)
+
+
+def _ids(values: Sequence[Any]) -> tuple[int, ...]:
+    if not all(type(value) is int and value >= 0 for value in values):
+        raise ValueError("token ids must be integers")
+    return tuple(values)
+
+
+def _pick(items: Sequence[object], number: int) -> None:
+    if not 0 <= number < len(items):
+        raise ValueError(f"{number} is not the number of one of {len(items)}")

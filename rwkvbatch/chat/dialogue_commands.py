@@ -1,0 +1,185 @@
+"""Commands that move about in the dialogue."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from rwkvbatch.chat.command import Command, number_argument
+from rwkvbatch.chat.context import Chat
+from rwkvbatch.errors import UsageError
+from rwkvbatch.text.safe import printable
+
+MAX_ALTERNATIVES = 64
+
+
+def _undo(chat: Chat, argument: str) -> None:
+    undone = chat.session.dialogue.undo(number_argument(argument, "/undo [N]", 1, 1, 10**9))
+    chat.transcript.keep(chat.session)
+    chat.view.note(f"took back {_turns(len(undone))}, from {_short(undone[0].user)!r} on")
+
+
+def _retry(chat: Chat, argument: str) -> None:
+    _refuse(argument, "/retry")
+    chat.reply(lambda on_text, go_on: chat.session.retry(on_text=on_text, go_on=go_on))
+
+
+def _again(chat: Chat, argument: str) -> None:
+    count = number_argument(argument, "/again N", 3, 1, MAX_ALTERNATIVES)
+    chat.view.begin_reply("")
+    try:
+        with chat.stoppable() as go_on:
+            made = chat.session.again(count, go_on=go_on)
+    finally:
+        chat.view.end_reply(None)
+    chat.transcript.keep(chat.session)
+    chat.view.alternatives(made)
+    chat.view.note("/pick N goes on from reply N; the dialogue stands as it was until then")
+
+
+def _pick(chat: Chat, argument: str) -> None:
+    chosen = chat.session.pick(number_argument(argument, "/pick N", None, -(10**9), 10**9))
+    chat.transcript.keep(chat.session)
+    chat.view.note(f"going on from {_short(chosen.reply)!r}")
+
+
+def _edit(chat: Chat, argument: str) -> None:
+    _refuse(argument, "/edit")
+    last = chat.session.dialogue.last
+    if last is None:
+        raise UsageError(
+            "/edit changes the last message, and there is none yet", hint="Ctrl-X Ctrl-E edits what you type"
+        )
+    edited = edit_text(last.user)
+    if not edited.strip() or edited == last.user:
+        chat.view.note("unchanged")
+        return
+    chat.session.dialogue.undo()
+    chat.transcript.typed(edited)
+    chat.ask(edited)
+
+
+def edit_text(text: str) -> str:
+    """What the user's editor makes of `text`.
+
+    Raises:
+        UsageError: the editor cannot be started, or failed.
+    """
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    with tempfile.TemporaryDirectory(prefix="rwkvbatch-") as directory:
+        path = Path(directory) / "message.md"
+        path.touch(0o600)
+        path.write_text(text, encoding="utf-8")
+        try:
+            status = subprocess.run([*shlex.split(editor), str(path)], check=False).returncode
+            edited = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UsageError(f"the editor {editor!r} cannot be used: {error}", hint="set $EDITOR") from None
+    if status:
+        raise UsageError(f"the editor {editor!r} ended with status {status}; nothing was changed")
+    return edited.removesuffix("\n")
+
+
+def _branch(chat: Chat, argument: str) -> None:
+    name = argument or None
+    if name is not None and (len(name) > 60 or not name.isprintable() or " " in name):
+        raise UsageError(f"a branch's name must be one word of at most 60 characters, got {argument[:80]!r}")
+    before = chat.session.dialogue.current
+    made = chat.session.dialogue.branch(name)
+    chat.transcript.keep(chat.session)
+    chat.view.note(f"on branch {made}; /switch {before} goes back")
+
+
+def _branches(chat: Chat, argument: str) -> None:
+    _refuse(argument, "/branches")
+    dialogue = chat.session.dialogue
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, point in dialogue.branches.items():
+        path = dialogue.path(point)
+        mark = "*" if name == dialogue.current else " "
+        said = _short(path[-1].user) if path else "(nothing said yet)"
+        table.add_row(
+            Text(mark, style="bold cyan"), Text(printable(name)), _turns(len(path)), Text(printable(said))
+        )
+    chat.view.show(table)
+
+
+def _switch(chat: Chat, argument: str) -> None:
+    dialogue = chat.session.dialogue
+    dialogue.switch(argument)
+    chat.transcript.keep(chat.session)
+    path = dialogue.path()
+    chat.view.note(f"on branch {argument}, {_turns(len(path))}")
+    if chat.is_terminal:
+        chat.view.replay(path[-1:])
+
+
+def _system(chat: Chat, argument: str) -> None:
+    session = chat.session
+    opening = session.dialogue.openings[session.dialogue.head.opening]
+    if not argument:
+        chat.view.show(Text(printable(opening.system or "(no system message)")))
+        return
+    before = session.dialogue.current
+    session.begin(system=None if argument == "none" else argument, prelude=opening.prelude)
+    chat.transcript.keep(session)
+    chat.view.note(f"a new dialogue, on branch {session.dialogue.current}; /switch {before} goes back")
+
+
+def _turns(count: int) -> str:
+    return f"{count} turn" if count == 1 else f"{count} turns"
+
+
+def _short(text: str, length: int = 50) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def _refuse(argument: str, command: str) -> None:
+    if argument:
+        raise UsageError(f"{command} takes nothing behind it, got {argument[:60]!r}")
+
+
+COMMANDS = (
+    Command("undo", "[N]", "Take back the last turn, or the last N.", _undo),
+    Command("retry", "", "Another reply to the last message, with another seed.", _retry),
+    Command("edit", "", "Change the last message in $EDITOR and send it in place of the old one.", _edit),
+    Command(
+        "again",
+        "N",
+        "N more replies to the last message, made together and shown side by side.",
+        _again,
+        more="/pick N then goes on from one of them. Until then the dialogue stands as it was.",
+    ),
+    Command(
+        "pick",
+        "N",
+        "Go on from reply N of /again.",
+        _pick,
+        choices=lambda chat, _: [str(number + 1) for number in range(len(chat.session.alternatives))],
+    ),
+    Command("branch", "[NAME]", "Go on under another name; the branch so far stays as it is.", _branch),
+    Command("branches", "", "List the branches.", _branches),
+    Command(
+        "switch",
+        "NAME",
+        "Go to a branch.",
+        _switch,
+        choices=lambda chat, _: [
+            name for name in chat.session.dialogue.branches if name != chat.session.dialogue.current
+        ],
+    ),
+    Command(
+        "system",
+        "[TEXT|none]",
+        "Show the system message, or begin a new dialogue under another one.",
+        _system,
+        more="The dialogue so far stays as a branch.",
+    ),
+)

@@ -1,0 +1,192 @@
+"""A text that grows at the bottom of the terminal, drawn so that nothing flickers and nothing is lost.
+
+Only the rows that changed are written again, in one write. Rows that can no longer change are left behind and never
+touched; so are those that would leave the screen, and all of them when the window's width changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from rwkvbatch.chat.markdown import ChatMarkdown, block_lines, open_fence, thinking_text
+
+_BEGIN_UPDATE, _END_UPDATE = "\x1b[?2026h", "\x1b[?2026l"
+"""Terminals that know these show everything between them at once; others pass over them."""
+
+
+class Source(Protocol):
+    """How a kind of text is shown."""
+
+    def rows(self, text: str) -> RenderableType: ...
+    def block_lines(self, text: str) -> list[int]:
+        """The lines with which parts begin that are shown apart; all but the last can no longer change."""
+        ...
+
+    def context(self, text: str) -> str:
+        """What has to stand before the text that follows `text`, when they are shown one after the other."""
+        ...
+
+
+class MarkdownSource:
+    """The answer."""
+
+    def rows(self, text: str) -> RenderableType:
+        return ChatMarkdown(text)
+
+    def block_lines(self, text: str) -> list[int]:
+        return block_lines(text)
+
+    def context(self, text: str) -> str:
+        return open_fence(text)
+
+
+class ThinkingSource:
+    """What was thought before it."""
+
+    def rows(self, text: str) -> RenderableType:
+        return thinking_text(text)
+
+    def block_lines(self, text: str) -> list[int]:
+        return list(range(text.count("\n") + 1))
+
+    def context(self, text: str) -> str:
+        return ""
+
+
+class LiveText:
+    """One growing text, from the cursor's row down.
+
+    Args:
+        console: a terminal.
+        source: how the text is shown.
+        size: columns and rows of the terminal, asked at each drawing.
+    """
+
+    def __init__(
+        self, console: Console, source: Source, size: Callable[[], tuple[int, int]] | None = None
+    ) -> None:
+        self._console = console
+        self._source = source
+        self._size = size or (lambda: (console.size.width, console.size.height))
+        self._context = ""
+        self._text = ""
+        self._drawn_length = 0
+        self._drawn: list[str] = []
+        self._width = 0
+
+    def push(self, text: str) -> None:
+        """Add to the text; it is shown by the next `draw`."""
+        self._text += text
+
+    def draw(self, status: Text | None = None) -> None:
+        """Show the text so far, with `status` in a row of its own below."""
+        width, height = self._size()
+        if width != self._width and self._drawn:
+            self._leave_drawn()
+        self._width = width
+        left_behind = self._leave_blocks()
+        tail = self._rows(self._text)
+        status_rows = [] if status is None else [self._status_row(status)]
+        while len(tail) + len(status_rows) > max(height - 1, 2) and self._text:
+            cut = self._cut(len(tail))
+            left_behind += self._rows(self._text[:cut])
+            self._drop(cut)
+            tail = self._rows(self._text)
+        self._write([*left_behind, *tail, *status_rows])
+        self._drawn = [*tail, *status_rows]
+        self._drawn_length = len(self._text)
+
+    def finish(self) -> None:
+        """Show all of it and go to the next row."""
+        self.draw()
+        self.finish_as_drawn()
+
+    def finish_as_drawn(self) -> None:
+        """Leave what is there and go to the next row."""
+        if self._drawn:
+            self._console.file.write("\n")
+        self._console.file.flush()
+        self._drawn = []
+
+    def _rows(self, text: str) -> list[str]:
+        if not text.strip("\n"):
+            return []
+        with self._console.capture() as capture:
+            # A column is left free, or terminals differ in where the cursor is after a full row.
+            self._console.print(self._source.rows(self._context + text), width=max(self._width - 1, 1))
+        return [row.rstrip(" ") for row in capture.get().split("\n")[:-1]]
+
+    def _status_row(self, status: Text) -> str:
+        clipped = status.copy()
+        clipped.truncate(max(self._width - 1, 1), overflow="ellipsis")
+        with self._console.capture() as capture:
+            self._console.print(clipped, end="", no_wrap=True)
+        return capture.get()
+
+    def _leave_blocks(self) -> list[str]:
+        """The rows of whole blocks, which are no longer part of the text; an empty row where the text has one."""
+        given = self._context.count("\n")
+        starts = [line - given for line in self._source.block_lines(self._context + self._text)]
+        lines = self._text.split("\n")
+        rows: list[str] = []
+        begun = 0
+        for start in (line for line in starts[1:] if line > 0):
+            block = "".join(f"{line}\n" for line in lines[begun:start])
+            rows += self._rows(block)
+            rows += [""] if block.endswith("\n\n") else []
+            self._drop(len(block))
+            begun = start
+        return rows
+
+    def _cut(self, num_rows: int) -> int:
+        """Where to part the text so that its first part can be left behind: after a line, or between words."""
+        end = self._text.rstrip("\n").rfind("\n")
+        if end > 0:
+            return end + 1
+        low, high = 1, len(self._text)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if len(self._rows(self._text[:middle])) < num_rows:
+                low = middle
+            else:
+                high = middle
+        space = self._text.rfind(" ", 0, low)
+        return space + 1 if space > 0 else low
+
+    def _drop(self, cut: int) -> None:
+        self._context = self._source.context(self._context + self._text[:cut])
+        self._text = self._text[cut:]
+
+    def _leave_drawn(self) -> None:
+        """The window changed: where the rows are now, nobody knows, so they stay as they are."""
+        self._console.file.write("\r\n")
+        self._drop(self._drawn_length)
+        self._drawn, self._drawn_length = [], 0
+
+    def _write(self, rows: list[str]) -> None:
+        same = 0
+        for old, new in zip(self._drawn, rows, strict=False):
+            if old != new:
+                break
+            same += 1
+        if same == len(rows) == len(self._drawn):
+            return
+        output = ""
+        if self._drawn:
+            # The cursor is in the last drawn row; go to the first one that changes, or to the last one that stays.
+            up = len(self._drawn) - 1 - min(same, len(self._drawn) - 1)
+            output = (f"\x1b[{up}A" if up else "") + "\r"
+            if same == len(self._drawn):
+                output += "\r\n" if rows[same:] else ""
+            elif same == len(rows):
+                # Rows went away: clear from here, and go back to the last one that stays.
+                output += "\x1b[J" + ("\x1b[A" if same else "")
+            if same < len(self._drawn) and same < len(rows):
+                output += "\x1b[J"
+        output += "\r\n".join(rows[same:])
+        self._console.file.write(f"{_BEGIN_UPDATE}{output}{_END_UPDATE}")
+        self._console.file.flush()
