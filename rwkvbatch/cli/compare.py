@@ -120,11 +120,7 @@ def compare_command(
     as_json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
 ) -> None:
-    """Say what differs between runs or cells, and whether it is more than noise.
-
-    Differences are paired by (conversation, turn, repeat), their errors clustered by conversation, and their
-    p-values corrected for how many there are.
-    """
+    """Say what differs between runs or cells, and whether it is more than noise."""
     chosen = _format(output_format, out, as_json=as_json)
     if by not in (None, "turn", "tag"):
         raise UsageError(f"--by must be turn or tag; got {by!r}")

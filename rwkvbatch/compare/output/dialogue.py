@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.rule import Rule
+from rich.table import Table
 from rich.text import Text
 
 from rwkvbatch.compare.loading import RunData
@@ -22,7 +22,7 @@ from rwkvbatch.compare.metrics import TURN_METRICS
 from rwkvbatch.errors import UsageError
 from rwkvbatch.text.safe import printable
 
-_SHOWN_METRICS = ("score", "nll", "tokens", "logprob", "loop", "first_token_s")
+_SHOWN_METRICS = ("score", "nll", "logprob", "loop", "first_token_s")
 
 
 @dataclass(frozen=True)
@@ -104,35 +104,39 @@ def print_dialogues(
             title += f"  repeat {dialogue.repeat}"
         console.print(Rule(_safe(title, "bold"), align="left", style="dim"))
         for record in dialogue.turns:
-            for part in _turn(record):
-                console.print(part, soft_wrap=False)
-        console.print()
+            console.print(_turn(record))
+            console.print()
 
 
-def _turn(record: dict[str, Any]) -> Iterator[Text | Padding]:
-    yield Text.assemble(("User       ", "cyan"), (printable(record["prompt"]), ""), overflow="fold")
+def _turn(record: dict[str, Any]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(Text("User", "cyan"), Text(printable(record["prompt"])))
     if record["error"]:
-        yield Text.assemble(("Error      ", "bold red"), (printable(record["error"]), "red"), overflow="fold")
+        table.add_row(Text("Error", "bold red"), Text(printable(record["error"]), "red"))
     else:
-        yield Text.assemble(("Assistant  ", "green"), (printable(record["reply"]), ""), overflow="fold")
+        table.add_row(Text("Assistant", "green"), Text(printable(record["reply"])))
     if record["reference"]:
-        yield Text.assemble(("Reference  ", "dim"), (printable(record["reference"]), "dim"), overflow="fold")
+        table.add_row(Text("Reference", "dim"), Text(printable(record["reference"]), "dim"))
     for check in record["checks"]:
         mark, style = ("✓", "green") if check["passed"] else ("✗", "bold red")
         text = f"{mark} {check['kind']} {check['expected']!r}"
         if not check["passed"] and check.get("detail"):
             text += f": {check['detail']}"
-        yield Padding(_safe(text, style), (0, 0, 0, 11))
-    yield Padding(_safe(_numbers(record), "dim"), (0, 0, 0, 11))
+        table.add_row("", _safe(text, style))
+    table.add_row("", _safe(_numbers(record), "dim"))
+    return table
 
 
 def _numbers(record: dict[str, Any]) -> str:
+    digits = {metric.name: min(metric.digits, 2) for metric in TURN_METRICS}
     parts = [
-        f"{metric.title} {record['metrics'][metric.name]:.{min(metric.digits, 2)}f}"
-        for metric in TURN_METRICS
-        if metric.name in _SHOWN_METRICS and metric.name in record["metrics"]
+        f"{name} {record['metrics'][name]:.{digits[name]}f}"
+        for name in _SHOWN_METRICS
+        if name in record["metrics"]
     ]
-    return " · ".join([f"turn {record['turn']}", f"ended by {record['finish']}", *parts])
+    return ", ".join([f"turn {record['turn']}", f"ended by {record['finish']}", *parts])
 
 
 def _failed(row: dict[Any, Any]) -> bool:

@@ -69,7 +69,7 @@ def print_conversation(analysis: Analysis, conversation: str, console: Console) 
             title = f"{conversation}: {matched.pair.baseline.label} | {matched.pair.variant.label}"
             console.print(Rule(safe(title, "bold")))
         for turn in turns:
-            console.print(_side_by_side(turn, matched))
+            console.print(_side_by_side(turn, matched, colour=_in_colour(console)))
             console.print()
     if not known:
         raise UsageError(
@@ -183,8 +183,12 @@ def _print_changes(matched: MatchedRows, console: Console, num_changes: int) -> 
         console.print(_change_title(change))
         if turn is not None:
             question = safe(f"turn {turn.turn}, repeat {turn.repeat}: {turn.prompt}", "dim")
-            colour = console.color_system is not None and not console.no_color
-            console.print(Padding(Group(question, diff_text(turn.pieces, colour=colour)), (0, 0, 0, 2)))
+            diff = diff_text(turn.pieces, colour=_in_colour(console))
+            console.print(Padding(Group(question, diff), (0, 0, 0, 2)))
+
+
+def _in_colour(console: Console) -> bool:
+    return console.color_system is not None and not console.no_color
 
 
 def _change_title(change: ConversationChange) -> Text:
@@ -197,13 +201,14 @@ def _change_title(change: ConversationChange) -> Text:
     return title
 
 
-def _side_by_side(turn: TurnChange, matched: MatchedRows) -> Group:
+def _side_by_side(turn: TurnChange, matched: MatchedRows, *, colour: bool) -> Group:
     table = Table(box=None, expand=True, pad_edge=False, padding=(0, 2, 0, 0), show_header=True)
     table.add_column(safe(matched.pair.baseline.label, "bold"), ratio=1, overflow="fold")
     table.add_column(safe(matched.pair.variant.label, "bold"), ratio=1, overflow="fold")
     left, right = Text(), Text()
     for piece in turn.pieces:
-        shown = printable(piece.text)
+        before, after = ("", "") if colour or piece.kind == "same" else _MARKS[piece.kind]
+        shown = before + printable(piece.text) + after
         if piece.kind != "new":
             left.append(shown, style=_PIECE_STYLES[piece.kind] if piece.kind == "gone" else "")
         if piece.kind != "gone":

@@ -1,0 +1,146 @@
+"""The report's text, before any browser sees it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rwkvbatch.compare import analyse
+from rwkvbatch.compare.output.html.dialogues import collect
+from rwkvbatch.compare.output.html.page import as_html
+from tests.compare.hostile import hostile_run
+from tests.compare.make_run import make_run
+
+
+class Elements(HTMLParser):
+    """Tags with their attributes, and the text of scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.raw: list[tuple[str, str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem is not None:
+            self.raw.append((self.cdata_elem, data))
+
+
+@pytest.fixture(scope="module")
+def grid_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    cells = [f"temp={t},frequency={f}" for t in (0.3, 1.0) for f in (0.0, 0.5)]
+    settings = {c: {"temperature": t, "frequency": f} for c, (t, f) in zip(cells, _pairs(), strict=True)}
+    path = make_run(tmp_path_factory.mktemp("runs") / "grid", cells=cells, settings=settings)
+    return as_html(analyse([str(path)], fail_if=["score < 2"]))
+
+
+def _pairs() -> list[tuple[float, float]]:
+    return [(t, f) for t in (0.3, 1.0) for f in (0.0, 0.5)]
+
+
+def policy(text: str) -> str:
+    return next(a["content"] or "" for tag, a in Elements(text).tags if tag == "meta" and "http-equiv" in a)
+
+
+def test_the_policy_allows_nothing_but_the_pages_own_script_and_style(grid_page: str) -> None:
+    found = Elements(grid_page)
+    allowed = policy(grid_page)
+    assert allowed.startswith("default-src 'none';")
+    assert "unsafe" not in allowed
+    scripts = [text for tag, text in found.raw if tag == "script"]
+    styles = [text for tag, text in found.raw if tag == "style"]
+    assert len(styles) == 1
+    for text in (scripts[-1], styles[0]):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in allowed
+
+
+def test_nothing_is_loaded_from_elsewhere(grid_page: str) -> None:
+    for tag, attributes in Elements(grid_page).tags:
+        for name in ("src", "href", "xlink:href", "action", "srcset"):
+            target = attributes.get(name) or ""
+            assert target.startswith(("#", "data:,")) or not target, (tag, target)
+
+
+def test_no_element_has_inline_styles_or_handlers(grid_page: str) -> None:
+    for tag, attributes in Elements(grid_page).tags:
+        assert "style" not in attributes, tag
+        assert not [name for name in attributes if name.startswith("on")], tag
+
+
+def test_no_id_is_there_twice(grid_page: str) -> None:
+    ids = [a["id"] for _, a in Elements(grid_page).tags if "id" in a]
+    assert len(ids) == len(set(ids))
+
+
+def test_figures_follow_the_pages_colours(grid_page: str) -> None:
+    drawings = re.findall(r"<svg .*?</svg>", grid_page, re.DOTALL)
+    assert len(drawings) > 5
+    for drawing in drawings:
+        assert "var(--" in drawing
+        assert not re.search(r"#0[1-8]0", drawing), "a stand-in colour was left"
+
+
+def test_two_settings_make_a_heat_map_and_one_makes_lines(grid_page: str, tmp_path: Path) -> None:
+    assert "over temperature and frequency" in grid_page or "over frequency and temperature" in grid_page
+    cells = ("temp=0.3", "temp=0.7", "temp=1.0")
+    settings = {cell: {"temperature": float(cell[5:])} for cell in cells}
+    page = as_html(analyse([str(make_run(tmp_path / "line", cells=cells, settings=settings))]))
+    assert 'aria-label="score over temperature"' in page
+
+
+def test_the_page_without_its_data_is_well_under_six_megabytes(grid_page: str) -> None:
+    data = next(text for tag, text in Elements(grid_page).raw if tag == "script")
+    assert len(grid_page) - len(data) < 2_000_000
+
+
+def test_hostile_text_adds_no_element(tmp_path: Path) -> None:
+    page = as_html(analyse([str(hostile_run(tmp_path / "a"))], fail_if=["score < 2"]))
+    found = Elements(page)
+    assert [tag for tag, _ in found.tags].count("script") == 2
+    assert not any(tag == "img" for tag, _ in found.tags)
+    assert not any(attributes.get("onload") for _, attributes in found.tags)
+    assert "49" not in re.findall(r"\{\{.*?\}\}", page)
+
+
+def test_the_dialogues_survive_the_page_letter_by_letter(tmp_path: Path) -> None:
+    analysis = analyse([str(hostile_run(tmp_path / "a"))])
+    data = json.loads(next(text for tag, text in Elements(as_html(analysis)).raw if tag == "script"))
+    replies = {
+        row["reply"]
+        for talk in data["conversations"].values()
+        for rows in talk["rows"].values()
+        for row in rows
+    }
+    assert replies == set(analysis.table["reply"])
+
+
+def test_a_large_run_keeps_the_most_changed_conversations_and_says_how_many_are_left_out(
+    tmp_path: Path,
+) -> None:
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=10, repeats=1, turns=2)
+    found = collect(analyse([str(path)]), max_turns=12)
+    assert len(found.content["conversations"]) == 3
+    assert found.left_out == 7
+
+
+def test_one_run_alone_makes_a_page_with_its_means(tmp_path: Path) -> None:
+    page = as_html(analyse([str(make_run(tmp_path / "alone"))]))
+    assert "<h2>Means</h2>" in page
+
+
+def test_settings_that_differ_between_runs_are_marked(tmp_path: Path) -> None:
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", seed=9)
+    page = as_html(analyse([str(a), str(b)]))
+    marked: list[Any] = re.findall(r'<tr class="other"><td class="mono">(.*?)</td>', page)
+    assert marked == ["seed"]

@@ -1,0 +1,103 @@
+"""JSON, CSV, Markdown and JUnit: they parse, they agree, and hostile names do nothing in them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from rwkvbatch.compare import analyse
+from rwkvbatch.compare.analysis import Analysis
+from rwkvbatch.compare.output.junit import as_junit
+from rwkvbatch.compare.output.markdown import as_markdown
+from rwkvbatch.compare.output.records import COLUMNS, as_csv, as_json, harmless
+from tests.compare.hostile import hostile_run
+from tests.compare.make_run import make_run
+
+
+@pytest.fixture(scope="module")
+def analysis(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+    path = make_run(tmp_path_factory.mktemp("runs") / "a", cells=("t=1", "t=2"))
+    return analyse([str(path)], fail_if=["score < 2", "score < -1"])
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+    return analyse([str(hostile_run(tmp_path_factory.mktemp("hostile") / "a"))], fail_if=["score < 2"])
+
+
+def test_json_has_the_comparisons_gates_and_changes(analysis: Analysis) -> None:
+    content = json.loads(as_json(analysis))
+    assert [item["metric"] for item in content["comparisons"]] == [
+        c.metric.name for c in analysis.comparisons
+    ]
+    assert [gate["failed"] for gate in content["gates"]] == [True, False]
+    assert len(content["changes"][0]["conversations"]) == 12
+
+
+def test_json_has_null_and_no_nan(analysis: Analysis) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    json.loads(as_json(analysis), parse_constant=refuse)
+
+
+def test_csv_has_a_line_a_comparison_with_full_precision(analysis: Analysis) -> None:
+    rows = list(csv.DictReader(io.StringIO(as_csv(analysis))))
+    assert list(rows[0]) == list(COLUMNS)
+    assert [float(row["difference"]) for row in rows] == [c.difference for c in analysis.comparisons]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =1", "\r=1", "＝1"])
+def test_text_that_a_spreadsheet_could_run_gets_an_apostrophe(text: str) -> None:
+    assert harmless(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("value", ["temp=0.7", "a", "", None, -1.5, 3])
+def test_other_values_stay(value: object) -> None:
+    assert harmless(value) == value
+
+
+def test_no_csv_cell_of_a_hostile_run_begins_a_formula(hostile: Analysis) -> None:
+    for row in csv.reader(io.StringIO(as_csv(hostile))):
+        for cell in row:
+            if not _is_number(cell):
+                assert cell[:1] not in ("=", "+", "-", "@"), cell
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def test_markdown_has_a_table_with_equally_many_cells_in_every_line(hostile: Analysis) -> None:
+    lines = [line for line in as_markdown(hostile).splitlines() if line.startswith("|")]
+    counts = {line.replace("\\|", "").count("|") for line in lines}
+    assert len(lines) > 5
+    assert len(counts) == 1
+
+
+def test_markdown_of_hostile_names_has_no_markup_and_no_controls(hostile: Analysis) -> None:
+    text = as_markdown(hostile)
+    assert "<script" not in text.replace("\\<", "")
+    assert not set(text) & set("\x1b\x07\x00\u202e\u2028")
+
+
+def test_junit_fails_the_gates_that_failed_and_nothing_else(analysis: Analysis) -> None:
+    root = ET.fromstring(as_junit(analysis).encode())
+    gates, *pairs = root.findall("testsuite")
+    assert (gates.get("tests"), gates.get("failures")) == ("2", "1")
+    failures = root.findall(".//failure")
+    assert len(failures) == 1
+    assert "score < 2" in (failures[0].get("message") or "")
+    assert sum(len(pair) for pair in pairs) == len(analysis.comparisons)
+
+
+def test_junit_of_a_hostile_run_is_xml(hostile: Analysis) -> None:
+    assert ET.fromstring(as_junit(hostile).encode()).tag == "testsuites"

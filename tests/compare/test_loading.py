@@ -1,0 +1,121 @@
+"""Reading runs as tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rwkvbatch.compare import load
+from rwkvbatch.compare.loading import load_runs
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError
+from rwkvbatch.run.rows import Row
+from tests.compare.make_run import encode, make_row, make_run, write_run
+
+
+def test_load_gives_one_row_a_turn_with_the_metrics_as_columns(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", conversations=3, repeats=2, turns=2)
+    table = load(tmp_path / "a")
+    assert len(table) == 12
+    assert set(table["run"]) == {"a"}
+    assert {"score", "nll", "perplexity", "tokens", "distinct1", "loop", "first_token_s"} <= set(
+        table.columns
+    )
+    assert table["score"].between(0, 1).all()
+
+
+def test_the_synthetic_rows_are_rows_of_a_run(tmp_path: Path) -> None:
+    row = Row.from_dict(make_row("a"))
+    assert json.loads(json.dumps(row.as_dict())) == json.loads(json.dumps(make_row("a")))
+
+
+def test_several_runs_come_as_one_table_with_their_names(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / name, conversations=2) for name in ("a", "b")]
+    assert list(load(paths)["run"].unique()) == ["a", "b"]
+
+
+def test_runs_with_the_same_last_name_keep_their_whole_paths(tmp_path: Path) -> None:
+    paths = [str(make_run(tmp_path / name / "out", conversations=2)) for name in ("a", "b")]
+    assert [run.name for run in load_runs(paths)] == paths
+
+
+def test_a_results_file_alone_is_read_with_a_note_that_its_script_is_unknown(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [make_row("x")], manifest=None)
+    run = load_runs([str(tmp_path / "a" / "results.jsonl")])[0]
+    assert len(run.rows) == 1
+    assert "no manifest.json" in run.notes[0]
+
+
+def test_a_single_cell_is_named_after_two_colons(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=2)
+    run = load_runs([f"{path}::t=2"])[0]
+    assert run.cells == ["t=2"]
+
+
+def test_an_unknown_cell_names_those_there_are(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=2)
+    with pytest.raises(RunDirectoryError, match="no cell 't=3'") as caught:
+        load_runs([f"{path}::t=3"])
+    assert "t=1, t=2" in (caught.value.hint or "")
+
+
+def test_a_line_cut_short_at_the_end_is_left_out_with_a_note(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", conversations=2, repeats=1, turns=1) / "results.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    run = load_runs([str(tmp_path / "a")])[0]
+    assert len(run.rows) == 1
+    assert "cut short" in run.notes[0]
+
+
+def test_a_row_whose_checksum_does_not_match_is_an_error_with_its_line(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", conversations=3, repeats=1, turns=1) / "results.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    lines[1] = lines[1].replace(b"Question", b"Answer__")
+    path.write_bytes(b"\n".join(lines))
+    with pytest.raises(RunDamagedError, match=r"results\.jsonl:2: .*checksum"):
+        load_runs([str(tmp_path / "a")])
+
+
+@pytest.mark.parametrize("line", [b"{}\n", b"[1]\n", b"nonsense\n", b'{"conversation": 1}\n', b"\xff\xfe\n"])
+def test_what_is_no_row_is_an_error_with_its_line(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "results.jsonl").write_bytes(encode(make_row("x")) + line)
+    with pytest.raises(RunDamagedError, match=r"results\.jsonl:2: is no row"):
+        load_runs([str(tmp_path)])
+
+
+def test_a_turn_that_is_there_twice_counts_once_and_the_last_wins(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [make_row("x", reply="first"), make_row("x", reply="second")], manifest={})
+    run = load_runs([str(tmp_path / "a")])[0]
+    assert list(run.rows["reply"]) == ["second"]
+    assert "more than once" in run.notes[0]
+
+
+def test_a_missing_run_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="there is no such run") as caught:
+        load_runs([str(tmp_path / "none")])
+    assert "rwkvbatch run" in (caught.value.hint or "")
+
+
+def test_a_directory_without_results_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match=r"no results\.jsonl"):
+        load_runs([str(tmp_path)])
+
+
+def test_an_error_row_has_no_metrics_of_a_reply(tmp_path: Path) -> None:
+    failed = make_row(
+        "x", finish="error", error="too long", checks=[], reference=None, reply="", reply_ids=[]
+    )
+    write_run(tmp_path / "a", [failed], manifest={})
+    row = load(tmp_path / "a").iloc[0]
+    assert row["failed"] == 1.0
+    for name in ("tokens", "logprob", "score", "nll", "first_token_s", "distinct1", "loop", "stopped"):
+        assert np.isnan(row[name]), name
+
+
+def test_a_manifest_that_is_not_json_is_an_error(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", conversations=1)
+    (path / "manifest.json").write_text("{", encoding="utf-8")
+    with pytest.raises(RunDamagedError, match=r"manifest\.json: is not JSON"):
+        load_runs([str(path)])
