@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from rwkvbatch import __version__
+from rwkvbatch.cli.chat import EPILOG as CHAT_EPILOG
+from rwkvbatch.cli.chat import chat_command
 from rwkvbatch.cli.compare import EPILOG as COMPARE_EPILOG
 from rwkvbatch.cli.compare import compare_command
 from rwkvbatch.cli.exits import ExitCode, report
@@ -46,6 +48,7 @@ def _root(
 
 app.add_typer(model_app)
 app.command("run", epilog=RUN_EPILOG)(run_command)
+app.command("chat", epilog=CHAT_EPILOG)(chat_command)
 app.command("compare", epilog=COMPARE_EPILOG)(compare_command)
 app.command("show", epilog=SHOW_EPILOG)(show_command)
 
