@@ -244,7 +244,7 @@ def _run(
 
     from rich.console import Console
 
-    from rwkvbatch.run.directory import default_directory
+    from rwkvbatch.run.directory import SKIPPED_NAME, default_directory
     from rwkvbatch.run.execute import RunOptions, execute
     from rwkvbatch.run.manifest import command_line
     from rwkvbatch.run.progress import BarObserver, LineObserver
@@ -281,6 +281,9 @@ def _run(
             should_stop=stop,
         )
         result = execute(prepared.plan, shop, options)
+    if prepared.script.skipped:
+        count = len(prepared.script.skipped)
+        say(f"{count} bad line{'s' if count > 1 else ''} set aside in {directory / SKIPPED_NAME}")
     if result.interrupted:
         say(
             f"interrupted; {result.progress.rows_done} of {result.progress.rows_total} rows are safe. To go on:"

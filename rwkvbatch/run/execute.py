@@ -19,6 +19,7 @@ from rwkvbatch.run.progress import Meter, Observer, Progress
 from rwkvbatch.run.rows import Row
 from rwkvbatch.run.setup import Setup, setups_of
 from rwkvbatch.run.status import StatusFile
+from rwkvbatch.run.steplog import StepLog
 from rwkvbatch.run.store import RowStore
 from rwkvbatch.run.summary import Summary, summarize, write_summary
 from rwkvbatch.run.turns import Desk
@@ -127,6 +128,7 @@ class _Session:
         self._path = path
         self._status = None if path is None else StatusFile(path, files=options.files)
         self._counts = Counts()
+        self._steps = StepLog()
         self._verified: list[int] = []
         self._differences: list[Difference] = []
 
@@ -204,6 +206,7 @@ class _Session:
 
     def _after_step(self) -> None:
         progress = self._progress()
+        self._steps.count(progress)
         if self._options.observer is not None:
             self._options.observer.moved(progress)
         if self._status is not None:
@@ -235,6 +238,7 @@ class _Session:
 
     def _result(self, *, interrupted: bool) -> RunResult:
         progress = self._progress()
+        self._steps.end(progress, interrupted=interrupted)
         verified = None
         if self._verified:
             verified = verdict(len(self._verified), self._differences)

@@ -1,0 +1,281 @@
+"""`rwkvbatch run` on the bundled model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rwkvbatch
+from rwkvbatch.cli.app import invoke
+from rwkvbatch.cli.run import continue_command
+from rwkvbatch.run.execute import read_rows
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def conversation(name: str, *users: str, expect: list[Any] | None = None) -> str:
+    messages: list[dict[str, Any]] = [{"role": "user", "content": user} for user in users]
+    if expect:
+        messages[-1]["expect"] = expect
+    return json.dumps({"id": name, "messages": messages})
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "small.jsonl"
+    lines = [conversation("names", "I am Eli.", "Who am I?"), conversation("sum", "What is 2 + 3?")]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def without_timing(directory: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.as_dict().items() if k != "timing"} for row in read_rows(directory)]
+
+
+def test_a_run_writes_its_directory_and_shows_a_table(
+    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert invoke(["run", str(script), "--out", str(out), "--preset", "greedy", "--max-tokens", "8"]) == 0
+    assert {path.name for path in out.iterdir()} == {
+        ".lock",
+        "manifest.json",
+        "results.jsonl",
+        "status.json",
+        "summary.json",
+    }
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "bundled" in captured.err
+    assert "base" in captured.err
+    assert f"rows are in {out}" in captured.err
+
+
+def test_json_goes_to_standard_output_and_quiet_says_nothing(
+    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", str(script), "--out", str(tmp_path / "out"), "--max-tokens", "4", "--json", "--quiet"]
+    assert invoke(arguments) == 0
+    captured = capsys.readouterr()
+    content = json.loads(captured.out)
+    assert (content["rows"], content["planned"], content["cells"][0]["name"]) == (3, 3, "base")
+    assert captured.err == ""
+
+
+def test_rows_do_not_depend_on_the_batch_size(script: Path, tmp_path: Path) -> None:
+    for batch_size in ("1", "3", "64"):
+        arguments = [
+            "run",
+            str(script),
+            "--temp",
+            "0.5,1.0",
+            "--top-p",
+            "0.9",
+            "--repeats",
+            "2",
+            "--max-tokens",
+            "12",
+        ]
+        assert invoke([*arguments, "-b", batch_size, "-q", "-o", str(tmp_path / batch_size)]) == 0
+    first = without_timing(tmp_path / "1")
+    assert len(first) == 12
+    keys = [(row["conversation"], row["cell"], row["repeat"], row["turn"]) for row in first]
+    for other in ("3", "64"):
+        rows = without_timing(tmp_path / other)
+        assert [(row["conversation"], row["cell"], row["repeat"], row["turn"]) for row in rows] == keys
+        assert [row["reply_ids"] for row in rows] == [row["reply_ids"] for row in first]
+
+
+def test_a_failed_check_is_exit_code_1(tmp_path: Path) -> None:
+    script = tmp_path / "s.jsonl"
+    script.write_text(conversation("c", "Hello.", expect=[{"equals": "no model ever says this"}]) + "\n")
+    assert invoke(["run", str(script), "-o", str(tmp_path / "out"), "-q", "--max-tokens", "4"]) == 1
+
+
+def test_the_same_command_again_has_nothing_to_do(
+    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", str(script), "--out", str(tmp_path / "out"), "--max-tokens", "4"]
+    assert invoke(arguments) == 0
+    before = (tmp_path / "out" / "results.jsonl").read_bytes()
+    capsys.readouterr()
+    assert invoke(arguments) == 0
+    assert "nothing was left to do" in capsys.readouterr().err
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
+
+
+def test_another_setting_is_refused_with_the_difference(
+    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", str(script), "--out", str(tmp_path / "out"), "-q"]
+    assert invoke([*arguments, "--max-tokens", "4"]) == 0
+    assert invoke([*arguments, "--max-tokens", "5"]) == 3
+    assert "cells.base.max_tokens: there 4, now 5" in capsys.readouterr().err
+
+
+def test_verifying_records_what_held(
+    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", str(script), "-o", str(tmp_path / "out"), "--max-tokens", "6", "--verify-batch", "3"]
+    assert invoke(arguments) == 0
+    verdict = json.loads((tmp_path / "out" / "verify.json").read_text())
+    assert verdict["rows"] == 3
+    assert all(difference["first_token"] is None for difference in verdict["differences"])
+    assert f"verified: {verdict['held'][:20]}" in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(
+    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rwkvbatch.model.load.load_model", None)
+    arguments = ["run", str(script), "--temp", "0,1", "--repeats", "5", "--dry-run"]
+    assert invoke([*arguments, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["rows"], plan["dialogues"], plan["cells"]) == (30, 20, ["temp=0", "temp=1"])
+    # Ten dialogues of each conversation begin alike, so a tenth is read; both begin with the same "User:".
+    assert plan["first_prompt_distinct"] < plan["first_prompt_tokens"] / 10
+    assert invoke(arguments) == 0
+    assert "shared prefixes" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["small.jsonl"]
+
+
+def test_a_dry_run_names_the_traps_in_a_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "s.jsonl"
+    script.write_text(conversation("c", "one\n\ntwo") + "\n")
+    assert invoke(["run", str(script), "--dry-run"]) == 0
+    assert "s.jsonl:1: " in capsys.readouterr().err.replace("\n", "")
+
+
+def test_the_default_directory_is_named_after_script_and_time(
+    script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert invoke(["run", str(script), "-q", "--max-tokens", "2"]) == 0
+    made = [path.name for path in (tmp_path / "runs").iterdir()]
+    assert len(made) == 2
+    assert all(name.startswith("small-20") for name in made)
+
+
+def test_bad_lines_can_be_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "s.jsonl"
+    script.write_text(conversation("good", "Hello.") + "\n{broken\n")
+    out = tmp_path / "out"
+    assert invoke(["run", str(script), "-o", str(out), "--max-tokens", "4"]) == 3
+    assert "s.jsonl:2" in capsys.readouterr().err
+    assert not out.exists()
+    assert invoke(["run", str(script), "-o", str(out), "--max-tokens", "4", "--skip-bad"]) == 0
+    assert (out / "skipped.jsonl").read_bytes() == b"{broken\n"
+    assert "1 bad line" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--top-p", "1.3"], 2, "--top-p must be a number in [0, 1], got 1.3"),
+        (["--temp", "0.3,hot"], 2, "--temp must be a number in [0, 100], got hot"),
+        (["--repeats", "3..x"], 2, "got x"),
+        (["--ban", "0,a"], 2, "--ban"),
+        (["--only", "nothing"], 2, "--only nothing: no conversation has this id or tag"),
+        (["--model", "nowhere"], 3, "there is no such file"),
+        (["--grid", "nowhere.toml"], 2, "--grid nowhere.toml: cannot be read"),
+        (["--preset", "wild"], 2, "--preset must be one of"),
+        (["--no-such-option"], 2, "No such option"),
+    ],
+)
+def test_bad_input_is_one_message_and_an_exit_code(
+    script: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    assert invoke(["run", str(script), "-o", str(tmp_path / "out"), *arguments]) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_log_file_holds_json_lines(script: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    assert (
+        invoke(
+            [
+                "run",
+                str(script),
+                "-o",
+                str(tmp_path / "out"),
+                "-q",
+                "--max-tokens",
+                "2",
+                "--log-file",
+                str(log),
+            ]
+        )
+        == 0
+    )
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {"time", "level", "logger", "message"} <= lines[0].keys()
+    assert any(line["message"] == "loaded the model" for line in lines)
+    assert lines[-1]["message"] == "the run ended"
+
+
+def test_the_command_that_continues_has_its_directory() -> None:
+    assert continue_command(["run", "a b.jsonl"], Path("runs/x")) == "rwkvbatch run 'a b.jsonl' --out runs/x"
+    assert continue_command(["run", "a", "-o", "r"], Path("r")) == "rwkvbatch run a -o r"
+    assert continue_command(["run", "a", "--out=r"], Path("r")) == "rwkvbatch run a --out=r"
+
+
+def test_the_library_s_run_gives_the_same_rows(script: Path, tmp_path: Path) -> None:
+    assert (
+        invoke(["run", str(script), "-o", str(tmp_path / "out"), "-q", "--max-tokens", "5", "--temp", "0,1"])
+        == 0
+    )
+    result = rwkvbatch.run(script, max_tokens=5, temperature=[0, 1])
+    rows = [{k: v for k, v in row.as_dict().items() if k != "timing"} for row in result.rows()]
+    assert rows == without_timing(tmp_path / "out")
+    assert result.directory is None
+
+
+def test_ctrl_c_prints_the_command_that_continues_and_it_does(tmp_path: Path) -> None:
+    script = tmp_path / "long.jsonl"
+    script.write_text("".join(conversation(f"c{n}", "Hello.", "How are you?") + "\n" for n in range(40)))
+    arguments = ["run", str(script), "--temp", "1", "--top-p", "1", "--repeats", "20", "--max-tokens", "20"]
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rwkvbatch", *arguments, "--out", str(out)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    results = out / "results.jsonl"
+    deadline = time.monotonic() + 120
+    while not (results.exists() and results.stat().st_size):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "To go on:" in error
+    assert f"--out {out}" in error
+    assert "Traceback" not in error
+    there = list(read_rows(out))
+    assert 0 < len(there) < 1600
+    # The rest would take a while: it is enough that the same command is taken as a continuation.
+    from rwkvbatch.run.manifest import read_manifest
+
+    assert read_manifest(out) is not None
+    assert json.loads((out / "status.json").read_text())["rows_done"] == len(there)
