@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from rwkvbatch.errors import CheckpointError
@@ -20,7 +21,7 @@ NAMES_SHOWN = 4
 _LAYER = re.compile(r"blocks\.(\d{1,6})\.(.+)")
 _EXPONENT_MASK = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
 _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
-_PIECE = 1 << 20
+_PIECE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,11 @@ def open_checkpoint(path: Path) -> Iterator[Checkpoint]:
 
 def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
     """Raise `CheckpointError` when `tensor` (fp32, bf16 or fp16) holds NaN or infinity."""
-    bits, mask = tensor.view(_BITS[tensor.dtype]), _EXPONENT_MASK[tensor.dtype]
-    flat = bits.flatten() if bits.is_contiguous() else bits.contiguous().flatten()
-    for piece in flat.split(_PIECE):
-        if int((piece & mask).max()) == mask:
+    # In numpy and thus in one thread: in pieces this small, threads of a busy machine would wait for each other.
+    bits = tensor.detach().view(_BITS[tensor.dtype]).contiguous().flatten().numpy()
+    mask = bits.dtype.type(_EXPONENT_MASK[tensor.dtype])
+    for start in range(0, len(bits), _PIECE):
+        if np.bitwise_and(bits[start : start + _PIECE], mask).max() == mask:
             count = int((~torch.isfinite(tensor)).sum())
             raise CheckpointError(
                 f"the tensor {name!r} holds NaN or infinity ({count:,} of {tensor.numel():,} numbers)",
