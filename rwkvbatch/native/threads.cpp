@@ -64,7 +64,7 @@ bool ThreadPool::claim(size_t& task) {
     uint64_t open = open_.load(std::memory_order_acquire);
     while (static_cast<uint32_t>(open) != 0) {
         if (open_.compare_exchange_weak(open, open - 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
-            task = static_cast<uint32_t>(open) - 1;
+            task = num_tasks_.load(std::memory_order_relaxed) - static_cast<uint32_t>(open);
             return true;
         }
     }
@@ -79,6 +79,7 @@ void ThreadPool::run(size_t num_tasks, Function function, const void* context) {
     }
     function_.store(function, std::memory_order_relaxed);
     context_.store(context, std::memory_order_relaxed);
+    num_tasks_.store(num_tasks, std::memory_order_relaxed);
     unfinished_.store(num_tasks, std::memory_order_relaxed);
     open_.store(++job_ << 32 | num_tasks, std::memory_order_seq_cst);
     if (sleepers_.load(std::memory_order_seq_cst) > 0) {

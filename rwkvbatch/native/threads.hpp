@@ -44,6 +44,7 @@ private:
     alignas(64) std::atomic<size_t> unfinished_{0};
     alignas(64) std::atomic<Function> function_{nullptr};
     std::atomic<const void*> context_{nullptr};
+    std::atomic<size_t> num_tasks_{0};
     alignas(64) std::atomic<size_t> sleepers_{0};
     std::atomic<bool> stopping_{false};
     std::mutex mutex_;
