@@ -167,9 +167,8 @@ def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int) -> tuple[
         hint = 'write an object such as {"contains": "Ada"}'
         refuse(source, f"{where}: a check must be an object, got {type_name(raw)}", hint)
     kinds = [key for key in raw if key in _BUILT_IN or key in _COMBINERS or key in _plugins()]
-    allowed = {
-        option for kind in kinds if kind not in _COMBINERS for option in _kind(kind, source, where).options
-    }
+    makers = {kind: _kind(kind) for kind in kinds if kind not in _COMBINERS}
+    allowed = frozenset[str]().union(*(maker.options for maker in makers.values()))
     known = allowed | set(kinds) | {"weight"}
     refuse_unknown_keys(raw, known if kinds else {*check_kinds(), "weight"}, source, where)
     if not kinds:
@@ -180,34 +179,30 @@ def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int) -> tuple[
             source,
             f"{where}.weight: must be a number above 0 and at most {MAX_WEIGHT:g}, got {shown(weight)}",
         )
-    options = {key: raw[key] for key in raw if key in allowed}
-    return tuple(_make(kind, raw[kind], options, float(weight), source, where, depth) for kind in kinds)
+    made: list[Check] = []
+    for kind in kinds:
+        if kind in _COMBINERS:
+            made.append(_combine(kind, raw[kind], float(weight), source, f"{where}.{kind}", depth))
+        else:
+            options = {key: raw[key] for key in raw if key in makers[kind].options}
+            rule = _rule(kind, makers[kind], raw[kind], options, source, where)
+            needs_reference = bool(getattr(rule, "needs_reference", False))
+            guarded = rule if kind in _BUILT_IN else _Guarded(kind, rule)
+            made.append(Check(kind, raw[kind], guarded, float(weight), options, needs_reference))
+    return tuple(made)
 
 
-def _make(
-    kind: str,
-    expected: Any,
-    options: Mapping[str, Any],
-    weight: float,
-    source: SourceLine,
-    where: str,
-    depth: int,
-) -> Check:
-    if kind in _COMBINERS:
-        return _combine(kind, expected, weight, source, f"{where}.{kind}", depth)
-    maker = _kind(kind, source, where)
-    own = {key: value for key, value in options.items() if key in maker.options}
+def _rule(
+    kind: str, maker: RuleKind, expected: Any, options: Mapping[str, Any], source: SourceLine, where: str
+) -> Rule:
     try:
-        rule = maker.parse(expected, own)
+        return maker.parse(expected, options)
     except WrongValueError as error:
         refuse(source, f"{where}.{error.key or kind}: {error.message}, got {shown(error.got)}", error.hint)
     except RwkvBatchError:
         raise
     except Exception as error:
         refuse(source, f"{where}.{kind}: the plug-in cannot read this: {type(error).__name__}: {error}")
-    guarded = rule if kind in _BUILT_IN else _Guarded(kind, rule)
-    needs_reference = bool(getattr(rule, "needs_reference", False))
-    return Check(kind, expected, guarded, weight, own, needs_reference)
 
 
 def _combine(kind: str, raw: Any, weight: float, source: SourceLine, where: str, depth: int) -> Check:
@@ -241,6 +236,6 @@ def _load_plugin(kind: str) -> RuleKind:
     return kind_of_rule
 
 
-def _kind(kind: str, source: SourceLine, where: str) -> RuleKind:
+def _kind(kind: str) -> RuleKind:
     found = _BUILT_IN.get(kind)
     return found if found is not None else _load_plugin(kind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import Field
@@ -46,6 +46,17 @@ class FileDefaults:
     tags: tuple[str, ...] = ()
     params: Mapping[str, Any] = field(default_factory=dict[str, Any])
     checks: tuple[Check, ...] = ()
+
+    def given_to(self, conversation: Conversation) -> Conversation:
+        """The conversation with these tags and checks added, and these params where it has none of its own."""
+        if not (self.tags or self.params or self.checks):
+            return conversation
+        return replace(
+            conversation,
+            turns=with_checks(conversation.turns, self.checks),
+            tags=tuple(dict.fromkeys((*self.tags, *conversation.tags))),
+            params={**self.params, **conversation.params},
+        )
 
 
 def read_defaults(line: Mapping[str, Any], source: SourceLine) -> FileDefaults:

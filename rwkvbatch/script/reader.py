@@ -6,12 +6,11 @@ import hashlib
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rwkvbatch.errors import ScriptError, UsageError
-from rwkvbatch.script.dialogue import with_checks
 from rwkvbatch.script.formats import read_conversation
 from rwkvbatch.script.native import FileDefaults, read_defaults
 from rwkvbatch.script.records import Conversation, SourceLine
@@ -171,14 +170,7 @@ class _Reading:
             hint = f"ids must be unique in a run; the first is at {self._places[found.id]}"
             refuse(source, f"the id {found.id!r} was already used at {self._places[found.id]}", hint)
         self._places[found.id] = source
-        self.conversations.append(
-            replace(
-                found,
-                turns=with_checks(found.turns, defaults.checks),
-                tags=tuple(dict.fromkeys((*defaults.tags, *found.tags))),
-                params={**defaults.params, **found.params},
-            )
-        )
+        self.conversations.append(defaults.given_to(found))
 
     def _default_id(self, source: SourceLine) -> str:
         if not self._several:

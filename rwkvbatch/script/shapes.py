@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,6 +26,7 @@ class Shape(BaseModel):
     also_known: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
+    @cache
     def known_keys(cls) -> frozenset[str]:
         return cls.also_known.union(field.alias or name for name, field in cls.model_fields.items())
 

@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from difflib import get_close_matches
 from typing import Any, NoReturn, TypeGuard
 
@@ -25,7 +26,7 @@ def refuse(source: SourceLine, message: str, hint: str | None = None, column: in
 
 def refuse_unknown_keys(
     keys: Iterable[str],
-    known: Iterable[str],
+    known: AbstractSet[str],
     source: SourceLine,
     where: str = "",
     *,
@@ -37,15 +38,18 @@ def refuse_unknown_keys(
         where: the object that has the keys, such as `messages[2]`.
         close_only: accept unknown keys unless they look like a misspelt one; for forms that others define.
     """
-    known = sorted(known)
     for key in keys:
         if key in known:
             continue
-        close = get_close_matches(key, known, n=3, cutoff=0.85 if close_only else 0.6)
+        close = get_close_matches(key, sorted(known), n=3, cutoff=0.85 if close_only else 0.6)
         if close_only and not (close and len(key) > 4):
             continue
         prefix = f"{where}: " if where else ""
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"allowed: {', '.join(known)}"
+        hint = (
+            f"did you mean {' or '.join(map(repr, close))}?"
+            if close
+            else f"allowed: {', '.join(sorted(known))}"
+        )
         refuse(source, f"{prefix}unknown key {shown(key)}", hint)
 
 

@@ -44,12 +44,16 @@ THINK_OPENINGS: Mapping[ThinkMode, str] = {
 }
 """What a prompt puts behind `Assistant:` in each thinking mode."""
 
+# Any carriage returns before a line end belong to it. Beginning only where a run of them begins keeps this linear.
+_LINE_END = r"(?<!\r)\r*\n"
+_LINE_ENDS = re.compile(f"(?:{_LINE_END})+")
+
 _THINK_WISHES: Mapping[ThinkMode, str] = {"short": " think a bit", "long": " think a lot"}
 
 
 def clean(text: str) -> str:
     """Content as it may stand in a prompt: `\\r\\n` is `\\n`, no empty lines inside, no space at the ends."""
-    return re.sub(r"\n+", "\n", text.replace("\r\n", "\n")).strip()
+    return _LINE_ENDS.sub("\n", text).strip()
 
 
 class PromptTemplate(Protocol):
@@ -140,7 +144,7 @@ def load_prelude(name_or_path: str) -> str:
 
 def prelude_text(prelude: str | None, closing: str) -> str:
     """A prelude with `\\n` line ends, no space at its ends, and the closing text behind it."""
-    text = (prelude or "").replace("\r\n", "\n").strip()
+    text = re.sub(_LINE_END, "\n", prelude or "").strip()
     return text.removesuffix(closing.strip()).rstrip() + closing if text else ""
 
 

@@ -142,6 +142,7 @@ BAD: list[tuple[Any, str]] = [
     ({"json": False}, r"expect\.json: must be true, "),
     ({"json": {"type": "integr"}}, r"expect\.json: is no JSON Schema"),
     ({"json": {"pattern": "("}}, r"expect\.json: is (a|no) JSON Schema"),
+    ({"json": {"pattern": "(?:a{1000}){1000}"}}, r"expect\.json: is a JSON Schema with a wrong pattern"),
     ({"json": {"patternProperties": {}}}, r"expect\.json: is a JSON Schema with 'patternProperties'"),
     ({"json": {"$ref": "https://example.org/x"}}, r"expect\.json: is a JSON Schema that refers to 'https"),
     ({"json": {"$ref": "file:///etc/passwd"}}, r"expect\.json: is a JSON Schema that refers to 'file"),

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from rwkvbatch.errors import ScriptError, UsageError
+from rwkvbatch.errors import RowError, ScriptError, UsageError
 from rwkvbatch.script import checks
-from rwkvbatch.script.checks import check_kinds, parse_checks
+from rwkvbatch.script.checks import ReplyFacts, check_kinds, parse_checks
 from tests.script.writing import HERE
 
 PACKAGE = Path(__file__).parents[1] / "plugins" / "rwkvbatch_example_check"
@@ -102,6 +102,41 @@ def test_an_installed_plug_in_brings_its_checks(installed: Path) -> None:
 def test_without_the_package_its_kind_is_unknown() -> None:
     (line,) = judged([{"words": 3}])
     assert line == "ScriptError demo.jsonl:3: expect: unknown key 'words'"
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example package in this process, without installing it."""
+    monkeypatch.syspath_prepend(str(PACKAGE))
+    names = {"words": "Words", "explodes": "Explodes"}
+    points = {
+        kind: EntryPoint(kind, f"{PACKAGE.name}:{name}", checks.ENTRY_POINTS) for kind, name in names.items()
+    }
+    monkeypatch.setattr(checks, "_plugins", lambda: points)
+
+
+@pytest.mark.usefixtures("example")
+def test_a_plug_in_that_raises_or_scores_out_of_range_is_a_row_error() -> None:
+    facts = ReplyFacts("one two", "stop", 2)
+    for value, message in (
+        ({"needs a dict": 1}, "ZeroDivisionError: on purpose"),
+        ({"needs a dict": "score"}, "outside"),
+    ):
+        (check,) = parse_checks({"explodes": value}, HERE)
+        with pytest.raises(RowError, match=f"the check 'explodes' .*{message}"):
+            check.judge(facts)
+    (check,) = parse_checks({"words": 2}, HERE)
+    assert check.judge(facts).passed
+
+
+@pytest.mark.usefixtures("example")
+def test_a_plug_in_that_cannot_read_its_value_is_told_with_the_place() -> None:
+    with pytest.raises(
+        ScriptError, match=r"demo\.jsonl:3: expect\.explodes: the plug-in cannot read this: TypeError"
+    ):
+        parse_checks({"explodes": []}, HERE)
+    with pytest.raises(ScriptError, match=r"expect\.words: must be a number of words, got 'x'"):
+        parse_checks({"words": "x"}, HERE)
 
 
 @pytest.fixture

@@ -107,6 +107,12 @@ def test_a_file_without_a_conversation_is_refused(content: bytes, tmp_path: Path
         read_scripts([str(path)])
 
 
+def test_a_file_that_cannot_be_read_to_its_end_is_refused() -> None:
+    # Reading a process's memory from address 0 fails after opening succeeded, as a broken disk would.
+    with pytest.raises(ScriptError, match="/proc/self/mem:1: cannot be read"):
+        read_scripts(["/proc/self/mem"])
+
+
 @pytest.mark.parametrize("name", ["none.jsonl", ".", "a\x00b"])
 def test_a_file_that_cannot_be_opened_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match="cannot be read"):

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rwkvbatch.config import Prompting, ThinkMode
@@ -29,12 +29,19 @@ def api_demo_chat_prompt(message: str) -> str:
 
 
 @given(text=st.text(st.sampled_from("ab \n\r\té"), max_size=20))
+@example(text="a\r\r\nb")
+@example(text="a\n\r\n\r\nb")
 def test_cleaned_text_has_no_blank_line_and_no_space_at_its_ends(text: str) -> None:
     cleaned = clean(text)
     assert "\n\n" not in cleaned
     assert "\r\n" not in cleaned
     assert cleaned == cleaned.strip()
     assert clean(cleaned) == cleaned
+
+
+def test_cleaning_many_carriage_returns_takes_linear_time() -> None:
+    assert clean("a" + "\r" * 1_000_000 + "b") == "a" + "\r" * 1_000_000 + "b"
+    assert clean("a" + "\r\r\n" * 100_000 + "b") == "a\nb"
 
 
 @given(text=st.text(st.characters(exclude_characters="\r")))
