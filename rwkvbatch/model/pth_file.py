@@ -114,11 +114,12 @@ def _places(descriptor: int, members: list[zipfile.ZipInfo], path: Path) -> dict
             raise CheckpointError(
                 f"its member {member.filename[:80]!r} is compressed, which torch.save never does", path=path
             )
-        header = os.pread(descriptor, _LOCAL_HEADER.size, max(member.header_offset, 0))
+        offset = member.header_offset
+        header = os.pread(descriptor, _LOCAL_HEADER.size, offset) if 0 <= offset < file_size else b""
         if len(header) != _LOCAL_HEADER.size or not header.startswith(_ZIP_MAGIC):
             raise CheckpointError(f"cut off or damaged at its member {member.filename[:80]!r}", path=path)
         _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
-        start = member.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+        start = offset + _LOCAL_HEADER.size + name_length + extra_length
         total += member.file_size
         if start + member.file_size > file_size or total > file_size:
             raise CheckpointError(

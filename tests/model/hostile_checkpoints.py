@@ -384,6 +384,16 @@ def _zips() -> Iterator[Case]:
         "big-endian", _zip({"a/data.pkl": item, "a/byteorder": b"big", "a/data/0": b""}), "big-endian"
     )
     yield _bytes("member-offset", _patched_offset(pth(tiny())), "cut off or damaged")
+    yield _bytes(
+        "member-before-the-file",
+        _patched_directory(_program(_tensor(b"w", (1,), (1,))), 50),
+        "cut off or damaged",
+    )
+    yield _bytes(
+        "directory-elsewhere",
+        _patched_directory(_program(_tensor(b"w", (1,), (1,))), -50),
+        "cut off or damaged",
+    )
     yield Case("directory-of-gigabytes", _sparse_directory, "too large")
     yield Case("recipe-of-gigabytes", _sparse_recipe, "at most")
 
@@ -415,6 +425,14 @@ def _overlapping() -> bytes:
 def _patched_offset(data: bytes) -> bytes:
     patched = bytearray(data)
     struct.pack_into("<I", patched, patched.find(b"PK\x01\x02") + 42, 77)
+    return bytes(patched)
+
+
+def _patched_directory(data: bytes, shift: int) -> bytes:
+    """The same archive, whose directory says that it starts elsewhere, which moves all its members."""
+    patched = bytearray(data)
+    place = patched.rfind(b"PK\x05\x06") + 16
+    struct.pack_into("<I", patched, place, struct.unpack_from("<I", patched, place)[0] + shift)
     return bytes(patched)
 
 
