@@ -42,7 +42,7 @@ contracts: $(VENV)/.installed-test
 	$(BIN)/lint-imports
 
 readme: $(VENV)/.installed-test
-	$(BIN)/cog --check README.md
+	$(BIN)/cog --check -I . README.md
 
 unit: $(VENV)/.installed-test
 	$(BIN)/pytest
@@ -52,7 +52,7 @@ test: check unit  ## Lint, types, import contracts and all tests
 fix: $(VENV)/.installed-test  ## Format, fix what can be fixed, renew the README's generated parts
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/cog -r README.md
+	$(BIN)/cog -r -I . README.md
 
 bench: $(VENV)/.installed  ## Measure this machine, the kernels and the rwkv package in one run
 	$(BIN)/rwkvbatch bench --random 12x768 --against rwkv
