@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rwkvbatch.errors import RwkvBatchError, StorageError
+from rwkvbatch.run.adaptive import first_round, rounds
 from rwkvbatch.run.directory import RunDirectory
 from rwkvbatch.run.driver import Counts, Driver, TurnEngine
 from rwkvbatch.run.files import OS_FILES, Files
@@ -128,6 +129,7 @@ class _Session:
         self._path = path
         self._status = None if path is None else StatusFile(path, files=options.files)
         self._counts = Counts()
+        self._wanted = first_round(plan)
         self._steps = StepLog()
         self._verified: list[int] = []
         self._differences: list[Difference] = []
@@ -135,7 +137,7 @@ class _Session:
     def run(self) -> RunResult:
         if self._options.retry_errors:
             self._rows.discard([n for n in range(self._plan.num_rows) if self._rows.failed(n)])
-        self._meter = Meter(self._plan.num_rows, self._rows.num_durable)
+        self._meter = Meter(self._rows.num_durable)
         observer = self._options.observer
         if observer is not None:
             observer.started(self._progress())
@@ -165,40 +167,39 @@ class _Session:
             should_stop=self._options.should_stop,
             after_step=self._after_step,
         )
-        for setup in setups_of(self._plan):
-            cells = set(setup.cells)
-            todo = [
-                n for n in range(self._plan.num_dialogues) if self._in_cells(n, cells) and self._is_open(n)
-            ]
-            if not todo and not self._options.verify_rows:
-                continue
-
-            def make_engine(batch: int, setup: Setup = setup) -> TurnEngine:
-                return self._shop.engine(setup, self._plan, batch)
-
-            desk = self._shop.desk(setup, self._plan)
-            if todo and not driver.run(todo, desk, make_engine, self._plan.settings.batch_size):
+        for wanted in rounds(self._plan, self._rows):
+            self._wanted = wanted
+            if not self._run_round(driver):
                 return False
-            if self._options.verify_rows:
-                self._verify(setup, desk, make_engine)
+        if self._options.verify_rows:
+            for setup in setups_of(self._plan):
+                self._verify(setup)
         return True
 
-    def _verify(self, setup: Setup, desk: Desk, make_engine: Callable[[int], TurnEngine]) -> None:
-        cells = set(setup.cells)
-        rows = [
-            row
-            for number in range(self._plan.num_dialogues)
-            if self._in_cells(number, cells)
-            for row in range(*self._plan.rows_of(number))
-        ]
-        chosen = choose_rows(
-            self._rows, rows, max(1, self._options.verify_rows // len(setups_of(self._plan)))
-        )
-        self._verified += chosen
-        self._differences += verify_rows(self._plan, self._rows, chosen, desk, make_engine)
+    def _run_round(self, driver: Driver) -> bool:
+        for setup in setups_of(self._plan):
+            cells = set(setup.cells)
+            todo = [n for n in self._wanted.dialogues() if self._cell(n) in cells and self._is_open(n)]
+            if todo:
+                desk = self._shop.desk(setup, self._plan)
+                if not driver.run(todo, desk, self._engine_maker(setup), self._plan.settings.batch_size):
+                    return False
+        return True
 
-    def _in_cells(self, number: int, cells: set[int]) -> bool:
-        return number // self._plan.repeats % len(self._plan.cells) in cells
+    def _engine_maker(self, setup: Setup) -> Callable[[int], TurnEngine]:
+        return lambda batch: self._shop.engine(setup, self._plan, batch)
+
+    def _verify(self, setup: Setup) -> None:
+        dialogues = [n for n in self._wanted.dialogues() if self._cell(n) in setup.cells]
+        rows = [row for number in dialogues for row in range(*self._plan.rows_of(number))]
+        share = max(1, self._options.verify_rows // len(setups_of(self._plan)))
+        chosen = choose_rows(self._rows, rows, share)
+        desk = self._shop.desk(setup, self._plan)
+        self._verified += chosen
+        self._differences += verify_rows(self._plan, self._rows, chosen, desk, self._engine_maker(setup))
+
+    def _cell(self, number: int) -> int:
+        return number // self._plan.repeats % len(self._plan.cells)
 
     def _is_open(self, number: int) -> bool:
         first, last = self._plan.rows_of(number)
@@ -215,6 +216,7 @@ class _Session:
     def _progress(self) -> Progress:
         counts = self._counts
         return self._meter.read(
+            self._wanted.num_rows,
             self._rows.num_durable,
             counts.failed_rows,
             counts.failed_checks,
@@ -243,7 +245,7 @@ class _Session:
         if self._verified:
             verified = verdict(len(self._verified), self._differences)
         names = [cell.name for cell in self._plan.cells]
-        summary = summarize(self._rows.rows(), names, self._plan.num_rows)
+        summary = summarize(self._rows.rows(), names, self._wanted.num_rows)
         if self._path is None:
             rows = list(self._rows.rows())
             return RunResult(None, summary, progress, interrupted, self._plan, lambda: iter(rows), verified)

@@ -66,8 +66,13 @@ def prepare(arguments: RunArguments) -> Prepared:
         )
     if settings.max_repeats is not None and settings.max_repeats < settings.repeats:
         raise UsageError(f"--repeats must rise, got {settings.repeats}..{settings.max_repeats}")
+    if settings.max_repeats is not None and len(cells) < 2:
+        raise UsageError("--until-ci compares cells with the first one, and there is only one cell")
     script = read_scripts(arguments.scripts, skip_bad=arguments.skip_bad)
-    return Prepared(Plan(select(script.conversations, settings), cells, layered), script)
+    plan = Plan(select(script.conversations, settings), cells, layered)
+    if settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
+        raise UsageError("--until-ci compares the scores of checks, and the script has none")
+    return Prepared(plan, script)
 
 
 def split_lists(

@@ -18,7 +18,7 @@ class Progress:
     """A moment of a run.
 
     Attributes:
-        rows_done: rows that are safe on the disk, those of earlier sessions included. rows_total: in the plan.
+        rows_done: rows that are safe on the disk, those of earlier sessions included. rows_total: all that are wanted.
         failures: rows that failed in this session. failed_checks: checks that did.
         active: dialogues under way.
         reply_tokens: generated in this session. elapsed_s: its length.
@@ -136,25 +136,31 @@ class Meter:
     """Turns counts into `Progress`. Only what this session did goes into the estimate.
 
     Args:
-        rows_total: in the plan. rows_done: there at the start.
+        rows_done: there at the start.
         clock: seconds that never jump.
     """
 
-    def __init__(self, rows_total: int, rows_done: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._total = rows_total
+    def __init__(self, rows_done: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._done_before = rows_done
         self._clock = clock
         self._began_s = clock()
 
     def read(
-        self, rows_done: int, failures: int, failed_checks: int, active: int, reply_tokens: int
+        self,
+        rows_total: int,
+        rows_done: int,
+        failures: int,
+        failed_checks: int,
+        active: int,
+        reply_tokens: int,
     ) -> Progress:
+        """The moment, out of counts; see `Progress`."""
         elapsed_s = max(0.0, self._clock() - self._began_s)
         now_done = rows_done - self._done_before
-        left = self._total - rows_done
+        left = rows_total - rows_done
         return Progress(
             rows_done=rows_done,
-            rows_total=self._total,
+            rows_total=rows_total,
             failures=failures,
             failed_checks=failed_checks,
             active=active,

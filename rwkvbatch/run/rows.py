@@ -112,6 +112,12 @@ class Row:
     def key(self) -> RowKey:
         return RowKey(self.conversation, self.cell, self.repeat, self.turn)
 
+    @property
+    def score(self) -> float | None:
+        """The weighted mean of the checks' scores, in [0, 1]; None without checks (of any weight)."""
+        weight = sum(check.weight for check in self.checks)
+        return sum(check.score * check.weight for check in self.checks) / weight if weight > 0 else None
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready, in the order of the fields. Written out: `asdict` copies every token id one by one."""
         return {

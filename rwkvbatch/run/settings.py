@@ -211,8 +211,9 @@ def _checked(key: str, value: Any, shown: str) -> Any:
 def _allowed(key: str) -> str | None:
     """The range of a setting that is a single number, in words."""
     info = RunSettings.model_fields[key]
+    annotation: Any = info.annotation
     kind = {int: "a whole number", float: "a number"}
-    name = next((text for number, text in kind.items() if info.annotation in (number, number | None)), None)
+    name = next((text for number, text in kind.items() if annotation in (number, number | None)), None)
     if name is None:
         return None
     bounds = {

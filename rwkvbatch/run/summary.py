@@ -103,9 +103,8 @@ class _Tally:
         if row.reference is not None:
             self.reference_sum += row.reference.nll * row.reference.tokens
             self.reference_tokens += row.reference.tokens
-        weight = sum(check.weight for check in row.checks)
-        if row.checks and weight > 0:
-            self.scores.append(sum(check.score * check.weight for check in row.checks) / weight)
+        if (score := row.score) is not None:
+            self.scores.append(score)
         self.checks += len(row.checks)
         self.checks_passed += sum(check.passed for check in row.checks)
 
