@@ -48,10 +48,10 @@ class ThinkingSource:
     """What was thought before it."""
 
     def rows(self, text: str) -> RenderableType:
-        return thinking_text(text)
+        return thinking_text(text.rstrip("\n"))
 
     def block_lines(self, text: str) -> list[int]:
-        return list(range(text.count("\n") + 1))
+        return [at for at, line in enumerate(text.split("\n")) if at == 0 or line.strip()]
 
     def context(self, text: str) -> str:
         return ""

@@ -35,13 +35,14 @@ class _Heading(Heading):
 class _CodeBlock(CodeBlock):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         code = str(self.text).rstrip("\n")
+        indent = 2 if options.max_width > 12 else 0
         yield Syntax(
             code,
             self.lexer_name,
             theme="ansi_dark",
             background_color="default",
             word_wrap=True,
-            padding=(0, 2),
+            padding=(0, 0, 0, indent),
         )
 
 

@@ -221,6 +221,16 @@ class Session:
         go_on: GoOn,
     ) -> list[Exchange]:
         history, prompt = self.dialogue.history(point), self._turn(user)
+        failed: list[Exception] = []
+
+        def guarded(text: str) -> None:
+            # The engine is in the middle of a step: it must not be left there.
+            if on_text is not None and not failed:
+                try:
+                    on_text(text)
+                except Exception as error:
+                    failed.append(error)
+
         turn = len(self.dialogue.path(point))
         seeds = [(self.identity.seed + attempt) % SEED_LIMIT for attempt in attempts]
         requests = [
@@ -233,11 +243,13 @@ class Session:
                 stop=(*self.template.stops, *self.settings.stop),
                 closing=self.template.closing,
                 root=self.root(point),
-                on_text=on_text,
+                on_text=guarded,
             )
             for seed in seeds
         ]
-        replies = self._run(requests, go_on)
+        replies = self._run(requests, lambda: not failed and go_on())
+        if failed:
+            raise failed[0]
         first = len(self.dialogue.exchanges)
         return [
             Exchange(

@@ -1,0 +1,42 @@
+"""A terminal to draw on and read back: pyte's, with everything that scrolled off its top."""
+
+from __future__ import annotations
+
+import io
+
+import pyte
+from rich.console import Console
+
+
+class ScreenFile(io.StringIO):
+    """A text file whose writes go to a terminal of so many columns and rows."""
+
+    def __init__(self, columns: int, rows: int) -> None:
+        super().__init__()
+        self.screen = pyte.HistoryScreen(columns, rows, history=100_000, ratio=0.5)
+        self.screen.set_mode(pyte.modes.LNM)
+        self.stream = pyte.Stream(self.screen)
+        self.written: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.written += [text] if text else []
+        self.stream.feed(text.replace("\x1b[?2026h", "").replace("\x1b[?2026l", ""))
+        return len(text)
+
+    def lines(self) -> list[str]:
+        """All rows from the first one ever, without spaces at their ends and without empty rows at the end."""
+        columns = self.screen.columns
+        past = [
+            "".join(row[column].data for column in range(columns)).rstrip() for row in self.screen.history.top
+        ]
+        return "\n".join([*past, *(row.rstrip() for row in self.screen.display)]).rstrip("\n").split("\n")
+
+    def console(self) -> Console:
+        return Console(
+            file=self,
+            force_terminal=True,
+            width=self.screen.columns,
+            height=self.screen.lines,
+            color_system="truecolor",
+            highlight=False,
+        )

@@ -1,0 +1,146 @@
+"""Drawing a text that grows: whatever its pieces, the screen ends up with all of it, and once."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.text import Text
+
+from rwkvbatch.chat.live import LiveText, MarkdownSource, ThinkingSource
+from tests.chat.screen import ScreenFile
+
+SAMPLE = """# A title
+
+A paragraph with **bold words**, `code` and a line that is long enough to be wrapped at forty columns.
+Its second line stays a line.
+
+1. one
+2. two
+   - nested
+5. five
+
+```python
+def f(x):
+    return "a\\n\\nb"  # a comment that is longer than the window is wide, so it wraps
+
+f(1)
+```
+After the code.
+| a | b |
+|---|---|
+| 1 | 2 |
+
+> quoted 日本語テキスト and e\u0301 combining
+
+The end, with <tags>, &amp; and \\(x\\).
+"""
+
+
+def draw(pieces: list[str], columns: int, rows: int, *, status: bool = True) -> ScreenFile:
+    file = ScreenFile(columns, rows)
+    live = LiveText(file.console(), MarkdownSource())
+    for piece in pieces:
+        live.push(piece)
+        live.draw(Text("writing") if status else None)
+    live.finish()
+    return file
+
+
+def split(text: str, places: list[int]) -> list[str]:
+    bounds = [0, *sorted({place % len(text) for place in places}), len(text)]
+    return [text[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 2000), max_size=60), st.sampled_from([(40, 24), (80, 30), (100, 50)]))
+def test_pieces_do_not_change_what_is_shown(places: list[int], size: tuple[int, int]) -> None:
+    whole = draw([SAMPLE], *size).lines()
+    assert draw(split(SAMPLE, places), *size).lines() == whole
+
+
+def test_every_character_alone() -> None:
+    assert draw(list(SAMPLE), 50, 30).lines() == draw([SAMPLE], 50, 30, status=False).lines()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(
+            ["word", "日本", "**b**", "`c`", "- x", "\n", "\n\n", "```\n", " ", "1. y", "x" * 30, "# h"]
+        )
+    ),
+    st.integers(12, 40),
+    st.integers(4, 12),
+)
+def test_no_word_is_lost_or_shown_twice_in_a_small_window(words: list[str], columns: int, rows: int) -> None:
+    pieces = [f"{word}{number} " for number, word in enumerate(words)]
+    shown = "".join("".join(draw(pieces, columns, rows).lines()).split())
+    expected = re.findall(r"\d+", "".join(pieces))
+    digits = re.findall(r"\d+", shown)
+    # Rows break numbers of two digits in a narrow window, so digits are compared one by one.
+    assert "".join(digits) == "".join(expected)
+
+
+@pytest.mark.parametrize("rows", [5, 8, 12])
+def test_a_text_longer_than_the_window_scrolls_away_whole(rows: int) -> None:
+    text = " ".join(f"w{number}" for number in range(400))
+    shown = draw([f"{word} " for word in text.split()], 30, rows).lines()
+    assert " ".join(" ".join(shown).split()) == text
+    assert all(len(line) < 30 for line in shown)
+
+
+def test_code_longer_than_the_window_stays_code() -> None:
+    code = "".join(f"    value_{number} = **kwargs\n" for number in range(60))
+    text = f"```python\n{code}```\nend"
+    shown = [line.strip() for line in draw([f"{line}\n" for line in text.split("\n")], 50, 10).lines()]
+    assert shown == [f"value_{number} = **kwargs" for number in range(60)] + ["end"]
+
+
+def test_only_what_changes_is_written_again() -> None:
+    file = ScreenFile(80, 24)
+    live = LiveText(file.console(), MarkdownSource())
+    live.push("first line\n\n" + "second line, long enough. " * 10)
+    live.draw()
+    file.written.clear()
+    live.push("more")
+    live.draw()
+    (written,) = file.written
+    assert "first line" not in written
+    assert len(written) < 160
+
+
+def test_nothing_is_written_when_nothing_changed() -> None:
+    file = ScreenFile(80, 24)
+    live = LiveText(file.console(), MarkdownSource())
+    live.push("text")
+    live.draw(Text("status"))
+    file.written.clear()
+    live.draw(Text("status"))
+    assert not file.written
+
+
+def test_a_resize_leaves_what_is_there_and_goes_on_below() -> None:
+    file = ScreenFile(60, 24)
+    size = [60, 24]
+    live = LiveText(file.console(), MarkdownSource(), size=lambda: (size[0], size[1]))
+    live.push("one two three ")
+    live.draw()
+    size[0] = 30
+    file.screen.resize(24, 30)
+    live.push("four five six")
+    live.draw()
+    live.finish()
+    assert " ".join(" ".join(file.lines()).split()) == "one two three four five six"
+
+
+def test_thinking_is_shown_as_it_is() -> None:
+    file = ScreenFile(40, 24)
+    live = LiveText(file.console(), ThinkingSource())
+    for piece in ["# not a title\n", "\n* not", " a list\n", "end"]:
+        live.push(piece)
+        live.draw()
+    live.finish()
+    assert file.lines() == ["# not a title", "", "* not a list", "end"]
