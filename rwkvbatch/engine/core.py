@@ -147,7 +147,7 @@ class Engine:
         if not prefix or not continuation:
             raise ValueError("scoring needs at least one token before the text and one in it")
         self._check_tokens(continuation[-1:])
-        reading = self._reading((*prefix, *continuation[:-1]), root)
+        reading = self._reading((*prefix, *continuation[:-1]), root, num_unread_at_end=len(continuation))
         self._jobs[reading.id] = Scoring(reading, tuple(continuation), len(prefix) - 1)
         return reading.id
 
@@ -253,13 +253,19 @@ class Engine:
         self._done.extend(others)
         return results
 
-    def _reading(self, tokens: Sequence[int], root: int) -> Reading:
+    def _reading(self, tokens: Sequence[int], root: int, num_unread_at_end: int = 1) -> Reading:
         if not tokens:
             raise ValueError("a request needs at least one token")
         self._check_tokens(tokens)
         if not self._scheduler.tree.has_root(root):
             raise ValueError(f"there is no initial state {root}")
-        reading = Reading(id=self._next_id, root=root, tokens=list(tokens), num_prompt=len(tokens))
+        reading = Reading(
+            id=self._next_id,
+            root=root,
+            tokens=list(tokens),
+            num_prompt=len(tokens),
+            num_unread_at_end=num_unread_at_end,
+        )
         self._next_id += 1
         self._scheduler.add(reading)
         return reading

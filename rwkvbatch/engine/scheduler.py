@@ -27,8 +27,9 @@ class Reading:
         position: how many of them have been read.
         num_cached: how many of the prompt's did not have to be.
         slot: the state after `position` tokens, while the request is active.
-        node: the place in the tree of the prompt's tokens but the last, while they are not all read. (The last
-            one is always read, for its logits.)
+        node: the place in the tree of the prompt's tokens that need not be read, while not all of them are.
+        num_unread_at_end: how many of the prompt's last tokens are always read, for their logits: the last one,
+            or all from which a given text is scored.
     """
 
     id: int
@@ -39,6 +40,7 @@ class Reading:
     num_cached: int = 0
     slot: int | None = None
     node: Node | None = None
+    num_unread_at_end: int = 1
 
     @property
     def num_unread(self) -> int:
@@ -147,7 +149,7 @@ class Scheduler:
         return self.tree.drop_oldest() if slot is None else slot
 
     def _announce(self, reading: Reading) -> None:
-        reading.node = self.tree.insert(reading.root, tuple(reading.tokens[:-1]))
+        reading.node = self.tree.insert(reading.root, tuple(reading.tokens[: -reading.num_unread_at_end]))
         self.tree.begin_pending(reading.node)
 
     def _withdraw(self, reading: Reading) -> None:

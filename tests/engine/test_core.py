@@ -127,6 +127,17 @@ def test_scores_are_those_of_the_tokens_read_one_by_one() -> None:
     assert score.nll == pytest.approx(-sum(expected) / 4, abs=1e-5)
 
 
+def test_a_text_whose_state_is_known_already_gets_the_same_score() -> None:
+    prefix, continuation = list(request(3).tokens), [9, 10, 11, 12]
+    alone = Engine(HashModel()).score(prefix, continuation)
+    engine = Engine(HashModel())
+    # These leave states within and behind the text that is scored.
+    for known in (prefix + continuation[:2], prefix + continuation, prefix + continuation + [1]):
+        engine.score(known, [1])
+    assert engine.score(prefix, continuation) == alone
+    assert engine.score(prefix, continuation) == alone
+
+
 def test_scoring_beside_a_reply_changes_neither() -> None:
     alone = contents(Engine(HashModel()).generate([request(3)])[0])
     score_alone = Engine(HashModel()).score(request(3).tokens, [1, 2, 3])
