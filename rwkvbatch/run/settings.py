@@ -12,6 +12,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,11 +62,11 @@ class CellSettings(Sampling, Stopping):
     template: str | None = None
     prelude: str | None = None
 
-    @property
+    @cached_property
     def sampling(self) -> Sampling:
         return Sampling(**{name: getattr(self, name) for name in Sampling.model_fields})
 
-    @property
+    @cached_property
     def stopping(self) -> Stopping:
         return Stopping(**{name: getattr(self, name) for name in Stopping.model_fields})
 

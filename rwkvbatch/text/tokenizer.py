@@ -55,8 +55,12 @@ class WorldTokenizer:
         self._id_of = {entry: token for token, entry in enumerate(self._bytes_of) if entry}
         self._lengths = _lengths_by_pair(self._id_of)
 
-    @cached_property
+    @property
     def sha256(self) -> str:
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         return hashlib.sha256(pack(self._bytes_of)).hexdigest()
 
     def encode(self, text: str) -> list[int]:
