@@ -384,11 +384,8 @@ def _zips() -> Iterator[Case]:
         "big-endian", _zip({"a/data.pkl": item, "a/byteorder": b"big", "a/data/0": b""}), "big-endian"
     )
     yield _bytes("member-offset", _patched_offset(pth(tiny())), "cut off or damaged")
-    yield _bytes(
-        "member-before-the-file",
-        _patched_directory(_program(_tensor(b"w", (1,), (1,))), 50),
-        "cut off or damaged",
-    )
+    marked = _zip({"a/data.pkl": b"\x80\x02}.", "a/byteorder": b"little"})
+    yield _bytes("members-before-the-file", _patched_directory(marked, 1000), "cut off or damaged")
     yield _bytes(
         "directory-elsewhere",
         _patched_directory(_program(_tensor(b"w", (1,), (1,))), -50),

@@ -11,9 +11,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import atheris
+import atheris  # pyright: ignore[reportMissingImports]
 
-with atheris.instrument_imports(include=["rwkvbatch.model", "zipfile"]):
+with atheris.instrument_imports(  # pyright: ignore[reportAttributeAccessIssue]
+    include=["rwkvbatch.model", "zipfile"]
+):
     from rwkvbatch.errors import CheckpointError
     from rwkvbatch.model.checkpoint import open_checkpoint
 
