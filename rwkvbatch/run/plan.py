@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 from rwkvbatch.errors import UsageError
 from rwkvbatch.run.grid import Cell
@@ -21,8 +22,19 @@ from rwkvbatch.script.records import Conversation
 
 
 @dataclass(frozen=True)
+class TurnSettings:
+    """Settings and seed of one reply."""
+
+    settings: CellSettings
+    seed: int
+
+
+@dataclass(frozen=True)
 class Dialogue:
-    """One conversation in one cell and repeat; its rows are `first_row` and the following ones."""
+    """One conversation in one cell and repeat; its rows are `first_row` and the following ones.
+
+    `turns` has the settings of turns that have params of their own.
+    """
 
     number: int
     first_row: int
@@ -31,6 +43,11 @@ class Dialogue:
     repeat: int
     settings: CellSettings
     seed: int
+    turns: Mapping[int, TurnSettings] = field(default_factory=dict["int", "TurnSettings"])
+
+    def of_turn(self, turn: int) -> TurnSettings:
+        """What turn `turn` is generated with."""
+        return self.turns.get(turn) or TurnSettings(self.settings, self.seed)
 
     def key(self, turn: int) -> RowKey:
         return RowKey(self.conversation.id, self.cell.name, self.repeat, turn)
@@ -79,7 +96,7 @@ class Plan:
             self._first_rows.append(first_row)
         self._settings_of = lru_cache(maxsize=4096)(self._resolve)
         for number, conversation in enumerate(self.conversations):
-            if conversation.params:
+            if conversation.params or any(turn.params for turn in conversation.turns):
                 for cell_number in range(len(self.cells)):
                     self._settings_of(number, cell_number)
 
@@ -96,15 +113,16 @@ class Plan:
         conversation_number, rest = divmod(number, self._per_conversation)
         cell_number, repeat = divmod(rest, self.repeats)
         conversation = self.conversations[conversation_number]
-        settings, seed = self._settings_of(conversation_number, cell_number)
+        whole, turns = self._settings_of(conversation_number, cell_number)
         return Dialogue(
             number=number,
             first_row=self._first_rows[conversation_number] + rest * len(conversation.turns),
             conversation=conversation,
             cell=self.cells[cell_number],
             repeat=repeat,
-            settings=settings,
-            seed=seed,
+            settings=whole.settings,
+            seed=whole.seed,
+            turns=turns,
         )
 
     def rows_of(self, number: int) -> tuple[int, int]:
@@ -137,21 +155,35 @@ class Plan:
         rest, turn = divmod(row - self._first_rows[conversation_number], num_turns)
         return conversation_number * self._per_conversation + rest, turn
 
-    def _resolve(self, conversation_number: int, cell_number: int) -> tuple[CellSettings, int]:
+    def _resolve(
+        self, conversation_number: int, cell_number: int
+    ) -> tuple[TurnSettings, dict[int, TurnSettings]]:
+        """The settings of a whole dialogue, and those of its turns that have params of their own."""
         conversation, cell = self.conversations[conversation_number], self.cells[cell_number]
-        settings = self.cell_settings[cell_number]
+        default = TurnSettings(self.cell_settings[cell_number], self.settings.seed)
+        whole = self._with_params(default, conversation.params, cell, f"{conversation.source}: params")
+        turns = {
+            number: self._with_params(
+                whole, turn.params, cell, f"{conversation.source}: params of turn {number}"
+            )
+            for number, turn in enumerate(conversation.turns)
+            if turn.params
+        }
+        return whole, turns
+
+    def _with_params(
+        self, given: TurnSettings, params: Mapping[str, Any], cell: Cell, where: str
+    ) -> TurnSettings:
         own = {
             key: value
-            for key, value in conversation.params.items()
+            for key, value in params.items()
             if key not in self.explicit and key not in cell.overrides
         }
-        seed = own.pop("seed", self.settings.seed)
-        if own:
-            try:
-                settings = settings.replace(**own)
-            except UsageError as error:
-                raise UsageError(f"{conversation.source}: params: {error}") from None
-        return settings, seed
+        seed = own.pop("seed", given.seed)
+        try:
+            return TurnSettings(given.settings.replace(**own) if own else given.settings, seed)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from None
 
 
 def select(conversations: Sequence[Conversation], settings: RunSettings) -> tuple[Conversation, ...]:

@@ -52,7 +52,9 @@ def preview(plan: Plan, desk: Desk) -> Preview:
         later += per_cell * sum(
             len(desk.encode(template.turn(t.user))) for t in dialogue.conversation.turns[1:]
         )
-        replies += per_cell * len(dialogue.conversation.turns) * dialogue.settings.max_tokens
+        replies += per_cell * sum(
+            dialogue.of_turn(turn).settings.max_tokens for turn in range(len(dialogue.conversation.turns))
+        )
     return Preview(
         rows=plan.num_rows,
         dialogues=plan.num_dialogues,

@@ -114,11 +114,12 @@ class ActiveDialogue:
             raise PromptTooLongError(
                 f"the prompt has {len(tokens)} tokens; --max-prompt-tokens allows {limit}"
             )
-        dialogue, settings = self.dialogue, self.dialogue.settings
+        dialogue, turn = self.dialogue, self.dialogue.of_turn(self.turn)
+        settings = turn.settings
         return Request(
             tokens=tokens,
             sampling=settings.sampling,
-            noise=NoiseKey(dialogue.seed, dialogue.conversation.id, dialogue.repeat, self.turn),
+            noise=NoiseKey(turn.seed, dialogue.conversation.id, dialogue.repeat, self.turn),
             max_tokens=settings.max_tokens,
             max_seconds=settings.max_seconds,
             stop=(*self._template.stops, *settings.stop),
@@ -189,7 +190,7 @@ class ActiveDialogue:
             cell=dialogue.cell.name,
             repeat=dialogue.repeat,
             turn=self.turn,
-            seed=dialogue.seed,
+            seed=dialogue.of_turn(self.turn).seed,
             tags=dialogue.conversation.tags,
             prompt=turn.user,
             reply=text,
@@ -212,7 +213,7 @@ class ActiveDialogue:
             cell=dialogue.cell.name,
             repeat=dialogue.repeat,
             turn=self.turn,
-            seed=dialogue.seed,
+            seed=dialogue.of_turn(self.turn).seed,
             tags=dialogue.conversation.tags,
             prompt=self._now.user,
             reply=text,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rwkvbatch.script.checks import parse_checks
+from rwkvbatch.script.params import parse_params
 from rwkvbatch.script.records import Check, SourceLine, Turn
 from rwkvbatch.script.source import refuse
 
@@ -15,7 +16,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Message:
-    """One message of any form. `expect` is raw: checks are parsed when the turn is complete.
+    """One message of any form. `expect` and `params` are raw: they are parsed when the turn is complete.
 
     `where` names the message in its line, such as `messages[2]`.
     """
@@ -24,6 +25,7 @@ class Message:
     content: str
     where: str
     expect: Any = None
+    params: Any = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,12 @@ def to_dialogue(messages: Sequence[Message], source: SourceLine) -> Dialogue:
                 f"{message.where}: `expect` belongs to the user message that asks for the reply",
                 "move it there",
             )
+        if message.role != "user" and message.params is not None:
+            refuse(
+                source,
+                f"{message.where}: `params` belong to the user message that asks for the reply",
+                "move them there",
+            )
         if message.role == "system":
             if at:
                 refuse(
@@ -66,7 +74,12 @@ def to_dialogue(messages: Sequence[Message], source: SourceLine) -> Dialogue:
                 if message.expect is None
                 else parse_checks(message.expect, source, f"{message.where}.expect")
             )
-            turns.append(Turn(message.content, None, checks))
+            params: Mapping[str, Any] = (
+                {}
+                if message.params is None
+                else parse_params(message.params, source, f"{message.where}.params")
+            )
+            turns.append(Turn(message.content, None, checks, params))
         elif not turns:
             hint = "begin with a user message, or give an initial exchange with `--prelude`"
             refuse(source, f"{message.where}: an assistant message needs a user message before it", hint)

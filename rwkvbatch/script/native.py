@@ -19,6 +19,7 @@ class _Message(Shape):
     role: Literal["system", "user", "assistant"]
     content: str
     expect: Any = None
+    params: dict[str, Any] | None = None
 
 
 class _Conversation(Shape):
@@ -95,4 +96,4 @@ def read_native(line: Mapping[str, Any], source: SourceLine, default_id: str) ->
 
 def _read_message(item: Any, source: SourceLine, where: str) -> Message:
     raw = _Message.read(item, source, where)
-    return Message(raw.role, raw.content, where, raw.expect)
+    return Message(raw.role, raw.content, where, raw.expect, raw.params)

@@ -91,11 +91,15 @@ class Check:
 
 @dataclass(frozen=True)
 class Turn:
-    """A user message, the reply it should get if the script has one, and what is expected of the model's."""
+    """A user message, the reply it should get if the script has one, and what is expected of the model's.
+
+    `params` take the place of the conversation's for this reply alone.
+    """
 
     user: str
     reference: str | None = None
     checks: tuple[Check, ...] = ()
+    params: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,7 @@ class Conversation:
                     "user": turn.user,
                     "reference": turn.reference,
                     "checks": [check.as_dict() for check in turn.checks],
+                    **({"params": dict(turn.params)} if turn.params else {}),
                 }
                 for turn in self.turns
             ],

@@ -1,0 +1,113 @@
+"""What `/export` writes, `run` replays: the same replies, token for token."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rwkvbatch.chat.export import export
+from rwkvbatch.chat.session import Identity, Session
+from rwkvbatch.engine.core import Engine
+from rwkvbatch.errors import UsageError
+from rwkvbatch.run.driver import Counts, Driver
+from rwkvbatch.run.grid import Cell
+from rwkvbatch.run.memory import MemoryRows
+from rwkvbatch.run.plan import Plan
+from rwkvbatch.run.settings import layer_settings
+from rwkvbatch.run.turns import Desk
+from rwkvbatch.script.reader import read_scripts
+from tests.chat.test_session import SETTINGS, new_session
+from tests.engine.hash_model import HashModel
+
+
+def options_of(command: str) -> tuple[list[str], dict[str, Any]]:
+    words = shlex.split(command)
+    assert words[:2] == ["rwkvbatch", "run"]
+    options = dict(zip(words[3::2], words[4::2], strict=True))
+    return words[2:3], {name.removeprefix("--"): value for name, value in options.items()}
+
+
+def replay(command: str) -> list[tuple[int, ...]]:
+    """The replies of the run that `command` starts, with the model of these tests in place of its own."""
+    scripts, values = options_of(command)
+    values.pop("model", None)
+    layered = layer_settings(values)
+    plan = Plan(read_scripts(scripts).conversations, [Cell("base", {})], layered)
+    engine = Engine(HashModel())
+    rows = MemoryRows()
+    driver = Driver(plan, rows, Counts())
+    assert driver.run(range(plan.num_dialogues), Desk(engine.tokenizer), lambda _: engine, 4)
+    last = layered.settings.repeats - 1
+    return [row.reply_ids for row in rows.rows() if row.repeat == last]
+
+
+@pytest.mark.parametrize("prelude", [None, "User: hi\n\nAssistant: Hi.\n\n", "named"])
+def test_a_dialogue_replays(tmp_path: Path, prelude: str | None) -> None:
+    from rwkvbatch.text.prompt import PRELUDES
+
+    text = PRELUDES["api-demo-chat"] if prelude == "named" else prelude
+    session = new_session(prelude=text)
+    said = [session.ask(text).ids for text in ("first", "second\n\nline", "日本")]
+    assert replay(export(session, tmp_path / "a.jsonl").command) == said
+
+
+def test_retries_picks_and_changed_settings_replay(tmp_path: Path) -> None:
+    session = new_session()
+    session.ask("first")
+    session.retry()
+    session.ask("second")
+    session.again(3)
+    session.pick(3)
+    session.settings = session.settings.replace(temperature=0.5, max_tokens=5, stop=("a", "\n"))
+    session.ask("third")
+    session.identity = Identity(99)
+    session.ask("fourth")
+    done = export(session, tmp_path / "a.jsonl")
+    assert replay(done.command) == [exchange.ids for exchange in session.dialogue.path()]
+    assert not done.caveats
+
+
+def test_thinking_and_a_system_message_replay(tmp_path: Path) -> None:
+    session = Session(Engine(HashModel()), SETTINGS.replace(think="on"), Identity(3))
+    session.begin(system="Be brief.")
+    said = [session.ask(text).ids for text in ("first", "second")]
+    assert replay(export(session, tmp_path / "a.jsonl").command) == said
+
+
+def test_a_repeat_of_a_run_replays(tmp_path: Path) -> None:
+    session = Session(Engine(HashModel()), SETTINGS, Identity(3, "other", 2))
+    session.begin()
+    said = [session.ask("first").ids]
+    assert replay(export(session, tmp_path / "a.jsonl").command) == said
+
+
+def test_what_cannot_replay_is_said(tmp_path: Path) -> None:
+    session = new_session()
+    session.ask("first", go_on=lambda: False)
+    session.settings = session.settings.replace(think="fake")
+    session.ask("second")
+    caveats = " ".join(export(session, tmp_path / "a.jsonl").caveats)
+    assert "turn 1 was stopped by hand" in caveats
+    assert "thinking mode changed" in caveats
+
+
+def test_the_file_is_the_owners_alone_and_holds_what_was_said(tmp_path: Path) -> None:
+    session = new_session()
+    exchange = session.ask("first")
+    path = tmp_path / "a.jsonl"
+    export(session, path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    messages = json.loads(path.read_text())["messages"]
+    assert messages[0]["content"] == "first"
+    if exchange.reply:
+        assert messages[1]["content"] == exchange.reply
+
+
+def test_nothing_said_is_nothing_to_export(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing"):
+        export(new_session(), tmp_path / "a.jsonl")
+    assert not list(tmp_path.iterdir())
