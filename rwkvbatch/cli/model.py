@@ -142,6 +142,8 @@ def _show(description: Description) -> None:
         facts["sha256"] = f"{description.sha256} (all values are finite)"
     console = Console()
     summary = Table(show_header=False, box=None)
+    summary.add_column()
+    summary.add_column(overflow="fold")
     for name, fact in facts.items():
         summary.add_row(Text(name, style="bold"), Text(fact))
     console.print(summary)

@@ -7,6 +7,7 @@ size of the file before anything of that size is made. The kind of a file is tol
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import stat
 import threading
@@ -25,6 +26,7 @@ MAX_OVERLAP = 4
 """Tensors may share storage (tied weights), but not be more than this many times the file's size altogether."""
 
 _HASH_PIECE = 1 << 22
+_LARGE = 1 << 20
 
 
 Kind = Literal["pth", "legacy pth", "safetensors"]
@@ -65,7 +67,7 @@ class TensorFile:
             CheckpointError: the file cannot be read, or was cut off since it was opened.
         """
         entry = self.entries[name]
-        flat = torch.empty(entry.span, dtype=torch.uint8)
+        flat = _memory(entry.span)
         read_into(self._descriptor, flat, entry.start, self.path)
         return flat.view(entry.dtype).as_strided(entry.shape, entry.strides)
 
@@ -105,6 +107,13 @@ class TensorFile:
         if self._hashing is not None:
             self._hashing.join()
         os.close(self._descriptor)
+
+
+def _memory(num_bytes: int) -> torch.Tensor:
+    """Uninitialised bytes; large ones go back to the system when they are freed, which `malloc` may not do."""
+    if num_bytes < _LARGE:
+        return torch.empty(num_bytes, dtype=torch.uint8)
+    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
 
 
 def read_into(descriptor: int, target: torch.Tensor, start: int, path: Path) -> None:

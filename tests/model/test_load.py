@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -176,6 +178,38 @@ def test_gpu_strategy_picks_the_cuda_backend(tiny_file: Path, monkeypatch: pytes
     assert asked == [("cuda", torch.bfloat16), ("cuda:0", torch.float16)]
     with pytest.raises(UsageError, match="--backend cpu cannot run on 'cuda'"):
         load_model(tiny_file, "cuda fp16", "cpu")
+
+
+_MEMORY = """
+import json, sys
+from rwkvbatch.model.load import load_model
+
+def resident(field):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(field)) * 1024
+
+load_model(sys.argv[1], "cpu", "cpu").forward([[1, 2]])
+before = resident("VmRSS")
+model = load_model(sys.argv[2], "cpu", "cpu")
+print(json.dumps({"peak": resident("VmHWM") - before, "after": resident("VmRSS") - before}))
+"""
+
+
+def test_loading_takes_little_more_memory_than_the_file(tiny_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip(
+        "rwkvbatch._native", reason="installed without the native kernels", exc_type=ImportError
+    )
+    from rwkvbatch.model.random_checkpoint import random_tensors
+
+    path = tmp_path / "a.pth"
+    torch.save(random_tensors(2, 512, 24_000), path)
+    command = [sys.executable, "-c", _MEMORY, str(tiny_file), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    memory = json.loads(done.stdout)
+    size = path.stat().st_size
+    assert 0.9 * size < memory["after"] < 1.2 * size
+    # The head is packed first, the embedding second: for a moment it exists twice.
+    assert memory["peak"] < 1.35 * size
 
 
 def test_loading_frees_the_file(tiny_file: Path, tmp_path: Path) -> None:
