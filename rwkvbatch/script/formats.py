@@ -63,7 +63,7 @@ def _is_openai(line: Mapping[str, Any]) -> bool:
     if not is_array(messages) or not _NATIVE_KEYS.isdisjoint(line):
         return False
     plain = [message for message in messages if is_object(message)]
-    if any("expect" in message for message in plain):
+    if any("expect" in message or "params" in message for message in plain):
         return False
     return not _OPENAI_KEYS.isdisjoint(line) or any(
         not isinstance(message.get("content"), str)

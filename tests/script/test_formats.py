@@ -177,3 +177,10 @@ def test_the_form_is_told_line_by_line(tmp_path: Path) -> None:
 def test_a_native_line_with_a_request_field_is_told_where_it_belongs(tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match="unknown key 'temperature'"):
         read(tmp_path, conversation(id="x", temperature=1))
+
+
+def test_a_line_without_an_id_is_native_when_a_message_has_native_keys(tmp_path: Path) -> None:
+    lines = [conversation(user(params={"temperature": 0.5})), conversation(user(expect={"equals": "a"}))]
+    first, second = read(tmp_path, *lines).conversations
+    assert dict(first.turns[0].params) == {"temperature": 0.5}
+    assert [check.kind for check in second.turns[0].checks] == ["equals"]
