@@ -185,9 +185,16 @@ def test_the_button_turns_the_page_dark_and_light(page: webdriver.Chrome) -> Non
     assert background() == before
 
 
-def test_nothing_is_wider_than_a_phone(page: webdriver.Chrome) -> None:
+def test_nothing_is_wider_than_a_phone(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    cells = [
+        f"temperature={t},frequency={f},a-rather-long-setting=true" for t in (0.3, 1.0) for f in (0.0, 1.0)
+    ]
+    report = tmp_path / "long.html"
+    report.write_text(as_html(analyse([str(make_run(tmp_path / "a", cells=cells))])), encoding="utf-8")
+    page = browser
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    page.get(report.as_uri())
     try:
         widths = page.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
         assert widths[0] <= widths[1]

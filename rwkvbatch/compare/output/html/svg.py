@@ -34,6 +34,8 @@ _VARIABLES: Final[Mapping[str, str]] = {
     PAPER: "--paper", **{colour: f"--series-{i}" for i, colour in enumerate(SERIES)},
 }  # fmt: skip
 _PIXELS_PER_POINT = 4 / 3
+_SMALL_PX = 520
+"""A narrower figure may shrink to a phone's width and stay legible; wider ones are scrolled."""
 _SVG = "http://www.w3.org/2000/svg"
 _PAINT = frozenset(("fill", "stroke"))
 _KEPT = frozenset(
@@ -89,7 +91,10 @@ def inline_svg(figure: Figure, *, label: str, tips: Mapping[str, str], prefix: s
     width_pt = float(root.get("viewBox", "0 0 600 300").split()[2])
     for name in ("height", "version"):
         root.attrib.pop(name, None)
-    root.set("width", f"{width_pt * _PIXELS_PER_POINT:.0f}")
+    width_px = width_pt * _PIXELS_PER_POINT
+    root.set("width", f"{width_px:.0f}")
+    if width_px < _SMALL_PX:
+        root.set("class", "small")
     root.set("role", "img")
     root.set("aria-label", label)
     ET.register_namespace("", _SVG)

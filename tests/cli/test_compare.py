@@ -1,0 +1,164 @@
+"""`rwkvbatch compare` from the shell's side: formats, files, exit codes, errors."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from rwkvbatch.cli.app import invoke
+from rwkvbatch.cli.exits import ExitCode
+from tests.compare.hostile import hostile_run
+from tests.compare.make_run import make_run
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> str:
+    return str(make_run(tmp_path / "sweep", cells=("t=1", "t=2")))
+
+
+def test_the_table_goes_to_standard_output(sweep: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["compare", sweep]) == ExitCode.DONE
+    out, err = capsys.readouterr()
+    assert "t=2 against t=1" in out
+    assert err == ""
+
+
+def test_notes_go_to_standard_error_and_quiet_silences_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [str(make_run(tmp_path / name, seed=seed)) for seed, name in enumerate("ab")]
+    invoke(["compare", *runs])
+    assert "note: other seeds" in capsys.readouterr().err
+    invoke(["compare", *runs, "--quiet"])
+    assert capsys.readouterr().err == ""
+
+
+def test_json_on_standard_output_is_nothing_but_json(
+    sweep: str, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    assert invoke(["compare", sweep, "--json"]) == ExitCode.DONE
+    assert json.loads(capsysbinary.readouterr().out)["comparisons"]
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        ("r.html", "<!doctype html>"),
+        ("r.md", "**"),
+        ("r.csv", "baseline,"),
+        ("r.json", "{"),
+        ("r.xml", "<?xml"),
+    ],
+)
+def test_the_ending_of_the_file_chooses_the_format(
+    sweep: str, tmp_path: Path, name: str, begins: str
+) -> None:
+    assert invoke(["compare", sweep, "--out", str(tmp_path / name)]) == ExitCode.DONE
+    assert (tmp_path / name).read_text(encoding="utf-8").startswith(begins)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "sweep"]), (
+        "no half-written file stays"
+    )
+
+
+def test_a_format_can_be_asked_for(sweep: str, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    invoke(["compare", sweep, "--format", "csv"])
+    rows = list(csv.DictReader(io.StringIO(capsysbinary.readouterr().out.decode())))
+    assert rows[0]["metric"] == "score"
+
+
+def test_a_failed_gate_ends_with_exit_code_1_and_a_line(
+    sweep: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = invoke(["compare", sweep, "--fail-if", "score < 2", "--fail-if", "score < -1"])
+    assert code == ExitCode.FAILED
+    out = capsys.readouterr().out
+    assert "FAILED: score < 2" in out
+    assert "passed: score < -1" in out
+
+
+def test_a_passed_gate_ends_with_exit_code_0(sweep: str) -> None:
+    assert invoke(["compare", sweep, "--fail-if", "score < baseline - 1.5"]) == ExitCode.DONE
+
+
+def test_gates_can_be_made_to_demand_significance(tmp_path: Path) -> None:
+    runs = [str(make_run(tmp_path / name, seed=seed)) for seed, name in enumerate("ab")]
+    gates = ["--fail-if", "nll > baseline", "--fail-if", "nll < baseline"]
+    assert invoke(["compare", *runs, *gates]) == ExitCode.FAILED
+    assert invoke(["compare", *runs, *gates, "--gate-significant"]) == ExitCode.DONE
+
+
+def test_the_step_summary_of_continuous_integration_is_appended_to(
+    sweep: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = tmp_path / "summary.md"
+    summary.write_text("before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    invoke(["compare", sweep, "--fail-if", "score < 2"])
+    text = summary.read_text(encoding="utf-8")
+    assert text.startswith("before\n## rwkvbatch compare")
+    assert "❌ FAILED: score \\< 2" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--fail-if", "scor < 1"], ExitCode.USAGE, "no metric is called 'scor'"),
+        (["--format", "pdf"], ExitCode.USAGE, "--format must be one of table, md"),
+        (["--by", "mood"], ExitCode.USAGE, "--by must be turn or tag"),
+        (["--k", "0"], ExitCode.USAGE, "--k must be whole numbers"),
+        (["--baseline", "t=9"], ExitCode.USAGE, "--baseline must be one of"),
+        (["--metric", "bleu"], ExitCode.USAGE, "--metric must be one of score"),
+        (["--show", "nobody"], ExitCode.USAGE, "no matched conversation"),
+        (["--out", "/nowhere/r.html"], ExitCode.INTERNAL, "cannot be written"),
+        (["/nowhere/run"], ExitCode.BAD_INPUT, "there is no such run"),
+    ],
+)
+def test_wrong_options_have_one_message_and_their_exit_code(
+    sweep: str, arguments: list[str], code: ExitCode, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["compare", sweep, *arguments]) == code
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_runs_of_other_scripts_need_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = make_run(tmp_path / "a")
+    b = make_run(tmp_path / "b", identity_changes={"script": {"sha256": "99" * 32}})
+    assert invoke(["compare", str(a), str(b)]) == ExitCode.BAD_INPUT
+    assert "--force" in capsys.readouterr().err
+    assert invoke(["compare", str(a), str(b), "--force"]) == ExitCode.DONE
+
+
+def test_one_conversation_can_be_shown_side_by_side(sweep: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["compare", sweep, "--show", "talk-2"]) == ExitCode.DONE
+    out = capsys.readouterr().out
+    assert "Question 1 of talk-2?" in out
+    assert "95 %" not in out
+
+
+def test_lone_surrogates_do_not_break_the_output(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    def change(row: dict[str, object], rng: object) -> None:
+        del rng
+        row["reply"] = "half a pair: \ud800"
+        row["tags"] = ["\udfff"]
+
+    path = str(make_run(tmp_path / "a", cells=("t=1", "t=2"), change=change))
+    for output in ("json", "md", "csv", "junit", "html"):
+        assert invoke(["compare", path, "--by", "tag", "--format", output]) == ExitCode.DONE, output
+    assert invoke(["compare", path]) == ExitCode.DONE
+    assert invoke(["compare", path, "--show", "talk-1"]) == ExitCode.DONE
+    assert invoke(["show", path, "--json"]) == ExitCode.DONE
+    capsysbinary.readouterr().out.decode()
+
+
+@pytest.mark.parametrize("output", ["table", "md", "csv", "json", "html", "junit"])
+def test_a_hostile_run_can_be_written_in_every_format(tmp_path: Path, output: str) -> None:
+    path = str(hostile_run(tmp_path / "a"))
+    assert invoke(["compare", path, "--format", output, "--out", str(tmp_path / "out")]) == ExitCode.DONE

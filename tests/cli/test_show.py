@@ -1,0 +1,106 @@
+"""`rwkvbatch show` from the shell's side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rwkvbatch.cli.app import invoke
+from rwkvbatch.cli.exits import ExitCode
+from tests.compare.hostile import hostile_run
+from tests.compare.make_run import make_row, make_run, write_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        del rng
+        failed = row["conversation"] == "talk-2" and row["cell"] == "t=2"
+        row["checks"][0].update(
+            passed=not failed, score=float(not failed), detail="too short" if failed else None
+        )
+
+    return str(make_run(tmp_path / "run", cells=("t=1", "t=2"), conversations=4, repeats=2, change=change))
+
+
+def records(run: str, *arguments: str, capsys: pytest.CaptureFixture[bytes]) -> list[dict[str, Any]]:
+    assert invoke(["show", run, "--json", *arguments]) == ExitCode.DONE
+    return [json.loads(line) for line in capsys.readouterr().out.decode().splitlines()]
+
+
+def test_a_dialogue_shows_both_speakers_the_checks_and_the_numbers(
+    run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["show", run, "talk-2", "--cell", "t=2", "--repeat", "1"]) == ExitCode.DONE
+    out = capsys.readouterr().out
+    assert "Question 0 of talk-2?" in out
+    assert "Assistant" in out
+    assert "✗ contains 'boat': too short" in out
+    assert "nll" in out
+
+
+def test_json_has_one_dialogue_a_line(run: str, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    found = records(run, capsys=capsysbinary)
+    assert len(found) == 16
+    assert [turn["turn"] for turn in found[0]["turns"]] == [0, 1]
+    assert found[0]["turns"][0]["metrics"]["tokens"] > 0
+
+
+def test_conversations_and_cells_can_be_patterns(
+    run: str, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    found = records(run, "talk-[12]", "--cell", "*2", capsys=capsysbinary)
+    assert {(item["conversation"], item["cell"]) for item in found} == {("talk-1", "t=2"), ("talk-2", "t=2")}
+
+
+def test_one_turn_and_one_repeat_can_be_picked(run: str, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    found = records(run, "--turn", "1", "--repeat", "0", capsys=capsysbinary)
+    assert {item["repeat"] for item in found} == {0}
+    assert {turn["turn"] for item in found for turn in item["turns"]} == {1}
+
+
+def test_only_dialogues_that_failed_can_be_shown(
+    run: str, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    found = records(run, "--failed", capsys=capsysbinary)
+    assert {(item["conversation"], item["cell"]) for item in found} == {("talk-2", "t=2")}
+
+
+def test_a_limit_says_how_many_more_there_are(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["show", run, "--limit", "3"]) == ExitCode.DONE
+    out, err = capsys.readouterr()
+    assert out.count("Question 0 of") == 3
+    assert "13 more dialogues" in err
+
+
+def test_an_error_is_shown_in_place_of_the_reply(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = make_row("x", finish="error", error="the prompt is too long", reply="", reply_ids=[], checks=[])
+    write_run(tmp_path / "a", [row], manifest={})
+    assert invoke(["show", str(tmp_path / "a")]) == ExitCode.DONE
+    assert "the prompt is too long" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nobody"], "none called 'nobody'"),
+        (["--cell", "t=9"], "none called 't=9'"),
+        (["--turn", "7"], "no such turn"),
+    ],
+)
+def test_what_is_not_there_is_a_usage_error(
+    run: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["show", run, *arguments]) == ExitCode.USAGE
+    assert message in capsys.readouterr().err
+
+
+def test_hostile_text_does_not_reach_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["show", str(hostile_run(tmp_path / "a"))]) == ExitCode.DONE
+    out = capsys.readouterr().out
+    assert not set(out) & set("\x1b\x07\x00\u202e\u2028\r")
+    assert "\\x1b]0;owned" in out
