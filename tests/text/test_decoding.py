@@ -98,6 +98,7 @@ def test_pieces_join_to_the_text_up_to_the_first_stop_text(
 @example(text="\n\n", cuts=[], stops=["\n\n"])
 @example(text="aab", cuts=[1, 2], stops=["ab"])
 @example(text="aaaab", cuts=[], stops=["aab", "aaaa"])
+@example(text="aaab", cuts=[1, 3], stops=["aab"])
 @example(text="abcd", cuts=[1, 2, 3], stops=["bcd", "c"])
 @example(text="xab", cuts=[], stops=["b", "ab"])
 def test_stop_texts_are_found_across_the_borders_of_tokens(
@@ -169,7 +170,7 @@ def test_an_empty_stop_text_is_refused() -> None:
 def test_a_long_repetitive_stop_text_takes_linear_time() -> None:
     stop = "a" * 20_000 + "b"
     stream = TextStream(ByteTokens([b"a"]), [stop])
-    for _ in range(60_000):
+    for _ in range(55_000):
         stream.push(0)
-    assert len(stream.text) == 40_000
+    assert len(stream.text) == 35_000
     assert len(stream.finish()) == 20_000
