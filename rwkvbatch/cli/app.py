@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from rwkvbatch import __version__
+from rwkvbatch.cli.bench import BENCH_EPILOG, bench_command
 from rwkvbatch.cli.chat import EPILOG as CHAT_EPILOG
 from rwkvbatch.cli.chat import chat_command
 from rwkvbatch.cli.compare import EPILOG as COMPARE_EPILOG
@@ -51,6 +52,7 @@ app.command("run", epilog=RUN_EPILOG)(run_command)
 app.command("chat", epilog=CHAT_EPILOG)(chat_command)
 app.command("compare", epilog=COMPARE_EPILOG)(compare_command)
 app.command("show", epilog=SHOW_EPILOG)(show_command)
+app.command("bench", epilog=BENCH_EPILOG)(bench_command)
 
 
 def invoke(arguments: Sequence[str]) -> int:

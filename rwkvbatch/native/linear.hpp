@@ -27,7 +27,7 @@ constexpr size_t tile_panels([[maybe_unused]] size_t rows) {
 
 // Inputs in a block, where several tiles share it: the block of a panel then stays in the first cache.
 #if defined(RWKV_ISA_AVX512)
-constexpr size_t INPUT_BLOCK = 128;
+constexpr size_t INPUT_BLOCK = 256;
 #else
 constexpr size_t INPUT_BLOCK = 384;
 #endif

@@ -13,15 +13,22 @@
 namespace rwkv {
 namespace RWKV_ISA {
 
+// Blocks of sixteen values at once: as many sums as the registers hold.
+#if defined(RWKV_ISA_AVX512)
+constexpr size_t WKV_BLOCKS = 4;
+#else
+constexpr size_t WKV_BLOCKS = 2;
+#endif
+
 constexpr float GROUP_NORM_EPS = 64e-5f;
 constexpr float NORMALIZE_EPS = 1e-12f;
 
 // One row's share of a head. Lanes after the head's size are zero.
 struct HeadRow {
-    float removal_key[MAX_HEAD_SIZE];  // kk, of length one
+    float removal_key[MAX_HEAD_SIZE];    // kk, of length one
     float removal_value[MAX_HEAD_SIZE];  // kk * a
     float key[MAX_HEAD_SIZE];
-    float bonus;                       // sum r * k * r_k
+    float bonus;                         // sum r * k * r_k
 };
 
 RWKV_INLINE void prepare_row(const Wkv7Job& job, size_t row, size_t offset, HeadRow& head) {
@@ -51,21 +58,22 @@ RWKV_INLINE void prepare_row(const Wkv7Job& job, size_t row, size_t offset, Head
     }
 }
 
-// S <- S diag(w) - (S kk)(kk * a)^T + v k^T for BLOCKS * 16 values from `first`; y = S r.
-template <size_t BLOCKS>
-RWKV_INLINE void advance_state(float* state, size_t size, size_t first, const HeadRow& head, const float* w,
+// S <- S diag(w) - (S kk)(kk * a)^T + v k^T for BLOCKS * 16 values from `first`; y = S r. SIZE is the head's size where
+// it is known to the compiler, otherwise 0; then the last block may reach beyond it.
+template <size_t BLOCKS, size_t SIZE>
+RWKV_INLINE void advance_state(float* state, size_t head_size, size_t first, const HeadRow& head, const float* w,
                                const float* r, const float* v, float* y) {
+    const size_t size = SIZE > 0 ? SIZE : head_size;
+    const auto at = [&](const float* row, size_t i) { return SIZE > 0 ? load(row + i) : load_upto(row + i, size - i); };
     F16 removed[BLOCKS], value[BLOCKS], sum[BLOCKS];
     for (size_t b = 0; b < BLOCKS; ++b) {
         removed[b] = sum[b] = zero();
-        value[b] = load_upto(v + first + b * LANES, size - first - b * LANES);
+        value[b] = at(v, first + b * LANES);
     }
     for (size_t j = 0; j < size; ++j) {
         const F16 direction = set1(head.removal_key[j]);
-        for (size_t b = 0; b < BLOCKS; ++b) {
-            const size_t i = first + b * LANES;
-            removed[b] = fma(load_upto(state + j * size + i, size - i), direction, removed[b]);
-        }
+        for (size_t b = 0; b < BLOCKS; ++b)
+            removed[b] = fma(at(state + j * size, first + b * LANES), direction, removed[b]);
     }
     for (size_t b = 0; b < BLOCKS; ++b) removed[b] = zero() - removed[b];
     for (size_t j = 0; j < size; ++j) {
@@ -73,10 +81,11 @@ RWKV_INLINE void advance_state(float* state, size_t size, size_t first, const He
         const F16 key = set1(head.key[j]), query = set1(r[j]);
         for (size_t b = 0; b < BLOCKS; ++b) {
             const size_t i = first + b * LANES;
-            F16 s = load_upto(state + j * size + i, size - i) * decay;
+            F16 s = at(state + j * size, i) * decay;
             s = fma(removed[b], back, s);
             s = fma(value[b], key, s);
-            store_upto(state + j * size + i, s, size - i);
+            if constexpr (SIZE > 0) store(state + j * size + i, s);
+            else store_upto(state + j * size + i, s, size - i);
             sum[b] = fma(s, query, sum[b]);
         }
     }
@@ -110,9 +119,12 @@ inline void wkv7(const Wkv7Job& job, size_t task) {
         const float* w = job.w.data + row * job.w.stride + offset;
         const float* r = job.r.data + row * job.r.stride + offset;
         const float* v = job.v.data + row * job.v.stride + offset;
-        size_t first = 0;
-        for (; first + 4 * LANES <= size; first += 4 * LANES) advance_state<4>(state, size, first, head, w, r, v, y);
-        for (; first < size; first += LANES) advance_state<1>(state, size, first, head, w, r, v, y);
+        if (size == 64) {
+            for (size_t first = 0; first < size; first += WKV_BLOCKS * LANES)
+                advance_state<WKV_BLOCKS, 64>(state, size, first, head, w, r, v, y);
+        } else {
+            for (size_t first = 0; first < size; first += LANES) advance_state<1, 0>(state, size, first, head, w, r, v, y);
+        }
         finish_row(job, row, offset, head, y);
     }
 }

@@ -1,4 +1,7 @@
-"""The operations on the CPU as native kernels: fast, and the same bits whatever the batch (docs/design/native-kernels.md)."""
+"""The operations on the CPU as native kernels: fast, and the same bits whatever the batch.
+
+docs/design/native-kernels.md tells how.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,9 @@ class CpuPool:
         num_layers, num_heads, head_size = self.wkv.shape[1:4]
         check_state(state, (num_layers, self.capacity, num_heads, head_size, head_size), len(slots))
         index = list(slots)
-        self.shifts[index] = torch.stack([state.tensors["att_shift"], state.tensors["ffn_shift"]], dim=2).to(self.shifts)
+        self.shifts[index] = torch.stack([state.tensors["att_shift"], state.tensors["ffn_shift"]], dim=2).to(
+            self.shifts
+        )
         self.wkv[index] = state.tensors["wkv"].transpose(-1, -2).to(self.wkv)
 
 
@@ -81,7 +86,9 @@ class CpuOps:
 
     def __init__(self, threads: int | None = None, isa: Isa = "auto") -> None:
         if threads is None:
-            threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            threads = (
+                len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            )
         if threads < 1:
             raise UsageError(f"the number of threads must be at least 1, got {threads}")
         try:
@@ -102,6 +109,14 @@ class CpuOps:
     def weight_bytes(self) -> int:
         """Memory that the packed weights take."""
         return self._native.weight_bytes
+
+    def read_bandwidth(self, memory: FloatArray) -> float:
+        """Bytes a second that the threads together read of `memory`, once."""
+        return self._native.read_bandwidth(memory)
+
+    def multiply_add_peak(self, rounds: int) -> float:
+        """Floating-point operations a second in fused multiply-adds, two each; `rounds` says for how long."""
+        return self._native.multiply_add_peak(rounds)
 
     # Weights
 
@@ -130,7 +145,13 @@ class CpuOps:
         return self._native.embed(step, table, *norm)
 
     def shift_mix(
-        self, step: _native.Step, kind: ShiftKind, layer: int, x: _native.Array, norm: Vectors, mix: _native.Vector
+        self,
+        step: _native.Step,
+        kind: ShiftKind,
+        layer: int,
+        x: _native.Array,
+        norm: Vectors,
+        mix: _native.Vector,
     ) -> Sequence[_native.Array]:
         return self._native.shift_mix(step, kind, layer, x, *norm, mix)
 
@@ -174,7 +195,9 @@ class CpuOps:
     ) -> _native.Array:
         return self._native.wkv7(step, layer, r, w, k, v, a, g, k_k, k_a, r_k, *group_norm)
 
-    def head(self, step: _native.Step, x: _native.Array, norm: Vectors, weight: _native.Matrix) -> torch.Tensor:
+    def head(
+        self, step: _native.Step, x: _native.Array, norm: Vectors, weight: _native.Matrix
+    ) -> torch.Tensor:
         size = step.num_outputs * weight.outputs
         if self._logits.numel() < size:
             self._logits = torch.empty(size)

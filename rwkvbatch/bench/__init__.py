@@ -1,0 +1,1 @@
+"""Measuring this program on this machine: how fast, how near the machine's limits, and against the `rwkv` package."""

@@ -1,0 +1,63 @@
+"""The machine's two limits: reading memory and multiplying, measured with the backend's threads and instructions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rwkvbatch.bench.records import Limits, median
+from rwkvbatch.model.base import Model
+from rwkvbatch.model.rwkv7_model import Rwkv7Model
+
+if TYPE_CHECKING:
+    from rwkvbatch.model.ops.cpu import CpuOps
+
+_READ_FLOATS = 64 << 20
+"""256 MiB: more than any cache."""
+_ROUNDS_PER_PEAK = 60_000
+
+
+@dataclass
+class LimitMeter:
+    """Takes one measurement of each limit a round.
+
+    Args:
+        model: whose threads and instruction set are used; needs the native backend.
+    """
+
+    model: Model
+    reads: list[float] = field(default_factory=list)
+    peaks: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._kernels = native_ops(self.model)
+        self._memory = np.ones(_READ_FLOATS if self._kernels else 0, dtype=np.float32)
+
+    def measure(self) -> None:
+        if self._kernels is None:
+            return
+        self.reads.append(max(self._kernels.read_bandwidth(self._memory) for _ in range(3)))
+        self.peaks.append(max(self._kernels.multiply_add_peak(_ROUNDS_PER_PEAK) for _ in range(3)))
+
+    def found(self) -> Limits | None:
+        """None for a backend that is not native."""
+        if self._kernels is None:
+            return None
+        return Limits(
+            isa=self._kernels.isa,
+            read_gb_s=median(self.reads) / 1e9,
+            best_read_gb_s=max(self.reads) / 1e9,
+            fma_gflop_s=median(self.peaks) / 1e9,
+            best_fma_gflop_s=max(self.peaks) / 1e9,
+        )
+
+
+def native_ops(model: Model) -> CpuOps | None:
+    """The native operations that `model` runs on, or None."""
+    if not isinstance(model, Rwkv7Model) or model.ops.name != "cpu":
+        return None
+    from rwkvbatch.model.ops.cpu import CpuOps
+
+    return model.ops if isinstance(model.ops, CpuOps) else None

@@ -1,0 +1,178 @@
+"""One run of the benchmark: load, then rounds in which everything is timed in turn.
+
+What is to be compared is timed in the same rounds, so that a machine that is busy for a while slows all of it alike.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rwkvbatch import __version__
+from rwkvbatch.bench.limits import LimitMeter, native_ops
+from rwkvbatch.bench.package import Package
+from rwkvbatch.bench.records import Figure, Limits, Loading, Report, median
+from rwkvbatch.bench.workloads import Workload, decode, prompt, sampling, tokenizing
+from rwkvbatch.model.base import Model
+from rwkvbatch.model.load import load_model
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure."""
+
+    rows: Sequence[int] = (1, 8, 32, 64, 128)
+    prompt_tokens: int = 512
+    rounds: int = 7
+    against_package: bool = False
+
+
+def run_benchmark(
+    path: Path | str | None,
+    plan: Plan,
+    *,
+    strategy: str = "auto",
+    backend: str = "auto",
+    threads: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Load the model at `path` (None: the bundled one) and measure it.
+
+    Raises:
+        RwkvBatchError: the model cannot be loaded.
+    """
+    load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    say("loading")
+    model, loading = _load(path, strategy, backend, threads)
+    ops = native_ops(model)
+    num_threads = ops.threads if ops is not None else threads or torch.get_num_threads()
+    workloads = [decode(model, rows) for rows in plan.rows]
+    workloads += [prompt(model, plan.prompt_tokens), sampling(model), tokenizing()]
+    meter = LimitMeter(model)
+    ours: dict[str, list[float]] = {workload.name: [] for workload in workloads}
+    theirs: dict[str, list[float]] = {workload.name: [] for workload in workloads}
+    with ExitStack() as stack:
+        package = None
+        if plan.against_package:
+            say("loading the rwkv package")
+            package = stack.enter_context(Package(Path(model.spec.path), num_threads))
+        for workload in workloads:
+            workload.once()
+        for number in range(plan.rounds):
+            say(f"round {number + 1} of {plan.rounds}")
+            meter.measure()
+            for workload in workloads:
+                ours[workload.name].append(median([workload.once() for _ in range(workload.repeats)]))
+            if package is not None:
+                _measure_package(package, workloads, theirs)
+    limits = meter.found()
+    return Report(
+        model=model.spec.path,
+        parameters=model.spec.num_parameters,
+        dtype=model.spec.dtype,
+        backend=model.spec.backend,
+        threads=num_threads,
+        rounds=plan.rounds,
+        version=__version__,
+        torch=torch.__version__,
+        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
+        load_average_before=load_average,
+        loading=loading,
+        limits=limits,
+        figures=tuple(
+            _figure(workload, ours[workload.name], theirs[workload.name], limits) for workload in workloads
+        ),
+        against="rwkv" if plan.against_package else None,
+    )
+
+
+def _measure_package(package: Package, workloads: Sequence[Workload], theirs: dict[str, list[float]]) -> None:
+    """One round; the package has no batches, so one decode stands against every number of rows."""
+    seconds: dict[tuple[str, int], float] = {}
+    for workload in workloads:
+        size = 1 if workload.kind == "decode" else workload.size
+        key = (workload.kind, size)
+        if key not in seconds:
+            repeats = 1 if workload.kind in ("prompt", "tokenize") else 5
+            seconds[key] = median([package.measure(workload.kind, size) for _ in range(repeats)])
+        theirs[workload.name].append(seconds[key])
+
+
+def _load(path: Path | str | None, strategy: str, backend: str, threads: int | None) -> tuple[Model, Loading]:
+    before = resident_bytes()
+    start = time.perf_counter()
+    model = load_model(path, strategy, backend, threads=threads)
+    seconds = time.perf_counter() - start
+    after = resident_bytes()
+    size = Path(model.spec.path).stat().st_size
+    grown = None if before is None or after is None else after - before
+    return model, Loading(
+        seconds=seconds,
+        checkpoint_mb=size / 1e6,
+        resident_mb=None if grown is None else grown / 1e6,
+        resident_share=None if grown is None else grown / size,
+    )
+
+
+def resident_bytes() -> int | None:
+    """Resident memory of this process; None where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _figure(workload: Workload, seconds: list[float], package: list[float], limits: Limits | None) -> Figure:
+    middle, best = median(seconds), min(seconds)
+    limit = share = best_share = None
+    if limits is not None and workload.operations:
+        memory_s = workload.weight_bytes / (limits.read_gb_s * 1e9)
+        arithmetic_s = workload.operations / (limits.fma_gflop_s * 1e9)
+        limit = "memory" if memory_s > arithmetic_s else "fma"
+        share = max(memory_s, arithmetic_s) / middle
+        best_share = (
+            max(
+                workload.weight_bytes / (limits.best_read_gb_s * 1e9),
+                workload.operations / (limits.best_fma_gflop_s * 1e9),
+            )
+            / best
+        )
+    unit, value = _UNITS[workload.kind]
+    theirs = ratio = None
+    if package:
+        # The package decodes and samples one row at a time.
+        size = 1 if workload.kind in ("decode", "sample") else workload.size
+        theirs = value(size, median(package))
+        own = value(workload.size, middle)
+        ratio = theirs / own if workload.kind == "sample" else own / theirs
+    return Figure(
+        name=workload.name,
+        unit=unit,
+        median=value(workload.size, middle),
+        best=value(workload.size, best),
+        limit=limit,
+        share=share,
+        best_share=best_share,
+        package=theirs,
+        ratio=ratio,
+    )
+
+
+def _rate(size: int, seconds: float) -> float:
+    return size / seconds
+
+
+_UNITS: dict[str, tuple[str, Callable[[int, float], float]]] = {
+    "decode": ("tokens/s", _rate),
+    "prompt": ("tokens/s", _rate),
+    "sample": ("ms/row", lambda rows, seconds: 1e3 * seconds / rows),
+    "tokenize": ("MB/s", lambda size, seconds: size / seconds / 1e6),
+}

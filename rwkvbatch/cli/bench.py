@@ -1,0 +1,149 @@
+"""`rwkvbatch bench`: how fast a model runs here."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from rwkvbatch.cli.options import BackendOption, ModelOption, StrategyOption, ThreadsOption
+from rwkvbatch.errors import UsageError
+
+if TYPE_CHECKING:
+    from rwkvbatch.bench.records import Figure, Report
+
+BENCH_EPILOG = (
+    "The share of the limit is the time that the machine would need at its measured read bandwidth or multiply-add "
+    "peak, whichever is longer, over the time taken. Medians over the rounds; a busy machine shows in all of them."
+)
+
+
+def bench_command(
+    model: ModelOption = None,
+    random: Annotated[
+        str | None,
+        typer.Option(
+            "--random", metavar="LAYERSxWIDTH", help="Measure random weights of this shape, such as 12x768."
+        ),
+    ] = None,
+    strategy: StrategyOption = None,
+    backend: BackendOption = None,
+    threads: ThreadsOption = None,
+    against: Annotated[
+        Literal["rwkv"] | None,
+        typer.Option(
+            "--against", help="Time the rwkv package in turn with this program, and give the ratios."
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Three rounds, at 1, 8 and 64 rows.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on standard error.")] = False,
+) -> None:
+    """Measure decoding, prompt reading, sampling, tokenizing, loading, and the machine's own limits."""
+    if random is not None and model is not None:
+        raise UsageError("--random makes its own checkpoint: it cannot be given together with --model")
+
+    from rwkvbatch.bench.measure import Plan, run_benchmark
+
+    plan = (
+        Plan(rows=(1, 8, 64), rounds=3, against_package=against is not None)
+        if quick
+        else Plan(against_package=against is not None)
+    )
+    say = _progress(quiet)
+    with ExitStack() as stack:
+        path: Path | str | None = model
+        if random is not None:
+            from rwkvbatch.bench.random_file import write_random
+
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rwkvbatch-bench-"))
+            say(f"making a random checkpoint, {random}")
+            path = write_random(random, Path(folder))
+        report = run_benchmark(
+            path, plan, strategy=strategy or "auto", backend=backend or "auto", threads=threads, say=say
+        )
+    if json:
+        from dataclasses import asdict
+        from json import dumps
+
+        typer.echo(dumps(asdict(report)))
+    else:
+        _show(report)
+
+
+def _progress(quiet: bool) -> Callable[[str], None]:
+    from rwkvbatch.text.safe import printable
+
+    def say(message: str) -> None:
+        if not quiet:
+            typer.echo(printable(message), file=sys.stderr)
+
+    return say
+
+
+def _show(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from rwkvbatch.text.safe import printable
+
+    console = Console()
+    facts = {
+        "model": f"{printable(report.model)}, {report.parameters:,} parameters, {report.dtype}",
+        "backend": f"{report.backend}, {report.threads} threads, {report.rounds} rounds",
+        "machine": report.machine,
+        "loading": _loading(report),
+    }
+    if report.limits is not None:
+        facts["limits"] = (
+            f"reads {report.limits.read_gb_s:.1f} GB/s (best {report.limits.best_read_gb_s:.1f}), multiply-adds "
+            f"{report.limits.fma_gflop_s:.0f} GFLOP/s (best {report.limits.best_fma_gflop_s:.0f}), {report.limits.isa}"
+        )
+    summary = Table(show_header=False, box=None)
+    summary.add_column()
+    summary.add_column(overflow="fold")
+    for name, fact in facts.items():
+        summary.add_row(Text(name, style="bold"), Text(fact))
+    console.print(summary)
+    table = Table(box=None, header_style="bold")
+    table.add_column("", no_wrap=True)
+    for column in [
+        "median",
+        "best",
+        "unit",
+        "share of limit",
+        *(["rwkv", "times"] if report.against else []),
+    ]:
+        table.add_column(column, justify="left" if column == "unit" else "right", no_wrap=True)
+    for figure in report.figures:
+        table.add_row(figure.name, *_cells(figure, with_package=report.against is not None))
+    console.print(table)
+
+
+def _loading(report: Report) -> str:
+    loading = report.loading
+    text = f"{loading.seconds:.2f} s, file {loading.checkpoint_mb:.0f} MB"
+    if loading.resident_mb is not None and loading.resident_share is not None:
+        text += f", resident {loading.resident_mb:.0f} MB ({loading.resident_share:.2f} x)"
+    return text
+
+
+def _cells(figure: Figure, *, with_package: bool) -> list[str]:
+    def number(value: float | None) -> str:
+        if value is None:
+            return ""
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+    share = ""
+    if figure.share is not None and figure.best_share is not None:
+        share = f"{figure.limit} {figure.share:.0%} (best {figure.best_share:.0%})"
+    cells = [number(figure.median), number(figure.best), figure.unit, share]
+    if with_package:
+        cells += [number(figure.package), "" if figure.ratio is None else f"{figure.ratio:.1f}"]
+    return cells
