@@ -464,5 +464,5 @@ class StoreMachine(RuleBasedStateMachine):
             shutil.rmtree(self.directory)
 
 
-StoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+StoreMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 TestStoreMachine = StoreMachine.TestCase
