@@ -94,7 +94,8 @@ def test_changed_bytes_are_refused_or_harmless(
 @pytest.mark.usefixtures("outcomes")
 def test_reader_alone_refuses_what_the_loader_refuses(corpus_folder: Path) -> None:
     accepted: list[str] = []
-    for name in NAMES:
+    # Those that are only long cost most of the time, and show nothing new here.
+    for name in sorted(set(NAMES) - {"endless", "many-marks", "many-dicts"}):
         try:
             with open_checkpoint(corpus_folder / name) as checkpoint:
                 for tensor in checkpoint:
