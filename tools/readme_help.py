@@ -12,7 +12,9 @@ WIDTH = 100
 def help_text(*command: str) -> str:
     """`rwkvbatch COMMAND --help` as a Markdown block, the same on every terminal."""
     environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("RWKVBATCH_", "FORCE_COLOR"))
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RWKVBATCH_", "FORCE_COLOR"))
     }
     environment |= {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": str(WIDTH), "TERMINAL_WIDTH": str(WIDTH)}
     done = subprocess.run(

@@ -13,9 +13,9 @@ import torch  # noqa: E402
 
 from tools.demo.card import figures_text, measure, with_figures  # noqa: E402
 from tools.demo.curve import loss_curve  # noqa: E402
-from tools.demo.export import load_weights, save_weights  # noqa: E402
-from tools.demo.network import Network, Shape  # noqa: E402
-from tools.demo.training import Progress, Recipe, Trainer, describe  # noqa: E402
+from tools.demo.export import save_weights  # noqa: E402
+from tools.demo.network import Shape  # noqa: E402
+from tools.demo.training import Progress, Recipe, Trainer, averaged, describe  # noqa: E402
 
 
 def _say(line: Progress) -> None:
@@ -37,7 +37,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--train", action=argparse.BooleanOptionalAction, default=True,
-                        help="without: write weights and card of the checkpoint as it is")  # fmt: skip
+                        help="without: write weights and card of the last saves")  # fmt: skip
     parser.add_argument(
         "--conversations", type=int, default=150, help="held-out conversations to measure on; 0: none"
     )
@@ -57,12 +57,11 @@ def main() -> None:
         if options.compile:
             trainer.compile()
         trainer.run(_say)
+    trainer.network.load_state_dict(averaged(trainer.kept_weights()))
     save_weights(trainer.network, options.model)
     if options.conversations:
-        shipped = Network(Shape())
-        load_weights(shipped, options.model)
-        figures = measure(shipped, options.conversations)
-        text = figures_text(shipped, recipe, trainer.log, figures)
+        figures = measure(options.model, options.conversations)
+        text = figures_text(trainer.network, recipe, trainer.log, figures)
         options.card.with_name("demo-model-loss.svg").write_text(loss_curve(trainer.log), encoding="utf-8")
         options.card.write_text(
             with_figures(options.card.read_text(encoding="utf-8"), text), encoding="utf-8"

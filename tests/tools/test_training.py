@@ -12,7 +12,7 @@ from tools.demo.curve import loss_curve
 from tools.demo.evaluation import accuracy, held_out, replies_of
 from tools.demo.export import load_weights, save_weights
 from tools.demo.network import Network, Shape, parameter_count
-from tools.demo.training import Recipe, Trainer
+from tools.demo.training import Recipe, Trainer, averaged
 
 _SMALL = Shape(layers=2, width=64, decay_rank=8, rate_rank=8, value_rank=8, gate_rank=8)
 _SHORT = Recipe(steps=4, warmup_steps=1, rows=2, length=64)
@@ -119,3 +119,16 @@ def test_a_conversation_gets_the_same_replies_alone_and_in_a_batch() -> None:
 
 def test_the_shipped_shape_is_within_three_million_parameters() -> None:
     assert parameter_count(Network(Shape())) <= 3_000_000
+
+
+def test_shipped_weights_are_the_mean_of_the_last_saves(tmp_path: Path) -> None:
+    recipe = Recipe(steps=6, warmup_steps=1, rows=2, length=64, averaged=2)
+    trainer = Trainer(_SMALL, recipe, tmp_path / "c.pt", "cpu")
+    seen: list[torch.Tensor] = []
+    for _ in range(3):
+        trainer.one_step()
+        trainer.save()
+        seen.append(trainer.network.head.weight.detach().clone())
+    assert [path.name for path in trainer.kept_weights()] == ["c-000002.weights", "c-000003.weights"]
+    mean = averaged(trainer.kept_weights())["head.weight"]
+    torch.testing.assert_close(mean, (seen[1] + seen[2]) / 2)

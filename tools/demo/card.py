@@ -2,44 +2,76 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from tools.demo.corpus import Think
-from tools.demo.evaluation import Score, accuracy, held_out, replies_of
+from rwkvbatch.run.api import run
+from tools.demo.corpus import Conversation, Think
+from tools.demo.evaluation import Score, family_of, held_out
 from tools.demo.network import Network, parameter_count
+from tools.demo.scripts import entry_of
 from tools.demo.training import Progress, Recipe
 
 _THINKING: tuple[Think, ...] = ("off", "on", "short", "long", "fake")
 _BEGIN, _END = "<!-- figures: written by tools/train_demo_model.py -->", "<!-- end of figures -->"
+_GREEDY: dict[str, Any] = {"temperature": 0.0, "presence": 0.0, "frequency": 0.0}
+_SAMPLED: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "temperature 1": {"temperature": 1.0, "top_p": 1.0},
+    "temperature 1.5": {"temperature": 1.5, "top_p": 1.0},
+    "temperature 1, top-p 0.5": {"temperature": 1.0, "top_p": 0.5},
+    "greedy, frequency penalty 1": {"frequency": 1.0, "decay": 1.0},
+}
+
+Scores = dict[str, Score]
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured: scores by family for each thinking mode and for each temperature without thinking."""
+    """What was measured: scores by family, for each thinking mode and for each way of sampling."""
 
-    by_mode: dict[Think, dict[str, Score]]
-    by_temperature: dict[float, dict[str, Score]]
+    by_mode: dict[Think, Scores]
+    by_sampling: dict[str, Scores]
 
 
-def measure(network: Network, conversations: int, length: int = 450) -> Figures:
-    """Replays fresh held-out conversations in every thinking mode, and at three temperatures without cuts."""
-    by_mode: dict[Think, dict[str, Score]] = {}
+def measure(model: Path, conversations: int, length: int = 450) -> Figures:
+    """Replays fresh held-out conversations with this program: in every thinking mode, and sampled in several ways."""
+    by_mode: dict[Think, Scores] = {}
     for think in _THINKING:
-        count = conversations if think in ("off", "on") else conversations // 3
-        made = held_out(count, length, think)
-        by_mode[think] = accuracy(made, replies_of(network, made))
+        count = conversations if think in ("off", "on") else max(1, conversations // 3)
+        by_mode[think] = _replayed(model, held_out(count, length, think), think, {})
     plain = held_out(conversations, length, "off")
-    warm = {t: accuracy(plain, replies_of(network, plain, temperature=t)) for t in (1.0, 1.5)}
-    return Figures(by_mode, {0.0: by_mode["off"], **warm})
+    sampled = {name: _replayed(model, plain, "off", changes) for name, changes in _SAMPLED.items() if changes}
+    return Figures(by_mode, {"greedy": by_mode["off"], **sampled})
 
 
-def _cell(scores: dict[str, Score], family: str) -> str:
+def _replayed(model: Path, made: Sequence[Conversation], think: Think, changes: dict[str, Any]) -> Scores:
+    with TemporaryDirectory() as folder:
+        script = Path(folder) / "held-out.jsonl"
+        entries = [entry_of(one, str(i), ()) for i, one in enumerate(made)]
+        script.write_text("".join(json.dumps(entry.record) + "\n" for entry in entries), encoding="utf-8")
+        settings = {**_GREEDY, **changes, "think": think, "max_tokens": 160, "batch_size": 128, "threads": 1}
+        result = run(script, model=model, **settings)
+        scores: defaultdict[str, Score] = defaultdict(Score)
+        for row in result.rows():
+            if row.checks:
+                for name in ("all", family_of(made[int(row.conversation)], row.turn)):
+                    scores[name].made += 1
+                    scores[name].passed += all(check.passed for check in row.checks)
+    return dict(sorted(scores.items()))
+
+
+def _cell(scores: Scores, family: str) -> str:
     score = scores.get(family)
     return f"{score.share:.1%} ({score.passed}/{score.made})" if score else ""
 
 
-def _table(columns: dict[str, dict[str, Score]], families: Sequence[str]) -> list[str]:
+def _table(columns: dict[str, Scores], families: Sequence[str]) -> list[str]:
     lines = [f"| family | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for family in families:
         cells = " | ".join(_cell(scores, family) for scores in columns.values())
@@ -52,11 +84,10 @@ def figures_text(network: Network, recipe: Recipe, log: Sequence[Progress], figu
     last = log[-1]
     families = [name for name in figures.by_mode["off"] if name != "all"]
     modes = {f"`--think {think}`": scores for think, scores in figures.by_mode.items()}
-    warm = {f"temperature {t:g}": scores for t, scores in figures.by_temperature.items()}
     lines = [
         _BEGIN,
         "",
-        f"{parameter_count(network):,} parameters; {last.step:,} steps of {recipe.rows} rows x {recipe.length} tokens,"
+        f"{parameter_count(network):,} parameters; {last.step:,} steps,"
         f" {last.tokens / 1e6:.1f} million tokens read in {last.elapsed_s / 60:.0f} minutes;"
         f" last training loss {last.loss:.3f}, {last.reply_accuracy:.1%} of reply tokens predicted.",
         "",
@@ -67,9 +98,9 @@ def figures_text(network: Network, recipe: Recipe, log: Sequence[Progress], figu
         "",
         *_table(modes, ["all", *families]),
         "",
-        "Without thinking, sampled from the whole distribution (top-p 1):",
+        "Without thinking, sampled in other ways (one seed; the whole distribution unless a top-p is given):",
         "",
-        *_table(warm, ["all", *families]),
+        *_table(figures.by_sampling, ["all", *families]),
         "",
         _END,
     ]

@@ -117,16 +117,20 @@ def held_out(count: int, length: int, think: Think, seed: int = 1) -> list[Conve
     return [conversation(rng, "held_out", length, think) for _ in range(count)]
 
 
+def family_of(made: Conversation, turn: int) -> str:
+    """The family that a turn counts under: `system` wherever a system line changes the replies."""
+    ruled = made.system is not None and made.system.changes_replies
+    return "system" if ruled else made.exchanges[turn].family
+
+
 def accuracy(made: Sequence[Conversation], replies: Sequence[Sequence[str]]) -> dict[str, Score]:
-    """Scores by family, and under "all"; upper-case and worded system lines count under "system" as well."""
+    """Scores by family (see `family_of`), and under "all"."""
     scores: dict[str, Score] = defaultdict(Score)
     for one, said in zip(made, replies, strict=True):
-        ruled = one.system is not None and one.system.changes_replies
-        for exchange, reply in zip(one.exchanges, said, strict=True):
-            if exchange.expect is None:
-                continue
-            passed = passes(answer_of(reply, one.think), exchange.expect)
-            for name in {"all", "system" if ruled else exchange.family}:
-                scores[name].made += 1
-                scores[name].passed += passed
+        for turn, (exchange, reply) in enumerate(zip(one.exchanges, said, strict=True)):
+            if exchange.expect is not None:
+                passed = passes(answer_of(reply, one.think), exchange.expect)
+                for name in ("all", family_of(one, turn)):
+                    scores[name].made += 1
+                    scores[name].passed += passed
     return dict(sorted(scores.items()))

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 from tools.demo import numbers, spelling, systems, talk
+from tools.demo.corpus import Conversation
 from tools.demo.exchange import Exchange, Family
 from tools.demo.holdout import Key
 from tools.demo.memory import SLOTS, fact
@@ -41,13 +42,18 @@ class Entry:
 def _entry(
     name: str, tags: Sequence[str], exchanges: Sequence[Exchange], system: SystemLine | None = None
 ) -> Entry:
+    ruled = [system.apply(exchange) for exchange in exchanges] if system else list(exchanges)
+    return entry_of(Conversation(system, tuple(ruled), "off"), name, tags)
+
+
+def entry_of(made: Conversation, name: str, tags: Sequence[str]) -> Entry:
+    """A conversation of the corpus as a line of a script; references only where one reply alone is right."""
     messages: list[Record] = []
     keys: list[Key] = []
-    if system is not None:
-        messages.append({"role": "system", "content": system.text})
-        keys += system.keys
-    for plain in exchanges:
-        exchange = system.apply(plain) if system else plain
+    if made.system is not None:
+        messages.append({"role": "system", "content": made.system.text})
+        keys += made.system.keys
+    for exchange in made.exchanges:
         message: Record = {"role": "user", "content": exchange.user}
         if exchange.expect is not None:
             message["expect"] = [exchange.expect]

@@ -20,11 +20,11 @@ from tools.demo.training import as_tensors, weighted_loss
 class StateRecipe:
     """Steps, batch and learning rate of state tuning; the rate falls along half a cosine."""
 
-    steps: int = 200
+    steps: int = 120
     rows: int = 8
     length: int = 192
-    learning_rate: float = 0.05
-    last_learning_rate: float = 0.002
+    learning_rate: float = 0.04
+    last_learning_rate: float = 0.001
     seed: int = 7
 
 
@@ -70,17 +70,21 @@ def tune(network: Network, recipe: StateRecipe, report: Callable[[int, float, fl
 
 
 def score(network: Network, learnt: list[Tensor] | None, made: list[Conversation]) -> StateScore:
-    """Shares of replies without a lower-case letter, and of checks passed, greedily."""
+    """Shares of replies without a lower-case letter (where letters are due), and of replies as expected, greedily."""
     state = as_states(network, learnt, len(made)) if learnt else None
     replies = replies_of(network, made, state=state)
-    said = [reply for one in replies for reply in one]
-    upper = sum(reply == reply.upper() for reply in said)
-    right = total = 0
-    for one, texts in zip(made, replies, strict=True):
-        for exchange, text in zip(one.exchanges, texts, strict=True):
-            total += 1
-            right += text.strip() == exchange.reply or not exchange.one_answer
-    return StateScore(upper / len(said), right / total)
+    pairs = [
+        (exchange, text.strip())
+        for one, texts in zip(made, replies, strict=True)
+        for exchange, text in zip(one.exchanges, texts, strict=True)
+    ]
+    lettered = [text for exchange, text in pairs if exchange.reply != exchange.reply.lower()]
+    single = [text == exchange.reply for exchange, text in pairs if exchange.one_answer]
+    return StateScore(_share([text == text.upper() for text in lettered]), _share(single))
+
+
+def _share(passed: list[bool]) -> float:
+    return sum(passed) / len(passed) if passed else 0.0
 
 
 def held_out_upper(count: int, length: int) -> list[Conversation]:

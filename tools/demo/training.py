@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class Recipe:
     clip: float = 1.0
     rows: int = 18
     length: int = 448
+    averaged: int = 5
     seed: int = 7
 
     def rate_at(self, step: int) -> float:
@@ -130,6 +131,12 @@ def optimisers_of(network: Network, recipe: Recipe) -> Optimisers:
     return Optimisers(muon, adam)
 
 
+def averaged(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """The mean of several saved weights: much of what a long fall of the learning rate gives, at no cost."""
+    saved = [torch.load(path, map_location="cpu", weights_only=True) for path in paths]
+    return {name: torch.stack([weights[name] for weights in saved]).mean(0) for name in saved[0]}
+
+
 class Trainer:
     """A network on its way from initial values to `recipe.steps`; `path` holds all that resuming needs."""
 
@@ -167,6 +174,14 @@ class Trainer:
             part,
         )
         part.replace(self.path)
+        weights = self.path.with_name(f"{self.path.stem}-{self.step:06d}.weights")
+        torch.save({name: value.cpu() for name, value in self.network.state_dict().items()}, weights)
+        for old in self.kept_weights()[: -self.recipe.averaged]:
+            old.unlink()
+
+    def kept_weights(self) -> list[Path]:
+        """The weights of the last saves, oldest first."""
+        return sorted(self.path.parent.glob(f"{self.path.stem}-*.weights"))
 
     def one_step(self) -> tuple[float, float, int]:
         """One update; returns loss, accuracy on reply tokens and the number of tokens read."""
