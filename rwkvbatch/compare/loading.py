@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 MAX_MANIFEST_BYTES = 64 * 2**20
 _CRC_KEY = b',"crc":"'
 _CRC_TAIL_BYTES = len(_CRC_KEY) + 8 + len(b'"}')
-_KEPT = ("conversation", "cell", "repeat", "turn", "seed", "finish", "error", "prompt", "reply")
+_CONTENT = (
+    "conversation", "cell", "repeat", "turn", "seed", "finish", "error", "prompt", "reply", "tags", "reference",
+    "checks",
+)  # fmt: skip
+_INTEGERS = ("repeat", "turn", "seed")
+_READERS = [metric.of for metric in TURN_METRICS if metric.of is not None]
 
 
 @dataclass(frozen=True)
@@ -144,11 +149,11 @@ def _read_manifest(path: Path) -> Mapping[str, Any]:
 
 
 def _read_results(path: Path, notes: list[str]) -> pd.DataFrame:
+    import numpy as np
     import pandas as pd
 
-    kept: dict[str, list[Any]] = {name: [] for name in (*_KEPT, "tags", "reference", "checks")}
-    metrics: dict[str, list[float | None]] = {metric.name: [] for metric in TURN_METRICS}
-    readers = [(metrics[metric.name].append, metric.of) for metric in TURN_METRICS if metric.of is not None]
+    contents: list[tuple[Any, ...]] = []
+    numbers: list[list[float | None]] = []
     shared: dict[str, str] = {}
     try:
         with path.open("rb") as file:
@@ -160,40 +165,59 @@ def _read_results(path: Path, notes: list[str]) -> pd.DataFrame:
                     continue
                 try:
                     row = _checked(line)
-                    numbers = [of(row) for _, of in readers]
-                    values = [row[name] for name in _KEPT]
-                    reference = row["reference"] and row["reference"]["text"]
-                    tags, checks = tuple(row["tags"]), row["checks"]
-                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                    contents.append(_content(row, shared))
+                    numbers.append([of(row) for of in _READERS])
+                except (
+                    ValueError,
+                    KeyError,
+                    TypeError,
+                    AttributeError,
+                    OverflowError,
+                    RecursionError,
+                ) as error:
                     raise RunDamagedError(
                         f"is no row of a run ({type(error).__name__}: {error})",
                         path=path,
                         line=number,
                         hint="`rwkvbatch run` into the same directory says what can be saved",
                     ) from None
-                # Scripts' texts come again in every cell and repeat: one copy of each is enough.
-                values[7] = shared.setdefault(values[7], values[7])
-                for name, value in zip(_KEPT, values, strict=True):
-                    kept[name].append(value)
-                kept["tags"].append(tags)
-                kept["reference"].append(reference and shared.setdefault(reference, reference))
-                kept["checks"].append(checks)
-                for (append, _), value in zip(readers, numbers, strict=True):
-                    append(value)
     except OSError as error:
         raise RunDirectoryError(f"cannot be read: {error.strerror}", path=path) from None
     columns: dict[str, Any] = {
-        name: pd.Series(values, dtype="int64" if name in ("repeat", "turn", "seed") else "object")
-        for name, values in kept.items()
+        name: pd.Series(values, dtype="int64" if name in _INTEGERS else "object")
+        for name, values in zip(_CONTENT, zip(*contents, strict=True), strict=False)
     }
-    columns.update({name: pd.Series(values, dtype="float64") for name, values in metrics.items()})
+    metrics = np.array(numbers, dtype=np.float64).reshape(len(numbers), len(_READERS))
+    columns.update({metric.name: metrics[:, place] for place, metric in enumerate(TURN_METRICS)})
     frame = pd.DataFrame(columns)
+    if not len(frame):
+        return frame
     key = ["conversation", "cell", "repeat", "turn"]
     twice = frame.duplicated(key, keep="last")
     if twice.any():
         notes.append(f"{path}: {int(twice.sum())} turns are there more than once; the last one counts")
         frame = frame.loc[~twice].reset_index(drop=True)
     return frame
+
+
+def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
+    """The columns of `_CONTENT`. Scripts' texts come again in every cell and repeat: `shared` has one copy of each."""
+    prompt, reference = row["prompt"], row["reference"]
+    text = None if reference is None else reference["text"]
+    return (
+        row["conversation"],
+        row["cell"],
+        row["repeat"],
+        row["turn"],
+        row["seed"],
+        row["finish"],
+        row["error"],
+        shared.setdefault(prompt, prompt),
+        row["reply"],
+        tuple(row["tags"]),
+        None if text is None else shared.setdefault(text, text),
+        row["checks"],
+    )
 
 
 def _checked(line: bytes) -> dict[str, Any]:

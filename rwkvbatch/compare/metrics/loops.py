@@ -10,32 +10,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rwkvbatch.compare.metrics.base import Metric, RawRow
+from rwkvbatch.compare.metrics.ngrams import as_characters, pairs, ranks
 
 
 def longest_repeat(ids: Sequence[int]) -> int:
     """The length of the longest run of tokens that occurs twice in `ids`; 0 when all tokens differ.
 
-    If some n-gram occurs twice, so does one of every smaller n; so the length is searched by doubling and
-    halving.
+    If some n-gram occurs twice, so does one of every smaller n, so the length can be searched by doubling and
+    halving. An m-gram with n <= m <= 2n is told by its first and its last n tokens, and n-grams are replaced by their
+    ranks at each doubling, so that no gram is ever longer than two characters (Karp, Miller & Rosenberg 1972).
     """
-    # Tokens as characters: slices of a string are cheap to make and to hash.
-    text = "".join(map(chr, ids))
-
-    def occurs_twice(n: int) -> bool:
-        num_grams = len(text) - n + 1
-        return len({text[start : start + n] for start in range(num_grams)}) < num_grams
-
-    known, probe = 0, 1
-    while probe < len(text) and occurs_twice(probe):
-        known, probe = probe, probe + 1 if probe < 4 else 2 * probe
-    failed = min(probe, len(text))
+    grams, n = as_characters(ids), 1
+    if len(set(grams)) == len(grams):
+        return 0
+    while 2 * n < len(ids) and _occurs_twice(grams, n):
+        grams, n = ranks(pairs(grams, n)), 2 * n
+    known, failed = n, min(2 * n, len(ids))
     while failed - known > 1:
         middle = (known + failed) // 2
-        if occurs_twice(middle):
+        if _occurs_twice(grams, middle - n):
             known = middle
         else:
             failed = middle
     return known
+
+
+def _occurs_twice(grams: str, distance: int) -> bool:
+    return len(set(pairs(grams, distance))) < len(grams) - distance
 
 
 def _loop(row: RawRow) -> float | None:

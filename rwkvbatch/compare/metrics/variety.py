@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from rwkvbatch.compare.metrics.base import Metric, RawRow
+from rwkvbatch.compare.metrics.ngrams import as_characters, pairs
 
 
 def _distinct_1(row: RawRow) -> float | None:
@@ -14,7 +13,7 @@ def _distinct_1(row: RawRow) -> float | None:
 
 def _distinct_2(row: RawRow) -> float | None:
     ids = row["reply_ids"]
-    return len(set(pairwise(ids))) / (len(ids) - 1) if len(ids) > 1 else None
+    return len(set(pairs(as_characters(ids), 1))) / (len(ids) - 1) if len(ids) > 1 else None
 
 
 METRICS = (
