@@ -13,7 +13,7 @@ from rwkvbatch.chat.dialogue import Exchange
 from rwkvbatch.chat.files import write_private
 from rwkvbatch.chat.session import Session
 from rwkvbatch.errors import UsageError
-from rwkvbatch.text.prompt import PRELUDES
+from rwkvbatch.text.preludes import PRELUDES
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from rwkvbatch.config import preset
 from rwkvbatch.engine.core import Engine
 from rwkvbatch.errors import UsageError
 from rwkvbatch.run.settings import CellSettings, RunSettings, layer_settings
-from rwkvbatch.text.prompt import PRELUDES
+from rwkvbatch.text.preludes import PRELUDES
 
 if TYPE_CHECKING:
     from rwkvbatch.chat.from_run import RunPoint

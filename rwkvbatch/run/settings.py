@@ -20,7 +20,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from rwkvbatch.config import HistoryMode, Prompting, Sampling, Stopping, ThinkMode, preset
 from rwkvbatch.errors import UsageError
-from rwkvbatch.text.prompt import load_prelude
+from rwkvbatch.text.preludes import load_prelude
 
 ENVIRONMENT_PREFIX = "RWKVBATCH_"
 ALIASES: Mapping[str, str] = {"temp": "temperature"}

@@ -27,7 +27,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rwkvbatch.config import ThinkMode
 from rwkvbatch.errors import TemplateError
-from rwkvbatch.text.prompt import THINK_OPENINGS, clean, prelude_text, with_thinking
+from rwkvbatch.text.cleaning import clean
+from rwkvbatch.text.preludes import prelude_text
+from rwkvbatch.text.thinking import THINK_OPENINGS, with_thinking
 
 MAX_TEMPLATE_BYTES = 64 * 1024
 MAX_OUTPUT_CHARACTERS = 16_000_000

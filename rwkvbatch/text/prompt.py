@@ -15,45 +15,13 @@ model cards.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from rwkvbatch.config import Prompting, ThinkMode
-from rwkvbatch.errors import UsageError
-
-PRELUDES: Mapping[str, str] = {
-    "api-demo-chat": (
-        "User: hi\n\n"
-        "Assistant: Hi. I am your assistant and I will provide expert full response in full details. "
-        "Please feel free to ask any question and I will always answer it.\n\n"
-    ),
-}
-"""Initial exchanges by the name that `--prelude` takes; each is the text itself."""
-
-MAX_PRELUDE_BYTES = 1_000_000
-
-THINK_OPENINGS: Mapping[ThinkMode, str] = {
-    "off": "",
-    "on": " <think",
-    "short": " <think",
-    "long": " <think",
-    "fake": " <think>\n</think",
-}
-"""What a prompt puts behind `Assistant:` in each thinking mode."""
-
-# Any carriage returns before a line end belong to it. Beginning only where a run of them begins keeps this linear.
-_LINE_END = r"(?<!\r)\r*\n"
-_LINE_ENDS = re.compile(f"(?:{_LINE_END})+")
-
-_THINK_WISHES: Mapping[ThinkMode, str] = {"short": " think a bit", "long": " think a lot"}
-
-
-def clean(text: str) -> str:
-    """Content as it may stand in a prompt: `\\r\\n` is `\\n`, no empty lines inside, no space at the ends."""
-    return _LINE_ENDS.sub("\n", text).strip()
+from rwkvbatch.text.cleaning import clean
+from rwkvbatch.text.preludes import prelude_text
+from rwkvbatch.text.thinking import THINK_OPENINGS, THINK_WISHES, with_thinking
 
 
 class PromptTemplate(Protocol):
@@ -109,7 +77,9 @@ class OfficialTemplate:
         return (f"System: {cleaned}\n\n" if cleaned else "") + prelude_text(prelude, self.closing)
 
     def turn(self, user: str) -> str:
-        return f"User: {clean(user)}{_THINK_WISHES.get(self.think, '')}\n\nAssistant:{THINK_OPENINGS[self.think]}"
+        return (
+            f"User: {clean(user)}{THINK_WISHES.get(self.think, '')}\n\nAssistant:{THINK_OPENINGS[self.think]}"
+        )
 
     def past_turn(self, user: str) -> str:
         return f"User: {clean(user)}\n\nAssistant:"
@@ -119,38 +89,6 @@ class OfficialTemplate:
 
     def shown_reply(self, text: str) -> str:
         return with_thinking(THINK_OPENINGS[self.think], text)
-
-
-def load_prelude(name_or_path: str) -> str:
-    """The text of a prelude: one of `PRELUDES` by its name, else a file's content.
-
-    Raises:
-        UsageError: the file cannot be read as UTF-8 text, or is larger than `MAX_PRELUDE_BYTES`.
-    """
-    if name_or_path in PRELUDES:
-        return PRELUDES[name_or_path]
-    hint = f"name a text file, or one of {', '.join(PRELUDES)}"
-    try:
-        with Path(name_or_path).open("rb") as file:
-            data = file.read(MAX_PRELUDE_BYTES + 1)
-        text = data.decode("utf-8-sig")
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise UsageError(f"--prelude {name_or_path}: cannot be read: {reason}", hint=hint) from None
-    if len(data) > MAX_PRELUDE_BYTES:
-        raise UsageError(f"--prelude {name_or_path}: larger than {MAX_PRELUDE_BYTES} bytes", hint=hint)
-    return text
-
-
-def prelude_text(prelude: str | None, closing: str) -> str:
-    """A prelude with `\\n` line ends, no space at its ends, and the closing text behind it."""
-    text = re.sub(_LINE_END, "\n", prelude or "").strip()
-    return text.removesuffix(closing.strip()).rstrip() + closing if text else ""
-
-
-def with_thinking(begun: str, text: str) -> str:
-    """A generated reply, stripped, behind the thinking part that its prompt had `begun`."""
-    return (begun + text).strip()
 
 
 def load_template(prompting: Prompting) -> PromptTemplate:

@@ -47,7 +47,7 @@ def replay(command: str) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("prelude", [None, "User: hi\n\nAssistant: Hi.\n\n", "named"])
 def test_a_dialogue_replays(tmp_path: Path, prelude: str | None) -> None:
-    from rwkvbatch.text.prompt import PRELUDES
+    from rwkvbatch.text.preludes import PRELUDES
 
     text = PRELUDES["api-demo-chat"] if prelude == "named" else prelude
     session = new_session(prelude=text)

@@ -11,14 +11,9 @@ from hypothesis import strategies as st
 
 from rwkvbatch.config import Prompting, ThinkMode
 from rwkvbatch.errors import UsageError
-from rwkvbatch.text.prompt import (
-    MAX_PRELUDE_BYTES,
-    PRELUDES,
-    OfficialTemplate,
-    clean,
-    load_prelude,
-    load_template,
-)
+from rwkvbatch.text.cleaning import clean
+from rwkvbatch.text.preludes import MAX_PRELUDE_BYTES, PRELUDES, load_prelude
+from rwkvbatch.text.prompt import OfficialTemplate, load_template
 
 THINKING: list[ThinkMode] = ["on", "short", "long", "fake"]
 
