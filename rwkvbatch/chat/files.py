@@ -14,7 +14,6 @@ from rwkvbatch.chat.dialogue import Dialogue
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.transcript import FORMAT, PRIVATE_MODE
 from rwkvbatch.errors import InputError, StorageError
-from rwkvbatch.run.settings import CellSettings
 
 if TYPE_CHECKING:
     from rwkvbatch.model.base import ModelSpec, State
@@ -103,8 +102,7 @@ def restore(session: Session, saved: SavedSession) -> None:
             if sha256_of_file(opening.state, "the initial state") != opening.state_sha256:
                 raise InputError("is not the initial state that this session began with", path=opening.state)
             states[opening.number] = load_state(opening.state, session.engine.model.spec)
-    settings = {**dict(session.settings), "template": saved.template, **saved.settings}
-    session.settings = CellSettings.parse(settings)
+    session.settings = session.settings.replace(**{"template": saved.template, **saved.settings})
     session.identity = saved.identity
     session.adopt(saved.dialogue, states)
 

@@ -118,7 +118,11 @@ class LiveText:
         with self._console.capture() as capture:
             # A column is left free, or terminals differ in where the cursor is after a full row.
             self._console.print(self._source.rows(self._context + text), width=max(self._width - 1, 1))
-        return [row.rstrip(" ") for row in capture.get().split("\n")[:-1]]
+        rows = [row.rstrip(" ") for row in capture.get().split("\n")[:-1]]
+        # Lists come with an empty row before them; the text alone says where such rows are.
+        while rows and not rows[0] and not self._context:
+            del rows[0]
+        return rows
 
     def _status_row(self, status: Text) -> str:
         clipped = status.copy()

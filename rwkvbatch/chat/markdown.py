@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import ClassVar
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_block import StateBlock
 from markdown_it.token import Token
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markdown import CodeBlock, Heading, ListItem, Markdown, MarkdownElement
@@ -26,6 +28,10 @@ _SILENT_RULES = (
     "lheading",
     "autolink",
 )
+
+
+_MAYBE_ITEM = re.compile(r"\s*(\d+[.)]?|[-+*]?)\s*")
+"""A line that may become an item of the list above it."""
 
 
 class _Heading(Heading):
@@ -93,11 +99,20 @@ class ChatMarkdown(Markdown):
 def parse(markup: str) -> list[Token]:
     """The tokens of `markup`; those of blocks say which lines they stand for (`map`)."""
     parser = MarkdownIt().enable("strikethrough").enable("table").disable(list(_SILENT_RULES))
+    # A line that is not indented ends a list: models write what follows right below it.
+    parser.block.ruler.before("paragraph", "unindented", _is_unindented, {"alt": ["paragraph"]})
     return parser.parse(markup)
+
+
+def _is_unindented(state: StateBlock, line: int, _end: int, silent: bool) -> bool:
+    return silent and 0 <= state.sCount[line] < state.blkIndent
 
 
 def block_lines(markup: str) -> list[int]:
     """The lines, counted from 0, with which the blocks of `markup` begin. Only the last one may change as it grows."""
+    done, _, last = markup.rpartition("\n")
+    if done and _MAYBE_ITEM.fullmatch(last):
+        markup = done
     return [token.map[0] for token in parse(markup) if token.level == 0 and token.nesting >= 0 and token.map]
 
 

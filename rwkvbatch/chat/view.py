@@ -72,6 +72,7 @@ class TerminalView:
         self._text = ""
         self._thinking: LiveText | None = None
         self._answer: LiveText | None = None
+        self._waiting: LiveText | None = None
         self._num_shown = [0, 0]
         self._num_tokens = 0
         self._active = False
@@ -80,7 +81,7 @@ class TerminalView:
 
     def begin_reply(self, begun: str) -> None:
         self._text = begun.lstrip()
-        self._thinking = self._answer = None
+        self._thinking = self._answer = self._waiting = None
         self._num_shown = [0, 0]
         self._num_tokens = 0
         self._active = True
@@ -190,9 +191,12 @@ class TerminalView:
             self._push(self._answer, 1, answer)
         live = self._answer or self._thinking
         if live is None:
-            live = self._answer = LiveText(self.console, MarkdownSource()) if thought is None else None
-        if live is not None:
-            live.draw(status)
+            # Only the status is there to be seen.
+            live = self._waiting = self._waiting or LiveText(self.console, ThinkingSource())
+        elif self._waiting is not None:
+            self._waiting.draw()
+            self._waiting = None
+        live.draw(status)
 
     def _push(self, live: LiveText, which: int, text: str) -> None:
         live.push(text[self._num_shown[which] :])

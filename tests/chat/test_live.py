@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -51,7 +52,7 @@ def draw(pieces: list[str], columns: int, rows: int, *, status: bool = True) -> 
 
 def split(text: str, places: list[int]) -> list[str]:
     bounds = [0, *sorted({place % len(text) for place in places}), len(text)]
-    return [text[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [text[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 @settings(max_examples=40, deadline=None)

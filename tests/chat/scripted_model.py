@@ -1,0 +1,106 @@
+"""A model that answers what it is told to, byte by byte: its state is all the tokens that it has read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from rwkvbatch.model.base import (
+    FloatArray,
+    IntArray,
+    ModelSpec,
+    RaggedBatch,
+    SampleBatch,
+    Sampled,
+    State,
+    StatePool,
+)
+from rwkvbatch.model.ops import reference
+from rwkvbatch.text.tokenizer import world_tokenizer
+
+VOCAB_SIZE = 300
+
+
+def echo(message: str) -> str:
+    return f"You said: {message}"
+
+
+@dataclass
+class TokensPool:
+    read_tokens: list[tuple[int, ...]]
+
+    @property
+    def capacity(self) -> int:
+        return len(self.read_tokens)
+
+    def clear(self, slot: int) -> None:
+        self.read_tokens[slot] = ()
+
+    def copy(self, source: int, target: int) -> None:
+        self.read_tokens[target] = self.read_tokens[source]
+
+    def read(self, slots: Sequence[int]) -> State:
+        (tokens,) = [self.read_tokens[slot] for slot in slots]
+        return State({"tokens": torch.tensor([tokens], dtype=torch.float32)})
+
+    def write(self, slots: Sequence[int], state: State) -> None:
+        for slot in slots:
+            self.read_tokens[slot] = tuple(int(value) for value in state.tensors["tokens"][0])
+
+
+@dataclass
+class ScriptedModel:
+    """`answer` gives the reply to a message; each step takes `step_s` seconds."""
+
+    answer: Callable[[str], str] = echo
+    step_s: float = 0.0
+    num_rows: list[int] = field(default_factory=list[int])
+
+    @property
+    def spec(self) -> ModelSpec:
+        return ModelSpec(
+            "7", 1, 64, 1, 64, VOCAB_SIZE, 0, 1024, "5c", "scripted.pth", "fp32", "scripted", "cpu", True
+        )
+
+    def make_pool(self, capacity: int) -> StatePool:
+        return TokensPool([()] * capacity)
+
+    def step(self, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+        assert isinstance(pool, TokensPool)
+        time.sleep(self.step_s)
+        self.num_rows.append(len(batch.tokens))
+        logits = torch.full((len(batch.outputs), VOCAB_SIZE), -20.0)
+        wanted = {int(row): at for at, row in enumerate(batch.outputs)}
+        for sequence, slot in enumerate(batch.slots):
+            for row in range(batch.starts[sequence], batch.starts[sequence + 1]):
+                pool.read_tokens[slot] += (int(batch.tokens[row]),)
+                if row in wanted:
+                    logits[wanted[row], self._next(pool.read_tokens[slot])] = 20.0
+        return logits
+
+    def _next(self, tokens: tuple[int, ...]) -> int:
+        data = world_tokenizer(VOCAB_SIZE).decode_bytes(tokens)
+        before, _, said = data.rpartition(b"\n\nAssistant:")
+        if not before:
+            return ord("?") + 1
+        said = said.removeprefix(b" <think")
+        message = before.rpartition(b"User: ")[2].decode()
+        reply = self.answer(message).encode() + b"\n\n\nUser:"
+        return reply[len(said)] + 1 if len(said) < len(reply) else ord("\n") + 1
+
+    def sample(self, logits: torch.Tensor, batch: SampleBatch) -> Sampled:
+        return reference.sample(logits, batch)
+
+    def token_logprobs(self, logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
+        return reference.token_logprobs(logits, tokens)
+
+    def forward(
+        self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False
+    ) -> tuple[torch.Tensor, State]:
+        pool = self.make_pool(1)
+        if state is not None:
+            pool.write([0], state)
+        return self.step(RaggedBatch.of(tokens, [0], every_token=every_token), pool), pool.read([0])

@@ -1,0 +1,257 @@
+"""The chat in a real pseudo-terminal, with its screen read back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chat.scripted_chat import LONG
+from tests.chat.terminal import Terminal
+
+pytest.importorskip("termios")
+
+
+def start(directory: Path, step_s: float = 0.0, **options: object) -> Terminal:
+    terminal = Terminal(["-m", "tests.chat.scripted_chat", str(directory), str(step_s)], **options)  # type: ignore[arg-type]
+    terminal.wait_for_prompt()
+    return terminal
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("chat")
+
+
+@pytest.fixture(scope="module")
+def shared(directory: Path) -> Iterator[Terminal]:
+    """One session that most tests share, since starting takes seconds."""
+    with start(directory, columns=90, rows=40) as terminal:
+        yield terminal
+
+
+def after(terminal: Terminal, line: str) -> list[str]:
+    """What stands below `line` when it has been acted upon."""
+    terminal.say(line)
+    lines = terminal.lines
+    at = max(number for number, shown in enumerate(lines) if shown.startswith(f"› {line[:40]}"))
+    end = max(number for number, shown in enumerate(lines) if shown.rstrip() == "›")
+    return [shown for shown in lines[at + 1 : end] if shown]
+
+
+def test_a_message_is_answered(shared: Terminal) -> None:
+    assert after(shared, "hello") == ["You said: hello"]
+
+
+def test_markdown_is_shown_as_such(shared: Terminal) -> None:
+    shown = after(shared, "markdown")
+    assert shown == ["Some bold words.", "  def f(x):", "      return x + 1", " • one", " • two", "Done."]
+
+
+def test_what_could_act_upon_the_terminal_is_made_visible(shared: Terminal) -> None:
+    shared.raw = b""
+    shown = " ".join(after(shared, "escapes"))
+    assert "red \\x1b[31mtext\\x1b[0m \\x1b]0;stolen title\\x07 \\u202eback \\x9b2J end" in shown
+    assert b"\x1b]0;" not in shared.raw
+    assert "\u202e" not in shared.raw.decode()
+
+
+def test_wide_and_combining_characters(shared: Terminal) -> None:
+    shown = "".join(after(shared, "wide"))
+    # The terminal puts letters and their accents together.
+    assert "".join(shown.split()) == "日本語の文章です。" * 8 + "ééend"
+
+
+def test_a_long_reply_scrolls_away_whole(shared: Terminal) -> None:
+    assert after(shared, "long") == LONG.split("\n")
+
+
+def test_an_empty_line_gets_a_friendly_word(shared: Terminal) -> None:
+    shared.send("\r")
+    shared.wait_for("say something, or /help")
+    shared.wait_for_prompt()
+
+
+def test_an_unknown_command_names_close_ones(shared: Terminal) -> None:
+    assert "did you mean /undo" in " ".join(after(shared, "/undoo"))
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("/help", "/export FILE.jsonl"),
+        ("/help set", "Settings: temp, top_p"),
+        ("/params", "max_tokens"),
+        ("/set temp 0.7", "from now on: temp 0.7"),
+        ("/set temp hot", "/set temp: must be a number in [0, 100], got hot"),
+        ("/preset greedy", "temp 0.0"),
+        ("/think", "think off"),
+        ("/fold on", "hidden"),
+        ("/fold off", "shown"),
+        ("/seed 7", "seed 7"),
+        ("/system", "(no system message)"),
+        ("/branch side", "on branch side"),
+        ("/branches", "* side"),
+        ("/switch main", "on branch main"),
+        ("/retry", "You said: start"),
+        ("/again 2", "/pick N goes on from reply N"),
+        ("/pick 1", "going on from"),
+        ("/tokens 3", "id probability logprob text"),
+        ("/top", "probability"),
+        ("/stats", "kept"),
+        ("/undo", "took back 1 turn"),
+    ],
+)
+def test_every_command_answers(shared: Terminal, command: str, expected: str) -> None:
+    if command in ("/retry", "/again 2", "/tokens 3", "/undo", "/top"):
+        shared.say("start")
+    assert expected in " ".join(" ".join(after(shared, command)).split())
+
+
+def test_files_are_written_and_read(shared: Terminal, directory: Path) -> None:
+    shared.say("remember")
+    for name, command in (("s.json", "/save"), ("e.jsonl", "/export"), ("st.safetensors", "/state save")):
+        assert "rror" not in " ".join(after(shared, f"{command} {directory / name}"))
+        assert stat.S_IMODE((directory / name).stat().st_mode) == 0o600
+    assert "loaded" in " ".join(after(shared, f"/load {directory / 's.json'}"))
+    assert "other model" not in " ".join(after(shared, "/model other.pth"))
+    assert after(shared, "hello") == ["other: hello"]
+
+
+def test_completion_of_commands_and_values(shared: Terminal) -> None:
+    shared.send("/pre\t")
+    shared.wait_for("/preset")
+    shared.send(" gre\t")
+    shared.wait_for("/preset greedy")
+    shared.send("\r")
+    shared.wait_for_prompt()
+
+
+def test_several_lines_with_alt_enter(shared: Terminal) -> None:
+    shared.send("one\x1b\rtwo")
+    shared.wait_for("  two")
+    shared.send("\r")
+    shared.wait_for("You said: one")
+    shared.wait_for_prompt()
+
+
+def test_a_paste_of_a_thousand_lines_is_one_message(shared: Terminal) -> None:
+    pasted = "\n".join(f"pasted line {number}" for number in range(1000))
+    shared.send(f"\x1b[200~{pasted}\x1b[201~")
+    shared.wait_for("pasted line 999")
+    shared.send("\r")
+    shared.wait_for(f"You said: {len(pasted)} characters")
+    shared.wait_for_prompt()
+
+
+def test_the_history_is_searched_and_kept_for_its_owner(shared: Terminal, directory: Path) -> None:
+    shared.say("a rare word: xylophone")
+    shared.say("something else")
+    shared.send("\x12xylo")
+    shared.wait_for("reverse")
+    shared.send("\r")
+    shared.wait(lambda: shared.text.count("a rare word: xylophone") >= 3, "the line found")
+    shared.send("\r")
+    shared.wait_for_prompt()
+    path = directory / "history"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert "xylophone" in path.read_text()
+    assert stat.S_IMODE((directory / "transcript.jsonl").stat().st_mode) == 0o600
+
+
+def test_the_editor_changes_the_last_message(tmp_path: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\necho edited > "$1"\n')
+    editor.chmod(0o755)
+    with start(tmp_path, environment={"EDITOR": str(editor), "VISUAL": ""}) as terminal:
+        terminal.say("first")
+        terminal.send("/edit\r")
+        terminal.wait_for("You said: edited")
+        terminal.wait_for_prompt()
+        assert "turn 2" in terminal.text.splitlines()[-1]
+
+
+def test_ctrl_c_stops_the_reply_and_the_dialogue_goes_on(tmp_path: Path) -> None:
+    with start(tmp_path, 0.01) as terminal:
+        terminal.send("long\r")
+        terminal.wait_for("line 1 of")
+        terminal.wait_for("Ctrl-C stops")
+        terminal.send("\x03")
+        terminal.wait_for("[stopped]")
+        terminal.wait_for_prompt()
+        assert "Ctrl-C stops" not in terminal.text
+        terminal.say("hi")
+        assert "You said: hi" in terminal.text
+        events = [json.loads(line) for line in (tmp_path / "transcript.jsonl").read_text().splitlines()]
+        said = [event for event in events if event["event"] == "exchange"]
+        assert [exchange["finish"] for exchange in said] == ["cancelled", "stop"]
+        assert said[0]["reply"].startswith("line 0 of a long reply")
+        terminal.send("\x03")
+        terminal.wait_for("Ctrl-D leaves")
+        terminal.send("\x04")
+        terminal.wait_for("left cleanly")
+
+
+def test_what_is_typed_during_a_reply_is_the_next_line(tmp_path: Path) -> None:
+    with start(tmp_path, 0.01) as terminal:
+        terminal.send("something to say\r")
+        terminal.wait_for("You")
+        terminal.send("typed ahead")
+        terminal.wait_for("› typed ahead")
+        assert terminal.text.count("typed ahead") == 1
+
+
+def test_a_resize_during_a_reply_loses_nothing(tmp_path: Path) -> None:
+    with start(tmp_path, 0.003, columns=80, rows=24) as terminal:
+        terminal.send("long\r")
+        terminal.wait_for("line 5 of")
+        terminal.resize(50, 15)
+        terminal.wait_for("line 59 of a long reply")
+        terminal.wait_for_prompt()
+        words = " ".join(terminal.text.split())
+        for number in range(60):
+            assert f"line {number} of" in words
+
+
+def test_forty_columns_without_colour(tmp_path: Path) -> None:
+    with start(tmp_path, columns=40, rows=20, environment={"NO_COLOR": "1"}) as terminal:
+        terminal.say("markdown")
+        terminal.say("/params")
+        terminal.say("/help")
+        assert not any(code in terminal.raw for code in (b"\x1b[31m", b"\x1b[36m", b"38;5;", b"38;2;"))
+        assert "return x + 1" in terminal.text
+
+
+def test_thinking_is_dimmed_and_can_be_folded(tmp_path: Path) -> None:
+    with start(tmp_path) as terminal:
+        terminal.say("/think on")
+        shown = after(terminal, "think aloud")
+        assert shown == ["Let me think.", "One and one.", "It is two."]
+        terminal.say("/fold on")
+        shown = after(terminal, "think again")
+        assert shown == ["▸ thought in 6 words · /fold off shows it", "It is two."]
+
+
+def test_nothing_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
+    with start(tmp_path, 0.01) as terminal:
+        terminal.say("first")
+        terminal.send("long\r")
+        terminal.wait_for("line 6 of")
+        os.kill(terminal.process.pid, signal.SIGKILL)
+        time.sleep(0.1)
+    events = [json.loads(line) for line in (tmp_path / "transcript.jsonl").read_text().splitlines()]
+    assert [event["text"] for event in events if event["event"] == "typed"] == ["first", "long"]
+    pieces = "".join(event["text"] for event in events if event["event"] == "piece")
+    assert "line 3 of a long reply" in pieces
+    other = tmp_path / "other"
+    other.mkdir()
+    with start(other) as terminal:
+        terminal.say(f"/load {tmp_path / 'transcript.jsonl'}")
+        assert "loaded" in terminal.text
+        assert "You said: first" in terminal.text
