@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rwkvbatch.cli import options as shared
-from rwkvbatch.cli.exits import ExitCode
+from rwkvbatch.cli.exits import ExitCode, report
 
 if TYPE_CHECKING:
     from rwkvbatch.run.execute import RunResult
@@ -245,6 +245,7 @@ def _run(
     from rich.console import Console
 
     from rwkvbatch.run.directory import SKIPPED_NAME, default_directory
+    from rwkvbatch.run.driver import TooManyFailuresError
     from rwkvbatch.run.execute import RunOptions, execute
     from rwkvbatch.run.manifest import command_line
     from rwkvbatch.run.progress import BarObserver, LineObserver
@@ -280,7 +281,11 @@ def _run(
             observer=observer,
             should_stop=stop,
         )
-        result = execute(prepared.plan, shop, options)
+        try:
+            result = execute(prepared.plan, shop, options)
+        except TooManyFailuresError as error:
+            report(error, debug=False)
+            raise typer.Exit(ExitCode.FAILED) from None
     if prepared.script.skipped:
         count = len(prepared.script.skipped)
         say(f"{count} bad line{'s' if count > 1 else ''} set aside in {directory / SKIPPED_NAME}")

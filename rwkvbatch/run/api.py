@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.run.execute import RunOptions, RunResult, execute
 from rwkvbatch.run.prepare import RunArguments, prepare, split_lists
@@ -24,7 +24,7 @@ def run(
     scripts: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     out: str | os.PathLike[str] | None = None,
-    model: Model | str | os.PathLike[str] | None = None,
+    model: Model | str | os.PathLike[str] | Sequence[str] | None = None,
     grid: str | os.PathLike[str] | None = None,
     config: str | os.PathLike[str] | None = None,
     retry_errors: bool = False,
@@ -39,7 +39,8 @@ def run(
     Args:
         scripts: a file or several; `-` is standard input.
         out: the run directory, new or one to continue; None keeps the rows in memory.
-        model: a loaded model, a checkpoint's file, or None for the bundled one.
+        model: a loaded model, a checkpoint's file or several (a dimension of the grid), or None for the bundled
+            one.
         grid: a TOML file with a grid of settings. config: one with settings.
         retry_errors: run rows again that failed. repair: set damaged rows aside and run them again.
         skip_bad: leave bad lines of a script out.
@@ -55,11 +56,15 @@ def run(
     """
     paths = [scripts] if isinstance(scripts, (str, os.PathLike)) else list(scripts)
     loaded: Model | None = None
-    if model is None or isinstance(model, (str, os.PathLike)):
-        if model is not None:
+    match model:
+        case None:
+            pass
+        case str() | os.PathLike():
             settings["model"] = os.fspath(model)
-    else:
-        loaded = model
+        case list() | tuple():
+            settings["model"] = [os.fspath(name) for name in model]
+        case _:
+            loaded = cast("Model", model)
     values, lists = split_lists(settings, LISTED)
     names = tuple(os.fspath(path) for path in paths)
     prepared = prepare(

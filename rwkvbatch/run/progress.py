@@ -84,13 +84,13 @@ class BarObserver:
         from rich.progress import BarColumn, Progress, TextColumn
 
         self._bar = Progress(
-            TextColumn("{task.completed}/{task.total} rows"),
+            TextColumn("{task.fields[rows]} rows"),
             BarColumn(),
             TextColumn("{task.fields[figures]}"),
             console=console,
             transient=True,
         )
-        self._task = self._bar.add_task("rows", figures="")
+        self._task = self._bar.add_task("rows", rows="", figures="")
 
     def started(self, progress: Progress) -> None:
         self.moved(progress)
@@ -98,7 +98,11 @@ class BarObserver:
 
     def moved(self, progress: Progress) -> None:
         self._bar.update(
-            self._task, completed=progress.rows_done, total=progress.rows_total, figures=_figures(progress)
+            self._task,
+            completed=progress.rows_done,
+            total=progress.rows_total,
+            rows=f"{progress.rows_done}/{progress.rows_total}",
+            figures=_figures(progress),
         )
 
     def ended(self, progress: Progress) -> None:
