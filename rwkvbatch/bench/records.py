@@ -31,7 +31,7 @@ class Figure:
         name: such as `decode, 64 rows`.
         unit: of `median` and `best`: `tokens/s`, `ms/row`, `MB/s`.
         median, best: over the rounds.
-        limit: what bounds it, reading `memory` or multiplying and adding (`fma`); None where the machine's limits say nothing.
+        limit: what bounds it, reading `memory` or multiplying and adding (`fma`); None where neither does.
         share: time at the limit's rate over time taken, by the medians.
         best_share: the same for the best round, against the best that the limits showed.
         package: the `rwkv` package's median, in the same unit, measured in turn with ours.

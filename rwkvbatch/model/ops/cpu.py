@@ -110,6 +110,30 @@ class CpuOps:
         """Memory that the packed weights take."""
         return self._native.weight_bytes
 
+    # For tests and measurements
+
+    def array(self, values: torch.Tensor) -> _native.Array:
+        """Activations [R, C] out of a tensor."""
+        return self._native.array(values.to(torch.float32).contiguous().numpy())
+
+    def values(self, array: _native.Array) -> torch.Tensor:
+        """A copy of activations."""
+        return torch.from_numpy(array.numpy().copy())
+
+    def activated(self, values: FloatArray, activation: Activation) -> FloatArray:
+        """An activation of each of some values [n]."""
+        result = values.astype(np.float32)
+        self._native.activate(result, activation)
+        return result
+
+    def guard(self) -> None:
+        """For tests: from now on arrays start out as NaN, and writes beyond their ends are noticed."""
+        self._native.set_guard(True)
+
+    def take_damage(self) -> int:
+        """How many arrays were written beyond their ends since the last call, of those given back by now."""
+        return self._native.take_damage()
+
     def read_bandwidth(self, memory: FloatArray) -> float:
         """Bytes a second that the threads together read of `memory`, once."""
         return self._native.read_bandwidth(memory)
