@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,7 +158,7 @@ def _read_results(path: Path, notes: list[str]) -> pd.DataFrame:
     numbers: list[list[float | None]] = []
     shared: dict[str, str] = {}
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, _no_collection():
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     notes.append(f"{path}: the last line is cut short (a run that was stopped?); left out")
@@ -198,6 +200,18 @@ def _read_results(path: Path, notes: list[str]) -> pd.DataFrame:
         notes.append(f"{path}: {int(twice.sum())} turns are there more than once; the last one counts")
         frame = frame.loc[~twice].reset_index(drop=True)
     return frame
+
+
+@contextmanager
+def _no_collection() -> Generator[None]:
+    """Rows hold no cycles: looking for some in a growing heap, again and again, costs a fifth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:

@@ -124,7 +124,13 @@ def _by_metric(lines: Iterable[Comparison], *, wide: bool) -> Iterable[Table]:
 
 
 def _table(title: str, wide: bool, first: str = "metric") -> Table:
-    table = Table(title=safe(title, "bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 1))
+    table = Table(
+        title=safe(title, "bold"),
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2 if wide else 1, 0, 0),
+    )
     table.add_column(first, overflow="fold")
     for name in ("baseline", "variant", "diff"):
         table.add_column(name, justify="right", no_wrap=True)
