@@ -35,36 +35,30 @@ def summary_table(summary: Summary) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("cell", overflow="fold")
-    for name in (
-        "rows",
-        "checks passed",
-        "score",
-        "reply tokens",
-        "ended by",
-        "first token p50 / p95",
-        "nll",
-    ):
-        table.add_column(name, justify="right")
+    for name in ("rows", "checks\npassed", "reply\ntokens"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("ended by")
+    table.add_column("first token\np50 / p95", justify="right", no_wrap=True)
+    has_references = any(cell.reference_nll is not None for cell in summary.cells)
+    if has_references:
+        table.add_column("reference\nnll", justify="right", no_wrap=True)
     for cell in summary.cells:
-        table.add_row(Text(printable(cell.name)), *_values(cell))
+        values = _values(cell)
+        table.add_row(Text(printable(cell.name)), *(values if has_references else values[:-1]))
     return table
 
 
 def _values(cell: CellSummary) -> list[str]:
     share = (
-        f"{cell.checks_passed}/{cell.checks} ({cell.checks_passed / cell.checks:.0%})" if cell.checks else "-"
+        f"{cell.checks_passed}/{cell.checks} {cell.checks_passed / cell.checks:.0%}" if cell.checks else "-"
     )
-    ends = ", ".join(
-        f"{name} {count}" for name, count in sorted(cell.finish.items(), key=lambda item: -item[1])
-    )
-    p50, p95 = cell.first_token_p50_s, cell.first_token_p95_s
+    ends = sorted(cell.finish.items(), key=lambda item: -item[1])
     return [
         f"{cell.rows:,}",
         share,
-        "-" if cell.score is None else f"{cell.score:.3f}",
         f"{cell.reply_tokens:,}",
-        ends,
-        "-" if p50 is None or p95 is None else f"{_seconds(p50)} / {_seconds(p95)}",
+        ", ".join(f"{name} {count:,}" for name, count in ends),
+        _seconds_pair(cell.first_token_p50_s, cell.first_token_p95_s),
         "-" if cell.reference_nll is None else f"{cell.reference_nll:.3f}",
     ]
 
@@ -96,5 +90,9 @@ def _lines(result: RunResult) -> list[str]:
     return lines
 
 
-def _seconds(value: float) -> str:
-    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
+def _seconds_pair(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "-"
+    if high < 1:
+        return f"{low * 1000:.0f} / {high * 1000:.0f} ms"
+    return f"{low:.2f} / {high:.2f} s"

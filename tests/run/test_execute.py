@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -360,10 +362,28 @@ class TestFailingDisk:
         # Only the status, which is a courtesy, may fail without a word.
         assert stopped > len(counted.calls) // 2
 
-    def test_a_file_size_limit_stops_the_run_with_a_message(self, tmp_path: Path) -> None:
-        import subprocess
-        import sys
+    def test_a_small_disk_that_fills_up_stops_the_run_and_a_larger_one_lets_it_go_on(
+        self, tmp_path: Path
+    ) -> None:
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], check=False).returncode:
+            pytest.skip("file systems cannot be mounted here")
+        try:
+            plan = make_plan(60)
+            seen: list[Progress] = []
+            with pytest.raises(StorageError, match="No space left"):
+                run(disk / "run", plan, observer=Watcher(seen))
+            there = len(list(read_rows(disk / "run")))
+            assert seen[-1].rows_done <= there < plan.num_rows
+            subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
+            run(disk / "run", plan)
+            run(tmp_path / "whole", plan)
+            assert results(disk / "run") == results(tmp_path / "whole")
+        finally:
+            subprocess.run(["umount", disk], check=True)
 
+    def test_a_file_size_limit_stops_the_run_with_a_message(self, tmp_path: Path) -> None:
         program = (
             "import resource, sys; from pathlib import Path; from tests.run.test_execute import run\n"
             "from rwkvbatch.errors import StorageError\n"

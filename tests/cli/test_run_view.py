@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from rwkvbatch.cli.run_view import summary_table
+from rwkvbatch.run.rows import CheckResult, Reference
+from rwkvbatch.run.summary import percentile, summarize
+from tests.run.fakes import make_row
+
+
+def shown(width: int = 80, **changes: object) -> str:
+    cells = ["temp=0.3,top_p=0.3", "temp=1,top_p=0.3"]
+    rows = [make_row("c", turn, cell=cell, **changes) for cell in cells for turn in range(3)]
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(summary_table(summarize(rows, cells, 6)))
+    return stream.getvalue()
+
+
+def test_the_table_has_a_line_a_cell() -> None:
+    text = shown(width=100, reference=Reference("r", 1.25, 0.5, 4))
+    assert [line.split()[0] for line in text.splitlines()[4:] if line.strip()] == [
+        "temp=0.3,top_p=0.3",
+        "temp=1,top_p=0.3",
+    ]
+    assert "3/3 100%" in text
+    assert "stop 3" in text
+    assert "200 / 200 ms" in text
+    assert "1.250" in text
+
+
+def test_without_references_there_is_no_column_for_them() -> None:
+    assert "nll" not in shown()
+
+
+def test_a_cell_s_name_cannot_colour_the_terminal() -> None:
+    stream = io.StringIO()
+    name = "[red]x[/]\x1b[31m"
+    Console(file=stream, force_terminal=True, width=120).print(summary_table(summarize([], [name], 0)))
+    assert "[red]x[/]\\x1b[31m" in stream.getvalue()
+
+
+def test_a_summary_counts_checks_scores_and_ends() -> None:
+    checks = (CheckResult("a", 1, True, 1.0, 3.0), CheckResult("b", 1, False, 0.0, 1.0))
+    rows = [make_row("c", 0, checks=checks), make_row("c", 1, finish="error"), make_row("c", 2, checks=())]
+    summary = summarize(rows, ["base"], 5)
+    (cell,) = summary.cells
+    assert (cell.checks, cell.checks_passed, cell.score) == (2, 1, 0.75)
+    assert (cell.finish, cell.errors) == ({"error": 1, "stop": 2}, 1)
+    assert not summary.complete
+    assert not summary.passed
+
+
+def test_percentiles_lie_between_neighbours() -> None:
+    assert percentile([], 0.5) is None
+    assert percentile([3.0], 0.95) == 3.0
+    assert percentile([0.0, 1.0, 2.0, 3.0, 4.0], 0.5) == 2.0
+    assert percentile([0.0, 10.0], 0.95) == 9.5
