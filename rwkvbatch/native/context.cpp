@@ -120,6 +120,7 @@ Table Context::table(const uint8_t* data, Dtype dtype, size_t vocab_size, size_t
 ArrayPtr Context::array(size_t rows, size_t width) { return std::make_unique<Array>(arena_, rows, width); }
 
 ArrayPtr Context::embed(const Step& step, const Table& table, const Vector& weight, const Vector& bias) {
+    const StandardArithmetic arithmetic;
     const size_t rows = step.tokens.size();
     check(weight.width == table.width && bias.width == table.width, "the embedding's norm must have its width");
     for (const int64_t token : step.tokens)
@@ -136,6 +137,7 @@ ArrayPtr Context::embed(const Step& step, const Table& table, const Vector& weig
 
 std::vector<ArrayPtr> Context::shift_mix(Step& step, size_t kind, size_t layer, const Array& x, const Vector& weight,
                                          const Vector& bias, const Vector& mix) {
+    const StandardArithmetic arithmetic;
     const size_t rows = step.tokens.size(), width = x.width;
     check(x.rows == rows && width == step.pool.width() && layer < step.pool.num_layers,
           "shift_mix: the activations are not of the step's shape");
@@ -176,6 +178,7 @@ void Context::run_linear(LinearJob job) {
 
 ArrayPtr Context::linear(const Array& x, const Matrix& weight, End end, const Array* residual, const Vector* bias,
                          Activation activation) {
+    const StandardArithmetic arithmetic;
     check(x.width == weight.packed.in, "linear: the weight does not have as many inputs as the activations");
     check(residual == nullptr || (residual->rows == x.rows && residual->width == weight.packed.out),
           "linear: the residual is not of the result's shape");
@@ -188,6 +191,7 @@ ArrayPtr Context::linear(const Array& x, const Matrix& weight, End end, const Ar
 }
 
 ArrayPtr Context::blend(const Array& x, const Array& target, const Array& amount) {
+    const StandardArithmetic arithmetic;
     check(x.rows == target.rows && x.rows == amount.rows && x.width == target.width && x.width == amount.width,
           "blend: three arrays of one shape are needed");
     ArrayPtr out = array(x.rows, x.width);
@@ -198,6 +202,7 @@ ArrayPtr Context::blend(const Array& x, const Array& target, const Array& amount
 
 ArrayPtr Context::wkv7(Step& step, size_t layer, const Array& r, const Array& w, const Array& k, const Array& v,
                        const Array& a, const Array& g, const LayerVectors& vectors) {
+    const StandardArithmetic arithmetic;
     const size_t rows = step.tokens.size(), width = step.pool.width();
     for (const Array* array : {&r, &w, &k, &v, &a, &g})
         check(array->rows == rows && array->width == width, "wkv7: the activations are not of the step's shape");
@@ -222,6 +227,7 @@ ArrayPtr Context::wkv7(Step& step, size_t layer, const Array& r, const Array& w,
 
 void Context::head(const Step& step, const Array& x, const Vector& weight, const Vector& bias, const Matrix& head,
                    float* logits) {
+    const StandardArithmetic arithmetic;
     check(x.rows == step.tokens.size() && x.width == head.packed.in && weight.width == x.width && bias.width == x.width,
           "head: the activations and weights do not fit each other");
     const size_t rows = step.outputs.size();
@@ -233,11 +239,13 @@ void Context::head(const Step& step, const Array& x, const Vector& weight, const
 }
 
 void Context::sample(const SampleRow* rows, size_t count, Choice* choices) {
+    const StandardArithmetic arithmetic;
     for (size_t i = 0; i < count; ++i) need_scratch(sample_scratch(rows[i].vocab_size));
     threads_.run(count, [&](size_t i, size_t thread) { choices[i] = kernels_->sample(rows[i], scratch(thread)); });
 }
 
 void Context::logprobs(const float* logits, size_t count, size_t vocab_size, const int64_t* tokens, Choice* choices) {
+    const StandardArithmetic arithmetic;
     threads_.run(count, [&](size_t i, size_t) {
         choices[i] = kernels_->logprob(logits + i * vocab_size, vocab_size, tokens[i]);
     });

@@ -24,24 +24,24 @@ inline void relax() {
 #endif
 }
 
-// Denormals are kept and rounding is to nearest whatever the caller's thread has set: they are part of the bits.
-class StandardArithmetic {
-#if defined(__x86_64__) || defined(__i386__)
-public:
-    StandardArithmetic() : before_(_mm_getcsr()) {
-        if (before_ != STANDARD) _mm_setcsr(STANDARD);
-    }
-    ~StandardArithmetic() {
-        if ((before_ & CONTROL) != STANDARD) _mm_setcsr(before_);
-    }
-
-private:
-    static constexpr unsigned STANDARD = 0x1f80, CONTROL = 0xffc0;
-    unsigned before_;
-#endif
-};
-
 }  // namespace
+
+#if defined(__x86_64__) || defined(__i386__)
+namespace {
+constexpr unsigned STANDARD = 0x1f80, CONTROL = 0xffc0;  // of the control and status register; the rest are flags
+}
+
+StandardArithmetic::StandardArithmetic() : before_(_mm_getcsr()) {
+    if ((before_ & CONTROL) != STANDARD) _mm_setcsr(STANDARD);
+}
+
+StandardArithmetic::~StandardArithmetic() {
+    if ((before_ & CONTROL) != STANDARD) _mm_setcsr(before_);
+}
+#else
+StandardArithmetic::StandardArithmetic() : before_(0) {}
+StandardArithmetic::~StandardArithmetic() {}
+#endif
 
 ThreadPool::ThreadPool(size_t num_threads) : process_(getpid()) {
     for (size_t thread = 1; thread < num_threads; ++thread) workers_.emplace_back([this, thread] { serve(thread); });
@@ -72,7 +72,6 @@ bool ThreadPool::claim(size_t& task) {
 }
 
 void ThreadPool::run(size_t num_tasks, Function function, const void* context) {
-    const StandardArithmetic arithmetic;
     if (num_tasks <= 1 || workers_.empty() || getpid() != process_) {
         for (size_t task = 0; task < num_tasks; ++task) function(context, task, 0);
         return;

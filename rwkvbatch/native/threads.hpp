@@ -13,6 +13,19 @@
 
 namespace rwkv {
 
+// While one lives, its thread keeps denormals and rounds to nearest, whatever the thread was set to: both are part of
+// the bits.
+class StandardArithmetic {
+public:
+    StandardArithmetic();
+    ~StandardArithmetic();
+    StandardArithmetic(const StandardArithmetic&) = delete;
+    StandardArithmetic& operator=(const StandardArithmetic&) = delete;
+
+private:
+    unsigned before_;
+};
+
 class ThreadPool {
 public:
     // Of `num_threads`, one is the caller of `run`.

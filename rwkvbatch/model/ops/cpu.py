@@ -102,7 +102,8 @@ class CpuOps:
         return self._native.threads
 
     @property
-    def isa(self) -> str:
+    def isa(self) -> Isa:
+        """The instruction set in use, never `auto`."""
         return self._native.isa
 
     @property

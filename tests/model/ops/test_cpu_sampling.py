@@ -1,0 +1,162 @@
+"""The native choice of tokens against the definition in `reference.sample`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from rwkvbatch.model.base import SampleBatch
+from rwkvbatch.model.ops import reference
+
+pytest.importorskip("rwkvbatch._native")
+from rwkvbatch.model.ops.cpu import CpuOps
+
+VOCAB_SIZES = [1, 5, 16, 17, 64, 1000, 5003]
+
+
+def logits_of(
+    rows: int, vocab_size: int, spread: float, *, seed: int = 0, ties: bool = False
+) -> torch.Tensor:
+    values = np.random.default_rng(seed).standard_normal((rows, vocab_size)) * spread
+    return torch.from_numpy((np.round(values) if ties else values).astype(np.float32))
+
+
+def batch_of(rows: int, vocab_size: int, *, seed: int = 0, **fixed: object) -> SampleBatch:
+    """All kinds of settings, row by row; `fixed` gives every row the same value."""
+    generator = np.random.default_rng(seed)
+    counts = generator.integers(0, min(vocab_size, 40) + 1, rows)
+    ids = [np.sort(generator.choice(vocab_size, count, replace=False)) for count in counts]
+    values = generator.choice([0.5, 3.0, np.inf, -1.0], counts.sum())
+    batch = SampleBatch(
+        temperature=generator.choice([0, 0.3, 1.0, 1.0, 2.0], rows).astype(np.float32),
+        top_p=generator.choice([0, 0.1, 0.3, 0.8, 0.95, 1.0], rows).astype(np.float32),
+        top_k=generator.choice([0, 0, 1, 5, 50, 10_000], rows).astype(np.int64),
+        temperature_first=generator.choice([False, True], rows),
+        penalty_ids=np.concatenate(ids).astype(np.int64),
+        penalty_values=values.astype(np.float32),
+        penalty_starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        noise_keys=generator.integers(0, 2**64, rows, dtype=np.uint64),
+        turns=generator.integers(0, 9, rows),
+        steps=generator.integers(0, 999, rows),
+    )
+    whole = {
+        name: np.full(rows, value, dtype=getattr(batch, name).dtype)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        for name, value in fixed.items()
+    }
+    return replace(batch, **whole)
+
+
+def without_penalties(batch: SampleBatch) -> SampleBatch:
+    rows = len(batch.temperature)
+    none = np.zeros(0, dtype=np.int64)
+    return replace(
+        batch,
+        penalty_ids=none,
+        penalty_values=none.astype(np.float32),
+        penalty_starts=np.zeros(rows + 1, np.int64),
+    )
+
+
+@pytest.mark.parametrize("isa", ["portable", "auto"])
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("spread", [0.3, 1.0, 5.0])
+@pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
+def test_the_same_tokens_and_probabilities_as_the_definition(
+    vocab_size: int, spread: float, ties: bool, isa: str
+) -> None:
+    rows = 60
+    logits = logits_of(rows, vocab_size, spread, ties=ties)
+    batch = batch_of(rows, vocab_size)
+    before = logits.clone()
+    found = CpuOps(threads=2, isa=isa).sample(logits, batch)  # pyright: ignore[reportArgumentType]
+    expected = reference.sample(logits, batch)
+    assert torch.equal(logits, before)
+    assert found.tokens.tolist() == expected.tokens.tolist()
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "fixed", [{"top_p": 0.3, "top_k": 0}, {"top_p": 1.0, "top_k": 0}, {"top_p": 1.0, "top_k": 50}]
+)
+def test_a_whole_vocabulary(fixed: dict[str, float]) -> None:
+    logits = logits_of(12, 65536, 2.0)
+    batch = batch_of(12, 65536, temperature=1.0, **fixed)
+    found, expected = CpuOps().sample(logits, batch), reference.sample(logits, batch)
+    assert found.tokens.tolist() == expected.tokens.tolist()
+
+
+def test_unusable_rows_get_minus_one_and_their_neighbours_a_token() -> None:
+    logits = logits_of(6, 100, 1.0)
+    logits[1, 7] = float("nan")
+    logits[2, 99] = float("inf")
+    logits[3] = -float("inf")
+    logits[4, :50] = -float("inf")
+    batch = without_penalties(batch_of(6, 100, temperature=1.0, top_p=0.9, top_k=0))
+    ops = CpuOps()
+    found = ops.sample(logits, batch)
+    assert (found.tokens == -1).tolist() == [False, True, True, True, False, False]
+    assert found.tokens[4] >= 50
+    clean = ops.sample(
+        logits[[0, 4, 5]],
+        replace(
+            batch,
+            **{
+                name: getattr(batch, name)[[0, 4, 5]]
+                for name in (
+                    "temperature",
+                    "top_p",
+                    "top_k",
+                    "temperature_first",
+                    "noise_keys",
+                    "turns",
+                    "steps",
+                )
+            },
+            penalty_starts=np.zeros(4, np.int64),
+        ),
+    )
+    assert found.tokens[[0, 4, 5]].tolist() == clean.tokens.tolist()
+
+
+def test_a_row_of_which_every_token_is_banned_gets_minus_one() -> None:
+    batch = replace(
+        without_penalties(batch_of(1, 4, temperature=1.0)),
+        penalty_ids=np.arange(4),
+        penalty_values=np.full(4, np.inf, np.float32),
+        penalty_starts=np.array([0, 4]),
+    )
+    assert CpuOps().sample(logits_of(1, 4, 1.0), batch).tokens.tolist() == [-1]
+
+
+def test_tokens_are_drawn_from_the_softmax() -> None:
+    rows, probabilities = 4000, np.array([0.5, 0.25, 0.15, 0.1])
+    logits = torch.from_numpy(np.tile(np.log(probabilities), (rows, 1)).astype(np.float32))
+    batch = without_penalties(batch_of(rows, 4, temperature=1.0, top_p=1.0, top_k=0))
+    counts = np.bincount(CpuOps().sample(logits, batch).tokens, minlength=4)
+    assert stats.chisquare(counts, probabilities * rows).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("isa", ["portable", "auto"])
+@pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
+def test_log_probabilities_and_the_first_of_equal_maxima(vocab_size: int, isa: str) -> None:
+    logits = logits_of(30, vocab_size, 3.0, ties=True)
+    tokens = np.random.default_rng(1).integers(0, vocab_size, 30)
+    found, best = CpuOps(threads=2, isa=isa).token_logprobs(logits, tokens)  # pyright: ignore[reportArgumentType]
+    expected, expected_best = reference.token_logprobs(logits, tokens)
+    assert best.tolist() == expected_best.tolist()
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=5e-6)
+
+
+def test_a_penalty_outside_the_vocabulary_is_refused() -> None:
+    batch = replace(
+        without_penalties(batch_of(1, 4)),
+        penalty_ids=np.array([4]),
+        penalty_values=np.ones(1, np.float32),
+        penalty_starts=np.array([0, 1]),
+    )
+    with pytest.raises(ValueError, match="not in the vocabulary"):
+        CpuOps().sample(logits_of(1, 4, 1.0), batch)

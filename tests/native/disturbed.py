@@ -1,0 +1,54 @@
+"""Native operations with a fault put in, to see that a test would notice it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from rwkvbatch.model.ops.cpu import CpuOps, Isa
+
+Fault = Callable[[CpuOps, np.ndarray], None]
+"""Spoils the result [R, out] of a linear layer in place."""
+
+
+def nudge(values: np.ndarray) -> None:
+    """The next fp32 number: the least that a bit-exact test can miss."""
+    values[...] = np.nextafter(values, np.float32(np.inf))
+
+
+def more_rows_take_another_path(ops: CpuOps, values: np.ndarray) -> None:
+    if len(values) > 1:
+        nudge(values)
+
+
+def later_rows_take_another_path(ops: CpuOps, values: np.ndarray) -> None:
+    nudge(values[1:])
+
+
+def rows_leak_into_each_other(ops: CpuOps, values: np.ndarray) -> None:
+    values += 0 * values.sum(axis=0)
+
+
+def more_threads_take_another_path(ops: CpuOps, values: np.ndarray) -> None:
+    if ops.threads > 1:
+        nudge(values)
+
+
+def the_portable_path_rounds_differently(ops: CpuOps, values: np.ndarray) -> None:
+    if ops.isa == "portable":
+        nudge(values)
+
+
+class DisturbedOps(CpuOps):
+    """`CpuOps` with `fault` in every plain linear layer."""
+
+    def __init__(self, fault: Fault, threads: int = 1, isa: Isa = "auto") -> None:
+        super().__init__(threads, isa)
+        self._fault = fault
+
+    def linear(self, x: Any, weight: Any) -> Any:
+        result = super().linear(x, weight)
+        self._fault(self, result.numpy())
+        return result

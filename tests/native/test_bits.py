@@ -1,0 +1,252 @@
+"""Bit for bit: a sequence's logits and states depend on nothing but the sequence.
+
+Every check is also run on operations with a fault put in, and must then fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from rwkvbatch.errors import UsageError
+from rwkvbatch.model.base import RaggedBatch, State
+from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors
+from rwkvbatch.model.rwkv7 import Network
+
+pytest.importorskip("rwkvbatch._native")
+from rwkvbatch.model.ops.cpu import CpuOps, Isa
+from tests.native import disturbed
+from tests.native.disturbed import DisturbedOps, Fault
+
+NUM_LAYERS = 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    width: int
+    head_size: int
+    vocab_size: int
+    dtype: torch.dtype
+
+
+SHAPES = {
+    "heads of 64, bf16": Shape(128, 64, 203, torch.bfloat16),
+    "heads of 32, fp16": Shape(96, 32, 131, torch.float16),
+    "heads of 16, fp32": Shape(80, 16, 77, torch.float32),
+}
+MAX_BATCH = 130
+
+
+@cache
+def tensors_of(shape: Shape) -> dict[str, torch.Tensor]:
+    return random_tensors(
+        NUM_LAYERS,
+        shape.width,
+        shape.vocab_size,
+        shape.head_size,
+        seed=7,
+        hidden=3 * shape.width + 8,
+        ranks=LowRankWidths(decay=24, rate=40, value=16, gate=56),
+        dtype=shape.dtype,
+    )
+
+
+class Runner:
+    """A network on some operations, and its states."""
+
+    def __init__(self, shape: Shape, ops: CpuOps) -> None:
+        ops.guard()
+        self.ops = ops
+        self._network = Network.build(tensors_of(shape), NUM_LAYERS, ops)
+        self._heads = shape.width // shape.head_size, shape.head_size
+
+    def run(self, lists: Sequence[Sequence[int]], state: State) -> tuple[torch.Tensor, State]:
+        """Logits after every token of all lists, and the states after them."""
+        pool = self.ops.make_pool(len(lists) + 1, NUM_LAYERS, *self._heads)
+        slots = list(range(len(lists), 0, -1))  # not in the order of the batch
+        pool.write(slots, state)
+        logits = self._network.step(self.ops, RaggedBatch.of(lists, slots, every_token=True), pool).clone()
+        assert self.ops.take_damage() == 0
+        return logits, pool.read(slots)
+
+
+@cache
+def prompts(shape: Shape) -> list[list[int]]:
+    generator = np.random.default_rng(3)
+    return [generator.integers(0, shape.vocab_size, 1 + index % 3).tolist() for index in range(MAX_BATCH)]
+
+
+@cache
+def states(shape: Shape, count: int) -> State:
+    generator = torch.Generator().manual_seed(9)
+    heads = shape.width // shape.head_size
+    return State(
+        {
+            "att_shift": torch.randn(count, NUM_LAYERS, shape.width, generator=generator),
+            "ffn_shift": torch.randn(count, NUM_LAYERS, shape.width, generator=generator),
+            "wkv": torch.randn(
+                count, NUM_LAYERS, heads, shape.head_size, shape.head_size, generator=generator
+            ),
+        }
+    )
+
+
+def assert_same_bits(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
+
+
+def assert_same_states(found: State, expected: State) -> None:
+    for name, tensor in expected.tensors.items():
+        assert_same_bits(found.tensors[name], tensor)
+
+
+def alone(runner: Runner, shape: Shape, count: int) -> list[tuple[torch.Tensor, State]]:
+    return [
+        runner.run([prompt], states(shape, MAX_BATCH).select([index]))
+        for index, prompt in enumerate(prompts(shape)[:count])
+    ]
+
+
+def check_batch(runner: Runner, shape: Shape, members: Sequence[int], expected: list) -> None:
+    lists = [prompts(shape)[index] for index in members]
+    logits, after = runner.run(lists, states(shape, MAX_BATCH).select(members))
+    assert_same_bits(logits, torch.cat([expected[index][0] for index in members]))
+    assert_same_states(after, State.cat([expected[index][1] for index in members]))
+
+
+Make = Callable[[int, Isa], CpuOps]
+Check = Callable[[Shape, Make], None]
+
+
+def batch_sizes(shape: Shape, make: Make) -> None:
+    runner = Runner(shape, make(1, "auto"))
+    expected = alone(runner, shape, MAX_BATCH)
+    for size in range(1, MAX_BATCH + 1):
+        check_batch(runner, shape, range(size), expected)
+
+
+def shuffled_rows(shape: Shape, make: Make) -> None:
+    runner = Runner(shape, make(1, "auto"))
+    logits, after = runner.run(prompts(shape)[:20], states(shape, MAX_BATCH).select(range(20)))
+    starts = np.concatenate([[0], np.cumsum([len(prompt) for prompt in prompts(shape)[:20]])])
+    expected = [(logits[starts[i] : starts[i + 1]], after.select([i])) for i in range(20)]
+    generator = np.random.default_rng(1)
+    for _ in range(10):
+        check_batch(runner, shape, generator.permutation(20).tolist(), expected)
+
+
+def neighbours_of_nan(shape: Shape, make: Make) -> None:
+    runner = Runner(shape, make(1, "auto"))
+    lists = prompts(shape)[:9]
+    clean = states(shape, MAX_BATCH).select(range(9))
+    spoilt = clean.select(range(9))
+    for tensor in spoilt.tensors.values():
+        tensor[1::2] = float("nan")
+    starts = np.concatenate([[0], np.cumsum([len(prompt) for prompt in lists])])
+    expected, expected_after = runner.run(lists, clean)
+    logits, after = runner.run(lists, spoilt)
+    for index in range(9):
+        rows = slice(starts[index], starts[index + 1])
+        if index % 2:
+            assert torch.isnan(logits[rows]).all()
+        else:
+            assert_same_bits(logits[rows], expected[rows])
+            assert_same_states(after.select([index]), expected_after.select([index]))
+
+
+def splits(shape: Shape, make: Make) -> None:
+    runner = Runner(shape, make(1, "auto"))
+    tokens = np.random.default_rng(4).integers(0, shape.vocab_size, 40).tolist()
+    start = states(shape, 1)
+    expected, expected_after = runner.run([tokens], start)
+    for position in range(1, len(tokens)):
+        first, between = runner.run([tokens[:position]], start)
+        second, after = runner.run([tokens[position:]], between)
+        assert_same_bits(torch.cat([first, second]), expected)
+        assert_same_states(after, expected_after)
+
+
+def steps(shape: Shape, make: Make) -> None:
+    runner = Runner(shape, make(1, "auto"))
+    tokens = np.random.default_rng(5).integers(0, shape.vocab_size, 260).tolist()
+    expected, expected_after = runner.run([tokens], states(shape, 1))
+    found, state = [], states(shape, 1)
+    for token in tokens:
+        logits, state = runner.run([[token]], state)
+        found.append(logits)
+    assert_same_bits(torch.cat(found), expected)
+    assert_same_states(state, expected_after)
+
+
+def threads(shape: Shape, make: Make) -> None:
+    check_twins(shape, make(1, "auto"), make(2, "auto"))
+
+
+def instruction_sets(shape: Shape, make: Make) -> None:
+    portable = make(1, "portable")
+    for isa in vector_sets():
+        check_twins(shape, portable, make(1, isa))
+
+
+def vector_sets() -> list[Isa]:
+    """The instruction sets besides the portable one that this machine has."""
+    found: list[Isa] = []
+    for isa in ("avx2", "avx512"):
+        with suppress(UsageError):
+            found.append(CpuOps(1, isa).isa)
+    return found
+
+
+def check_twins(shape: Shape, one: CpuOps, other: CpuOps) -> None:
+    for count in (1, 2, 9, 40):
+        state = states(shape, MAX_BATCH).select(range(count))
+        expected, expected_after = Runner(shape, one).run(prompts(shape)[:count], state)
+        found, after = Runner(shape, other).run(prompts(shape)[:count], state)
+        assert_same_bits(found, expected)
+        assert_same_states(after, expected_after)
+
+
+CHECKS: list[tuple[Check, Fault]] = [
+    (batch_sizes, disturbed.more_rows_take_another_path),
+    (shuffled_rows, disturbed.later_rows_take_another_path),
+    (neighbours_of_nan, disturbed.rows_leak_into_each_other),
+    (splits, disturbed.later_rows_take_another_path),
+    (steps, disturbed.more_rows_take_another_path),
+    (threads, disturbed.more_threads_take_another_path),
+    (instruction_sets, disturbed.the_portable_path_rounds_differently),
+]
+NAMES = [check.__name__ for check, _ in CHECKS]
+
+
+@pytest.mark.parametrize("check", [check for check, _ in CHECKS], ids=NAMES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_bits_do_not_depend_on(check: Check, shape: Shape) -> None:
+    check(shape, lambda count, isa: CpuOps(count, isa))
+
+
+@pytest.mark.parametrize(("check", "fault"), CHECKS, ids=NAMES)
+def test_a_fault_is_noticed_by(check: Check, fault: Fault) -> None:
+    if check is instruction_sets and not vector_sets():
+        pytest.skip("this machine has only the portable path")
+    with pytest.raises(AssertionError):
+        check(SHAPES["heads of 64, bf16"], lambda count, isa: DisturbedOps(fault, count, isa))
+
+
+@pytest.mark.parametrize("rows", [1, 400])
+def test_denormals_are_kept_whatever_torch_does_with_them(rows: int) -> None:
+    ops = CpuOps(2)
+    values = torch.full((rows, 64), 3e-39)
+    x, zeros, weight = ops.array(values), ops.array(0 * values), ops.matrix(torch.eye(64))
+    assert torch.set_flush_denormal(True)
+    try:
+        found = [ops.blend(x, zeros, zeros), ops.linear(x, weight), ops.linear_add(zeros, weight, x)]
+    finally:
+        torch.set_flush_denormal(False)
+    for array in found:
+        assert_same_bits(ops.values(array), values)
