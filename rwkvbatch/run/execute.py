@@ -35,7 +35,7 @@ class ModelShop(Protocol):
     """Where a plan's models come from; `Workshop` is the real one."""
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]: ...
-    def tokenizer(self, setup: Setup) -> Tokenizer: ...
+    def tokenizer(self, spec: Any) -> Tokenizer: ...
     def desk(self, setup: Setup, plan: Plan) -> Desk: ...
     def engine(self, setup: Setup, plan: Plan, batch: int) -> TurnEngine: ...
 
@@ -103,7 +103,7 @@ def execute(plan: Plan, shop: ModelShop, options: RunOptions) -> RunResult:
     try:
         setups = setups_of(plan)
         specs = shop.specs(setups)
-        identity = make_identity(plan, specs, shop.tokenizer(setups[0]))
+        identity = make_identity(plan, specs, shop.tokenizer)
         directory.claim(identity, make_about(plan, specs, list(options.scripts), options.command))
         if options.skipped:
             directory.keep_skipped(line.raw for line in options.skipped)

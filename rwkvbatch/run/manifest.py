@@ -11,7 +11,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -38,7 +38,9 @@ _FILES_OF_A_CELL = ("model", "strategy", "backend", "state", "template", "prelud
 _MAX_SHOWN = 12
 
 
-def make_identity(plan: Plan, specs: Mapping[Setup, ModelSpec], tokenizer: Tokenizer) -> dict[str, Any]:
+def make_identity(
+    plan: Plan, specs: Mapping[Setup, ModelSpec], tokenizer_of: Callable[[ModelSpec], Tokenizer]
+) -> dict[str, Any]:
     """All that the rows of `plan` depend on, as JSON values.
 
     Raises:
@@ -52,7 +54,6 @@ def make_identity(plan: Plan, specs: Mapping[Setup, ModelSpec], tokenizer: Token
             "sha256": hashlib.sha256("".join(c.sha256 for c in plan.conversations).encode()).hexdigest(),
             "conversations": len(plan.conversations),
         },
-        "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256},
         "seed": settings.seed,
         "repeats": settings.repeats,
         "max_repeats": settings.max_repeats,
@@ -61,7 +62,7 @@ def make_identity(plan: Plan, specs: Mapping[Setup, ModelSpec], tokenizer: Token
         # These take the place of a conversation's own params.
         "given_for_all": sorted(plan.explicit & {"seed", *Sampling.model_fields, *Stopping.model_fields}),
         "cells": {
-            cell.name: _cell_identity(cell_settings, spec_of[number])
+            cell.name: _cell_identity(cell_settings, spec_of[number], tokenizer_of(spec_of[number]))
             for number, (cell, cell_settings) in enumerate(zip(plan.cells, plan.cell_settings, strict=True))
         },
     }
@@ -179,7 +180,7 @@ def command_line() -> str:
     return shlex.join(["rwkvbatch", *sys.argv[1:]])
 
 
-def _cell_identity(settings: CellSettings, spec: ModelSpec) -> dict[str, Any]:
+def _cell_identity(settings: CellSettings, spec: ModelSpec, tokenizer: Tokenizer) -> dict[str, Any]:
     values = {
         key: value
         for key, value in settings.model_dump(mode="json").items()
@@ -194,6 +195,7 @@ def _cell_identity(settings: CellSettings, spec: ModelSpec) -> dict[str, Any]:
         "dtype": spec.dtype,
         "backend": spec.backend,
         "device": spec.device.partition(":")[0],
+        "tokenizer_sha256": tokenizer.sha256,
         "state_sha256": None if state is None else sha256_of_file(state, "--state"),
         "template_sha256": None if template is None else sha256_of_file(template, "--template"),
         "prelude_sha256": text_sha256(settings),

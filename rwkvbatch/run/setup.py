@@ -83,8 +83,9 @@ class Workshop:
             self._loaded = (key, model)
         return self._loaded[1]
 
-    def tokenizer(self, setup: Setup) -> Tokenizer:
-        return world_tokenizer(self.model(setup).spec.vocab_size)
+    def tokenizer(self, spec: ModelSpec) -> Tokenizer:
+        """The tokenizer of a model."""
+        return world_tokenizer(spec.vocab_size)
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, ModelSpec]:
         """What every setup's model is. The first setup's is in memory afterwards."""
@@ -92,7 +93,9 @@ class Workshop:
 
     def desk(self, setup: Setup, plan: Plan) -> Desk:
         """What the dialogues of a setup share. State files have the roots 1, 2, ... in the order of the cells."""
-        return Desk(self.tokenizer(setup), self._roots(setup, plan), self._settings.max_prompt_tokens)
+        return Desk(
+            self.tokenizer(self.model(setup).spec), self._roots(setup, plan), self._settings.max_prompt_tokens
+        )
 
     def engine(self, setup: Setup, plan: Plan, batch: int) -> TurnEngine:
         """An engine for `batch` replies at once, with the initial states of the setup's cells."""
@@ -102,7 +105,7 @@ class Workshop:
         model = self.model(setup)
         memory = self._settings.state_memory
         options: dict[str, Any] = {} if memory is None else {"state_memory": memory}
-        engine = Engine(model, tokenizer=self.tokenizer(setup), max_batch=batch, **options)
+        engine = Engine(model, tokenizer=self.tokenizer(model.spec), max_batch=batch, **options)
         for path, number in self._roots(setup, plan).items():
             if engine.add_root(load_state(path, model.spec)) != number:
                 raise UsageError(f"--state {path}: the engine has other initial states already")

@@ -143,7 +143,7 @@ class FakeShop:
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
         return dict.fromkeys(setups, self.spec)
 
-    def tokenizer(self, setup: Setup) -> Any:
+    def tokenizer(self, spec: FakeSpec) -> Any:
         return ByteTokenizer()
 
     def desk(self, setup: Setup, plan: Plan) -> Desk:

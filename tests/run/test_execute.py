@@ -235,6 +235,20 @@ class TestContinuing:
 
 
 class TestFailedRows:
+    def test_a_run_killed_between_a_failed_row_and_those_it_cuts_off_is_completed(
+        self, tmp_path: Path
+    ) -> None:
+        broken = make_conversation("broken", 3, checks=[Check("mine", 1, Raises())])
+        plan = make_plan(conversations=[broken], cells=[Cell("base", {})])
+        run(tmp_path / "run", plan)
+        whole = results(tmp_path / "run")
+        first = whole[: whole.index(b"\n") + 1]
+        (tmp_path / "run" / "results.jsonl").write_bytes(first)
+        shop = FakeShop()
+        assert run(tmp_path / "run", plan, shop).summary.complete
+        assert shop.num_generated == 0
+        assert results(tmp_path / "run") == whole
+
     def test_a_check_that_raises_ends_its_dialogue_and_the_run_goes_on(self, tmp_path: Path) -> None:
         broken = make_conversation("broken", 3, checks=[Check("mine", 1, Raises())])
         plan = make_plan(conversations=[broken, make_conversation("fine", 2)], cells=[Cell("base", {})])

@@ -11,6 +11,7 @@ import rwkvbatch
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.run.grid import make_cells
+from rwkvbatch.run.manifest import read_manifest
 from rwkvbatch.run.setup import setups_of
 from tests.run.fakes import make_conversation, make_plan
 
@@ -53,6 +54,23 @@ def test_several_models_are_a_dimension_and_give_what_each_gives_alone(models: P
     assert swept["model=one"] == replies(script, model=names[0], temperature=0.7)["base"]
     assert swept["model=two"] == replies(script, model=names[1], temperature=0.7)["base"]
     assert swept["model=one"] != swept["model=two"]
+
+
+def test_a_directory_of_several_models_is_continued(models: Path, script: Path, tmp_path: Path) -> None:
+    torch.save(random_tensors(1, 64, vocab_size=400, seed=5), models / "wider.pth")
+    names = [str(models / "one"), str(models / "wider")]
+    steps = iter(range(100))
+    first = rwkvbatch.run(
+        script, model=names, max_tokens=6, out=tmp_path / "out", should_stop=lambda: next(steps) > 9
+    )
+    assert first.interrupted
+    second = rwkvbatch.run(script, model=names, max_tokens=6, out=tmp_path / "out")
+    assert [row.reply_ids for row in second.rows()] == [
+        row.reply_ids for row in rwkvbatch.run(script, model=names, max_tokens=6).rows()
+    ]
+    cells = read_manifest(tmp_path / "out")["identity"]["cells"]  # type: ignore[index]
+    assert cells["model=one"]["tokenizer_sha256"] != cells["model=wider"]["tokenizer_sha256"]
+    assert cells["model=one"]["weights_sha256"] != cells["model=wider"]["weights_sha256"]
 
 
 def test_an_initial_state_changes_replies_and_cells_with_and_without_one_can_be_swept(
