@@ -22,7 +22,7 @@ from tools.demo.network import Network, Shape, parameter_count
 class Recipe:
     """Everything that decides the trained weights, besides the corpus and the network's shape."""
 
-    steps: int = 3000
+    steps: int = 2000
     warmup_steps: int = 40
     decay_share: float = 0.5
     learning_rate: float = 2e-3

@@ -1,0 +1,62 @@
+"""Coverage-guided fuzzing of gate expressions: `python -m tools.fuzz.fuzz_gates [SECONDS] [FOLDER]`.
+
+Every text must be a gate that can be judged, or end in a `UsageError` that names the option.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import atheris  # pyright: ignore[reportMissingImports]
+
+with atheris.instrument_imports(  # pyright: ignore[reportAttributeAccessIssue]
+    include=["rwkvbatch.compare.gates"]
+):
+    import numpy as np
+
+    from rwkvbatch.compare.gates.judging import Column, GateScope, judge
+    from rwkvbatch.compare.gates.parser import parse_gate
+    from rwkvbatch.compare.metrics import TURN_METRICS
+    from rwkvbatch.errors import UsageError
+    from tools.fuzz.fuzzing import fuzz
+
+_SEEDS = (
+    "score < baseline - 0.02 significantly",
+    "p95(first_token_s) > 2 * baseline",
+    "mean(num_tokens) / (1 + .5e1) >= -baseline.num_tokens",
+    "median(baseline.score) <= max(score) * 3.",
+    "pass_at_3 < all_10",
+    "min(nll) > --1",
+)
+_VALUES = {True: np.array([0.0, 1.0, np.nan, -2.5]), False: np.array([1.0, np.nan, np.nan, 0.25])}
+
+
+def _column(metric: str, of_baseline: bool) -> Column:
+    del metric
+    return Column(_VALUES[of_baseline], np.array([0, 0, 1, 2]))
+
+
+def judge_one(data: bytes) -> None:
+    """Parse, and judge what could be parsed, with and without a baseline."""
+    text = data.decode("utf-8", "surrogateescape")
+    try:
+        gate = parse_gate(text)
+        for baseline in ("base", None):
+            for result in judge([gate], [GateScope("variant", baseline, _column)]):
+                if text.strip() not in result.line:
+                    raise AssertionError("the line does not name the gate")
+    except UsageError as error:
+        if "--fail-if" not in str(error):
+            raise AssertionError("the message does not name the option") from error
+
+
+def main() -> None:
+    """Fuzz; see `fuzz`."""
+    words = [metric.name for metric in TURN_METRICS]
+    words += ["baseline", "baseline.", "significantly", "mean(", "median(", "p99(", "pass_at_", "all_", "1e9", ")"]
+    seeds = {f"seed-{number}": text.encode() for number, text in enumerate(_SEEDS)}
+    fuzz(judge_one, seeds, max_bytes=600, words=tuple(words))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
