@@ -201,6 +201,8 @@ def read_toml(path: Path, option: str) -> dict[str, Any]:
 
 
 def _checked(key: str, value: Any, shown: str) -> Any:
+    if key in _LISTS and isinstance(value, (str, int)):
+        value = [value]
     try:
         return getattr(RunSettings.model_validate({key: value}), key)
     except ValidationError as error:

@@ -45,6 +45,10 @@ class TestLayers:
     def test_memory_is_given_in_bytes_or_with_a_unit(self, text: str, size: int) -> None:
         assert layer_settings({"state_memory": text}).settings.state_memory == size
 
+    def test_one_value_will_do_where_several_may_stand(self, tmp_path: Path) -> None:
+        settings = layer_settings({"ban": 0}, config=config_file(tmp_path, 'stop = "a,b"\n')).settings
+        assert (settings.ban, settings.stop) == ((0,), ("a,b",))
+
 
 class TestErrors:
     def test_an_unknown_key_names_the_file_and_close_ones(self, tmp_path: Path) -> None:

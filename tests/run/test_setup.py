@@ -73,6 +73,30 @@ def test_a_directory_of_several_models_is_continued(models: Path, script: Path, 
     assert cells["model=one"]["weights_sha256"] != cells["model=wider"]["weights_sha256"]
 
 
+def test_a_run_of_the_bundled_model_that_was_interrupted_ends_with_the_same_rows(tmp_path: Path) -> None:
+    demo = Path(__file__).parent.parent.parent / "datasets" / "demo.jsonl"
+    settings = {"limit": 4, "max_tokens": 12, "top_p": 0.9, "temperature": [0.5, 1.0]}
+    whole = list(rwkvbatch.run(demo, **settings).rows())
+    parts = tmp_path / "parts"
+    for batch_size in (2, 5, 3):
+        steps = iter(range(1000))
+        rwkvbatch.run(
+            demo, out=parts, batch_size=batch_size, should_stop=lambda s=steps: next(s) > 40, **settings
+        )
+    resumed = list(rwkvbatch.run(demo, out=parts, **settings).rows())
+    assert any(row.reference for row in whole)
+    for one, other in zip(whole, resumed, strict=True):
+        assert one.key == other.key
+        assert (one.reply, one.reply_ids, one.finish, one.checks) == (
+            other.reply,
+            other.reply_ids,
+            other.finish,
+            other.checks,
+        )
+        # To the last bit on the native kernels; the reference operations round with the batch.
+        assert one.logprob.sum == pytest.approx(other.logprob.sum, abs=1e-3)
+
+
 def test_an_initial_state_changes_replies_and_cells_with_and_without_one_can_be_swept(
     models: Path, script: Path, tmp_path: Path
 ) -> None:
