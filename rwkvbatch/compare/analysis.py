@@ -100,11 +100,7 @@ def analyse(
     notes.extend(check_pairs(pairs, runs))
     for side_by_side in matched:
         notes.extend(_matching_notes(side_by_side))
-    if matched and not any(len(side_by_side.rows) for side_by_side in matched):
-        raise RunMismatchError(
-            "the runs have no (conversation, turn, repeat) in common",
-            hint="were they runs of the same script?",
-        )
+    _check_common(variants, matched, gates)
     compared = [side_by_side for side_by_side in matched if len(side_by_side.rows)]
     comparisons = compare_pairs(compared, by=by, ks=ks, metrics=metrics)
     scopes = [_pair_scope(side_by_side) for side_by_side in compared] or [_lone_scope(variants[0], table)]
@@ -112,6 +108,18 @@ def analyse(
         tuple(runs), tuple(variants), tuple(pairs), tuple(compared), tuple(comparisons),
         tuple(judge(gates, scopes)), tuple(dict.fromkeys(notes)), table,
     )  # fmt: skip
+
+
+def _check_common(variants: Sequence[Variant], matched: Sequence[MatchedRows], gates: Sequence[Gate]) -> None:
+    """Raise where there is nothing to say, or where a gate would pass for lack of anything to judge."""
+    empty = [side_by_side for side_by_side in matched if not len(side_by_side.rows)]
+    nothing = len(empty) == len(matched) and len(variants) > 1
+    if nothing or (gates and empty):
+        who = f"{empty[0].pair.variant.label} and {empty[0].pair.baseline.label}" if empty else "the runs"
+        raise RunMismatchError(
+            f"{who} have no (conversation, turn, repeat) in common",
+            hint="were they runs of the same script, with cells of the same names? --baseline takes a run or a cell",
+        )
 
 
 def _check_names(metrics: Sequence[str] | None) -> None:

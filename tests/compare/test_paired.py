@@ -196,6 +196,22 @@ def test_runs_with_nothing_in_common_are_an_error(tmp_path: Path) -> None:
         analyse([str(tmp_path / "a"), str(tmp_path / "b")])
 
 
+def test_sweeps_without_a_common_cell_are_an_error(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", cells=("t=1", "t=2"))
+    b = make_run(tmp_path / "b", cells=("t=3", "t=4"))
+    with pytest.raises(RunMismatchError, match="in common"):
+        analyse([str(a), str(b)])
+
+
+def test_a_gate_does_not_pass_because_a_run_has_nothing_to_judge(tmp_path: Path) -> None:
+    for name, conversation in {"a": "x", "b": "x", "c": "y"}.items():
+        write_run(tmp_path / name, [make_row(conversation)], manifest={})
+    paths = [str(tmp_path / name) for name in "abc"]
+    assert len(analyse(paths).matched) == 1
+    with pytest.raises(RunMismatchError, match="c and a have no"):
+        analyse(paths, fail_if=["score < baseline"])
+
+
 def test_an_unknown_metric_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="score, passed, nll"):
         analyse([str(make_run(tmp_path / "a"))], metrics=["bleu"])
