@@ -294,6 +294,8 @@ def _run(
             f"interrupted; {result.progress.rows_done} of {result.progress.rows_total} rows are safe. To go on:"
         )
         say(f"  {continue_command(sys.argv[1:], directory)}")
+        if "-" in scripts:
+            say("  with the same standard input")
         raise typer.Exit(128 + stop.signal_number)
     return result
 

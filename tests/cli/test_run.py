@@ -100,6 +100,39 @@ def test_a_failed_check_is_exit_code_1(tmp_path: Path) -> None:
     assert invoke(["run", str(script), "-o", str(tmp_path / "out"), "-q", "--max-tokens", "4"]) == 1
 
 
+def test_too_many_failed_rows_end_the_run_with_exit_code_1(
+    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "run",
+        str(script),
+        "-o",
+        str(tmp_path / "out"),
+        "--max-prompt-tokens",
+        "3",
+        "--max-tokens",
+        "2",
+    ]
+    assert invoke([*arguments, "--max-failures", "0"]) == 1
+    assert "--max-failures allows 0" in capsys.readouterr().err
+    assert invoke(arguments) == 1
+    assert "rows failed; --retry-errors runs them again" in capsys.readouterr().err
+
+
+def test_standard_input_is_a_script(script: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-m", "rwkvbatch", "run", "-", "-o", str(out), "--max-tokens", "2", "--quiet"],
+        input=script.read_bytes(),
+        cwd=ROOT,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert {row.conversation for row in read_rows(out)} == {"names", "sum"}
+
+
 def test_the_same_command_again_has_nothing_to_do(
     script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

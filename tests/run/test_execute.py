@@ -185,6 +185,14 @@ class TestContinuing:
         with pytest.raises(RunMismatchError, match="weights_sha256"):
             run(tmp_path / "run", shop=FakeShop(FakeSpec(weights_sha256="0" * 64)))
 
+    def test_a_run_begun_under_other_rules_of_generation_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run(tmp_path / "run")
+        monkeypatch.setattr("rwkvbatch.run.manifest.GENERATION_RULES", 99)
+        with pytest.raises(RunMismatchError, match="generation_rules: there 1, now 99"):
+            run(tmp_path / "run")
+
     @pytest.mark.parametrize("change", [{"batch_size": 1}, {"threads": 1}, {"max_failures": 3}])
     def test_settings_that_change_no_reply_may_differ(self, tmp_path: Path, change: dict[str, Any]) -> None:
         run(tmp_path / "run", should_stop=StopAfter(3))
