@@ -114,21 +114,12 @@ def test_every_command_answers(shared: Terminal, command: str, expected: str) ->
     assert expected in " ".join(" ".join(after(shared, command)).split())
 
 
-def test_files_are_written_and_read(shared: Terminal, directory: Path) -> None:
-    shared.say("remember")
-    for name, command in (("s.json", "/save"), ("e.jsonl", "/export"), ("st.safetensors", "/state save")):
-        assert "rror" not in " ".join(after(shared, f"{command} {directory / name}"))
-        assert stat.S_IMODE((directory / name).stat().st_mode) == 0o600
-    assert "loaded" in " ".join(after(shared, f"/load {directory / 's.json'}"))
-    assert "other model" not in " ".join(after(shared, "/model other.pth"))
-    assert after(shared, "hello") == ["other: hello"]
-
-
 def test_completion_of_commands_and_values(shared: Terminal) -> None:
-    shared.send("/pre\t")
-    shared.wait_for("/preset")
-    shared.send(" gre\t")
-    shared.wait_for("/preset greedy")
+    for typed, offered, whole in (("/pre", "/preset NAME", "/preset"), (" gre", "  greedy", "/preset greedy")):
+        shared.send(typed)
+        shared.wait(lambda offered=offered: any(offered in line for line in shared.screen.display[-8:]), offered)
+        shared.send("\t")
+        shared.wait(lambda whole=whole: f"› {whole}" in shared.lines, whole)
     shared.send("\r")
     shared.wait_for_prompt()
 
@@ -154,15 +145,26 @@ def test_the_history_is_searched_and_kept_for_its_owner(shared: Terminal, direct
     shared.say("a rare word: xylophone")
     shared.say("something else")
     shared.send("\x12xylo")
-    shared.wait_for("reverse")
+    shared.wait_for("I-search backward")
     shared.send("\r")
-    shared.wait(lambda: shared.text.count("a rare word: xylophone") >= 3, "the line found")
+    shared.wait(lambda: "I-search" not in shared.text, "the end of the search")
     shared.send("\r")
+    shared.wait(lambda: shared.text.count("You said: a rare word: xylophone") == 2, "the line found")
     shared.wait_for_prompt()
     path = directory / "history"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert "xylophone" in path.read_text()
     assert stat.S_IMODE((directory / "transcript.jsonl").stat().st_mode) == 0o600
+
+
+def test_files_are_written_and_read(shared: Terminal, directory: Path) -> None:
+    shared.say("remember")
+    for name, command in (("s.json", "/save"), ("e.jsonl", "/export"), ("st.safetensors", "/state save")):
+        assert "rror" not in " ".join(after(shared, f"{command} {directory / name}"))
+        assert stat.S_IMODE((directory / name).stat().st_mode) == 0o600
+    assert "loaded" in " ".join(after(shared, f"/load {directory / 's.json'}"))
+    assert "other model" not in " ".join(after(shared, "/model other.pth"))
+    assert after(shared, "hello") == ["other: hello"]
 
 
 def test_the_editor_changes_the_last_message(tmp_path: Path) -> None:
@@ -211,7 +213,7 @@ def test_a_resize_during_a_reply_loses_nothing(tmp_path: Path) -> None:
     with start(tmp_path, 0.003, columns=80, rows=24) as terminal:
         terminal.send("long\r")
         terminal.wait_for("line 5 of")
-        terminal.resize(50, 15)
+        terminal.resize(50, 24)
         terminal.wait_for("line 59 of a long reply")
         terminal.wait_for_prompt()
         words = " ".join(terminal.text.split())
