@@ -132,10 +132,6 @@ def test_a_very_long_expression_is_refused() -> None:
         parse_gate("(" * 600 + "score" + ")" * 600 + " < 1")
 
 
-def test_deep_nesting_within_the_limit_is_read() -> None:
-    parse_gate("(" * 240 + "score" + ")" * 240 + " < 1")
-
-
 @given(st.text(max_size=60))
 def test_any_text_is_a_gate_or_a_usage_error(text: str) -> None:
     with suppress(UsageError):
@@ -166,3 +162,38 @@ def test_significance_of_what_has_no_paired_test_is_an_error(text: str) -> None:
 
 def test_the_line_of_a_gate_says_what_was_found() -> None:
     assert outcome("score < 0.8", {"score": [0.5]}).line == "FAILED: score < 0.8 [new: 0.5 < 0.8]"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("(" * 499, id="open parentheses"),
+        pytest.param("score < " + "(" * 240 + "1" + ")" * 240, id="balanced parentheses"),
+        pytest.param("score < " + "-" * 490 + "1", id="signs"),
+        pytest.param("score < " + "-(" * 100 + "1" + ")" * 100, id="both"),
+    ],
+)
+def test_nesting_has_a_limit(text: str) -> None:
+    with pytest.raises(UsageError, match="nested more than 50 deep"):
+        parse_gate(text)
+
+
+def test_nesting_up_to_the_limit_and_long_sums_are_judged() -> None:
+    nested = "score < " + "(" * 50 + "1" + ")" * 50 + " + (" + "-" * 49 + "1)"
+    assert outcome(nested, {"score": [-0.5]}).failed
+    assert outcome("score < baseline" + "+1" * 240, {"score": [-0.5]}, {"score": [0.0]}).right == 240
+
+
+@pytest.mark.parametrize("number", ["1e999", "9" * 400, "٣", "1_000"])
+def test_only_plain_numbers_in_range_are_numbers(number: str) -> None:
+    with pytest.raises(UsageError, match="--fail-if"):
+        parse_gate(f"score < {number}")
+
+
+def test_a_gate_that_gives_no_number_is_an_error_and_not_a_pass() -> None:
+    with pytest.raises(UsageError, match="gives no number"):
+        outcome("score < 1e308 * 10 - 1e308 * 10", {"score": [0.0]})
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite() -> None:
+    assert outcome("perplexity > 10", {"perplexity": [800.0]}).failed

@@ -68,9 +68,8 @@ def judge(gates: Sequence[Gate], scopes: Sequence[GateScope], *, alpha: float = 
     """Every gate on every scope. Those that ask for significance are Holm-corrected together.
 
     Raises:
-        UsageError: a gate names a baseline where there is none, or a metric that no row has, divides by zero,
-        or
-            asks for significance of what has no paired test (percentiles, products of metrics).
+        UsageError: a gate names a baseline where there is none, or a metric that no row has, divides by zero, gives
+            no number, or asks for significance of what has no paired test (percentiles, products of metrics).
     """
     results = [_judge(gate, scope) for gate in gates for scope in scopes]
     adjusted = holm([result.p_holm for result in results]) if results else np.array([])
@@ -88,6 +87,11 @@ def _judge(gate: Gate, scope: GateScope) -> GateResult:
             hint="give a second run or cell, or compare with a number: --fail-if 'score < 0.8'",
         )
     left, right = _number(gate.left, gate, scope), _number(gate.right, gate, scope)
+    if math.isnan(left) or math.isnan(right):
+        # Every comparison with NaN is false, so that the gate could never fail.
+        raise UsageError(
+            f"--fail-if {gate.text!r} gives no number on {scope.label}: its values are too large"
+        )
     p = _paired_p(gate, scope) if gate.significantly else math.nan
     return GateResult(gate, scope.label, _holds(gate, left, right), left, right, p)
 
@@ -148,7 +152,14 @@ def _statistic(value: Value, gate: Gate, scope: GateScope) -> float:
             result = float(known.max())
         case percentile:
             result = float(np.percentile(known, float(percentile[1:])))
-    return math.exp(result) if value.metric in _EXPONENTIAL else result
+    return _exp(result) if value.metric in _EXPONENTIAL else result
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def _paired_p(gate: Gate, scope: GateScope) -> float:

@@ -14,6 +14,7 @@ A metric alone is its mean. `baseline` alone is the baseline's value of the one 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from rwkvbatch.compare.metrics import TURN_METRICS
 from rwkvbatch.errors import UsageError
 
 MAX_LENGTH = 500
+MAX_NESTING = 50
 Operator = Literal["+", "-", "*", "/"]
 Comparator = Literal["<", "<=", ">", ">="]
 
@@ -101,7 +103,7 @@ def parse_gate(text: str) -> Gate:
 
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)"
+    r"\s*(?:(?P<number>[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?)"
     r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<symbol><=|>=|[-+*/()<>.]))"
 )
 _PERCENTILE = re.compile(r"p(\d{1,2})")
@@ -124,6 +126,7 @@ class _Parser:
         self.tokens = list(self._tokens())
         self.next = 0
         self.bare_baseline_at: int | None = None
+        self.nesting = 0
 
     def gate(self) -> Gate:
         left = self._sum()
@@ -184,17 +187,32 @@ class _Parser:
 
     def _unary(self) -> Expression:
         token = self._take()
-        if token.text == "-":
-            return Negation(self._unary())
-        if token.text == "(":
-            inner = self._sum()
-            self._expect(")")
+        if token.text in ("-", "("):
+            self.nesting += 1
+            if self.nesting > MAX_NESTING:
+                raise self._error(f"signs and parentheses are nested more than {MAX_NESTING} deep", token)
+            inner = self._negated() if token.text == "-" else self._parenthesis()
+            self.nesting -= 1
             return inner
         if token.kind == "number":
-            return Number(float(token.text))
+            return self._number(token)
         if token.kind == "name":
             return self._value(token)
         raise self._error("expected a number, a metric, `baseline` or (", token)
+
+    def _negated(self) -> Expression:
+        return Negation(self._unary())
+
+    def _parenthesis(self) -> Expression:
+        inner = self._sum()
+        self._expect(")")
+        return inner
+
+    def _number(self, token: _Token) -> Number:
+        value = float(token.text)
+        if math.isinf(value):
+            raise self._error("the number is out of range", token)
+        return Number(value)
 
     def _value(self, token: _Token) -> Expression:
         if self._peek().text == "(":
