@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 
-import atheris  # pyright: ignore[reportMissingImports]
+from tools.fuzz.fuzzing import fuzz, instrumented
 
-with atheris.instrument_imports(  # pyright: ignore[reportAttributeAccessIssue]
-    include=["rwkvbatch.model", "zipfile"]
-):
+with instrumented("rwkvbatch", "zipfile"):
     from rwkvbatch.errors import CheckpointError
     from rwkvbatch.model.checkpoint import open_checkpoint
 
@@ -42,13 +39,8 @@ def seeds() -> dict[str, bytes]:
     return made | {"few-pth": pth(few, new=True), "few-old": pth(few, new=False), "few-safe": save(few)}
 
 
-def main(arguments: list[str]) -> None:
-    """Fuzz for a number of seconds (60 unless given), with the corpus in a folder (a temporary one unless given)."""
-    seconds = int(arguments[1]) if len(arguments) > 1 else 60
-    folder = Path(arguments[2] if len(arguments) > 2 else tempfile.mkdtemp(prefix="rwkvbatch-fuzz-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in seeds().items():
-        (folder / name).write_bytes(data)
+def main() -> None:
+    """Fuzz; see `fuzz`."""
     # In memory: a file of its own for each of thousands of inputs a second would be mostly waiting.
     target = Path("/dev/shm") / f"rwkvbatch-fuzz-{os.getpid()}"
 
@@ -61,20 +53,11 @@ def main(arguments: list[str]) -> None:
         except CheckpointError as error:
             if str(target) not in str(error):
                 raise AssertionError("the message does not name the file") from error
+        finally:
+            target.unlink()
 
-    options = [
-        f"-max_total_time={seconds}",
-        f"-max_len={MAX_BYTES}",
-        "-timeout=2",
-        "-rss_limit_mb=2048",
-        str(folder),
-    ]
-    atheris.Setup([arguments[0], *options], read_one)
-    try:
-        atheris.Fuzz()
-    finally:
-        target.unlink(missing_ok=True)
+    fuzz(read_one, seeds(), max_bytes=MAX_BYTES)
 
 
 if __name__ == "__main__":
-    main(sys.argv)
+    sys.exit(main())

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import sys
 
-import atheris  # pyright: ignore[reportMissingImports]
+from tools.fuzz.fuzzing import fuzz, instrumented
 
-with atheris.instrument_imports(  # pyright: ignore[reportAttributeAccessIssue]
-    include=["rwkvbatch.compare.gates"]
-):
+with instrumented("rwkvbatch"):
     import numpy as np
 
     from rwkvbatch.compare.gates.judging import Column, GateScope, judge
     from rwkvbatch.compare.gates.parser import parse_gate
     from rwkvbatch.compare.metrics import TURN_METRICS
     from rwkvbatch.errors import UsageError
-    from tools.fuzz.fuzzing import fuzz
 
 _SEEDS = (
     "score < baseline - 0.02 significantly",
@@ -53,7 +50,18 @@ def judge_one(data: bytes) -> None:
 def main() -> None:
     """Fuzz; see `fuzz`."""
     words = [metric.name for metric in TURN_METRICS]
-    words += ["baseline", "baseline.", "significantly", "mean(", "median(", "p99(", "pass_at_", "all_", "1e9", ")"]
+    words += [
+        "baseline",
+        "baseline.",
+        "significantly",
+        "mean(",
+        "median(",
+        "p99(",
+        "pass_at_",
+        "all_",
+        "1e9",
+        ")",
+    ]
     seeds = {f"seed-{number}": text.encode() for number, text in enumerate(_SEEDS)}
     fuzz(judge_one, seeds, max_bytes=600, words=tuple(words))
 

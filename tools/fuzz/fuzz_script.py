@@ -10,11 +10,9 @@ import os
 import sys
 from pathlib import Path
 
-import atheris  # pyright: ignore[reportMissingImports]
+from tools.fuzz.fuzzing import fuzz, instrumented
 
-with atheris.instrument_imports(  # pyright: ignore[reportAttributeAccessIssue]
-    include=["rwkvbatch.script", "rwkvbatch.text.prompt", "rwkvbatch.text.cleaning"]
-):
+with instrumented("rwkvbatch"):
     from rwkvbatch.errors import ScriptError, UsageError
     from rwkvbatch.script.checks import judge_all
     from rwkvbatch.script.lint import lint
@@ -22,7 +20,6 @@ with atheris.instrument_imports(  # pyright: ignore[reportAttributeAccessIssue]
     from rwkvbatch.script.records import ReplyFacts
     from rwkvbatch.text.prompt import OfficialTemplate
     from rwkvbatch.text.tokenizer import world_tokenizer
-    from tools.fuzz.fuzzing import fuzz
 
 MAX_BYTES = 1 << 12
 _LIMITS = Limits(max_line_bytes=2000, max_turns=8, max_conversations=6)
@@ -34,11 +31,58 @@ _REPLIES = (
     ReplyFacts('<think>no</think>{"a": [1, 2.5]} 42', "length", 9, "Ada 42"),
 )
 _WORDS = (
-    *('"messages"', '"role"', '"content"', '"user"', '"assistant"', '"system"', '"expect"', '"params"', '"id"'),
-    *('"turns"', '"reference"', '"conversations"', '"from"', '"value"', '"human"', '"gpt"', '"custom_id"', '"body"'),
-    *('"defaults"', '"tags"', '"temperature"', '"stop"', '"seed"', '"weight"', '"question_id"', '"max_tokens"'),
-    *('{"contains":', '{"regex":', '{"json":', '{"number":', '{"similarity":', '{"any":[', '{"all":[', '{"not":'),
-    *('{"one_of":[', '{"equals":', '{"starts_with":', '{"finish":', '"ignore_case":true', "\r\n", "\ufeff", "\ud800"),
+    *(
+        '"messages"',
+        '"role"',
+        '"content"',
+        '"user"',
+        '"assistant"',
+        '"system"',
+        '"expect"',
+        '"params"',
+        '"id"',
+    ),
+    *(
+        '"turns"',
+        '"reference"',
+        '"conversations"',
+        '"from"',
+        '"value"',
+        '"human"',
+        '"gpt"',
+        '"custom_id"',
+        '"body"',
+    ),
+    *(
+        '"defaults"',
+        '"tags"',
+        '"temperature"',
+        '"stop"',
+        '"seed"',
+        '"weight"',
+        '"question_id"',
+        '"max_tokens"',
+    ),
+    *(
+        '{"contains":',
+        '{"regex":',
+        '{"json":',
+        '{"number":',
+        '{"similarity":',
+        '{"any":[',
+        '{"all":[',
+        '{"not":',
+    ),
+    *(
+        '{"one_of":[',
+        '{"equals":',
+        '{"starts_with":',
+        '{"finish":',
+        '"ignore_case":true',
+        "\r\n",
+        "\ufeff",
+        "\ud800",
+    ),
     *("\\ud800", "1e999", "NaN", "-0", "null", "[[[[", '{"', '"}', "]}]}"),
 )
 
@@ -92,7 +136,9 @@ def main() -> None:
     seeds: dict[str, bytes] = {}
     for file in sorted(_DATASETS.glob("**/*.jsonl")):
         lines = file.read_bytes().splitlines(keepends=True)
-        seeds |= {f"{file.stem}-{at}": b"".join(lines[at : at + 2]) for at in range(0, min(len(lines), 12), 2)}
+        seeds |= {
+            f"{file.stem}-{at}": b"".join(lines[at : at + 2]) for at in range(0, min(len(lines), 12), 2)
+        }
     # Some patterns have a deadline of a second, and two replies are matched.
     fuzz(_OneFile().read_one, seeds, max_bytes=MAX_BYTES, words=_WORDS, seconds_an_input=30)
 

@@ -12,15 +12,14 @@ from collections.abc import Sequence
 
 import atheris  # pyright: ignore[reportMissingImports]
 
-with atheris.instrument_imports(  # pyright: ignore[reportAttributeAccessIssue]
-    include=["rwkvbatch.text"]
-):
+from tools.fuzz.fuzzing import fuzz, instrumented
+
+with instrumented("rwkvbatch"):
     from rwkvbatch.errors import InputError
     from rwkvbatch.text.cleaning import clean
     from rwkvbatch.text.decoding import TextStream, decode_utf8
     from rwkvbatch.text.safe import printable
     from rwkvbatch.text.tokenizer import world_tokenizer
-    from tools.fuzz.fuzzing import fuzz
 
 _TOKENIZER = world_tokenizer()
 
@@ -64,7 +63,9 @@ def check_text(text: str) -> None:
     else:
         assert _TOKENIZER.decode(ids) == text
     assert clean(clean(text)) == clean(text)
-    assert not any(unicodedata.category(character) in ("Cc", "Cs") for character in printable(text) if character != "\n")
+    assert not any(
+        unicodedata.category(character) in ("Cc", "Cs") for character in printable(text) if character != "\n"
+    )
 
 
 def read_one(data: bytes) -> None:
@@ -75,7 +76,9 @@ def read_one(data: bytes) -> None:
         check_text(provider.ConsumeUnicode(200))
         return
     stops = [
-        stop for _ in range(provider.ConsumeIntInRange(0, 3)) if (stop := provider.ConsumeUnicodeNoSurrogates(4))
+        stop
+        for _ in range(provider.ConsumeIntInRange(0, 3))
+        if (stop := provider.ConsumeUnicodeNoSurrogates(4))
     ]
     count = provider.ConsumeIntInRange(0, 24)
     if kind == 1:

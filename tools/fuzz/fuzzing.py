@@ -1,15 +1,35 @@
-"""What the fuzz targets share: seeds, a corpus folder, and libFuzzer's options."""
+"""What the fuzz targets share: instrumented imports, seeds, a corpus folder, and libFuzzer's options."""
 
 from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import atheris  # pyright: ignore[reportMissingImports]
 
 DEFAULT_SECONDS = 60
+
+
+@contextmanager
+def instrumented(*packages: str) -> Generator[None]:
+    """Inside, top-level `packages` are imported such that the fuzzer sees which branches are taken.
+
+    The import hook of an editable installation is put aside: it hands out loaders that atheris cannot change, and the
+    fuzzer would be blind. The package is then found in the working directory.
+    """
+    hooks = [finder for finder in sys.meta_path if type(finder).__module__.startswith("_editable_")]
+    for hook in hooks:
+        sys.meta_path.remove(hook)
+    try:
+        with atheris.instrument_imports(  # pyright: ignore[reportAttributeAccessIssue]
+            include=list(packages)
+        ):
+            yield
+    finally:
+        sys.meta_path[:0] = hooks
 
 
 def fuzz(
@@ -47,8 +67,10 @@ def fuzz(
         dictionary = Path(tempfile.mkdtemp(prefix="rwkvbatch-fuzz-words-")) / "words"
         dictionary.write_text("".join(f'"{_quoted(word)}"\n' for word in words), encoding="ascii")
         options.append(f"-dict={dictionary}")
-    atheris.Setup([sys.argv[0], *options, str(folder)], target)
-    atheris.Fuzz()
+    atheris.Setup(  # pyright: ignore[reportAttributeAccessIssue]
+        [sys.argv[0], *options, str(folder)], target
+    )
+    atheris.Fuzz()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _quoted(word: str) -> str:
