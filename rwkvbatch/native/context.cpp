@@ -211,12 +211,15 @@ ArrayPtr Context::wkv7(Step& step, size_t layer, const Array& r, const Array& w,
     check(layer < step.pool.num_layers && step.pool.head_size <= MAX_HEAD_SIZE, "wkv7: no such layer or head size");
 
     for (size_t b = 0; b < step.slots.size(); ++b) step.states[b] = step.pool.head_states(step.slots[b], layer);
+    // Whole sequences where there are enough of them to share.
+    const size_t heads = step.pool.num_heads;
+    const size_t heads_per_task = step.slots.size() >= 8 * threads_.size() ? heads : 1;
     ArrayPtr out = array(rows, width);
     const Wkv7Job job{r.view(), w.view(), k.view(), v.view(), a.view(), g.view(),
                       vectors.k_k.data, vectors.k_a.data, vectors.r_k.data, vectors.norm_weight.data,
-                      vectors.norm_bias.data, step.pool.num_heads, step.pool.head_size, step.starts.data(),
+                      vectors.norm_bias.data, heads, step.pool.head_size, heads_per_task, step.starts.data(),
                       step.longest_first.data(), step.states.data(), out->view()};
-    const size_t num_tasks = step.slots.size() * step.pool.num_heads;
+    const size_t num_tasks = step.slots.size() * ceil_div(heads, heads_per_task);
     if (rows * width * step.pool.head_size < MIN_SHARED_STATE) {
         for (size_t task = 0; task < num_tasks; ++task) kernels_->wkv7(job, task);
     } else {

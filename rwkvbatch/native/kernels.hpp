@@ -98,11 +98,11 @@ struct BlendJob {
     Rows out;
 };
 
-// One layer's recurrence. Task t is head t % num_heads of sequence order[t / num_heads].
+// One layer's recurrence. A task is some heads of one sequence, taken in `order`.
 struct Wkv7Job {
     ConstRows r, w, k, v, a, g;
     const float *k_k, *k_a, *r_k, *norm_weight, *norm_bias;
-    size_t num_heads, head_size;
+    size_t num_heads, head_size, heads_per_task;
     const int64_t* starts;
     const int64_t* order;
     float* const* states;  // of each sequence, [H, N, N], keys before values

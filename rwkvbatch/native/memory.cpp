@@ -20,6 +20,14 @@ size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multipl
 
 }  // namespace
 
+void use_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t num_bytes) {
+#if defined(MADV_HUGEPAGE)
+    const uintptr_t begin = round_up(reinterpret_cast<uintptr_t>(data), HUGE_PAGE);
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + num_bytes) / HUGE_PAGE * HUGE_PAGE;
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 uint8_t* WeightStore::allocate(size_t num_bytes) {
     num_bytes = round_up(std::max(num_bytes, ALIGNMENT), ALIGNMENT);
     num_bytes_ += num_bytes;
@@ -28,9 +36,7 @@ uint8_t* WeightStore::allocate(size_t num_bytes) {
         const size_t size = round_up(std::max(num_bytes, BLOCK), HUGE_PAGE);
         void* data = nullptr;
         if (posix_memalign(&data, HUGE_PAGE, size) != 0) throw std::bad_alloc();
-#if defined(MADV_HUGEPAGE)
-        madvise(data, size, MADV_HUGEPAGE);
-#endif
+        use_huge_pages(data, size);
         blocks_.push_back({static_cast<uint8_t*>(data), size, 0});
     }
     Block& block = blocks_.back();

@@ -57,6 +57,7 @@ Pool make_pool(States<4> shifts, States<5> wkv) {
         shifts.shape(2) != 2 || shifts.shape(3) != view.width())
         throw nb::value_error("a pool's shifts must be [capacity, L, 2, H N] and its wkv [capacity, L, H, N, N]");
     if (view.head_size > MAX_HEAD_SIZE) throw nb::value_error("head sizes above 256 are not supported");
+    use_huge_pages(wkv.data(), wkv.size() * sizeof(float));
     return {shifts, wkv, view};
 }
 

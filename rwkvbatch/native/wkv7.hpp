@@ -4,6 +4,7 @@
 // S r are chains over the keys and nothing has to be added up across lanes.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels.hpp"
@@ -59,10 +60,10 @@ RWKV_INLINE void prepare_row(const Wkv7Job& job, size_t row, size_t offset, Head
 }
 
 // S <- S diag(w) - (S kk)(kk * a)^T + v k^T for BLOCKS * 16 values from `first`; y = S r. SIZE is the head's size where
-// it is known to the compiler, otherwise 0; then the last block may reach beyond it.
+// it is known to the compiler, otherwise 0; then the last block may reach beyond it. The state at `ahead` is asked for.
 template <size_t BLOCKS, size_t SIZE>
-RWKV_INLINE void advance_state(float* state, size_t head_size, size_t first, const HeadRow& head, const float* w,
-                               const float* r, const float* v, float* y) {
+RWKV_INLINE void advance_state(float* state, const float* ahead, size_t head_size, size_t first, const HeadRow& head,
+                               const float* w, const float* r, const float* v, float* y) {
     const size_t size = SIZE > 0 ? SIZE : head_size;
     const auto at = [&](const float* row, size_t i) { return SIZE > 0 ? load(row + i) : load_upto(row + i, size - i); };
     F16 removed[BLOCKS], value[BLOCKS], sum[BLOCKS];
@@ -81,6 +82,7 @@ RWKV_INLINE void advance_state(float* state, size_t head_size, size_t first, con
         const F16 key = set1(head.key[j]), query = set1(r[j]);
         for (size_t b = 0; b < BLOCKS; ++b) {
             const size_t i = first + b * LANES;
+            __builtin_prefetch(ahead + j * size + i, 0, 2);
             F16 s = at(state + j * size, i) * decay;
             s = fma(removed[b], back, s);
             s = fma(value[b], key, s);
@@ -107,26 +109,36 @@ RWKV_INLINE void finish_row(const Wkv7Job& job, size_t row, size_t offset, const
     }
 }
 
-inline void wkv7(const Wkv7Job& job, size_t task) {
-    const size_t size = job.head_size, offset = task % job.num_heads * size;
-    const size_t sequence = static_cast<size_t>(job.order[task / job.num_heads]);
+inline void wkv7_head(const Wkv7Job& job, size_t sequence, size_t number) {
+    const size_t size = job.head_size, offset = number * size;
     float* state = job.states[sequence] + offset * size;
     HeadRow head;
     float y[MAX_HEAD_SIZE + LANES];
-    const size_t last = static_cast<size_t>(job.starts[sequence + 1]);
-    for (size_t row = static_cast<size_t>(job.starts[sequence]); row < last; ++row) {
+    const size_t last = static_cast<size_t>(job.starts[sequence + 1]) - 1;
+    for (size_t row = static_cast<size_t>(job.starts[sequence]); row <= last; ++row) {
         prepare_row(job, row, offset, head);
         const float* w = job.w.data + row * job.w.stride + offset;
         const float* r = job.r.data + row * job.r.stride + offset;
         const float* v = job.v.data + row * job.v.stride + offset;
+        // A decoded token touches each state once, so what costs is to fetch it: ask for the next head's.
+        const float* ahead = row == last ? state + size * size : state;
         if (size == 64) {
             for (size_t first = 0; first < size; first += WKV_BLOCKS * LANES)
-                advance_state<WKV_BLOCKS, 64>(state, size, first, head, w, r, v, y);
+                advance_state<WKV_BLOCKS, 64>(state, ahead, size, first, head, w, r, v, y);
         } else {
-            for (size_t first = 0; first < size; first += LANES) advance_state<1, 0>(state, size, first, head, w, r, v, y);
+            for (size_t first = 0; first < size; first += LANES)
+                advance_state<1, 0>(state, ahead, size, first, head, w, r, v, y);
         }
         finish_row(job, row, offset, head, y);
     }
+}
+
+inline void wkv7(const Wkv7Job& job, size_t task) {
+    const size_t parts = ceil_div(job.num_heads, job.heads_per_task);
+    const size_t sequence = static_cast<size_t>(job.order[task / parts]);
+    const size_t begin = task % parts * job.heads_per_task;
+    const size_t end = std::min(begin + job.heads_per_task, job.num_heads);
+    for (size_t number = begin; number < end; ++number) wkv7_head(job, sequence, number);
 }
 
 }  // namespace RWKV_ISA
