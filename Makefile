@@ -42,7 +42,7 @@ contracts: $(VENV)/.installed-test
 	$(BIN)/lint-imports
 
 readme: $(VENV)/.installed-test
-	$(BIN)/cog --check -I . README.md
+	$(BIN)/cog --check -I . README.md docs/structure.md
 
 unit: $(VENV)/.installed-test
 	$(BIN)/pytest
@@ -52,7 +52,7 @@ test: check unit  ## Lint, types, import contracts and all tests
 fix: $(VENV)/.installed-test  ## Format, fix what can be fixed, renew the README's generated parts
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/cog -r -I . README.md
+	$(BIN)/cog -r -I . README.md docs/structure.md
 
 bench: $(VENV)/.installed  ## Measure this machine, the kernels and the rwkv package in one run
 	$(BIN)/rwkvbatch bench --random 12x768 --against rwkv
@@ -75,6 +75,29 @@ train: $(VENV)/.installed-test  ## Train the bundled model from nothing (hours o
 
 datasets: $(VENV)/.installed-test  ## Write datasets/ anew from the generator
 	$(BIN)/python tools/make_datasets.py
+
+FUZZ_SECONDS ?= 60
+FUZZ_CORPUS  ?= build/fuzz
+
+fuzz: $(VENV)/.installed-test  ## Fuzz each reader of foreign input for FUZZ_SECONDS=60; ends at a finding
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	for target in gates text script checkpoint; do \
+		$(BIN)/python -m tools.fuzz.fuzz_$$target $(FUZZ_SECONDS) $(FUZZ_CORPUS)/$$target || exit 1; \
+	done
+
+# Leaks are not looked for: the interpreter and torch keep what they have until the end. The C++ library is loaded first
+# too, because the sanitizer looks for its exceptions at the start.
+SANITIZED := build/sanitize
+PRELOAD    = $(shell $(CXX) -print-file-name=libasan.so):$(shell $(CXX) -print-file-name=libstdc++.so)
+
+sanitize: $(VENV)/.installed-test  ## Run the tests of the kernels with the address and undefined behaviour sanitizers
+	$(BIN)/python -m pip install --quiet 'nanobind>=2.4' 'cmake>=3.20' ninja
+	$(BIN)/cmake -S rwkvbatch/native -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-DRWKVBATCH_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python
+	$(BIN)/cmake --build $(SANITIZED)
+	RWKVBATCH_SANITIZED=$$(ls $(abspath $(SANITIZED))/_native*.so) LD_PRELOAD=$(PRELOAD) \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+		$(BIN)/python -m pytest -p tools.sanitized -p no:cacheprovider tests/native tests/model/ops
 
 clean:  ## Remove the virtual environment and all caches
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,60 @@
+"""The parts of documents that are generated from the code: by cog, in `make fix`; checked in `make readme`."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+WIDTH = 100
+PACKAGE = Path(__file__).parent.parent / "rwkvbatch"
+FLOORS = ("cli", "chat", "compare", "bench", "run", "stats", "engine", "text", "model", "script", "demo")
+
+
+def help_text(*command: str) -> str:
+    """`rwkvbatch COMMAND --help` as a Markdown block, the same on every terminal."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RWKVBATCH_", "FORCE_COLOR"))
+    }
+    environment |= {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": str(WIDTH), "TERMINAL_WIDTH": str(WIDTH)}
+    done = subprocess.run(
+        [sys.executable, "-m", "rwkvbatch", *command, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    lines = [line.rstrip() for line in done.stdout.strip("\n").splitlines()]
+    while lines and not lines[0]:
+        lines.pop(0)
+    return "\n```text\n" + "\n".join(lines) + "\n```\n"
+
+
+def module_table() -> str:
+    """A line a module, floor by floor from the door down: its name and the first sentence of its docstring."""
+    lines = ["", "| | |", "|---|---|"]
+    for floor in FLOORS:
+        sources = sorted(
+            (PACKAGE / floor).rglob("*.py"), key=lambda path: (path.parent.as_posix(), path.name)
+        )
+        for source in sources:
+            name = source.relative_to(PACKAGE).as_posix()
+            if source.name == "__init__.py":
+                name = f"**{source.parent.relative_to(PACKAGE).as_posix()}/**"
+            else:
+                name = f"`{name}`"
+            lines.append(f"| {name} | {_summary(source)} |")
+    for source in sorted(PACKAGE.glob("*.py")):
+        lines.append(f"| `{source.name}` | {_summary(source)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _summary(source: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(source.read_text()))
+    if not docstring:
+        raise ValueError(f"{source} has no docstring")
+    return " ".join(docstring.split("\n\n")[0].split()).replace("|", "\\|")
