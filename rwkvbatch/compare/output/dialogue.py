@@ -19,6 +19,7 @@ from rich.text import Text
 
 from rwkvbatch.compare.loading import RunData
 from rwkvbatch.compare.metrics import TURN_METRICS
+from rwkvbatch.compare.output.wording import number
 from rwkvbatch.errors import UsageError
 from rwkvbatch.text.safe import printable
 
@@ -70,8 +71,8 @@ def dialogues(
     order = {name: place for place, name in enumerate(names)}
     cell_order = {name: place for place, name in enumerate(dict.fromkeys(wanted_cells))}
     found = [
-        Dialogue(name, cell, number, tuple(own[0]["tags"]), tuple(map(turn_record, own)))
-        for (name, cell, number), own in groups.items()
+        Dialogue(name, cell, place, tuple(own[0]["tags"]), tuple(map(turn_record, own)))
+        for (name, cell, place), own in groups.items()
         if not failed_only or any(_failed(row) for row in own)
     ]
     return sorted(found, key=lambda d: (cell_order[d.cell], order[d.conversation], d.repeat))
@@ -132,7 +133,7 @@ def _turn(record: dict[str, Any]) -> Table:
 def _numbers(record: dict[str, Any]) -> str:
     digits = {metric.name: min(metric.digits, 2) for metric in TURN_METRICS}
     parts = [
-        f"{name} {record['metrics'][name]:.{digits[name]}f}"
+        f"{name} {number(record['metrics'][name], digits[name])}"
         for name in _SHOWN_METRICS
         if name in record["metrics"]
     ]
