@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from rwkvbatch.run.plan import Plan
@@ -37,7 +38,7 @@ class Wanted:
                 first = self.plan.number_of(conversation, cell, 0)
                 yield from range(first, first + repeats)
 
-    @property
+    @cached_property
     def num_rows(self) -> int:
         return sum(len(c.turns) for c in self.plan.conversations) * sum(self.repeats)
 

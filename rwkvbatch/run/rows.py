@@ -147,9 +147,7 @@ class Row:
         Raises:
             KeyError, TypeError, ValueError: `values` is not a row's.
         """
-        plain: dict[str, Any] = {}
-        for field in fields(cls):
-            plain[field.name] = values[field.name]
+        plain: dict[str, Any] = {name: values[name] for name in _ROW_FIELDS}
         reference = values["reference"]
         plain["tags"] = tuple(values["tags"])
         plain["reply_ids"] = tuple(values["reply_ids"])
@@ -159,3 +157,6 @@ class Row:
         plain["checks"] = tuple(CheckResult(**check) for check in values["checks"])
         plain["timing"] = RowTiming(**values["timing"])
         return cls(**plain)
+
+
+_ROW_FIELDS = tuple(field.name for field in fields(Row))
