@@ -19,7 +19,7 @@ from rwkvbatch.config import preset
 from rwkvbatch.engine.core import Engine
 from rwkvbatch.errors import UsageError
 from rwkvbatch.run.settings import CellSettings, RunSettings, layer_settings
-from rwkvbatch.text.preludes import PRELUDES
+from rwkvbatch.text.preludes import load_prelude
 
 if TYPE_CHECKING:
     from rwkvbatch.chat.from_run import RunPoint
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 NO_PRELUDE = "none"
 DEFAULT_PRELUDE = "api-demo-chat"
 STATE_MEMORY = 2**28
-MAX_STATES = 256
+MAX_STATES = 64
 """Undoing goes back over so many turns at once; what lies further back is read again."""
 
 
@@ -157,9 +157,7 @@ def choose_prelude(wanted: str | None, settings: CellSettings, *, bundled: bool)
         chosen = NO_PRELUDE if bundled or settings.state is not None else DEFAULT_PRELUDE
     if chosen == NO_PRELUDE:
         return None
-    if chosen in PRELUDES:
-        return PRELUDES[chosen]
-    return settings.replace(prelude=chosen).prompting().prelude
+    return load_prelude(chosen)
 
 
 def _begin(

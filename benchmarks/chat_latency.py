@@ -1,0 +1,86 @@
+"""How long a chat takes from Enter to the first token, and whether it grows over 200 turns.
+
+    python benchmarks/chat_latency.py [TURNS]
+
+Drives the chat's own loop (everything but the input line's keys) with the bundled model, drawing on a terminal that
+forgets, with a transcript on the disk. "Overhead" is the time from the line to the first piece on the terminal, less
+the engine's own time to its first token.
+"""
+
+from __future__ import annotations
+
+import io
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from rwkvbatch.chat.loop import handle
+from rwkvbatch.chat.start import ChatArguments, open_chat
+from rwkvbatch.chat.view import TerminalView
+
+
+class _Sink(io.StringIO):
+    """A terminal that forgets."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def main() -> None:
+    num_turns = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    view = TerminalView(Console(file=_Sink(), force_terminal=True, width=100, height=30, highlight=False))
+    with tempfile.TemporaryDirectory() as directory:
+        arguments = ChatArguments(transcript=Path(directory) / "transcript.jsonl")
+        chat = open_chat(arguments, view, is_terminal=False)
+        overhead_ms: list[float] = []
+        whole_ms: list[float] = []
+        memory_mib: list[float] = []
+        pieces: list[float] = []
+        show = view.piece
+
+        def piece(text: str) -> None:
+            show(text)
+            pieces.append(time.perf_counter())
+
+        view.piece = piece
+        for number in range(num_turns):
+            pieces.clear()
+            begun_s = time.perf_counter()
+            handle(chat, f"My number is {number % 10}. What is my number?")
+            whole_ms.append((time.perf_counter() - begun_s) * 1000)
+            last = chat.session.dialogue.last
+            assert last is not None
+            if pieces:
+                overhead_ms.append((pieces[0] - begun_s - last.first_token_s) * 1000)
+            memory_mib.append(_resident_mib())
+        chat.transcript.close()
+    tokens = len(chat.session.dialogue.history())
+    print(f"{num_turns} turns, {tokens} tokens of history, {resource.getpagesize()} byte pages")
+    print(
+        f"overhead to the first token: median {statistics.median(overhead_ms):.2f} ms, "
+        f"p95 {_percentile(overhead_ms, 0.95):.2f} ms, highest {max(overhead_ms):.2f} ms"
+    )
+    for name, first, last_turns in (("first 50", 0, 50), ("last 50", num_turns - 50, num_turns)):
+        part = slice(first, last_turns)
+        print(
+            f"{name} turns: overhead median {statistics.median(overhead_ms[part]):.2f} ms, whole turn median "
+            f"{statistics.median(whole_ms[part]):.1f} ms, memory at the end {memory_mib[last_turns - 1]:.1f} MiB"
+        )
+
+
+def _percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(int(len(values) * share), len(values) - 1)]
+
+
+def _resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Opening a point of a run: what follows is what the run would have said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rwkvbatch.chat.from_run import read_point, replay, settings_of
+from rwkvbatch.chat.session import Identity, Session
+from rwkvbatch.cli.app import invoke
+from rwkvbatch.engine.core import Engine
+from rwkvbatch.errors import RunDirectoryError, UsageError
+from rwkvbatch.model.load import load_model
+from rwkvbatch.run.rows import Row
+from rwkvbatch.run.scan import read_results
+from rwkvbatch.run.settings import CellSettings
+from tests.chat.test_session import new_session
+
+TURNS = ("My name is Ada.", "What is my name?", "And what is 1 plus 2?")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("run")
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        *({"role": "user", "content": text} for text in TURNS),
+    ]
+    script = directory / "s.jsonl"
+    script.write_text(json.dumps({"id": "c:1", "messages": messages}) + "\n")
+    out = directory / "out"
+    status = invoke(["run", str(script), "--temp", "1.0", "--top-p", "0.9", "--seed", "4", "--repeats", "2",
+                     "--out", str(out), "--quiet"])  # fmt: skip
+    assert status == 0
+    return out
+
+
+def rows(run: Path, repeat: int) -> list[Row]:
+    found = [row for row in read_results(run / "results.jsonl") if row.repeat == repeat]
+    return sorted(found, key=lambda row: row.turn)
+
+
+@pytest.mark.parametrize("repeat", [0, 1])
+def test_the_turns_after_the_point_are_those_of_the_run(run: Path, repeat: int) -> None:
+    point = read_point(f"{run}:c:1:0", repeat=repeat)
+    assert point.system == "Be brief."
+    row = point.rows[-1]
+    settings = CellSettings(**settings_of(point))
+    session = Session(Engine(load_model()), settings, Identity(row.seed, row.conversation, row.repeat))
+    session.begin(system=point.system)
+    replay(session, point)
+    assert [session.ask(text).ids for text in TURNS[1:]] == [row.reply_ids for row in rows(run, repeat)[1:]]
+
+
+def test_a_place_that_is_not_there_names_what_is(run: Path) -> None:
+    for place, said in (
+        ("x", "RUN:CONVERSATION:TURN"),
+        (f"{run}:c:1:9", "0 to 2"),
+        (f"{run}:other:0", "no rows of conversation 'other'"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            read_point(place)
+    with pytest.raises(UsageError, match="--cell"):
+        read_point(f"{run}:c:1:0", cell="none")
+    with pytest.raises(RunDirectoryError, match="no manifest"):
+        read_point(f"{run.parent}:c:1:0")
+
+
+def test_another_model_or_prelude_is_refused(run: Path) -> None:
+    point = read_point(f"{run}:c:1:1")
+    with pytest.raises(UsageError, match="weights"):
+        replay(new_session(), point)
+    session = Session(Engine(load_model()), CellSettings(**settings_of(point)))
+    session.begin(system=point.system, prelude="User: a\n\nAssistant: b\n\n")
+    with pytest.raises(UsageError, match="followed"):
+        replay(session, point)
