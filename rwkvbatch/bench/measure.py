@@ -87,7 +87,7 @@ def run_benchmark(
         loading=loading,
         limits=limits,
         figures=tuple(
-            _figure(workload, ours[workload.name], theirs[workload.name], limits) for workload in workloads
+            figure_of(workload, ours[workload.name], theirs[workload.name], limits) for workload in workloads
         ),
         against="rwkv" if plan.against_package else None,
     )
@@ -130,7 +130,10 @@ def resident_bytes() -> int | None:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _figure(workload: Workload, seconds: list[float], package: list[float], limits: Limits | None) -> Figure:
+def figure_of(
+    workload: Workload, seconds: Sequence[float], package: Sequence[float], limits: Limits | None
+) -> Figure:
+    """What the seconds of each round say, ours and (unless empty) the package's."""
     middle, best = median(seconds), min(seconds)
     limit = share = best_share = None
     if limits is not None and workload.operations:

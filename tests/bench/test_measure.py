@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rwkvbatch.bench.measure import Plan, figure_of, run_benchmark
+from rwkvbatch.bench.records import Limits
+from rwkvbatch.bench.workloads import Workload
+from rwkvbatch.model.random_checkpoint import random_tensors
+from rwkvbatch.model.tensor_write import save_tensors
+
+LIMITS = Limits(
+    isa="portable", read_gb_s=10.0, best_read_gb_s=20.0, fma_gflop_s=100.0, best_fma_gflop_s=200.0
+)
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bench") / "tiny.safetensors"
+    save_tensors(path, random_tensors(1, 64, 300, dtype=torch.bfloat16))
+    return path
+
+
+def workload(kind: str, size: int, *, operations: float = 0.0, weight_bytes: float = 0.0) -> Workload:
+    return Workload("some", kind, size, lambda: 0.0, operations, weight_bytes)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_step_that_reads_more_than_it_multiplies_is_bound_by_memory() -> None:
+    # 1 GB at 10 GB/s takes 0.1 s, 5 GFLOP at 100 GFLOP/s 0.05 s.
+    figure = figure_of(workload("decode", 1, operations=5e9, weight_bytes=1e9), [0.2, 0.4, 0.3], [], LIMITS)
+    assert figure.limit == "memory"
+    assert figure.share == pytest.approx(0.1 / 0.3)
+    assert figure.best_share == pytest.approx(0.05 / 0.2)
+    assert (figure.median, figure.best) == (pytest.approx(1 / 0.3), pytest.approx(5.0))
+
+
+def test_many_rows_are_bound_by_arithmetic() -> None:
+    figure = figure_of(workload("decode", 64, operations=320e9, weight_bytes=1e9), [4.0], [], LIMITS)
+    assert figure.limit == "fma"
+    assert figure.share == pytest.approx(0.8)
+    assert figure.median == pytest.approx(16.0)
+
+
+def test_the_package_decodes_one_row_and_we_count_all_of_ours() -> None:
+    figure = figure_of(workload("decode", 64), [2.0], [0.5], LIMITS)
+    assert figure.package == pytest.approx(2.0)
+    assert figure.ratio == pytest.approx(16.0)
+
+
+def test_a_time_is_better_when_it_is_smaller() -> None:
+    figure = figure_of(workload("sample", 10), [0.001], [0.004], None)
+    assert (figure.unit, figure.median) == ("ms/row", pytest.approx(0.1))
+    assert figure.ratio == pytest.approx(40.0)
+    assert figure.share is None
+
+
+def test_everything_is_measured_once_a_round(model_file: Path) -> None:
+    said: list[str] = []
+    plan = Plan(rows=(1, 3), prompt_tokens=9, rounds=2)
+    report = run_benchmark(model_file, plan, backend="reference", threads=1, say=said.append)
+    names = [figure.name for figure in report.figures]
+    assert names == [
+        "decode, 1 row",
+        "decode, 3 rows",
+        "prompt, 9 tokens",
+        "sampling with penalties",
+        "tokenizer",
+    ]
+    assert all(figure.best > 0 and figure.median > 0 for figure in report.figures)
+    assert report.limits is None
+    assert report.loading.checkpoint_mb == pytest.approx(model_file.stat().st_size / 1e6)
+    assert said == ["loading", "round 1 of 2", "round 2 of 2"]
+
+
+def test_native_kernels_are_held_against_the_machine_and_the_package(model_file: Path) -> None:
+    pytest.importorskip("rwkvbatch._native")
+    plan = Plan(rows=(1,), prompt_tokens=4, rounds=1, against_package=True)
+    report = run_benchmark(model_file, plan, threads=1)
+    assert report.backend == "cpu"
+    assert report.limits is not None
+    assert report.limits.read_gb_s > 0
+    assert report.limits.fma_gflop_s > 0
+    assert all(figure.ratio is not None and figure.ratio > 0 for figure in report.figures)
+    assert [figure.limit is None for figure in report.figures] == [False, False, True, True]

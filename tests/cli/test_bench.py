@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rwkvbatch.cli.app import invoke
+from rwkvbatch.model.random_checkpoint import random_tensors
+from rwkvbatch.model.tensor_write import save_tensors
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bench") / "tiny.safetensors"
+    save_tensors(path, random_tensors(1, 64, 300, dtype=torch.bfloat16))
+    return path
+
+
+def test_json_holds_the_whole_report(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["bench", "--model", str(model_file), "--quick", "--json", "--threads", "1"]) == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert report["model"] == str(model_file)
+    assert report["rounds"] == 3
+    assert [figure["name"] for figure in report["figures"]][:3] == [
+        "decode, 1 row",
+        "decode, 8 rows",
+        "decode, 64 rows",
+    ]
+    assert "round 3 of 3" in err
+
+
+def test_the_table_names_every_figure_on_80_columns(
+    model_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert invoke(["bench", "--model", str(model_file), "--quick", "--quiet", "--threads", "1"]) == 0
+    out, err = capsys.readouterr()
+    for name in ("decode, 64 rows", "prompt, 512 tokens", "sampling with penalties", "tokenizer", "tokens/s"):
+        assert name in out
+    assert err == ""
+
+
+def test_a_random_checkpoint_is_made_measured_and_removed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["bench", "--random", "1x64", "--quick", "--json", "--quiet", "--threads", "1"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["parameters"] > 2 * 65536 * 64
+    assert not Path(report["model"]).exists()
+
+
+@pytest.mark.parametrize("size", ["12", "0x64", "2x100", "axb", "2x-64"])
+def test_a_size_that_cannot_be_is_a_usage_error(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["bench", "--random", size]) == 2
+    assert "LAYERSxWIDTH" in capsys.readouterr().err
+
+
+def test_a_model_and_a_random_one_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["bench", "--random", "1x64", "--model", "x.pth"]) == 2
+    assert "--model" in capsys.readouterr().err
