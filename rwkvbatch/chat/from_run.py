@@ -146,9 +146,13 @@ def settings_of(point: RunPoint) -> dict[str, Any]:
 
 
 def _parse(place: str) -> tuple[str, str, int]:
-    parts = place.rsplit(":", 2)
-    if len(parts) == 3 and all(parts) and parts[2].isdecimal():
-        return parts[0], parts[1], int(parts[2])
+    rest, _, turn = place.rpartition(":")
+    pieces = rest.split(":")
+    # Names of runs and of conversations may hold colons: the run is what is a directory.
+    splits = [(":".join(pieces[:at]), ":".join(pieces[at:])) for at in range(1, len(pieces))]
+    splits.sort(key=lambda split: not Path(split[0]).expanduser().is_dir())
+    if turn.isdecimal() and splits and all(splits[0]):
+        return (*splits[0], int(turn))
     raise UsageError(
         f"--from must be RUN:CONVERSATION:TURN, got {place!r}",
         hint="for example --from runs/first:names-1:0; turns count from 0, as in results.jsonl",

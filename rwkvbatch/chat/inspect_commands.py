@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import cast
 
 from rich.table import Table
 from rich.text import Text
@@ -81,9 +80,7 @@ def _top(chat: Chat, argument: str) -> None:
         table.add_column(name, justify="right")
     table.add_column("text")
     total = 0.0
-    for token, logprob in zip(
-        cast("list[int]", ids.tolist()), cast("list[float]", values.tolist()), strict=True
-    ):
+    for token, logprob in zip(map(int, ids), map(float, values), strict=True):
         total += math.exp(logprob)
         table.add_row(str(token), _percent(logprob), f"{total:.1%}", _token_text(chat, token))
     chat.view.show(table)

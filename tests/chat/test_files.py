@@ -87,5 +87,5 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="nowhere"):
         save_session(talked(), tmp_path / "nowhere" / "s.json")
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="--transcript"):
+    with pytest.raises(StorageError, match="transcript cannot be written"):
         Transcript(tmp_path / "file" / "t.jsonl")
