@@ -170,6 +170,15 @@ def run_command(
     quiet: shared.QuietOption = False,
     verbose: shared.VerboseOption = False,
     log_file: shared.LogFileOption = None,
+    metrics: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics",
+            metavar="PORT",
+            rich_help_panel=shared.OUTPUT_PANEL,
+            help="Serve figures for Prometheus on 127.0.0.1; 0 is any free port.",
+        ),
+    ] = None,
 ) -> None:
     """Replay scripted conversations, turn by turn, many at once.
 
@@ -214,6 +223,7 @@ def run_command(
             retry_errors=retry_errors,
             repair=repair,
             verify=verify_batch,
+            metrics=metrics,
             quiet=quiet,
         )
     _end(result, as_json=json_output, quiet=quiet)
@@ -238,9 +248,11 @@ def _run(
     retry_errors: bool,
     repair: bool,
     verify: int | None,
+    metrics: int | None,
     quiet: bool,
 ) -> RunResult:
     import warnings
+    from contextlib import ExitStack
 
     from rich.console import Console
 
@@ -248,7 +260,8 @@ def _run(
     from rwkvbatch.run.driver import TooManyFailuresError
     from rwkvbatch.run.execute import RunOptions, execute
     from rwkvbatch.run.manifest import command_line
-    from rwkvbatch.run.progress import BarObserver, LineObserver
+    from rwkvbatch.run.metrics import serving_metrics
+    from rwkvbatch.run.progress import BarObserver, LineObserver, Observer, Observers
     from rwkvbatch.run.setup import Workshop
     from rwkvbatch.run.stopping import stop_on_signals
     from rwkvbatch.text.safe import printable
@@ -264,10 +277,16 @@ def _run(
 
     directory = out if out is not None else default_directory(scripts)
     shop = Workshop(prepared.plan.settings, say=say)
-    observer = None
+    observers: list[Observer] = []
     if not quiet:
-        observer = BarObserver(console) if console.is_terminal else LineObserver(say)
-    with warnings.catch_warnings(), stop_on_signals(say) as stop:
+        observers.append(BarObserver(console) if console.is_terminal else LineObserver(say))
+    with ExitStack() as open_things:
+        if metrics is not None:
+            served = open_things.enter_context(serving_metrics(metrics))
+            say(f"figures for Prometheus are at {served.url}")
+            observers.append(served)
+        open_things.enter_context(warnings.catch_warnings())
+        stop = open_things.enter_context(stop_on_signals(say))
         warnings.simplefilter("always")
         warnings.showwarning = note
         options = RunOptions(
@@ -278,7 +297,7 @@ def _run(
             repair=repair,
             verify_rows=verify or 0,
             skipped=prepared.script.skipped,
-            observer=observer,
+            observer=Observers(observers),
             should_stop=stop,
         )
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -45,6 +45,29 @@ class Observer(Protocol):
     def started(self, progress: Progress) -> None: ...
     def moved(self, progress: Progress) -> None: ...
     def ended(self, progress: Progress) -> None: ...
+
+
+class Observers:
+    """Several observers as one.
+
+    Args:
+        observers: told in this order.
+    """
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def started(self, progress: Progress) -> None:
+        for observer in self._observers:
+            observer.started(progress)
+
+    def moved(self, progress: Progress) -> None:
+        for observer in self._observers:
+            observer.moved(progress)
+
+    def ended(self, progress: Progress) -> None:
+        for observer in self._observers:
+            observer.ended(progress)
 
 
 class LineObserver:
