@@ -1,0 +1,67 @@
+"""The chat in tmux, with its pane read back."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+
+
+class Pane:
+    """A tmux server of its own with one pane."""
+
+    def __init__(self, command: str) -> None:
+        self.socket = f"rwkvbatch-{uuid.uuid4().hex[:8]}"
+        self.run("-f", "/dev/null", "new-session", "-d", "-x", "60", "-y", "20", command)
+
+    def run(self, *arguments: str) -> str:
+        return subprocess.run(
+            ["tmux", "-L", self.socket, *arguments], check=True, capture_output=True, text=True, cwd=ROOT
+        ).stdout
+
+    @property
+    def text(self) -> str:
+        return self.run("capture-pane", "-p", "-S", "-")
+
+    def wait_for(self, text: str, timeout_s: float = 40.0) -> None:
+        end_s = time.monotonic() + timeout_s
+        while text not in self.text:
+            time.sleep(0.05)
+            assert time.monotonic() < end_s, f"waited for {text!r}; the pane:\n{self.text}"
+
+
+@pytest.fixture
+def pane(tmp_path: Path) -> Iterator[Pane]:
+    pane = Pane(f"{sys.executable} -m tests.chat.scripted_chat {tmp_path} 0.005")
+    try:
+        yield pane
+    finally:
+        pane.run("kill-server")
+
+
+def test_a_reply_a_stop_and_a_resize(pane: Pane) -> None:
+    pane.wait_for("turn 1")
+    pane.run("send-keys", "hello", "Enter")
+    pane.wait_for("You said: hello")
+    pane.wait_for("turn 2")
+    pane.run("send-keys", "long", "Enter")
+    pane.wait_for("line 12 of a long reply")
+    pane.run("resize-window", "-x", "44", "-y", "16")
+    pane.wait_for("line 20 of a long reply")
+    pane.run("send-keys", "C-c")
+    pane.wait_for("[stopped]")
+    pane.wait_for("turn 3")
+    said = " ".join(pane.text.split())
+    for number in range(20):
+        assert said.count(f"line {number} of a long reply") == 1
+    assert "Ctrl-C stops" not in pane.text.splitlines()[-1]
