@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class RunDirectory:
         """Whether a run is there already."""
         return self.manifest is not None
 
-    def claim(self, identity: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    def claim(self, identity: Mapping[str, Any], make_about: Callable[[], Mapping[str, Any]]) -> None:
         """Make sure that the directory is this run's: compare the manifest, or write it.
 
         Raises:
@@ -66,7 +66,7 @@ class RunDirectory:
         if self.manifest is not None:
             refuse_other_run(self.path, self.manifest["identity"], identity)
         else:
-            write_manifest(self._files, self.path, identity, about)
+            write_manifest(self._files, self.path, identity, make_about())
         self._is_new = False
 
     def open_rows(self, plan: Plan, *, repair: bool = False) -> RowStore:

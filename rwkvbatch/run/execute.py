@@ -104,7 +104,7 @@ def execute(plan: Plan, shop: ModelShop, options: RunOptions) -> RunResult:
         setups = setups_of(plan)
         specs = shop.specs(setups)
         identity = make_identity(plan, specs, shop.tokenizer)
-        directory.claim(identity, make_about(plan, specs, list(options.scripts), options.command))
+        directory.claim(identity, lambda: make_about(plan, specs, list(options.scripts), options.command))
         if options.skipped:
             directory.keep_skipped(line.raw for line in options.skipped)
         store = directory.open_rows(plan, repair=options.repair)

@@ -12,6 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -163,6 +164,7 @@ def refuse_other_run(directory: Path, there: Mapping[str, Any], wanted: Mapping[
         )
 
 
+@cache
 def code_sha256() -> str:
     """Hex digest of this package's sources and native code, by relative path."""
     root = Path(__file__).parent.parent
