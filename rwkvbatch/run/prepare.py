@@ -55,7 +55,7 @@ def prepare(arguments: RunArguments) -> Prepared:
     cells = make_cells(arguments.lists, *tables)
     settings = layered.settings
     varied = {key for cell in cells for key in cell.overrides}
-    for key in sorted(varied & layered.explicit):
+    for key in sorted(varied & layered.named):
         raise UsageError(
             f"{option_name(key)} is given for all cells, and the grid gives it for some",
             hint="leave one of the two out",

@@ -116,11 +116,13 @@ class Layered:
 
     Attributes:
         explicit: names that the command line gave. They also win over a conversation's own `params`.
+        named: those of them that it gave by name, not as a part of a preset.
         grid: the `[grid]`, `[zip]`, `[cells]` and `[override]` tables of the config file, as they stood.
     """
 
     settings: RunSettings
     explicit: frozenset[str] = frozenset()
+    named: frozenset[str] = frozenset()
     grid: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -153,7 +155,8 @@ def layer_settings(
     explicit = checked_values(given, option_name)
     layers.append(explicit)
     merged = {key: value for layer in layers for key, value in layer.items()}
-    return Layered(RunSettings.parse(merged), frozenset(explicit), tables)
+    named = frozenset(_full_name(key) for key in given) - {"preset"}
+    return Layered(RunSettings.parse(merged), frozenset(explicit), named, tables)
 
 
 def option_name(key: str) -> str:
@@ -173,8 +176,7 @@ def checked_values(values: Mapping[str, Any], name: Callable[[str], str] = optio
     result: dict[str, Any] = {}
     plain: dict[str, Any] = {}
     for raw_key, value in values.items():
-        key = raw_key.replace("-", "_")
-        key = ALIASES.get(key, key)
+        key = _full_name(raw_key)
         if key == "preset":
             result.update(dict(preset(str(value))))
         elif key not in RunSettings.model_fields:
@@ -184,6 +186,11 @@ def checked_values(values: Mapping[str, Any], name: Callable[[str], str] = optio
         else:
             plain[key] = _checked(key, value, name(raw_key))
     return {**result, **plain}
+
+
+def _full_name(key: str) -> str:
+    key = key.replace("-", "_")
+    return ALIASES.get(key, key)
 
 
 def read_toml(path: Path, option: str) -> dict[str, Any]:

@@ -138,6 +138,13 @@ class TestPreparing:
         with pytest.raises(UsageError, match="--temp is given for all cells, and the grid gives it for some"):
             prepare(RunArguments(("x.jsonl",), values={"temperature": 1}, grid=grid))
 
+    def test_a_grid_may_vary_what_a_preset_sets(self, tmp_path: Path) -> None:
+        script = tmp_path / "s.jsonl"
+        script.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
+        given = RunArguments((str(script),), values={"preset": "greedy"}, lists={"frequency": [0, 0.5]})
+        plan = prepare(given).plan
+        assert [(c.temperature, c.frequency) for c in plan.cell_settings] == [(0.0, 0.0), (0.0, 0.5)]
+
     def test_a_grid_in_the_config_file_counts(self, tmp_path: Path) -> None:
         script = tmp_path / "s.jsonl"
         script.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
