@@ -34,7 +34,9 @@ def decode_speed(model: Model, rows: int, steps: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shape", default="12x768")
@@ -45,9 +47,10 @@ def main() -> None:
         torch.save(random_tensors(layers, width, dtype=torch.float32), path)
         ours = load_model(path, "cpu fp32", "reference")
         package = load_model(path, "cpu fp32", "upstream")
-        speeds: list[tuple[float, float]] = []
-        for _ in range(arguments.rounds):
-            speeds.append((decode_speed(ours, arguments.rows, 4), decode_speed(package, 1, 12)))
+        speeds = [
+            (decode_speed(ours, arguments.rows, 4), decode_speed(package, 1, 12))
+            for _ in range(arguments.rounds)
+        ]
     ours_median = statistics.median(speed for speed, _ in speeds)
     package_median = statistics.median(speed for _, speed in speeds)
     ratios = [mine / theirs for mine, theirs in speeds]

@@ -1,8 +1,9 @@
 """`rwkvbatch run` against a plain loop over the `rwkv` package: 64 conversations x 3 turns x 64 tokens.
 
-The loop is what one writes without this project: one conversation at a time, its state carried from turn to turn (so it is
-not handicapped by re-reading histories), the package's `sample_logits`, API_DEMO_CHAT's penalties. It is timed on some of
-the conversations, since all take long, in turns with the run. Medians of tokens per second, and their ratio.
+The loop is what one writes without this project: one conversation at a time, its state carried from turn to turn
+(so it is not handicapped by re-reading histories), the package's `sample_logits`, API_DEMO_CHAT's penalties. It is
+timed on some of the conversations, since all take long, in turns with the run. Medians of tokens per second, and
+their ratio.
 
     python benchmarks/run_against_loop.py [--shape 12x768] [--conversations 64] [--loop 2] [--rounds 3]
 """
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonlines
 import numpy as np
 import torch
 from rwkv.utils import PIPELINE
@@ -33,16 +35,17 @@ SAMPLING = Sampling(temperature=1.0, top_p=0.3, presence=0.5, frequency=0.5, ban
 
 
 def questions(number: int) -> list[str]:
-    return [f"Question {turn} of conversation {number}: what is {number} plus {turn}?" for turn in range(NUM_TURNS)]
+    return [
+        f"Question {turn} of conversation {number}: what is {number} plus {turn}?"
+        for turn in range(NUM_TURNS)
+    ]
 
 
 def write_script(path: Path, count: int) -> None:
-    lines = (
-        '{"id": "c%d", "messages": [%s]}'
-        % (number, ", ".join('{"role": "user", "content": "%s"}' % text for text in questions(number)))
-        for number in range(count)
-    )
-    path.write_text("\n".join(lines) + "\n")
+    with jsonlines.open(path, "w") as writer:
+        for number in range(count):
+            messages = [{"role": "user", "content": text} for text in questions(number)]
+            writer.write({"id": f"c{number}", "messages": messages})
 
 
 def plain_loop(package: Model, tokenizer: Tokenizer, count: int) -> float:
@@ -85,7 +88,9 @@ def replay(model: Model, script: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", default="12x768")
     parser.add_argument("--conversations", type=int, default=64)
     parser.add_argument("--loop", type=int, default=2, help="conversations of the plain loop")

@@ -48,8 +48,7 @@ def module_table() -> str:
             else:
                 name = f"`{name}`"
             lines.append(f"| {name} | {_summary(source)} |")
-    for source in sorted(PACKAGE.glob("*.py")):
-        lines.append(f"| `{source.name}` | {_summary(source)} |")
+    lines += [f"| `{source.name}` | {_summary(source)} |" for source in sorted(PACKAGE.glob("*.py"))]
     return "\n".join(lines) + "\n"
 
 

@@ -89,7 +89,9 @@ class RaggedBatch:
     outputs: IntArray
 
     @classmethod
-    def of(cls, tokens: Sequence[Sequence[int]], slots: Sequence[int], *, every_token: bool = False) -> RaggedBatch:
+    def of(
+        cls, tokens: Sequence[Sequence[int]], slots: Sequence[int], *, every_token: bool = False
+    ) -> RaggedBatch:
         """The batch of `tokens[b]` for slot `slots[b]`; logits after every token, or only after the last ones."""
         starts = np.concatenate([[0], np.cumsum([len(part) for part in tokens])]).astype(np.int64)
         flat = np.array([token for part in tokens for token in part], dtype=np.int64)

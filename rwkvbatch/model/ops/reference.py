@@ -142,7 +142,13 @@ class ReferenceOps:
         return _layer_norm(table[step.tokens], norm)
 
     def shift_mix(
-        self, step: ReferenceStep, kind: ShiftKind, layer: int, x: torch.Tensor, norm: Vectors, mix: torch.Tensor
+        self,
+        step: ReferenceStep,
+        kind: ShiftKind,
+        layer: int,
+        x: torch.Tensor,
+        norm: Vectors,
+        mix: torch.Tensor,
     ) -> list[torch.Tensor]:
         carried = step.pool.shifts[0 if kind == "att" else 1, layer]
         x = _layer_norm(x, norm)
@@ -199,7 +205,11 @@ class ReferenceOps:
         kk = F.normalize((k * k_k).view(heads), dim=-1, eps=NORMALIZE_EPS)
         k = k * (1 + (a - 1) * k_a)
         removal = (kk * a.view(heads)).unsqueeze(-2)
-        decay, key, value = w.view(heads).unsqueeze(-2), k.view(heads).unsqueeze(-2), v.view(heads).unsqueeze(-1)
+        decay, key, value = (
+            w.view(heads).unsqueeze(-2),
+            k.view(heads).unsqueeze(-2),
+            v.view(heads).unsqueeze(-1),
+        )
         kk, query = kk.unsqueeze(-1), r.view(heads).unsqueeze(-1)
 
         # Longest sequences first, so that the ones still running at a position are the first of the batch.
