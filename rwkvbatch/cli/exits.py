@@ -37,14 +37,14 @@ def report(error: BaseException, *, debug: bool) -> ExitCode:
             return ExitCode.TERMINATED
         case RwkvBatchError():
             if debug:
-                traceback.print_exception(error)
+                _say_traceback(error)
             _say(f"error: {error}" + (f"\n  {error.hint}" if error.hint else ""))
             if isinstance(error, UsageError):
                 return ExitCode.USAGE
             return ExitCode.BAD_INPUT if isinstance(error, InputError) else ExitCode.INTERNAL
         case _:
             if debug:
-                traceback.print_exception(error)
+                _say_traceback(error)
             summary = " ".join(str(error).split())[:500]
             _say(
                 f"internal error: {type(error).__name__}: {summary}\n"
@@ -53,7 +53,15 @@ def report(error: BaseException, *, debug: bool) -> ExitCode:
             return ExitCode.INTERNAL
 
 
+def _say_traceback(error: BaseException) -> None:
+    _print("".join(traceback.format_exception(error)).rstrip("\n"))
+
+
 def _say(message: str) -> None:
+    _print(f"rwkvbatch: {message}")
+
+
+def _print(text: str) -> None:
     from rwkvbatch.text.safe import printable
 
-    print(printable(f"rwkvbatch: {message}", keep_newlines=True), file=sys.stderr)  # noqa: T201
+    print(printable(text), file=sys.stderr)  # noqa: T201

@@ -65,10 +65,11 @@ def show_command(
         raise UsageError("there is no such turn or repeat in that run")
     shown = found if limit is None else found[:limit]
     if as_json:
+        from rwkvbatch.text.safe import printable_json
+
         for dialogue in shown:
-            line = json.dumps(dialogue.as_record(), ensure_ascii=False) + "\n"
-            # Lone surrogates, which JSON rows can hold, become escapes.
-            sys.stdout.buffer.write(line.encode("utf-8", "backslashreplace"))
+            line = printable_json(json.dumps(dialogue.as_record(), ensure_ascii=False)) + "\n"
+            sys.stdout.buffer.write(line.encode("utf-8"))
         return
     from rich.console import Console
 

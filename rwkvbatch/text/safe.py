@@ -1,4 +1,4 @@
-"""Making untrusted text harmless for a terminal: the one place that decides what may be printed.
+"""Making untrusted text harmless: the one place that decides what may be printed, or be part of a file name.
 
 Model output, scripts and file names can hold escape sequences that recolour, retitle or reprogram a terminal,
 bidirectional overrides that reorder what one reads, and lone surrogates that cannot be encoded at all.
@@ -6,9 +6,13 @@ bidirectional overrides that reorder what one reads, and lone surrogates that ca
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 _BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+_NOT_IN_FILE_NAMES = re.compile(r"[^\w.+=@~-]+")
+_MAX_FILE_NAME = 100
 
 
 def printable(text: str, *, keep_newlines: bool = True) -> str:
@@ -22,13 +26,41 @@ def printable(text: str, *, keep_newlines: bool = True) -> str:
     return "".join(_shown(character, keep_newlines) for character in text)
 
 
+def printable_json(text: str) -> str:
+    """A JSON text, written by `json.dumps`, that means the same and that a terminal may show.
+
+    What a terminal could act upon stands only in strings there, and becomes `\\uNNNN`.
+    """
+    if text.isascii() and "\x7f" not in text:
+        return text
+    return "".join(
+        f"\\u{ord(character):04x}" if character not in "\n\t" and _acts(character) else character
+        for character in text
+    )
+
+
+def file_name(text: str) -> str:
+    """What of `text` may be part of a file's name: letters, digits and a few signs, no dot in front, not too long.
+
+    The names are for people, so two texts may have the same one; never empty.
+    """
+    found = _NOT_IN_FILE_NAMES.sub("-", text)
+    # A file system counts bytes.
+    found = found.encode("utf-8")[:_MAX_FILE_NAME].decode("utf-8", "ignore")
+    return found.lstrip(".-~") or "unnamed"
+
+
+def _acts(character: str) -> bool:
+    # Cc: C0, DEL and C1 controls. Cs: lone surrogates. Zl, Zp: line and paragraph separators.
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _BIDI_CONTROLS
+
+
 def _shown(character: str, keep_newlines: bool) -> str:
     if character == "\n":
         return "\n" if keep_newlines else "\\n"
     if character == "\t":
         return "    " if keep_newlines else "\\t"
-    # Cc: C0, DEL and C1 controls. Cs: lone surrogates. Zl, Zp: line and paragraph separators.
-    if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _BIDI_CONTROLS:
+    if _acts(character):
         code = ord(character)
         return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
     return character

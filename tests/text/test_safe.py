@@ -1,19 +1,28 @@
-"""What may reach a terminal."""
+"""What may reach a terminal, or a file name."""
 
 from __future__ import annotations
 
+import json
 import unicodedata
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rwkvbatch.text.safe import printable
+from rwkvbatch.text.safe import file_name, printable, printable_json
 
 ANY_TEXT = st.text(st.characters(), max_size=200)
 HOSTILE = st.text(
     st.sampled_from("\x1b[]0;m\x07\x9b\x90\u202e\u2066\ud800\udc80\r\b\n\tab\u2028é👩"), max_size=60
 )
 _ALLOWED_CONTROLS = {"\n"}
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), ANY_TEXT, HOSTILE),
+    lambda below: st.one_of(st.lists(below, max_size=4), st.dictionaries(HOSTILE, below, max_size=4)),
+    max_leaves=8,
+)
 _BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
@@ -53,3 +62,34 @@ def test_controls_are_shown_by_their_code() -> None:
     assert printable("a\x1b[0m\x07\x9b\r") == "a\\x1b[0m\\x07\\x9b\\x0d"
     assert printable("\u202e\ud800\u2028") == "\\u202e\\ud800\\u2028"
     assert printable("a\tb\nc", keep_newlines=False) == "a\\tb\\nc"
+
+
+@given(value=JSON, indent=st.sampled_from([None, 1]), ensure_ascii=st.booleans())
+@example(value=["\x7f\x9b31m\u202e\u2028\ud800"], indent=None, ensure_ascii=False)
+def test_printable_json_means_the_same_and_does_nothing(
+    value: object, indent: int | None, ensure_ascii: bool
+) -> None:
+    shown = printable_json(json.dumps(value, indent=indent, ensure_ascii=ensure_ascii))
+    # In escapes two halves of a pair that follow each other are one character, whoever writes them.
+    assert json.loads(shown) == json.loads(json.dumps(value))
+    assert printable(shown) == shown
+
+
+@given(text=st.one_of(ANY_TEXT, HOSTILE, st.text(st.sampled_from("/.\\-~:\x00 é世"), max_size=300)))
+@example(text="../../etc/passwd")
+@example(text="世" * 200)
+@example(text="")
+def test_any_text_becomes_a_name_of_one_file_in_its_folder(text: str) -> None:
+    name = file_name(text)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}-20260101-000000-2.jsonl"
+        path.touch()
+        assert [found.name for found in Path(folder).iterdir()] == [path.name]
+    assert name[0] not in ".-~"
+    assert printable(name, keep_newlines=False) == name
+    assert file_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["demo", "mt-bench", "temp=0.7", "Größe", "会話", "a.b_c+d@e~1"])
+def test_an_ordinary_name_stays(name: str) -> None:
+    assert file_name(name) == name

@@ -17,15 +17,15 @@ def as_junit(analysis: Analysis) -> str:
         root, "testsuite", name="gates", tests=str(len(analysis.gates)), failures=str(failed), errors="0"
     )
     for gate in analysis.gates:
-        case = ET.SubElement(suite, "testcase", classname=_safe(gate.label), name=_safe(gate.gate.text))
+        case = ET.SubElement(suite, "testcase", classname=safe(gate.label), name=safe(gate.gate.text))
         if gate.failed:
-            ET.SubElement(case, "failure", message=_safe(gate.line))
+            ET.SubElement(case, "failure", message=safe(gate.line))
     suites: dict[str, ET.Element] = {}
     for line in analysis.comparisons:
         title = heading(line)
         if title not in suites:
-            suites[title] = ET.SubElement(root, "testsuite", name=_safe(title), failures="0", errors="0")
-        case = ET.SubElement(suites[title], "testcase", classname=_safe(title), name=line.metric.name)
+            suites[title] = ET.SubElement(root, "testsuite", name=safe(title), failures="0", errors="0")
+        case = ET.SubElement(suites[title], "testcase", classname=safe(title), name=line.metric.name)
         digits = line.metric.digits
         ET.SubElement(case, "system-out").text = (
             f"{number(line.baseline_mean, digits)} -> {number(line.variant_mean, digits)}, "
@@ -37,6 +37,6 @@ def as_junit(analysis: Analysis) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
 
-def _safe(text: str) -> str:
-    """XML 1.0 has no place at all for most control characters."""
+def safe(text: str) -> str:
+    """`text` on one line and without what XML 1.0 has no place for at all, such as most control characters."""
     return printable(text, keep_newlines=False).replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff")

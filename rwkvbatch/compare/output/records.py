@@ -6,12 +6,16 @@ import csv
 import io
 import json
 import math
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from rwkvbatch.compare.analysis import Analysis
 from rwkvbatch.compare.changes import ConversationChange, most_changed
 from rwkvbatch.compare.paired import Comparison
+from rwkvbatch.text.safe import printable, printable_json
+
+_FORMULA_SIGNS = frozenset("=+-@＝＋－＠")
 
 COLUMNS: Final[Mapping[str, Callable[[Comparison], Any]]] = {
     "baseline": lambda line: line.pair.baseline.label,
@@ -70,7 +74,7 @@ def as_json(analysis: Analysis) -> str:
         ],
         "notes": list(analysis.notes),
     }
-    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    return printable_json(json.dumps(content, ensure_ascii=False, indent=1)) + "\n"
 
 
 def as_csv(analysis: Analysis) -> str:
@@ -84,12 +88,20 @@ def as_csv(analysis: Analysis) -> str:
 
 
 def harmless(value: Any) -> Any:
-    """`value` such that no spreadsheet takes it for a formula: text that looks like one gets an apostrophe."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("=", "+", "-", "@", "＝", "＋", "－", "＠"):
-        return f"'{value}"
-    if isinstance(value, str) and value[:1] in ("\t", "\r", "\n"):
-        return f"'{value}"
-    return value
+    """`value` as a cell: one line that a terminal may show, and that no spreadsheet takes for a formula.
+
+    Text that looks like a formula, whatever invisible characters stand before it, gets an apostrophe.
+    """
+    if not isinstance(value, str):
+        return value
+    shown = printable(value, keep_newlines=False)
+    return f"'{shown}" if _begins_formula(value) else shown
+
+
+def _begins_formula(text: str) -> bool:
+    # Cc, Cf, Cs, ...: characters that are no letters, marks, digits or signs; Zs, Zl, Zp: spaces.
+    first = next((character for character in text if unicodedata.category(character)[0] not in "CZ"), "")
+    return first in _FORMULA_SIGNS
 
 
 def _plain(value: Any) -> Any:

@@ -8,14 +8,25 @@ import json
 import xml.etree.ElementTree as ET
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from rwkvbatch.compare import analyse
 from rwkvbatch.compare.analysis import Analysis
 from rwkvbatch.compare.output.junit import as_junit
-from rwkvbatch.compare.output.markdown import as_markdown
+from rwkvbatch.compare.output.junit import safe as xml_safe
+from rwkvbatch.compare.output.markdown import as_markdown, escaped
 from rwkvbatch.compare.output.records import COLUMNS, as_csv, as_json, harmless
+from rwkvbatch.text.safe import printable
 from tests.compare.hostile import hostile_run
 from tests.compare.make_run import make_run
+
+ANY_TEXT = st.one_of(
+    st.text(st.characters(), max_size=80),
+    st.text(
+        st.sampled_from("=+-@\t\r\n\x1b\x00\u202e\ufeff\ud800\ufffe|*_`<>[]()!&;#~\\$:/ab1. "), max_size=40
+    ),
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +56,14 @@ def test_json_has_null_and_no_nan(analysis: Analysis) -> None:
     json.loads(as_json(analysis), parse_constant=refuse)
 
 
+def test_json_of_a_hostile_run_does_nothing_to_a_terminal(hostile: Analysis) -> None:
+    text = as_json(hostile)
+    assert printable(text) == text
+    assert json.loads(text)["changes"][0]["conversations"][0]["conversation"].startswith(
+        "=HYPERLINK(1)</script>"
+    )
+
+
 def test_csv_has_a_line_a_comparison_with_full_precision(analysis: Analysis) -> None:
     rows = list(csv.DictReader(io.StringIO(as_csv(analysis))))
     assert list(rows[0]) == list(COLUMNS)
@@ -53,7 +72,42 @@ def test_csv_has_a_line_a_comparison_with_full_precision(analysis: Analysis) -> 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =1", "\r=1", "＝1"])
 def test_text_that_a_spreadsheet_could_run_gets_an_apostrophe(text: str) -> None:
-    assert harmless(text) == f"'{text}"
+    assert harmless(text) == f"'{printable(text, keep_newlines=False)}"
+
+
+@given(value=ANY_TEXT)
+@example(value="\ufeff=1+1")
+@example(value="\u200b\t @x")
+def test_no_text_is_a_formula_several_lines_or_acts_upon_a_terminal(value: str) -> None:
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\n").writerow([harmless(value), "end"])
+    (row,) = csv.reader(io.StringIO(written.getvalue(), newline=""))
+    assert row[1:] == ["end"]
+    assert row[0].removeprefix("'") == printable(value, keep_newlines=False).removeprefix("'")
+    assert "".join(c for c in row[0] if c.isprintable()).strip()[:1] not in set("=+-@＝＋－＠")
+    assert printable(row[0], keep_newlines=False) == row[0]
+
+
+@given(value=ANY_TEXT)
+def test_markdown_shows_any_text_letter_by_letter_and_as_nothing_else(value: str) -> None:
+    from markdown_it import MarkdownIt
+
+    shown = escaped(f"a {value} z")
+    table = MarkdownIt().enable("table").parse(f"| head | b |\n|---|---|\n| {shown} | c |\n")
+    cells = [token for token in table if token.type == "inline"][2:]
+    assert len(cells) == 2
+    assert {token.type for token in cells[0].children or ()} <= {"text", "text_special"}
+    assert "".join(token.content for token in cells[0].children or ()) == printable(
+        f"a {value} z", keep_newlines=False
+    )
+
+
+@given(value=ANY_TEXT)
+def test_xml_keeps_any_text_that_may_be_printed(value: str) -> None:
+    element = ET.Element("a", b=xml_safe(value))
+    element.text = xml_safe(value)
+    read = ET.fromstring(ET.tostring(element, encoding="unicode"))
+    assert read.get("b") == (read.text or "") == xml_safe(value)
 
 
 @pytest.mark.parametrize("value", ["temp=0.7", "a", "", None, -1.5, 3])

@@ -1,0 +1,50 @@
+"""One message an error, and nothing in it that acts upon a terminal."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rwkvbatch.cli.exits import ExitCode, Terminated, report
+from rwkvbatch.errors import RwkvBatchError, ScriptError, StorageError, UsageError
+from rwkvbatch.text.safe import printable
+
+HOSTILE = "\x1b]0;owned\x07\x9b2J\u202egnp\ud800\u2028"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("m"), ExitCode.USAGE),
+        (ScriptError("m", path="f", line=2), ExitCode.BAD_INPUT),
+        (StorageError("m"), ExitCode.INTERNAL),
+        (ValueError("m"), ExitCode.INTERNAL),
+        (KeyboardInterrupt(), ExitCode.INTERRUPTED),
+        (Terminated(), ExitCode.TERMINATED),
+    ],
+)
+def test_each_kind_of_error_has_its_exit_code(
+    error: BaseException, code: ExitCode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report(error, debug=False) == code
+    assert capsys.readouterr().err.startswith("rwkvbatch: ")
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@given(text=st.one_of(st.just(HOSTILE), st.text(st.characters(), max_size=30)))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_error_acts_upon_a_terminal(debug: bool, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (ScriptError(text, path=text, hint=text), RwkvBatchError(text), OSError(text)):
+        report(error, debug=debug)
+        shown = capsys.readouterr().err
+        assert printable(shown) == shown
+        assert not debug or type(error).__name__ in shown
+
+
+def test_a_fault_of_the_program_is_shown_in_short(capsys: pytest.CaptureFixture[str]) -> None:
+    report(ValueError("a\n" * 2000), debug=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert len(lines[0]) < 600
+    assert "RWKVBATCH_DEBUG=1" in lines[1]
