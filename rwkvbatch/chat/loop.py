@@ -58,6 +58,7 @@ def talk(chat: Chat, history_path: Path | None) -> None:
             handle(chat, line)
         except KeyboardInterrupt:
             chat.view.note("stopped")
+        chat.view.gap()
 
 
 def talk_plainly(chat: Chat, lines: TextIO, prompt: Callable[[], None] = lambda: None) -> bool:

@@ -202,7 +202,8 @@ def _greet(chat: Chat, *, bundled: bool) -> None:
             "a tiny one: greedy, without penalties and without initial exchange; yours with --model FILE"
         )
     if chat.is_terminal:
-        chat.view.note("/help lists the commands · Ctrl-C stops a reply · Ctrl-D leaves\n")
+        chat.view.note("/help lists the commands · Ctrl-C stops a reply · Ctrl-D leaves")
+        chat.view.gap()
 
 
 def _view(arguments: ChatArguments, *, is_terminal: bool) -> View:

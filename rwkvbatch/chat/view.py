@@ -50,6 +50,10 @@ class View(Protocol):
         """The reply is complete, or (None) will never be."""
         ...
 
+    def gap(self) -> None:
+        """An empty row where people look for one, unless there is one."""
+        ...
+
     def note(self, text: str) -> None: ...
     def problem(self, error: RwkvBatchError) -> None: ...
     def show(self, content: RenderableType) -> None:
@@ -75,7 +79,7 @@ class TerminalView:
         self._waiting: LiveText | None = None
         self._num_shown = [0, 0]
         self._num_tokens = 0
-        self._active = False
+        self._active = self._gap = False
         self._begun_s = self._last_frame_s = 0.0
         self._dirty = False
 
@@ -122,26 +126,35 @@ class TerminalView:
         end = _ENDS.get(exchange.finish, exchange.finish).format(tokens=len(exchange.ids))
         if end:
             self.console.print(Text(f"[{end}]", style="yellow"))
+        self._end_with_gap()
+
+    def gap(self) -> None:
+        if not self._gap:
+            self._end_with_gap()
+
+    def _end_with_gap(self) -> None:
         self.console.print()
+        self._gap = True
 
     def note(self, text: str) -> None:
+        self._gap = False
         self.console.print(Text(printable(text), style="dim"))
 
     def problem(self, error: RwkvBatchError) -> None:
+        self._gap = False
         self.console.print(Text(printable(error.message), style="red"))
         if error.hint:
             self.console.print(Text(printable(error.hint), style="dim"))
 
     def show(self, content: RenderableType) -> None:
+        self._gap = False
         self.console.print(content)
 
     def replay(self, exchanges: Sequence[Exchange]) -> None:
         for exchange in exchanges:
-            self.console.print(
-                Text("› ", style="bold cyan", end="") + Text(printable(exchange.user), style="bold")
-            )
+            self.console.print(Text.assemble(("› ", "bold cyan"), (printable(exchange.user), "bold")))
             self.console.print(self._reply(exchange))
-            self.console.print()
+            self._end_with_gap()
 
     def alternatives(self, exchanges: Sequence[Exchange]) -> None:
         width = self.console.width
@@ -247,6 +260,7 @@ class PlainView:
         self._write()
 
     def tick(self) -> None: ...
+    def gap(self) -> None: ...
 
     def end_reply(self, exchange: Exchange | None) -> None:
         if exchange is None:

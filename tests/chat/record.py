@@ -1,4 +1,7 @@
-"""Makes `docs/chat.svg`, a session with the bundled model as its terminal shows it: `python -m tests.chat.record FILE`."""
+"""Makes `docs/chat.svg`, a session with the bundled model as its terminal shows it.
+
+python -m tests.chat.record docs/chat.svg
+"""
 
 from __future__ import annotations
 

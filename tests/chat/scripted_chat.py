@@ -15,7 +15,7 @@ from rwkvbatch.engine.core import Engine
 from rwkvbatch.run.settings import CellSettings
 from tests.chat.scripted_model import ScriptedModel, echo
 
-LONG = "\n".join(f"line {number} of a long reply" for number in range(60))
+LONG = "\n".join(f"line {number} of a long reply" for number in range(40))
 MARKDOWN = "Some **bold** words.\n```python\ndef f(x):\n    return x + 1\n```\n- one\n- two\nDone."
 ESCAPES = "red \x1b[31mtext\x1b[0m \x1b]0;stolen title\x07 \u202eback \x9b2J end"
 THINKING = ">\nLet me think.\nOne and one.\n</think>\nIt is **two**."

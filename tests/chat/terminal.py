@@ -81,7 +81,8 @@ class Terminal:
         """Read until `condition` holds."""
         end_s = time.monotonic() + TIMEOUT_S
         while not condition():
-            self.read()
+            while not self.read() and self.process.isalive() and time.monotonic() < end_s:
+                pass
             assert time.monotonic() < end_s, f"waited for {what}; the screen:\n{self.text}"
 
     def wait_for(self, text: str) -> None:
@@ -105,14 +106,15 @@ class Terminal:
         shown = [line for line in self.screen.display if line.strip()]
         return len(shown) >= 2 and shown[-2].rstrip() == PROMPT and " · turn " in shown[-1]
 
-    def read(self) -> None:
-        """What has come by now, waiting a moment for it."""
+    def read(self) -> bool:
+        """What has come by now, waiting a moment for it; whether there was something."""
         try:
             data = self.process.read_nonblocking(65536, timeout=0.05)
         except (pexpect.TIMEOUT, pexpect.EOF):
-            return
+            return False
         self.raw += data
         self.stream.feed(data.replace(b"\x1b[?2026h", b"").replace(b"\x1b[?2026l", b""))
+        return True
 
     def resize(self, columns: int, rows: int) -> None:
         self.process.setwinsize(rows, columns)
