@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= runs
+JOBS   ?= auto
 
 .PHONY: help setup demo test lint types contracts readme unit fix check bench sweep compare gate train datasets fuzz sanitize clean
 
@@ -45,7 +46,7 @@ readme: $(VENV)/.installed-test
 	$(BIN)/cog --check -I . README.md docs/structure.md
 
 unit: $(VENV)/.installed-test
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 test: check unit  ## Lint, types, import contracts and all tests
 
