@@ -6,6 +6,9 @@ BIN    := $(VENV)/bin
 OUT    ?= runs
 JOBS   ?= auto
 
+# A run ends with 1 when checks on replies failed: that is a result here, not a reason to stop.
+CHECKS_FAILED := [ $$? -eq 1 ]
+
 .PHONY: help setup demo test lint types contracts readme unit fix check bench sweep compare gate train datasets fuzz sanitize clean
 
 help:  ## Say what each target does
@@ -15,19 +18,21 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt $(wildcard rwkvbatch/native/*)
+INPUTS := pyproject.toml constraints.txt $(wildcard rwkvbatch/native/*)
+
+$(VENV)/.installed: $(BIN)/python $(INPUTS)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
+$(VENV)/.installed-test: $(BIN)/python $(INPUTS)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
-	@touch $@
+	@touch $(VENV)/.installed $@
 
 setup: $(VENV)/.installed-test  ## Make .venv with the package (editable) and all that the tests need
 
 demo: $(VENV)/.installed  ## Replay datasets/demo.jsonl on the bundled model into runs/demo
 	rm -rf $(OUT)/demo
-	-$(BIN)/rwkvbatch run datasets/demo.jsonl --preset greedy --out $(OUT)/demo
+	$(BIN)/rwkvbatch run datasets/demo.jsonl --preset greedy --out $(OUT)/demo || $(CHECKS_FAILED)
 	$(BIN)/rwkvbatch show $(OUT)/demo --limit 4
 
 check: lint types contracts readme  ## Everything but the tests: lint, types, import contracts, README
@@ -60,7 +65,8 @@ bench: $(VENV)/.installed  ## Measure this machine, the kernels and the rwkv pac
 
 sweep: $(VENV)/.installed  ## Temperature x frequency penalty, 5 repeats, on the bundled model, into runs/sweep
 	rm -rf $(OUT)/sweep
-	-$(BIN)/rwkvbatch run datasets/styles.jsonl --grid datasets/grid.toml --repeats 5 --out $(OUT)/sweep
+	$(BIN)/rwkvbatch run datasets/styles.jsonl datasets/copying.jsonl --grid datasets/grid.toml --repeats 5 \
+		--out $(OUT)/sweep || $(CHECKS_FAILED)
 
 compare: $(VENV)/.installed  ## Compare the cells of runs/sweep and write its report
 	$(BIN)/rwkvbatch compare $(OUT)/sweep
@@ -68,8 +74,8 @@ compare: $(VENV)/.installed  ## Compare the cells of runs/sweep and write its re
 
 gate: $(VENV)/.installed  ## Exit with 1 when greedy decoding on the bundled model has become worse
 	rm -rf $(OUT)/gate
-	-$(BIN)/rwkvbatch run datasets/demo.jsonl --preset greedy --out $(OUT)/gate
-	$(BIN)/rwkvbatch compare $(OUT)/gate --fail-if "score < 0.9"
+	$(BIN)/rwkvbatch run datasets/demo.jsonl --preset greedy --out $(OUT)/gate || $(CHECKS_FAILED)
+	$(BIN)/rwkvbatch compare $(OUT)/gate --fail-if "score < 0.9" --fail-if "failed > 0"
 
 train: $(VENV)/.installed-test  ## Train the bundled model from nothing (hours on two cores)
 	$(BIN)/python tools/train_demo_model.py
