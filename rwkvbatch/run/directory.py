@@ -15,6 +15,7 @@ from rwkvbatch.run.lock import LOCK_NAME, DirectoryLock
 from rwkvbatch.run.manifest import read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.run.plan import Plan
 from rwkvbatch.run.store import RESULTS_NAME, RowStore
+from rwkvbatch.text.safe import file_name
 
 SKIPPED_NAME = "skipped.jsonl"
 
@@ -112,7 +113,7 @@ class RunDirectory:
 
 def default_directory(scripts: Sequence[str], parent: Path = Path("runs")) -> Path:
     """`runs/NAME`, of the first script's name and the time; never one that exists."""
-    stem = "stdin" if scripts[0] == "-" else Path(scripts[0]).stem
+    stem = "stdin" if scripts[0] == "-" else file_name(Path(scripts[0]).stem)
     name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, count = parent / name, 1
     while path.exists():

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from rwkvbatch.compare import analyse
-from rwkvbatch.compare.output.html.dialogues import collect
+from rwkvbatch.compare.output.html.dialogues import Dialogues, collect
 from rwkvbatch.compare.output.html.page import as_html
 from tests.compare.hostile import hostile_run
 from tests.compare.make_run import make_run
@@ -144,3 +146,18 @@ def test_settings_that_differ_between_runs_are_marked(tmp_path: Path) -> None:
     page = as_html(analyse([str(a), str(b)]))
     marked: list[Any] = re.findall(r'<tr class="other"><td class="mono">(.*?)</td>', page)
     assert marked == ["seed"]
+
+
+@given(
+    text=st.one_of(
+        st.text(st.characters(), max_size=60),
+        st.text(st.sampled_from("</script>!-&\u2028\u2029\\\"'\x00\ud800")),
+    )
+)
+@example(text="</script><script>alert(1)</script>")
+@example(text="<!--<script>")
+def test_no_text_ends_the_element_of_the_data_and_all_of_it_arrives(text: str) -> None:
+    script = Dialogues({text: [text]}, 0).as_script()
+    page = Elements(f'<script type="application/json">{script}</script><p>end</p>')
+    assert [tag for tag, _ in page.tags] == ["script", "p"]
+    assert json.loads("".join(data for _, data in page.raw)) == json.loads(json.dumps({text: [text]}))
