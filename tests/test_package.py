@@ -99,6 +99,49 @@ def test_nothing_is_evaluated_unpickled_or_fetched(path: Path) -> None:
         assert not set(imported) & FORBIDDEN_MODULES, f"{imported} at line {getattr(node, 'lineno', 0)}"
 
 
+NETWORK_MODULES = {
+    *(
+        "socket",
+        "socketserver",
+        "ssl",
+        "asyncio",
+        "http.server",
+        "xmlrpc",
+        "smtplib",
+        "telnetlib",
+        "httpx",
+        "aiohttp",
+    ),
+    *("urllib3", "websockets", "prometheus_client"),
+}
+MAY_TOUCH_THE_NETWORK = {"run/metrics.py": {"prometheus_client"}}
+NAMES_THE_HOST = {"run/lock.py", "run/status.py"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_nothing_but_the_metrics_touches_the_network(path: Path) -> None:
+    name = path.relative_to(PACKAGE).as_posix()
+    tree = ast.parse(path.read_text())
+    imported: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            imported.add(node.module)
+    found = {
+        module for module in imported if module in NETWORK_MODULES or module.split(".")[0] in NETWORK_MODULES
+    }
+    if name in NAMES_THE_HOST:
+        used = {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and "socket" in ast.unparse(node)
+        }
+        assert used == {"gethostname"}
+        found.discard("socket")
+    assert {module.split(".")[0] for module in found} <= MAY_TOUCH_THE_NETWORK.get(name, set())
+
+
 def test_nothing_in_the_repository_names_a_machine() -> None:
     suspicious = re.compile(r"/work/main|/home/[a-z]+/|/root/|\.\./shared")
     tracked = subprocess.run(
