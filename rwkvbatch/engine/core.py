@@ -164,7 +164,8 @@ class Engine:
         """Advance everything that is under way by one forward pass; returns what ended."""
         now_s = self._clock()
         self._end_overdue(now_s)
-        chunks = self._scheduler.plan()
+        # Scores come last, so that the rows to sample from are the first logits and need not be gathered.
+        chunks = sorted(self._scheduler.plan(), key=self._is_scoring)
         if chunks:
             self._begin(chunks, now_s)
             logits = self._forward(chunks)
@@ -325,7 +326,6 @@ class Engine:
 
     def _use_logits(self, chunks: Sequence[Chunk], logits: torch.Tensor) -> None:
         generations: list[Generation] = []
-        rows: list[int] = []
         first_row = 0
         for chunk in chunks:
             job, num_rows = self._jobs[chunk.reading.id], self._num_outputs(chunk)
@@ -336,10 +336,12 @@ class Engine:
                     self._end_scoring(job)
             elif num_rows:
                 generations.append(job)
-                rows.append(first_row)
             first_row += num_rows
         if generations:
-            self._sample(generations, logits if len(rows) == len(logits) else logits[rows])
+            self._sample(generations, logits[: len(generations)])
+
+    def _is_scoring(self, chunk: Chunk) -> bool:
+        return isinstance(self._jobs[chunk.reading.id], Scoring)
 
     def _sample(self, generations: Sequence[Generation], logits: torch.Tensor) -> None:
         batch = gather([job.sample_row() for job in generations], self.model.spec.vocab_size)

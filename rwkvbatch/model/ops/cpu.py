@@ -40,12 +40,14 @@ class CpuPool:
         return self.wkv.shape[0]
 
     def clear(self, slot: int) -> None:
-        self.shifts[slot] = 0
-        self.wkv[slot] = 0
+        self.shifts.numpy()[slot] = 0
+        self.wkv.numpy()[slot] = 0
 
     def copy(self, source: int, target: int) -> None:
-        self.shifts[target] = self.shifts[source]
-        self.wkv[target] = self.wkv[source]
+        # A state is too small to be worth waking torch's threads for.
+        shifts, wkv = self.shifts.numpy(), self.wkv.numpy()
+        shifts[target] = shifts[source]
+        wkv[target] = wkv[source]
 
     def read(self, slots: Sequence[int]) -> State:
         index = list(slots)
@@ -135,13 +137,17 @@ class CpuOps:
         """How many arrays were written beyond their ends since the last call, of those given back by now."""
         return self._native.take_damage()
 
-    def read_bandwidth(self, memory: FloatArray) -> float:
-        """Bytes a second that the threads together read of `memory`, once."""
-        return self._native.read_bandwidth(memory)
+    def read_all(self, memory: FloatArray) -> None:
+        """Read `memory` once with all threads, to see how fast that goes."""
+        self._native.read_all(memory)
 
-    def multiply_add_peak(self, rounds: int) -> float:
-        """Floating-point operations a second in fused multiply-adds, two each; `rounds` says for how long."""
-        return self._native.multiply_add_peak(rounds)
+    def multiply_add(self, rounds: int) -> None:
+        """Do nothing but fused multiply-adds with all threads, to see how fast that goes."""
+        self._native.multiply_add(rounds)
+
+    def operations(self, rounds: int) -> int:
+        """Floating-point operations of `multiply_add`, two for each multiply-add."""
+        return self._native.operations(rounds)
 
     # Weights
 
