@@ -128,3 +128,8 @@ def test_labels_of_any_kind_and_order_give_the_same_estimate() -> None:
 def test_lengths_that_differ_are_refused() -> None:
     with pytest.raises(ValueError, match="one cluster label for each value"):
         clustered_mean([1.0, 2.0], [0])
+
+
+def test_without_any_spread_nobody_knows_what_could_be_detected() -> None:
+    assert np.isnan(clustered_mean([0.5, 0.5, 0.5], [0, 1, 2]).detectable())
+    assert np.isnan(clustered_mean([0.5, 0.7], [0, 0]).detectable())

@@ -37,3 +37,8 @@ def test_any_false_alarm_among_ten_true_nulls_is_rarer_than_one_in_eighteen() ->
     rng = np.random.default_rng(0)
     alarms = sum(bool((holm(rng.uniform(size=10)) < 0.05).any()) for _ in range(4000))
     assert alarms / 4000 < 1 / 18
+
+
+def test_adjusted_values_never_exceed_1_whatever_kind_of_numbers_they_come_from() -> None:
+    assert holm([0.9, 0.8, 0.7]).tolist() == [1.0, 1.0, 1.0]
+    assert holm([1, 0, 1]).tolist() == [1.0, 0.0, 1.0]

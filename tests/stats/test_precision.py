@@ -71,3 +71,12 @@ def test_where_the_interval_lies_does_not_matter() -> None:
 def test_a_width_that_is_not_positive_is_refused() -> None:
     with pytest.raises(ValueError, match="must be positive"):
         needs_more_repeats([0.0], [0], width=0.0)
+
+
+def test_the_interval_s_level_decides_with_the_width() -> None:
+    differences, labels = [0.1, 0.3, -0.2, 0.4], [0, 1, 2, 3]
+    width = planning_width(differences, labels)
+    assert planning_width(differences, labels, level=0.5) < width / 2
+    assert not needs_more_repeats(differences, labels, width=0.9 * width, level=0.5)
+    assert needs_more_repeats(differences, labels, width=0.9 * width)
+    assert not needs_more_repeats(differences, labels, width=width)
