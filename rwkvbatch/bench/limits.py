@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rwkvbatch.bench.records import Limits, median
+from rwkvbatch.bench.workloads import WALL, Clock
 from rwkvbatch.model.base import Model
 from rwkvbatch.model.rwkv7_model import Rwkv7Model
 
@@ -28,6 +30,7 @@ class LimitMeter:
     """
 
     model: Model
+    clock: Clock = WALL
     reads: list[float] = field(default_factory=list)
     peaks: list[float] = field(default_factory=list)
 
@@ -38,8 +41,20 @@ class LimitMeter:
     def measure(self) -> None:
         if self._kernels is None:
             return
-        self.reads.append(max(self._kernels.read_bandwidth(self._memory) for _ in range(3)))
-        self.peaks.append(max(self._kernels.multiply_add_peak(_ROUNDS_PER_PEAK) for _ in range(3)))
+        kernels, memory = self._kernels, self._memory
+        self.reads.append(self._rate(lambda: kernels.read_all(memory), memory.nbytes))
+        self.peaks.append(
+            self._rate(lambda: kernels.multiply_add(_ROUNDS_PER_PEAK), kernels.operations(_ROUNDS_PER_PEAK))
+        )
+
+    def _rate(self, once: Callable[[], object], amount: float) -> float:
+        """The best of three, an amount a second."""
+        best = float("inf")
+        for _ in range(3):
+            start = self.clock()
+            once()
+            best = min(best, self.clock() - start)
+        return amount / best
 
     def found(self) -> Limits | None:
         """None for a backend that is not native."""

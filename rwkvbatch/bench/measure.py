@@ -19,7 +19,7 @@ from rwkvbatch import __version__
 from rwkvbatch.bench.limits import LimitMeter, native_ops
 from rwkvbatch.bench.package import Package
 from rwkvbatch.bench.records import Figure, Limits, Loading, Report, median
-from rwkvbatch.bench.workloads import Workload, decode, prompt, sampling, tokenizing
+from rwkvbatch.bench.workloads import PROCESSOR, WALL, Workload, decode, prompt, sampling, tokenizing
 from rwkvbatch.model.base import Model
 from rwkvbatch.model.load import load_model
 
@@ -32,6 +32,8 @@ class Plan:
     prompt_tokens: int = 512
     rounds: int = 7
     against_package: bool = False
+    processor_time: bool = False
+    """Count one thread's processor time, not the wall's: what a busy machine does to others is left out."""
 
 
 def run_benchmark(
@@ -48,21 +50,23 @@ def run_benchmark(
     Raises:
         RwkvBatchError: the model cannot be loaded.
     """
+    clock = PROCESSOR if plan.processor_time else WALL
+    threads = 1 if plan.processor_time else threads
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     say("loading")
     model, loading = _load(path, strategy, backend, threads)
     ops = native_ops(model)
     num_threads = ops.threads if ops is not None else threads or torch.get_num_threads()
-    workloads = [decode(model, rows) for rows in plan.rows]
-    workloads += [prompt(model, plan.prompt_tokens), sampling(model), tokenizing()]
-    meter = LimitMeter(model)
+    workloads = [decode(model, rows, clock) for rows in plan.rows]
+    workloads += [prompt(model, plan.prompt_tokens, clock), sampling(model, clock), tokenizing(clock)]
+    meter = LimitMeter(model, clock)
     ours: dict[str, list[float]] = {workload.name: [] for workload in workloads}
     theirs: dict[str, list[float]] = {workload.name: [] for workload in workloads}
     with ExitStack() as stack:
         package = None
         if plan.against_package:
             say("loading the rwkv package")
-            package = stack.enter_context(Package(Path(model.spec.path), num_threads))
+            package = stack.enter_context(Package(Path(model.spec.path), num_threads, clock))
         for workload in workloads:
             workload.once()
         for number in range(plan.rounds):
@@ -80,6 +84,7 @@ def run_benchmark(
         backend=model.spec.backend,
         threads=num_threads,
         rounds=plan.rounds,
+        clock="processor" if plan.processor_time else "wall",
         version=__version__,
         torch=torch.__version__,
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",

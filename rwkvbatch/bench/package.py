@@ -6,13 +6,12 @@ Its threads, its settings and its memory are then no part of what is measured he
 from __future__ import annotations
 
 import multiprocessing
-import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rwkvbatch.bench.workloads import TEMPERATURE, TEXT, TOP_P, Kind
+from rwkvbatch.bench.workloads import TEMPERATURE, TEXT, TOP_P, Clock, Kind
 
 STRATEGY = "cpu fp32"
 """The package's fastest on a CPU."""
@@ -25,10 +24,10 @@ class Package:
         RwkvBatchError: on entering, when the package cannot load the model.
     """
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, clock: Clock) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, str(path), threads), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, str(path), threads, clock), daemon=True)
 
     def __enter__(self) -> Package:
         self._process.start()
@@ -58,9 +57,9 @@ class Package:
             self._process.terminate()
 
 
-def _serve(pipe: Connection, path: str, threads: int) -> None:
+def _serve(pipe: Connection, path: str, threads: int, clock: Clock) -> None:
     try:
-        package = _load(path, threads)
+        package = _load(path, threads, clock)
     except Exception as error:
         pipe.send(error)
         return
@@ -73,7 +72,7 @@ def _serve(pipe: Connection, path: str, threads: int) -> None:
         pipe.send(package.measure(kind, size))
 
 
-def _load(path: str, threads: int) -> _Loaded:
+def _load(path: str, threads: int, clock: Clock) -> _Loaded:
     import torch
 
     from rwkvbatch.model.checkpoint import open_checkpoint
@@ -82,19 +81,20 @@ def _load(path: str, threads: int) -> _Loaded:
     torch.set_num_threads(threads)
     with open_checkpoint(Path(path)) as checkpoint:
         vocab_size = checkpoint.architecture.vocab_size
-        return _Loaded(load_package_model(checkpoint, STRATEGY), vocab_size)
+        return _Loaded(load_package_model(checkpoint, STRATEGY), vocab_size, clock)
 
 
 class _Loaded:
     """The package's model, sampling and tokenizer, called as its own examples call them."""
 
-    def __init__(self, model: Any, vocab_size: int) -> None:
+    def __init__(self, model: Any, vocab_size: int, clock: Clock) -> None:
         import numpy as np
         import rwkv
         from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
         from rwkv.utils import PIPELINE
 
         self._model = model
+        self._clock = clock
         self._vocab_size = vocab_size
         self._state = model.generate_zero_state()
         self._generator = np.random.default_rng(0)
@@ -109,18 +109,18 @@ class _Loaded:
             match kind:
                 case "decode":
                     token = int(self._generator.integers(1, self._vocab_size))
-                    start = time.perf_counter()
+                    start = self._clock()
                     self._logits, self._state = self._model.forward([token], self._state)
                 case "prompt":
                     tokens = self._generator.integers(1, self._vocab_size, size).tolist()
                     state = self._model.generate_zero_state()
-                    start = time.perf_counter()
+                    start = self._clock()
                     self._model.forward(tokens, state)
                 case "sample":
                     logits = self._logits.float().clone()
-                    start = time.perf_counter()
+                    start = self._clock()
                     self._pipeline.sample_logits(logits, temperature=TEMPERATURE, top_p=TOP_P, top_k=0)
                 case "tokenize":
-                    start = time.perf_counter()
+                    start = self._clock()
                     self._tokenizer.encode(TEXT)
-            return time.perf_counter() - start
+            return self._clock() - start

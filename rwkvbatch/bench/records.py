@@ -66,7 +66,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class Report:
-    """One run of the benchmark."""
+    """One run of the benchmark; `clock` is `wall`, or `processor` for the time of one thread on it."""
 
     model: str
     parameters: int
@@ -74,6 +74,7 @@ class Report:
     backend: str
     threads: int
     rounds: int
+    clock: str
     version: str
     torch: str
     machine: str

@@ -40,6 +40,12 @@ def bench_command(
             "--against", help="Time the rwkv package in turn with this program, and give the ratios."
         ),
     ] = None,
+    cpu_time: Annotated[
+        bool,
+        typer.Option(
+            "--cpu-time", help="Count the processor time of one thread, not the wall's: for a busy machine."
+        ),
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Three rounds, at 1, 8 and 64 rows.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on standard error.")] = False,
@@ -50,11 +56,10 @@ def bench_command(
 
     from rwkvbatch.bench.measure import Plan, run_benchmark
 
-    plan = (
-        Plan(rows=(1, 8, 64), rounds=3, against_package=against is not None)
-        if quick
-        else Plan(against_package=against is not None)
-    )
+    if cpu_time and threads not in (None, 1):
+        raise UsageError(f"--cpu-time is the time of one thread, got --threads {threads}")
+    shared = {"against_package": against is not None, "processor_time": cpu_time}
+    plan = Plan(rows=(1, 8, 64), rounds=3, **shared) if quick else Plan(**shared)
     say = _progress(quiet)
     with ExitStack() as stack:
         path: Path | str | None = model
@@ -96,7 +101,7 @@ def _show(report: Report) -> None:
     console = Console()
     facts = {
         "model": f"{printable(report.model)}, {report.parameters:,} parameters, {report.dtype}",
-        "backend": f"{report.backend}, {report.threads} threads, {report.rounds} rounds",
+        "backend": f"{report.backend}, {report.threads} threads, {report.rounds} rounds, {report.clock} time",
         "machine": report.machine,
         "loading": _loading(report),
     }

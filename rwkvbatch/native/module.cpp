@@ -6,7 +6,6 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <chrono>
 
 #include "context.hpp"
 
@@ -141,29 +140,19 @@ void token_logprobs(Context& context, Input<float, 2> logits, Input<int64_t, 1> 
     }
 }
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-// Bytes a second that all threads together read of `data`.
-double read_bandwidth(Context& context, Input<float, 1> data) {
+void read_all(Context& context, Input<float, 1> data) {
     constexpr size_t PART = size_t(1) << 18;
-    const size_t parts = data.size() / PART;
-    std::vector<float> sums(parts);
-    const auto start = std::chrono::steady_clock::now();
-    context.threads().run(parts, [&](size_t part, size_t) {
-        sums[part] = context.kernels().read(data.data() + part * PART, PART);
+    std::vector<float> sums(ceil_div(data.size(), PART));
+    context.threads().run(sums.size(), [&](size_t part, size_t) {
+        sums[part] = context.kernels().read(data.data() + part * PART, std::min(PART, data.size() - part * PART));
     });
-    return static_cast<double>(parts * PART * sizeof(float)) / seconds_since(start);
 }
 
-// Fused multiply-adds a second, counted as two operations each, of all threads together.
-double multiply_add_peak(Context& context, size_t rounds) {
-    const size_t parts = 16 * context.num_threads();
-    std::vector<float> sums(parts);
-    const auto start = std::chrono::steady_clock::now();
-    context.threads().run(parts, [&](size_t part, size_t) { sums[part] = context.kernels().multiply_add(rounds); });
-    return 2.0 * static_cast<double>(parts * rounds * MULTIPLY_ADDS) / seconds_since(start);
+constexpr size_t PEAK_PARTS = 16;  // for each thread
+
+void multiply_add(Context& context, size_t rounds) {
+    std::vector<float> sums(PEAK_PARTS * context.num_threads());
+    context.threads().run(sums.size(), [&](size_t part, size_t) { sums[part] = context.kernels().multiply_add(rounds); });
 }
 
 }  // namespace
@@ -229,6 +218,9 @@ NB_MODULE(_native, m) {
         })
         .def("sample", &sample)
         .def("token_logprobs", &token_logprobs)
-        .def("read_bandwidth", &read_bandwidth)
-        .def("multiply_add_peak", &multiply_add_peak);
+        .def("read_all", &read_all)
+        .def("multiply_add", &multiply_add)
+        .def("operations", [](const Context& c, size_t rounds) {
+            return 2 * PEAK_PARTS * c.num_threads() * rounds * MULTIPLY_ADDS;
+        });
 }
