@@ -147,8 +147,10 @@ def _cells(figure: Figure, *, with_package: bool) -> list[str]:
 
     share = ""
     if figure.share is not None and figure.best_share is not None:
-        share = f"{figure.limit} {figure.share:.0%} (best {figure.best_share:.0%})"
-    cells = [number(figure.median), number(figure.best), figure.unit, share]
+        share = f"{figure.limit} {figure.share:.0%} ({figure.best_share:.0%})"
+    cells = [number(figure.median)]
     if with_package:
         cells += [number(figure.package), "" if figure.ratio is None else f"{figure.ratio:.1f}"]
-    return cells
+    else:
+        cells += [number(figure.best)]
+    return [*cells, figure.unit, share]
