@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -58,8 +59,9 @@ def bench_command(
 
     if cpu_time and threads not in (None, 1):
         raise UsageError(f"--cpu-time is the time of one thread, got --threads {threads}")
-    shared = {"against_package": against is not None, "processor_time": cpu_time}
-    plan = Plan(rows=(1, 8, 64), rounds=3, **shared) if quick else Plan(**shared)
+    plan = Plan(against_package=against is not None, processor_time=cpu_time)
+    if quick:
+        plan = replace(plan, rows=(1, 8, 64), rounds=3)
     say = _progress(quiet)
     with ExitStack() as stack:
         path: Path | str | None = model
