@@ -134,6 +134,39 @@ def test_penalties_are_those_of_a_plain_chat_loop(tokens: list[int]) -> None:
     assert dict(zip(ids.tolist(), values.tolist(), strict=True)) == pytest.approx(expected)
 
 
+def test_a_reply_may_have_any_number_of_different_tokens() -> None:
+    penalties = Penalties(Sampling(presence=0.5, frequency=0.25, decay=1.0))
+    tokens = [7 * place % 101 for place in range(101)]
+    for token in [*tokens, *tokens[:50]]:
+        penalties.count(token)
+    ids = penalties.ids(101)
+    found = dict(zip(ids.tolist(), penalties.values(len(ids)).tolist(), strict=True))
+    assert found == {token: 1.0 if place < 50 else 0.75 for place, token in enumerate(tokens)}
+
+
+def test_the_arrays_have_the_types_that_every_implementation_expects() -> None:
+    sampling = Sampling(presence=1.0, ban=(3,))
+    penalties = Penalties(sampling)
+    penalties.count(5)
+    row = SampleRow(sampling, penalties, 2**64 - 1, 1, 2)
+    for rows in ([row], [row, row]):
+        batch = gather(rows, VOCAB)
+        assert {name: getattr(batch, name).dtype.name for name in vars(batch)} == {
+            "temperature": "float32",
+            "top_p": "float32",
+            "top_k": "int64",
+            "temperature_first": "bool",
+            "penalty_ids": "int64",
+            "penalty_values": "float32",
+            "penalty_starts": "int64",
+            "noise_keys": "uint64",
+            "turns": "int64",
+            "steps": "int64",
+        }
+        assert batch.penalty_starts.tolist() == [2 * at for at in range(len(rows) + 1)]
+        assert batch.noise_keys.tolist() == [2**64 - 1] * len(rows)
+
+
 def test_logprobs_are_of_the_models_own_distribution_before_penalties() -> None:
     logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(0))
     sampling = Sampling(temperature=0.5, presence=3.0, ban=(0,))
