@@ -167,6 +167,24 @@ def test_the_arrays_have_the_types_that_every_implementation_expects() -> None:
         assert batch.noise_keys.tolist() == [2**64 - 1] * len(rows)
 
 
+def test_each_row_keeps_its_own_settings_in_the_batch() -> None:
+    settings = [
+        Sampling(temperature=0.5, top_p=0.25, top_k=3, order="temperature-first"),
+        Sampling(temperature=2.0, top_p=0.75, top_k=0, order="top-p-first"),
+    ]
+    rows = [
+        SampleRow(sampling, Penalties(sampling), at, at + 3, at + 6) for at, sampling in enumerate(settings)
+    ]
+    batch = gather(rows, VOCAB)
+    assert batch.temperature.tolist() == [0.5, 2.0]
+    assert batch.top_p.tolist() == [0.25, 0.75]
+    assert batch.top_k.tolist() == [3, 0]
+    assert batch.temperature_first.tolist() == [True, False]
+    assert batch.noise_keys.tolist() == [0, 1]
+    assert batch.turns.tolist() == [3, 4]
+    assert batch.steps.tolist() == [6, 7]
+
+
 def test_logprobs_are_of_the_models_own_distribution_before_penalties() -> None:
     logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(0))
     sampling = Sampling(temperature=0.5, presence=3.0, ban=(0,))
