@@ -120,13 +120,7 @@ def _show(report: Report) -> None:
     console.print(summary)
     table = Table(box=None, header_style="bold")
     table.add_column("", no_wrap=True)
-    for column in [
-        "median",
-        "best",
-        "unit",
-        "share of limit",
-        *(["rwkv", "times"] if report.against else []),
-    ]:
+    for column in ["median", *(["rwkv", "times"] if report.against else ["best"]), "unit", "of the limit"]:
         table.add_column(column, justify="left" if column == "unit" else "right", no_wrap=True)
     for figure in report.figures:
         table.add_row(figure.name, *_cells(figure, with_package=report.against is not None))
@@ -148,8 +142,8 @@ def _cells(figure: Figure, *, with_package: bool) -> list[str]:
         return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
     share = ""
-    if figure.share is not None and figure.best_share is not None:
-        share = f"{figure.limit} {figure.share:.0%} ({figure.best_share:.0%})"
+    if figure.share is not None:
+        share = f"{figure.share:.0%} of {figure.limit}"
     cells = [number(figure.median)]
     if with_package:
         cells += [number(figure.package), "" if figure.ratio is None else f"{figure.ratio:.1f}"]

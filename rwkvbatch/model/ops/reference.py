@@ -217,16 +217,16 @@ class ReferenceOps:
         order = np.argsort(-lengths, kind="stable")
         first_rows = step.batch.starts[:-1][order]
         slots = torch.from_numpy(step.batch.slots[order]).to(self.device)
-        S = carried[slots]
+        S = carried.index_select(0, slots)
         y = torch.empty(heads, device=r.device)
         for position in range(int(lengths.max())):
             running = int(np.count_nonzero(lengths > position))
             rows = torch.from_numpy(first_rows[:running] + position).to(self.device)
-            before = S[:running]
-            after = before * decay[rows] - (before @ kk[rows]) * removal[rows] + value[rows] * key[rows]
-            S[:running] = after
-            y[rows] = (after @ query[rows]).squeeze(-1)
-        carried[slots] = S
+            state = S[:running]
+            removed = state @ kk[rows]
+            state.mul_(decay[rows]).addcmul_(removed, removal[rows], value=-1).addcmul_(value[rows], key[rows])
+            y[rows] = (state @ query[rows]).squeeze(-1)
+        carried.index_copy_(0, slots, S)
 
         weight, bias = group_norm
         normed = F.group_norm(y.view(num_rows, width), num_heads, weight, bias, eps=GROUP_NORM_EPS)
