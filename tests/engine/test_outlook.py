@@ -74,7 +74,8 @@ def test_a_held_state_outlives_others() -> None:
 def test_holding_leaves_room_for_requests() -> None:
     engine = Engine(HashModel(), state_memory=6 * 1024)
     holds = [
-        engine.hold(engine.generate([Request(tokens=(n + 1,) * 30, max_tokens=2)])[0].history) for n in range(6)
+        engine.hold(engine.generate([Request(tokens=(n + 1,) * 30, max_tokens=2)])[0].history)
+        for n in range(6)
     ]
     assert sum(hold is not None for hold in holds) == 3
     assert engine.generate([Request(tokens=(99,) * 30, max_tokens=2)])[0].ids

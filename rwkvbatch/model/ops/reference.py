@@ -224,7 +224,9 @@ class ReferenceOps:
             rows = torch.from_numpy(first_rows[:running] + position).to(self.device)
             state = S[:running]
             removed = state @ kk[rows]
-            state.mul_(decay[rows]).addcmul_(removed, removal[rows], value=-1).addcmul_(value[rows], key[rows])
+            state.mul_(decay[rows]).addcmul_(removed, removal[rows], value=-1).addcmul_(
+                value[rows], key[rows]
+            )
             y[rows] = (state @ query[rows]).squeeze(-1)
         carried.index_copy_(0, slots, S)
 
