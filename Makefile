@@ -65,8 +65,8 @@ bench: $(VENV)/.installed  ## Measure this machine, the kernels and the rwkv pac
 
 sweep: $(VENV)/.installed  ## Temperature x frequency penalty, 5 repeats, on the bundled model, into runs/sweep
 	rm -rf $(OUT)/sweep
-	$(BIN)/rwkvbatch run datasets/styles.jsonl datasets/copying.jsonl --grid datasets/grid.toml --repeats 5 \
-		--out $(OUT)/sweep || $(CHECKS_FAILED)
+	$(BIN)/rwkvbatch run datasets/styles.jsonl datasets/copying.jsonl --grid datasets/grid.toml --top-p 1 \
+		--repeats 5 --out $(OUT)/sweep || $(CHECKS_FAILED)
 
 compare: $(VENV)/.installed  ## Compare the cells of runs/sweep and write its report
 	$(BIN)/rwkvbatch compare $(OUT)/sweep
