@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,8 +206,14 @@ def test_process_is_left_as_it_was(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_vocabulary_is_never_evaluated(tiny_model: Model) -> None:
-    assert not any(name.endswith("rwkv_tokenizer") or name == "rwkv.utils" for name in sys.modules)
+def test_vocabulary_is_never_evaluated(tiny_file: Path) -> None:
+    """The package's tokenizer evaluates its file as code when it is imported; in a process of its own, it is not."""
+    code = (
+        "import sys\nfrom rwkvbatch.model.load import load_model\n"
+        f"load_model({str(tiny_file)!r}, 'cpu fp32', 'upstream').forward([[1, 2]])\n"
+        "assert not any(name.endswith('rwkv_tokenizer') or name == 'rwkv.utils' for name in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_state_tuned_weights_inside_the_checkpoint_are_the_first_state(tmp_path: Path) -> None:
