@@ -33,14 +33,15 @@ class Wanted:
 
     def dialogues(self) -> Iterator[int]:
         """Their numbers, in the plan's order."""
-        for conversation in range(len(self.plan.conversations)):
+        for conversation in self.plan.chosen:
             for cell, repeats in enumerate(self.repeats):
                 first = self.plan.number_of(conversation, cell, 0)
                 yield from range(first, first + repeats)
 
     @cached_property
     def num_rows(self) -> int:
-        return sum(len(c.turns) for c in self.plan.conversations) * sum(self.repeats)
+        turns = sum(len(self.plan.conversations[number].turns) for number in self.plan.chosen)
+        return turns * sum(self.repeats)
 
 
 def first_round(plan: Plan) -> Wanted:

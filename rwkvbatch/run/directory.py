@@ -14,6 +14,7 @@ from rwkvbatch.run.files import OS_FILES, Files, replace_file
 from rwkvbatch.run.lock import LOCK_NAME, DirectoryLock
 from rwkvbatch.run.manifest import read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.run.plan import Plan
+from rwkvbatch.run.shard import write_members
 from rwkvbatch.run.store import RESULTS_NAME, RowStore
 from rwkvbatch.text.safe import file_name
 
@@ -57,22 +58,35 @@ class RunDirectory:
         """Whether a run is there already."""
         return self.manifest is not None
 
-    def claim(self, identity: Mapping[str, Any], make_about: Callable[[], Mapping[str, Any]]) -> None:
-        """Make sure that the directory is this run's: compare the manifest, or write it.
+    def claim(
+        self,
+        identity: Mapping[str, Any],
+        make_about: Callable[[], Mapping[str, Any]],
+        shard: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make sure that the directory is this run's, or this part's of it: compare the manifest, or write it.
 
         Raises:
             RunMismatchError: it is another run's; says in what they differ.
             StorageError: the manifest could not be written.
         """
         if self.manifest is not None:
-            refuse_other_run(self.path, self.manifest["identity"], identity)
+            refuse_other_run(self.path, self.manifest, identity, shard)
         else:
-            write_manifest(self._files, self.path, identity, make_about())
+            write_manifest(self._files, self.path, identity, make_about(), shard)
         self._is_new = False
 
     def open_rows(self, plan: Plan, *, repair: bool = False) -> RowStore:
         """The rows so far; see `RowStore`."""
         return RowStore(self.path, plan.num_rows, plan.place, repair=repair, files=self._files)
+
+    def keep_members(self, plan: Plan) -> None:
+        """Keep which conversations the plan's part of a run has, in `shard.jsonl`, for `merge`.
+
+        Raises:
+            StorageError: the file could not be written.
+        """
+        write_members(self._files, self.path, plan.members())
 
     def keep_skipped(self, lines: Iterable[bytes]) -> None:
         """Keep the script's bad lines, as they were, in `skipped.jsonl`.

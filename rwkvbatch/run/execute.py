@@ -13,7 +13,7 @@ from rwkvbatch.run.adaptive import first_round, rounds
 from rwkvbatch.run.directory import RunDirectory
 from rwkvbatch.run.driver import Counts, Driver, TurnEngine
 from rwkvbatch.run.files import OS_FILES, Files
-from rwkvbatch.run.manifest import make_about, make_identity
+from rwkvbatch.run.manifest import make_about, make_identity, make_shard
 from rwkvbatch.run.memory import MemoryRows
 from rwkvbatch.run.plan import Plan
 from rwkvbatch.run.progress import Meter, Observer, Progress
@@ -104,7 +104,13 @@ def execute(plan: Plan, shop: ModelShop, options: RunOptions) -> RunResult:
         setups = setups_of(plan)
         specs = shop.specs(setups)
         identity = make_identity(plan, specs, shop.tokenizer)
-        directory.claim(identity, lambda: make_about(plan, specs, list(options.scripts), options.command))
+        directory.claim(
+            identity,
+            lambda: make_about(plan, specs, list(options.scripts), options.command),
+            make_shard(plan),
+        )
+        if plan.shard is not None:
+            directory.keep_members(plan)
         if options.skipped:
             directory.keep_skipped(line.raw for line in options.skipped)
         store = directory.open_rows(plan, repair=options.repair)
