@@ -110,6 +110,15 @@ def run_command(
             help="Replay each conversation so often; N..M with --until-ci.",
         ),
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            rich_help_panel=RUN_PANEL,
+            help="Run only part I of N, for rwkvbatch merge.",
+        ),
+    ] = None,
     until_ci: Annotated[
         float | None,
         typer.Option(
@@ -208,6 +217,7 @@ def run_command(
         config=config,
         environment=os.environ,
         skip_bad=skip_bad,
+        shard=shard,
     )
     with logging_to(log_file, verbose=verbose, quiet=quiet):
         prepared = prepare(arguments)
@@ -275,7 +285,7 @@ def _run(
     def note(message: Warning | str, *_: object, **__: object) -> None:
         say(f"note: {message}")
 
-    directory = out if out is not None else default_directory(scripts)
+    directory = out if out is not None else default_directory(scripts, shard=prepared.plan.shard)
     shop = Workshop(prepared.plan.settings, say=say)
     observers: list[Observer] = []
     if not quiet:

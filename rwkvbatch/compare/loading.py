@@ -121,6 +121,8 @@ def _load_run(source: str, name: str) -> RunData:
         manifest = _read_manifest(manifest_path)
     else:
         notes.append(f"{source} has no manifest.json: whether it ran the same script cannot be checked")
+    if "shard" in manifest:
+        notes.append(f"{source} is only a part of a run; `rwkvbatch merge` puts the parts together")
     rows = _read_results(results, notes)
     if not len(rows):
         raise RunDirectoryError("it holds no finished turn", path=results, hint="let the run go on")

@@ -14,7 +14,7 @@ from rwkvbatch.run.files import OS_FILES, Files, replace_file
 from rwkvbatch.run.lock import LOCK_NAME, DirectoryLock
 from rwkvbatch.run.manifest import read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.shard import write_members
+from rwkvbatch.run.shard import Shard, write_members
 from rwkvbatch.run.store import RESULTS_NAME, RowStore
 from rwkvbatch.text.safe import file_name
 
@@ -125,10 +125,13 @@ class RunDirectory:
             )
 
 
-def default_directory(scripts: Sequence[str], parent: Path = Path("runs")) -> Path:
-    """`runs/NAME`, of the first script's name and the time; never one that exists."""
+def default_directory(
+    scripts: Sequence[str], parent: Path = Path("runs"), *, shard: Shard | None = None
+) -> Path:
+    """`runs/NAME`, of the first script's name, the time and the part; never one that exists."""
     stem = "stdin" if scripts[0] == "-" else file_name(Path(scripts[0]).stem)
-    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    part = "" if shard is None else f"-part-{shard.part}-of-{shard.parts}"
+    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}{part}"
     path, count = parent / name, 1
     while path.exists():
         count += 1

@@ -180,9 +180,7 @@ def refuse_other_run(
     if differences:
         shown = "\n".join(f"    {line}" for line in differences[:_MAX_SHOWN])
         more = f"\n    and {len(differences) - _MAX_SHOWN} more" if len(differences) > _MAX_SHOWN else ""
-        raise RunMismatchError(
-            f"holds a run of something else:\n{shown}{more}", path=directory, hint=hint
-        )
+        raise RunMismatchError(f"holds a run of something else:\n{shown}{more}", path=directory, hint=hint)
 
 
 @cache

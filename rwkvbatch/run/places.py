@@ -48,9 +48,9 @@ class Places:
     def num_dialogues(self) -> int:
         return len(self._lengths) * self.dialogues_each
 
-    def conversation_rows(self, conversation: int) -> range:
-        """All rows of a conversation."""
-        return range(self._first_rows[conversation], self._first_rows[conversation + 1])
+    def conversation_of_row(self, row: int) -> int:
+        """The number of the row's conversation."""
+        return bisect_right(self._first_rows, row) - 1
 
     def rows_of(self, dialogue: int) -> tuple[int, int]:
         """The first row of a dialogue, and the one after its last."""
@@ -76,7 +76,7 @@ class Places:
 
     def dialogue_of_row(self, row: int) -> tuple[int, int]:
         """The number of the row's dialogue, and its turn."""
-        conversation = bisect_right(self._first_rows, row) - 1
+        conversation = self.conversation_of_row(row)
         rest, turn = divmod(row - self._first_rows[conversation], self._lengths[conversation].turns)
         return conversation * self.dialogues_each + rest, turn
 

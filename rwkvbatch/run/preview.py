@@ -42,7 +42,9 @@ def preview(plan: Plan, desk: Desk) -> Preview:
     prompts: set[tuple[str, tuple[int, ...]]] = set()
     per_cell = plan.repeats
     first_repeats = [
-        plan.number_of(conversation, cell, 0) for conversation in plan.chosen for cell in range(len(plan.cells))
+        plan.number_of(conversation, cell, 0)
+        for conversation in plan.chosen
+        for cell in range(len(plan.cells))
     ]
     rows = 0
     for number in first_repeats:

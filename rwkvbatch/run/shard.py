@@ -83,7 +83,8 @@ def write_members(files: Files, directory: Path, members: Iterable[Member]) -> N
         StorageError: it could not be written.
     """
     lines = (
-        json.dumps({"number": m.number, "id": m.length.conversation, "turns": m.length.turns}).encode() + b"\n"
+        json.dumps({"number": m.number, "id": m.length.conversation, "turns": m.length.turns}).encode()
+        + b"\n"
         for m in members
     )
     path = directory / SHARD_NAME
