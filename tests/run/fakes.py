@@ -22,6 +22,7 @@ from rwkvbatch.run.plan import Plan
 from rwkvbatch.run.rows import CheckResult, Logprob, Row, RowTiming, TokenCounts
 from rwkvbatch.run.settings import Layered, RunSettings
 from rwkvbatch.run.setup import Setup
+from rwkvbatch.run.shard import Shard
 from rwkvbatch.run.turns import Desk
 from rwkvbatch.script.records import Check, Conversation, ReplyFacts, SourceLine, Turn, Verdict
 
@@ -196,6 +197,7 @@ def make_plan(
     conversations: Sequence[Conversation] | None = None,
     cells: Sequence[Cell] | None = None,
     explicit: Iterable[str] = (),
+    shard: Shard | None = None,
     **settings: Any,
 ) -> Plan:
     """Conversations of one to four turns, some with checks and references, in two cells."""
@@ -212,7 +214,7 @@ def make_plan(
         ]
     if cells is None:
         cells = make_cells({"temperature": [0.3, 1.0]})
-    return Plan(conversations, cells, Layered(RunSettings(**settings), frozenset(explicit)))
+    return Plan(conversations, cells, Layered(RunSettings(**settings), frozenset(explicit)), shard)
 
 
 def make_row(
