@@ -192,6 +192,7 @@ class TestMissing:
         parts.cut(2, 3)
         merged = parts.merge(1, 2, allow_missing=True)
         assert merged.summary is not None
+        assert merged.summary.planned == parts.plan().num_rows
         assert not merged.summary.complete
         assert json.loads((parts.out / "status.json").read_text())["state"] == "interrupted"
         assert run(parts.out, parts.plan()).num_generated > 0
