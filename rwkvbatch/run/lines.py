@@ -24,6 +24,15 @@ class BadLineError(ValueError):
     """A line that is not a whole row with the right checksum; the text says what is wrong with it."""
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """Row `number` of the plan as a line of the file; `failed` for an error row."""
+
+    number: int
+    line: bytes
+    failed: bool
+
+
 def encode_row(row: Row) -> bytes:
     """One line of UTF-8, its line end included.
 

@@ -147,6 +147,10 @@ class Plan:
         """The dialogue of these three numbers."""
         return self._places.number_of(conversation, cell, repeat)
 
+    def conversation_of(self, dialogue: int) -> int:
+        """The number of the dialogue's conversation."""
+        return dialogue // self._places.dialogues_each
+
     def place(self, key: RowKey) -> int | None:
         """The row's number, or None if it is not of this run (or of this part of it)."""
         if self._chosen_ids is not None and key.conversation not in self._chosen_ids:

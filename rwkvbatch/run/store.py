@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, StorageError
 from rwkvbatch.run.files import OS_FILES, Files, replace_file, write_all
-from rwkvbatch.run.lines import BadLineError, decode_row, encode_row
+from rwkvbatch.run.lines import BadLineError, EncodedRow, decode_row, encode_row
 from rwkvbatch.run.rows import Row, RowKey
 from rwkvbatch.run.scan import ScannedLine, scan_lines
 
@@ -133,18 +133,26 @@ class RowStore:
     # Writing.
 
     def append(self, number: int, row: Row) -> None:
-        """Write row `number`. It is at risk until `num_durable` has counted it.
+        """Write row `number`; see `append_all`."""
+        self.append_all([EncodedRow(number, encode_row(row), row.finish == "error")])
+
+    def append_all(self, rows: Sequence[EncodedRow]) -> None:
+        """Write rows, in one piece. They are at risk until `num_durable` has counted them.
 
         Raises:
             StorageError: the write failed, now or before. Nothing more can be written.
-            ValueError: the row is there already, or cannot be written as JSON.
+            ValueError: a row is there already, or twice among `rows`.
         """
         self._refuse_if_broken()
-        if self.has(number):
-            raise ValueError(f"row {number} was written before")
-        line = encode_row(row)
+        if not rows:
+            return
+        if len({row.number for row in rows}) < len(rows):
+            raise ValueError("a row is there twice")
+        for row in rows:
+            if self.has(row.number):
+                raise ValueError(f"row {row.number} was written before")
         try:
-            write_all(self._files, self._descriptor, line)
+            write_all(self._files, self._descriptor, b"".join([row.line for row in rows]))
         except OSError as error:
             # Half a line must not stay between rows; if even this fails, the next opening cuts the tail off.
             with contextlib.suppress(OSError):
@@ -152,8 +160,9 @@ class RowStore:
             with contextlib.suppress(StorageError):
                 self.flush()
             raise self._break(error, "write") from error
-        self._remember(number, self._size, len(line), failed=row.finish == "error")
-        self._size += len(line)
+        for row in rows:
+            self._remember(row.number, self._size, len(row.line), failed=row.failed)
+            self._size += len(row.line)
         if self._oldest_pending is None:
             self._oldest_pending = self._clock()
         if self._num_rows - self._num_durable >= self._flush_rows:

@@ -109,6 +109,9 @@ class FakeEngine:
     def submit_score(self, prefix: Sequence[int], continuation: Sequence[int], root: int = 0) -> int:
         return self._queue(pure_score(prefix, continuation), 1 + len(continuation) % 2)
 
+    def cancel(self, request_id: int) -> None:
+        self._waiting = [entry for entry in self._waiting if entry[0] != request_id]
+
     def step(self) -> list[tuple[int, Reply | Score]]:
         active, rest = self._waiting[: self.max_batch], self._waiting[self.max_batch :]
         self.most_active = max(self.most_active, len(active))
