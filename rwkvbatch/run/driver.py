@@ -119,6 +119,8 @@ class Driver:
         if not todo:
             return True
         self._dispatcher = Dispatcher(todo, self._plan.conversation_of)
+        for worker in self._counts.workers.values():
+            worker.active, worker.alive = 0, False
         self._crew.begin(setup)
         while not self._dispatcher.finished:
             if self._should_stop():
@@ -150,8 +152,9 @@ class Driver:
         for worker, event in self._crew.receive(timeout_s):
             match event:
                 case Joined(name, room):
-                    self._counts.workers.setdefault(worker, WorkerCounts(name))
-                    self._dispatcher.joined(worker, room)
+                    if not self._draining:
+                        self._counts.workers.setdefault(worker, WorkerCounts(name)).alive = True
+                        self._dispatcher.joined(worker, room)
                 case Report(rows, over, active, notes):
                     for note in notes:
                         logging.getLogger(note.logger).log(note.level, note.text, extra={"worker": worker})

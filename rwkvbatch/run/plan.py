@@ -85,6 +85,7 @@ class Plan:
                 "there is no conversation to replay", hint="look at the script, --only and --limit"
             )
         settings = layered.settings
+        self._layered = layered
         self.conversations = tuple(conversations)
         self.cells = tuple(cells)
         self.settings: RunSettings = settings
@@ -108,6 +109,9 @@ class Plan:
             if conversation.params or any(turn.params for turn in conversation.turns):
                 for cell_number in range(len(self.cells)):
                     self._settings_of(number, cell_number)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.conversations, self.cells, self._layered, self.shard)
 
     @property
     def num_rows(self) -> int:

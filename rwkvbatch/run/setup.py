@@ -137,6 +137,14 @@ class Workshop:
         return {path: number for number, path in enumerate((p for p in paths if p is not None), start=1)}
 
 
+def forkable_workshop(settings: RunSettings) -> Workshop:
+    """A workshop in a process that will be forked: torch starts no threads there, which a fork would lose."""
+    import torch
+
+    torch.set_num_threads(1)
+    return Workshop(settings)
+
+
 def sha256_of_file(path: str, option: str) -> str:
     """Hex digest of a file that an option names.
 
