@@ -27,6 +27,8 @@ EPILOG = """[bold]Examples[/]
 
   rwkvbatch run chats.jsonl --model rwkv7-1.5b --temp 0.3,0.7,1.0 --repeats 5 --out runs/temps
 
+  rwkvbatch run chats.jsonl --devices cuda:0,cuda:1 --out runs/big
+
   rwkvbatch run a.jsonl b.jsonl --only memory --dry-run"""
 
 
@@ -48,6 +50,33 @@ def run_command(
             metavar="N",
             rich_help_panel=shared.MODEL_PANEL,
             help="Replies generated at the same time. Changes no reply. [dim]Default: 32[/]",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            metavar="N",
+            rich_help_panel=shared.MODEL_PANEL,
+            help="Worker processes, which share the weights' memory. Changes no reply on CPUs.",
+        ),
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            "--devices",
+            metavar="LIST",
+            rich_help_panel=shared.MODEL_PANEL,
+            help="Devices of the workers, such as cuda:0,cuda:1.",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            rich_help_panel=shared.MODEL_PANEL,
+            help="Workers as actors of a Ray cluster: local, auto, or HOST:PORT.",
         ),
     ] = None,
     preset: shared.PresetOption = None,
@@ -201,7 +230,8 @@ def run_command(
 
     given: dict[str, Any] = {
         "model": model, "strategy": strategy, "backend": backend, "state": state, "threads": threads,
-        "state_memory": state_memory, "batch_size": batch_size, "preset": preset, "temperature": temp,
+        "state_memory": state_memory, "batch_size": batch_size, "workers": workers,
+        "devices": devices.split(",") if devices else None, "ray": ray, "preset": preset, "temperature": temp,
         "top_p": top_p, "top_k": top_k, "presence": presence, "frequency": frequency, "decay": decay,
         "order": order, "ban": _ids(ban), "seed": seed, "max_tokens": max_tokens, "max_seconds": max_seconds,
         "stop": stop or None, "think": think, "template": template, "prelude": prelude, "history": history,
@@ -274,6 +304,7 @@ def _run(
     from rwkvbatch.run.progress import BarObserver, LineObserver, Observer, Observers
     from rwkvbatch.run.setup import Workshop
     from rwkvbatch.run.stopping import stop_on_signals
+    from rwkvbatch.run.workers.hiring import crew_for
     from rwkvbatch.text.safe import printable
 
     console = Console(stderr=True)
@@ -309,6 +340,7 @@ def _run(
             skipped=prepared.script.skipped,
             observer=Observers(observers),
             should_stop=stop,
+            crew=crew_for(prepared.plan.settings),
         )
         try:
             result = execute(prepared.plan, shop, options)

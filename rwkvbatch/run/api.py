@@ -12,6 +12,7 @@ from rwkvbatch.run.prepare import RunArguments, prepare, split_lists
 from rwkvbatch.run.progress import Observer
 from rwkvbatch.run.settings import CellSettings
 from rwkvbatch.run.setup import Workshop
+from rwkvbatch.run.workers.hiring import crew_for
 
 if TYPE_CHECKING:
     from rwkvbatch.model.base import Model
@@ -88,5 +89,6 @@ def run(
         repair=repair,
         observer=observer,
         should_stop=should_stop,
+        crew=crew_for(prepared.plan.settings, model_given=loaded is not None),
     )
     return execute(prepared.plan, Workshop(prepared.plan.settings, loaded), options)

@@ -12,6 +12,7 @@ from typing import Protocol
 from rwkvbatch.errors import RwkvBatchError
 from rwkvbatch.run.lines import EncodedRow
 from rwkvbatch.run.plan import Plan
+from rwkvbatch.run.progress import WorkerProgress
 from rwkvbatch.run.rows import Row
 from rwkvbatch.run.setup import Setup
 from rwkvbatch.run.turns import error_row
@@ -65,6 +66,14 @@ class Counts:
     def active(self) -> int:
         """Dialogues under way."""
         return sum(worker.active for worker in self.workers.values())
+
+    def at_work(self) -> tuple[WorkerProgress, ...]:
+        """The workers that are there."""
+        return tuple(
+            WorkerProgress(worker.name, worker.active, worker.rows, worker.reply_tokens)
+            for worker in self.workers.values()
+            if worker.alive
+        )
 
 
 class TooManyFailuresError(RwkvBatchError):

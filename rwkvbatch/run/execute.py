@@ -230,6 +230,8 @@ class _Session:
             counts.failed_checks,
             counts.active,
             counts.reply_tokens,
+            counts.at_work(),
+            counts.lost_workers,
         )
 
     def _leave(self, error: BaseException) -> None:

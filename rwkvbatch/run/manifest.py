@@ -103,6 +103,8 @@ def make_about(
         ],
         "batch_size": settings.batch_size,
         "threads": settings.threads,
+        "workers": settings.workers,
+        "devices": list(settings.devices),
         "state_memory": settings.state_memory,
     }
 
