@@ -61,6 +61,7 @@ class Dispatcher:
         self._group = group
         self._clock = clock
         self._next = 0
+        self._num_kept = 0
         self._again: deque[int] = deque()
         self._last_try: deque[int] = deque()
         self._members: dict[int, _Member] = {}
@@ -94,6 +95,7 @@ class Dispatcher:
             return []
         self._hungry.pop(worker, None)
         self._again.extend(member.kept)
+        self._num_kept -= len(member.kept)
         given_up: list[int] = []
         for dialogue in member.held:
             holders = self._holders[dialogue]
@@ -152,11 +154,14 @@ class Dispatcher:
             member.alone = True
             return [self._last_try.popleft()]
         chosen: list[int] = []
-        while len(member.held) + len(chosen) < member.room:
+        # Nobody holds more than an even share of all that is not over.
+        share = -(-self._num_left // len(self._members))
+        while len(member.held) + len(chosen) < min(member.room, share):
             if self._again:
                 chosen.append(self._again.popleft())
             elif member.kept or self._keep_more(member):
                 chosen.append(member.kept.popleft())
+                self._num_kept -= 1
             else:
                 break
         return chosen
@@ -174,10 +179,13 @@ class Dispatcher:
         while stop < limit and self._group(self._dialogues[stop]) == group:
             stop += 1
         member.kept.extend(self._dialogues[start:stop])
+        self._num_kept += stop - start
         self._next = stop
         return True
 
     def _keep_what_others_keep(self, member: _Member) -> bool:
+        if self._num_kept == 0:
+            return False
         richest = max(self._members.values(), key=lambda other: len(other.kept))
         for _ in range((len(richest.kept) + 1) // 2):
             member.kept.appendleft(richest.kept.pop())
