@@ -1,4 +1,4 @@
-"""One worker process against two, of one thread each: the same run, in turns; medians and their ratio.
+"""One worker of one thread against two of them, and against one of two threads: the same run, in turns; medians.
 
 python benchmarks/workers.py [--shape 12x768 | --model FILE] [--conversations 64] [--rounds 3]
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import jsonlines
@@ -26,15 +27,29 @@ def write_script(path: Path, count: int) -> None:
             writer.write({"id": f"c{number}", "messages": [{"role": "user", "content": t} for t in texts]})
 
 
-def replay(model: Path, script: Path, workers: int, batch_size: int) -> float:
+@dataclass(frozen=True)
+class Setting:
+    """Workers, and the threads of each."""
+
+    workers: int
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{self.workers} x {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+
+SETTINGS = (Setting(1, 1), Setting(2, 1), Setting(1, 2))
+
+
+def replay(model: Path, script: Path, setting: Setting, batch_size: int) -> float:
     """Reply tokens per second, from the first lease to the last row; loading the model does not count."""
     with tempfile.TemporaryDirectory() as folder:
         result = rwkvbatch.run(
             script,
             model=model,
             out=Path(folder) / "run",
-            workers=workers,
-            threads=1,
+            workers=setting.workers,
+            threads=setting.threads,
             batch_size=batch_size,
             max_tokens=MAX_TOKENS,
         )
@@ -51,20 +66,20 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    speeds: dict[int, list[float]] = {1: [], 2: []}
+    speeds: dict[Setting, list[float]] = {setting: [] for setting in SETTINGS}
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or write_random(options.shape, Path(folder))
         script = Path(folder) / "script.jsonl"
         write_script(script, options.conversations)
         for _ in range(options.rounds):
-            for workers, found in speeds.items():
-                found.append(replay(model, script, workers, options.batch_size))
-    ratios = [two / one for one, two in zip(speeds[1], speeds[2], strict=True)]
-    for workers, found in speeds.items():
+            for setting, found in speeds.items():
+                found.append(replay(model, script, setting, options.batch_size))
+    for setting, found in speeds.items():
+        ratios = [there / here for here, there in zip(speeds[SETTINGS[0]], found, strict=True)]
         print(
-            f"{workers} worker{'s' if workers > 1 else ' '}: {statistics.median(found):8.1f} reply tokens/s"
+            f"{setting!s:12} {statistics.median(found):8.1f} reply tokens/s, "
+            f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         )
-    print(f"ratio: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
 
 
 if __name__ == "__main__":
