@@ -68,7 +68,7 @@ def prepare(arguments: RunArguments) -> Prepared:
         raise UsageError(f"--repeats must rise, got {settings.repeats}..{settings.max_repeats}")
     if settings.max_repeats is not None and len(cells) < 2:
         raise UsageError("--until-ci compares cells with the first one, and there is only one cell")
-    script = read_scripts(arguments.scripts, skip_bad=arguments.skip_bad)
+    script = read_scripts(arguments.scripts, limits=settings.script_limits, skip_bad=arguments.skip_bad)
     plan = Plan(select(script.conversations, settings), cells, layered)
     if settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
         raise UsageError("--until-ci compares the scores of checks, and the script has none")
