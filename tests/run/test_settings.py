@@ -156,7 +156,9 @@ class TestPreparing:
 
     def test_the_limits_of_a_script_are_settings(self, tmp_path: Path) -> None:
         script = tmp_path / "s.jsonl"
-        script.write_text('{"messages": [{"role": "user", "content": "hi"}, {"role": "user", "content": "ho"}]}\n')
+        script.write_text(
+            '{"messages": [{"role": "user", "content": "hi"}, {"role": "user", "content": "ho"}]}\n'
+        )
         for limit, refused in (("max_line_bytes", "20"), ("max_turns", "1")):
             with pytest.raises(ScriptError, match=r"s\.jsonl:1: .*\b(longer|more) than") as caught:
                 prepare(RunArguments((str(script),), config=config_file(tmp_path, f"{limit} = {refused}\n")))
