@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkvbatch.errors import RunDirectoryError, StorageError
-from rwkvbatch.run.files import OS_FILES, Files, replace_file
+from rwkvbatch.run.files import OS_FILES, Files, make_directory, replace_file
 from rwkvbatch.run.lock import LOCK_NAME, DirectoryLock
 from rwkvbatch.run.manifest import read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.run.plan import Plan
@@ -38,7 +38,7 @@ class RunDirectory:
         self._files = files
         self._is_new = not path.exists()
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_directory(path)
         except OSError as error:
             raise RunDirectoryError(
                 f"cannot be made: {error.strerror}", path=path, hint="give another directory with --out"
