@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,10 +15,12 @@ from rwkvbatch.run.files import OS_FILES, Files, make_directory, replace_file
 from rwkvbatch.run.lock import LOCK_NAME, DirectoryLock
 from rwkvbatch.run.manifest import read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.store import RESULTS_NAME, RowStore
+from rwkvbatch.run.store import DAMAGED_NAME, RESULTS_NAME, RowStore
 from rwkvbatch.text.safe import file_name
 
 SKIPPED_NAME = "skipped.jsonl"
+
+_log = logging.getLogger(__name__)
 
 
 class RunDirectory:
@@ -71,8 +74,24 @@ class RunDirectory:
         self._is_new = False
 
     def open_rows(self, plan: Plan, *, repair: bool = False) -> RowStore:
-        """The rows so far; see `RowStore`."""
-        return RowStore(self.path, plan.num_rows, plan.place, repair=repair, files=self._files)
+        """The rows so far, see `RowStore`; what had to be set aside is logged."""
+        store = RowStore(self.path, plan.num_rows, plan.place, repair=repair, files=self._files)
+        found = store.opening
+        if found.torn_bytes:
+            _log.warning(
+                "%s: the last write was cut off; its %d bytes are set aside in %s",
+                self.path / RESULTS_NAME,
+                found.torn_bytes,
+                found.torn_name,
+            )
+        if found.repaired_lines:
+            _log.warning(
+                "%s: %d damaged lines are set aside in %s; their rows run again",
+                self.path / RESULTS_NAME,
+                found.repaired_lines,
+                DAMAGED_NAME,
+            )
+        return store
 
     def keep_skipped(self, lines: Iterable[bytes]) -> None:
         """Keep the script's bad lines, as they were, in `skipped.jsonl`.
