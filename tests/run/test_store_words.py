@@ -1,4 +1,4 @@
-"""The small print of the store: the words of its errors, the moments of its flushes, what it knows when opened again."""
+"""The small print of the store: its words, the moments of its flushes, what it knows when it is opened again."""
 
 from __future__ import annotations
 
