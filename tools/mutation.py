@@ -64,7 +64,7 @@ AREAS = {
     ),
     "store": Area(
         ("rwkvbatch/run/store.py", "rwkvbatch/run/lines.py", "rwkvbatch/run/scan.py"),
-        ("tests/run/test_store.py",),
+        ("tests/run/test_store.py", "tests/run/test_store_words.py"),
     ),
 }
 

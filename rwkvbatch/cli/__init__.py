@@ -8,5 +8,14 @@ def main() -> None:
     import sys
 
     from rwkvbatch.cli.app import invoke
+    from rwkvbatch.cli.exits import ExitCode, report
+    from rwkvbatch.cli.streams import flush_output, prepare_streams
 
-    sys.exit(invoke(sys.argv[1:]))
+    prepare_streams()
+    code = invoke(sys.argv[1:])
+    try:
+        flush_output()
+    except OSError as error:
+        if code <= ExitCode.FAILED:
+            code = report(error, debug=False)
+    sys.exit(code)

@@ -65,6 +65,8 @@ def invoke(arguments: Sequence[str]) -> int:
         # Standalone: Typer prints its own usage errors (exit code 2) and ends in SystemExit; the rest comes here.
         app(args=list(arguments), prog_name="rwkvbatch")
     except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):  # Typer ends in 1, which is a failed check here
+            return ExitCode.UNREAD
         return leaving.code if isinstance(leaving.code, int) else ExitCode.DONE
     except BaseException as error:
         return report(error, debug=debug)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from rwkvbatch.cli import options as shared
 from rwkvbatch.cli.exits import ExitCode
 from rwkvbatch.errors import StorageError, UsageError
+from rwkvbatch.run.files import FILE_MODE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -224,13 +226,22 @@ def _show(analysis: Analysis, conversation: str) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Whole or not at all; devices and pipes are written to, not replaced."""
+    data = text.encode("utf-8", "backslashreplace")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    in_place = path.exists() and not path.is_file()
     try:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-        partial.replace(path)
+        if in_place:
+            path.write_bytes(data)
+        else:
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        if not in_place:
+            with contextlib.suppress(OSError):
+                partial.unlink()
         raise StorageError(
             f"--out {path}: cannot be written: {error.strerror}", hint="the folder must exist and be writable"
         ) from None

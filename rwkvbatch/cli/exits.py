@@ -19,6 +19,8 @@ class ExitCode(enum.IntEnum):
     BAD_INPUT = 3
     INTERNAL = 4
     INTERRUPTED = 130
+    UNREAD = 141
+    """Nobody reads the output any more (`| head`); what a shell says of a program that SIGPIPE ended."""
     TERMINATED = 143
 
 
@@ -42,6 +44,25 @@ def report(error: BaseException, *, debug: bool) -> ExitCode:
             if isinstance(error, UsageError):
                 return ExitCode.USAGE
             return ExitCode.BAD_INPUT if isinstance(error, InputError) else ExitCode.INTERNAL
+        case BrokenPipeError():
+            return ExitCode.UNREAD
+        case OSError():
+            if debug:
+                _say_traceback(error)
+            place = "" if error.filename is None else f": {error.filename}"
+            _say(
+                f"error: input or output failed: {error.strerror or error}{place}\n"
+                "  is there room, and may it be read and written? RWKVBATCH_DEBUG=1 shows the traceback"
+            )
+            return ExitCode.INTERNAL
+        case MemoryError():
+            if debug:
+                _say_traceback(error)
+            _say(
+                f"error: not enough memory {error}".rstrip()
+                + "\n  a smaller model, or less at once, needs less"
+            )
+            return ExitCode.INTERNAL
         case _:
             if debug:
                 _say_traceback(error)

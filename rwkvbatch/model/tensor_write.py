@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from rwkvbatch.errors import StorageError, UsageError
 
 SUFFIXES = (".pth", ".safetensors")
+FILE_MODE = 0o644
+"""Less what the umask takes."""
 
 
 def save_tensors(
@@ -80,11 +82,13 @@ def _replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its name when the block ends well."""
     temporary = path.with_name(f".rwkvbatch-{secrets.token_hex(8)}.tmp")
     try:
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
+        mode = temporary.stat().st_mode
     except OSError as error:
         raise StorageError(f"cannot write in {str(path.parent)!r}: {error.strerror}") from error
     try:
         yield temporary
+        temporary.chmod(mode)  # safetensors makes a file of its own, for the owner only
         _flush(temporary)
         temporary.replace(path)
         _flush(path.parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from rwkvbatch.errors import RunDirectoryError, StorageError
-from rwkvbatch.run.files import OS_FILES, Files, replace_file
+from rwkvbatch.run.files import OS_FILES, Files, make_directory, replace_file
 from rwkvbatch.run.lock import LOCK_NAME, DirectoryLock
 from rwkvbatch.run.manifest import read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.run.plan import Plan
 from rwkvbatch.run.shard import Shard, write_members
-from rwkvbatch.run.store import RESULTS_NAME, RowStore
+from rwkvbatch.run.store import DAMAGED_NAME, RESULTS_NAME, RowStore
 from rwkvbatch.text.safe import file_name
 
 SKIPPED_NAME = "skipped.jsonl"
+
+_log = logging.getLogger(__name__)
 
 
 class RunDirectory:
@@ -39,7 +42,7 @@ class RunDirectory:
         self._files = files
         self._is_new = not path.exists()
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_directory(path)
         except OSError as error:
             raise RunDirectoryError(
                 f"cannot be made: {error.strerror}", path=path, hint="give another directory with --out"
@@ -77,8 +80,24 @@ class RunDirectory:
         self._is_new = False
 
     def open_rows(self, plan: Plan, *, repair: bool = False) -> RowStore:
-        """The rows so far; see `RowStore`."""
-        return RowStore(self.path, plan.num_rows, plan.place, repair=repair, files=self._files)
+        """The rows so far, see `RowStore`; what had to be set aside is logged."""
+        store = RowStore(self.path, plan.num_rows, plan.place, repair=repair, files=self._files)
+        found = store.opening
+        if found.torn_bytes:
+            _log.warning(
+                "%s: the last write was cut off; its %d bytes are set aside in %s",
+                self.path / RESULTS_NAME,
+                found.torn_bytes,
+                found.torn_name,
+            )
+        if found.repaired_lines:
+            _log.warning(
+                "%s: %d damaged lines are set aside in %s; their rows run again",
+                self.path / RESULTS_NAME,
+                found.repaired_lines,
+                DAMAGED_NAME,
+            )
+        return store
 
     def keep_members(self, plan: Plan) -> None:
         """Keep which conversations the plan's part of a run has, in `shard.jsonl`, for `merge`.

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 FILE_MODE = 0o644
-"""Results may be read by others where the umask allows it, and written by nobody else."""
+DIRECTORY_MODE = 0o755
+"""Results may be read by others where the umask allows it, and written by nobody else whatever the umask."""
 
 
 class Files:
@@ -71,6 +72,13 @@ def write_all(files: Files, descriptor: int, data: bytes) -> None:
         if more == 0:
             raise OSError(f"only {written} of {len(data)} bytes could be written")
         written += more
+
+
+def make_directory(path: Path) -> None:
+    """Make `path` and what is missing above it, to which `Path.mkdir` would give wider rights."""
+    for directory in reversed([path, *path.parents]):
+        if not directory.is_dir():
+            directory.mkdir(DIRECTORY_MODE, exist_ok=True)
 
 
 def replace_file(files: Files, path: Path, chunks: Iterable[bytes], *, durable: bool = True) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Generator
@@ -11,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rwkvbatch.errors import UsageError
+from rwkvbatch.run.files import FILE_MODE
 from rwkvbatch.text.safe import printable
 
 ROOT_NAME = "rwkvbatch"
@@ -39,6 +42,28 @@ class _TerminalFormatter(logging.Formatter):
         return printable(f"rwkvbatch: {record.levelname.lower()}: {record.getMessage()}")
 
 
+class _LogFile(logging.FileHandler):
+    """Appends to a file. A log stops no run: when it cannot be written, that is said once, and nothing more is."""
+
+    def __init__(self, path: Path) -> None:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, FILE_MODE))
+        super().__init__(path, encoding="utf-8")
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self.setLevel(logging.CRITICAL + 1)
+        logging.getLogger(ROOT_NAME).warning(
+            "--log-file %s: write failed: %s; going on without it", self.baseFilename, error.strerror
+        )
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def logging_to(path: Path | None, *, verbose: bool = False, quiet: bool = False) -> Generator[None]:
     """Send this package's log to `path` and to standard error, inside.
@@ -58,7 +83,7 @@ def logging_to(path: Path | None, *, verbose: bool = False, quiet: bool = False)
     handlers.append(terminal)
     if path is not None:
         try:
-            file = logging.FileHandler(path, encoding="utf-8")
+            file = _LogFile(path)
         except OSError as error:
             raise UsageError(f"--log-file {path}: cannot be opened: {error.strerror}") from None
         file.setFormatter(JsonFormatter())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,10 @@ from rwkvbatch.run.plan import Plan, select
 from rwkvbatch.run.settings import ALIASES, layer_settings, option_name, read_toml
 from rwkvbatch.run.shard import Shard
 from rwkvbatch.script.reader import Script, read_scripts
+
+SKIPPED_SHOWN = 5
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,23 @@ def prepare(arguments: RunArguments) -> Prepared:
             "--until-ci decides by the rows of all conversations, and --shard runs only some of them",
             hint="leave one of the two out",
         )
-    script = read_scripts(arguments.scripts, skip_bad=arguments.skip_bad)
+    script = read_scripts(arguments.scripts, limits=settings.script_limits, skip_bad=arguments.skip_bad)
+    _tell_skipped(script)
     plan = Plan(select(script.conversations, settings), cells, layered, shard)
     if settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
         raise UsageError("--until-ci compares the scores of checks, and the script has none")
     return Prepared(plan, script)
+
+
+def _tell_skipped(script: Script) -> None:
+    """Say why each bad line was set aside; of many, only the log file and `--verbose` hear of all."""
+    for number, line in enumerate(script.skipped):
+        level = logging.WARNING if number < SKIPPED_SHOWN else logging.INFO
+        _log.log(
+            level, "set aside: %s", line.error, extra={"path": line.source.path, "line": line.source.line}
+        )
+    if len(script.skipped) > SKIPPED_SHOWN:
+        _log.warning("set aside: %d lines more", len(script.skipped) - SKIPPED_SHOWN)
 
 
 def split_lists(

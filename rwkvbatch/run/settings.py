@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from rwkvbatch.config import HistoryMode, Prompting, Sampling, Stopping, ThinkMode, preset
 from rwkvbatch.errors import UsageError
+from rwkvbatch.script.reader import Limits
 from rwkvbatch.text.preludes import load_prelude
 
 ENVIRONMENT_PREFIX = "RWKVBATCH_"
@@ -98,6 +99,7 @@ class RunSettings(CellSettings):
         state_memory: bytes for recurrent states; None leaves it to the engine.
         max_prompt_tokens: a turn whose history and prompt are longer becomes an error row.
         max_failures: the run stops when more rows than this have failed; None for no limit.
+        max_line_bytes, max_turns, max_conversations: what a script may hold at most, see `script.reader.Limits`.
     """
 
     seed: int = Field(0, ge=0, lt=2**63)
@@ -115,6 +117,13 @@ class RunSettings(CellSettings):
     state_memory: ByteCount | None = None
     max_prompt_tokens: int | None = Field(None, ge=1)
     max_failures: int | None = Field(None, ge=0)
+    max_line_bytes: ByteCount = Limits.max_line_bytes
+    max_turns: int = Field(Limits.max_turns, ge=1)
+    max_conversations: int = Field(Limits.max_conversations, ge=1)
+
+    @property
+    def script_limits(self) -> Limits:
+        return Limits(self.max_line_bytes, self.max_turns, self.max_conversations)
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,11 @@ BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Opening:
-    """What was found when a store was opened: rows, bytes of a torn tail, damaged lines set aside."""
+    """What was found when a store was opened: rows, bytes of a torn tail and their file, damaged lines set aside."""
 
     rows: int
     torn_bytes: int
+    torn_name: str | None
     repaired_lines: int
 
 
@@ -250,6 +251,7 @@ class RowStore:
                 line=damaged[0].line,
                 hint=f"give --repair to set damaged rows aside in {DAMAGED_NAME} and run them again",
             )
+        torn: Path | None = None
         try:
             if end > end_of_rows:
                 torn = self._unused_name("results.torn")
@@ -266,7 +268,7 @@ class RowStore:
         if damaged:
             self._rewrite(self._in_file_order())
         self._num_durable = self._num_rows
-        return Opening(self._num_rows, end - end_of_rows, len(damaged))
+        return Opening(self._num_rows, end - end_of_rows, torn.name if torn else None, len(damaged))
 
     def _scan(self) -> tuple[list[ScannedLine], int, int]:
         """Damaged lines, the end of the last whole row, the end of the file."""

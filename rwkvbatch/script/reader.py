@@ -24,7 +24,7 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """What a script may hold; beyond it a line is refused.
+    """What a script may hold; beyond it a line is refused. Settings of a run, under the same names.
 
     Attributes:
         max_line_bytes: of one line. max_turns: user messages of one conversation.
@@ -145,7 +145,7 @@ class _Reading:
             refuse(
                 line.source,
                 f"the line is longer than {limit} bytes",
-                "split it, or raise the limit `max_line_bytes`",
+                f"split it, or {_raise_limit('max_line_bytes')}",
             )
         try:
             text = line.data.decode("utf-8")
@@ -160,12 +160,12 @@ class _Reading:
             limit = self._limits.max_conversations
             raise UsageError(
                 f"{source}: more than {limit} conversations",
-                hint="use fewer, or raise the limit `max_conversations`",
+                hint=f"use fewer, or {_raise_limit('max_conversations')}",
             )
         found = read_conversation(value, source, self._default_id(source))
         if len(found.turns) > self._limits.max_turns:
             message = f"has {len(found.turns)} turns, more than {self._limits.max_turns}"
-            refuse(source, message, "split it, or raise the limit `max_turns`")
+            refuse(source, message, f"split it, or {_raise_limit('max_turns')}")
         if found.id in self._places:
             hint = f"ids must be unique in a run; the first is at {self._places[found.id]}"
             refuse(source, f"the id {found.id!r} was already used at {self._places[found.id]}", hint)
@@ -218,6 +218,10 @@ def _raw_lines(file: BinaryIO, path: str, max_bytes: int) -> Iterator[_RawLine]:
             data = data.removeprefix(_BOM)
         data = data.removesuffix(b"\n").removesuffix(b"\r")
         yield _RawLine(source, data[:max_bytes], len(data) <= max_bytes)
+
+
+def _raise_limit(name: str) -> str:
+    return f"raise the setting `{name}` (in a --config file, or as RWKVBATCH_{name.upper()})"
 
 
 def _shown_path(path: str) -> str:

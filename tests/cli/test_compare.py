@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,27 @@ def test_the_step_summary_of_continuous_integration_is_appended_to(
     assert "❌ FAILED: score \\< 2" in text
 
 
+def test_a_device_is_written_to_and_not_replaced(sweep: str, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.md"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert invoke(["compare", sweep, "--out", str(pipe), "--quiet"]) == ExitCode.DONE
+        assert os.read(reader, 10_000).startswith(b"**No difference")
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_nobody_else_may_write_a_report_whatever_the_umask(sweep: str, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        invoke(["compare", sweep, "--out", str(tmp_path / "report.md"), "--quiet"])
+    finally:
+        os.umask(before)
+    assert (tmp_path / "report.md").stat().st_mode & 0o777 == 0o644
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -113,6 +135,8 @@ def test_the_step_summary_of_continuous_integration_is_appended_to(
         (["--baseline", "t=9"], ExitCode.USAGE, "--baseline must be one of"),
         (["--metric", "bleu"], ExitCode.USAGE, "--metric must be one of score"),
         (["--show", "nobody"], ExitCode.USAGE, "no matched conversation"),
+        (["--out", "/dev/null/r.html"], ExitCode.INTERNAL, "cannot be written: Not a directory"),
+        (["--out", "/dev/full"], ExitCode.INTERNAL, "cannot be written: No space left"),
         (["--out", "/nowhere/r.html"], ExitCode.INTERNAL, "cannot be written"),
         (["/nowhere/run"], ExitCode.BAD_INPUT, "there is no such run"),
     ],

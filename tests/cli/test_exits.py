@@ -20,6 +20,8 @@ HOSTILE = "\x1b]0;owned\x07\x9b2J\u202egnp\ud800\u2028"
         (ScriptError("m", path="f", line=2), ExitCode.BAD_INPUT),
         (StorageError("m"), ExitCode.INTERNAL),
         (ValueError("m"), ExitCode.INTERNAL),
+        (OSError(28, "No space left on device"), ExitCode.INTERNAL),
+        (MemoryError(), ExitCode.INTERNAL),
         (KeyboardInterrupt(), ExitCode.INTERRUPTED),
         (Terminated(), ExitCode.TERMINATED),
     ],
@@ -40,6 +42,33 @@ def test_no_error_acts_upon_a_terminal(debug: bool, text: str, capsys: pytest.Ca
         shown = capsys.readouterr().err
         assert printable(shown) == shown
         assert not debug or type(error).__name__ in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(5, "Input/output error", "/some/file"),
+            "input or output failed: Input/output error: /some/file",
+        ),
+        (OSError("no reason"), "input or output failed: no reason"),
+        (MemoryError("for 9 GB"), "not enough memory for 9 GB"),
+        (MemoryError(), "not enough memory"),
+    ],
+)
+def test_what_the_machine_lacks_is_not_called_a_fault_of_the_program(
+    error: BaseException, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report(error, debug=False)
+    first, hint = capsys.readouterr().err.splitlines()
+    assert first == f"rwkvbatch: error: {message}"
+    assert hint.startswith("  ")
+    assert "fault" not in hint
+
+
+def test_an_output_that_nobody_reads_is_not_talked_about(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(BrokenPipeError(32, "Broken pipe"), debug=False) == ExitCode.UNREAD
+    assert capsys.readouterr().err == ""
 
 
 def test_a_fault_of_the_program_is_shown_in_short(capsys: pytest.CaptureFixture[str]) -> None:

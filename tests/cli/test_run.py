@@ -240,6 +240,38 @@ def test_bad_input_is_one_message_and_an_exit_code(
     assert not (tmp_path / "out").exists()
 
 
+def test_each_bad_line_that_is_set_aside_is_told_with_its_reason(
+    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with script.open("ab") as file:
+        file.write(b"{broken\n" * 7)
+    log = tmp_path / "log.jsonl"
+    arguments = ["run", str(script), "--skip-bad", "--max-tokens", "1"]
+    assert invoke([*arguments, "-o", str(tmp_path / "a"), "--log-file", str(log)]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "set aside: " in line]
+    assert told[0].startswith(f"rwkvbatch: warning: set aside: {script}:3:2: not JSON")
+    assert told[-1] == "rwkvbatch: warning: set aside: 2 lines more"
+    assert len(told) == 6
+    logged = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["line"] for line in logged if "line" in line] == [3, 4, 5, 6, 7, 8, 9]
+    assert invoke([*arguments, "-o", str(tmp_path / "b"), "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_nobody_else_may_write_what_a_run_makes_whatever_the_umask(script: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "some" / "where", tmp_path / "log"
+    before = os.umask(0)
+    try:
+        arguments = ["run", str(script), "-o", str(out), "-q", "--max-tokens", "1", "--log-file", str(log)]
+        assert invoke(arguments) == 0
+    finally:
+        os.umask(before)
+    made = {path.name: path.stat().st_mode & 0o777 for path in [out.parent, log, *out.parent.rglob("*")]}
+    assert made["some"] == made["where"] == 0o755
+    assert made["log"] == made["results.jsonl"] == made["manifest.json"] == 0o644
+    assert not [name for name, mode in made.items() if mode & 0o022]
+
+
 def test_a_log_file_holds_json_lines(script: Path, tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     assert (

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -165,6 +168,73 @@ def test_the_arrays_have_the_types_that_every_implementation_expects() -> None:
         }
         assert batch.penalty_starts.tolist() == [2 * at for at in range(len(rows) + 1)]
         assert batch.noise_keys.tolist() == [2**64 - 1] * len(rows)
+
+
+def test_noise_keys_are_unsigned_however_small_they_are() -> None:
+    sampling = Sampling()
+    batch = gather([SampleRow(sampling, Penalties(sampling), 1, 0, 0)], VOCAB)
+    assert batch.noise_keys.dtype == np.uint64
+
+
+def test_one_kind_of_penalty_is_enough_to_count_for_and_none_is_not() -> None:
+    for sampling, expected in (
+        (Sampling(presence=0, frequency=1, ban=()), {5: 1.0}),
+        (Sampling(presence=0, frequency=0.5, ban=()), {5: 0.5}),
+        (Sampling(presence=2, frequency=0, ban=()), {5: 2.0}),
+        (Sampling(presence=0, frequency=0, ban=()), {}),
+    ):
+        penalties = Penalties(sampling)
+        penalties.count(5)
+        ids = penalties.ids(VOCAB)
+        assert dict(zip(ids.tolist(), penalties.values(len(ids)).tolist(), strict=True)) == expected
+
+
+def test_a_banned_token_beyond_the_vocabulary_is_left_out() -> None:
+    penalties = Penalties(Sampling(ban=(0, VOCAB - 1, VOCAB, VOCAB + 1)))
+    assert penalties.ids(VOCAB).tolist() == [0, VOCAB - 1]
+
+
+class TestReference:
+    """Corners of the plain implementation, which all others are compared with."""
+
+    @staticmethod
+    def choose(logits: list[float], places: int = 1, **settings: Any) -> list[int]:
+        sampling = Sampling(**{"temperature": 1.0, "top_p": 1.0, "ban": (), **settings})
+        rows = [SampleRow(sampling, Penalties(sampling), place, 0, 0) for place in range(places)]
+        table = torch.tensor(logits).expand(places, -1)
+        return reference.sample(table, gather(rows, len(logits))).tokens.tolist()
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_logits_that_are_no_numbers_give_no_token(self, bad: float) -> None:
+        assert self.choose([0.0, bad, 1.0]) == [-1]
+        assert self.choose([0.0, bad, 1.0], temperature=0.0) == [-1]
+
+    def test_no_token_is_left_when_all_are_impossible(self) -> None:
+        assert self.choose([-math.inf, -math.inf]) == [-1]
+        assert self.choose([0.0, 1.0], ban=(0, 1)) == [-1]
+
+    def test_two_best_tokens_are_not_greedy(self) -> None:
+        assert set(self.choose([1.0, 1.0, 1.0, -9.0], places=64, top_k=2)) == {0, 1}
+
+    def test_huge_logits_are_sampled_from_as_small_ones_are(self) -> None:
+        small = [0.0, 1.0, 2.0, 1.5]
+        huge = [value + 1024.0 for value in small]
+        for settings in ({}, {"top_p": 0.8}, {"top_k": 3}):
+            assert self.choose(huge, places=64, **settings) == self.choose(small, places=64, **settings)
+
+    def test_top_p_of_one_keeps_the_likeliest_and_the_least_likely(self) -> None:
+        kept = reference._kept(np.array([0.0, -50.0, -np.inf, -700.0]), 1.0, 0)  # pyright: ignore[reportPrivateUsage]
+        assert kept.tolist() == [0, 1, 3]
+
+    @pytest.mark.parametrize(
+        ("probabilities", "top_p", "cutoff"),
+        [([0.25, 0.5, 0.25], 0.5, 0.5), ([0.25, 0.5, 0.25], 0.51, 0.25), ([0.5, 0.25], 0.9, 0.0)],
+    )
+    def test_the_cutoff_is_the_probability_with_which_the_sum_reaches_top_p(
+        self, probabilities: list[float], top_p: float, cutoff: float
+    ) -> None:
+        found = reference._top_p_cutoff(np.array(probabilities), top_p)  # pyright: ignore[reportPrivateUsage]
+        assert found == cutoff
 
 
 def test_each_row_keeps_its_own_settings_in_the_batch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -37,10 +38,18 @@ def test_shared_storage_is_written(suffix: str, tmp_path: Path) -> None:
     save_tensors(tmp_path / f"x{suffix}", {"a": shared, "b": shared})
 
 
-def test_file_has_the_usual_rights(tmp_path: Path) -> None:
-    save_tensors(tmp_path / "x.pth", TENSORS)
-    (tmp_path / "usual").touch()
-    assert (tmp_path / "x.pth").stat().st_mode == (tmp_path / "usual").stat().st_mode
+@pytest.mark.parametrize(("umask", "mode"), [(0, 0o644), (0o022, 0o644), (0o077, 0o600)])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_nobody_else_may_write_a_file_and_the_umask_says_who_may_read_it(
+    suffix: str, umask: int, mode: int, tmp_path: Path
+) -> None:
+    path = tmp_path / f"x{suffix}"
+    before = os.umask(umask)
+    try:
+        save_tensors(path, TENSORS)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
 
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(

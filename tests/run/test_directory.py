@@ -9,8 +9,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rwkvbatch.run.directory import default_directory
+from rwkvbatch.run.directory import RunDirectory, default_directory
+from rwkvbatch.run.lines import encode_row
+from rwkvbatch.run.plan import Plan
+from rwkvbatch.run.rows import Row
 from rwkvbatch.text.safe import printable
+from tests.run.fakes import make_plan, make_row
+
+
+def row_of(plan: Plan) -> Row:
+    """Some row that belongs to `plan`."""
+    return make_row(plan.conversations[0].id, cell=plan.cells[0].name)
 
 
 @given(
@@ -41,6 +50,24 @@ def test_a_directory_that_is_there_is_not_given_again(
         path.mkdir()
         names.append(path.name)
     assert names == ["demo-20260101-000000", "demo-20260101-000000-2", "demo-20260101-000000-3"]
+
+
+def test_what_is_set_aside_when_a_run_goes_on_is_told_with_its_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = make_plan()
+    directory = RunDirectory(tmp_path, "")
+    (tmp_path / "results.jsonl").write_bytes(b"damaged\n" + encode_row(row_of(plan)) + b"torn")
+    directory.open_rows(plan, repair=True).close()
+    path = tmp_path / "results.jsonl"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: the last write was cut off; its 4 bytes are set aside in results.torn-1",
+        f"{path}: 1 damaged lines are set aside in results.damaged; their rows run again",
+    ]
+    caplog.clear()
+    directory.open_rows(plan).close()
+    assert not caplog.records
+    directory.close()
 
 
 def test_standard_input_has_a_name_too(tmp_path: Path) -> None:

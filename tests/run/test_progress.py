@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rwkvbatch.errors import UsageError
 from rwkvbatch.run.files import Files
-from rwkvbatch.run.log import logging_to
 from rwkvbatch.run.progress import (
     BarObserver,
     LineObserver,
@@ -160,47 +158,7 @@ class TestStatus:
         assert list(tmp_path.iterdir()) == []
 
 
-class TestLog:
-    def test_the_file_has_json_lines_with_their_figures(self, tmp_path: Path) -> None:
-        path = tmp_path / "log.jsonl"
-        with logging_to(path):
-            logging.getLogger("rwkvbatch.run").info("hello\nthere", extra={"row": {"turn": 1}})
-            logging.getLogger("rwkvbatch.run").debug("not this")
-            try:
-                raise ValueError("\x1b[31mred")
-            except ValueError:
-                logging.getLogger("rwkvbatch").exception("it broke")
-        first, second = (json.loads(line) for line in path.read_text().splitlines())
-        assert (first["message"], first["level"], first["row"]) == ("hello\nthere", "info", {"turn": 1})
-        assert "ValueError" in second["traceback"]
-        assert "\x1b" not in path.read_text()
-
-    @pytest.mark.parametrize(("verbose", "quiet", "seen"), [(0, 0, "w e"), (1, 0, "i w e"), (0, 1, "e")])
-    def test_standard_error_gets_as_much_as_was_asked_for(
-        self, capsys: pytest.CaptureFixture[str], verbose: bool, quiet: bool, seen: str
-    ) -> None:
-        logger = logging.getLogger("rwkvbatch.run")
-        with logging_to(None, verbose=verbose, quiet=quiet):
-            logger.info("i")
-            logger.warning("w")
-            logger.error("e")
-        shown = [line.rsplit(" ", 1)[1] for line in capsys.readouterr().err.splitlines()]
-        assert shown == seen.split()
-
-    def test_what_a_model_wrote_cannot_reach_the_terminal_unseen(
-        self, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        with logging_to(None):
-            logging.getLogger("rwkvbatch").warning("said \x1b]0;title\x07")
-        assert "\x1b" not in capsys.readouterr().err
-
-    def test_a_file_that_cannot_be_opened_is_one_clear_error(self, tmp_path: Path) -> None:
-        with (
-            pytest.raises(UsageError, match=r"--log-file .* cannot be opened"),
-            logging_to(tmp_path / "no" / "log"),
-        ):
-            pass
-
+class TestStepLog:
     def test_steps_are_logged_every_ten_seconds_with_their_times(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:

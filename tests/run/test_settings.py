@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from rwkvbatch.config import PRESETS
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.run.prepare import RunArguments, prepare, split_lists
 from rwkvbatch.run.settings import CellSettings, layer_settings, option_name
+from rwkvbatch.script.reader import Limits
 
 
 def config_file(tmp_path: Path, text: str) -> Path:
@@ -152,6 +153,20 @@ class TestPreparing:
         plan = prepare(RunArguments((str(script),), config=config)).plan
         assert [cell.name for cell in plan.cells] == ["temp=0.3", "temp=0.7"]
         assert [settings.top_p for settings in plan.cell_settings] == [0.9, 0.9]
+
+    def test_the_limits_of_a_script_are_settings(self, tmp_path: Path) -> None:
+        script = tmp_path / "s.jsonl"
+        script.write_text(
+            '{"messages": [{"role": "user", "content": "hi"}, {"role": "user", "content": "ho"}]}\n'
+        )
+        for limit, refused in (("max_line_bytes", "20"), ("max_turns", "1")):
+            with pytest.raises(ScriptError, match=r"s\.jsonl:1: .*\b(longer|more) than") as caught:
+                prepare(RunArguments((str(script),), config=config_file(tmp_path, f"{limit} = {refused}\n")))
+            assert f"RWKVBATCH_{limit.upper()}" in str(caught.value.hint)
+        script.write_text(2 * '{"messages": [{"role": "user", "content": "hi"}]}\n')
+        with pytest.raises(UsageError, match="more than 1 conversations"):
+            prepare(RunArguments((str(script),), environment={"RWKVBATCH_MAX_CONVERSATIONS": "1"}))
+        assert layer_settings({"max_line_bytes": "50M"}).settings.script_limits == Limits(50 * 2**20)
 
     @pytest.mark.parametrize(
         "values", [{"max_repeats": 5}, {"until_ci": 0.1}, {"repeats": 5, "max_repeats": 3, "until_ci": 1}]

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from rwkvbatch.model.ops import noise
 from rwkvbatch.model.ops.noise import gumbel, philox_4x32
 
 # The known answers that the authors of Random123 publish with it (kat_vectors, philox4x32 10).
@@ -42,6 +43,23 @@ def test_the_noise_of_a_token_does_not_depend_on_the_others(
     together = gumbel(key, turn, step, np.array(tokens))
     alone = [gumbel(key, turn, step, np.array([token]))[0] for token in tokens]
     assert together.tolist() == alone
+
+
+def test_the_noise_is_minus_ln_minus_ln_of_the_middle_of_the_word_s_interval() -> None:
+    words = philox_4x32(np.array([[1, 5, 4, 0]], dtype=np.uint32), 123)
+    assert words.dtype == np.uint32
+    uniform = (words[0].astype(np.float64) + 0.5) / 2**32
+    assert gumbel(123, 4, 5, np.arange(4, 8)).tolist() == (-np.log(-np.log(uniform))).tolist()
+
+
+@pytest.mark.parametrize("word", [0, 2**32 - 1])
+def test_the_largest_and_the_smallest_word_make_finite_noise(
+    word: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        noise, "philox_4x32", lambda counter, key: np.full((len(counter), 4), word, np.uint32)
+    )
+    assert np.isfinite(gumbel(1, 1, 1, np.arange(4))).all()
 
 
 def test_the_noise_is_gumbel_distributed() -> None:
