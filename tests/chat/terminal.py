@@ -15,6 +15,7 @@ import pyte
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 30.0
+LEAVE_S = 10.0
 PROMPT = "›"
 
 
@@ -59,7 +60,16 @@ class Terminal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.leave()
         self.process.close(force=True)
+
+    def leave(self) -> None:
+        """Stop what is under way and leave as people do: a program that is killed tells no one which lines it ran."""
+        end_s = time.monotonic() + LEAVE_S
+        while self.process.isalive() and time.monotonic() < end_s:
+            self.process.send("\x03\x04")
+            for _ in range(10):
+                self.read()
 
     @property
     def lines(self) -> list[str]:

@@ -25,9 +25,25 @@ class Pane:
         self.run("-f", "/dev/null", "new-session", "-d", "-x", "60", "-y", "20", command)
 
     def run(self, *arguments: str) -> str:
+        done = self._call(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def close(self) -> None:
+        """Leave the program, with which its server ends; end both when it does not."""
+        end_s = time.monotonic() + 10
+        while self._is_there() and time.monotonic() < end_s:
+            self._call("send-keys", "C-c", "C-d")
+            time.sleep(0.3)
+        self._call("kill-server")
+
+    def _is_there(self) -> bool:
+        return self._call("has-session").returncode == 0
+
+    def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["tmux", "-L", self.socket, *arguments], check=True, capture_output=True, text=True, cwd=ROOT
-        ).stdout
+            ["tmux", "-L", self.socket, *arguments], check=False, capture_output=True, text=True, cwd=ROOT
+        )
 
     @property
     def text(self) -> str:
@@ -46,7 +62,7 @@ def pane(tmp_path: Path) -> Iterator[Pane]:
     try:
         yield pane
     finally:
-        pane.run("kill-server")
+        pane.close()
 
 
 def test_a_reply_a_stop_and_a_resize(pane: Pane) -> None:
