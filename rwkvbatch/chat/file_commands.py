@@ -32,7 +32,7 @@ def load_into(chat: Chat, path: Path) -> None:
     chat.restart_transcript()
     dialogue = chat.session.dialogue
     chat.view.replay(dialogue.path())
-    chat.view.note(f"loaded {path}: branch {dialogue.current}, turn {len(dialogue.path())}")
+    chat.view.note(f"loaded {path}: branch {dialogue.current}, turn {dialogue.num_turns()}")
 
 
 def _state(chat: Chat, argument: str) -> None:
