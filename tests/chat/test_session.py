@@ -85,6 +85,7 @@ def test_a_turn_is_as_much_work_after_a_hundred_turns_as_after_ten(monkeypatch: 
     session = Session(Engine(HashModel(), state_memory=20 * 1024), SETTINGS.replace(stop=(), max_tokens=4))
     session.begin(system="Be brief.")
     monkeypatch.setattr(Dialogue, "history", None)
+    monkeypatch.setattr(Dialogue, "path", None)
     sizes: list[int] = []
     submit = session.engine.submit
     session.engine.submit = lambda request: (sizes.append(len(request.tokens)), submit(request))[1]
