@@ -127,7 +127,10 @@ class Network:
 
     def step(self, ops: Operations, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
         """Read one ragged batch, advancing its states in `pool`; logits [P, vocab] of its output rows."""
-        step = ops.begin(batch, pool)
+        return self.run(ops, ops.begin(batch, pool))
+
+    def run(self, ops: Operations, step: Array) -> torch.Tensor:
+        """`step`, for a batch that `ops.begin` has prepared."""
         x = ops.embed(step, self.embedding, self.embedding_norm)
         v_first = None
         for layer, block in enumerate(self.blocks):

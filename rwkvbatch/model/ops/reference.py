@@ -22,7 +22,7 @@ DECAY_SCALE = float(np.exp(-0.5))
 Vectors = tuple[torch.Tensor, torch.Tensor]
 
 
-@dataclass
+@dataclass(eq=False)
 class ReferencePool:
     """State slots as torch tensors: shifts [2, L, capacity, C] (att, ffn) and wkv [L, capacity, H, N, N], fp32."""
 

@@ -20,7 +20,7 @@ def _activate(y, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "sigmoid":
         y = tl.sigmoid(y)
     elif ACTIVATION == "decay":
-        y = tl.exp(-_DECAY_SCALE * tl.sigmoid(y))
+        y = tl.exp(tl.sigmoid(y) * -_DECAY_SCALE)
     elif ACTIVATION == "relu_squared":
         y = tl.where(y > 0.0, y * y, tl.where(y == y, 0.0, y))
     return y

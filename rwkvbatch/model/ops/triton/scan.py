@@ -96,10 +96,10 @@ def _scan(
 
     square = lanes[:, None] * SIZE + lanes[None, :]
     state_ptr = carried_ptr + (slot * HEADS + head) * (SIZE * SIZE) + square
-    kept = inside[:, None] & inside[None, :] & (slot >= 0)
+    kept = (tl.where(inside, slot, -1) >= 0)[:, None] & inside[None, :]
     S = tl.load(state_ptr, mask=kept, other=0.0)
     for row in range(start, stop):
-        place = row.to(tl.int64) * (HEADS * SIZE) + columns
+        place = row * (HEADS * SIZE) + columns
         r = tl.load(r_ptr + place, mask=inside, other=0.0).to(tl.float32)
         w = tl.load(w_ptr + place, mask=inside, other=0.0).to(tl.float32)
         k = tl.load(k_ptr + place, mask=inside, other=0.0).to(tl.float32)
@@ -134,5 +134,5 @@ def scan(
         HEADS=num_heads,
         SIZE=size,
         BLOCK=triton.next_power_of_2(size),
-        num_warps=4,
+        num_warps=8,
     )
