@@ -23,7 +23,6 @@ from rwkvbatch.model.ops.reference import LAYER_NORM_EPS, ReferencePool, Vectors
 from rwkvbatch.model.ops.transfer import upload
 from rwkvbatch.model.ops.triton import chunks, ends, sample, scan, shift
 
-
 IndexArray = npt.NDArray[np.int32]
 
 
@@ -140,9 +139,9 @@ class CudaOps:
     def step_of(self, arrays: Sequence[torch.Tensor], pool: StatePool, num_outputs: int) -> CudaStep:
         """The step out of `Indices` on the device."""
         assert isinstance(pool, ReferencePool)
-        return CudaStep(
-            pool, num_outputs, *arrays[:4], scan.Sequences(*arrays[4:7]), scan.Sequences(*arrays[7:])
-        )
+        tokens, outputs, first_slots, last_rows, *sequences = arrays
+        short, long = scan.Sequences(*sequences[:3]), scan.Sequences(*sequences[3:])
+        return CudaStep(pool, num_outputs, tokens, outputs, first_slots, last_rows, short, long)
 
     def embed(self, step: CudaStep, table: torch.Tensor, norm: Vectors) -> torch.Tensor:
         x = torch.empty(len(step.tokens), table.shape[1], device=self.device)

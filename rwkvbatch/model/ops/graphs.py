@@ -74,9 +74,7 @@ class GraphedNetwork:
         send(pack(ops.indices(batch, pool)), graph.indices)
         return graph.replay()
 
-    def _captured(
-        self, capture: Capture, ops: CudaOps, batch: RaggedBatch, pool: StatePool
-    ) -> _Graph | None:
+    def _captured(self, capture: Capture, ops: CudaOps, batch: RaggedBatch, pool: StatePool) -> _Graph | None:
         layout = ops.indices(batch, pool)
         indices = torch.zeros_like(pack(layout), device=ops.device)
         step = ops.step_of(unpack(indices, layout), pool, len(batch.outputs))

@@ -267,8 +267,9 @@ def _activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
 
 def token_logprobs(logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
     """See `Operations.token_logprobs`. Sums in fp64, rounded to fp32 at the end."""
-    rows = logits.double()
-    chosen = rows.gather(1, torch.from_numpy(tokens).to(logits.device).unsqueeze(1)).squeeze(1)
+    # Apple's GPUs have no fp64.
+    rows = (logits.cpu() if logits.device.type == "mps" else logits).double()
+    chosen = rows.gather(1, torch.from_numpy(tokens).to(rows.device).unsqueeze(1)).squeeze(1)
     logprobs = (chosen - torch.logsumexp(rows, dim=1)).float().cpu().numpy()
     return logprobs, rows.argmax(dim=1).cpu().numpy()
 

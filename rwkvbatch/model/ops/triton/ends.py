@@ -1,5 +1,8 @@
 """What comes after a matrix product: bias, activation, and the addition or blend that its result goes into."""
 
+# Kernels are not quite Python: constants are passed as plain values, launches have options of their own.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import torch
@@ -63,7 +66,7 @@ def end(
     blend: tuple[torch.Tensor, torch.Tensor] | None,
     out: torch.Tensor,
 ) -> None:
-    """Everything of `Product` after x W^T, from `y` [R, width] into `out`, which may be `y`, `add` or a blend's start."""
+    """Everything of `Product` after x W^T, from `y` [R, width] into `out`, which may be `y`, `add` or a start."""
     start, target = blend if blend is not None else (add, None)
     _end[(triton.cdiv(y.numel(), BLOCK),)](
         y,

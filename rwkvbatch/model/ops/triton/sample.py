@@ -6,6 +6,9 @@ and in fp64 from block to block, so the top-p cut can fall differently where a s
 that cannot win: -ln u >= 1 - u, so a token's noise is at most -ln(1 - u).
 """
 
+# Kernels are not quite Python: constants are passed as plain values, launches have options of their own.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -81,7 +84,9 @@ def _weight(x, largest, divisor, COUNTED: tl.constexpr):
 
 
 @triton.jit
-def _sum_from(row_ptr, keys, largest, divisor, COUNTED: tl.constexpr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
+def _sum_from(
+    row_ptr, keys, largest, divisor, COUNTED: tl.constexpr, VOCAB: tl.constexpr, BLOCK: tl.constexpr
+):
     """For each of `keys` [W] the weight of the tokens at or above it; fp64."""
     sums = tl.zeros_like(keys).to(tl.float64)
     for start in range(0, VOCAB, BLOCK):
@@ -110,7 +115,9 @@ def _cut(
 
 
 @triton.jit
-def _total(row_ptr, lowest, largest, divisor, COUNTED: tl.constexpr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
+def _total(
+    row_ptr, lowest, largest, divisor, COUNTED: tl.constexpr, VOCAB: tl.constexpr, BLOCK: tl.constexpr
+):
     keys = lowest + tl.zeros([_WAYS], tl.int64)
     return tl.max(_sum_from(row_ptr, keys, largest, divisor, COUNTED, VOCAB, BLOCK), 0)
 
@@ -217,9 +224,12 @@ def _sample(
         num_equal = tl.cast(VOCAB, tl.int64)
         if top_p < 1.0:
             total = _total(work_ptr, lowest, largest, divisor, False, VOCAB, BLOCK)
-            lowest = _cut(work_ptr, total * top_p.to(tl.float64), lowest, largest, divisor, False, VOCAB, BLOCK)
+            lowest = _cut(
+                work_ptr, total * top_p.to(tl.float64), lowest, largest, divisor, False, VOCAB, BLOCK
+            )
         if top_k > 0:
-            if _total(work_ptr, lowest, largest, divisor, True, VOCAB, BLOCK) > top_k.to(tl.float64):
+            num_kept = _total(work_ptr, lowest, largest, divisor, True, VOCAB, BLOCK)
+            if num_kept > top_k.to(tl.float64):
                 lowest = _cut(work_ptr, top_k.to(tl.float64), lowest, largest, divisor, True, VOCAB, BLOCK)
                 num_above = _total(work_ptr, lowest + 1, largest, divisor, True, VOCAB, BLOCK)
                 num_equal = top_k - num_above.to(tl.int64)
@@ -241,9 +251,7 @@ def _sample(
 
 
 @triton.jit
-def _token_logprobs(
-    logits_ptr, wanted_ptr, best_ptr, logprobs_ptr, VOCAB: tl.constexpr, BLOCK: tl.constexpr
-):
+def _token_logprobs(logits_ptr, wanted_ptr, best_ptr, logprobs_ptr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     logits_ptr += row.to(tl.int64) * VOCAB
     largest, best, _ = _largest(logits_ptr, VOCAB, BLOCK)

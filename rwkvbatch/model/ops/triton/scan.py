@@ -1,5 +1,8 @@
 """The recurrence of RWKV-7 row by row, with everything that belongs to a head. One program a sequence and head."""
 
+# Kernels are not quite Python: constants are passed as plain values, launches have options of their own.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from typing import NamedTuple

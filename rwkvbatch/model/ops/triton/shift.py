@@ -1,5 +1,8 @@
 """Layer norm, alone and with RWKV's token shift and its mixes. One program a row; fp32 whatever goes in and out."""
 
+# Kernels are not quite Python: constants are passed as plain values, launches have options of their own.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import torch
@@ -8,7 +11,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _norm(x_ptr, row, weight, bias, columns, inside, WIDTH: tl.constexpr, EPS: tl.constexpr):  # noqa: ANN001
+def _norm(x_ptr, row, weight, bias, columns, inside, WIDTH: tl.constexpr, EPS: tl.constexpr):
     x = tl.load(x_ptr + row.to(tl.int64) * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
     mean = tl.sum(x, 0) / WIDTH
     centred = tl.where(inside, x - mean, 0.0)
@@ -18,7 +21,14 @@ def _norm(x_ptr, row, weight, bias, columns, inside, WIDTH: tl.constexpr, EPS: t
 
 @triton.jit
 def _gather_norm(
-    x_ptr, index_ptr, weight_ptr, bias_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EPS: tl.constexpr
+    x_ptr,
+    index_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EPS: tl.constexpr,
 ):
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
@@ -71,12 +81,23 @@ def _shift_mix(
 
 
 def gather_norm(
-    x: torch.Tensor, index: torch.Tensor, norm: tuple[torch.Tensor, torch.Tensor], out: torch.Tensor, eps: float
+    x: torch.Tensor,
+    index: torch.Tensor,
+    norm: tuple[torch.Tensor, torch.Tensor],
+    out: torch.Tensor,
+    eps: float,
 ) -> None:
     """out[i] = layer_norm(x[index[i]]), [n, C] from [any, C]; `index` int32 or int64."""
     width = x.shape[1]
     _gather_norm[(len(index),)](
-        x, index, *norm, out, WIDTH=width, BLOCK=triton.next_power_of_2(width), EPS=eps, num_warps=_warps(width)
+        x,
+        index,
+        *norm,
+        out,
+        WIDTH=width,
+        BLOCK=triton.next_power_of_2(width),
+        EPS=eps,
+        num_warps=_warps(width),
     )
 
 
