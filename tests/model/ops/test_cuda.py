@@ -134,6 +134,26 @@ def test_with_fixed_rows_prompts_are_read_row_by_row_however_long() -> None:
         assert len(ops.indices(batch, ops.make_pool(2, 1, 1, 16)).long_starts) == num_long
 
 
+def test_with_fixed_rows_the_bits_of_a_sequence_do_not_depend_on_the_others_or_on_how_it_is_cut() -> None:
+    sides = Sides.of(torch.float32, fixed_rows=4)
+    tokens = [5, 7, 1, 9, 2]
+
+    def run(*steps: tuple[list[list[int]], list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits after the last of `tokens`, which are in slot 1, and the state there."""
+        pool = sides.ops.make_pool(4, 2, 2, 16)
+        for lists, slots in steps:
+            logits = sides.network.step(sides.ops, RaggedBatch.of(lists, slots), pool)
+        return logits[slots.index(1)], pool.read([1]).tensors["wkv"]
+
+    logits, state = run(([tokens], [1]))
+    for others in (
+        run(([[3, 3], tokens, [8]], [0, 1, 3])),
+        run(([tokens[:2], [4]], [1, 2]), ([[6], tokens[2:]], [2, 1])),
+    ):
+        assert torch.equal(others[0], logits)
+        assert torch.equal(others[1], state)
+
+
 def test_a_step_without_outputs_has_no_logits() -> None:
     sides = Sides.of(torch.float32)
     batch = RaggedBatch(np.array([1]), np.array([0, 1]), np.array([0]), np.array([], np.int64))
