@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +19,14 @@ from torch.nn import functional as F
 
 from rwkvbatch.model.base import FloatArray, IntArray, RaggedBatch, SampleBatch, Sampled, StatePool
 from rwkvbatch.model.ops import Activation, Product, ShiftKind
+from rwkvbatch.model.ops.branches import in_branches
 from rwkvbatch.model.ops.padding import pad_outputs, pad_rows, whole_blocks
 from rwkvbatch.model.ops.reference import LAYER_NORM_EPS, ReferencePool, Vectors
 from rwkvbatch.model.ops.transfer import upload
 from rwkvbatch.model.ops.triton import chunks, ends, sample, scan, shift
+
+_MAX_BRANCHES = 7
+"""As many as the largest group of linear layers has."""
 
 IndexArray = npt.NDArray[np.int32]
 
@@ -92,6 +97,9 @@ class CudaOps:
         self.device = device
         self.dtype = dtype
         self.fixed_rows = fixed_rows
+        self._side_streams = (
+            [] if device == "cpu" else [torch.cuda.Stream(device) for _ in range(_MAX_BRANCHES)]
+        )
         self._has_wide_products = _has_wide_products(device, dtype)
 
     def active(self) -> AbstractContextManager[object]:
@@ -157,7 +165,11 @@ class CudaOps:
         return mixed.unbind()
 
     def linears(self, products: Sequence[Product]) -> list[torch.Tensor]:
-        return [self._linear(product) for product in products]
+        work = [partial(self._linear, product) for product in products]
+        if len(work) > 1 and self._side_streams and torch.cuda.is_current_stream_capturing():
+            main = torch.cuda.current_stream(self.device)
+            return in_branches(work, main, self._side_streams, torch.cuda.stream)
+        return [do() for do in work]
 
     def _linear(self, product: Product) -> torch.Tensor:
         """What goes on into another product is in `dtype`; what has a bias, an addition or a blend is fp32."""

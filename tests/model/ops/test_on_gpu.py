@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,11 +15,11 @@ from rwkvbatch.model.rwkv7 import Network
 from rwkvbatch.model.settings import fp32_sums
 from tests.model.ops.device import needs_gpu
 
-pytestmark = needs_gpu
-
 pytest.importorskip("triton")
 from rwkvbatch.model.ops.cuda import CudaOps
 from rwkvbatch.model.ops.graphs import WARM_UPS, GraphedNetwork, cuda_capture
+
+pytestmark = needs_gpu
 
 LAYERS, WIDTH, VOCAB_SIZE, HEAD_SIZE = 3, 512, 5000, 64
 HEADS = WIDTH // HEAD_SIZE
@@ -108,7 +109,7 @@ def test_with_fixed_rows_the_bits_do_not_depend_on_how_a_prompt_is_cut() -> None
     found: list[torch.Tensor] = []
     for cuts in ([0, 150], [0, 1, 100, 150], [0, 64, 128, 150]):
         pool = ops.make_pool(1, LAYERS, HEADS, HEAD_SIZE)
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in pairwise(cuts):
             logits = graphed.step(ops, RaggedBatch.of([tokens[start:stop]], [0]), pool)
         found.append(logits[-1].clone())
     assert all(torch.equal(logits, found[0]) for logits in found)
