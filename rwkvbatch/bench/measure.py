@@ -112,7 +112,7 @@ def _instruments(model: Model, plan: Plan) -> tuple[Clock, Meter]:
     if plan.processor_time:
         raise UsageError("--cpu-time is the time of a processor's thread, and the model is on a GPU")
     clock = device_clock(device)
-    if model.spec.backend == "cuda":
+    if model.spec.backend.startswith("cuda"):
         return clock, GpuMeter(TorchWork(device, model.spec.dtype), clock)
     return clock, LimitMeter(model, clock)
 

@@ -206,7 +206,9 @@ def _gpu_operations(strategy: Strategy, dtype: torch.dtype, backend: str) -> tup
         if lacking is None:
             from rwkvbatch.model.ops.cuda import CudaOps
 
-            return "cuda", CudaOps(strategy.device, dtype, strategy.fixed_rows)
+            # Rows of a run that was begun with other row counts could differ, so this is a part of the backend's name.
+            name = "cuda" if strategy.fixed_rows is None else f"cuda rows={strategy.fixed_rows}"
+            return name, CudaOps(strategy.device, dtype, strategy.fixed_rows)
         if strategy.fixed_rows is None:
             warnings.warn(
                 f"{lacking}; the reference operations serve on the GPU, several times slower",

@@ -209,7 +209,8 @@ def test_gpu_strategy_picks_the_cuda_backend(tiny_file: Path) -> None:
         model = load_model(tiny_file, "auto")
         assert (model.spec.backend, asked(model)) == ("cuda", ("cuda", torch.bfloat16, None))
         assert model.forward([[1], [2, 3]])[0].shape == (2, 97)
-        assert asked(load_model(tiny_file, "cuda:0 fp16 rows=64")) == ("cuda:0", torch.float16, 64)
+        model = load_model(tiny_file, "cuda:0 fp16 rows=64")
+        assert (model.spec.backend, asked(model)) == ("cuda rows=64", ("cuda:0", torch.float16, 64))
         model = load_model(tiny_file, "cuda:0 fp16", "reference")
         assert (model.spec.backend, asked(model)) == ("reference", ("cuda:0", torch.float16, None))
     with pytest.raises(UsageError, match="--backend cpu cannot run on 'cuda'"):

@@ -252,7 +252,7 @@ class CudaOps:
             )
         )
         logits = self._plain(logits)
-        found = torch.empty(2, num_rows, dtype=torch.int32, device=self.device)
+        found = self._pairs(num_rows)
         if num_rows:
             with self.active():
                 sample.sample(
@@ -263,12 +263,16 @@ class CudaOps:
 
     def token_logprobs(self, logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
         (wanted,) = upload([tokens], self.device)
-        found = torch.empty(2, len(tokens), dtype=torch.int32, device=self.device)
+        found = self._pairs(len(tokens))
         if len(tokens):
             with self.active():
                 sample.token_logprobs(self._plain(logits), wanted, found[0], found[1].view(torch.float32))
         best, logprobs = found.cpu().numpy()
         return logprobs.view(np.float32), best.astype(np.int64)
+
+    def _pairs(self, num_rows: int) -> torch.Tensor:
+        """Two numbers of 32 bits for each row [2, num_rows], to be had in one copy; both parts are aligned."""
+        return torch.empty(2, whole_blocks(num_rows, 4), dtype=torch.int32, device=self.device)[:, :num_rows]
 
     def _plain(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.detach().to(self.device, torch.float32).contiguous()
