@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from rwkvbatch.run.execute import RunResult
 
 
+FIXED_COLUMNS = 66
+"""What a terminal needs besides the names of the cells."""
+
+
 def show_summary(result: RunResult) -> None:
     """Print the table by cell, the totals, and what to do next."""
     from rich.console import Console
@@ -20,13 +24,13 @@ def show_summary(result: RunResult) -> None:
     from rwkvbatch.text.safe import printable
 
     console = Console(stderr=True)
-    console.print(summary_table(result.summary))
+    console.print(summary_table(result.summary, console.width))
     for line in _lines(result):
         console.print(Text(printable(line)), soft_wrap=True)
 
 
-def summary_table(summary: Summary) -> Table:
-    """One line a cell."""
+def summary_table(summary: Summary, width: int = 100) -> Table:
+    """One line a cell; where `width` is too small for a cell's name, a line for each of its settings."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -34,17 +38,22 @@ def summary_table(summary: Summary) -> Table:
     from rwkvbatch.text.safe import printable
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("cell", overflow="fold")
+    names = [printable(cell.name) for cell in summary.cells]
+    if max((len(name) for name in names), default=0) > width - FIXED_COLUMNS:
+        names = [name.replace(",", ",\n") for name in names]
+    lines = [line for name in names for line in name.split("\n")]
+    longest = min(24, max((len(line) for line in lines), default=0))
+    table.add_column("cell", overflow="fold", min_width=longest)
     for name in ("rows", "checks\npassed", "reply\ntokens"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("ended by")
     table.add_column("first token\np50 / p95", justify="right", no_wrap=True)
     has_references = any(cell.reference_nll is not None for cell in summary.cells)
     if has_references:
-        table.add_column("reference\nnll", justify="right", no_wrap=True)
-    for cell in summary.cells:
+        table.add_column("ref.\nnll", justify="right", no_wrap=True)
+    for name, cell in zip(names, summary.cells, strict=True):
         values = _values(cell)
-        table.add_row(Text(printable(cell.name)), *(values if has_references else values[:-1]))
+        table.add_row(Text(name), *(values if has_references else values[:-1]))
     return table
 
 
@@ -53,11 +62,12 @@ def _values(cell: CellSummary) -> list[str]:
         f"{cell.checks_passed}/{cell.checks} {cell.checks_passed / cell.checks:.0%}" if cell.checks else "-"
     )
     ends = sorted(cell.finish.items(), key=lambda item: -item[1])
+    ended_by = ends[0][0] if len(ends) == 1 else "\n".join(f"{name} {count:,}" for name, count in ends)
     return [
         f"{cell.rows:,}",
         share,
         f"{cell.reply_tokens:,}",
-        ", ".join(f"{name} {count:,}" for name, count in ends),
+        ended_by,
         _seconds_pair(cell.first_token_p50_s, cell.first_token_p95_s),
         "-" if cell.reference_nll is None else f"{cell.reference_nll:.3f}",
     ]

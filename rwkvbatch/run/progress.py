@@ -172,15 +172,17 @@ def _figures(progress: Progress) -> str:
     if progress.failures:
         parts.append(f"{progress.failures} failed")
     if progress.failed_checks:
-        parts.append(f"{progress.failed_checks} checks not passed")
+        parts.append(f"{progress.failed_checks} check{'s' if progress.failed_checks > 1 else ''} not passed")
     if progress.lost_workers:
         parts.append(f"{progress.lost_workers} worker{'s' if progress.lost_workers > 1 else ''} lost")
     return ", ".join(parts)
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `3 min 5 s`, `2 h 10 min`."""
+    """`4.2 s`, `42 s`, `3 min 5 s`, `2 h 10 min`."""
     whole = round(seconds)
+    if 0 < seconds < 9.95:
+        return f"{seconds:.1f} s"
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:

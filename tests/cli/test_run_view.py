@@ -14,7 +14,7 @@ def shown(width: int = 80, **changes: object) -> str:
     cells = ["temp=0.3,top_p=0.3", "temp=1,top_p=0.3"]
     rows = [make_row("c", turn, cell=cell, **changes) for cell in cells for turn in range(3)]
     stream = io.StringIO()
-    Console(file=stream, width=width).print(summary_table(summarize(rows, cells, 6)))
+    Console(file=stream, width=width).print(summary_table(summarize(rows, cells, 6), width))
     return stream.getvalue()
 
 
@@ -25,9 +25,27 @@ def test_the_table_has_a_line_a_cell() -> None:
         "temp=1,top_p=0.3",
     ]
     assert "3/3 100%" in text
-    assert "stop 3" in text
+    assert "stop" in text
     assert "200 / 200 ms" in text
     assert "1.250" in text
+
+
+def test_a_narrow_terminal_shows_a_long_name_setting_by_setting() -> None:
+    text = shown(width=80, reference=Reference("r", 1.25, 0.5, 4))
+    assert [line.split()[0] for line in text.splitlines()[4:] if line.strip()] == [
+        "temp=0.3,",
+        "top_p=0.3",
+        "temp=1,",
+        "top_p=0.3",
+    ]
+
+
+def test_several_endings_are_counted() -> None:
+    rows = [make_row("c", 0), make_row("c", 1, finish="length"), make_row("c", 2)]
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(summary_table(summarize(rows, ["base"], 3)))
+    assert "stop 2" in stream.getvalue()
+    assert "length 1" in stream.getvalue()
 
 
 def test_without_references_there_is_no_column_for_them() -> None:
