@@ -71,15 +71,15 @@ def encoded(number: int, repeat: int, turn: int, hardness: float, rng: np.random
     return body[:-1] + b',"crc":"%08x"}\n' % crc32(body)
 
 
-def measure(arguments: list[str]) -> tuple[float, float]:
-    """Seconds, and peak resident memory in MiB, of one `rwkvbatch` process."""
+def measure(arguments: list[str]) -> tuple[float, float, float]:
+    """Seconds, processor seconds, and peak resident memory in MiB, of one `rwkvbatch` process."""
     started_s = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "rwkvbatch", *arguments], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     took_s = time.perf_counter() - started_s
     if status != 0:
         raise SystemExit(f"rwkvbatch {' '.join(arguments)} ended with status {status}")
-    return took_s, usage.ru_maxrss / 1024
+    return took_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def main() -> None:
@@ -96,10 +96,10 @@ def main() -> None:
         for output in ("table", "html"):
             command = ["compare", *map(str, runs), "--quiet", "--format", output]
             measured = [measure(command) for _ in range(chosen.rounds)]
-            seconds = [took_s for took_s, _ in measured]
-            memory = max(peak for _, peak in measured)
+            took_s, processor_s, memory = zip(*measured, strict=True)
             print(
-                f"{output}: median {statistics.median(seconds):.1f} s (of {len(seconds)}), peak {memory:.0f} MiB"
+                f"{output}: median {statistics.median(took_s):.1f} s, {statistics.median(processor_s):.1f} s of "
+                f"processor time (of {len(measured)}), peak {max(memory):.0f} MiB"
             )
 
 

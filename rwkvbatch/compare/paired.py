@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.compare.metrics import TURN_METRICS, Metric, pass_metrics, pass_values
+from rwkvbatch.compare.metrics.base import exponential
 from rwkvbatch.compare.pairing import Pair
 from rwkvbatch.stats.clustered import clustered_mean
 from rwkvbatch.stats.multiple import holm
@@ -160,7 +161,7 @@ def compare_values(pair: Pair, metric: Metric, values: Paired, group: str | None
     )  # fmt: skip
     if not metric.exponential:
         return line
-    baseline, variant = math.exp(baseline), math.exp(variant)
+    baseline, variant = exponential(baseline), exponential(variant)
     unknown = {"standard_error": math.nan, "degrees": math.nan, "low": math.nan, "high": math.nan}
     return replace(
         line, baseline_mean=baseline, variant_mean=variant, difference=variant - baseline, p=math.nan,

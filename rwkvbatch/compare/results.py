@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 from array import array
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ _CONTENT: Final = (
     "conversation", "cell", "repeat", "turn", "seed", "finish", "error", "prompt", "reply", "tags", "reference",
     "checks",
 )  # fmt: skip
+_TEXTS: Final = ("conversation", "cell", "finish", "prompt", "reply")
 _INTEGERS: Final = ("repeat", "turn", "seed")
 _BY_ROW: Final = [metric for metric in TURN_METRICS if metric.of is not None and metric.of_ngrams is None]
 _BY_NGRAMS: Final = [metric for metric in TURN_METRICS if metric.of_ngrams is not None]
@@ -56,6 +58,7 @@ class _Columns:
         """Raises ValueError, KeyError, TypeError, AttributeError or OverflowError where `row` is none."""
         content = _content(row, self._shared)
         numbers = [metric.of(row) for metric in _BY_ROW]  # pyright: ignore[reportOptionalCall]
+        math.fsum(filter(None, numbers))  # raises where one is no number
         reply = array("q", row["reply_ids"])
         self.contents.append(content)
         self._by_row.append(numbers)
@@ -148,6 +151,12 @@ def _no_collection() -> Generator[None]:
 
 def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
     """The columns of `_CONTENT`. Scripts' texts come again in every cell and repeat: `shared` has one copy of each."""
+    for name in _TEXTS:
+        if not isinstance(row[name], str):
+            raise TypeError(f"{name} is no text")
+    for name in _INTEGERS:
+        if not (isinstance(row[name], int) and -(2**63) <= row[name] < 2**63):
+            raise TypeError(f"{name} is no whole number")
     prompt, reference = row["prompt"], row["reference"]
     text = None if reference is None else reference["text"]
     return (

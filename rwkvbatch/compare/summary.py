@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rwkvbatch.compare.metrics import TURN_METRICS, Metric
+from rwkvbatch.compare.metrics.base import exponential
 from rwkvbatch.compare.pairing import Variant
 from rwkvbatch.stats.clustered import clustered_mean
 
@@ -45,7 +45,7 @@ def variant_means(table: pd.DataFrame, variant: Variant) -> list[VariantMean]:
         low, high = estimate.interval()
         mean, ends = estimate.mean, (low, high)
         if metric.exponential:
-            mean, ends = math.exp(mean), (math.exp(low), math.exp(high))
+            mean, ends = exponential(mean), (exponential(low), exponential(high))
         means.append(VariantMean(metric, mean, *ends, num_values=int(known.sum())))
     return means
 

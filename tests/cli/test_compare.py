@@ -158,6 +158,16 @@ def test_runs_of_other_scripts_need_force(tmp_path: Path, capsys: pytest.Capture
     assert invoke(["compare", str(a), str(b), "--force"]) == ExitCode.DONE
 
 
+def test_showing_an_unknown_conversation_names_those_like_it(
+    sweep: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["compare", sweep, "--show", "tolk-2"]) == ExitCode.USAGE
+    assert "such as talk-2" in capsys.readouterr().err
+    alone = str(make_run(tmp_path / "alone", conversations=2))
+    assert invoke(["compare", alone, "--show", "talk-1"]) == ExitCode.USAGE
+    assert "rwkvbatch show RUN ID" in capsys.readouterr().err
+
+
 def test_one_conversation_can_be_shown_side_by_side(sweep: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["compare", sweep, "--show", "talk-2"]) == ExitCode.DONE
     out = capsys.readouterr().out

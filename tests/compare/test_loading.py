@@ -87,6 +87,32 @@ def test_what_is_no_row_is_an_error_with_its_line(tmp_path: Path, line: bytes) -
         load_runs([str(tmp_path)])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"conversation": 5},
+        {"cell": ["a"]},
+        {"reply": None},
+        {"repeat": "0"},
+        {"turn": 1.5},
+        {"seed": 2**63},
+        {"tokens": {"prompt": 1, "reply": "many"}},
+        {"reference": {"text": "a", "nll": "low", "matched": 1.0, "tokens": 1}},
+        {"reference": {"text": "a", "nll": [1.0], "matched": 1.0, "tokens": 1}},
+        {"timing": {"first_token_s": 10**400, "tokens_per_s": 1.0}},
+        {"reply_ids": [1.5]},
+        {"reply_ids": [2**64]},
+        {"reply_ids": "abc"},
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_an_error_with_its_line(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    (tmp_path / "results.jsonl").write_bytes(encode(make_row("x")) + encode({**make_row("y"), **change}))
+    with pytest.raises(RunDamagedError, match=r"results\.jsonl:2: is no row"):
+        load_runs([str(tmp_path)])
+
+
 def test_a_turn_that_is_there_twice_counts_once_and_the_last_wins(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [make_row("x", reply="first"), make_row("x", reply="second")], manifest={})
     run = load_runs([str(tmp_path / "a")])[0]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rwkvbatch.compare.gates.parser import Binary, Expression, Gate, Negation, Number, Value
 from rwkvbatch.compare.metrics import TURN_METRICS
+from rwkvbatch.compare.metrics.base import exponential
 from rwkvbatch.errors import UsageError
 from rwkvbatch.stats.clustered import clustered_mean
 from rwkvbatch.stats.multiple import holm
@@ -152,14 +153,7 @@ def _statistic(value: Value, gate: Gate, scope: GateScope) -> float:
             result = float(known.max())
         case percentile:
             result = float(np.percentile(known, float(percentile[1:])))
-    return _exp(result) if value.metric in _EXPONENTIAL else result
-
-
-def _exp(value: float) -> float:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
+    return exponential(result) if value.metric in _EXPONENTIAL else result
 
 
 def _paired_p(gate: Gate, scope: GateScope) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,6 +48,14 @@ class Metric:
     level: Level = "turn"
     tested: bool = True
     exponential: bool = False
+
+
+def exponential(value: float) -> float:
+    """exp(value); infinite where a float has no room for it."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def replied(row: RawRow) -> bool:

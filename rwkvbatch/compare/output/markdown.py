@@ -12,19 +12,22 @@ from rwkvbatch.compare.output.wording import (
     findings,
     heading,
     interval,
+    mean_interval,
     metric_title,
     number,
     p_value,
     signed,
 )
 from rwkvbatch.compare.paired import Comparison
+from rwkvbatch.compare.pairing import Variant
+from rwkvbatch.compare.summary import variant_means
 from rwkvbatch.text.safe import printable
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
 
 
 def as_markdown(analysis: Analysis) -> str:
-    """Headings, a table a pair, gates and notes. All names are escaped."""
+    """Headings, a table a pair (of means where there is none), gates and notes. All names are escaped."""
     parts = [f"**{conclusion(analysis)}**"]
     found = findings(analysis)
     if found:
@@ -36,6 +39,10 @@ def as_markdown(analysis: Analysis) -> str:
         by_heading.setdefault(heading(line), []).append(line)
     for title, lines in by_heading.items():
         parts.append(f"### {escaped(title)}\n\n{_table(lines)}")
+    if not analysis.comparisons:
+        parts.extend(
+            f"### {escaped(variant.label)}\n\n{_means(analysis, variant)}" for variant in analysis.variants
+        )
     if analysis.notes:
         parts.append("\n".join(f"> {escaped(note)}" for note in analysis.notes))
     return "\n\n".join(parts) + "\n"
@@ -49,6 +56,14 @@ def gates_markdown(analysis: Analysis) -> str:
 def escaped(text: str) -> str:
     """`text` as Markdown shows it letter by letter, on one line."""
     return _SPECIAL.sub(r"\\\1", printable(text, keep_newlines=False))
+
+
+def _means(analysis: Analysis, variant: Variant) -> str:
+    rows = ["| metric | mean | 95 % interval |", "|---|---:|---|"]
+    for mean in variant_means(analysis.table, variant):
+        cells = (mean.metric.title, number(mean.mean, mean.metric.digits), mean_interval(mean))
+        rows.append(f"| {' | '.join(escaped(cell) for cell in cells)} |")
+    return "\n".join(rows)
 
 
 def _table(lines: Iterable[Comparison]) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from rwkvbatch.compare.analysis import Analysis
 from rwkvbatch.compare.changes import ConversationChange, most_changed
 from rwkvbatch.compare.paired import Comparison
+from rwkvbatch.compare.summary import variant_means
 from rwkvbatch.text.safe import printable, printable_json
 
 _FORMULA_SIGNS = frozenset("=+-@＝＋－＠")
@@ -49,10 +50,19 @@ def as_record(line: Comparison) -> dict[str, Any]:
 
 
 def as_json(analysis: Analysis) -> str:
-    """The whole comparison as one JSON object: `comparisons`, `gates`, `changes`, `runs`, `notes`."""
+    """The whole comparison as one JSON object: `comparisons`, `means`, `gates`, `changes`, `runs`, `notes`."""
     content = {
         "runs": [{"name": run.name, "path": run.source, "manifest": run.manifest} for run in analysis.runs],
         "comparisons": [as_record(line) for line in analysis.comparisons],
+        "means": [
+            {
+                "variant": variant.label,
+                "metric": mean.metric.name,
+                **{name: _plain(getattr(mean, name)) for name in ("mean", "low", "high", "num_values")},
+            }
+            for variant in analysis.variants
+            for mean in variant_means(analysis.table, variant)
+        ],
         "gates": [
             {
                 "gate": gate.gate.text,
@@ -78,12 +88,24 @@ def as_json(analysis: Analysis) -> str:
 
 
 def as_csv(analysis: Analysis) -> str:
-    """The table, one comparison a line."""
+    """The table, one comparison a line. A run alone has lines without a baseline, of which only the means are known."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for line in analysis.comparisons:
         writer.writerow([harmless(value) for value in as_record(line).values()])
+    if not analysis.comparisons:
+        for variant in analysis.variants:
+            for mean in variant_means(analysis.table, variant):
+                known = {
+                    "variant": variant.label,
+                    "metric": mean.metric.name,
+                    "unit": mean.metric.unit,
+                    "better": mean.metric.better,
+                    "variant_mean": mean.mean,
+                    "num_values": mean.num_values,
+                }
+                writer.writerow([harmless(known.get(name)) for name in COLUMNS])
     return text.getvalue()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 from rich.console import Console, Group
 from rich.padding import Padding
@@ -15,10 +16,10 @@ from rwkvbatch.compare.analysis import Analysis
 from rwkvbatch.compare.changes import ConversationChange, TurnChange, most_changed, telling_turn, turn_changes
 from rwkvbatch.compare.diffs import Piece
 from rwkvbatch.compare.output.wording import (
-    MISSING,
     conclusion,
     heading,
     interval,
+    mean_interval,
     metric_title,
     number,
     p_value,
@@ -74,7 +75,7 @@ def print_conversation(analysis: Analysis, conversation: str, console: Console) 
     if not known:
         raise UsageError(
             f"--show: no matched conversation is called {conversation!r}",
-            hint="`--format csv` or the HTML report lists them",
+            hint=_names_like(analysis, conversation),
         )
 
 
@@ -158,6 +159,16 @@ def _cells(line: Comparison, wide: bool) -> list[Text | str]:
     ]
 
 
+def _names_like(analysis: Analysis, asked: str) -> str:
+    names = list(
+        dict.fromkeys(change.conversation for matched in analysis.matched for change in most_changed(matched))
+    )
+    if not names:
+        return "nothing is compared here; `rwkvbatch show RUN ID` prints the dialogues of one run"
+    near = get_close_matches(asked, names, n=3) or names[:3]
+    return f"there are {len(names)}, such as {', '.join(near)}; `--json` or the HTML report lists them"
+
+
 def _means(analysis: Analysis) -> Table:
     """One variant alone: its means."""
     from rwkvbatch.compare.summary import variant_means
@@ -169,10 +180,7 @@ def _means(analysis: Analysis) -> Table:
     table.add_column("mean", justify="right")
     table.add_column("95 % interval")
     for line in variant_means(analysis.table, analysis.variants[0]):
-        ends = MISSING
-        if not math.isnan(line.low):
-            ends = f"[{number(line.low, line.metric.digits)}, {number(line.high, line.metric.digits)}]"
-        table.add_row(safe(line.metric.title), number(line.mean, line.metric.digits), ends)
+        table.add_row(safe(line.metric.title), number(line.mean, line.metric.digits), mean_interval(line))
     return table
 
 

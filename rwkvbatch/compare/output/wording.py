@@ -6,6 +6,7 @@ import math
 
 from rwkvbatch.compare.analysis import Analysis
 from rwkvbatch.compare.paired import Comparison
+from rwkvbatch.compare.summary import VariantMean
 
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 MISSING = "—"
@@ -30,6 +31,13 @@ def interval(line: Comparison) -> str:
     if math.isnan(line.low):
         return MISSING
     return f"[{signed(line.low, line.metric.digits)}, {signed(line.high, line.metric.digits)}]"
+
+
+def mean_interval(mean: VariantMean) -> str:
+    """The 95 % interval of a mean that is held against nothing."""
+    if math.isnan(mean.low):
+        return MISSING
+    return f"[{number(mean.low, mean.metric.digits)}, {number(mean.high, mean.metric.digits)}]"
 
 
 def p_value(p: float) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rwkvbatch.compare import analyse
@@ -205,8 +206,13 @@ def test_nothing_is_wider_than_a_phone(browser: webdriver.Chrome, tmp_path: Path
     cells = [
         f"temperature={t},frequency={f},a-rather-long-setting=true" for t in (0.3, 1.0) for f in (0.0, 1.0)
     ]
+
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        row["checks"][0]["score"] = 0.9 - 0.2 * cells.index(row["cell"]) + rng.normal(0, 0.01)
+
     report = tmp_path / "long.html"
-    report.write_text(as_html(analyse([str(make_run(tmp_path / "a", cells=cells))])), encoding="utf-8")
+    run = make_run(tmp_path / "a", cells=cells, change=change)
+    report.write_text(as_html(analyse([str(run)])), encoding="utf-8")
     page = browser
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
@@ -214,6 +220,11 @@ def test_nothing_is_wider_than_a_phone(browser: webdriver.Chrome, tmp_path: Path
     try:
         widths = page.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
         assert widths[0] <= widths[1]
+        findings = page.execute_script(
+            "return [...document.querySelectorAll('.findings li')].map(f => [f.scrollWidth, f.clientWidth])"
+        )
+        assert findings
+        assert all(content <= room for content, room in findings)
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

@@ -6,6 +6,9 @@ import csv
 import io
 import json
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 from rwkvbatch.compare import analyse
 from rwkvbatch.compare.analysis import Analysis
+from rwkvbatch.compare.output.html.page import as_html
 from rwkvbatch.compare.output.junit import as_junit
 from rwkvbatch.compare.output.junit import safe as xml_safe
 from rwkvbatch.compare.output.markdown import as_markdown, escaped
@@ -155,3 +159,33 @@ def test_junit_fails_the_gates_that_failed_and_nothing_else(analysis: Analysis) 
 
 def test_junit_of_a_hostile_run_is_xml(hostile: Analysis) -> None:
     assert ET.fromstring(as_junit(hostile).encode()).tag == "testsuites"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+    return analyse([str(make_run(tmp_path_factory.mktemp("alone") / "a"))])
+
+
+def test_a_run_alone_is_told_by_its_means_in_every_plain_format(alone: Analysis) -> None:
+    score = alone.table["score"].mean()
+    assert f"| score | {score:.3f} | \\[0." in as_markdown(alone)
+    lines = {line["metric"]: line for line in csv.DictReader(io.StringIO(as_csv(alone)))}
+    assert float(lines["score"]["variant_mean"]) == pytest.approx(score)
+    assert lines["score"]["baseline"] == lines["score"]["difference"] == ""
+    means = {item["metric"]: item for item in json.loads(as_json(alone))["means"]}
+    assert means["score"]["mean"] == pytest.approx(score)
+    assert means["score"]["low"] < score < means["score"]["high"]
+
+
+@pytest.mark.parametrize("write", [as_markdown, as_csv, as_json, as_junit, as_html])
+def test_a_perplexity_beyond_all_numbers_is_written_all_the_same(
+    tmp_path: Path, write: Callable[[Analysis], str]
+) -> None:
+    def change(row: dict[str, Any], rng: object) -> None:
+        del rng
+        row["reference"]["nll"] = 2000.0 + row["repeat"]
+
+    one = analyse([str(make_run(tmp_path / "a", cells=("t=1",), change=change))])
+    two = analyse([str(make_run(tmp_path / "b", cells=("t=1", "t=2", "t=3"), change=change))])
+    assert write(one)
+    assert write(two)
