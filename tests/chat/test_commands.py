@@ -176,6 +176,14 @@ def test_a_state_is_saved_and_a_dialogue_begins_with_it(talk: Talk, tmp_path: Pa
     assert load_saved_state(tmp_path / "y.safetensors", talk.chat.session.engine.model.spec).tokens is None
 
 
+def test_another_system_message_begins_a_dialogue_of_its_own(talk: Talk) -> None:
+    talk.say("hello")
+    assert "on branch branch-2; /switch main goes back" in talk.say("/system Be brief.")
+    assert talk.say("/system") == "Be brief.\n"
+    assert "on branch branch-3" in talk.say("/system none")
+    assert "1 turn" in talk.say("/switch main")
+
+
 def test_another_model_goes_on(talk: Talk) -> None:
     talk.say("hello")
     assert "reads the dialogue so far" in talk.say("/model other.pth")
