@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -11,6 +14,8 @@ from rwkvbatch.chat import dialogue_commands, file_commands, inspect_commands, s
 from rwkvbatch.chat.command import Command, find
 from rwkvbatch.chat.context import Chat
 from rwkvbatch.errors import UsageError
+
+MIN_LIST_WIDTH = 60
 
 KEYS = (
     ("Enter", "send"),
@@ -43,16 +48,29 @@ def _help(chat: Chat, argument: str) -> None:
         if command.more:
             chat.view.show(Text(command.more, style="dim"))
         return
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1))
-    table.add_column(no_wrap=True)
-    table.add_column()
-    for command in COMMANDS.values():
-        table.add_row(Text(command.usage, style="cyan"), command.help)
-    if chat.is_terminal:
-        table.add_row("", "")
-        for key, what in KEYS:
-            table.add_row(Text(key, style="cyan"), what)
-    chat.view.show(table)
+    rows = [(command.usage, command.help) for command in COMMANDS.values()]
+    chat.view.show(_List([*rows, ("", ""), *KEYS] if chat.is_terminal else rows))
+
+
+@dataclass(frozen=True)
+class _List:
+    """Names and what they are: side by side, or one below the other where there is no room."""
+
+    rows: Sequence[tuple[str, str]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width >= MIN_LIST_WIDTH:
+            table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1))
+            table.add_column(no_wrap=True)
+            table.add_column()
+            for name, what in self.rows:
+                table.add_row(Text(name, style="cyan"), what)
+            yield table
+            return
+        for name, what in self.rows:
+            yield Text(name, style="cyan")
+            if what:
+                yield Padding(Text(what), (0, 0, 0, 2))
 
 
 def _names(_chat: Chat, before: str) -> Iterable[str]:

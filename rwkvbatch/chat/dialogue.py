@@ -15,6 +15,8 @@ from typing import Any, Self
 from rwkvbatch.errors import UsageError
 
 MAIN = "main"
+REFERENCE = "reference"
+"""How a reply ended that no model has made: the script gave it."""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ def _undo(chat: Chat, argument: str) -> None:
 def _retry(chat: Chat, argument: str) -> None:
     _refuse(argument, "/retry")
     chat.reply(lambda on_text, go_on: chat.session.retry(on_text=on_text, go_on=go_on))
+    _note_greedy(chat)
 
 
 def _again(chat: Chat, argument: str) -> None:
@@ -41,6 +42,7 @@ def _again(chat: Chat, argument: str) -> None:
     chat.transcript.keep(chat.session)
     chat.view.alternatives(made)
     chat.view.note("/pick N goes on from reply N; the dialogue stands as it was until then")
+    _note_greedy(chat)
 
 
 def _pick(chat: Chat, argument: str) -> None:
@@ -132,6 +134,11 @@ def _system(chat: Chat, argument: str) -> None:
     session.begin(system=None if argument == "none" else argument, prelude=opening.prelude)
     chat.transcript.keep(session)
     chat.view.note(f"a new dialogue, on branch {session.dialogue.current}; /switch {before} goes back")
+
+
+def _note_greedy(chat: Chat) -> None:
+    if chat.session.settings.sampling.greedy:
+        chat.view.note("greedy sampling gives the same reply each time; /set temp 1 and /set top_p 1 do not")
 
 
 def _turns(count: int) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rwkvbatch.chat.dialogue import Exchange
+from rwkvbatch.chat.dialogue import REFERENCE, Exchange
 from rwkvbatch.chat.files import write_private
 from rwkvbatch.chat.session import Session
 from rwkvbatch.errors import UsageError
@@ -87,10 +87,14 @@ def _params(exchange: Exchange) -> dict[str, Any]:
 
 def _caveats(session: Session, exchanges: Sequence[Exchange]) -> list[str]:
     caveats: list[str] = []
-    for finish, why in (("time", "ended by the time limit"), ("cancelled", "was stopped by hand")):
+    for finish, why in (
+        ("time", "ended by the time limit; a replay goes on to its end"),
+        ("cancelled", "was stopped by hand; a replay goes on to its end"),
+        (REFERENCE, "is the run's reference, which a replay follows with --history gold alone"),
+    ):
         turns = [str(exchange.turn + 1) for exchange in exchanges if exchange.finish == finish]
         if turns:
-            caveats.append(f"the reply of turn {', '.join(turns)} {why}; a replay goes on to its end")
+            caveats.append(f"the reply of turn {', '.join(turns)} {why}")
     if len({str(exchange.settings["think"]) for exchange in exchanges}) > 1:
         caveats.append("the thinking mode changed on the way; a replay keeps the first one")
     if session.identity.repeat:

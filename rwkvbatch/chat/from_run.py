@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from rwkvbatch.chat.dialogue import Exchange
+from rwkvbatch.chat.dialogue import REFERENCE, Exchange
 from rwkvbatch.chat.session import KEPT_SETTINGS, Session
 from rwkvbatch.engine.history import closed_history
 from rwkvbatch.engine.request import Finish
@@ -99,6 +99,7 @@ def replay(session: Session, point: RunPoint) -> None:
         )
     tokenizer, template = session.engine.tokenizer, session.template
     settings = session.kept_settings()
+    gold = point.cell.get("history") == "gold"
     num_history = len(session.dialogue.history())
     for row in point.rows:
         prompt = tuple(tokenizer.encode(template.turn(row.prompt)))
@@ -108,15 +109,22 @@ def replay(session: Session, point: RunPoint) -> None:
                 f"{num_history + len(prompt)}",
                 hint="give the --prelude, --template and --think that the run had; its script must be as it was",
             )
-        closed = closed_history(
-            tokenizer,
-            prompt,
-            row.reply_ids,
-            cast("Finish", row.finish),
-            row.stopped_by,
-            template.closing,
-        )
-        num_history += len(closed)
+        if gold and row.reference is not None and row is not point.rows[-1]:
+            # The next turn of the run followed the reference, not this reply.
+            prompt = tuple(tokenizer.encode(template.past_turn(row.prompt)))
+            rest = tuple(tokenizer.encode(template.reply(row.reference.text)))
+            reply, ids, finish = row.reference.text, (), REFERENCE
+        else:
+            closed = closed_history(
+                tokenizer,
+                prompt,
+                row.reply_ids,
+                cast("Finish", row.finish),
+                row.stopped_by,
+                template.closing,
+            )
+            rest, reply, ids, finish = closed[len(prompt) :], row.reply, row.reply_ids, row.finish
+        num_history += len(prompt) + len(rest)
         last = session.dialogue.last
         session.dialogue.add(
             Exchange(
@@ -128,11 +136,11 @@ def replay(session: Session, point: RunPoint) -> None:
                 seed=row.seed,
                 user=row.prompt,
                 prompt=prompt,
-                ids=row.reply_ids,
-                rest=closed[len(prompt) :],
-                reply=row.reply,
-                raw=row.reply,
-                finish=row.finish,
+                ids=ids,
+                rest=rest,
+                reply=reply,
+                raw=reply,
+                finish=finish,
                 stopped_by=row.stopped_by,
                 settings=settings,
                 first_token_s=row.timing.first_token_s,

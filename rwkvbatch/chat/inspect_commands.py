@@ -33,7 +33,7 @@ def _stats(chat: Chat, argument: str) -> None:
         table.add_row("", f"{last.num_read} prompt tokens read, {last.num_cached} known already")
         if last.logprobs:
             mean = sum(last.logprobs) / len(last.logprobs)
-            table.add_row("", f"{-mean:.3f} nats a token, perplexity {math.exp(min(-mean, 700)):.2f}")
+            table.add_row("", f"{-mean:z.3f} nats a token, perplexity {math.exp(min(-mean, 700)):.2f}")
     table.add_row(
         Text("branch", style="cyan"),
         f"{session.dialogue.num_turns()} turns, {len(session.dialogue.history())} tokens",
@@ -64,7 +64,7 @@ def _tokens(chat: Chat, argument: str) -> None:
         table.add_column(name, justify="right")
     table.add_column("text")
     for place, (token, logprob) in enumerate(zip(last.ids[:count], logprobs, strict=False)):
-        table.add_row(str(place), str(token), _percent(logprob), f"{logprob:.3f}", _token_text(chat, token))
+        table.add_row(str(place), str(token), _percent(logprob), f"{logprob:z.3f}", _token_text(chat, token))
     chat.view.show(table)
     rest = len(last.ids) - count
     if rest > 0:

@@ -204,9 +204,7 @@ def _greet(chat: Chat, *, bundled: bool) -> None:
     name = "the bundled demo model" if bundled else Path(spec.path).name
     chat.view.note(f"{name} · RWKV-{spec.generation}, {size} parameters, {spec.backend} {spec.dtype}")
     if bundled:
-        chat.view.note(
-            "a tiny one: greedy, without penalties and without initial exchange; yours with --model FILE"
-        )
+        chat.view.note("a tiny one: greedy, no penalties, no initial exchange; yours with --model FILE")
     if chat.is_terminal:
         chat.view.note("/help lists the commands · Ctrl-C stops a reply · Ctrl-D leaves")
         chat.view.gap()

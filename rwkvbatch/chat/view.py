@@ -248,4 +248,4 @@ def _figures(exchange: Exchange) -> str:
 
 
 def _folded(thought: str) -> Text:
-    return Text(f"▸ thought in {len(thought.split())} words · /fold off shows it", style="dim italic")
+    return Text(f"▸ {len(thought.split())} words of thinking · /fold off", style="dim italic")

@@ -105,6 +105,30 @@ def test_what_is_no_session_is_refused(tmp_path: Path, content: bytes) -> None:
         load_session(path, HashModel().spec)
 
 
+def test_a_transcript_that_is_damaged_before_its_end_names_the_line(tmp_path: Path) -> None:
+    session = talked()
+    transcript = Transcript(tmp_path / "t.jsonl")
+    transcript.start(session, describe(session))
+    transcript.close()
+    lines = (tmp_path / "t.jsonl").read_text().splitlines()
+    lines[1] = lines[1][:20]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError, match="is damaged") as caught:
+        load_session(tmp_path / "t.jsonl", session.engine.model.spec)
+    assert caught.value.line == 2
+
+
+def test_settings_that_changed_are_those_of_the_loaded_transcript(tmp_path: Path) -> None:
+    session, other = new_session(), empty()
+    transcript = Transcript(tmp_path / "t.jsonl")
+    transcript.start(session, describe(session))
+    session.settings = session.settings.replace(temperature=0.125)
+    transcript.event("settings", **describe(session))
+    transcript.close()
+    restore(other, load_session(tmp_path / "t.jsonl", other.engine.model.spec))
+    assert other.settings.temperature == 0.125
+
+
 def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="nowhere"):
         save_session(talked(), tmp_path / "nowhere" / "s.json")

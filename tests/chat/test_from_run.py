@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rwkvbatch.chat.export import export
 from rwkvbatch.chat.from_run import read_point, replay, settings_of
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.cli.app import invoke
@@ -76,3 +77,26 @@ def test_another_model_or_prelude_is_refused(run: Path) -> None:
     session.begin(system=point.system, prelude="User: a\n\nAssistant: b\n\n")
     with pytest.raises(UsageError, match="followed"):
         replay(session, point)
+
+
+def test_turns_of_a_run_over_references_follow_those(tmp_path: Path) -> None:
+    messages = [
+        {"role": "user", "content": "My name is Ada."},
+        {"role": "assistant", "content": "Hello, and good morning to you."},
+        {"role": "user", "content": "What is my name?"},
+        {"role": "user", "content": "And what is 1 plus 2?"},
+    ]
+    script, out = tmp_path / "s.jsonl", tmp_path / "out"
+    script.write_text(json.dumps({"id": "c", "messages": messages}) + "\n")
+    options = ["--preset", "greedy", "--history", "gold", "--out", str(out), "--quiet"]
+    assert invoke(["run", str(script), *options]) == 0
+    point = read_point(f"{out}:c:1")
+    session = Session(Engine(load_model()), CellSettings(**settings_of(point)), Identity(0, "c"))
+    session.begin()
+    replay(session, point)
+    first, second = session.dialogue.path()
+    assert (first.reply, first.ids) == ("Hello, and good morning to you.", ())
+    assert second.reply == rows(out, 0)[1].reply
+    assert session.ask("And what is 1 plus 2?").ids == rows(out, 0)[2].reply_ids
+    (caveat,) = export(session, tmp_path / "e.jsonl").caveats
+    assert "turn 1 is the run's reference" in caveat

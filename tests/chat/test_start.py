@@ -8,16 +8,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rwkvbatch.chat.context import Chat
 from rwkvbatch.chat.dialogue import Exchange
-from rwkvbatch.chat.plain_view import JsonView
-from rwkvbatch.chat.start import ChatArguments, chat_settings, choose_prelude, run_chat
+from rwkvbatch.chat.loop import handle
+from rwkvbatch.chat.plain_view import JsonView, PlainView
+from rwkvbatch.chat.start import ChatArguments, chat_settings, choose_prelude, open_chat, run_chat
+from rwkvbatch.cli.app import invoke
 from rwkvbatch.config import preset
 from rwkvbatch.errors import UsageError
 from rwkvbatch.run.settings import RunSettings, layer_settings
 from rwkvbatch.text.preludes import PRELUDES
+from tests.chat.terminal import Terminal
 
 ROOT = Path(__file__).parents[2]
 
@@ -139,3 +144,61 @@ def test_the_initial_exchange_is_there_by_default(tmp_path: Path) -> None:
     assert "User: a" in (choose_prelude(str(path), settings, bundled=True) or "")
     with pytest.raises(UsageError, match="--prelude"):
         choose_prelude(str(tmp_path / "none.txt"), settings, bundled=True)
+
+
+def opened(*lines: str, **values: Any) -> tuple[Chat, str]:
+    """A chat with the bundled model and what it said until `lines` were answered."""
+    out, err = io.StringIO(), io.StringIO()
+    arguments = ChatArguments(**{"no_transcript": True, **values})
+    chat = open_chat(arguments, PlainView(out, err), is_terminal=False)
+    for line in lines:
+        assert handle(chat, line), err.getvalue()
+    return chat, out.getvalue() + err.getvalue()
+
+
+def test_a_chat_goes_on_from_a_saved_session_a_transcript_and_a_state(tmp_path: Path) -> None:
+    transcript = tmp_path / "t.jsonl"
+    opened(
+        "My name is Ada.",
+        f"/save {tmp_path / 's.json'}",
+        f"/state save {tmp_path / 'x.safetensors'}",
+        no_transcript=False,
+        transcript=transcript,
+    )
+    for path in (transcript, tmp_path / "s.json"):
+        assert "Your name is Ada." in opened("What is my name?", load=path)[1]
+    chat, said = opened("What is my name?", "/params", values={"state": str(tmp_path / "x.safetensors")})
+    assert "Your name is Ada." in said
+    assert chat.session.dialogue.openings[0].state == str(tmp_path / "x.safetensors")
+
+
+def test_a_chat_goes_on_from_a_run_with_its_settings(tmp_path: Path) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "My name is Ada."}]
+    (tmp_path / "s.jsonl").write_text(json.dumps({"id": "c", "messages": messages}) + "\n")
+    out = tmp_path / "out"
+    assert (
+        invoke(["run", str(tmp_path / "s.jsonl"), "--temp", "0.4", "--seed", "7", "--out", str(out), "-q"])
+        == 0
+    )
+    chat, said = opened("/params", from_run=f"{out}:c:0")
+    assert "> My name is Ada." in said
+    assert chat.session.settings.temperature == 0.4
+    assert chat.session.identity.seed == 7
+    chat, _ = opened(from_run=f"{out}:c:0", values={"temperature": "0.9"})
+    assert chat.session.settings.temperature == 0.9
+    with pytest.raises(UsageError, match="RUN:CONVERSATION:TURN"):
+        opened(from_run="somewhere:c")
+
+
+def test_the_whole_program_on_a_terminal(tmp_path: Path) -> None:
+    arguments = ["-m", "rwkvbatch", "chat", "--prelude", "none"]
+    with Terminal(arguments, environment={"XDG_STATE_HOME": str(tmp_path)}) as terminal:
+        terminal.wait_for_prompt()
+        assert "/help lists the commands" in terminal.text
+        terminal.say("My name is Ada.")
+        terminal.say("/set max_tokens 3")
+        terminal.say("What is my name?")
+        assert "[stopped at 3 tokens" in terminal.text
+        terminal.send("\x04")
+        assert terminal.wait_for_end() == 0
+    assert (tmp_path / "rwkvbatch" / "chat-history").stat().st_mode & 0o777 == 0o600

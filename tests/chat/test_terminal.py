@@ -228,7 +228,9 @@ def test_forty_columns_without_colour(tmp_path: Path) -> None:
     with start(tmp_path, columns=40, rows=20, environment={"NO_COLOR": "1"}) as terminal:
         terminal.say("markdown")
         terminal.say("/params")
-        terminal.say("/help")
+        help_text = " ".join(after(terminal, "/help"))
+        assert "…" not in help_text
+        assert "token ids and log-probabilities." in " ".join(help_text.split())
         assert not any(code in terminal.raw for code in (b"\x1b[31m", b"\x1b[36m", b"38;5;", b"38;2;"))
         assert "return x + 1" in terminal.text
 
@@ -240,7 +242,7 @@ def test_thinking_is_dimmed_and_can_be_folded(tmp_path: Path) -> None:
         assert shown == ["Let me think.", "One and one.", "It is two."]
         terminal.say("/fold on")
         shown = after(terminal, "think again")
-        assert shown == ["▸ thought in 6 words · /fold off shows it", "It is two."]
+        assert shown == ["▸ 6 words of thinking · /fold off", "It is two."]
 
 
 def test_nothing_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:

@@ -1,0 +1,159 @@
+"""What is shown: on a terminal of any width, and in pipes."""
+
+from __future__ import annotations
+
+import io
+import threading
+from dataclasses import replace
+
+import pytest
+from rich.text import Text
+
+from rwkvbatch.chat.dialogue import Exchange
+from rwkvbatch.chat.interrupt import stopping_on_interrupt, unechoed_input
+from rwkvbatch.chat.plain_view import PlainView
+from rwkvbatch.chat.view import TerminalView, View
+from rwkvbatch.errors import UsageError
+from tests.chat.screen import ScreenFile
+
+SAID = Exchange(0, None, 0, 0, 0, 0, "hi", (1,), (2, 3), (2, 3), "A *reply*.", "A *reply*.", "stop", None, {})
+THOUGHT = replace(SAID, reply="<think>\nSome thoughts.\n</think>\nAn answer.")
+
+
+def shown(view: View, file: ScreenFile, pieces: list[str], exchange: Exchange | None) -> list[str]:
+    view.begin_reply("")
+    view.tick()
+    for piece in pieces:
+        view.piece(piece)
+        view.tick()
+    view.end_reply(exchange)
+    return file.lines()
+
+
+def terminal(columns: int = 60) -> tuple[TerminalView, ScreenFile]:
+    file = ScreenFile(columns, 24)
+    return TerminalView(file.console()), file
+
+
+def test_an_empty_reply_and_a_reply_that_ended_early_are_said() -> None:
+    view, file = terminal()
+    assert shown(view, file, [], replace(SAID, reply="", ids=(), finish="length")) == [
+        "(an empty reply)",
+        "[stopped at 0 tokens · /set max_tokens N allows more]",
+    ]
+    view, file = terminal()
+    assert shown(view, file, ["A"], replace(SAID, finish="time"))[-1] == "[stopped by the time limit]"
+
+
+def test_a_reply_that_failed_leaves_what_had_come() -> None:
+    view, file = terminal()
+    assert shown(view, file, ["half a", " reply"], None) == ["half a reply"]
+    view, file = terminal()
+    assert shown(view, file, [], None) == [""]
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_thinking_that_never_ends_is_shown_unless_it_is_folded(folded: bool) -> None:
+    view, file = terminal()
+    view.folded = folded
+    view.begin_reply(" <think")
+    for piece in [">\nhm", "m\n"]:
+        view.piece(piece)
+    view.end_reply(replace(THOUGHT, finish="cancelled"))
+    assert ("hmm" in " ".join(file.lines())) != folded
+    assert file.lines()[-1] == "[stopped]"
+
+
+def test_a_problem_says_the_way_out() -> None:
+    view, file = terminal()
+    view.problem(UsageError("something \x1b[31mis wrong", hint="do this"))
+    view.problem(UsageError("something else"))
+    assert file.lines() == ["something \\x1b[31mis wrong", "do this", "something else"]
+
+
+@pytest.mark.parametrize("columns", [40, 100])
+def test_alternatives_are_side_by_side_where_there_is_room(columns: int) -> None:
+    view, file = terminal(columns)
+    view.alternatives([SAID, THOUGHT])
+    lines = file.lines()
+    row = next(line for line in lines if "A reply." in line)
+    assert ("Some thoughts." in row) == (columns == 100)
+    assert "An answer." in "\n".join(lines)
+
+
+def test_what_was_said_is_shown_again_with_folded_thinking() -> None:
+    view, file = terminal(40)
+    view.folded = True
+    view.replay([THOUGHT])
+    assert file.lines() == ["› hi", "▸ 2 words of thinking · /fold off", "An answer."]
+
+
+def test_one_gap_is_enough() -> None:
+    view, file = terminal()
+    view.show(Text("one"))
+    view.gap()
+    view.gap()
+    view.note("two")
+    assert file.lines() == ["one", "", "two"]
+
+
+def plain(*, raw: bool = False, quiet: bool = False) -> tuple[PlainView, io.StringIO, io.StringIO]:
+    out, err = io.StringIO(), io.StringIO()
+    return PlainView(out, err, raw=raw, quiet=quiet), out, err
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_pipe_gets_model_text_as_it_is_only_when_it_wants_so(raw: bool) -> None:
+    view, out, _ = plain(raw=raw)
+    view.begin_reply(" <think")
+    for piece in (">x\x1b", "[31m", " \n"):
+        view.piece(piece)
+    view.end_reply(SAID)
+    assert out.getvalue() == ("<think>x\x1b[31m\n" if raw else "<think>x\\x1b[31m\n")
+
+
+def test_a_pipe_gets_a_failed_reply_in_a_line_of_its_own() -> None:
+    view, out, _ = plain()
+    view.begin_reply("")
+    view.end_reply(None)
+    assert out.getvalue() == ""
+    view.begin_reply("")
+    view.piece("half")
+    view.end_reply(None)
+    assert out.getvalue() == "half\n"
+
+
+def test_talk_and_alternatives_in_a_pipe() -> None:
+    view, out, err = plain()
+    view.end_reply(replace(SAID, finish="length"))
+    view.alternatives([SAID])
+    view.replay([SAID])
+    view.gap()
+    view.problem(UsageError("wrong", hint="do this"))
+    assert out.getvalue() == "\n[1] A *reply*.\n"
+    assert "stopped at 2 tokens" in err.getvalue()
+    assert "> hi\nA *reply*." in err.getvalue()
+    assert "rwkvbatch: wrong\n  do this\n" in err.getvalue()
+    quiet, out, err = plain(quiet=True)
+    quiet.replay([SAID])
+    quiet.problem(UsageError("wrong"))
+    assert err.getvalue() == "rwkvbatch: wrong\n"
+
+
+def test_input_that_is_no_terminal_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("typed"))
+    with unechoed_input():
+        pass
+
+
+def test_interrupts_are_the_main_threads() -> None:
+    noted: list[list[int]] = []
+
+    def other() -> None:
+        with stopping_on_interrupt() as numbers:
+            noted.append(numbers)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert noted == [[]]
