@@ -13,6 +13,14 @@ constexpr size_t MIN_SHARED_PRODUCTS = 1 << 14;
 constexpr size_t MIN_SHARED_FLOATS = 1 << 13;
 constexpr size_t MIN_SHARED_STATE = 1 << 14;
 
+// A thread is to fetch no more ahead than any processor's second cache has room for.
+constexpr size_t MAX_EXPECTED_BYTES = size_t(128) << 10;
+constexpr size_t MAX_NOTED_JOBS = 1 << 12;
+
+// Bytes of weights in a task that a few rows share: enough to hide its beginning and end, few enough to share evenly.
+constexpr size_t TASK_BYTES = size_t(96) << 10;
+constexpr size_t FEW_ROWS = 6;
+
 constexpr float LAYER_NORM_EPS = 1e-5f;
 
 const Kernels* kernels_of(const std::string& isa) {
@@ -163,21 +171,71 @@ std::vector<ArrayPtr> Context::shift_mix(Step& step, size_t kind, size_t layer, 
     return mixed;
 }
 
+void Context::begin() {
+    next_job_ = 0;
+    if (first_reads_.empty()) return;
+    for (size_t thread = 0; thread < threads_.size(); ++thread) threads_.expect(thread, first_reads_[0][thread]);
+    threads_.wake();
+}
+
+template <class FirstRead> void Context::note_job(const FirstRead& first_read) {
+    if (next_job_ >= MAX_NOTED_JOBS) return;
+    if (next_job_ == first_reads_.size()) first_reads_.emplace_back(threads_.size());
+    std::vector<Range>& reads = first_reads_[next_job_++];
+    for (size_t thread = 0; thread < threads_.size(); ++thread) {
+        reads[thread] = first_read(thread);
+        threads_.expect(thread, next_job_ < first_reads_.size() ? first_reads_[next_job_][thread] : Range{});
+    }
+}
+
+namespace {
+
+size_t panels_per_task(const LinearJob& job, size_t num_threads) {
+    const size_t panels = job.weight.num_panels();
+    if (job.num_rows <= FEW_ROWS) {
+        const size_t fitting = std::max<size_t>(TASK_BYTES / job.weight.panel_bytes(), 1);
+        return fitting >= LINEAR_MAX_PANELS_PER_TASK ? LINEAR_MAX_PANELS_PER_TASK : fitting >= 4 ? 4 : fitting >= 2 ? 2 : 1;
+    }
+    // A few tasks for each thread, so that one that is late can be helped, in whole register tiles.
+    const size_t per_task = panels / (num_threads * 4);
+    if (per_task >= LINEAR_MAX_PANELS_PER_TASK) return LINEAR_MAX_PANELS_PER_TASK;
+    return std::min<size_t>(ceil_div(panels, num_threads), 4);
+}
+
+// A task of a group of layers.
+struct LinearTask {
+    LinearTask(const std::vector<LinearJob>& jobs, size_t task_) : job(jobs.data()), task(task_) {
+        for (; task >= job->num_tasks(); ++job) task -= job->num_tasks();
+    }
+    const LinearJob* job;
+    size_t task;
+
+    const uint8_t* weights() const { return job->weights_of(task); }
+    size_t bytes_left() const { return job->weight.data + job->weight.num_panels() * job->weight.panel_bytes() - weights(); }
+};
+
+}  // namespace
+
 void Context::run_linears(std::vector<LinearJob>& jobs) {
     size_t num_tasks = 0, products = 0;
     for (LinearJob& job : jobs) {
-        const size_t panels = job.weight.num_panels(), share = ceil_div(panels, threads_.size());
-        // A few tasks for each thread, so that one that is late can be helped, in whole register tiles.
-        size_t per_task = panels / (threads_.size() * 4);
-        per_task = per_task >= LINEAR_MAX_PANELS_PER_TASK ? LINEAR_MAX_PANELS_PER_TASK : std::min<size_t>(share, 4);
-        job.panels_per_task = per_task;
+        job.panels_per_task = panels_per_task(job, threads_.size());
         num_tasks += job.num_tasks();
         products += job.num_rows * job.weight.out * job.weight.in;
     }
-    const auto work = [&](size_t task, size_t thread) {
-        const LinearJob* job = jobs.data();
-        for (; task >= job->num_tasks(); ++job) task -= job->num_tasks();
-        kernels_->linear(*job, task, scratch(thread));
+    note_job([&](size_t thread) -> Range {
+        const size_t first = threads_.first_task(thread, num_tasks);
+        if (first == threads_.first_task(thread + 1, num_tasks)) return {};
+        const LinearTask task(jobs, first);
+        return {task.weights(), std::min(task.bytes_left(), MAX_EXPECTED_BYTES)};
+    });
+    const auto work = [&](size_t number, size_t thread) {
+        const LinearTask task(jobs, number);
+        const bool last = number + 1 == threads_.first_task(thread + 1, num_tasks);
+        const uint8_t* next = task.weights();
+        if (!last && number + 1 < num_tasks) next = LinearTask(jobs, number + 1).weights();
+        else if (next_job_ < first_reads_.size()) next = first_reads_[next_job_][thread].data;
+        kernels_->linear(*task.job, task.task, scratch(thread), next);
     };
     if (products >= MIN_SHARED_PRODUCTS) threads_.run(num_tasks, work);
     else for (size_t task = 0; task < num_tasks; ++task) work(task, 0);
@@ -218,12 +276,19 @@ ArrayPtr Context::wkv7(Step& step, size_t layer, const Array& r, const Array& w,
     // Whole sequences where there are enough of them to share.
     const size_t heads = step.pool.num_heads;
     const size_t heads_per_task = step.slots.size() >= 8 * threads_.size() ? heads : 1;
+    const size_t num_tasks = step.slots.size() * ceil_div(heads, heads_per_task);
+    const size_t head_bytes = step.pool.head_size * step.pool.head_size * sizeof(float);
+    note_job([&](size_t thread) -> Range {
+        const size_t first = threads_.first_task(thread, num_tasks), end = threads_.first_task(thread + 1, num_tasks);
+        if (step.slots.size() > 1) return {};
+        return {reinterpret_cast<const uint8_t*>(step.states[0]) + first * head_bytes,
+                std::min((end - first) * head_bytes, MAX_EXPECTED_BYTES)};
+    });
     ArrayPtr out = array(rows, width);
     const Wkv7Job job{r.view(), w.view(), k.view(), v.view(), a.view(), g.view(),
                       vectors.k_k.data, vectors.k_a.data, vectors.r_k.data, vectors.norm_weight.data,
                       vectors.norm_bias.data, heads, step.pool.head_size, heads_per_task, step.starts.data(),
                       step.longest_first.data(), step.states.data(), out->view()};
-    const size_t num_tasks = step.slots.size() * ceil_div(heads, heads_per_task);
     if (rows * width * step.pool.head_size < MIN_SHARED_STATE) {
         for (size_t task = 0; task < num_tasks; ++task) kernels_->wkv7(job, task);
     } else {

@@ -53,6 +53,7 @@ struct LinearJob {
     size_t panels_per_task;
 
     size_t num_tasks() const { return ceil_div(weight.num_panels(), panels_per_task); }
+    const uint8_t* weights_of(size_t task) const { return weight.data + task * panels_per_task * weight.panel_bytes(); }
 };
 
 // Floats of scratch memory that a thread needs for `linear`.
@@ -129,7 +130,7 @@ constexpr size_t MULTIPLY_ADDS = 12 * PANEL;
 
 struct Kernels {
     const char* name;
-    void (*linear)(const LinearJob&, size_t task, float* scratch);
+    void (*linear)(const LinearJob&, size_t task, float* scratch, const uint8_t* next);  // weights to read after these
     void (*layer_norm)(const NormJob&, size_t begin, size_t end);
     void (*embed)(const EmbedJob&, size_t begin, size_t end, float* scratch);
     void (*mix)(const MixJob&, size_t begin, size_t end);

@@ -145,12 +145,13 @@ inline void advance_block(const LinearJob& job, const Tiling& tiling, Tile tile,
     }
 }
 
-inline void linear(const LinearJob& job, size_t task, float* sums) {
+// `next` are the weights that this thread will read after these.
+inline void linear(const LinearJob& job, size_t task, float* sums, const uint8_t* next) {
     const PackedMatrix& weight = job.weight;
     const size_t first_panel = task * job.panels_per_task;
     const size_t num_panels = std::min(job.panels_per_task, weight.num_panels() - first_panel);
     const size_t panel_bytes = weight.panel_bytes(), input_bytes = PANEL * size_of(weight.dtype);
-    const uint8_t* data = weight.data + first_panel * panel_bytes;
+    const uint8_t* data = job.weights_of(task);
 
     for (size_t first_row = 0; first_row < job.num_rows; first_row += LINEAR_ROW_BLOCK) {
         const size_t num_rows = std::min(LINEAR_ROW_BLOCK, job.num_rows - first_row);
@@ -173,7 +174,7 @@ inline void linear(const LinearJob& job, size_t task, float* sums) {
                     advance_block(job, tiling, tile, panels);
                     tile.begin = tile.end;
                     tile.end = weight.in;
-                    tile.ahead = tile.panels + panels * panel_bytes;
+                    tile.ahead = p + panels < num_panels ? tile.panels + panels * panel_bytes : next;
                 } else {
                     const bool last = p + panels >= num_panels;
                     tile.ahead = last ? data + tile.end * input_bytes : tile.panels + panels * panel_bytes + outer * input_bytes;
