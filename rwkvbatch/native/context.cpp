@@ -17,8 +17,8 @@ constexpr size_t MIN_SHARED_STATE = 1 << 14;
 constexpr size_t MAX_EXPECTED_BYTES = size_t(128) << 10;
 constexpr size_t MAX_NOTED_JOBS = 1 << 12;
 
-// Bytes of weights in a task that a few rows share: enough to hide its beginning and end, few enough to share evenly.
-constexpr size_t TASK_BYTES = size_t(96) << 10;
+// Where few rows share the weights, tasks of up to so many bytes are put together.
+constexpr size_t TASK_BYTES = size_t(64) << 10;
 constexpr size_t FEW_ROWS = 6;
 
 constexpr float LAYER_NORM_EPS = 1e-5f;
@@ -92,21 +92,22 @@ template <class Work> void Context::run_rows(size_t rows, size_t floats_per_row,
 LinearLayer Context::linear_layer(const uint8_t* data, Dtype dtype, size_t out, size_t in, int64_t out_stride,
                                   int64_t in_stride, const float* bias, Activation activation) {
     PackedMatrix packed{nullptr, dtype, out, in};
-    const size_t element = size_of(dtype), panel_bytes = packed.panel_bytes();
-    uint8_t* target = store_->allocate(packed.num_panels() * panel_bytes);
+    const size_t element = size_of(dtype);
+    uint8_t* target = store_->allocate(packed.num_bytes());
     threads_.run(packed.num_panels(), [&](size_t panel, size_t) {
-        uint8_t* start = target + panel * panel_bytes;
+        uint8_t* start = target + packed.offset(panel, 0);
+        const size_t input_bytes = packed.input_bytes(packed.band_width(panel));
         for (size_t column = 0; column < PANEL; ++column) {
             const size_t place = dtype == Dtype::BF16 ? column % 8 * 2 + column / 8 : column;
             const size_t index = panel * PANEL + column;
             uint8_t* to = start + place * element;
             if (index >= out) {
-                for (size_t k = 0; k < in; ++k) std::memset(to + k * PANEL * element, 0, element);
+                for (size_t k = 0; k < in; ++k) std::memset(to + k * input_bytes, 0, element);
                 continue;
             }
             const uint8_t* from = data + static_cast<int64_t>(index) * out_stride * static_cast<int64_t>(element);
             const int64_t step = in_stride * static_cast<int64_t>(element);
-            for (size_t k = 0; k < in; ++k, from += step) std::memcpy(to + k * PANEL * element, from, element);
+            for (size_t k = 0; k < in; ++k, from += step) std::memcpy(to + k * input_bytes, from, element);
         }
     });
     packed.data = target;
@@ -192,14 +193,12 @@ namespace {
 
 size_t panels_per_task(const LinearJob& job, size_t num_threads) {
     const size_t panels = job.weight.num_panels();
-    if (job.num_rows <= FEW_ROWS) {
-        const size_t fitting = std::max<size_t>(TASK_BYTES / job.weight.panel_bytes(), 1);
-        return fitting >= LINEAR_MAX_PANELS_PER_TASK ? LINEAR_MAX_PANELS_PER_TASK : fitting >= 4 ? 4 : fitting >= 2 ? 2 : 1;
-    }
+    if (job.num_rows <= FEW_ROWS)
+        return 2 * BAND * job.weight.panel_bytes() <= TASK_BYTES ? LINEAR_MAX_PANELS_PER_TASK : BAND;
     // A few tasks for each thread, so that one that is late can be helped, in whole register tiles.
     const size_t per_task = panels / (num_threads * 4);
     if (per_task >= LINEAR_MAX_PANELS_PER_TASK) return LINEAR_MAX_PANELS_PER_TASK;
-    return std::min<size_t>(ceil_div(panels, num_threads), 4);
+    return std::min<size_t>(ceil_div(panels, num_threads), BAND);
 }
 
 // A task of a group of layers.
@@ -211,7 +210,7 @@ struct LinearTask {
     size_t task;
 
     const uint8_t* weights() const { return job->weights_of(task); }
-    size_t bytes_left() const { return job->weight.data + job->weight.num_panels() * job->weight.panel_bytes() - weights(); }
+    size_t bytes_left() const { return job->weight.data + job->weight.num_bytes() - weights(); }
 };
 
 }  // namespace
