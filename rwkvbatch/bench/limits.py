@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rwkvbatch.bench.records import Limits, median
+from rwkvbatch.bench.records import Limits, Rates, median
 from rwkvbatch.bench.workloads import WALL, Clock
 from rwkvbatch.model.base import Model
 from rwkvbatch.model.rwkv7_model import Rwkv7Model
@@ -23,7 +23,7 @@ _ROUNDS_PER_PEAK = 60_000
 
 @dataclass
 class LimitMeter:
-    """Takes one measurement of each limit a round.
+    """Measures both limits, each time it is asked to: what a machine can do changes with what its neighbours do.
 
     Args:
         model: whose threads and instruction set are used; needs the native backend.
@@ -31,21 +31,25 @@ class LimitMeter:
 
     model: Model
     clock: Clock = WALL
-    reads: list[float] = field(default_factory=list)
-    peaks: list[float] = field(default_factory=list)
+    _measured: list[Rates] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._kernels = native_ops(self.model)
         self._memory = np.ones(_READ_FLOATS if self._kernels else 0, dtype=np.float32)
 
-    def measure(self) -> None:
+    def measure(self) -> Rates | None:
+        """None for a backend that is not native."""
         if self._kernels is None:
-            return
+            return None
         kernels, memory = self._kernels, self._memory
-        self.reads.append(self._rate(lambda: kernels.read_all(memory), memory.nbytes))
-        self.peaks.append(
-            self._rate(lambda: kernels.multiply_add(_ROUNDS_PER_PEAK), kernels.operations(_ROUNDS_PER_PEAK))
+        rates = Rates(
+            read=self._rate(lambda: kernels.read_all(memory), memory.nbytes),
+            fma=self._rate(
+                lambda: kernels.multiply_add(_ROUNDS_PER_PEAK), kernels.operations(_ROUNDS_PER_PEAK)
+            ),
         )
+        self._measured.append(rates)
+        return rates
 
     def _rate(self, once: Callable[[], object], amount: float) -> float:
         """The best of three, an amount a second."""
@@ -60,12 +64,13 @@ class LimitMeter:
         """None for a backend that is not native."""
         if self._kernels is None:
             return None
+        reads, peaks = [rates.read for rates in self._measured], [rates.fma for rates in self._measured]
         return Limits(
             isa=self._kernels.isa,
-            read_gb_s=median(self.reads) / 1e9,
-            best_read_gb_s=max(self.reads) / 1e9,
-            fma_gflop_s=median(self.peaks) / 1e9,
-            best_fma_gflop_s=max(self.peaks) / 1e9,
+            read_gb_s=median(reads) / 1e9,
+            best_read_gb_s=max(reads) / 1e9,
+            fma_gflop_s=median(peaks) / 1e9,
+            best_fma_gflop_s=max(peaks) / 1e9,
         )
 
 
