@@ -32,8 +32,9 @@ constexpr size_t INPUT_BLOCK = 256;
 constexpr size_t INPUT_BLOCK = 192;
 #endif
 
-// How far before they are needed weights are asked for, in bytes: the way of a line from memory.
-constexpr size_t AHEAD = 8192;
+// How far before they are needed weights are asked for, in bytes: the way of a line from memory. A single row takes its
+// weights faster than they come; then the processor itself looks ahead as far as it can, and more would be in its way.
+constexpr size_t AHEAD = 8192, AHEAD_OF_ONE_ROW = 1024;
 constexpr size_t LINE = 64;
 
 template <Dtype D> RWKV_INLINE F16 weights_at(const uint8_t* from) {
@@ -55,7 +56,6 @@ struct Tile {
     size_t ahead_step;      // so many bytes for each input
 };
 
-// A single row reads its weights faster than they come, so the processor itself looks ahead as far as it can.
 template <Dtype D, size_t ROWS, size_t PANELS> void advance_tile(const Tile& tile) {
     constexpr size_t PANEL_BYTES = PANEL * size_of(D);
     const float* x = tile.x;
@@ -66,10 +66,8 @@ template <Dtype D, size_t ROWS, size_t PANELS> void advance_tile(const Tile& til
         for (size_t p = 0; p < PANELS; ++p)
             sum[i][p] = tile.begin == 0 ? zero() : load(tile.sums + p * tile.panel_sums + i * PANEL);
     for (size_t k = tile.begin; k < end; ++k) {
-        if constexpr (ROWS > 1) {
-            for (size_t byte = 0; byte < PANELS * PANEL_BYTES; byte += LINE) __builtin_prefetch(ahead + byte, 0, 1);
-            ahead += ahead_step;
-        }
+        for (size_t byte = 0; byte < PANELS * PANEL_BYTES; byte += LINE) __builtin_prefetch(ahead + byte, 0, 2);
+        ahead += ahead_step;
         F16 weight[PANELS];
         for (size_t p = 0; p < PANELS; ++p) weight[p] = weights_at<D>(weights + p * PANEL_BYTES);
         weights += input_bytes;
@@ -153,9 +151,14 @@ inline void advance_block(const LinearJob& job, const Tiling& tiling, Tile tile,
 // ahead, at its end for the `next` ones.
 inline void advance_alone(const LinearJob& job, size_t rows, Tile tile, size_t panels, const uint8_t* next) {
     const TileFunction advance = tile_function(job.weight.dtype, rows, panels);
+    tile.ahead_step = tile.input_bytes;
+    if (rows == 1) {
+        tile.ahead = tile.weights + AHEAD_OF_ONE_ROW;
+        advance(tile);
+        return;
+    }
     const size_t ahead_inputs = std::min(AHEAD / tile.input_bytes, tile.end), end = tile.end;
     tile.ahead = tile.weights + ahead_inputs * tile.input_bytes;
-    tile.ahead_step = tile.input_bytes;
     tile.end = end - ahead_inputs;
     if (tile.end > 0) advance(tile);
     tile.weights += tile.end * tile.input_bytes;

@@ -12,6 +12,7 @@ namespace {
 // How long a worker looks for the next job before it sleeps: longer than the gaps between the operations of one
 // step, shorter than anything that another process would miss.
 constexpr auto SPIN_TIME = std::chrono::microseconds(60);
+constexpr size_t PART = 4;  // of what is left of its share, a thread claims the fourth part
 constexpr size_t LINE = 64, LINES_BETWEEN_LOOKS = 8;
 
 inline void relax() {
@@ -64,14 +65,17 @@ void ThreadPool::wake() {
     if (!workers_.empty() && getpid() == process_) announce();
 }
 
-bool ThreadPool::claim(size_t thread, size_t& task) {
+bool ThreadPool::claim(size_t thread, size_t& task, size_t& count) {
     for (size_t i = 0; i < lanes_.size(); ++i) {
         std::atomic<uint64_t>& share = lanes_[(thread + i) % lanes_.size()].share;
         uint64_t word = share.load(std::memory_order_acquire);
         while (word >> 32 < static_cast<uint32_t>(word)) {
-            const uint64_t rest = i == 0 ? word + (uint64_t(1) << 32) : word - 1;
+            const uint64_t first = word >> 32, end = static_cast<uint32_t>(word);
+            // A claim waits for all that the thread has under way in memory, so a thread makes few of its own share.
+            count = i == 0 ? (end - first + PART - 1) / PART : 1;
+            const uint64_t rest = i == 0 ? word + (uint64_t(count) << 32) : word - 1;
             if (share.compare_exchange_weak(word, rest, std::memory_order_acq_rel, std::memory_order_acquire)) {
-                task = i == 0 ? word >> 32 : static_cast<uint32_t>(rest);
+                task = i == 0 ? first : end - 1;
                 return true;
             }
         }
@@ -80,10 +84,12 @@ bool ThreadPool::claim(size_t thread, size_t& task) {
 }
 
 void ThreadPool::work(size_t thread) {
-    size_t task;
-    while (claim(thread, task)) {
-        function_.load(std::memory_order_relaxed)(context_.load(std::memory_order_relaxed), task, thread);
-        unfinished_.fetch_sub(1, std::memory_order_release);
+    size_t task, count;
+    while (claim(thread, task, count)) {
+        const Function function = function_.load(std::memory_order_relaxed);
+        const void* context = context_.load(std::memory_order_relaxed);
+        for (size_t i = 0; i < count; ++i) function(context, task + i, thread);
+        unfinished_.fetch_sub(count, std::memory_order_release);
     }
 }
 

@@ -1,5 +1,5 @@
 // A few threads that share the tasks of one job. Each begins with its own share of them, in order, and then takes over
-// what others have not begun, from their ends: a thread that the machine has taken away delays only the task it is in.
+// what others have not begun, from their ends: a thread that the machine has taken away delays only what it has claimed.
 // Who does which task never matters to a result.
 #pragma once
 
@@ -72,7 +72,7 @@ private:
 
     void run(size_t num_tasks, Function function, const void* context);
     void serve(size_t thread);
-    bool claim(size_t thread, size_t& task);
+    bool claim(size_t thread, size_t& task, size_t& count);
     void work(size_t thread);
     void announce();
     template <class Done> bool spin(size_t thread, const Done& done, std::chrono::steady_clock::duration longest);
