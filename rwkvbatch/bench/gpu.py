@@ -8,8 +8,8 @@ from typing import Protocol
 
 import torch
 
-from rwkvbatch.bench.limits import best_rate
-from rwkvbatch.bench.records import Limits, median
+from rwkvbatch.bench.limits import best_rate, limits_from
+from rwkvbatch.bench.records import Limits, Rates
 from rwkvbatch.bench.workloads import WALL, Clock
 
 _COPIED_BYTES = 512 << 20
@@ -59,7 +59,7 @@ class TorchWork:
 
 @dataclass
 class GpuMeter:
-    """Takes one measurement of each limit a round; see `LimitMeter`.
+    """Measures both limits each time it is asked to; see `LimitMeter`.
 
     Args:
         clock: has to wait for the device, see `device_clock`.
@@ -67,22 +67,20 @@ class GpuMeter:
 
     work: DeviceWork
     clock: Clock
-    copies: list[float] = field(default_factory=list)
-    products: list[float] = field(default_factory=list)
+    _measured: list[Rates] = field(default_factory=list)
 
-    def measure(self) -> None:
-        self.copies.append(best_rate(self.work.copy, self.work.copy_bytes, self.clock))
-        self.products.append(best_rate(self.work.multiply, self.work.product_operations, self.clock))
-
-    def found(self) -> Limits:
-        return Limits(
-            isa=self.work.name,
-            read_gb_s=median(self.copies) / 1e9,
-            best_read_gb_s=max(self.copies) / 1e9,
-            fma_gflop_s=median(self.products) / 1e9,
-            best_fma_gflop_s=max(self.products) / 1e9,
+    def measure(self) -> Rates:
+        work = self.work
+        rates = Rates(
+            read=best_rate(work.copy, work.copy_bytes, self.clock),
+            fma=best_rate(work.multiply, work.product_operations, self.clock),
             arithmetic="products",
         )
+        self._measured.append(rates)
+        return rates
+
+    def found(self) -> Limits:
+        return limits_from(self.work.name, self._measured)
 
 
 def device_clock(device: str) -> Clock:

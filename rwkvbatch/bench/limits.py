@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from rwkvbatch.bench.records import Limits, median
+from rwkvbatch.bench.records import Limits, Rates, median
 from rwkvbatch.bench.workloads import WALL, Clock
 from rwkvbatch.model.base import Model
 from rwkvbatch.model.rwkv7_model import Rwkv7Model
@@ -24,8 +24,8 @@ _ROUNDS_PER_PEAK = 60_000
 class Meter(Protocol):
     """Measures a machine's limits."""
 
-    def measure(self) -> None:
-        """Take one measurement of each."""
+    def measure(self) -> Rates | None:
+        """Take one measurement of each; None where nothing can be."""
         ...
 
     def found(self) -> Limits | None:
@@ -35,7 +35,7 @@ class Meter(Protocol):
 
 @dataclass
 class LimitMeter:
-    """Takes one measurement of each limit a round.
+    """Measures both limits, each time it is asked to: what a machine can do changes with what its neighbours do.
 
     Args:
         model: whose threads and instruction set are used; needs the native backend.
@@ -43,32 +43,43 @@ class LimitMeter:
 
     model: Model
     clock: Clock = WALL
-    reads: list[float] = field(default_factory=list)
-    peaks: list[float] = field(default_factory=list)
+    _measured: list[Rates] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._kernels = native_ops(self.model)
         self._memory = np.ones(_READ_FLOATS if self._kernels else 0, dtype=np.float32)
 
-    def measure(self) -> None:
+    def measure(self) -> Rates | None:
+        """None for a backend that is not native."""
         if self._kernels is None:
-            return
+            return None
         kernels, memory = self._kernels, self._memory
-        self.reads.append(best_rate(lambda: kernels.read_all(memory), memory.nbytes, self.clock))
         operations = kernels.operations(_ROUNDS_PER_PEAK)
-        self.peaks.append(best_rate(lambda: kernels.multiply_add(_ROUNDS_PER_PEAK), operations, self.clock))
+        rates = Rates(
+            read=best_rate(lambda: kernels.read_all(memory), memory.nbytes, self.clock),
+            fma=best_rate(lambda: kernels.multiply_add(_ROUNDS_PER_PEAK), operations, self.clock),
+        )
+        self._measured.append(rates)
+        return rates
 
     def found(self) -> Limits | None:
         """None for a backend that is not native."""
         if self._kernels is None:
             return None
-        return Limits(
-            isa=self._kernels.isa,
-            read_gb_s=median(self.reads) / 1e9,
-            best_read_gb_s=max(self.reads) / 1e9,
-            fma_gflop_s=median(self.peaks) / 1e9,
-            best_fma_gflop_s=max(self.peaks) / 1e9,
-        )
+        return limits_from(self._kernels.isa, self._measured)
+
+
+def limits_from(name: str, measured: Sequence[Rates]) -> Limits:
+    """Medians and best of what was `measured`, at least once; `name` is the `Limits.isa`."""
+    reads, peaks = [rates.read for rates in measured], [rates.fma for rates in measured]
+    return Limits(
+        isa=name,
+        read_gb_s=median(reads) / 1e9,
+        best_read_gb_s=max(reads) / 1e9,
+        fma_gflop_s=median(peaks) / 1e9,
+        best_fma_gflop_s=max(peaks) / 1e9,
+        arithmetic=measured[0].arithmetic,
+    )
 
 
 def best_rate(once: Callable[[], object], amount: float, clock: Clock) -> float:

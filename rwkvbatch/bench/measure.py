@@ -19,7 +19,7 @@ from rwkvbatch import __version__
 from rwkvbatch.bench.gpu import GpuMeter, TorchWork, device_clock
 from rwkvbatch.bench.limits import LimitMeter, Meter, native_ops
 from rwkvbatch.bench.package import Package, strategy_for
-from rwkvbatch.bench.records import Figure, Limits, Loading, Report, median
+from rwkvbatch.bench.records import Figure, Loading, Rates, Report, median
 from rwkvbatch.bench.workloads import PROCESSOR, WALL, Clock, Workload, decode, prompt, sampling, tokenizing
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import Model
@@ -65,6 +65,7 @@ def run_benchmark(
     workloads += [prompt(model, plan.prompt_tokens, clock), sampling(model, clock), tokenizing(clock)]
     ours: dict[str, list[float]] = {workload.name: [] for workload in workloads}
     theirs: dict[str, list[float]] = {workload.name: [] for workload in workloads}
+    rates: dict[str, list[Rates]] = {workload.name: [] for workload in workloads}
     with ExitStack() as stack:
         package = None
         if plan.against_package:
@@ -76,12 +77,12 @@ def run_benchmark(
             workload.once()
         for number in range(plan.rounds):
             say(f"round {number + 1} of {plan.rounds}")
-            meter.measure()
             for workload in workloads:
+                if workload.operations and (possible := meter.measure()) is not None:
+                    rates[workload.name].append(possible)
                 ours[workload.name].append(median([workload.once() for _ in range(workload.repeats)]))
             if package is not None:
                 _measure_package(package, workloads, theirs)
-    limits = meter.found()
     return Report(
         model=model.spec.path,
         parameters=model.spec.num_parameters,
@@ -95,9 +96,10 @@ def run_benchmark(
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
         load_average_before=load_average,
         loading=loading,
-        limits=limits,
+        limits=meter.found(),
         figures=tuple(
-            figure_of(workload, ours[workload.name], theirs[workload.name], limits) for workload in workloads
+            figure_of(workload, ours[workload.name], theirs[workload.name], rates[workload.name])
+            for workload in workloads
         ),
         against="rwkv" if plan.against_package else None,
     )
@@ -155,23 +157,21 @@ def resident_bytes() -> int | None:
 
 
 def figure_of(
-    workload: Workload, seconds: Sequence[float], package: Sequence[float], limits: Limits | None
+    workload: Workload, seconds: Sequence[float], package: Sequence[float], rates: Sequence[Rates]
 ) -> Figure:
-    """What the seconds of each round say, ours and (unless empty) the package's."""
+    """What the seconds of each round say, ours and (unless empty) the package's.
+
+    Args:
+        rates: what the machine could do right before each of `seconds`, or empty.
+    """
     middle, best = median(seconds), min(seconds)
-    limit = share = best_share = None
-    if limits is not None and workload.operations:
-        memory_s = workload.weight_bytes / (limits.read_gb_s * 1e9)
-        arithmetic_s = workload.operations / (limits.fma_gflop_s * 1e9)
-        limit = "memory" if memory_s > arithmetic_s else limits.arithmetic
-        share = max(memory_s, arithmetic_s) / middle
-        best_share = (
-            max(
-                workload.weight_bytes / (limits.best_read_gb_s * 1e9),
-                workload.operations / (limits.best_fma_gflop_s * 1e9),
-            )
-            / best
+    limit = share = None
+    if rates:
+        at_best = [(workload.weight_bytes / rate.read, workload.operations / rate.fma) for rate in rates]
+        limit = (
+            "memory" if median([memory_s - fma_s for memory_s, fma_s in at_best]) > 0 else rates[0].arithmetic
         )
+        share = median([max(times) / taken for times, taken in zip(at_best, seconds, strict=True)])
     unit, value = _UNITS[workload.kind]
     theirs = ratio = None
     if package:
@@ -187,7 +187,6 @@ def figure_of(
         best=value(workload.size, best),
         limit=limit,
         share=share,
-        best_share=best_share,
         package=theirs,
         ratio=ratio,
     )

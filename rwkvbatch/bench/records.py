@@ -8,6 +8,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Rates:
+    """What the machine could do at one moment: bytes of memory a second, operations a second; see `Limits`."""
+
+    read: float
+    fma: float
+    arithmetic: str = "fma"
+
+
+@dataclass(frozen=True)
 class Limits:
     """What the machine can do at best, medians over the rounds and the best round.
 
@@ -36,8 +45,7 @@ class Figure:
         unit: of `median` and `best`: `tokens/s`, `ms/row`, `MB/s`.
         median, best: over the rounds.
         limit: what bounds it, `memory` or arithmetic (`fma`, `products`); None where neither does.
-        share: time at the limit's rate over time taken, by the medians.
-        best_share: the same for the best round, against the best that the limits showed.
+        share: time at the limit's rate over time taken, the limit measured right before; median over the rounds.
         package: the `rwkv` package's median, in the same unit, measured in turn with ours.
         ratio: how many times faster than that, by the medians.
     """
@@ -48,7 +56,6 @@ class Figure:
     best: float
     limit: str | None = None
     share: float | None = None
-    best_share: float | None = None
     package: float | None = None
     ratio: float | None = None
 

@@ -13,6 +13,14 @@ constexpr size_t MIN_SHARED_PRODUCTS = 1 << 14;
 constexpr size_t MIN_SHARED_FLOATS = 1 << 13;
 constexpr size_t MIN_SHARED_STATE = 1 << 14;
 
+// A thread is to fetch no more ahead than any processor's second cache has room for.
+constexpr size_t MAX_EXPECTED_BYTES = size_t(128) << 10;
+constexpr size_t MAX_NOTED_JOBS = 1 << 12;
+
+// Where few rows share the weights, tasks of up to so many bytes are put together.
+constexpr size_t TASK_BYTES = size_t(64) << 10;
+constexpr size_t FEW_ROWS = 6;
+
 constexpr float LAYER_NORM_EPS = 1e-5f;
 
 const Kernels* kernels_of(const std::string& isa) {
@@ -60,8 +68,19 @@ Step::Step(std::vector<int64_t> tokens_, std::vector<int64_t> starts_, std::vect
 }
 
 Context::Context(size_t num_threads, const std::string& isa)
-    : kernels_(kernels_of(isa)), scratch_(std::max<size_t>(num_threads, 1)), threads_(scratch_.size()) {
+    : kernels_(kernels_of(isa)), scratch_(std::max<size_t>(num_threads, 1)), threads_(new ThreadPool(scratch_.size())) {
     need_scratch(LINEAR_SCRATCH);
+}
+
+ThreadPool& Context::threads() {
+    // A forked child has the record of its parent's threads, but not the threads. It starts its own, and leaves the record
+    // alone: what its locks and counters were at the moment of the fork, nobody can say.
+    if (threads_->is_of_another_process()) {
+        const size_t num_threads = threads_->size();
+        (void)threads_.release();
+        threads_.reset(new ThreadPool(num_threads));
+    }
+    return *threads_;
 }
 
 void Context::need_scratch(size_t count) {
@@ -71,12 +90,12 @@ void Context::need_scratch(size_t count) {
 }
 
 template <class Work> void Context::run_rows(size_t rows, size_t floats_per_row, const Work& work) {
-    if (rows * floats_per_row < MIN_SHARED_FLOATS || threads_.size() == 1) {
+    if (rows * floats_per_row < MIN_SHARED_FLOATS || threads_->size() == 1) {
         work(0, rows, 0);
         return;
     }
-    const size_t parts = std::min(rows, threads_.size() * 4);
-    threads_.run(parts, [&](size_t part, size_t thread) {
+    const size_t parts = std::min(rows, threads_->size() * 4);
+    threads().run(parts, [&](size_t part, size_t thread) {
         work(rows * part / parts, rows * (part + 1) / parts, thread);
     });
 }
@@ -84,21 +103,22 @@ template <class Work> void Context::run_rows(size_t rows, size_t floats_per_row,
 LinearLayer Context::linear_layer(const uint8_t* data, Dtype dtype, size_t out, size_t in, int64_t out_stride,
                                   int64_t in_stride, const float* bias, Activation activation) {
     PackedMatrix packed{nullptr, dtype, out, in};
-    const size_t element = size_of(dtype), panel_bytes = packed.panel_bytes();
-    uint8_t* target = store_->allocate(packed.num_panels() * panel_bytes);
-    threads_.run(packed.num_panels(), [&](size_t panel, size_t) {
-        uint8_t* start = target + panel * panel_bytes;
+    const size_t element = size_of(dtype);
+    uint8_t* target = store_->allocate(packed.num_bytes());
+    threads().run(packed.num_panels(), [&](size_t panel, size_t) {
+        uint8_t* start = target + packed.offset(panel, 0);
+        const size_t input_bytes = packed.input_bytes(packed.band_width(panel));
         for (size_t column = 0; column < PANEL; ++column) {
             const size_t place = dtype == Dtype::BF16 ? column % 8 * 2 + column / 8 : column;
             const size_t index = panel * PANEL + column;
             uint8_t* to = start + place * element;
             if (index >= out) {
-                for (size_t k = 0; k < in; ++k) std::memset(to + k * PANEL * element, 0, element);
+                for (size_t k = 0; k < in; ++k) std::memset(to + k * input_bytes, 0, element);
                 continue;
             }
             const uint8_t* from = data + static_cast<int64_t>(index) * out_stride * static_cast<int64_t>(element);
             const int64_t step = in_stride * static_cast<int64_t>(element);
-            for (size_t k = 0; k < in; ++k, from += step) std::memcpy(to + k * PANEL * element, from, element);
+            for (size_t k = 0; k < in; ++k, from += step) std::memcpy(to + k * input_bytes, from, element);
         }
     });
     packed.data = target;
@@ -163,23 +183,72 @@ std::vector<ArrayPtr> Context::shift_mix(Step& step, size_t kind, size_t layer, 
     return mixed;
 }
 
+void Context::begin() {
+    next_job_ = 0;
+    if (first_reads_.empty()) return;
+    ThreadPool& pool = threads();
+    for (size_t thread = 0; thread < pool.size(); ++thread) pool.expect(thread, first_reads_[0][thread]);
+    pool.wake();
+}
+
+template <class FirstRead> void Context::note_job(const FirstRead& first_read) {
+    if (next_job_ >= MAX_NOTED_JOBS) return;
+    if (next_job_ == first_reads_.size()) first_reads_.emplace_back(threads_->size());
+    std::vector<Range>& reads = first_reads_[next_job_++];
+    for (size_t thread = 0; thread < threads_->size(); ++thread) {
+        reads[thread] = first_read(thread);
+        threads_->expect(thread, next_job_ < first_reads_.size() ? first_reads_[next_job_][thread] : Range{});
+    }
+}
+
+namespace {
+
+size_t panels_per_task(const LinearJob& job, size_t num_threads) {
+    const size_t panels = job.weight.num_panels();
+    if (job.num_rows <= FEW_ROWS)
+        return 2 * BAND * job.weight.panel_bytes() <= TASK_BYTES ? LINEAR_MAX_PANELS_PER_TASK : BAND;
+    // A few tasks for each thread, so that one that is late can be helped, in whole register tiles.
+    const size_t per_task = panels / (num_threads * 4);
+    if (per_task >= LINEAR_MAX_PANELS_PER_TASK) return LINEAR_MAX_PANELS_PER_TASK;
+    return std::min<size_t>(ceil_div(panels, num_threads), BAND);
+}
+
+// A task of a group of layers.
+struct LinearTask {
+    LinearTask(const std::vector<LinearJob>& jobs, size_t task_) : job(jobs.data()), task(task_) {
+        for (; task >= job->num_tasks(); ++job) task -= job->num_tasks();
+    }
+    const LinearJob* job;
+    size_t task;
+
+    const uint8_t* weights() const { return job->weights_of(task); }
+    size_t bytes_left() const { return job->weight.data + job->weight.num_bytes() - weights(); }
+};
+
+}  // namespace
+
 void Context::run_linears(std::vector<LinearJob>& jobs) {
     size_t num_tasks = 0, products = 0;
     for (LinearJob& job : jobs) {
-        const size_t panels = job.weight.num_panels(), share = ceil_div(panels, threads_.size());
-        // A few tasks for each thread, so that one that is late can be helped, in whole register tiles.
-        size_t per_task = panels / (threads_.size() * 4);
-        per_task = per_task >= LINEAR_MAX_PANELS_PER_TASK ? LINEAR_MAX_PANELS_PER_TASK : std::min<size_t>(share, 4);
-        job.panels_per_task = per_task;
+        job.panels_per_task = panels_per_task(job, threads_->size());
         num_tasks += job.num_tasks();
         products += job.num_rows * job.weight.out * job.weight.in;
     }
-    const auto work = [&](size_t task, size_t thread) {
-        const LinearJob* job = jobs.data();
-        for (; task >= job->num_tasks(); ++job) task -= job->num_tasks();
-        kernels_->linear(*job, task, scratch(thread));
+    note_job([&](size_t thread) -> Range {
+        const size_t first = threads_->first_task(thread, num_tasks);
+        if (first == threads_->first_task(thread + 1, num_tasks)) return {};
+        const LinearTask task(jobs, first);
+        return {task.weights(), std::min(task.bytes_left(), MAX_EXPECTED_BYTES)};
+    });
+    const auto work = [&](size_t number, size_t thread) {
+        const LinearTask task(jobs, number);
+        const bool last = number + 1 == threads_->first_task(thread + 1, num_tasks);
+        const uint8_t* next = task.weights();
+        if (!last && number + 1 < num_tasks) next = LinearTask(jobs, number + 1).weights();
+        else if (next_job_ < first_reads_.size()) next = first_reads_[next_job_][thread].data;
+        kernels_->linear(*task.job, task.task, scratch(thread), next);
     };
-    if (products >= MIN_SHARED_PRODUCTS) threads_.run(num_tasks, work);
+    if (products >= MIN_SHARED_PRODUCTS) threads().run(num_tasks, work);
     else for (size_t task = 0; task < num_tasks; ++task) work(task, 0);
 }
 
@@ -217,17 +286,24 @@ ArrayPtr Context::wkv7(Step& step, size_t layer, const Array& r, const Array& w,
     for (size_t b = 0; b < step.slots.size(); ++b) step.states[b] = step.pool.head_states(step.slots[b], layer);
     // Whole sequences where there are enough of them to share.
     const size_t heads = step.pool.num_heads;
-    const size_t heads_per_task = step.slots.size() >= 8 * threads_.size() ? heads : 1;
+    const size_t heads_per_task = step.slots.size() >= 8 * threads_->size() ? heads : 1;
+    const size_t num_tasks = step.slots.size() * ceil_div(heads, heads_per_task);
+    const size_t head_bytes = step.pool.head_size * step.pool.head_size * sizeof(float);
+    note_job([&](size_t thread) -> Range {
+        const size_t first = threads_->first_task(thread, num_tasks), end = threads_->first_task(thread + 1, num_tasks);
+        if (step.slots.size() > 1) return {};
+        return {reinterpret_cast<const uint8_t*>(step.states[0]) + first * head_bytes,
+                std::min((end - first) * head_bytes, MAX_EXPECTED_BYTES)};
+    });
     ArrayPtr out = array(rows, width);
     const Wkv7Job job{r.view(), w.view(), k.view(), v.view(), a.view(), g.view(),
                       vectors.k_k.data, vectors.k_a.data, vectors.r_k.data, vectors.norm_weight.data,
                       vectors.norm_bias.data, heads, step.pool.head_size, heads_per_task, step.starts.data(),
                       step.longest_first.data(), step.states.data(), out->view()};
-    const size_t num_tasks = step.slots.size() * ceil_div(heads, heads_per_task);
     if (rows * width * step.pool.head_size < MIN_SHARED_STATE) {
         for (size_t task = 0; task < num_tasks; ++task) kernels_->wkv7(job, task);
     } else {
-        threads_.run(num_tasks, [&](size_t task, size_t) { kernels_->wkv7(job, task); });
+        threads().run(num_tasks, [&](size_t task, size_t) { kernels_->wkv7(job, task); });
     }
     return out;
 }
@@ -251,12 +327,12 @@ void Context::head(const Step& step, const Array& x, const Vector& weight, const
 void Context::sample(const SampleRow* rows, size_t count, Choice* choices) {
     const StandardArithmetic arithmetic;
     for (size_t i = 0; i < count; ++i) need_scratch(sample_scratch(rows[i].vocab_size));
-    threads_.run(count, [&](size_t i, size_t thread) { choices[i] = kernels_->sample(rows[i], scratch(thread)); });
+    threads().run(count, [&](size_t i, size_t thread) { choices[i] = kernels_->sample(rows[i], scratch(thread)); });
 }
 
 void Context::logprobs(const float* logits, size_t count, size_t vocab_size, const int64_t* tokens, Choice* choices) {
     const StandardArithmetic arithmetic;
-    threads_.run(count, [&](size_t i, size_t) {
+    threads().run(count, [&](size_t i, size_t) {
         choices[i] = kernels_->logprob(logits + i * vocab_size, vocab_size, tokens[i]);
     });
 }

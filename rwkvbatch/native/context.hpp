@@ -110,8 +110,8 @@ public:
 
     const char* isa() const { return kernels_->name; }
     const Kernels& kernels() const { return *kernels_; }
-    size_t num_threads() const { return threads_.size(); }
-    ThreadPool& threads() { return threads_; }
+    size_t num_threads() const { return threads_->size(); }
+    ThreadPool& threads();
     Arena& arena() { return *arena_; }
     size_t weight_bytes() const { return store_->num_bytes(); }
 
@@ -122,6 +122,8 @@ public:
     Table table(const uint8_t* data, Dtype dtype, size_t vocab_size, size_t width);
     ArrayPtr array(size_t rows, size_t width);
 
+    // A step begins: its jobs will be those of the step before, more or less.
+    void begin();
     ArrayPtr embed(const Step& step, const Table& table, const Vector& weight, const Vector& bias);
     std::vector<ArrayPtr> shift_mix(Step& step, size_t kind, size_t layer, const Array& x, const Vector& weight,
                                     const Vector& bias, const Vector& mix);
@@ -139,6 +141,9 @@ private:
     float* scratch(size_t thread) { return scratch_[thread].get(); }
     void need_scratch(size_t count);
     void run_linears(std::vector<LinearJob>& jobs);
+    // Note what each thread reads first in the step's next job, and have it expect what it read first in the job after
+    // that in the step before.
+    template <class FirstRead> void note_job(const FirstRead& first_read);
     // Call work(begin, end, thread) on parts of `rows` rows that cost about `floats_per_row` each.
     template <class Work> void run_rows(size_t rows, size_t floats_per_row, const Work& work);
 
@@ -147,7 +152,9 @@ private:
     std::shared_ptr<WeightStore> store_ = std::make_shared<WeightStore>();
     std::vector<std::unique_ptr<float[]>> scratch_;
     size_t scratch_size_ = 0;
-    ThreadPool threads_;
+    std::vector<std::vector<Range>> first_reads_;  // of each job of a step, by each thread
+    size_t next_job_ = 0;
+    std::unique_ptr<ThreadPool> threads_;
 };
 
 }  // namespace rwkv

@@ -25,19 +25,21 @@ constexpr size_t tile_panels([[maybe_unused]] size_t rows) {
 #endif
 }
 
-// Inputs in a block, where several tiles share it: the block of a panel then stays in the first cache.
+// Inputs in a block, where several tiles share it: a band's block then stays in the first cache.
 #if defined(RWKV_ISA_AVX512)
 constexpr size_t INPUT_BLOCK = 256;
 #else
-constexpr size_t INPUT_BLOCK = 384;
+constexpr size_t INPUT_BLOCK = 192;
 #endif
 
-// How far before they are needed weights are asked for, in bytes of each panel: the way of a line from memory.
-constexpr size_t AHEAD = 8192;
+// How far before they are needed weights are asked for, in bytes: the way of a line from memory. A single row takes its
+// weights faster than they come; then the processor itself looks ahead as far as it can, and more would be in its way.
+constexpr size_t AHEAD = 8192, AHEAD_OF_ONE_ROW = 1024;
+constexpr size_t LINE = 64;
 
-template <Dtype D> RWKV_INLINE F16 weights_at(const uint8_t* panel, size_t k) {
-    if constexpr (D == Dtype::FP32) return load(reinterpret_cast<const float*>(panel) + k * PANEL);
-    const uint16_t* halves = reinterpret_cast<const uint16_t*>(panel) + k * PANEL;
+template <Dtype D> RWKV_INLINE F16 weights_at(const uint8_t* from) {
+    if constexpr (D == Dtype::FP32) return load(reinterpret_cast<const float*>(from));
+    const uint16_t* halves = reinterpret_cast<const uint16_t*>(from);
     return D == Dtype::BF16 ? widen_bf16(halves) : widen_fp16(halves);
 }
 
@@ -45,30 +47,30 @@ template <Dtype D> RWKV_INLINE F16 weights_at(const uint8_t* panel, size_t k) {
 struct Tile {
     const float* x;
     size_t x_stride;
-    const uint8_t* panels;
-    size_t panel_bytes;
-    size_t begin, end;     // inputs
-    float* sums;           // [panel][row][16]
-    size_t panel_sums;     // distance between panels there
-    const uint8_t* ahead;  // weights to ask the memory for meanwhile, in as many panels,
-    size_t ahead_step;     // so many bytes for each input
+    size_t begin, end;      // inputs
+    const uint8_t* weights; // of the first of them
+    size_t input_bytes;     // from one input to the next
+    float* sums;            // [panel][row][16]
+    size_t panel_sums;      // distance between panels there
+    const uint8_t* ahead;   // weights to ask the memory for meanwhile,
+    size_t ahead_step;      // so many bytes for each input
 };
 
 template <Dtype D, size_t ROWS, size_t PANELS> void advance_tile(const Tile& tile) {
+    constexpr size_t PANEL_BYTES = PANEL * size_of(D);
     const float* x = tile.x;
-    const uint8_t *panels = tile.panels, *ahead = tile.ahead;
-    const size_t x_stride = tile.x_stride, panel_bytes = tile.panel_bytes, end = tile.end, ahead_step = tile.ahead_step;
+    const uint8_t *weights = tile.weights, *ahead = tile.ahead;
+    const size_t x_stride = tile.x_stride, input_bytes = tile.input_bytes, end = tile.end, ahead_step = tile.ahead_step;
     F16 sum[ROWS][PANELS];
     for (size_t i = 0; i < ROWS; ++i)
         for (size_t p = 0; p < PANELS; ++p)
             sum[i][p] = tile.begin == 0 ? zero() : load(tile.sums + p * tile.panel_sums + i * PANEL);
     for (size_t k = tile.begin; k < end; ++k) {
-        F16 weight[PANELS];
-        for (size_t p = 0; p < PANELS; ++p) {
-            __builtin_prefetch(ahead + p * panel_bytes, 0, 1);
-            weight[p] = weights_at<D>(panels + p * panel_bytes, k);
-        }
+        for (size_t byte = 0; byte < PANELS * PANEL_BYTES; byte += LINE) __builtin_prefetch(ahead + byte, 0, 2);
         ahead += ahead_step;
+        F16 weight[PANELS];
+        for (size_t p = 0; p < PANELS; ++p) weight[p] = weights_at<D>(weights + p * PANEL_BYTES);
+        weights += input_bytes;
         for (size_t i = 0; i < ROWS; ++i) {
             const F16 input = set1(x[i * x_stride + k]);
             for (size_t p = 0; p < PANELS; ++p) sum[i][p] = fma(input, weight[p], sum[i][p]);
@@ -130,13 +132,13 @@ struct Tiling {
     size_t panels() const { return tile_panels(rows(0)); }
 };
 
-// All tiles of `tiling` over `panels` panels from the inputs begin..end.
+// All tiles of `tiling` over `panels` panels and one block of inputs. `tile.ahead` is a stretch of as many weights; each
+// tile asks for a part of it.
 inline void advance_block(const LinearJob& job, const Tiling& tiling, Tile tile, size_t panels) {
     const TileFunction low = tile_function(job.weight.dtype, tiling.low, panels);
     const TileFunction high = tile_function(job.weight.dtype, tiling.rows(0), panels);
-    const size_t input_bytes = PANEL * size_of(job.weight.dtype);
-    const size_t share = (tile.end - tile.begin) * input_bytes / tiling.num_tiles;
-    tile.ahead_step = ceil_div(input_bytes, tiling.num_tiles);
+    const size_t bytes = job.weight.input_bytes(panels), share = (tile.end - tile.begin) * bytes / tiling.num_tiles;
+    tile.ahead_step = ceil_div(bytes, tiling.num_tiles);
     for (size_t t = 0; t < tiling.num_tiles; ++t) {
         (t < tiling.num_high ? high : low)(tile);
         tile.x += tiling.rows(t) * tile.x_stride;
@@ -145,47 +147,68 @@ inline void advance_block(const LinearJob& job, const Tiling& tiling, Tile tile,
     }
 }
 
-inline void linear(const LinearJob& job, size_t task, float* sums) {
+// A tile that has a whole band for itself takes the weights in the order in which they lie, and asks for them a little
+// ahead, at its end for the `next` ones.
+inline void advance_alone(const LinearJob& job, size_t rows, Tile tile, size_t panels, const uint8_t* next) {
+    const TileFunction advance = tile_function(job.weight.dtype, rows, panels);
+    tile.ahead_step = tile.input_bytes;
+    if (rows == 1) {
+        tile.ahead = tile.weights + AHEAD_OF_ONE_ROW;
+        advance(tile);
+        return;
+    }
+    const size_t ahead_inputs = std::min(AHEAD / tile.input_bytes, tile.end), end = tile.end;
+    tile.ahead = tile.weights + ahead_inputs * tile.input_bytes;
+    tile.end = end - ahead_inputs;
+    if (tile.end > 0) advance(tile);
+    tile.weights += tile.end * tile.input_bytes;
+    tile.begin = tile.end;
+    tile.end = end;
+    tile.ahead = next;
+    advance(tile);
+}
+
+// `next` are the weights that this thread will read after these.
+inline void linear(const LinearJob& job, size_t task, float* sums, const uint8_t* next) {
     const PackedMatrix& weight = job.weight;
     const size_t first_panel = task * job.panels_per_task;
-    const size_t num_panels = std::min(job.panels_per_task, weight.num_panels() - first_panel);
-    const size_t panel_bytes = weight.panel_bytes(), input_bytes = PANEL * size_of(weight.dtype);
-    const uint8_t* data = weight.data + first_panel * panel_bytes;
+    const size_t end_panel = std::min(first_panel + job.panels_per_task, weight.num_panels());
 
     for (size_t first_row = 0; first_row < job.num_rows; first_row += LINEAR_ROW_BLOCK) {
         const size_t num_rows = std::min(LINEAR_ROW_BLOCK, job.num_rows - first_row);
         const Tiling tiling(num_rows);
         const size_t panel_sums = num_rows * PANEL;
-        // A tile that has the weights for itself asks for its own a little ahead, and in its last block for those of
-        // the next panels; tiles that share a block ask for the next block, each for a part.
-        const bool alone = tiling.num_tiles == 1;
-        const size_t ahead_inputs = std::min(AHEAD / input_bytes, weight.in);
-        const size_t input_block = alone ? std::max<size_t>(weight.in - ahead_inputs, 1) : INPUT_BLOCK;
+        const bool alone = tiling.num_tiles == 1 && tiling.panels() == BAND;
+        const size_t input_block = alone ? weight.in : INPUT_BLOCK;
 
-        for (size_t outer = 0; outer < (alone ? 1 : weight.in); outer += input_block) {
-            for (size_t p = 0, panels; p < num_panels; p += panels) {
+        for (size_t begin = 0; begin < weight.in; begin += input_block) {
+            const size_t end = std::min(begin + input_block, weight.in);
+            for (size_t panel = first_panel, panels; panel < end_panel; panel += panels) {
+                const size_t width = weight.band_width(panel), in_band = panel % BAND;
                 panels = tiling.panels();
-                while (panels > num_panels - p) panels /= 2;
-                Tile tile{job.x.data + first_row * job.x.stride, job.x.stride, data + p * panel_bytes, panel_bytes,
-                          outer, std::min(outer + input_block, weight.in), sums + p * panel_sums, panel_sums, nullptr, 0};
+                while (panels > std::min(end_panel - panel, width - in_band)) panels /= 2;
+                const size_t input_bytes = weight.input_bytes(width);
+                Tile tile{job.x.data + first_row * job.x.stride, job.x.stride, begin, end,
+                          weight.at(panel, begin), input_bytes,
+                          sums + (panel - first_panel) * panel_sums, panel_sums, nullptr, 0};
                 if (alone) {
-                    tile.ahead = tile.panels + ahead_inputs * input_bytes;
-                    advance_block(job, tiling, tile, panels);
-                    tile.begin = tile.end;
-                    tile.end = weight.in;
-                    tile.ahead = tile.panels + panels * panel_bytes;
+                    const bool last = panel + panels >= end_panel;
+                    advance_alone(job, num_rows, tile, panels, last ? next : weight.at(panel + panels, 0));
                 } else {
-                    const bool last = p + panels >= num_panels;
-                    tile.ahead = last ? data + tile.end * input_bytes : tile.panels + panels * panel_bytes + outer * input_bytes;
+                    // Each pass over a band asks for its part of the next band's block, or of the next block.
+                    const size_t next_band = panel - in_band + BAND;
+                    const uint8_t* ahead = next_band < end_panel ? weight.at(next_band, begin)
+                                           : end < weight.in     ? weight.at(first_panel, end)
+                                                                 : next;
+                    tile.ahead = ahead + in_band * (end - begin) * weight.input_bytes(1);
+                    advance_block(job, tiling, tile, panels);
                 }
-                advance_block(job, tiling, tile, panels);
             }
         }
         for (size_t row = 0; row < num_rows; ++row)
-            for (size_t p = 0; p < num_panels; ++p) {
-                const size_t column = (first_panel + p) * PANEL;
-                const size_t width = std::min(PANEL, weight.out - column);
-                const F16 sum = load(sums + p * panel_sums + row * PANEL);
+            for (size_t panel = first_panel; panel < end_panel; ++panel) {
+                const size_t column = panel * PANEL, width = std::min(PANEL, weight.out - column);
+                const F16 sum = load(sums + (panel - first_panel) * panel_sums + row * PANEL);
                 store_upto(job.out.data + (first_row + row) * job.out.stride + column,
                            finish(job, sum, first_row + row, column, width), width);
             }

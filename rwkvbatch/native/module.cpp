@@ -203,8 +203,9 @@ NB_MODULE(_native, m) {
             return c.table(bytes_of(weight, kind), kind, weight.shape(0), weight.shape(1));
         })
         .def("pool", [](Context&, States<4> shifts, States<5> wkv) { return make_pool(shifts, wkv); })
-        .def("begin", [](Context&, Input<int64_t, 1> tokens, Input<int64_t, 1> starts, Input<int64_t, 1> slots,
+        .def("begin", [](Context& c, Input<int64_t, 1> tokens, Input<int64_t, 1> starts, Input<int64_t, 1> slots,
                          Input<int64_t, 1> outputs, const Pool& pool) {
+            c.begin();
             return Step(copied(tokens), copied(starts), copied(slots), copied(outputs), pool.view);
         }, nb::keep_alive<0, 6>())
         .def("embed", &Context::embed)

@@ -1,7 +1,9 @@
 // Layer norm, the embedding, the token shift's mixing, and other work on whole rows.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "kernels.hpp"
 #include "math.hpp"
@@ -54,15 +56,23 @@ inline void embed(const EmbedJob& job, size_t begin, size_t end, float* scratch)
     const size_t width = job.norm.width;
     for (size_t i = begin; i < end; ++i) {
         const uint8_t* entry = job.table + static_cast<size_t>(job.tokens[i]) * width * size_of(job.dtype);
-        for (size_t c = 0; c < width; ++c) {
-            if (job.dtype == Dtype::FP32) {
-                scratch[c] = reinterpret_cast<const float*>(entry)[c];
-                continue;
-            }
-            uint16_t half[LANES] = {reinterpret_cast<const uint16_t*>(entry)[c]};
-            float wide[LANES];
-            store(wide, job.dtype == Dtype::BF16 ? widen_bf16(half) : widen_fp16(half));
-            scratch[c] = wide[0];
+        switch (job.dtype) {
+            case Dtype::FP32: std::memcpy(scratch, entry, width * sizeof(float)); break;
+            case Dtype::BF16:
+                for (size_t c = 0; c < width; ++c) {
+                    uint16_t half;
+                    std::memcpy(&half, entry + c * sizeof half, sizeof half);
+                    const uint32_t word = static_cast<uint32_t>(half) << 16;
+                    std::memcpy(scratch + c, &word, sizeof word);
+                }
+                break;
+            case Dtype::FP16:
+                for (size_t c = 0; c < width; c += LANES) {
+                    uint16_t halves[LANES] = {};
+                    std::memcpy(halves, entry + c * sizeof(uint16_t), std::min(LANES, width - c) * sizeof(uint16_t));
+                    store_upto(scratch + c, widen_fp16(halves), width - c);
+                }
+                break;
         }
         norm_row(scratch, job.norm, job.norm.out.data + i * job.norm.out.stride);
     }

@@ -2,8 +2,6 @@
 
 #include <unistd.h>
 
-#include <chrono>
-
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #endif
@@ -14,7 +12,8 @@ namespace {
 // How long a worker looks for the next job before it sleeps: longer than the gaps between the operations of one
 // step, shorter than anything that another process would miss.
 constexpr auto SPIN_TIME = std::chrono::microseconds(60);
-constexpr int SPINS_BEFORE_YIELD = 2000;
+constexpr size_t PART = 4;  // of what is left of its share, a thread claims the fourth part
+constexpr size_t LINE = 64, LINES_BETWEEN_LOOKS = 8;
 
 inline void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -43,76 +42,118 @@ StandardArithmetic::StandardArithmetic() : before_(0) {}
 StandardArithmetic::~StandardArithmetic() {}
 #endif
 
-ThreadPool::ThreadPool(size_t num_threads) : process_(getpid()) {
+ThreadPool::ThreadPool(size_t num_threads) : lanes_(num_threads), process_(getpid()) {
     for (size_t thread = 1; thread < num_threads; ++thread) workers_.emplace_back([this, thread] { serve(thread); });
 }
 
 ThreadPool::~ThreadPool() {
-    if (getpid() != process_) {  // a forked child has the records of the threads, but not the threads
+    if (is_of_another_process()) {
         for (std::thread& worker : workers_) worker.detach();
         return;
     }
     stopping_.store(true);
-    {
-        std::lock_guard<std::mutex> lock(mutex_);
-        wake_.notify_all();
-    }
+    announce();
     for (std::thread& worker : workers_) worker.join();
 }
 
-bool ThreadPool::claim(size_t& task) {
-    uint64_t open = open_.load(std::memory_order_acquire);
-    while (static_cast<uint32_t>(open) != 0) {
-        if (open_.compare_exchange_weak(open, open - 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
-            task = num_tasks_.load(std::memory_order_relaxed) - static_cast<uint32_t>(open);
-            return true;
+bool ThreadPool::is_of_another_process() const { return !workers_.empty() && getpid() != process_; }
+
+void ThreadPool::expect(size_t thread, Range range) {
+    lanes_[thread].expected.store(range.data, std::memory_order_relaxed);
+    lanes_[thread].num_expected.store(range.num_bytes, std::memory_order_relaxed);
+}
+
+void ThreadPool::wake() {
+    if (!workers_.empty()) announce();
+}
+
+bool ThreadPool::claim(size_t thread, size_t& task, size_t& count) {
+    for (size_t i = 0; i < lanes_.size(); ++i) {
+        std::atomic<uint64_t>& share = lanes_[(thread + i) % lanes_.size()].share;
+        uint64_t word = share.load(std::memory_order_acquire);
+        while (word >> 32 < static_cast<uint32_t>(word)) {
+            const uint64_t first = word >> 32, end = static_cast<uint32_t>(word);
+            // A claim waits for all that the thread has under way in memory, so a thread makes few of its own share.
+            count = i == 0 ? (end - first + PART - 1) / PART : 1;
+            const uint64_t rest = i == 0 ? word + (uint64_t(count) << 32) : word - 1;
+            if (share.compare_exchange_weak(word, rest, std::memory_order_acq_rel, std::memory_order_acquire)) {
+                task = i == 0 ? first : end - 1;
+                return true;
+            }
         }
     }
     return false;
 }
 
+void ThreadPool::work(size_t thread) {
+    size_t task, count;
+    while (claim(thread, task, count)) {
+        const Function function = function_.load(std::memory_order_relaxed);
+        const void* context = context_.load(std::memory_order_relaxed);
+        for (size_t i = 0; i < count; ++i) function(context, task + i, thread);
+        unfinished_.fetch_sub(count, std::memory_order_release);
+    }
+}
+
+void ThreadPool::announce() {
+    job_.fetch_add(1, std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst) > 0) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        wake_.notify_all();
+    }
+}
+
+// Wait for `done`, fetching what the thread will need meanwhile. Returns whether it came within `longest`.
+template <class Done>
+bool ThreadPool::spin(size_t thread, const Done& done, std::chrono::steady_clock::duration longest) {
+    const Lane& lane = lanes_[thread];
+    const uint8_t* ahead = lane.expected.load(std::memory_order_relaxed);
+    const uint8_t* const end = ahead + lane.num_expected.load(std::memory_order_relaxed);
+    while (ahead < end) {
+        if (done()) return true;
+        for (size_t i = 0; i < LINES_BETWEEN_LOOKS; ++i, ahead += LINE) __builtin_prefetch(ahead, 0, 1);
+    }
+    const auto deadline = std::chrono::steady_clock::now() + longest;
+    do {
+        for (int i = 0; i < 32; ++i) {
+            if (done()) return true;
+            relax();
+        }
+    } while (std::chrono::steady_clock::now() < deadline);
+    return false;
+}
+
 void ThreadPool::run(size_t num_tasks, Function function, const void* context) {
-    if (num_tasks <= 1 || workers_.empty() || getpid() != process_) {
+    if (num_tasks <= 1 || workers_.empty()) {
         for (size_t task = 0; task < num_tasks; ++task) function(context, task, 0);
         return;
     }
     function_.store(function, std::memory_order_relaxed);
     context_.store(context, std::memory_order_relaxed);
-    num_tasks_.store(num_tasks, std::memory_order_relaxed);
     unfinished_.store(num_tasks, std::memory_order_relaxed);
-    open_.store(++job_ << 32 | num_tasks, std::memory_order_seq_cst);
-    if (sleepers_.load(std::memory_order_seq_cst) > 0) {
-        std::lock_guard<std::mutex> lock(mutex_);
-        wake_.notify_all();
+    for (size_t thread = 0; thread < size(); ++thread) {
+        const uint64_t first = first_task(thread, num_tasks), end = first_task(thread + 1, num_tasks);
+        lanes_[thread].share.store(first << 32 | end, std::memory_order_release);
     }
-    size_t task;
-    while (claim(task)) {
-        function(context, task, 0);
-        unfinished_.fetch_sub(1, std::memory_order_release);
-    }
-    for (int spins = 0; unfinished_.load(std::memory_order_acquire) != 0; ++spins) {
-        relax();
-        if (spins > SPINS_BEFORE_YIELD) std::this_thread::yield();
-    }
+    announce();
+    work(0);
+    const auto all_done = [this] { return unfinished_.load(std::memory_order_acquire) == 0; };
+    while (!spin(0, all_done, SPIN_TIME)) std::this_thread::yield();
 }
 
 void ThreadPool::serve(size_t thread) {
     const StandardArithmetic arithmetic;
+    uint64_t seen = 0;
+    const auto is_new = [&] { return job_.load(std::memory_order_acquire) != seen; };
     while (!stopping_.load(std::memory_order_relaxed)) {
-        size_t task;
-        while (claim(task)) {
-            function_.load(std::memory_order_relaxed)(context_.load(std::memory_order_relaxed), task, thread);
-            unfinished_.fetch_sub(1, std::memory_order_release);
+        if (!spin(thread, is_new, SPIN_TIME)) {
+            std::unique_lock<std::mutex> lock(mutex_);
+            sleepers_.fetch_add(1, std::memory_order_seq_cst);
+            wake_.wait(lock, is_new);
+            sleepers_.fetch_sub(1, std::memory_order_relaxed);
         }
-        const auto deadline = std::chrono::steady_clock::now() + SPIN_TIME;
-        bool found = false;
-        while (!found && std::chrono::steady_clock::now() < deadline)
-            for (int i = 0; i < 32 && !(found = has_work()); ++i) relax();
-        if (found) continue;
-        std::unique_lock<std::mutex> lock(mutex_);
-        sleepers_.fetch_add(1, std::memory_order_seq_cst);
-        wake_.wait(lock, [this] { return has_work() || stopping_.load(); });
-        sleepers_.fetch_sub(1, std::memory_order_relaxed);
+        seen = job_.load(std::memory_order_acquire);
+        work(thread);
     }
 }
 

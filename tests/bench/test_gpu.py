@@ -56,10 +56,10 @@ def test_limits_are_medians_over_rounds_of_the_best_of_three() -> None:
 def test_one_row_is_a_share_of_the_copy_bandwidth_and_many_are_one_of_the_matrix_rate() -> None:
     device = Device([8] * 3, [2] * 3)
     meter = GpuMeter(device, device.clock)
-    meter.measure()
+    rates = [meter.measure()]
     one = Workload("one", "decode", 1, lambda: 0.0, operations=3e9, weight_bytes=3e9)
     many = Workload("many", "decode", 256, lambda: 0.0, operations=12e12, weight_bytes=3e9)
-    figures = [figure_of(work, [seconds], [], meter.found()) for work, seconds in ((one, 4.0), (many, 8.0))]
+    figures = [figure_of(work, [seconds], [], rates) for work, seconds in ((one, 4.0), (many, 8.0))]
     assert [(figure.limit, figure.share) for figure in figures] == [
         ("memory", pytest.approx(0.75)),
         ("products", pytest.approx(0.5)),

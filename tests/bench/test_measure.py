@@ -6,14 +6,12 @@ import pytest
 import torch
 
 from rwkvbatch.bench.measure import Plan, figure_of, run_benchmark
-from rwkvbatch.bench.records import Limits
+from rwkvbatch.bench.records import Rates
 from rwkvbatch.bench.workloads import Workload
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.model.tensor_write import save_tensors
 
-LIMITS = Limits(
-    isa="portable", read_gb_s=10.0, best_read_gb_s=20.0, fma_gflop_s=100.0, best_fma_gflop_s=200.0
-)
+RATES = Rates(read=10e9, fma=100e9)
 
 
 @pytest.fixture(scope="module")
@@ -29,28 +27,35 @@ def workload(kind: str, size: int, *, operations: float = 0.0, weight_bytes: flo
 
 def test_a_step_that_reads_more_than_it_multiplies_is_bound_by_memory() -> None:
     # 1 GB at 10 GB/s takes 0.1 s, 5 GFLOP at 100 GFLOP/s 0.05 s.
-    figure = figure_of(workload("decode", 1, operations=5e9, weight_bytes=1e9), [0.2, 0.4, 0.3], [], LIMITS)
+    figure = figure_of(
+        workload("decode", 1, operations=5e9, weight_bytes=1e9), [0.2, 0.4, 0.3], [], [RATES] * 3
+    )
     assert figure.limit == "memory"
     assert figure.share == pytest.approx(0.1 / 0.3)
-    assert figure.best_share == pytest.approx(0.05 / 0.2)
     assert (figure.median, figure.best) == (pytest.approx(1 / 0.3), pytest.approx(5.0))
 
 
+def test_a_round_is_held_against_what_the_machine_could_do_just_then() -> None:
+    rates = [RATES, Rates(read=40e9, fma=100e9), Rates(read=20e9, fma=100e9)]
+    figure = figure_of(workload("decode", 1, operations=1.0, weight_bytes=1e9), [0.125, 0.05, 0.1], [], rates)
+    assert figure.share == pytest.approx(0.5)
+
+
 def test_many_rows_are_bound_by_arithmetic() -> None:
-    figure = figure_of(workload("decode", 64, operations=320e9, weight_bytes=1e9), [4.0], [], LIMITS)
+    figure = figure_of(workload("decode", 64, operations=320e9, weight_bytes=1e9), [4.0], [], [RATES])
     assert figure.limit == "fma"
     assert figure.share == pytest.approx(0.8)
     assert figure.median == pytest.approx(16.0)
 
 
 def test_the_package_decodes_one_row_and_we_count_all_of_ours() -> None:
-    figure = figure_of(workload("decode", 64), [2.0], [0.5], LIMITS)
+    figure = figure_of(workload("decode", 64), [2.0], [0.5], [RATES])
     assert figure.package == pytest.approx(2.0)
     assert figure.ratio == pytest.approx(16.0)
 
 
 def test_a_time_is_better_when_it_is_smaller() -> None:
-    figure = figure_of(workload("sample", 10), [0.001], [0.004], None)
+    figure = figure_of(workload("sample", 10), [0.001], [0.004], [])
     assert (figure.unit, figure.median) == ("ms/row", pytest.approx(0.1))
     assert figure.ratio == pytest.approx(40.0)
     assert figure.share is None

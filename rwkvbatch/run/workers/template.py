@@ -1,8 +1,7 @@
 """A process that loads a model once and forks workers from it, which share the memory of its weights.
 
 Started by `ProcessCrew`, with the number of the socket over which it is spoken to. Forking is safe
-here because nothing in this process has started a thread: torch is kept to one, and the kernels' threads are started
-in the workers. Models on a GPU are loaded by the workers themselves, since CUDA cannot be forked.
+here: torch is kept to one thread, and the kernels' threads take no lock that a child needs, which starts its own. Models on a GPU are loaded by the workers themselves, since CUDA cannot be forked.
 """
 
 from __future__ import annotations
