@@ -1,7 +1,8 @@
 """A process that loads a model once and forks workers from it, which share the memory of its weights.
 
-Started by `ProcessCrew`, with the number of the socket over which it is spoken to. Forking is safe
-here: torch is kept to one thread, and the kernels' threads take no lock that a child needs, which starts its own. Models on a GPU are loaded by the workers themselves, since CUDA cannot be forked.
+Started by `ProcessCrew`, with the number of the socket over which it is spoken to. Forking is safe here: torch is kept
+to one thread, and the kernels' threads take no lock that a child needs, which starts its own. Models on a GPU are
+loaded by the workers themselves, since CUDA cannot be forked.
 """
 
 from __future__ import annotations
