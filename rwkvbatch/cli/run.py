@@ -301,7 +301,8 @@ def _run(
     from rwkvbatch.run.execute import RunOptions, execute
     from rwkvbatch.run.manifest import command_line
     from rwkvbatch.run.metrics import serving_metrics
-    from rwkvbatch.run.progress import BarObserver, LineObserver, Observer, Observers
+    from rwkvbatch.run.progress import LineObserver, Observer, Observers
+    from rwkvbatch.run.progress_bar import BarObserver
     from rwkvbatch.run.setup import Workshop
     from rwkvbatch.run.stopping import stop_on_signals
     from rwkvbatch.run.workers.hiring import crew_for

@@ -1,14 +1,11 @@
-"""How a run is going: the figures, and the two ways of showing them while it goes on."""
+"""How a run is going: the figures, and telling them in lines of text."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from typing import Protocol
 
 LINE_EVERY_S = 60.0
 
@@ -115,49 +112,9 @@ class LineObserver:
         self._say(progress_line(progress))
 
 
-class BarObserver:
-    """A bar on a terminal, and under it a line for each of several workers, redrawn a few times a second.
-
-    Args:
-        console: of standard error.
-    """
-
-    def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, TextColumn
-
-        from rwkvbatch.run.worker_lines import BarWithWorkers
-
-        self._bar = BarWithWorkers(
-            TextColumn("{task.fields[rows]} rows"),
-            BarColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=console,
-            transient=True,
-        )
-        self._task = self._bar.add_task("rows", rows="", figures="")
-
-    def started(self, progress: Progress) -> None:
-        self.moved(progress)
-        self._bar.start()
-
-    def moved(self, progress: Progress) -> None:
-        self._bar.moment = progress
-        self._bar.update(
-            self._task,
-            completed=progress.rows_done,
-            total=progress.rows_total,
-            rows=f"{progress.rows_done}/{progress.rows_total}",
-            figures=_figures(progress),
-        )
-
-    def ended(self, progress: Progress) -> None:
-        self.moved(progress)
-        self._bar.stop()
-
-
 def progress_line(progress: Progress) -> str:
     """All figures in one line; with several workers also what each has under way."""
-    line = f"{progress.rows_done}/{progress.rows_total} rows, {_figures(progress)}"
+    line = f"{progress.rows_done}/{progress.rows_total} rows, {figures(progress)}"
     if len(progress.workers) < 2:
         return line
     shown = [f"{worker.name}: {worker.active}" for worker in progress.workers[:MAX_WORKERS_SHOWN]]
@@ -165,7 +122,8 @@ def progress_line(progress: Progress) -> str:
     return f"{line}; under way: {', '.join(shown)}" + (f" and {more} workers more" if more > 0 else "")
 
 
-def _figures(progress: Progress) -> str:
+def figures(progress: Progress) -> str:
+    """Speed, time left, and what went wrong, in words."""
     parts = [f"{progress.tokens_per_s:,.0f} tokens/s"]
     if progress.rows_done < progress.rows_total and progress.seconds_left is not None:
         parts.append(f"{duration(progress.seconds_left)} left")

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from rwkvbatch.run.files import Files
 from rwkvbatch.run.progress import (
-    BarObserver,
     LineObserver,
     Meter,
     Progress,
@@ -19,6 +18,7 @@ from rwkvbatch.run.progress import (
     duration,
     progress_line,
 )
+from rwkvbatch.run.progress_bar import BarObserver
 from rwkvbatch.run.status import StatusFile
 from rwkvbatch.run.steplog import StepLog
 

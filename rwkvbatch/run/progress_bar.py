@@ -1,15 +1,52 @@
-"""A progress bar with a line for each of several workers under it."""
+"""How a run is going, on a terminal: a bar, and under it a line for each of several workers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from rwkvbatch.run.progress import MAX_WORKERS_SHOWN, Progress, WorkerProgress
+from rwkvbatch.run.progress import MAX_WORKERS_SHOWN, Progress, WorkerProgress, figures
 from rwkvbatch.text.safe import printable
+
+
+class BarObserver:
+    """A bar on a terminal, and under it a line for each of several workers, redrawn a few times a second.
+
+    Args:
+        console: of standard error.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._bar = BarWithWorkers(
+            TextColumn("{task.fields[rows]} rows"),
+            BarColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("rows", rows="", figures="")
+
+    def started(self, progress: Progress) -> None:
+        self.moved(progress)
+        self._bar.start()
+
+    def moved(self, progress: Progress) -> None:
+        self._bar.moment = progress
+        self._bar.update(
+            self._task,
+            completed=progress.rows_done,
+            total=progress.rows_total,
+            rows=f"{progress.rows_done}/{progress.rows_total}",
+            figures=figures(progress),
+        )
+
+    def ended(self, progress: Progress) -> None:
+        self.moved(progress)
+        self._bar.stop()
 
 
 class BarWithWorkers(Bar):
