@@ -1,6 +1,6 @@
 """How long a chat takes from Enter to the first token, and whether it grows over 200 turns.
 
-    python benchmarks/chat_latency.py [TURNS]
+    python benchmarks/chat_latency.py [TURNS]        (at least 20; 200 when not given)
 
 Drives the chat's own loop (everything but the input line's keys) with the bundled model, drawing on a terminal that
 forgets, with a transcript on the disk. "Overhead" is the time from the line to the first piece on the terminal, less
@@ -32,7 +32,7 @@ class _Sink(io.StringIO):
 
 
 def main() -> None:
-    num_turns = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    num_turns = max(int(sys.argv[1]) if len(sys.argv) > 1 else 200, 20)
     view = TerminalView(Console(file=_Sink(), force_terminal=True, width=100, height=30, highlight=False))
     with tempfile.TemporaryDirectory() as directory:
         arguments = ChatArguments(transcript=Path(directory) / "transcript.jsonl")
@@ -65,12 +65,14 @@ def main() -> None:
         f"overhead to the first token: median {statistics.median(overhead_ms):.2f} ms, "
         f"p95 {_percentile(overhead_ms, 0.95):.2f} ms, highest {max(overhead_ms):.2f} ms"
     )
-    for name, first, last_turns in (("first 50", 0, 50), ("last 50", num_turns - 50, num_turns)):
-        part = slice(first, last_turns)
+    for first, last in ((0, 20), (num_turns - 20, num_turns)):
         print(
-            f"{name} turns: overhead median {statistics.median(overhead_ms[part]):.2f} ms, whole turn median "
-            f"{statistics.median(whole_ms[part]):.1f} ms, memory at the end {memory_mib[last_turns - 1]:.1f} MiB"
+            f"turns {first + 1} to {last}: overhead median {statistics.median(overhead_ms[first:last]):.2f} ms, "
+            f"whole turn median {statistics.median(whole_ms[first:last]):.1f} ms"
         )
+    half = num_turns // 2
+    kib_a_turn = (memory_mib[-1] - memory_mib[half - 1]) * 1024 / (num_turns - half)
+    print(f"memory: {kib_a_turn:.0f} KiB a turn over the second half, {memory_mib[-1]:.0f} MiB at the end")
 
 
 def _percentile(values: list[float], share: float) -> float:

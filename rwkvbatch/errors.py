@@ -14,6 +14,7 @@
     ├── RowError                one reply could not be made; the run goes on
     │   ├── PromptTooLongError
     │   └── NonFiniteLogitsError
+    ├── WorkerError             no worker can be started or reached (exit code 4)
     └── StorageError            a write or flush failed: nothing more is promised (exit code 4)
 
 The library raises these; the command line turns them into one message and an exit code, in one place.
@@ -112,6 +113,10 @@ class PromptTooLongError(RowError):
 
 class NonFiniteLogitsError(RowError):
     """The model's logits hold NaN or infinity, so no token can be chosen."""
+
+
+class WorkerError(RwkvBatchError):
+    """No worker can be started, or none is left. The rows so far are kept."""
 
 
 class StorageError(RwkvBatchError):

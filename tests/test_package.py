@@ -31,7 +31,9 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert not modules_after("import rwkvbatch") & set(HEAVY)
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["compare"], ["chat"], ["show"], ["bench"], ["model"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["merge"], ["compare"], ["chat"], ["show"], ["bench"], ["model"]]
+)
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     code = (
         "import io, contextlib\nfrom rwkvbatch.cli.app import invoke\n"

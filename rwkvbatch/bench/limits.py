@@ -1,10 +1,10 @@
-"""The machine's two limits: reading memory and multiplying, measured with the backend's threads and instructions."""
+"""The processor's two limits: reading memory and multiplying, with the backend's threads and instructions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -19,6 +19,18 @@ if TYPE_CHECKING:
 _READ_FLOATS = 64 << 20
 """256 MiB: more than any cache."""
 _ROUNDS_PER_PEAK = 60_000
+
+
+class Meter(Protocol):
+    """Measures a machine's limits."""
+
+    def measure(self) -> None:
+        """Take one measurement of each."""
+        ...
+
+    def found(self) -> Limits | None:
+        """What was measured; None where nothing could be."""
+        ...
 
 
 @dataclass
@@ -42,19 +54,9 @@ class LimitMeter:
         if self._kernels is None:
             return
         kernels, memory = self._kernels, self._memory
-        self.reads.append(self._rate(lambda: kernels.read_all(memory), memory.nbytes))
-        self.peaks.append(
-            self._rate(lambda: kernels.multiply_add(_ROUNDS_PER_PEAK), kernels.operations(_ROUNDS_PER_PEAK))
-        )
-
-    def _rate(self, once: Callable[[], object], amount: float) -> float:
-        """The best of three, an amount a second."""
-        best = float("inf")
-        for _ in range(3):
-            start = self.clock()
-            once()
-            best = min(best, self.clock() - start)
-        return amount / best
+        self.reads.append(best_rate(lambda: kernels.read_all(memory), memory.nbytes, self.clock))
+        operations = kernels.operations(_ROUNDS_PER_PEAK)
+        self.peaks.append(best_rate(lambda: kernels.multiply_add(_ROUNDS_PER_PEAK), operations, self.clock))
 
     def found(self) -> Limits | None:
         """None for a backend that is not native."""
@@ -67,6 +69,16 @@ class LimitMeter:
             fma_gflop_s=median(self.peaks) / 1e9,
             best_fma_gflop_s=max(self.peaks) / 1e9,
         )
+
+
+def best_rate(once: Callable[[], object], amount: float, clock: Clock) -> float:
+    """The best of three, an amount a second."""
+    best = float("inf")
+    for _ in range(3):
+        start = clock()
+        once()
+        best = min(best, clock() - start)
+    return amount / best
 
 
 def native_ops(model: Model) -> CpuOps | None:

@@ -16,10 +16,12 @@ from pathlib import Path
 import torch
 
 from rwkvbatch import __version__
-from rwkvbatch.bench.limits import LimitMeter, native_ops
-from rwkvbatch.bench.package import Package
+from rwkvbatch.bench.gpu import GpuMeter, TorchWork, device_clock
+from rwkvbatch.bench.limits import LimitMeter, Meter, native_ops
+from rwkvbatch.bench.package import Package, strategy_for
 from rwkvbatch.bench.records import Figure, Limits, Loading, Report, median
-from rwkvbatch.bench.workloads import PROCESSOR, WALL, Workload, decode, prompt, sampling, tokenizing
+from rwkvbatch.bench.workloads import PROCESSOR, WALL, Clock, Workload, decode, prompt, sampling, tokenizing
+from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import Model
 from rwkvbatch.model.load import load_model
 
@@ -49,24 +51,27 @@ def run_benchmark(
 
     Raises:
         RwkvBatchError: the model cannot be loaded.
+        UsageError: processor time was asked for, and the model is on a GPU.
     """
-    clock = PROCESSOR if plan.processor_time else WALL
     threads = 1 if plan.processor_time else threads
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     say("loading")
     model, loading = _load(path, strategy, backend, threads)
+    device = model.spec.device
+    clock, meter = _instruments(model, plan)
     ops = native_ops(model)
     num_threads = ops.threads if ops is not None else threads or torch.get_num_threads()
     workloads = [decode(model, rows, clock) for rows in plan.rows]
     workloads += [prompt(model, plan.prompt_tokens, clock), sampling(model, clock), tokenizing(clock)]
-    meter = LimitMeter(model, clock)
     ours: dict[str, list[float]] = {workload.name: [] for workload in workloads}
     theirs: dict[str, list[float]] = {workload.name: [] for workload in workloads}
     with ExitStack() as stack:
         package = None
         if plan.against_package:
             say("loading the rwkv package")
-            package = stack.enter_context(Package(Path(model.spec.path), num_threads, clock))
+            package = stack.enter_context(
+                Package(Path(model.spec.path), num_threads, clock, strategy_for(device))
+            )
         for workload in workloads:
             workload.once()
         for number in range(plan.rounds):
@@ -96,6 +101,20 @@ def run_benchmark(
         ),
         against="rwkv" if plan.against_package else None,
     )
+
+
+def _instruments(model: Model, plan: Plan) -> tuple[Clock, Meter]:
+    """The clock for the model's device, and what measures that device's limits."""
+    device = model.spec.device
+    if device == "cpu":
+        clock = PROCESSOR if plan.processor_time else WALL
+        return clock, LimitMeter(model, clock)
+    if plan.processor_time:
+        raise UsageError("--cpu-time is the time of a processor's thread, and the model is on a GPU")
+    clock = device_clock(device)
+    if model.spec.backend.startswith("cuda"):
+        return clock, GpuMeter(TorchWork(device, model.spec.dtype), clock)
+    return clock, LimitMeter(model, clock)
 
 
 def _measure_package(package: Package, workloads: Sequence[Workload], theirs: dict[str, list[float]]) -> None:
@@ -144,7 +163,7 @@ def figure_of(
     if limits is not None and workload.operations:
         memory_s = workload.weight_bytes / (limits.read_gb_s * 1e9)
         arithmetic_s = workload.operations / (limits.fma_gflop_s * 1e9)
-        limit = "memory" if memory_s > arithmetic_s else "fma"
+        limit = "memory" if memory_s > arithmetic_s else limits.arithmetic
         share = max(memory_s, arithmetic_s) / middle
         best_share = (
             max(

@@ -14,8 +14,10 @@ from typing import Any
 from rwkvbatch.bench.workloads import TEMPERATURE, TEXT, TOP_P, Clock, Kind
 from rwkvbatch.errors import RwkvBatchError
 
-STRATEGY = "cpu fp32"
-"""The package's fastest on a CPU."""
+
+def strategy_for(device: str) -> str:
+    """The package's fastest strategy on a device."""
+    return "cpu fp32" if device == "cpu" else f"{device} fp16"
 
 
 class Package:
@@ -25,10 +27,12 @@ class Package:
         RwkvBatchError: on entering, when the package cannot load the model; later, when its process ended.
     """
 
-    def __init__(self, path: Path, threads: int, clock: Clock) -> None:
+    def __init__(self, path: Path, threads: int, clock: Clock, strategy: str) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, str(path), threads, clock), daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(theirs, str(path), threads, clock, strategy), daemon=True
+        )
 
     def __enter__(self) -> Package:
         self._process.start()
@@ -61,9 +65,9 @@ class Package:
             self._process.terminate()
 
 
-def _serve(pipe: Connection, path: str, threads: int, clock: Clock) -> None:
+def _serve(pipe: Connection, path: str, threads: int, clock: Clock, strategy: str) -> None:
     try:
-        package = _load(path, threads, clock)
+        package = _load(path, threads, clock, strategy)
     except Exception as error:
         pipe.send(error)
         return
@@ -76,7 +80,7 @@ def _serve(pipe: Connection, path: str, threads: int, clock: Clock) -> None:
         pipe.send(package.measure(kind, size))
 
 
-def _load(path: str, threads: int, clock: Clock) -> _Loaded:
+def _load(path: str, threads: int, clock: Clock, strategy: str) -> _Loaded:
     import torch
 
     from rwkvbatch.model.checkpoint import open_checkpoint
@@ -85,7 +89,7 @@ def _load(path: str, threads: int, clock: Clock) -> _Loaded:
     torch.set_num_threads(threads)
     with open_checkpoint(Path(path)) as checkpoint:
         vocab_size = checkpoint.architecture.vocab_size
-        return _Loaded(load_package_model(checkpoint, STRATEGY), vocab_size, clock)
+        return _Loaded(load_package_model(checkpoint, strategy), vocab_size, clock)
 
 
 class _Loaded:

@@ -12,8 +12,11 @@ class Limits:
     """What the machine can do at best, medians over the rounds and the best round.
 
     Attributes:
-        read_gb_s: memory read by all threads together, 10^9 bytes a second.
-        fma_gflop_s: fp32 operations in fused multiply-adds, two each, with the instruction set that is used.
+        isa: the instruction set that is used, or the GPU's name and the precision of the products.
+        read_gb_s: memory read by all threads together, 10^9 bytes a second; on a GPU bytes read and written in a copy.
+        fma_gflop_s: fp32 operations in fused multiply-adds, two each; on a GPU operations of a large matrix product
+            in the model's precision.
+        arithmetic: which of these `fma_gflop_s` is: `fma` or `products`.
     """
 
     isa: str
@@ -21,6 +24,7 @@ class Limits:
     best_read_gb_s: float
     fma_gflop_s: float
     best_fma_gflop_s: float
+    arithmetic: str = "fma"
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Figure:
         name: such as `decode, 64 rows`.
         unit: of `median` and `best`: `tokens/s`, `ms/row`, `MB/s`.
         median, best: over the rounds.
-        limit: what bounds it, reading `memory` or multiplying and adding (`fma`); None where neither does.
+        limit: what bounds it, `memory` or arithmetic (`fma`, `products`); None where neither does.
         share: time at the limit's rate over time taken, by the medians.
         best_share: the same for the best round, against the best that the limits showed.
         package: the `rwkv` package's median, in the same unit, measured in turn with ours.

@@ -1,13 +1,15 @@
 """What was said, as a tree: every reply follows a point, and several may follow the same one.
 
 A branch is a name for a point. Undoing, retrying and switching move a name; nothing said is ever taken out of the
-tree. The whole history of a point is a tuple of token ids, and that is all that the engine needs to go on from it.
+tree. Every exchange knows its own tokens; those of all on the way to a point are the point's history. Whatever is
+needed to go on from a point takes the same time however far down it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any, Self
 
 from rwkvbatch.errors import UsageError
@@ -73,6 +75,11 @@ class Exchange:
     num_cached: int = 0
 
     @property
+    def tokens(self) -> tuple[int, ...]:
+        """All that it adds to the history."""
+        return (*self.prompt, *self.rest)
+
+    @property
     def tokens_per_s(self) -> float:
         """Reply tokens per second, once the first was there."""
         seconds = self.total_s - self.first_token_s
@@ -96,6 +103,11 @@ class Dialogue:
     branches: dict[str, Point] = field(default_factory=dict[str, Point])
     current: str = MAIN
 
+    def __post_init__(self) -> None:
+        self._num_attempts: dict[tuple[Point, str], int] = {}
+        for exchange in self.exchanges:
+            self._count_attempt(exchange)
+
     @property
     def head(self) -> Point:
         """Where the next message follows."""
@@ -104,38 +116,36 @@ class Dialogue:
     @property
     def last(self) -> Exchange | None:
         """The exchange that the head stands behind."""
-        number = self.head.exchange
-        return None if number is None else self.exchanges[number]
+        return self.exchange(self.head)
+
+    def exchange(self, point: Point) -> Exchange | None:
+        """The one that `point` stands behind."""
+        return None if point.exchange is None else self.exchanges[point.exchange]
+
+    def num_turns(self, point: Point | None = None) -> int:
+        """How many exchanges there are up to `point` (the head)."""
+        last = self.exchange(point or self.head)
+        return 0 if last is None else last.turn + 1
 
     def path(self, point: Point | None = None) -> list[Exchange]:
         """The exchanges up to `point` (the head), first one first."""
-        number = (point or self.head).exchange
-        found: list[Exchange] = []
-        while number is not None:
-            found.append(self.exchanges[number])
-            number = found[-1].parent
-        return found[::-1]
+        return list(self._upwards(point or self.head))[::-1]
 
     def history(self, point: Point | None = None) -> tuple[int, ...]:
         """All tokens up to `point` (the head)."""
         at = point or self.head
         tokens = list(self.openings[at.opening].tokens)
         for exchange in self.path(at):
-            tokens += exchange.prompt
-            tokens += exchange.rest
+            tokens += exchange.tokens
         return tuple(tokens)
 
     def before(self, exchange: Exchange) -> Point:
         """The point that `exchange` follows."""
         return Point(exchange.opening, exchange.parent)
 
-    def siblings(self, exchange: Exchange) -> list[Exchange]:
-        """All answers to the same message at the same point, itself among them."""
-        return [
-            other
-            for other in self.exchanges
-            if (other.opening, other.parent, other.user) == (exchange.opening, exchange.parent, exchange.user)
-        ]
+    def next_attempt(self, exchange: Exchange) -> int:
+        """The number of another answer to the same message at the same point."""
+        return self._num_attempts[self.before(exchange), exchange.user]
 
     def begin(self, opening: Opening) -> None:
         """Start over behind `opening`, as a new branch; the branch so far stays as it is."""
@@ -147,6 +157,7 @@ class Dialogue:
     def add(self, exchange: Exchange, *, move: bool = True) -> None:
         """Put `exchange` into the tree; with `move` the current branch goes on from it."""
         self.exchanges.append(exchange)
+        self._count_attempt(exchange)
         if move:
             self.move(exchange)
 
@@ -160,12 +171,13 @@ class Dialogue:
         Raises:
             UsageError: the branch has fewer.
         """
-        path = self.path()
-        if not 1 <= count <= len(path):
-            there = f"1 to {len(path)}" if path else "no turn, for there is none yet"
+        num_turns = self.num_turns()
+        if not 1 <= count <= num_turns:
+            there = f"1 to {num_turns}" if num_turns else "no turn, for there is none yet"
             raise UsageError(f"/undo can take back {there}; got {count}")
-        self.branches[self.current] = self.before(path[-count])
-        return path[-count:]
+        undone = list(islice(self._upwards(self.head), count))[::-1]
+        self.branches[self.current] = self.before(undone[0])
+        return undone
 
     def branch(self, name: str | None = None) -> str:
         """Name the head anew and go on under that name; returns it.
@@ -229,11 +241,26 @@ class Dialogue:
             follows = place if exchange.parent is None else exchange.parent + 1
             if exchange.number != place or not 0 <= follows <= place:
                 raise ValueError(f"exchange {place} is out of place")
+            if exchange.turn != self.num_turns(self.before(exchange)):
+                raise ValueError(f"exchange {place} says that it is turn {exchange.turn}, and it is not")
             _pick(self.openings, exchange.opening)
+            if exchange.parent is not None and self.exchanges[exchange.parent].opening != exchange.opening:
+                raise ValueError(f"exchange {place} is of another opening than the one that it follows")
         for point in [*self.branches.values(), self.head]:
             _pick(self.openings, point.opening)
             if point.exchange is not None:
                 _pick(self.exchanges, point.exchange)
+
+    def _upwards(self, point: Point) -> Iterator[Exchange]:
+        number = point.exchange
+        while number is not None:
+            exchange = self.exchanges[number]
+            yield exchange
+            number = exchange.parent
+
+    def _count_attempt(self, exchange: Exchange) -> None:
+        place = (self.before(exchange), exchange.user)
+        self._num_attempts[place] = max(self._num_attempts.get(place, 0), exchange.attempt + 1)
 
     def _unused_name(self) -> str:
         number = len(self.branches) + 1

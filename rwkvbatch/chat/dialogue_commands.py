@@ -101,11 +101,14 @@ def _branches(chat: Chat, argument: str) -> None:
     dialogue = chat.session.dialogue
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, point in dialogue.branches.items():
-        path = dialogue.path(point)
+        last = dialogue.exchange(point)
         mark = "*" if name == dialogue.current else " "
-        said = _short(path[-1].user) if path else "(nothing said yet)"
+        said = _short(last.user) if last is not None else "(nothing said yet)"
         table.add_row(
-            Text(mark, style="bold cyan"), Text(printable(name)), _turns(len(path)), Text(printable(said))
+            Text(mark, style="bold cyan"),
+            Text(printable(name)),
+            _turns(dialogue.num_turns(point)),
+            Text(printable(said)),
         )
     chat.view.show(table)
 
@@ -114,10 +117,9 @@ def _switch(chat: Chat, argument: str) -> None:
     dialogue = chat.session.dialogue
     dialogue.switch(argument)
     chat.transcript.keep(chat.session)
-    path = dialogue.path()
-    chat.view.note(f"on branch {argument}, {_turns(len(path))}")
-    if chat.is_terminal:
-        chat.view.replay(path[-1:])
+    chat.view.note(f"on branch {argument}, {_turns(dialogue.num_turns())}")
+    if chat.is_terminal and dialogue.last is not None:
+        chat.view.replay([dialogue.last])
 
 
 def _system(chat: Chat, argument: str) -> None:

@@ -32,7 +32,7 @@ def load_into(chat: Chat, path: Path) -> None:
     chat.restart_transcript()
     dialogue = chat.session.dialogue
     chat.view.replay(dialogue.path())
-    chat.view.note(f"loaded {path}: branch {dialogue.current}, turn {len(dialogue.path())}")
+    chat.view.note(f"loaded {path}: branch {dialogue.current}, turn {dialogue.num_turns()}")
 
 
 def _state(chat: Chat, argument: str) -> None:
@@ -56,8 +56,7 @@ def _save_state(chat: Chat, path: Path) -> None:
         path = path.with_name(path.name + ".safetensors")
     # The tokens alone do not say what a state has read when it began with another one.
     known = [tokens] if session.root() == 0 else None
-    save_state(path, state, session.engine.model.spec, tokens=known, replace=True)
-    path.chmod(0o600)
+    save_state(path, state, session.engine.model.spec, tokens=known, replace=True, private=True)
     chat.view.note(
         f"saved {path}: the state after {len(tokens)} tokens; rwkvbatch chat --state {path} begins with it"
     )

@@ -99,23 +99,24 @@ def replay(session: Session, point: RunPoint) -> None:
         )
     tokenizer, template = session.engine.tokenizer, session.template
     settings = session.kept_settings()
+    num_history = len(session.dialogue.history())
     for row in point.rows:
-        history = session.dialogue.history()
         prompt = tuple(tokenizer.encode(template.turn(row.prompt)))
-        if len(history) + len(prompt) != row.tokens.prompt:
+        if num_history + len(prompt) != row.tokens.prompt:
             raise UsageError(
                 f"turn {row.turn} of the run followed {row.tokens.prompt} tokens, here it would follow "
-                f"{len(history) + len(prompt)}",
+                f"{num_history + len(prompt)}",
                 hint="give the --prelude, --template and --think that the run had; its script must be as it was",
             )
         closed = closed_history(
             tokenizer,
-            (*history, *prompt),
+            prompt,
             row.reply_ids,
             cast("Finish", row.finish),
             row.stopped_by,
             template.closing,
         )
+        num_history += len(closed)
         last = session.dialogue.last
         session.dialogue.add(
             Exchange(
@@ -128,7 +129,7 @@ def replay(session: Session, point: RunPoint) -> None:
                 user=row.prompt,
                 prompt=prompt,
                 ids=row.reply_ids,
-                rest=closed[len(history) + len(prompt) :],
+                rest=closed[len(prompt) :],
                 reply=row.reply,
                 raw=row.reply,
                 finish=row.finish,

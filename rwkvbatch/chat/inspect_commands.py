@@ -21,7 +21,6 @@ def _stats(chat: Chat, argument: str) -> None:
         raise UsageError(f"/stats takes nothing behind it, got {argument[:60]!r}")
     session, engine = chat.session, chat.session.engine
     exchanges = session.dialogue.exchanges
-    path = session.dialogue.path()
     generated = sum(len(exchange.ids) for exchange in exchanges)
     seconds = sum(exchange.total_s for exchange in exchanges)
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -36,7 +35,8 @@ def _stats(chat: Chat, argument: str) -> None:
             mean = sum(last.logprobs) / len(last.logprobs)
             table.add_row("", f"{-mean:.3f} nats a token, perplexity {math.exp(min(-mean, 700)):.2f}")
     table.add_row(
-        Text("branch", style="cyan"), f"{len(path)} turns, {len(session.dialogue.history())} tokens"
+        Text("branch", style="cyan"),
+        f"{session.dialogue.num_turns()} turns, {len(session.dialogue.history())} tokens",
     )
     table.add_row(
         Text("session", style="cyan"), f"{len(exchanges)} replies, {generated} tokens in {seconds:.1f} s"

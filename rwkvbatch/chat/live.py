@@ -1,7 +1,7 @@
 """A text that grows at the bottom of the terminal, drawn so that nothing flickers and nothing is lost.
 
 Only the rows that changed are written again, in one write. Rows that can no longer change are left behind and never
-touched; so are those that would leave the screen, and all of them when the window's width changes.
+touched; so are those that would leave the screen, and when the window changes all but the last one.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class LiveText:
         self._text = ""
         self._drawn_length = 0
         self._drawn: list[str] = []
+        self._status: Text | None = None
         self._width = 0
 
     def push(self, text: str) -> None:
@@ -85,8 +86,8 @@ class LiveText:
     def draw(self, status: Text | None = None) -> None:
         """Show the text so far, with `status` in a row of its own below."""
         width, height = self._size()
-        if width != self._width and self._drawn:
-            self._leave_drawn()
+        if (width != self._width or height < len(self._drawn)) and self._drawn:
+            self._leave_drawn(width)
         self._width = width
         left_behind = self._leave_blocks()
         tail = self._rows(self._text)
@@ -98,6 +99,7 @@ class LiveText:
             tail = self._rows(self._text)
         self._write([*left_behind, *tail, *status_rows])
         self._drawn = [*tail, *status_rows]
+        self._status = status
         self._drawn_length = len(self._text)
 
     def finish(self) -> None:
@@ -151,13 +153,7 @@ class LiveText:
         end = self._text.rstrip("\n").rfind("\n")
         if end > 0:
             return end + 1
-        low, high = 1, len(self._text)
-        while high - low > 1:
-            middle = (low + high) // 2
-            if len(self._rows(self._text[:middle])) < num_rows:
-                low = middle
-            else:
-                high = middle
+        low = self._longest_below(num_rows, self._text)
         space = self._text.rfind(" ", 0, low)
         return space + 1 if space > 0 else low
 
@@ -165,11 +161,42 @@ class LiveText:
         self._context = self._source.context(self._context + self._text[:cut])
         self._text = self._text[cut:]
 
-    def _leave_drawn(self) -> None:
-        """The window changed: where the rows are now, nobody knows, so they stay as they are."""
-        self._console.file.write("\r\n")
-        self._drop(self._drawn_length)
+    def _leave_drawn(self, width: int) -> None:
+        """The window changed, and only the last rows are known to be where they were: above them, terminals wrap anew.
+
+        The status goes, and so does the last row of the text where it still fits into one; the text goes on from its
+        beginning. Where it does not fit, it stays and comes again below.
+        """
+        rows = self._drawn if self._status is None else self._drawn[:-1]
+        last_row = rows[-1:] if self._status is None else self._drawn[-2:]
+        cut = self._last_row_start(rows)
+        goes = rows and cut is not None and all(Text.from_ansi(row).cell_len <= width for row in last_row)
+        # What comes next begins in the text's last row, or below it: in the row of the status, or in a new one.
+        up = self._status is not None and goes
+        down = self._status is None and not goes
+        self._console.file.write("\r" + ("\x1b[A" if up else "") + ("\n" if down else "\x1b[J"))
+        self._drop(cut or 0)
         self._drawn, self._drawn_length = [], 0
+
+    def _last_row_start(self, rows: list[str]) -> int | None:
+        """Where in the text its last row begins; None when no place in it can be told, as in a table."""
+        drawn = self._text[: self._drawn_length]
+        if len(rows) < 2:
+            return 0
+        low = self._longest_below(len(rows), drawn)
+        start = max(drawn.rfind(" ", 0, low), drawn.rfind("\n", 0, low)) + 1
+        return start if self._rows(drawn[:start]) == rows[:-1] else None
+
+    def _longest_below(self, num_rows: int, text: str) -> int:
+        """The length of the longest beginning of `text` that takes fewer than `num_rows` rows."""
+        low, high = 1, len(text)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if len(self._rows(text[:middle])) < num_rows:
+                low = middle
+            else:
+                high = middle
+        return low
 
     def _write(self, rows: list[str]) -> None:
         same = 0

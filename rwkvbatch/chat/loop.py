@@ -77,7 +77,7 @@ def status_line(chat: Chat, columns: int) -> str:
     last = session.dialogue.last
     settings = session.settings
     greedy = settings.sampling.greedy
-    parts = [session.dialogue.current, f"turn {len(session.dialogue.path()) + 1}"]
+    parts = [session.dialogue.current, f"turn {session.dialogue.num_turns() + 1}"]
     if last is not None:
         parts.append(f"{len(last.ids)} tokens")
         if last.tokens_per_s:

@@ -14,7 +14,8 @@ from typing import Any
 from rwkvbatch.chat.dialogue import Dialogue, Exchange, Opening, Point
 from rwkvbatch.config import Prompting, ThinkMode
 from rwkvbatch.engine.core import Engine
-from rwkvbatch.engine.outlook import Hold, Outlook
+from rwkvbatch.engine.outlook import Outlook
+from rwkvbatch.engine.places import Hold
 from rwkvbatch.engine.request import NoiseKey, Reply, Request
 from rwkvbatch.errors import NonFiniteLogitsError, UsageError
 from rwkvbatch.model.base import State
@@ -62,6 +63,7 @@ class Session:
         self.dialogue = Dialogue()
         self.alternatives: list[Exchange] = []
         self._roots: dict[int, int] = {}
+        self._marks: dict[Point, int] = {}
         self._holds: dict[Point, Hold] = {}
         self._template = lru_cache(maxsize=16)(_load_template)
 
@@ -91,8 +93,13 @@ class Session:
 
     def adopt(self, dialogue: Dialogue, states: Mapping[int, State]) -> None:
         """Go on with a dialogue that was saved; `states` are the initial states by the openings' numbers."""
-        self._roots = {opening.number: 0 for opening in dialogue.openings}
-        self._roots |= {number: self.engine.add_root(state) for number, state in states.items()}
+        roots = {opening.number: 0 for opening in dialogue.openings}
+        self._roots = roots | {number: self.engine.add_root(state) for number, state in states.items()}
+        for mark in self._marks.values():
+            self.engine.places.unmark(mark)
+        for hold in self._holds.values():
+            self.engine.places.release(hold)
+        self._forget_places()
         self.dialogue = dialogue
         self.alternatives = []
 
@@ -113,7 +120,7 @@ class Session:
                 hint="leave, and start again with --model",
             )
         self.engine = engine
-        self._holds.clear()
+        self._forget_places()
 
     def root(self, point: Point | None = None) -> int:
         """The engine's number of the initial state before `point` (the head)."""
@@ -141,7 +148,7 @@ class Session:
             UsageError: there is no last message.
         """
         last = self._last("/retry")
-        attempt = self._next_attempt(last)
+        attempt = self.dialogue.next_attempt(last)
         (exchange,) = self._answer(self.dialogue.before(last), last.user, (attempt,), on_text, go_on)
         self.dialogue.add(exchange)
         self._hold_branches()
@@ -154,7 +161,7 @@ class Session:
             UsageError: there is no last message.
         """
         last = self._last("/again")
-        first = self._next_attempt(last)
+        first = self.dialogue.next_attempt(last)
         attempts = range(first, first + count)
         made = self._answer(self.dialogue.before(last), last.user, attempts, None, go_on)
         for exchange in made:
@@ -182,9 +189,12 @@ class Session:
         Raises:
             UsageError: nothing was read yet, so that nothing can be expected.
         """
-        tokens = self.dialogue.history()
+        head, last = self.dialogue.head, self.dialogue.last
         if message is not None:
-            tokens = (*tokens, *self._turn(message))
+            return self.engine.look(self._turn(message), self._mark(head))
+        if last is not None:
+            return self.engine.look(last.tokens, self._mark(self.dialogue.before(last)))
+        tokens = self.dialogue.openings[head.opening].tokens
         if not tokens:
             raise UsageError("nothing was said yet", hint="/top MESSAGE shows how the reply to it may begin")
         return self.engine.look(tokens, self.root())
@@ -193,17 +203,14 @@ class Session:
         """Log-probabilities of the reply's tokens; computed when they are not known."""
         if exchange.logprobs or not exchange.ids:
             return exchange.logprobs
-        prefix = (*self.dialogue.history(self.dialogue.before(exchange)), *exchange.prompt)
-        return self.engine.score(prefix, exchange.ids, self.root()).logprobs
+        mark = self._mark(self.dialogue.before(exchange))
+        return self.engine.score(exchange.prompt, exchange.ids, mark).logprobs
 
     def _last(self, command: str) -> Exchange:
         last = self.dialogue.last
         if last is None:
             raise UsageError(f"{command} needs a message to answer again, and there is none yet")
         return last
-
-    def _next_attempt(self, exchange: Exchange) -> int:
-        return 1 + max(other.attempt for other in self.dialogue.siblings(exchange))
 
     def _check_message(self, user: str) -> None:
         if not user.strip():
@@ -220,7 +227,7 @@ class Session:
         on_text: Callable[[str], None] | None,
         go_on: GoOn,
     ) -> list[Exchange]:
-        history, prompt = self.dialogue.history(point), self._turn(user)
+        mark, prompt = self._mark(point), self._turn(user)
         failed: list[Exception] = []
 
         def guarded(text: str) -> None:
@@ -231,18 +238,18 @@ class Session:
                 except Exception as error:
                     failed.append(error)
 
-        turn = len(self.dialogue.path(point))
+        turn = self.dialogue.num_turns(point)
         seeds = [(self.identity.seed + attempt) % SEED_LIMIT for attempt in attempts]
         requests = [
             Request(
-                tokens=(*history, *prompt),
+                tokens=prompt,
                 sampling=self.settings.sampling,
                 noise=NoiseKey(seed, self.identity.conversation, self.identity.repeat, turn),
                 max_tokens=self.settings.max_tokens,
                 max_seconds=self.settings.max_seconds,
                 stop=(*self.template.stops, *self.settings.stop),
                 closing=self.template.closing,
-                root=self.root(point),
+                root=mark,
                 on_text=guarded,
             )
             for seed in seeds
@@ -262,7 +269,7 @@ class Session:
                 user=user,
                 prompt=prompt,
                 ids=reply.ids,
-                rest=reply.history[len(history) + len(prompt) :],
+                rest=reply.history[len(prompt) :],
                 reply=self.template.shown_reply(reply.text),
                 raw=reply.text,
                 finish=reply.finish,
@@ -315,11 +322,30 @@ class Session:
         """Keep the states of all branches' ends at hand, whatever else is read."""
         ends = set(self.dialogue.branches.values())
         for point in [point for point in self._holds if point not in ends]:
-            self.engine.release(self._holds.pop(point))
+            self.engine.places.release(self._holds.pop(point))
         for point in ends - self._holds.keys():
-            hold = self.engine.hold(self.dialogue.history(point), self.root(point))
+            hold = self.engine.places.hold((), self._mark(point))
             if hold is not None:
                 self._holds[point] = hold
+
+    def _mark(self, point: Point) -> int:
+        """The engine's root behind `point`: the next turn follows it without the engine's seeing what came before."""
+        missing: list[Exchange] = []
+        while point not in self._marks and point.exchange is not None:
+            missing.append(self.dialogue.exchanges[point.exchange])
+            point = self.dialogue.before(missing[-1])
+        if point not in self._marks:
+            opening = self.dialogue.openings[point.opening]
+            self._marks[point] = self.engine.places.mark(opening.tokens, self._roots[point.opening])
+        mark = self._marks[point]
+        for exchange in reversed(missing):
+            mark = self.engine.places.mark(exchange.tokens, mark)
+            self._marks[Point(exchange.opening, exchange.number)] = mark
+        return mark
+
+    def _forget_places(self) -> None:
+        self._marks.clear()
+        self._holds.clear()
 
 
 def _load_template(think: ThinkMode, template: str | None) -> PromptTemplate:

@@ -120,8 +120,9 @@ def _fold(chat: Chat, argument: str) -> None:
         raise UsageError(f"/fold needs on or off, got {argument[:60]!r}")
     chat.view.folded = not chat.view.folded if not argument else argument == "on"
     chat.view.note(f"thinking parts are {'hidden' if chat.view.folded else 'shown'}")
-    if argument == "off" and chat.is_terminal:
-        chat.view.replay(chat.session.dialogue.path()[-1:])
+    last = chat.session.dialogue.last
+    if argument == "off" and chat.is_terminal and last is not None:
+        chat.view.replay([last])
 
 
 def _seed(chat: Chat, argument: str) -> None:

@@ -14,7 +14,7 @@ from rwkvbatch.chat.context import Chat
 from rwkvbatch.chat.files import describe
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.transcript import Transcript, default_path, state_directory
-from rwkvbatch.chat.view import PlainView, TerminalView, View, terminal_console
+from rwkvbatch.chat.view import TerminalView, View, terminal_console
 from rwkvbatch.config import preset
 from rwkvbatch.engine.core import Engine
 from rwkvbatch.errors import UsageError
@@ -52,6 +52,7 @@ class ChatArguments:
     repeat: int = 0
     config: Path | None = None
     raw: bool = False
+    json: bool = False
     quiet: bool = False
 
 
@@ -66,6 +67,11 @@ def run_chat(arguments: ChatArguments) -> bool:
         raise UsageError(
             "--raw is for pipes and files: model text may hold sequences that act upon a terminal",
             hint="leave it out, or send the output somewhere else",
+        )
+    if arguments.json and (sys.stdin.isatty() or arguments.raw):
+        raise UsageError(
+            "--json is for messages that come from a pipe or a file, one a line, and needs no --raw",
+            hint="for example: printf 'hi\\n' | rwkvbatch chat --json",
         )
     _let_text_pass()
     chat = open_chat(arguments, _view(arguments, is_terminal=is_terminal), is_terminal=is_terminal)
@@ -209,6 +215,10 @@ def _greet(chat: Chat, *, bundled: bool) -> None:
 def _view(arguments: ChatArguments, *, is_terminal: bool) -> View:
     if is_terminal:
         return TerminalView(terminal_console())
+    from rwkvbatch.chat.plain_view import JsonView, PlainView
+
+    if arguments.json:
+        return JsonView(sys.stdout, sys.stderr, quiet=arguments.quiet)
     return PlainView(sys.stdout, sys.stderr, raw=arguments.raw, quiet=arguments.quiet)
 
 

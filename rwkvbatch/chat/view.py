@@ -1,11 +1,11 @@
-"""What people see: replies as they come, notes, tables. One kind for terminals, one for pipes."""
+"""What people see: replies as they come, notes, tables. The kind for terminals; those for pipes are in `plain_view`."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Sequence
-from typing import Protocol, TextIO
+from typing import Protocol
 
 from rich.console import Console, RenderableType
 from rich.padding import Padding
@@ -123,7 +123,7 @@ class TerminalView:
             return
         if not exchange.reply:
             self.console.print(Text("(an empty reply)", style="dim"))
-        end = _ENDS.get(exchange.finish, exchange.finish).format(tokens=len(exchange.ids))
+        end = end_note(exchange)
         if end:
             self.console.print(Text(f"[{end}]", style="yellow"))
         self._end_with_gap()
@@ -233,85 +233,14 @@ class TerminalView:
         return Text(f"{doing} · {self._num_tokens} tokens{speed} · Ctrl-C stops", style="dim")
 
 
-class PlainView:
-    """Pipes and files: replies alone on `out`, all else on `err`.
-
-    Args:
-        raw: model text as it is, control characters included; only where `out` is no terminal.
-    """
-
-    def __init__(self, out: TextIO, err: TextIO, *, raw: bool = False, quiet: bool = False) -> None:
-        self.folded = False
-        self._out = out
-        self._raw = raw
-        self._begun = ""
-        self._quiet = quiet
-        self._shown = 0
-        self._text = ""
-        self._answers = Console(file=out, no_color=True, width=100, highlight=False, soft_wrap=True)
-        self._talk = Console(file=err, no_color=True, width=100, highlight=False, soft_wrap=True)
-
-    def begin_reply(self, begun: str) -> None:
-        self._text = begun.lstrip()
-        self._shown = 0
-
-    def piece(self, text: str) -> None:
-        self._text += text
-        self._write()
-
-    def tick(self) -> None: ...
-    def gap(self) -> None: ...
-
-    def end_reply(self, exchange: Exchange | None) -> None:
-        if exchange is None:
-            # What has come so far of a reply that failed stands in a line of its own.
-            self._out.write("\n" if self._shown else "")
-            return
-        self._write()
-        self._out.write("\n")
-        self._out.flush()
-        if exchange.finish not in ("stop", "eos"):
-            self.note(_ENDS.get(exchange.finish, exchange.finish).format(tokens=len(exchange.ids)))
-
-    def note(self, text: str) -> None:
-        if not self._quiet:
-            self._talk.print(Text(printable(text)))
-
-    def problem(self, error: RwkvBatchError) -> None:
-        self._talk.print(Text(printable(f"rwkvbatch: {error.message}")))
-        if error.hint:
-            self._talk.print(Text(printable(f"  {error.hint}")))
-
-    def show(self, content: RenderableType) -> None:
-        with self._answers.capture() as capture:
-            self._answers.print(content)
-        self._out.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
-        self._out.flush()
-
-    def replay(self, exchanges: Sequence[Exchange]) -> None:
-        for exchange in exchanges:
-            self.note(f"> {exchange.user}\n{exchange.reply}\n")
-
-    def alternatives(self, exchanges: Sequence[Exchange]) -> None:
-        for number, exchange in enumerate(exchanges, start=1):
-            self._out.write(f"[{number}] {self._safe(exchange.reply)}\n")
-        self._out.flush()
-
-    def _write(self) -> None:
-        # The ends are stripped, so what may be the end is held back.
-        text = self._text.lstrip()
-        whole = text.rstrip()
-        self._out.write(self._safe(whole[self._shown :]))
-        self._shown = max(self._shown, len(whole))
-        self._out.flush()
-
-    def _safe(self, text: str) -> str:
-        return text if self._raw else printable(text)
-
-
 def terminal_console() -> Console:
     """The console of standard output; `NO_COLOR` is obeyed."""
     return Console(file=sys.stdout, highlight=False, emoji=False, markup=False)
+
+
+def end_note(exchange: Exchange) -> str:
+    """How the reply ended, when it is worth saying."""
+    return _ENDS.get(exchange.finish, exchange.finish).format(tokens=len(exchange.ids))
 
 
 def _figures(exchange: Exchange) -> str:

@@ -15,6 +15,8 @@ from rwkvbatch.cli.chat import chat_command
 from rwkvbatch.cli.compare import EPILOG as COMPARE_EPILOG
 from rwkvbatch.cli.compare import compare_command
 from rwkvbatch.cli.exits import ExitCode, report
+from rwkvbatch.cli.merge import EPILOG as MERGE_EPILOG
+from rwkvbatch.cli.merge import merge_command
 from rwkvbatch.cli.model import model_app
 from rwkvbatch.cli.run import EPILOG as RUN_EPILOG
 from rwkvbatch.cli.run import run_command
@@ -49,6 +51,7 @@ def _root(
 
 app.add_typer(model_app)
 app.command("run", epilog=RUN_EPILOG)(run_command)
+app.command("merge", epilog=MERGE_EPILOG)(merge_command)
 app.command("chat", epilog=CHAT_EPILOG)(chat_command)
 app.command("compare", epilog=COMPARE_EPILOG)(compare_command)
 app.command("show", epilog=SHOW_EPILOG)(show_command)

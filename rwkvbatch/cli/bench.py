@@ -16,11 +16,12 @@ from rwkvbatch.cli.options import BackendOption, ModelOption, StrategyOption, Th
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:
-    from rwkvbatch.bench.records import Figure, Report
+    from rwkvbatch.bench.records import Figure, Limits, Report
 
 BENCH_EPILOG = (
     "The share of the limit is the time that the machine would need at its measured read bandwidth or multiply-add "
-    "peak, whichever is longer, over the time taken. Medians over the rounds; a busy machine shows in all of them."
+    "peak (on a GPU, copy bandwidth or matrix rate), whichever is longer, over the time taken. Medians over the "
+    "rounds; a busy machine shows in all of them."
 )
 
 
@@ -108,10 +109,7 @@ def _show(report: Report) -> None:
         "loading": _loading(report),
     }
     if report.limits is not None:
-        facts["limits"] = (
-            f"reads {report.limits.read_gb_s:.1f} GB/s (best {report.limits.best_read_gb_s:.1f}), multiply-adds "
-            f"{report.limits.fma_gflop_s:.0f} GFLOP/s (best {report.limits.best_fma_gflop_s:.0f}), {report.limits.isa}"
-        )
+        facts["limits"] = _limits(report.limits)
     summary = Table(show_header=False, box=None)
     summary.add_column()
     summary.add_column(overflow="fold")
@@ -125,6 +123,16 @@ def _show(report: Report) -> None:
     for figure in report.figures:
         table.add_row(figure.name, *_cells(figure, with_package=report.against is not None))
     console.print(table)
+
+
+def _limits(limits: Limits) -> str:
+    memory, arithmetic = (
+        ("reads", "multiply-adds") if limits.arithmetic == "fma" else ("copies", "matrix products")
+    )
+    return (
+        f"{memory} {limits.read_gb_s:.1f} GB/s (best {limits.best_read_gb_s:.1f}), {arithmetic} "
+        f"{limits.fma_gflop_s:.0f} GFLOP/s (best {limits.best_fma_gflop_s:.0f}), {limits.isa}"
+    )
 
 
 def _loading(report: Report) -> str:

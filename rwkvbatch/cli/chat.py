@@ -20,7 +20,9 @@ EPILOG = """[bold]Examples[/]
 
   rwkvbatch chat --from runs/first:names-1:0
 
-  printf 'hi\\n' | rwkvbatch chat"""
+  printf 'hi\\n' | rwkvbatch chat
+
+  printf 'hi\\n' | rwkvbatch chat --json --quiet"""
 
 
 def chat_command(
@@ -111,6 +113,14 @@ def chat_command(
             help="Model text as it is, control characters included; not on a terminal.",
         ),
     ] = False,
+    json_output: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            rich_help_panel=shared.OUTPUT_PANEL,
+            help="One JSON object a reply on standard output; for messages from a pipe.",
+        ),
+    ] = False,
     config: shared.ConfigOption = None,
     quiet: shared.QuietOption = False,
 ) -> None:
@@ -139,6 +149,7 @@ def chat_command(
         repeat=repeat,
         config=config,
         raw=raw,
+        json=json_output,
         quiet=quiet,
     )
     if not run_chat(arguments):

@@ -27,6 +27,8 @@ EPILOG = """[bold]Examples[/]
 
   rwkvbatch run chats.jsonl --model rwkv7-1.5b --temp 0.3,0.7,1.0 --repeats 5 --out runs/temps
 
+  rwkvbatch run chats.jsonl --devices cuda:0,cuda:1 --out runs/big
+
   rwkvbatch run a.jsonl b.jsonl --only memory --dry-run"""
 
 
@@ -48,6 +50,33 @@ def run_command(
             metavar="N",
             rich_help_panel=shared.MODEL_PANEL,
             help="Replies generated at the same time. Changes no reply. [dim]Default: 32[/]",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            metavar="N",
+            rich_help_panel=shared.MODEL_PANEL,
+            help="Worker processes, which share the weights' memory. Changes no reply on CPUs.",
+        ),
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            "--devices",
+            metavar="LIST",
+            rich_help_panel=shared.MODEL_PANEL,
+            help="Devices of the workers, such as cuda:0,cuda:1.",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            rich_help_panel=shared.MODEL_PANEL,
+            help="Workers as actors of a Ray cluster: local, auto, or HOST:PORT.",
         ),
     ] = None,
     preset: shared.PresetOption = None,
@@ -108,6 +137,15 @@ def run_command(
             metavar="N|N..M",
             rich_help_panel=RUN_PANEL,
             help="Replay each conversation so often; N..M with --until-ci.",
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            rich_help_panel=RUN_PANEL,
+            help="Run only part I of N, for rwkvbatch merge.",
         ),
     ] = None,
     until_ci: Annotated[
@@ -192,7 +230,8 @@ def run_command(
 
     given: dict[str, Any] = {
         "model": model, "strategy": strategy, "backend": backend, "state": state, "threads": threads,
-        "state_memory": state_memory, "batch_size": batch_size, "preset": preset, "temperature": temp,
+        "state_memory": state_memory, "batch_size": batch_size, "workers": workers,
+        "devices": devices.split(",") if devices else None, "ray": ray, "preset": preset, "temperature": temp,
         "top_p": top_p, "top_k": top_k, "presence": presence, "frequency": frequency, "decay": decay,
         "order": order, "ban": _ids(ban), "seed": seed, "max_tokens": max_tokens, "max_seconds": max_seconds,
         "stop": stop or None, "think": think, "template": template, "prelude": prelude, "history": history,
@@ -208,6 +247,7 @@ def run_command(
         config=config,
         environment=os.environ,
         skip_bad=skip_bad,
+        shard=shard,
     )
     with logging_to(log_file, verbose=verbose, quiet=quiet):
         prepared = prepare(arguments)
@@ -264,6 +304,7 @@ def _run(
     from rwkvbatch.run.progress import BarObserver, LineObserver, Observer, Observers
     from rwkvbatch.run.setup import Workshop
     from rwkvbatch.run.stopping import stop_on_signals
+    from rwkvbatch.run.workers.hiring import crew_for
     from rwkvbatch.text.safe import printable
 
     console = Console(stderr=True)
@@ -275,7 +316,7 @@ def _run(
     def note(message: Warning | str, *_: object, **__: object) -> None:
         say(f"note: {message}")
 
-    directory = out if out is not None else default_directory(scripts)
+    directory = out if out is not None else default_directory(scripts, shard=prepared.plan.shard)
     shop = Workshop(prepared.plan.settings, say=say)
     observers: list[Observer] = []
     if not quiet:
@@ -299,6 +340,7 @@ def _run(
             skipped=prepared.script.skipped,
             observer=Observers(observers),
             should_stop=stop,
+            crew=crew_for(prepared.plan.settings),
         )
         try:
             result = execute(prepared.plan, shop, options)

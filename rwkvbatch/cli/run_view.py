@@ -83,7 +83,10 @@ def _lines(result: RunResult) -> list[str]:
         lines.append(f"verified: {result.verified['held']}")
     directory = shlex.quote(str(result.directory))
     lines.append(f"rows are in {directory}")
-    if len(summary.cells) > 1:
+    shard = result.plan.shard
+    if shard is not None:
+        lines.append(f"next, when all {shard.parts} parts are done: rwkvbatch merge PART... --out DIR")
+    elif len(summary.cells) > 1:
         lines.append(f"next: rwkvbatch compare {directory}")
     else:
         lines.append(f"next: rwkvbatch show {directory}, or run again with --temp 0.3,1.0 and compare")

@@ -6,31 +6,20 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
 from rwkvbatch.compare.manifest import RunFacts
-from rwkvbatch.compare.metrics import TURN_METRICS
+from rwkvbatch.compare.results import read_results
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MAX_MANIFEST_BYTES = 64 * 2**20
-_CRC_KEY = b',"crc":"'
-_CRC_TAIL_BYTES = len(_CRC_KEY) + 8 + len(b'"}')
-_CONTENT = (
-    "conversation", "cell", "repeat", "turn", "seed", "finish", "error", "prompt", "reply", "tags", "reference",
-    "checks",
-)  # fmt: skip
-_INTEGERS = ("repeat", "turn", "seed")
-_READERS = [metric.of for metric in TURN_METRICS if metric.of is not None]
 
 
 @dataclass(frozen=True)
@@ -121,7 +110,9 @@ def _load_run(source: str, name: str) -> RunData:
         manifest = _read_manifest(manifest_path)
     else:
         notes.append(f"{source} has no manifest.json: whether it ran the same script cannot be checked")
-    rows = _read_results(results, notes)
+    if "shard" in manifest:
+        notes.append(f"{source} is only a part of a run; `rwkvbatch merge` puts the parts together")
+    rows = read_results(results, notes)
     if not len(rows):
         raise RunDirectoryError("it holds no finished turn", path=results, hint="let the run go on")
     return RunData(name, source, manifest, rows, tuple(notes))
@@ -148,114 +139,6 @@ def _read_manifest(path: Path) -> Mapping[str, Any]:
     if not isinstance(values, dict):
         raise RunDamagedError("is not a JSON object", path=path)
     return values
-
-
-def _read_results(path: Path, notes: list[str]) -> pd.DataFrame:
-    import numpy as np
-    import pandas as pd
-
-    contents: list[tuple[Any, ...]] = []
-    numbers: list[list[float | None]] = []
-    shared: dict[str, str] = {}
-    try:
-        with path.open("rb") as file, _no_collection():
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    notes.append(f"{path}: the last line is cut short (a run that was stopped?); left out")
-                    break
-                if line.isspace():
-                    continue
-                try:
-                    row = _checked(line)
-                    contents.append(_content(row, shared))
-                    numbers.append([of(row) for of in _READERS])
-                except (
-                    ValueError,
-                    KeyError,
-                    TypeError,
-                    AttributeError,
-                    OverflowError,
-                    RecursionError,
-                ) as error:
-                    raise RunDamagedError(
-                        f"is no row of a run ({type(error).__name__}: {error})",
-                        path=path,
-                        line=number,
-                        hint="`rwkvbatch run` into the same directory says what can be saved",
-                    ) from None
-    except OSError as error:
-        raise RunDirectoryError(f"cannot be read: {error.strerror}", path=path) from None
-    columns: dict[str, Any] = {
-        name: pd.Series(values, dtype="int64" if name in _INTEGERS else "object")
-        for name, values in zip(_CONTENT, zip(*contents, strict=True), strict=False)
-    }
-    metrics = np.array(numbers, dtype=np.float64).reshape(len(numbers), len(_READERS))
-    columns.update({metric.name: metrics[:, place] for place, metric in enumerate(TURN_METRICS)})
-    frame = pd.DataFrame(columns)
-    if not len(frame):
-        return frame
-    key = ["conversation", "cell", "repeat", "turn"]
-    twice = frame.duplicated(key, keep="last")
-    if twice.any():
-        notes.append(f"{path}: {int(twice.sum())} turns are there more than once; the last one counts")
-        frame = frame.loc[~twice].reset_index(drop=True)
-    return frame
-
-
-@contextmanager
-def _no_collection() -> Generator[None]:
-    """Rows hold no cycles: looking for some in a growing heap, again and again, costs a fifth of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
-    """The columns of `_CONTENT`. Scripts' texts come again in every cell and repeat: `shared` has one copy of each."""
-    prompt, reference = row["prompt"], row["reference"]
-    text = None if reference is None else reference["text"]
-    return (
-        row["conversation"],
-        row["cell"],
-        row["repeat"],
-        row["turn"],
-        row["seed"],
-        row["finish"],
-        row["error"],
-        shared.setdefault(prompt, prompt),
-        row["reply"],
-        tuple(row["tags"]),
-        None if text is None else shared.setdefault(text, text),
-        row["checks"],
-    )
-
-
-def _checked(line: bytes) -> dict[str, Any]:
-    body = line.rstrip()
-    tail = body[-_CRC_TAIL_BYTES:]
-    if tail.startswith(_CRC_KEY):
-        content = body[:-_CRC_TAIL_BYTES] + b"}"
-        if tail[len(_CRC_KEY) : -2] != b"%08x" % crc32(content):
-            raise ValueError("its checksum does not match")
-        body = content
-    row = _parsed(body)
-    if not isinstance(row, dict):
-        raise TypeError("not a JSON object")
-    return row
-
-
-def _parsed(body: bytes) -> Any:
-    """JSON, fast; what orjson refuses (half a surrogate pair, say) is left to the standard library."""
-    import orjson
-
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return json.loads(body)
 
 
 def _short_names(paths: Sequence[str]) -> dict[str, str]:

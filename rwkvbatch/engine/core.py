@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from rwkvbatch.engine.jobs import Generation, Scoring
-from rwkvbatch.engine.outlook import Hold, Outlook
-from rwkvbatch.engine.prefix import PrefixTree
-from rwkvbatch.engine.request import END_OF_TEXT, Finish, Reply, Request, Score
+from rwkvbatch.engine.outlook import Outlook
+from rwkvbatch.engine.places import Places
+from rwkvbatch.engine.prefix import Node, PrefixTree
+from rwkvbatch.engine.request import END_OF_TEXT, Finish, Reply, Request, Score, check_tokens
 from rwkvbatch.engine.sampling import gather
 from rwkvbatch.engine.scheduler import Chunk, Reading, Scheduler
 from rwkvbatch.engine.slots import SlotAllocator
@@ -94,7 +95,7 @@ class Engine:
         self._done: list[Finished] = []
         self._next_id = 0
         self._next_root = ZERO_ROOT + 1
-        self._num_holds = 0
+        self.places = Places(tree, capacity // 2, model.spec.vocab_size)
 
     @property
     def num_states_kept(self) -> int:
@@ -134,7 +135,7 @@ class Engine:
         Raises:
             ValueError: no tokens, a token outside the vocabulary, or an unknown root.
         """
-        reading = self._reading(request.tokens, request.root)
+        reading = self._reading(self._scheduler.tree.base(request.root), request.tokens)
         self._jobs[reading.id] = Generation(request, reading, self.tokenizer, self._clock())
         return reading.id
 
@@ -146,10 +147,7 @@ class Engine:
         """
         if not prefix or not continuation:
             raise ValueError("scoring needs at least one token before the text and one in it")
-        self._check_tokens(continuation[-1:])
-        reading = self._reading((*prefix, *continuation[:-1]), root, num_unread_at_end=len(continuation))
-        self._jobs[reading.id] = Scoring(reading, tuple(continuation), len(prefix) - 1)
-        return reading.id
+        return self._submit_scoring(self._scheduler.tree.base(root), prefix, continuation)
 
     def cancel(self, request_id: int) -> None:
         """End a request where it stands; its reply so far is returned by the next `step`, as `cancelled`."""
@@ -200,48 +198,18 @@ class Engine:
         """
         if not tokens:
             raise ValueError("there is nothing to look at after no tokens")
-        before = self._state_after(tuple(tokens[:-1]), root) if len(tokens) > 1 else self._root_state(root)
-        self._check_tokens(tokens[-1:])
+        check_tokens(tokens, self.model.spec.vocab_size)
+        before = self._state_after(self._scheduler.tree.insert(root, tuple(tokens[:-1])))
         logits, state = self.model.forward([[tokens[-1]]], before)
         return Outlook(logits[0].clone(), state)
 
-    def hold(self, tokens: Sequence[int], root: int = ZERO_ROOT) -> Hold | None:
-        """Keep the nearest state on the way to `tokens` from being dropped, until `release`.
-
-        Returns:
-            None when there is no such state, or when half of all states are held already.
-        """
-        tree = self._scheduler.tree
-        if self._num_holds >= self._pool.capacity // 2 or not tree.has_root(root):
-            return None
-        node = tree.hold(root, tuple(tokens))
-        if node is None:
-            return None
-        self._num_holds += 1
-        return Hold(node)
-
-    def release(self, hold: Hold) -> None:
-        """Let a held state be dropped when its memory is needed. Once for each hold."""
-        self._scheduler.tree.release(hold.node)
-        self._num_holds -= 1
-
-    def _state_after(self, tokens: tuple[int, ...], root: int) -> State:
-        if not self._scheduler.tree.has_root(root):
-            raise ValueError(f"there is no initial state {root}")
-        node = self._scheduler.tree.insert(root, tokens)
-        if node.slot is None:
-            # Scoring any token reads all of `tokens` and leaves their state in the tree.
-            self.score(tokens, (END_OF_TEXT,), root)
-            node = self._scheduler.tree.insert(root, tokens)
-        assert node.slot is not None
-        return self._pool.read([node.slot])
-
-    def _root_state(self, root: int) -> State | None:
-        tree = self._scheduler.tree
-        if not tree.has_root(root):
-            raise ValueError(f"there is no initial state {root}")
-        slot = tree.insert(root, ()).slot
-        return None if slot is None else self._pool.read([slot])
+    def _state_after(self, node: Node) -> State | None:
+        """None is the zero state."""
+        if node.slot is None and node.parent is not None:
+            # Scoring any token reads all up to `node` and leaves its state in the tree.
+            self._run_until([self._submit_scoring(node.parent, node.edge, (END_OF_TEXT,))])
+            assert node.slot is not None
+        return None if node.slot is None else self._pool.read([node.slot])
 
     def _run_until(self, ids: Sequence[int]) -> dict[int, Reply | Score]:
         wanted, results, others = set(ids), dict[int, Reply | Score](), list[Finished]()
@@ -254,27 +222,27 @@ class Engine:
         self._done.extend(others)
         return results
 
-    def _reading(self, tokens: Sequence[int], root: int, num_unread_at_end: int = 1) -> Reading:
+    def _submit_scoring(self, base: Node, prefix: Sequence[int], continuation: Sequence[int]) -> int:
+        check_tokens(continuation[-1:], self.model.spec.vocab_size)
+        first_output = base.depth + len(prefix) - 1
+        reading = self._reading(base, (*prefix, *continuation[:-1]), num_unread_at_end=len(continuation))
+        self._jobs[reading.id] = Scoring(reading, tuple(continuation), first_output)
+        return reading.id
+
+    def _reading(self, base: Node, tokens: Sequence[int], num_unread_at_end: int = 1) -> Reading:
         if not tokens:
             raise ValueError("a request needs at least one token")
-        self._check_tokens(tokens)
-        if not self._scheduler.tree.has_root(root):
-            raise ValueError(f"there is no initial state {root}")
+        check_tokens(tokens, self.model.spec.vocab_size)
         reading = Reading(
             id=self._next_id,
-            root=root,
+            base=base,
             tokens=list(tokens),
-            num_prompt=len(tokens),
+            num_prompt=base.depth + len(tokens),
             num_unread_at_end=num_unread_at_end,
         )
         self._next_id += 1
         self._scheduler.add(reading)
         return reading
-
-    def _check_tokens(self, tokens: Sequence[int]) -> None:
-        vocab_size = self.model.spec.vocab_size
-        if min(tokens) < 0 or max(tokens) >= vocab_size:
-            raise ValueError(f"token ids must be in [0, {vocab_size}), got {min(tokens)} to {max(tokens)}")
 
     def _begin(self, chunks: Sequence[Chunk], now_s: float) -> None:
         for chunk in chunks:
@@ -305,7 +273,7 @@ class Engine:
     def _batch(self, chunks: Sequence[Chunk]) -> RaggedBatch:
         lengths = [chunk.stop - chunk.start for chunk in chunks]
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        tokens = [token for chunk in chunks for token in chunk.reading.tokens[chunk.start : chunk.stop]]
+        tokens = [token for chunk in chunks for token in chunk.reading.part(chunk.start, chunk.stop)]
         outputs: list[IntArray] = [
             np.arange(starts[index + 1] - self._num_outputs(chunk), starts[index + 1], dtype=np.int64)
             for index, chunk in enumerate(chunks)

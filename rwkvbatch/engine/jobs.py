@@ -95,8 +95,8 @@ class Generation:
             finish=finish,
             stopped_by=stopped_by,
             logprobs=tuple(self.logprobs),
-            num_prompt=len(prompt),
-            num_cached=min(self.reading.num_cached, len(prompt)),
+            num_prompt=self.reading.num_prompt,
+            num_cached=min(self.reading.num_cached, self.reading.num_prompt),
             timing=ReplyTiming(
                 queued_s=started_s - self._submitted_s,
                 prefill_s=first_s - started_s,

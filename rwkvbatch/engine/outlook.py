@@ -6,15 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rwkvbatch.engine.prefix import Node
 from rwkvbatch.model.base import State
-
-
-@dataclass(frozen=True, eq=False)
-class Hold:
-    """A state that is not dropped; see `Engine.hold`."""
-
-    node: Node
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 A radix tree for each initial state. A node stands for all tokens from its root down to it; it may own a slot of the
 state pool that holds the state after them. Requests that are not yet read up to their end are *pending* on the nodes
 of their path: where two of them part, the state is worth keeping. Nothing here knows a model: slots are numbers.
+
+A root may also be a *mark*: a node inside a tree, so that what follows it is found without naming what comes before.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ class Node:
 
     Attributes:
         slot: the pool slot with the state after these tokens, if it is kept.
-        num_pending: requests, not yet fully read, that end at or below this node.
+        num_pending: requests, not yet fully read, that end at or below this node and begin above it.
         reader: the request that is on its way to this node and will leave a state here.
         num_holds: while above 0, the state here is not dropped.
+        num_pins: while above 0, the node stays in the tree, with a state or without.
     """
 
     edge: Tokens
@@ -33,11 +36,12 @@ class Node:
     num_pending: int = 0
     reader: int | None = None
     num_holds: int = 0
+    num_pins: int = 0
 
-    def path(self) -> Iterator[Node]:
-        """This node and its ancestors, deepest first."""
+    def path(self, base: Node | None = None) -> Iterator[Node]:
+        """This node and its ancestors, deepest first; those below `base` when that is given."""
         node: Node | None = self
-        while node is not None:
+        while node is not None and node is not base:
             yield node
             node = node.parent
 
@@ -49,6 +53,7 @@ class PrefixTree:
         self._roots: dict[int, Node] = {}
         self._kept: OrderedDict[int, Node] = OrderedDict()
         """Nodes that own a slot and may lose it, by slot, least recently used first."""
+        self._num_marks = 0
 
     @property
     def num_kept(self) -> int:
@@ -58,16 +63,40 @@ class PrefixTree:
         """Begin a tree under the initial state in `slot` (None: the zero state). Roots are never dropped."""
         self._roots[root] = Node(edge=(), parent=None, depth=0, slot=slot)
 
-    def has_root(self, root: int) -> bool:
-        return root in self._roots
+    def base(self, root: int) -> Node:
+        """The node that `root` stands for.
+
+        Raises:
+            ValueError: there is no such root.
+        """
+        node = self._roots.get(root)
+        if node is None:
+            raise ValueError(f"there is no initial state {root}")
+        return node
+
+    def mark(self, root: int, tokens: Tokens) -> int:
+        """A root that stands behind `tokens`, until `unmark`. Marks have numbers below 0."""
+        node = self.insert(root, tokens)
+        self.pin(node)
+        self._num_marks += 1
+        self._roots[-self._num_marks] = node
+        return -self._num_marks
+
+    def unmark(self, mark: int) -> None:
+        """The opposite of `mark`; what is below stays."""
+        self.unpin(self._roots.pop(mark))
 
     def insert(self, root: int, tokens: Tokens) -> Node:
-        """The node that stands for exactly `tokens`, made (and others split) where needed."""
-        node, offset = self._roots[root], 0
+        """The node that stands for exactly `tokens` after `root`, made (and others split) where needed."""
+        return self.extend(self.base(root), tokens)
+
+    def extend(self, base: Node, tokens: Tokens) -> Node:
+        """Like `insert`, after any node."""
+        node, offset = base, 0
         while offset < len(tokens):
             child = node.children.get(tokens[offset])
             if child is None:
-                new = Node(edge=tokens[offset:], parent=node, depth=len(tokens))
+                new = Node(edge=tokens[offset:], parent=node, depth=base.depth + len(tokens))
                 node.children[new.edge[0]] = new
                 return new
             shared = _common_length(child.edge, tokens, offset)
@@ -76,14 +105,23 @@ class PrefixTree:
             node, offset = child, offset + shared
         return node
 
-    def begin_pending(self, node: Node) -> None:
-        """A request that ends at `node` is waiting for its tokens to be read."""
-        for ancestor in node.path():
+    def pin(self, node: Node) -> None:
+        """Let `node` stay where it is until `unpin`."""
+        node.num_pins += 1
+
+    def unpin(self, node: Node) -> None:
+        """The opposite of `pin`."""
+        node.num_pins -= 1
+        self._prune(node)
+
+    def begin_pending(self, node: Node, base: Node) -> None:
+        """A request that begins at `base` and ends at `node` is waiting for its tokens to be read."""
+        for ancestor in node.path(base):
             ancestor.num_pending += 1
 
-    def end_pending(self, node: Node, request: int) -> None:
-        """The request that ends at `node` has been read, or given up."""
-        for ancestor in node.path():
+    def end_pending(self, node: Node, base: Node, request: int) -> None:
+        """That request has been read, or given up."""
+        for ancestor in node.path(base):
             ancestor.num_pending -= 1
             if ancestor.reader == request:
                 ancestor.reader = None
@@ -153,6 +191,7 @@ class PrefixTree:
             and not node.children
             and node.num_pending == 0
             and node.num_holds == 0
+            and node.num_pins == 0
         ):
             parent = node.parent
             del parent.children[node.edge[0]]

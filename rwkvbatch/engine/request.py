@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -39,8 +39,8 @@ class Request:
     """One reply to generate.
 
     Attributes:
-        tokens: everything the model has to have read when the reply begins: the history and the prompt. The
-            engine finds the longest part of it that it has already read; re-sending a history costs nothing.
+        tokens: everything after `root` that the model has to have read when the reply begins: the history and the
+            prompt. The engine finds the longest part of it that it has already read.
         sampling: how tokens are chosen.
         noise: the place in the run that the randomness comes from.
         max_tokens: the reply has at most this many tokens.
@@ -48,7 +48,7 @@ class Request:
         stop: texts that end the reply; not part of `Reply.text`.
         closing: the text that closes a turn (the template's blank line). When the reply ended otherwise than by it,
             `Reply.history` gets it added.
-        root: which initial state the tokens follow, see `Engine.add_root`.
+        root: what the tokens follow: an initial state (`Engine.add_root`), or a mark within a dialogue (`Places.mark`).
         on_text: called with each new piece of the reply's text as soon as it can no longer be part of a stop text
             or of an unfinished character.
     """
@@ -62,6 +62,14 @@ class Request:
     closing: str = "\n\n"
     root: int = 0
     on_text: Callable[[str], None] | None = field(default=None, compare=False)
+
+
+def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
+    """Raises:
+    ValueError: one of `tokens` is outside the vocabulary.
+    """
+    if tokens and (min(tokens) < 0 or max(tokens) >= vocab_size):
+        raise ValueError(f"token ids must be in [0, {vocab_size}), got {min(tokens)} to {max(tokens)}")
 
 
 @dataclass(frozen=True)
@@ -82,13 +90,14 @@ class Reply:
     Attributes:
         text: decoded, without the stop text, not stripped.
         ids: the reply's tokens, those of the stop text included, end of text (0) excluded.
-        history: what the next turn's prompt follows: the request's tokens, the reply's as they were generated, and
-            the closing text. After a stop text other than the closing one, its tokens and the line ends before it
-            are left out.
+        history: what the next turn's prompt follows, after the same root: the request's tokens, the reply's as they
+            were generated, and the closing text. After a stop text other than the closing one, its tokens and the
+            line ends before it are left out.
         finish: `stop` a stop text, `eos` token 0, `length`, `time`, `cancelled` by `Engine.cancel`, or `error`.
         stopped_by: the stop text, when `finish` is `stop`.
         logprobs: natural-log probability of each of `ids` under the model's own distribution.
-        num_prompt: prompt tokens in the request. num_cached: how many of them did not have to be read.
+        num_prompt: tokens before the reply, from the initial state on. num_cached: how many of them did not have
+            to be read.
         error: what went wrong, when `finish` is `error`.
     """
 

@@ -21,10 +21,13 @@ MIN_SHARED_ROWS = 32
 class Reading:
     """One request's way through its tokens.
 
+    Positions and lengths count from the initial state on.
+
     Attributes:
+        base: the place in the tree that `tokens` follow.
         tokens: all tokens known so far: the prompt, then what was generated.
-        num_prompt: how many of them were there at the beginning.
-        position: how many of them have been read.
+        num_prompt: the length of the prompt.
+        position: how many tokens have been read.
         num_cached: how many of the prompt's did not have to be.
         slot: the state after `position` tokens, while the request is active.
         node: the place in the tree of the prompt's tokens that need not be read, while not all of them are.
@@ -33,7 +36,7 @@ class Reading:
     """
 
     id: int
-    root: int
+    base: Node
     tokens: list[int]
     num_prompt: int
     position: int = 0
@@ -43,13 +46,21 @@ class Reading:
     num_unread_at_end: int = 1
 
     @property
+    def end(self) -> int:
+        return self.base.depth + len(self.tokens)
+
+    @property
     def num_unread(self) -> int:
-        return len(self.tokens) - self.position
+        return self.end - self.position
+
+    def part(self, start: int, stop: int) -> list[int]:
+        """The tokens from position `start` on, up to `stop`; not before `base`."""
+        return self.tokens[start - self.base.depth : stop - self.base.depth]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Read `reading.tokens[start:stop]` in this step."""
+    """Read `reading.part(start, stop)` in this step."""
 
     reading: Reading
     start: int
@@ -58,7 +69,7 @@ class Chunk:
     @property
     def ends(self) -> bool:
         """Whether nothing is left unread after it."""
-        return self.stop == len(self.reading.tokens)
+        return self.stop == self.reading.end
 
 
 @dataclass
@@ -80,6 +91,8 @@ class Scheduler:
 
     def add(self, reading: Reading) -> None:
         """Let `reading` wait for its turn."""
+        self.tree.pin(reading.base)
+        self._reach_state(reading)
         self._announce(reading)
         self.waiting.append(reading)
 
@@ -99,7 +112,7 @@ class Scheduler:
             share = min(-(-budget // (len(prompts) - index)), budget)
             if share == 0:
                 break
-            stop = min(reading.position + share, len(reading.tokens), self._next_fork(reading))
+            stop = min(reading.position + share, reading.end, self._next_fork(reading))
             chunks.append(Chunk(reading, reading.position, stop))
             budget -= stop - reading.position
         return chunks
@@ -118,15 +131,16 @@ class Scheduler:
         self._withdraw(reading)
         if reading.slot is None:
             self.waiting.remove(reading)
-            return
-        self.active.remove(reading)
-        self.release(reading, reading.slot, reading.position, keep=keep)
-        reading.slot = None
+        else:
+            self.active.remove(reading)
+            self.release(reading, reading.slot, reading.position, keep=keep)
+            reading.slot = None
+        self.tree.unpin(reading.base)
 
     def release(self, reading: Reading, slot: int, length: int, *, keep: bool) -> None:
         """Give up `slot`, which holds the state after the first `length` tokens of `reading`."""
         if keep and length > 0:
-            node = self.tree.insert(reading.root, tuple(reading.tokens[:length]))
+            node = self.tree.extend(reading.base, tuple(reading.part(reading.base.depth, length)))
             if self.tree.keep(node, slot):
                 return
         self.slots.give_back(slot)
@@ -148,13 +162,26 @@ class Scheduler:
         slot = self.slots.take()
         return self.tree.drop_oldest() if slot is None else slot
 
+    def _reach_state(self, reading: Reading) -> None:
+        """Begin at a place whose state is known, since what follows the next one above has to be read."""
+        start = self.tree.deepest_kept(reading.base)
+        if start is reading.base:
+            return
+        self._withdraw(reading)
+        before = [node.edge for node in reading.base.path(start)]
+        reading.tokens[:0] = [token for edge in reversed(before) for token in edge]
+        self.tree.pin(start)
+        self.tree.unpin(reading.base)
+        reading.base = start
+
     def _announce(self, reading: Reading) -> None:
-        reading.node = self.tree.insert(reading.root, tuple(reading.tokens[: -reading.num_unread_at_end]))
-        self.tree.begin_pending(reading.node)
+        known = tuple(reading.tokens[: -reading.num_unread_at_end])
+        reading.node = self.tree.extend(reading.base, known)
+        self.tree.begin_pending(reading.node, reading.base)
 
     def _withdraw(self, reading: Reading) -> None:
         if reading.node is not None:
-            self.tree.end_pending(reading.node, reading.id)
+            self.tree.end_pending(reading.node, reading.base, reading.id)
             reading.node = None
 
     def _admit(self) -> None:
@@ -165,6 +192,10 @@ class Scheduler:
                 break
             assert reading.node is not None
             start = self.tree.deepest_kept(reading.node)
+            if start.depth < reading.base.depth:
+                # The state was dropped while the request waited.
+                self._reach_state(reading)
+                self._announce(reading)
             if self._is_read_by_another(reading.node, start):
                 still_waiting.append(reading)
                 continue
@@ -209,7 +240,7 @@ class Scheduler:
 
     def _next_fork(self, reading: Reading) -> int:
         """The depth at which `reading` has to stop to leave a state; its end if there is none."""
-        depth = len(reading.tokens)
+        depth = reading.end
         if reading.node is not None:
             for ancestor in reading.node.path():
                 if ancestor.depth <= reading.position:
@@ -222,6 +253,8 @@ class Scheduler:
         if reading.node is None:
             return
         for ancestor in reading.node.path():
+            if ancestor.depth < reading.position:
+                break
             if ancestor.depth == reading.position and ancestor.reader == reading.id:
                 ancestor.reader = None
                 slot = self.take_slot()

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import torch
+
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.base import Model, ModelSpec
 from rwkvbatch.model.checkpoint import Checkpoint, open_checkpoint
 from rwkvbatch.model.ops import Operations
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.rwkv7 import Network
-from rwkvbatch.model.rwkv7_model import Rwkv7Model, state_bytes
+from rwkvbatch.model.rwkv7_model import Rwkv7Model, Stepper, state_bytes
 from rwkvbatch.model.strategy import DTYPES, Strategy, parse_strategy
 from rwkvbatch.model.upstream import load_upstream
 
@@ -25,8 +27,12 @@ MODEL_VARIABLE = "RWKVBATCH_MODEL"
 BUNDLED_MODEL = Path(__file__).parent.parent / "demo" / "rwkv7-demo.safetensors"
 
 
+LEAST_CAPABILITY = (8, 0)
+"""The oldest NVIDIA GPUs that Triton supports: those with bf16."""
+
+
 class SlowBackendWarning(UserWarning):
-    """The native kernels are not there, so that the much slower reference operations serve."""
+    """The kernels for the device are not there, so that the much slower reference operations serve."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +103,11 @@ def load_model(
         path: a `.pth` or `.safetensors` file; see `resolve_model_path`.
         strategy: `auto`, or device and precision as in `cpu fp32`, `cpu bf16`, `cuda fp16`, `cuda:1 bf16`. The
             precision is what weights are rounded to; arithmetic on the CPU is always fp32. `auto` takes a GPU
-            when there is one, and leaves the weights as they are. With `upstream`, any strategy of the `rwkv`
-            package.
-        backend: `cpu` (native kernels), `reference` (plain torch), `cuda`, `upstream` (the `rwkv` package), or
-            `auto`: the fastest for the strategy, and `upstream` for checkpoints older than RWKV-7.
+            when there is one, and leaves the weights as they are. `cuda fp16 rows=64` gives every matrix product
+            64 rows (docs/design/reproducibility.md). With `upstream`, any strategy of the `rwkv` package.
+        backend: `cpu` (native kernels), `reference` (plain torch), `cuda` (NVIDIA GPUs), `upstream` (the `rwkv`
+            package), or `auto`: the fastest for the strategy, and `upstream` for checkpoints older than RWKV-7.
+            AMD and Apple GPUs are served by `reference`.
         threads: how many threads to use on the CPU; None for all.
 
     Raises:
@@ -145,25 +152,34 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
         device=ops.device,
         bitwise=ops.bitwise,
     )
-    return Rwkv7Model(network, ops, spec, threads=threads)
+    return Rwkv7Model(_stepper(network, ops), ops, spec, threads=threads)
+
+
+def _stepper(network: Network, ops: Operations) -> Stepper:
+    if ops.name != "cuda":
+        return network
+    from rwkvbatch.model.ops.graphs import GraphedNetwork, cuda_capture
+
+    return GraphedNetwork(network, cuda_capture())
 
 
 def _operations(
     checkpoint: Checkpoint, strategy: Strategy, backend: str, threads: int | None
 ) -> tuple[str, Operations]:
     """The backend's name and its operations."""
+    if backend == "cuda" and not strategy.device.startswith("cuda"):
+        raise UsageError(
+            f"--backend cuda needs an NVIDIA GPU, but the strategy is for {strategy.device!r}",
+            hint='use --strategy "cuda fp16"',
+        )
     if strategy.on_gpu:
         if backend == "cpu":
             raise UsageError(
                 f"--backend cpu cannot run on {strategy.device!r}",
                 hint='use --strategy "cpu" or --backend cuda',
             )
-        dtype = DTYPES[strategy.precision or checkpoint.architecture.precision]
-        return ("reference" if backend == "reference" else "cuda"), ReferenceOps(strategy.device, dtype)
-    if backend == "cuda":
-        raise UsageError(
-            f"--backend cuda needs a GPU, but the strategy is for {strategy.device!r}",
-            hint='use --strategy "cuda fp16"',
+        return _gpu_operations(
+            strategy, DTYPES[strategy.precision or checkpoint.architecture.precision], backend
         )
     if backend != "reference":
         try:
@@ -182,3 +198,40 @@ def _operations(
                 stacklevel=4,
             )
     return "reference", ReferenceOps("cpu")
+
+
+def _gpu_operations(strategy: Strategy, dtype: torch.dtype, backend: str) -> tuple[str, Operations]:
+    if strategy.device.startswith("cuda") and backend != "reference":
+        lacking = _lacking_for_kernels(strategy.device)
+        if lacking is None:
+            from rwkvbatch.model.ops.cuda import CudaOps
+
+            # Rows of a run that was begun with other row counts could differ, so this is a part of the backend's name.
+            name = "cuda" if strategy.fixed_rows is None else f"cuda rows={strategy.fixed_rows}"
+            return name, CudaOps(strategy.device, dtype, strategy.fixed_rows)
+        if strategy.fixed_rows is None:
+            warnings.warn(
+                f"{lacking}; the reference operations serve on the GPU, several times slower",
+                SlowBackendWarning,
+                stacklevel=5,
+            )
+    if strategy.fixed_rows is not None:
+        raise UsageError(
+            "rows= in --strategy needs the kernels for NVIDIA GPUs, and they cannot be used here",
+            hint="leave it away, or install Triton (pip install triton)",
+        )
+    return "reference", ReferenceOps(strategy.device, dtype)
+
+
+def _lacking_for_kernels(device: str) -> str | None:
+    """Why the Triton kernels cannot be used on a GPU; None if they can."""
+    if torch.version.hip is not None:
+        return f"{device!r} is an AMD GPU, and the kernels are for NVIDIA's"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        return f"{device!r} has compute capability {capability[0]}.{capability[1]}, Triton needs 8.0"
+    try:
+        import rwkvbatch.model.ops.cuda  # noqa: F401
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}); pip install triton"
+    return None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from rwkvbatch.model.base import RaggedBatch, StatePool
-from rwkvbatch.model.ops import Activation, Array, Operations
+from rwkvbatch.model.ops import Activation, Array, Operations, Product
 
 Norm = tuple[Array, Array]
 """Weight and bias."""
@@ -23,13 +23,10 @@ MIX_NAMES = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g")
 
 @dataclass(frozen=True)
 class LowRank:
-    """bias + inner(x down^T) up^T, with an activation at its end."""
+    """outer(bias + inner(x down^T) up^T) as two linear layers."""
 
     down: Array
     up: Array
-    bias: Array | None
-    inner: Activation
-    outer: Activation
 
 
 @dataclass(frozen=True)
@@ -84,11 +81,10 @@ class Network:
         def low_rank(att: str, letter: str, inner: Activation, outer: Activation) -> LowRank:
             bias = tensors.get(f"{att}.{letter}0")
             return LowRank(
-                down=ops.matrix(tensors[f"{att}.{letter}1"].t()),
-                up=ops.matrix(tensors[f"{att}.{letter}2"].t()),
-                bias=None if bias is None else ops.vector(bias.flatten()),
-                inner=inner,
-                outer=outer,
+                down=ops.linear_layer(tensors[f"{att}.{letter}1"].t(), activation=inner),
+                up=ops.linear_layer(
+                    tensors[f"{att}.{letter}2"].t(), None if bias is None else bias.flatten(), outer
+                ),
             )
 
         def time_mix(layer: int) -> TimeMix:
@@ -96,10 +92,10 @@ class Network:
             return TimeMix(
                 norm=norm(f"blocks.{layer}.ln1"),
                 mix=ops.vector(torch.stack([tensors[f"{att}.{name}"].flatten() for name in MIX_NAMES])),
-                receptance=ops.matrix(tensors[f"{att}.receptance.weight"]),
-                key=ops.matrix(tensors[f"{att}.key.weight"]),
-                value=ops.matrix(tensors[f"{att}.value.weight"]),
-                output=ops.matrix(tensors[f"{att}.output.weight"]),
+                receptance=ops.linear_layer(tensors[f"{att}.receptance.weight"]),
+                key=ops.linear_layer(tensors[f"{att}.key.weight"]),
+                value=ops.linear_layer(tensors[f"{att}.value.weight"]),
+                output=ops.linear_layer(tensors[f"{att}.output.weight"]),
                 decay=low_rank(att, "w", "tanh", "decay"),
                 rate=low_rank(att, "a", "none", "sigmoid"),
                 gate=low_rank(att, "g", "sigmoid", "none"),
@@ -115,12 +111,12 @@ class Network:
             return ChannelMix(
                 norm=norm(f"blocks.{layer}.ln2"),
                 mix=ops.vector(tensors[f"{ffn}.x_k"].flatten().unsqueeze(0)),
-                key=ops.matrix(tensors[f"{ffn}.key.weight"]),
-                value=ops.matrix(tensors[f"{ffn}.value.weight"]),
+                key=ops.linear_layer(tensors[f"{ffn}.key.weight"], activation="relu_squared"),
+                value=ops.linear_layer(tensors[f"{ffn}.value.weight"]),
             )
 
         # The largest tensors first, while little else is in memory: they exist twice while they are packed.
-        head = ops.matrix(tensors["head.weight"])
+        head = ops.linear_layer(tensors["head.weight"])
         return cls(
             embedding=ops.table(tensors["emb.weight"]),
             embedding_norm=norm("blocks.0.ln0"),
@@ -131,30 +127,44 @@ class Network:
 
     def step(self, ops: Operations, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
         """Read one ragged batch, advancing its states in `pool`; logits [P, vocab] of its output rows."""
-        step = ops.begin(batch, pool)
+        return self.run(ops, ops.begin(batch, pool))
+
+    def run(self, ops: Operations, step: Array) -> torch.Tensor:
+        """`step`, for a batch that `ops.begin` has prepared."""
         x = ops.embed(step, self.embedding, self.embedding_norm)
         v_first = None
         for layer, block in enumerate(self.blocks):
             att, ffn = block.att, block.ffn
 
             x_r, x_w, x_k, x_v, x_a, x_g = ops.shift_mix(step, "att", layer, x, att.norm, att.mix)
-            r = ops.linear(x_r, att.receptance)
-            k = ops.linear(x_k, att.key)
-            v = ops.linear(x_v, att.value)
-            w = _low_rank(ops, x_w, att.decay)
-            a = _low_rank(ops, x_a, att.rate)
-            g = _low_rank(ops, x_g, att.gate)
+            first = [
+                Product(x_r, att.receptance),
+                Product(x_k, att.key),
+                Product(x_v, att.value),
+                Product(x_w, att.decay.down),
+                Product(x_a, att.rate.down),
+                Product(x_g, att.gate.down),
+            ]
             if v_first is None or att.value_residual is None:
+                r, k, v, w, a, g = ops.linears(first)
+                w, a, g = ops.linears(
+                    [Product(w, att.decay.up), Product(a, att.rate.up), Product(g, att.gate.up)]
+                )
                 v_first = v
             else:
-                v = ops.blend(v, v_first, _low_rank(ops, x_v, att.value_residual))
+                r, k, v, w, a, g, amount = ops.linears([*first, Product(x_v, att.value_residual.down)])
+                w, a, g, v = ops.linears(
+                    [
+                        Product(w, att.decay.up),
+                        Product(a, att.rate.up),
+                        Product(g, att.gate.up),
+                        Product(amount, att.value_residual.up, blend=(v, v_first)),
+                    ]
+                )
             y = ops.wkv7(step, layer, r, w, k, v, a, g, att.k_k, att.k_a, att.r_k, att.group_norm)
-            x = ops.linear_add(y, att.output, x)
+            (x,) = ops.linears([Product(y, att.output, add=x)])
 
             (x_k,) = ops.shift_mix(step, "ffn", layer, x, ffn.norm, ffn.mix)
-            x = ops.linear_add(ops.linear_relu_squared(x_k, ffn.key), ffn.value, x)
+            (k,) = ops.linears([Product(x_k, ffn.key)])
+            (x,) = ops.linears([Product(k, ffn.value, add=x)])
         return ops.head(step, x, self.out_norm, self.head)
-
-
-def _low_rank(ops: Operations, x: Array, chain: LowRank) -> Array:
-    return ops.low_rank(x, chain.down, chain.up, chain.bias, chain.inner, chain.outer)

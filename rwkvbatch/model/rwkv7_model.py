@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 
@@ -18,8 +19,15 @@ from rwkvbatch.model.base import (
 )
 from rwkvbatch.model.forward import check_tokens, forward
 from rwkvbatch.model.ops import Operations
-from rwkvbatch.model.rwkv7 import Network
-from rwkvbatch.model.settings import num_threads, tf32
+from rwkvbatch.model.settings import fp32_sums, num_threads, tf32
+
+
+class Stepper(Protocol):
+    """A `Network`, or something around one."""
+
+    def step(self, ops: Any, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+        """See `Network.step`."""
+        ...
 
 
 class Rwkv7Model:
@@ -33,7 +41,7 @@ class Rwkv7Model:
 
     def __init__(
         self,
-        network: Network,
+        network: Stepper,
         ops: Operations,
         spec: ModelSpec,
         *,
@@ -56,7 +64,13 @@ class Rwkv7Model:
 
     def step(self, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
         check_tokens(batch.tokens, self._spec.vocab_size)
-        with torch.no_grad(), num_threads(self._threads), tf32(self._allow_tf32, self.ops.device):
+        device = self.ops.device
+        with (
+            torch.no_grad(),
+            num_threads(self._threads),
+            tf32(self._allow_tf32, device),
+            fp32_sums(device),
+        ):
             return self._network.step(self.ops, batch, pool)
 
     def sample(self, logits: torch.Tensor, batch: SampleBatch) -> Sampled:

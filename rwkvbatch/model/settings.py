@@ -35,3 +35,23 @@ def tf32(allowed: bool, device: str = "cuda") -> Iterator[None]:
         yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before  # pyright: ignore[reportAttributeAccessIssue]
+
+
+_SUMS_IN_HALF = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+
+
+@contextmanager
+def fp32_sums(device: str) -> Iterator[None]:
+    """A GPU adds up products of fp16 and bf16 in fp32 from beginning to end, inside; nothing on the CPU."""
+    if device == "cpu":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before = {name: getattr(matmul, name) for name in _SUMS_IN_HALF}
+    for name in _SUMS_IN_HALF:
+        setattr(matmul, name, False)
+    try:
+        yield
+    finally:
+        for name, allowed in before.items():
+            setattr(matmul, name, allowed)

@@ -67,12 +67,14 @@ def save_state(
     *,
     tokens: Sequence[Sequence[int]] | None = None,
     replace: bool = False,
+    private: bool = False,
 ) -> None:
     """Write `state` as `.safetensors`, marked as belonging to the model that `spec` describes.
 
     Args:
         tokens: what each sequence has read, to be kept beside its state.
         replace: whether an existing file may be replaced.
+        private: whether only the owner may read it: a state tells what was read.
 
     Raises:
         UsageError: the name does not end in `.safetensors`, or the file is there and may not be replaced.
@@ -91,7 +93,7 @@ def save_state(
     if tokens is not None:
         metadata["tokens"] = json.dumps([[int(token) for token in part] for part in tokens])
     metadata["checksum"] = _checksum(tensors, metadata)
-    save_tensors(target, tensors, metadata=metadata, replace=replace)
+    save_tensors(target, tensors, metadata=metadata, replace=replace, private=private)
 
 
 def _tuned(file: TensorFile, spec: ModelSpec) -> State:

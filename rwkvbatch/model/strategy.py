@@ -15,14 +15,19 @@ Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS: dict[torch.dtype, Precision] = {dtype: precision for precision, dtype in DTYPES.items()}
 
-_PLAIN = re.compile(r"(?P<device>cpu|cuda(?::\d{1,3})?)(?: +(?P<precision>fp32|bf16|fp16))?")
+_PLAIN = re.compile(
+    r"(?P<device>cpu|mps|cuda(?::\d{1,3})?)(?: +(?P<precision>fp32|bf16|fp16))?(?: +rows=(?P<rows>[1-9]\d{0,3}))?"
+)
 
 # The `rwkv` package's own grammar: parts joined by `->`, each a device, a precision, perhaps i8, perhaps a layer count.
 _UPSTREAM_PART = re.compile(
     r"(?:cpu|mps|dml|cuda(?::\d{1,3})?) +(?:fp32|bf16|fp16)(?:i8)?(?: +\*\d{1,6}\+?)?"
 )
 
-ALLOWED = '"auto", "cpu", "cpu fp32", "cpu bf16", "cpu fp16", "cuda", "cuda fp16", "cuda:1 bf16" and the like'
+ALLOWED = (
+    '"auto", "cpu", "cpu fp32", "cpu bf16", "cpu fp16", "cuda", "cuda fp16", "cuda:1 bf16", "cuda fp16 rows=64", '
+    '"mps fp16" and the like'
+)
 ALLOWED_UPSTREAM = (
     '"cpu fp32", "cuda fp16", "cuda fp16i8", "cuda fp16 *10 -> cpu fp32", "cuda fp16i8 *0+ -> cpu fp32 *1" '
     "and the like, as the `rwkv` package documents them"
@@ -34,12 +39,15 @@ class Strategy:
     """Where to run, and how to round.
 
     Attributes:
-        device: `cpu`, `cuda` or `cuda:N`.
+        device: `cpu`, `cuda`, `cuda:N` or `mps`.
         precision: what the weights are rounded to when they are loaded; None leaves them as they are.
+        fixed_rows: how many rows every matrix product on a GPU has, so that a reply does not depend on how many
+            others there are; None for as many as there are.
     """
 
     device: str
     precision: Precision | None
+    fixed_rows: int | None = None
 
     @property
     def on_gpu(self) -> bool:
@@ -66,7 +74,13 @@ def parse_strategy(text: str) -> Strategy:
         if is_upstream(wanted):
             hint = "this form works with --backend upstream only (and there for RWKV-4, 5 and 6 only)"
         raise UsageError(f"--strategy must be one of {ALLOWED}; got {text!r}", hint=hint)
-    strategy = Strategy(match["device"], match["precision"])  # pyright: ignore[reportArgumentType]
+    rows = match["rows"]
+    strategy = Strategy(match["device"], match["precision"], None if rows is None else int(rows))  # pyright: ignore[reportArgumentType]
+    if rows is not None and not strategy.device.startswith("cuda"):
+        raise UsageError(
+            f"rows= in --strategy is for NVIDIA GPUs; got {text!r}",
+            hint="on the CPU replies do not depend on the others in any case",
+        )
     check_device(strategy.device)
     return strategy
 
@@ -97,6 +111,11 @@ def parse_upstream_strategy(text: str, generation: str) -> str:
 
 def check_device(device: str) -> None:
     """Raise `UsageError` when this machine lacks `device`."""
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(
+            "--strategy asks for the device 'mps', but no Apple GPU was found",
+            hint='use --strategy "cpu" or "auto"',
+        )
     if not device.startswith("cuda"):
         return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from rwkvbatch.errors import StorageError, UsageError
 SUFFIXES = (".pth", ".safetensors")
 FILE_MODE = 0o644
 """Less what the umask takes."""
+PRIVATE_MODE = 0o600
 
 
 def save_tensors(
@@ -25,19 +27,21 @@ def save_tensors(
     *,
     metadata: Mapping[str, str] | None = None,
     replace: bool = False,
+    private: bool = False,
 ) -> None:
     """Write `.pth` or `.safetensors`, as the name ends, so that the file is there complete or not at all.
 
     Args:
         metadata: texts for the header of a `.safetensors` file.
         replace: whether an existing file may be replaced.
+        private: whether only the owner may read it, at no time anyone else.
 
     Raises:
         UsageError: the name ends otherwise, or the file is there and may not be replaced.
         StorageError: it could not be written.
     """
     check_target(path, replace=replace)
-    with _replacing(path) as temporary:
+    with _replacing(path, PRIVATE_MODE if private else FILE_MODE) as temporary:
         plain = _own_storages(tensors)
         if path.suffix == ".safetensors":
             save_file(plain, temporary, dict(metadata) if metadata else None)
@@ -78,12 +82,12 @@ def _own_storages(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def _replacing(path: Path, mode: int) -> Iterator[Path]:
     """A temporary file beside `path` that takes its name when the block ends well."""
     temporary = path.with_name(f".rwkvbatch-{secrets.token_hex(8)}.tmp")
     try:
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
-        mode = temporary.stat().st_mode
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
+        mode = stat.S_IMODE(temporary.stat().st_mode)
     except OSError as error:
         raise StorageError(f"cannot write in {str(path.parent)!r}: {error.strerror}") from error
     try:

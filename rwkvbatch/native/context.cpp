@@ -81,7 +81,8 @@ template <class Work> void Context::run_rows(size_t rows, size_t floats_per_row,
     });
 }
 
-Matrix Context::matrix(const uint8_t* data, Dtype dtype, size_t out, size_t in, int64_t out_stride, int64_t in_stride) {
+LinearLayer Context::linear_layer(const uint8_t* data, Dtype dtype, size_t out, size_t in, int64_t out_stride,
+                                  int64_t in_stride, const float* bias, Activation activation) {
     PackedMatrix packed{nullptr, dtype, out, in};
     const size_t element = size_of(dtype), panel_bytes = packed.panel_bytes();
     uint8_t* target = store_->allocate(packed.num_panels() * panel_bytes);
@@ -101,7 +102,7 @@ Matrix Context::matrix(const uint8_t* data, Dtype dtype, size_t out, size_t in, 
         }
     });
     packed.data = target;
-    return {packed, store_};
+    return {{packed, store_}, bias != nullptr ? vector(bias, 1, out).data : nullptr, activation};
 }
 
 Vector Context::vector(const float* data, size_t rows, size_t width) {
@@ -162,42 +163,45 @@ std::vector<ArrayPtr> Context::shift_mix(Step& step, size_t kind, size_t layer, 
     return mixed;
 }
 
-void Context::run_linear(LinearJob job) {
-    const size_t panels = job.weight.num_panels(), share = ceil_div(panels, threads_.size());
-    const size_t products = job.num_rows * job.weight.out * job.weight.in;
-    // A few tasks for each thread, so that one that is late can be helped, in whole register tiles.
-    size_t per_task = panels / (threads_.size() * 4);
-    per_task = per_task >= LINEAR_MAX_PANELS_PER_TASK ? LINEAR_MAX_PANELS_PER_TASK : std::min<size_t>(share, 4);
-    job.panels_per_task = per_task;
-    if (products < MIN_SHARED_PRODUCTS) {
-        for (size_t task = 0; task < job.num_tasks(); ++task) kernels_->linear(job, task, scratch(0));
-        return;
+void Context::run_linears(std::vector<LinearJob>& jobs) {
+    size_t num_tasks = 0, products = 0;
+    for (LinearJob& job : jobs) {
+        const size_t panels = job.weight.num_panels(), share = ceil_div(panels, threads_.size());
+        // A few tasks for each thread, so that one that is late can be helped, in whole register tiles.
+        size_t per_task = panels / (threads_.size() * 4);
+        per_task = per_task >= LINEAR_MAX_PANELS_PER_TASK ? LINEAR_MAX_PANELS_PER_TASK : std::min<size_t>(share, 4);
+        job.panels_per_task = per_task;
+        num_tasks += job.num_tasks();
+        products += job.num_rows * job.weight.out * job.weight.in;
     }
-    threads_.run(job.num_tasks(), [&](size_t task, size_t thread) { kernels_->linear(job, task, scratch(thread)); });
+    const auto work = [&](size_t task, size_t thread) {
+        const LinearJob* job = jobs.data();
+        for (; task >= job->num_tasks(); ++job) task -= job->num_tasks();
+        kernels_->linear(*job, task, scratch(thread));
+    };
+    if (products >= MIN_SHARED_PRODUCTS) threads_.run(num_tasks, work);
+    else for (size_t task = 0; task < num_tasks; ++task) work(task, 0);
 }
 
-ArrayPtr Context::linear(const Array& x, const Matrix& weight, End end, const Array* residual, const Vector* bias,
-                         Activation activation) {
+std::vector<ArrayPtr> Context::linears(const std::vector<Product>& products) {
     const StandardArithmetic arithmetic;
-    check(x.width == weight.packed.in, "linear: the weight does not have as many inputs as the activations");
-    check(residual == nullptr || (residual->rows == x.rows && residual->width == weight.packed.out),
-          "linear: the residual is not of the result's shape");
-    check(bias == nullptr || bias->width == weight.packed.out, "linear: the bias is not of the result's width");
-    ArrayPtr out = array(x.rows, weight.packed.out);
-    run_linear({x.view(), x.rows, weight.packed, out->view(), end,
-                residual != nullptr ? ConstRows(residual->view()) : ConstRows(nullptr, 0),
-                bias != nullptr ? bias->data : nullptr, activation, 0});
-    return out;
-}
-
-ArrayPtr Context::blend(const Array& x, const Array& target, const Array& amount) {
-    const StandardArithmetic arithmetic;
-    check(x.rows == target.rows && x.rows == amount.rows && x.width == target.width && x.width == amount.width,
-          "blend: three arrays of one shape are needed");
-    ArrayPtr out = array(x.rows, x.width);
-    const BlendJob job{x.view(), target.view(), amount.view(), x.width, out->view()};
-    run_rows(x.rows, x.width, [&](size_t begin, size_t end, size_t) { kernels_->blend(job, begin, end); });
-    return out;
+    std::vector<ArrayPtr> results;
+    std::vector<LinearJob> jobs;
+    const auto rows_of = [](const Array* array) { return array != nullptr ? ConstRows(array->view()) : ConstRows(nullptr, 0); };
+    for (const Product& product : products) {
+        const Array& x = *product.x;
+        const LinearLayer& layer = *product.layer;
+        const PackedMatrix& weight = layer.weight.packed;
+        check(x.width == weight.in, "linears: a layer does not have as many inputs as its activations");
+        for (const Array* array : {product.add, product.start, product.target})
+            check(array == nullptr || (array->rows == x.rows && array->width == weight.out),
+                  "linears: what a result is added to or blended with is not of its shape");
+        results.push_back(array(x.rows, weight.out));
+        jobs.push_back({x.view(), x.rows, weight, layer.bias, layer.activation, rows_of(product.add),
+                        rows_of(product.start), rows_of(product.target), results.back()->view(), 0});
+    }
+    run_linears(jobs);
+    return results;
 }
 
 ArrayPtr Context::wkv7(Step& step, size_t layer, const Array& r, const Array& w, const Array& k, const Array& v,
@@ -228,17 +232,20 @@ ArrayPtr Context::wkv7(Step& step, size_t layer, const Array& r, const Array& w,
     return out;
 }
 
-void Context::head(const Step& step, const Array& x, const Vector& weight, const Vector& bias, const Matrix& head,
+void Context::head(const Step& step, const Array& x, const Vector& weight, const Vector& bias, const LinearLayer& head,
                    float* logits) {
     const StandardArithmetic arithmetic;
-    check(x.rows == step.tokens.size() && x.width == head.packed.in && weight.width == x.width && bias.width == x.width,
+    check(x.rows == step.tokens.size() && x.width == head.weight.packed.in && weight.width == x.width && bias.width == x.width,
           "head: the activations and weights do not fit each other");
     const size_t rows = step.outputs.size();
     const ArrayPtr normed = array(rows, x.width);
     const NormJob norm{x.view(), step.outputs.data(), x.width, weight.data, bias.data, LAYER_NORM_EPS, normed->view()};
     run_rows(rows, x.width, [&](size_t begin, size_t end, size_t) { kernels_->layer_norm(norm, begin, end); });
-    run_linear({normed->view(), rows, head.packed, {logits, head.packed.out}, End::STORE, ConstRows(nullptr, 0), nullptr,
-                Activation::NONE, 0});
+    const PackedMatrix& matrix = head.weight.packed;
+    const ConstRows none(nullptr, 0);
+    std::vector<LinearJob> jobs{{normed->view(), rows, matrix, head.bias, head.activation, none, none, none,
+                                 {logits, matrix.out}, 0}};
+    run_linears(jobs);
 }
 
 void Context::sample(const SampleRow* rows, size_t count, Choice* choices) {

@@ -26,6 +26,13 @@ struct Vector {
     std::shared_ptr<WeightStore> store;
 };
 
+// A linear layer: y = activation(x W^T + bias), the bias null where there is none.
+struct LinearLayer {
+    Matrix weight;
+    const float* bias;
+    Activation activation;
+};
+
 // An embedding table as it is in the checkpoint.
 struct Table {
     const uint8_t* data;
@@ -89,6 +96,13 @@ struct LayerVectors {
     const Vector &k_k, &k_a, &r_k, &norm_weight, &norm_bias;
 };
 
+// A linear layer at work: its result is y, add + y or start + (target - start) * y.
+struct Product {
+    const Array* x;
+    const LinearLayer* layer;
+    const Array *add, *start, *target;  // or null
+};
+
 class Context {
 public:
     // `isa`: "auto" or the name of an instruction set. Throws std::invalid_argument where it is not to be had.
@@ -102,7 +116,8 @@ public:
     size_t weight_bytes() const { return store_->num_bytes(); }
 
     // `strides` count elements.
-    Matrix matrix(const uint8_t* data, Dtype dtype, size_t out, size_t in, int64_t out_stride, int64_t in_stride);
+    LinearLayer linear_layer(const uint8_t* data, Dtype dtype, size_t out, size_t in, int64_t out_stride,
+                             int64_t in_stride, const float* bias, Activation activation);
     Vector vector(const float* data, size_t rows, size_t width);
     Table table(const uint8_t* data, Dtype dtype, size_t vocab_size, size_t width);
     ArrayPtr array(size_t rows, size_t width);
@@ -110,13 +125,11 @@ public:
     ArrayPtr embed(const Step& step, const Table& table, const Vector& weight, const Vector& bias);
     std::vector<ArrayPtr> shift_mix(Step& step, size_t kind, size_t layer, const Array& x, const Vector& weight,
                                     const Vector& bias, const Vector& mix);
-    ArrayPtr linear(const Array& x, const Matrix& weight, End end = End::STORE, const Array* residual = nullptr,
-                    const Vector* bias = nullptr, Activation activation = Activation::NONE);
-    ArrayPtr blend(const Array& x, const Array& target, const Array& amount);
+    std::vector<ArrayPtr> linears(const std::vector<Product>& products);
     ArrayPtr wkv7(Step& step, size_t layer, const Array& r, const Array& w, const Array& k, const Array& v,
                   const Array& a, const Array& g, const LayerVectors& vectors);
     // Logits of the step's output rows into `logits`, [outputs, vocabulary] without gaps.
-    void head(const Step& step, const Array& x, const Vector& weight, const Vector& bias, const Matrix& head,
+    void head(const Step& step, const Array& x, const Vector& weight, const Vector& bias, const LinearLayer& head,
               float* logits);
 
     void sample(const SampleRow* rows, size_t count, Choice* choices);
@@ -125,7 +138,7 @@ public:
 private:
     float* scratch(size_t thread) { return scratch_[thread].get(); }
     void need_scratch(size_t count);
-    void run_linear(LinearJob job);
+    void run_linears(std::vector<LinearJob>& jobs);
     // Call work(begin, end, thread) on parts of `rows` rows that cost about `floats_per_row` each.
     template <class Work> void run_rows(size_t rows, size_t floats_per_row, const Work& work);
 

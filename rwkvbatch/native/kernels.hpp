@@ -8,9 +8,8 @@
 
 namespace rwkv {
 
-enum class Activation { NONE, TANH, SIGMOID, DECAY };
+enum class Activation { NONE, TANH, SIGMOID, DECAY, RELU_SQUARED };
 enum class Dtype { FP32, BF16, FP16 };
-enum class End { STORE, RELU_SQUARED, ADD, ACTIVATE };
 
 constexpr size_t PANEL = 16;  // columns (outputs) that lie together in a packed matrix
 
@@ -41,16 +40,16 @@ struct ConstRows {
     ConstRows(Rows rows) : data(rows.data), stride(rows.stride) {}
 };
 
-// out = end(x W^T)
+// y = activation(x W^T + bias); out = y, add + y or start + (target - start) * y. What is null is left out.
 struct LinearJob {
     ConstRows x;
     size_t num_rows;
     PackedMatrix weight;
+    const float* bias;
+    Activation activation;
+    ConstRows add;  // may be `out`
+    ConstRows start, target;
     Rows out;
-    End end;
-    ConstRows residual;      // ADD; may be `out`
-    const float* bias;       // ACTIVATE; may be null
-    Activation activation;   // ACTIVATE
     size_t panels_per_task;
 
     size_t num_tasks() const { return ceil_div(weight.num_panels(), panels_per_task); }
@@ -89,13 +88,6 @@ struct MixJob {
     size_t num_mixes;
     const float* factors;
     Rows out[MAX_MIXES];
-};
-
-// out = x + (target - x) * amount
-struct BlendJob {
-    ConstRows x, target, amount;
-    size_t width;
-    Rows out;
 };
 
 // One layer's recurrence. A task is some heads of one sequence, taken in `order`.
@@ -141,7 +133,6 @@ struct Kernels {
     void (*layer_norm)(const NormJob&, size_t begin, size_t end);
     void (*embed)(const EmbedJob&, size_t begin, size_t end, float* scratch);
     void (*mix)(const MixJob&, size_t begin, size_t end);
-    void (*blend)(const BlendJob&, size_t begin, size_t end);
     void (*wkv7)(const Wkv7Job&, size_t task);
     void (*activate)(float* values, size_t count, Activation);
     Choice (*sample)(const SampleRow&, float* scratch);

@@ -109,17 +109,15 @@ inline TileFunction tile_function(Dtype dtype, size_t rows, size_t panels) {
 
 // What a layer's end makes of the sums of one row and panel.
 RWKV_INLINE F16 finish(const LinearJob& job, F16 sum, size_t row, size_t column, size_t width) {
-    switch (job.end) {
-        case End::RELU_SQUARED: {
-            const F16 positive = greater(zero(), sum);  // the second operand where it is NaN
-            return positive * positive;
-        }
-        case End::ADD: return load_upto(job.residual.data + row * job.residual.stride + column, width) + sum;
-        case End::ACTIVATE:
-            if (job.bias != nullptr) sum = sum + load_upto(job.bias + column, width);
-            return activate(sum, job.activation);
-        default: return sum;
+    const auto at = [&](ConstRows rows) { return load_upto(rows.data + row * rows.stride + column, width); };
+    if (job.bias != nullptr) sum = sum + load_upto(job.bias + column, width);
+    const F16 y = activate(sum, job.activation);
+    if (job.add.data != nullptr) return at(job.add) + y;
+    if (job.start.data != nullptr) {
+        const F16 start = at(job.start);
+        return fma(at(job.target) - start, y, start);
     }
+    return y;
 }
 
 // A block of rows in tiles of nearly the same height: 8 rows are 4 and 4, not 6 and 2.

@@ -51,6 +51,10 @@ RWKV_INLINE F16 activate(F16 x, Activation activation) {
         case Activation::TANH: return tanh(x);
         case Activation::SIGMOID: return sigmoid(x);
         case Activation::DECAY: return exp(set1(-0.60653065971263342f) * sigmoid(x));
+        case Activation::RELU_SQUARED: {
+            const F16 positive = greater(zero(), x);  // the second operand where it is NaN
+            return positive * positive;
+        }
         default: return x;
     }
 }

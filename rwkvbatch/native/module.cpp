@@ -1,6 +1,7 @@
 // The Python face of the CPU backend; ops/cpu.py is its only caller.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
@@ -39,6 +40,7 @@ Activation activation_of(const char* name) {
         case 't': return Activation::TANH;
         case 's': return Activation::SIGMOID;
         case 'd': return Activation::DECAY;
+        case 'r': return Activation::RELU_SQUARED;
         default: return Activation::NONE;
     }
 }
@@ -60,18 +62,27 @@ Pool make_pool(States<4> shifts, States<5> wkv) {
     return {shifts, wkv, view};
 }
 
-nb::tuple mixed(Context& context, Step& step, const char* kind, size_t layer, const Array& x, const Vector& weight,
-                const Vector& bias, const Vector& mix) {
-    std::vector<ArrayPtr> arrays = context.shift_mix(step, kind[0] == 'a' ? 0 : 1, layer, x, weight, bias, mix);
+nb::tuple tuple_of(std::vector<ArrayPtr> arrays) {
     nb::list result;
     for (ArrayPtr& array : arrays) result.append(nb::cast(std::move(array)));
     return nb::tuple(result);
 }
 
-ArrayPtr low_rank(Context& context, const Array& x, const Matrix& down, const Matrix& up, const Vector* bias,
-                  const char* inner, const char* outer) {
-    const ArrayPtr hidden = context.linear(x, down, End::ACTIVATE, nullptr, nullptr, activation_of(inner));
-    return context.linear(*hidden, up, End::ACTIVATE, nullptr, bias, activation_of(outer));
+nb::tuple mixed(Context& context, Step& step, const char* kind, size_t layer, const Array& x, const Vector& weight,
+                const Vector& bias, const Vector& mix) {
+    return tuple_of(context.shift_mix(step, kind[0] == 'a' ? 0 : 1, layer, x, weight, bias, mix));
+}
+
+// `products` holds records of x, layer, add and blend, see `Product` in ops/__init__.py.
+nb::tuple linears(Context& context, nb::sequence products) {
+    const auto array_at = [](nb::handle record, size_t i) { return nb::cast<const Array*>(record[i]); };
+    std::vector<Product> converted;
+    for (nb::handle record : products) {
+        const nb::object blend = record[3];
+        converted.push_back({array_at(record, 0), nb::cast<const LinearLayer*>(record[1]), array_at(record, 2),
+                             blend.is_none() ? nullptr : array_at(blend, 0), blend.is_none() ? nullptr : array_at(blend, 1)});
+    }
+    return tuple_of(context.linears(converted));
 }
 
 ArrayPtr array_of(Context& context, Input<float, 2> values) {
@@ -160,7 +171,7 @@ void multiply_add(Context& context, size_t rounds) {
 NB_MODULE(_native, m) {
     m.doc() = "CPU kernels of rwkvbatch; use them through rwkvbatch.model.ops.cpu.";
 
-    nb::class_<Matrix>(m, "Matrix").def_prop_ro("outputs", [](const Matrix& w) { return w.packed.out; });
+    nb::class_<LinearLayer>(m, "LinearLayer").def_prop_ro("outputs", [](const LinearLayer& l) { return l.weight.packed.out; });
     nb::class_<Vector>(m, "Vector");
     nb::class_<Table>(m, "Table");
     nb::class_<Array>(m, "Array").def("numpy", &numpy_of, nb::rv_policy::reference_internal);
@@ -175,10 +186,13 @@ NB_MODULE(_native, m) {
         .def("set_guard", [](Context& c, bool guard) { c.arena().set_guard(guard); })
         .def("take_damage", [](Context& c) { return c.arena().take_damage(); })
         .def("array", &array_of)
-        .def("matrix", [](Context& c, const Weight& weight, const std::string& dtype) {
+        .def("linear_layer", [](Context& c, const Weight& weight, const std::string& dtype,
+                                std::optional<Input<float, 1>> bias, const char* activation) {
             const Dtype kind = dtype_of(dtype);
-            return c.matrix(bytes_of(weight, kind), kind, weight.shape(0), weight.shape(1), weight.stride(0), weight.stride(1));
-        })
+            if (bias && bias->size() != weight.shape(0)) throw nb::value_error("a linear layer needs one bias for each output");
+            return c.linear_layer(bytes_of(weight, kind), kind, weight.shape(0), weight.shape(1), weight.stride(0),
+                                  weight.stride(1), bias ? bias->data() : nullptr, activation_of(activation));
+        }, "weight"_a, "dtype"_a, "bias"_a.none(), "activation"_a)
         .def("vector", [](Context& c, Input<float, 2> weight) {
             return c.vector(weight.data(), weight.shape(0), weight.shape(1));
         })
@@ -195,21 +209,15 @@ NB_MODULE(_native, m) {
         }, nb::keep_alive<0, 6>())
         .def("embed", &Context::embed)
         .def("shift_mix", &mixed)
-        .def("linear", [](Context& c, const Array& x, const Matrix& w) { return c.linear(x, w); })
-        .def("linear_relu_squared", [](Context& c, const Array& x, const Matrix& w) { return c.linear(x, w, End::RELU_SQUARED); })
-        .def("linear_add", [](Context& c, const Array& x, const Matrix& w, const Array& residual) {
-            return c.linear(x, w, End::ADD, &residual);
-        })
-        .def("low_rank", &low_rank, "x"_a, "down"_a, "up"_a, "bias"_a.none(), "inner"_a, "outer"_a)
-        .def("blend", &Context::blend)
+        .def("linears", &linears)
         .def("wkv7", [](Context& c, Step& step, size_t layer, const Array& r, const Array& w, const Array& k, const Array& v,
                         const Array& a, const Array& g, const Vector& k_k, const Vector& k_a, const Vector& r_k,
                         const Vector& norm_weight, const Vector& norm_bias) {
             return c.wkv7(step, layer, r, w, k, v, a, g, {k_k, k_a, r_k, norm_weight, norm_bias});
         })
         .def("head", [](Context& c, const Step& step, const Array& x, const Vector& weight, const Vector& bias,
-                        const Matrix& head, States<2> logits) {
-            if (logits.shape(0) != step.outputs.size() || logits.shape(1) != head.packed.out)
+                        const LinearLayer& head, States<2> logits) {
+            if (logits.shape(0) != step.outputs.size() || logits.shape(1) != head.weight.packed.out)
                 throw nb::value_error("head: the logits must be [outputs, vocabulary]");
             c.head(step, x, weight, bias, head, logits.data());
         })

@@ -84,17 +84,6 @@ inline void mix(const MixJob& job, size_t begin, size_t end) {
     }
 }
 
-inline void blend(const BlendJob& job, size_t begin, size_t end) {
-    for (size_t row = begin; row < end; ++row)
-        for (size_t i = 0; i < job.width; i += LANES) {
-            const size_t n = job.width - i;
-            const F16 x = load_upto(job.x.data + row * job.x.stride + i, n);
-            const F16 target = load_upto(job.target.data + row * job.target.stride + i, n);
-            const F16 amount = load_upto(job.amount.data + row * job.amount.stride + i, n);
-            store_upto(job.out.data + row * job.out.stride + i, fma(target - x, amount, x), n);
-        }
-}
-
 inline void activate_all(float* values, size_t count, Activation activation) {
     for (size_t i = 0; i < count; i += LANES)
         store_upto(values + i, activate(load_upto(values + i, count - i), activation), count - i);

@@ -31,16 +31,21 @@ class Wanted:
     plan: Plan
     repeats: tuple[int, ...]
 
-    def dialogues(self) -> Iterator[int]:
-        """Their numbers, in the plan's order."""
-        for conversation in range(len(self.plan.conversations)):
+    def dialogues(self, *, longest_first: bool = False) -> Iterator[int]:
+        """Their numbers, in the plan's order; or those of the conversations with the most turns first."""
+        conversations = self.plan.chosen
+        if longest_first:
+            lengths = [len(conversation.turns) for conversation in self.plan.conversations]
+            conversations = sorted(conversations, key=lambda number: -lengths[number])
+        for conversation in conversations:
             for cell, repeats in enumerate(self.repeats):
                 first = self.plan.number_of(conversation, cell, 0)
                 yield from range(first, first + repeats)
 
     @cached_property
     def num_rows(self) -> int:
-        return sum(len(c.turns) for c in self.plan.conversations) * sum(self.repeats)
+        turns = sum(len(self.plan.conversations[number].turns) for number in self.plan.chosen)
+        return turns * sum(self.repeats)
 
 
 def first_round(plan: Plan) -> Wanted:

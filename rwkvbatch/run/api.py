@@ -12,6 +12,7 @@ from rwkvbatch.run.prepare import RunArguments, prepare, split_lists
 from rwkvbatch.run.progress import Observer
 from rwkvbatch.run.settings import CellSettings
 from rwkvbatch.run.setup import Workshop
+from rwkvbatch.run.workers.hiring import crew_for
 
 if TYPE_CHECKING:
     from rwkvbatch.model.base import Model
@@ -30,6 +31,7 @@ def run(
     retry_errors: bool = False,
     repair: bool = False,
     skip_bad: bool = False,
+    shard: str | None = None,
     observer: Observer | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     **settings: Any,
@@ -44,6 +46,7 @@ def run(
         grid: a TOML file with a grid of settings. config: one with settings.
         retry_errors: run rows again that failed. repair: set damaged rows aside and run them again.
         skip_bad: leave bad lines of a script out.
+        shard: run only this part of the conversations, such as `2/8`.
         observer: is told of progress. should_stop: asked between steps; true ends the run, which can be continued.
         settings: fields of `RunSettings`; a list of values makes a dimension of the grid. They win over a
             conversation's own params.
@@ -75,6 +78,7 @@ def run(
             grid=None if grid is None else Path(grid),
             config=None if config is None else Path(config),
             skip_bad=skip_bad,
+            shard=shard,
         )
     )
     options = RunOptions(
@@ -85,5 +89,6 @@ def run(
         repair=repair,
         observer=observer,
         should_stop=should_stop,
+        crew=crew_for(prepared.plan.settings, model_given=loaded is not None),
     )
     return execute(prepared.plan, Workshop(prepared.plan.settings, loaded), options)

@@ -15,6 +15,7 @@ from rwkvbatch.run.files import OS_FILES, Files, make_directory, replace_file
 from rwkvbatch.run.lock import LOCK_NAME, DirectoryLock
 from rwkvbatch.run.manifest import read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.run.plan import Plan
+from rwkvbatch.run.shard import Shard, write_members
 from rwkvbatch.run.store import DAMAGED_NAME, RESULTS_NAME, RowStore
 from rwkvbatch.text.safe import file_name
 
@@ -60,17 +61,22 @@ class RunDirectory:
         """Whether a run is there already."""
         return self.manifest is not None
 
-    def claim(self, identity: Mapping[str, Any], make_about: Callable[[], Mapping[str, Any]]) -> None:
-        """Make sure that the directory is this run's: compare the manifest, or write it.
+    def claim(
+        self,
+        identity: Mapping[str, Any],
+        make_about: Callable[[], Mapping[str, Any]],
+        shard: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make sure that the directory is this run's, or this part's of it: compare the manifest, or write it.
 
         Raises:
             RunMismatchError: it is another run's; says in what they differ.
             StorageError: the manifest could not be written.
         """
         if self.manifest is not None:
-            refuse_other_run(self.path, self.manifest["identity"], identity)
+            refuse_other_run(self.path, self.manifest, identity, shard)
         else:
-            write_manifest(self._files, self.path, identity, make_about())
+            write_manifest(self._files, self.path, identity, make_about(), shard)
         self._is_new = False
 
     def open_rows(self, plan: Plan, *, repair: bool = False) -> RowStore:
@@ -92,6 +98,14 @@ class RunDirectory:
                 DAMAGED_NAME,
             )
         return store
+
+    def keep_members(self, plan: Plan) -> None:
+        """Keep which conversations the plan's part of a run has, in `shard.jsonl`, for `merge`.
+
+        Raises:
+            StorageError: the file could not be written.
+        """
+        write_members(self._files, self.path, plan.members())
 
     def keep_skipped(self, lines: Iterable[bytes]) -> None:
         """Keep the script's bad lines, as they were, in `skipped.jsonl`.
@@ -130,10 +144,13 @@ class RunDirectory:
             )
 
 
-def default_directory(scripts: Sequence[str], parent: Path = Path("runs")) -> Path:
-    """`runs/NAME`, of the first script's name and the time; never one that exists."""
+def default_directory(
+    scripts: Sequence[str], parent: Path = Path("runs"), *, shard: Shard | None = None
+) -> Path:
+    """`runs/NAME`, of the first script's name, the time and the part; never one that exists."""
     stem = "stdin" if scripts[0] == "-" else file_name(Path(scripts[0]).stem)
-    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    part = "" if shard is None else f"-part-{shard.part}-of-{shard.parts}"
+    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}{part}"
     path, count = parent / name, 1
     while path.exists():
         count += 1

@@ -1,33 +1,32 @@
-"""Dialogues, turn by turn, many at once over one engine; every finished turn goes to the store.
-
-Nothing here decides about a token: the engine's replies depend on the request alone, so it does not matter which
-dialogues are under way together, and rows that were under way when a run ended are simply asked for again.
-"""
+"""The driver: leases dialogues to workers, and writes the rows that they report. The only writer of a run."""
 
 from __future__ import annotations
 
 import logging
+import time
+from array import array
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from rwkvbatch.engine.request import Reply, Request, Score
-from rwkvbatch.errors import RowError, RwkvBatchError
+from rwkvbatch.errors import RwkvBatchError
+from rwkvbatch.run.lines import EncodedRow
 from rwkvbatch.run.plan import Plan
+from rwkvbatch.run.progress import WorkerProgress
 from rwkvbatch.run.rows import Row
-from rwkvbatch.run.turns import ActiveDialogue, Desk
+from rwkvbatch.run.setup import Setup
+from rwkvbatch.run.turns import error_row
+from rwkvbatch.run.workers.crew import Crew
+from rwkvbatch.run.workers.dispatch import MAX_ATTEMPTS, Dispatcher, Grant
+from rwkvbatch.run.workers.messages import Drop, FinishedRow, Joined, Lease, Leave, Left, Report, Work
+from rwkvbatch.run.workers.worker import finished_row, not_reached
+
+WAIT_S = 0.25
+"""How long the driver waits for a word of its workers before it looks at the clock."""
+DRAIN_S = 10.0
+"""How long workers have to come to the end of their step when the run is stopped."""
 
 _log = logging.getLogger(__name__)
-
-
-class TurnEngine(Protocol):
-    """What the driver needs of an engine."""
-
-    @property
-    def max_batch(self) -> int: ...
-    def submit(self, request: Request) -> int: ...
-    def submit_score(self, prefix: Sequence[int], continuation: Sequence[int], root: int = 0) -> int: ...
-    def step(self) -> Sequence[tuple[int, Reply | Score]]: ...
 
 
 class RowSink(Protocol):
@@ -35,8 +34,19 @@ class RowSink(Protocol):
 
     def has(self, number: int) -> bool: ...
     def read(self, number: int) -> Row: ...
-    def append(self, number: int, row: Row) -> None: ...
+    def append_all(self, rows: Sequence[EncodedRow]) -> None: ...
     def tick(self) -> None: ...
+
+
+@dataclass
+class WorkerCounts:
+    """What one worker did in this session. `rows` includes those that another one had finished first."""
+
+    name: str
+    active: int = 0
+    rows: int = 0
+    reply_tokens: int = 0
+    alive: bool = True
 
 
 @dataclass
@@ -49,7 +59,21 @@ class Counts:
     reply_tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    active: int = 0
+    lost_workers: int = 0
+    workers: dict[int, WorkerCounts] = field(default_factory=dict[int, WorkerCounts])
+
+    @property
+    def active(self) -> int:
+        """Dialogues under way."""
+        return sum(worker.active for worker in self.workers.values())
+
+    def at_work(self) -> tuple[WorkerProgress, ...]:
+        """The workers that are there."""
+        return tuple(
+            WorkerProgress(worker.name, worker.active, worker.rows, worker.reply_tokens)
+            for worker in self.workers.values()
+            if worker.alive
+        )
 
 
 class TooManyFailuresError(RwkvBatchError):
@@ -57,21 +81,23 @@ class TooManyFailuresError(RwkvBatchError):
 
 
 class Driver:
-    """Runs dialogues of a plan over an engine.
+    """Runs dialogues of a plan.
 
     Args:
         plan: all dialogues.
         sink: the store.
+        crew: the workers.
         counts: added to while the driver runs.
         max_failures: stop when more rows than this have failed in this session.
-        should_stop: asked between steps; true ends the run and drops the rows under way.
-        after_step: called after every step of the engine.
+        should_stop: asked again and again; true ends the run and drops the rows under way.
+        after_step: called whenever workers were listened to.
     """
 
     def __init__(
         self,
         plan: Plan,
         sink: RowSink,
+        crew: Crew,
         counts: Counts,
         *,
         max_failures: int | None = None,
@@ -80,160 +106,151 @@ class Driver:
     ) -> None:
         self._plan = plan
         self._sink = sink
+        self._crew = crew
         self._counts = counts
         self._max_failures = max_failures
         self._should_stop = should_stop
         self._after_step = after_step
+        self._draining = False
 
-    def run(
-        self, dialogues: Iterable[int], desk: Desk, make_engine: Callable[[int], TurnEngine], batch: int
-    ) -> bool:
-        """Run `dialogues` (numbers in the plan) to their ends.
-
-        Args:
-            make_engine: an engine for so many replies at once. Called again with a smaller number when memory
-                ran out in a way that the engine could not mend itself.
-            batch: so many dialogues are under way together.
+    def run(self, dialogues: Iterable[int], setup: Setup) -> bool:
+        """Run those of `dialogues` (numbers in the plan) that have rows missing to their ends.
 
         Returns:
             False when it was stopped before the end.
 
         Raises:
             TooManyFailuresError: more rows failed than allowed.
+            WorkerError: no worker can be had.
             StorageError: a row could not be written.
         """
-        self._waiting = iter(dialogues)
-        self._desk = desk
-        self._engine = make_engine(batch)
-        self._batch = batch
-        self._asked: dict[int, ActiveDialogue] = {}
-        self._retry: list[int] = []
-        while True:
+        todo = array("q", (number for number in dialogues if not self._is_complete(number)))
+        if not todo:
+            return True
+        self._dispatcher = Dispatcher(todo, self._plan.conversation_of)
+        for worker in self._counts.workers.values():
+            worker.active, worker.alive = 0, False
+        self._crew.begin(setup)
+        while not self._dispatcher.finished:
             if self._should_stop():
+                self._drain()
                 return False
-            self._fill()
-            if not self._asked:
-                return True
-            try:
-                finished = self._engine.step()
-            except Exception as error:
-                if not _is_out_of_memory(error):
-                    raise
-                self._shrink(error, make_engine)
-                continue
-            for request_id, result in finished:
-                self._take(request_id, result)
+            for grant in self._dispatcher.grants():
+                self._lease(grant)
+            self._listen(WAIT_S)
             self._sink.tick()
             self._after_step()
+        return True
 
-    def _fill(self) -> None:
-        window = min(self._batch, self._engine.max_batch)
-        while self._counts.active < window:
-            number = self._retry.pop() if self._retry else next(self._waiting, None)
-            if number is None:
-                return
-            self._start(number)
+    def _is_complete(self, number: int) -> bool:
+        return all(self._sink.has(row) for row in range(*self._plan.rows_of(number)))
 
-    def _start(self, number: int) -> None:
-        dialogue = self._plan.dialogue(number)
-        rows = range(dialogue.first_row, dialogue.first_row + len(dialogue.conversation.turns))
-        if all(self._sink.has(row) for row in rows):
+    def _lease(self, grant: Grant) -> None:
+        for dialogue, worker in grant.taken.items():
+            self._crew.send(worker, Drop((dialogue,)))
+        leases = tuple(Lease(dialogue, self._rows_there(dialogue)) for dialogue in grant.dialogues)
+        self._crew.send(grant.worker, Work(leases))
+
+    def _rows_there(self, dialogue: int) -> dict[int, Row]:
+        first, last = self._plan.rows_of(dialogue)
+        return {n - first: self._sink.read(n) for n in range(first, last) if self._sink.has(n)}
+
+    def _listen(self, timeout_s: float) -> None:
+        finished: list[FinishedRow] = []
+        ended: list[tuple[int, int]] = []
+        for worker, event in self._crew.receive(timeout_s):
+            match event:
+                case Joined(name, room):
+                    if not self._draining:
+                        self._counts.workers.setdefault(worker, WorkerCounts(name)).alive = True
+                        self._dispatcher.joined(worker, room)
+                case Report(rows, over, active, notes):
+                    for note in notes:
+                        logging.getLogger(note.logger).log(note.level, note.text, extra={"worker": worker})
+                    finished += rows
+                    ended += [(worker, dialogue) for dialogue in over]
+                    self._count_worker(worker, rows, active)
+                case Left(reason, error):
+                    if error is not None:
+                        raise error
+                    # What it had reported before must be known before its leases are given away.
+                    self._commit(finished)
+                    self._end(ended)
+                    finished, ended = [], []
+                    self._lose(worker, reason)
+        self._commit(finished)
+        self._end(ended)
+
+    def _count_worker(self, worker: int, rows: Sequence[FinishedRow], active: int) -> None:
+        counts = self._counts.workers[worker]
+        counts.active = active
+        counts.rows += len(rows)
+        counts.reply_tokens += sum(row.reply_tokens for row in rows)
+
+    def _commit(self, rows: Sequence[FinishedRow]) -> None:
+        # A row may come twice, from two workers: it is the same row, and the first one counts.
+        new = {row.encoded.number: row for row in reversed(rows) if not self._sink.has(row.encoded.number)}
+        if not new:
             return
-        active = ActiveDialogue(dialogue, self._desk)
-        self._counts.active += 1
-        self._go_on(active)
+        ordered = list(reversed(new.values()))
+        self._sink.append_all([row.encoded for row in ordered])
+        counts = self._counts
+        counts.rows += len(ordered)
+        for row in ordered:
+            counts.failed_checks += row.failed_checks
+            counts.reply_tokens += row.reply_tokens
+            counts.prompt_tokens += row.prompt_tokens
+            counts.cached_tokens += row.cached_tokens
+            if row.error is not None:
+                self._count_failure(row.encoded.number, row.error)
 
-    def _go_on(self, active: ActiveDialogue) -> None:
-        """Replay what is there, then ask for the next turn; or let the dialogue end."""
-        while not active.over and self._sink.has(active.row_number):
-            row = self._sink.read(active.row_number)
-            if row.finish == "error":
-                self._end_early(active)
-                return
-            active.replay(row)
-        if active.over:
-            self._counts.active -= 1
-            return
-        try:
-            request = active.request()
-            scoring = active.scoring()
-            active.request_id = self._engine.submit(request)
-        except (RwkvBatchError, ValueError) as error:
-            self._commit(active.row_number, active.fail_turn(error))
-            self._end_early(active)
-            return
-        self._asked[active.request_id] = active
-        if scoring is not None:
-            active.score_id = self._engine.submit_score(scoring.prefix, scoring.continuation, scoring.root)
-            self._asked[active.score_id] = active
-
-    def _take(self, request_id: int, result: Reply | Score) -> None:
-        active = self._asked.pop(request_id)
-        if isinstance(result, Reply):
-            active.reply = result
-        else:
-            active.score = result
-        if active.request_id in self._asked or active.score_id in self._asked or active.reply is None:
-            return
-        number, reply = active.row_number, active.reply
-        row = active.finish_turn(reply, active.score)
-        active.reply = active.score = None
-        active.request_id = active.score_id = -1
-        self._counts.reply_tokens += len(reply.ids)
-        self._counts.prompt_tokens += reply.num_prompt
-        self._counts.cached_tokens += reply.num_cached
-        self._commit(number, row)
-        if row.finish == "error":
-            self._end_early(active)
-        else:
-            self._go_on(active)
-
-    def _end_early(self, active: ActiveDialogue) -> None:
-        """The next turn's row is an error: those after it become error rows too, so that every row is there."""
-        self._counts.active -= 1
-        failed_turn = active.turn
-        active.turn += 1
-        while not active.over:
-            number = active.row_number
-            row = active.skip_turn(failed_turn)
-            if not self._sink.has(number):
-                self._write(number, row)
-
-    def _commit(self, number: int, row: Row) -> None:
-        self._write(number, row)
-        self._counts.failed_checks += sum(not check.passed for check in row.checks)
-        if row.finish != "error":
-            return
+    def _count_failure(self, number: int, error: str) -> None:
+        dialogue, turn = self._plan.dialogue_of_row(number)
         self._counts.failed_rows += 1
-        _log.warning("row failed: %s", row.error, extra={"row": vars(row.key)})
+        key = self._plan.dialogue(dialogue).key(turn)
+        _log.warning("row failed: %s", error, extra={"row": vars(key)})
         if self._max_failures is not None and self._counts.failed_rows > self._max_failures:
             raise TooManyFailuresError(
                 f"{self._counts.failed_rows} rows failed, --max-failures allows {self._max_failures}; "
-                f"the last one: {row.error}",
+                f"the last one: {error}",
                 hint="all rows so far are kept; --retry-errors runs the failed ones again",
             )
 
-    def _write(self, number: int, row: Row) -> None:
-        self._sink.append(number, row)
-        self._counts.rows += 1
+    def _end(self, ended: Sequence[tuple[int, int]]) -> None:
+        for worker, dialogue in ended:
+            for other in self._dispatcher.over(worker, dialogue):
+                self._crew.send(other, Drop((dialogue,)))
 
-    def _shrink(self, error: Exception, make_engine: Callable[[int], TurnEngine]) -> None:
-        """Memory ran out and the engine could not mend it: fewer at once, on a new engine; the rows run again."""
-        under_way = {active.dialogue.number: active for active in self._asked.values()}
-        _log.warning("out of memory with %d dialogues under way; going on with half", len(under_way))
-        self._asked.clear()
-        self._counts.active = 0
-        if self._batch == 1:
-            for active in under_way.values():
-                self._counts.active += 1
-                self._commit(active.row_number, active.fail_turn(RowError(f"out of memory: {error}")))
-                self._end_early(active)
-        else:
-            self._retry.extend(sorted(under_way, reverse=True))
-        self._batch = max(1, self._batch // 2)
-        self._engine = make_engine(self._batch)
+    def _lose(self, worker: int, reason: str) -> None:
+        counts = self._counts.workers.get(worker)
+        if counts is not None:
+            counts.active, counts.alive = 0, False
+        if self._draining:
+            return
+        self._counts.lost_workers += 1
+        _log.warning("worker %d is gone: %s", worker, reason)
+        for dialogue in self._dispatcher.left(worker):
+            self._give_up(dialogue, reason)
 
+    def _give_up(self, number: int, reason: str) -> None:
+        """Error rows for all that is missing of a dialogue that no worker survives."""
+        dialogue = self._plan.dialogue(number)
+        first, last = self._plan.rows_of(number)
+        missing = [turn for turn in range(last - first) if not self._sink.has(first + turn)]
+        failed: list[FinishedRow] = []
+        for turn in missing:
+            message = f"{MAX_ATTEMPTS} workers died while they had this conversation; the last one: {reason}"
+            if turn != missing[0]:
+                message = not_reached(missing[0])
+            failed.append(finished_row(first + turn, error_row(dialogue, turn, message)))
+        self._commit(failed)
 
-def _is_out_of_memory(error: Exception) -> bool:
-    # By name, so that nothing here imports torch.
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    def _drain(self) -> None:
+        """Let the workers come to the end of their step, and keep what they have finished."""
+        self._draining = True
+        for number, worker in self._counts.workers.items():
+            if worker.alive:
+                self._crew.send(number, Leave())
+        deadline = time.monotonic() + DRAIN_S
+        while any(worker.alive for worker in self._counts.workers.values()) and time.monotonic() < deadline:
+            self._listen(WAIT_S)

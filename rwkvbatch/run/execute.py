@@ -6,38 +6,28 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rwkvbatch.errors import RwkvBatchError, StorageError
 from rwkvbatch.run.adaptive import first_round, rounds
 from rwkvbatch.run.directory import RunDirectory
-from rwkvbatch.run.driver import Counts, Driver, TurnEngine
+from rwkvbatch.run.driver import Counts, Driver
 from rwkvbatch.run.files import OS_FILES, Files
-from rwkvbatch.run.manifest import make_about, make_identity
+from rwkvbatch.run.manifest import make_about, make_identity, make_shard
 from rwkvbatch.run.memory import MemoryRows
 from rwkvbatch.run.plan import Plan
 from rwkvbatch.run.progress import Meter, Observer, Progress
 from rwkvbatch.run.rows import Row
-from rwkvbatch.run.setup import Setup, setups_of
+from rwkvbatch.run.setup import ModelShop, Setup, setups_of
 from rwkvbatch.run.status import StatusFile
 from rwkvbatch.run.steplog import StepLog
 from rwkvbatch.run.store import RowStore
 from rwkvbatch.run.summary import Summary, summarize, write_summary
-from rwkvbatch.run.turns import Desk
 from rwkvbatch.run.verify import Difference, choose_rows, verdict, verify_rows, write_verdict
+from rwkvbatch.run.workers.crew import Crew, LocalCrew
 from rwkvbatch.script.reader import SkippedLine
-from rwkvbatch.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
-
-
-class ModelShop(Protocol):
-    """Where a plan's models come from; `Workshop` is the real one."""
-
-    def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]: ...
-    def tokenizer(self, spec: Any) -> Tokenizer: ...
-    def desk(self, setup: Setup, plan: Plan) -> Desk: ...
-    def engine(self, setup: Setup, plan: Plan, batch: int) -> TurnEngine: ...
 
 
 @dataclass(frozen=True)
@@ -52,6 +42,7 @@ class RunOptions:
         verify_rows: afterwards, generate so many rows again, alone and in another batch.
         skipped: bad lines of the scripts, to be kept in the directory.
         observer: is told of progress. should_stop: ends the run after the engine's step.
+        crew: makes the workers; by default there is one, in this process.
         files: the system calls of the store.
     """
 
@@ -64,6 +55,7 @@ class RunOptions:
     skipped: Sequence[SkippedLine] = ()
     observer: Observer | None = None
     should_stop: Callable[[], bool] = lambda: False
+    crew: Callable[[Plan, ModelShop], Crew] = LocalCrew
     files: Files = OS_FILES
 
 
@@ -97,19 +89,32 @@ def execute(plan: Plan, shop: ModelShop, options: RunOptions) -> RunResult:
         StorageError: a write failed; rows before it are safe.
         TooManyFailuresError: more rows failed than the settings allow.
     """
-    if options.out is None:
-        return _Session(plan, shop, options, MemoryRows(), None).run()
-    directory = RunDirectory(options.out, options.command, options.files)
+    crew = options.crew(plan, shop)
     try:
-        setups = setups_of(plan)
-        specs = shop.specs(setups)
+        if options.out is None:
+            return _Session(plan, shop, crew, options, MemoryRows(), None).run()
+        return _execute_in(options.out, plan, shop, crew, options)
+    finally:
+        crew.close()
+
+
+def _execute_in(path: Path, plan: Plan, shop: ModelShop, crew: Crew, options: RunOptions) -> RunResult:
+    directory = RunDirectory(path, options.command, options.files)
+    try:
+        specs = crew.specs(setups_of(plan))
         identity = make_identity(plan, specs, shop.tokenizer)
-        directory.claim(identity, lambda: make_about(plan, specs, list(options.scripts), options.command))
+        directory.claim(
+            identity,
+            lambda: make_about(plan, specs, list(options.scripts), options.command),
+            make_shard(plan),
+        )
+        if plan.shard is not None:
+            directory.keep_members(plan)
         if options.skipped:
             directory.keep_skipped(line.raw for line in options.skipped)
         store = directory.open_rows(plan, repair=options.repair)
         try:
-            return _Session(plan, shop, options, store, directory.path).run()
+            return _Session(plan, shop, crew, options, store, directory.path).run()
         finally:
             store.close()
     finally:
@@ -120,10 +125,17 @@ class _Session:
     """One process's part in a run."""
 
     def __init__(
-        self, plan: Plan, shop: ModelShop, options: RunOptions, rows: RowStore | MemoryRows, path: Path | None
+        self,
+        plan: Plan,
+        shop: ModelShop,
+        crew: Crew,
+        options: RunOptions,
+        rows: RowStore | MemoryRows,
+        path: Path | None,
     ) -> None:
         self._plan = plan
         self._shop = shop
+        self._crew = crew
         self._options = options
         self._rows = rows
         self._path = path
@@ -162,6 +174,7 @@ class _Session:
         driver = Driver(
             self._plan,
             self._rows,
+            self._crew,
             self._counts,
             max_failures=self._plan.settings.max_failures,
             should_stop=self._options.should_stop,
@@ -172,6 +185,8 @@ class _Session:
             if not self._run_round(driver):
                 return False
         if self._options.verify_rows:
+            # Before a model is loaded here, those of the workers make room.
+            self._crew.close()
             for setup in setups_of(self._plan):
                 self._verify(setup)
         return True
@@ -179,15 +194,10 @@ class _Session:
     def _run_round(self, driver: Driver) -> bool:
         for setup in setups_of(self._plan):
             cells = set(setup.cells)
-            todo = [n for n in self._wanted.dialogues() if self._cell(n) in cells and self._is_open(n)]
-            if todo:
-                desk = self._shop.desk(setup, self._plan)
-                if not driver.run(todo, desk, self._engine_maker(setup), self._plan.settings.batch_size):
-                    return False
+            dialogues = self._wanted.dialogues(longest_first=True)
+            if not driver.run((n for n in dialogues if self._cell(n) in cells), setup):
+                return False
         return True
-
-    def _engine_maker(self, setup: Setup) -> Callable[[int], TurnEngine]:
-        return lambda batch: self._shop.engine(setup, self._plan, batch)
 
     def _verify(self, setup: Setup) -> None:
         dialogues = [n for n in self._wanted.dialogues() if self._cell(n) in setup.cells]
@@ -196,14 +206,12 @@ class _Session:
         chosen = choose_rows(self._rows, rows, share)
         desk = self._shop.desk(setup, self._plan)
         self._verified += chosen
-        self._differences += verify_rows(self._plan, self._rows, chosen, desk, self._engine_maker(setup))
+        self._differences += verify_rows(
+            self._plan, self._rows, chosen, desk, lambda batch: self._shop.engine(setup, self._plan, batch)
+        )
 
     def _cell(self, number: int) -> int:
         return number // self._plan.repeats % len(self._plan.cells)
-
-    def _is_open(self, number: int) -> bool:
-        first, last = self._plan.rows_of(number)
-        return not all(self._rows.has(row) for row in range(first, last))
 
     def _after_step(self) -> None:
         progress = self._progress()
@@ -222,6 +230,8 @@ class _Session:
             counts.failed_checks,
             counts.active,
             counts.reply_tokens,
+            counts.at_work(),
+            counts.lost_workers,
         )
 
     def _leave(self, error: BaseException) -> None:

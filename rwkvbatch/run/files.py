@@ -98,7 +98,7 @@ def replace_file(files: Files, path: Path, chunks: Iterable[bytes], *, durable: 
         finally:
             files.close(descriptor)
         files.rename(temporary, path)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise

@@ -1,7 +1,8 @@
 """`manifest.json`: what was run, written once before the first row.
 
-`identity` holds all that a reply depends on: a directory is continued only by a run of the same identity. `about`
-says how and where it was started, for people; nothing compares it.
+`identity` holds all that a reply depends on: a directory is continued only by a run of the same identity. `shard` is
+there when the run is a part of a whole (`--shard`), and then only the same part continues it. `about` says how and
+where it was started, for people; nothing compares it.
 """
 
 from __future__ import annotations
@@ -102,19 +103,32 @@ def make_about(
         ],
         "batch_size": settings.batch_size,
         "threads": settings.threads,
+        "workers": settings.workers,
+        "devices": list(settings.devices),
         "state_memory": settings.state_memory,
     }
 
 
+def make_shard(plan: Plan) -> dict[str, Any] | None:
+    """Which part of a whole run the plan is, and how many rows the whole has; None for a whole run."""
+    shard = plan.shard
+    return None if shard is None else {"part": shard.part, "parts": shard.parts, "rows_of_run": plan.num_rows}
+
+
 def write_manifest(
-    files: Files, directory: Path, identity: Mapping[str, Any], about: Mapping[str, Any]
+    files: Files,
+    directory: Path,
+    identity: Mapping[str, Any],
+    about: Mapping[str, Any],
+    shard: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the manifest, so that it is there in full or not at all.
 
     Raises:
         StorageError: it could not be written.
     """
-    content = {"format": FORMAT, "identity": identity, "about": about}
+    part = {} if shard is None else {"shard": shard}
+    content = {"format": FORMAT, "identity": identity, **part, "about": about}
     text = json.dumps(content, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
     try:
         replace_file(files, directory / MANIFEST_NAME, [text, b"\n"])
@@ -147,21 +161,28 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def refuse_other_run(directory: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Compare the identities of the run that is there and the one that is wanted.
+def refuse_other_run(
+    directory: Path,
+    there: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    shard: Mapping[str, Any] | None = None,
+    *,
+    hint: str = "give the settings it was started with, or another directory with --out",
+) -> None:
+    """Compare the run that is there with the one that is wanted.
+
+    Args:
+        there: a manifest. identity, shard: what it should say.
 
     Raises:
         RunMismatchError: they differ; says in what.
     """
-    differences = list(_differences("", there, json.loads(json.dumps(wanted))))
+    wanted = json.loads(json.dumps({**_shard_name(shard), **identity}))
+    differences = _differences("", {**_shard_name(there.get("shard")), **there["identity"]}, wanted)
     if differences:
         shown = "\n".join(f"    {line}" for line in differences[:_MAX_SHOWN])
         more = f"\n    and {len(differences) - _MAX_SHOWN} more" if len(differences) > _MAX_SHOWN else ""
-        raise RunMismatchError(
-            f"holds a run of something else:\n{shown}{more}",
-            path=directory,
-            hint="give the settings it was started with, or another directory with --out",
-        )
+        raise RunMismatchError(f"holds a run of something else:\n{shown}{more}", path=directory, hint=hint)
 
 
 @cache
@@ -202,6 +223,16 @@ def _cell_identity(settings: CellSettings, spec: ModelSpec, tokenizer: Tokenizer
         "template_sha256": None if template is None else sha256_of_file(template, "--template"),
         "prelude_sha256": text_sha256(settings),
     }
+
+
+def _shard_name(shard: Any) -> dict[str, str]:
+    match shard:
+        case None:
+            return {}
+        case {"part": part, "parts": parts}:
+            return {"shard": f"{part}/{parts}"}
+        case _:
+            return {"shard": "not to be understood"}
 
 
 def _differences(name: str, there: Any, wanted: Any) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+from rwkvbatch.run.lines import EncodedRow, decode_row
 from rwkvbatch.run.rows import Row
 
 
@@ -35,6 +36,10 @@ class MemoryRows:
 
     def append(self, number: int, row: Row) -> None:
         self._rows[number] = row
+
+    def append_all(self, rows: Sequence[EncodedRow]) -> None:
+        for row in rows:
+            self._rows[row.number] = decode_row(row.line)
 
     def tick(self) -> None: ...
     def flush(self) -> None: ...

@@ -20,6 +20,8 @@ _FIGURES: tuple[tuple[str, str, str, Callable[[Progress], float | None]], ...] =
     ("gauge", "rows_done", "Rows that are safe on the disk", lambda p: p.rows_done),
     ("gauge", "rows_wanted", "Rows that the run will have", lambda p: p.rows_total),
     ("gauge", "active_dialogues", "Dialogues under way", lambda p: p.active),
+    ("gauge", "workers", "Workers that are at work", lambda p: len(p.workers)),
+    ("counter", "lost_workers", "Workers that ended before their time", lambda p: p.lost_workers),
     ("gauge", "elapsed_seconds", "Time since this process began with the run", lambda p: p.elapsed_s),
     ("gauge", "left_seconds", "Estimated time to the end of the run", lambda p: p.seconds_left),
     ("counter", "failed_rows", "Rows that failed in this process", lambda p: p.failures),

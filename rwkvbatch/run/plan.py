@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from rwkvbatch.errors import UsageError
 from rwkvbatch.run.grid import Cell
+from rwkvbatch.run.places import Length, Places
 from rwkvbatch.run.rows import RowKey
 from rwkvbatch.run.settings import CellSettings, Layered, RunSettings
+from rwkvbatch.run.shard import Member, Shard
 from rwkvbatch.script.records import Conversation
 
 
@@ -63,61 +64,78 @@ class Plan:
         conversations: in the order in which they are replayed; ids are unique.
         cells: at least one.
         layered: the run's settings.
+        shard: run only this part; numbers of rows and dialogues stay those of the whole.
+
+    Attributes:
+        chosen: numbers of the conversations that are run: all, or those of the part.
 
     Raises:
         UsageError: nothing to replay, or a conversation's params do not go with a cell.
     """
 
     def __init__(
-        self, conversations: Sequence[Conversation], cells: Sequence[Cell], layered: Layered
+        self,
+        conversations: Sequence[Conversation],
+        cells: Sequence[Cell],
+        layered: Layered,
+        shard: Shard | None = None,
     ) -> None:
         if not conversations:
             raise UsageError(
                 "there is no conversation to replay", hint="look at the script, --only and --limit"
             )
         settings = layered.settings
+        self._layered = layered
         self.conversations = tuple(conversations)
         self.cells = tuple(cells)
         self.settings: RunSettings = settings
         self.repeats = settings.max_repeats if settings.max_repeats is not None else settings.repeats
         self.explicit = layered.explicit
         self.cell_settings = tuple(settings.replace(**cell.overrides) for cell in self.cells)
-        self._cell_numbers = {cell.name: number for number, cell in enumerate(self.cells)}
-        self._conversation_numbers = {c.id: number for number, c in enumerate(self.conversations)}
-        if len(self._conversation_numbers) < len(self.conversations):
+        if len({conversation.id for conversation in self.conversations}) < len(self.conversations):
             raise UsageError(
                 "two conversations have the same id", hint="ids must differ between all scripts of a run"
             )
-        self._per_conversation = len(self.cells) * self.repeats
-        first_row = 0
-        self._first_rows = [first_row]
-        for conversation in self.conversations:
-            first_row += len(conversation.turns) * self._per_conversation
-            self._first_rows.append(first_row)
+        lengths = [Length(conversation.id, len(conversation.turns)) for conversation in self.conversations]
+        self._places = Places(lengths, [cell.name for cell in self.cells], self.repeats)
+        self.shard = shard
+        self.chosen: Sequence[int] = range(len(lengths))
+        self._chosen_ids: frozenset[str] | None = None
+        if shard is not None:
+            self.chosen = shard.share([length.turns for length in lengths])
+            self._chosen_ids = frozenset(self.conversations[number].id for number in self.chosen)
         self._settings_of = lru_cache(maxsize=4096)(self._resolve)
         for number, conversation in enumerate(self.conversations):
             if conversation.params or any(turn.params for turn in conversation.turns):
                 for cell_number in range(len(self.cells)):
                     self._settings_of(number, cell_number)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.conversations, self.cells, self._layered, self.shard)
+
     @property
     def num_rows(self) -> int:
-        return self._first_rows[-1]
+        return self._places.num_rows
 
     @property
     def num_dialogues(self) -> int:
-        return len(self.conversations) * self._per_conversation
+        return self._places.num_dialogues
+
+    def members(self) -> Iterator[Member]:
+        """The conversations that are run, as a part writes them down."""
+        for number in self.chosen:
+            conversation = self.conversations[number]
+            yield Member(number, Length(conversation.id, len(conversation.turns)))
 
     def dialogue(self, number: int) -> Dialogue:
         """Dialogue `number` of `num_dialogues`."""
-        conversation_number, rest = divmod(number, self._per_conversation)
+        conversation_number, rest = divmod(number, self._places.dialogues_each)
         cell_number, repeat = divmod(rest, self.repeats)
-        conversation = self.conversations[conversation_number]
         whole, turns = self._settings_of(conversation_number, cell_number)
         return Dialogue(
             number=number,
-            first_row=self._first_rows[conversation_number] + rest * len(conversation.turns),
-            conversation=conversation,
+            first_row=self.rows_of(number)[0],
+            conversation=self.conversations[conversation_number],
             cell=self.cells[cell_number],
             repeat=repeat,
             settings=whole.settings,
@@ -127,33 +145,25 @@ class Plan:
 
     def rows_of(self, number: int) -> tuple[int, int]:
         """The first row of dialogue `number`, and the one after its last."""
-        conversation_number, rest = divmod(number, self._per_conversation)
-        num_turns = len(self.conversations[conversation_number].turns)
-        first = self._first_rows[conversation_number] + rest * num_turns
-        return first, first + num_turns
+        return self._places.rows_of(number)
 
     def number_of(self, conversation: int, cell: int, repeat: int) -> int:
         """The dialogue of these three numbers."""
-        return (conversation * len(self.cells) + cell) * self.repeats + repeat
+        return self._places.number_of(conversation, cell, repeat)
+
+    def conversation_of(self, dialogue: int) -> int:
+        """The number of the dialogue's conversation."""
+        return dialogue // self._places.dialogues_each
 
     def place(self, key: RowKey) -> int | None:
-        """The row's number, or None if it is not of this run."""
-        conversation_number = self._conversation_numbers.get(key.conversation)
-        cell_number = self._cell_numbers.get(key.cell)
-        if conversation_number is None or cell_number is None:
+        """The row's number, or None if it is not of this run (or of this part of it)."""
+        if self._chosen_ids is not None and key.conversation not in self._chosen_ids:
             return None
-        num_turns = len(self.conversations[conversation_number].turns)
-        if not (0 <= key.repeat < self.repeats and 0 <= key.turn < num_turns):
-            return None
-        rest = cell_number * self.repeats + key.repeat
-        return self._first_rows[conversation_number] + rest * num_turns + key.turn
+        return self._places.place(key)
 
     def dialogue_of_row(self, row: int) -> tuple[int, int]:
         """The number of the row's dialogue, and its turn."""
-        conversation_number = bisect_right(self._first_rows, row) - 1
-        num_turns = len(self.conversations[conversation_number].turns)
-        rest, turn = divmod(row - self._first_rows[conversation_number], num_turns)
-        return conversation_number * self._per_conversation + rest, turn
+        return self._places.dialogue_of_row(row)
 
     def _resolve(
         self, conversation_number: int, cell_number: int

@@ -12,6 +12,7 @@ from rwkvbatch.errors import UsageError
 from rwkvbatch.run.grid import make_cells
 from rwkvbatch.run.plan import Plan, select
 from rwkvbatch.run.settings import ALIASES, layer_settings, option_name, read_toml
+from rwkvbatch.run.shard import Shard
 from rwkvbatch.script.reader import Script, read_scripts
 
 SKIPPED_SHOWN = 5
@@ -29,6 +30,7 @@ class RunArguments:
         grid: a TOML file with a grid. config: a TOML file with settings.
         environment: `os.environ`, or None to leave it out.
         skip_bad: set bad lines of a script aside instead of refusing the script.
+        shard: run only this part, such as `2/8`.
     """
 
     scripts: tuple[str, ...]
@@ -38,6 +40,7 @@ class RunArguments:
     config: Path | None = None
     environment: Mapping[str, str] | None = None
     skip_bad: bool = False
+    shard: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,15 @@ def prepare(arguments: RunArguments) -> Prepared:
         raise UsageError(f"--repeats must rise, got {settings.repeats}..{settings.max_repeats}")
     if settings.max_repeats is not None and len(cells) < 2:
         raise UsageError("--until-ci compares cells with the first one, and there is only one cell")
+    shard = None if arguments.shard is None else Shard.parse(arguments.shard)
+    if shard is not None and settings.until_ci is not None:
+        raise UsageError(
+            "--until-ci decides by the rows of all conversations, and --shard runs only some of them",
+            hint="leave one of the two out",
+        )
     script = read_scripts(arguments.scripts, limits=settings.script_limits, skip_bad=arguments.skip_bad)
     _tell_skipped(script)
-    plan = Plan(select(script.conversations, settings), cells, layered)
+    plan = Plan(select(script.conversations, settings), cells, layered, shard)
     if settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
         raise UsageError("--until-ci compares the scores of checks, and the script has none")
     return Prepared(plan, script)

@@ -12,7 +12,7 @@ from rwkvbatch.run.turns import ActiveDialogue, Desk
 
 @dataclass(frozen=True)
 class Preview:
-    """The size of a plan.
+    """The size of a plan, or of the part of it that is run.
 
     Attributes:
         rows, dialogues, conversations, cells, repeats: how many.
@@ -41,8 +41,15 @@ def preview(plan: Plan, desk: Desk) -> Preview:
     first = later = replies = 0
     prompts: set[tuple[str, tuple[int, ...]]] = set()
     per_cell = plan.repeats
-    for number in range(0, plan.num_dialogues, per_cell):
+    first_repeats = [
+        plan.number_of(conversation, cell, 0)
+        for conversation in plan.chosen
+        for cell in range(len(plan.cells))
+    ]
+    rows = 0
+    for number in first_repeats:
         dialogue = plan.dialogue(number)
+        rows += per_cell * len(dialogue.conversation.turns)
         active = ActiveDialogue(dialogue, desk)
         prompt = active.prompt()
         # States of different models and initial states cannot be shared.
@@ -56,9 +63,9 @@ def preview(plan: Plan, desk: Desk) -> Preview:
             dialogue.of_turn(turn).settings.max_tokens for turn in range(len(dialogue.conversation.turns))
         )
     return Preview(
-        rows=plan.num_rows,
-        dialogues=plan.num_dialogues,
-        conversations=len(plan.conversations),
+        rows=rows,
+        dialogues=per_cell * len(first_repeats),
+        conversations=len(plan.chosen),
         cells=tuple(cell.name for cell in plan.cells),
         repeats=plan.repeats,
         first_prompt_tokens=first,

@@ -13,6 +13,22 @@ if TYPE_CHECKING:
 LINE_EVERY_S = 60.0
 
 
+MAX_WORKERS_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class WorkerProgress:
+    """What one worker did in this session, and how many dialogues it has under way.
+
+    `rows` includes those that another worker had finished first.
+    """
+
+    name: str
+    active: int
+    rows: int
+    reply_tokens: int
+
+
 @dataclass(frozen=True)
 class Progress:
     """A moment of a run.
@@ -23,6 +39,7 @@ class Progress:
         active: dialogues under way.
         reply_tokens: generated in this session. elapsed_s: its length.
         seconds_left: estimated; None as long as there is nothing to estimate from.
+        workers: those that are at work. lost_workers: how many ended before their time in this session.
     """
 
     rows_done: int
@@ -33,6 +50,8 @@ class Progress:
     reply_tokens: int
     elapsed_s: float
     seconds_left: float | None
+    workers: tuple[WorkerProgress, ...] = ()
+    lost_workers: int = 0
 
     @property
     def tokens_per_s(self) -> float:
@@ -97,16 +116,18 @@ class LineObserver:
 
 
 class BarObserver:
-    """A bar on a terminal, redrawn a few times a second.
+    """A bar on a terminal, and under it a line for each of several workers, redrawn a few times a second.
 
     Args:
         console: of standard error.
     """
 
     def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.progress import BarColumn, TextColumn
 
-        self._bar = Progress(
+        from rwkvbatch.run.worker_lines import BarWithWorkers
+
+        self._bar = BarWithWorkers(
             TextColumn("{task.fields[rows]} rows"),
             BarColumn(),
             TextColumn("{task.fields[figures]}"),
@@ -120,6 +141,7 @@ class BarObserver:
         self._bar.start()
 
     def moved(self, progress: Progress) -> None:
+        self._bar.moment = progress
         self._bar.update(
             self._task,
             completed=progress.rows_done,
@@ -134,8 +156,13 @@ class BarObserver:
 
 
 def progress_line(progress: Progress) -> str:
-    """All figures in one line."""
-    return f"{progress.rows_done}/{progress.rows_total} rows, {_figures(progress)}"
+    """All figures in one line; with several workers also what each has under way."""
+    line = f"{progress.rows_done}/{progress.rows_total} rows, {_figures(progress)}"
+    if len(progress.workers) < 2:
+        return line
+    shown = [f"{worker.name}: {worker.active}" for worker in progress.workers[:MAX_WORKERS_SHOWN]]
+    more = len(progress.workers) - MAX_WORKERS_SHOWN
+    return f"{line}; under way: {', '.join(shown)}" + (f" and {more} workers more" if more > 0 else "")
 
 
 def _figures(progress: Progress) -> str:
@@ -146,6 +173,8 @@ def _figures(progress: Progress) -> str:
         parts.append(f"{progress.failures} failed")
     if progress.failed_checks:
         parts.append(f"{progress.failed_checks} checks not passed")
+    if progress.lost_workers:
+        parts.append(f"{progress.lost_workers} worker{'s' if progress.lost_workers > 1 else ''} lost")
     return ", ".join(parts)
 
 
@@ -180,6 +209,8 @@ class Meter:
         failed_checks: int,
         active: int,
         reply_tokens: int,
+        workers: tuple[WorkerProgress, ...] = (),
+        lost_workers: int = 0,
     ) -> Progress:
         """The moment, out of counts; see `Progress`."""
         elapsed_s = max(0.0, self._clock() - self._began_s)
@@ -194,4 +225,6 @@ class Meter:
             reply_tokens=reply_tokens,
             elapsed_s=elapsed_s,
             seconds_left=elapsed_s / now_done * left if now_done > 0 else None,
+            workers=workers,
+            lost_workers=lost_workers,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError
 from rwkvbatch.run.lines import MAX_LINE_BYTES, BadLineError, decode_row
@@ -29,8 +29,26 @@ class ScannedLine:
     whole: bool
 
 
-def scan_lines(reader: BinaryIO, place: Callable[[RowKey], int | None]) -> Iterator[ScannedLine]:
-    """The lines of a results file from its beginning; `place` gives a row's number in the plan."""
+class Keyed(Protocol):
+    """What a scan needs of a row."""
+
+    @property
+    def key(self) -> RowKey: ...
+    @property
+    def finish(self) -> str: ...
+
+
+def scan_lines(
+    reader: BinaryIO,
+    place: Callable[[RowKey], int | None],
+    decode: Callable[[bytes], Keyed] = decode_row,
+) -> Iterator[ScannedLine]:
+    """The lines of a results file from its beginning.
+
+    Args:
+        place: gives a row's number in the plan.
+        decode: `decode_head` where it is enough that lines are whole.
+    """
     seen: set[int] = set()
     start = 0
     line_number = 0
@@ -38,7 +56,7 @@ def scan_lines(reader: BinaryIO, place: Callable[[RowKey], int | None]) -> Itera
         line_number += 1
         number, failed, problem, whole = -1, False, None, True
         try:
-            row = decode_row(data)
+            row = decode(data)
         except BadLineError as error:
             problem, whole = str(error), False
         else:

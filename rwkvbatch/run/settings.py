@@ -26,7 +26,7 @@ from rwkvbatch.text.preludes import load_prelude
 ENVIRONMENT_PREFIX = "RWKVBATCH_"
 ALIASES: Mapping[str, str] = {"temp": "temperature"}
 SHORT_NAMES: Mapping[str, str] = {"temperature": "temp"}
-_LISTS = ("ban", "stop", "only")
+_LISTS = ("ban", "stop", "only", "devices")
 _LIMITS = ("ge", "gt", "le", "lt")
 
 
@@ -43,6 +43,9 @@ def _bytes(value: object) -> object:
 
 
 ByteCount = Annotated[int, BeforeValidator(_bytes), Field(ge=1)]
+
+
+DeviceName = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d{1,3})?)$")]
 
 
 class CellSettings(Sampling, Stopping):
@@ -91,7 +94,8 @@ class RunSettings(CellSettings):
             than `until_ci`.
         limit: replay at most this many conversations. only: ids or tags of those to replay. shuffle_seed:
             bring them into another order before `limit` is applied.
-        batch_size: replies generated at the same time. threads: of the CPU backend; None leaves it to that.
+        batch_size: replies that a worker generates at the same time. threads: of each worker on the CPU; None
+            for all processors, shared evenly.
         state_memory: bytes for recurrent states; None leaves it to the engine.
         max_prompt_tokens: a turn whose history and prompt are longer becomes an error row.
         max_failures: the run stops when more rows than this have failed; None for no limit.
@@ -107,6 +111,9 @@ class RunSettings(CellSettings):
     shuffle_seed: int | None = None
     batch_size: int = Field(32, ge=1, le=65536)
     threads: int | None = Field(None, ge=1, le=1024)
+    workers: int | None = Field(None, ge=1, le=1024)
+    devices: tuple[DeviceName, ...] = ()
+    ray: str | None = Field(None, min_length=1)
     state_memory: ByteCount | None = None
     max_prompt_tokens: int | None = Field(None, ge=1)
     max_failures: int | None = Field(None, ge=0)

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from rwkvbatch.engine.request import Reply, Request, Score
 from rwkvbatch.errors import UsageError
-from rwkvbatch.run.driver import TurnEngine
 from rwkvbatch.run.plan import Plan
 from rwkvbatch.run.settings import CellSettings, RunSettings
 from rwkvbatch.run.turns import Desk
@@ -40,6 +40,26 @@ def setups_of(plan: Plan) -> tuple[Setup, ...]:
     for number, settings in enumerate(plan.cell_settings):
         groups.setdefault((settings.model, settings.strategy, settings.backend), []).append(number)
     return tuple(Setup(*key, tuple(cells)) for key, cells in groups.items())
+
+
+class TurnEngine(Protocol):
+    """What a worker needs of an engine."""
+
+    @property
+    def max_batch(self) -> int: ...
+    def submit(self, request: Request) -> int: ...
+    def submit_score(self, prefix: Sequence[int], continuation: Sequence[int], root: int = 0) -> int: ...
+    def cancel(self, request_id: int) -> None: ...
+    def step(self) -> Sequence[tuple[int, Reply | Score]]: ...
+
+
+class ModelShop(Protocol):
+    """Where a plan's models come from; `Workshop` is the real one."""
+
+    def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]: ...
+    def tokenizer(self, spec: Any) -> Tokenizer: ...
+    def desk(self, setup: Setup, plan: Plan) -> Desk: ...
+    def engine(self, setup: Setup, plan: Plan, batch: int) -> TurnEngine: ...
 
 
 class Workshop:
@@ -115,6 +135,14 @@ class Workshop:
     def _roots(setup: Setup, plan: Plan) -> dict[str, int]:
         paths = dict.fromkeys(plan.cell_settings[cell].state for cell in setup.cells)
         return {path: number for number, path in enumerate((p for p in paths if p is not None), start=1)}
+
+
+def forkable_workshop(settings: RunSettings) -> Workshop:
+    """A workshop in a process that will be forked: torch starts no threads there, which a fork would lose."""
+    import torch
+
+    torch.set_num_threads(1)
+    return Workshop(settings)
 
 
 def sha256_of_file(path: str, option: str) -> str:

@@ -64,6 +64,8 @@ class StatusFile:
             "reply_tokens": progress.reply_tokens,
             "elapsed_s": round(progress.elapsed_s, 3),
             "tokens_per_s": round(progress.tokens_per_s, 3),
+            "workers": [vars(worker) for worker in progress.workers],
+            "lost_workers": progress.lost_workers,
             "seconds_left": None if progress.seconds_left is None else round(progress.seconds_left, 1),
         }
         data = json.dumps(content, indent=2).encode() + b"\n"

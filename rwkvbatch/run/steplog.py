@@ -53,7 +53,13 @@ class StepLog:
             "peak_memory_bytes": peak_memory_bytes(),
         }
         _log.info(
-            message, extra={**vars(progress), "tokens_per_s": round(progress.tokens_per_s, 3), **figures}
+            message,
+            extra={
+                **vars(progress),
+                "workers": [vars(worker) for worker in progress.workers],
+                "tokens_per_s": round(progress.tokens_per_s, 3),
+                **figures,
+            },
         )
 
 

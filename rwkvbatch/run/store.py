@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, StorageError
 from rwkvbatch.run.files import OS_FILES, Files, replace_file, write_all
-from rwkvbatch.run.lines import BadLineError, decode_row, encode_row
+from rwkvbatch.run.lines import BadLineError, EncodedRow, decode_row, encode_row
 from rwkvbatch.run.rows import Row, RowKey
 from rwkvbatch.run.scan import ScannedLine, scan_lines
 
@@ -25,6 +25,7 @@ RESULTS_NAME = "results.jsonl"
 DAMAGED_NAME = "results.damaged"
 FLUSH_ROWS = 64
 FLUSH_SECONDS = 2.0
+BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -134,18 +135,26 @@ class RowStore:
     # Writing.
 
     def append(self, number: int, row: Row) -> None:
-        """Write row `number`. It is at risk until `num_durable` has counted it.
+        """Write row `number`; see `append_all`."""
+        self.append_all([EncodedRow(number, encode_row(row), row.finish == "error")])
+
+    def append_all(self, rows: Sequence[EncodedRow]) -> None:
+        """Write rows, in one piece. They are at risk until `num_durable` has counted them.
 
         Raises:
             StorageError: the write failed, now or before. Nothing more can be written.
-            ValueError: the row is there already, or cannot be written as JSON.
+            ValueError: a row is there already, or twice among `rows`.
         """
         self._refuse_if_broken()
-        if self.has(number):
-            raise ValueError(f"row {number} was written before")
-        line = encode_row(row)
+        if not rows:
+            return
+        if len({row.number for row in rows}) < len(rows):
+            raise ValueError("a row is there twice")
+        for row in rows:
+            if self.has(row.number):
+                raise ValueError(f"row {row.number} was written before")
         try:
-            write_all(self._files, self._descriptor, line)
+            write_all(self._files, self._descriptor, b"".join([row.line for row in rows]))
         except OSError as error:
             # Half a line must not stay between rows; if even this fails, the next opening cuts the tail off.
             with contextlib.suppress(OSError):
@@ -153,8 +162,9 @@ class RowStore:
             with contextlib.suppress(StorageError):
                 self.flush()
             raise self._break(error, "write") from error
-        self._remember(number, self._size, len(line), failed=row.finish == "error")
-        self._size += len(line)
+        for row in rows:
+            self._remember(row.number, self._size, len(row.line), failed=row.failed)
+            self._size += len(row.line)
         if self._oldest_pending is None:
             self._oldest_pending = self._clock()
         if self._num_rows - self._num_durable >= self._flush_rows:
@@ -207,7 +217,7 @@ class RowStore:
             StorageError: the file could not be replaced; it is as it was.
         """
         self.flush()
-        ordered = [number for number in range(len(self._offsets)) if self.has(number)]
+        ordered = array("q", (number for number in range(len(self._offsets)) if self.has(number)))
         if ordered != self._in_file_order():
             self._rewrite(ordered)
 
@@ -303,11 +313,10 @@ class RowStore:
 
     def _rewrite(self, numbers: Sequence[int]) -> None:
         """Replace the file by the lines of `numbers`, in that order."""
-        spans = [(self._offsets[n], self._offsets[n] + self._lengths[n]) for n in numbers]
-        failed = [bool(self._failed[n]) for n in numbers]
         self._refuse_if_broken()
+        spans = ((self._offsets[n], self._offsets[n] + self._lengths[n]) for n in numbers)
         try:
-            replace_file(self._files, self._path, self._pieces(spans))
+            replace_file(self._files, self._path, _in_blocks(self._pieces(spans)))
             if self._reader is not None:
                 self._reader.close()
                 self._reader = None
@@ -316,20 +325,21 @@ class RowStore:
             self._descriptor = self._files.open_append(self._path)
         except OSError as error:
             raise self._break(error, "rewrite") from error
-        for number in range(len(self._offsets)):
-            self._offsets[number] = -1
-            self._failed[number] = 0
+        failed, size = bytes(self._failed), len(self._offsets)
+        self._offsets = array("q", [-1]) * size
+        self._failed = bytearray(size)
         self._num_rows = 0
         self._size = 0
-        for number, (start, end), was_failed in zip(numbers, spans, failed, strict=True):
-            self._remember(number, self._size, end - start, failed=was_failed)
-            self._size += end - start
+        for number in numbers:
+            length = self._lengths[number]
+            self._remember(number, self._size, length, failed=bool(failed[number]))
+            self._size += length
         self._num_durable = self._num_rows
         self._oldest_pending = None
 
-    def _in_file_order(self) -> list[int]:
-        there = [number for number in range(len(self._offsets)) if self._offsets[number] >= 0]
-        return sorted(there, key=self._offsets.__getitem__)
+    def _in_file_order(self) -> array[int]:
+        there = (number for number in range(len(self._offsets)) if self._offsets[number] >= 0)
+        return array("q", sorted(there, key=self._offsets.__getitem__))
 
     def _remember(self, number: int, offset: int, length: int, *, failed: bool) -> None:
         self._offsets[number] = offset
@@ -354,3 +364,17 @@ class RowStore:
             hint=f"{self._num_durable} rows are safe; make room or mend the disk, then give the same command "
             "again to go on",
         )
+
+
+def _in_blocks(pieces: Iterable[bytes], size: int = BLOCK_BYTES) -> Iterator[bytes]:
+    """The same bytes in fewer pieces: a write for each row would take longer than the rows."""
+    waiting: list[bytes] = []
+    waiting_bytes = 0
+    for piece in pieces:
+        waiting.append(piece)
+        waiting_bytes += len(piece)
+        if waiting_bytes >= size:
+            yield b"".join(waiting)
+            waiting, waiting_bytes = [], 0
+    if waiting:
+        yield b"".join(waiting)

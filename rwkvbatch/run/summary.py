@@ -128,23 +128,41 @@ class _Tally:
         )
 
 
+class Tallies:
+    """Makes a summary of rows that come one by one; their order matters to the last bits of sums.
+
+    Args:
+        cells: names, in the order of the summary.
+    """
+
+    def __init__(self, cells: Iterable[str]) -> None:
+        self._cells = {name: _Tally() for name in cells}
+
+    def add(self, row: Row) -> None:
+        self._cells[row.cell].add(row)
+
+    def summary(self, planned: int) -> Summary:
+        """The figures so far, of a run that is to have `planned` rows."""
+        parts = tuple(tally.result(name) for name, tally in self._cells.items())
+        return Summary(
+            planned=planned,
+            rows=sum(part.rows for part in parts),
+            errors=sum(part.errors for part in parts),
+            checks=sum(part.checks for part in parts),
+            checks_passed=sum(part.checks_passed for part in parts),
+            reply_tokens=sum(part.reply_tokens for part in parts),
+            prompt_tokens=sum(part.prompt_tokens for part in parts),
+            cached_tokens=sum(part.cached_tokens for part in parts),
+            cells=parts,
+        )
+
+
 def summarize(rows: Iterable[Row], cells: Iterable[str], planned: int) -> Summary:
     """The figures of `rows`; `cells` gives their order in the summary."""
-    tallies = {name: _Tally() for name in cells}
+    tallies = Tallies(cells)
     for row in rows:
-        tallies[row.cell].add(row)
-    parts = tuple(tally.result(name) for name, tally in tallies.items())
-    return Summary(
-        planned=planned,
-        rows=sum(part.rows for part in parts),
-        errors=sum(part.errors for part in parts),
-        checks=sum(part.checks for part in parts),
-        checks_passed=sum(part.checks_passed for part in parts),
-        reply_tokens=sum(part.reply_tokens for part in parts),
-        prompt_tokens=sum(part.prompt_tokens for part in parts),
-        cached_tokens=sum(part.cached_tokens for part in parts),
-        cells=parts,
-    )
+        tallies.add(row)
+    return tallies.summary(planned)
 
 
 def percentile(ascending: list[float], share: float) -> float | None:

@@ -142,19 +142,13 @@ class ActiveDialogue:
             row = self._row(reply, score, text)
         except Exception as error:
             # A check is foreign code: whatever it raises ends its row, not the run.
-            return self._error_row(_explain(error), reply=reply, text=text)
+            return error_row(self.dialogue, self.turn, _explain(error), reply, text)
         self._advance(reply.history)
         return row
 
     def fail_turn(self, error: Exception) -> Row:
         """The error row of the next turn, which could not be generated. The dialogue does not move on."""
-        return self._error_row(_explain(error))
-
-    def skip_turn(self, failed_turn: int) -> Row:
-        """The error row of a turn that cannot be reached."""
-        row = self._error_row(f"not reached: turn {failed_turn} of this conversation failed")
-        self.turn += 1
-        return row
+        return error_row(self.dialogue, self.turn, _explain(error))
 
     def replay(self, row: Row) -> None:
         """Move over a turn whose row is there already: its tokens become history, nothing is generated."""
@@ -205,28 +199,29 @@ class ActiveDialogue:
             timing=_timing(reply),
         )
 
-    def _error_row(self, message: str, reply: Reply | None = None, text: str = "") -> Row:
-        dialogue = self.dialogue
-        ids: Sequence[int] = () if reply is None else reply.ids
-        return Row(
-            conversation=dialogue.conversation.id,
-            cell=dialogue.cell.name,
-            repeat=dialogue.repeat,
-            turn=self.turn,
-            seed=dialogue.of_turn(self.turn).seed,
-            tags=dialogue.conversation.tags,
-            prompt=self._now.user,
-            reply=text,
-            reply_ids=tuple(ids),
-            finish="error",
-            stopped_by=None,
-            tokens=TokenCounts(0 if reply is None else reply.num_prompt, len(ids)),
-            logprob=Logprob(None, 0.0),
-            reference=None,
-            checks=(),
-            error=message,
-            timing=NO_TIMING if reply is None else _timing(reply),
-        )
+
+def error_row(dialogue: Dialogue, turn: int, message: str, reply: Reply | None = None, text: str = "") -> Row:
+    """The row of a turn that failed; `reply` and `text` are what there is of it."""
+    ids: Sequence[int] = () if reply is None else reply.ids
+    return Row(
+        conversation=dialogue.conversation.id,
+        cell=dialogue.cell.name,
+        repeat=dialogue.repeat,
+        turn=turn,
+        seed=dialogue.of_turn(turn).seed,
+        tags=dialogue.conversation.tags,
+        prompt=dialogue.conversation.turns[turn].user,
+        reply=text,
+        reply_ids=tuple(ids),
+        finish="error",
+        stopped_by=None,
+        tokens=TokenCounts(0 if reply is None else reply.num_prompt, len(ids)),
+        logprob=Logprob(None, 0.0),
+        reference=None,
+        checks=(),
+        error=message,
+        timing=NO_TIMING if reply is None else _timing(reply),
+    )
 
 
 def _reference(turn: Turn, score: Score | None) -> Reference | None:

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from rwkvbatch.engine.request import Reply, Request, Score
 from rwkvbatch.errors import StorageError
-from rwkvbatch.run.driver import TurnEngine
 from rwkvbatch.run.files import Files, replace_file
 from rwkvbatch.run.plan import Plan
 from rwkvbatch.run.rows import Row
+from rwkvbatch.run.setup import TurnEngine
 from rwkvbatch.run.turns import ActiveDialogue, Desk
 
 VERIFY_NAME = "verify.json"

@@ -23,6 +23,14 @@ class ScreenFile(io.StringIO):
         self.stream.feed(text.replace("\x1b[?2026h", "").replace("\x1b[?2026l", ""))
         return len(text)
 
+    def reflow(self, columns: int, rows: int) -> None:
+        """Resize as most terminals do: what no longer fits into a row goes on in the next one."""
+        text = "\r\n".join(line.rstrip() for line in self.lines())
+        self.screen = pyte.HistoryScreen(columns, rows, history=100_000, ratio=0.5)
+        self.screen.set_mode(pyte.modes.LNM)
+        self.stream = pyte.Stream(self.screen)
+        self.stream.feed(text)
+
     def lines(self) -> list[str]:
         """All rows from the first one ever, without spaces at their ends and without empty rows at the end."""
         columns = self.screen.columns

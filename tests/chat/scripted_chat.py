@@ -21,6 +21,7 @@ ESCAPES = "red \x1b[31mtext\x1b[0m \x1b]0;stolen title\x07 \u202eback \x9b2J end
 THINKING = ">\nLet me think.\nOne and one.\n</think>\nIt is **two**."
 ANSWERS = {
     "long": LONG,
+    "paragraph": " ".join(f"w{number}w" for number in range(120)),
     "markdown": MARKDOWN,
     "escapes": ESCAPES,
     "wide": "日本語の文章です。" * 8 + " e\u0301e\u0301 end",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,34 @@ from rwkvbatch.chat.export import export
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.engine.core import Engine
 from rwkvbatch.errors import UsageError
-from rwkvbatch.run.driver import Counts, Driver
+from rwkvbatch.run.execute import RunOptions, execute
 from rwkvbatch.run.grid import Cell
-from rwkvbatch.run.memory import MemoryRows
 from rwkvbatch.run.plan import Plan
 from rwkvbatch.run.settings import layer_settings
+from rwkvbatch.run.setup import Setup
 from rwkvbatch.run.turns import Desk
 from rwkvbatch.script.reader import read_scripts
 from tests.chat.test_session import SETTINGS, new_session
 from tests.engine.hash_model import HashModel
+
+
+class HashShop:
+    """The model of these tests, for a run."""
+
+    def __init__(self) -> None:
+        self._engine = Engine(HashModel())
+
+    def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
+        return {}
+
+    def tokenizer(self, spec: Any) -> Any:
+        return self._engine.tokenizer
+
+    def desk(self, setup: Setup, plan: Plan) -> Desk:
+        return Desk(self._engine.tokenizer)
+
+    def engine(self, setup: Setup, plan: Plan, batch: int) -> Engine:
+        return self._engine
 
 
 def options_of(command: str) -> tuple[list[str], dict[str, Any]]:
@@ -37,12 +57,9 @@ def replay(command: str) -> list[tuple[int, ...]]:
     values.pop("model", None)
     layered = layer_settings(values)
     plan = Plan(read_scripts(scripts).conversations, [Cell("base", {})], layered)
-    engine = Engine(HashModel())
-    rows = MemoryRows()
-    driver = Driver(plan, rows, Counts())
-    assert driver.run(range(plan.num_dialogues), Desk(engine.tokenizer), lambda _: engine, 4)
     last = layered.settings.repeats - 1
-    return [row.reply_ids for row in rows.rows() if row.repeat == last]
+    rows = execute(plan, HashShop(), RunOptions()).rows()
+    return [row.reply_ids for row in rows if row.repeat == last]
 
 
 @pytest.mark.parametrize("prelude", [None, "User: hi\n\nAssistant: Hi.\n\n", "named"])

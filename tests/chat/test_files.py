@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rwkvbatch.chat.files import describe, load_session, restore, save_session
 from rwkvbatch.chat.session import Session
 from rwkvbatch.chat.transcript import Transcript
 from rwkvbatch.engine.core import Engine
+from rwkvbatch.engine.prefix import Node
 from rwkvbatch.errors import InputError, StorageError
 from rwkvbatch.run.settings import CellSettings
 from tests.chat.test_session import new_session
@@ -40,6 +42,26 @@ def test_a_saved_session_goes_on_as_if_it_had_not_ended(tmp_path: Path) -> None:
     assert other.dialogue == session.dialogue
     assert other.settings.temperature == 0.25
     assert other.ask("c").ids == session.ask("c").ids
+
+
+def test_loading_again_and_again_leaves_nothing_of_the_dialogues_before(tmp_path: Path) -> None:
+    session = talked()
+    save_session(session, tmp_path / "s.json")
+    saved = load_session(tmp_path / "s.json", session.engine.model.spec)
+    for number in range(100):
+        restore(session, saved)
+        exchange = session.ask(f"message {number}")
+        session.dialogue.undo()
+    assert exchange.num_read <= len(exchange.prompt) + 3
+    restore(session, saved)
+    tree = session.engine._scheduler.tree
+    assert sum(node.num_holds + node.num_pins for node in _nodes(tree.base(0))) == 0
+
+
+def _nodes(node: Node) -> Iterator[Node]:
+    yield node
+    for child in node.children.values():
+        yield from _nodes(child)
 
 
 def test_a_transcript_goes_on_likewise_even_with_its_last_line_cut(tmp_path: Path) -> None:

@@ -123,18 +123,77 @@ def test_nothing_is_written_when_nothing_changed() -> None:
     assert not file.written
 
 
-def test_a_resize_leaves_what_is_there_and_goes_on_below() -> None:
-    file = ScreenFile(60, 24)
-    size = [60, 24]
-    live = LiveText(file.console(), MarkdownSource(), size=lambda: (size[0], size[1]))
-    live.push("one two three ")
-    live.draw()
-    size[0] = 30
-    file.screen.resize(24, 30)
-    live.push("four five six")
-    live.draw()
+def draw_resized(
+    words: list[str], sizes: list[tuple[int, int]], *, start: tuple[int, int] = (50, 16)
+) -> ScreenFile:
+    """One word is drawn at a time; before each the window takes its size. Terminals wrap anew what is there."""
+    file, size = ScreenFile(*start), start
+    live = LiveText(file.console(), MarkdownSource(), size=lambda: size)
+    for word, wanted in zip(words, sizes, strict=True):
+        if wanted != size:
+            file.reflow(*wanted)
+            size = wanted
+        live.push(word)
+        live.draw(Text("status"))
     live.finish()
-    assert " ".join(" ".join(file.lines()).split()) == "one two three four five six"
+    return file
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([" ", " ", "\n", "\n\n", "\n- ", "\n```\n"]),
+            st.sampled_from([(50, 16), (50, 9), (30, 16), (22, 12), (80, 30)]),
+        ),
+        max_size=60,
+    )
+)
+def test_a_resize_loses_no_word_and_cuts_none(steps: list[tuple[str, tuple[int, int]]]) -> None:
+    pieces = [f"w{number}w{separator}" for number, (separator, _) in enumerate(steps)]
+    shown = " ".join(draw_resized(pieces, [size for _, size in steps]).lines())
+    assert "status" not in shown
+    words = [word for word in shown.split() if word not in ("\u2022", "-", "```")]
+    num_shown = 0
+    for word in words:
+        assert re.fullmatch(r"w\d+w", word), word
+        # A row may come again where it had to stay; it never skips anything.
+        assert int(word[1:-1]) <= num_shown
+        num_shown = max(num_shown, int(word[1:-1]) + 1)
+    assert num_shown == len(steps)
+
+
+def test_a_line_that_is_being_drawn_in_a_resize_stays_whole() -> None:
+    line = "one two three four five six seven eight nine ten"
+    words = [f"{word} " for word in line.split()]
+    for at in range(1, len(words)):
+        sizes = [(50, 16)] * at + [(60, 20)] * (len(words) - at)
+        assert draw_resized(words, sizes).lines() == [line]
+    (first, second) = draw_resized(words, [(50, 16)] * 4 + [(30, 16)] * 6).lines()
+    assert f"{first} {second}" == line
+
+
+def test_a_row_that_no_longer_fits_stays_and_comes_again() -> None:
+    words = ["one two three four five ", "six"]
+    assert draw_resized(words, [(50, 16), (18, 16)]).lines() == [
+        "one two three four",
+        " five",
+        "one two three",
+        "four five six",
+    ]
+
+
+def test_a_window_that_becomes_lower_than_what_is_drawn() -> None:
+    words = [f"line {number}\n" for number in range(10)]
+    shown = draw_resized(words, [(50, 16)] * 9 + [(50, 5)]).lines()
+    assert shown == [f"line {number}" for number in range(10)]
+
+
+def test_a_table_comes_again_whole_after_a_resize() -> None:
+    words = ["| a | b |\n|---|---|\n", "| one | two |\n", "| three | four |\n"]
+    shown = draw_resized(words, [(50, 16), (50, 16), (40, 16)]).lines()
+    assert [line.split() for line in shown if "one" in line] == [["one", "two"], ["one", "two"]]
+    assert shown[-1].split() == ["three", "four"]
 
 
 def test_thinking_is_shown_as_it_is() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -62,6 +63,47 @@ def test_a_follow_up_reads_only_what_is_new() -> None:
         exchange = session.ask(f"message {number}")
         if number:
             assert exchange.num_read <= len(exchange.prompt) + 3
+
+
+def num_calls(act: Callable[[], object]) -> int:
+    """How many functions are called, generators resumed included."""
+    events = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal events
+        events += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        act()
+    finally:
+        sys.setprofile(None)
+    return events
+
+
+def test_a_turn_is_as_much_work_after_a_hundred_turns_as_after_ten(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(Engine(HashModel(), state_memory=20 * 1024), SETTINGS.replace(stop=(), max_tokens=4))
+    session.begin(system="Be brief.")
+    monkeypatch.setattr(Dialogue, "history", None)
+    monkeypatch.setattr(Dialogue, "path", None)
+    sizes: list[int] = []
+    submit = session.engine.submit
+    session.engine.submit = lambda request: (sizes.append(len(request.tokens)), submit(request))[1]
+
+    def turn() -> None:
+        session.ask("hello")
+        session.retry()
+        session.dialogue.branch("side")
+        session.ask("hello")
+        session.dialogue.undo()
+        session.dialogue.switch("main")
+        del session.dialogue.branches["side"]
+        session.look()
+
+    calls = [num_calls(turn) for _ in range(100)]
+    # Replies differ in their bytes, and so do the calls that decode them.
+    assert max(calls[-20:]) < 1.1 * max(calls[5:25])
+    assert max(sizes) == min(sizes)
 
 
 def test_the_same_words_get_the_same_replies() -> None:
@@ -267,6 +309,16 @@ def test_a_dialogue_that_points_outside_itself_is_refused() -> None:
     values = session.dialogue.as_dict()
     values["exchanges"][0]["parent"] = 0
     with pytest.raises(ValueError, match="out of place"):
+        Dialogue.from_dict(values)
+    values = session.dialogue.as_dict()
+    values["exchanges"][0]["turn"] = 1
+    with pytest.raises(ValueError, match="it is turn 1"):
+        Dialogue.from_dict(values)
+    session.ask("b")
+    session.begin()
+    values = session.dialogue.as_dict()
+    values["exchanges"][1]["opening"] = 1
+    with pytest.raises(ValueError, match="another opening"):
         Dialogue.from_dict(values)
 
 

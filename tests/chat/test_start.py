@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from rwkvbatch.chat.dialogue import Exchange
+from rwkvbatch.chat.plain_view import JsonView
 from rwkvbatch.chat.start import ChatArguments, chat_settings, choose_prelude, run_chat
 from rwkvbatch.config import preset
 from rwkvbatch.errors import UsageError
@@ -44,6 +47,46 @@ def test_a_pipe_is_answered_line_by_line_and_ends(tmp_path: Path) -> None:
     assert transcript.stat().st_mode & 0o777 == 0o600
     events = [json.loads(line) for line in transcript.read_text().splitlines()]
     assert next(event["text"] for event in events if event["event"] == "typed") == "My name is Ada."
+
+
+def test_json_is_an_object_a_reply_and_nothing_else(tmp_path: Path) -> None:
+    lines = "My name is Ada.\nWhat is my name?\n/again 2\n/params\n/nothing\n"
+    done = chat(tmp_path, lines, "--json", "--quiet", "--temp", "1", "--top-p", "1", "--no-transcript")
+    assert done.returncode == 1
+    replies = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(reply["turn"], reply["prompt"], reply["seed"]) for reply in replies] == [
+        (0, "My name is Ada.", 0),
+        (1, "What is my name?", 0),
+        (1, "What is my name?", 1),
+        (1, "What is my name?", 2),
+    ]
+    for reply in replies:
+        assert reply["finish"] == "stop"
+        assert reply["tokens"]["reply"] == len(reply["reply_ids"])
+        assert reply["logprob"]["mean"] == pytest.approx(reply["logprob"]["sum"] / len(reply["reply_ids"]))
+        assert reply["timing"]["total_s"] >= reply["timing"]["first_token_s"] > 0
+    assert replies[1]["timing"]["cached_tokens"] >= replies[0]["tokens"]["prompt"]
+    assert "max_tokens" in done.stderr
+    assert "there is no command /nothing" in done.stderr
+
+
+@pytest.mark.parametrize("options", [{"raw": True}, {"is_terminal": True}])
+def test_json_is_for_pipes(options: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: options.get("is_terminal", False), raising=False)
+    with pytest.raises(UsageError, match="--json"):
+        run_chat(ChatArguments(json=True, raw=options.get("raw", False)))
+
+
+def test_json_escapes_what_could_act_upon_a_terminal() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    JsonView(out, err).end_reply(exchange(reply="a\x1b[31m\x9b日本"))
+    assert "\\u001b[31m\\u009b日本" in out.getvalue()
+    assert json.loads(out.getvalue())["reply"] == "a\x1b[31m\x9b日本"
+    assert not err.getvalue()
+
+
+def exchange(reply: str) -> Exchange:
+    return Exchange(0, None, 0, 0, 0, 0, "hi", (1,), (2,), (2,), reply, reply, "stop", None, {})
 
 
 def test_a_wrong_command_in_a_pipe_is_said_and_fails_at_the_end(tmp_path: Path) -> None:

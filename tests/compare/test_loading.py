@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rwkvbatch.compare import load
+from rwkvbatch.compare import load, results
 from rwkvbatch.compare.loading import load_runs
+from rwkvbatch.compare.metrics import TURN_METRICS
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError
 from rwkvbatch.run.rows import Row
 from tests.compare.make_run import encode, make_row, make_run, write_run
@@ -112,6 +114,36 @@ def test_an_error_row_has_no_metrics_of_a_reply(tmp_path: Path) -> None:
     assert row["failed"] == 1.0
     for name in ("tokens", "logprob", "score", "nll", "first_token_s", "distinct1", "loop", "stopped"):
         assert np.isnan(row[name]), name
+
+
+@pytest.mark.parametrize(("replies", "tokens"), [(3, 10**6), (10**6, 40), (1, 1)])
+def test_metrics_do_not_depend_on_how_many_replies_are_counted_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replies: int, tokens: int
+) -> None:
+    rng = np.random.default_rng(3)
+    rows = [make_row(f"c{i}", rng=rng) for i in range(10)]
+    rows[4]["reply_ids"] = []
+    write_run(tmp_path / "a", rows, manifest={})
+    monkeypatch.setattr(results, "_BATCH_REPLIES", replies)
+    monkeypatch.setattr(results, "_BATCH_TOKENS", tokens)
+    table = load(tmp_path / "a")
+    for metric in TURN_METRICS:
+        assert metric.of is not None
+        alone = np.array([metric.of(row) for row in rows], dtype=np.float64)
+        np.testing.assert_array_equal(table[metric.name].to_numpy(), alone, err_msg=metric.name)
+
+
+@pytest.mark.parametrize("collected", [True, False])
+def test_the_collector_of_garbage_is_left_as_it_was(tmp_path: Path, *, collected: bool) -> None:
+    path = make_run(tmp_path / "a", conversations=1)
+    was_on = gc.isenabled()
+    try:
+        (gc.enable if collected else gc.disable)()
+        load(path)
+        assert gc.isenabled() == collected
+        assert gc.get_freeze_count() == 0
+    finally:
+        (gc.enable if was_on else gc.disable)()
 
 
 def test_a_manifest_that_is_not_json_is_an_error(tmp_path: Path) -> None:

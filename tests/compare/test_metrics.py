@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from array import array
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkvbatch.compare.metrics import TURN_METRICS
 from rwkvbatch.compare.metrics.loops import longest_repeat
+from rwkvbatch.compare.metrics.ngrams import count_ngrams
 from tests.compare.make_run import make_row
 
 METRICS = {metric.name: metric for metric in TURN_METRICS}
@@ -66,14 +70,26 @@ def test_a_looping_reply_scores_near_one_and_one_without_repeats_zero() -> None:
     assert value("loop", reply_ids=list(range(60))) == 0.0
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 3), max_size=40))
-def test_the_longest_repeat_is_what_trying_every_length_finds(ids: list[int]) -> None:
-    def occurs_twice(n: int) -> bool:
-        grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
-        return len(set(grams)) < len(grams)
+def test_the_longest_repeat_may_overlap_itself() -> None:
+    assert longest_repeat([7, 7, 7]) == 2
+    assert longest_repeat([1, 2, 3, 1, 2]) == 2
+    assert longest_repeat([]) == 0
 
-    assert longest_repeat(ids) == max([n for n in range(1, len(ids)) if occurs_twice(n)], default=0)
+
+few_ids = st.lists(st.integers(0, 3), max_size=40)
+loops = st.builds(lambda ids, times: (ids * times)[:90], few_ids, st.integers(2, 20))
+any_ids = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=10)
+
+
+@settings(deadline=None)
+@given(st.lists(few_ids | loops | any_ids, max_size=6))
+def test_the_ngrams_of_many_replies_at_once_are_those_of_each_alone(replies: list[list[int]]) -> None:
+    counts = count_ngrams([array("q", ids) for ids in replies])
+    for metric in TURN_METRICS:
+        if metric.of_ngrams is not None:
+            assert metric.of is not None
+            alone = [metric.of({"reply_ids": ids}) for ids in replies]
+            np.testing.assert_array_equal(metric.of_ngrams(counts), np.array(alone, dtype=np.float64))
 
 
 def test_reference_metrics_are_missing_without_a_reference() -> None:

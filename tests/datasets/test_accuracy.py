@@ -16,13 +16,13 @@ from rwkvbatch.text.tokenizer import world_tokenizer
 DATASETS = Path(__file__).parents[2] / "datasets"
 
 
-def test_greedy_replies_to_the_demo_script_pass_nine_checks_in_ten() -> None:
+def test_greedy_replies_to_the_demo_script_pass_nineteen_checks_in_twenty() -> None:
     passed: dict[str, list[bool]] = defaultdict(list)
     for row in rwkvbatch.run(DATASETS / "demo.jsonl", preset="greedy").rows():
         passed[row.tags[0]] += [check.passed for check in row.checks]
     everything = [verdict for verdicts in passed.values() for verdict in verdicts]
-    assert sum(everything) / len(everything) >= 0.9
-    assert all(sum(verdicts) / len(verdicts) >= 0.7 for verdicts in passed.values()), passed
+    assert sum(everything) / len(everything) >= 0.95
+    assert all(sum(verdicts) / len(verdicts) >= 0.85 for verdicts in passed.values()), passed
 
 
 def test_thinking_pays_for_long_sums() -> None:

@@ -54,11 +54,11 @@ def test_looking_refuses_what_is_no_token(tokens: tuple[int, ...]) -> None:
 
 
 def num_read_again(engine: Engine, history: tuple[int, ...], holding: bool) -> int:
-    hold = engine.hold(history) if holding else None
+    hold = engine.places.hold(history) if holding else None
     for number in range(20):
         engine.generate([Request(tokens=(number + 1,) * 50, max_tokens=2)])
     if hold is not None:
-        engine.release(hold)
+        engine.places.release(hold)
     (reply,) = engine.generate([Request(tokens=(*history, 9, 9), max_tokens=1)])
     return reply.num_prompt - reply.num_cached
 
@@ -74,16 +74,18 @@ def test_a_held_state_outlives_others() -> None:
 def test_holding_leaves_room_for_requests() -> None:
     engine = Engine(HashModel(), state_memory=6 * 1024)
     holds = [
-        engine.hold(engine.generate([Request(tokens=(n + 1,) * 30, max_tokens=2)])[0].history)
+        engine.places.hold(engine.generate([Request(tokens=(n + 1,) * 30, max_tokens=2)])[0].history)
         for n in range(6)
     ]
     assert sum(hold is not None for hold in holds) == 3
     assert engine.generate([Request(tokens=(99,) * 30, max_tokens=2)])[0].ids
     for hold in holds:
         if hold is not None:
-            engine.release(hold)
-    assert engine.hold(engine.generate([Request(tokens=(98,) * 30, max_tokens=2)])[0].history) is not None
+            engine.places.release(hold)
+    assert (
+        engine.places.hold(engine.generate([Request(tokens=(98,) * 30, max_tokens=2)])[0].history) is not None
+    )
 
 
 def test_nothing_is_held_where_nothing_was_read() -> None:
-    assert Engine(HashModel()).hold((1, 2, 3)) is None
+    assert Engine(HashModel()).places.hold((1, 2, 3)) is None

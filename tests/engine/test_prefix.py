@@ -47,18 +47,17 @@ def test_the_deepest_kept_state_is_the_longest_kept_prefix(
 @given(token_lists)
 def test_pending_counts_survive_splits_and_return_to_zero(lists: list[tuple[int, ...]]) -> None:
     made = tree()
+    root = made.base(0)
     nodes: list[Node] = []
     for tokens in lists:
         node = made.insert(0, tokens)
-        made.begin_pending(node)
+        made.begin_pending(node, root)
         nodes.append(node)
     for node, tokens in zip(nodes, lists, strict=True):
         below = sum(other[: len(tokens)] == tokens for other in lists)
-        assert node.num_pending == below
-    root = made.insert(0, ())
+        assert node.num_pending == (below if node is not root else 0)
     for number, node in enumerate(nodes):
-        made.end_pending(node, number)
-    assert root.num_pending == 0
+        made.end_pending(node, root, number)
     assert not root.children, "nodes that stand for nothing are removed"
 
 
@@ -92,7 +91,7 @@ def test_roots_do_not_share_anything() -> None:
     made.add_root(1, slot=7)
     made.keep(made.insert(0, (1, 2)), 0)
     assert made.deepest_kept(made.insert(1, (1, 2))).slot == 7
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="no initial state 2"):
         made.insert(2, ())
 
 

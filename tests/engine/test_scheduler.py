@@ -10,10 +10,10 @@ def scheduler(*, max_batch: int = 8, step_rows: int = 64, capacity: int = 32) ->
     return Scheduler(tree, SlotAllocator(capacity), HashPool([None] * capacity), max_batch, step_rows)
 
 
-def reading(number: int, length: int, *, shared: int = 0) -> Reading:
+def reading(made: Scheduler, number: int, length: int, *, shared: int = 0) -> Reading:
     """A request of `length` tokens, the first `shared` of which are the same for all."""
     tokens = [1] * shared + [1000 + number] * (length - shared)
-    return Reading(id=number, root=0, tokens=tokens, num_prompt=length)
+    return Reading(id=number, base=made.tree.base(0), tokens=tokens, num_prompt=length)
 
 
 def read_all(made: Scheduler, *, limit: int = 1000) -> list[list[tuple[int, int, int]]]:
@@ -34,7 +34,7 @@ def read_all(made: Scheduler, *, limit: int = 1000) -> list[list[tuple[int, int,
 def test_a_place_that_becomes_free_is_taken_at_once() -> None:
     made = scheduler(max_batch=2)
     for number, length in enumerate((1, 3, 1, 1)):
-        made.add(reading(number, length))
+        made.add(reading(made, number, length))
     steps = read_all(made)
     assert [{number for number, _, _ in step} for step in steps] == [{0, 1}, {2, 3}]
 
@@ -42,16 +42,16 @@ def test_a_place_that_becomes_free_is_taken_at_once() -> None:
 def test_a_step_keeps_to_the_row_budget() -> None:
     made = scheduler(step_rows=16)
     for number in range(3):
-        made.add(reading(number, 100))
+        made.add(reading(made, number, 100))
     for step in read_all(made):
         assert sum(stop - start for _, start, stop in step) <= 16
 
 
 def test_decodes_are_never_kept_waiting_by_prompts() -> None:
     made = scheduler(step_rows=8)
-    decoding = reading(0, 1)
+    decoding = reading(made, 0, 1)
     made.add(decoding)
-    made.add(reading(1, 500))
+    made.add(reading(made, 1, 500))
     for _ in range(10):
         chunks = made.plan()
         assert any(chunk.reading is decoding for chunk in chunks)
@@ -61,9 +61,9 @@ def test_decodes_are_never_kept_waiting_by_prompts() -> None:
 
 def test_a_short_prompt_is_not_starved_by_a_long_one() -> None:
     made = scheduler(step_rows=16)
-    made.add(reading(0, 10_000))
+    made.add(reading(made, 0, 10_000))
     made.plan()
-    made.add(reading(1, 12))
+    made.add(reading(made, 1, 12))
     steps = 0
     while True:
         steps += 1
@@ -77,8 +77,8 @@ def test_a_short_prompt_is_not_starved_by_a_long_one() -> None:
 def test_prompts_go_on_even_when_decodes_fill_the_step() -> None:
     made = scheduler(max_batch=20, step_rows=8)
     for number in range(10):
-        made.add(reading(number, 1))
-    made.add(reading(10, 50))
+        made.add(reading(made, number, 1))
+    made.add(reading(made, 10, 50))
     made.plan()
     assert sum(chunk.stop - chunk.start for chunk in made.plan() if chunk.reading.id == 10) == 2
 
@@ -86,7 +86,7 @@ def test_prompts_go_on_even_when_decodes_fill_the_step() -> None:
 def test_a_shared_prefix_is_read_once() -> None:
     made = scheduler(step_rows=1000)
     for number in range(5):
-        made.add(reading(number, 110, shared=100))
+        made.add(reading(made, number, 110, shared=100))
     steps = read_all(made)
     assert sum(stop - start for step in steps for _, start, stop in step) == 100 + 5 * 10
 
@@ -94,25 +94,25 @@ def test_a_shared_prefix_is_read_once() -> None:
 def test_identical_prompts_read_only_their_last_token_each() -> None:
     made = scheduler(step_rows=1000)
     for number in range(5):
-        made.add(reading(number, 100, shared=100))
+        made.add(reading(made, number, 100, shared=100))
     steps = read_all(made)
     assert sum(stop - start for step in steps for _, start, stop in step) == 99 + 5
 
 
 def test_a_request_that_comes_while_its_prefix_is_being_read_waits_for_it() -> None:
     made = scheduler(step_rows=10)
-    made.add(reading(0, 110, shared=100))
+    made.add(reading(made, 0, 110, shared=100))
     made.advance(made.plan())
-    made.add(reading(1, 110, shared=100))
+    made.add(reading(made, 1, 110, shared=100))
     steps = read_all(made)
     assert sum(stop - start for step in steps for number, start, stop in step if number == 1) == 10
 
 
 def test_a_reader_that_gives_up_lets_the_others_read() -> None:
     made = scheduler(step_rows=10)
-    first = reading(0, 110, shared=100)
+    first = reading(made, 0, 110, shared=100)
     made.add(first)
-    made.add(reading(1, 110, shared=100))
+    made.add(reading(made, 1, 110, shared=100))
     made.advance(made.plan())
     made.finish(first, keep=False)
     read_all(made)
@@ -121,23 +121,23 @@ def test_a_reader_that_gives_up_lets_the_others_read() -> None:
 def test_short_common_beginnings_are_not_waited_for() -> None:
     made = scheduler()
     for number in range(4):
-        made.add(reading(number, 40, shared=3))
+        made.add(reading(made, number, 40, shared=3))
     assert len(made.plan()) == 4
 
 
 def test_requests_wait_when_there_is_no_memory_for_their_states() -> None:
     made = scheduler(max_batch=8, capacity=2)
     for number in range(5):
-        made.add(reading(number, 20))
+        made.add(reading(made, number, 20))
     assert len(made.plan()) == 2
     read_all(made)
 
 
 def test_a_continued_history_is_not_read_again() -> None:
     made = scheduler()
-    made.add(reading(0, 30))
+    made.add(reading(made, 0, 30))
     read_all(made)
-    longer = Reading(id=1, root=0, tokens=[1000] * 35, num_prompt=35)
+    longer = Reading(id=1, base=made.tree.base(0), tokens=[1000] * 35, num_prompt=35)
     made.add(longer)
     made.plan()
     assert longer.num_cached == 30
@@ -146,16 +146,16 @@ def test_a_continued_history_is_not_read_again() -> None:
 def test_all_slots_are_owned_by_somebody_after_any_number_of_requests() -> None:
     made = scheduler(capacity=6, max_batch=4)
     for number in range(50):
-        made.add(reading(number, 20 + number % 7, shared=(number % 3) * 8))
+        made.add(reading(made, number, 20 + number % 7, shared=(number % 3) * 8))
     read_all(made)
     assert made.slots.num_free + made.tree.num_kept == 6
 
 
 def test_restarted_requests_are_read_again_before_all_others() -> None:
     made = scheduler(max_batch=1)
-    first = reading(0, 10)
+    first = reading(made, 0, 10)
     made.add(first)
-    made.add(reading(1, 10))
+    made.add(reading(made, 1, 10))
     made.plan()
     made.restart([first])
     assert [chunk.reading.id for chunk in made.plan()] == [0]

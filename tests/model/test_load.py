@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,10 @@ import torch
 
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model import load
+from rwkvbatch.model.base import Model
 from rwkvbatch.model.load import SlowBackendWarning, load_model, resolve_model_path
 from rwkvbatch.model.ops.reference import ReferenceOps
+from rwkvbatch.model.rwkv7_model import Rwkv7Model
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +152,7 @@ def test_native_kernels_serve_where_they_are(tiny_file: Path) -> None:
     ("strategy", "backend", "message"),
     [
         ("cpu", "gpu", "--backend must be one of auto, cpu, reference, cuda, upstream; got 'gpu'"),
-        ("cpu", "cuda", "--backend cuda needs a GPU"),
+        ("cpu", "cuda", "--backend cuda needs an NVIDIA GPU"),
         ("nowhere", "auto", "--strategy must be one of"),
     ],
 )
@@ -162,22 +166,94 @@ def test_bad_thread_count_is_a_usage_error(tiny_file: Path) -> None:
         load_model(tiny_file, threads=0)
 
 
-def test_gpu_strategy_picks_the_cuda_backend(tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class OnCpu(ReferenceOps):
+    """Operations that say they are on the device that was asked for."""
+
+    def __init__(self, device: str, dtype: torch.dtype | None = None, fixed_rows: int | None = None) -> None:
+        super().__init__("cpu")
+        self.asked = (device, dtype, fixed_rows)
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An NVIDIA GPU as torch describes one, and operations that run on the CPU instead of it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    asked: list[tuple[str, torch.dtype | None]] = []
-
-    class OnCpu(ReferenceOps):
-        def __init__(self, device: str, dtype: torch.dtype | None = None) -> None:
-            asked.append((device, dtype))
-            super().__init__("cpu")
-
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(load, "ReferenceOps", OnCpu)
-    assert load_model(tiny_file, "auto").spec.backend == "cuda"
-    assert load_model(tiny_file, "cuda:0 fp16", "reference").spec.backend == "reference"
-    assert asked == [("cuda", torch.bfloat16), ("cuda:0", torch.float16)]
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from rwkvbatch.model.ops import cuda, graphs
+
+    monkeypatch.setattr(cuda, "CudaOps", OnCpu)
+    monkeypatch.setattr(OnCpu, "name", "cuda", raising=False)
+    monkeypatch.setattr(OnCpu, "active", lambda self: contextlib.nullcontext(), raising=False)
+    monkeypatch.setattr(OnCpu, "fixed_rows", 1, raising=False)
+    monkeypatch.setattr(graphs, "cuda_capture", lambda: None)
+
+
+def asked(model: Model) -> tuple[str, torch.dtype | None, int | None]:
+    assert isinstance(model, Rwkv7Model)
+    assert isinstance(model.ops, OnCpu)
+    return model.ops.asked
+
+
+@pytest.mark.usefixtures("a_gpu", "kernels")
+def test_gpu_strategy_picks_the_cuda_backend(tiny_file: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = load_model(tiny_file, "auto")
+        assert (model.spec.backend, asked(model)) == ("cuda", ("cuda", torch.bfloat16, None))
+        assert model.forward([[1], [2, 3]])[0].shape == (2, 97)
+        model = load_model(tiny_file, "cuda:0 fp16 rows=64")
+        assert (model.spec.backend, asked(model)) == ("cuda rows=64", ("cuda:0", torch.float16, 64))
+        model = load_model(tiny_file, "cuda:0 fp16", "reference")
+        assert (model.spec.backend, asked(model)) == ("reference", ("cuda:0", torch.float16, None))
     with pytest.raises(UsageError, match="--backend cpu cannot run on 'cuda'"):
         load_model(tiny_file, "cuda fp16", "cpu")
+
+
+def without_triton(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(sys.modules, "rwkvbatch.model.ops.cuda", None)
+    return "Triton cannot be imported"
+
+
+def on_an_old_gpu(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    return "compute capability 7.5"
+
+
+def on_an_amd_gpu(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    return "is an AMD GPU"
+
+
+@pytest.mark.usefixtures("a_gpu")
+@pytest.mark.parametrize("lacking", [without_triton, on_an_old_gpu, on_an_amd_gpu])
+def test_without_kernels_for_the_gpu_the_reference_serves_on_it_with_one_warning(
+    lacking: Callable[[pytest.MonkeyPatch], str], tiny_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = lacking(monkeypatch)
+    with pytest.warns(SlowBackendWarning, match=reason) as caught:
+        model = load_model(tiny_file, "cuda fp16")
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert (model.spec.backend, asked(model)) == ("reference", ("cuda", torch.float16, None))
+    with pytest.raises(UsageError, match="rows= in --strategy needs the kernels"):
+        load_model(tiny_file, "cuda fp16 rows=64")
+
+
+def test_an_apple_gpu_is_served_by_the_reference(tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(load, "ReferenceOps", OnCpu)
+    model = load_model(tiny_file, "mps fp16")
+    assert (model.spec.backend, asked(model)) == ("reference", ("mps", torch.float16, None))
+    with pytest.raises(UsageError, match="--backend cuda needs an NVIDIA GPU"):
+        load_model(tiny_file, "mps fp16", "cuda")
 
 
 _MEMORY = """

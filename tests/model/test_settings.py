@@ -7,7 +7,7 @@ import contextlib
 import pytest
 import torch
 
-from rwkvbatch.model.settings import num_threads, tf32
+from rwkvbatch.model.settings import fp32_sums, num_threads, tf32
 
 
 def flags() -> tuple[bool, bool]:
@@ -36,3 +36,23 @@ def test_thread_count_is_as_asked_inside_and_as_before_afterwards() -> None:
     assert torch.get_num_threads() == before
     with num_threads(None):
         assert torch.get_num_threads() == before
+
+
+def sums_in_half() -> tuple[bool, bool]:
+    matmul = torch.backends.cuda.matmul
+    return matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction
+
+
+def test_sums_are_fp32_inside_and_as_before_afterwards() -> None:
+    before = sums_in_half()
+    assert any(before)
+    with contextlib.suppress(ZeroDivisionError), fp32_sums("cuda:1"):
+        assert sums_in_half() == (False, False)
+        raise ZeroDivisionError
+    assert sums_in_half() == before
+
+
+def test_sums_are_left_alone_on_the_cpu() -> None:
+    before = sums_in_half()
+    with fp32_sums("cpu"):
+        assert sums_in_half() == before

@@ -37,6 +37,22 @@ def test_device_and_precision_are_read(text: str, device: str, precision: str | 
     assert parse_strategy(text) == Strategy(device, precision)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.usefixtures("two_gpus")
+def test_fixed_rows_are_read_for_nvidia_gpus_only() -> None:
+    assert parse_strategy("cuda:1 fp16  rows=64") == Strategy("cuda:1", "fp16", 64)
+    assert parse_strategy("cuda rows=1").fixed_rows == 1
+    with pytest.raises(UsageError, match="rows= in --strategy is for NVIDIA GPUs"):
+        parse_strategy("cpu fp32 rows=64")
+
+
+def test_an_apple_gpu_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="no Apple GPU was found"):
+        parse_strategy("mps fp16")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert parse_strategy("mps fp16") == Strategy("mps", "fp16")
+
+
 @pytest.mark.usefixtures("no_gpu")
 def test_auto_is_the_cpu_where_there_is_no_gpu() -> None:
     assert parse_strategy("auto") == Strategy("cpu", None)
@@ -44,7 +60,19 @@ def test_auto_is_the_cpu_where_there_is_no_gpu() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "gpu", "cpu fp8", "CPU fp32", "cpu:0 fp32", "cuda:x fp16", "cpu fp32 extra", "cpu\x00"]
+    "text",
+    [
+        "",
+        "gpu",
+        "cpu fp8",
+        "CPU fp32",
+        "cpu:0 fp32",
+        "cuda:x fp16",
+        "cpu fp32 extra",
+        "cpu\x00",
+        "cuda rows=0",
+        "cuda rows",
+    ],
 )
 def test_unknown_strategy_lists_what_is_allowed(text: str) -> None:
     with pytest.raises(UsageError) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,34 @@ def test_nobody_else_may_write_a_file_and_the_umask_says_who_may_read_it(
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_private_file_is_its_owners_alone_from_the_first_byte_on(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"x{suffix}"
+    path.touch(0o644)
+    modes: list[int] = []
+    opened, flush = os.open, tensor_write._flush
+
+    def note_modes() -> None:
+        modes.extend(stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir() if file != path)
+
+    def noting_open(*arguments: object, **options: object) -> int:
+        descriptor = opened(*arguments, **options)  # type: ignore[arg-type]
+        note_modes()
+        return descriptor
+
+    monkeypatch.setattr(tensor_write.os, "open", noting_open)
+    monkeypatch.setattr(tensor_write, "_flush", lambda name: (note_modes(), flush(name)))
+    before = os.umask(0)
+    try:
+        save_tensors(path, TENSORS, replace=True, private=True)
+    finally:
+        os.umask(before)
+    assert len(modes) >= 2
+    assert {*modes, stat.S_IMODE(path.stat().st_mode)} == {0o600}
 
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from rwkvbatch.model.ops import Product
 from rwkvbatch.model.ops.cpu import CpuOps, Isa
 
 Fault = Callable[[CpuOps, np.ndarray], None]
@@ -42,13 +43,14 @@ def the_portable_path_rounds_differently(ops: CpuOps, values: np.ndarray) -> Non
 
 
 class DisturbedOps(CpuOps):
-    """`CpuOps` with `fault` in every plain linear layer."""
+    """`CpuOps` with `fault` in every linear layer but the head."""
 
     def __init__(self, fault: Fault, threads: int = 1, isa: Isa = "auto") -> None:
         super().__init__(threads, isa)
         self._fault = fault
 
-    def linear(self, x: Any, weight: Any) -> Any:
-        result = super().linear(x, weight)
-        self._fault(self, result.numpy())
-        return result
+    def linears(self, products: Sequence[Product]) -> Sequence[Any]:
+        results = super().linears(products)
+        for result in results:
+            self._fault(self, result.numpy())
+        return results

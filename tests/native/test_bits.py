@@ -16,6 +16,7 @@ import torch
 
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import RaggedBatch, State
+from rwkvbatch.model.ops import Product
 from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors
 from rwkvbatch.model.rwkv7 import Network
 
@@ -242,10 +243,11 @@ def test_a_fault_is_noticed_by(check: Check, fault: Fault) -> None:
 def test_denormals_are_kept_whatever_torch_does_with_them(rows: int) -> None:
     ops = CpuOps(2)
     values = torch.full((rows, 64), 3e-39)
-    x, zeros, weight = ops.array(values), ops.array(0 * values), ops.matrix(torch.eye(64))
+    x, zeros, layer = ops.array(values), ops.array(0 * values), ops.linear_layer(torch.eye(64))
+    ends = [Product(x, layer), Product(zeros, layer, add=x), Product(zeros, layer, blend=(x, zeros))]
     assert torch.set_flush_denormal(True)
     try:
-        found = [ops.blend(x, zeros, zeros), ops.linear(x, weight), ops.linear_add(zeros, weight, x)]
+        found = ops.linears(ends)
     finally:
         torch.set_flush_denormal(False)
     for array in found:

@@ -22,6 +22,7 @@ from rwkvbatch.run.plan import Plan
 from rwkvbatch.run.rows import CheckResult, Logprob, Row, RowTiming, TokenCounts
 from rwkvbatch.run.settings import Layered, RunSettings
 from rwkvbatch.run.setup import Setup
+from rwkvbatch.run.shard import Shard
 from rwkvbatch.run.turns import Desk
 from rwkvbatch.script.records import Check, Conversation, ReplyFacts, SourceLine, Turn, Verdict
 
@@ -107,6 +108,9 @@ class FakeEngine:
 
     def submit_score(self, prefix: Sequence[int], continuation: Sequence[int], root: int = 0) -> int:
         return self._queue(pure_score(prefix, continuation), 1 + len(continuation) % 2)
+
+    def cancel(self, request_id: int) -> None:
+        self._waiting = [entry for entry in self._waiting if entry[0] != request_id]
 
     def step(self) -> list[tuple[int, Reply | Score]]:
         active, rest = self._waiting[: self.max_batch], self._waiting[self.max_batch :]
@@ -196,6 +200,7 @@ def make_plan(
     conversations: Sequence[Conversation] | None = None,
     cells: Sequence[Cell] | None = None,
     explicit: Iterable[str] = (),
+    shard: Shard | None = None,
     **settings: Any,
 ) -> Plan:
     """Conversations of one to four turns, some with checks and references, in two cells."""
@@ -212,7 +217,7 @@ def make_plan(
         ]
     if cells is None:
         cells = make_cells({"temperature": [0.3, 1.0]})
-    return Plan(conversations, cells, Layered(RunSettings(**settings), frozenset(explicit)))
+    return Plan(conversations, cells, Layered(RunSettings(**settings), frozenset(explicit)), shard)
 
 
 def make_row(

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.errors import MissingExtraError, UsageError
 from rwkvbatch.run.metrics import MetricsObserver, serving_metrics
-from rwkvbatch.run.progress import Observers, Progress
+from rwkvbatch.run.progress import Observers, Progress, WorkerProgress
 
 MOMENT = Progress(
     rows_done=30,
@@ -28,6 +28,8 @@ MOMENT = Progress(
     reply_tokens=5000,
     elapsed_s=10.0,
     seconds_left=23.5,
+    workers=(WorkerProgress("a", 3, 9, 400), WorkerProgress("b", 1, 4, 100)),
+    lost_workers=1,
 )
 
 
@@ -57,6 +59,8 @@ def test_the_figures_are_those_of_the_latest_moment(served: MetricsObserver) -> 
         "rwkvbatch_rows_done": 30,
         "rwkvbatch_rows_wanted": 100,
         "rwkvbatch_active_dialogues": 4,
+        "rwkvbatch_workers": 2,
+        "rwkvbatch_lost_workers_total": 1,
         "rwkvbatch_elapsed_seconds": 10,
         "rwkvbatch_left_seconds": 23.5,
         "rwkvbatch_failed_rows_total": 2,

@@ -10,7 +10,15 @@ import pytest
 from rich.console import Console
 
 from rwkvbatch.run.files import Files
-from rwkvbatch.run.progress import BarObserver, LineObserver, Meter, Progress, duration, progress_line
+from rwkvbatch.run.progress import (
+    BarObserver,
+    LineObserver,
+    Meter,
+    Progress,
+    WorkerProgress,
+    duration,
+    progress_line,
+)
 from rwkvbatch.run.status import StatusFile
 from rwkvbatch.run.steplog import StepLog
 
@@ -84,6 +92,37 @@ class TestLines:
         observer.ended(replace(MOMENT, rows_done=100))
         assert "500 tokens/s" in stream.getvalue()
         assert "100/100 rows" in stream.getvalue()
+
+
+def with_workers(count: int) -> Progress:
+    workers = tuple(WorkerProgress(f"worker {n}", 2, 10 * n, 100 * n) for n in range(count))
+    return replace(MOMENT, workers=workers, lost_workers=1)
+
+
+class TestWorkers:
+    def test_the_line_says_what_each_has_under_way_and_how_many_were_lost(self) -> None:
+        line = progress_line(with_workers(2))
+        assert line.endswith("23 s left, 1 worker lost; under way: worker 0: 2, worker 1: 2")
+
+    def test_a_single_one_is_not_named(self) -> None:
+        assert "worker 0" not in progress_line(with_workers(1))
+
+    def test_each_has_a_line_under_the_bar_and_many_are_summed_up(self) -> None:
+        stream = io.StringIO()
+        observer = BarObserver(Console(file=stream, force_terminal=True, width=100))
+        observer.started(with_workers(12))
+        observer.ended(with_workers(12))
+        shown = stream.getvalue()
+        assert "worker 7" in shown
+        assert "worker 8" not in shown
+        assert "4 more" in shown
+        assert "380 rows" in shown  # 80 + 90 + 100 + 110
+
+    def test_they_are_in_the_status_file(self, tmp_path: Path) -> None:
+        StatusFile(tmp_path).update(with_workers(2))
+        content = json.loads((tmp_path / "status.json").read_text())
+        assert content["workers"][1] == {"name": "worker 1", "active": 2, "rows": 10, "reply_tokens": 100}
+        assert content["lost_workers"] == 1
 
 
 class TestStatus:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunLockedError, StorageError
 from rwkvbatch.run.files import Files
-from rwkvbatch.run.lines import BadLineError, decode_row, encode_row
+from rwkvbatch.run.lines import BadLineError, RowHead, decode_head, decode_row, encode_row
 from rwkvbatch.run.lock import DirectoryLock
 from rwkvbatch.run.rows import Row, RowKey
 from rwkvbatch.run.scan import read_results
@@ -64,6 +65,39 @@ class TestLines:
     def test_a_lone_surrogate_is_kept(self) -> None:
         row = make_row("1", prompt="\ud800 and 树")
         assert decode_row(encode_row(row)) == row
+
+    @given(
+        prompt=st.text(st.characters()),
+        finish=st.sampled_from(["stop", "error"]),
+        ids=st.lists(st.integers()),
+        change=st.none() | st.tuples(st.integers(0, 10_000), st.integers(1, 255)),
+    )
+    def test_the_head_alone_is_that_of_the_whole_row_and_as_easily_refused(
+        self, prompt: str, finish: str, ids: list[int], change: tuple[int, int] | None
+    ) -> None:
+        line = bytearray(encode_row(make_row("1", 3, finish=finish, prompt=prompt, reply_ids=tuple(ids))))
+        if change is not None:
+            line[change[0] % len(line)] ^= change[1]
+
+        def outcome(decode: Callable[[bytes], Row | RowHead]) -> tuple[RowKey, str] | str:
+            try:
+                found = decode(bytes(line))
+            except BadLineError as error:
+                return str(error)
+            return found.key, found.finish
+
+        assert outcome(decode_head) == outcome(decode_row)
+
+    @pytest.mark.parametrize(
+        "body", ["[]", "null", '{"conversation":["a"],"cell":"b"}', "[" * 5000 + "]" * 5000]
+    )
+    def test_a_head_of_something_else_is_refused(self, body: str) -> None:
+        import zlib
+
+        text = body[:-1] + "}"
+        line = f'{body[:-1]},"crc":"{zlib.crc32(text.encode()):08x}"}}\n'.encode()
+        with pytest.raises(BadLineError, match="not a row of this version"):
+            decode_head(line)
 
     def test_the_checksum_is_that_of_the_line_without_it(self) -> None:
         import zlib

@@ -130,6 +130,44 @@ def test_lengths_that_differ_are_refused() -> None:
         clustered_mean([1.0, 2.0], [0])
 
 
+def test_no_values_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^no values$"):
+        clustered_mean([], [])
+
+
+def test_a_single_value_is_a_mean_of_one_value_in_one_cluster() -> None:
+    estimate = clustered_mean([0.5], ["a"])
+    assert (estimate.mean, estimate.num_values, estimate.num_clusters) == (0.5, 1, 1)
+    assert math.isnan(estimate.degrees)
+
+
+def test_values_and_clusters_are_counted() -> None:
+    estimate = clustered_mean([1.0, 2.0, 3.0], [0, 0, 1])
+    assert (estimate.num_values, estimate.num_clusters) == (3, 2)
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1e-30, 1e9])
+def test_the_unit_of_the_values_does_not_matter(scale: float) -> None:
+    values, clusters = np.random.default_rng(5).normal(0.5, 1.0, 12), np.repeat(np.arange(4), 3)
+    assert clustered_mean(scale * values, clusters).p_value() == pytest.approx(
+        clustered_mean(values, clusters).p_value()
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_a_residue_of_rounding_is_no_spread(scale: float) -> None:
+    values = [0.1 * scale, 0.3 * scale, 0.2 * scale] * 4
+    estimate = clustered_mean(values, np.repeat(np.arange(4), 3))
+    assert estimate.standard_error == 0.0
+    assert estimate.p_value() == 0.125
+
+
+def test_single_precision_is_summed_in_double_precision() -> None:
+    values = np.random.default_rng(6).normal(1000.0, 1.0, 50).astype(np.float32)
+    clusters = np.arange(50)
+    assert clustered_mean(values, clusters) == clustered_mean(values.astype(np.float64), clusters)
+
+
 def test_without_any_spread_nobody_knows_what_could_be_detected() -> None:
     assert np.isnan(clustered_mean([0.5, 0.5, 0.5], [0, 1, 2]).detectable())
     assert np.isnan(clustered_mean([0.5, 0.7], [0, 0]).detectable())

@@ -68,6 +68,13 @@ def test_where_the_interval_lies_does_not_matter() -> None:
         assert near == needs_more_repeats(differences + 100, labels, width=width)
 
 
+def test_single_precision_is_summed_in_double_precision() -> None:
+    differences = np.repeat([1000.1, 1000.2, 1000.4], 5).astype(np.float32) + np.arange(15, dtype=np.float32)
+    conversations = np.tile(np.arange(3), 5)
+    exact = planning_width(differences.astype(np.float64), conversations)
+    assert planning_width(differences, conversations) == exact
+
+
 def test_a_width_that_is_not_positive_is_refused() -> None:
     with pytest.raises(ValueError, match="must be positive"):
         needs_more_repeats([0.0], [0], width=0.0)

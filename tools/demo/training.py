@@ -32,6 +32,7 @@ class Recipe:
     rows: int = 18
     length: int = 448
     averaged: int = 5
+    smoothing: float = 1e-3
     seed: int = 7
 
     def rate_at(self, step: int) -> float:
@@ -68,10 +69,17 @@ def as_tensors(rows: list[Tokens], length: int) -> tuple[Tensor, Tensor]:
     return ids, weights
 
 
-def weighted_loss(logits: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, float]:
-    """Mean cross entropy under `weights`, and the share of full-weight tokens that the argmax gets right."""
+def weighted_loss(
+    logits: Tensor, ids: Tensor, weights: Tensor, smoothing: float = 0.0
+) -> tuple[Tensor, float]:
+    """Mean cross entropy under `weights`, and the share of full-weight tokens that the argmax gets right.
+
+    Args:
+        smoothing: share of the target's probability that is spread over the whole vocabulary (label smoothing;
+            Szegedy et al. 2016).
+    """
     flat, target, weight = logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), weights[:, 1:].flatten()
-    losses = cross_entropy(flat, target, reduction="none")
+    losses = cross_entropy(flat, target, reduction="none", label_smoothing=smoothing)
     reply = weight == 1.0
     right = float((flat.detach().argmax(-1) == target)[reply].float().mean())
     return (losses * weight).sum() / weight.sum(), right
@@ -189,7 +197,7 @@ class Trainer:
         ids, weights = (x.to(self.device) for x in as_tensors(rows, self.recipe.length))
         self.optimisers.set_rate(self.recipe.rate_at(self.step))
         logits, _ = self.network(ids)
-        loss, right = weighted_loss(logits, ids, weights)
+        loss, right = weighted_loss(logits, ids, weights, self.recipe.smoothing)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         self.optimisers.step()

@@ -6,6 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvbatch.compare.metrics.ngrams import NgramCounts
+
 RawRow = Mapping[str, Any]
 """One line of `results.jsonl` as JSON gave it; the keys are the fields of `rwkvbatch.run.rows.Row`."""
 
@@ -24,6 +29,7 @@ class Metric:
         better: which way is better; `none` where that is a matter of taste.
         digits: decimals worth showing.
         of: the number of one row, or None where the row has none; metrics by conversation have none here.
+        of_ngrams: the same numbers for many replies at once, NaN for None, where `of` would take long.
         level: what one number belongs to.
         tested: whether a difference gets a p-value and counts in the correction for many tests. Not so for
             timings, whose noise (the machine's load) is not drawn anew for each conversation, nor for what
@@ -37,6 +43,7 @@ class Metric:
     unit: str = ""
     digits: int = 3
     of: Callable[[RawRow], float | None] | None = None
+    of_ngrams: Callable[[NgramCounts], NDArray[np.float64]] | None = None
     level: Level = "turn"
     tested: bool = True
     exponential: bool = False

@@ -9,34 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rwkvbatch.compare.metrics.base import Metric, RawRow
-from rwkvbatch.compare.metrics.ngrams import as_characters, pairs, ranks
+from rwkvbatch.compare.metrics.ngrams import NgramCounts, shares
 
 
 def longest_repeat(ids: Sequence[int]) -> int:
-    """The length of the longest run of tokens that occurs twice in `ids`; 0 when all tokens differ.
-
-    If some n-gram occurs twice, so does one of every smaller n, so the length can be searched by doubling and
-    halving. An m-gram with n <= m <= 2n is told by its first and its last n tokens, and n-grams are replaced by their
-    ranks at each doubling, so that no gram is ever longer than two characters (Karp, Miller & Rosenberg 1972).
-    """
-    grams, n = as_characters(ids), 1
-    if len(set(grams)) == len(grams):
-        return 0
-    while 2 * n < len(ids) and _occurs_twice(grams, n):
-        grams, n = ranks(pairs(grams, n)), 2 * n
-    known, failed = n, min(2 * n, len(ids))
-    while failed - known > 1:
-        middle = (known + failed) // 2
-        if _occurs_twice(grams, middle - n):
-            known = middle
-        else:
-            failed = middle
-    return known
+    """The length of the longest run of tokens that occurs twice in `ids`; 0 when all tokens differ."""
+    n = 0
+    while _occurs_twice(ids, n + 1):  # if a longer one does, so does one of every smaller length
+        n += 1
+    return n
 
 
-def _occurs_twice(grams: str, distance: int) -> bool:
-    return len(set(pairs(grams, distance))) < len(grams) - distance
+def _occurs_twice(ids: Sequence[int], n: int) -> bool:
+    grams = [tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)]
+    return len(set(grams)) < len(grams)
 
 
 def _loop(row: RawRow) -> float | None:
@@ -44,4 +34,8 @@ def _loop(row: RawRow) -> float | None:
     return longest_repeat(ids) / len(ids) if ids else None
 
 
-METRICS = (Metric("loop", "longest repeat", "lower", of=_loop),)
+def _all_loops(counts: NgramCounts) -> NDArray[np.float64]:
+    return shares(counts.longest_repeat, counts.tokens)
+
+
+METRICS = (Metric("loop", "longest repeat", "lower", of=_loop, of_ngrams=_all_loops),)

@@ -1,31 +1,139 @@
-"""Token n-grams as short strings: those are cheap to make and to hash, which matters for 100,000 replies."""
+"""Token n-grams of many replies at once, in arrays: with sets of tuples, they would take most of a comparison's time.
+
+`variety` and `loops` define the numbers for one reply; here is the fast way to the same ones.
+
+An n-gram that comes again within its reply gets a *class*: a number that only equal n-grams of the same reply share.
+One that does not come again has none, and no longer one that begins with it can come again either, so that only the
+first sort is about all tokens. Two equal n-grams followed by two equal n-grams make two equal 2n-grams: so lengths are
+doubled (Karp, Miller & Rosenberg 1972). If some n-gram comes twice, so does one of every smaller n; the longest repeat
+is therefore put together like a binary number, out of lengths 2^j, the longest first.
+"""
 
 from __future__ import annotations
 
-import sys
 from array import array
-from collections.abc import Iterator, Sequence
-from operator import add
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-_ENCODING: Final = f"utf-32-{'le' if sys.byteorder == 'little' else 'be'}"
+import numpy as np
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int64]
 
 
-def as_characters(ids: Sequence[int]) -> str:
-    """One character a token id.
+@dataclass(frozen=True)
+class NgramCounts:
+    """By reply, each `[replies]`.
 
-    Raises:
-        OverflowError, TypeError, UnicodeDecodeError: an id is no number below 0x110000.
+    Attributes:
+        tokens: how many there are.
+        distinct_1, distinct_2: how many different tokens, and different pairs of neighbours.
+        longest_repeat: the length of the longest n-gram that comes twice.
     """
-    return array("I", ids).tobytes().decode(_ENCODING, "surrogatepass")
+
+    tokens: Integers
+    distinct_1: Integers
+    distinct_2: Integers
+    longest_repeat: Integers
 
 
-def pairs(units: str, distance: int) -> Iterator[str]:
-    """Each unit together with the one `distance` after it."""
-    return map(add, units, units[distance:])
+@dataclass(frozen=True)
+class _Level:
+    """The n-grams of one length that come again: where they begin, and by position (-1 elsewhere) their class.
+
+    `firsts` holds one of the positions of each class.
+    """
+
+    positions: Integers
+    classes: Integers
+    firsts: Integers
 
 
-def ranks(grams: Iterator[str]) -> str:
-    """`grams` as one character each: the same character for the same gram."""
-    known: dict[str, str] = {}
-    return "".join([known.setdefault(gram, chr(len(known))) for gram in grams])
+def count_ngrams(replies: Sequence[array[int]]) -> NgramCounts:
+    """Count the n-grams of each of `replies`: token ids, as arrays of type code `q`."""
+    tokens = np.array([len(ids) for ids in replies], dtype=np.int64)
+    ids = np.frombuffer(b"".join(replies), dtype=np.int64)
+    owners = np.repeat(np.arange(len(replies)), tokens)
+    level = _level(np.arange(ids.size), _keys(owners, ids), ids.size)
+    levels = [level]
+    while level.positions.size:
+        level = _doubled(level, 1 << (len(levels) - 1), owners)
+        levels.append(level)
+    return NgramCounts(
+        tokens,
+        _distinct(tokens, levels[0], owners),
+        _distinct(np.maximum(tokens - 1, 0), levels[1] if len(levels) > 1 else None, owners),
+        _longest_repeats(levels, owners, tokens.size),
+    )
+
+
+def _distinct(totals: Integers, level: _Level | None, owners: Integers) -> Integers:
+    """By reply, how many of its `totals` n-grams are left when each counts once. `level` None: none comes again."""
+    if level is None:
+        return totals
+    again = np.bincount(owners[level.positions], minlength=totals.size)
+    return totals - again + np.bincount(owners[level.firsts], minlength=totals.size)
+
+
+def shares(counts: Integers, totals: Integers) -> NDArray[np.float64]:
+    """`counts` over `totals`; NaN where there is nothing to take a share of."""
+    return np.divide(counts, totals, out=np.full(counts.size, np.nan), where=totals > 0)
+
+
+def _keys(owners: Integers, ids: Integers) -> Integers:
+    """The same number for the same id in the same reply."""
+    if not ids.size:
+        return ids
+    low, high = int(ids.min()), int(ids.max())
+    if (int(owners[-1]) + 1) * (high - low + 1) >= 2**63:
+        ids = np.unique(ids, return_inverse=True)[1]
+        low, high = 0, ids.size
+    return owners * (high - low + 1) + (ids - low)
+
+
+def _level(positions: Integers, keys: Integers, size: int) -> _Level:
+    """Those of `positions` whose key another one shares, with a class for each such key."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    as_before = np.zeros(order.size, dtype=bool)
+    as_before[1:] = ordered[1:] == ordered[:-1]
+    again = as_before.copy()
+    again[:-1] |= as_before[1:]
+    first = again & ~as_before
+    classes = np.full(size, -1)
+    found = positions[order[again]]
+    classes[found] = np.cumsum(first[again]) - 1
+    return _Level(found, classes, positions[order[first]])
+
+
+def _doubled(level: _Level, n: int, owners: Integers) -> _Level:
+    """From n-grams to 2n-grams."""
+    starts = level.positions[level.positions + n < owners.size]
+    follows = level.classes[starts + n]
+    # Where the end of a reply comes between the two, this key is the only one of its kind.
+    fits = follows >= 0
+    starts, follows = starts[fits], follows[fits]
+    return _level(starts, level.classes[starts] * owners.size + follows, owners.size)
+
+
+def _longest_repeats(levels: Sequence[_Level], owners: Integers, num_replies: int) -> Integers:
+    """By reply, the length of its longest n-gram that comes twice."""
+    lengths = np.zeros(num_replies, dtype=np.int64)
+    # Classes of the n-grams of `lengths[reply]` tokens, at first none: all are equal. Those below the reply's
+    # floor are of a shorter length, and do not come twice at the reply's present one.
+    classes, floors, next_class = owners.copy(), np.zeros(num_replies, dtype=np.int64), num_replies
+    for j in reversed(range(len(levels))):
+        follows = levels[j].positions
+        replies = owners[follows]
+        starts = follows - lengths[replies]
+        fits = starts >= 0
+        fits[fits] = owners[starts[fits]] == replies[fits]
+        fits[fits] = classes[starts[fits]] >= floors[replies[fits]]
+        starts, follows = starts[fits], follows[fits]
+        longer = _level(starts, classes[starts] * owners.size + levels[j].classes[follows], owners.size)
+        classes[longer.positions] = longer.classes[longer.positions] + next_class
+        gained = np.unique(owners[longer.positions])
+        lengths[gained] += 1 << j
+        floors[gained] = next_class
+        next_class += longer.firsts.size
+    return lengths

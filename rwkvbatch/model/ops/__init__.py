@@ -9,7 +9,7 @@ of token rows of the ragged batch, C the width, H the heads, N the head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
@@ -18,14 +18,31 @@ from rwkvbatch.model.base import FloatArray, IntArray, RaggedBatch, SampleBatch,
 Array = Any
 """An implementation's own array of activations, or its packed form of a weight."""
 
-Activation = Literal["none", "tanh", "sigmoid", "decay"]
-"""An end of `low_rank`. `decay` is exp(-exp(-1/2) sigmoid(x)), RWKV-7's per-channel decay."""
+Activation = Literal["none", "tanh", "sigmoid", "decay", "relu_squared"]
+"""The end of a linear layer. `decay` is exp(-exp(-1/2) sigmoid(x)), RWKV-7's per-channel decay; `relu_squared` is
+max(x, 0)^2."""
 
 ShiftKind = Literal["att", "ffn"]
 
 
+class Product(NamedTuple):
+    """One linear layer at work: y = activation(x W^T + bias), and what is done with it.
+
+    Attributes:
+        x: [R, in].
+        layer: what `linear_layer` returned.
+        add: the result is add + y; its memory may be used again for the result.
+        blend: a pair (start, target); the result is start + (target - start) * y.
+    """
+
+    x: Array
+    layer: Array
+    add: Array | None = None
+    blend: tuple[Array, Array] | None = None
+
+
 class Operations(Protocol):
-    """About a dozen operations; every one computes a row from that row and its own sequence alone."""
+    """About eight operations; every one computes a row from that row and its own sequence alone."""
 
     name: str
     bitwise: bool
@@ -37,8 +54,10 @@ class Operations(Protocol):
         """Keep a small weight (a norm, a bias, mixing factors); fp32 arithmetic on its exact values."""
         ...
 
-    def matrix(self, weight: torch.Tensor) -> Array:
-        """Keep a linear layer's weight, given as [out, in], packed as the implementation likes."""
+    def linear_layer(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: Activation = "none"
+    ) -> Array:
+        """Keep a linear layer: its weight [out, in], packed as the implementation likes, its bias and its end."""
         ...
 
     def table(self, weight: torch.Tensor) -> Array:
@@ -69,26 +88,8 @@ class Operations(Protocol):
         """
         ...
 
-    def linear(self, x: Array, weight: Array) -> Array:
-        """x W^T; [R, out]."""
-        ...
-
-    def linear_relu_squared(self, x: Array, weight: Array) -> Array:
-        """max(x W^T, 0)^2; [R, out]."""
-        ...
-
-    def linear_add(self, x: Array, weight: Array, residual: Array) -> Array:
-        """residual + x W^T; [R, out]. May reuse the memory of `residual`."""
-        ...
-
-    def low_rank(
-        self, x: Array, down: Array, up: Array, bias: Array | None, inner: Activation, outer: Activation
-    ) -> Array:
-        """outer(bias + inner(x down^T) up^T); [R, C]."""
-        ...
-
-    def blend(self, x: Array, target: Array, amount: Array) -> Array:
-        """x + (target - x) * amount; [R, C]."""
+    def linears(self, products: Sequence[Product]) -> Sequence[Array]:
+        """Linear layers that do not need each other's results; one array [R, out] for each."""
         ...
 
     def wkv7(
@@ -116,8 +117,8 @@ class Operations(Protocol):
         """
         ...
 
-    def head(self, step: Array, x: Array, norm: tuple[Array, Array], weight: Array) -> torch.Tensor:
-        """layer_norm(x) W^T for the step's output rows; fp32 torch tensor [P, vocab]."""
+    def head(self, step: Array, x: Array, norm: tuple[Array, Array], layer: Array) -> torch.Tensor:
+        """The linear layer of layer_norm(x), for the step's output rows; fp32 torch tensor [P, vocab]."""
         ...
 
     # Choosing tokens

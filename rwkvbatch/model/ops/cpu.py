@@ -16,7 +16,7 @@ import torch
 from rwkvbatch import _native
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import FloatArray, IntArray, RaggedBatch, SampleBatch, Sampled, State, StatePool
-from rwkvbatch.model.ops import Activation, ShiftKind
+from rwkvbatch.model.ops import Activation, Product, ShiftKind
 from rwkvbatch.model.ops.reference import check_state
 
 Isa = Literal["auto", "avx512", "avx2", "portable"]
@@ -155,8 +155,11 @@ class CpuOps:
         rows = weight.detach().to("cpu", torch.float32).contiguous()
         return self._native.vector(rows.reshape(-1, rows.shape[-1]).numpy())
 
-    def matrix(self, weight: torch.Tensor) -> _native.Matrix:
-        return self._native.matrix(*_words(weight))
+    def linear_layer(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: Activation = "none"
+    ) -> _native.LinearLayer:
+        bias_values = None if bias is None else _plain(bias)
+        return self._native.linear_layer(*_words(weight), bias_values, activation)
 
     def table(self, weight: torch.Tensor) -> _native.Table:
         return self._native.table(*_words(weight.contiguous()))
@@ -186,28 +189,8 @@ class CpuOps:
     ) -> Sequence[_native.Array]:
         return self._native.shift_mix(step, kind, layer, x, *norm, mix)
 
-    def linear(self, x: _native.Array, weight: _native.Matrix) -> _native.Array:
-        return self._native.linear(x, weight)
-
-    def linear_relu_squared(self, x: _native.Array, weight: _native.Matrix) -> _native.Array:
-        return self._native.linear_relu_squared(x, weight)
-
-    def linear_add(self, x: _native.Array, weight: _native.Matrix, residual: _native.Array) -> _native.Array:
-        return self._native.linear_add(x, weight, residual)
-
-    def low_rank(
-        self,
-        x: _native.Array,
-        down: _native.Matrix,
-        up: _native.Matrix,
-        bias: _native.Vector | None,
-        inner: Activation,
-        outer: Activation,
-    ) -> _native.Array:
-        return self._native.low_rank(x, down, up, bias, inner, outer)
-
-    def blend(self, x: _native.Array, target: _native.Array, amount: _native.Array) -> _native.Array:
-        return self._native.blend(x, target, amount)
+    def linears(self, products: Sequence[Product]) -> Sequence[_native.Array]:
+        return self._native.linears(products)
 
     def wkv7(
         self,
@@ -227,13 +210,13 @@ class CpuOps:
         return self._native.wkv7(step, layer, r, w, k, v, a, g, k_k, k_a, r_k, *group_norm)
 
     def head(
-        self, step: _native.Step, x: _native.Array, norm: Vectors, weight: _native.Matrix
+        self, step: _native.Step, x: _native.Array, norm: Vectors, layer: _native.LinearLayer
     ) -> torch.Tensor:
-        size = step.num_outputs * weight.outputs
+        size = step.num_outputs * layer.outputs
         if self._logits.numel() < size:
             self._logits = torch.empty(size)
-        logits = self._logits[:size].view(step.num_outputs, weight.outputs)
-        self._native.head(step, x, *norm, weight, logits.numpy())
+        logits = self._logits[:size].view(step.num_outputs, layer.outputs)
+        self._native.head(step, x, *norm, layer, logits.numpy())
         return logits
 
     # Choosing tokens
@@ -264,8 +247,8 @@ class CpuOps:
         return logprobs, best
 
 
-def _plain(logits: torch.Tensor) -> FloatArray:
-    return logits.detach().to("cpu", torch.float32).contiguous().numpy()
+def _plain(values: torch.Tensor) -> FloatArray:
+    return values.detach().to("cpu", torch.float32).contiguous().numpy()
 
 
 def _words(weight: torch.Tensor) -> tuple[np.ndarray, str]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.base import FloatArray, IntArray, RaggedBatch, SampleBatch, Sampled, State, StatePool
-from rwkvbatch.model.ops import Activation, ShiftKind
+from rwkvbatch.model.ops import Activation, Product, ShiftKind
 from rwkvbatch.model.ops.noise import gumbel
 
 LAYER_NORM_EPS = 1e-5
@@ -22,7 +22,7 @@ DECAY_SCALE = float(np.exp(-0.5))
 Vectors = tuple[torch.Tensor, torch.Tensor]
 
 
-@dataclass
+@dataclass(eq=False)
 class ReferencePool:
     """State slots as torch tensors: shifts [2, L, capacity, C] (att, ffn) and wkv [L, capacity, H, N, N], fp32."""
 
@@ -86,6 +86,13 @@ class ReferenceStep:
     outputs: torch.Tensor
 
 
+@dataclass(frozen=True)
+class ReferenceLinear:
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    activation: Activation
+
+
 class ReferenceOps:
     """`Operations` in plain torch.
 
@@ -106,8 +113,11 @@ class ReferenceOps:
     def vector(self, weight: torch.Tensor) -> torch.Tensor:
         return self._rounded(weight).to(self.device, torch.float32)
 
-    def matrix(self, weight: torch.Tensor) -> torch.Tensor:
-        return self._rounded(weight).to(self.device, self._matmul_dtype).contiguous()
+    def linear_layer(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: Activation = "none"
+    ) -> ReferenceLinear:
+        kept = self._rounded(weight).to(self.device, self._matmul_dtype).contiguous()
+        return ReferenceLinear(kept, None if bias is None else self.vector(bias), activation)
 
     def table(self, weight: torch.Tensor) -> torch.Tensor:
         return self.vector(weight)
@@ -158,29 +168,19 @@ class ReferenceOps:
         difference = previous - x
         return [x + difference * factor for factor in mix]
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return F.linear(x.to(self._matmul_dtype), weight).float()
+    def linears(self, products: Sequence[Product]) -> list[torch.Tensor]:
+        return [self._linear(product) for product in products]
 
-    def linear_relu_squared(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.linear(x, weight)) ** 2
-
-    def linear_add(self, x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return residual + self.linear(x, weight)
-
-    def low_rank(
-        self,
-        x: torch.Tensor,
-        down: torch.Tensor,
-        up: torch.Tensor,
-        bias: torch.Tensor | None,
-        inner: Activation,
-        outer: Activation,
-    ) -> torch.Tensor:
-        y = self.linear(_activate(self.linear(x, down), inner), up)
-        return _activate(y if bias is None else y + bias, outer)
-
-    def blend(self, x: torch.Tensor, target: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
-        return x + (target - x) * amount
+    def _linear(self, product: Product) -> torch.Tensor:
+        x, layer, add, blend = product
+        y = F.linear(x.to(self._matmul_dtype), layer.weight).float()
+        y = _activate(y if layer.bias is None else y + layer.bias, layer.activation)
+        if add is not None:
+            return add + y
+        if blend is not None:
+            start, target = blend
+            return start + (target - start) * y
+        return y
 
     def wkv7(
         self,
@@ -235,8 +235,10 @@ class ReferenceOps:
         bonus = (r * k * r_k).view(heads).sum(-1, keepdim=True) * v.view(heads)
         return (normed + bonus.view(num_rows, width)) * g
 
-    def head(self, step: ReferenceStep, x: torch.Tensor, norm: Vectors, weight: torch.Tensor) -> torch.Tensor:
-        return self.linear(_layer_norm(x[step.outputs], norm), weight)
+    def head(
+        self, step: ReferenceStep, x: torch.Tensor, norm: Vectors, layer: ReferenceLinear
+    ) -> torch.Tensor:
+        return self._linear(Product(_layer_norm(x[step.outputs], norm), layer))
 
     def sample(self, logits: torch.Tensor, batch: SampleBatch) -> Sampled:
         return sample(logits, batch)
@@ -259,12 +261,15 @@ def _activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
             return torch.sigmoid(x)
         case "decay":
             return torch.exp(-DECAY_SCALE * torch.sigmoid(x))
+        case "relu_squared":
+            return torch.relu(x) ** 2
 
 
 def token_logprobs(logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
     """See `Operations.token_logprobs`. Sums in fp64, rounded to fp32 at the end."""
-    rows = logits.double()
-    chosen = rows.gather(1, torch.from_numpy(tokens).to(logits.device).unsqueeze(1)).squeeze(1)
+    # Apple's GPUs have no fp64.
+    rows = (logits.cpu() if logits.device.type == "mps" else logits).double()
+    chosen = rows.gather(1, torch.from_numpy(tokens).to(rows.device).unsqueeze(1)).squeeze(1)
     logprobs = (chosen - torch.logsumexp(rows, dim=1)).float().cpu().numpy()
     return logprobs, rows.argmax(dim=1).cpu().numpy()
 

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -161,3 +162,23 @@ def test_no_text_ends_the_element_of_the_data_and_all_of_it_arrives(text: str) -
     page = Elements(f'<script type="application/json">{script}</script><p>end</p>')
     assert [tag for tag, _ in page.tags] == ["script", "p"]
     assert json.loads("".join(data for _, data in page.raw)) == json.loads(json.dumps({text: [text]}))
+
+
+def test_bars_of_one_metric_share_a_scale(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        row["checks"][0]["score"] = {"t=1": 0.9, "t=2": 0.8, "t=3": 0.1}[row["cell"]] + rng.normal(0, 0.02)
+
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"), change=change)
+    page = as_html(analyse([str(path)], metrics=["score"]))
+    means = [float(x) for x in re.findall(r'<line x1="([\d.]+)" x2="\1" y1="2"', page)]
+    assert len(means) == 2
+    assert (50 - means[1]) / (50 - means[0]) == pytest.approx(8, rel=0.2)
+
+
+def test_negative_numbers_have_a_minus_sign(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        row["checks"][0]["score"] = 0.5 - 0.2 * (row["cell"] == "t=2") + rng.normal(0, 0.01)
+
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2"), change=change)
+    page = as_html(analyse([str(path)], metrics=["score"]))
+    assert re.search(r'class="num worse" data-value="-0\.\d+">\u22120\.', page)

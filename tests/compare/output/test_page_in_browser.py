@@ -37,6 +37,8 @@ FLAGS = (
     "--disable-sync",
 )
 
+MINUS = "\u2212"
+
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver on the PATH"
 )
@@ -105,7 +107,7 @@ def test_only_worse_conversations_can_be_shown(page: webdriver.Chrome) -> None:
         for row in page.find_elements(By.CSS_SELECTOR, "#talk-list tr")
     ]
     assert scores
-    assert all(score.startswith("-") for score in scores)
+    assert all(score.startswith(MINUS) for score in scores)
 
 
 def test_the_list_sorts_by_name_both_ways(page: webdriver.Chrome) -> None:
@@ -126,7 +128,7 @@ def test_the_table_shows_one_metric_and_can_show_all(page: webdriver.Chrome) -> 
 def test_the_table_sorts_by_number(page: webdriver.Chrome) -> None:
     Select(page.find_element(By.ID, "metric-filter")).select_by_value("")
     page.find_element(By.XPATH, "//table[@id='comparisons']//button[text()='difference']").click()
-    values = [float(text) for text in column(page, 4)]
+    values = [float(text.replace(MINUS, "-")) for text in column(page, 4)]
     assert values == sorted(values)
 
 
@@ -153,6 +155,20 @@ def test_the_pieces_of_a_diff_make_up_both_replies(page: webdriver.Chrome) -> No
         """
     )
     assert same is True
+
+
+def test_numbers_that_round_to_zero_have_no_sign(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    def tiny(row: dict[str, Any], rng: object) -> None:
+        del rng
+        row["logprob"]["mean"] = -0.001
+
+    report = tmp_path / "zero.html"
+    report.write_text(as_html(analyse([str(make_run(tmp_path / "a", change=tiny))])), encoding="utf-8")
+    browser.get(report.as_uri())
+    shown = browser.find_element(By.ID, "talk").text
+    assert "0.00" in shown
+    assert f"{MINUS}0.00" not in shown
+    assert "-0.00" not in shown
 
 
 def test_the_figure_changes_with_the_metric(page: webdriver.Chrome) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.base import RaggedBatch, State
+from rwkvbatch.model.ops import Activation, Product
 from rwkvbatch.model.ops.reference import ReferenceOps
 
 pytest.importorskip("rwkvbatch._native")
@@ -31,21 +32,52 @@ class Twins:
         weight = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + mean
         return self.cpu.vector(weight), self.reference.vector(weight)
 
-    def matrices(self, out: int, width: int, dtype: torch.dtype, seed: int = 0, *, transposed: bool = False):
+    def layers(
+        self,
+        out: int,
+        width: int,
+        dtype: torch.dtype = torch.bfloat16,
+        *,
+        biased: bool = False,
+        activation: Activation = "none",
+        seed: int = 0,
+        transposed: bool = False,
+    ):
         generator = torch.Generator().manual_seed(seed)
         shape = (width, out) if transposed else (out, width)
         weight = (torch.randn(*shape, generator=generator) / width**0.5).to(dtype)
         weight = weight.t() if transposed else weight
-        return self.cpu.matrix(weight), self.reference.matrix(weight)
+        bias = torch.randn(out, generator=generator) if biased else None
+        return tuple(ops.linear_layer(weight, bias, activation) for ops in (self.cpu, self.reference))
 
     def arrays(self, rows: int, width: int, seed: int = 0):
         values = torch.randn(rows, width, generator=torch.Generator().manual_seed(1000 + seed))
         return self.cpu.array(values), values
 
+    def same(self, *products: tuple) -> None:
+        """Compare groups of products, each given as pairs (x, layer, add, blend's start and target)."""
+        sides = ([_side(product, side) for product in products] for side in (0, 1))
+        found, expected = (
+            ops.linears(side) for ops, side in zip((self.cpu, self.reference), sides, strict=True)
+        )
+        assert len(found) == len(expected) == len(products)
+        for mine, theirs in zip(found, expected, strict=True):
+            self.close(mine, theirs)
+
     def close(self, found, expected: torch.Tensor) -> None:
         torch.testing.assert_close(self.cpu.values(found), expected, **TOLERANCE)
         del found
         assert self.cpu.take_damage() == 0
+
+
+def _side(product: tuple, side: int) -> Product:
+    x, layer, add, blend = (*product, None, None)[:4]
+    return Product(
+        x[side],
+        layer[side],
+        None if add is None else add[side],
+        None if blend is None else (blend[0][side], blend[1][side]),
+    )
 
 
 @pytest.fixture(params=ISAS)
@@ -58,58 +90,41 @@ def twins(request: pytest.FixtureRequest) -> Twins:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("out", "width"), [(64, 64), (97, 40), (24, 96), (1, 16), (203, 24), (513, 770)])
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 6, 7, 8, 13])
-def test_linear(twins: Twins, rows: int, out: int, width: int, dtype: torch.dtype) -> None:
-    weight, expected_weight = twins.matrices(out, width, dtype)
-    x, expected_x = twins.arrays(rows, width)
-    twins.close(twins.cpu.linear(x, weight), twins.reference.linear(expected_x, expected_weight))
+def test_a_linear_layer(twins: Twins, rows: int, out: int, width: int, dtype: torch.dtype) -> None:
+    twins.same((twins.arrays(rows, width), twins.layers(out, width, dtype)))
 
 
 @pytest.mark.parametrize("rows", [239, 240, 241, 500])
-def test_linear_of_more_rows_than_a_block(twins: Twins, rows: int) -> None:
-    weight, expected_weight = twins.matrices(33, 50, torch.bfloat16)
-    x, expected_x = twins.arrays(rows, 50)
-    twins.close(twins.cpu.linear(x, weight), twins.reference.linear(expected_x, expected_weight))
+def test_a_linear_layer_of_more_rows_than_a_block(twins: Twins, rows: int) -> None:
+    twins.same((twins.arrays(rows, 50), twins.layers(33, 50)))
 
 
 def test_a_transposed_weight_is_packed_as_it_stands(twins: Twins) -> None:
-    weight, expected_weight = twins.matrices(40, 72, torch.bfloat16, transposed=True)
-    x, expected_x = twins.arrays(3, 72)
-    twins.close(twins.cpu.linear(x, weight), twins.reference.linear(expected_x, expected_weight))
+    twins.same((twins.arrays(3, 72), twins.layers(40, 72, transposed=True)))
 
 
 @pytest.mark.parametrize("rows", [1, 9])
-def test_linear_ends(twins: Twins, rows: int) -> None:
-    weight, expected_weight = twins.matrices(72, 40, torch.bfloat16)
-    x, expected_x = twins.arrays(rows, 40)
-    residual, expected_residual = twins.arrays(rows, 72, seed=1)
-    twins.close(
-        twins.cpu.linear_relu_squared(x, weight),
-        twins.reference.linear_relu_squared(expected_x, expected_weight),
-    )
-    twins.close(
-        twins.cpu.linear_add(x, weight, residual),
-        twins.reference.linear_add(expected_x, expected_weight, expected_residual),
-    )
-
-
-@pytest.mark.parametrize("inner", ["none", "tanh", "sigmoid"])
-@pytest.mark.parametrize("outer", ["none", "sigmoid", "decay"])
-@pytest.mark.parametrize("rank", [24, 40])
 @pytest.mark.parametrize("biased", [True, False])
-def test_low_rank(twins: Twins, rank: int, inner: str, outer: str, biased: bool) -> None:
-    down, up = twins.matrices(rank, 64, torch.bfloat16), twins.matrices(64, rank, torch.bfloat16, seed=1)
-    bias = twins.vectors(64, seed=2) if biased else (None, None)
-    x, expected_x = twins.arrays(7, 64)
-    found = twins.cpu.low_rank(x, down[0], up[0], bias[0], inner, outer)  # pyright: ignore[reportArgumentType]
-    expected = twins.reference.low_rank(expected_x, down[1], up[1], bias[1], inner, outer)  # pyright: ignore[reportArgumentType]
-    twins.close(found, expected)
+@pytest.mark.parametrize("activation", ["none", "tanh", "sigmoid", "decay", "relu_squared"])
+def test_a_linear_layers_end(twins: Twins, activation: Activation, biased: bool, rows: int) -> None:
+    layer = twins.layers(72, 40, biased=biased, activation=activation)
+    x, add, start, target = (
+        twins.arrays(rows, width, seed=seed) for seed, width in enumerate([40, 72, 72, 72])
+    )
+    twins.same((x, layer))
+    twins.same((x, layer, add))
+    twins.same((x, layer, None, (start, target)))
 
 
-def test_blend(twins: Twins) -> None:
-    arrays = [twins.arrays(5, 72, seed=seed) for seed in range(3)]
-    twins.close(
-        twins.cpu.blend(*[array for array, _ in arrays]),
-        twins.reference.blend(*[array for _, array in arrays]),
+@pytest.mark.parametrize("rows", [1, 2, 30])
+def test_a_group_of_linear_layers_is_each_of_them(twins: Twins, rows: int) -> None:
+    x, y = twins.arrays(rows, 64), twins.arrays(rows, 40, seed=1)
+    start, target = twins.arrays(rows, 72, seed=2), twins.arrays(rows, 72, seed=3)
+    twins.same(
+        (x, twins.layers(256, 64)),
+        (y, twins.layers(24, 40, activation="tanh", seed=1)),
+        (x, twins.layers(72, 64, biased=True, activation="sigmoid", seed=2), None, (start, target)),
+        (y, twins.layers(1, 40, torch.float32, biased=True, seed=3)),
     )
 
 
@@ -199,10 +214,10 @@ def test_head_gives_logits_of_the_output_rows_only(twins: Twins) -> None:
     batch = RaggedBatch.of(LISTS, SLOTS)
     x, expected_x = twins.arrays(14, 64)
     norm = [twins.vectors(64, seed=seed) for seed in (1, 2)]
-    weight, expected_weight = twins.matrices(203, 64, torch.bfloat16)
-    found = twins.cpu.head(twins.cpu.begin(batch, pools[0]), x, (norm[0][0], norm[1][0]), weight)
+    layer, expected_layer = twins.layers(203, 64)
+    found = twins.cpu.head(twins.cpu.begin(batch, pools[0]), x, (norm[0][0], norm[1][0]), layer)
     expected = twins.reference.head(
-        twins.reference.begin(batch, pools[1]), expected_x, (norm[0][1], norm[1][1]), expected_weight
+        twins.reference.begin(batch, pools[1]), expected_x, (norm[0][1], norm[1][1]), expected_layer
     )
     torch.testing.assert_close(found, expected, **TOLERANCE)
 
@@ -274,9 +289,12 @@ def test_a_token_outside_the_vocabulary_is_refused(twins: Twins) -> None:
 
 def test_shapes_that_do_not_fit_are_refused(twins: Twins) -> None:
     x, _ = twins.arrays(2, 32)
-    weight, _ = twins.matrices(16, 48, torch.float32)
+    layer, _ = twins.layers(16, 48)
     with pytest.raises(ValueError, match="as many inputs"):
-        twins.cpu.linear(x, weight)
+        twins.cpu.linears([Product(x, layer)])
+    y, _ = twins.arrays(2, 48)
+    with pytest.raises(ValueError, match="not of its shape"):
+        twins.cpu.linears([Product(y, layer, add=x)])
 
 
 def test_an_unknown_instruction_set_or_no_threads_is_a_usage_error() -> None:
@@ -288,6 +306,6 @@ def test_an_unknown_instruction_set_or_no_threads_is_a_usage_error() -> None:
 
 def test_weights_are_kept_in_the_precision_of_the_checkpoint() -> None:
     ops = CpuOps(threads=1)
-    ops.matrix(torch.randn(512, 512).bfloat16())
+    ops.linear_layer(torch.randn(512, 512).bfloat16())
     ops.table(torch.randn(100, 512).half())
     assert ops.weight_bytes == 512 * 512 * 2 + 100 * 512 * 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -68,6 +69,7 @@ def as_html(analysis: Analysis) -> str:
     style = (_HERE / "report.css").read_text(encoding="utf-8")
     script = (_HERE / "report.js").read_text(encoding="utf-8")
     dialogues = collect(analysis)
+    reaches = _reaches(analysis.comparisons)
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -81,18 +83,18 @@ def as_html(analysis: Analysis) -> str:
         facts=_headline_facts(analysis),
         conclusion=conclusion(analysis),
         findings=_findings(analysis),
-        number=number,
-        signed=signed,
-        p_value=p_value,
+        number=_typeset(number),
+        signed=_typeset(signed),
+        p_value=_typeset(p_value),
         titles=list(dict.fromkeys(line.metric.title for line in analysis.comparisons)),
         heading=heading,
-        interval=interval,
+        interval=_typeset(interval),
         arrows=ARROWS,
         gates=analysis.gates,
         notes=analysis.notes,
         sweep=[_trusted(figure) for figure in sweep_figures(analysis)],
         turns=[_trusted(figure) for figure in turn_figures(analysis)],
-        comparisons=[(line, _bar(line)) for line in analysis.comparisons],
+        comparisons=[(line, _bar(line, reaches.get(line.metric.name, 0.0))) for line in analysis.comparisons],
         headings=list(dict.fromkeys(heading(line) for line in analysis.comparisons)),
         means=variant_means(analysis.table, analysis.variants[0]) if not analysis.comparisons else [],
         manifest=_manifest_facts(analysis),
@@ -106,6 +108,11 @@ def as_html(analysis: Analysis) -> str:
         version=__version__,
         isnan=math.isnan,
     )
+
+
+def _typeset(write: Callable[..., str]) -> Callable[..., str]:
+    """`write`, with a true minus sign instead of a hyphen: plain formats must stay readable for programs."""
+    return lambda *values: write(*values).replace("-", "\u2212")
 
 
 def _findings(analysis: Analysis) -> list[Finding]:
@@ -171,14 +178,23 @@ def _model_name(model: Any) -> str:
     return f"{name} ({layers}x{width})" if layers and width else name
 
 
-def _bar(line: Comparison) -> Bar | None:
-    """Scaled so that the farthest end is near the edge."""
-    if math.isnan(line.low):
+def _reaches(lines: Sequence[Comparison]) -> dict[str, float]:
+    """By metric, how far from zero its intervals reach: one scale for all of them, so that bars can be compared."""
+    reaches: dict[str, float] = {}
+    for line in lines:
+        if not math.isnan(line.low):
+            reach = max(abs(line.low), abs(line.high))
+            reaches[line.metric.name] = max(reach, reaches.get(line.metric.name, 0.0))
+    return reaches
+
+
+def _bar(line: Comparison, reach: float) -> Bar | None:
+    """`reach` away from zero is near the edge."""
+    if math.isnan(line.low) or reach == 0:
         return None
-    reach = max(abs(line.low), abs(line.high)) * 1.06
-    if reach == 0:
-        return None
-    low, high, mean = (round(50 + 50 * value / reach, 2) for value in (line.low, line.high, line.difference))
+    low, high, mean = (
+        round(50 + 50 * value / (1.06 * reach), 2) for value in (line.low, line.high, line.difference)
+    )
     return Bar(low, high, mean)
 
 

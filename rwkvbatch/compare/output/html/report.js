@@ -128,11 +128,15 @@
   const state = { pair: 0, selected: null, repeat: null, key: null, descending: false };
   const pairs = data.pairs.length ? data.pairs : [{ baseline: null, variant: 0, changes: {} }];
   const rowsOf = (name, variant) => data.conversations[name].rows[variant] || [];
-  const number = (value, digits) => (value === null || value === undefined ? "–" : value.toFixed(digits));
-  const signed = (value, digits) => {
-    if (value === null || value === undefined) return "–";
+  // As the page's own tables: no minus before a zero, and a true minus sign before all else.
+  const number = (value, digits) => {
+    if (value === null || value === undefined) return "—";
     const text = value.toFixed(digits);
-    return Number(text) === 0 ? text.replace("-", "") : value > 0 ? `+${text}` : text;
+    return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "\u2212");
+  };
+  const signed = (value, digits) => {
+    const text = number(value, digits);
+    return value > 0 && Number(text) !== 0 ? `+${text}` : text;
   };
   function mean(name, variant, at) {
     const values = at < 0 ? [] : rowsOf(name, variant).map((row) => row.numbers[at]).filter((value) => value !== null);

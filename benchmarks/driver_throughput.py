@@ -1,0 +1,243 @@
+"""How many rows a second the driver sustains, with simulated workers that answer at once, lag, die and join.
+
+What is real: the plan, the leases, the store with its checksums' lines and flushes on a disk, the counts. What is not:
+the workers, which live in this process and make up lines of the right form; their time counts against the figure.
+Afterwards the rows are brought into the plan's order, and every line is checked.
+
+    python benchmarks/driver_throughput.py [--rows 2000000] [--workers 1000] [--folder DIR] [--picture FILE.svg]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import resource
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from rwkvbatch.bench.measure import resident_bytes
+from rwkvbatch.run.driver import Counts, Driver
+from rwkvbatch.run.grid import Cell
+from rwkvbatch.run.lines import EncodedRow
+from rwkvbatch.run.plan import Plan
+from rwkvbatch.run.settings import Layered, RunSettings
+from rwkvbatch.run.setup import Setup, setups_of
+from rwkvbatch.run.store import RowStore
+from rwkvbatch.run.workers.messages import Drop, FinishedRow, Joined, Left, Order, Report, Signal, Work
+from rwkvbatch.script.records import Conversation, SourceLine, Turn
+
+TURNS = 4
+REPEATS = 100
+ROOM = 48
+DEATH, LAG = 1e-3, 5e-3
+LAG_S = (0.5, 5.0)
+REJOIN_S = (0.5, 2.0)
+SAMPLE_S = 1.0
+
+_BODY = (
+    '{"conversation":"c%d","cell":"base","repeat":%d,"turn":%d,"seed":0,"tags":[],"prompt":"What is it?",'
+    '"reply":"It is what it is.","reply_ids":[33,2,1,10,200,31,77,4,9,12],"finish":"stop","stopped_by":"\\n\\n",'
+    '"tokens":{"prompt":40,"reply":10},"logprob":{"mean":-0.5,"sum":-5.0},"reference":null,"checks":[],"error":null,'
+    '"timing":{"queued_s":0.0,"prefill_s":0.1,"first_token_s":0.1,"total_s":0.5,"tokens_per_s":20.0,"cached_tokens":0}'
+)
+
+
+@dataclass
+class _Simulated:
+    held: deque[int] = field(default_factory=deque[int])
+    wakes_s: float = 0.0
+
+
+class SimulatedCrew:
+    """A `Crew` of workers that finish whole dialogues at once, some of them late, some of them never."""
+
+    def __init__(self, plan: Plan, count: int, seed: int) -> None:
+        self._plan = plan
+        self._random = random.Random(seed)
+        self._workers: dict[int, _Simulated] = {}
+        self._joining = [0.0] * count
+        self._next = 0
+        self._turn = itertools.count()
+        self.num_deaths = self.num_lags = self.num_joins = 0
+
+    def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
+        return {}
+
+    def begin(self, setup: Setup) -> None: ...
+
+    def send(self, worker: int, order: Order) -> None:
+        simulated = self._workers.get(worker)
+        if simulated is None:
+            return
+        match order:
+            case Work(leases):
+                simulated.held.extend(lease.dialogue for lease in leases)
+            case Drop(dialogues):
+                simulated.held = deque(d for d in simulated.held if d not in dialogues)
+            case _:
+                pass
+
+    def receive(self, timeout_s: float) -> list[Signal]:
+        now = time.monotonic()
+        signals: list[Signal] = []
+        for at_s in [at_s for at_s in self._joining if at_s <= now]:
+            self._joining.remove(at_s)
+            self._workers[self._next] = _Simulated()
+            signals.append((self._next, Joined(f"simulated {self._next}", ROOM)))
+            self._next += 1
+            self.num_joins += 1
+        for number in list(self._workers):
+            self._report(number, now, signals)
+        if not signals:
+            time.sleep(min(timeout_s, 0.002))
+        return signals
+
+    def close(self) -> None:
+        self._workers.clear()
+
+    def _report(self, number: int, now: float, signals: list[Signal]) -> None:
+        worker = self._workers[number]
+        if not worker.held or worker.wakes_s > now:
+            return
+        luck = self._random.random()
+        if luck < DEATH:
+            self.num_deaths += 1
+            del self._workers[number]
+            self._joining.append(now + self._random.uniform(*REJOIN_S))
+            signals.append((number, Left("died by chance")))
+        elif luck < DEATH + LAG:
+            self.num_lags += 1
+            worker.wakes_s = now + self._random.uniform(*LAG_S)
+        else:
+            done = [worker.held.popleft() for _ in range(min(len(worker.held), 4))]
+            rows = tuple(row for dialogue in done for row in self._rows(dialogue))
+            signals.append((number, Report(rows, tuple(done), len(worker.held))))
+
+    def _rows(self, dialogue: int) -> list[FinishedRow]:
+        first, last = self._plan.rows_of(dialogue)
+        conversation, repeat = divmod(dialogue, REPEATS)
+        return [
+            FinishedRow(
+                EncodedRow(number, _line(conversation, repeat, number - first), False), None, 0, 10, 40, 0
+            )
+            for number in range(first, last)
+        ]
+
+
+def _line(conversation: int, repeat: int, turn: int) -> bytes:
+    body = (_BODY % (conversation, repeat, turn)).encode()
+    return b'%s,"crc":"%08x"}\n' % (body, crc32(b"%s}" % body))
+
+
+def make_plan(rows: int) -> Plan:
+    turns = tuple(Turn("What is it?") for _ in range(TURNS))
+    count = -(-rows // (TURNS * REPEATS))
+    conversations = [
+        Conversation(f"c{n}", None, turns, (), {}, SourceLine("made.jsonl", n + 1)) for n in range(count)
+    ]
+    return Plan(conversations, [Cell("base", {})], Layered(RunSettings(repeats=REPEATS)))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A moment of the run."""
+
+    at_s: float
+    rows: int
+    resident_mb: float
+
+
+class Sampler:
+    """Notes rows and memory once a second."""
+
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+        self._began_s = time.monotonic()
+        self._next_s = self._began_s
+        self.samples: list[Sample] = []
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_s:
+            self._next_s = now + SAMPLE_S
+            self.note()
+
+    def note(self) -> None:
+        memory = (resident_bytes() or 0) / 1e6
+        self.samples.append(Sample(time.monotonic() - self._began_s, self._counts.rows, memory))
+
+
+def draw(samples: Sequence[Sample], path: Path) -> None:
+    """Throughput and memory over time, as SVG."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    figure, (upper, lower) = plt.subplots(2, 1, figsize=(7, 4.5), sharex=True, layout="constrained")
+    steps = list(itertools.pairwise(samples))
+    upper.plot([b.at_s for _, b in steps], [(b.rows - a.rows) / (b.at_s - a.at_s) / 1e3 for a, b in steps])
+    upper.axhline(20, color="0.6", linestyle="--", linewidth=1)
+    upper.set(ylabel="thousand rows a second", ylim=(0, None))
+    lower.plot([s.at_s for s in samples], [s.resident_mb for s in samples])
+    lower.set(ylabel="resident MB", xlabel="seconds", ylim=(0, None))
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--workers", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=None, help="on the disk to be measured; default: here")
+    parser.add_argument("--picture", type=Path, default=None)
+    options = parser.parse_args()
+
+    plan = make_plan(options.rows)
+    with tempfile.TemporaryDirectory(dir=options.folder or Path.cwd()) as folder:
+        counts = Counts()
+        store = RowStore(Path(folder), plan.num_rows, plan.place)
+        crew = SimulatedCrew(plan, options.workers, options.seed)
+        sampler = Sampler(counts)
+        driver = Driver(plan, store, crew, counts, after_step=sampler)
+        began_s = time.monotonic()
+        driver.run(range(plan.num_dialogues), setups_of(plan)[0])
+        store.flush()
+        driven_s = time.monotonic() - began_s
+        sampler.note()
+        store.finalize()
+        sampler.note()
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        ordered_s = time.monotonic() - began_s - driven_s
+        store.close()
+        size = (Path(folder) / "results.jsonl").stat().st_size
+        checked = RowStore(Path(folder), plan.num_rows, plan.place)
+        checked_s = time.monotonic() - began_s - driven_s - ordered_s
+        assert checked.num_rows == plan.num_rows
+        checked.close()
+    print(
+        f"{plan.num_rows:,} rows, {size / 1e9:.2f} GB, in {driven_s:.1f} s: {plan.num_rows / driven_s:,.0f} rows/s"
+    )
+    print(f"workers: {crew.num_joins:,} joined, {crew.num_deaths:,} died, {crew.num_lags:,} lagged")
+    print(
+        f"memory: {sampler.samples[0].resident_mb:,.0f} MB at first, {peak_mb:,.0f} MB at most, ordering included"
+    )
+    print(f"bringing the rows into order: {ordered_s:.1f} s; checking every line: {checked_s:.1f} s")
+    if options.picture is not None:
+        draw(sampler.samples[:-1], options.picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""One worker of one thread against two of them, and against one of two threads: the same run, in turns; medians.
+
+python benchmarks/workers.py [--shape 12x768 | --model FILE] [--conversations 64] [--rounds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import jsonlines
+
+import rwkvbatch
+from rwkvbatch.bench.random_file import write_random
+
+NUM_TURNS = 3
+MAX_TOKENS = 64
+
+
+def write_script(path: Path, count: int) -> None:
+    with jsonlines.open(path, "w") as writer:
+        for number in range(count):
+            texts = [f"Question {turn} of conversation {number}?" for turn in range(NUM_TURNS)]
+            writer.write({"id": f"c{number}", "messages": [{"role": "user", "content": t} for t in texts]})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Workers, and the threads of each."""
+
+    workers: int
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{self.workers} x {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+
+SETTINGS = (Setting(1, 1), Setting(2, 1), Setting(1, 2))
+
+
+def replay(model: Path, script: Path, setting: Setting, batch_size: int) -> float:
+    """Reply tokens per second, from the first lease to the last row; loading the model does not count."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = rwkvbatch.run(
+            script,
+            model=model,
+            out=Path(folder) / "run",
+            workers=setting.workers,
+            threads=setting.threads,
+            batch_size=batch_size,
+            max_tokens=MAX_TOKENS,
+        )
+        return result.progress.tokens_per_s
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", default="12x768", help="random weights of this shape, unless --model")
+    parser.add_argument("--model", type=Path, default=None)
+    parser.add_argument("--conversations", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    speeds: dict[Setting, list[float]] = {setting: [] for setting in SETTINGS}
+    with tempfile.TemporaryDirectory() as folder:
+        model = options.model or write_random(options.shape, Path(folder))
+        script = Path(folder) / "script.jsonl"
+        write_script(script, options.conversations)
+        for _ in range(options.rounds):
+            for setting, found in speeds.items():
+                found.append(replay(model, script, setting, options.batch_size))
+    for setting, found in speeds.items():
+        ratios = [there / here for here, there in zip(speeds[SETTINGS[0]], found, strict=True)]
+        print(
+            f"{setting!s:12} {statistics.median(found):8.1f} reply tokens/s, "
+            f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+
+
+if __name__ == "__main__":
+    main()

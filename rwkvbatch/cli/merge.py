@@ -1,0 +1,125 @@
+"""`rwkvbatch merge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rwkvbatch.cli import options as shared
+from rwkvbatch.cli.exits import ExitCode
+
+if TYPE_CHECKING:
+    from rwkvbatch.run.merge import Merged, Missing
+
+MAX_SHOWN = 20
+
+EPILOG = """[bold]Examples[/]
+
+  rwkvbatch merge runs/part-* --out runs/whole
+
+  rwkvbatch merge runs/part-1 runs/part-3 --out runs/whole --allow-missing
+"""
+
+
+def merge_command(
+    parts: Annotated[
+        list[Path],
+        typer.Argument(metavar="PART...", help="Run directories made with --shard.", show_default=False),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="Where the whole run goes: a new directory.",
+            show_default=False,
+        ),
+    ],
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Write what is there; rwkvbatch run can do the rest."),
+    ] = False,
+    json_output: shared.JsonOption = False,
+    quiet: shared.QuietOption = False,
+) -> None:
+    """Put the parts of a run together.
+
+    The result is what [bold]rwkvbatch run[/] would have left without [bold]--shard[/], timings aside.
+
+    When rows are missing, nothing is written and the exit code is 1. Failed checks do not change it here.
+    """
+    from rwkvbatch.run.manifest import command_line
+    from rwkvbatch.run.merge import merge
+
+    merged = merge(parts, out, allow_missing=allow_missing, command=command_line())
+    if json_output:
+        _print_json(merged)
+    if not quiet or merged.summary is None:
+        for line in _lines(merged, talkative=not quiet):
+            _talk(line)
+    if merged.summary is None:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _print_json(merged: Merged) -> None:
+    import json
+
+    from rwkvbatch.text.safe import printable_json
+
+    content = {
+        "directory": str(merged.directory),
+        "written": merged.summary is not None,
+        "parts": merged.parts,
+        "rows": merged.rows,
+        "planned": merged.planned,
+        "missing": [part.as_dict() for part in merged.missing],
+        "summary": None if merged.summary is None else merged.summary.as_dict(),
+    }
+    typer.echo(printable_json(json.dumps(content, indent=2)))
+
+
+def _lines(merged: Merged, *, talkative: bool) -> list[str]:
+    """What to say: `talkative` or only what went wrong."""
+    import shlex
+
+    lines = [f"note: {note}" for note in merged.notes] if talkative else []
+    lines += [_missing_line(part) for part in merged.missing[:MAX_SHOWN]]
+    if len(merged.missing) > MAX_SHOWN:
+        lines.append(f"and {len(merged.missing) - MAX_SHOWN} more parts")
+    if merged.summary is None:
+        lines.append(
+            f"nothing was written: {merged.planned - merged.rows:,} of {merged.planned:,} rows are missing"
+        )
+        lines.append(
+            "merge again when all parts are complete, or give --allow-missing to write what is there"
+        )
+        return lines
+    directory = shlex.quote(str(merged.directory))
+    lines.append(f"{merged.rows:,} of {merged.planned:,} rows are in {directory}")
+    if merged.missing:
+        lines.append(f"to run the rest: {merged.rest_command}")
+    elif len(merged.summary.cells) > 1:
+        lines.append(f"next: rwkvbatch compare {directory}")
+    else:
+        lines.append(f"next: rwkvbatch show {directory}")
+    return lines
+
+
+def _missing_line(part: Missing) -> str:
+    if part.first is None:
+        return f"part {part.shard} was not given; --shard {part.shard} runs it"
+    key = part.first
+    return (
+        f"part {part.shard} ({part.path}): {part.rows:,} rows are missing, the first of them conversation "
+        f"{key.conversation}, cell {key.cell}, repeat {key.repeat}, turn {key.turn}"
+        + ("" if part.command is None else f"; to go on: {part.command}")
+    )
+
+
+def _talk(text: str) -> None:
+    from rwkvbatch.text.safe import printable
+
+    typer.echo(printable(text, keep_newlines=False), err=True)

@@ -1,0 +1,309 @@
+"""The operations on an NVIDIA GPU: cuBLAS for the matrix products, Triton kernels for everything else.
+
+docs/design/gpu-operations.md tells how. Nothing here waits for the device but `sample` and `token_logprobs`, which
+wait once. Importing this module needs Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from rwkvbatch.model.base import FloatArray, IntArray, RaggedBatch, SampleBatch, Sampled, StatePool
+from rwkvbatch.model.ops import Activation, Product, ShiftKind
+from rwkvbatch.model.ops.branches import in_branches
+from rwkvbatch.model.ops.padding import pad_outputs, pad_rows, whole_blocks
+from rwkvbatch.model.ops.reference import LAYER_NORM_EPS, ReferencePool, Vectors
+from rwkvbatch.model.ops.transfer import upload
+from rwkvbatch.model.ops.triton import chunks, ends, sample, scan, shift
+
+_MAX_BRANCHES = 7
+"""As many as the largest group of linear layers has."""
+
+IndexArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class CudaLinear:
+    """A linear layer: weight [out, in] in the dtype of the products, bias [out] fp32."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    activation: Activation
+
+
+class Indices(NamedTuple):
+    """A ragged batch as the kernels want it, on the host.
+
+    Attributes:
+        tokens: [R].
+        outputs: row numbers whose logits are wanted, [P].
+        first_slots: for the first row of each sequence that has a state its slot, else -1; [R].
+        last_rows: for the same rows the sequence's last row, else 0; [R].
+        short_starts, short_stops, short_slots: the sequences that are read row by row.
+        long_starts, long_stops, long_slots: those that are read in chunks.
+    """
+
+    tokens: IndexArray
+    outputs: IndexArray
+    first_slots: IndexArray
+    last_rows: IndexArray
+    short_starts: IndexArray
+    short_stops: IndexArray
+    short_slots: IndexArray
+    long_starts: IndexArray
+    long_stops: IndexArray
+    long_slots: IndexArray
+
+
+@dataclass(frozen=True)
+class CudaStep:
+    """One ragged batch on the device. `num_outputs` of the output rows are wanted, the rest fills a block up."""
+
+    pool: ReferencePool
+    num_outputs: int
+    tokens: torch.Tensor
+    outputs: torch.Tensor
+    first_slots: torch.Tensor
+    last_rows: torch.Tensor
+    short: scan.Sequences
+    long: scan.Sequences
+
+
+class CudaOps:
+    """`Operations` on an NVIDIA GPU.
+
+    Args:
+        device: `cuda` or `cuda:N`; for tests also `cpu`, with Triton's interpreter.
+        dtype: of weights and of what goes into matrix products. States, sums and what lies between layers are fp32.
+        fixed_rows: every matrix product has exactly so many rows, filled up or cut, and prompts are read row by row.
+            What a row becomes is then meant to depend on nothing else in the batch; see docs/design/reproducibility.md.
+    """
+
+    name = "cuda"
+    bitwise = False
+
+    def __init__(
+        self, device: str = "cuda", dtype: torch.dtype = torch.float16, fixed_rows: int | None = None
+    ) -> None:
+        self.device = device
+        self.dtype = dtype
+        self.fixed_rows = fixed_rows
+        self._side_streams = (
+            [] if device == "cpu" else [torch.cuda.Stream(device) for _ in range(_MAX_BRANCHES)]
+        )
+        self._has_wide_products = _has_wide_products(device, dtype)
+
+    def active(self) -> AbstractContextManager[object]:
+        """Kernels are launched on the current device, so it has to be this one."""
+        return nullcontext() if self.device == "cpu" else torch.cuda.device(self.device)
+
+    # Weights
+
+    def vector(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.to(self.device, torch.float32).contiguous()
+
+    def linear_layer(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: Activation = "none"
+    ) -> CudaLinear:
+        kept = weight.to(self.device, self.dtype).contiguous()
+        return CudaLinear(kept, None if bias is None else self.vector(bias), activation)
+
+    def table(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.to(self.device, self.dtype).contiguous()
+
+    def make_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> ReferencePool:
+        width = num_heads * head_size
+        return ReferencePool(
+            shifts=torch.zeros(2, num_layers, capacity, width, device=self.device),
+            wkv=torch.zeros(num_layers, capacity, num_heads, head_size, head_size, device=self.device),
+        )
+
+    # One step
+
+    def begin(self, batch: RaggedBatch, pool: StatePool) -> CudaStep:
+        """Raises `ValueError` for a slot that the pool does not have."""
+        indices = self.indices(batch, pool)
+        return self.step_of(upload(indices, self.device), pool, len(batch.outputs))
+
+    def indices(self, batch: RaggedBatch, pool: StatePool) -> Indices:
+        """What `begin` sends to the device, still on the host."""
+        if len(batch.slots) and int(batch.slots.max()) >= pool.capacity:
+            raise ValueError(f"slot {int(batch.slots.max())} is not in the pool of {pool.capacity}")
+        outputs = batch.outputs
+        if self.fixed_rows is not None:
+            batch = pad_rows(batch, whole_blocks(len(batch.tokens), self.fixed_rows))
+            outputs = pad_outputs(outputs, whole_blocks(len(outputs), self.fixed_rows))
+        return _indices(batch, outputs, in_chunks=self.fixed_rows is None)
+
+    def step_of(self, arrays: Sequence[torch.Tensor], pool: StatePool, num_outputs: int) -> CudaStep:
+        """The step out of `Indices` on the device."""
+        assert isinstance(pool, ReferencePool)
+        tokens, outputs, first_slots, last_rows, *sequences = arrays
+        short, long = scan.Sequences(*sequences[:3]), scan.Sequences(*sequences[3:])
+        return CudaStep(pool, num_outputs, tokens, outputs, first_slots, last_rows, short, long)
+
+    def embed(self, step: CudaStep, table: torch.Tensor, norm: Vectors) -> torch.Tensor:
+        x = torch.empty(len(step.tokens), table.shape[1], device=self.device)
+        shift.gather_norm(table, step.tokens, norm, x, LAYER_NORM_EPS)
+        return x
+
+    def shift_mix(
+        self, step: CudaStep, kind: ShiftKind, layer: int, x: torch.Tensor, norm: Vectors, mix: torch.Tensor
+    ) -> Sequence[torch.Tensor]:
+        carried = step.pool.shifts[0 if kind == "att" else 1, layer]
+        mixed = torch.empty(len(mix), *x.shape, dtype=self.dtype, device=self.device)
+        shift.shift_mix(x, norm, mix, carried, step.first_slots, step.last_rows, mixed, LAYER_NORM_EPS)
+        return mixed.unbind()
+
+    def linears(self, products: Sequence[Product]) -> list[torch.Tensor]:
+        work = [partial(self._linear, product) for product in products]
+        if len(work) > 1 and self._side_streams and torch.cuda.is_current_stream_capturing():
+            main = torch.cuda.current_stream(self.device)
+            return in_branches(work, main, self._side_streams, torch.cuda.stream)
+        return [do() for do in work]
+
+    def _linear(self, product: Product) -> torch.Tensor:
+        """What goes on into another product is in `dtype`; what has a bias, an addition or a blend is fp32."""
+        x, layer, add, blend = product
+        wide = layer.bias is not None or add is not None or blend is not None
+        y = self._product(x, layer.weight, wide=wide)
+        if wide or layer.activation != "none":
+            if add is not None:
+                out = add
+            elif wide and y.dtype != torch.float32:
+                out = torch.empty(y.shape, device=self.device)
+            else:
+                out = y
+            ends.end(y, layer.bias, layer.activation, add, blend, out)
+            return out
+        return y
+
+    def _product(self, x: torch.Tensor, weight: torch.Tensor, *, wide: bool) -> torch.Tensor:
+        """x W^T, accumulated in fp32; `wide` keeps it so where the device's library can."""
+        if self.fixed_rows is not None and len(x) > self.fixed_rows:
+            return torch.cat([self._product(part, weight, wide=wide) for part in x.split(self.fixed_rows)])
+        if wide and self._has_wide_products:
+            return torch.mm(x, weight.t(), out_dtype=torch.float32)
+        return F.linear(x, weight)
+
+    def wkv7(
+        self,
+        step: CudaStep,
+        layer: int,
+        r: torch.Tensor,
+        w: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        a: torch.Tensor,
+        g: torch.Tensor,
+        k_k: torch.Tensor,
+        k_a: torch.Tensor,
+        r_k: torch.Tensor,
+        group_norm: Vectors,
+    ) -> torch.Tensor:
+        rows, weights = scan.Rows(r, w, k, v, a, g), scan.HeadWeights(k_k, k_a, r_k, *group_norm)
+        carried = step.pool.wkv[layer]
+        y = torch.empty(r.shape, dtype=self.dtype, device=self.device)
+        if len(step.short.starts):
+            scan.scan(rows, weights, step.short, carried, y)
+        if len(step.long.starts):
+            chunks.chunks(rows, weights, step.long, carried, y)
+        return y
+
+    def head(self, step: CudaStep, x: torch.Tensor, norm: Vectors, layer: CudaLinear) -> torch.Tensor:
+        if step.num_outputs == 0:
+            return torch.empty(0, len(layer.weight), device=self.device)
+        normed = torch.empty(len(step.outputs), x.shape[1], dtype=self.dtype, device=self.device)
+        shift.gather_norm(x, step.outputs, norm, normed, LAYER_NORM_EPS)
+        return self._product(normed, layer.weight, wide=True).float()[: step.num_outputs]
+
+    # Choosing tokens
+
+    def sample(self, logits: torch.Tensor, batch: SampleBatch) -> Sampled:
+        """Raises `ValueError` for a penalty outside the vocabulary."""
+        num_rows, vocab_size = logits.shape
+        ids = batch.penalty_ids
+        if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
+            raise ValueError(f"a penalty is for a token that is not in the vocabulary of {vocab_size}")
+        settings = sample.Settings(
+            *upload(
+                [
+                    batch.temperature,
+                    batch.top_p,
+                    batch.top_k,
+                    batch.temperature_first.view(np.uint8),
+                    ids,
+                    batch.penalty_values,
+                    batch.penalty_starts,
+                    batch.noise_keys.view(np.int64),
+                    batch.turns,
+                    batch.steps,
+                ],
+                self.device,
+            )
+        )
+        logits = self._plain(logits)
+        found = self._pairs(num_rows)
+        if num_rows:
+            with self.active():
+                sample.sample(
+                    logits, settings, torch.empty_like(logits), found[0], found[1].view(torch.float32)
+                )
+        tokens, logprobs = found.cpu().numpy()
+        return Sampled(tokens.astype(np.int64), logprobs.view(np.float32))
+
+    def token_logprobs(self, logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
+        (wanted,) = upload([tokens], self.device)
+        found = self._pairs(len(tokens))
+        if len(tokens):
+            with self.active():
+                sample.token_logprobs(self._plain(logits), wanted, found[0], found[1].view(torch.float32))
+        best, logprobs = found.cpu().numpy()
+        return logprobs.view(np.float32), best.astype(np.int64)
+
+    def _pairs(self, num_rows: int) -> torch.Tensor:
+        """Two numbers of 32 bits for each row [2, num_rows], to be had in one copy; both parts are aligned."""
+        return torch.empty(2, whole_blocks(num_rows, 4), dtype=torch.int32, device=self.device)[:, :num_rows]
+
+    def _plain(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.detach().to(self.device, torch.float32).contiguous()
+
+
+def _indices(batch: RaggedBatch, outputs: IntArray, *, in_chunks: bool) -> Indices:
+    starts, stops = batch.starts[:-1], batch.starts[1:]
+    first_slots = np.full(len(batch.tokens), -1, np.int32)
+    last_rows = np.zeros(len(batch.tokens), np.int32)
+    first_slots[starts] = batch.slots
+    last_rows[starts] = stops - 1
+    # Chosen by the sequence's own length alone, so that the others do not matter.
+    long = (stops - starts >= chunks.CHUNK) & in_chunks
+    sequences = (starts, stops, batch.slots)
+    return Indices(
+        batch.tokens.astype(np.int32),
+        outputs.astype(np.int32),
+        first_slots,
+        last_rows,
+        *(part[~long].astype(np.int32) for part in sequences),
+        *(part[long].astype(np.int32) for part in sequences),
+    )
+
+
+def _has_wide_products(device: str, dtype: torch.dtype) -> bool:
+    """Whether products of `dtype` can be had in fp32, as they are accumulated; needs torch 2.8 or newer and a GPU."""
+    if device == "cpu" or dtype == torch.float32:
+        return False
+    tiny = torch.zeros(16, 16, dtype=dtype, device=device)
+    try:
+        torch.mm(tiny, tiny, out_dtype=torch.float32)
+    except (TypeError, RuntimeError):
+        return False
+    return True

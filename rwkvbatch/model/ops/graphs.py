@@ -1,0 +1,108 @@
+"""Decode steps as CUDA graphs: hundreds of kernels launched at once, one graph for each pool and row count.
+
+`Capture` is all that needs a device; the rest is tested without one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+
+from rwkvbatch.model.base import RaggedBatch, StatePool
+from rwkvbatch.model.ops.cuda import CudaOps
+from rwkvbatch.model.ops.padding import decode_rows, is_decode, pad_rows
+from rwkvbatch.model.ops.transfer import pack, send, unpack
+from rwkvbatch.model.rwkv7 import Network
+
+Replay = Callable[[], torch.Tensor]
+Capture = Callable[[Callable[[], torch.Tensor]], Replay]
+"""Records what a function launches, without running it; what is returned launches it on the same memory."""
+
+WARM_UPS = 2
+"""Steps of a pool and row count before their graph is made: kernels are compiled and loaded, and who asks once
+(an outlook, a short-lived pool) does not pay for a graph."""
+
+
+class GraphWarning(UserWarning):
+    """CUDA graphs cannot be used, so that decoding is slower."""
+
+
+@dataclass(frozen=True)
+class _Graph:
+    indices: torch.Tensor
+    replay: Replay
+
+
+class GraphedNetwork:
+    """`Network.step` on a GPU, decode steps as graphs.
+
+    Args:
+        capture: None for no graphs: steps are padded in the same way, so their logits are the same.
+    """
+
+    def __init__(self, network: Network, capture: Capture | None) -> None:
+        self._network = network
+        self._capture = capture
+        self._graphs: WeakKeyDictionary[StatePool, dict[int, _Graph | int]] = WeakKeyDictionary()
+
+    def step(self, ops: CudaOps, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+        """See `Network.step`."""
+        with ops.active():
+            num_rows = decode_rows(len(batch.tokens), ops.fixed_rows) if is_decode(batch) else None
+            if num_rows is None:
+                return self._network.step(ops, batch, pool)
+            padded = pad_rows(batch, num_rows)
+            padded = RaggedBatch(padded.tokens, padded.starts, padded.slots, padded.starts[:-1])
+            return self._decode(ops, padded, pool)[: len(batch.outputs)]
+
+    def _decode(self, ops: CudaOps, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+        graphs = self._graphs.setdefault(pool, {})
+        size = len(batch.tokens)
+        graph = graphs.get(size, 0)
+        if isinstance(graph, int):
+            if self._capture is None or graph < WARM_UPS:
+                graphs[size] = graph + 1
+                return self._network.step(ops, batch, pool)
+            graph = self._captured(self._capture, ops, batch, pool)
+            if graph is None:
+                return self._network.step(ops, batch, pool)
+            graphs[size] = graph
+        send(pack(ops.indices(batch, pool)), graph.indices)
+        return graph.replay()
+
+    def _captured(self, capture: Capture, ops: CudaOps, batch: RaggedBatch, pool: StatePool) -> _Graph | None:
+        layout = ops.indices(batch, pool)
+        indices = torch.zeros_like(pack(layout), device=ops.device)
+        step = ops.step_of(unpack(indices, layout), pool, len(batch.outputs))
+        try:
+            return _Graph(indices, capture(lambda: self._network.run(ops, step)))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._capture = None
+            warnings.warn(
+                f"decoding goes on without CUDA graphs, slower: {error}", GraphWarning, stacklevel=2
+            )
+            return None
+
+
+def cuda_capture() -> Capture:
+    """Capture by CUDA graphs that share their memory: what one returns is gone when another is replayed."""
+    memory = torch.cuda.graph_pool_handle()
+
+    def capture(run: Callable[[], torch.Tensor]) -> Replay:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=memory):
+            logits = run()
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return logits
+
+        return replay
+
+    return capture

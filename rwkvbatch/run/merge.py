@@ -1,0 +1,299 @@
+"""The parts of a run (`--shard`) put together: the directory that an undivided run would have left, timings aside.
+
+Needs no model and no script. Every part is read twice: once to see which rows are there and whole, once to copy their
+lines in the order of the whole run. Memory holds the conversations' ids and twelve bytes a row.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rwkvbatch.errors import RunDamagedError, RunMismatchError, StorageError
+from rwkvbatch.run.directory import SKIPPED_NAME, RunDirectory
+from rwkvbatch.run.files import OS_FILES, Files, replace_file
+from rwkvbatch.run.lines import BadLineError, decode_row
+from rwkvbatch.run.manifest import refuse_other_run, write_manifest
+from rwkvbatch.run.parts import Layout, LineIndex, Part, open_results, read_parts, scan_part
+from rwkvbatch.run.progress import Progress
+from rwkvbatch.run.rows import RowKey
+from rwkvbatch.run.shard import Shard
+from rwkvbatch.run.status import StatusFile
+from rwkvbatch.run.store import RESULTS_NAME
+from rwkvbatch.run.summary import Summary, Tallies, write_summary
+
+_BLOCK_BYTES = 2**20
+_OF_A_PART = ("created", "command", "rwkvbatch", "code_sha256", "versions", "machine")
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A part that is not complete.
+
+    Attributes:
+        path, command: its directory and what it was started with; None for a part that was not given.
+        rows: how many are missing. first: the first of them. None for a part that was not given.
+    """
+
+    shard: Shard
+    path: Path | None = None
+    command: str | None = None
+    rows: int | None = None
+    first: RowKey | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "part": str(self.shard),
+            "directory": None if self.path is None else str(self.path),
+            "rows": self.rows,
+            "first": None if self.first is None else vars(self.first),
+        }
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What came of a merge.
+
+    Attributes:
+        directory: where the rows are, if they were written. parts: how many there are, given or not.
+        rows: found in the parts. planned: rows of the whole run. missing: parts that are not complete.
+        summary: None when nothing was written, because rows are missing.
+        rest_command: runs what is missing in `directory`, as far as the parts say how.
+        notes: what to know about the parts.
+    """
+
+    directory: Path
+    parts: int
+    rows: int
+    planned: int
+    missing: tuple[Missing, ...]
+    summary: Summary | None
+    rest_command: str
+    notes: tuple[str, ...] = ()
+
+
+def merge(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    allow_missing: bool = False,
+    command: str = "",
+    files: Files = OS_FILES,
+) -> Merged:
+    """Write the run that the parts at `paths` make up to `out`.
+
+    Args:
+        out: a new directory, or one with nothing but rows that the parts have too: an earlier merge of them.
+        allow_missing: write what is there, for an undivided run to go on with. Otherwise nothing is written then.
+
+    Raises:
+        RunMismatchError: the parts are not of one run, or `out` holds another one, or other rows.
+        RunDamagedError: a row of a part is damaged.
+        RunDirectoryError: a part or `out` cannot be used, or a part is given twice.
+        StorageError: a write failed; `results.jsonl` is as it was.
+    """
+    parts = read_parts(paths)
+    directory = RunDirectory(out, command, files)
+    try:
+        if directory.manifest is not None:
+            refuse_other_run(out, directory.manifest, parts[0].manifest["identity"])
+        with ExitStack() as open_files:
+            return _Merge(parts, directory, command, files, open_files).run(allow_missing=allow_missing)
+    finally:
+        directory.close()
+
+
+class _Merge:
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        directory: RunDirectory,
+        command: str,
+        files: Files,
+        open_files: ExitStack,
+    ) -> None:
+        self._parts = parts
+        self._directory = directory
+        self._command = command
+        self._files = files
+        self._open_files = open_files
+        self._began_s = time.monotonic()
+        self._layout = Layout(parts)
+        self._index = LineIndex(self._layout.places.num_rows)
+        self._readers = [self._open(part.path) for part in parts]
+        for number, (part, reader) in enumerate(zip(parts, self._readers, strict=True)):
+            if reader is not None:
+                command = "" if part.command is None else f": {part.command} --repair"
+                hint = f"continue the part with --repair{command}"
+                self._index.add(scan_part(reader, self._layout, number), part.path / RESULTS_NAME, hint)
+
+    def run(self, *, allow_missing: bool) -> Merged:
+        missing = self._missing()
+        rows = sum(self._index.has(row) for row in range(self._layout.places.num_rows))
+        summary = None
+        if allow_missing or not missing:
+            self._refuse_to_lose_rows()
+            summary = self._write()
+        return Merged(
+            directory=self._directory.path,
+            parts=self._parts[0].shard.parts,
+            rows=rows,
+            planned=self._layout.rows_of_run,
+            missing=missing,
+            summary=summary,
+            rest_command=_command_of_whole(self._parts[0].command, self._directory.path),
+            notes=self._notes(),
+        )
+
+    def _open(self, path: Path) -> BinaryIO | None:
+        reader = open_results(path)
+        return None if reader is None else self._open_files.enter_context(reader)
+
+    def _missing(self) -> tuple[Missing, ...]:
+        places = self._layout.places
+        counts = [0] * len(self._parts)
+        firsts: list[int] = [-1] * len(self._parts)
+        for row in range(places.num_rows):
+            if not self._index.has(row):
+                owner = self._layout.owner(row)
+                counts[owner] += 1
+                if firsts[owner] < 0:
+                    firsts[owner] = row
+        given = {part.shard.part: number for number, part in enumerate(self._parts)}
+        num_parts = self._parts[0].shard.parts
+        found: list[Missing] = []
+        for number in range(1, num_parts + 1):
+            at = given.get(number)
+            if at is None:
+                found.append(Missing(Shard(number, num_parts)))
+            elif counts[at]:
+                part = self._parts[at]
+                found.append(Missing(part.shard, part.path, part.command, counts[at], places.key(firsts[at])))
+        return tuple(found)
+
+    def _refuse_to_lose_rows(self) -> None:
+        """The directory's own rows must all be the parts': it may have been gone on with since an earlier merge."""
+        path = self._directory.path
+        scanned, reader = self._open(path), self._open(path)
+        if scanned is None or reader is None:
+            return
+        for line in scan_part(scanned, self._layout, None):
+            reader.seek(line.start)
+            content = reader.read(line.end - line.start)
+            if line.whole and (line.number < 0 or self._line(line.number) != content):
+                raise RunMismatchError(
+                    "the parts do not have this row, or have it otherwise",
+                    path=path / RESULTS_NAME,
+                    line=line.line,
+                    hint="give another directory with --out",
+                )
+
+    def _write(self) -> Summary:
+        path = self._directory.path
+        identity, about = self._parts[0].manifest["identity"], self._about()
+        self._directory.claim(identity, lambda: about)
+        if self._directory.continued:
+            write_manifest(self._files, path, identity, about)
+        self._copy_skipped()
+        tallies = Tallies(self._layout.cells)
+        try:
+            replace_file(self._files, path / RESULTS_NAME, self._blocks(tallies))
+        except OSError as error:
+            raise StorageError(f"{path / RESULTS_NAME}: write failed: {error.strerror or error}") from error
+        summary = tallies.summary(self._layout.rows_of_run)
+        wall_s = time.monotonic() - self._began_s
+        session = {"wall_s": round(wall_s, 3), "reply_tokens": 0, "tokens_per_s": 0.0}
+        write_summary(self._files, path, summary, session)
+        progress = Progress(summary.rows, summary.planned, 0, 0, 0, 0, wall_s, None)
+        StatusFile(path, files=self._files).update(progress, "done" if summary.complete else "interrupted")
+        return summary
+
+    def _blocks(self, tallies: Tallies) -> Iterator[bytes]:
+        """The lines of the whole run in order, several at once."""
+        block: list[bytes] = []
+        size = 0
+        for row in range(self._layout.places.num_rows):
+            line = self._line(row)
+            if line is None:
+                continue
+            try:
+                tallies.add(decode_row(line))
+            except BadLineError as error:
+                raise self._damaged(row, error) from None
+            block.append(line)
+            size += len(line)
+            if size >= _BLOCK_BYTES:
+                yield b"".join(block)
+                block, size = [], 0
+        if block:
+            yield b"".join(block)
+
+    def _line(self, row: int) -> bytes | None:
+        if not self._index.has(row):
+            return None
+        reader = self._readers[self._layout.owner(row)]
+        return None if reader is None else self._index.read(row, reader)
+
+    def _damaged(self, row: int, error: BadLineError) -> RunDamagedError:
+        owner = self._layout.owner(row)
+        reader = self._readers[owner]
+        return RunDamagedError(
+            f"the row is damaged: {error}",
+            path=self._parts[owner].path / RESULTS_NAME,
+            line=None if reader is None else self._index.line_number(row, reader),
+            hint="use the version of rwkvbatch that wrote it",
+        )
+
+    def _copy_skipped(self) -> None:
+        """Every part has read the whole script, so each has all of its bad lines."""
+        for part in self._parts:
+            try:
+                file = (part.path / SKIPPED_NAME).open("rb")
+            except OSError:
+                continue
+            with file:
+                self._directory.keep_skipped(line.removesuffix(b"\n") for line in file)
+            return
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            **self._parts[0].about,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": self._command,
+            "parts": {
+                str(part.shard): {key: part.about[key] for key in _OF_A_PART if key in part.about}
+                for part in self._parts
+            },
+        }
+
+    def _notes(self) -> tuple[str, ...]:
+        codes = {str(part.about.get("code_sha256")) for part in self._parts}
+        if len(codes) == 1:
+            return ()
+        return (
+            "the parts were not made by the very same code of rwkvbatch (`about` in their manifests says which)",
+        )
+
+
+def _command_of_whole(command: str | None, out: Path) -> str:
+    """A part's command, for the whole run in `out`."""
+    try:
+        words = shlex.split(command or "")
+    except ValueError:
+        words = []
+    if words[:2] != ["rwkvbatch", "run"]:
+        words = ["rwkvbatch", "run", "SCRIPT..."]
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word in ("--shard", "--out", "-o"):
+            next(rest, None)
+        elif not word.startswith(("--shard=", "--out=")):
+            kept.append(word)
+    return shlex.join([*kept, "--out", str(out)])

@@ -1,0 +1,82 @@
+"""Compile every kernel for a GPU that need not be there: `python -m tests.model.ops.compile_kernels 80`.
+
+To run without TRITON_INTERPRET. Prints one JSON object: bytes of shared memory by kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from rwkvbatch.model.ops.triton import chunks, ends, sample, scan, shift
+
+WIDTH, HEAD_SIZE, VOCAB_SIZE = 2048, 64, 65536
+HEADS = {"HEADS": WIDTH // HEAD_SIZE, "SIZE": HEAD_SIZE, "BLOCK": HEAD_SIZE}
+NORM = {"WIDTH": WIDTH, "BLOCK": WIDTH, "EPS": 1e-5}
+END = {"WIDTH": WIDTH, "BLOCK": ends.BLOCK}
+NO_END = {"bias_ptr": None, "start_ptr": None, "target_ptr": None, "BIASED": False, "END": "none"}
+VOCABULARY = {"VOCAB": VOCAB_SIZE, "BLOCK": sample.MAX_BLOCK}
+
+KERNELS = [
+    (shift._gather_norm, NORM, 4),
+    (shift._shift_mix, {**NORM, "MIXES": 6}, 4),
+    (ends._end, {**END, "ACTIVATION": "sigmoid", "BIASED": True, "END": "blend"}, 4),
+    (ends._end, {**END, **NO_END, "ACTIVATION": "tanh"}, 4),
+    (scan._scan, HEADS, 8),
+    (chunks._chunks, {**HEADS, "CHUNK": chunks.CHUNK}, 8),
+    (sample._sample, VOCABULARY, 8),
+    (sample._token_logprobs, VOCABULARY, 8),
+]
+"""Kernel, constants, warps."""
+
+INTEGERS = (
+    "first_slots_ptr",
+    "last_rows_ptr",
+    "starts_ptr",
+    "stops_ptr",
+    "slots_ptr",
+    "tokens_ptr",
+    "index_ptr",
+)
+LONG_INTEGERS = (
+    *("top_k_ptr", "penalty_ids_ptr", "penalty_starts_ptr", "noise_keys_ptr", "turns_ptr", "steps_ptr"),
+    *("wanted_ptr",),
+)
+HALVES = ("y_ptr", "r_ptr", "k_ptr", "v_ptr", "g_ptr", "out_ptr")
+
+
+def kind_of(argument: str) -> str:
+    """The type of a kernel's argument, in Triton's words."""
+    if argument in ("num_rows", "size"):
+        return "i32"
+    if argument in INTEGERS or argument == "best_ptr":
+        return "*i32"
+    if argument in LONG_INTEGERS:
+        return "*i64"
+    if argument == "temperature_first_ptr":
+        return "*u8"
+    return "*fp16" if argument in HALVES else "*fp32"
+
+
+def compile_all(capability: int) -> dict[str, int]:
+    shared: dict[str, int] = {}
+    for kernel, constants, warps in KERNELS:
+        names = kernel.arg_names
+        signature = {name: "constexpr" if name in constants else kind_of(name) for name in names}
+        source = ASTSource(
+            kernel, signature, {(names.index(name),): value for name, value in constants.items()}
+        )
+        compiled = triton.compile(
+            source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps}
+        )
+        assert compiled.asm["cubin"]
+        shared[kernel.__name__] = compiled.metadata.shared
+    return shared
+
+
+if __name__ == "__main__":
+    print(json.dumps(compile_all(int(sys.argv[1]))))  # noqa: T201

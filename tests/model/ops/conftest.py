@@ -1,0 +1,5 @@
+"""Triton's interpreter is chosen before anything imports Triton; see `device.py`."""
+
+from tests.model.ops import device
+
+__all__ = ["device"]

@@ -1,0 +1,27 @@
+"""The kernels are compiled to machine code without a GPU: what the interpreter lets pass the compiler may not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+MAX_SHARED_BYTES = 99 * 1024
+"""What a block may have on GPUs of compute capability 8.6 to 12.0, the smallest of those that are served."""
+
+
+def test_every_kernel_compiles_for_the_oldest_gpu_that_is_served(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
+    command = [sys.executable, "-m", "tests.model.ops.compile_kernels", "80"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    shared = json.loads(done.stdout)
+    assert max(shared.values()) <= MAX_SHARED_BYTES
+    assert set(shared) >= {"_shift_mix", "_scan", "_chunks", "_sample"}

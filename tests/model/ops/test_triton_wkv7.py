@@ -1,0 +1,109 @@
+"""The recurrence as kernels, row by row and in chunks, against the reference operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from rwkvbatch.model.base import RaggedBatch, State
+from rwkvbatch.model.ops.reference import ReferenceOps
+from tests.model.ops.device import DEVICE, guarded, normal, untouched
+
+pytest.importorskip("triton")
+from rwkvbatch.model.ops.triton.chunks import chunks
+from rwkvbatch.model.ops.triton.scan import HeadWeights, Rows, Sequences, scan
+
+Kernel = Callable[[Rows, HeadWeights, Sequences, torch.Tensor, torch.Tensor], None]
+LAYER = 1
+
+
+def compare(
+    kernel: Kernel,
+    lengths: list[int],
+    heads: int,
+    size: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    tolerance: float = 2e-5,
+    decay: float | None = None,
+) -> None:
+    """`kernel` on random rows from random states, between guard bands, against `ReferenceOps.wkv7`."""
+    width, num_rows, slots = heads * size, sum(lengths), list(range(len(lengths), 0, -1))
+    values = [normal(num_rows, width, seed=seed) for seed in range(6)]
+    values[1] = torch.exp(-0.6065 * torch.sigmoid(2 * values[1]))
+    if decay is not None:
+        values[1] = torch.full_like(values[1], decay)
+    values[4] = torch.sigmoid(values[4])
+    values = [value.to(dtype) if index not in (1, 4) else value for index, value in enumerate(values)]
+    small = [normal(width, seed=10 + index, mean=1.0) for index in range(5)]
+
+    reference = ReferenceOps()
+    pool = reference.make_pool(len(lengths) + 1, 2, heads, size)
+    shifts = torch.zeros(len(lengths), 2, width)
+    wkv = normal(len(lengths), 2, heads, size, size, seed=20)
+    pool.write(slots, State({"att_shift": shifts, "ffn_shift": shifts, "wkv": wkv}))
+    carried, carried_memory = guarded(*pool.wkv[LAYER].shape, values=pool.wkv[LAYER])
+    out, out_memory = guarded(num_rows, width)
+    batch = RaggedBatch.of([[0] * length for length in lengths], slots)
+    expected = reference.wkv7(
+        reference.begin(batch, pool),
+        LAYER,
+        *[value.float() for value in values],
+        *small[:3],
+        (small[3], small[4]),
+    )
+
+    def on_device(array) -> torch.Tensor:
+        return torch.from_numpy(array).to(DEVICE, torch.int32)
+
+    kernel(
+        Rows(*[value.to(DEVICE) for value in values]),
+        HeadWeights(*[value.to(DEVICE) for value in small]),
+        Sequences(on_device(batch.starts[:-1]), on_device(batch.starts[1:]), on_device(batch.slots)),
+        carried,
+        out,
+    )
+    torch.testing.assert_close(out.cpu(), expected, rtol=tolerance, atol=10 * tolerance)
+    torch.testing.assert_close(carried.cpu(), pool.wkv[LAYER], rtol=tolerance, atol=tolerance)
+    assert untouched(out_memory)
+    assert untouched(carried_memory)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "heads", "size"),
+    [([1], 1, 64), ([3, 1, 2], 2, 16), ([2], 1, 24), ([5], 1, 8)],
+)
+def test_row_by_row_from_a_state(lengths: list[int], heads: int, size: int) -> None:
+    compare(scan, lengths, heads, size)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "heads", "size"),
+    [([1], 1, 64), ([16], 1, 32), ([33, 1, 15], 1, 16), ([17], 2, 24), ([20], 1, 8)],
+)
+def test_in_chunks_from_a_state(lengths: list[int], heads: int, size: int) -> None:
+    compare(chunks, lengths, heads, size)
+
+
+@pytest.mark.parametrize("decay", [0.5454, 1.0])
+def test_in_chunks_with_the_strongest_decay_and_with_none(decay: float) -> None:
+    compare(chunks, [35], 1, 16, decay=decay, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [scan, chunks])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_of_half_precision_are_taken_as_they_are(kernel: Kernel, dtype: torch.dtype) -> None:
+    compare(kernel, [18] if kernel is chunks else [2], 1, 16, dtype=dtype)
+
+
+@pytest.mark.parametrize("kernel", [scan, chunks])
+def test_a_sequence_without_a_slot_starts_from_nothing_and_leaves_nothing(kernel: Kernel) -> None:
+    carried, memory = guarded(1, 1, 16, 16)
+    out, _ = guarded(1, 16)
+    one = torch.full((1, 16), 0.5, device=DEVICE)
+    index = [torch.tensor([value], dtype=torch.int32, device=DEVICE) for value in (0, 1, -1)]
+    kernel(Rows(*[one] * 6), HeadWeights(*[one[0]] * 5), Sequences(*index), carried, out)
+    assert not bool(torch.isnan(out).any())
+    assert bool(torch.isnan(memory).all())
