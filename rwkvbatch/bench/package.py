@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from rwkvbatch.bench.workloads import TEMPERATURE, TEXT, TOP_P, Clock, Kind
+from rwkvbatch.errors import RwkvBatchError
 
 
 def strategy_for(device: str) -> str:
@@ -23,7 +24,7 @@ class Package:
     """A context manager; `measure` returns seconds.
 
     Raises:
-        RwkvBatchError: on entering, when the package cannot load the model.
+        RwkvBatchError: on entering, when the package cannot load the model; later, when its process ended.
     """
 
     def __init__(self, path: Path, threads: int, clock: Clock, strategy: str) -> None:
@@ -44,10 +45,13 @@ class Package:
         return self._receive()
 
     def _receive(self) -> float:
-        while not self._pipe.poll(0.5):
-            if not self._process.is_alive():
-                raise EOFError("the process with the `rwkv` package ended early")
-        answer = self._pipe.recv()
+        try:
+            while not self._pipe.poll(0.5):
+                if not self._process.is_alive():
+                    raise EOFError
+            answer = self._pipe.recv()
+        except EOFError:
+            raise RwkvBatchError("the process with the `rwkv` package ended early") from None
         if isinstance(answer, BaseException):
             raise answer
         return answer

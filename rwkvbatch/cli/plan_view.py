@@ -51,8 +51,6 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
         table.add_row(name, Text(printable(value)))
     Console().print(table)
     console = Console(stderr=True)
-    for line in prepared.script.skipped:
-        console.print(Text(printable(f"skipped: {line.error}", keep_newlines=False)), soft_wrap=True)
     for warning in warnings[:MAX_WARNINGS]:
         console.print(Text(printable(f"warning: {warning}", keep_newlines=False)), soft_wrap=True)
     if len(warnings) > MAX_WARNINGS:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import io
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 STANDARD_ERROR = 2
 
@@ -12,11 +16,11 @@ STANDARD_ERROR = 2
 class _Talk(io.FileIO):
     """What cannot be written is dropped: a run does not end because nobody can listen."""
 
-    def write(self, data: bytes | bytearray | memoryview, /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def write(self, data: ReadableBuffer, /) -> int:
         try:
-            return super().write(data) or 0
+            return super().write(data)
         except OSError:
-            return len(data)
+            return memoryview(data).nbytes
 
 
 def prepare_streams() -> None:

@@ -69,11 +69,13 @@ class RunDirectory:
     ) -> None:
         """Make sure that the directory is this run's, or this part's of it: compare the manifest, or write it.
 
+        A run that failed before its first row (a state file that cannot be read, say) has no claim any more.
+
         Raises:
             RunMismatchError: it is another run's; says in what they differ.
             StorageError: the manifest could not be written.
         """
-        if self.manifest is not None:
+        if self.manifest is not None and self._files.size(self.path / RESULTS_NAME):
             refuse_other_run(self.path, self.manifest, identity, shard)
         else:
             write_manifest(self._files, self.path, identity, make_about(), shard)

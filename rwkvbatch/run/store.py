@@ -241,7 +241,9 @@ class RowStore:
             self._descriptor = self._files.open_append(self._path)
             bad, end_of_rows, end = self._scan()
         except OSError as error:
-            raise RunDirectoryError(f"cannot be opened for writing: {error}", path=self._path) from None
+            raise RunDirectoryError(
+                f"cannot be opened for writing: {error.strerror or error}", path=self._path
+            ) from None
         damaged = [line for line in bad if line.start < end_of_rows]
         if damaged and not repair:
             more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""

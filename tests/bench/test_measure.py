@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from rwkvbatch.bench.measure import Plan, figure_of, run_benchmark
+from rwkvbatch.bench.package import Package
+from rwkvbatch.bench.random_file import write_random
 from rwkvbatch.bench.records import Rates
 from rwkvbatch.bench.workloads import Workload
+from rwkvbatch.errors import CheckpointError, RwkvBatchError, UsageError
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.model.tensor_write import save_tensors
 
@@ -77,6 +81,30 @@ def test_everything_is_measured_once_a_round(model_file: Path) -> None:
     assert report.limits is None
     assert report.loading.checkpoint_mb == pytest.approx(model_file.stat().st_size / 1e6)
     assert said == ["loading", "round 1 of 2", "round 2 of 2"]
+
+
+def dying_clock() -> float:
+    """For the package's process: its end in the middle of a measurement."""
+    os._exit(3)
+
+
+def test_a_file_that_the_package_cannot_load_is_the_loader_s_error(tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(b"no weights")
+    with (
+        pytest.raises(CheckpointError, match=r"x\.pth: not a checkpoint"),
+        Package(tmp_path / "x.pth", 1, dying_clock),
+    ):
+        pass
+
+
+def test_a_package_that_ends_early_is_noticed(model_file: Path) -> None:
+    with Package(model_file, 1, dying_clock) as package, pytest.raises(RwkvBatchError, match="ended early"):
+        package.measure("decode", 1)
+
+
+def test_weights_that_cannot_be_made_are_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="a random checkpoint of 1x64 could not be made"):
+        write_random("1x64", tmp_path / "nowhere")
 
 
 def test_native_kernels_are_held_against_the_machine_and_the_package(model_file: Path) -> None:

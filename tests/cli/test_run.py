@@ -272,6 +272,15 @@ def test_nobody_else_may_write_what_a_run_makes_whatever_the_umask(script: Path,
     assert not [name for name, mode in made.items() if mode & 0o022]
 
 
+def test_verified_rows_are_told_with_what_held(
+    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", str(script), "-o", str(tmp_path / "out"), "--max-tokens", "3", "--verify-batch", "2"]
+    assert invoke(arguments) == 0
+    assert "verified: bitwise" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "verify.json").read_text())["held"].startswith("bitwise")
+
+
 def test_a_log_file_holds_json_lines(script: Path, tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     assert (

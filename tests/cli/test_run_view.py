@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from rwkvbatch.cli.run_view import summary_table
-from rwkvbatch.run.rows import CheckResult, Reference
+from rwkvbatch.run.rows import CheckResult, Reference, RowTiming
 from rwkvbatch.run.summary import percentile, summarize
 from tests.run.fakes import make_row
 
@@ -46,6 +46,10 @@ def test_several_endings_are_counted() -> None:
     Console(file=stream, width=80).print(summary_table(summarize(rows, ["base"], 3)))
     assert "stop 2" in stream.getvalue()
     assert "length 1" in stream.getvalue()
+
+
+def test_long_times_are_shown_in_seconds() -> None:
+    assert "1.50 / 1.50 s" in shown(timing=RowTiming(0.0, 0.1, 1.5, 2.0, 1.0, 4))
 
 
 def test_without_references_there_is_no_column_for_them() -> None:

@@ -84,6 +84,14 @@ def test_an_error_is_shown_in_place_of_the_reply(tmp_path: Path, capsys: pytest.
     assert "the prompt is too long" in capsys.readouterr().out
 
 
+def test_that_nothing_failed_is_said_unless_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(make_run(tmp_path / "run", change=lambda row, _: row["checks"].clear()))
+    assert invoke(["show", run, "--failed"]) == ExitCode.DONE
+    assert capsys.readouterr().err == "no dialogue has an error or a failed check\n"
+    assert invoke(["show", run, "--failed", "--quiet"]) == ExitCode.DONE
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from rwkvbatch.errors import RunMismatchError
 from rwkvbatch.run.directory import RunDirectory, default_directory
 from rwkvbatch.run.lines import encode_row
 from rwkvbatch.run.plan import Plan
@@ -50,6 +52,22 @@ def test_a_directory_that_is_there_is_not_given_again(
         path.mkdir()
         names.append(path.name)
     assert names == ["demo-20260101-000000", "demo-20260101-000000-2", "demo-20260101-000000-3"]
+
+
+def test_a_run_without_a_row_gives_its_directory_to_another_and_one_with_a_row_does_not(
+    tmp_path: Path,
+) -> None:
+    for identity in ({"seed": 1}, {"seed": 2}):
+        directory = RunDirectory(tmp_path, "")
+        directory.claim(identity, dict)
+        directory.close()
+        (tmp_path / "results.jsonl").touch()
+        assert json.loads((tmp_path / "manifest.json").read_text())["identity"] == identity
+    (tmp_path / "results.jsonl").write_bytes(b"x")
+    directory = RunDirectory(tmp_path, "")
+    with pytest.raises(RunMismatchError, match="seed: there 2, now 3"):
+        directory.claim({"seed": 3}, dict)
+    directory.close()
 
 
 def test_what_is_set_aside_when_a_run_goes_on_is_told_with_its_file(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import zlib
 from pathlib import Path
 
 import pytest
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, StorageError
 from rwkvbatch.run import scan
-from rwkvbatch.run.lines import encode_row
+from rwkvbatch.run.lines import BadLineError, decode_row, encode_row
 from rwkvbatch.run.scan import read_results
 from tests.run.fakes import CountedFiles, FailingFiles, make_row
 from tests.run.test_store import Clock, fill, open_store, results
@@ -92,6 +93,51 @@ class TestWords:
         assert caught.value.hint == (
             "give --repair to set damaged rows aside in results.damaged and run them again"
         )
+
+    @pytest.mark.parametrize(("count", "more"), [(1, ""), (3, " (and 2 more)")])
+    def test_only_the_first_of_many_damaged_lines_is_told(
+        self, tmp_path: Path, count: int, more: str
+    ) -> None:
+        fill(tmp_path, range(2))
+        path = tmp_path / "results.jsonl"
+        path.write_bytes(count * b"x\n" + results(tmp_path))
+        with pytest.raises(RunDamagedError) as caught:
+            open_store(tmp_path)
+        assert str(caught.value) == f"{path}:1: the row is damaged: it does not end in a checksum{more}"
+
+    def test_a_directory_in_the_place_of_the_rows(self, tmp_path: Path) -> None:
+        path = tmp_path / "results.jsonl"
+        path.mkdir()
+        with pytest.raises(RunDirectoryError) as caught:
+            open_store(tmp_path)
+        assert str(caught.value) == f"{path}: cannot be opened for writing: Is a directory"
+
+    def test_a_repair_that_fails(self, tmp_path: Path) -> None:
+        class NoRoom(CountedFiles):
+            def create(self, path: Path) -> int:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        fill(tmp_path, range(1))
+        path = tmp_path / "results.jsonl"
+        path.write_bytes(results(tmp_path) + b"torn")
+        with pytest.raises(StorageError) as caught:
+            open_store(tmp_path, files=NoRoom())
+        assert str(caught.value) == f"{path}: repair failed: No space left on device"
+        assert results(tmp_path).endswith(b"torn")
+
+    def test_what_can_be_wrong_with_a_line(self) -> None:
+        def sealed(content: bytes) -> bytes:
+            return b'%s,"crc":"%08x"}\n' % (content[:-1], zlib.crc32(content))
+
+        whole = encode_row(make_row("1"))
+        for line, problem in (
+            (whole[:-1], "it does not end in a checksum"),
+            (whole.replace(b"hello", b"hallo"), "its checksum does not match"),
+            (sealed(b'{"turn":0}'), "it is not a row of this version (KeyError: 'conversation')"),
+        ):
+            with pytest.raises(BadLineError) as caught:
+                decode_row(line)
+            assert str(caught.value) == problem
 
     def test_reading_only_names_the_line_and_the_way_out(self, tmp_path: Path) -> None:
         fill(tmp_path, range(3))
