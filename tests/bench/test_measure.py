@@ -92,13 +92,16 @@ def test_a_file_that_the_package_cannot_load_is_the_loader_s_error(tmp_path: Pat
     (tmp_path / "x.pth").write_bytes(b"no weights")
     with (
         pytest.raises(CheckpointError, match=r"x\.pth: not a checkpoint"),
-        Package(tmp_path / "x.pth", 1, dying_clock),
+        Package(tmp_path / "x.pth", 1, dying_clock, "cpu fp32"),
     ):
         pass
 
 
 def test_a_package_that_ends_early_is_noticed(model_file: Path) -> None:
-    with Package(model_file, 1, dying_clock) as package, pytest.raises(RwkvBatchError, match="ended early"):
+    with (
+        Package(model_file, 1, dying_clock, "cpu fp32") as package,
+        pytest.raises(RwkvBatchError, match="ended early"),
+    ):
         package.measure("decode", 1)
 
 
