@@ -189,8 +189,7 @@ class CudaOps:
         y = self._product(x, layer.weight, wide=wide)
         if not wide and layer.activation == "none":
             return y
-        # Only an addition may write over what it is given: a blend's start is needed again by others.
-        fits = add is None and y.dtype == (torch.float32 if wide else self.dtype)
+        fits = y.dtype == (torch.float32 if wide else self.dtype)
         out = y if fits else self._out(product)
         ends.end(y, layer.bias, layer.activation, add, blend, out)
         return out
