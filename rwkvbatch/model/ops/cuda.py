@@ -1,7 +1,7 @@
-"""The operations on an NVIDIA GPU: cuBLAS for the matrix products, Triton kernels for everything else.
+"""The operations on an NVIDIA GPU: cuBLAS for the products of many rows, Triton kernels for everything else.
 
 docs/design/gpu-operations.md tells how. Nothing here waits for the device but `sample` and `token_logprobs`, which
-wait once. Importing this module needs Triton.
+wait once. Importing this module needs Triton 3.3 or newer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rwkvbatch.model.ops.branches import in_branches
 from rwkvbatch.model.ops.padding import pad_outputs, pad_rows, whole_blocks
 from rwkvbatch.model.ops.reference import LAYER_NORM_EPS, ReferencePool, Vectors
 from rwkvbatch.model.ops.transfer import upload
-from rwkvbatch.model.ops.triton import chunks, ends, sample, scan, shift
+from rwkvbatch.model.ops.triton import chunks, ends, few, sample, scan, shift
 
 _MAX_BRANCHES = 7
 """As many as the largest group of linear layers has."""
@@ -165,27 +165,42 @@ class CudaOps:
         return mixed.unbind()
 
     def linears(self, products: Sequence[Product]) -> list[torch.Tensor]:
+        if self.fixed_rows is None and len(products[0].x) <= few.MAX_ROWS:
+            return self._few(products)
         work = [partial(self._linear, product) for product in products]
         if len(work) > 1 and self._side_streams and torch.cuda.is_current_stream_capturing():
             main = torch.cuda.current_stream(self.device)
             return in_branches(work, main, self._side_streams, torch.cuda.stream)
         return [do() for do in work]
 
+    def _few(self, products: Sequence[Product]) -> list[torch.Tensor]:
+        outs = [self._out(product) for product in products]
+        few.linears(
+            [
+                few.Few(x, layer.weight, layer.bias, layer.activation, add, blend, out)
+                for (x, layer, add, blend), out in zip(products, outs, strict=True)
+            ]
+        )
+        return outs
+
     def _linear(self, product: Product) -> torch.Tensor:
-        """What goes on into another product is in `dtype`; what has a bias, an addition or a blend is fp32."""
         x, layer, add, blend = product
-        wide = layer.bias is not None or add is not None or blend is not None
+        wide = _is_wide(product)
         y = self._product(x, layer.weight, wide=wide)
-        if wide or layer.activation != "none":
-            if add is not None:
-                out = add
-            elif wide and y.dtype != torch.float32:
-                out = torch.empty(y.shape, device=self.device)
-            else:
-                out = y
-            ends.end(y, layer.bias, layer.activation, add, blend, out)
-            return out
-        return y
+        if not wide and layer.activation == "none":
+            return y
+        fits = y.dtype == (torch.float32 if wide else self.dtype)
+        out = y if fits else self._out(product)
+        ends.end(y, layer.bias, layer.activation, add, blend, out)
+        return out
+
+    def _out(self, product: Product) -> torch.Tensor:
+        """Where the result of a linear layer goes."""
+        if product.add is not None:
+            return product.add
+        shape = len(product.x), len(product.layer.weight)
+        dtype = torch.float32 if _is_wide(product) else self.dtype
+        return torch.empty(shape, dtype=dtype, device=self.device)
 
     def _product(self, x: torch.Tensor, weight: torch.Tensor, *, wide: bool) -> torch.Tensor:
         """x W^T, accumulated in fp32; `wide` keeps it so where the device's library can."""
@@ -224,6 +239,10 @@ class CudaOps:
             return torch.empty(0, len(layer.weight), device=self.device)
         normed = torch.empty(len(step.outputs), x.shape[1], dtype=self.dtype, device=self.device)
         shift.gather_norm(x, step.outputs, norm, normed, LAYER_NORM_EPS)
+        if self.fixed_rows is None and len(normed) <= few.MAX_ROWS:
+            logits = torch.empty(len(normed), len(layer.weight), device=self.device)
+            few.linears([few.Few(normed, layer.weight, None, "none", None, None, logits)])
+            return logits
         return self._product(normed, layer.weight, wide=True).float()[: step.num_outputs]
 
     # Choosing tokens
@@ -295,6 +314,11 @@ def _indices(batch: RaggedBatch, outputs: IntArray, *, in_chunks: bool) -> Indic
         *(part[~long].astype(np.int32) for part in sequences),
         *(part[long].astype(np.int32) for part in sequences),
     )
+
+
+def _is_wide(product: Product) -> bool:
+    """What goes on into another product is in the products' dtype; what has a bias, an addition or a blend is fp32."""
+    return product.layer.bias is not None or product.add is not None or product.blend is not None
 
 
 def _has_wide_products(device: str, dtype: torch.dtype) -> bool:

@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from rwkvbatch.model.ops.triton import chunks, ends, sample, scan, shift
+from rwkvbatch.model.ops.triton import chunks, ends, few, sample, scan, shift
 
 WIDTH, HEAD_SIZE, VOCAB_SIZE = 2048, 64, 65536
 HEADS = {"HEADS": WIDTH // HEAD_SIZE, "SIZE": HEAD_SIZE, "BLOCK": HEAD_SIZE}
@@ -62,17 +62,56 @@ def kind_of(argument: str) -> str:
     return "*fp16" if argument in HALVES else "*fp32"
 
 
+GROUP_TYPES = {
+    "xs": ("*fp16", "*fp16"),
+    "weights": ("*fp16", "*fp16"),
+    "biases": (None, "*fp32"),
+    "starts": (None, "*fp16"),
+    "targets": (None, "*fp16"),
+    "outs": ("*fp16", "*fp32"),
+    "num_rows": "i32",
+}
+GROUP_CONSTANTS = {
+    "FIRST_PROGRAMS": (0, 6, 134),
+    "INS": (WIDTH, 96),
+    "OUTS": (96, WIDTH),
+    "BLOCKS_IN": (256, 128),
+    "ACTIVATIONS": ("tanh", "sigmoid"),
+    "COUNT": 2,
+    "BLOCK_OUT": few.BLOCK_OUT,
+    "WIDEN": False,
+}
+"""A group of two layers: a first factor of a low-rank chain, and a second one with a bias and a blend."""
+
+
+def compile_group(target: GPUTarget) -> int:
+    names = few._linears.arg_names
+    constants = {(names.index(name),): value for name, value in GROUP_CONSTANTS.items()}
+    signature, attributes = dict.fromkeys(GROUP_CONSTANTS, "constexpr"), {}
+    for name, types in GROUP_TYPES.items():
+        signature[name] = types
+        if name == "num_rows":
+            continue
+        signature[name] = tuple(kind or "constexpr" for kind in types)
+        for place, kind in enumerate(types):
+            if kind is None:
+                constants[names.index(name), place] = None
+            else:
+                attributes[names.index(name), place] = [["tt.divisibility", 16]]
+    source = ASTSource(few._linears, {name: signature[name] for name in names}, constants, attributes)
+    return triton.compile(source, target=target, options={"num_warps": 4, "num_stages": 4}).metadata.shared
+
+
 def compile_all(capability: int) -> dict[str, int]:
-    shared: dict[str, int] = {}
+    target = GPUTarget("cuda", capability, 32)
+    shared = {"_linears": compile_group(target)}
     for kernel, constants, warps in KERNELS:
         names = kernel.arg_names
         signature = {name: "constexpr" if name in constants else kind_of(name) for name in names}
         source = ASTSource(
             kernel, signature, {(names.index(name),): value for name, value in constants.items()}
         )
-        compiled = triton.compile(
-            source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps}
-        )
+        compiled = triton.compile(source, target=target, options={"num_warps": warps})
         assert compiled.asm["cubin"]
         shared[kernel.__name__] = compiled.metadata.shared
     return shared

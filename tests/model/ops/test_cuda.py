@@ -15,10 +15,11 @@ from rwkvbatch.model.ops import Activation, Product
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.model.rwkv7 import Network
-from tests.model.ops.device import DEVICE, normal
+from tests.model.ops.device import DEVICE, guarded, normal, untouched
 
 pytest.importorskip("triton")
 from rwkvbatch.model.ops.cuda import CudaOps
+from rwkvbatch.model.ops.triton import few
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 0.02, torch.bfloat16: 0.15}
 
@@ -28,18 +29,13 @@ def test_importing_the_package_does_not_import_triton() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("activation", ["none", "tanh", "sigmoid", "decay", "relu_squared"])
-def test_linear_layers_and_what_their_results_go_into(
-    activation: Activation, biased: bool, dtype: torch.dtype
-) -> None:
+def compare_linears(rows: int, dtype: torch.dtype, activation: Activation, bias: torch.Tensor | None) -> None:
+    """A group of a layer alone, into an addition and into a blend, against the reference operations."""
     ops, reference = CudaOps(DEVICE, dtype), ReferenceOps()
     weight = (normal(72, 40) / 40**0.5).to(dtype)
-    bias = normal(72, seed=1) if biased else None
     layer, expected_layer = (side.linear_layer(weight, bias, activation) for side in (ops, reference))
     x, add, start, target = (
-        normal(3, width, seed=seed) for seed, width in enumerate([40, 72, 72, 72], start=2)
+        normal(rows, width, seed=seed) for seed, width in enumerate([40, 72, 72, 72], start=2)
     )
     x = x.to(dtype)
 
@@ -56,6 +52,47 @@ def test_linear_layers_and_what_their_results_go_into(
         torch.testing.assert_close(
             mine.float().cpu(), theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] / 3
         )
+
+
+@pytest.mark.parametrize("rows", [3, few.MAX_ROWS + 1])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("activation", ["none", "tanh", "sigmoid", "decay", "relu_squared"])
+def test_linear_layers_and_what_their_results_go_into(
+    activation: Activation, biased: bool, rows: int
+) -> None:
+    compare_linears(rows, torch.float32, activation, normal(72, seed=1) if biased else None)
+
+
+@pytest.mark.parametrize("rows", [1, few.MAX_ROWS + 1])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_linear_layers_in_half_precision(dtype: torch.dtype, rows: int) -> None:
+    compare_linears(rows, dtype, "sigmoid", normal(72, seed=1))
+    compare_linears(rows, dtype, "tanh", None)
+
+
+def few_rows(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """One layer of a few rows, between guard bands."""
+    out, memory = guarded(len(x), len(weight))
+    # NaN around what is read: nothing of it may be read and multiplied by zero.
+    x, weight = (guarded(*side.shape, values=side, band=float("nan"))[0] for side in (x, weight))
+    few.linears([few.Few(x, weight, None, "none", None, None, out)])
+    assert untouched(memory)
+    return out
+
+
+@pytest.mark.parametrize(("width", "outs"), [(8, 1), (40, 17), (300, 33)])
+def test_layers_of_a_few_rows_of_any_width_write_their_outputs_and_nothing_else(
+    width: int, outs: int
+) -> None:
+    x, weight = normal(3, width), normal(outs, width, seed=1)
+    torch.testing.assert_close(few_rows(x, weight).cpu(), x @ weight.t(), rtol=1e-5, atol=1e-4)
+
+
+def test_the_bits_of_a_few_rows_do_not_depend_on_how_many_they_are() -> None:
+    x, weight = normal(few.MAX_ROWS, 40), normal(20, 40, seed=1)
+    whole = few_rows(x, weight)
+    for rows in (1, 5):
+        assert torch.equal(few_rows(x[-rows:].contiguous(), weight), whole[-rows:])
 
 
 def test_a_blend_leaves_its_start_and_target_as_they_are() -> None:

@@ -125,3 +125,16 @@ def test_within_a_bucket_the_bits_of_a_decoded_row_do_not_depend_on_what_the_oth
             logits = graphed.step(ops, RaggedBatch.of([[7], *others], range(26)), pool)
         found.append(logits[0].clone())
     assert torch.equal(found[0], found[1])
+
+
+def test_up_to_sixteen_rows_the_bits_of_a_decoded_row_do_not_depend_on_how_many_there_are() -> None:
+    ops, graphed = stepper(torch.bfloat16)
+    found: list[torch.Tensor] = []
+    for num_others in (0, 2, 15):
+        pool = ops.make_pool(16, LAYERS, HEADS, HEAD_SIZE)
+        others = token_lists([1] * num_others, 1)
+        for _ in range(WARM_UPS + 2):
+            logits = graphed.step(ops, RaggedBatch.of([*others, [7]], range(num_others + 1)), pool)
+        found.append(logits[-1].clone())
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])

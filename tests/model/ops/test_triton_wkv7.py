@@ -100,10 +100,14 @@ def test_rows_of_half_precision_are_taken_as_they_are(kernel: Kernel, dtype: tor
 
 @pytest.mark.parametrize("kernel", [scan, chunks])
 def test_a_sequence_without_a_slot_starts_from_nothing_and_leaves_nothing(kernel: Kernel) -> None:
-    carried, memory = guarded(1, 1, 16, 16)
-    out, _ = guarded(1, 16)
     one = torch.full((1, 16), 0.5, device=DEVICE)
-    index = [torch.tensor([value], dtype=torch.int32, device=DEVICE) for value in (0, 1, -1)]
-    kernel(Rows(*[one] * 6), HeadWeights(*[one[0]] * 5), Sequences(*index), carried, out)
-    assert not bool(torch.isnan(out).any())
-    assert bool(torch.isnan(memory).all())
+    outs: list[torch.Tensor] = []
+    for slot in (0, -1):
+        carried, memory = guarded(1, 1, 16, 16, values=torch.zeros(1, 1, 16, 16))
+        out, _ = guarded(1, 16)
+        index = [torch.tensor([value], dtype=torch.int32, device=DEVICE) for value in (0, 1, slot)]
+        kernel(Rows(*[one] * 6), HeadWeights(*[one[0]] * 5), Sequences(*index), carried, out)
+        outs.append(out)
+        assert untouched(memory)
+        assert bool(carried.any()) == (slot == 0)
+    assert torch.equal(*outs)

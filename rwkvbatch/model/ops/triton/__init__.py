@@ -3,3 +3,13 @@
 Triton is imported by these modules alone, and nothing imports them but `cuda.py`. With `TRITON_INTERPRET=1` in the
 environment before the first import they run on CPU tensors, which is how they are tested without a GPU.
 """
+
+from __future__ import annotations
+
+import triton
+
+OLDEST = (3, 3)
+"""The first version whose kernels take tuples."""
+
+if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST:
+    raise ImportError(f"Triton 3.3 or newer is needed, found {triton.__version__}")

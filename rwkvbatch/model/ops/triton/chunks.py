@@ -68,6 +68,9 @@ def _chunks(
     columns = head * SIZE + lanes
     k_k = tl.load(k_k_ptr + columns, mask=within, other=0.0)[None, :]
     k_a = tl.load(k_a_ptr + columns, mask=within, other=0.0)[None, :]
+    r_k = tl.load(r_k_ptr + columns, mask=within, other=0.0)[None, :]
+    norm_weight = tl.load(norm_weight_ptr + columns, mask=within, other=0.0)[None, :]
+    norm_bias = tl.load(norm_bias_ptr + columns, mask=within, other=0.0)[None, :]
     lower = steps[:, None] >= steps[None, :]
     strictly_lower = steps[:, None] > steps[None, :]
     identity = tl.where(steps[:, None] == steps[None, :], 1.0, 0.0)
@@ -85,6 +88,7 @@ def _chunks(
         k = tl.load(k_ptr + place, mask=inside, other=0.0).to(tl.float32)
         v = tl.load(v_ptr + place, mask=inside, other=0.0).to(tl.float32)
         a = tl.load(a_ptr + place, mask=inside, other=0.0).to(tl.float32)
+        g = tl.load(g_ptr + place, mask=inside, other=0.0).to(tl.float32)
         kk = normalized(k * k_k, 1)
         k = k * (1.0 + (a - 1.0) * k_a)
 
@@ -106,11 +110,6 @@ def _chunks(
         U = _dot(inverse, _dot(Z, S_t) + _dot(zk, v))
         y = _dot(R, S_t) + _dot(rb, U) + _dot(rk, v)
         S = S * last + _dot(tl.trans(U), B * last) + _dot(tl.trans(v), K * last)
-        # Loaded here and not before the loop, to have registers left in it.
-        r_k = tl.load(r_k_ptr + columns, mask=within, other=0.0)[None, :]
-        norm_weight = tl.load(norm_weight_ptr + columns, mask=within, other=0.0)[None, :]
-        norm_bias = tl.load(norm_bias_ptr + columns, mask=within, other=0.0)[None, :]
-        g = tl.load(g_ptr + place, mask=inside, other=0.0).to(tl.float32)
         y = finished(y, r, k, v, g, r_k, norm_weight, norm_bias, within[None, :], SIZE, 1)
         tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=inside)
     tl.store(state_ptr, S, mask=kept)

@@ -17,7 +17,7 @@ _DECAY_SCALE: tl.constexpr = tl.constexpr(DECAY_SCALE)
 
 
 @triton.jit
-def _activate(y, ACTIVATION: tl.constexpr):
+def activate(y, ACTIVATION: tl.constexpr):
     if ACTIVATION == "tanh":
         y = 2.0 * tl.sigmoid(2.0 * y) - 1.0
     elif ACTIVATION == "sigmoid":
@@ -48,7 +48,7 @@ def _end(
     y = tl.load(y_ptr + places, mask=inside, other=0.0).to(tl.float32)
     if BIASED:
         y += tl.load(bias_ptr + places % WIDTH, mask=inside, other=0.0)
-    y = _activate(y, ACTIVATION)
+    y = activate(y, ACTIVATION)
     if END == "add":
         y += tl.load(start_ptr + places, mask=inside, other=0.0).to(tl.float32)
     elif END == "blend":

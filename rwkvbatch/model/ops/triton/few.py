@@ -1,0 +1,136 @@
+"""A group of linear layers for a few rows, in one launch: what counts is that the weights stream without a gap.
+
+Each program makes 16 outputs of one layer, for 16 rows whether there are so many or not, adding up the inputs in
+order. So a row's bits do not depend on how many rows there are. cuBLAS is for more rows.
+"""
+
+from __future__ import annotations
+
+# Kernels are not quite Python: constants are passed as plain values, launches have options of their own.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from rwkvbatch.model.ops import Activation
+from rwkvbatch.model.ops.triton.ends import activate
+
+MAX_ROWS = 16
+"""The smallest tile of tensor cores."""
+BLOCK_OUT = 16
+_BLOCK_IN_BYTES = 512
+_STAGES = 4
+_MAX_ROWS: tl.constexpr = tl.constexpr(MAX_ROWS)
+
+
+class Few(NamedTuple):
+    """One layer of the group, as `Product`, and where its result goes."""
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    activation: Activation
+    add: torch.Tensor | None
+    blend: tuple[torch.Tensor, torch.Tensor] | None
+    out: torch.Tensor
+
+
+@triton.jit
+def _product(
+    x_ptr,
+    weight_ptr,
+    outs,
+    num_rows,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """x W^T of all rows and some outputs, fp32."""
+    rows = tl.arange(0, _MAX_ROWS)
+    y = tl.zeros([_MAX_ROWS, BLOCK_OUT], tl.float32)
+    for first in range(0, IN, BLOCK_IN):
+        ins = first + tl.arange(0, BLOCK_IN)
+        x_inside = (rows < num_rows)[:, None] & (ins < IN)[None, :]
+        x = tl.load(x_ptr + rows[:, None] * IN + ins[None, :], mask=x_inside, other=0.0)
+        weight_inside = (ins < IN)[:, None] & (outs < OUT)[None, :]
+        weight = tl.load(weight_ptr + outs[None, :] * IN + ins[:, None], mask=weight_inside, other=0.0)
+        if WIDEN:
+            x, weight = x.to(tl.float32), weight.to(tl.float32)
+        y = tl.dot(x, weight, y, input_precision="ieee")
+    return y
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _linears(
+    xs,
+    weights,
+    biases,
+    starts,
+    targets,
+    outs,
+    num_rows,
+    FIRST_PROGRAMS: tl.constexpr,
+    INS: tl.constexpr,
+    OUTS: tl.constexpr,
+    BLOCKS_IN: tl.constexpr,
+    ACTIVATIONS: tl.constexpr,
+    COUNT: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    program = tl.program_id(0)
+    rows = tl.arange(0, _MAX_ROWS)
+    for p in tl.static_range(COUNT):
+        if (program >= FIRST_PROGRAMS[p]) & (program < FIRST_PROGRAMS[p + 1]):
+            columns = (program - FIRST_PROGRAMS[p]) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+            y = _product(
+                xs[p], weights[p], columns, num_rows, INS[p], OUTS[p], BLOCKS_IN[p], BLOCK_OUT, WIDEN
+            )
+            within = columns < OUTS[p]
+            inside = (rows < num_rows)[:, None] & within[None, :]
+            places = rows[:, None] * OUTS[p] + columns[None, :]
+            if biases[p] is not None:
+                y += tl.load(biases[p] + columns, mask=within, other=0.0)[None, :]
+            y = activate(y, ACTIVATIONS[p])
+            if targets[p] is not None:
+                start = tl.load(starts[p] + places, mask=inside, other=0.0).to(tl.float32)
+                target = tl.load(targets[p] + places, mask=inside, other=0.0).to(tl.float32)
+                y = start + (target - start) * y
+            elif starts[p] is not None:
+                y += tl.load(starts[p] + places, mask=inside, other=0.0).to(tl.float32)
+            tl.store(outs[p] + places, y.to(outs[p].dtype.element_ty), mask=inside)
+
+
+def linears(group: list[Few]) -> None:
+    """All layers of `group`, whose `x` have the same number of rows, at most `MAX_ROWS`."""
+    blends = [few.blend or (few.add, None) for few in group]
+    programs = [triton.cdiv(len(few.weight), BLOCK_OUT) for few in group]
+    first_programs = tuple(sum(programs[:count]) for count in range(len(group) + 1))
+    _linears[(first_programs[-1],)](
+        tuple(few.x for few in group),
+        tuple(few.weight for few in group),
+        tuple(few.bias for few in group),
+        tuple(start for start, _ in blends),
+        tuple(target for _, target in blends),
+        tuple(few.out for few in group),
+        len(group[0].x),
+        FIRST_PROGRAMS=first_programs,
+        INS=tuple(few.weight.shape[1] for few in group),
+        OUTS=tuple(few.weight.shape[0] for few in group),
+        BLOCKS_IN=tuple(_block_in(few.weight) for few in group),
+        ACTIVATIONS=tuple(few.activation for few in group),
+        COUNT=len(group),
+        BLOCK_OUT=BLOCK_OUT,
+        # Triton's interpreter has no products of bf16.
+        WIDEN=group[0].weight.device.type == "cpu",
+        num_warps=4,
+        num_stages=_STAGES,
+    )
+
+
+def _block_in(weight: torch.Tensor) -> int:
+    return max(16, min(_BLOCK_IN_BYTES // weight.element_size(), triton.next_power_of_2(weight.shape[1])))
