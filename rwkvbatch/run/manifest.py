@@ -49,7 +49,6 @@ def make_identity(
         UsageError: a state, template or prelude file cannot be read.
     """
     settings = plan.settings
-    spec_of = {cell: spec for setup, spec in specs.items() for cell in setup.cells}
     return {
         "generation_rules": GENERATION_RULES,
         "script": {
@@ -63,10 +62,25 @@ def make_identity(
         "max_prompt_tokens": settings.max_prompt_tokens,
         # These take the place of a conversation's own params.
         "given_for_all": sorted(plan.explicit & {"seed", *Sampling.model_fields, *Stopping.model_fields}),
-        "cells": {
-            cell.name: _cell_identity(cell_settings, spec_of[number], tokenizer_of(spec_of[number]))
-            for number, (cell, cell_settings) in enumerate(zip(plan.cells, plan.cell_settings, strict=True))
-        },
+        "cells": cell_identities(plan, specs, tokenizer_of),
+    }
+
+
+def cell_identities(
+    plan: Plan, specs: Mapping[Setup, ModelSpec], tokenizer_of: Callable[[ModelSpec], Tokenizer]
+) -> dict[str, dict[str, Any]]:
+    """All that the rows of a cell depend on and that others do not share, by the cell's name, in the plan's order.
+
+    Args:
+        specs: of the models of those cells that are wanted.
+
+    Raises:
+        UsageError: a state, template or prelude file cannot be read.
+    """
+    spec_of = {cell: spec for setup, spec in specs.items() for cell in setup.cells}
+    return {
+        plan.cells[cell].name: _cell_identity(plan.cell_settings[cell], spec, tokenizer_of(spec))
+        for cell, spec in sorted(spec_of.items(), key=lambda item: item[0])
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from rwkvbatch.run.plan import Plan
 from rwkvbatch.run.setup import ModelShop, Setup
-from rwkvbatch.run.workers.messages import Joined, Leave, Left, Order, Signal
+from rwkvbatch.run.workers.messages import ASKED_TO_LEAVE, Joined, Leave, Left, Order, Signal
 from rwkvbatch.run.workers.worker import Worker
 
 
@@ -71,7 +71,7 @@ class LocalCrew:
 
     def receive(self, timeout_s: float) -> Sequence[Signal]:
         if self._worker is None:
-            return [(0, Left("was asked to leave"))]
+            return [(0, Left(ASKED_TO_LEAVE))]
         if not self._greeted:
             self._greeted = True
             # No reserve: what is wanted next is leased between two steps.

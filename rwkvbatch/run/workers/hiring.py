@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import MissingExtraError, UsageError
 from rwkvbatch.run.plan import Plan
 from rwkvbatch.run.settings import RunSettings
-from rwkvbatch.run.setup import ModelShop, forkable_workshop
+from rwkvbatch.run.setup import ModelShop, Workshop, forkable_workshop
 from rwkvbatch.run.workers.crew import Crew, LocalCrew
 
 MakeCrew = Callable[[Plan, ModelShop], Crew]
@@ -33,17 +34,15 @@ def crew_for(settings: RunSettings, *, model_given: bool = False) -> MakeCrew:
             "a model that is loaded already cannot be given to other processes",
             hint="give the checkpoint's file, or leave workers, devices and ray out",
         )
-    if settings.ray is not None:
-        from rwkvbatch.run.workers.ray_crew import RayCrew, check_ray
-
-        check_ray(settings)
-        return lambda plan, _: RayCrew(plan, settings)
     count = settings.workers or len(settings.devices)
     if settings.devices and count < len(settings.devices):
         raise UsageError(
             f"--devices names {len(settings.devices)} devices for {count} worker{'s' if count > 1 else ''}",
             hint="give at least as many workers, or leave --workers out",
         )
+    if settings.ray is not None:
+        check_ray(settings.ray, settings.devices)
+        return lambda plan, _: _ray_crew(plan)
     make_shop = partial(forkable_workshop, with_threads(settings, count))
     return lambda plan, _: _process_crew(plan, make_shop, count, settings)
 
@@ -54,9 +53,39 @@ def _process_crew(plan: Plan, make_shop: Callable[[], ModelShop], count: int, se
     return ProcessCrew(plan, make_shop, count, settings.devices)
 
 
+def _ray_crew(plan: Plan) -> Crew:
+    from rwkvbatch.run.workers.ray_crew import RayCrew
+
+    return RayCrew(plan, Workshop)
+
+
+def check_ray(address: str, devices: Sequence[str]) -> None:
+    """Refuse what cannot be, before anything is started.
+
+    Raises:
+        UsageError: an address of the Ray Client, or devices of different kinds.
+        MissingExtraError: Ray is not installed.
+    """
+    reached = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    if reached.startswith("ray://"):
+        raise UsageError(
+            f"--ray {reached}: addresses of the Ray Client do not serve, because it sends every call through a "
+            "proxy: this process would not be a part of the cluster, and would lose its workers with the proxy",
+            hint="run the command on a node of the cluster, with --ray auto",
+        )
+    if len({device.partition(":")[0] for device in devices}) > 1:
+        raise UsageError("--devices must be of one kind with --ray: replies of GPUs and CPUs differ in bits")
+    if importlib.util.find_spec("ray") is None:
+        raise MissingExtraError("--ray needs the package ray", hint="pip install 'rwkvbatch[ray]'")
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def with_threads(settings: RunSettings, count: int) -> RunSettings:
     """Settings of one of `count` workers that share this machine's processors, unless the user said how many."""
     if settings.threads is not None:
         return settings
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return settings.replace(threads=max(1, there // count))
+    return settings.replace(threads=max(1, processors() // count))

@@ -104,6 +104,10 @@ class Report:
     notes: tuple[Note, ...] = ()
 
 
+ASKED_TO_LEAVE = "was asked to leave"
+"""Why a worker is gone that did as it was told."""
+
+
 @dataclass(frozen=True, slots=True)
 class Left:
     """A worker is gone.

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from rwkvbatch.errors import RwkvBatchError, WorkerError
 from rwkvbatch.run.plan import Plan
 from rwkvbatch.run.setup import ModelShop, Setup
-from rwkvbatch.run.workers.messages import Joined, Left, Order, Report, Signal
+from rwkvbatch.run.workers.deaths import Deaths
+from rwkvbatch.run.workers.messages import ASKED_TO_LEAVE, Joined, Left, Order, Signal
 from rwkvbatch.run.workers.template import Bury, Hire, Load
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 else:
     Ends = Connection
 
-SPARE_RESTARTS = 8
 _START = "from rwkvbatch.run.workers.template import main; main()"
 
 
@@ -67,7 +67,7 @@ class ProcessCrew:
         self._workers: dict[int, _Process] = {}
         self._signals: list[Signal] = []
         self._next_number = 0
-        self._deaths = 0
+        self._deaths = Deaths(count)
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
         return {setup: self._load(setup) for setup in reversed(setups)}
@@ -140,8 +140,7 @@ class ProcessCrew:
                 event = channel.recv()
                 if isinstance(event, Joined):
                     self._workers[number].joined = event
-                if isinstance(event, Report) and event.rows:
-                    self._deaths = 0
+                self._deaths.heard(event)
                 if isinstance(event, Left):
                     self._bury(number, event)
                     return
@@ -153,14 +152,9 @@ class ProcessCrew:
         worker = self._workers.pop(number)
         worker.channel.close()
         status = self._status_of(worker)
-        left = farewell or Left(_describe(status, worker.process))
-        self._deaths += 1
-        if left.error is None and self._deaths > len(self._devices) + SPARE_RESTARTS:
-            left = replace(
-                left, error=WorkerError(f"{self._deaths} workers ended without a row; {left.reason}")
-            )
+        left = self._deaths.judge(farewell or Left(_describe(status, worker.process)))
         self._signals.append((number, left))
-        if left.error is None and not (farewell and farewell.reason == "was asked to leave"):
+        if left.error is None and left.reason != ASKED_TO_LEAVE:
             self._replace(worker)
 
     def _replace(self, worker: _Process) -> None:

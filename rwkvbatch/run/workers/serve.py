@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from rwkvbatch.errors import RwkvBatchError
-from rwkvbatch.run.workers.messages import Event, Joined, Leave, Left, Note, Order, Report
+from rwkvbatch.run.workers.messages import ASKED_TO_LEAVE, Event, Joined, Leave, Left, Note, Order, Report
 from rwkvbatch.run.workers.worker import Worker
 
 HEARTBEAT_S = 0.5
@@ -73,7 +73,7 @@ def _end_of_service(
         logging.getLogger(__name__).error("%s", traceback.format_exc())
         _tell(channel, Report(notes=notes.take()))
         return Left(f"{type(error).__name__}: {error}")
-    return Left("was asked to leave")
+    return Left(ASKED_TO_LEAVE)
 
 
 def _serve_orders(channel: Channel, worker: Worker, orders: _Orders, notes: NoteTaker) -> None:
