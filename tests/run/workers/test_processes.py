@@ -8,7 +8,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -171,21 +170,36 @@ def test_a_run_goes_on_with_workers_where_it_was_stopped_without_and_the_other_w
     assert run(tmp_path / "a", plan).summary.complete
     assert (tmp_path / "a" / "results.jsonl").read_bytes() == expected
 
-    late = threading.Event()
-    threading.Timer(1.0, late.set).start()
-    stopped = run(tmp_path / "b", plan, Slow(0.05), should_stop=late.is_set)
+    stop = StopWhenSomeAreThere()
+    stopped = run(tmp_path / "b", plan, Slow(0.05), observer=stop, should_stop=stop)
     assert stopped.interrupted
     execute(plan, FakeShop(), RunOptions(out=tmp_path / "b"))
     assert (tmp_path / "b" / "results.jsonl").read_bytes() == expected
 
 
+class StopWhenSomeAreThere:
+    """An observer that asks for an end when workers have finished a few rows."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def started(self, progress: Progress) -> None: ...
+
+    def moved(self, progress: Progress) -> None:
+        self.rows = sum(worker.rows for worker in progress.workers)
+
+    def ended(self, progress: Progress) -> None: ...
+
+    def __call__(self) -> bool:
+        return self.rows >= 4
+
+
 def test_what_was_finished_when_the_run_was_stopped_is_kept(tmp_path: Path) -> None:
     plan = make_plan(conversations=[make_conversation(f"c{n}", 1) for n in range(40)], batch_size=2)
-    late = threading.Event()
-    threading.Timer(1.5, late.set).start()
-    result = run(tmp_path / "run", plan, Slow(0.1), should_stop=late.is_set)
+    stop = StopWhenSomeAreThere()
+    result = run(tmp_path / "run", plan, Slow(0.1), observer=stop, should_stop=stop)
     assert result.interrupted
-    assert 0 < result.summary.rows < plan.num_rows
+    assert 4 <= result.summary.rows < plan.num_rows
 
 
 def test_no_worker_outlives_the_run(tmp_path: Path) -> None:
