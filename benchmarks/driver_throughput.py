@@ -142,7 +142,7 @@ def make_plan(rows: int) -> Plan:
     conversations = [
         Conversation(f"c{n}", None, turns, (), {}, SourceLine("made.jsonl", n + 1)) for n in range(count)
     ]
-    return Plan(conversations, [Cell("base", {})], Layered(RunSettings(repeats=REPEATS)))
+    return Plan(conversations, [Cell("base", {})], Layered(RunSettings.parse({"repeats": REPEATS})))
 
 
 @dataclass(frozen=True)
