@@ -42,15 +42,22 @@ def the_portable_path_rounds_differently(ops: CpuOps, values: np.ndarray) -> Non
         nudge(values)
 
 
+def groups_take_another_path(ops: CpuOps, values: np.ndarray) -> None:
+    if isinstance(ops, DisturbedOps) and ops.group_size > 1:
+        nudge(values)
+
+
 class DisturbedOps(CpuOps):
     """`CpuOps` with `fault` in every linear layer but the head."""
 
     def __init__(self, fault: Fault, threads: int = 1, isa: Isa = "auto") -> None:
         super().__init__(threads, isa)
         self._fault = fault
+        self.group_size = 0
 
     def linears(self, products: Sequence[Product]) -> Sequence[Any]:
         results = super().linears(products)
+        self.group_size = len(products)
         for result in results:
             self._fault(self, result.numpy())
         return results

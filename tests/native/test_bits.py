@@ -189,6 +189,23 @@ def threads(shape: Shape, make: Make) -> None:
     check_twins(shape, make(1, "auto"), make(2, "auto"))
 
 
+def groups(shape: Shape, make: Make) -> None:
+    generator = torch.Generator().manual_seed(2)
+    weights = [
+        torch.randn(out, shape.width, generator=generator).to(shape.dtype) for out in (256, 16, 203, 1024)
+    ]
+    for num_threads in (1, 2, 5):
+        ops = make(num_threads, "auto")
+        ops.guard()
+        layers = [ops.linear_layer(weight, weight[:, 0].float(), "tanh") for weight in weights]
+        for rows in (1, 5, 40):
+            x = ops.array(torch.randn(rows, shape.width, generator=generator))
+            alone = [ops.linears([Product(x, layer)])[0] for layer in layers]
+            together = ops.linears([Product(x, layer) for layer in layers])
+            for found, expected in zip(together, alone, strict=True):
+                assert_same_bits(ops.values(found), ops.values(expected))
+
+
 def instruction_sets(shape: Shape, make: Make) -> None:
     portable = make(1, "portable")
     for isa in vector_sets():
@@ -220,6 +237,7 @@ CHECKS: list[tuple[Check, Fault]] = [
     (splits, disturbed.later_rows_take_another_path),
     (steps, disturbed.more_rows_take_another_path),
     (threads, disturbed.more_threads_take_another_path),
+    (groups, disturbed.groups_take_another_path),
     (instruction_sets, disturbed.the_portable_path_rounds_differently),
 ]
 NAMES = [check.__name__ for check, _ in CHECKS]
