@@ -167,7 +167,7 @@ class _Reading:
             message = f"has {len(found.turns)} turns, more than {self._limits.max_turns}"
             refuse(source, message, f"split it, or {_raise_limit('max_turns')}")
         if found.id in self._places:
-            hint = f"ids must be unique in a run; the first is at {self._places[found.id]}"
+            hint = "give one of the two another id, or leave ids out: they must be unique in a run"
             refuse(source, f"the id {found.id!r} was already used at {self._places[found.id]}", hint)
         self._places[found.id] = source
         self.conversations.append(defaults.given_to(found))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import zlib
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, StorageError
 from rwkvbatch.run import scan
+from rwkvbatch.run.files import Files
 from rwkvbatch.run.lines import BadLineError, decode_row, encode_row
 from rwkvbatch.run.scan import read_results
 from tests.run.fakes import CountedFiles, FailingFiles, make_row
@@ -32,9 +35,7 @@ class TestMoments:
         clock = Clock()
         store = open_store(tmp_path, flush_seconds=2.0, clock=clock)
         store.append(0, make_row("0"))
-        clock.now = 100.5
-        store.tick()
-        clock.now = 101.5  # a second after the last look: the longest wait so far
+        clock.now = 101.0  # a second old, and a second after the last look
         store.tick()
         assert store.num_durable == 1
 
@@ -44,6 +45,45 @@ class TestMoments:
         files.calls.clear()
         store.flush()
         assert files.calls == []
+
+    @pytest.mark.parametrize("broken", ["opening", "rewriting", "nothing"])
+    def test_only_descriptors_that_are_its_own_are_closed_and_each_once(
+        self, tmp_path: Path, broken: str
+    ) -> None:
+        class Watched(Files):
+            refuse = False
+            opened: ClassVar[list[int]] = []
+            closed: ClassVar[list[int]] = []
+
+            def open_append(self, path: Path) -> int:
+                if self.refuse:
+                    raise OSError(errno.EMFILE, "Too many open files")
+                self.opened.append(super().open_append(path))
+                return self.opened[-1]
+
+            def create(self, path: Path) -> int:
+                self.opened.append(super().create(path))
+                return self.opened[-1]
+
+            def close(self, descriptor: int) -> None:
+                self.closed.append(descriptor)
+                if descriptor > 2:
+                    super().close(descriptor)
+
+        files = Watched()
+        files.opened.clear()
+        files.closed.clear()
+        files.refuse = broken == "opening"
+        with contextlib.suppress(StorageError, RunDirectoryError):
+            store = open_store(tmp_path, files=files)
+            store.append(1, make_row("1"))
+            store.append(0, make_row("0"))
+            files.refuse = broken == "rewriting"
+            with contextlib.suppress(StorageError):
+                store.finalize()
+            store.close()
+            store.close()
+        assert sorted(files.closed) == sorted(files.opened)
 
     def test_closing_twice_is_harmless(self, tmp_path: Path) -> None:
         files = CountedFiles()
