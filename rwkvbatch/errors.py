@@ -121,3 +121,13 @@ class WorkerError(RwkvBatchError):
 
 class StorageError(RwkvBatchError):
     """A write or a flush failed. Rows reported as done before it are safe; none are reported after it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's own error, or torch's for a GPU or the CPU.
+
+    torch's are told by name and text, so that nothing here imports it.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

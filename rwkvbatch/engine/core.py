@@ -22,7 +22,7 @@ from rwkvbatch.engine.request import END_OF_TEXT, Finish, Reply, Request, Score,
 from rwkvbatch.engine.sampling import gather
 from rwkvbatch.engine.scheduler import Chunk, Reading, Scheduler
 from rwkvbatch.engine.slots import SlotAllocator
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import UsageError, is_out_of_memory
 from rwkvbatch.model.base import IntArray, Model, RaggedBatch, State
 from rwkvbatch.text.tokenizer import Tokenizer, world_tokenizer
 
@@ -256,8 +256,8 @@ class Engine:
         """Logits of the step; None when memory ran out and the batch was made smaller instead."""
         try:
             return self.model.step(self._batch(chunks), self._pool)
-        except (MemoryError, torch.OutOfMemoryError):
-            if self._scheduler.max_batch == 1:
+        except Exception as error:
+            if not is_out_of_memory(error) or self._scheduler.max_batch == 1:
                 raise
             self._scheduler.max_batch //= 2
             self._scheduler.step_rows = max(1, self._scheduler.step_rows // 2)

@@ -169,6 +169,7 @@ class Driver:
                         logging.getLogger(note.logger).log(note.level, note.text, extra={"worker": worker})
                     finished += rows
                     ended += [(worker, dialogue) for dialogue in over]
+                    self._dispatcher.reported(worker, active)
                     self._count_worker(worker, rows, active)
                 case Left(reason, error):
                     if error is not None:

@@ -2,7 +2,7 @@
 
 Knows neither models nor rows; workers and dialogues are numbers. Dialogues of one group (a conversation) go to one
 worker as long as there is enough for all, because they share prefixes. Towards the end no worker waits for another:
-an idle one takes over what others have not come to, and repeats what somebody holds for suspiciously long. That is
+an idle one takes over what others have not begun, and repeats what somebody holds for suspiciously long. That is
 safe because rows do not depend on who makes them; the first one counts.
 """
 
@@ -33,12 +33,20 @@ class Grant:
 
 @dataclass
 class _Member:
-    """A worker: the dialogues that it holds, since when, and those that are kept for it."""
+    """A worker: the dialogues that it holds, since when, and those that are kept for it.
+
+    The first `num_begun` of those that it holds are under way.
+    """
 
     room: int
+    num_begun: int = 0
     held: dict[int, float] = field(default_factory=dict[int, float])
     kept: deque[int] = field(default_factory=deque[int])
     alone: bool = False
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.held) - self.num_begun
 
 
 class Dispatcher:
@@ -87,6 +95,12 @@ class Dispatcher:
         """A worker is ready for `room` dialogues at a time."""
         self._members[worker] = _Member(room)
         self._hungry[worker] = None
+
+    def reported(self, worker: int, num_begun: int) -> None:
+        """A worker has so many dialogues under way, the first ones of those that it was given."""
+        member = self._members.get(worker)
+        if member is not None:
+            member.num_begun = num_begun
 
     def left(self, worker: int) -> list[int]:
         """A worker is gone. Returns dialogues that are given up: three workers died while they held them."""
@@ -192,7 +206,7 @@ class Dispatcher:
         return bool(member.kept)
 
     def _take_over(self) -> list[Grant]:
-        """For each idle worker, what another one holds: half of what that has more, or a copy of what is late."""
+        """For each idle worker, half of what another one has not begun, or a copy of what is late."""
         now = self._clock()
         if now - self._looked_s < LOOK_EVERY_S:
             return []
@@ -209,14 +223,14 @@ class Dispatcher:
         return found
 
     def _move(self, worker: int, member: _Member) -> Grant | None:
-        busiest = max(self._members, key=lambda number: len(self._members[number].held))
+        busiest = max(self._members, key=lambda number: self._members[number].num_waiting)
         other = self._members[busiest]
-        surplus = min(len(other.held) // 2, member.room)
-        if other.alone or surplus < 1:
+        if other.alone:
             return None
-        newest = list(other.held)[::-1]
-        movable = [d for d in newest if self._moves.get(d, 0) < MAX_MOVES and self._holders[d] == [busiest]]
-        chosen = movable[:surplus]
+        # What is under way stays: to begin its turn again would take longer than to let it end.
+        waiting = list(other.held)[other.num_begun :][::-1]
+        movable = [d for d in waiting if self._moves.get(d, 0) < MAX_MOVES and self._holders[d] == [busiest]]
+        chosen = movable[: min(-(-len(waiting) // 2), member.room)]
         if not chosen:
             return None
         for dialogue in chosen:

@@ -7,6 +7,7 @@ loaded by the workers themselves, since CUDA cannot be forked.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -65,7 +66,10 @@ def main() -> None:
         match request:
             case Load():
                 loaded, shop = request, request.make_shop()
-                channel.send(_spec(shop, request))
+                spec = _spec(shop, request)
+                if request.here and not isinstance(spec, RwkvBatchError):
+                    _warm_up(shop, request)
+                channel.send(spec)
                 gc.freeze()  # so that a worker's collector does not touch, and copy, what it shares
             case Hire():
                 assert loaded is not None
@@ -88,6 +92,13 @@ def _spec(shop: ModelShop, load: Load) -> Any:
         return shop.specs([load.setup])[load.setup] if load.here else _spec_in_a_child(shop, load.setup)
     except RwkvBatchError as error:
         return error
+
+
+def _warm_up(shop: ModelShop, load: Load) -> None:
+    """Do what every worker would have to do before its first step: vocabulary, modules."""
+    with contextlib.suppress(RwkvBatchError):  # a worker meets the error again, and reports it
+        shop.desk(load.setup, load.plan)
+        shop.engine(load.setup, load.plan, 1)
 
 
 def _spec_in_a_child(shop: ModelShop, setup: Setup) -> Any:

@@ -10,7 +10,7 @@ import logging
 from collections import deque
 
 from rwkvbatch.engine.request import Reply, Score
-from rwkvbatch.errors import RowError, RwkvBatchError
+from rwkvbatch.errors import RowError, RwkvBatchError, is_out_of_memory
 from rwkvbatch.run.lines import EncodedRow, encode_row
 from rwkvbatch.run.plan import Plan
 from rwkvbatch.run.rows import Row
@@ -74,7 +74,7 @@ class Worker:
             try:
                 finished = self._engine.step()
             except Exception as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 self._shrink(error)
             else:
@@ -198,8 +198,3 @@ def finished_row(number: int, row: Row) -> FinishedRow:
         prompt_tokens=row.tokens.prompt,
         cached_tokens=row.timing.cached_tokens,
     )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # By name, so that nothing here imports torch.
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

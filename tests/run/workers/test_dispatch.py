@@ -87,12 +87,30 @@ def test_a_worker_that_comes_late_takes_over_half_of_what_the_other_holds() -> N
     assert grant.taken == dict.fromkeys((7, 6, 5, 4), 0)
 
 
+def test_what_is_under_way_is_not_taken_over() -> None:
+    clock = Clock()
+    found = dispatcher(8, clock=clock)
+    found.joined(0, 20)
+    assert granted(found) == {0: list(range(8))}
+    found.reported(0, 5)
+    clock.now = LOOK_EVERY_S
+    found.joined(1, 20)
+    assert granted(found) == {1: [7, 6]}
+    clock.now = 2 * LOOK_EVERY_S
+    end(found, 1, [7, 6])
+    assert granted(found) == {1: [5]}
+    clock.now = 3 * LOOK_EVERY_S
+    end(found, 1, [5])
+    assert granted(found) == {}
+
+
 def test_a_dialogue_that_is_late_is_repeated_and_the_first_end_counts() -> None:
     clock = Clock()
     found = dispatcher(2, clock=clock)
     found.joined(0, 1)
     found.joined(1, 1)
     assert granted(found) == {0: [0], 1: [1]}
+    found.reported(0, 1)
     clock.now = 0.1
     found.over(1, 1)
     assert found.grants() == []
