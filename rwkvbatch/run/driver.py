@@ -172,12 +172,12 @@ class Driver:
                     self._dispatcher.reported(worker, active)
                     self._count_worker(worker, rows, active)
                 case Left(reason, error):
-                    if error is not None:
-                        raise error
-                    # What it had reported before must be known before its leases are given away.
+                    # What was reported before is kept, and known before the leases are given away.
                     self._commit(finished)
                     self._end(ended)
                     finished, ended = [], []
+                    if error is not None:
+                        raise error
                     self._lose(worker, reason)
         self._commit(finished)
         self._end(ended)

@@ -55,10 +55,10 @@ def test_one_worker_gets_everything_in_order_and_never_more_than_it_has_room_for
 
 def test_the_dialogues_of_a_conversation_go_to_one_worker_while_there_is_enough() -> None:
     found = dispatcher(200)
-    found.joined(0, 10)
-    found.joined(1, 10)
+    found.joined(0, 7)
+    found.joined(1, 7)
     owner: dict[int, set[int]] = {}
-    for _ in range(5):
+    for _ in range(7):
         for worker, dialogues in granted(found).items():
             for dialogue in dialogues:
                 owner.setdefault(dialogue // 10, set()).add(worker)
@@ -119,6 +119,7 @@ def test_a_dialogue_that_is_late_is_repeated_and_the_first_end_counts() -> None:
     assert found.over(1, 0) == [0]
     assert found.finished
     assert found.over(0, 0) == []
+    assert found.finished
 
 
 def test_what_a_dead_worker_held_is_given_to_others() -> None:
@@ -151,6 +152,22 @@ def test_after_two_deaths_a_dialogue_runs_alone_and_after_three_it_is_given_up()
         given_up += found.left(worker)
     assert sorted(given_up) == [0, 1, 2]
     assert found.finished
+
+
+def test_a_last_try_waits_for_a_worker_that_holds_nothing() -> None:
+    found = dispatcher(4, group=lambda d: d)
+    for worker in (0, 1):
+        found.joined(worker, 1)
+        assert granted(found) == {worker: [0]}
+        if worker == 0:
+            found.left(worker)
+    found.joined(2, 2)
+    assert granted(found) == {2: [1, 2]}
+    found.left(1)
+    end(found, 2, [1])
+    assert granted(found) == {2: [3]}
+    end(found, 2, [2, 3])
+    assert granted(found) == {2: [0]}
 
 
 def test_a_worker_without_company_for_a_last_try_gets_more_when_that_is_over() -> None:
