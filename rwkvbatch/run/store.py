@@ -153,6 +153,8 @@ class RowStore:
         for row in rows:
             if self.has(row.number):
                 raise ValueError(f"row {row.number} was written before")
+        if self._num_rows - self._num_durable + len(rows) > self._flush_rows:
+            self.flush()
         try:
             write_all(self._files, self._descriptor, b"".join([row.line for row in rows]))
         except OSError as error:

@@ -163,6 +163,18 @@ class FakeShop:
 
 
 @dataclass(frozen=True)
+class Deadly:
+    """Kills the process that replies in a conversation."""
+
+    conversation: str
+
+    def __call__(self, request: Request, reply: Reply) -> Reply:
+        if request.noise.conversation == self.conversation:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return reply
+
+
+@dataclass(frozen=True)
 class Longer:
     """A check on the reply's length."""
 

@@ -16,7 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunLockedError, StorageError
 from rwkvbatch.run.files import Files
-from rwkvbatch.run.lines import BadLineError, RowHead, decode_head, decode_row, encode_row
+from rwkvbatch.run.lines import BadLineError, EncodedRow, RowHead, decode_head, decode_row, encode_row
 from rwkvbatch.run.lock import DirectoryLock
 from rwkvbatch.run.rows import Row, RowKey
 from rwkvbatch.run.scan import read_results
@@ -500,3 +500,15 @@ class StoreMachine(RuleBasedStateMachine):
 
 StoreMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 TestStoreMachine = StoreMachine.TestCase
+
+
+def test_rows_that_come_together_put_no_more_at_risk_than_allowed(tmp_path: Path) -> None:
+    def group(first: int) -> list[EncodedRow]:
+        return [EncodedRow(n, encode_row(make_row(f"c{n}")), False) for n in range(first, first + 5)]
+
+    store = open_store(tmp_path, flush_rows=8)
+    store.append_all(group(0))
+    assert (store.num_rows, store.num_durable) == (5, 0)
+    store.append_all(group(5))
+    assert (store.num_rows, store.num_durable) == (10, 5)
+    store.close()

@@ -24,7 +24,7 @@ from rwkvbatch.run.progress import Progress
 from rwkvbatch.run.setup import Setup
 from rwkvbatch.run.workers.hiring import crew_for
 from rwkvbatch.run.workers.processes import ProcessCrew, replace_device
-from tests.run.fakes import FakeShop, make_conversation, make_plan
+from tests.run.fakes import Deadly, FakeShop, make_conversation, make_plan
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,6 @@ class Slow:
 
     def __call__(self, request: Request, reply: Reply) -> Reply:
         time.sleep(self.seconds)
-        return reply
-
-
-@dataclass(frozen=True)
-class Deadly:
-    """Kills the process that replies in a conversation."""
-
-    conversation: str
-
-    def __call__(self, request: Request, reply: Reply) -> Reply:
-        if request.noise.conversation == self.conversation:
-            os.kill(os.getpid(), signal.SIGKILL)
         return reply
 
 
