@@ -114,7 +114,7 @@ def sampling(model: Model, clock: Clock = WALL) -> Workload:
             steps=np.full(SAMPLE_ROWS, next(steps), np.int64),
         )
         start = clock()
-        model.sample(logits, batch)
+        model.choose(logits, batch)
         return clock() - start
 
     return Workload("sampling with penalties", "sample", SAMPLE_ROWS, once, repeats=3)

@@ -1,7 +1,8 @@
 """`Engine`: many replies at once over one model.
 
-`step` is the whole of it: plan the rows, run the network, choose tokens, collect what ended. Results do not depend
-on what else is in the batch (see docs/design/reproducibility.md for what each backend holds).
+`step` is the whole of it: plan the rows, run the network, choose tokens, collect what ended. On a GPU it waits once at
+most, for the chosen tokens. Results do not depend on what else is in the batch (see docs/design/reproducibility.md for
+what each backend holds).
 """
 
 from __future__ import annotations
@@ -11,19 +12,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from rwkvbatch.engine.jobs import Generation, Scoring
+from rwkvbatch.engine.jobs import Generation, Job, Scoring
 from rwkvbatch.engine.outlook import Outlook
 from rwkvbatch.engine.places import Places
 from rwkvbatch.engine.prefix import Node, PrefixTree
 from rwkvbatch.engine.request import END_OF_TEXT, Finish, Reply, Request, Score, check_tokens
-from rwkvbatch.engine.sampling import gather
 from rwkvbatch.engine.scheduler import Chunk, Reading, Scheduler
 from rwkvbatch.engine.slots import SlotAllocator
+from rwkvbatch.engine.work import StepWork
 from rwkvbatch.errors import UsageError, is_out_of_memory
-from rwkvbatch.model.base import IntArray, Model, RaggedBatch, State
+from rwkvbatch.model.base import Choices, Model, State
 from rwkvbatch.text.tokenizer import Tokenizer, world_tokenizer
 
 DEFAULT_STATE_MEMORY = 2**30
@@ -91,7 +91,7 @@ class Engine:
         tree = PrefixTree()
         tree.add_root(ZERO_ROOT, None)
         self._scheduler = Scheduler(tree, SlotAllocator(capacity), self._pool, max_batch, step_rows)
-        self._jobs: dict[int, Generation | Scoring] = {}
+        self._jobs: dict[int, Job] = {}
         self._done: list[Finished] = []
         self._next_id = 0
         self._next_root = ZERO_ROOT + 1
@@ -162,14 +162,14 @@ class Engine:
         """Advance everything that is under way by one forward pass; returns what ended."""
         now_s = self._clock()
         self._end_overdue(now_s)
-        # Scores come last, so that the rows to sample from are the first logits and need not be gathered.
-        chunks = sorted(self._scheduler.plan(), key=self._is_scoring)
-        if chunks:
-            self._begin(chunks, now_s)
-            logits = self._forward(chunks)
+        work = StepWork.of(self._scheduler.plan(), self._jobs)
+        if work.chunks:
+            self._begin(work.chunks, now_s)
+            logits = self._forward(work)
             if logits is not None:
-                self._scheduler.advance(chunks)
-                self._use_logits(chunks, logits)
+                self._scheduler.advance(work.chunks)
+                if len(logits):
+                    self._collect(work, self.model.choose(logits, work.wanted(self.model.spec.vocab_size)))
         done, self._done = self._done, []
         return done
 
@@ -252,10 +252,10 @@ class Engine:
         self.stats.num_steps += 1
         self.stats.num_rows += sum(chunk.stop - chunk.start for chunk in chunks)
 
-    def _forward(self, chunks: Sequence[Chunk]) -> torch.Tensor | None:
+    def _forward(self, work: StepWork) -> torch.Tensor | None:
         """Logits of the step; None when memory ran out and the batch was made smaller instead."""
         try:
-            return self.model.step(self._batch(chunks), self._pool)
+            return self.model.step(work.rows(), self._pool)
         except Exception as error:
             if not is_out_of_memory(error) or self._scheduler.max_batch == 1:
                 raise
@@ -263,60 +263,18 @@ class Engine:
             self._scheduler.step_rows = max(1, self._scheduler.step_rows // 2)
             self.stats.num_halvings += 1
             _log.warning("out of memory: going on with at most %d rows at once", self._scheduler.max_batch)
-            self._scheduler.restart([chunk.reading for chunk in chunks])
-            for chunk in chunks:
-                job = self._jobs[chunk.reading.id]
-                if isinstance(job, Scoring):
-                    job.start_over()
+            self._scheduler.restart([chunk.reading for chunk in work.chunks])
+            for scoring, _ in work.scored:
+                scoring.start_over()
             return None
 
-    def _batch(self, chunks: Sequence[Chunk]) -> RaggedBatch:
-        lengths = [chunk.stop - chunk.start for chunk in chunks]
-        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        tokens = [token for chunk in chunks for token in chunk.reading.part(chunk.start, chunk.stop)]
-        outputs: list[IntArray] = [
-            np.arange(starts[index + 1] - self._num_outputs(chunk), starts[index + 1], dtype=np.int64)
-            for index, chunk in enumerate(chunks)
-        ]
-        return RaggedBatch(
-            tokens=np.array(tokens, dtype=np.int64),
-            starts=starts,
-            slots=np.array([chunk.reading.slot for chunk in chunks], dtype=np.int64),
-            outputs=np.concatenate(outputs),
-        )
-
-    def _num_outputs(self, chunk: Chunk) -> int:
-        """How many of the chunk's last rows need logits."""
-        job = self._jobs[chunk.reading.id]
-        if isinstance(job, Scoring):
-            return max(0, chunk.stop - max(chunk.start, job.first_output))
-        return int(chunk.ends)
-
-    def _use_logits(self, chunks: Sequence[Chunk], logits: torch.Tensor) -> None:
-        generations: list[Generation] = []
-        first_row = 0
-        for chunk in chunks:
-            job, num_rows = self._jobs[chunk.reading.id], self._num_outputs(chunk)
-            if isinstance(job, Scoring):
-                if num_rows:
-                    self._score_rows(job, logits[first_row : first_row + num_rows])
-                if chunk.ends:
-                    self._end_scoring(job)
-            elif num_rows:
-                generations.append(job)
-            first_row += num_rows
-        if generations:
-            self._sample(generations, logits[: len(generations)])
-
-    def _is_scoring(self, chunk: Chunk) -> bool:
-        return isinstance(self._jobs[chunk.reading.id], Scoring)
-
-    def _sample(self, generations: Sequence[Generation], logits: torch.Tensor) -> None:
-        batch = gather([job.sample_row() for job in generations], self.model.spec.vocab_size)
-        sampled = self.model.sample(logits, batch)
+    def _collect(self, work: StepWork, choices: Choices) -> None:
         now_s = self._clock()
+        for scoring in work.take_scores(choices):
+            self._end_scoring(scoring)
+        # Texts have the rows after those of the replies.
         for job, token, logprob in zip(
-            generations, sampled.tokens.tolist(), sampled.logprobs.tolist(), strict=True
+            work.sampled, choices.tokens.tolist(), choices.logprobs.tolist(), strict=False
         ):
             held_back = job.holds_back
             finish = job.take(token, logprob, now_s)
@@ -332,13 +290,6 @@ class Engine:
             assert job.reading.slot is not None
             self._pool.copy(job.reading.slot, slot)
             job.fallback = (slot, job.reading.position)
-
-    def _score_rows(self, job: Scoring, logits: torch.Tensor) -> None:
-        first = len(job.logprobs)
-        expected: IntArray = np.array(job.continuation[first : first + len(logits)], dtype=np.int64)
-        logprobs, likeliest = self.model.token_logprobs(logits, expected)
-        job.logprobs.extend(logprobs.tolist())
-        job.num_matched += int(np.count_nonzero(likeliest == expected))
 
     def _end_overdue(self, now_s: float) -> None:
         for job in [

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import eq
 
 from rwkvbatch.engine.history import closed_history
 from rwkvbatch.engine.request import END_OF_TEXT, Finish, Reply, ReplyTiming, Request, Score
 from rwkvbatch.engine.sampling import Penalties, SampleRow
-from rwkvbatch.engine.scheduler import Reading
+from rwkvbatch.engine.scheduler import Chunk, Reading
 from rwkvbatch.text.decoding import TextStream
 from rwkvbatch.text.tokenizer import Tokenizer
 
@@ -113,13 +115,31 @@ class Generation:
 
 @dataclass
 class Scoring:
-    """The log-probabilities of `continuation` after a prefix, as far as they are known."""
+    """The log-probabilities of `continuation` after a prefix, as far as they are known.
+
+    Attributes:
+        first_output: the position of the prefix's last token, after which the first of the continuation comes.
+    """
 
     reading: Reading
     continuation: tuple[int, ...]
     first_output: int
     logprobs: list[float] = field(default_factory=list[float])
     num_matched: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.logprobs) == len(self.continuation)
+
+    def given(self, chunk: Chunk) -> tuple[int, ...]:
+        """The tokens of the continuation that come after rows of `chunk`, one after each of its last rows."""
+        start, stop = chunk.start - self.first_output, chunk.stop - self.first_output
+        return self.continuation[max(0, start) : max(0, stop)]
+
+    def take(self, given: Sequence[int], likeliest: Sequence[int], logprobs: Sequence[float]) -> None:
+        """Add what was found about the next tokens, `given`."""
+        self.logprobs.extend(logprobs)
+        self.num_matched += sum(map(eq, likeliest, given))
 
     def start_over(self) -> None:
         """Forget what is known: the text is read again from its beginning."""
@@ -128,3 +148,6 @@ class Scoring:
 
     def score(self) -> Score:
         return Score(tuple(self.logprobs), self.num_matched)
+
+
+Job = Generation | Scoring

@@ -1,4 +1,4 @@
-"""The rows of one sampling operation: penalties, bans and noise keys, gathered from the replies under way.
+"""The rows of one choice of tokens: penalties, bans and noise keys, gathered from the replies under way.
 
 Penalties are those of ChatRWKV's `API_DEMO_CHAT.py`: logit -= presence + count * frequency for every token that is
 already in the reply; each step all counts are multiplied by `decay`, then the new token's count grows by 1.
@@ -67,8 +67,8 @@ class SampleRow:
     step: int
 
 
-def gather(rows: Sequence[SampleRow], vocab_size: int) -> SampleBatch:
-    """The ragged arrays of one sampling operation."""
+def gather(rows: Sequence[SampleRow], given: Sequence[int], vocab_size: int) -> SampleBatch:
+    """The arrays of one choice of tokens: `rows` to sample from, then one for each of the tokens that are `given`."""
     ids = [row.penalties.ids(vocab_size) for row in rows]
     values = [row.penalties.values(len(row_ids)) for row, row_ids in zip(rows, ids, strict=True)]
     return SampleBatch(
@@ -78,10 +78,11 @@ def gather(rows: Sequence[SampleRow], vocab_size: int) -> SampleBatch:
         temperature_first=np.array(
             [row.sampling.order == "temperature-first" for row in rows], dtype=np.bool_
         ),
-        penalty_ids=np.concatenate(ids),
-        penalty_values=np.concatenate(values),
+        penalty_ids=np.concatenate([np.empty(0, dtype=np.int64), *ids]),
+        penalty_values=np.concatenate([np.empty(0, dtype=np.float32), *values]),
         penalty_starts=np.concatenate([[0], np.cumsum([len(row_ids) for row_ids in ids])]).astype(np.int64),
         noise_keys=np.array([row.noise_key for row in rows], dtype=np.uint64),
         turns=np.array([row.turn for row in rows], dtype=np.int64),
         steps=np.array([row.step for row in rows], dtype=np.int64),
+        given=np.array(given, dtype=np.int64),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -101,16 +101,17 @@ class RaggedBatch:
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """What the choice of P tokens depends on besides the logits.
+    """What is made of P rows of logits: of the first S a token is sampled, for the others one is given.
 
     Attributes:
-        temperature, top_p: [P] fp32. top_k: [P] int64, 0 keeps all tokens.
-        temperature_first: [P] bool, see `Sampling.order`.
+        temperature, top_p: [S] fp32. top_k: [S] int64, 0 keeps all tokens.
+        temperature_first: [S] bool, see `Sampling.order`.
         penalty_ids, penalty_values: ragged over rows; `penalty_values` (fp32) is subtracted from the logits of
             `penalty_ids` (int64); infinity bans a token. No id twice in a row.
-        penalty_starts: row p's penalties are penalty_starts[p]:penalty_starts[p + 1]; [P + 1].
-        noise_keys: [P] uint64, the Philox key of the row's (run seed, conversation, repeat).
-        turns, steps: [P] int64, where in the conversation and in the reply the token stands.
+        penalty_starts: row s's penalties are penalty_starts[s]:penalty_starts[s + 1]; [S + 1].
+        noise_keys: [S] uint64, the Philox key of the row's (run seed, conversation, repeat).
+        turns, steps: [S] int64, where in the conversation and in the reply the token stands.
+        given: [P - S] int64, tokens of which the probabilities are wanted.
     """
 
     temperature: FloatArray
@@ -123,16 +124,36 @@ class SampleBatch:
     noise_keys: npt.NDArray[np.uint64]
     turns: IntArray
     steps: IntArray
+    given: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    @property
+    def num_sampled(self) -> int:
+        """S."""
+        return len(self.temperature)
+
+    @property
+    def num_rows(self) -> int:
+        """P."""
+        return self.num_sampled + len(self.given)
+
+    def check(self, num_rows: int, vocab_size: int) -> None:
+        """Raise `ValueError` unless logits [num_rows, vocab_size] have a row for each token, and all tokens."""
+        if num_rows != self.num_rows:
+            raise ValueError(f"{self.num_rows} rows of logits are needed, got {num_rows}")
+        for ids in (self.penalty_ids, self.given):
+            if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+                raise ValueError(f"a penalised or given token is not in the vocabulary of {vocab_size}")
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """The chosen tokens of P rows.
+class Choices:
+    """One token for each of P rows.
 
     Attributes:
-        tokens: [P] int64; -1 where the logits of the row hold NaN or +infinity, or every token is banned.
-        logprobs: [P] fp32, natural-log probability of the token under the model's own distribution: softmax of
-            the logits as they came, before penalties and temperature.
+        tokens: [P] int64. Of a sampled row the token that was chosen, -1 where its logits hold NaN or +infinity or
+            every token is banned; of a row with a given token the likeliest one, the smallest id among equals.
+        logprobs: [P] fp32, natural-log probability of the chosen or the given token under the model's own
+            distribution: softmax of the logits as they came, before penalties and temperature.
     """
 
     tokens: IntArray
@@ -185,12 +206,14 @@ class Model(Protocol):
         """
         ...
 
-    def sample(self, logits: torch.Tensor, batch: SampleBatch) -> Sampled:
-        """Choose one token for each row of `logits` [P, vocab_size]; `logits` is left as it is."""
-        ...
+    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+        """Sample tokens, and look given ones up, in `logits` [P, vocab_size], which is left as it is.
 
-    def token_logprobs(self, logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
-        """Natural-log probabilities [P] of `tokens` [P] under softmax(logits), and the argmax tokens [P]."""
+        What a row gets depends on that row alone. On a GPU this is where a step waits for the device, once.
+
+        Raises:
+            ValueError: not as many rows as `batch` has, or a token outside the vocabulary.
+        """
         ...
 
     def forward(

@@ -8,12 +8,10 @@ from typing import Any, Protocol
 import torch
 
 from rwkvbatch.model.base import (
-    FloatArray,
-    IntArray,
+    Choices,
     ModelSpec,
     RaggedBatch,
     SampleBatch,
-    Sampled,
     State,
     StatePool,
 )
@@ -73,13 +71,9 @@ class Rwkv7Model:
         ):
             return self._network.step(self.ops, batch, pool)
 
-    def sample(self, logits: torch.Tensor, batch: SampleBatch) -> Sampled:
+    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
         with torch.no_grad(), num_threads(self._threads):
-            return self.ops.sample(logits, batch)
-
-    def token_logprobs(self, logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
-        with torch.no_grad(), num_threads(self._threads):
-            return self.ops.token_logprobs(logits, tokens)
+            return self.ops.choose(logits, batch)
 
     def forward(
         self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False

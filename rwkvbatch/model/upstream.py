@@ -13,12 +13,10 @@ import torch
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.base import (
-    FloatArray,
-    IntArray,
+    Choices,
     ModelSpec,
     RaggedBatch,
     SampleBatch,
-    Sampled,
     State,
     StatePool,
 )
@@ -136,11 +134,8 @@ class UpstreamModel:
                 logits += [found[row - start] if every_token else found[-1] for row in rows]
         return torch.stack(logits) if logits else torch.empty(0, self._spec.vocab_size)
 
-    def sample(self, logits: torch.Tensor, batch: SampleBatch) -> Sampled:
-        return reference.sample(logits, batch)
-
-    def token_logprobs(self, logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
-        return reference.token_logprobs(logits, tokens)
+    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+        return reference.choose(logits, batch)
 
     def forward(
         self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False

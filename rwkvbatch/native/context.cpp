@@ -324,16 +324,14 @@ void Context::head(const Step& step, const Array& x, const Vector& weight, const
     run_linears(jobs);
 }
 
-void Context::sample(const SampleRow* rows, size_t count, Choice* choices) {
+void Context::choose(const SampleRow* rows, size_t count, Choice* choices) {
     const StandardArithmetic arithmetic;
-    for (size_t i = 0; i < count; ++i) need_scratch(sample_scratch(rows[i].vocab_size));
-    threads().run(count, [&](size_t i, size_t thread) { choices[i] = kernels_->sample(rows[i], scratch(thread)); });
-}
-
-void Context::logprobs(const float* logits, size_t count, size_t vocab_size, const int64_t* tokens, Choice* choices) {
-    const StandardArithmetic arithmetic;
-    threads().run(count, [&](size_t i, size_t) {
-        choices[i] = kernels_->logprob(logits + i * vocab_size, vocab_size, tokens[i]);
+    for (size_t i = 0; i < count; ++i)
+        if (rows[i].given < 0) need_scratch(sample_scratch(rows[i].vocab_size));
+    threads().run(count, [&](size_t i, size_t thread) {
+        const SampleRow& row = rows[i];
+        choices[i] = row.given < 0 ? kernels_->sample(row, scratch(thread))
+                                   : kernels_->logprob(row.logits, row.vocab_size, row.given);
     });
 }
 

@@ -134,8 +134,7 @@ public:
     void head(const Step& step, const Array& x, const Vector& weight, const Vector& bias, const LinearLayer& head,
               float* logits);
 
-    void sample(const SampleRow* rows, size_t count, Choice* choices);
-    void logprobs(const float* logits, size_t count, size_t vocab_size, const int64_t* tokens, Choice* choices);
+    void choose(const SampleRow* rows, size_t count, Choice* choices);
 
 private:
     float* scratch(size_t thread) { return scratch_[thread].get(); }

@@ -117,7 +117,8 @@ struct Wkv7Job {
 
 constexpr size_t MAX_HEAD_SIZE = 256;
 
-// What `sample` is told about one row; see `SampleBatch` in base.py.
+// What is made of one row of logits; see `SampleBatch` in base.py. A given token is looked up; -1 is for sampling one,
+// which needs all that comes before it here.
 struct SampleRow {
     const float* logits;
     size_t vocab_size;
@@ -129,6 +130,7 @@ struct SampleRow {
     size_t num_penalties;
     uint64_t noise_key;
     uint32_t turn, step;
+    int64_t given;
 };
 
 struct Choice {

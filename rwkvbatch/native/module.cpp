@@ -99,54 +99,46 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> numpy_of(nb::handle_t<Array> self) {
     return {array.data, 2, shape, self, strides};
 }
 
-void check_logits(const Input<float, 2>& logits, size_t count) {
-    if (logits.shape(0) != count || logits.shape(1) == 0) throw nb::value_error("one row of logits is needed for each token");
+void check_tokens(const Input<int64_t, 1>& tokens, size_t vocab_size) {
+    for (size_t i = 0; i < tokens.size(); ++i)
+        if (tokens.data()[i] < 0 || static_cast<size_t>(tokens.data()[i]) >= vocab_size)
+            throw nb::value_error("a penalised or given token is not in the vocabulary");
 }
 
-void sample(Context& context, Input<float, 2> logits, Input<float, 1> temperature, Input<float, 1> top_p,
+// The first rows of `logits` are sampled from, with one setting of each kind for each; the others have a `given` token.
+void choose(Context& context, Input<float, 2> logits, Input<float, 1> temperature, Input<float, 1> top_p,
             Input<int64_t, 1> top_k, Input<uint8_t, 1> temperature_first, Input<int64_t, 1> penalty_ids,
             Input<float, 1> penalty_values, Input<int64_t, 1> penalty_starts, Input<uint64_t, 1> noise_keys,
-            Input<int64_t, 1> turns, Input<int64_t, 1> steps, States<1> logprobs,
+            Input<int64_t, 1> turns, Input<int64_t, 1> steps, Input<int64_t, 1> given, States<1> logprobs,
             nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> tokens) {
-    const size_t count = tokens.size(), vocab_size = logits.shape(1);
-    check_logits(logits, count);
-    for (const size_t size : {temperature.size(), top_p.size(), top_k.size(), temperature_first.size(), noise_keys.size(),
-                              turns.size(), steps.size(), logprobs.size(), penalty_starts.size() - 1})
-        if (size != count) throw nb::value_error("a sample batch must have one value of each kind for each row");
+    const size_t num_sampled = temperature.size(), count = num_sampled + given.size(), vocab_size = logits.shape(1);
+    if (logits.shape(0) != count || vocab_size == 0) throw nb::value_error("one row of logits is needed for each token");
+    if (tokens.size() != count || logprobs.size() != count) throw nb::value_error("one result is needed for each token");
+    for (const size_t size : {top_p.size(), top_k.size(), temperature_first.size(), noise_keys.size(), turns.size(),
+                              steps.size(), penalty_starts.size() - 1})
+        if (size != num_sampled) throw nb::value_error("a sample batch must have one value of each kind for each row");
     if (penalty_ids.size() != penalty_values.size()) throw nb::value_error("each penalised token needs one value");
-    for (size_t i = 0; i < penalty_ids.size(); ++i)
-        if (penalty_ids.data()[i] < 0 || static_cast<size_t>(penalty_ids.data()[i]) >= vocab_size)
-            throw nb::value_error("a penalised token is not in the vocabulary");
+    check_tokens(penalty_ids, vocab_size);
+    check_tokens(given, vocab_size);
     std::vector<SampleRow> rows(count);
-    for (size_t i = 0; i < count; ++i) {
+    for (size_t i = 0; i < num_sampled; ++i) {
         const int64_t start = penalty_starts.data()[i], stop = penalty_starts.data()[i + 1];
         if (start < 0 || start > stop || static_cast<size_t>(stop) > penalty_ids.size())
             throw nb::value_error("a sample batch's penalty_starts must ascend within its penalties");
         rows[i] = {logits.data() + i * vocab_size, vocab_size, temperature.data()[i], top_p.data()[i], top_k.data()[i],
                    temperature_first.data()[i] != 0, penalty_ids.data() + start, penalty_values.data() + start,
                    static_cast<size_t>(stop - start), noise_keys.data()[i], static_cast<uint32_t>(turns.data()[i]),
-                   static_cast<uint32_t>(steps.data()[i])};
+                   static_cast<uint32_t>(steps.data()[i]), -1};
+    }
+    for (size_t i = num_sampled; i < count; ++i) {
+        rows[i].logits = logits.data() + i * vocab_size;
+        rows[i].vocab_size = vocab_size;
+        rows[i].given = given.data()[i - num_sampled];
     }
     std::vector<Choice> choices(count);
-    context.sample(rows.data(), count, choices.data());
+    context.choose(rows.data(), count, choices.data());
     for (size_t i = 0; i < count; ++i) {
         tokens.data()[i] = choices[i].token;
-        logprobs.data()[i] = choices[i].logprob;
-    }
-}
-
-void token_logprobs(Context& context, Input<float, 2> logits, Input<int64_t, 1> tokens, States<1> logprobs,
-                    nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> best) {
-    const size_t count = tokens.size(), vocab_size = logits.shape(1);
-    check_logits(logits, count);
-    if (logprobs.size() != count || best.size() != count) throw nb::value_error("one result is needed for each token");
-    for (size_t i = 0; i < count; ++i)
-        if (tokens.data()[i] < 0 || static_cast<size_t>(tokens.data()[i]) >= vocab_size)
-            throw nb::value_error("a token is not in the vocabulary");
-    std::vector<Choice> choices(count);
-    context.logprobs(logits.data(), count, vocab_size, tokens.data(), choices.data());
-    for (size_t i = 0; i < count; ++i) {
-        best.data()[i] = choices[i].token;
         logprobs.data()[i] = choices[i].logprob;
     }
 }
@@ -225,8 +217,7 @@ NB_MODULE(_native, m) {
         .def("activate", [](Context& c, States<1> values, const char* activation) {
             c.kernels().activate(values.data(), values.size(), activation_of(activation));
         })
-        .def("sample", &sample)
-        .def("token_logprobs", &token_logprobs)
+        .def("choose", &choose)
         .def("read_all", &read_all)
         .def("multiply_add", &multiply_add)
         .def("operations", [](const Context& c, size_t rounds) {

@@ -9,12 +9,10 @@ from dataclasses import dataclass, field
 import torch
 
 from rwkvbatch.model.base import (
-    FloatArray,
-    IntArray,
+    Choices,
     ModelSpec,
     RaggedBatch,
     SampleBatch,
-    Sampled,
     State,
     StatePool,
 )
@@ -91,11 +89,8 @@ class ScriptedModel:
         reply = self.answer(message).encode() + b"\n\n\nUser:"
         return reply[len(said)] + 1 if len(said) < len(reply) else ord("\n") + 1
 
-    def sample(self, logits: torch.Tensor, batch: SampleBatch) -> Sampled:
-        return reference.sample(logits, batch)
-
-    def token_logprobs(self, logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
-        return reference.token_logprobs(logits, tokens)
+    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+        return reference.choose(logits, batch)
 
     def forward(
         self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False

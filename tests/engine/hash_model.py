@@ -9,12 +9,10 @@ import numpy as np
 import torch
 
 from rwkvbatch.model.base import (
-    FloatArray,
-    IntArray,
+    Choices,
     ModelSpec,
     RaggedBatch,
     SampleBatch,
-    Sampled,
     State,
     StatePool,
 )
@@ -48,12 +46,14 @@ class HashPool:
 
 @dataclass
 class HashModel:
-    """`likeliest` maps a hash to logits; `fail_over` makes a step of more rows run out of memory."""
+    """`fail_over` makes a step of more rows run out of memory; `num_logits` and `num_choices` count rows and calls."""
 
     vocab_size: int = 300
     fail_over: int | None = None
     not_finite_after: int | None = None
     num_rows: list[int] = field(default_factory=list[int])
+    num_logits: int = 0
+    num_choices: int = 0
 
     @property
     def spec(self) -> ModelSpec:
@@ -71,6 +71,7 @@ class HashModel:
                 pool.hashes[slot] = -1
             raise MemoryError
         self.num_rows.append(len(batch.tokens))
+        self.num_logits += len(batch.outputs)
         after: list[int] = []
         for sequence, slot in enumerate(batch.slots):
             value = pool.hashes[slot]
@@ -92,11 +93,9 @@ class HashModel:
             logits[5] = float("nan")
         return logits
 
-    def sample(self, logits: torch.Tensor, batch: SampleBatch) -> Sampled:
-        return reference.sample(logits, batch)
-
-    def token_logprobs(self, logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
-        return reference.token_logprobs(logits, tokens)
+    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+        self.num_choices += 1
+        return reference.choose(logits, batch)
 
     def forward(
         self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False

@@ -153,6 +153,44 @@ def test_scoring_beside_a_reply_changes_neither() -> None:
     assert results[score_id] == score_alone
 
 
+@pytest.mark.parametrize("step_rows", [1, 6, 512])
+def test_replies_and_texts_mixed_in_a_step_get_what_they_get_alone(step_rows: int) -> None:
+    requests = [request(number, length=3 + number) for number in range(4)]
+    texts = [(list(range(1, 4 + number)), list(range(40, 41 + 2 * number))) for number in range(5)]
+    alone = [contents(Engine(HashModel()).generate([one])[0]) for one in requests]
+    scores_alone = [Engine(HashModel()).score(*text) for text in texts]
+    engine = Engine(HashModel(), step_rows=step_rows)
+    score_ids = [engine.submit_score(*text) for text in texts[:3]]
+    reply_ids = [engine.submit(one) for one in requests]
+    results = dict(engine.step())
+    score_ids += [engine.submit_score(*text) for text in texts[3:]]
+    while engine.busy:
+        results.update(engine.step())
+    assert [contents(reply) for at in reply_ids if isinstance(reply := results[at], Reply)] == alone
+    assert [results[at] for at in score_ids] == scores_alone
+
+
+def test_the_tokens_that_are_likeliest_count_as_matched() -> None:
+    greedy = Request((5, 6, 7), Sampling(temperature=0, ban=()), max_tokens=4)
+    reply = Engine(HashModel()).generate([greedy])[0]
+    other = (reply.ids[-1] + 1) % 300
+    score = Engine(HashModel(), step_rows=2).score([5, 6, 7], [*reply.ids[:3], other])
+    assert (len(reply.ids), score.num_matched) == (4, 3)
+
+
+@pytest.mark.parametrize("step_rows", [4, 512])
+def test_tokens_are_chosen_once_in_a_step_that_has_logits_and_not_in_others(step_rows: int) -> None:
+    model = HashModel()
+    engine = Engine(model, step_rows=step_rows)
+    for number in range(3):
+        engine.submit(request(number, max_tokens=3))
+        engine.submit_score([number + 1] * 5, [8, 9])
+    while engine.busy:
+        logits_before, choices_before = model.num_logits, model.num_choices
+        engine.step()
+        assert model.num_choices - choices_before == (model.num_logits > logits_before)
+
+
 def test_a_reply_ends_at_end_of_text_unless_it_is_banned() -> None:
     class Ending(HashModel):
         def logits(self, value: int) -> torch.Tensor:

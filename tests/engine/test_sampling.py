@@ -32,7 +32,7 @@ def draws(logits: torch.Tensor, sampling: Sampling, count: int = NUM_DRAWS) -> n
             )
             for place in range(first, first + 500)
         ]
-        chosen += reference.sample(logits.expand(500, -1), gather(rows, VOCAB)).tokens.tolist()
+        chosen += reference.choose(logits.expand(500, -1), gather(rows, (), VOCAB)).tokens.tolist()
     return np.bincount(chosen, minlength=VOCAB)
 
 
@@ -103,7 +103,7 @@ def test_greedy_is_the_largest_logit_with_the_smallest_id(values: list[float], h
     sampling = Sampling(**how)  # type: ignore[arg-type]
     assert sampling.greedy
     row = SampleRow(sampling, Penalties(sampling), 1, 0, 0)
-    chosen = reference.sample(torch.tensor([values]), gather([row], VOCAB)).tokens[0]
+    chosen = reference.choose(torch.tensor([values]), gather([row], (), VOCAB)).tokens[0]
     assert chosen == int(np.argmax(np.array(values, dtype=np.float32)))
 
 
@@ -112,13 +112,13 @@ def test_a_banned_token_is_never_chosen(values: list[float], seed: int) -> None:
     banned = tuple(range(0, VOCAB, 2))
     sampling = Sampling(temperature=1.0, top_p=1.0, ban=banned)
     row = SampleRow(sampling, Penalties(sampling), seed, 0, 0)
-    assert reference.sample(torch.tensor([values]), gather([row], VOCAB)).tokens[0] % 2 == 1
+    assert reference.choose(torch.tensor([values]), gather([row], (), VOCAB)).tokens[0] % 2 == 1
 
 
 def test_when_all_tokens_are_banned_none_is_chosen() -> None:
     sampling = Sampling(ban=tuple(range(VOCAB)))
     row = SampleRow(sampling, Penalties(sampling), 1, 0, 0)
-    assert reference.sample(torch.zeros(1, VOCAB), gather([row], VOCAB)).tokens[0] == -1
+    assert reference.choose(torch.zeros(1, VOCAB), gather([row], (), VOCAB)).tokens[0] == -1
 
 
 @given(st.lists(st.integers(0, 30), max_size=60))
@@ -152,8 +152,8 @@ def test_the_arrays_have_the_types_that_every_implementation_expects() -> None:
     penalties = Penalties(sampling)
     penalties.count(5)
     row = SampleRow(sampling, penalties, 2**64 - 1, 1, 2)
-    for rows in ([row], [row, row]):
-        batch = gather(rows, VOCAB)
+    for rows in ([], [row], [row, row]):
+        batch = gather(rows, (4, 7), VOCAB)
         assert {name: getattr(batch, name).dtype.name for name in vars(batch)} == {
             "temperature": "float32",
             "top_p": "float32",
@@ -165,14 +165,16 @@ def test_the_arrays_have_the_types_that_every_implementation_expects() -> None:
             "noise_keys": "uint64",
             "turns": "int64",
             "steps": "int64",
+            "given": "int64",
         }
+        assert (batch.num_sampled, batch.num_rows) == (len(rows), len(rows) + 2)
         assert batch.penalty_starts.tolist() == [2 * at for at in range(len(rows) + 1)]
         assert batch.noise_keys.tolist() == [2**64 - 1] * len(rows)
 
 
 def test_noise_keys_are_unsigned_however_small_they_are() -> None:
     sampling = Sampling()
-    batch = gather([SampleRow(sampling, Penalties(sampling), 1, 0, 0)], VOCAB)
+    batch = gather([SampleRow(sampling, Penalties(sampling), 1, 0, 0)], (), VOCAB)
     assert batch.noise_keys.dtype == np.uint64
 
 
@@ -202,7 +204,7 @@ class TestReference:
         sampling = Sampling(**{"temperature": 1.0, "top_p": 1.0, "ban": (), **settings})
         rows = [SampleRow(sampling, Penalties(sampling), place, 0, 0) for place in range(places)]
         table = torch.tensor(logits).expand(places, -1)
-        return reference.sample(table, gather(rows, len(logits))).tokens.tolist()
+        return reference.choose(table, gather(rows, (), len(logits))).tokens.tolist()
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
     def test_logits_that_are_no_numbers_give_no_token(self, bad: float) -> None:
@@ -245,7 +247,7 @@ def test_each_row_keeps_its_own_settings_in_the_batch() -> None:
     rows = [
         SampleRow(sampling, Penalties(sampling), at, at + 3, at + 6) for at, sampling in enumerate(settings)
     ]
-    batch = gather(rows, VOCAB)
+    batch = gather(rows, (), VOCAB)
     assert batch.temperature.tolist() == [0.5, 2.0]
     assert batch.top_p.tolist() == [0.25, 0.75]
     assert batch.top_k.tolist() == [3, 0]
@@ -260,6 +262,6 @@ def test_logprobs_are_of_the_models_own_distribution_before_penalties() -> None:
     sampling = Sampling(temperature=0.5, presence=3.0, ban=(0,))
     penalties = Penalties(sampling)
     penalties.count(4)
-    sampled = reference.sample(logits, gather([SampleRow(sampling, penalties, 1, 0, 0)], VOCAB))
+    sampled = reference.choose(logits, gather([SampleRow(sampling, penalties, 1, 0, 0)], (), VOCAB))
     expected = logits.log_softmax(-1)[0, int(sampled.tokens[0])]
     assert sampled.logprobs[0] == pytest.approx(float(expected), abs=1e-6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -213,10 +213,7 @@ def test_spec_says_what_the_model_is(tiny_model: Model, tiny_tensors: dict[str, 
 def test_tokens_are_chosen_by_the_operations(tiny_model: Model) -> None:
     logits, _ = tiny_model.forward([[1], [2]])
     expected = torch.log_softmax(logits.double(), 1)
-    logprobs, best = tiny_model.token_logprobs(logits, np.array([3, 4]))
-    np.testing.assert_allclose(logprobs, expected[[0, 1], [3, 4]].numpy(), rtol=1e-6)
-    assert (
-        tiny_model.sample(logits, greedy_batch(2)).tokens.tolist()
-        == best.tolist()
-        == logits.argmax(1).tolist()
-    )
+    choices = tiny_model.choose(logits, replace(greedy_batch(1), given=np.array([4])))
+    best = logits.argmax(1)
+    assert choices.tokens.tolist() == best.tolist()
+    np.testing.assert_allclose(choices.logprobs, expected[[0, 1], [int(best[0]), 4]].numpy(), rtol=1e-6)

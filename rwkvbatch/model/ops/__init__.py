@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
-from rwkvbatch.model.base import FloatArray, IntArray, RaggedBatch, SampleBatch, Sampled, StatePool
+from rwkvbatch.model.base import Choices, RaggedBatch, SampleBatch, StatePool
 
 Array = Any
 """An implementation's own array of activations, or its packed form of a weight."""
@@ -123,10 +123,6 @@ class Operations(Protocol):
 
     # Choosing tokens
 
-    def sample(self, logits: torch.Tensor, batch: SampleBatch) -> Sampled:
-        """One token a row; see `reference.sample` for the definition."""
-        ...
-
-    def token_logprobs(self, logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
-        """Log-probabilities of `tokens` and the argmax of each row (the smallest id among equals)."""
+    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+        """See `Model.choose`, and `reference.choose` for the definition."""
         ...

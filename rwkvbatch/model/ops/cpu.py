@@ -15,7 +15,7 @@ import torch
 
 from rwkvbatch import _native
 from rwkvbatch.errors import UsageError
-from rwkvbatch.model.base import FloatArray, IntArray, RaggedBatch, SampleBatch, Sampled, State, StatePool
+from rwkvbatch.model.base import Choices, FloatArray, RaggedBatch, SampleBatch, State, StatePool
 from rwkvbatch.model.ops import Activation, Product, ShiftKind
 from rwkvbatch.model.ops.reference import check_state
 
@@ -221,10 +221,9 @@ class CpuOps:
 
     # Choosing tokens
 
-    def sample(self, logits: torch.Tensor, batch: SampleBatch) -> Sampled:
-        count = len(batch.temperature)
-        tokens, logprobs = np.empty(count, np.int64), np.empty(count, np.float32)
-        self._native.sample(
+    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+        tokens, logprobs = np.empty(batch.num_rows, np.int64), np.empty(batch.num_rows, np.float32)
+        self._native.choose(
             _plain(logits),
             batch.temperature,
             batch.top_p,
@@ -236,15 +235,11 @@ class CpuOps:
             batch.noise_keys,
             batch.turns,
             batch.steps,
+            batch.given,
             logprobs,
             tokens,
         )
-        return Sampled(tokens, logprobs)
-
-    def token_logprobs(self, logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
-        logprobs, best = np.empty(len(tokens), np.float32), np.empty(len(tokens), np.int64)
-        self._native.token_logprobs(_plain(logits), tokens, logprobs, best)
-        return logprobs, best
+        return Choices(tokens, logprobs)
 
 
 def _plain(values: torch.Tensor) -> FloatArray:

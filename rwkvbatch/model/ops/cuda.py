@@ -1,7 +1,7 @@
 """The operations on an NVIDIA GPU: cuBLAS for the products of many rows, Triton kernels for everything else.
 
-docs/design/gpu-operations.md tells how. Nothing here waits for the device but `sample` and `token_logprobs`, which
-wait once. Importing this module needs Triton 3.3 or newer.
+docs/design/gpu-operations.md tells how. Nothing here waits for the device but `choose`, which waits
+once. Importing this module needs Triton 3.3 or newer.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from rwkvbatch.model.base import FloatArray, IntArray, RaggedBatch, SampleBatch, Sampled, StatePool
+from rwkvbatch.model.base import Choices, IntArray, RaggedBatch, SampleBatch, StatePool
 from rwkvbatch.model.ops import Activation, Product, ShiftKind
 from rwkvbatch.model.ops.branches import in_branches
 from rwkvbatch.model.ops.padding import pad_outputs, pad_rows, whole_blocks
 from rwkvbatch.model.ops.reference import LAYER_NORM_EPS, ReferencePool, Vectors
-from rwkvbatch.model.ops.transfer import upload
+from rwkvbatch.model.ops.transfer import download, upload
 from rwkvbatch.model.ops.triton import chunks, ends, few, sample, scan, shift
 
 _MAX_BRANCHES = 7
@@ -247,51 +247,41 @@ class CudaOps:
 
     # Choosing tokens
 
-    def sample(self, logits: torch.Tensor, batch: SampleBatch) -> Sampled:
-        """Raises `ValueError` for a penalty outside the vocabulary."""
-        num_rows, vocab_size = logits.shape
-        ids = batch.penalty_ids
-        if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
-            raise ValueError(f"a penalty is for a token that is not in the vocabulary of {vocab_size}")
-        settings = sample.Settings(
-            *upload(
-                [
-                    batch.temperature,
-                    batch.top_p,
-                    batch.top_k,
-                    batch.temperature_first.view(np.uint8),
-                    ids,
-                    batch.penalty_values,
-                    batch.penalty_starts,
-                    batch.noise_keys.view(np.int64),
-                    batch.turns,
-                    batch.steps,
-                ],
-                self.device,
-            )
+    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+        batch.check(*logits.shape)
+        *settings, given = upload(
+            [
+                batch.temperature,
+                batch.top_p,
+                batch.top_k,
+                batch.temperature_first.view(np.uint8),
+                batch.penalty_ids,
+                batch.penalty_values,
+                batch.penalty_starts,
+                batch.noise_keys.view(np.int64),
+                batch.turns,
+                batch.steps,
+                batch.given,
+            ],
+            self.device,
         )
         logits = self._plain(logits)
-        found = self._pairs(num_rows)
-        if num_rows:
-            with self.active():
-                sample.sample(
-                    logits, settings, torch.empty_like(logits), found[0], found[1].view(torch.float32)
-                )
-        tokens, logprobs = found.cpu().numpy()
-        return Sampled(tokens.astype(np.int64), logprobs.view(np.float32))
-
-    def token_logprobs(self, logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
-        (wanted,) = upload([tokens], self.device)
-        found = self._pairs(len(tokens))
-        if len(tokens):
-            with self.active():
-                sample.token_logprobs(self._plain(logits), wanted, found[0], found[1].view(torch.float32))
-        best, logprobs = found.cpu().numpy()
-        return logprobs.view(np.float32), best.astype(np.int64)
-
-    def _pairs(self, num_rows: int) -> torch.Tensor:
-        """Two numbers of 32 bits for each row [2, num_rows], to be had in one copy; both parts are aligned."""
-        return torch.empty(2, whole_blocks(num_rows, 4), dtype=torch.int32, device=self.device)[:, :num_rows]
+        num_sampled, num_given = batch.num_sampled, len(batch.given)
+        # Tokens and bits of log-probabilities of both kinds of rows, to be had in one copy; all four parts are aligned.
+        first_given = whole_blocks(num_sampled, 4)
+        num_places = first_given + whole_blocks(num_given, 4)
+        found = torch.empty(2, num_places, dtype=torch.int32, device=self.device)
+        tokens, logprobs = found[0], found[1].view(torch.float32)
+        with self.active():
+            if num_sampled:
+                to_sample = logits[:num_sampled]
+                work = torch.empty_like(to_sample)
+                sample.sample(to_sample, sample.Settings(*settings), work, tokens, logprobs)
+            if num_given:
+                sample.look_up(logits[num_sampled:], given, tokens[first_given:], logprobs[first_given:])
+        places = np.concatenate([np.arange(num_sampled), first_given + np.arange(num_given)])
+        tokens, logprobs = download(found).take(places, axis=1)
+        return Choices(tokens.astype(np.int64), logprobs.view(np.float32))
 
     def _plain(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.detach().to(self.device, torch.float32).contiguous()

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model.base import FloatArray, IntArray, RaggedBatch, SampleBatch, Sampled, State, StatePool
+from rwkvbatch.model.base import Choices, FloatArray, IntArray, RaggedBatch, SampleBatch, State, StatePool
 from rwkvbatch.model.ops import Activation, Product, ShiftKind
 from rwkvbatch.model.ops.noise import gumbel
 
@@ -240,11 +240,8 @@ class ReferenceOps:
     ) -> torch.Tensor:
         return self._linear(Product(_layer_norm(x[step.outputs], norm), layer))
 
-    def sample(self, logits: torch.Tensor, batch: SampleBatch) -> Sampled:
-        return sample(logits, batch)
-
-    def token_logprobs(self, logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
-        return token_logprobs(logits, tokens)
+    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+        return choose(logits, batch)
 
 
 def _layer_norm(x: torch.Tensor, norm: Vectors) -> torch.Tensor:
@@ -265,31 +262,43 @@ def _activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
             return torch.relu(x) ** 2
 
 
-def token_logprobs(logits: torch.Tensor, tokens: IntArray) -> tuple[FloatArray, IntArray]:
-    """See `Operations.token_logprobs`. Sums in fp64, rounded to fp32 at the end."""
+def choose(logits: torch.Tensor, batch: SampleBatch) -> Choices:
+    """The definition of `Model.choose`: `sample` of the first rows of `logits` [P, V], `look_up` of the others.
+
+    Log-probabilities are computed in fp64 and rounded to fp32 at the end.
+
+    Raises:
+        ValueError: see `Model.choose`.
+    """
+    batch.check(*logits.shape)
+    sampled = sample(logits[: batch.num_sampled], batch)
+    found = look_up(logits, np.concatenate([np.maximum(sampled, 0), batch.given]))
+    return Choices(np.concatenate([sampled, found.tokens[batch.num_sampled :]]), found.logprobs)
+
+
+def look_up(logits: torch.Tensor, given: IntArray) -> Choices:
+    """The likeliest token of each row of `logits` [P, V], and the log-probabilities of `given` [P]."""
     # Apple's GPUs have no fp64.
     rows = (logits.cpu() if logits.device.type == "mps" else logits).double()
-    chosen = rows.gather(1, torch.from_numpy(tokens).to(rows.device).unsqueeze(1)).squeeze(1)
+    chosen = rows.gather(1, torch.from_numpy(given).to(rows.device).unsqueeze(1)).squeeze(1)
     logprobs = (chosen - torch.logsumexp(rows, dim=1)).float().cpu().numpy()
-    return logprobs, rows.argmax(dim=1).cpu().numpy()
+    return Choices(rows.argmax(dim=1).cpu().numpy(), logprobs)
 
 
-def sample(logits: torch.Tensor, batch: SampleBatch) -> Sampled:
-    """Choose a token for each row of `logits` [P, V], in the order of the `rwkv` package's `sample_logits`.
+def sample(logits: torch.Tensor, batch: SampleBatch) -> IntArray:
+    """Choose a token for each row of `logits` [S, V], in the order of the `rwkv` package's `sample_logits`.
 
     Penalties are subtracted; of the softmax, the likeliest tokens whose probabilities reach top_p are kept (ties
     with the last one too), then at most top_k (smaller ids first among equals); with `temperature_first` the
     logits are divided by the temperature before these cuts. Of the kept tokens, the one with the largest
     logit / temperature + Gumbel noise is chosen. Temperature 0, top_p 0 or top_k 1 choose the largest logit, the
-    smallest id among equals. Everything after the penalties is fp64.
+    smallest id among equals. Everything after the penalties is fp64. A row without a token to choose gets -1.
     """
     rows = logits.float().cpu().numpy()
-    tokens = np.array([_choose(rows[row], batch, row) for row in range(len(rows))], dtype=np.int64)
-    logprobs, _ = token_logprobs(logits, np.maximum(tokens, 0))
-    return Sampled(tokens, logprobs)
+    return np.array([_sample_row(rows[row], batch, row) for row in range(len(rows))], dtype=np.int64)
 
 
-def _choose(row_logits: FloatArray, batch: SampleBatch, row: int) -> int:
+def _sample_row(row_logits: FloatArray, batch: SampleBatch, row: int) -> int:
     if np.isnan(row_logits).any() or np.isposinf(row_logits).any():
         return -1
     start, stop = batch.penalty_starts[row : row + 2]

@@ -1,4 +1,4 @@
-"""Several small numpy arrays to a device in one transfer that the host does not wait for."""
+"""Several small numpy arrays to a device in one transfer that the host does not wait for, and results back."""
 
 from __future__ import annotations
 
@@ -51,6 +51,11 @@ def upload(arrays: Sequence[AnyArray], device: str) -> list[torch.Tensor]:
     target = torch.empty_like(packed, device=device)
     send(packed, target)
     return unpack(target, arrays)
+
+
+def download(results: torch.Tensor) -> AnyArray:
+    """`results` on the host, which waits here until the device has computed them."""
+    return results.cpu().numpy()
 
 
 def _offsets(arrays: Sequence[AnyArray]) -> list[int]:

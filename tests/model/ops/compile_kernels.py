@@ -29,7 +29,7 @@ KERNELS = [
     (scan._scan, HEADS, 8),
     (chunks._chunks, {**HEADS, "CHUNK": chunks.CHUNK}, 8),
     (sample._sample, VOCABULARY, 8),
-    (sample._token_logprobs, VOCABULARY, 8),
+    (sample._look_up, VOCABULARY, 8),
 ]
 """Kernel, constants, warps."""
 
@@ -44,7 +44,7 @@ INTEGERS = (
 )
 LONG_INTEGERS = (
     *("top_k_ptr", "penalty_ids_ptr", "penalty_starts_ptr", "noise_keys_ptr", "turns_ptr", "steps_ptr"),
-    *("wanted_ptr",),
+    *("given_ptr",),
 )
 HALVES = ("y_ptr", "r_ptr", "k_ptr", "v_ptr", "g_ptr", "out_ptr")
 

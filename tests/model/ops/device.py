@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 # Functions that are compiled and functions that are interpreted are told apart when they are made: `conftest.py`
 # imports this before any test can import Triton.
@@ -51,3 +56,63 @@ def untouched(memory: torch.Tensor) -> bool:
 def normal(*shape: int, seed: int = 0, mean: float = 0.0) -> torch.Tensor:
     """Normal numbers, on the CPU."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + mean
+
+
+WAITING = {
+    "cpu",
+    "item",
+    "tolist",
+    "__bool__",
+    "__int__",
+    "__float__",
+    "__index__",
+    "__contains__",
+    "nonzero",
+    "equal",
+}
+"""Functions of a tensor that need its values on the host. `numpy` is not among them: on a GPU it is an error."""
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self, found: list[str]) -> None:
+        super().__init__()
+        self.found = found
+        self.in_kernel = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if not self.in_kernel and func.__name__ in WAITING:
+            self.found.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def waits() -> Iterator[list[str]]:
+    """What makes the host wait for the device meanwhile, each time it does; complete at the end.
+
+    Without a GPU: what would make it wait. Kernels do not count, which Triton's interpreter runs on copies.
+    """
+    found: list[str] = []
+    if HAS_GPU:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                yield found
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        found += [text for warning in caught if "synchroniz" in (text := str(warning.message))]
+        return
+    from triton.runtime.interpreter import GridExecutor
+
+    watch, launch = _Watch(found), GridExecutor.__call__
+
+    def unwatched_launch(*args: Any, **kwargs: Any) -> None:
+        watch.in_kernel = True
+        launch(*args, **kwargs)
+        watch.in_kernel = False
+
+    with pytest.MonkeyPatch.context() as patch, watch:
+        patch.setattr(GridExecutor, "__call__", unwatched_launch)
+        yield found

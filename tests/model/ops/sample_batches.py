@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -40,6 +42,21 @@ def batch_of(rows: int, vocab_size: int, *, seed: int = 0, **fixed: object) -> S
         for name, value in fixed.items()
     }
     return replace(batch, **whole)
+
+
+def select(batch: SampleBatch, rows: Sequence[int], given: Sequence[int] = ()) -> SampleBatch:
+    """Some rows that are sampled in `batch`, then rows with `given` tokens."""
+    ends = list(pairwise(batch.penalty_starts.tolist()))
+    penalties = np.array([place for row in rows for place in range(*ends[row])], dtype=np.int64)
+    by_row = ("temperature", "top_p", "top_k", "temperature_first", "noise_keys", "turns", "steps")
+    return replace(
+        batch,
+        **{name: getattr(batch, name)[list(rows)] for name in by_row},
+        penalty_ids=batch.penalty_ids[penalties],
+        penalty_values=batch.penalty_values[penalties],
+        penalty_starts=np.cumsum([0, *(ends[row][1] - ends[row][0] for row in rows)], dtype=np.int64),
+        given=np.array(given, dtype=np.int64),
+    )
 
 
 def without_penalties(batch: SampleBatch) -> SampleBatch:

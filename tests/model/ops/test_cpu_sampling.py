@@ -1,4 +1,4 @@
-"""The native choice of tokens against the definition in `reference.sample`."""
+"""The native choice of tokens against the definition in `reference.choose`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from rwkvbatch.model.ops import reference
-from tests.model.ops.sample_batches import batch_of, logits_of, without_penalties
+from tests.model.ops.sample_batches import batch_of, logits_of, select, without_penalties
 
 pytest.importorskip("rwkvbatch._native")
 from rwkvbatch.model.ops.cpu import CpuOps
@@ -29,8 +29,8 @@ def test_the_same_tokens_and_probabilities_as_the_definition(
     logits = logits_of(rows, vocab_size, spread, ties=ties)
     batch = batch_of(rows, vocab_size)
     before = logits.clone()
-    found = CpuOps(threads=2, isa=isa).sample(logits, batch)  # pyright: ignore[reportArgumentType]
-    expected = reference.sample(logits, batch)
+    found = CpuOps(threads=2, isa=isa).choose(logits, batch)  # pyright: ignore[reportArgumentType]
+    expected = reference.choose(logits, batch)
     assert torch.equal(logits, before)
     assert found.tokens.tolist() == expected.tokens.tolist()
     np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=1e-5, atol=2e-5)
@@ -42,7 +42,7 @@ def test_the_same_tokens_and_probabilities_as_the_definition(
 def test_a_whole_vocabulary(fixed: dict[str, float]) -> None:
     logits = logits_of(12, 65536, 2.0)
     batch = batch_of(12, 65536, temperature=1.0, **fixed)
-    found, expected = CpuOps().sample(logits, batch), reference.sample(logits, batch)
+    found, expected = CpuOps().choose(logits, batch), reference.choose(logits, batch)
     assert found.tokens.tolist() == expected.tokens.tolist()
 
 
@@ -54,28 +54,10 @@ def test_unusable_rows_get_minus_one_and_their_neighbours_a_token() -> None:
     logits[4, :50] = -float("inf")
     batch = without_penalties(batch_of(6, 100, temperature=1.0, top_p=0.9, top_k=0))
     ops = CpuOps()
-    found = ops.sample(logits, batch)
+    found = ops.choose(logits, batch)
     assert (found.tokens == -1).tolist() == [False, True, True, True, False, False]
     assert found.tokens[4] >= 50
-    clean = ops.sample(
-        logits[[0, 4, 5]],
-        replace(
-            batch,
-            **{
-                name: getattr(batch, name)[[0, 4, 5]]
-                for name in (
-                    "temperature",
-                    "top_p",
-                    "top_k",
-                    "temperature_first",
-                    "noise_keys",
-                    "turns",
-                    "steps",
-                )
-            },
-            penalty_starts=np.zeros(4, np.int64),
-        ),
-    )
+    clean = ops.choose(logits[[0, 4, 5]], select(batch, [0, 4, 5]))
     assert found.tokens[[0, 4, 5]].tolist() == clean.tokens.tolist()
 
 
@@ -86,14 +68,14 @@ def test_a_row_of_which_every_token_is_banned_gets_minus_one() -> None:
         penalty_values=np.full(4, np.inf, np.float32),
         penalty_starts=np.array([0, 4]),
     )
-    assert CpuOps().sample(logits_of(1, 4, 1.0), batch).tokens.tolist() == [-1]
+    assert CpuOps().choose(logits_of(1, 4, 1.0), batch).tokens.tolist() == [-1]
 
 
 def test_tokens_are_drawn_from_the_softmax() -> None:
     rows, probabilities = 4000, np.array([0.5, 0.25, 0.15, 0.1])
     logits = torch.from_numpy(np.tile(np.log(probabilities), (rows, 1)).astype(np.float32))
     batch = without_penalties(batch_of(rows, 4, temperature=1.0, top_p=1.0, top_k=0))
-    counts = np.bincount(CpuOps().sample(logits, batch).tokens, minlength=4)
+    counts = np.bincount(CpuOps().choose(logits, batch).tokens, minlength=4)
     assert stats.chisquare(counts, probabilities * rows).pvalue > 1e-3
 
 
@@ -102,10 +84,11 @@ def test_tokens_are_drawn_from_the_softmax() -> None:
 def test_log_probabilities_and_the_first_of_equal_maxima(vocab_size: int, isa: str) -> None:
     logits = logits_of(30, vocab_size, 3.0, ties=True)
     tokens = np.random.default_rng(1).integers(0, vocab_size, 30)
-    found, best = CpuOps(threads=2, isa=isa).token_logprobs(logits, tokens)  # pyright: ignore[reportArgumentType]
-    expected, expected_best = reference.token_logprobs(logits, tokens)
-    assert best.tolist() == expected_best.tolist()
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=5e-6)
+    batch = select(batch_of(1, vocab_size), [], tokens)
+    found = CpuOps(threads=2, isa=isa).choose(logits, batch)  # pyright: ignore[reportArgumentType]
+    expected = reference.choose(logits, batch)
+    assert found.tokens.tolist() == expected.tokens.tolist()
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=1e-6, atol=5e-6)
 
 
 def test_a_penalty_outside_the_vocabulary_is_refused() -> None:
@@ -116,4 +99,4 @@ def test_a_penalty_outside_the_vocabulary_is_refused() -> None:
         penalty_starts=np.array([0, 1]),
     )
     with pytest.raises(ValueError, match="not in the vocabulary"):
-        CpuOps().sample(logits_of(1, 4, 1.0), batch)
+        CpuOps().choose(logits_of(1, 4, 1.0), batch)

@@ -1,4 +1,4 @@
-"""The choice of tokens as a kernel, against the definition in `reference.sample`."""
+"""The choice of tokens as kernels, against the definition in `reference.choose`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from rwkvbatch.model.base import SampleBatch
 from rwkvbatch.model.ops import reference
 from tests.model.ops.device import DEVICE, guarded, untouched
-from tests.model.ops.sample_batches import batch_of, logits_of, without_penalties
+from tests.model.ops.sample_batches import batch_of, logits_of, select, without_penalties
 
 pytest.importorskip("triton")
 import triton
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:Runtim
 def compare(logits: torch.Tensor, batch: SampleBatch) -> np.ndarray:
     """The device's tokens, which have to be the definition's, with their log-probabilities."""
     on_device = logits.to(DEVICE)
-    found, expected = CudaOps(DEVICE).sample(on_device, batch), reference.sample(logits, batch)
+    found, expected = CudaOps(DEVICE).choose(on_device, batch), reference.choose(logits, batch)
     assert found.tokens.tolist() == expected.tokens.tolist()
     np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=1e-5, atol=2e-5)
     assert torch.equal(on_device.cpu(), logits)
@@ -72,9 +72,9 @@ def test_unusable_rows_get_minus_one_and_their_neighbours_a_token() -> None:
     logits[3] = -float("inf")
     logits[4, :25] = -float("inf")
     batch = without_penalties(batch_of(5, 50, temperature=1.0, top_p=0.9, top_k=0))
-    tokens = CudaOps(DEVICE).sample(logits.to(DEVICE), batch).tokens
+    tokens = CudaOps(DEVICE).choose(logits.to(DEVICE), batch).tokens
     assert (tokens == -1).tolist() == [False, True, True, True, False]
-    assert tokens.tolist() == reference.sample(logits, batch).tokens.tolist()
+    assert tokens.tolist() == reference.choose(logits, batch).tokens.tolist()
 
 
 def test_a_row_of_which_every_token_is_banned_gets_minus_one() -> None:
@@ -95,17 +95,17 @@ def test_a_penalty_outside_the_vocabulary_is_refused() -> None:
         penalty_starts=np.array([0, 1]),
     )
     with pytest.raises(ValueError, match="not in the vocabulary of 4"):
-        CudaOps(DEVICE).sample(logits_of(1, 4, 1.0).to(DEVICE), batch)
+        CudaOps(DEVICE).choose(logits_of(1, 4, 1.0).to(DEVICE), batch)
 
 
 @pytest.mark.parametrize("vocab_size", [5, 1500])
 def test_log_probabilities_and_the_first_of_equal_maxima(vocab_size: int) -> None:
     logits = logits_of(6, vocab_size, 3.0, ties=True)
     tokens = np.random.default_rng(1).integers(0, vocab_size, 6)
-    found, best = CudaOps(DEVICE).token_logprobs(logits.to(DEVICE), tokens)
-    expected, expected_best = reference.token_logprobs(logits, tokens)
-    assert best.tolist() == expected_best.tolist()
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=5e-6)
+    batch = select(batch_of(1, vocab_size), [], tokens)
+    found, expected = CudaOps(DEVICE).choose(logits.to(DEVICE), batch), reference.choose(logits, batch)
+    assert found.tokens.tolist() == expected.tokens.tolist()
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=1e-6, atol=5e-6)
 
 
 def test_nothing_is_written_but_one_token_and_one_log_probability_a_row() -> None:
@@ -129,7 +129,7 @@ def test_nothing_is_written_but_one_token_and_one_log_probability_a_row() -> Non
     tokens, token_memory = guarded(3, dtype=torch.int32)
     logprobs, logprob_memory = guarded(3)
     sample.sample(logits.to(DEVICE), sample.Settings(*tensors), work, tokens, logprobs)
-    assert tokens.tolist() == reference.sample(logits, batch).tokens.tolist()
+    assert tokens.tolist() == reference.choose(logits, batch).tokens.tolist()
     assert untouched(work_memory)
     assert untouched(token_memory)
     assert untouched(logprob_memory)

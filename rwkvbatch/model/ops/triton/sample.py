@@ -251,11 +251,11 @@ def _sample(
 
 
 @triton.jit
-def _token_logprobs(logits_ptr, wanted_ptr, best_ptr, logprobs_ptr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
+def _look_up(logits_ptr, given_ptr, best_ptr, logprobs_ptr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     logits_ptr += row.to(tl.int64) * VOCAB
     largest, best, _ = _largest(logits_ptr, VOCAB, BLOCK)
-    chosen = tl.load(logits_ptr + tl.load(wanted_ptr + row)).to(tl.float64)
+    chosen = tl.load(logits_ptr + tl.load(given_ptr + row)).to(tl.float64)
     tl.store(best_ptr + row, best)
     tl.store(logprobs_ptr + row, (chosen - _log_sum(logits_ptr, largest, VOCAB, BLOCK)).to(tl.float32))
 
@@ -281,13 +281,11 @@ def sample(
     )
 
 
-def token_logprobs(
-    logits: torch.Tensor, wanted: torch.Tensor, best: torch.Tensor, logprobs: torch.Tensor
-) -> None:
-    """`Operations.token_logprobs` of `logits` [P, V] fp32: `best` [P] int32, `logprobs` [P] fp32."""
+def look_up(logits: torch.Tensor, given: torch.Tensor, best: torch.Tensor, logprobs: torch.Tensor) -> None:
+    """`reference.look_up` of `given` [P] in `logits` [P, V] fp32 into `best` [P] int32 and `logprobs` [P] fp32."""
     num_rows, vocab_size = logits.shape
-    _token_logprobs[(num_rows,)](
-        logits, wanted, best, logprobs, VOCAB=vocab_size, BLOCK=_block(vocab_size), num_warps=8
+    _look_up[(num_rows,)](
+        logits, given, best, logprobs, VOCAB=vocab_size, BLOCK=_block(vocab_size), num_warps=8
     )
 
 
