@@ -58,7 +58,7 @@ AREAS = {
             "rwkvbatch.model.ops.noise*",
             *(
                 f"rwkvbatch.model.ops.reference.x_{name}*"
-                for name in ("sample", "_choose", "_kept", "_top_p", "token")
+                for name in ("choose", "sample", "_sample_row", "_kept", "_top_p", "look_up")
             ),
         ),
     ),

@@ -117,8 +117,8 @@ struct Wkv7Job {
 
 constexpr size_t MAX_HEAD_SIZE = 256;
 
-// What is made of one row of logits; see `SampleBatch` in base.py. A given token is looked up; -1 is for sampling one,
-// which needs all that comes before it here.
+// What is made of one row of logits; see `SampleBatch` in base.py. `given` is a token to look up, or -1 where one is to be
+// sampled by all that stands before it.
 struct SampleRow {
     const float* logits;
     size_t vocab_size;
