@@ -51,7 +51,7 @@ def merge_command(
 
     When rows are missing, nothing is written and the exit code is 1. Failed checks do not change it here.
     """
-    from rwkvbatch.run.manifest import command_line
+    from rwkvbatch.run.command_line import command_line
     from rwkvbatch.run.merge import merge
 
     merged = merge(parts, out, allow_missing=allow_missing, command=command_line())

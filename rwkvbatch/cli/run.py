@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -296,10 +295,10 @@ def _run(
 
     from rich.console import Console
 
+    from rwkvbatch.run.command_line import command_line, with_directory
     from rwkvbatch.run.directory import SKIPPED_NAME, default_directory
     from rwkvbatch.run.driver import TooManyFailuresError
     from rwkvbatch.run.execute import RunOptions, execute
-    from rwkvbatch.run.manifest import command_line
     from rwkvbatch.run.metrics import serving_metrics
     from rwkvbatch.run.progress import LineObserver, Observer, Observers
     from rwkvbatch.run.progress_bar import BarObserver
@@ -355,18 +354,11 @@ def _run(
         say(
             f"interrupted; {result.progress.rows_done} of {result.progress.rows_total} rows are safe. To go on:"
         )
-        say(f"  {continue_command(sys.argv[1:], directory)}")
+        say(f"  {with_directory(['rwkvbatch', *sys.argv[1:]], directory) if out is None else command_line()}")
         if "-" in scripts:
             say("  with the same standard input")
         raise typer.Exit(128 + stop.signal_number)
     return result
-
-
-def continue_command(arguments: Sequence[str], directory: Path) -> str:
-    """The command that goes on with the run in `directory`, as a shell reads it."""
-    kept = list(arguments)
-    has_out = any(a in ("--out", "-o") or a.startswith("--out=") for a in kept)
-    return shlex.join(["rwkvbatch", *kept, *([] if has_out else ["--out", str(directory)])])
 
 
 def _end(result: RunResult, *, as_json: bool, quiet: bool) -> None:

@@ -37,8 +37,9 @@ def prepare_streams() -> None:
         sys.stdin = os.fdopen(0, closefd=False)
     if sys.__stdout__ is None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
     encoding = "utf-8" if sys.__stderr__ is None else sys.__stderr__.encoding
     raw = io.BufferedWriter(_Talk(STANDARD_ERROR, "w", closefd=False))
     sys.stderr = io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -208,13 +207,6 @@ def code_sha256() -> str:
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
-
-
-def command_line() -> str:
-    """This process's command, as a shell would read it."""
-    import shlex
-
-    return shlex.join(["rwkvbatch", *sys.argv[1:]])
 
 
 def _cell_identity(settings: CellSettings, spec: ModelSpec, tokenizer: Tokenizer) -> dict[str, Any]:

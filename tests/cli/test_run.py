@@ -15,7 +15,6 @@ import pytest
 
 import rwkvbatch
 from rwkvbatch.cli.app import invoke
-from rwkvbatch.cli.run import continue_command
 from rwkvbatch.run.execute import read_rows
 
 ROOT = Path(__file__).parent.parent.parent
@@ -303,12 +302,6 @@ def test_a_log_file_holds_json_lines(script: Path, tmp_path: Path) -> None:
     assert {"time", "level", "logger", "message"} <= lines[0].keys()
     assert any(line["message"] == "loaded the model" for line in lines)
     assert lines[-1]["message"] == "the run ended"
-
-
-def test_the_command_that_continues_has_its_directory() -> None:
-    assert continue_command(["run", "a b.jsonl"], Path("runs/x")) == "rwkvbatch run 'a b.jsonl' --out runs/x"
-    assert continue_command(["run", "a", "-o", "r"], Path("r")) == "rwkvbatch run a -o r"
-    assert continue_command(["run", "a", "--out=r"], Path("r")) == "rwkvbatch run a --out=r"
 
 
 def test_the_library_s_run_gives_the_same_rows(script: Path, tmp_path: Path) -> None:

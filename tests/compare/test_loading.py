@@ -56,6 +56,23 @@ def test_a_single_cell_is_named_after_two_colons(tmp_path: Path) -> None:
     assert run.cells == ["t=2"]
 
 
+def test_an_unknown_cell_is_refused_beside_the_whole_run_too(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=2)
+    with pytest.raises(RunDirectoryError, match="no cell 't=3'"):
+        load_runs([f"{path}::t=3", str(path)])
+
+
+def test_a_run_that_is_not_finished_comes_with_a_note(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", conversations=2)
+    (path / "status.json").write_text(
+        '{"state": "interrupted", "rows_total": 3000, "pid": 1, "host": "h", "updated": "now"}'
+    )
+    assert load_runs([str(path)])[0].notes == (
+        f"{path} is not finished: 8 of 3,000 rows are there; it was interrupted, and the same command goes on "
+        "with it",
+    )
+
+
 def test_an_unknown_cell_names_those_there_are(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=2)
     with pytest.raises(RunDirectoryError, match="no cell 't=3'") as caught:
