@@ -78,7 +78,7 @@ class Sampling(Settings):
 
 PRESETS: Mapping[str, Sampling] = {
     "default": Sampling(),
-    "greedy": Sampling(temperature=0.0, top_p=0.0),
+    "greedy": Sampling(temperature=0.0, top_p=1.0),
     # ChatRWKV, API_DEMO_CHAT.py: with the initial prompt, and with a custom initial state.
     "api-demo-chat": Sampling(temperature=1.0, top_p=0.3, presence=0.5, frequency=0.5, ban=(0,)),
     "api-demo-chat-state": Sampling(temperature=1.0, top_p=0.2, presence=0.3, frequency=0.3, ban=(0,)),

@@ -27,6 +27,14 @@ ENVIRONMENT_PREFIX = "RWKVBATCH_"
 ALIASES: Mapping[str, str] = {"temp": "temperature"}
 SHORT_NAMES: Mapping[str, str] = {"temperature": "temp"}
 _LISTS = ("ban", "stop", "only", "devices")
+_SIZE = "must be a number of bytes from 1 up, such as 512M or 2G"
+_IN_WORDS: Mapping[str, str] = {
+    "ban": "must be token ids, whole numbers from 0 up",
+    "stop": "must be a text that is not empty",
+    "devices": "must be cpu, cuda, or cuda:N",
+    "state_memory": _SIZE,
+    "max_line_bytes": _SIZE,
+}
 _LIMITS = ("ge", "gt", "le", "lt")
 
 
@@ -229,8 +237,10 @@ def _checked(key: str, value: Any, shown: str) -> Any:
     try:
         return getattr(RunSettings.model_validate({key: value}), key)
     except ValidationError as error:
-        problem = _allowed(key) or error.errors()[0]["msg"].replace("Input should", "must")
-        text = value if isinstance(value, str) else repr(value)
+        first = error.errors()[0]
+        problem = _IN_WORDS.get(key) or _allowed(key) or first["msg"].replace("Input should", "must")
+        wrong = first["input"] if key in _LISTS else value
+        text = wrong if isinstance(wrong, str) and wrong else repr(wrong)
         raise UsageError(f"{shown} {problem}, got {text if len(text) < 60 else text[:59] + '…'}") from None
 
 

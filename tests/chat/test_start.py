@@ -128,6 +128,12 @@ def test_sampling_fits_the_model_unless_it_is_given(values: dict[str, str], bund
     assert chat_settings(layer_settings(values).settings, bundled=bundled).sampling == preset(name)
 
 
+def test_a_temperature_beside_greedy_samples() -> None:
+    assert preset("greedy").greedy
+    for values in ({"temperature": "0.5"}, {"preset": "greedy", "temperature": "0.5"}):
+        assert not chat_settings(layer_settings(values).settings, bundled=True).sampling.greedy
+
+
 def test_one_option_changes_only_itself() -> None:
     settings = chat_settings(layer_settings({"temperature": "0.5"}).settings, bundled=False)
     assert settings.sampling == preset("api-demo-chat").replace(temperature=0.5)
