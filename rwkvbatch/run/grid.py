@@ -220,9 +220,7 @@ def _refuse_unknown(tables: Mapping[str, Any]) -> None:
         if key not in GRID_TABLES:
             hint = None
             if _full(key) in CellSettings.model_fields:
-                hint = (
-                    f"a list of values goes under [grid]; one value for all cells goes into a --config file"
-                )
+                hint = "a list of values goes under [grid]; one value for all cells goes into a --config file"
             raise UsageError(f"unknown table [{key}]; allowed are {', '.join(GRID_TABLES)}", hint=hint)
 
 
