@@ -352,7 +352,7 @@ def _run(
         say(f"{count} bad line{'s' if count > 1 else ''} set aside in {directory / SKIPPED_NAME}")
     if result.interrupted:
         say(
-            f"interrupted; {result.progress.rows_done} of {result.progress.rows_total} rows are safe. To go on:"
+            f"interrupted; {result.progress.rows_done:,} of {result.progress.rows_total:,} rows are safe. To go on:"
         )
         say(f"  {with_directory(['rwkvbatch', *sys.argv[1:]], directory) if out is None else command_line()}")
         if "-" in scripts:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rwkvbatch.compare.manifest import RunFacts
 from rwkvbatch.compare.results import read_results
-from rwkvbatch.errors import RunDamagedError, RunDirectoryError
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError, UsageError
 from rwkvbatch.run.status import why_unfinished
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     The column `run` says which run a row is of; the others are those of `RunData.rows`.
 
     Raises:
+        UsageError: a run is given twice.
         RunDirectoryError: there is no run at a path, or it cannot be read.
         RunDamagedError: a row does not match its checksum, or is no row.
     """
@@ -79,12 +80,17 @@ def load_runs(sources: Sequence[str]) -> list[RunData]:
     """The runs at `sources`, in order, with names that tell them apart. `PATH::CELL` keeps one cell of a run.
 
     Raises:
+        UsageError: one is given twice.
         RunDirectoryError, RunDamagedError: as `load`.
     """
     cells_of: dict[str, list[str]] = {}
     whole: set[str] = set()
+    seen: set[tuple[Path, str]] = set()
     for source in sources:
         path, separator, cell = source.partition("::")
+        if (Path(path), cell) in seen:
+            raise UsageError(f"{source} is given twice", hint="name each run or cell once")
+        seen.add((Path(path), cell))
         cells_of.setdefault(path, [])
         if separator:
             cells_of[path].append(cell)

@@ -87,7 +87,7 @@ def talk() -> Talk:
         ("/fold off", "shown"),
         ("/seed -1", "must be in 0"),
         ("/seed x", "whole number"),
-        ("/undo", "no turn, for there is none yet"),
+        ("/undo", "/undo: there is no turn to take back"),
         ("/retry", "there is none yet"),
         ("/retry x", "/retry takes nothing"),
         ("/again", "there is none yet"),
@@ -279,6 +279,25 @@ def test_an_editor_that_fails_changes_nothing(editor: str, monkeypatch: pytest.M
     monkeypatch.setenv("EDITOR", editor)
     with pytest.raises(UsageError, match="the editor"):
         edit_text("text")
+
+
+def test_the_editor_that_everybody_has_is_not_started_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.delenv("EDITOR", raising=False)
+    with pytest.raises(UsageError, match="needs a terminal"):
+        edit_text("text")
+
+
+def test_a_setting_that_is_none_names_all_there_are(talk: Talk) -> None:
+    assert "temp, top_p" in talk.say("/set tmep 1")
+    assert "seed; got 'tmep'" in talk.say("/set tmep 1")
+
+
+def test_one_turn_is_not_said_to_be_turns(talk: Talk) -> None:
+    talk.say("hello")
+    assert "1 turn," in talk.say("/stats")
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,16 @@ def test_a_failed_check_is_exit_code_1(tmp_path: Path) -> None:
     assert invoke(["run", str(script), "-o", str(tmp_path / "out"), "-q", "--max-tokens", "4"]) == 1
 
 
+def test_after_a_failed_check_the_next_step_is_to_look_at_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "s.jsonl"
+    script.write_text(conversation("c", "Hello.", expect=[{"equals": "no model ever says this"}]) + "\n")
+    out = tmp_path / "out"
+    assert invoke(["run", str(script), "-o", str(out), "--max-tokens", "4"]) == 1
+    assert f"next: rwkvbatch show {out} --failed\n" in capsys.readouterr().err
+
+
 def test_too_many_failed_rows_end_the_run_with_exit_code_1(
     script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
