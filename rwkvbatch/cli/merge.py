@@ -113,8 +113,7 @@ def _missing_line(part: Missing) -> str:
         return f"part {part.shard} was not given; --shard {part.shard} runs it"
     key = part.first
     return (
-        f"part {part.shard} ({part.path}): {part.rows:,} rows are missing, the first of them conversation "
-        f"{key.conversation}, cell {key.cell}, repeat {key.repeat}, turn {key.turn}"
+        f"part {part.shard} ({part.path}): {part.rows:,} rows are missing, the first of them {key.in_words()}"
         + ("" if part.command is None else f"; to go on: {part.command}")
     )
 

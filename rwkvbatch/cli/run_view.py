@@ -125,15 +125,20 @@ def _lines(result: RunResult) -> list[str]:
 
     summary, progress = result.summary, result.progress
     read = summary.prompt_tokens - summary.cached_tokens
+    if progress.reply_tokens:
+        done = (
+            f"{progress.reply_tokens:,} reply tokens in {duration(progress.elapsed_s)}, "
+            f"{progress.tokens_per_s:,.0f} tokens/s"
+        )
+    else:
+        done = "no reply came about" if progress.failures else "nothing was left to do"
     lines = [
-        f"{progress.reply_tokens:,} reply tokens in {duration(progress.elapsed_s)}, "
-        f"{progress.tokens_per_s:,.0f} tokens/s"
-        if progress.reply_tokens
-        else "nothing was left to do",
+        done,
         f"{summary.prompt_tokens:,} prompt tokens: {read:,} read, {summary.cached_tokens:,} reused",
     ]
     if summary.errors:
-        lines.append(f"{summary.errors} rows failed; --retry-errors runs them again")
+        some = f"{summary.errors:,} rows" if summary.errors > 1 else "1 row"
+        lines.append(f"{some} failed; --retry-errors runs {'them' if summary.errors > 1 else 'it'} again")
     if result.verified is not None:
         lines.append(f"verified: {result.verified['held']}")
     directory = shlex.quote(str(result.directory))
@@ -143,7 +148,7 @@ def _lines(result: RunResult) -> list[str]:
         lines.append(f"next, when all {shard.parts} parts are done: rwkvbatch merge PART... --out DIR")
     elif len(summary.cells) > 1:
         lines.append(f"next: rwkvbatch compare {directory}")
-    elif any(cell.checks_passed < cell.checks for cell in summary.cells):
+    elif summary.errors or any(cell.checks_passed < cell.checks for cell in summary.cells):
         lines.append(f"next: rwkvbatch show {directory} --failed")
     else:
         lines.append(f"next: rwkvbatch show {directory}, or run again with --temp 0.3,1.0 and compare")

@@ -111,7 +111,8 @@ class _Reading:
         self._places: dict[str, SourceLine] = {}
 
     def read_file(self, path: str) -> None:
-        num_before, defaults, is_first = len(self.conversations), FileDefaults(), True
+        num_before, skipped_before = len(self.conversations), len(self.skipped)
+        defaults, is_first = FileDefaults(), True
         with _opened(path) as file:
             for line in _raw_lines(file, path, self._limits.max_line_bytes):
                 if not line.data.strip():
@@ -134,7 +135,9 @@ class _Reading:
                     self.skipped.append(SkippedLine(line.source, line.data, line.whole, error))
                 is_first = False
         if len(self.conversations) == num_before:
-            message = "holds no conversation" + (" that can be used" if self.skipped else "")
+            message = "holds no conversation"
+            if len(self.skipped) > skipped_before:
+                message += f" that can be used; its first bad line: {self.skipped[skipped_before].error}"
             raise ScriptError(
                 message, path=_shown_path(path), hint="write one JSON object a line; see docs/scripts.md"
             )

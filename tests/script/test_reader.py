@@ -398,3 +398,25 @@ def test_any_object_is_read_or_refused(
     else:
         assert found.conversations[0].turns
         assert len(found.sha256) == 64
+
+
+def test_a_file_of_bad_lines_alone_says_why_the_first_one_is_bad(tmp_path: Path) -> None:
+    with pytest.raises(ScriptError) as caught:
+        read(tmp_path, b"{", skip_bad=True)
+    said = str(caught.value)
+    assert "holds no conversation that can be used; its first bad line: " in said
+    assert "demo.jsonl:1:2: not JSON" in said
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"temperature": -1}, "params: temperature: must be a number in [0, 100], got -1"),
+        ({"ban": ["a"]}, "params: ban.0: must be token ids, whole numbers from 0 up, got 'a'"),
+        ({"order": "up"}, "params: order: must be 'top-p-first' or 'temperature-first', got 'up'"),
+    ],
+)
+def test_a_param_says_what_it_may_be(params: dict[str, object], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ScriptError) as caught:
+        read(tmp_path, conversation(params=params))
+    assert said in str(caught.value)
