@@ -74,7 +74,10 @@ def prepare(arguments: RunArguments) -> Prepared:
     if settings.max_repeats is not None and settings.max_repeats < settings.repeats:
         raise UsageError(f"--repeats must rise, got {settings.repeats}..{settings.max_repeats}")
     if settings.max_repeats is not None and len(cells) < 2:
-        raise UsageError("--until-ci compares cells with the first one, and there is only one cell")
+        raise UsageError(
+            "--until-ci compares cells with the first one, and there is only one cell",
+            hint="give several, such as --temp 0.3,0.7, or --repeats N alone",
+        )
     shard = None if arguments.shard is None else Shard.parse(arguments.shard)
     if shard is not None and settings.until_ci is not None:
         raise UsageError(

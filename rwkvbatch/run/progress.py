@@ -113,9 +113,9 @@ class LineObserver:
 
 
 def progress_line(progress: Progress) -> str:
-    """All figures in one line; with several workers also what each has under way."""
+    """All figures in one line; with several workers also what each has under way, while anything is."""
     line = f"{progress.rows_done:,}/{progress.rows_total:,} rows, {figures(progress)}"
-    if len(progress.workers) < 2:
+    if len(progress.workers) < 2 or not progress.active:
         return line
     shown = [f"{worker.name}: {worker.active}" for worker in progress.workers[:MAX_WORKERS_SHOWN]]
     more = len(progress.workers) - MAX_WORKERS_SHOWN

@@ -102,6 +102,12 @@ def test_a_wrong_command_in_a_pipe_is_said_and_fails_at_the_end(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+def test_tokens_can_be_banned_by_a_comma_list_as_in_run(tmp_path: Path) -> None:
+    done = chat(tmp_path, "/params\n", "--ban", "3,5", "--no-transcript")
+    assert done.returncode == 0, done.stderr
+    assert "3,5" in done.stdout + done.stderr
+
+
 def test_a_wrong_option_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
     done = chat(tmp_path, "", "--temp", "hot")
     assert done.returncode == 2
