@@ -132,6 +132,17 @@ def test_a_command_that_is_refused_changes_nothing(talk: Talk) -> None:
     assert talk.chat.session.settings == SETTINGS
 
 
+def test_a_line_without_an_end_is_not_waited_for(talk: Talk) -> None:
+    class Endless(io.StringIO):
+        def readline(self, size: int | None = -1, /) -> str:
+            assert size is not None
+            assert size > 0
+            return "x" * size
+
+    with pytest.raises(UsageError, match="a line may have 10,000,000 characters"):
+        talk_plainly(talk.chat, Endless())
+
+
 def test_another_reply_of_greedy_sampling_is_said_to_be_the_same(talk: Talk) -> None:
     talk.say("hello")
     assert "greedy" in talk.say("/retry")
