@@ -171,7 +171,6 @@ def _names_like(analysis: Analysis, asked: str) -> str:
 
 def _means(analysis: Analysis) -> Table:
     """One variant alone: its means."""
-    from rwkvbatch.compare.summary import variant_means
 
     table = Table(
         title=safe(analysis.variants[0].label, "bold"), title_justify="left", box=None, pad_edge=False
@@ -179,7 +178,7 @@ def _means(analysis: Analysis) -> Table:
     table.add_column("metric")
     table.add_column("mean", justify="right")
     table.add_column("95 % interval")
-    for line in variant_means(analysis.table, analysis.variants[0]):
+    for line in analysis.means(analysis.variants[0]):
         table.add_row(safe(line.metric.title), number(line.mean, line.metric.digits), mean_interval(line))
     return table
 
