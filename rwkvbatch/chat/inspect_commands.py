@@ -40,7 +40,8 @@ def _stats(chat: Chat, argument: str) -> None:
         f"{turns(session.dialogue.num_turns())}, {len(session.dialogue.history())} tokens",
     )
     table.add_row(
-        Text("session", style="cyan"), f"{len(exchanges)} replies, {generated} tokens in {seconds:.1f} s"
+        Text("session", style="cyan"),
+        f"{len(exchanges)} repl{'y' if len(exchanges) == 1 else 'ies'}, {generated} tokens in {seconds:.1f} s",
     )
     stats = engine.stats
     table.add_row(

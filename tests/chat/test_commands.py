@@ -308,7 +308,9 @@ def test_a_setting_that_is_none_names_all_there_are(talk: Talk) -> None:
 
 def test_one_turn_is_not_said_to_be_turns(talk: Talk) -> None:
     talk.say("hello")
-    assert "1 turn," in talk.say("/stats")
+    said = talk.say("/stats")
+    assert "1 turn," in said
+    assert "1 reply," in said
 
 
 @pytest.mark.parametrize(
