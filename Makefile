@@ -9,7 +9,7 @@ JOBS   ?= auto
 # A run ends with 1 when checks on replies failed: that is a result here, not a reason to stop.
 CHECKS_FAILED := [ $$? -eq 1 ]
 
-.PHONY: help setup demo test lint types contracts readme unit fix check bench sweep compare gate train datasets fuzz sanitize clean
+.PHONY: help setup demo test lint types contracts documents unit fix check bench sweep compare gate train datasets fuzz sanitize clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,7 +35,7 @@ demo: $(VENV)/.installed  ## Replay datasets/demo.jsonl on the bundled model int
 	$(BIN)/rwkvbatch run datasets/demo.jsonl --preset greedy --out $(OUT)/demo || $(CHECKS_FAILED)
 	$(BIN)/rwkvbatch show $(OUT)/demo --limit 4
 
-check: lint types contracts readme  ## Everything but the tests: lint, types, import contracts, README
+check: lint types contracts documents  ## Everything but the tests: lint, types, import contracts, generated documents
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
@@ -47,18 +47,20 @@ types: $(VENV)/.installed-test
 contracts: $(VENV)/.installed-test
 	$(BIN)/lint-imports
 
-readme: $(VENV)/.installed-test
-	$(BIN)/cog --check -I . README.md docs/structure.md
+GENERATED := docs/commands.md docs/structure.md
+
+documents: $(VENV)/.installed-test
+	$(BIN)/cog --check -I . $(GENERATED)
 
 unit: $(VENV)/.installed-test
 	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 test: check unit  ## Lint, types, import contracts and all tests
 
-fix: $(VENV)/.installed-test  ## Format, fix what can be fixed, renew the README's generated parts
+fix: $(VENV)/.installed-test  ## Format, fix what can be fixed, renew the generated documents
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/cog -r -I . README.md docs/structure.md
+	$(BIN)/cog -r -I . $(GENERATED)
 
 bench: $(VENV)/.installed  ## Measure this machine, the kernels and the rwkv package in one run
 	$(BIN)/rwkvbatch bench --random 12x768 --against rwkv

@@ -125,7 +125,13 @@ class SimulatedCrew:
         conversation, repeat = divmod(dialogue, REPEATS)
         return [
             FinishedRow(
-                EncodedRow(number, _line(conversation, repeat, number - first), False), None, 0, 10, 40, 0
+                EncodedRow(number, _line(conversation, repeat, number - first), False),
+                None,
+                True,
+                0,
+                10,
+                40,
+                0,
             )
             for number in range(first, last)
         ]

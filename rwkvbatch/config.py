@@ -17,6 +17,7 @@ from rwkvbatch.errors import UsageError
 ThinkMode = Literal["off", "on", "fake", "short", "long"]
 HistoryMode = Literal["own", "gold"]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+_LIMITS = ("ge", "gt", "le", "lt")
 
 
 class Settings(BaseModel):
@@ -35,7 +36,7 @@ class Settings(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise UsageError(
-                _explain(error, where), hint="see `rwkvbatch run --help` for what is allowed"
+                _explain(error, where, cls), hint="see `rwkvbatch run --help` for what is allowed"
             ) from None
 
     def replace(self, **changes: Any) -> Self:
@@ -78,7 +79,7 @@ class Sampling(Settings):
 
 PRESETS: Mapping[str, Sampling] = {
     "default": Sampling(),
-    "greedy": Sampling(temperature=0.0, top_p=0.0),
+    "greedy": Sampling(temperature=0.0, top_p=1.0),
     # ChatRWKV, API_DEMO_CHAT.py: with the initial prompt, and with a custom initial state.
     "api-demo-chat": Sampling(temperature=1.0, top_p=0.3, presence=0.5, frequency=0.5, ban=(0,)),
     "api-demo-chat-state": Sampling(temperature=1.0, top_p=0.2, presence=0.3, frequency=0.3, ban=(0,)),
@@ -133,7 +134,41 @@ class Prompting(Settings):
     prelude: str | None = None
 
 
-def _explain(error: ValidationError, where: str) -> str:
+_IN_WORDS: Mapping[str, str] = {
+    "ban": "must be token ids, whole numbers from 0 up",
+    "stop": "must be a text that is not empty",
+}
+
+
+def allowed_values(record: type[BaseModel], key: str, message: str) -> str:
+    """What the setting `key` may be, in words: `must be a number in [0, 1]`.
+
+    Args:
+        message: pydantic's, for settings that are no single number.
+    """
+    return _IN_WORDS.get(key) or _range(record, key) or message.replace("Input should", "must")
+
+
+def _range(record: type[BaseModel], key: str) -> str | None:
+    info = record.model_fields[key]
+    annotation: Any = info.annotation
+    kind = {int: "a whole number", float: "a number"}
+    name = next((text for number, text in kind.items() if annotation in (number, number | None)), None)
+    if name is None:
+        return None
+    bounds = {
+        limit: getattr(item, limit) for item in info.metadata for limit in _LIMITS if hasattr(item, limit)
+    }
+    low = f"[{bounds['ge']}" if "ge" in bounds else f"({bounds['gt']}" if "gt" in bounds else ""
+    high = f"{bounds['le']}]" if "le" in bounds else f"{bounds['lt']})" if "lt" in bounds else ""
+    if low and high:
+        return f"must be {name} in {low}, {high}"
+    if low:
+        return f"must be {name}, {'at least' if 'ge' in bounds else 'above'} {low[1:]}"
+    return f"must be {name}"
+
+
+def _explain(error: ValidationError, where: str, record: type[BaseModel]) -> str:
     parts: list[str] = []
     for item in error.errors():
         name = ".".join(str(part) for part in item["loc"]) or "value"
@@ -141,7 +176,8 @@ def _explain(error: ValidationError, where: str) -> str:
         if item["type"] == "extra_forbidden":
             parts.append(f"{prefix}unknown setting {name!r}")
         else:
-            parts.append(f"{prefix}{name}: {item['msg']}, got {_shown(item['input'])}")
+            words = allowed_values(record, str(item["loc"][0]), item["msg"]) if item["loc"] else item["msg"]
+            parts.append(f"{prefix}{name}: {words}, got {_shown(item['input'])}")
     return "; ".join(parts)
 
 

@@ -53,7 +53,7 @@ def test_an_unknown_public_name_is_an_attribute_error() -> None:
         rwkvbatch.nonsense  # noqa: B018
 
 
-def test_every_command_is_documented_in_the_readme() -> None:
+def test_the_readme_leads_to_every_commands_help() -> None:
     from rwkvbatch.cli.app import app
 
     readme = (ROOT / "README.md").read_text()
@@ -61,7 +61,31 @@ def test_every_command_is_documented_in_the_readme() -> None:
     names += [group.typer_instance.info.name for group in app.registered_groups if group.typer_instance]
     assert names
     for name in names:
-        assert f"rwkvbatch {name}" in readme, f"the README does not show `rwkvbatch {name}`"
+        assert f"[`rwkvbatch {name}`](docs/commands.md#rwkvbatch-{name})" in readme
+
+
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("[dr]*/README.md")]
+)
+
+
+def anchors(markdown: str) -> set[str]:
+    """What can stand behind a `#` in a link to this document, by GitHub's rule: headings without punctuation."""
+    headings = re.findall(r"^#+ (.*)$", markdown, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_link_of_a_document_leads_somewhere(name: str) -> None:
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", (ROOT / name).read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), f"{name}: {link}"
+        assert not anchor or anchor in anchors(target.read_text()), f"{name}: {link}"
 
 
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}

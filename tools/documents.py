@@ -1,4 +1,4 @@
-"""The parts of documents that are generated from the code: by cog, in `make fix`; checked in `make readme`."""
+"""The parts of documents that are generated from the code: by cog, in `make fix`; checked in `make documents`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,23 @@ def help_text(*command: str) -> str:
     while lines and not lines[0]:
         lines.pop(0)
     return "\n```text\n" + "\n".join(lines) + "\n```\n"
+
+
+def command_reference() -> str:
+    """A section for each command, in the order of the program's own help, with its subcommands' help below its own."""
+    from typer.core import TyperGroup
+    from typer.main import get_command
+
+    from rwkvbatch.cli.app import app
+
+    program = get_command(app)
+    assert isinstance(program, TyperGroup)
+    sections = [help_text()]
+    for name, command in program.commands.items():
+        sections.append(f"\n## rwkvbatch {name}\n{help_text(name)}")
+        if isinstance(command, TyperGroup):
+            sections += [help_text(name, subcommand) for subcommand in command.commands]
+    return "".join(sections)
 
 
 def module_table() -> str:

@@ -175,8 +175,9 @@ class Dialogue:
         """
         num_turns = self.num_turns()
         if not 1 <= count <= num_turns:
-            there = f"1 to {num_turns}" if num_turns else "no turn, for there is none yet"
-            raise UsageError(f"/undo can take back {there}; got {count}")
+            if not num_turns:
+                raise UsageError("/undo: there is no turn to take back")
+            raise UsageError(f"/undo can take back 1 to {num_turns}; got {count}")
         undone = list(islice(self._upwards(self.head), count))[::-1]
         self.branches[self.current] = self.before(undone[0])
         return undone

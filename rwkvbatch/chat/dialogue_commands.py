@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -22,7 +23,7 @@ MAX_ALTERNATIVES = 64
 def _undo(chat: Chat, argument: str) -> None:
     undone = chat.session.dialogue.undo(number_argument(argument, "/undo [N]", 1, 1, 10**9))
     chat.transcript.keep(chat.session)
-    chat.view.note(f"took back {_turns(len(undone))}, from {_short(undone[0].user)!r} on")
+    chat.view.note(f"took back {turns(len(undone))}, from {_short(undone[0].user)!r} on")
 
 
 def _retry(chat: Chat, argument: str) -> None:
@@ -73,7 +74,10 @@ def edit_text(text: str) -> str:
     Raises:
         UsageError: the editor cannot be started, or failed.
     """
-    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
+    if not editor and not sys.stdin.isatty():
+        raise UsageError("an editor needs a terminal", hint="set $EDITOR to a program that needs none")
+    editor = editor or "vi"
     with tempfile.TemporaryDirectory(prefix="rwkvbatch-") as directory:
         path = Path(directory) / "message.md"
         path.touch(0o600)
@@ -109,7 +113,7 @@ def _branches(chat: Chat, argument: str) -> None:
         table.add_row(
             Text(mark, style="bold cyan"),
             Text(printable(name)),
-            _turns(dialogue.num_turns(point)),
+            turns(dialogue.num_turns(point)),
             Text(printable(said)),
         )
     chat.view.show(table)
@@ -119,7 +123,7 @@ def _switch(chat: Chat, argument: str) -> None:
     dialogue = chat.session.dialogue
     dialogue.switch(argument)
     chat.transcript.keep(chat.session)
-    chat.view.note(f"on branch {argument}, {_turns(dialogue.num_turns())}")
+    chat.view.note(f"on branch {argument}, {turns(dialogue.num_turns())}")
     if chat.is_terminal and dialogue.last is not None:
         chat.view.replay([dialogue.last])
 
@@ -141,7 +145,8 @@ def _note_greedy(chat: Chat) -> None:
         chat.view.note("greedy sampling gives the same reply each time; /set temp 1 and /set top_p 1 do not")
 
 
-def _turns(count: int) -> str:
+def turns(count: int) -> str:
+    """A number of turns, in words."""
     return f"{count} turn" if count == 1 else f"{count} turns"
 
 

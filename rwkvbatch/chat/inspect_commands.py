@@ -9,6 +9,7 @@ from rich.text import Text
 
 from rwkvbatch.chat.command import Command, number_argument
 from rwkvbatch.chat.context import Chat
+from rwkvbatch.chat.dialogue_commands import turns
 from rwkvbatch.errors import UsageError
 from rwkvbatch.text.safe import printable
 
@@ -36,10 +37,11 @@ def _stats(chat: Chat, argument: str) -> None:
             table.add_row("", f"{-mean:z.3f} nats a token, perplexity {math.exp(min(-mean, 700)):.2f}")
     table.add_row(
         Text("branch", style="cyan"),
-        f"{session.dialogue.num_turns()} turns, {len(session.dialogue.history())} tokens",
+        f"{turns(session.dialogue.num_turns())}, {len(session.dialogue.history())} tokens",
     )
     table.add_row(
-        Text("session", style="cyan"), f"{len(exchanges)} replies, {generated} tokens in {seconds:.1f} s"
+        Text("session", style="cyan"),
+        f"{len(exchanges)} repl{'y' if len(exchanges) == 1 else 'ies'}, {generated} tokens in {seconds:.1f} s",
     )
     stats = engine.stats
     table.add_row(

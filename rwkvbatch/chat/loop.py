@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, TextIO
 from rwkvbatch.chat.command import as_message, is_command
 from rwkvbatch.chat.commands import run_command
 from rwkvbatch.chat.context import Chat
-from rwkvbatch.errors import RwkvBatchError, StorageError
+from rwkvbatch.errors import RwkvBatchError, StorageError, UsageError
 from rwkvbatch.text.safe import printable
 
 if TYPE_CHECKING:
     from rwkvbatch.chat.line_input import LineInput
 
 EMPTY_INPUT = "say something, or /help"
+MAX_LINE_CHARACTERS = 10_000_000
+"""From a pipe; a line may have no end."""
 
 
 def handle(chat: Chat, line: str) -> bool:
@@ -109,9 +111,11 @@ def _read(chat: Chat, line_input: LineInput) -> str | None:
 def _lines(lines: TextIO, prompt: Callable[[], None]) -> Iterator[str]:
     while True:
         prompt()
-        line = lines.readline()
+        line = lines.readline(MAX_LINE_CHARACTERS + 1)
         if not line:
             return
+        if len(line) > MAX_LINE_CHARACTERS:
+            raise UsageError(f"a line may have {MAX_LINE_CHARACTERS:,} characters, and this one has more")
         yield line.removesuffix("\n").removesuffix("\r")
 
 

@@ -31,7 +31,7 @@ def parse_setting(name: str, text: str) -> dict[str, Any]:
     key = name.lstrip("-").replace("-", "_")
     full = ALIASES.get(key, key)
     if full not in KEPT_SETTINGS:
-        raise UsageError(f"/set needs one of {', '.join(SETTABLE)}; got {name[:60]!r}")
+        raise UsageError(f"/set needs one of {', '.join(SETTABLE)}, seed; got {name[:60]!r}")
     value: Any = text
     if full in _LISTS:
         value = [] if text in ("", "none") else [part.strip() for part in text.split(",")]

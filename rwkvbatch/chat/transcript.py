@@ -62,10 +62,7 @@ class Transcript:
             try:
                 self._descriptor = open_private(path)
             except OSError as error:
-                raise StorageError(
-                    f"{path}: the transcript cannot be written: {error.strerror}",
-                    hint="give another file with --transcript, or none with --no-transcript",
-                ) from None
+                raise _unwritable(path, error) from None
 
     def start(self, session: Session, about: Mapping[str, Any]) -> None:
         """The first line of a session: which model, and with what it begins."""
@@ -134,4 +131,11 @@ class Transcript:
             if sync:
                 os.fsync(self._descriptor)
         except OSError as error:
-            raise StorageError(f"{self.path}: the transcript cannot be written: {error.strerror}") from None
+            raise _unwritable(self.path, error) from None
+
+
+def _unwritable(path: Path | None, error: OSError) -> StorageError:
+    return StorageError(
+        f"{path}: the transcript cannot be written: {error.strerror}",
+        hint="give another file with --transcript, or none with --no-transcript",
+    )

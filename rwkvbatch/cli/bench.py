@@ -102,9 +102,10 @@ def _show(report: Report) -> None:
     from rwkvbatch.text.safe import printable
 
     console = Console()
+    threads = f"{report.threads} thread{'s' if report.threads > 1 else ''}"
     facts = {
         "model": f"{printable(report.model)}, {report.parameters:,} parameters, {report.dtype}",
-        "backend": f"{report.backend}, {report.threads} threads, {report.rounds} rounds, {report.clock} time",
+        "backend": f"{report.backend}, {threads}, {report.rounds} rounds, {report.clock} time",
         "machine": report.machine,
         "loading": _loading(report),
     }

@@ -164,7 +164,15 @@ def _format(asked: str | None, out: Path | None, *, as_json: bool) -> str:
     if as_json:
         return "json"
     if asked is None:
-        return "table" if out is None else _FORMAT_OF_SUFFIX.get(out.suffix.lower(), "table")
+        if out is None or not out.suffix:
+            return "table"
+        if out.suffix.lower() not in _FORMAT_OF_SUFFIX:
+            known = ", ".join(_FORMAT_OF_SUFFIX)
+            raise UsageError(
+                f"--out {out}: the ending must say the format, one of {known}; got {out.suffix!r}",
+                hint="or give --format",
+            )
+        return _FORMAT_OF_SUFFIX[out.suffix.lower()]
     if asked not in FORMATS:
         raise UsageError(f"--format must be one of {', '.join(FORMATS)}; got {asked!r}")
     return asked

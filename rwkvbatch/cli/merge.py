@@ -51,7 +51,7 @@ def merge_command(
 
     When rows are missing, nothing is written and the exit code is 1. Failed checks do not change it here.
     """
-    from rwkvbatch.run.manifest import command_line
+    from rwkvbatch.run.command_line import command_line
     from rwkvbatch.run.merge import merge
 
     merged = merge(parts, out, allow_missing=allow_missing, command=command_line())
@@ -113,8 +113,7 @@ def _missing_line(part: Missing) -> str:
         return f"part {part.shard} was not given; --shard {part.shard} runs it"
     key = part.first
     return (
-        f"part {part.shard} ({part.path}): {part.rows:,} rows are missing, the first of them conversation "
-        f"{key.conversation}, cell {key.cell}, repeat {key.repeat}, turn {key.turn}"
+        f"part {part.shard} ({part.path}): {part.rows:,} rows are missing, the first of them {key.in_words()}"
         + ("" if part.command is None else f"; to go on: {part.command}")
     )
 

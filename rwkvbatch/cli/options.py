@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -143,6 +144,12 @@ SeedOption = Annotated[
         "--seed", metavar="N", rich_help_panel=SAMPLING_PANEL, help="Of all randomness. [dim]Default: 0[/]"
     ),
 ]
+
+
+def split_ids(ban: Sequence[str] | None) -> list[str] | None:
+    """The ids that `--ban` was given, each time one or a comma list; None where it was not."""
+    return [part.strip() for text in ban for part in text.split(",")] if ban else None
+
 
 # The end of a reply.
 MaxTokensOption = Annotated[

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from rwkvbatch.cli import options as shared
+from rwkvbatch.cli import run_options as own
 from rwkvbatch.cli.exits import ExitCode, report
 
 if TYPE_CHECKING:
     from rwkvbatch.run.execute import RunResult
     from rwkvbatch.run.prepare import Prepared
-
-SCRIPT_PANEL = "What is replayed"
-RUN_PANEL = "The run"
 
 EPILOG = """[bold]Examples[/]
 
@@ -33,52 +30,17 @@ EPILOG = """[bold]Examples[/]
 
 
 def run_command(
-    scripts: Annotated[
-        list[str], typer.Argument(metavar="SCRIPT", help="Conversations, JSON lines; - is standard input.")
-    ],
+    scripts: own.ScriptsArgument,
     model: shared.ModelOption = None,
     strategy: shared.StrategyOption = None,
     backend: shared.BackendOption = None,
     state: shared.StateOption = None,
     threads: shared.ThreadsOption = None,
     state_memory: shared.StateMemoryOption = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size",
-            "-b",
-            metavar="N",
-            rich_help_panel=shared.MODEL_PANEL,
-            help="Replies generated at the same time. Changes no reply. [dim]Default: 32[/]",
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers",
-            metavar="N",
-            rich_help_panel=shared.MODEL_PANEL,
-            help="Worker processes, which share the weights' memory. Changes no reply on CPUs.",
-        ),
-    ] = None,
-    devices: Annotated[
-        str | None,
-        typer.Option(
-            "--devices",
-            metavar="LIST",
-            rich_help_panel=shared.MODEL_PANEL,
-            help="Devices of the workers, such as cuda:0,cuda:1.",
-        ),
-    ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            "--ray",
-            metavar="ADDRESS",
-            rich_help_panel=shared.MODEL_PANEL,
-            help="Workers as actors of a Ray cluster: local, auto, or HOST:PORT.",
-        ),
-    ] = None,
+    batch_size: own.BatchSizeOption = None,
+    workers: own.WorkersOption = None,
+    devices: own.DevicesOption = None,
+    ray: own.RayOption = None,
     preset: shared.PresetOption = None,
     temp: shared.TempOption = None,
     top_p: shared.TopPOption = None,
@@ -95,128 +57,28 @@ def run_command(
     think: shared.ThinkOption = None,
     template: shared.TemplateOption = None,
     prelude: shared.PreludeOption = None,
-    history: Annotated[
-        str | None,
-        typer.Option(
-            "--history",
-            metavar="MODE",
-            rich_help_panel=shared.PROMPT_PANEL,
-            help="What later turns see: own replies, or the script's (gold).",
-        ),
-    ] = None,
+    history: own.HistoryOption = None,
     max_prompt_tokens: shared.MaxPromptTokensOption = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--only", metavar="ID|TAG", rich_help_panel=SCRIPT_PANEL, help="Only these; may be repeated."
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option("--limit", metavar="N", rich_help_panel=SCRIPT_PANEL, help="At most N conversations."),
-    ] = None,
-    shuffle_seed: Annotated[
-        int | None,
-        typer.Option(
-            "--shuffle-seed", metavar="N", rich_help_panel=SCRIPT_PANEL, help="Another order, before --limit."
-        ),
-    ] = None,
-    skip_bad: Annotated[
-        bool,
-        typer.Option(
-            "--skip-bad",
-            rich_help_panel=SCRIPT_PANEL,
-            help="Set bad lines aside in a file of the run directory.",
-        ),
-    ] = False,
-    repeats: Annotated[
-        str | None,
-        typer.Option(
-            "--repeats",
-            "-r",
-            metavar="N|N..M",
-            rich_help_panel=RUN_PANEL,
-            help="Replay each conversation so often; N..M with --until-ci.",
-        ),
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            "--shard",
-            metavar="I/N",
-            rich_help_panel=RUN_PANEL,
-            help="Run only part I of N, for rwkvbatch merge.",
-        ),
-    ] = None,
-    until_ci: Annotated[
-        float | None,
-        typer.Option(
-            "--until-ci",
-            metavar="WIDTH",
-            rich_help_panel=RUN_PANEL,
-            help="Add repeats while a cell's interval against the first cell is wider.",
-        ),
-    ] = None,
-    grid: Annotated[
-        Path | None,
-        typer.Option(
-            "--grid", metavar="FILE", rich_help_panel=RUN_PANEL, help="TOML file with a grid of settings."
-        ),
-    ] = None,
-    max_failures: Annotated[
-        int | None,
-        typer.Option(
-            "--max-failures",
-            metavar="N",
-            rich_help_panel=RUN_PANEL,
-            help="Stop when more rows than this failed.",
-        ),
-    ] = None,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", rich_help_panel=RUN_PANEL, help="Run failed rows again.")
-    ] = False,
-    repair: Annotated[
-        bool,
-        typer.Option(
-            "--repair", rich_help_panel=RUN_PANEL, help="Set damaged rows aside and run them again."
-        ),
-    ] = False,
-    verify_batch: Annotated[
-        int | None,
-        typer.Option(
-            "--verify-batch",
-            metavar="N",
-            rich_help_panel=RUN_PANEL,
-            help="Afterwards replay N rows alone and shuffled, and record what held.",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", rich_help_panel=RUN_PANEL, help="Show the plan; generate nothing.")
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="DIR",
-            rich_help_panel=shared.OUTPUT_PANEL,
-            help="Run directory, new or one to continue. [dim]Default: runs/SCRIPT-TIME[/]",
-        ),
-    ] = None,
+    only: own.OnlyOption = None,
+    limit: own.LimitOption = None,
+    shuffle_seed: own.ShuffleSeedOption = None,
+    skip_bad: own.SkipBadOption = False,
+    repeats: own.RepeatsOption = None,
+    shard: own.ShardOption = None,
+    until_ci: own.UntilCiOption = None,
+    grid: own.GridOption = None,
+    max_failures: own.MaxFailuresOption = None,
+    retry_errors: own.RetryErrorsOption = False,
+    repair: own.RepairOption = False,
+    verify_batch: own.VerifyBatchOption = None,
+    dry_run: own.DryRunOption = False,
+    out: own.OutOption = None,
     config: shared.ConfigOption = None,
     json_output: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
     verbose: shared.VerboseOption = False,
     log_file: shared.LogFileOption = None,
-    metrics: Annotated[
-        int | None,
-        typer.Option(
-            "--metrics",
-            metavar="PORT",
-            rich_help_panel=shared.OUTPUT_PANEL,
-            help="Serve figures for Prometheus on 127.0.0.1; 0 is any free port.",
-        ),
-    ] = None,
+    metrics: own.MetricsOption = None,
 ) -> None:
     """Replay scripted conversations, turn by turn, many at once.
 
@@ -233,7 +95,8 @@ def run_command(
         "state_memory": state_memory, "batch_size": batch_size, "workers": workers,
         "devices": devices.split(",") if devices else None, "ray": ray, "preset": preset, "temperature": temp,
         "top_p": top_p, "top_k": top_k, "presence": presence, "frequency": frequency, "decay": decay,
-        "order": order, "ban": _ids(ban), "seed": seed, "max_tokens": max_tokens, "max_seconds": max_seconds,
+        "order": order, "ban": shared.split_ids(ban), "seed": seed, "max_tokens": max_tokens,
+        "max_seconds": max_seconds,
         "stop": stop or None, "think": think, "template": template, "prelude": prelude, "history": history,
         "max_prompt_tokens": max_prompt_tokens, "only": only or None, "limit": limit,
         "shuffle_seed": shuffle_seed, "max_failures": max_failures, "until_ci": until_ci, **_repeats(repeats),
@@ -269,10 +132,6 @@ def run_command(
     _end(result, as_json=json_output, quiet=quiet)
 
 
-def _ids(ban: Sequence[str] | None) -> list[str] | None:
-    return [part.strip() for text in ban for part in text.split(",")] if ban else None
-
-
 def _repeats(text: str | None) -> dict[str, str]:
     if text is None:
         return {}
@@ -296,10 +155,10 @@ def _run(
 
     from rich.console import Console
 
+    from rwkvbatch.run.command_line import command_line, with_directory
     from rwkvbatch.run.directory import SKIPPED_NAME, default_directory
     from rwkvbatch.run.driver import TooManyFailuresError
     from rwkvbatch.run.execute import RunOptions, execute
-    from rwkvbatch.run.manifest import command_line
     from rwkvbatch.run.metrics import serving_metrics
     from rwkvbatch.run.progress import LineObserver, Observer, Observers
     from rwkvbatch.run.progress_bar import BarObserver
@@ -353,20 +212,13 @@ def _run(
         say(f"{count} bad line{'s' if count > 1 else ''} set aside in {directory / SKIPPED_NAME}")
     if result.interrupted:
         say(
-            f"interrupted; {result.progress.rows_done} of {result.progress.rows_total} rows are safe. To go on:"
+            f"interrupted; {result.progress.rows_done:,} of {result.progress.rows_total:,} rows are safe. To go on:"
         )
-        say(f"  {continue_command(sys.argv[1:], directory)}")
+        say(f"  {with_directory(['rwkvbatch', *sys.argv[1:]], directory) if out is None else command_line()}")
         if "-" in scripts:
             say("  with the same standard input")
         raise typer.Exit(128 + stop.signal_number)
     return result
-
-
-def continue_command(arguments: Sequence[str], directory: Path) -> str:
-    """The command that goes on with the run in `directory`, as a shell reads it."""
-    kept = list(arguments)
-    has_out = any(a in ("--out", "-o") or a.startswith("--out=") for a in kept)
-    return shlex.join(["rwkvbatch", *kept, *([] if has_out else ["--out", str(directory)])])
 
 
 def _end(result: RunResult, *, as_json: bool, quiet: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rwkvbatch.run.summary import CellSummary, Summary
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 
 FIXED_COLUMNS = 66
 """What a terminal needs besides the names of the cells."""
+
+MAX_NAME_WIDTH = 24
+"""Longer names are folded where there is no room for them."""
+
+LESS_WANTED = ("first token\np50 / p95", "reply\ntokens", "ended by")
+"""Columns that a narrow terminal does without, the first one first."""
 
 
 def show_summary(result: RunResult) -> None:
@@ -30,47 +37,85 @@ def show_summary(result: RunResult) -> None:
 
 
 def summary_table(summary: Summary, width: int = 100) -> Table:
-    """One line a cell; where `width` is too small for a cell's name, a line for each of its settings."""
+    """One line a cell.
+
+    Where `width` is too small for a cell's name, it gets a line for each of its settings; where it is too small even
+    then, columns are left out.
+    """
+    from rwkvbatch.text.safe import printable
+
+    names = [printable(cell.name) for cell in summary.cells]
+    if max((len(name) for name in names), default=0) > width - FIXED_COLUMNS:
+        names = [name.replace(",", ",\n") for name in names]
+    columns = _columns(summary)
+    longest = max((len(line) for name in names for line in name.split("\n")), default=0)
+    narrowest_name = min(MAX_NAME_WIDTH, longest)
+    table = _table(names, columns, narrowest_name)
+    for header in LESS_WANTED:
+        if _narrowest(table) - longest + narrowest_name <= width:
+            break
+        del columns[header]
+        table = _table(names, columns, narrowest_name)
+    return table
+
+
+def _table(names: Sequence[str], columns: Mapping[str, Sequence[str]], narrowest_name: int) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    from rwkvbatch.text.safe import printable
-
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    names = [printable(cell.name) for cell in summary.cells]
-    if max((len(name) for name in names), default=0) > width - FIXED_COLUMNS:
-        names = [name.replace(",", ",\n") for name in names]
-    lines = [line for name in names for line in name.split("\n")]
-    longest = min(24, max((len(line) for line in lines), default=0))
-    table.add_column("cell", overflow="fold", min_width=longest)
-    for name in ("rows", "checks\npassed", "reply\ntokens"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("ended by")
-    table.add_column("first token\np50 / p95", justify="right", no_wrap=True)
-    has_references = any(cell.reference_nll is not None for cell in summary.cells)
-    if has_references:
-        table.add_column("ref.\nnll", justify="right", no_wrap=True)
-    for name, cell in zip(names, summary.cells, strict=True):
-        values = _values(cell)
-        table.add_row(Text(name), *(values if has_references else values[:-1]))
+    table.add_column("cell", overflow="fold", min_width=narrowest_name)
+    for header in columns:
+        is_text = header == "ended by"
+        table.add_column(header, justify="left" if is_text else "right", no_wrap=not is_text)
+    for name, *values in zip(names, *columns.values(), strict=True):
+        table.add_row(Text(name), *values)
     return table
 
 
-def _values(cell: CellSummary) -> list[str]:
-    share = (
-        f"{cell.checks_passed}/{cell.checks} {cell.checks_passed / cell.checks:.0%}" if cell.checks else "-"
-    )
+def _narrowest(table: Table) -> int:
+    """The width below which `table` would cut something off; only in columns that wrap, lines break at spaces."""
+    from rich.console import Console
+
+    console = Console(width=10_000)
+    measured = console.measure(table).maximum
+    for column in table.columns[1:]:
+        if not column.no_wrap:
+            cells = [str(cell) for cell in (column.header, *column.cells)]
+            measured -= max(len(line) for cell in cells for line in cell.split("\n"))
+            measured += max(len(word) for cell in cells for word in cell.split())
+    return measured
+
+
+def _columns(summary: Summary) -> dict[str, list[str]]:
+    """What stands in each column besides the cells' names, by its header."""
+    cells = summary.cells
+    columns = {
+        "rows": [f"{cell.rows:,}" for cell in cells],
+        "checks\npassed": [_share_passed(cell) for cell in cells],
+        "reply\ntokens": [f"{cell.reply_tokens:,}" for cell in cells],
+        "ended by": [_ends(cell) for cell in cells],
+        "first token\np50 / p95": [
+            _seconds_pair(cell.first_token_p50_s, cell.first_token_p95_s) for cell in cells
+        ],
+    }
+    if any(cell.reference_nll is not None for cell in cells):
+        columns["ref.\nnll"] = [
+            "-" if cell.reference_nll is None else f"{cell.reference_nll:.3f}" for cell in cells
+        ]
+    return columns
+
+
+def _share_passed(cell: CellSummary) -> str:
+    if not cell.checks:
+        return "-"
+    return f"{cell.checks_passed}/{cell.checks} {cell.checks_passed / cell.checks:.0%}"
+
+
+def _ends(cell: CellSummary) -> str:
     ends = sorted(cell.finish.items(), key=lambda item: -item[1])
-    ended_by = ends[0][0] if len(ends) == 1 else "\n".join(f"{name} {count:,}" for name, count in ends)
-    return [
-        f"{cell.rows:,}",
-        share,
-        f"{cell.reply_tokens:,}",
-        ended_by,
-        _seconds_pair(cell.first_token_p50_s, cell.first_token_p95_s),
-        "-" if cell.reference_nll is None else f"{cell.reference_nll:.3f}",
-    ]
+    return ends[0][0] if len(ends) == 1 else "\n".join(f"{name} {count:,}" for name, count in ends)
 
 
 def _lines(result: RunResult) -> list[str]:
@@ -80,15 +125,20 @@ def _lines(result: RunResult) -> list[str]:
 
     summary, progress = result.summary, result.progress
     read = summary.prompt_tokens - summary.cached_tokens
+    if progress.reply_tokens:
+        done = (
+            f"{progress.reply_tokens:,} reply tokens in {duration(progress.elapsed_s)}, "
+            f"{progress.tokens_per_s:,.0f} tokens/s"
+        )
+    else:
+        done = "no reply came about" if progress.failures else "nothing was left to do"
     lines = [
-        f"{progress.reply_tokens:,} reply tokens in {duration(progress.elapsed_s)}, "
-        f"{progress.tokens_per_s:,.0f} tokens/s"
-        if progress.reply_tokens
-        else "nothing was left to do",
+        done,
         f"{summary.prompt_tokens:,} prompt tokens: {read:,} read, {summary.cached_tokens:,} reused",
     ]
     if summary.errors:
-        lines.append(f"{summary.errors} rows failed; --retry-errors runs them again")
+        some = f"{summary.errors:,} rows" if summary.errors > 1 else "1 row"
+        lines.append(f"{some} failed; --retry-errors runs {'them' if summary.errors > 1 else 'it'} again")
     if result.verified is not None:
         lines.append(f"verified: {result.verified['held']}")
     directory = shlex.quote(str(result.directory))
@@ -98,6 +148,8 @@ def _lines(result: RunResult) -> list[str]:
         lines.append(f"next, when all {shard.parts} parts are done: rwkvbatch merge PART... --out DIR")
     elif len(summary.cells) > 1:
         lines.append(f"next: rwkvbatch compare {directory}")
+    elif summary.errors or any(cell.checks_passed < cell.checks for cell in summary.cells):
+        lines.append(f"next: rwkvbatch show {directory} --failed")
     else:
         lines.append(f"next: rwkvbatch show {directory}, or run again with --temp 0.3,1.0 and compare")
     return lines

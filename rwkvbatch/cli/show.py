@@ -62,7 +62,7 @@ def show_command(
         failed_only=failed,
     )
     if not found and not failed:
-        raise UsageError("there is no such turn or repeat in that run")
+        raise UsageError("the run has no rows of that yet")
     shown = found if limit is None else found[:limit]
     if as_json:
         from rwkvbatch.text.safe import printable_json
@@ -83,7 +83,8 @@ def show_command(
         for note in data.notes:
             _talk(f"note: {note}")
         if len(shown) < len(found):
-            _talk(f"{len(found) - len(shown)} more dialogues")
+            more = len(found) - len(shown)
+            _talk(f"{more} more dialogue{'s' if more > 1 else ''}")
         if not found:
             _talk("no dialogue has an error or a failed check")
 

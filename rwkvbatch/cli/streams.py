@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or read by nobody."""
+"""Standard streams that are closed, full, read by nobody, or of an encoding that lacks characters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ class _Talk(io.FileIO):
 
 
 def prepare_streams() -> None:
-    """Give closed streams the null device, before another file gets their number; let standard error never fail."""
+    """Give closed streams the null device, before another file gets their number; let standard error never fail.
+
+    Characters that a stream's encoding lacks become escapes.
+    """
     for number in range(3):
         try:
             os.fstat(number)
@@ -34,6 +37,9 @@ def prepare_streams() -> None:
         sys.stdin = os.fdopen(0, closefd=False)
     if sys.__stdout__ is None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
     encoding = "utf-8" if sys.__stderr__ is None else sys.__stderr__.encoding
     raw = io.BufferedWriter(_Talk(STANDARD_ERROR, "w", closefd=False))
     sys.stderr = io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=True)

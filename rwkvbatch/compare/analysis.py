@@ -26,6 +26,7 @@ from rwkvbatch.compare.paired import (
     outcomes_by_conversation,
 )
 from rwkvbatch.compare.pairing import Pair, Variant, pair_up, variants_of
+from rwkvbatch.compare.summary import VariantMean, variant_means
 from rwkvbatch.errors import RunMismatchError, UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Analysis:
         matched: the joined rows of each pair. comparisons: the table, Holm-corrected as a whole.
         gates: the outcome of every gate on every variant that is not a baseline.
         notes: what a reader must know: what did not match, what makes the comparison shaky.
-        table: all rows of all runs, with a column `run`.
+        table: all rows of all runs, with a column `run`. metrics: names of those that were asked for, None for all.
     """
 
     runs: tuple[RunData, ...]
@@ -52,6 +53,15 @@ class Analysis:
     gates: tuple[GateResult, ...]
     notes: tuple[str, ...]
     table: pd.DataFrame
+    metrics: tuple[str, ...] | None = None
+
+    def means(self, variant: Variant) -> list[VariantMean]:
+        """The means of one variant by itself, in the metrics that were asked for."""
+        return [
+            mean
+            for mean in variant_means(self.table, variant)
+            if self.metrics is None or mean.metric.name in self.metrics
+        ]
 
     @property
     def failed(self) -> bool:
@@ -107,6 +117,7 @@ def analyse(
     return Analysis(
         tuple(runs), tuple(variants), tuple(pairs), tuple(compared), tuple(comparisons),
         tuple(judge(gates, scopes)), tuple(dict.fromkeys(notes)), table,
+        None if metrics is None else tuple(metrics),
     )  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from rwkvbatch.compare.manifest import RunFacts
 from rwkvbatch.compare.results import read_results
-from rwkvbatch.errors import RunDamagedError, RunDirectoryError
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError, UsageError
+from rwkvbatch.run.status import why_unfinished
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +65,7 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     The column `run` says which run a row is of; the others are those of `RunData.rows`.
 
     Raises:
+        UsageError: a run is given twice.
         RunDirectoryError: there is no run at a path, or it cannot be read.
         RunDamagedError: a row does not match its checksum, or is no row.
     """
@@ -78,12 +80,17 @@ def load_runs(sources: Sequence[str]) -> list[RunData]:
     """The runs at `sources`, in order, with names that tell them apart. `PATH::CELL` keeps one cell of a run.
 
     Raises:
+        UsageError: one is given twice.
         RunDirectoryError, RunDamagedError: as `load`.
     """
     cells_of: dict[str, list[str]] = {}
     whole: set[str] = set()
+    seen: set[tuple[Path, str]] = set()
     for source in sources:
         path, separator, cell = source.partition("::")
+        if (Path(path), cell) in seen:
+            raise UsageError(f"{source} is given twice", hint="name each run or cell once")
+        seen.add((Path(path), cell))
         cells_of.setdefault(path, [])
         if separator:
             cells_of[path].append(cell)
@@ -93,7 +100,10 @@ def load_runs(sources: Sequence[str]) -> list[RunData]:
     runs: list[RunData] = []
     for path, cells in cells_of.items():
         run = _load_run(path, names[path])
-        runs.append(run if path in whole else _only_cells(run, cells))
+        _check_cells(run, cells)
+        if path not in whole:
+            run = replace(run, rows=run.rows.loc[run.rows["cell"].isin(cells)].reset_index(drop=True))
+        runs.append(run)
     return runs
 
 
@@ -113,18 +123,19 @@ def _load_run(source: str, name: str) -> RunData:
     if "shard" in manifest:
         notes.append(f"{source} is only a part of a run; `rwkvbatch merge` puts the parts together")
     rows = read_results(results, notes)
+    if manifest and (reason := why_unfinished(results.parent, len(rows))) is not None:
+        notes.append(f"{source} is not finished: {reason}")
     if not len(rows):
         raise RunDirectoryError("it holds no finished turn", path=results, hint="let the run go on")
     return RunData(name, source, manifest, rows, tuple(notes))
 
 
-def _only_cells(run: RunData, cells: Sequence[str]) -> RunData:
+def _check_cells(run: RunData, cells: Sequence[str]) -> None:
     for cell in cells:
         if cell not in run.cells:
             raise RunDirectoryError(
                 f"it has no cell {cell!r}", path=run.source, hint=f"its cells: {', '.join(run.cells)}"
             )
-    return replace(run, rows=run.rows.loc[run.rows["cell"].isin(list(cells))].reset_index(drop=True))
 
 
 def _read_manifest(path: Path) -> Mapping[str, Any]:

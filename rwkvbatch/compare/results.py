@@ -111,10 +111,10 @@ def read_results(path: Path, notes: list[str]) -> pd.DataFrame:
                     RecursionError,
                 ) as error:
                     raise RunDamagedError(
-                        f"is no row of a run ({type(error).__name__}: {error})",
+                        f"is no row of a run: {_reason(error)}",
                         path=path,
                         line=number,
-                        hint="`rwkvbatch run` into the same directory says what can be saved",
+                        hint="where it is a run's: `rwkvbatch run` into the same directory says what can be saved",
                     ) from None
     except OSError as error:
         raise RunDirectoryError(f"cannot be read: {error.strerror}", path=path) from None
@@ -131,6 +131,16 @@ def read_results(path: Path, notes: list[str]) -> pd.DataFrame:
         notes.append(f"{path}: {int(twice.sum())} turns are there more than once; the last one counts")
         frame = frame.loc[~twice].reset_index(drop=True)
     return frame
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case json.JSONDecodeError():
+            return "not JSON"
+        case KeyError():
+            return f"it has no {error.args[0]!r}"
+        case _:
+            return str(error) or type(error).__name__
 
 
 @contextmanager

@@ -103,7 +103,9 @@ def _replacing(path: Path, mode: int) -> Iterator[Path]:
             if isinstance(error, OSError) and error.strerror
             else " ".join(str(error).split())[:200]
         )
-        raise StorageError(f"cannot write {str(path)!r}: {reason}") from error
+        raise StorageError(
+            f"cannot write {str(path)!r}: {reason}", hint="is there room on the disk?"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

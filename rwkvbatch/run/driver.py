@@ -24,6 +24,7 @@ from rwkvbatch.run.workers.worker import finished_row, not_reached
 WAIT_S = 0.25
 """How long the driver waits for a word of its workers before it looks at the clock."""
 DRAIN_S = 10.0
+FAILURES_TOLD = 20
 """How long workers have to come to the end of their step when the run is stopped."""
 
 _log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Counts:
 
     rows: int = 0
     failed_rows: int = 0
+    failed_turns: int = 0
     failed_checks: int = 0
     reply_tokens: int = 0
     prompt_tokens: int = 0
@@ -203,17 +205,24 @@ class Driver:
             counts.prompt_tokens += row.prompt_tokens
             counts.cached_tokens += row.cached_tokens
             if row.error is not None:
-                self._count_failure(row.encoded.number, row.error)
+                counts.failed_rows += 1
+                self._tell_failure(row, row.error)
 
-    def _count_failure(self, number: int, error: str) -> None:
-        dialogue, turn = self._plan.dialogue_of_row(number)
-        self._counts.failed_rows += 1
+    def _tell_failure(self, row: FinishedRow, error: str) -> None:
+        """Log a failed row, and end the run where there are too many; rows that were not reached do not count."""
+        dialogue, turn = self._plan.dialogue_of_row(row.encoded.number)
         key = self._plan.dialogue(dialogue).key(turn)
-        _log.warning("row failed: %s", error, extra={"row": vars(key)})
-        if self._max_failures is not None and self._counts.failed_rows > self._max_failures:
+        counts = self._counts
+        counts.failed_turns += row.reached
+        told = row.reached and counts.failed_turns <= FAILURES_TOLD
+        level = logging.WARNING if told else logging.INFO
+        _log.log(level, "%s: failed: %s", key.in_words(), error, extra={"row": vars(key)})
+        if row.reached and counts.failed_turns == FAILURES_TOLD + 1:
+            _log.warning("more turns fail; the log file and `rwkvbatch show DIR --failed` tell which")
+        if row.reached and self._max_failures is not None and counts.failed_turns > self._max_failures:
             raise TooManyFailuresError(
-                f"{self._counts.failed_rows} rows failed, --max-failures allows {self._max_failures}; "
-                f"the last one: {error}",
+                f"{counts.failed_turns} turns failed, --max-failures allows {self._max_failures}; "
+                f"the last one, {key.in_words()}: {error}",
                 hint="all rows so far are kept; --retry-errors runs the failed ones again",
             )
 

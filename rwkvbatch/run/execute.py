@@ -18,7 +18,7 @@ from rwkvbatch.run.memory import MemoryRows
 from rwkvbatch.run.plan import Plan
 from rwkvbatch.run.progress import Meter, Observer, Progress
 from rwkvbatch.run.rows import Row
-from rwkvbatch.run.setup import ModelShop, Setup, setups_of
+from rwkvbatch.run.setup import ModelShop, Setup, refuse_unusable_files, setups_of
 from rwkvbatch.run.status import StatusFile
 from rwkvbatch.run.steplog import StepLog
 from rwkvbatch.run.store import RowStore
@@ -103,6 +103,7 @@ def _execute_in(path: Path, plan: Plan, shop: ModelShop, crew: Crew, options: Ru
     try:
         specs = crew.specs(setups_of(plan))
         identity = make_identity(plan, specs, shop.tokenizer)
+        refuse_unusable_files(plan, specs)
         directory.claim(
             identity,
             lambda: make_about(plan, specs, list(options.scripts), options.command),

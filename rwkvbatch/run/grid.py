@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -53,6 +54,14 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class GridFile:
+    """The tables of a grid, see above, and the name of the file that they stood in."""
+
+    name: str
+    tables: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class _Choice:
     """One value of a dimension: its part of the cell's name, and what it sets."""
 
@@ -60,35 +69,37 @@ class _Choice:
     values: Mapping[str, Any]
 
 
-def make_cells(lists: Mapping[str, Sequence[Any]], *tables: Mapping[str, Any]) -> tuple[Cell, ...]:
+def make_cells(lists: Mapping[str, Sequence[Any]], *files: GridFile) -> tuple[Cell, ...]:
     """The cells of a run; a single one called `base` when nothing varies.
 
     Args:
         lists: the command line's comma lists, by setting.
-        tables: contents of grid files, see above.
+        files: what grid files hold.
 
     Raises:
-        UsageError: an unknown table or setting, a value that is not allowed, a cell or setting given twice.
+        UsageError: an unknown table or setting, a value that is not allowed, a cell or setting given twice; names
+            the file.
     """
     dimensions = [_dimension(key, values, option_name(key)) for key, values in lists.items()]
     varied = {_full(key) for key in lists}
     named: list[Cell] = []
     changes: dict[str, dict[str, Any]] = {}
-    for table in tables:
-        _refuse_unknown(table, GRID_TABLES, "grid")
-        for key, values in _table(table, "grid").items():
-            _refuse_twice(key, varied)
-            dimensions.append(_dimension(key, _sequence(values, f"[grid] {key}"), f"[grid] {key}"))
-        if together := _table(table, "zip"):
-            for key in together:
+    where_changed: dict[str, str] = {}
+    for file in files:
+        with _told_of(file.name):
+            _refuse_unknown(file.tables)
+            for key, values in _table(file, "grid").items():
                 _refuse_twice(key, varied)
-            dimensions.append(_zipped(together))
-        for name, values in _table(table, "cells").items():
-            named.append(
-                Cell(_checked_name(name), _overrides(_mapping(values, f"[cells.{name}]"), f"[cells.{name}]"))
-            )
-        for name, values in _table(table, "override").items():
-            changes[name] = _overrides(_mapping(values, f"[override.{name!r}]"), f"[override.{name!r}]")
+                dimensions.append(_dimension(key, _sequence(values, f"[grid] {key}"), f"[grid] {key}"))
+            if together := _table(file, "zip"):
+                for key in together:
+                    _refuse_twice(key, varied)
+                dimensions.append(_zipped(together))
+            for name, values in _table(file, "cells").items():
+                named.append(Cell(_checked_name(name), _settings(values, f"[cells.{name}]")))
+            for name, values in _table(file, "override").items():
+                changes[name] = _settings(values, f"[override.{name!r}]")
+                where_changed[name] = file.name
     cells = [*_product(dimensions), *named] or [Cell(BASE_CELL, {})]
     names = [cell.name for cell in cells]
     for name in names:
@@ -98,7 +109,8 @@ def make_cells(lists: Mapping[str, Sequence[Any]], *tables: Mapping[str, Any]) -
             )
     for name in changes.keys() - set(names):
         raise UsageError(
-            f"[override.{name!r}]: there is no such cell", hint=f"the cells are: {'; '.join(names[:20])}"
+            f"{where_changed[name]}: [override.{name!r}]: there is no such cell",
+            hint=f"the cells are: {'; '.join(names[:20])}",
         )
     return tuple(Cell(cell.name, {**cell.overrides, **changes.get(cell.name, {})}) for cell in cells)
 
@@ -195,13 +207,29 @@ def _refuse_twice(key: str, varied: set[str]) -> None:
     varied.add(_full(key))
 
 
-def _refuse_unknown(table: Mapping[str, Any], allowed: Sequence[str], what: str) -> None:
-    for key in table.keys() - set(allowed):
-        raise UsageError(f"unknown table [{key}] in a {what} file; allowed are {', '.join(allowed)}")
+@contextmanager
+def _told_of(file: str) -> Generator[None]:
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{file}: {error.message}", hint=error.hint) from None
 
 
-def _table(tables: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    return _mapping(tables.get(name, {}), f"[{name}]")
+def _refuse_unknown(tables: Mapping[str, Any]) -> None:
+    for key in tables:
+        if key not in GRID_TABLES:
+            hint = None
+            if _full(key) in CellSettings.model_fields:
+                hint = "a list of values goes under [grid]; one value for all cells goes into a --config file"
+            raise UsageError(f"unknown table [{key}]; allowed are {', '.join(GRID_TABLES)}", hint=hint)
+
+
+def _table(file: GridFile, name: str) -> Mapping[str, Any]:
+    return _mapping(file.tables.get(name, {}), f"[{name}]")
+
+
+def _settings(values: Any, where: str) -> dict[str, Any]:
+    return _overrides(_mapping(values, where), where)
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -47,7 +48,10 @@ class DirectoryLock:
             ) from None
         about = {"pid": os.getpid(), "host": socket.gethostname(), "command": command}
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps(about).encode(), 0)
+        with contextlib.suppress(
+            OSError
+        ):  # who holds it is a courtesy; on a full disk the run's own files say so
+            os.pwrite(self._descriptor, json.dumps(about).encode(), 0)
 
     def release(self) -> None:
         """Let the next writer in. Harmless when called again."""

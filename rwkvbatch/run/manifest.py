@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -38,6 +37,7 @@ GENERATION_RULES = 1
 
 _FILES_OF_A_CELL = ("model", "strategy", "backend", "state", "template", "prelude")
 _MAX_SHOWN = 12
+_GIVEN = "given_for_all"
 
 
 def make_identity(
@@ -61,7 +61,7 @@ def make_identity(
         "until_ci": settings.until_ci,
         "max_prompt_tokens": settings.max_prompt_tokens,
         # These take the place of a conversation's own params.
-        "given_for_all": sorted(plan.explicit & {"seed", *Sampling.model_fields, *Stopping.model_fields}),
+        _GIVEN: sorted(plan.explicit & {"seed", *Sampling.model_fields, *Stopping.model_fields}),
         "cells": cell_identities(plan, specs, tokenizer_of),
     }
 
@@ -192,7 +192,14 @@ def refuse_other_run(
         RunMismatchError: they differ; says in what.
     """
     wanted = json.loads(json.dumps({**_shard_name(shard), **identity}))
-    differences = _differences("", {**_shard_name(there.get("shard")), **there["identity"]}, wanted)
+    found = {**_shard_name(there.get("shard")), **there["identity"]}
+    before, now = found.pop(_GIVEN, []), wanted.pop(_GIVEN, [])
+    differences = _differences("", found, wanted)
+    if before != now and not differences:
+        differences = [
+            "settings given for all conversations, which win over a script's `params`: "
+            f"there {', '.join(before) or 'none'}, now {', '.join(now) or 'none'}"
+        ]
     if differences:
         shown = "\n".join(f"    {line}" for line in differences[:_MAX_SHOWN])
         more = f"\n    and {len(differences) - _MAX_SHOWN} more" if len(differences) > _MAX_SHOWN else ""
@@ -208,13 +215,6 @@ def code_sha256() -> str:
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
-
-
-def command_line() -> str:
-    """This process's command, as a shell would read it."""
-    import shlex
-
-    return shlex.join(["rwkvbatch", *sys.argv[1:]])
 
 
 def _cell_identity(settings: CellSettings, spec: ModelSpec, tokenizer: Tokenizer) -> dict[str, Any]:

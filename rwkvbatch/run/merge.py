@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rwkvbatch.errors import RunDamagedError, RunMismatchError, StorageError
+from rwkvbatch.run.command_line import with_directory, without_options
 from rwkvbatch.run.directory import SKIPPED_NAME, RunDirectory
 from rwkvbatch.run.files import OS_FILES, Files, replace_file
 from rwkvbatch.run.lines import BadLineError, decode_row
@@ -289,11 +290,4 @@ def _command_of_whole(command: str | None, out: Path) -> str:
         words = []
     if words[:2] != ["rwkvbatch", "run"]:
         words = ["rwkvbatch", "run", "SCRIPT..."]
-    kept: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        if word in ("--shard", "--out", "-o"):
-            next(rest, None)
-        elif not word.startswith(("--shard=", "--out=")):
-            kept.append(word)
-    return shlex.join([*kept, "--out", str(out)])
+    return with_directory(without_options(words, ("--shard", "--out", "-o")), out)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkvbatch.errors import UsageError
-from rwkvbatch.run.grid import make_cells
+from rwkvbatch.run.grid import GridFile, make_cells
 from rwkvbatch.run.plan import Plan, select
 from rwkvbatch.run.settings import ALIASES, layer_settings, option_name, read_toml
 from rwkvbatch.run.shard import Shard
@@ -59,8 +59,7 @@ def prepare(arguments: RunArguments) -> Prepared:
         ScriptError: a script cannot be read.
     """
     layered = layer_settings(arguments.values, environment=arguments.environment, config=arguments.config)
-    tables = [table for table in (layered.grid, _grid_tables(arguments.grid)) if table]
-    cells = make_cells(arguments.lists, *tables)
+    cells = make_cells(arguments.lists, *_grid_files(layered.grid, arguments))
     settings = layered.settings
     varied = {key for cell in cells for key in cell.overrides}
     for key in sorted(varied & layered.named):
@@ -75,7 +74,10 @@ def prepare(arguments: RunArguments) -> Prepared:
     if settings.max_repeats is not None and settings.max_repeats < settings.repeats:
         raise UsageError(f"--repeats must rise, got {settings.repeats}..{settings.max_repeats}")
     if settings.max_repeats is not None and len(cells) < 2:
-        raise UsageError("--until-ci compares cells with the first one, and there is only one cell")
+        raise UsageError(
+            "--until-ci compares cells with the first one, and there is only one cell",
+            hint="give several, such as --temp 0.3,0.7, or --repeats N alone",
+        )
     shard = None if arguments.shard is None else Shard.parse(arguments.shard)
     if shard is not None and settings.until_ci is not None:
         raise UsageError(
@@ -132,5 +134,10 @@ def split_lists(
     return single, several
 
 
-def _grid_tables(path: Path | None) -> dict[str, Any]:
-    return {} if path is None else read_toml(path, "--grid")
+def _grid_files(of_config: Mapping[str, Any], arguments: RunArguments) -> list[GridFile]:
+    files: list[GridFile] = []
+    if arguments.config is not None:
+        files.append(GridFile(str(arguments.config), of_config))
+    if arguments.grid is not None:
+        files.append(GridFile(str(arguments.grid), read_toml(arguments.grid, "--grid")))
+    return files

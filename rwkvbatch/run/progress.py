@@ -101,7 +101,7 @@ class LineObserver:
 
     def started(self, progress: Progress) -> None:
         self._next_s = self._clock() + LINE_EVERY_S
-        self._say(f"{progress.rows_total - progress.rows_done} of {progress.rows_total} rows to do")
+        self._say(f"{progress.rows_total - progress.rows_done:,} of {progress.rows_total:,} rows to do")
 
     def moved(self, progress: Progress) -> None:
         if self._clock() >= self._next_s:
@@ -113,9 +113,9 @@ class LineObserver:
 
 
 def progress_line(progress: Progress) -> str:
-    """All figures in one line; with several workers also what each has under way."""
-    line = f"{progress.rows_done}/{progress.rows_total} rows, {figures(progress)}"
-    if len(progress.workers) < 2:
+    """All figures in one line; with several workers also what each has under way, while anything is."""
+    line = f"{progress.rows_done:,}/{progress.rows_total:,} rows, {figures(progress)}"
+    if len(progress.workers) < 2 or not progress.active:
         return line
     shown = [f"{worker.name}: {worker.active}" for worker in progress.workers[:MAX_WORKERS_SHOWN]]
     more = len(progress.workers) - MAX_WORKERS_SHOWN
@@ -128,9 +128,11 @@ def figures(progress: Progress) -> str:
     if progress.rows_done < progress.rows_total and progress.seconds_left is not None:
         parts.append(f"{duration(progress.seconds_left)} left")
     if progress.failures:
-        parts.append(f"{progress.failures} failed")
+        parts.append(f"{progress.failures:,} failed")
     if progress.failed_checks:
-        parts.append(f"{progress.failed_checks} check{'s' if progress.failed_checks > 1 else ''} not passed")
+        parts.append(
+            f"{progress.failed_checks:,} check{'s' if progress.failed_checks > 1 else ''} not passed"
+        )
     if progress.lost_workers:
         parts.append(f"{progress.lost_workers} worker{'s' if progress.lost_workers > 1 else ''} lost")
     return ", ".join(parts)

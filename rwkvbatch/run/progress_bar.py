@@ -40,7 +40,7 @@ class BarObserver:
             self._task,
             completed=progress.rows_done,
             total=progress.rows_total,
-            rows=f"{progress.rows_done}/{progress.rows_total}",
+            rows=f"{progress.rows_done:,}/{progress.rows_total:,}",
             figures=figures(progress),
         )
 

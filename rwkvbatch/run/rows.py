@@ -20,6 +20,10 @@ class RowKey:
     repeat: int
     turn: int
 
+    def in_words(self) -> str:
+        """For messages."""
+        return f"conversation {self.conversation}, cell {self.cell}, repeat {self.repeat}, turn {self.turn}"
+
 
 @dataclass(frozen=True)
 class TokenCounts:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from rwkvbatch.config import HistoryMode, Prompting, Sampling, Stopping, ThinkMode, preset
+from rwkvbatch.config import HistoryMode, Prompting, Sampling, Stopping, ThinkMode, allowed_values, preset
 from rwkvbatch.errors import UsageError
 from rwkvbatch.script.reader import Limits
 from rwkvbatch.text.preludes import load_prelude
@@ -27,7 +27,12 @@ ENVIRONMENT_PREFIX = "RWKVBATCH_"
 ALIASES: Mapping[str, str] = {"temp": "temperature"}
 SHORT_NAMES: Mapping[str, str] = {"temperature": "temp"}
 _LISTS = ("ban", "stop", "only", "devices")
-_LIMITS = ("ge", "gt", "le", "lt")
+_SIZE = "must be a number of bytes from 1 up, such as 512M or 2G"
+_IN_WORDS: Mapping[str, str] = {
+    "devices": "must be cpu, cuda, or cuda:N",
+    "state_memory": _SIZE,
+    "max_line_bytes": _SIZE,
+}
 
 
 def _bytes(value: object) -> object:
@@ -229,29 +234,11 @@ def _checked(key: str, value: Any, shown: str) -> Any:
     try:
         return getattr(RunSettings.model_validate({key: value}), key)
     except ValidationError as error:
-        problem = _allowed(key) or error.errors()[0]["msg"].replace("Input should", "must")
-        text = value if isinstance(value, str) else repr(value)
+        first = error.errors()[0]
+        problem = _IN_WORDS.get(key) or allowed_values(RunSettings, key, first["msg"])
+        wrong = first["input"] if key in _LISTS else value
+        text = wrong if isinstance(wrong, str) and wrong else repr(wrong)
         raise UsageError(f"{shown} {problem}, got {text if len(text) < 60 else text[:59] + '…'}") from None
-
-
-def _allowed(key: str) -> str | None:
-    """The range of a setting that is a single number, in words."""
-    info = RunSettings.model_fields[key]
-    annotation: Any = info.annotation
-    kind = {int: "a whole number", float: "a number"}
-    name = next((text for number, text in kind.items() if annotation in (number, number | None)), None)
-    if name is None:
-        return None
-    bounds = {
-        limit: getattr(item, limit) for item in info.metadata for limit in _LIMITS if hasattr(item, limit)
-    }
-    low = f"[{bounds['ge']}" if "ge" in bounds else f"({bounds['gt']}" if "gt" in bounds else ""
-    high = f"{bounds['le']}]" if "le" in bounds else f"{bounds['lt']})" if "lt" in bounds else ""
-    if low and high:
-        return f"must be {name} in {low}, {high}"
-    if low:
-        return f"must be {name}, {'at least' if 'ge' in bounds else 'above'} {low[1:]}"
-    return f"must be {name}"
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +15,7 @@ from rwkvbatch.errors import UsageError
 from rwkvbatch.run.plan import Plan
 from rwkvbatch.run.settings import CellSettings, RunSettings
 from rwkvbatch.run.turns import Desk
+from rwkvbatch.text.prompt import load_template
 from rwkvbatch.text.tokenizer import Tokenizer, world_tokenizer
 
 if TYPE_CHECKING:
@@ -143,6 +144,23 @@ def forkable_workshop(settings: RunSettings) -> Workshop:
 
     torch.set_num_threads(1)
     return Workshop(settings)
+
+
+def refuse_unusable_files(plan: Plan, specs: Mapping[Setup, Any]) -> None:
+    """Read every template and every initial state once: before anything is claimed, not when a worker begins.
+
+    Raises:
+        UsageError, TemplateError, CheckpointError: a file that cannot be used.
+    """
+    prompts = {(s.template, s.think): s for s in plan.cell_settings if s.template is not None}
+    for settings in prompts.values():
+        load_template(settings.prompting())
+    for setup, spec in specs.items():
+        for path in dict.fromkeys(plan.cell_settings[cell].state for cell in setup.cells):
+            if path is not None:
+                from rwkvbatch.model.states import load_state
+
+                load_state(path, spec)
 
 
 def sha256_of_file(path: str, option: str) -> str:

@@ -1,4 +1,4 @@
-"""`status.json`: how the run is going, for whoever looks at the directory from outside."""
+"""`status.json`: how the run is going, for whoever looks at the directory from outside; and looking at it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rwkvbatch.run.files import OS_FILES, Files, replace_file
 from rwkvbatch.run.progress import Progress
@@ -75,3 +75,43 @@ class StatusFile:
     @staticmethod
     def _iso(seconds: float) -> str:
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def why_unfinished(directory: Path, rows_there: int) -> str | None:
+    """Why a run has not all of its rows, for its reader; None where it has, or where nothing says so.
+
+    A process that is killed cannot write that it was: a `running` whose process is gone from this machine is one.
+
+    Args:
+        rows_there: rows that are in the directory now; the file may be older.
+    """
+    try:
+        status: Any = json.loads((directory / STATUS_NAME).read_bytes())
+        state, total = status["state"], int(status["rows_total"])
+        process, host, updated = int(status["pid"]), str(status["host"]), str(status["updated"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    count = f"{rows_there:,} of {total:,} rows are there"
+    match state:
+        case "running" if host != socket.gethostname():
+            return f"{count}; it was running on {host} at {updated}"
+        case "running" if _is_alive(process):
+            return f"{count}; it is still running, as process {process}"
+        case "running":
+            return f"{count}; its process is gone, and the same command goes on with it"
+        case "interrupted":
+            return f"{count}; it was interrupted, and the same command goes on with it"
+        case "failed":
+            return f"{count}; it failed ({status.get('error')})"
+        case _:
+            return None
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True

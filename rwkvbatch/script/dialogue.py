@@ -93,7 +93,7 @@ def to_dialogue(messages: Sequence[Message], source: SourceLine) -> Dialogue:
             turns[-1] = replace(turns[-1], reference=message.content)
     if not turns:
         refuse(source, "has no user message, so there is nothing to reply to", "add a message of role user")
-    for number, turn in enumerate(turns, start=1):
+    for number, turn in enumerate(turns):
         for check in turn.checks:
             if check.needs_reference and turn.reference is None:
                 hint = "add the assistant message that the reply is to be like"

@@ -66,7 +66,7 @@ def _lint_one(conversation: Conversation, history: HistoryMode) -> Iterator[Lint
         for trap in _TRAPS:
             if kind in trap.only_in and (message := trap.found(content)) is not None:
                 yield warn(trap.code, place, message, trap.hint)
-    for number, turn in enumerate(conversation.turns[:-1], start=1):
+    for number, turn in enumerate(conversation.turns[:-1]):
         if history == "gold" and turn.reference is None:
             hint = "with `--history gold` the next turn sees the model's own reply; add an assistant message"
             yield warn("missing-reference", f"turn {number}", "has no reference reply", hint)
@@ -75,7 +75,7 @@ def _lint_one(conversation: Conversation, history: HistoryMode) -> Iterator[Lint
 def _contents(conversation: Conversation) -> Iterator[tuple[str, str, str]]:
     if conversation.system is not None:
         yield "system", "system", conversation.system
-    for number, turn in enumerate(conversation.turns, start=1):
+    for number, turn in enumerate(conversation.turns):
         yield "user", f"turn {number}", turn.user
         if turn.reference is not None:
             yield "reference", f"turn {number} reference", turn.reference

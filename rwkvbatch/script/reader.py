@@ -111,7 +111,8 @@ class _Reading:
         self._places: dict[str, SourceLine] = {}
 
     def read_file(self, path: str) -> None:
-        num_before, defaults, is_first = len(self.conversations), FileDefaults(), True
+        num_before, skipped_before = len(self.conversations), len(self.skipped)
+        defaults, is_first = FileDefaults(), True
         with _opened(path) as file:
             for line in _raw_lines(file, path, self._limits.max_line_bytes):
                 if not line.data.strip():
@@ -134,7 +135,9 @@ class _Reading:
                     self.skipped.append(SkippedLine(line.source, line.data, line.whole, error))
                 is_first = False
         if len(self.conversations) == num_before:
-            message = "holds no conversation" + (" that can be used" if self.skipped else "")
+            message = "holds no conversation"
+            if len(self.skipped) > skipped_before:
+                message += f" that can be used; its first bad line: {self.skipped[skipped_before].error}"
             raise ScriptError(
                 message, path=_shown_path(path), hint="write one JSON object a line; see docs/scripts.md"
             )
@@ -144,7 +147,7 @@ class _Reading:
             limit = self._limits.max_line_bytes
             refuse(
                 line.source,
-                f"the line is longer than {limit} bytes",
+                f"the line is longer than {limit:,} bytes",
                 f"split it, or {_raise_limit('max_line_bytes')}",
             )
         try:
@@ -159,12 +162,12 @@ class _Reading:
         if len(self.conversations) >= self._limits.max_conversations:
             limit = self._limits.max_conversations
             raise UsageError(
-                f"{source}: more than {limit} conversations",
+                f"{source}: more than {limit:,} conversations",
                 hint=f"use fewer, or {_raise_limit('max_conversations')}",
             )
         found = read_conversation(value, source, self._default_id(source))
         if len(found.turns) > self._limits.max_turns:
-            message = f"has {len(found.turns)} turns, more than {self._limits.max_turns}"
+            message = f"has {len(found.turns):,} turns, more than {self._limits.max_turns:,}"
             refuse(source, message, f"split it, or {_raise_limit('max_turns')}")
         if found.id in self._places:
             hint = "give one of the two another id, or leave ids out: they must be unique in a run"
@@ -197,27 +200,31 @@ def _opened(path: str) -> Generator[BinaryIO]:
 
 
 def _raw_lines(file: BinaryIO, path: str, max_bytes: int) -> Iterator[_RawLine]:
-    """Lines without their ends. No more than `max_bytes` of a line are ever held; the rest of it is read past."""
+    """Lines without their ends. No more than `max_bytes` of a line are ever held.
+
+    The rest of a longer one is read past when the next line is asked for: whoever refuses it does not wait for its end.
+    """
     number = 0
     while True:
         number += 1
-        source = SourceLine(path, number)
-        try:
-            data = file.readline(max_bytes + 2)
-            ended = data.endswith(b"\n") or len(data) < max_bytes + 2
-            while not ended:
-                rest = file.readline(_CHUNK_BYTES)
-                ended = rest.endswith(b"\n") or not rest
-        except OSError as error:
-            raise ScriptError(
-                f"cannot be read: {error.strerror}", path=_shown_path(path), line=number
-            ) from None
+        data = _read_up_to(file, max_bytes + 2, path, number)
         if not data:
             return
+        ended = data.endswith(b"\n") or len(data) < max_bytes + 2
         if number == 1:
             data = data.removeprefix(_BOM)
         data = data.removesuffix(b"\n").removesuffix(b"\r")
-        yield _RawLine(source, data[:max_bytes], len(data) <= max_bytes)
+        yield _RawLine(SourceLine(path, number), data[:max_bytes], len(data) <= max_bytes)
+        while not ended:
+            rest = _read_up_to(file, _CHUNK_BYTES, path, number)
+            ended = rest.endswith(b"\n") or not rest
+
+
+def _read_up_to(file: BinaryIO, num_bytes: int, path: str, line: int) -> bytes:
+    try:
+        return file.readline(num_bytes)
+    except OSError as error:
+        raise ScriptError(f"cannot be read: {error.strerror}", path=_shown_path(path), line=line) from None
 
 
 def _raise_limit(name: str) -> str:

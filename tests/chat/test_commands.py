@@ -87,7 +87,7 @@ def talk() -> Talk:
         ("/fold off", "shown"),
         ("/seed -1", "must be in 0"),
         ("/seed x", "whole number"),
-        ("/undo", "no turn, for there is none yet"),
+        ("/undo", "/undo: there is no turn to take back"),
         ("/retry", "there is none yet"),
         ("/retry x", "/retry takes nothing"),
         ("/again", "there is none yet"),
@@ -130,6 +130,17 @@ def test_a_command_that_is_refused_changes_nothing(talk: Talk) -> None:
         assert not talk.went_well
     assert talk.chat.session.dialogue.as_dict() == before
     assert talk.chat.session.settings == SETTINGS
+
+
+def test_a_line_without_an_end_is_not_waited_for(talk: Talk) -> None:
+    class Endless(io.StringIO):
+        def readline(self, size: int | None = -1, /) -> str:
+            assert size is not None
+            assert size > 0
+            return "x" * size
+
+    with pytest.raises(UsageError, match="a line may have 10,000,000 characters"):
+        talk_plainly(talk.chat, Endless())
 
 
 def test_another_reply_of_greedy_sampling_is_said_to_be_the_same(talk: Talk) -> None:
@@ -279,6 +290,27 @@ def test_an_editor_that_fails_changes_nothing(editor: str, monkeypatch: pytest.M
     monkeypatch.setenv("EDITOR", editor)
     with pytest.raises(UsageError, match="the editor"):
         edit_text("text")
+
+
+def test_the_editor_that_everybody_has_is_not_started_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.delenv("EDITOR", raising=False)
+    with pytest.raises(UsageError, match="needs a terminal"):
+        edit_text("text")
+
+
+def test_a_setting_that_is_none_names_all_there_are(talk: Talk) -> None:
+    assert "temp, top_p" in talk.say("/set tmep 1")
+    assert "seed; got 'tmep'" in talk.say("/set tmep 1")
+
+
+def test_one_turn_is_not_said_to_be_turns(talk: Talk) -> None:
+    talk.say("hello")
+    said = talk.say("/stats")
+    assert "1 turn," in said
+    assert "1 reply," in said
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,12 @@ def test_a_wrong_command_in_a_pipe_is_said_and_fails_at_the_end(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+def test_tokens_can_be_banned_by_a_comma_list_as_in_run(tmp_path: Path) -> None:
+    done = chat(tmp_path, "/params\n", "--ban", "3,5", "--no-transcript")
+    assert done.returncode == 0, done.stderr
+    assert "3,5" in done.stdout + done.stderr
+
+
 def test_a_wrong_option_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
     done = chat(tmp_path, "", "--temp", "hot")
     assert done.returncode == 2
@@ -126,6 +132,12 @@ def test_raw_text_is_not_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_sampling_fits_the_model_unless_it_is_given(values: dict[str, str], bundled: bool, name: str) -> None:
     assert chat_settings(layer_settings(values).settings, bundled=bundled).sampling == preset(name)
+
+
+def test_a_temperature_beside_greedy_samples() -> None:
+    assert preset("greedy").greedy
+    for values in ({"temperature": "0.5"}, {"preset": "greedy", "temperature": "0.5"}):
+        assert not chat_settings(layer_settings(values).settings, bundled=True).sampling.greedy
 
 
 def test_one_option_changes_only_itself() -> None:

@@ -38,7 +38,14 @@ def test_the_table_names_every_figure_on_80_columns(
     monkeypatch.setenv("COLUMNS", "80")
     assert invoke(["bench", "--model", str(model_file), "--quick", "--quiet", "--threads", "1"]) == 0
     out, err = capsys.readouterr()
-    for name in ("decode, 64 rows", "prompt, 512 tokens", "sampling with penalties", "tokenizer", "tokens/s"):
+    for name in (
+        "decode, 64 rows",
+        "prompt, 512 tokens",
+        "sampling with penalties",
+        "tokenizer",
+        "tokens/s",
+        "1 thread,",
+    ):
         assert name in out
     assert err == ""
 

@@ -138,6 +138,7 @@ def test_nobody_else_may_write_a_report_whatever_the_umask(sweep: str, tmp_path:
         (["--out", "/dev/null/r.html"], ExitCode.INTERNAL, "cannot be written: Not a directory"),
         (["--out", "/dev/full"], ExitCode.INTERNAL, "cannot be written: No space left"),
         (["--out", "/nowhere/r.html"], ExitCode.INTERNAL, "cannot be written"),
+        (["--out", "/nowhere/r.pdf"], ExitCode.USAGE, "the ending must say the format, one of .md, .csv"),
         (["/nowhere/run"], ExitCode.BAD_INPUT, "there is no such run"),
     ],
 )

@@ -15,7 +15,6 @@ import pytest
 
 import rwkvbatch
 from rwkvbatch.cli.app import invoke
-from rwkvbatch.cli.run import continue_command
 from rwkvbatch.run.execute import read_rows
 
 ROOT = Path(__file__).parent.parent.parent
@@ -98,6 +97,16 @@ def test_a_failed_check_is_exit_code_1(tmp_path: Path) -> None:
     script = tmp_path / "s.jsonl"
     script.write_text(conversation("c", "Hello.", expect=[{"equals": "no model ever says this"}]) + "\n")
     assert invoke(["run", str(script), "-o", str(tmp_path / "out"), "-q", "--max-tokens", "4"]) == 1
+
+
+def test_after_a_failed_check_the_next_step_is_to_look_at_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "s.jsonl"
+    script.write_text(conversation("c", "Hello.", expect=[{"equals": "no model ever says this"}]) + "\n")
+    out = tmp_path / "out"
+    assert invoke(["run", str(script), "-o", str(out), "--max-tokens", "4"]) == 1
+    assert f"next: rwkvbatch show {out} --failed\n" in capsys.readouterr().err
 
 
 def test_too_many_failed_rows_end_the_run_with_exit_code_1(
@@ -303,12 +312,6 @@ def test_a_log_file_holds_json_lines(script: Path, tmp_path: Path) -> None:
     assert {"time", "level", "logger", "message"} <= lines[0].keys()
     assert any(line["message"] == "loaded the model" for line in lines)
     assert lines[-1]["message"] == "the run ended"
-
-
-def test_the_command_that_continues_has_its_directory() -> None:
-    assert continue_command(["run", "a b.jsonl"], Path("runs/x")) == "rwkvbatch run 'a b.jsonl' --out runs/x"
-    assert continue_command(["run", "a", "-o", "r"], Path("r")) == "rwkvbatch run a -o r"
-    assert continue_command(["run", "a", "--out=r"], Path("r")) == "rwkvbatch run a --out=r"
 
 
 def test_the_library_s_run_gives_the_same_rows(script: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from rwkvbatch.cli.run_view import summary_table
@@ -38,6 +39,18 @@ def test_a_narrow_terminal_shows_a_long_name_setting_by_setting() -> None:
         "temp=1,",
         "top_p=0.3",
     ]
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80])
+def test_a_narrow_terminal_has_fewer_columns_and_none_cut_off(width: int) -> None:
+    text = shown(width=width, reference=Reference("r", 1.25, 0.5, 4))
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert "…" not in text
+    assert ("200 / 200 ms" in text) == (width >= 80)
+    assert ("stop" in text) == (width >= 60)
+    if width >= 40:
+        assert "3/3 100%" in text
+        assert "1.250" in text
 
 
 def test_several_endings_are_counted() -> None:

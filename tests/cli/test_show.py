@@ -97,7 +97,8 @@ def test_that_nothing_failed_is_said_unless_quiet(tmp_path: Path, capsys: pytest
     [
         (["nobody"], "none called 'nobody'"),
         (["--cell", "t=9"], "none called 't=9'"),
-        (["--turn", "7"], "no such turn"),
+        (["--turn", "7"], "--turn must be in 0 to 1 for what is asked for, got 7"),
+        (["--repeat", "9"], "--repeat must be in 0 to"),
     ],
 )
 def test_what_is_not_there_is_a_usage_error(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,14 @@ def test_a_full_standard_output_is_one_message_and_exit_code_4(arguments: str, r
     first, second = done.stderr.splitlines()
     assert first == "rwkvbatch: error: input or output failed: No space left on device"
     assert second.startswith("  ")
+
+
+@pytest.mark.parametrize("arguments", ["show RUN", "compare RUN RUN2 --metric score --changes 3", "--help"])
+def test_an_encoding_that_lacks_characters_gets_escapes(arguments: str, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "other")
+    command = arguments.replace("RUN2", str(tmp_path / "other")).replace("RUN", str(run))
+    done = shell(f"PYTHONIOENCODING=ascii @ {command}", run)
+    assert (done.returncode, done.stdout.isascii()) == (ExitCode.DONE, True), done.stderr
 
 
 @pytest.mark.parametrize("json", ["", "--json"])

@@ -12,7 +12,7 @@ import pytest
 from rwkvbatch.compare import load, results
 from rwkvbatch.compare.loading import load_runs
 from rwkvbatch.compare.metrics import TURN_METRICS
-from rwkvbatch.errors import RunDamagedError, RunDirectoryError
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError, UsageError
 from rwkvbatch.run.rows import Row
 from tests.compare.make_run import encode, make_row, make_run, write_run
 
@@ -54,6 +54,23 @@ def test_a_single_cell_is_named_after_two_colons(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=2)
     run = load_runs([f"{path}::t=2"])[0]
     assert run.cells == ["t=2"]
+
+
+def test_an_unknown_cell_is_refused_beside_the_whole_run_too(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=2)
+    with pytest.raises(RunDirectoryError, match="no cell 't=3'"):
+        load_runs([f"{path}::t=3", str(path)])
+
+
+def test_a_run_that_is_not_finished_comes_with_a_note(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", conversations=2)
+    (path / "status.json").write_text(
+        '{"state": "interrupted", "rows_total": 3000, "pid": 1, "host": "h", "updated": "now"}'
+    )
+    assert load_runs([str(path)])[0].notes == (
+        f"{path} is not finished: 8 of 3,000 rows are there; it was interrupted, and the same command goes on "
+        "with it",
+    )
 
 
 def test_an_unknown_cell_names_those_there_are(tmp_path: Path) -> None:
@@ -177,3 +194,25 @@ def test_a_manifest_that_is_not_json_is_an_error(tmp_path: Path) -> None:
     (path / "manifest.json").write_text("{", encoding="utf-8")
     with pytest.raises(RunDamagedError, match=r"manifest\.json: is not JSON"):
         load_runs([str(path)])
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"id": "a"}', "it has no 'conversation'"),
+        ("{", "not JSON"),
+        ("[]", "not a JSON object"),
+    ],
+)
+def test_a_file_that_is_no_run_s_is_refused_in_words(line: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(RunDamagedError, match=rf"x\.jsonl:1: is no row of a run: {reason}$"):
+        load_runs([str(path)])
+
+
+def test_a_run_given_twice_is_refused(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=2)
+    with pytest.raises(UsageError, match="is given twice"):
+        load_runs([str(path), f"{path}/"])
+    assert len(load_runs([f"{path}::t=1", f"{path}::t=2"])) == 1

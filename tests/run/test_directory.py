@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rwkvbatch.errors import RunMismatchError
+from rwkvbatch.errors import RunMismatchError, StorageError
 from rwkvbatch.run.directory import RunDirectory, default_directory
 from rwkvbatch.run.lines import encode_row
+from rwkvbatch.run.manifest import refuse_other_run
 from rwkvbatch.run.plan import Plan
 from rwkvbatch.run.rows import Row
 from rwkvbatch.text.safe import printable
@@ -67,6 +69,41 @@ def test_a_run_without_a_row_gives_its_directory_to_another_and_one_with_a_row_d
     directory = RunDirectory(tmp_path, "")
     with pytest.raises(RunMismatchError, match="seed: there 2, now 3"):
         directory.claim({"seed": 3}, dict)
+    directory.close()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"seed": 3, "given_for_all": ["seed"]}, ["    seed: there 2, now 3"]),
+        (
+            {"seed": 2, "given_for_all": ["seed"]},
+            [
+                "    settings given for all conversations, which win over a script's `params`: there none, now seed"
+            ],
+        ),
+    ],
+)
+def test_another_run_is_told_by_its_settings_before_where_they_came_from(
+    wanted: dict[str, object], said: list[str]
+) -> None:
+    there = {"identity": {"seed": 2, "given_for_all": []}}
+    with pytest.raises(RunMismatchError) as caught:
+        refuse_other_run(Path("runs/x"), there, wanted)
+    assert str(caught.value).splitlines()[1:] == said
+
+
+def test_a_disk_without_room_for_the_lock_s_courtesy_is_told_with_the_run_s_own_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    monkeypatch.setattr("os.write", full)
+    directory = RunDirectory(tmp_path / "out", "")
+    with pytest.raises(StorageError, match=r"manifest\.json: write failed: No space left"):
+        directory.claim({"seed": 1}, dict)
     directory.close()
 
 

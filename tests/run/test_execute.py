@@ -19,7 +19,7 @@ from rwkvbatch.errors import (
     RunMismatchError,
     StorageError,
 )
-from rwkvbatch.run.driver import TooManyFailuresError
+from rwkvbatch.run.driver import FAILURES_TOLD, TooManyFailuresError
 from rwkvbatch.run.execute import RunOptions, RunResult, execute, read_rows
 from rwkvbatch.run.grid import Cell
 from rwkvbatch.run.lock import DirectoryLock
@@ -294,6 +294,26 @@ class TestFailedRows:
         shop = FakeShop(change=lambda request, reply: replace(reply, finish="time", stopped_by=None))
         rows = list(run(None, make_plan(3), shop).rows())
         assert {row.finish for row in rows} == {"time"}
+
+    def test_turns_that_were_not_reached_do_not_count_for_max_failures(self, tmp_path: Path) -> None:
+        conversations = [make_conversation(f"c{n}", 5, checks=[Check("mine", 1, Raises())]) for n in range(2)]
+        plan = make_plan(conversations=conversations, cells=[Cell("base", {})], max_failures=2)
+        assert run(tmp_path / "run", plan).summary.errors == 10
+
+    def test_a_failed_row_is_told_with_its_place_and_many_only_to_the_log_file(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        conversations = [
+            make_conversation(f"c{n}", 2, checks=[Check("mine", 1, Raises())]) for n in range(30)
+        ]
+        plan = make_plan(conversations=conversations, cells=[Cell("base", {})], batch_size=1)
+        with caplog.at_level("INFO"):
+            run(tmp_path / "run", plan)
+        failures = [record for record in caplog.records if ": failed: " in record.message]
+        assert len(failures) == 60
+        told = [record.message for record in failures if record.levelname == "WARNING"]
+        assert len(told) == FAILURES_TOLD
+        assert told[0].startswith("conversation c0, cell base, repeat 0, turn 0: failed: check 'mine' failed")
 
     def test_max_failures_ends_the_run_and_keeps_what_is_done(self, tmp_path: Path) -> None:
         conversations = [make_conversation(f"c{n}", 1, checks=[Check("mine", 1, Raises())]) for n in range(9)]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rwkvbatch.config import PRESETS
 from rwkvbatch.errors import UsageError
-from rwkvbatch.run.grid import Cell, make_cells
+from rwkvbatch.run.grid import Cell, GridFile, make_cells
 from rwkvbatch.run.plan import select
 from rwkvbatch.run.settings import RunSettings
 from tests.run.fakes import make_conversation, make_plan
@@ -41,7 +41,7 @@ class TestGrid:
             "cells": {"careful": {"preset": "precise", "max_tokens": 5}},
             "override": {"temp=0.7,top_p=0.9,top_k=50": {"max_tokens": 64}},
         }
-        cells = make_cells({}, table)
+        cells = make_cells({}, GridFile("g.toml", table))
         assert names(cells) == [
             "temp=0.3,top_p=0.1,top_k=0",
             "temp=0.3,top_p=0.9,top_k=50",
@@ -53,7 +53,7 @@ class TestGrid:
         assert cells[4].overrides == {**dict(PRESETS["precise"]), "max_tokens": 5}
 
     def test_the_command_line_and_a_file_multiply(self) -> None:
-        cells = make_cells({"history": ["own", "gold"]}, {"grid": {"temp": [0, 1]}})
+        cells = make_cells({"history": ["own", "gold"]}, GridFile("g.toml", {"grid": {"temp": [0, 1]}}))
         assert names(cells) == [
             "history=own,temp=0",
             "history=own,temp=1",
@@ -74,7 +74,8 @@ class TestGrid:
             ({}, ({"grid": {"temp": 1}},), "[grid] temp must be a list of values, got 1"),
             ({}, ({"grid": {"temp": [9, 200]}},), "[grid] temp must be a number in [0, 100], got 200"),
             ({}, ({"grid": {"warmth": [1]}},), "[grid] warmth: unknown setting"),
-            ({}, ({"gird": {}},), "unknown table [gird]"),
+            ({}, ({"gird": {}},), "g.toml: unknown table [gird]; allowed are grid, zip, cells, override"),
+            ({}, ({"temp": [0, 1]},), "unknown table [temp]"),
             ({}, ({"zip": {"temp": [1, 2], "top_k": [1]}},), "[zip]: all lists must be of one length"),
             ({}, ({"cells": {"a b": {}}},), "a cell's name has 1 to 100"),
             ({}, ({"cells": {"a": 3}},), "[cells.a] must be a table of settings, got 3"),
@@ -89,8 +90,9 @@ class TestGrid:
     )
     def test_what_cannot_be_is_said(self, lists: Any, tables: Any, message: str) -> None:
         with pytest.raises(UsageError) as caught:
-            make_cells(lists, *tables)
+            make_cells(lists, *[GridFile("g.toml", table) for table in tables])
         assert message in str(caught.value)
+        assert str(caught.value).startswith("g.toml: ") == bool(tables)
 
 
 class TestPlan:

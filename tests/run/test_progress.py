@@ -111,6 +111,7 @@ class TestWorkers:
     def test_the_line_says_what_each_has_under_way_and_how_many_were_lost(self) -> None:
         line = progress_line(with_workers(2))
         assert line.endswith("23 s left, 1 worker lost; under way: worker 0: 2, worker 1: 2")
+        assert progress_line(replace(with_workers(2), active=0)).endswith("23 s left, 1 worker lost")
 
     def test_a_single_one_is_not_named(self) -> None:
         assert "worker 0" not in progress_line(with_workers(1))

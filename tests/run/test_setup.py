@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rwkvbatch
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import InputError, UsageError
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.run.grid import make_cells
 from rwkvbatch.run.manifest import read_manifest
@@ -119,6 +119,15 @@ def test_a_state_file_that_is_not_there_is_one_clear_error(
 ) -> None:
     with pytest.raises(UsageError, match=r"--state nowhere\.pth: cannot be read"):
         rwkvbatch.run(script, model=str(models / "one"), state="nowhere.pth", out=tmp_path / "out")
+
+
+def test_files_that_cannot_be_used_leave_no_directory(models: Path, script: Path, tmp_path: Path) -> None:
+    template = tmp_path / "t.jinja"
+    template.write_text("hello")
+    for values in ({"state": str(models / "one.pth")}, {"template": str(template)}):
+        with pytest.raises(InputError, match=r"not a state file|defines no macro"):
+            rwkvbatch.run(script, model=str(models / "one"), out=tmp_path / "out", **values)
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_loaded_model_can_be_given(models: Path, script: Path) -> None:

@@ -20,20 +20,20 @@ def codes(tmp_path: Path, *messages: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 CASES: list[tuple[dict[str, Any], list[tuple[str, str]]]] = [
-    (user("a\n\nb"), [("blank-line", "turn 1")]),
-    (user("a\n \t\nb"), [("blank-line", "turn 1")]),
-    (user("a\r\n\r\nb"), [("carriage-return", "turn 1"), ("blank-line", "turn 1")]),
-    (user("a\rb"), [("carriage-return", "turn 1")]),
-    (user(""), [("empty-content", "turn 1")]),
-    (user(" \n"), [("empty-content", "turn 1")]),
-    (user(" a"), [("outer-space", "turn 1")]),
-    (user("a\n\n"), [("outer-space", "turn 1")]),
-    (user("Assistant: "), [("outer-space", "turn 1"), ("role-space", "turn 1")]),
-    (user("Hi\nAssistant:"), [("role-space", "turn 1")]),
-    (user("a\nUser: b"), [("role-line", "turn 1")]),
-    (user("User: b"), [("role-line", "turn 1")]),
-    (user("a\x00b"), [("control-character", "turn 1")]),
-    (user("a\x1b[0m"), [("control-character", "turn 1")]),
+    (user("a\n\nb"), [("blank-line", "turn 0")]),
+    (user("a\n \t\nb"), [("blank-line", "turn 0")]),
+    (user("a\r\n\r\nb"), [("carriage-return", "turn 0"), ("blank-line", "turn 0")]),
+    (user("a\rb"), [("carriage-return", "turn 0")]),
+    (user(""), [("empty-content", "turn 0")]),
+    (user(" \n"), [("empty-content", "turn 0")]),
+    (user(" a"), [("outer-space", "turn 0")]),
+    (user("a\n\n"), [("outer-space", "turn 0")]),
+    (user("Assistant: "), [("outer-space", "turn 0"), ("role-space", "turn 0")]),
+    (user("Hi\nAssistant:"), [("role-space", "turn 0")]),
+    (user("a\nUser: b"), [("role-line", "turn 0")]),
+    (user("User: b"), [("role-line", "turn 0")]),
+    (user("a\x00b"), [("control-character", "turn 0")]),
+    (user("a\x1b[0m"), [("control-character", "turn 0")]),
     (user("The User: a column.\nWhat is it?\tTell me."), []),
     (user("My User:\nx"), []),
 ]
@@ -48,13 +48,13 @@ def test_a_trap_in_a_user_message_is_found(
 
 def test_the_place_names_system_turn_or_reference(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": " s"}, user(), assistant("a "), user("b ")]
-    places = [("outer-space", "system"), ("outer-space", "turn 1 reference"), ("outer-space", "turn 2")]
+    places = [("outer-space", "system"), ("outer-space", "turn 0 reference"), ("outer-space", "turn 1")]
     assert codes(tmp_path, *messages) == places
 
 
 def test_a_blank_line_in_a_reference_has_its_own_warning(tmp_path: Path) -> None:
-    assert codes(tmp_path, user(), assistant("a\n\nb")) == [("blank-line-in-reference", "turn 1 reference")]
-    assert codes(tmp_path, user(), assistant(" ")) == [("empty-reference", "turn 1 reference")]
+    assert codes(tmp_path, user(), assistant("a\n\nb")) == [("blank-line-in-reference", "turn 0 reference")]
+    assert codes(tmp_path, user(), assistant(" ")) == [("empty-reference", "turn 0 reference")]
 
 
 def test_a_clean_conversation_has_no_warnings(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_turns_without_a_reference_matter_under_gold_history_only(tmp_path: Path
     ).conversations
     assert lint(conversations) == ()
     assert [(w.code, w.place) for w in lint(conversations, history="gold")] == [
-        ("missing-reference", "turn 1")
+        ("missing-reference", "turn 0")
     ]
 
 
@@ -78,7 +78,7 @@ def test_a_warning_says_file_line_conversation_and_the_way_out(tmp_path: Path) -
     script = read(tmp_path, b"", conversation(user("a\n\nb"), id="x"))
     (warning,) = lint(script.conversations)
     assert (warning.source.line, warning.conversation) == (2, "x")
-    assert str(warning).startswith(f"{tmp_path}/demo.jsonl:2: blank-line: turn 1: has a blank line inside (")
+    assert str(warning).startswith(f"{tmp_path}/demo.jsonl:2: blank-line: turn 0: has a blank line inside (")
 
 
 def test_every_code_is_documented() -> None:

@@ -221,6 +221,11 @@ def test_a_line_over_the_limit_is_refused_and_the_next_line_is_still_line_three(
     assert (len(script.skipped[0].raw), script.skipped[0].whole) == (200, False)
 
 
+def test_a_line_without_an_end_is_refused_without_waiting_for_it() -> None:
+    with pytest.raises(ScriptError, match=r"zero:1: the line is longer than 1,000 bytes"):
+        read_scripts(["/dev/zero"], limits=Limits(max_line_bytes=1000))
+
+
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b""])
 def test_a_line_of_exactly_the_limit_is_read(end: bytes, tmp_path: Path) -> None:
     path = tmp_path / "demo.jsonl"
@@ -238,22 +243,24 @@ def test_a_huge_line_is_not_held_in_memory(tmp_path: Path) -> None:
         file.write(b'"}\n')
     tracemalloc.start()
     try:
-        with pytest.raises(ScriptError, match="longer than 10000000 bytes"):
+        with pytest.raises(ScriptError, match="longer than 10,000,000 bytes"):
             read_scripts([str(path)])
+        with pytest.raises(ScriptError, match="no conversation that can be used"):
+            read_scripts([str(path)], skip_bad=True)  # reads past it
         assert tracemalloc.get_traced_memory()[1] < 60_000_000
     finally:
         tracemalloc.stop()
 
 
 def test_more_turns_than_allowed_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ScriptError, match=r":1: has 20000 turns, more than 10000"):
+    with pytest.raises(ScriptError, match=r":1: has 20,000 turns, more than 10,000"):
         read(tmp_path, conversation(*[user()] * 20_000))
     assert read(tmp_path, conversation(*[user()] * 3), limits=Limits(max_turns=3)).conversations
 
 
 def test_a_million_turns_end_at_the_limit_of_a_line(tmp_path: Path) -> None:
     line = b'{"messages": [' + b",".join([b'{"role":"user","content":""}'] * 1_000_000) + b"]}"
-    with pytest.raises(ScriptError, match="longer than 10000000 bytes"):
+    with pytest.raises(ScriptError, match="longer than 10,000,000 bytes"):
         read(tmp_path, line)
 
 
@@ -391,3 +398,25 @@ def test_any_object_is_read_or_refused(
     else:
         assert found.conversations[0].turns
         assert len(found.sha256) == 64
+
+
+def test_a_file_of_bad_lines_alone_says_why_the_first_one_is_bad(tmp_path: Path) -> None:
+    with pytest.raises(ScriptError) as caught:
+        read(tmp_path, b"{", skip_bad=True)
+    said = str(caught.value)
+    assert "holds no conversation that can be used; its first bad line: " in said
+    assert "demo.jsonl:1:2: not JSON" in said
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"temperature": -1}, "params: temperature: must be a number in [0, 100], got -1"),
+        ({"ban": ["a"]}, "params: ban.0: must be token ids, whole numbers from 0 up, got 'a'"),
+        ({"order": "up"}, "params: order: must be 'top-p-first' or 'temperature-first', got 'up'"),
+    ],
+)
+def test_a_param_says_what_it_may_be(params: dict[str, object], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ScriptError) as caught:
+        read(tmp_path, conversation(params=params))
+    assert said in str(caught.value)

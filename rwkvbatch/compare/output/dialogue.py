@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.rule import Rule
@@ -22,6 +22,9 @@ from rwkvbatch.compare.metrics import TURN_METRICS
 from rwkvbatch.compare.output.wording import number
 from rwkvbatch.errors import UsageError
 from rwkvbatch.text.safe import printable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _SHOWN_METRICS = ("score", "nll", "logprob", "loop", "first_token_s")
 
@@ -56,15 +59,14 @@ def dialogues(
         failed_only: only dialogues with an error or a failed check.
 
     Raises:
-        UsageError: a name is none of the run's.
+        UsageError: a name, repeat or turn is none of the run's.
     """
     names = _chosen("conversation", conversations, run.conversations)
     wanted_cells = _chosen("--cell", cells, [*run.facts.cells, *run.cells])
     rows = run.rows.loc[run.rows["conversation"].isin(names) & run.rows["cell"].isin(wanted_cells)]
-    if repeat is not None:
-        rows = rows.loc[rows["repeat"] == repeat]
-    if turn is not None:
-        rows = rows.loc[rows["turn"] == turn]
+    for name, wanted in (("repeat", repeat), ("turn", turn)):
+        if wanted is not None:
+            rows = _only(rows, name, wanted)
     groups: dict[tuple[str, str, int], list[dict[Any, Any]]] = {}
     for row in rows.sort_values("turn", kind="stable").to_dict("records"):
         groups.setdefault((row["conversation"], row["cell"], row["repeat"]), []).append(row)
@@ -76,6 +78,14 @@ def dialogues(
         if not failed_only or any(_failed(row) for row in own)
     ]
     return sorted(found, key=lambda d: (cell_order[d.cell], order[d.conversation], d.repeat))
+
+
+def _only(rows: pd.DataFrame, column: str, wanted: int) -> pd.DataFrame:
+    found = rows.loc[rows[column] == wanted]
+    if len(rows) and not len(found):
+        last = max(rows[column].tolist())
+        raise UsageError(f"--{column} must be in 0 to {last} for what is asked for, got {wanted}")
+    return found
 
 
 def turn_record(row: dict[Any, Any]) -> dict[str, Any]:

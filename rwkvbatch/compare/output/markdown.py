@@ -20,7 +20,6 @@ from rwkvbatch.compare.output.wording import (
 )
 from rwkvbatch.compare.paired import Comparison
 from rwkvbatch.compare.pairing import Variant
-from rwkvbatch.compare.summary import variant_means
 from rwkvbatch.text.safe import printable
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
@@ -60,7 +59,7 @@ def escaped(text: str) -> str:
 
 def _means(analysis: Analysis, variant: Variant) -> str:
     rows = ["| metric | mean | 95 % interval |", "|---|---:|---|"]
-    for mean in variant_means(analysis.table, variant):
+    for mean in analysis.means(variant):
         cells = (mean.metric.title, number(mean.mean, mean.metric.digits), mean_interval(mean))
         rows.append(f"| {' | '.join(escaped(cell) for cell in cells)} |")
     return "\n".join(rows)

@@ -13,7 +13,6 @@ from typing import Any, Final
 from rwkvbatch.compare.analysis import Analysis
 from rwkvbatch.compare.changes import ConversationChange, most_changed
 from rwkvbatch.compare.paired import Comparison
-from rwkvbatch.compare.summary import variant_means
 from rwkvbatch.text.safe import printable, printable_json
 
 _FORMULA_SIGNS = frozenset("=+-@＝＋－＠")
@@ -61,7 +60,7 @@ def as_json(analysis: Analysis) -> str:
                 **{name: _plain(getattr(mean, name)) for name in ("mean", "low", "high", "num_values")},
             }
             for variant in analysis.variants
-            for mean in variant_means(analysis.table, variant)
+            for mean in analysis.means(variant)
         ],
         "gates": [
             {
@@ -96,7 +95,7 @@ def as_csv(analysis: Analysis) -> str:
         writer.writerow([harmless(value) for value in as_record(line).values()])
     if not analysis.comparisons:
         for variant in analysis.variants:
-            for mean in variant_means(analysis.table, variant):
+            for mean in analysis.means(variant):
                 known = {
                     "variant": variant.label,
                     "metric": mean.metric.name,

@@ -33,6 +33,14 @@ _VERDICT_STYLES = {"better": "bold green", "worse": "bold red", "differs": "bold
 _PIECE_STYLES = {"same": "", "gone": "red strike", "new": "green bold"}
 _MARKS = {"gone": ("[-", "-]"), "new": ("{+", "+}")}
 _WIDE = 104
+_COLUMNS = (
+    (_WIDE, ("baseline", "variant", "diff", "95 % interval", "W/T/L", "detectable", "p", "verdict")),
+    (72, ("baseline", "variant", "diff", "95 % interval", "p", "verdict")),
+    (50, ("variant", "diff", "95 % interval", "verdict")),
+    (0, ("diff", "95 % interval", "verdict")),
+)
+"""From which width on a terminal has which columns."""
+_LEFT = ("95 % interval", "verdict")
 _MANY_PAIRS = 3
 _MAX_DIFF_CHARACTERS = 600
 
@@ -42,7 +50,7 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 3
     if analysis.comparisons:
         headings = {heading(line) for line in analysis.comparisons}
         tables = _by_metric if len(headings) >= _MANY_PAIRS else _by_pair
-        for table in tables(analysis.comparisons, wide=console.width >= _WIDE):
+        for table in tables(analysis.comparisons, console.width):
             console.print(table)
             console.print()
     else:
@@ -98,65 +106,62 @@ def safe(text: str, style: str = "") -> Text:
     return Text(printable(text, keep_newlines=False), style=style)
 
 
-def _by_pair(lines: Iterable[Comparison], *, wide: bool) -> Iterable[Table]:
+def _by_pair(lines: Iterable[Comparison], width: int) -> Iterable[Table]:
     groups: dict[str, list[Comparison]] = {}
     for line in lines:
         groups.setdefault(heading(line), []).append(line)
     for title, own in groups.items():
         most = max(own, key=lambda line: line.num_values)
-        table = _table(f"{title}  ({most.num_values} turns, {most.num_conversations} conversations)", wide)
-        for line in own:
-            table.add_row(
-                safe(metric_title(line)), number(line.baseline_mean, line.metric.digits), *_cells(line, wide)
-            )
-        yield table
+        title = f"{title}  ({most.num_values} turns, {most.num_conversations} conversations)"
+        yield _table(title, "metric", [(metric_title(line), line) for line in own], width)
 
 
-def _by_metric(lines: Iterable[Comparison], *, wide: bool) -> Iterable[Table]:
+def _by_metric(lines: Iterable[Comparison], width: int) -> Iterable[Table]:
     groups: dict[str, list[Comparison]] = {}
     for line in lines:
         groups.setdefault(line.metric.name, []).append(line)
     for own in groups.values():
-        table = _table(metric_title(own[0]), wide, first="")
-        for line in own:
-            label = line.pair.variant.label + (f", {line.group}" if line.group else "")
-            table.add_row(safe(label), number(line.baseline_mean, line.metric.digits), *_cells(line, wide))
-        yield table
+        labels = [line.pair.variant.label + (f", {line.group}" if line.group else "") for line in own]
+        yield _table(metric_title(own[0]), "", list(zip(labels, own, strict=True)), width)
 
 
-def _table(title: str, wide: bool, first: str = "metric") -> Table:
+def _table(title: str, first: str, rows: Sequence[tuple[str, Comparison]], width: int) -> Table:
+    """One line a comparison, under a label. A narrow terminal has fewer columns, and breaks labels at commas."""
+    columns = next(columns for least, columns in _COLUMNS if width >= least)
     table = Table(
         title=safe(title, "bold"),
         title_justify="left",
         box=None,
         pad_edge=False,
-        padding=(0, 2 if wide else 1, 0, 0),
+        padding=(0, 2 if width >= _WIDE else 1, 0, 0),
     )
     table.add_column(first, overflow="fold")
-    for name in ("baseline", "variant", "diff"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("95 % interval", no_wrap=True)
-    if wide:
-        table.add_column("W/T/L", justify="right", no_wrap=True)
-        table.add_column("detectable", justify="right", no_wrap=True)
-    table.add_column("p", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    for name in columns:
+        justify = "left" if name in _LEFT else "right"
+        table.add_column("" if name == "verdict" else name, justify=justify, no_wrap=True)
+    for label, line in rows:
+        shown = safe(label)
+        if len(label) > width // 3:
+            shown = Text("\n").join(safe(part) for part in label.replace(",", ",\n").split("\n"))
+        cells = _cells(line)
+        table.add_row(shown, *(cells[name] for name in columns))
     return table
 
 
-def _cells(line: Comparison, wide: bool) -> list[Text | str]:
+def _cells(line: Comparison) -> dict[str, Text | str]:
     digits = line.metric.digits
     style = _VERDICT_STYLES.get(line.verdict, "")
     verdict = "" if line.verdict == "untested" else line.verdict
-    extra = [f"{line.wins}/{line.ties}/{line.losses}", number(line.detectable, digits)] if wide else []
-    return [
-        number(line.variant_mean, digits),
-        Text(signed(line.difference, digits), style=style),
-        interval(line),
-        *extra,
-        p_value(line.p_holm),
-        Text(verdict, style=style or "dim"),
-    ]
+    return {
+        "baseline": number(line.baseline_mean, digits),
+        "variant": number(line.variant_mean, digits),
+        "diff": Text(signed(line.difference, digits), style=style),
+        "95 % interval": interval(line),
+        "W/T/L": f"{line.wins}/{line.ties}/{line.losses}",
+        "detectable": number(line.detectable, digits),
+        "p": p_value(line.p_holm),
+        "verdict": Text(verdict, style=style or "dim"),
+    }
 
 
 def _names_like(analysis: Analysis, asked: str) -> str:
@@ -171,7 +176,6 @@ def _names_like(analysis: Analysis, asked: str) -> str:
 
 def _means(analysis: Analysis) -> Table:
     """One variant alone: its means."""
-    from rwkvbatch.compare.summary import variant_means
 
     table = Table(
         title=safe(analysis.variants[0].label, "bold"), title_justify="left", box=None, pad_edge=False
@@ -179,7 +183,7 @@ def _means(analysis: Analysis) -> Table:
     table.add_column("metric")
     table.add_column("mean", justify="right")
     table.add_column("95 % interval")
-    for line in variant_means(analysis.table, analysis.variants[0]):
+    for line in analysis.means(analysis.variants[0]):
         table.add_row(safe(line.metric.title), number(line.mean, line.metric.digits), mean_interval(line))
     return table
 

@@ -55,12 +55,14 @@ class FinishedRow:
 
     Attributes:
         error: the row's error message, None for a good row.
+        reached: False where an earlier turn of the dialogue failed.
         failed_checks: checks that did not pass.
         prompt_tokens: in the whole history. cached_tokens: those that did not have to be read.
     """
 
     encoded: EncodedRow
     error: str | None
+    reached: bool
     failed_checks: int
     reply_tokens: int
     prompt_tokens: int

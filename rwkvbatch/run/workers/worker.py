@@ -183,9 +183,12 @@ class Worker:
         self._engine = self._shop.engine(self._setup, self._plan, self._batch)
 
 
+_NOT_REACHED = "not reached:"
+
+
 def not_reached(failed_turn: int) -> str:
     """The error of a turn after one that failed."""
-    return f"not reached: turn {failed_turn} of this conversation failed"
+    return f"{_NOT_REACHED} turn {failed_turn} of this conversation failed"
 
 
 def finished_row(number: int, row: Row) -> FinishedRow:
@@ -193,6 +196,7 @@ def finished_row(number: int, row: Row) -> FinishedRow:
     return FinishedRow(
         EncodedRow(number, encode_row(row), row.finish == "error"),
         error=row.error,
+        reached=row.error is None or not row.error.startswith(_NOT_REACHED),
         failed_checks=sum(not check.passed for check in row.checks),
         reply_tokens=row.tokens.reply,
         prompt_tokens=row.tokens.prompt,

@@ -189,3 +189,10 @@ def test_a_perplexity_beyond_all_numbers_is_written_all_the_same(
     two = analyse([str(make_run(tmp_path / "b", cells=("t=1", "t=2", "t=3"), change=change))])
     assert write(one)
     assert write(two)
+
+
+def test_the_means_of_a_run_alone_are_those_that_were_asked_for(tmp_path: Path) -> None:
+    analysis = analyse([str(make_run(tmp_path / "a"))], metrics=["nll"])
+    assert [item["metric"] for item in json.loads(as_json(analysis))["means"]] == ["nll"]
+    assert "score" not in as_csv(analysis)
+    assert "own log-probability" not in as_markdown(analysis)

@@ -45,6 +45,17 @@ def test_numbers_are_whole_at_80_columns(pair: Analysis) -> None:
     assert "score ↑" in text
 
 
+@pytest.mark.parametrize("width", [40, 60])
+def test_a_narrow_terminal_has_fewer_columns_and_whole_labels(tmp_path: Path, width: int) -> None:
+    cells = ("temp=0,decay=0", "temp=0,decay=1", "temp=1,decay=1", "temp=2,decay=1")
+    text = printed(analyse([str(make_run(tmp_path / "a", cells=cells))], metrics=["score"]), width=width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert "decay=1" in text
+    assert "noise" in text
+    assert ("variant" in text) == (width == 60)
+
+
 def test_a_wide_terminal_shows_wins_and_what_could_be_detected(pair: Analysis) -> None:
     assert "W/T/L" in printed(pair, width=140)
     assert "W/T/L" not in printed(pair, width=80)

@@ -29,7 +29,7 @@ from rwkvbatch.compare.output.html.svg import (
 )
 from rwkvbatch.compare.output.wording import ARROWS, number
 from rwkvbatch.compare.pairing import Pair, Variant
-from rwkvbatch.compare.summary import VariantMean, rows_of, variant_means
+from rwkvbatch.compare.summary import VariantMean, rows_of
 from rwkvbatch.stats.clustered import clustered_mean
 from rwkvbatch.text.safe import printable
 
@@ -67,7 +67,7 @@ def sweep_figures(analysis: Analysis) -> list[Figure]:
     """One figure a metric: how its mean goes over the variants."""
     import matplotlib as mpl
 
-    means = {v: {m.metric.name: m for m in variant_means(analysis.table, v)} for v in analysis.variants}
+    means = {v: {m.metric.name: m for m in analysis.means(v)} for v in analysis.variants}
     verdicts = {
         (line.pair.variant, line.metric.name): line.verdict
         for line in analysis.comparisons

@@ -26,7 +26,6 @@ from rwkvbatch.compare.output.wording import (
     signed,
 )
 from rwkvbatch.compare.paired import Comparison
-from rwkvbatch.compare.summary import variant_means
 
 _HERE = Path(__file__).parent
 _MAX_VALUE = 400
@@ -98,7 +97,7 @@ def as_html(analysis: Analysis) -> str:
         turns=[_trusted(figure) for figure in turn_figures(analysis)],
         comparisons=[(line, _bar(line, reaches.get(line.metric.name, 0.0))) for line in analysis.comparisons],
         headings=list(dict.fromkeys(heading(line) for line in analysis.comparisons)),
-        means=variant_means(analysis.table, analysis.variants[0]) if not analysis.comparisons else [],
+        means=analysis.means(analysis.variants[0]) if not analysis.comparisons else [],
         manifest=_manifest_facts(analysis),
         runs=analysis.runs,
         left_out=dialogues.left_out,
