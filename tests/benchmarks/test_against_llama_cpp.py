@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.against_llama_cpp import OURS, Measurement, figures_of, main
+from benchmarks.llama_cpp_programs import PROGRAMS, LlamaCpp, records, tokens_per_s
+from rwkvbatch.errors import RwkvBatchError, UsageError
+
+BENCH = """\
+{"build_commit": "0c1e570", "n_threads": 2, "n_prompt": 512, "n_gen": 0, "avg_ts": 776.5, "samples_ts": [ 776.5 ]}
+{"build_commit": "0c1e570", "n_threads": 2, "n_prompt": 0, "n_gen": 32, "avg_ts": 88.4, "samples_ts": [ 88.4 ]}
+"""
+BATCHED = """
+{"n_ubatch": 512, "pp": 1, "tg": 8, "pl": 32, "n_kv": 288, "speed_pp": 348.9, "speed_tg": 384.8, "speed": 380.4}
+
+llama_perf_context_print: load time = 100.00 ms
+"""
+
+
+def test_the_speed_is_that_of_the_test_that_was_asked_for() -> None:
+    assert tokens_per_s(records(BENCH), n_prompt=512) == 776.5
+    assert tokens_per_s(records(BENCH), n_gen=32) == 88.4
+
+
+def test_of_the_batched_benchmark_only_decoding_counts() -> None:
+    assert tokens_per_s(records(BATCHED), pl=32) == 384.8
+
+
+@pytest.mark.parametrize("output", ["", BENCH, BATCHED + BATCHED])
+def test_a_speed_that_was_not_printed_exactly_once_is_refused(output: str) -> None:
+    with pytest.raises(RwkvBatchError, match="not one"):
+        tokens_per_s(records(output), pl=32)
+
+
+@pytest.mark.parametrize("inside", [".", "bin", "build/bin"])
+def test_programs_are_found_in_a_build_or_its_bin(tmp_path: Path, inside: str) -> None:
+    (tmp_path / inside).mkdir(parents=True, exist_ok=True)
+    for name in PROGRAMS.values():
+        (tmp_path / inside / name).touch()
+    assert LlamaCpp.find(tmp_path).quantize == tmp_path / inside / "llama-quantize"
+
+
+def test_programs_that_are_not_there_are_named(tmp_path: Path) -> None:
+    (tmp_path / "llama-bench").touch()
+    with pytest.raises(UsageError, match="no llama-batched-bench, llama-quantize, llama-results in"):
+        LlamaCpp.find(tmp_path)
+
+
+def test_a_program_that_fails_is_told_in_its_last_words(tmp_path: Path) -> None:
+    for name in PROGRAMS.values():
+        (tmp_path / name).write_text("#!/bin/sh\necho first >&2; echo cannot load it >&2; exit 1\n")
+        (tmp_path / name).chmod(0o755)
+    with pytest.raises(RwkvBatchError, match="^llama-quantize failed: cannot load it$"):
+        LlamaCpp.find(tmp_path).write_quantized(tmp_path / "a", tmp_path / "b", "Q8_0")
+
+
+def test_a_missing_build_ends_the_benchmark_with_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["against_llama_cpp.py", "--llama-cpp", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"^error: no llama-bench, .*\n  build llama\.cpp with the targets"):
+        main()
+
+
+def measurements(speeds: dict[str, list[float]]) -> list[Measurement]:
+    return [
+        Measurement(number, "decode, 1 row", who, speed, 10.0 * number)
+        for who, of_rounds in speeds.items()
+        for number, speed in enumerate(of_rounds, start=1)
+    ]
+
+
+def test_the_ratio_is_the_median_of_the_rounds_ratios() -> None:
+    ours, theirs = figures_of(measurements({OURS: [100.0, 160.0, 60.0], "F16": [50.0, 40.0, 60.0]}))
+    assert (ours.who, ours.median, ours.ratio) == (OURS, 100.0, None)
+    assert (theirs.median, theirs.lowest, theirs.highest) == (50.0, 40.0, 60.0)
+    assert theirs.ratio == 2.0
+    assert theirs.read_gb_s == 20.0
