@@ -52,7 +52,7 @@ def test_a_program_that_fails_is_told_in_its_last_words(tmp_path: Path) -> None:
     for name in PROGRAMS.values():
         (tmp_path / name).write_text("#!/bin/sh\necho first >&2; echo cannot load it >&2; exit 1\n")
         (tmp_path / name).chmod(0o755)
-    with pytest.raises(RwkvBatchError, match="^llama-quantize failed: cannot load it$"):
+    with pytest.raises(RwkvBatchError, match=r"^llama-quantize failed: cannot load it$"):
         LlamaCpp.find(tmp_path).write_quantized(tmp_path / "a", tmp_path / "b", "Q8_0")
 
 

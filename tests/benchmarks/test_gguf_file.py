@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -94,12 +93,12 @@ def test_tokens_are_spelt_as_bytes_literals_and_every_id_has_a_text() -> None:
 
 
 @pytest.fixture
-def file(tmp_path: Path, checkpoint: dict[str, torch.Tensor]) -> Iterator[Path]:
+def file(tmp_path: Path, checkpoint: dict[str, torch.Tensor]) -> Path:
     pytest.importorskip("gguf")
     save_tensors(tmp_path / "tiny.safetensors", checkpoint)
     with open_checkpoint(tmp_path / "tiny.safetensors") as opened:
         write_gguf(tmp_path / "tiny.gguf", opened)
-    yield tmp_path / "tiny.gguf"
+    return tmp_path / "tiny.gguf"
 
 
 def test_the_file_says_the_widths_that_llama_cpp_asks_for(file: Path) -> None:
