@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +22,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.gguf_file import write_gguf
+from benchmarks.llama_cpp_figures import OURS, Agreement, Measurement, figures_of, groups_of, show
 from benchmarks.llama_cpp_programs import LlamaCpp
 from rwkvbatch import __version__
 from rwkvbatch.bench.limits import LimitMeter, native_ops
@@ -38,7 +36,6 @@ from rwkvbatch.model.checkpoint import open_checkpoint
 from rwkvbatch.model.load import load_model
 from rwkvbatch.text.tokenizer import world_tokenizer
 
-OURS = "rwkvbatch"
 BASE_KIND = "F16"
 """The kind that is written from the checkpoint, and that `llama-quantize` makes the others of."""
 STEPS = {1: 32, 32: 8, 64: 8}
@@ -47,52 +44,6 @@ PROMPT_TOKENS = 512
 CHECKED_TEXT = TEXT[:200]
 TOLERANCE = 0.02
 """Of the logits' standard deviation. llama.cpp rounds activations to fp16 where weights are: 0.003 at 12x768."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How near llama.cpp's logits are to ours after each token of a text.
-
-    Attributes:
-        error: root of the mean squared difference, over the standard deviation of ours.
-        same_choice: share of the tokens after which both find the same token the likeliest.
-    """
-
-    kind: str
-    error: float
-    same_choice: float
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Attributes:
-    what: such as `decode, 32 rows`.
-    who: `rwkvbatch`, or the kind of GGUF file.
-    read_gb_s: what the machine read right before, 10^9 bytes a second.
-    """
-
-    round: int
-    what: str
-    who: str
-    tokens_per_s: float
-    read_gb_s: float
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Attributes:
-    median, lowest, highest: tokens per second over the rounds.
-    ratio: how many times faster we are, None for ourselves: median over the rounds, each by itself.
-    read_gb_s: median.
-    """
-
-    what: str
-    who: str
-    median: float
-    lowest: float
-    highest: float
-    ratio: float | None
-    read_gb_s: float
 
 
 @dataclass(frozen=True)
@@ -109,12 +60,15 @@ def make_files(folder: Path, shape: str, kinds: Sequence[str], llama_cpp: LlamaC
     if not checkpoint.is_file():
         checkpoint = write_random(shape, folder)
     paths = {kind: folder / f"random-{shape}-{kind}.gguf" for kind in [BASE_KIND, *kinds]}
-    if not paths[BASE_KIND].is_file():
-        with open_checkpoint(checkpoint) as opened:
-            write_gguf(paths[BASE_KIND], opened)
     for kind, path in paths.items():
         if not path.is_file():
-            llama_cpp.write_quantized(paths[BASE_KIND], path, kind)
+            unfinished = path.with_suffix(".part")
+            if kind == BASE_KIND:
+                with open_checkpoint(checkpoint) as opened:
+                    write_gguf(unfinished, opened)
+            else:
+                llama_cpp.write_quantized(paths[BASE_KIND], unfinished, kind)
+            unfinished.replace(path)
     return Files(checkpoint, paths)
 
 
@@ -187,55 +141,6 @@ def their_speed(workload: Workload, llama_cpp: LlamaCpp, path: Path, threads: in
     return llama_cpp.decode_many(path, threads, workload.size, STEPS[workload.size])
 
 
-def figures_of(found: Sequence[Measurement]) -> list[Figure]:
-    """One figure for each thing done and each who did it, in their order."""
-    speeds: dict[tuple[str, str], list[Measurement]] = {}
-    for measurement in found:
-        speeds.setdefault((measurement.what, measurement.who), []).append(measurement)
-    figures: list[Figure] = []
-    for (what, who), measured in speeds.items():
-        theirs = [measurement.tokens_per_s for measurement in measured]
-        ours = [measurement.tokens_per_s for measurement in speeds[what, OURS]]
-        ratio = statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
-        figures.append(
-            Figure(
-                what=what,
-                who=who,
-                median=statistics.median(theirs),
-                lowest=min(theirs),
-                highest=max(theirs),
-                ratio=None if who == OURS else ratio,
-                read_gb_s=statistics.median(measurement.read_gb_s for measurement in measured),
-            )
-        )
-    return figures
-
-
-def show(agreements: Sequence[Agreement], figures: Sequence[Figure]) -> None:
-    console = Console()
-    for agreement in agreements:
-        console.print(
-            f"{agreement.kind}: logits differ by {agreement.error:.2%} of their deviation, "
-            f"{agreement.same_choice:.0%} of the likeliest tokens are ours",
-            highlight=False,
-        )
-    table = Table(box=None, header_style="bold")
-    table.add_column("")
-    table.add_column("")
-    for column in ("tokens/s", "lowest to highest", "we are", "memory read"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for figure in figures:
-        table.add_row(
-            figure.what if figure.who == OURS else "",
-            figure.who,
-            f"{figure.median:,.1f}",
-            f"{figure.lowest:,.1f} to {figure.highest:,.1f}",
-            "" if figure.ratio is None else f"{figure.ratio:.2f} x",
-            f"{figure.read_gb_s:.0f} GB/s",
-        )
-    console.print(table)
-
-
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -247,6 +152,13 @@ def options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=None, help="of both; all that there are unless given")
     parser.add_argument(
         "--folder", type=Path, default=None, help="where the files are made, and found again the next time"
+    )
+    parser.add_argument(
+        "--split",
+        type=float,
+        default=None,
+        metavar="GB_S",
+        help="show apart what was measured while memory was read more slowly, and not",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args()
@@ -273,9 +185,9 @@ def run(arguments: argparse.Namespace) -> None:
         }
         print(", ".join(f"{name} {fact}" for name, fact in facts.items()), file=sys.stderr)
         found = measure(model, files, llama_cpp, ops.threads, arguments.rounds, tell)
-    figures = figures_of(found)
+    figures = {title: figures_of(group) for title, group in groups_of(found, arguments.split).items()}
     if arguments.json:
-        parts = {"agreements": agreements, "measurements": found, "figures": figures}
+        parts = {"agreements": agreements, "measurements": found, **figures}
         print(json.dumps(facts | {name: [asdict(record) for record in part] for name, part in parts.items()}))
     else:
         show(agreements, figures)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.against_llama_cpp import OURS, Measurement, figures_of, main
+from benchmarks.against_llama_cpp import main
+from benchmarks.llama_cpp_figures import OURS, Measurement, figures_of, groups_of
 from benchmarks.llama_cpp_programs import PROGRAMS, LlamaCpp, records, tokens_per_s
 from rwkvbatch.errors import RwkvBatchError, UsageError
 
@@ -72,9 +73,20 @@ def measurements(speeds: dict[str, list[float]]) -> list[Measurement]:
     ]
 
 
-def test_the_ratio_is_the_median_of_the_rounds_ratios() -> None:
-    ours, theirs = figures_of(measurements({OURS: [100.0, 160.0, 60.0], "F16": [50.0, 40.0, 60.0]}))
+def test_the_ratio_is_that_of_the_medians_and_ours_come_first() -> None:
+    ours, theirs = figures_of(measurements({"F16": [50.0, 40.0, 60.0], OURS: [100.0, 160.0, 60.0]}))
     assert (ours.who, ours.median, ours.ratio) == (OURS, 100.0, None)
-    assert (theirs.median, theirs.lowest, theirs.highest) == (50.0, 40.0, 60.0)
+    assert (theirs.median, theirs.lowest, theirs.highest, theirs.count) == (50.0, 40.0, 60.0, 3)
     assert theirs.ratio == 2.0
     assert theirs.read_gb_s == 20.0
+
+
+def test_measurements_at_slow_and_at_fast_memory_can_be_told_apart() -> None:
+    groups = groups_of(measurements({OURS: [1.0, 2.0, 3.0]}), 20.0)
+    slow, fast = ([measurement.tokens_per_s for measurement in group] for group in groups.values())
+    assert (slow, fast) == ([1.0], [2.0, 3.0])
+
+
+def test_a_group_without_our_own_measurement_has_no_ratio() -> None:
+    (theirs,) = figures_of(measurements({"F16": [50.0]}))
+    assert theirs.ratio is None
