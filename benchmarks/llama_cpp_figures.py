@@ -92,11 +92,16 @@ def _figure(
 
 
 def groups_of(found: Sequence[Measurement], split_gb_s: float | None) -> dict[str, list[Measurement]]:
-    """All measurements, or those apart before which memory was read more slowly than `split_gb_s`, and the others."""
+    """All measurements, or those apart before which memory was read more slowly than `split_gb_s`, and the others.
+
+    In each group things come in the order of `found`, whatever is missing.
+    """
     if split_gb_s is None:
         return {"all rounds": list(found)}
-    slow = [measurement for measurement in found if measurement.read_gb_s < split_gb_s]
-    fast = [measurement for measurement in found if measurement.read_gb_s >= split_gb_s]
+    whats = list(dict.fromkeys(measurement.what for measurement in found))
+    ordered = sorted(found, key=lambda measurement: whats.index(measurement.what))
+    slow = [measurement for measurement in ordered if measurement.read_gb_s < split_gb_s]
+    fast = [measurement for measurement in ordered if measurement.read_gb_s >= split_gb_s]
     groups = {f"memory below {split_gb_s:g} GB/s": slow, f"memory from {split_gb_s:g} GB/s up": fast}
     return {title: group for title, group in groups.items() if group}
 

@@ -87,6 +87,16 @@ def test_measurements_at_slow_and_at_fast_memory_can_be_told_apart() -> None:
     assert (slow, fast) == ([1.0], [2.0, 3.0])
 
 
+def test_groups_keep_the_order_of_things_whatever_is_missing_in_a_round() -> None:
+    found = [
+        Measurement(1, "decode", OURS, 1.0, 10.0),
+        Measurement(1, "prompt", OURS, 2.0, 30.0),
+        Measurement(2, "decode", OURS, 3.0, 30.0),
+    ]
+    fast = groups_of(found, 20.0)["memory from 20 GB/s up"]
+    assert [measurement.what for measurement in fast] == ["decode", "prompt"]
+
+
 def test_a_group_without_our_own_measurement_has_no_ratio() -> None:
     (theirs,) = figures_of(measurements({"F16": [50.0]}))
     assert theirs.ratio is None
