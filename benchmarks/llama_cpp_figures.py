@@ -99,7 +99,8 @@ def groups_of(found: Sequence[Measurement], split_gb_s: float | None) -> dict[st
     if split_gb_s is None:
         return {"all rounds": list(found)}
     whats = list(dict.fromkeys(measurement.what for measurement in found))
-    ordered = sorted(found, key=lambda measurement: whats.index(measurement.what))
+    whos = list(dict.fromkeys(measurement.who for measurement in found))
+    ordered = sorted(found, key=lambda one: (whats.index(one.what), whos.index(one.who)))
     slow = [measurement for measurement in ordered if measurement.read_gb_s < split_gb_s]
     fast = [measurement for measurement in ordered if measurement.read_gb_s >= split_gb_s]
     groups = {f"memory below {split_gb_s:g} GB/s": slow, f"memory from {split_gb_s:g} GB/s up": fast}
