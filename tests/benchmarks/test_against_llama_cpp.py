@@ -2,12 +2,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks.against_llama_cpp import main
-from benchmarks.llama_cpp_figures import OURS, Measurement, figures_of, groups_of
-from benchmarks.llama_cpp_programs import PROGRAMS, LlamaCpp, records, tokens_per_s
+from benchmarks.against_llama_cpp import CHECKED_TEXT, Files, check, main
+from benchmarks.llama_cpp_figures import OURS, Agreement, Measurement, figures_of, groups_of
+from benchmarks.llama_cpp_programs import PROGRAMS, LlamaCpp, Logits, records, tokens_per_s
+from rwkvbatch.bench.random_file import write_random
 from rwkvbatch.errors import RwkvBatchError, UsageError
+from rwkvbatch.model.base import Model
+from rwkvbatch.model.load import load_model
+from rwkvbatch.text.tokenizer import world_tokenizer
 
 BENCH = """\
 {"build_commit": "0c1e570", "n_threads": 2, "n_prompt": 512, "n_gen": 0, "avg_ts": 776.5, "samples_ts": [ 776.5 ]}
@@ -100,3 +105,46 @@ def test_groups_keep_the_order_of_things_whatever_is_missing_in_a_round() -> Non
 def test_a_group_without_our_own_measurement_has_no_ratio() -> None:
     (theirs,) = figures_of(measurements({"F16": [50.0]}))
     assert theirs.ratio is None
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load_model(write_random("1x64", tmp_path_factory.mktemp("check")), "cpu", threads=1)
+
+
+def checked(model: Model, monkeypatch: pytest.MonkeyPatch, answer: Logits) -> list[Agreement]:
+    """`check` of a build that answers with `answer` whatever the file."""
+    monkeypatch.setattr(LlamaCpp, "logits", lambda *_: answer)
+    nowhere = Path("nowhere")
+    build = LlamaCpp(nowhere, nowhere, nowhere, nowhere)
+    return check(model, Files(nowhere, {"F16": nowhere, "Q8_0": nowhere}), build, threads=1)
+
+
+def answer_of(model: Model, scale: float) -> Logits:
+    tokens = world_tokenizer().encode(CHECKED_TEXT)
+    values = model.forward([tokens], every_token=True)[0].numpy()
+    return Logits(tokens, values * np.float32(scale))
+
+
+def test_logits_that_are_nearly_ours_are_accepted_and_told(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreements = checked(model, monkeypatch, answer_of(model, 1.01))
+    assert [agreement.kind for agreement in agreements] == ["F16", "Q8_0"]
+    assert agreements[0].error == pytest.approx(0.01, rel=0.05)
+    assert agreements[0].same_choice == 1.0
+
+
+def test_nothing_is_measured_when_the_logits_are_of_another_network(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RwkvBatchError, match="it computes something else"):
+        checked(model, monkeypatch, answer_of(model, 1.05))
+
+
+def test_nothing_is_measured_when_the_text_is_read_as_other_tokens(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = answer_of(model, 1.0)
+    with pytest.raises(RwkvBatchError, match="reads other tokens"):
+        checked(model, monkeypatch, Logits([1, *answer.tokens[1:]], answer.values))
