@@ -1,0 +1,157 @@
+"""An RWKV-7 checkpoint as the GGUF file that llama.cpp reads. Needs the `gguf` package, which nothing else here does.
+
+Tensors are stored as llama.cpp's own converter stores them: matrices in fp16, everything else in fp32; so are the
+factors of the decay's low-rank chain and the mixes.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rwkvbatch.errors import UsageError
+from rwkvbatch.model.checkpoint import Checkpoint
+from rwkvbatch.model.rwkv7 import MIX_NAMES
+from rwkvbatch.text.vocabulary import load_entries
+
+LAYER_NORM_EPS = 1e-5
+CONTEXT_LENGTH = 1 << 20
+"""RWKV has no limit, the format wants one."""
+
+_OUTSIDE_BLOCKS = {
+    "emb": "token_embd",
+    "blocks.0.ln0": "token_embd_norm",
+    "ln_out": "output_norm",
+    "head": "output",
+}
+_IN_BLOCKS = {
+    "ln1": "attn_norm",
+    "ln2": "attn_norm_2",
+    "att.ln_x": "time_mix_ln",
+    **{f"att.{name}": f"time_mix_{name}" for name in ("receptance", "key", "value", "output")},
+    **{f"att.{name}": f"time_mix_{name}" for name in ("k_k", "k_a", "r_k")},
+    **{f"att.{chain}{part}": f"time_mix_{chain}{part}" for chain in "wav" for part in "012"},
+    **{f"att.g{part}": f"time_mix_g{part}" for part in "12"},
+    "ffn.x_k": "channel_mix_lerp_k",
+    "ffn.key": "channel_mix_key",
+    "ffn.value": "channel_mix_value",
+}
+_FACTORS = tuple(f"att.{chain}{part}" for chain in "wavg" for part in "12")
+_KEPT_IN_FP32 = ("time_mix_w1", "time_mix_w2", "time_mix_lerp_fused")
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """Attributes:
+    values: fp16 or fp32; its last axis is the format's first.
+    """
+
+    name: str
+    values: npt.NDArray[np.float16] | npt.NDArray[np.float32]
+
+
+def gguf_name(name: str) -> str:
+    """The name in GGUF of a checkpoint's tensor.
+
+    Raises:
+        KeyError: it has none by itself: the mixes `att.x_*`, of which one tensor is made.
+    """
+    ending = name.rpartition(".")[2]
+    stem = name.removesuffix(f".{ending}") if ending in ("weight", "bias") else name
+    ending = ending if ending == "bias" else "weight"
+    if stem in _OUTSIDE_BLOCKS:
+        return f"{_OUTSIDE_BLOCKS[stem]}.{ending}"
+    _, layer, inner = stem.split(".", 2)
+    return f"blk.{layer}.{_IN_BLOCKS[inner]}.{ending}"
+
+
+def gguf_tensors(tensors: Mapping[str, torch.Tensor], num_layers: int) -> Iterator[GgufTensor]:
+    """All tensors of an RWKV-7 checkpoint, renamed and laid out for llama.cpp."""
+    unused = {f"blocks.0.att.v{part}" for part in "012"}
+    for name in tensors:
+        if name not in unused and ".att.x_" not in name:
+            is_factor = name.partition(".")[2].partition(".")[2] in _FACTORS
+            values = tensors[name].squeeze()
+            yield _stored(gguf_name(name), values.T if is_factor else values)
+    for layer in range(num_layers):
+        mixes = torch.stack([tensors[f"blocks.{layer}.att.{name}"].reshape(1, 1, -1) for name in MIX_NAMES])
+        yield _stored(f"blk.{layer}.time_mix_lerp_fused.weight", mixes)
+    # llama.cpp insists on the value residual of layer 0, in the rate's shapes, and does not use it.
+    for part in "012":
+        rate = tensors[f"blocks.0.att.a{part}"].squeeze()
+        yield _stored(f"blk.0.time_mix_v{part}.weight", rate.T if part != "0" else rate)
+
+
+def _stored(name: str, values: torch.Tensor) -> GgufTensor:
+    if name.endswith("time_mix_r_k.weight"):
+        values = values.reshape(-1)
+    is_matrix = values.ndim > 1 and not any(kept in name for kept in _KEPT_IN_FP32)
+    dtype = torch.float16 if is_matrix else torch.float32
+    return GgufTensor(name, values.to(dtype).contiguous().numpy())
+
+
+def token_texts(entries: Sequence[bytes], vocab_size: int) -> list[bytes]:
+    """The vocabulary as llama.cpp spells it: tokens as the inside of Python's bytes literals, every id with a text."""
+    texts = [repr(entry)[2:-1].encode() if entry else b"" for entry in entries[:vocab_size]]
+    texts += [b""] * (vocab_size - len(texts))
+    return [text or (b"[PAD%d]" % token if token else b"<s>") for token, text in enumerate(texts)]
+
+
+def gguf_package() -> Any:
+    """The module `gguf`, which reads and writes such files.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        return importlib.import_module("gguf")
+    except ImportError:
+        raise UsageError("GGUF files need the package `gguf`", hint="pip install gguf") from None
+
+
+def write_gguf(path: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint`, which is of RWKV-7, with the World vocabulary.
+
+    Raises:
+        UsageError: `gguf` is not installed.
+    """
+    gguf = gguf_package()
+    shape = checkpoint.architecture
+    writer = gguf.GGUFWriter(path, "rwkv7")
+    writer.add_context_length(CONTEXT_LENGTH)
+    writer.add_embedding_length(shape.width)
+    writer.add_block_count(shape.num_layers)
+    writer.add_layer_norm_eps(LAYER_NORM_EPS)
+    writer.add_head_count(0)
+    writer.add_wkv_head_size(shape.head_size)
+    writer.add_feed_forward_length(_length(checkpoint, "blocks.0.ffn.key.weight", 0))
+    writer.add_decay_lora_rank(_length(checkpoint, "blocks.0.att.w1", 1))
+    writer.add_iclr_lora_rank(_length(checkpoint, "blocks.0.att.a1", 1))
+    writer.add_gate_lora_rank(_length(checkpoint, "blocks.0.att.g1", 1))
+    # A model of one layer has no value residual, but the format wants a width.
+    residual = "blocks.1.att.v1" if shape.num_layers > 1 else "blocks.0.att.a1"
+    writer.add_value_residual_mix_lora_rank(_length(checkpoint, residual, 1))
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    texts = token_texts(load_entries(), shape.vocab_size)
+    types = [gguf.TokenType.NORMAL] * len(texts)
+    types[0] = gguf.TokenType.CONTROL
+    writer.add_tokenizer_model("rwkv")
+    writer.add_token_list(texts)
+    writer.add_token_types(types)
+    for tensor in gguf_tensors(checkpoint, shape.num_layers):
+        writer.add_tensor(tensor.name, tensor.values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _length(checkpoint: Checkpoint, name: str, axis: int) -> int:
+    return checkpoint[name].shape[axis]
