@@ -32,12 +32,17 @@ class ScreenFile(io.StringIO):
         self.stream.feed(text)
 
     def lines(self) -> list[str]:
-        """All rows from the first one ever, without spaces at their ends and without empty rows at the end."""
+        """All lines from the first one ever, without spaces at their ends and without empty ones at the end.
+
+        A row that is full goes on in the next one: the terminal itself has wrapped it.
+        """
         columns = self.screen.columns
-        past = [
-            "".join(row[column].data for column in range(columns)).rstrip() for row in self.screen.history.top
-        ]
-        return "\n".join([*past, *(row.rstrip() for row in self.screen.display)]).rstrip("\n").split("\n")
+        past = ["".join(row[column].data for column in range(columns)) for row in self.screen.history.top]
+        lines, is_full = list[str](), False
+        for row in (row.rstrip() for row in (*past, *self.screen.display)):
+            lines[-1:] = [lines[-1] + row] if is_full else [*lines[-1:], row]
+            is_full = len(row) == columns
+        return "\n".join(lines).rstrip("\n").split("\n")
 
     def console(self) -> Console:
         return Console(

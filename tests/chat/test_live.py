@@ -6,7 +6,7 @@ import itertools
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.text import Text
 
@@ -149,6 +149,7 @@ def draw_resized(
         max_size=60,
     )
 )
+@example([(" ", (50, 16))] * 6 + [(" ", (22, 12))])
 def test_a_resize_loses_no_word_and_cuts_none(steps: list[tuple[str, tuple[int, int]]]) -> None:
     pieces = [f"w{number}w{separator}" for number, (separator, _) in enumerate(steps)]
     shown = " ".join(draw_resized(pieces, [size for _, size in steps]).lines())
@@ -176,8 +177,7 @@ def test_a_line_that_is_being_drawn_in_a_resize_stays_whole() -> None:
 def test_a_row_that_no_longer_fits_stays_and_comes_again() -> None:
     words = ["one two three four five ", "six"]
     assert draw_resized(words, [(50, 16), (18, 16)]).lines() == [
-        "one two three four",
-        " five",
+        "one two three four five",
         "one two three",
         "four five six",
     ]
