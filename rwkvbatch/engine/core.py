@@ -278,6 +278,8 @@ class Engine:
         ):
             held_back = job.holds_back
             finish = job.take(token, logprob, now_s)
+            if job.reading.id not in self._jobs:
+                continue  # cancelled by its own `on_text`
             if finish is not None:
                 self._end(job, finish)
             elif job.wants_fallback and job.holds_back and not held_back:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -43,16 +44,18 @@ class Penalties:
         self._counts[place] += 1.0
 
     def ids(self, vocab_size: int) -> npt.NDArray[np.int64]:
-        banned = self._banned[self._banned < vocab_size]
+        banned = self._banned[self._banned < vocab_size] if len(self._banned) else self._banned
         if not self._places:
             return banned
         return np.concatenate([self._ids[: len(self._places)], banned])
 
     def values(self, num_ids: int) -> npt.NDArray[np.float32]:
         """What is subtracted from the logits of `ids`, fp32; infinity for banned tokens."""
-        values = np.full(num_ids, np.inf, dtype=np.float32)
+        values = np.empty(num_ids, dtype=np.float32)
         num_seen = len(self._places)
-        values[:num_seen] = self._presence + self._counts[:num_seen] * self._frequency
+        values[num_seen:] = np.inf
+        if num_seen:
+            values[:num_seen] = self._presence + self._counts[:num_seen] * self._frequency
         return values
 
 
@@ -80,7 +83,7 @@ def gather(rows: Sequence[SampleRow], given: Sequence[int], vocab_size: int) -> 
         ),
         penalty_ids=np.concatenate([np.empty(0, dtype=np.int64), *ids]),
         penalty_values=np.concatenate([np.empty(0, dtype=np.float32), *values]),
-        penalty_starts=np.concatenate([[0], np.cumsum([len(row_ids) for row_ids in ids])]).astype(np.int64),
+        penalty_starts=np.array([0, *accumulate(map(len, ids))], dtype=np.int64),
         noise_keys=np.array([row.noise_key for row in rows], dtype=np.uint64),
         turns=np.array([row.turn for row in rows], dtype=np.int64),
         steps=np.array([row.step for row in rows], dtype=np.int64),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
 from rwkvbatch.engine.jobs import Generation, Job, Scoring
 from rwkvbatch.engine.sampling import gather
 from rwkvbatch.engine.scheduler import Chunk
-from rwkvbatch.model.base import Choices, IntArray, RaggedBatch, SampleBatch
+from rwkvbatch.model.base import Choices, RaggedBatch, SampleBatch
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,15 @@ class StepWork:
 
     def rows(self) -> RaggedBatch:
         """The token rows that the network reads."""
-        lengths = [chunk.stop - chunk.start for chunk in self.chunks]
-        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        starts = [0, *accumulate(chunk.stop - chunk.start for chunk in self.chunks)]
         tokens = [token for chunk in self.chunks for token in chunk.reading.part(chunk.start, chunk.stop)]
-        outputs: list[IntArray] = [
-            np.arange(stop - count, stop, dtype=np.int64)
+        outputs = [
+            row
             for stop, count in zip(starts[1:], self.num_outputs, strict=True)
+            for row in range(stop - count, stop)
         ]
-        return RaggedBatch(
-            tokens=np.array(tokens, dtype=np.int64),
-            starts=starts,
-            slots=np.array([chunk.reading.slot for chunk in self.chunks], dtype=np.int64),
-            outputs=np.concatenate(outputs),
-        )
+        slots = [chunk.reading.slot for chunk in self.chunks]
+        return RaggedBatch(*(np.array(part, dtype=np.int64) for part in (tokens, starts, slots, outputs)))
 
     def wanted(self, vocab_size: int) -> SampleBatch:
         """What is to be made of the logits after `rows`."""

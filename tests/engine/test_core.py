@@ -286,6 +286,20 @@ def test_a_cancelled_reply_keeps_what_was_said_and_can_be_gone_on_from() -> None
     assert not engine.busy
 
 
+@pytest.mark.parametrize("max_tokens", [1, 12])
+def test_a_reply_can_be_cancelled_by_whoever_gets_its_text(max_tokens: int) -> None:
+    engine = Engine(HashModel())
+    ids: list[int] = []
+    one = replace(request(3, max_tokens=max_tokens), stop=(), on_text=lambda _: engine.cancel(ids[0]))
+    ids.append(engine.submit(one))
+    done = []
+    while engine.busy:
+        done += engine.step()
+    ((finished_id, reply),) = done
+    assert (finished_id, reply.finish) == (ids[0], "cancelled")
+    assert engine.generate([request(4)])[0].ids
+
+
 def test_a_waiting_request_can_be_cancelled() -> None:
     engine = Engine(HashModel(), max_batch=1)
     engine.submit(request(0))
