@@ -156,11 +156,16 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
 
 
 def _stepper(network: Network, ops: Operations) -> Stepper:
-    if ops.name != "cuda":
-        return network
-    from rwkvbatch.model.ops.graphs import GraphedNetwork, cuda_capture
+    """The network's steps without Python between the operations, where that is to be had."""
+    if ops.name == "cuda":
+        from rwkvbatch.model.ops.graphs import GraphedNetwork, cuda_capture
 
-    return GraphedNetwork(network, cuda_capture())
+        return GraphedNetwork(network, cuda_capture())
+    if ops.name == "cpu":
+        from rwkvbatch.model.ops.program import WrittenNetwork
+
+        return WrittenNetwork(network)
+    return network
 
 
 def _operations(

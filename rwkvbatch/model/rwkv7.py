@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from rwkvbatch.model.base import RaggedBatch, StatePool
-from rwkvbatch.model.ops import Activation, Array, Operations, Product
+from rwkvbatch.model.ops import Activation, Array, Operations, Product, StepOperations
 
 Norm = tuple[Array, Array]
 """Weight and bias."""
@@ -129,7 +129,7 @@ class Network:
         """Read one ragged batch, advancing its states in `pool`; logits [P, vocab] of its output rows."""
         return self.run(ops, ops.begin(batch, pool))
 
-    def run(self, ops: Operations, step: Array) -> torch.Tensor:
+    def run(self, ops: StepOperations, step: Array) -> torch.Tensor:
         """`step`, for a batch that `ops.begin` has prepared."""
         x = ops.embed(step, self.embedding, self.embedding_norm)
         v_first = None

@@ -61,6 +61,8 @@ class Rwkv7Model:
         return self.ops.make_pool(capacity, spec.num_layers, spec.num_heads, spec.head_size)
 
     def step(self, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+        if not self.ops.in_torch:
+            return self._network.step(self.ops, batch, pool)
         check_tokens(batch.tokens, self._spec.vocab_size)
         device = self.ops.device
         with (
@@ -72,6 +74,8 @@ class Rwkv7Model:
             return self._network.step(self.ops, batch, pool)
 
     def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+        if not self.ops.in_torch:
+            return self.ops.choose(logits, batch)
         with torch.no_grad(), num_threads(self._threads):
             return self.ops.choose(logits, batch)
 

@@ -12,6 +12,7 @@ namespace {
 constexpr size_t MIN_SHARED_PRODUCTS = 1 << 14;
 constexpr size_t MIN_SHARED_FLOATS = 1 << 13;
 constexpr size_t MIN_SHARED_STATE = 1 << 14;
+constexpr size_t MIN_SHARED_MIXES = 1 << 12;
 
 // A thread is to fetch no more ahead than any processor's second cache has room for.
 constexpr size_t MAX_EXPECTED_BYTES = size_t(128) << 10;
@@ -31,6 +32,20 @@ const Kernels* kernels_of(const std::string& isa) {
 
 void check(bool holds, const char* what) {
     if (!holds) throw std::invalid_argument(what);
+}
+
+// Ask for floats that will be read soon. What is read once a step is in no cache by then, and comes sooner asked for
+// at once than missed line by line.
+void fetch(const void* data, size_t num_bytes) {
+    constexpr size_t LINE = 64;
+    const char* const bytes = static_cast<const char*>(data);
+    for (size_t i = 0; i < num_bytes; i += LINE) __builtin_prefetch(bytes + i);
+}
+
+void fetch_floats(const float* data, size_t count) { fetch(data, count * sizeof(float)); }
+
+void fetch_rows(ConstRows rows, size_t num_rows, size_t width) {
+    for (size_t row = 0; row < num_rows && rows.data != nullptr; ++row) fetch_floats(rows.data + row * rows.stride, width);
 }
 
 }  // namespace
@@ -145,7 +160,9 @@ ArrayPtr Context::embed(const Step& step, const Table& table, const Vector& weig
     const size_t rows = step.tokens.size();
     check(weight.width == table.width && bias.width == table.width, "the embedding's norm must have its width");
     for (const int64_t token : step.tokens)
-        check(token >= 0 && static_cast<size_t>(token) < table.vocab_size, "a token is not in the vocabulary");
+        if (token < 0 || static_cast<size_t>(token) >= table.vocab_size)
+            throw std::invalid_argument("token ids must be in [0, " + std::to_string(table.vocab_size) + "), got " +
+                                        std::to_string(token));
     need_scratch(table.width);
     ArrayPtr out = array(rows, table.width);
     const NormJob norm{ConstRows(nullptr, 0), nullptr, table.width, weight.data, bias.data, LAYER_NORM_EPS, out->view()};
@@ -164,6 +181,11 @@ std::vector<ArrayPtr> Context::shift_mix(Step& step, size_t kind, size_t layer, 
           "shift_mix: the activations are not of the step's shape");
     check(weight.width == width && bias.width == width && mix.width == width && mix.rows <= MAX_MIXES,
           "shift_mix: the weights are not of the activations' width");
+    for (const Vector* vector : {&weight, &bias, &mix}) fetch_floats(vector->data, vector->rows * width);
+    if (rows == 1) {
+        fetch_rows(x.view(), rows, width);
+        fetch_floats(step.pool.shift(step.slots[0], layer, kind), width);
+    }
     const ArrayPtr normed = array(rows, width);
     const NormJob norm{x.view(), nullptr, width, weight.data, bias.data, LAYER_NORM_EPS, normed->view()};
     run_rows(rows, width, [&](size_t begin, size_t end, size_t) { kernels_->layer_norm(norm, begin, end); });
@@ -176,7 +198,14 @@ std::vector<ArrayPtr> Context::shift_mix(Step& step, size_t kind, size_t layer, 
         mixed.push_back(array(rows, width));
         job.out[m] = mixed.back()->view();
     }
-    run_rows(rows, width * mix.rows, [&](size_t begin, size_t end, size_t) { kernels_->mix(job, begin, end); });
+    if (rows == 1 && width * mix.rows >= MIN_SHARED_MIXES) {
+        // A mix is a task: what is written comes from the core that had its memory last, and one line at a time.
+        threads().run(mix.rows, [&](size_t m, size_t) {
+            kernels_->mix({normed->view(), step.carried.data(), width, 1, mix.data + m * width, {job.out[m]}}, 0, 1);
+        });
+    } else {
+        run_rows(rows, width * mix.rows, [&](size_t begin, size_t end, size_t) { kernels_->mix(job, begin, end); });
+    }
     for (size_t b = 0; b < step.slots.size(); ++b)
         std::memcpy(step.pool.shift(step.slots[b], layer, kind), normed->data + (step.starts[b + 1] - 1) * normed->stride,
                     width * sizeof(float));
@@ -225,6 +254,21 @@ struct LinearTask {
     size_t bytes_left() const { return job->weight.data + job->weight.num_bytes() - weights(); }
 };
 
+// Ask for all that tasks from `first` to `end` read besides weights: other threads have written it, so it is in the
+// caches of other cores.
+void fetch_inputs(const std::vector<LinearJob>& jobs, size_t first, size_t end) {
+    fetch(jobs.data(), jobs.size() * sizeof(LinearJob));
+    size_t next = 0;
+    for (const LinearJob& job : jobs) {
+        const size_t begin = next;
+        next += job.num_tasks();
+        if (begin >= end || next <= first) continue;
+        fetch_rows(job.x, job.num_rows, job.weight.in);
+        for (const ConstRows& rows : {job.add, job.start, job.target}) fetch_rows(rows, job.num_rows, job.weight.out);
+        if (job.bias != nullptr) fetch_floats(job.bias, job.weight.out);
+    }
+}
+
 }  // namespace
 
 void Context::run_linears(std::vector<LinearJob>& jobs) {
@@ -241,6 +285,8 @@ void Context::run_linears(std::vector<LinearJob>& jobs) {
         return {task.weights(), std::min(task.bytes_left(), MAX_EXPECTED_BYTES)};
     });
     const auto work = [&](size_t number, size_t thread) {
+        if (jobs[0].num_rows <= FEW_ROWS && number == threads_->first_task(thread, num_tasks))
+            fetch_inputs(jobs, number, threads_->first_task(thread + 1, num_tasks));
         const LinearTask task(jobs, number);
         const bool last = number + 1 == threads_->first_task(thread + 1, num_tasks);
         const uint8_t* next = task.weights();
@@ -286,9 +332,10 @@ ArrayPtr Context::wkv7(Step& step, size_t layer, const Array& r, const Array& w,
     for (size_t b = 0; b < step.slots.size(); ++b) step.states[b] = step.pool.head_states(step.slots[b], layer);
     // Whole sequences where there are enough of them to share.
     const size_t heads = step.pool.num_heads;
-    const size_t heads_per_task = step.slots.size() >= 8 * threads_->size() ? heads : 1;
+    const size_t heads_per_task = step.slots.size() >= 8 * threads_->size() ? heads
+                                  : rows == 1 ? ceil_div(heads, threads_->size()) : 1;
     const size_t num_tasks = step.slots.size() * ceil_div(heads, heads_per_task);
-    const size_t head_bytes = step.pool.head_size * step.pool.head_size * sizeof(float);
+    const size_t head_bytes = heads_per_task * step.pool.head_size * step.pool.head_size * sizeof(float);
     note_job([&](size_t thread) -> Range {
         const size_t first = threads_->first_task(thread, num_tasks), end = threads_->first_task(thread + 1, num_tasks);
         if (step.slots.size() > 1) return {};
@@ -302,9 +349,19 @@ ArrayPtr Context::wkv7(Step& step, size_t layer, const Array& r, const Array& w,
                       step.longest_first.data(), step.states.data(), out->view()};
     if (rows * width * step.pool.head_size < MIN_SHARED_STATE) {
         for (size_t task = 0; task < num_tasks; ++task) kernels_->wkv7(job, task);
-    } else {
-        threads().run(num_tasks, [&](size_t task, size_t) { kernels_->wkv7(job, task); });
+        return out;
     }
+    threads().run(num_tasks, [&](size_t task, size_t thread) {
+        if (rows == 1 && task == threads_->first_task(thread, num_tasks)) {
+            const size_t begin = task * heads_per_task * step.pool.head_size;
+            const size_t end = std::min(begin + heads_per_task * step.pool.head_size, width);
+            for (const ConstRows& input : {job.k, job.a, job.r, job.w, job.v, job.g})
+                fetch_floats(input.data + begin, end - begin);
+            for (const float* weight : {job.k_k, job.k_a, job.r_k, job.norm_weight, job.norm_bias})
+                fetch_floats(weight + begin, end - begin);
+        }
+        kernels_->wkv7(job, task);
+    });
     return out;
 }
 

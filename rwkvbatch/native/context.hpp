@@ -93,7 +93,7 @@ struct Step {
 };
 
 struct LayerVectors {
-    const Vector &k_k, &k_a, &r_k, &norm_weight, &norm_bias;
+    Vector k_k, k_a, r_k, norm_weight, norm_bias;
 };
 
 // A linear layer at work: its result is y, add + y or start + (target - start) * y.

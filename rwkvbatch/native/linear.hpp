@@ -34,7 +34,7 @@ constexpr size_t INPUT_BLOCK = 192;
 
 // How far before they are needed weights are asked for, in bytes: the way of a line from memory. A single row takes its
 // weights faster than they come; then the processor itself looks ahead as far as it can, and more would be in its way.
-constexpr size_t AHEAD = 8192, AHEAD_OF_ONE_ROW = 1024;
+constexpr size_t AHEAD = 8192;
 constexpr size_t LINE = 64;
 
 template <Dtype D> RWKV_INLINE F16 weights_at(const uint8_t* from) {
@@ -152,11 +152,6 @@ inline void advance_block(const LinearJob& job, const Tiling& tiling, Tile tile,
 inline void advance_alone(const LinearJob& job, size_t rows, Tile tile, size_t panels, const uint8_t* next) {
     const TileFunction advance = tile_function(job.weight.dtype, rows, panels);
     tile.ahead_step = tile.input_bytes;
-    if (rows == 1) {
-        tile.ahead = tile.weights + AHEAD_OF_ONE_ROW;
-        advance(tile);
-        return;
-    }
     const size_t ahead_inputs = std::min(AHEAD / tile.input_bytes, tile.end), end = tile.end;
     tile.ahead = tile.weights + ahead_inputs * tile.input_bytes;
     tile.end = end - ahead_inputs;
@@ -168,11 +163,48 @@ inline void advance_alone(const LinearJob& job, size_t rows, Tile tile, size_t p
     advance(tile);
 }
 
+// Some panels of a single row, whose sums never leave the registers: whatever else happens between two bands is time in
+// which no weights are under way.
+template <Dtype D, size_t PANELS> void finish_one_row(const LinearJob& job, size_t first_panel) {
+    constexpr size_t PANEL_BYTES = PANEL * size_of(D);
+    const float* x = job.x.data;
+    const size_t inputs = job.weight.in, input_bytes = job.weight.input_bytes(job.weight.band_width(first_panel));
+    const uint8_t* weights = job.weight.at(first_panel, 0);
+    F16 sum[PANELS];
+    for (size_t p = 0; p < PANELS; ++p) sum[p] = zero();
+    for (size_t k = 0; k < inputs; ++k, weights += input_bytes) {
+        const F16 input = set1(x[k]);
+        for (size_t p = 0; p < PANELS; ++p) sum[p] = fma(input, weights_at<D>(weights + p * PANEL_BYTES), sum[p]);
+    }
+    for (size_t p = 0; p < PANELS; ++p) {
+        const size_t column = (first_panel + p) * PANEL, width = std::min(PANEL, job.weight.out - column);
+        store_upto(job.out.data + column, finish(job, sum[p], 0, column, width), width);
+    }
+}
+
+template <Dtype D> void linear_one_row(const LinearJob& job, size_t first_panel, size_t end_panel) {
+    for (size_t panel = first_panel; panel < end_panel;) {
+        switch (std::min(end_panel - panel, job.weight.band_width(panel) - panel % BAND)) {
+            case 4: finish_one_row<D, 4>(job, panel); panel += 4; break;
+            case 3:
+            case 2: finish_one_row<D, 2>(job, panel); panel += 2; break;
+            default: finish_one_row<D, 1>(job, panel); panel += 1;
+        }
+    }
+}
+
 // `next` are the weights that this thread will read after these.
 inline void linear(const LinearJob& job, size_t task, float* sums, const uint8_t* next) {
     const PackedMatrix& weight = job.weight;
     const size_t first_panel = task * job.panels_per_task;
     const size_t end_panel = std::min(first_panel + job.panels_per_task, weight.num_panels());
+    if (job.num_rows == 1) {
+        switch (weight.dtype) {
+            case Dtype::FP32: return linear_one_row<Dtype::FP32>(job, first_panel, end_panel);
+            case Dtype::BF16: return linear_one_row<Dtype::BF16>(job, first_panel, end_panel);
+            case Dtype::FP16: return linear_one_row<Dtype::FP16>(job, first_panel, end_panel);
+        }
+    }
 
     for (size_t first_row = 0; first_row < job.num_rows; first_row += LINEAR_ROW_BLOCK) {
         const size_t num_rows = std::min(LINEAR_ROW_BLOCK, job.num_rows - first_row);

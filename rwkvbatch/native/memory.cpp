@@ -23,7 +23,7 @@ size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multipl
 void use_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t num_bytes) {
 #if defined(MADV_HUGEPAGE)
     const uintptr_t begin = round_up(reinterpret_cast<uintptr_t>(data), HUGE_PAGE);
-    const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + num_bytes) / HUGE_PAGE * HUGE_PAGE;
+    const uintptr_t end = round_up(reinterpret_cast<uintptr_t>(data) + num_bytes, HUGE_PAGE);
     if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
 }

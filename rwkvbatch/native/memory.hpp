@@ -9,7 +9,8 @@
 
 namespace rwkv {
 
-// Ask for huge pages for the part of some memory that whole ones fit into. Does nothing to what is there.
+// Ask for huge pages for some memory, from the first one that begins in it; the last one may reach beyond its end. Does
+// nothing to what is there.
 void use_huge_pages(void* data, size_t num_bytes);
 
 // Weights: handed out one after the other from large blocks on huge pages, and freed all together.

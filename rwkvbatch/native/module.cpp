@@ -1,7 +1,9 @@
 // The Python face of the CPU backend; ops/cpu.py is its only caller.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
@@ -9,6 +11,7 @@
 #include <algorithm>
 
 #include "context.hpp"
+#include "program.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -62,15 +65,23 @@ Pool make_pool(States<4> shifts, States<5> wkv) {
     return {shifts, wkv, view};
 }
 
+Step begin(Context& context, Input<int64_t, 1> tokens, Input<int64_t, 1> starts, Input<int64_t, 1> slots,
+           Input<int64_t, 1> outputs, const Pool& pool) {
+    context.begin();
+    return Step(copied(tokens), copied(starts), copied(slots), copied(outputs), pool.view);
+}
+
 nb::tuple tuple_of(std::vector<ArrayPtr> arrays) {
     nb::list result;
     for (ArrayPtr& array : arrays) result.append(nb::cast(std::move(array)));
     return nb::tuple(result);
 }
 
+size_t shift_of(const char* kind) { return kind[0] == 'a' ? 0 : 1; }
+
 nb::tuple mixed(Context& context, Step& step, const char* kind, size_t layer, const Array& x, const Vector& weight,
                 const Vector& bias, const Vector& mix) {
-    return tuple_of(context.shift_mix(step, kind[0] == 'a' ? 0 : 1, layer, x, weight, bias, mix));
+    return tuple_of(context.shift_mix(step, shift_of(kind), layer, x, weight, bias, mix));
 }
 
 // `products` holds records of x, layer, add and blend, see `Product` in ops/__init__.py.
@@ -83,6 +94,20 @@ nb::tuple linears(Context& context, nb::sequence products) {
                              blend.is_none() ? nullptr : array_at(blend, 0), blend.is_none() ? nullptr : array_at(blend, 1)});
     }
     return tuple_of(context.linears(converted));
+}
+
+std::vector<Program::Register> written_linears(Program& program, nb::sequence products) {
+    std::vector<Program::Product> converted;
+    for (nb::handle record : products)
+        converted.push_back({nb::cast<size_t>(record[0]), nb::cast<const LinearLayer&>(record[1]),
+                             nb::cast<std::optional<size_t>>(record[2]),
+                             nb::cast<std::optional<std::pair<size_t, size_t>>>(record[3])});
+    return program.linears(converted);
+}
+
+void check_head_logits(const States<2>& logits, const Step& step, size_t num_logits) {
+    if (logits.shape(0) != step.outputs.size() || logits.shape(1) != num_logits)
+        throw nb::value_error("head: the logits must be [outputs, vocabulary]");
 }
 
 ArrayPtr array_of(Context& context, Input<float, 2> values) {
@@ -170,6 +195,19 @@ NB_MODULE(_native, m) {
     nb::class_<Pool>(m, "Pool");
     nb::class_<Step>(m, "Step").def_prop_ro("num_outputs", [](const Step& s) { return s.outputs.size(); });
 
+    nb::class_<Program>(m, "Program")
+        .def(nb::init<>())
+        .def_prop_ro("num_logits", &Program::num_logits)
+        .def("embed", &Program::embed)
+        .def("shift_mix", [](Program& p, const char* kind, size_t layer, size_t x, const Vector& weight, const Vector& bias,
+                             const Vector& mix) { return p.shift_mix(shift_of(kind), layer, x, weight, bias, mix); })
+        .def("linears", &written_linears)
+        .def("wkv7", [](Program& p, size_t layer, const std::array<size_t, 6>& inputs, const Vector& k_k, const Vector& k_a,
+                        const Vector& r_k, const Vector& norm_weight, const Vector& norm_bias) {
+            return p.wkv7(layer, inputs, {k_k, k_a, r_k, norm_weight, norm_bias});
+        })
+        .def("head", &Program::head);
+
     nb::class_<Context>(m, "Context")
         .def(nb::init<size_t, const std::string&>(), "threads"_a, "isa"_a)
         .def_prop_ro("isa", &Context::isa)
@@ -195,11 +233,7 @@ NB_MODULE(_native, m) {
             return c.table(bytes_of(weight, kind), kind, weight.shape(0), weight.shape(1));
         })
         .def("pool", [](Context&, States<4> shifts, States<5> wkv) { return make_pool(shifts, wkv); })
-        .def("begin", [](Context& c, Input<int64_t, 1> tokens, Input<int64_t, 1> starts, Input<int64_t, 1> slots,
-                         Input<int64_t, 1> outputs, const Pool& pool) {
-            c.begin();
-            return Step(copied(tokens), copied(starts), copied(slots), copied(outputs), pool.view);
-        }, nb::keep_alive<0, 6>())
+        .def("begin", &begin, nb::keep_alive<0, 6>())
         .def("embed", &Context::embed)
         .def("shift_mix", &mixed)
         .def("linears", &linears)
@@ -210,9 +244,14 @@ NB_MODULE(_native, m) {
         })
         .def("head", [](Context& c, const Step& step, const Array& x, const Vector& weight, const Vector& bias,
                         const LinearLayer& head, States<2> logits) {
-            if (logits.shape(0) != step.outputs.size() || logits.shape(1) != head.weight.packed.out)
-                throw nb::value_error("head: the logits must be [outputs, vocabulary]");
+            check_head_logits(logits, step, head.weight.packed.out);
             c.head(step, x, weight, bias, head, logits.data());
+        })
+        .def("run", [](Context& c, const Program& program, Input<int64_t, 1> tokens, Input<int64_t, 1> starts,
+                       Input<int64_t, 1> slots, Input<int64_t, 1> outputs, const Pool& pool, States<2> logits) {
+            Step step = begin(c, tokens, starts, slots, outputs, pool);
+            check_head_logits(logits, step, program.num_logits());
+            program.run(c, step, logits.data());
         })
         .def("activate", [](Context& c, States<1> values, const char* activation) {
             c.kernels().activate(values.data(), values.size(), activation_of(activation));

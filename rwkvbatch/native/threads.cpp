@@ -86,13 +86,15 @@ bool ThreadPool::claim(size_t thread, size_t& task, size_t& count) {
 }
 
 void ThreadPool::work(size_t thread) {
-    size_t task, count;
+    size_t task, count, done = 0;
     while (claim(thread, task, count)) {
         const Function function = function_.load(std::memory_order_relaxed);
         const void* context = context_.load(std::memory_order_relaxed);
         for (size_t i = 0; i < count; ++i) function(context, task + i, thread);
-        unfinished_.fetch_sub(count, std::memory_order_release);
+        done += count;
     }
+    // Once, since the counter has to come from another core, perhaps from another cache.
+    if (done > 0) unfinished_.fetch_sub(done, std::memory_order_release);
 }
 
 void ThreadPool::announce() {

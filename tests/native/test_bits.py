@@ -22,6 +22,7 @@ from rwkvbatch.model.rwkv7 import Network
 
 pytest.importorskip("rwkvbatch._native")
 from rwkvbatch.model.ops.cpu import CpuOps, Isa
+from rwkvbatch.model.ops.program import WrittenNetwork
 from tests.native import disturbed
 from tests.native.disturbed import DisturbedOps, Fault
 
@@ -59,12 +60,13 @@ def tensors_of(shape: Shape) -> dict[str, torch.Tensor]:
 
 
 class Runner:
-    """A network on some operations, and its states."""
+    """A network on some operations, and its states. Disturbed ones are run one by one, others as models run them."""
 
     def __init__(self, shape: Shape, ops: CpuOps) -> None:
         ops.guard()
         self.ops = ops
-        self._network = Network.build(tensors_of(shape), NUM_LAYERS, ops)
+        network = Network.build(tensors_of(shape), NUM_LAYERS, ops)
+        self._network = network if isinstance(ops, DisturbedOps) else WrittenNetwork(network)
         self._heads = shape.width // shape.head_size, shape.head_size
 
     def run(self, lists: Sequence[Sequence[int]], state: State) -> tuple[torch.Tensor, State]:

@@ -41,38 +41,11 @@ class Product(NamedTuple):
     blend: tuple[Array, Array] | None = None
 
 
-class Operations(Protocol):
-    """About eight operations; every one computes a row from that row and its own sequence alone."""
+class StepOperations(Protocol):
+    """What the network is written in. Every operation computes a row from that row and its own sequence alone.
 
-    name: str
-    bitwise: bool
-    device: str
-
-    # Weights, once at load
-
-    def vector(self, weight: torch.Tensor) -> Array:
-        """Keep a small weight (a norm, a bias, mixing factors); fp32 arithmetic on its exact values."""
-        ...
-
-    def linear_layer(
-        self, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: Activation = "none"
-    ) -> Array:
-        """Keep a linear layer: its weight [out, in], packed as the implementation likes, its bias and its end."""
-        ...
-
-    def table(self, weight: torch.Tensor) -> Array:
-        """Keep an embedding table [vocab, C]."""
-        ...
-
-    def make_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> StatePool:
-        """State slots for `capacity` sequences."""
-        ...
-
-    # One step
-
-    def begin(self, batch: RaggedBatch, pool: StatePool) -> Array:
-        """Prepare one ragged batch; what it returns is `step` below."""
-        ...
+    `step` is what `Operations.begin` returned.
+    """
 
     def embed(self, step: Array, table: Array, norm: tuple[Array, Array]) -> Array:
         """layer_norm(table[tokens]); [R, C]."""
@@ -119,6 +92,46 @@ class Operations(Protocol):
 
     def head(self, step: Array, x: Array, norm: tuple[Array, Array], layer: Array) -> torch.Tensor:
         """The linear layer of layer_norm(x), for the step's output rows; fp32 torch tensor [P, vocab]."""
+        ...
+
+
+class Operations(StepOperations, Protocol):
+    """All that a backend does: it keeps weights and states, runs steps and chooses tokens.
+
+    Attributes:
+        bitwise: see `ModelSpec`.
+        in_torch: whether it computes with torch, whose settings are then set around every call, and trusts the tokens,
+            which are then checked. Others are called directly: what Python does between two steps takes five to ten
+            times as long as usual, since the weights have gone through all caches meanwhile.
+    """
+
+    name: str
+    bitwise: bool
+    device: str
+    in_torch: bool
+
+    # Weights, once at load
+
+    def vector(self, weight: torch.Tensor) -> Array:
+        """Keep a small weight (a norm, a bias, mixing factors); fp32 arithmetic on its exact values."""
+        ...
+
+    def linear_layer(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: Activation = "none"
+    ) -> Array:
+        """Keep a linear layer: its weight [out, in], packed as the implementation likes, its bias and its end."""
+        ...
+
+    def table(self, weight: torch.Tensor) -> Array:
+        """Keep an embedding table [vocab, C]."""
+        ...
+
+    def make_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> StatePool:
+        """State slots for `capacity` sequences."""
+        ...
+
+    def begin(self, batch: RaggedBatch, pool: StatePool) -> Array:
+        """Prepare one ragged batch; what it returns is `step` of the operations."""
         ...
 
     # Choosing tokens

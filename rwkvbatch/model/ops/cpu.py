@@ -5,6 +5,7 @@ docs/design/native-kernels.md tells how.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from rwkvbatch.model.ops.reference import check_state
 
 Isa = Literal["auto", "avx512", "avx2", "portable"]
 """Instruction set of the kernels; all of them give the same bits."""
+
+HUGE_PAGE = 2 << 20
+"""Bytes of Linux's larger pages on x86-64 and most others."""
 
 Vectors = tuple[_native.Vector, _native.Vector]
 
@@ -84,6 +88,7 @@ class CpuOps:
 
     name = "cpu"
     bitwise = True
+    in_torch = False
     device = "cpu"
 
     def __init__(self, threads: int | None = None, isa: Isa = "auto") -> None:
@@ -98,6 +103,7 @@ class CpuOps:
         except ValueError as error:
             raise UsageError(str(error)) from error
         self._logits = torch.empty(0)
+        self._views: dict[tuple[int, int], tuple[torch.Tensor, FloatArray]] = {}
 
     @property
     def threads(self) -> int:
@@ -166,7 +172,7 @@ class CpuOps:
 
     def make_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> CpuPool:
         shifts = torch.empty(capacity, num_layers, 2, num_heads * head_size)
-        wkv = torch.empty(capacity, num_layers, num_heads, head_size, head_size)
+        wkv = _on_huge_pages(capacity, num_layers, num_heads, head_size, head_size)
         return CpuPool(shifts, wkv, self._native.pool(shifts.numpy(), wkv.numpy()))
 
     # One step
@@ -212,12 +218,28 @@ class CpuOps:
     def head(
         self, step: _native.Step, x: _native.Array, norm: Vectors, layer: _native.LinearLayer
     ) -> torch.Tensor:
-        size = step.num_outputs * layer.outputs
+        logits, memory = self._logits_of(step.num_outputs, layer.outputs)
+        self._native.head(step, x, *norm, layer, memory)
+        return logits
+
+    def run(self, program: _native.Program, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+        """A whole step as it is written down, see `ops/program.py`; logits [P, vocab]."""
+        assert isinstance(pool, CpuPool)
+        logits, memory = self._logits_of(len(batch.outputs), program.num_logits)
+        self._native.run(program, batch.tokens, batch.starts, batch.slots, batch.outputs, pool.native, memory)
+        return logits
+
+    def _logits_of(self, num_outputs: int, vocab_size: int) -> tuple[torch.Tensor, FloatArray]:
+        """Memory for logits [P, vocab], the same for every step; once more as numpy's array."""
+        size = num_outputs * vocab_size
         if self._logits.numel() < size:
             self._logits = torch.empty(size)
-        logits = self._logits[:size].view(step.num_outputs, layer.outputs)
-        self._native.head(step, x, *norm, layer, logits.numpy())
-        return logits
+            self._views.clear()
+        shape = num_outputs, vocab_size
+        if shape not in self._views:
+            logits = self._logits[:size].view(shape)
+            self._views[shape] = logits, logits.numpy()
+        return self._views[shape]
 
     # Choosing tokens
 
@@ -240,6 +262,14 @@ class CpuOps:
             tokens,
         )
         return Choices(tokens, logprobs)
+
+
+def _on_huge_pages(*shape: int) -> torch.Tensor:
+    """Memory that begins with a huge page and has the last one it needs to itself."""
+    count, page = math.prod(shape), HUGE_PAGE // 4
+    memory = torch.empty(count + 2 * page)
+    start = -(memory.data_ptr() // 4) % page
+    return memory[start : start + count].view(shape)
 
 
 def _plain(values: torch.Tensor) -> FloatArray:

@@ -90,6 +90,7 @@ class CudaOps:
 
     name = "cuda"
     bitwise = False
+    in_torch = True
 
     def __init__(
         self, device: str = "cuda", dtype: torch.dtype = torch.float16, fixed_rows: int | None = None

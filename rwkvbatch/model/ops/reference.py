@@ -104,6 +104,7 @@ class ReferenceOps:
 
     name = "reference"
     bitwise = False
+    in_torch = True
 
     def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         self.device = device

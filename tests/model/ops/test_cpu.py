@@ -283,7 +283,7 @@ def test_a_batch_that_cannot_be_is_refused(
 def test_a_token_outside_the_vocabulary_is_refused(twins: Twins) -> None:
     _, step, _ = begin(twins, 1, 1, 16)
     norm = (twins.vectors(16)[0], twins.vectors(16)[0])
-    with pytest.raises(ValueError, match="not in the vocabulary"):
+    with pytest.raises(ValueError, match=r"must be in \[0, 13\), got"):
         twins.cpu.embed(step, twins.cpu.table(torch.zeros(13, 16)), norm)
 
 
