@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,6 +161,17 @@ class FakeShop:
     @property
     def num_generated(self) -> int:
         return sum(len(engine.submitted) for engine in self.engines)
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Makes every reply take a moment."""
+
+    seconds: float
+
+    def __call__(self, request: Request, reply: Reply) -> Reply:
+        time.sleep(self.seconds)
+        return reply
 
 
 @dataclass(frozen=True)

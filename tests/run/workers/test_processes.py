@@ -24,18 +24,7 @@ from rwkvbatch.run.progress import Progress
 from rwkvbatch.run.setup import Setup
 from rwkvbatch.run.workers.hiring import crew_for
 from rwkvbatch.run.workers.processes import ProcessCrew, replace_device
-from tests.run.fakes import Deadly, FakeShop, make_conversation, make_plan
-
-
-@dataclass(frozen=True)
-class Slow:
-    """Makes every reply take a moment."""
-
-    seconds: float
-
-    def __call__(self, request: Request, reply: Reply) -> Reply:
-        time.sleep(self.seconds)
-        return reply
+from tests.run.fakes import Deadly, FakeShop, Slow, make_conversation, make_plan
 
 
 @dataclass(frozen=True)

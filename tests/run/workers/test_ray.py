@@ -27,7 +27,7 @@ from rwkvbatch.run.grid import make_cells
 from rwkvbatch.run.plan import Plan
 from rwkvbatch.run.progress import Progress
 from rwkvbatch.run.settings import RunSettings
-from tests.run.fakes import Deadly, FakeShop, FakeSpec, make_conversation, make_plan
+from tests.run.fakes import Deadly, FakeShop, FakeSpec, Slow, make_conversation, make_plan
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -55,17 +55,6 @@ def cluster() -> Iterator[Any]:
     yield cluster
     ray.shutdown()
     cluster.shutdown()
-
-
-@dataclass(frozen=True)
-class Slow:
-    """Makes every reply take a moment."""
-
-    seconds: float
-
-    def __call__(self, request: Request, reply: Reply) -> Reply:
-        time.sleep(self.seconds)
-        return reply
 
 
 @dataclass(frozen=True)
