@@ -70,6 +70,10 @@ class SimulatedCrew:
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
         return {}
 
+    @property
+    def num_coming(self) -> int:
+        return 0
+
     def begin(self, setup: Setup) -> None: ...
 
     def send(self, worker: int, order: Order) -> None:

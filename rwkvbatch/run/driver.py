@@ -137,6 +137,7 @@ class Driver:
             if self._should_stop():
                 self._drain()
                 return False
+            self._dispatcher.expect(self._crew.num_coming)
             for grant in self._dispatcher.grants():
                 self._lease(grant)
             self._listen(WAIT_S)

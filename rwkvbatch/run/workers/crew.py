@@ -22,6 +22,11 @@ class Crew(Protocol):
         """
         ...
 
+    @property
+    def num_coming(self) -> int:
+        """Workers that are about to say `Joined`; not those that may never come."""
+        ...
+
     def begin(self, setup: Setup) -> None:
         """From now on the workers serve `setup`; each says `Joined` (once more) when it is ready."""
         ...
@@ -55,6 +60,10 @@ class LocalCrew:
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
         return self._shop.specs(setups)
+
+    @property
+    def num_coming(self) -> int:
+        return int(not self._greeted)
 
     def begin(self, setup: Setup) -> None:
         if self._worker is None or self._setup != setup:

@@ -2,8 +2,8 @@
 
 Knows neither models nor rows; workers and dialogues are numbers. Dialogues of one group (a conversation) go to one
 worker as long as there is enough for all, because they share prefixes. Towards the end no worker waits for another:
-an idle one takes over what others have not begun, and repeats what somebody holds for suspiciously long. That is
-safe because rows do not depend on who makes them; the first one counts.
+who holds less takes over what others have not begun, and who is idle repeats what somebody holds for suspiciously
+long. That is safe because rows do not depend on who makes them; the first one counts.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class Dispatcher:
         self._dialogues = dialogues
         self._group = group
         self._clock = clock
+        self._num_coming = 0
         self._next = 0
         self._num_kept = 0
         self._again: deque[int] = deque()
@@ -90,6 +91,10 @@ class Dispatcher:
     @property
     def num_workers(self) -> int:
         return len(self._members)
+
+    def expect(self, num_coming: int) -> None:
+        """So many workers will join soon: what is theirs is not given to those who are first."""
+        self._num_coming = num_coming
 
     def joined(self, worker: int, room: int) -> None:
         """A worker is ready for `room` dialogues at a time."""
@@ -158,6 +163,10 @@ class Dispatcher:
         return found
 
     @property
+    def _num_sharing(self) -> int:
+        return len(self._members) + self._num_coming
+
+    @property
     def _exhausted(self) -> bool:
         return self._next >= len(self._dialogues) and not self._again and not self._last_try
 
@@ -169,7 +178,7 @@ class Dispatcher:
             return [self._last_try.popleft()]
         chosen: list[int] = []
         # Nobody holds more than an even share of all that is not over.
-        share = -(-self._num_left // len(self._members))
+        share = -(-self._num_left // self._num_sharing)
         while len(member.held) + len(chosen) < min(member.room, share):
             if self._again:
                 chosen.append(self._again.popleft())
@@ -185,7 +194,7 @@ class Dispatcher:
         num_left = len(self._dialogues) - self._next
         if num_left <= 0:
             return self._keep_what_others_keep(member)
-        most = max(1, num_left // (2 * len(self._members))) if len(self._members) > 1 else num_left
+        most = max(1, num_left // (2 * self._num_sharing)) if self._num_sharing > 1 else num_left
         start = self._next
         group = self._group(self._dialogues[start])
         stop = start + 1
@@ -206,40 +215,45 @@ class Dispatcher:
         return bool(member.kept)
 
     def _take_over(self) -> list[Grant]:
-        """For each idle worker, half of what another one has not begun, or a copy of what is late."""
+        """For workers with room, what others have more of and have not begun; for idle ones, a copy of what is late."""
         now = self._clock()
         if now - self._looked_s < LOOK_EVERY_S:
             return []
         self._looked_s = now
         found: list[Grant] = []
-        for worker in list(self._hungry):
+        for worker in sorted(self._hungry, key=lambda number: len(self._members[number].held)):
             member = self._members[worker]
-            if member.held:
-                continue
-            grant = self._move(worker, member) or self._copy(worker, now)
+            grant = self._move(worker, member)
+            if grant is None and not member.held:
+                grant = self._copy(worker, now)
             if grant is None:
                 break
             found.append(grant)
         return found
 
     def _move(self, worker: int, member: _Member) -> Grant | None:
-        busiest = max(self._members, key=lambda number: self._members[number].num_waiting)
-        other = self._members[busiest]
-        if other.alone:
+        """From the one that holds most, of those that have something to give, until both hold the same."""
+        givers = [
+            number for number, other in self._members.items() if other.num_waiting > 0 and not other.alone
+        ]
+        if not givers:
             return None
+        giver = max(givers, key=lambda number: len(self._members[number].held))
+        other = self._members[giver]
+        num = min((len(other.held) - len(member.held)) // 2, member.room - len(member.held))
         # What is under way stays: to begin its turn again would take longer than to let it end.
         waiting = list(other.held)[other.num_begun :][::-1]
-        movable = [d for d in waiting if self._moves.get(d, 0) < MAX_MOVES and self._holders[d] == [busiest]]
-        chosen = movable[: min(-(-len(waiting) // 2), member.room)]
+        movable = [d for d in waiting if self._moves.get(d, 0) < MAX_MOVES and self._holders[d] == [giver]]
+        chosen = movable[: max(0, num)]
         if not chosen:
             return None
         for dialogue in chosen:
             self._moves[dialogue] = self._moves.get(dialogue, 0) + 1
-            self._holders[dialogue].remove(busiest)
+            self._holders[dialogue].remove(giver)
             del other.held[dialogue]
-        self._hungry[busiest] = None
+        self._hungry[giver] = None
         self._lease(worker, chosen)
-        return Grant(worker, tuple(chosen), dict.fromkeys(chosen, busiest))
+        return Grant(worker, tuple(chosen), dict.fromkeys(chosen, giver))
 
     def _copy(self, worker: int, now: float) -> Grant | None:
         if self._num_timed == 0:

@@ -72,6 +72,10 @@ class ProcessCrew:
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
         return {setup: self._load(setup) for setup in reversed(setups)}
 
+    @property
+    def num_coming(self) -> int:
+        return sum(worker.joined is None for worker in self._workers.values())
+
     def begin(self, setup: Setup) -> None:
         if self._setup != setup or self._template is None:
             self._load(setup)

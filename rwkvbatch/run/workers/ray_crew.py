@@ -105,6 +105,10 @@ class RayCrew:
             self._identities[setup] = cell_identities(self._plan, {setup: spec}, tokenizer_of)
         return specs
 
+    @property
+    def num_coming(self) -> int:
+        return sum(hand.serving and hand.joined is None for hand in self._hands.values())
+
     def begin(self, setup: Setup) -> None:
         if setup not in self._identities:
             self.specs([setup])

@@ -95,13 +95,60 @@ def test_what_is_under_way_is_not_taken_over() -> None:
     found.reported(0, 5)
     clock.now = LOOK_EVERY_S
     found.joined(1, 20)
-    assert granted(found) == {1: [7, 6]}
+    assert granted(found) == {1: [7, 6, 5]}
     clock.now = 2 * LOOK_EVERY_S
-    end(found, 1, [7, 6])
-    assert granted(found) == {1: [5]}
-    clock.now = 3 * LOOK_EVERY_S
-    end(found, 1, [5])
+    end(found, 1, [7, 6, 5])
     assert granted(found) == {}
+
+
+def test_a_worker_that_holds_less_takes_over_until_both_hold_the_same() -> None:
+    clock = Clock()
+    found = dispatcher(16, clock=clock)
+    found.joined(0, 12)
+    assert granted(found) == {0: list(range(12))}
+    found.reported(0, 4)
+    found.joined(1, 12)
+    left_over, taken_over = found.grants()
+    assert sorted(left_over.dialogues) == [12, 13, 14, 15]
+    assert (taken_over.worker, taken_over.dialogues) == (1, (11, 10, 9, 8))
+    assert taken_over.taken == dict.fromkeys(taken_over.dialogues, 0)
+    clock.now = LOOK_EVERY_S
+    assert found.grants() == []
+
+
+def test_a_worker_never_takes_over_more_than_it_has_room_for() -> None:
+    clock = Clock()
+    found = dispatcher(12, clock=clock)
+    found.joined(0, 12)
+    assert granted(found) == {0: list(range(12))}
+    clock.now = LOOK_EVERY_S
+    found.joined(1, 3)
+    assert granted(found) == {1: [11, 10, 9]}
+    clock.now = 2 * LOOK_EVERY_S
+    assert granted(found) == {}
+
+
+def test_the_first_worker_leaves_an_even_share_to_those_who_are_coming() -> None:
+    found = dispatcher(40, group=lambda _: 0)
+    found.expect(2)
+    found.joined(0, 32)
+    found.expect(1)
+    assert {worker: len(dialogues) for worker, dialogues in granted(found).items()} == {0: 20}
+    found.expect(0)
+    found.joined(1, 32)
+    assert {worker: len(dialogues) for worker, dialogues in granted(found).items()} == {1: 20}
+
+
+def test_who_comes_never_keeps_the_others_from_working() -> None:
+    found = dispatcher(3)
+    found.expect(7)
+    found.joined(0, 4)
+    done: list[int] = []
+    while not found.finished:
+        given = granted(found)[0]
+        end(found, 0, given)
+        done += given
+    assert done == [0, 1, 2]
 
 
 def test_a_dialogue_that_is_late_is_repeated_and_the_first_end_counts() -> None:

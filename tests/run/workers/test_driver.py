@@ -19,6 +19,8 @@ from tests.run.fakes import make_conversation, make_plan, make_row
 class Crew:
     """Says a list of signals at each listening; remembers what it was told."""
 
+    num_coming = 0
+
     def __init__(self, *said: list[Signal]) -> None:
         self.said = list(said)
         self.told: list[tuple[int, Order]] = []

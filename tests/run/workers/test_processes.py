@@ -317,5 +317,6 @@ def test_the_bundled_models_rows_are_the_same(tmp_path: Path) -> None:
 
     assert plain(one) == plain(many)
     status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert [worker["name"] for worker in status["workers"]] == ["worker 0", "worker 1"]
+    # On a busy machine the first may have done everything before the second is there.
+    assert {worker["name"] for worker in status["workers"]} <= {"worker 0", "worker 1"}
     assert sum(worker["rows"] for worker in status["workers"]) >= many.summary.rows
