@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VariantMean:
-    """A metric's mean over all rows of a variant, and its 95 % interval (NaN where unknown)."""
+    """A metric's mean over all rows of a variant, and its 95 % interval within what is possible (NaN where unknown)."""
 
     metric: Metric
     mean: float
@@ -42,11 +42,11 @@ def variant_means(table: pd.DataFrame, variant: Variant) -> list[VariantMean]:
         if not known.any() or (metric.name == "failed" and not values.any()):
             continue
         estimate = clustered_mean(values[known], conversations[known])
-        low, high = estimate.interval()
-        mean, ends = estimate.mean, (low, high)
+        mean = estimate.mean
+        low, high = (float(np.clip(end, metric.lowest, metric.highest)) for end in estimate.interval())
         if metric.exponential:
-            mean, ends = exponential(mean), (exponential(low), exponential(high))
-        means.append(VariantMean(metric, mean, *ends, num_values=int(known.sum())))
+            mean, low, high = exponential(mean), exponential(low), exponential(high)
+        means.append(VariantMean(metric, mean, low, high, num_values=int(known.sum())))
     return means
 
 

@@ -36,6 +36,8 @@ class Metric:
             timings, whose noise (the machine's load) is not drawn anew for each conversation, nor for what
             only restates another metric.
         exponential: the mean is shown as exp(mean).
+        lowest, highest: what the number can be at all (the exponent's, where `exponential`). An interval of a mean
+            ends there: the true mean cannot lie beyond.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Metric:
     level: Level = "turn"
     tested: bool = True
     exponential: bool = False
+    lowest: float = 0.0
+    highest: float = math.inf
 
 
 def exponential(value: float) -> float:

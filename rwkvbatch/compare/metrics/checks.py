@@ -23,6 +23,6 @@ def _passed(row: RawRow) -> float | None:
 
 
 METRICS = (
-    Metric("score", "score", "higher", of=_score),
-    Metric("passed", "all checks passed", "higher", of=_passed),
+    Metric("score", "score", "higher", of=_score, highest=1.0),
+    Metric("passed", "all checks passed", "higher", of=_passed, highest=1.0),
 )

@@ -14,6 +14,6 @@ def _failed(row: RawRow) -> float:
 
 
 METRICS = (
-    Metric("stopped", "ended by itself", "higher", of=_stopped),
-    Metric("failed", "errors", "lower", of=_failed),
+    Metric("stopped", "ended by itself", "higher", of=_stopped, highest=1.0),
+    Metric("failed", "errors", "lower", of=_failed, highest=1.0),
 )

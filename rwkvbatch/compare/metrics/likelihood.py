@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rwkvbatch.compare.metrics.base import Metric, RawRow, replied
 
 
@@ -9,4 +11,14 @@ def _logprob(row: RawRow) -> float | None:
     return row["logprob"]["mean"] if replied(row) else None
 
 
-METRICS = (Metric("logprob", "own log-probability", "none", unit="nats/token", of=_logprob),)
+METRICS = (
+    Metric(
+        "logprob",
+        "own log-probability",
+        "none",
+        unit="nats/token",
+        of=_logprob,
+        lowest=-math.inf,
+        highest=0.0,
+    ),
+)

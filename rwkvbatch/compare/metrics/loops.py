@@ -38,4 +38,4 @@ def _all_loops(counts: NgramCounts) -> NDArray[np.float64]:
     return shares(counts.longest_repeat, counts.tokens)
 
 
-METRICS = (Metric("loop", "longest repeat", "lower", of=_loop, of_ngrams=_all_loops),)
+METRICS = (Metric("loop", "longest repeat", "lower", of=_loop, of_ngrams=_all_loops, highest=1.0),)

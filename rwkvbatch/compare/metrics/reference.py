@@ -20,5 +20,5 @@ def _matched(row: RawRow) -> float | None:
 METRICS = (
     Metric("nll", "reference nll", "lower", unit="nats/token", of=_nll),
     Metric("perplexity", "reference perplexity", "lower", of=_nll, tested=False, exponential=True),
-    Metric("matched", "reference tokens matched", "higher", of=_matched),
+    Metric("matched", "reference tokens matched", "higher", of=_matched, highest=1.0),
 )

@@ -15,8 +15,8 @@ from rwkvbatch.stats.repeats import all_k_pass, pass_at_k
 def pass_metrics(k: int) -> tuple[Metric, Metric]:
     """The two metrics for one `k`; their names are `pass_at_K` and `all_K`."""
     return (
-        Metric(f"pass_at_{k}", f"pass@{k}", "higher", level="conversation"),
-        Metric(f"all_{k}", f"all {k} pass", "higher", level="conversation"),
+        Metric(f"pass_at_{k}", f"pass@{k}", "higher", level="conversation", highest=1.0),
+        Metric(f"all_{k}", f"all {k} pass", "higher", level="conversation", highest=1.0),
     )
 
 

@@ -30,6 +30,6 @@ def _all_distinct_2(counts: NgramCounts) -> NDArray[np.float64]:
 
 
 METRICS = (
-    Metric("distinct1", "distinct-1", "none", of=_distinct_1, of_ngrams=_all_distinct_1),
-    Metric("distinct2", "distinct-2", "none", of=_distinct_2, of_ngrams=_all_distinct_2),
+    Metric("distinct1", "distinct-1", "none", of=_distinct_1, of_ngrams=_all_distinct_1, highest=1.0),
+    Metric("distinct2", "distinct-2", "none", of=_distinct_2, of_ngrams=_all_distinct_2, highest=1.0),
 )
