@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import jsonlines
 
 import rwkvbatch
 from rwkvbatch.bench.random_file import write_random
+from rwkvbatch.run.progress import Progress
 
 NUM_TURNS = 3
 MAX_TOKENS = 64
@@ -41,10 +43,29 @@ class Setting:
 SETTINGS = (Setting(1, 1), Setting(2, 1), Setting(1, 2))
 
 
+class Stopwatch:
+    """Reply tokens per second from the moment at which the first worker is ready, its model loaded."""
+
+    def __init__(self) -> None:
+        self._began_s: float | None = None
+        self.tokens_per_s = 0.0
+
+    def started(self, progress: Progress) -> None: ...
+
+    def moved(self, progress: Progress) -> None:
+        if self._began_s is None and progress.workers:
+            self._began_s = time.monotonic()
+
+    def ended(self, progress: Progress) -> None:
+        assert self._began_s is not None
+        self.tokens_per_s = progress.reply_tokens / (time.monotonic() - self._began_s)
+
+
 def replay(model: Path, script: Path, setting: Setting, batch_size: int) -> float:
-    """Reply tokens per second, from the first lease to the last row; loading the model does not count."""
+    """Reply tokens per second; loading the model does not count."""
+    watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
-        result = rwkvbatch.run(
+        rwkvbatch.run(
             script,
             model=model,
             out=Path(folder) / "run",
@@ -52,8 +73,9 @@ def replay(model: Path, script: Path, setting: Setting, batch_size: int) -> floa
             threads=setting.threads,
             batch_size=batch_size,
             max_tokens=MAX_TOKENS,
+            observer=watch,
         )
-        return result.progress.tokens_per_s
+    return watch.tokens_per_s
 
 
 def main() -> None:
