@@ -63,8 +63,8 @@ AREAS = {
         ),
     ),
     "store": Area(
-        ("rwkvbatch/run/store.py", "rwkvbatch/run/lines.py", "rwkvbatch/run/scan.py"),
-        ("tests/run/test_store.py", "tests/run/test_store_words.py"),
+        ("rwkvbatch/run/results/store.py", "rwkvbatch/run/results/lines.py", "rwkvbatch/run/results/scan.py"),
+        ("tests/run/results/test_store.py", "tests/run/results/test_store_words.py"),
     ),
 }
 

@@ -96,7 +96,7 @@ def restore(session: Session, saved: SavedSession) -> None:
         UsageError, InputError: an initial state's file is not what it was.
     """
     from rwkvbatch.model.states import load_state
-    from rwkvbatch.run.setup import sha256_of_file
+    from rwkvbatch.run.planning.digests import sha256_of_file
 
     states: dict[int, State] = {}
     for opening in saved.dialogue.openings:

@@ -19,7 +19,7 @@ from rwkvbatch.engine.places import Hold
 from rwkvbatch.engine.request import NoiseKey, Reply, Request
 from rwkvbatch.errors import NonFiniteLogitsError, UsageError
 from rwkvbatch.model.base import State
-from rwkvbatch.run.settings import CellSettings
+from rwkvbatch.run.planning.settings import CellSettings
 from rwkvbatch.text.prompt import PromptTemplate, load_template
 
 CONVERSATION = "chat"

@@ -16,17 +16,17 @@ from typing import Any, BinaryIO
 
 from rwkvbatch.errors import RunDamagedError, RunMismatchError, StorageError
 from rwkvbatch.run.command_line import with_directory, without_options
-from rwkvbatch.run.directory import SKIPPED_NAME, RunDirectory
-from rwkvbatch.run.files import OS_FILES, Files, replace_file
-from rwkvbatch.run.lines import BadLineError, decode_row
-from rwkvbatch.run.manifest import refuse_other_run, write_manifest
-from rwkvbatch.run.parts import Layout, LineIndex, Part, open_results, read_parts, scan_part
-from rwkvbatch.run.progress import Progress
-from rwkvbatch.run.rows import RowKey
-from rwkvbatch.run.shard import Shard
-from rwkvbatch.run.status import StatusFile
-from rwkvbatch.run.store import RESULTS_NAME
-from rwkvbatch.run.summary import Summary, Tallies, write_summary
+from rwkvbatch.run.directory.manifest import refuse_other_run, write_manifest
+from rwkvbatch.run.directory.parts import Layout, LineIndex, Part, open_results, read_parts, scan_part
+from rwkvbatch.run.directory.run_directory import SKIPPED_NAME, RunDirectory
+from rwkvbatch.run.directory.status import StatusFile
+from rwkvbatch.run.directory.summary import Summary, Tallies, write_summary
+from rwkvbatch.run.planning.shard import Shard
+from rwkvbatch.run.progress.figures import Progress
+from rwkvbatch.run.results.files import OS_FILES, Files, replace_file
+from rwkvbatch.run.results.lines import BadLineError, decode_row
+from rwkvbatch.run.results.rows import RowKey
+from rwkvbatch.run.results.store import RESULTS_NAME
 
 _BLOCK_BYTES = 2**20
 _OF_A_PART = ("created", "command", "rwkvbatch", "code_sha256", "versions", "machine")

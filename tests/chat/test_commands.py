@@ -22,7 +22,7 @@ from rwkvbatch.chat.transcript import Transcript
 from rwkvbatch.engine.core import Engine
 from rwkvbatch.errors import StorageError, UsageError
 from rwkvbatch.model.states import load_saved_state
-from rwkvbatch.run.settings import CellSettings
+from rwkvbatch.run.planning.settings import CellSettings
 from tests.chat.scripted_model import ScriptedModel
 
 SETTINGS = CellSettings(temperature=0.0, top_p=0.0, max_tokens=200)

@@ -15,7 +15,7 @@ from rwkvbatch.engine.core import Engine
 from rwkvbatch.engine.request import NoiseKey, Request
 from rwkvbatch.errors import NonFiniteLogitsError, UsageError
 from rwkvbatch.model.base import State
-from rwkvbatch.run.settings import CellSettings
+from rwkvbatch.run.planning.settings import CellSettings
 from tests.engine.hash_model import HashModel
 
 SETTINGS = CellSettings(**{**dict(Sampling(temperature=1.0, top_p=0.9, ban=(0,))), "max_tokens": 12})

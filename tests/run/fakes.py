@@ -17,13 +17,13 @@ from typing import Any
 
 from rwkvbatch.engine.history import closed_history
 from rwkvbatch.engine.request import Finish, Reply, ReplyTiming, Request, Score
-from rwkvbatch.run.files import Files
-from rwkvbatch.run.grid import Cell, make_cells
-from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.rows import CheckResult, Logprob, Row, RowTiming, TokenCounts
-from rwkvbatch.run.settings import Layered, RunSettings
-from rwkvbatch.run.setup import Setup
-from rwkvbatch.run.shard import Shard
+from rwkvbatch.run.planning.grid import Cell, make_cells
+from rwkvbatch.run.planning.plan import Plan
+from rwkvbatch.run.planning.settings import Layered, RunSettings
+from rwkvbatch.run.planning.setups import Setup
+from rwkvbatch.run.planning.shard import Shard
+from rwkvbatch.run.results.files import Files
+from rwkvbatch.run.results.rows import CheckResult, Logprob, Row, RowTiming, TokenCounts
 from rwkvbatch.run.turns import Desk
 from rwkvbatch.script.records import Check, Conversation, ReplyFacts, SourceLine, Turn, Verdict
 

@@ -19,13 +19,13 @@ from rwkvbatch.errors import (
     RunMismatchError,
     StorageError,
 )
+from rwkvbatch.run.directory.lock import DirectoryLock
 from rwkvbatch.run.driver import FAILURES_TOLD, TooManyFailuresError
 from rwkvbatch.run.execute import RunOptions, RunResult, execute, read_rows
-from rwkvbatch.run.grid import Cell
-from rwkvbatch.run.lock import DirectoryLock
-from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.progress import Progress
-from rwkvbatch.run.rows import Row
+from rwkvbatch.run.planning.grid import Cell
+from rwkvbatch.run.planning.plan import Plan
+from rwkvbatch.run.progress.figures import Progress
+from rwkvbatch.run.results.rows import Row
 from rwkvbatch.script.records import Check
 from tests.run.fakes import (
     CountedFiles,
@@ -189,7 +189,7 @@ class TestContinuing:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         run(tmp_path / "run")
-        monkeypatch.setattr("rwkvbatch.run.manifest.GENERATION_RULES", 99)
+        monkeypatch.setattr("rwkvbatch.run.directory.manifest.GENERATION_RULES", 99)
         with pytest.raises(RunMismatchError, match="generation_rules: there 1, now 99"):
             run(tmp_path / "run")
 
@@ -485,7 +485,7 @@ class TestWatching:
         assert len(manifest["about"]["code_sha256"]) == 64
 
     def test_the_summary_can_be_made_again_from_the_rows(self, tmp_path: Path) -> None:
-        from rwkvbatch.run.summary import summarize
+        from rwkvbatch.run.directory.summary import summarize
 
         result = run(tmp_path / "run")
         written = json.loads((tmp_path / "run" / "summary.json").read_text())

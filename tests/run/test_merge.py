@@ -23,13 +23,13 @@ from rwkvbatch.errors import (
     ScriptError,
     StorageError,
 )
+from rwkvbatch.run.directory.lock import DirectoryLock
 from rwkvbatch.run.execute import RunOptions, execute
-from rwkvbatch.run.files import OS_FILES, Files
-from rwkvbatch.run.lines import decode_row, encode_row
-from rwkvbatch.run.lock import DirectoryLock
 from rwkvbatch.run.merge import Merged, merge
-from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.shard import Shard
+from rwkvbatch.run.planning.plan import Plan
+from rwkvbatch.run.planning.shard import Shard
+from rwkvbatch.run.results.files import OS_FILES, Files
+from rwkvbatch.run.results.lines import decode_row, encode_row
 from rwkvbatch.script.reader import SkippedLine
 from rwkvbatch.script.records import SourceLine
 from tests.run.fakes import CountedFiles, FailingFiles, FakeShop, PowerCutFiles, make_conversation, make_plan
