@@ -63,7 +63,10 @@ AREAS = {
         ),
     ),
     "store": Area(
-        ("rwkvbatch/run/results/store.py", "rwkvbatch/run/results/lines.py", "rwkvbatch/run/results/scan.py"),
+        tuple(
+            f"rwkvbatch/run/results/{name}.py"
+            for name in ("store", "line_index", "recovery", "lines", "scan")
+        ),
         ("tests/run/results/test_store.py", "tests/run/results/test_store_words.py"),
     ),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchErro
 from rwkvbatch.run.directory.manifest import read_manifest, refuse_other_run
 from rwkvbatch.run.planning.places import Places
 from rwkvbatch.run.planning.shard import SHARD_NAME, Member, Shard, read_members
+from rwkvbatch.run.results.line_index import LineIndex
 from rwkvbatch.run.results.lines import decode_head
 from rwkvbatch.run.results.rows import RowKey
 from rwkvbatch.run.results.scan import ScannedLine, scan_lines
@@ -148,51 +148,20 @@ class Layout:
         return self.places.place(key)
 
 
-class LineIndex:
-    """Where rows stand in results files: twelve bytes a row, none of its text.
+def add_rows(index: LineIndex, lines: Iterable[ScannedLine], path: Path, hint: str) -> None:
+    """Take in the rows of one file. Broken lines at its end are what a crash left of a write: no rows.
 
-    Args:
-        num_rows: of the run, as far as it is known.
+    Raises:
+        RunDamagedError: another line is damaged.
     """
-
-    def __init__(self, num_rows: int) -> None:
-        self._offsets = array("q", [-1]) * num_rows
-        self._lengths = array("i", [0]) * num_rows
-
-    def add(self, lines: Iterable[ScannedLine], path: Path, hint: str) -> None:
-        """Take in the rows of one file. Broken lines at its end are what a crash left of a write: no rows.
-
-        Raises:
-            RunDamagedError: another line is damaged.
-        """
-        bad: ScannedLine | None = None
-        for line in lines:
-            if line.problem is not None:
-                bad = bad or line
-            if line.whole and bad is not None:
-                raise RunDamagedError(
-                    f"the row is damaged: {bad.problem}", path=path, line=bad.line, hint=hint
-                )
-            if line.problem is None:
-                self._offsets[line.number] = line.start
-                self._lengths[line.number] = line.end - line.start
-
-    def has(self, row: int) -> bool:
-        return self._offsets[row] >= 0
-
-    def read(self, row: int, file: BinaryIO) -> bytes:
-        """The row's line; `file` is the one that it stands in."""
-        file.seek(self._offsets[row])
-        return file.read(self._lengths[row])
-
-    def line_number(self, row: int, file: BinaryIO) -> int:
-        """Which line of `file` the row is, from 1; for messages."""
-        file.seek(0)
-        left, count = self._offsets[row], 1
-        while left > 0 and (block := file.read(min(left, _BUFFER_BYTES))):
-            count += block.count(b"\n")
-            left -= len(block)
-        return count
+    bad: ScannedLine | None = None
+    for line in lines:
+        if line.problem is not None:
+            bad = bad or line
+        if line.whole and bad is not None:
+            raise RunDamagedError(f"the row is damaged: {bad.problem}", path=path, line=bad.line, hint=hint)
+        if line.problem is None:
+            index.add(line.number, line.start, line.end - line.start, failed=line.failed)
 
 
 def open_results(directory: Path) -> BinaryIO | None:

@@ -16,7 +16,8 @@ from rwkvbatch.run.directory.manifest import read_manifest, refuse_other_run, wr
 from rwkvbatch.run.planning.plan import Plan
 from rwkvbatch.run.planning.shard import Shard, write_members
 from rwkvbatch.run.results.files import OS_FILES, Files, make_directory, replace_file
-from rwkvbatch.run.results.store import DAMAGED_NAME, RESULTS_NAME, RowStore
+from rwkvbatch.run.results.recovery import DAMAGED_NAME
+from rwkvbatch.run.results.store import RESULTS_NAME, RowStore
 from rwkvbatch.text.safe import file_name
 
 SKIPPED_NAME = "skipped.jsonl"

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+BLOCK_BYTES = 1 << 20
 FILE_MODE = 0o644
 DIRECTORY_MODE = 0o755
 """Results may be read by others where the umask allows it, and written by nobody else whatever the umask."""
@@ -104,3 +105,25 @@ def replace_file(files: Files, path: Path, chunks: Iterable[bytes], *, durable: 
         raise
     if durable:
         files.sync_directory(path.parent)
+
+
+def read_spans(files: Files, path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """The bytes of `path` from each span's start to its end."""
+    with files.read(path) as reader:
+        for start, end in spans:
+            reader.seek(start)
+            yield reader.read(end - start)
+
+
+def in_blocks(pieces: Iterable[bytes], size: int = BLOCK_BYTES) -> Iterator[bytes]:
+    """The same bytes in fewer pieces: a write for each row would take longer than the rows."""
+    waiting: list[bytes] = []
+    waiting_bytes = 0
+    for piece in pieces:
+        waiting.append(piece)
+        waiting_bytes += len(piece)
+        if waiting_bytes >= size:
+            yield b"".join(waiting)
+            waiting, waiting_bytes = [], 0
+    if waiting:
+        yield b"".join(waiting)

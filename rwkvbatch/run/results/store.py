@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import time
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, StorageError
-from rwkvbatch.run.results.files import OS_FILES, Files, replace_file, write_all
+from rwkvbatch.run.results.files import OS_FILES, Files, in_blocks, read_spans, replace_file, write_all
+from rwkvbatch.run.results.line_index import LineIndex
 from rwkvbatch.run.results.lines import BadLineError, EncodedRow, decode_row, encode_row
+from rwkvbatch.run.results.recovery import DAMAGED_NAME, keep_damaged_lines, keep_torn_tail, look_through
 from rwkvbatch.run.results.rows import Row, RowKey
-from rwkvbatch.run.results.scan import ScannedLine, scan_lines
 
 RESULTS_NAME = "results.jsonl"
-DAMAGED_NAME = "results.damaged"
 FLUSH_ROWS = 64
 FLUSH_SECONDS = 2.0
-BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -67,17 +65,13 @@ class RowStore:
         flush_seconds: float = FLUSH_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._directory = directory
         self._path = directory / RESULTS_NAME
         self._files = files
         self._place = place
         self._flush_rows = flush_rows
         self._flush_seconds = flush_seconds
         self._clock = clock
-        self._offsets = array("q", [-1]) * num_rows
-        self._lengths = array("q", [0]) * num_rows
-        self._failed = bytearray(num_rows)
-        self._num_rows = 0
+        self._index = LineIndex(num_rows)
         self._num_durable = 0
         self._size = 0
         self._oldest_pending: float | None = None
@@ -97,7 +91,7 @@ class RowStore:
     @property
     def num_rows(self) -> int:
         """Rows written, durable or not."""
-        return self._num_rows
+        return self._index.num_there
 
     @property
     def num_durable(self) -> int:
@@ -106,11 +100,11 @@ class RowStore:
 
     def has(self, number: int) -> bool:
         """Whether the plan's row `number` was written."""
-        return self._offsets[number] >= 0
+        return self._index.has(number)
 
     def failed(self, number: int) -> bool:
         """Whether row `number` was written and is an error row."""
-        return bool(self._failed[number])
+        return self._index.failed(number)
 
     def read(self, number: int) -> Row:
         """Row `number`.
@@ -130,7 +124,7 @@ class RowStore:
 
     def rows(self) -> Iterator[Row]:
         """All rows, in the plan's order."""
-        return (self.read(number) for number in range(len(self._offsets)) if self.has(number))
+        return map(self.read, self._index.rows())
 
     # Writing.
 
@@ -153,7 +147,7 @@ class RowStore:
         for row in rows:
             if self.has(row.number):
                 raise ValueError(f"row {row.number} was written before")
-        if self._num_rows - self._num_durable + len(rows) > self._flush_rows:
+        if self.num_rows - self._num_durable + len(rows) > self._flush_rows:
             self.flush()
         try:
             write_all(self._files, self._descriptor, b"".join([row.line for row in rows]))
@@ -165,11 +159,11 @@ class RowStore:
                 self.flush()
             raise self._break(error, "write") from error
         for row in rows:
-            self._remember(row.number, self._size, len(row.line), failed=row.failed)
+            self._index.add(row.number, self._size, len(row.line), failed=row.failed)
             self._size += len(row.line)
         if self._oldest_pending is None:
             self._oldest_pending = self._clock()
-        if self._num_rows - self._num_durable >= self._flush_rows:
+        if self.num_rows - self._num_durable >= self._flush_rows:
             self.flush()
 
     def tick(self) -> None:
@@ -194,12 +188,12 @@ class RowStore:
             StorageError: it could not be; the kernel may have dropped the data, so it is not tried again.
         """
         self._refuse_if_broken()
-        if self._num_durable < self._num_rows:
+        if self._num_durable < self.num_rows:
             try:
                 self._files.sync(self._descriptor)
             except OSError as error:
                 raise self._break(error, "flush") from error
-        self._num_durable = self._num_rows
+        self._num_durable = self.num_rows
         self._oldest_pending = None
 
     def discard(self, numbers: Iterable[int]) -> None:
@@ -210,7 +204,7 @@ class RowStore:
         """
         gone = set(numbers)
         if gone:
-            self._rewrite([n for n in self._in_file_order() if n not in gone])
+            self._rewrite([n for n in self._index.rows_in_file_order() if n not in gone])
 
     def finalize(self) -> None:
         """Bring the rows into the plan's order, which does not depend on how the run went.
@@ -219,8 +213,8 @@ class RowStore:
             StorageError: the file could not be replaced; it is as it was.
         """
         self.flush()
-        ordered = array("q", (number for number in range(len(self._offsets)) if self.has(number)))
-        if ordered != self._in_file_order():
+        ordered = self._index.rows()
+        if ordered != self._index.rows_in_file_order():
             self._rewrite(ordered)
 
     def close(self) -> None:
@@ -241,84 +235,47 @@ class RowStore:
     def _open(self, repair: bool) -> Opening:
         try:
             self._descriptor = self._files.open_append(self._path)
-            bad, end_of_rows, end = self._scan()
+            found = look_through(self._files, self._path, self._place, self._index)
         except OSError as error:
             raise RunDirectoryError(
                 f"cannot be opened for writing: {error.strerror or error}", path=self._path
             ) from None
-        damaged = [line for line in bad if line.start < end_of_rows]
-        if damaged and not repair:
-            more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        if found.damaged and not repair:
+            first, *others = found.damaged
+            more = f" (and {len(others)} more)" if others else ""
             raise RunDamagedError(
-                f"the row is damaged: {damaged[0].problem}{more}",
+                f"the row is damaged: {first.problem}{more}",
                 path=self._path,
-                line=damaged[0].line,
+                line=first.line,
                 hint=f"give --repair to set damaged rows aside in {DAMAGED_NAME} and run them again",
             )
-        torn: Path | None = None
         try:
-            if end > end_of_rows:
-                torn = self._unused_name("results.torn")
-                replace_file(self._files, torn, self._pieces([(end_of_rows, end)]))
-                self._files.truncate(self._descriptor, end_of_rows)
-            if damaged:
-                self._set_aside(damaged)
-            self._size = end_of_rows
+            torn = keep_torn_tail(self._files, self._path, found)
+            if torn is not None:
+                self._files.truncate(self._descriptor, found.end_of_rows)
+            if found.damaged:
+                keep_damaged_lines(self._files, self._path, found.damaged)
+            self._size = found.end_of_rows
             # An earlier process perhaps died before it flushed.
             self._files.sync(self._descriptor)
-            self._files.sync_directory(self._directory)
+            self._files.sync_directory(self._path.parent)
         except OSError as error:
             raise self._break(error, "repair") from error
-        if damaged:
-            self._rewrite(self._in_file_order())
-        self._num_durable = self._num_rows
-        return Opening(self._num_rows, end - end_of_rows, torn.name if torn else None, len(damaged))
-
-    def _scan(self) -> tuple[list[ScannedLine], int, int]:
-        """Damaged lines, the end of the last whole row, the end of the file."""
-        bad: list[ScannedLine] = []
-        end_of_rows = end = 0
-        with self._files.read(self._path) as reader:
-            for line in scan_lines(reader, self._place):
-                end = line.end
-                if line.whole:
-                    end_of_rows = line.end
-                if line.problem is None:
-                    self._remember(line.number, line.start, line.end - line.start, failed=line.failed)
-                else:
-                    bad.append(line)
-        return bad, end_of_rows, end
-
-    def _set_aside(self, damaged: Sequence[ScannedLine]) -> None:
-        descriptor = self._files.open_append(self._directory / DAMAGED_NAME)
-        try:
-            for piece in self._pieces([(line.start, line.end) for line in damaged]):
-                write_all(self._files, descriptor, piece)
-            self._files.sync(descriptor)
-        finally:
-            self._files.close(descriptor)
-
-    def _unused_name(self, stem: str) -> Path:
-        taken = {path.name for path in self._directory.glob(f"{stem}-*")}
-        count = 1
-        while f"{stem}-{count}" in taken:
-            count += 1
-        return self._directory / f"{stem}-{count}"
-
-    def _pieces(self, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-        with self._files.read(self._path) as reader:
-            for start, end in spans:
-                reader.seek(start)
-                yield reader.read(end - start)
+        if found.damaged:
+            self._rewrite(self._index.rows_in_file_order())
+        self._num_durable = self.num_rows
+        return Opening(
+            self.num_rows, found.end - found.end_of_rows, torn.name if torn else None, len(found.damaged)
+        )
 
     # Within.
 
     def _rewrite(self, numbers: Sequence[int]) -> None:
         """Replace the file by the lines of `numbers`, in that order."""
         self._refuse_if_broken()
-        spans = ((self._offsets[n], self._offsets[n] + self._lengths[n]) for n in numbers)
         try:
-            replace_file(self._files, self._path, _in_blocks(self._pieces(spans)))
+            lines = read_spans(self._files, self._path, map(self._index.span, numbers))
+            replace_file(self._files, self._path, in_blocks(lines))
             if self._reader is not None:
                 self._reader.close()
                 self._reader = None
@@ -327,33 +284,15 @@ class RowStore:
             self._descriptor = self._files.open_append(self._path)
         except OSError as error:
             raise self._break(error, "rewrite") from error
-        failed, size = bytes(self._failed), len(self._offsets)
-        self._offsets = array("q", [-1]) * size
-        self._failed = bytearray(size)
-        self._num_rows = 0
-        self._size = 0
-        for number in numbers:
-            length = self._lengths[number]
-            self._remember(number, self._size, length, failed=bool(failed[number]))
-            self._size += length
-        self._num_durable = self._num_rows
+        self._index = self._index.rewritten(numbers)
+        self._size = sum(end - start for start, end in map(self._index.span, numbers))
+        self._num_durable = self.num_rows
         self._oldest_pending = None
-
-    def _in_file_order(self) -> array[int]:
-        there = (number for number in range(len(self._offsets)) if self._offsets[number] >= 0)
-        return array("q", sorted(there, key=self._offsets.__getitem__))
-
-    def _remember(self, number: int, offset: int, length: int, *, failed: bool) -> None:
-        self._offsets[number] = offset
-        self._lengths[number] = length
-        self._failed[number] = failed
-        self._num_rows += 1
 
     def _line(self, number: int) -> bytes:
         if self._reader is None:
             self._reader = self._files.read(self._path)
-        self._reader.seek(self._offsets[number])
-        return self._reader.read(self._lengths[number])
+        return self._index.read(number, self._reader)
 
     def _refuse_if_broken(self) -> None:
         if self._broken is not None:
@@ -366,17 +305,3 @@ class RowStore:
             hint=f"{self._num_durable} rows are safe; make room or mend the disk, then give the same command "
             "again to go on",
         )
-
-
-def _in_blocks(pieces: Iterable[bytes], size: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """The same bytes in fewer pieces: a write for each row would take longer than the rows."""
-    waiting: list[bytes] = []
-    waiting_bytes = 0
-    for piece in pieces:
-        waiting.append(piece)
-        waiting_bytes += len(piece)
-        if waiting_bytes >= size:
-            yield b"".join(waiting)
-            waiting, waiting_bytes = [], 0
-    if waiting:
-        yield b"".join(waiting)
