@@ -1,4 +1,4 @@
-"""The report's figures: a sweep as heat map or lines, variants as dots, and metrics by turn."""
+"""The report's figures of the variants' means: a sweep as heat map or line, other variants as dots."""
 
 # matplotlib's figures and pandas' tables are barely typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -11,11 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from rwkvbatch.compare.analysis import Analysis
 from rwkvbatch.compare.manifest import varied_settings
 from rwkvbatch.compare.metrics import TURN_METRICS, Metric
+from rwkvbatch.compare.output.html.drawing import (
+    Figure,
+    canvas,
+    figure_title,
+    is_number,
+    label_of,
+    report_style,
+)
 from rwkvbatch.compare.output.html.svg import (
     ACCENT,
     BAD,
@@ -23,28 +29,14 @@ from rwkvbatch.compare.output.html.svg import (
     GOOD,
     INK,
     PAPER,
-    SERIES,
-    STYLE,
     inline_svg,
 )
-from rwkvbatch.compare.output.wording import ARROWS, number
+from rwkvbatch.compare.output.wording import number
 from rwkvbatch.compare.pairing import Pair, Variant
-from rwkvbatch.compare.summary import VariantMean, rows_of
-from rwkvbatch.stats.clustered import clustered_mean
+from rwkvbatch.compare.summary import VariantMean
 from rwkvbatch.text.safe import printable
 
 _MAX_DOTS = 60
-_TURN_METRICS = ("nll", "score", "tokens", "loop")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One drawing: the metric it is of, its title, a sentence on how to read it, and the SVG."""
-
-    name: str
-    title: str
-    caption: str
-    svg: str
 
 
 @dataclass(frozen=True)
@@ -65,8 +57,6 @@ class _Point:
 
 def sweep_figures(analysis: Analysis) -> list[Figure]:
     """One figure a metric: how its mean goes over the variants."""
-    import matplotlib as mpl
-
     means = {v: {m.metric.name: m for m in analysis.means(v)} for v in analysis.variants}
     verdicts = {
         (line.pair.variant, line.metric.name): line.verdict
@@ -76,7 +66,7 @@ def sweep_figures(analysis: Analysis) -> list[Figure]:
     settings = _settings(analysis)
     axes = _axes(settings)
     figures: list[Figure] = []
-    with mpl.rc_context(dict(STYLE)):  # pyright: ignore[reportArgumentType]
+    with report_style():
         for metric in TURN_METRICS:
             points = [
                 _Point(v, means[v][metric.name], verdicts.get((v, metric.name), ""))
@@ -86,24 +76,6 @@ def sweep_figures(analysis: Analysis) -> list[Figure]:
             if len(points) < 2 or all(p.mean.mean == points[0].mean.mean for p in points):
                 continue
             figures.append(_sweep_figure(metric, points, axes, settings, analysis.pairs))
-    return figures
-
-
-def turn_figures(analysis: Analysis) -> list[Figure]:
-    """One figure a metric: its mean at each turn, a line a variant; none for single-turn scripts."""
-    import matplotlib as mpl
-
-    turns = sorted(int(turn) for turn in analysis.table["turn"].unique())
-    variants = analysis.variants[: len(SERIES)]
-    if len(turns) < 2:
-        return []
-    figures: list[Figure] = []
-    with mpl.rc_context(dict(STYLE)):  # pyright: ignore[reportArgumentType]
-        figures.extend(
-            _turn_figure(metric, analysis, variants, turns)
-            for metric in TURN_METRICS
-            if metric.name in _TURN_METRICS and bool(analysis.table[metric.name].notna().any())
-        )
     return figures
 
 
@@ -119,13 +91,9 @@ def _settings(analysis: Analysis) -> dict[Variant, dict[str, Any]]:
 def _axes(settings: dict[Variant, dict[str, Any]]) -> list[str]:
     """The settings that make the sweep: numbers that differ between variants, if they tell all of them apart."""
     varied = varied_settings({variant.label: values for variant, values in settings.items()})
-    names = [key for key, values in varied.items() if all(map(_is_number, values)) or key == "run"]
+    names = [key for key, values in varied.items() if all(map(is_number, values)) or key == "run"]
     places = {tuple(str(values.get(name)) for name in names) for values in settings.values()}
     return names if len(places) == len(settings) else []
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _sweep_figure(
@@ -135,7 +103,6 @@ def _sweep_figure(
     settings: dict[Variant, dict[str, Any]],
     pairs: Sequence[Pair],
 ) -> Figure:
-    title = f"{metric.title} {ARROWS[metric.better]}".strip()
     numeric = [name for name in axes if name != "run"]
     if len(axes) == 2 and len(points) > 3:
         svg = _heat_map(metric, points, axes, settings, pairs)
@@ -149,7 +116,7 @@ def _sweep_figure(
     else:
         svg = _dots(metric, points[:_MAX_DOTS])
         caption = "Mean and 95 % interval, clustered by conversation."
-    return Figure(metric.name, title, caption, svg)
+    return Figure(metric.name, figure_title(metric), caption, svg)
 
 
 def _heat_map(
@@ -166,7 +133,7 @@ def _heat_map(
         across, down, values_across, values_down = axes[0], axes[1], first, second
     else:
         across, down, values_across, values_down = axes[1], axes[0], second, first
-    figure, plot = _canvas(1.4 + 1.15 * len(values_across), 0.7 + 0.62 * len(values_down))
+    figure, plot = canvas(1.4 + 1.15 * len(values_across), 0.7 + 0.62 * len(values_down))
     baselines = {pair.baseline for pair in pairs}
     means = [p.mean.mean for p in points]
     low, span = min(means), max(means) - min(means) or 1.0
@@ -190,8 +157,8 @@ def _heat_map(
             plot.plot([x + 0.36], [y - 0.32], "o", markersize=4.5, color=colour, markeredgewidth=0)
     plot.set_xlim(-0.5, len(values_across) - 0.5)
     plot.set_ylim(len(values_down) - 0.5, -0.5)
-    plot.set_xticks(range(len(values_across)), [_label(value) for value in values_across])
-    plot.set_yticks(range(len(values_down)), [_label(value) for value in values_down])
+    plot.set_xticks(range(len(values_across)), [label_of(value) for value in values_across])
+    plot.set_yticks(range(len(values_down)), [label_of(value) for value in values_down])
     plot.set_xlabel(across)
     plot.set_ylabel(down)
     for spine in plot.spines.values():
@@ -204,13 +171,13 @@ def _heat_map(
 def _line(
     metric: Metric, points: Sequence[_Point], axis: str, settings: dict[Variant, dict[str, Any]]
 ) -> str:
-    figure, plot = _canvas(8.4, 3.2)
+    figure, plot = canvas(8.4, 3.2)
     ordered = sorted(points, key=lambda p: settings[p.variant][axis])
     x = [float(settings[p.variant][axis]) for p in ordered]
     y = [p.mean.mean for p in ordered]
     plot.plot(x, y, color=ACCENT, linewidth=1.8)
     tips = _error_dots(plot, x, ordered, vertical=True)
-    plot.set_xticks(x, [_label(value) for value in x])
+    plot.set_xticks(x, [label_of(value) for value in x])
     plot.set_xlabel(axis)
     plot.grid(axis="y")
     plot.spines["left"].set_visible(False)
@@ -219,10 +186,10 @@ def _line(
 
 
 def _dots(metric: Metric, points: Sequence[_Point]) -> str:
-    figure, plot = _canvas(7.6, 0.75 + 0.36 * len(points))
+    figure, plot = canvas(7.6, 0.75 + 0.36 * len(points))
     places = list(range(len(points)))
     tips = _error_dots(plot, [float(place) for place in places], points, vertical=False)
-    plot.set_yticks(places, [_label(p.variant.label) for p in points])
+    plot.set_yticks(places, [label_of(p.variant.label) for p in points])
     plot.set_ylim(len(points) - 0.4, -0.6)
     plot.grid(axis="x")
     plot.spines["left"].set_visible(False)
@@ -248,57 +215,5 @@ def _error_dots(
     return tips
 
 
-def _turn_figure(
-    metric: Metric, analysis: Analysis, variants: Sequence[Variant], turns: Sequence[int]
-) -> Figure:
-    figure, plot = _canvas(8.4, 3.2)
-    tips: dict[str, str] = {}
-    for number_, variant in enumerate(variants):
-        rows = rows_of(analysis.table, variant)
-        x: list[float] = []
-        y: list[float] = []
-        for turn in turns:
-            own = rows.loc[rows["turn"] == turn]
-            values = own[metric.name].to_numpy(dtype=np.float64)
-            known = ~np.isnan(values)
-            if not known.any():
-                continue
-            estimate = clustered_mean(values[known], own["conversation"].to_numpy()[known])
-            low, high = estimate.interval()
-            shift = (number_ - (len(variants) - 1) / 2) * 0.05
-            x.append(turn + shift)
-            y.append(estimate.mean)
-            if not math.isnan(low):
-                plot.plot([turn + shift] * 2, [low, high], color=SERIES[number_], linewidth=1.6, alpha=0.45)
-            gid = f"tip-{number_}-{turn}"
-            plot.plot([turn + shift], [estimate.mean], "o", markersize=6.5, color=SERIES[number_],
-                      markeredgecolor=PAPER, gid=gid)  # fmt: skip
-            tips[gid] = printable(f"{variant.label}, turn {turn}: {number(estimate.mean, metric.digits)}")
-        plot.plot(x, y, color=SERIES[number_], linewidth=1.6, label=_label(variant.label), zorder=1.5)
-    plot.set_xticks(list(turns))
-    plot.set_xlabel("turn")
-    plot.grid(axis="y")
-    plot.spines["left"].set_visible(False)
-    plot.legend(
-        frameon=False, labelcolor=FAINT, loc="lower left", bbox_to_anchor=(0, 1), ncols=min(4, len(variants)),
-        handlelength=1.2, borderaxespad=0.2,
-    )  # fmt: skip
-    svg = inline_svg(figure, label=f"{metric.title} by turn", tips=tips, prefix=f"t-{metric.name}")
-    title = f"{metric.title} {ARROWS[metric.better]}".strip()
-    return Figure(metric.name, title, "Mean and 95 % interval at each turn.", svg)
-
-
-def _canvas(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure as Drawing
-
-    figure = Drawing(figsize=(width, height))
-    return figure, figure.subplots()
-
-
 def _ordered(values: set[Any]) -> list[Any]:
     return sorted(values, key=lambda value: (isinstance(value, str), value))
-
-
-def _label(value: Any) -> str:
-    text = f"{value:g}" if _is_number(value) else printable(str(value), keep_newlines=False)
-    return text if len(text) <= 40 else f"{text[:39]}…"
