@@ -67,7 +67,7 @@ AREAS = {
             f"rwkvbatch/run/results/{name}.py"
             for name in ("store", "line_index", "recovery", "lines", "scan")
         ),
-        ("tests/run/results/test_store.py", "tests/run/results/test_store_words.py"),
+        ("tests/run/results",),
     ),
 }
 

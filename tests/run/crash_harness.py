@@ -23,7 +23,8 @@ from rwkvbatch.run.planning.plan import Plan
 from rwkvbatch.run.progress.figures import Progress
 from rwkvbatch.run.results.files import OS_FILES, Files
 from rwkvbatch.run.results.scan import read_results
-from tests.run.fakes import CountedFiles, FakeShop, KillingFiles, make_plan
+from tests.run.disks import CountedFiles, KillingFiles
+from tests.run.fakes import FakeShop, make_plan
 
 DONE_NAME = "rows-reported-as-done"
 

@@ -15,8 +15,10 @@ from rwkvbatch.run.results import scan
 from rwkvbatch.run.results.files import Files
 from rwkvbatch.run.results.lines import BadLineError, decode_row, encode_row
 from rwkvbatch.run.results.scan import read_results
-from tests.run.fakes import CountedFiles, FailingFiles, make_row
-from tests.run.results.test_store import Clock, fill, open_store, results
+from tests.run.disks import CountedFiles, FailingFiles
+from tests.run.fakes import make_row
+from tests.run.results.stores import Clock, fill, open_store
+from tests.run.runs import results
 
 HINT = "1 rows are safe; make room or mend the disk, then give the same command again to go on"
 
