@@ -51,8 +51,9 @@ AREAS = {
             "tests/engine/test_sampling.py",
             "tests/model/ops/test_noise.py",
             "tests/model/ops/test_cpu_sampling.py",
+            "tests/model/ops/test_choose.py",
         ),
-        "distributed or another_order",
+        "distributed or another_order or cuda",
         (
             "rwkvbatch.engine.sampling*",
             "rwkvbatch.model.ops.noise*",
