@@ -15,18 +15,20 @@ from tests.model.hostile.packing import (
     tensor_item,
 )
 
+_ITEM = b"\x80\x02}(" + tensor_item(b"emb.weight", (1 << 12, 1 << 12), (1 << 12, 1)) + b"u."
+
 
 def zips() -> Iterator[Case]:
-    item = b"\x80\x02}(" + tensor_item(b"emb.weight", (1 << 12, 1 << 12), (1 << 12, 1)) + b"u."
-    bomb = archive_of({"a/data.pkl": item, "a/data/0": bytes(64 << 20)}, zipfile.ZIP_DEFLATED)
-    yield from_bytes("bomb", bomb, "compressed")
-    yield from_bytes("bomb-lying", _patched_sizes(bomb), "")
+    yield from_bytes("bomb", _bomb, "compressed")
+    yield from_bytes("bomb-lying", lambda: _patched_sizes(_bomb()), "")
     yield from_bytes(
-        "many-members", archive_of({f"a/{number:060}": b"" for number in range(40_000)}), "too large"
+        "many-members",
+        lambda: archive_of({f"a/{number:060}": b"" for number in range(40_000)}),
+        "too large",
     )
     yield from_bytes("overlapping-members", _overlapping(), "more bytes than the file")
     yield from_bytes(
-        "big-endian", archive_of({"a/data.pkl": item, "a/byteorder": b"big", "a/data/0": b""}), "big-endian"
+        "big-endian", archive_of({"a/data.pkl": _ITEM, "a/byteorder": b"big", "a/data/0": b""}), "big-endian"
     )
     yield from_bytes("member-offset", _patched_offset(pth(tiny())), "cut off or damaged")
     marked = archive_of({"a/data.pkl": b"\x80\x02}.", "a/byteorder": b"little"})
@@ -38,6 +40,10 @@ def zips() -> Iterator[Case]:
     )
     yield Case("directory-of-gigabytes", _sparse_directory, "too large")
     yield Case("recipe-of-gigabytes", _sparse_recipe, "at most")
+
+
+def _bomb() -> bytes:
+    return archive_of({"a/data.pkl": _ITEM, "a/data/0": bytes(64 << 20)}, zipfile.ZIP_DEFLATED)
 
 
 def _patched_sizes(data: bytes) -> bytes:

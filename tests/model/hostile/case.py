@@ -30,5 +30,6 @@ def tiny() -> Tensors:
     return random_tensors(2, 64, 97, head_size=32, seed=1)
 
 
-def from_bytes(name: str, data: bytes, message: str) -> Case:
-    return Case(name, lambda path: path.write_bytes(data), message)
+def from_bytes(name: str, data: bytes | Callable[[], bytes], message: str) -> Case:
+    """A file of `data`, or of what `data` makes: what takes long is made when it is written, not at each collection."""
+    return Case(name, lambda path: path.write_bytes(data if isinstance(data, bytes) else data()), message)
