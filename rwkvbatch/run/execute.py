@@ -22,7 +22,8 @@ from rwkvbatch.run.progress.steplog import StepLog
 from rwkvbatch.run.results.files import OS_FILES, Files
 from rwkvbatch.run.results.memory import MemoryRows
 from rwkvbatch.run.results.rows import Row
-from rwkvbatch.run.results.store import RowStore
+from rwkvbatch.run.results.scan import read_results
+from rwkvbatch.run.results.store import RESULTS_NAME, RowStore
 from rwkvbatch.run.verify import Difference, choose_rows, verdict, verify_rows, write_verdict
 from rwkvbatch.run.workers.crew import Crew, LocalCrew
 from rwkvbatch.run.workshop import ModelShop, refuse_unusable_files
@@ -280,6 +281,4 @@ def read_rows(directory: Path) -> Iterator[Row]:
         RunDirectoryError: the file cannot be read.
         RunDamagedError: a row is damaged.
     """
-    from rwkvbatch.run.results.scan import read_results
-
-    return read_results(directory / "results.jsonl")
+    return read_results(directory / RESULTS_NAME)
