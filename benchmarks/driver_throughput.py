@@ -24,12 +24,12 @@ from zlib import crc32
 
 from rwkvbatch.bench.measure import resident_bytes
 from rwkvbatch.run.driver import Counts, Driver
-from rwkvbatch.run.grid import Cell
-from rwkvbatch.run.lines import EncodedRow
-from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.settings import Layered, RunSettings
-from rwkvbatch.run.setup import Setup, setups_of
-from rwkvbatch.run.store import RowStore
+from rwkvbatch.run.planning.grid import Cell
+from rwkvbatch.run.planning.plan import Plan
+from rwkvbatch.run.planning.settings import Layered, RunSettings
+from rwkvbatch.run.planning.setups import Setup, setups_of
+from rwkvbatch.run.results.lines import EncodedRow
+from rwkvbatch.run.results.store import RowStore
 from rwkvbatch.run.workers.messages import Drop, FinishedRow, Joined, Left, Order, Report, Signal, Work
 from rwkvbatch.script.records import Conversation, SourceLine, Turn
 

@@ -142,12 +142,12 @@ NETWORK_MODULES = {
     *("urllib3", "websockets", "prometheus_client"),
 }
 MAY_TOUCH_THE_NETWORK = {
-    "run/metrics.py": {"prometheus_client"},
+    "run/progress/metrics.py": {"prometheus_client"},
     "run/workers/ray_cluster.py": {"ray", "socket"},
     "run/workers/ray_crew.py": {"ray"},
     "run/workers/ray_actor.py": {"asyncio", "ray"},
 }
-NAMES_THE_HOST = {"run/lock.py", "run/status.py", "run/workers/ray_actor.py"}
+NAMES_THE_HOST = {"run/directory/lock.py", "run/directory/status.py", "run/workers/ray_actor.py"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())

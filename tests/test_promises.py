@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import rwkvbatch
-from rwkvbatch.run.rows import Row
+from rwkvbatch.run.results.rows import Row
 
 SCRIPT = Path(__file__).parent.parent / "datasets" / "demo.jsonl"
 SETTINGS: dict[str, Any] = {"temperature": 1.6, "top_p": 1.0, "frequency": 0.2, "max_tokens": 24, "limit": 8}

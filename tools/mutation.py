@@ -51,8 +51,9 @@ AREAS = {
             "tests/engine/test_sampling.py",
             "tests/model/ops/test_noise.py",
             "tests/model/ops/test_cpu_sampling.py",
+            "tests/model/ops/test_choose.py",
         ),
-        "distributed or another_order",
+        "distributed or another_order or cuda",
         (
             "rwkvbatch.engine.sampling*",
             "rwkvbatch.model.ops.noise*",
@@ -63,8 +64,11 @@ AREAS = {
         ),
     ),
     "store": Area(
-        ("rwkvbatch/run/store.py", "rwkvbatch/run/lines.py", "rwkvbatch/run/scan.py"),
-        ("tests/run/test_store.py", "tests/run/test_store_words.py"),
+        tuple(
+            f"rwkvbatch/run/results/{name}.py"
+            for name in ("store", "line_index", "recovery", "lines", "scan")
+        ),
+        ("tests/run/results",),
     ),
 }
 

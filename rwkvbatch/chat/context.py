@@ -10,7 +10,8 @@ from pathlib import Path
 from rwkvbatch.chat.dialogue import Exchange
 from rwkvbatch.chat.files import describe
 from rwkvbatch.chat.interrupt import stopping_on_interrupt, unechoed_input
-from rwkvbatch.chat.session import GoOn, Session
+from rwkvbatch.chat.replies import GoOn
+from rwkvbatch.chat.session import Session
 from rwkvbatch.chat.transcript import Transcript
 from rwkvbatch.chat.view import View
 from rwkvbatch.engine.core import Engine

@@ -7,10 +7,10 @@ needed to go on from a point takes the same time however far down it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Self
+from typing import Any
 
 from rwkvbatch.errors import UsageError
 
@@ -205,55 +205,6 @@ class Dialogue:
             raise UsageError(f"/switch needs one of {', '.join(self.branches)}; got {name!r}")
         self.current = name
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {
-            "openings": [asdict(opening) for opening in self.openings],
-            "exchanges": [asdict(exchange) for exchange in self.exchanges],
-            **self.branches_dict(),
-        }
-
-    def branches_dict(self) -> dict[str, Any]:
-        """Where the branches are, JSON-ready."""
-        return {
-            "branches": {name: asdict(point) for name, point in self.branches.items()},
-            "current": self.current,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The opposite of `as_dict`.
-
-        Raises:
-            KeyError, TypeError, ValueError: `values` is not a dialogue's.
-        """
-        dialogue = cls(
-            [read_opening(item) for item in values["openings"]],
-            [read_exchange(item) for item in values["exchanges"]],
-            {str(name): Point(**point) for name, point in values["branches"].items()},
-            str(values["current"]),
-        )
-        dialogue._check()
-        return dialogue
-
-    def _check(self) -> None:
-        for place, opening in enumerate(self.openings):
-            if opening.number != place:
-                raise ValueError(f"opening {place} has the number {opening.number}")
-        for place, exchange in enumerate(self.exchanges):
-            follows = place if exchange.parent is None else exchange.parent + 1
-            if exchange.number != place or not 0 <= follows <= place:
-                raise ValueError(f"exchange {place} is out of place")
-            if exchange.turn != self.num_turns(self.before(exchange)):
-                raise ValueError(f"exchange {place} says that it is turn {exchange.turn}, and it is not")
-            _pick(self.openings, exchange.opening)
-            if exchange.parent is not None and self.exchanges[exchange.parent].opening != exchange.opening:
-                raise ValueError(f"exchange {place} is of another opening than the one that it follows")
-        for point in [*self.branches.values(), self.head]:
-            _pick(self.openings, point.opening)
-            if point.exchange is not None:
-                _pick(self.exchanges, point.exchange)
-
     def _upwards(self, point: Point) -> Iterator[Exchange]:
         number = point.exchange
         while number is not None:
@@ -270,37 +221,3 @@ class Dialogue:
         while f"branch-{number}" in self.branches:
             number += 1
         return f"branch-{number}"
-
-
-def read_opening(values: Mapping[str, Any]) -> Opening:
-    """An `Opening` out of JSON values.
-
-    Raises:
-        KeyError, TypeError, ValueError: they are not one's.
-    """
-    plain: dict[str, Any] = {**values, "tokens": _ids(values["tokens"])}
-    return Opening(**plain)
-
-
-def read_exchange(values: Mapping[str, Any]) -> Exchange:
-    """An `Exchange` out of JSON values.
-
-    Raises:
-        KeyError, TypeError, ValueError: they are not one's.
-    """
-    plain: dict[str, Any] = {**values, "settings": dict(values["settings"])}
-    for name in ("prompt", "ids", "rest"):
-        plain[name] = _ids(values[name])
-    plain["logprobs"] = tuple(float(value) for value in values["logprobs"])
-    return Exchange(**plain)
-
-
-def _ids(values: Sequence[Any]) -> tuple[int, ...]:
-    if not all(type(value) is int and value >= 0 for value in values):
-        raise ValueError("token ids must be integers")
-    return tuple(values)
-
-
-def _pick(items: Sequence[object], number: int) -> None:
-    if not 0 <= number < len(items):
-        raise ValueError(f"{number} is not the number of one of {len(items)}")

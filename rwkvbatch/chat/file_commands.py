@@ -69,7 +69,7 @@ def begin_with_state(chat: Chat, path: Path) -> None:
         InputError: it is no state of this model.
     """
     from rwkvbatch.model.states import load_state
-    from rwkvbatch.run.setup import sha256_of_file
+    from rwkvbatch.run.planning.digests import sha256_of_file
 
     session = chat.session
     state = load_state(path, session.engine.model.spec)

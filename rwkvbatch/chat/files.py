@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.chat.dialogue import Dialogue
+from rwkvbatch.chat.dialogue_json import dialogue_values, read_dialogue
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.transcript import FORMAT, PRIVATE_MODE
 from rwkvbatch.errors import InputError, StorageError
@@ -54,7 +55,12 @@ def save_session(session: Session, path: Path) -> None:
     Raises:
         StorageError: it could not be written.
     """
-    content = {"kind": KIND, "format": FORMAT, **describe(session), "dialogue": session.dialogue.as_dict()}
+    content = {
+        "kind": KIND,
+        "format": FORMAT,
+        **describe(session),
+        "dialogue": dialogue_values(session.dialogue),
+    }
     content["sha256"] = _checksum(content)
     write_private(
         path, json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace") + b"\n"
@@ -80,7 +86,7 @@ def load_session(path: Path, spec: ModelSpec) -> SavedSession:
     try:
         _refuse_other_model(path, str(values["model"]["weights_sha256"]), str(values["model"]["path"]), spec)
         return SavedSession(
-            Dialogue.from_dict(values["dialogue"]),
+            read_dialogue(values["dialogue"]),
             values["settings"],
             Identity(int(values["seed"]), str(values["conversation"]), int(values["repeat"])),
             values["template"],
@@ -96,7 +102,7 @@ def restore(session: Session, saved: SavedSession) -> None:
         UsageError, InputError: an initial state's file is not what it was.
     """
     from rwkvbatch.model.states import load_state
-    from rwkvbatch.run.setup import sha256_of_file
+    from rwkvbatch.run.planning.digests import sha256_of_file
 
     states: dict[int, State] = {}
     for opening in saved.dialogue.openings:

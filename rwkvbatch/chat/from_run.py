@@ -11,10 +11,10 @@ from rwkvbatch.chat.session import KEPT_SETTINGS, Session
 from rwkvbatch.engine.history import closed_history
 from rwkvbatch.engine.request import Finish
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
-from rwkvbatch.run.manifest import read_manifest
-from rwkvbatch.run.rows import Row
-from rwkvbatch.run.scan import read_results
-from rwkvbatch.run.store import RESULTS_NAME
+from rwkvbatch.run.directory.manifest import read_manifest
+from rwkvbatch.run.results.rows import Row
+from rwkvbatch.run.results.scan import read_results
+from rwkvbatch.run.results.store import RESULTS_NAME
 from rwkvbatch.script.reader import read_scripts
 
 

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from rwkvbatch.chat.anchors import Anchors
 from rwkvbatch.chat.dialogue import Dialogue, Exchange, Opening, Point
+from rwkvbatch.chat.replies import GoOn, make_replies
 from rwkvbatch.config import Prompting, ThinkMode
 from rwkvbatch.engine.core import Engine
 from rwkvbatch.engine.outlook import Outlook
-from rwkvbatch.engine.places import Hold
-from rwkvbatch.engine.request import NoiseKey, Reply, Request
-from rwkvbatch.errors import NonFiniteLogitsError, UsageError
+from rwkvbatch.engine.request import NoiseKey, Request
+from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import State
-from rwkvbatch.run.settings import CellSettings
+from rwkvbatch.run.planning.settings import CellSettings
 from rwkvbatch.text.prompt import PromptTemplate, load_template
 
 CONVERSATION = "chat"
@@ -29,9 +30,6 @@ KEPT_SETTINGS = (
     *("max_tokens", "max_seconds", "stop", "think"),
 )
 """What a reply depends on besides its tokens and seed, and may change from turn to turn."""
-
-GoOn = Callable[[], bool]
-"""Asked after every step; false ends the replies under way where they stand."""
 
 
 def always() -> bool:
@@ -62,9 +60,7 @@ class Session:
         self.identity = identity or Identity()
         self.dialogue = Dialogue()
         self.alternatives: list[Exchange] = []
-        self._roots: dict[int, int] = {}
-        self._marks: dict[Point, int] = {}
-        self._holds: dict[Point, Hold] = {}
+        self._anchors = Anchors(engine, self.dialogue)
         self._template = lru_cache(maxsize=16)(_load_template)
 
     @property
@@ -86,20 +82,16 @@ class Session:
         """Start a dialogue; one that is there stays as a branch."""
         tokens = tuple(self.engine.tokenizer.encode(self.template.opening(system, prelude)))
         number = len(self.dialogue.openings)
-        root = 0 if state is None else self.engine.add_root(state)
+        if state is not None:
+            self._anchors.set_state(number, state)
         self.dialogue.begin(Opening(number, system, prelude, tokens, state_path, state_sha256))
-        self._roots[number] = root
-        self._hold_branches()
+        self._anchors.hold_branches()
 
     def adopt(self, dialogue: Dialogue, states: Mapping[int, State]) -> None:
         """Go on with a dialogue that was saved; `states` are the initial states by the openings' numbers."""
-        roots = {opening.number: 0 for opening in dialogue.openings}
-        self._roots = roots | {number: self.engine.add_root(state) for number, state in states.items()}
-        for mark in self._marks.values():
-            self.engine.places.unmark(mark)
-        for hold in self._holds.values():
-            self.engine.places.release(hold)
-        self._forget_places()
+        anchors = Anchors(self.engine, dialogue, states)
+        self._anchors.let_go()
+        self._anchors = anchors
         self.dialogue = dialogue
         self.alternatives = []
 
@@ -120,11 +112,11 @@ class Session:
                 hint="leave, and start again with --model",
             )
         self.engine = engine
-        self._forget_places()
+        self._anchors = Anchors(engine, self.dialogue)
 
     def root(self, point: Point | None = None) -> int:
         """The engine's number of the initial state before `point` (the head)."""
-        return self._roots[(point or self.dialogue.head).opening]
+        return self._anchors.root(point or self.dialogue.head)
 
     def ask(
         self, user: str, *, on_text: Callable[[str], None] | None = None, go_on: GoOn = always
@@ -138,7 +130,7 @@ class Session:
         self._check_message(user)
         (exchange,) = self._answer(self.dialogue.head, user, (0,), on_text, go_on)
         self.dialogue.add(exchange)
-        self._hold_branches()
+        self._anchors.hold_branches()
         return exchange
 
     def retry(self, *, on_text: Callable[[str], None] | None = None, go_on: GoOn = always) -> Exchange:
@@ -151,7 +143,7 @@ class Session:
         attempt = self.dialogue.next_attempt(last)
         (exchange,) = self._answer(self.dialogue.before(last), last.user, (attempt,), on_text, go_on)
         self.dialogue.add(exchange)
-        self._hold_branches()
+        self._anchors.hold_branches()
         return exchange
 
     def again(self, count: int, *, go_on: GoOn = always) -> list[Exchange]:
@@ -180,7 +172,7 @@ class Session:
             raise UsageError(f"/pick needs the number of a reply, {allowed}; got {number}")
         chosen = self.alternatives[number - 1]
         self.dialogue.move(chosen)
-        self._hold_branches()
+        self._anchors.hold_branches()
         return chosen
 
     def look(self, message: str | None = None) -> Outlook:
@@ -191,9 +183,9 @@ class Session:
         """
         head, last = self.dialogue.head, self.dialogue.last
         if message is not None:
-            return self.engine.look(self._turn(message), self._mark(head))
+            return self.engine.look(self._turn(message), self._anchors.mark(head))
         if last is not None:
-            return self.engine.look(last.tokens, self._mark(self.dialogue.before(last)))
+            return self.engine.look(last.tokens, self._anchors.mark(self.dialogue.before(last)))
         tokens = self.dialogue.openings[head.opening].tokens
         if not tokens:
             raise UsageError("nothing was said yet", hint="/top MESSAGE shows how the reply to it may begin")
@@ -203,7 +195,7 @@ class Session:
         """Log-probabilities of the reply's tokens; computed when they are not known."""
         if exchange.logprobs or not exchange.ids:
             return exchange.logprobs
-        mark = self._mark(self.dialogue.before(exchange))
+        mark = self._anchors.mark(self.dialogue.before(exchange))
         return self.engine.score(exchange.prompt, exchange.ids, mark).logprobs
 
     def _last(self, command: str) -> Exchange:
@@ -227,17 +219,7 @@ class Session:
         on_text: Callable[[str], None] | None,
         go_on: GoOn,
     ) -> list[Exchange]:
-        mark, prompt = self._mark(point), self._turn(user)
-        failed: list[Exception] = []
-
-        def guarded(text: str) -> None:
-            # The engine is in the middle of a step: it must not be left there.
-            if on_text is not None and not failed:
-                try:
-                    on_text(text)
-                except Exception as error:
-                    failed.append(error)
-
+        mark, prompt = self._anchors.mark(point), self._turn(user)
         turn = self.dialogue.num_turns(point)
         seeds = [(self.identity.seed + attempt) % SEED_LIMIT for attempt in attempts]
         requests = [
@@ -250,13 +232,10 @@ class Session:
                 stop=(*self.template.stops, *self.settings.stop),
                 closing=self.template.closing,
                 root=mark,
-                on_text=guarded,
             )
             for seed in seeds
         ]
-        replies = self._run(requests, lambda: not failed and go_on())
-        if failed:
-            raise failed[0]
+        replies = make_replies(self.engine, requests, on_text, go_on)
         first = len(self.dialogue.exchanges)
         return [
             Exchange(
@@ -288,64 +267,6 @@ class Session:
         """The settings of the next reply that may change from turn to turn, JSON-ready."""
         values = self.settings.model_dump(mode="json")
         return {name: values[name] for name in KEPT_SETTINGS}
-
-    def _run(self, requests: Sequence[Request], go_on: GoOn) -> list[Reply]:
-        """Raises:
-        NonFiniteLogitsError: a reply could not be made.
-        """
-        ids = [self.engine.submit(request) for request in requests]
-        replies: dict[int, Reply] = {}
-        try:
-            while len(replies) < len(ids):
-                replies |= self._step()
-                if not go_on():
-                    break
-        finally:
-            # Also when something was raised: a request left behind would go on with the next message.
-            for request_id in ids:
-                if request_id not in replies:
-                    self.engine.cancel(request_id)
-        if len(replies) < len(ids):
-            replies |= self._step()
-        ordered = [replies[request_id] for request_id in ids]
-        for reply in ordered:
-            if reply.finish == "error":
-                raise NonFiniteLogitsError(
-                    reply.error or "the model has no reply", hint="/params shows what is set"
-                )
-        return ordered
-
-    def _step(self) -> dict[int, Reply]:
-        return {number: result for number, result in self.engine.step() if isinstance(result, Reply)}
-
-    def _hold_branches(self) -> None:
-        """Keep the states of all branches' ends at hand, whatever else is read."""
-        ends = set(self.dialogue.branches.values())
-        for point in [point for point in self._holds if point not in ends]:
-            self.engine.places.release(self._holds.pop(point))
-        for point in ends - self._holds.keys():
-            hold = self.engine.places.hold((), self._mark(point))
-            if hold is not None:
-                self._holds[point] = hold
-
-    def _mark(self, point: Point) -> int:
-        """The engine's root behind `point`: the next turn follows it without the engine's seeing what came before."""
-        missing: list[Exchange] = []
-        while point not in self._marks and point.exchange is not None:
-            missing.append(self.dialogue.exchanges[point.exchange])
-            point = self.dialogue.before(missing[-1])
-        if point not in self._marks:
-            opening = self.dialogue.openings[point.opening]
-            self._marks[point] = self.engine.places.mark(opening.tokens, self._roots[point.opening])
-        mark = self._marks[point]
-        for exchange in reversed(missing):
-            mark = self.engine.places.mark(exchange.tokens, mark)
-            self._marks[Point(exchange.opening, exchange.number)] = mark
-        return mark
-
-    def _forget_places(self) -> None:
-        self._marks.clear()
-        self._holds.clear()
 
 
 def _load_template(think: ThinkMode, template: str | None) -> PromptTemplate:

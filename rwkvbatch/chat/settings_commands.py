@@ -14,7 +14,7 @@ from rwkvbatch.chat.context import Chat
 from rwkvbatch.chat.session import KEPT_SETTINGS, SEED_LIMIT
 from rwkvbatch.config import PRESETS, Sampling, ThinkMode, preset
 from rwkvbatch.errors import UsageError
-from rwkvbatch.run.settings import ALIASES, SHORT_NAMES, checked_values
+from rwkvbatch.run.planning.settings import ALIASES, SHORT_NAMES, checked_values
 from rwkvbatch.text.safe import printable
 
 SETTABLE = tuple(SHORT_NAMES.get(name, name) for name in KEPT_SETTINGS)

@@ -18,7 +18,7 @@ from rwkvbatch.chat.view import TerminalView, View, terminal_console
 from rwkvbatch.config import preset
 from rwkvbatch.engine.core import Engine
 from rwkvbatch.errors import UsageError
-from rwkvbatch.run.settings import CellSettings, RunSettings, layer_settings
+from rwkvbatch.run.planning.settings import CellSettings, RunSettings, layer_settings
 from rwkvbatch.text.preludes import load_prelude
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def _begin(
         session.begin(system=system, prelude=prelude)
     else:
         from rwkvbatch.model.states import load_state
-        from rwkvbatch.run.setup import sha256_of_file
+        from rwkvbatch.run.planning.digests import sha256_of_file
 
         session.begin(
             system=system,

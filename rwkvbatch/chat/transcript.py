@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rwkvbatch.chat.dialogue_json import branch_values
 from rwkvbatch.chat.session import Session
 from rwkvbatch.errors import StorageError
 
@@ -93,7 +94,7 @@ class Transcript:
         for exchange in content.exchanges[self._num_exchanges :]:
             self.event("exchange", **vars(exchange))
         self._num_openings, self._num_exchanges = len(content.openings), len(content.exchanges)
-        branches = content.branches_dict()
+        branches = branch_values(content)
         if branches != self._branches:
             self._branches = branches
             self.event("branches", **branches)

@@ -13,7 +13,7 @@ import typer
 from rwkvbatch.cli import options as shared
 from rwkvbatch.cli.exits import ExitCode
 from rwkvbatch.errors import StorageError, UsageError
-from rwkvbatch.run.files import FILE_MODE
+from rwkvbatch.run.results.files import FILE_MODE
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from rwkvbatch.run.prepare import Prepared
+    from rwkvbatch.run.planning.prepare import Prepared
 
 MAX_WARNINGS = 50
 

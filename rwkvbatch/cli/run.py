@@ -16,7 +16,7 @@ from rwkvbatch.cli.exits import ExitCode, report
 
 if TYPE_CHECKING:
     from rwkvbatch.run.execute import RunResult
-    from rwkvbatch.run.prepare import Prepared
+    from rwkvbatch.run.planning.prepare import Prepared
 
 EPILOG = """[bold]Examples[/]
 
@@ -87,8 +87,8 @@ def run_command(
     A run that was interrupted goes on when the same command is given with its [bold]--out[/].
     """
     from rwkvbatch.run.api import LISTED
-    from rwkvbatch.run.log import logging_to
-    from rwkvbatch.run.prepare import RunArguments, prepare, split_lists
+    from rwkvbatch.run.planning.prepare import RunArguments, prepare, split_lists
+    from rwkvbatch.run.progress.log import logging_to
 
     given: dict[str, Any] = {
         "model": model, "strategy": strategy, "backend": backend, "state": state, "threads": threads,
@@ -156,15 +156,15 @@ def _run(
     from rich.console import Console
 
     from rwkvbatch.run.command_line import command_line, with_directory
-    from rwkvbatch.run.directory import SKIPPED_NAME, default_directory
+    from rwkvbatch.run.directory.run_directory import SKIPPED_NAME, default_directory
     from rwkvbatch.run.driver import TooManyFailuresError
     from rwkvbatch.run.execute import RunOptions, execute
-    from rwkvbatch.run.metrics import serving_metrics
-    from rwkvbatch.run.progress import LineObserver, Observer, Observers
-    from rwkvbatch.run.progress_bar import BarObserver
-    from rwkvbatch.run.setup import Workshop
+    from rwkvbatch.run.progress.bar import BarObserver
+    from rwkvbatch.run.progress.figures import LineObserver, Observer, Observers
+    from rwkvbatch.run.progress.metrics import serving_metrics
     from rwkvbatch.run.stopping import stop_on_signals
     from rwkvbatch.run.workers.hiring import crew_for
+    from rwkvbatch.run.workshop import Workshop
     from rwkvbatch.text.safe import printable
 
     console = Console(stderr=True)

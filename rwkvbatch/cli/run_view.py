@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rwkvbatch.run.summary import CellSummary, Summary
+from rwkvbatch.run.directory.summary import CellSummary, Summary
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -121,7 +121,7 @@ def _ends(cell: CellSummary) -> str:
 def _lines(result: RunResult) -> list[str]:
     import shlex
 
-    from rwkvbatch.run.progress import duration
+    from rwkvbatch.run.progress.figures import duration
 
     summary, progress = result.summary, result.progress
     read = summary.prompt_tokens - summary.cached_tokens

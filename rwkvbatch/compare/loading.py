@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rwkvbatch.compare.manifest import RunFacts
 from rwkvbatch.compare.results import read_results
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, UsageError
-from rwkvbatch.run.status import why_unfinished
+from rwkvbatch.run.directory.status import why_unfinished
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.run.execute import RunOptions, RunResult, execute
-from rwkvbatch.run.prepare import RunArguments, prepare, split_lists
-from rwkvbatch.run.progress import Observer
-from rwkvbatch.run.settings import CellSettings
-from rwkvbatch.run.setup import Workshop
+from rwkvbatch.run.planning.prepare import RunArguments, prepare, split_lists
+from rwkvbatch.run.planning.settings import CellSettings
+from rwkvbatch.run.progress.figures import Observer
 from rwkvbatch.run.workers.hiring import crew_for
+from rwkvbatch.run.workshop import Workshop
 
 if TYPE_CHECKING:
     from rwkvbatch.model.base import Model

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rwkvbatch.errors import RwkvBatchError
-from rwkvbatch.run.lines import EncodedRow
-from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.progress import WorkerProgress
-from rwkvbatch.run.rows import Row
-from rwkvbatch.run.setup import Setup
+from rwkvbatch.run.planning.plan import Plan
+from rwkvbatch.run.planning.setups import Setup
+from rwkvbatch.run.progress.figures import WorkerProgress
+from rwkvbatch.run.results.lines import EncodedRow
+from rwkvbatch.run.results.rows import Row
 from rwkvbatch.run.turns import error_row
 from rwkvbatch.run.workers.crew import Crew
 from rwkvbatch.run.workers.dispatch import MAX_ATTEMPTS, Dispatcher, Grant

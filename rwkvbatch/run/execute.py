@@ -9,22 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from rwkvbatch.errors import RwkvBatchError, StorageError
-from rwkvbatch.run.adaptive import first_round, rounds
-from rwkvbatch.run.directory import RunDirectory
+from rwkvbatch.run.directory.manifest import make_about, make_identity, make_shard
+from rwkvbatch.run.directory.run_directory import RunDirectory
+from rwkvbatch.run.directory.status import StatusFile
+from rwkvbatch.run.directory.summary import Summary, summarize, write_summary
 from rwkvbatch.run.driver import Counts, Driver
-from rwkvbatch.run.files import OS_FILES, Files
-from rwkvbatch.run.manifest import make_about, make_identity, make_shard
-from rwkvbatch.run.memory import MemoryRows
-from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.progress import Meter, Observer, Progress
-from rwkvbatch.run.rows import Row
-from rwkvbatch.run.setup import ModelShop, Setup, refuse_unusable_files, setups_of
-from rwkvbatch.run.status import StatusFile
-from rwkvbatch.run.steplog import StepLog
-from rwkvbatch.run.store import RowStore
-from rwkvbatch.run.summary import Summary, summarize, write_summary
+from rwkvbatch.run.planning.adaptive import first_round, rounds
+from rwkvbatch.run.planning.plan import Plan
+from rwkvbatch.run.planning.setups import Setup, setups_of
+from rwkvbatch.run.progress.figures import Meter, Observer, Progress
+from rwkvbatch.run.progress.steplog import StepLog
+from rwkvbatch.run.results.files import OS_FILES, Files
+from rwkvbatch.run.results.memory import MemoryRows
+from rwkvbatch.run.results.rows import Row
+from rwkvbatch.run.results.scan import read_results
+from rwkvbatch.run.results.store import RESULTS_NAME, RowStore
 from rwkvbatch.run.verify import Difference, choose_rows, verdict, verify_rows, write_verdict
 from rwkvbatch.run.workers.crew import Crew, LocalCrew
+from rwkvbatch.run.workshop import ModelShop, refuse_unusable_files
 from rwkvbatch.script.reader import SkippedLine
 
 _log = logging.getLogger(__name__)
@@ -279,6 +281,4 @@ def read_rows(directory: Path) -> Iterator[Row]:
         RunDirectoryError: the file cannot be read.
         RunDamagedError: a row is damaged.
     """
-    from rwkvbatch.run.scan import read_results
-
-    return read_results(directory / "results.jsonl")
+    return read_results(directory / RESULTS_NAME)

@@ -16,19 +16,19 @@ from typing import Any, BinaryIO
 
 from rwkvbatch.errors import RunDamagedError, RunMismatchError, StorageError
 from rwkvbatch.run.command_line import with_directory, without_options
-from rwkvbatch.run.directory import SKIPPED_NAME, RunDirectory
-from rwkvbatch.run.files import OS_FILES, Files, replace_file
-from rwkvbatch.run.lines import BadLineError, decode_row
-from rwkvbatch.run.manifest import refuse_other_run, write_manifest
-from rwkvbatch.run.parts import Layout, LineIndex, Part, open_results, read_parts, scan_part
-from rwkvbatch.run.progress import Progress
-from rwkvbatch.run.rows import RowKey
-from rwkvbatch.run.shard import Shard
-from rwkvbatch.run.status import StatusFile
-from rwkvbatch.run.store import RESULTS_NAME
-from rwkvbatch.run.summary import Summary, Tallies, write_summary
+from rwkvbatch.run.directory.manifest import refuse_other_run, write_manifest
+from rwkvbatch.run.directory.parts import Layout, Part, add_rows, open_results, read_parts, scan_part
+from rwkvbatch.run.directory.run_directory import SKIPPED_NAME, RunDirectory
+from rwkvbatch.run.directory.status import StatusFile
+from rwkvbatch.run.directory.summary import Summary, Tallies, write_summary
+from rwkvbatch.run.planning.shard import Shard
+from rwkvbatch.run.progress.figures import Progress
+from rwkvbatch.run.results.files import OS_FILES, Files, in_blocks, replace_file
+from rwkvbatch.run.results.line_index import LineIndex
+from rwkvbatch.run.results.lines import BadLineError, decode_row
+from rwkvbatch.run.results.rows import RowKey
+from rwkvbatch.run.results.store import RESULTS_NAME
 
-_BLOCK_BYTES = 2**20
 _OF_A_PART = ("created", "command", "rwkvbatch", "code_sha256", "versions", "machine")
 
 
@@ -132,11 +132,11 @@ class _Merge:
             if reader is not None:
                 command = "" if part.command is None else f": {part.command} --repair"
                 hint = f"continue the part with --repair{command}"
-                self._index.add(scan_part(reader, self._layout, number), part.path / RESULTS_NAME, hint)
+                add_rows(self._index, scan_part(reader, self._layout, number), part.path / RESULTS_NAME, hint)
 
     def run(self, *, allow_missing: bool) -> Merged:
         missing = self._missing()
-        rows = sum(self._index.has(row) for row in range(self._layout.places.num_rows))
+        rows = self._index.num_there
         summary = None
         if allow_missing or not missing:
             self._refuse_to_lose_rows()
@@ -204,7 +204,7 @@ class _Merge:
         self._copy_skipped()
         tallies = Tallies(self._layout.cells)
         try:
-            replace_file(self._files, path / RESULTS_NAME, self._blocks(tallies))
+            replace_file(self._files, path / RESULTS_NAME, in_blocks(self._lines(tallies)))
         except OSError as error:
             raise StorageError(f"{path / RESULTS_NAME}: write failed: {error.strerror or error}") from error
         summary = tallies.summary(self._layout.rows_of_run)
@@ -215,11 +215,9 @@ class _Merge:
         StatusFile(path, files=self._files).update(progress, "done" if summary.complete else "interrupted")
         return summary
 
-    def _blocks(self, tallies: Tallies) -> Iterator[bytes]:
-        """The lines of the whole run in order, several at once."""
-        block: list[bytes] = []
-        size = 0
-        for row in range(self._layout.places.num_rows):
+    def _lines(self, tallies: Tallies) -> Iterator[bytes]:
+        """The lines of the whole run in order."""
+        for row in self._index.rows():
             line = self._line(row)
             if line is None:
                 continue
@@ -227,13 +225,7 @@ class _Merge:
                 tallies.add(decode_row(line))
             except BadLineError as error:
                 raise self._damaged(row, error) from None
-            block.append(line)
-            size += len(line)
-            if size >= _BLOCK_BYTES:
-                yield b"".join(block)
-                block, size = [], 0
-        if block:
-            yield b"".join(block)
+            yield line
 
     def _line(self, row: int) -> bytes | None:
         if not self._index.has(row):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rwkvbatch.run.plan import Plan
+from rwkvbatch.run.planning.plan import Plan
 from rwkvbatch.run.turns import ActiveDialogue, Desk
 
 

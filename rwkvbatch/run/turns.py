@@ -11,9 +11,9 @@ from typing import Any, cast
 from rwkvbatch.engine.history import closed_history
 from rwkvbatch.engine.request import Finish, NoiseKey, Reply, Request, Score
 from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError, RwkvBatchError
-from rwkvbatch.run.plan import Dialogue
-from rwkvbatch.run.rows import CheckResult, Logprob, Reference, Row, RowTiming, TokenCounts
-from rwkvbatch.run.settings import CellSettings
+from rwkvbatch.run.planning.plan import Dialogue
+from rwkvbatch.run.planning.settings import CellSettings
+from rwkvbatch.run.results.rows import CheckResult, Logprob, Reference, Row, RowTiming, TokenCounts
 from rwkvbatch.script.records import Check, ReplyFacts, Turn
 from rwkvbatch.text.prompt import PromptTemplate, load_template
 from rwkvbatch.text.tokenizer import Tokenizer

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 from rwkvbatch.engine.request import Reply, Request, Score
 from rwkvbatch.errors import StorageError
-from rwkvbatch.run.files import Files, replace_file
-from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.rows import Row
-from rwkvbatch.run.setup import TurnEngine
+from rwkvbatch.run.planning.plan import Plan
+from rwkvbatch.run.results.files import Files, replace_file
+from rwkvbatch.run.results.rows import Row
 from rwkvbatch.run.turns import ActiveDialogue, Desk
+from rwkvbatch.run.workshop import TurnEngine
 
 VERIFY_NAME = "verify.json"
 

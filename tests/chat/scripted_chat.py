@@ -12,7 +12,7 @@ from rwkvbatch.chat.session import Session
 from rwkvbatch.chat.transcript import Transcript
 from rwkvbatch.chat.view import TerminalView, terminal_console
 from rwkvbatch.engine.core import Engine
-from rwkvbatch.run.settings import CellSettings
+from rwkvbatch.run.planning.settings import CellSettings
 from tests.chat.scripted_model import ScriptedModel, echo
 
 LONG = "\n".join(f"line {number} of a long reply" for number in range(40))

@@ -13,6 +13,7 @@ from prompt_toolkit.document import Document
 
 from rwkvbatch.chat.context import Chat
 from rwkvbatch.chat.dialogue_commands import edit_text
+from rwkvbatch.chat.dialogue_json import dialogue_values
 from rwkvbatch.chat.files import describe
 from rwkvbatch.chat.line_input import CommandCompleter
 from rwkvbatch.chat.loop import handle, status_line, talk_plainly
@@ -22,7 +23,7 @@ from rwkvbatch.chat.transcript import Transcript
 from rwkvbatch.engine.core import Engine
 from rwkvbatch.errors import StorageError, UsageError
 from rwkvbatch.model.states import load_saved_state
-from rwkvbatch.run.settings import CellSettings
+from rwkvbatch.run.planning.settings import CellSettings
 from tests.chat.scripted_model import ScriptedModel
 
 SETTINGS = CellSettings(temperature=0.0, top_p=0.0, max_tokens=200)
@@ -124,11 +125,11 @@ def test_what_a_command_answers(talk: Talk, line: str, said: str) -> None:
 
 def test_a_command_that_is_refused_changes_nothing(talk: Talk) -> None:
     talk.say("hello")
-    before = talk.chat.session.dialogue.as_dict()
+    before = dialogue_values(talk.chat.session.dialogue)
     for line in ("/undo 2", "/pick 1", "/switch x", "/again 0", "/set temp -1", "/load /nonexistent"):
         talk.say(line)
         assert not talk.went_well
-    assert talk.chat.session.dialogue.as_dict() == before
+    assert dialogue_values(talk.chat.session.dialogue) == before
     assert talk.chat.session.settings == SETTINGS
 
 

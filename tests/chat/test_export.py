@@ -15,10 +15,10 @@ from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.engine.core import Engine
 from rwkvbatch.errors import UsageError
 from rwkvbatch.run.execute import RunOptions, execute
-from rwkvbatch.run.grid import Cell
-from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.settings import layer_settings
-from rwkvbatch.run.setup import Setup
+from rwkvbatch.run.planning.grid import Cell
+from rwkvbatch.run.planning.plan import Plan
+from rwkvbatch.run.planning.settings import layer_settings
+from rwkvbatch.run.planning.setups import Setup
 from rwkvbatch.run.turns import Desk
 from rwkvbatch.script.reader import read_scripts
 from tests.chat.test_session import SETTINGS, new_session

@@ -15,7 +15,7 @@ from rwkvbatch.chat.transcript import Transcript
 from rwkvbatch.engine.core import Engine
 from rwkvbatch.engine.prefix import Node
 from rwkvbatch.errors import InputError, StorageError
-from rwkvbatch.run.settings import CellSettings
+from rwkvbatch.run.planning.settings import CellSettings
 from tests.chat.test_session import new_session
 from tests.engine.hash_model import HashModel
 

@@ -14,9 +14,9 @@ from rwkvbatch.cli.app import invoke
 from rwkvbatch.engine.core import Engine
 from rwkvbatch.errors import RunDirectoryError, UsageError
 from rwkvbatch.model.load import load_model
-from rwkvbatch.run.rows import Row
-from rwkvbatch.run.scan import read_results
-from rwkvbatch.run.settings import CellSettings
+from rwkvbatch.run.planning.settings import CellSettings
+from rwkvbatch.run.results.rows import Row
+from rwkvbatch.run.results.scan import read_results
 from tests.chat.test_session import new_session
 
 TURNS = ("My name is Ada.", "What is my name?", "And what is 1 plus 2?")

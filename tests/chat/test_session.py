@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from rwkvbatch.chat.dialogue import Dialogue
+from rwkvbatch.chat.dialogue_json import dialogue_values, read_dialogue
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.config import Sampling
 from rwkvbatch.engine.core import Engine
 from rwkvbatch.engine.request import NoiseKey, Request
 from rwkvbatch.errors import NonFiniteLogitsError, UsageError
 from rwkvbatch.model.base import State
-from rwkvbatch.run.settings import CellSettings
+from rwkvbatch.run.planning.settings import CellSettings
 from tests.engine.hash_model import HashModel
 
 SETTINGS = CellSettings(**{**dict(Sampling(temperature=1.0, top_p=0.9, ban=(0,))), "max_tokens": 12})
@@ -294,7 +295,7 @@ def test_a_dialogue_survives_being_written_and_read() -> None:
     session.retry()
     session.dialogue.branch("b")
     session.ask("c")
-    read = Dialogue.from_dict(session.dialogue.as_dict())
+    read = read_dialogue(dialogue_values(session.dialogue))
     assert read == session.dialogue
     assert read.history() == session.dialogue.history()
 
@@ -302,24 +303,24 @@ def test_a_dialogue_survives_being_written_and_read() -> None:
 def test_a_dialogue_that_points_outside_itself_is_refused() -> None:
     session = new_session()
     session.ask("a")
-    values = session.dialogue.as_dict()
+    values = dialogue_values(session.dialogue)
     values["branches"]["main"]["exchange"] = 7
     with pytest.raises(ValueError, match="7"):
-        Dialogue.from_dict(values)
-    values = session.dialogue.as_dict()
+        read_dialogue(values)
+    values = dialogue_values(session.dialogue)
     values["exchanges"][0]["parent"] = 0
     with pytest.raises(ValueError, match="out of place"):
-        Dialogue.from_dict(values)
-    values = session.dialogue.as_dict()
+        read_dialogue(values)
+    values = dialogue_values(session.dialogue)
     values["exchanges"][0]["turn"] = 1
     with pytest.raises(ValueError, match="it is turn 1"):
-        Dialogue.from_dict(values)
+        read_dialogue(values)
     session.ask("b")
     session.begin()
-    values = session.dialogue.as_dict()
+    values = dialogue_values(session.dialogue)
     values["exchanges"][1]["opening"] = 1
     with pytest.raises(ValueError, match="another opening"):
-        Dialogue.from_dict(values)
+        read_dialogue(values)
 
 
 @pytest.mark.parametrize("count", [0, 3, -1])

@@ -20,7 +20,7 @@ from rwkvbatch.chat.start import ChatArguments, chat_settings, choose_prelude, o
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.config import preset
 from rwkvbatch.errors import UsageError
-from rwkvbatch.run.settings import RunSettings, layer_settings
+from rwkvbatch.run.planning.settings import RunSettings, layer_settings
 from rwkvbatch.text.preludes import PRELUDES
 from tests.chat.terminal import Terminal
 

@@ -32,7 +32,18 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shared(directory: Path) -> Iterator[Terminal]:
     """One session that most tests share, since starting takes seconds."""
-    with start(directory, columns=90, rows=40) as terminal:
+    editor = directory / "editor"
+    editor.write_text('#!/bin/sh\necho edited > "$1"\n')
+    editor.chmod(0o755)
+    environment = {"EDITOR": str(editor), "VISUAL": ""}
+    with start(directory, columns=90, rows=40, environment=environment) as terminal:
+        yield terminal
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
+    """One whose replies take long enough for something to happen meanwhile."""
+    with start(tmp_path_factory.mktemp("slow"), 0.003, columns=80, rows=24) as terminal:
         yield terminal
 
 
@@ -43,6 +54,11 @@ def after(terminal: Terminal, line: str) -> list[str]:
     at = max(number for number, shown in enumerate(lines) if shown.startswith(f"› {line[:40]}"))
     end = max(number for number, shown in enumerate(lines) if shown.rstrip() == "›")
     return [shown for shown in lines[at + 1 : end] if shown]
+
+
+def turn_of(terminal: Terminal) -> str:
+    """What the status line says of the branch and the turn that comes next."""
+    return " · ".join(terminal.lines[-1].split(" · ")[:2])
 
 
 def test_a_message_is_answered(shared: Terminal) -> None:
@@ -160,6 +176,28 @@ def test_the_history_is_searched_and_kept_for_its_owner(shared: Terminal, direct
     assert stat.S_IMODE((directory / "transcript.jsonl").stat().st_mode) == 0o600
 
 
+def test_thinking_is_dimmed_and_can_be_folded(shared: Terminal) -> None:
+    shared.say("/think on")
+    shown = after(shared, "think aloud")
+    assert shown == ["Let me think.", "One and one.", "It is two."]
+    shared.say("/fold on")
+    shown = after(shared, "think again")
+    assert shown == ["▸ 6 words of thinking · /fold off", "It is two."]
+    shared.say("/fold off")
+    shared.say("/think off")
+
+
+def test_the_editor_changes_the_last_message(shared: Terminal) -> None:
+    shared.say("first")
+    turn = turn_of(shared)
+    num_prompts = shared.num_prompts
+    shared.send("/edit\r")
+    shared.wait(lambda: shared.num_prompts > num_prompts, "the edited message")
+    shared.wait_for("You said: edited")
+    shared.wait_for_prompt()
+    assert turn_of(shared) == turn
+
+
 def test_files_are_written_and_read(shared: Terminal, directory: Path) -> None:
     shared.say("remember")
     for name, command in (("s.json", "/save"), ("e.jsonl", "/export"), ("st.safetensors", "/state save")):
@@ -168,18 +206,6 @@ def test_files_are_written_and_read(shared: Terminal, directory: Path) -> None:
     assert "loaded" in " ".join(after(shared, f"/load {directory / 's.json'}"))
     assert "other model" not in " ".join(after(shared, "/model other.pth"))
     assert after(shared, "hello") == ["other: hello"]
-
-
-def test_the_editor_changes_the_last_message(tmp_path: Path) -> None:
-    editor = tmp_path / "editor"
-    editor.write_text('#!/bin/sh\necho edited > "$1"\n')
-    editor.chmod(0o755)
-    with start(tmp_path, environment={"EDITOR": str(editor), "VISUAL": ""}) as terminal:
-        terminal.say("first")
-        terminal.send("/edit\r")
-        terminal.wait_for("You said: edited")
-        terminal.wait_for_prompt()
-        assert "turn 2" in terminal.text.splitlines()[-1]
 
 
 def test_ctrl_c_stops_the_reply_and_the_dialogue_goes_on(tmp_path: Path) -> None:
@@ -203,25 +229,25 @@ def test_ctrl_c_stops_the_reply_and_the_dialogue_goes_on(tmp_path: Path) -> None
         terminal.wait_for("left cleanly")
 
 
-def test_what_is_typed_during_a_reply_is_the_next_line(tmp_path: Path) -> None:
-    with start(tmp_path, 0.01) as terminal:
-        terminal.send("something to say\r")
-        terminal.wait_for("You")
-        terminal.send("typed ahead")
-        terminal.wait_for("› typed ahead")
-        assert terminal.text.count("typed ahead") == 1
+def test_what_is_typed_during_a_reply_is_the_next_line(slow: Terminal) -> None:
+    slow.send("paragraph\r")
+    slow.wait_for("w3w")
+    slow.send("typed ahead")
+    slow.wait_for("› typed ahead")
+    assert slow.text.count("typed ahead") == 1
+    slow.send("\x15")
+    slow.wait_for_prompt()
 
 
-def test_a_resize_during_a_reply_loses_nothing(tmp_path: Path) -> None:
-    with start(tmp_path, 0.003, columns=80, rows=24) as terminal:
-        terminal.send("long\r")
-        terminal.wait_for("line 5 of")
-        terminal.resize(50, 24)
-        terminal.wait_for("line 39 of a long reply")
-        terminal.wait_for_prompt()
-        words = " ".join(terminal.text.split())
-        for number in range(40):
-            assert f"line {number} of" in words
+def test_a_resize_during_a_reply_loses_nothing(slow: Terminal) -> None:
+    slow.send("long\r")
+    slow.wait_for("line 5 of")
+    slow.resize(50, 24)
+    slow.wait_for("line 39 of a long reply")
+    slow.wait_for_prompt()
+    words = " ".join(slow.text.split())
+    for number in range(40):
+        assert f"line {number} of" in words
 
 
 def test_forty_columns_without_colour(tmp_path: Path) -> None:
@@ -233,16 +259,6 @@ def test_forty_columns_without_colour(tmp_path: Path) -> None:
         assert "token ids and log-probabilities." in " ".join(help_text.split())
         assert not any(code in terminal.raw for code in (b"\x1b[31m", b"\x1b[36m", b"38;5;", b"38;2;"))
         assert "return x + 1" in terminal.text
-
-
-def test_thinking_is_dimmed_and_can_be_folded(tmp_path: Path) -> None:
-    with start(tmp_path) as terminal:
-        terminal.say("/think on")
-        shown = after(terminal, "think aloud")
-        assert shown == ["Let me think.", "One and one.", "It is two."]
-        terminal.say("/fold on")
-        shown = after(terminal, "think again")
-        assert shown == ["▸ 6 words of thinking · /fold off", "It is two."]
 
 
 def test_nothing_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.run.execute import RunOptions, execute, read_rows
-from rwkvbatch.run.shard import Shard
+from rwkvbatch.run.planning.shard import Shard
 from tests.run.fakes import FakeShop, make_plan
 
 ROOT = Path(__file__).parent.parent.parent

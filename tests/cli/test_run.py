@@ -352,7 +352,7 @@ def test_ctrl_c_prints_the_command_that_continues_and_it_does(tmp_path: Path) ->
     there = list(read_rows(out))
     assert 0 < len(there) < 1600
     # The rest would take a while: it is enough that the same command is taken as a continuation.
-    from rwkvbatch.run.manifest import read_manifest
+    from rwkvbatch.run.directory.manifest import read_manifest
 
     assert read_manifest(out) is not None
     assert json.loads((out / "status.json").read_text())["rows_done"] == len(there)

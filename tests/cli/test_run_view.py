@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from rwkvbatch.cli.run_view import summary_table
-from rwkvbatch.run.rows import CheckResult, Reference, RowTiming
-from rwkvbatch.run.summary import percentile, summarize
+from rwkvbatch.run.directory.summary import percentile, summarize
+from rwkvbatch.run.results.rows import CheckResult, Reference, RowTiming
 from tests.run.fakes import make_row
 
 

@@ -1,4 +1,4 @@
-"""Synthetic run directories: rows as `rwkvbatch.run.rows` writes them, with effects that tests choose."""
+"""Synthetic run directories: rows as `rwkvbatch.run.results.rows` writes them, with effects that tests choose."""
 
 from __future__ import annotations
 

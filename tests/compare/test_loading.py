@@ -13,7 +13,7 @@ from rwkvbatch.compare import load, results
 from rwkvbatch.compare.loading import load_runs
 from rwkvbatch.compare.metrics import TURN_METRICS
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, UsageError
-from rwkvbatch.run.rows import Row
+from rwkvbatch.run.results.rows import Row
 from tests.compare.make_run import encode, make_row, make_run, write_run
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,29 +12,11 @@ from hypothesis import strategies as st
 
 from rwkvbatch.config import Sampling
 from rwkvbatch.engine.core import Engine
-from rwkvbatch.engine.history import closed_history
-from rwkvbatch.engine.request import NoiseKey, Reply, Request, Score
+from rwkvbatch.engine.request import NoiseKey, Request
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import State
-from rwkvbatch.text.tokenizer import world_tokenizer
 from tests.engine.hash_model import HashModel
-
-SAMPLING = Sampling(temperature=1.0, top_p=0.9, presence=0.3, frequency=0.2, ban=(0,))
-
-
-def request(number: int, *, shared: int = 0, length: int = 20, max_tokens: int = 12) -> Request:
-    tokens = [7] * shared + [1 + (number * 13 + place) % 250 for place in range(length)]
-    return Request(
-        tokens=tuple(tokens),
-        sampling=SAMPLING,
-        noise=NoiseKey(seed=1, conversation=f"c{number}", turn=number % 3),
-        max_tokens=max_tokens,
-        stop=("\n\n",),
-    )
-
-
-def contents(reply: Reply) -> tuple[object, ...]:
-    return (reply.text, reply.ids, reply.history, reply.finish, reply.logprobs, reply.num_prompt)
+from tests.engine.requests import SAMPLING, contents, request
 
 
 @pytest.mark.parametrize("max_batch", [1, 2, 5, 64])
@@ -116,68 +97,6 @@ def test_every_part_of_the_noise_key_matters(field: str) -> None:
     assert first.ids != second.ids
 
 
-def test_scores_are_those_of_the_tokens_read_one_by_one() -> None:
-    model = HashModel()
-    prefix, continuation = [5, 6, 7], [9, 10, 11, 12]
-    score = Engine(model, step_rows=2).score(prefix, continuation)
-    logits, _ = model.forward([prefix + continuation[:-1]], every_token=True)
-    rows = logits[len(prefix) - 1 :].log_softmax(-1)
-    expected = [float(row[token]) for row, token in zip(rows, continuation, strict=True)]
-    assert score.logprobs == pytest.approx(expected, abs=1e-5)
-    assert score.nll == pytest.approx(-sum(expected) / 4, abs=1e-5)
-
-
-def test_a_text_whose_state_is_known_already_gets_the_same_score() -> None:
-    prefix, continuation = list(request(3).tokens), [9, 10, 11, 12]
-    alone = Engine(HashModel()).score(prefix, continuation)
-    engine = Engine(HashModel())
-    # These leave states within and behind the text that is scored.
-    for known in (prefix + continuation[:2], prefix + continuation, prefix + continuation + [1]):
-        engine.score(known, [1])
-    assert engine.score(prefix, continuation) == alone
-    assert engine.score(prefix, continuation) == alone
-
-
-def test_scoring_beside_a_reply_changes_neither() -> None:
-    alone = contents(Engine(HashModel()).generate([request(3)])[0])
-    score_alone = Engine(HashModel()).score(request(3).tokens, [1, 2, 3])
-    engine = Engine(HashModel(), step_rows=5)
-    reply_id = engine.submit(request(3))
-    score_id = engine.submit_score(request(3).tokens, [1, 2, 3])
-    results: dict[int, Reply | Score] = {}
-    while engine.busy:
-        results.update(engine.step())
-    reply = results[reply_id]
-    assert isinstance(reply, Reply)
-    assert contents(reply) == alone
-    assert results[score_id] == score_alone
-
-
-@pytest.mark.parametrize("step_rows", [1, 6, 512])
-def test_replies_and_texts_mixed_in_a_step_get_what_they_get_alone(step_rows: int) -> None:
-    requests = [request(number, length=3 + number) for number in range(4)]
-    texts = [(list(range(1, 4 + number)), list(range(40, 41 + 2 * number))) for number in range(5)]
-    alone = [contents(Engine(HashModel()).generate([one])[0]) for one in requests]
-    scores_alone = [Engine(HashModel()).score(*text) for text in texts]
-    engine = Engine(HashModel(), step_rows=step_rows)
-    score_ids = [engine.submit_score(*text) for text in texts[:3]]
-    reply_ids = [engine.submit(one) for one in requests]
-    results = dict(engine.step())
-    score_ids += [engine.submit_score(*text) for text in texts[3:]]
-    while engine.busy:
-        results.update(engine.step())
-    assert [contents(reply) for at in reply_ids if isinstance(reply := results[at], Reply)] == alone
-    assert [results[at] for at in score_ids] == scores_alone
-
-
-def test_the_tokens_that_are_likeliest_count_as_matched() -> None:
-    greedy = Request((5, 6, 7), Sampling(temperature=0, ban=()), max_tokens=4)
-    reply = Engine(HashModel()).generate([greedy])[0]
-    other = (reply.ids[-1] + 1) % 300
-    score = Engine(HashModel(), step_rows=2).score([5, 6, 7], [*reply.ids[:3], other])
-    assert (len(reply.ids), score.num_matched) == (4, 3)
-
-
 @pytest.mark.parametrize("step_rows", [4, 512])
 def test_tokens_are_chosen_once_in_a_step_that_has_logits_and_not_in_others(step_rows: int) -> None:
     model = HashModel()
@@ -189,136 +108,6 @@ def test_tokens_are_chosen_once_in_a_step_that_has_logits_and_not_in_others(step
         logits_before, choices_before = model.num_logits, model.num_choices
         engine.step()
         assert model.num_choices - choices_before == (model.num_logits > logits_before)
-
-
-def test_a_reply_ends_at_end_of_text_unless_it_is_banned() -> None:
-    class Ending(HashModel):
-        def logits(self, value: int) -> torch.Tensor:
-            logits = torch.zeros(self.vocab_size)
-            logits[0] = 9.0
-            logits[65] = 8.0
-            return logits
-
-    greedy = Sampling(temperature=0)
-    base = replace(request(0), sampling=greedy, max_tokens=4)
-    ended, banned = Engine(Ending()).generate([base, replace(base, sampling=greedy.replace(ban=(0,)))])
-    assert (ended.finish, ended.ids) == ("eos", ())
-    assert (banned.finish, banned.ids) == ("length", (65,) * 4)
-
-
-def speaking_reply(text: str, *, stop: Sequence[str], max_tokens: int = 100) -> Reply:
-    tokenizer = world_tokenizer(512)
-    said = [*tokenizer.encode(text), 0]
-    prompt = (1, 2, 3)
-    hashes: dict[int, int] = {}
-    model = HashModel(vocab_size=512)
-    value = 1
-    for token in prompt:
-        value = (value * 48271 + token + 7) % (2**31 - 1)
-    for token in said:
-        hashes[value] = token
-        value = (value * 48271 + token + 7) % (2**31 - 1)
-
-    def logits(value: int) -> torch.Tensor:
-        row = torch.zeros(512)
-        row[hashes[value]] = 1.0
-        return row
-
-    model.logits = logits  # type: ignore[method-assign]
-    engine = Engine(model, tokenizer=tokenizer)
-    asked = Request(prompt, Sampling(temperature=0), stop=tuple(stop), max_tokens=max_tokens)
-    return engine.generate([asked])[0]
-
-
-def test_a_reply_stops_at_the_closing_text_which_stays_in_the_history() -> None:
-    reply = speaking_reply(" yes.\n\nUser: and", stop=["\n\n"])
-    assert (reply.text, reply.finish, reply.stopped_by) == (" yes.", "stop", "\n\n")
-    assert world_tokenizer(512).decode(reply.history[3:]) == " yes.\n\n"
-    assert reply.history == (1, 2, 3, *reply.ids)
-
-
-def test_another_stop_text_is_left_out_of_the_history_and_the_turn_is_closed() -> None:
-    reply = speaking_reply(" <think>\n\nhm</think>\nyes\n\nUser: and", stop=["\nUser:"])
-    assert reply.text == " <think>\n\nhm</think>\nyes\n"
-    assert world_tokenizer(512).decode(reply.history[3:]) == " <think>\n\nhm</think>\nyes\n\n"
-
-
-def test_a_reply_that_was_cut_is_closed_for_the_next_turn() -> None:
-    reply = speaking_reply(" a long story", stop=["\n\n"], max_tokens=4)
-    assert reply.finish == "length"
-    assert reply.history[3:] == (*reply.ids, *world_tokenizer(512).encode("\n\n"))
-
-
-def test_end_of_text_closes_a_turn() -> None:
-    reply = speaking_reply(" bye", stop=["\n\n"])
-    assert reply.finish == "eos"
-    assert world_tokenizer(512).decode(reply.history[3:]) == " bye\n\n"
-    assert 0 not in reply.ids
-
-
-def test_after_a_stop_text_that_is_left_out_the_history_is_not_read_again() -> None:
-    tokenizer = world_tokenizer(512)
-    asked = Request((1, 2, 3), Sampling(temperature=0.7, ban=(0,)), stop=("e",), max_tokens=200)
-    engine = Engine(HashModel(vocab_size=400), tokenizer=tokenizer)
-    reply = engine.generate([asked])[0]
-    assert reply.finish == "stop"
-    following = engine.generate([replace(asked, tokens=(*reply.history, 9))])[0]
-    kept = len(reply.history) - len(tokenizer.encode("\n\n"))
-    assert following.num_cached >= kept - 1
-
-
-def test_streamed_pieces_join_to_the_reply() -> None:
-    pieces: list[str] = []
-    reply = Engine(HashModel()).generate([replace(request(4, max_tokens=60), on_text=pieces.append)])[0]
-    assert "".join(pieces) == reply.text
-
-
-def test_a_cancelled_reply_keeps_what_was_said_and_can_be_gone_on_from() -> None:
-    engine = Engine(HashModel())
-    request_id = engine.submit(request(0, max_tokens=50))
-    for _ in range(6):
-        assert engine.step() == []
-    engine.cancel(request_id)
-    ((finished_id, reply),) = engine.step()
-    assert isinstance(reply, Reply)
-    assert (finished_id, reply.finish, len(reply.ids)) == (request_id, "cancelled", 6)
-    assert reply.ids == Engine(HashModel()).generate([request(0, max_tokens=50)])[0].ids[:6]
-    assert not engine.busy
-
-
-@pytest.mark.parametrize("max_tokens", [1, 12])
-def test_a_reply_can_be_cancelled_by_whoever_gets_its_text(max_tokens: int) -> None:
-    engine = Engine(HashModel())
-    ids: list[int] = []
-    one = replace(request(3, max_tokens=max_tokens), stop=(), on_text=lambda _: engine.cancel(ids[0]))
-    ids.append(engine.submit(one))
-    done = []
-    while engine.busy:
-        done += engine.step()
-    ((finished_id, reply),) = done
-    assert (finished_id, reply.finish) == (ids[0], "cancelled")
-    assert engine.generate([request(4)])[0].ids
-
-
-def test_a_waiting_request_can_be_cancelled() -> None:
-    engine = Engine(HashModel(), max_batch=1)
-    engine.submit(request(0))
-    second = engine.submit(request(1))
-    engine.step()
-    engine.cancel(second)
-    finished = {}
-    while engine.busy:
-        finished.update(engine.step())
-    assert finished[second].finish == "cancelled"
-    assert finished[second].ids == ()
-
-
-def test_a_time_limit_ends_a_reply_with_what_it_has() -> None:
-    now = iter(range(1000))
-    engine = Engine(HashModel(), clock=lambda: float(next(now)))
-    reply = engine.generate([replace(request(0, max_tokens=500), max_seconds=20.0)])[0]
-    assert reply.finish == "time"
-    assert 0 < len(reply.ids) < 500
 
 
 def test_running_out_of_memory_makes_the_batch_smaller_and_changes_no_reply() -> None:
@@ -393,9 +182,3 @@ def test_histories_of_many_turns_stay_equal_to_cold_ones() -> None:
         cold = [Engine(HashModel()).generate([one])[0] for one in asked]
         assert [contents(reply) for reply in warm] == [contents(reply) for reply in cold]
         histories = [reply.history for reply in warm]
-
-
-def test_the_rule_of_closing_needs_only_what_a_row_holds() -> None:
-    reply = speaking_reply(" <think>\n\nhm</think>\nyes\n\nUser: and", stop=["\nUser:"])
-    again = closed_history(world_tokenizer(512), (1, 2, 3), reply.ids, reply.finish, reply.stopped_by, "\n\n")
-    assert again == reply.history

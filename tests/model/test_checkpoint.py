@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.checkpoint import Checkpoint, check_finite, open_checkpoint
 from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors
-from tests.model.hostile_checkpoints import tiny
+from tests.model.hostile.case import tiny
 
 Tensors = dict[str, torch.Tensor]
 

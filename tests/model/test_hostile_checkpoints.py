@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.checkpoint import open_checkpoint
-from tests.model.hostile_checkpoints import WITNESS, corpus, legacy_pth, pth, tiny
+from tests.model.hostile.case import WITNESS, tiny
+from tests.model.hostile.corpus import corpus
+from tests.model.hostile.packing import legacy_pth, pth
 
 ROOT = Path(__file__).parents[2]
 CPU_LIMIT_S = 2.0
@@ -36,7 +38,7 @@ def outcomes(corpus_folder: Path) -> dict[str, dict[str, Any]]:
         "-W",
         "ignore",
         "-m",
-        "tests.model.hostile_checkpoints",
+        "tests.model.hostile.corpus",
         str(corpus_folder),
         "--check",
     ]

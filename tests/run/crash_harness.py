@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from rwkvbatch.run.execute import RunOptions, execute
-from rwkvbatch.run.files import OS_FILES, Files
-from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.progress import Progress
-from rwkvbatch.run.scan import read_results
-from tests.run.fakes import CountedFiles, FakeShop, KillingFiles, make_plan
+from rwkvbatch.run.planning.plan import Plan
+from rwkvbatch.run.progress.figures import Progress
+from rwkvbatch.run.results.files import OS_FILES, Files
+from rwkvbatch.run.results.scan import read_results
+from tests.run.disks import CountedFiles, KillingFiles
+from tests.run.fakes import FakeShop, make_plan
 
 DONE_NAME = "rows-reported-as-done"
 

@@ -23,16 +23,18 @@ from rwkvbatch.errors import (
     ScriptError,
     StorageError,
 )
+from rwkvbatch.run.directory.lock import DirectoryLock
 from rwkvbatch.run.execute import RunOptions, execute
-from rwkvbatch.run.files import OS_FILES, Files
-from rwkvbatch.run.lines import decode_row, encode_row
-from rwkvbatch.run.lock import DirectoryLock
 from rwkvbatch.run.merge import Merged, merge
-from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.shard import Shard
+from rwkvbatch.run.planning.plan import Plan
+from rwkvbatch.run.planning.shard import Shard
+from rwkvbatch.run.results.files import OS_FILES, Files
+from rwkvbatch.run.results.lines import decode_row, encode_row
 from rwkvbatch.script.reader import SkippedLine
 from rwkvbatch.script.records import SourceLine
-from tests.run.fakes import CountedFiles, FailingFiles, FakeShop, PowerCutFiles, make_conversation, make_plan
+from tests.run.disks import CountedFiles, FailingFiles, PowerCutFiles
+from tests.run.fakes import FakeShop, make_conversation, make_plan
+from tests.run.runs import results
 
 
 def run(directory: Path, plan: Plan, steps: int | None = None, **options: Any) -> FakeShop:
@@ -42,10 +44,6 @@ def run(directory: Path, plan: Plan, steps: int | None = None, **options: Any) -
     stop = (lambda: False) if left is None else (lambda: next(left, None) is None)
     execute(plan, shop, RunOptions(out=directory, should_stop=stop, **options))
     return shop
-
-
-def results(directory: Path) -> bytes:
-    return (directory / "results.jsonl").read_bytes()
 
 
 def figures(directory: Path) -> dict[str, Any]:

@@ -35,3 +35,7 @@ def write(path: Path, *lines: Any) -> str:
 
 def read(tmp_path: Path, *lines: Any, **options: Any) -> Script:
     return read_scripts([write(tmp_path / "demo.jsonl", *lines)], **options)
+
+
+GOOD = json.dumps(conversation(id="good")).encode()
+"""A line that can be read."""

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of the checkpoint reader: `python -m tools.fuzz.fuzz_checkpoint [SECONDS] [FOLDER]`.
 
 Every input must either load or end in a `CheckpointError`. Anything else stops the fuzzer, which then leaves the
-input in the working directory; a finding belongs into `tests/model/hostile_checkpoints.py`.
+input in the working directory; a finding belongs into `tests/model/hostile/`.
 """
 
 from __future__ import annotations

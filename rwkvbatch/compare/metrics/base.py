@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rwkvbatch.compare.metrics.ngrams import NgramCounts
 
 RawRow = Mapping[str, Any]
-"""One line of `results.jsonl` as JSON gave it; the keys are the fields of `rwkvbatch.run.rows.Row`."""
+"""One line of `results.jsonl` as JSON gave it; the keys are the fields of `rwkvbatch.run.results.rows.Row`."""
 
 Better = Literal["higher", "lower", "none"]
 Level = Literal["turn", "conversation"]

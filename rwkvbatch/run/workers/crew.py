@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.setup import ModelShop, Setup
+from rwkvbatch.run.planning.plan import Plan
+from rwkvbatch.run.planning.setups import Setup
 from rwkvbatch.run.workers.messages import ASKED_TO_LEAVE, Joined, Leave, Left, Order, Signal
 from rwkvbatch.run.workers.worker import Worker
+from rwkvbatch.run.workshop import ModelShop
 
 
 class Crew(Protocol):

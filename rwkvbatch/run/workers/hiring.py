@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from rwkvbatch.errors import MissingExtraError, UsageError
-from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.settings import RunSettings
-from rwkvbatch.run.setup import ModelShop, Workshop, forkable_workshop
+from rwkvbatch.run.planning.plan import Plan
+from rwkvbatch.run.planning.settings import RunSettings
 from rwkvbatch.run.workers.crew import Crew, LocalCrew
+from rwkvbatch.run.workshop import ModelShop, Workshop, forkable_workshop
 
 MakeCrew = Callable[[Plan, ModelShop], Crew]
 

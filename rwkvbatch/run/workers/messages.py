@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rwkvbatch.errors import RwkvBatchError
-from rwkvbatch.run.lines import EncodedRow
-from rwkvbatch.run.rows import Row
+from rwkvbatch.run.results.lines import EncodedRow
+from rwkvbatch.run.results.rows import Row
 
 # From the driver
 

@@ -14,11 +14,12 @@ from multiprocessing.reduction import send_handle
 from typing import TYPE_CHECKING, Any
 
 from rwkvbatch.errors import RwkvBatchError, WorkerError
-from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.setup import ModelShop, Setup
+from rwkvbatch.run.planning.plan import Plan
+from rwkvbatch.run.planning.setups import Setup
 from rwkvbatch.run.workers.deaths import Deaths
 from rwkvbatch.run.workers.messages import ASKED_TO_LEAVE, Joined, Left, Order, Signal
 from rwkvbatch.run.workers.template import Bury, Hire, Load
+from rwkvbatch.run.workshop import ModelShop
 
 if TYPE_CHECKING:
     Ends = Connection[Any, Any]

@@ -17,13 +17,14 @@ from typing import Any
 
 from rwkvbatch import __version__
 from rwkvbatch.errors import RwkvBatchError, WorkerError
-from rwkvbatch.run.manifest import cell_identities, code_sha256
-from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.settings import ENVIRONMENT_PREFIX, RunSettings
-from rwkvbatch.run.setup import ModelShop, Setup
+from rwkvbatch.run.directory.manifest import cell_identities, code_sha256
+from rwkvbatch.run.planning.plan import Plan
+from rwkvbatch.run.planning.settings import ENVIRONMENT_PREFIX, RunSettings
+from rwkvbatch.run.planning.setups import Setup
 from rwkvbatch.run.workers.messages import Event, Order
 from rwkvbatch.run.workers.serve import serve
 from rwkvbatch.run.workers.worker import Worker
+from rwkvbatch.run.workshop import ModelShop
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from typing import Any
 from ray.exceptions import RayError
 
 from rwkvbatch.errors import RwkvBatchError, WorkerError
-from rwkvbatch.run.manifest import cell_identities
-from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.settings import ENVIRONMENT_PREFIX, RunSettings
-from rwkvbatch.run.setup import ModelShop, Setup, setups_of
+from rwkvbatch.run.directory.manifest import cell_identities
+from rwkvbatch.run.planning.plan import Plan
+from rwkvbatch.run.planning.settings import ENVIRONMENT_PREFIX, RunSettings
+from rwkvbatch.run.planning.setups import Setup, setups_of
 from rwkvbatch.run.workers import ray_cluster
 from rwkvbatch.run.workers.deaths import Deaths
 from rwkvbatch.run.workers.hiring import processors
@@ -30,6 +30,7 @@ from rwkvbatch.run.workers.messages import ASKED_TO_LEAVE, Event, Joined, Left, 
 from rwkvbatch.run.workers.processes import replace_device
 from rwkvbatch.run.workers.ray_actor import RayWorker, Terms, versions
 from rwkvbatch.run.workers.ray_slots import Slot, make_slots
+from rwkvbatch.run.workshop import ModelShop
 
 POLL_S = 10.0
 """How long a call waits at an actor that has nothing to say."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rwkvbatch.errors import WorkerError
-from rwkvbatch.run.settings import RunSettings
+from rwkvbatch.run.planning.settings import RunSettings
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from multiprocessing.reduction import recv_handle
 from typing import Any
 
 from rwkvbatch.errors import RwkvBatchError
-from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.setup import ModelShop, Setup
+from rwkvbatch.run.planning.plan import Plan
+from rwkvbatch.run.planning.setups import Setup
 from rwkvbatch.run.workers.serve import serve
 from rwkvbatch.run.workers.worker import Worker
+from rwkvbatch.run.workshop import ModelShop
 
 
 @dataclass(frozen=True)

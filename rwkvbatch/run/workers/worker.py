@@ -11,12 +11,13 @@ from collections import deque
 
 from rwkvbatch.engine.request import Reply, Score
 from rwkvbatch.errors import RowError, RwkvBatchError, is_out_of_memory
-from rwkvbatch.run.lines import EncodedRow, encode_row
-from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.rows import Row
-from rwkvbatch.run.setup import ModelShop, Setup
+from rwkvbatch.run.planning.plan import Plan
+from rwkvbatch.run.planning.setups import Setup
+from rwkvbatch.run.results.lines import EncodedRow, encode_row
+from rwkvbatch.run.results.rows import Row
 from rwkvbatch.run.turns import ActiveDialogue, error_row
 from rwkvbatch.run.workers.messages import Drop, FinishedRow, Leave, Order, Report, Work
+from rwkvbatch.run.workshop import ModelShop
 
 _log = logging.getLogger(__name__)
 

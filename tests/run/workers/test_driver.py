@@ -9,8 +9,8 @@ import pytest
 
 from rwkvbatch.errors import WorkerError
 from rwkvbatch.run.driver import Counts, Driver
-from rwkvbatch.run.memory import MemoryRows
-from rwkvbatch.run.setup import Setup, setups_of
+from rwkvbatch.run.planning.setups import Setup, setups_of
+from rwkvbatch.run.results.memory import MemoryRows
 from rwkvbatch.run.workers.messages import Joined, Left, Order, Report, Signal, Work
 from rwkvbatch.run.workers.worker import finished_row
 from tests.run.fakes import make_conversation, make_plan, make_row

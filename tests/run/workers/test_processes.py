@@ -19,9 +19,9 @@ import pytest
 from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import CheckpointError, UsageError, WorkerError
 from rwkvbatch.run.execute import RunOptions, RunResult, execute
-from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.progress import Progress
-from rwkvbatch.run.setup import Setup
+from rwkvbatch.run.planning.plan import Plan
+from rwkvbatch.run.planning.setups import Setup
+from rwkvbatch.run.progress.figures import Progress
 from rwkvbatch.run.workers.hiring import crew_for
 from rwkvbatch.run.workers.processes import ProcessCrew, replace_device
 from tests.run.fakes import Deadly, FakeShop, Slow, make_conversation, make_plan
@@ -130,7 +130,7 @@ def test_a_fault_of_the_program_is_an_error_row_too_and_its_traceback_is_in_the_
 
 
 def test_several_models_are_served_one_after_the_other(tmp_path: Path) -> None:
-    from rwkvbatch.run.grid import make_cells
+    from rwkvbatch.run.planning.grid import make_cells
 
     plan = make_plan(4, cells=make_cells({"model": ["a.pth", "b.pth"]}))
     run(tmp_path / "many", plan)

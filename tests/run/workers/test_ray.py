@@ -23,10 +23,10 @@ import rwkvbatch
 from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import CheckpointError, UsageError, WorkerError
 from rwkvbatch.run.execute import RunOptions, RunResult, execute
-from rwkvbatch.run.grid import make_cells
-from rwkvbatch.run.plan import Plan
-from rwkvbatch.run.progress import Progress
-from rwkvbatch.run.settings import RunSettings
+from rwkvbatch.run.planning.grid import make_cells
+from rwkvbatch.run.planning.plan import Plan
+from rwkvbatch.run.planning.settings import RunSettings
+from rwkvbatch.run.progress.figures import Progress
 from tests.run.fakes import Deadly, FakeShop, FakeSpec, Slow, make_conversation, make_plan
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")

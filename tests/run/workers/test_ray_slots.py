@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rwkvbatch.errors import MissingExtraError, UsageError, WorkerError
-from rwkvbatch.run.settings import RunSettings
+from rwkvbatch.run.planning.settings import RunSettings
 from rwkvbatch.run.workers.hiring import check_ray, crew_for
 from rwkvbatch.run.workers.ray_slots import Node, Slot, make_slots
 

@@ -12,8 +12,9 @@ from typing import Any, cast
 
 from rwkvbatch import __version__
 from rwkvbatch.compare.analysis import Analysis
-from rwkvbatch.compare.output.html.charts import sweep_figures, turn_figures
 from rwkvbatch.compare.output.html.dialogues import collect
+from rwkvbatch.compare.output.html.sweep_figures import sweep_figures
+from rwkvbatch.compare.output.html.turn_figures import turn_figures
 from rwkvbatch.compare.output.wording import (
     ARROWS,
     conclusion,

@@ -1,0 +1,1 @@
+"""From settings and scripts to a plan: cells, places, parts. Loads no model."""

@@ -1,0 +1,103 @@
+"""The log: JSON lines in a file, warnings (or more) on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rwkvbatch.errors import UsageError
+from rwkvbatch.run.results.files import FILE_MODE
+from rwkvbatch.text.safe import printable
+
+ROOT_NAME = "rwkvbatch"
+_PLAIN = frozenset(vars(logging.makeLogRecord({})).keys() | {"message", "asctime", "taskName"})
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line: time, level, logger, message, whatever the record has besides, and an error's traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        content: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        content.update({key: value for key, value in vars(record).items() if key not in _PLAIN})
+        if record.exc_info:
+            content["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(content, ensure_ascii=True, default=str)
+
+
+class _TerminalFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(f"rwkvbatch: {record.levelname.lower()}: {record.getMessage()}")
+
+
+class _LogFile(logging.FileHandler):
+    """Appends to a file. A log stops no run: when it cannot be written, that is said once, and nothing more is."""
+
+    def __init__(self, path: Path) -> None:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, FILE_MODE))
+        super().__init__(path, encoding="utf-8")
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self.setLevel(logging.CRITICAL + 1)
+        logging.getLogger(ROOT_NAME).warning(
+            "--log-file %s: write failed: %s; going on without it", self.baseFilename, error.strerror
+        )
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+@contextmanager
+def logging_to(path: Path | None, *, verbose: bool = False, quiet: bool = False) -> Generator[None]:
+    """Send this package's log to `path` and to standard error, inside.
+
+    Args:
+        path: appended to, JSON lines, everything from `info` up (`debug` with `verbose`); None for no file.
+        verbose: `info` on standard error too. quiet: only errors there.
+
+    Raises:
+        UsageError: the file cannot be opened.
+    """
+    logger = logging.getLogger(ROOT_NAME)
+    handlers: list[logging.Handler] = []
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(_TerminalFormatter())
+    terminal.setLevel(logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING)
+    handlers.append(terminal)
+    if path is not None:
+        try:
+            file = _LogFile(path)
+        except OSError as error:
+            raise UsageError(f"--log-file {path}: cannot be opened: {error.strerror}") from None
+        file.setFormatter(JsonFormatter())
+        file.setLevel(logging.DEBUG if verbose else logging.INFO)
+        handlers.append(file)
+    before = logger.level
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        for handler in handlers:
+            logger.removeHandler(handler)
+            if handler is not terminal:
+                handler.close()

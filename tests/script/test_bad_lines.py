@@ -1,0 +1,138 @@
+"""Lines that cannot be read: refused with their place and a way out, or set aside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rwkvbatch.errors import ScriptError
+from tests.script.writing import GOOD, conversation, read
+
+HI = b'{"messages": [{"role": "user", "content": ""}], '
+
+
+BAD_LINES: list[tuple[bytes, str]] = [
+    (b'{"messages": [{"role": "user", "content": "\xff"}]}', r"2:44: not UTF-8: byte 0xff"),
+    (b'{"messages": [{"role": "user", "content": "\xc3\xa9\xe4\xbd"}]}', r"2:45: not UTF-8: byte 0xe4"),
+    (b"\xef\xbb\xbf" + GOOD, r"2:1: not JSON: Unexpected UTF-8 BOM"),
+    (b'{"messages": "\x00"}', r"2:15: not JSON: Invalid control character"),
+    (b"\x00", r"2:1: not JSON"),
+    (b'{"messages": [', r"2:15: not JSON"),
+    (b"{", r"2:2: not JSON"),
+    (b"{} {}", r"2:4: not JSON: Extra data"),
+    (b"{'messages': 1}", r"2:2: not JSON"),
+    (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', r"2: half of a surrogate pair, \\ud800"),
+    (b'{"\\udc00": 1}', r"2: half of a surrogate pair, \\udc00"),
+    (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, r"2: nested deeper than 64 levels"),
+    (b'{"a":' * 100 + b"1" + b"}" * 100, r"2: nested deeper than 64 levels"),
+    (b"[" * 10_000, r"2: nested deeper than 64 levels"),
+    (b'{"params": {"temperature": NaN}}', r"2: NaN is not a JSON number"),
+    (b'{"params": {"temperature": -Infinity}}', r"2: -Infinity is not a JSON number"),
+    (b'{"params": {"temperature": 1e999}}', r"2: the number 1e999 is out of range"),
+    (b'{"params": {"seed": ' + b"9" * 5000 + b"}}", r"2: a number with 5000 digits is out of range"),
+    (b'{"id": "a", "id": "b", "messages": []}', r"2: the key 'id' comes twice"),
+    (b'[{"messages": []}]', r"2: must be a JSON object, got an array"),
+    (b"3", r"2: must be a JSON object, got a number"),
+    (b'"text"', r"2: must be a JSON object, got a string"),
+    (b"true", r"2: must be a JSON object, got a boolean"),
+    (b"null", r"2: must be a JSON object, got null"),
+    (GOOD, r"2: the id 'good' was already used at .*:1"),
+    (b'{"mesages": []}', r"2: unknown key 'mesages'"),
+    (b'{"messages": {}}', r"2: messages: must be an array, got \{\}"),
+    (b'{"messages": []}', r"2: has no user message"),
+    (b'{"messages": [3]}', r"2: messages\[0\]: must be an object, got a number"),
+    (b'{"messages": [{"role": "user"}], "id": "x"}', r"2: messages\[0\]\.content: is missing"),
+    (b'{"messages": [{"role": "user", "content": 3}], "id": "x"}', r"2: messages\[0\]\.content: must be a string"),
+    (b'{"messages": [{"role": "usr", "content": ""}], "id": "x"}', r"2: messages\[0\]\.role: .*got 'usr'"),
+    (b'{"messages": [{"role": "user", "expct": 1}], "id": "x"}', r"2: messages\[0\]: unknown key 'expct'"),
+    (HI + b'"id": 3}', r"2: id: must be a string, got 3"),
+    (HI + b'"tags": "x"}', r"2: tags: must be an array, got 'x'"),
+    (HI + b'"tags": [3]}', r"2: tags\[0\]: must be a string, got 3"),
+    (HI + b'"params": {"temp": 1}}', r"2: params: unknown key 'temp'"),
+    (HI + b'"params": {"top_p": 2}}', r"2: params: top_p: .*got 2"),
+    (HI + b'"params": {"top_p": true}}', r"2: params\.top_p: must not be a boolean"),
+    (HI + b'"params": {"seed": 1.5}}', r"2: params\.seed: must be an integer"),
+    (HI + b'"params": []}', r"2: params: must be an object"),
+    (HI + b'"expect": [{"equal": 1}]}', r"2: expect\[0\]: unknown key 'equal'"),
+    (b'{"defaults": {}}', r"2: `defaults` may only be the first line"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_LINES)
+def test_a_bad_line_is_refused_with_its_place_and_a_way_out(
+    line: bytes, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ScriptError, match=r"demo\.jsonl:" + message) as caught:
+        read(tmp_path, GOOD, line)
+    assert len(str(caught.value)) < 1000
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_LINES)
+def test_a_bad_line_can_be_set_aside(line: bytes, message: str, tmp_path: Path) -> None:
+    script = read(tmp_path, GOOD, line, conversation(id="last"), skip_bad=True)
+    assert [found.id for found in script.conversations] == ["good", "last"]
+    (skipped,) = script.skipped
+    assert (skipped.raw, skipped.whole, skipped.source.line) == (line, True, 2)
+    assert skipped.error.line == 2
+
+
+def test_setting_all_lines_aside_leaves_nothing_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ScriptError, match="holds no conversation that can be used"):
+        read(tmp_path, b"{", skip_bad=True)
+
+
+def test_unknown_keys_name_what_was_probably_meant(tmp_path: Path) -> None:
+    with pytest.raises(ScriptError) as caught:
+        read(tmp_path, {"mesages": []})
+    assert caught.value.hint == "did you mean 'messages'?"
+    with pytest.raises(ScriptError) as caught:
+        read(tmp_path, conversation(zzz=1, id="x"))
+    assert caught.value.hint == "allowed: expect, id, messages, params, tags"
+
+
+def test_indented_json_and_arrays_are_told_how_to_become_lines(tmp_path: Path) -> None:
+    with pytest.raises(ScriptError) as caught:
+        read(tmp_path, b"{", b'  "messages": []', b"}")
+    assert "indented JSON" in str(caught.value.hint)
+    with pytest.raises(ScriptError) as caught:
+        read(tmp_path, [conversation()])
+    assert "jq -c '.[]'" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "message"),
+    [
+        ({"tag": []}, "defaults: unknown key 'tag'"),
+        ({"params": {"temp": 1}}, r"defaults\.params: unknown key 'temp'"),
+        ({"expect": [{"regex": "("}]}, r"defaults\.expect\[0\]\.regex: is no regular expression"),
+        ([], "defaults: must be an object"),
+    ],
+)
+def test_wrong_defaults_are_refused(defaults: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ScriptError, match=":1: " + message):
+        read(tmp_path, {"defaults": defaults}, conversation())
+
+
+def test_a_file_of_bad_lines_alone_says_why_the_first_one_is_bad(tmp_path: Path) -> None:
+    with pytest.raises(ScriptError) as caught:
+        read(tmp_path, b"{", skip_bad=True)
+    said = str(caught.value)
+    assert "holds no conversation that can be used; its first bad line: " in said
+    assert "demo.jsonl:1:2: not JSON" in said
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"temperature": -1}, "params: temperature: must be a number in [0, 100], got -1"),
+        ({"ban": ["a"]}, "params: ban.0: must be token ids, whole numbers from 0 up, got 'a'"),
+        ({"order": "up"}, "params: order: must be 'top-p-first' or 'temperature-first', got 'up'"),
+    ],
+)
+def test_a_param_says_what_it_may_be(params: dict[str, object], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ScriptError) as caught:
+        read(tmp_path, conversation(params=params))
+    assert said in str(caught.value)
