@@ -16,7 +16,7 @@ import jsonlines
 
 import rwkvbatch
 from rwkvbatch.bench.random_file import write_random
-from rwkvbatch.run.progress import Progress
+from rwkvbatch.run.progress.figures import Progress
 
 NUM_TURNS = 3
 MAX_TOKENS = 64
