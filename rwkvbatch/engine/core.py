@@ -134,7 +134,9 @@ class Engine:
 
         Raises:
             ValueError: no tokens, a token outside the vocabulary, or an unknown root.
+            UsageError: a banned token outside the vocabulary.
         """
+        request.sampling.check_vocabulary(self.model.spec.vocab_size)
         reading = self._reading(self._scheduler.tree.base(request.root), request.tokens)
         self._jobs[reading.id] = Generation(request, reading, self.tokenizer, self._clock())
         return reading.id

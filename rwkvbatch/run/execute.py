@@ -18,7 +18,7 @@ from rwkvbatch.run.memory import MemoryRows
 from rwkvbatch.run.plan import Plan
 from rwkvbatch.run.progress import Meter, Observer, Progress
 from rwkvbatch.run.rows import Row
-from rwkvbatch.run.setup import ModelShop, Setup, refuse_unusable_files, setups_of
+from rwkvbatch.run.setup import ModelShop, Setup, refuse_unusable, setups_of
 from rwkvbatch.run.status import StatusFile
 from rwkvbatch.run.steplog import StepLog
 from rwkvbatch.run.store import RowStore
@@ -92,6 +92,7 @@ def execute(plan: Plan, shop: ModelShop, options: RunOptions) -> RunResult:
     crew = options.crew(plan, shop)
     try:
         if options.out is None:
+            refuse_unusable(plan, crew.specs(setups_of(plan)))
             return _Session(plan, shop, crew, options, MemoryRows(), None).run()
         return _execute_in(options.out, plan, shop, crew, options)
     finally:
@@ -103,7 +104,7 @@ def _execute_in(path: Path, plan: Plan, shop: ModelShop, crew: Crew, options: Ru
     try:
         specs = crew.specs(setups_of(plan))
         identity = make_identity(plan, specs, shop.tokenizer)
-        refuse_unusable_files(plan, specs)
+        refuse_unusable(plan, specs)
         directory.claim(
             identity,
             lambda: make_about(plan, specs, list(options.scripts), options.command),

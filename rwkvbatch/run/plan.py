@@ -15,6 +15,7 @@ from typing import Any
 
 from rwkvbatch.errors import UsageError
 from rwkvbatch.run.grid import Cell
+from rwkvbatch.run.origins import Origin
 from rwkvbatch.run.places import Length, Places
 from rwkvbatch.run.rows import RowKey
 from rwkvbatch.run.settings import CellSettings, Layered, RunSettings
@@ -109,6 +110,11 @@ class Plan:
             if conversation.params or any(turn.params for turn in conversation.turns):
                 for cell_number in range(len(self.cells)):
                     self._settings_of(number, cell_number)
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """Where the settings came from that nobody typed."""
+        return self._layered.origins
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.conversations, self.cells, self._layered, self.shard)
