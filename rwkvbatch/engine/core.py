@@ -97,6 +97,12 @@ class Engine:
         self._next_root = ZERO_ROOT + 1
         self.places = Places(tree, capacity // 2, model.spec.vocab_size)
 
+    def __repr__(self) -> str:
+        return (
+            f"<Engine of {self.model!r}: at most {self.max_batch} at a time, {len(self._jobs)} under way, "
+            f"{self.num_states_kept} states kept>"
+        )
+
     @property
     def num_states_kept(self) -> int:
         """States of finished prefixes that are still at hand."""

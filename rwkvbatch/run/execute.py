@@ -80,6 +80,14 @@ class RunResult:
     rows: Callable[[], Iterator[Row]]
     verified: Mapping[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        done = self.summary
+        place = "in memory" if self.directory is None else f"in {self.directory}"
+        return (
+            f"<RunResult{', interrupted' if self.interrupted else ''}: {done.rows:,} of {done.planned:,} rows {place}; "
+            f"cells {len(done.cells)}, errors {done.errors}, checks passed {done.checks_passed} of {done.checks}>"
+        )
+
 
 def execute(plan: Plan, shop: ModelShop, options: RunOptions) -> RunResult:
     """Run what the plan says and is not done yet.

@@ -111,6 +111,12 @@ class Plan:
                 for cell_number in range(len(self.cells)):
                     self._settings_of(number, cell_number)
 
+    def __repr__(self) -> str:
+        return (
+            f"<Plan: rows {self.num_rows}, conversations {len(self.conversations)}, cells {len(self.cells)}, "
+            f"repeats {self.repeats}>"
+        )
+
     @property
     def origins(self) -> tuple[Origin, ...]:
         """Where the settings came from that nobody typed."""
