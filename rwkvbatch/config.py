@@ -76,6 +76,20 @@ class Sampling(Settings):
     def greedy(self) -> bool:
         return self.temperature == 0 or self.top_p == 0 or self.top_k == 1
 
+    def check_vocabulary(self, vocab_size: int, name: str = "ban") -> None:
+        """Refuse what a model with `vocab_size` token ids cannot have; `name` is the setting's for the error.
+
+        Raises:
+            UsageError: a banned id is none of the model's.
+        """
+        beyond = sorted({token for token in self.ban if token >= vocab_size})
+        if beyond:
+            shown = ", ".join(map(str, beyond[:5])) + (", ..." if len(beyond) > 5 else "")
+            raise UsageError(
+                f"{name}: the model's vocabulary has {vocab_size:,} token ids, 0 to {vocab_size - 1}; got {shown}",
+                hint="leave it out; /tokens in `rwkvbatch chat` shows the ids of a reply",
+            )
+
 
 PRESETS: Mapping[str, Sampling] = {
     "default": Sampling(),

@@ -39,6 +39,11 @@ class RwkvBatchError(Exception):
         self.message = message
         self.hint = hint
 
+    def add_origin(self, origin: str) -> None:
+        """Say where the value came from that is wrong."""
+        self.message = f"{self.message} ({origin})"
+        self.args = (self.message,)
+
 
 class UsageError(RwkvBatchError):
     """An option or a setting has a value that it cannot have."""

@@ -97,7 +97,7 @@ def _model(chat: Chat, argument: str) -> None:
     session = chat.session
     engine = chat.load_engine(str(Path(argument).expanduser()))
     session.use_engine(engine)
-    session.settings = session.settings.replace(model=argument)
+    session.use_settings(session.settings.replace(model=argument))
     chat.restart_transcript()
     chat.view.note(f"{engine.model.spec.path}: it reads the dialogue so far when the next message comes")
 

@@ -99,7 +99,7 @@ def restore(session: Session, saved: SavedSession) -> None:
     """Let `session` go on where `saved` ended.
 
     Raises:
-        UsageError, InputError: an initial state's file is not what it was.
+        UsageError, InputError: an initial state's file is not what it was, or the settings do not go with the model.
     """
     from rwkvbatch.model.states import load_state
     from rwkvbatch.run.planning.digests import sha256_of_file
@@ -110,7 +110,7 @@ def restore(session: Session, saved: SavedSession) -> None:
             if sha256_of_file(opening.state, "the initial state") != opening.state_sha256:
                 raise InputError("is not the initial state that this session began with", path=opening.state)
             states[opening.number] = load_state(opening.state, session.engine.model.spec)
-    session.settings = session.settings.replace(**{"template": saved.template, **saved.settings})
+    session.use_settings(session.settings.replace(**{"template": saved.template, **saved.settings}))
     session.identity = saved.identity
     session.adopt(saved.dialogue, states)
 

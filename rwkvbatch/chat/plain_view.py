@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from rwkvbatch.chat.dialogue import Exchange
-from rwkvbatch.chat.view import end_note
+from rwkvbatch.chat.view import end_note, uncut
 from rwkvbatch.errors import RwkvBatchError
 from rwkvbatch.text.safe import printable, printable_json
 
@@ -66,7 +66,7 @@ class PlainView:
 
     def show(self, content: RenderableType) -> None:
         with self._answers.capture() as capture:
-            self._answers.print(content)
+            self._answers.print(uncut(content))
         self._out.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
         self._out.flush()
 

@@ -50,18 +50,29 @@ class Session:
 
     Attributes:
         dialogue: what was said.
-        settings: of the next reply.
+        settings: of the next reply; changed by `use_settings`.
         alternatives: what `/again` gave and `pick` chooses from.
     """
 
     def __init__(self, engine: Engine, settings: CellSettings, identity: Identity | None = None) -> None:
         self.engine = engine
-        self.settings = settings
+        self._template = lru_cache(maxsize=16)(_load_template)
+        self.use_settings(settings)
         self.identity = identity or Identity()
         self.dialogue = Dialogue()
         self.alternatives: list[Exchange] = []
         self._anchors = Anchors(engine, self.dialogue)
-        self._template = lru_cache(maxsize=16)(_load_template)
+
+    def use_settings(self, settings: CellSettings) -> None:
+        """Make the replies to come with `settings`.
+
+        Raises:
+            UsageError: they name token ids that the model does not have.
+            TemplateError: the template's file cannot be used.
+        """
+        settings.check_vocabulary(self.engine.model.spec.vocab_size)
+        self._template(settings.think, settings.template)
+        self.settings = settings
 
     @property
     def template(self) -> PromptTemplate:
@@ -99,7 +110,7 @@ class Session:
         """Go on with another model: it reads the dialogue again when the next message comes.
 
         Raises:
-            UsageError: a branch began with a state of the model so far.
+            UsageError: a branch began with a state of the model so far, or the settings do not go with this one.
         """
         if any(opening.state is not None for opening in self.dialogue.openings):
             raise UsageError(
@@ -111,6 +122,7 @@ class Session:
                 "the models have different vocabularies, so the one cannot read what the other has",
                 hint="leave, and start again with --model",
             )
+        self.settings.check_vocabulary(engine.model.spec.vocab_size)
         self.engine = engine
         self._anchors = Anchors(engine, self.dialogue)
 

@@ -87,14 +87,7 @@ def _set(chat: Chat, argument: str) -> None:
 
 
 def _change(chat: Chat, values: dict[str, Any]) -> None:
-    session = chat.session
-    before = session.settings
-    session.settings = before.replace(**values)
-    try:
-        _ = session.template
-    except Exception:
-        session.settings = before
-        raise
+    chat.session.use_settings(chat.session.settings.replace(**values))
     chat.keep_settings()
     shown = ", ".join(f"{SHORT_NAMES.get(name, name)} {_plain(value)}" for name, value in values.items())
     chat.view.note(f"from now on: {shown}")

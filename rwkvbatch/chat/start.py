@@ -18,6 +18,7 @@ from rwkvbatch.chat.view import TerminalView, View, terminal_console
 from rwkvbatch.config import preset
 from rwkvbatch.engine.core import Engine
 from rwkvbatch.errors import UsageError
+from rwkvbatch.run.planning.origins import told_with_errors
 from rwkvbatch.run.planning.settings import CellSettings, RunSettings, layer_settings
 from rwkvbatch.text.preludes import load_prelude
 
@@ -92,15 +93,26 @@ def open_chat(arguments: ChatArguments, view: View, *, is_terminal: bool) -> Cha
     Raises:
         RwkvBatchError: something of it cannot be used.
     """
-    from rwkvbatch.model.load import load_model, resolve_model_path
-
     point = None
     if arguments.from_run is not None:
         from rwkvbatch.chat.from_run import read_point
 
         point = read_point(arguments.from_run, arguments.cell, arguments.repeat)
     layered = layer_settings(arguments.values, environment=os.environ, config=arguments.config)
-    run_settings = layered.settings
+    with told_with_errors(layered.origins):
+        return _open_chat(arguments, layered.settings, point, view, is_terminal=is_terminal)
+
+
+def _open_chat(
+    arguments: ChatArguments,
+    run_settings: RunSettings,
+    point: RunPoint | None,
+    view: View,
+    *,
+    is_terminal: bool,
+) -> Chat:
+    from rwkvbatch.model.load import load_model, resolve_model_path
+
     bundled = resolve_model_path(run_settings.model).bundled
     settings = chat_settings(run_settings, bundled=bundled, point=point)
     prelude = choose_prelude(arguments.prelude, settings, bundled=bundled or point is not None)
@@ -111,6 +123,7 @@ def open_chat(arguments: ChatArguments, view: View, *, is_terminal: bool) -> Cha
         return Engine(model, max_batch=64, state_memory=max(memory, 8 * model.spec.state_bytes))
 
     engine = load_engine(run_settings.model)
+    settings.check_vocabulary(engine.model.spec.vocab_size, "--ban")
     identity = Identity(seed=run_settings.seed)
     if point is not None:
         row = point.rows[-1]

@@ -148,7 +148,7 @@ class TerminalView:
 
     def show(self, content: RenderableType) -> None:
         self._gap = False
-        self.console.print(content)
+        self.console.print(uncut(content))
 
     def replay(self, exchanges: Sequence[Exchange]) -> None:
         for exchange in exchanges:
@@ -236,6 +236,13 @@ class TerminalView:
 def terminal_console() -> Console:
     """The console of standard output; `NO_COLOR` is obeyed."""
     return Console(file=sys.stdout, highlight=False, emoji=False, markup=False)
+
+
+def uncut(content: RenderableType) -> RenderableType:
+    """The same; what is too wide for its column of a table is folded, not cut off."""
+    for column in content.columns if isinstance(content, Table) else ():
+        column.overflow = "fold"
+    return content
 
 
 def end_note(exchange: Exchange) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +16,22 @@ from rwkvbatch.cli.options import BackendOption, ModelOption, StrategyOption, Th
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:
-    from rwkvbatch.bench.records import Figure, Limits, Report
+    from rich.table import Table
+
+    from rwkvbatch.bench.records import Limits, Report
 
 BENCH_EPILOG = (
     "The share of the limit is the time that the machine would need at its measured read bandwidth or multiply-add "
     "peak (on a GPU, copy bandwidth or matrix rate), whichever is longer, over the time taken. Medians over the "
     "rounds; a busy machine shows in all of them."
 )
+
+NARROWEST_NAME = 18
+NARROWEST_NAME_WITH_PACKAGE = 12
+"""Longer names of figures are folded where there is no room for them."""
+
+LESS_WANTED = ("best", "of the limit", "rwkv")
+"""Columns that a narrow terminal does without, the first one first."""
 
 
 def bench_command(
@@ -95,13 +104,10 @@ def _progress(quiet: bool) -> Callable[[str], None]:
 
 
 def _show(report: Report) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+    from rwkvbatch.cli.tables import console, facts_table
     from rwkvbatch.text.safe import printable
 
-    console = Console()
+    out = console()
     threads = f"{report.threads} thread{'s' if report.threads > 1 else ''}"
     facts = {
         "model": f"{printable(report.model)}, {report.parameters:,} parameters, {report.dtype}",
@@ -111,19 +117,42 @@ def _show(report: Report) -> None:
     }
     if report.limits is not None:
         facts["limits"] = _limits(report.limits)
-    summary = Table(show_header=False, box=None)
-    summary.add_column()
-    summary.add_column(overflow="fold")
-    for name, fact in facts.items():
-        summary.add_row(Text(name, style="bold"), Text(fact))
-    console.print(summary)
-    table = Table(box=None, header_style="bold")
-    table.add_column("", no_wrap=True)
-    for column in ["median", *(["rwkv", "times"] if report.against else ["best"]), "unit", "of the limit"]:
-        table.add_column(column, justify="left" if column == "unit" else "right", no_wrap=True)
-    for figure in report.figures:
-        table.add_row(figure.name, *_cells(figure, with_package=report.against is not None))
-    console.print(table)
+    out.print(facts_table(facts))
+    out.print()
+    out.print(figures_table(report, out.width))
+
+
+def figures_table(report: Report, width: int = 80) -> Table:
+    """A line a figure; of a narrow terminal, the columns that it has room for."""
+    from rich.table import Table
+
+    from rwkvbatch.cli.tables import fitted
+
+    columns = {
+        "median": [_number(figure.median) for figure in report.figures],
+        "best": [_number(figure.best) for figure in report.figures],
+        "rwkv": [_number(figure.package) for figure in report.figures],
+        "times": ["" if figure.ratio is None else f"{figure.ratio:.1f}" for figure in report.figures],
+        "unit": [figure.unit for figure in report.figures],
+        "of the limit": [
+            "" if figure.share is None else f"{figure.share:.0%} of {figure.limit}"
+            for figure in report.figures
+        ],
+    }
+    for name in ["best"] if report.against else ["rwkv", "times"]:
+        del columns[name]
+    narrowest = NARROWEST_NAME_WITH_PACKAGE if report.against else NARROWEST_NAME
+
+    def table_of(names: Sequence[str]) -> Table:
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column("", overflow="fold", min_width=narrowest)
+        for name in names:
+            table.add_column(name, justify="left" if name == "unit" else "right", no_wrap=True)
+        for figure, *cells in zip(report.figures, *(columns[name] for name in names), strict=True):
+            table.add_row(figure.name, *cells)
+        return table
+
+    return fitted(table_of, list(columns), LESS_WANTED, width)
 
 
 def _limits(limits: Limits) -> str:
@@ -144,18 +173,7 @@ def _loading(report: Report) -> str:
     return text
 
 
-def _cells(figure: Figure, *, with_package: bool) -> list[str]:
-    def number(value: float | None) -> str:
-        if value is None:
-            return ""
-        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-    share = ""
-    if figure.share is not None:
-        share = f"{figure.share:.0%} of {figure.limit}"
-    cells = [number(figure.median)]
-    if with_package:
-        cells += [number(figure.package), "" if figure.ratio is None else f"{figure.ratio:.1f}"]
-    else:
-        cells += [number(figure.best)]
-    return [*cells, figure.unit, share]
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

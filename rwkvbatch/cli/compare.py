@@ -16,8 +16,6 @@ from rwkvbatch.errors import StorageError, UsageError
 from rwkvbatch.run.results.files import FILE_MODE
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from rwkvbatch.compare.analysis import Analysis
 
 FORMATS = ("table", "md", "csv", "json", "html", "junit")
@@ -149,9 +147,10 @@ def compare_command(
             _talk(f"wrote {out}")
             _say_gates(analysis)
     elif chosen == "table":
+        from rwkvbatch.cli.tables import console
         from rwkvbatch.compare.output.terminal import print_analysis
 
-        print_analysis(analysis, _console(), num_changes=changes)
+        print_analysis(analysis, console(), num_changes=changes)
     else:
         # Lone surrogates, which JSON rows can hold, become escapes.
         sys.stdout.buffer.write(_render(analysis, chosen, changes).encode("utf-8", "backslashreplace"))
@@ -212,25 +211,19 @@ def _render(analysis: Analysis, chosen: str, changes: int) -> str:
         case _:
             import io
 
-            from rich.console import Console
-
+            from rwkvbatch.cli.tables import console
             from rwkvbatch.compare.output.terminal import print_analysis
 
             text = io.StringIO()
-            print_analysis(analysis, Console(file=text, width=120), num_changes=changes)
+            print_analysis(analysis, console(file=text, width=120), num_changes=changes)
             return text.getvalue()
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console()
-
-
 def _show(analysis: Analysis, conversation: str) -> None:
+    from rwkvbatch.cli.tables import console
     from rwkvbatch.compare.output.terminal import print_conversation
 
-    print_conversation(analysis, conversation, _console())
+    print_conversation(analysis, conversation, console())
 
 
 def _write(path: Path, text: str) -> None:

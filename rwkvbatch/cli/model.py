@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +13,8 @@ import typer
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from rwkvbatch.model.describe import Description
 
 model_app = typer.Typer(
@@ -25,6 +28,9 @@ Precision = Literal["bf16", "fp16", "fp32"]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")]
 Output = Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .pth or .safetensors.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on standard error.")]
+
+NARROWEST_TENSOR = 17
+"""Longer names of tensors are folded where there is no room for them."""
 
 _SIZE = re.compile(r"(\d{1,4})x(\d{1,6})")
 
@@ -118,10 +124,7 @@ def _say(message: str, quiet: bool) -> None:
 
 
 def _show(description: Description) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+    from rwkvbatch.cli.tables import console, facts_table
     from rwkvbatch.text.safe import printable
 
     heads = f"{description.num_heads} x {description.head_size}" if description.num_heads else "none"
@@ -140,22 +143,40 @@ def _show(description: Description) -> None:
         facts["state of one sequence"] = _size(description.state_bytes)
     if description.sha256 is not None:
         facts["sha256"] = f"{description.sha256} (all values are finite)"
-    console = Console()
-    summary = Table(show_header=False, box=None)
-    summary.add_column()
-    summary.add_column(overflow="fold")
-    for name, fact in facts.items():
-        summary.add_row(Text(name, style="bold"), Text(fact))
-    console.print(summary)
-    tensors = Table("tensor", "shape", "type", box=None, header_style="bold")
-    tensors.add_column("layers", justify="right")
-    tensors.add_column("parameters", justify="right")
-    for group in description.tensors:
-        shape = " x ".join(map(str, group.shape))
-        row = (group.name, shape, group.dtype, str(group.count), f"{group.num_parameters:,}")
-        tensors.add_row(*(Text(printable(cell)) for cell in row))
-    console.print()
-    console.print(tensors)
+    out = console()
+    out.print(facts_table(facts))
+    out.print()
+    out.print(tensors_table(description, out.width))
+
+
+def tensors_table(description: Description, width: int = 80) -> Table:
+    """A line for each kind of tensor; of a narrow terminal, the columns that it has room for."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from rwkvbatch.cli.tables import fitted
+    from rwkvbatch.text.safe import printable
+
+    groups = description.tensors
+    columns = {
+        "shape": [" x ".join(map(str, group.shape)) for group in groups],
+        "type": [printable(group.dtype) for group in groups],
+        "layers": [str(group.count) for group in groups],
+        "parameters": [f"{group.num_parameters:,}" for group in groups],
+    }
+
+    def table_of(names: Sequence[str]) -> Table:
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column("tensor", overflow="fold", min_width=NARROWEST_TENSOR)
+        for name in names:
+            table.add_column(
+                name, justify="right" if name in ("layers", "parameters") else "left", no_wrap=True
+            )
+        for group, *cells in zip(groups, *(columns[name] for name in names), strict=True):
+            table.add_row(Text(printable(group.name)), *map(Text, cells))
+        return table
+
+    return fitted(table_of, list(columns), ("parameters", "type"), width)
 
 
 def _size(num_bytes: int) -> str:

@@ -159,6 +159,7 @@ def _run(
     from rwkvbatch.run.directory.run_directory import SKIPPED_NAME, default_directory
     from rwkvbatch.run.driver import TooManyFailuresError
     from rwkvbatch.run.execute import RunOptions, execute
+    from rwkvbatch.run.planning.origins import told_with_errors
     from rwkvbatch.run.progress.bar import BarObserver
     from rwkvbatch.run.progress.figures import LineObserver, Observer, Observers
     from rwkvbatch.run.progress.metrics import serving_metrics
@@ -186,6 +187,7 @@ def _run(
             served = open_things.enter_context(serving_metrics(metrics))
             say(f"figures for Prometheus are at {served.url}")
             observers.append(served)
+        open_things.enter_context(told_with_errors(prepared.plan.origins))
         open_things.enter_context(warnings.catch_warnings())
         stop = open_things.enter_context(stop_on_signals(say))
         warnings.simplefilter("always")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rwkvbatch.run.directory.summary import CellSummary, Summary
@@ -25,15 +25,15 @@ LESS_WANTED = ("first token\np50 / p95", "reply\ntokens", "ended by")
 
 def show_summary(result: RunResult) -> None:
     """Print the table by cell, the totals, and what to do next."""
-    from rich.console import Console
     from rich.text import Text
 
+    from rwkvbatch.cli.tables import console
     from rwkvbatch.text.safe import printable
 
-    console = Console(stderr=True)
-    console.print(summary_table(result.summary, console.width))
+    err = console(stderr=True)
+    err.print(summary_table(result.summary, err.width))
     for line in _lines(result):
-        console.print(Text(printable(line)), soft_wrap=True)
+        err.print(Text(printable(line)), soft_wrap=True)
 
 
 def summary_table(summary: Summary, width: int = 100) -> Table:
@@ -42,6 +42,11 @@ def summary_table(summary: Summary, width: int = 100) -> Table:
     Where `width` is too small for a cell's name, it gets a line for each of its settings; where it is too small even
     then, columns are left out.
     """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from rwkvbatch.cli.tables import fitted
     from rwkvbatch.text.safe import printable
 
     names = [printable(cell.name) for cell in summary.cells]
@@ -49,43 +54,18 @@ def summary_table(summary: Summary, width: int = 100) -> Table:
         names = [name.replace(",", ",\n") for name in names]
     columns = _columns(summary)
     longest = max((len(line) for name in names for line in name.split("\n")), default=0)
-    narrowest_name = min(MAX_NAME_WIDTH, longest)
-    table = _table(names, columns, narrowest_name)
-    for header in LESS_WANTED:
-        if _narrowest(table) - longest + narrowest_name <= width:
-            break
-        del columns[header]
-        table = _table(names, columns, narrowest_name)
-    return table
 
+    def table_of(headers: Sequence[str]) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("cell", overflow="fold", min_width=min(MAX_NAME_WIDTH, longest))
+        for header in headers:
+            is_text = header == "ended by"
+            table.add_column(header, justify="left" if is_text else "right", no_wrap=not is_text)
+        for name, *values in zip(names, *(columns[header] for header in headers), strict=True):
+            table.add_row(Text(name), *values)
+        return table
 
-def _table(names: Sequence[str], columns: Mapping[str, Sequence[str]], narrowest_name: int) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("cell", overflow="fold", min_width=narrowest_name)
-    for header in columns:
-        is_text = header == "ended by"
-        table.add_column(header, justify="left" if is_text else "right", no_wrap=not is_text)
-    for name, *values in zip(names, *columns.values(), strict=True):
-        table.add_row(Text(name), *values)
-    return table
-
-
-def _narrowest(table: Table) -> int:
-    """The width below which `table` would cut something off; only in columns that wrap, lines break at spaces."""
-    from rich.console import Console
-
-    console = Console(width=10_000)
-    measured = console.measure(table).maximum
-    for column in table.columns[1:]:
-        if not column.no_wrap:
-            cells = [str(cell) for cell in (column.header, *column.cells)]
-            measured -= max(len(line) for cell in cells for line in cell.split("\n"))
-            measured += max(len(word) for cell in cells for word in cell.split())
-    return measured
+    return fitted(table_of, list(columns), LESS_WANTED, width)
 
 
 def _columns(summary: Summary) -> dict[str, list[str]]:

@@ -71,11 +71,11 @@ def show_command(
             line = printable_json(json.dumps(dialogue.as_record(), ensure_ascii=False)) + "\n"
             sys.stdout.buffer.write(line.encode("utf-8"))
         return
-    from rich.console import Console
+    from rwkvbatch.cli.tables import console
 
     print_dialogues(
         shown,
-        Console(highlight=False),
+        console(),
         many_cells=len(data.cells) > 1,
         many_repeats=len({dialogue.repeat for dialogue in found}) > 1,
     )

@@ -97,6 +97,12 @@ class Engine:
         self._next_root = ZERO_ROOT + 1
         self.places = Places(tree, capacity // 2, model.spec.vocab_size)
 
+    def __repr__(self) -> str:
+        return (
+            f"<Engine of {self.model!r}: at most {self.max_batch} at a time, {len(self._jobs)} under way, "
+            f"{self.num_states_kept} states kept>"
+        )
+
     @property
     def num_states_kept(self) -> int:
         """States of finished prefixes that are still at hand."""
@@ -134,7 +140,9 @@ class Engine:
 
         Raises:
             ValueError: no tokens, a token outside the vocabulary, or an unknown root.
+            UsageError: a banned token outside the vocabulary.
         """
+        request.sampling.check_vocabulary(self.model.spec.vocab_size)
         reading = self._reading(self._scheduler.tree.base(request.root), request.tokens)
         self._jobs[reading.id] = Generation(request, reading, self.tokenizer, self._clock())
         return reading.id

@@ -20,3 +20,6 @@ class Outlook:
 
     logits: torch.Tensor
     state: State
+
+    def __repr__(self) -> str:
+        return f"<Outlook: {len(self.logits)} logits, the highest of token {int(self.logits.argmax())}; {self.state}>"

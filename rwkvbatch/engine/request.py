@@ -14,6 +14,9 @@ Finish = Literal["stop", "eos", "length", "time", "cancelled", "error"]
 END_OF_TEXT = 0
 """Token 0 of every RWKV vocabulary."""
 
+SHOWN_CHARACTERS = 60
+"""So much of a reply's text is in its `repr`."""
+
 
 @dataclass(frozen=True)
 class NoiseKey:
@@ -62,6 +65,23 @@ class Request:
     closing: str = "\n\n"
     root: int = 0
     on_text: Callable[[str], None] | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        changed = [
+            f"{name}={value!r}"
+            for name, value in ((name, getattr(self, name)) for name in _SHOWN_IF_CHANGED)
+            if value != getattr(_PLAIN_REQUEST, name)
+        ]
+        return f"Request({', '.join([f'tokens={_shown_ids(self.tokens)}', *changed])})"
+
+
+_PLAIN_REQUEST = Request(())
+_SHOWN_IF_CHANGED = ("sampling", "noise", "max_tokens", "max_seconds", "stop", "closing", "root")
+
+
+def _shown_ids(ids: Sequence[int], most: int = 6) -> str:
+    shown = ", ".join(map(str, ids[:most]))
+    return f"<{len(ids)}: {shown}{', ...' if len(ids) > most else ''}>"
 
 
 def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
@@ -112,6 +132,14 @@ class Reply:
     timing: ReplyTiming
     error: str | None = None
 
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= SHOWN_CHARACTERS else f"{self.text[:SHOWN_CHARACTERS]}…"
+        end = f"{self.finish} {self.stopped_by!r}" if self.stopped_by is not None else self.finish
+        return (
+            f"<Reply {text!r}: {len(self.ids)} tokens, ended by {end}, after {self.num_prompt} tokens "
+            f"({self.num_cached} cached){f', error {self.error!r}' if self.error else ''}>"
+        )
+
 
 @dataclass(frozen=True)
 class Score:
@@ -124,6 +152,9 @@ class Score:
 
     logprobs: tuple[float, ...]
     num_matched: int
+
+    def __repr__(self) -> str:
+        return f"<Score of {len(self.logprobs)} tokens: nll {self.nll:.4f}, {self.num_matched} matched>"
 
     @property
     def nll(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -45,6 +46,14 @@ class ModelSpec:
     device: str
     bitwise: bool
 
+    @property
+    def in_words(self) -> str:
+        """The model's name and sizes, for people."""
+        return (
+            f"{PurePath(self.path).name}: RWKV-{self.generation}, {self.num_layers} layers, width {self.width}, "
+            f"{self.num_parameters:,} parameters, {self.backend} {self.dtype}"
+        )
+
 
 @dataclass(frozen=True)
 class State:
@@ -56,6 +65,17 @@ class State:
     """
 
     tensors: Mapping[str, torch.Tensor]
+
+    def __repr__(self) -> str:
+        count = self.batch_size if self.tensors else 0
+        matrices = self.tensors.get("wkv")
+        if matrices is None or matrices.ndim != 5:
+            sizes = f"{len(self.tensors)} tensors"
+        else:
+            _, layers, heads, size, _ = matrices.shape
+            sizes = f"{layers} layers, width {heads * size}, {heads} heads"
+        num_bytes = sum(tensor.nbytes for tensor in self.tensors.values())
+        return f"<State of {count} sequence{'' if count == 1 else 's'}: {sizes}, {num_bytes:,} bytes>"
 
     @property
     def batch_size(self) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -51,6 +53,11 @@ def resolve_model_path(path: str | os.PathLike[str] | None = None) -> ResolvedMo
     Raises:
         CheckpointError: there is no such file.
     """
+    with _origin_told(path):
+        return _resolve(path)
+
+
+def _resolve(path: str | os.PathLike[str] | None) -> ResolvedModel:
     named = os.fspath(path) if path is not None else os.environ.get(MODEL_VARIABLE, "")
     if not named:
         if path is not None:
@@ -78,6 +85,17 @@ def resolve_model_path(path: str | os.PathLike[str] | None = None) -> ResolvedMo
     raise CheckpointError(
         "there is no such file", path=wanted, hint=f"{hint}; is it {near}?" if near else hint
     )
+
+
+@contextmanager
+def _origin_told(path: str | os.PathLike[str] | None) -> Generator[None]:
+    """An error about the model's file says that the environment named it, where nobody else did."""
+    try:
+        yield
+    except CheckpointError as error:
+        if path is None and os.environ.get(MODEL_VARIABLE) and MODEL_VARIABLE not in error.message:
+            error.add_origin(f"from {MODEL_VARIABLE}")
+        raise
 
 
 def _near_names(wanted: Path) -> str:
@@ -118,14 +136,14 @@ def load_model(
         raise UsageError(f"--backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
     if threads is not None and threads < 1:
         raise UsageError(f"--threads must be at least 1, got {threads}")
-    resolved = resolve_model_path(path)
-    with open_checkpoint(resolved.path) as checkpoint:
+    with _origin_told(path), open_checkpoint(resolve_model_path(path).path) as checkpoint:
         generation = checkpoint.architecture.generation
         if backend == "upstream" or (generation != "7" and backend == "auto"):
             return load_upstream(checkpoint, strategy, threads=threads)
         if generation != "7":
             raise UsageError(
-                f"{resolved.path} is RWKV-{generation}, which only --backend upstream runs; got --backend {backend}"
+                f"{checkpoint.file.path} is RWKV-{generation}, which only --backend upstream runs; "
+                f"got --backend {backend}"
             )
         return _load_rwkv7(checkpoint, parse_strategy(strategy), backend, threads)
 

@@ -52,6 +52,9 @@ class Rwkv7Model:
         self._threads = threads
         self._allow_tf32 = allow_tf32
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._spec.in_words}>"
+
     @property
     def spec(self) -> ModelSpec:
         return self._spec

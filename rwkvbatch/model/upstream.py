@@ -106,6 +106,9 @@ class UpstreamModel:
         self._threads = threads
         self._names = _NAMES_4 if spec.generation == "4" else _NAMES
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._spec.in_words}>"
+
     @property
     def spec(self) -> ModelSpec:
         return self._spec

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.run.execute import RunOptions, RunResult, execute
+from rwkvbatch.run.planning.origins import told_with_errors
 from rwkvbatch.run.planning.prepare import RunArguments, prepare, split_lists
 from rwkvbatch.run.planning.settings import CellSettings
 from rwkvbatch.run.progress.figures import Observer
@@ -81,14 +82,16 @@ def run(
             shard=shard,
         )
     )
-    options = RunOptions(
-        out=None if out is None else Path(out),
-        scripts=names,
-        command="rwkvbatch.run(...)",
-        retry_errors=retry_errors,
-        repair=repair,
-        observer=observer,
-        should_stop=should_stop,
-        crew=crew_for(prepared.plan.settings, model_given=loaded is not None),
-    )
-    return execute(prepared.plan, Workshop(prepared.plan.settings, loaded), options)
+    plan = prepared.plan
+    with told_with_errors(plan.origins):
+        options = RunOptions(
+            out=None if out is None else Path(out),
+            scripts=names,
+            command="rwkvbatch.run(...)",
+            retry_errors=retry_errors,
+            repair=repair,
+            observer=observer,
+            should_stop=should_stop,
+            crew=crew_for(plan.settings, model_given=loaded is not None),
+        )
+        return execute(plan, Workshop(plan.settings, loaded), options)

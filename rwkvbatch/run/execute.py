@@ -26,7 +26,7 @@ from rwkvbatch.run.results.scan import read_results
 from rwkvbatch.run.results.store import RESULTS_NAME, RowStore
 from rwkvbatch.run.verify import Difference, choose_rows, verdict, verify_rows, write_verdict
 from rwkvbatch.run.workers.crew import Crew, LocalCrew
-from rwkvbatch.run.workshop import ModelShop, refuse_unusable_files
+from rwkvbatch.run.workshop import ModelShop, refuse_unusable
 from rwkvbatch.script.reader import SkippedLine
 
 _log = logging.getLogger(__name__)
@@ -82,6 +82,14 @@ class RunResult:
     rows: Callable[[], Iterator[Row]]
     verified: Mapping[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        done = self.summary
+        place = "in memory" if self.directory is None else f"in {self.directory}"
+        return (
+            f"<RunResult{', interrupted' if self.interrupted else ''}: {done.rows:,} of {done.planned:,} rows {place}; "
+            f"cells {len(done.cells)}, errors {done.errors}, checks passed {done.checks_passed} of {done.checks}>"
+        )
+
 
 def execute(plan: Plan, shop: ModelShop, options: RunOptions) -> RunResult:
     """Run what the plan says and is not done yet.
@@ -94,6 +102,7 @@ def execute(plan: Plan, shop: ModelShop, options: RunOptions) -> RunResult:
     crew = options.crew(plan, shop)
     try:
         if options.out is None:
+            refuse_unusable(plan, crew.specs(setups_of(plan)))
             return _Session(plan, shop, crew, options, MemoryRows(), None).run()
         return _execute_in(options.out, plan, shop, crew, options)
     finally:
@@ -105,7 +114,7 @@ def _execute_in(path: Path, plan: Plan, shop: ModelShop, crew: Crew, options: Ru
     try:
         specs = crew.specs(setups_of(plan))
         identity = make_identity(plan, specs, shop.tokenizer)
-        refuse_unusable_files(plan, specs)
+        refuse_unusable(plan, specs)
         directory.claim(
             identity,
             lambda: make_about(plan, specs, list(options.scripts), options.command),

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rwkvbatch.engine.request import Reply, Request, Score
 from rwkvbatch.errors import UsageError
-from rwkvbatch.run.planning.plan import Plan
+from rwkvbatch.run.planning.plan import Dialogue, Plan
 from rwkvbatch.run.planning.settings import RunSettings
 from rwkvbatch.run.planning.setups import Setup
 from rwkvbatch.run.turns import Desk
+from rwkvbatch.script.source import refuse
 from rwkvbatch.text.prompt import load_template
 from rwkvbatch.text.tokenizer import Tokenizer, world_tokenizer
 
@@ -126,12 +127,16 @@ def forkable_workshop(settings: RunSettings) -> Workshop:
     return Workshop(settings)
 
 
-def refuse_unusable_files(plan: Plan, specs: Mapping[Setup, Any]) -> None:
-    """Read every template and every initial state once: before anything is claimed, not when a worker begins.
+def refuse_unusable(plan: Plan, specs: Mapping[Setup, Any]) -> None:
+    """Hold token ids against the vocabularies, and read every template and every initial state once: before anything
+    is claimed, not when a worker begins.
 
     Raises:
+        UsageError, ScriptError: a token id that a model does not have.
         UsageError, TemplateError, CheckpointError: a file that cannot be used.
     """
+    for setup, spec in specs.items():
+        _check_ids(plan, setup, spec.vocab_size)
     prompts = {(s.template, s.think): s for s in plan.cell_settings if s.template is not None}
     for settings in prompts.values():
         load_template(settings.prompting())
@@ -141,3 +146,23 @@ def refuse_unusable_files(plan: Plan, specs: Mapping[Setup, Any]) -> None:
                 from rwkvbatch.model.states import load_state
 
                 load_state(path, spec)
+
+
+def _check_ids(plan: Plan, setup: Setup, vocab_size: int) -> None:
+    for cell in setup.cells:
+        name = f"cell {plan.cells[cell].name}: ban" if "ban" in plan.cells[cell].overrides else "--ban"
+        plan.cell_settings[cell].check_vocabulary(vocab_size, name)
+    for number in plan.chosen:
+        conversation = plan.conversations[number]
+        if "ban" in conversation.params or any("ban" in turn.params for turn in conversation.turns):
+            for cell in setup.cells:
+                _check_ids_of_params(plan.dialogue(plan.number_of(number, cell, 0)), vocab_size)
+
+
+def _check_ids_of_params(dialogue: Dialogue, vocab_size: int) -> None:
+    for number, turn in enumerate(dialogue.conversation.turns):
+        name = f"params of turn {number}: ban" if "ban" in turn.params else "params.ban"
+        try:
+            dialogue.of_turn(number).settings.check_vocabulary(vocab_size, name)
+        except UsageError as error:
+            refuse(dialogue.conversation.source, error.message, error.hint)

@@ -19,6 +19,13 @@ from rwkvbatch.script.source import parse_line, refuse
 
 STDIN = "-"
 _BOM = b"\xef\xbb\xbf"
+PAST_LIMITS = 100
+MIN_PAST_BYTES = 2**26
+"""So many times `Limits.max_line_bytes`, or so many bytes, a bad line may have and still be set aside."""
+
+KEPT_BYTES = 2**16
+"""What is kept of a line that is too long and set aside."""
+
 _CHUNK_BYTES = 1 << 20
 
 
@@ -41,7 +48,8 @@ class SkippedLine:
     """A bad line that was set aside.
 
     Attributes:
-        raw: its bytes without the line end, at most `Limits.max_line_bytes` of them; `whole` tells whether that is all.
+        raw: its bytes without the line end; of a line that is too long, the first `KEPT_BYTES`. `whole` tells whether
+            that is all.
         error: why it cannot be used.
     """
 
@@ -132,7 +140,7 @@ class _Reading:
                 except ScriptError as error:
                     if not self._skip_bad:
                         raise
-                    self.skipped.append(SkippedLine(line.source, line.data, line.whole, error))
+                    self._set_aside(line, error)
                 is_first = False
         if len(self.conversations) == num_before:
             message = "holds no conversation"
@@ -157,6 +165,15 @@ class _Reading:
             byte = line.data[error.start]
             refuse(line.source, f"not UTF-8: byte 0x{byte:02x}", "save the file as UTF-8", column)
         return parse_line(text, line.source)
+
+    def _set_aside(self, line: _RawLine, error: ScriptError) -> None:
+        if len(self.skipped) >= self._limits.max_conversations:
+            raise UsageError(
+                f"{line.source}: more than {self._limits.max_conversations:,} bad lines; the last one: {error}",
+                hint=f"this may be no script at all; else {_raise_limit('max_conversations')}",
+            )
+        raw = line.data if line.whole else line.data[:KEPT_BYTES]
+        self.skipped.append(SkippedLine(line.source, raw, line.whole, error))
 
     def _add(self, value: Mapping[str, Any], source: SourceLine, defaults: FileDefaults) -> None:
         if len(self.conversations) >= self._limits.max_conversations:
@@ -203,7 +220,11 @@ def _raw_lines(file: BinaryIO, path: str, max_bytes: int) -> Iterator[_RawLine]:
     """Lines without their ends. No more than `max_bytes` of a line are ever held.
 
     The rest of a longer one is read past when the next line is asked for: whoever refuses it does not wait for its end.
+
+    Raises:
+        ScriptError: the file cannot be read, or a line that was read past does not end.
     """
+    most = max(PAST_LIMITS * max_bytes, MIN_PAST_BYTES)
     number = 0
     while True:
         number += 1
@@ -215,9 +236,18 @@ def _raw_lines(file: BinaryIO, path: str, max_bytes: int) -> Iterator[_RawLine]:
             data = data.removeprefix(_BOM)
         data = data.removesuffix(b"\n").removesuffix(b"\r")
         yield _RawLine(SourceLine(path, number), data[:max_bytes], len(data) <= max_bytes)
+        num_read = len(data)
         while not ended:
             rest = _read_up_to(file, _CHUNK_BYTES, path, number)
             ended = rest.endswith(b"\n") or not rest
+            num_read += len(rest)
+            if num_read > most:
+                raise ScriptError(
+                    f"the line has no end within {most:,} bytes, so it is not set aside",
+                    path=_shown_path(path),
+                    line=number,
+                    hint="is this a script? It must have one JSON object a line",
+                )
 
 
 def _read_up_to(file: BinaryIO, num_bytes: int, path: str, line: int) -> bytes:

@@ -2,20 +2,36 @@
 
 A model with a smaller vocabulary uses the entries whose ids it has. Ids 1 to 256 are the single bytes, so any text can
 be written with a vocabulary of 257.
+
+No entry goes on after an ASCII letter or digit with any other ASCII character: where a word ends, a token ends. So text
+is cut there into pieces, and the tokens of pieces that came before, which most do, are at hand.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from rwkvbatch.errors import InputError, UsageError
 from rwkvbatch.text.decoding import decode_utf8
 from rwkvbatch.text.vocabulary import load_entries, pack
 
 MIN_VOCAB_SIZE = 257
+MAX_REMEMBERED = 2**15
+"""So many pieces of text, and beginnings of tokens, are remembered; then all are forgotten."""
+
+MAX_PIECE_BYTES = 32
+"""Longer pieces are not remembered."""
+
+_WORD_END = re.compile(rb"[A-Za-z0-9][\x00-/:-@\[-`{-\x7f]")
+_PIECE = re.compile(rb"[^A-Za-z0-9]*+(?:[A-Za-z0-9]++[\x80-\xff][^A-Za-z0-9]*+)*+[A-Za-z0-9]*+")
+"""From one word's end to the next; matches everything, and nothing at the end."""
+
+_BEGINNING_BYTES = 4
+_Known = TypeVar("_Known")
 
 
 class Tokenizer(Protocol):
@@ -53,7 +69,13 @@ class WorldTokenizer:
         self.vocab_size = vocab_size
         self._bytes_of = tuple(entries[:vocab_size])
         self._id_of = {entry: token for token, entry in enumerate(self._bytes_of) if entry}
-        self._lengths = _lengths_by_pair(self._id_of)
+        self._longer = _longer_by_beginning(self._id_of)
+        self._ends_with_words = not _WORD_END.search(b"\xff".join(self._bytes_of))
+        self._pieces: dict[bytes, tuple[int, ...]] = {}
+        self._beginnings: dict[bytes, tuple[tuple[int, ...], int, int]] = {}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}: {self.vocab_size} ids>"
 
     @property
     def sha256(self) -> str:
@@ -76,14 +98,37 @@ class WorldTokenizer:
                 f"character {error.start + 1} of a text, U+{ord(text[error.start]):04X}, is half of a surrogate pair",
                 hint="write the whole character, or remove it",
             ) from None
-        id_of, lengths, ids, at = self._id_of, self._lengths, list[int](), 0
+        if not self._ends_with_words:
+            return self._encode_bytes(data)
+        id_of, pieces, ids = self._id_of, self._pieces, list[int]()
+        for piece in _PIECE.findall(data):
+            known = pieces.get(piece)
+            if known is None:
+                token = id_of.get(piece)
+                known = tuple(self._encode_bytes(piece)) if token is None else (token,)
+                if len(piece) <= MAX_PIECE_BYTES:
+                    _remember(pieces, piece, known)
+            ids += known
+        return ids
+
+    def _encode_bytes(self, data: bytes) -> list[int]:
+        """The longest entry that `data` begins with, again and again."""
+        id_of, beginnings, ids, at = self._id_of, self._beginnings, list[int](), 0
         while at < len(data):
-            for length in lengths.get(data[at : at + 2], ()):
-                token = id_of.get(data[at : at + length])
-                if token is not None:
+            beginning = data[at : at + _BEGINNING_BYTES]
+            known = beginnings.get(beginning)
+            if known is None:
+                length = len(beginning)
+                while (token := id_of.get(beginning[:length])) is None:
+                    length -= 1
+                known = self._longer.get(beginning, ()), token, length
+                _remember(beginnings, beginning, known)
+            longer, token, length = known
+            for more in longer:
+                found = id_of.get(data[at : at + more])
+                if found is not None:
+                    token, length = found, more
                     break
-            else:
-                length, token = 1, id_of[data[at : at + 1]]
             ids.append(token)
             at += length
         return ids
@@ -117,10 +162,16 @@ def world_tokenizer(vocab_size: int = 65536) -> WorldTokenizer:
     return WorldTokenizer(load_entries(), vocab_size)
 
 
-def _lengths_by_pair(id_of: dict[bytes, int]) -> dict[bytes, tuple[int, ...]]:
-    """For each pair of bytes, the lengths (longest first) of the entries that begin with it."""
+def _longer_by_beginning(id_of: dict[bytes, int]) -> dict[bytes, tuple[int, ...]]:
+    """For each beginning, the lengths (longest first) of the entries that go on after it."""
     found: dict[bytes, set[int]] = {}
     for entry in id_of:
-        if len(entry) > 1:
-            found.setdefault(entry[:2], set()).add(len(entry))
-    return {pair: tuple(sorted(lengths, reverse=True)) for pair, lengths in found.items()}
+        if len(entry) > _BEGINNING_BYTES:
+            found.setdefault(entry[:_BEGINNING_BYTES], set()).add(len(entry))
+    return {beginning: tuple(sorted(lengths, reverse=True)) for beginning, lengths in found.items()}
+
+
+def _remember(memory: dict[bytes, _Known], key: bytes, value: _Known) -> None:
+    if len(memory) >= MAX_REMEMBERED:
+        memory.clear()
+    memory[key] = value

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
 
+import rwkvbatch.text.tokenizer as tokenizer_module
 from rwkvbatch.errors import InputError, UsageError
 from rwkvbatch.text.tokenizer import WorldTokenizer, world_tokenizer
-from rwkvbatch.text.vocabulary import vocabulary_path
+from rwkvbatch.text.vocabulary import load_entries, vocabulary_path
 
 # Texts that are likely to hit long entries: words, repeated characters, code, several scripts.
 _PIECES = st.sampled_from(
@@ -83,17 +85,60 @@ def test_decoding_gives_the_text_back_at_every_vocabulary_size(text: str, vocab_
     assert all(0 < token < vocab_size for token in tokens)
 
 
+def longest_matches(data: bytes, entries: Mapping[bytes, int]) -> list[int]:
+    """The slow twin: what the tokenizer does, said in the plainest way."""
+    at, ids = 0, list[int]()
+    while at < len(data):
+        length = next(n for n in range(130, 0, -1) if data[at : at + n] in entries and at + n <= len(data))
+        ids.append(entries[data[at : at + length]])
+        at += length
+    return ids
+
+
 @given(text=TEXTS)
 def test_a_smaller_vocabulary_is_the_longest_match_among_its_entries(
     text: str, world: WorldTokenizer
 ) -> None:
     entries = {world.token_bytes(token): token for token in range(1, 600)}
-    data, at, expected = text.encode(), 0, []
-    while at < len(data):
-        length = next(n for n in range(130, 0, -1) if data[at : at + n] in entries and at + n <= len(data))
-        expected.append(entries[data[at : at + length]])
-        at += length
-    assert world_tokenizer(600).encode(text) == expected
+    assert world_tokenizer(600).encode(text) == longest_matches(text.encode(), entries)
+
+
+# Letters, digits, other ASCII and parts of characters next to each other in every order: where pieces begin and end.
+_EDGES = st.text(st.sampled_from("aZ09 \t\n\r.,'_-(é你。🙂"))
+
+
+@given(text=_EDGES)
+def test_words_that_end_in_any_way_get_the_packages_ids(
+    text: str, package_tokenizer: TRIE_TOKENIZER, world: WorldTokenizer
+) -> None:
+    for again in (text, text, text + text, f" {text}."):
+        assert world.encode(again) == package_tokenizer.encode(again)
+
+
+@settings(max_examples=20)
+@given(texts=st.lists(TEXTS, min_size=3))
+def test_what_is_remembered_and_forgotten_changes_nothing(
+    texts: list[str], package_tokenizer: TRIE_TOKENIZER
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_module, "MAX_REMEMBERED", 5)
+        tokenizer = WorldTokenizer(load_entries(), 65536)
+        for text in [*texts, *texts]:
+            assert tokenizer.encode(text) == package_tokenizer.encode(text)
+            assert max(map(len, (tokenizer._pieces, tokenizer._beginnings))) <= 5
+
+
+def test_long_pieces_are_not_remembered() -> None:
+    tokenizer = WorldTokenizer(load_entries(), 65536)
+    tokenizer.encode("你" * 1000 + " " * 1000 + "x" * 1000)
+    assert all(len(piece) <= tokenizer_module.MAX_PIECE_BYTES for piece in tokenizer._pieces)
+
+
+@given(text=st.text(st.sampled_from("ab. é")))
+def test_entries_that_go_on_after_a_word_are_found_all_the_same(text: str) -> None:
+    entries = [b"", *(bytes([byte]) for byte in range(256)), b"a b", b"b.", b"\xc3\xa9 a"]
+    ids = {entry: token for token, entry in enumerate(entries) if entry}
+    assert WorldTokenizer(entries, len(entries)).encode(text) == longest_matches(text.encode(), ids)
 
 
 @given(tokens=st.lists(st.integers(1, 65529)))

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.rule import Rule
@@ -25,6 +25,9 @@ from rwkvbatch.text.safe import printable
 
 if TYPE_CHECKING:
     import pandas as pd
+
+RULE_ENDS = 4
+"""A rule has a line and a blank on both sides of its title."""
 
 _SHOWN_METRICS = ("score", "nll", "logprob", "loop", "first_token_s")
 
@@ -113,10 +116,16 @@ def print_dialogues(
             title += f"  {dialogue.cell}"
         if many_repeats:
             title += f"  repeat {dialogue.repeat}"
-        console.print(Rule(_safe(title, "bold"), align="left", style="dim"))
+        console.print(headline(title, console.width, align="left"))
         for record in dialogue.turns:
             console.print(_turn(record))
             console.print()
+
+
+def headline(title: str, width: int, align: Literal["left", "center"] = "center") -> Rule | Text:
+    """A rule with a title; without the rule where the title alone needs more room than there is."""
+    shown = Text(printable(title, keep_newlines=False), style="bold", overflow="fold")
+    return Rule(shown, align=align, style="dim") if shown.cell_len + RULE_ENDS <= width else shown
 
 
 def _turn(record: dict[str, Any]) -> Table:

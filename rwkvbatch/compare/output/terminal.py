@@ -8,13 +8,13 @@ from difflib import get_close_matches
 
 from rich.console import Console, Group
 from rich.padding import Padding
-from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from rwkvbatch.compare.analysis import Analysis
 from rwkvbatch.compare.changes import ConversationChange, TurnChange, most_changed, telling_turn, turn_changes
 from rwkvbatch.compare.diffs import Piece
+from rwkvbatch.compare.output.dialogue import headline
 from rwkvbatch.compare.output.wording import (
     conclusion,
     heading,
@@ -76,7 +76,7 @@ def print_conversation(analysis: Analysis, conversation: str, console: Console) 
         known = known or bool(turns)
         if turns:
             title = f"{conversation}: {matched.pair.baseline.label} | {matched.pair.variant.label}"
-            console.print(Rule(safe(title, "bold")))
+            console.print(headline(title, console.width))
         for turn in turns:
             console.print(_side_by_side(turn, matched, colour=_in_colour(console)))
             console.print()

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -30,6 +30,7 @@ from typing import Any
 
 from rwkvbatch.config import Sampling, Stopping
 from rwkvbatch.errors import UsageError
+from rwkvbatch.run.planning.origins import Origin
 from rwkvbatch.run.planning.settings import (
     ALIASES,
     GRID_TABLES,
@@ -59,6 +60,21 @@ class GridFile:
 
     name: str
     tables: Mapping[str, Any]
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Full names of the settings that the tables give, whichever cell has them."""
+        groups = [self.tables.get("grid", {}), self.tables.get("zip", {})]
+        groups += [*self.tables.get("cells", {}).values(), *self.tables.get("override", {}).values()]
+        return frozenset(_full(key) for group in groups for key in group)
+
+    def origins(self, cells: Sequence[Cell]) -> Iterator[Origin]:
+        """Where the settings of `cells` came from that these tables gave."""
+        given = {
+            (key, str(cell.overrides[key])) for cell in cells for key in self.keys & cell.overrides.keys()
+        }
+        for key, value in sorted(given):
+            yield Origin(option_name(key), value, self.name, is_only=False)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 from rwkvbatch.errors import UsageError
 from rwkvbatch.run.planning.grid import Cell
+from rwkvbatch.run.planning.origins import Origin
 from rwkvbatch.run.planning.places import Length, Places
 from rwkvbatch.run.planning.settings import CellSettings, Layered, RunSettings
 from rwkvbatch.run.planning.shard import Member, Shard
@@ -109,6 +110,17 @@ class Plan:
             if conversation.params or any(turn.params for turn in conversation.turns):
                 for cell_number in range(len(self.cells)):
                     self._settings_of(number, cell_number)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Plan: rows {self.num_rows}, conversations {len(self.conversations)}, cells {len(self.cells)}, "
+            f"repeats {self.repeats}>"
+        )
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """Where the settings came from that nobody typed."""
+        return self._layered.origins
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.conversations, self.cells, self._layered, self.shard)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rwkvbatch.errors import UsageError
-from rwkvbatch.run.planning.grid import GridFile, make_cells
+from rwkvbatch.run.planning.grid import Cell, GridFile, make_cells
+from rwkvbatch.run.planning.origins import Origin, told_with_errors
 from rwkvbatch.run.planning.plan import Plan, select
-from rwkvbatch.run.planning.settings import ALIASES, layer_settings, option_name, read_toml
+from rwkvbatch.run.planning.settings import ALIASES, Layered, layer_settings, option_name, read_toml
 from rwkvbatch.run.planning.shard import Shard
 from rwkvbatch.script.reader import Script, read_scripts
 
@@ -59,7 +60,14 @@ def prepare(arguments: RunArguments) -> Prepared:
         ScriptError: a script cannot be read.
     """
     layered = layer_settings(arguments.values, environment=arguments.environment, config=arguments.config)
-    cells = make_cells(arguments.lists, *_grid_files(layered.grid, arguments))
+    files = _grid_files(layered.grid, arguments)
+    cells = make_cells(arguments.lists, *files)
+    layered = replace(layered, origins=_origins(layered.origins, cells, files))
+    with told_with_errors(layered.origins):
+        return _prepare(arguments, layered, cells)
+
+
+def _prepare(arguments: RunArguments, layered: Layered, cells: Sequence[Cell]) -> Prepared:
     settings = layered.settings
     varied = {key for cell in cells for key in cell.overrides}
     for key in sorted(varied & layered.named):
@@ -132,6 +140,17 @@ def split_lists(
         else:
             several[full] = parts
     return single, several
+
+
+def _origins(
+    of_settings: Sequence[Origin], cells: Sequence[Cell], files: Sequence[GridFile]
+) -> tuple[Origin, ...]:
+    """Those of the settings, and of what the grid gives in their place in some cells."""
+    varied = {option_name(key) for cell in cells for key in cell.overrides}
+    return (
+        *(replace(origin, is_only=origin.option not in varied) for origin in of_settings),
+        *(origin for file in files for origin in file.origins(cells)),
+    )
 
 
 def _grid_files(of_config: Mapping[str, Any], arguments: RunArguments) -> list[GridFile]:

@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from rwkvbatch.config import HistoryMode, Prompting, Sampling, Stopping, ThinkMode, allowed_values, preset
 from rwkvbatch.errors import UsageError
+from rwkvbatch.run.planning.origins import Origin
 from rwkvbatch.script.reader import Limits
 from rwkvbatch.text.preludes import load_prelude
 
@@ -139,12 +140,14 @@ class Layered:
         explicit: names that the command line gave. They also win over a conversation's own `params`.
         named: those of them that it gave by name, not as a part of a preset.
         grid: the `[grid]`, `[zip]`, `[cells]` and `[override]` tables of the config file, as they stood.
+        origins: of the settings that the command line did not give, where they came from.
     """
 
     settings: RunSettings
     explicit: frozenset[str] = frozenset()
     named: frozenset[str] = frozenset()
     grid: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    origins: tuple[Origin, ...] = ()
 
 
 GRID_TABLES = ("grid", "zip", "cells", "override")
@@ -165,19 +168,31 @@ def layer_settings(
     """
     tables: dict[str, Any] = {}
     layers: list[dict[str, Any]] = []
+    places: dict[str, str] = {}
     if config is not None:
         content = read_toml(config, "--config")
         tables = {name: content.pop(name) for name in GRID_TABLES if name in content}
         layers.append(checked_values(content, lambda key: f"{config}: {key}"))
+        places |= dict.fromkeys(layers[-1], str(config))
     if environment is not None:
-        layers.append(
-            checked_values(_from_environment(environment), lambda key: ENVIRONMENT_PREFIX + key.upper())
-        )
+        found = _from_environment(environment)
+        layers.append(checked_values(found, _variable))
+        places |= dict.fromkeys(layers[-1], _variable("preset"))
+        places |= {_full_name(key): _variable(key) for key in found}
     explicit = checked_values(given, option_name)
     layers.append(explicit)
     merged = {key: value for layer in layers for key, value in layer.items()}
     named = frozenset(_full_name(key) for key in given) - {"preset"}
-    return Layered(RunSettings.parse(merged), frozenset(explicit), named, tables)
+    origins = tuple(
+        Origin(option_name(key), merged[key], place)
+        for key, place in places.items()
+        if key in merged and key not in explicit
+    )
+    return Layered(RunSettings.parse(merged), frozenset(explicit), named, tables, origins)
+
+
+def _variable(key: str) -> str:
+    return ENVIRONMENT_PREFIX + key.upper()
 
 
 def option_name(key: str) -> str:

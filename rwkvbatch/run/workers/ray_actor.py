@@ -22,7 +22,7 @@ from rwkvbatch.run.planning.plan import Plan
 from rwkvbatch.run.planning.settings import ENVIRONMENT_PREFIX, RunSettings
 from rwkvbatch.run.planning.setups import Setup
 from rwkvbatch.run.workers.messages import Event, Order
-from rwkvbatch.run.workers.serve import serve
+from rwkvbatch.run.workers.serve import NoteTaker, noted, serve
 from rwkvbatch.run.workers.worker import Worker
 from rwkvbatch.run.workshop import ModelShop
 
@@ -60,6 +60,7 @@ class RayWorker:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "worker")
         self._shop: ModelShop | None = None
+        self._notes = NoteTaker()
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._events: list[Event] = []
         self._changed = asyncio.Event()
@@ -86,7 +87,8 @@ class RayWorker:
 
         def load() -> dict[Setup, Any] | RwkvBatchError:
             try:
-                return self._shop_for(plan, terms).specs(setups)
+                with noted(self._notes):
+                    return self._shop_for(plan, terms).specs(setups)
             except RwkvBatchError as error:
                 return _placed(error, terms.name)
 
@@ -110,7 +112,7 @@ class RayWorker:
                 raise _placed(error, terms.name) from None
 
         channel = _Channel(self._orders, lambda event: loop.call_soon_threadsafe(self._tell, event))
-        self._thread.submit(serve, channel, make_worker, terms.name, plan.settings.batch_size)
+        self._thread.submit(serve, channel, make_worker, terms.name, plan.settings.batch_size, self._notes)
 
     async def exchange(self, number: int, orders: Sequence[Order], timeout_s: float) -> list[Event]:
         """Take orders, and wait until there is something to say, the next call has come, or the time is over.

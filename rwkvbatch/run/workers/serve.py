@@ -7,7 +7,9 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rwkvbatch.errors import RwkvBatchError
@@ -40,21 +42,44 @@ class NoteTaker(logging.Handler):
         return notes
 
 
+@contextmanager
+def noted(notes: NoteTaker) -> Generator[None]:
+    """What this package logs, and Python's warnings, whoever gives them, go to `notes` and nowhere else."""
+    logger = logging.getLogger("rwkvbatch")
+
+    def log(message: Warning | str, *_: object, **__: object) -> None:
+        logging.getLogger(f"{logger.name}.warnings").warning("%s", message)
+
+    logger.addHandler(notes)
+    logger.propagate = False
+    with warnings.catch_warnings():
+        warnings.showwarning = log
+        try:
+            yield
+        finally:
+            logger.removeHandler(notes)
+
+
 def room_for(batch: int) -> int:
     """How many dialogues a worker wants to hold: those under way, and some to begin while the driver is asked."""
     return batch + max(1, batch // 2)
 
 
-def serve(channel: Channel, make_worker: Callable[[], Worker], name: str, batch: int) -> None:
-    """Serve until `Leave`, or until the driver is gone. Any other end is told to the driver as `Left`."""
-    notes = NoteTaker()
-    logger = logging.getLogger("rwkvbatch")
-    logger.addHandler(notes)
-    logger.propagate = False
-    try:
+def serve(
+    channel: Channel,
+    make_worker: Callable[[], Worker],
+    name: str,
+    batch: int,
+    notes: NoteTaker | None = None,
+) -> None:
+    """Serve until `Leave`, or until the driver is gone. Any other end is told to the driver as `Left`.
+
+    Args:
+        notes: what was noted before, which goes to the driver too.
+    """
+    notes = notes or NoteTaker()
+    with noted(notes):
         _tell(channel, _end_of_service(channel, make_worker, name, batch, notes))
-    finally:
-        logger.removeHandler(notes)
 
 
 def _end_of_service(

@@ -21,7 +21,7 @@ from typing import Any
 from rwkvbatch.errors import RwkvBatchError
 from rwkvbatch.run.planning.plan import Plan
 from rwkvbatch.run.planning.setups import Setup
-from rwkvbatch.run.workers.serve import serve
+from rwkvbatch.run.workers.serve import NoteTaker, noted, serve
 from rwkvbatch.run.workers.worker import Worker
 from rwkvbatch.run.workshop import ModelShop
 
@@ -56,7 +56,13 @@ def main() -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # a terminal sends it to all; the driver decides what it means
-    channel: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    notes = NoteTaker()
+    with noted(notes):
+        _answer(Connection(int(sys.argv[1])), notes)
+
+
+def _answer(channel: Connection[Any, Any], notes: NoteTaker) -> None:
+    """`notes` are of what was loaded here: the first worker takes them along."""
     loaded: Load | None = None
     shop: ModelShop | None = None
     while True:
@@ -79,7 +85,8 @@ def main() -> None:
                 process = os.fork()
                 if process == 0:
                     channel.close()
-                    _work(Connection(socket), loaded.plan, shop, request)
+                    _work(Connection(socket), loaded.plan, shop, request, notes)
+                notes.take()
                 os.close(socket)
                 channel.send(process)
             case Bury(process):
@@ -125,11 +132,19 @@ def _spec_in_a_child(shop: ModelShop, setup: Setup) -> Any:
     return answer
 
 
-def _work(channel: Connection[Any, Any], plan: Plan, shop: ModelShop, request: Hire) -> None:
+def _work(
+    channel: Connection[Any, Any], plan: Plan, shop: ModelShop, request: Hire, notes: NoteTaker
+) -> None:
     """The worker's whole life; does not return."""
     status = 1
     try:
-        serve(channel, lambda: Worker(plan, shop, request.setup), request.name, plan.settings.batch_size)
+        serve(
+            channel,
+            lambda: Worker(plan, shop, request.setup),
+            request.name,
+            plan.settings.batch_size,
+            notes,
+        )
         status = 0
     finally:
         os._exit(status)

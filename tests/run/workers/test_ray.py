@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -348,3 +349,26 @@ def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
         taken.bind(("127.0.0.1", 0))  # bound, and not listening
         with pytest.raises(WorkerError, match="nobody listens there"):
             ray_cluster.reach(f"127.0.0.1:{taken.getsockname()[1]}")
+
+
+class WarningShop(FakeShop):
+    """Warns where the model is loaded, and where an engine is made."""
+
+    def specs(self, setups: Any) -> Any:
+        warnings.warn("the model is slow", UserWarning, stacklevel=2)
+        return super().specs(setups)
+
+    def engine(self, setup: Any, plan: Any, batch: int) -> Any:
+        warnings.warn("the engine is slow", UserWarning, stacklevel=2)
+        return super().engine(setup, plan, batch)
+
+
+def warning_shop(settings: RunSettings) -> FakeShop:
+    del settings
+    return WarningShop()
+
+
+def test_warnings_of_actors_are_in_the_drivers_log(cluster: Any, caplog: pytest.LogCaptureFixture) -> None:
+    run(None, ray_plan(6, workers=1), make_shop=warning_shop)
+    said = [record.getMessage() for record in caplog.records if record.name == "rwkvbatch.warnings"]
+    assert set(said) == {"the engine is slow", "the model is slow"}
