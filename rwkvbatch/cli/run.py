@@ -93,7 +93,7 @@ def run_command(
     given: dict[str, Any] = {
         "model": model, "strategy": strategy, "backend": backend, "state": state, "threads": threads,
         "state_memory": state_memory, "batch_size": batch_size, "workers": workers,
-        "devices": devices.split(",") if devices else None, "ray": ray, "preset": preset, "temperature": temp,
+        "devices": None if devices is None else devices.split(","), "ray": ray, "preset": preset, "temperature": temp,
         "top_p": top_p, "top_k": top_k, "presence": presence, "frequency": frequency, "decay": decay,
         "order": order, "ban": shared.split_ids(ban), "seed": seed, "max_tokens": max_tokens,
         "max_seconds": max_seconds,

@@ -139,6 +139,7 @@ VerifyBatchOption = Annotated[
     int | None,
     typer.Option(
         "--verify-batch",
+        min=1,
         metavar="N",
         rich_help_panel=RUN_PANEL,
         help="Afterwards replay N rows alone and shuffled, and record what held.",

@@ -84,11 +84,13 @@ def read_scripts(paths: Sequence[str], *, limits: Limits | None = None, skip_bad
 
     Raises:
         ScriptError: a file that cannot be read or holds no conversation, and without `skip_bad` the first bad line.
-        UsageError: no path, or standard input twice.
+        UsageError: no path, an empty one, or standard input twice.
         MissingExtraError: a check needs an optional dependency that is not installed.
     """
     if not paths:
         raise UsageError("no script is given", hint="name a .jsonl file, or - for standard input")
+    if "" in paths:
+        raise UsageError("the name of a script is empty", hint="name a .jsonl file, or - for standard input")
     if list(paths).count(STDIN) > 1:
         raise UsageError("standard input (-) can be read only once", hint="give - once")
     reading = _Reading(limits or Limits(), skip_bad, several=len(paths) > 1)

@@ -163,8 +163,10 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunDirectoryError(f"cannot be read: {error}", path=path) from None
+    except OSError as error:
+        raise RunDirectoryError(f"cannot be read: {error.strerror or error}", path=path) from None
+    except (ValueError, RecursionError) as error:
+        raise RunDirectoryError(f"is not JSON: {error}", path=path) from None
     manifest = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
     if not isinstance(manifest.get("identity"), dict):
         raise RunDirectoryError("is not the manifest of a run", path=path)

@@ -236,10 +236,15 @@ def read_toml(path: Path, option: str) -> dict[str, Any]:
         UsageError: it cannot be read, or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{option} {path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        where = f"byte 0x{error.object[error.start]:02x} at place {error.start + 1}"
+        raise UsageError(
+            f"{option} {path}: not a TOML file: not UTF-8: {where}", hint="save the file as UTF-8"
+        ) from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{option} {path}: not a TOML file: {error}") from None
 
 
