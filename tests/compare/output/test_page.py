@@ -16,6 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rwkvbatch.compare import analyse
+from rwkvbatch.compare.output.html.charts import turn_figures
 from rwkvbatch.compare.output.html.dialogues import Dialogues, collect
 from rwkvbatch.compare.output.html.page import as_html
 from tests.compare.hostile import hostile_run
@@ -100,6 +101,19 @@ def test_two_settings_make_a_heat_map_and_one_makes_lines(grid_page: str, tmp_pa
     settings = {cell: {"temperature": float(cell[5:])} for cell in cells}
     page = as_html(analyse([str(make_run(tmp_path / "line", cells=cells, settings=settings))]))
     assert 'aria-label="score over temperature"' in page
+
+
+def test_intervals_by_turn_end_at_what_a_metric_can_be(tmp_path: Path) -> None:
+    def only_the_first_fails(row: dict[str, Any], _rng: np.random.Generator) -> None:
+        passed = row["conversation"] != "talk-0"
+        row["checks"] = [{"kind": "contains", "expected": "boat", "passed": passed, "score": float(passed)}]
+
+    run = make_run(tmp_path / "a", conversations=3, change=only_the_first_fails)
+    (svg,) = (figure.svg for figure in turn_figures(analyse([str(run)])) if figure.name == "score")
+    labels = [float(text.replace("\u2212", "-")) for text in re.findall(r">\s*([-\u2212]?\d\.\d+)\s*<", svg)]
+    assert labels
+    assert min(labels) >= 0
+    assert max(labels) <= 1
 
 
 def test_the_page_without_its_data_is_well_under_six_megabytes(grid_page: str) -> None:

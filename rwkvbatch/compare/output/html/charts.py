@@ -29,8 +29,7 @@ from rwkvbatch.compare.output.html.svg import (
 )
 from rwkvbatch.compare.output.wording import ARROWS, number
 from rwkvbatch.compare.pairing import Pair, Variant
-from rwkvbatch.compare.summary import VariantMean, rows_of
-from rwkvbatch.stats.clustered import clustered_mean
+from rwkvbatch.compare.summary import VariantMean, mean_of, rows_of
 from rwkvbatch.text.safe import printable
 
 _MAX_DOTS = 60
@@ -260,11 +259,10 @@ def _turn_figure(
         for turn in turns:
             own = rows.loc[rows["turn"] == turn]
             values = own[metric.name].to_numpy(dtype=np.float64)
-            known = ~np.isnan(values)
-            if not known.any():
+            if np.isnan(values).all():
                 continue
-            estimate = clustered_mean(values[known], own["conversation"].to_numpy()[known])
-            low, high = estimate.interval()
+            estimate = mean_of(metric, values, own["conversation"].to_numpy())
+            low, high = estimate.low, estimate.high
             shift = (number_ - (len(variants) - 1) / 2) * 0.05
             x.append(turn + shift)
             y.append(estimate.mean)
