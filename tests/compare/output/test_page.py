@@ -116,6 +116,14 @@ def test_intervals_by_turn_end_at_what_a_metric_can_be(tmp_path: Path) -> None:
     assert max(labels) <= 1
 
 
+def test_lines_that_there_is_no_room_for_are_said(tmp_path: Path) -> None:
+    cells = [f"temp={n}" for n in range(9)]
+    analysis = analyse([str(make_run(tmp_path / "a", conversations=2, cells=cells))])
+    assert all("The first 8 of 9 variants." in figure.caption for figure in turn_figures(analysis))
+    few = analyse([str(make_run(tmp_path / "b", conversations=2, cells=cells[:8]))])
+    assert not any("first" in figure.caption for figure in turn_figures(few))
+
+
 def test_the_page_without_its_data_is_well_under_six_megabytes(grid_page: str) -> None:
     data = next(text for tag, text in Elements(grid_page).raw if tag == "script")
     assert len(grid_page) - len(data) < 2_000_000

@@ -283,7 +283,10 @@ def _turn_figure(
     )  # fmt: skip
     svg = inline_svg(figure, label=f"{metric.title} by turn", tips=tips, prefix=f"t-{metric.name}")
     title = f"{metric.title} {ARROWS[metric.better]}".strip()
-    return Figure(metric.name, title, "Mean and 95 % interval at each turn.", svg)
+    caption = "Mean and 95 % interval at each turn."
+    if len(variants) < len(analysis.variants):
+        caption += f" The first {len(variants)} of {len(analysis.variants)} variants."
+    return Figure(metric.name, title, caption, svg)
 
 
 def _canvas(width: float, height: float) -> tuple[Any, Any]:
