@@ -124,6 +124,17 @@ def test_lines_that_there_is_no_room_for_are_said(tmp_path: Path) -> None:
     assert not any("first" in figure.caption for figure in turn_figures(few))
 
 
+def test_long_names_do_not_make_a_figure_wider(tmp_path: Path) -> None:
+    widths: list[float] = []
+    for place, name in enumerate(("t", "temp=0.3,top_p=0.5,frequency=0.3,pres")):
+        cells = [f"{name}{n}" for n in range(8)]
+        analysis = analyse([str(make_run(tmp_path / str(place), conversations=2, cells=cells))])
+        view_box = re.search(r'viewBox="0 0 ([\d.]+) ', turn_figures(analysis)[0].svg)
+        assert view_box
+        widths.append(float(view_box[1]))
+    assert widths[1] == pytest.approx(widths[0], rel=0.05)
+
+
 def test_the_page_without_its_data_is_well_under_six_megabytes(grid_page: str) -> None:
     data = next(text for tag, text in Elements(grid_page).raw if tag == "script")
     assert len(grid_page) - len(data) < 2_000_000

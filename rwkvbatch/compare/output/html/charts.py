@@ -33,6 +33,7 @@ from rwkvbatch.compare.summary import VariantMean, mean_of, rows_of
 from rwkvbatch.text.safe import printable
 
 _MAX_DOTS = 60
+_LEGEND_CHARACTERS = 78  # in a row as wide as the figure
 _TURN_METRICS = ("nll", "score", "tokens", "loop")
 
 
@@ -277,8 +278,10 @@ def _turn_figure(
     plot.set_xlabel("turn")
     plot.grid(axis="y")
     plot.spines["left"].set_visible(False)
+    longest = max(len(_label(variant.label)) for variant in variants)
     plot.legend(
-        frameon=False, labelcolor=FAINT, loc="lower left", bbox_to_anchor=(0, 1), ncols=min(4, len(variants)),
+        frameon=False, labelcolor=FAINT, loc="lower left", bbox_to_anchor=(0, 1),
+        ncols=max(1, min(4, _LEGEND_CHARACTERS // (longest + 6))),
         handlelength=1.2, borderaxespad=0.2,
     )  # fmt: skip
     svg = inline_svg(figure, label=f"{metric.title} by turn", tips=tips, prefix=f"t-{metric.name}")
