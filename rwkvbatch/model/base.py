@@ -57,10 +57,6 @@ class State:
 
     tensors: Mapping[str, torch.Tensor]
 
-    def __repr__(self) -> str:
-        # Not the numbers: a notebook shows what its last line gives, and these are pages of them.
-        return f"State({', '.join(f'{name} {list(tensor.shape)}' for name, tensor in self.tensors.items())})"
-
     @property
     def batch_size(self) -> int:
         return next(iter(self.tensors.values())).shape[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,8 @@ class RunResult:
     summary: Summary
     progress: Progress
     interrupted: bool
-    plan: Plan = field(repr=False)
-    rows: Callable[[], Iterator[Row]] = field(repr=False)
+    plan: Plan
+    rows: Callable[[], Iterator[Row]]
     verified: Mapping[str, Any] | None = None
 
 
