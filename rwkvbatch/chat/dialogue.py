@@ -53,6 +53,7 @@ class Exchange:
         logprobs: of `ids`; none when they are not known.
         first_token_s, total_s: seconds from the request on.
         num_read, num_cached: prompt tokens that were read for it, and those that did not have to be.
+        weights_sha256: of the model that replied; empty when it is not known.
     """
 
     number: int
@@ -75,6 +76,7 @@ class Exchange:
     total_s: float = 0.0
     num_read: int = 0
     num_cached: int = 0
+    weights_sha256: str = ""
 
     @property
     def tokens(self) -> tuple[int, ...]:

@@ -95,6 +95,10 @@ def _caveats(session: Session, exchanges: Sequence[Exchange]) -> list[str]:
         turns = [str(exchange.turn + 1) for exchange in exchanges if exchange.finish == finish]
         if turns:
             caveats.append(f"the reply of turn {', '.join(turns)} {why}")
+    weights = session.engine.model.spec.weights_sha256
+    turns = [str(exchange.turn + 1) for exchange in exchanges if exchange.weights_sha256 not in ("", weights)]
+    if turns:
+        caveats.append(f"the reply of turn {', '.join(turns)} is another model's; a replay has one model")
     if len({str(exchange.settings["think"]) for exchange in exchanges}) > 1:
         caveats.append("the thinking mode changed on the way; a replay keeps the first one")
     if session.identity.repeat:

@@ -271,6 +271,7 @@ class Session:
                 total_s=reply.timing.total_s,
                 num_read=reply.num_prompt - reply.num_cached,
                 num_cached=reply.num_cached,
+                weights_sha256=self.engine.model.spec.weights_sha256,
             )
             for place, reply in enumerate(replies)
         ]

@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,14 +46,14 @@ class Analysis:
         table: all rows of all runs, with a column `run`. metrics: names of those that were asked for, None for all.
     """
 
-    runs: tuple[RunData, ...]
+    runs: tuple[RunData, ...] = field(repr=False)
     variants: tuple[Variant, ...]
-    pairs: tuple[Pair, ...]
-    matched: tuple[MatchedRows, ...]
-    comparisons: tuple[Comparison, ...]
+    pairs: tuple[Pair, ...] = field(repr=False)
+    matched: tuple[MatchedRows, ...] = field(repr=False)
+    comparisons: tuple[Comparison, ...] = field(repr=False)
     gates: tuple[GateResult, ...]
     notes: tuple[str, ...]
-    table: pd.DataFrame
+    table: pd.DataFrame = field(repr=False)
     metrics: tuple[str, ...] | None = None
 
     def means(self, variant: Variant) -> list[VariantMean]:
@@ -70,7 +71,7 @@ class Analysis:
 
 
 def analyse(
-    sources: Iterable[str],
+    sources: str | Path | Iterable[str | Path],
     *,
     baseline: str | None = None,
     metrics: Sequence[str] | None = None,
@@ -100,7 +101,8 @@ def analyse(
         for gate in map(parse_gate, fail_if)
     ]
     _check_names(metrics)
-    runs = load_runs(list(sources))
+    given = [sources] if isinstance(sources, str | Path) else list(sources)
+    runs = load_runs([str(source) for source in given])
     notes = check_runs(runs, force=force)
     variants = variants_of(runs)
     pairs, unpaired = pair_up(runs, variants, baseline)

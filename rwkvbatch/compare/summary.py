@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rwkvbatch.compare.metrics import TURN_METRICS, Metric
 from rwkvbatch.compare.metrics.base import exponential
@@ -38,16 +39,21 @@ def variant_means(table: pd.DataFrame, variant: Variant) -> list[VariantMean]:
     means: list[VariantMean] = []
     for metric in TURN_METRICS:
         values = rows[metric.name].to_numpy(dtype=np.float64)
-        known = ~np.isnan(values)
-        if not known.any() or (metric.name == "failed" and not values.any()):
+        if np.isnan(values).all() or (metric.name == "failed" and not values.any()):
             continue
-        estimate = clustered_mean(values[known], conversations[known])
-        mean = estimate.mean
-        low, high = (float(np.clip(end, metric.lowest, metric.highest)) for end in estimate.interval())
-        if metric.exponential:
-            mean, low, high = exponential(mean), exponential(low), exponential(high)
-        means.append(VariantMean(metric, mean, low, high, num_values=int(known.sum())))
+        means.append(mean_of(metric, values, conversations))
     return means
+
+
+def mean_of(metric: Metric, values: NDArray[np.float64], conversations: NDArray[Any]) -> VariantMean:
+    """The mean of `values` `[n]` of `metric`, NaN where unknown and one at least known; `conversations` `[n]`."""
+    known = ~np.isnan(values)
+    estimate = clustered_mean(values[known], conversations[known])
+    mean = estimate.mean
+    low, high = (float(np.clip(end, metric.lowest, metric.highest)) for end in estimate.interval())
+    if metric.exponential:
+        mean, low, high = exponential(mean), exponential(low), exponential(high)
+    return VariantMean(metric, mean, low, high, num_values=int(known.sum()))
 
 
 def rows_of(table: pd.DataFrame, variant: Variant) -> pd.DataFrame:

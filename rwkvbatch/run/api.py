@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from rwkvbatch.run.execute import RunOptions, RunResult, execute
+from rwkvbatch.run.keywords import RunKeywords
 from rwkvbatch.run.planning.origins import told_with_errors
 from rwkvbatch.run.planning.prepare import RunArguments, prepare, split_lists
 from rwkvbatch.run.planning.settings import CellSettings
@@ -35,7 +36,7 @@ def run(
     shard: str | None = None,
     observer: Observer | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-    **settings: Any,
+    **settings: Unpack[RunKeywords],
 ) -> RunResult:
     """Replay the conversations of `scripts`, many at once.
 
@@ -49,8 +50,8 @@ def run(
         skip_bad: leave bad lines of a script out.
         shard: run only this part of the conversations, such as `2/8`.
         observer: is told of progress. should_stop: asked between steps; true ends the run, which can be continued.
-        settings: fields of `RunSettings`; a list of values makes a dimension of the grid. They win over a
-            conversation's own params.
+        settings: fields of `RunSettings`, see `RunKeywords`; a list of values makes a dimension of the grid. They
+            win over a conversation's own params.
 
     Returns:
         The summary, and the rows: `result.rows()`.
@@ -59,17 +60,18 @@ def run(
         UsageError, ScriptError, CheckpointError, RunDirectoryError, StorageError: see `rwkvbatch.errors`.
     """
     paths = [scripts] if isinstance(scripts, (str, os.PathLike)) else list(scripts)
+    given: dict[str, Any] = {**settings}
     loaded: Model | None = None
     match model:
         case None:
             pass
         case str() | os.PathLike():
-            settings["model"] = os.fspath(model)
+            given["model"] = os.fspath(model)
         case list() | tuple():
-            settings["model"] = [os.fspath(name) for name in model]
+            given["model"] = [os.fspath(name) for name in model]
         case _:
             loaded = cast("Model", model)
-    values, lists = split_lists(settings, LISTED)
+    values, lists = split_lists(given, LISTED)
     names = tuple(os.fspath(path) for path in paths)
     prepared = prepare(
         RunArguments(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rwkvbatch.chat.export import export
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.engine.core import Engine
 from rwkvbatch.errors import UsageError
+from rwkvbatch.model.base import ModelSpec
 from rwkvbatch.run.execute import RunOptions, execute
 from rwkvbatch.run.planning.grid import Cell
 from rwkvbatch.run.planning.plan import Plan
@@ -110,6 +112,27 @@ def test_what_cannot_replay_is_said(tmp_path: Path) -> None:
     caveats = " ".join(export(session, tmp_path / "a.jsonl").caveats)
     assert "turn 1 was stopped by hand" in caveats
     assert "thinking mode changed" in caveats
+
+
+@dataclass
+class NamedModel(HashModel):
+    weights_sha256: str = "a"
+
+    @property
+    def spec(self) -> ModelSpec:
+        return replace(super().spec, weights_sha256=self.weights_sha256)
+
+
+def test_replies_of_a_model_that_was_left_are_said(tmp_path: Path) -> None:
+    session = new_session(NamedModel())
+    session.ask("first")
+    session.use_engine(Engine(NamedModel(weights_sha256="b")))
+    session.ask("second")
+    (caveat,) = export(session, tmp_path / "a.jsonl").caveats
+    assert caveat == "the reply of turn 1 is another model's; a replay has one model"
+    session.use_engine(Engine(NamedModel()))
+    (caveat,) = export(session, tmp_path / "a.jsonl").caveats
+    assert "turn 2 is another model's" in caveat
 
 
 def test_the_file_is_the_owners_alone_and_holds_what_was_said(tmp_path: Path) -> None:

@@ -83,6 +83,22 @@ def test_a_significant_gate_lets_noise_pass() -> None:
     assert outcome("score < baseline significantly", {"score": worse}, {"score": baseline}).failed
 
 
+def test_a_line_has_a_p_value_only_where_the_condition_holds() -> None:
+    rng = np.random.default_rng(1)
+    baseline = list(rng.normal(0.5, 0.2, 12))
+    better, worse = ([value + step + rng.normal(0, 0.02) for value in baseline] for step in (0.3, -0.3))
+    noisy = [value - 0.01 + (0.3 if place % 2 else -0.3) for place, value in enumerate(baseline)]
+    gate = "score < baseline significantly"
+    assert "p =" not in outcome(gate, {"score": better}, {"score": baseline}).line
+    failed = outcome(gate, {"score": worse}, {"score": baseline}).line
+    assert failed.startswith("FAILED")
+    assert ", p = " in failed
+    assert "noise" not in failed
+    passed = outcome(gate, {"score": noisy}, {"score": baseline}).line
+    assert passed.startswith("passed")
+    assert ", which may be noise, p = " in passed
+
+
 def test_a_significant_gate_tests_the_margin_and_not_the_difference() -> None:
     rng = np.random.default_rng(2)
     baseline = [2.0 + 0.1 * value for value in rng.normal(size=20)]

@@ -59,10 +59,16 @@ class GateResult:
         """What a log shows of it."""
         word = "FAILED" if self.failed else "passed"
         found = f"{self.left:.4g} {self.gate.comparator} {self.right:.4g}"
-        holds = _holds(self.gate, self.left, self.right)
-        outcome = found if holds else f"not {found}"
-        certainty = "" if math.isnan(self.p_holm) else f", p = {self.p_holm:.2g}"
-        return f"{word}: {self.gate.text} [{self.label}: {outcome}{certainty}]"
+        if not self.holds:
+            found = f"not {found}"
+        elif not math.isnan(self.p_holm):
+            found += f"{'' if self.failed else ', which may be noise'}, p = {self.p_holm:.2g}"
+        return f"{word}: {self.gate.text} [{self.label}: {found}]"
+
+    @property
+    def holds(self) -> bool:
+        """Whether the condition holds, significantly or not. Where it does not, `p_holm` speaks of the opposite."""
+        return _holds(self.gate, self.left, self.right)
 
 
 def judge(gates: Sequence[Gate], scopes: Sequence[GateScope], *, alpha: float = 0.05) -> list[GateResult]:

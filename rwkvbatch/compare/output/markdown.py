@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from rwkvbatch.compare.analysis import Analysis
 from rwkvbatch.compare.output.wording import (
     conclusion,
+    extent,
     finding,
     findings,
     heading,
@@ -37,7 +38,7 @@ def as_markdown(analysis: Analysis) -> str:
     for line in analysis.comparisons:
         by_heading.setdefault(heading(line), []).append(line)
     for title, lines in by_heading.items():
-        parts.append(f"### {escaped(title)}\n\n{_table(lines)}")
+        parts.append(f"### {escaped(title)}\n\n{escaped(extent(lines))}\n\n{_table(lines)}")
     if not analysis.comparisons:
         parts.extend(
             f"### {escaped(variant.label)}\n\n{_means(analysis, variant)}" for variant in analysis.variants

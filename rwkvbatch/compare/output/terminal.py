@@ -17,6 +17,7 @@ from rwkvbatch.compare.diffs import Piece
 from rwkvbatch.compare.output.dialogue import headline
 from rwkvbatch.compare.output.wording import (
     conclusion,
+    extent,
     heading,
     interval,
     mean_interval,
@@ -111,9 +112,9 @@ def _by_pair(lines: Iterable[Comparison], width: int) -> Iterable[Table]:
     for line in lines:
         groups.setdefault(heading(line), []).append(line)
     for title, own in groups.items():
-        most = max(own, key=lambda line: line.num_values)
-        title = f"{title}  ({most.num_values} turns, {most.num_conversations} conversations)"
-        yield _table(title, "metric", [(metric_title(line), line) for line in own], width)
+        yield _table(
+            f"{title}  ({extent(own)})", "metric", [(metric_title(line), line) for line in own], width
+        )
 
 
 def _by_metric(lines: Iterable[Comparison], width: int) -> Iterable[Table]:

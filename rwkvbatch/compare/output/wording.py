@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from rwkvbatch.compare.analysis import Analysis
 from rwkvbatch.compare.paired import Comparison
@@ -60,6 +61,12 @@ def heading(line: Comparison) -> str:
     return f"{line.pair.variant.label} against {line.pair.baseline.label}{group}"
 
 
+def extent(lines: Iterable[Comparison]) -> str:
+    """How much the lines of one pair rest on: the most that any of their metrics is known for."""
+    most = max(lines, key=lambda line: line.num_values)
+    return f"{_count(most.num_values, 'turn')}, {_count(most.num_conversations, 'conversation')}"
+
+
 def findings(analysis: Analysis) -> list[Comparison]:
     """The lines that say more than noise, smallest p first."""
     found = [line for line in analysis.comparisons if line.verdict in ("better", "worse", "differs")]
@@ -88,4 +95,4 @@ def conclusion(analysis: Analysis) -> str:
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from rwkvbatch.compare import analyse
 from rwkvbatch.compare.output.html.dialogues import Dialogues, collect
 from rwkvbatch.compare.output.html.page import as_html
+from rwkvbatch.compare.output.html.turn_figures import turn_figures
 from tests.compare.hostile import hostile_run
 from tests.compare.make_run import make_run
 
@@ -100,6 +101,38 @@ def test_two_settings_make_a_heat_map_and_one_makes_lines(grid_page: str, tmp_pa
     settings = {cell: {"temperature": float(cell[5:])} for cell in cells}
     page = as_html(analyse([str(make_run(tmp_path / "line", cells=cells, settings=settings))]))
     assert 'aria-label="score over temperature"' in page
+
+
+def test_intervals_by_turn_end_at_what_a_metric_can_be(tmp_path: Path) -> None:
+    def only_the_first_fails(row: dict[str, Any], _rng: np.random.Generator) -> None:
+        passed = row["conversation"] != "talk-0"
+        row["checks"] = [{"kind": "contains", "expected": "boat", "passed": passed, "score": float(passed)}]
+
+    run = make_run(tmp_path / "a", conversations=3, change=only_the_first_fails)
+    (svg,) = (figure.svg for figure in turn_figures(analyse([str(run)])) if figure.name == "score")
+    labels = [float(text.replace("\u2212", "-")) for text in re.findall(r">\s*([-\u2212]?\d\.\d+)\s*<", svg)]
+    assert labels
+    assert min(labels) >= 0
+    assert max(labels) <= 1
+
+
+def test_lines_that_there_is_no_room_for_are_said(tmp_path: Path) -> None:
+    cells = [f"temp={n}" for n in range(9)]
+    analysis = analyse([str(make_run(tmp_path / "a", conversations=2, cells=cells))])
+    assert all("The first 8 of 9 variants." in figure.caption for figure in turn_figures(analysis))
+    few = analyse([str(make_run(tmp_path / "b", conversations=2, cells=cells[:8]))])
+    assert not any("first" in figure.caption for figure in turn_figures(few))
+
+
+def test_long_names_do_not_make_a_figure_wider(tmp_path: Path) -> None:
+    widths: list[float] = []
+    for place, name in enumerate(("t", "temp=0.3,top_p=0.5,frequency=0.3,pres")):
+        cells = [f"{name}{n}" for n in range(8)]
+        analysis = analyse([str(make_run(tmp_path / str(place), conversations=2, cells=cells))])
+        view_box = re.search(r'viewBox="0 0 ([\d.]+) ', turn_figures(analysis)[0].svg)
+        assert view_box
+        widths.append(float(view_box[1]))
+    assert widths[1] == pytest.approx(widths[0], rel=0.05)
 
 
 def test_the_page_without_its_data_is_well_under_six_megabytes(grid_page: str) -> None:

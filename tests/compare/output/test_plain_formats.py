@@ -134,6 +134,14 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def test_markdown_says_how_much_a_comparison_rests_on(analysis: Analysis) -> None:
+    first = analysis.comparisons[0]
+    assert (
+        f"\n\n{first.num_values} turns, {first.num_conversations} conversations\n\n| metric"
+        in as_markdown(analysis)
+    )
+
+
 def test_markdown_has_a_table_with_equally_many_cells_in_every_line(hostile: Analysis) -> None:
     lines = [line for line in as_markdown(hostile).splitlines() if line.startswith("|")]
     counts = {line.replace("\\|", "").count("|") for line in lines}

@@ -7,8 +7,10 @@ import pytest
 
 from rwkvbatch.config import PRESETS
 from rwkvbatch.errors import ScriptError, UsageError
+from rwkvbatch.run.api import LISTED
+from rwkvbatch.run.keywords import RunKeywords
 from rwkvbatch.run.planning.prepare import RunArguments, prepare, split_lists
-from rwkvbatch.run.planning.settings import CellSettings, layer_settings, option_name
+from rwkvbatch.run.planning.settings import ALIASES, CellSettings, RunSettings, layer_settings, option_name
 from rwkvbatch.script.reader import Limits
 
 
@@ -182,3 +184,15 @@ class TestPreparing:
     def test_adaptive_repeats_need_both_their_settings(self, values: dict[str, Any]) -> None:
         with pytest.raises(UsageError, match="--repeats"):
             prepare(RunArguments(("x.jsonl",), values=values))
+
+
+def test_the_librarys_keywords_are_the_settings() -> None:
+    fields = set(RunSettings.model_fields) - {"model"}  # a parameter of its own
+    assert set(RunKeywords.__annotations__) == fields | {"preset"} | set(ALIASES)
+
+
+def test_the_librarys_keywords_take_lists_where_settings_can_be_a_dimension() -> None:
+    listed = {
+        name for name, kind in RunKeywords.__annotations__.items() if "| Sequence" in kind.__forward_arg__
+    }
+    assert {ALIASES.get(name, name) for name in listed} == set(LISTED) - {"model"}

@@ -17,10 +17,10 @@ from rwkvbatch.compare.output.html.drawing import Figure, canvas, figure_title, 
 from rwkvbatch.compare.output.html.svg import FAINT, PAPER, SERIES, inline_svg
 from rwkvbatch.compare.output.wording import number
 from rwkvbatch.compare.pairing import Variant
-from rwkvbatch.compare.summary import rows_of
-from rwkvbatch.stats.clustered import clustered_mean
+from rwkvbatch.compare.summary import mean_of, rows_of
 from rwkvbatch.text.safe import printable
 
+_LEGEND_CHARACTERS = 78  # in a row as wide as the figure
 _SHOWN = ("nll", "score", "tokens", "loop")
 
 
@@ -52,11 +52,10 @@ def _turn_figure(
         for turn in turns:
             own = rows.loc[rows["turn"] == turn]
             values = own[metric.name].to_numpy(dtype=np.float64)
-            known = ~np.isnan(values)
-            if not known.any():
+            if np.isnan(values).all():
                 continue
-            estimate = clustered_mean(values[known], own["conversation"].to_numpy()[known])
-            low, high = estimate.interval()
+            estimate = mean_of(metric, values, own["conversation"].to_numpy())
+            low, high = estimate.low, estimate.high
             shift = (number_ - (len(variants) - 1) / 2) * 0.05
             x.append(turn + shift)
             y.append(estimate.mean)
@@ -71,9 +70,14 @@ def _turn_figure(
     plot.set_xlabel("turn")
     plot.grid(axis="y")
     plot.spines["left"].set_visible(False)
+    longest = max(len(label_of(variant.label)) for variant in variants)
     plot.legend(
-        frameon=False, labelcolor=FAINT, loc="lower left", bbox_to_anchor=(0, 1), ncols=min(4, len(variants)),
+        frameon=False, labelcolor=FAINT, loc="lower left", bbox_to_anchor=(0, 1),
+        ncols=max(1, min(4, _LEGEND_CHARACTERS // (longest + 6))),
         handlelength=1.2, borderaxespad=0.2,
     )  # fmt: skip
     svg = inline_svg(figure, label=f"{metric.title} by turn", tips=tips, prefix=f"t-{metric.name}")
-    return Figure(metric.name, figure_title(metric), "Mean and 95 % interval at each turn.", svg)
+    caption = "Mean and 95 % interval at each turn."
+    if len(variants) < len(analysis.variants):
+        caption += f" The first {len(variants)} of {len(analysis.variants)} variants."
+    return Figure(metric.name, figure_title(metric), caption, svg)
