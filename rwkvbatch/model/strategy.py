@@ -26,8 +26,8 @@ _UPSTREAM_PART = re.compile(
 )
 
 ALLOWED = (
-    '"auto", "cpu", "cpu fp32", "cpu bf16", "cpu fp16", "cpu int8", "cuda", "cuda fp16", "cuda:1 bf16", "cuda fp16 rows=64", '
-    '"mps fp16" and the like'
+    '"auto", "cpu", "cpu fp32", "cpu bf16", "cpu fp16", "cpu int8", "cuda", "cuda fp16", "cuda:1 bf16", '
+    '"cuda fp16 rows=64", "mps fp16" and the like'
 )
 ALLOWED_UPSTREAM = (
     '"cpu fp32", "cuda fp16", "cuda fp16i8", "cuda fp16 *10 -> cpu fp32", "cuda fp16i8 *0+ -> cpu fp32 *1" '

@@ -1,4 +1,4 @@
-"""Rounding a matrix to int8: what the strategy `cpu int8` means by its weights. Plain torch, the slow twin of packing."""
+"""Rounding matrices to int8: what the strategy `cpu int8` means by its weights. Plain torch, slow twin of packing."""
 
 from __future__ import annotations
 
