@@ -88,13 +88,15 @@ class TestNative:
         found = self.weights_in(ops, ops.linear_layer(weight, large=True), width)
         assert torch.equal(found, rounded_to_int8(weight))
 
-    def test_zeros_and_the_smallest_denormals_are_those_of_the_reference(self, ops) -> None:
-        weight = random_weight(5, 300)
+    def test_zeros_halves_and_extremes_are_those_of_the_reference(self, ops) -> None:
+        weight = random_weight(6, 300)
         weight[0] = 0
         weight[1] *= 1e-38
         weight[2] = torch.arange(300) * 1e-45
         weight[3, :SCALED_INPUTS] = 1e-45
         weight[4] *= 3e38 / weight[4].abs().max()
+        weight[5] = torch.arange(300) % 250 / 2 - 60.5
+        weight[5, ::SCALED_INPUTS] = 127
         found = self.weights_in(ops, ops.linear_layer(weight, large=True), 300)
         expected = rounded_to_int8(weight)
         assert expected[1].any()
