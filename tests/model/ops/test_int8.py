@@ -94,7 +94,8 @@ class TestNative:
         weight[1] *= 1e-38
         weight[2] = torch.arange(300) * 1e-45
         weight[3, :SCALED_INPUTS] = 1e-45
-        weight[4] *= 3e38 / weight[4].abs().max()
+        weight[4] *= 1 / weight[4].abs().max()
+        weight[4] *= 3e38
         weight[5] = torch.arange(300) % 250 / 2 - 60.5
         weight[5, ::SCALED_INPUTS] = 127
         found = self.weights_in(ops, ops.linear_layer(weight, large=True), 300)
