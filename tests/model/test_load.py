@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import re
 import shutil
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,10 +17,10 @@ from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model import load
 from rwkvbatch.model.base import Model
 from rwkvbatch.model.load import SlowBackendWarning, load_model, resolve_model_path
-from rwkvbatch.model.ops.int8 import rounded_to_int8
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.model.rwkv7_model import Rwkv7Model
+from tests.model.loading_memory import memory_of_loading
 
 
 @pytest.fixture(autouse=True)
@@ -126,45 +123,6 @@ def test_precision_rounds_the_weights(tmp_path: Path) -> None:
     fine, _ = load_model(tmp_path / "a", "cpu fp16", "reference").forward([[1, 2]])
     assert torch.equal(exact, same)
     assert 0 < float((fine - exact).abs().max()) < float((coarse - exact).abs().max()) < 0.5
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_int8_means_the_same_weights_to_the_kernels_and_to_the_reference(
-    dtype: torch.dtype, tmp_path: Path
-) -> None:
-    pytest.importorskip(
-        "rwkvbatch._native", reason="installed without the native kernels", exc_type=ImportError
-    )
-    torch.save(random_tensors(2, 192, 97, dtype=dtype), tmp_path / "a.pth")
-    tokens = [[1, 2, 3, 4], [5]]
-    model = load_model(tmp_path / "a", "cpu int8")
-    assert (model.spec.backend, model.spec.bitwise, model.spec.dtype) == ("cpu", True, "int8")
-    found, _ = model.forward(tokens)
-    expected, _ = load_model(tmp_path / "a", "cpu int8", "reference").forward(tokens)
-    unrounded, _ = load_model(tmp_path / "a", "cpu", "reference").forward(tokens)
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
-    assert 2e-3 < float((unrounded - expected).abs().mean()) < 0.2
-
-
-def test_int8_rounds_the_large_matrices_and_nothing_else(tmp_path: Path) -> None:
-    tensors = random_tensors(2, 64, 65, dtype=torch.float32)
-    torch.save(tensors, tmp_path / "a.pth")
-    for name, weight in tensors.items():
-        if re.fullmatch(r"head\.weight|.*\.(receptance|key|value|output)\.weight", name):
-            tensors[name] = rounded_to_int8(weight)
-    torch.save(tensors, tmp_path / "rounded.pth")
-    found, _ = load_model(tmp_path / "a", "cpu int8", "reference").forward([[1, 2, 3]])
-    expected, _ = load_model(tmp_path / "rounded", "cpu", "reference").forward([[1, 2, 3]])
-    assert torch.equal(found, expected)
-
-
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_int8_does_not_hide_weights_that_are_no_numbers(backend: str, tmp_path: Path) -> None:
-    tensors = random_tensors(1, 64, 65)
-    tensors["blocks.0.ffn.key.weight"][3, 5] = float("nan")
-    torch.save(tensors, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match=r"'blocks.0.ffn.key.weight' holds NaN or infinity \(1 of"):
-        load_model(tmp_path / "a", "cpu int8", backend)
 
 
 @pytest.mark.usefixtures("without_kernels")
@@ -303,29 +261,6 @@ def test_an_apple_gpu_is_served_by_the_reference(tiny_file: Path, monkeypatch: p
         load_model(tiny_file, "mps fp16", "cuda")
 
 
-_MEMORY = """
-import json, sys
-from rwkvbatch.model.load import load_model
-
-def resident(field):
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith(field)) * 1024
-
-load_model(sys.argv[1], sys.argv[3], "cpu").forward([[1, 2]])
-before = resident("VmRSS")
-model = load_model(sys.argv[2], sys.argv[3], "cpu")
-after = {"after": resident("VmRSS") - before, "packed": model.ops.weight_bytes}
-print(json.dumps({"peak": resident("VmHWM") - before, **after}))
-"""
-
-
-def memory_of_loading(path: Path, strategy: str, another: Path) -> dict[str, int]:
-    """Bytes that loading `path` takes at most and in the end, in a process that has loaded `another` before."""
-    command = [sys.executable, "-c", _MEMORY, str(another), str(path), strategy]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return json.loads(done.stdout)
-
-
 def test_loading_takes_little_more_memory_than_the_file(tiny_file: Path, tmp_path: Path) -> None:
     pytest.importorskip(
         "rwkvbatch._native", reason="installed without the native kernels", exc_type=ImportError
@@ -337,20 +272,6 @@ def test_loading_takes_little_more_memory_than_the_file(tiny_file: Path, tmp_pat
     assert 0.9 * size < memory["after"] < 1.2 * size
     # The head is packed first, the embedding second: for a moment it exists twice.
     assert memory["peak"] < 1.35 * size
-
-
-def test_loading_to_int8_takes_no_more_than_the_packed_weights_and_one_tensor(
-    tiny_file: Path, tmp_path: Path
-) -> None:
-    pytest.importorskip(
-        "rwkvbatch._native", reason="installed without the native kernels", exc_type=ImportError
-    )
-    path = tmp_path / "a.pth"
-    torch.save(random_tensors(2, 512, 24_000, dtype=torch.float32), path)
-    memory = memory_of_loading(path, "cpu int8", tiny_file)
-    slack, largest = 16e6, 24_000 * 512 * 4  # loading in bf16 leaves 12 MB besides the weights too
-    assert memory["after"] < memory["packed"] + slack
-    assert memory["peak"] < memory["packed"] + largest + slack
 
 
 def test_loading_frees_the_file(tiny_file: Path, tmp_path: Path) -> None:
