@@ -20,7 +20,17 @@ from rwkvbatch.bench.gpu import GpuMeter, TorchWork, device_clock
 from rwkvbatch.bench.limits import LimitMeter, Meter, native_ops
 from rwkvbatch.bench.package import Package, strategy_for
 from rwkvbatch.bench.records import Figure, Loading, Rates, Report, median
-from rwkvbatch.bench.workloads import PROCESSOR, WALL, Clock, Workload, decode, prompt, sampling, tokenizing
+from rwkvbatch.bench.workloads import (
+    PROCESSOR,
+    WALL,
+    Clock,
+    Workload,
+    decode,
+    prompt,
+    sampling,
+    stored_bytes,
+    tokenizing,
+)
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import Model
 from rwkvbatch.model.load import load_model
@@ -61,8 +71,10 @@ def run_benchmark(
     clock, meter = _instruments(model, plan)
     ops = native_ops(model)
     num_threads = ops.threads if ops is not None else threads or torch.get_num_threads()
-    workloads = [decode(model, rows, clock) for rows in plan.rows]
-    workloads += [prompt(model, plan.prompt_tokens, clock), sampling(model, clock), tokenizing(clock)]
+    weight_bytes = ops.step_bytes if ops is not None else stored_bytes(model.spec)
+    workloads = [decode(model, rows, clock, weight_bytes) for rows in plan.rows]
+    workloads.append(prompt(model, plan.prompt_tokens, clock, weight_bytes))
+    workloads += [sampling(model, clock), tokenizing(clock)]
     ours: dict[str, list[float]] = {workload.name: [] for workload in workloads}
     theirs: dict[str, list[float]] = {workload.name: [] for workload in workloads}
     rates: dict[str, list[Rates]] = {workload.name: [] for workload in workloads}

@@ -52,8 +52,8 @@ class Workload:
     repeats: int = 1
 
 
-def decode(model: Model, rows: int, clock: Clock = WALL) -> Workload:
-    """One token for each of `rows` sequences, logits included."""
+def decode(model: Model, rows: int, clock: Clock = WALL, weight_bytes: float = 0.0) -> Workload:
+    """One token for each of `rows` sequences, logits included; reads `weight_bytes` of weights."""
     pool = model.make_pool(rows)
     for slot in range(rows):
         pool.clear(slot)
@@ -69,11 +69,11 @@ def decode(model: Model, rows: int, clock: Clock = WALL) -> Workload:
 
     name = f"decode, {rows} row{'s' if rows > 1 else ''}"
     products = _products(spec)
-    return Workload(name, "decode", rows, once, 2 * products * rows, _weight_bytes(spec), max(1, 8 // rows))
+    return Workload(name, "decode", rows, once, 2 * products * rows, weight_bytes, max(1, 8 // rows))
 
 
-def prompt(model: Model, length: int, clock: Clock = WALL) -> Workload:
-    """Reading one prompt; logits after its last token."""
+def prompt(model: Model, length: int, clock: Clock = WALL, weight_bytes: float = 0.0) -> Workload:
+    """Reading one prompt, and once `weight_bytes` of weights; logits after its last token."""
     pool = model.make_pool(1)
     generator = np.random.default_rng(length)
     spec = model.spec
@@ -87,7 +87,7 @@ def prompt(model: Model, length: int, clock: Clock = WALL) -> Workload:
 
     head = spec.vocab_size * spec.width
     operations = 2 * ((_products(spec) - head) * length + head)
-    return Workload(f"prompt, {length} tokens", "prompt", length, once, operations, _weight_bytes(spec))
+    return Workload(f"prompt, {length} tokens", "prompt", length, once, operations, weight_bytes)
 
 
 def sampling(model: Model, clock: Clock = WALL) -> Workload:
@@ -137,5 +137,6 @@ def _products(spec: ModelSpec) -> int:
     return spec.num_parameters - spec.vocab_size * spec.width
 
 
-def _weight_bytes(spec: ModelSpec) -> int:
+def stored_bytes(spec: ModelSpec) -> int:
+    """Bytes of the weights that a step reads, where each has the size of its precision."""
     return _products(spec) * (4 if "fp32" in spec.dtype else 2)

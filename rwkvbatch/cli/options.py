@@ -32,7 +32,7 @@ StrategyOption = Annotated[
         "--strategy",
         metavar="TEXT",
         rich_help_panel=MODEL_PANEL,
-        help='Device and precision: "cpu fp32", "cpu bf16", "cuda fp16", "cuda:1 bf16", auto.',
+        help='Device and precision: "cpu fp32", "cpu bf16", "cpu int8", "cuda fp16", "cuda:1 bf16", auto.',
     ),
 ]
 BackendOption = Annotated[

@@ -25,7 +25,7 @@ class ModelSpec:
         state_bytes: size of one sequence's recurrent state as the backend keeps it.
         weights_sha256: hash of the checkpoint file.
         path: the checkpoint file as it was found.
-        dtype: `fp32`, `bf16`, `fp16`, or a whole strategy for the upstream backend.
+        dtype: `fp32`, `bf16`, `fp16`, `int8` (the large matrices), or a whole strategy for the upstream backend.
         backend: `cpu` (native kernels), `reference`, `cuda` (`cuda rows=N` with a fixed row count) or `upstream`.
         device: torch device name.
         bitwise: whether replies are the same bit for bit whatever the batch (docs/design/reproducibility.md).

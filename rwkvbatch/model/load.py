@@ -120,9 +120,10 @@ def load_model(
     Args:
         path: a `.pth` or `.safetensors` file; see `resolve_model_path`.
         strategy: `auto`, or device and precision as in `cpu fp32`, `cpu bf16`, `cuda fp16`, `cuda:1 bf16`. The
-            precision is what weights are rounded to; arithmetic on the CPU is always fp32. `auto` takes a GPU
-            when there is one, and leaves the weights as they are. `cuda fp16 rows=64` gives every matrix product
-            64 rows (docs/design/reproducibility.md). With `upstream`, any strategy of the `rwkv` package.
+            precision is what weights are rounded to, with `cpu int8` only those of the large matrices; arithmetic
+            on the CPU is always fp32. `auto` takes a GPU when there is one, and leaves the weights as they are.
+            `cuda fp16 rows=64` gives every matrix product 64 rows (docs/design/reproducibility.md). With `upstream`,
+            any strategy of the `rwkv` package.
         backend: `cpu` (native kernels), `reference` (plain torch), `cuda` (NVIDIA GPUs), `upstream` (the `rwkv`
             package), or `auto`: the fastest for the strategy, and `upstream` for checkpoints older than RWKV-7.
             AMD and Apple GPUs are served by `reference`.
@@ -150,10 +151,10 @@ def load_model(
 
 def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, threads: int | None) -> Rwkv7Model:
     architecture = checkpoint.architecture
-    dtype = None if strategy.precision is None else DTYPES[strategy.precision]
     checkpoint.file.start_hashing()
     name, ops = _operations(checkpoint, strategy, backend, threads)
-    network = Network.build(Checkpoint(checkpoint.file, architecture, dtype), architecture.num_layers, ops)
+    tensors = Checkpoint(checkpoint.file, architecture, strategy.dtype)
+    network = Network.build(tensors, architecture.num_layers, ops)
     spec = ModelSpec(
         generation=architecture.generation,
         num_layers=architecture.num_layers,
@@ -201,14 +202,13 @@ def _operations(
                 f"--backend cpu cannot run on {strategy.device!r}",
                 hint='use --strategy "cpu" or --backend cuda',
             )
-        return _gpu_operations(
-            strategy, DTYPES[strategy.precision or checkpoint.architecture.precision], backend
-        )
+        dtype = strategy.dtype or DTYPES[checkpoint.architecture.precision]
+        return _gpu_operations(strategy, dtype, backend)
     if backend != "reference":
         try:
             from rwkvbatch.model.ops.cpu import CpuOps
 
-            return "cpu", CpuOps(threads=threads)
+            return "cpu", CpuOps(threads=threads, int8=strategy.int8)
         except ImportError as error:
             if backend == "cpu":
                 raise UsageError(
@@ -220,7 +220,7 @@ def _operations(
                 SlowBackendWarning,
                 stacklevel=4,
             )
-    return "reference", ReferenceOps("cpu")
+    return "reference", ReferenceOps("cpu", int8=strategy.int8)
 
 
 def _gpu_operations(strategy: Strategy, dtype: torch.dtype, backend: str) -> tuple[str, Operations]:

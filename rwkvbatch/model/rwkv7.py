@@ -78,6 +78,9 @@ class Network:
         def norm(name: str) -> Norm:
             return ops.vector(tensors[f"{name}.weight"]), ops.vector(tensors[f"{name}.bias"])
 
+        def large(name: str, activation: Activation = "none") -> Array:
+            return ops.linear_layer(tensors[f"{name}.weight"], activation=activation, large=True)
+
         def low_rank(att: str, letter: str, inner: Activation, outer: Activation) -> LowRank:
             bias = tensors.get(f"{att}.{letter}0")
             return LowRank(
@@ -92,10 +95,10 @@ class Network:
             return TimeMix(
                 norm=norm(f"blocks.{layer}.ln1"),
                 mix=ops.vector(torch.stack([tensors[f"{att}.{name}"].flatten() for name in MIX_NAMES])),
-                receptance=ops.linear_layer(tensors[f"{att}.receptance.weight"]),
-                key=ops.linear_layer(tensors[f"{att}.key.weight"]),
-                value=ops.linear_layer(tensors[f"{att}.value.weight"]),
-                output=ops.linear_layer(tensors[f"{att}.output.weight"]),
+                receptance=large(f"{att}.receptance"),
+                key=large(f"{att}.key"),
+                value=large(f"{att}.value"),
+                output=large(f"{att}.output"),
                 decay=low_rank(att, "w", "tanh", "decay"),
                 rate=low_rank(att, "a", "none", "sigmoid"),
                 gate=low_rank(att, "g", "sigmoid", "none"),
@@ -111,12 +114,12 @@ class Network:
             return ChannelMix(
                 norm=norm(f"blocks.{layer}.ln2"),
                 mix=ops.vector(tensors[f"{ffn}.x_k"].flatten().unsqueeze(0)),
-                key=ops.linear_layer(tensors[f"{ffn}.key.weight"], activation="relu_squared"),
-                value=ops.linear_layer(tensors[f"{ffn}.value.weight"]),
+                key=large(f"{ffn}.key", "relu_squared"),
+                value=large(f"{ffn}.value"),
             )
 
         # The largest tensors first, while little else is in memory: they exist twice while they are packed.
-        head = ops.linear_layer(tensors["head.weight"])
+        head = large("head")
         return cls(
             embedding=ops.table(tensors["emb.weight"]),
             embedding_norm=norm("blocks.0.ln0"),

@@ -11,12 +11,13 @@ import torch
 from rwkvbatch.errors import UsageError
 
 Precision = Literal["fp32", "bf16", "fp16"]
+"""How a tensor's numbers are stored."""
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS: dict[torch.dtype, Precision] = {dtype: precision for precision, dtype in DTYPES.items()}
 
 _PLAIN = re.compile(
-    r"(?P<device>cpu|mps|cuda(?::\d{1,3})?)(?: +(?P<precision>fp32|bf16|fp16))?(?: +rows=(?P<rows>[1-9]\d{0,3}))?"
+    r"(?P<device>cpu|mps|cuda(?::\d{1,3})?)(?: +(?P<precision>fp32|bf16|fp16|int8))?(?: +rows=(?P<rows>[1-9]\d{0,3}))?"
 )
 
 # The `rwkv` package's own grammar: parts joined by `->`, each a device, a precision, perhaps i8, perhaps a layer count.
@@ -25,8 +26,8 @@ _UPSTREAM_PART = re.compile(
 )
 
 ALLOWED = (
-    '"auto", "cpu", "cpu fp32", "cpu bf16", "cpu fp16", "cuda", "cuda fp16", "cuda:1 bf16", "cuda fp16 rows=64", '
-    '"mps fp16" and the like'
+    '"auto", "cpu", "cpu fp32", "cpu bf16", "cpu fp16", "cpu int8", "cuda", "cuda fp16", "cuda:1 bf16", '
+    '"cuda fp16 rows=64", "mps fp16" and the like'
 )
 ALLOWED_UPSTREAM = (
     '"cpu fp32", "cuda fp16", "cuda fp16i8", "cuda fp16 *10 -> cpu fp32", "cuda fp16i8 *0+ -> cpu fp32 *1" '
@@ -40,18 +41,28 @@ class Strategy:
 
     Attributes:
         device: `cpu`, `cuda`, `cuda:N` or `mps`.
-        precision: what the weights are rounded to when they are loaded; None leaves them as they are.
+        precision: what the weights are rounded to when they are loaded; None leaves them as they are. `int8` is for
+            the large matrices on the CPU (`ops/int8.py`); all else stays as it is.
         fixed_rows: how many rows every matrix product on a GPU has, so that a reply does not depend on how many
             others there are; None for as many as there are.
     """
 
     device: str
-    precision: Precision | None
+    precision: Precision | Literal["int8"] | None
     fixed_rows: int | None = None
 
     @property
     def on_gpu(self) -> bool:
         return self.device != "cpu"
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What every tensor is rounded to; None where they stay as they are, or where operations do the rounding."""
+        return None if self.precision is None or self.precision == "int8" else DTYPES[self.precision]
+
+    @property
+    def int8(self) -> bool:
+        return self.precision == "int8"
 
 
 def is_upstream(text: str) -> bool:
@@ -81,6 +92,11 @@ def parse_strategy(text: str) -> Strategy:
             f"rows= in --strategy is for NVIDIA GPUs; got {text!r}",
             hint="on the CPU replies do not depend on the others in any case",
         )
+    if strategy.int8 and strategy.on_gpu:
+        raise UsageError(
+            f"int8 in --strategy is for the CPU; got {text!r}",
+            hint=f'use "cpu int8", or "{strategy.device} fp16" on the GPU',
+        )
     check_device(strategy.device)
     return strategy
 
@@ -97,7 +113,10 @@ def parse_upstream_strategy(text: str, generation: str) -> str:
     if wanted in ("cpu", "cuda"):
         wanted += " fp16" if wanted == "cuda" else " fp32"
     if not is_upstream(wanted):
-        raise UsageError(f"--strategy must be one of {ALLOWED_UPSTREAM}; got {text!r}")
+        hint = None
+        if wanted == "cpu int8":
+            hint = 'that is for RWKV-7 without --backend upstream; for RWKV-4, 5 and 6 the package has "cpu fp32i8"'
+        raise UsageError(f"--strategy must be one of {ALLOWED_UPSTREAM}; got {text!r}", hint=hint)
     parts = [" ".join(part.split()) for part in wanted.split("->")]
     if generation == "7" and _PLAIN.fullmatch(wanted) is None:
         raise UsageError(

@@ -115,28 +115,13 @@ template <class Work> void Context::run_rows(size_t rows, size_t floats_per_row,
     });
 }
 
-LinearLayer Context::linear_layer(const uint8_t* data, Dtype dtype, size_t out, size_t in, int64_t out_stride,
-                                  int64_t in_stride, const float* bias, Activation activation) {
-    PackedMatrix packed{nullptr, dtype, out, in};
-    const size_t element = size_of(dtype);
-    uint8_t* target = store_->allocate(packed.num_bytes());
-    threads().run(packed.num_panels(), [&](size_t panel, size_t) {
-        uint8_t* start = target + packed.offset(panel, 0);
-        const size_t input_bytes = packed.input_bytes(packed.band_width(panel));
-        for (size_t column = 0; column < PANEL; ++column) {
-            const size_t place = dtype == Dtype::BF16 ? column % 8 * 2 + column / 8 : column;
-            const size_t index = panel * PANEL + column;
-            uint8_t* to = start + place * element;
-            if (index >= out) {
-                for (size_t k = 0; k < in; ++k) std::memset(to + k * input_bytes, 0, element);
-                continue;
-            }
-            const uint8_t* from = data + static_cast<int64_t>(index) * out_stride * static_cast<int64_t>(element);
-            const int64_t step = in_stride * static_cast<int64_t>(element);
-            for (size_t k = 0; k < in; ++k, from += step) std::memcpy(to + k * input_bytes, from, element);
-        }
-    });
-    packed.data = target;
+LinearLayer Context::linear_layer(const StoredMatrix& stored, size_t out, size_t in, const float* bias,
+                                  Activation activation, bool as_int8) {
+    const StandardArithmetic arithmetic;
+    PackedMatrix packed{nullptr, as_int8 ? Dtype::INT8 : stored.dtype, out, in};
+    uint8_t* const memory = store_->allocate(packed.num_bytes());
+    threads().run(packed.num_panels(), [&](size_t panel, size_t) { pack_panel(packed, stored, panel, memory); });
+    packed.data = memory;
     return {{packed, store_}, bias != nullptr ? vector(bias, 1, out).data : nullptr, activation};
 }
 

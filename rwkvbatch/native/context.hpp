@@ -115,9 +115,9 @@ public:
     Arena& arena() { return *arena_; }
     size_t weight_bytes() const { return store_->num_bytes(); }
 
-    // `strides` count elements.
-    LinearLayer linear_layer(const uint8_t* data, Dtype dtype, size_t out, size_t in, int64_t out_stride,
-                             int64_t in_stride, const float* bias, Activation activation);
+    // `as_int8` rounds the weight, see `pack_panel`; otherwise it is kept as it is.
+    LinearLayer linear_layer(const StoredMatrix& stored, size_t out, size_t in, const float* bias, Activation activation,
+                             bool as_int8);
     Vector vector(const float* data, size_t rows, size_t width);
     Table table(const uint8_t* data, Dtype dtype, size_t vocab_size, size_t width);
     ArrayPtr array(size_t rows, size_t width);

@@ -3,42 +3,14 @@
 // does which part never matters to the result.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+
+#include "packed.hpp"
 
 namespace rwkv {
 
 enum class Activation { NONE, TANH, SIGMOID, DECAY, RELU_SQUARED };
-enum class Dtype { FP32, BF16, FP16 };
-
-constexpr size_t PANEL = 16;  // columns (outputs) that lie together in a packed matrix
-
-constexpr size_t BAND = 4;    // panels that lie together input by input
-
-constexpr size_t size_of(Dtype dtype) { return dtype == Dtype::FP32 ? 4 : 2; }
-constexpr size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
-
-// A linear layer's weight: panels of 16 outputs in bands of four panels (the last band may have fewer). A band is one
-// stretch of memory: for each input in turn the weights of its outputs. bf16 panels hold their columns in the order
-// 0, 8, 1, 9, ..., so that widening is a shift and a mask. Missing columns are zero.
-struct PackedMatrix {
-    const uint8_t* data;
-    Dtype dtype;
-    size_t out, in;
-
-    size_t num_panels() const { return ceil_div(out, PANEL); }
-    size_t panel_bytes() const { return in * input_bytes(1); }
-    size_t num_bytes() const { return num_panels() * panel_bytes(); }
-    // Bytes of one input's weights in so many panels.
-    size_t input_bytes(size_t panels) const { return panels * PANEL * size_of(dtype); }
-    size_t band_width(size_t panel) const { return std::min(BAND, num_panels() - panel / BAND * BAND); }
-    // Where a panel's weights of one input lie; those of the next are `input_bytes(band_width(panel))` on.
-    size_t offset(size_t panel, size_t input) const {
-        return panel / BAND * BAND * panel_bytes() + input * input_bytes(band_width(panel)) + input_bytes(panel % BAND);
-    }
-    const uint8_t* at(size_t panel, size_t input) const { return data + offset(panel, input); }
-};
 
 // Rows of floats at a distance; `stride` counts floats.
 struct Rows {

@@ -9,105 +9,24 @@
 
 #include "kernels.hpp"
 #include "math.hpp"
+#include "tile.hpp"
 #include "vec.hpp"
 
 namespace rwkv {
 namespace RWKV_ISA {
 
-constexpr size_t MAX_TILE_ROWS = 6;
-
-// Panels at once for a tile of so many rows: enough chains to hide the latency, and all of them in registers.
-constexpr size_t tile_panels([[maybe_unused]] size_t rows) {
-#if defined(RWKV_ISA_AVX512)
-    return 4;
-#else
-    return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
-#endif
-}
-
-// Inputs in a block, where several tiles share it: a band's block then stays in the first cache.
+// Inputs in a block, where several tiles share it: a band's block then stays in the first cache. Of int8 weights twice as
+// many.
 #if defined(RWKV_ISA_AVX512)
 constexpr size_t INPUT_BLOCK = 256;
 #else
 constexpr size_t INPUT_BLOCK = 192;
 #endif
+static_assert(2 * INPUT_BLOCK % SCALED_INPUTS == 0);
 
 // How far before they are needed weights are asked for, in bytes: the way of a line from memory. A single row takes its
 // weights faster than they come; then the processor itself looks ahead as far as it can, and more would be in its way.
 constexpr size_t AHEAD = 8192;
-constexpr size_t LINE = 64;
-
-template <Dtype D> RWKV_INLINE F16 weights_at(const uint8_t* from) {
-    if constexpr (D == Dtype::FP32) return load(reinterpret_cast<const float*>(from));
-    const uint16_t* halves = reinterpret_cast<const uint16_t*>(from);
-    return D == Dtype::BF16 ? widen_bf16(halves) : widen_fp16(halves);
-}
-
-// One register tile's work on one block of inputs.
-struct Tile {
-    const float* x;
-    size_t x_stride;
-    size_t begin, end;      // inputs
-    const uint8_t* weights; // of the first of them
-    size_t input_bytes;     // from one input to the next
-    float* sums;            // [panel][row][16]
-    size_t panel_sums;      // distance between panels there
-    const uint8_t* ahead;   // weights to ask the memory for meanwhile,
-    size_t ahead_step;      // so many bytes for each input
-};
-
-template <Dtype D, size_t ROWS, size_t PANELS> void advance_tile(const Tile& tile) {
-    constexpr size_t PANEL_BYTES = PANEL * size_of(D);
-    const float* x = tile.x;
-    const uint8_t *weights = tile.weights, *ahead = tile.ahead;
-    const size_t x_stride = tile.x_stride, input_bytes = tile.input_bytes, end = tile.end, ahead_step = tile.ahead_step;
-    F16 sum[ROWS][PANELS];
-    for (size_t i = 0; i < ROWS; ++i)
-        for (size_t p = 0; p < PANELS; ++p)
-            sum[i][p] = tile.begin == 0 ? zero() : load(tile.sums + p * tile.panel_sums + i * PANEL);
-    for (size_t k = tile.begin; k < end; ++k) {
-        for (size_t byte = 0; byte < PANELS * PANEL_BYTES; byte += LINE) __builtin_prefetch(ahead + byte, 0, 2);
-        ahead += ahead_step;
-        F16 weight[PANELS];
-        for (size_t p = 0; p < PANELS; ++p) weight[p] = weights_at<D>(weights + p * PANEL_BYTES);
-        weights += input_bytes;
-        for (size_t i = 0; i < ROWS; ++i) {
-            const F16 input = set1(x[i * x_stride + k]);
-            for (size_t p = 0; p < PANELS; ++p) sum[i][p] = fma(input, weight[p], sum[i][p]);
-        }
-    }
-    for (size_t i = 0; i < ROWS; ++i)
-        for (size_t p = 0; p < PANELS; ++p) store(tile.sums + p * tile.panel_sums + i * PANEL, sum[i][p]);
-}
-
-using TileFunction = void (*)(const Tile&);
-
-template <Dtype D, size_t PANELS> TileFunction tile_of_rows(size_t rows) {
-    switch (rows) {
-        case 1: return advance_tile<D, 1, PANELS>;
-        case 2: return advance_tile<D, 2, PANELS>;
-        case 3: return advance_tile<D, 3, PANELS>;
-        case 4: return advance_tile<D, 4, PANELS>;
-        case 5: return advance_tile<D, 5, PANELS>;
-        default: return advance_tile<D, 6, PANELS>;
-    }
-}
-
-template <Dtype D> TileFunction tile_function(size_t rows, size_t panels) {
-    switch (panels) {
-        case 4: return tile_of_rows<D, 4>(rows);
-        case 2: return tile_of_rows<D, 2>(rows);
-        default: return tile_of_rows<D, 1>(rows);
-    }
-}
-
-inline TileFunction tile_function(Dtype dtype, size_t rows, size_t panels) {
-    switch (dtype) {
-        case Dtype::FP32: return tile_function<Dtype::FP32>(rows, panels);
-        case Dtype::BF16: return tile_function<Dtype::BF16>(rows, panels);
-        default: return tile_function<Dtype::FP16>(rows, panels);
-    }
-}
 
 // What a layer's end makes of the sums of one row and panel.
 RWKV_INLINE F16 finish(const LinearJob& job, F16 sum, size_t row, size_t column, size_t width) {
@@ -137,8 +56,8 @@ struct Tiling {
 inline void advance_block(const LinearJob& job, const Tiling& tiling, Tile tile, size_t panels) {
     const TileFunction low = tile_function(job.weight.dtype, tiling.low, panels);
     const TileFunction high = tile_function(job.weight.dtype, tiling.rows(0), panels);
-    const size_t bytes = job.weight.input_bytes(panels), share = (tile.end - tile.begin) * bytes / tiling.num_tiles;
-    tile.ahead_step = ceil_div(bytes, tiling.num_tiles);
+    const size_t share = job.weight.bytes_before(tile.end - tile.begin, panels) / tiling.num_tiles;
+    tile.ahead_step = ceil_div(job.weight.input_bytes(panels), tiling.num_tiles);
     for (size_t t = 0; t < tiling.num_tiles; ++t) {
         (t < tiling.num_high ? high : low)(tile);
         tile.x += tiling.rows(t) * tile.x_stride;
@@ -149,33 +68,26 @@ inline void advance_block(const LinearJob& job, const Tiling& tiling, Tile tile,
 
 // A tile that has a whole band for itself takes the weights in the order in which they lie, and asks for them a little
 // ahead, at its end for the `next` ones.
-inline void advance_alone(const LinearJob& job, size_t rows, Tile tile, size_t panels, const uint8_t* next) {
+inline void advance_alone(const LinearJob& job, size_t rows, Tile tile, size_t panel, size_t panels, const uint8_t* next) {
     const TileFunction advance = tile_function(job.weight.dtype, rows, panels);
     tile.ahead_step = tile.input_bytes;
-    const size_t ahead_inputs = std::min(AHEAD / tile.input_bytes, tile.end), end = tile.end;
-    tile.ahead = tile.weights + ahead_inputs * tile.input_bytes;
-    tile.end = end - ahead_inputs;
-    if (tile.end > 0) advance(tile);
-    tile.weights += tile.end * tile.input_bytes;
-    tile.begin = tile.end;
-    tile.end = end;
+    const size_t inputs = tile.end, ahead_inputs = std::min(AHEAD / tile.input_bytes, inputs);
+    const size_t split = job.weight.block_of(inputs - ahead_inputs), width = job.weight.band_width(panel);
+    const size_t bytes_to_split = job.weight.bytes_before(split, width);
+    tile.ahead = tile.weights + job.weight.bytes_before(inputs, width) - bytes_to_split;
+    tile.end = split;
+    if (split > 0) advance(tile);
+    tile.weights += bytes_to_split;
+    tile.begin = split;
+    tile.end = inputs;
     tile.ahead = next;
     advance(tile);
 }
 
-// Some panels of a single row, whose sums never leave the registers: whatever else happens between two bands is time in
-// which no weights are under way.
+// Some panels of a single row.
 template <Dtype D, size_t PANELS> void finish_one_row(const LinearJob& job, size_t first_panel) {
-    constexpr size_t PANEL_BYTES = PANEL * size_of(D);
-    const float* x = job.x.data;
-    const size_t inputs = job.weight.in, input_bytes = job.weight.input_bytes(job.weight.band_width(first_panel));
-    const uint8_t* weights = job.weight.at(first_panel, 0);
     F16 sum[PANELS];
-    for (size_t p = 0; p < PANELS; ++p) sum[p] = zero();
-    for (size_t k = 0; k < inputs; ++k, weights += input_bytes) {
-        const F16 input = set1(x[k]);
-        for (size_t p = 0; p < PANELS; ++p) sum[p] = fma(input, weights_at<D>(weights + p * PANEL_BYTES), sum[p]);
-    }
+    sum_one_row<D>(job.x.data, job.weight, first_panel, sum);
     for (size_t p = 0; p < PANELS; ++p) {
         const size_t column = (first_panel + p) * PANEL, width = std::min(PANEL, job.weight.out - column);
         store_upto(job.out.data + column, finish(job, sum[p], 0, column, width), width);
@@ -203,6 +115,7 @@ inline void linear(const LinearJob& job, size_t task, float* sums, const uint8_t
             case Dtype::FP32: return linear_one_row<Dtype::FP32>(job, first_panel, end_panel);
             case Dtype::BF16: return linear_one_row<Dtype::BF16>(job, first_panel, end_panel);
             case Dtype::FP16: return linear_one_row<Dtype::FP16>(job, first_panel, end_panel);
+            case Dtype::INT8: return linear_one_row<Dtype::INT8>(job, first_panel, end_panel);
         }
     }
 
@@ -211,7 +124,7 @@ inline void linear(const LinearJob& job, size_t task, float* sums, const uint8_t
         const Tiling tiling(num_rows);
         const size_t panel_sums = num_rows * PANEL;
         const bool alone = tiling.num_tiles == 1 && tiling.panels() == BAND;
-        const size_t input_block = alone ? weight.in : INPUT_BLOCK;
+        const size_t input_block = alone ? weight.in : weight.dtype == Dtype::INT8 ? 2 * INPUT_BLOCK : INPUT_BLOCK;
 
         for (size_t begin = 0; begin < weight.in; begin += input_block) {
             const size_t end = std::min(begin + input_block, weight.in);
@@ -221,18 +134,18 @@ inline void linear(const LinearJob& job, size_t task, float* sums, const uint8_t
                 while (panels > std::min(end_panel - panel, width - in_band)) panels /= 2;
                 const size_t input_bytes = weight.input_bytes(width);
                 Tile tile{job.x.data + first_row * job.x.stride, job.x.stride, begin, end,
-                          weight.at(panel, begin), input_bytes,
+                          weight.at(panel, begin), input_bytes, in_band,
                           sums + (panel - first_panel) * panel_sums, panel_sums, nullptr, 0};
                 if (alone) {
                     const bool last = panel + panels >= end_panel;
-                    advance_alone(job, num_rows, tile, panels, last ? next : weight.at(panel + panels, 0));
+                    advance_alone(job, num_rows, tile, panel, panels, last ? next : weight.at(panel + panels, 0));
                 } else {
                     // Each pass over a band asks for its part of the next band's block, or of the next block.
                     const size_t next_band = panel - in_band + BAND;
                     const uint8_t* ahead = next_band < end_panel ? weight.at(next_band, begin)
                                            : end < weight.in     ? weight.at(first_panel, end)
                                                                  : next;
-                    tile.ahead = ahead + in_band * (end - begin) * weight.input_bytes(1);
+                    tile.ahead = ahead + in_band * weight.bytes_before(end - begin, 1);
                     advance_block(job, tiling, tile, panels);
                 }
             }

@@ -53,6 +53,11 @@ const uint8_t* bytes_of(const Weight& weight, Dtype dtype) {
     return static_cast<const uint8_t*>(weight.data());
 }
 
+StoredMatrix stored_matrix(const Weight& weight, Dtype dtype) {
+    const int64_t element = static_cast<int64_t>(size_of(dtype));
+    return {bytes_of(weight, dtype), dtype, weight.stride(0) * element, weight.stride(1) * element};
+}
+
 template <class T> std::vector<T> copied(const Input<T, 1>& values) { return {values.data(), values.data() + values.size()}; }
 
 Pool make_pool(States<4> shifts, States<5> wkv) {
@@ -217,12 +222,11 @@ NB_MODULE(_native, m) {
         .def("take_damage", [](Context& c) { return c.arena().take_damage(); })
         .def("array", &array_of)
         .def("linear_layer", [](Context& c, const Weight& weight, const std::string& dtype,
-                                std::optional<Input<float, 1>> bias, const char* activation) {
-            const Dtype kind = dtype_of(dtype);
+                                std::optional<Input<float, 1>> bias, const char* activation, bool as_int8) {
             if (bias && bias->size() != weight.shape(0)) throw nb::value_error("a linear layer needs one bias for each output");
-            return c.linear_layer(bytes_of(weight, kind), kind, weight.shape(0), weight.shape(1), weight.stride(0),
-                                  weight.stride(1), bias ? bias->data() : nullptr, activation_of(activation));
-        }, "weight"_a, "dtype"_a, "bias"_a.none(), "activation"_a)
+            return c.linear_layer(stored_matrix(weight, dtype_of(dtype)), weight.shape(0), weight.shape(1),
+                                  bias ? bias->data() : nullptr, activation_of(activation), as_int8);
+        }, "weight"_a, "dtype"_a, "bias"_a.none(), "activation"_a, "as_int8"_a)
         .def("vector", [](Context& c, Input<float, 2> weight) {
             return c.vector(weight.data(), weight.shape(0), weight.shape(1));
         })

@@ -62,8 +62,7 @@ inline void embed(const EmbedJob& job, size_t begin, size_t end, float* scratch)
                 for (size_t c = 0; c < width; ++c) {
                     uint16_t half;
                     std::memcpy(&half, entry + c * sizeof half, sizeof half);
-                    const uint32_t word = static_cast<uint32_t>(half) << 16;
-                    std::memcpy(scratch + c, &word, sizeof word);
+                    scratch[c] = bf16_to_float(half);
                 }
                 break;
             case Dtype::FP16:
@@ -73,6 +72,7 @@ inline void embed(const EmbedJob& job, size_t begin, size_t end, float* scratch)
                     store_upto(scratch + c, widen_fp16(halves), width - c);
                 }
                 break;
+            case Dtype::INT8: break;  // no table is kept in it
         }
         norm_row(scratch, job.norm, job.norm.out.data + i * job.norm.out.stride);
     }

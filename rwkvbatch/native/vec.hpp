@@ -14,6 +14,8 @@
 #include <immintrin.h>
 #endif
 
+#include "halves.hpp"
+
 #define RWKV_INLINE inline __attribute__((always_inline))
 
 namespace rwkv {
@@ -79,6 +81,9 @@ RWKV_INLINE F16 widen_bf16(const uint16_t* p) {
 }
 RWKV_INLINE F16 widen_fp16(const uint16_t* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+RWKV_INLINE F16 widen_int8(const int8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
 
 #elif defined(RWKV_ISA_AVX2)
@@ -166,6 +171,10 @@ RWKV_INLINE F16 widen_fp16(const uint16_t* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
             _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
 }
+RWKV_INLINE F16 widen_int8(const int8_t* p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
 
 #else  // portable: plain loops, which a compiler may turn into whatever the machine has
 
@@ -222,22 +231,8 @@ RWKV_INLINE F16 widen_bf16(const uint16_t* p) {
     }
     return from_bits(r);
 }
-RWKV_INLINE float half_to_float(uint16_t half) {
-    const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
-    const uint32_t exponent = half >> 10 & 0x1fu, mantissa = half & 0x3ffu;
-    uint32_t word;
-    if (exponent == 0) {  // zero and subnormals: mantissa * 2^-24, exact in fp32
-        const float magnitude = static_cast<float>(mantissa) * 5.9604644775390625e-8f;
-        std::memcpy(&word, &magnitude, sizeof word);
-    } else {
-        word = (exponent == 31 ? 255u : exponent + 112u) << 23 | mantissa << 13;
-    }
-    word |= sign;
-    float result;
-    std::memcpy(&result, &word, sizeof result);
-    return result;
-}
 RWKV_INLINE F16 widen_fp16(const uint16_t* p) { F16 r; RWKV_EACH r.v[i] = half_to_float(p[i]); return r; }
+RWKV_INLINE F16 widen_int8(const int8_t* p) { F16 r; RWKV_EACH r.v[i] = static_cast<float>(p[i]); return r; }
 #undef RWKV_EACH
 
 #endif

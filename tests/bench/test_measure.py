@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from rwkvbatch.bench import measure
 from rwkvbatch.bench.measure import Plan, figure_of, run_benchmark
 from rwkvbatch.bench.package import Package
 from rwkvbatch.bench.random_file import write_random
-from rwkvbatch.bench.records import Rates
+from rwkvbatch.bench.records import Figure, Rates
 from rwkvbatch.bench.workloads import Workload
 from rwkvbatch.errors import CheckpointError, RwkvBatchError, UsageError
+from rwkvbatch.model.load import load_model
 from rwkvbatch.model.random_checkpoint import random_tensors
+from rwkvbatch.model.rwkv7_model import Rwkv7Model
 from rwkvbatch.model.tensor_write import save_tensors
 
 RATES = Rates(read=10e9, fma=100e9)
@@ -108,6 +112,28 @@ def test_a_package_that_ends_early_is_noticed(model_file: Path) -> None:
 def test_weights_that_cannot_be_made_are_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a random checkpoint of 1x64 could not be made"):
         write_random("1x64", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("strategy", ["cpu", "cpu int8"])
+def test_the_bytes_of_a_step_are_those_that_are_read(
+    strategy: str, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native = pytest.importorskip("rwkvbatch.model.ops.cpu")
+    counted: list[float] = []
+
+    def noted(workload: Workload, *others: Any) -> Figure:
+        counted.append(workload.weight_bytes)
+        return figure_of(workload, *others)
+
+    monkeypatch.setattr(measure, "figure_of", noted)
+    report = run_benchmark(
+        model_file, Plan(rows=(1,), prompt_tokens=4, rounds=1), strategy=strategy, threads=1
+    )
+    assert report.dtype == ("int8" if strategy == "cpu int8" else "bf16")
+    model = load_model(model_file, strategy, threads=1)
+    assert isinstance(model, Rwkv7Model)
+    assert isinstance(model.ops, native.CpuOps)
+    assert counted == [model.ops.step_bytes] * 2 + [0, 0]
 
 
 def test_native_kernels_are_held_against_the_machine_and_the_package(model_file: Path) -> None:

@@ -163,6 +163,17 @@ def test_another_setting_is_refused_with_the_difference(
     assert "cells.base.max_tokens: there 4, now 5" in capsys.readouterr().err
 
 
+def test_a_run_in_another_precision_is_refused_and_the_manifest_says_which_it_was(
+    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", str(script), "--out", str(tmp_path / "out"), "-q", "--max-tokens", "4", "--backend"]
+    assert invoke([*arguments, "reference", "--strategy", "cpu int8"]) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["identity"]["cells"]["base"]["dtype"] == "int8"
+    assert invoke([*arguments, "reference", "--strategy", "cpu"]) == 3
+    assert 'cells.base.dtype: there "int8", now "bf16"' in capsys.readouterr().err
+
+
 def test_verifying_records_what_held(
     script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import shutil
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,7 +18,9 @@ from rwkvbatch.model import load
 from rwkvbatch.model.base import Model
 from rwkvbatch.model.load import SlowBackendWarning, load_model, resolve_model_path
 from rwkvbatch.model.ops.reference import ReferenceOps
+from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.model.rwkv7_model import Rwkv7Model
+from tests.model.loading_memory import memory_of_loading
 
 
 @pytest.fixture(autouse=True)
@@ -102,15 +102,20 @@ def test_hash_is_that_of_the_file(tiny_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "dtype"), [("cpu", "bf16"), ("cpu bf16", "bf16"), ("cpu fp32", "fp32"), ("cpu fp16", "fp16")]
+    ("strategy", "dtype"),
+    [
+        ("cpu", "bf16"),
+        ("cpu bf16", "bf16"),
+        ("cpu fp32", "fp32"),
+        ("cpu fp16", "fp16"),
+        ("cpu int8", "int8"),
+    ],
 )
 def test_precision_is_that_of_the_strategy_or_the_file(strategy: str, dtype: str, tiny_file: Path) -> None:
     assert load_model(tiny_file, strategy, "reference").spec.dtype == dtype
 
 
 def test_precision_rounds_the_weights(tmp_path: Path) -> None:
-    from rwkvbatch.model.random_checkpoint import random_tensors
-
     torch.save(random_tensors(1, 64, 65, dtype=torch.float32), tmp_path / "a.pth")
     exact, _ = load_model(tmp_path / "a", "cpu", "reference").forward([[1, 2]])
     same, _ = load_model(tmp_path / "a", "cpu fp32", "reference").forward([[1, 2]])
@@ -256,32 +261,13 @@ def test_an_apple_gpu_is_served_by_the_reference(tiny_file: Path, monkeypatch: p
         load_model(tiny_file, "mps fp16", "cuda")
 
 
-_MEMORY = """
-import json, sys
-from rwkvbatch.model.load import load_model
-
-def resident(field):
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith(field)) * 1024
-
-load_model(sys.argv[1], "cpu", "cpu").forward([[1, 2]])
-before = resident("VmRSS")
-model = load_model(sys.argv[2], "cpu", "cpu")
-print(json.dumps({"peak": resident("VmHWM") - before, "after": resident("VmRSS") - before}))
-"""
-
-
 def test_loading_takes_little_more_memory_than_the_file(tiny_file: Path, tmp_path: Path) -> None:
     pytest.importorskip(
         "rwkvbatch._native", reason="installed without the native kernels", exc_type=ImportError
     )
-    from rwkvbatch.model.random_checkpoint import random_tensors
-
     path = tmp_path / "a.pth"
     torch.save(random_tensors(2, 512, 24_000), path)
-    command = [sys.executable, "-c", _MEMORY, str(tiny_file), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    memory = json.loads(done.stdout)
+    memory = memory_of_loading(path, "cpu", tiny_file)
     size = path.stat().st_size
     assert 0.9 * size < memory["after"] < 1.2 * size
     # The head is packed first, the embedding second: for a moment it exists twice.

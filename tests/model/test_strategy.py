@@ -26,6 +26,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cpu", "cpu", None),
         ("cpu fp32", "cpu", "fp32"),
         ("  cpu   bf16 ", "cpu", "bf16"),
+        ("cpu int8", "cpu", "int8"),
         ("cuda fp16", "cuda", "fp16"),
         ("cuda:1 bf16", "cuda:1", "bf16"),
         ("cuda", "cuda", None),
@@ -43,6 +44,21 @@ def test_fixed_rows_are_read_for_nvidia_gpus_only() -> None:
     assert parse_strategy("cuda rows=1").fixed_rows == 1
     with pytest.raises(UsageError, match="rows= in --strategy is for NVIDIA GPUs"):
         parse_strategy("cpu fp32 rows=64")
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
+def test_int8_is_refused_on_gpus_with_what_to_use(device: str) -> None:
+    with pytest.raises(UsageError, match=f"int8 in --strategy is for the CPU; got '{device} int8'") as caught:
+        parse_strategy(f"{device} int8")
+    assert caught.value.hint == f'use "cpu int8", or "{device} fp16" on the GPU'
+
+
+@pytest.mark.parametrize("generation", ["7", "6.0"])
+def test_int8_is_no_strategy_of_the_package_and_the_error_says_what_is(generation: str) -> None:
+    with pytest.raises(UsageError, match="--strategy must be one of") as caught:
+        parse_upstream_strategy("cpu int8", generation)
+    assert '"cpu fp32i8"' in str(caught.value.hint)
 
 
 def test_an_apple_gpu_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:

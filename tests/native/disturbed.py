@@ -50,8 +50,8 @@ def groups_take_another_path(ops: CpuOps, values: np.ndarray) -> None:
 class DisturbedOps(CpuOps):
     """`CpuOps` with `fault` in every linear layer but the head."""
 
-    def __init__(self, fault: Fault, threads: int = 1, isa: Isa = "auto") -> None:
-        super().__init__(threads, isa)
+    def __init__(self, fault: Fault, threads: int = 1, isa: Isa = "auto", *, int8: bool = False) -> None:
+        super().__init__(threads, isa, int8=int8)
         self._fault = fault
         self.group_size = 0
 

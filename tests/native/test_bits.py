@@ -35,12 +35,15 @@ class Shape:
     head_size: int
     vocab_size: int
     dtype: torch.dtype
+    int8: bool = False
 
 
 SHAPES = {
     "heads of 64, bf16": Shape(128, 64, 203, torch.bfloat16),
     "heads of 32, fp16": Shape(96, 32, 131, torch.float16),
     "heads of 16, fp32": Shape(80, 16, 77, torch.float32),
+    # More inputs than share a scale, and in the channel mix more than a block of tiles has.
+    "heads of 64, int8": Shape(192, 64, 203, torch.bfloat16, int8=True),
 }
 MAX_BATCH = 130
 
@@ -199,7 +202,10 @@ def groups(shape: Shape, make: Make) -> None:
     for num_threads in (1, 2, 5):
         ops = make(num_threads, "auto")
         ops.guard()
-        layers = [ops.linear_layer(weight, weight[:, 0].float(), "tanh") for weight in weights]
+        layers = [
+            ops.linear_layer(weight, weight[:, 0].float(), "tanh", large=index % 2 == 0)
+            for index, weight in enumerate(weights)
+        ]
         for rows in (1, 5, 40):
             x = ops.array(torch.randn(rows, shape.width, generator=generator))
             alone = [ops.linears([Product(x, layer)])[0] for layer in layers]
@@ -248,15 +254,17 @@ NAMES = [check.__name__ for check, _ in CHECKS]
 @pytest.mark.parametrize("check", [check for check, _ in CHECKS], ids=NAMES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_bits_do_not_depend_on(check: Check, shape: Shape) -> None:
-    check(shape, lambda count, isa: CpuOps(count, isa))
+    check(shape, lambda count, isa: CpuOps(count, isa, int8=shape.int8))
 
 
 @pytest.mark.parametrize(("check", "fault"), CHECKS, ids=NAMES)
-def test_a_fault_is_noticed_by(check: Check, fault: Fault) -> None:
+@pytest.mark.parametrize("name", ["heads of 64, bf16", "heads of 64, int8"])
+def test_a_fault_is_noticed_by(check: Check, fault: Fault, name: str) -> None:
     if check is instruction_sets and not vector_sets():
         pytest.skip("this machine has only the portable path")
+    shape = SHAPES[name]
     with pytest.raises(AssertionError):
-        check(SHAPES["heads of 64, bf16"], lambda count, isa: DisturbedOps(fault, count, isa))
+        check(shape, lambda count, isa: DisturbedOps(fault, count, isa, int8=shape.int8))
 
 
 @pytest.mark.parametrize("rows", [1, 400])

@@ -117,9 +117,18 @@ class Operations(StepOperations, Protocol):
         ...
 
     def linear_layer(
-        self, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: Activation = "none"
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        activation: Activation = "none",
+        *,
+        large: bool = False,
     ) -> Array:
-        """Keep a linear layer: its weight [out, in], packed as the implementation likes, its bias and its end."""
+        """Keep a linear layer: its weight [out, in], packed as the implementation likes, its bias and its end.
+
+        `large` marks the matrices that hold nearly all weights. Operations that were told to round those to int8 do
+        so here (`ops/int8.py`); to others it says nothing.
+        """
         ...
 
     def table(self, weight: torch.Tensor) -> Array:

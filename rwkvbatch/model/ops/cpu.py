@@ -80,6 +80,7 @@ class CpuOps:
     Args:
         threads: how many threads share an operation; None for as many processors as this process may use.
         isa: instruction set, for tests and measurements; `auto` takes the best that the machine has.
+        int8: whether large matrices are rounded to int8, see `ops/int8.py`.
 
     Raises:
         ImportError: on import of this module, where the package was installed without its native extension.
@@ -91,7 +92,7 @@ class CpuOps:
     in_torch = False
     device = "cpu"
 
-    def __init__(self, threads: int | None = None, isa: Isa = "auto") -> None:
+    def __init__(self, threads: int | None = None, isa: Isa = "auto", *, int8: bool = False) -> None:
         if threads is None:
             threads = (
                 len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -102,6 +103,8 @@ class CpuOps:
             self._native = _native.Context(threads, isa)
         except ValueError as error:
             raise UsageError(str(error)) from error
+        self._int8 = int8
+        self._table_bytes = 0
         self._logits = torch.empty(0)
         self._views: dict[tuple[int, int], tuple[torch.Tensor, FloatArray]] = {}
 
@@ -118,6 +121,11 @@ class CpuOps:
     def weight_bytes(self) -> int:
         """Memory that the packed weights take."""
         return self._native.weight_bytes
+
+    @property
+    def step_bytes(self) -> int:
+        """Those of them that a step reads: all but the embedding, of which each token takes one row."""
+        return self.weight_bytes - self._table_bytes
 
     # For tests and measurements
 
@@ -162,12 +170,18 @@ class CpuOps:
         return self._native.vector(rows.reshape(-1, rows.shape[-1]).numpy())
 
     def linear_layer(
-        self, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: Activation = "none"
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        activation: Activation = "none",
+        *,
+        large: bool = False,
     ) -> _native.LinearLayer:
         bias_values = None if bias is None else _plain(bias)
-        return self._native.linear_layer(*_words(weight), bias_values, activation)
+        return self._native.linear_layer(*_words(weight), bias_values, activation, large and self._int8)
 
     def table(self, weight: torch.Tensor) -> _native.Table:
+        self._table_bytes += weight.nbytes
         return self._native.table(*_words(weight.contiguous()))
 
     def make_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> CpuPool:

@@ -113,7 +113,12 @@ class CudaOps:
         return weight.to(self.device, torch.float32).contiguous()
 
     def linear_layer(
-        self, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: Activation = "none"
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        activation: Activation = "none",
+        *,
+        large: bool = False,
     ) -> CudaLinear:
         kept = weight.to(self.device, self.dtype).contiguous()
         return CudaLinear(kept, None if bias is None else self.vector(bias), activation)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.base import Choices, FloatArray, IntArray, RaggedBatch, SampleBatch, State, StatePool
 from rwkvbatch.model.ops import Activation, Product, ShiftKind
+from rwkvbatch.model.ops.int8 import rounded_to_int8
 from rwkvbatch.model.ops.noise import gumbel
 
 LAYER_NORM_EPS = 1e-5
@@ -100,14 +101,16 @@ class ReferenceOps:
         device: any torch device.
         dtype: how weights are rounded when they are loaded, None for as they are in the checkpoint. Arithmetic
             is fp32 on the CPU; elsewhere the matrix products run in `dtype` and the rest in fp32.
+        int8: whether large matrices are rounded to int8, see `ops/int8.py`. They are kept widened again.
     """
 
     name = "reference"
     bitwise = False
     in_torch = True
 
-    def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
+    def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None, *, int8: bool = False) -> None:
         self.device = device
+        self._int8 = int8
         self._weight_dtype = dtype
         self._matmul_dtype = torch.float32 if device == "cpu" or dtype is None else dtype
 
@@ -115,9 +118,15 @@ class ReferenceOps:
         return self._rounded(weight).to(self.device, torch.float32)
 
     def linear_layer(
-        self, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: Activation = "none"
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        activation: Activation = "none",
+        *,
+        large: bool = False,
     ) -> ReferenceLinear:
-        kept = self._rounded(weight).to(self.device, self._matmul_dtype).contiguous()
+        rounded = rounded_to_int8(weight) if large and self._int8 else self._rounded(weight)
+        kept = rounded.to(self.device, self._matmul_dtype).contiguous()
         return ReferenceLinear(kept, None if bias is None else self.vector(bias), activation)
 
     def table(self, weight: torch.Tensor) -> torch.Tensor:

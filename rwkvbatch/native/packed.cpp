@@ -1,0 +1,80 @@
+#include "packed.hpp"
+
+#include <cmath>
+#include <cstring>
+
+#include "halves.hpp"
+
+namespace rwkv {
+namespace {
+
+// Copy an output's weights to every `step` bytes.
+void copy_output(const StoredMatrix& stored, size_t out, size_t in, uint8_t* to, size_t step) {
+    const size_t element = size_of(stored.dtype);
+    const uint8_t* from = stored.at(out, 0);
+    for (size_t k = 0; k < in; ++k, from += stored.in_stride, to += step) std::memcpy(to, from, element);
+}
+
+float widened(Dtype dtype, const uint8_t* from) {
+    if (dtype == Dtype::FP32) {
+        float value;
+        std::memcpy(&value, from, sizeof value);
+        return value;
+    }
+    uint16_t half;
+    std::memcpy(&half, from, sizeof half);
+    return dtype == Dtype::BF16 ? bf16_to_float(half) : half_to_float(half);
+}
+
+// To an integer, halves to the even one; for numbers below 2^22.
+float rounded(float x) {
+    constexpr float MAGIC = 12582912.0f;  // 1.5 * 2^23
+    return (x + MAGIC) - MAGIC;
+}
+
+// Round a block of an output's weights to int8 at every `step` bytes of `to`; returns its scale.
+float round_block(const float* weights, size_t count, uint8_t* to, size_t step) {
+    float largest = 0.0f;
+    for (size_t k = 0; k < count; ++k) largest = std::max(largest, std::fabs(weights[k]));
+    const float scale = largest / 127.0f;
+    for (size_t k = 0; k < count; ++k) {
+        // Among the smallest denormals the scale itself is far from exact, or zero.
+        const float integer = scale > 0.0f ? std::max(-127.0f, std::min(127.0f, rounded(weights[k] / scale))) : 0.0f;
+        to[k * step] = static_cast<uint8_t>(static_cast<int8_t>(integer));
+    }
+    return scale;
+}
+
+void round_panel(const PackedMatrix& matrix, const StoredMatrix& stored, size_t panel, uint8_t* memory) {
+    const size_t input_bytes = matrix.input_bytes(matrix.band_width(panel));
+    for (size_t begin = 0; begin < matrix.in; begin += SCALED_INPUTS) {
+        const size_t count = std::min(SCALED_INPUTS, matrix.in - begin);
+        uint8_t* const weights = memory + matrix.offset(panel, begin);
+        uint8_t* const scales = weights + scales_after(count, input_bytes, panel % BAND);
+        for (size_t column = 0; column < PANEL; ++column) {
+            float values[SCALED_INPUTS] = {};
+            const size_t out = panel * PANEL + column;
+            for (size_t k = 0; k < count && out < matrix.out; ++k)
+                values[k] = widened(stored.dtype, stored.at(out, begin + k));
+            const float scale = round_block(values, count, weights + column, input_bytes);
+            std::memcpy(scales + column * sizeof scale, &scale, sizeof scale);
+        }
+    }
+}
+
+}  // namespace
+
+void pack_panel(const PackedMatrix& matrix, const StoredMatrix& stored, size_t panel, uint8_t* memory) {
+    if (matrix.dtype == Dtype::INT8) return round_panel(matrix, stored, panel, memory);
+    const size_t element = size_of(matrix.dtype), input_bytes = matrix.input_bytes(matrix.band_width(panel));
+    uint8_t* const start = memory + matrix.offset(panel, 0);
+    for (size_t column = 0; column < PANEL; ++column) {
+        const size_t place = matrix.dtype == Dtype::BF16 ? column % 8 * 2 + column / 8 : column;
+        const size_t out = panel * PANEL + column;
+        uint8_t* const to = start + place * element;
+        if (out < matrix.out) copy_output(stored, out, matrix.in, to, input_bytes);
+        else for (size_t k = 0; k < matrix.in; ++k) std::memset(to + k * input_bytes, 0, element);
+    }
+}
+
+}  // namespace rwkv

@@ -1,0 +1,173 @@
+// Register tiles of linear layers: the sums of some rows by some panels over some inputs.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels.hpp"
+#include "vec.hpp"
+
+namespace rwkv {
+namespace RWKV_ISA {
+
+constexpr size_t MAX_TILE_ROWS = 6;
+
+// Panels at once for a tile of so many rows: enough chains to hide the latency, and all of them in registers.
+constexpr size_t tile_panels([[maybe_unused]] size_t rows) {
+#if defined(RWKV_ISA_AVX512)
+    return 4;
+#else
+    return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
+#endif
+}
+
+constexpr size_t LINE = 64;
+
+template <Dtype D> RWKV_INLINE F16 weights_at(const uint8_t* from) {
+    if constexpr (D == Dtype::FP32) return load(reinterpret_cast<const float*>(from));
+    if constexpr (D == Dtype::INT8) return widen_int8(reinterpret_cast<const int8_t*>(from));
+    const uint16_t* halves = reinterpret_cast<const uint16_t*>(from);
+    return D == Dtype::BF16 ? widen_bf16(halves) : widen_fp16(halves);
+}
+
+// The scales that stand behind a block of int8 weights, for some panels.
+struct Scales {
+    const uint8_t* from;
+    RWKV_INLINE F16 operator[](size_t panel) const {
+        return load(reinterpret_cast<const float*>(from) + panel * PANEL);
+    }
+};
+
+// One register tile's work on one block of inputs.
+struct Tile {
+    const float* x;
+    size_t x_stride;
+    size_t begin, end;      // inputs
+    const uint8_t* weights; // of the first of them
+    size_t input_bytes;     // from one input to the next
+    size_t panel_in_band;   // the first panel's place there
+    float* sums;            // [panel][row][16]
+    size_t panel_sums;      // distance between panels there
+    const uint8_t* ahead;   // weights to ask the memory for meanwhile,
+    size_t ahead_step;      // so many bytes for each input
+};
+
+// Where a tile is in its stretch of weights.
+template <Dtype D, size_t PANELS> struct Stream {
+    static constexpr size_t PANEL_BYTES = PANEL * size_of(D);
+    const uint8_t *weights, *ahead;
+    size_t input_bytes, ahead_step;
+
+    RWKV_INLINE F16 panel(size_t p) const { return weights_at<D>(weights + p * PANEL_BYTES); }
+    RWKV_INLINE void next_input() { weights += input_bytes; }
+    RWKV_INLINE void ask_ahead() {
+        for (size_t byte = 0; byte < PANELS * PANEL_BYTES; byte += LINE) __builtin_prefetch(ahead + byte, 0, 2);
+        ahead += ahead_step;
+    }
+};
+
+// Add the products of inputs `begin` to `end`.
+template <Dtype D, size_t ROWS, size_t PANELS>
+RWKV_INLINE void add_products(const float* x, size_t x_stride, size_t begin, size_t end, Stream<D, PANELS>& stream,
+                              F16 (&sum)[ROWS][PANELS]) {
+    for (size_t k = begin; k < end; ++k) {
+        stream.ask_ahead();
+        F16 weight[PANELS];
+        for (size_t p = 0; p < PANELS; ++p) weight[p] = stream.panel(p);
+        stream.next_input();
+        for (size_t i = 0; i < ROWS; ++i) {
+            const F16 input = set1(x[i * x_stride + k]);
+            for (size_t p = 0; p < PANELS; ++p) sum[i][p] = fma(input, weight[p], sum[i][p]);
+        }
+    }
+}
+
+template <Dtype D, size_t ROWS, size_t PANELS> void advance_tile(const Tile& tile) {
+    Stream<D, PANELS> stream{tile.weights, tile.ahead, tile.input_bytes, tile.ahead_step};
+    const float* const x = tile.x;
+    const size_t x_stride = tile.x_stride, end = tile.end;
+    F16 sum[ROWS][PANELS];
+    const auto sums = [&](size_t row, size_t p) { return tile.sums + p * tile.panel_sums + row * PANEL; };
+    if constexpr (D == Dtype::INT8) {
+        for (size_t begin = tile.begin, stop; begin < end; begin = stop) {
+            stop = std::min(begin + SCALED_INPUTS, end);
+            for (size_t i = 0; i < ROWS; ++i)
+                for (size_t p = 0; p < PANELS; ++p) sum[i][p] = zero();
+            const Scales scales{stream.weights + scales_after(stop - begin, tile.input_bytes, tile.panel_in_band)};
+            add_products<D>(x, x_stride, begin, stop, stream, sum);
+            for (size_t p = 0; p < PANELS; ++p) {
+                const F16 scale = scales[p];
+                for (size_t i = 0; i < ROWS; ++i)
+                    store(sums(i, p), fma(sum[i][p], scale, begin == 0 ? zero() : load(sums(i, p))));
+            }
+            for (size_t row = 0; row < sizeof(float); ++row) {
+                stream.ask_ahead();
+                stream.next_input();
+            }
+        }
+    } else {
+        for (size_t i = 0; i < ROWS; ++i)
+            for (size_t p = 0; p < PANELS; ++p) sum[i][p] = tile.begin == 0 ? zero() : load(sums(i, p));
+        add_products<D>(x, x_stride, tile.begin, end, stream, sum);
+        for (size_t i = 0; i < ROWS; ++i)
+            for (size_t p = 0; p < PANELS; ++p) store(sums(i, p), sum[i][p]);
+    }
+}
+
+using TileFunction = void (*)(const Tile&);
+
+template <Dtype D, size_t PANELS> TileFunction tile_of_rows(size_t rows) {
+    switch (rows) {
+        case 1: return advance_tile<D, 1, PANELS>;
+        case 2: return advance_tile<D, 2, PANELS>;
+        case 3: return advance_tile<D, 3, PANELS>;
+        case 4: return advance_tile<D, 4, PANELS>;
+        case 5: return advance_tile<D, 5, PANELS>;
+        default: return advance_tile<D, 6, PANELS>;
+    }
+}
+
+template <Dtype D> TileFunction tile_function(size_t rows, size_t panels) {
+    switch (panels) {
+        case 4: return tile_of_rows<D, 4>(rows);
+        case 2: return tile_of_rows<D, 2>(rows);
+        default: return tile_of_rows<D, 1>(rows);
+    }
+}
+
+inline TileFunction tile_function(Dtype dtype, size_t rows, size_t panels) {
+    switch (dtype) {
+        case Dtype::FP32: return tile_function<Dtype::FP32>(rows, panels);
+        case Dtype::BF16: return tile_function<Dtype::BF16>(rows, panels);
+        case Dtype::FP16: return tile_function<Dtype::FP16>(rows, panels);
+        default: return tile_function<Dtype::INT8>(rows, panels);
+    }
+}
+
+// The sums of a single row, which never leave the registers: whatever else happens between two bands is time in which no
+// weights are under way.
+template <Dtype D, size_t PANELS>
+RWKV_INLINE void sum_one_row(const float* x, const PackedMatrix& weight, size_t first_panel, F16 (&total)[PANELS]) {
+    constexpr size_t PANEL_BYTES = PANEL * size_of(D);
+    const size_t inputs = weight.in, input_bytes = weight.input_bytes(weight.band_width(first_panel));
+    const uint8_t* weights = weight.at(first_panel, 0);
+    for (size_t p = 0; p < PANELS; ++p) total[p] = zero();
+    const auto add = [&](size_t begin, size_t end, F16 (&sum)[PANELS]) __attribute__((always_inline)) {
+        for (size_t k = begin; k < end; ++k, weights += input_bytes) {
+            const F16 input = set1(x[k]);
+            for (size_t p = 0; p < PANELS; ++p) sum[p] = fma(input, weights_at<D>(weights + p * PANEL_BYTES), sum[p]);
+        }
+    };
+    if constexpr (D != Dtype::INT8) return add(0, inputs, total);
+    for (size_t begin = 0, end; begin < inputs; begin = end) {
+        end = std::min(begin + SCALED_INPUTS, inputs);
+        F16 sum[PANELS];
+        for (size_t p = 0; p < PANELS; ++p) sum[p] = zero();
+        const Scales scales{weights + scales_after(end - begin, input_bytes, first_panel % BAND)};
+        add(begin, end, sum);
+        for (size_t p = 0; p < PANELS; ++p) total[p] = fma(sum[p], scales[p], total[p]);
+        weights += sizeof(float) * input_bytes;
+    }
+}
+
+}  // namespace RWKV_ISA
+}  // namespace rwkv
