@@ -10,16 +10,15 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from rwkvbatch.model.base import Choices, IntArray, RaggedBatch, SampleBatch, StatePool
+from rwkvbatch.model.base import Choices, RaggedBatch, SampleBatch, StatePool
 from rwkvbatch.model.ops import Activation, Product, ShiftKind
 from rwkvbatch.model.ops.branches import in_branches
+from rwkvbatch.model.ops.indices import Indices, indices_of
 from rwkvbatch.model.ops.padding import pad_outputs, pad_rows, whole_blocks
 from rwkvbatch.model.ops.reference import LAYER_NORM_EPS, ReferencePool, Vectors
 from rwkvbatch.model.ops.transfer import download, upload
@@ -27,8 +26,6 @@ from rwkvbatch.model.ops.triton import chunks, ends, few, sample, scan, shift
 
 _MAX_BRANCHES = 7
 """As many as the largest group of linear layers has."""
-
-IndexArray = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -38,30 +35,6 @@ class CudaLinear:
     weight: torch.Tensor
     bias: torch.Tensor | None
     activation: Activation
-
-
-class Indices(NamedTuple):
-    """A ragged batch as the kernels want it, on the host.
-
-    Attributes:
-        tokens: [R].
-        outputs: row numbers whose logits are wanted, [P].
-        first_slots: for the first row of each sequence that has a state its slot, else -1; [R].
-        last_rows: for the same rows the sequence's last row, else 0; [R].
-        short_starts, short_stops, short_slots: the sequences that are read row by row.
-        long_starts, long_stops, long_slots: those that are read in chunks.
-    """
-
-    tokens: IndexArray
-    outputs: IndexArray
-    first_slots: IndexArray
-    last_rows: IndexArray
-    short_starts: IndexArray
-    short_stops: IndexArray
-    short_slots: IndexArray
-    long_starts: IndexArray
-    long_stops: IndexArray
-    long_slots: IndexArray
 
 
 @dataclass(frozen=True)
@@ -76,6 +49,7 @@ class CudaStep:
     last_rows: torch.Tensor
     short: scan.Sequences
     long: scan.Sequences
+    chunk_rows: chunks.ChunkRows
 
 
 class CudaOps:
@@ -143,14 +117,15 @@ class CudaOps:
         if self.fixed_rows is not None:
             batch = pad_rows(batch, whole_blocks(len(batch.tokens), self.fixed_rows))
             outputs = pad_outputs(outputs, whole_blocks(len(outputs), self.fixed_rows))
-        return _indices(batch, outputs, in_chunks=self.fixed_rows is None)
+        return indices_of(batch, outputs, chunks.CHUNK if self.fixed_rows is None else None)
 
     def step_of(self, arrays: Sequence[torch.Tensor], pool: StatePool, num_outputs: int) -> CudaStep:
         """The step out of `Indices` on the device."""
         assert isinstance(pool, ReferencePool)
-        tokens, outputs, first_slots, last_rows, *sequences = arrays
-        short, long = scan.Sequences(*sequences[:3]), scan.Sequences(*sequences[3:])
-        return CudaStep(pool, num_outputs, tokens, outputs, first_slots, last_rows, short, long)
+        tokens, outputs, first_slots, last_rows, *bounds = arrays
+        short, long = scan.Sequences(*bounds[:3]), scan.Sequences(*bounds[3:6])
+        chunk_rows = chunks.ChunkRows(*bounds[6:])
+        return CudaStep(pool, num_outputs, tokens, outputs, first_slots, last_rows, short, long, chunk_rows)
 
     def embed(self, step: CudaStep, table: torch.Tensor, norm: Vectors) -> torch.Tensor:
         x = torch.empty(len(step.tokens), table.shape[1], device=self.device)
@@ -232,7 +207,7 @@ class CudaOps:
         if len(step.short.starts):
             scan.scan(rows, weights, step.short, carried, y)
         if len(step.long.starts):
-            chunks.chunks(rows, weights, step.long, carried, y)
+            chunks.chunks(rows, weights, step.long, step.chunk_rows, carried, y)
         return y
 
     def head(self, step: CudaStep, x: torch.Tensor, norm: Vectors, layer: CudaLinear) -> torch.Tensor:
@@ -286,25 +261,6 @@ class CudaOps:
 
     def _plain(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.detach().to(self.device, torch.float32).contiguous()
-
-
-def _indices(batch: RaggedBatch, outputs: IntArray, *, in_chunks: bool) -> Indices:
-    starts, stops = batch.starts[:-1], batch.starts[1:]
-    first_slots = np.full(len(batch.tokens), -1, np.int32)
-    last_rows = np.zeros(len(batch.tokens), np.int32)
-    first_slots[starts] = batch.slots
-    last_rows[starts] = stops - 1
-    # Chosen by the sequence's own length alone, so that the others do not matter.
-    long = (stops - starts >= chunks.CHUNK) & in_chunks
-    sequences = (starts, stops, batch.slots)
-    return Indices(
-        batch.tokens.astype(np.int32),
-        outputs.astype(np.int32),
-        first_slots,
-        last_rows,
-        *(part[~long].astype(np.int32) for part in sequences),
-        *(part[long].astype(np.int32) for part in sequences),
-    )
 
 
 def _is_wide(product: Product) -> bool:

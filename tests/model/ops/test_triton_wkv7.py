@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from rwkvbatch.model.base import RaggedBatch, State
+from rwkvbatch.model.ops.indices import chunk_rows
 from rwkvbatch.model.ops.reference import ReferenceOps
 from tests.model.ops.device import DEVICE, guarded, normal, untouched
 
@@ -29,7 +31,7 @@ def in_chunks(
     rows: Rows, weights: HeadWeights, sequences: Sequences, carried: torch.Tensor, out: torch.Tensor
 ) -> None:
     bounds = (side.cpu().numpy().astype(np.int64) for side in sequences[:2])
-    numbered = chunks.ChunkRows(*[on_device(part) for part in chunks.chunk_rows(*bounds)])
+    numbered = chunks.ChunkRows(*[on_device(part) for part in chunk_rows(*bounds, chunks.CHUNK)])
     chunks.chunks(rows, weights, sequences, numbered, carried, out)
 
 
@@ -96,6 +98,39 @@ def test_row_by_row_from_a_state(lengths: list[int], heads: int, size: int) -> N
 )
 def test_in_chunks_from_a_state(lengths: list[int], heads: int, size: int) -> None:
     compare(in_chunks, lengths, heads, size)
+
+
+@pytest.mark.parametrize(("lengths", "size"), [([37, 16, 5], 24), ([18], 80)])
+def test_in_chunks_nothing_is_read_that_was_not_written_before(
+    lengths: list[int], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memories: list[torch.Tensor] = []
+    new_empty = torch.Tensor.new_empty
+
+    def full_of_nan(tensor: torch.Tensor, *shape: int, **options: Any) -> torch.Tensor:
+        if options:  # Triton's interpreter's own
+            return new_empty(tensor, *shape, **options)
+        inner, memory = guarded(*shape)
+        memories.append(memory)
+        return inner
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", full_of_nan)
+    compare(in_chunks, lengths, 2, size)
+    assert len(memories) == len(chunks._Prepared._fields)
+    assert all(untouched(memory) for memory in memories)
+
+
+def test_in_chunks_the_bits_of_a_sequence_do_not_depend_on_the_others() -> None:
+    lengths, size = [21, 35, 16], 16
+    rows = Rows(*[torch.sigmoid(normal(sum(lengths), size, seed=seed)).to(DEVICE) for seed in range(6)])
+    weights = HeadWeights(*[normal(size, seed=10 + index, mean=1.0).to(DEVICE) for index in range(5)])
+    own = slice(lengths[0], lengths[0] + lengths[1])
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for starts, stops, slots in (([21], [56], [1]), ([0, 21, 56], [21, 56, 72], [0, 1, 2])):
+        carried, out = normal(3, 1, size, size).to(DEVICE), torch.zeros_like(rows.r)
+        in_chunks(rows, weights, Sequences(*map(on_device, (starts, stops, slots))), carried, out)
+        found.append((out[own], carried[1]))
+    assert all(torch.equal(alone, together) for alone, together in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("decay", [0.5454, 1.0])

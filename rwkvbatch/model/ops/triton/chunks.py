@@ -28,28 +28,23 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 
-from rwkvbatch.model.base import IntArray
 from rwkvbatch.model.ops.triton.scan import HeadWeights, Rows, Sequences, finished, normalized
 
 CHUNK = 16
 BLOCK_VALUES = 16
 """Value rows of a state that one program passes on."""
+MAX_REGISTERS = 168
+"""Of a thread of `_prepare`, so that three programs fit on a multiprocessor."""
 _DOUBLINGS: tl.constexpr = tl.constexpr(3)
 """(I - A)^-1 = (I + A)(I + A^2)(I + A^4)(I + A^8), since A^16 = 0."""
 
 
 class ChunkRows(NamedTuple):
-    """Where the chunks of all sequences are, one sequence after the other. Numpy or torch, int32.
-
-    Attributes:
-        starts, stops: chunk c is rows starts[c] to stops[c] - 1; [M].
-        firsts: the number of each sequence's first chunk, [B].
-    """
+    """Where the chunks are, int32. starts, stops [M], firsts [B]: as `chunk_starts` and so on in `Indices`."""
 
     starts: torch.Tensor
     stops: torch.Tensor
@@ -238,26 +233,21 @@ def _finish(
     tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def chunk_rows(starts: IntArray, stops: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-    """`ChunkRows` of sequences that are rows starts[b] to stops[b] - 1."""
-    counts = -(-(stops - starts) // CHUNK)
-    firsts = np.cumsum(counts) - counts
-    numbers = np.arange(counts.sum()) - np.repeat(firsts, counts)
-    chunk_starts = np.repeat(starts, counts) + CHUNK * numbers
-    return chunk_starts, np.minimum(chunk_starts + CHUNK, np.repeat(stops, counts)), firsts
-
-
 def chunks(
     rows: Rows,
     weights: HeadWeights,
     sequences: Sequences,
-    chunk_rows: ChunkRows,
+    numbered: ChunkRows,
     carried: torch.Tensor,
     out: torch.Tensor,
 ) -> None:
-    """As `scan.scan`, the same but for rounding."""
+    """As `scan.scan`, the same but for rounding.
+
+    Args:
+        numbered: the chunks of all `sequences`.
+    """
     num_heads, size = carried.shape[1:3]
-    num_chunks = len(chunk_rows.starts)
+    num_chunks = len(numbered.starts)
     shape = {"HEADS": num_heads, "SIZE": size, "BLOCK": max(16, triton.next_power_of_2(size)), "CHUNK": CHUNK}
     prepared = _Prepared(
         *(carried.new_empty(num_chunks, num_heads, 2 * CHUNK, size) for _ in range(3)),
@@ -265,10 +255,19 @@ def chunks(
         bonuses=carried.new_empty(num_chunks, num_heads, CHUNK),
     )
     r, w, k, v, a, g = rows
-    bounds = chunk_rows.starts, chunk_rows.stops
+    bounds = numbered.starts, numbered.stops
     grid = num_chunks, num_heads
-    _prepare[grid](r, w, k, v, a, *weights[:3], *bounds, *prepared, **shape, num_warps=4)
+    _prepare[grid](
+        r, w, k, v, a, *weights[:3], *bounds, *prepared, **shape, num_warps=4, maxnreg=MAX_REGISTERS
+    )
     _pass_on[len(sequences.starts), num_heads, triton.cdiv(size, BLOCK_VALUES)](
-        v, *prepared[:4], *sequences, chunk_rows.firsts, carried, **shape, BLOCK_VALUES=BLOCK_VALUES, num_warps=4
+        v,
+        *prepared[:4],
+        *sequences,
+        numbered.firsts,
+        carried,
+        **shape,
+        BLOCK_VALUES=BLOCK_VALUES,
+        num_warps=4,
     )
     _finish[grid](v, g, *weights[3:], *bounds, prepared.sums, prepared.bonuses, out, **shape, num_warps=4)
