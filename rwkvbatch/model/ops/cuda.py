@@ -60,6 +60,11 @@ class CudaOps:
         dtype: of weights and of what goes into matrix products. States, sums and what lies between layers are fp32.
         fixed_rows: every matrix product has exactly so many rows, filled up or cut, and prompts are read row by row.
             What a row becomes is then meant to depend on nothing else in the batch; see docs/design/reproducibility.md.
+        few_rows: products of up to so many rows are made by `few.py`, those of more, and all with fixed rows, by cuBLAS.
+            0 leaves all to cuBLAS, which is the slow twin; the default is a prediction, see docs/design/gpu-operations.md.
+
+    Raises:
+        ValueError: more few rows than `few.MAX_ROWS`.
     """
 
     name = "cuda"
@@ -67,11 +72,18 @@ class CudaOps:
     in_torch = True
 
     def __init__(
-        self, device: str = "cuda", dtype: torch.dtype = torch.float16, fixed_rows: int | None = None
+        self,
+        device: str = "cuda",
+        dtype: torch.dtype = torch.float16,
+        fixed_rows: int | None = None,
+        few_rows: int = few.MAX_ROWS,
     ) -> None:
+        if not 0 <= few_rows <= few.MAX_ROWS:
+            raise ValueError(f"few rows are 0 to {few.MAX_ROWS}, got {few_rows}")
         self.device = device
         self.dtype = dtype
         self.fixed_rows = fixed_rows
+        self._few_rows = few_rows if fixed_rows is None else 0
         self._side_streams = (
             [] if device == "cpu" else [torch.cuda.Stream(device) for _ in range(_MAX_BRANCHES)]
         )
@@ -141,7 +153,7 @@ class CudaOps:
         return mixed.unbind()
 
     def linears(self, products: Sequence[Product]) -> list[torch.Tensor]:
-        if self.fixed_rows is None and len(products[0].x) <= few.MAX_ROWS:
+        if len(products[0].x) <= self._few_rows:
             return self._few(products)
         work = [partial(self._linear, product) for product in products]
         if len(work) > 1 and self._side_streams and torch.cuda.is_current_stream_capturing():
@@ -215,7 +227,7 @@ class CudaOps:
             return torch.empty(0, len(layer.weight), device=self.device)
         normed = torch.empty(len(step.outputs), x.shape[1], dtype=self.dtype, device=self.device)
         shift.gather_norm(x, step.outputs, norm, normed, LAYER_NORM_EPS)
-        if self.fixed_rows is None and len(normed) <= few.MAX_ROWS:
+        if len(normed) <= self._few_rows:
             logits = torch.empty(len(normed), len(layer.weight), device=self.device)
             few.linears([few.Few(normed, layer.weight, None, "none", None, None, logits)])
             return logits
