@@ -24,21 +24,20 @@ from rwkvbatch.model.base import RaggedBatch
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.model.rwkv7 import Network
 from rwkvbatch.model.settings import fp32_sums
-from rwkvbatch.model.strategy import DTYPES
 
 ROWS = (1, 2, 4, 8, 16)
 ROUNDS = 9
 STEPS = 15
 HEAD_SIZE, VOCAB_SIZE = 64, 65536
 COPIED_BYTES = 512 << 20
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main() -> int:
     if not torch.cuda.is_available() or torch.version.hip is not None:
         print("this benchmark needs an NVIDIA GPU, and torch finds none", file=sys.stderr)
         return 2
-    shape = sys.argv[1] if len(sys.argv) > 1 else "24x2048"
-    precision = sys.argv[2] if len(sys.argv) > 2 else "bf16"
+    shape, precision = (*sys.argv[1:], *("24x2048", "bf16")[len(sys.argv) - 1 :])
     num_layers, width = (int(part) for part in shape.split("x"))
     with torch.no_grad(), fp32_sums("cuda"):
         measure(num_layers, width, DTYPES[precision])
@@ -84,7 +83,7 @@ def measure(num_layers: int, width: int, dtype: torch.dtype) -> None:
 def steppers(
     tensors: dict[str, torch.Tensor], num_layers: int, width: int, dtype: torch.dtype, few_rows: int
 ) -> Callable[[int], Callable[[], object]]:
-    """From a number of rows to a decode step of so many, over one copy of the weights on the GPU."""
+    """From a number of rows to a decode step of so many, over a copy of the weights of their own."""
     from rwkvbatch.model.ops.cuda import CudaOps
     from rwkvbatch.model.ops.graphs import GraphedNetwork, cuda_capture
 

@@ -60,8 +60,8 @@ class CudaOps:
         dtype: of weights and of what goes into matrix products. States, sums and what lies between layers are fp32.
         fixed_rows: every matrix product has exactly so many rows, filled up or cut, and prompts are read row by row.
             What a row becomes is then meant to depend on nothing else in the batch; see docs/design/reproducibility.md.
-        few_rows: products of up to so many rows are made by `few.py`, those of more, and all with fixed rows, by cuBLAS.
-            0 leaves all to cuBLAS, which is the slow twin; the default is a prediction, see docs/design/gpu-operations.md.
+        few_rows: products of up to so many rows are made by `few.py`; cuBLAS makes those of more, and all of them with
+            fixed rows. 0 leaves all to cuBLAS, the slow twin. The default was predicted: docs/design/gpu-operations.md.
 
     Raises:
         ValueError: more few rows than `few.MAX_ROWS`.
