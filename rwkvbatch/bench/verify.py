@@ -46,7 +46,7 @@ LIMITS = {
     "bf16": Limit(rms=0.15, largest=1.5),
     "int8": Limit(rms=0.3, largest=3.0),
 }
-"""By precision, finest first. Rounding stays several times below, another network is above: docs/models.md."""
+"""By precision, finest first; docs/models.md says what was measured."""
 
 
 @dataclass(frozen=True)

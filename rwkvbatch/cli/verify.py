@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 VERIFY_EPILOG = """[bold]Examples[/]
 
-  rwkvbatch model verify                                       # the bundled model, as it would run here
+  rwkvbatch model verify
 
-  rwkvbatch model verify NAME --strategy "cuda fp16"           # before a GPU is trusted
+  rwkvbatch model verify NAME --strategy "cuda fp16"
 
-  rwkvbatch model verify --random 4x1024 --strategy "cuda bf16"
+  rwkvbatch model verify --random 4x1024 --strategy "cuda fp32"
 
-Exit code 1 when it is not the same network.
+On a GPU, try fp32 too: the same kernels, held to the tightest limit. Exit code 1 when it is not the same network.
 """
 
 
@@ -34,7 +34,7 @@ def verify_command(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="Checkpoint; the ending may be left out. [dim]Default: $RWKVBATCH_MODEL, else the bundled one.[/]",
         ),
     ] = None,
@@ -49,11 +49,7 @@ def verify_command(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on standard error.")] = False,
 ) -> None:
-    """Compare a backend's logits with those of the reference operations, on this machine.
-
-    Both read the same weights: the reference operations in fp32 on the CPU, the backend as --strategy says. A prompt
-    is read at once and in pieces, texts together, and decode steps follow, of 24 rows down to one.
-    """
+    """Compare a backend's logits with those of the reference operations (fp32 on the CPU), on this machine."""
     if random is not None and model is not None:
         raise UsageError("--random makes its own checkpoint: it cannot be given together with MODEL")
 
@@ -110,8 +106,8 @@ def _show(found: Verification) -> None:
     console.print(table)
     limit = found.limit
     typer.echo(
-        "\nDifferences of the logits, as shares of the standard deviation of the reference's. Limits for "
-        f"{found.precision}: RMS {limit.rms:g}, largest {limit.largest:g}."
+        "\nDifferences of the logits, as shares of the standard deviation of the reference's.\n"
+        f"Limits for {found.precision}: RMS {limit.rms:g}, largest {limit.largest:g}."
     )
     typer.echo(verdict(found))
 
