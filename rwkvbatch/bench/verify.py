@@ -8,6 +8,7 @@ and the same for both sides; nothing is sampled, so that a difference does not g
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
@@ -68,15 +69,16 @@ class Part:
 
     Attributes:
         rows: how many rows of logits were compared.
-        rms, largest: the difference, as shares of the standard deviation of the reference's logits.
+        rms, largest: the difference, as shares of the standard deviation of the reference's logits; None where a logit
+            is not finite.
         same_token: the share of rows in which the likeliest token is the same.
-        within: whether the difference is within the limit; never where a logit is not finite.
+        within: whether the difference is within the limit; never where there is none.
     """
 
     name: str
     rows: int
-    rms: float
-    largest: float
+    rms: float | None
+    largest: float | None
     same_token: float
     within: bool
 
@@ -194,10 +196,11 @@ def compared(name: str, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], limi
     differences = [(mine.double() - theirs.double()) for theirs, mine in pairs]
     spread = _root_mean([theirs.double().var(dim=1, correction=0) for theirs, _ in pairs])
     rms = _root_mean([difference.square().mean(dim=1) for difference in differences]) / spread
-    largest = max(_largest(difference) for difference in differences) / spread
-    same = sum(int((theirs.argmax(1) == mine.argmax(1)).sum()) for theirs, mine in pairs)
-    # Comparisons with NaN are false.
-    return Part(name, rows, rms, largest, same / rows, rms <= limit.rms and largest <= limit.largest)
+    largest = max(float(difference.abs().max()) for difference in differences) / spread
+    same = sum(int((theirs.argmax(1) == mine.argmax(1)).sum()) for theirs, mine in pairs) / rows
+    if not math.isfinite(rms):
+        return Part(name, rows, None, None, same, within=False)
+    return Part(name, rows, rms, largest, same, within=rms <= limit.rms and largest <= limit.largest)
 
 
 def _reference_logits(load: Callable[[], Model], say: Say) -> tuple[ModelSpec, list[torch.Tensor]]:
@@ -225,11 +228,6 @@ def _logits(model: Model, steps: Sequence[Step], name: str, say: Say) -> Iterato
 
 def _root_mean(squares: Sequence[torch.Tensor]) -> float:
     return float(torch.cat(list(squares)).mean().sqrt())
-
-
-def _largest(difference: torch.Tensor) -> float:
-    """The largest absolute value, or infinity if one is not finite."""
-    return float(difference.abs().nan_to_num(nan=float("inf")).max())
 
 
 def _free() -> None:

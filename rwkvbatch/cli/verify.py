@@ -101,8 +101,14 @@ def _show(found: Verification) -> None:
     for column in ("rows", "RMS", "largest", "same token", ""):
         table.add_column(column, justify="right", no_wrap=True)
     for part in found.parts:
-        cells = (f"{part.rows}", f"{part.rms:.2g}", f"{part.largest:.2g}", f"{part.same_token:.1%}")
-        table.add_row(part.name, *cells, Text("" if part.within else "too much", style="bold red"))
+        shares = ("not finite" if share is None else f"{share:.2g}" for share in (part.rms, part.largest))
+        table.add_row(
+            part.name,
+            f"{part.rows}",
+            *shares,
+            f"{part.same_token:.1%}",
+            Text("" if part.within else "too much", style="bold red"),
+        )
     console.print(table)
     limit = found.limit
     typer.echo(

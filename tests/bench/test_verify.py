@@ -61,14 +61,14 @@ def test_a_right_backend_is_the_same_network(path: Path, backend: str) -> None:
     assert found.same
     assert (found.precision, found.backend) == ("fp32", backend)
     assert all(part.same_token == 1 for part in found.parts)
-    assert all(part.rms < LIMITS["fp32"].rms / 10 for part in found.parts)
+    assert all(part.rms is not None and part.rms < LIMITS["fp32"].rms / 10 for part in found.parts)
 
 
 def test_rounded_weights_are_held_to_the_limit_of_their_precision(path: Path) -> None:
     found = against(path, lambda: load_model(path, "cpu bf16", "cpu"))
     assert found.same
     assert found.precision == "bf16"
-    assert max(part.rms for part in found.parts) > LIMITS["fp32"].rms
+    assert max(part.rms or 0 for part in found.parts) > LIMITS["fp32"].rms
 
 
 def test_a_layer_left_out_is_found_out(path: Path, tmp_path: Path) -> None:
@@ -110,6 +110,14 @@ def test_logits_that_are_not_finite_are_never_within_the_limit(path: Path, value
     found, wrong = wrong_parts(path, spoilt)
     assert "decode, 1 row" in wrong
     assert not found.same
+    assert [part.rms for part in found.parts if part.name == "decode, 1 row"] == [None]
+
+
+def test_a_state_that_is_not_copied_is_found_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(path, "cpu", "cpu")
+    monkeypatch.setattr(type(model.make_pool(1)), "copy", lambda *_: None)
+    found = against(path, lambda: model)
+    assert [part.within for part in found.parts][:3] == [True, True, False]
 
 
 def test_the_first_model_is_gone_when_the_second_is_loaded(path: Path) -> None:
