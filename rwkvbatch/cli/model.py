@@ -1,4 +1,4 @@
-"""`rwkvbatch model`: make, describe and convert checkpoints."""
+"""`rwkvbatch model`: make, describe and convert checkpoints; `verify` is in a module of its own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from rwkvbatch.cli.verify import VERIFY_EPILOG, verify_command
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 model_app = typer.Typer(
     name="model",
-    help="Make, describe and convert checkpoints.",
+    help="Make, describe and convert checkpoints, and verify that they run right here.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -114,6 +115,9 @@ def convert_command(
         }
     save_tensors(output, tensors, replace=force)
     _say(f"wrote {output}, {len(tensors)} tensors", quiet)
+
+
+model_app.command("verify", epilog=VERIFY_EPILOG)(verify_command)
 
 
 def _say(message: str, quiet: bool) -> None:

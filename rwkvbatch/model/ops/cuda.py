@@ -10,16 +10,15 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from rwkvbatch.model.base import Choices, IntArray, RaggedBatch, SampleBatch, StatePool
+from rwkvbatch.model.base import Choices, RaggedBatch, SampleBatch, StatePool
 from rwkvbatch.model.ops import Activation, Product, ShiftKind
 from rwkvbatch.model.ops.branches import in_branches
+from rwkvbatch.model.ops.indices import Indices, indices_of
 from rwkvbatch.model.ops.padding import pad_outputs, pad_rows, whole_blocks
 from rwkvbatch.model.ops.reference import LAYER_NORM_EPS, ReferencePool, Vectors
 from rwkvbatch.model.ops.transfer import download, upload
@@ -27,8 +26,6 @@ from rwkvbatch.model.ops.triton import chunks, ends, few, sample, scan, shift
 
 _MAX_BRANCHES = 7
 """As many as the largest group of linear layers has."""
-
-IndexArray = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -38,30 +35,6 @@ class CudaLinear:
     weight: torch.Tensor
     bias: torch.Tensor | None
     activation: Activation
-
-
-class Indices(NamedTuple):
-    """A ragged batch as the kernels want it, on the host.
-
-    Attributes:
-        tokens: [R].
-        outputs: row numbers whose logits are wanted, [P].
-        first_slots: for the first row of each sequence that has a state its slot, else -1; [R].
-        last_rows: for the same rows the sequence's last row, else 0; [R].
-        short_starts, short_stops, short_slots: the sequences that are read row by row.
-        long_starts, long_stops, long_slots: those that are read in chunks.
-    """
-
-    tokens: IndexArray
-    outputs: IndexArray
-    first_slots: IndexArray
-    last_rows: IndexArray
-    short_starts: IndexArray
-    short_stops: IndexArray
-    short_slots: IndexArray
-    long_starts: IndexArray
-    long_stops: IndexArray
-    long_slots: IndexArray
 
 
 @dataclass(frozen=True)
@@ -76,6 +49,7 @@ class CudaStep:
     last_rows: torch.Tensor
     short: scan.Sequences
     long: scan.Sequences
+    chunk_rows: chunks.ChunkRows
 
 
 class CudaOps:
@@ -86,6 +60,11 @@ class CudaOps:
         dtype: of weights and of what goes into matrix products. States, sums and what lies between layers are fp32.
         fixed_rows: every matrix product has exactly so many rows, filled up or cut, and prompts are read row by row.
             What a row becomes is then meant to depend on nothing else in the batch; see docs/design/reproducibility.md.
+        few_rows: products of up to so many rows are made by `few.py`; cuBLAS makes those of more, and all of them with
+            fixed rows. 0 leaves all to cuBLAS, the slow twin. The default was predicted: docs/design/gpu-operations.md.
+
+    Raises:
+        ValueError: more few rows than `few.MAX_ROWS`.
     """
 
     name = "cuda"
@@ -93,11 +72,18 @@ class CudaOps:
     in_torch = True
 
     def __init__(
-        self, device: str = "cuda", dtype: torch.dtype = torch.float16, fixed_rows: int | None = None
+        self,
+        device: str = "cuda",
+        dtype: torch.dtype = torch.float16,
+        fixed_rows: int | None = None,
+        few_rows: int = few.MAX_ROWS,
     ) -> None:
+        if not 0 <= few_rows <= few.MAX_ROWS:
+            raise ValueError(f"few rows are 0 to {few.MAX_ROWS}, got {few_rows}")
         self.device = device
         self.dtype = dtype
         self.fixed_rows = fixed_rows
+        self._few_rows = few_rows if fixed_rows is None else 0
         self._side_streams = (
             [] if device == "cpu" else [torch.cuda.Stream(device) for _ in range(_MAX_BRANCHES)]
         )
@@ -148,14 +134,15 @@ class CudaOps:
         if self.fixed_rows is not None:
             batch = pad_rows(batch, whole_blocks(len(batch.tokens), self.fixed_rows))
             outputs = pad_outputs(outputs, whole_blocks(len(outputs), self.fixed_rows))
-        return _indices(batch, outputs, in_chunks=self.fixed_rows is None)
+        return indices_of(batch, outputs, chunks.CHUNK if self.fixed_rows is None else None)
 
     def step_of(self, arrays: Sequence[torch.Tensor], pool: StatePool, num_outputs: int) -> CudaStep:
         """The step out of `Indices` on the device."""
         assert isinstance(pool, ReferencePool)
-        tokens, outputs, first_slots, last_rows, *sequences = arrays
-        short, long = scan.Sequences(*sequences[:3]), scan.Sequences(*sequences[3:])
-        return CudaStep(pool, num_outputs, tokens, outputs, first_slots, last_rows, short, long)
+        tokens, outputs, first_slots, last_rows, *bounds = arrays
+        short, long = scan.Sequences(*bounds[:3]), scan.Sequences(*bounds[3:6])
+        chunk_rows = chunks.ChunkRows(*bounds[6:])
+        return CudaStep(pool, num_outputs, tokens, outputs, first_slots, last_rows, short, long, chunk_rows)
 
     def embed(self, step: CudaStep, table: torch.Tensor, norm: Vectors) -> torch.Tensor:
         x = torch.empty(len(step.tokens), table.shape[1], device=self.device)
@@ -171,7 +158,7 @@ class CudaOps:
         return mixed.unbind()
 
     def linears(self, products: Sequence[Product]) -> list[torch.Tensor]:
-        if self.fixed_rows is None and len(products[0].x) <= few.MAX_ROWS:
+        if len(products[0].x) <= self._few_rows:
             return self._few(products)
         work = [partial(self._linear, product) for product in products]
         if len(work) > 1 and self._side_streams and torch.cuda.is_current_stream_capturing():
@@ -237,7 +224,7 @@ class CudaOps:
         if len(step.short.starts):
             scan.scan(rows, weights, step.short, carried, y)
         if len(step.long.starts):
-            chunks.chunks(rows, weights, step.long, carried, y)
+            chunks.chunks(rows, weights, step.long, step.chunk_rows, carried, y)
         return y
 
     def head(self, step: CudaStep, x: torch.Tensor, norm: Vectors, layer: CudaLinear) -> torch.Tensor:
@@ -245,7 +232,7 @@ class CudaOps:
             return torch.empty(0, len(layer.weight), device=self.device)
         normed = torch.empty(len(step.outputs), x.shape[1], dtype=self.dtype, device=self.device)
         shift.gather_norm(x, step.outputs, norm, normed, LAYER_NORM_EPS)
-        if self.fixed_rows is None and len(normed) <= few.MAX_ROWS:
+        if len(normed) <= self._few_rows:
             logits = torch.empty(len(normed), len(layer.weight), device=self.device)
             few.linears([few.Few(normed, layer.weight, None, "none", None, None, logits)])
             return logits
@@ -291,25 +278,6 @@ class CudaOps:
 
     def _plain(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.detach().to(self.device, torch.float32).contiguous()
-
-
-def _indices(batch: RaggedBatch, outputs: IntArray, *, in_chunks: bool) -> Indices:
-    starts, stops = batch.starts[:-1], batch.starts[1:]
-    first_slots = np.full(len(batch.tokens), -1, np.int32)
-    last_rows = np.zeros(len(batch.tokens), np.int32)
-    first_slots[starts] = batch.slots
-    last_rows[starts] = stops - 1
-    # Chosen by the sequence's own length alone, so that the others do not matter.
-    long = (stops - starts >= chunks.CHUNK) & in_chunks
-    sequences = (starts, stops, batch.slots)
-    return Indices(
-        batch.tokens.astype(np.int32),
-        outputs.astype(np.int32),
-        first_slots,
-        last_rows,
-        *(part[~long].astype(np.int32) for part in sequences),
-        *(part[long].astype(np.int32) for part in sequences),
-    )
 
 
 def _is_wide(product: Product) -> bool:

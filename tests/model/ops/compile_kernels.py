@@ -16,22 +16,25 @@ from rwkvbatch.model.ops.triton import chunks, ends, few, sample, scan, shift
 
 WIDTH, HEAD_SIZE, VOCAB_SIZE = 2048, 64, 65536
 HEADS = {"HEADS": WIDTH // HEAD_SIZE, "SIZE": HEAD_SIZE, "BLOCK": HEAD_SIZE}
+IN_CHUNKS = {**HEADS, "CHUNK": chunks.CHUNK}
 NORM = {"WIDTH": WIDTH, "BLOCK": WIDTH, "EPS": 1e-5}
 END = {"WIDTH": WIDTH, "BLOCK": ends.BLOCK}
 NO_END = {"bias_ptr": None, "start_ptr": None, "target_ptr": None, "BIASED": False, "END": "none"}
 VOCABULARY = {"VOCAB": VOCAB_SIZE, "BLOCK": sample.MAX_BLOCK}
 
 KERNELS = [
-    (shift._gather_norm, NORM, 4),
-    (shift._shift_mix, {**NORM, "MIXES": 6}, 4),
-    (ends._end, {**END, "ACTIVATION": "sigmoid", "BIASED": True, "END": "blend"}, 4),
-    (ends._end, {**END, **NO_END, "ACTIVATION": "tanh"}, 4),
-    (scan._scan, HEADS, 8),
-    (chunks._chunks, {**HEADS, "CHUNK": chunks.CHUNK}, 8),
-    (sample._sample, VOCABULARY, 8),
-    (sample._look_up, VOCABULARY, 8),
+    (shift._gather_norm, NORM, {"num_warps": 4}),
+    (shift._shift_mix, {**NORM, "MIXES": 6}, {"num_warps": 4}),
+    (ends._end, {**END, "ACTIVATION": "sigmoid", "BIASED": True, "END": "blend"}, {"num_warps": 4}),
+    (ends._end, {**END, **NO_END, "ACTIVATION": "tanh"}, {"num_warps": 4}),
+    (scan._scan, HEADS, {"num_warps": 8}),
+    (chunks._prepare, IN_CHUNKS, {"num_warps": 4, "maxnreg": chunks.MAX_REGISTERS}),
+    (chunks._pass_on, {**IN_CHUNKS, "BLOCK_VALUES": chunks.BLOCK_VALUES}, {"num_warps": 4}),
+    (chunks._finish, IN_CHUNKS, {"num_warps": 4}),
+    (sample._sample, VOCABULARY, {"num_warps": 8}),
+    (sample._look_up, VOCABULARY, {"num_warps": 8}),
 ]
-"""Kernel, constants, warps."""
+"""Kernel, constants, options as it is launched with."""
 
 INTEGERS = (
     "first_slots_ptr",
@@ -39,6 +42,7 @@ INTEGERS = (
     "starts_ptr",
     "stops_ptr",
     "slots_ptr",
+    "firsts_ptr",
     "tokens_ptr",
     "index_ptr",
 )
@@ -105,13 +109,13 @@ def compile_group(target: GPUTarget) -> int:
 def compile_all(capability: int) -> dict[str, int]:
     target = GPUTarget("cuda", capability, 32)
     shared = {"_linears": compile_group(target)}
-    for kernel, constants, warps in KERNELS:
+    for kernel, constants, options in KERNELS:
         names = kernel.arg_names
         signature = {name: "constexpr" if name in constants else kind_of(name) for name in names}
         source = ASTSource(
             kernel, signature, {(names.index(name),): value for name, value in constants.items()}
         )
-        compiled = triton.compile(source, target=target, options={"num_warps": warps})
+        compiled = triton.compile(source, target=target, options=options)
         assert compiled.asm["cubin"]
         shared[kernel.__name__] = compiled.metadata.shared
     return shared

@@ -147,6 +147,31 @@ def test_the_whole_network_in_half_precision(dtype: torch.dtype, tolerance: floa
     Sides.of(dtype).compare([[3, 1]], tolerance)
 
 
+@pytest.mark.parametrize("rows", [1, few.MAX_ROWS])
+def test_a_step_of_a_few_rows_is_the_same_as_by_the_librarys_products(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = random_tensors(2, 32, 40, head_size=16, seed=1)
+    launches: list[int] = []
+    linears = few.linears
+    monkeypatch.setattr(few, "linears", lambda group: (launches.append(len(group)), linears(group))[1])
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for few_rows, num_launches in ((few.MAX_ROWS, 2 * 5 + 1), (0, 0)):
+        ops = CudaOps(DEVICE, torch.float32, few_rows=few_rows)
+        network, pool = Network.build(tensors, 2, ops), ops.make_pool(rows, 2, 2, 16)
+        launches.clear()
+        logits = network.step(ops, RaggedBatch.of([[1 + row] for row in range(rows)], range(rows)), pool)
+        assert len(launches) == num_launches
+        found.append((logits, pool.read(range(rows)).tensors["wkv"]))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_more_few_rows_than_a_tile_has_are_refused() -> None:
+    with pytest.raises(ValueError, match="few rows are 0 to 16, got 17"):
+        CudaOps(DEVICE, torch.float32, few_rows=17)
+
+
 def test_with_fixed_rows_the_results_are_the_same() -> None:
     Sides.of(torch.float32, fixed_rows=4).compare([[5, 1], [1, 1, 1]], 5e-5)
 

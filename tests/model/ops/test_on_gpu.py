@@ -18,6 +18,7 @@ from tests.model.ops.device import needs_gpu
 pytest.importorskip("triton")
 from rwkvbatch.model.ops.cuda import CudaOps
 from rwkvbatch.model.ops.graphs import WARM_UPS, GraphedNetwork, cuda_capture
+from rwkvbatch.model.ops.triton import few
 
 pytestmark = needs_gpu
 
@@ -33,9 +34,13 @@ def _as_a_model_runs() -> Iterator[None]:
 
 
 def stepper(
-    dtype: torch.dtype, fixed_rows: int | None = None, *, graphs: bool = True
+    dtype: torch.dtype,
+    fixed_rows: int | None = None,
+    *,
+    graphs: bool = True,
+    few_rows: int = few.MAX_ROWS,
 ) -> tuple[CudaOps, GraphedNetwork]:
-    ops = CudaOps("cuda", dtype, fixed_rows)
+    ops = CudaOps("cuda", dtype, fixed_rows, few_rows)
     network = Network.build(random_tensors(LAYERS, WIDTH, VOCAB_SIZE, HEAD_SIZE, seed=1), LAYERS, ops)
     return ops, GraphedNetwork(network, cuda_capture() if graphs else None)
 
@@ -59,6 +64,28 @@ def test_graphs_give_the_bits_of_the_same_steps_without_them(dtype: torch.dtype,
             ]
         )
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float16, 0.02), (torch.bfloat16, 0.15)]
+)
+@pytest.mark.parametrize("rows", [1, 5, few.MAX_ROWS])
+def test_steps_of_a_few_rows_are_the_same_as_by_the_librarys_products(
+    rows: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    found: list[list[torch.Tensor]] = []
+    for few_rows in (few.MAX_ROWS, 0):
+        ops, graphed = stepper(dtype, few_rows=few_rows)
+        pool = ops.make_pool(rows, LAYERS, HEADS, HEAD_SIZE)
+        found.append(
+            [
+                graphed.step(ops, RaggedBatch.of(token_lists([1] * rows, step), range(rows)), pool).clone()
+                for step in range(WARM_UPS + 2)
+            ]
+        )
+    for mine, theirs in zip(*found, strict=True):
+        # Relative to how far logits lie apart: rounding in between is not told by a single one's size.
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance * float(theirs.std()))
 
 
 def test_a_step_never_waits_for_the_device() -> None:

@@ -54,13 +54,13 @@ def normalized(kk, AXIS: tl.constexpr):
 
 
 @triton.jit
-def finished(y, r, k, v, g, r_k, norm_weight, norm_bias, inside, SIZE: tl.constexpr, AXIS: tl.constexpr):
-    """(group_norm(y) + (sum r * k * r_k) v) * g along an axis of one head."""
+def finished(y, bonus, v, g, norm_weight, norm_bias, inside, SIZE: tl.constexpr, AXIS: tl.constexpr):
+    """(group_norm(y) + bonus v) * g along an axis of one head."""
     mean = tl.sum(y, AXIS, keep_dims=True) / SIZE
     centred = tl.where(inside, y - mean, 0.0)
     variance = tl.sum(centred * centred, AXIS, keep_dims=True) / SIZE
     normed = centred / tl.sqrt_rn(variance + _GROUP_NORM_EPS) * norm_weight + norm_bias
-    return (normed + tl.sum(r * k * r_k, AXIS, keep_dims=True) * v) * g
+    return (normed + bonus * v) * g
 
 
 @triton.jit
@@ -114,7 +114,8 @@ def _scan(
         removed = tl.sum(S * kk[None, :], 1)
         S = S * w[None, :] - removed[:, None] * (kk * a)[None, :] + v[:, None] * k[None, :]
         y = tl.sum(S * r[None, :], 1)
-        y = finished(y, r, k, v, g, r_k, norm_weight, norm_bias, inside, SIZE, 0)
+        bonus = tl.sum(r * k * r_k, 0, keep_dims=True)
+        y = finished(y, bonus, v, g, norm_weight, norm_bias, inside, SIZE, 0)
         tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=inside)
     tl.store(state_ptr, S, mask=kept)
 

@@ -1,0 +1,117 @@
+"""A step of 1 to 16 rows on a GPU, its matrix products by the kernels for a few rows and by cuBLAS, in turns.
+
+    python benchmarks/few_rows_on_gpu.py [LAYERSxWIDTH] [bf16|fp16]      (24x2048 bf16 when not given)
+
+Random weights, decode steps as graphs, as the program runs them. A row of the table: milliseconds a step both ways
+(medians over the rounds, each round a median of several steps), the share that reading the weights once would take of
+it at the bandwidth of a copy measured in the same round, and the ratio. Above 1 the kernels for a few rows are faster.
+Needs an NVIDIA GPU; ends with exit code 2 without one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+import torch
+
+from rwkvbatch.bench.gpu import device_clock
+from rwkvbatch.bench.limits import best_rate
+from rwkvbatch.model.base import RaggedBatch
+from rwkvbatch.model.random_checkpoint import random_tensors
+from rwkvbatch.model.rwkv7 import Network
+from rwkvbatch.model.settings import fp32_sums
+
+ROWS = (1, 2, 4, 8, 16)
+ROUNDS = 9
+STEPS = 15
+HEAD_SIZE, VOCAB_SIZE = 64, 65536
+COPIED_BYTES = 512 << 20
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def main() -> int:
+    if not torch.cuda.is_available() or torch.version.hip is not None:
+        print("this benchmark needs an NVIDIA GPU, and torch finds none", file=sys.stderr)
+        return 2
+    shape, precision = (*sys.argv[1:], *("24x2048", "bf16")[len(sys.argv) - 1 :])
+    num_layers, width = (int(part) for part in shape.split("x"))
+    with torch.no_grad(), fp32_sums("cuda"):
+        measure(num_layers, width, DTYPES[precision])
+    return 0
+
+
+def measure(num_layers: int, width: int, dtype: torch.dtype) -> None:
+    from rwkvbatch.model.ops.triton import few
+
+    tensors = random_tensors(num_layers, width, VOCAB_SIZE, HEAD_SIZE, dtype=dtype)
+    # A step reads one row of the embedding, and all the rest.
+    weight_bytes = sum(
+        tensor.numel() * tensor.element_size() for name, tensor in tensors.items() if name != "emb.weight"
+    )
+    clock = device_clock("cuda")
+    source = torch.zeros(COPIED_BYTES, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    few_rows, cublas = (steppers(tensors, num_layers, width, dtype, rows) for rows in (few.MAX_ROWS, 0))
+    ways = {"few.py": few_rows, "cuBLAS": cublas}
+
+    print(
+        f"{torch.cuda.get_device_name()}, {num_layers}x{width} {dtype}, {weight_bytes / 1e9:.2f} GB of weights"
+    )
+    print(f"{'rows':>4}{'few.py ms':>12}{'of copy':>9}{'cuBLAS ms':>12}{'of copy':>9}{'ratio':>8}")
+    for rows in ROWS:
+        steps = {name: make(rows) for name, make in ways.items()}
+        for step in steps.values():
+            for _ in range(5):  # kernels are compiled, graphs are made
+                step()
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+        for _ in range(ROUNDS):
+            rate = best_rate(lambda: target.copy_(source), 2.0 * COPIED_BYTES, clock)
+            for name, step in steps.items():
+                seconds = timed(step)
+                found[name].append((seconds, weight_bytes / rate / seconds))
+        cells, middles = "", []
+        for measured in found.values():
+            middles.append(median(seconds for seconds, _ in measured))
+            cells += f"{1e3 * middles[-1]:>12.3f}{median(share for _, share in measured):>9.0%}"
+        print(f"{rows:>4}{cells}{middles[1] / middles[0]:>8.2f}", flush=True)
+
+
+def steppers(
+    tensors: dict[str, torch.Tensor], num_layers: int, width: int, dtype: torch.dtype, few_rows: int
+) -> Callable[[int], Callable[[], object]]:
+    """From a number of rows to a decode step of so many, over a copy of the weights of their own."""
+    from rwkvbatch.model.ops.cuda import CudaOps
+    from rwkvbatch.model.ops.graphs import GraphedNetwork, cuda_capture
+
+    ops = CudaOps("cuda", dtype, few_rows=few_rows)
+    network = GraphedNetwork(Network.build(tensors, num_layers, ops), cuda_capture())
+
+    def make(rows: int) -> Callable[[], object]:
+        pool = ops.make_pool(rows, num_layers, width // HEAD_SIZE, HEAD_SIZE)
+        for slot in range(rows):
+            pool.clear(slot)
+        tokens = np.random.default_rng(rows).integers(0, VOCAB_SIZE, rows)
+        batch = RaggedBatch.of([[int(token)] for token in tokens], range(rows))
+        return lambda: network.step(ops, batch, pool)
+
+    return make
+
+
+def timed(step: Callable[[], object]) -> float:
+    """Seconds a step, the median of `STEPS`, each waited for."""
+    seconds: list[float] = []
+    for _ in range(STEPS):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        step()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return median(seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""Whether a backend computes the same network as the reference operations: their logits, step by step, compared.
+
+What is read passes through all that a backend may do differently: a prompt at once and in pieces, many prompts in one
+step, and decode steps of one to many rows, often enough for graphs to be captured and replayed. The tokens are random
+and the same for both sides; nothing is sampled, so that a difference does not grow by another token being chosen.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+
+import numpy as np
+import torch
+
+from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch
+from rwkvbatch.model.load import load_model
+
+PIECES = (1, 15, 16, 40, 1, 16, 5, 22)
+"""How a prompt is cut: single rows, a few and many, lengths that are whole chunks of 16 rows and some that are not."""
+UNCOMPARED = 32
+"""First tokens of a prompt, whose logits are not compared, only what they leave in the state. After an empty state the
+norm of a head divides by next to nothing, and magnifies rounding; with random weights a hundredfold."""
+LENGTHS = (17, 1, 33, 15, 2, 3, 16, *(1 + number % 3 for number in range(17)))
+"""Of texts that are read together after the prompt, each from a copy of its state; they go on with decode steps."""
+DECODE_ROWS = (len(LENGTHS), 16, 3, 1)
+DECODE_STEPS = 6
+"""Of each row count. A graph is captured at the third."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How far logits may be from the reference's, as shares of the standard deviation of its logits."""
+
+    rms: float
+    largest: float
+
+
+LIMITS = {
+    "fp32": Limit(rms=1e-3, largest=1e-2),
+    "fp16": Limit(rms=0.03, largest=0.3),
+    "bf16": Limit(rms=0.15, largest=1.5),
+    "int8": Limit(rms=0.3, largest=3.0),
+}
+"""By precision, finest first; docs/models.md says what was measured."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the comparison, and the part that it belongs to.
+
+    Attributes:
+        source: a slot whose state is copied into all of the batch's before, or None.
+    """
+
+    part: str
+    batch: RaggedBatch
+    source: int | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """How the logits of some steps differ.
+
+    Attributes:
+        rows: how many rows of logits were compared.
+        rms, largest: the difference, as shares of the standard deviation of the reference's logits; None where a logit
+            is not finite.
+        same_token: the share of rows in which the likeliest token is the same.
+        within: whether the difference is within the limit; never where there is none.
+    """
+
+    name: str
+    rows: int
+    rms: float | None
+    largest: float | None
+    same_token: float
+    within: bool
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared, and what came of it.
+
+    Attributes:
+        precision: whose limit holds.
+        same: whether all parts are within the limit.
+    """
+
+    model: str
+    parameters: int
+    backend: str
+    device: str
+    dtype: str
+    precision: str
+    limit: Limit
+    parts: tuple[Part, ...]
+    same: bool
+
+
+def verify_model(
+    path: str | None, *, strategy: str = "auto", backend: str = "auto", say: Say = lambda _: None
+) -> Verification:
+    """Compare the logits of `backend` with those of the reference operations, fp32 on the CPU, from the same file.
+
+    One model is in memory at a time, with about 150 MB of logits for a vocabulary of 65,536.
+
+    Raises:
+        RwkvBatchError: the model cannot be loaded in one of the two ways.
+    """
+    return verify(
+        lambda: load_model(path, "cpu", "reference"), lambda: load_model(path, strategy, backend), say=say
+    )
+
+
+def verify(
+    load_reference: Callable[[], Model], load_other: Callable[[], Model], *, say: Say = lambda _: None
+) -> Verification:
+    """As `verify_model`, with models that are loaded when they are needed, and let go before the next one is."""
+    say("loading the reference operations, fp32 on the CPU")
+    reference, logits = _reference_logits(load_reference, say)
+    _free()
+    say("loading the backend")
+    model = load_other()
+    precision = precision_of(model.spec, reference.dtype)
+    limit, spec = LIMITS[precision], model.spec
+    steps = plan(reference.vocab_size)
+    pairs = zip(steps, logits, _logits(model, steps, f"{spec.backend} on {spec.device}", say), strict=True)
+    parts = tuple(
+        compared(name, [(theirs, mine) for _, theirs, mine in group], limit)
+        for name, group in groupby(pairs, key=lambda pair: pair[0].part)
+    )
+    return Verification(
+        model=spec.path,
+        parameters=spec.num_parameters,
+        backend=spec.backend,
+        device=spec.device,
+        dtype=spec.dtype,
+        precision=precision,
+        limit=limit,
+        parts=parts,
+        same=all(part.within for part in parts),
+    )
+
+
+def plan(vocab_size: int) -> list[Step]:
+    """The steps, for a pool of `len(LENGTHS) + 2` cleared slots."""
+    tokens = np.random.default_rng(7)
+
+    def draw(length: int) -> list[int]:
+        return tokens.integers(0, vocab_size, length).tolist()
+
+    together = range(len(LENGTHS))
+    at_once, in_pieces = len(LENGTHS), len(LENGTHS) + 1
+    prompt = draw(sum(PIECES))
+    steps = [_piece("prompt at once", prompt, 0, len(prompt), at_once)]
+    for first, last in pairwise(np.cumsum([0, *PIECES]).tolist()):
+        steps.append(_piece("prompt in pieces", prompt, first, last, in_pieces))
+    texts = RaggedBatch.of([draw(length) for length in LENGTHS], together, every_token=True)
+    steps.append(Step(f"{len(LENGTHS)} texts together", texts, source=in_pieces))
+    for rows in DECODE_ROWS:
+        name = f"decode, {rows} row{'s' if rows > 1 else ''}"
+        steps += [
+            Step(name, RaggedBatch.of([draw(1) for _ in range(rows)], range(rows)))
+            for _ in range(DECODE_STEPS)
+        ]
+    return steps
+
+
+def _piece(part: str, prompt: Sequence[int], first: int, last: int, slot: int) -> Step:
+    batch = RaggedBatch.of([prompt[first:last]], [slot], every_token=True)
+    return Step(part, replace(batch, outputs=batch.outputs[max(UNCOMPARED - first, 0) :]))
+
+
+def precision_of(spec: ModelSpec, stored: str) -> str:
+    """Whose limit holds for a backend: the coarsest precision in it. On the CPU that is the weights' rounding alone.
+
+    Args:
+        stored: the precision of the weights in the file.
+    """
+    if spec.device == "cpu" and spec.backend != "upstream" and spec.dtype == stored:
+        return "fp32"
+    dtype = spec.dtype.replace("i8", " int8")
+    return next((name for name in reversed(LIMITS) if name in dtype), "fp32")
+
+
+def compared(name: str, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], limit: Limit) -> Part:
+    """What the reference's logits and others' [P, vocab] say, step by step."""
+    pairs = [(theirs, mine) for theirs, mine in pairs if len(theirs)]
+    rows = sum(len(theirs) for theirs, _ in pairs)
+    differences = [(mine.double() - theirs.double()) for theirs, mine in pairs]
+    spread = _root_mean([theirs.double().var(dim=1, correction=0) for theirs, _ in pairs])
+    rms = _root_mean([difference.square().mean(dim=1) for difference in differences]) / spread
+    largest = max(float(difference.abs().max()) for difference in differences) / spread
+    same = sum(int((theirs.argmax(1) == mine.argmax(1)).sum()) for theirs, mine in pairs) / rows
+    if not math.isfinite(rms):
+        return Part(name, rows, None, None, same, within=False)
+    return Part(name, rows, rms, largest, same, within=rms <= limit.rms and largest <= limit.largest)
+
+
+def _reference_logits(load: Callable[[], Model], say: Say) -> tuple[ModelSpec, list[torch.Tensor]]:
+    model = load()
+    steps = plan(model.spec.vocab_size)
+    return model.spec, list(_logits(model, steps, "reference", say))
+
+
+def _logits(model: Model, steps: Sequence[Step], name: str, say: Say) -> Iterator[torch.Tensor]:
+    """Each step's logits, on the CPU."""
+    num_slots = len(LENGTHS) + 2
+    pool = model.make_pool(num_slots)
+    for slot in range(num_slots):
+        pool.clear(slot)
+    part = None
+    for step in steps:
+        if step.part != part:
+            part = step.part
+            say(f"{name}: {part}")
+        if step.source is not None:
+            for slot in step.batch.slots.tolist():
+                pool.copy(step.source, slot)
+        yield model.step(step.batch, pool).detach().to("cpu", torch.float32, copy=True)
+
+
+def _root_mean(squares: Sequence[torch.Tensor]) -> float:
+    return float(torch.cat(list(squares)).mean().sqrt())
+
+
+def _free() -> None:
+    """Give back what the first model had, before the second takes its memory."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
