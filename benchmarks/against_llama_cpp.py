@@ -41,6 +41,8 @@ BASE_KIND = "F16"
 STEPS = {1: 32, 32: 8, 64: 8}
 """Decode steps of one measurement, by rows."""
 PROMPT_TOKENS = 512
+EXACT = "cpu"
+"""The strategy that leaves the weights as they are: the one that llama.cpp's logits are held against."""
 CHECKED_TEXT = TEXT[:200]
 TOLERANCE = 0.02
 """Of the logits' standard deviation. llama.cpp rounds activations to fp16 where weights are: 0.002 to 0.005."""
@@ -148,6 +150,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--llama-cpp", type=Path, required=True, metavar="BUILD")
     parser.add_argument("--shape", default="12x768")
     parser.add_argument("--kinds", default="F16,BF16,Q8_0", help="as llama-quantize names them")
+    parser.add_argument("--strategy", default=EXACT, help='of ours, when it is measured: "cpu", "cpu int8"')
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=None, help="of both; all that there are unless given")
     parser.add_argument(
@@ -172,16 +175,20 @@ def run(arguments: argparse.Namespace) -> None:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         files = make_files(folder, arguments.shape, arguments.kinds.split(","), llama_cpp)
-        model = load_model(files.checkpoint, "cpu", "cpu", threads=arguments.threads)
+        model = load_model(files.checkpoint, EXACT, "cpu", threads=arguments.threads)
         ops = native_ops(model)
         assert ops is not None
         agreements = check(model, files, llama_cpp, ops.threads)
+        if arguments.strategy != EXACT:
+            del model
+            model = load_model(files.checkpoint, arguments.strategy, "cpu", threads=arguments.threads)
         facts = {
             "rwkvbatch": __version__,
             "instructions": ops.isa,
             "llama_cpp": llama_cpp.build(files.gguf[BASE_KIND]),
             "shape": arguments.shape,
             "threads": ops.threads,
+            "weights": model.spec.dtype,
         }
         print(", ".join(f"{name} {fact}" for name, fact in facts.items()), file=sys.stderr)
         found = measure(model, files, llama_cpp, ops.threads, arguments.rounds, tell)

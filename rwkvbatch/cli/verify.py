@@ -87,13 +87,12 @@ def _progress(quiet: bool) -> Callable[[str], None]:
 
 
 def _show(found: Verification) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from rwkvbatch.cli.tables import console
     from rwkvbatch.text.safe import printable
 
-    console = Console()
     typer.echo(f"{printable(found.model)}, {found.parameters:,} parameters")
     typer.echo(f"{found.backend} on {found.device}, {found.dtype}, against reference on cpu, fp32\n")
     table = Table(box=None, header_style="bold")
@@ -109,7 +108,7 @@ def _show(found: Verification) -> None:
             f"{part.same_token:.1%}",
             Text("" if part.within else "too much", style="bold red"),
         )
-    console.print(table)
+    console().print(table)
     limit = found.limit
     typer.echo(
         "\nDifferences of the logits, as shares of the standard deviation of the reference's.\n"
