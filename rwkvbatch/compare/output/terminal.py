@@ -16,6 +16,8 @@ from rwkvbatch.compare.changes import ConversationChange, TurnChange, most_chang
 from rwkvbatch.compare.diffs import Piece
 from rwkvbatch.compare.output.dialogue import headline
 from rwkvbatch.compare.output.wording import (
+    RANKING_NOTE,
+    common_rows,
     conclusion,
     extent,
     heading,
@@ -25,6 +27,7 @@ from rwkvbatch.compare.output.wording import (
     number,
     p_value,
     signed,
+    standing,
 )
 from rwkvbatch.compare.paired import Comparison, MatchedRows
 from rwkvbatch.errors import UsageError
@@ -43,6 +46,7 @@ _COLUMNS = (
 """From which width on a terminal has which columns."""
 _LEFT = ("95 % interval", "verdict")
 _MANY_PAIRS = 3
+_MOST_NAMED = 5
 _MAX_DIFF_CHARACTERS = 600
 
 
@@ -58,6 +62,11 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 3
         console.print(_means(analysis))
         console.print()
     console.print(Text(conclusion(analysis), style="bold"))
+    for ranking in analysis.rankings:
+        left_out = f" ({common_rows(ranking)})" if ranking.num_left_out else ""
+        console.print(safe(standing(ranking, most_named=_MOST_NAMED) + left_out))
+    if analysis.rankings:
+        console.print(Text(RANKING_NOTE, style="dim"))
     shown = analysis.matched if len(analysis.matched) < _MANY_PAIRS else ()
     for matched in shown:
         _print_changes(matched, console, num_changes)
