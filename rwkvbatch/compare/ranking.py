@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from rwkvbatch.compare.metrics import Metric, pass_metrics, pass_values
+from rwkvbatch.compare.metrics import Metric, pass_values
 from rwkvbatch.compare.paired import outcomes_by_conversation
 from rwkvbatch.compare.pairing import Variant
 from rwkvbatch.compare.summary import rows_of
@@ -27,7 +27,6 @@ FEWEST_VARIANTS: Final = 3
 """Two variants need no ranking: their one comparison says all."""
 MAIN_METRICS: Final = ("score", "nll")
 """What is ranked by when no metric was asked for: the first of these that there are numbers of."""
-_KEY = ["conversation", "turn", "repeat"]
 
 
 @dataclass(frozen=True)
@@ -158,9 +157,9 @@ def _numbers(rows: pd.DataFrame, metric: Metric) -> pd.Series:
     import pandas as pd
 
     if metric.level == "turn":
-        return rows.set_index(_KEY)[metric.name].dropna()
-    k = int(metric.name.rpartition("_")[2])
-    by_name = dict(
-        zip((family.name for family in pass_metrics(k)), pass_values(outcomes_by_conversation(rows, ""), k))
-    )
-    return pd.Series(by_name[metric.name], dtype=float).rename_axis("conversation")
+        key = ["conversation", "turn", "repeat"]
+        places = pd.MultiIndex.from_arrays([rows[name] for name in key], names=key)
+        return pd.Series(rows[metric.name].to_numpy(dtype=np.float64), index=places).dropna()
+    family, _, k = metric.name.rpartition("_")
+    values = pass_values(outcomes_by_conversation(rows, ""), int(k))[0 if family == "pass_at" else 1]
+    return pd.Series(values, dtype=np.float64).rename_axis("conversation")

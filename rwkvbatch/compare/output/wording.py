@@ -13,8 +13,8 @@ from rwkvbatch.compare.summary import VariantMean
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 MISSING = "—"
 RANKING_NOTE = (
-    "At 95 %, the truly best is the one named best or among those not told apart. The best mean was picked by the "
-    "same data: expect less of it in a new run."
+    "At 95 %, the truly best is the one named best or not told apart from it. The best mean was picked by the same "
+    "data: expect less of it in a new run."
 )
 
 

@@ -52,6 +52,14 @@ def _pairs() -> list[tuple[float, float]]:
     return [(t, f) for t in (0.3, 1.0) for f in (0.0, 0.5)]
 
 
+def test_a_page_of_a_grid_names_every_cell_with_its_standing(grid_page: str) -> None:
+    (best,) = re.findall(r'<dl class="best" data-metric="score">(.*?)</dl>', grid_page, re.DOTALL)
+    assert sorted(re.findall(r"temp=[\d.]+,frequency=[\d.]+", best)) == sorted(
+        f"temp={t},frequency={f}" for t, f in _pairs()
+    )
+    assert "picked by the same data" in grid_page
+
+
 def policy(text: str) -> str:
     return next(a["content"] or "" for tag, a in Elements(text).tags if tag == "meta" and "http-equiv" in a)
 

@@ -21,6 +21,7 @@ from rwkvbatch.compare.output.junit import as_junit
 from rwkvbatch.compare.output.junit import safe as xml_safe
 from rwkvbatch.compare.output.markdown import as_markdown, escaped
 from rwkvbatch.compare.output.records import COLUMNS, as_csv, as_json, harmless
+from rwkvbatch.compare.output.wording import standing
 from rwkvbatch.text.safe import printable
 from tests.compare.hostile import hostile_run
 from tests.compare.make_run import make_run
@@ -51,6 +52,21 @@ def test_json_has_the_comparisons_gates_and_changes(analysis: Analysis) -> None:
     ]
     assert [gate["failed"] for gate in content["gates"]] == [True, False]
     assert len(content["changes"][0]["conversations"]) == 12
+
+
+def test_json_and_markdown_say_which_variants_could_be_best(tmp_path: Path) -> None:
+    result = analyse([str(make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3")))])
+    (ranking,) = result.rankings
+    (best,) = json.loads(as_json(result))["best"]
+    assert (best["metric"], best["best"], best["num_values"]) == ("score", ranking.best.variant.label, 48)
+    assert [(item["variant"], item["p_holm"], item["could_be_best"]) for item in best["candidates"]] == [
+        (item.variant.label, item.p_holm, item.could_be_best) for item in ranking.candidates
+    ]
+    assert f"- {escaped(standing(ranking))}" in as_markdown(result)
+
+
+def test_json_of_two_variants_has_no_best(analysis: Analysis) -> None:
+    assert json.loads(as_json(analysis))["best"] == []
 
 
 def test_json_has_null_and_no_nan(analysis: Analysis) -> None:
