@@ -14,7 +14,7 @@ ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 MISSING = "—"
 RANKING_NOTE = (
     "At 95 %, the truly best is the one named best or not told apart from it. The best mean was picked by the same "
-    "data: expect less of it in a new run."
+    "data, so a new run is likely to show a less good one."
 )
 
 
