@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,16 @@ def test_json_and_markdown_say_which_variants_could_be_best(tmp_path: Path) -> N
         (item.variant.label, item.p_holm, item.could_be_best) for item in ranking.candidates
     ]
     assert f"- {escaped(standing(ranking))}" in as_markdown(result)
+
+
+def test_hostile_names_of_ranked_variants_do_nothing(tmp_path: Path) -> None:
+    runs = [str(hostile_run(tmp_path / name, seed)) for seed, name in enumerate("ab")]
+    result = analyse(runs)
+    assert len(result.rankings[0].candidates) == 4
+    for text in (as_markdown(result), as_json(result)):
+        assert printable(text) == text
+    assert "<svg onload" not in as_html(result)
+    assert re.search(r"(?<!\\)<", as_markdown(result)) is None
 
 
 def test_json_of_two_variants_has_no_best(analysis: Analysis) -> None:
