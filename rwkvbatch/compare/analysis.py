@@ -27,6 +27,7 @@ from rwkvbatch.compare.paired import (
     outcomes_by_conversation,
 )
 from rwkvbatch.compare.pairing import Pair, Variant, pair_up, variants_of
+from rwkvbatch.compare.ranking import Ranking, main_metrics, rank
 from rwkvbatch.compare.summary import VariantMean, variant_means
 from rwkvbatch.errors import RunMismatchError, UsageError
 
@@ -44,6 +45,7 @@ class Analysis:
         gates: the outcome of every gate on every variant that is not a baseline.
         notes: what a reader must know: what did not match, what makes the comparison shaky.
         table: all rows of all runs, with a column `run`. metrics: names of those that were asked for, None for all.
+        rankings: of three or more variants, which could be the best; by the metrics asked for, or the main one.
     """
 
     runs: tuple[RunData, ...] = field(repr=False)
@@ -55,6 +57,7 @@ class Analysis:
     notes: tuple[str, ...]
     table: pd.DataFrame = field(repr=False)
     metrics: tuple[str, ...] | None = None
+    rankings: tuple[Ranking, ...] = field(default=(), repr=False)
 
     def means(self, variant: Variant) -> list[VariantMean]:
         """The means of one variant by itself, in the metrics that were asked for."""
@@ -115,11 +118,15 @@ def analyse(
     _check_common(variants, matched, gates)
     compared = [side_by_side for side_by_side in matched if len(side_by_side.rows)]
     comparisons = compare_pairs(compared, by=by, ks=ks, metrics=metrics)
+    rankings, unranked = rank(
+        _taking_part(variants, compared), main_metrics([line.metric for line in comparisons], metrics), table
+    )
+    notes.extend(unranked)
     scopes = [_pair_scope(side_by_side) for side_by_side in compared] or [_lone_scope(variants[0], table)]
     return Analysis(
         tuple(runs), tuple(variants), tuple(pairs), tuple(compared), tuple(comparisons),
         tuple(judge(gates, scopes)), tuple(dict.fromkeys(notes)), table,
-        None if metrics is None else tuple(metrics),
+        None if metrics is None else tuple(metrics), tuple(rankings),
     )  # fmt: skip
 
 
@@ -133,6 +140,11 @@ def _check_common(variants: Sequence[Variant], matched: Sequence[MatchedRows], g
             f"{who} have no (conversation, turn, repeat) in common",
             hint="were they runs of the same script, with cells of the same names? --baseline takes a run or a cell",
         )
+
+
+def _taking_part(variants: Sequence[Variant], compared: Sequence[MatchedRows]) -> list[Variant]:
+    sides = {side for each in compared for side in (each.pair.baseline, each.pair.variant)}
+    return [variant for variant in variants if variant in sides]
 
 
 def _check_names(metrics: Sequence[str] | None) -> None:

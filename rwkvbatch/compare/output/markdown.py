@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from rwkvbatch.compare.analysis import Analysis
 from rwkvbatch.compare.output.wording import (
+    RANKING_NOTE,
+    common_rows,
     conclusion,
     extent,
     finding,
@@ -18,6 +20,7 @@ from rwkvbatch.compare.output.wording import (
     number,
     p_value,
     signed,
+    standing,
 )
 from rwkvbatch.compare.paired import Comparison
 from rwkvbatch.compare.pairing import Variant
@@ -32,6 +35,9 @@ def as_markdown(analysis: Analysis) -> str:
     found = findings(analysis)
     if found:
         parts.append("\n".join(f"- {escaped(finding(line))}" for line in found))
+    if analysis.rankings:
+        best = [f"- {escaped(f'{standing(line)} ({common_rows(line)})')}" for line in analysis.rankings]
+        parts.append("\n".join(best) + f"\n\n{escaped(RANKING_NOTE)}")
     if analysis.gates:
         parts.append(gates_markdown(analysis))
     by_heading: dict[str, list[Comparison]] = {}

@@ -13,6 +13,7 @@ from typing import Any, Final
 from rwkvbatch.compare.analysis import Analysis
 from rwkvbatch.compare.changes import ConversationChange, most_changed
 from rwkvbatch.compare.paired import Comparison
+from rwkvbatch.compare.ranking import Ranking
 from rwkvbatch.text.safe import printable, printable_json
 
 _FORMULA_SIGNS = frozenset("=+-@＝＋－＠")
@@ -49,10 +50,11 @@ def as_record(line: Comparison) -> dict[str, Any]:
 
 
 def as_json(analysis: Analysis) -> str:
-    """The whole comparison as one JSON object: `comparisons`, `means`, `gates`, `changes`, `runs`, `notes`."""
+    """The whole comparison as one JSON object: `comparisons`, `best`, `means`, `gates`, `changes`, `runs`, `notes`."""
     content = {
         "runs": [{"name": run.name, "path": run.source, "manifest": run.manifest} for run in analysis.runs],
         "comparisons": [as_record(line) for line in analysis.comparisons],
+        "best": [_best(ranking) for ranking in analysis.rankings],
         "means": [
             {
                 "variant": variant.label,
@@ -127,6 +129,23 @@ def _begins_formula(text: str) -> bool:
 
 def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _best(ranking: Ranking) -> dict[str, Any]:
+    return {
+        "metric": ranking.metric.name,
+        "best": ranking.best.variant.label,
+        "candidates": [
+            {
+                "variant": candidate.variant.label,
+                "mean": _plain(candidate.mean),
+                "p_holm": _plain(candidate.p_holm),
+                "could_be_best": candidate.could_be_best,
+            }
+            for candidate in ranking.candidates
+        ],
+        **{name: getattr(ranking, name) for name in ("num_values", "num_conversations", "num_left_out")},
+    }
 
 
 def _change(change: ConversationChange) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from textwrap import wrap
 
 from rich.console import Console, Group
 from rich.padding import Padding
@@ -16,6 +17,8 @@ from rwkvbatch.compare.changes import ConversationChange, TurnChange, most_chang
 from rwkvbatch.compare.diffs import Piece
 from rwkvbatch.compare.output.dialogue import headline
 from rwkvbatch.compare.output.wording import (
+    RANKING_NOTE,
+    common_rows,
     conclusion,
     extent,
     heading,
@@ -25,8 +28,10 @@ from rwkvbatch.compare.output.wording import (
     number,
     p_value,
     signed,
+    standing,
 )
 from rwkvbatch.compare.paired import Comparison, MatchedRows
+from rwkvbatch.compare.ranking import Ranking
 from rwkvbatch.errors import UsageError
 from rwkvbatch.text.safe import printable
 
@@ -43,6 +48,7 @@ _COLUMNS = (
 """From which width on a terminal has which columns."""
 _LEFT = ("95 % interval", "verdict")
 _MANY_PAIRS = 3
+_MOST_NAMED = 5
 _MAX_DIFF_CHARACTERS = 600
 
 
@@ -58,6 +64,8 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 3
         console.print(_means(analysis))
         console.print()
     console.print(Text(conclusion(analysis), style="bold"))
+    if analysis.rankings:
+        _print_rankings(analysis.rankings, console)
     shown = analysis.matched if len(analysis.matched) < _MANY_PAIRS else ()
     for matched in shown:
         _print_changes(matched, console, num_changes)
@@ -105,6 +113,18 @@ def diff_text(pieces: Sequence[Piece], *, colour: bool, limit: int = _MAX_DIFF_C
 def safe(text: str, style: str = "") -> Text:
     """Untrusted text that a terminal may show: nothing in it acts, and nothing in it is markup."""
     return Text(printable(text, keep_newlines=False), style=style)
+
+
+def _print_rankings(rankings: Sequence[Ranking], console: Console) -> None:
+    """A sentence a metric, its further lines indented."""
+    for ranking in rankings:
+        left_out = f" ({common_rows(ranking)})" if ranking.num_left_out else ""
+        sentence = printable(standing(ranking, most_named=_MOST_NAMED) + left_out, keep_newlines=False)
+        lines = wrap(
+            sentence, console.width, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+        )
+        console.print(Text("\n".join(lines), overflow="fold"))
+    console.print(Text(RANKING_NOTE, style="dim"))
 
 
 def _by_pair(lines: Iterable[Comparison], width: int) -> Iterable[Table]:

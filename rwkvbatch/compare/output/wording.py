@@ -7,10 +7,15 @@ from collections.abc import Iterable
 
 from rwkvbatch.compare.analysis import Analysis
 from rwkvbatch.compare.paired import Comparison
+from rwkvbatch.compare.ranking import Candidate, Ranking
 from rwkvbatch.compare.summary import VariantMean
 
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 MISSING = "—"
+RANKING_NOTE = (
+    "At 95 %, the truly best is the one named best or not told apart from it. The best mean was picked by the same "
+    "data, so a new run is likely to show a less good one."
+)
 
 
 def number(value: float, digits: int) -> str:
@@ -92,6 +97,37 @@ def conclusion(analysis: Analysis) -> str:
         return f"No difference beyond noise in {_count(tested, 'test')} (Holm-corrected, 5 %)."
     verb = "says" if found == 1 else "say"
     return f"{found} of {_count(tested, 'test')} {verb} more than noise (Holm-corrected, 5 %)."
+
+
+def standing(ranking: Ranking, *, most_named: int | None = None) -> str:
+    """Which variant is best by a metric, which may be as well, and how many are worse.
+
+    Args:
+        most_named: how many of those that may be best as well are named, None for all.
+    """
+    parts = [f"{ranking.metric.title}: best {_with_mean(ranking.best, ranking)}"]
+    also, worse = ranking.not_told_apart, ranking.worse
+    if also:
+        named = [_with_mean(candidate, ranking) for candidate in also[:most_named]]
+        more = [f"{len(also) - len(named)} more"] if len(named) < len(also) else []
+        parts.append(f"not told apart: {', '.join(named + more)}")
+    if worse:
+        parts.append(f"worse: {_count(len(worse), 'other')}" if also else f"worse: all {len(worse)} others")
+    return "; ".join(parts)
+
+
+def common_rows(ranking: Ranking) -> str:
+    """What a ranking rests on."""
+    by_turn = ranking.metric.level == "turn"
+    rows = f"{_count(ranking.num_values, 'turn')} of " if by_turn else ""
+    text = f"over {rows}{_count(ranking.num_conversations, 'conversation')}"
+    if ranking.num_left_out:
+        text += f"; {_count(ranking.num_left_out, ranking.metric.level)} that not all have left out"
+    return text
+
+
+def _with_mean(candidate: Candidate, ranking: Ranking) -> str:
+    return f"{candidate.variant.label} ({number(candidate.mean, ranking.metric.digits)})"
 
 
 def _count(number: int, noun: str) -> str:

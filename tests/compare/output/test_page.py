@@ -52,6 +52,20 @@ def _pairs() -> list[tuple[float, float]]:
     return [(t, f) for t in (0.3, 1.0) for f in (0.0, 0.5)]
 
 
+def test_the_page_names_every_cell_under_its_standing(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        row["checks"][0]["score"] = float(row["cell"] != "t=2")
+
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"), change=change)
+    text = as_html(analyse([str(path)]))
+    (best,) = re.findall(r'<dl class="best" data-metric="score">(.*?)</dl>', text, re.DOTALL)
+    words = re.sub(r"<[^>]+>", " ", best).split()
+    assert " ".join(words) == (
+        "best by score t=1 1.000 not told apart t=3 1.000 worse t=2 0.000 over 48 turns of 12 conversations"
+    )
+    assert "picked by the same data" in text
+
+
 def policy(text: str) -> str:
     return next(a["content"] or "" for tag, a in Elements(text).tags if tag == "meta" and "http-equiv" in a)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from rwkvbatch.compare.output.junit import as_junit
 from rwkvbatch.compare.output.junit import safe as xml_safe
 from rwkvbatch.compare.output.markdown import as_markdown, escaped
 from rwkvbatch.compare.output.records import COLUMNS, as_csv, as_json, harmless
+from rwkvbatch.compare.output.wording import standing
 from rwkvbatch.text.safe import printable
 from tests.compare.hostile import hostile_run
 from tests.compare.make_run import make_run
@@ -51,6 +53,31 @@ def test_json_has_the_comparisons_gates_and_changes(analysis: Analysis) -> None:
     ]
     assert [gate["failed"] for gate in content["gates"]] == [True, False]
     assert len(content["changes"][0]["conversations"]) == 12
+
+
+def test_json_and_markdown_say_which_variants_could_be_best(tmp_path: Path) -> None:
+    result = analyse([str(make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3")))])
+    (ranking,) = result.rankings
+    (best,) = json.loads(as_json(result))["best"]
+    assert (best["metric"], best["best"], best["num_values"]) == ("score", ranking.best.variant.label, 48)
+    assert [(item["variant"], item["p_holm"], item["could_be_best"]) for item in best["candidates"]] == [
+        (item.variant.label, item.p_holm, item.could_be_best) for item in ranking.candidates
+    ]
+    assert f"- {escaped(standing(ranking))}" in as_markdown(result)
+
+
+def test_hostile_names_of_ranked_variants_do_nothing(tmp_path: Path) -> None:
+    runs = [str(hostile_run(tmp_path / name, seed)) for seed, name in enumerate("ab")]
+    result = analyse(runs)
+    assert len(result.rankings[0].candidates) == 4
+    for text in (as_markdown(result), as_json(result)):
+        assert printable(text) == text
+    assert "<svg onload" not in as_html(result)
+    assert re.search(r"(?<!\\)<", as_markdown(result)) is None
+
+
+def test_json_of_two_variants_has_no_best(analysis: Analysis) -> None:
+    assert json.loads(as_json(analysis))["best"] == []
 
 
 def test_json_has_null_and_no_nan(analysis: Analysis) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from rwkvbatch.compare.analysis import Analysis
 from rwkvbatch.compare.output.terminal import print_analysis, print_conversation
 from rwkvbatch.errors import UsageError
 from tests.compare.hostile import hostile_run
-from tests.compare.make_run import make_run
+from tests.compare.make_run import make_row, make_run, write_run
 
 
 def printed(analysis: Analysis, *, width: int = 80, colour: bool = False, show: str | None = None) -> str:
@@ -73,6 +74,22 @@ def test_three_variants_are_grouped_by_metric(tmp_path: Path) -> None:
     text = printed(analyse([str(path)]))
     assert text.count("score ↑") == 1
     assert text.count("t=4 ") >= text.count("score ↑")
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_which_cell_could_be_best_is_said_under_the_tables_and_fits(tmp_path: Path, width: int) -> None:
+    cells = [f"temp={number},frequency=0.25" for number in range(9)]
+    text = printed(analyse([str(make_run(tmp_path / "a", cells=cells))]), width=width)
+    assert max(map(len, text.splitlines())) <= width
+    said = " ".join(text[text.index("score: best ") :].split())
+    assert re.match(r"score: best temp=\d,frequency=0.25 \(0.\d+\); not told apart: .*, 3 more At 95 %", said)
+
+
+def test_what_a_ranking_leaves_out_is_said(tmp_path: Path) -> None:
+    for name in "abc":
+        write_run(tmp_path / name, [make_row(talk) for talk in ("x", "y", name)], manifest={})
+    text = printed(analyse([str(tmp_path / name) for name in "abc"]))
+    assert "3 turns that not all have left out" in " ".join(text.split())
 
 
 def test_one_run_alone_shows_its_means(tmp_path: Path) -> None:

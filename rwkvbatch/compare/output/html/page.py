@@ -17,6 +17,8 @@ from rwkvbatch.compare.output.html.sweep_figures import sweep_figures
 from rwkvbatch.compare.output.html.turn_figures import turn_figures
 from rwkvbatch.compare.output.wording import (
     ARROWS,
+    RANKING_NOTE,
+    common_rows,
     conclusion,
     findings,
     heading,
@@ -84,6 +86,9 @@ def as_html(analysis: Analysis) -> str:
         facts=_headline_facts(analysis),
         conclusion=conclusion(analysis),
         findings=_findings(analysis),
+        rankings=analysis.rankings,
+        ranking_note=RANKING_NOTE,
+        common_rows=common_rows,
         number=_typeset(number),
         signed=_typeset(signed),
         p_value=_typeset(p_value),
