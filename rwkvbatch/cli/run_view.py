@@ -165,7 +165,7 @@ def _precision_lines(result: RunResult) -> list[str]:
         elif cell.width is None:
             found = "nothing to compare"
         elif math.isinf(cell.width):
-            found = "width not known: too few conversations"
+            found = "width not known: one conversation only, or the same difference in all"
         else:
             found = f"width {cell.width:.3g}" + ("" if cell.width <= asked else ", wider than asked")
         lines.append(f"  {cell.cell}: {cell.repeats:,} repeats, {found}")

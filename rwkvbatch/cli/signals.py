@@ -1,20 +1,24 @@
 """SIGINT and SIGTERM where no run is under way: leaving at once, or unwinding.
 
-An exception that a handler raises is dropped when it comes in the middle of an import or of a callback of the garbage
-collector, and the command goes on as if nobody had asked it to end. So while modules are imported and nothing is
-written, handlers end the process.
+An exception that a handler raises in the middle of an import is dropped, or turned into another one, and the command
+goes on as if nobody had asked it to end. So while modules are imported, handlers end the process.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 _SIGNALS = {signal.SIGINT: b"interrupted", signal.SIGTERM: b"terminated"}
 _STANDARD_ERROR = 2
+TOGETHER_S = 0.1
+"""As in `run.stopping`."""
 
 
 def leave_at_once() -> None:
@@ -23,8 +27,23 @@ def leave_at_once() -> None:
 
 
 def unwind() -> None:
-    """From now on SIGINT and SIGTERM raise exceptions, so that what was begun can be tidied up."""
-    _set(_raise)
+    """From now on the first SIGINT or SIGTERM raises an exception, so that what was begun can be tidied up.
+
+    Two so close that they are one wish count as one; a later one leaves at once, and so does one during an import.
+    """
+    raised_s = -math.inf
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal raised_s
+        now_s = time.monotonic()
+        if now_s - raised_s < TOGETHER_S:
+            return
+        if raised_s > -math.inf or _is_importing(frame):
+            _leave(number, frame)
+        raised_s = now_s
+        _raise(number)
+
+    _set(handle)
 
 
 @contextmanager
@@ -51,8 +70,15 @@ def _leave(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def _raise(number: int, frame: FrameType | None) -> None:
+def _raise(number: int) -> NoReturn:
     from rwkvbatch.cli.exits import Terminated
 
-    del frame
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False

@@ -46,9 +46,13 @@ class StopRequest:
         self._may_raise = True
         try:
             yield
+        except BaseException:
+            if self.signal_number:  # an import turns the exception from the handler into another one,
+                raise StoppedEarly from None
+            raise
         finally:
             self._may_raise = False
-        if self.signal_number:  # an exception from a handler is dropped in places, such as imports
+        if self.signal_number:  # or drops it
             raise StoppedEarly
 
     def receive(self, number: int, say: Callable[[str], None]) -> None:

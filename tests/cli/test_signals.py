@@ -47,10 +47,49 @@ def test_commands_are_unwound_and_end_with_a_word(
             tidied.append("up")
 
     monkeypatch.setattr("rwkvbatch.model.load.resolve_model_path", command)
+    monkeypatch.setattr(
+        "rwkvbatch.cli.signals._is_importing", lambda _: False
+    )  # pytest's own imports do not count
     with leaving_at_once():
         unwind()
         assert invoke(["model", "info", "x"]) == code
     assert (tidied, capsys.readouterr().err) == (["up"], f"rwkvbatch: {word}\n")
+
+
+@pytest.mark.parametrize(("number", "code", "word"), SIGNALS)
+def test_a_signal_during_an_import_ends_a_command_that_would_drop_it(
+    number: signal.Signals, code: int, word: str, tmp_path: Path
+) -> None:
+    (tmp_path / "dropping.py").write_text(
+        "import contextlib, signal\n"
+        f"with contextlib.suppress(BaseException): signal.raise_signal({int(number)})\n"
+    )
+    program = "from rwkvbatch.cli.signals import unwind; unwind(); import dropping"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment
+    )
+    assert (found.returncode, found.stderr) == (code, f"rwkvbatch: {word}\n")
+
+
+def test_of_two_signals_at_the_same_time_one_is_raised_and_a_later_one_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left: list[int] = []
+    monkeypatch.setattr("rwkvbatch.cli.signals._leave", lambda number, _: left.append(number))
+    monkeypatch.setattr(
+        "rwkvbatch.cli.signals._is_importing", lambda _: False
+    )  # pytest's own imports do not count
+    with leaving_at_once():
+        unwind()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert left == []
+        monkeypatch.setattr("rwkvbatch.cli.signals.TOGETHER_S", 0.0)
+        with pytest.raises(KeyboardInterrupt):  # `_leave` does not come back, but for this test
+            signal.raise_signal(signal.SIGINT)
+    assert left == [signal.SIGINT]
 
 
 def test_a_signal_that_was_ignored_from_the_start_stays_ignored() -> None:

@@ -137,7 +137,15 @@ def raise_and_drop(number: int) -> None:
         signal.raise_signal(number)
 
 
-@pytest.mark.parametrize("send", [signal.raise_signal, raise_and_drop])
+def raise_something_else(number: int) -> None:
+    """What an import that was broken off may do when it is tried again."""
+    try:
+        signal.raise_signal(number)
+    except BaseException:
+        raise ImportError("cannot load module more than once") from None
+
+
+@pytest.mark.parametrize("send", [signal.raise_signal, raise_and_drop, raise_something_else])
 def test_a_signal_while_models_are_loaded_ends_the_run_before_anything_is_written(
     send: Callable[[int], None], tmp_path: Path
 ) -> None:
@@ -147,9 +155,10 @@ def test_a_signal_while_models_are_loaded_ends_the_run_before_anything_is_writte
             return super().specs(setups)
 
     said: list[str] = []
-    with stop_on_signals(said.append) as stop, pytest.raises(StoppedEarly):
-        out = tmp_path / "run"
-        execute(make_plan(5), SlowShop(), RunOptions(out=out, should_stop=stop, loading=stop.interruptible))
+    with stop_on_signals(said.append) as stop:
+        options = RunOptions(out=tmp_path / "run", should_stop=stop, loading=stop.interruptible)
+        with pytest.raises(StoppedEarly):
+            execute(make_plan(5), SlowShop(), options)
     assert (stop.signal_number, said) == (signal.SIGTERM, [])
     assert not (tmp_path / "run").exists()
 
