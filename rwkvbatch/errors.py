@@ -50,7 +50,16 @@ class UsageError(RwkvBatchError):
 
 
 class MissingExtraError(UsageError):
-    """A setting needs an optional dependency that is not installed."""
+    """A setting needs an optional dependency that is not installed.
+
+    Args:
+        extra: what brings it, for a hint that serves an installed package and a clone alike.
+    """
+
+    def __init__(self, message: str, *, extra: str | None = None, hint: str | None = None) -> None:
+        if extra is not None:
+            hint = f"pip install 'rwkvbatch[{extra}]', or in a clone: pip install -e '.[{extra}]'"
+        super().__init__(message, hint=hint)
 
 
 class InputError(RwkvBatchError):

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 def main() -> None:
     """Entry point of the `rwkvbatch` program; ends the process with its exit code."""
+    from rwkvbatch.cli.signals import leave_at_once, unwind
+
+    leave_at_once()
     import sys
 
     from rwkvbatch.cli.app import invoke
@@ -12,7 +15,9 @@ def main() -> None:
     from rwkvbatch.cli.streams import flush_output, prepare_streams
 
     prepare_streams()
+    unwind()
     code = invoke(sys.argv[1:])
+    leave_at_once()
     try:
         flush_output()
     except OSError as error:

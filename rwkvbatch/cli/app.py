@@ -67,7 +67,14 @@ def invoke(arguments: Sequence[str]) -> int:
     except SystemExit as leaving:
         if isinstance(leaving.__context__, BrokenPipeError):  # Typer ends in 1, which is a failed check here
             return ExitCode.UNREAD
+        if _is_interrupt(leaving.__context__):
+            return report(KeyboardInterrupt(), debug=debug)
         return leaving.code if isinstance(leaving.code, int) else ExitCode.DONE
     except BaseException as error:
         return report(error, debug=debug)
     return ExitCode.DONE
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether it is the exit without a word that Typer makes of Ctrl-C."""
+    return error is not None and isinstance(error.__cause__, KeyboardInterrupt)

@@ -67,7 +67,15 @@ def random_command(
 
 @model_app.command("info")
 def info_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint; .pth may be left off.")],
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE",
+            show_default=False,
+            help="Checkpoint; .pth may be left off. "
+            "[dim]Default: $RWKVBATCH_MODEL, else the bundled demonstration model[/]",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verify: Annotated[
         bool,

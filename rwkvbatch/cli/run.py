@@ -13,6 +13,7 @@ import typer
 from rwkvbatch.cli import options as shared
 from rwkvbatch.cli import run_options as own
 from rwkvbatch.cli.exits import ExitCode, report
+from rwkvbatch.cli.signals import leaving_at_once
 
 if TYPE_CHECKING:
     from rwkvbatch.run.execute import RunResult
@@ -112,7 +113,7 @@ def run_command(
         skip_bad=skip_bad,
         shard=shard,
     )
-    with logging_to(log_file, verbose=verbose, quiet=quiet):
+    with leaving_at_once(), logging_to(log_file, verbose=verbose, quiet=quiet):
         prepared = prepare(arguments)
         if dry_run:
             from rwkvbatch.cli.plan_view import show_plan
@@ -163,7 +164,7 @@ def _run(
     from rwkvbatch.run.progress.bar import BarObserver
     from rwkvbatch.run.progress.figures import LineObserver, Observer, Observers
     from rwkvbatch.run.progress.metrics import serving_metrics
-    from rwkvbatch.run.stopping import stop_on_signals
+    from rwkvbatch.run.stopping import StoppedEarly, stop_on_signals
     from rwkvbatch.run.workers.hiring import crew_for
     from rwkvbatch.run.workshop import Workshop
     from rwkvbatch.text.safe import printable
@@ -191,6 +192,7 @@ def _run(
         open_things.enter_context(warnings.catch_warnings())
         stop = open_things.enter_context(stop_on_signals(say))
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", ResourceWarning)  # of files that a signal left open
         warnings.showwarning = note
         options = RunOptions(
             out=directory,
@@ -202,6 +204,7 @@ def _run(
             skipped=prepared.script.skipped,
             observer=Observers(observers),
             should_stop=stop,
+            loading=stop.interruptible,
             crew=crew_for(prepared.plan.settings),
         )
         try:
@@ -209,6 +212,9 @@ def _run(
         except TooManyFailuresError as error:
             report(error, debug=False)
             raise typer.Exit(ExitCode.FAILED) from None
+        except StoppedEarly:
+            say("interrupted while loading: nothing was begun. The same command begins")
+            raise typer.Exit(128 + stop.signal_number) from None
     if prepared.script.skipped:
         count = len(prepared.script.skipped)
         say(f"{count} bad line{'s' if count > 1 else ''} set aside in {directory / SKIPPED_NAME}")
@@ -226,12 +232,17 @@ def _run(
 def _end(result: RunResult, *, as_json: bool, quiet: bool) -> None:
     import json
 
-    from rwkvbatch.cli.run_view import show_summary
+    from rwkvbatch.cli.run_view import show_summary, until_ci_record
 
     if not quiet:
         show_summary(result)
     if as_json:
-        content = {**result.summary.as_dict(), "directory": str(result.directory), "verify": result.verified}
+        content = {
+            **result.summary.as_dict(),
+            "directory": str(result.directory),
+            "verify": result.verified,
+            "until_ci": until_ci_record(result),
+        }
         typer.echo(json.dumps(content, indent=2))
     if not result.summary.passed:
         raise typer.Exit(ExitCode.FAILED)

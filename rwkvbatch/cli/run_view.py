@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rwkvbatch.run.directory.summary import CellSummary, Summary
 
@@ -119,6 +120,7 @@ def _lines(result: RunResult) -> list[str]:
     if summary.errors:
         some = f"{summary.errors:,} rows" if summary.errors > 1 else "1 row"
         lines.append(f"{some} failed; --retry-errors runs {'them' if summary.errors > 1 else 'it'} again")
+    lines += _precision_lines(result)
     if result.verified is not None:
         lines.append(f"verified: {result.verified['held']}")
     directory = shlex.quote(str(result.directory))
@@ -132,6 +134,41 @@ def _lines(result: RunResult) -> list[str]:
         lines.append(f"next: rwkvbatch show {directory} --failed")
     else:
         lines.append(f"next: rwkvbatch show {directory}, or run again with --temp 0.3,1.0 and compare")
+    return lines
+
+
+def until_ci_record(result: RunResult) -> dict[str, Any] | None:
+    """What `--until-ci` came to, for `--json`: a width that cannot be known, or has nothing to be of, is null."""
+    if not result.reached:
+        return None
+    cells = [
+        {
+            "cell": cell.cell,
+            "repeats": cell.repeats,
+            "width": cell.width if cell.width is not None and math.isfinite(cell.width) else None,
+        }
+        for cell in result.reached
+    ]
+    return {"asked": result.plan.settings.until_ci, "cells": cells}
+
+
+def _precision_lines(result: RunResult) -> list[str]:
+    """How many repeats each cell got, and how wide its interval against the first cell is."""
+    if not result.reached:
+        return []
+    asked = result.plan.settings.until_ci
+    assert asked is not None
+    lines = [f"--until-ci {asked:g}: width of the score's interval against {result.reached[0].cell}"]
+    for cell in result.reached:
+        if cell is result.reached[0]:
+            found = "the first cell"
+        elif cell.width is None:
+            found = "nothing to compare"
+        elif math.isinf(cell.width):
+            found = "width not known: one conversation only, or the same difference in all"
+        else:
+            found = f"width {cell.width:.3g}" + ("" if cell.width <= asked else ", wider than asked")
+        lines.append(f"  {cell.cell}: {cell.repeats:,} repeats, {found}")
     return lines
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rwkvbatch.compare.compatibility import check_pairs, check_runs
+from rwkvbatch.compare.compatibility import check_pairs, check_runs, refuse_parts
 from rwkvbatch.compare.gates import Gate, GateResult, GateScope, judge, parse_gate
 from rwkvbatch.compare.gates.judging import Column
 from rwkvbatch.compare.loading import RunData, load_runs
@@ -115,7 +115,7 @@ def analyse(
     notes.extend(check_pairs(pairs, runs))
     for side_by_side in matched:
         notes.extend(_matching_notes(side_by_side))
-    _check_common(variants, matched, gates)
+    _check_common(runs, variants, matched, gates)
     compared = [side_by_side for side_by_side in matched if len(side_by_side.rows)]
     comparisons = compare_pairs(compared, by=by, ks=ks, metrics=metrics)
     rankings, unranked = rank(
@@ -130,11 +130,18 @@ def analyse(
     )  # fmt: skip
 
 
-def _check_common(variants: Sequence[Variant], matched: Sequence[MatchedRows], gates: Sequence[Gate]) -> None:
+def _check_common(
+    runs: Sequence[RunData],
+    variants: Sequence[Variant],
+    matched: Sequence[MatchedRows],
+    gates: Sequence[Gate],
+) -> None:
     """Raise where there is nothing to say, or where a gate would pass for lack of anything to judge."""
     empty = [side_by_side for side_by_side in matched if not len(side_by_side.rows)]
     nothing = len(empty) == len(matched) and len(variants) > 1
     if nothing or (gates and empty):
+        if empty:
+            refuse_parts(empty[0].pair, runs)
         who = f"{empty[0].pair.variant.label} and {empty[0].pair.baseline.label}" if empty else "the runs"
         raise RunMismatchError(
             f"{who} have no (conversation, turn, repeat) in common",

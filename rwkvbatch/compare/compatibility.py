@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from rwkvbatch.compare.loading import RunData
@@ -51,6 +52,31 @@ def check_runs(runs: Sequence[RunData], *, force: bool) -> list[str]:
                 "difference but in timings would be a fault"
             )
     return notes
+
+
+def refuse_parts(pair: Pair, runs: Sequence[RunData]) -> None:
+    """Say why a pair without a common turn has none, where its runs are parts.
+
+    Raises:
+        RunMismatchError: both are parts of a run, and not the same part.
+    """
+    named = {run.name: run for run in runs}
+    sides = [named[side.run] for side in (pair.baseline, pair.variant)]
+    parts = [run.facts.part for run in sides]
+    if None in parts or parts[0] == parts[1]:
+        return
+    one, other = (f"{run.source} is part {part}" for run, part in zip(sides, parts, strict=True))
+    identity = sides[0].facts.identity
+    if identity != sides[1].facts.identity:
+        raise RunMismatchError(
+            f"{one} of a run and {other} of another: they have no conversation in common",
+            hint="put the parts of each run together with `rwkvbatch merge PART... --out DIR`, and compare those",
+        )
+    of_same = [run.source for run in runs if run.facts.part is not None and run.facts.identity == identity]
+    raise RunMismatchError(
+        f"{one} and {other} of the same run: parts have no conversation in common",
+        hint=f"put all parts together first: rwkvbatch merge {shlex.join(of_same)} --out DIR",
+    )
 
 
 def check_pairs(pairs: Sequence[Pair], runs: Sequence[RunData]) -> list[str]:

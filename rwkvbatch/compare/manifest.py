@@ -15,7 +15,7 @@ class RunFacts:
         script_sha256: hash of the conversations. seed: the run seed. version: the program's. created: a date.
         command: the command line. scripts: paths. cells: each cell's settings by its name, in the plan's
         order. models: one record a checkpoint. identity: all that the replies depend on, as it stands in the
-        manifest.
+        manifest. part: such as `2/8`, of a part of a run (`--shard`).
     """
 
     script_sha256: str | None = None
@@ -28,6 +28,7 @@ class RunFacts:
     cells: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     models: tuple[Mapping[str, Any], ...] = ()
     identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    part: str | None = None
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> RunFacts:
@@ -45,6 +46,7 @@ class RunFacts:
             cells={name: _record(values) for name, values in _record(identity.get("cells")).items()},
             models=tuple(_record(model) for model in _entries(about.get("models"))),
             identity=identity,
+            part=_part(manifest.get("shard")),
         )
 
     def setting(self, cell: str, key: str) -> Any:
@@ -65,6 +67,14 @@ def varied_settings(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, list[An
         if len(values) > 1:
             varied[key] = values
     return varied
+
+
+def _part(shard: object) -> str | None:
+    match shard:
+        case {"part": int(part), "parts": int(parts)}:
+            return f"{part}/{parts}"
+        case _:
+            return None
 
 
 def _record(value: object) -> dict[str, Any]:

@@ -24,8 +24,9 @@ from rwkvbatch.run.workers.worker import finished_row, not_reached
 WAIT_S = 0.25
 """How long the driver waits for a word of its workers before it looks at the clock."""
 DRAIN_S = 10.0
-FAILURES_TOLD = 20
 """How long workers have to come to the end of their step when the run is stopped."""
+FAILURES_TOLD = 20
+"""So many failed turns are told one by one, as warnings; of the others only the log file hears."""
 
 _log = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rwkvbatch.run.directory.run_directory import RunDirectory
 from rwkvbatch.run.directory.status import StatusFile
 from rwkvbatch.run.directory.summary import Summary, summarize, write_summary
 from rwkvbatch.run.driver import Counts, Driver
-from rwkvbatch.run.planning.adaptive import first_round, rounds
+from rwkvbatch.run.planning.adaptive import Reached, first_round, reached, rounds
 from rwkvbatch.run.planning.plan import Plan
 from rwkvbatch.run.planning.setups import Setup, setups_of
 from rwkvbatch.run.progress.figures import Meter, Observer, Progress
@@ -44,6 +45,7 @@ class RunOptions:
         verify_rows: afterwards, generate so many rows again, alone and in another batch.
         skipped: bad lines of the scripts, to be kept in the directory.
         observer: is told of progress. should_stop: ends the run after the engine's step.
+        loading: entered while the models are loaded, before anything is written; what it raises leaves no trace.
         crew: makes the workers; by default there is one, in this process.
         files: the system calls of the store.
     """
@@ -57,6 +59,7 @@ class RunOptions:
     skipped: Sequence[SkippedLine] = ()
     observer: Observer | None = None
     should_stop: Callable[[], bool] = lambda: False
+    loading: Callable[[], AbstractContextManager[None]] = nullcontext
     crew: Callable[[Plan, ModelShop], Crew] = LocalCrew
     files: Files = OS_FILES
 
@@ -72,6 +75,7 @@ class RunResult:
         rows: reads the rows, in the plan's order.
         plan: what was run.
         verified: what `verify.json` holds, when rows were verified.
+        reached: how precise each cell got; empty without `--until-ci`.
     """
 
     directory: Path | None
@@ -81,6 +85,7 @@ class RunResult:
     plan: Plan
     rows: Callable[[], Iterator[Row]]
     verified: Mapping[str, Any] | None = None
+    reached: tuple[Reached, ...] = ()
 
     def __repr__(self) -> str:
         done = self.summary
@@ -102,7 +107,9 @@ def execute(plan: Plan, shop: ModelShop, options: RunOptions) -> RunResult:
     crew = options.crew(plan, shop)
     try:
         if options.out is None:
-            refuse_unusable(plan, crew.specs(setups_of(plan)))
+            with options.loading():
+                specs = crew.specs(setups_of(plan))
+            refuse_unusable(plan, specs)
             return _Session(plan, shop, crew, options, MemoryRows(), None).run()
         return _execute_in(options.out, plan, shop, crew, options)
     finally:
@@ -112,7 +119,8 @@ def execute(plan: Plan, shop: ModelShop, options: RunOptions) -> RunResult:
 def _execute_in(path: Path, plan: Plan, shop: ModelShop, crew: Crew, options: RunOptions) -> RunResult:
     directory = RunDirectory(path, options.command, options.files)
     try:
-        specs = crew.specs(setups_of(plan))
+        with options.loading():
+            specs = crew.specs(setups_of(plan))
         identity = make_identity(plan, specs, shop.tokenizer)
         refuse_unusable(plan, specs)
         directory.claim(
@@ -268,9 +276,12 @@ class _Session:
             verified = verdict(len(self._verified), self._differences)
         names = [cell.name for cell in self._plan.cells]
         summary = summarize(self._rows.rows(), names, self._wanted.num_rows)
+        precision = reached(self._plan, self._rows, self._wanted)
         if self._path is None:
             rows = list(self._rows.rows())
-            return RunResult(None, summary, progress, interrupted, self._plan, lambda: iter(rows), verified)
+            return RunResult(
+                None, summary, progress, interrupted, self._plan, lambda: iter(rows), verified, precision
+            )
         session = {
             "wall_s": round(progress.elapsed_s, 3),
             "reply_tokens": progress.reply_tokens,
@@ -280,7 +291,9 @@ class _Session:
         if verified is not None:
             write_verdict(self._options.files, self._path, verified)
         path, plan = self._path, self._plan
-        return RunResult(path, summary, progress, interrupted, plan, lambda: read_rows(path), verified)
+        return RunResult(
+            path, summary, progress, interrupted, plan, lambda: read_rows(path), verified, precision
+        )
 
 
 def read_rows(directory: Path) -> Iterator[Row]:

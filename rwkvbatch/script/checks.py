@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from rwkvbatch.errors import RowError, RwkvBatchError, UsageError
+from rwkvbatch.errors import MissingExtraError, RowError, RwkvBatchError, UsageError
 from rwkvbatch.script.json_rule import JsonRule
 from rwkvbatch.script.records import Check, ReplyFacts, Rule, SourceLine, Verdict
 from rwkvbatch.script.rules import (
@@ -199,6 +199,8 @@ def _rule(
         return maker.parse(expected, options)
     except WrongValueError as error:
         refuse(source, f"{where}.{error.key or kind}: {error.message}, got {shown(error.got)}", error.hint)
+    except MissingExtraError as error:
+        raise MissingExtraError(f"{source}: {where}.{kind}: {error.message}", hint=error.hint) from None
     except RwkvBatchError:
         raise
     except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NoReturn
 
 from pydantic import BeforeValidator, Field
 
@@ -27,6 +27,13 @@ _ROLES: Mapping[str, Role] = {
 }
 _CHANGING_FIELDS = ("tools", "functions", "tool_choice", "function_call", "logit_bias", "response_format")
 """Fields of a request that change its reply and that have no counterpart here."""
+
+
+WITHOUT_FIRST_REPLY = (
+    'jq -c \'.conversations |= map(select(.from == "system")) + '
+    'until(length == 0 or (.[0].from | IN("human", "user")); .[1:])\''
+)
+"""Leaves out what comes before the first question, but for the system message."""
 
 
 class _Lenient(Shape):
@@ -110,9 +117,21 @@ def read_sharegpt(line: Mapping[str, Any], source: SourceLine, default_id: str) 
     for at, item in enumerate(raw.conversations):
         where = f"conversations[{at}]"
         message = _ShareGptMessage.read(item, source, where)
-        messages.append(Message(_role(message.role, source, f"{where}.from"), message.value, where))
+        role = _role(message.role, source, f"{where}.from")
+        if role == "assistant" and all(earlier.role == "system" for earlier in messages):
+            _refuse_first_reply(message.role, source, where)
+        messages.append(Message(role, message.value, where))
     dialogue = to_dialogue(messages, source)
     return Conversation(read_id(raw.id, default_id, source), dialogue.system, dialogue.turns, (), {}, source)
+
+
+def _refuse_first_reply(name: str, source: SourceLine, where: str) -> NoReturn:
+    """Conversations that were cut out of longer ones begin with a reply."""
+    refuse(
+        source,
+        f"{where}: {shown(name)} comes before any question, so there is nothing that it replies to",
+        f"leave it out; this does that in all lines: {WITHOUT_FIRST_REPLY} FILE > NEW",
+    )
 
 
 def read_mt_bench(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:

@@ -120,7 +120,7 @@ def _library() -> Any:
     except ImportError:
         raise MissingExtraError(
             "the check `json` with a schema needs the jsonschema library, which is not installed",
-            hint="install it with `pip install 'rwkvbatch[checks]'`",
+            extra="checks",
         ) from None
     return jsonschema
 

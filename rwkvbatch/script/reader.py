@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.script.formats import read_conversation
 from rwkvbatch.script.native import FileDefaults, read_defaults
+from rwkvbatch.script.raw_lines import STDIN, RawLine, has_end, opened, raw_lines, shown_path
 from rwkvbatch.script.records import Conversation, SourceLine
 from rwkvbatch.script.shapes import MAX_ID_LENGTH
 from rwkvbatch.script.source import parse_line, refuse
 
-STDIN = "-"
-_BOM = b"\xef\xbb\xbf"
-PAST_LIMITS = 100
-MIN_PAST_BYTES = 2**26
-"""So many times `Limits.max_line_bytes`, or so many bytes, a bad line may have and still be set aside."""
-
 KEPT_BYTES = 2**16
 """What is kept of a line that is too long and set aside."""
 
-_CHUNK_BYTES = 1 << 20
+COUNTED_BYTES = 2**24
+"""So much is read after a bad line that ends the reading, to tell how many more there are."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +96,6 @@ def read_scripts(paths: Sequence[str], *, limits: Limits | None = None, skip_bad
     return Script(tuple(reading.conversations), digest, tuple(reading.skipped))
 
 
-@dataclass(frozen=True)
-class _RawLine:
-    source: SourceLine
-    data: bytes
-    whole: bool
-
-
 class _Reading:
     """What has been read so far."""
 
@@ -123,24 +110,18 @@ class _Reading:
     def read_file(self, path: str) -> None:
         num_before, skipped_before = len(self.conversations), len(self.skipped)
         defaults, is_first = FileDefaults(), True
-        with _opened(path) as file:
-            for line in _raw_lines(file, path, self._limits.max_line_bytes):
+        with opened(path) as file:
+            lines = raw_lines(file, path, self._limits.max_line_bytes)
+            for line in lines:
                 if not line.data.strip():
                     continue
                 try:
-                    value = self._parse(line)
-                    if "defaults" in value:
-                        if not is_first:
-                            refuse(
-                                line.source,
-                                "`defaults` may only be the first line of a file",
-                                "move it to the top",
-                            )
-                        defaults = read_defaults(value, line.source)
-                    else:
-                        self._add(value, line.source, defaults)
+                    defaults = self._read_line(line, defaults, is_first=is_first)
                 except ScriptError as error:
                     if not self._skip_bad:
+                        others = lines if line.whole and has_end(file) else None
+                        good = len(self.conversations) - num_before
+                        self._tell_of_others(error, others, defaults, good)
                         raise
                     self._set_aside(line, error)
                 is_first = False
@@ -149,10 +130,59 @@ class _Reading:
             if len(self.skipped) > skipped_before:
                 message += f" that can be used; its first bad line: {self.skipped[skipped_before].error}"
             raise ScriptError(
-                message, path=_shown_path(path), hint="write one JSON object a line; see docs/scripts.md"
+                message, path=shown_path(path), hint="write one JSON object a line; see docs/scripts.md"
             )
 
-    def _parse(self, line: _RawLine) -> Mapping[str, Any]:
+    def _read_line(self, line: RawLine, defaults: FileDefaults, *, is_first: bool) -> FileDefaults:
+        """Add the line's conversation; the defaults of the lines after it."""
+        value = self._parse(line)
+        if "defaults" not in value:
+            self._add(value, line.source, defaults)
+            return defaults
+        if not is_first:
+            refuse(line.source, "`defaults` may only be the first line of a file", "move it to the top")
+        return read_defaults(value, line.source)
+
+    def _tell_of_others(
+        self, error: ScriptError, lines: Iterator[RawLine] | None, defaults: FileDefaults, good: int
+    ) -> None:
+        """Add to the hint of a file's first `error` how many of the other lines are bad, and how to go without them.
+
+        Args:
+            lines: the lines after it, which are read within limits; None if they cannot be.
+            good: how many conversations stood before it.
+        """
+        told: list[str] = [] if error.hint is None else [error.hint]
+        is_all = False
+        if lines is not None:
+            before = len(self.conversations)
+            bad, is_all = self._count_bad(lines, defaults)
+            good += len(self.conversations) - before
+            if bad:
+                count = f"{'' if is_all else 'at least '}{bad:,} more line{'s are' if bad > 1 else ' is'} bad"
+                told.append(f"{count} in this file" + (f", {good:,} can be used" if is_all else ""))
+        if good or not is_all:
+            told.append("--skip-bad sets bad lines aside and runs the others")
+        error.hint = "\n  ".join(told) or None
+
+    def _count_bad(self, lines: Iterator[RawLine], defaults: FileDefaults) -> tuple[int, bool]:
+        """How many of `lines` are bad; and whether all were read. The others are added."""
+        bad = num_bytes = 0
+        try:
+            for line in lines:
+                num_bytes += len(line.data) + 1
+                if num_bytes > COUNTED_BYTES or not line.whole:
+                    return bad, False
+                try:
+                    if line.data.strip():
+                        self._read_line(line, defaults, is_first=False)
+                except ScriptError:
+                    bad += 1
+        except (ScriptError, UsageError):  # past a limit, or a missing extra
+            return bad, False
+        return bad, True
+
+    def _parse(self, line: RawLine) -> Mapping[str, Any]:
         if not line.whole:
             limit = self._limits.max_line_bytes
             refuse(
@@ -168,7 +198,7 @@ class _Reading:
             refuse(line.source, f"not UTF-8: byte 0x{byte:02x}", "save the file as UTF-8", column)
         return parse_line(text, line.source)
 
-    def _set_aside(self, line: _RawLine, error: ScriptError) -> None:
+    def _set_aside(self, line: RawLine, error: ScriptError) -> None:
         if len(self.skipped) >= self._limits.max_conversations:
             raise UsageError(
                 f"{line.source}: more than {self._limits.max_conversations:,} bad lines; the last one: {error}",
@@ -202,66 +232,5 @@ class _Reading:
         return named if named.isprintable() and len(named) <= MAX_ID_LENGTH else f"line-{source.line}"
 
 
-@contextmanager
-def _opened(path: str) -> Generator[BinaryIO]:
-    if path == STDIN:
-        yield sys.stdin.buffer
-        return
-    try:
-        file = Path(path).open("rb")  # noqa: SIM115 (closed below; only the opening is guarded here)
-    except (OSError, ValueError) as error:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        raise ScriptError(
-            f"cannot be read: {reason}", path=path, hint="name a .jsonl file, or - for standard input"
-        ) from None
-    with file:
-        yield file
-
-
-def _raw_lines(file: BinaryIO, path: str, max_bytes: int) -> Iterator[_RawLine]:
-    """Lines without their ends. No more than `max_bytes` of a line are ever held.
-
-    The rest of a longer one is read past when the next line is asked for: whoever refuses it does not wait for its end.
-
-    Raises:
-        ScriptError: the file cannot be read, or a line that was read past does not end.
-    """
-    most = max(PAST_LIMITS * max_bytes, MIN_PAST_BYTES)
-    number = 0
-    while True:
-        number += 1
-        data = _read_up_to(file, max_bytes + 2, path, number)
-        if not data:
-            return
-        ended = data.endswith(b"\n") or len(data) < max_bytes + 2
-        if number == 1:
-            data = data.removeprefix(_BOM)
-        data = data.removesuffix(b"\n").removesuffix(b"\r")
-        yield _RawLine(SourceLine(path, number), data[:max_bytes], len(data) <= max_bytes)
-        num_read = len(data)
-        while not ended:
-            rest = _read_up_to(file, _CHUNK_BYTES, path, number)
-            ended = rest.endswith(b"\n") or not rest
-            num_read += len(rest)
-            if num_read > most:
-                raise ScriptError(
-                    f"the line has no end within {most:,} bytes, so it is not set aside",
-                    path=_shown_path(path),
-                    line=number,
-                    hint="is this a script? It must have one JSON object a line",
-                )
-
-
-def _read_up_to(file: BinaryIO, num_bytes: int, path: str, line: int) -> bytes:
-    try:
-        return file.readline(num_bytes)
-    except OSError as error:
-        raise ScriptError(f"cannot be read: {error.strerror}", path=_shown_path(path), line=line) from None
-
-
 def _raise_limit(name: str) -> str:
     return f"raise the setting `{name}` (in a --config file, or as RWKVBATCH_{name.upper()})"
-
-
-def _shown_path(path: str) -> str:
-    return "<stdin>" if path == STDIN else path

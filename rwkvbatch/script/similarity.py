@@ -34,7 +34,7 @@ class Similarity:
         if find_spec("sacrebleu") is None:
             raise MissingExtraError(
                 "the check `similarity` needs the sacrebleu library, which is not installed",
-                hint="install it with `pip install 'rwkvbatch[metrics]'`",
+                extra="metrics",
             )
         return cls(float(expected), text_of(options["to"]) if "to" in options else None)
 

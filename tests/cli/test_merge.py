@@ -156,3 +156,24 @@ def test_merging_loads_no_model_library(parts: list[Path], tmp_path: Path) -> No
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, timeout=120
     )
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_comparing_parts_of_one_run_is_answered_with_the_command_that_merges_them(
+    parts: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = map(str, parts)
+    assert invoke(["compare", one, other]) == 3
+    said = capsys.readouterr().err
+    assert f"{one} is part 1/2 and {other} is part 2/2 of the same run" in said
+    assert f"rwkvbatch merge {one} {other} --out DIR" in said
+
+
+def test_comparing_different_parts_of_two_runs_is_answered_with_merging_both(
+    parts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 2):
+        plan = make_plan(5, shard=Shard(number, 2), seed=9)
+        execute(plan, FakeShop(), RunOptions(out=tmp_path / f"other-{number}"))
+    assert invoke(["compare", str(parts[0]), str(tmp_path / "other-2")]) == 3
+    assert "put the parts of each run together with `rwkvbatch merge" in capsys.readouterr().err
+    assert invoke(["compare", str(parts[0]), str(tmp_path / "other-1")]) == 0

@@ -10,6 +10,7 @@ import torch
 
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.model.checkpoint import open_checkpoint
+from rwkvbatch.model.load import BUNDLED_MODEL
 
 
 @pytest.fixture
@@ -38,6 +39,17 @@ def test_info_prints_one_json_object(checkpoint: Path, capsys: pytest.CaptureFix
     assert info["num_bytes"] == checkpoint.stat().st_size
     assert len(info["sha256"]) == 64
     assert info["num_parameters"] == sum(group["num_parameters"] for group in info["tensors"])
+
+
+def test_info_without_a_file_describes_the_bundled_model_or_the_one_of_the_environment(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RWKVBATCH_MODEL", raising=False)
+    assert invoke(["model", "info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == str(BUNDLED_MODEL)
+    monkeypatch.setenv("RWKVBATCH_MODEL", str(checkpoint))
+    assert invoke(["model", "info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == str(checkpoint)
 
 
 def test_info_prints_a_table(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -367,3 +367,37 @@ def test_ctrl_c_prints_the_command_that_continues_and_it_does(tmp_path: Path) ->
 
     assert read_manifest(out) is not None
     assert json.loads((out / "status.json").read_text())["rows_done"] == len(there)
+
+
+def test_a_run_with_until_ci_tells_how_precise_each_cell_got(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "s.jsonl"
+    lines = [conversation(f"c{n}", f"What is {n} + 2?", expect=[{"contains": str(n + 2)}]) for n in range(3)]
+    script.write_text("".join(line + "\n" for line in lines))
+    arguments = ["run", str(script), "--top-p", "1", "--temp", "0.2,2", "--max-tokens", "4", "--json"]
+    out = tmp_path / "out"
+    invoke([*arguments, "--repeats", "2..3", "--until-ci", "0.01", "--out", str(out)])
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)["until_ci"]
+    assert found["asked"] == 0.01
+    first, other = found["cells"]
+    assert first == {"cell": "temp=0.2", "repeats": other["repeats"], "width": None}
+    rows = [row for row in read_rows(out) if row.key.cell == "temp=2"]
+    assert (other["cell"], other["repeats"]) == ("temp=2", len(rows) // 3)
+    assert other["width"] > 0.01
+    assert f"temp=2: 3 repeats, width {other['width']:.3g}, wider than asked" in captured.err
+    invoke([*arguments, "--out", str(tmp_path / "plain")])
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["until_ci"] is None
+    assert "--until-ci" not in captured.err
+
+
+@pytest.mark.parametrize("option", ["--state", "--template"])
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_a_file_that_is_not_there_is_bad_input_to_every_command(
+    option: str, command: str, script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(script), "--out", str(tmp_path / "out")] if command == "run" else ["--no-transcript"]
+    assert invoke([command, *given, option, str(tmp_path / "nowhere.pth")]) == 3
+    assert "nowhere.pth" in capsys.readouterr().err

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import io
+import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from rwkvbatch.cli.run_view import summary_table
+from rwkvbatch.cli.run_view import show_summary, summary_table, until_ci_record
 from rwkvbatch.run.directory.summary import percentile, summarize
+from rwkvbatch.run.execute import RunOptions, execute
+from rwkvbatch.run.planning.adaptive import Reached
+from rwkvbatch.run.planning.grid import Cell
 from rwkvbatch.run.results.rows import CheckResult, Reference, RowTiming
-from tests.run.fakes import make_row
+from tests.run.fakes import FakeShop, make_plan, make_row
 
 
 def shown(width: int = 80, **changes: object) -> str:
@@ -92,3 +97,23 @@ def test_percentiles_lie_between_neighbours() -> None:
     assert percentile([3.0], 0.95) == 3.0
     assert percentile([0.0, 1.0, 2.0, 3.0, 4.0], 0.5) == 2.0
     assert percentile([0.0, 10.0], 0.95) == 9.5
+
+
+def test_what_until_ci_came_to_is_told_cell_by_cell(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [Cell(name, {}) for name in "abcde"]
+    plan = make_plan(2, cells=cells, repeats=2, max_repeats=3, until_ci=0.5)
+    result = execute(plan, FakeShop(), RunOptions())
+    widths = {"a": None, "b": 0.25, "c": 0.75, "d": math.inf, "e": None}
+    reached = tuple(Reached(name, 3, width) for name, width in widths.items())
+    result = replace(result, reached=reached)
+    show_summary(result)
+    said = capsys.readouterr().err
+    assert "--until-ci 0.5: width of the score's interval against a\n" in said
+    assert "  a: 3 repeats, the first cell\n" in said
+    assert "  b: 3 repeats, width 0.25\n" in said
+    assert "  c: 3 repeats, width 0.75, wider than asked\n" in said
+    assert "  d: 3 repeats, width not known" in said
+    assert "  e: 3 repeats, nothing to compare\n" in said
+    record = until_ci_record(result)
+    assert record is not None
+    assert [cell["width"] for cell in record["cells"]] == [None, 0.25, 0.75, None, None]

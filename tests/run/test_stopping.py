@@ -7,12 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rwkvbatch.run.execute import RunOptions, execute, read_rows
-from rwkvbatch.run.stopping import stop_on_signals
+from rwkvbatch.run.planning.setups import Setup
+from rwkvbatch.run.stopping import TOGETHER_S, StoppedEarly, stop_on_signals
 from tests.run.fakes import FakeShop, make_plan
 from tests.run.slow_run import IN_STEP_NAME
 
@@ -66,8 +70,10 @@ def test_the_second_signal_leaves_at_once_and_loses_no_row(
     process.send_signal(number)
     assert process.stderr is not None
     assert "once more" in process.stderr.readline()
+    time.sleep(2 * TOGETHER_S)
     process.send_signal(number)
     assert process.wait(60) == code
+    assert "left at once" in process.stderr.read()
     process.stderr.close()
     assert (
         json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "running"
@@ -106,3 +112,59 @@ def test_handlers_are_put_back() -> None:
         assert not stop()
         assert signal.getsignal(signal.SIGTERM) != before[1]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_two_signals_at_the_same_time_are_one(
+    number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[int] = []
+    monkeypatch.setattr("os._exit", left.append)
+    said: list[str] = []
+    with stop_on_signals(said.append) as stop:
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        assert (len(said), left) == (1, [])
+        monkeypatch.setattr("rwkvbatch.run.stopping.TOGETHER_S", 0.0)
+        signal.raise_signal(number)
+    assert left == [code]
+    assert stop.signal_number == number
+
+
+def raise_and_drop(number: int) -> None:
+    """What imports and weak references' callbacks do with an exception that comes in the middle of them."""
+    with suppress(BaseException):
+        signal.raise_signal(number)
+
+
+def raise_something_else(number: int) -> None:
+    """What an import that was broken off may do when it is tried again."""
+    try:
+        signal.raise_signal(number)
+    except BaseException:
+        raise ImportError("cannot load module more than once") from None
+
+
+@pytest.mark.parametrize("send", [signal.raise_signal, raise_and_drop, raise_something_else])
+def test_a_signal_while_models_are_loaded_ends_the_run_before_anything_is_written(
+    send: Callable[[int], None], tmp_path: Path
+) -> None:
+    class SlowShop(FakeShop):
+        def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
+            send(signal.SIGTERM)
+            return super().specs(setups)
+
+    said: list[str] = []
+    with stop_on_signals(said.append) as stop:
+        options = RunOptions(out=tmp_path / "run", should_stop=stop, loading=stop.interruptible)
+        with pytest.raises(StoppedEarly):
+            execute(make_plan(5), SlowShop(), options)
+    assert (stop.signal_number, said) == (signal.SIGTERM, [])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_before_loading_ends_the_run_too() -> None:
+    with stop_on_signals(lambda _: None) as stop:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(StoppedEarly), stop.interruptible():
+            pytest.fail("it was begun")

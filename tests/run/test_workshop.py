@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rwkvbatch
-from rwkvbatch.errors import InputError, UsageError
+from rwkvbatch.errors import InputError
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.run.directory.manifest import read_manifest
 from rwkvbatch.run.planning.grid import make_cells
@@ -117,7 +117,7 @@ def test_an_initial_state_changes_replies_and_cells_with_and_without_one_can_be_
 def test_a_state_file_that_is_not_there_is_one_clear_error(
     models: Path, script: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=r"--state nowhere\.pth: cannot be read"):
+    with pytest.raises(InputError, match=r"--state nowhere\.pth: cannot be read"):
         rwkvbatch.run(script, model=str(models / "one"), state="nowhere.pth", out=tmp_path / "out")
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rwkvbatch.errors import ScriptError
-from tests.script.writing import GOOD, conversation, read
+from rwkvbatch.script.reader import Limits, read_scripts
+from tests.script.writing import GOOD, conversation, read, write
 
 HI = b'{"messages": [{"role": "user", "content": ""}], '
 
@@ -136,3 +140,59 @@ def test_a_param_says_what_it_may_be(params: dict[str, object], said: str, tmp_p
     with pytest.raises(ScriptError) as caught:
         read(tmp_path, conversation(params=params))
     assert said in str(caught.value)
+
+
+class TestWhatIsSaidOfTheOtherLines:
+    """The hint of the first bad line, when bad lines are not set aside."""
+
+    @staticmethod
+    def hint(tmp_path: Path, *lines: Any) -> str:
+        with pytest.raises(ScriptError, match=r"demo\.jsonl:\d: ") as caught:
+            read(tmp_path, *lines)
+        return str(caught.value.hint)
+
+    def test_how_many_are_bad_and_good_and_the_way_to_run_those(self, tmp_path: Path) -> None:
+        good = [conversation(id=f"c{n}") for n in range(5)]
+        lines = [
+            {"defaults": {}},
+            *good[:2],
+            {"mesages": []},
+            b"",
+            b"{",
+            good[2],
+            conversation(id="c0"),
+            *good[3:],
+        ]
+        assert self.hint(tmp_path, *lines) == (
+            "did you mean 'messages'?\n"
+            "  2 more lines are bad in this file, 5 can be used\n"
+            "  --skip-bad sets bad lines aside and runs the others"
+        )
+
+    def test_one_bad_line_among_good_ones(self, tmp_path: Path) -> None:
+        hint = self.hint(tmp_path, {"mesages": []}, conversation())
+        assert hint == "did you mean 'messages'?\n  --skip-bad sets bad lines aside and runs the others"
+
+    def test_where_all_are_bad_nothing_is_left_to_run(self, tmp_path: Path) -> None:
+        hint = self.hint(tmp_path, {"mesages": []}, b"[]")
+        assert hint == "did you mean 'messages'?\n  1 more line is bad in this file, 0 can be used"
+
+    def test_counting_ends_at_a_limit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("rwkvbatch.script.reader.COUNTED_BYTES", 40)
+        hint = self.hint(tmp_path, {"mesages": []}, *[b'{"a": 1}'] * 10, conversation())
+        assert "at least 4 more lines are bad in this file\n  --skip-bad" in hint
+
+    def test_a_line_that_is_too_long_ends_the_counting(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "demo.jsonl", b"{", b"{", b"x" * 200, b"{")
+        with pytest.raises(ScriptError) as caught:
+            read_scripts([path], limits=Limits(max_line_bytes=100))
+        assert "at least 1 more line is bad" in str(caught.value.hint)
+
+    def test_nobody_waits_for_the_rest_of_a_pipe(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        receiving, sending = os.pipe()
+        os.write(sending, b"{\n")
+        with os.fdopen(sending, "wb"), os.fdopen(receiving, "rb") as pipe:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(pipe))
+            with pytest.raises(ScriptError) as caught:
+                read_scripts(["-"])
+        assert "--skip-bad sets bad lines aside" in str(caught.value.hint)

@@ -216,13 +216,17 @@ def test_similarity_needs_a_reference_on_its_own_turn_and_skips_turns_without_on
     ("entry", "module", "extra"),
     [({"similarity": 0.5}, "sacrebleu", "metrics"), ({"json": {"type": "object"}}, "jsonschema", "checks")],
 )
-def test_a_missing_extra_is_named(
+def test_a_missing_extra_is_named_with_the_line_that_wants_it_and_how_to_get_it(
     entry: dict[str, Any], module: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError) as caught:
+    (kind,) = entry
+    with pytest.raises(
+        MissingExtraError, match=rf"^demo\.jsonl:3: expect\.{kind}: the check `{kind}`"
+    ) as caught:
         parse_checks(entry, HERE)
-    assert f"rwkvbatch[{extra}]" in str(caught.value.hint)
+    assert f"pip install 'rwkvbatch[{extra}]'" in str(caught.value.hint)
+    assert f"pip install -e '.[{extra}]'" in str(caught.value.hint)
 
 
 def test_valid_json_needs_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:

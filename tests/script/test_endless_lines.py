@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rwkvbatch.errors import RwkvBatchError, ScriptError, UsageError
-from rwkvbatch.script.reader import KEPT_BYTES, PAST_LIMITS, Limits, read_scripts
+from rwkvbatch.script.raw_lines import PAST_LIMITS
+from rwkvbatch.script.reader import KEPT_BYTES, Limits, read_scripts
 
 GOOD = b'{"id": "good", "messages": [{"role": "user", "content": "Hi"}]}\n'
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rwkvbatch.errors import ScriptError
+from rwkvbatch.script.foreign import WITHOUT_FIRST_REPLY
+from rwkvbatch.script.records import Turn
 from tests.script.writing import assistant, conversation, read, user
 
 
@@ -129,7 +135,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"conversations": [{"fron": "human", "value": "x"}]}, r"conversations\[0\].*from"),
     (
         {"conversations": [{"from": "gpt", "value": "x"}]},
-        r"conversations\[0\]: an assistant message needs a user",
+        r"conversations\[0\]: 'gpt' comes before any question",
     ),
     ({"conversations": {}}, "conversations: must be an array"),
     ({"question_id": 1}, "turns: is missing"),
@@ -184,3 +190,38 @@ def test_a_line_without_an_id_is_native_when_a_message_has_native_keys(tmp_path:
     first, second = read(tmp_path, *lines).conversations
     assert dict(first.turns[0].params) == {"temperature": 0.5}
     assert [check.kind for check in second.turns[0].checks] == ["equals"]
+
+
+SHAREGPT_CUT_OUT: dict[str, Any] = {
+    "id": "a",
+    "conversations": [
+        {"from": "system", "value": "Be brief."},
+        {"from": "gpt", "value": "As I said,"},
+        {"from": "human", "value": "Who are you?"},
+        {"from": "gpt", "value": "Nobody."},
+    ],
+}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_sharegpt_conversation_that_begins_with_a_reply_is_told_how_to_go_without_it(
+    first: int, tmp_path: Path
+) -> None:
+    line = {**SHAREGPT_CUT_OUT, "conversations": SHAREGPT_CUT_OUT["conversations"][1 - first :]}
+    with pytest.raises(
+        ScriptError, match=rf"conversations\[{first}\]: 'gpt' comes before any question"
+    ) as caught:
+        read(tmp_path, line)
+    assert WITHOUT_FIRST_REPLY in str(caught.value.hint)
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")
+def test_the_way_to_go_without_first_replies_works_and_leaves_other_lines_alone(tmp_path: Path) -> None:
+    good = {"id": "b", "conversations": SHAREGPT_CUT_OUT["conversations"][2:]}
+    lines = "".join(json.dumps(line) + "\n" for line in (SHAREGPT_CUT_OUT, good))
+    command = shlex.split(WITHOUT_FIRST_REPLY)
+    made = subprocess.run(command, input=lines.encode(), capture_output=True, check=True).stdout
+    one, other = read(tmp_path, *made.splitlines()).conversations
+    assert (one.system, other.system) == ("Be brief.", None)
+    assert one.turns == other.turns == (Turn("Who are you?", "Nobody."),)
+    assert json.loads(made.splitlines()[1]) == good

@@ -83,9 +83,47 @@ def rounds(plan: Plan, rows: ReadRows, wide: Callable[..., bool] | None = None) 
         yield wanted
 
 
+@dataclass(frozen=True)
+class Reached:
+    """How precise a cell got with `--until-ci`.
+
+    Attributes:
+        repeats: how many it was replayed.
+        width: of its paired interval against the first cell, as the stopping rule sees it; infinite where it cannot be
+            known, None for the first cell and where nothing can be compared.
+    """
+
+    cell: str
+    repeats: int
+    width: float | None
+
+
+def reached(plan: Plan, rows: ReadRows, wanted: Wanted) -> tuple[Reached, ...]:
+    """What each cell came to, in order; nothing without `--until-ci`."""
+    if plan.settings.until_ci is None:
+        return ()
+    from rwkvbatch.stats.precision import planning_width
+
+    found: list[Reached] = []
+    for cell, repeats in enumerate(wanted.repeats):
+        differences, conversations = _differences(plan, rows, cell, repeats)
+        width = None
+        if cell != BASELINE and differences:
+            width = planning_width(differences, conversations)
+        found.append(Reached(plan.cells[cell].name, repeats, width))
+    return tuple(found)
+
+
 def _is_wide(
     plan: Plan, rows: ReadRows, cell: int, repeats: int, width: float, wide: Callable[..., bool]
 ) -> bool:
+    differences, conversations = _differences(plan, rows, cell, repeats)
+    # Nothing to compare (all rows failed): more of the same would not help.
+    return bool(differences) and wide(differences, conversations, width=width)
+
+
+def _differences(plan: Plan, rows: ReadRows, cell: int, repeats: int) -> tuple[list[float], list[int]]:
+    """The cell's scores minus the first cell's, and the conversation that each is of."""
     differences: list[float] = []
     conversations: list[int] = []
     for number, conversation in enumerate(plan.conversations):
@@ -98,8 +136,7 @@ def _is_wide(
                 if one is not None and other is not None:
                     differences.append(one - other)
                     conversations.append(number)
-    # Nothing to compare (all rows failed): more of the same would not help.
-    return bool(differences) and wide(differences, conversations, width=width)
+    return differences, conversations
 
 
 def _scores(plan: Plan, rows: ReadRows, dialogue: int) -> Sequence[float | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import InputError
 from rwkvbatch.run.planning.settings import CellSettings
 
 
@@ -13,13 +13,13 @@ def sha256_of_file(path: str, option: str) -> str:
     """Hex digest of a file that an option names.
 
     Raises:
-        UsageError: it cannot be read.
+        InputError: it cannot be read.
     """
     try:
         with Path(path).expanduser().open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UsageError(f"{option} {path}: cannot be read: {error.strerror}") from None
+        raise InputError(f"{option} {path}: cannot be read: {error.strerror}") from None
 
 
 def text_sha256(settings: CellSettings) -> str | None:

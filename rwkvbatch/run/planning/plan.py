@@ -155,6 +155,26 @@ class Plan:
             turns=turns,
         )
 
+    def greedy_cells(self) -> tuple[Cell, ...]:
+        """The cells in which no reply that is run depends on chance, so that repeats are all the same."""
+        own = [
+            number
+            for number in self.chosen
+            if (conversation := self.conversations[number]).params
+            or any(turn.params for turn in conversation.turns)
+        ]
+        return tuple(
+            cell
+            for number, cell in enumerate(self.cells)
+            if (len(own) == len(self.chosen) or self.cell_settings[number].sampling.greedy)
+            and all(self._is_greedy(self.dialogue(self.number_of(one, number, 0))) for one in own)
+        )
+
+    @staticmethod
+    def _is_greedy(dialogue: Dialogue) -> bool:
+        turns = range(len(dialogue.conversation.turns))
+        return all(dialogue.of_turn(turn).settings.sampling.greedy for turn in turns)
+
     def rows_of(self, number: int) -> tuple[int, int]:
         """The first row of dialogue `number`, and the one after its last."""
         return self._places.rows_of(number)

@@ -17,6 +17,7 @@ from rwkvbatch.run.planning.shard import Shard
 from rwkvbatch.script.reader import Script, read_scripts
 
 SKIPPED_SHOWN = 5
+CELLS_SHOWN = 8
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +98,32 @@ def _prepare(arguments: RunArguments, layered: Layered, cells: Sequence[Cell]) -
     plan = Plan(select(script.conversations, settings), cells, layered, shard)
     if settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
         raise UsageError("--until-ci compares the scores of checks, and the script has none")
+    _tell_needless_repeats(plan)
     return Prepared(plan, script)
+
+
+def _tell_needless_repeats(plan: Plan) -> None:
+    """Say where repeats cannot differ: replies there are greedy."""
+    if plan.repeats == 1 or not (greedy := plan.greedy_cells()):
+        return
+    settings = plan.settings
+    asked = settings.repeats if settings.max_repeats is None else f"{settings.repeats}..{plan.repeats}"
+    if len(greedy) == len(plan.cells):
+        where = " in any cell" if len(greedy) > 1 else ""
+        way_out = "leave it out"
+    else:
+        named = ", ".join(cell.name for cell in greedy[:CELLS_SHOWN])
+        where = f" in the cell{'s' if len(greedy) > 1 else ''} {named}" + (
+            f" and {len(greedy) - CELLS_SHOWN} more" if len(greedy) > CELLS_SHOWN else ""
+        )
+        way_out = "run such cells without it"
+    _log.warning(
+        "--repeats %s changes nothing%s: replies are greedy, so all repeats are the same; %s, "
+        "or sample (--temp 1 --top-p 0.5, say)",
+        asked,
+        where,
+        way_out,
+    )
 
 
 def _tell_skipped(script: Script) -> None:

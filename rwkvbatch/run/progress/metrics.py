@@ -93,7 +93,7 @@ def serving_metrics(port: int) -> Generator[MetricsObserver]:
         from prometheus_client import CollectorRegistry, start_http_server
     except ImportError:
         raise MissingExtraError(
-            "--metrics needs the Prometheus client library", hint="pip install 'rwkvbatch[prometheus]'"
+            "--metrics needs the Prometheus client library, which is not installed", extra="prometheus"
         ) from None
     observer = MetricsObserver()
     registry = CollectorRegistry()

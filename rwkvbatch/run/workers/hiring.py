@@ -76,7 +76,7 @@ def check_ray(address: str, devices: Sequence[str]) -> None:
     if len({device.partition(":")[0] for device in devices}) > 1:
         raise UsageError("--devices must be of one kind with --ray: replies of GPUs and CPUs differ in bits")
     if importlib.util.find_spec("ray") is None:
-        raise MissingExtraError("--ray needs the package ray", hint="pip install 'rwkvbatch[ray]'")
+        raise MissingExtraError("--ray needs the package ray, which is not installed", extra="ray")
 
 
 def processors() -> int:

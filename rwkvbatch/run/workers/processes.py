@@ -18,7 +18,7 @@ from rwkvbatch.run.planning.plan import Plan
 from rwkvbatch.run.planning.setups import Setup
 from rwkvbatch.run.workers.deaths import Deaths
 from rwkvbatch.run.workers.messages import ASKED_TO_LEAVE, Joined, Left, Order, Signal
-from rwkvbatch.run.workers.template import Bury, Hire, Load
+from rwkvbatch.run.workers.template import DRIVERS_SIGNALS, Bury, Hire, Load
 from rwkvbatch.run.workshop import ModelShop
 
 if TYPE_CHECKING:
@@ -191,11 +191,14 @@ class _Template:
         command = [sys.executable, "-c", _START, str(theirs.fileno())]
         environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "OPENBLAS_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        # Inherited, so that not even a process that has just begun ends by them; `template.main` ignores them instead.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, DRIVERS_SIGNALS)
         try:
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
             )
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
 
     def ask(self, request: Load | Bury) -> Any:

@@ -25,6 +25,9 @@ from rwkvbatch.run.workers.serve import NoteTaker, noted, serve
 from rwkvbatch.run.workers.worker import Worker
 from rwkvbatch.run.workshop import ModelShop
 
+DRIVERS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Terminals, `timeout` and service managers send them to all processes of a run; the driver decides what they mean."""
+
 
 @dataclass(frozen=True)
 class Load:
@@ -53,9 +56,9 @@ class Bury:
 
 def main() -> None:
     """Answer requests until the driver is gone."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a terminal sends it to all; the driver decides what it means
+    for number in DRIVERS_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, DRIVERS_SIGNALS)
     notes = NoteTaker()
     with noted(notes):
         _answer(Connection(int(sys.argv[1])), notes)
@@ -76,7 +79,7 @@ def _answer(channel: Connection[Any, Any], notes: NoteTaker) -> None:
                 spec = _spec(shop, request)
                 if request.here and not isinstance(spec, RwkvBatchError):
                     _warm_up(shop, request)
-                channel.send(spec)
+                _say(channel, spec)
                 gc.freeze()  # so that a worker's collector does not touch, and copy, what it shares
             case Hire():
                 assert loaded is not None
@@ -88,11 +91,16 @@ def _answer(channel: Connection[Any, Any], notes: NoteTaker) -> None:
                     _work(Connection(socket), loaded.plan, shop, request, notes)
                 notes.take()
                 os.close(socket)
-                channel.send(process)
+                _say(channel, process)
             case Bury(process):
-                channel.send(os.waitpid(process, 0)[1])
+                _say(channel, os.waitpid(process, 0)[1])
             case _:
                 raise TypeError(f"not a request: {request!r}")
+
+
+def _say(channel: Connection[Any, Any], answer: Any) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the driver is gone: the next request is the end
+        channel.send(answer)
 
 
 def _spec(shop: ModelShop, load: Load) -> Any:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,14 @@ import pytest
 
 from rwkvbatch.errors import UsageError
 from rwkvbatch.run.execute import RunOptions, execute
-from rwkvbatch.run.planning.adaptive import Wanted, rounds
+from rwkvbatch.run.planning.adaptive import Wanted, first_round, reached, rounds
 from rwkvbatch.run.planning.grid import Cell
 from rwkvbatch.run.planning.plan import Plan
 from rwkvbatch.run.planning.prepare import RunArguments, prepare
 from rwkvbatch.run.results.memory import MemoryRows
 from rwkvbatch.run.results.rows import CheckResult
 from rwkvbatch.script.records import Check
+from rwkvbatch.stats.precision import planning_width
 from tests.run.fakes import FakeShop, Longer, make_conversation, make_plan, make_row
 
 CELLS = [Cell("a", {}), Cell("b", {"temperature": 0.5}), Cell("c", {"temperature": 0.7})]
@@ -126,3 +128,28 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, lines: str, lists: A
     values = {"repeats": 2, "max_repeats": 5, "until_ci": 0.1}
     with pytest.raises(UsageError, match=message):
         prepare(RunArguments((str(script),), values=values, lists=lists))
+
+
+def test_what_each_cell_came_to_is_its_repeats_and_the_width_that_the_rule_saw() -> None:
+    plan, rows = plan_of(2, 6), MemoryRows()
+    wanted = Wanted(plan, (4, 4, 2))
+    fill(plan, rows, wanted, {"a": 0.5, "b": 0.6, "c": 0.9})
+    first = plan.dialogue(plan.number_of(0, 1, 0))
+    rows.discard([first.first_row])
+    key = first.key(0)
+    rows.append(
+        first.first_row,
+        make_row(key.conversation, 0, cell=key.cell, checks=(CheckResult("x", 1, True, 0.0),)),
+    )
+    differences = [-0.5] + [0.1] * 31
+    conversations = [number for number in range(4) for _ in range(8)]
+    assert [(found.cell, found.repeats, found.width) for found in reached(plan, rows, wanted)] == [
+        ("a", 4, None),
+        ("b", 4, pytest.approx(planning_width(differences, conversations))),
+        ("c", 2, math.inf),
+    ]
+
+
+def test_without_a_width_asked_for_none_is_told() -> None:
+    plan = make_plan(cells=CELLS, repeats=3)
+    assert reached(plan, MemoryRows(), first_round(plan)) == ()

@@ -16,7 +16,9 @@ from rwkvbatch.run.planning.settings import layer_settings
 
 
 @pytest.fixture
-def script(tmp_path: Path) -> str:
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A script in the current directory, in which there is no `nowhere`."""
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "s.jsonl"
     path.write_text('{"id": "c", "messages": [{"role": "user", "content": "Hi"}]}\n')
     return str(path)
@@ -101,25 +103,25 @@ class TestCommands:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        monkeypatch.setenv("RWKVBATCH_MODEL", "/nowhere/m")
+        monkeypatch.setenv("RWKVBATCH_MODEL", "nowhere/m")
         assert invoke([command, *([script] if command == "run" else [])]) == 3
-        assert "/nowhere/m: there is no such file (" in (said := capsys.readouterr().err)
+        assert "nowhere/m: there is no such file (" in (said := capsys.readouterr().err)
         assert "from RWKVBATCH_MODEL)" in said
 
     def test_a_model_that_was_typed_is_nobody_elses(
         self, script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setenv("RWKVBATCH_MODEL", "/nowhere/m")
-        assert invoke(["run", script, "--model", "/nowhere/m"]) == 3
+        monkeypatch.setenv("RWKVBATCH_MODEL", "nowhere/m")
+        assert invoke(["run", script, "--model", "nowhere/m"]) == 3
         assert "RWKVBATCH_MODEL" not in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("setting", "code"),
         [
-            ('model = "/nowhere/m"', 3),
-            ('state = "/nowhere/s.pth"', 2),
-            ('template = "/nowhere/t.jinja"', 2),
-            ('prelude = "/nowhere/p.txt"', 2),
+            ('model = "nowhere/m"', 3),
+            ('state = "nowhere/s.pth"', 3),
+            ('template = "nowhere/t.jinja"', 3),
+            ('prelude = "nowhere/p.txt"', 2),
             ('strategy = "cpu fp9"', 2),
             ('backend = "fast"', 2),
             ("state_memory = 7", 2),
@@ -128,7 +130,7 @@ class TestCommands:
             ("until_ci = 0.1", 2),
             ('devices = ["cpu", "cpu"]\nworkers = 1', 2),
             ('ray = "ray://x:1"', 2),
-            ('[grid]\nmodel = ["/nowhere/m"]', 3),
+            ('[grid]\nmodel = ["nowhere/m"]', 3),
         ],
     )
     def test_whatever_a_config_file_gave(
@@ -140,7 +142,7 @@ class TestCommands:
         assert f" from {config})" in capsys.readouterr().err
 
     def test_in_the_library(self, script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("RWKVBATCH_MODEL", "/nowhere/m")
+        monkeypatch.setenv("RWKVBATCH_MODEL", "nowhere/m")
         with pytest.raises(CheckpointError, match=r"\(from RWKVBATCH_MODEL\)"):
             rwkvbatch.load_model()
         (config := tmp_path / "c.toml").write_text("workers = 1\ndevices = ['cpu', 'cpu']\n")

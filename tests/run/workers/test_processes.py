@@ -20,7 +20,7 @@ from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import CheckpointError, UsageError, WorkerError
 from rwkvbatch.run.execute import RunOptions, RunResult, execute
 from rwkvbatch.run.planning.plan import Plan
-from rwkvbatch.run.planning.setups import Setup
+from rwkvbatch.run.planning.setups import Setup, setups_of
 from rwkvbatch.run.progress.figures import Progress
 from rwkvbatch.run.workers.hiring import crew_for
 from rwkvbatch.run.workers.processes import ProcessCrew, replace_device
@@ -320,3 +320,23 @@ def test_the_bundled_models_rows_are_the_same(tmp_path: Path) -> None:
     # On a busy machine the first may have done everything before the second is there.
     assert {worker["name"] for worker in status["workers"]} <= {"worker 0", "worker 1"}
     assert sum(worker["rows"] for worker in status["workers"]) >= many.summary.rows
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_does_not_end_the_process_that_loads_however_early_it_comes(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    popen: Any = subprocess.Popen
+
+    def start(*arguments: Any, **options: Any) -> Any:
+        process = popen(*arguments, **options)
+        process.send_signal(number)
+        return process
+
+    monkeypatch.setattr("rwkvbatch.run.workers.processes.subprocess.Popen", start)
+    plan = make_plan(3)
+    crew = ProcessCrew(plan, FakeShop, 1)
+    try:
+        assert crew.specs(setups_of(plan))
+    finally:
+        crew.close()
