@@ -111,7 +111,7 @@ def _show(found: Verification) -> None:
     console().print(table)
     limit = found.limit
     typer.echo(
-        "\nDifferences of the logits, as shares of the standard deviation of the reference's.\n"
+        "\nDifferences of the logits, as shares of the reference's standard deviation.\n"
         f"Limits for {found.precision}: RMS {limit.rms:g}, largest {limit.largest:g}."
     )
     typer.echo(verdict(found))
