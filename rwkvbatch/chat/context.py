@@ -56,7 +56,7 @@ class Chat:
         try:
             with self.stoppable() as go_on:
                 exchange = make(on_text, go_on)
-        except BaseException:
+        except BaseException:  # Ctrl-C too must leave the screen in order
             self.view.end_reply(None)
             raise
         self.view.end_reply(exchange)

@@ -71,7 +71,7 @@ def zip_entries(descriptor: int, path: Path) -> dict[str, StoredBytes]:
         ValueError,
         OSError,
         struct.error,
-        NotImplementedError,
+        NotImplementedError,  # zipfile, of archives that are split or made for later versions
     ) as error:
         raise CheckpointError(f"cut off or damaged .pth file ({error})", path=path) from error
     places = _places(descriptor, members, path)

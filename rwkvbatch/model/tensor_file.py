@@ -159,7 +159,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
             )
         _check_sizes(entries, os.fstat(descriptor).st_size, path)
         file = TensorFile(path, descriptor, entries, metadata, kind=kind)
-    except BaseException:
+    except BaseException:  # whatever it is, nobody else would close the file
         os.close(descriptor)
         raise
     try:

@@ -46,8 +46,8 @@ class StopRequest:
         self._may_raise = True
         try:
             yield
-        except BaseException:
-            if self.signal_number:  # an import turns the exception from the handler into another one,
+        except BaseException:  # an import turns the exception from the handler into any other one,
+            if self.signal_number:
                 raise StoppedEarly from None
             raise
         finally:

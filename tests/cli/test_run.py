@@ -219,65 +219,6 @@ def test_the_default_directory_is_named_after_script_and_time(
     assert all(name.startswith("small-20") for name in made)
 
 
-def test_bad_lines_can_be_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    script = tmp_path / "s.jsonl"
-    script.write_text(conversation("good", "Hello.") + "\n{broken\n")
-    out = tmp_path / "out"
-    assert invoke(["run", str(script), "-o", str(out), "--max-tokens", "4"]) == 3
-    assert "s.jsonl:2" in capsys.readouterr().err
-    assert not out.exists()
-    assert invoke(["run", str(script), "-o", str(out), "--max-tokens", "4", "--skip-bad"]) == 0
-    assert (out / "skipped.jsonl").read_bytes() == b"{broken\n"
-    assert "1 bad line" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["--top-p", "1.3"], 2, "--top-p must be a number in [0, 1], got 1.3"),
-        (["--temp", "0.3,hot"], 2, "--temp must be a number in [0, 100], got hot"),
-        (["--repeats", "3..x"], 2, "got x"),
-        (["--ban", "0,a"], 2, "--ban"),
-        (["--only", "nothing"], 2, "--only nothing: no conversation has this id or tag"),
-        (["--model", "nowhere"], 3, "there is no such file"),
-        (["--grid", "nowhere.toml"], 2, "--grid nowhere.toml: cannot be read"),
-        (["--preset", "wild"], 2, "--preset must be one of"),
-        (["--no-such-option"], 2, "No such option"),
-    ],
-)
-def test_bad_input_is_one_message_and_an_exit_code(
-    script: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    code: int,
-    message: str,
-) -> None:
-    assert invoke(["run", str(script), "-o", str(tmp_path / "out"), *arguments]) == code
-    error = capsys.readouterr().err
-    assert message in error
-    assert "Traceback" not in error
-    assert not (tmp_path / "out").exists()
-
-
-def test_each_bad_line_that_is_set_aside_is_told_with_its_reason(
-    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with script.open("ab") as file:
-        file.write(b"{broken\n" * 7)
-    log = tmp_path / "log.jsonl"
-    arguments = ["run", str(script), "--skip-bad", "--max-tokens", "1"]
-    assert invoke([*arguments, "-o", str(tmp_path / "a"), "--log-file", str(log)]) == 0
-    told = [line for line in capsys.readouterr().err.splitlines() if "set aside: " in line]
-    assert told[0].startswith(f"rwkvbatch: warning: set aside: {script}:3:2: not JSON")
-    assert told[-1] == "rwkvbatch: warning: set aside: 2 lines more"
-    assert len(told) == 6
-    logged = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [line["line"] for line in logged if "line" in line] == [3, 4, 5, 6, 7, 8, 9]
-    assert invoke([*arguments, "-o", str(tmp_path / "b"), "--quiet"]) == 0
-    assert capsys.readouterr().err == ""
-
-
 def test_nobody_else_may_write_what_a_run_makes_whatever_the_umask(script: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "some" / "where", tmp_path / "log"
     before = os.umask(0)
@@ -391,13 +332,3 @@ def test_a_run_with_until_ci_tells_how_precise_each_cell_got(
     captured = capsys.readouterr()
     assert json.loads(captured.out)["until_ci"] is None
     assert "--until-ci" not in captured.err
-
-
-@pytest.mark.parametrize("option", ["--state", "--template"])
-@pytest.mark.parametrize("command", ["run", "chat"])
-def test_a_file_that_is_not_there_is_bad_input_to_every_command(
-    option: str, command: str, script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = [str(script), "--out", str(tmp_path / "out")] if command == "run" else ["--no-transcript"]
-    assert invoke([command, *given, option, str(tmp_path / "nowhere.pth")]) == 3
-    assert "nowhere.pth" in capsys.readouterr().err

@@ -141,7 +141,7 @@ def raise_something_else(number: int) -> None:
     """What an import that was broken off may do when it is tried again."""
     try:
         signal.raise_signal(number)
-    except BaseException:
+    except BaseException:  # what the handler raises, whatever it is
         raise ImportError("cannot load module more than once") from None
 
 

@@ -53,7 +53,7 @@ class RunDirectory:
             self.manifest = read_manifest(path)
             if self.manifest is None:
                 self._refuse_strangers()
-        except BaseException:
+        except BaseException:  # Ctrl-C too: who is not made cannot be closed
             self._lock.release()
             raise
 

@@ -99,7 +99,7 @@ def replace_file(files: Files, path: Path, chunks: Iterable[bytes], *, durable: 
         finally:
             files.close(descriptor)
         files.rename(temporary, path)
-    except BaseException:
+    except BaseException:  # Ctrl-C too must not leave half a file behind
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise

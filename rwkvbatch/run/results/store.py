@@ -82,7 +82,7 @@ class RowStore:
         self._descriptor = -1
         try:
             self.opening = self._open(repair)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: who is not made cannot be closed
             self.close()
             raise
 
