@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from rwkvbatch.run.stopping import TOGETHER_S
+
 _SIGNALS = {signal.SIGINT: b"interrupted", signal.SIGTERM: b"terminated"}
 _STANDARD_ERROR = 2
-TOGETHER_S = 0.1
-"""As in `run.stopping`."""
 
 
 def leave_at_once() -> None:

@@ -11,9 +11,10 @@ from rwkvbatch.errors import WorkerError
 from rwkvbatch.run.driver import Counts, Driver
 from rwkvbatch.run.planning.setups import Setup, setups_of
 from rwkvbatch.run.results.memory import MemoryRows
+from rwkvbatch.run.workers.crew import LocalCrew
 from rwkvbatch.run.workers.messages import Joined, Left, Order, Report, Signal, Work
 from rwkvbatch.run.workers.worker import finished_row
-from tests.run.fakes import make_conversation, make_plan, make_row
+from tests.run.fakes import FakeShop, make_conversation, make_plan, make_row
 
 
 class Crew:
@@ -55,6 +56,27 @@ def test_what_was_reported_before_an_error_is_kept() -> None:
     with pytest.raises(WorkerError):
         drive(crew, rows)
     assert rows.has(0)
+
+
+def test_who_is_first_leaves_their_share_to_workers_that_are_starting() -> None:
+    plan = make_plan(conversations=[make_conversation(f"c{n}", 1) for n in range(4)], cells=None)
+    crew = Crew([(0, Joined("a", 8))], [(0, Left("enough", WorkerError("none left")))])
+    crew.num_coming = 1
+    with pytest.raises(WorkerError):
+        Driver(plan, MemoryRows(), crew, Counts()).run(range(4), setups_of(plan)[0])
+    ((_, order),) = crew.told
+    assert isinstance(order, Work)
+    assert len(order.leases) == 2
+
+
+def test_a_worker_in_this_process_has_no_others_to_leave_anything_to() -> None:
+    plan = make_plan(conversations=[make_conversation("c", 1)], cells=None)
+    crew = LocalCrew(plan, FakeShop())
+    crew.begin(setups_of(plan)[0])
+    assert crew.num_coming == 1
+    ((_, event),) = crew.receive(0.0)
+    assert isinstance(event, Joined)
+    assert crew.num_coming == 0
 
 
 def test_a_row_that_comes_twice_is_written_and_counted_once() -> None:

@@ -23,6 +23,7 @@ from rwkvbatch.run.planning.plan import Plan
 from rwkvbatch.run.planning.setups import Setup, setups_of
 from rwkvbatch.run.progress.figures import Progress
 from rwkvbatch.run.workers.hiring import crew_for
+from rwkvbatch.run.workers.messages import Joined
 from rwkvbatch.run.workers.processes import ProcessCrew, replace_device
 from tests.run.fakes import Deadly, FakeShop, Slow, make_conversation, make_plan
 
@@ -338,5 +339,21 @@ def test_a_signal_to_the_whole_group_does_not_end_the_process_that_loads_however
     crew = ProcessCrew(plan, FakeShop, 1)
     try:
         assert crew.specs(setups_of(plan))
+    finally:
+        crew.close()
+
+
+def test_a_worker_is_coming_until_it_has_joined() -> None:
+    plan = make_plan(3)
+    crew = ProcessCrew(plan, FakeShop, 2)
+    try:
+        crew.specs(setups_of(plan))
+        assert crew.num_coming == 0
+        crew.begin(setups_of(plan)[0])
+        assert crew.num_coming == 2
+        num_joined = 0
+        while num_joined < 2:
+            num_joined += sum(isinstance(event, Joined) for _, event in crew.receive(1.0))
+            assert crew.num_coming == 2 - num_joined
     finally:
         crew.close()

@@ -27,7 +27,9 @@ from rwkvbatch.run.execute import RunOptions, RunResult, execute
 from rwkvbatch.run.planning.grid import make_cells
 from rwkvbatch.run.planning.plan import Plan
 from rwkvbatch.run.planning.settings import RunSettings
+from rwkvbatch.run.planning.setups import setups_of
 from rwkvbatch.run.progress.figures import Progress
+from rwkvbatch.run.workers.messages import Joined
 from tests.run.fakes import Deadly, FakeShop, FakeSpec, Slow, make_conversation, make_plan
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
@@ -298,6 +300,22 @@ def test_a_cluster_without_any_room_is_an_error(cluster: Any) -> None:
         run(None, ray_plan(2), placement_s=1.0)
     for holder in holders:
         ray.kill(holder)
+
+
+def test_an_actor_is_coming_from_when_it_is_told_to_serve_until_it_has_joined(cluster: Any) -> None:
+    plan = ray_plan(2)
+    crew = ray_crew.RayCrew(plan, partial(fake_shop, change=None))
+    try:
+        crew.specs(setups_of(plan))
+        assert crew.num_coming == 0
+        crew.begin(setups_of(plan)[0])
+        assert crew.num_coming >= 1
+        num_joined = 0
+        while num_joined < 2:
+            num_joined += sum(isinstance(event, Joined) for _, event in crew.receive(1.0))
+        assert crew.num_coming == 0
+    finally:
+        crew.close()
 
 
 def test_no_actor_outlives_the_run(cluster: Any) -> None:
