@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rwkvbatch.compare.analysis import analyse
-from rwkvbatch.compare.output.wording import finding, findings
+from rwkvbatch.comparison.analysis import analyse
+from rwkvbatch.comparison.report.wording import finding, findings
 
 MakeRun = Callable[[Path, int], None]
 """Write a run directory at a path, with a seed."""
@@ -92,9 +92,7 @@ def synthetic_runs(repeats: int, conversations: int) -> MakeRun:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tries", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--conversations", type=int, default=30)

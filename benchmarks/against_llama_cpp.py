@@ -27,14 +27,14 @@ from benchmarks.gguf_file import write_gguf
 from benchmarks.llama_cpp_figures import OURS, Agreement, Measurement, figures_of, groups_of, show
 from benchmarks.llama_cpp_programs import LlamaCpp
 from rwkvbatch import __version__
-from rwkvbatch.bench.limits import LimitMeter, native_ops
-from rwkvbatch.bench.random_file import write_random
+from rwkvbatch.bench.measure import write_random
+from rwkvbatch.bench.records import LimitMeter, native_ops
 from rwkvbatch.bench.workloads import TEXT, Workload, decode, prompt
 from rwkvbatch.errors import RwkvBatchError, UsageError
 from rwkvbatch.model.base import Model
 from rwkvbatch.model.checkpoint import open_checkpoint
 from rwkvbatch.model.load import load_model
-from rwkvbatch.text.tokenizer import world_tokenizer
+from rwkvbatch.prompt.tokenizer import world_tokenizer
 
 BASE_KIND = "F16"
 """The kind that is written from the checkpoint, and that `llama-quantize` makes the others of."""
@@ -87,9 +87,7 @@ def check(model: Model, files: Files, llama_cpp: LlamaCpp, threads: int) -> list
         with tempfile.TemporaryDirectory() as folder:
             theirs = llama_cpp.logits(path, threads, CHECKED_TEXT, Path(folder) / "logits.gguf")
         if theirs.tokens != tokens:
-            raise RwkvBatchError(
-                f"llama.cpp reads other tokens than we do: {theirs.tokens[:8]}, {tokens[:8]}"
-            )
+            raise RwkvBatchError(f"llama.cpp reads other tokens than we do: {theirs.tokens[:8]}, {tokens[:8]}")
         error = float(np.sqrt(np.mean((ours - theirs.values) ** 2)) / ours.std())
         same_choice = float(np.mean(ours.argmax(1) == theirs.values.argmax(1)))
         found.append(Agreement(kind, error, same_choice))
@@ -144,9 +142,7 @@ def their_speed(workload: Workload, llama_cpp: LlamaCpp, path: Path, threads: in
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama-cpp", type=Path, required=True, metavar="BUILD")
     parser.add_argument("--shape", default="12x768")
     parser.add_argument("--kinds", default="F16,BF16,Q8_0", help="as llama-quantize names them")

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from rwkvbatch.chat.loop import handle
 from rwkvbatch.chat.start import ChatArguments, open_chat
-from rwkvbatch.chat.view import TerminalView
+from rwkvbatch.chat.terminal import TerminalView
 
 
 class _Sink(io.StringIO):

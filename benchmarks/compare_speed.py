@@ -43,9 +43,7 @@ def write_run(directory: Path, num_rows: int, seed: int) -> int:
 
 def encoded(number: int, repeat: int, turn: int, hardness: float, rng: np.random.Generator) -> bytes:
     length = int(rng.integers(60, 140))
-    ids = np.minimum(
-        rng.zipf(1.2, length), len(WORDS) - 1
-    ).tolist()  # a few words come often, as in real text
+    ids = np.minimum(rng.zipf(1.2, length), len(WORDS) - 1).tolist()  # a few words come often, as in real text
     checks = [
         {
             "kind": "contains",
@@ -83,9 +81,7 @@ def measure(arguments: list[str]) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()

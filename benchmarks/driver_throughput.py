@@ -23,14 +23,14 @@ from typing import Any
 from zlib import crc32
 
 from rwkvbatch.bench.measure import resident_bytes
-from rwkvbatch.run.driver import Counts, Driver
-from rwkvbatch.run.planning.grid import Cell
-from rwkvbatch.run.planning.plan import Plan
-from rwkvbatch.run.planning.settings import Layered, RunSettings
-from rwkvbatch.run.planning.setups import Setup, setups_of
-from rwkvbatch.run.results.lines import EncodedRow
-from rwkvbatch.run.results.store import RowStore
-from rwkvbatch.run.workers.messages import Drop, FinishedRow, Joined, Left, Order, Report, Signal, Work
+from rwkvbatch.replay.driver import Counts, Driver
+from rwkvbatch.replay.grid import Cell
+from rwkvbatch.replay.messages import Drop, FinishedRow, Joined, Left, Order, Report, Signal, Work
+from rwkvbatch.replay.models import Setup, setups_of
+from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.settings import Layered, RunSettings
+from rwkvbatch.results.row import EncodedRow
+from rwkvbatch.results.store import RowStore
 from rwkvbatch.script.records import Conversation, SourceLine, Turn
 
 TURNS = 4
@@ -56,7 +56,7 @@ class _Simulated:
 
 
 class SimulatedCrew:
-    """A `Crew` of workers that finish whole dialogues at once, some of them late, some of them never."""
+    """A `WorkerPool` of workers that finish whole dialogues at once, some of them late, some of them never."""
 
     def __init__(self, plan: Plan, count: int, seed: int) -> None:
         self._plan = plan
@@ -149,9 +149,7 @@ def _line(conversation: int, repeat: int, turn: int) -> bytes:
 def make_plan(rows: int) -> Plan:
     turns = tuple(Turn("What is it?") for _ in range(TURNS))
     count = -(-rows // (TURNS * REPEATS))
-    conversations = [
-        Conversation(f"c{n}", None, turns, (), {}, SourceLine("made.jsonl", n + 1)) for n in range(count)
-    ]
+    conversations = [Conversation(f"c{n}", None, turns, (), {}, SourceLine("made.jsonl", n + 1)) for n in range(count)]
     return Plan(conversations, [Cell("base", {})], Layered(RunSettings.parse({"repeats": REPEATS})))
 
 
@@ -205,9 +203,7 @@ def draw(samples: Sequence[Sample], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--workers", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
@@ -237,13 +233,9 @@ def main() -> None:
         checked_s = time.monotonic() - began_s - driven_s - ordered_s
         assert checked.num_rows == plan.num_rows
         checked.close()
-    print(
-        f"{plan.num_rows:,} rows, {size / 1e9:.2f} GB, in {driven_s:.1f} s: {plan.num_rows / driven_s:,.0f} rows/s"
-    )
+    print(f"{plan.num_rows:,} rows, {size / 1e9:.2f} GB, in {driven_s:.1f} s: {plan.num_rows / driven_s:,.0f} rows/s")
     print(f"workers: {crew.num_joins:,} joined, {crew.num_deaths:,} died, {crew.num_lags:,} lagged")
-    print(
-        f"memory: {sampler.samples[0].resident_mb:,.0f} MB at first, {peak_mb:,.0f} MB at most, ordering included"
-    )
+    print(f"memory: {sampler.samples[0].resident_mb:,.0f} MB at first, {peak_mb:,.0f} MB at most, ordering included")
     print(f"bringing the rows into order: {ordered_s:.1f} s; checking every line: {checked_s:.1f} s")
     if options.picture is not None:
         draw(sampler.samples[:-1], options.picture)

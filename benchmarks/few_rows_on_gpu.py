@@ -18,12 +18,11 @@ from statistics import median
 import numpy as np
 import torch
 
-from rwkvbatch.bench.gpu import device_clock
-from rwkvbatch.bench.limits import best_rate
-from rwkvbatch.model.base import RaggedBatch
+from rwkvbatch.bench.measure import device_clock
+from rwkvbatch.bench.records import best_rate
+from rwkvbatch.model.base import RaggedBatch, fp32_sums
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.model.rwkv7 import Network
-from rwkvbatch.model.settings import fp32_sums
 
 ROWS = (1, 2, 4, 8, 16)
 ROUNDS = 9
@@ -58,9 +57,7 @@ def measure(num_layers: int, width: int, dtype: torch.dtype) -> None:
     few_rows, cublas = (steppers(tensors, num_layers, width, dtype, rows) for rows in (few.MAX_ROWS, 0))
     ways = {"few.py": few_rows, "cuBLAS": cublas}
 
-    print(
-        f"{torch.cuda.get_device_name()}, {num_layers}x{width} {dtype}, {weight_bytes / 1e9:.2f} GB of weights"
-    )
+    print(f"{torch.cuda.get_device_name()}, {num_layers}x{width} {dtype}, {weight_bytes / 1e9:.2f} GB of weights")
     print(f"{'rows':>4}{'few.py ms':>12}{'of copy':>9}{'cuBLAS ms':>12}{'of copy':>9}{'ratio':>8}")
     for rows in ROWS:
         steps = {name: make(rows) for name, make in ways.items()}

@@ -19,7 +19,7 @@ import torch
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.checkpoint import Checkpoint
 from rwkvbatch.model.rwkv7 import MIX_NAMES
-from rwkvbatch.text.vocabulary import load_entries
+from rwkvbatch.prompt.tokenizer import load_entries
 
 LAYER_NORM_EPS = 1e-5
 CONTEXT_LENGTH = 1 << 20

@@ -72,9 +72,7 @@ def figures_of(found: Sequence[Measurement]) -> list[Figure]:
     ]
 
 
-def _figure(
-    what: str, who: str, measured: Sequence[Measurement], ours: Sequence[Measurement] | None
-) -> Figure:
+def _figure(what: str, who: str, measured: Sequence[Measurement], ours: Sequence[Measurement] | None) -> Figure:
     speeds = [measurement.tokens_per_s for measurement in measured]
     ratio = None
     if ours is not None and who != OURS:

@@ -103,9 +103,7 @@ class LlamaCpp:
         return Logits(tokens, np.array(tensors["logits"], np.float32).reshape(len(tokens), -1))
 
     def _bench(self, model: Path, threads: int, *options: str) -> list[Mapping[str, Any]]:
-        return records(
-            _run([self.bench, "-m", model, "-t", str(threads), "-r", "1", *options, "-o", "jsonl"])
-        )
+        return records(_run([self.bench, "-m", model, "-t", str(threads), "-r", "1", *options, "-o", "jsonl"]))
 
 
 def records(output: str) -> list[Mapping[str, Any]]:

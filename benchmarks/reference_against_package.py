@@ -34,9 +34,7 @@ def decode_speed(model: Model, rows: int, steps: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shape", default="12x768")
@@ -48,8 +46,7 @@ def main() -> None:
         ours = load_model(path, "cpu fp32", "reference")
         package = load_model(path, "cpu fp32", "upstream")
         speeds = [
-            (decode_speed(ours, arguments.rows, 4), decode_speed(package, 1, 12))
-            for _ in range(arguments.rounds)
+            (decode_speed(ours, arguments.rows, 4), decode_speed(package, 1, 12)) for _ in range(arguments.rounds)
         ]
     ours_median = statistics.median(speed for speed, _ in speeds)
     package_median = statistics.median(speed for _, speed in speeds)

@@ -27,7 +27,7 @@ from rwkvbatch.config import Sampling
 from rwkvbatch.model.base import Model, State
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.text.tokenizer import Tokenizer, world_tokenizer
+from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
 
 NUM_TURNS = 3
 MAX_TOKENS = 64
@@ -35,10 +35,7 @@ SAMPLING = Sampling(temperature=1.0, top_p=0.3, presence=0.5, frequency=0.5, ban
 
 
 def questions(number: int) -> list[str]:
-    return [
-        f"Question {turn} of conversation {number}: what is {number} plus {turn}?"
-        for turn in range(NUM_TURNS)
-    ]
+    return [f"Question {turn} of conversation {number}: what is {number} plus {turn}?" for turn in range(NUM_TURNS)]
 
 
 def write_script(path: Path, count: int) -> None:
@@ -88,9 +85,7 @@ def replay(model: Model, script: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="12x768")
     parser.add_argument("--conversations", type=int, default=64)
     parser.add_argument("--loop", type=int, default=2, help="conversations of the plain loop")

@@ -15,8 +15,8 @@ from pathlib import Path
 import jsonlines
 
 import rwkvbatch
-from rwkvbatch.bench.random_file import write_random
-from rwkvbatch.run.progress.figures import Progress
+from rwkvbatch.bench.measure import write_random
+from rwkvbatch.replay.progress import Progress
 
 NUM_TURNS = 3
 MAX_TOKENS = 64
@@ -79,9 +79,7 @@ def replay(model: Path, script: Path, setting: Setting, batch_size: int) -> floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="12x768", help="random weights of this shape, unless --model")
     parser.add_argument("--model", type=Path, default=None)
     parser.add_argument("--conversations", type=int, default=64)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rwkvbatch.config import Sampling as Sampling
     from rwkvbatch.config import Stopping as Stopping
-    from rwkvbatch.engine.core import Engine as Engine
+    from rwkvbatch.engine.engine import Engine as Engine
     from rwkvbatch.engine.request import NoiseKey as NoiseKey
     from rwkvbatch.engine.request import Reply as Reply
     from rwkvbatch.engine.request import Request as Request
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from rwkvbatch.model.base import ModelSpec as ModelSpec
     from rwkvbatch.model.base import State as State
     from rwkvbatch.model.load import load_model as load_model
-    from rwkvbatch.run.api import run as run
+    from rwkvbatch.replay.api import run as run
 
 _HOMES = {
-    "Engine": "rwkvbatch.engine.core",
+    "Engine": "rwkvbatch.engine.engine",
     "Model": "rwkvbatch.model.base",
     "ModelSpec": "rwkvbatch.model.base",
     "NoiseKey": "rwkvbatch.engine.request",
@@ -32,7 +32,7 @@ _HOMES = {
     "State": "rwkvbatch.model.base",
     "Stopping": "rwkvbatch.config",
     "load_model": "rwkvbatch.model.load",
-    "run": "rwkvbatch.run.api",
+    "run": "rwkvbatch.replay.api",
 }
 
 __all__ = [

@@ -136,7 +136,7 @@ class Prompting(Settings):
     """How turns become text.
 
     Attributes:
-        think: thinking mode, see `rwkvbatch.text.prompt`.
+        think: thinking mode, see `rwkvbatch.prompt.templates`.
         history: `own` feeds the model's own replies to the next turn, `gold` the script's reference replies.
         template: a Jinja2 template file that replaces the official template.
         prelude: text read before the first turn (an initial exchange); None for none.
@@ -170,9 +170,7 @@ def _range(record: type[BaseModel], key: str) -> str | None:
     name = next((text for number, text in kind.items() if annotation in (number, number | None)), None)
     if name is None:
         return None
-    bounds = {
-        limit: getattr(item, limit) for item in info.metadata for limit in _LIMITS if hasattr(item, limit)
-    }
+    bounds = {limit: getattr(item, limit) for item in info.metadata for limit in _LIMITS if hasattr(item, limit)}
     low = f"[{bounds['ge']}" if "ge" in bounds else f"({bounds['gt']}" if "gt" in bounds else ""
     high = f"{bounds['le']}]" if "le" in bounds else f"{bounds['lt']})" if "lt" in bounds else ""
     if low and high:

@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 
-from rwkvbatch.compare import analyse
+from rwkvbatch.comparison import analyse
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = re.findall(
-    r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(encoding="utf-8"), re.DOTALL
-)
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +27,7 @@ def notebook(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         patch.chdir(folder)
         for number, example in enumerate(EXAMPLES):
             lines: list[str] = []
-            names["print"] = lambda *values, end="\n", lines=lines: lines.append(
-                " ".join(map(str, values)) + end
-            )
+            names["print"] = lambda *values, end="\n", lines=lines: lines.append(" ".join(map(str, values)) + end)
             exec(compile(example, f"library.md, example {number}", "exec"), names)  # noqa: S102
             said.append("".join(lines))
         names["analysis"] = analyse(Path("runs") / "warm")
@@ -47,9 +43,7 @@ def test_equal_requests_with_noise_of_their_own_get_several_replies(notebook: di
 
 
 def test_a_dialogue_goes_on_from_what_was_read_and_from_a_saved_state(notebook: dict[str, Any]) -> None:
-    assert (
-        notebook["second"].num_cached >= len(notebook["first"].history) - 1
-    )  # its last token was not read yet
+    assert notebook["second"].num_cached >= len(notebook["first"].history) - 1  # its last token was not read yet
     assert notebook["said"][-1] == "[' Your name is Ada.', ' Vienna.']\n"
 
 

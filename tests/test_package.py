@@ -21,9 +21,7 @@ HEAVY = ("torch", "pandas", "numpy", "rwkv", "scipy", "jinja2", "prompt_toolkit"
 def modules_after(code: str) -> set[str]:
     """Top-level modules that are loaded when `code` has run in a fresh interpreter."""
     script = f"import sys\n{code}\nprint(' '.join(sorted({{name.split('.')[0] for name in sys.modules}})))"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     return set(done.stdout.splitlines()[-1].split())
 
 
@@ -31,9 +29,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert not modules_after("import rwkvbatch") & set(HEAVY)
 
 
-@pytest.mark.parametrize(
-    "command", [[], ["run"], ["merge"], ["compare"], ["chat"], ["show"], ["bench"], ["model"]]
-)
+@pytest.mark.parametrize("command", [[], ["run"], ["merge"], ["compare"], ["chat"], ["show"], ["bench"], ["model"]])
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     code = (
         "import io, contextlib\nfrom rwkvbatch.cli.app import invoke\n"
@@ -109,8 +105,7 @@ def test_nothing_is_evaluated_unpickled_or_fetched(path: Path) -> None:
             assert node.func.id not in FORBIDDEN_CALLS, f"line {node.lineno}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             is_shell = any(
-                keyword.arg == "shell" and getattr(keyword.value, "value", None) is True
-                for keyword in node.keywords
+                keyword.arg == "shell" and getattr(keyword.value, "value", None) is True for keyword in node.keywords
             )
             assert not is_shell, f"line {node.lineno}"
             if node.func.attr == "load" and ast.unparse(node.func.value) == "torch":
@@ -142,12 +137,10 @@ NETWORK_MODULES = {
     *("urllib3", "websockets", "prometheus_client"),
 }
 MAY_TOUCH_THE_NETWORK = {
-    "run/progress/metrics.py": {"prometheus_client"},
-    "run/workers/ray_cluster.py": {"ray", "socket"},
-    "run/workers/ray_crew.py": {"ray"},
-    "run/workers/ray_actor.py": {"asyncio", "ray"},
+    "replay/metrics_server.py": {"prometheus_client"},
+    "replay/ray_pool.py": {"asyncio", "ray", "socket"},
 }
-NAMES_THE_HOST = {"run/directory/lock.py", "run/directory/status.py", "run/workers/ray_actor.py"}
+NAMES_THE_HOST = {"results/directory.py", "results/status.py"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
@@ -160,14 +153,10 @@ def test_nothing_but_the_metrics_and_ray_touches_the_network(path: Path) -> None
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             imported.add(node.module)
-    found = {
-        module for module in imported if module in NETWORK_MODULES or module.split(".")[0] in NETWORK_MODULES
-    }
+    found = {module for module in imported if module in NETWORK_MODULES or module.split(".")[0] in NETWORK_MODULES}
     if name in NAMES_THE_HOST:
         used = {
-            node.attr
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Attribute) and "socket" in ast.unparse(node)
+            node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and "socket" in ast.unparse(node)
         }
         assert used == {"gethostname"}
         found.discard("socket")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import rwkvbatch
-from rwkvbatch.run.results.rows import Row
+from rwkvbatch.results.row import Row
 
 SCRIPT = Path(__file__).parent.parent / "datasets" / "demo.jsonl"
 SETTINGS: dict[str, Any] = {"temperature": 1.6, "top_p": 1.0, "frequency": 0.2, "max_tokens": 24, "limit": 8}
@@ -34,16 +34,12 @@ def expected() -> list[dict[str, Any]]:
     [{"batch_size": 5}, {"batch_size": 64}, {"threads": 1}, {"threads": 2}, {"state_memory": "1M"}],
     ids=lambda how: " ".join(f"{name}={value}" for name, value in how.items()),
 )
-def test_rows_are_the_same_however_the_run_is_made(
-    how: dict[str, Any], expected: list[dict[str, Any]]
-) -> None:
+def test_rows_are_the_same_however_the_run_is_made(how: dict[str, Any], expected: list[dict[str, Any]]) -> None:
     assert rows(**how) == expected
 
 
 @pytest.mark.parametrize("what", [{"seed": 1}, {"temperature": 0.5}, {"frequency": 20.0}], ids=str)
-def test_rows_are_not_the_same_when_what_is_run_differs(
-    what: dict[str, Any], expected: list[dict[str, Any]]
-) -> None:
+def test_rows_are_not_the_same_when_what_is_run_differs(what: dict[str, Any], expected: list[dict[str, Any]]) -> None:
     """The negative control: the comparison above can fail."""
     assert [row["reply_ids"] for row in rows(**what)] != [row["reply_ids"] for row in expected]
 
@@ -53,9 +49,7 @@ def tokens(found: list[dict[str, Any]]) -> list[Any]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
-def test_the_reference_operations_choose_the_same_tokens(
-    batch_size: int, expected: list[dict[str, Any]]
-) -> None:
+def test_the_reference_operations_choose_the_same_tokens(batch_size: int, expected: list[dict[str, Any]]) -> None:
     assert tokens(rows(backend="reference", batch_size=batch_size)) == tokens(expected)
 
 

@@ -9,7 +9,7 @@ import torch
 
 import rwkvbatch
 from rwkvbatch.config import Sampling
-from rwkvbatch.engine.core import Engine
+from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import Reply, ReplyTiming, Request, Score
 from rwkvbatch.model.base import Model, State
 

@@ -10,15 +10,26 @@ from pathlib import Path
 
 WIDTH = 100
 PACKAGE = Path(__file__).parent.parent / "rwkvbatch"
-FLOORS = ("cli", "chat", "compare", "bench", "run", "stats", "engine", "text", "model", "script", "demo")
+FLOORS = (
+    "cli",
+    "chat",
+    "bench",
+    "replay",
+    "comparison",
+    "results",
+    "stats",
+    "engine",
+    "prompt",
+    "model",
+    "script",
+    "demo",
+)
 
 
 def help_text(*command: str) -> str:
     """`rwkvbatch COMMAND --help` as a Markdown block, the same on every terminal."""
     environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("RWKVBATCH_", "FORCE_COLOR"))
+        name: value for name, value in os.environ.items() if not name.startswith(("RWKVBATCH_", "FORCE_COLOR"))
     }
     environment |= {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": str(WIDTH), "TERMINAL_WIDTH": str(WIDTH)}
     done = subprocess.run(
@@ -55,9 +66,7 @@ def module_table() -> str:
     """A line a module, floor by floor from the door down: its name and the first sentence of its docstring."""
     lines = ["", "| | |", "|---|---|"]
     for floor in FLOORS:
-        sources = sorted(
-            (PACKAGE / floor).rglob("*.py"), key=lambda path: (path.parent.as_posix(), path.name)
-        )
+        sources = sorted((PACKAGE / floor).rglob("*.py"), key=lambda path: (path.parent.as_posix(), path.name))
         for source in sources:
             name = source.relative_to(PACKAGE).as_posix()
             if source.name == "__init__.py":

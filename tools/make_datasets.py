@@ -31,9 +31,7 @@ def _lines(records: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     """Writes the files, or says which differ."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit with 1 where a file differs"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a file differs")
     parser.add_argument("--into", type=Path, default=ROOT / "datasets")
     options = parser.parse_args()
     different = 0

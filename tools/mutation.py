@@ -64,11 +64,8 @@ AREAS = {
         ),
     ),
     "store": Area(
-        tuple(
-            f"rwkvbatch/run/results/{name}.py"
-            for name in ("store", "line_index", "recovery", "lines", "scan")
-        ),
-        ("tests/run/results",),
+        tuple(f"rwkvbatch/run/results/{name}.py" for name in ("store", "line_index", "recovery", "lines", "scan")),
+        ("tests/results",),
     ),
 }
 
@@ -98,9 +95,7 @@ def prepare(area: Area, folder: Path) -> None:
         "process_isolation": "forkserver",
     }
     with (folder / "pyproject.toml").open("a", encoding="utf-8") as file:
-        file.write(
-            "\n[tool.mutmut]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
-        )
+        file.write("\n[tool.mutmut]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
         file.write("use_git_change_detection = false\ntrack_dependencies = false\n")
     tests = folder / "tests" / "conftest.py"
     first, future, rest = tests.read_text(encoding="utf-8").partition("from __future__ import annotations\n")
@@ -120,9 +115,7 @@ def main(arguments: list[str]) -> int:
     print(f"in {folder}", file=sys.stderr)
     mutmut = Path(sys.executable).parent / "mutmut"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [mutmut, "run", *area.functions], cwd=folder, env=environment, check=False
-    ).returncode
+    return subprocess.run([mutmut, "run", *area.functions], cwd=folder, env=environment, check=False).returncode
 
 
 if __name__ == "__main__":

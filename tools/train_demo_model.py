@@ -38,9 +38,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--train", action=argparse.BooleanOptionalAction, default=True,
                         help="without: write weights and card of the last saves")  # fmt: skip
-    parser.add_argument(
-        "--conversations", type=int, default=150, help="held-out conversations to measure on; 0: none"
-    )
+    parser.add_argument("--conversations", type=int, default=150, help="held-out conversations to measure on; 0: none")
     return parser.parse_args()
 
 
@@ -63,9 +61,7 @@ def main() -> None:
         figures = measure(options.model, options.conversations)
         text = figures_text(trainer.network, recipe, trainer.log, figures)
         options.card.with_name("demo-model-loss.svg").write_text(loss_curve(trainer.log), encoding="utf-8")
-        options.card.write_text(
-            with_figures(options.card.read_text(encoding="utf-8"), text), encoding="utf-8"
-        )
+        options.card.write_text(with_figures(options.card.read_text(encoding="utf-8"), text), encoding="utf-8")
 
 
 if __name__ == "__main__":

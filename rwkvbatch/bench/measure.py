@@ -5,21 +5,35 @@ What is to be compared is timed in the same rounds, so that a machine that is bu
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from rwkvbatch import __version__
-from rwkvbatch.bench.gpu import GpuMeter, TorchWork, device_clock
-from rwkvbatch.bench.limits import LimitMeter, Meter, native_ops
 from rwkvbatch.bench.package import Package, strategy_for
-from rwkvbatch.bench.records import Figure, Loading, Rates, Report, median
+from rwkvbatch.bench.records import (
+    Figure,
+    LimitMeter,
+    Limits,
+    Loading,
+    Meter,
+    Rates,
+    Report,
+    best_rate,
+    limits_from,
+    median,
+    native_ops,
+)
 from rwkvbatch.bench.workloads import (
     PROCESSOR,
     WALL,
@@ -34,6 +48,118 @@ from rwkvbatch.bench.workloads import (
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import Model
 from rwkvbatch.model.load import load_model
+
+_SIZE = re.compile(r"(\d{1,4})x(\d{1,6})")
+HEAD_SIZE = 64
+
+
+def write_random(size: str, folder: Path) -> Path:
+    """Write random bf16 weights of the shape `size` (such as `12x768`) into `folder`; the file's path.
+
+    Raises:
+        UsageError: `size` is not LAYERSxWIDTH, or the width is no multiple of 64.
+    """
+    match = _SIZE.fullmatch(size)
+    if match is None or not int(match[1]) or not int(match[2]) or int(match[2]) % HEAD_SIZE:
+        raise UsageError(f"--random must be LAYERSxWIDTH with a width that is a multiple of 64, got {size!r}")
+    path = folder / f"random-{size}.safetensors"
+    process = multiprocessing.get_context("spawn").Process(target=_write, args=(path, int(match[1]), int(match[2])))
+    process.start()
+    process.join()
+    if process.exitcode != 0 or not path.is_file():
+        raise UsageError(f"a random checkpoint of {size} could not be made; is there memory and space enough?")
+    return path
+
+
+def _write(path: Path, num_layers: int, width: int) -> None:
+    from rwkvbatch.model.random_checkpoint import random_tensors
+    from rwkvbatch.model.safetensors import save_tensors
+
+    save_tensors(path, random_tensors(num_layers, width))
+
+
+_COPIED_BYTES = 512 << 20
+"""More than any cache."""
+_MATRIX_SIZE = 8192
+_MATRIX_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class DeviceWork(Protocol):
+    """What a device is timed at. Both may return before it is done: the clock waits."""
+
+    name: str
+    copy_bytes: float
+    product_operations: float
+
+    def copy(self) -> None:
+        """Move `copy_bytes`, those read and those written counted."""
+        ...
+
+    def multiply(self) -> None:
+        """Do `product_operations` floating-point operations in one matrix product."""
+        ...
+
+
+class TorchWork:
+    """Copies and products by torch on `device`, in the model's dtype (`fp32`, `bf16` or `fp16`)."""
+
+    copy_bytes = 2.0 * _COPIED_BYTES
+    product_operations = 2.0 * _MATRIX_SIZE**3
+
+    def __init__(self, device: str, dtype: str) -> None:
+        self.name = f"{torch.cuda.get_device_name(device)}, {dtype} products"
+        self._source = torch.zeros(_COPIED_BYTES, dtype=torch.uint8, device=device)
+        self._target = torch.empty_like(self._source)
+        shape = (_MATRIX_SIZE, _MATRIX_SIZE)
+        # Random, because a GPU that multiplies zeros needs less power and runs faster.
+        self._left = torch.randn(shape, device=device).to(_MATRIX_DTYPES[dtype])
+        self._right = torch.randn(shape, device=device).to(_MATRIX_DTYPES[dtype])
+        self._product = torch.empty_like(self._left)
+
+    def copy(self) -> None:
+        self._target.copy_(self._source)
+
+    def multiply(self) -> None:
+        torch.mm(self._left, self._right, out=self._product)
+
+
+@dataclass
+class GpuMeter:
+    """Measures both limits each time it is asked to; see `LimitMeter`.
+
+    Args:
+        clock: has to wait for the device, see `device_clock`.
+    """
+
+    work: DeviceWork
+    clock: Clock
+    _measured: list[Rates] = field(default_factory=list)
+
+    def measure(self) -> Rates:
+        work = self.work
+        rates = Rates(
+            read=best_rate(work.copy, work.copy_bytes, self.clock),
+            fma=best_rate(work.multiply, work.product_operations, self.clock),
+            arithmetic="products",
+        )
+        self._measured.append(rates)
+        return rates
+
+    def found(self) -> Limits:
+        return limits_from(self.work.name, self._measured)
+
+
+def device_clock(device: str) -> Clock:
+    """The wall's time once `device` has done what it was asked for. Can be sent to another process."""
+    return partial(_time_when_done, device)
+
+
+def _time_when_done(device: str) -> float:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    elif device == "mps":
+        torch.mps.synchronize()
+    return WALL()
 
 
 @dataclass(frozen=True)
@@ -82,9 +208,7 @@ def run_benchmark(
         package = None
         if plan.against_package:
             say("loading the rwkv package")
-            package = stack.enter_context(
-                Package(Path(model.spec.path), num_threads, clock, strategy_for(device))
-            )
+            package = stack.enter_context(Package(Path(model.spec.path), num_threads, clock, strategy_for(device)))
         for workload in workloads:
             workload.once()
         for number in range(plan.rounds):
@@ -168,9 +292,7 @@ def resident_bytes() -> int | None:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def figure_of(
-    workload: Workload, seconds: Sequence[float], package: Sequence[float], rates: Sequence[Rates]
-) -> Figure:
+def figure_of(workload: Workload, seconds: Sequence[float], package: Sequence[float], rates: Sequence[Rates]) -> Figure:
     """What the seconds of each round say, ours and (unless empty) the package's.
 
     Args:
@@ -180,9 +302,7 @@ def figure_of(
     limit = share = None
     if rates:
         at_best = [(workload.weight_bytes / rate.read, workload.operations / rate.fma) for rate in rates]
-        limit = (
-            "memory" if median([memory_s - fma_s for memory_s, fma_s in at_best]) > 0 else rates[0].arithmetic
-        )
+        limit = "memory" if median([memory_s - fma_s for memory_s, fma_s in at_best]) > 0 else rates[0].arithmetic
         share = median([max(times) / taken for times, taken in zip(at_best, seconds, strict=True)])
     unit, value = _UNITS[workload.kind]
     theirs = ratio = None

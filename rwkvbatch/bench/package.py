@@ -30,9 +30,7 @@ class Package:
     def __init__(self, path: Path, threads: int, clock: Clock, strategy: str) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, str(path), threads, clock, strategy), daemon=True
-        )
+        self._process = context.Process(target=_serve, args=(theirs, str(path), threads, clock, strategy), daemon=True)
 
     def __enter__(self) -> Package:
         self._process.start()
@@ -84,7 +82,7 @@ def _load(path: str, threads: int, clock: Clock, strategy: str) -> _Loaded:
     import torch
 
     from rwkvbatch.model.checkpoint import open_checkpoint
-    from rwkvbatch.model.upstream_package import load_package_model
+    from rwkvbatch.model.upstream import load_package_model
 
     torch.set_num_threads(threads)
     with open_checkpoint(Path(path)) as checkpoint:

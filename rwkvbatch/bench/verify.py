@@ -113,9 +113,7 @@ def verify_model(
     Raises:
         RwkvBatchError: the model cannot be loaded in one of the two ways.
     """
-    return verify(
-        lambda: load_model(path, "cpu", "reference"), lambda: load_model(path, strategy, backend), say=say
-    )
+    return verify(lambda: load_model(path, "cpu", "reference"), lambda: load_model(path, strategy, backend), say=say)
 
 
 def verify(
@@ -165,10 +163,7 @@ def plan(vocab_size: int) -> list[Step]:
     steps.append(Step(f"{len(LENGTHS)} texts together", texts, source=in_pieces))
     for rows in DECODE_ROWS:
         name = f"decode, {rows} row{'s' if rows > 1 else ''}"
-        steps += [
-            Step(name, RaggedBatch.of([draw(1) for _ in range(rows)], range(rows)))
-            for _ in range(DECODE_STEPS)
-        ]
+        steps += [Step(name, RaggedBatch.of([draw(1) for _ in range(rows)], range(rows))) for _ in range(DECODE_STEPS)]
     return steps
 
 

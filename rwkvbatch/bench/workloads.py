@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch, SampleBatch
-from rwkvbatch.text.tokenizer import world_tokenizer
+from rwkvbatch.prompt.tokenizer import world_tokenizer
 
 Kind = Literal["decode", "prompt", "sample", "tokenize"]
 

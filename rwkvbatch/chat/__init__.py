@@ -1,1 +1,3 @@
 """The interactive session: loop, slash commands, transcript."""
+
+from __future__ import annotations

@@ -10,9 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from rwkvbatch.chat import dialogue_commands, file_commands, inspect_commands, settings_commands
-from rwkvbatch.chat.command import Command, find
-from rwkvbatch.chat.context import Chat
+from rwkvbatch.chat import session_commands, tree_commands
+from rwkvbatch.chat.command import Chat, Command, find
 from rwkvbatch.errors import UsageError
 
 MIN_LIST_WIDTH = 60
@@ -85,10 +84,10 @@ COMMANDS: Mapping[str, Command] = {
     command.name: command
     for command in (
         Command("help", "[COMMAND]", "This list, or more about one command.", _help, choices=_names),
-        *settings_commands.COMMANDS,
-        *dialogue_commands.COMMANDS,
-        *file_commands.COMMANDS,
-        *inspect_commands.COMMANDS,
+        *session_commands.SETTINGS_COMMANDS,
+        *tree_commands.TREE_COMMANDS,
+        *session_commands.FILE_COMMANDS,
+        *tree_commands.INSPECT_COMMANDS,
         Command("quit", "", "Leave. Ctrl-D does so too.", _quit),
     )
 }

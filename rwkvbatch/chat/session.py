@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from rwkvbatch.chat.anchors import Anchors
-from rwkvbatch.chat.dialogue import Dialogue, Exchange, Opening, Point
-from rwkvbatch.chat.replies import GoOn, make_replies
+from rwkvbatch.chat.replies import Anchors, GoOn, make_replies
+from rwkvbatch.chat.tree import Dialogue, Exchange, Opening, Point
 from rwkvbatch.config import Prompting, ThinkMode
-from rwkvbatch.engine.core import Engine
-from rwkvbatch.engine.outlook import Outlook
+from rwkvbatch.engine.engine import Engine, Outlook
 from rwkvbatch.engine.request import NoiseKey, Request
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import State
-from rwkvbatch.run.planning.settings import CellSettings
-from rwkvbatch.text.prompt import PromptTemplate, load_template
+from rwkvbatch.prompt.templates import PromptTemplate, load_template
+from rwkvbatch.replay.settings import CellSettings
 
 CONVERSATION = "chat"
 SEED_LIMIT = 2**63
@@ -130,9 +128,7 @@ class Session:
         """The engine's number of the initial state before `point` (the head)."""
         return self._anchors.root(point or self.dialogue.head)
 
-    def ask(
-        self, user: str, *, on_text: Callable[[str], None] | None = None, go_on: GoOn = always
-    ) -> Exchange:
+    def ask(self, user: str, *, on_text: Callable[[str], None] | None = None, go_on: GoOn = always) -> Exchange:
         """The reply to `user`; the branch goes on from it.
 
         Raises:

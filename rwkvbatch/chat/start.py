@@ -10,20 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rwkvbatch.chat.context import Chat
-from rwkvbatch.chat.files import describe
+from rwkvbatch.chat.command import Chat
 from rwkvbatch.chat.session import Identity, Session
-from rwkvbatch.chat.transcript import Transcript, default_path, state_directory
-from rwkvbatch.chat.view import TerminalView, View, terminal_console
+from rwkvbatch.chat.storage import Transcript, default_path, describe, state_directory
+from rwkvbatch.chat.terminal import TerminalView, View, terminal_console
 from rwkvbatch.config import preset
-from rwkvbatch.engine.core import Engine
+from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError
-from rwkvbatch.run.planning.origins import told_with_errors
-from rwkvbatch.run.planning.settings import CellSettings, RunSettings, layer_settings
-from rwkvbatch.text.preludes import load_prelude
+from rwkvbatch.prompt.templates import load_prelude
+from rwkvbatch.replay.settings import CellSettings, RunSettings, layer_settings, told_with_errors
 
 if TYPE_CHECKING:
-    from rwkvbatch.chat.from_run import RunPoint
+    from rwkvbatch.chat.runs import RunPoint
 
 NO_PRELUDE = "none"
 DEFAULT_PRELUDE = "api-demo-chat"
@@ -95,7 +93,7 @@ def open_chat(arguments: ChatArguments, view: View, *, is_terminal: bool) -> Cha
     """
     point = None
     if arguments.from_run is not None:
-        from rwkvbatch.chat.from_run import read_point
+        from rwkvbatch.chat.runs import read_point
 
         point = read_point(arguments.from_run, arguments.cell, arguments.repeat)
     layered = layer_settings(arguments.values, environment=os.environ, config=arguments.config)
@@ -138,7 +136,7 @@ def _open_chat(
     if point is not None:
         view.replay(session.dialogue.path())
     if arguments.load is not None:
-        from rwkvbatch.chat.file_commands import load_into
+        from rwkvbatch.chat.session_commands import load_into
 
         load_into(chat, arguments.load)
     return chat
@@ -157,7 +155,7 @@ def chat_settings(settings: RunSettings, *, bundled: bool, point: RunPoint | Non
     values = {name: getattr(settings, name) for name in CellSettings.model_fields}
     defaults: dict[str, Any] = dict(fitting)
     if point is not None:
-        from rwkvbatch.chat.from_run import settings_of
+        from rwkvbatch.chat.runs import settings_of
 
         defaults = settings_of(point)
     given = settings.model_fields_set
@@ -191,7 +189,7 @@ def _begin(
         session.begin(system=system, prelude=prelude)
     else:
         from rwkvbatch.model.states import load_state
-        from rwkvbatch.run.planning.digests import sha256_of_file
+        from rwkvbatch.replay.identity import sha256_of_file
 
         session.begin(
             system=system,
@@ -201,7 +199,7 @@ def _begin(
             state_sha256=sha256_of_file(settings.state, "--state"),
         )
     if point is not None:
-        from rwkvbatch.chat.from_run import replay
+        from rwkvbatch.chat.runs import replay
 
         replay(session, point)
 
@@ -209,11 +207,7 @@ def _begin(
 def _greet(chat: Chat, *, bundled: bool) -> None:
     session = chat.session
     spec = session.engine.model.spec
-    size = (
-        f"{spec.num_parameters / 1e6:.1f} M"
-        if spec.num_parameters < 1e9
-        else f"{spec.num_parameters / 1e9:.1f} B"
-    )
+    size = f"{spec.num_parameters / 1e6:.1f} M" if spec.num_parameters < 1e9 else f"{spec.num_parameters / 1e9:.1f} B"
     name = "the bundled demo model" if bundled else Path(spec.path).name
     chat.view.note(f"{name} · RWKV-{spec.generation}, {size} parameters, {spec.backend} {spec.dtype}")
     if bundled:
@@ -226,7 +220,7 @@ def _greet(chat: Chat, *, bundled: bool) -> None:
 def _view(arguments: ChatArguments, *, is_terminal: bool) -> View:
     if is_terminal:
         return TerminalView(terminal_console())
-    from rwkvbatch.chat.plain_view import JsonView, PlainView
+    from rwkvbatch.chat.pipe import JsonView, PlainView
 
     if arguments.json:
         return JsonView(sys.stdout, sys.stderr, quiet=arguments.quiet)

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 def main() -> None:
     """Entry point of the `rwkvbatch` program; ends the process with its exit code."""
-    from rwkvbatch.cli.signals import leave_at_once, unwind
+    from rwkvbatch.signals import leave_at_once, unwind
 
     leave_at_once()
     import sys
 
     from rwkvbatch.cli.app import invoke
-    from rwkvbatch.cli.exits import ExitCode, report
-    from rwkvbatch.cli.streams import flush_output, prepare_streams
+    from rwkvbatch.cli.exits import ExitCode, flush_output, prepare_streams, report
 
     prepare_streams()
     unwind()

@@ -38,24 +38,18 @@ def bench_command(
     model: ModelOption = None,
     random: Annotated[
         str | None,
-        typer.Option(
-            "--random", metavar="LAYERSxWIDTH", help="Measure random weights of this shape, such as 12x768."
-        ),
+        typer.Option("--random", metavar="LAYERSxWIDTH", help="Measure random weights of this shape, such as 12x768."),
     ] = None,
     strategy: StrategyOption = None,
     backend: BackendOption = None,
     threads: ThreadsOption = None,
     against: Annotated[
         Literal["rwkv"] | None,
-        typer.Option(
-            "--against", help="Time the rwkv package in turn with this program, and give the ratios."
-        ),
+        typer.Option("--against", help="Time the rwkv package in turn with this program, and give the ratios."),
     ] = None,
     cpu_time: Annotated[
         bool,
-        typer.Option(
-            "--cpu-time", help="Count the processor time of one thread, not the wall's: for a busy machine."
-        ),
+        typer.Option("--cpu-time", help="Count the processor time of one thread, not the wall's: for a busy machine."),
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Three rounds, at 1, 8 and 64 rows.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -76,7 +70,7 @@ def bench_command(
     with ExitStack() as stack:
         path: Path | str | None = model
         if random is not None:
-            from rwkvbatch.bench.random_file import write_random
+            from rwkvbatch.bench.measure import write_random
 
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rwkvbatch-bench-"))
             say(f"making a random checkpoint, {random}")
@@ -94,7 +88,7 @@ def bench_command(
 
 
 def _progress(quiet: bool) -> Callable[[str], None]:
-    from rwkvbatch.text.safe import printable
+    from rwkvbatch.prompt.escaping import printable
 
     def say(message: str) -> None:
         if not quiet:
@@ -104,8 +98,8 @@ def _progress(quiet: bool) -> Callable[[str], None]:
 
 
 def _show(report: Report) -> None:
-    from rwkvbatch.cli.tables import console, facts_table
-    from rwkvbatch.text.safe import printable
+    from rwkvbatch.cli.views import console, facts_table
+    from rwkvbatch.prompt.escaping import printable
 
     out = console()
     threads = f"{report.threads} thread{'s' if report.threads > 1 else ''}"
@@ -126,7 +120,7 @@ def figures_table(report: Report, width: int = 80) -> Table:
     """A line a figure; of a narrow terminal, the columns that it has room for."""
     from rich.table import Table
 
-    from rwkvbatch.cli.tables import fitted
+    from rwkvbatch.cli.views import fitted
 
     columns = {
         "median": [_number(figure.median) for figure in report.figures],
@@ -135,8 +129,7 @@ def figures_table(report: Report, width: int = 80) -> Table:
         "times": ["" if figure.ratio is None else f"{figure.ratio:.1f}" for figure in report.figures],
         "unit": [figure.unit for figure in report.figures],
         "of the limit": [
-            "" if figure.share is None else f"{figure.share:.0%} of {figure.limit}"
-            for figure in report.figures
+            "" if figure.share is None else f"{figure.share:.0%} of {figure.limit}" for figure in report.figures
         ],
     }
     for name in ["best"] if report.against else ["rwkv", "times"]:
@@ -156,9 +149,7 @@ def figures_table(report: Report, width: int = 80) -> Table:
 
 
 def _limits(limits: Limits) -> str:
-    memory, arithmetic = (
-        ("reads", "multiply-adds") if limits.arithmetic == "fma" else ("copies", "matrix products")
-    )
+    memory, arithmetic = ("reads", "multiply-adds") if limits.arithmetic == "fma" else ("copies", "matrix products")
     return (
         f"{memory} {limits.read_gb_s:.1f} GB/s (best {limits.best_read_gb_s:.1f}), {arithmetic} "
         f"{limits.fma_gflop_s:.0f} GFLOP/s (best {limits.best_fma_gflop_s:.0f}), {limits.isa}"

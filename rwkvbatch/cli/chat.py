@@ -89,9 +89,7 @@ def chat_command(
     ] = None,
     repeat: Annotated[
         int,
-        typer.Option(
-            "--repeat", metavar="N", min=0, rich_help_panel=CHAT_PANEL, help="With --from: the repeat."
-        ),
+        typer.Option("--repeat", metavar="N", min=0, rich_help_panel=CHAT_PANEL, help="With --from: the repeat."),
     ] = 0,
     transcript: Annotated[
         Path | None,

@@ -13,10 +13,10 @@ import typer
 from rwkvbatch.cli import options as shared
 from rwkvbatch.cli.exits import ExitCode
 from rwkvbatch.errors import StorageError, UsageError
-from rwkvbatch.run.results.files import FILE_MODE
+from rwkvbatch.files import FILE_MODE
 
 if TYPE_CHECKING:
-    from rwkvbatch.compare.analysis import Analysis
+    from rwkvbatch.comparison.analysis import Analysis
 
 FORMATS = ("table", "md", "csv", "json", "html", "junit")
 _FORMAT_OF_SUFFIX = {
@@ -124,7 +124,7 @@ def compare_command(
     chosen = _format(output_format, out, as_json=as_json)
     if by not in (None, "turn", "tag"):
         raise UsageError(f"--by must be turn or tag; got {by!r}")
-    from rwkvbatch.compare.analysis import analyse
+    from rwkvbatch.comparison.analysis import analyse
 
     analysis = analyse(
         sources,
@@ -147,8 +147,8 @@ def compare_command(
             _talk(f"wrote {out}")
             _say_gates(analysis)
     elif chosen == "table":
-        from rwkvbatch.cli.tables import console
-        from rwkvbatch.compare.output.terminal import print_analysis
+        from rwkvbatch.cli.views import console
+        from rwkvbatch.comparison.report.terminal import print_analysis
 
         print_analysis(analysis, console(), num_changes=changes)
     else:
@@ -189,30 +189,30 @@ def _ks(text: str | None) -> list[int] | None:
 def _render(analysis: Analysis, chosen: str, changes: int) -> str:
     match chosen:
         case "md":
-            from rwkvbatch.compare.output.markdown import as_markdown
+            from rwkvbatch.comparison.report.formats import as_markdown
 
             return as_markdown(analysis)
         case "csv":
-            from rwkvbatch.compare.output.records import as_csv
+            from rwkvbatch.comparison.report.formats import as_csv
 
             return as_csv(analysis)
         case "json":
-            from rwkvbatch.compare.output.records import as_json
+            from rwkvbatch.comparison.report.formats import as_json
 
             return as_json(analysis)
         case "junit":
-            from rwkvbatch.compare.output.junit import as_junit
+            from rwkvbatch.comparison.report.formats import as_junit
 
             return as_junit(analysis)
         case "html":
-            from rwkvbatch.compare.output.html.page import as_html
+            from rwkvbatch.comparison.report.html import as_html
 
             return as_html(analysis)
         case _:
             import io
 
-            from rwkvbatch.cli.tables import console
-            from rwkvbatch.compare.output.terminal import print_analysis
+            from rwkvbatch.cli.views import console
+            from rwkvbatch.comparison.report.terminal import print_analysis
 
             text = io.StringIO()
             print_analysis(analysis, console(file=text, width=120), num_changes=changes)
@@ -220,8 +220,8 @@ def _render(analysis: Analysis, chosen: str, changes: int) -> str:
 
 
 def _show(analysis: Analysis, conversation: str) -> None:
-    from rwkvbatch.cli.tables import console
-    from rwkvbatch.compare.output.terminal import print_conversation
+    from rwkvbatch.cli.views import console
+    from rwkvbatch.comparison.report.terminal import print_conversation
 
     print_conversation(analysis, conversation, console())
 
@@ -259,7 +259,7 @@ def _say_gates(analysis: Analysis) -> None:
 
 
 def _talk(text: str) -> None:
-    from rwkvbatch.text.safe import printable
+    from rwkvbatch.prompt.escaping import printable
 
     typer.echo(printable(text, keep_newlines=False), err=True)
 
@@ -269,7 +269,7 @@ def _append_step_summary(analysis: Analysis) -> None:
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     if not path:
         return
-    from rwkvbatch.compare.output.markdown import as_markdown
+    from rwkvbatch.comparison.report.formats import as_markdown
 
     try:
         with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:

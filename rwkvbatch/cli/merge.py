@@ -11,7 +11,7 @@ from rwkvbatch.cli import options as shared
 from rwkvbatch.cli.exits import ExitCode
 
 if TYPE_CHECKING:
-    from rwkvbatch.run.merge import Merged, Missing
+    from rwkvbatch.replay.merge import Merged, Missing
 
 MAX_SHOWN = 20
 
@@ -51,8 +51,8 @@ def merge_command(
 
     When rows are missing, nothing is written and the exit code is 1. Failed checks do not change it here.
     """
-    from rwkvbatch.run.command_line import command_line
-    from rwkvbatch.run.merge import merge
+    from rwkvbatch.replay.logs import command_line
+    from rwkvbatch.replay.merge import merge
 
     merged = merge(parts, out, allow_missing=allow_missing, command=command_line())
     if json_output:
@@ -67,7 +67,7 @@ def merge_command(
 def _print_json(merged: Merged) -> None:
     import json
 
-    from rwkvbatch.text.safe import printable_json
+    from rwkvbatch.prompt.escaping import printable_json
 
     content = {
         "directory": str(merged.directory),
@@ -90,12 +90,8 @@ def _lines(merged: Merged, *, talkative: bool) -> list[str]:
     if len(merged.missing) > MAX_SHOWN:
         lines.append(f"and {len(merged.missing) - MAX_SHOWN} more parts")
     if merged.summary is None:
-        lines.append(
-            f"nothing was written: {merged.planned - merged.rows:,} of {merged.planned:,} rows are missing"
-        )
-        lines.append(
-            "merge again when all parts are complete, or give --allow-missing to write what is there"
-        )
+        lines.append(f"nothing was written: {merged.planned - merged.rows:,} of {merged.planned:,} rows are missing")
+        lines.append("merge again when all parts are complete, or give --allow-missing to write what is there")
         return lines
     directory = shlex.quote(str(merged.directory))
     lines.append(f"{merged.rows:,} of {merged.planned:,} rows are in {directory}")
@@ -112,13 +108,12 @@ def _missing_line(part: Missing) -> str:
     if part.first is None:
         return f"part {part.shard} was not given; --shard {part.shard} runs it"
     key = part.first
-    return (
-        f"part {part.shard} ({part.path}): {part.rows:,} rows are missing, the first of them {key.in_words()}"
-        + ("" if part.command is None else f"; to go on: {part.command}")
+    return f"part {part.shard} ({part.path}): {part.rows:,} rows are missing, the first of them {key.in_words()}" + (
+        "" if part.command is None else f"; to go on: {part.command}"
     )
 
 
 def _talk(text: str) -> None:
-    from rwkvbatch.text.safe import printable
+    from rwkvbatch.prompt.escaping import printable
 
     typer.echo(printable(text, keep_newlines=False), err=True)

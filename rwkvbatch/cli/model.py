@@ -4,19 +4,131 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rwkvbatch.cli.verify import VERIFY_EPILOG, verify_command
+from rwkvbatch.cli.exits import ExitCode
+from rwkvbatch.cli.options import BackendOption, StrategyOption
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from rwkvbatch.model.describe import Description
+    from rwkvbatch.bench.verify import Verification
+    from rwkvbatch.model.checkpoint import Description
+
+VERIFY_EPILOG = """[bold]Examples[/]
+
+  rwkvbatch model verify
+
+  rwkvbatch model verify NAME --strategy "cuda fp16"
+
+  rwkvbatch model verify --random 4x1024 --strategy "cuda fp32"
+
+On a GPU, try fp32 too: the same kernels, held to the tightest limit. Exit code 1 when it is not the same network.
+"""
+
+
+def verify_command(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Checkpoint; the ending may be left out. [dim]Default: $RWKVBATCH_MODEL, else the bundled one.[/]",
+        ),
+    ] = None,
+    random: Annotated[
+        str | None,
+        typer.Option("--random", metavar="LAYERSxWIDTH", help="Take random weights of this shape, such as 4x1024."),
+    ] = None,
+    strategy: StrategyOption = None,
+    backend: BackendOption = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on standard error.")] = False,
+) -> None:
+    """Compare a backend's logits with those of the reference operations (fp32 on the CPU), on this machine."""
+    if random is not None and model is not None:
+        raise UsageError("--random makes its own checkpoint: it cannot be given together with MODEL")
+
+    from rwkvbatch.bench.verify import verify_model
+
+    say = _progress(quiet)
+    with ExitStack() as stack:
+        path: str | None = model
+        if random is not None:
+            from rwkvbatch.bench.measure import write_random
+
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rwkvbatch-verify-"))
+            say(f"making a random checkpoint, {random}")
+            path = str(write_random(random, Path(folder)))
+        found = verify_model(path, strategy=strategy or "auto", backend=backend or "auto", say=say)
+    if json:
+        from dataclasses import asdict
+        from json import dumps
+
+        typer.echo(dumps(asdict(found)))
+    else:
+        _show_verdict(found)
+    if not found.same:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _progress(quiet: bool) -> Callable[[str], None]:
+    from rwkvbatch.prompt.escaping import printable
+
+    def say(message: str) -> None:
+        if not quiet:
+            typer.echo(printable(message), file=sys.stderr)
+
+    return say
+
+
+def _show_verdict(found: Verification) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from rwkvbatch.cli.views import console
+    from rwkvbatch.prompt.escaping import printable
+
+    typer.echo(f"{printable(found.model)}, {found.parameters:,} parameters")
+    typer.echo(f"{found.backend} on {found.device}, {found.dtype}, against reference on cpu, fp32\n")
+    table = Table(box=None, header_style="bold")
+    table.add_column("", no_wrap=True)
+    for column in ("rows", "RMS", "largest", "same token", ""):
+        table.add_column(column, justify="right", no_wrap=True)
+    for part in found.parts:
+        shares = ("not finite" if share is None else f"{share:.2g}" for share in (part.rms, part.largest))
+        table.add_row(
+            part.name,
+            f"{part.rows}",
+            *shares,
+            f"{part.same_token:.1%}",
+            Text("" if part.within else "too much", style="bold red"),
+        )
+    console().print(table)
+    limit = found.limit
+    typer.echo(
+        "\nDifferences of the logits, as shares of the reference's standard deviation.\n"
+        f"Limits for {found.precision}: RMS {limit.rms:g}, largest {limit.largest:g}."
+    )
+    typer.echo(verdict(found))
+
+
+def verdict(found: Verification) -> str:
+    """What it comes to, in words."""
+    if found.same:
+        return f"The same network: the differences are of the size that rounding in {found.precision} makes."
+    bad = ", ".join(part.name for part in found.parts if not part.within)
+    return (
+        f"NOT the same network, or not with these weights: {bad}. Do not trust this backend here; "
+        "--backend reference is slower and right."
+    )
+
 
 model_app = typer.Typer(
     name="model",
@@ -56,8 +168,8 @@ def random_command(
         raise UsageError(f"the width must be a multiple of --head-size {head_size}, got {width}")
 
     from rwkvbatch.model.random_checkpoint import random_tensors
+    from rwkvbatch.model.safetensors import check_target, save_tensors
     from rwkvbatch.model.strategy import DTYPES
-    from rwkvbatch.model.tensor_write import check_target, save_tensors
 
     check_target(output, replace=force)
     tensors = random_tensors(layers, width, vocab, head_size, seed, dtype=DTYPES[dtype])
@@ -83,8 +195,7 @@ def info_command(
     ] = False,
 ) -> None:
     """Describe a checkpoint: its architecture, tensors and sizes."""
-    from rwkvbatch.model.checkpoint import open_checkpoint
-    from rwkvbatch.model.describe import describe
+    from rwkvbatch.model.checkpoint import describe, open_checkpoint
     from rwkvbatch.model.load import resolve_model_path
 
     with open_checkpoint(resolve_model_path(file).path) as checkpoint:
@@ -102,25 +213,21 @@ def info_command(
 def convert_command(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Checkpoint; .pth may be left off.")],
     output: Output,
-    dtype: Annotated[
-        Precision | None, typer.Option(help="How numbers are stored; as they are unless given.")
-    ] = None,
+    dtype: Annotated[Precision | None, typer.Option(help="How numbers are stored; as they are unless given.")] = None,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Convert a checkpoint between .pth and .safetensors, or to another precision."""
     from rwkvbatch.model.checkpoint import Checkpoint, open_checkpoint
     from rwkvbatch.model.load import resolve_model_path
+    from rwkvbatch.model.safetensors import check_target, save_tensors
     from rwkvbatch.model.strategy import DTYPES
-    from rwkvbatch.model.tensor_write import check_target, save_tensors
 
     check_target(output, replace=force)
     wanted = None if dtype is None else DTYPES[dtype]
     with open_checkpoint(resolve_model_path(source).path) as opened:
         checkpoint = Checkpoint(opened.file, opened.architecture, wanted)
-        tensors = {
-            name: checkpoint[name] if wanted is None else checkpoint[name].to(wanted) for name in checkpoint
-        }
+        tensors = {name: checkpoint[name] if wanted is None else checkpoint[name].to(wanted) for name in checkpoint}
     save_tensors(output, tensors, replace=force)
     _say(f"wrote {output}, {len(tensors)} tensors", quiet)
 
@@ -130,14 +237,14 @@ model_app.command("verify", epilog=VERIFY_EPILOG)(verify_command)
 
 def _say(message: str, quiet: bool) -> None:
     if not quiet:
-        from rwkvbatch.text.safe import printable
+        from rwkvbatch.prompt.escaping import printable
 
         typer.echo(printable(message), file=sys.stderr)
 
 
 def _show(description: Description) -> None:
-    from rwkvbatch.cli.tables import console, facts_table
-    from rwkvbatch.text.safe import printable
+    from rwkvbatch.cli.views import console, facts_table
+    from rwkvbatch.prompt.escaping import printable
 
     heads = f"{description.num_heads} x {description.head_size}" if description.num_heads else "none"
     facts = {
@@ -166,8 +273,8 @@ def tensors_table(description: Description, width: int = 80) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from rwkvbatch.cli.tables import fitted
-    from rwkvbatch.text.safe import printable
+    from rwkvbatch.cli.views import fitted
+    from rwkvbatch.prompt.escaping import printable
 
     groups = description.tensors
     columns = {
@@ -181,9 +288,7 @@ def tensors_table(description: Description, width: int = 80) -> Table:
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("tensor", overflow="fold", min_width=NARROWEST_TENSOR)
         for name in names:
-            table.add_column(
-                name, justify="right" if name in ("layers", "parameters") else "left", no_wrap=True
-            )
+            table.add_column(name, justify="right" if name in ("layers", "parameters") else "left", no_wrap=True)
         for group, *cells in zip(groups, *(columns[name] for name in names), strict=True):
             table.add_row(Text(printable(group.name)), *map(Text, cells))
         return table

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from rwkvbatch.cli import options as own
 from rwkvbatch.cli import options as shared
-from rwkvbatch.cli import run_options as own
 from rwkvbatch.cli.exits import ExitCode, report
-from rwkvbatch.cli.signals import leaving_at_once
+from rwkvbatch.signals import leaving_at_once
 
 if TYPE_CHECKING:
-    from rwkvbatch.run.execute import RunResult
-    from rwkvbatch.run.planning.prepare import Prepared
+    from rwkvbatch.replay.prepare import Prepared
+    from rwkvbatch.replay.runner import RunResult
 
 EPILOG = """[bold]Examples[/]
 
@@ -87,9 +87,9 @@ def run_command(
 
     A run that was interrupted goes on when the same command is given with its [bold]--out[/].
     """
-    from rwkvbatch.run.api import LISTED
-    from rwkvbatch.run.planning.prepare import RunArguments, prepare, split_lists
-    from rwkvbatch.run.progress.log import logging_to
+    from rwkvbatch.replay.api import LISTED
+    from rwkvbatch.replay.logs import logging_to
+    from rwkvbatch.replay.prepare import RunArguments, prepare, split_lists
 
     given: dict[str, Any] = {
         "model": model, "strategy": strategy, "backend": backend, "state": state, "threads": threads,
@@ -116,7 +116,7 @@ def run_command(
     with leaving_at_once(), logging_to(log_file, verbose=verbose, quiet=quiet):
         prepared = prepare(arguments)
         if dry_run:
-            from rwkvbatch.cli.plan_view import show_plan
+            from rwkvbatch.cli.views import show_plan
 
             show_plan(prepared, as_json=json_output)
             return
@@ -156,18 +156,17 @@ def _run(
 
     from rich.console import Console
 
-    from rwkvbatch.run.command_line import command_line, with_directory
-    from rwkvbatch.run.directory.run_directory import SKIPPED_NAME, default_directory
-    from rwkvbatch.run.driver import TooManyFailuresError
-    from rwkvbatch.run.execute import RunOptions, execute
-    from rwkvbatch.run.planning.origins import told_with_errors
-    from rwkvbatch.run.progress.bar import BarObserver
-    from rwkvbatch.run.progress.figures import LineObserver, Observer, Observers
-    from rwkvbatch.run.progress.metrics import serving_metrics
-    from rwkvbatch.run.stopping import StoppedEarly, stop_on_signals
-    from rwkvbatch.run.workers.hiring import crew_for
-    from rwkvbatch.run.workshop import Workshop
-    from rwkvbatch.text.safe import printable
+    from rwkvbatch.prompt.escaping import printable
+    from rwkvbatch.replay.driver import TooManyFailuresError
+    from rwkvbatch.replay.logs import command_line, with_directory
+    from rwkvbatch.replay.metrics_server import serving_metrics
+    from rwkvbatch.replay.models import ModelLoader
+    from rwkvbatch.replay.pool import pool_for
+    from rwkvbatch.replay.progress import BarObserver, LineObserver, Observer, Observers
+    from rwkvbatch.replay.runner import RunOptions, execute
+    from rwkvbatch.replay.settings import told_with_errors
+    from rwkvbatch.results.directory import SKIPPED_NAME, default_directory
+    from rwkvbatch.signals import StoppedEarly, stop_on_signals
 
     console = Console(stderr=True)
 
@@ -179,7 +178,7 @@ def _run(
         say(f"note: {message}")
 
     directory = out if out is not None else default_directory(scripts, shard=prepared.plan.shard)
-    shop = Workshop(prepared.plan.settings, say=say)
+    shop = ModelLoader(prepared.plan.settings, say=say)
     observers: list[Observer] = []
     if not quiet:
         observers.append(BarObserver(console) if console.is_terminal else LineObserver(say))
@@ -205,7 +204,7 @@ def _run(
             observer=Observers(observers),
             should_stop=stop,
             loading=stop.interruptible,
-            crew=crew_for(prepared.plan.settings),
+            crew=pool_for(prepared.plan.settings),
         )
         try:
             result = execute(prepared.plan, shop, options)
@@ -219,9 +218,7 @@ def _run(
         count = len(prepared.script.skipped)
         say(f"{count} bad line{'s' if count > 1 else ''} set aside in {directory / SKIPPED_NAME}")
     if result.interrupted:
-        say(
-            f"interrupted; {result.progress.rows_done:,} of {result.progress.rows_total:,} rows are safe. To go on:"
-        )
+        say(f"interrupted; {result.progress.rows_done:,} of {result.progress.rows_total:,} rows are safe. To go on:")
         say(f"  {with_directory(['rwkvbatch', *sys.argv[1:]], directory) if out is None else command_line()}")
         if "-" in scripts:
             say("  with the same standard input")
@@ -232,7 +229,7 @@ def _run(
 def _end(result: RunResult, *, as_json: bool, quiet: bool) -> None:
     import json
 
-    from rwkvbatch.cli.run_view import show_summary, until_ci_record
+    from rwkvbatch.cli.views import show_summary, until_ci_record
 
     if not quiet:
         show_summary(result)

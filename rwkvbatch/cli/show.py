@@ -22,35 +22,25 @@ EPILOG = """[bold]Examples[/]
 
 
 def show_command(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="Run directory or results file.", show_default=False)
-    ],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or results file.", show_default=False)],
     conversations: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[ID]...", help="Conversations, by id or pattern (names-*).", show_default=False
-        ),
+        typer.Argument(metavar="[ID]...", help="Conversations, by id or pattern (names-*).", show_default=False),
     ] = None,
     cell: Annotated[
         list[str] | None,
         typer.Option("--cell", metavar="NAME", help="Only this cell, or pattern; may be repeated."),
     ] = None,
-    repeat: Annotated[
-        int | None, typer.Option("--repeat", metavar="N", help="Only this repeat, from 0.")
-    ] = None,
+    repeat: Annotated[int | None, typer.Option("--repeat", metavar="N", help="Only this repeat, from 0.")] = None,
     turn: Annotated[int | None, typer.Option("--turn", metavar="N", help="Only this turn, from 0.")] = None,
-    failed: Annotated[
-        bool, typer.Option("--failed", help="Only dialogues with an error or a failed check.")
-    ] = False,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, metavar="N", help="At most so many dialogues.")
-    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only dialogues with an error or a failed check.")] = False,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="At most so many dialogues.")] = None,
     as_json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
 ) -> None:
     """Print the dialogues of a run."""
-    from rwkvbatch.compare.loading import load_runs
-    from rwkvbatch.compare.output.dialogue import dialogues, print_dialogues
+    from rwkvbatch.comparison.loading import load_runs
+    from rwkvbatch.comparison.report.dialogue import dialogues, print_dialogues
 
     data = load_runs([run])[0]
     found = dialogues(
@@ -65,13 +55,13 @@ def show_command(
         raise UsageError("the run has no rows of that yet")
     shown = found if limit is None else found[:limit]
     if as_json:
-        from rwkvbatch.text.safe import printable_json
+        from rwkvbatch.prompt.escaping import printable_json
 
         for dialogue in shown:
             line = printable_json(json.dumps(dialogue.as_record(), ensure_ascii=False)) + "\n"
             sys.stdout.buffer.write(line.encode("utf-8"))
         return
-    from rwkvbatch.cli.tables import console
+    from rwkvbatch.cli.views import console
 
     print_dialogues(
         shown,
@@ -90,6 +80,6 @@ def show_command(
 
 
 def _talk(text: str) -> None:
-    from rwkvbatch.text.safe import printable
+    from rwkvbatch.prompt.escaping import printable
 
     typer.echo(printable(text, keep_newlines=False), err=True)

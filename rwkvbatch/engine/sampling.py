@@ -78,9 +78,7 @@ def gather(rows: Sequence[SampleRow], given: Sequence[int], vocab_size: int) -> 
         temperature=np.array([row.sampling.temperature for row in rows], dtype=np.float32),
         top_p=np.array([row.sampling.top_p for row in rows], dtype=np.float32),
         top_k=np.array([row.sampling.top_k for row in rows], dtype=np.int64),
-        temperature_first=np.array(
-            [row.sampling.order == "temperature-first" for row in rows], dtype=np.bool_
-        ),
+        temperature_first=np.array([row.sampling.order == "temperature-first" for row in rows], dtype=np.bool_),
         penalty_ids=np.concatenate([np.empty(0, dtype=np.int64), *ids]),
         penalty_values=np.concatenate([np.empty(0, dtype=np.float32), *values]),
         penalty_starts=np.array([0, *accumulate(map(len, ids))], dtype=np.int64),

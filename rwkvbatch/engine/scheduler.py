@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from rwkvbatch.engine.prefix import Node, PrefixTree
-from rwkvbatch.engine.slots import SlotAllocator
+from rwkvbatch.engine.prefix_cache import Node, PrefixTree, SlotAllocator
 from rwkvbatch.model.base import StatePool
 
 MIN_SHARED_ROWS = 32

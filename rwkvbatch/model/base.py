@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Protocol, runtime_checkable
@@ -10,6 +11,56 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 import torch
+
+
+@contextmanager
+def num_threads(count: int | None) -> Iterator[None]:
+    """torch's thread count is `count` inside; None leaves it alone."""
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def tf32(allowed: bool, device: str = "cuda") -> Iterator[None]:
+    """Whether a GPU may round the factors of fp32 matrix products to 10 bits, inside; nothing on the CPU."""
+    if device == "cpu":
+        yield
+        return
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = allowed  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before  # pyright: ignore[reportAttributeAccessIssue]
+
+
+_SUMS_IN_HALF = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+
+
+@contextmanager
+def fp32_sums(device: str) -> Iterator[None]:
+    """A GPU adds up products of fp16 and bf16 in fp32 from beginning to end, inside; nothing on the CPU."""
+    if device == "cpu":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before = {name: getattr(matmul, name) for name in _SUMS_IN_HALF}
+    for name in _SUMS_IN_HALF:
+        setattr(matmul, name, False)
+    try:
+        yield
+    finally:
+        for name, allowed in before.items():
+            setattr(matmul, name, allowed)
+
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
@@ -109,9 +160,7 @@ class RaggedBatch:
     outputs: IntArray
 
     @classmethod
-    def of(
-        cls, tokens: Sequence[Sequence[int]], slots: Sequence[int], *, every_token: bool = False
-    ) -> RaggedBatch:
+    def of(cls, tokens: Sequence[Sequence[int]], slots: Sequence[int], *, every_token: bool = False) -> RaggedBatch:
         """The batch of `tokens[b]` for slot `slots[b]`; logits after every token, or only after the last ones."""
         starts = np.concatenate([[0], np.cumsum([len(part) for part in tokens])]).astype(np.int64)
         flat = np.array([token for part in tokens for token in part], dtype=np.int64)

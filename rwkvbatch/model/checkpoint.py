@@ -1,17 +1,226 @@
-"""Weights files: the tensors of an RWKV network, each read and checked when it is asked for."""
+"""What a weights file holds, as records for `rwkvbatch model info`."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model.architecture import Architecture, inspect
+from rwkvbatch.model.rwkv7_model import state_bytes
+from rwkvbatch.model.strategy import PRECISIONS, Precision
 from rwkvbatch.model.tensor_file import TensorFile, open_tensors
+
+NAMES_SHOWN = 4
+
+_LAYER = re.compile(r"blocks\.(\d{1,6})\.(.+)")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the tensors say about the network.
+
+    Attributes:
+        generation: `"7"`, or an older one as the `rwkv` package tells them apart: `"4"`, `"5.0"`, `"5.1"`,
+            `"5.2"`, `"6.0"`.
+        num_heads, head_size: 0 for RWKV-4, which has no heads.
+        precision: that of most weights.
+    """
+
+    generation: str
+    num_layers: int
+    width: int
+    num_heads: int
+    head_size: int
+    vocab_size: int
+    num_parameters: int
+    precision: Precision
+
+
+def inspect(file: TensorFile) -> Architecture:
+    """Recognise the network and check names, shapes and types of all tensors.
+
+    Raises:
+        CheckpointError: not a checkpoint of RWKV, or a tensor is missing, surplus or misshapen.
+    """
+    generation = _generation(file)
+    dims = _dimensions(file, generation)
+    if generation == "7":
+        _check_names(file, dims)
+    sizes: Counter[torch.dtype] = Counter()
+    for name, entry in file.entries.items():
+        if entry.dtype not in PRECISIONS:
+            kind = str(entry.dtype).removeprefix("torch.")
+            raise CheckpointError(f"the tensor {name!r} must be bf16, fp16 or fp32, it is {kind}", path=file.path)
+        if entry.num_elements == 0:
+            raise CheckpointError(f"the tensor {name!r} is empty (shape {_shown(entry.shape)})", path=file.path)
+        sizes[entry.dtype] += entry.num_elements
+    return Architecture(
+        generation=generation,
+        num_layers=dims.num_layers,
+        width=dims.width,
+        num_heads=dims.num_heads,
+        head_size=dims.head_size,
+        vocab_size=dims.vocab_size,
+        num_parameters=sizes.total(),
+        precision=PRECISIONS[sizes.most_common(1)[0][0]],
+    )
+
+
+@dataclass(frozen=True)
+class _Dimensions:
+    num_layers: int
+    width: int
+    num_heads: int
+    head_size: int
+    vocab_size: int
+
+
+def _generation(file: TensorFile) -> str:
+    """The same marks as in the `rwkv` package, in its order of precedence."""
+    names = file.entries.keys()
+
+    def some(mark: str) -> bool:
+        return any(mark in name for name in names)
+
+    if some(".att.time_state") and "emb.weight" not in names:
+        raise CheckpointError(
+            "this is a state-tuned file (initial states), not a model",
+            path=file.path,
+            hint="give it as --state FILE",
+        )
+    if some(".ffn.s_emb"):
+        raise CheckpointError("RWKV-7 with DeepEmbed (ffn.s_emb...) is not supported", path=file.path)
+    if some(".att.r_k"):
+        return "7"
+    if some("time_maa"):
+        return "6.0"
+    if some("ln_x"):
+        decay = file.entries.get("blocks.0.att.time_decay")
+        if decay is not None and len(decay.shape) > 1 and decay.shape[1] > 1:
+            return "5.2"
+        return "5.1" if some("gate.weight") else "5.0"
+    if "blocks.0.att.time_decay" in names:
+        return "4"
+    found = ", ".join(repr(name[:60]) for name in list(names)[:NAMES_SHOWN]) or "no tensors at all"
+    raise CheckpointError(
+        f"not an RWKV checkpoint: expected tensors such as 'blocks.0.att.r_k' and 'emb.weight', found {found}",
+        path=file.path,
+    )
+
+
+def _dimensions(file: TensorFile, generation: str) -> _Dimensions:
+    vocab_size, width = _matrix(file, "emb.weight", "[vocabulary, width]")
+    layers = {int(match[1]) for name in file.entries if (match := _LAYER.fullmatch(name))}
+    num_layers = len(layers)
+    if layers != set(range(num_layers)):
+        gap = min(set(range(num_layers)) - layers)
+        raise CheckpointError(
+            f"layer {gap} is missing: there is no 'blocks.{gap}.*', but 'blocks.{max(layers)}.*'",
+            path=file.path,
+        )
+    num_heads = head_size = 0
+    if generation == "7":
+        num_heads, head_size = _matrix(file, "blocks.0.att.r_k", "[heads, head size]")
+        if num_heads * head_size != width:
+            raise CheckpointError(
+                f"heads times head size must be the width: 'blocks.0.att.r_k' is {num_heads} x {head_size}, "
+                f"'emb.weight' is {vocab_size} x {width}",
+                path=file.path,
+            )
+    elif generation != "4":
+        first = "time_faaaa" if "blocks.0.att.time_faaaa" in file.entries else "time_decay"
+        entry = file.entries.get(f"blocks.0.att.{first}")
+        num_heads = entry.shape[0] if entry is not None and entry.shape else 1
+        head_size = width // max(num_heads, 1)
+    return _Dimensions(num_layers, width, num_heads, head_size, vocab_size)
+
+
+def _matrix(file: TensorFile, name: str, meaning: str) -> tuple[int, int]:
+    entry = file.entries.get(name)
+    if entry is None:
+        raise CheckpointError(f"the tensor {name!r} is missing", path=file.path)
+    if len(entry.shape) != 2 or 0 in entry.shape:
+        raise CheckpointError(f"the tensor {name!r} must be {meaning}, it is {_shown(entry.shape)}", path=file.path)
+    return entry.shape[0], entry.shape[1]
+
+
+def _check_names(file: TensorFile, dims: _Dimensions) -> None:
+    expected, optional = _expected_shapes(file, dims)
+    missing = [name for name in expected if name not in file.entries]
+    surplus = [name for name in file.entries if name not in expected and name not in optional]
+    if missing or surplus:
+        parts = [f"{label}: {_listed(names)}" for label, names in (("missing", missing), ("surplus", surplus)) if names]
+        raise CheckpointError(f"the tensors are not those of RWKV-7: {'; '.join(parts)}", path=file.path)
+    for name, shape in {**expected, **optional}.items():
+        entry = file.entries.get(name)
+        if entry is None:
+            continue
+        # Vectors are stored as [C], [1, C] or [1, 1, C], depending on the tool.
+        found = tuple(size for size in entry.shape if size != 1) if len(shape) == 1 else entry.shape
+        if found != tuple(size for size in shape if size != 1 or len(shape) > 1):
+            raise CheckpointError(
+                f"the tensor {name!r} must be {_shown(shape)}, it is {_shown(entry.shape)}", path=file.path
+            )
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _expected_shapes(file: TensorFile, dims: _Dimensions) -> tuple[Shapes, Shapes]:
+    """Names and shapes that must be there, and that may (the first layer has no use for v0, v1, v2)."""
+    width, square = (dims.width,), (dims.width, dims.width)
+
+    def norm(name: str) -> Shapes:
+        return {f"{name}.weight": width, f"{name}.bias": width}
+
+    def inner(name: str, axis: int) -> int:
+        # The one free size of this tensor; a wrong number of axes is then told as a wrong shape.
+        entry = file.entries.get(name)
+        return entry.shape[axis] if entry is not None and len(entry.shape) == 2 else 1
+
+    expected: Shapes = {
+        "emb.weight": (dims.vocab_size, dims.width),
+        "head.weight": (dims.vocab_size, dims.width),
+    }
+    expected |= norm("ln_out") | norm("blocks.0.ln0")
+    optional: Shapes = {}
+    for layer in range(dims.num_layers):
+        block = f"blocks.{layer}"
+        att, ffn = f"{block}.att", f"{block}.ffn"
+        expected |= norm(f"{block}.ln1") | norm(f"{block}.ln2") | norm(f"{att}.ln_x")
+        expected |= {f"{att}.x_{letter}": width for letter in "rwkvag"}
+        expected |= {f"{att}.{name}.weight": square for name in ("receptance", "key", "value", "output")}
+        expected |= {f"{att}.k_k": width, f"{att}.k_a": width, f"{att}.r_k": (dims.num_heads, dims.head_size)}
+        for letter in "wavg":
+            rank = inner(f"{att}.{letter}1", 1)
+            chain: Shapes = {f"{att}.{letter}1": (dims.width, rank), f"{att}.{letter}2": (rank, dims.width)}
+            if letter != "g":
+                chain[f"{att}.{letter}0"] = width
+            if letter == "v" and layer == 0:
+                optional |= chain
+            else:
+                expected |= chain
+        hidden = inner(f"{ffn}.key.weight", 0)
+        expected |= {f"{ffn}.x_k": width}
+        expected |= {f"{ffn}.key.weight": (hidden, dims.width), f"{ffn}.value.weight": (dims.width, hidden)}
+    return expected, optional
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(repr(name[:80]) for name in names[:NAMES_SHOWN])
+    return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN:,} more"
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) if shape else "a single number"
+
 
 _EXPONENT_MASK = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
 _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
@@ -27,9 +236,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         dtype: what to round tensors to when they are read, None for as they are.
     """
 
-    def __init__(
-        self, file: TensorFile, architecture: Architecture, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, file: TensorFile, architecture: Architecture, dtype: torch.dtype | None = None) -> None:
         self.file = file
         self.architecture = architecture
         self.dtype = dtype
@@ -90,3 +297,82 @@ def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
                 f"the tensor {name!r} holds NaN or infinity ({count:,} of {tensor.numel():,} numbers)",
                 path=path,
             )
+
+
+_LAYER_NUMBER = re.compile(r"blocks\.\d+\.")
+
+
+@dataclass(frozen=True)
+class TensorGroup:
+    """Tensors of one name in several layers, all of one shape and type."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    count: int
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """See `ModelSpec` for the fields that it has too.
+
+    Attributes:
+        num_bytes: size of the file.
+        state_bytes: size of one sequence's state, None for generations that only the `rwkv` package runs.
+        sha256: hash of the file, None when the values were not read.
+    """
+
+    path: str
+    kind: str
+    generation: str
+    num_layers: int
+    width: int
+    num_heads: int
+    head_size: int
+    vocab_size: int
+    dtype: str
+    num_parameters: int
+    num_bytes: int
+    state_bytes: int | None
+    sha256: str | None
+    tensors: tuple[TensorGroup, ...]
+
+
+def describe(checkpoint: Checkpoint, *, read_values: bool = False) -> Description:
+    """Describe an open checkpoint.
+
+    Args:
+        read_values: read every tensor, checking for NaN and infinity, and hash the file.
+
+    Raises:
+        CheckpointError: `read_values` found a damaged tensor.
+    """
+    file, architecture = checkpoint.file, checkpoint.architecture
+    if read_values:
+        file.start_hashing()
+        for name in checkpoint:
+            checkpoint.check(name)
+    groups: dict[tuple[str, tuple[int, ...], str], list[int]] = {}
+    for name, entry in file.entries.items():
+        key = (_LAYER_NUMBER.sub("blocks.*.", name), entry.shape, PRECISIONS[entry.dtype])
+        groups.setdefault(key, []).append(entry.num_elements)
+    own_state = architecture.generation == "7"
+    return Description(
+        path=str(file.path),
+        kind=file.kind,
+        generation=architecture.generation,
+        num_layers=architecture.num_layers,
+        width=architecture.width,
+        num_heads=architecture.num_heads,
+        head_size=architecture.head_size,
+        vocab_size=architecture.vocab_size,
+        dtype=architecture.precision,
+        num_parameters=architecture.num_parameters,
+        num_bytes=file.num_bytes,
+        state_bytes=state_bytes(architecture.num_layers, architecture.num_heads, architecture.head_size)
+        if own_state
+        else None,
+        sha256=file.sha256() if read_values else None,
+        tensors=tuple(TensorGroup(*key, len(sizes), sum(sizes)) for key, sizes in groups.items()),
+    )

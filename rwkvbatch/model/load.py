@@ -82,9 +82,7 @@ def _resolve(path: str | os.PathLike[str] | None) -> ResolvedModel:
         raise CheckpointError(f"not a usable file name: {error}", path=named[:200]) from error
     hint = f"no {', '.join(repr(candidate.name) for candidate in candidates)} in {str(wanted.parent)!r}"
     near = _near_names(wanted)
-    raise CheckpointError(
-        "there is no such file", path=wanted, hint=f"{hint}; is it {near}?" if near else hint
-    )
+    raise CheckpointError("there is no such file", path=wanted, hint=f"{hint}; is it {near}?" if near else hint)
 
 
 @contextmanager
@@ -100,9 +98,7 @@ def _origin_told(path: str | os.PathLike[str] | None) -> Generator[None]:
 
 def _near_names(wanted: Path) -> str:
     try:
-        names = [
-            entry.name for entry in os.scandir(wanted.parent) if entry.name.endswith((".pth", ".safetensors"))
-        ]
+        names = [entry.name for entry in os.scandir(wanted.parent) if entry.name.endswith((".pth", ".safetensors"))]
     except OSError:
         return ""
     return " or ".join(repr(name) for name in difflib.get_close_matches(wanted.name, names, n=2))
@@ -181,9 +177,9 @@ def _stepper(network: Network, ops: Operations) -> Stepper:
 
         return GraphedNetwork(network, cuda_capture())
     if ops.name == "cpu":
-        from rwkvbatch.model.ops.program import WrittenNetwork
+        from rwkvbatch.model.ops.cpu import TracedProgram
 
-        return WrittenNetwork(network)
+        return TracedProgram(network)
     return network
 
 

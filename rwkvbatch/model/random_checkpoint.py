@@ -24,9 +24,7 @@ class LowRankWidths:
         def rounded(factor: float, power: float) -> int:
             return max(32, round(factor * width**power / 32) * 32)
 
-        return cls(
-            decay=rounded(1.8, 0.5), rate=rounded(1.8, 0.5), value=rounded(1.3, 0.5), gate=rounded(0.6, 0.8)
-        )
+        return cls(decay=rounded(1.8, 0.5), rate=rounded(1.8, 0.5), value=rounded(1.3, 0.5), gate=rounded(0.6, 0.8))
 
 
 def random_tensors(

@@ -85,9 +85,7 @@ class Network:
             bias = tensors.get(f"{att}.{letter}0")
             return LowRank(
                 down=ops.linear_layer(tensors[f"{att}.{letter}1"].t(), activation=inner),
-                up=ops.linear_layer(
-                    tensors[f"{att}.{letter}2"].t(), None if bias is None else bias.flatten(), outer
-                ),
+                up=ops.linear_layer(tensors[f"{att}.{letter}2"].t(), None if bias is None else bias.flatten(), outer),
             )
 
         def time_mix(layer: int) -> TimeMix:
@@ -150,9 +148,7 @@ class Network:
             ]
             if v_first is None or att.value_residual is None:
                 r, k, v, w, a, g = ops.linears(first)
-                w, a, g = ops.linears(
-                    [Product(w, att.decay.up), Product(a, att.rate.up), Product(g, att.gate.up)]
-                )
+                w, a, g = ops.linears([Product(w, att.decay.up), Product(a, att.rate.up), Product(g, att.gate.up)])
                 v_first = v
             else:
                 r, k, v, w, a, g, amount = ops.linears([*first, Product(x_v, att.value_residual.down)])

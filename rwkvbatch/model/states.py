@@ -14,9 +14,9 @@ import torch
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.base import ModelSpec, State
 from rwkvbatch.model.checkpoint import check_finite
+from rwkvbatch.model.safetensors import save_tensors
 from rwkvbatch.model.strategy import PRECISIONS
 from rwkvbatch.model.tensor_file import TensorFile, open_tensors
-from rwkvbatch.model.tensor_write import save_tensors
 
 FORMAT = "rwkvbatch-state"
 VERSION = "1"
@@ -131,9 +131,7 @@ def _checked(file: TensorFile, name: str, shape: tuple[int, ...]) -> torch.Tenso
 
 def _values(file: TensorFile, name: str) -> torch.Tensor:
     if file.entries[name].dtype not in PRECISIONS or file.entries[name].num_elements == 0:
-        raise CheckpointError(
-            f"the tensor {name[:80]!r} must hold bf16, fp16 or fp32 numbers", path=file.path
-        )
+        raise CheckpointError(f"the tensor {name[:80]!r} must hold bf16, fp16 or fp32 numbers", path=file.path)
     tensor = file.read(name)
     check_finite(tensor, name, file.path)
     return tensor.float()

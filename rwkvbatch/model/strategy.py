@@ -21,9 +21,7 @@ _PLAIN = re.compile(
 )
 
 # The `rwkv` package's own grammar: parts joined by `->`, each a device, a precision, perhaps i8, perhaps a layer count.
-_UPSTREAM_PART = re.compile(
-    r"(?:cpu|mps|dml|cuda(?::\d{1,3})?) +(?:fp32|bf16|fp16)(?:i8)?(?: +\*\d{1,6}\+?)?"
-)
+_UPSTREAM_PART = re.compile(r"(?:cpu|mps|dml|cuda(?::\d{1,3})?) +(?:fp32|bf16|fp16)(?:i8)?(?: +\*\d{1,6}\+?)?")
 
 ALLOWED = (
     '"auto", "cpu", "cpu fp32", "cpu bf16", "cpu fp16", "cpu int8", "cuda", "cuda fp16", "cuda:1 bf16", '

@@ -19,7 +19,8 @@ from typing import Literal
 import torch
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model import pth_file, safetensors_file
+from rwkvbatch.model import pth as pth_file
+from rwkvbatch.model import safetensors as safetensors_file
 from rwkvbatch.model.stored_bytes import StoredBytes
 
 MAX_OVERLAP = 4
@@ -153,9 +154,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
             raise CheckpointError(
                 "not a checkpoint: neither a .pth file (torch.save) nor .safetensors, by its first bytes",
                 path=path,
-                hint="is it a download's error page, or a Git LFS pointer?"
-                if head.isascii() and head
-                else None,
+                hint="is it a download's error page, or a Git LFS pointer?" if head.isascii() and head else None,
             )
         _check_sizes(entries, os.fstat(descriptor).st_size, path)
         file = TensorFile(path, descriptor, entries, metadata, kind=kind)
@@ -174,11 +173,7 @@ def open_regular(path: Path) -> int:
         # Without O_NONBLOCK, opening a FIFO that replaced the file since would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
-        reason = (
-            "it is a symbolic link to a file that is not there"
-            if path.is_symlink()
-            else "there is no such file"
-        )
+        reason = "it is a symbolic link to a file that is not there" if path.is_symlink() else "there is no such file"
         raise CheckpointError(reason, path=path) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)

@@ -5,13 +5,23 @@ It is the slowest and most trusted way to run a model, and the only one for gene
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import importlib.util
+import io
+import itertools
+import os
+import sys
+import tempfile
+import types
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from rwkvbatch.errors import CheckpointError
+from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.base import (
     Choices,
     ModelSpec,
@@ -19,13 +29,115 @@ from rwkvbatch.model.base import (
     SampleBatch,
     State,
     StatePool,
+    num_threads,
+    tf32,
 )
 from rwkvbatch.model.checkpoint import Checkpoint
-from rwkvbatch.model.forward import check_tokens, forward
 from rwkvbatch.model.ops import reference
-from rwkvbatch.model.settings import num_threads, tf32
+from rwkvbatch.model.rwkv7_model import check_tokens, forward
 from rwkvbatch.model.strategy import parse_upstream_strategy
-from rwkvbatch.model.upstream_package import load_package_model
+
+_COPIES = itertools.count()
+
+# Its CUDA extension is compiled at import, by whatever compiler is around: not wanted in a slow twin. TorchScript is
+# not optional for RWKV-7 and of no use for the others.
+_SWITCHES = {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_DML_ON": "0", "RWKV_DE_VERSION": "0"}
+
+
+def load_package_model(checkpoint: Checkpoint, strategy: str) -> Any:
+    """The `rwkv` package's own model object for `checkpoint`, whose tensors are all checked on the way.
+
+    Raises:
+        CheckpointError: a tensor holds NaN or infinity, or the package cannot load it.
+        UsageError: the package is not installed.
+    """
+    generation = checkpoint.architecture.generation
+    with tempfile.TemporaryDirectory(prefix="rwkvbatch-") as folder, _fence():
+        module = _own_copy(generation)
+        name = str(_as_plain_pth(checkpoint, Path(folder)))
+        try:
+            if generation == "7":
+                return module.RWKV_x070(name.removesuffix(".pth"), strategy)
+            return module.RWKV(name, strategy, verbose=False)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise CheckpointError(
+                f"the `rwkv` package cannot load it with the strategy {strategy!r} ({reason})",
+                path=checkpoint.file.path,
+            ) from error
+
+
+def _own_copy(generation: str) -> types.ModuleType:
+    package = importlib.util.find_spec("rwkv")
+    if package is None or not package.submodule_search_locations:
+        raise UsageError("--backend upstream needs the `rwkv` package", hint="pip install rwkv")
+    source = Path(next(iter(package.submodule_search_locations))) / "model.py"
+    name = f"_rwkvbatch_upstream_{next(_COPIES)}"
+    spec = importlib.util.spec_from_file_location(name, source)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    environment = {**_SWITCHES, "RWKV_V7_ON": "1" if generation == "7" else "0"}
+    if "RWKV_RESCALE_LAYER" in os.environ:
+        environment["RWKV_RESCALE_LAYER"] = os.environ["RWKV_RESCALE_LAYER"]
+    # TorchScript looks its functions' module up by name while they are compiled.
+    sys.modules[name] = module
+    try:
+        with _environment(environment):
+            spec.loader.exec_module(module)
+    finally:
+        del sys.modules[name]
+    # It asks the environment again when it loads and at every call.
+    module.os = types.SimpleNamespace(environ=environment, path=os.path, name=os.name)  # pyright: ignore[reportAttributeAccessIssue]
+    # It collects garbage once a layer, a third of a second each in a large process; its tensors are counted anyway.
+    module.gc = types.SimpleNamespace(collect=int)  # pyright: ignore[reportAttributeAccessIssue]
+    return module
+
+
+def _as_plain_pth(checkpoint: Checkpoint, folder: Path) -> Path:
+    """A `.pth` file that the package can load, under a name that it understands."""
+    target = folder / "model.pth"
+    if checkpoint.file.kind == "pth":
+        for name in checkpoint:
+            checkpoint.check(name)
+        target.symlink_to(checkpoint.file.path.resolve())
+    else:
+        torch.save({name: checkpoint[name] for name in checkpoint}, target)
+    return target
+
+
+@contextlib.contextmanager
+def _fence() -> Iterator[None]:
+    autocast = torch._C._jit_set_autocast_mode(True)
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        with (
+            tf32(False),
+            contextlib.redirect_stdout(io.StringIO()),
+            warnings.catch_warnings(),
+            _environment({"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}, without=("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD",)),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch._C._jit_set_autocast_mode(autocast)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+@contextlib.contextmanager
+def _environment(changes: Mapping[str, str], without: tuple[str, ...] = ()) -> Iterator[None]:
+    """The process's environment has `changes` inside, and is afterwards what it was."""
+    before = dict(os.environ)
+    os.environ.update(changes)
+    for name in without:
+        os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
 
 PackageState = list[torch.Tensor]
 """The package's own form: `len(names)` tensors for layer 0, then those of layer 1, and so on."""
@@ -64,10 +176,7 @@ class UpstreamPool:
         return State(
             {
                 name: torch.stack(
-                    [
-                        torch.stack([tensor.float().cpu() for tensor in self.slots[slot][index::size]])
-                        for slot in slots
-                    ]
+                    [torch.stack([tensor.float().cpu() for tensor in self.slots[slot][index::size]]) for slot in slots]
                 )
                 for index, name in enumerate(self.names)
             }
@@ -76,8 +185,7 @@ class UpstreamPool:
     def write(self, slots: Sequence[int], state: State) -> None:
         size = len(self.names)
         expected = {
-            name: (len(slots), len(self.zero) // size, *self.zero[index].shape)
-            for index, name in enumerate(self.names)
+            name: (len(slots), len(self.zero) // size, *self.zero[index].shape) for index, name in enumerate(self.names)
         }
         found = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
         if found != expected:
@@ -97,9 +205,7 @@ class UpstreamModel:
         zero: the state before the first token.
     """
 
-    def __init__(
-        self, package_model: Any, zero: PackageState, spec: ModelSpec, *, threads: int | None = None
-    ) -> None:
+    def __init__(self, package_model: Any, zero: PackageState, spec: ModelSpec, *, threads: int | None = None) -> None:
         self._package_model = package_model
         self._zero = zero
         self._spec = spec
@@ -122,16 +228,12 @@ class UpstreamModel:
         wanted = set(batch.outputs.tolist())
         logits: list[torch.Tensor] = []
         with torch.no_grad(), num_threads(self._threads), tf32(False):
-            for slot, start, end in zip(
-                batch.slots.tolist(), batch.starts[:-1], batch.starts[1:], strict=True
-            ):
+            for slot, start, end in zip(batch.slots.tolist(), batch.starts[:-1], batch.starts[1:], strict=True):
                 rows = [row for row in range(start, end) if row in wanted]
                 every_token = rows not in ([], [end - 1])
                 # Copied: the package changes a state, and its list, in place.
                 state = [tensor.clone() for tensor in pool.slots[slot]]
-                found, after = self._package_model.forward(
-                    batch.tokens[start:end].tolist(), state, every_token
-                )
+                found, after = self._package_model.forward(batch.tokens[start:end].tolist(), state, every_token)
                 pool.slots[slot] = list(after)
                 found = found.float().cpu().view(-1, self._spec.vocab_size)
                 logits += [found[row - start] if every_token else found[-1] for row in rows]

@@ -101,9 +101,7 @@ def _outer_space(text: str) -> str | None:
 def _role_end(text: str) -> str | None:
     found = _ROLE_END.search(text)
     return (
-        None
-        if found is None
-        else f"ends with {found[0].strip()!r}" + (" and a space" if text[-1:].isspace() else "")
+        None if found is None else f"ends with {found[0].strip()!r}" + (" and a space" if text[-1:].isspace() else "")
     )
 
 

@@ -3,18 +3,113 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import stat
+import sys
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rwkvbatch.errors import ScriptError, UsageError
-from rwkvbatch.script.formats import read_conversation
-from rwkvbatch.script.native import FileDefaults, read_defaults
-from rwkvbatch.script.raw_lines import STDIN, RawLine, has_end, opened, raw_lines, shown_path
+from rwkvbatch.script.forms import read_conversation
+from rwkvbatch.script.native import MAX_ID_LENGTH, FileDefaults, read_defaults
 from rwkvbatch.script.records import Conversation, SourceLine
-from rwkvbatch.script.shapes import MAX_ID_LENGTH
 from rwkvbatch.script.source import parse_line, refuse
+
+STDIN = "-"
+_BOM = b"\xef\xbb\xbf"
+PAST_LIMITS = 100
+MIN_PAST_BYTES = 2**26
+"""So many times `Limits.max_line_bytes`, or so many bytes, a bad line may have and still be set aside."""
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class RawLine:
+    """A line without its end: `data` is all of it, or as much as may be held where it is not `whole`."""
+
+    source: SourceLine
+    data: bytes
+    whole: bool
+
+
+@contextmanager
+def opened(path: str) -> Generator[BinaryIO]:
+    """The file, or standard input for `-`, which stays open.
+
+    Raises:
+        ScriptError: it cannot be read.
+    """
+    if path == STDIN:
+        yield sys.stdin.buffer
+        return
+    try:
+        file = Path(path).open("rb")  # noqa: SIM115 (closed below; only the opening is guarded here)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        raise ScriptError(
+            f"cannot be read: {reason}", path=path, hint="name a .jsonl file, or - for standard input"
+        ) from None
+    with file:
+        yield file
+
+
+def has_end(file: BinaryIO) -> bool:
+    """Whether it can be read to its end without waiting for anybody."""
+    try:
+        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def raw_lines(file: BinaryIO, path: str, max_bytes: int) -> Iterator[RawLine]:
+    """Lines without their ends. No more than `max_bytes` of a line are ever held.
+
+    The rest of a longer one is read past when the next line is asked for: whoever refuses it does not wait for its end.
+
+    Raises:
+        ScriptError: the file cannot be read, or a line that was read past does not end.
+    """
+    most = max(PAST_LIMITS * max_bytes, MIN_PAST_BYTES)
+    number = 0
+    while True:
+        number += 1
+        data = _read_up_to(file, max_bytes + 2, path, number)
+        if not data:
+            return
+        ended = data.endswith(b"\n") or len(data) < max_bytes + 2
+        if number == 1:
+            data = data.removeprefix(_BOM)
+        data = data.removesuffix(b"\n").removesuffix(b"\r")
+        yield RawLine(SourceLine(path, number), data[:max_bytes], len(data) <= max_bytes)
+        num_read = len(data)
+        while not ended:
+            rest = _read_up_to(file, _CHUNK_BYTES, path, number)
+            ended = rest.endswith(b"\n") or not rest
+            num_read += len(rest)
+            if num_read > most:
+                raise ScriptError(
+                    f"the line has no end within {most:,} bytes, so it is not set aside",
+                    path=shown_path(path),
+                    line=number,
+                    hint="is this a script? It must have one JSON object a line",
+                )
+
+
+def _read_up_to(file: BinaryIO, num_bytes: int, path: str, line: int) -> bytes:
+    try:
+        return file.readline(num_bytes)
+    except OSError as error:
+        raise ScriptError(f"cannot be read: {error.strerror}", path=shown_path(path), line=line) from None
+
+
+def shown_path(path: str) -> str:
+    """The file as errors name it."""
+    return "<stdin>" if path == STDIN else path
+
 
 KEPT_BYTES = 2**16
 """What is kept of a line that is too long and set aside."""
@@ -90,9 +185,7 @@ def read_scripts(paths: Sequence[str], *, limits: Limits | None = None, skip_bad
     reading = _Reading(limits or Limits(), skip_bad, several=len(paths) > 1)
     for path in paths:
         reading.read_file(path)
-    digest = hashlib.sha256(
-        "".join(found.sha256 for found in reading.conversations).encode("ascii")
-    ).hexdigest()
+    digest = hashlib.sha256("".join(found.sha256 for found in reading.conversations).encode("ascii")).hexdigest()
     return Script(tuple(reading.conversations), digest, tuple(reading.skipped))
 
 
@@ -129,9 +222,7 @@ class _Reading:
             message = "holds no conversation"
             if len(self.skipped) > skipped_before:
                 message += f" that can be used; its first bad line: {self.skipped[skipped_before].error}"
-            raise ScriptError(
-                message, path=shown_path(path), hint="write one JSON object a line; see docs/scripts.md"
-            )
+            raise ScriptError(message, path=shown_path(path), hint="write one JSON object a line; see docs/scripts.md")
 
     def _read_line(self, line: RawLine, defaults: FileDefaults, *, is_first: bool) -> FileDefaults:
         """Add the line's conversation; the defaults of the lines after it."""

@@ -45,11 +45,7 @@ def refuse_unknown_keys(
         if close_only and not (close and len(key) > 4):
             continue
         prefix = f"{where}: " if where else ""
-        hint = (
-            f"did you mean {' or '.join(map(repr, close))}?"
-            if close
-            else f"allowed: {', '.join(sorted(known))}"
-        )
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"allowed: {', '.join(sorted(known))}"
         refuse(source, f"{prefix}unknown key {shown(key)}", hint)
 
 
@@ -75,11 +71,7 @@ def parse_line(text: str, source: SourceLine) -> Mapping[str, Any]:
     except RecursionError:
         _refuse_depth(source)
     if not is_object(value):
-        hint = (
-            "write one conversation a line (`jq -c '.[]' FILE` does that to an array)"
-            if is_array(value)
-            else None
-        )
+        hint = "write one conversation a line (`jq -c '.[]' FILE` does that to an array)" if is_array(value) else None
         refuse(source, f"must be a JSON object, got {type_name(value)}", hint)
     _walk(value, source)
     return value
@@ -136,9 +128,7 @@ def _no_constant(name: str) -> NoReturn:
 def _finite(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise _NotStrictError(
-            f"the number {shown(digits)[1:-1]} is out of range", "write a number below 1e308"
-        )
+        raise _NotStrictError(f"the number {shown(digits)[1:-1]} is out of range", "write a number below 1e308")
     return number
 
 
@@ -170,9 +160,7 @@ def _walk(value: Any, source: SourceLine) -> None:
             if isinstance(item, str):
                 if not item.isascii() and (found := _SURROGATE.search(item)):
                     code = f"\\u{ord(found[0]):04x}"
-                    refuse(
-                        source, f"half of a surrogate pair, {code}", "write the whole character, or remove it"
-                    )
+                    refuse(source, f"half of a surrogate pair, {code}", "write the whole character, or remove it")
             elif is_object(item):
                 below += item.keys()
                 below += item.values()

@@ -1,19 +1,14 @@
-"""When to stop adding repeats: on precision, never on significance.
+"""pass@k and all-k-pass: what k of n repeats would have shown.
 
-The rule looks only at how wide the paired interval is, not at where it lies: a rule that stopped when the
-interval leaves zero would find a difference between equal cells if only it looked often enough.
-
-Width alone is not quite enough. With few conversations the clustered standard error is itself uncertain, and
-a rule that looks after every repeat stops when it happens to be too small, which makes the final test a
-little too eager (6.3 false alarms in 100 instead of 5, with 16 conversations). The spread of the single
-differences is known far better. So a cell stops only when *both* widths are small enough, the clustered one
-and the one from single differences; `tests/stats/test_precision.py` simulates that this keeps the false
-alarms at their nominal rate.
+Both are unbiased estimates over all choices of k out of n repeats of which c passed: pass@k = 1 - C(n-c, k) /
+C(n, k) (Chen et al. 2021, "Evaluating Large Language Models Trained on Code", section 2.1), all-k = C(c, k) /
+C(n, k).
 """
 
 from __future__ import annotations
 
 import math
+from math import comb
 from typing import Final
 
 import numpy as np
@@ -46,9 +41,7 @@ def planning_width(differences: ArrayLike, conversations: ArrayLike, *, level: f
     return max(high - low, 2 * t_quantile(0.5 + level / 2, estimate.degrees) * single)
 
 
-def needs_more_repeats(
-    differences: ArrayLike, conversations: ArrayLike, *, width: float, level: float = LEVEL
-) -> bool:
+def needs_more_repeats(differences: ArrayLike, conversations: ArrayLike, *, width: float, level: float = LEVEL) -> bool:
     """Whether a cell's paired interval against the baseline is still wider than `width`.
 
     Args:
@@ -62,3 +55,30 @@ def needs_more_repeats(
     if not width > 0:
         raise ValueError(f"the width of an interval must be positive; got {width}")
     return planning_width(differences, conversations, level=level) > width
+
+
+def pass_at_k(num_repeats: int, num_passed: int, k: int) -> float:
+    """The probability that at least one of `k` repeats passes.
+
+    Raises:
+        ValueError: not 1 <= k <= num_repeats, or not 0 <= num_passed <= num_repeats.
+    """
+    _check(num_repeats, num_passed, k)
+    return 1.0 - comb(num_repeats - num_passed, k) / comb(num_repeats, k)
+
+
+def all_k_pass(num_repeats: int, num_passed: int, k: int) -> float:
+    """The probability that `k` repeats all pass.
+
+    Raises:
+        ValueError: as `pass_at_k`.
+    """
+    _check(num_repeats, num_passed, k)
+    return comb(num_passed, k) / comb(num_repeats, k)
+
+
+def _check(num_repeats: int, num_passed: int, k: int) -> None:
+    if not 1 <= k <= num_repeats:
+        raise ValueError(f"k must be in [1, {num_repeats}], the number of repeats; got {k}")
+    if not 0 <= num_passed <= num_repeats:
+        raise ValueError(f"passed repeats must be in [0, {num_repeats}]; got {num_passed}")

@@ -8,16 +8,15 @@ import pytest
 import torch
 
 from rwkvbatch.bench import measure
-from rwkvbatch.bench.measure import Plan, figure_of, run_benchmark
+from rwkvbatch.bench.measure import Plan, figure_of, run_benchmark, write_random
 from rwkvbatch.bench.package import Package
-from rwkvbatch.bench.random_file import write_random
 from rwkvbatch.bench.records import Figure, Rates
 from rwkvbatch.bench.workloads import Workload
 from rwkvbatch.errors import CheckpointError, RwkvBatchError, UsageError
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.model.rwkv7_model import Rwkv7Model
-from rwkvbatch.model.tensor_write import save_tensors
+from rwkvbatch.model.safetensors import save_tensors
 
 RATES = Rates(read=10e9, fma=100e9)
 
@@ -35,9 +34,7 @@ def workload(kind: str, size: int, *, operations: float = 0.0, weight_bytes: flo
 
 def test_a_step_that_reads_more_than_it_multiplies_is_bound_by_memory() -> None:
     # 1 GB at 10 GB/s takes 0.1 s, 5 GFLOP at 100 GFLOP/s 0.05 s.
-    figure = figure_of(
-        workload("decode", 1, operations=5e9, weight_bytes=1e9), [0.2, 0.4, 0.3], [], [RATES] * 3
-    )
+    figure = figure_of(workload("decode", 1, operations=5e9, weight_bytes=1e9), [0.2, 0.4, 0.3], [], [RATES] * 3)
     assert figure.limit == "memory"
     assert figure.share == pytest.approx(0.1 / 0.3)
     assert (figure.median, figure.best) == (pytest.approx(1 / 0.3), pytest.approx(5.0))
@@ -126,9 +123,7 @@ def test_the_bytes_of_a_step_are_those_that_are_read(
         return figure_of(workload, *others)
 
     monkeypatch.setattr(measure, "figure_of", noted)
-    report = run_benchmark(
-        model_file, Plan(rows=(1,), prompt_tokens=4, rounds=1), strategy=strategy, threads=1
-    )
+    report = run_benchmark(model_file, Plan(rows=(1,), prompt_tokens=4, rounds=1), strategy=strategy, threads=1)
     assert report.dtype == ("int8" if strategy == "cpu int8" else "bf16")
     model = load_model(model_file, strategy, threads=1)
     assert isinstance(model, Rwkv7Model)

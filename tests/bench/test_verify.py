@@ -14,7 +14,7 @@ from rwkvbatch.bench.verify import DECODE_ROWS, LENGTHS, LIMITS, Verification, p
 from rwkvbatch.model.base import Model, RaggedBatch, StatePool
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.tensor_write import save_tensors
+from rwkvbatch.model.safetensors import save_tensors
 
 TENSORS = random_tensors(2, 32, 50, 16, seed=3, dtype=torch.float32)
 
@@ -140,11 +140,9 @@ def test_the_first_model_is_gone_when_the_second_is_loaded(path: Path) -> None:
 
 
 def test_every_decode_size_goes_on_long_enough_for_graphs_that_are_replayed() -> None:
-    from rwkvbatch.model.ops.padding import is_decode
+    from rwkvbatch.model.ops.cuda import is_decode
 
-    decodes = [
-        step.batch for step in plan(50) if is_decode(step.batch) and len(step.batch.tokens) in DECODE_ROWS
-    ]
+    decodes = [step.batch for step in plan(50) if is_decode(step.batch) and len(step.batch.tokens) in DECODE_ROWS]
     for rows in DECODE_ROWS:
         assert sum(len(batch.tokens) == rows for batch in decodes) >= 5
     assert min(DECODE_ROWS) == 1 < 16 < max(DECODE_ROWS) == len(LENGTHS)

@@ -8,11 +8,11 @@ import pytest
 from benchmarks.against_llama_cpp import CHECKED_TEXT, Files, check, main
 from benchmarks.llama_cpp_figures import OURS, Agreement, Measurement, figures_of, groups_of
 from benchmarks.llama_cpp_programs import PROGRAMS, LlamaCpp, Logits, records, tokens_per_s
-from rwkvbatch.bench.random_file import write_random
+from rwkvbatch.bench.measure import write_random
 from rwkvbatch.errors import RwkvBatchError, UsageError
 from rwkvbatch.model.base import Model
 from rwkvbatch.model.load import load_model
-from rwkvbatch.text.tokenizer import world_tokenizer
+from rwkvbatch.prompt.tokenizer import world_tokenizer
 
 BENCH = """\
 {"build_commit": "0c1e570", "n_threads": 2, "n_prompt": 512, "n_gen": 0, "avg_ts": 776.5, "samples_ts": [ 776.5 ]}
@@ -62,9 +62,7 @@ def test_a_program_that_fails_is_told_in_its_last_words(tmp_path: Path) -> None:
         LlamaCpp.find(tmp_path).write_quantized(tmp_path / "a", tmp_path / "b", "Q8_0")
 
 
-def test_a_missing_build_ends_the_benchmark_with_one_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_build_ends_the_benchmark_with_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["against_llama_cpp.py", "--llama-cpp", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"^error: no llama-bench, .*\n  build llama\.cpp with the targets"):
         main()
@@ -126,9 +124,7 @@ def answer_of(model: Model, scale: float) -> Logits:
     return Logits(tokens, values * np.float32(scale))
 
 
-def test_logits_that_are_nearly_ours_are_accepted_and_told(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logits_that_are_nearly_ours_are_accepted_and_told(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     agreements = checked(model, monkeypatch, answer_of(model, 1.01))
     assert [agreement.kind for agreement in agreements] == ["F16", "Q8_0"]
     assert agreements[0].error == pytest.approx(0.01, rel=0.05)

@@ -51,9 +51,7 @@ def styled(cell: pyte.screens.Char) -> Style:
 def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         arguments = ["-m", "rwkvbatch", "chat", "--transcript", f"{directory}/t.jsonl"]
-        with Terminal(
-            arguments, columns=COLUMNS, rows=ROWS, environment={"XDG_STATE_HOME": directory}
-        ) as terminal:
+        with Terminal(arguments, columns=COLUMNS, rows=ROWS, environment={"XDG_STATE_HOME": directory}) as terminal:
             terminal.wait_for_prompt()
             for line in LINES:
                 terminal.say(line)

@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 
 from rwkvbatch.chat import loop
-from rwkvbatch.chat.context import Chat
-from rwkvbatch.chat.files import describe
+from rwkvbatch.chat.command import Chat
 from rwkvbatch.chat.session import Session
-from rwkvbatch.chat.transcript import Transcript
-from rwkvbatch.chat.view import TerminalView, terminal_console
-from rwkvbatch.engine.core import Engine
-from rwkvbatch.run.planning.settings import CellSettings
+from rwkvbatch.chat.storage import Transcript, describe
+from rwkvbatch.chat.terminal import TerminalView, terminal_console
+from rwkvbatch.engine.engine import Engine
+from rwkvbatch.replay.settings import CellSettings
 from tests.chat.scripted_model import ScriptedModel, echo
 
 LONG = "\n".join(f"line {number} of a long reply" for number in range(40))

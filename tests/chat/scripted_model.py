@@ -17,7 +17,7 @@ from rwkvbatch.model.base import (
     StatePool,
 )
 from rwkvbatch.model.ops import reference
-from rwkvbatch.text.tokenizer import world_tokenizer
+from rwkvbatch.prompt.tokenizer import world_tokenizer
 
 VOCAB_SIZE = 300
 
@@ -59,9 +59,7 @@ class ScriptedModel:
 
     @property
     def spec(self) -> ModelSpec:
-        return ModelSpec(
-            "7", 1, 64, 1, 64, VOCAB_SIZE, 0, 1024, "5c", "scripted.pth", "fp32", "scripted", "cpu", True
-        )
+        return ModelSpec("7", 1, 64, 1, 64, VOCAB_SIZE, 0, 1024, "5c", "scripted.pth", "fp32", "scripted", "cpu", True)
 
     def make_pool(self, capacity: int) -> StatePool:
         return TokensPool([()] * capacity)

@@ -11,19 +11,17 @@ import pytest
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
-from rwkvbatch.chat.context import Chat
-from rwkvbatch.chat.dialogue_commands import edit_text
-from rwkvbatch.chat.dialogue_json import dialogue_values
-from rwkvbatch.chat.files import describe
-from rwkvbatch.chat.line_input import CommandCompleter
-from rwkvbatch.chat.loop import handle, status_line, talk_plainly
-from rwkvbatch.chat.plain_view import PlainView
+from rwkvbatch.chat.command import Chat
+from rwkvbatch.chat.loop import CommandCompleter, handle, status_line, talk_plainly
+from rwkvbatch.chat.pipe import PlainView
 from rwkvbatch.chat.session import Session
-from rwkvbatch.chat.transcript import Transcript
-from rwkvbatch.engine.core import Engine
+from rwkvbatch.chat.storage import Transcript, describe
+from rwkvbatch.chat.tree import dialogue_values
+from rwkvbatch.chat.tree_commands import edit_text
+from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import StorageError, UsageError
 from rwkvbatch.model.states import load_saved_state
-from rwkvbatch.run.planning.settings import CellSettings
+from rwkvbatch.replay.settings import CellSettings
 from tests.chat.scripted_model import ScriptedModel
 
 SETTINGS = CellSettings(temperature=0.0, top_p=0.0, max_tokens=200)
@@ -50,9 +48,7 @@ def new_talk(transcript: Path | None = None) -> Talk:
     out, err = io.StringIO(), io.StringIO()
     session = Session(Engine(ScriptedModel()), SETTINGS)
     session.begin()
-    chat = Chat(
-        session, PlainView(out, err), Transcript(transcript), lambda _: Engine(ScriptedModel(str.upper))
-    )
+    chat = Chat(session, PlainView(out, err), Transcript(transcript), lambda _: Engine(ScriptedModel(str.upper)))
     chat.transcript.start(session, describe(session))
     return Talk(chat, out, err)
 
@@ -180,9 +176,7 @@ def test_a_state_is_saved_and_a_dialogue_begins_with_it(talk: Talk, tmp_path: Pa
     other = new_talk()
     assert "loaded" in other.say(f"/load {tmp_path / 's.json'}")
     path.write_bytes(b"something else")
-    assert "is not the initial state that this session began with" in other.say(
-        f"/load {tmp_path / 's.json'}"
-    )
+    assert "is not the initial state that this session began with" in other.say(f"/load {tmp_path / 's.json'}")
     # The tokens alone would not tell what this branch's state has read.
     talk.say(f"/state save {tmp_path / 'y.safetensors'}")
     assert load_saved_state(tmp_path / "y.safetensors", talk.chat.session.engine.model.spec).tokens is None
@@ -225,7 +219,7 @@ def test_a_wrong_file_name_is_an_error_and_a_lost_transcript_is_the_end(tmp_path
         def full(_descriptor: int, _data: bytes) -> int:
             raise OSError(28, "No space left on device")
 
-        patch.setattr("rwkvbatch.chat.transcript.os.write", full)
+        patch.setattr("rwkvbatch.chat.storage.os.write", full)
         with pytest.raises(StorageError, match="transcript cannot be written: No space left"):
             talk.say("more")
     talk.chat.transcript.close()

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from rwkvbatch.chat.export import export
+from rwkvbatch.chat.runs import export
 from rwkvbatch.chat.session import Identity, Session
-from rwkvbatch.engine.core import Engine
+from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import ModelSpec
-from rwkvbatch.run.execute import RunOptions, execute
-from rwkvbatch.run.planning.grid import Cell
-from rwkvbatch.run.planning.plan import Plan
-from rwkvbatch.run.planning.settings import layer_settings
-from rwkvbatch.run.planning.setups import Setup
-from rwkvbatch.run.turns import Desk
+from rwkvbatch.replay.conversation import PromptEncoder
+from rwkvbatch.replay.grid import Cell
+from rwkvbatch.replay.models import Setup
+from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.runner import RunOptions, execute
+from rwkvbatch.replay.settings import layer_settings
 from rwkvbatch.script.reader import read_scripts
 from tests.chat.test_session import SETTINGS, new_session
 from tests.engine.hash_model import HashModel
@@ -39,8 +39,8 @@ class HashShop:
     def tokenizer(self, spec: Any) -> Any:
         return self._engine.tokenizer
 
-    def desk(self, setup: Setup, plan: Plan) -> Desk:
-        return Desk(self._engine.tokenizer)
+    def desk(self, setup: Setup, plan: Plan) -> PromptEncoder:
+        return PromptEncoder(self._engine.tokenizer)
 
     def engine(self, setup: Setup, plan: Plan, batch: int) -> Engine:
         return self._engine
@@ -66,7 +66,7 @@ def replay(command: str) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("prelude", [None, "User: hi\n\nAssistant: Hi.\n\n", "named"])
 def test_a_dialogue_replays(tmp_path: Path, prelude: str | None) -> None:
-    from rwkvbatch.text.preludes import PRELUDES
+    from rwkvbatch.prompt.templates import PRELUDES
 
     text = PRELUDES["api-demo-chat"] if prelude == "named" else prelude
     session = new_session(prelude=text)

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from rwkvbatch.chat.files import describe, load_session, restore, save_session
 from rwkvbatch.chat.session import Session
-from rwkvbatch.chat.transcript import Transcript
-from rwkvbatch.engine.core import Engine
-from rwkvbatch.engine.prefix import Node
+from rwkvbatch.chat.storage import Transcript, describe, load_session, restore, save_session
+from rwkvbatch.engine.engine import Engine
+from rwkvbatch.engine.prefix_cache import Node
 from rwkvbatch.errors import InputError, StorageError
-from rwkvbatch.run.planning.settings import CellSettings
+from rwkvbatch.replay.settings import CellSettings
 from tests.chat.test_session import new_session
 from tests.engine.hash_model import HashModel
 

@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from rwkvbatch.chat.export import export
-from rwkvbatch.chat.from_run import read_point, replay, settings_of
+from rwkvbatch.chat.runs import export, read_point, replay, settings_of
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.cli.app import invoke
-from rwkvbatch.engine.core import Engine
+from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import RunDirectoryError, UsageError
 from rwkvbatch.model.load import load_model
-from rwkvbatch.run.planning.settings import CellSettings
-from rwkvbatch.run.results.rows import Row
-from rwkvbatch.run.results.scan import read_results
+from rwkvbatch.replay.settings import CellSettings
+from rwkvbatch.results.recovery import read_results
+from rwkvbatch.results.row import Row
 from tests.chat.test_session import new_session
 
 TURNS = ("My name is Ada.", "What is my name?", "And what is 1 plus 2?")

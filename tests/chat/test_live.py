@@ -69,9 +69,7 @@ def test_every_character_alone() -> None:
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(
-        st.sampled_from(
-            ["word", "日本", "**b**", "`c`", "- x", "\n", "\n\n", "```\n", " ", "1. y", "x" * 30, "# h"]
-        )
+        st.sampled_from(["word", "日本", "**b**", "`c`", "- x", "\n", "\n\n", "```\n", " ", "1. y", "x" * 30, "# h"])
     ),
     st.integers(12, 40),
     st.integers(4, 12),
@@ -123,9 +121,7 @@ def test_nothing_is_written_when_nothing_changed() -> None:
     assert not file.written
 
 
-def draw_resized(
-    words: list[str], sizes: list[tuple[int, int]], *, start: tuple[int, int] = (50, 16)
-) -> ScreenFile:
+def draw_resized(words: list[str], sizes: list[tuple[int, int]], *, start: tuple[int, int] = (50, 16)) -> ScreenFile:
     """One word is drawn at a time; before each the window takes its size. Terminals wrap anew what is there."""
     file, size = ScreenFile(*start), start
     live = LiveText(file.console(), MarkdownSource(), size=lambda: size)

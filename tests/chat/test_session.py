@@ -8,23 +8,20 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from rwkvbatch.chat.dialogue import Dialogue
-from rwkvbatch.chat.dialogue_json import dialogue_values, read_dialogue
 from rwkvbatch.chat.session import Identity, Session
+from rwkvbatch.chat.tree import Dialogue, dialogue_values, read_dialogue
 from rwkvbatch.config import Sampling
-from rwkvbatch.engine.core import Engine
+from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import NoiseKey, Request
 from rwkvbatch.errors import NonFiniteLogitsError, UsageError
 from rwkvbatch.model.base import State
-from rwkvbatch.run.planning.settings import CellSettings
+from rwkvbatch.replay.settings import CellSettings
 from tests.engine.hash_model import HashModel
 
 SETTINGS = CellSettings(**{**dict(Sampling(temperature=1.0, top_p=0.9, ban=(0,))), "max_tokens": 12})
 
 
-def new_session(
-    model: HashModel | None = None, *, prelude: str | None = "User: hi\n\nAssistant: Hi.\n\n"
-) -> Session:
+def new_session(model: HashModel | None = None, *, prelude: str | None = "User: hi\n\nAssistant: Hi.\n\n") -> Session:
     session = Session(Engine(model or HashModel()), SETTINGS, Identity(seed=5))
     session.begin(prelude=prelude)
     return session
@@ -234,11 +231,7 @@ def test_an_initial_state_takes_the_place_of_what_would_be_read() -> None:
     root = engine.add_root(state)
     tokens = tuple(engine.tokenizer.encode("User: a\n\nAssistant:"))
     (expected,) = engine.generate(
-        [
-            Request(
-                tokens=tokens, sampling=SETTINGS.sampling, noise=NoiseKey(0, "chat"), max_tokens=12, root=root
-            )
-        ]
+        [Request(tokens=tokens, sampling=SETTINGS.sampling, noise=NoiseKey(0, "chat"), max_tokens=12, root=root)]
     )
     assert reply.ids == expected.ids
 

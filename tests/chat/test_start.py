@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from rwkvbatch.chat.context import Chat
-from rwkvbatch.chat.dialogue import Exchange
+from rwkvbatch.chat.command import Chat
 from rwkvbatch.chat.loop import handle
-from rwkvbatch.chat.plain_view import JsonView, PlainView
+from rwkvbatch.chat.pipe import JsonView, PlainView
 from rwkvbatch.chat.start import ChatArguments, chat_settings, choose_prelude, open_chat, run_chat
+from rwkvbatch.chat.tree import Exchange
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.config import preset
 from rwkvbatch.errors import UsageError
-from rwkvbatch.run.planning.settings import RunSettings, layer_settings
-from rwkvbatch.text.preludes import PRELUDES
+from rwkvbatch.prompt.templates import PRELUDES
+from rwkvbatch.replay.settings import RunSettings, layer_settings
 from tests.chat.terminal import Terminal
 
 ROOT = Path(__file__).parents[2]
@@ -188,10 +188,7 @@ def test_a_chat_goes_on_from_a_run_with_its_settings(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "My name is Ada."}]
     (tmp_path / "s.jsonl").write_text(json.dumps({"id": "c", "messages": messages}) + "\n")
     out = tmp_path / "out"
-    assert (
-        invoke(["run", str(tmp_path / "s.jsonl"), "--temp", "0.4", "--seed", "7", "--out", str(out), "-q"])
-        == 0
-    )
+    assert invoke(["run", str(tmp_path / "s.jsonl"), "--temp", "0.4", "--seed", "7", "--out", str(out), "-q"]) == 0
     chat, said = opened("/params", from_run=f"{out}:c:0")
     assert "> My name is Ada." in said
     assert chat.session.settings.temperature == 0.4

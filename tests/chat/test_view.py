@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 from rich.text import Text
 
-from rwkvbatch.chat.dialogue import Exchange
-from rwkvbatch.chat.interrupt import stopping_on_interrupt, unechoed_input
-from rwkvbatch.chat.plain_view import PlainView
-from rwkvbatch.chat.view import TerminalView, View
+from rwkvbatch.chat.pipe import PlainView
+from rwkvbatch.chat.terminal import TerminalView, View
+from rwkvbatch.chat.tree import Exchange
 from rwkvbatch.errors import UsageError
+from rwkvbatch.signals import stopping_on_interrupt, unechoed_input
 from tests.chat.screen import ScreenFile
 
 SAID = Exchange(0, None, 0, 0, 0, 0, "hi", (1,), (2, 3), (2, 3), "A *reply*.", "A *reply*.", "stop", None, {})

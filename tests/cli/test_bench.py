@@ -8,7 +8,7 @@ import torch
 
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.tensor_write import save_tensors
+from rwkvbatch.model.safetensors import save_tensors
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.exits import ExitCode
-from tests.compare.hostile import hostile_run
-from tests.compare.make_run import make_run
+from tests.comparison.hostile import hostile_run
+from tests.comparison.make_run import make_run
 
 
 @pytest.fixture
@@ -28,9 +28,7 @@ def test_the_table_goes_to_standard_output(sweep: str, capsys: pytest.CaptureFix
     assert err == ""
 
 
-def test_notes_go_to_standard_error_and_quiet_silences_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_notes_go_to_standard_error_and_quiet_silences_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [str(make_run(tmp_path / name, seed=seed)) for seed, name in enumerate("ab")]
     invoke(["compare", *runs])
     assert "note: other seeds" in capsys.readouterr().err
@@ -38,9 +36,7 @@ def test_notes_go_to_standard_error_and_quiet_silences_them(
     assert capsys.readouterr().err == ""
 
 
-def test_json_on_standard_output_is_nothing_but_json(
-    sweep: str, capsysbinary: pytest.CaptureFixture[bytes]
-) -> None:
+def test_json_on_standard_output_is_nothing_but_json(sweep: str, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     assert invoke(["compare", sweep, "--json"]) == ExitCode.DONE
     assert json.loads(capsysbinary.readouterr().out)["comparisons"]
 
@@ -55,14 +51,10 @@ def test_json_on_standard_output_is_nothing_but_json(
         ("r.xml", "<?xml"),
     ],
 )
-def test_the_ending_of_the_file_chooses_the_format(
-    sweep: str, tmp_path: Path, name: str, begins: str
-) -> None:
+def test_the_ending_of_the_file_chooses_the_format(sweep: str, tmp_path: Path, name: str, begins: str) -> None:
     assert invoke(["compare", sweep, "--out", str(tmp_path / name)]) == ExitCode.DONE
     assert (tmp_path / name).read_text(encoding="utf-8").startswith(begins)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "sweep"]), (
-        "no half-written file stays"
-    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "sweep"]), "no half-written file stays"
 
 
 def test_a_format_can_be_asked_for(sweep: str, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -71,9 +63,7 @@ def test_a_format_can_be_asked_for(sweep: str, capsysbinary: pytest.CaptureFixtu
     assert rows[0]["metric"] == "score"
 
 
-def test_a_failed_gate_ends_with_exit_code_1_and_a_line(
-    sweep: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failed_gate_ends_with_exit_code_1_and_a_line(sweep: str, capsys: pytest.CaptureFixture[str]) -> None:
     code = invoke(["compare", sweep, "--fail-if", "score < 2", "--fail-if", "score < -1"])
     assert code == ExitCode.FAILED
     out = capsys.readouterr().out
@@ -183,9 +173,7 @@ def test_one_conversation_can_be_shown_side_by_side(sweep: str, capsys: pytest.C
     assert "95 %" not in out
 
 
-def test_lone_surrogates_do_not_break_the_output(
-    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
-) -> None:
+def test_lone_surrogates_do_not_break_the_output(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     def change(row: dict[str, object], rng: object) -> None:
         del rng
         row["reply"] = "half a pair: \ud800"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rwkvbatch.cli.exits import ExitCode, Terminated, report
 from rwkvbatch.errors import RwkvBatchError, ScriptError, StorageError, UsageError
-from rwkvbatch.text.safe import printable
+from rwkvbatch.prompt.escaping import printable
 
 HOSTILE = "\x1b]0;owned\x07\x9b2J\u202egnp\ud800\u2028"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from rwkvbatch.cli.app import invoke
-from rwkvbatch.run.execute import RunOptions, execute, read_rows
-from rwkvbatch.run.planning.shard import Shard
-from tests.run.fakes import FakeShop, make_plan
+from rwkvbatch.replay.row_index import Shard
+from rwkvbatch.replay.runner import RunOptions, execute, read_rows
+from tests.replay.fakes import FakeShop, make_plan
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -38,8 +38,7 @@ def test_a_sharded_run_of_the_bundled_model_merges_into_the_rows_of_the_undivide
     users = (["I am Eli.", "Who am I?"], ["What is 2 + 3?"], ["Hello."])
     script.write_text(
         "".join(
-            json.dumps({"id": f"c{n}", "messages": [{"role": "user", "content": user} for user in turns]})
-            + "\n"
+            json.dumps({"id": f"c{n}", "messages": [{"role": "user", "content": user} for user in turns]}) + "\n"
             for n, turns in enumerate(users)
         )
     )
@@ -95,9 +94,7 @@ def test_quiet_says_nothing_and_json_goes_to_standard_output(
     assert content["missing"] == []
 
 
-def test_json_says_what_is_missing(
-    parts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_says_what_is_missing(parts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert merge(parts[:1], tmp_path / "out", "--json", "--quiet") == 1
     content = json.loads(capsys.readouterr().out)
     assert content["written"] is False
@@ -114,9 +111,7 @@ def test_a_merged_run_is_shown_and_compared(
     assert "temp=1" in capsys.readouterr().out
 
 
-def test_a_part_is_shown_with_a_note_that_it_is_one(
-    parts: list[Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_part_is_shown_with_a_note_that_it_is_one(parts: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["show", str(parts[0])]) == 0
     assert "is only a part of a run; `rwkvbatch merge` puts the parts together" in capsys.readouterr().err
 
@@ -150,7 +145,7 @@ def test_merging_loads_no_model_library(parts: list[Path], tmp_path: Path) -> No
     code = (
         "import sys\nfrom rwkvbatch.cli.app import invoke\n"
         f"assert invoke({['merge', *map(str, parts), '--out', str(tmp_path / 'out'), '-q']!r}) == 0\n"
-        "print(*sorted({'torch', 'numpy', 'pandas', 'rwkv', 'rwkvbatch.engine.core'} & set(sys.modules)))"
+        "print(*sorted({'torch', 'numpy', 'pandas', 'rwkv', 'rwkvbatch.engine.engine'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, timeout=120

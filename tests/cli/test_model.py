@@ -16,10 +16,7 @@ from rwkvbatch.model.load import BUNDLED_MODEL
 @pytest.fixture
 def checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     path = tmp_path / "made.pth"
-    assert (
-        invoke(["model", "random", "2x64", str(path), "--vocab", "97", "--head-size", "32", "--seed", "3"])
-        == 0
-    )
+    assert invoke(["model", "random", "2x64", str(path), "--vocab", "97", "--head-size", "32", "--seed", "3"]) == 0
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "made.pth" in captured.err
@@ -91,12 +88,8 @@ def test_convert_there_and_back_changes_nothing(checkpoint: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "dtype"), [("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)]
 )
-def test_convert_stores_the_asked_precision(
-    name: str, dtype: torch.dtype, checkpoint: Path, tmp_path: Path
-) -> None:
-    assert (
-        invoke(["model", "convert", str(checkpoint), str(tmp_path / "a.safetensors"), "--dtype", name]) == 0
-    )
+def test_convert_stores_the_asked_precision(name: str, dtype: torch.dtype, checkpoint: Path, tmp_path: Path) -> None:
+    assert invoke(["model", "convert", str(checkpoint), str(tmp_path / "a.safetensors"), "--dtype", name]) == 0
     expected = read(checkpoint)
     for key, tensor in read(tmp_path / "a.safetensors").items():
         assert tensor.dtype == dtype

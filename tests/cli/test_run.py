@@ -15,7 +15,7 @@ import pytest
 
 import rwkvbatch
 from rwkvbatch.cli.app import invoke
-from rwkvbatch.run.execute import read_rows
+from rwkvbatch.replay.runner import read_rows
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -174,9 +174,7 @@ def test_a_run_in_another_precision_is_refused_and_the_manifest_says_which_it_wa
     assert 'cells.base.dtype: there "int8", now "bf16"' in capsys.readouterr().err
 
 
-def test_verifying_records_what_held(
-    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verifying_records_what_held(script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["run", str(script), "-o", str(tmp_path / "out"), "--max-tokens", "6", "--verify-batch", "3"]
     assert invoke(arguments) == 0
     verdict = json.loads((tmp_path / "out" / "verify.json").read_text())
@@ -267,10 +265,7 @@ def test_a_log_file_holds_json_lines(script: Path, tmp_path: Path) -> None:
 
 
 def test_the_library_s_run_gives_the_same_rows(script: Path, tmp_path: Path) -> None:
-    assert (
-        invoke(["run", str(script), "-o", str(tmp_path / "out"), "-q", "--max-tokens", "5", "--temp", "0,1"])
-        == 0
-    )
+    assert invoke(["run", str(script), "-o", str(tmp_path / "out"), "-q", "--max-tokens", "5", "--temp", "0,1"]) == 0
     result = rwkvbatch.run(script, max_tokens=5, temperature=[0, 1])
     rows = [{k: v for k, v in row.as_dict().items() if k != "timing"} for row in result.rows()]
     assert rows == without_timing(tmp_path / "out")
@@ -304,7 +299,7 @@ def test_ctrl_c_prints_the_command_that_continues_and_it_does(tmp_path: Path) ->
     there = list(read_rows(out))
     assert 0 < len(there) < 1600
     # The rest would take a while: it is enough that the same command is taken as a continuation.
-    from rwkvbatch.run.directory.manifest import read_manifest
+    from rwkvbatch.results.manifest import read_manifest
 
     assert read_manifest(out) is not None
     assert json.loads((out / "status.json").read_text())["rows_done"] == len(there)

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from rwkvbatch.cli.run_view import show_summary, summary_table, until_ci_record
-from rwkvbatch.run.directory.summary import percentile, summarize
-from rwkvbatch.run.execute import RunOptions, execute
-from rwkvbatch.run.planning.adaptive import Reached
-from rwkvbatch.run.planning.grid import Cell
-from rwkvbatch.run.results.rows import CheckResult, Reference, RowTiming
-from tests.run.fakes import FakeShop, make_plan, make_row
+from rwkvbatch.cli.views import show_summary, summary_table, until_ci_record
+from rwkvbatch.replay.adaptive import Reached
+from rwkvbatch.replay.grid import Cell
+from rwkvbatch.replay.runner import RunOptions, execute
+from rwkvbatch.results.row import CheckResult, Reference, RowTiming
+from rwkvbatch.results.summary import percentile, summarize
+from tests.replay.fakes import FakeShop, make_plan, make_row
 
 
 def shown(width: int = 80, **changes: object) -> str:

@@ -11,8 +11,8 @@ import pytest
 
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.exits import ExitCode
-from tests.compare.hostile import hostile_run
-from tests.compare.make_run import make_row, make_run, write_run
+from tests.comparison.hostile import hostile_run
+from tests.comparison.make_run import make_row, make_run, write_run
 
 
 @pytest.fixture
@@ -20,9 +20,7 @@ def run(tmp_path: Path) -> str:
     def change(row: dict[str, Any], rng: np.random.Generator) -> None:
         del rng
         failed = row["conversation"] == "talk-2" and row["cell"] == "t=2"
-        row["checks"][0].update(
-            passed=not failed, score=float(not failed), detail="too short" if failed else None
-        )
+        row["checks"][0].update(passed=not failed, score=float(not failed), detail="too short" if failed else None)
 
     return str(make_run(tmp_path / "run", cells=("t=1", "t=2"), conversations=4, repeats=2, change=change))
 
@@ -50,9 +48,7 @@ def test_json_has_one_dialogue_a_line(run: str, capsysbinary: pytest.CaptureFixt
     assert found[0]["turns"][0]["metrics"]["tokens"] > 0
 
 
-def test_conversations_and_cells_can_be_patterns(
-    run: str, capsysbinary: pytest.CaptureFixture[bytes]
-) -> None:
+def test_conversations_and_cells_can_be_patterns(run: str, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     found = records(run, "talk-[12]", "--cell", "*2", capsys=capsysbinary)
     assert {(item["conversation"], item["cell"]) for item in found} == {("talk-1", "t=2"), ("talk-2", "t=2")}
 
@@ -63,9 +59,7 @@ def test_one_turn_and_one_repeat_can_be_picked(run: str, capsysbinary: pytest.Ca
     assert {turn["turn"] for item in found for turn in item["turns"]} == {1}
 
 
-def test_only_dialogues_that_failed_can_be_shown(
-    run: str, capsysbinary: pytest.CaptureFixture[bytes]
-) -> None:
+def test_only_dialogues_that_failed_can_be_shown(run: str, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     found = records(run, "--failed", capsys=capsysbinary)
     assert {(item["conversation"], item["cell"]) for item in found} == {("talk-2", "t=2")}
 

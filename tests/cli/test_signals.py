@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rwkvbatch.cli.app import invoke
-from rwkvbatch.cli.signals import leaving_at_once, unwind
+from rwkvbatch.signals import leaving_at_once, unwind
 
 SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 
@@ -23,7 +23,7 @@ def test_while_modules_are_imported_a_signal_ends_the_process_with_a_word(
 ) -> None:
     # An exception from a handler would be dropped here.
     program = (
-        "import signal, contextlib; from rwkvbatch.cli.signals import leave_at_once; leave_at_once()\n"
+        "import signal, contextlib; from rwkvbatch.signals import leave_at_once; leave_at_once()\n"
         f"with contextlib.suppress(BaseException): signal.raise_signal({int(number)})\n"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -47,9 +47,7 @@ def test_commands_are_unwound_and_end_with_a_word(
             tidied.append("up")
 
     monkeypatch.setattr("rwkvbatch.model.load.resolve_model_path", command)
-    monkeypatch.setattr(
-        "rwkvbatch.cli.signals._is_importing", lambda _: False
-    )  # pytest's own imports do not count
+    monkeypatch.setattr("rwkvbatch.signals._is_importing", lambda _: False)  # pytest's own imports do not count
     with leaving_at_once():
         unwind()
         assert invoke(["model", "info", "x"]) == code
@@ -61,10 +59,9 @@ def test_a_signal_during_an_import_ends_a_command_that_would_drop_it(
     number: signal.Signals, code: int, word: str, tmp_path: Path
 ) -> None:
     (tmp_path / "dropping.py").write_text(
-        "import contextlib, signal\n"
-        f"with contextlib.suppress(BaseException): signal.raise_signal({int(number)})\n"
+        f"import contextlib, signal\nwith contextlib.suppress(BaseException): signal.raise_signal({int(number)})\n"
     )
-    program = "from rwkvbatch.cli.signals import unwind; unwind(); import dropping"
+    program = "from rwkvbatch.signals import unwind; unwind(); import dropping"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     found = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment
@@ -76,17 +73,15 @@ def test_of_two_signals_at_the_same_time_one_is_raised_and_a_later_one_leaves(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     left: list[int] = []
-    monkeypatch.setattr("rwkvbatch.cli.signals._leave", lambda number, _: left.append(number))
-    monkeypatch.setattr(
-        "rwkvbatch.cli.signals._is_importing", lambda _: False
-    )  # pytest's own imports do not count
+    monkeypatch.setattr("rwkvbatch.signals._leave", lambda number, _: left.append(number))
+    monkeypatch.setattr("rwkvbatch.signals._is_importing", lambda _: False)  # pytest's own imports do not count
     with leaving_at_once():
         unwind()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         assert left == []
-        monkeypatch.setattr("rwkvbatch.cli.signals.TOGETHER_S", 0.0)
+        monkeypatch.setattr("rwkvbatch.signals.TOGETHER_S", 0.0)
         with pytest.raises(KeyboardInterrupt):  # `_leave` does not come back, but for this test
             signal.raise_signal(signal.SIGINT)
     assert left == [signal.SIGINT]

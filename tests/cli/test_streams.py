@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rwkvbatch.cli.exits import ExitCode
-from tests.compare.make_run import make_run
+from tests.comparison.make_run import make_run
 
 PROGRAM = shlex.join([sys.executable, "-m", "rwkvbatch"])
 
@@ -27,9 +27,7 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", text], cwd=folder, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(
-    "arguments", ["show RUN", "show RUN --json", "compare RUN --format csv", "--version"]
-)
+@pytest.mark.parametrize("arguments", ["show RUN", "show RUN --json", "compare RUN --format csv", "--version"])
 def test_a_full_standard_output_is_one_message_and_exit_code_4(arguments: str, run: Path) -> None:
     done = shell(f"@ {arguments.replace('RUN', str(run))} > /dev/full", run)
     assert done.returncode == ExitCode.INTERNAL
@@ -73,7 +71,7 @@ def test_a_run_goes_on_when_its_talk_cannot_be_written(tmp_path: Path) -> None:
 def test_a_closed_stream_s_number_is_not_given_to_a_file_of_the_run(tmp_path: Path) -> None:
     """Or what is meant for the stream would be written between the rows."""
     program = (
-        "import os; from rwkvbatch.cli.streams import prepare_streams; prepare_streams();"
+        "import os; from rwkvbatch.cli.exits import prepare_streams; prepare_streams();"
         "number = os.open('results', os.O_CREAT | os.O_WRONLY); os.write(1, b'talk'); os.write(2, b'talk');"
         "raise SystemExit(number)"
     )

@@ -14,7 +14,7 @@ from rich.table import Table
 from rwkvbatch.bench.records import Figure, Loading, Report
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.bench import figures_table
-from rwkvbatch.cli.tables import console, facts_table, fitted
+from rwkvbatch.cli.views import console, facts_table, fitted
 
 WIDTHS = (40, 60, 80, 120)
 NAMES = ("decode, 64 rows", "prompt, 512 tokens", "sampling with penalties")
@@ -155,11 +155,7 @@ def test_every_command_fits_and_cuts_nothing(
     monkeypatch.setenv("COLUMNS", str(width))
     invoke([word.format(run=run, demo=demo) for word in command])
     captured = capsys.readouterr()
-    talk = [
-        line
-        for line in captured.err.splitlines()
-        if not line.startswith(("next:", "rows are", "note:", "using"))
-    ]
+    talk = [line for line in captured.err.splitlines() if not line.startswith(("next:", "rows are", "note:", "using"))]
     for line in [*captured.out.splitlines(), *talk]:
         assert "…" not in line
         assert line == line.rstrip()

@@ -13,7 +13,7 @@ import torch
 from rwkvbatch.bench import verify
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.tensor_write import save_tensors
+from rwkvbatch.model.safetensors import save_tensors
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,7 @@ def test_the_same_network_is_said_in_words_on_80_columns(
     assert "cpu on cpu: decode, 1 row" in err
 
 
-def test_json_holds_every_part_and_quiet_says_nothing(
-    model_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_holds_every_part_and_quiet_says_nothing(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["model", "verify", str(model_file), "--strategy", "cpu", "--json", "--quiet"]) == 0
     out, err = capsys.readouterr()
     report = json.loads(out)

@@ -10,8 +10,8 @@ import torch
 import rwkvbatch
 from rwkvbatch.model.base import State
 from rwkvbatch.model.load import load_model
+from rwkvbatch.prompt.tokenizer import world_tokenizer
 from rwkvbatch.script.reader import read_scripts
-from rwkvbatch.text.tokenizer import world_tokenizer
 
 DATASETS = Path(__file__).parents[2] / "datasets"
 

@@ -72,10 +72,7 @@ def test_facts_are_asked_back_after_none_to_ten_turns() -> None:
 def test_all_forms_say_the_same_conversations(form: str) -> None:
     def said(name: str) -> list[tuple[str | None, tuple[tuple[str, str | None], ...]]]:
         script = read_scripts([str(_DATASETS / "formats" / f"{name}.jsonl")])
-        return [
-            (one.system, tuple((turn.user, turn.reference) for turn in one.turns))
-            for one in script.conversations
-        ]
+        return [(one.system, tuple((turn.user, turn.reference) for turn in one.turns)) for one in script.conversations]
 
     assert said(form) == said("native")
     assert len(said(form)) == 6

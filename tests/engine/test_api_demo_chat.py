@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rwkvbatch.config import Sampling
-from rwkvbatch.engine.core import Engine
+from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import Request
 from rwkvbatch.model.base import Model
 from rwkvbatch.model.load import load_model
@@ -68,9 +68,7 @@ def test_greedy_replies_with_penalties_are_those_of_a_plain_loop_over_the_packag
 ) -> None:
     prompts = [[5, 17, 250], list(range(40, 80))]
     engine = Engine(load_model(checkpoint, strategy="cpu fp32", backend=backend))
-    replies = engine.generate(
-        [Request(tuple(prompt), SAMPLING, max_tokens=NUM_TOKENS, stop=()) for prompt in prompts]
-    )
+    replies = engine.generate([Request(tuple(prompt), SAMPLING, max_tokens=NUM_TOKENS, stop=()) for prompt in prompts])
     for prompt, reply in zip(prompts, replies, strict=True):
         expected = package_loop(prompt)
         assert len(set(expected)) > 20, "the loop must not be stuck, or the penalties are not tested"

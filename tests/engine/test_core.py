@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkvbatch.config import Sampling
-from rwkvbatch.engine.core import Engine
+from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import NoiseKey, Request
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import State

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from rwkvbatch.config import Sampling
-from rwkvbatch.engine.core import Engine
-from rwkvbatch.engine.history import closed_history
+from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import Reply, Request
-from rwkvbatch.text.tokenizer import world_tokenizer
+from rwkvbatch.engine.sequence import closed_history
+from rwkvbatch.prompt.tokenizer import world_tokenizer
 from tests.engine.hash_model import HashModel
 from tests.engine.requests import request
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rwkvbatch.engine.core import Engine
+from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import Request
 from rwkvbatch.model.base import State
 from tests.engine.hash_model import HashModel
@@ -74,17 +74,14 @@ def test_a_held_state_outlives_others() -> None:
 def test_holding_leaves_room_for_requests() -> None:
     engine = Engine(HashModel(), state_memory=6 * 1024)
     holds = [
-        engine.places.hold(engine.generate([Request(tokens=(n + 1,) * 30, max_tokens=2)])[0].history)
-        for n in range(6)
+        engine.places.hold(engine.generate([Request(tokens=(n + 1,) * 30, max_tokens=2)])[0].history) for n in range(6)
     ]
     assert sum(hold is not None for hold in holds) == 3
     assert engine.generate([Request(tokens=(99,) * 30, max_tokens=2)])[0].ids
     for hold in holds:
         if hold is not None:
             engine.places.release(hold)
-    assert (
-        engine.places.hold(engine.generate([Request(tokens=(98,) * 30, max_tokens=2)])[0].history) is not None
-    )
+    assert engine.places.hold(engine.generate([Request(tokens=(98,) * 30, max_tokens=2)])[0].history) is not None
 
 
 def test_nothing_is_held_where_nothing_was_read() -> None:

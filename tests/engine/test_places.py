@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rwkvbatch.config import Sampling
-from rwkvbatch.engine.core import Engine
+from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import NoiseKey, Reply, Request
 from rwkvbatch.model.base import State
 from tests.engine.hash_model import HashModel
@@ -37,9 +37,7 @@ def test_a_request_after_a_mark_is_one_that_names_the_whole_history(capacity: in
     for step in range(40):
         chosen = [generator.choice(ends) for _ in range(generator.randrange(1, 4))]
         said = [tuple(generator.choices(range(1, 300), k=generator.randrange(1, 30))) for _ in chosen]
-        replies = marked.generate(
-            [request(new, mark, step) for (mark, _, _), new in zip(chosen, said, strict=True)]
-        )
+        replies = marked.generate([request(new, mark, step) for (mark, _, _), new in zip(chosen, said, strict=True)])
         expected = whole.generate(
             [request((*past, *new), root, step) for (_, past, root), new in zip(chosen, said, strict=True)]
         )

@@ -4,11 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkvbatch.engine.prefix import Node, PrefixTree
+from rwkvbatch.engine.prefix_cache import Node, PrefixTree
 
-token_lists = st.lists(
-    st.lists(st.integers(0, 2), min_size=0, max_size=8).map(tuple), min_size=1, max_size=12
-)
+token_lists = st.lists(st.lists(st.integers(0, 2), min_size=0, max_size=8).map(tuple), min_size=1, max_size=12)
 
 
 def tree() -> PrefixTree:

@@ -27,9 +27,7 @@ def draws(logits: torch.Tensor, sampling: Sampling, count: int = NUM_DRAWS) -> n
     chosen: list[int] = []
     for first in range(0, count, 500):
         rows = [
-            SampleRow(
-                sampling, Penalties(sampling), NoiseKey(7, f"c{place}").philox_key, place % 5, place % 11
-            )
+            SampleRow(sampling, Penalties(sampling), NoiseKey(7, f"c{place}").philox_key, place % 5, place % 11)
             for place in range(first, first + 500)
         ]
         chosen += reference.choose(logits.expand(500, -1), gather(rows, (), VOCAB)).tokens.tolist()
@@ -244,9 +242,7 @@ def test_each_row_keeps_its_own_settings_in_the_batch() -> None:
         Sampling(temperature=0.5, top_p=0.25, top_k=3, order="temperature-first"),
         Sampling(temperature=2.0, top_p=0.75, top_k=0, order="top-p-first"),
     ]
-    rows = [
-        SampleRow(sampling, Penalties(sampling), at, at + 3, at + 6) for at, sampling in enumerate(settings)
-    ]
+    rows = [SampleRow(sampling, Penalties(sampling), at, at + 3, at + 6) for at, sampling in enumerate(settings)]
     batch = gather(rows, (), VOCAB)
     assert batch.temperature.tolist() == [0.5, 2.0]
     assert batch.top_p.tolist() == [0.25, 0.75]

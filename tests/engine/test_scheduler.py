@@ -1,6 +1,5 @@
-from rwkvbatch.engine.prefix import PrefixTree
+from rwkvbatch.engine.prefix_cache import PrefixTree, SlotAllocator
 from rwkvbatch.engine.scheduler import Reading, Scheduler
-from rwkvbatch.engine.slots import SlotAllocator
 from tests.engine.hash_model import HashPool
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rwkvbatch.config import Sampling
-from rwkvbatch.engine.core import Engine
+from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import Reply, Request, Score
 from tests.engine.hash_model import HashModel
 from tests.engine.requests import contents, request

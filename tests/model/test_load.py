@@ -56,9 +56,7 @@ def test_directory_of_the_same_name_is_passed_over(tmp_path: Path) -> None:
     assert resolve_model_path(tmp_path / "a").path.name == "a.pth"
 
 
-def test_environment_names_the_default_and_a_path_overrides_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_names_the_default_and_a_path_overrides_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("default.pth", "given.pth"):
         (tmp_path / name).touch()
     monkeypatch.setenv("RWKVBATCH_MODEL", str(tmp_path / "default"))
@@ -142,9 +140,7 @@ def test_asking_for_absent_kernels_is_a_usage_error(tiny_file: Path) -> None:
 
 
 def test_native_kernels_serve_where_they_are(tiny_file: Path) -> None:
-    pytest.importorskip(
-        "rwkvbatch._native", reason="installed without the native kernels", exc_type=ImportError
-    )
+    pytest.importorskip("rwkvbatch._native", reason="installed without the native kernels", exc_type=ImportError)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = load_model(tiny_file, "cpu")
@@ -262,9 +258,7 @@ def test_an_apple_gpu_is_served_by_the_reference(tiny_file: Path, monkeypatch: p
 
 
 def test_loading_takes_little_more_memory_than_the_file(tiny_file: Path, tmp_path: Path) -> None:
-    pytest.importorskip(
-        "rwkvbatch._native", reason="installed without the native kernels", exc_type=ImportError
-    )
+    pytest.importorskip("rwkvbatch._native", reason="installed without the native kernels", exc_type=ImportError)
     path = tmp_path / "a.pth"
     torch.save(random_tensors(2, 512, 24_000), path)
     memory = memory_of_loading(path, "cpu", tiny_file)

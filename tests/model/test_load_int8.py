@@ -10,18 +10,14 @@ import torch
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.load import load_model
-from rwkvbatch.model.ops.int8 import rounded_to_int8
+from rwkvbatch.model.ops.reference import rounded_to_int8
 from rwkvbatch.model.random_checkpoint import random_tensors
 from tests.model.loading_memory import memory_of_loading
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_int8_means_the_same_weights_to_the_kernels_and_to_the_reference(
-    dtype: torch.dtype, tmp_path: Path
-) -> None:
-    pytest.importorskip(
-        "rwkvbatch._native", reason="installed without the native kernels", exc_type=ImportError
-    )
+def test_int8_means_the_same_weights_to_the_kernels_and_to_the_reference(dtype: torch.dtype, tmp_path: Path) -> None:
+    pytest.importorskip("rwkvbatch._native", reason="installed without the native kernels", exc_type=ImportError)
     torch.save(random_tensors(2, 192, 97, dtype=dtype), tmp_path / "a.pth")
     tokens = [[1, 2, 3, 4], [5]]
     model = load_model(tmp_path / "a", "cpu int8")
@@ -54,12 +50,8 @@ def test_int8_does_not_hide_weights_that_are_no_numbers(backend: str, tmp_path: 
         load_model(tmp_path / "a", "cpu int8", backend)
 
 
-def test_loading_to_int8_takes_no_more_than_the_packed_weights_and_one_tensor(
-    tiny_file: Path, tmp_path: Path
-) -> None:
-    pytest.importorskip(
-        "rwkvbatch._native", reason="installed without the native kernels", exc_type=ImportError
-    )
+def test_loading_to_int8_takes_no_more_than_the_packed_weights_and_one_tensor(tiny_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("rwkvbatch._native", reason="installed without the native kernels", exc_type=ImportError)
     path = tmp_path / "a.pth"
     torch.save(random_tensors(2, 512, 24_000, dtype=torch.float32), path)
     memory = memory_of_loading(path, "cpu int8", tiny_file)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model import forward
+from rwkvbatch.model import rwkv7_model as forward
 from rwkvbatch.model.base import Model, RaggedBatch, State
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors
@@ -56,9 +56,7 @@ def largest_difference(left: State, right: State) -> float:
     return max(float((left.tensors[name] - right.tensors[name]).abs().max()) for name in left.tensors)
 
 
-@pytest.mark.parametrize(
-    "shape", SHAPES, ids=lambda shape: f"{shape.num_layers}x{shape.width}h{shape.head_size}"
-)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape.num_layers}x{shape.width}h{shape.head_size}")
 def test_logits_and_states_are_those_of_the_rwkv_package(shape: Shape, tmp_path: Path) -> None:
     tensors = random_tensors(
         shape.num_layers,
@@ -109,9 +107,7 @@ def test_one_call_equals_two(tiny_model: Model, cut: int) -> None:
 
 
 @pytest.mark.parametrize("every_token", [False, True])
-def test_long_lists_are_read_in_pieces(
-    tiny_model: Model, every_token: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_lists_are_read_in_pieces(tiny_model: Model, every_token: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     lists = token_lists(VOCAB_SIZE, [30, 2, 11, 21])
     whole, whole_state = tiny_model.forward(lists, every_token=every_token)
     rows: list[int] = []

@@ -7,7 +7,7 @@ import contextlib
 import pytest
 import torch
 
-from rwkvbatch.model.settings import fp32_sums, num_threads, tf32
+from rwkvbatch.model.base import fp32_sums, num_threads, tf32
 
 
 def flags() -> tuple[bool, bool]:

@@ -39,9 +39,7 @@ def assert_same(found: State, expected: State) -> None:
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tuned_state_is_used_as_stored_for_rwkv7(
-    suffix: str, dtype: torch.dtype, model: Model, tmp_path: Path
-) -> None:
+def test_tuned_state_is_used_as_stored_for_rwkv7(suffix: str, dtype: torch.dtype, model: Model, tmp_path: Path) -> None:
     tensors, path = tuned(dtype=dtype), tmp_path / f"state{suffix}"
     save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
     state = load_state(path, model.spec)
@@ -52,9 +50,7 @@ def test_tuned_state_is_used_as_stored_for_rwkv7(
     assert not state.tensors["ffn_shift"].any()
 
 
-def test_tuned_state_gives_the_logits_of_the_rwkv_package(
-    model: Model, tiny_file: Path, tmp_path: Path
-) -> None:
+def test_tuned_state_gives_the_logits_of_the_rwkv_package(model: Model, tiny_file: Path, tmp_path: Path) -> None:
     torch.save(tuned(), tmp_path / "state.pth")
     upstream = load_model(tiny_file, "cpu fp32", "upstream")
     state = load_state(tmp_path / "state.pth", model.spec)
@@ -89,9 +85,7 @@ def test_tuned_state_is_transposed_for_older_generations(generation: str, tmp_pa
         ({}, "no tensors at all"),
     ],
 )
-def test_tuned_state_of_another_model_is_refused(
-    tensors: Tensors, message: str, model: Model, tmp_path: Path
-) -> None:
+def test_tuned_state_of_another_model_is_refused(tensors: Tensors, message: str, model: Model, tmp_path: Path) -> None:
     torch.save(tensors, tmp_path / "state.pth")
     with pytest.raises(CheckpointError, match=message):
         load_state(tmp_path / "state.pth", model.spec)
@@ -168,7 +162,5 @@ def test_damaged_saved_state_is_refused(damage: str, model: Model, tmp_path: Pat
     else:
         del tensors["ffn_shift"]
     save_file(tensors, path, metadata)
-    with pytest.raises(
-        CheckpointError, match="version '99'" if damage == "version" else "checksum does not fit"
-    ):
+    with pytest.raises(CheckpointError, match="version '99'" if damage == "version" else "checksum does not fit"):
         load_state(path, model.spec)

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from rwkvbatch.errors import StorageError, UsageError
-from rwkvbatch.model import tensor_write
-from rwkvbatch.model.tensor_write import save_tensors
+from rwkvbatch.model import safetensors as tensor_write
+from rwkvbatch.model.safetensors import save_tensors
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3).t(), "b": torch.ones(4, dtype=torch.bfloat16)}
 
@@ -81,9 +81,7 @@ def test_private_file_is_its_owners_alone_from_the_first_byte_on(
     assert {*modes, stat.S_IMODE(path.stat().st_mode)} == {0o600}
 
 
-def test_failed_write_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.pth"
     path.write_bytes(b"old")
 

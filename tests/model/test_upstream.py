@@ -57,9 +57,7 @@ def plain_package(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     )
     with contextlib.redirect_stdout(io.StringIO()):
         yield importlib.import_module("rwkv.model")
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = (
-        flags
-    )
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = flags
     for name in ("rwkv.model", "rwkv"):
         sys.modules.pop(name, None)
 
@@ -112,9 +110,7 @@ def test_pool_slots_are_independent(older_model: Model) -> None:
     expected, _ = older_model.forward([[5, 6, 7]])
     torch.testing.assert_close(again[1:], expected, rtol=0, atol=1e-4)
     pool.write([0], pool.read([2]))
-    assert all(
-        torch.equal(pool.read([0]).tensors[name], tensor) for name, tensor in pool.read([2]).tensors.items()
-    )
+    assert all(torch.equal(pool.read([0]).tensors[name], tensor) for name, tensor in pool.read([2]).tensors.items())
 
 
 def test_pool_refuses_states_of_other_shape(older_model: Model) -> None:
@@ -156,9 +152,7 @@ def test_package_and_reference_share_states_of_rwkv7(tiny_model: Model, tiny_fil
     )
 
 
-def test_second_model_of_other_precision_leaves_the_first_as_it_was(
-    tiny_model: Model, tiny_file: Path
-) -> None:
+def test_second_model_of_other_precision_leaves_the_first_as_it_was(tiny_model: Model, tiny_file: Path) -> None:
     before, _ = tiny_model.forward(LISTS)
     load_model(tiny_file, "cpu bf16", "upstream").forward([[1, 2]])
     after, state = tiny_model.forward(LISTS)

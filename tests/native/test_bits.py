@@ -21,8 +21,7 @@ from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors
 from rwkvbatch.model.rwkv7 import Network
 
 pytest.importorskip("rwkvbatch._native")
-from rwkvbatch.model.ops.cpu import CpuOps, Isa
-from rwkvbatch.model.ops.program import WrittenNetwork
+from rwkvbatch.model.ops.cpu import CpuOps, Isa, TracedProgram
 from tests.native import disturbed
 from tests.native.disturbed import DisturbedOps, Fault
 
@@ -69,7 +68,7 @@ class Runner:
         ops.guard()
         self.ops = ops
         network = Network.build(tensors_of(shape), NUM_LAYERS, ops)
-        self._network = network if isinstance(ops, DisturbedOps) else WrittenNetwork(network)
+        self._network = network if isinstance(ops, DisturbedOps) else TracedProgram(network)
         self._heads = shape.width // shape.head_size, shape.head_size
 
     def run(self, lists: Sequence[Sequence[int]], state: State) -> tuple[torch.Tensor, State]:
@@ -96,9 +95,7 @@ def states(shape: Shape, count: int) -> State:
         {
             "att_shift": torch.randn(count, NUM_LAYERS, shape.width, generator=generator),
             "ffn_shift": torch.randn(count, NUM_LAYERS, shape.width, generator=generator),
-            "wkv": torch.randn(
-                count, NUM_LAYERS, heads, shape.head_size, shape.head_size, generator=generator
-            ),
+            "wkv": torch.randn(count, NUM_LAYERS, heads, shape.head_size, shape.head_size, generator=generator),
         }
     )
 
@@ -196,9 +193,7 @@ def threads(shape: Shape, make: Make) -> None:
 
 def groups(shape: Shape, make: Make) -> None:
     generator = torch.Generator().manual_seed(2)
-    weights = [
-        torch.randn(out, shape.width, generator=generator).to(shape.dtype) for out in (256, 16, 203, 1024)
-    ]
+    weights = [torch.randn(out, shape.width, generator=generator).to(shape.dtype) for out in (256, 16, 203, 1024)]
     for num_threads in (1, 2, 5):
         ops = make(num_threads, "auto")
         ops.guard()

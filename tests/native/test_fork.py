@@ -1,4 +1,4 @@
-"""A process that is forked after its weights were packed: worker processes are (rwkvbatch/run/workers/template.py)."""
+"""A process that is forked after its weights were packed: worker processes are (rwkvbatch/replay/process_worker.py)."""
 
 from __future__ import annotations
 
@@ -35,8 +35,6 @@ assert torch.equal(product(), expected)
 """
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/task").is_dir(), reason="only Linux tells how many threads there are"
-)
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux tells how many threads there are")
 def test_a_forked_child_starts_threads_of_its_own_and_has_the_same_bits() -> None:
     subprocess.run([sys.executable, "-c", _PROGRAM], check=True, timeout=120)

@@ -95,9 +95,7 @@ _SHAPES = st.recursive(
 
 
 @given(value=st.dictionaries(st.sampled_from(_KEYS), _SHAPES, max_size=5))
-def test_any_object_is_read_or_refused(
-    value: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_any_object_is_read_or_refused(value: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
     found = outcome(write(tmp_path_factory.mktemp("any") / "demo.jsonl", value))
     if isinstance(found, ScriptError):
         assert found.line in (1, None)

@@ -65,9 +65,7 @@ BAD_LINES: list[tuple[bytes, str]] = [
 
 
 @pytest.mark.parametrize(("line", "message"), BAD_LINES)
-def test_a_bad_line_is_refused_with_its_place_and_a_way_out(
-    line: bytes, message: str, tmp_path: Path
-) -> None:
+def test_a_bad_line_is_refused_with_its_place_and_a_way_out(line: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match=r"demo\.jsonl:" + message) as caught:
         read(tmp_path, GOOD, line)
     assert len(str(caught.value)) < 1000

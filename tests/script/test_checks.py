@@ -206,9 +206,7 @@ def test_similarity_needs_a_reference_on_its_own_turn_and_skips_turns_without_on
     with pytest.raises(ScriptError, match="turn 0: the check 'any' needs a reference reply"):
         read(tmp_path, conversation(user(expect={"any": [{"similarity": 0.5}, {"equals": "a"}]})))
     assert read(tmp_path, conversation(user(expect={"similarity": 0.5}), assistant())).conversations
-    (found,) = read(
-        tmp_path, conversation(user(), assistant(), user(), expect={"similarity": 0.5})
-    ).conversations
+    (found,) = read(tmp_path, conversation(user(), assistant(), user(), expect={"similarity": 0.5})).conversations
     assert [len(turn.checks) for turn in found.turns] == [1, 0]
 
 
@@ -221,9 +219,7 @@ def test_a_missing_extra_is_named_with_the_line_that_wants_it_and_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     (kind,) = entry
-    with pytest.raises(
-        MissingExtraError, match=rf"^demo\.jsonl:3: expect\.{kind}: the check `{kind}`"
-    ) as caught:
+    with pytest.raises(MissingExtraError, match=rf"^demo\.jsonl:3: expect\.{kind}: the check `{kind}`") as caught:
         parse_checks(entry, HERE)
     assert f"pip install 'rwkvbatch[{extra}]'" in str(caught.value.hint)
     assert f"pip install -e '.[{extra}]'" in str(caught.value.hint)
@@ -236,13 +232,13 @@ def test_valid_json_needs_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("pattern", [r"(a+)+$", r"(a|aa)+$", r"(\w+\s?)*$", r"(.*a){20}$"])
 def test_a_pattern_that_would_take_forever_is_given_up(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rwkvbatch.script.rules_regex.DEADLINE_S", 0.05)
+    monkeypatch.setattr("rwkvbatch.script.checks.text.DEADLINE_S", 0.05)
     (check,) = parse_checks({"regex": pattern}, HERE)
     assert str(check.judge(ReplyFacts("a" * 3000 + "!", "stop", 1)).detail).startswith("gave up")
 
 
 def test_a_pattern_in_a_schema_that_would_take_forever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rwkvbatch.script.rules_regex.DEADLINE_S", 0.05)
+    monkeypatch.setattr("rwkvbatch.script.checks.text.DEADLINE_S", 0.05)
     assert not judge({"json": {"pattern": "(a|aa)+$"}}, json.dumps("a" * 3000 + "!"))[0]
 
 

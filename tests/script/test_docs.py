@@ -15,9 +15,7 @@ from tests.script.writing import HERE, assistant, conversation, read, user
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "scripts.md").read_text(encoding="utf-8")
 EXAMPLES = [
-    json.loads(line)
-    for block in re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)
-    for line in block.splitlines()
+    json.loads(line) for block in re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()
 ]
 SCRIPT_KEYS = {"messages", "body", "conversations", "turns"}
 
@@ -31,9 +29,7 @@ def test_the_scripts_in_the_documentation_are_read(tmp_path: Path) -> None:
 
 
 def test_the_checks_in_the_documentation_are_read() -> None:
-    entries = [
-        line.get("expect", line) for line in EXAMPLES if not ({"defaults"} | SCRIPT_KEYS) & line.keys()
-    ]
+    entries = [line.get("expect", line) for line in EXAMPLES if not ({"defaults"} | SCRIPT_KEYS) & line.keys()]
     assert sum(len(parse_checks(entry, HERE)) for entry in entries) == 6
 
 
@@ -55,5 +51,5 @@ def test_the_template_in_the_documentation_is_the_tested_one() -> None:
     documented = re.findall(
         r"```jinja\n(.*?)```", (ROOT / "docs" / "prompts.md").read_text(encoding="utf-8"), re.DOTALL
     )
-    tested = (ROOT / "tests" / "text" / "chatml.jinja").read_text(encoding="utf-8")
+    tested = (ROOT / "tests" / "prompt" / "chatml.jinja").read_text(encoding="utf-8")
     assert documented == [tested.split("\n", 1)[1]]

@@ -11,8 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rwkvbatch.errors import RwkvBatchError, ScriptError, UsageError
-from rwkvbatch.script.raw_lines import PAST_LIMITS
-from rwkvbatch.script.reader import KEPT_BYTES, Limits, read_scripts
+from rwkvbatch.script.reader import KEPT_BYTES, PAST_LIMITS, Limits, read_scripts
 
 GOOD = b'{"id": "good", "messages": [{"role": "user", "content": "Hi"}]}\n'
 
@@ -80,17 +79,13 @@ def test_bad_lines_without_number_are_refused(tmp_path: Path) -> None:
         st.one_of(
             st.binary(max_size=30),
             st.just(GOOD),
-            st.builds(
-                lambda byte, count: bytes([byte]) * count, st.integers(0, 255), st.integers(90, 30_000)
-            ),
+            st.builds(lambda byte, count: bytes([byte]) * count, st.integers(0, 255), st.integers(90, 30_000)),
             st.sampled_from([b"\n", b"\r\n", b"\xef\xbb\xbf", b'{"', b"[" * 500]),
         )
     ).map(b"".join),
     skip_bad=st.booleans(),
 )
-def test_any_bytes_are_conversations_or_one_clear_error(
-    content: bytes, skip_bad: bool, tmp_path: Path
-) -> None:
+def test_any_bytes_are_conversations_or_one_clear_error(content: bytes, skip_bad: bool, tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     path.write_bytes(content)
     refused: RwkvBatchError | None = None

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rwkvbatch.errors import ScriptError
-from rwkvbatch.script.foreign import WITHOUT_FIRST_REPLY
+from rwkvbatch.script.forms import WITHOUT_FIRST_REPLY
 from rwkvbatch.script.records import Turn
 from tests.script.writing import assistant, conversation, read, user
 
@@ -77,10 +77,7 @@ def test_sampling_fields_of_a_request_become_params(tmp_path: Path) -> None:
 
 def test_text_parts_are_joined_by_line_ends(tmp_path: Path) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert (
-        read(tmp_path, conversation({"role": "user", "content": parts})).conversations[0].turns[0].user
-        == "a\nb"
-    )
+    assert read(tmp_path, conversation({"role": "user", "content": parts})).conversations[0].turns[0].user == "a\nb"
 
 
 def test_an_mt_bench_category_is_a_tag_and_empty_references_are_none(tmp_path: Path) -> None:
@@ -208,9 +205,7 @@ def test_a_sharegpt_conversation_that_begins_with_a_reply_is_told_how_to_go_with
     first: int, tmp_path: Path
 ) -> None:
     line = {**SHAREGPT_CUT_OUT, "conversations": SHAREGPT_CUT_OUT["conversations"][1 - first :]}
-    with pytest.raises(
-        ScriptError, match=rf"conversations\[{first}\]: 'gpt' comes before any question"
-    ) as caught:
+    with pytest.raises(ScriptError, match=rf"conversations\[{first}\]: 'gpt' comes before any question") as caught:
         read(tmp_path, line)
     assert WITHOUT_FIRST_REPLY in str(caught.value.hint)
 

@@ -58,20 +58,13 @@ def test_a_blank_line_in_a_reference_has_its_own_warning(tmp_path: Path) -> None
 
 
 def test_a_clean_conversation_has_no_warnings(tmp_path: Path) -> None:
-    assert (
-        codes(tmp_path, SYSTEM, user("My name is Ada."), assistant("Hi Ada!"), user("Who am I?\nSay it."))
-        == []
-    )
+    assert codes(tmp_path, SYSTEM, user("My name is Ada."), assistant("Hi Ada!"), user("Who am I?\nSay it.")) == []
 
 
 def test_turns_without_a_reference_matter_under_gold_history_only(tmp_path: Path) -> None:
-    conversations = read(
-        tmp_path, conversation(user("a"), user("b"), assistant("c"), user("d"))
-    ).conversations
+    conversations = read(tmp_path, conversation(user("a"), user("b"), assistant("c"), user("d"))).conversations
     assert lint(conversations) == ()
-    assert [(w.code, w.place) for w in lint(conversations, history="gold")] == [
-        ("missing-reference", "turn 0")
-    ]
+    assert [(w.code, w.place) for w in lint(conversations, history="gold")] == [("missing-reference", "turn 0")]
 
 
 def test_a_warning_says_file_line_conversation_and_the_way_out(tmp_path: Path) -> None:

@@ -50,9 +50,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--no-index",
         "--no-build-isolation",
     ]
-    done = subprocess.run(
-        [*command, "--target", str(target), str(source)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, "--target", str(target), str(source)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return target
 
@@ -109,9 +107,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> None:
     """The example package in this process, without installing it."""
     monkeypatch.syspath_prepend(str(PACKAGE))
     names = {"words": "Words", "explodes": "Explodes"}
-    points = {
-        kind: EntryPoint(kind, f"{PACKAGE.name}:{name}", checks.ENTRY_POINTS) for kind, name in names.items()
-    }
+    points = {kind: EntryPoint(kind, f"{PACKAGE.name}:{name}", checks.ENTRY_POINTS) for kind, name in names.items()}
     monkeypatch.setattr(checks, "_plugins", lambda: points)
 
 
@@ -131,9 +127,7 @@ def test_a_plug_in_that_raises_or_scores_out_of_range_is_a_row_error() -> None:
 
 @pytest.mark.usefixtures("example")
 def test_a_plug_in_that_cannot_read_its_value_is_told_with_the_place() -> None:
-    with pytest.raises(
-        ScriptError, match=r"demo\.jsonl:3: expect\.explodes: the plug-in cannot read this: TypeError"
-    ):
+    with pytest.raises(ScriptError, match=r"demo\.jsonl:3: expect\.explodes: the plug-in cannot read this: TypeError"):
         parse_checks({"explodes": []}, HERE)
     with pytest.raises(ScriptError, match=r"expect\.words: must be a number of words, got 'x'"):
         parse_checks({"words": "x"}, HERE)

@@ -64,9 +64,7 @@ def test_any_printable_id_is_taken(given: str, tmp_path: Path) -> None:
     assert read(tmp_path, conversation(id=given)).conversations[0].id == given
 
 
-@pytest.mark.parametrize(
-    "given", ["", "x" * 201, "a\nb", "a\x1b[0m", "a\x00", " a", "a ", "\u202ea", "a\u2028b"]
-)
+@pytest.mark.parametrize("given", ["", "x" * 201, "a\nb", "a\x1b[0m", "a\x00", " a", "a ", "\u202ea", "a\u2028b"])
 def test_other_ids_are_refused(given: str, tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match=r"demo\.jsonl:1: id: cannot be an id") as caught:
         read(tmp_path, conversation(id=given))

@@ -11,9 +11,7 @@ import pytest
 from tests.script.writing import assistant, conversation, read, user
 
 FULL: dict[str, Any] = conversation(
-    user(
-        "a", expect=[{"contains": "x", "weight": 2}, {"any": [{"regex": "y"}, {"json": {"type": "object"}}]}]
-    ),
+    user("a", expect=[{"contains": "x", "weight": 2}, {"any": [{"regex": "y"}, {"json": {"type": "object"}}]}]),
     assistant("b"),
     id="full",
     tags=["t"],
@@ -50,10 +48,7 @@ def test_the_hash_is_the_same_on_every_machine(tmp_path: Path) -> None:
     ],
 )
 def test_everything_that_a_conversation_says_is_in_its_hash(change: dict[str, Any], tmp_path: Path) -> None:
-    assert (
-        read(tmp_path, {**FULL, **change}).conversations[0].sha256
-        != read(tmp_path, FULL).conversations[0].sha256
-    )
+    assert read(tmp_path, {**FULL, **change}).conversations[0].sha256 != read(tmp_path, FULL).conversations[0].sha256
 
 
 def test_conversations_travel_between_processes(tmp_path: Path) -> None:

@@ -26,9 +26,7 @@ def conversation(*messages: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 def write(path: Path, *lines: Any) -> str:
     """One line for each value; bytes are written as they are."""
-    data = b"".join(
-        (line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines
-    )
+    data = b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
     path.write_bytes(data)
     return str(path)
 

@@ -7,8 +7,7 @@ import pytest
 from scipy import stats
 
 from rwkvbatch.stats.best import best_p_values
-from rwkvbatch.stats.clustered import clustered_mean
-from rwkvbatch.stats.multiple import holm
+from rwkvbatch.stats.clustered import clustered_mean, holm
 
 ALPHA = 0.05
 EQUAL = (0.0,) * 6
@@ -41,8 +40,7 @@ def share_where_a_best_cell_is_left_out(
     rng = np.random.default_rng(7)
     best = np.array(truth) == max(truth)
     kept = [
-        could_be_best(*sweep(rng, truth, num_clusters=num_clusters, binary=binary))[best].all()
-        for _ in range(sweeps)
+        could_be_best(*sweep(rng, truth, num_clusters=num_clusters, binary=binary))[best].all() for _ in range(sweeps)
     ]
     return 1.0 - float(np.mean(kept))
 
@@ -50,9 +48,7 @@ def share_where_a_best_cell_is_left_out(
 # A rate of 5 % shows as more than 6.5 % in one of seventy simulations of 1000 sweeps.
 @pytest.mark.parametrize("binary", [False, True])
 @pytest.mark.parametrize("truth", [EQUAL, CLOSE_RIVALS, THREE_BEST])
-def test_the_truly_best_cells_are_left_out_in_at_most_5_of_100_sweeps(
-    truth: tuple[float, ...], binary: bool
-) -> None:
+def test_the_truly_best_cells_are_left_out_in_at_most_5_of_100_sweeps(truth: tuple[float, ...], binary: bool) -> None:
     assert share_where_a_best_cell_is_left_out(truth, binary=binary) <= 0.065
 
 
@@ -66,9 +62,7 @@ def test_uncorrected_tests_against_the_best_mean_would_leave_out_equal_cells_far
         values, clusters = sweep(rng, EQUAL)
         best = values.mean(axis=0).argmax()
         p_values = [
-            clustered_mean(values[:, best] - values[:, cell], clusters).p_value()
-            for cell in range(6)
-            if cell != best
+            clustered_mean(values[:, best] - values[:, cell], clusters).p_value() for cell in range(6) if cell != best
         ]
         left_out += min(p_values) < ALPHA
     assert left_out / 200 > 0.20

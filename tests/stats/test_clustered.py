@@ -63,9 +63,7 @@ def _cr2_in_matrices(values: np.ndarray, clusters: np.ndarray) -> tuple[float, f
 
 @pytest.mark.parametrize("num_clusters", [5, 12, 40])
 @pytest.mark.parametrize("balanced", [True, False])
-def test_intervals_cover_the_truth_in_at_least_94_of_100_clustered_samples(
-    num_clusters: int, balanced: bool
-) -> None:
+def test_intervals_cover_the_truth_in_at_least_94_of_100_clustered_samples(num_clusters: int, balanced: bool) -> None:
     rng = np.random.default_rng(num_clusters)
     covered, tries = 0, 4000
     sizes = np.full(num_clusters, 6) if balanced else 3 * rng.integers(1, 7, num_clusters)

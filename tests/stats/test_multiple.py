@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rwkvbatch.stats.multiple import holm
+from rwkvbatch.stats.clustered import holm
 
 
 def test_a_worked_example() -> None:
@@ -16,9 +16,7 @@ def test_a_worked_example() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.001, 0.5))
-def test_adjusted_values_reject_exactly_what_the_step_down_procedure_rejects(
-    p: list[float], alpha: float
-) -> None:
+def test_adjusted_values_reject_exactly_what_the_step_down_procedure_rejects(p: list[float], alpha: float) -> None:
     rejected = set()
     for step, index in enumerate(sorted(range(len(p)), key=p.__getitem__)):
         if p[index] * (len(p) - step) > alpha:

@@ -55,9 +55,7 @@ def test_the_rwkv_package_gives_the_logits_of_the_training_network(
     assert torch.equal(upstream.argmax(-1), trained_logits.argmax(-1))
 
 
-def test_this_program_gives_the_logits_of_the_training_network(
-    ids: list[int], trained_logits: torch.Tensor
-) -> None:
+def test_this_program_gives_the_logits_of_the_training_network(ids: list[int], trained_logits: torch.Tensor) -> None:
     model = load_model(_MODEL, "cpu fp32", "reference")
     logits, _ = model.forward([ids], every_token=True)
     torch.testing.assert_close(logits, trained_logits, rtol=0, atol=1e-4)

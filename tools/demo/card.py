@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rwkvbatch.run.api import run
+from rwkvbatch.replay.api import run
 from tools.demo.corpus import Conversation, Think
 from tools.demo.evaluation import Score, family_of, held_out
 from tools.demo.network import Network, parameter_count

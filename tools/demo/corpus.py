@@ -93,9 +93,7 @@ def conversation(
     if rng.random() < system_share:
         system = rng.choices([s for s, _ in _SYSTEMS], [w for _, w in _SYSTEMS])[0](rng, split)
     made: list[Exchange] = []
-    waiting: list[tuple[int, Exchange]] = [
-        (rng.randint(0, 4), ask) for ask in (system.asks if system else ())
-    ]
+    waiting: list[tuple[int, Exchange]] = [(rng.randint(0, 4), ask) for ask in (system.asks if system else ())]
     slots = list(SLOTS)
     rng.shuffle(slots)
     used = len(encode(f"System: {system.text}\n\n")) if system else 0
@@ -106,9 +104,7 @@ def conversation(
 
     while True:
         ready = min(waiting, default=None, key=lambda entry: entry[0])
-        if ready is not None and (
-            ready[0] <= len(made) or used + _TURN + sum(cost(w) for _, w in waiting) > length
-        ):
+        if ready is not None and (ready[0] <= len(made) or used + _TURN + sum(cost(w) for _, w in waiting) > length):
             waiting.remove(ready)
             following = ready[1]
         else:
@@ -153,9 +149,7 @@ def segments_of(exchange: Exchange, think: Think) -> tuple[str, str]:
         lines = lines[-4:]
     if think == "long":
         lines.append(f"So: {exchange.reply}")
-    return f"{prompt} <think", ">\n" + "".join(
-        f"{line}\n" for line in lines
-    ) + f"</think>\n{exchange.reply}\n\n"
+    return f"{prompt} <think", ">\n" + "".join(f"{line}\n" for line in lines) + f"</think>\n{exchange.reply}\n\n"
 
 
 def tokens_of(made: Conversation, closed: bool) -> Tokens:

@@ -30,15 +30,12 @@ def loss_curve(log: Sequence[Progress]) -> str:
     ]
     for i in range(6):
         level = y(i / 5)
-        parts.append(
-            f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{level:.1f}" y2="{level:.1f}" stroke="#ddd"/>'
-        )
+        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{level:.1f}" y2="{level:.1f}" stroke="#ddd"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{level + 4:.1f}" text-anchor="end">{top * i / 5:.1f}</text>')
         parts.append(f'<text x="{_WIDTH - _RIGHT + 6}" y="{level + 4:.1f}">{20 * i} %</text>')
         millions = most * i / 5
         parts.append(
-            f'<text x="{x(millions):.1f}" y="{_HEIGHT - 22}" text-anchor="middle">'
-            f"{millions / 1e6:.1f} M</text>"
+            f'<text x="{x(millions):.1f}" y="{_HEIGHT - 22}" text-anchor="middle">{millions / 1e6:.1f} M</text>'
         )
     parts += [
         f'<polyline points="{losses}" fill="none" stroke="#c0392b" stroke-width="1.5"/>',

@@ -14,8 +14,7 @@ from tools.demo.network import Network
 def save_weights(network: Network, path: Path) -> None:
     """Writes the network's tensors in bfloat16, replacing `path` in one rename."""
     tensors = {
-        name: value.detach().cpu().to(torch.bfloat16).contiguous()
-        for name, value in network.state_dict().items()
+        name: value.detach().cpu().to(torch.bfloat16).contiguous() for name, value in network.state_dict().items()
     }
     _replace(tensors, path, {"format": "pt", "architecture": "RWKV-7", "licence": "Apache-2.0"})
 

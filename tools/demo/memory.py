@@ -133,9 +133,7 @@ def fact(rng: Random, split: Split, slot: Slot) -> Fact:
     """A fact of the given kind; the acknowledgement may be worded in several ways, the answer only in one."""
     value, key = draw(rng, split, slot.make, lambda made: ("fact", slot.name, made))
     noted = rng.choice(slot.noted)
-    told = Exchange(
-        "memory", rng.choice(slot.told).format(value), noted.format(value), None, (key,), one_answer=False
-    )
+    told = Exchange("memory", rng.choice(slot.told).format(value), noted.format(value), None, (key,), one_answer=False)
     answer = slot.answer.format(value)
     asked = Exchange(
         "memory",

@@ -83,9 +83,7 @@ class TimeMix(nn.Module):
         channel = torch.arange(width, dtype=torch.float32)
         ramp = channel / width
         for name, power in (("r", 0.2), ("w", 0.9), ("k", 0.7), ("v", 0.7), ("a", 0.9), ("g", 0.2)):
-            self.register_parameter(
-                f"x_{name}", nn.Parameter((1.0 - ramp ** (power * from_top)).view(1, 1, -1))
-            )
+            self.register_parameter(f"x_{name}", nn.Parameter((1.0 - ramp ** (power * from_top)).view(1, 1, -1)))
         centred = channel / (width - 1) - 0.5
         in_head = (channel % size - (size - 1) / 2) / ((size - 1) / 2)
         zigzag = in_head * in_head.abs()
@@ -170,9 +168,7 @@ class Block(nn.Module):
         self.att = TimeMix(shape, layer)
         self.ffn = ChannelMix(shape, layer)
 
-    def forward(
-        self, x: Tensor, v_first: Tensor | None, carried: LayerState
-    ) -> tuple[Tensor, Tensor, LayerState]:
+    def forward(self, x: Tensor, v_first: Tensor | None, carried: LayerState) -> tuple[Tensor, Tensor, LayerState]:
         """Residual stream, first values and new state."""
         at = self.ln1(x)
         mixed, first, state = self.att(at, v_first, carried.att_shift, carried.att)

@@ -29,11 +29,7 @@ def naive_scan(
     outputs: list[Tensor] = []
     for t in range(r.shape[1]):
         read = state @ z[:, t, :, :, None]
-        state = (
-            state * w[:, t, :, None, :]
-            + read * b[:, t, :, None, :]
-            + v[:, t, :, :, None] * k[:, t, :, None, :]
-        )
+        state = state * w[:, t, :, None, :] + read * b[:, t, :, None, :] + v[:, t, :, :, None] * k[:, t, :, None, :]
         outputs.append((state @ r[:, t, :, :, None]).squeeze(-1))
     return torch.stack(outputs, 1), state
 
@@ -52,11 +48,7 @@ def chunked_scan(
     chunks = time // CHUNK
 
     def split(x: Tensor) -> Tensor:
-        return (
-            x.reshape(batch, chunks, CHUNK, heads, size)
-            .permute(1, 0, 3, 2, 4)
-            .reshape(chunks, -1, CHUNK, size)
-        )
+        return x.reshape(batch, chunks, CHUNK, heads, size).permute(1, 0, 3, 2, 4).reshape(chunks, -1, CHUNK, size)
 
     r, w, k, v, z, b = (split(x) for x in (r, w, k, v, z, b))
     log_w = w.log()
@@ -70,9 +62,7 @@ def chunked_scan(
 
     square = (chunks, batch * heads, CHUNK, CHUNK)
     keys_t = torch.cat([k, b], 2).transpose(-1, -2)
-    products = (torch.cat([z, r], 2).flatten(0, 1) @ keys_t.flatten(0, 1)).view(
-        chunks, -1, 2 * CHUNK, 2 * CHUNK
-    )
+    products = (torch.cat([z, r], 2).flatten(0, 1) @ keys_t.flatten(0, 1)).view(chunks, -1, 2 * CHUNK, 2 * CHUNK)
     lower = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=r.device).tril()
     strict = lower.tril(-1)
     zk = products[:, :, :CHUNK, :CHUNK].masked_fill(~strict, 0.0)
@@ -92,9 +82,7 @@ def chunked_scan(
         read = torch.baddbmm(from_values[c], from_state[c], state.transpose(1, 2))
         reads.append(read)
         state = torch.baddbmm(state * last[c], torch.cat([read, v[c]], 1).transpose(1, 2), carried[c])
-    y = r @ torch.stack(starts).transpose(-1, -2) + torch.cat([rb, rk], 3) @ torch.cat(
-        [torch.stack(reads), v], 2
-    )
+    y = r @ torch.stack(starts).transpose(-1, -2) + torch.cat([rb, rk], 3) @ torch.cat([torch.stack(reads), v], 2)
     y = y.view(chunks, batch, heads, CHUNK, size).permute(1, 0, 3, 2, 4).reshape(batch, time, heads, size)
     return y, state.view(batch, heads, size, size)
 

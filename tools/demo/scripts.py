@@ -39,9 +39,7 @@ class Entry:
     keys: tuple[Key, ...]
 
 
-def _entry(
-    name: str, tags: Sequence[str], exchanges: Sequence[Exchange], system: SystemLine | None = None
-) -> Entry:
+def _entry(name: str, tags: Sequence[str], exchanges: Sequence[Exchange], system: SystemLine | None = None) -> Entry:
     ruled = [system.apply(exchange) for exchange in exchanges] if system else list(exchanges)
     return entry_of(Conversation(system, tuple(ruled), "off"), name, tags)
 
@@ -74,9 +72,7 @@ def _memory(rng: Random, prefix: str, count: int) -> Iterator[Entry]:
         yield _entry(f"{prefix}-{slot.name}-{i + 1}", tags, [told.told, *between, told.asked])
 
 
-def _series(
-    rng: Random, prefix: str, tag: str, families: Sequence[Family], count: int, turns: int
-) -> Iterator[Entry]:
+def _series(rng: Random, prefix: str, tag: str, families: Sequence[Family], count: int, turns: int) -> Iterator[Entry]:
     drawn = cycle(families)
     for i in range(count):
         made = [family(rng, "held_out") for family in islice(drawn, turns)]
@@ -112,9 +108,7 @@ def demo() -> list[Entry]:
     return [
         *_memory(rng, "memory", 11),
         *_series(rng, "sums", "sums", [numbers.small_sum], 4, 3),
-        *_series(
-            rng, "copying", "copying", [spelling.copy_word, spelling.copy_digits, spelling.copy_times], 4, 3
-        ),
+        *_series(rng, "copying", "copying", [spelling.copy_word, spelling.copy_digits, spelling.copy_times], 4, 3),
         *_series(rng, "backwards", "backwards", [spelling.reverse], 3, 3),
         *_series(rng, "opposites", "opposites", [talk.opposite], 2, 3),
         *_series(rng, "categories", "categories", [talk.category], 2, 3),
@@ -135,9 +129,7 @@ def memory() -> list[Entry]:
         facts = [fact(rng, "held_out", slot) for slot in slots]
         asked = [one.asked for one in facts]
         rng.shuffle(asked)
-        made.append(
-            _entry(f"three-facts-{i + 1}", ("memory", "three-facts"), [*(one.told for one in facts), *asked])
-        )
+        made.append(_entry(f"three-facts-{i + 1}", ("memory", "three-facts"), [*(one.told for one in facts), *asked]))
     return made
 
 

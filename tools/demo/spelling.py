@@ -67,9 +67,7 @@ def copy_times(rng: Random, split: Split) -> Exchange:
     (word, times), key = draw(rng, split, _echo, lambda made: ("echo", *made))
     said = " ".join([word] * times)
     template = rng.choice(("Say {} {} times.", "Repeat {} {} times.", "Write {} {} times."))
-    return Exchange(
-        "copying", template.format(word, times), said, {"equals": said}, (key,), thought=(f"{times}",)
-    )
+    return Exchange("copying", template.format(word, times), said, {"equals": said}, (key,), thought=(f"{times}",))
 
 
 def reverse(rng: Random, split: Split) -> Exchange:
@@ -90,9 +88,7 @@ def letter(rng: Random, split: Split) -> Exchange:
     word, key = draw(rng, split, any_word, _word_key)
     which = rng.choice(("first", "last"))
     found = word[0] if which == "first" else word[-1]
-    template = rng.choice(
-        ("What is the {} letter of {}?", "Name the {} letter of {}.", "Which letter is {} in {}?")
-    )
+    template = rng.choice(("What is the {} letter of {}?", "Name the {} letter of {}.", "Which letter is {} in {}?"))
     return Exchange(
         "letters", template.format(which, word), found, {"equals": found}, (key,), thought=(" ".join(word),)
     )

@@ -69,9 +69,7 @@ def as_tensors(rows: list[Tokens], length: int) -> tuple[Tensor, Tensor]:
     return ids, weights
 
 
-def weighted_loss(
-    logits: Tensor, ids: Tensor, weights: Tensor, smoothing: float = 0.0
-) -> tuple[Tensor, float]:
+def weighted_loss(logits: Tensor, ids: Tensor, weights: Tensor, smoothing: float = 0.0) -> tuple[Tensor, float]:
     """Mean cross entropy under `weights`, and the share of full-weight tokens that the argmax gets right.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from rwkvbatch.text.tokenizer import world_tokenizer
+from rwkvbatch.prompt.tokenizer import world_tokenizer
 
 VOCAB_SIZE = 512
 END_OF_TEXT = 0

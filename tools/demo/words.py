@@ -90,9 +90,7 @@ def made_up(rng: Random, shortest: int = 3, longest: int = 7) -> str:
     """A pronounceable lower-case word of `shortest` to `longest` letters that is likely in no dictionary."""
     while True:
         syllables = rng.randint(1, 3)
-        word = "".join(
-            rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(syllables)
-        )
+        word = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(syllables))
         if shortest <= len(word) <= longest:
             return word
 

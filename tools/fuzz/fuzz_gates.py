@@ -12,9 +12,9 @@ from tools.fuzz.fuzzing import fuzz, instrumented
 with instrumented("rwkvbatch"):
     import numpy as np
 
-    from rwkvbatch.compare.gates.judging import Column, GateScope, judge
-    from rwkvbatch.compare.gates.parser import parse_gate
-    from rwkvbatch.compare.metrics import TURN_METRICS
+    from rwkvbatch.comparison.gate_parser import parse_gate
+    from rwkvbatch.comparison.gates import Column, GateScope, judge
+    from rwkvbatch.comparison.metrics import TURN_METRICS
     from rwkvbatch.errors import UsageError
 
 _SEEDS = (

@@ -14,12 +14,12 @@ from tools.fuzz.fuzzing import fuzz, instrumented
 
 with instrumented("rwkvbatch"):
     from rwkvbatch.errors import ScriptError, UsageError
+    from rwkvbatch.prompt.templates import OfficialTemplate
+    from rwkvbatch.prompt.tokenizer import world_tokenizer
     from rwkvbatch.script.checks import judge_all
     from rwkvbatch.script.lint import lint
     from rwkvbatch.script.reader import Limits, Script, read_scripts
     from rwkvbatch.script.records import ReplyFacts
-    from rwkvbatch.text.prompt import OfficialTemplate
-    from rwkvbatch.text.tokenizer import world_tokenizer
 
 MAX_BYTES = 1 << 12
 _LIMITS = Limits(max_line_bytes=2000, max_turns=8, max_conversations=6)
@@ -136,9 +136,7 @@ def main() -> None:
     seeds: dict[str, bytes] = {}
     for file in sorted(_DATASETS.glob("**/*.jsonl")):
         lines = file.read_bytes().splitlines(keepends=True)
-        seeds |= {
-            f"{file.stem}-{at}": b"".join(lines[at : at + 2]) for at in range(0, min(len(lines), 12), 2)
-        }
+        seeds |= {f"{file.stem}-{at}": b"".join(lines[at : at + 2]) for at in range(0, min(len(lines), 12), 2)}
     # Some patterns have a deadline of a second, and two replies are matched.
     fuzz(_OneFile().read_one, seeds, max_bytes=MAX_BYTES, words=_WORDS, seconds_an_input=30)
 

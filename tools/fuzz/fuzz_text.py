@@ -16,10 +16,10 @@ from tools.fuzz.fuzzing import fuzz, instrumented
 
 with instrumented("rwkvbatch"):
     from rwkvbatch.errors import InputError
-    from rwkvbatch.text.cleaning import clean
-    from rwkvbatch.text.decoding import TextStream, decode_utf8
-    from rwkvbatch.text.safe import printable
-    from rwkvbatch.text.tokenizer import world_tokenizer
+    from rwkvbatch.prompt.decoding import TextStream, decode_utf8
+    from rwkvbatch.prompt.escaping import printable
+    from rwkvbatch.prompt.templates import clean
+    from rwkvbatch.prompt.tokenizer import world_tokenizer
 
 _TOKENIZER = world_tokenizer()
 
@@ -75,11 +75,7 @@ def read_one(data: bytes) -> None:
     if kind == 0:
         check_text(provider.ConsumeUnicode(200))
         return
-    stops = [
-        stop
-        for _ in range(provider.ConsumeIntInRange(0, 3))
-        if (stop := provider.ConsumeUnicodeNoSurrogates(4))
-    ]
+    stops = [stop for _ in range(provider.ConsumeIntInRange(0, 3)) if (stop := provider.ConsumeUnicodeNoSurrogates(4))]
     count = provider.ConsumeIntInRange(0, 24)
     if kind == 1:
         check_stream([provider.ConsumeBytes(provider.ConsumeIntInRange(0, 5)) for _ in range(count)], stops)

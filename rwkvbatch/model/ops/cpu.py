@@ -1,7 +1,4 @@
-"""The operations on the CPU as native kernels: fast, and the same bits whatever the batch.
-
-docs/design/native-kernels.md tells how.
-"""
+"""A step on the CPU as one native call: the network is run once to write down its operations, then without Python."""
 
 from __future__ import annotations
 
@@ -19,6 +16,7 @@ from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import Choices, FloatArray, RaggedBatch, SampleBatch, State, StatePool
 from rwkvbatch.model.ops import Activation, Product, ShiftKind
 from rwkvbatch.model.ops.reference import check_state
+from rwkvbatch.model.rwkv7 import Network
 
 Isa = Literal["auto", "avx512", "avx2", "portable"]
 """Instruction set of the kernels; all of them give the same bits."""
@@ -94,9 +92,7 @@ class CpuOps:
 
     def __init__(self, threads: int | None = None, isa: Isa = "auto", *, int8: bool = False) -> None:
         if threads is None:
-            threads = (
-                len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            )
+            threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if threads < 1:
             raise UsageError(f"the number of threads must be at least 1, got {threads}")
         try:
@@ -229,9 +225,7 @@ class CpuOps:
     ) -> _native.Array:
         return self._native.wkv7(step, layer, r, w, k, v, a, g, k_k, k_a, r_k, *group_norm)
 
-    def head(
-        self, step: _native.Step, x: _native.Array, norm: Vectors, layer: _native.LinearLayer
-    ) -> torch.Tensor:
+    def head(self, step: _native.Step, x: _native.Array, norm: Vectors, layer: _native.LinearLayer) -> torch.Tensor:
         logits, memory = self._logits_of(step.num_outputs, layer.outputs)
         self._native.head(step, x, *norm, layer, memory)
         return logits
@@ -297,3 +291,63 @@ def _words(weight: torch.Tensor) -> tuple[np.ndarray, str]:
         weight = weight.float()
     words = weight.view(torch.int16) if weight.dtype == torch.bfloat16 else weight
     return words.numpy(), _DTYPES[weight.dtype]
+
+
+Register = int
+"""Stands for activations of a batch that is not known yet."""
+
+
+class TracedProgram:
+    """`Network.step` on the CPU, without Python between the operations. The network itself is its slow twin.
+
+    Args:
+        network: its weights packed by a `CpuOps`; lives on in what was written down.
+    """
+
+    def __init__(self, network: Network) -> None:
+        writer = _Writer()
+        network.run(writer, None)
+        self._program = writer.program
+
+    def step(self, ops: CpuOps, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+        """See `Network.step`."""
+        return ops.run(self._program, batch, pool)
+
+
+class _Writer:
+    """`StepOperations` that only write themselves down, for registers instead of arrays."""
+
+    def __init__(self) -> None:
+        self.program = _native.Program()
+
+    def embed(self, step: None, table: _native.Table, norm: Vectors) -> Register:
+        return self.program.embed(table, *norm)
+
+    def shift_mix(
+        self, step: None, kind: ShiftKind, layer: int, x: Register, norm: Vectors, mix: _native.Vector
+    ) -> Sequence[Register]:
+        return self.program.shift_mix(kind, layer, x, *norm, mix)
+
+    def linears(self, products: Sequence[Product]) -> Sequence[Register]:
+        return self.program.linears(products)
+
+    def wkv7(
+        self,
+        step: None,
+        layer: int,
+        r: Register,
+        w: Register,
+        k: Register,
+        v: Register,
+        a: Register,
+        g: Register,
+        k_k: _native.Vector,
+        k_a: _native.Vector,
+        r_k: _native.Vector,
+        group_norm: Vectors,
+    ) -> Register:
+        return self.program.wkv7(layer, (r, w, k, v, a, g), k_k, k_a, r_k, *group_norm)
+
+    def head(self, step: None, x: Register, norm: Vectors, layer: _native.LinearLayer) -> torch.Tensor:
+        self.program.head(x, *norm, layer)
+        return torch.empty(0, layer.outputs)

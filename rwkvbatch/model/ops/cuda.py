@@ -6,23 +6,106 @@ once. Importing this module needs Triton 3.3 or newer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from rwkvbatch.model.base import Choices, RaggedBatch, SampleBatch, StatePool
+from rwkvbatch.model.base import Choices, IntArray, RaggedBatch, SampleBatch, StatePool
 from rwkvbatch.model.ops import Activation, Product, ShiftKind
-from rwkvbatch.model.ops.branches import in_branches
-from rwkvbatch.model.ops.indices import Indices, indices_of
-from rwkvbatch.model.ops.padding import pad_outputs, pad_rows, whole_blocks
+from rwkvbatch.model.ops.batch import Indices, download, indices_of, upload
 from rwkvbatch.model.ops.reference import LAYER_NORM_EPS, ReferencePool, Vectors
-from rwkvbatch.model.ops.transfer import download, upload
-from rwkvbatch.model.ops.triton import chunks, ends, few, sample, scan, shift
+from rwkvbatch.model.ops.triton import chunks, few, sample, scan
+from rwkvbatch.model.ops.triton import few as ends
+from rwkvbatch.model.ops.triton import scan as shift
+
+BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
+"""Row counts of decode steps: for each of them there is one graph."""
+
+NO_SLOT = -1
+"""The slot of a row that was filled in: it starts from the zero state and leaves none."""
+
+
+def decode_rows(num_rows: int, fixed_rows: int | None) -> int | None:
+    """How many rows a decode step of `num_rows` is filled up to; None where it is too large for a graph.
+
+    Args:
+        fixed_rows: matrix products have exactly so many rows each.
+    """
+    if fixed_rows is not None:
+        return whole_blocks(num_rows, fixed_rows) if num_rows <= max(BUCKETS[-1], fixed_rows) else None
+    return next((size for size in BUCKETS if size >= num_rows), None)
+
+
+def whole_blocks(num_rows: int, block: int) -> int:
+    """The smallest multiple of `block` from `num_rows` on."""
+    return -(-num_rows // block) * block
+
+
+def is_decode(batch: RaggedBatch) -> bool:
+    """Whether every sequence has one row, and the logits of all of them are wanted."""
+    return len(batch.tokens) == len(batch.slots) == len(batch.outputs)
+
+
+def pad_rows(batch: RaggedBatch, num_rows: int) -> RaggedBatch:
+    """`batch` with token 0 for sequences of one row each, until it has `num_rows`. No logits of these are wanted."""
+    count = num_rows - len(batch.tokens)
+    if count == 0:
+        return batch
+    return RaggedBatch(
+        tokens=np.concatenate([batch.tokens, np.zeros(count, np.int64)]),
+        starts=np.concatenate([batch.starts, batch.starts[-1] + np.arange(1, count + 1)]),
+        slots=np.concatenate([batch.slots, np.full(count, NO_SLOT, np.int64)]),
+        outputs=batch.outputs,
+    )
+
+
+def pad_outputs(outputs: IntArray, count: int) -> IntArray:
+    """`outputs` with row 0 again and again, until there are `count`."""
+    return np.concatenate([outputs, np.zeros(count - len(outputs), np.int64)])
+
+
+Result = TypeVar("Result")
+
+
+class Stream(Protocol):
+    """As `torch.cuda.Stream`."""
+
+    def wait_stream(self, stream: Any) -> None:
+        """What is launched here from now on comes after all that was launched on `stream` so far."""
+        ...
+
+
+def in_branches(
+    work: Sequence[Callable[[], Result]],
+    main: Stream,
+    side: Sequence[Stream],
+    on: Callable[[Any], AbstractContextManager[object]],
+) -> list[Result]:
+    """Call each of `work` on a stream of `side`; all come after `main` so far, and `main` goes on after all of them.
+
+    Memory that is allocated on a side stream and given back is only used again there, after the next fork, so after
+    everything that `main` did with it.
+
+    Args:
+        on: makes a stream the current one, as `torch.cuda.stream` does.
+    """
+    used = side[: len(work)]
+    for stream in used:
+        stream.wait_stream(main)
+    results: list[Result] = []
+    for index, do in enumerate(work):
+        with on(used[index % len(used)]):
+            results.append(do())
+    for stream in used:
+        main.wait_stream(stream)
+    return results
+
 
 _MAX_BRANCHES = 7
 """As many as the largest group of linear layers has."""
@@ -84,9 +167,7 @@ class CudaOps:
         self.dtype = dtype
         self.fixed_rows = fixed_rows
         self._few_rows = few_rows if fixed_rows is None else 0
-        self._side_streams = (
-            [] if device == "cpu" else [torch.cuda.Stream(device) for _ in range(_MAX_BRANCHES)]
-        )
+        self._side_streams = [] if device == "cpu" else [torch.cuda.Stream(device) for _ in range(_MAX_BRANCHES)]
         self._has_wide_products = _has_wide_products(device, dtype)
 
     def active(self) -> AbstractContextManager[object]:

@@ -13,9 +13,8 @@ from weakref import WeakKeyDictionary
 import torch
 
 from rwkvbatch.model.base import RaggedBatch, StatePool
-from rwkvbatch.model.ops.cuda import CudaOps
-from rwkvbatch.model.ops.padding import decode_rows, is_decode, pad_rows
-from rwkvbatch.model.ops.transfer import pack, send, unpack
+from rwkvbatch.model.ops.batch import pack, send, unpack
+from rwkvbatch.model.ops.cuda import CudaOps, decode_rows, is_decode, pad_rows
 from rwkvbatch.model.rwkv7 import Network
 
 Replay = Callable[[], torch.Tensor]
@@ -84,9 +83,7 @@ class GraphedNetwork:
             raise
         except RuntimeError as error:
             self._capture = None
-            warnings.warn(
-                f"decoding goes on without CUDA graphs, slower: {error}", GraphWarning, stacklevel=2
-            )
+            warnings.warn(f"decoding goes on without CUDA graphs, slower: {error}", GraphWarning, stacklevel=2)
             return None
 
 

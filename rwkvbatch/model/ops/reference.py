@@ -12,8 +12,33 @@ from torch.nn import functional as F
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.base import Choices, FloatArray, IntArray, RaggedBatch, SampleBatch, State, StatePool
 from rwkvbatch.model.ops import Activation, Product, ShiftKind
-from rwkvbatch.model.ops.int8 import rounded_to_int8
 from rwkvbatch.model.ops.noise import gumbel
+
+SCALED_INPUTS = 128
+"""So many inputs of an output share a scale."""
+
+_PIECE = 1 << 20
+
+
+def rounded_to_int8(weight: torch.Tensor) -> torch.Tensor:
+    """The numbers that `weight` [out, in] becomes, fp32.
+
+    Each block of 128 inputs of an output (the last one may be shorter) is round(w / scale) * scale with the scale
+    max |w| / 127, halves to the even integer, at most 127 either way. All of it is fp32 arithmetic.
+    """
+    out, inputs = weight.shape
+    result = torch.empty(out, inputs)
+    step = max(1, _PIECE // inputs)
+    for start in range(0, out, step):
+        for begin in range(0, inputs, SCALED_INPUTS):
+            block = weight[start : start + step, begin : begin + SCALED_INPUTS].float()
+            scale = block.abs().amax(1, keepdim=True) / 127
+            integers = (block / scale).round().clamp(-127, 127)
+            # Zeros, and denormals so small that their scale is zero.
+            integers[scale.squeeze(1) == 0] = 0
+            result[start : start + step, begin : begin + SCALED_INPUTS] = integers * scale
+    return result
+
 
 LAYER_NORM_EPS = 1e-5
 GROUP_NORM_EPS = 64e-5
@@ -234,9 +259,7 @@ class ReferenceOps:
             rows = torch.from_numpy(first_rows[:running] + position).to(self.device)
             state = S[:running]
             removed = state @ kk[rows]
-            state.mul_(decay[rows]).addcmul_(removed, removal[rows], value=-1).addcmul_(
-                value[rows], key[rows]
-            )
+            state.mul_(decay[rows]).addcmul_(removed, removal[rows], value=-1).addcmul_(value[rows], key[rows])
             y[rows] = (state @ query[rows]).squeeze(-1)
         carried.index_copy_(0, slots, S)
 
@@ -245,9 +268,7 @@ class ReferenceOps:
         bonus = (r * k * r_k).view(heads).sum(-1, keepdim=True) * v.view(heads)
         return (normed + bonus.view(num_rows, width)) * g
 
-    def head(
-        self, step: ReferenceStep, x: torch.Tensor, norm: Vectors, layer: ReferenceLinear
-    ) -> torch.Tensor:
+    def head(self, step: ReferenceStep, x: torch.Tensor, norm: Vectors, layer: ReferenceLinear) -> torch.Tensor:
         return self._linear(Product(_layer_norm(x[step.outputs], norm), layer))
 
     def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:

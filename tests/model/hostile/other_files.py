@@ -23,9 +23,7 @@ from tests.model.hostile.packing import (
 def not_files() -> Iterator[Case]:
     yield Case("directory", lambda path: path.mkdir(), "this is a directory")
     yield Case("fifo", os.mkfifo, "pipe, socket or device")
-    yield Case(
-        "dangling-link", lambda path: path.symlink_to("nowhere"), "symbolic link to a file that is not there"
-    )
+    yield Case("dangling-link", lambda path: path.symlink_to("nowhere"), "symbolic link to a file that is not there")
     yield Case("link-loop", lambda path: path.symlink_to(path.name), "cannot open it")
     yield Case("device", lambda path: path.symlink_to("/dev/zero"), "pipe, socket or device")
     yield Case("socket", _socket, "cannot open it")
@@ -47,9 +45,7 @@ def not_checkpoints() -> Iterator[Case]:
     yield from_bytes("empty", b"", "the file is empty")
     yield from_bytes("one-byte", b"\x80", "not a checkpoint")
     yield from_bytes("zeros", bytes(4096), "not a checkpoint")
-    yield from_bytes(
-        "lfs-pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "not a checkpoint"
-    )
+    yield from_bytes("lfs-pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "not a checkpoint")
     yield from_bytes("web-page", b"<!DOCTYPE html><html>404</html>", "not a checkpoint")
     yield from_bytes("picture", b"\x89PNG\r\n\x1a\n" + bytes(100), "not a checkpoint")
     yield from_bytes("plain-program", b"\x80\x02}q\x00.", "not a checkpoint")

@@ -28,9 +28,7 @@ def programs() -> Iterator[Case]:
         "open": b"c__builtin__\nopen\n(" + unicode_item(WITNESS.encode()) + unicode_item(b"w") + b"tR",
         "eval": b"cbuiltins\neval\n(" + unicode_item(f"open('{WITNESS}','w')".encode()) + b"tR",
         "attribute-path": unicode_item(b"torch") + unicode_item(b"os.system") + b"\x93(" + run + b"tR",
-        "rebuild-wrapper": b"ctorch._tensor\n_rebuild_from_type_v2\n(cposix\nsystem\nctorch\nTensor\n("
-        + run
-        + b"t}tR",
+        "rebuild-wrapper": b"ctorch._tensor\n_rebuild_from_type_v2\n(cposix\nsystem\nctorch\nTensor\n(" + run + b"t}tR",
         "wrapped-twice": b"ctorch._utils\n_rebuild_parameter\n(cposix\nsystem\n\x88}tR",
     }
     for label, call in calls.items():
@@ -53,9 +51,7 @@ def programs() -> Iterator[Case]:
     yield from_bytes("too-few-for-a-tuple", archive_of({"a/data.pkl": b"\x80\x02K\x01\x87."}), "damaged")
     yield from_bytes("list-item-without-mark", archive_of({"a/data.pkl": b"\x80\x02]K\x01e."}), "damaged")
     yield from_bytes("a-list-of-one", archive_of({"a/data.pkl": b"\x80\x02]K\x01a."}), "found one list")
-    yield from_bytes(
-        "a-size", archive_of({"a/data.pkl": b"\x80\x02ctorch\nSize\n)\x85R."}), "found one tuple"
-    )
+    yield from_bytes("a-size", archive_of({"a/data.pkl": b"\x80\x02ctorch\nSize\n)\x85R."}), "found one tuple")
     foreign = (
         b"("
         + unicode_item(b"storage")
@@ -65,27 +61,16 @@ def programs() -> Iterator[Case]:
         + b"K\x01tQ"
     )
     yield from_bytes("foreign-storage", program(name + foreign), "storage of an unknown kind")
-    lone = (
-        b"("
-        + unicode_item(b"storage")
-        + b"ctorch\nFloatStorage\n"
-        + b"K\x00"
-        + unicode_item(b"cpu")
-        + b"K\x01tQ"
-    )
+    lone = b"(" + unicode_item(b"storage") + b"ctorch\nFloatStorage\n" + b"K\x00" + unicode_item(b"cpu") + b"K\x01tQ"
     yield from_bytes("storage-key-number", program(name + lone), "damaged")
     odd = tensor_item(b"w", (1,), (1,)).replace(b"FloatStorage", b"QuadStorage")
     yield from_bytes("unknown-storage", program(odd), "unsupported type QuadStorage")
     yield from_bytes("unequal-axes", program(tensor_item(b"w", (1, 1), (1,))), "damaged")
     old = legacy_head()
     yield from_bytes("old-preamble", old.replace(b"}(", b"](") + b"\x80\x02}." + b"\x80\x02].", "damaged")
-    yield from_bytes(
-        "old-big-endian", old.replace(b"\x88u.", b"\x89u.") + b"\x80\x02}." + b"\x80\x02].", "big-endian"
-    )
+    yield from_bytes("old-big-endian", old.replace(b"\x88u.", b"\x89u.") + b"\x80\x02}." + b"\x80\x02].", "big-endian")
     listed = b"\x80\x02}(" + tensor_item(b"w", (16,), (1,)) + b"u."
-    yield from_bytes(
-        "old-storage-unlisted", old + listed + b"\x80\x02].", "storages that are not there, such as '0'"
-    )
+    yield from_bytes("old-storage-unlisted", old + listed + b"\x80\x02].", "storages that are not there, such as '0'")
     yield from_bytes(
         "old-storage-unknown",
         old + listed + b"\x80\x02](" + unicode_item(b"7") + b"e.",
@@ -126,12 +111,8 @@ def programs() -> Iterator[Case]:
     yield from_bytes("negative-offset", program(tensor_item(b"w", (4,), (1,), offset=-1)), "damaged")
     yield from_bytes("many-axes", program(tensor_item(b"w", (1,) * 1000, (1,) * 1000)), "damaged")
     yield from_bytes("one-too-many", program(tensor_item(b"w", (17,), (1,))), "more bytes than its record")
-    yield from_bytes(
-        "no-record", program(tensor_item(b"w", (1,), (1,), key=b"1")), "data/1 that is not there"
-    )
-    yield from_bytes(
-        "record-outside", program(tensor_item(b"w", (1,), (1,), key=b"../../etc/passwd")), "not there"
-    )
+    yield from_bytes("no-record", program(tensor_item(b"w", (1,), (1,), key=b"1")), "data/1 that is not there")
+    yield from_bytes("record-outside", program(tensor_item(b"w", (1,), (1,), key=b"../../etc/passwd")), "not there")
     yield from_bytes(
         "many-views",
         program(*(tensor_item(b"w%d" % number, (100, 100), (0, 0)) for number in range(9))),

@@ -41,12 +41,8 @@ def safetensors() -> Iterator[Case]:
     yield from_bytes("safe-unknown-type", _safe({"a": _entry([16], 0, 64, "F33")}), damaged)
     yield from_bytes("safe-complex", _safe({"a": _entry([8], 0, 64, "C64")}), "unsupported type C64")
     yield from_bytes("safe-fraction", _safe({"a": _entry([16.5], 0, 64)}), damaged)
-    yield from_bytes(
-        "safe-infinite", _safe(b'{"a":{"dtype":"F32","shape":[1e400],"data_offsets":[0,64]}}'), damaged
-    )
-    yield from_bytes(
-        "safe-metadata-kind", _safe({"__metadata__": {"a": 1}, "a": _entry([16], 0, 64)}), damaged
-    )
+    yield from_bytes("safe-infinite", _safe(b'{"a":{"dtype":"F32","shape":[1e400],"data_offsets":[0,64]}}'), damaged)
+    yield from_bytes("safe-metadata-kind", _safe({"__metadata__": {"a": 1}, "a": _entry([16], 0, 64)}), damaged)
     yield Case("safe-header-of-gigabytes", _sparse_header, "at most")
 
 

@@ -47,9 +47,7 @@ def wrong_tensors() -> Iterator[Case]:
         "'blocks.0.att.key.weight' must be 64 x 64, it is 64 x 65",
         **{"blocks.0.att.key.weight": wide},
     )
-    yield changed(
-        "misshapen-vector", "'ln_out.weight' must be 64, it is 8 x 8", **{"ln_out.weight": torch.ones(8, 8)}
-    )
+    yield changed("misshapen-vector", "'ln_out.weight' must be 64, it is 8 x 8", **{"ln_out.weight": torch.ones(8, 8)})
     yield changed(
         "misshapen-rank",
         "'blocks.0.att.w2' must be 32 x 64, it is 31 x 64",

@@ -12,7 +12,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from rwkvbatch.model.ops.triton import chunks, ends, few, sample, scan, shift
+from rwkvbatch.model.ops.triton import chunks, few, sample, scan
+from rwkvbatch.model.ops.triton import few as ends
+from rwkvbatch.model.ops.triton import scan as shift
 
 WIDTH, HEAD_SIZE, VOCAB_SIZE = 2048, 64, 65536
 HEADS = {"HEADS": WIDTH // HEAD_SIZE, "SIZE": HEAD_SIZE, "BLOCK": HEAD_SIZE}
@@ -112,9 +114,7 @@ def compile_all(capability: int) -> dict[str, int]:
     for kernel, constants, options in KERNELS:
         names = kernel.arg_names
         signature = {name: "constexpr" if name in constants else kind_of(name) for name in names}
-        source = ASTSource(
-            kernel, signature, {(names.index(name),): value for name, value in constants.items()}
-        )
+        source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
         compiled = triton.compile(source, target=target, options=options)
         assert compiled.asm["cubin"]
         shared[kernel.__name__] = compiled.metadata.shared

@@ -12,9 +12,7 @@ import torch
 from rwkvbatch.model.base import SampleBatch
 
 
-def logits_of(
-    rows: int, vocab_size: int, spread: float, *, seed: int = 0, ties: bool = False
-) -> torch.Tensor:
+def logits_of(rows: int, vocab_size: int, spread: float, *, seed: int = 0, ties: bool = False) -> torch.Tensor:
     values = np.random.default_rng(seed).standard_normal((rows, vocab_size)) * spread
     return torch.from_numpy((np.round(values) if ties else values).astype(np.float32))
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from rwkvbatch.model.ops.branches import in_branches
+from rwkvbatch.model.ops.cuda import in_branches
 
 Event = tuple[str, str]
 

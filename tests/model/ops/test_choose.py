@@ -52,9 +52,7 @@ BATCH = batch_of(ROWS, VOCAB_SIZE)
 GIVEN = np.random.default_rng(1).integers(0, VOCAB_SIZE, ROWS).tolist()
 
 
-def choose(
-    ops: Operations, sampled: Sequence[int], looked_up: Sequence[int], logits: torch.Tensor = LOGITS
-) -> Choices:
+def choose(ops: Operations, sampled: Sequence[int], looked_up: Sequence[int], logits: torch.Tensor = LOGITS) -> Choices:
     """Some rows of `logits` sampled from, and in some the given tokens looked up."""
     rows = logits[[*sampled, *looked_up]].to(ops.device)
     return ops.choose(rows, select(BATCH, sampled, [GIVEN[row] for row in looked_up]))

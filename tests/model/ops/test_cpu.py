@@ -57,9 +57,7 @@ class Twins:
     def same(self, *products: tuple) -> None:
         """Compare groups of products, each given as pairs (x, layer, add, blend's start and target)."""
         sides = ([_side(product, side) for product in products] for side in (0, 1))
-        found, expected = (
-            ops.linears(side) for ops, side in zip((self.cpu, self.reference), sides, strict=True)
-        )
+        found, expected = (ops.linears(side) for ops, side in zip((self.cpu, self.reference), sides, strict=True))
         assert len(found) == len(expected) == len(products)
         for mine, theirs in zip(found, expected, strict=True):
             self.close(mine, theirs)
@@ -108,9 +106,7 @@ def test_a_transposed_weight_is_packed_as_it_stands(twins: Twins) -> None:
 @pytest.mark.parametrize("activation", ["none", "tanh", "sigmoid", "decay", "relu_squared"])
 def test_a_linear_layers_end(twins: Twins, activation: Activation, biased: bool, rows: int) -> None:
     layer = twins.layers(72, 40, biased=biased, activation=activation)
-    x, add, start, target = (
-        twins.arrays(rows, width, seed=seed) for seed, width in enumerate([40, 72, 72, 72])
-    )
+    x, add, start, target = (twins.arrays(rows, width, seed=seed) for seed, width in enumerate([40, 72, 72, 72]))
     twins.same((x, layer))
     twins.same((x, layer, add))
     twins.same((x, layer, None, (start, target)))
@@ -230,9 +226,7 @@ def test_head_gives_logits_of_the_output_rows_only(twins: Twins) -> None:
         ("decay", lambda x: np.exp(-np.exp(-0.5) / (1 + np.exp(-x)))),
     ],
 )
-def test_activations_are_right_to_a_few_units_in_the_last_place(
-    twins: Twins, activation: str, function
-) -> None:
+def test_activations_are_right_to_a_few_units_in_the_last_place(twins: Twins, activation: str, function) -> None:
     dense = np.linspace(-20, 20, 40_001)
     edges = np.array([0.0, -0.0, 1e-30, -1e-30, 0.625, -0.625, 80, -80, 1e4, -1e4, np.inf, -np.inf])
     x = np.concatenate([dense, edges]).astype(np.float32)
@@ -247,15 +241,10 @@ def test_a_pool_gives_back_what_was_written_and_copies_and_clears(twins: Twins) 
     pools, *_ = begin(twins, 2, 2, 16)
     pool = pools[0]
     before = pool.read(SLOTS)
-    assert all(
-        torch.equal(tensor, pools[1].read(SLOTS).tensors[name]) for name, tensor in before.tensors.items()
-    )
+    assert all(torch.equal(tensor, pools[1].read(SLOTS).tensors[name]) for name, tensor in before.tensors.items())
     pool.copy(3, 2)
     pool.clear(3)
-    assert all(
-        torch.equal(tensor, before.select([0]).tensors[name])
-        for name, tensor in pool.read([2]).tensors.items()
-    )
+    assert all(torch.equal(tensor, before.select([0]).tensors[name]) for name, tensor in pool.read([2]).tensors.items())
     assert all(not tensor.any() for tensor in pool.read([3]).tensors.values())
     with pytest.raises(CheckpointError, match="the state must have tensors"):
         pool.write([0, 1], before)
@@ -271,9 +260,7 @@ def test_a_pool_gives_back_what_was_written_and_copies_and_clears(twins: Twins) 
         ([1, 2], [0, 2], [0], [2], "output row"),
     ],
 )
-def test_a_batch_that_cannot_be_is_refused(
-    twins: Twins, tokens, starts, slots, outputs, message: str
-) -> None:
+def test_a_batch_that_cannot_be_is_refused(twins: Twins, tokens, starts, slots, outputs, message: str) -> None:
     pool = twins.cpu.make_pool(2, 1, 1, 16)
     batch = RaggedBatch(*[np.array(part, dtype=np.int64) for part in (tokens, starts, slots, outputs)])
     with pytest.raises(ValueError, match=message):

@@ -36,9 +36,7 @@ def test_the_same_tokens_and_probabilities_as_the_definition(
     np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "fixed", [{"top_p": 0.3, "top_k": 0}, {"top_p": 1.0, "top_k": 0}, {"top_p": 1.0, "top_k": 50}]
-)
+@pytest.mark.parametrize("fixed", [{"top_p": 0.3, "top_k": 0}, {"top_p": 1.0, "top_k": 0}, {"top_p": 1.0, "top_k": 50}])
 def test_a_whole_vocabulary(fixed: dict[str, float]) -> None:
     logits = logits_of(12, 65536, 2.0)
     batch = batch_of(12, 65536, temperature=1.0, **fixed)

@@ -34,9 +34,7 @@ def compare_linears(rows: int, dtype: torch.dtype, activation: Activation, bias:
     ops, reference = CudaOps(DEVICE, dtype), ReferenceOps()
     weight = (normal(72, 40) / 40**0.5).to(dtype)
     layer, expected_layer = (side.linear_layer(weight, bias, activation) for side in (ops, reference))
-    x, add, start, target = (
-        normal(rows, width, seed=seed) for seed, width in enumerate([40, 72, 72, 72], start=2)
-    )
+    x, add, start, target = (normal(rows, width, seed=seed) for seed, width in enumerate([40, 72, 72, 72], start=2))
     x = x.to(dtype)
 
     def products(layer, device: str, x: torch.Tensor) -> list[Product]:
@@ -49,17 +47,13 @@ def compare_linears(rows: int, dtype: torch.dtype, activation: Activation, bias:
     found = ops.linears(products(layer, DEVICE, x))
     expected = reference.linears(products(expected_layer, "cpu", x.float()))
     for mine, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(
-            mine.float().cpu(), theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] / 3
-        )
+        torch.testing.assert_close(mine.float().cpu(), theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] / 3)
 
 
 @pytest.mark.parametrize("rows", [3, few.MAX_ROWS + 1])
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("activation", ["none", "tanh", "sigmoid", "decay", "relu_squared"])
-def test_linear_layers_and_what_their_results_go_into(
-    activation: Activation, biased: bool, rows: int
-) -> None:
+def test_linear_layers_and_what_their_results_go_into(activation: Activation, biased: bool, rows: int) -> None:
     compare_linears(rows, torch.float32, activation, normal(72, seed=1) if biased else None)
 
 
@@ -81,9 +75,7 @@ def few_rows(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("width", "outs"), [(8, 1), (40, 17), (300, 33)])
-def test_layers_of_a_few_rows_of_any_width_write_their_outputs_and_nothing_else(
-    width: int, outs: int
-) -> None:
+def test_layers_of_a_few_rows_of_any_width_write_their_outputs_and_nothing_else(width: int, outs: int) -> None:
     x, weight = normal(3, width), normal(outs, width, seed=1)
     torch.testing.assert_close(few_rows(x, weight).cpu(), x @ weight.t(), rtol=1e-5, atol=1e-4)
 
@@ -116,9 +108,7 @@ class Sides:
 
     @classmethod
     def of(cls, dtype: torch.dtype, fixed_rows: int | None = None) -> Sides:
-        tensors = {
-            name: tensor.to(dtype) for name, tensor in random_tensors(2, 32, 40, head_size=16, seed=1).items()
-        }
+        tensors = {name: tensor.to(dtype) for name, tensor in random_tensors(2, 32, 40, head_size=16, seed=1).items()}
         ops, reference = CudaOps(DEVICE, dtype, fixed_rows), ReferenceOps()
         return cls(ops, Network.build(tensors, 2, ops), reference, Network.build(tensors, 2, reference))
 
@@ -180,9 +170,7 @@ def test_with_fixed_rows_every_product_has_so_many(monkeypatch: pytest.MonkeyPat
     sides = Sides.of(torch.float32, fixed_rows=4)
     rows: list[int] = []
     linear = torch.nn.functional.linear
-    monkeypatch.setattr(
-        torch.nn.functional, "linear", lambda x, weight: (rows.append(len(x)), linear(x, weight))[1]
-    )
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, weight: (rows.append(len(x)), linear(x, weight))[1])
     pool = sides.ops.make_pool(2, 2, 2, 16)
     logits = sides.network.step(sides.ops, RaggedBatch.of([[1] * 5, [2]], [0, 1]), pool)
     assert set(rows) == {4}

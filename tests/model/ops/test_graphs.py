@@ -94,9 +94,7 @@ def test_replayed_steps_read_the_new_tokens_and_advance_the_states(ops: CudaOps,
     assert (capture.num_captured, capture.num_replayed) == (1, num_steps - WARM_UPS)
 
 
-def test_row_counts_of_one_bucket_share_a_graph_and_other_slots_may_be_used(
-    ops: CudaOps, network: Network
-) -> None:
+def test_row_counts_of_one_bucket_share_a_graph_and_other_slots_may_be_used(ops: CudaOps, network: Network) -> None:
     capture = Recorder()
     graphed = GraphedNetwork(network, capture)
     pools = [ops.make_pool(4, 1, 1, 16) for _ in range(2)]
@@ -132,9 +130,7 @@ def test_a_pools_graphs_go_with_it(ops: CudaOps, network: Network) -> None:
 
 
 @pytest.mark.parametrize("lists", [[[1, 2]], [[1], [2, 3]]])
-def test_steps_with_prompts_are_never_captured(
-    ops: CudaOps, network: Network, lists: list[list[int]]
-) -> None:
+def test_steps_with_prompts_are_never_captured(ops: CudaOps, network: Network, lists: list[list[int]]) -> None:
     capture = Recorder()
     graphed = GraphedNetwork(network, capture)
     pool = ops.make_pool(2, 1, 1, 16)
@@ -150,9 +146,7 @@ def failing(error: Exception) -> Capture:
     return capture
 
 
-def test_where_capture_fails_decoding_goes_on_without_and_says_so_once(
-    ops: CudaOps, network: Network
-) -> None:
+def test_where_capture_fails_decoding_goes_on_without_and_says_so_once(ops: CudaOps, network: Network) -> None:
     graphed = GraphedNetwork(network, failing(RuntimeError("operation not permitted")))
     pools = [ops.make_pool(1, 1, 1, 16) for _ in range(2)]
     with warnings.catch_warnings(record=True) as caught:
@@ -164,9 +158,7 @@ def test_where_capture_fails_decoding_goes_on_without_and_says_so_once(
     assert "operation not permitted" in str(caught[0].message)
 
 
-def test_running_out_of_memory_while_capturing_is_for_the_engine_to_handle(
-    ops: CudaOps, network: Network
-) -> None:
+def test_running_out_of_memory_while_capturing_is_for_the_engine_to_handle(ops: CudaOps, network: Network) -> None:
     graphed = GraphedNetwork(network, failing(torch.OutOfMemoryError("full")))
     pool = ops.make_pool(1, 1, 1, 16)
     for step in range(WARM_UPS):

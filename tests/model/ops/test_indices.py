@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rwkvbatch.model.base import RaggedBatch
-from rwkvbatch.model.ops.indices import chunk_rows, indices_of
+from rwkvbatch.model.ops.batch import chunk_rows, indices_of
 
 
 def test_chunks_begin_anew_with_each_sequence() -> None:

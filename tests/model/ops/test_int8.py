@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from rwkvbatch.model.ops import Product
-from rwkvbatch.model.ops.int8 import SCALED_INPUTS, rounded_to_int8
-from rwkvbatch.model.ops.reference import ReferenceOps
+from rwkvbatch.model.ops.reference import SCALED_INPUTS, ReferenceOps, rounded_to_int8
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
@@ -61,7 +60,7 @@ def test_zeros_stay_zeros() -> None:
 def test_a_matrix_is_rounded_alike_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = random_weight(50, 300)
     expected = rounded_to_int8(weight)
-    monkeypatch.setattr("rwkvbatch.model.ops.int8._PIECE", 2100)
+    monkeypatch.setattr("rwkvbatch.model.ops.reference._PIECE", 2100)
     assert same_bits(rounded_to_int8(weight), expected)
 
 

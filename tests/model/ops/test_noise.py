@@ -37,9 +37,7 @@ def test_philox_gives_the_published_answers(
     st.integers(0, 100_000),
     st.lists(st.integers(0, 70_000), min_size=1, unique=True),
 )
-def test_the_noise_of_a_token_does_not_depend_on_the_others(
-    key: int, turn: int, step: int, tokens: list[int]
-) -> None:
+def test_the_noise_of_a_token_does_not_depend_on_the_others(key: int, turn: int, step: int, tokens: list[int]) -> None:
     together = gumbel(key, turn, step, np.array(tokens))
     alone = [gumbel(key, turn, step, np.array([token]))[0] for token in tokens]
     assert together.tolist() == alone
@@ -53,12 +51,8 @@ def test_the_noise_is_minus_ln_minus_ln_of_the_middle_of_the_word_s_interval() -
 
 
 @pytest.mark.parametrize("word", [0, 2**32 - 1])
-def test_the_largest_and_the_smallest_word_make_finite_noise(
-    word: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        noise, "philox_4x32", lambda counter, key: np.full((len(counter), 4), word, np.uint32)
-    )
+def test_the_largest_and_the_smallest_word_make_finite_noise(word: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise, "philox_4x32", lambda counter, key: np.full((len(counter), 4), word, np.uint32))
     assert np.isfinite(gumbel(1, 1, 1, np.arange(4))).all()
 
 

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from rwkvbatch.model.base import RaggedBatch
+from rwkvbatch.model.base import RaggedBatch, fp32_sums
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.model.rwkv7 import Network
-from rwkvbatch.model.settings import fp32_sums
 from tests.model.ops.device import needs_gpu
 
 pytest.importorskip("triton")
@@ -66,9 +65,7 @@ def test_graphs_give_the_bits_of_the_same_steps_without_them(dtype: torch.dtype,
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float16, 0.02), (torch.bfloat16, 0.15)]
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float16, 0.02), (torch.bfloat16, 0.15)])
 @pytest.mark.parametrize("rows", [1, 5, few.MAX_ROWS])
 def test_steps_of_a_few_rows_are_the_same_as_by_the_librarys_products(
     rows: int, dtype: torch.dtype, tolerance: float
@@ -91,9 +88,7 @@ def test_steps_of_a_few_rows_are_the_same_as_by_the_librarys_products(
 def test_a_step_never_waits_for_the_device() -> None:
     ops, graphed = stepper(torch.float16)
     pool = ops.make_pool(4, LAYERS, HEADS, HEAD_SIZE)
-    batches = [
-        RaggedBatch.of(token_lists(lengths, 0), range(len(lengths))) for lengths in ([40, 1], [1, 1, 1])
-    ]
+    batches = [RaggedBatch.of(token_lists(lengths, 0), range(len(lengths))) for lengths in ([40, 1], [1, 1, 1])]
     for batch in batches * (WARM_UPS + 1):
         graphed.step(ops, batch, pool)
     torch.cuda.set_sync_debug_mode("error")

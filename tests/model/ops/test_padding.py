@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rwkvbatch.model.base import RaggedBatch
-from rwkvbatch.model.ops.padding import (
+from rwkvbatch.model.ops.cuda import (
     BUCKETS,
     NO_SLOT,
     decode_rows,
@@ -17,9 +17,7 @@ from rwkvbatch.model.ops.padding import (
 )
 
 
-@pytest.mark.parametrize(
-    ("rows", "bucket"), [(1, 1), (2, 2), (3, 4), (9, 16), (33, 48), (200, 256), (256, 256)]
-)
+@pytest.mark.parametrize(("rows", "bucket"), [(1, 1), (2, 2), (3, 4), (9, 16), (33, 48), (200, 256), (256, 256)])
 def test_a_decode_step_is_filled_up_to_the_next_bucket(rows: int, bucket: int) -> None:
     assert decode_rows(rows, None) == bucket
 

@@ -14,8 +14,7 @@ from rwkvbatch.model.rwkv7 import Network
 
 pytest.importorskip("rwkvbatch._native")
 from rwkvbatch import _native
-from rwkvbatch.model.ops.cpu import CpuOps, CpuPool
-from rwkvbatch.model.ops.program import WrittenNetwork
+from rwkvbatch.model.ops.cpu import CpuOps, CpuPool, TracedProgram
 
 NUM_LAYERS, NUM_HEADS, HEAD_SIZE, VOCAB_SIZE = 3, 2, 32, 50
 WIDTH = NUM_HEADS * HEAD_SIZE
@@ -67,7 +66,7 @@ def test_logits_and_states_are_those_of_the_network(
     batch = RaggedBatch.of(tokens, range(len(tokens), 0, -1), every_token=every_token)
     pools = [make_pool(ops, len(tokens) + 1) for _ in range(2)]
     expected = network.step(ops, batch, pools[0]).clone()
-    found = WrittenNetwork(network).step(ops, batch, pools[1])
+    found = TracedProgram(network).step(ops, batch, pools[1])
     assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
     for mine, theirs in zip(bits(pools[1]), bits(pools[0]), strict=True):
         assert torch.equal(mine, theirs)
@@ -75,7 +74,7 @@ def test_logits_and_states_are_those_of_the_network(
 
 
 def test_a_step_after_another_with_more_rows_is_its_own(ops: CpuOps, network: Network) -> None:
-    written, pool = WrittenNetwork(network), make_pool(ops, 4)
+    written, pool = TracedProgram(network), make_pool(ops, 4)
     small, large = RaggedBatch.of([[3]], [0]), RaggedBatch.of([[4], [5], [6]], [1, 2, 3])
     expected = network.step(ops, small, make_pool(ops, 4)).clone()
     written.step(ops, large, pool)
@@ -87,7 +86,7 @@ def test_a_token_outside_the_vocabulary_changes_no_state(ops: CpuOps, network: N
     pool = make_pool(ops, 2)
     before = [tensor.clone() for tensor in bits(pool)]
     with pytest.raises(ValueError, match=rf"must be in \[0, {VOCAB_SIZE}\), got {token}"):
-        WrittenNetwork(network).step(ops, RaggedBatch.of([[1, token]], [0]), pool)
+        TracedProgram(network).step(ops, RaggedBatch.of([[1, token]], [0]), pool)
     for mine, theirs in zip(bits(pool), before, strict=True):
         assert torch.equal(mine, theirs)
 
@@ -101,6 +100,6 @@ def test_an_operation_cannot_need_what_none_before_it_makes(ops: CpuOps) -> None
 def test_logits_must_have_room_for_every_output(ops: CpuOps, network: Network) -> None:
     batch, pool = RaggedBatch.of([[1], [2]], [0, 1]), make_pool(ops, 2)
     parts = batch.tokens, batch.starts, batch.slots, batch.outputs, pool.native
-    program = WrittenNetwork(network)._program
+    program = TracedProgram(network)._program
     with pytest.raises(ValueError, match="the logits must be"):
         ops._native.run(program, *parts, np.empty((1, VOCAB_SIZE), np.float32))

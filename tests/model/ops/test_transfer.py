@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rwkvbatch.model.ops.transfer import pack, send, unpack, upload
+from rwkvbatch.model.ops.batch import pack, send, unpack, upload
 
 ARRAYS = [
     np.array([1, -2, 3], np.int32),
@@ -25,9 +25,7 @@ def test_arrays_of_all_kinds_and_lengths_come_out_as_they_were() -> None:
 
 def test_every_array_is_aligned() -> None:
     target = torch.empty_like(pack(ARRAYS))
-    assert all(
-        (view.data_ptr() - target.data_ptr()) % 16 == 0 for view in unpack(target, ARRAYS) if len(view)
-    )
+    assert all((view.data_ptr() - target.data_ptr()) % 16 == 0 for view in unpack(target, ARRAYS) if len(view))
 
 
 def test_sending_again_changes_what_the_views_show() -> None:

@@ -7,13 +7,13 @@ import torch
 
 from rwkvbatch.model.base import RaggedBatch, State
 from rwkvbatch.model.ops import ShiftKind
-from rwkvbatch.model.ops.padding import pad_rows
+from rwkvbatch.model.ops.cuda import pad_rows
 from rwkvbatch.model.ops.reference import LAYER_NORM_EPS, ReferenceOps
 from tests.model.ops.device import DEVICE, guarded, normal, untouched
 
 pytest.importorskip("triton")
 from rwkvbatch.model.ops.cuda import CudaOps
-from rwkvbatch.model.ops.triton import shift
+from rwkvbatch.model.ops.triton import scan as shift
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 

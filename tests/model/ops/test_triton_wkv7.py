@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rwkvbatch.model.base import RaggedBatch, State
-from rwkvbatch.model.ops.indices import chunk_rows
+from rwkvbatch.model.ops.batch import chunk_rows
 from rwkvbatch.model.ops.reference import ReferenceOps
 from tests.model.ops.device import DEVICE, guarded, normal, untouched
 
@@ -27,9 +27,7 @@ def on_device(array: npt.ArrayLike) -> torch.Tensor:
     return torch.tensor(array, dtype=torch.int32, device=DEVICE)
 
 
-def in_chunks(
-    rows: Rows, weights: HeadWeights, sequences: Sequences, carried: torch.Tensor, out: torch.Tensor
-) -> None:
+def in_chunks(rows: Rows, weights: HeadWeights, sequences: Sequences, carried: torch.Tensor, out: torch.Tensor) -> None:
     bounds = (side.cpu().numpy().astype(np.int64) for side in sequences[:2])
     numbered = chunks.ChunkRows(*[on_device(part) for part in chunk_rows(*bounds, chunks.CHUNK)])
     chunks.chunks(rows, weights, sequences, numbered, carried, out)

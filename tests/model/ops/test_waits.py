@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rwkvbatch.config import Sampling
-from rwkvbatch.engine.core import Engine
+from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import NoiseKey, Reply, Request, Score
 from rwkvbatch.model.base import ModelSpec
 from rwkvbatch.model.random_checkpoint import random_tensors

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rwkvbatch.script.checks import ReplyFacts, Verdict
-from rwkvbatch.script.rules import answer, wrong
+from rwkvbatch.script.checks.text import answer, wrong
 
 
 @dataclass(frozen=True)

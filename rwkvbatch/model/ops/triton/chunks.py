@@ -21,9 +21,6 @@ A decay is at least exp(-exp(-1/2)) = 0.545, so 1 / W_16 stays below 2e4; every 
 W_j with i >= j in it, which is at most 1, so fp32 loses nothing to the division.
 """
 
-# Kernels are not quite Python: constants are passed as plain values, launches have options of their own.
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -33,6 +30,10 @@ import triton
 import triton.language as tl
 
 from rwkvbatch.model.ops.triton.scan import HeadWeights, Rows, Sequences, finished, normalized
+
+# Kernels are not quite Python: constants are passed as plain values, launches have options of their own.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+
 
 CHUNK = 16
 BLOCK_VALUES = 16
@@ -257,9 +258,7 @@ def chunks(
     r, w, k, v, a, g = rows
     bounds = numbered.starts, numbered.stops
     grid = num_chunks, num_heads
-    _prepare[grid](
-        r, w, k, v, a, *weights[:3], *bounds, *prepared, **shape, num_warps=4, maxnreg=MAX_REGISTERS
-    )
+    _prepare[grid](r, w, k, v, a, *weights[:3], *bounds, *prepared, **shape, num_warps=4, maxnreg=MAX_REGISTERS)
     _pass_on[len(sequences.starts), num_heads, triton.cdiv(size, BLOCK_VALUES)](
         v,
         *prepared[:4],

@@ -6,9 +6,6 @@ and in fp64 from block to block, so the top-p cut can fall differently where a s
 that cannot win: -ln u >= 1 - u, so a token's noise is at most -ln(1 - u).
 """
 
-# Kernels are not quite Python: constants are passed as plain values, launches have options of their own.
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -16,6 +13,10 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+
+# Kernels are not quite Python: constants are passed as plain values, launches have options of their own.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+
 
 MAX_BLOCK = 1024
 _WAYS: tl.constexpr = tl.constexpr(8)
@@ -84,9 +85,7 @@ def _weight(x, largest, divisor, COUNTED: tl.constexpr):
 
 
 @triton.jit
-def _sum_from(
-    row_ptr, keys, largest, divisor, COUNTED: tl.constexpr, VOCAB: tl.constexpr, BLOCK: tl.constexpr
-):
+def _sum_from(row_ptr, keys, largest, divisor, COUNTED: tl.constexpr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
     """For each of `keys` [W] the weight of the tokens at or above it; fp64."""
     sums = tl.zeros_like(keys).to(tl.float64)
     for start in range(0, VOCAB, BLOCK):
@@ -99,9 +98,7 @@ def _sum_from(
 
 
 @triton.jit
-def _cut(
-    row_ptr, target, lowest, largest, divisor, COUNTED: tl.constexpr, VOCAB: tl.constexpr, BLOCK: tl.constexpr
-):
+def _cut(row_ptr, target, lowest, largest, divisor, COUNTED: tl.constexpr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
     """The largest key at or above `lowest` such that the tokens from there on weigh `target`."""
     low, high = lowest, _ordered(largest) + 1
     ways = tl.arange(0, _WAYS).to(tl.int64)
@@ -115,9 +112,7 @@ def _cut(
 
 
 @triton.jit
-def _total(
-    row_ptr, lowest, largest, divisor, COUNTED: tl.constexpr, VOCAB: tl.constexpr, BLOCK: tl.constexpr
-):
+def _total(row_ptr, lowest, largest, divisor, COUNTED: tl.constexpr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
     keys = lowest + tl.zeros([_WAYS], tl.int64)
     return tl.max(_sum_from(row_ptr, keys, largest, divisor, COUNTED, VOCAB, BLOCK), 0)
 
@@ -224,9 +219,7 @@ def _sample(
         num_equal = tl.cast(VOCAB, tl.int64)
         if top_p < 1.0:
             total = _total(work_ptr, lowest, largest, divisor, False, VOCAB, BLOCK)
-            lowest = _cut(
-                work_ptr, total * top_p.to(tl.float64), lowest, largest, divisor, False, VOCAB, BLOCK
-            )
+            lowest = _cut(work_ptr, total * top_p.to(tl.float64), lowest, largest, divisor, False, VOCAB, BLOCK)
         if top_k > 0:
             num_kept = _total(work_ptr, lowest, largest, divisor, True, VOCAB, BLOCK)
             if num_kept > top_k.to(tl.float64):
@@ -284,9 +277,7 @@ def sample(
 def look_up(logits: torch.Tensor, given: torch.Tensor, best: torch.Tensor, logprobs: torch.Tensor) -> None:
     """`reference.look_up` of `given` [P] in `logits` [P, V] fp32 into `best` [P] int32 and `logprobs` [P] fp32."""
     num_rows, vocab_size = logits.shape
-    _look_up[(num_rows,)](
-        logits, given, best, logprobs, VOCAB=vocab_size, BLOCK=_block(vocab_size), num_warps=8
-    )
+    _look_up[(num_rows,)](logits, given, best, logprobs, VOCAB=vocab_size, BLOCK=_block(vocab_size), num_warps=8)
 
 
 def _block(vocab_size: int) -> int:

@@ -1,0 +1,283 @@
+"""A dialogue as a script that `run` replays, and as the words that make it do so."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from rwkvbatch.chat.session import KEPT_SETTINGS, Session
+from rwkvbatch.chat.storage import write_private
+from rwkvbatch.chat.tree import REFERENCE, Exchange
+from rwkvbatch.engine.request import Finish
+from rwkvbatch.engine.sequence import closed_history
+from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
+from rwkvbatch.prompt.templates import PRELUDES
+from rwkvbatch.results.manifest import read_manifest
+from rwkvbatch.results.recovery import read_results
+from rwkvbatch.results.row import Row
+from rwkvbatch.results.store import RESULTS_NAME
+from rwkvbatch.script.reader import read_scripts
+
+
+@dataclass(frozen=True)
+class RunPoint:
+    """A point of a run.
+
+    Attributes:
+        rows: the turns up to the point, first one first.
+        cell: the settings of the cell, by their names, as the manifest has them.
+        weights_sha256: of the model that made the replies.
+        system: the conversation's system message.
+    """
+
+    directory: Path
+    rows: tuple[Row, ...]
+    cell: dict[str, Any]
+    weights_sha256: str
+    system: str | None
+
+
+def read_point(place: str, cell: str | None = None, repeat: int = 0) -> RunPoint:
+    """The point that `RUN:CONVERSATION:TURN` names; turns count from 0, as in `results.jsonl`.
+
+    Args:
+        cell: the grid cell; None for the run's first one.
+
+    Raises:
+        UsageError: `place` is not of that form, or the run has no such turn.
+        RunDirectoryError: the run cannot be read.
+    """
+    directory_name, conversation, turn = _parse(place)
+    directory = Path(directory_name).expanduser()
+    manifest = read_manifest(directory)
+    if manifest is None:
+        raise RunDirectoryError("is not a run: it has no manifest", path=directory)
+    cells = cast("dict[str, Any]", manifest["identity"].get("cells", {}))
+    wanted_cell = cell if cell is not None else next(iter(cells), "")
+    if wanted_cell not in cells:
+        raise UsageError(f"--cell must be one of {', '.join(cells)}; got {wanted_cell!r}")
+    rows: dict[int, Row] = {}
+    conversations: dict[str, None] = {}
+    for row in read_results(directory / RESULTS_NAME):
+        conversations[row.conversation] = None
+        if (row.conversation, row.cell, row.repeat) == (conversation, wanted_cell, repeat):
+            rows[row.turn] = row
+    if not rows:
+        some = ", ".join(list(conversations)[:8])
+        raise UsageError(
+            f"--from {place}: the run has no rows of conversation {conversation!r}, "
+            f"cell {wanted_cell!r}, repeat {repeat}",
+            hint=f"conversations: {some}" + (", ..." if len(conversations) > 8 else ""),
+        )
+    path = [rows[number] for number in range(turn + 1) if number in rows]
+    if len(path) <= turn or any(row.finish == "error" for row in path):
+        good = 0
+        while good in rows and rows[good].finish != "error":
+            good += 1
+        raise UsageError(f"--from {place}: turn must be in 0 to {good - 1}, got {turn}")
+    identity = cast("dict[str, Any]", cells[wanted_cell])
+    return RunPoint(
+        directory,
+        tuple(path),
+        identity,
+        str(identity.get("weights_sha256", "")),
+        _system(manifest, conversation, directory),
+    )
+
+
+def replay(session: Session, point: RunPoint) -> None:
+    """Put the turns of `point` into a session that has just begun.
+
+    Raises:
+        UsageError: the session's model is not the run's.
+    """
+    spec = session.engine.model.spec
+    if spec.weights_sha256 != point.weights_sha256:
+        raise UsageError(
+            f"{point.directory} was run with the weights {point.weights_sha256[:12]}, "
+            f"those here are {spec.weights_sha256[:12]} ({spec.path})",
+            hint="give the run's model with --model",
+        )
+    tokenizer, template = session.engine.tokenizer, session.template
+    settings = session.kept_settings()
+    gold = point.cell.get("history") == "gold"
+    num_history = len(session.dialogue.history())
+    for row in point.rows:
+        prompt = tuple(tokenizer.encode(template.turn(row.prompt)))
+        if num_history + len(prompt) != row.tokens.prompt:
+            raise UsageError(
+                f"turn {row.turn} of the run followed {row.tokens.prompt} tokens, here it would follow "
+                f"{num_history + len(prompt)}",
+                hint="give the --prelude, --template and --think that the run had; its script must be as it was",
+            )
+        if gold and row.reference is not None and row is not point.rows[-1]:
+            # The next turn of the run followed the reference, not this reply.
+            prompt = tuple(tokenizer.encode(template.past_turn(row.prompt)))
+            rest = tuple(tokenizer.encode(template.reply(row.reference.text)))
+            reply, ids, finish = row.reference.text, (), REFERENCE
+        else:
+            closed = closed_history(
+                tokenizer,
+                prompt,
+                row.reply_ids,
+                cast("Finish", row.finish),
+                row.stopped_by,
+                template.closing,
+            )
+            rest, reply, ids, finish = closed[len(prompt) :], row.reply, row.reply_ids, row.finish
+        num_history += len(prompt) + len(rest)
+        last = session.dialogue.last
+        session.dialogue.add(
+            Exchange(
+                number=len(session.dialogue.exchanges),
+                parent=None if last is None else last.number,
+                opening=session.dialogue.head.opening,
+                turn=row.turn,
+                attempt=0,
+                seed=row.seed,
+                user=row.prompt,
+                prompt=prompt,
+                ids=ids,
+                rest=rest,
+                reply=reply,
+                raw=reply,
+                finish=finish,
+                stopped_by=row.stopped_by,
+                settings=settings,
+                first_token_s=row.timing.first_token_s,
+                total_s=row.timing.total_s,
+            )
+        )
+
+
+def settings_of(point: RunPoint) -> dict[str, Any]:
+    """The settings that the run's replies were made with, by their names."""
+    return {name: point.cell[name] for name in KEPT_SETTINGS if name in point.cell}
+
+
+def _parse(place: str) -> tuple[str, str, int]:
+    rest, _, turn = place.rpartition(":")
+    pieces = rest.split(":")
+    # Names of runs and of conversations may hold colons: the run is what is a directory.
+    splits = [(":".join(pieces[:at]), ":".join(pieces[at:])) for at in range(1, len(pieces))]
+    splits.sort(key=lambda split: not Path(split[0]).expanduser().is_dir())
+    if turn.isdecimal() and splits and all(splits[0]):
+        return (*splits[0], int(turn))
+    raise UsageError(
+        f"--from must be RUN:CONVERSATION:TURN, got {place!r}",
+        hint="for example --from runs/first:names-1:0; turns count from 0, as in results.jsonl",
+    )
+
+
+def _system(manifest: dict[str, Any], conversation: str, directory: Path) -> str | None:
+    """The conversation's system message, out of the run's scripts.
+
+    Raises:
+        RunDirectoryError: they are not what they were, so nobody knows.
+    """
+    names = [str(name) for name in cast("dict[str, Any]", manifest.get("about", {})).get("scripts", [])]
+    try:
+        script = read_scripts(names, skip_bad=True) if names and "-" not in names else None
+    except RwkvBatchError:
+        script = None
+    found = [c for c in script.conversations if c.id == conversation] if script is not None else []
+    if not found:
+        raise RunDirectoryError(
+            f"the script that conversation {conversation!r} comes from is not there any more "
+            f"({', '.join(names) or 'unknown'}), so its system message is unknown",
+            path=directory,
+            hint="start where the run was started, with its script in place",
+        )
+    return found[0].system
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        command: the command line that replays it.
+        caveats: why some replies will not be the same, one sentence each.
+    """
+
+    command: str
+    caveats: tuple[str, ...]
+
+
+def export(session: Session, path: Path) -> Exported:
+    """Write the current branch to `path` as one conversation of the native form.
+
+    Raises:
+        UsageError: nothing was said yet.
+        StorageError: it could not be written.
+    """
+    dialogue = session.dialogue
+    exchanges = dialogue.path()
+    if not exchanges:
+        raise UsageError("/export needs something that was said, and there is nothing yet")
+    opening = dialogue.openings[dialogue.head.opening]
+    common = _params(exchanges[0])
+    messages: list[dict[str, Any]] = []
+    if opening.system:
+        messages.append({"role": "system", "content": opening.system})
+    for exchange in exchanges:
+        own = {name: value for name, value in _params(exchange).items() if common.get(name) != value}
+        messages.append({"role": "user", "content": exchange.user, **({"params": own} if own else {})})
+        if exchange.reply.strip():
+            messages.append({"role": "assistant", "content": exchange.reply})
+    record = {"id": session.identity.conversation, "tags": ["chat"], "messages": messages, "params": common}
+    write_private(path, json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+    options: list[str] = ["rwkvbatch", "run", str(path)]
+    settings = session.settings
+    named = next((name for name, text in PRELUDES.items() if text == opening.prelude), None)
+    if named is not None:
+        options += ["--prelude", named]
+    elif opening.prelude:
+        prelude = path.with_name(path.name + ".prelude.txt")
+        write_private(prelude, opening.prelude.encode("utf-8", "backslashreplace"))
+        options += ["--prelude", str(prelude)]
+    think = str(exchanges[0].settings["think"])
+    for option, value, default in (
+        ("--think", think, "off"),
+        ("--model", settings.model, None),
+        ("--strategy", settings.strategy, "auto"),
+        ("--backend", settings.backend, "auto"),
+        ("--state", opening.state, None),
+        ("--template", settings.template, None),
+    ):
+        if value is not None and value != default:
+            options += [option, str(value)]
+    if session.identity.repeat:
+        options += ["--repeats", str(session.identity.repeat + 1)]
+    return Exported(shlex.join(options), tuple(_caveats(session, exchanges)))
+
+
+def _params(exchange: Exchange) -> dict[str, Any]:
+    """The exchange's settings as a script may give them."""
+    values = {name: value for name, value in exchange.settings.items() if name != "think" and value is not None}
+    return {**values, "seed": exchange.seed}
+
+
+def _caveats(session: Session, exchanges: Sequence[Exchange]) -> list[str]:
+    caveats: list[str] = []
+    for finish, why in (
+        ("time", "ended by the time limit; a replay goes on to its end"),
+        ("cancelled", "was stopped by hand; a replay goes on to its end"),
+        (REFERENCE, "is the run's reference, which a replay follows with --history gold alone"),
+    ):
+        turns = [str(exchange.turn + 1) for exchange in exchanges if exchange.finish == finish]
+        if turns:
+            caveats.append(f"the reply of turn {', '.join(turns)} {why}")
+    weights = session.engine.model.spec.weights_sha256
+    turns = [str(exchange.turn + 1) for exchange in exchanges if exchange.weights_sha256 not in ("", weights)]
+    if turns:
+        caveats.append(f"the reply of turn {', '.join(turns)} is another model's; a replay has one model")
+    if len({str(exchange.settings["think"]) for exchange in exchanges}) > 1:
+        caveats.append("the thinking mode changed on the way; a replay keeps the first one")
+    if session.identity.repeat:
+        caveats.append(f"the replies are those of repeat {session.identity.repeat}")
+    return caveats

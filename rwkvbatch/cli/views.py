@@ -1,0 +1,301 @@
+"""`rwkvbatch run --dry-run`: the plan, and traps in the script."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+import typer
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from rwkvbatch.results.summary import CellSummary, Summary
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from rwkvbatch.replay.prepare import Prepared
+    from rwkvbatch.replay.runner import RunResult
+
+
+class TrimmedConsole(Console):
+    """Leaves out the blanks that fill lines up, which only a terminal has a use for."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if self.is_terminal:
+            super().print(*objects, **options)
+            return
+        with self.capture() as captured:
+            super().print(*objects, **options)
+        self.file.write(re.sub(r"[ \t]+$", "", captured.get(), flags=re.MULTILINE))
+        self.file.flush()
+
+
+def console(*, stderr: bool = False, file: IO[str] | None = None, width: int | None = None) -> Console:
+    """A console for tables and text, on standard output unless another stream is given."""
+    return TrimmedConsole(stderr=stderr, file=file, width=width, highlight=False)
+
+
+def fitted(
+    table_of: Callable[[Sequence[str]], Table], columns: Sequence[str], less_wanted: Sequence[str], width: int
+) -> Table:
+    """The table with as many of `columns` as have room.
+
+    Args:
+        table_of: makes the table with some of the columns. Of its own columns, those that are not `no_wrap` may be
+            folded, down to their `min_width` or their longest word.
+        less_wanted: what a narrow terminal does without, the first one first. Where even the others have no room,
+            all of them are folded.
+    """
+    kept = list(columns)
+    table = table_of(kept)
+    for name in less_wanted:
+        if _narrowest(table) <= width:
+            break
+        if name in kept:
+            kept.remove(name)
+            table = table_of(kept)
+    spare = width - _narrowest(table)
+    if spare < 0:
+        for column in table.columns:
+            column.no_wrap, column.overflow, column.min_width = False, "fold", None
+        return table
+    # Rich would take the room that lacks from all columns, whatever their least width.
+    for column in table.columns:
+        column.width = min(_widest(column), _least(column) + spare)
+        spare -= column.width - _least(column)
+    return table
+
+
+def facts_table(facts: Mapping[str, str]) -> Table:
+    """Names and what is to be said of them, folded where it is long."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, fact in facts.items():
+        table.add_row(Text(name, style="bold"), Text(fact))
+    return table
+
+
+def _narrowest(table: Table) -> int:
+    """The width below which something would be cut off, or folded that should not be."""
+    widest = Console(width=10_000).measure(table).maximum
+    return widest - sum(_widest(column) - _least(column) for column in table.columns)
+
+
+def _least(column: Column) -> int:
+    widest = _widest(column)
+    if column.no_wrap:
+        return widest
+    words = (cell_len(word) for line in _lines(column) for word in line.split())
+    return min(widest, column.min_width or max(words, default=0))
+
+
+def _widest(column: Column) -> int:
+    return max(map(cell_len, _lines(column)), default=0)
+
+
+def _lines(column: Column) -> list[str]:
+    return [line for cell in (column.header, *column.cells) for line in str(cell).split("\n")]
+
+
+FIXED_COLUMNS = 66
+"""What a terminal needs besides the names of the cells."""
+
+MAX_NAME_WIDTH = 24
+"""Longer names are folded where there is no room for them."""
+
+LESS_WANTED = ("first token\np50 / p95", "reply\ntokens", "ended by")
+"""Columns that a narrow terminal does without, the first one first."""
+
+
+def show_summary(result: RunResult) -> None:
+    """Print the table by cell, the totals, and what to do next."""
+    from rich.text import Text
+
+    from rwkvbatch.prompt.escaping import printable
+
+    err = console(stderr=True)
+    err.print(summary_table(result.summary, err.width))
+    for line in _summary_lines(result):
+        err.print(Text(printable(line)), soft_wrap=True)
+
+
+def summary_table(summary: Summary, width: int = 100) -> Table:
+    """One line a cell.
+
+    Where `width` is too small for a cell's name, it gets a line for each of its settings; where it is too small even
+    then, columns are left out.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from rwkvbatch.prompt.escaping import printable
+
+    names = [printable(cell.name) for cell in summary.cells]
+    if max((len(name) for name in names), default=0) > width - FIXED_COLUMNS:
+        names = [name.replace(",", ",\n") for name in names]
+    columns = _columns(summary)
+    longest = max((len(line) for name in names for line in name.split("\n")), default=0)
+
+    def table_of(headers: Sequence[str]) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("cell", overflow="fold", min_width=min(MAX_NAME_WIDTH, longest))
+        for header in headers:
+            is_text = header == "ended by"
+            table.add_column(header, justify="left" if is_text else "right", no_wrap=not is_text)
+        for name, *values in zip(names, *(columns[header] for header in headers), strict=True):
+            table.add_row(Text(name), *values)
+        return table
+
+    return fitted(table_of, list(columns), LESS_WANTED, width)
+
+
+def _columns(summary: Summary) -> dict[str, list[str]]:
+    """What stands in each column besides the cells' names, by its header."""
+    cells = summary.cells
+    columns = {
+        "rows": [f"{cell.rows:,}" for cell in cells],
+        "checks\npassed": [_share_passed(cell) for cell in cells],
+        "reply\ntokens": [f"{cell.reply_tokens:,}" for cell in cells],
+        "ended by": [_ends(cell) for cell in cells],
+        "first token\np50 / p95": [_seconds_pair(cell.first_token_p50_s, cell.first_token_p95_s) for cell in cells],
+    }
+    if any(cell.reference_nll is not None for cell in cells):
+        columns["ref.\nnll"] = ["-" if cell.reference_nll is None else f"{cell.reference_nll:.3f}" for cell in cells]
+    return columns
+
+
+def _share_passed(cell: CellSummary) -> str:
+    if not cell.checks:
+        return "-"
+    return f"{cell.checks_passed}/{cell.checks} {cell.checks_passed / cell.checks:.0%}"
+
+
+def _ends(cell: CellSummary) -> str:
+    ends = sorted(cell.finish.items(), key=lambda item: -item[1])
+    return ends[0][0] if len(ends) == 1 else "\n".join(f"{name} {count:,}" for name, count in ends)
+
+
+def _summary_lines(result: RunResult) -> list[str]:
+    import shlex
+
+    from rwkvbatch.replay.progress import duration
+
+    summary, progress = result.summary, result.progress
+    read = summary.prompt_tokens - summary.cached_tokens
+    if progress.reply_tokens:
+        done = (
+            f"{progress.reply_tokens:,} reply tokens in {duration(progress.elapsed_s)}, "
+            f"{progress.tokens_per_s:,.0f} tokens/s"
+        )
+    else:
+        done = "no reply came about" if progress.failures else "nothing was left to do"
+    lines = [
+        done,
+        f"{summary.prompt_tokens:,} prompt tokens: {read:,} read, {summary.cached_tokens:,} reused",
+    ]
+    if summary.errors:
+        some = f"{summary.errors:,} rows" if summary.errors > 1 else "1 row"
+        lines.append(f"{some} failed; --retry-errors runs {'them' if summary.errors > 1 else 'it'} again")
+    lines += _precision_lines(result)
+    if result.verified is not None:
+        lines.append(f"verified: {result.verified['held']}")
+    directory = shlex.quote(str(result.directory))
+    lines.append(f"rows are in {directory}")
+    shard = result.plan.shard
+    if shard is not None:
+        lines.append(f"next, when all {shard.parts} parts are done: rwkvbatch merge PART... --out DIR")
+    elif len(summary.cells) > 1:
+        lines.append(f"next: rwkvbatch compare {directory}")
+    elif summary.errors or any(cell.checks_passed < cell.checks for cell in summary.cells):
+        lines.append(f"next: rwkvbatch show {directory} --failed")
+    else:
+        lines.append(f"next: rwkvbatch show {directory}, or run again with --temp 0.3,1.0 and compare")
+    return lines
+
+
+def until_ci_record(result: RunResult) -> dict[str, Any] | None:
+    """What `--until-ci` came to, for `--json`: a width that cannot be known, or has nothing to be of, is null."""
+    if not result.reached:
+        return None
+    cells = [
+        {
+            "cell": cell.cell,
+            "repeats": cell.repeats,
+            "width": cell.width if cell.width is not None and math.isfinite(cell.width) else None,
+        }
+        for cell in result.reached
+    ]
+    return {"asked": result.plan.settings.until_ci, "cells": cells}
+
+
+def _precision_lines(result: RunResult) -> list[str]:
+    """How many repeats each cell got, and how wide its interval against the first cell is."""
+    if not result.reached:
+        return []
+    asked = result.plan.settings.until_ci
+    assert asked is not None
+    lines = [f"--until-ci {asked:g}: width of the score's interval against {result.reached[0].cell}"]
+    for cell in result.reached:
+        if cell is result.reached[0]:
+            found = "the first cell"
+        elif cell.width is None:
+            found = "nothing to compare"
+        elif math.isinf(cell.width):
+            found = "width not known: one conversation only, or the same difference in all"
+        else:
+            found = f"width {cell.width:.3g}" + ("" if cell.width <= asked else ", wider than asked")
+        lines.append(f"  {cell.cell}: {cell.repeats:,} repeats, {found}")
+    return lines
+
+
+def _seconds_pair(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "-"
+    if high < 1:
+        return f"{low * 1000:.0f} / {high * 1000:.0f} ms"
+    return f"{low:.2f} / {high:.2f} s"
+
+
+MAX_WARNINGS = 50
+
+
+def show_plan(prepared: Prepared, *, as_json: bool) -> None:
+    """Print what would be run; loads the tokenizer and nothing else."""
+    from rich.text import Text
+
+    from rwkvbatch.prompt.escaping import printable
+    from rwkvbatch.prompt.tokenizer import world_tokenizer
+    from rwkvbatch.replay.conversation import PromptEncoder
+    from rwkvbatch.replay.preview import preview
+    from rwkvbatch.script.lint import lint
+
+    found = preview(prepared.plan, PromptEncoder(world_tokenizer()))
+    warnings = lint(prepared.plan.conversations)
+    if as_json:
+        content = {**found.as_dict(), "warnings": [str(warning) for warning in warnings]}
+        typer.echo(json.dumps(content, indent=2))
+        return
+    shared = found.first_prompt_tokens - found.first_prompt_distinct
+    facts = {
+        "rows": f"{found.rows:,}",
+        "conversations": f"{found.conversations:,}",
+        "cells": f"{len(found.cells):,}: {'; '.join(found.cells[:8])}{' ...' if len(found.cells) > 8 else ''}",
+        "repeats": f"{found.repeats:,}",
+        "tokens of first prompts": f"{found.first_prompt_tokens:,}, of which {shared:,} are shared prefixes",
+        "tokens of later turns": f"{found.later_turn_tokens:,}, and the replies before them",
+        "tokens of replies": f"at most {found.max_reply_tokens:,}",
+    }
+    console().print(facts_table({name: printable(fact) for name, fact in facts.items()}))
+    err = console(stderr=True)
+    for warning in warnings[:MAX_WARNINGS]:
+        err.print(Text(printable(f"warning: {warning}", keep_newlines=False)), soft_wrap=True)
+    if len(warnings) > MAX_WARNINGS:
+        err.print(f"and {len(warnings) - MAX_WARNINGS} more warnings")

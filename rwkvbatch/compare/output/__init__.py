@@ -1,1 +1,0 @@
-"""A finished comparison in words, tables and pages."""

@@ -1,1 +1,0 @@
-"""The report: one HTML file that opens without a network and runs nothing but its own script."""

@@ -1,0 +1,210 @@
+"""`results.jsonl` as a table: one row a turn, the metrics as columns."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from array import array
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvbatch.comparison.metrics import TURN_METRICS
+from rwkvbatch.comparison.ngrams import count_ngrams
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# pandas ships no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
+
+_CRC_KEY: Final = b',"crc":"'
+_CRC_TAIL_BYTES: Final = len(_CRC_KEY) + 8 + len(b'"}')
+_CONTENT: Final = (
+    "conversation", "cell", "repeat", "turn", "seed", "finish", "error", "prompt", "reply", "tags", "reference",
+    "checks",
+)  # fmt: skip
+_TEXTS: Final = ("conversation", "cell", "finish", "prompt", "reply")
+_INTEGERS: Final = ("repeat", "turn", "seed")
+_BY_ROW: Final = [metric for metric in TURN_METRICS if metric.of is not None and metric.of_ngrams is None]
+_BY_NGRAMS: Final = [metric for metric in TURN_METRICS if metric.of_ngrams is not None]
+
+# Enough replies at once for the arrays to pay off, and few enough tokens for the processor's cache.
+_BATCH_REPLIES: Final = 512
+_BATCH_TOKENS: Final = 2**17
+
+
+class _Columns:
+    """The rows of a file, as they come: what they hold, and their numbers."""
+
+    def __init__(self) -> None:
+        self.contents: list[tuple[Any, ...]] = []
+        self._by_row: list[list[float | None]] = []
+        self._by_ngrams: list[list[NDArray[np.float64]]] = []
+        self._replies: list[array[int]] = []
+        self._num_tokens = 0
+        # Scripts' texts come again in every cell and repeat.
+        self._shared: dict[str, str] = {}
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Raises ValueError, KeyError, TypeError, AttributeError or OverflowError where `row` is none."""
+        content = _content(row, self._shared)
+        numbers = [metric.of(row) for metric in _BY_ROW]  # pyright: ignore[reportOptionalCall]
+        math.fsum(filter(None, numbers))  # raises where one is no number
+        reply = array("q", row["reply_ids"])
+        self.contents.append(content)
+        self._by_row.append(numbers)
+        self._replies.append(reply)
+        self._num_tokens += len(reply)
+        if len(self._replies) == _BATCH_REPLIES or self._num_tokens >= _BATCH_TOKENS:
+            self._count()
+
+    def _count(self) -> None:
+        counts = count_ngrams(self._replies)
+        self._by_ngrams.append([metric.of_ngrams(counts) for metric in _BY_NGRAMS])  # pyright: ignore[reportOptionalCall]
+        self._replies, self._num_tokens = [], 0
+
+    def numbers(self) -> dict[str, NDArray[np.float64]]:
+        """By metric, in the order of `TURN_METRICS`: `[rows]`, NaN where a row has no such number."""
+        self._count()
+        by_row = np.array(self._by_row, dtype=np.float64).reshape(len(self._by_row), len(_BY_ROW))
+        found = {metric.name: by_row[:, place] for place, metric in enumerate(_BY_ROW)}
+        for metric, parts in zip(_BY_NGRAMS, zip(*self._by_ngrams, strict=True), strict=True):
+            found[metric.name] = np.concatenate(parts)
+        return {metric.name: found[metric.name] for metric in TURN_METRICS}
+
+
+def read_results(path: Path, notes: list[str]) -> pd.DataFrame:
+    """All turns in the file at `path`; `notes` gets what a reader of a comparison must know about it.
+
+    Raises:
+        RunDirectoryError: it cannot be read.
+        RunDamagedError: a row does not match its checksum, or is no row.
+    """
+    import pandas as pd
+
+    columns = _Columns()
+    try:
+        with path.open("rb") as file, _no_collection():
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    notes.append(f"{path}: the last line is cut short (a run that was stopped?); left out")
+                    break
+                if line.isspace():
+                    continue
+                try:
+                    columns.add(_checked(line))
+                except (
+                    ValueError,
+                    KeyError,
+                    TypeError,
+                    AttributeError,
+                    OverflowError,
+                    RecursionError,
+                ) as error:
+                    raise RunDamagedError(
+                        f"is no row of a run: {_reason(error)}",
+                        path=path,
+                        line=number,
+                        hint="where it is a run's: `rwkvbatch run` into the same directory says what can be saved",
+                    ) from None
+    except OSError as error:
+        raise RunDirectoryError(f"cannot be read: {error.strerror}", path=path) from None
+    content: dict[str, Any] = {
+        name: pd.Series(values, dtype="int64" if name in _INTEGERS else "object")
+        for name, values in zip(_CONTENT, zip(*columns.contents, strict=True), strict=False)
+    }
+    frame = pd.DataFrame(content | columns.numbers())
+    if not len(frame):
+        return frame
+    key = ["conversation", "cell", "repeat", "turn"]
+    twice = frame.duplicated(key, keep="last")
+    if twice.any():
+        notes.append(f"{path}: {int(twice.sum())} turns are there more than once; the last one counts")
+        frame = frame.loc[~twice].reset_index(drop=True)
+    return frame
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case json.JSONDecodeError():
+            return "not JSON"
+        case KeyError():
+            return f"it has no {error.args[0]!r}"
+        case _:
+            return str(error) or type(error).__name__
+
+
+@contextmanager
+def _no_collection() -> Generator[None]:
+    """Rows hold no cycles: looking for some in a growing heap, again and again, costs a fifth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            if gc.get_freeze_count() == 0:
+                # Frozen and thawed, objects count as old ones, which are not all looked at again right away.
+                gc.freeze()
+                gc.unfreeze()
+            gc.enable()
+
+
+def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
+    """The columns of `_CONTENT`. Scripts' texts come again in every cell and repeat: `shared` has one copy of each."""
+    for name in _TEXTS:
+        if not isinstance(row[name], str):
+            raise TypeError(f"{name} is no text")
+    for name in _INTEGERS:
+        if not (isinstance(row[name], int) and -(2**63) <= row[name] < 2**63):
+            raise TypeError(f"{name} is no whole number")
+    prompt, reference = row["prompt"], row["reference"]
+    text = None if reference is None else reference["text"]
+    return (
+        row["conversation"],
+        row["cell"],
+        row["repeat"],
+        row["turn"],
+        row["seed"],
+        row["finish"],
+        row["error"],
+        shared.setdefault(prompt, prompt),
+        row["reply"],
+        tuple(row["tags"]),
+        None if text is None else shared.setdefault(text, text),
+        row["checks"],
+    )
+
+
+def _checked(line: bytes) -> dict[str, Any]:
+    body = line.rstrip()
+    tail = body[-_CRC_TAIL_BYTES:]
+    if tail.startswith(_CRC_KEY):
+        content = body[:-_CRC_TAIL_BYTES] + b"}"
+        if tail[len(_CRC_KEY) : -2] != b"%08x" % crc32(content):
+            raise ValueError("its checksum does not match")
+        body = content
+    row = _parsed(body)
+    if not isinstance(row, dict):
+        raise TypeError("not a JSON object")
+    return row
+
+
+def _parsed(body: bytes) -> Any:
+    """JSON, fast; what orjson refuses (half a surrogate pair, say) is left to the standard library."""
+    import orjson
+
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return json.loads(body)

@@ -1,0 +1,133 @@
+"""Several small numpy arrays to a device in one transfer that the host does not wait for, and results back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rwkvbatch.model.base import IntArray, RaggedBatch
+
+IndexArray = npt.NDArray[np.int32]
+
+
+class Indices(NamedTuple):
+    """A ragged batch as the kernels want it, on the host.
+
+    Attributes:
+        tokens: [R].
+        outputs: row numbers whose logits are wanted, [P].
+        first_slots: for the first row of each sequence that has a state its slot, else -1; [R].
+        last_rows: for the same rows the sequence's last row, else 0; [R].
+        short_starts, short_stops, short_slots: the sequences that are read row by row.
+        long_starts, long_stops, long_slots: those that are read in chunks.
+        chunk_starts, chunk_stops: chunk c is rows chunk_starts[c] to chunk_stops[c] - 1, one sequence after the other.
+        first_chunks: the number of each long sequence's first chunk.
+    """
+
+    tokens: IndexArray
+    outputs: IndexArray
+    first_slots: IndexArray
+    last_rows: IndexArray
+    short_starts: IndexArray
+    short_stops: IndexArray
+    short_slots: IndexArray
+    long_starts: IndexArray
+    long_stops: IndexArray
+    long_slots: IndexArray
+    chunk_starts: IndexArray
+    chunk_stops: IndexArray
+    first_chunks: IndexArray
+
+
+def indices_of(batch: RaggedBatch, outputs: IntArray, chunk: int | None) -> Indices:
+    """`Indices` of `batch`, with its own rows of logits.
+
+    Args:
+        chunk: sequences with so many rows are read in chunks of as many; None for none of them.
+    """
+    starts, stops = batch.starts[:-1], batch.starts[1:]
+    first_slots = np.full(len(batch.tokens), -1, np.int32)
+    last_rows = np.zeros(len(batch.tokens), np.int32)
+    first_slots[starts] = batch.slots
+    last_rows[starts] = stops - 1
+    # Chosen by the sequence's own length alone, so that the others do not matter.
+    long = np.zeros(len(starts), np.bool_) if chunk is None else stops - starts >= chunk
+    sequences = (starts, stops, batch.slots)
+    return Indices(
+        batch.tokens.astype(np.int32),
+        outputs.astype(np.int32),
+        first_slots,
+        last_rows,
+        *(part[~long].astype(np.int32) for part in sequences),
+        *(part[long].astype(np.int32) for part in sequences),
+        *(part.astype(np.int32) for part in chunk_rows(starts[long], stops[long], chunk or 1)),
+    )
+
+
+def chunk_rows(starts: IntArray, stops: IntArray, chunk: int) -> tuple[IntArray, IntArray, IntArray]:
+    """First rows and ends of the chunks of sequences that are rows starts[b] to stops[b] - 1; their first chunks."""
+    counts = -(-(stops - starts) // chunk)
+    firsts = np.cumsum(counts) - counts
+    numbers = np.arange(counts.sum()) - np.repeat(firsts, counts)
+    chunk_starts = np.repeat(starts, counts) + chunk * numbers
+    return chunk_starts, np.minimum(chunk_starts + chunk, np.repeat(stops, counts)), firsts
+
+
+_ALIGNMENT = 16
+"""Bytes. Triton makes another kernel for pointers that are not aligned so."""
+
+_DTYPES = {
+    np.dtype(np.uint8): torch.uint8,
+    np.dtype(np.int32): torch.int32,
+    np.dtype(np.int64): torch.int64,
+    np.dtype(np.float32): torch.float32,
+}
+
+AnyArray = npt.NDArray[np.generic]
+
+
+def pack(arrays: Sequence[AnyArray]) -> torch.Tensor:
+    """The bytes of `arrays` one after the other, each aligned; uint8, on the host."""
+    offsets = _offsets(arrays)
+    packed = torch.zeros(offsets[-1], dtype=torch.uint8)
+    content = packed.numpy()
+    for array, offset in zip(arrays, offsets, strict=False):
+        content[offset : offset + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return packed
+
+
+def send(packed: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy `packed` into `target` on a device. The host goes on at once, from memory that the device can read."""
+    source = packed.pin_memory() if target.device.type == "cuda" else packed
+    target.copy_(source, non_blocking=True)
+
+
+def unpack(target: torch.Tensor, arrays: Sequence[AnyArray]) -> list[torch.Tensor]:
+    """Views of what `send` wrote, with the dtypes and lengths of `arrays`, all one-dimensional."""
+    return [
+        target[offset : offset + array.nbytes].view(_DTYPES[array.dtype])
+        for array, offset in zip(arrays, _offsets(arrays), strict=False)
+    ]
+
+
+def upload(arrays: Sequence[AnyArray], device: str) -> list[torch.Tensor]:
+    """`arrays`, one-dimensional, as tensors on `device`."""
+    packed = pack(arrays)
+    target = torch.empty_like(packed, device=device)
+    send(packed, target)
+    return unpack(target, arrays)
+
+
+def download(results: torch.Tensor) -> AnyArray:
+    """`results` on the host, which waits here until the device has computed them."""
+    return results.cpu().numpy()
+
+
+def _offsets(arrays: Sequence[AnyArray]) -> list[int]:
+    """Where each array begins, and where the last one ends."""
+    sizes = [-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays]
+    return [0, *np.cumsum(sizes).tolist()]

@@ -1,0 +1,178 @@
+"""Writing tensor files whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from rwkvbatch.errors import CheckpointError, StorageError, UsageError
+from rwkvbatch.model.stored_bytes import StoredBytes
+
+MAX_HEADER_BYTES = 16 << 20
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file starts as `.safetensors` do: 8 bytes of length, then a JSON object."""
+    return re.match(rb"\s*\{", head[8:]) is not None
+
+
+def read_header(descriptor: int, path: Path) -> tuple[dict[str, StoredBytes], Mapping[str, str]]:
+    """Where each tensor lies, and the file's metadata.
+
+    Raises:
+        CheckpointError: the header is damaged, or lies about sizes or places.
+    """
+    length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"its header is said to have {length:,} bytes, at most {MAX_HEADER_BYTES:,} are read; damaged?",
+            path=path,
+        )
+    try:
+        # The library checks that the tensors fill the file without gaps or overlaps, and fit their shapes.
+        with safe_open(path, framework="pt"):
+            pass
+        header: dict[str, Any] = json.loads(os.pread(descriptor, length, 8))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"damaged or cut off safetensors file ({_reason(error)})", path=path) from error
+    metadata = header.pop("__metadata__", None) or {}
+    entries: dict[str, StoredBytes] = {}
+    for name, info in header.items():
+        dtype = _DTYPES.get(info["dtype"])
+        if dtype is None:
+            raise CheckpointError(f"the tensor {name!r} has the unsupported type {info['dtype']}", path=path)
+        shape = tuple(info["shape"])
+        start, end = info["data_offsets"]
+        entry = StoredBytes(dtype, shape, _contiguous(shape), 8 + length + start, end - start)
+        if entry.num_bytes != entry.span:
+            raise CheckpointError(f"the tensor {name!r} has a size that does not fit its shape", path=path)
+        entries[name] = entry
+    return entries, metadata
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+SUFFIXES = (".pth", ".safetensors")
+FILE_MODE = 0o644
+"""Less what the umask takes."""
+PRIVATE_MODE = 0o600
+
+
+def save_tensors(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    replace: bool = False,
+    private: bool = False,
+) -> None:
+    """Write `.pth` or `.safetensors`, as the name ends, so that the file is there complete or not at all.
+
+    Args:
+        metadata: texts for the header of a `.safetensors` file.
+        replace: whether an existing file may be replaced.
+        private: whether only the owner may read it, at no time anyone else.
+
+    Raises:
+        UsageError: the name ends otherwise, or the file is there and may not be replaced.
+        StorageError: it could not be written.
+    """
+    check_target(path, replace=replace)
+    with _replacing(path, PRIVATE_MODE if private else FILE_MODE) as temporary:
+        plain = _own_storages(tensors)
+        if path.suffix == ".safetensors":
+            save_file(plain, temporary, dict(metadata) if metadata else None)
+        else:
+            torch.save(plain, temporary)
+
+
+def check_target(path: Path, *, replace: bool) -> None:
+    """Raise `UsageError` unless `path` may be written."""
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"the name of the file to write must end in {' or '.join(SUFFIXES)}, got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no directory {str(path.parent)!r} to write {path.name!r} in")
+    if os.path.lexists(path) and not (replace and path.is_file()):
+        raise UsageError(f"{str(path)!r} is already there", hint=None if path.is_dir() else "--force replaces it")
+
+
+def _own_storages(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same numbers, each tensor contiguous and with a storage of its own.
+
+    `torch.save` writes the whole storage that a view looks at; `.safetensors` has neither views nor shared storage.
+    """
+    plain: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        whole = tensor.is_contiguous() and storage.nbytes() == tensor.numel() * tensor.element_size()
+        alone = whole and storage.data_ptr() not in seen
+        plain[name] = tensor.detach() if alone else tensor.detach().clone(memory_format=torch.contiguous_format)
+        seen.add(storage.data_ptr())
+    return plain
+
+
+@contextlib.contextmanager
+def _replacing(path: Path, mode: int) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its name when the block ends well."""
+    temporary = path.with_name(f".rwkvbatch-{secrets.token_hex(8)}.tmp")
+    try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
+        mode = stat.S_IMODE(temporary.stat().st_mode)
+    except OSError as error:
+        raise StorageError(f"cannot write in {str(path.parent)!r}: {error.strerror}") from error
+    try:
+        yield temporary
+        temporary.chmod(mode)  # safetensors makes a file of its own, for the owner only
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch and safetensors report a full disk as errors of their own.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:200]
+        raise StorageError(f"cannot write {str(path)!r}: {reason}", hint="is there room on the disk?") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

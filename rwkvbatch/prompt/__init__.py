@@ -1,0 +1,3 @@
+"""Tokenizer, prompt template, incremental decoding, safe printing."""
+
+from __future__ import annotations

@@ -1,0 +1,297 @@
+"""The World tokenizer: greedy longest match over UTF-8 bytes, the same ids as the `rwkv` package's on any text.
+
+A model with a smaller vocabulary uses the entries whose ids it has. Ids 1 to 256 are the single bytes, so any text can
+be written with a vocabulary of 257.
+
+No entry goes on after an ASCII letter or digit with any other ASCII character: where a word ends, a token ends. So text
+is cut there into pieces, and the tokens of pieces that came before, which most do, are at hand.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cached_property, lru_cache
+from importlib.util import find_spec
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from rwkvbatch.errors import InputError, UsageError
+from rwkvbatch.prompt.decoding import decode_utf8
+
+FILE_NAME = "rwkv_vocab_v20230424.txt"
+_MAGIC = b"rwkvbatch vocabulary 1\n"
+_HASH_BYTES = 32
+_REINSTALL = "reinstall the `rwkv` package, which carries the vocabulary"
+
+
+def vocabulary_path() -> Path:
+    """Where the installed `rwkv` package keeps the vocabulary; the package itself is not imported.
+
+    Raises:
+        InputError: the package or the file is not there.
+    """
+    spec = find_spec("rwkv")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder) / FILE_NAME
+        if path.is_file():
+            return path
+    raise InputError(f"the World vocabulary {FILE_NAME} is not installed", hint=_REINSTALL)
+
+
+def load_entries(path: Path | None = None, cache: Path | None = None) -> tuple[bytes, ...]:
+    """The bytes of every token id from 0 to the last; ids without an entry have none.
+
+    Args:
+        path: the vocabulary file; the installed one by default.
+        cache: the cache file; one in the user's cache directory by default. Where it cannot be written, nothing is.
+
+    Raises:
+        InputError: the file cannot be read, or a line is no entry (file and line).
+    """
+    path = path or vocabulary_path()
+    cache = cache or _default_cache()
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=path, hint=_REINSTALL) from None
+    source_hash = hashlib.sha256(source).digest()
+    entries = _read_cache(cache, source_hash)
+    if entries is None:
+        entries = parse_entries(source, path)
+        _write_cache(cache, source_hash, entries)
+    return entries
+
+
+def parse_entries(source: bytes, path: Path) -> tuple[bytes, ...]:
+    """Entries of a vocabulary file: lines of `ID LITERAL LENGTH`, the literal a Python `str` or `bytes`.
+
+    Raises:
+        InputError: a line is no entry, its length is not the literal's, or an id comes twice (file and line).
+    """
+    by_id: dict[int, bytes] = {}
+    for number, raw in enumerate(source.split(b"\n"), start=1):
+        if not raw.strip():
+            continue
+        try:
+            token, rest = raw.decode("utf-8").split(" ", 1)
+            literal, length = rest.rsplit(" ", 1)
+            value: object = ast.literal_eval(literal.strip())
+            entry = value.encode("utf-8") if isinstance(value, str) else value
+            if not isinstance(entry, bytes) or len(entry) != int(length) or not 0 < len(entry) < 256:
+                raise ValueError("the length is not the literal's")
+            if not 0 < int(token) < 1 << 20 or int(token) in by_id:
+                raise ValueError("the id is out of range or comes twice")
+        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            raise InputError(
+                f"not an entry of a World vocabulary: {error}", path=path, line=number, hint=_REINSTALL
+            ) from None
+        by_id[int(token)] = entry
+    if not by_id:
+        raise InputError("holds no vocabulary entry", path=path, hint=_REINSTALL)
+    return tuple(by_id.get(token, b"") for token in range(max(by_id) + 1))
+
+
+def pack(entries: tuple[bytes, ...]) -> bytes:
+    """The entries as bytes: their number, their lengths, then all of them after one another."""
+    return len(entries).to_bytes(4, "little") + bytes(map(len, entries)) + b"".join(entries)
+
+
+def _unpack(packed: bytes) -> tuple[bytes, ...]:
+    count = int.from_bytes(packed[:4], "little")
+    lengths, text = packed[4 : 4 + count], packed[4 + count :]
+    return tuple([text[begin:end] for begin, end in pairwise(accumulate(lengths, initial=0))])
+
+
+def _default_cache() -> Path:
+    from platformdirs import user_cache_path
+
+    return user_cache_path("rwkvbatch") / "world-vocabulary-1.bin"
+
+
+def _read_cache(cache: Path, source_hash: bytes) -> tuple[bytes, ...] | None:
+    try:
+        content = cache.read_bytes()
+    except OSError:
+        return None
+    head, packed = content[: len(_MAGIC) + 2 * _HASH_BYTES], content[len(_MAGIC) + 2 * _HASH_BYTES :]
+    return _unpack(packed) if head == _MAGIC + source_hash + hashlib.sha256(packed).digest() else None
+
+
+def _write_cache(cache: Path, source_hash: bytes, entries: tuple[bytes, ...]) -> None:
+    packed = pack(entries)
+    content = _MAGIC + source_hash + hashlib.sha256(packed).digest() + packed
+    # Without a cache everything works, only slower, so a directory that cannot be written is no error.
+    with suppress(OSError):
+        cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, name = tempfile.mkstemp(dir=cache.parent, prefix=cache.name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            Path(name).replace(cache)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+
+
+MIN_VOCAB_SIZE = 257
+MAX_REMEMBERED = 2**15
+"""So many pieces of text, and beginnings of tokens, are remembered; then all are forgotten."""
+
+MAX_PIECE_BYTES = 32
+"""Longer pieces are not remembered."""
+
+_WORD_END = re.compile(rb"[A-Za-z0-9][\x00-/:-@\[-`{-\x7f]")
+_PIECE = re.compile(rb"[^A-Za-z0-9]*+(?:[A-Za-z0-9]++[\x80-\xff][^A-Za-z0-9]*+)*+[A-Za-z0-9]*+")
+"""From one word's end to the next; matches everything, and nothing at the end."""
+
+_BEGINNING_BYTES = 4
+_Known = TypeVar("_Known")
+
+
+class Tokenizer(Protocol):
+    """What the engine and the template need of a tokenizer.
+
+    Attributes:
+        vocab_size: ids are below this; not every id has an entry.
+        name: for people.
+        sha256: hex digest that two tokenizers share only if they give the same ids and texts.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, tokens: Sequence[int]) -> str: ...
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes: ...
+    def token_bytes(self, token: int) -> bytes: ...
+
+
+class WorldTokenizer:
+    """The World vocabulary's entries with ids below `vocab_size`; see `world_tokenizer`.
+
+    Args:
+        entries: the bytes of each id; none for ids without an entry. The 256 single bytes must be among them.
+        vocab_size: of the model; may be larger than the table.
+    """
+
+    name = "rwkv-world"
+
+    def __init__(self, entries: Sequence[bytes], vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self._bytes_of = tuple(entries[:vocab_size])
+        self._id_of = {entry: token for token, entry in enumerate(self._bytes_of) if entry}
+        self._longer = _longer_by_beginning(self._id_of)
+        self._ends_with_words = not _WORD_END.search(b"\xff".join(self._bytes_of))
+        self._pieces: dict[bytes, tuple[int, ...]] = {}
+        self._beginnings: dict[bytes, tuple[tuple[int, ...], int, int]] = {}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}: {self.vocab_size} ids>"
+
+    @property
+    def sha256(self) -> str:
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(pack(self._bytes_of)).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`.
+
+        Raises:
+            InputError: `text` holds a lone surrogate, which is no character and has no bytes.
+        """
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"character {error.start + 1} of a text, U+{ord(text[error.start]):04X}, is half of a surrogate pair",
+                hint="write the whole character, or remove it",
+            ) from None
+        if not self._ends_with_words:
+            return self._encode_bytes(data)
+        id_of, pieces, ids = self._id_of, self._pieces, list[int]()
+        for piece in _PIECE.findall(data):
+            known = pieces.get(piece)
+            if known is None:
+                token = id_of.get(piece)
+                known = tuple(self._encode_bytes(piece)) if token is None else (token,)
+                if len(piece) <= MAX_PIECE_BYTES:
+                    _remember(pieces, piece, known)
+            ids += known
+        return ids
+
+    def _encode_bytes(self, data: bytes) -> list[int]:
+        """The longest entry that `data` begins with, again and again."""
+        id_of, beginnings, ids, at = self._id_of, self._beginnings, list[int](), 0
+        while at < len(data):
+            beginning = data[at : at + _BEGINNING_BYTES]
+            known = beginnings.get(beginning)
+            if known is None:
+                length = len(beginning)
+                while (token := id_of.get(beginning[:length])) is None:
+                    length -= 1
+                known = self._longer.get(beginning, ()), token, length
+                _remember(beginnings, beginning, known)
+            longer, token, length = known
+            for more in longer:
+                found = id_of.get(data[at : at + more])
+                if found is not None:
+                    token, length = found, more
+                    break
+            ids.append(token)
+            at += length
+        return ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of `tokens`; each run of bytes that are no UTF-8 becomes one U+FFFD."""
+        return decode_utf8(self.decode_bytes(tokens))
+
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        """Bytes of `tokens`; ids without an entry have none."""
+        return b"".join(map(self.token_bytes, tokens))
+
+    def token_bytes(self, token: int) -> bytes:
+        """Bytes of one token; none for 0 (end of text) and other ids without an entry."""
+        return self._bytes_of[token] if 0 <= token < len(self._bytes_of) else b""
+
+
+@lru_cache(maxsize=8)
+def world_tokenizer(vocab_size: int = 65536) -> WorldTokenizer:
+    """The World tokenizer of a model with `vocab_size` token ids; the same object for the same size.
+
+    Raises:
+        UsageError: the size does not cover the 256 single bytes.
+        InputError: the vocabulary is not installed or damaged.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise UsageError(
+            f"the World vocabulary has at least {MIN_VOCAB_SIZE} ids (end of text, 256 bytes), got {vocab_size}",
+            hint="use a model that was trained with the World vocabulary",
+        )
+    return WorldTokenizer(load_entries(), vocab_size)
+
+
+def _longer_by_beginning(id_of: dict[bytes, int]) -> dict[bytes, tuple[int, ...]]:
+    """For each beginning, the lengths (longest first) of the entries that go on after it."""
+    found: dict[bytes, set[int]] = {}
+    for entry in id_of:
+        if len(entry) > _BEGINNING_BYTES:
+            found.setdefault(entry[:_BEGINNING_BYTES], set()).add(len(entry))
+    return {beginning: tuple(sorted(lengths, reverse=True)) for beginning, lengths in found.items()}
+
+
+def _remember(memory: dict[bytes, _Known], key: bytes, value: _Known) -> None:
+    if len(memory) >= MAX_REMEMBERED:
+        memory.clear()
+    memory[key] = value

@@ -1,0 +1,1 @@
+"""From a plan to rows: grids, tasks, workers, and the runner that steps them."""

@@ -1,0 +1,345 @@
+"""Rows kept in memory, for runs that are not written anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError, StorageError
+from rwkvbatch.files import OS_FILES, Files, in_blocks, read_spans, replace_file, write_all
+from rwkvbatch.results.recovery import (
+    DAMAGED_NAME,
+    LineIndex,
+    keep_damaged_lines,
+    keep_torn_tail,
+    look_through,
+)
+from rwkvbatch.results.row import BadLineError, EncodedRow, Row, RowKey, decode_row, encode_row
+
+RESULTS_NAME = "results.jsonl"
+FLUSH_ROWS = 64
+FLUSH_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What was found when a store was opened: rows, bytes of a torn tail and their file, damaged lines set aside."""
+
+    rows: int
+    torn_bytes: int
+    torn_name: str | None
+    repaired_lines: int
+
+
+class RowStore:
+    """The rows of one run, by their place in its plan. The caller holds the directory's lock.
+
+    Args:
+        directory: the run directory.
+        num_rows: rows in the plan.
+        place: a row's number in the plan, or None for a row that is not in it.
+        repair: set damaged lines aside in `results.damaged` instead of refusing them.
+        flush_rows, flush_seconds: at most this much is at risk in a power cut (nothing in a killed process).
+        clock: seconds that never jump.
+
+    Raises:
+        RunDamagedError: a line before the last whole one is damaged, and `repair` is off.
+        RunDirectoryError: the file cannot be read or created.
+        StorageError: a torn tail or damaged line could not be set aside.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        num_rows: int,
+        place: Callable[[RowKey], int | None],
+        *,
+        repair: bool = False,
+        files: Files = OS_FILES,
+        flush_rows: int = FLUSH_ROWS,
+        flush_seconds: float = FLUSH_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path = directory / RESULTS_NAME
+        self._files = files
+        self._place = place
+        self._flush_rows = flush_rows
+        self._flush_seconds = flush_seconds
+        self._clock = clock
+        self._index = LineIndex(num_rows)
+        self._num_durable = 0
+        self._size = 0
+        self._oldest_pending: float | None = None
+        self._last_look = clock()
+        self._longest_wait = 0.0
+        self._broken: OSError | None = None
+        self._reader: BinaryIO | None = None
+        self._descriptor = -1
+        try:
+            self.opening = self._open(repair)
+        except BaseException:  # Ctrl-C too: who is not made cannot be closed
+            self.close()
+            raise
+
+    # What is there.
+
+    @property
+    def num_rows(self) -> int:
+        """Rows written, durable or not."""
+        return self._index.num_there
+
+    @property
+    def num_durable(self) -> int:
+        """Rows that may be reported as done: a power cut cannot take them any more."""
+        return self._num_durable
+
+    def has(self, number: int) -> bool:
+        """Whether the plan's row `number` was written."""
+        return self._index.has(number)
+
+    def failed(self, number: int) -> bool:
+        """Whether row `number` was written and is an error row."""
+        return self._index.failed(number)
+
+    def read(self, number: int) -> Row:
+        """Row `number`.
+
+        Raises:
+            KeyError: it was not written.
+            RunDamagedError: it changed on the disk since.
+        """
+        if not self.has(number):
+            raise KeyError(number)
+        try:
+            return decode_row(self._line(number))
+        except BadLineError as error:
+            raise RunDamagedError(f"a row changed while the run was going on: {error}", path=self._path) from None
+
+    def rows(self) -> Iterator[Row]:
+        """All rows, in the plan's order."""
+        return map(self.read, self._index.rows())
+
+    # Writing.
+
+    def append(self, number: int, row: Row) -> None:
+        """Write row `number`; see `append_all`."""
+        self.append_all([EncodedRow(number, encode_row(row), row.finish == "error")])
+
+    def append_all(self, rows: Sequence[EncodedRow]) -> None:
+        """Write rows, in one piece. They are at risk until `num_durable` has counted them.
+
+        Raises:
+            StorageError: the write failed, now or before. Nothing more can be written.
+            ValueError: a row is there already, or twice among `rows`.
+        """
+        self._refuse_if_broken()
+        if not rows:
+            return
+        if len({row.number for row in rows}) < len(rows):
+            raise ValueError("a row is there twice")
+        for row in rows:
+            if self.has(row.number):
+                raise ValueError(f"row {row.number} was written before")
+        if self.num_rows - self._num_durable + len(rows) > self._flush_rows:
+            self.flush()
+        try:
+            write_all(self._files, self._descriptor, b"".join([row.line for row in rows]))
+        except OSError as error:
+            # Half a line must not stay between rows; if even this fails, the next opening cuts the tail off.
+            with contextlib.suppress(OSError):
+                self._files.truncate(self._descriptor, self._size)
+            with contextlib.suppress(StorageError):
+                self.flush()
+            raise self._break(error, "write") from error
+        for row in rows:
+            self._index.add(row.number, self._size, len(row.line), failed=row.failed)
+            self._size += len(row.line)
+        if self._oldest_pending is None:
+            self._oldest_pending = self._clock()
+        if self.num_rows - self._num_durable >= self._flush_rows:
+            self.flush()
+
+    def tick(self) -> None:
+        """Flush what would get too old before the next look; called between the engine's steps.
+
+        Raises:
+            StorageError: the flush failed.
+        """
+        now = self._clock()
+        self._longest_wait = max(self._longest_wait, now - self._last_look)
+        self._last_look = now
+        if self._oldest_pending is None:
+            return
+        age = now - self._oldest_pending
+        if age < 0 or age + min(self._longest_wait, self._flush_seconds) >= self._flush_seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Wait until every written row is on the disk.
+
+        Raises:
+            StorageError: it could not be; the kernel may have dropped the data, so it is not tried again.
+        """
+        self._refuse_if_broken()
+        if self._num_durable < self.num_rows:
+            try:
+                self._files.sync(self._descriptor)
+            except OSError as error:
+                raise self._break(error, "flush") from error
+        self._num_durable = self.num_rows
+        self._oldest_pending = None
+
+    def discard(self, numbers: Iterable[int]) -> None:
+        """Take rows out, to be run again.
+
+        Raises:
+            StorageError: the file could not be replaced; it is as it was.
+        """
+        gone = set(numbers)
+        if gone:
+            self._rewrite([n for n in self._index.rows_in_file_order() if n not in gone])
+
+    def finalize(self) -> None:
+        """Bring the rows into the plan's order, which does not depend on how the run went.
+
+        Raises:
+            StorageError: the file could not be replaced; it is as it was.
+        """
+        self.flush()
+        ordered = self._index.rows()
+        if ordered != self._index.rows_in_file_order():
+            self._rewrite(ordered)
+
+    def close(self) -> None:
+        """Flush, unless that failed before, and close the file."""
+        try:
+            if self._descriptor >= 0 and self._broken is None:
+                self.flush()
+        finally:
+            if self._descriptor >= 0:
+                self._files.close(self._descriptor)
+                self._descriptor = -1
+            if self._reader is not None:
+                self._reader.close()
+                self._reader = None
+
+    # Opening.
+
+    def _open(self, repair: bool) -> Opening:
+        try:
+            self._descriptor = self._files.open_append(self._path)
+            found = look_through(self._files, self._path, self._place, self._index)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"cannot be opened for writing: {error.strerror or error}", path=self._path
+            ) from None
+        if found.damaged and not repair:
+            first, *others = found.damaged
+            more = f" (and {len(others)} more)" if others else ""
+            raise RunDamagedError(
+                f"the row is damaged: {first.problem}{more}",
+                path=self._path,
+                line=first.line,
+                hint=f"give --repair to set damaged rows aside in {DAMAGED_NAME} and run them again",
+            )
+        try:
+            torn = keep_torn_tail(self._files, self._path, found)
+            if torn is not None:
+                self._files.truncate(self._descriptor, found.end_of_rows)
+            if found.damaged:
+                keep_damaged_lines(self._files, self._path, found.damaged)
+            self._size = found.end_of_rows
+            # An earlier process perhaps died before it flushed.
+            self._files.sync(self._descriptor)
+            self._files.sync_directory(self._path.parent)
+        except OSError as error:
+            raise self._break(error, "repair") from error
+        if found.damaged:
+            self._rewrite(self._index.rows_in_file_order())
+        self._num_durable = self.num_rows
+        return Opening(self.num_rows, found.end - found.end_of_rows, torn.name if torn else None, len(found.damaged))
+
+    # Within.
+
+    def _rewrite(self, numbers: Sequence[int]) -> None:
+        """Replace the file by the lines of `numbers`, in that order."""
+        self._refuse_if_broken()
+        try:
+            lines = read_spans(self._files, self._path, map(self._index.span, numbers))
+            replace_file(self._files, self._path, in_blocks(lines))
+            if self._reader is not None:
+                self._reader.close()
+                self._reader = None
+            self._files.close(self._descriptor)
+            self._descriptor = -1
+            self._descriptor = self._files.open_append(self._path)
+        except OSError as error:
+            raise self._break(error, "rewrite") from error
+        self._index = self._index.rewritten(numbers)
+        self._size = sum(end - start for start, end in map(self._index.span, numbers))
+        self._num_durable = self.num_rows
+        self._oldest_pending = None
+
+    def _line(self, number: int) -> bytes:
+        if self._reader is None:
+            self._reader = self._files.read(self._path)
+        return self._index.read(number, self._reader)
+
+    def _refuse_if_broken(self) -> None:
+        if self._broken is not None:
+            raise self._break(self._broken, "earlier write")
+
+    def _break(self, error: OSError, action: str) -> StorageError:
+        self._broken = error
+        return StorageError(
+            f"{self._path}: {action} failed: {error.strerror or error}",
+            hint=f"{self._num_durable} rows are safe; make room or mend the disk, then give the same command "
+            "again to go on",
+        )
+
+
+class MemoryRows:
+    """As `RowStore`, without a file: every row is as safe as it gets at once."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, Row] = {}
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._rows)
+
+    @property
+    def num_durable(self) -> int:
+        return len(self._rows)
+
+    def has(self, number: int) -> bool:
+        return number in self._rows
+
+    def failed(self, number: int) -> bool:
+        return number in self._rows and self._rows[number].finish == "error"
+
+    def read(self, number: int) -> Row:
+        return self._rows[number]
+
+    def rows(self) -> Iterator[Row]:
+        return (self._rows[number] for number in sorted(self._rows))
+
+    def append(self, number: int, row: Row) -> None:
+        self._rows[number] = row
+
+    def append_all(self, rows: Sequence[EncodedRow]) -> None:
+        for row in rows:
+            self._rows[row.number] = decode_row(row.line)
+
+    def tick(self) -> None: ...
+    def flush(self) -> None: ...
+    def finalize(self) -> None: ...
+    def close(self) -> None: ...
+
+    def discard(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            del self._rows[number]

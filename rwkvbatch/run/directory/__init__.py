@@ -1,1 +1,0 @@
-"""A run directory: its lock, its manifest, and what stands beside the rows."""

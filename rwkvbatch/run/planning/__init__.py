@@ -1,1 +1,0 @@
-"""From settings and scripts to a plan: cells, places, parts. Loads no model."""

@@ -1,0 +1,233 @@
+"""`expect`: what a reply should be like. Parsed in full before anything is generated; each check judges one reply.
+
+An entry is an object with one or more kinds and, where a kind has them, options:
+`{"contains": "Ada", "ignore_case": true}`. All checks judge the stripped reply without its thinking part. The kinds
+themselves are in `rules.py` and beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from rwkvbatch.errors import MissingExtraError, RowError, RwkvBatchError, UsageError
+from rwkvbatch.script.checks.structured import JsonRule, Similarity
+from rwkvbatch.script.checks.text import (
+    Contains,
+    Equals,
+    Finished,
+    Matches,
+    MaxTokens,
+    MinTokens,
+    NotContains,
+    Number,
+    OneOf,
+    RuleKind,
+    StartsWith,
+    WrongValueError,
+)
+from rwkvbatch.script.records import Check, ReplyFacts, Rule, SourceLine, Verdict
+from rwkvbatch.script.source import is_array, is_object, refuse, refuse_unknown_keys, shown, type_name
+
+__all__ = [
+    "ENTRY_POINTS",
+    "Check",
+    "ReplyFacts",
+    "Rule",
+    "Verdict",
+    "check_kinds",
+    "judge_all",
+    "parse_checks",
+]
+
+ENTRY_POINTS = "rwkvbatch.checks"
+"""The entry point group of plug-ins: name = kind, object = a `RuleKind`."""
+
+MAX_NESTING = 8
+MAX_WEIGHT = 1e6
+_COMBINERS = ("all", "any", "not")
+_BUILT_IN: Mapping[str, RuleKind] = {
+    "equals": Equals,
+    "contains": Contains,
+    "not_contains": NotContains,
+    "regex": Matches,
+    "starts_with": StartsWith,
+    "one_of": OneOf,
+    "number": Number,
+    "json": JsonRule,
+    "max_tokens": MaxTokens,
+    "min_tokens": MinTokens,
+    "finish": Finished,
+    "similarity": Similarity,
+}
+
+
+def check_kinds() -> tuple[str, ...]:
+    """The names of all kinds of check: built in, combining, and those of installed plug-ins."""
+    return (*_BUILT_IN, *_COMBINERS, *sorted(_plugins()))
+
+
+def parse_checks(raw: Any, source: SourceLine, where: str = "expect") -> tuple[Check, ...]:
+    """The checks of an `expect`: one entry, or an array of entries.
+
+    Args:
+        where: the place in the line, such as `messages[1].expect`.
+
+    Raises:
+        ScriptError: a kind or an option that does not exist, or a value that it cannot have.
+        MissingExtraError: a kind needs an optional dependency that is not installed.
+    """
+    return _parse(raw, source, where, 0)
+
+
+def judge_all(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
+    """All checks as one: passed when all are, the score weighted by the checks' weights; 1 without checks."""
+    verdicts = [(check, check.judge(facts)) for check in checks]
+    total = sum(check.weight for check in checks)
+    failed = [f"{check.kind}: {verdict.detail or 'failed'}" for check, verdict in verdicts if not verdict.passed]
+    score = sum(check.weight * verdict.score for check, verdict in verdicts) / total if total else 1.0
+    return Verdict(not failed, min(1.0, score), "; ".join(failed) or None)
+
+
+@dataclass(frozen=True)
+class _All:
+    checks: tuple[Check, ...]
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        return judge_all(self.checks, facts)
+
+
+@dataclass(frozen=True)
+class _Any:
+    checks: tuple[Check, ...]
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        verdicts = [check.judge(facts) for check in self.checks]
+        passed = any(verdict.passed for verdict in verdicts)
+        failed = [
+            f"{check.kind}: {found.detail or 'failed'}" for check, found in zip(self.checks, verdicts, strict=True)
+        ]
+        return Verdict(passed, max(found.score for found in verdicts), None if passed else "; ".join(failed))
+
+
+@dataclass(frozen=True)
+class _Not:
+    checks: tuple[Check, ...]
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        inner = judge_all(self.checks, facts)
+        return Verdict(not inner.passed, 1.0 - inner.score, "passed, and should not have" if inner.passed else None)
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    """A plug-in's rule: whatever it does, the run gets a verdict or a `RowError`."""
+
+    kind: str
+    rule: Rule
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        try:
+            verdict = self.rule.judge(facts)
+            passed, score, detail = bool(verdict.passed), float(verdict.score), verdict.detail
+        except RwkvBatchError:
+            raise
+        except Exception as error:
+            hint = "the check is a plug-in: report this to its author"
+            raise RowError(f"the check {self.kind!r} failed with {type(error).__name__}: {error}", hint=hint) from error
+        if not 0 <= score <= 1:
+            raise RowError(f"the check {self.kind!r} gave a score outside [0, 1]: {score}")
+        return Verdict(passed, score, None if detail is None else str(detail))
+
+
+def _parse(raw: Any, source: SourceLine, where: str, depth: int) -> tuple[Check, ...]:
+    if depth > MAX_NESTING:
+        refuse(source, f"{where}: checks are nested deeper than {MAX_NESTING} levels")
+    if is_array(raw):
+        return tuple(
+            check for at, entry in enumerate(raw) for check in _parse_entry(entry, source, f"{where}[{at}]", depth)
+        )
+    return _parse_entry(raw, source, where, depth)
+
+
+def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int) -> tuple[Check, ...]:
+    if not is_object(raw):
+        hint = 'write an object such as {"contains": "Ada"}'
+        refuse(source, f"{where}: a check must be an object, got {type_name(raw)}", hint)
+    kinds = [key for key in raw if key in _BUILT_IN or key in _COMBINERS or key in _plugins()]
+    makers = {kind: _kind(kind) for kind in kinds if kind not in _COMBINERS}
+    allowed = frozenset[str]().union(*(maker.options for maker in makers.values()))
+    known = allowed | set(kinds) | {"weight"}
+    refuse_unknown_keys(raw, known if kinds else {*check_kinds(), "weight"}, source, where)
+    if not kinds:
+        refuse(source, f"{where}: names no kind of check", f"allowed: {', '.join(check_kinds())}")
+    weight = raw.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= MAX_WEIGHT:
+        refuse(
+            source,
+            f"{where}.weight: must be a number above 0 and at most {MAX_WEIGHT:g}, got {shown(weight)}",
+        )
+    made: list[Check] = []
+    for kind in kinds:
+        if kind in _COMBINERS:
+            made.append(_combine(kind, raw[kind], float(weight), source, f"{where}.{kind}", depth))
+        else:
+            options = {key: raw[key] for key in raw if key in makers[kind].options}
+            rule = _rule(kind, makers[kind], raw[kind], options, source, where)
+            needs_reference = bool(getattr(rule, "needs_reference", False))
+            guarded = rule if kind in _BUILT_IN else _Guarded(kind, rule)
+            made.append(Check(kind, raw[kind], guarded, float(weight), options, needs_reference))
+    return tuple(made)
+
+
+def _rule(
+    kind: str, maker: RuleKind, expected: Any, options: Mapping[str, Any], source: SourceLine, where: str
+) -> Rule:
+    try:
+        return maker.parse(expected, options)
+    except WrongValueError as error:
+        refuse(source, f"{where}.{error.key or kind}: {error.message}, got {shown(error.got)}", error.hint)
+    except MissingExtraError as error:
+        raise MissingExtraError(f"{source}: {where}.{kind}: {error.message}", hint=error.hint) from None
+    except RwkvBatchError:
+        raise
+    except Exception as error:
+        refuse(source, f"{where}.{kind}: the plug-in cannot read this: {type(error).__name__}: {error}")
+
+
+def _combine(kind: str, raw: Any, weight: float, source: SourceLine, where: str, depth: int) -> Check:
+    checks = _parse(raw, source, where, depth + 1)
+    if not checks:
+        refuse(source, f"{where}: must hold at least one check")
+    rule: Rule = {"all": _All, "any": _Any, "not": _Not}[kind](checks)
+    return Check(kind, raw, rule, weight, {}, any(check.needs_reference for check in checks))
+
+
+@lru_cache(maxsize=1)
+def _plugins() -> Mapping[str, Any]:
+    from importlib.metadata import entry_points
+
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+@lru_cache(maxsize=64)
+def _load_plugin(kind: str) -> RuleKind:
+    point = _plugins()[kind]
+    try:
+        found: Any = point.load()
+        if not callable(found.parse) or not all(isinstance(option, str) for option in found.options):
+            raise TypeError("`parse` must be callable and `options` a set of names")
+    except Exception as error:
+        raise UsageError(
+            f"the check {kind!r} is a plug-in that cannot be loaded ({point.value}): {type(error).__name__}: {error}",
+            hint="reinstall or remove the package that brings it",
+        ) from error
+    kind_of_rule: RuleKind = found
+    return kind_of_rule
+
+
+def _kind(kind: str) -> RuleKind:
+    found = _BUILT_IN.get(kind)
+    return found if found is not None else _load_plugin(kind)

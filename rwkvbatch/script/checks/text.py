@@ -1,0 +1,325 @@
+"""The `regex` check. Patterns come from scripts, so matching has a deadline, which the standard library's cannot have.
+
+A pattern must be one of `re`: what the `regex` library adds to it, such as recursion, can take any amount of memory.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, ClassVar, NoReturn, Protocol, Self
+
+import regex
+
+from rwkvbatch.script.records import ReplyFacts, Rule, Verdict
+from rwkvbatch.script.source import is_array
+
+FINISHES = ("stop", "eos", "length", "time")
+IGNORE_CASE = frozenset({"ignore_case"})
+
+
+class WrongValueError(Exception):
+    """A check's value or option is not what it must be; becomes a `ScriptError` with the place.
+
+    Args:
+        message: what was allowed, such as `must be a string`.
+        got: what was there.
+        key: the option, if it is not the kind's own value.
+    """
+
+    def __init__(self, message: str, got: object, *, key: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.got = got
+        self.key = key
+        self.hint = hint
+
+
+class RuleKind(Protocol):
+    """A kind of check: what makes its rules.
+
+    Attributes:
+        options: keys that may stand beside the kind in its entry.
+    """
+
+    @property
+    def options(self) -> frozenset[str]: ...
+
+    def parse(self, expected: Any, options: Mapping[str, Any], /) -> Rule:
+        """The rule of one entry.
+
+        Raises:
+            WrongValueError: `expected` or an option is not what it must be.
+        """
+        ...
+
+
+def wrong(message: str, got: object, *, key: str | None = None, hint: str | None = None) -> NoReturn:
+    raise WrongValueError(message, got, key=key, hint=hint)
+
+
+def answer(facts: ReplyFacts) -> str:
+    """The reply without its thinking part, stripped. A reply that ended while thinking has no answer."""
+    text = facts.text.strip()
+    _, found, rest = text.rpartition("</think>")
+    if found:
+        return rest.strip()
+    return "" if text.startswith("<think") else text
+
+
+def excerpt(text: str, limit: int = 80) -> str:
+    """A reply for a verdict's detail: its beginning, as a Python literal."""
+    return repr(text) if len(text) <= limit else repr(text[:limit]) + "…"
+
+
+def flag(options: Mapping[str, Any], key: str) -> bool:
+    """A boolean option, false when it is not given."""
+    value = options.get(key, False)
+    return value if isinstance(value, bool) else wrong("must be true or false", value, key=key)
+
+
+def text_of(expected: Any) -> str:
+    """A string that is not empty."""
+    return expected if isinstance(expected, str) and expected else wrong("must be a string that is not empty", expected)
+
+
+def texts_of(expected: Any) -> tuple[str, ...]:
+    """One string, or an array of at least one."""
+    texts = expected if is_array(expected) else [expected]
+    if not texts or not all(isinstance(text, str) and text for text in texts):
+        wrong("must be a string or an array of strings, none empty", expected)
+    return tuple(texts)
+
+
+def verdict(passed: bool, detail: str) -> Verdict:
+    """All or nothing; `detail` only when it did not pass."""
+    return Verdict(passed, float(passed), None if passed else detail)
+
+
+@dataclass(frozen=True)
+class _TextRule(ABC):
+    """Compares the answer with texts, both case-folded where asked for."""
+
+    options: ClassVar[frozenset[str]] = IGNORE_CASE
+    texts: tuple[str, ...]
+    ignore_case: bool
+
+    @classmethod
+    def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
+        return cls(cls._texts(expected), flag(options, "ignore_case"))
+
+    @classmethod
+    def _texts(cls, expected: Any) -> tuple[str, ...]:
+        return texts_of(expected)
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        text = answer(facts)
+        compared = self._folded(text)
+        return self._judge(compared, tuple(map(self._folded, self.texts)), excerpt(text))
+
+    def _folded(self, text: str) -> str:
+        return text.casefold() if self.ignore_case else text
+
+    @abstractmethod
+    def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict: ...
+
+
+class Equals(_TextRule):
+    """The answer is this text."""
+
+    @classmethod
+    def _texts(cls, expected: Any) -> tuple[str, ...]:
+        return (expected.strip(),) if isinstance(expected, str) else wrong("must be a string", expected)
+
+    def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict:
+        return verdict(text == texts[0], f"got {got}")
+
+
+class OneOf(_TextRule):
+    """The answer is one of these texts."""
+
+    @classmethod
+    def _texts(cls, expected: Any) -> tuple[str, ...]:
+        if not is_array(expected):
+            wrong("must be an array of strings", expected)
+        return tuple(text.strip() for text in texts_of(expected))
+
+    def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict:
+        return verdict(text in texts, f"got {got}")
+
+
+class Contains(_TextRule):
+    """The answer contains all these texts; the score is the share that it contains."""
+
+    def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict:
+        missing = [shown for shown, wanted in zip(self.texts, texts, strict=True) if wanted not in text]
+        score = 1 - len(missing) / len(texts)
+        return Verdict(not missing, score, f"lacks {', '.join(map(excerpt, missing))}; got {got}" if missing else None)
+
+
+class NotContains(_TextRule):
+    """The answer contains none of these texts."""
+
+    def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict:
+        present = [shown for shown, banned in zip(self.texts, texts, strict=True) if banned in text]
+        return verdict(not present, f"contains {', '.join(map(excerpt, present))}; got {got}")
+
+
+class StartsWith(_TextRule):
+    """The answer begins with one of these texts."""
+
+    def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict:
+        return verdict(text.startswith(texts), f"got {got}")
+
+
+# A sign counts only where it cannot be the hyphen or the minus between two numbers.
+_NUMBER = re.compile(
+    r"(?<![\d.])(?:(?<![\w)])[-−])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?!\d))?"
+)
+_MAX_NUMBER_LENGTH = 400
+
+
+@dataclass(frozen=True)
+class Number:
+    """The last number in the answer is this one, give or take `tolerance`. Compared in decimal, so exactly."""
+
+    options: ClassVar[frozenset[str]] = frozenset({"tolerance"})
+    value: Decimal
+    tolerance: Decimal
+
+    @classmethod
+    def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
+        tolerance = options.get("tolerance", 0)
+        if not _is_number(expected):
+            wrong("must be a number", expected)
+        if not _is_number(tolerance) or tolerance < 0:
+            wrong("must be a number that is not negative", tolerance, key="tolerance")
+        return cls(Decimal(repr(expected)), Decimal(repr(tolerance)))
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        text = answer(facts)
+        found = [match[0] for match in _NUMBER.finditer(text) if len(match[0]) <= _MAX_NUMBER_LENGTH]
+        if not found:
+            return verdict(False, f"no number in {excerpt(text)}")
+        number = Decimal(found[-1].replace(",", "").replace("−", "-"))
+        return verdict(abs(number - self.value) <= self.tolerance, f"got {found[-1]}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class _TokenLimit:
+    options: ClassVar[frozenset[str]] = frozenset()
+    limit: int
+
+    @classmethod
+    def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
+        if not isinstance(expected, int) or isinstance(expected, bool) or expected < 0:
+            wrong("must be a number of tokens", expected)
+        return cls(expected)
+
+
+class MaxTokens(_TokenLimit):
+    """The reply, thinking included, has at most this many tokens."""
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        return verdict(facts.num_tokens <= self.limit, f"has {facts.num_tokens} tokens")
+
+
+class MinTokens(_TokenLimit):
+    """The reply, thinking included, has at least this many tokens."""
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        return verdict(facts.num_tokens >= self.limit, f"has {facts.num_tokens} tokens")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The reply ended for this reason, or for one of these."""
+
+    options: ClassVar[frozenset[str]] = frozenset()
+    finishes: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
+        finishes = texts_of(expected)
+        if not set(finishes) <= set(FINISHES):
+            wrong(f"must be of {', '.join(FINISHES)}", expected)
+        return cls(finishes)
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        return verdict(facts.finish in self.finishes, f"ended by {facts.finish}")
+
+
+MAX_PATTERN_LENGTH = 2000
+MAX_COMPILED_SIZE = 500_000
+MAX_SEARCHED_CHARACTERS = 100_000
+DEADLINE_S = 1.0
+
+# The library writes counted repeats out when it compiles. In verbose patterns a count may have spaces in it.
+_COUNTED = re.compile(r"\{([0-9]+(?:,[0-9]*)?|,[0-9]+)\}")
+_VERBOSE = re.compile(r"\(\?[a-zA-Z]*x")
+
+
+def compile_pattern(pattern: str, flags: int = 0) -> regex.Pattern[str]:
+    """`pattern` compiled.
+
+    Raises:
+        ValueError: it is no regular expression of `re`, or too long or too deep to compile.
+    """
+    if len(pattern) > MAX_PATTERN_LENGTH:
+        raise ValueError(f"longer than {MAX_PATTERN_LENGTH} characters")
+    if _VERBOSE.search(pattern):
+        raise ValueError("the flag x (verbose) is not supported")
+    size = len(pattern)
+    for counts in _COUNTED.findall(pattern):
+        size *= max(1, *(int(count[:9]) for count in counts.split(",") if count))
+    if size > MAX_COMPILED_SIZE:
+        raise ValueError("its counted repeats, such as {1000}, are too large together")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            re.compile(pattern)
+            return regex.compile(pattern, flags | regex.VERSION0)
+    except (re.error, regex.error) as error:
+        raise ValueError(str(error)) from None
+    except (RecursionError, MemoryError, OverflowError):
+        raise ValueError("too deep or too large to compile") from None
+
+
+def search(pattern: regex.Pattern[str], text: str) -> bool:
+    """Whether `pattern` matches anywhere in the first `MAX_SEARCHED_CHARACTERS` of `text`.
+
+    Raises:
+        TimeoutError, MemoryError: it takes longer than `DEADLINE_S`, or too much memory.
+    """
+    return pattern.search(text[:MAX_SEARCHED_CHARACTERS], timeout=DEADLINE_S) is not None
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The pattern matches somewhere in the answer."""
+
+    options: ClassVar[frozenset[str]] = IGNORE_CASE
+    pattern: regex.Pattern[str]
+
+    @classmethod
+    def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
+        flags = regex.IGNORECASE if flag(options, "ignore_case") else 0
+        try:
+            return cls(compile_pattern(text_of(expected), flags))
+        except ValueError as error:
+            wrong(f"is no regular expression ({error})", expected)
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        text = answer(facts)
+        try:
+            return verdict(search(self.pattern, text), f"got {excerpt(text)}")
+        except TimeoutError:
+            return verdict(False, f"gave up: matching took longer than {DEADLINE_S:g} s; simplify the pattern")

@@ -1,1 +1,0 @@
-"""Tokenizer, prompt template, incremental decoding, safe printing."""

@@ -1,0 +1,77 @@
+"""Dialogues of one run, as `rwkvbatch show` prints them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rwkvbatch.comparison.loading import RunData, load_runs
+from rwkvbatch.comparison.report.dialogue import dialogues, print_dialogues
+from rwkvbatch.errors import UsageError
+from tests.comparison.make_run import make_row, write_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunData:
+    failed = [{"kind": "contains", "expected": "zebra", "passed": False, "score": 0.0, "detail": "no zebra"}]
+    passed = [{"kind": "contains", "expected": "boat", "passed": True, "score": 1.0}]
+    rows = [
+        make_row("names-2", cell="t=2", turn=1, checks=failed),
+        make_row("names-2", cell="t=2", turn=0, checks=passed),
+        make_row("names-1", cell="t=1", checks=passed, reply="Hello \x1b[31mthere."),
+        make_row("names-1", cell="t=2", checks=passed, repeat=1, reference=None),
+        make_row("sums", cell="t=1", finish="error", error="too long", reply="", reply_ids=[], checks=[]),
+    ]
+    write_run(tmp_path / "a", rows, manifest={})
+    return load_runs([str(tmp_path / "a")])[0]
+
+
+def printed(run: RunData, **chosen: Any) -> str:
+    text = io.StringIO()
+    found = dialogues(run, **chosen)
+    print_dialogues(found, Console(file=text, width=100), many_cells=True, many_repeats=True)
+    return text.getvalue()
+
+
+def test_turns_come_in_order_with_their_checks_and_numbers(run: RunData) -> None:
+    text = printed(run, conversations=["names-2"])
+    assert text.index("turn 0, ended by stop") < text.index("turn 1, ended by stop")
+    assert "✓ contains 'boat'" in text
+    assert "✗ contains 'zebra': no zebra" in text
+    assert "score 1.00" in text
+
+
+def test_an_error_stands_in_the_place_of_the_reply(run: RunData) -> None:
+    text = printed(run, conversations=["sums"])
+    assert "too long" in text
+    assert "Assistant" not in text
+
+
+def test_what_a_model_wrote_does_not_act_upon_the_terminal(run: RunData) -> None:
+    text = printed(run, conversations=["names-1"], cells=["t=1"])
+    assert "\x1b" not in text
+    assert "there." in text
+
+
+def test_patterns_cells_repeats_and_turns_choose(run: RunData) -> None:
+    def chosen(**what: Any) -> list[tuple[str, str, int, int]]:
+        found = dialogues(run, **what)
+        return [(d.conversation, d.cell, d.repeat, len(d.turns)) for d in found]
+
+    assert chosen(conversations=["names-*"], cells=["t=2"]) == [
+        ("names-2", "t=2", 0, 2),
+        ("names-1", "t=2", 1, 1),
+    ]
+    assert chosen(repeat=1) == [("names-1", "t=2", 1, 1)]
+    assert chosen(turn=1) == [("names-2", "t=2", 0, 1)]
+    assert {name for name, *_ in chosen(failed_only=True)} == {"names-2", "sums"}
+
+
+def test_a_name_that_is_not_there_is_an_error_with_those_that_are(run: RunData) -> None:
+    with pytest.raises(UsageError, match="none called 'zzz'") as caught:
+        dialogues(run, conversations=["zzz"])
+    assert "names-2" in (caught.value.hint or "")

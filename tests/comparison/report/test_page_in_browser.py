@@ -1,0 +1,251 @@
+"""The report in a real browser, opened from the disk: it works, and hostile text runs nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rwkvbatch.comparison import analyse
+from rwkvbatch.comparison.report.html import as_html
+from tests.comparison.hostile import hostile_run
+from tests.comparison.make_run import make_run
+
+selenium = pytest.importorskip("selenium", reason="selenium is not installed")
+
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.select import Select  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+DRIVER = os.environ.get("CHROMEDRIVER") or shutil.which("chromedriver")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+MINUS = "\u2212"
+
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver on the PATH")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}", "--window-size=1280,900"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def change(row: dict[str, Any], rng: object) -> None:
+        del rng
+        if row["cell"] == "t=2" and row["conversation"] == "talk-3":
+            row["reply"] = "Only this one speaks of a zebra."
+            row["checks"][0].update(passed=False, score=0.0)
+
+    folder = tmp_path_factory.mktemp("report")
+    path = make_run(folder / "a", cells=("t=1", "t=2", "t=3"), change=change, conversations=14)
+    page = folder / "report.html"
+    page.write_text(as_html(analyse([str(path)], fail_if=["score < 2"])), encoding="utf-8")
+    return page
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, report: Path) -> webdriver.Chrome:
+    browser.set_window_size(1280, 900)
+    # Another page first: of the same one again, a busy browser may show the old document for a moment.
+    browser.get("about:blank")
+    browser.get(report.as_uri())
+    WebDriverWait(browser, 60).until(lambda shown: shown.find_elements(By.CSS_SELECTOR, "#talk .turn"))
+    return browser
+
+
+def names(page: webdriver.Chrome) -> list[str]:
+    return [cell.text for cell in page.find_elements(By.CSS_SELECTOR, "#talk-list td.name")]
+
+
+def column(page: webdriver.Chrome, number: int) -> list[str]:
+    """The texts of a column of the comparisons that are shown, read at one moment."""
+    rows = "document.querySelectorAll('#comparisons tbody tr:not([hidden])')"
+    return page.execute_script(f"return [...{rows}].map(row => row.cells[{number}].innerText)")
+
+
+def test_it_loads_from_the_disk_without_a_word_in_the_console(page: webdriver.Chrome) -> None:
+    assert page.get_log("browser") == []
+    assert page.find_element(By.TAG_NAME, "h1").text.startswith("a: 2 variants")
+    assert page.find_elements(By.CSS_SELECTOR, "#talk .turn")
+
+
+def test_search_filters_the_conversations_by_their_texts(page: webdriver.Chrome) -> None:
+    assert len(names(page)) == 14
+    page.find_element(By.ID, "search").send_keys("ZEBRA")
+    assert names(page) == ["talk-3"]
+    assert page.find_element(By.ID, "count").text == "1 of 14"
+
+
+def test_only_worse_conversations_can_be_shown(page: webdriver.Chrome) -> None:
+    Select(page.find_element(By.ID, "which")).select_by_value("worse")
+    scores = [
+        row.find_elements(By.TAG_NAME, "td")[1].text for row in page.find_elements(By.CSS_SELECTOR, "#talk-list tr")
+    ]
+    assert scores
+    assert all(score.startswith(MINUS) for score in scores)
+
+
+def test_the_list_sorts_by_name_both_ways(page: webdriver.Chrome) -> None:
+    button = page.find_element(By.CSS_SELECTOR, "button[data-key=name]")
+    button.click()
+    ascending = names(page)
+    assert ascending == [f"talk-{number}" for number in range(14)]
+    button.click()
+    assert names(page) == ascending[::-1]
+
+
+def test_the_table_shows_one_metric_and_can_show_all(page: webdriver.Chrome) -> None:
+    assert {text.split()[0] for text in column(page, 1)} == {"score"}
+    Select(page.find_element(By.ID, "metric-filter")).select_by_value("")
+    assert len(column(page, 1)) > 10
+
+
+def test_the_table_sorts_by_number(page: webdriver.Chrome) -> None:
+    Select(page.find_element(By.ID, "metric-filter")).select_by_value("")
+    page.find_element(By.XPATH, "//table[@id='comparisons']//button[text()='difference']").click()
+    values = [float(text.replace(MINUS, "-")) for text in column(page, 4)]
+    assert values == sorted(values)
+
+
+def test_a_dialogue_shows_its_diff_word_by_word(page: webdriver.Chrome) -> None:
+    page.find_element(By.CSS_SELECTOR, '#talk-list tr[data-name="talk-3"]').click()
+    talk = page.find_element(By.ID, "talk")
+    assert talk.find_element(By.TAG_NAME, "h3").text == "talk-3"
+    assert "zebra" in " ".join(item.text for item in talk.find_elements(By.TAG_NAME, "ins"))
+    assert talk.find_elements(By.TAG_NAME, "del")
+    assert "reference nll" in talk.text
+
+
+def test_the_pieces_of_a_diff_make_up_both_replies(page: webdriver.Chrome) -> None:
+    same = page.execute_script(
+        """
+        const data = JSON.parse(document.getElementById("data").textContent);
+        const rows = data.conversations[document.querySelector("#talk h3").textContent].rows;
+        const shown = [...document.querySelectorAll("#talk .turn")].map(
+          (turn) => [...turn.querySelectorAll(".reply")].map((reply) => reply.textContent));
+        const repeat = Number(document.getElementById("repeat").value);
+        const of = (variant) => rows[variant].filter((row) => row.repeat === repeat).map((row) => row.reply);
+        const [before, after] = [of(data.pairs[0].baseline), of(data.pairs[0].variant)];
+        return shown.every((sides, turn) => sides[0] === before[turn] && sides[1] === after[turn]);
+        """
+    )
+    assert same is True
+
+
+def test_numbers_that_round_to_zero_have_no_sign(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    def tiny(row: dict[str, Any], rng: object) -> None:
+        del rng
+        row["logprob"]["mean"] = -0.001
+
+    report = tmp_path / "zero.html"
+    report.write_text(as_html(analyse([str(make_run(tmp_path / "a", change=tiny))])), encoding="utf-8")
+    browser.get(report.as_uri())
+    shown = browser.find_element(By.ID, "talk").text
+    assert "0.00" in shown
+    assert f"{MINUS}0.00" not in shown
+    assert "-0.00" not in shown
+
+
+def test_the_figure_changes_with_the_metric(page: webdriver.Chrome) -> None:
+    Select(page.find_element(By.ID, "sweep-figure-metric")).select_by_value("nll")
+    shown = [f for f in page.find_elements(By.CSS_SELECTOR, "figure.sweep-figure") if f.is_displayed()]
+    assert [figure.get_attribute("data-name") for figure in shown] == ["nll"]
+
+
+def test_keys_go_through_the_conversations_and_to_the_search(page: webdriver.Chrome) -> None:
+    body = page.find_element(By.TAG_NAME, "body")
+    order = names(page)
+    body.send_keys("j")
+    assert page.find_element(By.CSS_SELECTOR, "#talk h3").text == order[1]
+    page.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
+    assert page.find_element(By.CSS_SELECTOR, "#talk h3").text == order[2]
+    body.send_keys("k")
+    assert page.find_element(By.CSS_SELECTOR, "#talk h3").text == order[1]
+    body.send_keys("/")
+    assert page.switch_to.active_element.get_attribute("id") == "search"
+
+
+def test_the_button_turns_the_page_dark_and_light(page: webdriver.Chrome) -> None:
+    def background() -> str:
+        return page.execute_script("return getComputedStyle(document.body).backgroundColor")
+
+    before = background()
+    page.find_element(By.ID, "theme").click()
+    assert background() != before
+    page.find_element(By.ID, "theme").click()
+    assert background() == before
+
+
+def test_nothing_is_wider_than_a_phone(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    cells = [f"temperature={t},frequency={f},a-rather-long-setting=true" for t in (0.3, 1.0) for f in (0.0, 1.0)]
+
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        row["checks"][0]["score"] = 0.9 - 0.2 * cells.index(row["cell"]) + rng.normal(0, 0.01)
+
+    report = tmp_path / "long.html"
+    run = make_run(tmp_path / "a", cells=cells, change=change)
+    report.write_text(as_html(analyse([str(run)])), encoding="utf-8")
+    page = browser
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    page.get(report.as_uri())
+    try:
+        widths = page.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+        assert widths[0] <= widths[1]
+        findings = page.execute_script(
+            "return [...document.querySelectorAll('.findings li')].map(f => [f.scrollWidth, f.clientWidth])"
+        )
+        assert findings
+        assert all(content <= room for content, room in findings)
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_hostile_text_runs_nothing_and_is_shown_as_text(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    report = tmp_path / "hostile.html"
+    report.write_text(as_html(analyse([str(hostile_run(tmp_path / "a"))])), encoding="utf-8")
+    browser.get(report.as_uri())
+    for row in browser.find_elements(By.CSS_SELECTOR, "#talk-list tr"):
+        row.click()
+        assert "<img src=x" in browser.find_element(By.ID, "talk").text
+    assert browser.execute_script("return window.pwned") is None
+    assert browser.find_elements(By.CSS_SELECTOR, "img, #talk script, #talk svg") == []
+    assert browser.get_log("browser") == []
+
+
+def test_the_policy_stops_a_script_that_got_in_all_the_same(page: webdriver.Chrome) -> None:
+    page.execute_script(
+        "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.pwned=1\">');"
+        "const script = document.createElement('script'); script.textContent = 'window.pwned=2';"
+        "document.body.append(script);"
+    )
+    assert page.execute_script("return window.pwned") is None
+    assert any("Content Security Policy" in entry["message"] for entry in page.get_log("browser"))

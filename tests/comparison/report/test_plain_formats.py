@@ -1,0 +1,228 @@
+"""JSON, CSV, Markdown and JUnit: they parse, they agree, and hostile names do nothing in them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from rwkvbatch.comparison import analyse
+from rwkvbatch.comparison.analysis import Analysis
+from rwkvbatch.comparison.report.formats import (
+    COLUMNS,
+    as_csv,
+    as_json,
+    as_junit,
+    as_markdown,
+    escaped,
+    harmless,
+)
+from rwkvbatch.comparison.report.formats import safe as xml_safe
+from rwkvbatch.comparison.report.html import as_html
+from rwkvbatch.comparison.report.wording import standing
+from rwkvbatch.prompt.escaping import printable
+from tests.comparison.hostile import hostile_run
+from tests.comparison.make_run import make_run
+
+ANY_TEXT = st.one_of(
+    st.text(st.characters(), max_size=80),
+    st.text(st.sampled_from("=+-@\t\r\n\x1b\x00\u202e\ufeff\ud800\ufffe|*_`<>[]()!&;#~\\$:/ab1. "), max_size=40),
+)
+
+
+@pytest.fixture(scope="module")
+def analysis(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+    path = make_run(tmp_path_factory.mktemp("runs") / "a", cells=("t=1", "t=2"))
+    return analyse([str(path)], fail_if=["score < 2", "score < -1"])
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+    return analyse([str(hostile_run(tmp_path_factory.mktemp("hostile") / "a"))], fail_if=["score < 2"])
+
+
+def test_json_has_the_comparisons_gates_and_changes(analysis: Analysis) -> None:
+    content = json.loads(as_json(analysis))
+    assert [item["metric"] for item in content["comparisons"]] == [c.metric.name for c in analysis.comparisons]
+    assert [gate["failed"] for gate in content["gates"]] == [True, False]
+    assert len(content["changes"][0]["conversations"]) == 12
+
+
+def test_json_and_markdown_say_which_variants_could_be_best(tmp_path: Path) -> None:
+    result = analyse([str(make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3")))])
+    (ranking,) = result.rankings
+    (best,) = json.loads(as_json(result))["best"]
+    assert (best["metric"], best["best"], best["num_values"]) == ("score", ranking.best.variant.label, 48)
+    assert [(item["variant"], item["p_holm"], item["could_be_best"]) for item in best["candidates"]] == [
+        (item.variant.label, item.p_holm, item.could_be_best) for item in ranking.candidates
+    ]
+    assert f"- {escaped(standing(ranking))}" in as_markdown(result)
+
+
+def test_hostile_names_of_ranked_variants_do_nothing(tmp_path: Path) -> None:
+    runs = [str(hostile_run(tmp_path / name, seed)) for seed, name in enumerate("ab")]
+    result = analyse(runs)
+    assert len(result.rankings[0].candidates) == 4
+    for text in (as_markdown(result), as_json(result)):
+        assert printable(text) == text
+    assert "<svg onload" not in as_html(result)
+    assert re.search(r"(?<!\\)<", as_markdown(result)) is None
+
+
+def test_json_of_two_variants_has_no_best(analysis: Analysis) -> None:
+    assert json.loads(as_json(analysis))["best"] == []
+
+
+def test_json_has_null_and_no_nan(analysis: Analysis) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    json.loads(as_json(analysis), parse_constant=refuse)
+
+
+def test_json_of_a_hostile_run_does_nothing_to_a_terminal(hostile: Analysis) -> None:
+    text = as_json(hostile)
+    assert printable(text) == text
+    assert json.loads(text)["changes"][0]["conversations"][0]["conversation"].startswith("=HYPERLINK(1)</script>")
+
+
+def test_csv_has_a_line_a_comparison_with_full_precision(analysis: Analysis) -> None:
+    rows = list(csv.DictReader(io.StringIO(as_csv(analysis))))
+    assert list(rows[0]) == list(COLUMNS)
+    assert [float(row["difference"]) for row in rows] == [c.difference for c in analysis.comparisons]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =1", "\r=1", "＝1"])
+def test_text_that_a_spreadsheet_could_run_gets_an_apostrophe(text: str) -> None:
+    assert harmless(text) == f"'{printable(text, keep_newlines=False)}"
+
+
+@given(value=ANY_TEXT)
+@example(value="\ufeff=1+1")
+@example(value="\u200b\t @x")
+def test_no_text_is_a_formula_several_lines_or_acts_upon_a_terminal(value: str) -> None:
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\n").writerow([harmless(value), "end"])
+    (row,) = csv.reader(io.StringIO(written.getvalue(), newline=""))
+    assert row[1:] == ["end"]
+    assert row[0].removeprefix("'") == printable(value, keep_newlines=False).removeprefix("'")
+    assert "".join(c for c in row[0] if c.isprintable()).strip()[:1] not in set("=+-@＝＋－＠")
+    assert printable(row[0], keep_newlines=False) == row[0]
+
+
+@given(value=ANY_TEXT)
+def test_markdown_shows_any_text_letter_by_letter_and_as_nothing_else(value: str) -> None:
+    from markdown_it import MarkdownIt
+
+    shown = escaped(f"a {value} z")
+    table = MarkdownIt().enable("table").parse(f"| head | b |\n|---|---|\n| {shown} | c |\n")
+    cells = [token for token in table if token.type == "inline"][2:]
+    assert len(cells) == 2
+    assert {token.type for token in cells[0].children or ()} <= {"text", "text_special"}
+    assert "".join(token.content for token in cells[0].children or ()) == printable(f"a {value} z", keep_newlines=False)
+
+
+@given(value=ANY_TEXT)
+def test_xml_keeps_any_text_that_may_be_printed(value: str) -> None:
+    element = ET.Element("a", b=xml_safe(value))
+    element.text = xml_safe(value)
+    read = ET.fromstring(ET.tostring(element, encoding="unicode"))
+    assert read.get("b") == (read.text or "") == xml_safe(value)
+
+
+@pytest.mark.parametrize("value", ["temp=0.7", "a", "", None, -1.5, 3])
+def test_other_values_stay(value: object) -> None:
+    assert harmless(value) == value
+
+
+def test_no_csv_cell_of_a_hostile_run_begins_a_formula(hostile: Analysis) -> None:
+    for row in csv.reader(io.StringIO(as_csv(hostile))):
+        for cell in row:
+            if not _is_number(cell):
+                assert cell[:1] not in ("=", "+", "-", "@"), cell
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def test_markdown_says_how_much_a_comparison_rests_on(analysis: Analysis) -> None:
+    first = analysis.comparisons[0]
+    assert f"\n\n{first.num_values} turns, {first.num_conversations} conversations\n\n| metric" in as_markdown(analysis)
+
+
+def test_markdown_has_a_table_with_equally_many_cells_in_every_line(hostile: Analysis) -> None:
+    lines = [line for line in as_markdown(hostile).splitlines() if line.startswith("|")]
+    counts = {line.replace("\\|", "").count("|") for line in lines}
+    assert len(lines) > 5
+    assert len(counts) == 1
+
+
+def test_markdown_of_hostile_names_has_no_markup_and_no_controls(hostile: Analysis) -> None:
+    text = as_markdown(hostile)
+    assert "<script" not in text.replace("\\<", "")
+    assert not set(text) & set("\x1b\x07\x00\u202e\u2028")
+
+
+def test_junit_fails_the_gates_that_failed_and_nothing_else(analysis: Analysis) -> None:
+    root = ET.fromstring(as_junit(analysis).encode())
+    gates, *pairs = root.findall("testsuite")
+    assert (gates.get("tests"), gates.get("failures")) == ("2", "1")
+    failures = root.findall(".//failure")
+    assert len(failures) == 1
+    assert "score < 2" in (failures[0].get("message") or "")
+    assert sum(len(pair) for pair in pairs) == len(analysis.comparisons)
+
+
+def test_junit_of_a_hostile_run_is_xml(hostile: Analysis) -> None:
+    assert ET.fromstring(as_junit(hostile).encode()).tag == "testsuites"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+    return analyse([str(make_run(tmp_path_factory.mktemp("alone") / "a"))])
+
+
+def test_a_run_alone_is_told_by_its_means_in_every_plain_format(alone: Analysis) -> None:
+    score = alone.table["score"].mean()
+    assert f"| score | {score:.3f} | \\[0." in as_markdown(alone)
+    lines = {line["metric"]: line for line in csv.DictReader(io.StringIO(as_csv(alone)))}
+    assert float(lines["score"]["variant_mean"]) == pytest.approx(score)
+    assert lines["score"]["baseline"] == lines["score"]["difference"] == ""
+    means = {item["metric"]: item for item in json.loads(as_json(alone))["means"]}
+    assert means["score"]["mean"] == pytest.approx(score)
+    assert means["score"]["low"] < score < means["score"]["high"]
+
+
+@pytest.mark.parametrize("write", [as_markdown, as_csv, as_json, as_junit, as_html])
+def test_a_perplexity_beyond_all_numbers_is_written_all_the_same(
+    tmp_path: Path, write: Callable[[Analysis], str]
+) -> None:
+    def change(row: dict[str, Any], rng: object) -> None:
+        del rng
+        row["reference"]["nll"] = 2000.0 + row["repeat"]
+
+    one = analyse([str(make_run(tmp_path / "a", cells=("t=1",), change=change))])
+    two = analyse([str(make_run(tmp_path / "b", cells=("t=1", "t=2", "t=3"), change=change))])
+    assert write(one)
+    assert write(two)
+
+
+def test_the_means_of_a_run_alone_are_those_that_were_asked_for(tmp_path: Path) -> None:
+    analysis = analyse([str(make_run(tmp_path / "a"))], metrics=["nll"])
+    assert [item["metric"] for item in json.loads(as_json(analysis))["means"]] == ["nll"]
+    assert "score" not in as_csv(analysis)
+    assert "own log-probability" not in as_markdown(analysis)

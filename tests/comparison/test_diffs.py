@@ -1,0 +1,70 @@
+"""Word diffs and the order of changed conversations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rwkvbatch.comparison import analyse
+from rwkvbatch.comparison.changes import most_changed, telling_turn, turn_changes, word_diff
+from tests.comparison.make_run import make_row, write_run
+
+
+def shown(before: str, after: str) -> list[tuple[str, str]]:
+    return [(piece.kind, piece.text) for piece in word_diff(before, after)]
+
+
+def test_a_changed_word_is_gone_and_new_between_what_stayed() -> None:
+    assert shown("the old boat", "the new boat") == [
+        ("same", "the "), ("gone", "old"), ("new", "new"), ("same", " boat"),
+    ]  # fmt: skip
+
+
+def test_neighbouring_changed_words_are_one_piece() -> None:
+    assert shown("a b c d", "a x y d") == [("same", "a "), ("gone", "b c"), ("new", "x y"), ("same", " d")]
+
+
+def test_equal_texts_have_no_change() -> None:
+    assert shown("same text", "same text") == [("same", "same text")]
+    assert shown("", "") == []
+
+
+def test_huge_texts_are_not_searched() -> None:
+    before, after = "a " * 5000, "b " * 5000
+    assert shown(before, after) == [("gone", before), ("new", after)]
+
+
+@given(st.text("ab \n.", max_size=30), st.text("ab \n.", max_size=30))
+def test_the_pieces_make_up_both_texts(before: str, after: str) -> None:
+    pieces = word_diff(before, after)
+    assert "".join(piece.text for piece in pieces if piece.kind != "new") == before
+    assert "".join(piece.text for piece in pieces if piece.kind != "gone") == after
+
+
+def test_conversations_are_ordered_by_score_then_by_replies_that_differ(tmp_path: Path) -> None:
+    def check(score: float) -> list[dict[str, object]]:
+        return [{"kind": "k", "expected": 1, "passed": score == 1, "score": score, "weight": 1.0, "detail": None}]
+
+    fixed = {"reference": None}
+    write_run(
+        tmp_path / "a",
+        [make_row(c, reply="old", checks=check(1.0), **fixed) for c in ("same", "worse", "text")],
+        manifest={},
+    )
+    write_run(
+        tmp_path / "b",
+        [
+            make_row("same", reply="old", checks=check(1.0), **fixed),
+            make_row("worse", reply="old bad", checks=check(0.0), **fixed),
+            make_row("text", reply="other", checks=check(1.0), **fixed),
+        ],
+        manifest={},
+    )
+    (matched,) = analyse([str(tmp_path / "a"), str(tmp_path / "b")]).matched
+    assert [change.conversation for change in most_changed(matched)] == ["worse", "text", "same"]
+    turn = telling_turn(turn_changes(matched, "worse"))
+    assert turn is not None
+    assert [(piece.kind, piece.text) for piece in turn.pieces] == [("same", "old"), ("new", " bad")]
+    assert telling_turn(turn_changes(matched, "same")) is None

@@ -1,0 +1,214 @@
+"""Gates: the language, its errors, and what fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rwkvbatch.comparison.gates import Column, GateResult, GateScope, judge, parse_gate
+from rwkvbatch.errors import UsageError
+
+NAN = float("nan")
+
+
+def scope(variant: Mapping[str, list[float]], baseline: Mapping[str, list[float]] | None = None) -> GateScope:
+    """Each number is a conversation of its own."""
+
+    def column(metric: str, of_baseline: bool) -> Column:
+        side = (baseline or {}) if of_baseline else variant
+        values = np.array(side.get(metric, [NAN]))
+        return Column(values, np.arange(values.size))
+
+    return GateScope("new", None if baseline is None else "old", column)
+
+
+def outcome(
+    text: str, variant: Mapping[str, list[float]], baseline: Mapping[str, list[float]] | None = None
+) -> GateResult:
+    (result,) = judge([parse_gate(text)], [scope(variant, baseline)])
+    return result
+
+
+@pytest.mark.parametrize(
+    ("text", "failed"),
+    [
+        ("score < baseline - 0.02", True),
+        ("score < baseline - 0.2", False),
+        ("score < 0.8 * baseline", False),
+        ("score >= baseline", False),
+        ("baseline > score", True),
+        ("score - baseline < -0.05", True),
+        ("-score > -0.6", True),
+        ("score < (baseline + 0.1) / 2", False),
+        ("score + 1 * 2 > 2.5", True),
+        ("p50(score) < median(baseline.score)", True),
+        ("mean(score) < baseline", True),
+        ("max(score) <= 1e0", True),
+        ("min(score) > min(baseline.score)", False),
+    ],
+)
+def test_a_gate_fails_where_its_condition_holds(text: str, failed: bool) -> None:
+    assert outcome(text, {"score": [0.2, 0.5, 0.95]}, {"score": [0.3, 0.6, 0.98]}).failed == failed
+
+
+def test_percentiles_are_those_of_numpy() -> None:
+    values = list(np.random.default_rng(0).gamma(2, size=50))
+    result = outcome("p95(first_token_s) > 2 * baseline", {"first_token_s": values}, {"first_token_s": [1.0]})
+    assert result.left == pytest.approx(np.percentile(values, 95))
+    assert result.right == 2.0
+
+
+def test_perplexity_is_the_exponential_of_the_mean() -> None:
+    assert outcome("perplexity > 1", {"perplexity": [1.0, 3.0]}).left == pytest.approx(np.exp(2.0))
+
+
+def test_a_number_is_enough_for_a_run_alone() -> None:
+    assert outcome("score < 0.8", {"score": [0.5, 0.9]}).failed
+
+
+def test_a_significant_gate_lets_noise_pass() -> None:
+    rng = np.random.default_rng(1)
+    baseline = list(rng.normal(0.5, 0.2, 12))
+    noisy = [value - 0.01 + rng.normal(0, 0.3) for value in baseline]
+    plain = outcome("score < baseline + 1", {"score": noisy}, {"score": baseline})
+    assert plain.failed
+    worse = [value - 0.3 + rng.normal(0, 0.02) for value in baseline]
+    assert not outcome("score < baseline - 0.29 significantly", {"score": worse}, {"score": baseline}).failed
+    assert outcome("score < baseline significantly", {"score": worse}, {"score": baseline}).failed
+
+
+def test_a_line_has_a_p_value_only_where_the_condition_holds() -> None:
+    rng = np.random.default_rng(1)
+    baseline = list(rng.normal(0.5, 0.2, 12))
+    better, worse = ([value + step + rng.normal(0, 0.02) for value in baseline] for step in (0.3, -0.3))
+    noisy = [value - 0.01 + (0.3 if place % 2 else -0.3) for place, value in enumerate(baseline)]
+    gate = "score < baseline significantly"
+    assert "p =" not in outcome(gate, {"score": better}, {"score": baseline}).line
+    failed = outcome(gate, {"score": worse}, {"score": baseline}).line
+    assert failed.startswith("FAILED")
+    assert ", p = " in failed
+    assert "noise" not in failed
+    passed = outcome(gate, {"score": noisy}, {"score": baseline}).line
+    assert passed.startswith("passed")
+    assert ", which may be noise, p = " in passed
+
+
+def test_a_significant_gate_tests_the_margin_and_not_the_difference() -> None:
+    rng = np.random.default_rng(2)
+    baseline = [2.0 + 0.1 * value for value in rng.normal(size=20)]
+    variant = [1.04 * value + 0.002 * rng.normal() for value in baseline]
+    sides = {"nll": variant}, {"nll": baseline}
+    assert outcome("nll > baseline significantly", *sides).failed
+    assert not outcome("nll > 1.05 * baseline significantly", *sides).failed
+
+
+def test_significant_gates_are_corrected_for_how_many_there_are() -> None:
+    rng = np.random.default_rng(3)
+    scopes = [scope({"nll": list(rng.normal(size=10))}, {"nll": list(rng.normal(size=10))}) for _ in range(5)]
+    results = judge([parse_gate("nll > baseline significantly")], scopes)
+    (alone,) = judge([parse_gate("nll > baseline significantly")], scopes[:1])
+    assert results[0].p_holm > alone.p_holm
+
+
+@pytest.mark.parametrize(
+    ("text", "problem", "column"),
+    [
+        ("scor < 1", "no metric is called 'scor'", 0),
+        ("score < ", "expected a number", 7),
+        ("score 1", "expected one of < <= > >=", 6),
+        ("avg(score) < 1", "no statistic is called 'avg'", 0),
+        ("score < baseline + nll", "write baseline.METRIC", 8),
+        ("p95(baseline) < 2", "write p95", 4),
+        ("1 < 2", "must name a metric", 0),
+        ("score == 1", "unexpected character '='", 6),
+        ("score < 1 && nll > 2", "unexpected character '&'", 10),
+        ("(score < 1", "expected )", 7),
+        ("score < 1 2", "expected the end", 10),
+        ("__import__('os') < 1", "unexpected character", 11),
+        ("", "expected a number", 0),
+    ],
+)
+def test_a_wrong_expression_is_pointed_at(text: str, problem: str, column: int) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_gate(text)
+    message, shown, caret = caught.value.message.split("\n")
+    assert problem in message
+    assert shown.strip() == text.strip()
+    assert caret.index("^") - 4 == column
+
+
+def test_a_very_long_expression_is_refused() -> None:
+    with pytest.raises(UsageError, match="at most 500 characters"):
+        parse_gate("(" * 600 + "score" + ")" * 600 + " < 1")
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_gate_or_a_usage_error(text: str) -> None:
+    with suppress(UsageError):
+        parse_gate(text)
+
+
+def test_a_baseline_where_there_is_none_is_an_error() -> None:
+    with pytest.raises(UsageError, match="only one thing"):
+        outcome("score < baseline", {"score": [1.0]})
+
+
+def test_a_metric_without_numbers_is_an_error_and_no_pass() -> None:
+    with pytest.raises(UsageError, match="new has no score"):
+        outcome("score < 0.5", {"nll": [1.0]})
+
+
+def test_division_by_zero_is_an_error() -> None:
+    with pytest.raises(UsageError, match="divides by zero"):
+        outcome("score / (1 - 1) < 0.5", {"score": [1.0]})
+
+
+@pytest.mark.parametrize("text", ["p95(nll) > baseline", "nll * nll > 1", "perplexity > 2"])
+def test_significance_of_what_has_no_paired_test_is_an_error(text: str) -> None:
+    sides = {"nll": [1.0, 2.0], "perplexity": [1.0, 2.0]}
+    with pytest.raises(UsageError, match="significance is known only"):
+        outcome(f"{text} significantly", sides, sides)
+
+
+def test_the_line_of_a_gate_says_what_was_found() -> None:
+    assert outcome("score < 0.8", {"score": [0.5]}).line == "FAILED: score < 0.8 [new: 0.5 < 0.8]"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("(" * 499, id="open parentheses"),
+        pytest.param("score < " + "(" * 240 + "1" + ")" * 240, id="balanced parentheses"),
+        pytest.param("score < " + "-" * 490 + "1", id="signs"),
+        pytest.param("score < " + "-(" * 100 + "1" + ")" * 100, id="both"),
+    ],
+)
+def test_nesting_has_a_limit(text: str) -> None:
+    with pytest.raises(UsageError, match="nested more than 50 deep"):
+        parse_gate(text)
+
+
+def test_nesting_up_to_the_limit_and_long_sums_are_judged() -> None:
+    nested = "score < " + "(" * 50 + "1" + ")" * 50 + " + (" + "-" * 49 + "1)"
+    assert outcome(nested, {"score": [-0.5]}).failed
+    assert outcome("score < baseline" + "+1" * 240, {"score": [-0.5]}, {"score": [0.0]}).right == 240
+
+
+@pytest.mark.parametrize("number", ["1e999", "9" * 400, "٣", "1_000"])
+def test_only_plain_numbers_in_range_are_numbers(number: str) -> None:
+    with pytest.raises(UsageError, match="--fail-if"):
+        parse_gate(f"score < {number}")
+
+
+def test_a_gate_that_gives_no_number_is_an_error_and_not_a_pass() -> None:
+    with pytest.raises(UsageError, match="gives no number"):
+        outcome("score < 1e308 * 10 - 1e308 * 10", {"score": [0.0]})
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite() -> None:
+    assert outcome("perplexity > 10", {"perplexity": [800.0]}).failed

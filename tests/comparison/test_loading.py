@@ -1,0 +1,212 @@
+"""Reading runs as tables."""
+
+from __future__ import annotations
+
+import gc
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rwkvbatch.comparison import load
+from rwkvbatch.comparison import table as results
+from rwkvbatch.comparison.loading import load_runs
+from rwkvbatch.comparison.metrics import TURN_METRICS
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError, UsageError
+from rwkvbatch.results.row import Row
+from tests.comparison.make_run import encode, make_row, make_run, write_run
+
+
+def test_load_gives_one_row_a_turn_with_the_metrics_as_columns(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", conversations=3, repeats=2, turns=2)
+    table = load(tmp_path / "a")
+    assert len(table) == 12
+    assert set(table["run"]) == {"a"}
+    assert {"score", "nll", "perplexity", "tokens", "distinct1", "loop", "first_token_s"} <= set(table.columns)
+    assert table["score"].between(0, 1).all()
+
+
+def test_the_synthetic_rows_are_rows_of_a_run(tmp_path: Path) -> None:
+    row = Row.from_dict(make_row("a"))
+    assert json.loads(json.dumps(row.as_dict())) == json.loads(json.dumps(make_row("a")))
+
+
+def test_several_runs_come_as_one_table_with_their_names(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / name, conversations=2) for name in ("a", "b")]
+    assert list(load(paths)["run"].unique()) == ["a", "b"]
+
+
+def test_runs_with_the_same_last_name_keep_their_whole_paths(tmp_path: Path) -> None:
+    paths = [str(make_run(tmp_path / name / "out", conversations=2)) for name in ("a", "b")]
+    assert [run.name for run in load_runs(paths)] == paths
+
+
+def test_a_results_file_alone_is_read_with_a_note_that_its_script_is_unknown(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [make_row("x")], manifest=None)
+    run = load_runs([str(tmp_path / "a" / "results.jsonl")])[0]
+    assert len(run.rows) == 1
+    assert "no manifest.json" in run.notes[0]
+
+
+def test_a_single_cell_is_named_after_two_colons(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=2)
+    run = load_runs([f"{path}::t=2"])[0]
+    assert run.cells == ["t=2"]
+
+
+def test_an_unknown_cell_is_refused_beside_the_whole_run_too(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=2)
+    with pytest.raises(RunDirectoryError, match="no cell 't=3'"):
+        load_runs([f"{path}::t=3", str(path)])
+
+
+def test_a_run_that_is_not_finished_comes_with_a_note(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", conversations=2)
+    (path / "status.json").write_text(
+        '{"state": "interrupted", "rows_total": 3000, "pid": 1, "host": "h", "updated": "now"}'
+    )
+    assert load_runs([str(path)])[0].notes == (
+        f"{path} is not finished: 8 of 3,000 rows are there; it was interrupted, and the same command goes on with it",
+    )
+
+
+def test_an_unknown_cell_names_those_there_are(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=2)
+    with pytest.raises(RunDirectoryError, match="no cell 't=3'") as caught:
+        load_runs([f"{path}::t=3"])
+    assert "t=1, t=2" in (caught.value.hint or "")
+
+
+def test_a_line_cut_short_at_the_end_is_left_out_with_a_note(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", conversations=2, repeats=1, turns=1) / "results.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    run = load_runs([str(tmp_path / "a")])[0]
+    assert len(run.rows) == 1
+    assert "cut short" in run.notes[0]
+
+
+def test_a_row_whose_checksum_does_not_match_is_an_error_with_its_line(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", conversations=3, repeats=1, turns=1) / "results.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    lines[1] = lines[1].replace(b"Question", b"Answer__")
+    path.write_bytes(b"\n".join(lines))
+    with pytest.raises(RunDamagedError, match=r"results\.jsonl:2: .*checksum"):
+        load_runs([str(tmp_path / "a")])
+
+
+@pytest.mark.parametrize("line", [b"{}\n", b"[1]\n", b"nonsense\n", b'{"conversation": 1}\n', b"\xff\xfe\n"])
+def test_what_is_no_row_is_an_error_with_its_line(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "results.jsonl").write_bytes(encode(make_row("x")) + line)
+    with pytest.raises(RunDamagedError, match=r"results\.jsonl:2: is no row"):
+        load_runs([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"conversation": 5},
+        {"cell": ["a"]},
+        {"reply": None},
+        {"repeat": "0"},
+        {"turn": 1.5},
+        {"seed": 2**63},
+        {"tokens": {"prompt": 1, "reply": "many"}},
+        {"reference": {"text": "a", "nll": "low", "matched": 1.0, "tokens": 1}},
+        {"reference": {"text": "a", "nll": [1.0], "matched": 1.0, "tokens": 1}},
+        {"timing": {"first_token_s": 10**400, "tokens_per_s": 1.0}},
+        {"reply_ids": [1.5]},
+        {"reply_ids": [2**64]},
+        {"reply_ids": "abc"},
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_an_error_with_its_line(tmp_path: Path, change: dict[str, object]) -> None:
+    (tmp_path / "results.jsonl").write_bytes(encode(make_row("x")) + encode({**make_row("y"), **change}))
+    with pytest.raises(RunDamagedError, match=r"results\.jsonl:2: is no row"):
+        load_runs([str(tmp_path)])
+
+
+def test_a_turn_that_is_there_twice_counts_once_and_the_last_wins(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [make_row("x", reply="first"), make_row("x", reply="second")], manifest={})
+    run = load_runs([str(tmp_path / "a")])[0]
+    assert list(run.rows["reply"]) == ["second"]
+    assert "more than once" in run.notes[0]
+
+
+def test_a_missing_run_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="there is no such run") as caught:
+        load_runs([str(tmp_path / "none")])
+    assert "rwkvbatch run" in (caught.value.hint or "")
+
+
+def test_a_directory_without_results_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match=r"no results\.jsonl"):
+        load_runs([str(tmp_path)])
+
+
+def test_an_error_row_has_no_metrics_of_a_reply(tmp_path: Path) -> None:
+    failed = make_row("x", finish="error", error="too long", checks=[], reference=None, reply="", reply_ids=[])
+    write_run(tmp_path / "a", [failed], manifest={})
+    row = load(tmp_path / "a").iloc[0]
+    assert row["failed"] == 1.0
+    for name in ("tokens", "logprob", "score", "nll", "first_token_s", "distinct1", "loop", "stopped"):
+        assert np.isnan(row[name]), name
+
+
+@pytest.mark.parametrize(("replies", "tokens"), [(3, 10**6), (10**6, 40), (1, 1)])
+def test_metrics_do_not_depend_on_how_many_replies_are_counted_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replies: int, tokens: int
+) -> None:
+    rng = np.random.default_rng(3)
+    rows = [make_row(f"c{i}", rng=rng) for i in range(10)]
+    rows[4]["reply_ids"] = []
+    write_run(tmp_path / "a", rows, manifest={})
+    monkeypatch.setattr(results, "_BATCH_REPLIES", replies)
+    monkeypatch.setattr(results, "_BATCH_TOKENS", tokens)
+    table = load(tmp_path / "a")
+    for metric in TURN_METRICS:
+        assert metric.of is not None
+        alone = np.array([metric.of(row) for row in rows], dtype=np.float64)
+        np.testing.assert_array_equal(table[metric.name].to_numpy(), alone, err_msg=metric.name)
+
+
+@pytest.mark.parametrize("collected", [True, False])
+def test_the_collector_of_garbage_is_left_as_it_was(tmp_path: Path, *, collected: bool) -> None:
+    path = make_run(tmp_path / "a", conversations=1)
+    was_on = gc.isenabled()
+    try:
+        (gc.enable if collected else gc.disable)()
+        load(path)
+        assert gc.isenabled() == collected
+        assert gc.get_freeze_count() == 0
+    finally:
+        (gc.enable if was_on else gc.disable)()
+
+
+def test_a_manifest_that_is_not_json_is_an_error(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", conversations=1)
+    (path / "manifest.json").write_text("{", encoding="utf-8")
+    with pytest.raises(RunDamagedError, match=r"manifest\.json: is not JSON"):
+        load_runs([str(path)])
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"id": "a"}', "it has no 'conversation'"),
+        ("{", "not JSON"),
+        ("[]", "not a JSON object"),
+    ],
+)
+def test_a_file_that_is_no_run_s_is_refused_in_words(line: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(RunDamagedError, match=rf"x\.jsonl:1: is no row of a run: {reason}$"):
+        load_runs([str(path)])
+
+
+def test_a_run_given_twice_is_refused(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=2)
+    with pytest.raises(UsageError, match="is given twice"):
+        load_runs([str(path), f"{path}/"])
+    assert len(load_runs([f"{path}::t=1", f"{path}::t=2"])) == 1

@@ -1,0 +1,94 @@
+"""Each metric on rows whose answer is plain."""
+
+from __future__ import annotations
+
+from array import array
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rwkvbatch.comparison.metrics import TURN_METRICS, longest_repeat
+from rwkvbatch.comparison.ngrams import count_ngrams
+from tests.comparison.make_run import make_row
+
+METRICS = {metric.name: metric for metric in TURN_METRICS}
+
+
+def value(name: str, **changes: object) -> float | None:
+    of = METRICS[name].of
+    assert of is not None
+    return of(make_row("x", **changes))
+
+
+def check(score: float, weight: float = 1.0) -> dict[str, object]:
+    return {
+        "kind": "k",
+        "expected": 1,
+        "passed": score == 1.0,
+        "score": score,
+        "weight": weight,
+        "detail": None,
+    }
+
+
+def test_score_is_the_weighted_mean_of_the_checks() -> None:
+    assert value("score", checks=[check(1.0, 3.0), check(0.5, 1.0)]) == pytest.approx(0.875)
+
+
+def test_passed_needs_every_check() -> None:
+    assert value("passed", checks=[check(1.0), check(0.5)]) == 0.0
+    assert value("passed", checks=[check(1.0), check(1.0)]) == 1.0
+
+
+def test_a_turn_without_checks_has_no_score() -> None:
+    assert value("score", checks=[]) is None
+    assert value("passed", checks=[]) is None
+
+
+@pytest.mark.parametrize(("finish", "expected"), [("stop", 1.0), ("eos", 1.0), ("length", 0.0), ("time", 0.0)])
+def test_stopped_tells_replies_that_ended_by_themselves(finish: str, expected: float) -> None:
+    assert value("stopped", finish=finish) == expected
+
+
+def test_distinct_counts_different_ngrams() -> None:
+    ids = [1, 2, 1, 2, 3]
+    assert value("distinct1", reply_ids=ids) == pytest.approx(3 / 5)
+    assert value("distinct2", reply_ids=ids) == pytest.approx(3 / 4)
+
+
+def test_a_reply_of_one_token_has_no_distinct_2() -> None:
+    assert value("distinct2", reply_ids=[7]) is None
+
+
+def test_a_looping_reply_scores_near_one_and_one_without_repeats_zero() -> None:
+    assert value("loop", reply_ids=[1, 2, 3] * 20) == pytest.approx(57 / 60)
+    assert value("loop", reply_ids=list(range(60))) == 0.0
+
+
+def test_the_longest_repeat_may_overlap_itself() -> None:
+    assert longest_repeat([7, 7, 7]) == 2
+    assert longest_repeat([1, 2, 3, 1, 2]) == 2
+    assert longest_repeat([]) == 0
+
+
+few_ids = st.lists(st.integers(0, 3), max_size=40)
+loops = st.builds(lambda ids, times: (ids * times)[:90], few_ids, st.integers(2, 20))
+any_ids = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=10)
+
+
+@settings(deadline=None)
+@given(st.lists(few_ids | loops | any_ids, max_size=6))
+def test_the_ngrams_of_many_replies_at_once_are_those_of_each_alone(replies: list[list[int]]) -> None:
+    counts = count_ngrams([array("q", ids) for ids in replies])
+    for metric in TURN_METRICS:
+        if metric.of_ngrams is not None:
+            assert metric.of is not None
+            alone = [metric.of({"reply_ids": ids}) for ids in replies]
+            np.testing.assert_array_equal(metric.of_ngrams(counts), np.array(alone, dtype=np.float64))
+
+
+def test_reference_metrics_are_missing_without_a_reference() -> None:
+    assert value("nll", reference=None) is None
+    assert value("matched", reference=None) is None

@@ -1,0 +1,164 @@
+"""Which variants could be the best: on runs whose truth the tests choose."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rwkvbatch.comparison import analyse, load
+from rwkvbatch.comparison.ranking import Candidate, Ranking
+from rwkvbatch.comparison.report.wording import common_rows, standing
+from rwkvbatch.stats.best import best_p_values
+from rwkvbatch.stats.clustered import holm
+from tests.comparison.make_run import RowChange, make_row, make_run, write_run
+
+CELLS = ("t=1", "t=2", "t=3", "t=4")
+
+
+def scored(**chances: float) -> RowChange:
+    """Checks pass with the chance of the row's cell (`t1` for `t=1`), 1 where none is given."""
+
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        passed = bool(rng.random() < chances.get(row["cell"].replace("=", ""), 1.0))
+        row["checks"][0].update(passed=passed, score=float(passed))
+
+    return change
+
+
+def labels(candidates: tuple[Candidate, ...]) -> list[str]:
+    return [candidate.variant.label for candidate in candidates]
+
+
+def only_ranking(*paths: Path, **options: Any) -> Ranking:
+    (ranking,) = analyse([str(path) for path in paths], **options).rankings
+    return ranking
+
+
+def test_a_clear_winner_is_named_alone_whatever_the_baseline(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=CELLS, conversations=30, change=scored(t1=0.2, t2=0.2, t4=0.3))
+    for baseline in CELLS:
+        ranking = only_ranking(path, baseline=baseline)
+        assert ranking.best.variant.label == "t=3"
+        assert ranking.not_told_apart == ()
+        assert sorted(labels(ranking.worse)) == ["t=1", "t=2", "t=4"]
+
+
+def test_close_seconds_are_not_told_apart_and_come_in_the_order_of_their_means(tmp_path: Path) -> None:
+    chances = {"t1": 0.1, "t2": 0.87, "t3": 0.9, "t4": 0.88}
+    path = make_run(tmp_path / "a", cells=CELLS, conversations=30, change=scored(**chances))
+    ranking = only_ranking(path)
+    assert sorted(labels((ranking.best, *ranking.not_told_apart))) == ["t=2", "t=3", "t=4"]
+    means = load(path).groupby("cell")["score"].mean()
+    assert [candidate.mean for candidate in ranking.candidates] == pytest.approx(sorted(means, reverse=True))
+    assert all(candidate.mean == means[candidate.variant.cell] for candidate in ranking.candidates)
+    assert labels(ranking.worse) == ["t=1"]
+
+
+def test_a_metric_of_which_less_is_better_has_the_lowest_mean_first(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        row["reference"]["nll"] += 5.0 * (row["cell"] != "t=2")
+
+    path = make_run(tmp_path / "a", cells=CELLS[:3], conversations=20, change=change)
+    ranking = only_ranking(path, metrics=["nll"])
+    assert (ranking.best.variant.label, labels(ranking.worse)) == ("t=2", labels(ranking.candidates[1:]))
+    assert ranking.best.mean == min(candidate.mean for candidate in ranking.candidates)
+
+
+def test_p_values_are_corrected_over_all_rankings_together(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=CELLS[:3], conversations=9)
+    rankings = analyse([str(path)], metrics=["score", "nll"]).rankings
+    table = load(path)
+    raw = []
+    for metric, sign in (("score", 1), ("nll", -1)):
+        wide = table.pivot_table(index=["conversation", "turn", "repeat"], columns="cell", values=metric)
+        raw.append(best_p_values(sign * wide.to_numpy(), wide.index.get_level_values("conversation")))
+    expected = holm(np.concatenate(raw))
+    found = {
+        (ranking.metric.name, candidate.variant.cell): candidate.p_holm
+        for ranking in rankings
+        for candidate in ranking.candidates
+    }
+    assert [found[m, cell] for m in ("score", "nll") for cell in CELLS[:3]] == pytest.approx(expected)
+
+
+def test_several_runs_are_ranked_like_cells(tmp_path: Path) -> None:
+    paths = [
+        make_run(tmp_path / name, conversations=30, seed=seed, change=scored(base=chance))
+        for seed, (name, chance) in enumerate({"a": 0.2, "b": 0.9, "c": 0.3}.items())
+    ]
+    ranking = only_ranking(*paths)
+    assert (ranking.best.variant.label, labels(ranking.worse)) == ("b", ["c", "a"])
+
+
+def test_two_variants_have_no_ranking(tmp_path: Path) -> None:
+    assert analyse([str(make_run(tmp_path / "a", cells=CELLS[:2]))]).rankings == ()
+
+
+def test_unasked_the_score_is_ranked_or_else_the_reference_nll(tmp_path: Path) -> None:
+    def unchecked(row: dict[str, Any], rng: np.random.Generator) -> None:
+        row["checks"] = []
+
+    checked = make_run(tmp_path / "a", cells=CELLS)
+    scripted = make_run(tmp_path / "b", cells=CELLS, change=unchecked)
+    assert only_ranking(checked).metric.name == "score"
+    assert only_ranking(scripted).metric.name == "nll"
+
+
+@pytest.mark.parametrize("metric", ["tokens", "first_token_s", "perplexity"])
+def test_metrics_that_know_no_better_or_are_not_tested_have_no_ranking(tmp_path: Path, metric: str) -> None:
+    assert analyse([str(make_run(tmp_path / "a", cells=CELLS))], metrics=[metric]).rankings == ()
+
+
+def test_pass_at_k_is_ranked_by_conversation(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=CELLS, conversations=7, change=scored(t1=0.1))
+    ranking = only_ranking(path, metrics=["all_2"])
+    assert (ranking.num_values, ranking.num_conversations) == (7, 7)
+    assert ranking.candidates[-1].variant.label == "t=1"
+    assert ranking.best.mean == 1.0
+
+
+def test_means_are_over_the_rows_that_all_variants_have(tmp_path: Path) -> None:
+    for name, (common, own) in {"a": (1.0, 0.0), "b": (2.0, 9.0), "c": (3.0, 0.0)}.items():
+        rows = [
+            make_row(talk, reference={"text": "r", "nll": nll, "matched": 0.5, "tokens": 2})
+            for talk, nll in (("x", common), ("y", common), (f"only-{name}", own))
+        ]
+        write_run(tmp_path / name, rows, manifest={})
+    ranking = only_ranking(*(tmp_path / name for name in "abc"), metrics=["nll"])
+    assert [candidate.mean for candidate in ranking.candidates] == [1.0, 2.0, 3.0]
+    assert common_rows(ranking) == "over 2 turns of 2 conversations; 3 turns that not all have left out"
+
+
+def test_variants_without_a_common_turn_are_said_not_to_be_ranked(tmp_path: Path) -> None:
+    talks = {"a": ("x", "y"), "b": ("x",), "c": ("y",)}
+    for name, own in talks.items():
+        write_run(tmp_path / name, [make_row(talk) for talk in own], manifest={})
+    result = analyse([str(tmp_path / name) for name in "abc"])
+    assert result.rankings == ()
+    assert "which is best by score is not said: there is no turn that all 3 have" in result.notes
+
+
+def test_one_conversation_tells_no_variant_apart(tmp_path: Path) -> None:
+    ranking = only_ranking(make_run(tmp_path / "a", cells=CELLS, conversations=1, change=scored(t1=0.0)))
+    assert ranking.worse == ()
+    assert math.isnan(ranking.best.p_holm)
+
+
+@pytest.mark.parametrize(
+    ("chances", "sentence"),
+    [
+        ({"t1": 0.0, "t2": 0.0, "t4": 0.0}, "score: best t=3 (1.000); worse: all 3 others"),
+        ({"t1": 0.0, "t2": 0.0}, "score: best t=3 (1.000); not told apart: t=4 (1.000); worse: 2 others"),
+        ({"t1": 0.0}, "score: best t=2 (1.000); not told apart: t=3 (1.000), 1 more; worse: 1 other"),
+        ({}, "score: best t=1 (1.000); not told apart: t=2 (1.000), 2 more"),
+    ],
+)
+def test_the_sentence_names_the_best_and_its_equals_and_counts_the_rest(
+    tmp_path: Path, chances: dict[str, float], sentence: str
+) -> None:
+    path = make_run(tmp_path / "a", cells=CELLS, conversations=30, change=scored(**chances))
+    assert standing(only_ranking(path), most_named=1) == sentence

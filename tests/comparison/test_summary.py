@@ -1,0 +1,58 @@
+"""Means of one variant by itself."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rwkvbatch.comparison import analyse
+from rwkvbatch.comparison.metrics import TURN_METRICS
+from rwkvbatch.comparison.ranking import VariantMean
+from rwkvbatch.stats.clustered import clustered_mean
+from tests.comparison.make_run import make_run
+
+
+def means_of(path: Path) -> dict[str, VariantMean]:
+    analysis = analyse([str(path)])
+    return {mean.metric.name: mean for mean in analysis.means(analysis.variants[0])}
+
+
+def nearly_all_pass_and_none_surprises(row: dict[str, Any], rng: np.random.Generator) -> None:
+    passed = row["conversation"] != "talk-0" or row["turn"] > 0
+    row["checks"] = [{"kind": "contains", "expected": "boat", "passed": passed, "score": float(passed)}]
+    row["logprob"]["mean"] = -1.0 if row["conversation"] == "talk-0" else 0.0
+    row["reference"]["nll"] = 1.0 if row["conversation"] == "talk-0" else 0.0
+
+
+def test_an_interval_ends_at_what_the_metric_can_be(tmp_path: Path) -> None:
+    means = means_of(make_run(tmp_path / "a", conversations=3, change=nearly_all_pass_and_none_surprises))
+    assert means["score"].high == 1.0
+    assert means["logprob"].high == 0.0
+    assert means["nll"].low == 0.0
+    assert means["perplexity"].low == 1.0
+    assert means["score"].low < means["score"].mean < 1.0
+
+
+def test_an_interval_within_what_is_possible_is_the_clustered_one(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", conversations=12)
+    table = analyse([str(path)]).table
+    low, high = clustered_mean(table["logprob"], table["conversation"].factorize()[0]).interval()
+    found = means_of(path)["logprob"]
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_what_cannot_be_known_stays_unknown(tmp_path: Path) -> None:
+    found = means_of(make_run(tmp_path / "a", conversations=1))["score"]
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+@pytest.mark.parametrize("metric", TURN_METRICS, ids=lambda metric: metric.name)
+def test_no_metric_goes_beyond_its_bounds(metric: Any, tmp_path: Path) -> None:
+    table = analyse([str(make_run(tmp_path / "a", conversations=6))]).table
+    values = table[metric.name].dropna()
+    assert ((values >= metric.lowest) & (values <= metric.highest)).all()

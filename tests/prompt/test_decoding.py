@@ -1,0 +1,170 @@
+"""Text streams against a plain twin that decodes everything at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from rwkvbatch.errors import UsageError
+from rwkvbatch.prompt.decoding import REPLACEMENT, TextStream, Utf8Stream, decode_utf8
+from rwkvbatch.prompt.tokenizer import world_tokenizer
+
+
+class ByteTokens:
+    """Tokens that are the places of byte strings."""
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self.pieces = pieces
+
+    def token_bytes(self, token: int) -> bytes:
+        return self.pieces[token]
+
+
+def plain_text(data: bytes, stops: Sequence[str]) -> tuple[str, str | None]:
+    """The twin: all text at once, then the stop text that ends first, the longest of those."""
+    text = plain_decode(data)
+    for end in range(len(text) + 1):
+        for stop in sorted(stops, key=len, reverse=True):
+            if text[:end].endswith(stop):
+                return text[: end - len(stop)], stop
+    return text, None
+
+
+def plain_decode(data: bytes) -> str:
+    """A character at a time: the valid sequences of at most four bytes, one U+FFFD for each run of other bytes."""
+    text, at, in_run = "", 0, False
+    while at < len(data):
+        for length in (1, 2, 3, 4):
+            try:
+                text += data[at : at + length].decode("utf-8")
+                at, in_run = at + length, False
+                break
+            except UnicodeDecodeError:
+                continue
+        else:
+            text += "" if in_run else REPLACEMENT
+            at, in_run = at + 1, True
+    return text
+
+
+BYTES = st.one_of(
+    st.binary(max_size=12),
+    st.text(max_size=6).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    st.lists(st.sampled_from([b"\xe4", b"\xbd", b"\xa0", b"\xff", b"\xf0\x9f", b"a", b"\xef\xbf\xbd"])).map(b"".join),
+)
+ALPHABET = st.sampled_from(["a", "b", "\n", "é"])
+STOPS = st.lists(st.text(ALPHABET, min_size=1, max_size=5), max_size=4)
+
+
+def in_pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+    borders = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return [data[begin:end] for begin, end in pairwise(borders)]
+
+
+@given(data=BYTES)
+@example(data=b"\xe4\xbd")
+@example(data=b"\xed\xa0\x80\xff")
+def test_decoding_at_once_has_one_replacement_for_each_invalid_run(data: bytes) -> None:
+    assert decode_utf8(data) == plain_decode(data)
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+def test_valid_text_is_decoded_as_it_is(text: str) -> None:
+    assert decode_utf8(text.encode()) == text
+
+
+@given(data=BYTES, cuts=st.lists(st.integers(0, 100)))
+def test_bytes_in_pieces_decode_to_the_text_of_the_whole(data: bytes, cuts: list[int]) -> None:
+    stream = Utf8Stream()
+    pieces = [stream.push(piece) for piece in in_pieces(data, cuts)] + [stream.push(b"", final=True)]
+    assert "".join(pieces) == plain_decode(data)
+
+
+@given(data=BYTES, cuts=st.lists(st.integers(0, 100)), stops=STOPS)
+def test_pieces_join_to_the_text_up_to_the_first_stop_text(data: bytes, cuts: list[int], stops: list[str]) -> None:
+    check_against_twin(data, cuts, stops)
+
+
+@given(text=st.text(ALPHABET, max_size=40), cuts=st.lists(st.integers(0, 100)), stops=STOPS)
+@example(text="\n\n", cuts=[], stops=["\n\n"])
+@example(text="aab", cuts=[1, 2], stops=["ab"])
+@example(text="aaaab", cuts=[], stops=["aab", "aaaa"])
+@example(text="aaab", cuts=[1, 3], stops=["aab"])
+@example(text="abcd", cuts=[1, 2, 3], stops=["bcd", "c"])
+@example(text="xab", cuts=[], stops=["b", "ab"])
+def test_stop_texts_are_found_across_the_borders_of_tokens(text: str, cuts: list[int], stops: list[str]) -> None:
+    check_against_twin(text.encode(), cuts, stops)
+
+
+def check_against_twin(data: bytes, cuts: list[int], stops: list[str]) -> None:
+    expected, stopped_by = plain_text(data, stops)
+    tokens = in_pieces(data, cuts)
+    stream = TextStream(ByteTokens(tokens), stops)
+    pieces: list[str] = []
+    for token in range(len(tokens)):
+        pieces.append(stream.push(token))
+        assert stream.text == "".join(pieces)
+        assert expected.startswith(stream.text)
+        whole = plain_decode(b"".join(tokens[: token + 1]))
+        if stream.stopped_by is None and not REPLACEMENT_AT_END.search(whole):
+            # Held back only while it could still be the beginning of a stop text.
+            assert whole == stream.text + stream.held
+            assert not stream.held or any(stop.startswith(stream.held) for stop in stops)
+    pieces.append(stream.finish())
+    assert "".join(pieces) == stream.text == expected
+    assert stream.stopped_by == stopped_by
+
+
+REPLACEMENT_AT_END = re.compile(f"{REPLACEMENT}$")
+
+
+def test_a_stop_text_ends_the_stream_at_once_and_the_rest_of_its_token_is_dropped() -> None:
+    stream = TextStream(ByteTokens([b"Hi.\n", b"\nUser: more"]), ["\n\n"])
+    assert stream.push(0) == "Hi."
+    assert stream.push(1) == ""
+    assert (stream.text, stream.stopped_by) == ("Hi.", "\n\n")
+
+
+def test_nothing_comes_after_the_end() -> None:
+    stream = TextStream(ByteTokens([b"a", b"\xe4"]), ["a"])
+    assert [stream.push(0), stream.push(0), stream.push(1), stream.finish(), stream.finish()] == [""] * 5
+    ended = TextStream(ByteTokens([b"a"]), [])
+    assert [ended.push(0), ended.finish(), ended.push(0)] == ["a", "", ""]
+    assert ended.text == "a"
+
+
+def test_half_a_character_waits_and_becomes_a_replacement_only_at_the_end() -> None:
+    stream = TextStream(ByteTokens(["你".encode()[:2], "你".encode()[2:]]), [])
+    assert [stream.push(0), stream.push(1)] == ["", "你"]
+    assert [stream.push(0), stream.finish()] == ["", REPLACEMENT]
+    assert stream.text == "你" + REPLACEMENT
+
+
+def test_a_stop_text_that_only_the_end_completes_counts() -> None:
+    stream = TextStream(ByteTokens([b"a\xff", b"\xe4"]), [REPLACEMENT])
+    assert stream.push(0) == "a"
+    assert stream.stopped_by == REPLACEMENT
+
+
+def test_token_zero_and_unknown_ids_add_nothing() -> None:
+    stream = TextStream(world_tokenizer(), ["\n\n"])
+    assert [stream.push(token) for token in (0, 65535, 66, 0)] == ["", "", "A", ""]
+
+
+def test_an_empty_stop_text_is_refused() -> None:
+    with pytest.raises(UsageError, match="must not be empty"):
+        TextStream(world_tokenizer(), [""])
+
+
+def test_a_long_repetitive_stop_text_takes_linear_time() -> None:
+    stop = "a" * 20_000 + "b"
+    stream = TextStream(ByteTokens([b"a"]), [stop])
+    for _ in range(55_000):
+        stream.push(0)
+    assert len(stream.text) == 35_000
+    assert len(stream.finish()) == 20_000

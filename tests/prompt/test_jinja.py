@@ -1,0 +1,144 @@
+"""Prompt templates from files: what they make, and what they may not do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rwkvbatch.config import Prompting
+from rwkvbatch.errors import TemplateError
+from rwkvbatch.prompt import jinja
+from rwkvbatch.prompt.jinja import MAX_TEMPLATE_BYTES, parse_template, read_template
+from rwkvbatch.prompt.templates import load_template
+
+CHATML = Path(__file__).with_name("chatml.jinja")
+OFFICIAL = """\
+{% macro system(text) %}
+System: {{ text }}
+
+{% endmacro %}
+{% macro user(text) %}
+User: {{ text }}
+
+Assistant:{% endmacro %}
+{% macro reply(text) %} {{ text }}
+
+{% endmacro %}
+"""
+REST = "{% macro user(text) %}{{ text }}{% endmacro %}{% macro reply(text) %}{{ text }}{% endmacro %}"
+
+
+def test_a_chatml_file_makes_chatml() -> None:
+    template = load_template(Prompting(template=str(CHATML)))
+    assert template.opening("Be brief.", None) == "<|im_start|>system\nBe brief.<|im_end|>\n"
+    assert template.turn(" Hi ") == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert template.reply("Hello") == "Hello<|im_end|>\n"
+    assert (template.closing, template.stops) == ("<|im_end|>\n", ("<|im_end|>",))
+
+
+def test_a_template_sees_the_thinking_mode_except_in_past_turns() -> None:
+    template = load_template(Prompting(template=str(CHATML), think="short"))
+    assert template.turn("x") == "<|im_start|>user\nx think a bit<|im_end|>\n<|im_start|>assistant\n<think"
+    assert template.past_turn("x") == "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
+    assert template.shown_reply(">a</think> b<") == "<think>a</think> b<"
+
+
+@pytest.mark.parametrize("think", ["off", "on", "fake"])
+def test_the_official_template_written_as_a_file_is_the_official_template(think: str, tmp_path: Path) -> None:
+    path = tmp_path / "official.jinja"
+    path.write_text(OFFICIAL, encoding="utf-8")
+    official = load_template(Prompting.parse({"think": think}))
+    from_file = load_template(Prompting.parse({"think": think, "template": str(path)}))
+    for text in ("Hi", "a\r\n\r\nb ", "{{ 7 * 7 }} {% x", "<b>&amp;"):
+        assert from_file.opening(text, "User: a\n\nAssistant: b") == official.opening(text, "User: a\n\nAssistant: b")
+        assert from_file.turn(text) == official.turn(text)
+        assert from_file.past_turn(text) == official.past_turn(text)
+        assert from_file.reply(text) == official.reply(text)
+        assert from_file.shown_reply(text) == official.shown_reply(text)
+    assert from_file.closing == "\n\n"
+
+
+def test_a_prelude_that_is_closed_already_is_not_closed_twice() -> None:
+    template = read_template(str(CHATML), "off")
+    closed = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nHi.<|im_end|>\n"
+    assert template.opening(None, closed) == closed
+    assert template.opening(None, closed.removesuffix("<|im_end|>\n")) == closed
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{% for a in 'ab' %}{% endfor %}", r"t\.jinja:1: For is not allowed"),
+        ("\n\n{{ ''.join(['a']) }}", r"t\.jinja:3: Call is not allowed"),
+        ("{{ text.__class__ }}", r"t\.jinja:1: Getattr is not allowed"),
+        ("{{ text['__class__'] }}", r"t\.jinja:1: Getitem is not allowed"),
+        ("{% include '/etc/passwd' %}", r"t\.jinja:1: Include is not allowed"),
+        ("{% import 'x' as x %}", r"t\.jinja:1: Import is not allowed"),
+        ("{% extends 'x' %}", r"t\.jinja:1: Extends is not allowed"),
+        ("{% macro a(text) %}{{ a(text) }}{{ a(text) }}{% endmacro %}", r"t\.jinja:1: Call is not allowed"),
+        ("{% set a %}x{% endset %}", r"t\.jinja:1: AssignBlock is not allowed"),
+        ("{% set a = 'x' * 1000000000 %}", r"t\.jinja:1: Mul is not allowed"),
+        ("{% set a = 'x' ~ 'x' %}", r"t\.jinja:1: Concat is not allowed"),
+        ("{% set a = '%1000000000d' % 1 %}", r"t\.jinja:1: Mod is not allowed"),
+        ("{% set a = [['x'], ['x']] %}", r"t\.jinja:1: a list may only hold constants"),
+        ("{% macro user(x) %}{% endmacro %}", r"t\.jinja:1: the macro 'user' must take `text`"),
+        ("{{ 'x'|center(1000000000) }}", r"t\.jinja:1: No filter named 'center'"),
+        ("{{ range }}", r"t\.jinja:1: 'range' is undefined"),
+        ("\n{% if %}", r"t\.jinja:2: "),
+        ("{{ 1 + 1 }}", r"t\.jinja:1: `\+` joins two texts"),
+        ("{{ " + "(" * 20_000 + " }}", r"t\.jinja: nested too deeply"),
+        ("{{ 'a'" + " + 'a'" * 9_000 + " }}", r"t\.jinja: nested too deeply"),
+        ("{% set closing = 3 %}", "`closing` must be a text"),
+        ("{% set stops = 'x' %}", "`stops` must be a list of texts"),
+        ("{% set stops = [''] %}", "`stops` must be a list of texts"),
+        ("{% set system = 'x' %}", "defines no macro 'system'"),
+    ],
+)  # fmt: skip
+def test_what_a_prompt_template_may_not_do_is_refused_with_its_line(source: str, message: str) -> None:
+    with pytest.raises(TemplateError, match=message):
+        parse_template(source + OFFICIAL * ("system" not in source), "t.jinja", "off")
+
+
+def test_an_undefined_name_in_a_macro_is_refused_with_its_line_before_any_turn() -> None:
+    with pytest.raises(TemplateError, match=r"t\.jinja:2: in the macro 'system': 'nothing' is undefined"):
+        parse_template("{% macro system(text) %}\n{{ nothing }}{% endmacro %}" + REST, "t.jinja", "off")
+
+
+def test_a_missing_macro_is_named() -> None:
+    with pytest.raises(TemplateError, match="defines no macro 'system'") as caught:
+        parse_template(REST, "t.jinja", "off")
+    assert "{% macro system(text) %}" in str(caught.value.hint)
+
+
+def test_output_is_bounded_however_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jinja, "MAX_OUTPUT_CHARACTERS", 1000)
+    doubled = "{% set a = text %}" + "{% set a = a + a %}" * 60
+    for body in (doubled + "{{ a }}", "{{ text }}" * 300):
+        with pytest.raises(TemplateError, match="more than 1000 characters"):
+            parse_template("{% macro system(text) %}" + body + "{% endmacro %}" + REST, "t.jinja", "off")
+
+
+def test_doubling_at_the_top_of_the_file_is_bounded_too() -> None:
+    with pytest.raises(TemplateError, match="more than"):
+        parse_template("{% set a = 'aaaaaaaaaaaaaaaa' %}" + "{% set a = a + a %}" * 60 + OFFICIAL, "t.jinja", "off")
+
+
+def test_each_rendering_has_the_whole_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jinja, "MAX_OUTPUT_CHARACTERS", 100)
+    template = parse_template(OFFICIAL, "t.jinja", "off")
+    assert [template.turn("x" * 80) for _ in range(5)] == ["User: " + "x" * 80 + "\n\nAssistant:"] * 5
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"x" * (MAX_TEMPLATE_BYTES + 1)])
+def test_a_file_that_is_no_small_text_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "t.jinja"
+    path.write_bytes(content)
+    with pytest.raises(TemplateError, match=r"t\.jinja: (cannot be read|is larger than)"):
+        read_template(str(path), "off")
+
+
+@pytest.mark.parametrize("name", ["none.jinja", ".", "a\x00b"])
+def test_a_file_that_cannot_be_opened_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(TemplateError, match="cannot be read"):
+        read_template(str(tmp_path / name), "off")

@@ -1,0 +1,119 @@
+"""Cleaning, the official template, thinking modes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from rwkvbatch.config import Prompting, ThinkMode
+from rwkvbatch.errors import UsageError
+from rwkvbatch.prompt.templates import (
+    MAX_PRELUDE_BYTES,
+    PRELUDES,
+    OfficialTemplate,
+    clean,
+    load_prelude,
+    load_template,
+)
+
+THINKING: list[ThinkMode] = ["on", "short", "long", "fake"]
+
+
+def api_demo_chat_prompt(message: str) -> str:
+    """What API_DEMO_CHAT feeds for one message (its order of the two replacements does not matter without \\r)."""
+    return "User: " + re.sub(r"\n+", "\n", message.strip()) + "\n\nAssistant:"
+
+
+@given(text=st.text(st.sampled_from("ab \n\r\té"), max_size=20))
+@example(text="a\r\r\nb")
+@example(text="a\n\r\n\r\nb")
+def test_cleaned_text_has_no_blank_line_and_no_space_at_its_ends(text: str) -> None:
+    cleaned = clean(text)
+    assert "\n\n" not in cleaned
+    assert "\r\n" not in cleaned
+    assert cleaned == cleaned.strip()
+    assert clean(cleaned) == cleaned
+
+
+def test_cleaning_many_carriage_returns_takes_linear_time() -> None:
+    assert clean("a" + "\r" * 1_000_000 + "b") == "a" + "\r" * 1_000_000 + "b"
+    assert clean("a" + "\r\r\n" * 100_000 + "b") == "a\nb"
+
+
+@given(text=st.text(st.characters(exclude_characters="\r")))
+def test_a_turn_is_what_api_demo_chat_feeds(text: str) -> None:
+    assert OfficialTemplate().turn(text) == api_demo_chat_prompt(text)
+
+
+def test_the_official_template_segment_by_segment() -> None:
+    template = load_template(Prompting())
+    assert template.opening("Be\r\n\r\nbrief. ", None) == "System: Be\nbrief.\n\n"
+    assert template.turn(" Hi\n\n\nthere ") == "User: Hi\nthere\n\nAssistant:"
+    assert template.reply("Hello\n\nyou") == " Hello\nyou\n\n"
+    assert (template.closing, template.stops) == ("\n\n", ("\n\n",))
+    assert template.shown_reply(" Hello \n") == "Hello"
+
+
+@pytest.mark.parametrize(
+    ("think", "end"),
+    [
+        ("off", "User: x\n\nAssistant:"),
+        ("on", "User: x\n\nAssistant: <think"),
+        ("short", "User: x think a bit\n\nAssistant: <think"),
+        ("long", "User: x think a lot\n\nAssistant: <think"),
+        ("fake", "User: x\n\nAssistant: <think>\n</think"),
+    ],
+)
+def test_each_thinking_mode_ends_the_prompt_in_its_way(think: ThinkMode, end: str) -> None:
+    template = load_template(Prompting(think=think))
+    assert template.turn("x") == end
+    assert template.past_turn("x") == "User: x\n\nAssistant:"
+    assert template.reply("y") == " y\n\n"
+
+
+@pytest.mark.parametrize("think", THINKING)
+def test_thinking_replies_may_hold_blank_lines_and_stop_before_the_next_user(think: ThinkMode) -> None:
+    assert load_template(Prompting(think=think)).stops == ("\nUser:",)
+
+
+def test_a_shown_reply_has_the_thinking_part_that_the_prompt_began() -> None:
+    assert OfficialTemplate("on").shown_reply(">\n1+1\n</think>\n2\n\n") == "<think>\n1+1\n</think>\n2"
+    assert OfficialTemplate("fake").shown_reply(">\n2\n\n") == "<think>\n</think>\n2"
+
+
+def test_an_empty_system_message_and_no_prelude_open_with_nothing() -> None:
+    assert OfficialTemplate().opening(None, None) == ""
+    assert OfficialTemplate().opening(" \n", " ") == ""
+
+
+def test_a_prelude_follows_the_system_message_and_ends_in_one_blank_line() -> None:
+    template = OfficialTemplate()
+    assert template.opening("s", "\r\nUser: a\r\n\r\nAssistant: b") == "System: s\n\nUser: a\n\nAssistant: b\n\n"
+    assert template.opening(None, "User: a\n\nAssistant: b\n\n\n") == "User: a\n\nAssistant: b\n\n"
+
+
+def test_the_built_in_prelude_is_read_as_it_is() -> None:
+    text = PRELUDES["api-demo-chat"]
+    assert OfficialTemplate().opening(None, text) == text
+    assert text.startswith("User: hi\n\nAssistant: Hi. I am your assistant")
+
+
+def test_a_prelude_is_a_name_or_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "prelude.txt"
+    path.write_text("User: a\n\nAssistant: b", encoding="utf-8-sig")
+    assert load_prelude(str(path)) == "User: a\n\nAssistant: b"
+    assert load_prelude("api-demo-chat") == PRELUDES["api-demo-chat"]
+
+
+@pytest.mark.parametrize("content", [None, b"\xff", b"x" * (MAX_PRELUDE_BYTES + 1)])
+def test_a_prelude_that_is_no_text_file_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "prelude.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"--prelude .*prelude\.txt: (cannot be read|larger than)") as caught:
+        load_prelude(str(path))
+    assert "api-demo-chat" in str(caught.value.hint)

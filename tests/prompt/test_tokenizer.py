@@ -1,0 +1,174 @@
+"""The World tokenizer against the `rwkv` package's own, on any text and vocabulary size."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
+
+import rwkvbatch.prompt.tokenizer as tokenizer_module
+from rwkvbatch.errors import InputError, UsageError
+from rwkvbatch.prompt.tokenizer import WorldTokenizer, load_entries, vocabulary_path, world_tokenizer
+
+# Texts that are likely to hit long entries: words, repeated characters, code, several scripts.
+_PIECES = st.sampled_from(
+    [
+        " the",
+        "Assistant",
+        "\n\n",
+        "    ",
+        "====",
+        "User: ",
+        "你好",
+        "世界",
+        "的",
+        "👩‍👩‍👧",
+        "é",
+        "\r\n",
+        "\x00",
+        "\x1b[31m",
+        "12345",
+    ]
+)
+TEXTS = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.lists(st.one_of(_PIECES, st.text(st.characters(exclude_categories=["Cs"]), max_size=3))).map("".join),
+)
+
+
+@pytest.fixture(scope="module")
+def package_tokenizer() -> TRIE_TOKENIZER:
+    return TRIE_TOKENIZER(str(vocabulary_path()))
+
+
+@pytest.fixture(scope="module")
+def world() -> WorldTokenizer:
+    return world_tokenizer()
+
+
+@given(text=TEXTS)
+def test_gives_the_packages_ids_on_any_text(
+    text: str, package_tokenizer: TRIE_TOKENIZER, world: WorldTokenizer
+) -> None:
+    assert world.encode(text) == package_tokenizer.encode(text)
+
+
+def test_gives_the_packages_ids_on_long_runs_and_real_text(
+    package_tokenizer: TRIE_TOKENIZER, world: WorldTokenizer
+) -> None:
+    for text in (" " * 1000, "=" * 77, "-" * 161, "\n" * 9, Path(__file__).read_text(encoding="utf-8")):
+        assert world.encode(text) == package_tokenizer.encode(text)
+
+
+def test_every_entry_is_encoded_as_itself(world: WorldTokenizer) -> None:
+    for token in range(257, 65530):
+        data = world.token_bytes(token)
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            continue
+        assert world.encode(text) == [token]
+
+
+@given(text=TEXTS, vocab_size=st.sampled_from([257, 300, 512, 4096, 65536]))
+def test_decoding_gives_the_text_back_at_every_vocabulary_size(text: str, vocab_size: int) -> None:
+    tokenizer = world_tokenizer(vocab_size)
+    tokens = tokenizer.encode(text)
+    assert tokenizer.decode(tokens) == text
+    assert all(0 < token < vocab_size for token in tokens)
+
+
+def longest_matches(data: bytes, entries: Mapping[bytes, int]) -> list[int]:
+    """The slow twin: what the tokenizer does, said in the plainest way."""
+    at, ids = 0, list[int]()
+    while at < len(data):
+        length = next(n for n in range(130, 0, -1) if data[at : at + n] in entries and at + n <= len(data))
+        ids.append(entries[data[at : at + length]])
+        at += length
+    return ids
+
+
+@given(text=TEXTS)
+def test_a_smaller_vocabulary_is_the_longest_match_among_its_entries(text: str, world: WorldTokenizer) -> None:
+    entries = {world.token_bytes(token): token for token in range(1, 600)}
+    assert world_tokenizer(600).encode(text) == longest_matches(text.encode(), entries)
+
+
+# Letters, digits, other ASCII and parts of characters next to each other in every order: where pieces begin and end.
+_EDGES = st.text(st.sampled_from("aZ09 \t\n\r.,'_-(é你。🙂"))
+
+
+@given(text=_EDGES)
+def test_words_that_end_in_any_way_get_the_packages_ids(
+    text: str, package_tokenizer: TRIE_TOKENIZER, world: WorldTokenizer
+) -> None:
+    for again in (text, text, text + text, f" {text}."):
+        assert world.encode(again) == package_tokenizer.encode(again)
+
+
+@settings(max_examples=20)
+@given(texts=st.lists(TEXTS, min_size=3))
+def test_what_is_remembered_and_forgotten_changes_nothing(texts: list[str], package_tokenizer: TRIE_TOKENIZER) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_module, "MAX_REMEMBERED", 5)
+        tokenizer = WorldTokenizer(load_entries(), 65536)
+        for text in [*texts, *texts]:
+            assert tokenizer.encode(text) == package_tokenizer.encode(text)
+            assert max(map(len, (tokenizer._pieces, tokenizer._beginnings))) <= 5
+
+
+def test_long_pieces_are_not_remembered() -> None:
+    tokenizer = WorldTokenizer(load_entries(), 65536)
+    tokenizer.encode("你" * 1000 + " " * 1000 + "x" * 1000)
+    assert all(len(piece) <= tokenizer_module.MAX_PIECE_BYTES for piece in tokenizer._pieces)
+
+
+@given(text=st.text(st.sampled_from("ab. é")))
+def test_entries_that_go_on_after_a_word_are_found_all_the_same(text: str) -> None:
+    entries = [b"", *(bytes([byte]) for byte in range(256)), b"a b", b"b.", b"\xc3\xa9 a"]
+    ids = {entry: token for token, entry in enumerate(entries) if entry}
+    assert WorldTokenizer(entries, len(entries)).encode(text) == longest_matches(text.encode(), ids)
+
+
+@given(tokens=st.lists(st.integers(1, 65529)))
+def test_bytes_are_the_packages_for_any_tokens(
+    tokens: list[int], package_tokenizer: TRIE_TOKENIZER, world: WorldTokenizer
+) -> None:
+    assert world.decode_bytes(tokens) == package_tokenizer.decodeBytes(tokens)
+
+
+@pytest.mark.parametrize("token", [0, 65530, 65535, 70000, -1])
+def test_ids_without_an_entry_decode_to_nothing(token: int, world: WorldTokenizer) -> None:
+    assert world.decode([66, token, 67]) == world.decode([66, 67])
+    assert world.token_bytes(token) == b""
+
+
+def test_a_lone_surrogate_is_refused_with_its_place(world: WorldTokenizer) -> None:
+    with pytest.raises(InputError, match=r"character 3 of a text, U\+D800"):
+        world.encode("ab\ud800")
+
+
+def test_a_vocabulary_without_all_single_bytes_is_refused() -> None:
+    with pytest.raises(UsageError, match="at least 257"):
+        world_tokenizer(256)
+
+
+def test_the_same_size_gives_the_same_tokenizer_and_hash() -> None:
+    assert world_tokenizer(512) is world_tokenizer(512)
+    assert len({world_tokenizer(size).sha256 for size in (257, 512, 65536)}) == 3
+    assert world_tokenizer(65536).sha256 == world_tokenizer(65530).sha256
+
+
+def test_loading_imports_neither_torch_nor_the_package() -> None:
+    code = (
+        "import sys; from rwkvbatch.prompt.tokenizer import world_tokenizer; world_tokenizer().encode('hi');"
+        "print([name for name in ('torch', 'numpy', 'rwkv', 'rwkv.model') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,39 @@
+"""A run of small steps that catches signals as `rwkvbatch run` does; a program, to be sent signals.
+
+`python -m tests.replay.slow_run DIRECTORY [SECONDS A STEP]`
+
+Beside the directory, the file `in-a-step` tells that a step has begun.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from rwkvbatch.engine.request import Reply, Request
+from rwkvbatch.replay.runner import RunOptions, execute
+from rwkvbatch.signals import stop_on_signals
+from tests.replay.fakes import FakeShop, make_plan
+
+IN_STEP_NAME = "in-a-step"
+
+
+def main() -> None:
+    pause_s = float(sys.argv[2]) if len(sys.argv) > 2 else 0.01
+    directory = Path(sys.argv[1])
+
+    def pause(request: Request, reply: Reply) -> Reply:
+        directory.with_name(IN_STEP_NAME).touch()
+        time.sleep(pause_s)
+        return reply
+
+    shop = FakeShop(change=pause)
+    with stop_on_signals(lambda line: print(line, file=sys.stderr, flush=True)) as stop:  # noqa: T201
+        options = RunOptions(out=directory, should_stop=stop)
+        result = execute(make_plan(60, batch_size=2), shop, options)
+    sys.exit(128 + stop.signal_number if result.interrupted else 0)
+
+
+if __name__ == "__main__":
+    main()

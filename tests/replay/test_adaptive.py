@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rwkvbatch.errors import UsageError
+from rwkvbatch.replay.adaptive import Wanted, first_round, reached, rounds
+from rwkvbatch.replay.grid import Cell
+from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.prepare import RunArguments, prepare
+from rwkvbatch.replay.runner import RunOptions, execute
+from rwkvbatch.results.row import CheckResult
+from rwkvbatch.results.store import MemoryRows
+from rwkvbatch.script.records import Check
+from rwkvbatch.stats.precision import planning_width
+from tests.replay.fakes import FakeShop, Longer, make_conversation, make_plan, make_row
+
+CELLS = [Cell("a", {}), Cell("b", {"temperature": 0.5}), Cell("c", {"temperature": 0.7})]
+
+
+def plan_of(low: int, high: int, width: float = 0.1) -> Plan:
+    check = Check("longer", 12, Longer(12))
+    conversations = [make_conversation(f"c{n}", 2, checks=[check]) for n in range(4)]
+    return make_plan(conversations=conversations, cells=CELLS, repeats=low, max_repeats=high, until_ci=width)
+
+
+def fill(plan: Plan, rows: MemoryRows, wanted: Wanted, scores: dict[str, float]) -> None:
+    for number in wanted.dialogues():
+        dialogue = plan.dialogue(number)
+        for turn in range(2):
+            if not rows.has(dialogue.first_row + turn):
+                key = dialogue.key(turn)
+                checks = (CheckResult("x", 1, True, scores[key.cell]),)
+                row = make_row(key.conversation, turn, cell=key.cell, repeat=key.repeat, checks=checks)
+                rows.append(dialogue.first_row + turn, row)
+
+
+def repeats_of(plan: Plan, wide: Any) -> list[tuple[int, ...]]:
+    rows = MemoryRows()
+    found: list[tuple[int, ...]] = []
+    for wanted in rounds(plan, rows, wide):
+        found.append(wanted.repeats)
+        fill(plan, rows, wanted, {"a": 0.5, "b": 0.6, "c": 0.9})
+    return found
+
+
+def test_without_a_width_one_round_is_all() -> None:
+    plan = make_plan(cells=CELLS, repeats=3)
+    assert [wanted.repeats for wanted in rounds(plan, MemoryRows())] == [(3, 3, 3)]
+
+
+def test_a_cell_goes_on_while_its_interval_is_wide_and_the_baseline_with_it() -> None:
+    def wide(differences: Sequence[float], conversations: Sequence[int], *, width: float) -> bool:
+        assert width == 0.1
+        assert set(conversations) == {0, 1, 2, 3}
+        return differences[0] > 0.2  # only c, by its place in `scores`
+
+    assert repeats_of(plan_of(2, 5), wide) == [(2, 2, 2), (3, 2, 3), (4, 2, 4), (5, 2, 5)]
+
+
+def test_it_stops_when_all_are_precise() -> None:
+    assert repeats_of(plan_of(2, 9), lambda *_, width: False) == [(2, 2, 2)]
+
+
+def test_a_cell_that_was_precise_once_is_not_looked_at_again() -> None:
+    asked: list[int] = []
+
+    def wide(differences: Sequence[float], conversations: Sequence[int], *, width: float) -> bool:
+        asked.append(len(differences))
+        return len(asked) != 1
+
+    assert repeats_of(plan_of(2, 4), wide) == [(2, 2, 2), (3, 2, 3), (4, 2, 4)]
+    assert asked == [16, 16, 24]
+
+
+def test_differences_are_paired_by_conversation_turn_and_repeat() -> None:
+    plan = plan_of(2, 3)
+    seen: list[list[float]] = []
+
+    def wide(differences: Sequence[float], conversations: Sequence[int], *, width: float) -> bool:
+        seen.append([round(difference, 9) for difference in differences])
+        return False
+
+    repeats_of(plan, wide)
+    assert seen == [[0.1] * 16, [0.4] * 16]
+
+
+def test_more_repeats_are_added_the_more_there_are() -> None:
+    found = repeats_of(plan_of(3, 20), lambda *_, width: True)
+    assert [wanted[0] for wanted in found] == [3, 4, 5, 6, 7, 8, 10, 12, 15, 18, 20]
+
+
+def test_a_whole_run_is_precise_enough_or_at_its_end_and_can_be_resumed(tmp_path: Path) -> None:
+    def run(name: str, **options: Any) -> Any:
+        return execute(plan_of(2, 6, 0.8), FakeShop(), RunOptions(out=tmp_path / name, **options))
+
+    whole = run("whole")
+    counts = {cell.name: cell.rows for cell in whole.summary.cells}
+    assert whole.summary.complete
+    assert min(counts.values()) >= 2 * 4 * 2
+    assert counts["a"] == max(counts.values())
+    steps = iter(range(1000))
+    while run("parts", should_stop=lambda: next(steps) % 5 == 4).interrupted:
+        pass
+    names = ("whole", "parts")
+    one, other = ((tmp_path / name / "results.jsonl").read_bytes() for name in names)
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("lines", "lists", "message"),
+    [
+        (
+            '{"messages": [{"role": "user", "content": "hi"}]}\n',
+            {"temperature": [0, 1]},
+            "the script has none",
+        ),
+        ('{"messages": [{"role": "user", "content": "hi"}]}\n', {}, "there is only one cell"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(tmp_path: Path, lines: str, lists: Any, message: str) -> None:
+    script = tmp_path / "s.jsonl"
+    script.write_text(lines)
+    values = {"repeats": 2, "max_repeats": 5, "until_ci": 0.1}
+    with pytest.raises(UsageError, match=message):
+        prepare(RunArguments((str(script),), values=values, lists=lists))
+
+
+def test_what_each_cell_came_to_is_its_repeats_and_the_width_that_the_rule_saw() -> None:
+    plan, rows = plan_of(2, 6), MemoryRows()
+    wanted = Wanted(plan, (4, 4, 2))
+    fill(plan, rows, wanted, {"a": 0.5, "b": 0.6, "c": 0.9})
+    first = plan.dialogue(plan.number_of(0, 1, 0))
+    rows.discard([first.first_row])
+    key = first.key(0)
+    rows.append(
+        first.first_row,
+        make_row(key.conversation, 0, cell=key.cell, checks=(CheckResult("x", 1, True, 0.0),)),
+    )
+    differences = [-0.5] + [0.1] * 31
+    conversations = [number for number in range(4) for _ in range(8)]
+    assert [(found.cell, found.repeats, found.width) for found in reached(plan, rows, wanted)] == [
+        ("a", 4, None),
+        ("b", 4, pytest.approx(planning_width(differences, conversations))),
+        ("c", 2, math.inf),
+    ]
+
+
+def test_without_a_width_asked_for_none_is_told() -> None:
+    plan = make_plan(cells=CELLS, repeats=3)
+    assert reached(plan, MemoryRows(), first_round(plan)) == ()

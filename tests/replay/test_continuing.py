@@ -1,0 +1,133 @@
+"""Runs that go on in a directory that is there: from where they stopped, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rwkvbatch.errors import (
+    RunDirectoryError,
+    RunLockedError,
+    RunMismatchError,
+    StorageError,
+)
+from rwkvbatch.replay.grid import Cell
+from rwkvbatch.replay.runner import read_rows
+from rwkvbatch.results.directory import DirectoryLock
+from tests.replay.fakes import FakeShop, FakeSpec, make_conversation, make_plan
+from tests.replay.runs import StopAfter, results, run
+
+
+class TestContinuing:
+    @pytest.mark.parametrize("steps", [0, 1, 2, 3, 5, 8, 13])
+    def test_an_interrupted_run_ends_with_the_same_bytes(self, tmp_path: Path, steps: int) -> None:
+        run(tmp_path / "whole")
+        plan = make_plan(batch_size=3)
+        assert run(tmp_path / "parts", plan, should_stop=StopAfter(steps)).interrupted
+        assert not run(tmp_path / "parts", make_plan(batch_size=4)).interrupted
+        assert results(tmp_path / "parts") == results(tmp_path / "whole")
+
+    def test_nothing_that_is_there_is_generated_again(self, tmp_path: Path) -> None:
+        plan = make_plan(6)
+        run(tmp_path / "run", plan, should_stop=StopAfter(4))
+        there = len(list(read_rows(tmp_path / "run")))
+        shop = FakeShop()
+        run(tmp_path / "run", plan, shop)
+        assert 0 < there < plan.num_rows
+        assert shop.num_generated == plan.num_rows - there
+        idle = FakeShop()
+        run(tmp_path / "run", plan, idle)
+        assert idle.num_generated == 0
+
+    def test_resuming_goes_on_inside_a_conversation(self, tmp_path: Path) -> None:
+        plan = make_plan(conversations=[make_conversation("c", 5)], cells=[Cell("base", {})])
+        whole = FakeShop()
+        run(tmp_path / "whole", plan, whole)
+        run(tmp_path / "parts", plan, should_stop=StopAfter(4))
+        shop = FakeShop()
+        run(tmp_path / "parts", plan, shop)
+        assert 0 < shop.num_generated < 5
+        assert shop.engines[0].submitted == whole.engines[0].submitted[-shop.num_generated :]
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            ({"max_tokens": 9}, "cells.temp=0.3.max_tokens: there 256, now 9"),
+            ({"seed": 4}, "seed: there 0, now 4"),
+            ({"repeats": 2}, "repeats: there 1, now 2"),
+            ({"num_conversations": 4}, "script.sha256"),
+            ({"cells": [Cell("base", {})]}, "cells.base"),
+        ],
+    )
+    def test_a_directory_of_another_run_is_refused_with_the_difference(
+        self, tmp_path: Path, change: dict[str, Any], named: str
+    ) -> None:
+        run(tmp_path / "run")
+        before = results(tmp_path / "run")
+        with pytest.raises(RunMismatchError) as caught:
+            run(tmp_path / "run", make_plan(**change))
+        assert named in str(caught.value)
+        assert results(tmp_path / "run") == before
+
+    def test_other_weights_are_refused(self, tmp_path: Path) -> None:
+        run(tmp_path / "run")
+        with pytest.raises(RunMismatchError, match="weights_sha256"):
+            run(tmp_path / "run", shop=FakeShop(FakeSpec(weights_sha256="0" * 64)))
+
+    def test_a_run_begun_under_other_rules_of_generation_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run(tmp_path / "run")
+        monkeypatch.setattr("rwkvbatch.results.manifest.GENERATION_RULES", 99)
+        with pytest.raises(RunMismatchError, match="generation_rules: there 1, now 99"):
+            run(tmp_path / "run")
+
+    @pytest.mark.parametrize("change", [{"batch_size": 1}, {"threads": 1}, {"max_failures": 3}])
+    def test_settings_that_change_no_reply_may_differ(self, tmp_path: Path, change: dict[str, Any]) -> None:
+        run(tmp_path / "run", should_stop=StopAfter(3))
+        assert not run(tmp_path / "run", make_plan(**change)).interrupted
+
+    def test_a_directory_with_other_files_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").write_text("precious")
+        with pytest.raises(RunDirectoryError, match=r"thesis\.tex"):
+            run(tmp_path)
+        assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["thesis.tex"]
+
+    def test_results_without_a_manifest_are_refused(self, tmp_path: Path) -> None:
+        run(tmp_path / "run")
+        (tmp_path / "run" / "manifest.json").unlink()
+        with pytest.raises(RunDirectoryError, match="no manifest"):
+            run(tmp_path / "run")
+
+    @pytest.mark.parametrize("content", ["", "[]", "{", '{"identity": 3}', '{"identity": {}, "format": 99}'])
+    def test_a_damaged_manifest_is_one_clear_error(self, tmp_path: Path, content: str) -> None:
+        run(tmp_path / "run")
+        (tmp_path / "run" / "manifest.json").write_text(content)
+        with pytest.raises(RunDirectoryError, match=r"manifest\.json"):
+            run(tmp_path / "run")
+
+    def test_a_second_writer_is_refused_and_changes_nothing(self, tmp_path: Path) -> None:
+        run(tmp_path / "run", should_stop=StopAfter(2))
+        before = results(tmp_path / "run")
+        lock = DirectoryLock(tmp_path / "run", "the first")
+        with pytest.raises(RunLockedError, match="the first"):
+            run(tmp_path / "run")
+        lock.release()
+        assert results(tmp_path / "run") == before
+
+    def test_a_file_in_place_of_the_directory_is_one_clear_error(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        for path in (tmp_path / "file", tmp_path / "file" / "run"):
+            with pytest.raises(RunDirectoryError, match="file"):
+                run(path)
+
+    def test_a_directory_made_for_nothing_goes_away(self, tmp_path: Path) -> None:
+        class Broken(FakeShop):
+            def specs(self, setups: Any) -> Any:
+                raise StorageError("no model")
+
+        with pytest.raises(StorageError):
+            run(tmp_path / "run", shop=Broken())
+        assert not (tmp_path / "run").exists()

@@ -1,0 +1,123 @@
+"""Whole runs over an engine that answers at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rwkvbatch.replay.grid import Cell
+from rwkvbatch.replay.progress import Progress
+from rwkvbatch.replay.runner import read_rows
+from rwkvbatch.results.row import Row
+from tests.replay.fakes import FakeShop, FakeSpec, make_conversation, make_plan
+from tests.replay.runs import StopAfter, Watcher, results, run
+
+
+class TestRows:
+    def test_every_row_of_the_plan_is_there_once_and_in_its_order(self, tmp_path: Path) -> None:
+        plan = make_plan(7, repeats=2)
+        result = run(tmp_path / "run", plan)
+        rows = list(result.rows())
+        assert [plan.place(row.key) for row in rows] == list(range(plan.num_rows))
+        assert result.summary.complete
+        assert not result.interrupted
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 64])
+    def test_the_bytes_do_not_depend_on_the_batch_size(self, tmp_path: Path, batch_size: int) -> None:
+        run(tmp_path / "a", make_plan(9, batch_size=5))
+        run(tmp_path / "b", make_plan(9, batch_size=batch_size))
+        assert results(tmp_path / "a") == results(tmp_path / "b")
+
+    def test_in_memory_they_are_the_same_as_on_the_disk(self, tmp_path: Path) -> None:
+        assert list(run(None).rows()) == list(run(tmp_path / "run").rows())
+
+    def test_a_finished_dialogue_s_place_is_taken_at_once(self) -> None:
+        shop = FakeShop()
+        run(None, make_plan(30, batch_size=4, cells=[Cell("base", {})]), shop)
+        assert shop.engines[0].most_active <= 8  # four dialogues, each perhaps with a reference to score
+        waits = len(shop.engines[0].submitted)
+        assert waits == sum(1 + number % 4 for number in range(30))
+
+    def test_a_later_turn_follows_the_reply_before_it(self) -> None:
+        shop = FakeShop()
+        plan = make_plan(conversations=[make_conversation("c", 3)], cells=[Cell("base", {})])
+        rows = list(run(None, plan, shop).rows())
+        texts = [bytes(token - 1 for token in request.tokens).decode() for request in shop.engines[0].submitted]
+        assert texts[0] == "System: Be brief.\n\nUser: c asks 0\n\nAssistant:"
+        for before, text, row, turn in zip(texts, texts[1:], rows, (1, 2), strict=False):
+            assert text == f"{before} {row.reply}\n\nUser: c asks {turn}\n\nAssistant:"
+
+    def test_gold_history_shows_the_reference_in_place_of_the_reply(self) -> None:
+        shop = FakeShop()
+        conversation = make_conversation("c", 2, reference="What it should say")
+        plan = make_plan(conversations=[conversation], cells=[Cell("base", {})], history="gold")
+        run(None, plan, shop)
+        text = bytes(token - 1 for token in shop.engines[0].submitted[1].tokens).decode()
+        assert "Assistant: What it should say\n\nUser: c asks 1" in text
+
+    def test_references_are_scored_after_what_the_model_has_read(self) -> None:
+        rows = list(run(None).rows())
+        scored = [row for row in rows if row.reference is not None]
+        assert scored
+        for row in scored:
+            assert row.reference is not None
+            assert row.reference.text == "a reference"
+            assert row.reference.tokens == len(" a reference\n\n")
+            assert 0 <= row.reference.matched <= 1
+
+    def test_cells_share_their_luck(self) -> None:
+        shop = FakeShop()
+        run(None, make_plan(1), shop)
+        first, second = (request.noise for request in shop.engines[0].submitted[:2])
+        assert first == second
+
+    def test_checks_are_judged(self) -> None:
+        result = run(None)
+        judged = [check for row in result.rows() for check in row.checks]
+        assert {check.passed for check in judged} == {True, False}
+        assert result.summary.checks == len(judged)
+        assert result.summary.checks_passed == sum(check.passed for check in judged)
+        assert not result.summary.passed
+
+
+class TestWatching:
+    def test_the_status_says_done_at_the_end(self, tmp_path: Path) -> None:
+        result = run(tmp_path / "run")
+        status = json.loads((tmp_path / "run" / "status.json").read_text())
+        assert status["state"] == "done"
+        assert status["rows_done"] == status["rows_total"] == result.plan.num_rows
+
+    def test_the_status_says_interrupted(self, tmp_path: Path) -> None:
+        run(tmp_path / "run", should_stop=StopAfter(2))
+        assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "interrupted"
+
+    def test_progress_never_counts_a_row_that_is_at_risk(self, tmp_path: Path) -> None:
+        seen: list[Progress] = []
+        run(tmp_path / "run", make_plan(40), observer=Watcher(seen))
+        assert [p.rows_done for p in seen] == sorted(p.rows_done for p in seen)
+        assert seen[-1].rows_done == seen[-1].rows_total
+        assert any(0 < p.rows_done < p.rows_total for p in seen)
+
+    def test_the_manifest_says_what_was_run(self, tmp_path: Path) -> None:
+        run(tmp_path / "run", scripts=("made.jsonl",), command="rwkvbatch run made.jsonl")
+        manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+        assert list(manifest["identity"]["cells"]) == ["temp=0.3", "temp=1"]
+        assert manifest["identity"]["cells"]["temp=0.3"]["weights_sha256"] == FakeSpec().weights_sha256
+        assert manifest["about"]["command"] == "rwkvbatch run made.jsonl"
+        assert len(manifest["about"]["code_sha256"]) == 64
+
+    def test_the_summary_can_be_made_again_from_the_rows(self, tmp_path: Path) -> None:
+        from rwkvbatch.results.summary import summarize
+
+        result = run(tmp_path / "run")
+        written = json.loads((tmp_path / "run" / "summary.json").read_text())
+        again = summarize(read_rows(tmp_path / "run"), ["temp=0.3", "temp=1"], result.plan.num_rows)
+        assert {**json.loads(json.dumps(again.as_dict())), "session": written["session"]} == written
+
+
+def test_a_row_says_everything_that_replaying_it_needs(tmp_path: Path) -> None:
+    rows: list[Row] = list(run(None, make_plan(8)).rows())
+    assert {row.finish for row in rows} == {"stop", "eos", "length"}
+    assert {row.stopped_by for row in rows if row.finish == "stop"} == {"\n\n"}

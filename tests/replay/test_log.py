@@ -1,0 +1,124 @@
+"""The log: what a line holds, who may read it, and that it stops nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from rwkvbatch.errors import UsageError
+from rwkvbatch.replay.logs import logging_to
+
+log = logging.getLogger("rwkvbatch.test")
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_line_is_one_json_object_with_what_the_record_has_besides(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with logging_to(path, quiet=True):
+        log.info("loaded %s", "it\nnow", extra={"seconds": 1.5, "path": Path("x")})
+        log.debug("not wanted")
+    (line,) = lines(path)
+    assert line["message"] == "loaded it\nnow"
+    assert (line["level"], line["logger"]) == ("info", "rwkvbatch.test")
+    assert (line["seconds"], line["path"]) == (1.5, "x")
+    assert str(line["time"])[-1] == "Z"
+
+
+def test_an_error_brings_its_traceback_into_the_file_and_only_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with logging_to(tmp_path / "log"):
+        try:
+            raise ValueError("lost \x1b[31m")
+        except ValueError:
+            log.exception("a row failed")
+    assert "ValueError: lost" in str(lines(tmp_path / "log")[0]["traceback"])
+    assert "\x1b" not in (tmp_path / "log").read_text()
+    assert capsys.readouterr().err.splitlines()[0] == "rwkvbatch: error: a row failed"
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ({}, ["warning", "error"]),
+        ({"verbose": True}, ["info", "warning", "error"]),
+        ({"quiet": True}, ["error"]),
+    ],
+)
+def test_standard_error_shows_as_much_as_was_asked_for(
+    options: dict[str, bool], shown: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with logging_to(None, **options):
+        log.info("x")
+        log.warning("x")
+        log.error("x")
+    log.error("afterwards nothing is shown by this")
+    assert [line.split(": ")[1] for line in capsys.readouterr().err.splitlines() if "x" in line] == shown
+
+
+def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with logging_to(None):
+        log.warning("row failed: %s", "\x1b]0;owned\x07")
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_verbose_puts_debug_into_the_file(tmp_path: Path) -> None:
+    with logging_to(tmp_path / "log", verbose=True, quiet=True):
+        log.debug("fine")
+    assert [line["message"] for line in lines(tmp_path / "log")] == ["fine"]
+
+
+def test_a_log_is_added_to_and_only_its_owner_may_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    before = os.umask(0)
+    try:
+        for number in range(2):
+            with logging_to(path, quiet=True):
+                log.info("%d", number)
+    finally:
+        os.umask(before)
+    assert [line["message"] for line in lines(path)] == ["0", "1"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_full_disk_is_told_once_and_stops_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with logging_to(Path("/dev/full")):
+        for _ in range(3):
+            log.info("x")
+        log.warning("still told")
+    err = capsys.readouterr().err.splitlines()
+    assert err == [
+        "rwkvbatch: warning: --log-file /dev/full: write failed: No space left on device; going on without it",
+        "rwkvbatch: warning: still told",
+    ]
+
+
+def test_a_mistake_in_the_program_is_not_taken_for_a_full_disk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken:
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    with logging_to(tmp_path / "log"):
+        log.info("x", extra={"what": Broken()})
+        log.info("next")
+    assert [line["message"] for line in lines(tmp_path / "log")] == ["next"]
+    err = capsys.readouterr().err
+    assert "no words" in err
+    assert "going on without it" not in err
+
+
+def test_a_file_that_cannot_be_opened_is_a_usage_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UsageError, match=r"--log-file .*/none/log: cannot be opened: No such file"),
+        logging_to(tmp_path / "none" / "log"),
+    ):
+        pass

@@ -1,0 +1,91 @@
+"""What workers and libraries say on the way: it reaches the driver's log, once, from wherever it was said."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import time
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rwkvbatch.engine.request import Reply, Request
+from rwkvbatch.replay.messages import Leave, Report
+from rwkvbatch.replay.models import Setup
+from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.process_worker import NoteTaker, noted, serve
+from rwkvbatch.replay.processes import ProcessPool
+from rwkvbatch.replay.runner import RunOptions, execute
+from rwkvbatch.replay.worker import Worker
+from tests.replay.fakes import FakeShop, make_plan
+
+
+class WarningShop(FakeShop):
+    """Warns where the model is loaded, which workers share, and where an engine is made, in each of them."""
+
+    def specs(self, setups: Any) -> Any:
+        warnings.warn("the model is slow", UserWarning, stacklevel=2)
+        return super().specs(setups)
+
+    def engine(self, setup: Setup, plan: Plan, batch: int) -> Any:
+        if batch > 1:  # not the template's warming up
+            warnings.warn(f"process {os.getpid()} is slow", UserWarning, stacklevel=2)
+        return super().engine(setup, plan, batch)
+
+
+class WarningReply:
+    def __call__(self, request: Request, reply: Reply) -> Reply:
+        warnings.warn("a reply is odd", RuntimeWarning, stacklevel=2)
+        time.sleep(0.02)  # so that both workers get something to do
+        return reply
+
+
+def make_crew(plan: Plan, _: Any, *, shop: Any) -> ProcessPool:
+    return ProcessPool(plan, shop, 2)
+
+
+def test_warnings_of_worker_processes_are_in_the_drivers_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    crew = partial(make_crew, shop=partial(WarningShop, change=WarningReply()))
+    execute(make_plan(12, batch_size=2), FakeShop(), RunOptions(out=tmp_path / "out", crew=crew))
+    said = [record.getMessage() for record in caplog.records if record.name == "rwkvbatch.warnings"]
+    assert said.count("the model is slow") == 1
+    assert len({text for text in said if text.startswith("process ")}) == 2
+    assert said.count("a reply is odd") == 2
+    assert all(record.levelno == logging.WARNING for record in caplog.records if record.name == "rwkvbatch.warnings")
+    assert capfd.readouterr().err == ""
+
+
+def test_notes_taken_before_the_service_are_reported_with_it() -> None:
+    class Channel:
+        def __init__(self) -> None:
+            self.sent: list[Any] = []
+            self.orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def send(self, obj: Any, /) -> None:
+            self.sent.append(obj)
+
+        def recv(self) -> Any:
+            return self.orders.get()
+
+    channel, notes = Channel(), NoteTaker()
+    with noted(notes):
+        warnings.warn("early", UserWarning, stacklevel=1)
+    channel.orders.put(Leave())
+    plan, shop = make_plan(1), FakeShop()
+    setup = Setup(None, "auto", "auto", (0,))
+    serve(channel, lambda: Worker(plan, shop, setup), "w", 4, notes)
+    reports = [event for event in channel.sent if isinstance(event, Report)]
+    assert [note.text for report in reports for note in report.notes] == ["early"]
+
+
+def test_afterwards_warnings_go_where_they_went() -> None:
+    with noted(NoteTaker()):
+        pass
+    with pytest.warns(UserWarning, match="later"):
+        warnings.warn("later", UserWarning, stacklevel=1)

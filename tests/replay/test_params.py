@@ -1,0 +1,69 @@
+"""Which settings a conversation or turn with params of its own is generated with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rwkvbatch.errors import UsageError
+from rwkvbatch.replay.grid import Cell
+from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.settings import layer_settings
+from rwkvbatch.script.records import Conversation, SourceLine, Turn
+from tests.replay.fakes import make_conversation, make_plan
+
+
+def settings_of(
+    turn: int, given: dict[str, Any] | None = None, cell: dict[str, Any] | None = None
+) -> tuple[float, int]:
+    conversation = Conversation(
+        "c",
+        None,
+        (Turn("a"), Turn("b", params={"temperature": 0.25, "seed": 9})),
+        (),
+        {"temperature": 0.5, "seed": 8},
+        SourceLine("s.jsonl", 1),
+    )
+    plan = Plan([conversation], [Cell("base", cell or {})], layer_settings(given or {}))
+    found = plan.dialogue(0).of_turn(turn)
+    return found.settings.temperature, found.seed
+
+
+def test_settings_of_a_conversation_win_unless_the_command_line_or_the_grid_gives_them() -> None:
+    conversation = make_conversation("c", 1, params={"temperature": 0.2, "max_tokens": 7, "seed": 99})
+    cells = [Cell("base", {})]
+
+    def first(plan: Plan) -> tuple[float, int, int]:
+        dialogue = plan.dialogue(0)
+        return dialogue.settings.temperature, dialogue.settings.max_tokens, dialogue.seed
+
+    assert first(make_plan(conversations=[conversation], cells=cells)) == (0.2, 7, 99)
+    assert first(make_plan(conversations=[conversation], cells=cells, explicit=["max_tokens"])) == (
+        0.2,
+        256,
+        99,
+    )
+    assert first(make_plan(conversations=[conversation], cells=cells, seed=3, explicit=["seed"])) == (
+        0.2,
+        7,
+        3,
+    )
+    swept = make_plan(conversations=[conversation], cells=[Cell("temp=0.9", {"temperature": 0.9})])
+    assert first(swept) == (0.9, 7, 99)
+
+
+def test_a_turns_params_win_over_the_conversations() -> None:
+    assert settings_of(0) == (0.5, 8)
+    assert settings_of(1) == (0.25, 9)
+
+
+def test_the_command_line_and_the_grid_win_over_both() -> None:
+    assert settings_of(1, given={"temperature": 0.75}) == (0.75, 9)
+    assert settings_of(1, cell={"temperature": 0.875}) == (0.875, 9)
+
+
+def test_values_that_cannot_be_are_refused_with_their_turn() -> None:
+    conversation = Conversation("c", None, (Turn("a", params={"top_p": 7}),), (), {}, SourceLine("s.jsonl", 3))
+    with pytest.raises(UsageError, match=r"s\.jsonl:3: params of turn 0"):
+        Plan([conversation], [Cell("base", {})], layer_settings({}))

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from rwkvbatch.files import Files
+from rwkvbatch.replay.logs import StepLog
+from rwkvbatch.replay.progress import (
+    BarObserver,
+    LineObserver,
+    Meter,
+    Progress,
+    WorkerProgress,
+    duration,
+    progress_line,
+)
+from rwkvbatch.results.status import StatusFile
+
+MOMENT = Progress(
+    rows_done=30,
+    rows_total=100,
+    failures=0,
+    failed_checks=0,
+    active=4,
+    reply_tokens=5000,
+    elapsed_s=10.0,
+    seconds_left=23.4,
+)
+
+
+class Clock:
+    now = 50.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class TestMeter:
+    def test_only_this_session_s_rows_go_into_the_estimate(self) -> None:
+        clock = Clock()
+        meter = Meter(rows_done=60, clock=clock)
+        clock.now += 10
+        progress = meter.read(100, 80, 0, 0, 4, 500)
+        assert progress.seconds_left == pytest.approx(10.0)
+        assert progress.tokens_per_s == pytest.approx(50.0)
+
+    def test_nothing_done_is_no_estimate(self) -> None:
+        assert Meter(60, Clock()).read(100, 60, 0, 0, 0, 0).seconds_left is None
+
+    def test_a_clock_that_goes_back_gives_no_negative_time(self) -> None:
+        clock = Clock()
+        meter = Meter(0, clock)
+        clock.now -= 100
+        progress = meter.read(100, 5, 0, 0, 0, 10)
+        assert (progress.elapsed_s, progress.tokens_per_s) == (0.0, 0.0)
+
+
+class TestLines:
+    @pytest.mark.parametrize(
+        ("seconds", "text"),
+        [
+            (0.4, "0.4 s"),
+            (9.94, "9.9 s"),
+            (9.96, "10 s"),
+            (59, "59 s"),
+            (185, "3 min 5 s"),
+            (7800, "2 h 10 min"),
+        ],
+    )
+    def test_durations(self, seconds: float, text: str) -> None:
+        assert duration(seconds) == text
+
+    def test_a_line_has_rows_speed_time_left_and_failures(self) -> None:
+        assert progress_line(MOMENT) == "30/100 rows, 500 tokens/s, 23 s left"
+        failing = replace(MOMENT, failures=2, failed_checks=3)
+        assert progress_line(failing).endswith("23 s left, 2 failed, 3 checks not passed")
+
+    def test_there_is_a_line_a_minute(self) -> None:
+        clock, said = Clock(), list[str]()
+        observer = LineObserver(said.append, clock)
+        observer.started(MOMENT)
+        for _ in range(300):
+            clock.now += 1
+            observer.moved(MOMENT)
+        observer.ended(MOMENT)
+        assert said[0] == "70 of 100 rows to do"
+        assert len(said) == 1 + 5 + 1
+
+    def test_the_bar_shows_the_figures_and_goes_away(self) -> None:
+        stream = io.StringIO()
+        observer = BarObserver(Console(file=stream, force_terminal=True, width=100))
+        observer.started(MOMENT)
+        observer.moved(replace(MOMENT, rows_done=60))
+        observer.ended(replace(MOMENT, rows_done=100))
+        assert "500 tokens/s" in stream.getvalue()
+        assert "100/100 rows" in stream.getvalue()
+
+
+def with_workers(count: int) -> Progress:
+    workers = tuple(WorkerProgress(f"worker {n}", 2, 10 * n, 100 * n) for n in range(count))
+    return replace(MOMENT, workers=workers, lost_workers=1)
+
+
+class TestWorkers:
+    def test_the_line_says_what_each_has_under_way_and_how_many_were_lost(self) -> None:
+        line = progress_line(with_workers(2))
+        assert line.endswith("23 s left, 1 worker lost; under way: worker 0: 2, worker 1: 2")
+        assert progress_line(replace(with_workers(2), active=0)).endswith("23 s left, 1 worker lost")
+
+    def test_a_single_one_is_not_named(self) -> None:
+        assert "worker 0" not in progress_line(with_workers(1))
+
+    def test_each_has_a_line_under_the_bar_and_many_are_summed_up(self) -> None:
+        stream = io.StringIO()
+        observer = BarObserver(Console(file=stream, force_terminal=True, width=100))
+        observer.started(with_workers(12))
+        observer.ended(with_workers(12))
+        shown = stream.getvalue()
+        assert "worker 7" in shown
+        assert "worker 8" not in shown
+        assert "4 more" in shown
+        assert "380 rows" in shown  # 80 + 90 + 100 + 110
+
+    def test_they_are_in_the_status_file(self, tmp_path: Path) -> None:
+        StatusFile(tmp_path).update(with_workers(2))
+        content = json.loads((tmp_path / "status.json").read_text())
+        assert content["workers"][1] == {"name": "worker 1", "active": 2, "rows": 10, "reply_tokens": 100}
+        assert content["lost_workers"] == 1
+
+
+class TestStatus:
+    def test_it_is_written_every_two_seconds_and_at_the_end(self, tmp_path: Path) -> None:
+        clock = Clock()
+        status = StatusFile(tmp_path, clock=clock, wall_clock=lambda: 0.0)
+        path = tmp_path / "status.json"
+        written: list[int] = []
+        for second in range(7):
+            status.update(replace(MOMENT, rows_done=second))
+            written.append(json.loads(path.read_text())["rows_done"])
+            clock.now += 1
+        assert written == [0, 0, 2, 2, 4, 4, 6]
+        status.update(replace(MOMENT, rows_done=99), "failed", "the reason")
+        content = json.loads(path.read_text())
+        assert (content["state"], content["error"], content["rows_done"]) == ("failed", "the reason", 99)
+        assert content["started"] == "1970-01-01T00:00:00Z"
+
+    def test_a_clock_that_goes_back_does_not_silence_it(self, tmp_path: Path) -> None:
+        clock = Clock()
+        status = StatusFile(tmp_path, clock=clock)
+        status.update(MOMENT)
+        clock.now -= 1e6
+        status.update(replace(MOMENT, rows_done=31))
+        assert json.loads((tmp_path / "status.json").read_text())["rows_done"] == 31
+
+    def test_a_disk_that_is_full_does_not_stop_the_run(self, tmp_path: Path) -> None:
+        class Full(Files):
+            def create(self, path: Path) -> int:
+                raise OSError(28, "No space left on device")
+
+        StatusFile(tmp_path, files=Full()).update(MOMENT)
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestStepLog:
+    def test_steps_are_logged_every_ten_seconds_with_their_times(self, caplog: pytest.LogCaptureFixture) -> None:
+        clock = Clock()
+        with caplog.at_level(logging.INFO, logger="rwkvbatch"):
+            log = StepLog(clock)
+            for step in range(25):
+                clock.now += 2.0 if step == 3 else 1.0
+                log.count(MOMENT)
+            log.end(MOMENT, interrupted=False)
+        records = [vars(record) for record in caplog.records]
+        assert [record["steps"] for record in records] == [9, 10, 6]
+        assert (records[0]["step_longest_s"], records[1]["step_longest_s"]) == (2.0, 1.0)
+        assert records[1]["step_mean_s"] == 1.0
+        assert records[-1]["message"] == "the run ended"
+        assert records[-1]["peak_memory_bytes"] > 2**20

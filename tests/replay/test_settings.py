@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rwkvbatch.config import PRESETS
+from rwkvbatch.errors import ScriptError, UsageError
+from rwkvbatch.replay.api import LISTED, RunKeywords
+from rwkvbatch.replay.prepare import RunArguments, prepare, split_lists
+from rwkvbatch.replay.settings import ALIASES, CellSettings, RunSettings, layer_settings, option_name
+from rwkvbatch.script.reader import Limits
+
+
+def config_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "settings.toml"
+    path.write_text(text)
+    return path
+
+
+class TestLayers:
+    def test_each_layer_wins_over_those_below(self, tmp_path: Path) -> None:
+        config = config_file(tmp_path, "temperature = 0.1\ntop_p = 0.1\ntop-k = 1\n")
+        environment = {"RWKVBATCH_TEMP": "0.2", "RWKVBATCH_TOP_P": "0.2", "HOME": "/"}
+        settings = layer_settings({"temperature": "0.3"}, environment=environment, config=config).settings
+        assert (settings.temperature, settings.top_p, settings.top_k, settings.decay) == (0.3, 0.2, 1, 0.996)
+
+    def test_only_the_command_line_is_explicit(self, tmp_path: Path) -> None:
+        config = config_file(tmp_path, "top_p = 0.1\n")
+        layered = layer_settings({"temp": 1}, environment={"RWKVBATCH_SEED": "3"}, config=config)
+        assert layered.explicit == {"temperature"}
+
+    def test_a_preset_stands_for_all_of_sampling_in_its_layer(self, tmp_path: Path) -> None:
+        config = config_file(tmp_path, "temperature = 0.7\nmax_tokens = 9\n")
+        layered = layer_settings({"preset": "creative", "top_p": 0.5}, config=config)
+        assert layered.settings.sampling == PRESETS["creative"].replace(top_p=0.5)
+        assert layered.settings.max_tokens == 9
+        assert "frequency" in layered.explicit
+
+    def test_lists_in_the_environment_are_split_at_commas(self) -> None:
+        environment = {"RWKVBATCH_BAN": "0, 261", "RWKVBATCH_ONLY": "a,b"}
+        settings = layer_settings({}, environment=environment).settings
+        assert (settings.ban, settings.only) == ((0, 261), ("a", "b"))
+
+    @pytest.mark.parametrize(("text", "size"), [("4096", 4096), ("512M", 2**29), ("1.5 GiB", 3 * 2**29)])
+    def test_memory_is_given_in_bytes_or_with_a_unit(self, text: str, size: int) -> None:
+        assert layer_settings({"state_memory": text}).settings.state_memory == size
+
+    def test_one_value_will_do_where_several_may_stand(self, tmp_path: Path) -> None:
+        settings = layer_settings({"ban": 0}, config=config_file(tmp_path, 'stop = "a,b"\n')).settings
+        assert (settings.ban, settings.stop) == ((0,), ("a,b",))
+
+
+class TestErrors:
+    def test_an_unknown_key_names_the_file_and_close_ones(self, tmp_path: Path) -> None:
+        config = config_file(tmp_path, "temprature = 1\n")
+        with pytest.raises(UsageError, match=r"settings\.toml: temprature: unknown setting; did you mean temperature"):
+            layer_settings({}, config=config)
+
+    def test_a_slip_in_the_environment_is_an_error(self) -> None:
+        with pytest.raises(UsageError, match="RWKVBATCH_TEMPERATUR: unknown setting; did you mean temperature"):
+            layer_settings({}, environment={"RWKVBATCH_TEMPERATUR": "1"})
+
+    def test_other_variables_of_the_program_are_none_of_its_business(self) -> None:
+        assert layer_settings({}, environment={"RWKVBATCH_DEBUG": "1"}).settings == layer_settings({}).settings
+
+    @pytest.mark.parametrize(
+        ("key", "value", "message"),
+        [
+            ("top_p", "1.3", "--top-p must be a number in [0, 1], got 1.3"),
+            ("temperature", "warm", "--temp must be a number in [0, 100], got warm"),
+            ("top_k", "2.5", "--top-k must be a whole number, at least 0, got 2.5"),
+            ("max_seconds", 0, "--max-seconds must be a number, above 0, got 0"),
+            ("temperature", "nan", "--temp must be a number in [0, 100], got nan"),
+            ("order", "top", "--order must be 'top-p-first' or 'temperature-first', got top"),
+            (
+                "state_memory",
+                "much",
+                "--state-memory must be a number of bytes from 1 up, such as 512M or 2G, got much",
+            ),
+            ("ban", ["3", "x"], "--ban must be token ids, whole numbers from 0 up, got x"),
+            ("stop", ["a", ""], "--stop must be a text that is not empty, got ''"),
+            ("devices", ["cuda:0", "gpu"], "--devices must be cpu, cuda, or cuda:N, got gpu"),
+            (
+                "max_line_bytes",
+                0,
+                "--max-line-bytes must be a number of bytes from 1 up, such as 512M or 2G, got 0",
+            ),
+            ("preset", "wild", "--preset must be one of default, greedy"),
+        ],
+    )
+    def test_a_value_names_its_option_what_is_allowed_and_what_was_there(
+        self, key: str, value: Any, message: str
+    ) -> None:
+        with pytest.raises(UsageError) as caught:
+            layer_settings({key: value})
+        assert str(caught.value).startswith(message)
+
+    @pytest.mark.parametrize("content", [b"temperature = ", b"\xff\xfe", b"a = 1\na = 2"])
+    def test_a_file_that_is_not_toml_is_one_clear_error(self, tmp_path: Path, content: bytes) -> None:
+        path = tmp_path / "x.toml"
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=r"--config .*x\.toml: not a TOML file"):
+            layer_settings({}, config=path)
+
+    def test_a_missing_file_is_one_clear_error(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match=r"--config .*none\.toml: cannot be read: No such file"):
+            layer_settings({}, config=tmp_path / "none.toml")
+
+    def test_a_missing_prelude_names_the_known_ones(self) -> None:
+        with pytest.raises(UsageError, match="cannot be read") as caught:
+            CellSettings(prelude="nowhere.txt").prompting()
+        assert "api-demo-chat" in str(caught.value.hint)
+
+    def test_a_known_prelude_needs_no_file(self) -> None:
+        text = CellSettings(prelude="api-demo-chat").prompting().prelude
+        assert text is not None
+        assert text.startswith("User: hi\n\nAssistant:")
+
+
+class TestLists:
+    def test_a_comma_list_is_a_dimension_and_one_value_is_none(self) -> None:
+        single, several = split_lists({"temp": "0.3, 0.7", "top_p": "0.5", "stop": ["a,b"]}, ("temperature", "top_p"))
+        assert several == {"temperature": ["0.3", "0.7"]}
+        assert single == {"top_p": "0.5", "stop": ["a,b"]}
+
+    def test_an_empty_place_is_an_error(self) -> None:
+        with pytest.raises(UsageError, match="--temp has an empty place"):
+            split_lists({"temp": "0.3,,0.7"}, ("temperature",))
+
+    def test_names_of_options_are_those_of_the_command_line(self) -> None:
+        assert [option_name(key) for key in ("temperature", "top_p")] == ["--temp", "--top-p"]
+
+
+class TestPreparing:
+    def test_a_setting_for_all_cells_and_for_some_is_an_error(self, tmp_path: Path) -> None:
+        grid = tmp_path / "grid.toml"
+        grid.write_text("[grid]\ntemperature = [0.3, 0.7]\n")
+        with pytest.raises(UsageError, match="--temp is given for all cells, and the grid gives it for some"):
+            prepare(RunArguments(("x.jsonl",), values={"temperature": 1}, grid=grid))
+
+    def test_a_grid_may_vary_what_a_preset_sets(self, tmp_path: Path) -> None:
+        script = tmp_path / "s.jsonl"
+        script.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
+        given = RunArguments((str(script),), values={"preset": "greedy"}, lists={"frequency": [0, 0.5]})
+        plan = prepare(given).plan
+        assert [(c.temperature, c.frequency) for c in plan.cell_settings] == [(0.0, 0.0), (0.0, 0.5)]
+
+    def test_a_grid_in_the_config_file_counts(self, tmp_path: Path) -> None:
+        script = tmp_path / "s.jsonl"
+        script.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
+        config = config_file(tmp_path, "top_p = 0.9\n[grid]\ntemperature = [0.3, 0.7]\n")
+        plan = prepare(RunArguments((str(script),), config=config)).plan
+        assert [cell.name for cell in plan.cells] == ["temp=0.3", "temp=0.7"]
+        assert [settings.top_p for settings in plan.cell_settings] == [0.9, 0.9]
+
+    def test_the_limits_of_a_script_are_settings(self, tmp_path: Path) -> None:
+        script = tmp_path / "s.jsonl"
+        script.write_text('{"messages": [{"role": "user", "content": "hi"}, {"role": "user", "content": "ho"}]}\n')
+        for limit, refused in (("max_line_bytes", "20"), ("max_turns", "1")):
+            with pytest.raises(ScriptError, match=r"s\.jsonl:1: .*\b(longer|more) than") as caught:
+                prepare(RunArguments((str(script),), config=config_file(tmp_path, f"{limit} = {refused}\n")))
+            assert f"RWKVBATCH_{limit.upper()}" in str(caught.value.hint)
+        script.write_text(2 * '{"messages": [{"role": "user", "content": "hi"}]}\n')
+        with pytest.raises(UsageError, match="more than 1 conversations"):
+            prepare(RunArguments((str(script),), environment={"RWKVBATCH_MAX_CONVERSATIONS": "1"}))
+        assert layer_settings({"max_line_bytes": "50M"}).settings.script_limits == Limits(50 * 2**20)
+
+    @pytest.mark.parametrize(
+        "values", [{"max_repeats": 5}, {"until_ci": 0.1}, {"repeats": 5, "max_repeats": 3, "until_ci": 1}]
+    )
+    def test_adaptive_repeats_need_both_their_settings(self, values: dict[str, Any]) -> None:
+        with pytest.raises(UsageError, match="--repeats"):
+            prepare(RunArguments(("x.jsonl",), values=values))
+
+
+def test_the_librarys_keywords_are_the_settings() -> None:
+    fields = set(RunSettings.model_fields) - {"model"}  # a parameter of its own
+    assert set(RunKeywords.__annotations__) == fields | {"preset"} | set(ALIASES)
+
+
+def test_the_librarys_keywords_take_lists_where_settings_can_be_a_dimension() -> None:
+    listed = {name for name, kind in RunKeywords.__annotations__.items() if "| Sequence" in kind.__forward_arg__}
+    assert {ALIASES.get(name, name) for name in listed} == set(LISTED) - {"model"}

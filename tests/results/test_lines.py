@@ -1,0 +1,85 @@
+"""A row as a line of `results.jsonl`, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rwkvbatch.results.row import BadLineError, Row, RowHead, RowKey, decode_head, decode_row, encode_row
+from tests.replay.fakes import make_row
+
+
+class TestLines:
+    @given(reply=st.text(), prompt=st.text(st.characters()), ids=st.lists(st.integers(0, 2**31)))
+    def test_a_row_comes_back_from_its_line(self, reply: str, prompt: str, ids: list[int]) -> None:
+        row = make_row("1", reply=reply, prompt=prompt, reply_ids=tuple(ids))
+        line = encode_row(row)
+        assert line.count(b"\n") == 1
+        assert decode_row(line) == row
+
+    def test_a_lone_surrogate_is_kept(self) -> None:
+        row = make_row("1", prompt="\ud800 and 树")
+        assert decode_row(encode_row(row)) == row
+
+    @given(
+        prompt=st.text(st.characters()),
+        finish=st.sampled_from(["stop", "error"]),
+        ids=st.lists(st.integers()),
+        change=st.none() | st.tuples(st.integers(0, 10_000), st.integers(1, 255)),
+    )
+    def test_the_head_alone_is_that_of_the_whole_row_and_as_easily_refused(
+        self, prompt: str, finish: str, ids: list[int], change: tuple[int, int] | None
+    ) -> None:
+        line = bytearray(encode_row(make_row("1", 3, finish=finish, prompt=prompt, reply_ids=tuple(ids))))
+        if change is not None:
+            line[change[0] % len(line)] ^= change[1]
+
+        def outcome(decode: Callable[[bytes], Row | RowHead]) -> tuple[RowKey, str] | str:
+            try:
+                found = decode(bytes(line))
+            except BadLineError as error:
+                return str(error)
+            return found.key, found.finish
+
+        assert outcome(decode_head) == outcome(decode_row)
+
+    @pytest.mark.parametrize("body", ["[]", "null", '{"conversation":["a"],"cell":"b"}', "[" * 5000 + "]" * 5000])
+    def test_a_head_of_something_else_is_refused(self, body: str) -> None:
+        import zlib
+
+        text = body[:-1] + "}"
+        line = f'{body[:-1]},"crc":"{zlib.crc32(text.encode()):08x}"}}\n'.encode()
+        with pytest.raises(BadLineError, match="not a row of this version"):
+            decode_head(line)
+
+    def test_the_checksum_is_that_of_the_line_without_it(self) -> None:
+        import zlib
+
+        line = encode_row(make_row("1"))
+        text, _, tail = line.decode().rpartition(',"crc":"')
+        assert tail == f'{zlib.crc32((text + "}").encode()):08x}"}}\n'
+        assert list(json.loads(line))[-1] == "crc"
+
+    @given(data=st.data())
+    def test_any_changed_byte_is_noticed(self, data: st.DataObject) -> None:
+        line = bytearray(encode_row(make_row("1", reply="größe")))
+        at = data.draw(st.integers(0, len(line) - 1))
+        line[at] ^= data.draw(st.integers(1, 255))
+        with pytest.raises(BadLineError):
+            decode_row(bytes(line))
+
+    @given(cut=st.integers(0, 10_000))
+    def test_any_cut_line_is_noticed(self, cut: int) -> None:
+        line = encode_row(make_row("1"))
+        with pytest.raises(BadLineError):
+            decode_row(line[: cut % len(line)])
+
+    def test_infinity_is_refused(self) -> None:
+        from rwkvbatch.results.row import Logprob
+
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            encode_row(make_row("1", logprob=Logprob(float("inf"), 0.0)))

@@ -1,0 +1,29 @@
+"""One writer for a run directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rwkvbatch.errors import RunDirectoryError, RunLockedError
+from rwkvbatch.results.directory import DirectoryLock
+
+
+class TestLock:
+    def test_a_second_writer_is_told_who_is_there(self, tmp_path: Path) -> None:
+        lock = DirectoryLock(tmp_path, "rwkvbatch run x.jsonl")
+        with pytest.raises(RunLockedError, match=rf"process {os.getpid()} on .*rwkvbatch run x\.jsonl"):
+            DirectoryLock(tmp_path)
+        lock.release()
+        DirectoryLock(tmp_path).release()
+
+    def test_a_lock_left_behind_by_a_dead_process_does_not_lock(self, tmp_path: Path) -> None:
+        (tmp_path / ".lock").write_text('{"pid": 1, "host": "h", "command": "c"}')
+        DirectoryLock(tmp_path).release()
+
+    def test_a_file_in_place_of_the_directory_is_one_clear_error(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(RunDirectoryError, match="cannot be written to"):
+            DirectoryLock(tmp_path / "file")

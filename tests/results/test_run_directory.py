@@ -1,0 +1,120 @@
+"""Names of run directories."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from rwkvbatch.errors import RunMismatchError, StorageError
+from rwkvbatch.prompt.escaping import printable
+from rwkvbatch.replay.plan import Plan
+from rwkvbatch.results.directory import RunDirectory, default_directory
+from rwkvbatch.results.manifest import refuse_other_run
+from rwkvbatch.results.row import Row, encode_row
+from tests.replay.fakes import make_plan, make_row
+
+
+def row_of(plan: Plan) -> Row:
+    """Some row that belongs to `plan`."""
+    return make_row(plan.conversations[0].id, cell=plan.cells[0].name)
+
+
+@given(name=st.text(st.characters(exclude_characters="/\x00", exclude_categories=["Cs"]), min_size=1, max_size=250))
+@example(name="\x1b]0;owned\x07.jsonl")
+@example(name="..jsonl")
+@example(name="-rf.jsonl")
+@example(name="世" * 85)
+def test_a_script_of_any_name_gets_a_directory_right_below_runs(name: str) -> None:
+    path = default_directory([f"folder/{name}"])
+    assert path.parent == Path("runs")
+    assert re.search(r"-\d{8}-\d{6}(-\d+)?$", path.name)
+    assert printable(path.name, keep_newlines=False) == path.name
+    assert path.name[0] not in ".-"
+    assert len(path.name.encode()) < 200
+
+
+def test_a_directory_that_is_there_is_not_given_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.strftime", lambda _: "20260101-000000")
+    names: list[str] = []
+    for _ in range(3):
+        path = default_directory(["demo.jsonl"], tmp_path)
+        path.mkdir()
+        names.append(path.name)
+    assert names == ["demo-20260101-000000", "demo-20260101-000000-2", "demo-20260101-000000-3"]
+
+
+def test_a_run_without_a_row_gives_its_directory_to_another_and_one_with_a_row_does_not(
+    tmp_path: Path,
+) -> None:
+    for identity in ({"seed": 1}, {"seed": 2}):
+        directory = RunDirectory(tmp_path, "")
+        directory.claim(identity, dict)
+        directory.close()
+        (tmp_path / "results.jsonl").touch()
+        assert json.loads((tmp_path / "manifest.json").read_text())["identity"] == identity
+    (tmp_path / "results.jsonl").write_bytes(b"x")
+    directory = RunDirectory(tmp_path, "")
+    with pytest.raises(RunMismatchError, match="seed: there 2, now 3"):
+        directory.claim({"seed": 3}, dict)
+    directory.close()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"seed": 3, "given_for_all": ["seed"]}, ["    seed: there 2, now 3"]),
+        (
+            {"seed": 2, "given_for_all": ["seed"]},
+            ["    settings given for all conversations, which win over a script's `params`: there none, now seed"],
+        ),
+    ],
+)
+def test_another_run_is_told_by_its_settings_before_where_they_came_from(
+    wanted: dict[str, object], said: list[str]
+) -> None:
+    there = {"identity": {"seed": 2, "given_for_all": []}}
+    with pytest.raises(RunMismatchError) as caught:
+        refuse_other_run(Path("runs/x"), there, wanted)
+    assert str(caught.value).splitlines()[1:] == said
+
+
+def test_a_disk_without_room_for_the_lock_s_courtesy_is_told_with_the_run_s_own_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    monkeypatch.setattr("os.write", full)
+    directory = RunDirectory(tmp_path / "out", "")
+    with pytest.raises(StorageError, match=r"manifest\.json: write failed: No space left"):
+        directory.claim({"seed": 1}, dict)
+    directory.close()
+
+
+def test_what_is_set_aside_when_a_run_goes_on_is_told_with_its_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = make_plan()
+    directory = RunDirectory(tmp_path, "")
+    (tmp_path / "results.jsonl").write_bytes(b"damaged\n" + encode_row(row_of(plan)) + b"torn")
+    directory.open_rows(plan, repair=True).close()
+    path = tmp_path / "results.jsonl"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: the last write was cut off; its 4 bytes are set aside in results.torn-1",
+        f"{path}: 1 damaged lines are set aside in results.damaged; their rows run again",
+    ]
+    caplog.clear()
+    directory.open_rows(plan).close()
+    assert not caplog.records
+    directory.close()
+
+
+def test_standard_input_has_a_name_too(tmp_path: Path) -> None:
+    assert default_directory(["-"], tmp_path).name.startswith("stdin-")

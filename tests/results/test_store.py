@@ -1,0 +1,197 @@
+"""Rows in the file: when they are safe, their order, and calls that fail."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from rwkvbatch.errors import RunDirectoryError, StorageError
+from rwkvbatch.files import Files
+from rwkvbatch.results.recovery import read_results
+from rwkvbatch.results.row import EncodedRow, encode_row
+from tests.replay.disks import CountedFiles, FailingFiles
+from tests.replay.fakes import make_row
+from tests.replay.runs import results
+from tests.results.stores import Clock, fill, open_store
+
+
+class TestFlushing:
+    def test_a_row_is_written_in_one_call(self, tmp_path: Path) -> None:
+        files = CountedFiles()
+        store = open_store(tmp_path, files=files)
+        files.calls.clear()
+        store.append(0, make_row("0"))
+        assert files.calls == ["write"]
+
+    def test_rows_count_as_durable_after_the_flush_and_not_before(self, tmp_path: Path) -> None:
+        store = open_store(tmp_path)
+        store.append(0, make_row("0"))
+        assert (store.num_rows, store.num_durable) == (1, 0)
+        store.flush()
+        assert store.num_durable == 1
+
+    def test_no_more_rows_than_allowed_are_at_risk(self, tmp_path: Path) -> None:
+        store = open_store(tmp_path, flush_rows=5)
+        for number in range(23):
+            store.append(number, make_row(str(number)))
+            assert store.num_rows - store.num_durable < 5
+        assert store.num_durable == 20
+
+    def test_a_row_gets_no_older_than_allowed(self, tmp_path: Path) -> None:
+        clock = Clock()
+        store = open_store(tmp_path, flush_seconds=2.0, clock=clock)
+        for number in range(100):
+            store.append(number, make_row(str(number)))
+            written_s = clock.now
+            while store.num_durable < store.num_rows:
+                clock.now += 0.3
+                store.tick()
+            assert clock.now - written_s <= 2.0
+
+    def test_a_tick_without_rows_does_nothing(self, tmp_path: Path) -> None:
+        files, clock = CountedFiles(), Clock()
+        store = open_store(tmp_path, files=files, clock=clock)
+        files.calls.clear()
+        clock.now += 1000
+        store.tick()
+        assert files.calls == []
+
+    @pytest.mark.parametrize("jump", [-1e9, 1e9])
+    def test_a_clock_that_jumps_flushes_at_once(self, tmp_path: Path, jump: float) -> None:
+        clock = Clock()
+        store = open_store(tmp_path, clock=clock)
+        store.append(0, make_row("0"))
+        clock.now += jump
+        store.tick()
+        assert store.num_durable == 1
+
+    def test_closing_flushes(self, tmp_path: Path) -> None:
+        files = CountedFiles()
+        store = open_store(tmp_path, files=files)
+        store.append(0, make_row("0"))
+        files.calls.clear()
+        store.close()
+        assert files.calls == ["sync"]
+
+
+class TestRewriting:
+    def test_finalizing_brings_rows_into_the_plan_s_order(self, tmp_path: Path) -> None:
+        ordered, shuffled = tmp_path / "a", tmp_path / "b"
+        for directory, numbers in ((ordered, [0, 1, 2, 3]), (shuffled, [2, 0, 3, 1])):
+            directory.mkdir()
+            store = open_store(directory)
+            for number in numbers:
+                store.append(number, make_row(str(number)))
+            store.finalize()
+            assert [store.read(n).conversation for n in range(4)] == ["0", "1", "2", "3"]
+            store.close()
+        assert results(ordered) == results(shuffled)
+
+    def test_rows_can_be_appended_after_finalizing(self, tmp_path: Path) -> None:
+        store = open_store(tmp_path)
+        store.append(5, make_row("5"))
+        store.append(2, make_row("2"))
+        store.finalize()
+        store.append(3, make_row("3"))
+        store.close()
+        assert [row.conversation for row in read_results(tmp_path / "results.jsonl")] == ["2", "5", "3"]
+
+    def test_discarded_rows_are_gone_and_can_be_written_again(self, tmp_path: Path) -> None:
+        store = open_store(tmp_path)
+        store.append(0, make_row("0"))
+        store.append(1, make_row("1", finish="error"))
+        assert [store.failed(n) for n in (0, 1)] == [False, True]
+        store.discard([1])
+        assert not store.has(1)
+        store.append(1, make_row("1"))
+        store.close()
+        assert [row.finish for row in read_results(tmp_path / "results.jsonl")] == ["stop", "stop"]
+
+    def test_a_row_cannot_be_written_twice(self, tmp_path: Path) -> None:
+        store = open_store(tmp_path)
+        store.append(0, make_row("0"))
+        with pytest.raises(ValueError, match="before"):
+            store.append(0, make_row("0"))
+
+
+class TestFailures:
+    @pytest.mark.parametrize("short", [False, True])
+    def test_after_a_failed_write_nothing_more_is_promised_and_nothing_half_stays(
+        self, tmp_path: Path, short: bool
+    ) -> None:
+        files = FailingFiles(-1, short=short)
+        store = open_store(tmp_path, files=files)
+        store.append(0, make_row("0"))
+        files.at = len(files.calls)
+        with pytest.raises(StorageError, match="No space left"):
+            store.append(1, make_row("1"))
+        assert store.num_durable == 1
+        with pytest.raises(StorageError):
+            store.append(2, make_row("2"))
+        with pytest.raises(StorageError):
+            store.flush()
+        store.close()
+        assert [row.conversation for row in read_results(tmp_path / "results.jsonl")] == ["0"]
+        assert results(tmp_path).endswith(b"\n")
+
+    def test_a_failed_flush_is_never_tried_again(self, tmp_path: Path) -> None:
+        files = FailingFiles(-1, errno.EIO)
+        store = open_store(tmp_path, files=files)
+        store.append(0, make_row("0"))
+        files.at = len(files.calls)
+        with pytest.raises(StorageError, match="flush failed"):
+            store.flush()
+        syncs = files.calls.count("sync")
+        with pytest.raises(StorageError):
+            store.flush()
+        store.close()
+        assert files.calls.count("sync") == syncs
+        assert store.num_durable == 0
+
+    def test_every_failing_call_of_a_rewrite_leaves_the_old_rows_or_the_new(self, tmp_path: Path) -> None:
+        counted = CountedFiles()
+        for at in range(40):
+            directory = tmp_path / str(at)
+            directory.mkdir()
+            fill(directory, [3, 1, 2, 0])
+            old = sorted(results(directory).splitlines())
+            files = FailingFiles(at) if at else counted
+            try:
+                store = open_store(directory, files=files)
+                store.finalize()
+                store.close()
+            except (StorageError, RunDirectoryError):
+                pass
+            assert sorted(results(directory).splitlines()) == old
+        assert len(counted.calls) > 5
+
+    def test_the_full_device_stops_the_store(self, tmp_path: Path) -> None:
+        class FullDevice(Files):
+            def open_append(self, path: Path) -> int:
+                path.touch()
+                return os.open("/dev/full", os.O_WRONLY | os.O_APPEND)
+
+            def sync(self, descriptor: int) -> None: ...
+
+            def truncate(self, descriptor: int, size: int) -> None:
+                raise OSError(errno.EINVAL, "a device has no size")
+
+        store = open_store(tmp_path, files=FullDevice())
+        with pytest.raises(StorageError, match="No space left"):
+            store.append(0, make_row("0"))
+        assert store.num_durable == 0
+
+
+def test_rows_that_come_together_put_no_more_at_risk_than_allowed(tmp_path: Path) -> None:
+    def group(first: int) -> list[EncodedRow]:
+        return [EncodedRow(n, encode_row(make_row(f"c{n}")), False) for n in range(first, first + 5)]
+
+    store = open_store(tmp_path, flush_rows=8)
+    store.append_all(group(0))
+    assert (store.num_rows, store.num_durable) == (5, 0)
+    store.append_all(group(5))
+    assert (store.num_rows, store.num_durable) == (10, 5)
+    store.close()
