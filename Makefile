@@ -47,7 +47,7 @@ types: $(VENV)/.installed-test
 contracts: $(VENV)/.installed-test
 	$(BIN)/lint-imports
 
-GENERATED := docs/commands.md docs/structure.md
+GENERATED := docs/commands.md
 
 documents: $(VENV)/.installed-test
 	$(BIN)/cog --check -I . $(GENERATED)

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 WIDTH = 100
-PACKAGE = Path(__file__).parent.parent / "rwkvbatch"
-FLOORS = (
-    "cli",
-    "chat",
-    "bench",
-    "replay",
-    "comparison",
-    "results",
-    "stats",
-    "engine",
-    "prompt",
-    "model",
-    "script",
-    "demo",
-)
 
 
 def help_text(*command: str) -> str:
@@ -60,26 +43,3 @@ def command_reference() -> str:
         if isinstance(command, TyperGroup):
             sections += [help_text(name, subcommand) for subcommand in command.commands]
     return "".join(sections)
-
-
-def module_table() -> str:
-    """A line a module, floor by floor from the door down: its name and the first sentence of its docstring."""
-    lines = ["", "| | |", "|---|---|"]
-    for floor in FLOORS:
-        sources = sorted((PACKAGE / floor).rglob("*.py"), key=lambda path: (path.parent.as_posix(), path.name))
-        for source in sources:
-            name = source.relative_to(PACKAGE).as_posix()
-            if source.name == "__init__.py":
-                name = f"**{source.parent.relative_to(PACKAGE).as_posix()}/**"
-            else:
-                name = f"`{name}`"
-            lines.append(f"| {name} | {_summary(source)} |")
-    lines += [f"| `{source.name}` | {_summary(source)} |" for source in sorted(PACKAGE.glob("*.py"))]
-    return "\n".join(lines) + "\n"
-
-
-def _summary(source: Path) -> str:
-    docstring = ast.get_docstring(ast.parse(source.read_text()))
-    if not docstring:
-        raise ValueError(f"{source} has no docstring")
-    return " ".join(docstring.split("\n\n")[0].split()).replace("|", "\\|")
