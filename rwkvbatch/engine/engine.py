@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from rwkvbatch.engine.prefix_cache import Node, PrefixTree, SlotAllocator
-from rwkvbatch.engine.request import END_OF_TEXT, Finish, Reply, Request, Score, check_tokens
+from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, Request, Score, check_tokens
 from rwkvbatch.engine.scheduler import Chunk, Scheduler, SequenceState
 from rwkvbatch.engine.sequence import Generation, Job, Scoring, StepWork
 from rwkvbatch.errors import UsageError, is_out_of_memory
@@ -330,11 +330,11 @@ class Engine:
         # Rows of scored texts come after those of replies.
         for job, token, logprob in zip(work.sampled, choices.tokens.tolist(), choices.logprobs.tolist(), strict=False):
             held_back = job.holds_back
-            finish = job.take(token, logprob, now_s)
+            finish_reason = job.take(token, logprob, now_s)
             if job.sequence.id not in self._jobs:
                 continue  # its own `on_text` cancelled it
-            if finish is not None:
-                self._end(job, finish)
+            if finish_reason is not None:
+                self._end(job, finish_reason)
             elif job.wants_fallback and job.holds_back and not held_back:
                 self._save_fallback(job)
 
@@ -350,14 +350,16 @@ class Engine:
         for job in [job for job in self._jobs.values() if isinstance(job, Generation) and job.is_overdue(now_s)]:
             self._end(job, "time")
 
-    def _end(self, job: Generation, finish: Finish) -> None:
-        error = "the model's logits hold NaN or infinity, or every token is banned" if finish == "error" else None
-        reply = job.reply(finish, self._clock(), error)
+    def _end(self, job: Generation, finish_reason: FinishReason) -> None:
+        error = (
+            "the model's logits hold NaN or infinity, or every token is banned" if finish_reason == "error" else None
+        )
+        reply = job.reply(finish_reason, self._clock(), error)
         del self._jobs[job.sequence.id]
         if job.fallback is not None:
             slot, length = job.fallback
-            self._scheduler.give_back(job.sequence, slot, length, cache=finish == "stop")
-        self._scheduler.finish(job.sequence, cache=finish != "error")
+            self._scheduler.give_back(job.sequence, slot, length, cache=finish_reason == "stop")
+        self._scheduler.finish(job.sequence, cache=finish_reason != "error")
         self.stats.num_prompt_cached += reply.num_cached
         self.stats.num_prompt_read += reply.num_prompt - reply.num_cached
         self.stats.num_generated += len(reply.ids)

@@ -46,7 +46,7 @@ def test_a_request_after_a_pinned_prefix_equals_one_with_the_whole_history(capac
             [request((*past, *new), root, step) for (_, past, root), new in zip(chosen, said, strict=True)]
         )
         for reply, other, (prefix, past, root) in zip(replies, expected, chosen, strict=True):
-            assert (reply.ids, reply.logprobs, reply.finish) == (other.ids, other.logprobs, other.finish)
+            assert (reply.ids, reply.logprobs, reply.finish_reason) == (other.ids, other.logprobs, other.finish_reason)
             assert (*past, *reply.history) == other.history
             assert reply.num_prompt == other.num_prompt
             ends.append((pinning.pin_prefix(reply.history, prefix), other.history, root))
