@@ -120,13 +120,13 @@ def compare_command(
     as_json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
 ) -> None:
-    """Say what differs between runs or cells, and whether it is more than noise."""
+    """Compare runs or cells, and test whether the differences are significant."""
     chosen = _format(output_format, out, as_json=as_json)
     if by not in (None, "turn", "tag"):
         raise UsageError(f"--by must be turn or tag; got {by!r}")
-    from rwkvbatch.comparison.analysis import analyse
+    from rwkvbatch.comparison import compare
 
-    analysis = analyse(
+    analysis = compare(
         sources,
         baseline=baseline,
         metrics=metric or None,

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rwkvbatch.stats.best import best_p_values
-from rwkvbatch.stats.clustered import clustered_mean, holm
+from rwkvbatch.stats.clustered import best_p_values, clustered_mean, holm
 
 ALPHA = 0.05
 EQUAL = (0.0,) * 6
