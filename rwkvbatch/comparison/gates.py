@@ -57,18 +57,13 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Negation:
-    operand: Expression
-
-
-@dataclass(frozen=True)
 class Binary:
     operator: str
     left: Expression
     right: Expression
 
 
-Expression = float | Value | Negation | Binary
+Expression = float | Value | Binary
 _BARE_BASELINE = Value("", "", of_baseline=True)
 
 
@@ -81,24 +76,8 @@ class Gate:
     comparator: str
     right: Expression
     significantly: bool
-
-    @property
-    def values(self) -> list[Value]:
-        """The statistics in the gate, from left to right."""
-        return [*_values(self.left), *_values(self.right)]
-
-
-def _values(node: Expression) -> Iterator[Value]:
-    match node:
-        case Value():
-            yield node
-        case Negation(operand):
-            yield from _values(operand)
-        case Binary(_, left, right):
-            yield from _values(left)
-            yield from _values(right)
-        case _:
-            pass
+    values: tuple[Value, ...]
+    """The statistics in the gate, from left to right."""
 
 
 def parse_gate(text: str) -> Gate:
@@ -109,7 +88,9 @@ def parse_gate(text: str) -> Gate:
     """
     if len(text) > MAX_LENGTH:
         raise UsageError(f"--fail-if: an expression has at most {MAX_LENGTH} characters, got {len(text)}")
-    return _Parser(text).gate()
+    parser = _Parser(text)
+    gate = parser.gate()
+    return gate if parser.bare is None else _Parser(text, parser.meaning_of_bare(parser.bare)).gate()
 
 
 @dataclass(frozen=True)
@@ -120,11 +101,19 @@ class _Token:
 
 
 class _Parser:
-    def __init__(self, text: str) -> None:
+    """Parses one expression.
+
+    Args:
+        meaning: the value of `baseline` alone, known after a first pass.
+    """
+
+    def __init__(self, text: str, meaning: Value = _BARE_BASELINE) -> None:
         self.text = text
+        self.meaning = meaning
         self.tokens = list(self._tokens())
         self.next = 0
-        self.bare_baseline: _Token | None = None
+        self.values: list[Value] = []
+        self.bare: _Token | None = None
         self.nesting = 0
 
     def gate(self) -> Gate:
@@ -138,33 +127,19 @@ class _Parser:
             self._take()
         if self._peek().kind != "end":
             raise self._error("expected the end of the expression", self._peek())
-        gate = Gate(self.text.strip(), left, token.text, right, significantly)
-        if not gate.values:
+        if not self.values:
             raise self._error("a gate must name a metric", self.tokens[0])
-        return gate if self.bare_baseline is None else self._with_baseline(gate, self.bare_baseline)
+        return Gate(self.text.strip(), left, token.text, right, significantly, tuple(self.values))
 
-    def _with_baseline(self, gate: Gate, bare: _Token) -> Gate:
-        """The gate with the metric of its bare `baseline` filled in."""
-        named = list(dict.fromkeys(value for value in gate.values if not value.of_baseline))
+    def meaning_of_bare(self, token: _Token) -> Value:
+        """The baseline's value of the only metric in the gate; `token` is the bare `baseline`."""
+        named = list(dict.fromkeys(value for value in self.values if not value.of_baseline))
         if len(named) != 1:
             found = " and ".join(value.metric for value in named) or "no metric"
             raise self._error(
-                f"`baseline` alone needs exactly one metric in the gate, found {found}; write baseline.METRIC", bare
+                f"`baseline` alone needs exactly one metric in the gate, found {found}; write baseline.METRIC", token
             )
-        baseline = replace(named[0], of_baseline=True)
-
-        def filled(node: Expression) -> Expression:
-            match node:
-                case Value():
-                    return baseline if node == _BARE_BASELINE else node
-                case Negation(operand):
-                    return Negation(filled(operand))
-                case Binary(sign, left, right):
-                    return Binary(sign, filled(left), filled(right))
-                case _:
-                    return node
-
-        return replace(gate, left=filled(gate.left), right=filled(gate.right))
+        return replace(named[0], of_baseline=True)
 
     def _sum(self) -> Expression:
         return self._chain("+-", self._product)
@@ -184,7 +159,7 @@ class _Parser:
             self.nesting += 1
             if self.nesting > MAX_NESTING:
                 raise self._error(f"signs and parentheses are nested more than {MAX_NESTING} deep", token)
-            inner = Negation(self._unary()) if token.text == "-" else self._sum()
+            inner = Binary("-", 0.0, self._unary()) if token.text == "-" else self._sum()
             if token.text == "(":
                 self._expect(")")
             self.nesting -= 1
@@ -194,7 +169,8 @@ class _Parser:
                 raise self._error("the number is out of range", token)
             return float(token.text)
         if token.kind == "name":
-            return self._value(token)
+            self.values.append(self._value(token))
+            return self.values[-1]
         raise self._error("expected a number, a metric, `baseline` or (", token)
 
     def _value(self, token: _Token) -> Value:
@@ -215,8 +191,8 @@ class _Parser:
                 self._take()
                 token = self._take()
             elif allow_bare:
-                self.bare_baseline = token
-                return _BARE_BASELINE
+                self.bare = token
+                return self.meaning
             else:
                 raise self._error(f"write {statistic}(baseline.METRIC)", token)
         try:
@@ -331,7 +307,15 @@ def _judge(gate: Gate, scope: GateScope) -> GateResult:
             f"--fail-if {gate.text!r} needs a baseline, and only one variant is given",
             hint="give a second run or cell, or compare with a number: --fail-if 'score < 0.8'",
         )
-    left, right = _number(gate.left, gate, scope), _number(gate.right, gate, scope)
+
+    def combined(sign: str, a: float, b: float) -> float:
+        if sign == "/" and b == 0:
+            raise UsageError(f"--fail-if {gate.text!r} divides by zero on {scope.label}")
+        return _OPERATORS[sign](a, b)
+
+    left, right = (
+        _evaluated(side, lambda value: _statistic(value, gate, scope), combined) for side in (gate.left, gate.right)
+    )
     if math.isnan(left) or math.isnan(right):
         # Every comparison with NaN is false: the gate could never fail.
         raise UsageError(f"--fail-if {gate.text!r} gives no number on {scope.label}: its values are too large")
@@ -339,18 +323,13 @@ def _judge(gate: Gate, scope: GateScope) -> GateResult:
     return GateResult(gate, scope.label, False, left, right, p)
 
 
-def _number(node: Expression, gate: Gate, scope: GateScope) -> float:
+def _evaluated(node: Expression, of_value: Callable[[Value], Any], combined: Callable[[str, Any, Any], Any]) -> Any:
+    """The result of an expression, from those of its statistics and operators."""
     match node:
         case Value():
-            return _statistic(node, gate, scope)
-        case Negation(operand):
-            return -_number(operand, gate, scope)
+            return of_value(node)
         case Binary(sign, left, right):
-            a, b = _number(left, gate, scope), _number(right, gate, scope)
-            if sign == "/" and b == 0:
-                raise UsageError(f"--fail-if {gate.text!r} divides by zero on {scope.label}")
-            result: float = _OPERATORS[sign](a, b)
-            return result
+            return combined(sign, _evaluated(left, of_value, combined), _evaluated(right, of_value, combined))
         case number:
             return number
 
@@ -371,7 +350,20 @@ def _statistic(value: Value, gate: Gate, scope: GateScope) -> float:
 
 def _paired_p(gate: Gate, scope: GateScope) -> float:
     """Two-sided p-value of "both sides are equal" over rows; the sides must be linear in means of metrics."""
-    margin = np.asarray(_linear(Binary("-", gate.left, gate.right), gate, scope))
+
+    def by_row(value: Value) -> Floats:
+        if value.statistic != "mean" or metric_named(value.metric).exponential:
+            raise _no_test(gate)
+        return scope.column(value.metric, value.of_baseline).values
+
+    def combined(sign: str, a: Floats | float, b: Floats | float) -> Floats | float:
+        both = np.ndim(a) and np.ndim(b)
+        linear = {"*": not both, "/": not np.ndim(b) and b != 0}.get(sign, True)
+        if not linear or (both and np.shape(a) != np.shape(b)):
+            raise _no_test(gate)
+        return _OPERATORS[sign](a, b)
+
+    margin = np.asarray(_evaluated(Binary("-", gate.left, gate.right), by_row, combined))
     if not margin.ndim:
         raise _no_test(gate)
     first = gate.values[0]
@@ -380,27 +372,6 @@ def _paired_p(gate: Gate, scope: GateScope) -> float:
     if not known.any():
         raise UsageError(f"--fail-if {gate.text!r}: no turn of {scope.label} has all metrics of the gate")
     return clustered_mean(margin[known], conversations[known]).p_value()
-
-
-def _linear(node: Expression, gate: Gate, scope: GateScope) -> Floats | float:
-    """The value of `node` by row `[n]`, or as one number."""
-    match node:
-        case Value(metric, statistic, of_baseline):
-            if statistic != "mean" or metric_named(metric).exponential:
-                raise _no_test(gate)
-            return scope.column(metric, of_baseline).values
-        case Negation(operand):
-            return -_linear(operand, gate, scope)
-        case Binary(sign, left, right):
-            a, b = _linear(left, gate, scope), _linear(right, gate, scope)
-            both = np.ndim(a) and np.ndim(b)
-            linear = {"*": not both, "/": not np.ndim(b) and b != 0}.get(sign, True)
-            if not linear or (both and np.shape(a) != np.shape(b)):
-                raise _no_test(gate)
-            result: Floats | float = _OPERATORS[sign](a, b)
-            return result
-        case number:
-            return number
 
 
 def _no_test(gate: Gate) -> UsageError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -29,27 +29,16 @@ MAX_MANIFEST_BYTES = 64 * 2**20
 
 @runtime_checkable
 class ResultInMemory(Protocol):
-    """What `compare` uses of `rwkvbatch.replay.runner.RunResult`."""
+    """What `compare` uses of the result of `rwkvbatch.run`; `directory` is None where the rows are in memory."""
 
     @property
-    def directory(self) -> Path | None:
-        """The run directory; None where the rows are in memory."""
-        ...
-
+    def directory(self) -> Path | None: ...
     @property
-    def rows(self) -> Any:
-        """A function that returns an iterator of `Row`."""
-        ...
-
+    def rows(self) -> Callable[[], Iterator[Row]]: ...
     @property
-    def plan(self) -> Any:
-        """The conversations, cells and settings of the run."""
-        ...
-
+    def plan(self) -> Any: ...
     @property
-    def summary(self) -> Any:
-        """The numbers of rows that are done and planned."""
-        ...
+    def summary(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -237,8 +226,7 @@ def load_runs(sources: Source | Iterable[Source]) -> list[RunData]:
 
 
 def _in_memory(name: str, result: ResultInMemory) -> RunData:
-    rows: Iterator[Row] = result.rows()
-    table = tabulate(rows)
+    table = tabulate(result.rows())
     if not len(table):
         raise RunDirectoryError(f"{name} holds no finished turn")
     done, planned = len(table), int(result.summary.planned)
