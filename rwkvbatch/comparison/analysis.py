@@ -31,6 +31,7 @@ from rwkvbatch.comparison.paired import (
 from rwkvbatch.comparison.ranking import Ranking, VariantMean, main_metrics, rank, variant_means
 from rwkvbatch.comparison.wording import conclusion, heading, interval, number, p_value, signed, standing
 from rwkvbatch.errors import RunMismatchError
+from rwkvbatch.prompt.escaping import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,7 +134,9 @@ class Analysis:
         lines = [conclusion(self.comparisons), *lines, *(standing(ranking, max_named=5) for ranking in self.rankings)]
         lines += [gate.line for gate in self.gates]
         variants = f"{len(self.variants)} variant{'' if len(self.variants) == 1 else 's'}"
-        return f"<Analysis: {variants}, {len(self.table):,} rows>\n" + "\n".join(f"  {line[:160]}" for line in lines)
+        return f"<Analysis: {variants}, {len(self.table):,} rows>\n" + "\n".join(
+            f"  {printable(line, keep_newlines=False)[:160]}" for line in lines
+        )
 
 
 def compare(

@@ -194,6 +194,7 @@ def load_runs(sources: Source | Iterable[Source]) -> list[RunData]:
     cells_of: dict[str, list[str]] = {}
     whole: set[str] = set()
     seen: set[object] = set()
+    on_disk: set[str] = set()
     in_memory: dict[str, ResultInMemory] = {}
     for number, source in enumerate(given, start=1):
         if isinstance(source, ResultInMemory) and source.directory is None:
@@ -203,6 +204,7 @@ def load_runs(sources: Source | Iterable[Source]) -> list[RunData]:
             location = source.directory if isinstance(source, ResultInMemory) else source
             path, separator, cell = os.fspath(location or "").partition("::")
             key = (Path(path), cell)
+            on_disk.add(path)
             if separator:
                 cells_of.setdefault(path, []).append(cell)
         if key in seen:
@@ -211,6 +213,8 @@ def load_runs(sources: Source | Iterable[Source]) -> list[RunData]:
         cells_of.setdefault(path, [])
         if not separator:
             whole.add(path)
+    for name in in_memory.keys() & on_disk:
+        raise UsageError(f"{name} is the name of a result in memory", hint=f"write the path as ./{name}")
     names = _short_names(list(cells_of))
     runs: list[RunData] = []
     for path, cells in cells_of.items():

@@ -15,6 +15,7 @@ import rwkvbatch
 from rwkvbatch.comparison import compare
 from rwkvbatch.errors import RunDirectoryError, RunMismatchError, UsageError
 from rwkvbatch.results.row import Row
+from tests.comparison.hostile import hostile_run
 from tests.comparison.make_run import make_row, make_run
 
 SCRIPT = '{"id": "%s", "messages": [{"role": "user", "content": "%s"}, {"role": "assistant", "content": "3"}]}\n'
@@ -100,6 +101,19 @@ def test_a_result_without_rows_and_one_given_twice_are_refused() -> None:
     result = in_memory(rows_of())
     with pytest.raises(UsageError, match="given twice"):
         compare([result, result])
+
+
+def test_a_path_called_like_a_result_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "result-1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="result-1"):
+        compare([in_memory(rows_of()), "result-1"])
+    assert len(compare([in_memory(rows_of()), "./result-1"], force=True).runs) == 2
+
+
+def test_the_text_of_a_hostile_run_does_not_act_on_a_terminal(tmp_path: Path) -> None:
+    text = repr(compare(hostile_run(tmp_path / "a")))
+    assert not set(text) & set("\x1b\x07\x00\u202e\u2028\r")
 
 
 def test_the_table_has_a_row_per_comparison(tmp_path: Path) -> None:
