@@ -120,7 +120,7 @@ def compare_command(
     as_json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
 ) -> None:
-    """Compare runs or cells, and test whether the differences are significant."""
+    """Say what differs between runs or cells, and whether it is more than noise."""
     chosen = _format(output_format, out, as_json=as_json)
     if by not in (None, "turn", "tag"):
         raise UsageError(f"--by must be turn or tag; got {by!r}")

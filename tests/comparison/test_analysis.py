@@ -1,4 +1,4 @@
-"""The whole comparison: gates on runs, and what is refused for want of anything to say."""
+"""The whole comparison: gates on runs, and refusals."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_runs_without_a_common_turn_are_refused(tmp_path: Path) -> None:
         compare([str(tmp_path / "a"), str(tmp_path / "b")])
 
 
-def test_matched_turns_that_asked_something_else_are_counted_in_a_note(tmp_path: Path) -> None:
+def test_matched_turns_with_different_prompts_are_counted_in_a_note(tmp_path: Path) -> None:
     for name in ("a", "b"):
         rows = [make_row("x"), make_row("y", prompt=f"Who is {name}?")]
         write_run(tmp_path / name, rows, manifest={})

@@ -1,4 +1,4 @@
-"""Which variants could be the best: on runs whose truth the tests choose."""
+"""Rankings on synthetic runs with known effects."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_two_variants_have_no_ranking(tmp_path: Path) -> None:
     assert compare([str(make_run(tmp_path / "a", cells=CELLS[:2]))]).rankings == ()
 
 
-def test_unasked_the_score_is_ranked_or_else_the_reference_nll(tmp_path: Path) -> None:
+def test_the_default_ranking_is_by_score_or_else_by_nll(tmp_path: Path) -> None:
     def unchecked(row: dict[str, Any], rng: np.random.Generator) -> None:
         row["checks"] = []
 

@@ -1,4 +1,4 @@
-"""Which means could be the largest: against plain t tests, and against simulated sweeps whose truth is known."""
+"""Comparisons with the best: against t tests, and in simulated sweeps."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_p_value_is_the_smallest_one_sided_t_test_times_the_number_of_rivals()
         assert found[cell] == pytest.approx(min(1.0, 2 * min(rivals)))
 
 
-def test_columns_that_are_the_same_are_not_told_apart() -> None:
+def test_equal_columns_are_not_distinguished() -> None:
     column = np.random.default_rng(13).normal(size=12)
     assert best_p_values(np.stack([column] * 3, axis=1), np.arange(12)).tolist() == [1.0, 1.0, 1.0]
 

@@ -129,7 +129,7 @@ def test_intervals_by_turn_end_at_what_a_metric_can_be(tmp_path: Path) -> None:
     assert max(labels) <= 1
 
 
-def test_lines_that_there_is_no_room_for_are_said(tmp_path: Path) -> None:
+def test_the_caption_counts_variants_that_are_not_shown(tmp_path: Path) -> None:
     cells = [f"temp={n}" for n in range(9)]
     analysis = compare([str(make_run(tmp_path / "a", conversations=2, cells=cells))])
     assert all("The first 8 of 9 variants." in figure.caption for figure in turn_figures(analysis))

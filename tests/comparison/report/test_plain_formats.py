@@ -56,7 +56,7 @@ def test_json_has_the_comparisons_gates_and_changes(analysis: Analysis) -> None:
     assert len(content["changes"][0]["conversations"]) == 12
 
 
-def test_json_and_markdown_say_which_variants_could_be_best(tmp_path: Path) -> None:
+def test_json_and_markdown_have_the_ranking(tmp_path: Path) -> None:
     result = compare([str(make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3")))])
     (ranking,) = result.rankings
     (best,) = json.loads(as_json(result))["best"]
@@ -158,7 +158,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def test_markdown_says_how_much_a_comparison_rests_on(analysis: Analysis) -> None:
+def test_markdown_has_the_numbers_of_turns_and_conversations(analysis: Analysis) -> None:
     first = analysis.comparisons[0]
     assert f"\n\n{first.num_values} turns, {first.num_conversations} conversations\n\n| metric" in as_markdown(analysis)
 
@@ -195,7 +195,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
     return compare([str(make_run(tmp_path_factory.mktemp("alone") / "a"))])
 
 
-def test_a_run_alone_is_told_by_its_means_in_every_plain_format(alone: Analysis) -> None:
+def test_a_single_run_has_its_means_in_every_plain_format(alone: Analysis) -> None:
     score = alone.table["score"].mean()
     assert f"| score | {score:.3f} | \\[0." in as_markdown(alone)
     lines = {line["metric"]: line for line in csv.DictReader(io.StringIO(as_csv(alone)))}
@@ -220,7 +220,7 @@ def test_a_perplexity_beyond_all_numbers_is_written_all_the_same(
     assert write(two)
 
 
-def test_the_means_of_a_run_alone_are_those_that_were_asked_for(tmp_path: Path) -> None:
+def test_the_means_of_a_single_run_are_those_of_the_requested_metrics(tmp_path: Path) -> None:
     analysis = compare([str(make_run(tmp_path / "a"))], metrics=["nll"])
     assert [item["metric"] for item in json.loads(as_json(analysis))["means"]] == ["nll"]
     assert "score" not in as_csv(analysis)

@@ -75,7 +75,7 @@ def test_three_variants_are_grouped_by_metric(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
-def test_which_cell_could_be_best_is_said_under_the_tables_and_fits(tmp_path: Path, width: int) -> None:
+def test_the_ranking_is_under_the_tables_and_fits_the_width(tmp_path: Path, width: int) -> None:
     cells = [f"temp={number},frequency=0.25" for number in range(9)]
     text = printed(compare([str(make_run(tmp_path / "a", cells=cells))]), width=width)
     assert max(map(len, text.splitlines())) <= width
@@ -85,7 +85,7 @@ def test_which_cell_could_be_best_is_said_under_the_tables_and_fits(tmp_path: Pa
     )
 
 
-def test_what_a_ranking_leaves_out_is_said(tmp_path: Path) -> None:
+def test_the_ranking_counts_what_it_leaves_out(tmp_path: Path) -> None:
     for name in "abc":
         write_run(tmp_path / name, [make_row(talk) for talk in ("x", "y", name)], manifest={})
     text = printed(compare([str(tmp_path / name) for name in "abc"]))
