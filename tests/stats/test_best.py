@@ -108,10 +108,10 @@ def test_two_conversations_that_agree_exactly_tell_nothing_apart() -> None:
     assert best_p_values(values, [0, 1]).tolist() == [0.5, 1.0, 0.5]
 
 
-def test_one_conversation_tells_nothing() -> None:
+def test_one_conversation_gives_no_p_value() -> None:
     assert np.isnan(best_p_values([[0.0, 1.0, 2.0], [0.0, 1.0, 3.0]], ["a", "a"])).all()
 
 
 def test_a_candidate_alone_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"two candidates or more.*\(3, 1\)"):
+    with pytest.raises(ValueError, match=r"two columns or more.*\(3, 1\)"):
         best_p_values(np.zeros((3, 1)), [0, 1, 2])
