@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rwkvbatch.comparison.analysis import analyse
-from rwkvbatch.comparison.report.wording import finding, findings
+from rwkvbatch.comparison import compare
+from rwkvbatch.comparison.wording import finding, significant
 
 MakeRun = Callable[[Path, int], None]
 """Write a run directory at a path, with a seed."""
@@ -32,7 +32,7 @@ def false_alarms(make_run: MakeRun, tries: int) -> int:
             paths = [Path(folder) / name for name in ("a", "b")]
             for offset, path in enumerate(paths):
                 make_run(path, 2 * number + offset)
-            found = findings(analyse([str(path) for path in paths]))
+            found = significant(compare(paths).comparisons)
         if found:
             alarms += 1
             print(f"try {number}: {finding(found[0])}", flush=True)

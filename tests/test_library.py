@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rwkvbatch.comparison import analyse
+from rwkvbatch.comparison import compare
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -30,7 +30,7 @@ def notebook(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             names["print"] = lambda *values, end="\n", lines=lines: lines.append(" ".join(map(str, values)) + end)
             exec(compile(example, f"library.md, example {number}", "exec"), names)  # noqa: S102
             said.append("".join(lines))
-        names["analysis"] = analyse(Path("runs") / "warm")
+        names["analysis"] = compare(Path("runs") / "warm")
     return names
 
 

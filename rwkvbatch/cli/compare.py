@@ -124,9 +124,9 @@ def compare_command(
     chosen = _format(output_format, out, as_json=as_json)
     if by not in (None, "turn", "tag"):
         raise UsageError(f"--by must be turn or tag; got {by!r}")
-    from rwkvbatch.comparison.analysis import analyse
+    from rwkvbatch.comparison import compare
 
-    analysis = analyse(
+    analysis = compare(
         sources,
         baseline=baseline,
         metrics=metric or None,

@@ -39,8 +39,9 @@ def show_command(
     quiet: shared.QuietOption = False,
 ) -> None:
     """Print the dialogues of a run."""
+    from rwkvbatch.comparison.dialogues import dialogues
     from rwkvbatch.comparison.loading import load_runs
-    from rwkvbatch.comparison.report.dialogue import dialogues, print_dialogues
+    from rwkvbatch.comparison.report.terminal import print_dialogues
 
     data = load_runs([run])[0]
     found = dialogues(

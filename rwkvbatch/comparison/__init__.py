@@ -1,9 +1,9 @@
-"""Tables, paired statistics, gates and reports over finished runs.
+"""Comparison of finished runs: tables, paired statistics, rankings, gates and reports.
 
-    >>> from rwkvbatch.compare import load          # a pandas table, one row a turn
-    >>> from rwkvbatch.compare import analyse       # the whole comparison, as records
+    >>> from rwkvbatch.comparison import load       # a pandas table, one row per turn
+    >>> from rwkvbatch.comparison import compare    # the whole comparison
 
-Both are imported when they are first used: they bring in pandas.
+Both are imported on first use, because they import pandas.
 """
 
 from __future__ import annotations
@@ -12,16 +12,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rwkvbatch.comparison.analysis import analyse as analyse
+    from rwkvbatch.comparison.analysis import Analysis as Analysis
+    from rwkvbatch.comparison.analysis import compare as compare
     from rwkvbatch.comparison.loading import load as load
 
-_HOMES = {"analyse": "rwkvbatch.comparison.analysis", "load": "rwkvbatch.comparison.loading"}
+_HOMES = {
+    "Analysis": "rwkvbatch.comparison.analysis",
+    "compare": "rwkvbatch.comparison.analysis",
+    "load": "rwkvbatch.comparison.loading",
+}
 
-__all__ = ["analyse", "load"]
+__all__ = ["Analysis", "compare", "load"]
 
 
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
-        raise AttributeError(f"module 'rwkvbatch.compare' has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(home), name)

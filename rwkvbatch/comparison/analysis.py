@@ -1,17 +1,17 @@
-"""Everything that a comparison says, as one record that every output format is written from."""
+"""`compare`, and `Analysis`: the comparison that every output format is written from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from rwkvbatch.comparison.gates import Column, Gate, GateResult, GateScope, judge, parse_gate
-from rwkvbatch.comparison.loading import RunData, load_runs
-from rwkvbatch.comparison.metrics import TURN_METRICS, pass_values
+from rwkvbatch.comparison.gates import Column, GateResult, GateScope, judge, parse_gate
+from rwkvbatch.comparison.loading import RunData, Source, joined, load_runs
+from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.paired import (
     Breakdown,
     Comparison,
@@ -21,63 +21,126 @@ from rwkvbatch.comparison.paired import (
     check_pairs,
     check_runs,
     compare_pairs,
+    conversation_values,
     match,
-    outcomes_by_conversation,
     pair_up,
     refuse_parts,
+    rows_of,
     variants_of,
 )
 from rwkvbatch.comparison.ranking import Ranking, VariantMean, main_metrics, rank, variant_means
-from rwkvbatch.errors import RunMismatchError, UsageError
+from rwkvbatch.comparison.wording import conclusion, heading, interval, number, p_value, signed, standing
+from rwkvbatch.errors import RunMismatchError
+from rwkvbatch.prompt.escaping import printable
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# pandas ships no types.
+# pandas has no type stubs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
 
+COLUMNS: Final[Mapping[str, Callable[[Comparison], Any]]] = {
+    "baseline": lambda line: line.pair.baseline.label,
+    "variant": lambda line: line.pair.variant.label,
+    "group": lambda line: line.group,
+    "metric": lambda line: line.metric.name,
+    "unit": lambda line: line.metric.unit,
+    "better": lambda line: line.metric.better,
+    **{
+        name: lambda line, name=name: getattr(line, name)
+        for name in (
+            "baseline_mean", "variant_mean", "difference", "standard_error", "degrees", "low", "high", "p", "p_holm",
+            "verdict", "wins", "ties", "losses", "detectable", "num_values", "num_conversations",
+        )
+    },
+}  # fmt: skip
+"""The columns of `Analysis.to_pandas`, of CSV and of JSON, with the value of each."""
 
-@dataclass(frozen=True)
+_MAX_REPR_LINES = 12
+
+
+@dataclass(frozen=True, repr=False)
 class Analysis:
     """A finished comparison.
 
     Attributes:
-        runs: what was read. variants: all their cells. pairs: what is held against what.
+        runs: the runs. variants: all their cells. pairs: each variant with its baseline.
         matched: the joined rows of each pair. comparisons: the table, Holm-corrected as a whole.
         gates: the outcome of every gate on every variant that is not a baseline.
-        notes: what a reader must know: what did not match, what makes the comparison shaky.
-        table: all rows of all runs, with a column `run`. metrics: names of those that were asked for, None for all.
-        rankings: of three or more variants, which could be the best; by the metrics asked for, or the main one.
+        notes: warnings: what did not match, and what makes the comparison less reliable.
+        table: all rows of all runs, with a column `run`. metrics: names of the requested metrics, None for all.
+        rankings: of three or more variants, by the requested metrics or the main one.
     """
 
-    runs: tuple[RunData, ...] = field(repr=False)
+    runs: tuple[RunData, ...]
     variants: tuple[Variant, ...]
-    pairs: tuple[Pair, ...] = field(repr=False)
-    matched: tuple[MatchedRows, ...] = field(repr=False)
-    comparisons: tuple[Comparison, ...] = field(repr=False)
+    pairs: tuple[Pair, ...]
+    matched: tuple[MatchedRows, ...]
+    comparisons: tuple[Comparison, ...]
     gates: tuple[GateResult, ...]
     notes: tuple[str, ...]
-    table: pd.DataFrame = field(repr=False)
+    table: pd.DataFrame
     metrics: tuple[str, ...] | None = None
-    rankings: tuple[Ranking, ...] = field(default=(), repr=False)
+    rankings: tuple[Ranking, ...] = ()
 
     def means(self, variant: Variant) -> list[VariantMean]:
-        """The means of one variant by itself, in the metrics that were asked for."""
+        """The means of one variant by itself, in the requested metrics."""
         return [
             mean
             for mean in variant_means(self.table, variant)
             if self.metrics is None or mean.metric.name in self.metrics
         ]
 
+    def records(self) -> list[dict[str, Any]]:
+        """The table, a record per comparison with the keys of `COLUMNS`.
+
+        Without comparisons (a single variant), a record per mean: what needs a baseline is None.
+        """
+        if self.comparisons:
+            return [{name: of(line) for name, of in COLUMNS.items()} for line in self.comparisons]
+        return [
+            dict.fromkeys(COLUMNS)
+            | {"variant": variant.label, "metric": mean.metric.name, "unit": mean.metric.unit}
+            | {"better": mean.metric.better, "variant_mean": mean.mean, "num_values": mean.num_values}
+            for variant in self.variants
+            for mean in self.means(variant)
+        ]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The table as a `DataFrame`, a row per comparison (or per mean, see `records`)."""
+        import pandas as pd
+
+        return pd.DataFrame(self.records(), columns=list(COLUMNS))
+
     @property
     def failed(self) -> bool:
         """Whether a gate failed."""
         return any(result.failed for result in self.gates)
 
+    def __repr__(self) -> str:
+        lines = [
+            f"{heading(line)}: {line.metric.name} {number(line.baseline_mean, line.metric.digits)} -> "
+            f"{number(line.variant_mean, line.metric.digits)}, {signed(line.difference, line.metric.digits)} "
+            f"{interval(line)}, p {p_value(line.p_holm)}, {line.verdict}"
+            for line in self.comparisons
+        ] or [
+            f"{variant.label}: {mean.metric.name} {number(mean.mean, mean.metric.digits)} {interval(mean)}"
+            for variant in self.variants
+            for mean in self.means(variant)
+        ]
+        if len(lines) > _MAX_REPR_LINES:
+            lines[_MAX_REPR_LINES:] = [f"... {len(lines) - _MAX_REPR_LINES} more lines, see to_pandas()"]
+        lines = [conclusion(self.comparisons), *lines, *(standing(ranking, max_named=5) for ranking in self.rankings)]
+        lines += [gate.line for gate in self.gates]
+        variants = f"{len(self.variants)} variant{'' if len(self.variants) == 1 else 's'}"
+        return f"<Analysis: {variants}, {len(self.table):,} rows>\n" + "\n".join(
+            f"  {printable(line, keep_newlines=False)[:160]}" for line in lines
+        )
 
-def analyse(
-    sources: str | Path | Iterable[str | Path],
+
+def compare(
+    runs: Source | Iterable[Source],
     *,
     baseline: str | None = None,
     metrics: Sequence[str] | None = None,
@@ -87,80 +150,58 @@ def analyse(
     gate_significant: bool = False,
     force: bool = False,
 ) -> Analysis:
-    """Compare runs, results files or cells (`PATH::CELL`).
+    """Compare runs: directories, results files, cells (`PATH::CELL`) or results of `rwkvbatch.run` in memory.
+
+    Results in memory are named `result-1`, `result-2`, ... by their positions.
 
     Args:
-        baseline: a run or a cell; unasked, the first run, or with one run its first cell.
-        metrics: names of the metrics to compare, None for all; the correction counts only these.
-        by: break down by turn or tag. ks: the k of pass@k and all-k.
-        fail_if: gates (`rwkvbatch.comparison.gate_parser`); with `gate_significant` all must hold
-        significantly. force: compare runs of different scripts all the same.
+        baseline: a run or a cell; None for the first run, or the first cell of a single run.
+        metrics: names of the metrics to compare, None for all; the correction for multiple tests counts only these.
+        by: break the table down by turn or tag. ks: the k of pass@k and all-k.
+        fail_if: gates (`rwkvbatch.comparison.gates`). gate_significant: gates fail only on significant differences.
+        force: compare runs of different scripts.
 
     Raises:
-        UsageError: nothing is called `baseline`, an unknown metric, a wrong gate.
-        InputError: a run cannot be read, or runs have nothing in common.
+        UsageError: an unknown baseline or metric, or an invalid gate.
+        InputError: a run cannot be read, or runs have no turn in common.
     """
-    import pandas as pd
-
     gates = [replace(gate, significantly=gate.significantly or gate_significant) for gate in map(parse_gate, fail_if)]
-    _check_names(metrics)
-    given = [sources] if isinstance(sources, str | Path) else list(sources)
-    runs = load_runs([str(source) for source in given])
-    notes = check_runs(runs, force=force)
-    variants = variants_of(runs)
-    pairs, unpaired = pair_up(runs, variants, baseline)
-    table = pd.concat([run.rows.assign(run=run.name) for run in runs], ignore_index=True)
-    matched = [match(pair, table) for pair in pairs]
-    notes.extend(unpaired)
-    notes.extend(check_pairs(pairs, runs))
-    for side_by_side in matched:
-        notes.extend(_matching_notes(side_by_side))
-    _check_common(runs, variants, matched, gates)
-    compared = [side_by_side for side_by_side in matched if len(side_by_side.rows)]
-    comparisons = compare_pairs(compared, by=by, ks=ks, metrics=metrics)
-    rankings, unranked = rank(
-        _taking_part(variants, compared), main_metrics([line.metric for line in comparisons], metrics), table
-    )
-    notes.extend(unranked)
-    scopes = [_pair_scope(side_by_side) for side_by_side in compared] or [_lone_scope(variants[0], table)]
+    for name in metrics or ():
+        metric_named(name)
+    loaded = load_runs(runs)
+    notes = check_runs(loaded, force=force)
+    variants = variants_of(loaded)
+    pairs, unpaired = pair_up(loaded, variants, baseline)
+    table = joined(loaded)
+    every = [match(pair, table) for pair in pairs]
+    notes += unpaired + check_pairs(pairs, loaded)
+    for side_by_side in every:
+        notes += _matching_notes(side_by_side)
+    matched = [side_by_side for side_by_side in every if len(side_by_side.rows)]
+    empty = [side_by_side.pair for side_by_side in every if not len(side_by_side.rows)]
+    # Without matched rows there is nothing to compare, and a gate would pass without having judged anything.
+    if (not matched and len(variants) > 1) or (gates and empty):
+        raise _no_common_turn(empty, loaded)
+    comparisons = compare_pairs(matched, by=by, ks=ks, metrics=metrics)
+    sides = {side for each in matched for side in (each.pair.baseline, each.pair.variant)}
+    ranked = [variant for variant in variants if variant in sides]
+    rankings, unranked = rank(ranked, main_metrics([line.metric for line in comparisons], metrics), table)
+    notes += unranked
     return Analysis(
-        tuple(runs), tuple(variants), tuple(pairs), tuple(compared), tuple(comparisons),
-        tuple(judge(gates, scopes)), tuple(dict.fromkeys(notes)), table,
+        tuple(loaded), tuple(variants), tuple(pairs), tuple(matched), tuple(comparisons),
+        tuple(judge(gates, _scopes(matched, variants, table))), tuple(dict.fromkeys(notes)), table,
         None if metrics is None else tuple(metrics), tuple(rankings),
     )  # fmt: skip
 
 
-def _check_common(
-    runs: Sequence[RunData],
-    variants: Sequence[Variant],
-    matched: Sequence[MatchedRows],
-    gates: Sequence[Gate],
-) -> None:
-    """Raise where there is nothing to say, or where a gate would pass for lack of anything to judge."""
-    empty = [side_by_side for side_by_side in matched if not len(side_by_side.rows)]
-    nothing = len(empty) == len(matched) and len(variants) > 1
-    if nothing or (gates and empty):
-        if empty:
-            refuse_parts(empty[0].pair, runs)
-        who = f"{empty[0].pair.variant.label} and {empty[0].pair.baseline.label}" if empty else "the runs"
-        raise RunMismatchError(
-            f"{who} have no (conversation, turn, repeat) in common",
-            hint="were they runs of the same script, with cells of the same names? --baseline takes a run or a cell",
-        )
-
-
-def _taking_part(variants: Sequence[Variant], compared: Sequence[MatchedRows]) -> list[Variant]:
-    sides = {side for each in compared for side in (each.pair.baseline, each.pair.variant)}
-    return [variant for variant in variants if variant in sides]
-
-
-def _check_names(metrics: Sequence[str] | None) -> None:
-    known = [metric.name for metric in TURN_METRICS]
-    for name in metrics or ():
-        if name not in known and not name.startswith(("pass_at_", "all_")):
-            raise UsageError(
-                f"--metric must be one of {', '.join(known)}, pass_at_K, all_K; got {name!r}",
-            )
+def _no_common_turn(empty: Sequence[Pair], runs: Sequence[RunData]) -> RunMismatchError:
+    if empty:
+        refuse_parts(empty[0], runs)
+    names = f"{empty[0].variant.label} and {empty[0].baseline.label}" if empty else "the runs"
+    return RunMismatchError(
+        f"{names} have no (conversation, turn, repeat) in common",
+        hint="compare runs of the same script with cells of the same names, or give --baseline a run or a cell",
+    )
 
 
 def _matching_notes(matched: MatchedRows) -> list[str]:
@@ -168,47 +209,30 @@ def _matching_notes(matched: MatchedRows) -> list[str]:
     notes: list[str] = []
     if matched.only_baseline or matched.only_variant:
         notes.append(
-            f"{b} against {a}: {len(matched.rows)} turns matched; {matched.only_baseline} only in {a}, "
-            f"{matched.only_variant} only in {b} are left out"
+            f"{b} against {a}: {len(matched.rows)} turns matched; left out: {matched.only_baseline} only in {a}, "
+            f"{matched.only_variant} only in {b}"
         )
-    if matched.other_prompts:
-        notes.append(f"{b} against {a}: {matched.other_prompts} matched turns asked something else")
+    if matched.different_prompts:
+        notes.append(f"{b} against {a}: {matched.different_prompts} matched turns have different prompts")
     return notes
 
 
-def _pair_scope(matched: MatchedRows) -> GateScope:
-    def column(metric: str, of_baseline: bool) -> Column:
-        side = "_a" if of_baseline else "_b"
-        repeats = _repeats_column(metric, matched.rows, side)
-        if repeats is not None:
-            return repeats
-        values = matched.rows[f"{metric}{side}"].to_numpy(dtype=np.float64)
-        return Column(values, matched.rows["conversation_code"].to_numpy())
-
-    return GateScope(matched.pair.variant.label, matched.pair.baseline.label, column)
-
-
-def _lone_scope(variant: Variant, table: pd.DataFrame) -> GateScope:
-    rows = table.loc[(table["run"] == variant.run) & (table["cell"] == variant.cell)]
-
-    def column(metric: str, of_baseline: bool) -> Column:
-        repeats = _repeats_column(metric, rows, "")
-        if repeats is not None:
-            return repeats
-        return Column(rows[metric].to_numpy(dtype=np.float64), rows["conversation"].factorize()[0])
-
-    return GateScope(variant.label, None, column)
+def _scopes(matched: Sequence[MatchedRows], variants: Sequence[Variant], table: pd.DataFrame) -> list[GateScope]:
+    """Each pair, or the only variant."""
+    if not matched:
+        alone = partial(_column, rows_of(table, variants[0]), ("", ""))
+        return [GateScope(variants[0].label, None, alone)]
+    return [
+        GateScope(each.pair.variant.label, each.pair.baseline.label, partial(_column, each.rows, ("_b", "_a")))
+        for each in matched
+    ]
 
 
-def _repeats_column(metric: str, rows: pd.DataFrame, side: str) -> Column | None:
-    """`pass_at_K` and `all_K`: one number a conversation; NaN where it has fewer than K repeats."""
-    family, _, k = metric.rpartition("_")
-    if family not in ("pass_at", "all"):
-        return None
-    outcomes = outcomes_by_conversation(rows, side)
-    values = pass_values(outcomes, int(k))[0 if family == "pass_at" else 1]
-    numbers = np.array([values.get(name, np.nan) for name in outcomes], dtype=np.float64)
-    return Column(numbers, np.arange(len(outcomes)))
-
-
-__all__ = ["Analysis", "Gate", "analyse"]
+def _column(rows: pd.DataFrame, sides: tuple[str, str], name: str, of_baseline: bool) -> Column:
+    """The numbers of a metric by row, or by conversation; `sides` are the suffixes of variant and baseline."""
+    metric, side = metric_named(name), sides[of_baseline]
+    if metric.level == "conversation":
+        conversations = rows["conversation"].unique()
+        values = conversation_values(rows, metric, side).reindex(conversations)
+        return Column(values.to_numpy(dtype=np.float64), np.arange(len(conversations)))
+    return Column(rows[f"{name}{side}"].to_numpy(dtype=np.float64), rows["conversation"].factorize()[0])

@@ -1,39 +1,60 @@
-"""Run directories and results files as tables: one row a turn, the metrics as columns."""
+"""Loads run directories, results files and in-memory results as tables: one row per turn."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
-from rwkvbatch.comparison.table import read_results
-from rwkvbatch.config import identity_with_full_names
+from rwkvbatch import __version__
+from rwkvbatch.comparison.table import read_results, tabulate
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, UsageError
 from rwkvbatch.results.status import why_unfinished
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from rwkvbatch.results.row import Row
+
+# pandas has no type stubs.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
+MAX_MANIFEST_BYTES = 64 * 2**20
+
+
+@runtime_checkable
+class ResultInMemory(Protocol):
+    """What `compare` uses of the result of `rwkvbatch.run`; `directory` is None where the rows are in memory."""
+
+    @property
+    def directory(self) -> Path | None: ...
+    @property
+    def rows(self) -> Callable[[], Iterator[Row]]: ...
+    @property
+    def plan(self) -> Any: ...
+    @property
+    def summary(self) -> Any: ...
+
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What was run, as far as the manifest says; None or empty where it does not.
+    """What was run, from the manifest; None or empty where it does not say.
 
     Attributes:
-        script_sha256: hash of the conversations. seed: the run seed. version: the program's. created: a date.
-        command: the command line. scripts: paths. cells: each cell's settings by its name, in the plan's
-        order. models: one record a checkpoint. identity: all that the replies depend on, as it stands in the
-        manifest. part: such as `2/8`, of a part of a run (`--shard`).
+        script_sha256: hash of the conversations. seed: the run seed. version: of rwkvbatch. created: a date.
+        scripts: paths. cells: settings by the cell's name, in the plan's order. models: one record per checkpoint.
+        identity: all that the replies depend on. part: such as `2/8`, of a part of a run (`--shard`).
     """
 
     script_sha256: str | None = None
     seed: int | None = None
-    repeats: int | None = None
     version: str | None = None
     created: str | None = None
-    command: str | None = None
     scripts: tuple[str, ...] = ()
     cells: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     models: tuple[Mapping[str, Any], ...] = ()
@@ -42,16 +63,14 @@ class RunFacts:
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> RunFacts:
-        """Read the content of a `manifest.json`; an empty one gives empty facts."""
+        """The facts in the content of a `manifest.json`; an empty one gives empty facts."""
         identity, about = _record(manifest.get("identity")), _record(manifest.get("about"))
         script = _record(identity.get("script"))
         return cls(
             script_sha256=_text(script.get("sha256")),
             seed=_integer(identity.get("seed")),
-            repeats=_integer(identity.get("repeats")),
             version=_text(about.get("rwkvbatch")),
             created=_text(about.get("created")),
-            command=_text(about.get("command")),
             scripts=tuple(str(path) for path in _entries(about.get("scripts"))),
             cells={name: _record(values) for name, values in _record(identity.get("cells")).items()},
             models=tuple(_record(model) for model in _entries(about.get("models"))),
@@ -59,13 +78,21 @@ class RunFacts:
             part=_part(manifest.get("shard")),
         )
 
-    def setting(self, cell: str, key: str) -> Any:
-        """One setting of one cell; None where the manifest does not say."""
-        return self.cells.get(cell, {}).get(key)
+    @classmethod
+    def of_plan(cls, plan: Any) -> RunFacts:
+        """The facts of a run in memory. Without hashes of the weights there is no identity."""
+        hashes = "".join(conversation.sha256 for conversation in plan.conversations)
+        cells = zip(plan.cells, plan.cell_settings, strict=True)
+        return cls(
+            script_sha256=sha256(hashes.encode()).hexdigest(),
+            seed=plan.settings.seed,
+            version=__version__,
+            cells={cell.name: settings.model_dump(mode="json") for cell, settings in cells},
+        )
 
 
 def varied_settings(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The settings that differ between cells, with each one's values in the order in which they come up."""
+    """The settings that differ between cells, each with its values in order of appearance."""
     varied: dict[str, list[Any]] = {}
     keys = dict.fromkeys(key for settings in cells.values() for key in settings)
     for key in keys:
@@ -103,90 +130,98 @@ def _integer(value: object) -> int | None:
     return value if isinstance(value, int) else None
 
 
-# pandas ships no types.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportMissingTypeStubs=false
-
-
-MAX_MANIFEST_BYTES = 64 * 2**20
-
-
 @dataclass(frozen=True)
 class RunData:
-    """One run, read.
+    """One run as a table.
 
     Attributes:
-        name: short, and unlike that of any other run that was loaded with it.
-        source: as it was given.
-        manifest: what was run; empty where a results file stands alone.
-        rows: one row a turn; the columns are `conversation, cell, repeat, turn, seed, finish_reason, error, prompt,
-        reply,
-            tags, reference, checks` and one a metric (NaN where a turn has no such number).
-        notes: what a reader of a comparison must know about the file.
+        name: short and unique among the runs loaded together.
+        source: the path as given, or the name of a result in memory.
+        facts: what was run; empty without a manifest.
+        manifest: the content of `manifest.json`; empty where there is none.
+        rows: one row per turn; the columns are `conversation, cell, repeat, turn, seed, finish_reason, error, prompt,
+            reply,
+            tags, reference, checks` and one per metric (NaN where a turn has no number).
+        notes: warnings for readers of a comparison.
     """
 
     name: str
     source: str
+    facts: RunFacts
     manifest: Mapping[str, Any]
     rows: pd.DataFrame
     notes: tuple[str, ...] = ()
 
     @property
-    def facts(self) -> RunFacts:
-        """What the manifest says."""
-        return RunFacts.of(self.manifest)
-
-    @property
     def conversations(self) -> list[str]:
-        """Their ids, in the order of their first rows."""
+        """Conversation ids, in the order of their first rows."""
         return [str(name) for name in dict.fromkeys(self.rows["conversation"])]
 
     @property
     def cells(self) -> list[str]:
-        """The cells that have rows, in the order of their first ones."""
+        """The cells that have rows, in the order of their first rows."""
         return [str(cell) for cell in dict.fromkeys(self.rows["cell"])]
 
 
-def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
-    """All turns of the runs at `paths` (run directories, results files, or `PATH::CELL`) as one table.
+Source = str | os.PathLike[str] | ResultInMemory
+"""A run directory or results file, `PATH::CELL` for one cell of it, or the result of `rwkvbatch.run`."""
 
-    The column `run` says which run a row is of; the others are those of `RunData.rows`.
+
+def load(runs: Source | Iterable[Source]) -> pd.DataFrame:
+    """All turns of `runs` as one table: the columns of `RunData.rows`, and `run` with the name of the run.
 
     Raises:
         UsageError: a run is given twice.
         RunDirectoryError: there is no run at a path, or it cannot be read.
-        RunDamagedError: a row does not match its checksum, or is no row.
+        RunDamagedError: a line does not match its checksum, or is not a row.
     """
+    return joined(load_runs(runs))
+
+
+def joined(runs: Sequence[RunData]) -> pd.DataFrame:
+    """The rows of all runs, with a column `run`."""
     import pandas as pd
 
-    given = [paths] if isinstance(paths, str | Path) else list(paths)
-    runs = load_runs([str(path) for path in given])
     return pd.concat([run.rows.assign(run=run.name) for run in runs], ignore_index=True)
 
 
-def load_runs(sources: Sequence[str]) -> list[RunData]:
-    """The runs at `sources`, in order, with names that tell them apart. `PATH::CELL` keeps one cell of a run.
+def load_runs(sources: Source | Iterable[Source]) -> list[RunData]:
+    """The runs of `sources`, in order. Several `PATH::CELL` of one path make one run.
 
     Raises:
-        UsageError: one is given twice.
-        RunDirectoryError, RunDamagedError: as `load`.
+        UsageError, RunDirectoryError, RunDamagedError: as `load`.
     """
+    given = [sources] if isinstance(sources, str | os.PathLike | ResultInMemory) else list(sources)
     cells_of: dict[str, list[str]] = {}
     whole: set[str] = set()
-    seen: set[tuple[Path, str]] = set()
-    for source in sources:
-        path, separator, cell = source.partition("::")
-        if (Path(path), cell) in seen:
-            raise UsageError(f"{source} is given twice", hint="name each run or cell once")
-        seen.add((Path(path), cell))
-        cells_of.setdefault(path, [])
-        if separator:
-            cells_of[path].append(cell)
+    seen: set[object] = set()
+    on_disk: set[str] = set()
+    in_memory: dict[str, ResultInMemory] = {}
+    for number, source in enumerate(given, start=1):
+        if isinstance(source, ResultInMemory) and source.directory is None:
+            path, separator, key = f"result-{number}", "", id(source)
+            in_memory[path] = source
         else:
+            location = source.directory if isinstance(source, ResultInMemory) else source
+            path, separator, cell = os.fspath(location or "").partition("::")
+            key = (Path(path), cell)
+            on_disk.add(path)
+            if separator:
+                cells_of.setdefault(path, []).append(cell)
+        if key in seen:
+            raise UsageError(f"{source} is given twice", hint="name each run or cell once")
+        seen.add(key)
+        cells_of.setdefault(path, [])
+        if not separator:
             whole.add(path)
+    for name in in_memory.keys() & on_disk:
+        raise UsageError(f"{name} is the name of a result in memory", hint=f"write the path as ./{name}")
     names = _short_names(list(cells_of))
     runs: list[RunData] = []
     for path, cells in cells_of.items():
+        if path in in_memory:
+            runs.append(_in_memory(path, in_memory[path]))
+            continue
         run = _load_run(path, names[path])
         _check_cells(run, cells)
         if path not in whole:
@@ -195,27 +230,38 @@ def load_runs(sources: Sequence[str]) -> list[RunData]:
     return runs
 
 
+def _in_memory(name: str, result: ResultInMemory) -> RunData:
+    table = tabulate(result.rows())
+    if not len(table):
+        raise RunDirectoryError(f"{name} holds no finished turn")
+    done, planned = len(table), int(result.summary.planned)
+    notes = (f"{name} is not finished: {done:,} of {planned:,} rows are there",) if done < planned else ()
+    return RunData(name, name, RunFacts.of_plan(result.plan), {}, table, notes)
+
+
 def _load_run(source: str, name: str) -> RunData:
     given = Path(source)
     results = given / "results.jsonl" if given.is_dir() else given
     if not results.is_file():
         problem = "there is no results.jsonl in it" if given.is_dir() else "there is no such run"
-        raise RunDirectoryError(problem, path=source, hint="`rwkvbatch run SCRIPT --out DIR` makes one")
+        raise RunDirectoryError(problem, path=source, hint="make one with `rwkvbatch run SCRIPT --out DIR`")
     manifest_path = results.with_name("manifest.json")
     notes: list[str] = []
     manifest: Mapping[str, Any] = {}
     if manifest_path.is_file():
         manifest = _read_manifest(manifest_path)
     else:
-        notes.append(f"{source} has no manifest.json: whether it ran the same script cannot be checked")
+        notes.append(f"{source} has no manifest.json: that it replayed the same script cannot be checked")
     if "shard" in manifest:
-        notes.append(f"{source} is only a part of a run; `rwkvbatch merge` puts the parts together")
+        notes.append(f"{source} is one part of a run; `rwkvbatch merge` combines the parts")
     rows = read_results(results, notes)
     if manifest and (reason := why_unfinished(results.parent, len(rows))) is not None:
         notes.append(f"{source} is not finished: {reason}")
     if not len(rows):
-        raise RunDirectoryError("it holds no finished turn", path=results, hint="let the run go on")
-    return RunData(name, source, manifest, rows, tuple(notes))
+        raise RunDirectoryError(
+            "it holds no finished turn", path=results, hint="continue the run with the same command"
+        )
+    return RunData(name, source, RunFacts.of(manifest), manifest, rows, tuple(notes))
 
 
 def _check_cells(run: RunData, cells: Sequence[str]) -> None:
@@ -237,13 +283,11 @@ def _read_manifest(path: Path) -> Mapping[str, Any]:
         raise RunDamagedError(f"is not JSON: {error}", path=path) from None
     if not isinstance(values, dict):
         raise RunDamagedError("is not a JSON object", path=path)
-    if isinstance(values.get("identity"), dict):
-        values["identity"] = identity_with_full_names(values["identity"])
     return values
 
 
 def _short_names(paths: Sequence[str]) -> dict[str, str]:
-    """The directory's (or file's) name where that tells the runs apart, else the whole path."""
+    """The last component of each path where that is unique, else the whole path."""
     short = {path: _short_name(Path(path)) for path in paths}
     names = list(short.values())
     return {path: name if names.count(name) == 1 else path for path, name in short.items()}

@@ -1,21 +1,23 @@
-"""The metrics, one family a file, in the order in which tables show them."""
+"""The metrics of turns and conversations, in the order in which tables show them."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import comb
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.comparison.ngrams import NgramCounts, shares
-from rwkvbatch.stats.precision import all_k_pass, pass_at_k
+from rwkvbatch.errors import UsageError
 
 RawRow = Mapping[str, Any]
-"""One line of `results.jsonl` as JSON gave it; the keys are the fields of `rwkvbatch.results.row.Row`."""
+"""One line of `results.jsonl` as parsed JSON; the keys are the fields of `rwkvbatch.results.row.Row`."""
 
 Better = Literal["higher", "lower", "none"]
 Level = Literal["turn", "conversation"]
@@ -23,23 +25,21 @@ Level = Literal["turn", "conversation"]
 
 @dataclass(frozen=True)
 class Metric:
-    """One number that a turn (or, with `level` "conversation", a conversation's repeats) can be judged by.
+    """One number per turn, or per conversation where `level` is "conversation".
 
     Attributes:
-        name: column name, and the name in a gate's expression.
-        title: what a table's reader sees.
+        name: the column's name, and the name in gates.
+        title: the name in tables.
+        better: the better direction; `none` where neither is.
         unit: of the number; empty for shares and scores.
-        better: which way is better; `none` where that is a matter of taste.
-        digits: decimals worth showing.
-        of: the number of one row, or None where the row has none; metrics by conversation have none here.
-        of_ngrams: the same numbers for many replies at once, NaN for None, where `of` would take long.
-        level: what one number belongs to.
-        tested: whether a difference gets a p-value and counts in the correction for many tests. Not so for
-            timings, whose noise (the machine's load) is not drawn anew for each conversation, nor for what
-            only restates another metric.
+        digits: decimals shown.
+        of: the number of one row, None where the row has none. Metrics of conversations have no `of`.
+        of_ngrams: a batched equivalent of `of` for many replies, with NaN for None.
+        tested: whether differences get a p-value and count in the correction for multiple tests. False for timings,
+            whose noise (the machine's load) is not independent between conversations, and for restatements.
         exponential: the mean is shown as exp(mean).
-        lowest, highest: what the number can be at all (the exponent's, where `exponential`). An interval of a mean
-            ends there: the true mean cannot lie beyond.
+        lowest, highest: the range of the number (of its exponent, if `exponential`); intervals of means are clipped
+            to it.
     """
 
     name: str
@@ -57,16 +57,24 @@ class Metric:
 
 
 def exponential(value: float) -> float:
-    """exp(value); infinite where a float has no room for it."""
+    """exp(value); infinite on overflow."""
     try:
         return math.exp(value)
     except OverflowError:
         return math.inf
 
 
-def replied(row: RawRow) -> bool:
-    """Whether the row has a reply that numbers can be taken of: its turn did not end in an error."""
-    return row["finish_reason"] != "error"
+def longest_repeat(ids: Sequence[int]) -> int:
+    """The length of the longest n-gram that occurs twice in `ids`; 0 when all tokens differ."""
+    n = 0
+    while _occurs_twice(ids, n + 1):  # an n-gram that occurs twice contains shorter ones that do
+        n += 1
+    return n
+
+
+def _occurs_twice(ids: Sequence[int], n: int) -> bool:
+    grams = [tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)]
+    return len(set(grams)) < len(grams)
 
 
 def _score(row: RawRow) -> float | None:
@@ -80,164 +88,121 @@ def _score(row: RawRow) -> float | None:
 
 
 def _passed(row: RawRow) -> float | None:
-    checks: list[dict[str, Any]] = row["checks"]
-    return float(all(check["passed"] for check in checks)) if checks else None
+    return float(all(check["passed"] for check in row["checks"])) if row["checks"] else None
 
 
-_CHECKS = (
-    Metric("score", "score", "higher", of=_score, highest=1.0),
-    Metric("passed", "all checks passed", "higher", of=_passed, highest=1.0),
-)
+def _of_reply(value: Callable[[RawRow], float | None]) -> Callable[[RawRow], float | None]:
+    """`value` of rows that have a reply: not of turns that ended in an error."""
+    return lambda row: None if row["finish_reason"] == "error" else value(row)
 
 
-def _stopped(row: RawRow) -> float | None:
-    return float(row["finish_reason"] in ("stop", "eos")) if replied(row) else None
+def _of_reference(name: str) -> Callable[[RawRow], float | None]:
+    return lambda row: None if row["reference"] is None else row["reference"][name]
 
 
-def _failed(row: RawRow) -> float:
-    return float(not replied(row))
+def _share(count: Callable[[Sequence[int]], int], of: int = 0) -> Callable[[RawRow], float | None]:
+    """`count` of the reply's tokens over the number of tokens less `of`."""
 
+    def share(row: RawRow) -> float | None:
+        ids: Sequence[int] = row["reply_ids"]
+        return count(ids) / (len(ids) - of) if len(ids) > of else None
 
-_FINISH = (
-    Metric("stopped", "ended by itself", "higher", of=_stopped, highest=1.0),
-    Metric("failed", "errors", "lower", of=_failed, highest=1.0),
-)
-
-
-def _tokens(row: RawRow) -> float | None:
-    return float(row["tokens"]["reply"]) if replied(row) else None
-
-
-_LENGTH = (Metric("tokens", "reply length", "none", unit="tokens", digits=1, of=_tokens),)
-
-
-def _logprob(row: RawRow) -> float | None:
-    return row["logprob"]["mean"] if replied(row) else None
-
-
-_LIKELIHOOD = (
-    Metric(
-        "logprob",
-        "own log-probability",
-        "none",
-        unit="nats/token",
-        of=_logprob,
-        lowest=-math.inf,
-        highest=0.0,
-    ),
-)
-
-
-def longest_repeat(ids: Sequence[int]) -> int:
-    """The length of the longest run of tokens that occurs twice in `ids`; 0 when all tokens differ."""
-    n = 0
-    while _occurs_twice(ids, n + 1):  # if a longer one does, so does one of every smaller length
-        n += 1
-    return n
-
-
-def _occurs_twice(ids: Sequence[int], n: int) -> bool:
-    grams = [tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)]
-    return len(set(grams)) < len(grams)
-
-
-def _loop(row: RawRow) -> float | None:
-    ids: list[int] = row["reply_ids"]
-    return longest_repeat(ids) / len(ids) if ids else None
-
-
-def _all_loops(counts: NgramCounts) -> NDArray[np.float64]:
-    return shares(counts.longest_repeat, counts.tokens)
-
-
-_LOOPS = (Metric("loop", "longest repeat", "lower", of=_loop, of_ngrams=_all_loops, highest=1.0),)
-
-
-def _nll(row: RawRow) -> float | None:
-    return None if row["reference"] is None else row["reference"]["nll"]
-
-
-def _matched(row: RawRow) -> float | None:
-    return None if row["reference"] is None else row["reference"]["matched"]
-
-
-_REFERENCE = (
-    Metric("nll", "reference nll", "lower", unit="nats/token", of=_nll),
-    Metric("perplexity", "reference perplexity", "lower", of=_nll, tested=False, exponential=True),
-    Metric("matched", "reference tokens matched", "higher", of=_matched, highest=1.0),
-)
-
-
-def pass_metrics(k: int) -> tuple[Metric, Metric]:
-    """The two metrics for one `k`; their names are `pass_at_K` and `all_K`."""
-    return (
-        Metric(f"pass_at_{k}", f"pass@{k}", "higher", level="conversation", highest=1.0),
-        Metric(f"all_{k}", f"all {k} pass", "higher", level="conversation", highest=1.0),
-    )
-
-
-def pass_values(outcomes: Mapping[str, Sequence[bool]], k: int) -> tuple[dict[str, float], dict[str, float]]:
-    """pass@k and all-k by conversation.
-
-    Args:
-        outcomes: for each conversation, whether it passed in each of its repeats; those with fewer than `k`
-            repeats are left out.
-    """
-    enough = {name: passed for name, passed in outcomes.items() if len(passed) >= k}
-    return (
-        {name: pass_at_k(len(passed), sum(passed), k) for name, passed in enough.items()},
-        {name: all_k_pass(len(passed), sum(passed), k) for name, passed in enough.items()},
-    )
-
-
-def _first_token_s(row: RawRow) -> float | None:
-    return row["timing"]["first_token_s"] if replied(row) else None
-
-
-def _tokens_per_s(row: RawRow) -> float | None:
-    return row["timing"]["tokens_per_s"] if replied(row) else None
-
-
-_TIMING = (
-    Metric("first_token_s", "time to first token", "lower", unit="s", of=_first_token_s, tested=False),
-    Metric("tokens_per_s", "speed", "higher", unit="tokens/s", digits=1, of=_tokens_per_s, tested=False),
-)
-
-
-def _distinct_1(row: RawRow) -> float | None:
-    ids = row["reply_ids"]
-    return len(set(ids)) / len(ids) if ids else None
-
-
-def _distinct_2(row: RawRow) -> float | None:
-    ids = row["reply_ids"]
-    return len(set(pairwise(ids))) / (len(ids) - 1) if len(ids) > 1 else None
-
-
-def _all_distinct_1(counts: NgramCounts) -> NDArray[np.float64]:
-    return shares(counts.distinct_1, counts.tokens)
-
-
-def _all_distinct_2(counts: NgramCounts) -> NDArray[np.float64]:
-    return shares(counts.distinct_2, counts.tokens - 1)
-
-
-_VARIETY = (
-    Metric("distinct1", "distinct-1", "none", of=_distinct_1, of_ngrams=_all_distinct_1, highest=1.0),
-    Metric("distinct2", "distinct-2", "none", of=_distinct_2, of_ngrams=_all_distinct_2, highest=1.0),
-)
+    return share
 
 
 TURN_METRICS: Final[tuple[Metric, ...]] = (
-    *_CHECKS,
-    *_REFERENCE,
-    *_FINISH,
-    *_LENGTH,
-    *_LIKELIHOOD,
-    *_VARIETY,
-    *_LOOPS,
-    *_TIMING,
-)
-"""All metrics that every single turn has."""
+    Metric("score", "score", "higher", of=_score, highest=1.0),
+    Metric("passed", "all checks passed", "higher", of=_passed, highest=1.0),
+    Metric("nll", "reference nll", "lower", unit="nats/token", of=_of_reference("nll")),
+    Metric("perplexity", "reference perplexity", "lower", of=_of_reference("nll"), tested=False, exponential=True),
+    Metric("matched", "reference tokens matched", "higher", of=_of_reference("matched"), highest=1.0),
+    Metric(
+        "stopped", "ended by itself", "higher",
+        of=_of_reply(lambda row: float(row["finish_reason"] in ("stop", "eos"))), highest=1.0,
+    ),
+    Metric("failed", "errors", "lower", of=lambda row: float(row["finish_reason"] == "error"), highest=1.0),
+    Metric(
+        "tokens", "reply length", "none", unit="tokens", digits=1,
+        of=_of_reply(lambda row: float(row["tokens"]["reply"])),
+    ),
+    Metric(
+        "logprob", "own log-probability", "none", unit="nats/token",
+        of=_of_reply(lambda row: row["logprob"]["mean"]), lowest=-math.inf, highest=0.0,
+    ),
+    Metric(
+        "distinct1", "distinct-1", "none", of=_share(lambda ids: len(set(ids))),
+        of_ngrams=lambda counts: shares(counts.distinct_1, counts.tokens), highest=1.0,
+    ),
+    Metric(
+        "distinct2", "distinct-2", "none", of=_share(lambda ids: len(set(pairwise(ids))), of=1),
+        of_ngrams=lambda counts: shares(counts.distinct_2, counts.tokens - 1), highest=1.0,
+    ),
+    Metric(
+        "loop", "longest repeat", "lower", of=_share(longest_repeat),
+        of_ngrams=lambda counts: shares(counts.longest_repeat, counts.tokens), highest=1.0,
+    ),
+    Metric(
+        "first_token_s", "time to first token", "lower", unit="s",
+        of=_of_reply(lambda row: row["timing"]["first_token_s"]), tested=False,
+    ),
+    Metric(
+        "tokens_per_s", "speed", "higher", unit="tokens/s", digits=1,
+        of=_of_reply(lambda row: row["timing"]["tokens_per_s"]), tested=False,
+    ),
+)  # fmt: skip
+"""The metrics of single turns."""
 
-__all__ = ["TURN_METRICS", "Metric", "RawRow", "pass_metrics", "pass_values"]
+KNOWN_NAMES: Final = ", ".join((*(metric.name for metric in TURN_METRICS), "pass_at_K", "all_K"))
+_BY_NAME: Final = {metric.name: metric for metric in TURN_METRICS}
+_OF_REPEATS: Final = re.compile(r"(pass_at|all)_([1-9][0-9]{0,5})")
+
+
+def metric_named(name: str) -> Metric:
+    """The metric of a name: one of `TURN_METRICS`, or `pass_at_K` or `all_K` for a number K.
+
+    Raises:
+        UsageError: no metric has that name.
+    """
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    if found := _OF_REPEATS.fullmatch(name):
+        family, k = found.groups()
+        title = f"pass@{k}" if family == "pass_at" else f"all {k} pass"
+        return Metric(name, title, "higher", level="conversation", highest=1.0)
+    raise UsageError(f"--metric must be one of {KNOWN_NAMES}; got {name!r}")
+
+
+def pass_value(metric: str, outcomes: Sequence[bool]) -> float:
+    """`pass_at_K` or `all_K` of a conversation that passed in each repeat or not; NaN with fewer than K repeats."""
+    family, _, k = metric.rpartition("_")
+    estimate = pass_at_k if family == "pass_at" else all_k_pass
+    return estimate(len(outcomes), sum(outcomes), int(k)) if len(outcomes) >= int(k) else math.nan
+
+
+def pass_at_k(num_repeats: int, num_passed: int, k: int) -> float:
+    """The estimated probability that at least one of `k` repeats passes: 1 - C(n-c, k) / C(n, k).
+
+    Unbiased over all choices of k out of n repeats, of which c passed (Chen et al. 2021, section 2.1).
+
+    Raises:
+        ValueError: not 1 <= k <= num_repeats, or not 0 <= num_passed <= num_repeats.
+    """
+    _check_counts(num_repeats, num_passed, k)
+    return 1.0 - comb(num_repeats - num_passed, k) / comb(num_repeats, k)
+
+
+def all_k_pass(num_repeats: int, num_passed: int, k: int) -> float:
+    """The estimated probability that `k` repeats all pass: C(c, k) / C(n, k).
+
+    Raises:
+        ValueError: as `pass_at_k`.
+    """
+    _check_counts(num_repeats, num_passed, k)
+    return comb(num_passed, k) / comb(num_repeats, k)
+
+
+def _check_counts(num_repeats: int, num_passed: int, k: int) -> None:
+    if not 1 <= k <= num_repeats:
+        raise ValueError(f"k must be in [1, {num_repeats}], the number of repeats; got {k}")
+    if not 0 <= num_passed <= num_repeats:
+        raise ValueError(f"passed repeats must be in [0, {num_repeats}]; got {num_passed}")

@@ -1,12 +1,13 @@
-"""Token n-grams of many replies at once, in arrays: with sets of tuples, they would take most of a comparison's time.
+"""Token n-grams of many replies at once, in arrays.
 
-`variety` and `loops` define the numbers for one reply; here is the fast way to the same ones.
+A batched equivalent of the `of` functions in `metrics`, which build sets of tuples and would dominate the run time of
+a comparison; `tests/comparison/test_metrics.py` compares the two.
 
-An n-gram that comes again within its reply gets a *class*: a number that only equal n-grams of the same reply share.
-One that does not come again has none, and no longer one that begins with it can come again either, so that only the
-first sort is about all tokens. Two equal n-grams followed by two equal n-grams make two equal 2n-grams: so lengths are
-doubled (Karp, Miller & Rosenberg 1972). If some n-gram comes twice, so does one of every smaller n; the longest repeat
-is therefore put together like a binary number, out of lengths 2^j, the longest first.
+An n-gram that repeats within its reply gets a *class*: a number shared by equal n-grams of the same reply. An n-gram
+that does not repeat has none, and neither does any longer one that begins with it, so only the first sort covers all
+tokens. Two equal n-grams followed by two equal n-grams make two equal 2n-grams, so lengths are doubled (Karp, Miller &
+Rosenberg 1972). If an n-gram repeats, so does one of every smaller n: the longest repeat is assembled like a binary
+number from lengths 2^j, the largest first.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class NgramCounts:
-    """By reply, each `[replies]`.
+    """Counts by reply, each `[replies]`.
 
     Attributes:
-        tokens: how many there are.
-        distinct_1, distinct_2: how many different tokens, and different pairs of neighbours.
-        longest_repeat: the length of the longest n-gram that comes twice.
+        tokens: the length of the reply.
+        distinct_1, distinct_2: numbers of different tokens and different pairs of adjacent tokens.
+        longest_repeat: the length of the longest n-gram that occurs twice.
     """
 
     tokens: Integers
@@ -39,9 +40,9 @@ class NgramCounts:
 
 @dataclass(frozen=True)
 class _Level:
-    """The n-grams of one length that come again: where they begin, and by position (-1 elsewhere) their class.
+    """The repeating n-grams of one length: their positions, their classes by position (-1 elsewhere).
 
-    `firsts` holds one of the positions of each class.
+    `firsts` holds one position of each class.
     """
 
     positions: Integers
@@ -50,7 +51,7 @@ class _Level:
 
 
 def count_ngrams(replies: Sequence[array[int]]) -> NgramCounts:
-    """Count the n-grams of each of `replies`: token ids, as arrays of type code `q`."""
+    """Counts the n-grams of each reply. `replies` are token ids as arrays of type code `q`."""
     tokens = np.array([len(ids) for ids in replies], dtype=np.int64)
     ids = np.frombuffer(b"".join(replies), dtype=np.int64)
     owners = np.repeat(np.arange(len(replies)), tokens)
@@ -68,7 +69,7 @@ def count_ngrams(replies: Sequence[array[int]]) -> NgramCounts:
 
 
 def _distinct(totals: Integers, level: _Level | None, owners: Integers) -> Integers:
-    """By reply, how many of its `totals` n-grams are left when each counts once. `level` None: none comes again."""
+    """By reply, the number of different ones among its `totals` n-grams. `level` None: none repeats."""
     if level is None:
         return totals
     again = np.bincount(owners[level.positions], minlength=totals.size)
@@ -76,12 +77,12 @@ def _distinct(totals: Integers, level: _Level | None, owners: Integers) -> Integ
 
 
 def shares(counts: Integers, totals: Integers) -> NDArray[np.float64]:
-    """`counts` over `totals`; NaN where there is nothing to take a share of."""
+    """`counts` / `totals`; NaN where a total is 0 or less."""
     return np.divide(counts, totals, out=np.full(counts.size, np.nan), where=totals > 0)
 
 
 def _keys(owners: Integers, ids: Integers) -> Integers:
-    """The same number for the same id in the same reply."""
+    """A number per token, equal for equal ids of the same reply."""
     if not ids.size:
         return ids
     low, high = int(ids.min()), int(ids.max())
@@ -92,7 +93,7 @@ def _keys(owners: Integers, ids: Integers) -> Integers:
 
 
 def _level(positions: Integers, keys: Integers, size: int) -> _Level:
-    """Those of `positions` whose key another one shares, with a class for each such key."""
+    """Those of `positions` whose keys repeat, with a class for each such key."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     as_before = np.zeros(order.size, dtype=bool)
@@ -110,17 +111,17 @@ def _doubled(level: _Level, n: int, owners: Integers) -> _Level:
     """From n-grams to 2n-grams."""
     starts = level.positions[level.positions + n < owners.size]
     follows = level.classes[starts + n]
-    # Where the end of a reply comes between the two, this key is the only one of its kind.
+    # Keys of 2n-grams that span the end of a reply are unique.
     fits = follows >= 0
     starts, follows = starts[fits], follows[fits]
     return _level(starts, level.classes[starts] * owners.size + follows, owners.size)
 
 
 def _longest_repeats(levels: Sequence[_Level], owners: Integers, num_replies: int) -> Integers:
-    """By reply, the length of its longest n-gram that comes twice."""
+    """By reply, the length of its longest n-gram that occurs twice."""
     lengths = np.zeros(num_replies, dtype=np.int64)
-    # Classes of the n-grams of `lengths[reply]` tokens, at first none: all are equal. Those below the reply's
-    # floor are of a shorter length, and do not come twice at the reply's present one.
+    # Classes of the n-grams of `lengths[reply]` tokens: at first of 0 tokens, all equal. Those below the reply's
+    # floor belong to a shorter length and do not repeat at the current one.
     classes, floors, next_class = owners.copy(), np.zeros(num_replies, dtype=np.int64), num_replies
     for j in reversed(range(len(levels))):
         follows = levels[j].positions

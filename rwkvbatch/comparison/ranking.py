@@ -1,4 +1,4 @@
-"""Which of three or more variants is best in a metric, and which others could be, as far as the data tell."""
+"""Means of single variants, and rankings of three or more: which is best, and which others could be."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.metrics import TURN_METRICS, Metric, exponential, pass_values
-from rwkvbatch.comparison.paired import Variant, outcomes_by_conversation
-from rwkvbatch.stats.best import best_p_values
-from rwkvbatch.stats.clustered import clustered_mean, holm
+from rwkvbatch.comparison.metrics import TURN_METRICS, Metric, exponential
+from rwkvbatch.comparison.paired import Variant, conversation_values, rows_of
+from rwkvbatch.stats.clustered import best_p_values, clustered_mean, holm
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# pandas ships no types.
+# pandas has no type stubs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportMissingTypeStubs=false
+# pyright: reportMissingTypeStubs=false, reportUnknownParameterType=false
+
+MIN_VARIANTS: Final = 3
+"""Two variants have one comparison, which needs no ranking."""
+MAIN_METRICS: Final = ("score", "nll")
+"""The default metric of a ranking: the first of these that has numbers."""
 
 
 @dataclass(frozen=True)
 class VariantMean:
-    """A metric's mean over all rows of a variant, and its 95 % interval within what is possible (NaN where unknown)."""
+    """A metric's mean over all rows of a variant, and its 95 % interval, clipped to the metric's range (or NaN)."""
 
     metric: Metric
     mean: float
@@ -35,20 +39,19 @@ class VariantMean:
 
 
 def variant_means(table: pd.DataFrame, variant: Variant) -> list[VariantMean]:
-    """All metrics that `variant` has numbers for."""
+    """The means of all turn metrics that `variant` has numbers for."""
     rows = rows_of(table, variant)
     conversations = rows["conversation"].factorize()[0]
     means: list[VariantMean] = []
     for metric in TURN_METRICS:
         values = rows[metric.name].to_numpy(dtype=np.float64)
-        if np.isnan(values).all() or (metric.name == "failed" and not values.any()):
-            continue
-        means.append(mean_of(metric, values, conversations))
+        if not np.isnan(values).all() and (metric.name != "failed" or values.any()):
+            means.append(mean_of(metric, values, conversations))
     return means
 
 
 def mean_of(metric: Metric, values: NDArray[np.float64], conversations: NDArray[Any]) -> VariantMean:
-    """The mean of `values` `[n]` of `metric`, NaN where unknown and one at least known; `conversations` `[n]`."""
+    """The mean of `values` `[n]` of `metric`, of which at least one is not NaN; `conversations` `[n]`."""
     known = ~np.isnan(values)
     estimate = clustered_mean(values[known], conversations[known])
     mean = estimate.mean
@@ -58,30 +61,14 @@ def mean_of(metric: Metric, values: NDArray[np.float64], conversations: NDArray[
     return VariantMean(metric, mean, low, high, num_values=int(known.sum()))
 
 
-def rows_of(table: pd.DataFrame, variant: Variant) -> pd.DataFrame:
-    """The rows of one cell of one run."""
-    return table.loc[(table["run"] == variant.run) & (table["cell"] == variant.cell)]
-
-
-# pandas ships no types.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportMissingTypeStubs=false, reportUnknownParameterType=false
-
-
-FEWEST_VARIANTS: Final = 3
-"""Two variants need no ranking: their one comparison says all."""
-MAIN_METRICS: Final = ("score", "nll")
-"""What is ranked by when no metric was asked for: the first of these that there are numbers of."""
-
-
 @dataclass(frozen=True)
 class Candidate:
-    """A variant that could be the best one, or not.
+    """A variant in a ranking.
 
     Attributes:
         mean: over the rows that all candidates have.
-        p_holm: of "no other variant is truly better", corrected for the other variants and for all candidates of
-            all rankings; NaN where there is only one conversation.
+        p_holm: of "no other variant has a better true mean", corrected for the other variants and for all candidates
+            of all rankings; NaN where there is only one conversation.
     """
 
     variant: Variant
@@ -91,7 +78,7 @@ class Candidate:
 
     @property
     def could_be_best(self) -> bool:
-        """Whether nothing says beyond noise that another variant is better."""
+        """Whether no other variant is significantly better."""
         return not self.p_holm < self.alpha
 
 
@@ -100,8 +87,8 @@ class Ranking:
     """The variants by one metric.
 
     Attributes:
-        candidates: the best mean first; equal ones in the order of the variants.
-        num_values: rows (of `metric.level`) that all of them have, which is what everything here is made of.
+        candidates: by mean, the best first; ties in the order of the variants.
+        num_values: rows (of `metric.level`) that all candidates have; the means and tests use only these.
         num_left_out: rows that only some have.
     """
 
@@ -113,36 +100,36 @@ class Ranking:
 
     @property
     def best(self) -> Candidate:
-        """The one with the best mean. It is never told to be worse: nothing else has a better mean."""
+        """The candidate with the best mean."""
         return self.candidates[0]
 
     @property
-    def not_told_apart(self) -> tuple[Candidate, ...]:
-        """Those that could be the best as well."""
+    def indistinguishable(self) -> tuple[Candidate, ...]:
+        """The other candidates that could be best."""
         return tuple(candidate for candidate in self.candidates[1:] if candidate.could_be_best)
 
     @property
     def worse(self) -> tuple[Candidate, ...]:
-        """Those that another variant beats beyond noise."""
+        """The candidates that another one is significantly better than."""
         return tuple(candidate for candidate in self.candidates[1:] if not candidate.could_be_best)
 
 
 def rank(
     variants: Sequence[Variant], metrics: Sequence[Metric], table: pd.DataFrame
 ) -> tuple[list[Ranking], list[str]]:
-    """A ranking for each of `metrics` that knows what is better and is tested, and notes on those without one.
+    """A ranking by each of `metrics` that is tested and has a better direction, and notes on those without one.
 
-    All rankings are corrected together. There are none of fewer than three variants.
+    All rankings are corrected together. Fewer than three variants have none.
 
     Args:
         table: the rows of all runs, with a column `run`.
     """
     wanted = [metric for metric in metrics if metric.tested and metric.better != "none"]
-    if len(variants) < FEWEST_VARIANTS or not wanted:
+    if len(variants) < MIN_VARIANTS or not wanted:
         return [], []
     joined = {metric: _side_by_side(variants, metric, table) for metric in wanted}
     notes = [
-        f"which is best by {metric.title} is not said: there is no {metric.level} that all {len(variants)} have"
+        f"no ranking by {metric.title}: there is no {metric.level} that all {len(variants)} variants have"
         for metric, (common, _) in joined.items()
         if not len(common)
     ]
@@ -165,11 +152,11 @@ def rank(
     return rankings, notes
 
 
-def main_metrics(metrics: Sequence[Metric], asked: Sequence[str] | None) -> list[Metric]:
-    """Of the table's `metrics`, each once, those to rank by: all that were asked for, or unasked the main one."""
+def main_metrics(metrics: Sequence[Metric], wanted: Sequence[str] | None) -> list[Metric]:
+    """The distinct metrics among `metrics` to rank by: those in `wanted`, or by default the first of `MAIN_METRICS`."""
     by_name = {metric.name: metric for metric in metrics}
-    if asked is not None:
-        return [metric for name, metric in by_name.items() if name in asked]
+    if wanted is not None:
+        return [metric for name, metric in by_name.items() if name in wanted]
     return [by_name[name] for name in MAIN_METRICS if name in by_name][:1]
 
 
@@ -177,31 +164,24 @@ def _ranking(
     variants: Sequence[Variant], metric: Metric, common: pd.DataFrame, left_out: int, p_values: list[float]
 ) -> Ranking:
     means = common.to_numpy().mean(axis=0).tolist()
-    candidates = [
-        Candidate(variant, mean, p_holm) for variant, mean, p_holm in zip(variants, means, p_values, strict=True)
-    ]
+    candidates = [Candidate(*fields) for fields in zip(variants, means, p_values, strict=True)]
     candidates.sort(key=lambda candidate: candidate.mean, reverse=metric.better == "higher")
     num_conversations = common.index.get_level_values("conversation").nunique()
     return Ranking(metric, tuple(candidates), len(common), int(num_conversations), left_out)
 
 
 def _side_by_side(variants: Sequence[Variant], metric: Metric, table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """The numbers of the rows that all variants have, a column a variant; and how many rows any of them has."""
+    """The numbers of the rows that all variants have, a column per variant; and the number of rows that any has."""
     import pandas as pd
 
-    columns = [_numbers(rows_of(table, variant), metric) for variant in variants]
-    everything = pd.concat(columns, axis=1, join="outer", keys=range(len(columns)))
-    return everything.dropna(), len(everything)
+    columns = [_values(rows_of(table, variant), metric) for variant in variants]
+    joined = pd.concat(columns, axis=1, join="outer", keys=range(len(columns)))
+    return joined.dropna(), len(joined)
 
 
-def _numbers(rows: pd.DataFrame, metric: Metric) -> pd.Series:
+def _values(rows: pd.DataFrame, metric: Metric) -> pd.Series:
     """The known numbers of one variant, by (conversation, turn, repeat) or by conversation."""
-    import pandas as pd
-
-    if metric.level == "turn":
-        key = ["conversation", "turn", "repeat"]
-        places = pd.MultiIndex.from_arrays([rows[name] for name in key], names=key)
-        return pd.Series(rows[metric.name].to_numpy(dtype=np.float64), index=places).dropna()
-    family, _, k = metric.name.rpartition("_")
-    values = pass_values(outcomes_by_conversation(rows, ""), int(k))[0 if family == "pass_at" else 1]
-    return pd.Series(values, dtype=np.float64).rename_axis("conversation")
+    if metric.level == "conversation":
+        return conversation_values(rows, metric)
+    values: pd.Series = rows.set_index(["conversation", "turn", "repeat"])[metric.name]  # pyright: ignore[reportAssignmentType]
+    return values.dropna()

@@ -1,4 +1,4 @@
-"""`results.jsonl` as a table: one row a turn, the metrics as columns."""
+"""Rows of a run as a table: one row per turn, the metrics as columns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import json
 import math
 from array import array
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +23,9 @@ from rwkvbatch.results.row import with_current_keys
 if TYPE_CHECKING:
     import pandas as pd
 
-# pandas ships no types.
+    from rwkvbatch.results.row import Row
+
+# pandas has no type stubs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
 
@@ -39,13 +41,13 @@ _INTEGERS: Final = ("repeat", "turn", "seed")
 _BY_ROW: Final = [metric for metric in TURN_METRICS if metric.of is not None and metric.of_ngrams is None]
 _BY_NGRAMS: Final = [metric for metric in TURN_METRICS if metric.of_ngrams is not None]
 
-# Enough replies at once for the arrays to pay off, and few enough tokens for the processor's cache.
+# Batches of n-gram counting: large enough for array operations, small enough for the processor's cache.
 _BATCH_REPLIES: Final = 512
 _BATCH_TOKENS: Final = 2**17
 
 
 class _Columns:
-    """The rows of a file, as they come: what they hold, and their numbers."""
+    """Collects the content and the metrics of rows."""
 
     def __init__(self) -> None:
         self.contents: list[tuple[Any, ...]] = []
@@ -53,14 +55,14 @@ class _Columns:
         self._by_ngrams: list[list[NDArray[np.float64]]] = []
         self._replies: list[array[int]] = []
         self._num_tokens = 0
-        # Scripts' texts come again in every cell and repeat.
+        # Prompts and references repeat in every cell and repeat: one copy of each is kept.
         self._shared: dict[str, str] = {}
 
     def add(self, row: dict[str, Any]) -> None:
-        """Raises ValueError, KeyError, TypeError, AttributeError or OverflowError where `row` is none."""
+        """Raises ValueError, KeyError, TypeError, AttributeError or OverflowError where `row` is not a row."""
         content = _content(row, self._shared)
         numbers = [metric.of(row) for metric in _BY_ROW]  # pyright: ignore[reportOptionalCall]
-        math.fsum(filter(None, numbers))  # raises where one is no number
+        math.fsum(filter(None, numbers))  # raises where one is not a number
         reply = array("q", row["reply_ids"])
         self.contents.append(content)
         self._by_row.append(numbers)
@@ -74,31 +76,43 @@ class _Columns:
         self._by_ngrams.append([metric.of_ngrams(counts) for metric in _BY_NGRAMS])  # pyright: ignore[reportOptionalCall]
         self._replies, self._num_tokens = [], 0
 
-    def numbers(self) -> dict[str, NDArray[np.float64]]:
-        """By metric, in the order of `TURN_METRICS`: `[rows]`, NaN where a row has no such number."""
+    def frame(self) -> pd.DataFrame:
+        """The table: the columns of `_CONTENT`, and those of `TURN_METRICS` with NaN where a row has no number."""
+        import pandas as pd
+
         self._count()
-        by_row = np.array(self._by_row, dtype=np.float64).reshape(len(self._by_row), len(_BY_ROW))
-        found = {metric.name: by_row[:, place] for place, metric in enumerate(_BY_ROW)}
+        numbers = np.array(self._by_row, dtype=np.float64).reshape(len(self._by_row), len(_BY_ROW))
+        metrics = {metric.name: numbers[:, column] for column, metric in enumerate(_BY_ROW)}
         for metric, parts in zip(_BY_NGRAMS, zip(*self._by_ngrams, strict=True), strict=True):
-            found[metric.name] = np.concatenate(parts)
-        return {metric.name: found[metric.name] for metric in TURN_METRICS}
+            metrics[metric.name] = np.concatenate(parts)
+        content: dict[str, Any] = {
+            name: pd.Series(values, dtype="int64" if name in _INTEGERS else "object")
+            for name, values in zip(_CONTENT, zip(*self.contents, strict=True), strict=False)
+        }
+        return pd.DataFrame(content | {metric.name: metrics[metric.name] for metric in TURN_METRICS})
+
+
+def tabulate(rows: Iterable[Row]) -> pd.DataFrame:
+    """Rows in memory as a table with the columns of `read_results`."""
+    columns = _Columns()
+    for row in rows:
+        columns.add(row.as_dict())
+    return columns.frame()
 
 
 def read_results(path: Path, notes: list[str]) -> pd.DataFrame:
-    """All turns in the file at `path`; `notes` gets what a reader of a comparison must know about it.
+    """All turns in the file at `path`. Appends to `notes` what was left out.
 
     Raises:
-        RunDirectoryError: it cannot be read.
-        RunDamagedError: a row does not match its checksum, or is no row.
+        RunDirectoryError: the file cannot be read.
+        RunDamagedError: a line does not match its checksum, or is not a row.
     """
-    import pandas as pd
-
     columns = _Columns()
     try:
         with path.open("rb") as file, _no_collection():
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
-                    notes.append(f"{path}: the last line is cut short (a run that was stopped?); left out")
+                    notes.append(f"{path}: the last line is incomplete (an interrupted run?) and is left out")
                     break
                 if line.isspace():
                     continue
@@ -113,24 +127,20 @@ def read_results(path: Path, notes: list[str]) -> pd.DataFrame:
                     RecursionError,
                 ) as error:
                     raise RunDamagedError(
-                        f"is no row of a run: {_reason(error)}",
+                        f"is not a row of a run: {_reason(error)}",
                         path=path,
                         line=number,
-                        hint="where it is a run's: `rwkvbatch run` into the same directory says what can be saved",
+                        hint="`rwkvbatch run` into the same directory reports which rows can be recovered",
                     ) from None
     except OSError as error:
         raise RunDirectoryError(f"cannot be read: {error.strerror}", path=path) from None
-    content: dict[str, Any] = {
-        name: pd.Series(values, dtype="int64" if name in _INTEGERS else "object")
-        for name, values in zip(_CONTENT, zip(*columns.contents, strict=True), strict=False)
-    }
-    frame = pd.DataFrame(content | columns.numbers())
+    frame = columns.frame()
     if not len(frame):
         return frame
     key = ["conversation", "cell", "repeat", "turn"]
     twice = frame.duplicated(key, keep="last")
     if twice.any():
-        notes.append(f"{path}: {int(twice.sum())} turns are there more than once; the last one counts")
+        notes.append(f"{path}: {int(twice.sum())} turns occur more than once; the last one is used")
         frame = frame.loc[~twice].reset_index(drop=True)
     return frame
 
@@ -140,14 +150,14 @@ def _reason(error: Exception) -> str:
         case json.JSONDecodeError():
             return "not JSON"
         case KeyError():
-            return f"it has no {error.args[0]!r}"
+            return f"it has no key {error.args[0]!r}"
         case _:
             return str(error) or type(error).__name__
 
 
 @contextmanager
 def _no_collection() -> Generator[None]:
-    """Rows hold no cycles: looking for some in a growing heap, again and again, costs a fifth of the time."""
+    """Pauses garbage collection: rows hold no cycles, and searching the growing heap takes a fifth of the time."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -155,20 +165,20 @@ def _no_collection() -> Generator[None]:
     finally:
         if was_on:
             if gc.get_freeze_count() == 0:
-                # Frozen and thawed, objects count as old ones, which are not all looked at again right away.
+                # Freezing and unfreezing moves objects to the oldest generation, which is rarely collected.
                 gc.freeze()
                 gc.unfreeze()
             gc.enable()
 
 
 def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
-    """The columns of `_CONTENT`. Scripts' texts come again in every cell and repeat: `shared` has one copy of each."""
+    """The columns of `_CONTENT`; `shared` holds one copy of each text of the script."""
     for name in _TEXTS:
         if not isinstance(row[name], str):
-            raise TypeError(f"{name} is no text")
+            raise TypeError(f"{name} is not a string")
     for name in _INTEGERS:
         if not (isinstance(row[name], int) and -(2**63) <= row[name] < 2**63):
-            raise TypeError(f"{name} is no whole number")
+            raise TypeError(f"{name} is not an integer")
     prompt, reference = row["prompt"], row["reference"]
     text = None if reference is None else reference["text"]
     return (

@@ -1,3 +1,1 @@
-"""Statistics that `run` (adaptive repeats) and `compare` share: arrays in, numbers out, no tables."""
-
-from __future__ import annotations
+"""Statistics shared by `run` (adaptive repetitions) and `compare`: arrays in, numbers out."""

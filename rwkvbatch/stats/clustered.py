@@ -1,9 +1,13 @@
-"""Many tests at once: Holm's step-down correction (Holm 1979), which keeps the chance of any false alarm."""
+"""Cluster-robust means, Holm's correction for many tests, and multiple comparisons with the best.
+
+Formulas, sources and assumptions are in `docs/statistics.md`.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,7 +27,7 @@ class MeanEstimate:
     num_clusters: int
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """The two-sided confidence interval; NaNs when the spread cannot be known (see `spread_known`)."""
+        """The two-sided confidence interval; NaNs where `spread_known` is false."""
         if not self.spread_known:
             return math.nan, math.nan
         half = t_quantile(0.5 + level / 2, self.degrees) * self.standard_error
@@ -31,20 +35,18 @@ class MeanEstimate:
 
     @property
     def spread_known(self) -> bool:
-        """False with one cluster, and when all clusters show the very same mean that is not zero.
+        """Whether the standard error is an estimate: false with one cluster, and with equal cluster means other than 0.
 
-        In the latter case the data hold no trace of any spread, and a standard error of zero would claim
-        certainty after as few as two conversations.
+        In the second case a standard error of 0 would claim certainty after as few as two conversations.
         """
         if not math.isfinite(self.standard_error):
             return False
         return self.standard_error > 0 or self.mean == 0
 
     def p_value(self) -> float:
-        """Two-sided p-value of "the true mean is 0": t test; NaN with fewer than two clusters.
+        """Two-sided p-value of "the true mean is 0": a t test; NaN with fewer than two clusters.
 
-        Where all clusters agree exactly on a mean other than 0, the exact sign-flip test over clusters stands
-        in: 2^(1 - clusters).
+        With equal cluster means other than 0 it is that of the exact sign-flip test: 2^(1 - clusters).
         """
         if self.num_clusters < 2:
             return math.nan
@@ -55,7 +57,7 @@ class MeanEstimate:
         return float(2 * stdtr(self.degrees, -abs(self.mean) / self.standard_error))
 
     def detectable(self, *, power: float = 0.8, level: float = 0.95) -> float:
-        """The smallest true mean that this design finds with probability `power` (Bloom 1995)."""
+        """The minimum detectable effect: the smallest true mean found with probability `power` (Bloom 1995)."""
         if not math.isfinite(self.standard_error) or self.standard_error == 0:
             return math.nan
         factor = t_quantile(0.5 + level / 2, self.degrees) + t_quantile(power, self.degrees)
@@ -70,7 +72,7 @@ def t_quantile(probability: float, degrees: float) -> float:
 
 
 def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> MeanEstimate:
-    """The mean of `values` with a standard error that is robust to dependence within clusters.
+    """The mean of `values` with a standard error (CR2) that is robust to dependence within clusters.
 
     Args:
         values: `[n]` finite numbers.
@@ -82,7 +84,7 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> MeanEstimate:
     numbers = np.asarray(values, dtype=np.float64)
     labels = np.asarray(clusters)
     if numbers.shape != labels.shape or numbers.ndim != 1:
-        raise ValueError(f"one cluster label for each value: got shapes {numbers.shape} and {labels.shape}")
+        raise ValueError(f"values and clusters must be 1-D and of equal length; got {numbers.shape} and {labels.shape}")
     if numbers.size == 0:
         raise ValueError("no values")
     codes = np.unique(labels, return_inverse=True)[1]
@@ -94,33 +96,30 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> MeanEstimate:
     share = sizes / numbers.size
     variance = float((residual_sums**2 / (1 - share)).sum()) / numbers.size**2
     standard_error = math.sqrt(variance)
-    # Equal numbers can leave a residue of rounding that is not a spread.
+    # Rounding of equal numbers is not a spread.
     if standard_error < 1e-12 * max(1e-300, float(np.abs(numbers).max())):
         standard_error = 0.0
     return MeanEstimate(mean, standard_error, _satterthwaite(share), numbers.size, int(sizes.size))
 
 
 def _satterthwaite(share: NDArray[np.float64]) -> float:
-    """Degrees of freedom of the CR2 variance of a mean when each cluster moves as a whole.
+    """Degrees of freedom of the CR2 variance of a mean, for perfect correlation within each cluster.
 
-    The variance is a quadratic form; M below is its matrix in the clusters' effects, and the answer is
-    trace(M)^2 / trace(M M), with M[g, h] = b_g b_h ([g = h] - s_g - s_h + sum s^2), b_g^2 = s_g^2 / (1 -
-    s_g), where s is each cluster's share of the values. Expanded, so that no matrix is ever built.
+    trace(M)^2 / trace(M M), with M[g, h] = b_g b_h ([g = h] - s_g - s_h + sum s^2) and b_g^2 = s_g^2 / (1 - s_g),
+    where s is each cluster's share of the values. Expanded into sums: M is never built.
     """
     b2 = share**2 / (1 - share)
     q = float((share**2).sum())
     trace = float((b2 * (1 + q - 2 * share)).sum())
     b2_sum, b2_share, b2_share2 = float(b2.sum()), float((b2 * share).sum()), float((b2 * share**2).sum())
-    # sum over g, h of b_g^2 b_h^2 (q - s_g - s_h)^2, then the diagonal's own value in place of that
-    # formula's.
+    # The sum over all g, h of b_g^2 b_h^2 (q - s_g - s_h)^2, plus the correction of its diagonal.
     everywhere = q * q * b2_sum**2 + 2 * b2_sum * b2_share2 + 2 * b2_share**2 - 4 * q * b2_sum * b2_share
     diagonal = float((b2**2 * ((1 + q - 2 * share) ** 2 - (q - 2 * share) ** 2)).sum())
     return trace**2 / (everywhere + diagonal)
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """Adjusted p-values, in the order given; below alpha exactly where Holm's procedure at level alpha
-    rejects.
+    """P-values adjusted by Holm's step-down procedure (1979), in the order given.
 
     The i-th smallest of m is multiplied by m - i (i from 0), made non-decreasing and cut at 1. NaNs stay NaN
     and do not count among the m.
@@ -132,3 +131,36 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     factors = np.arange(order.size, 0, -1)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors))
     return adjusted
+
+
+def best_p_values(values: ArrayLike, clusters: ArrayLike) -> NDArray[np.float64]:
+    """For each candidate, the p-value of "no other candidate has a larger true mean" (Hsu 1981, 1984).
+
+    The smallest of the one-sided clustered paired tests against the k - 1 others, times k - 1 (Bonferroni). Tests
+    against the candidate with the best mean alone would be biased: the same data selected it. The result is not
+    corrected for the number of candidates; apply `holm`.
+
+    Args:
+        values: `[n, k]` finite numbers: a row per matched observation, a column per candidate; larger is better.
+        clusters: `[n]` labels; equal ones belong together.
+
+    Returns:
+        `[k]` p-values; NaN with fewer than two clusters.
+
+    Raises:
+        ValueError: fewer than two candidates, no observation, or not one label for each.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.ndim != 2 or numbers.shape[1] < 2:
+        raise ValueError(f"values must have two columns or more, one per candidate; got shape {numbers.shape}")
+    codes = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    num_candidates = numbers.shape[1]
+    smallest = np.ones(num_candidates)
+    for one, other in combinations(range(num_candidates), 2):
+        estimate = clustered_mean(numbers[:, other] - numbers[:, one], codes)
+        half = estimate.p_value() / 2
+        other_larger, one_larger = (half, 1 - half) if estimate.mean > 0 else (1 - half, half)
+        # np.minimum propagates NaN, which means "unknown".
+        smallest[one] = np.minimum(smallest[one], other_larger)
+        smallest[other] = np.minimum(smallest[other], one_larger)
+    return np.minimum(1.0, smallest * (num_candidates - 1))

@@ -1,14 +1,8 @@
-"""pass@k and all-k-pass: what k of n repeats would have shown.
-
-Both are unbiased estimates over all choices of k out of n repeats of which c passed: pass@k = 1 - C(n-c, k) /
-C(n, k) (Chen et al. 2021, "Evaluating Large Language Models Trained on Code", section 2.1), all-k = C(c, k) /
-C(n, k).
-"""
+"""Fixed-width stopping for adaptive repetitions: decides by an interval's width, never by its position."""
 
 from __future__ import annotations
 
 import math
-from math import comb
 from typing import Final
 
 import numpy as np
@@ -20,17 +14,17 @@ LEVEL: Final = 0.95
 
 
 def planning_width(differences: ArrayLike, conversations: ArrayLike, *, level: float = LEVEL) -> float:
-    """Width (high minus low) of the mean paired difference's interval, for deciding whether to go on.
+    """Width (high minus low) of the confidence interval of a mean paired difference, for stopping decisions.
 
-    The wider of the clustered interval and of the one that single differences give with the same degrees of
-    freedom; infinite when the clustered one cannot be known.
+    The larger of the clustered interval's width and of the unclustered one's with the same degrees of freedom;
+    infinite where the clustered interval is unknown.
 
     Args:
-        differences: `[n]` cell minus baseline, one a matched (conversation, turn, repeat).
-        conversations: `[n]` which conversation each belongs to.
+        differences: `[n]` cell minus baseline, one per matched (conversation, turn, repeat).
+        conversations: `[n]` the conversation of each.
 
     Raises:
-        ValueError: there is no difference, or the arguments differ in length.
+        ValueError: `differences` is empty, or the arguments differ in length.
     """
     numbers = np.asarray(differences, dtype=np.float64)
     estimate = clustered_mean(numbers, conversations)
@@ -42,43 +36,11 @@ def planning_width(differences: ArrayLike, conversations: ArrayLike, *, level: f
 
 
 def needs_more_repeats(differences: ArrayLike, conversations: ArrayLike, *, width: float, level: float = LEVEL) -> bool:
-    """Whether a cell's paired interval against the baseline is still wider than `width`.
-
-    Args:
-        differences: as in `planning_width`; in the metric's own unit.
-        conversations: as in `planning_width`.
-        width: what `--until-ci` asks for, in the metric's unit, end to end.
+    """Whether `planning_width` exceeds `width`: that of `--until-ci`, in the metric's unit, from end to end.
 
     Raises:
-        ValueError: `width` is not positive, or there is no difference yet.
+        ValueError: `width` is not positive, or as `planning_width`.
     """
     if not width > 0:
         raise ValueError(f"the width of an interval must be positive; got {width}")
     return planning_width(differences, conversations, level=level) > width
-
-
-def pass_at_k(num_repeats: int, num_passed: int, k: int) -> float:
-    """The probability that at least one of `k` repeats passes.
-
-    Raises:
-        ValueError: not 1 <= k <= num_repeats, or not 0 <= num_passed <= num_repeats.
-    """
-    _check(num_repeats, num_passed, k)
-    return 1.0 - comb(num_repeats - num_passed, k) / comb(num_repeats, k)
-
-
-def all_k_pass(num_repeats: int, num_passed: int, k: int) -> float:
-    """The probability that `k` repeats all pass.
-
-    Raises:
-        ValueError: as `pass_at_k`.
-    """
-    _check(num_repeats, num_passed, k)
-    return comb(num_passed, k) / comb(num_repeats, k)
-
-
-def _check(num_repeats: int, num_passed: int, k: int) -> None:
-    if not 1 <= k <= num_repeats:
-        raise ValueError(f"k must be in [1, {num_repeats}], the number of repeats; got {k}")
-    if not 0 <= num_passed <= num_repeats:
-        raise ValueError(f"passed repeats must be in [0, {num_repeats}]; got {num_passed}")

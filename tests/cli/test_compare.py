@@ -31,7 +31,7 @@ def test_the_table_goes_to_standard_output(sweep: str, capsys: pytest.CaptureFix
 def test_notes_go_to_standard_error_and_quiet_silences_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [str(make_run(tmp_path / name, seed=seed)) for seed, name in enumerate("ab")]
     invoke(["compare", *runs])
-    assert "note: other seeds" in capsys.readouterr().err
+    assert "note: different seeds" in capsys.readouterr().err
     invoke(["compare", *runs, "--quiet"])
     assert capsys.readouterr().err == ""
 
@@ -100,7 +100,7 @@ def test_a_device_is_written_to_and_not_replaced(sweep: str, tmp_path: Path) -> 
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     try:
         assert invoke(["compare", sweep, "--out", str(pipe), "--quiet"]) == ExitCode.DONE
-        assert os.read(reader, 10_000).startswith(b"**No difference")
+        assert os.read(reader, 10_000).startswith(b"**No significant difference")
     finally:
         os.close(reader)
     assert pipe.is_fifo()

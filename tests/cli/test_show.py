@@ -91,7 +91,7 @@ def test_that_nothing_failed_is_said_unless_quiet(tmp_path: Path, capsys: pytest
     [
         (["nobody"], "none called 'nobody'"),
         (["--cell", "t=9"], "none called 't=9'"),
-        (["--turn", "7"], "--turn must be in 0 to 1 for what is asked for, got 7"),
+        (["--turn", "7"], "--turn must be in 0 to 1 for this selection, got 7"),
         (["--repeat", "9"], "--repeat must be in 0 to"),
     ],
 )

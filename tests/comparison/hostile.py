@@ -1,4 +1,4 @@
-"""A run whose every text tries to escape from where it is shown."""
+"""A run whose texts contain markup, control characters and formulas."""
 
 from __future__ import annotations
 

@@ -92,10 +92,10 @@ def test_a_line_has_a_p_value_only_where_the_condition_holds() -> None:
     failed = outcome(gate, {"score": worse}, {"score": baseline}).line
     assert failed.startswith("FAILED")
     assert ", p = " in failed
-    assert "noise" not in failed
+    assert "not significant" not in failed
     passed = outcome(gate, {"score": noisy}, {"score": baseline}).line
     assert passed.startswith("passed")
-    assert ", which may be noise, p = " in passed
+    assert ", not significant, p = " in passed
 
 
 def test_a_significant_gate_tests_the_margin_and_not_the_difference() -> None:
@@ -154,7 +154,7 @@ def test_any_text_is_a_gate_or_a_usage_error(text: str) -> None:
 
 
 def test_a_baseline_where_there_is_none_is_an_error() -> None:
-    with pytest.raises(UsageError, match="only one thing"):
+    with pytest.raises(UsageError, match="only one variant"):
         outcome("score < baseline", {"score": [1.0]})
 
 
@@ -171,7 +171,7 @@ def test_division_by_zero_is_an_error() -> None:
 @pytest.mark.parametrize("text", ["p95(nll) > baseline", "nll * nll > 1", "perplexity > 2"])
 def test_significance_of_what_has_no_paired_test_is_an_error(text: str) -> None:
     sides = {"nll": [1.0, 2.0], "perplexity": [1.0, 2.0]}
-    with pytest.raises(UsageError, match="significance is known only"):
+    with pytest.raises(UsageError, match="significance is defined only"):
         outcome(f"{text} significantly", sides, sides)
 
 

@@ -83,7 +83,7 @@ def test_a_line_cut_short_at_the_end_is_left_out_with_a_note(tmp_path: Path) -> 
     path.write_bytes(path.read_bytes()[:-20])
     run = load_runs([str(tmp_path / "a")])[0]
     assert len(run.rows) == 1
-    assert "cut short" in run.notes[0]
+    assert "last line is incomplete" in run.notes[0]
 
 
 def test_a_row_whose_checksum_does_not_match_is_an_error_with_its_line(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_row_whose_checksum_does_not_match_is_an_error_with_its_line(tmp_path:
 @pytest.mark.parametrize("line", [b"{}\n", b"[1]\n", b"nonsense\n", b'{"conversation": 1}\n', b"\xff\xfe\n"])
 def test_what_is_no_row_is_an_error_with_its_line(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "results.jsonl").write_bytes(encode(make_row("x")) + line)
-    with pytest.raises(RunDamagedError, match=r"results\.jsonl:2: is no row"):
+    with pytest.raises(RunDamagedError, match=r"results\.jsonl:2: is not a row"):
         load_runs([str(tmp_path)])
 
 
@@ -122,7 +122,7 @@ def test_what_is_no_row_is_an_error_with_its_line(tmp_path: Path, line: bytes) -
 )
 def test_a_value_of_the_wrong_kind_is_an_error_with_its_line(tmp_path: Path, change: dict[str, object]) -> None:
     (tmp_path / "results.jsonl").write_bytes(encode(make_row("x")) + encode({**make_row("y"), **change}))
-    with pytest.raises(RunDamagedError, match=r"results\.jsonl:2: is no row"):
+    with pytest.raises(RunDamagedError, match=r"results\.jsonl:2: is not a row"):
         load_runs([str(tmp_path)])
 
 
@@ -193,7 +193,7 @@ def test_a_manifest_that_is_not_json_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"id": "a"}', "it has no 'conversation'"),
+        ('{"id": "a"}', "it has no key 'conversation'"),
         ("{", "not JSON"),
         ("[]", "not a JSON object"),
     ],
@@ -201,7 +201,7 @@ def test_a_manifest_that_is_not_json_is_an_error(tmp_path: Path) -> None:
 def test_a_file_that_is_no_run_s_is_refused_in_words(line: str, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(line + "\n")
-    with pytest.raises(RunDamagedError, match=rf"x\.jsonl:1: is no row of a run: {reason}$"):
+    with pytest.raises(RunDamagedError, match=rf"x\.jsonl:1: is not a row of a run: {reason}$"):
         load_runs([str(path)])
 
 

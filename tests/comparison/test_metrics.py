@@ -1,4 +1,4 @@
-"""Each metric on rows whose answer is plain."""
+"""Each metric on rows with a known value."""
 
 from __future__ import annotations
 

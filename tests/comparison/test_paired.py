@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rwkvbatch.comparison import analyse, load
+from rwkvbatch.comparison import compare, load
 from rwkvbatch.comparison.paired import Comparison
 from rwkvbatch.errors import RunMismatchError, UsageError
 from tests.comparison.make_run import make_row, make_run, write_run
@@ -29,7 +29,7 @@ def worse_nll(amount: float, cell: str = "t=2") -> Any:
 
 def test_difference_interval_and_p_are_the_t_test_of_the_conversations_means(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=9, repeats=3, turns=2)
-    found = line(analyse([str(path)]).comparisons, "nll")
+    found = line(compare([str(path)]).comparisons, "nll")
     table = load(path)
     means = table.pivot_table(index="conversation", columns="cell", values="nll")
     expected = stats.ttest_rel(means["t=2"], means["t=1"])
@@ -44,7 +44,7 @@ def test_difference_interval_and_p_are_the_t_test_of_the_conversations_means(tmp
 def test_means_are_over_matched_rows_only(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [_nll("x", 1.0), _nll("y", 2.0), _nll("z", 9.0)], manifest={})
     write_run(tmp_path / "b", [_nll("x", 1.5), _nll("y", 2.7), _nll("w", 9.0)], manifest={})
-    analysis = analyse([str(tmp_path / "a"), str(tmp_path / "b")])
+    analysis = compare([str(tmp_path / "a"), str(tmp_path / "b")])
     found = line(analysis.comparisons, "nll")
     assert (found.baseline_mean, found.variant_mean) == pytest.approx((1.5, 2.1))
     assert any("1 only in a, 1 only in b" in note for note in analysis.notes)
@@ -57,14 +57,14 @@ def _nll(conversation: str, nll: float) -> dict[str, Any]:
 
 def test_a_large_effect_is_found_and_called_worse_where_lower_is_better(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=30, change=worse_nll(2.0))
-    found = line(analyse([str(path)]).comparisons, "nll")
+    found = line(compare([str(path)]).comparisons, "nll")
     assert found.verdict == "worse"
     assert found.losses > 25
 
 
 def test_equal_runs_differ_in_nothing(tmp_path: Path) -> None:
     paths = [str(make_run(tmp_path / name)) for name in ("a", "b")]
-    comparisons = analyse(paths).comparisons
+    comparisons = compare(paths).comparisons
     assert all(item.difference == 0 for item in comparisons)
     assert {item.verdict for item in comparisons} == {"noise", "untested"}
 
@@ -75,14 +75,14 @@ def test_equal_settings_with_other_seeds_rarely_differ(tmp_path: Path) -> None:
         paths = [
             str(make_run(tmp_path / f"{seed}-{i}", conversations=8, repeats=1, seed=1000 * i + seed)) for i in (1, 2)
         ]
-        found = analyse(paths).comparisons
+        found = compare(paths).comparisons
         alarms += any(item.verdict in ("better", "worse", "differs") for item in found)
     assert alarms <= 3
 
 
 def test_holm_counts_the_tests_of_the_whole_table(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"), conversations=20, change=worse_nll(2.0))
-    comparisons = analyse([str(path)]).comparisons
+    comparisons = compare([str(path)]).comparisons
     tested = [item for item in comparisons if item.metric.tested]
     smallest = min(tested, key=lambda item: item.p)
     assert smallest.p_holm == pytest.approx(min(1.0, smallest.p * len(tested)))
@@ -90,7 +90,7 @@ def test_holm_counts_the_tests_of_the_whole_table(tmp_path: Path) -> None:
 
 def test_choosing_metrics_leaves_fewer_tests_to_correct_for(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=12)
-    (found,) = analyse([str(path)], metrics=["nll"]).comparisons
+    (found,) = compare([str(path)], metrics=["nll"]).comparisons
     assert found.p_holm == found.p
 
 
@@ -99,7 +99,7 @@ def test_timings_are_shown_and_not_tested(tmp_path: Path) -> None:
         row["timing"]["first_token_s"] += 5.0 * (row["cell"] == "t=2")
 
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), change=slower)
-    found = line(analyse([str(path)]).comparisons, "first_token_s")
+    found = line(compare([str(path)]).comparisons, "first_token_s")
     assert found.difference > 4
     assert found.verdict == "untested"
     assert math.isnan(found.p_holm)
@@ -107,7 +107,7 @@ def test_timings_are_shown_and_not_tested(tmp_path: Path) -> None:
 
 def test_perplexity_is_the_exponential_of_the_mean_nll(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"))
-    comparisons = analyse([str(path)]).comparisons
+    comparisons = compare([str(path)]).comparisons
     nll, perplexity = line(comparisons, "nll"), line(comparisons, "perplexity")
     assert perplexity.variant_mean == pytest.approx(math.exp(nll.variant_mean))
     assert perplexity.difference == pytest.approx(math.exp(nll.variant_mean) - math.exp(nll.baseline_mean))
@@ -121,7 +121,7 @@ def test_pass_at_k_counts_conversations_whose_turns_all_pass_in_a_repeat(tmp_pat
         for turn, passed in enumerate(turns)
     ]
     write_run(tmp_path / "a", rows, manifest={})
-    found = {item.metric.name: item for item in analyse([str(tmp_path / "a")], ks=[1, 2]).comparisons}
+    found = {item.metric.name: item for item in compare([str(tmp_path / "a")], ks=[1, 2]).comparisons}
     assert (found["pass_at_1"].baseline_mean, found["pass_at_1"].variant_mean) == (0.5, 0.0)
     assert (found["pass_at_2"].baseline_mean, found["all_2"].baseline_mean) == (1.0, 0.0)
 
@@ -147,19 +147,19 @@ def test_wins_ties_and_losses_count_conversations(tmp_path: Path) -> None:
             for turn in range(2)
         ]
         write_run(tmp_path / name, rows, manifest={})
-    found = line(analyse([str(tmp_path / "a"), str(tmp_path / "b")]).comparisons, "nll")
+    found = line(compare([str(tmp_path / "a"), str(tmp_path / "b")]).comparisons, "nll")
     assert (found.wins, found.ties, found.losses) == (1, 1, 1)
 
 
 def test_a_breakdown_by_turn_has_a_line_for_each_turn(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), turns=3)
-    comparisons = analyse([str(path)], by="turn").comparisons
+    comparisons = compare([str(path)], by="turn").comparisons
     assert {item.group for item in comparisons} == {"turn 0", "turn 1", "turn 2"}
 
 
 def test_a_breakdown_by_tag_takes_the_rows_with_that_tag(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=10, repeats=1, turns=1)
-    groups = {item.group: item.num_values for item in analyse([str(path)], by="tag").comparisons}
+    groups = {item.group: item.num_values for item in compare([str(path)], by="tag").comparisons}
     table = load(path)
     assert groups["even"] == sum(tags == ("even",) for tags in table["tags"]) / 2
 
@@ -167,24 +167,24 @@ def test_a_breakdown_by_tag_takes_the_rows_with_that_tag(tmp_path: Path) -> None
 def test_runs_of_other_scripts_are_refused(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a")
     b = make_run(tmp_path / "b", identity_changes={"script": {"sha256": "99" * 32}})
-    with pytest.raises(RunMismatchError, match="another script") as caught:
-        analyse([str(a), str(b)])
+    with pytest.raises(RunMismatchError, match="different scripts") as caught:
+        compare([str(a), str(b)])
     assert "--force" in (caught.value.hint or "")
-    assert any("another script" in note for note in analyse([str(a), str(b)], force=True).notes)
+    assert any("different scripts" in note for note in compare([str(a), str(b)], force=True).notes)
 
 
 @pytest.mark.parametrize(
     ("changes", "note"),
     [
-        ({"identity_changes": {"seed": 5}}, "other seeds"),
-        ({"settings": {"base": {"history": "gold"}}}, "other history modes"),
-        ({"settings": {"base": {"think": "on"}}}, "other thinking modes"),
-        ({}, "the very same thing"),
+        ({"identity_changes": {"seed": 5}}, "different seeds"),
+        ({"settings": {"base": {"history": "gold"}}}, "different history modes"),
+        ({"settings": {"base": {"think": "on"}}}, "different thinking modes"),
+        ({}, "the same weights, script, settings and seed"),
     ],
 )
-def test_what_makes_a_comparison_shaky_is_said(tmp_path: Path, changes: dict[str, Any], note: str) -> None:
+def test_notes_name_what_makes_a_comparison_unreliable(tmp_path: Path, changes: dict[str, Any], note: str) -> None:
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", **changes)
-    notes = analyse([str(a), str(b)]).notes
+    notes = compare([str(a), str(b)]).notes
     assert any(note in item for item in notes), notes
 
 
@@ -192,25 +192,25 @@ def test_runs_with_nothing_in_common_are_an_error(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [make_row("x")], manifest={})
     write_run(tmp_path / "b", [make_row("y")], manifest={})
     with pytest.raises(RunMismatchError, match="in common"):
-        analyse([str(tmp_path / "a"), str(tmp_path / "b")])
+        compare([str(tmp_path / "a"), str(tmp_path / "b")])
 
 
 def test_sweeps_without_a_common_cell_are_an_error(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", cells=("t=1", "t=2"))
     b = make_run(tmp_path / "b", cells=("t=3", "t=4"))
     with pytest.raises(RunMismatchError, match="in common"):
-        analyse([str(a), str(b)])
+        compare([str(a), str(b)])
 
 
 def test_a_gate_does_not_pass_because_a_run_has_nothing_to_judge(tmp_path: Path) -> None:
     for name, conversation in {"a": "x", "b": "x", "c": "y"}.items():
         write_run(tmp_path / name, [make_row(conversation)], manifest={})
     paths = [str(tmp_path / name) for name in "abc"]
-    assert len(analyse(paths).matched) == 1
+    assert len(compare(paths).matched) == 1
     with pytest.raises(RunMismatchError, match="c and a have no"):
-        analyse(paths, fail_if=["score < baseline"])
+        compare(paths, fail_if=["score < baseline"])
 
 
 def test_an_unknown_metric_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="score, passed, nll"):
-        analyse([str(make_run(tmp_path / "a"))], metrics=["bleu"])
+        compare([str(make_run(tmp_path / "a"))], metrics=["bleu"])

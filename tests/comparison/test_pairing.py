@@ -1,4 +1,4 @@
-"""What is held against what."""
+"""Pairs of variants and baselines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_two_runs_are_named_by_themselves_and_the_first_is_the_baseline(tmp_path
     assert paired(runs(tmp_path, a=("base",), b=("base",))) == [("a", "b")]
 
 
-def test_the_cells_of_one_run_are_held_against_its_first(tmp_path: Path) -> None:
+def test_the_cells_of_one_run_are_compared_with_its_first(tmp_path: Path) -> None:
     loaded = runs(tmp_path, a=("t=1", "t=2", "t=3"))
     assert paired(loaded) == [("t=1", "t=2"), ("t=1", "t=3")]
 

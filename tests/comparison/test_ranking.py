@@ -1,4 +1,4 @@
-"""Which variants could be the best: on runs whose truth the tests choose."""
+"""Rankings on synthetic runs with known effects."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rwkvbatch.comparison import analyse, load
+from rwkvbatch.comparison import compare, load
 from rwkvbatch.comparison.ranking import Candidate, Ranking
-from rwkvbatch.comparison.report.wording import common_rows, standing
-from rwkvbatch.stats.best import best_p_values
-from rwkvbatch.stats.clustered import holm
+from rwkvbatch.comparison.wording import common_rows, standing
+from rwkvbatch.stats.clustered import best_p_values, holm
 from tests.comparison.make_run import RowChange, make_row, make_run, write_run
 
 CELLS = ("t=1", "t=2", "t=3", "t=4")
@@ -34,7 +33,7 @@ def labels(candidates: tuple[Candidate, ...]) -> list[str]:
 
 
 def only_ranking(*paths: Path, **options: Any) -> Ranking:
-    (ranking,) = analyse([str(path) for path in paths], **options).rankings
+    (ranking,) = compare([str(path) for path in paths], **options).rankings
     return ranking
 
 
@@ -43,15 +42,15 @@ def test_a_clear_winner_is_named_alone_whatever_the_baseline(tmp_path: Path) -> 
     for baseline in CELLS:
         ranking = only_ranking(path, baseline=baseline)
         assert ranking.best.variant.label == "t=3"
-        assert ranking.not_told_apart == ()
+        assert ranking.indistinguishable == ()
         assert sorted(labels(ranking.worse)) == ["t=1", "t=2", "t=4"]
 
 
-def test_close_seconds_are_not_told_apart_and_come_in_the_order_of_their_means(tmp_path: Path) -> None:
+def test_indistinguishable_variants_come_in_the_order_of_their_means(tmp_path: Path) -> None:
     chances = {"t1": 0.1, "t2": 0.87, "t3": 0.9, "t4": 0.88}
     path = make_run(tmp_path / "a", cells=CELLS, conversations=30, change=scored(**chances))
     ranking = only_ranking(path)
-    assert sorted(labels((ranking.best, *ranking.not_told_apart))) == ["t=2", "t=3", "t=4"]
+    assert sorted(labels((ranking.best, *ranking.indistinguishable))) == ["t=2", "t=3", "t=4"]
     means = load(path).groupby("cell")["score"].mean()
     assert [candidate.mean for candidate in ranking.candidates] == pytest.approx(sorted(means, reverse=True))
     assert all(candidate.mean == means[candidate.variant.cell] for candidate in ranking.candidates)
@@ -70,7 +69,7 @@ def test_a_metric_of_which_less_is_better_has_the_lowest_mean_first(tmp_path: Pa
 
 def test_p_values_are_corrected_over_all_rankings_together(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=CELLS[:3], conversations=9)
-    rankings = analyse([str(path)], metrics=["score", "nll"]).rankings
+    rankings = compare([str(path)], metrics=["score", "nll"]).rankings
     table = load(path)
     raw = []
     for metric, sign in (("score", 1), ("nll", -1)):
@@ -95,10 +94,10 @@ def test_several_runs_are_ranked_like_cells(tmp_path: Path) -> None:
 
 
 def test_two_variants_have_no_ranking(tmp_path: Path) -> None:
-    assert analyse([str(make_run(tmp_path / "a", cells=CELLS[:2]))]).rankings == ()
+    assert compare([str(make_run(tmp_path / "a", cells=CELLS[:2]))]).rankings == ()
 
 
-def test_unasked_the_score_is_ranked_or_else_the_reference_nll(tmp_path: Path) -> None:
+def test_the_default_ranking_is_by_score_or_else_by_nll(tmp_path: Path) -> None:
     def unchecked(row: dict[str, Any], rng: np.random.Generator) -> None:
         row["checks"] = []
 
@@ -110,7 +109,7 @@ def test_unasked_the_score_is_ranked_or_else_the_reference_nll(tmp_path: Path) -
 
 @pytest.mark.parametrize("metric", ["tokens", "first_token_s", "perplexity"])
 def test_metrics_that_know_no_better_or_are_not_tested_have_no_ranking(tmp_path: Path, metric: str) -> None:
-    assert analyse([str(make_run(tmp_path / "a", cells=CELLS))], metrics=[metric]).rankings == ()
+    assert compare([str(make_run(tmp_path / "a", cells=CELLS))], metrics=[metric]).rankings == ()
 
 
 def test_pass_at_k_is_ranked_by_conversation(tmp_path: Path) -> None:
@@ -130,19 +129,19 @@ def test_means_are_over_the_rows_that_all_variants_have(tmp_path: Path) -> None:
         write_run(tmp_path / name, rows, manifest={})
     ranking = only_ranking(*(tmp_path / name for name in "abc"), metrics=["nll"])
     assert [candidate.mean for candidate in ranking.candidates] == [1.0, 2.0, 3.0]
-    assert common_rows(ranking) == "over 2 turns of 2 conversations; 3 turns that not all have left out"
+    assert common_rows(ranking) == "over 2 turns of 2 conversations; 3 turns not in all variants left out"
 
 
-def test_variants_without_a_common_turn_are_said_not_to_be_ranked(tmp_path: Path) -> None:
+def test_variants_without_a_common_turn_have_no_ranking(tmp_path: Path) -> None:
     talks = {"a": ("x", "y"), "b": ("x",), "c": ("y",)}
     for name, own in talks.items():
         write_run(tmp_path / name, [make_row(talk) for talk in own], manifest={})
-    result = analyse([str(tmp_path / name) for name in "abc"])
+    result = compare([str(tmp_path / name) for name in "abc"])
     assert result.rankings == ()
-    assert "which is best by score is not said: there is no turn that all 3 have" in result.notes
+    assert "no ranking by score: there is no turn that all 3 variants have" in result.notes
 
 
-def test_one_conversation_tells_no_variant_apart(tmp_path: Path) -> None:
+def test_one_conversation_distinguishes_no_variants(tmp_path: Path) -> None:
     ranking = only_ranking(make_run(tmp_path / "a", cells=CELLS, conversations=1, change=scored(t1=0.0)))
     assert ranking.worse == ()
     assert math.isnan(ranking.best.p_holm)
@@ -152,13 +151,13 @@ def test_one_conversation_tells_no_variant_apart(tmp_path: Path) -> None:
     ("chances", "sentence"),
     [
         ({"t1": 0.0, "t2": 0.0, "t4": 0.0}, "score: best t=3 (1.000); worse: all 3 others"),
-        ({"t1": 0.0, "t2": 0.0}, "score: best t=3 (1.000); not told apart: t=4 (1.000); worse: 2 others"),
-        ({"t1": 0.0}, "score: best t=2 (1.000); not told apart: t=3 (1.000), 1 more; worse: 1 other"),
-        ({}, "score: best t=1 (1.000); not told apart: t=2 (1.000), 2 more"),
+        ({"t1": 0.0, "t2": 0.0}, "score: best t=3 (1.000); not distinguishable: t=4 (1.000); worse: 2 others"),
+        ({"t1": 0.0}, "score: best t=2 (1.000); not distinguishable: t=3 (1.000), 1 more; worse: 1 other"),
+        ({}, "score: best t=1 (1.000); not distinguishable: t=2 (1.000), 2 more"),
     ],
 )
-def test_the_sentence_names_the_best_and_its_equals_and_counts_the_rest(
+def test_the_sentence_names_the_best_and_the_indistinguishable_and_counts_the_others(
     tmp_path: Path, chances: dict[str, float], sentence: str
 ) -> None:
     path = make_run(tmp_path / "a", cells=CELLS, conversations=30, change=scored(**chances))
-    assert standing(only_ranking(path), most_named=1) == sentence
+    assert standing(only_ranking(path), max_named=1) == sentence

@@ -1,4 +1,4 @@
-"""Which means could be the largest: against plain t tests, and against simulated sweeps whose truth is known."""
+"""Comparisons with the best: against t tests, and in simulated sweeps."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rwkvbatch.stats.best import best_p_values
-from rwkvbatch.stats.clustered import clustered_mean, holm
+from rwkvbatch.stats.clustered import best_p_values, clustered_mean, holm
 
 ALPHA = 0.05
 EQUAL = (0.0,) * 6
@@ -99,7 +98,7 @@ def test_a_p_value_is_the_smallest_one_sided_t_test_times_the_number_of_rivals()
         assert found[cell] == pytest.approx(min(1.0, 2 * min(rivals)))
 
 
-def test_columns_that_are_the_same_are_not_told_apart() -> None:
+def test_equal_columns_are_not_distinguished() -> None:
     column = np.random.default_rng(13).normal(size=12)
     assert best_p_values(np.stack([column] * 3, axis=1), np.arange(12)).tolist() == [1.0, 1.0, 1.0]
 
@@ -109,10 +108,10 @@ def test_two_conversations_that_agree_exactly_tell_nothing_apart() -> None:
     assert best_p_values(values, [0, 1]).tolist() == [0.5, 1.0, 0.5]
 
 
-def test_one_conversation_tells_nothing() -> None:
+def test_one_conversation_gives_no_p_value() -> None:
     assert np.isnan(best_p_values([[0.0, 1.0, 2.0], [0.0, 1.0, 3.0]], ["a", "a"])).all()
 
 
 def test_a_candidate_alone_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"two candidates or more.*\(3, 1\)"):
+    with pytest.raises(ValueError, match=r"two columns or more.*\(3, 1\)"):
         best_p_values(np.zeros((3, 1)), [0, 1, 2])

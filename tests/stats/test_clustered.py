@@ -1,4 +1,4 @@
-"""The clustered mean against scipy, against plain matrices, and against simulated truth."""
+"""The clustered mean: against scipy, against matrix formulas, and in simulations."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_labels_of_any_kind_and_order_give_the_same_estimate() -> None:
 
 
 def test_lengths_that_differ_are_refused() -> None:
-    with pytest.raises(ValueError, match="one cluster label for each value"):
+    with pytest.raises(ValueError, match="equal length"):
         clustered_mean([1.0, 2.0], [0])
 
 
@@ -166,6 +166,6 @@ def test_single_precision_is_summed_in_double_precision() -> None:
     assert clustered_mean(values, clusters) == clustered_mean(values.astype(np.float64), clusters)
 
 
-def test_without_any_spread_nobody_knows_what_could_be_detected() -> None:
+def test_without_variance_the_detectable_effect_is_unknown() -> None:
     assert np.isnan(clustered_mean([0.5, 0.5, 0.5], [0, 1, 2]).detectable())
     assert np.isnan(clustered_mean([0.5, 0.7], [0, 0]).detectable())

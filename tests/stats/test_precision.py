@@ -1,4 +1,4 @@
-"""Adaptive repeats stop on precision; looking again and again must not raise false alarms."""
+"""Fixed-width stopping: its rate of false positives in simulated adaptive sweeps."""
 
 from __future__ import annotations
 

@@ -12,8 +12,7 @@ from tools.fuzz.fuzzing import fuzz, instrumented
 with instrumented("rwkvbatch"):
     import numpy as np
 
-    from rwkvbatch.comparison.gate_parser import parse_gate
-    from rwkvbatch.comparison.gates import Column, GateScope, judge
+    from rwkvbatch.comparison.gates import Column, GateScope, judge, parse_gate
     from rwkvbatch.comparison.metrics import TURN_METRICS
     from rwkvbatch.errors import UsageError
 

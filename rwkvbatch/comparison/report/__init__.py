@@ -1,3 +1,1 @@
-"""The report: one HTML file that opens without a network and runs nothing but its own script."""
-
-from __future__ import annotations
+"""Output formats of a comparison: terminal, HTML, Markdown, CSV, JSON and JUnit XML."""

@@ -1,4 +1,4 @@
-"""The report's page, put together."""
+"""The HTML report: one file that needs no network and runs only its own script."""
 
 from __future__ import annotations
 
@@ -6,58 +6,60 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
 from rwkvbatch import __version__
 from rwkvbatch.comparison.analysis import Analysis
-from rwkvbatch.comparison.changes import most_changed
+from rwkvbatch.comparison.dialogues import SHOWN_METRICS, most_changed, turn_record
+from rwkvbatch.comparison.loading import varied_settings
 from rwkvbatch.comparison.metrics import TURN_METRICS
-from rwkvbatch.comparison.paired import Comparison
-from rwkvbatch.comparison.ranking import rows_of
+from rwkvbatch.comparison.paired import Comparison, rows_of
 from rwkvbatch.comparison.report.charts import sweep_figures, turn_figures
-from rwkvbatch.comparison.report.wording import (
-    ARROWS,
+from rwkvbatch.comparison.wording import (
     RANKING_NOTE,
+    by_heading,
     common_rows,
     conclusion,
-    findings,
     heading,
     interval,
-    mean_interval,
+    metric_title,
     number,
     p_value,
     signed,
+    significant,
 )
 
-# pandas ships no types.
+# pandas has no type stubs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
 
-
 MAX_TURNS: Final = 20_000
-"""At most so many turns are put into one report; the most changed conversations come first."""
+"""The most turns in a report; the most changed conversations come first."""
+_HERE = Path(__file__).parent
+_MAX_VALUE = 400
+"""The most characters of a value in the table of settings."""
 
 
 @dataclass(frozen=True)
-class Dialogues:
-    """`content` is what the script gets; `left_out` conversations did not fit."""
+class PageData:
+    """The dialogues for the page's script, and the number of conversations left out."""
 
     content: dict[str, Any]
     left_out: int
 
     def as_script(self) -> str:
-        """JSON in which no character can end the element it stands in, or begin a comment."""
+        """JSON without characters that could end its element or begin a comment."""
         text = json.dumps(self.content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         for character in "<>&\u2028\u2029":
             text = text.replace(character, f"\\u{ord(character):04x}")
         return text
 
 
-def collect(analysis: Analysis, *, max_turns: int = MAX_TURNS) -> Dialogues:
-    """The dialogues of all variants, most changed conversations first, as many as fit."""
+def page_data(analysis: Analysis, *, max_turns: int = MAX_TURNS) -> PageData:
+    """The dialogues of all variants, the most changed conversations first, up to `max_turns` turns."""
     pairs: list[dict[str, Any]] = [
         {
             "baseline": analysis.variants.index(matched.pair.baseline),
@@ -69,47 +71,44 @@ def collect(analysis: Analysis, *, max_turns: int = MAX_TURNS) -> Dialogues:
         }
         for matched in analysis.matched
     ]
-    order = dict.fromkeys(name for pair in pairs for name in pair["changes"])
-    order.update(dict.fromkeys(str(name) for name in analysis.table["conversation"].unique()))
-    sizes = {str(name): int(size) for name, size in analysis.table["conversation"].value_counts().items()}
-    chosen: dict[str, int] = {}
+    sizes = {str(name): int(size) for name, size in analysis.table["conversation"].value_counts(sort=False).items()}
+    order = dict.fromkeys(name for pair in pairs for name in pair["changes"]) | dict.fromkeys(sizes)
+    conversations: dict[str, dict[str, Any]] = {}
+    num_turns = 0
     for name in order:
-        if sum(chosen.values()) + sizes[name] > max_turns and chosen:
+        num_turns += sizes[name]
+        if num_turns > max_turns and conversations:
             break
-        chosen[name] = sizes[name]
+        conversations[name] = {"tags": [], "asked": {}, "rows": {}}
+    for pair in pairs:
+        pair["changes"] = {name: change for name, change in pair["changes"].items() if name in conversations}
     metrics = [metric for metric in TURN_METRICS if bool(analysis.table[metric.name].notna().any())]
-    conversations: dict[str, dict[str, Any]] = {name: {"tags": [], "asked": {}, "rows": {}} for name in chosen}
     for index, variant in enumerate(analysis.variants):
         rows = rows_of(analysis.table, variant)
-        own = rows.loc[rows["conversation"].isin(list(chosen))]
-        for row in own.to_dict("records"):
+        for row in rows.loc[rows["conversation"].isin(list(conversations))].to_dict("records"):
             _add(conversations[row["conversation"]], index, row, [metric.name for metric in metrics])
     content = {
         "variants": [variant.label for variant in analysis.variants],
         "metrics": [
             {"name": m.name, "title": m.title, "unit": m.unit, "digits": m.digits, "better": m.better} for m in metrics
         ],
-        "pairs": [
-            {**pair, "changes": {name: value for name, value in pair["changes"].items() if name in chosen}}
-            for pair in pairs
-        ],
+        "shown": SHOWN_METRICS,
+        "pairs": pairs,
         "conversations": conversations,
     }
-    return Dialogues(content, len(order) - len(chosen))
+    return PageData(content, len(order) - len(conversations))
 
 
-def _add(conversation: dict[str, Any], variant: int, row: dict[Any, Any], metrics: Sequence[str]) -> None:
+def _add(conversation: dict[str, Any], variant: int, row: Mapping[Any, Any], metrics: Sequence[str]) -> None:
+    record = turn_record(row)
     conversation["tags"] = list(row["tags"])
-    conversation["asked"].setdefault(str(row["turn"]), [row["prompt"], row["reference"]])
+    conversation["asked"].setdefault(str(record["turn"]), [record["prompt"], record["reference"]])
     conversation["rows"].setdefault(str(variant), []).append(
         {
             "repeat": row["repeat"],
-            "turn": row["turn"],
-            "reply": row["reply"],
-            "finish_reason": row["finish_reason"],
-            "error": row["error"],
-            "numbers": [_number(row[name]) for name in metrics],
-            "checks": [[check["kind"], bool(check["passed"]), check.get("detail")] for check in row["checks"]],
+            **{name: record[name] for name in ("turn", "reply", "finish_reason", "error")},
+            "numbers": [_number(record["metrics"].get(name, math.nan)) for name in metrics],
+            "checks": [[check["kind"], bool(check["passed"]), check.get("detail")] for check in record["checks"]],
         }
     )
 
@@ -118,13 +117,9 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else round(float(value), 6)
 
 
-_HERE = Path(__file__).parent
-_MAX_VALUE = 400
-
-
 @dataclass(frozen=True)
 class Bar:
-    """An interval drawn in a table cell, in units of 0 to 100 with zero in the middle."""
+    """An interval drawn in a table cell, on a scale from 0 to 100 with zero at 50."""
 
     low: float
     high: float
@@ -133,23 +128,11 @@ class Bar:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the table says of one metric beyond noise: its largest difference, and how many say the same."""
+    """The significant differences of one metric: the largest, and the numbers of significant and of all."""
 
     line: Comparison
     num_found: int
     num_tested: int
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One line of the manifest's table: the same setting in every run or cell."""
-
-    name: str
-    values: tuple[str, ...]
-
-    @property
-    def differs(self) -> bool:
-        return len(set(self.values)) > 1
 
 
 def as_html(analysis: Analysis) -> str:
@@ -159,8 +142,8 @@ def as_html(analysis: Analysis) -> str:
 
     style = (_HERE / "report.css").read_text(encoding="utf-8")
     script = (_HERE / "report.js").read_text(encoding="utf-8")
-    dialogues = collect(analysis)
-    reaches = _reaches(analysis.comparisons)
+    data = page_data(analysis)
+    ranges = _ranges(analysis.comparisons)
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -172,7 +155,7 @@ def as_html(analysis: Analysis) -> str:
     return template.render(
         title=_title(analysis),
         facts=_headline_facts(analysis),
-        conclusion=conclusion(analysis),
+        conclusion=conclusion(analysis.comparisons),
         findings=_findings(analysis),
         rankings=analysis.rankings,
         ranking_note=RANKING_NOTE,
@@ -183,19 +166,19 @@ def as_html(analysis: Analysis) -> str:
         titles=list(dict.fromkeys(line.metric.title for line in analysis.comparisons)),
         heading=heading,
         interval=_typeset(interval),
-        mean_interval=_typeset(mean_interval),
-        arrows=ARROWS,
+        metric_title=metric_title,
         gates=analysis.gates,
         notes=analysis.notes,
-        sweep=[_trusted(figure) for figure in sweep_figures(analysis)],
-        turns=[_trusted(figure) for figure in turn_figures(analysis)],
-        comparisons=[(line, _bar(line, reaches.get(line.metric.name, 0.0))) for line in analysis.comparisons],
-        headings=list(dict.fromkeys(heading(line) for line in analysis.comparisons)),
+        # The SVG is generated here, with all texts escaped by the XML writer.
+        sweep=[vars(figure) | {"svg": Markup(figure.svg)} for figure in sweep_figures(analysis)],
+        turns=[vars(figure) | {"svg": Markup(figure.svg)} for figure in turn_figures(analysis)],
+        comparisons=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in analysis.comparisons],
+        headings=list(by_heading(analysis.comparisons)),
         means=analysis.means(analysis.variants[0]) if not analysis.comparisons else [],
-        manifest=_manifest_facts(analysis),
+        settings=_settings(analysis),
         runs=analysis.runs,
-        left_out=dialogues.left_out,
-        data=Markup(dialogues.as_script()),
+        left_out=data.left_out,
+        data=Markup(data.as_script()),
         style=Markup(style),
         script=Markup(script),
         style_hash=_csp_hash(style),
@@ -206,29 +189,20 @@ def as_html(analysis: Analysis) -> str:
 
 
 def _typeset(write: Callable[..., str]) -> Callable[..., str]:
-    """`write`, with a true minus sign instead of a hyphen: plain formats must stay readable for programs."""
+    """`write` with minus signs instead of hyphens."""
     return lambda *values: write(*values).replace("-", "\u2212")
 
 
 def _findings(analysis: Analysis) -> list[Finding]:
-    """One a metric, in the table's order; where variants go both ways, the largest difference is shown."""
-    found = findings(analysis)
+    """One finding per metric with significant differences, in the order of the table."""
+    by_metric: dict[str, list[Comparison]] = {}
+    for line in analysis.comparisons:
+        by_metric.setdefault(line.metric.name, []).append(line)
     return [
-        Finding(
-            max((line for line in found if line.metric == metric), key=lambda line: abs(line.difference)),
-            sum(line.metric == metric for line in found),
-            sum(line.metric == metric for line in analysis.comparisons),
-        )
-        for metric in dict.fromkeys(line.metric for line in analysis.comparisons)
-        if any(line.metric == metric for line in found)
+        Finding(max(found, key=lambda line: abs(line.difference)), len(found), len(lines))
+        for lines in by_metric.values()
+        if (found := significant(lines))
     ]
-
-
-def _trusted(figure: Any) -> dict[str, Any]:
-    """The drawing is markup of our own making, in which every text was escaped by the XML writer."""
-    from markupsafe import Markup
-
-    return {**vars(figure), "svg": Markup(figure.svg)}
 
 
 def _csp_hash(text: str) -> str:
@@ -255,16 +229,12 @@ def _headline_facts(analysis: Analysis) -> list[tuple[str, str]]:
     shown = [
         ("model", ", ".join(models)),
         ("script", ", ".join(scripts)),
-        ("conversations", str(_num_conversations(analysis))),
+        ("conversations", str(table["conversation"].nunique())),
         ("turns replayed", f"{len(table):,}"),
         ("seed", ", ".join(seeds)),
         ("run on", ", ".join(dict.fromkeys((fact.created or "")[:10] for fact in facts))),
     ]
     return [(name, value) for name, value in shown if value]
-
-
-def _num_conversations(analysis: Analysis) -> int:
-    return len({name for run in analysis.runs for name in run.conversations})
 
 
 def _model_name(model: Any) -> str:
@@ -273,36 +243,35 @@ def _model_name(model: Any) -> str:
     return f"{name} ({layers}x{width})" if layers and width else name
 
 
-def _reaches(lines: Sequence[Comparison]) -> dict[str, float]:
-    """By metric, how far from zero its intervals reach: one scale for all of them, so that bars can be compared."""
-    reaches: dict[str, float] = {}
+def _ranges(lines: Sequence[Comparison]) -> dict[str, float]:
+    """By metric, the largest distance of an interval's end from zero: the common scale of its bars."""
+    ranges: dict[str, float] = {}
     for line in lines:
         if not math.isnan(line.low):
-            reach = max(abs(line.low), abs(line.high))
-            reaches[line.metric.name] = max(reach, reaches.get(line.metric.name, 0.0))
-    return reaches
+            ranges[line.metric.name] = max(abs(line.low), abs(line.high), ranges.get(line.metric.name, 0.0))
+    return ranges
 
 
-def _bar(line: Comparison, reach: float) -> Bar | None:
-    """`reach` away from zero is near the edge."""
-    if math.isnan(line.low) or reach == 0:
+def _bar(line: Comparison, scale: float) -> Bar | None:
+    """The bar of a line; `scale` is near its edges."""
+    if math.isnan(line.low) or scale == 0:
         return None
-    low, high, mean = (round(50 + 50 * value / (1.06 * reach), 2) for value in (line.low, line.high, line.difference))
+    low, high, mean = (round(50 + 50 * value / (1.06 * scale), 2) for value in (line.low, line.high, line.difference))
     return Bar(low, high, mean)
 
 
-def _manifest_facts(analysis: Analysis) -> list[Fact]:
+def _settings(analysis: Analysis) -> list[tuple[str, list[str]]]:
+    """The table of settings: a name, and its value in each run."""
     columns = [
-        _flat(run.manifest.get("about", {})) | _flat(_without_cells(run.facts.identity)) for run in analysis.runs
+        _flat(run.manifest.get("about", {})) | _flat(_varied(run.facts.identity or {"cells": run.facts.cells}))
+        for run in analysis.runs
     ]
     names = dict.fromkeys(name for column in columns for name in column)
-    return [Fact(name, tuple(column.get(name, "") for column in columns)) for name in names]
+    return [(name, [column.get(name, "") for column in columns]) for name in names]
 
 
-def _without_cells(identity: Any) -> dict[str, Any]:
-    """Cells as one entry each, with only the settings in which cells differ, or all where there is one."""
-    from rwkvbatch.comparison.loading import varied_settings
-
+def _varied(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """`identity` with only those settings of cells that differ, or all of a single cell."""
     cells = identity.get("cells", {})
     keys = varied_settings(cells) if len(cells) > 1 else None
     shown = {
@@ -313,7 +282,7 @@ def _without_cells(identity: Any) -> dict[str, Any]:
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, str]:
-    """Nested records as one line a leaf; lists of plain values stay together."""
+    """Nested records as one entry per leaf; lists of plain values stay together."""
     if isinstance(values, dict):
         items = [(str(key), value) for key, value in cast("dict[Any, Any]", values).items()]
     elif isinstance(values, list) and any(isinstance(item, dict) for item in cast("list[Any]", values)):

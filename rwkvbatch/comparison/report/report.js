@@ -3,7 +3,6 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
   const names = Object.keys(data.conversations);
-  const shownInDialogues = ["score", "nll", "tokens", "logprob", "loop", "first_token_s"];
   const scoreAt = data.metrics.findIndex((metric) => metric.name === "score");
   const nllAt = data.metrics.findIndex((metric) => metric.name === "nll");
 
@@ -250,7 +249,7 @@
       figures.append(item);
     };
     data.metrics.forEach((metric, at) => {
-      if (row.numbers[at] !== null && shownInDialogues.includes(metric.name)) {
+      if (row.numbers[at] !== null && data.shown.includes(metric.name)) {
         add(metric.title, number(row.numbers[at], Math.min(metric.digits, 2)));
       }
     });

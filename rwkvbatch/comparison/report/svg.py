@@ -1,7 +1,7 @@
-"""matplotlib figures as inline SVG that follows the page's colours and its content policy.
+"""matplotlib figures as inline SVG with the page's colours and under its content policy.
 
-matplotlib writes inline styles, which a strict content policy forbids, and fixed colours, which do not know a
-dark page. Here each style becomes plain attributes, and stand-in colours become the page's CSS variables.
+matplotlib writes inline styles, which the content policy forbids, and fixed colours, which do not follow a dark
+theme. Here styles become attributes, and placeholder colours become CSS variables of the page.
 """
 
 from __future__ import annotations
@@ -13,64 +13,13 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Literal
 
-from rwkvbatch.comparison.metrics import Metric
-from rwkvbatch.comparison.report.wording import ARROWS
 from rwkvbatch.prompt.escaping import printable
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# matplotlib's figures and pandas' tables are barely typed.
+# matplotlib is partly typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One drawing: the metric it is of, its title, a sentence on how to read it, and the SVG."""
-
-    name: str
-    title: str
-    caption: str
-    svg: str
-
-
-def report_style() -> AbstractContextManager[None]:
-    """The report's look, for what is drawn within."""
-    import matplotlib as mpl
-
-    return mpl.rc_context(dict(STYLE))  # pyright: ignore[reportArgumentType]
-
-
-def figure_title(metric: Metric) -> str:
-    """The metric's name, and which way is better."""
-    return f"{metric.title} {ARROWS[metric.better]}".strip()
-
-
-def canvas(width: float, height: float) -> tuple[Any, Any]:
-    """A matplotlib figure of so many inches, and its axes."""
-    from matplotlib.figure import Figure as Drawing
-
-    figure = Drawing(figsize=(width, height))
-    return figure, figure.subplots()
-
-
-def label_of(value: Any) -> str:
-    """A setting's value as an axis or legend names it."""
-    text = f"{value:g}" if is_number(value) else printable(str(value), keep_newlines=False)
-    return text if len(text) <= 40 else f"{text[:39]}…"
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` can stand on a numeric axis."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-# matplotlib's figures are barely typed.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 
 INK: Final = "#010101"
 FAINT: Final = "#020202"
@@ -80,7 +29,7 @@ GOOD: Final = "#050505"
 BAD: Final = "#060606"
 PAPER: Final = "#070707"
 SERIES: Final = tuple(f"#0808{i:02x}" for i in range(8, 16))
-"""Stand-in colours; the page's style sheet defines what they are."""
+"""Placeholder colours; the page's style sheet defines the real ones."""
 
 _VARIABLES: Final[Mapping[str, str]] = {
     INK: "--ink", FAINT: "--faint", GRID: "--grid", ACCENT: "--accent", GOOD: "--good", BAD: "--bad",
@@ -88,7 +37,7 @@ _VARIABLES: Final[Mapping[str, str]] = {
 }  # fmt: skip
 _PIXELS_PER_POINT = 4 / 3
 _SMALL_PX = 520
-"""A narrower figure may shrink to a phone's width and stay legible; wider ones are scrolled."""
+"""Figures narrower than this shrink on a small screen; wider ones scroll."""
 _SVG = "http://www.w3.org/2000/svg"
 _PAINT = frozenset(("fill", "stroke"))
 _KEPT = frozenset(
@@ -115,20 +64,59 @@ STYLE: Final[Mapping[str, object]] = {
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
 }
-"""matplotlib settings to draw under."""
 
 
-def inline_svg(figure: Figure, *, label: str, tips: Mapping[str, str], prefix: str) -> str:
-    """`figure` as an `<svg>` element without styles, scripts or ids that could clash with another figure's.
+@dataclass(frozen=True)
+class Figure:
+    """A figure of one metric; `caption` explains how to read it."""
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+
+
+def report_style() -> AbstractContextManager[None]:
+    """A context with the report's matplotlib settings."""
+    import matplotlib as mpl
+
+    return mpl.rc_context(dict(STYLE))  # pyright: ignore[reportArgumentType]
+
+
+def canvas(width: float, height: float, *, grid: Literal["x", "y"] | None = None) -> tuple[Any, Any]:
+    """A matplotlib figure with a size in inches, and its axes, with grid lines from one axis (`x` or `y`)."""
+    from matplotlib.figure import Figure as Drawing
+
+    figure = Drawing(figsize=(width, height))
+    plot = figure.subplots()
+    if grid is not None:
+        plot.grid(axis=grid)
+        plot.spines["left"].set_visible(False)
+    return figure, plot
+
+
+def label_of(value: Any) -> str:
+    """A setting's value as a label of an axis or legend."""
+    text = f"{value:g}" if is_number(value) else printable(str(value), keep_newlines=False)
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` can be placed on a numeric axis."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def inline_svg(figure: Any, *, label: str, tips: Mapping[str, str], prefix: str) -> str:
+    """`figure` as an `<svg>` element without styles and scripts, with ids that are unique in the page.
 
     Args:
-        label: what the figure shows, for those who cannot see it.
-        tips: for the gid of an artist, the text that shows when one points at it.
-        prefix: unlike that of any other figure of the page.
+        label: the text alternative.
+        tips: tooltips by the gid of an artist.
+        prefix: of the ids, different from that of any other figure of the page.
     """
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # letters that matplotlib's own font lacks: the browser's has them
+        warnings.simplefilter("ignore")  # glyphs missing from matplotlib's font: the browser uses its own
         figure.savefig(
             buffer, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.06,
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
@@ -185,7 +173,7 @@ def _own_ids(element: ET.Element, prefix: str, tips: Mapping[str, str]) -> None:
             element.set("id", f"{prefix}-{name}")
     for attribute, value in list(element.attrib.items()):
         if attribute.endswith("href") and value.startswith("#"):
-            # Without the old XML prefix, which HTML parsers do not resolve.
+            # Without the xlink prefix, which HTML parsers do not resolve.
             del element.attrib[attribute]
             element.set("href", f"#{prefix}-{value[1:]}")
         elif value.startswith("url(#"):

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from rwkvbatch.comparison.dialogues import dialogues
 from rwkvbatch.comparison.loading import RunData, load_runs
-from rwkvbatch.comparison.report.dialogue import dialogues, print_dialogues
+from rwkvbatch.comparison.report.terminal import print_dialogues
 from rwkvbatch.errors import UsageError
 from tests.comparison.make_run import make_row, write_run
 

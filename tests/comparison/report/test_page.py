@@ -15,9 +15,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rwkvbatch.comparison import analyse
+from rwkvbatch.comparison import compare
 from rwkvbatch.comparison.report.charts import turn_figures
-from rwkvbatch.comparison.report.html import Dialogues, as_html, collect
+from rwkvbatch.comparison.report.html import PageData, as_html, page_data
 from tests.comparison.hostile import hostile_run
 from tests.comparison.make_run import make_run
 
@@ -44,7 +44,7 @@ def grid_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     cells = [f"temp={t},frequency={f}" for t in (0.3, 1.0) for f in (0.0, 0.5)]
     settings = {c: {"temperature": t, "frequency": f} for c, (t, f) in zip(cells, _pairs(), strict=True)}
     path = make_run(tmp_path_factory.mktemp("runs") / "grid", cells=cells, settings=settings)
-    return as_html(analyse([str(path)], fail_if=["score < 2"]))
+    return as_html(compare([str(path)], fail_if=["score < 2"]))
 
 
 def _pairs() -> list[tuple[float, float]]:
@@ -56,13 +56,13 @@ def test_the_page_names_every_cell_under_its_standing(tmp_path: Path) -> None:
         row["checks"][0]["score"] = float(row["cell"] != "t=2")
 
     path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"), change=change)
-    text = as_html(analyse([str(path)]))
+    text = as_html(compare([str(path)]))
     (best,) = re.findall(r'<dl class="best" data-metric="score">(.*?)</dl>', text, re.DOTALL)
     words = re.sub(r"<[^>]+>", " ", best).split()
     assert " ".join(words) == (
-        "best by score t=1 1.000 not told apart t=3 1.000 worse t=2 0.000 over 48 turns of 12 conversations"
+        "best by score t=1 1.000 not distinguishable t=3 1.000 worse t=2 0.000 over 48 turns of 12 conversations"
     )
-    assert "picked by the same data" in text
+    assert "selected on these data" in text
 
 
 def policy(text: str) -> str:
@@ -112,7 +112,7 @@ def test_two_settings_make_a_heat_map_and_one_makes_lines(grid_page: str, tmp_pa
     assert "over temperature and frequency" in grid_page or "over frequency and temperature" in grid_page
     cells = ("temp=0.3", "temp=0.7", "temp=1.0")
     settings = {cell: {"temperature": float(cell[5:])} for cell in cells}
-    page = as_html(analyse([str(make_run(tmp_path / "line", cells=cells, settings=settings))]))
+    page = as_html(compare([str(make_run(tmp_path / "line", cells=cells, settings=settings))]))
     assert 'aria-label="score over temperature"' in page
 
 
@@ -122,18 +122,18 @@ def test_intervals_by_turn_end_at_what_a_metric_can_be(tmp_path: Path) -> None:
         row["checks"] = [{"kind": "contains", "expected": "boat", "passed": passed, "score": float(passed)}]
 
     run = make_run(tmp_path / "a", conversations=3, change=only_the_first_fails)
-    (svg,) = (figure.svg for figure in turn_figures(analyse([str(run)])) if figure.name == "score")
+    (svg,) = (figure.svg for figure in turn_figures(compare([str(run)])) if figure.name == "score")
     labels = [float(text.replace("\u2212", "-")) for text in re.findall(r">\s*([-\u2212]?\d\.\d+)\s*<", svg)]
     assert labels
     assert min(labels) >= 0
     assert max(labels) <= 1
 
 
-def test_lines_that_there_is_no_room_for_are_said(tmp_path: Path) -> None:
+def test_the_caption_counts_variants_that_are_not_shown(tmp_path: Path) -> None:
     cells = [f"temp={n}" for n in range(9)]
-    analysis = analyse([str(make_run(tmp_path / "a", conversations=2, cells=cells))])
+    analysis = compare([str(make_run(tmp_path / "a", conversations=2, cells=cells))])
     assert all("The first 8 of 9 variants." in figure.caption for figure in turn_figures(analysis))
-    few = analyse([str(make_run(tmp_path / "b", conversations=2, cells=cells[:8]))])
+    few = compare([str(make_run(tmp_path / "b", conversations=2, cells=cells[:8]))])
     assert not any("first" in figure.caption for figure in turn_figures(few))
 
 
@@ -141,7 +141,7 @@ def test_long_names_do_not_make_a_figure_wider(tmp_path: Path) -> None:
     widths: list[float] = []
     for place, name in enumerate(("t", "temp=0.3,top_p=0.5,frequency=0.3,pres")):
         cells = [f"{name}{n}" for n in range(8)]
-        analysis = analyse([str(make_run(tmp_path / str(place), conversations=2, cells=cells))])
+        analysis = compare([str(make_run(tmp_path / str(place), conversations=2, cells=cells))])
         view_box = re.search(r'viewBox="0 0 ([\d.]+) ', turn_figures(analysis)[0].svg)
         assert view_box
         widths.append(float(view_box[1]))
@@ -154,7 +154,7 @@ def test_the_page_without_its_data_is_well_under_six_megabytes(grid_page: str) -
 
 
 def test_hostile_text_adds_no_element(tmp_path: Path) -> None:
-    page = as_html(analyse([str(hostile_run(tmp_path / "a"))], fail_if=["score < 2"]))
+    page = as_html(compare([str(hostile_run(tmp_path / "a"))], fail_if=["score < 2"]))
     found = Elements(page)
     assert [tag for tag, _ in found.tags].count("script") == 2
     assert not any(tag == "img" for tag, _ in found.tags)
@@ -163,7 +163,7 @@ def test_hostile_text_adds_no_element(tmp_path: Path) -> None:
 
 
 def test_the_dialogues_survive_the_page_letter_by_letter(tmp_path: Path) -> None:
-    analysis = analyse([str(hostile_run(tmp_path / "a"))])
+    analysis = compare([str(hostile_run(tmp_path / "a"))])
     data = json.loads(next(text for tag, text in Elements(as_html(analysis)).raw if tag == "script"))
     replies = {
         row["reply"] for talk in data["conversations"].values() for rows in talk["rows"].values() for row in rows
@@ -175,19 +175,19 @@ def test_a_large_run_keeps_the_most_changed_conversations_and_says_how_many_are_
     tmp_path: Path,
 ) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=10, repeats=1, turns=2)
-    found = collect(analyse([str(path)]), max_turns=12)
+    found = page_data(compare([str(path)]), max_turns=12)
     assert len(found.content["conversations"]) == 3
     assert found.left_out == 7
 
 
 def test_one_run_alone_makes_a_page_with_its_means(tmp_path: Path) -> None:
-    page = as_html(analyse([str(make_run(tmp_path / "alone"))]))
+    page = as_html(compare([str(make_run(tmp_path / "alone"))]))
     assert "<h2>Means</h2>" in page
 
 
 def test_settings_that_differ_between_runs_are_marked(tmp_path: Path) -> None:
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", seed=9)
-    page = as_html(analyse([str(a), str(b)]))
+    page = as_html(compare([str(a), str(b)]))
     marked: list[Any] = re.findall(r'<tr class="other"><td class="mono">(.*?)</td>', page)
     assert marked == ["seed"]
 
@@ -201,7 +201,7 @@ def test_settings_that_differ_between_runs_are_marked(tmp_path: Path) -> None:
 @example(text="</script><script>alert(1)</script>")
 @example(text="<!--<script>")
 def test_no_text_ends_the_element_of_the_data_and_all_of_it_arrives(text: str) -> None:
-    script = Dialogues({text: [text]}, 0).as_script()
+    script = PageData({text: [text]}, 0).as_script()
     page = Elements(f'<script type="application/json">{script}</script><p>end</p>')
     assert [tag for tag, _ in page.tags] == ["script", "p"]
     assert json.loads("".join(data for _, data in page.raw)) == json.loads(json.dumps({text: [text]}))
@@ -212,7 +212,7 @@ def test_bars_of_one_metric_share_a_scale(tmp_path: Path) -> None:
         row["checks"][0]["score"] = {"t=1": 0.9, "t=2": 0.8, "t=3": 0.1}[row["cell"]] + rng.normal(0, 0.02)
 
     path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"), change=change)
-    page = as_html(analyse([str(path)], metrics=["score"]))
+    page = as_html(compare([str(path)], metrics=["score"]))
     means = [float(x) for x in re.findall(r'<line x1="([\d.]+)" x2="\1" y1="2"', page)]
     assert len(means) == 2
     assert (50 - means[1]) / (50 - means[0]) == pytest.approx(8, rel=0.2)
@@ -223,5 +223,5 @@ def test_negative_numbers_have_a_minus_sign(tmp_path: Path) -> None:
         row["checks"][0]["score"] = 0.5 - 0.2 * (row["cell"] == "t=2") + rng.normal(0, 0.01)
 
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), change=change)
-    page = as_html(analyse([str(path)], metrics=["score"]))
+    page = as_html(compare([str(path)], metrics=["score"]))
     assert re.search(r'class="num worse" data-value="-0\.\d+">\u22120\.', page)

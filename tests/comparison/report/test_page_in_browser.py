@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rwkvbatch.comparison import analyse
+from rwkvbatch.comparison import compare
 from rwkvbatch.comparison.report.html import as_html
 from tests.comparison.hostile import hostile_run
 from tests.comparison.make_run import make_run
@@ -67,7 +67,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     path = make_run(folder / "a", cells=("t=1", "t=2", "t=3"), change=change, conversations=14)
     page = folder / "report.html"
-    page.write_text(as_html(analyse([str(path)], fail_if=["score < 2"])), encoding="utf-8")
+    page.write_text(as_html(compare([str(path)], fail_if=["score < 2"])), encoding="utf-8")
     return page
 
 
@@ -166,7 +166,7 @@ def test_numbers_that_round_to_zero_have_no_sign(browser: webdriver.Chrome, tmp_
         row["logprob"]["mean"] = -0.001
 
     report = tmp_path / "zero.html"
-    report.write_text(as_html(analyse([str(make_run(tmp_path / "a", change=tiny))])), encoding="utf-8")
+    report.write_text(as_html(compare([str(make_run(tmp_path / "a", change=tiny))])), encoding="utf-8")
     browser.get(report.as_uri())
     shown = browser.find_element(By.ID, "talk").text
     assert "0.00" in shown
@@ -212,7 +212,7 @@ def test_nothing_is_wider_than_a_phone(browser: webdriver.Chrome, tmp_path: Path
 
     report = tmp_path / "long.html"
     run = make_run(tmp_path / "a", cells=cells, change=change)
-    report.write_text(as_html(analyse([str(run)])), encoding="utf-8")
+    report.write_text(as_html(compare([str(run)])), encoding="utf-8")
     page = browser
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
@@ -231,7 +231,7 @@ def test_nothing_is_wider_than_a_phone(browser: webdriver.Chrome, tmp_path: Path
 
 def test_hostile_text_runs_nothing_and_is_shown_as_text(browser: webdriver.Chrome, tmp_path: Path) -> None:
     report = tmp_path / "hostile.html"
-    report.write_text(as_html(analyse([str(hostile_run(tmp_path / "a"))])), encoding="utf-8")
+    report.write_text(as_html(compare([str(hostile_run(tmp_path / "a"))])), encoding="utf-8")
     browser.get(report.as_uri())
     for row in browser.find_elements(By.CSS_SELECTOR, "#talk-list tr"):
         row.click()

@@ -15,10 +15,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rwkvbatch.comparison import analyse
-from rwkvbatch.comparison.analysis import Analysis
+from rwkvbatch.comparison import compare
+from rwkvbatch.comparison.analysis import COLUMNS, Analysis
 from rwkvbatch.comparison.report.formats import (
-    COLUMNS,
     as_csv,
     as_json,
     as_junit,
@@ -28,7 +27,7 @@ from rwkvbatch.comparison.report.formats import (
 )
 from rwkvbatch.comparison.report.formats import safe as xml_safe
 from rwkvbatch.comparison.report.html import as_html
-from rwkvbatch.comparison.report.wording import standing
+from rwkvbatch.comparison.wording import standing
 from rwkvbatch.prompt.escaping import printable
 from tests.comparison.hostile import hostile_run
 from tests.comparison.make_run import make_run
@@ -42,12 +41,12 @@ ANY_TEXT = st.one_of(
 @pytest.fixture(scope="module")
 def analysis(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
     path = make_run(tmp_path_factory.mktemp("runs") / "a", cells=("t=1", "t=2"))
-    return analyse([str(path)], fail_if=["score < 2", "score < -1"])
+    return compare([str(path)], fail_if=["score < 2", "score < -1"])
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
-    return analyse([str(hostile_run(tmp_path_factory.mktemp("hostile") / "a"))], fail_if=["score < 2"])
+    return compare([str(hostile_run(tmp_path_factory.mktemp("hostile") / "a"))], fail_if=["score < 2"])
 
 
 def test_json_has_the_comparisons_gates_and_changes(analysis: Analysis) -> None:
@@ -57,8 +56,8 @@ def test_json_has_the_comparisons_gates_and_changes(analysis: Analysis) -> None:
     assert len(content["changes"][0]["conversations"]) == 12
 
 
-def test_json_and_markdown_say_which_variants_could_be_best(tmp_path: Path) -> None:
-    result = analyse([str(make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3")))])
+def test_json_and_markdown_have_the_ranking(tmp_path: Path) -> None:
+    result = compare([str(make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3")))])
     (ranking,) = result.rankings
     (best,) = json.loads(as_json(result))["best"]
     assert (best["metric"], best["best"], best["num_values"]) == ("score", ranking.best.variant.label, 48)
@@ -70,7 +69,7 @@ def test_json_and_markdown_say_which_variants_could_be_best(tmp_path: Path) -> N
 
 def test_hostile_names_of_ranked_variants_do_nothing(tmp_path: Path) -> None:
     runs = [str(hostile_run(tmp_path / name, seed)) for seed, name in enumerate("ab")]
-    result = analyse(runs)
+    result = compare(runs)
     assert len(result.rankings[0].candidates) == 4
     for text in (as_markdown(result), as_json(result)):
         assert printable(text) == text
@@ -159,7 +158,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def test_markdown_says_how_much_a_comparison_rests_on(analysis: Analysis) -> None:
+def test_markdown_has_the_numbers_of_turns_and_conversations(analysis: Analysis) -> None:
     first = analysis.comparisons[0]
     assert f"\n\n{first.num_values} turns, {first.num_conversations} conversations\n\n| metric" in as_markdown(analysis)
 
@@ -193,10 +192,10 @@ def test_junit_of_a_hostile_run_is_xml(hostile: Analysis) -> None:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
-    return analyse([str(make_run(tmp_path_factory.mktemp("alone") / "a"))])
+    return compare([str(make_run(tmp_path_factory.mktemp("alone") / "a"))])
 
 
-def test_a_run_alone_is_told_by_its_means_in_every_plain_format(alone: Analysis) -> None:
+def test_a_single_run_has_its_means_in_every_plain_format(alone: Analysis) -> None:
     score = alone.table["score"].mean()
     assert f"| score | {score:.3f} | \\[0." in as_markdown(alone)
     lines = {line["metric"]: line for line in csv.DictReader(io.StringIO(as_csv(alone)))}
@@ -215,14 +214,14 @@ def test_a_perplexity_beyond_all_numbers_is_written_all_the_same(
         del rng
         row["reference"]["nll"] = 2000.0 + row["repeat"]
 
-    one = analyse([str(make_run(tmp_path / "a", cells=("t=1",), change=change))])
-    two = analyse([str(make_run(tmp_path / "b", cells=("t=1", "t=2", "t=3"), change=change))])
+    one = compare([str(make_run(tmp_path / "a", cells=("t=1",), change=change))])
+    two = compare([str(make_run(tmp_path / "b", cells=("t=1", "t=2", "t=3"), change=change))])
     assert write(one)
     assert write(two)
 
 
-def test_the_means_of_a_run_alone_are_those_that_were_asked_for(tmp_path: Path) -> None:
-    analysis = analyse([str(make_run(tmp_path / "a"))], metrics=["nll"])
+def test_the_means_of_a_single_run_are_those_of_the_requested_metrics(tmp_path: Path) -> None:
+    analysis = compare([str(make_run(tmp_path / "a"))], metrics=["nll"])
     assert [item["metric"] for item in json.loads(as_json(analysis))["means"]] == ["nll"]
     assert "score" not in as_csv(analysis)
     assert "own log-probability" not in as_markdown(analysis)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rwkvbatch.comparison import analyse
+from rwkvbatch.comparison import compare
 from rwkvbatch.comparison.metrics import TURN_METRICS
 from rwkvbatch.comparison.ranking import VariantMean
 from rwkvbatch.stats.clustered import clustered_mean
@@ -17,7 +17,7 @@ from tests.comparison.make_run import make_run
 
 
 def means_of(path: Path) -> dict[str, VariantMean]:
-    analysis = analyse([str(path)])
+    analysis = compare([str(path)])
     return {mean.metric.name: mean for mean in analysis.means(analysis.variants[0])}
 
 
@@ -39,7 +39,7 @@ def test_an_interval_ends_at_what_the_metric_can_be(tmp_path: Path) -> None:
 
 def test_an_interval_within_what_is_possible_is_the_clustered_one(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", conversations=12)
-    table = analyse([str(path)]).table
+    table = compare([str(path)]).table
     low, high = clustered_mean(table["logprob"], table["conversation"].factorize()[0]).interval()
     found = means_of(path)["logprob"]
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
@@ -53,6 +53,6 @@ def test_what_cannot_be_known_stays_unknown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("metric", TURN_METRICS, ids=lambda metric: metric.name)
 def test_no_metric_goes_beyond_its_bounds(metric: Any, tmp_path: Path) -> None:
-    table = analyse([str(make_run(tmp_path / "a", conversations=6))]).table
+    table = compare([str(make_run(tmp_path / "a", conversations=6))]).table
     values = table[metric.name].dropna()
     assert ((values >= metric.lowest) & (values <= metric.highest)).all()

@@ -7,8 +7,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkvbatch.comparison import analyse
-from rwkvbatch.comparison.changes import most_changed, telling_turn, turn_changes, word_diff
+from rwkvbatch.comparison import compare
+from rwkvbatch.comparison.dialogues import most_changed, most_changed_turn, turn_changes, word_diff
 from tests.comparison.make_run import make_row, write_run
 
 
@@ -62,9 +62,9 @@ def test_conversations_are_ordered_by_score_then_by_replies_that_differ(tmp_path
         ],
         manifest={},
     )
-    (matched,) = analyse([str(tmp_path / "a"), str(tmp_path / "b")]).matched
+    (matched,) = compare([str(tmp_path / "a"), str(tmp_path / "b")]).matched
     assert [change.conversation for change in most_changed(matched)] == ["worse", "text", "same"]
-    turn = telling_turn(turn_changes(matched, "worse"))
+    turn = most_changed_turn(turn_changes(matched, "worse"))
     assert turn is not None
     assert [(piece.kind, piece.text) for piece in turn.pieces] == [("same", "old"), ("new", " bad")]
-    assert telling_turn(turn_changes(matched, "same")) is None
+    assert most_changed_turn(turn_changes(matched, "same")) is None

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from rwkvbatch.stats.precision import all_k_pass, pass_at_k
+from rwkvbatch.comparison.metrics import all_k_pass, pass_at_k
 
 
 @pytest.mark.parametrize("passed", range(6))

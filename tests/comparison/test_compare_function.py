@@ -1,0 +1,149 @@
+"""`compare` and `Analysis` as a library: paths, results in memory, tables and their text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import BaseModel
+
+import rwkvbatch
+from rwkvbatch.comparison import compare
+from rwkvbatch.errors import RunDirectoryError, RunMismatchError, UsageError
+from rwkvbatch.results.row import Row
+from tests.comparison.hostile import hostile_run
+from tests.comparison.make_run import make_row, make_run
+
+SCRIPT = '{"id": "%s", "messages": [{"role": "user", "content": "%s"}, {"role": "assistant", "content": "3"}]}\n'
+COLUMNS_OF_TIMINGS = ("first_token_s", "tokens_per_s")
+
+
+class Settings(BaseModel):
+    temperature: float = 1.0
+    history: str = "own"
+
+
+def in_memory(rows: Sequence[dict[str, Any]], *, seed: int = 1, script: str = "ab", planned: int | None = None) -> Any:
+    """What a run without a directory returns, as far as `compare` needs it."""
+
+    def read() -> Iterator[Row]:
+        return map(Row.from_dict, rows)
+
+    cells = list(dict.fromkeys(row["cell"] for row in rows))
+    plan = SimpleNamespace(
+        conversations=[SimpleNamespace(sha256=script)],
+        settings=SimpleNamespace(seed=seed),
+        cells=[SimpleNamespace(name=cell) for cell in cells],
+        cell_settings=[Settings(temperature=number) for number, _ in enumerate(cells)],
+    )
+    summary = SimpleNamespace(planned=len(rows) if planned is None else planned)
+    return SimpleNamespace(directory=None, rows=read, plan=plan, summary=summary)
+
+
+def rows_of(cells: Sequence[str] = ("base",), seed: int = 0, conversations: int = 8) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    return [make_row(f"talk-{number}", cell=cell, rng=rng) for cell in cells for number in range(conversations)]
+
+
+def test_results_in_memory_give_the_table_that_their_directory_gives(tmp_path: Path) -> None:
+    script = tmp_path / "script.jsonl"
+    script.write_text("".join(SCRIPT % (name, f"Count: 1 2 {name}") for name in "abc"))
+    settings: dict[str, Any] = {"temperature": [0.0, 1.0], "max_tokens": 4}
+    memory = rwkvbatch.run(script, **settings)
+    rwkvbatch.run(script, out=tmp_path / "disk", **settings)
+    tables = [compare(source).to_pandas() for source in (memory, tmp_path / "disk")]
+    for table in tables:
+        assert set(table["variant"]) == {"temp=1"}
+        assert "nll" in set(table["metric"])
+    same = [table[~table["metric"].isin(COLUMNS_OF_TIMINGS)].reset_index(drop=True) for table in tables]
+    assert same[0].equals(same[1])
+
+
+def test_a_result_with_a_directory_is_read_from_it(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2"))
+    result = in_memory(rows_of())
+    result.directory = path
+    assert compare(result).to_pandas().equals(compare(path).to_pandas())
+
+
+def test_results_in_memory_are_named_by_position_and_can_be_the_baseline(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "disk", repeats=1, turns=1, conversations=8)
+    analysis = compare([in_memory(rows_of(seed=1)), str(path), in_memory(rows_of(seed=2))], baseline="disk", force=True)
+    assert [variant.label for variant in analysis.variants] == ["result-1", "disk", "result-3"]
+    assert {pair.baseline.label for pair in analysis.pairs} == {"disk"}
+
+
+def test_the_plan_of_a_result_in_memory_is_checked_like_a_manifest() -> None:
+    a, b = in_memory(rows_of()), in_memory(rows_of(seed=1), seed=2)
+    assert any("different seeds" in note for note in compare([a, b]).notes)
+    other = in_memory(rows_of(), script="cd")
+    with pytest.raises(RunMismatchError, match="result-2 and result-1 replayed different scripts"):
+        compare([a, other])
+
+
+def test_equal_settings_in_memory_are_not_called_the_same_run() -> None:
+    """Weights have no hash there: a difference can be one of the models."""
+    assert compare([in_memory(rows_of()), in_memory(rows_of(seed=1))]).notes == ()
+
+
+def test_an_unfinished_result_in_memory_has_a_note() -> None:
+    notes = compare([in_memory(rows_of()), in_memory(rows_of(), planned=20)]).notes
+    assert notes == ("result-2 is not finished: 8 of 20 rows are there",)
+
+
+def test_a_result_without_rows_and_one_given_twice_are_refused() -> None:
+    with pytest.raises(RunDirectoryError, match="result-1"):
+        compare(in_memory([]))
+    result = in_memory(rows_of())
+    with pytest.raises(UsageError, match="given twice"):
+        compare([result, result])
+
+
+def test_a_path_called_like_a_result_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "result-1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="result-1"):
+        compare([in_memory(rows_of()), "result-1"])
+    assert len(compare([in_memory(rows_of()), "./result-1"], force=True).runs) == 2
+
+
+def test_the_text_of_a_hostile_run_does_not_act_on_a_terminal(tmp_path: Path) -> None:
+    text = repr(compare(hostile_run(tmp_path / "a")))
+    assert not set(text) & set("\x1b\x07\x00\u202e\u2028\r")
+
+
+def test_the_table_has_a_row_per_comparison(tmp_path: Path) -> None:
+    analysis = compare([f"{make_run(tmp_path / 'a', cells=('t=1', 't=2', 't=3'))}::t={n}" for n in (3, 1)])
+    table = analysis.to_pandas()
+    assert len(table) == len(analysis.comparisons)
+    assert set(table["baseline"]) == {"t=1"} or set(table["baseline"]) == {"t=3"}
+    score = next(line for line in analysis.comparisons if line.metric.name == "score")
+    found = table[table["metric"] == "score"].iloc[0]
+    assert (found["difference"], found["p_holm"], found["verdict"]) == (score.difference, score.p_holm, score.verdict)
+
+
+def test_the_table_of_a_single_variant_has_its_means() -> None:
+    table = compare(in_memory(rows_of()), metrics=["nll", "score"]).to_pandas()
+    assert list(table["metric"]) == ["score", "nll"]
+    assert table["baseline"].isna().all()
+    assert table["variant_mean"].notna().all()
+
+
+def test_the_text_of_an_analysis_has_the_conclusion_and_the_differences(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"))
+    text = repr(compare(path, metrics=["score"], fail_if=["score < -1"]))
+    assert text.startswith("<Analysis: 3 variants, 144 rows>\n  ")
+    assert text.count("against t=1: score") == 2
+    assert "score: best" in text
+    assert "passed: score < -1" in text
+    assert "score 0." in repr(compare(in_memory(rows_of())))
+
+
+def test_the_text_of_a_large_analysis_is_short(tmp_path: Path) -> None:
+    text = repr(compare(make_run(tmp_path / "a", cells=[f"t={n}" for n in range(30)], conversations=2)))
+    assert len(text.splitlines()) < 20
+    assert "more lines, see to_pandas()" in text
