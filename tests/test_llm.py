@@ -164,18 +164,18 @@ def test_a_stream_returns_the_output(llm: LLM) -> None:
 def test_closing_a_stream_cancels_its_reply() -> None:
     model = HashModel()
     llm = LLM(model)
-    stream = llm.stream([5, 6, 7], SamplingParams(max_tokens=1000, top_p=1.0, ban=(0,)))
+    stream = llm.stream([5, 6, 7], SamplingParams(max_tokens=1000, top_p=1.0, banned_token_ids=(0,)))
     next(stream)
     stream.close()
     model.num_rows.clear()
-    llm.generate([8, 9], SamplingParams(max_tokens=5, ban=(0,)))
+    llm.generate([8, 9], SamplingParams(max_tokens=5, banned_token_ids=(0,)))
     assert max(model.num_rows[1:]) == 1  # only the new reply is decoded
     assert not llm.engine.busy
 
 
 def test_a_forgotten_stream_is_cancelled_too() -> None:
     llm = LLM(HashModel())
-    stream: Any = llm.stream([5, 6, 7], SamplingParams(max_tokens=1000, ban=(0,)))
+    stream: Any = llm.stream([5, 6, 7], SamplingParams(max_tokens=1000, banned_token_ids=(0,)))
     next(stream)
     del stream
     gc.collect()
@@ -295,7 +295,7 @@ def test_run_takes_an_llm(llm: LLM, tmp_path: Path) -> None:
         (lambda llm: llm.generate([[1.5]]), ["prompt 0", "token ids"]),
         (lambda llm: llm.generate("a", n=0), ["n ", "at least 1", "0"]),
         (lambda llm: llm.generate(["a", "b"], [WARM]), ["params", "2", "1"]),
-        (lambda llm: llm.generate("a", WARM.replace(ban=(300,))), ["300"]),
+        (lambda llm: llm.generate("a", WARM.replace(banned_token_ids=(300,))), ["300"]),
         (lambda llm: llm.chat("hi"), ["message 0", "role"]),
         (lambda llm: llm.chat([{"role": "user", "text": "hi"}]), ["message 0", "content", "text"]),
         (lambda llm: llm.chat([[*ADA], [*ADA, *ADA]]), ["conversation 1", "user, user"]),
@@ -303,7 +303,7 @@ def test_run_takes_an_llm(llm: LLM, tmp_path: Path) -> None:
         (lambda llm: llm.chat(ADA, think="deep"), ["think", "deep"]),
         (lambda llm: llm.stream([]), ["none"]),
         (lambda llm: llm.stream("hi", think="on"), ["think"]),
-        (lambda llm: llm.stream("hi", WARM.replace(ban=(300,))), ["300"]),
+        (lambda llm: llm.stream("hi", WARM.replace(banned_token_ids=(300,))), ["300"]),
         (lambda llm: llm.score("a", ["b", ""]), ["continuation 1", "none"]),
         (lambda llm: LLM(llm.model, strategy="cpu fp32"), ["strategy", "loaded model"]),
         (lambda llm: SamplingParams(temprature=1.0), ["SamplingParams", "temprature"]),
