@@ -17,7 +17,7 @@ from rwkvbatch.config import Prompting, SamplingParams, ThinkMode
 from rwkvbatch.engine.engine import DEFAULT_STATE_MEMORY, Engine
 from rwkvbatch.engine.request import (
     SHOWN_CHARACTERS,
-    Finish,
+    FinishReason,
     NoiseKey,
     Reply,
     ReplyTiming,
@@ -74,7 +74,7 @@ class CompletionOutput:
     index: int
     text: str
     token_ids: tuple[int, ...]
-    finish_reason: Finish
+    finish_reason: FinishReason
     stopped_by: str | None
     logprobs: tuple[float, ...]
     num_cached_tokens: int
@@ -389,7 +389,7 @@ class LLM:
         with self._lock:
             shared, root = self._with_root(initial_state)
             with shared.broken_by_errors():
-                return shared.engine.look(tokens, root).state
+                return shared.engine.next_logits(tokens, root).state
 
     def _new_engine(self) -> _SharedEngine:
         return _SharedEngine(Engine(self.model, **self._engine_options))
@@ -645,13 +645,13 @@ def _request(tokens: tuple[int, ...], params: SamplingParams, form: PromptTempla
 
 
 def _completion(index: int, reply: Reply, form: PromptTemplate | None, name: str) -> CompletionOutput:
-    if reply.finish == "error":
+    if reply.finish_reason == "error":
         raise NonFiniteLogitsError(f"{name}: {reply.error}")
     return CompletionOutput(
         index=index,
         text=reply.text if form is None else form.shown_reply(reply.text),
         token_ids=reply.ids,
-        finish_reason=reply.finish,
+        finish_reason=reply.finish_reason,
         stopped_by=reply.stopped_by,
         logprobs=reply.logprobs,
         num_cached_tokens=reply.num_cached,

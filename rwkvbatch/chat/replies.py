@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rwkvbatch.chat.tree import Dialogue, Exchange, Point
 from rwkvbatch.engine.engine import ZERO_ROOT, Engine
-from rwkvbatch.engine.prefix_cache import Hold
+from rwkvbatch.engine.prefix_cache import Node
 from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import NonFiniteLogitsError
 from rwkvbatch.model.base import State
@@ -27,7 +27,7 @@ class Anchors:
         self._engine = engine
         self._dialogue = dialogue
         self._marks: dict[Point, int] = {}
-        self._holds: dict[Point, Hold] = {}
+        self._holds: dict[Point, Node] = {}
         self._roots: dict[int, int] = {}
         for opening, state in (states or {}).items():
             self.set_state(opening, state)
@@ -52,10 +52,10 @@ class Anchors:
             point = self._dialogue.before(missing[-1])
         if point not in self._marks:
             opening = self._dialogue.openings[point.opening]
-            self._marks[point] = self._engine.places.mark(opening.tokens, self.root(point))
+            self._marks[point] = self._engine.pin_prefix(opening.tokens, self.root(point))
         mark = self._marks[point]
         for exchange in reversed(missing):
-            mark = self._engine.places.mark(exchange.tokens, mark)
+            mark = self._engine.pin_prefix(exchange.tokens, mark)
             self._marks[Point(exchange.opening, exchange.number)] = mark
         return mark
 
@@ -63,18 +63,18 @@ class Anchors:
         """Keep the states of all branches' ends at hand, whatever else is read."""
         ends = set(self._dialogue.branches.values())
         for point in [point for point in self._holds if point not in ends]:
-            self._engine.places.release(self._holds.pop(point))
+            self._engine.unpin_state(self._holds.pop(point))
         for point in ends - self._holds.keys():
-            hold = self._engine.places.hold((), self.mark(point))
+            hold = self._engine.pin_state((), self.mark(point))
             if hold is not None:
                 self._holds[point] = hold
 
     def let_go(self) -> None:
         """Forget all marks and holds: the engine goes on with another dialogue."""
         for mark in self._marks.values():
-            self._engine.places.unmark(mark)
+            self._engine.unpin_prefix(mark)
         for hold in self._holds.values():
-            self._engine.places.release(hold)
+            self._engine.unpin_state(hold)
         self._marks.clear()
         self._holds.clear()
 
@@ -127,7 +127,7 @@ def _run(engine: Engine, requests: Sequence[Request], go_on: GoOn) -> list[Reply
         replies |= _step(engine)
     ordered = [replies[request_id] for request_id in ids]
     for reply in ordered:
-        if reply.finish == "error":
+        if reply.finish_reason == "error":
             raise NonFiniteLogitsError(reply.error or "the model has no reply", hint="/params shows what is set")
     return ordered
 

@@ -14,7 +14,7 @@ from typing import Any
 from rwkvbatch.chat.replies import Anchors, GoOn, make_replies
 from rwkvbatch.chat.tree import Dialogue, Exchange, Opening, Point
 from rwkvbatch.config import Prompting, ThinkMode
-from rwkvbatch.engine.engine import Engine, Outlook
+from rwkvbatch.engine.engine import Engine, NextToken
 from rwkvbatch.engine.request import NoiseKey, Request
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import State
@@ -183,7 +183,7 @@ class Session:
         self._anchors.hold_branches()
         return chosen
 
-    def look(self, message: str | None = None) -> Outlook:
+    def look(self, message: str | None = None) -> NextToken:
         """What may come next: in the dialogue as it stands, or at the beginning of the reply to `message`.
 
         Raises:
@@ -191,13 +191,13 @@ class Session:
         """
         head, last = self.dialogue.head, self.dialogue.last
         if message is not None:
-            return self.engine.look(self._turn(message), self._anchors.mark(head))
+            return self.engine.next_logits(self._turn(message), self._anchors.mark(head))
         if last is not None:
-            return self.engine.look(last.tokens, self._anchors.mark(self.dialogue.before(last)))
+            return self.engine.next_logits(last.tokens, self._anchors.mark(self.dialogue.before(last)))
         tokens = self.dialogue.openings[head.opening].tokens
         if not tokens:
             raise UsageError("nothing was said yet", hint="/top MESSAGE shows how the reply to it may begin")
-        return self.engine.look(tokens, self.root())
+        return self.engine.next_logits(tokens, self.root())
 
     def logprobs(self, exchange: Exchange) -> tuple[float, ...]:
         """Log-probabilities of the reply's tokens; computed when they are not known."""
@@ -259,7 +259,7 @@ class Session:
                 rest=reply.history[len(prompt) :],
                 reply=self.template.shown_reply(reply.text),
                 raw=reply.text,
-                finish=reply.finish,
+                finish_reason=reply.finish_reason,
                 stopped_by=reply.stopped_by,
                 settings=self.kept_settings(),
                 logprobs=reply.logprobs,

@@ -234,8 +234,8 @@ def _stats(chat: Chat, argument: str) -> None:
         Text("engine", style="cyan"),
         f"{stats.num_prompt_read} prompt tokens read, {stats.num_prompt_cached} not read again",
     )
-    size = engine.num_states_kept * engine.model.spec.state_bytes / 2**20
-    table.add_row(Text("states", style="cyan"), f"{engine.num_states_kept} kept, {size:.1f} MiB")
+    size = engine.num_cached_states * engine.model.spec.state_bytes / 2**20
+    table.add_row(Text("states", style="cyan"), f"{engine.num_cached_states} kept, {size:.1f} MiB")
     if chat.transcript.path is not None:
         table.add_row(Text("transcript", style="cyan"), Text(printable(str(chat.transcript.path))))
     chat.view.show(table)

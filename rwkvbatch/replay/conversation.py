@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
 
-from rwkvbatch.engine.request import Finish, NoiseKey, Reply, Request, Score
+from rwkvbatch.engine.request import FinishReason, NoiseKey, Reply, Request, Score
 from rwkvbatch.engine.sequence import closed_history
 from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError, RwkvBatchError
 from rwkvbatch.prompt.templates import PromptTemplate, load_template
@@ -148,10 +148,10 @@ class ConversationReplay:
 
     def replay(self, row: Row) -> None:
         """Move over a turn whose row is there already: its tokens become history, nothing is generated."""
-        finish = cast("Finish", row.finish)
+        finish_reason = cast("FinishReason", row.finish_reason)
         closing = self._template.closing
         self._advance(
-            closed_history(self._desk.tokenizer, self.prompt(), row.reply_ids, finish, row.stopped_by, closing)
+            closed_history(self._desk.tokenizer, self.prompt(), row.reply_ids, finish_reason, row.stopped_by, closing)
         )
 
     @property
@@ -167,12 +167,12 @@ class ConversationReplay:
 
     def _row(self, reply: Reply, score: Score | None, text: str) -> Row:
         turn, dialogue = self._now, self.dialogue
-        if reply.finish == "error":
+        if reply.finish_reason == "error":
             raise RowError(reply.error or "the engine could not make this reply")
         total = math.fsum(reply.logprobs)
         if not math.isfinite(total) or (score is not None and not math.isfinite(score.nll)):
             raise NonFiniteLogitsError("the model's log-probabilities hold NaN or infinity")
-        facts = ReplyFacts(text, reply.finish, len(reply.ids), turn.reference)
+        facts = ReplyFacts(text, reply.finish_reason, len(reply.ids), turn.reference)
         return Row(
             conversation=dialogue.conversation.id,
             cell=dialogue.cell.name,
@@ -183,7 +183,7 @@ class ConversationReplay:
             prompt=turn.user,
             reply=text,
             reply_ids=reply.ids,
-            finish=reply.finish,
+            finish_reason=reply.finish_reason,
             stopped_by=reply.stopped_by,
             tokens=TokenCounts(reply.num_prompt, len(reply.ids)),
             logprob=Logprob(total / len(reply.ids) if reply.ids else None, total),
@@ -207,7 +207,7 @@ def error_row(dialogue: Dialogue, turn: int, message: str, reply: Reply | None =
         prompt=dialogue.conversation.turns[turn].user,
         reply=text,
         reply_ids=tuple(ids),
-        finish="error",
+        finish_reason="error",
         stopped_by=None,
         tokens=TokenCounts(0 if reply is None else reply.num_prompt, len(ids)),
         logprob=Logprob(None, 0.0),

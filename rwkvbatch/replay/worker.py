@@ -95,7 +95,7 @@ class Worker:
         rows = self._rows_of[active.dialogue.number]
         while not active.over and active.turn in rows:
             row = rows[active.turn]
-            if row.finish == "error":
+            if row.finish_reason == "error":
                 self._end_early(active)
                 return
             active.replay(row)
@@ -130,7 +130,7 @@ class Worker:
         active.reply = active.score = None
         active.request_id = active.score_id = -1
         self._finish(active, turn, row)
-        if row.finish == "error":
+        if row.finish_reason == "error":
             self._end_early(active)
         else:
             self._go_on(active)
@@ -193,7 +193,7 @@ def not_reached(failed_turn: int) -> str:
 def finished_row(number: int, row: Row) -> FinishedRow:
     """`row`, number `number` of the plan, as it is reported."""
     return FinishedRow(
-        EncodedRow(number, encode_row(row), row.finish == "error"),
+        EncodedRow(number, encode_row(row), row.finish_reason == "error"),
         error=row.error,
         reached=row.error is None or not row.error.startswith(_NOT_REACHED),
         failed_checks=sum(not check.passed for check in row.checks),

@@ -127,7 +127,7 @@ class RowStore:
 
     def append(self, number: int, row: Row) -> None:
         """Write row `number`; see `append_all`."""
-        self.append_all([EncodedRow(number, encode_row(row), row.finish == "error")])
+        self.append_all([EncodedRow(number, encode_row(row), row.finish_reason == "error")])
 
     def append_all(self, rows: Sequence[EncodedRow]) -> None:
         """Write rows, in one piece. They are at risk until `num_durable` has counted them.
@@ -320,7 +320,7 @@ class MemoryRows:
         return number in self._rows
 
     def failed(self, number: int) -> bool:
-        return number in self._rows and self._rows[number].finish == "error"
+        return number in self._rows and self._rows[number].finish_reason == "error"
 
     def read(self, number: int) -> Row:
         return self._rows[number]

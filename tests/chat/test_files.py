@@ -54,7 +54,7 @@ def test_loading_again_and_again_leaves_nothing_of_the_dialogues_before(tmp_path
     assert exchange.num_read <= len(exchange.prompt) + 3
     restore(session, saved)
     tree = session.engine._scheduler.tree
-    assert sum(node.num_holds + node.num_pins for node in _nodes(tree.base(0))) == 0
+    assert sum(node.num_state_pins + node.num_pins for node in _nodes(tree.base(0))) == 0
 
 
 def _nodes(node: Node) -> Iterator[Node]:
