@@ -55,11 +55,14 @@ def show_command(
         raise UsageError("the run has no rows of that yet")
     shown = found if limit is None else found[:limit]
     if as_json:
+        import jsonlines
+
         from rwkvbatch.prompt.escaping import printable_json
 
-        for dialogue in shown:
-            line = printable_json(json.dumps(dialogue.as_record(), ensure_ascii=False)) + "\n"
-            sys.stdout.buffer.write(line.encode("utf-8"))
+        with jsonlines.Writer(
+            sys.stdout.buffer, dumps=lambda record: printable_json(json.dumps(record, ensure_ascii=False))
+        ) as writer:
+            writer.write_all(dialogue.as_record() for dialogue in shown)
         return
     from rwkvbatch.cli.views import console
 
