@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -59,9 +59,11 @@ def show_command(
 
         from rwkvbatch.prompt.escaping import printable_json
 
-        with jsonlines.Writer(
-            sys.stdout.buffer, dumps=lambda record: printable_json(json.dumps(record, ensure_ascii=False))
-        ) as writer:
+        def dumps(record: Any) -> str:
+            return printable_json(json.dumps(record, ensure_ascii=False))
+
+        # attrs takes `dumps` for the field `_dumps`, which pyright does not know.
+        with jsonlines.Writer(sys.stdout.buffer, dumps=dumps) as writer:  # pyright: ignore[reportCallIssue]
             writer.write_all(dialogue.as_record() for dialogue in shown)
         return
     from rwkvbatch.cli.views import console

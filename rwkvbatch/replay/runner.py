@@ -29,7 +29,7 @@ from rwkvbatch.results.summary import Summary, summarize, write_summary
 from rwkvbatch.script.reader import SkippedLine
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class RunResult:
         """
         from rwkvbatch.comparison import load
 
-        return load(self).drop(columns="run")
+        return load(self)
 
     def __repr__(self) -> str:
         done = self.summary
