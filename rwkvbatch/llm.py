@@ -588,8 +588,9 @@ def _as_list(given: Any) -> tuple[list[Any], bool]:
         return [given], True
     items = list(given)
     first = items[0] if items else None
-    # A token id is an index; so is a number of numpy's or torch's.
-    is_single = isinstance(first, Mapping) or (first is not None and hasattr(first, "__index__"))
+    # A token id may be a number of numpy or torch, whose arrays have `__index__` too.
+    is_token = hasattr(first, "__index__") and getattr(first, "ndim", 0) == 0
+    is_single = is_token or isinstance(first, Mapping)
     return ([items], True) if is_single else (items, False)
 
 

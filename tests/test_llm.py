@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -98,7 +99,9 @@ def test_token_ids_and_text_are_the_same_prompt(llm: LLM) -> None:
     by_ids, by_text = llm.generate(ids, WARM), llm.generate(PROMPTS[0], WARM)
     assert (by_ids.prompt, by_text.prompt) == (None, PROMPTS[0])
     assert contents(by_ids) == contents(by_text)
-    assert contents(llm.generate([ids, torch.tensor(ids)], WARM)[1]) == contents(by_text)
+    for arrays in ([ids, torch.tensor(ids)], [np.array(ids)], torch.tensor([ids])):
+        assert contents(llm.generate(arrays, WARM)[-1]) == contents(by_text)
+    assert contents(llm.generate(np.array(ids), WARM)) == contents(by_text)
 
 
 def test_each_prompt_may_have_parameters_of_its_own(hashing: LLM) -> None:
