@@ -52,10 +52,13 @@ GENERATED := docs/commands.md
 documents: $(VENV)/.installed-test
 	$(BIN)/cog --check -I . $(GENERATED)
 
-unit: $(VENV)/.installed-test
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadfile
 
-test: check unit  ## Lint, types, import contracts and all tests
+unit: $(VENV)/.installed-test  ## Run the tests that take less than 5 seconds each
+	$(PYTEST) -m "not slow"
+
+test: check  ## Lint, types, import contracts, generated documents and all tests
+	$(PYTEST)
 
 fix: $(VENV)/.installed-test  ## Format, fix what can be fixed, renew the generated documents
 	$(BIN)/ruff format .

@@ -8,9 +8,10 @@ ChatRWKV's `API_DEMO_CHAT.py`; see `docs/sampling.md`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from rwkvbatch.errors import UsageError
 
@@ -172,6 +173,42 @@ class Stopping(Settings):
     max_tokens: int = Field(default=256, ge=1, le=1_000_000)
     max_seconds: float | None = Field(default=None, gt=0)
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+
+
+class SamplingParams(Sampling, Stopping):
+    """How one reply of `LLM` is sampled and when it ends: the fields of `Sampling` and `Stopping`, and a seed.
+
+    Attributes:
+        seed: of the reply's randomness. The same seed and prompt give the same reply.
+
+    Raises:
+        UsageError: an unknown field, or a value out of range.
+    """
+
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _raise_usage_error(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            hint = f"the fields are {', '.join(cls.model_fields)}"
+            raise UsageError(_explain(error, cls.__name__, cls), hint=hint) from None
+
+    @classmethod
+    def from_preset(cls, name: str, **changes: Any) -> Self:
+        """The preset called `name` (see `PRESETS`), with `changes` applied.
+
+        Raises:
+            UsageError: there is no such preset, or as the constructor.
+        """
+        return cls(**{**preset(name).model_dump(), **changes})
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        """The fields of `Sampling` alone."""
+        return Sampling(**{name: getattr(self, name) for name in Sampling.model_fields})
 
 
 class Prompting(Settings):

@@ -1,4 +1,4 @@
-"""The examples in `docs/library.md` run, from top to bottom, and their objects can be looked at in a notebook."""
+"""The examples in `docs/library.md` run from top to bottom, and print what the page says."""
 
 from __future__ import annotations
 
@@ -9,49 +9,73 @@ from typing import Any
 
 import pytest
 
-from rwkvbatch.comparison import compare
-
 ROOT = Path(__file__).parents[1]
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
 def notebook(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The names that are there after all examples; `said` is what each of them printed."""
+    """The names defined by all examples; `printed` holds the output of each example."""
     folder = tmp_path_factory.mktemp("notebook")
     (folder / "datasets").mkdir()
+    (folder / "runs").mkdir()
     shutil.copy(ROOT / "datasets" / "demo.jsonl", folder / "datasets")
-    said: list[str] = []
-    names: dict[str, Any] = {"said": said}
+    printed: list[str] = []
+    names: dict[str, Any] = {"printed": printed}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for number, example in enumerate(EXAMPLES):
             lines: list[str] = []
             names["print"] = lambda *values, end="\n", lines=lines: lines.append(" ".join(map(str, values)) + end)
             exec(compile(example, f"library.md, example {number}", "exec"), names)  # noqa: S102
-            said.append("".join(lines))
-        names["analysis"] = compare(Path("runs") / "warm")
+            printed.append("".join(lines))
     return names
 
 
-def test_a_stream_is_the_reply(notebook: dict[str, Any]) -> None:
-    assert notebook["said"][3].strip() == "3 4 5 6 7 8 9"
+def printed_by(notebook: dict[str, Any], code: str) -> str:
+    """The output of the example that contains `code`."""
+    (number,) = [number for number, example in enumerate(EXAMPLES) if code in example]
+    return notebook["printed"][number]
 
 
-def test_equal_requests_with_noise_of_their_own_get_several_replies(notebook: dict[str, Any]) -> None:
+def test_the_replies_to_one_prompt_differ(notebook: dict[str, Any]) -> None:
+    assert len({reply.text for reply in notebook["output"].outputs}) > 1
     assert len({reply.text for reply in notebook["replies"]}) > 1
 
 
-def test_a_dialogue_goes_on_from_what_was_read_and_from_a_saved_state(notebook: dict[str, Any]) -> None:
-    assert notebook["second"].num_cached >= len(notebook["first"].history) - 1  # its last token was not read yet
-    assert notebook["said"][-1] == "[' Your name is Ada.', ' Vienna.']\n"
+def test_a_chat_goes_on_from_its_history(notebook: dict[str, Any]) -> None:
+    assert printed_by(notebook, "batch = llm.chat") == "Nice to meet you, Ada.\n['Your name is Ada.', 'Vienna.']\n"
 
 
-def test_scores_and_tables_are_there(notebook: dict[str, Any]) -> None:
-    assert notebook["score"].num_matched == len(notebook["score"].logprobs)
+def test_a_stream_is_the_reply(notebook: dict[str, Any]) -> None:
+    assert printed_by(notebook, "llm.stream(") == "3 4 5 6 7 8 9"
+
+
+def test_the_likelier_continuation_has_the_higher_score(notebook: dict[str, Any]) -> None:
+    metal, bird = notebook["scores"]
+    assert metal.logprob > bird.logprob
+
+
+def test_a_saved_state_stands_for_its_prompt(notebook: dict[str, Any]) -> None:
+    assert printed_by(notebook, "load_state") == "Your name is Ada.\n"
+
+
+def test_results_are_tables_and_are_compared(notebook: dict[str, Any]) -> None:
     assert set(notebook["table"]["cell"]) == {"temp=0.3", "temp=1"}
-    assert "score -0." in notebook["said"][0]
+    assert {"score", "nll", "tokens"} <= set(notebook["table"])
+    assert "temp=1" in printed_by(notebook, "rwkvbatch.compare(result)")
+    assert {line.metric.name for line in notebook["analysis"].comparisons} == {"score", "nll"}
 
 
-def test_what_a_notebook_shows_of_a_comparison_is_short(notebook: dict[str, Any]) -> None:
-    assert len(repr(notebook["analysis"])) < 2_000
+def test_the_engine_reads_only_what_is_new(notebook: dict[str, Any]) -> None:
+    assert notebook["second"].num_cached >= len(notebook["first"].history) - 1  # its last token was not read yet
+
+
+def test_the_network_returns_logits_and_states(notebook: dict[str, Any]) -> None:
+    assert tuple(notebook["logits"].shape) == (2, notebook["llm"].spec.vocab_size)
+    assert notebook["states"].batch_size == 2
+
+
+def test_what_a_notebook_shows_is_short(notebook: dict[str, Any]) -> None:
+    for name in ("llm", "output", "batch", "scores", "state", "result", "analysis", "engine", "replies", "states"):
+        assert len(repr(notebook[name])) < 2_000, name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -56,11 +56,16 @@ def show_command(
         raise UsageError("the run has no rows of that yet")
     shown = found if limit is None else found[:limit]
     if as_json:
+        import jsonlines
+
         from rwkvbatch.prompt.escaping import printable_json
 
-        for dialogue in shown:
-            line = printable_json(json.dumps(dialogue.as_record(), ensure_ascii=False)) + "\n"
-            sys.stdout.buffer.write(line.encode("utf-8"))
+        def dumps(record: Any) -> str:
+            return printable_json(json.dumps(record, ensure_ascii=False))
+
+        # attrs takes `dumps` for the field `_dumps`, which pyright does not know.
+        with jsonlines.Writer(sys.stdout.buffer, dumps=dumps) as writer:  # pyright: ignore[reportCallIssue]
+            writer.write_all(dialogue.as_record() for dialogue in shown)
         return
     from rwkvbatch.cli.views import console
 

@@ -140,8 +140,7 @@ class RunData:
         facts: what was run; empty without a manifest.
         manifest: the content of `manifest.json`; empty where there is none.
         rows: one row per turn; the columns are `conversation, cell, repeat, turn, seed, finish_reason, error, prompt,
-            reply,
-            tags, reference, checks` and one per metric (NaN where a turn has no number).
+            reply, tags, reference, checks` and one per metric (NaN where a turn has no number).
         notes: warnings for readers of a comparison.
     """
 

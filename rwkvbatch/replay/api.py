@@ -16,6 +16,7 @@ from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.replay.settings import CellSettings, told_with_errors
 
 if TYPE_CHECKING:
+    from rwkvbatch.llm import LLM
     from rwkvbatch.model.base import Model
 
 _Order = Literal["top-p-first", "temperature-first"]
@@ -72,7 +73,7 @@ def run(
     scripts: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     out: str | os.PathLike[str] | None = None,
-    model: Model | str | os.PathLike[str] | Sequence[str] | None = None,
+    model: LLM | Model | str | os.PathLike[str] | Sequence[str] | None = None,
     grid: str | os.PathLike[str] | None = None,
     config: str | os.PathLike[str] | None = None,
     retry_errors: bool = False,
@@ -88,8 +89,8 @@ def run(
     Args:
         scripts: a file or several; `-` is standard input.
         out: the run directory, new or one to continue; None keeps the rows in memory.
-        model: a loaded model, a checkpoint's file or several (a dimension of the grid), or None for the bundled
-            one.
+        model: a loaded model or an `LLM`, a checkpoint's file or several (a dimension of the grid), or None for the
+            bundled one.
         grid: a TOML file with a grid of settings. config: one with settings.
         retry_errors: run rows again that failed. repair: set damaged rows aside and run them again.
         skip_bad: leave bad lines of a script out.
@@ -115,7 +116,7 @@ def run(
         case list() | tuple():
             given["model"] = [os.fspath(name) for name in model]
         case _:
-            loaded = cast("Model", model)
+            loaded = cast("Model", getattr(model, "model", model))
     values, lists = split_lists(given, LISTED)
     names = tuple(os.fspath(path) for path in paths)
     prepared = prepare(

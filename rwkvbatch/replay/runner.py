@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rwkvbatch.errors import RwkvBatchError, StorageError
 from rwkvbatch.files import OS_FILES, Files
@@ -27,6 +27,9 @@ from rwkvbatch.results.status import StatusFile
 from rwkvbatch.results.store import RESULTS_NAME, MemoryRows, RowStore
 from rwkvbatch.results.summary import Summary, summarize, write_summary
 from rwkvbatch.script.reader import SkippedLine
+
+if TYPE_CHECKING:
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +87,16 @@ class RunResult:
     rows: Callable[[], Iterator[Row]]
     verified: Mapping[str, Any] | None = None
     reached: tuple[Reached, ...] = ()
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The rows as a table, one per turn, with the metrics of `compare` as columns.
+
+        Raises:
+            RunDirectoryError: the run has no rows yet.
+        """
+        from rwkvbatch.comparison import load
+
+        return load(self)
 
     def __repr__(self) -> str:
         done = self.summary

@@ -261,6 +261,7 @@ def test_forty_columns_without_colour(tmp_path: Path) -> None:
         assert "return x + 1" in terminal.text
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
     with start(tmp_path, 0.01) as terminal:
         terminal.say("first")

@@ -40,6 +40,7 @@ def harness(*arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_killed_at_every_write_point_and_again_while_resuming(fast_directory: Path) -> None:
     found = harness(str(fast_directory), "every-point")
     assert found["problems"] == []
@@ -47,6 +48,7 @@ def test_killed_at_every_write_point_and_again_while_resuming(fast_directory: Pa
     assert found["kills"] > found["points"] * 2
 
 
+@pytest.mark.slow
 def test_killed_at_random_times_under_load(fast_directory: Path) -> None:
     found = harness(str(fast_directory), "random", "20261123")
     assert found["problems"] == []

@@ -128,6 +128,7 @@ def test_a_fault_of_the_program_is_an_error_row_too_and_its_traceback_is_in_the_
     assert "Traceback" in caplog.text
 
 
+@pytest.mark.slow
 def test_several_models_are_served_one_after_the_other(tmp_path: Path) -> None:
     from rwkvbatch.replay.grid import make_cells
 
@@ -282,6 +283,7 @@ def private_bytes(process: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what memory is shared")
 def test_the_weights_are_in_memory_once(tmp_path: Path) -> None:
     import rwkvbatch

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import jsonlines
 
 from rwkvbatch.replay.api import run
 from tools.demo.corpus import Conversation, Think
@@ -54,7 +55,8 @@ def _replayed(model: Path, made: Sequence[Conversation], think: Think, changes: 
     with TemporaryDirectory() as folder:
         script = Path(folder) / "held-out.jsonl"
         entries = [entry_of(one, str(i), ()) for i, one in enumerate(made)]
-        script.write_text("".join(json.dumps(entry.record) + "\n" for entry in entries), encoding="utf-8")
+        with jsonlines.open(script, "w") as writer:
+            writer.write_all(entry.record for entry in entries)
         settings = {**_GREEDY, **changes, "think": think, "max_tokens": 160, "batch_size": 128, "threads": 1}
         result = run(script, model=model, **settings)
         scores: defaultdict[str, Score] = defaultdict(Score)

@@ -16,6 +16,7 @@ MAX_SHARED_BYTES = 99 * 1024
 """What a block may have on GPUs of compute capability 8.6 to 12.0, the smallest of those that are served."""
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles_for_the_oldest_gpu_that_is_served(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}

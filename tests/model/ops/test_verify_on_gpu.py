@@ -23,6 +23,7 @@ from rwkvbatch.model.ops.graphs import WARM_UPS, GraphedNetwork, Replay
 from rwkvbatch.model.ops.triton import chunks, few, scan
 
 
+@pytest.mark.slow
 def test_verification_passes_through_every_kernel_and_through_graphs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

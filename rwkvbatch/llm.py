@@ -1,0 +1,670 @@
+"""`LLM`: generate, chat, stream and score with one model, over the engine that runs and the chat command use."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import operator
+import os
+import threading
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Self, TypedDict, Unpack, cast, overload
+
+from rwkvbatch.config import Prompting, SamplingParams, ThinkMode
+from rwkvbatch.engine.engine import DEFAULT_STATE_MEMORY, Engine
+from rwkvbatch.engine.request import (
+    SHOWN_CHARACTERS,
+    FinishReason,
+    NoiseKey,
+    Reply,
+    ReplyTiming,
+    Request,
+    Score,
+    check_tokens,
+)
+from rwkvbatch.errors import InputError, NonFiniteLogitsError, RowError, UsageError
+from rwkvbatch.model.base import Model, ModelSpec, State
+from rwkvbatch.model.load import load_model
+from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template
+from rwkvbatch.prompt.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+"""Text, or token ids."""
+
+Message = Mapping[str, str]
+"""`{"role": "system", "user" or "assistant", "content": text}`."""
+
+_Params = SamplingParams | Sequence[SamplingParams] | None
+
+
+class _Options(TypedDict, total=False):
+    n: int
+    initial_state: State | None
+
+
+class _ChatOptions(_Options, total=False):
+    think: ThinkMode
+    template: str | None
+    prelude: str | None
+
+
+MAX_INITIAL_STATES = 16
+"""Initial states that one engine keeps. One more makes a new engine, without cached prefixes."""
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """One reply.
+
+    Attributes:
+        index: its repetition, from 0 to n - 1.
+        text: without the stop text. `generate` leaves it as it is; `chat` strips it and puts the part of the thinking
+            that the prompt began in front.
+        token_ids: with the tokens of the stop text, without end of text (0).
+        finish_reason: `stop` (a stop text), `eos` (token 0), `length` (max_tokens) or `time` (max_seconds).
+        stopped_by: the stop text, when that is the reason.
+        logprobs: natural-log probability of each of `token_ids` under the model's own distribution.
+        num_cached_tokens: prompt tokens that did not have to be read.
+        timing: seconds.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stopped_by: str | None
+    logprobs: tuple[float, ...]
+    num_cached_tokens: int
+    timing: ReplyTiming
+
+    @property
+    def cumulative_logprob(self) -> float:
+        """Sum of `logprobs`, in nats."""
+        return math.fsum(self.logprobs)
+
+    def __repr__(self) -> str:
+        return f"<CompletionOutput {_shown(self.text)}: {len(self.token_ids)} tokens, {self.finish_reason}>"
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """The replies to one prompt.
+
+    Attributes:
+        prompt: the text that was read; None when token ids were given.
+        prompt_token_ids: its tokens, those of an initial state not among them.
+        outputs: n replies, by repetition.
+    """
+
+    prompt: str | None
+    prompt_token_ids: tuple[int, ...]
+    outputs: tuple[CompletionOutput, ...]
+
+    @property
+    def text(self) -> str:
+        """Text of the first reply."""
+        return self.outputs[0].text
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    def __repr__(self) -> str:
+        more = f" and {len(self.outputs) - 1} more" if len(self.outputs) > 1 else ""
+        return f"<RequestOutput {_shown(self.text)}{more}, after {self.num_prompt_tokens} tokens>"
+
+
+@dataclass(frozen=True)
+class ScoreOutput:
+    """Log-probabilities of one continuation.
+
+    Attributes:
+        token_ids: the continuation's tokens.
+        logprobs: natural-log probability of each.
+        num_matched: how many of the tokens were the likeliest at their position.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    num_matched: int
+
+    @property
+    def logprob(self) -> float:
+        """Sum of `logprobs`: the continuation's log-probability, in nats."""
+        return math.fsum(self.logprobs)
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-probability per token, in nats."""
+        return -self.logprob / len(self.logprobs)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether greedy decoding would generate the continuation."""
+        return self.num_matched == len(self.token_ids)
+
+    def __repr__(self) -> str:
+        return f"<ScoreOutput: {len(self.token_ids)} tokens, logprob {self.logprob:.4f}, {self.num_matched} matched>"
+
+
+class LLM:
+    """A model with its tokenizer and an engine that batches requests.
+
+    A reply depends on the weights, the prompt, the initial state, the sampling parameters with their seed, and its
+    repetition index; not on the other prompts of a call (docs/design/reproducibility.md for what each backend holds).
+    Randomness is keyed by (seed, prompt tokens, repetition index).
+
+    Calls from several threads are safe and wait for one another; one call with a list of prompts is what batches them.
+    Between the pieces of a stream, other calls may run.
+
+    Args:
+        model: a checkpoint file, a loaded `Model`, or None for `RWKVBATCH_MODEL` or else the bundled model.
+        strategy, backend, threads: as `load_model`; only for a model that is loaded here.
+        max_batch: at most this many replies are generated at a time.
+        state_memory: bytes for recurrent states and cached prefixes.
+
+    Raises:
+        UsageError: a strategy, a backend or a size that cannot be used.
+        CheckpointError: the checkpoint is missing, damaged, or not of RWKV.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | Model | None = None,
+        *,
+        strategy: str = "auto",
+        backend: str = "auto",
+        threads: int | None = None,
+        max_batch: int = 64,
+        state_memory: int = DEFAULT_STATE_MEMORY,
+    ) -> None:
+        if model is None or isinstance(model, str | os.PathLike):
+            loaded = load_model(model, strategy, backend, threads=threads)
+        elif (strategy, backend, threads) == ("auto", "auto", None):
+            loaded = model
+        else:
+            raise UsageError("strategy, backend and threads need a checkpoint to load, got a loaded model")
+        self._model: Model | None = loaded
+        self._engine_options: dict[str, Any] = {"max_batch": max_batch, "state_memory": state_memory}
+        self._shared: _SharedEngine | None = self._new_engine()
+        self._lock = threading.RLock()
+        self._template = lru_cache(maxsize=16)(_load_template)
+
+    def __repr__(self) -> str:
+        return "<LLM, closed>" if self._model is None else f"<LLM {self._model.spec.in_words}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model and its states. Every later call raises `UsageError`."""
+        with self._lock:
+            self._model = self._shared = None
+
+    @property
+    def model(self) -> Model:
+        """Raises:
+        UsageError: the LLM is closed.
+        """
+        if self._model is None:
+            raise UsageError("this LLM is closed", hint="make a new one")
+        return self._model
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is; for `save_state` and `load_state`."""
+        return self.model.spec
+
+    @property
+    def engine(self) -> Engine:
+        """The level below: requests of tokens. Do not use it while another thread uses this LLM."""
+        with self._lock:
+            return self._open().engine
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.engine.tokenizer
+
+    # A text is also a sequence of texts to a type checker; the first overload that fits counts.
+    @overload
+    def generate(  # pyright: ignore[reportOverlappingOverload]
+        self, prompts: Prompt, params: SamplingParams | None = None, **options: Unpack[_Options]
+    ) -> RequestOutput: ...
+    @overload
+    def generate(
+        self, prompts: Sequence[str] | Sequence[Sequence[int]], params: _Params = None, **options: Unpack[_Options]
+    ) -> list[RequestOutput]: ...
+    def generate(
+        self,
+        prompts: Any,
+        params: _Params = None,
+        *,
+        n: int = 1,
+        initial_state: State | None = None,
+    ) -> RequestOutput | list[RequestOutput]:
+        """Continue prompts as they stand; no template is applied, and only `params.stop` and token 0 end a reply.
+
+        Args:
+            prompts: one prompt (text or token ids), or a list of them.
+            params: for all prompts, or a list with one for each; None for the defaults.
+            n: replies per prompt. They differ by their repetition index in the random key, so that reply i is the
+                same for every n; greedy replies are all equal.
+            initial_state: state that the prompts follow; None for the zero state.
+
+        Returns:
+            One output for one prompt, a list for a list, in its order.
+
+        Raises:
+            UsageError: an empty prompt, a token id outside the vocabulary, or sizes that do not fit.
+            InputError: a text holds half of a surrogate pair.
+            CheckpointError: the initial state is not of this model's shape.
+            NonFiniteLogitsError: no token could be chosen.
+        """
+        given, is_single = _as_list(prompts)
+        texts = [prompt if isinstance(prompt, str) else None for prompt in given]
+        tokens = [self._tokens(prompt, f"prompt {number}") for number, prompt in enumerate(given)]
+        outputs = self._outputs(texts, tokens, params, n, initial_state, None)
+        return outputs[0] if is_single else outputs
+
+    @overload
+    def chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, **options: Unpack[_ChatOptions]
+    ) -> RequestOutput: ...
+    @overload
+    def chat(
+        self, messages: Sequence[Sequence[Message]], params: _Params = None, **options: Unpack[_ChatOptions]
+    ) -> list[RequestOutput]: ...
+    def chat(
+        self,
+        messages: Any,
+        params: _Params = None,
+        *,
+        n: int = 1,
+        think: ThinkMode = "off",
+        template: str | None = None,
+        prelude: str | None = None,
+        initial_state: State | None = None,
+    ) -> RequestOutput | list[RequestOutput]:
+        """Reply to the last user message of a conversation, or of each in a list; the template's stop texts end it.
+
+        Args:
+            messages: an optional system message, then user and assistant messages in turn, ending with a user's.
+            params, n, initial_state: as `generate`.
+            think: thinking mode, see `rwkvbatch.prompt.templates`.
+            template: a Jinja2 template file instead of the official template.
+            prelude: text before the first message: a file, or the name of one of `PRELUDES`.
+
+        Raises:
+            UsageError: messages in an order that has no reply, or as `generate`.
+            TemplateError: the template's file cannot be used.
+            CheckpointError, NonFiniteLogitsError: as `generate`.
+        """
+        form, opening = self._template(think, template), None if prelude is None else load_prelude(prelude)
+        conversations, is_single = _as_list(messages)
+        segments = [_segments(item, form, opening, f"conversation {at}") for at, item in enumerate(conversations)]
+        tokens = [self._encode(parts, f"conversation {at}") for at, parts in enumerate(segments)]
+        outputs = self._outputs(["".join(parts) for parts in segments], tokens, params, n, initial_state, form)
+        return outputs[0] if is_single else outputs
+
+    def stream(
+        self,
+        messages: str | Sequence[int] | Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        think: ThinkMode = "off",
+        template: str | None = None,
+        prelude: str | None = None,
+        initial_state: State | None = None,
+    ) -> Generator[str, None, RequestOutput]:
+        """The reply to one conversation (as `chat`) or one prompt (as `generate`), piece by piece.
+
+        The pieces join to the `text` of the output that the other method returns, and this generator too (as the value
+        of `yield from`). Generation begins at the first piece. Closing the generator, or leaving it to the garbage
+        collector, cancels the reply.
+
+        Raises:
+            As `chat` and `generate`; all but NonFiniteLogitsError before the generator is returned.
+        """
+        is_prompt = isinstance(messages, str) or (len(messages) > 0 and not isinstance(messages[0], Mapping))
+        if not is_prompt:
+            form, opening = self._template(think, template), None if prelude is None else load_prelude(prelude)
+            segments = _segments(cast("Sequence[Message]", messages), form, opening, "conversation")
+            text, tokens = "".join(segments), self._encode(segments, "conversation")
+        elif (think, template, prelude) != ("off", None, None):
+            raise UsageError("think, template and prelude need messages, got a prompt")
+        else:
+            form, text = None, messages if isinstance(messages, str) else None
+            tokens = self._tokens(cast("Prompt", messages), "the prompt")
+        with self._lock:
+            shared, root = self._with_root(initial_state)
+        request = _request(tokens, params or SamplingParams(), form, root)
+        request.sampling.check_vocabulary(self.spec.vocab_size)
+        return self._stream(shared, request, text, form)
+
+    @overload
+    def score(  # pyright: ignore[reportOverlappingOverload]
+        self, prompt: Prompt, continuations: Prompt, *, initial_state: State | None = None
+    ) -> ScoreOutput: ...
+    @overload
+    def score(
+        self, prompt: Prompt, continuations: Sequence[Prompt], *, initial_state: State | None = None
+    ) -> list[ScoreOutput]: ...
+    def score(
+        self, prompt: Prompt, continuations: Any, *, initial_state: State | None = None
+    ) -> ScoreOutput | list[ScoreOutput]:
+        """Log-probabilities of continuations of one prompt, batched; the prompt is read once.
+
+        Prompt and continuation are encoded each on its own, so that a space between them belongs to the continuation
+        as it is written: `score("The sky is", [" blue", " green"])`.
+
+        Raises:
+            UsageError: an empty prompt or continuation, or a token id outside the vocabulary.
+            CheckpointError: as `generate`.
+            NonFiniteLogitsError: a log-probability is NaN or infinite.
+        """
+        given, is_single = _as_list(continuations)
+        prefix = self._tokens(prompt, "the prompt")
+        tokens = [self._tokens(item, f"continuation {number}") for number, item in enumerate(given)]
+        with self._lock:
+            shared, root = self._with_root(initial_state)
+            scores: list[Score] = shared.run(shared.engine.submit_score(prefix, ids, root) for ids in tokens)
+        outputs = [
+            _score_output(ids, score, number) for number, (ids, score) in enumerate(zip(tokens, scores, strict=True))
+        ]
+        return outputs[0] if is_single else outputs
+
+    def state(self, prompt: Prompt, *, initial_state: State | None = None) -> State:
+        """The recurrent state after a prompt (batch size 1); a value for `initial_state` and `save_state`.
+
+        Raises:
+            UsageError, CheckpointError: as `generate`.
+        """
+        tokens = self._tokens(prompt, "the prompt")
+        with self._lock:
+            shared, root = self._with_root(initial_state)
+            with shared.broken_by_errors():
+                return shared.engine.next_logits(tokens, root).state
+
+    def _new_engine(self) -> _SharedEngine:
+        return _SharedEngine(Engine(self.model, **self._engine_options))
+
+    def _open(self) -> _SharedEngine:
+        _ = self.model  # raises when closed
+        if self._shared is None or self._shared.is_broken:
+            self._shared = self._new_engine()
+        return self._shared
+
+    def _with_root(self, state: State | None) -> tuple[_SharedEngine, int]:
+        """The engine to use, and its root for `state`. Streams keep the engine that they began with."""
+        shared = self._open()
+        if state is None:
+            return shared, 0
+        try:
+            return shared, shared.root(state)
+        except UsageError:  # no room for another state beside those of earlier calls
+            self._shared = shared = self._new_engine()
+            return shared, shared.root(state)
+
+    def _tokens(self, prompt: Prompt, name: str) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            tokens = self._encode([prompt], name)
+        else:
+            try:
+                tokens = tuple(map(operator.index, prompt))
+                check_tokens(tokens, self.spec.vocab_size)
+            except (TypeError, ValueError) as error:
+                raise UsageError(f"{name}: must be text or token ids: {error}") from None
+        if not tokens:
+            raise UsageError(f"{name}: must have at least one token, got none", hint="[0] is end of text alone")
+        return tokens
+
+    def _encode(self, segments: Iterable[str], name: str) -> tuple[int, ...]:
+        # Each segment on its own, as in runs: a history never has to be encoded again.
+        try:
+            return tuple(token for segment in segments for token in self.tokenizer.encode(segment))
+        except InputError as error:
+            error.add_origin(name)
+            raise
+
+    def _outputs(
+        self,
+        texts: Sequence[str | None],
+        prompts: Sequence[tuple[int, ...]],
+        params: _Params,
+        n: int,
+        initial_state: State | None,
+        form: PromptTemplate | None,
+    ) -> list[RequestOutput]:
+        if n < 1:
+            raise UsageError(f"n must be at least 1, got {n}")
+        each = [params or SamplingParams()] * len(prompts) if isinstance(params, SamplingParams | None) else params
+        if len(each) != len(prompts):
+            raise UsageError(f"params: expected one, or one for each of {len(prompts)} prompts; got {len(each)}")
+        with self._lock:
+            shared, root = self._with_root(initial_state)
+            requests = [_request(*pair, form, root) for pair in zip(prompts, each, strict=True)]
+            replies: list[Reply] = shared.run(
+                shared.engine.submit(replace(request, noise=replace(request.noise, repeat=index)))
+                for request in requests
+                for index in range(n)
+            )
+        return [
+            RequestOutput(
+                text,
+                prompt,
+                tuple(
+                    _completion(index, reply, form, f"prompt {number}")
+                    for index, reply in enumerate(replies[number * n : (number + 1) * n])
+                ),
+            )
+            for number, (text, prompt) in enumerate(zip(texts, prompts, strict=True))
+        ]
+
+    def _stream(
+        self, shared: _SharedEngine, request: Request, text: str | None, form: PromptTemplate | None
+    ) -> Generator[str, None, RequestOutput]:
+        pieces: list[str] = []
+        stripper = None if form is None else _Stripper(form.shown_reply(""))
+        if stripper is not None and stripper.begun:
+            yield stripper.begun
+        with self._lock:
+            number = shared.wait_for(shared.engine.submit(replace(request, on_text=pieces.append)))
+        try:
+            while True:
+                with self._lock:
+                    _ = self.model  # raises when closed
+                    reply = cast("Reply | None", shared.results[number])
+                    if reply is None and not pieces:
+                        shared.step()
+                    piece = "".join(pieces)
+                    pieces.clear()
+                if reply is not None and not piece:
+                    return RequestOutput(text, request.tokens, (_completion(0, reply, form, "the prompt"),))
+                if shown := piece if stripper is None else stripper.push(piece):
+                    yield shown
+        finally:
+            shared.abandoned.append(number)
+
+
+class _SharedEngine:
+    """An engine that calls and open streams share.
+
+    Attributes:
+        results: of all requests that somebody waits for; None until they end.
+        abandoned: requests that nobody waits for any more. They are cancelled before the next step, not at once:
+            the garbage collector may close a stream in the middle of a step.
+        is_broken: an error ended a step half way, so that states may be ahead of their tokens.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.results: dict[int, Reply | Score | None] = {}
+        self.abandoned: list[int] = []
+        self.is_broken = False
+        # The engine keeps a root for its whole life. The state is kept beside it, so that its id stays its own.
+        self._roots: dict[int, tuple[State, int]] = {}
+
+    def root(self, state: State) -> int:
+        """The engine's root for `state`.
+
+        Raises:
+            UsageError: no room is left for another one.
+        """
+        if id(state) not in self._roots:
+            if len(self._roots) == MAX_INITIAL_STATES:
+                raise UsageError(f"an engine keeps at most {MAX_INITIAL_STATES} initial states")
+            self._roots[id(state)] = state, self.engine.add_root(state)
+        return self._roots[id(state)][1]
+
+    def wait_for(self, number: int) -> int:
+        """Keep the result of request `number`, which was just submitted, until it is abandoned."""
+        self.results[number] = None
+        return number
+
+    def step(self) -> list[int]:
+        """Advance all requests by one forward pass; returns the numbers of those that ended.
+
+        Raises:
+            RowError: an error in another call broke the engine.
+        """
+        if self.is_broken:
+            raise RowError("the reply was given up: another call on this LLM was interrupted", hint="make it again")
+        with self.broken_by_errors():
+            while self.abandoned:
+                number = self.abandoned.pop()
+                if self.results.pop(number) is None:
+                    self.engine.cancel(number)
+            done = [(number, result) for number, result in self.engine.step() if number in self.results]
+            self.results.update(done)
+        return [number for number, _ in done]
+
+    def run(self, submitted: Iterable[int]) -> list[Any]:
+        """The results of requests, in their order; `submitted` submits them and gives their numbers."""
+        numbers: list[int] = []
+        try:
+            for number in submitted:
+                numbers.append(self.wait_for(number))  # noqa: PERF401 - those before an error are abandoned
+            unfinished = set(numbers)
+            while unfinished:
+                unfinished.difference_update(self.step())
+            return [self.results.pop(number) for number in numbers]
+        finally:
+            self.abandoned += [number for number in numbers if number in self.results]
+
+    @contextmanager
+    def broken_by_errors(self) -> Generator[None]:
+        try:
+            yield
+        except BaseException:  # an interrupt too: states may have read tokens that the scheduler does not count
+            self.is_broken = True
+            raise
+
+
+class _Stripper:
+    """Strips a text that comes in pieces; `begun` is what stands before the first of them."""
+
+    def __init__(self, begun: str) -> None:
+        self.begun = begun
+        self._held = ""
+
+    def push(self, piece: str) -> str:
+        """What of the text so far is certain not to be space at an end."""
+        text = self._held + (piece if self.begun else piece.lstrip())
+        shown = text.rstrip()
+        self.begun = self.begun or shown
+        self._held = text[len(shown) :]
+        return shown
+
+
+def _as_list(given: Any) -> tuple[list[Any], bool]:
+    """Prompts or conversations as a list, and whether a single one was given."""
+    if isinstance(given, str):
+        return [given], True
+    items = list(given)
+    first = items[0] if items else None
+    # A token id may be a number of numpy or torch, whose arrays have `__index__` too.
+    is_token = hasattr(first, "__index__") and getattr(first, "ndim", 0) == 0
+    is_single = is_token or isinstance(first, Mapping)
+    return ([items], True) if is_single else (items, False)
+
+
+def _segments(messages: Sequence[Message], form: PromptTemplate, prelude: str | None, name: str) -> list[str]:
+    """The texts that are encoded one by one.
+
+    Raises:
+        UsageError: a message that is none, or messages in an order that has no reply.
+    """
+    given = list(messages)
+    for number, message in enumerate(given):
+        if not _is_message(message):
+            raise UsageError(f"{name}, message {number}: must be a role and a content, two texts; got {message!r:.80}")
+    system = given.pop(0)["content"] if given and given[0]["role"] == "system" else None
+    roles = [message["role"] for message in given]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
+        raise UsageError(
+            f"{name}: after an optional system message, user and assistant messages must take turns, the last one a "
+            f"user's; got {', '.join(roles)[:80] or 'none'}",
+            hint="prelude= gives text before the first message",
+        )
+    past = [
+        text
+        for user, assistant in zip(given[::2], given[1::2], strict=False)
+        for text in (form.past_turn(user["content"]), form.reply(assistant["content"]))
+    ]
+    return [form.opening(system, prelude), *past, form.turn(given[-1]["content"])]
+
+
+def _is_message(value: object) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    message = cast("Mapping[object, object]", value)
+    return set(message) == {"role", "content"} and all(isinstance(text, str) for text in message.values())
+
+
+def _load_template(think: ThinkMode, template: str | None) -> PromptTemplate:
+    return load_template(Prompting.parse({"think": think, "template": template}))
+
+
+def _request(tokens: tuple[int, ...], params: SamplingParams, form: PromptTemplate | None, root: int) -> Request:
+    content = hashlib.blake2b(" ".join(map(str, tokens)).encode(), digest_size=16).hexdigest()
+    return Request(
+        tokens=tokens,
+        sampling=params.sampling,
+        noise=NoiseKey(params.seed, content),
+        max_tokens=params.max_tokens,
+        max_seconds=params.max_seconds,
+        stop=params.stop if form is None else (*form.stops, *params.stop),
+        closing="" if form is None else form.closing,
+        root=root,
+    )
+
+
+def _completion(index: int, reply: Reply, form: PromptTemplate | None, name: str) -> CompletionOutput:
+    if reply.finish_reason == "error":
+        raise NonFiniteLogitsError(f"{name}: {reply.error}")
+    return CompletionOutput(
+        index=index,
+        text=reply.text if form is None else form.shown_reply(reply.text),
+        token_ids=reply.ids,
+        finish_reason=reply.finish_reason,
+        stopped_by=reply.stopped_by,
+        logprobs=reply.logprobs,
+        num_cached_tokens=reply.num_cached,
+        timing=reply.timing,
+    )
+
+
+def _score_output(tokens: tuple[int, ...], score: Score, number: int) -> ScoreOutput:
+    if not all(map(math.isfinite, score.logprobs)):
+        raise NonFiniteLogitsError(f"continuation {number}: a log-probability is NaN or infinite")
+    return ScoreOutput(tokens, score.logprobs, score.num_matched)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…")
