@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -89,7 +89,7 @@ def make_directory(path: Path) -> None:
 @contextlib.contextmanager
 def replacing(
     path: Path, *, mode: int = FILE_MODE, durable: bool = True, unique: bool = True, files: Files = OS_FILES
-) -> Iterator[Path]:
+) -> Generator[Path]:
     """Yields an empty temporary file beside `path`, which takes its name when the block ends without an exception.
 
     At every moment, also after a crash, `path` has the old content or the new one.

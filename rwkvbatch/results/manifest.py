@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from rwkvbatch.config import identity_with_full_names
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError
 from rwkvbatch.files import OS_FILES, Files, save_file
 
@@ -71,6 +72,8 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
             path=path,
             hint="use the version that wrote it",
         )
+    manifest["identity"] = identity_with_full_names(manifest["identity"])
+    manifest["identity"] = identity_with_full_names(manifest["identity"])
     return manifest
 
 
