@@ -214,7 +214,7 @@ def _run(
             report(error, debug=False)
             raise typer.Exit(ExitCode.FAILED) from None
         except StoppedEarly:
-            say("interrupted while loading: nothing was begun. The same command begins")
+            say("interrupted while loading; nothing was written. Run the same command again")
             raise typer.Exit(128 + stop.signal_number) from None
     if prepared.script.skipped:
         count = len(prepared.script.skipped)

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 
 from rwkvbatch.engine.prefix_cache import Node, Places, PrefixTree, SlotAllocator
-from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, Request, Score, check_tokens
+from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, Request, Score
 from rwkvbatch.engine.scheduler import Chunk, Reading, Scheduler
 from rwkvbatch.engine.sequence import Generation, Job, Scoring, StepWork
 from rwkvbatch.errors import UsageError, is_out_of_memory
-from rwkvbatch.model.base import Choices, Model, State
+from rwkvbatch.model.base import Choices, Model, State, check_tokens
 from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
 
 

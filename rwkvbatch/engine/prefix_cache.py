@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from rwkvbatch.engine.request import check_tokens
+from rwkvbatch.model.base import check_tokens
 
 
 class SlotAllocator:
