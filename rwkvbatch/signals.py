@@ -1,9 +1,7 @@
-"""Ctrl-C while a reply comes, and what is typed meanwhile."""
+"""SIGINT and SIGTERM: stop a run after its step, unwind a command, stop a chat's reply, or end the process at once."""
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
 import signal
 import sys
@@ -12,178 +10,164 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, Literal
 
-SHOW_CURSOR = b"\x1b[?25h"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TOGETHER_S = 0.1
-"""Two signals so close are one wish: `timeout`, for one, sends it to the process and then to its whole group."""
+"""Signals within this time count as one: `timeout`, for one, signals the process and then its whole group."""
+
+_SHOW_CURSOR = b"\x1b[?25h"
+_STANDARD_ERROR = 2
+_MESSAGES = {signal.SIGINT: b"rwkvbatch: interrupted\n", signal.SIGTERM: b"rwkvbatch: terminated\n"}
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; raised where `KeyboardInterrupt` is for SIGINT."""
 
 
 class StoppedEarly(BaseException):
-    """A signal came while models were loaded: nothing was begun."""
+    """A signal arrived while models were loaded, before anything was written."""
+
+
+class _Arrivals:
+    """Tells the first signal, its duplicates and later signals apart."""
+
+    def __init__(self) -> None:
+        self.first_number = 0
+        self._first_s = 0.0
+
+    def take(self, number: int) -> Literal["first", "duplicate", "later"]:
+        now_s = time.monotonic()
+        if not self.first_number:
+            self.first_number, self._first_s = number, now_s
+            return "first"
+        return "duplicate" if now_s - self._first_s < TOGETHER_S else "later"
 
 
 class StopRequest:
-    """Whether a signal asked for an end, and which.
+    """Called, tells whether a signal asked the run to stop."""
 
-    Attributes:
-        signal_number: the first signal that came; 0 as long as there is none.
-    """
-
-    def __init__(self) -> None:
-        self.signal_number = 0
-        self._came_s = 0.0
+    def __init__(self, notify: Callable[[str], None]) -> None:
+        self._notify = notify
+        self._arrivals = _Arrivals()
         self._may_raise = False
+
+    @property
+    def signal_number(self) -> int:
+        """The first signal that arrived; 0 without one."""
+        return self._arrivals.first_number
 
     def __call__(self) -> bool:
         return self.signal_number != 0
 
     @contextmanager
     def interruptible(self) -> Generator[None]:
-        """A signal leaves the block at once, for work that takes long and that nobody has to finish.
+        """A signal ends the block at once: for slow work that need not be finished.
 
         Raises:
-            StoppedEarly: one came, inside or before.
+            StoppedEarly: a signal arrived inside or before.
         """
-        if self.signal_number:
-            raise StoppedEarly
+        self._raise_if_stopped()
         self._may_raise = True
         try:
             yield
-        except BaseException:  # an import turns the exception from the handler into any other one,
-            if self.signal_number:
-                raise StoppedEarly from None
+        except BaseException:  # an import may turn the handler's exception into another one,
+            self._raise_if_stopped()
             raise
         finally:
             self._may_raise = False
-        if self.signal_number:  # or drops it
-            raise StoppedEarly
+        self._raise_if_stopped()  # or drop it
 
-    def receive(self, number: int, say: Callable[[str], None]) -> None:
-        """Take a signal; called by its handler."""
-        now_s = time.monotonic()
+    def _raise_if_stopped(self) -> None:
         if self.signal_number:
-            if now_s - self._came_s >= TOGETHER_S:
-                _leave_run(number)
-            return
-        self.signal_number, self._came_s = number, now_s
-        if self._may_raise:
-            raise StoppedEarly
-        say("ending after this step; once more to leave at once")
+            raise StoppedEarly from None
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler."""
+        del frame
+        match self._arrivals.take(number):
+            case "first" if self._may_raise:
+                raise StoppedEarly
+            case "first":
+                self._notify("stopping after this step; a second signal stops at once")
+            case "later":
+                # Written rows are whole lines already: they need no orderly end.
+                cursor = _SHOW_CURSOR if sys.stderr.isatty() else b""
+                _exit(number, cursor + b"stopped at once; finished rows are safe\n")
+            case "duplicate":
+                pass
 
 
 @contextmanager
-def stop_on_signals(say: Callable[[str], None]) -> Generator[StopRequest]:
-    """Catch SIGINT and SIGTERM inside; must be entered in the main thread.
+def stop_on_signals(notify: Callable[[str], None]) -> Generator[StopRequest]:
+    """Turns SIGINT and SIGTERM into a request to stop; a second signal ends the process. For the main thread only.
 
     Args:
-        say: prints one line when the first signal comes.
+        notify: prints the message of the first signal.
     """
-    request = StopRequest()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        del frame
-        request.receive(number, say)
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
+    request = StopRequest(notify)
+    with _handlers_restored():
+        for number in SIGNALS:
+            signal.signal(number, request.receive)
         yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _leave_run(number: int) -> None:
-    # Rows are whole lines on the disk already; nothing that an orderly end would do is needed for them.
-    os.write(2, (SHOW_CURSOR if sys.stderr.isatty() else b"") + b"left at once; finished rows are safe\n")
-    os._exit(128 + number)
-
-
-_SIGNALS = {signal.SIGINT: b"interrupted", signal.SIGTERM: b"terminated"}
-_STANDARD_ERROR = 2
 
 
 def leave_at_once() -> None:
-    """From now on SIGINT and SIGTERM end the process, with one line and the exit code 130 or 143."""
-    _set(_leave)
-
-
-def unwind() -> None:
-    """From now on the first SIGINT or SIGTERM raises an exception, so that what was begun can be tidied up.
-
-    Two so close that they are one wish count as one; a later one leaves at once, and so does one during an import.
-    """
-    raised_s = -math.inf
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal raised_s
-        now_s = time.monotonic()
-        if now_s - raised_s < TOGETHER_S:
-            return
-        if raised_s > -math.inf or _is_importing(frame):
-            _leave(number, frame)
-        raised_s = now_s
-        _raise(number)
-
-    _set(handle)
+    """Let SIGINT and SIGTERM end the process with one line and the exit code 130 or 143."""
+    _handle_unless_ignored(_leave)
 
 
 @contextmanager
 def leaving_at_once() -> Generator[None]:
-    """`leave_at_once` inside; must be entered in the main thread."""
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    leave_at_once()
-    try:
+    """`leave_at_once` inside the block, for the main thread only."""
+    with _handlers_restored():
+        leave_at_once()
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
-def _set(handle: Callable[[int, FrameType | None], None]) -> None:
-    for number in _SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` and shells' background jobs want it
-            signal.signal(number, handle)
+def unwind() -> None:
+    """Let the first SIGINT or SIGTERM raise `KeyboardInterrupt` or `Terminated`, so that open files are tidied up.
+
+    A later signal ends the process at once, and so does one during an import, which might drop the exception.
+    """
+    arrivals = _Arrivals()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        arrival = arrivals.take(number)
+        if arrival == "duplicate":
+            return
+        if arrival == "later" or _is_importing(frame):
+            _leave(number, frame)
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+    _handle_unless_ignored(handle)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
-    del frame
-    os.write(_STANDARD_ERROR, b"rwkvbatch: " + _SIGNALS[signal.Signals(number)] + b"\n")
-    os._exit(128 + number)
+def ignore() -> None:
+    """Ignore SIGINT and SIGTERM in a worker process, also when they were blocked while it started.
+
+    Terminals, `timeout` and service managers signal all processes of a run; its driver decides what to do.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def _raise(number: int) -> NoReturn:
-    from rwkvbatch.cli.exits import Terminated
-
-    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
-
-
-def _is_importing(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
-        frame = frame.f_back
-    return False
-
-
-@contextlib.contextmanager
+@contextmanager
 def stopping_on_interrupt() -> Generator[list[int]]:
-    """While this lasts an interrupt does not raise; it is noted in the list that is given."""
+    """SIGINT does not raise inside; its number is appended to the list that is yielded."""
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield noted
         return
-    before = signal.signal(signal.SIGINT, lambda number, _frame: noted.append(number))
-    try:
+    with _handlers_restored():
+        signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
         yield noted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
-@contextlib.contextmanager
+@contextmanager
 def unechoed_input() -> Generator[None]:
-    """What is typed while this lasts is not shown; the next line input finds it."""
+    """The terminal does not echo what is typed inside; the next line input reads it."""
     try:
         import termios
 
@@ -200,3 +184,37 @@ def unechoed_input() -> Generator[None]:
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSANOW, before)
+
+
+@contextmanager
+def _handlers_restored() -> Generator[None]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _handle_unless_ignored(handle: Callable[[int, FrameType | None], None]) -> None:
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` and shells' background jobs ignore them
+            signal.signal(number, handle)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    del frame
+    _exit(number, _MESSAGES[signal.Signals(number)])
+
+
+def _exit(number: int, message: bytes) -> None:
+    os.write(_STANDARD_ERROR, message)
+    os._exit(128 + number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -17,12 +16,12 @@ from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.tree import Dialogue, branch_values, dialogue_values, read_dialogue
 from rwkvbatch.config import with_full_names
 from rwkvbatch.errors import InputError, StorageError
+from rwkvbatch.files import PRIVATE_MODE, save_file
 
 if TYPE_CHECKING:
     from rwkvbatch.model.base import ModelSpec, State
 
 FORMAT = 1
-PRIVATE_MODE = 0o600
 PIECE_S = 0.2
 """A reply under way is written at least so often."""
 
@@ -187,7 +186,8 @@ def save_session(session: Session, path: Path) -> None:
         "dialogue": dialogue_values(session.dialogue),
     }
     content["sha256"] = _checksum(content)
-    write_private(path, json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace") + b"\n")
+    text = json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace")
+    save_file(path.expanduser(), [text, b"\n"], private=True)
 
 
 def load_session(path: Path, spec: ModelSpec) -> SavedSession:
@@ -300,24 +300,3 @@ def _read(path: Path) -> str:
 def _checksum(content: Mapping[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file that only its owner may read, at once or not at all.
-
-    Raises:
-        StorageError: it could not be written.
-    """
-    path = path.expanduser()
-    temporary = path.with_name(f".rwkvbatch-{secrets.token_hex(8)}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE_MODE)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise StorageError(f"{path}: cannot be written: {error.strerror}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 from rwkvbatch.cli import options as shared
 from rwkvbatch.cli.exits import ExitCode
 from rwkvbatch.errors import StorageError, UsageError
-from rwkvbatch.files import FILE_MODE
+from rwkvbatch.files import OS_FILES, replace_file
 
 if TYPE_CHECKING:
     from rwkvbatch.comparison.analysis import Analysis
@@ -229,20 +228,12 @@ def _show(analysis: Analysis, conversation: str) -> None:
 def _write(path: Path, text: str) -> None:
     """Whole or not at all; devices and pipes are written to, not replaced."""
     data = text.encode("utf-8", "backslashreplace")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    in_place = path.exists() and not path.is_file()
     try:
-        if in_place:
+        if path.exists() and not path.is_file():
             path.write_bytes(data)
         else:
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            partial.replace(path)
+            replace_file(OS_FILES, path, [data], durable=False, unique=True)
     except OSError as error:
-        if not in_place:
-            with contextlib.suppress(OSError):
-                partial.unlink()
         raise StorageError(
             f"--out {path}: cannot be written: {error.strerror}", hint="the folder must exist and be writable"
         ) from None

@@ -10,6 +10,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from rwkvbatch.errors import InputError, RwkvBatchError, UsageError
+from rwkvbatch.signals import Terminated
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -28,10 +29,6 @@ class ExitCode(enum.IntEnum):
     UNREAD = 141
     """Nobody reads the output any more (`| head`); what a shell says of a program that SIGPIPE ended."""
     TERMINATED = 143
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived; raised by signal handlers that want the stack unwound."""
 
 
 def report(error: BaseException, *, debug: bool) -> ExitCode:

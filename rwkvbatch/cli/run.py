@@ -178,7 +178,8 @@ def _run(
     def note(message: Warning | str, *_: object, **__: object) -> None:
         say(f"note: {message}")
 
-    directory = out if out is not None else default_directory(scripts, shard=prepared.plan.shard)
+    shard = prepared.plan.shard
+    directory = out if out is not None else default_directory(scripts, part="" if shard is None else str(shard))
     shop = ModelLoader(prepared.plan.settings, say=say)
     observers: list[Observer] = []
     if not quiet:
@@ -213,7 +214,7 @@ def _run(
             report(error, debug=False)
             raise typer.Exit(ExitCode.FAILED) from None
         except StoppedEarly:
-            say("interrupted while loading: nothing was begun. The same command begins")
+            say("interrupted while loading; nothing was written. Run the same command again")
             raise typer.Exit(128 + stop.signal_number) from None
     if prepared.script.skipped:
         count = len(prepared.script.skipped)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rwkvbatch.comparison.ngrams import NgramCounts, shares
 from rwkvbatch.errors import UsageError
+from rwkvbatch.results.row import weighted_score
 
 RawRow = Mapping[str, Any]
 """One line of `results.jsonl` as parsed JSON; the keys are the fields of `rwkvbatch.results.row.Row`."""
@@ -78,13 +79,7 @@ def _occurs_twice(ids: Sequence[int], n: int) -> bool:
 
 
 def _score(row: RawRow) -> float | None:
-    checks: list[dict[str, Any]] = row["checks"]
-    if not checks:
-        return None
-    weight = sum(check.get("weight", 1.0) for check in checks)
-    if weight <= 0:
-        return None
-    return sum(check["score"] * check.get("weight", 1.0) for check in checks) / weight
+    return weighted_score([(check["score"], check.get("weight", 1.0)) for check in row["checks"]])
 
 
 def _passed(row: RawRow) -> float | None:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 
 from rwkvbatch.engine.prefix_cache import Node, PrefixTree, SlotAllocator
-from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, Request, Score, check_tokens
+from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, Request, Score
 from rwkvbatch.engine.scheduler import Chunk, Scheduler, SequenceState
 from rwkvbatch.engine.sequence import Generation, Job, Scoring, StepWork
 from rwkvbatch.errors import UsageError, is_out_of_memory
-from rwkvbatch.model.base import Choices, Model, State
+from rwkvbatch.model.base import Choices, Model, State, check_tokens
 from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
 
 DEFAULT_STATE_MEMORY = 2**30

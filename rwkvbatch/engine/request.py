@@ -84,14 +84,6 @@ def _shown_ids(ids: Sequence[int], most: int = 6) -> str:
     return f"<{len(ids)}: {shown}{', ...' if len(ids) > most else ''}>"
 
 
-def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
-    """Raises:
-    ValueError: one of `tokens` is outside the vocabulary.
-    """
-    if tokens and (min(tokens) < 0 or max(tokens) >= vocab_size):
-        raise ValueError(f"token ids must be in [0, {vocab_size}), got {min(tokens)} to {max(tokens)}")
-
-
 @dataclass(frozen=True)
 class ReplyTiming:
     """Seconds. `queued_s` from submission to the first prompt row, `prefill_s` from there to the first logits,

@@ -63,6 +63,15 @@ def fp32_sums(device: str) -> Iterator[None]:
 
 
 IntArray = npt.NDArray[np.int64]
+
+
+def check_tokens(tokens: Sequence[int] | IntArray, vocab_size: int) -> None:
+    """Raise `ValueError` unless all `tokens` are in [0, vocab_size)."""
+    ids = np.asarray(tokens)
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        raise ValueError(f"token ids must be in [0, {vocab_size}), got {ids[(ids < 0) | (ids >= vocab_size)][0]}")
+
+
 FloatArray = npt.NDArray[np.float32]
 
 

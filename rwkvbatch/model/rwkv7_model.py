@@ -17,6 +17,7 @@ from rwkvbatch.model.base import (
     SampleBatch,
     State,
     StatePool,
+    check_tokens,
     fp32_sums,
     num_threads,
     tf32,
@@ -80,13 +81,6 @@ def _batch(pieces: list[IntArray], slots: list[int], ended: list[bool] | None) -
     if ended is None:
         return batch
     return RaggedBatch(batch.tokens, batch.starts, batch.slots, batch.outputs[np.asarray(ended)])
-
-
-def check_tokens(tokens: IntArray, vocab_size: int) -> None:
-    """Raise `ValueError` unless all `tokens` are in [0, vocab_size)."""
-    if len(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size):
-        outside = tokens[(tokens < 0) | (tokens >= vocab_size)]
-        raise ValueError(f"token ids must be in [0, {vocab_size}), got {int(outside[0])}")
 
 
 class Stepper(Protocol):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from rwkvbatch.errors import CheckpointError, StorageError, UsageError
+from rwkvbatch.files import FILE_MODE, PRIVATE_MODE, replacing
 from rwkvbatch.model.stored_bytes import StoredBytes
 
 MAX_HEADER_BYTES = 16 << 20
@@ -88,9 +87,6 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 SUFFIXES = (".pth", ".safetensors")
-FILE_MODE = 0o644
-"""Less what the umask takes."""
-PRIVATE_MODE = 0o600
 
 
 def save_tensors(
@@ -113,12 +109,19 @@ def save_tensors(
         StorageError: it could not be written.
     """
     check_target(path, replace=replace)
-    with _replacing(path, PRIVATE_MODE if private else FILE_MODE) as temporary:
-        plain = _own_storages(tensors)
-        if path.suffix == ".safetensors":
-            save_file(plain, temporary, dict(metadata) if metadata else None)
-        else:
-            torch.save(plain, temporary)
+    try:
+        with replacing(path, mode=PRIVATE_MODE if private else FILE_MODE) as temporary:
+            mode = stat.S_IMODE(temporary.stat().st_mode)
+            plain = _own_storages(tensors)
+            if path.suffix == ".safetensors":
+                save_file(plain, temporary, dict(metadata) if metadata else None)
+            else:
+                torch.save(plain, temporary)
+            temporary.chmod(mode)  # safetensors makes a file of its own, for the owner only
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch and safetensors report a full disk as errors of their own.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:200]
+        raise StorageError(f"cannot write {str(path)!r}: {reason}", hint="is there room on the disk?") from error
 
 
 def check_target(path: Path, *, replace: bool) -> None:
@@ -145,34 +148,3 @@ def _own_storages(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
         plain[name] = tensor.detach() if alone else tensor.detach().clone(memory_format=torch.contiguous_format)
         seen.add(storage.data_ptr())
     return plain
-
-
-@contextlib.contextmanager
-def _replacing(path: Path, mode: int) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its name when the block ends well."""
-    temporary = path.with_name(f".rwkvbatch-{secrets.token_hex(8)}.tmp")
-    try:
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
-        mode = stat.S_IMODE(temporary.stat().st_mode)
-    except OSError as error:
-        raise StorageError(f"cannot write in {str(path.parent)!r}: {error.strerror}") from error
-    try:
-        yield temporary
-        temporary.chmod(mode)  # safetensors makes a file of its own, for the owner only
-        _flush(temporary)
-        temporary.replace(path)
-        _flush(path.parent)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # torch and safetensors report a full disk as errors of their own.
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:200]
-        raise StorageError(f"cannot write {str(path)!r}: {reason}", hint="is there room on the disk?") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

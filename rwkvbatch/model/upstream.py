@@ -29,12 +29,13 @@ from rwkvbatch.model.base import (
     SampleBatch,
     State,
     StatePool,
+    check_tokens,
     num_threads,
     tf32,
 )
 from rwkvbatch.model.checkpoint import Checkpoint
 from rwkvbatch.model.ops import reference
-from rwkvbatch.model.rwkv7_model import check_tokens, forward
+from rwkvbatch.model.rwkv7_model import forward
 from rwkvbatch.model.strategy import parse_upstream_strategy
 
 _COPIES = itertools.count()

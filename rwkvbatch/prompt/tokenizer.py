@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from rwkvbatch.errors import InputError, UsageError
+from rwkvbatch.files import OS_FILES, PRIVATE_MODE, replace_file
 from rwkvbatch.prompt.decoding import decode_utf8
 
 FILE_NAME = "rwkv_vocab_v20230424.txt"
@@ -130,13 +129,7 @@ def _write_cache(cache: Path, source_hash: bytes, entries: tuple[bytes, ...]) ->
     # Without a cache everything works, only slower, so a directory that cannot be written is no error.
     with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(dir=cache.parent, prefix=cache.name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            Path(name).replace(cache)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
+        replace_file(OS_FILES, cache, [content], mode=PRIVATE_MODE, durable=False, unique=True)
 
 
 MIN_VOCAB_SIZE = 257

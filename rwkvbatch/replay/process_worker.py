@@ -12,7 +12,6 @@ import gc
 import logging
 import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from typing import Any, Protocol
 
+from rwkvbatch import signals
 from rwkvbatch.errors import RwkvBatchError
 from rwkvbatch.replay.messages import ASKED_TO_LEAVE, Event, Joined, Leave, Left, Note, Order, Report
 from rwkvbatch.replay.models import ModelProvider, Setup
@@ -161,10 +161,6 @@ def _tell(channel: Channel, event: Event) -> None:
         return
 
 
-DRIVERS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Terminals, `timeout` and service managers send them to all processes of a run; the driver decides what they mean."""
-
-
 @dataclass(frozen=True)
 class Load:
     """Make the shop and, with `here`, load the setup's model in this process; answered with its spec or an error."""
@@ -192,9 +188,7 @@ class Bury:
 
 def main() -> None:
     """Answer requests until the driver is gone."""
-    for number in DRIVERS_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, DRIVERS_SIGNALS)
+    signals.ignore()
     notes = NoteTaker()
     with noted(notes):
         _answer(Connection(int(sys.argv[1])), notes)

@@ -18,7 +18,8 @@ from rwkvbatch.replay.messages import ASKED_TO_LEAVE, Joined, Left, Order, Signa
 from rwkvbatch.replay.models import ModelProvider, Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import RestartLimit
-from rwkvbatch.replay.process_worker import DRIVERS_SIGNALS, Bury, Hire, Load
+from rwkvbatch.replay.process_worker import Bury, Hire, Load
+from rwkvbatch.signals import SIGNALS
 
 if TYPE_CHECKING:
     Ends = Connection[Any, Any]
@@ -189,7 +190,7 @@ class _Template:
         environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "OPENBLAS_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         # Inherited, so that not even a process that has just begun ends by them; `template.main` ignores them instead.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, DRIVERS_SIGNALS)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL

@@ -212,7 +212,7 @@ def test_the_replay_command_names_the_prelude_and_the_caveats(talk: Talk, tmp_pa
 def test_a_wrong_file_name_is_an_error_and_a_lost_transcript_is_the_end(tmp_path: Path) -> None:
     talk = new_talk(tmp_path / "t.jsonl")
     talk.say("hello")
-    assert "cannot be written" in talk.say(f"/save {tmp_path / 'nowhere' / 's.json'}")
+    assert "s.json: write failed: No such file" in talk.say(f"/save {tmp_path / 'nowhere' / 's.json'}")
     assert str(tmp_path / "t.jsonl") in talk.say("/stats")
     with pytest.MonkeyPatch.context() as patch:
 

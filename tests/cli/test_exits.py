@@ -6,9 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rwkvbatch.cli.exits import ExitCode, Terminated, report
+from rwkvbatch.cli.exits import ExitCode, report
 from rwkvbatch.errors import RwkvBatchError, ScriptError, StorageError, UsageError
 from rwkvbatch.prompt.escaping import printable
+from rwkvbatch.signals import Terminated
 
 HOSTILE = "\x1b]0;owned\x07\x9b2J\u202egnp\ud800\u2028"
 

@@ -53,7 +53,7 @@ def test_the_first_signal_ends_the_run_in_order(tmp_path: Path, number: signal.S
     process.send_signal(number)
     assert process.wait(60) == code
     assert process.stderr is not None
-    assert "once more to leave at once" in process.stderr.read()
+    assert "stopping after this step" in process.stderr.read()
     process.stderr.close()
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == "interrupted"
@@ -67,11 +67,11 @@ def test_the_second_signal_leaves_at_once_and_loses_no_row(tmp_path: Path, numbe
     process = start_in_a_long_step(tmp_path / "run")
     process.send_signal(number)
     assert process.stderr is not None
-    assert "once more" in process.stderr.readline()
+    assert "second signal" in process.stderr.readline()
     time.sleep(2 * TOGETHER_S)
     process.send_signal(number)
     assert process.wait(60) == code
-    assert "left at once" in process.stderr.read()
+    assert "stopped at once" in process.stderr.read()
     process.stderr.close()
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "running"  # no time to say more
     assert list(read_rows(tmp_path / "run"))

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rwkvbatch.files import replacing
 from tools.demo.network import Network
 
 
@@ -35,7 +36,6 @@ def save_initial_state(states: list[Tensor], path: Path) -> None:
 
 def _replace(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file(tensors, part, metadata)
-    part.chmod(0o644)
-    part.replace(path)
+    with replacing(path, durable=False) as part:
+        save_file(tensors, part, metadata)
+        part.chmod(0o644)
