@@ -1,7 +1,7 @@
 """The exceptions of rwkvbatch.
 
     RwkvBatchError
-    ├── UsageError              an option or setting that cannot be (exit code 2)
+    ├── UsageError              an invalid option or setting (exit code 2)
     │   └── MissingExtraError   the setting needs an optional dependency
     ├── InputError              a file that cannot be used (exit code 3)
     │   ├── ScriptError         a conversation script: file, line, column
@@ -9,16 +9,16 @@
     │   ├── TemplateError       a prompt template
     │   └── RunDirectoryError   results, manifest or summary of a run
     │       ├── RunLockedError      another process is writing there
-    │       ├── RunMismatchError    the directory holds a run of something else
+    │       ├── RunMismatchError    the directory holds another run
     │       └── RunDamagedError     a row in the middle of the file is damaged
     ├── RowError                one reply could not be made; the run goes on
     │   ├── PromptTooLongError
     │   └── NonFiniteLogitsError
     ├── WorkerError             no worker can be started or reached (exit code 4)
-    └── StorageError            a write or flush failed: nothing more is promised (exit code 4)
+    └── StorageError            a write or flush failed (exit code 4)
 
 The library raises these; the command line turns them into one message and an exit code, in one place.
-Every message says what was allowed, what was there, and the way out (`hint`).
+Every message says what was expected and what was found; `hint` says what to do.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class RwkvBatchError(Exception):
     """Base of all errors that rwkvbatch raises on purpose.
 
     Args:
-        message: what is wrong, in one sentence: what was allowed and what was there.
-        hint: what the user can do about it.
+        message: what failed, what was expected and what was found, in one sentence.
+        hint: what the user can do.
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
@@ -40,13 +40,13 @@ class RwkvBatchError(Exception):
         self.hint = hint
 
     def add_origin(self, origin: str) -> None:
-        """Say where the value came from that is wrong."""
+        """Append to the message where the wrong value came from."""
         self.message = f"{self.message} ({origin})"
         self.args = (self.message,)
 
 
 class UsageError(RwkvBatchError):
-    """An option or a setting has a value that it cannot have."""
+    """An option or a setting has an invalid value."""
 
 
 class MissingExtraError(UsageError):
@@ -110,7 +110,7 @@ class RunLockedError(RunDirectoryError):
 
 
 class RunMismatchError(RunDirectoryError):
-    """The run directory holds a run of something else (other weights, script or settings)."""
+    """The run directory holds a run with other weights, another script or other settings."""
 
 
 class RunDamagedError(RunDirectoryError):
@@ -140,7 +140,7 @@ class StorageError(RwkvBatchError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: Python's own error, or torch's for a GPU or the CPU.
 
-    torch's are told by name and text, so that nothing here imports it.
+    torch's errors are recognised by name and text, so that this module does not import torch.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True

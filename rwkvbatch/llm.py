@@ -23,10 +23,9 @@ from rwkvbatch.engine.request import (
     ReplyTiming,
     Request,
     Score,
-    check_tokens,
 )
 from rwkvbatch.errors import InputError, NonFiniteLogitsError, RowError, UsageError
-from rwkvbatch.model.base import Model, ModelSpec, State
+from rwkvbatch.model.base import Model, ModelSpec, State, check_tokens
 from rwkvbatch.model.load import load_model
 from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer

@@ -109,7 +109,9 @@ def test_figures_follow_the_pages_colours(grid_page: str) -> None:
 
 
 def test_two_settings_make_a_heat_map_and_one_makes_lines(grid_page: str, tmp_path: Path) -> None:
-    assert "over temperature and frequency" in grid_page or "over frequency and temperature" in grid_page
+    assert (
+        "over temperature and frequency_penalty" in grid_page or "over frequency_penalty and temperature" in grid_page
+    )
     cells = ("temp=0.3", "temp=0.7", "temp=1.0")
     settings = {cell: {"temperature": float(cell[5:])} for cell in cells}
     page = as_html(compare([str(make_run(tmp_path / "line", cells=cells, settings=settings))]))
