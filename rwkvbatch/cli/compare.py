@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rwkvbatch.cli import options as shared
-from rwkvbatch.cli.exits import ExitCode
+from rwkvbatch.cli.exits import ExitCode, message
+from rwkvbatch.cli.options import OUTPUT_PANEL, JsonOption, QuietOption, command_app
 from rwkvbatch.errors import StorageError, UsageError
 from rwkvbatch.files import FILE_MODE
 
@@ -40,6 +40,10 @@ EPILOG = """[bold]Examples[/]
 """
 
 
+app = command_app()
+
+
+@app.command("compare", epilog=EPILOG)
 def compare_command(
     sources: Annotated[
         list[str],
@@ -63,7 +67,7 @@ def compare_command(
         typer.Option(
             "--metric",
             metavar="NAME",
-            help="Compare only this metric; may be repeated. Fewer tests see more.",
+            help="Compare only this metric; may be repeated. Fewer tests detect smaller differences.",
         ),
     ] = None,
     by: Annotated[
@@ -103,7 +107,7 @@ def compare_command(
             "--format",
             "-f",
             metavar="NAME",
-            rich_help_panel=shared.OUTPUT_PANEL,
+            rich_help_panel=OUTPUT_PANEL,
             help="table, md, csv, json, html, junit. [dim]Default: table, or by the ending of --out[/]",
         ),
     ] = None,
@@ -113,14 +117,14 @@ def compare_command(
             "--out",
             "-o",
             metavar="FILE",
-            rich_help_panel=shared.OUTPUT_PANEL,
+            rich_help_panel=OUTPUT_PANEL,
             help="Write there, not to the terminal.",
         ),
     ] = None,
-    as_json: shared.JsonOption = False,
-    quiet: shared.QuietOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Say what differs between runs or cells, and whether it is more than noise."""
+    """Report what differs between runs or cells, and whether it is more than noise."""
     chosen = _format(output_format, out, as_json=as_json)
     if by not in (None, "turn", "tag"):
         raise UsageError(f"--by must be turn or tag; got {by!r}")
@@ -136,16 +140,15 @@ def compare_command(
         gate_significant=gate_significant,
         force=force,
     )
-    if not quiet:
-        _say_notes(analysis)
+    for note in analysis.notes:
+        message(f"note: {note}", quiet=quiet)
     if show is not None:
         _show(analysis, show)
     elif out is not None:
         text = _render(analysis, chosen, changes)
         _write(out, text)
-        if not quiet:
-            _talk(f"wrote {out}")
-            _say_gates(analysis)
+        for line in (f"wrote {out}", *(gate.line for gate in analysis.gates)):
+            message(line, quiet=quiet)
     elif chosen == "table":
         from rwkvbatch.cli.views import console
         from rwkvbatch.comparison.report.terminal import print_analysis
@@ -248,22 +251,6 @@ def _write(path: Path, text: str) -> None:
         ) from None
 
 
-def _say_notes(analysis: Analysis) -> None:
-    for note in analysis.notes:
-        _talk(f"note: {note}")
-
-
-def _say_gates(analysis: Analysis) -> None:
-    for gate in analysis.gates:
-        _talk(gate.line)
-
-
-def _talk(text: str) -> None:
-    from rwkvbatch.prompt.escaping import printable
-
-    typer.echo(printable(text, keep_newlines=False), err=True)
-
-
 def _append_step_summary(analysis: Analysis) -> None:
     """Continuous integration shows this file on the run's page."""
     path = os.environ.get("GITHUB_STEP_SUMMARY")
@@ -275,4 +262,4 @@ def _append_step_summary(analysis: Analysis) -> None:
         with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"## rwkvbatch compare\n\n{as_markdown(analysis)}\n")
     except OSError as error:
-        _talk(f"note: $GITHUB_STEP_SUMMARY could not be written: {error.strerror}")
+        message(f"note: $GITHUB_STEP_SUMMARY could not be written: {error.strerror}")

@@ -1,23 +1,27 @@
-"""`run`: replay scripts from Python, as `rwkvbatch run` does from a shell."""
+"""`run`: replay scripts from Python; the command line calls it too."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
 
 from rwkvbatch.config import HistoryMode, ThinkMode
+from rwkvbatch.replay.layers import naming_origins
+from rwkvbatch.replay.metrics_server import serving_metrics
 from rwkvbatch.replay.models import ModelLoader
 from rwkvbatch.replay.pool import pool_for
-from rwkvbatch.replay.prepare import RunArguments, prepare, split_lists
-from rwkvbatch.replay.progress import Observer
+from rwkvbatch.replay.prepare import Prepared, RunArguments, prepare, split_lists
+from rwkvbatch.replay.progress import Observer, Observers
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
-from rwkvbatch.replay.settings import CellSettings, told_with_errors
+from rwkvbatch.results.directory import SKIPPED_NAME
 
 if TYPE_CHECKING:
     from rwkvbatch.model.base import Model
 
+_PathLike = str | os.PathLike[str]
 _Order = Literal["top-p-first", "temperature-first"]
 
 
@@ -45,7 +49,7 @@ class RunKeywords(TypedDict, total=False):
     template: str | Sequence[str] | None
     prelude: str | Sequence[str] | None
     seed: int
-    repeats: int
+    repeats: int | str
     max_repeats: int | None
     until_ci: float | None
     limit: int | None
@@ -64,23 +68,60 @@ class RunKeywords(TypedDict, total=False):
     max_conversations: int
 
 
-LISTED = ("preset", *(name for name in CellSettings.model_fields if name not in ("banned_token_ids", "stop")))
-"""Settings that may be given as several values, each a dimension of the grid."""
+def plan_run(
+    scripts: _PathLike | Sequence[_PathLike],
+    *,
+    model: _PathLike | Sequence[_PathLike] | None = None,
+    grid: _PathLike | None = None,
+    config: _PathLike | None = None,
+    environment: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
+    shard: str | None = None,
+    **settings: Unpack[RunKeywords],
+) -> Prepared:
+    """The plan of a run, without loading a model; arguments as those of `run`.
+
+    Raises:
+        UsageError: a setting, the grid or the selection is not allowed.
+        ScriptError: a script cannot be read.
+    """
+    given: dict[str, Any] = {**settings}
+    if model is not None:
+        given["model"] = os.fspath(model) if isinstance(model, (str, os.PathLike)) else [os.fspath(m) for m in model]
+    values, lists = split_lists(given)
+    return prepare(
+        RunArguments(
+            scripts=_script_names(scripts),
+            values=values,
+            lists=lists,
+            grid=None if grid is None else Path(grid),
+            config=None if config is None else Path(config),
+            environment=environment,
+            skip_bad=skip_bad,
+            shard=shard,
+        )
+    )
 
 
 def run(
-    scripts: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    scripts: _PathLike | Sequence[_PathLike],
     *,
-    out: str | os.PathLike[str] | None = None,
-    model: Model | str | os.PathLike[str] | Sequence[str] | None = None,
-    grid: str | os.PathLike[str] | None = None,
-    config: str | os.PathLike[str] | None = None,
-    retry_errors: bool = False,
-    repair: bool = False,
+    out: _PathLike | None = None,
+    model: Model | _PathLike | Sequence[_PathLike] | None = None,
+    grid: _PathLike | None = None,
+    config: _PathLike | None = None,
+    environment: Mapping[str, str] | None = None,
     skip_bad: bool = False,
     shard: str | None = None,
+    retry_errors: bool = False,
+    repair: bool = False,
+    verify_rows: int = 0,
+    metrics_port: int | None = None,
     observer: Observer | None = None,
+    notify: Callable[[str], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
+    loading: Callable[[], AbstractContextManager[None]] = nullcontext,
+    command: str = "rwkvbatch.run(...)",
     **settings: Unpack[RunKeywords],
 ) -> RunResult:
     """Replay the conversations of `scripts`, many at once.
@@ -88,13 +129,19 @@ def run(
     Args:
         scripts: a file or several; `-` is standard input.
         out: the run directory, new or one to continue; None keeps the rows in memory.
-        model: a loaded model, a checkpoint's file or several (a dimension of the grid), or None for the bundled
-            one.
+        model: a loaded model (or an object that has one as `model`), a checkpoint's file or several (a dimension of the
+            grid), or None for the bundled one.
         grid: a TOML file with a grid of settings. config: one with settings.
-        retry_errors: run rows again that failed. repair: set damaged rows aside and run them again.
+        environment: where `RWKVBATCH_*` settings are read from, such as `os.environ`; None reads none.
         skip_bad: leave bad lines of a script out.
         shard: run only this part of the conversations, such as `2/8`.
-        observer: is told of progress. should_stop: asked between steps; true ends the run, which can be continued.
+        retry_errors: run rows again that failed. repair: set damaged rows aside and run them again.
+        verify_rows: afterwards, generate this many rows again, alone and in another batch.
+        metrics_port: serve metrics for Prometheus on this port of 127.0.0.1 while it runs; 0 takes a free one.
+        observer: receives progress. notify: receives messages for people.
+        should_stop: called between steps; true ends the run, which can be continued.
+        loading: entered while the models are loaded; what it raises leaves no trace.
+        command: how the run was started, for the manifest.
         settings: fields of `RunSettings`, see `RunKeywords`; a list of values makes a dimension of the grid. They
             win over a conversation's own params.
 
@@ -104,41 +151,46 @@ def run(
     Raises:
         UsageError, ScriptError, CheckpointError, RunDirectoryError, StorageError: see `rwkvbatch.errors`.
     """
-    paths = [scripts] if isinstance(scripts, (str, os.PathLike)) else list(scripts)
-    given: dict[str, Any] = {**settings}
     loaded: Model | None = None
-    match model:
-        case None:
-            pass
-        case str() | os.PathLike():
-            given["model"] = os.fspath(model)
-        case list() | tuple():
-            given["model"] = [os.fspath(name) for name in model]
-        case _:
-            loaded = cast("Model", model)
-    values, lists = split_lists(given, LISTED)
-    names = tuple(os.fspath(path) for path in paths)
-    prepared = prepare(
-        RunArguments(
-            scripts=names,
-            values=values,
-            lists=lists,
-            grid=None if grid is None else Path(grid),
-            config=None if config is None else Path(config),
-            skip_bad=skip_bad,
-            shard=shard,
-        )
+    if model is not None and not isinstance(model, (str, os.PathLike, Sequence)):
+        loaded, model = cast("Model", getattr(model, "model", model)), None
+    prepared = plan_run(
+        scripts,
+        model=model,
+        grid=grid,
+        config=config,
+        environment=environment,
+        skip_bad=skip_bad,
+        shard=shard,
+        **settings,
     )
-    plan = prepared.plan
-    with told_with_errors(plan.origins):
+    plan, skipped = prepared.plan, prepared.script.skipped
+    with ExitStack() as stack:
+        if metrics_port is not None:
+            served = stack.enter_context(serving_metrics(metrics_port))
+            notify(f"metrics for Prometheus are at {served.url}")
+            observer = served if observer is None else Observers([observer, served])
+        stack.enter_context(naming_origins(plan.origins))
         options = RunOptions(
             out=None if out is None else Path(out),
-            scripts=names,
-            command="rwkvbatch.run(...)",
+            scripts=_script_names(scripts),
+            command=command,
             retry_errors=retry_errors,
             repair=repair,
+            verify_rows=verify_rows,
+            skipped=skipped,
             observer=observer,
             should_stop=should_stop,
+            loading=loading,
             crew=pool_for(plan.settings, model_given=loaded is not None),
         )
-        return execute(plan, ModelLoader(plan.settings, loaded), options)
+        result = execute(plan, ModelLoader(plan.settings, loaded, notify), options)
+    if skipped and result.directory is not None:
+        count, path = len(skipped), result.directory / SKIPPED_NAME
+        notify(f"{count} bad line{'s' if count > 1 else ''} set aside in {path}")
+    return result
+
+
+def _script_names(scripts: _PathLike | Sequence[_PathLike]) -> tuple[str, ...]:
+    paths = [scripts] if isinstance(scripts, (str, os.PathLike)) else scripts
+    return tuple(os.fspath(path) for path in paths)

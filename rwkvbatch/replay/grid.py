@@ -28,15 +28,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from rwkvbatch.config import SHORT_NAMES, Sampling, Stopping, full_name
+from rwkvbatch.config import SHORT_NAMES, CellSettings, Sampling, Stopping, full_name, option_name
 from rwkvbatch.errors import UsageError
-from rwkvbatch.replay.settings import (
-    GRID_TABLES,
-    CellSettings,
-    Origin,
-    checked_values,
-    option_name,
-)
+from rwkvbatch.replay.layers import GRID_TABLES, Origin, checked_values
 
 BASE_CELL = "base"
 MAX_CELLS = 10_000

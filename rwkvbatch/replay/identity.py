@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from rwkvbatch.config import CellSettings
 from rwkvbatch.errors import InputError
-from rwkvbatch.replay.settings import CellSettings
+from rwkvbatch.prompt.templates import prompting_of
 
 
 def sha256_of_file(path: str, option: str) -> str:
@@ -24,5 +25,5 @@ def sha256_of_file(path: str, option: str) -> str:
 
 def text_sha256(settings: CellSettings) -> str | None:
     """Hex digest of the prelude's text, None without one."""
-    prelude = settings.prompting().prelude
+    prelude = prompting_of(settings).prelude
     return None if prelude is None else hashlib.sha256(prelude.encode("utf-8", "surrogatepass")).hexdigest()

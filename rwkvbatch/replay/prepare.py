@@ -1,4 +1,4 @@
-"""From what the user gave to a plan: settings, grid, scripts. Loads no model."""
+"""Makes the plan of a run from settings, grids and scripts. Loads no model."""
 
 from __future__ import annotations
 
@@ -8,19 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rwkvbatch.config import ALIASES
+from rwkvbatch.config import GRID_SETTINGS, full_name, option_name
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell, GridFile, make_cells
+from rwkvbatch.replay.layers import Layered, Origin, layer_settings, naming_origins, read_toml
 from rwkvbatch.replay.plan import Plan, select
 from rwkvbatch.replay.row_index import Shard
-from rwkvbatch.replay.settings import (
-    Layered,
-    Origin,
-    layer_settings,
-    option_name,
-    read_toml,
-    told_with_errors,
-)
 from rwkvbatch.script.reader import Script, read_scripts
 
 SKIPPED_SHOWN = 5
@@ -31,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunArguments:
-    """What a run is made of, as it was given.
+    """Arguments of a run that decide about its rows.
 
     Attributes:
         scripts: files; `-` is standard input.
@@ -54,24 +47,24 @@ class RunArguments:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan, and the script that it was made of."""
+    """A plan, and the script that it was made from."""
 
     plan: Plan
     script: Script
 
 
 def prepare(arguments: RunArguments) -> Prepared:
-    """Read everything that was given and cross it into a plan.
+    """Read settings, grids and scripts, and combine them into a plan.
 
     Raises:
-        UsageError: a setting, the grid or the selection cannot be.
+        UsageError: a setting, the grid or the selection is not allowed.
         ScriptError: a script cannot be read.
     """
     layered = layer_settings(arguments.values, environment=arguments.environment, config=arguments.config)
     files = _grid_files(layered.grid, arguments)
     cells = make_cells(arguments.lists, *files)
     layered = replace(layered, origins=_origins(layered.origins, cells, files))
-    with told_with_errors(layered.origins):
+    with naming_origins(layered.origins):
         return _prepare(arguments, layered, cells)
 
 
@@ -99,40 +92,40 @@ def _prepare(arguments: RunArguments, layered: Layered, cells: Sequence[Cell]) -
             hint="leave one of the two out",
         )
     script = read_scripts(arguments.scripts, limits=settings.script_limits, skip_bad=arguments.skip_bad)
-    _tell_skipped(script)
+    _log_skipped(script)
     plan = Plan(select(script.conversations, settings), cells, layered, shard)
     if settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
         raise UsageError("--until-ci compares the scores of checks, and the script has none")
-    _tell_needless_repeats(plan)
+    _warn_of_needless_repeats(plan)
     return Prepared(plan, script)
 
 
-def _tell_needless_repeats(plan: Plan) -> None:
-    """Say where repeats cannot differ: replies there are greedy."""
+def _warn_of_needless_repeats(plan: Plan) -> None:
+    """Log where repeats cannot differ because replies are greedy."""
     if plan.repeats == 1 or not (greedy := plan.greedy_cells()):
         return
     settings = plan.settings
     asked = settings.repeats if settings.max_repeats is None else f"{settings.repeats}..{plan.repeats}"
     if len(greedy) == len(plan.cells):
         where = " in any cell" if len(greedy) > 1 else ""
-        way_out = "leave it out"
+        remedy = "leave it out"
     else:
         named = ", ".join(cell.name for cell in greedy[:CELLS_SHOWN])
         where = f" in the cell{'s' if len(greedy) > 1 else ''} {named}" + (
             f" and {len(greedy) - CELLS_SHOWN} more" if len(greedy) > CELLS_SHOWN else ""
         )
-        way_out = "run such cells without it"
+        remedy = "run such cells without it"
     _log.warning(
         "--repeats %s changes nothing%s: replies are greedy, so all repeats are the same; %s, "
         "or sample (--temp 1 --top-p 0.5, say)",
         asked,
         where,
-        way_out,
+        remedy,
     )
 
 
-def _tell_skipped(script: Script) -> None:
-    """Say why each bad line was set aside; of many, only the log file and `--verbose` hear of all."""
+def _log_skipped(script: Script) -> None:
+    """Log why each bad line was set aside; from the `SKIPPED_SHOWN`th on at level `info`."""
     for number, line in enumerate(script.skipped):
         level = logging.WARNING if number < SKIPPED_SHOWN else logging.INFO
         _log.log(level, "set aside: %s", line.error, extra={"path": line.source.path, "line": line.source.line})
@@ -140,16 +133,21 @@ def _tell_skipped(script: Script) -> None:
         _log.warning("set aside: %d lines more", len(script.skipped) - SKIPPED_SHOWN)
 
 
-def split_lists(values: Mapping[str, Any], listed: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Values of one kind and values that are lists: of the settings in `listed`, `0.3,0.7` or a list of several.
+def split_lists(
+    values: Mapping[str, Any], listed: Sequence[str] = GRID_SETTINGS
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Single values, and lists of values, by full names.
+
+    Args:
+        listed: settings of which `0.3,0.7` or a list are several values.
 
     Raises:
-        UsageError: an empty place in a list.
+        UsageError: an empty item in a list.
     """
     single: dict[str, Any] = {}
     several: dict[str, list[Any]] = {}
     for key, value in values.items():
-        full = ALIASES.get(key, key)
+        full = full_name(key)
         parts: list[Any]
         if full not in listed:
             single[full] = value
@@ -161,7 +159,7 @@ def split_lists(values: Mapping[str, Any], listed: Sequence[str]) -> tuple[dict[
         else:
             parts = [value]
         if not parts or "" in parts:
-            raise UsageError(f"{option_name(full)} has an empty place in {value!r}")
+            raise UsageError(f"{option_name(full)} has an empty item in {value!r}")
         if len(parts) == 1:
             single[full] = parts[0]
         else:
@@ -170,7 +168,7 @@ def split_lists(values: Mapping[str, Any], listed: Sequence[str]) -> tuple[dict[
 
 
 def _origins(of_settings: Sequence[Origin], cells: Sequence[Cell], files: Sequence[GridFile]) -> tuple[Origin, ...]:
-    """Those of the settings, and of what the grid gives in their place in some cells."""
+    """Origins of the settings, and of those that the grid gives to some cells."""
     varied = {option_name(key) for cell in cells for key in cell.overrides}
     return (
         *(replace(origin, is_only=origin.option not in varied) for origin in of_settings),

@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import rwkvbatch
 from rwkvbatch import __version__
-from rwkvbatch.config import Sampling, Stopping, identity_with_full_names
+from rwkvbatch.config import CellSettings, Sampling, Stopping, identity_with_full_names
 from rwkvbatch.errors import RunDirectoryError, RunMismatchError, StorageError
 from rwkvbatch.files import Files, replace_file
 from rwkvbatch.replay.identity import sha256_of_file, text_sha256
 from rwkvbatch.replay.models import Setup
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.settings import CellSettings
 
 if TYPE_CHECKING:
     from rwkvbatch.model.base import ModelSpec

@@ -293,7 +293,7 @@ def test_ctrl_c_prints_the_command_that_continues_and_it_does(tmp_path: Path) ->
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "To go on:" in error
+    assert "To continue:" in error
     assert f"--out {out}" in error
     assert "Traceback" not in error
     there = list(read_rows(out))

@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkvbatch.config import PRESETS
+from rwkvbatch.config import PRESETS, RunSettings
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell, GridFile, make_cells
 from rwkvbatch.replay.plan import select
-from rwkvbatch.replay.settings import RunSettings
 from tests.replay.fakes import make_conversation, make_plan
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 import rwkvbatch
+from rwkvbatch.config import RunSettings
 from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import CheckpointError, UsageError, WorkerError
 from rwkvbatch.replay.grid import make_cells
@@ -29,7 +30,6 @@ from rwkvbatch.replay.models import setups_of
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
-from rwkvbatch.replay.settings import RunSettings
 from tests.replay.fakes import Deadly, FakeShop, FakeSpec, Slow, make_conversation, make_plan
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from rwkvbatch.config import PRESETS
+from rwkvbatch.config import ALIASES, GRID_SETTINGS, PRESETS, CellSettings, RunSettings, ScriptLimits, option_name
 from rwkvbatch.errors import ScriptError, UsageError
-from rwkvbatch.replay.api import LISTED, RunKeywords
+from rwkvbatch.prompt.templates import prompting_of
+from rwkvbatch.replay.api import RunKeywords
+from rwkvbatch.replay.layers import layer_settings
 from rwkvbatch.replay.prepare import RunArguments, prepare, split_lists
-from rwkvbatch.replay.settings import ALIASES, CellSettings, RunSettings, layer_settings, option_name
-from rwkvbatch.script.reader import Limits
 
 
 def config_file(tmp_path: Path, text: str) -> Path:
@@ -110,11 +110,11 @@ class TestErrors:
 
     def test_a_missing_prelude_names_the_known_ones(self) -> None:
         with pytest.raises(UsageError, match="cannot be read") as caught:
-            CellSettings(prelude="nowhere.txt").prompting()
+            prompting_of(CellSettings(prelude="nowhere.txt"))
         assert "api-demo-chat" in str(caught.value.hint)
 
     def test_a_known_prelude_needs_no_file(self) -> None:
-        text = CellSettings(prelude="api-demo-chat").prompting().prelude
+        text = prompting_of(CellSettings(prelude="api-demo-chat")).prelude
         assert text is not None
         assert text.startswith("User: hi\n\nAssistant:")
 
@@ -126,7 +126,7 @@ class TestLists:
         assert single == {"top_p": "0.5", "stop": ["a,b"]}
 
     def test_an_empty_place_is_an_error(self) -> None:
-        with pytest.raises(UsageError, match="--temp has an empty place"):
+        with pytest.raises(UsageError, match="--temp has an empty item"):
             split_lists({"temp": "0.3,,0.7"}, ("temperature",))
 
     def test_names_of_options_are_those_of_the_command_line(self) -> None:
@@ -165,7 +165,9 @@ class TestPreparing:
         script.write_text(2 * '{"messages": [{"role": "user", "content": "hi"}]}\n')
         with pytest.raises(UsageError, match="more than 1 conversations"):
             prepare(RunArguments((str(script),), environment={"RWKVBATCH_MAX_CONVERSATIONS": "1"}))
-        assert layer_settings({"max_line_bytes": "50M"}).settings.script_limits == Limits(50 * 2**20)
+        assert layer_settings({"max_line_bytes": "50M"}).settings.script_limits == ScriptLimits(
+            max_line_bytes=50 * 2**20
+        )
 
     @pytest.mark.parametrize(
         "values", [{"max_repeats": 5}, {"until_ci": 0.1}, {"repeats": 5, "max_repeats": 3, "until_ci": 1}]
@@ -182,4 +184,4 @@ def test_the_librarys_keywords_are_the_settings() -> None:
 
 def test_the_librarys_keywords_take_lists_where_settings_can_be_a_dimension() -> None:
     listed = {name for name, kind in RunKeywords.__annotations__.items() if "| Sequence" in kind.__forward_arg__}
-    assert {ALIASES.get(name, name) for name in listed} == set(LISTED) - {"model"}
+    assert {ALIASES.get(name, name) for name in listed} == set(GRID_SETTINGS) - {"model"}
