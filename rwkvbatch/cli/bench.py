@@ -7,8 +7,6 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
 from rwkvbatch.cli.exits import message, print_json
 from rwkvbatch.cli.options import (
     JsonOption,
@@ -16,6 +14,7 @@ from rwkvbatch.cli.options import (
     RandomOption,
     checkpoint_of,
     command_app,
+    option,
     with_settings,
 )
 from rwkvbatch.errors import UsageError
@@ -48,13 +47,12 @@ def bench_command(
     random: RandomOption = None,
     against: Annotated[
         Literal["rwkv"] | None,
-        typer.Option("--against", help="Time the rwkv package in turns with this program, and print the ratios."),
+        option("--against", "Time the rwkv package in turns with this program, and print the ratios."),
     ] = None,
     cpu_time: Annotated[
-        bool,
-        typer.Option("--cpu-time", help="Processor time of one thread, not wall time: for a busy machine."),
+        bool, option("--cpu-time", "Processor time of one thread, not wall time: for a busy machine.")
     ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Three rounds, at 1, 8 and 64 rows.")] = False,
+    quick: Annotated[bool, option("--quick", "Three rounds, at 1, 8 and 64 rows.")] = False,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
     **settings: Any,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from rwkvbatch.cli.exits import ExitCode
-from rwkvbatch.cli.options import OUTPUT_PANEL, ConfigOption, QuietOption, command_app, with_settings
+from rwkvbatch.cli.options import OUTPUT_PANEL, ConfigOption, QuietOption, command_app, option, with_settings
 from rwkvbatch.config import Sampling, Stopping
 
 PANEL = "The session"
@@ -36,65 +36,41 @@ app = command_app()
     "[dim]Default: api-demo-chat; none with --state and with the bundled model[/]",
 )
 def chat_command(
-    system: Annotated[
-        str | None,
-        typer.Option("--system", metavar="TEXT", rich_help_panel="Prompt", help="System message."),
-    ] = None,
+    system: Annotated[str | None, option("--system", "System message.", "TEXT", "Prompt")] = None,
     load: Annotated[
         Path | None,
-        typer.Option(
-            "--load",
-            metavar="FILE",
-            rich_help_panel=PANEL,
-            help="Continue a saved session, or the transcript of one that was cut off.",
-        ),
+        option("--load", "Continue a saved session, or the transcript of one that was cut off.", "FILE", PANEL),
     ] = None,
     from_run: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--from",
-            metavar="RUN:CONVERSATION:TURN",
-            rich_help_panel=PANEL,
-            help="Continue a conversation of a run after this turn. Turns count from 0.",
+            "Continue a conversation of a run after this turn. Turns count from 0.",
+            "RUN:CONVERSATION:TURN",
+            PANEL,
         ),
     ] = None,
     cell: Annotated[
-        str | None,
-        typer.Option(
-            "--cell", metavar="NAME", rich_help_panel=PANEL, help="With --from: the run's cell, if not its first."
-        ),
+        str | None, option("--cell", "With --from: the run's cell, if not its first.", "NAME", PANEL)
     ] = None,
-    repeat: Annotated[
-        int,
-        typer.Option("--repeat", metavar="N", min=0, rich_help_panel=PANEL, help="With --from: the repeat."),
-    ] = 0,
+    repeat: Annotated[int, option("--repeat", "With --from: the repeat.", "N", PANEL, min=0)] = 0,
     transcript: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--transcript",
-            metavar="FILE",
-            rich_help_panel=PANEL,
-            help="Record of everything, written as it happens. [dim]Default: in the user's state directory[/]",
+            "Record of everything, written as it happens. [dim]Default: in the user's state directory[/]",
+            "FILE",
+            PANEL,
         ),
     ] = None,
-    no_transcript: Annotated[
-        bool, typer.Option("--no-transcript", rich_help_panel=PANEL, help="Write no transcript.")
-    ] = False,
+    no_transcript: Annotated[bool, option("--no-transcript", "Write no transcript.", panel=PANEL)] = False,
     raw: Annotated[
         bool,
-        typer.Option(
-            "--raw",
-            rich_help_panel=OUTPUT_PANEL,
-            help="Model text as it is, control characters included; not on a terminal.",
-        ),
+        option("--raw", "Model text as it is, control characters included; not on a terminal.", panel=OUTPUT_PANEL),
     ] = False,
     json_output: Annotated[
         bool,
-        typer.Option(
-            "--json",
-            rich_help_panel=OUTPUT_PANEL,
-            help="One JSON object a reply on standard output; for messages from a pipe.",
-        ),
+        option("--json", "One JSON object a reply on standard output; for messages from a pipe.", panel=OUTPUT_PANEL),
     ] = False,
     config: ConfigOption = None,
     quiet: QuietOption = False,

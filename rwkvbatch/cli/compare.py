@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rwkvbatch.cli.exits import ExitCode, message
-from rwkvbatch.cli.options import OUTPUT_PANEL, JsonOption, QuietOption, command_app
+from rwkvbatch.cli.options import OUTPUT_PANEL, JsonOption, QuietOption, command_app, option
 from rwkvbatch.errors import StorageError, UsageError
 from rwkvbatch.files import FILE_MODE
 
@@ -55,71 +55,43 @@ def compare_command(
     ],
     baseline: Annotated[
         str | None,
-        typer.Option(
-            "--baseline",
-            "-b",
-            metavar="NAME",
-            help="A run or a cell. [dim]Default: the first run, or first cell[/]",
-        ),
+        option("--baseline", "A run or a cell. [dim]Default: the first run, or first cell[/]", "NAME", flag="-b"),
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(
-            "--metric",
-            metavar="NAME",
-            help="Compare only this metric; may be repeated. Fewer tests detect smaller differences.",
+        option(
+            "--metric", "Compare only this metric; may be repeated. Fewer tests detect smaller differences.", "NAME"
         ),
     ] = None,
-    by: Annotated[
-        str | None, typer.Option("--by", metavar="turn|tag", help="Break the table down by turn or by tag.")
-    ] = None,
-    k: Annotated[
-        str | None, typer.Option("--k", metavar="N,...", help="The k of pass@k. [dim]Default: the repeats[/]")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Compare runs of different scripts.")] = False,
-    show: Annotated[
-        str | None,
-        typer.Option("--show", metavar="ID", help="Print one conversation side by side, and no table."),
-    ] = None,
-    changes: Annotated[
-        int, typer.Option("--changes", min=0, metavar="N", help="Show the N most changed conversations.")
-    ] = 3,
+    by: Annotated[str | None, option("--by", "Break the table down by turn or by tag.", "turn|tag")] = None,
+    k: Annotated[str | None, option("--k", "The k of pass@k. [dim]Default: the repeats[/]", "N,...")] = None,
+    force: Annotated[bool, option("--force", "Compare runs of different scripts.")] = False,
+    show: Annotated[str | None, option("--show", "Print one conversation side by side, and no table.", "ID")] = None,
+    changes: Annotated[int, option("--changes", "Show the N most changed conversations.", "N", min=0)] = 3,
     fail_if: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--fail-if",
-            metavar="EXPR",
-            rich_help_panel=GATE_PANEL,
-            help='End with exit code 1 when this holds: "score < baseline - 0.02". May be repeated.',
+            'End with exit code 1 when this holds: "score < baseline - 0.02". May be repeated.',
+            "EXPR",
+            GATE_PANEL,
         ),
     ] = None,
     gate_significant: Annotated[
-        bool,
-        typer.Option(
-            "--gate-significant",
-            rich_help_panel=GATE_PANEL,
-            help="Gates fail only on differences beyond noise.",
-        ),
+        bool, option("--gate-significant", "Gates fail only on differences beyond noise.", panel=GATE_PANEL)
     ] = False,
     output_format: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--format",
-            "-f",
-            metavar="NAME",
-            rich_help_panel=OUTPUT_PANEL,
-            help="table, md, csv, json, html, junit. [dim]Default: table, or by the ending of --out[/]",
+            "table, md, csv, json, html, junit. [dim]Default: table, or by the ending of --out[/]",
+            "NAME",
+            OUTPUT_PANEL,
+            flag="-f",
         ),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            rich_help_panel=OUTPUT_PANEL,
-            help="Write there, not to the terminal.",
-        ),
+        Path | None, option("--out", "Write there, not to the terminal.", "FILE", OUTPUT_PANEL, flag="-o")
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

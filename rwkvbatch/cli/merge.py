@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rwkvbatch.cli.exits import ExitCode, message, print_json
-from rwkvbatch.cli.options import JsonOption, QuietOption, command_app
+from rwkvbatch.cli.options import JsonOption, QuietOption, command_app, option
 
 if TYPE_CHECKING:
     from rwkvbatch.replay.merge import Merged, Missing
@@ -29,22 +29,13 @@ app = command_app()
 @app.command("merge", epilog=EPILOG)
 def merge_command(
     parts: Annotated[
-        list[Path],
-        typer.Argument(metavar="PART...", help="Run directories made with --shard.", show_default=False),
+        list[Path], typer.Argument(metavar="PART...", help="Run directories made with --shard.", show_default=False)
     ],
     out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="DIR",
-            help="Where the whole run goes: a new directory.",
-            show_default=False,
-        ),
+        Path, option("--out", "Where the whole run goes: a new directory.", "DIR", flag="-o", show_default=False)
     ],
     allow_missing: Annotated[
-        bool,
-        typer.Option("--allow-missing", help="Write what is there; rwkvbatch run can do the rest."),
+        bool, option("--allow-missing", "Write what is there; rwkvbatch run can do the rest.")
     ] = False,
     json_output: JsonOption = False,
     quiet: QuietOption = False,

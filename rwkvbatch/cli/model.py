@@ -18,6 +18,7 @@ from rwkvbatch.cli.options import (
     RandomOption,
     checkpoint_of,
     command_app,
+    option,
     with_settings,
 )
 from rwkvbatch.errors import UsageError
@@ -45,7 +46,7 @@ app = command_app(
 )
 
 Precision = Literal["bf16", "fp16", "fp32"]
-Force = Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")]
+Force = Annotated[bool, option("--force", "Replace the file if it is there.")]
 Output = Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .pth or .safetensors.")]
 
 NARROWEST_TENSOR = 17
@@ -96,8 +97,7 @@ def info_command(
     ] = None,
     json_output: JsonOption = False,
     verify: Annotated[
-        bool,
-        typer.Option("--verify", help="Also read all values, look for NaN and infinity, and hash the file."),
+        bool, option("--verify", "Also read all values, look for NaN and infinity, and hash the file.")
     ] = False,
 ) -> None:
     """Describe a checkpoint: its architecture, tensors and sizes."""

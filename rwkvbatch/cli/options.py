@@ -17,24 +17,24 @@ from rwkvbatch.errors import UsageError
 
 OUTPUT_PANEL = "Output"
 
-JsonOption = Annotated[
-    bool, typer.Option("--json", rich_help_panel=OUTPUT_PANEL, help="Print the result as JSON on standard output.")
-]
-QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", rich_help_panel=OUTPUT_PANEL, help="Print only errors on standard error.")
-]
+
+def option(
+    name: str, help: str, metavar: str | None = None, panel: str | None = None, *, flag: str | None = None, **more: Any
+) -> Any:
+    """An option for `Annotated`: its long name, help text, placeholder, group in `--help` and one-letter name."""
+    names = (name,) if flag is None else (name, flag)
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, **more)
+
+
+JsonOption = Annotated[bool, option("--json", "Print the result as JSON on standard output.", panel=OUTPUT_PANEL)]
+QuietOption = Annotated[bool, option("--quiet", "Print only errors on standard error.", panel=OUTPUT_PANEL, flag="-q")]
 ConfigOption = Annotated[
     Path | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        rich_help_panel=OUTPUT_PANEL,
-        help="TOML file with settings. The command line and $RWKVBATCH_* win over it.",
-    ),
+    option("--config", "TOML file with settings. The command line and $RWKVBATCH_* win over it.", "FILE", OUTPUT_PANEL),
 ]
 RandomOption = Annotated[
     str | None,
-    typer.Option("--random", metavar="LAYERSxWIDTH", help="Take random weights of this shape, such as 12x768."),
+    option("--random", "Take random weights of this shape, such as 12x768.", "LAYERSxWIDTH"),
 ]
 
 
@@ -57,16 +57,11 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
 
     def parameter(name: str) -> inspect.Parameter:
         setting = SETTINGS[name]
-        option = typer.Option(
-            option_name(name),
-            *([setting.flag] if setting.flag else []),
-            metavar=setting.metavar,
-            rich_help_panel=setting.panel,
-            help=help_texts.get(name, setting.help),
-        )
+        text = help_texts.get(name, setting.help)
+        made = option(option_name(name), text, setting.metavar, setting.panel, flag=setting.flag)
         # Text: a comma list makes a grid, and the settings themselves say what they may be.
         kind: Any = list[str] | None if name in LISTS else str | None
-        annotation = Annotated[kind, option]
+        annotation = Annotated[kind, made]
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rwkvbatch.cli.exits import ExitCode, print_json, report
-from rwkvbatch.cli.options import OUTPUT_PANEL, ConfigOption, JsonOption, QuietOption, command_app, with_settings
+from rwkvbatch.cli.options import (
+    OUTPUT_PANEL,
+    ConfigOption,
+    JsonOption,
+    QuietOption,
+    command_app,
+    option,
+    with_settings,
+)
 from rwkvbatch.signals import leaving_at_once
 
 if TYPE_CHECKING:
@@ -38,69 +46,43 @@ def run_command(
         list[str], typer.Argument(metavar="SCRIPT", help="Conversations, JSON lines; - is standard input.")
     ],
     skip_bad: Annotated[
-        bool,
-        typer.Option(
-            "--skip-bad", rich_help_panel=SCRIPT_PANEL, help="Set bad lines aside in a file of the run directory."
-        ),
+        bool, option("--skip-bad", "Set bad lines aside in a file of the run directory.", panel=SCRIPT_PANEL)
     ] = False,
     shard: Annotated[
-        str | None,
-        typer.Option(
-            "--shard", metavar="I/N", rich_help_panel=RUN_PANEL, help="Run only part I of N, for rwkvbatch merge."
-        ),
+        str | None, option("--shard", "Run only part I of N, for rwkvbatch merge.", "I/N", RUN_PANEL)
     ] = None,
-    grid: Annotated[
-        Path | None,
-        typer.Option("--grid", metavar="FILE", rich_help_panel=RUN_PANEL, help="TOML file with a grid of settings."),
-    ] = None,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", rich_help_panel=RUN_PANEL, help="Run failed rows again.")
-    ] = False,
-    repair: Annotated[
-        bool,
-        typer.Option("--repair", rich_help_panel=RUN_PANEL, help="Set damaged rows aside and run them again."),
-    ] = False,
+    grid: Annotated[Path | None, option("--grid", "TOML file with a grid of settings.", "FILE", RUN_PANEL)] = None,
+    retry_errors: Annotated[bool, option("--retry-errors", "Run failed rows again.", panel=RUN_PANEL)] = False,
+    repair: Annotated[bool, option("--repair", "Set damaged rows aside and run them again.", panel=RUN_PANEL)] = False,
     verify_batch: Annotated[
         int | None,
-        typer.Option(
+        option(
             "--verify-batch",
+            "Afterwards replay N rows alone and shuffled, and record whether they are the same.",
+            "N",
+            RUN_PANEL,
             min=1,
-            metavar="N",
-            rich_help_panel=RUN_PANEL,
-            help="Afterwards replay N rows alone and shuffled, and record whether they are the same.",
         ),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", rich_help_panel=RUN_PANEL, help="Print the plan; generate nothing.")
-    ] = False,
+    dry_run: Annotated[bool, option("--dry-run", "Print the plan; generate nothing.", panel=RUN_PANEL)] = False,
     out: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--out",
-            "-o",
-            metavar="DIR",
-            rich_help_panel=OUTPUT_PANEL,
-            help="Run directory, new or one to continue. [dim]Default: runs/SCRIPT-TIME[/]",
+            "Run directory, new or one to continue. [dim]Default: runs/SCRIPT-TIME[/]",
+            "DIR",
+            OUTPUT_PANEL,
+            flag="-o",
         ),
     ] = None,
     config: ConfigOption = None,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", rich_help_panel=OUTPUT_PANEL, help="Log more on standard error.")
-    ] = False,
-    log_file: Annotated[
-        Path | None,
-        typer.Option("--log-file", metavar="FILE", rich_help_panel=OUTPUT_PANEL, help="Write a log of JSON lines."),
-    ] = None,
+    verbose: Annotated[bool, option("--verbose", "Log more on standard error.", panel=OUTPUT_PANEL, flag="-v")] = False,
+    log_file: Annotated[Path | None, option("--log-file", "Write a log of JSON lines.", "FILE", OUTPUT_PANEL)] = None,
     metrics: Annotated[
         int | None,
-        typer.Option(
-            "--metrics",
-            metavar="PORT",
-            rich_help_panel=OUTPUT_PANEL,
-            help="Serve metrics for Prometheus on 127.0.0.1; 0 is any free port.",
-        ),
+        option("--metrics", "Serve metrics for Prometheus on 127.0.0.1; 0 is any free port.", "PORT", OUTPUT_PANEL),
     ] = None,
     **settings: Any,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rwkvbatch.cli.exits import message
-from rwkvbatch.cli.options import JsonOption, QuietOption, command_app
+from rwkvbatch.cli.options import JsonOption, QuietOption, command_app, option
 from rwkvbatch.errors import UsageError
 
 EPILOG = """[bold]Examples[/]
@@ -32,16 +32,11 @@ def show_command(
         list[str] | None,
         typer.Argument(metavar="[ID]...", help="Conversations, by id or pattern (names-*).", show_default=False),
     ] = None,
-    cell: Annotated[
-        list[str] | None,
-        typer.Option("--cell", metavar="NAME", help="Only this cell, or pattern; may be repeated."),
-    ] = None,
-    repeat: Annotated[int | None, typer.Option("--repeat", metavar="N", help="Only this repeat, from 0.")] = None,
-    turn: Annotated[int | None, typer.Option("--turn", metavar="N", help="Only this turn, from 0.")] = None,
-    failed: Annotated[
-        bool, typer.Option("--failed", help="Only conversations with an error or a failed check.")
-    ] = False,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="At most N conversations.")] = None,
+    cell: Annotated[list[str] | None, option("--cell", "Only this cell, or pattern; may be repeated.", "NAME")] = None,
+    repeat: Annotated[int | None, option("--repeat", "Only this repeat, from 0.", "N")] = None,
+    turn: Annotated[int | None, option("--turn", "Only this turn, from 0.", "N")] = None,
+    failed: Annotated[bool, option("--failed", "Only conversations with an error or a failed check.")] = False,
+    limit: Annotated[int | None, option("--limit", "At most N conversations.", "N", min=1)] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
