@@ -91,7 +91,7 @@ def compare_command(
         ),
     ] = None,
     out: Annotated[
-        Path | None, option("--out", "Write there, not to the terminal.", "FILE", OUTPUT_PANEL, flag="-o")
+        Path | None, option("--out", "Write to this file instead of the terminal.", "FILE", OUTPUT_PANEL, flag="-o")
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -202,7 +202,7 @@ def _show(analysis: Analysis, conversation: str) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all; devices and pipes are written to, not replaced."""
+    """Replace the file atomically; devices and pipes are written to instead."""
     data = text.encode("utf-8", "backslashreplace")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     in_place = path.exists() and not path.is_file()
@@ -224,7 +224,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _append_step_summary(analysis: Analysis) -> None:
-    """Continuous integration shows this file on the run's page."""
+    """Add the report to the page of a GitHub Actions run."""
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     if not path:
         return

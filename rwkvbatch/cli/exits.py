@@ -32,11 +32,11 @@ class ExitCode(enum.IntEnum):
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived; raised by signal handlers that want the stack unwound."""
+    """SIGTERM arrived; raised by signal handlers to unwind the stack."""
 
 
 def report(error: BaseException, *, debug: bool) -> ExitCode:
-    """Print one message for `error` on standard error and say how the process should end."""
+    """Print one message for `error` on standard error; returns the exit code."""
     match error:
         case KeyboardInterrupt():
             _print_error("interrupted")
@@ -59,7 +59,7 @@ def report(error: BaseException, *, debug: bool) -> ExitCode:
             place = "" if error.filename is None else f": {error.filename}"
             _print_error(
                 f"error: input or output failed: {error.strerror or error}{place}\n"
-                "  is there room, and may it be read and written? RWKVBATCH_DEBUG=1 shows the traceback"
+                "  check free space and permissions; RWKVBATCH_DEBUG=1 shows the traceback"
             )
             return ExitCode.INTERNAL
         case MemoryError():
@@ -75,7 +75,7 @@ def report(error: BaseException, *, debug: bool) -> ExitCode:
             summary = " ".join(str(error).split())[:500]
             _print_error(
                 f"internal error: {type(error).__name__}: {summary}\n"
-                "  this is a fault of rwkvbatch; run again with RWKVBATCH_DEBUG=1 for the traceback"
+                "  this is a bug in rwkvbatch; run again with RWKVBATCH_DEBUG=1 for the traceback"
             )
             return ExitCode.INTERNAL
 
@@ -123,7 +123,7 @@ class _StandardError(io.FileIO):
 
 
 def prepare_streams() -> None:
-    """Give closed streams the null device, before another file gets their number; let standard error never fail.
+    """Open the null device for closed streams, before another file gets their number; make standard error never fail.
 
     Characters that a stream's encoding lacks become escapes.
     """
@@ -131,7 +131,7 @@ def prepare_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
     if sys.__stdin__ is None:
         sys.stdin = os.fdopen(0, closefd=False)
     if sys.__stdout__ is None:
@@ -145,7 +145,7 @@ def prepare_streams() -> None:
 
 
 def flush_output() -> None:
-    """Write out what standard output still holds.
+    """Flush standard output.
 
     Raises:
         OSError: it could not be written. It is dropped then: the interpreter would try again and print a traceback.

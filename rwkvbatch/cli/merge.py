@@ -78,7 +78,7 @@ def _lines(merged: Merged, *, with_notes: bool) -> list[str]:
         lines.append(f"and {len(merged.missing) - MAX_SHOWN} more parts")
     if merged.summary is None:
         lines.append(f"nothing was written: {merged.planned - merged.rows:,} of {merged.planned:,} rows are missing")
-        lines.append("merge again when all parts are complete, or give --allow-missing to write what is there")
+        lines.append("merge again when all parts are complete, or give --allow-missing to write the rows that exist")
         return lines
     directory = shlex.quote(str(merged.directory))
     lines.append(f"{merged.rows:,} of {merged.planned:,} rows are in {directory}")
@@ -93,8 +93,8 @@ def _lines(merged: Merged, *, with_notes: bool) -> list[str]:
 
 def _missing_line(part: Missing) -> str:
     if part.first is None:
-        return f"part {part.shard} was not given; --shard {part.shard} runs it"
+        return f"part {part.shard} was not given; run it with --shard {part.shard}"
     key = part.first
     return f"part {part.shard} ({part.path}): {part.rows:,} rows are missing, the first of them {key.in_words()}" + (
-        "" if part.command is None else f"; to go on: {part.command}"
+        "" if part.command is None else f"; to continue: {part.command}"
     )

@@ -37,7 +37,7 @@ VERIFY_EPILOG = """[bold]Examples[/]
 
   rwkvbatch model verify --random 4x1024 --strategy "cuda fp32"
 
-On a GPU, try fp32 too: the same kernels, held to the tightest limit. Exit code 1 when it is not the same network.
+On a GPU, try fp32 too: the same kernels with the tightest limit. The exit code is 1 when the logits differ by more.
 """
 
 

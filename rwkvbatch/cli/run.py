@@ -92,7 +92,6 @@ def run_command(
 
     The same command with its [bold]--out[/] continues a run that was interrupted.
     """
-    from rwkvbatch.replay.api import plan_run
     from rwkvbatch.replay.logs import logging_to
 
     what: dict[str, Any] = {
@@ -107,8 +106,9 @@ def run_command(
     with leaving_at_once(), logging_to(log_file, verbose=verbose, quiet=quiet):
         if dry_run:
             from rwkvbatch.cli.views import show_plan
+            from rwkvbatch.replay.prepare import prepare
 
-            show_plan(plan_run(**what), as_json=json_output)
+            show_plan(prepare(**what), as_json=json_output)
             return
         how = {
             "retry_errors": retry_errors,

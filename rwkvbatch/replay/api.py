@@ -6,14 +6,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Unpack, cast
 
-from rwkvbatch.config import HistoryMode, ThinkMode
 from rwkvbatch.replay.layers import naming_origins
 from rwkvbatch.replay.metrics_server import serving_metrics
 from rwkvbatch.replay.models import ModelLoader
 from rwkvbatch.replay.pool import pool_for
-from rwkvbatch.replay.prepare import Prepared, RunArguments, prepare, split_lists
+from rwkvbatch.replay.prepare import PathLike, RunKeywords, prepare, script_names
 from rwkvbatch.replay.progress import Observer, Observers
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.results.directory import SKIPPED_NAME
@@ -21,95 +20,14 @@ from rwkvbatch.results.directory import SKIPPED_NAME
 if TYPE_CHECKING:
     from rwkvbatch.model.base import Model
 
-_PathLike = str | os.PathLike[str]
-_Order = Literal["top-p-first", "temperature-first"]
-
-
-class RunKeywords(TypedDict, total=False):
-    """Fields of `RunSettings`, and `preset`; a list of values makes a dimension of the grid."""
-
-    preset: str | Sequence[str]
-    temperature: float | Sequence[float]
-    temp: float | Sequence[float]
-    top_p: float | Sequence[float]
-    top_k: int | Sequence[int]
-    presence_penalty: float | Sequence[float]
-    frequency_penalty: float | Sequence[float]
-    penalty_decay: float | Sequence[float]
-    order: _Order | Sequence[_Order]
-    banned_token_ids: Sequence[int]
-    max_tokens: int | Sequence[int]
-    max_seconds: float | Sequence[float] | None
-    stop: Sequence[str]
-    think: ThinkMode | Sequence[ThinkMode]
-    history: HistoryMode | Sequence[HistoryMode]
-    strategy: str | Sequence[str]
-    backend: str | Sequence[str]
-    state: str | Sequence[str] | None
-    template: str | Sequence[str] | None
-    prelude: str | Sequence[str] | None
-    seed: int
-    repeats: int | str
-    max_repeats: int | None
-    until_ci: float | None
-    limit: int | None
-    only: Sequence[str]
-    shuffle_seed: int | None
-    batch_size: int
-    threads: int | None
-    workers: int | None
-    devices: Sequence[str]
-    ray: str | None
-    state_memory: int | str | None
-    max_prompt_tokens: int | None
-    max_failures: int | None
-    max_line_bytes: int | str
-    max_turns: int
-    max_conversations: int
-
-
-def plan_run(
-    scripts: _PathLike | Sequence[_PathLike],
-    *,
-    model: _PathLike | Sequence[_PathLike] | None = None,
-    grid: _PathLike | None = None,
-    config: _PathLike | None = None,
-    environment: Mapping[str, str] | None = None,
-    skip_bad: bool = False,
-    shard: str | None = None,
-    **settings: Unpack[RunKeywords],
-) -> Prepared:
-    """The plan of a run, without loading a model; arguments as those of `run`.
-
-    Raises:
-        UsageError: a setting, the grid or the selection is not allowed.
-        ScriptError: a script cannot be read.
-    """
-    given: dict[str, Any] = {**settings}
-    if model is not None:
-        given["model"] = os.fspath(model) if isinstance(model, (str, os.PathLike)) else [os.fspath(m) for m in model]
-    values, lists = split_lists(given)
-    return prepare(
-        RunArguments(
-            scripts=_script_names(scripts),
-            values=values,
-            lists=lists,
-            grid=None if grid is None else Path(grid),
-            config=None if config is None else Path(config),
-            environment=environment,
-            skip_bad=skip_bad,
-            shard=shard,
-        )
-    )
-
 
 def run(
-    scripts: _PathLike | Sequence[_PathLike],
+    scripts: PathLike | Sequence[PathLike],
     *,
-    out: _PathLike | None = None,
-    model: Model | _PathLike | Sequence[_PathLike] | None = None,
-    grid: _PathLike | None = None,
-    config: _PathLike | None = None,
+    out: PathLike | None = None,
+    model: Model | PathLike | Sequence[PathLike] | None = None,
+    grid: PathLike | None = None,
+    config: PathLike | None = None,
     environment: Mapping[str, str] | None = None,
     skip_bad: bool = False,
     shard: str | None = None,
@@ -154,7 +72,7 @@ def run(
     loaded: Model | None = None
     if model is not None and not isinstance(model, (str, os.PathLike, Sequence)):
         loaded, model = cast("Model", getattr(model, "model", model)), None
-    prepared = plan_run(
+    prepared = prepare(
         scripts,
         model=model,
         grid=grid,
@@ -173,7 +91,7 @@ def run(
         stack.enter_context(naming_origins(plan.origins))
         options = RunOptions(
             out=None if out is None else Path(out),
-            scripts=_script_names(scripts),
+            scripts=script_names(scripts),
             command=command,
             retry_errors=retry_errors,
             repair=repair,
@@ -189,8 +107,3 @@ def run(
         count, path = len(skipped), result.directory / SKIPPED_NAME
         notify(f"{count} bad line{'s' if count > 1 else ''} set aside in {path}")
     return result
-
-
-def _script_names(scripts: _PathLike | Sequence[_PathLike]) -> tuple[str, ...]:
-    paths = [scripts] if isinstance(scripts, (str, os.PathLike)) else scripts
-    return tuple(os.fspath(path) for path in paths)

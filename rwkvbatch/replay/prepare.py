@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack
 
-from rwkvbatch.config import GRID_SETTINGS, full_name, option_name
+from rwkvbatch.config import GRID_SETTINGS, HistoryMode, ThinkMode, full_name, option_name
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell, GridFile, make_cells
 from rwkvbatch.replay.layers import Layered, Origin, layer_settings, naming_origins, read_toml
@@ -22,27 +23,51 @@ CELLS_SHOWN = 8
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RunArguments:
-    """Arguments of a run that decide about its rows.
+PathLike = str | os.PathLike[str]
+_Order = Literal["top-p-first", "temperature-first"]
 
-    Attributes:
-        scripts: files; `-` is standard input.
-        values: settings by field name. lists: settings that take several values each, a dimension of the grid.
-        grid: a TOML file with a grid. config: a TOML file with settings.
-        environment: `os.environ`, or None to leave it out.
-        skip_bad: set bad lines of a script aside instead of refusing the script.
-        shard: run only this part, such as `2/8`.
-    """
 
-    scripts: tuple[str, ...]
-    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    lists: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
-    grid: Path | None = None
-    config: Path | None = None
-    environment: Mapping[str, str] | None = None
-    skip_bad: bool = False
-    shard: str | None = None
+class RunKeywords(TypedDict, total=False):
+    """Fields of `RunSettings`, and `preset`; a list of values makes a dimension of the grid."""
+
+    preset: str | Sequence[str]
+    temperature: float | Sequence[float]
+    temp: float | Sequence[float]
+    top_p: float | Sequence[float]
+    top_k: int | Sequence[int]
+    presence_penalty: float | Sequence[float]
+    frequency_penalty: float | Sequence[float]
+    penalty_decay: float | Sequence[float]
+    order: _Order | Sequence[_Order]
+    banned_token_ids: Sequence[int]
+    max_tokens: int | Sequence[int]
+    max_seconds: float | Sequence[float] | None
+    stop: Sequence[str]
+    think: ThinkMode | Sequence[ThinkMode]
+    history: HistoryMode | Sequence[HistoryMode]
+    strategy: str | Sequence[str]
+    backend: str | Sequence[str]
+    state: str | Sequence[str] | None
+    template: str | Sequence[str] | None
+    prelude: str | Sequence[str] | None
+    seed: int
+    repeats: int | str
+    max_repeats: int | None
+    until_ci: float | None
+    limit: int | None
+    only: Sequence[str]
+    shuffle_seed: int | None
+    batch_size: int
+    threads: int | None
+    workers: int | None
+    devices: Sequence[str]
+    ray: str | None
+    state_memory: int | str | None
+    max_prompt_tokens: int | None
+    max_failures: int | None
+    max_line_bytes: int | str
+    max_turns: int
+    max_conversations: int
 
 
 @dataclass(frozen=True)
@@ -53,22 +78,52 @@ class Prepared:
     script: Script
 
 
-def prepare(arguments: RunArguments) -> Prepared:
-    """Read settings, grids and scripts, and combine them into a plan.
+def prepare(
+    scripts: PathLike | Sequence[PathLike],
+    *,
+    model: PathLike | Sequence[PathLike] | None = None,
+    grid: PathLike | None = None,
+    config: PathLike | None = None,
+    environment: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
+    shard: str | None = None,
+    **settings: Unpack[RunKeywords],
+) -> Prepared:
+    """The plan of a run; the arguments are those of `rwkvbatch.run`.
 
     Raises:
         UsageError: a setting, the grid or the selection is not allowed.
         ScriptError: a script cannot be read.
     """
-    layered = layer_settings(arguments.values, environment=arguments.environment, config=arguments.config)
-    files = _grid_files(layered.grid, arguments)
-    cells = make_cells(arguments.lists, *files)
+    given: dict[str, Any] = {**settings}
+    if model is not None:
+        given["model"] = os.fspath(model) if isinstance(model, (str, os.PathLike)) else [os.fspath(m) for m in model]
+    values, lists = split_lists(given)
+    layered = layer_settings(values, environment=environment, config=None if config is None else Path(config))
+    files = [] if config is None else [GridFile(os.fspath(config), layered.grid)]
+    if grid is not None:
+        files.append(GridFile(os.fspath(grid), read_toml(Path(grid), "--grid")))
+    cells = make_cells(lists, *files)
     layered = replace(layered, origins=_origins(layered.origins, cells, files))
     with naming_origins(layered.origins):
-        return _prepare(arguments, layered, cells)
+        part = None if shard is None else Shard.parse(shard)
+        _refuse_contradictions(layered, cells, part)
+        script = read_scripts(script_names(scripts), limits=layered.settings.script_limits, skip_bad=skip_bad)
+        _log_skipped(script)
+        plan = Plan(select(script.conversations, layered.settings), cells, layered, part)
+        if plan.settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
+            raise UsageError("--until-ci compares the scores of checks, and the script has none")
+        _warn_of_needless_repeats(plan)
+        return Prepared(plan, script)
 
 
-def _prepare(arguments: RunArguments, layered: Layered, cells: Sequence[Cell]) -> Prepared:
+def script_names(scripts: PathLike | Sequence[PathLike]) -> tuple[str, ...]:
+    """One script or several as paths."""
+    paths = [scripts] if isinstance(scripts, (str, os.PathLike)) else scripts
+    return tuple(os.fspath(path) for path in paths)
+
+
+def _refuse_contradictions(layered: Layered, cells: Sequence[Cell], shard: Shard | None) -> None:
     settings = layered.settings
     varied = {key for cell in cells for key in cell.overrides}
     for key in sorted(varied & layered.named):
@@ -85,19 +140,11 @@ def _prepare(arguments: RunArguments, layered: Layered, cells: Sequence[Cell]) -
             "--until-ci compares cells with the first one, and there is only one cell",
             hint="give several, such as --temp 0.3,0.7, or --repeats N alone",
         )
-    shard = None if arguments.shard is None else Shard.parse(arguments.shard)
     if shard is not None and settings.until_ci is not None:
         raise UsageError(
             "--until-ci decides by the rows of all conversations, and --shard runs only some of them",
             hint="leave one of the two out",
         )
-    script = read_scripts(arguments.scripts, limits=settings.script_limits, skip_bad=arguments.skip_bad)
-    _log_skipped(script)
-    plan = Plan(select(script.conversations, settings), cells, layered, shard)
-    if settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
-        raise UsageError("--until-ci compares the scores of checks, and the script has none")
-    _warn_of_needless_repeats(plan)
-    return Prepared(plan, script)
 
 
 def _warn_of_needless_repeats(plan: Plan) -> None:
@@ -174,12 +221,3 @@ def _origins(of_settings: Sequence[Origin], cells: Sequence[Cell], files: Sequen
         *(replace(origin, is_only=origin.option not in varied) for origin in of_settings),
         *(origin for file in files for origin in file.origins(cells)),
     )
-
-
-def _grid_files(of_config: Mapping[str, Any], arguments: RunArguments) -> list[GridFile]:
-    files: list[GridFile] = []
-    if arguments.config is not None:
-        files.append(GridFile(str(arguments.config), of_config))
-    if arguments.grid is not None:
-        files.append(GridFile(str(arguments.grid), read_toml(arguments.grid, "--grid")))
-    return files

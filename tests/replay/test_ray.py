@@ -343,7 +343,7 @@ def test_ctrl_c_ends_a_run_on_a_cluster_of_its_own_and_it_goes_on_without_ray(tm
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "To go on:" in said
+    assert "To continue:" in said
     for chatter in ("raylet", "WARNING", "INFO", "usage", "Traceback"):
         assert chatter not in said
     num_rows = len(results.read_bytes().splitlines())
