@@ -40,7 +40,7 @@ _PATHS = ("model", "state", "template", "prelude")
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination of settings: its name, and the settings that differ from the run's."""
+    """A combination of settings, or one value of a dimension: its name, and the settings that differ from the run's."""
 
     name: str
     overrides: Mapping[str, Any]
@@ -65,14 +65,6 @@ class GridFile:
         given = {(key, str(cell.overrides[key])) for cell in cells for key in self.keys & cell.overrides.keys()}
         for key, value in sorted(given):
             yield Origin(option_name(key), value, self.name, is_only=False)
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """One value of a dimension: its part of the cell's name, and what it sets."""
-
-    name: str
-    values: Mapping[str, Any]
 
 
 def make_cells(lists: Mapping[str, Sequence[Any]], *files: GridFile) -> tuple[Cell, ...]:
@@ -119,7 +111,7 @@ def make_cells(lists: Mapping[str, Sequence[Any]], *files: GridFile) -> tuple[Ce
     return tuple(Cell(cell.name, {**cell.overrides, **changes.get(cell.name, {})}) for cell in cells)
 
 
-def _product(dimensions: Sequence[Sequence[_Choice]]) -> list[Cell]:
+def _product(dimensions: Sequence[Sequence[Cell]]) -> list[Cell]:
     size = 1
     for dimension in dimensions:
         size *= len(dimension)
@@ -130,24 +122,24 @@ def _product(dimensions: Sequence[Sequence[_Choice]]) -> list[Cell]:
     return [
         Cell(
             ",".join(c.name for c in choices),
-            {key: value for c in choices for key, value in c.values.items()},
+            {key: value for c in choices for key, value in c.overrides.items()},
         )
         for choices in itertools.product(*dimensions)
     ]
 
 
-def _dimension(key: str, values: Sequence[Any], where: str) -> list[_Choice]:
-    return [_Choice(_choice_name(key, value), _overrides({key: value}, where)) for value in values]
+def _dimension(key: str, values: Sequence[Any], where: str) -> list[Cell]:
+    return [Cell(_choice_name(key, value), _overrides({key: value}, where)) for value in values]
 
 
-def _zipped(lists: Mapping[str, Any]) -> list[_Choice]:
+def _zipped(lists: Mapping[str, Any]) -> list[Cell]:
     columns = {key: _sequence(values, f"[zip] {key}") for key, values in lists.items()}
     lengths = {key: len(values) for key, values in columns.items()}
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{key} has {length}" for key, length in lengths.items())
         raise UsageError(f"[zip]: all lists must be of one length; {shown}")
     return [
-        _Choice(
+        Cell(
             ",".join(_choice_name(key, value) for key, value in zip(columns, values, strict=True)),
             _overrides(dict(zip(columns, values, strict=True)), "[zip]"),
         )

@@ -118,6 +118,6 @@ def test_a_run_that_is_ended_while_it_starts_says_so_and_leaves_nothing_half_don
     os.killpg(process.pid, number)  # to the workers too, as terminals and service managers do
     _, error = process.communicate(timeout=60)
     assert process.returncode == code
-    assert "interrupted while loading: nothing was begun" in error
+    assert "interrupted while loading: nothing was written" in error
     assert "Traceback" not in error
     assert not out.exists()
