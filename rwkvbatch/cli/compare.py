@@ -162,23 +162,17 @@ def _ks(text: str | None) -> list[int] | None:
 
 
 def _render(analysis: Analysis, chosen: str, changes: int) -> str:
+    from rwkvbatch.comparison.report import formats
+
     match chosen:
         case "md":
-            from rwkvbatch.comparison.report.formats import as_markdown
-
-            return as_markdown(analysis)
+            return formats.as_markdown(analysis)
         case "csv":
-            from rwkvbatch.comparison.report.formats import as_csv
-
-            return as_csv(analysis)
+            return formats.as_csv(analysis)
         case "json":
-            from rwkvbatch.comparison.report.formats import as_json
-
-            return as_json(analysis)
+            return formats.as_json(analysis)
         case "junit":
-            from rwkvbatch.comparison.report.formats import as_junit
-
-            return as_junit(analysis)
+            return formats.as_junit(analysis)
         case "html":
             from rwkvbatch.comparison.report.html import as_html
 
