@@ -23,12 +23,13 @@ from typing import Any
 from zlib import crc32
 
 from rwkvbatch.bench.measure import resident_bytes
+from rwkvbatch.config import RunSettings
 from rwkvbatch.replay.driver import Counts, Driver
 from rwkvbatch.replay.grid import Cell
+from rwkvbatch.replay.layers import Layered
 from rwkvbatch.replay.messages import Drop, FinishedRow, Joined, Left, Order, Report, Signal, Work
 from rwkvbatch.replay.models import Setup, setups_of
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.settings import Layered, RunSettings
 from rwkvbatch.results.row import EncodedRow
 from rwkvbatch.results.store import RowStore
 from rwkvbatch.script.records import Conversation, SourceLine, Turn

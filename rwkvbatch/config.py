@@ -1,23 +1,35 @@
-"""Frozen settings records: what a reply and a run depend on. No torch here.
+"""Every setting declared once: type, limits, help, option, environment name, and whether a grid may vary it.
 
-Every record refuses unknown keys and values out of range; `replace` makes a changed, validated copy.
-Formulas and the order of the sampling steps are those of the `rwkv` package (`PIPELINE.sample_logits`) and of
-ChatRWKV's `API_DEMO_CHAT.py`; see `docs/sampling.md`.
+The records are frozen, refuse unknown keys and values out of range, and `replace` makes a changed, validated copy.
+The options of the command line, the environment (`RWKVBATCH_TOP_P=0.5`), `--config` files, grids and the documents are
+made from their fields. Formulas and the order of the sampling steps are those of the `rwkv` package
+(`PIPELINE.sample_logits`) and of ChatRWKV's `API_DEMO_CHAT.py`; see `docs/sampling.md`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 
 from rwkvbatch.errors import UsageError
 
 ThinkMode = Literal["off", "on", "fake", "short", "long"]
 HistoryMode = Literal["own", "gold"]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+_T = TypeVar("_T")
+_Record = TypeVar("_Record", bound=BaseModel)
 _LIMITS = ("ge", "gt", "le", "lt")
 
 PENALTY_ALIASES: Mapping[str, str] = {
@@ -62,7 +74,7 @@ def identity_with_full_names(identity: Mapping[str, Any]) -> dict[str, Any]:
 class Settings(BaseModel):
     """A frozen record that refuses unknown keys; invalid values raise `UsageError`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, where: str = "") -> Self:
@@ -87,29 +99,84 @@ class Settings(BaseModel):
         return self.parse({**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
 
 
-class Sampling(Settings):
-    """How a token is chosen from the logits. Frozen; `temperature` 0 or `top_p` 0 is greedy.
+Panel = Literal["Model", "Sampling", "End of a reply", "Prompt", "What is replayed", "The run", "Output"]
+PANELS: tuple[Panel, ...] = get_args(Panel)
+"""Groups of options in `--help`, in their order."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a setting is given and explained, besides its name, type, limits and default.
 
     Attributes:
-        temperature: the kept probabilities are raised to 1 / temperature.
-        top_p: keep the likeliest tokens whose probabilities reach this sum (ties with the last one are kept).
-        top_k: keep at most this many tokens; 0 keeps all.
-        presence_penalty: subtracted from the logit of every token that is already in the reply.
-        frequency_penalty: subtracted from it once more for every (decayed) occurrence.
-        penalty_decay: all occurrence counts are multiplied by this at each step.
-        order: `top-p-first` cuts before the temperature is applied (the `rwkv` package), `temperature-first`
-            after it (most other programs).
-        banned_token_ids: token ids that are never chosen.
+        help: for `--help` and the documents; Rich markup.
+        metavar: stands for the value. panel: the option's group in `--help`.
+        flag: a one-letter option.
+        allowed: what may be given, for errors; None says the limits.
+        split: one word of the command line may hold several values, separated by commas.
+        has_option: False for what only the environment, files and the library give.
     """
 
-    temperature: float = Field(default=1.0, ge=0, le=100)
-    top_p: float = Field(default=0.3, ge=0, le=1)
-    top_k: int = Field(default=0, ge=0)
-    presence_penalty: float = Field(default=0.0, ge=-100, le=100)
-    frequency_penalty: float = Field(default=0.0, ge=-100, le=100)
-    penalty_decay: float = Field(default=0.996, ge=0, le=1)
-    order: Literal["top-p-first", "temperature-first"] = "top-p-first"
-    banned_token_ids: tuple[TokenId, ...] = ()
+    help: str
+    metavar: str
+    panel: Panel
+    flag: str | None = None
+    allowed: str | None = None
+    split: bool = False
+    has_option: bool = True
+
+
+def setting(
+    default: _T,
+    help: str,
+    metavar: str,
+    panel: Panel,
+    *,
+    flag: str | None = None,
+    allowed: str | None = None,
+    split: bool = False,
+    has_option: bool = True,
+    **limits: Any,
+) -> _T:
+    """A field of a record with its `Setting`; `limits` are pydantic's (`ge`, `lt`, `min_length`, ...)."""
+    field: Any = Field(default, **limits)
+    field.metadata.append(Setting(help, metavar, panel, flag, allowed, split, has_option))
+    return field
+
+
+class Sampling(Settings):
+    """How a token is chosen from the logits; `temperature` 0, `top_p` 0 or `top_k` 1 is greedy.
+
+    The kept probabilities are raised to 1 / temperature. Of tokens as likely as the last one that `top_p` keeps, all
+    are kept. `presence_penalty` is subtracted once from the logit of every token that is already in the reply,
+    `frequency_penalty` once for each occurrence; occurrence counts are multiplied by `penalty_decay` at each step.
+    `order`: `top-p-first` cuts before the temperature is applied (the `rwkv` package), `temperature-first` after it
+    (most other programs).
+    """
+
+    temperature: float = setting(1.0, "Temperature; 0 is greedy.", "X", "Sampling", ge=0, le=100)
+    top_p: float = setting(
+        0.3, "Keep the likeliest tokens up to this probability; 0 is greedy.", "X", "Sampling", ge=0, le=1
+    )
+    top_k: int = setting(0, "Keep at most N tokens; 0 keeps all.", "N", "Sampling", ge=0)
+    presence_penalty: float = setting(0.0, "Penalty on tokens that are in the reply.", "X", "Sampling", ge=-100, le=100)
+    frequency_penalty: float = setting(
+        0.0, "Penalty for each occurrence in the reply.", "X", "Sampling", ge=-100, le=100
+    )
+    penalty_decay: float = setting(
+        0.996, "Factor on the counts of occurrences at each step.", "X", "Sampling", ge=0, le=1
+    )
+    order: Literal["top-p-first", "temperature-first"] = setting(
+        "top-p-first", "top-p-first (the rwkv package) or temperature-first.", "NAME", "Sampling"
+    )
+    banned_token_ids: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = setting(
+        (),
+        "Token ids that are never chosen; may be repeated.",
+        "ID",
+        "Sampling",
+        allowed="must be token ids, whole numbers from 0 up",
+        split=True,
+    )
 
     @property
     def greedy(self) -> bool:
@@ -163,16 +230,21 @@ def preset(name: str) -> Sampling:
 class Stopping(Settings):
     """When a reply ends, besides token 0 (end of text), which always ends it unless it is banned.
 
-    Attributes:
-        max_tokens: at most this many tokens in one reply.
-        max_seconds: at most this long in one reply, from the first step on; None for no limit. A reply that
-            ends by it is not reproducible, and its `finish_reason` says `time`.
-        stop: texts that end a reply, besides the template's own (a blank line, or `\\nUser:` in thinking modes).
+    A reply that ends by `max_seconds`, which counts from its first step, is not reproducible, and its `finish_reason`
+    is `time`. `stop` adds to the template's own ends (a blank line, or `\\nUser:` in thinking modes).
     """
 
-    max_tokens: int = Field(default=256, ge=1, le=1_000_000)
-    max_seconds: float | None = Field(default=None, gt=0)
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    max_tokens: int = setting(256, "Tokens in a reply, at most.", "N", "End of a reply", ge=1, le=1_000_000)
+    max_seconds: float | None = setting(
+        None, "Seconds for a reply, at most. Such an end is not reproducible.", "X", "End of a reply", gt=0
+    )
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = setting(
+        (),
+        "Text that ends a reply; may be repeated.",
+        "TEXT",
+        "End of a reply",
+        allowed="must be a text that is not empty",
+    )
 
 
 class SamplingParams(Sampling, Stopping):
@@ -227,22 +299,185 @@ class Prompting(Settings):
     prelude: str | None = None
 
 
-_IN_WORDS: Mapping[str, str] = {
-    "banned_token_ids": "must be token ids, whole numbers from 0 up",
-    "stop": "must be a text that is not empty",
+def _bytes(value: object) -> object:
+    """`512M` or `2G` as a number of bytes; anything else is left to the field."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt])i?b?", value.strip(), re.IGNORECASE)
+    return value if found is None else int(float(found[1]) * 1024 ** (1 + "kmgt".index(found[2].lower())))
+
+
+ByteCount = Annotated[int, BeforeValidator(_bytes), Field(ge=1)]
+_SIZE = "must be a number of bytes from 1 up, such as 512M or 2G"
+
+
+class ScriptLimits(Settings):
+    """What a script may hold; beyond it a line is refused."""
+
+    max_line_bytes: ByteCount = setting(
+        10_000_000, "Bytes of one line of a script.", "SIZE", "What is replayed", allowed=_SIZE, has_option=False
+    )
+    max_turns: int = setting(
+        10_000, "User messages of one conversation.", "N", "What is replayed", has_option=False, ge=1
+    )
+    max_conversations: int = setting(
+        1_000_000, "Conversations in all scripts together.", "N", "What is replayed", has_option=False, ge=1
+    )
+
+
+class CellSettings(Sampling, Stopping):
+    """What decides about one reply, and may differ between the cells of a grid."""
+
+    think: ThinkMode = setting("off", "Thinking: off, on, fake, short, long.", "MODE", "Prompt")
+    history: HistoryMode = setting(
+        "own", "What later turns see: own replies, or the script's (gold).", "MODE", "Prompt"
+    )
+    model: str | None = setting(
+        None,
+        "Checkpoint, .pth or .safetensors; the ending may be left out. "
+        "[dim]Default: $RWKVBATCH_MODEL, else the bundled one.[/]",
+        "FILE",
+        "Model",
+        flag="-m",
+    )
+    strategy: str = setting(
+        "auto",
+        'Device and precision: "cpu fp32", "cpu bf16", "cpu int8", "cuda fp16", "cuda:1 bf16", auto.',
+        "TEXT",
+        "Model",
+    )
+    backend: str = setting("auto", "cpu, reference, cuda, upstream, auto.", "NAME", "Model")
+    state: str | None = setting(None, "Initial state (a state-tuned file).", "FILE", "Model")
+    template: str | None = setting(None, "Jinja2 template in place of RWKV's official one.", "FILE", "Prompt")
+    prelude: str | None = setting(
+        None, "Text read before the first turn (an initial exchange), or the name api-demo-chat.", "FILE", "Prompt"
+    )
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        return self._part(Sampling)
+
+    @cached_property
+    def stopping(self) -> Stopping:
+        return self._part(Stopping)
+
+    def _part(self, record: type[_Record]) -> _Record:
+        return record(**{name: getattr(self, name) for name in record.model_fields})
+
+
+class RunSettings(CellSettings, ScriptLimits):
+    """All settings of a run; those of `CellSettings` are what its cells start from.
+
+    With `max_repeats` and `until_ci` both set, a cell's repeats grow from `repeats` up to `max_repeats` while its
+    paired interval against the first cell is wider than `until_ci`. None stands for no limit or for the
+    program's choice: `threads` are all processors, shared evenly, `state_memory` is chosen by the engine.
+    """
+
+    seed: int = setting(0, "Of all randomness. [dim]Default: 0[/]", "N", "Sampling", ge=0, lt=2**63)
+    batch_size: int = setting(
+        32,
+        "Replies generated at the same time by a worker. Changes no reply. [dim]Default: 32[/]",
+        "N",
+        "Model",
+        flag="-b",
+        ge=1,
+        le=65536,
+    )
+    threads: int | None = setting(None, "CPU threads of a worker. Changes no reply.", "N", "Model", ge=1, le=1024)
+    state_memory: ByteCount | None = setting(
+        None, "Memory for recurrent states, such as 512M or 2G.", "SIZE", "Model", allowed=_SIZE
+    )
+    workers: int | None = setting(
+        None,
+        "Worker processes, which share the weights' memory. Changes no reply on CPUs.",
+        "N",
+        "Model",
+        ge=1,
+        le=1024,
+    )
+    devices: tuple[Annotated[str, Field(pattern=r"^(cpu|cuda(:\d{1,3})?)$")], ...] = setting(
+        (),
+        "Devices of the workers, such as cuda:0,cuda:1.",
+        "LIST",
+        "Model",
+        allowed="must be cpu, cuda, or cuda:N",
+        split=True,
+    )
+    ray: str | None = setting(
+        None, "Workers as actors of a Ray cluster: local, auto, or HOST:PORT.", "ADDRESS", "Model", min_length=1
+    )
+    max_prompt_tokens: int | None = setting(
+        None, "A turn with a longer history fails, and the run goes on.", "N", "Prompt", ge=1
+    )
+    only: tuple[str, ...] = setting(
+        (), "Only conversations with this id or tag; may be repeated.", "ID|TAG", "What is replayed"
+    )
+    limit: int | None = setting(None, "At most N conversations.", "N", "What is replayed", ge=1)
+    shuffle_seed: int | None = setting(
+        None, "Seed of another order of conversations, before --limit.", "N", "What is replayed"
+    )
+    repeats: int = setting(
+        1,
+        "Repetitions of each conversation in each cell; N..M with --until-ci. [dim]Default: 1[/]",
+        "N|N..M",
+        "The run",
+        flag="-r",
+        ge=1,
+        le=1_000_000,
+    )
+    max_repeats: int | None = setting(
+        None, "M of --repeats N..M.", "M", "The run", has_option=False, ge=2, le=1_000_000
+    )
+    until_ci: float | None = setting(
+        None, "Add repeats while a cell's interval against the first cell is wider.", "WIDTH", "The run", gt=0
+    )
+    max_failures: int | None = setting(None, "Stop when more rows than this failed.", "N", "The run", ge=0)
+
+    @cached_property
+    def script_limits(self) -> ScriptLimits:
+        return self._part(ScriptLimits)
+
+
+def _declared(field: Any) -> Setting:
+    return next(item for item in field.metadata if isinstance(item, Setting))
+
+
+SETTINGS: Mapping[str, Setting] = {
+    "preset": Setting(f"A known-good combination: {', '.join(PRESETS)}. Other options change it.", "NAME", "Sampling"),
+    **{name: _declared(field) for name, field in RunSettings.model_fields.items()},
 }
+"""The declaration of every setting, by name. `preset` stands for all fields of `Sampling` at once."""
+
+LISTS = frozenset(name for name, field in RunSettings.model_fields.items() if get_origin(field.annotation) is tuple)
+"""Settings whose value is a list."""
+
+GRID_SETTINGS = ("preset", *(name for name in CellSettings.model_fields if name not in LISTS))
+"""Settings that the command line and the library take as several values, each a dimension of the grid."""
+
+ENVIRONMENT_PREFIX = "RWKVBATCH_"
+
+
+def option_name(key: str) -> str:
+    """The command line's name of a setting."""
+    return "--" + SHORT_NAMES.get(key, key).replace("_", "-")
+
+
+def environment_name(key: str) -> str:
+    """The environment variable of a setting."""
+    return ENVIRONMENT_PREFIX + key.upper()
 
 
 def allowed_values(record: type[BaseModel], key: str, message: str) -> str:
-    """What the setting `key` may be, in words: `must be a number in [0, 1]`.
-
-    Args:
-        message: pydantic's, for settings that are no single number.
-    """
-    return _IN_WORDS.get(key) or _range(record, key) or message.replace("Input should", "must")
+    """What the setting `key` may be: `must be a number in [0, 1]`; pydantic's `message` where no limits say it."""
+    field = record.model_fields.get(key)
+    words = next((item.allowed for item in field.metadata if isinstance(item, Setting)), None) if field else None
+    return words or limits_in_words(record, key) or message.replace("Input should", "must")
 
 
-def _range(record: type[BaseModel], key: str) -> str | None:
+def limits_in_words(record: type[BaseModel], key: str) -> str | None:
+    """`must be a number in [0, 1]`; None for what is no number."""
+    if key not in record.model_fields:
+        return None
     info = record.model_fields[key]
     annotation: Any = info.annotation
     kind = {int: "a whole number", float: "a number"}
@@ -268,10 +503,10 @@ def _explain(error: ValidationError, where: str, record: type[BaseModel]) -> str
             parts.append(f"{prefix}unknown setting {name!r}")
         else:
             words = allowed_values(record, str(item["loc"][0]), item["msg"]) if item["loc"] else item["msg"]
-            parts.append(f"{prefix}{name}: {words}, got {_shown(item['input'])}")
+            parts.append(f"{prefix}{name}: {words}, got {shown_value(item['input'])}")
     return "; ".join(parts)
 
 
-def _shown(value: object, limit: int = 60) -> str:
+def shown_value(value: object, limit: int = 60) -> str:
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

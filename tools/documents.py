@@ -31,15 +31,38 @@ def help_text(*command: str) -> str:
 def command_reference() -> str:
     """A section for each command, in the order of the program's own help, with its subcommands' help below its own."""
     from typer.core import TyperGroup
-    from typer.main import get_command
 
-    from rwkvbatch.cli.app import app
+    from rwkvbatch.cli.app import COMMANDS, load_command
 
-    program = get_command(app)
-    assert isinstance(program, TyperGroup)
     sections = [help_text()]
-    for name, command in program.commands.items():
+    for name in COMMANDS:
         sections.append(f"\n## rwkvbatch {name}\n{help_text(name)}")
-        if isinstance(command, TyperGroup):
+        if isinstance(command := load_command(name), TyperGroup):
             sections += [help_text(name, subcommand) for subcommand in command.commands]
     return "".join(sections)
+
+
+def settings_table() -> str:
+    """A line for each setting: its names, default, limits, and whether a grid can vary it."""
+    from rwkvbatch.config import (
+        ENVIRONMENT_PREFIX,
+        GRID_SETTINGS,
+        SETTINGS,
+        SHORT_NAMES,
+        CellSettings,
+        RunSettings,
+        limits_in_words,
+        option_name,
+    )
+
+    lines = ["", "| setting | option | default | allowed | in a grid |", "|---|---|---|---|---|"]
+    for name, setting in SETTINGS.items():
+        names = f"`{name}`" + (f", `{SHORT_NAMES[name]}`" if name in SHORT_NAMES else "")
+        option = f"`{option_name(name)}`" if setting.has_option else "none"
+        default = RunSettings.model_fields[name].default if name in RunSettings.model_fields else None
+        shown = "none" if default in (None, ()) else f"`{default}`"
+        allowed = (setting.allowed or limits_in_words(RunSettings, name) or "").removeprefix("must be ")
+        cell = "comma list or file" if name in GRID_SETTINGS else "file" if name in CellSettings.model_fields else "no"
+        lines.append(f"| {names} | {option} | {shown} | {allowed} | {cell} |")
+    note = f"The environment variable of a setting is `{ENVIRONMENT_PREFIX}` and one of its names in capitals."
+    return "\n".join([*lines, "", note, ""])

@@ -13,13 +13,12 @@ from typing import Any
 
 from rwkvbatch.chat.replies import Anchors, GoOn, make_replies
 from rwkvbatch.chat.tree import Dialogue, Exchange, Opening, Point
-from rwkvbatch.config import Prompting, ThinkMode
+from rwkvbatch.config import CellSettings, Prompting, ThinkMode
 from rwkvbatch.engine.engine import Engine, NextToken
 from rwkvbatch.engine.request import NoiseKey, Request
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import State
 from rwkvbatch.prompt.templates import PromptTemplate, load_template
-from rwkvbatch.replay.settings import CellSettings
 
 CONVERSATION = "chat"
 SEED_LIMIT = 2**63

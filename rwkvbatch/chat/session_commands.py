@@ -17,7 +17,7 @@ from rwkvbatch.chat.storage import load_session, restore, save_session
 from rwkvbatch.config import ALIASES, PRESETS, SHORT_NAMES, Sampling, ThinkMode, preset
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.escaping import printable
-from rwkvbatch.replay.settings import checked_values
+from rwkvbatch.replay.layers import checked_values
 
 SETTABLE = tuple(SHORT_NAMES.get(name, name) for name in KEPT_SETTINGS)
 _LISTS = ("banned_token_ids", "stop")

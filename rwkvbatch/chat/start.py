@@ -14,11 +14,11 @@ from rwkvbatch.chat.command import Chat
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.storage import Transcript, default_path, describe, state_directory
 from rwkvbatch.chat.terminal import TerminalView, View, terminal_console
-from rwkvbatch.config import preset
+from rwkvbatch.config import CellSettings, RunSettings, preset
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.templates import load_prelude
-from rwkvbatch.replay.settings import CellSettings, RunSettings, layer_settings, told_with_errors
+from rwkvbatch.replay.layers import layer_settings, naming_origins
 
 if TYPE_CHECKING:
     from rwkvbatch.chat.runs import RunPoint
@@ -36,12 +36,10 @@ class ChatArguments:
 
     Attributes:
         values: settings by their names, only those given.
-        prelude: a name in `PRELUDES`, a file, `none`, or None for what fits the model.
         transcript: a file; None for one in the user's state directory.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    prelude: str | None = None
     system: str | None = None
     transcript: Path | None = None
     no_transcript: bool = False
@@ -97,7 +95,7 @@ def open_chat(arguments: ChatArguments, view: View, *, is_terminal: bool) -> Cha
 
         point = read_point(arguments.from_run, arguments.cell, arguments.repeat)
     layered = layer_settings(arguments.values, environment=os.environ, config=arguments.config)
-    with told_with_errors(layered.origins):
+    with naming_origins(layered.origins):
         return _open_chat(arguments, layered.settings, point, view, is_terminal=is_terminal)
 
 
@@ -113,7 +111,7 @@ def _open_chat(
 
     bundled = resolve_model_path(run_settings.model).bundled
     settings = chat_settings(run_settings, bundled=bundled, point=point)
-    prelude = choose_prelude(arguments.prelude, settings, bundled=bundled or point is not None)
+    prelude = choose_prelude(settings, bundled=bundled or point is not None)
 
     def load_engine(path: str | None) -> Engine:
         model = load_model(path, settings.strategy, settings.backend, threads=run_settings.threads)
@@ -163,13 +161,13 @@ def chat_settings(settings: RunSettings, *, bundled: bool, point: RunPoint | Non
     return CellSettings.parse(values)
 
 
-def choose_prelude(wanted: str | None, settings: CellSettings, *, bundled: bool) -> str | None:
+def choose_prelude(settings: CellSettings, *, bundled: bool) -> str | None:
     """The initial exchange's text: on by default, but not where the model or an initial state has no use for it.
 
     Raises:
         UsageError: its file cannot be read.
     """
-    chosen = wanted if wanted is not None else settings.prelude
+    chosen = settings.prelude
     if chosen is None:
         chosen = NO_PRELUDE if bundled or settings.state is not None else DEFAULT_PRELUDE
     if chosen == NO_PRELUDE:

@@ -1,10 +1,10 @@
-"""The command line: parse, call, print. The one place where errors become messages and exit codes."""
+"""The command line: parses arguments, calls the library, prints results; turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
 
 def main() -> None:
-    """Entry point of the `rwkvbatch` program; ends the process with its exit code."""
+    """Entry point of the `rwkvbatch` program; exits with its code."""
     from rwkvbatch.signals import leave_at_once, unwind
 
     leave_at_once()

@@ -1,31 +1,53 @@
-"""The program's commands, put together; and the boundary at which errors end."""
+"""The commands of the program, each loaded when it is called; and the boundary at which errors end."""
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
 from rwkvbatch import __version__
-from rwkvbatch.cli.bench import BENCH_EPILOG, bench_command
-from rwkvbatch.cli.chat import EPILOG as CHAT_EPILOG
-from rwkvbatch.cli.chat import chat_command
-from rwkvbatch.cli.compare import EPILOG as COMPARE_EPILOG
-from rwkvbatch.cli.compare import compare_command
 from rwkvbatch.cli.exits import ExitCode, report
-from rwkvbatch.cli.merge import EPILOG as MERGE_EPILOG
-from rwkvbatch.cli.merge import merge_command
-from rwkvbatch.cli.model import model_app
-from rwkvbatch.cli.run import EPILOG as RUN_EPILOG
-from rwkvbatch.cli.run import run_command
-from rwkvbatch.cli.show import EPILOG as SHOW_EPILOG
-from rwkvbatch.cli.show import show_command
+
+COMMANDS: Mapping[str, str] = {
+    "run": "Replay scripted conversations, turn by turn, many at once.",
+    "merge": "Put the parts of a run together.",
+    "chat": "Talk to a model.",
+    "compare": "Report what differs between runs or cells, and whether it is more than noise.",
+    "show": "Print the conversations of a run.",
+    "bench": "Measure decoding, prefill, sampling, tokenizing, loading, and the machine's own limits.",
+    "model": "Make, describe and convert checkpoints, and verify that they run right on this machine.",
+}
+"""What each command does. Its module in this package has the command's name and is imported when it is called."""
+
+
+def load_command(name: str) -> Any:
+    """The command with its options, or the group of commands."""
+    return get_command(importlib.import_module(f"rwkvbatch.cli.{name}").app)
+
+
+class _CommandGroup(TyperGroup):
+    """Lists the commands without importing them."""
+
+    def __init__(self, **options: Any) -> None:
+        listed = {name: TyperCommand(name, help=summary, rich_markup_mode="rich") for name, summary in COMMANDS.items()}
+        options["commands"] = listed
+        super().__init__(**options)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, listed if name is None or listed is None else load_command(name), rest
+
 
 app = typer.Typer(
     name="rwkvbatch",
-    help="Replay scripted multi-turn conversations against RWKV models, many at once, and say what changed.",
+    cls=_CommandGroup,
+    help="Replay scripted multi-turn conversations against RWKV models, many at once, and report what changed.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -43,19 +65,10 @@ def _show_version(wanted: bool) -> None:
 def _root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave."),
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     del version
-
-
-app.add_typer(model_app)
-app.command("run", epilog=RUN_EPILOG)(run_command)
-app.command("merge", epilog=MERGE_EPILOG)(merge_command)
-app.command("chat", epilog=CHAT_EPILOG)(chat_command)
-app.command("compare", epilog=COMPARE_EPILOG)(compare_command)
-app.command("show", epilog=SHOW_EPILOG)(show_command)
-app.command("bench", epilog=BENCH_EPILOG)(bench_command)
 
 
 def invoke(arguments: Sequence[str]) -> int:
@@ -65,7 +78,7 @@ def invoke(arguments: Sequence[str]) -> int:
         # Standalone: Typer prints its own usage errors (exit code 2) and ends in SystemExit; the rest comes here.
         app(args=list(arguments), prog_name="rwkvbatch")
     except SystemExit as leaving:
-        if isinstance(leaving.__context__, BrokenPipeError):  # Typer ends in 1, which is a failed check here
+        if isinstance(leaving.__context__, BrokenPipeError):  # Typer exits with 1, which means a failed check here
             return ExitCode.UNREAD
         if _is_interrupt(leaving.__context__):
             return report(KeyboardInterrupt(), debug=debug)
@@ -76,5 +89,5 @@ def invoke(arguments: Sequence[str]) -> int:
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether it is the exit without a word that Typer makes of Ctrl-C."""
+    """Whether Typer made this silent exit of a Ctrl-C."""
     return error is not None and isinstance(error.__cause__, KeyboardInterrupt)

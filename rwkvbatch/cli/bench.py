@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
-from rwkvbatch.cli.options import BackendOption, ModelOption, StrategyOption, ThreadsOption
+from rwkvbatch.cli.exits import message, print_json
+from rwkvbatch.cli.options import (
+    JsonOption,
+    QuietOption,
+    RandomOption,
+    checkpoint_of,
+    command_app,
+    option,
+    with_settings,
+)
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
 
     from rwkvbatch.bench.records import Limits, Report
 
-BENCH_EPILOG = (
+EPILOG = (
     "The share of the limit is the time that the machine would need at its measured read bandwidth or multiply-add "
     "peak (on a GPU, copy bandwidth or matrix rate), whichever is longer, over the time taken. Medians over the "
     "rounds; a busy machine shows in all of them."
@@ -28,73 +32,55 @@ BENCH_EPILOG = (
 
 NARROWEST_NAME = 18
 NARROWEST_NAME_WITH_PACKAGE = 12
-"""Longer names of figures are folded where there is no room for them."""
+"""Widths below which longer names of figures are folded."""
 
 LESS_WANTED = ("best", "of the limit", "rwkv")
-"""Columns that a narrow terminal does without, the first one first."""
+"""Columns that are left out on a narrow terminal, the first one first."""
 
 
+app = command_app()
+
+
+@app.command("bench", epilog=EPILOG)
+@with_settings("model", "strategy", "backend", "threads")
 def bench_command(
-    model: ModelOption = None,
-    random: Annotated[
-        str | None,
-        typer.Option("--random", metavar="LAYERSxWIDTH", help="Measure random weights of this shape, such as 12x768."),
-    ] = None,
-    strategy: StrategyOption = None,
-    backend: BackendOption = None,
-    threads: ThreadsOption = None,
+    random: RandomOption = None,
     against: Annotated[
         Literal["rwkv"] | None,
-        typer.Option("--against", help="Time the rwkv package in turn with this program, and give the ratios."),
+        option("--against", "Time the rwkv package in turns with this program, and print the ratios."),
     ] = None,
     cpu_time: Annotated[
-        bool,
-        typer.Option("--cpu-time", help="Count the processor time of one thread, not the wall's: for a busy machine."),
+        bool, option("--cpu-time", "Processor time of one thread, not wall time: for a busy machine.")
     ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Three rounds, at 1, 8 and 64 rows.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on standard error.")] = False,
+    quick: Annotated[bool, option("--quick", "Three rounds, at 1, 8 and 64 rows.")] = False,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+    **settings: Any,
 ) -> None:
-    """Measure decoding, prompt reading, sampling, tokenizing, loading, and the machine's own limits."""
-    if random is not None and model is not None:
-        raise UsageError("--random makes its own checkpoint: it cannot be given together with --model")
-
+    """Measure decoding, prefill, sampling, tokenizing, loading, and the machine's own limits."""
     from rwkvbatch.bench.measure import Plan, run_benchmark
+    from rwkvbatch.config import RunSettings
+    from rwkvbatch.replay.layers import checked_values
 
-    if cpu_time and threads not in (None, 1):
-        raise UsageError(f"--cpu-time is the time of one thread, got --threads {threads}")
+    given = RunSettings(**checked_values(settings))
+    if cpu_time and given.threads not in (None, 1):
+        raise UsageError(f"--cpu-time is the time of one thread, got --threads {given.threads}")
     plan = Plan(against_package=against is not None, processor_time=cpu_time)
     if quick:
         plan = replace(plan, rows=(1, 8, 64), rounds=3)
-    say = _progress(quiet)
-    with ExitStack() as stack:
-        path: Path | str | None = model
-        if random is not None:
-            from rwkvbatch.bench.measure import write_random
-
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rwkvbatch-bench-"))
-            say(f"making a random checkpoint, {random}")
-            path = write_random(random, Path(folder))
+    with checkpoint_of(given.model, random, named="--model", quiet=quiet) as path:
         report = run_benchmark(
-            path, plan, strategy=strategy or "auto", backend=backend or "auto", threads=threads, say=say
+            path,
+            plan,
+            strategy=given.strategy,
+            backend=given.backend,
+            threads=given.threads,
+            say=partial(message, quiet=quiet),
         )
-    if json:
-        from dataclasses import asdict
-        from json import dumps
-
-        typer.echo(dumps(asdict(report)))
+    if json_output:
+        print_json(asdict(report), indent=None)
     else:
         _show(report)
-
-
-def _progress(quiet: bool) -> Callable[[str], None]:
-    from rwkvbatch.prompt.escaping import printable
-
-    def say(message: str) -> None:
-        if not quiet:
-            typer.echo(printable(message), file=sys.stderr)
-
-    return say
 
 
 def _show(report: Report) -> None:
@@ -117,7 +103,7 @@ def _show(report: Report) -> None:
 
 
 def figures_table(report: Report, width: int = 80) -> Table:
-    """A line a figure; of a narrow terminal, the columns that it has room for."""
+    """One line for each figure, with the columns for which `width` has room."""
     from rich.table import Table
 
     from rwkvbatch.cli.views import fitted

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from rwkvbatch.cli import options as shared
 from rwkvbatch.cli.exits import ExitCode
+from rwkvbatch.cli.options import OUTPUT_PANEL, ConfigOption, QuietOption, command_app, option, with_settings
+from rwkvbatch.config import Sampling, Stopping
 
-CHAT_PANEL = "The session"
+PANEL = "The session"
 
 EPILOG = """[bold]Examples[/]
 
@@ -24,103 +25,56 @@ EPILOG = """[bold]Examples[/]
 
   printf 'hi\\n' | rwkvbatch chat --json --quiet"""
 
+app = command_app()
 
+
+@app.command("chat", epilog=EPILOG)
+@with_settings(
+    *("model", "strategy", "backend", "state", "threads", "state_memory"),
+    *("preset", *Sampling.model_fields, "seed", *Stopping.model_fields, "think", "template", "prelude"),
+    prelude="Initial exchange: a file, api-demo-chat, or none. "
+    "[dim]Default: api-demo-chat; none with --state and with the bundled model[/]",
+)
 def chat_command(
-    model: shared.ModelOption = None,
-    strategy: shared.StrategyOption = None,
-    backend: shared.BackendOption = None,
-    state: shared.StateOption = None,
-    threads: shared.ThreadsOption = None,
-    state_memory: shared.StateMemoryOption = None,
-    preset: shared.PresetOption = None,
-    temp: shared.TempOption = None,
-    top_p: shared.TopPOption = None,
-    top_k: shared.TopKOption = None,
-    presence: shared.PresenceOption = None,
-    frequency: shared.FrequencyOption = None,
-    decay: shared.DecayOption = None,
-    order: shared.OrderOption = None,
-    ban: shared.BanOption = None,
-    seed: shared.SeedOption = None,
-    max_tokens: shared.MaxTokensOption = None,
-    max_seconds: shared.MaxSecondsOption = None,
-    stop: shared.StopOption = None,
-    think: shared.ThinkOption = None,
-    template: shared.TemplateOption = None,
-    prelude: Annotated[
-        str | None,
-        typer.Option(
-            "--prelude",
-            metavar="NAME|FILE|none",
-            rich_help_panel=shared.PROMPT_PANEL,
-            help="Initial exchange. [dim]Default: api-demo-chat; none with --state and with the bundled model[/]",
-        ),
-    ] = None,
-    system: Annotated[
-        str | None,
-        typer.Option("--system", metavar="TEXT", rich_help_panel=shared.PROMPT_PANEL, help="System message."),
-    ] = None,
+    system: Annotated[str | None, option("--system", "System message.", "TEXT", "Prompt")] = None,
     load: Annotated[
         Path | None,
-        typer.Option(
-            "--load",
-            metavar="FILE",
-            rich_help_panel=CHAT_PANEL,
-            help="Go on with a saved session, or with the transcript of one that broke off.",
-        ),
+        option("--load", "Continue a saved session, or the transcript of one that was cut off.", "FILE", PANEL),
     ] = None,
     from_run: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--from",
-            metavar="RUN:CONVERSATION:TURN",
-            rich_help_panel=CHAT_PANEL,
-            help="Open a point of a run and go on from there. Turns count from 0.",
+            "Continue a conversation of a run after this turn. Turns count from 0.",
+            "RUN:CONVERSATION:TURN",
+            PANEL,
         ),
     ] = None,
     cell: Annotated[
-        str | None,
-        typer.Option(
-            "--cell",
-            metavar="NAME",
-            rich_help_panel=CHAT_PANEL,
-            help="With --from: the run's cell, if not its first.",
-        ),
+        str | None, option("--cell", "With --from: the run's cell, if not its first.", "NAME", PANEL)
     ] = None,
-    repeat: Annotated[
-        int,
-        typer.Option("--repeat", metavar="N", min=0, rich_help_panel=CHAT_PANEL, help="With --from: the repeat."),
-    ] = 0,
+    repeat: Annotated[int, option("--repeat", "With --from: the repeat.", "N", PANEL, min=0)] = 0,
     transcript: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--transcript",
-            metavar="FILE",
-            rich_help_panel=CHAT_PANEL,
-            help="Where everything is written as it happens. [dim]Default: in the user's state directory[/]",
+            "Record of everything, written as it happens. [dim]Default: in the user's state directory[/]",
+            "FILE",
+            PANEL,
         ),
     ] = None,
-    no_transcript: Annotated[
-        bool, typer.Option("--no-transcript", rich_help_panel=CHAT_PANEL, help="Write nothing.")
-    ] = False,
+    no_transcript: Annotated[bool, option("--no-transcript", "Write no transcript.", panel=PANEL)] = False,
     raw: Annotated[
         bool,
-        typer.Option(
-            "--raw",
-            rich_help_panel=shared.OUTPUT_PANEL,
-            help="Model text as it is, control characters included; not on a terminal.",
-        ),
+        option("--raw", "Model text as it is, control characters included; not on a terminal.", panel=OUTPUT_PANEL),
     ] = False,
     json_output: Annotated[
         bool,
-        typer.Option(
-            "--json",
-            rich_help_panel=shared.OUTPUT_PANEL,
-            help="One JSON object a reply on standard output; for messages from a pipe.",
-        ),
+        option("--json", "One JSON object a reply on standard output; for messages from a pipe.", panel=OUTPUT_PANEL),
     ] = False,
-    config: shared.ConfigOption = None,
-    quiet: shared.QuietOption = False,
+    config: ConfigOption = None,
+    quiet: QuietOption = False,
+    **settings: Any,
 ) -> None:
     """Talk to a model.
 
@@ -128,17 +82,8 @@ def chat_command(
     """
     from rwkvbatch.chat.start import ChatArguments, run_chat
 
-    given: dict[str, Any] = {
-        "model": model, "strategy": strategy, "backend": backend, "state": state, "threads": threads,
-        "state_memory": state_memory, "preset": preset, "temperature": temp, "top_p": top_p, "top_k": top_k,
-        "presence_penalty": presence, "frequency_penalty": frequency, "penalty_decay": decay, "order": order,
-        "banned_token_ids": shared.split_ids(ban),
-        "seed": seed, "max_tokens": max_tokens, "max_seconds": max_seconds, "stop": stop or None,
-        "think": think, "template": template,
-    }  # fmt: skip
     arguments = ChatArguments(
-        values={key: value for key, value in given.items() if value is not None},
-        prelude=prelude,
+        values=settings,
         system=system,
         transcript=transcript,
         no_transcript=no_transcript,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rwkvbatch.cli import options as shared
-from rwkvbatch.cli.exits import ExitCode
+from rwkvbatch.cli.exits import ExitCode, message
+from rwkvbatch.cli.options import OUTPUT_PANEL, JsonOption, QuietOption, command_app, option
 from rwkvbatch.errors import StorageError, UsageError
 from rwkvbatch.files import OS_FILES, replace_file
 
@@ -39,6 +39,10 @@ EPILOG = """[bold]Examples[/]
 """
 
 
+app = command_app()
+
+
+@app.command("compare", epilog=EPILOG)
 def compare_command(
     sources: Annotated[
         list[str],
@@ -50,76 +54,48 @@ def compare_command(
     ],
     baseline: Annotated[
         str | None,
-        typer.Option(
-            "--baseline",
-            "-b",
-            metavar="NAME",
-            help="A run or a cell. [dim]Default: the first run, or first cell[/]",
-        ),
+        option("--baseline", "A run or a cell. [dim]Default: the first run, or first cell[/]", "NAME", flag="-b"),
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(
-            "--metric",
-            metavar="NAME",
-            help="Compare only this metric; may be repeated. Fewer tests see more.",
+        option(
+            "--metric", "Compare only this metric; may be repeated. Fewer tests detect smaller differences.", "NAME"
         ),
     ] = None,
-    by: Annotated[
-        str | None, typer.Option("--by", metavar="turn|tag", help="Break the table down by turn or by tag.")
-    ] = None,
-    k: Annotated[
-        str | None, typer.Option("--k", metavar="N,...", help="The k of pass@k. [dim]Default: the repeats[/]")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Compare runs of different scripts.")] = False,
-    show: Annotated[
-        str | None,
-        typer.Option("--show", metavar="ID", help="Print one conversation side by side, and no table."),
-    ] = None,
-    changes: Annotated[
-        int, typer.Option("--changes", min=0, metavar="N", help="Show the N most changed conversations.")
-    ] = 3,
+    by: Annotated[str | None, option("--by", "Break the table down by turn or by tag.", "turn|tag")] = None,
+    k: Annotated[str | None, option("--k", "The k of pass@k. [dim]Default: the repeats[/]", "N,...")] = None,
+    force: Annotated[bool, option("--force", "Compare runs of different scripts.")] = False,
+    show: Annotated[str | None, option("--show", "Print one conversation side by side, and no table.", "ID")] = None,
+    changes: Annotated[int, option("--changes", "Show the N most changed conversations.", "N", min=0)] = 3,
     fail_if: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--fail-if",
-            metavar="EXPR",
-            rich_help_panel=GATE_PANEL,
-            help='End with exit code 1 when this holds: "score < baseline - 0.02". May be repeated.',
+            'End with exit code 1 when this holds: "score < baseline - 0.02". May be repeated.',
+            "EXPR",
+            GATE_PANEL,
         ),
     ] = None,
     gate_significant: Annotated[
-        bool,
-        typer.Option(
-            "--gate-significant",
-            rich_help_panel=GATE_PANEL,
-            help="Gates fail only on differences beyond noise.",
-        ),
+        bool, option("--gate-significant", "Gates fail only on differences beyond noise.", panel=GATE_PANEL)
     ] = False,
     output_format: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--format",
-            "-f",
-            metavar="NAME",
-            rich_help_panel=shared.OUTPUT_PANEL,
-            help="table, md, csv, json, html, junit. [dim]Default: table, or by the ending of --out[/]",
+            "table, md, csv, json, html, junit. [dim]Default: table, or by the ending of --out[/]",
+            "NAME",
+            OUTPUT_PANEL,
+            flag="-f",
         ),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            rich_help_panel=shared.OUTPUT_PANEL,
-            help="Write there, not to the terminal.",
-        ),
+        Path | None, option("--out", "Write to this file instead of the terminal.", "FILE", OUTPUT_PANEL, flag="-o")
     ] = None,
-    as_json: shared.JsonOption = False,
-    quiet: shared.QuietOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Say what differs between runs or cells, and whether it is more than noise."""
+    """Report what differs between runs or cells, and whether it is more than noise."""
     chosen = _format(output_format, out, as_json=as_json)
     if by not in (None, "turn", "tag"):
         raise UsageError(f"--by must be turn or tag; got {by!r}")
@@ -135,16 +111,15 @@ def compare_command(
         gate_significant=gate_significant,
         force=force,
     )
-    if not quiet:
-        _say_notes(analysis)
+    for note in analysis.notes:
+        message(f"note: {note}", quiet=quiet)
     if show is not None:
         _show(analysis, show)
     elif out is not None:
         text = _render(analysis, chosen, changes)
         _write(out, text)
-        if not quiet:
-            _talk(f"wrote {out}")
-            _say_gates(analysis)
+        for line in (f"wrote {out}", *(gate.line for gate in analysis.gates)):
+            message(line, quiet=quiet)
     elif chosen == "table":
         from rwkvbatch.cli.views import console
         from rwkvbatch.comparison.report.terminal import print_analysis
@@ -186,23 +161,17 @@ def _ks(text: str | None) -> list[int] | None:
 
 
 def _render(analysis: Analysis, chosen: str, changes: int) -> str:
+    from rwkvbatch.comparison.report import formats
+
     match chosen:
         case "md":
-            from rwkvbatch.comparison.report.formats import as_markdown
-
-            return as_markdown(analysis)
+            return formats.as_markdown(analysis)
         case "csv":
-            from rwkvbatch.comparison.report.formats import as_csv
-
-            return as_csv(analysis)
+            return formats.as_csv(analysis)
         case "json":
-            from rwkvbatch.comparison.report.formats import as_json
-
-            return as_json(analysis)
+            return formats.as_json(analysis)
         case "junit":
-            from rwkvbatch.comparison.report.formats import as_junit
-
-            return as_junit(analysis)
+            return formats.as_junit(analysis)
         case "html":
             from rwkvbatch.comparison.report.html import as_html
 
@@ -226,7 +195,7 @@ def _show(analysis: Analysis, conversation: str) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all; devices and pipes are written to, not replaced."""
+    """Replace the file atomically; devices and pipes are written to instead."""
     data = text.encode("utf-8", "backslashreplace")
     try:
         if path.exists() and not path.is_file():
@@ -239,24 +208,8 @@ def _write(path: Path, text: str) -> None:
         ) from None
 
 
-def _say_notes(analysis: Analysis) -> None:
-    for note in analysis.notes:
-        _talk(f"note: {note}")
-
-
-def _say_gates(analysis: Analysis) -> None:
-    for gate in analysis.gates:
-        _talk(gate.line)
-
-
-def _talk(text: str) -> None:
-    from rwkvbatch.prompt.escaping import printable
-
-    typer.echo(printable(text, keep_newlines=False), err=True)
-
-
 def _append_step_summary(analysis: Analysis) -> None:
-    """Continuous integration shows this file on the run's page."""
+    """Add the report to the page of a GitHub Actions run."""
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     if not path:
         return
@@ -266,4 +219,4 @@ def _append_step_summary(analysis: Analysis) -> None:
         with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"## rwkvbatch compare\n\n{as_markdown(analysis)}\n")
     except OSError as error:
-        _talk(f"note: $GITHUB_STEP_SUMMARY could not be written: {error.strerror}")
+        message(f"note: $GITHUB_STEP_SUMMARY could not be written: {error.strerror}")

@@ -1,13 +1,14 @@
-"""Standard streams that are closed, full, read by nobody, or of an encoding that lacks characters."""
+"""Exit codes, messages on standard error, and standard streams that are closed, full or of a narrow encoding."""
 
 from __future__ import annotations
 
 import enum
 import io
+import json
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rwkvbatch.errors import InputError, RwkvBatchError, UsageError
 from rwkvbatch.signals import Terminated
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ExitCode(enum.IntEnum):
-    """What the process tells its caller."""
+    """Exit status of the process."""
 
     DONE = 0
     FAILED = 1
@@ -27,23 +28,23 @@ class ExitCode(enum.IntEnum):
     INTERNAL = 4
     INTERRUPTED = 130
     UNREAD = 141
-    """Nobody reads the output any more (`| head`); what a shell says of a program that SIGPIPE ended."""
+    """The reader of the output is gone (`| head`); a shell's status of a program that SIGPIPE ended."""
     TERMINATED = 143
 
 
 def report(error: BaseException, *, debug: bool) -> ExitCode:
-    """Print one message for `error` on standard error and say how the process should end."""
+    """Print one message for `error` on standard error; returns the exit code."""
     match error:
         case KeyboardInterrupt():
-            _say("interrupted")
+            _print_error("interrupted")
             return ExitCode.INTERRUPTED
         case Terminated():
-            _say("terminated")
+            _print_error("terminated")
             return ExitCode.TERMINATED
         case RwkvBatchError():
             if debug:
-                _say_traceback(error)
-            _say(f"error: {error}" + (f"\n  {error.hint}" if error.hint else ""))
+                _print_traceback(error)
+            _print_error(f"error: {error}" + (f"\n  {error.hint}" if error.hint else ""))
             if isinstance(error, UsageError):
                 return ExitCode.USAGE
             return ExitCode.BAD_INPUT if isinstance(error, InputError) else ExitCode.INTERNAL
@@ -51,35 +52,37 @@ def report(error: BaseException, *, debug: bool) -> ExitCode:
             return ExitCode.UNREAD
         case OSError():
             if debug:
-                _say_traceback(error)
+                _print_traceback(error)
             place = "" if error.filename is None else f": {error.filename}"
-            _say(
+            _print_error(
                 f"error: input or output failed: {error.strerror or error}{place}\n"
-                "  is there room, and may it be read and written? RWKVBATCH_DEBUG=1 shows the traceback"
+                "  check free space and permissions; RWKVBATCH_DEBUG=1 shows the traceback"
             )
             return ExitCode.INTERNAL
         case MemoryError():
             if debug:
-                _say_traceback(error)
-            _say(f"error: not enough memory {error}".rstrip() + "\n  a smaller model, or less at once, needs less")
+                _print_traceback(error)
+            _print_error(
+                f"error: not enough memory {error}".rstrip() + "\n  take a smaller model or a smaller --batch-size"
+            )
             return ExitCode.INTERNAL
         case _:
             if debug:
-                _say_traceback(error)
+                _print_traceback(error)
             summary = " ".join(str(error).split())[:500]
-            _say(
+            _print_error(
                 f"internal error: {type(error).__name__}: {summary}\n"
-                "  this is a fault of rwkvbatch; run again with RWKVBATCH_DEBUG=1 for the traceback"
+                "  this is a bug in rwkvbatch; run again with RWKVBATCH_DEBUG=1 for the traceback"
             )
             return ExitCode.INTERNAL
 
 
-def _say_traceback(error: BaseException) -> None:
+def _print_traceback(error: BaseException) -> None:
     _print("".join(traceback.format_exception(error)).rstrip("\n"))
 
 
-def _say(message: str) -> None:
-    _print(f"rwkvbatch: {message}")
+def _print_error(text: str) -> None:
+    _print(f"rwkvbatch: {text}")
 
 
 def _print(text: str) -> None:
@@ -88,11 +91,26 @@ def _print(text: str) -> None:
     print(printable(text), file=sys.stderr)  # noqa: T201
 
 
+def message(text: str, *, quiet: bool = False) -> None:
+    """Print one line on standard error, unless `quiet`."""
+    from rwkvbatch.prompt.escaping import printable
+
+    if not quiet:
+        print(printable(text, keep_newlines=False), file=sys.stderr)  # noqa: T201
+
+
+def print_json(content: Any, *, indent: int | None = 2) -> None:
+    """Print a JSON document on standard output."""
+    from rwkvbatch.prompt.escaping import printable_json
+
+    print(printable_json(json.dumps(content, indent=indent)))  # noqa: T201
+
+
 STANDARD_ERROR = 2
 
 
-class _Talk(io.FileIO):
-    """What cannot be written is dropped: a run does not end because nobody can listen."""
+class _StandardError(io.FileIO):
+    """Drops what cannot be written: a run does not end because standard error is closed or full."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
@@ -102,7 +120,7 @@ class _Talk(io.FileIO):
 
 
 def prepare_streams() -> None:
-    """Give closed streams the null device, before another file gets their number; let standard error never fail.
+    """Open the null device for closed streams, before another file gets their number; make standard error never fail.
 
     Characters that a stream's encoding lacks become escapes.
     """
@@ -110,7 +128,7 @@ def prepare_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
     if sys.__stdin__ is None:
         sys.stdin = os.fdopen(0, closefd=False)
     if sys.__stdout__ is None:
@@ -119,15 +137,15 @@ def prepare_streams() -> None:
     if reconfigure is not None:
         reconfigure(errors="backslashreplace")
     encoding = "utf-8" if sys.__stderr__ is None else sys.__stderr__.encoding
-    raw = io.BufferedWriter(_Talk(STANDARD_ERROR, "w", closefd=False))
+    raw = io.BufferedWriter(_StandardError(STANDARD_ERROR, "w", closefd=False))
     sys.stderr = io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=True)
 
 
 def flush_output() -> None:
-    """Write out what standard output still holds.
+    """Flush standard output.
 
     Raises:
-        OSError: it could not be written. It is dropped then, or the interpreter would try again and show a traceback.
+        OSError: it could not be written. It is dropped then: the interpreter would try again and print a traceback.
     """
     try:
         sys.stdout.flush()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rwkvbatch.cli import options as shared
-from rwkvbatch.cli.exits import ExitCode
+from rwkvbatch.cli.exits import ExitCode, message, print_json
+from rwkvbatch.cli.options import JsonOption, QuietOption, command_app, option
 
 if TYPE_CHECKING:
     from rwkvbatch.replay.merge import Merged, Missing
@@ -23,31 +23,26 @@ EPILOG = """[bold]Examples[/]
 """
 
 
+app = command_app()
+
+
+@app.command("merge", epilog=EPILOG)
 def merge_command(
     parts: Annotated[
-        list[Path],
-        typer.Argument(metavar="PART...", help="Run directories made with --shard.", show_default=False),
+        list[Path], typer.Argument(metavar="PART...", help="Run directories made with --shard.", show_default=False)
     ],
     out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="DIR",
-            help="Where the whole run goes: a new directory.",
-            show_default=False,
-        ),
+        Path, option("--out", "Where the whole run goes: a new directory.", "DIR", flag="-o", show_default=False)
     ],
     allow_missing: Annotated[
-        bool,
-        typer.Option("--allow-missing", help="Write what is there; rwkvbatch run can do the rest."),
+        bool, option("--allow-missing", "Write what is there; rwkvbatch run can do the rest.")
     ] = False,
-    json_output: shared.JsonOption = False,
-    quiet: shared.QuietOption = False,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Put the parts of a run together.
 
-    The result is what [bold]rwkvbatch run[/] would have left without [bold]--shard[/], timings aside.
+    The result equals what [bold]rwkvbatch run[/] writes without [bold]--shard[/], timings aside.
 
     When rows are missing, nothing is written and the exit code is 1. Failed checks do not change it here.
     """
@@ -56,42 +51,34 @@ def merge_command(
 
     merged = merge(parts, out, allow_missing=allow_missing, command=command_line())
     if json_output:
-        _print_json(merged)
+        print_json(
+            {
+                "directory": str(merged.directory),
+                "written": merged.summary is not None,
+                "parts": merged.parts,
+                "rows": merged.rows,
+                "planned": merged.planned,
+                "missing": [part.as_dict() for part in merged.missing],
+                "summary": None if merged.summary is None else merged.summary.as_dict(),
+            }
+        )
     if not quiet or merged.summary is None:
-        for line in _lines(merged, talkative=not quiet):
-            _talk(line)
+        for line in _lines(merged, with_notes=not quiet):
+            message(line)
     if merged.summary is None:
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _print_json(merged: Merged) -> None:
-    import json
-
-    from rwkvbatch.prompt.escaping import printable_json
-
-    content = {
-        "directory": str(merged.directory),
-        "written": merged.summary is not None,
-        "parts": merged.parts,
-        "rows": merged.rows,
-        "planned": merged.planned,
-        "missing": [part.as_dict() for part in merged.missing],
-        "summary": None if merged.summary is None else merged.summary.as_dict(),
-    }
-    typer.echo(printable_json(json.dumps(content, indent=2)))
-
-
-def _lines(merged: Merged, *, talkative: bool) -> list[str]:
-    """What to say: `talkative` or only what went wrong."""
+def _lines(merged: Merged, *, with_notes: bool) -> list[str]:
     import shlex
 
-    lines = [f"note: {note}" for note in merged.notes] if talkative else []
+    lines = [f"note: {note}" for note in merged.notes] if with_notes else []
     lines += [_missing_line(part) for part in merged.missing[:MAX_SHOWN]]
     if len(merged.missing) > MAX_SHOWN:
         lines.append(f"and {len(merged.missing) - MAX_SHOWN} more parts")
     if merged.summary is None:
         lines.append(f"nothing was written: {merged.planned - merged.rows:,} of {merged.planned:,} rows are missing")
-        lines.append("merge again when all parts are complete, or give --allow-missing to write what is there")
+        lines.append("merge again when all parts are complete, or give --allow-missing to write the rows that exist")
         return lines
     directory = shlex.quote(str(merged.directory))
     lines.append(f"{merged.rows:,} of {merged.planned:,} rows are in {directory}")
@@ -106,14 +93,8 @@ def _lines(merged: Merged, *, talkative: bool) -> list[str]:
 
 def _missing_line(part: Missing) -> str:
     if part.first is None:
-        return f"part {part.shard} was not given; --shard {part.shard} runs it"
+        return f"part {part.shard} was not given; run it with --shard {part.shard}"
     key = part.first
     return f"part {part.shard} ({part.path}): {part.rows:,} rows are missing, the first of them {key.in_words()}" + (
-        "" if part.command is None else f"; to go on: {part.command}"
+        "" if part.command is None else f"; to continue: {part.command}"
     )
-
-
-def _talk(text: str) -> None:
-    from rwkvbatch.prompt.escaping import printable
-
-    typer.echo(printable(text, keep_newlines=False), err=True)

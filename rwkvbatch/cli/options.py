@@ -1,382 +1,111 @@
-"""Options of `rwkvbatch run` alone."""
+"""Options made from the declaration of the settings, and options that several commands share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from rwkvbatch.cli import options as shared
+from rwkvbatch.cli.exits import message
+from rwkvbatch.errors import UsageError
 
-MODEL_PANEL = "Model"
-SAMPLING_PANEL = "Sampling"
-ENDING_PANEL = "End of a reply"
-PROMPT_PANEL = "Prompt"
 OUTPUT_PANEL = "Output"
 
-# The model.
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="FILE",
-        rich_help_panel=MODEL_PANEL,
-        help="Checkpoint, .pth or .safetensors; the ending may be left out. "
-        "[dim]Default: $RWKVBATCH_MODEL, else the bundled one.[/]",
-    ),
-]
-StrategyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--strategy",
-        metavar="TEXT",
-        rich_help_panel=MODEL_PANEL,
-        help='Device and precision: "cpu fp32", "cpu bf16", "cpu int8", "cuda fp16", "cuda:1 bf16", auto.',
-    ),
-]
-BackendOption = Annotated[
-    str | None,
-    typer.Option(
-        "--backend", metavar="NAME", rich_help_panel=MODEL_PANEL, help="cpu, reference, cuda, upstream, auto."
-    ),
-]
-StateOption = Annotated[
-    str | None,
-    typer.Option("--state", metavar="FILE", rich_help_panel=MODEL_PANEL, help="Initial state (a state-tuned file)."),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option("--threads", metavar="N", rich_help_panel=MODEL_PANEL, help="CPU threads. Changes no reply."),
-]
-StateMemoryOption = Annotated[
-    str | None,
-    typer.Option(
-        "--state-memory",
-        metavar="SIZE",
-        rich_help_panel=MODEL_PANEL,
-        help="Memory for recurrent states, such as 512M or 2G.",
-    ),
-]
 
-# Sampling. Text, because a comma list makes a grid in `run`.
-PresetOption = Annotated[
-    str | None,
-    typer.Option(
-        "--preset",
-        metavar="NAME",
-        rich_help_panel=SAMPLING_PANEL,
-        help="A known-good combination: default, greedy, api-demo-chat, creative, precise, ... "
-        "Other options change it.",
-    ),
-]
-TempOption = Annotated[
-    str | None,
-    typer.Option("--temp", metavar="X", rich_help_panel=SAMPLING_PANEL, help="Temperature; 0 is greedy."),
-]
-TopPOption = Annotated[
-    str | None,
-    typer.Option(
-        "--top-p",
-        metavar="X",
-        rich_help_panel=SAMPLING_PANEL,
-        help="Keep the likeliest tokens up to this probability; 0 is greedy.",
-    ),
-]
-TopKOption = Annotated[
-    str | None,
-    typer.Option("--top-k", metavar="N", rich_help_panel=SAMPLING_PANEL, help="Keep at most N tokens; 0 keeps all."),
-]
-PresenceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--presence",
-        metavar="X",
-        rich_help_panel=SAMPLING_PANEL,
-        help="Penalty on tokens that are in the reply.",
-    ),
-]
-FrequencyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--frequency",
-        metavar="X",
-        rich_help_panel=SAMPLING_PANEL,
-        help="Penalty for each time they are in it.",
-    ),
-]
-DecayOption = Annotated[
-    str | None,
-    typer.Option(
-        "--decay",
-        metavar="X",
-        rich_help_panel=SAMPLING_PANEL,
-        help="Counts are multiplied by this at each step.",
-    ),
-]
-OrderOption = Annotated[
-    str | None,
-    typer.Option(
-        "--order",
-        metavar="NAME",
-        rich_help_panel=SAMPLING_PANEL,
-        help="top-p-first (the rwkv package) or temperature-first.",
-    ),
-]
-BanOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--ban",
-        metavar="ID",
-        rich_help_panel=SAMPLING_PANEL,
-        help="Token ids never to choose; may be repeated.",
-    ),
-]
-SeedOption = Annotated[
-    int | None,
-    typer.Option("--seed", metavar="N", rich_help_panel=SAMPLING_PANEL, help="Of all randomness. [dim]Default: 0[/]"),
-]
+def option(
+    name: str, help: str, metavar: str | None = None, panel: str | None = None, *, flag: str | None = None, **more: Any
+) -> Any:
+    """An option for `Annotated`: its long name, help text, placeholder, group in `--help` and one-letter name."""
+    names = (name,) if flag is None else (name, flag)
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, **more)
 
 
-def split_ids(ban: Sequence[str] | None) -> list[str] | None:
-    """The ids that `--ban` was given, each time one or a comma list; None where it was not."""
-    return [part.strip() for text in ban for part in text.split(",")] if ban else None
-
-
-# The end of a reply.
-MaxTokensOption = Annotated[
-    str | None,
-    typer.Option("--max-tokens", metavar="N", rich_help_panel=ENDING_PANEL, help="Tokens in a reply, at most."),
-]
-MaxSecondsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--max-seconds",
-        metavar="X",
-        rich_help_panel=ENDING_PANEL,
-        help="Seconds for a reply, at most. Such an end is not reproducible.",
-    ),
-]
-StopOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--stop",
-        metavar="TEXT",
-        rich_help_panel=ENDING_PANEL,
-        help="Text that ends a reply; may be repeated.",
-    ),
-]
-
-# The prompt.
-ThinkOption = Annotated[
-    str | None,
-    typer.Option("--think", metavar="MODE", rich_help_panel=PROMPT_PANEL, help="Thinking: off, on, fake, short, long."),
-]
-TemplateOption = Annotated[
-    str | None,
-    typer.Option(
-        "--template",
-        metavar="FILE",
-        rich_help_panel=PROMPT_PANEL,
-        help="Jinja2 template in place of RWKV's official one.",
-    ),
-]
-PreludeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--prelude",
-        metavar="FILE",
-        rich_help_panel=PROMPT_PANEL,
-        help="Text read before the first turn (an initial exchange), or the name api-demo-chat.",
-    ),
-]
-MaxPromptTokensOption = Annotated[
-    int | None,
-    typer.Option(
-        "--max-prompt-tokens",
-        metavar="N",
-        rich_help_panel=PROMPT_PANEL,
-        help="A turn with a longer history fails, and the run goes on.",
-    ),
-]
-
-# Output and settings.
+JsonOption = Annotated[bool, option("--json", "Print the result as JSON on standard output.", panel=OUTPUT_PANEL)]
+QuietOption = Annotated[bool, option("--quiet", "Print only errors on standard error.", panel=OUTPUT_PANEL, flag="-q")]
 ConfigOption = Annotated[
     Path | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        rich_help_panel=OUTPUT_PANEL,
-        help="TOML file with settings. The command line and $RWKVBATCH_* win over it.",
-    ),
+    option("--config", "TOML file with settings. The command line and $RWKVBATCH_* win over it.", "FILE", OUTPUT_PANEL),
 ]
-JsonOption = Annotated[
-    bool,
-    typer.Option("--json", rich_help_panel=OUTPUT_PANEL, help="Print the result as JSON on standard output."),
-]
-QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", rich_help_panel=OUTPUT_PANEL, help="Say nothing but errors.")
-]
-VerboseOption = Annotated[
-    bool, typer.Option("--verbose", "-v", rich_help_panel=OUTPUT_PANEL, help="Say more on standard error.")
-]
-LogFileOption = Annotated[
-    Path | None,
-    typer.Option("--log-file", metavar="FILE", rich_help_panel=OUTPUT_PANEL, help="Write a log of JSON lines."),
+RandomOption = Annotated[
+    str | None,
+    option("--random", "Take random weights of this shape, such as 12x768.", "LAYERSxWIDTH"),
 ]
 
 
-SCRIPT_PANEL = "What is replayed"
-RUN_PANEL = "The run"
+def command_app(**options: Any) -> typer.Typer:
+    """A Typer application for one command of the program, or for a group of commands."""
+    return typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False, **options)
 
-ScriptsArgument = Annotated[
-    list[str], typer.Argument(metavar="SCRIPT", help="Conversations, JSON lines; - is standard input.")
-]
-BatchSizeOption = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-size",
-        "-b",
-        metavar="N",
-        rich_help_panel=shared.MODEL_PANEL,
-        help="Replies generated at the same time. Changes no reply. [dim]Default: 32[/]",
-    ),
-]
-WorkersOption = Annotated[
-    int | None,
-    typer.Option(
-        "--workers",
-        metavar="N",
-        rich_help_panel=shared.MODEL_PANEL,
-        help="Worker processes, which share the weights' memory. Changes no reply on CPUs.",
-    ),
-]
-DevicesOption = Annotated[
-    str | None,
-    typer.Option(
-        "--devices",
-        metavar="LIST",
-        rich_help_panel=shared.MODEL_PANEL,
-        help="Devices of the workers, such as cuda:0,cuda:1.",
-    ),
-]
-RayOption = Annotated[
-    str | None,
-    typer.Option(
-        "--ray",
-        metavar="ADDRESS",
-        rich_help_panel=shared.MODEL_PANEL,
-        help="Workers as actors of a Ray cluster: local, auto, or HOST:PORT.",
-    ),
-]
-HistoryOption = Annotated[
-    str | None,
-    typer.Option(
-        "--history",
-        metavar="MODE",
-        rich_help_panel=shared.PROMPT_PANEL,
-        help="What later turns see: own replies, or the script's (gold).",
-    ),
-]
-OnlyOption = Annotated[
-    list[str] | None,
-    typer.Option("--only", metavar="ID|TAG", rich_help_panel=SCRIPT_PANEL, help="Only these; may be repeated."),
-]
-LimitOption = Annotated[
-    int | None,
-    typer.Option("--limit", metavar="N", rich_help_panel=SCRIPT_PANEL, help="At most N conversations."),
-]
-ShuffleSeedOption = Annotated[
-    int | None,
-    typer.Option("--shuffle-seed", metavar="N", rich_help_panel=SCRIPT_PANEL, help="Another order, before --limit."),
-]
-SkipBadOption = Annotated[
-    bool,
-    typer.Option(
-        "--skip-bad",
-        rich_help_panel=SCRIPT_PANEL,
-        help="Set bad lines aside in a file of the run directory.",
-    ),
-]
-RepeatsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--repeats",
-        "-r",
-        metavar="N|N..M",
-        rich_help_panel=RUN_PANEL,
-        help="Replay each conversation so often; N..M with --until-ci.",
-    ),
-]
-ShardOption = Annotated[
-    str | None,
-    typer.Option(
-        "--shard",
-        metavar="I/N",
-        rich_help_panel=RUN_PANEL,
-        help="Run only part I of N, for rwkvbatch merge.",
-    ),
-]
-UntilCiOption = Annotated[
-    float | None,
-    typer.Option(
-        "--until-ci",
-        metavar="WIDTH",
-        rich_help_panel=RUN_PANEL,
-        help="Add repeats while a cell's interval against the first cell is wider.",
-    ),
-]
-GridOption = Annotated[
-    Path | None,
-    typer.Option("--grid", metavar="FILE", rich_help_panel=RUN_PANEL, help="TOML file with a grid of settings."),
-]
-MaxFailuresOption = Annotated[
-    int | None,
-    typer.Option(
-        "--max-failures",
-        metavar="N",
-        rich_help_panel=RUN_PANEL,
-        help="Stop when more rows than this failed.",
-    ),
-]
-RetryErrorsOption = Annotated[
-    bool, typer.Option("--retry-errors", rich_help_panel=RUN_PANEL, help="Run failed rows again.")
-]
-RepairOption = Annotated[
-    bool,
-    typer.Option("--repair", rich_help_panel=RUN_PANEL, help="Set damaged rows aside and run them again."),
-]
-VerifyBatchOption = Annotated[
-    int | None,
-    typer.Option(
-        "--verify-batch",
-        min=1,
-        metavar="N",
-        rich_help_panel=RUN_PANEL,
-        help="Afterwards replay N rows alone and shuffled, and record what held.",
-    ),
-]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", rich_help_panel=RUN_PANEL, help="Show the plan; generate nothing.")
-]
-OutOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        "-o",
-        metavar="DIR",
-        rich_help_panel=shared.OUTPUT_PANEL,
-        help="Run directory, new or one to continue. [dim]Default: runs/SCRIPT-TIME[/]",
-    ),
-]
-MetricsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--metrics",
-        metavar="PORT",
-        rich_help_panel=shared.OUTPUT_PANEL,
-        help="Serve figures for Prometheus on 127.0.0.1; 0 is any free port.",
-    ),
-]
+
+def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the options of settings; it gets those that were given as `**settings`, by full name, as text.
+
+    Args:
+        names: of the settings; none for all that have an option.
+        help_texts: help that differs for this command, by the setting's name.
+    """
+    from rwkvbatch.config import LISTS, PANELS, SETTINGS, option_name
+
+    chosen = names or tuple(name for name, setting in SETTINGS.items() if setting.has_option)
+    chosen = sorted(chosen, key=lambda name: PANELS.index(SETTINGS[name].panel))
+
+    def parameter(name: str) -> inspect.Parameter:
+        setting = SETTINGS[name]
+        text = help_texts.get(name, setting.help)
+        made = option(option_name(name), text, setting.metavar, setting.panel, flag=setting.flag)
+        # Text: a comma list makes a grid, and the settings themselves say what they may be.
+        kind: Any = list[str] | None if name in LISTS else str | None
+        annotation = Annotated[kind, made]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+
+        @functools.wraps(command)
+        def call(**values: Any) -> None:
+            for name in chosen:
+                value = values[name]
+                if value is None or value == []:
+                    del values[name]
+                elif SETTINGS[name].split:
+                    values[name] = [part.strip() for text in value for part in text.split(",")]
+            command(**values)
+
+        # Typer groups options in the order of the parameters: the settings' panels come first.
+        options = [parameter(name) for name in chosen]
+        arguments = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        whole = inspect.Signature([*options, *arguments])
+        call.__annotations__ = {p.name: p.annotation for p in whole.parameters.values()}
+        call.__signature__ = whole  # pyright: ignore[reportAttributeAccessIssue]
+        return call
+
+    return decorate
+
+
+@contextmanager
+def checkpoint_of(model: str | None, random: str | None, *, named: str, quiet: bool) -> Generator[str | None]:
+    """The checkpoint's path, or that of one with random weights of the shape `random`, which exists inside.
+
+    Args:
+        named: what the command line calls the model, for the error.
+
+    Raises:
+        UsageError: both are given, or the shape is wrong.
+    """
+    if random is None:
+        yield model
+        return
+    if model is not None:
+        raise UsageError(f"--random makes its own checkpoint: it cannot be given together with {named}")
+    from rwkvbatch.bench.measure import write_random
+
+    with tempfile.TemporaryDirectory(prefix="rwkvbatch-random-") as folder:
+        message(f"making a random checkpoint, {random}", quiet=quiet)
+        yield str(write_random(random, Path(folder)))

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rwkvbatch.cli import options as shared
+from rwkvbatch.cli.exits import message
+from rwkvbatch.cli.options import JsonOption, QuietOption, command_app, option
 from rwkvbatch.errors import UsageError
 
 EPILOG = """[bold]Examples[/]
@@ -21,24 +22,25 @@ EPILOG = """[bold]Examples[/]
 """
 
 
+app = command_app()
+
+
+@app.command("show", epilog=EPILOG)
 def show_command(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or results file.", show_default=False)],
     conversations: Annotated[
         list[str] | None,
         typer.Argument(metavar="[ID]...", help="Conversations, by id or pattern (names-*).", show_default=False),
     ] = None,
-    cell: Annotated[
-        list[str] | None,
-        typer.Option("--cell", metavar="NAME", help="Only this cell, or pattern; may be repeated."),
-    ] = None,
-    repeat: Annotated[int | None, typer.Option("--repeat", metavar="N", help="Only this repeat, from 0.")] = None,
-    turn: Annotated[int | None, typer.Option("--turn", metavar="N", help="Only this turn, from 0.")] = None,
-    failed: Annotated[bool, typer.Option("--failed", help="Only dialogues with an error or a failed check.")] = False,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="At most so many dialogues.")] = None,
-    as_json: shared.JsonOption = False,
-    quiet: shared.QuietOption = False,
+    cell: Annotated[list[str] | None, option("--cell", "Only this cell, or pattern; may be repeated.", "NAME")] = None,
+    repeat: Annotated[int | None, option("--repeat", "Only this repeat, from 0.", "N")] = None,
+    turn: Annotated[int | None, option("--turn", "Only this turn, from 0.", "N")] = None,
+    failed: Annotated[bool, option("--failed", "Only conversations with an error or a failed check.")] = False,
+    limit: Annotated[int | None, option("--limit", "At most N conversations.", "N", min=1)] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Print the dialogues of a run."""
+    """Print the conversations of a run."""
     from rwkvbatch.comparison.dialogues import dialogues
     from rwkvbatch.comparison.loading import load_runs
     from rwkvbatch.comparison.report.terminal import print_dialogues
@@ -77,15 +79,9 @@ def show_command(
     )
     if not quiet:
         for note in data.notes:
-            _talk(f"note: {note}")
+            message(f"note: {note}")
         if len(shown) < len(found):
             more = len(found) - len(shown)
-            _talk(f"{more} more dialogue{'s' if more > 1 else ''}")
+            message(f"{more} more dialogue{'s' if more > 1 else ''}")
         if not found:
-            _talk("no dialogue has an error or a failed check")
-
-
-def _talk(text: str) -> None:
-    from rwkvbatch.prompt.escaping import printable
-
-    typer.echo(printable(text, keep_newlines=False), err=True)
+            message("no dialogue has an error or a failed check")

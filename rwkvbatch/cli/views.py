@@ -1,4 +1,4 @@
-"""`rwkvbatch run --dry-run`: the plan, and traps in the script."""
+"""Tables on the terminal: the summary of a run, the plan of `--dry-run`, and columns that fit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class TrimmedConsole(Console):
-    """Leaves out the blanks that fill lines up, which only a terminal has a use for."""
+    """Strips trailing blanks of lines, except on a terminal."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         if self.is_terminal:
@@ -37,20 +37,19 @@ class TrimmedConsole(Console):
 
 
 def console(*, stderr: bool = False, file: IO[str] | None = None, width: int | None = None) -> Console:
-    """A console for tables and text, on standard output unless another stream is given."""
+    """A console for tables and text, on standard output by default."""
     return TrimmedConsole(stderr=stderr, file=file, width=width, highlight=False)
 
 
 def fitted(
     table_of: Callable[[Sequence[str]], Table], columns: Sequence[str], less_wanted: Sequence[str], width: int
 ) -> Table:
-    """The table with as many of `columns` as have room.
+    """The table with as many of `columns` as fit into `width`.
 
     Args:
         table_of: makes the table with some of the columns. Of its own columns, those that are not `no_wrap` may be
             folded, down to their `min_width` or their longest word.
-        less_wanted: what a narrow terminal does without, the first one first. Where even the others have no room,
-            all of them are folded.
+        less_wanted: left out of a narrow table, the first one first. If the others do not fit either, all are folded.
     """
     kept = list(columns)
     table = table_of(kept)
@@ -65,7 +64,7 @@ def fitted(
         for column in table.columns:
             column.no_wrap, column.overflow, column.min_width = False, "fold", None
         return table
-    # Rich would take the room that lacks from all columns, whatever their least width.
+    # Rich would shrink all columns, whatever their least width.
     for column in table.columns:
         column.width = min(_widest(column), _least(column) + spare)
         spare -= column.width - _least(column)
@@ -73,7 +72,7 @@ def fitted(
 
 
 def facts_table(facts: Mapping[str, str]) -> Table:
-    """Names and what is to be said of them, folded where it is long."""
+    """Two columns, names and facts; long facts are folded."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -83,7 +82,7 @@ def facts_table(facts: Mapping[str, str]) -> Table:
 
 
 def _narrowest(table: Table) -> int:
-    """The width below which something would be cut off, or folded that should not be."""
+    """The width below which something would be cut off, or folded against its column's settings."""
     widest = Console(width=10_000).measure(table).maximum
     return widest - sum(_widest(column) - _least(column) for column in table.columns)
 
@@ -105,17 +104,17 @@ def _lines(column: Column) -> list[str]:
 
 
 FIXED_COLUMNS = 66
-"""What a terminal needs besides the names of the cells."""
+"""Width of the table without the names of the cells."""
 
 MAX_NAME_WIDTH = 24
-"""Longer names are folded where there is no room for them."""
+"""Width down to which names of cells are folded."""
 
 LESS_WANTED = ("first token\np50 / p95", "reply\ntokens", "ended by")
-"""Columns that a narrow terminal does without, the first one first."""
+"""Columns that are left out on a narrow terminal, the first one first."""
 
 
 def show_summary(result: RunResult) -> None:
-    """Print the table by cell, the totals, and what to do next."""
+    """Print the table by cell, the totals, and the next command."""
     from rich.text import Text
 
     from rwkvbatch.prompt.escaping import printable
@@ -127,10 +126,10 @@ def show_summary(result: RunResult) -> None:
 
 
 def summary_table(summary: Summary, width: int = 100) -> Table:
-    """One line a cell.
+    """One row for each cell.
 
-    Where `width` is too small for a cell's name, it gets a line for each of its settings; where it is too small even
-    then, columns are left out.
+    If `width` is too small for the names of cells, each of their settings gets a line of its own; if that does not fit
+    either, columns are left out.
     """
     from rich import box
     from rich.table import Table
@@ -158,7 +157,7 @@ def summary_table(summary: Summary, width: int = 100) -> Table:
 
 
 def _columns(summary: Summary) -> dict[str, list[str]]:
-    """What stands in each column besides the cells' names, by its header."""
+    """The columns besides the cells' names, by header."""
     cells = summary.cells
     columns = {
         "rows": [f"{cell.rows:,}" for cell in cells],
@@ -196,7 +195,7 @@ def _summary_lines(result: RunResult) -> list[str]:
             f"{progress.tokens_per_s:,.0f} tokens/s"
         )
     else:
-        done = "no reply came about" if progress.failures else "nothing was left to do"
+        done = "no reply was generated" if progress.failures else "all rows were there already"
     lines = [
         done,
         f"{summary.prompt_tokens:,} prompt tokens: {read:,} read, {summary.cached_tokens:,} reused",
@@ -222,7 +221,7 @@ def _summary_lines(result: RunResult) -> list[str]:
 
 
 def until_ci_record(result: RunResult) -> dict[str, Any] | None:
-    """What `--until-ci` came to, for `--json`: a width that cannot be known, or has nothing to be of, is null."""
+    """Result of `--until-ci` for `--json`; the width is null where it is unknown or there is nothing to compare."""
     if not result.reached:
         return None
     cells = [
@@ -237,7 +236,7 @@ def until_ci_record(result: RunResult) -> dict[str, Any] | None:
 
 
 def _precision_lines(result: RunResult) -> list[str]:
-    """How many repeats each cell got, and how wide its interval against the first cell is."""
+    """Repeats of each cell, and the width of its interval against the first cell."""
     if not result.reached:
         return []
     asked = result.plan.settings.until_ci
@@ -249,7 +248,7 @@ def _precision_lines(result: RunResult) -> list[str]:
         elif cell.width is None:
             found = "nothing to compare"
         elif math.isinf(cell.width):
-            found = "width not known: one conversation only, or the same difference in all"
+            found = "width unknown: one conversation only, or the same difference in all"
         else:
             found = f"width {cell.width:.3g}" + ("" if cell.width <= asked else ", wider than asked")
         lines.append(f"  {cell.cell}: {cell.repeats:,} repeats, {found}")
@@ -268,7 +267,7 @@ MAX_WARNINGS = 50
 
 
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:
-    """Print what would be run; loads the tokenizer and nothing else."""
+    """Print what would be run; loads the tokenizer, but no model."""
     from rich.text import Text
 
     from rwkvbatch.prompt.escaping import printable

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from rwkvbatch.config import Prompting, ThinkMode
+from rwkvbatch.config import CellSettings, Prompting, ThinkMode
 from rwkvbatch.errors import UsageError
 
 # Any carriage returns before a line end belong to it. Beginning only where a run of them begins keeps this linear.
@@ -83,6 +83,16 @@ def load_prelude(name_or_path: str) -> str:
     if len(data) > MAX_PRELUDE_BYTES:
         raise UsageError(f"--prelude {name_or_path}: larger than {MAX_PRELUDE_BYTES} bytes", hint=hint)
     return text
+
+
+def prompting_of(settings: CellSettings) -> Prompting:
+    """How turns become text under `settings`; reads the prelude's file.
+
+    Raises:
+        UsageError: as `load_prelude`.
+    """
+    text = None if settings.prelude is None else load_prelude(settings.prelude)
+    return Prompting(think=settings.think, history=settings.history, template=settings.template, prelude=text)
 
 
 def prelude_text(prelude: str | None, closing: str) -> str:

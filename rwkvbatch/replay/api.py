@@ -1,87 +1,46 @@
-"""`run`: replay scripts from Python, as `rwkvbatch run` does from a shell."""
+"""`run`: replay scripts from Python; the command line calls it too."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Unpack, cast
 
-from rwkvbatch.config import HistoryMode, ThinkMode
+from rwkvbatch.replay.layers import naming_origins
+from rwkvbatch.replay.metrics_server import serving_metrics
 from rwkvbatch.replay.models import ModelLoader
 from rwkvbatch.replay.pool import pool_for
-from rwkvbatch.replay.prepare import RunArguments, prepare, split_lists
-from rwkvbatch.replay.progress import Observer
+from rwkvbatch.replay.prepare import PathLike, RunKeywords, prepare, script_names
+from rwkvbatch.replay.progress import Observer, Observers
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
-from rwkvbatch.replay.settings import CellSettings, told_with_errors
+from rwkvbatch.results.directory import SKIPPED_NAME
 
 if TYPE_CHECKING:
     from rwkvbatch.llm import LLM
     from rwkvbatch.model.base import Model
 
-_Order = Literal["top-p-first", "temperature-first"]
-
-
-class RunKeywords(TypedDict, total=False):
-    """Fields of `RunSettings`, and `preset`; a list of values makes a dimension of the grid."""
-
-    preset: str | Sequence[str]
-    temperature: float | Sequence[float]
-    temp: float | Sequence[float]
-    top_p: float | Sequence[float]
-    top_k: int | Sequence[int]
-    presence_penalty: float | Sequence[float]
-    frequency_penalty: float | Sequence[float]
-    penalty_decay: float | Sequence[float]
-    order: _Order | Sequence[_Order]
-    banned_token_ids: Sequence[int]
-    max_tokens: int | Sequence[int]
-    max_seconds: float | Sequence[float] | None
-    stop: Sequence[str]
-    think: ThinkMode | Sequence[ThinkMode]
-    history: HistoryMode | Sequence[HistoryMode]
-    strategy: str | Sequence[str]
-    backend: str | Sequence[str]
-    state: str | Sequence[str] | None
-    template: str | Sequence[str] | None
-    prelude: str | Sequence[str] | None
-    seed: int
-    repeats: int
-    max_repeats: int | None
-    until_ci: float | None
-    limit: int | None
-    only: Sequence[str]
-    shuffle_seed: int | None
-    batch_size: int
-    threads: int | None
-    workers: int | None
-    devices: Sequence[str]
-    ray: str | None
-    state_memory: int | str | None
-    max_prompt_tokens: int | None
-    max_failures: int | None
-    max_line_bytes: int | str
-    max_turns: int
-    max_conversations: int
-
-
-LISTED = ("preset", *(name for name in CellSettings.model_fields if name not in ("banned_token_ids", "stop")))
-"""Settings that may be given as several values, each a dimension of the grid."""
-
 
 def run(
-    scripts: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    scripts: PathLike | Sequence[PathLike],
     *,
-    out: str | os.PathLike[str] | None = None,
-    model: LLM | Model | str | os.PathLike[str] | Sequence[str] | None = None,
-    grid: str | os.PathLike[str] | None = None,
-    config: str | os.PathLike[str] | None = None,
-    retry_errors: bool = False,
-    repair: bool = False,
+    out: PathLike | None = None,
+    model: LLM | Model | PathLike | Sequence[PathLike] | None = None,
+    grid: PathLike | None = None,
+    config: PathLike | None = None,
+    environment: Mapping[str, str] | None = None,
     skip_bad: bool = False,
     shard: str | None = None,
+    retry_errors: bool = False,
+    repair: bool = False,
+    verify_rows: int = 0,
+    metrics_port: int | None = None,
     observer: Observer | None = None,
+    notify: Callable[[str], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
+    loading: Callable[[], AbstractContextManager[None]] = nullcontext,
+    command: str = "rwkvbatch.run(...)",
     **settings: Unpack[RunKeywords],
 ) -> RunResult:
     """Replay the conversations of `scripts`, many at once.
@@ -92,10 +51,16 @@ def run(
         model: a loaded model or an `LLM`, a checkpoint's file or several (a dimension of the grid), or None for the
             bundled one.
         grid: a TOML file with a grid of settings. config: one with settings.
-        retry_errors: run rows again that failed. repair: set damaged rows aside and run them again.
+        environment: where `RWKVBATCH_*` settings are read from, such as `os.environ`; None reads none.
         skip_bad: leave bad lines of a script out.
         shard: run only this part of the conversations, such as `2/8`.
-        observer: is told of progress. should_stop: asked between steps; true ends the run, which can be continued.
+        retry_errors: run rows again that failed. repair: set damaged rows aside and run them again.
+        verify_rows: afterwards, generate this many rows again, alone and in another batch.
+        metrics_port: serve metrics for Prometheus on this port of 127.0.0.1 while it runs; 0 takes a free one.
+        observer: receives progress. notify: receives messages for people.
+        should_stop: called between steps; true ends the run, which can be continued.
+        loading: entered while the models are loaded; what it raises leaves no trace.
+        command: how the run was started, for the manifest.
         settings: fields of `RunSettings`, see `RunKeywords`; a list of values makes a dimension of the grid. They
             win over a conversation's own params.
 
@@ -105,41 +70,41 @@ def run(
     Raises:
         UsageError, ScriptError, CheckpointError, RunDirectoryError, StorageError: see `rwkvbatch.errors`.
     """
-    paths = [scripts] if isinstance(scripts, (str, os.PathLike)) else list(scripts)
-    given: dict[str, Any] = {**settings}
     loaded: Model | None = None
-    match model:
-        case None:
-            pass
-        case str() | os.PathLike():
-            given["model"] = os.fspath(model)
-        case list() | tuple():
-            given["model"] = [os.fspath(name) for name in model]
-        case _:
-            loaded = cast("Model", getattr(model, "model", model))
-    values, lists = split_lists(given, LISTED)
-    names = tuple(os.fspath(path) for path in paths)
+    if model is not None and not isinstance(model, (str, os.PathLike, Sequence)):
+        loaded, model = cast("Model", getattr(model, "model", model)), None
     prepared = prepare(
-        RunArguments(
-            scripts=names,
-            values=values,
-            lists=lists,
-            grid=None if grid is None else Path(grid),
-            config=None if config is None else Path(config),
-            skip_bad=skip_bad,
-            shard=shard,
-        )
+        scripts,
+        model=model,
+        grid=grid,
+        config=config,
+        environment=environment,
+        skip_bad=skip_bad,
+        shard=shard,
+        **settings,
     )
-    plan = prepared.plan
-    with told_with_errors(plan.origins):
+    plan, skipped = prepared.plan, prepared.script.skipped
+    with ExitStack() as stack:
+        if metrics_port is not None:
+            served = stack.enter_context(serving_metrics(metrics_port))
+            notify(f"metrics for Prometheus are at {served.url}")
+            observer = served if observer is None else Observers([observer, served])
+        stack.enter_context(naming_origins(plan.origins))
         options = RunOptions(
             out=None if out is None else Path(out),
-            scripts=names,
-            command="rwkvbatch.run(...)",
+            scripts=script_names(scripts),
+            command=command,
             retry_errors=retry_errors,
             repair=repair,
+            verify_rows=verify_rows,
+            skipped=skipped,
             observer=observer,
             should_stop=should_stop,
+            loading=loading,
             crew=pool_for(plan.settings, model_given=loaded is not None),
         )
-        return execute(plan, ModelLoader(plan.settings, loaded), options)
+        result = execute(plan, ModelLoader(plan.settings, loaded, notify), options)
+    if skipped and result.directory is not None:
+        count, path = len(skipped), result.directory / SKIPPED_NAME
+        notify(f"{count} bad line{'s' if count > 1 else ''} set aside in {path}")
+    return result

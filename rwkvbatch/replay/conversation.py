@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
 
+from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.request import FinishReason, NoiseKey, Reply, Request, Score
 from rwkvbatch.engine.sequence import closed_history
 from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError, RwkvBatchError
-from rwkvbatch.prompt.templates import PromptTemplate, load_template
+from rwkvbatch.prompt.templates import PromptTemplate, load_template, prompting_of
 from rwkvbatch.prompt.tokenizer import Tokenizer
 from rwkvbatch.replay.plan import Dialogue
-from rwkvbatch.replay.settings import CellSettings
 from rwkvbatch.results.row import CheckResult, Logprob, Reference, Row, RowTiming, TokenCounts
 from rwkvbatch.script.records import Check, ReplyFacts, Turn
 
@@ -54,7 +54,7 @@ class PromptEncoder:
         return tuple(self.tokenizer.encode(text))
 
     def _load(self, think: Any, template: str | None, prelude: str | None) -> tuple[PromptTemplate, str | None]:
-        prompting = CellSettings(think=think, template=template, prelude=prelude).prompting()
+        prompting = prompting_of(CellSettings(think=think, template=template, prelude=prelude))
         return load_template(prompting), prompting.prelude
 
 

@@ -1,21 +1,21 @@
-"""The cells of a grid: from comma lists on the command line, and from tables of a TOML file.
+"""Makes the cells of a grid from comma lists of the command line and tables of a TOML file.
 
     [grid]                      # every combination of these
     temperature = [0.3, 0.7]
     frequency = [0.0, 0.5]
 
-    [zip]                       # these go in step; together they are one more dimension of the product
+    [zip]                       # paired values; together they are one more dimension of the product
     top_p = [0.3, 0.8]
     top_k = [0, 50]
 
-    [cells.careful]             # cells of their own, by name
+    [cells.careful]             # further cells, by name
     preset = "precise"
 
-    [override."temp=0.7,frequency=0.5,top_p=0.3,top_k=0"]   # settings for one cell; its name stays
+    [override."temp=0.7,frequency=0.5,top_p=0.3,top_k=0"]   # settings of one cell; its name stays
     max_tokens = 64
 
-Cells come in the order in which they are written, the last dimension varying fastest. The first one is the
-baseline of comparisons.
+Cells are in the order in which they are written, the last dimension varies fastest. The first cell is the baseline of
+comparisons.
 """
 
 from __future__ import annotations
@@ -28,15 +28,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from rwkvbatch.config import SHORT_NAMES, Sampling, Stopping, full_name
+from rwkvbatch.config import SHORT_NAMES, CellSettings, Sampling, Stopping, full_name, option_name
 from rwkvbatch.errors import UsageError
-from rwkvbatch.replay.settings import (
-    GRID_TABLES,
-    CellSettings,
-    Origin,
-    checked_values,
-    option_name,
-)
+from rwkvbatch.replay.layers import GRID_TABLES, Origin, checked_values
 
 BASE_CELL = "base"
 MAX_CELLS = 10_000
@@ -46,7 +40,7 @@ _PATHS = ("model", "state", "template", "prelude")
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination of settings: its name, and the settings that differ from the run's."""
+    """A combination of settings, or one value of a dimension: its name, and the settings that differ from the run's."""
 
     name: str
     overrides: Mapping[str, Any]
@@ -54,31 +48,23 @@ class Cell:
 
 @dataclass(frozen=True)
 class GridFile:
-    """The tables of a grid, see above, and the name of the file that they stood in."""
+    """The tables of a grid, see above, and the name of their file."""
 
     name: str
     tables: Mapping[str, Any]
 
     @property
     def keys(self) -> frozenset[str]:
-        """Full names of the settings that the tables give, whichever cell has them."""
+        """Full names of the settings that the tables give to any cell."""
         groups = [self.tables.get("grid", {}), self.tables.get("zip", {})]
         groups += [*self.tables.get("cells", {}).values(), *self.tables.get("override", {}).values()]
         return frozenset(full_name(key) for group in groups for key in group)
 
     def origins(self, cells: Sequence[Cell]) -> Iterator[Origin]:
-        """Where the settings of `cells` came from that these tables gave."""
+        """Origins of the settings that these tables gave to `cells`."""
         given = {(key, str(cell.overrides[key])) for cell in cells for key in self.keys & cell.overrides.keys()}
         for key, value in sorted(given):
             yield Origin(option_name(key), value, self.name, is_only=False)
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """One value of a dimension: its part of the cell's name, and what it sets."""
-
-    name: str
-    values: Mapping[str, Any]
 
 
 def make_cells(lists: Mapping[str, Sequence[Any]], *files: GridFile) -> tuple[Cell, ...]:
@@ -86,7 +72,7 @@ def make_cells(lists: Mapping[str, Sequence[Any]], *files: GridFile) -> tuple[Ce
 
     Args:
         lists: the command line's comma lists, by setting.
-        files: what grid files hold.
+        files: grids of files.
 
     Raises:
         UsageError: an unknown table or setting, a value that is not allowed, a cell or setting given twice; names
@@ -96,9 +82,9 @@ def make_cells(lists: Mapping[str, Sequence[Any]], *files: GridFile) -> tuple[Ce
     varied = {full_name(key) for key in lists}
     named: list[Cell] = []
     changes: dict[str, dict[str, Any]] = {}
-    where_changed: dict[str, str] = {}
+    file_of_change: dict[str, str] = {}
     for file in files:
-        with _told_of(file.name):
+        with _naming_file(file.name):
             _refuse_unknown(file.tables)
             for key, values in _table(file, "grid").items():
                 _refuse_twice(key, varied)
@@ -111,21 +97,21 @@ def make_cells(lists: Mapping[str, Sequence[Any]], *files: GridFile) -> tuple[Ce
                 named.append(Cell(_checked_name(name), _settings(values, f"[cells.{name}]")))
             for name, values in _table(file, "override").items():
                 changes[name] = _settings(values, f"[override.{name!r}]")
-                where_changed[name] = file.name
+                file_of_change[name] = file.name
     cells = [*_product(dimensions), *named] or [Cell(BASE_CELL, {})]
     names = [cell.name for cell in cells]
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"the grid has two cells called {name!r}", hint="give each a value or name of its own")
+            raise UsageError(f"the grid has two cells called {name!r}", hint="give each its own value or name")
     for name in changes.keys() - set(names):
         raise UsageError(
-            f"{where_changed[name]}: [override.{name!r}]: there is no such cell",
+            f"{file_of_change[name]}: [override.{name!r}]: no cell has this name",
             hint=f"the cells are: {'; '.join(names[:20])}",
         )
     return tuple(Cell(cell.name, {**cell.overrides, **changes.get(cell.name, {})}) for cell in cells)
 
 
-def _product(dimensions: Sequence[Sequence[_Choice]]) -> list[Cell]:
+def _product(dimensions: Sequence[Sequence[Cell]]) -> list[Cell]:
     size = 1
     for dimension in dimensions:
         size *= len(dimension)
@@ -136,24 +122,24 @@ def _product(dimensions: Sequence[Sequence[_Choice]]) -> list[Cell]:
     return [
         Cell(
             ",".join(c.name for c in choices),
-            {key: value for c in choices for key, value in c.values.items()},
+            {key: value for c in choices for key, value in c.overrides.items()},
         )
         for choices in itertools.product(*dimensions)
     ]
 
 
-def _dimension(key: str, values: Sequence[Any], where: str) -> list[_Choice]:
-    return [_Choice(_choice_name(key, value), _overrides({key: value}, where)) for value in values]
+def _dimension(key: str, values: Sequence[Any], where: str) -> list[Cell]:
+    return [Cell(_choice_name(key, value), _overrides({key: value}, where)) for value in values]
 
 
-def _zipped(lists: Mapping[str, Any]) -> list[_Choice]:
+def _zipped(lists: Mapping[str, Any]) -> list[Cell]:
     columns = {key: _sequence(values, f"[zip] {key}") for key, values in lists.items()}
     lengths = {key: len(values) for key, values in columns.items()}
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{key} has {length}" for key, length in lengths.items())
         raise UsageError(f"[zip]: all lists must be of one length; {shown}")
     return [
-        _Choice(
+        Cell(
             ",".join(_choice_name(key, value) for key, value in zip(columns, values, strict=True)),
             _overrides(dict(zip(columns, values, strict=True)), "[zip]"),
         )
@@ -191,7 +177,7 @@ def _value_name(key: str, value: Any) -> str:
     try:
         return f"{float(text):g}"
     except ValueError:
-        # A name goes into file names, tables and gates: what is none of these characters has no place in it.
+        # Names of cells stand in file names, tables and gates.
         return re.sub(r"[^\w.+-]+", "_", text) or "none"
 
 
@@ -210,7 +196,7 @@ def _refuse_twice(key: str, varied: set[str]) -> None:
 
 
 @contextmanager
-def _told_of(file: str) -> Generator[None]:
+def _naming_file(file: str) -> Generator[None]:
     try:
         yield
     except UsageError as error:

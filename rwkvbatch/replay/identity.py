@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import rwkvbatch
 from rwkvbatch import __version__
-from rwkvbatch.config import Sampling, Stopping
+from rwkvbatch.config import CellSettings, Sampling, Stopping
 from rwkvbatch.errors import InputError
-from rwkvbatch.replay.settings import CellSettings
+from rwkvbatch.prompt.templates import prompting_of
 from rwkvbatch.results.manifest import GIVEN_FOR_ALL
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def sha256_of_file(path: str, option: str) -> str:
 
 def text_sha256(settings: CellSettings) -> str | None:
     """Hex digest of the prelude's text, None without one."""
-    prelude = settings.prompting().prelude
+    prelude = prompting_of(settings).prelude
     return None if prelude is None else hashlib.sha256(prelude.encode("utf-8", "surrogatepass")).hexdigest()
 
 

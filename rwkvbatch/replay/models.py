@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rwkvbatch.config import RunSettings
 from rwkvbatch.engine.request import Reply, Request, Score
 from rwkvbatch.errors import UsageError
-from rwkvbatch.prompt.templates import load_template
+from rwkvbatch.prompt.templates import load_template, prompting_of
 from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
 from rwkvbatch.replay.conversation import PromptEncoder
 from rwkvbatch.replay.plan import Dialogue, Plan
-from rwkvbatch.replay.settings import RunSettings
 from rwkvbatch.script.source import refuse
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def refuse_unusable(plan: Plan, specs: Mapping[Setup, Any]) -> None:
         _check_ids(plan, setup, spec.vocab_size)
     prompts = {(s.template, s.think): s for s in plan.cell_settings if s.template is not None}
     for settings in prompts.values():
-        load_template(settings.prompting())
+        load_template(prompting_of(settings))
     for setup, spec in specs.items():
         for path in dict.fromkeys(plan.cell_settings[cell].state for cell in setup.cells):
             if path is not None:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from rwkvbatch.config import CellSettings, RunSettings
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell
+from rwkvbatch.replay.layers import Layered, Origin
 from rwkvbatch.replay.row_index import Length, Member, Places, Shard
-from rwkvbatch.replay.settings import CellSettings, Layered, Origin, RunSettings
 from rwkvbatch.results.row import RowKey
 from rwkvbatch.script.records import Conversation
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
+from rwkvbatch.config import RunSettings
 from rwkvbatch.errors import MissingExtraError, UsageError, WorkerError
 from rwkvbatch.replay.messages import ASKED_TO_LEAVE, Event, Joined, Leave, Left, Order, Report, Signal
 from rwkvbatch.replay.models import ModelLoader, ModelProvider, Setup, forkable_loader
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.settings import RunSettings
 from rwkvbatch.replay.worker import Worker
 
 

@@ -1,26 +1,20 @@
-"""From what the user gave to a plan: settings, grid, scripts. Loads no model."""
+"""Makes the plan of a run from settings, grids and scripts. Loads no model."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack
 
-from rwkvbatch.config import ALIASES
+from rwkvbatch.config import GRID_SETTINGS, HistoryMode, ThinkMode, full_name, option_name
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell, GridFile, make_cells
+from rwkvbatch.replay.layers import Layered, Origin, layer_settings, naming_origins, read_toml
 from rwkvbatch.replay.plan import Plan, select
 from rwkvbatch.replay.row_index import Shard
-from rwkvbatch.replay.settings import (
-    Layered,
-    Origin,
-    layer_settings,
-    option_name,
-    read_toml,
-    told_with_errors,
-)
 from rwkvbatch.script.reader import Script, read_scripts
 
 SKIPPED_SHOWN = 5
@@ -29,53 +23,107 @@ CELLS_SHOWN = 8
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RunArguments:
-    """What a run is made of, as it was given.
+PathLike = str | os.PathLike[str]
+_Order = Literal["top-p-first", "temperature-first"]
 
-    Attributes:
-        scripts: files; `-` is standard input.
-        values: settings by field name. lists: settings that take several values each, a dimension of the grid.
-        grid: a TOML file with a grid. config: a TOML file with settings.
-        environment: `os.environ`, or None to leave it out.
-        skip_bad: set bad lines of a script aside instead of refusing the script.
-        shard: run only this part, such as `2/8`.
-    """
 
-    scripts: tuple[str, ...]
-    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    lists: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
-    grid: Path | None = None
-    config: Path | None = None
-    environment: Mapping[str, str] | None = None
-    skip_bad: bool = False
-    shard: str | None = None
+class RunKeywords(TypedDict, total=False):
+    """Fields of `RunSettings`, and `preset`; a list of values makes a dimension of the grid."""
+
+    preset: str | Sequence[str]
+    temperature: float | Sequence[float]
+    temp: float | Sequence[float]
+    top_p: float | Sequence[float]
+    top_k: int | Sequence[int]
+    presence_penalty: float | Sequence[float]
+    frequency_penalty: float | Sequence[float]
+    penalty_decay: float | Sequence[float]
+    order: _Order | Sequence[_Order]
+    banned_token_ids: Sequence[int]
+    max_tokens: int | Sequence[int]
+    max_seconds: float | Sequence[float] | None
+    stop: Sequence[str]
+    think: ThinkMode | Sequence[ThinkMode]
+    history: HistoryMode | Sequence[HistoryMode]
+    strategy: str | Sequence[str]
+    backend: str | Sequence[str]
+    state: str | Sequence[str] | None
+    template: str | Sequence[str] | None
+    prelude: str | Sequence[str] | None
+    seed: int
+    repeats: int | str
+    max_repeats: int | None
+    until_ci: float | None
+    limit: int | None
+    only: Sequence[str]
+    shuffle_seed: int | None
+    batch_size: int
+    threads: int | None
+    workers: int | None
+    devices: Sequence[str]
+    ray: str | None
+    state_memory: int | str | None
+    max_prompt_tokens: int | None
+    max_failures: int | None
+    max_line_bytes: int | str
+    max_turns: int
+    max_conversations: int
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan, and the script that it was made of."""
+    """A plan, and the script that it was made from."""
 
     plan: Plan
     script: Script
 
 
-def prepare(arguments: RunArguments) -> Prepared:
-    """Read everything that was given and cross it into a plan.
+def prepare(
+    scripts: PathLike | Sequence[PathLike],
+    *,
+    model: PathLike | Sequence[PathLike] | None = None,
+    grid: PathLike | None = None,
+    config: PathLike | None = None,
+    environment: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
+    shard: str | None = None,
+    **settings: Unpack[RunKeywords],
+) -> Prepared:
+    """The plan of a run; the arguments are those of `rwkvbatch.run`.
 
     Raises:
-        UsageError: a setting, the grid or the selection cannot be.
+        UsageError: a setting, the grid or the selection is not allowed.
         ScriptError: a script cannot be read.
     """
-    layered = layer_settings(arguments.values, environment=arguments.environment, config=arguments.config)
-    files = _grid_files(layered.grid, arguments)
-    cells = make_cells(arguments.lists, *files)
+    given: dict[str, Any] = {**settings}
+    if model is not None:
+        given["model"] = os.fspath(model) if isinstance(model, (str, os.PathLike)) else [os.fspath(m) for m in model]
+    values, lists = split_lists(given)
+    layered = layer_settings(values, environment=environment, config=None if config is None else Path(config))
+    files = [] if config is None else [GridFile(os.fspath(config), layered.grid)]
+    if grid is not None:
+        files.append(GridFile(os.fspath(grid), read_toml(Path(grid), "--grid")))
+    cells = make_cells(lists, *files)
     layered = replace(layered, origins=_origins(layered.origins, cells, files))
-    with told_with_errors(layered.origins):
-        return _prepare(arguments, layered, cells)
+    with naming_origins(layered.origins):
+        part = None if shard is None else Shard.parse(shard)
+        _refuse_contradictions(layered, cells, part)
+        script = read_scripts(script_names(scripts), limits=layered.settings.script_limits, skip_bad=skip_bad)
+        _log_skipped(script)
+        plan = Plan(select(script.conversations, layered.settings), cells, layered, part)
+        if plan.settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
+            raise UsageError("--until-ci compares the scores of checks, and the script has none")
+        _warn_of_needless_repeats(plan)
+        return Prepared(plan, script)
 
 
-def _prepare(arguments: RunArguments, layered: Layered, cells: Sequence[Cell]) -> Prepared:
+def script_names(scripts: PathLike | Sequence[PathLike]) -> tuple[str, ...]:
+    """One script or several as paths."""
+    paths = [scripts] if isinstance(scripts, (str, os.PathLike)) else scripts
+    return tuple(os.fspath(path) for path in paths)
+
+
+def _refuse_contradictions(layered: Layered, cells: Sequence[Cell], shard: Shard | None) -> None:
     settings = layered.settings
     varied = {key for cell in cells for key in cell.overrides}
     for key in sorted(varied & layered.named):
@@ -92,47 +140,39 @@ def _prepare(arguments: RunArguments, layered: Layered, cells: Sequence[Cell]) -
             "--until-ci compares cells with the first one, and there is only one cell",
             hint="give several, such as --temp 0.3,0.7, or --repeats N alone",
         )
-    shard = None if arguments.shard is None else Shard.parse(arguments.shard)
     if shard is not None and settings.until_ci is not None:
         raise UsageError(
             "--until-ci decides by the rows of all conversations, and --shard runs only some of them",
             hint="leave one of the two out",
         )
-    script = read_scripts(arguments.scripts, limits=settings.script_limits, skip_bad=arguments.skip_bad)
-    _tell_skipped(script)
-    plan = Plan(select(script.conversations, settings), cells, layered, shard)
-    if settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
-        raise UsageError("--until-ci compares the scores of checks, and the script has none")
-    _tell_needless_repeats(plan)
-    return Prepared(plan, script)
 
 
-def _tell_needless_repeats(plan: Plan) -> None:
-    """Say where repeats cannot differ: replies there are greedy."""
+def _warn_of_needless_repeats(plan: Plan) -> None:
+    """Log where repeats cannot differ because replies are greedy."""
     if plan.repeats == 1 or not (greedy := plan.greedy_cells()):
         return
     settings = plan.settings
     asked = settings.repeats if settings.max_repeats is None else f"{settings.repeats}..{plan.repeats}"
     if len(greedy) == len(plan.cells):
         where = " in any cell" if len(greedy) > 1 else ""
-        way_out = "leave it out"
+        remedy = "leave it out"
     else:
         named = ", ".join(cell.name for cell in greedy[:CELLS_SHOWN])
         where = f" in the cell{'s' if len(greedy) > 1 else ''} {named}" + (
             f" and {len(greedy) - CELLS_SHOWN} more" if len(greedy) > CELLS_SHOWN else ""
         )
-        way_out = "run such cells without it"
+        remedy = "run such cells without it"
     _log.warning(
         "--repeats %s changes nothing%s: replies are greedy, so all repeats are the same; %s, "
         "or sample (--temp 1 --top-p 0.5, say)",
         asked,
         where,
-        way_out,
+        remedy,
     )
 
 
-def _tell_skipped(script: Script) -> None:
-    """Say why each bad line was set aside; of many, only the log file and `--verbose` hear of all."""
+def _log_skipped(script: Script) -> None:
+    """Log why each bad line was set aside; from the `SKIPPED_SHOWN`th on at level `info`."""
     for number, line in enumerate(script.skipped):
         level = logging.WARNING if number < SKIPPED_SHOWN else logging.INFO
         _log.log(level, "set aside: %s", line.error, extra={"path": line.source.path, "line": line.source.line})
@@ -140,16 +180,21 @@ def _tell_skipped(script: Script) -> None:
         _log.warning("set aside: %d lines more", len(script.skipped) - SKIPPED_SHOWN)
 
 
-def split_lists(values: Mapping[str, Any], listed: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Values of one kind and values that are lists: of the settings in `listed`, `0.3,0.7` or a list of several.
+def split_lists(
+    values: Mapping[str, Any], listed: Sequence[str] = GRID_SETTINGS
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Single values, and lists of values, by full names.
+
+    Args:
+        listed: settings of which `0.3,0.7` or a list are several values.
 
     Raises:
-        UsageError: an empty place in a list.
+        UsageError: an empty item in a list.
     """
     single: dict[str, Any] = {}
     several: dict[str, list[Any]] = {}
     for key, value in values.items():
-        full = ALIASES.get(key, key)
+        full = full_name(key)
         parts: list[Any]
         if full not in listed:
             single[full] = value
@@ -161,7 +206,7 @@ def split_lists(values: Mapping[str, Any], listed: Sequence[str]) -> tuple[dict[
         else:
             parts = [value]
         if not parts or "" in parts:
-            raise UsageError(f"{option_name(full)} has an empty place in {value!r}")
+            raise UsageError(f"{option_name(full)} has an empty item in {value!r}")
         if len(parts) == 1:
             single[full] = parts[0]
         else:
@@ -170,18 +215,9 @@ def split_lists(values: Mapping[str, Any], listed: Sequence[str]) -> tuple[dict[
 
 
 def _origins(of_settings: Sequence[Origin], cells: Sequence[Cell], files: Sequence[GridFile]) -> tuple[Origin, ...]:
-    """Those of the settings, and of what the grid gives in their place in some cells."""
+    """Origins of the settings, and of those that the grid gives to some cells."""
     varied = {option_name(key) for cell in cells for key in cell.overrides}
     return (
         *(replace(origin, is_only=origin.option not in varied) for origin in of_settings),
         *(origin for file in files for origin in file.origins(cells)),
     )
-
-
-def _grid_files(of_config: Mapping[str, Any], arguments: RunArguments) -> list[GridFile]:
-    files: list[GridFile] = []
-    if arguments.config is not None:
-        files.append(GridFile(str(arguments.config), of_config))
-    if arguments.grid is not None:
-        files.append(GridFile(str(arguments.grid), read_toml(arguments.grid, "--grid")))
-    return files

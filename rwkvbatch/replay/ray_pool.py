@@ -32,6 +32,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rwkvbatch import __version__
+from rwkvbatch.config import ENVIRONMENT_PREFIX, RunSettings
 from rwkvbatch.errors import RwkvBatchError, UsageError, WorkerError
 from rwkvbatch.replay import ray_pool as ray_cluster
 from rwkvbatch.replay.identity import cell_identities, code_sha256
@@ -41,7 +42,6 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import RestartLimit, processors
 from rwkvbatch.replay.process_worker import NoteTaker, noted, serve
 from rwkvbatch.replay.processes import replace_device
-from rwkvbatch.replay.settings import ENVIRONMENT_PREFIX, RunSettings
 from rwkvbatch.replay.worker import Worker
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rwkvbatch.config import ScriptLimits
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.script.forms import read_conversation
 from rwkvbatch.script.native import MAX_ID_LENGTH, FileDefaults, read_defaults
@@ -22,7 +23,7 @@ STDIN = "-"
 _BOM = b"\xef\xbb\xbf"
 PAST_LIMITS = 100
 MIN_PAST_BYTES = 2**26
-"""So many times `Limits.max_line_bytes`, or so many bytes, a bad line may have and still be set aside."""
+"""So many times `ScriptLimits.max_line_bytes`, or so many bytes, a bad line may have and still be set aside."""
 
 _CHUNK_BYTES = 1 << 20
 
@@ -119,20 +120,6 @@ COUNTED_BYTES = 2**24
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a script may hold; beyond it a line is refused. Settings of a run, under the same names.
-
-    Attributes:
-        max_line_bytes: of one line. max_turns: user messages of one conversation.
-        max_conversations: in all files together.
-    """
-
-    max_line_bytes: int = 10_000_000
-    max_turns: int = 10_000
-    max_conversations: int = 1_000_000
-
-
-@dataclass(frozen=True)
 class SkippedLine:
     """A bad line that was set aside.
 
@@ -163,7 +150,7 @@ class Script:
     skipped: tuple[SkippedLine, ...] = ()
 
 
-def read_scripts(paths: Sequence[str], *, limits: Limits | None = None, skip_bad: bool = False) -> Script:
+def read_scripts(paths: Sequence[str], *, limits: ScriptLimits | None = None, skip_bad: bool = False) -> Script:
     """Read all files; `-` is standard input.
 
     A line without an id gets `line-N`, or `FILE:N` when there are several files.
@@ -182,7 +169,7 @@ def read_scripts(paths: Sequence[str], *, limits: Limits | None = None, skip_bad
         raise UsageError("the name of a script is empty", hint="name a .jsonl file, or - for standard input")
     if list(paths).count(STDIN) > 1:
         raise UsageError("standard input (-) can be read only once", hint="give - once")
-    reading = _Reading(limits or Limits(), skip_bad, several=len(paths) > 1)
+    reading = _Reading(limits or ScriptLimits(), skip_bad, several=len(paths) > 1)
     for path in paths:
         reading.read_file(path)
     digest = hashlib.sha256("".join(found.sha256 for found in reading.conversations).encode("ascii")).hexdigest()
@@ -192,7 +179,7 @@ def read_scripts(paths: Sequence[str], *, limits: Limits | None = None, skip_bad
 class _Reading:
     """What has been read so far."""
 
-    def __init__(self, limits: Limits, skip_bad: bool, several: bool) -> None:
+    def __init__(self, limits: ScriptLimits, skip_bad: bool, several: bool) -> None:
         self.conversations: list[Conversation] = []
         self.skipped: list[SkippedLine] = []
         self._limits = limits

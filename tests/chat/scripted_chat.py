@@ -10,8 +10,8 @@ from rwkvbatch.chat.command import Chat
 from rwkvbatch.chat.session import Session
 from rwkvbatch.chat.storage import Transcript, describe
 from rwkvbatch.chat.terminal import TerminalView, terminal_console
+from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.engine import Engine
-from rwkvbatch.replay.settings import CellSettings
 from tests.chat.scripted_model import ScriptedModel, echo
 
 LONG = "\n".join(f"line {number} of a long reply" for number in range(40))

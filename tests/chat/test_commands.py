@@ -18,10 +18,10 @@ from rwkvbatch.chat.session import Session
 from rwkvbatch.chat.storage import Transcript, describe
 from rwkvbatch.chat.tree import dialogue_values
 from rwkvbatch.chat.tree_commands import edit_text
+from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import StorageError, UsageError
 from rwkvbatch.model.states import load_saved_state
-from rwkvbatch.replay.settings import CellSettings
 from tests.chat.scripted_model import ScriptedModel
 
 SETTINGS = CellSettings(temperature=0.0, top_p=0.0, max_tokens=200)

@@ -18,10 +18,10 @@ from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import ModelSpec
 from rwkvbatch.replay.conversation import PromptEncoder
 from rwkvbatch.replay.grid import Cell
+from rwkvbatch.replay.layers import layer_settings
 from rwkvbatch.replay.models import Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.runner import RunOptions, execute
-from rwkvbatch.replay.settings import layer_settings
 from rwkvbatch.script.reader import read_scripts
 from tests.chat.test_session import SETTINGS, new_session
 from tests.engine.hash_model import HashModel

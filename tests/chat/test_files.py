@@ -11,10 +11,10 @@ import pytest
 
 from rwkvbatch.chat.session import Session
 from rwkvbatch.chat.storage import Transcript, describe, load_session, restore, save_session
+from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.prefix_cache import Node
 from rwkvbatch.errors import InputError, StorageError
-from rwkvbatch.replay.settings import CellSettings
 from tests.chat.test_session import new_session
 from tests.engine.hash_model import HashModel
 

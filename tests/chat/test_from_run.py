@@ -10,10 +10,10 @@ import pytest
 from rwkvbatch.chat.runs import export, read_point, replay, settings_of
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.cli.app import invoke
+from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import RunDirectoryError, UsageError
 from rwkvbatch.model.load import load_model
-from rwkvbatch.replay.settings import CellSettings
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
 from tests.chat.test_session import new_session

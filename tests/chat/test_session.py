@@ -10,12 +10,11 @@ import torch
 
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.tree import Dialogue, dialogue_values, read_dialogue
-from rwkvbatch.config import Sampling
+from rwkvbatch.config import CellSettings, Sampling
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import NoiseKey, Request
 from rwkvbatch.errors import NonFiniteLogitsError, UsageError
 from rwkvbatch.model.base import State
-from rwkvbatch.replay.settings import CellSettings
 from tests.engine.hash_model import HashModel
 
 SETTINGS = CellSettings(**{**dict(Sampling(temperature=1.0, top_p=0.9, banned_token_ids=(0,))), "max_tokens": 12})

@@ -18,10 +18,10 @@ from rwkvbatch.chat.pipe import JsonView, PlainView
 from rwkvbatch.chat.start import ChatArguments, chat_settings, choose_prelude, open_chat, run_chat
 from rwkvbatch.chat.tree import Exchange
 from rwkvbatch.cli.app import invoke
-from rwkvbatch.config import preset
+from rwkvbatch.config import RunSettings, preset
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.templates import PRELUDES
-from rwkvbatch.replay.settings import RunSettings, layer_settings
+from rwkvbatch.replay.layers import layer_settings
 from tests.chat.terminal import Terminal
 
 ROOT = Path(__file__).parents[2]
@@ -147,15 +147,15 @@ def test_one_option_changes_only_itself() -> None:
 
 def test_the_initial_exchange_is_there_by_default(tmp_path: Path) -> None:
     settings = RunSettings()
-    assert choose_prelude(None, settings, bundled=False) == PRELUDES["api-demo-chat"]
-    assert choose_prelude(None, settings, bundled=True) is None
-    assert choose_prelude(None, settings.replace(state="x.pth"), bundled=False) is None
-    assert choose_prelude("none", settings, bundled=False) is None
+    assert choose_prelude(settings, bundled=False) == PRELUDES["api-demo-chat"]
+    assert choose_prelude(settings, bundled=True) is None
+    assert choose_prelude(settings.replace(state="x.pth"), bundled=False) is None
+    assert choose_prelude(settings.replace(prelude="none"), bundled=False) is None
     path = tmp_path / "p.txt"
     path.write_text("User: a\n\nAssistant: b")
-    assert "User: a" in (choose_prelude(str(path), settings, bundled=True) or "")
+    assert "User: a" in (choose_prelude(settings.replace(prelude=str(path)), bundled=True) or "")
     with pytest.raises(UsageError, match="--prelude"):
-        choose_prelude(str(tmp_path / "none.txt"), settings, bundled=True)
+        choose_prelude(settings.replace(prelude=str(tmp_path / "none.txt")), bundled=True)
 
 
 def opened(*lines: str, **values: Any) -> tuple[Chat, str]:

@@ -56,7 +56,7 @@ def test_a_sharded_run_of_the_bundled_model_merges_into_the_rows_of_the_undivide
 
     assert rows(tmp_path / "out") == rows(tmp_path / "whole")
     assert invoke([*arguments, "-o", str(tmp_path / "out")]) == 0
-    assert "nothing was left to do" in capsys.readouterr().err
+    assert "all rows were there already" in capsys.readouterr().err
 
 
 def test_missing_rows_are_exit_code_1_and_the_way_on(
@@ -68,8 +68,8 @@ def test_missing_rows_are_exit_code_1_and_the_way_on(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert f"part 1/2 ({parts[0]}): " in captured.err
-    assert f"to go on: rwkvbatch run s.jsonl --shard 1/2 -o {parts[0]}" in captured.err
-    assert "part 2/2 was not given; --shard 2/2 runs it" in captured.err
+    assert f"to continue: rwkvbatch run s.jsonl --shard 1/2 -o {parts[0]}" in captured.err
+    assert "part 2/2 was not given; run it with --shard 2/2" in captured.err
     assert "nothing was written" in captured.err
     assert not (tmp_path / "out").exists()
 

@@ -150,7 +150,7 @@ def test_the_same_command_again_has_nothing_to_do(
     before = (tmp_path / "out" / "results.jsonl").read_bytes()
     capsys.readouterr()
     assert invoke(arguments) == 0
-    assert "nothing was left to do" in capsys.readouterr().err
+    assert "all rows were there already" in capsys.readouterr().err
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
 
 
@@ -293,7 +293,7 @@ def test_ctrl_c_prints_the_command_that_continues_and_it_does(tmp_path: Path) ->
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "To go on:" in error
+    assert "To continue:" in error
     assert f"--out {out}" in error
     assert "Traceback" not in error
     there = list(read_rows(out))

@@ -112,7 +112,7 @@ def test_what_until_ci_came_to_is_told_cell_by_cell(capsys: pytest.CaptureFixtur
     assert "  a: 3 repeats, the first cell\n" in said
     assert "  b: 3 repeats, width 0.25\n" in said
     assert "  c: 3 repeats, width 0.75, wider than asked\n" in said
-    assert "  d: 3 repeats, width not known" in said
+    assert "  d: 3 repeats, width unknown" in said
     assert "  e: 3 repeats, nothing to compare\n" in said
     record = until_ci_record(result)
     assert record is not None

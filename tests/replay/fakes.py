@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rwkvbatch.config import RunSettings
 from rwkvbatch.engine.request import FinishReason, Reply, ReplyTiming, Request, Score
 from rwkvbatch.engine.sequence import closed_history
 from rwkvbatch.replay.conversation import PromptEncoder
 from rwkvbatch.replay.grid import Cell, make_cells
+from rwkvbatch.replay.layers import Layered
 from rwkvbatch.replay.models import Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.row_index import Shard
-from rwkvbatch.replay.settings import Layered, RunSettings
 from rwkvbatch.results.row import CheckResult, Logprob, Row, RowTiming, TokenCounts
 from rwkvbatch.script.records import Check, Conversation, ReplyFacts, SourceLine, Turn, Verdict
 

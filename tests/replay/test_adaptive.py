@@ -11,7 +11,7 @@ from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.adaptive import Wanted, first_round, reached, rounds
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.prepare import RunArguments, prepare
+from rwkvbatch.replay.prepare import prepare
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.row import CheckResult
 from rwkvbatch.results.store import MemoryRows
@@ -127,7 +127,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, lines: str, lists: A
     script.write_text(lines)
     values = {"repeats": 2, "max_repeats": 5, "until_ci": 0.1}
     with pytest.raises(UsageError, match=message):
-        prepare(RunArguments((str(script),), values=values, lists=lists))
+        prepare(script, **values, **lists)
 
 
 def test_what_each_cell_came_to_is_its_repeats_and_the_width_that_the_rule_saw() -> None:

@@ -172,4 +172,4 @@ def test_a_run_serves_its_figures_while_it_goes_on(
     assert all(found["rwkvbatch_running"] == 1 for found in seen)
     assert [found["rwkvbatch_rows_wanted"] for found in seen] == [1] * len(seen)
     assert seen[-1]["rwkvbatch_reply_tokens_total"] > 0
-    assert "figures for Prometheus are at http://127.0.0.1:" in capsys.readouterr().err
+    assert "metrics for Prometheus are at http://127.0.0.1:" in capsys.readouterr().err

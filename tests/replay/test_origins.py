@@ -11,7 +11,7 @@ import rwkvbatch
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.errors import CheckpointError, RwkvBatchError, UsageError
 from rwkvbatch.replay.grid import GridFile, make_cells
-from rwkvbatch.replay.settings import Origin, layer_settings, told_with_errors
+from rwkvbatch.replay.layers import Origin, layer_settings, naming_origins
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def told(error: RwkvBatchError, *origins: Origin) -> str:
-    with pytest.raises(RwkvBatchError) as caught, told_with_errors(origins):
+    with pytest.raises(RwkvBatchError) as caught, naming_origins(origins):
         raise error
     return str(caught.value)
 

@@ -8,8 +8,8 @@ import pytest
 
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell
+from rwkvbatch.replay.layers import layer_settings
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.settings import layer_settings
 from rwkvbatch.script.records import Conversation, SourceLine, Turn
 from tests.replay.fakes import make_conversation, make_plan
 

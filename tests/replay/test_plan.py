@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkvbatch.config import PRESETS
+from rwkvbatch.config import PRESETS, RunSettings
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell, GridFile, make_cells
 from rwkvbatch.replay.plan import select
-from rwkvbatch.replay.settings import RunSettings
 from tests.replay.fakes import make_conversation, make_plan
 
 
@@ -80,7 +79,7 @@ class TestGrid:
             ({}, ({"cells": {"a b": {}}},), "a cell's name has 1 to 100"),
             ({}, ({"cells": {"a": 3}},), "[cells.a] must be a table of settings, got 3"),
             ({}, ({"cells": {"a": {"seed": 3}}},), "seed is a setting of the whole run"),
-            ({}, ({"override": {"b": {}}},), "there is no such cell"),
+            ({}, ({"override": {"b": {}}},), "no cell has this name"),
             (
                 {"top_k": list(range(200)), "max_tokens": list(range(1, 200))},
                 (),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rwkvbatch.replay.prepare import RunArguments, prepare
+from rwkvbatch.replay.prepare import prepare
 
 
 def told(
@@ -23,7 +23,7 @@ def told(
     lines = [{"messages": [{"role": "user", "content": "Hi"}], "params": own} for own in params or [{}]]
     script.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with caplog.at_level(logging.WARNING, logger="rwkvbatch"):
-        prepare(RunArguments((str(script),), values, lists or {}))
+        prepare(script, **values, **(lists or {}))
     return caplog.text
 
 
@@ -64,7 +64,7 @@ class TestRepeatsOfGreedyReplies:
         script = tmp_path / "s.jsonl"
         lines = [{"messages": [{"role": "user", "content": "Hi"}], "params": params} for params in own]
         script.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        prepare(RunArguments((str(script),), {"repeats": 2}, config=config))
+        prepare(script, repeats=2, config=config)
         assert caplog.text == ""
         assert "nothing: " in told(tmp_path, caplog, *own, repeats=2, temperature=0)
 

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 import rwkvbatch
+from rwkvbatch.config import RunSettings
 from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import CheckpointError, UsageError, WorkerError
 from rwkvbatch.replay.grid import make_cells
@@ -29,7 +30,6 @@ from rwkvbatch.replay.models import setups_of
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
-from rwkvbatch.replay.settings import RunSettings
 from tests.replay.fakes import Deadly, FakeShop, FakeSpec, Slow, make_conversation, make_plan
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
@@ -343,7 +343,7 @@ def test_ctrl_c_ends_a_run_on_a_cluster_of_its_own_and_it_goes_on_without_ray(tm
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "To go on:" in said
+    assert "To continue:" in said
     for chatter in ("raylet", "WARNING", "INFO", "usage", "Traceback"):
         assert chatter not in said
     num_rows = len(results.read_bytes().splitlines())

@@ -1,16 +1,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from rwkvbatch.config import PRESETS
+from rwkvbatch.config import (
+    ALIASES,
+    GRID_SETTINGS,
+    PRESETS,
+    CellSettings,
+    RunSettings,
+    ScriptLimits,
+    full_name,
+    option_name,
+)
 from rwkvbatch.errors import ScriptError, UsageError
-from rwkvbatch.replay.api import LISTED, RunKeywords
-from rwkvbatch.replay.prepare import RunArguments, prepare, split_lists
-from rwkvbatch.replay.settings import ALIASES, CellSettings, RunSettings, layer_settings, option_name
-from rwkvbatch.script.reader import Limits
+from rwkvbatch.prompt.templates import prompting_of
+from rwkvbatch.replay.layers import layer_settings
+from rwkvbatch.replay.prepare import RunKeywords, prepare, split_lists
 
 
 def config_file(tmp_path: Path, text: str) -> Path:
@@ -37,6 +45,20 @@ class TestLayers:
         assert layered.settings.sampling == PRESETS["creative"].replace(top_p=0.5)
         assert layered.settings.max_tokens == 9
         assert "frequency_penalty" in layered.explicit
+
+    def test_repeats_up_to_a_limit_are_two_settings(self) -> None:
+        settings = layer_settings({"repeats": "3..9", "until_ci": "0.1"}).settings
+        assert (settings.repeats, settings.max_repeats, settings.until_ci) == (3, 9, 0.1)
+        with pytest.raises(UsageError, match=r"--repeats must be a whole number"):
+            layer_settings({"repeats": "3.."})
+
+    @pytest.mark.parametrize("short", ALIASES)
+    def test_short_names_are_accepted_and_two_names_of_one_setting_are_refused(self, short: str) -> None:
+        full = ALIASES[short]
+        value = 0 if short == "ban" else 0.25
+        assert layer_settings({short: value}).settings == layer_settings({full: value}).settings
+        with pytest.raises(UsageError, match="given twice"):
+            layer_settings({short: value, full: value})
 
     def test_lists_in_the_environment_are_split_at_commas(self) -> None:
         environment = {"RWKVBATCH_BAN": "0, 261", "RWKVBATCH_ONLY": "a,b"}
@@ -110,11 +132,11 @@ class TestErrors:
 
     def test_a_missing_prelude_names_the_known_ones(self) -> None:
         with pytest.raises(UsageError, match="cannot be read") as caught:
-            CellSettings(prelude="nowhere.txt").prompting()
+            prompting_of(CellSettings(prelude="nowhere.txt"))
         assert "api-demo-chat" in str(caught.value.hint)
 
     def test_a_known_prelude_needs_no_file(self) -> None:
-        text = CellSettings(prelude="api-demo-chat").prompting().prelude
+        text = prompting_of(CellSettings(prelude="api-demo-chat")).prelude
         assert text is not None
         assert text.startswith("User: hi\n\nAssistant:")
 
@@ -126,7 +148,7 @@ class TestLists:
         assert single == {"top_p": "0.5", "stop": ["a,b"]}
 
     def test_an_empty_place_is_an_error(self) -> None:
-        with pytest.raises(UsageError, match="--temp has an empty place"):
+        with pytest.raises(UsageError, match="--temp has an empty item"):
             split_lists({"temp": "0.3,,0.7"}, ("temperature",))
 
     def test_names_of_options_are_those_of_the_command_line(self) -> None:
@@ -138,20 +160,19 @@ class TestPreparing:
         grid = tmp_path / "grid.toml"
         grid.write_text("[grid]\ntemperature = [0.3, 0.7]\n")
         with pytest.raises(UsageError, match="--temp is given for all cells, and the grid gives it for some"):
-            prepare(RunArguments(("x.jsonl",), values={"temperature": 1}, grid=grid))
+            prepare("x.jsonl", temperature=1, grid=grid)
 
     def test_a_grid_may_vary_what_a_preset_sets(self, tmp_path: Path) -> None:
         script = tmp_path / "s.jsonl"
         script.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
-        given = RunArguments((str(script),), values={"preset": "greedy"}, lists={"frequency": [0, 0.5]})
-        plan = prepare(given).plan
+        plan = prepare(script, preset="greedy", frequency_penalty=[0, 0.5]).plan
         assert [(c.temperature, c.frequency_penalty) for c in plan.cell_settings] == [(0.0, 0.0), (0.0, 0.5)]
 
     def test_a_grid_in_the_config_file_counts(self, tmp_path: Path) -> None:
         script = tmp_path / "s.jsonl"
         script.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
         config = config_file(tmp_path, "top_p = 0.9\n[grid]\ntemperature = [0.3, 0.7]\n")
-        plan = prepare(RunArguments((str(script),), config=config)).plan
+        plan = prepare(script, config=config).plan
         assert [cell.name for cell in plan.cells] == ["temp=0.3", "temp=0.7"]
         assert [settings.top_p for settings in plan.cell_settings] == [0.9, 0.9]
 
@@ -160,19 +181,21 @@ class TestPreparing:
         script.write_text('{"messages": [{"role": "user", "content": "hi"}, {"role": "user", "content": "ho"}]}\n')
         for limit, refused in (("max_line_bytes", "20"), ("max_turns", "1")):
             with pytest.raises(ScriptError, match=r"s\.jsonl:1: .*\b(longer|more) than") as caught:
-                prepare(RunArguments((str(script),), config=config_file(tmp_path, f"{limit} = {refused}\n")))
+                prepare(script, config=config_file(tmp_path, f"{limit} = {refused}\n"))
             assert f"RWKVBATCH_{limit.upper()}" in str(caught.value.hint)
         script.write_text(2 * '{"messages": [{"role": "user", "content": "hi"}]}\n')
         with pytest.raises(UsageError, match="more than 1 conversations"):
-            prepare(RunArguments((str(script),), environment={"RWKVBATCH_MAX_CONVERSATIONS": "1"}))
-        assert layer_settings({"max_line_bytes": "50M"}).settings.script_limits == Limits(50 * 2**20)
+            prepare(script, environment={"RWKVBATCH_MAX_CONVERSATIONS": "1"})
+        assert layer_settings({"max_line_bytes": "50M"}).settings.script_limits == ScriptLimits(
+            max_line_bytes=50 * 2**20
+        )
 
     @pytest.mark.parametrize(
         "values", [{"max_repeats": 5}, {"until_ci": 0.1}, {"repeats": 5, "max_repeats": 3, "until_ci": 1}]
     )
     def test_adaptive_repeats_need_both_their_settings(self, values: dict[str, Any]) -> None:
         with pytest.raises(UsageError, match="--repeats"):
-            prepare(RunArguments(("x.jsonl",), values=values))
+            prepare("x.jsonl", **values)
 
 
 def test_the_librarys_keywords_are_the_settings() -> None:
@@ -182,4 +205,29 @@ def test_the_librarys_keywords_are_the_settings() -> None:
 
 def test_the_librarys_keywords_take_lists_where_settings_can_be_a_dimension() -> None:
     listed = {name for name, kind in RunKeywords.__annotations__.items() if "| Sequence" in kind.__forward_arg__}
-    assert {ALIASES.get(name, name) for name in listed} == set(LISTED) - {"model"}
+    assert {ALIASES.get(name, name) for name in listed} == set(GRID_SETTINGS) - {"model"}
+
+
+def kinds_of(annotation: Any) -> set[Any]:
+    """The types and literal values in an annotation, without containers."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return set(arguments)
+    if origin is Annotated:
+        return kinds_of(arguments[0])
+    if not arguments:
+        return {annotation} - {type(None), ...}
+    return set().union(*map(kinds_of, arguments))
+
+
+def test_the_librarys_keywords_have_the_settings_types() -> None:
+    for name, annotation in get_type_hints(RunKeywords).items():
+        kinds = kinds_of(annotation)
+        if name == "preset":
+            assert kinds == {str}
+            continue
+        declared = kinds_of(RunSettings.model_fields[full_name(name)].annotation)
+        assert declared <= kinds, name
+        # `2G` bytes and `N..M` repeats are text.
+        text = name in ("repeats", "state_memory", "max_line_bytes")
+        assert kinds - declared == ({str} if text else set()), name

@@ -14,7 +14,7 @@ from rwkvbatch.files import OS_FILES
 from rwkvbatch.replay.adaptive import first_round
 from rwkvbatch.replay.conversation import PromptEncoder
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.prepare import RunArguments, prepare
+from rwkvbatch.replay.prepare import prepare
 from rwkvbatch.replay.preview import preview
 from rwkvbatch.replay.row_index import Length, Member, Shard, read_members, write_members
 from rwkvbatch.replay.runner import RunOptions, execute
@@ -98,10 +98,8 @@ class TestPlan:
     def test_repeats_until_a_precision_are_refused(self, tmp_path: Path) -> None:
         script = tmp_path / "s.jsonl"
         script.write_text(json.dumps({"id": "a", "messages": [{"role": "user", "content": "Hi"}]}))
-        values = {"repeats": 2, "max_repeats": 5, "until_ci": 0.1}
-        arguments = RunArguments((str(script),), values, {"temperature": [0, 1]}, shard="1/2")
         with pytest.raises(UsageError, match="--until-ci decides by the rows of all conversations"):
-            prepare(arguments)
+            prepare(script, repeats="2..5", until_ci=0.1, temperature=[0, 1], shard="1/2")
 
 
 class TestDirectory:

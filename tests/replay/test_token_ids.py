@@ -12,11 +12,10 @@ import pytest
 import rwkvbatch
 from rwkvbatch.chat.session import Session
 from rwkvbatch.cli.app import invoke
-from rwkvbatch.config import Sampling
+from rwkvbatch.config import CellSettings, Sampling
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import Request
 from rwkvbatch.errors import ScriptError, UsageError
-from rwkvbatch.replay.settings import CellSettings
 from tests.chat.scripted_model import ScriptedModel
 
 VOCABULARY = r"vocabulary has \d+ token ids, 0 to \d+; got "

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from rwkvbatch.config import ScriptLimits
 from rwkvbatch.errors import ScriptError
-from rwkvbatch.script.reader import Limits, read_scripts
+from rwkvbatch.script.reader import read_scripts
 from tests.script.writing import GOOD, conversation, read, write
 
 HI = b'{"messages": [{"role": "user", "content": ""}], '
@@ -183,7 +184,7 @@ class TestWhatIsSaidOfTheOtherLines:
     def test_a_line_that_is_too_long_ends_the_counting(self, tmp_path: Path) -> None:
         path = write(tmp_path / "demo.jsonl", b"{", b"{", b"x" * 200, b"{")
         with pytest.raises(ScriptError) as caught:
-            read_scripts([path], limits=Limits(max_line_bytes=100))
+            read_scripts([path], limits=ScriptLimits(max_line_bytes=100))
         assert "at least 1 more line is bad" in str(caught.value.hint)
 
     def test_nobody_waits_for_the_rest_of_a_pipe(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rwkvbatch.config import ScriptLimits
 from rwkvbatch.errors import RwkvBatchError, ScriptError, UsageError
-from rwkvbatch.script.reader import KEPT_BYTES, PAST_LIMITS, Limits, read_scripts
+from rwkvbatch.script.reader import KEPT_BYTES, PAST_LIMITS, read_scripts
 
 GOOD = b'{"id": "good", "messages": [{"role": "user", "content": "Hi"}]}\n'
 
@@ -48,7 +49,7 @@ def test_a_line_without_an_end_is_refused_with_its_number_in_little_memory(
     limit = 1_000_000
     tracemalloc.start()
     with pytest.raises(ScriptError, match="<stdin>:2: the line ") as caught:
-        read_scripts(["-"], limits=Limits(max_line_bytes=limit), skip_bad=skip_bad)
+        read_scripts(["-"], limits=ScriptLimits(max_line_bytes=limit), skip_bad=skip_bad)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert caught.value.line == 2
@@ -60,7 +61,7 @@ def test_a_line_without_an_end_is_refused_with_its_number_in_little_memory(
 def test_a_gigantic_line_that_ends_is_set_aside_shortened(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     path.write_bytes(b"x" * 3_000_000 + b"\n" + GOOD)
-    script = read_scripts([str(path)], limits=Limits(max_line_bytes=100_000), skip_bad=True)
+    script = read_scripts([str(path)], limits=ScriptLimits(max_line_bytes=100_000), skip_bad=True)
     (skipped,) = script.skipped
     assert (len(skipped.raw), skipped.whole, skipped.source.line) == (KEPT_BYTES, False, 1)
     assert [found.id for found in script.conversations] == ["good"]
@@ -70,7 +71,7 @@ def test_bad_lines_without_number_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     path.write_bytes(GOOD + b"bad\n" * 4)
     with pytest.raises(UsageError, match=r"s\.jsonl:5: more than 3 bad lines; the last one: .*not JSON"):
-        read_scripts([str(path)], limits=Limits(max_conversations=3), skip_bad=True)
+        read_scripts([str(path)], limits=ScriptLimits(max_conversations=3), skip_bad=True)
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -90,7 +91,7 @@ def test_any_bytes_are_conversations_or_one_clear_error(content: bytes, skip_bad
     path.write_bytes(content)
     refused: RwkvBatchError | None = None
     try:
-        script = read_scripts([str(path)], limits=Limits(max_line_bytes=100), skip_bad=skip_bad)
+        script = read_scripts([str(path)], limits=ScriptLimits(max_line_bytes=100), skip_bad=skip_bad)
     except RwkvBatchError as error:
         refused = error
     if refused is not None:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from rwkvbatch.config import ScriptLimits
 from rwkvbatch.errors import ScriptError, UsageError
-from rwkvbatch.script.reader import Limits, read_scripts
+from rwkvbatch.script.reader import read_scripts
 from tests.script.writing import GOOD, conversation, read, user
 
 
 def test_a_line_over_the_limit_is_refused_and_the_next_line_is_still_line_three(tmp_path: Path) -> None:
-    limits = Limits(max_line_bytes=200)
+    limits = ScriptLimits(max_line_bytes=200)
     long = conversation(user("x" * 3_000_000))
     with pytest.raises(ScriptError, match=r":2: the line is longer than 200 bytes") as caught:
         read(tmp_path, GOOD, long, limits=limits)
@@ -25,16 +26,16 @@ def test_a_line_over_the_limit_is_refused_and_the_next_line_is_still_line_three(
 
 def test_a_line_without_an_end_is_refused_without_waiting_for_it() -> None:
     with pytest.raises(ScriptError, match=r"zero:1: the line is longer than 1,000 bytes"):
-        read_scripts(["/dev/zero"], limits=Limits(max_line_bytes=1000))
+        read_scripts(["/dev/zero"], limits=ScriptLimits(max_line_bytes=1000))
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b""])
 def test_a_line_of_exactly_the_limit_is_read(end: bytes, tmp_path: Path) -> None:
     path = tmp_path / "demo.jsonl"
     path.write_bytes(GOOD + end)
-    assert read_scripts([str(path)], limits=Limits(max_line_bytes=len(GOOD))).conversations
+    assert read_scripts([str(path)], limits=ScriptLimits(max_line_bytes=len(GOOD))).conversations
     with pytest.raises(ScriptError, match="longer than"):
-        read_scripts([str(path)], limits=Limits(max_line_bytes=len(GOOD) - 1))
+        read_scripts([str(path)], limits=ScriptLimits(max_line_bytes=len(GOOD) - 1))
 
 
 def test_a_huge_line_is_not_held_in_memory(tmp_path: Path) -> None:
@@ -57,7 +58,7 @@ def test_a_huge_line_is_not_held_in_memory(tmp_path: Path) -> None:
 def test_more_turns_than_allowed_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match=r":1: has 20,000 turns, more than 10,000"):
         read(tmp_path, conversation(*[user()] * 20_000))
-    assert read(tmp_path, conversation(*[user()] * 3), limits=Limits(max_turns=3)).conversations
+    assert read(tmp_path, conversation(*[user()] * 3), limits=ScriptLimits(max_turns=3)).conversations
 
 
 def test_a_million_turns_end_at_the_limit_of_a_line(tmp_path: Path) -> None:
@@ -68,4 +69,4 @@ def test_a_million_turns_end_at_the_limit_of_a_line(tmp_path: Path) -> None:
 
 def test_more_conversations_than_allowed_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="more than 2 conversations"):
-        read(tmp_path, *[conversation()] * 3, limits=Limits(max_conversations=2), skip_bad=True)
+        read(tmp_path, *[conversation()] * 3, limits=ScriptLimits(max_conversations=2), skip_bad=True)

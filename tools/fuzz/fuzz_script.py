@@ -13,16 +13,17 @@ from pathlib import Path
 from tools.fuzz.fuzzing import fuzz, instrumented
 
 with instrumented("rwkvbatch"):
+    from rwkvbatch.config import ScriptLimits
     from rwkvbatch.errors import ScriptError, UsageError
     from rwkvbatch.prompt.templates import OfficialTemplate
     from rwkvbatch.prompt.tokenizer import world_tokenizer
     from rwkvbatch.script.checks import judge_all
     from rwkvbatch.script.lint import lint
-    from rwkvbatch.script.reader import Limits, Script, read_scripts
+    from rwkvbatch.script.reader import Script, read_scripts
     from rwkvbatch.script.records import ReplyFacts
 
 MAX_BYTES = 1 << 12
-_LIMITS = Limits(max_line_bytes=2000, max_turns=8, max_conversations=6)
+_LIMITS = ScriptLimits(max_line_bytes=2000, max_turns=8, max_conversations=6)
 _DATASETS = Path(__file__).parents[2] / "datasets"
 _TEMPLATE = OfficialTemplate()
 _TOKENIZER = world_tokenizer(257)

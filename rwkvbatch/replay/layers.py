@@ -1,0 +1,219 @@
+"""Settings from the command line, the environment, a file and the defaults, laid over each other.
+
+The command line wins over the environment, that over `--config FILE.toml`, that over the defaults. Keys are the names
+of `RunSettings`' fields or their short names (`config.ALIASES`), `-` is read as `_`, and `preset` stands for all fields
+of `Sampling` at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rwkvbatch.config import (
+    ALIASES,
+    ENVIRONMENT_PREFIX,
+    LISTS,
+    SETTINGS,
+    RunSettings,
+    allowed_values,
+    environment_name,
+    full_name,
+    option_name,
+    preset,
+    shown_value,
+)
+from rwkvbatch.errors import InputError, RwkvBatchError, UsageError
+
+GRID_TABLES = ("grid", "zip", "cells", "override")
+"""Tables of a settings file that make a grid, see `replay.grid`."""
+
+CHECKPOINT_ENDINGS = ("", ".pth", ".safetensors")
+"""A model's file may be named without its ending."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A setting's value, and the environment variable or file that gave it.
+
+    Attributes:
+        option: the command line's name of the setting, by which errors call it.
+        place: such as `RWKVBATCH_MODEL` or `settings.toml`.
+        is_only: whether all cells have this value; else an error is about it only if it shows it.
+    """
+
+    option: str
+    value: Any
+    place: str
+    is_only: bool = True
+
+    def concerns(self, error: RwkvBatchError) -> bool:
+        """Whether `error` is about this value: it names the option, or is about the file that the value names."""
+        if isinstance(error, InputError) and error.path is not None and isinstance(self.value, str):
+            named = Path(self.value).expanduser()
+            if str(error.path) in {f"{named}{ending}" for ending in CHECKPOINT_ENDINGS}:
+                return True
+        text = f"{error.message} {error.hint}"
+        names_option = re.search(rf"{re.escape(self.option)}(?![\w-])", text) is not None
+        return names_option and (self.is_only or str(self.value) in error.message)
+
+
+@contextmanager
+def naming_origins(origins: Iterable[Origin]) -> Generator[None]:
+    """Adds to an error that leaves the block where the settings that it is about came from."""
+    try:
+        yield
+    except RwkvBatchError as error:
+        options: dict[str, dict[str, None]] = {}
+        for origin in origins:
+            if origin.concerns(error):
+                options.setdefault(origin.place, {})[origin.option] = None
+        for place, names in options.items():
+            if place not in error.message:
+                error.add_origin(f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} from {place}")
+        raise
+
+
+@dataclass(frozen=True)
+class Layered:
+    """Settings, and where they came from.
+
+    Attributes:
+        explicit: names that the command line gave. They also win over a conversation's own `params`.
+        named: those of them that it gave by name, not as a part of a preset.
+        grid: the `[grid]`, `[zip]`, `[cells]` and `[override]` tables of the config file, as they stood.
+        origins: of the settings that the command line did not give, where they came from.
+    """
+
+    settings: RunSettings
+    explicit: frozenset[str] = frozenset()
+    named: frozenset[str] = frozenset()
+    grid: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    origins: tuple[Origin, ...] = ()
+
+
+def layer_settings(
+    given: Mapping[str, Any], *, environment: Mapping[str, str] | None = None, config: Path | None = None
+) -> Layered:
+    """Settings from all layers.
+
+    Args:
+        given: the command line's (or the caller's) values by field name; only what was given.
+        environment: `os.environ`, or None to leave it out.
+        config: a TOML file.
+
+    Raises:
+        UsageError: an unknown key, with close known ones; a value that is not allowed; an unreadable file.
+    """
+    tables: dict[str, Any] = {}
+    layers: list[dict[str, Any]] = []
+    places: dict[str, str] = {}
+    if config is not None:
+        content = read_toml(config, "--config")
+        tables = {name: content.pop(name) for name in GRID_TABLES if name in content}
+        layers.append(checked_values(content, lambda key: f"{config}: {key}"))
+        places |= dict.fromkeys(layers[-1], str(config))
+    if environment is not None:
+        found = _from_environment(environment)
+        layers.append(checked_values(found, environment_name))
+        places |= dict.fromkeys(layers[-1], environment_name("preset"))
+        places |= {full_name(key): environment_name(key) for key in found}
+    explicit = checked_values(given, option_name)
+    layers.append(explicit)
+    merged = {key: value for layer in layers for key, value in layer.items()}
+    named = frozenset(full_name(key) for key in given) - {"preset"}
+    origins = tuple(
+        Origin(option_name(key), merged[key], place)
+        for key, place in places.items()
+        if key in merged and key not in explicit
+    )
+    return Layered(RunSettings.parse(merged), frozenset(explicit), named, tables, origins)
+
+
+def checked_values(values: Mapping[str, Any], name: Callable[[str], str] = option_name) -> dict[str, Any]:
+    """Validated `values` by the settings' full names, with a preset put in place; each value is checked on its own.
+
+    Args:
+        name: how errors call a key.
+
+    Raises:
+        UsageError: an unknown key, with close known ones; a setting given twice; a value that is not allowed.
+    """
+    result: dict[str, Any] = {}
+    plain: dict[str, Any] = {}
+    for raw_key, value in values.items():
+        key = full_name(raw_key)
+        if key == "preset":
+            result.update(dict(preset(str(value))))
+        elif key not in SETTINGS:
+            raise UsageError(f"{name(raw_key)}: unknown setting{_close(key)}")
+        elif key in plain:
+            raise UsageError(f"{name(raw_key)}: given twice")
+        elif key == "repeats" and isinstance(value, str) and ".." in value:
+            low, _, high = value.partition("..")
+            plain |= {"repeats": _checked(key, low, name(raw_key)), "max_repeats": _checked(key, high, name(raw_key))}
+        else:
+            plain[key] = _checked(key, value, name(raw_key))
+    return {**result, **plain}
+
+
+def _checked(key: str, value: Any, shown: str) -> Any:
+    if key in LISTS and isinstance(value, (str, int)):
+        value = [value]
+    try:
+        return getattr(RunSettings.model_validate({key: value}), key)
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = allowed_values(RunSettings, key, first["msg"])
+        wrong = first["input"] if key in LISTS else value
+        raise UsageError(
+            f"{shown} {problem}, got {wrong if isinstance(wrong, str) and wrong else shown_value(wrong)}"
+        ) from None
+
+
+def _close(key: str) -> str:
+    """A question that ends an error about an unknown setting: which known one was meant; empty if none is close."""
+    matches = difflib.get_close_matches(key, [*SETTINGS, *ALIASES], n=2, cutoff=0.75)
+    return f"; did you mean {' or '.join(matches)}?" if matches else ""
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for variable, text in environment.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX) or not text:
+            continue
+        key = variable[len(ENVIRONMENT_PREFIX) :].lower()
+        full = full_name(key)
+        if full in SETTINGS:
+            values[key] = [part.strip() for part in text.split(",")] if full in LISTS else text
+        elif _close(key):
+            # Other parts of the program have variables of their own: only what looks like a slip is refused.
+            raise UsageError(f"{variable}: unknown setting{_close(key)}")
+    return values
+
+
+def read_toml(path: Path, option: str) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises:
+        UsageError: it cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise UsageError(f"{option} {path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        where = f"byte 0x{error.object[error.start]:02x} at place {error.start + 1}"
+        raise UsageError(
+            f"{option} {path}: not a TOML file: not UTF-8: {where}", hint="save the file as UTF-8"
+        ) from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{option} {path}: not a TOML file: {error}") from None

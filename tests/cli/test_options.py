@@ -1,0 +1,55 @@
+"""Options that are made from the declaration of the settings."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from rwkvbatch.cli.app import COMMANDS, load_command
+from rwkvbatch.config import LISTS, SETTINGS, CellSettings, RunSettings, Setting, option_name
+
+
+def options_of(command: str) -> dict[str, Any]:
+    return {parameter.name: parameter for parameter in load_command(command).params}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_commands_help_begins_with_what_the_list_of_commands_says(command: str) -> None:
+    assert " ".join(load_command(command).help.split("\n\n")[0].split()) == COMMANDS[command]
+
+
+def test_every_setting_is_declared_once() -> None:
+    for name, field in RunSettings.model_fields.items():
+        (declared,) = [item for item in field.metadata if isinstance(item, Setting)]
+        assert SETTINGS[name] is declared
+    assert set(SETTINGS) == {*RunSettings.model_fields, "preset"}
+
+
+def test_run_has_an_option_for_every_setting_that_has_one() -> None:
+    options = options_of("run")
+    for name, setting in SETTINGS.items():
+        assert (name in options) == setting.has_option, name
+        if setting.has_option:
+            assert option_name(name) in options[name].opts
+            assert options[name].multiple == (name in LISTS)
+            assert (setting.flag in options[name].opts) == (setting.flag is not None)
+            assert options[name].rich_help_panel == setting.panel
+
+
+@pytest.mark.parametrize("command", ["chat", "bench"])
+def test_other_commands_have_some_of_them_under_the_same_names(command: str) -> None:
+    shared = options_of(command).keys() & SETTINGS.keys()
+    assert {"model", "strategy", "backend", "threads"} <= shared
+    for name in shared:
+        assert options_of(command)[name].opts == options_of("run")[name].opts
+
+
+def test_the_help_of_a_setting_is_that_of_its_option(capsys: pytest.CaptureFixture[str]) -> None:
+    from rwkvbatch.cli.app import invoke
+
+    assert invoke(["run", "--help"]) == 0
+    shown = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    for name in CellSettings.model_fields:
+        assert re.sub(r"\[/?\w*\]", "", SETTINGS[name].help) in shown
