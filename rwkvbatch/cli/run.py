@@ -159,10 +159,9 @@ def _run(
     from rwkvbatch.prompt.escaping import printable
     from rwkvbatch.replay.driver import TooManyFailuresError
     from rwkvbatch.replay.logs import command_line, with_directory
-    from rwkvbatch.replay.metrics_server import serving_metrics
     from rwkvbatch.replay.models import ModelLoader
     from rwkvbatch.replay.pool import pool_for
-    from rwkvbatch.replay.progress import BarObserver, LineObserver, Observer, Observers
+    from rwkvbatch.replay.progress import BarObserver, LineObserver, Observer, Observers, serving_metrics
     from rwkvbatch.replay.runner import RunOptions, execute
     from rwkvbatch.replay.settings import told_with_errors
     from rwkvbatch.results.directory import SKIPPED_NAME, default_directory
@@ -178,7 +177,7 @@ def _run(
         say(f"note: {message}")
 
     directory = out if out is not None else default_directory(scripts, shard=prepared.plan.shard)
-    shop = ModelLoader(prepared.plan.settings, say=say)
+    loader = ModelLoader(prepared.plan.settings, say=say)
     observers: list[Observer] = []
     if not quiet:
         observers.append(BarObserver(console) if console.is_terminal else LineObserver(say))
@@ -204,10 +203,10 @@ def _run(
             observer=Observers(observers),
             should_stop=stop,
             loading=stop.interruptible,
-            crew=pool_for(prepared.plan.settings),
+            pool=pool_for(prepared.plan.settings),
         )
         try:
-            result = execute(prepared.plan, shop, options)
+            result = execute(prepared.plan, loader, options)
         except TooManyFailuresError as error:
             report(error, debug=False)
             raise typer.Exit(ExitCode.FAILED) from None

@@ -139,6 +139,6 @@ def run(
             repair=repair,
             observer=observer,
             should_stop=should_stop,
-            crew=pool_for(plan.settings, model_given=loaded is not None),
+            pool=pool_for(plan.settings, model_given=loaded is not None),
         )
         return execute(plan, ModelLoader(plan.settings, loaded), options)

@@ -34,14 +34,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rwkvbatch import __version__
 from rwkvbatch.errors import RwkvBatchError, UsageError, WorkerError
 from rwkvbatch.replay import ray_pool as ray_cluster
-from rwkvbatch.replay.messages import ASKED_TO_LEAVE, Event, Joined, Left, Order, Signal
 from rwkvbatch.replay.models import ModelProvider, Setup, setups_of
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import RestartLimit, processors
-from rwkvbatch.replay.process_worker import NoteTaker, noted, serve
-from rwkvbatch.replay.processes import replace_device
+from rwkvbatch.replay.pool import LEFT_ON_REQUEST, Event, Joined, Left, Order, RestartLimit, processors
 from rwkvbatch.replay.settings import ENVIRONMENT_PREFIX, RunSettings
-from rwkvbatch.replay.worker import Worker
+from rwkvbatch.replay.worker import LogCollector, Worker, collecting_logs, serve
 from rwkvbatch.results.manifest import cell_identities, code_sha256
 
 
@@ -318,7 +315,7 @@ class RayWorker:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "worker")
         self._shop: ModelProvider | None = None
-        self._notes = NoteTaker()
+        self._notes = LogCollector()
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._events: list[Event] = []
         self._changed = asyncio.Event()
@@ -343,7 +340,7 @@ class RayWorker:
 
         def load() -> dict[Setup, Any] | RwkvBatchError:
             try:
-                with noted(self._notes):
+                with collecting_logs(self._notes):
                     return self._shop_for(plan, terms).specs(setups)
             except RwkvBatchError as error:
                 return _placed(error, terms.name)
@@ -368,7 +365,7 @@ class RayWorker:
                 raise _placed(error, terms.name) from None
 
         channel = _Channel(self._orders, lambda event: loop.call_soon_threadsafe(self._tell, event))
-        self._thread.submit(serve, channel, make_worker, terms.name, plan.settings.batch_size, self._notes)
+        self._thread.submit(serve, channel, make_worker, terms.name, self._notes)
 
     async def exchange(self, number: int, orders: Sequence[Order], timeout_s: float) -> list[Event]:
         """Take orders, and wait until there is something to say, the next call has come, or the time is over.
@@ -504,7 +501,7 @@ class RayPool:
         self._deaths = RestartLimit(0)
         self._hands: dict[int, _Hand] = {}
         self._next_number = 0
-        self._signals: list[Signal] = []
+        self._signals: list[tuple[int, Event]] = []
         self._setup: Setup | None = None
         self._identities: dict[Setup, Mapping[str, Any]] = {}
 
@@ -517,7 +514,7 @@ class RayPool:
         return specs
 
     @property
-    def num_coming(self) -> int:
+    def num_starting(self) -> int:
         return sum(hand.serving and hand.joined is None for hand in self._hands.values())
 
     def begin(self, setup: Setup) -> None:
@@ -538,7 +535,7 @@ class RayPool:
         if worker in self._hands:
             self._hands[worker].orders.append(order)
 
-    def receive(self, timeout_s: float) -> Sequence[Signal]:
+    def receive(self, timeout_s: float) -> Sequence[tuple[int, Event]]:
         for hand in self._hands.values():
             if hand.orders:
                 hand.exchange()
@@ -583,7 +580,7 @@ class RayPool:
             return {setup: answer[there] for setup, there in zip(setups, wanted, strict=True)}
 
     @staticmethod
-    def _raise_errors(signals: Sequence[Signal]) -> None:
+    def _raise_errors(signals: Sequence[tuple[int, Event]]) -> None:
         for _, event in signals:
             if isinstance(event, Left) and event.error is not None:
                 raise event.error
@@ -622,7 +619,7 @@ class RayPool:
                 self._meet(number, hand, answer)
             case _:
                 for event in answer:
-                    self._deaths.heard(event)
+                    self._deaths.observe(event)
                     if isinstance(event, Left):
                         self._bury(number, event)
                         return
@@ -681,9 +678,9 @@ class RayPool:
     def _bury(self, number: int, left: Left) -> None:
         hand = self._hands.pop(number)
         _kill(hand)
-        left = self._deaths.judge(left)
+        left = self._deaths.check(left)
         self._signals.append((number, left))
-        if left.error is None and left.reason != ASKED_TO_LEAVE:
+        if left.error is None and left.reason != LEFT_ON_REQUEST:
             self._hire(hand.slot)
 
     def _dismiss(self) -> None:
@@ -702,5 +699,5 @@ def _kill(hand: _Hand) -> None:
 
 def _setup_on(slot: Slot, setup: Setup) -> Setup:
     """The setup as an actor sees it: Ray shows it one GPU, which is `cuda` whatever its number."""
-    moved = replace_device(setup, slot.device)
+    moved = setup.on_device(slot.device)
     return replace(moved, strategy=re.sub(r"cuda:\d+", "cuda", moved.strategy))

@@ -120,6 +120,11 @@ class Row:
         weight = sum(check.weight for check in self.checks)
         return sum(check.score * check.weight for check in self.checks) / weight if weight > 0 else None
 
+    @property
+    def failed_checks(self) -> int:
+        """Number of checks that did not pass."""
+        return sum(not check.passed for check in self.checks)
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready, in the order of the fields. Written out: `asdict` copies every token id one by one."""
         return {
@@ -181,11 +186,24 @@ class BadLineError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """Row `number` of the plan as a line of the file; `failed` for an error row."""
+    """Row `number` of the plan as a line of the file, and what a run counts of it without decoding the line.
+
+    Attributes:
+        error: the row's error message; None for a good row.
+        failed_checks: checks that did not pass.
+        reply_tokens: tokens generated.
+    """
 
     number: int
     line: bytes
-    failed: bool
+    error: str | None = None
+    failed_checks: int = 0
+    reply_tokens: int = 0
+
+    @classmethod
+    def of(cls, number: int, row: Row) -> Self:
+        """Encode a row."""
+        return cls(number, encode_row(row), row.error, row.failed_checks, row.tokens.reply)
 
 
 def encode_row(row: Row) -> bytes:

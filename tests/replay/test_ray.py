@@ -24,13 +24,13 @@ import rwkvbatch
 from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import CheckpointError, UsageError, WorkerError
 from rwkvbatch.replay.grid import make_cells
-from rwkvbatch.replay.messages import Joined
 from rwkvbatch.replay.models import setups_of
 from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.pool import Joined
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.replay.settings import RunSettings
-from tests.replay.fakes import Deadly, FakeShop, FakeSpec, Slow, make_conversation, make_plan
+from tests.replay.fakes import Deadly, FakeLoader, FakeSpec, Slow, make_conversation, make_plan
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -92,33 +92,33 @@ class DiesOnce:
         return reply
 
 
-def fake_shop(settings: RunSettings, change: Any = None) -> FakeShop:
+def fake_shop(settings: RunSettings, change: Any = None) -> FakeLoader:
     del settings
-    return FakeShop(change=change)
+    return FakeLoader(change=change)
 
 
 @dataclass(frozen=True)
 class OtherWeights:
-    """A shop that finds other weights in every process but the first that asks."""
+    """A loader that finds other weights in every process but the first that asks."""
 
     mark: Path
 
-    def __call__(self, settings: RunSettings) -> FakeShop:
+    def __call__(self, settings: RunSettings) -> FakeLoader:
         del settings
         try:
             with self.mark.open("x") as file:
                 file.write(str(os.getpid()))
         except FileExistsError:
-            return FakeShop(FakeSpec(weights_sha256="e" * 64))
-        return FakeShop(change=Slow(0.5))
+            return FakeLoader(FakeSpec(weights_sha256="e" * 64))
+        return FakeLoader(change=Slow(0.5))
 
 
-class NoModel(FakeShop):
+class NoModel(FakeLoader):
     def specs(self, setups: Any) -> Any:
         raise CheckpointError("there is no such file", path="weights.pth", hint="put it there")
 
 
-def no_model(settings: RunSettings) -> FakeShop:
+def no_model(settings: RunSettings) -> FakeLoader:
     del settings
     return NoModel()
 
@@ -126,11 +126,11 @@ def no_model(settings: RunSettings) -> FakeShop:
 def run(out: Path | None, plan: Plan, change: Any = None, *, make_loader: Any = None, **options: Any) -> RunResult:
     placement_s = options.pop("placement_s", 60.0)
     crew = partial(make_crew, make_loader=make_loader or partial(fake_shop, change=change), placement_s=placement_s)
-    return execute(plan, FakeShop(), RunOptions(out=out, crew=crew, **options))
+    return execute(plan, FakeLoader(), RunOptions(out=out, pool=crew, **options))
 
 
-def make_crew(plan: Plan, shop: Any, *, make_loader: Any, placement_s: float) -> Any:
-    del shop
+def make_crew(plan: Plan, *, make_loader: Any, placement_s: float) -> Any:
+    del loader
     return ray_crew.RayPool(plan, make_loader, placement_s=placement_s)
 
 
@@ -139,7 +139,7 @@ def ray_plan(num_conversations: int = 12, **settings: Any) -> Plan:
 
 
 def alone(directory: Path, plan: Plan) -> bytes:
-    execute(plan, FakeShop(), RunOptions(out=directory))
+    execute(plan, FakeLoader(), RunOptions(out=directory))
     return rows_in(directory)
 
 
@@ -226,7 +226,7 @@ def test_a_run_goes_on_with_ray_where_it_was_stopped_without_and_the_other_way_r
     plan = ray_plan(20, batch_size=2)
     expected = alone(tmp_path / "one", plan)
     calls = iter(range(1000))
-    execute(plan, FakeShop(), RunOptions(out=tmp_path / "a", should_stop=lambda: next(calls) > 3))
+    execute(plan, FakeLoader(), RunOptions(out=tmp_path / "a", should_stop=lambda: next(calls) > 3))
     assert 0 < rows_in(tmp_path / "a").count(b"\n") < plan.num_rows
     assert run(tmp_path / "a", plan).summary.complete
     assert rows_in(tmp_path / "a") == expected
@@ -238,7 +238,7 @@ def test_a_run_goes_on_with_ray_where_it_was_stopped_without_and_the_other_way_r
     assert watcher.latest is not None
     assert watcher.latest.workers == ()  # all of them said good-bye
     assert 6 <= stopped.summary.rows < plan.num_rows
-    execute(plan, FakeShop(), RunOptions(out=tmp_path / "b"))
+    execute(plan, FakeLoader(), RunOptions(out=tmp_path / "b"))
     assert rows_in(tmp_path / "b") == expected
 
 
@@ -303,13 +303,13 @@ def test_an_actor_is_coming_from_when_it_is_told_to_serve_until_it_has_joined(cl
     crew = ray_crew.RayPool(plan, partial(fake_shop, change=None))
     try:
         crew.specs(setups_of(plan))
-        assert crew.num_coming == 0
+        assert crew.num_starting == 0
         crew.begin(setups_of(plan)[0])
-        assert crew.num_coming >= 1
+        assert crew.num_starting >= 1
         num_joined = 0
         while num_joined < 2:
             num_joined += sum(isinstance(event, Joined) for _, event in crew.receive(1.0))
-        assert crew.num_coming == 0
+        assert crew.num_starting == 0
     finally:
         crew.close()
 
@@ -365,7 +365,7 @@ def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
             ray_cluster.reach(f"127.0.0.1:{taken.getsockname()[1]}")
 
 
-class WarningShop(FakeShop):
+class WarningLoader(FakeLoader):
     """Warns where the model is loaded, and where an engine is made."""
 
     def specs(self, setups: Any) -> Any:
@@ -377,9 +377,9 @@ class WarningShop(FakeShop):
         return super().engine(setup, plan, batch)
 
 
-def warning_shop(settings: RunSettings) -> FakeShop:
+def warning_shop(settings: RunSettings) -> FakeLoader:
     del settings
-    return WarningShop()
+    return WarningLoader()
 
 
 def test_warnings_of_actors_are_in_the_drivers_log(cluster: Any, caplog: pytest.LogCaptureFixture) -> None:
