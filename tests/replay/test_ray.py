@@ -130,7 +130,6 @@ def run(out: Path | None, plan: Plan, change: Any = None, *, make_loader: Any = 
 
 
 def make_crew(plan: Plan, *, make_loader: Any, placement_s: float) -> Any:
-    del loader
     return ray_crew.RayPool(plan, make_loader, placement_s=placement_s)
 
 
