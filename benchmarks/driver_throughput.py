@@ -44,7 +44,7 @@ SAMPLE_S = 1.0
 
 _BODY = (
     '{"conversation":"c%d","cell":"base","repeat":%d,"turn":%d,"seed":0,"tags":[],"prompt":"What is it?",'
-    '"reply":"It is what it is.","reply_ids":[33,2,1,10,200,31,77,4,9,12],"finish":"stop","stopped_by":"\\n\\n",'
+    '"reply":"It is what it is.","reply_ids":[33,2,1,10,200,31,77,4,9,12],"finish_reason":"stop","stopped_by":"\\n\\n",'
     '"tokens":{"prompt":40,"reply":10},"logprob":{"mean":-0.5,"sum":-5.0},"reference":null,"checks":[],"error":null,'
     '"timing":{"queued_s":0.0,"prefill_s":0.1,"first_token_s":0.1,"total_s":0.5,"tokens_per_s":20.0,"cached_tokens":0}'
 )

@@ -123,7 +123,7 @@ class Stopping(Settings):
     Attributes:
         max_tokens: at most this many tokens in one reply.
         max_seconds: at most this long in one reply, from the first step on; None for no limit. A reply that
-            ends by it is not reproducible, and its `finish` says `time`.
+            ends by it is not reproducible, and its `finish_reason` says `time`.
         stop: texts that end a reply, besides the template's own (a blank line, or `\\nUser:` in thinking modes).
     """
 

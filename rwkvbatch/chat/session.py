@@ -259,7 +259,7 @@ class Session:
                 rest=reply.history[len(prompt) :],
                 reply=self.template.shown_reply(reply.text),
                 raw=reply.text,
-                finish=reply.finish,
+                finish_reason=reply.finish_reason,
                 stopped_by=reply.stopped_by,
                 settings=self.kept_settings(),
                 logprobs=reply.logprobs,

@@ -63,7 +63,7 @@ class Exchange:
     rest: tuple[int, ...]
     reply: str
     raw: str
-    finish: str
+    finish_reason: str
     stopped_by: str | None
     settings: Mapping[str, Any]
     logprobs: tuple[float, ...] = ()
@@ -281,6 +281,8 @@ def _exchange(values: Mapping[str, Any]) -> Exchange:
     plain: dict[str, Any] = {**values, "settings": dict(values["settings"])}
     for name in ("prompt", "ids", "rest"):
         plain[name] = _ids(values[name])
+    if "finish" in plain:  # its name in sessions of older versions
+        plain["finish_reason"] = plain.pop("finish")
     plain["logprobs"] = tuple(float(value) for value in values["logprobs"])
     return Exchange(**plain)
 

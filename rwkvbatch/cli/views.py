@@ -179,7 +179,7 @@ def _share_passed(cell: CellSummary) -> str:
 
 
 def _ends(cell: CellSummary) -> str:
-    ends = sorted(cell.finish.items(), key=lambda item: -item[1])
+    ends = sorted(cell.finish_reasons.items(), key=lambda item: -item[1])
     return ends[0][0] if len(ends) == 1 else "\n".join(f"{name} {count:,}" for name, count in ends)
 
 

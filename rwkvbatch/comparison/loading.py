@@ -118,7 +118,7 @@ class RunData:
         name: short, and unlike that of any other run that was loaded with it.
         source: as it was given.
         manifest: what was run; empty where a results file stands alone.
-        rows: one row a turn; the columns are `conversation, cell, repeat, turn, seed, finish, error, prompt,
+        rows: one row a turn; the columns are `conversation, cell, repeat, turn, seed, finish_reason, error, prompt,
         reply,
             tags, reference, checks` and one a metric (NaN where a turn has no such number).
         notes: what a reader of a comparison must know about the file.

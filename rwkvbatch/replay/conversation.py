@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import Any, Protocol, cast
 
-from rwkvbatch.engine.request import Finish, NoiseKey, Reply, Request, Score
+from rwkvbatch.engine.request import FinishReason, NoiseKey, Reply, Request, Score
 from rwkvbatch.engine.sequence import closed_history
 from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError, RwkvBatchError
 from rwkvbatch.prompt.templates import PromptTemplate, load_template
@@ -166,10 +166,12 @@ class ConversationReplay:
 
     def skip_turn(self, row: Row) -> None:
         """Move past a turn whose row exists: its tokens are added to the history, nothing is generated."""
-        finish = cast("Finish", row.finish)
+        finish_reason = cast("FinishReason", row.finish_reason)
         closing = self._template.closing
         self._advance(
-            closed_history(self._encoder.tokenizer, self.prompt(), row.reply_ids, finish, row.stopped_by, closing)
+            closed_history(
+                self._encoder.tokenizer, self.prompt(), row.reply_ids, finish_reason, row.stopped_by, closing
+            )
         )
 
     @property
@@ -194,12 +196,12 @@ class ConversationReplay:
 
     def _row(self, reply: Reply, score: Score | None, text: str) -> Row:
         turn, task = self._next, self.task
-        if reply.finish == "error":
+        if reply.finish_reason == "error":
             raise RowError(reply.error or "the engine could not make this reply")
         total = math.fsum(reply.logprobs)
         if not math.isfinite(total) or (score is not None and not math.isfinite(score.nll)):
             raise NonFiniteLogitsError("the model's log-probabilities hold NaN or infinity")
-        facts = ReplyFacts(text, reply.finish, len(reply.ids), turn.reference)
+        facts = ReplyFacts(text, reply.finish_reason, len(reply.ids), turn.reference)
         return Row(
             conversation=task.conversation.id,
             cell=task.cell.name,
@@ -210,7 +212,7 @@ class ConversationReplay:
             prompt=turn.user,
             reply=text,
             reply_ids=reply.ids,
-            finish=reply.finish,
+            finish_reason=reply.finish_reason,
             stopped_by=reply.stopped_by,
             tokens=TokenCounts(reply.num_prompt, len(reply.ids)),
             logprob=Logprob(total / len(reply.ids) if reply.ids else None, total),
@@ -234,7 +236,7 @@ def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, t
         prompt=task.conversation.turns[turn].user,
         reply=text,
         reply_ids=tuple(ids),
-        finish="error",
+        finish_reason="error",
         stopped_by=None,
         tokens=TokenCounts(0 if reply is None else reply.num_prompt, len(ids)),
         logprob=Logprob(None, 0.0),

@@ -311,7 +311,7 @@ class Difference:
 
 def choose_rows(rows: RowStore | MemoryRows, candidates: Sequence[int], count: int) -> list[int]:
     """`count` of the finished rows among `candidates`; the same ones for the same plan."""
-    finished = [n for n in candidates if rows.has(n) and not rows.failed(n) and rows.read(n).finish != "time"]
+    finished = [n for n in candidates if rows.has(n) and not rows.failed(n) and rows.read(n).finish_reason != "time"]
     return sorted(finished, key=lambda n: hashlib.blake2b(b"%d" % n).digest())[:count]
 
 

@@ -133,7 +133,7 @@ class Worker:
         rows = self._rows_of[replay.task.number]
         while not replay.over and replay.turn in rows:
             row = rows[replay.turn]
-            if row.finish == "error":
+            if row.finish_reason == "error":
                 self._end_with_error(replay)
                 return
             replay.skip_turn(row)
@@ -157,7 +157,7 @@ class Worker:
         if row is None:
             return
         self._add_row(replay, turn, row)
-        if row.finish == "error":
+        if row.finish_reason == "error":
             self._end_with_error(replay)
         else:
             self._advance(replay)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, cast
 from zlib import crc32
 
 
@@ -86,10 +86,10 @@ class Row:
 
     Attributes:
         prompt: the user's text. reply: the model's, as the template shows it.
-        reply_ids: the tokens as they were generated, those of a stop text included; with `finish` and
+        reply_ids: the tokens as they were generated, those of a stop text included; with `finish_reason` and
             `stopped_by` they are all that the history of the next turn needs (`docs/design/durability.md`).
-        finish: `stop`, `eos`, `length`, `time` or `error`; with `error` the text of the error is in `error`.
-        stopped_by: the stop text that ended the reply, when `finish` is `stop`.
+        finish_reason: `stop`, `eos`, `length`, `time` or `error`; with `error` the text of the error is in `error`.
+        stopped_by: the stop text that ended the reply, when `finish_reason` is `stop`.
     """
 
     conversation: str
@@ -101,7 +101,7 @@ class Row:
     prompt: str
     reply: str
     reply_ids: tuple[int, ...]
-    finish: str
+    finish_reason: str
     stopped_by: str | None
     tokens: TokenCounts
     logprob: Logprob
@@ -137,7 +137,7 @@ class Row:
             "prompt": self.prompt,
             "reply": self.reply,
             "reply_ids": self.reply_ids,
-            "finish": self.finish,
+            "finish_reason": self.finish_reason,
             "stopped_by": self.stopped_by,
             "tokens": vars(self.tokens),
             "logprob": vars(self.logprob),
@@ -228,7 +228,7 @@ class RowHead:
     """What tells where a row belongs, and how it ended."""
 
     key: RowKey
-    finish: str
+    finish_reason: str
 
 
 def decode_row(line: bytes) -> Row:
@@ -239,7 +239,7 @@ def decode_row(line: bytes) -> Row:
     """
     content = _checked(line)
     try:
-        return Row.from_dict(json.loads(content))
+        return Row.from_dict(with_current_keys(json.loads(content)))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadLineError(f"it is not a row of this version ({type(error).__name__}: {error})") from None
 
@@ -253,7 +253,18 @@ def decode_head(line: bytes) -> RowHead:
         values: Any = orjson.loads(content)
     except orjson.JSONDecodeError:  # half a surrogate pair, say: the standard library takes it
         return _head(vars(decode_row(line)))
-    return _head(values)
+    return _head(with_current_keys(values))
+
+
+def with_current_keys(values: Any) -> Any:
+    """The JSON value of a line, where it is an object, with the keys that this version writes.
+
+    Older versions wrote `finish` for `finish_reason`.
+    """
+    if isinstance(values, dict) and "finish" in values:
+        record = cast("dict[str, Any]", values)
+        record["finish_reason"] = record.pop("finish")
+    return cast("Any", values)
 
 
 def _head(values: Any) -> RowHead:
@@ -263,9 +274,9 @@ def _head(values: Any) -> RowHead:
             "cell": str(cell),
             "repeat": int(repeat),
             "turn": int(turn),
-            "finish": str(finish),
+            "finish_reason": str(finish_reason),
         }:
-            return RowHead(RowKey(conversation, cell, repeat, turn), finish)
+            return RowHead(RowKey(conversation, cell, repeat, turn), finish_reason)
         case _:
             raise BadLineError("it is not a row of this version")
 

@@ -324,7 +324,7 @@ class MemoryRows:
         return number in self._rows
 
     def failed(self, number: int) -> bool:
-        return number in self._rows and self._rows[number].finish == "error"
+        return number in self._rows and self._rows[number].finish_reason == "error"
 
     def read(self, number: int) -> Row:
         return self._rows[number]

@@ -30,13 +30,13 @@ class ReplyFacts:
 
     Attributes:
         text: the reply as shown, stripped, with its thinking part.
-        finish: why it ended (`stop`, `eos`, `length`, `time`).
+        finish_reason: why it ended (`stop`, `eos`, `length`, `time`).
         num_tokens: tokens in the reply.
         reference: the script's reply to the same turn, if it has one.
     """
 
     text: str
-    finish: str
+    finish_reason: str
     num_tokens: int
     reference: str | None = None
 

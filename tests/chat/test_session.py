@@ -190,7 +190,7 @@ def test_stopping_keeps_what_was_said_and_the_dialogue_goes_on_from_it() -> None
     session = new_session()
     pieces: list[str] = []
     stopped = session.ask("a", on_text=pieces.append, go_on=lambda: len("".join(pieces)) < 5)
-    assert stopped.finish == "cancelled"
+    assert stopped.finish_reason == "cancelled"
     assert 0 < len(stopped.ids) < 12
     assert stopped.rest == (*stopped.ids, *session.engine.tokenizer.encode("\n\n"))
     assert not session.engine.busy

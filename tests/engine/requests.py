@@ -20,4 +20,4 @@ def request(number: int, *, shared: int = 0, length: int = 20, max_tokens: int =
 
 
 def contents(reply: Reply) -> tuple[object, ...]:
-    return (reply.text, reply.ids, reply.history, reply.finish, reply.logprobs, reply.num_prompt)
+    return (reply.text, reply.ids, reply.history, reply.finish_reason, reply.logprobs, reply.num_prompt)

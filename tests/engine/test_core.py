@@ -128,12 +128,12 @@ def test_logits_that_are_not_finite_end_only_their_own_reply() -> None:
     requests = [request(number, max_tokens=30) for number in range(12)]
     sound = [contents(reply) for reply in Engine(HashModel()).generate(requests)]
     replies = Engine(HashModel(not_finite_after=97)).generate(requests)
-    failed = [reply for reply in replies if reply.finish == "error"]
+    failed = [reply for reply in replies if reply.finish_reason == "error"]
     assert failed
     assert len(failed) < len(replies)
     assert all("NaN" in (reply.error or "") for reply in failed)
     for reply, expected in zip(replies, sound, strict=True):
-        assert reply.finish == "error" or contents(reply) == expected
+        assert reply.finish_reason == "error" or contents(reply) == expected
 
 
 def test_replies_follow_their_initial_state() -> None:

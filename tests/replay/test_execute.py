@@ -119,5 +119,5 @@ class TestWatching:
 
 def test_a_row_says_everything_that_replaying_it_needs(tmp_path: Path) -> None:
     rows: list[Row] = list(run(None, make_plan(8)).rows())
-    assert {row.finish for row in rows} == {"stop", "eos", "length"}
-    assert {row.stopped_by for row in rows if row.finish == "stop"} == {"\n\n"}
+    assert {row.finish_reason for row in rows} == {"stop", "eos", "length"}
+    assert {row.stopped_by for row in rows if row.finish_reason == "stop"} == {"\n\n"}

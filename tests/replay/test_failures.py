@@ -46,7 +46,7 @@ class TestFailedRows:
         plan = make_plan(conversations=[broken, make_conversation("fine", 2)], cells=[Cell("base", {})])
         result = run(tmp_path / "run", plan)
         rows = list(result.rows())
-        assert [row.finish == "error" for row in rows] == [True, True, True, False, False]
+        assert [row.finish_reason == "error" for row in rows] == [True, True, True, False, False]
         assert rows[0].error == "check 'mine' failed: ZeroDivisionError: broken plug-in"
         assert rows[0].reply
         assert rows[1].error == "not reached: turn 0 of this conversation failed"
@@ -55,9 +55,9 @@ class TestFailedRows:
     def test_a_prompt_that_is_too_long_fails_when_it_is_reached(self) -> None:
         plan = make_plan(conversations=[make_conversation("c", 6)], cells=[Cell("base", {})], max_prompt_tokens=150)
         rows = list(run(None, plan).rows())
-        assert rows[0].finish != "error"
+        assert rows[0].finish_reason != "error"
         assert rows[-1].error is not None
-        failed = next(row for row in rows if row.finish == "error")
+        failed = next(row for row in rows if row.finish_reason == "error")
         assert failed.error is not None
         assert "--max-prompt-tokens allows 150" in failed.error
         assert all(row.tokens.prompt <= 150 for row in rows)
@@ -65,17 +65,17 @@ class TestFailedRows:
     def test_logits_that_are_no_numbers_fail_their_row_alone(self) -> None:
         def change(request: Request, reply: Reply) -> Reply:
             if request.noise.conversation == "c2":
-                return replace(reply, finish="error", error="the logits hold NaN")
+                return replace(reply, finish_reason="error", error="the logits hold NaN")
             return replace(reply, logprobs=(float("nan"),)) if request.noise.conversation == "c3" else reply
 
         rows = list(run(None, make_plan(5), FakeLoader(change=change)).rows())
-        assert {row.conversation for row in rows if row.finish == "error"} == {"c2", "c3"}
+        assert {row.conversation for row in rows if row.finish_reason == "error"} == {"c2", "c3"}
         assert any(row.error == "the logits hold NaN" for row in rows)
 
     def test_the_time_limit_ends_a_reply_and_not_the_conversation(self) -> None:
-        loader = FakeLoader(change=lambda request, reply: replace(reply, finish="time", stopped_by=None))
+        loader = FakeLoader(change=lambda request, reply: replace(reply, finish_reason="time", stopped_by=None))
         rows = list(run(None, make_plan(3), loader).rows())
-        assert {row.finish for row in rows} == {"time"}
+        assert {row.finish_reason for row in rows} == {"time"}
 
     def test_turns_that_were_not_reached_do_not_count_for_max_failures(self, tmp_path: Path) -> None:
         conversations = [make_conversation(f"c{n}", 5, checks=[Check("mine", 1, Raises())]) for n in range(2)]
@@ -108,7 +108,7 @@ class TestFailedRows:
 
         def change(request: Request, reply: Reply) -> Reply:
             broken = request.noise.conversation == "c3" and request.noise.turn == 1
-            return replace(reply, finish="error", error="a passing trouble") if broken else reply
+            return replace(reply, finish_reason="error", error="a passing trouble") if broken else reply
 
         plan = make_plan(6)
         assert run(tmp_path / "run", plan, FakeLoader(change=change)).summary.errors == 2 * 3
@@ -142,7 +142,7 @@ class TestMemory:
 
         rows = list(run(None, make_plan(4, batch_size=3), FakeLoader(change=change)).rows())
         assert len(rows) == make_plan(4).num_rows
-        assert {row.conversation for row in rows if row.finish == "error"} == {"c1"}
+        assert {row.conversation for row in rows if row.finish_reason == "error"} == {"c1"}
 
     def test_any_other_error_of_the_engine_ends_the_run_with_its_rows_kept(self, tmp_path: Path) -> None:
         def change(request: Request, reply: Reply) -> Reply:

@@ -111,7 +111,7 @@ def test_a_conversation_that_kills_three_workers_becomes_error_rows_and_the_othe
     result = run(tmp_path / "run", plan, Deadly("c3"))
     rows = list(result.rows())
     assert len(rows) == plan.num_rows
-    errors = {(row.conversation, row.turn): row.error or "" for row in rows if row.finish == "error"}
+    errors = {(row.conversation, row.turn): row.error or "" for row in rows if row.finish_reason == "error"}
     assert set(errors) == {("c3", 0), ("c3", 1)}
     assert "3 workers" in errors["c3", 0]
     assert "SIGKILL" in errors["c3", 0]

@@ -207,7 +207,7 @@ def test_a_node_that_dies_costs_nothing_but_time_and_the_others_go_on(cluster: A
 def test_a_conversation_that_kills_three_actors_becomes_error_rows(cluster: Any, tmp_path: Path) -> None:
     plan = make_plan(conversations=[make_conversation(f"c{n}", 2) for n in range(6)], ray="auto")
     result = run(tmp_path / "ray", plan, Deadly("c3"))
-    errors = {(row.conversation, row.turn): row.error or "" for row in result.rows() if row.finish == "error"}
+    errors = {(row.conversation, row.turn): row.error or "" for row in result.rows() if row.finish_reason == "error"}
     assert set(errors) == {("c3", 0), ("c3", 1)}
     assert "3 workers died" in errors["c3", 0]
     assert "\n" not in errors["c3", 0]

@@ -102,13 +102,13 @@ class TestRewriting:
     def test_discarded_rows_are_gone_and_can_be_written_again(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
         store.append(0, make_row("0"))
-        store.append(1, make_row("1", finish="error"))
+        store.append(1, make_row("1", finish_reason="error"))
         assert [store.failed(n) for n in (0, 1)] == [False, True]
         store.discard([1])
         assert not store.has(1)
         store.append(1, make_row("1"))
         store.close()
-        assert [row.finish for row in read_results(tmp_path / "results.jsonl")] == ["stop", "stop"]
+        assert [row.finish_reason for row in read_results(tmp_path / "results.jsonl")] == ["stop", "stop"]
 
     def test_a_row_cannot_be_written_twice(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
