@@ -134,7 +134,7 @@ NETWORK_MODULES = {
     *("urllib3", "websockets", "prometheus_client"),
 }
 MAY_TOUCH_THE_NETWORK = {
-    "replay/metrics_server.py": {"prometheus_client"},
+    "replay/progress.py": {"prometheus_client"},
     "replay/ray_pool.py": {"asyncio", "ray", "socket"},
 }
 NAMES_THE_HOST = {"results/directory.py", "results/status.py"}

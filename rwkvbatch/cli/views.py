@@ -272,8 +272,7 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
 
     from rwkvbatch.prompt.escaping import printable
     from rwkvbatch.prompt.tokenizer import world_tokenizer
-    from rwkvbatch.replay.conversation import PromptEncoder
-    from rwkvbatch.replay.preview import preview
+    from rwkvbatch.replay.conversation import PromptEncoder, preview
     from rwkvbatch.script.lint import lint
 
     found = preview(prepared.plan, PromptEncoder(world_tokenizer()))

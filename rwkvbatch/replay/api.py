@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, cast
 
 from rwkvbatch.replay.layers import naming_origins
-from rwkvbatch.replay.metrics_server import serving_metrics
 from rwkvbatch.replay.models import ModelLoader
 from rwkvbatch.replay.pool import pool_for
 from rwkvbatch.replay.prepare import PathLike, RunKeywords, prepare, script_names
-from rwkvbatch.replay.progress import Observer, Observers
+from rwkvbatch.replay.progress import Observer, Observers, serving_metrics
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.results.directory import SKIPPED_NAME
 
@@ -101,7 +100,7 @@ def run(
             observer=observer,
             should_stop=should_stop,
             loading=loading,
-            crew=pool_for(plan.settings, model_given=loaded is not None),
+            pool=pool_for(plan.settings, model_given=loaded is not None),
         )
         result = execute(plan, ModelLoader(plan.settings, loaded, notify), options)
     if skipped and result.directory is not None:

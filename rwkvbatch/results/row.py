@@ -121,6 +121,11 @@ class Row:
         """See `weighted_score`."""
         return weighted_score([(check.score, check.weight) for check in self.checks])
 
+    @property
+    def failed_checks(self) -> int:
+        """Number of checks that did not pass."""
+        return sum(not check.passed for check in self.checks)
+
     def as_dict(self) -> dict[str, Any]:
         """JSON values in the order of the fields. Written out because `asdict` copies every token id."""
         return {
@@ -192,11 +197,24 @@ class BadLineError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """Row `number` of the plan as a line of the file; `failed` for an error row."""
+    """Row `number` of the plan as a line of the file, and what a run counts of it without decoding the line.
+
+    Attributes:
+        error: the row's error message; None for a good row.
+        failed_checks: checks that did not pass.
+        reply_tokens: tokens generated.
+    """
 
     number: int
     line: bytes
-    failed: bool
+    error: str | None = None
+    failed_checks: int = 0
+    reply_tokens: int = 0
+
+    @classmethod
+    def of(cls, number: int, row: Row) -> Self:
+        """Encode a row."""
+        return cls(number, encode_row(row), row.error, row.failed_checks, row.tokens.reply)
 
 
 def encode_row(row: Row) -> bytes:

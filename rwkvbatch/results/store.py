@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -18,7 +18,7 @@ from rwkvbatch.results.recovery import (
     keep_torn_tail,
     look_through,
 )
-from rwkvbatch.results.row import BadLineError, EncodedRow, Row, RowKey, decode_row, encode_row
+from rwkvbatch.results.row import BadLineError, EncodedRow, Row, RowKey, decode_row
 
 RESULTS_NAME = "results.jsonl"
 FLUSH_ROWS = 64
@@ -63,13 +63,17 @@ class Rows(Protocol):
         """Write row `number`; see `append_all`."""
         ...
 
-    def append_all(self, rows: Sequence[EncodedRow]) -> None:
-        """Write rows in one piece; they are at risk until `num_durable` counts them.
+    def append_all(self, rows: Mapping[int, Row]) -> None:
+        """Write rows by number in one piece; they are at risk until `num_durable` counts them.
 
         Raises:
             StorageError: this write or an earlier one failed. Nothing more can be written.
-            ValueError: a row was written before, or is twice in `rows`.
+            ValueError: a row was written before.
         """
+        ...
+
+    def append_encoded(self, rows: Sequence[EncodedRow]) -> None:
+        """Write rows that were encoded elsewhere; see `append_all`."""
         ...
 
     def tick(self) -> None:
@@ -200,9 +204,20 @@ class RowStore:
         return map(self.read, self._index.rows())
 
     def append(self, number: int, row: Row) -> None:
-        self.append_all([EncodedRow(number, encode_row(row), row.finish_reason == "error")])
+        """Write row `number`; see `append_encoded`."""
+        self.append_encoded([EncodedRow.of(number, row)])
 
-    def append_all(self, rows: Sequence[EncodedRow]) -> None:
+    def append_all(self, rows: Mapping[int, Row]) -> None:
+        """Write rows by number; see `append_encoded`."""
+        self.append_encoded([EncodedRow.of(number, row) for number, row in rows.items()])
+
+    def append_encoded(self, rows: Sequence[EncodedRow]) -> None:
+        """Write rows with one system call. They are durable once `num_durable` counts them.
+
+        Raises:
+            StorageError: this or an earlier write failed; the store accepts no more rows.
+            ValueError: a row exists already, or is twice among `rows`.
+        """
         self._refuse_if_broken()
         if not rows:
             return
@@ -223,7 +238,7 @@ class RowStore:
                 self.flush()
             raise self._break(error, "write") from error
         for row in rows:
-            self._index.add(row.number, self._size, len(row.line), failed=row.failed)
+            self._index.add(row.number, self._size, len(row.line), failed=row.error is not None)
             self._size += len(row.line)
         if self._oldest_pending is None:
             self._oldest_pending = self._clock()
@@ -345,7 +360,7 @@ class RowStore:
 
 
 class MemoryRows:
-    """`Rows` without a file; a row counts as durable when `append` returns."""
+    """`Rows` without a file; a row counts as durable when `append` returns, and none is ever encoded."""
 
     def __init__(self) -> None:
         self._rows: dict[int, Row] = {}
@@ -373,7 +388,10 @@ class MemoryRows:
     def append(self, number: int, row: Row) -> None:
         self._rows[number] = row
 
-    def append_all(self, rows: Sequence[EncodedRow]) -> None:
+    def append_all(self, rows: Mapping[int, Row]) -> None:
+        self._rows.update(rows)
+
+    def append_encoded(self, rows: Sequence[EncodedRow]) -> None:
         for row in rows:
             self._rows[row.number] = decode_row(row.line)
 

@@ -39,7 +39,7 @@ class HashShop:
     def tokenizer(self, spec: Any) -> Any:
         return self._engine.tokenizer
 
-    def desk(self, setup: Setup, plan: Plan) -> PromptEncoder:
+    def encoder(self, setup: Setup, plan: Plan) -> PromptEncoder:
         return PromptEncoder(self._engine.tokenizer)
 
     def engine(self, setup: Setup, plan: Plan, batch: int) -> Engine:

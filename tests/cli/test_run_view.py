@@ -13,7 +13,7 @@ from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.row import CheckResult, Reference, RowTiming
 from rwkvbatch.results.summary import percentile, summarize
-from tests.replay.fakes import FakeShop, make_plan, make_row
+from tests.replay.fakes import FakeLoader, make_plan, make_row
 
 
 def shown(width: int = 80, **changes: object) -> str:
@@ -102,7 +102,7 @@ def test_percentiles_lie_between_neighbours() -> None:
 def test_what_until_ci_came_to_is_told_cell_by_cell(capsys: pytest.CaptureFixture[str]) -> None:
     cells = [Cell(name, {}) for name in "abcde"]
     plan = make_plan(2, cells=cells, repeats=2, max_repeats=3, until_ci=0.5)
-    result = execute(plan, FakeShop(), RunOptions())
+    result = execute(plan, FakeLoader(), RunOptions())
     widths = {"a": None, "b": 0.25, "c": 0.75, "d": math.inf, "e": None}
     reached = tuple(Reached(name, 3, width) for name, width in widths.items())
     result = replace(result, reached=reached)

@@ -1,4 +1,4 @@
-"""A process that is forked after its weights were packed: worker processes are (rwkvbatch/replay/process_worker.py)."""
+"""A process that is forked after its weights were packed: worker processes are (rwkvbatch/replay/processes.py)."""
 
 from __future__ import annotations
 

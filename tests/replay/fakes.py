@@ -131,7 +131,7 @@ class FakeEngine:
         return self._count
 
 
-class FakeShop:
+class FakeLoader:
     """Makes `FakeEngine`s, and remembers them."""
 
     def __init__(self, spec: FakeSpec | None = None, change: Callable[[Request, Reply], Reply] | None = None) -> None:
@@ -145,7 +145,7 @@ class FakeShop:
     def tokenizer(self, spec: FakeSpec) -> Any:
         return ByteTokenizer()
 
-    def desk(self, setup: Setup, plan: Plan) -> PromptEncoder:
+    def encoder(self, setup: Setup, plan: Plan) -> PromptEncoder:
         return PromptEncoder(ByteTokenizer(), None, plan.settings.max_prompt_tokens)
 
     def engine(self, setup: Setup, plan: Plan, batch: int) -> Any:
