@@ -140,6 +140,9 @@ def _process_pool(
 
 
 def _ray_pool(plan: Plan) -> WorkerPool:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray reads this when it is imported. It would print events, such as a worker's end, on standard output.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     from rwkvbatch.replay.ray_pool import RayPool
 
     return RayPool(plan, ModelLoader)

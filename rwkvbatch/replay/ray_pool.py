@@ -1,13 +1,14 @@
-"""Workers as actors of a Ray cluster. Ray carries the messages that pipes carry between processes.
+"""Workers as actors of a Ray cluster.
 
-Each actor is asked by one call after the other (`RayWorker.exchange`) that takes orders along and returns when there is
-something to report. Ray restarts nothing and repeats no call: what died is replaced here, as worker processes are.
+Ray places the actors by the processors and GPUs that they reserve, restarts those whose process or node ends, and
+repeats their first call until it is answered. The driver sends orders by `RayWorker.send` and reads events from the
+stream that `RayWorker.serve` returns. A stream that breaks is reported as `Left`, and the restarted actor as `Joined`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import math
 import os
 import platform
 import queue
@@ -18,22 +19,20 @@ import threading
 import time
 import uuid
 import warnings
-from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rwkvbatch import __version__
 from rwkvbatch.errors import RwkvBatchError, UsageError, WorkerError
-from rwkvbatch.replay import ray_pool as ray_cluster
 from rwkvbatch.replay.messages import ASKED_TO_LEAVE, Event, Joined, Left, Order, Signal
 from rwkvbatch.replay.models import ModelProvider, Setup, setups_of
 from rwkvbatch.replay.plan import Plan
@@ -43,6 +42,16 @@ from rwkvbatch.replay.processes import replace_device
 from rwkvbatch.replay.settings import ENVIRONMENT_PREFIX, RunSettings
 from rwkvbatch.replay.worker import Worker
 from rwkvbatch.results.manifest import cell_identities, code_sha256
+
+CONNECT_S = 5.0
+LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
+"""Object store of a cluster that `--ray local` starts: it holds the plan and events in transit."""
+PLACEMENT_S = 60.0
+"""How long an actor may wait for room on the cluster before a warning or an error."""
+
+_ray = cast("Any", ray)  # most of its functions have no types
+_log = logging.getLogger(__name__)
+_MakeLoader = Callable[[], ModelProvider]
 
 
 @dataclass(frozen=True)
@@ -56,24 +65,24 @@ class Node:
 
 @dataclass(frozen=True)
 class Slot:
-    """A worker's place.
+    """What one worker reserves.
 
     Attributes:
-        node: where it should go; another node serves when that one is lost.
-        cpus, gpus: what it reserves; a part of one where workers share it.
+        cpus, gpus: a fraction of one where workers share it.
         threads: of its kernels.
-        device: that its strategies are moved to; None leaves them as they are.
+        device: kind of device that its strategies are moved to; None leaves them unchanged.
+        node: id of the preferred node; None lets Ray spread the workers.
     """
 
-    node: str
     cpus: float
     gpus: float
     threads: int
     device: str | None = None
+    node: str | None = None
 
 
 def make_slots(nodes: Sequence[Node], settings: RunSettings, strategies: Sequence[str]) -> list[Slot]:
-    """Places for a run's workers: as many as were asked for; else one a GPU; else one a node.
+    """Slots of a run's workers: as many as were asked for; else one a GPU; else one a node, with all its processors.
 
     Args:
         strategies: of the run's models.
@@ -81,52 +90,43 @@ def make_slots(nodes: Sequence[Node], settings: RunSettings, strategies: Sequenc
     Raises:
         WorkerError: GPUs are asked for, and the cluster has none; or it has no processors.
     """
-    kind = settings.devices[0].partition(":")[0] if settings.devices else None
+    device = settings.devices[0].partition(":")[0] if settings.devices else None
+    on_cpu = device == "cpu" or (device is None and all(text.startswith("cpu") for text in strategies))
     num_gpus = int(sum(node.gpus for node in nodes))
-    on_cpu = kind == "cpu" or (kind is None and all(text.startswith("cpu") for text in strategies))
-    must = kind == "cuda" or any("cuda" in text for text in strategies)
-    if must and not on_cpu and not num_gpus:
+    if not on_cpu and not num_gpus and (device == "cuda" or any("cuda" in text for text in strategies)):
         raise WorkerError("GPUs are asked for, and the cluster has none", hint="give --strategy cpu")
-    on_gpu = num_gpus > 0 and not on_cpu
-    amounts = [node.gpus if on_gpu else node.cpus for node in nodes]
-    wanted = settings.workers or len(settings.devices)
-    counts = _spread(wanted or (num_gpus if on_gpu else sum(amount > 0 for amount in amounts)), amounts)
-    slots: list[Slot] = []
-    for node, count in zip(nodes, counts, strict=True):
-        cpus = _share(node.cpus, count)
+    count = settings.workers or len(settings.devices)
+    if num_gpus and not on_cpu:
+        count = count or num_gpus
+        workers_per_gpu = math.ceil(count / num_gpus)
+        cpus = min(_share(node.cpus, int(node.gpus) * workers_per_gpu) for node in nodes if node.gpus)
         threads = settings.threads or max(1, int(cpus))
-        if on_gpu:
-            slot = Slot(node.id, min(1.0, cpus), min(1.0, _share(node.gpus, count)), threads, kind)
-        else:
-            slot = Slot(node.id, min(float(threads), cpus), 0.0, threads, kind)
-        slots += [slot] * count
-    return slots
+        return [Slot(min(1.0, cpus), _share(1.0, workers_per_gpu), threads, device)] * count
 
+    def slot(cpus: float, node: str | None = None) -> Slot:
+        threads = settings.threads or max(1, int(cpus))
+        return Slot(min(float(threads), cpus), 0.0, threads, device, node)
 
-def _spread(count: int, amounts: Sequence[float]) -> list[int]:
-    """`count` things dealt out one by one, each to where there is most for it."""
-    if not any(amounts):
+    if not any(node.cpus for node in nodes):
         raise WorkerError("the cluster offers no processors")
+    if count:
+        return [slot(_largest_share([node.cpus for node in nodes], count))] * count
+    return [slot(node.cpus, node.id) for node in nodes if node.cpus]
+
+
+def _largest_share(amounts: Sequence[float], count: int) -> float:
+    """The largest share of which `count` fit on nodes that have `amounts`."""
     counts = [0] * len(amounts)
     for _ in range(count):
-        best = max(range(len(amounts)), key=lambda number: amounts[number] / (counts[number] + 1))
+        best = max(range(len(amounts)), key=lambda node: amounts[node] / (counts[node] + 1))
         counts[best] += 1
-    return counts
+    return min(_share(amount, num) for amount, num in zip(amounts, counts, strict=True) if num)
 
 
 def _share(amount: float, count: int) -> float:
-    """An even share. Ray gives whole things, or parts of one in steps of a ten-thousandth."""
-    if count == 0:
-        return 0.0
+    """An even share, as Ray can reserve it: a whole number, or below 1 a multiple of 0.0001."""
     share = amount / count
     return float(int(share)) if share >= 1 else int(share * 10_000) / 10_000
-
-
-_ray = cast("Any", ray)  # its types are unknown in many places
-
-CONNECT_S = 5.0
-LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
-"""Of a cluster that we start: it holds the plan, and reports on their way."""
 
 
 def connect(address: str, num_cpus: int) -> bool:
@@ -136,7 +136,7 @@ def connect(address: str, num_cpus: int) -> bool:
         address: of the cluster; `local` starts one on this machine, with `num_cpus` processors.
 
     Returns:
-        False when the process was connected before; that connection is not ours to close.
+        False when the process was connected before; the caller must not close that connection.
 
     Raises:
         UsageError: the process is connected to some other cluster.
@@ -149,31 +149,32 @@ def connect(address: str, num_cpus: int) -> bool:
                 hint="give auto to use it, or call ray.shutdown() first",
             )
         return False
-    reach(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
-    options: dict[str, Any] = {"namespace": f"rwkvbatch-{uuid.uuid4().hex[:8]}"}
+    check_listening(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
+    options: dict[str, Any] = {}
     if address == "local":
-        options |= {
+        options = {
             "num_cpus": num_cpus,
             "include_dashboard": False,
             "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
         }
     try:
         with _quiet_ray():
-            _ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
+            namespace = f"rwkvbatch-{uuid.uuid4().hex[:8]}"
+            _ray.init(address, namespace=namespace, log_to_driver=False, logging_level=logging.CRITICAL, **options)
     except (OSError, RuntimeError, ValueError) as error:
         _ray.shutdown()
         raise WorkerError(
-            f"--ray {address}: {_flat(error)}",
+            f"--ray {address}: {' '.join(str(error).split())}",
             hint="start a cluster with `ray start --head`, or give local",
         ) from None
     return True
 
 
-def reach(address: str) -> None:
-    """Refuse an address at which nobody listens; Ray itself would try for minutes before it says so.
+def check_listening(address: str) -> None:
+    """Refuse an address at which nothing listens; Ray itself would try for minutes.
 
     Raises:
-        WorkerError: nobody answers at HOST:PORT. Other forms of addresses are left to Ray.
+        WorkerError: nothing answers at HOST:PORT. Other forms of addresses are left to Ray.
     """
     host, colon, port = address.rpartition(":")
     if not (colon and port.isdecimal()):
@@ -182,124 +183,23 @@ def reach(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
     except (OSError, OverflowError) as error:
         raise WorkerError(
-            f"--ray {address}: nobody listens there: {error}",
+            f"--ray {address}: nothing listens there: {error}",
             hint="start a cluster with `ray start --head`, or give local",
         ) from None
 
 
 @contextmanager
 def _quiet_ray() -> Generator[None]:
-    """Ray neither warns nor reports its use to its makers inside, and leaves the handling of signals as it was."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    name = "RAY_USAGE_STATS_ENABLED"
-    usage = os.environ.get(name)
-    os.environ[name] = "0"
+    """Ignore Ray's warnings, and restore the signal handlers that `ray.init` replaces."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        os.environ.pop(name)
-        if usage is not None:
-            os.environ[name] = usage
         if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
-
-
-def nodes() -> list[Node]:
-    """The machines that are there now."""
-    return [
-        Node(node["NodeID"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
-        for node in _ray.nodes()
-        if node["Alive"]
-    ]
-
-
-def start_actor(kind: type, name: str, slot: Slot) -> Any:
-    """An actor of class `kind`, which Ray starts when there is room; it never repeats anything by itself."""
-    return (
-        _ray.remote(kind)
-        .options(
-            name=name,
-            num_cpus=slot.cpus,
-            num_gpus=slot.gpus,
-            max_restarts=0,
-            max_task_retries=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node, soft=True),
-        )
-        .remote()
-    )
-
-
-def kill_actor(actor: Any) -> None:
-    """End an actor, wherever it is; or take back that one was wanted."""
-    _ray.kill(actor)
-
-
-def wait_for(calls: Sequence[Any], timeout_s: float) -> list[Any]:
-    """Those of `calls` that have ended, as soon as there are any."""
-    _ray.wait(list(calls), num_returns=1, timeout=timeout_s)
-    return _ray.wait(list(calls), num_returns=len(calls), timeout=0)[0]
-
-
-def result_of(call: Any) -> Any:
-    """What a call returned; waits for it.
-
-    Raises:
-        RayError: the actor is gone, or the call raised something.
-    """
-    return _ray.get(call)
-
-
-def put(value: Any) -> Any:
-    """A value that actors are to have, as an argument for their calls. It travels once to each node."""
-    return _ray.put(value)
-
-
-def disconnect() -> None:
-    """Leave the cluster; one that `connect` started ends."""
-    _ray.shutdown()
-
-
-def farewell(error: RayError, *, started: bool) -> Left:
-    """How an actor ended, in a line.
-
-    Args:
-        started: the actor had answered before. One that cannot even start will not do better elsewhere.
-    """
-    if isinstance(error, ActorUnavailableError):
-        return Left("its process ended, or cannot be reached")
-    lines = [line for line in str(error).splitlines() if not line.startswith("\t")]  # those are ids
-    reason = _flat("\n".join(lines).removeprefix(ActorDiedError.BASE_ERROR_MSG)).partition(". ")[0][:300]
-    if started or "creation task" not in str(error):
-        return Left(reason)
-    cause = _flat(lines[-1])
-    return Left(
-        reason,
-        WorkerError(f"a worker cannot be started: {cause}", hint="install rwkvbatch on every node of the cluster"),
-    )
-
-
-def _flat(text: object) -> str:
-    return " ".join(str(text).split())
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What an actor needs besides the plan.
-
-    Attributes:
-        make_loader: makes the models' shop out of settings; picklable.
-        threads: of this worker. name: for people.
-        directory: the driver's, from which relative paths count. variables: this program's, where the driver is.
-    """
-
-    make_loader: Callable[[RunSettings], ModelProvider]
-    threads: int
-    name: str
-    directory: str
-    variables: Mapping[str, str]
 
 
 def versions() -> dict[str, str]:
@@ -313,119 +213,111 @@ def versions() -> dict[str, str]:
 
 
 class RayWorker:
-    """Runs as an actor. Everything here happens in the actor's event loop, but the worker, which has a thread."""
+    """The actor. Ray constructs it again, from the same arguments, after each restart.
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "worker")
-        self._shop: ModelProvider | None = None
-        self._notes = NoteTaker()
+    The arguments are builtin types, which another version of this program can read.
+
+    Args:
+        expected: the driver's `versions`.
+        directory: the driver's, from which relative paths count.
+        variables: this program's environment variables where the driver runs.
+
+    Raises:
+        WorkerError: this node runs other versions.
+    """
+
+    def __init__(self, expected: Mapping[str, str], directory: str, variables: Mapping[str, str]) -> None:
+        here = versions()
+        different = [
+            f"{key} {here.get(key, 'unknown')}, not {value}"
+            for key, value in expected.items()
+            if here.get(key) != value
+        ]
+        if different:
+            raise WorkerError(f"node {socket.gethostname()} runs {', '.join(different)}")
+        if Path(directory).is_dir():
+            os.chdir(directory)
+        for name in [name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX)]:
+            del os.environ[name]
+        os.environ.update(variables)
+        self._loader: ModelProvider | None = None
+        self._logs = NoteTaker()
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
-        self._events: list[Event] = []
-        self._changed = asyncio.Event()
-        self._turn = 0
-        self._newest = 0
 
-    async def about(self) -> dict[str, Any]:
-        """Versions, and where this is. Plain values only, which any version of this program can read."""
-        import ray
+    @_ray.method(concurrency_group="control", max_task_retries=-1)
+    def place(self) -> str:
+        """Host name and device."""
+        gpus = _ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        return f"{socket.gethostname()}, {f'cuda:{gpus[0]}' if gpus else 'cpu'}"
 
-        gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
-        device = f"cuda:{gpus[0]}" if gpus else "cpu"
-        return {
-            "versions": versions(),
-            "node": socket.gethostname(),
-            "device": device,
-            "process": os.getpid(),
-        }
+    @_ray.method(concurrency_group="control")
+    def send(self, order: Order) -> None:
+        """Pass an order to the worker that `serve` runs."""
+        self._orders.put(order)
 
-    async def specs(self, plan: Plan, terms: Terms, setups: Sequence[Setup]) -> dict[Setup, Any] | RwkvBatchError:
-        """What every setup's model is, or why it cannot be loaded."""
+    @_ray.method(concurrency_group="control")
+    def restart(self) -> None:
+        """End the process, so that Ray restarts it."""
+        os._exit(1)
 
-        def load() -> dict[Setup, Any] | RwkvBatchError:
-            try:
-                with noted(self._notes):
-                    return self._shop_for(plan, terms).specs(setups)
-            except RwkvBatchError as error:
-                return _placed(error, terms.name)
+    def specs(self, make_loader: _MakeLoader, name: str, setups: Sequence[Setup]) -> dict[Setup, Any]:
+        """The models of the setups.
 
-        return await asyncio.get_running_loop().run_in_executor(self._thread, load)
+        Raises:
+            CheckpointError, UsageError: a model cannot be loaded.
+        """
+        with noted(self._logs), _locating_errors(name):
+            return self._load(make_loader).specs(setups)
 
-    async def serve(self, plan: Plan, terms: Terms, setup: Setup, expected: Mapping[str, Any]) -> None:
-        """Load the setup's model and begin to serve; what is said comes out of `exchange`.
+    def serve(
+        self, make_loader: _MakeLoader, name: str, setup: Setup, plan: Plan, expected: Mapping[str, Any]
+    ) -> Generator[Event]:
+        """Load the setup's model, follow orders, and yield events; the last one is `Left`.
 
         Args:
-            expected: the identity of the setup's cells, by name; another one here ends the service.
+            expected: the identity of the setup's cells, by name; a different one here is an error.
         """
-        loop = asyncio.get_running_loop()
 
         def make_worker() -> Worker:
-            try:
-                shop = self._shop_for(plan, terms)
-                specs = shop.specs([setup])
-                _refuse_differences(cell_identities(plan, specs, shop.tokenizer), expected)
-                return Worker(plan, shop, setup)
-            except RwkvBatchError as error:
-                raise _placed(error, terms.name) from None
+            with _locating_errors(name):
+                loader = self._load(make_loader)
+                _check_identities(cell_identities(plan, loader.specs([setup]), loader.tokenizer), expected)
+                return Worker(plan, loader, setup)
 
-        channel = _Channel(self._orders, lambda event: loop.call_soon_threadsafe(self._tell, event))
-        self._thread.submit(serve, channel, make_worker, terms.name, plan.settings.batch_size, self._notes)
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        arguments = (_Channel(self._orders.get, events.put), make_worker, name, plan.settings.batch_size, self._logs)
+        threading.Thread(target=serve, args=arguments, name="worker", daemon=True).start()
+        event = None
+        while not isinstance(event, Left):
+            event = events.get()
+            yield event
 
-    async def exchange(self, number: int, orders: Sequence[Order], timeout_s: float) -> list[Event]:
-        """Take orders, and wait until there is something to say, the next call has come, or the time is over.
-
-        Ray begins the calls of such an actor in any order; they take effect, and return, by `number`: 0, 1, ...
-        """
-        self._newest = max(self._newest, number)
-        self._changed.set()
-        await self._until(lambda: self._turn == number, None)
-        for order in orders:
-            self._orders.put(order)
-        await self._until(lambda: bool(self._events) or self._newest > number, timeout_s)
-        events, self._events = self._events, []
-        self._turn += 1
-        self._changed.set()
-        return events
-
-    async def _until(self, holds: Callable[[], bool], timeout_s: float | None) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while not holds():
-                    self._changed.clear()
-                    await self._changed.wait()
-
-    def _tell(self, event: Event) -> None:
-        self._events.append(event)
-        self._changed.set()
-
-    def _shop_for(self, plan: Plan, terms: Terms) -> ModelProvider:
-        if self._shop is None:
-            _be_where_the_driver_is(terms)
-            self._shop = terms.make_loader(plan.settings.replace(threads=terms.threads))
-        return self._shop
+    def _load(self, make_loader: _MakeLoader) -> ModelProvider:
+        self._loader = self._loader or make_loader()
+        return self._loader
 
 
 @dataclass(frozen=True)
 class _Channel:
-    """The worker thread's end."""
+    """The worker thread's end of an actor's queues."""
 
-    orders: queue.SimpleQueue[Order]
-    send: Callable[[Event], Any]
-
-    def recv(self) -> Order:
-        return self.orders.get()
+    recv: Callable[[], Order]
+    send: Callable[[Event], None]
 
 
-def _be_where_the_driver_is(terms: Terms) -> None:
-    """What the command named by a relative path, or by a variable, is looked for as if it ran here."""
-    if Path(terms.directory).is_dir():
-        os.chdir(terms.directory)
-    for name in [name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX)]:
-        del os.environ[name]
-    os.environ.update(terms.variables)
+@contextmanager
+def _locating_errors(name: str) -> Generator[None]:
+    """Put the worker's name before the message of an error."""
+    try:
+        yield
+    except RwkvBatchError as error:
+        error.message = f"{name}: {error.message}"
+        error.args = (error.message,)
+        raise
 
 
-def _refuse_differences(here: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Rows made with other weights, or on another kind of device, are rows of another run."""
+def _check_identities(here: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse other weights or another kind of device: the rows would belong to a different run."""
     for cell, values in expected.items():
         for key, value in values.items():
             if here[cell][key] != value:
@@ -435,269 +327,239 @@ def _refuse_differences(here: Mapping[str, Any], expected: Mapping[str, Any]) ->
                 )
 
 
-def _placed(error: RwkvBatchError, place: str) -> RwkvBatchError:
-    """The error, saying where it happened."""
-    error.message = f"{place}: {error.message}"
-    error.args = (error.message,)
-    return error
-
-
-POLL_S = 10.0
-"""How long a call waits at an actor that has nothing to say."""
-PLACEMENT_S = 60.0
-"""How long an actor may wait for room on the cluster before something is said about it."""
-
-_log = logging.getLogger(__name__)
-
-
 @dataclass
-class _Hand:
-    """A worker: its place, actor and outstanding calls, the oldest first.
+class _Actor:
+    """An actor as the driver sees it.
 
     Attributes:
-        since_s: when the actor was asked for. overdue: it was said that there is no room for it.
-        name: for people, once the actor is somewhere; empty before.
-        num_exchanges: calls of `exchange` so far. orders: for the next one.
-        serving: it was told to serve.
+        handle: Ray's handle.
+        call: the pending `place`, or the event stream of `serve`; None between the two.
+        since_s: when `place` was called; infinite once a warning said that it waits for room.
+        name: for people; empty until `place` is answered.
+        joined: its `Joined` event, once it serves the current setup.
     """
 
     slot: Slot
-    actor: Any
-    calls: deque[Any]
-    since_s: float
-    overdue: bool = False
+    handle: Any
+    call: Any = None
+    since_s: float = 0.0
     name: str = ""
-    serving: bool = False
-    num_exchanges: int = 0
-    orders: list[Order] = field(default_factory=list[Order])
     joined: Joined | None = None
 
-    def exchange(self) -> None:
-        self.calls.append(self.actor.exchange.remote(self.num_exchanges, tuple(self.orders), POLL_S))
-        self.num_exchanges += 1
-        self.orders.clear()
+    @property
+    def serving(self) -> bool:
+        return bool(self.name) and self.call is not None
+
+    def await_start(self, *, restart: bool = False) -> None:
+        """Ask for the place; Ray repeats the call until the actor runs.
+
+        Args:
+            restart: end the process first.
+        """
+        if restart:
+            self.handle.restart.remote()
+        self.name, self.joined = "", None
+        self.since_s = time.monotonic()
+        self.call = self.handle.place.remote()
 
 
 class RayPool:
-    """Actors on a cluster, whose number and places `make_slots` decides.
+    """Actors on a cluster; `make_slots` decides how many.
 
     Args:
         plan: its settings' `ray` is the cluster's address.
-        make_loader: makes the models' shop out of settings, on every node and here; picklable.
+        make_loader: makes the model loader out of settings, on every node and here; picklable.
         placement_s: how long actors may wait for room when no other is at work.
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        make_loader: Callable[[RunSettings], ModelProvider],
-        *,
-        placement_s: float = PLACEMENT_S,
+        self, plan: Plan, make_loader: Callable[[RunSettings], ModelProvider], *, placement_s: float = PLACEMENT_S
     ) -> None:
         self._plan = plan
-        self._make_shop = make_loader
+        self._make_loader = make_loader
         self._placement_s = placement_s
-        self._connected = False
-        self._ours = False
-        self._plan_there: Any = None
-        self._slots: list[Slot] = []
-        self._deaths = RestartLimit(0)
-        self._hands: dict[int, _Hand] = {}
-        self._next_number = 0
+        self._owns_connection = False
+        self._plan_ref: Any = None
+        self._restarts = RestartLimit(0)
+        self._actors: dict[int, _Actor] = {}
         self._signals: list[Signal] = []
         self._setup: Setup | None = None
         self._identities: dict[Setup, Mapping[str, Any]] = {}
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
-        self._open()
-        specs = self._specs_there(setups)
-        tokenizer_of = self._make_shop(self._plan.settings).tokenizer
+        if self._plan_ref is None:
+            self._start()
+        specs = self._specs_on_first(setups)
+        tokenizer_of = self._make_loader(self._plan.settings).tokenizer
         for setup, spec in specs.items():
             self._identities[setup] = cell_identities(self._plan, {setup: spec}, tokenizer_of)
         return specs
 
     @property
     def num_coming(self) -> int:
-        return sum(hand.serving and hand.joined is None for hand in self._hands.values())
+        return sum(actor.serving and actor.joined is None for actor in self._actors.values())
 
     def begin(self, setup: Setup) -> None:
         if setup not in self._identities:
             self.specs([setup])
-        if self._setup is not None and self._setup != setup:
-            self._dismiss()
+        changed = self._setup not in (None, setup)
         self._setup = setup
-        if not self._hands:
-            self._hire_all()
-        for number, hand in self._hands.items():
-            if hand.joined is not None:
-                self._signals.append((number, hand.joined))
-            elif hand.name and not hand.serving:
-                self._serve(hand)
+        if changed:
+            self._signals.clear()
+        for number, actor in self._actors.items():
+            if changed and actor.name:
+                actor.await_start(restart=True)  # frees the memory of the previous model
+            elif actor.joined is not None:
+                self._signals.append((number, actor.joined))
+            elif actor.name and not actor.serving:
+                self._serve(actor)
 
     def send(self, worker: int, order: Order) -> None:
-        if worker in self._hands:
-            self._hands[worker].orders.append(order)
+        actor = self._actors.get(worker)
+        if actor is not None and actor.serving:
+            actor.handle.send.remote(order)
 
     def receive(self, timeout_s: float) -> Sequence[Signal]:
-        for hand in self._hands.values():
-            if hand.orders:
-                hand.exchange()
-        self._listen(0.0 if self._signals else timeout_s)
-        self._look_for_room()
+        numbers = {actor.call: number for number, actor in self._actors.items() if actor.call is not None}
+        if numbers:
+            calls = list(numbers)
+            _ray.wait(calls, num_returns=1, timeout=0.0 if self._signals else timeout_s)
+            for call in _ray.wait(calls, num_returns=len(calls), timeout=0.0)[0]:
+                self._read(numbers[call])
+        elif not self._signals:
+            time.sleep(timeout_s)
+        self._check_room()
         signals, self._signals = self._signals, []
         return signals
 
     def close(self) -> None:
-        self._dismiss()
-        self._plan_there = None
-        if self._ours:
-            ray_cluster.disconnect()
-        self._connected = self._ours = False
+        for number in list(self._actors):
+            self._remove(number)
+        self._signals.clear()
+        self._setup = self._plan_ref = None
+        if self._owns_connection:
+            _ray.shutdown()
+        self._owns_connection = False
 
-    def _open(self) -> None:
-        if self._connected:
-            return
+    def _start(self) -> None:
         settings = self._plan.settings
-        self._ours = ray_cluster.connect(settings.ray or "auto", processors())
-        self._connected = True
-        strategies = [setup.strategy for setup in setups_of(self._plan)]
-        self._slots = make_slots(ray_cluster.nodes(), settings, strategies)
-        self._deaths = RestartLimit(len(self._slots))
-        self._plan_there = ray_cluster.put(self._plan)
-        self._hire_all()
-
-    def _specs_there(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
-        """What the models are, as the first worker that is somewhere finds them."""
-        while True:
-            while not any(hand.name for hand in self._hands.values()):
-                self._raise_errors(self.receive(1.0))
-            number, hand = next((n, h) for n, h in self._hands.items() if h.name)
-            wanted = [_setup_on(hand.slot, setup) for setup in setups]
-            try:
-                answer = ray_cluster.result_of(hand.actor.specs.remote(self._plan_there, self._terms(hand), wanted))
-            except RayError as error:
-                self._bury(number, ray_cluster.farewell(error, started=bool(hand.name)))
-                continue
-            if isinstance(answer, RwkvBatchError):
-                raise answer
-            return {setup: answer[there] for setup, there in zip(setups, wanted, strict=True)}
-
-    @staticmethod
-    def _raise_errors(signals: Sequence[Signal]) -> None:
-        for _, event in signals:
-            if isinstance(event, Left) and event.error is not None:
-                raise event.error
-
-    def _hire_all(self) -> None:
-        for slot in self._slots:
-            self._hire(slot)
-
-    def _hire(self, slot: Slot) -> None:
-        actor = ray_cluster.start_actor(RayWorker, f"worker {self._next_number}", slot)
-        hand = _Hand(slot, actor, deque([actor.about.remote()]), time.monotonic())
-        self._hands[self._next_number] = hand
-        self._next_number += 1
-
-    def _listen(self, timeout_s: float) -> None:
-        numbers = {hand.calls[0]: number for number, hand in self._hands.items() if hand.calls}
-        if not numbers:
-            time.sleep(timeout_s)
-            return
-        for call in ray_cluster.wait_for(list(numbers), timeout_s):
-            number = numbers[call]
-            hand = self._hands[number]
-            hand.calls.popleft()
-            try:
-                self._hear(number, hand, ray_cluster.result_of(call))
-            except RayError as error:
-                self._bury(number, ray_cluster.farewell(error, started=bool(hand.name)))
-            if hand.serving and not hand.calls:
-                hand.exchange()
-
-    def _hear(self, number: int, hand: _Hand, answer: dict[str, Any] | Sequence[Event] | None) -> None:
-        match answer:
-            case None:
-                return
-            case dict():
-                self._meet(number, hand, answer)
-            case _:
-                for event in answer:
-                    self._deaths.heard(event)
-                    if isinstance(event, Left):
-                        self._bury(number, event)
-                        return
-                    if isinstance(event, Joined):
-                        hand.joined = event
-                    self._signals.append((number, event))
-
-    def _meet(self, number: int, hand: _Hand, about: Mapping[str, Any]) -> None:
-        there = about["versions"]
-        different = [
-            f"{name} {there.get(name, 'unknown')}, not {version}"
-            for name, version in versions().items()
-            if there.get(name) != version
+        self._owns_connection = connect(settings.ray or "auto", processors())
+        nodes = [
+            Node(node["NodeID"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+            for node in _ray.nodes()
+            if node["Alive"]
         ]
-        if different:
-            error = WorkerError(
-                f"node {about['node']} runs {', '.join(different)}",
-                hint="the driver and every node need the same rwkvbatch (one wheel), Python 3.x and Ray",
-            )
-            self._bury(number, Left(str(error), error))
-            return
-        hand.name = f"worker {number} on {about['node']}, {about['device']}"
-        if self._setup is not None:
-            self._serve(hand)
-
-    def _serve(self, hand: _Hand) -> None:
-        assert self._setup is not None
-        setup = _setup_on(hand.slot, self._setup)
-        hand.serving = True
-        identity = self._identities[self._setup]
-        hand.calls.append(hand.actor.serve.remote(self._plan_there, self._terms(hand), setup, identity))
-        hand.exchange()
-
-    def _terms(self, hand: _Hand) -> Terms:
+        slots = make_slots(nodes, settings, [setup.strategy for setup in setups_of(self._plan)])
+        self._restarts = RestartLimit(len(slots))
+        self._plan_ref = _ray.put(self._plan)
         variables = {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT_PREFIX)}
-        return Terms(self._make_shop, hand.slot.threads, hand.name, str(Path.cwd()), variables)
+        actor_class = _ray.remote(concurrency_groups={"control": 1})(RayWorker)
+        for number, slot in enumerate(slots):
+            options = actor_class.options(
+                name=f"worker {number}",
+                num_cpus=slot.cpus,
+                num_gpus=slot.gpus,
+                max_restarts=-1,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node, soft=True) if slot.node else "SPREAD",
+            )
+            self._actors[number] = _Actor(slot, options.remote(versions(), str(Path.cwd()), variables))
+            self._actors[number].await_start()
 
-    def _look_for_room(self) -> None:
-        """Go on without the actors that the cluster has no room for; they may still come. None at all is an error."""
-        limit = time.monotonic() - self._placement_s
-        waiting = [(n, hand) for n, hand in self._hands.items() if not hand.name and hand.since_s < limit]
-        nobody = all(not hand.name for hand in self._hands.values())
-        for number, hand in waiting:
-            wanted = f"{hand.slot.gpus:g} GPUs and {hand.slot.cpus:g} processors"
-            if nobody:
+    def _specs_on_first(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
+        """The models of `setups`, as the first actor that runs finds them."""
+        while True:
+            while not any(actor.name for actor in self._actors.values()):
+                for _, event in self.receive(1.0):
+                    if isinstance(event, Left) and event.error is not None:
+                        raise event.error
+            number, actor = next((number, actor) for number, actor in self._actors.items() if actor.name)
+            there = [_setup_on(actor.slot, setup) for setup in setups]
+            try:
+                specs = _ray.get(actor.handle.specs.remote(self._loader_for(actor), actor.name, there))
+            except RayTaskError as error:
+                if isinstance(error.cause, RwkvBatchError):
+                    raise error.cause from None
+                raise WorkerError(f"{actor.name}: the model cannot be loaded: {_reason(error)}") from None
+            except RayError as error:
+                self._lose(number, Left(_reason(error)))
+            else:
+                return {setup: specs[moved] for setup, moved in zip(setups, there, strict=True)}
+
+    def _serve(self, actor: _Actor) -> None:
+        assert self._setup is not None
+        setup = _setup_on(actor.slot, self._setup)
+        expected = self._identities[self._setup]
+        actor.call = actor.handle.serve.remote(self._loader_for(actor), actor.name, setup, self._plan_ref, expected)
+
+    def _loader_for(self, actor: _Actor) -> _MakeLoader:
+        return partial(self._make_loader, self._plan.settings.replace(threads=actor.slot.threads))
+
+    def _read(self, number: int) -> None:
+        """Take the answer that a call has."""
+        actor = self._actors[number]
+        try:
+            answer = _ray.get(next(actor.call) if actor.serving else actor.call)
+        except RayError as error:
+            reason = _reason(error)
+            if actor.serving:
+                self._lose(number, Left(reason), restart=isinstance(error, RayTaskError))
+            else:
+                hint = "install the same rwkvbatch (one wheel), Python 3.x and Ray on every node as here"
+                self._lose(number, Left(reason, WorkerError(f"worker {number} cannot be started: {reason}", hint=hint)))
+            return
+        if not actor.serving:
+            actor.name = f"worker {number} on {answer}"
+            actor.call = None
+            if self._setup is not None:
+                self._serve(actor)
+            return
+        self._restarts.heard(answer)
+        if isinstance(answer, Left):
+            self._lose(number, answer, restart=True)
+            return
+        if isinstance(answer, Joined):
+            actor.joined = answer
+        self._signals.append((number, answer))
+
+    def _lose(self, number: int, left: Left, *, restart: bool = False) -> None:
+        """Report that a worker lost its tasks, and wait for the actor that Ray restarts.
+
+        Args:
+            restart: the process is still there and has to be ended.
+        """
+        left = self._restarts.judge(left)
+        self._signals.append((number, left))
+        if left.error is not None or left.reason == ASKED_TO_LEAVE:
+            self._remove(number)
+        else:
+            self._actors[number].await_start(restart=restart)
+
+    def _check_room(self) -> None:
+        """Warn of actors that the cluster has no room for; they may still start. No actor at all is an error."""
+        none_runs = not any(actor.name for actor in self._actors.values())
+        for number, actor in self._actors.items():
+            if actor.name or time.monotonic() - actor.since_s < self._placement_s:
+                continue
+            wanted = f"{actor.slot.gpus:g} GPUs and {actor.slot.cpus:g} processors"
+            if none_runs:
                 error = WorkerError(
                     f"the cluster had no room for a worker with {wanted} within {self._placement_s:g} s",
                     hint="`ray status` shows what is taken; ask for less with --workers and --threads",
                 )
                 self._signals.append((number, Left(str(error), error)))
                 return
-            if not hand.overdue:
-                hand.overdue = True
-                _log.warning("the cluster has no room for worker %d with %s; going on", number, wanted)
+            actor.since_s = math.inf
+            _log.warning("the cluster has no room for worker %d with %s; going on without it", number, wanted)
 
-    def _bury(self, number: int, left: Left) -> None:
-        hand = self._hands.pop(number)
-        _kill(hand)
-        left = self._deaths.judge(left)
-        self._signals.append((number, left))
-        if left.error is None and left.reason != ASKED_TO_LEAVE:
-            self._hire(hand.slot)
-
-    def _dismiss(self) -> None:
-        for hand in self._hands.values():
-            _kill(hand)
-        self._hands.clear()
-        self._signals.clear()
-        self._setup = None
+    def _remove(self, number: int) -> None:
+        _ray.kill(self._actors.pop(number).handle)
 
 
-def _kill(hand: _Hand) -> None:
-    hand.serving = False
-    hand.calls.clear()
-    ray_cluster.kill_actor(hand.actor)
+def _reason(error: RayError) -> str:
+    """Why a call failed, in one line."""
+    if isinstance(error, ActorUnavailableError):
+        return "its process or node ended, or cannot be reached"
+    return re.sub(r"^[\w.]+Error: ", "", str(error).strip().rpartition("\n")[2].strip())
 
 
 def _setup_on(slot: Slot, setup: Setup) -> Setup:
