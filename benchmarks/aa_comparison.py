@@ -79,7 +79,7 @@ def synthetic_runs(repeats: int, conversations: int) -> MakeRun:
                     nll = float(2 + hardness[number] + 0.5 * mood + 0.3 * rng.normal())
                     row = {
                         "conversation": f"c{number}", "cell": "base", "repeat": repeat, "turn": turn, "seed": seed,
-                        "tags": [], "prompt": "", "reply": "", "reply_ids": ids, "finish": "stop",
+                        "tags": [], "prompt": "", "reply": "", "reply_ids": ids, "finish_reason": "stop",
                         "tokens": {"prompt": 1, "reply": len(ids)}, "error": None, "checks": [check],
                         "logprob": {"mean": float(rng.normal(-1, 0.2)), "sum": 0.0},
                         "reference": {"text": "", "nll": nll, "matched": float(rng.random()), "tokens": 1},

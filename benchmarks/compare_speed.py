@@ -58,7 +58,7 @@ def encoded(number: int, repeat: int, turn: int, hardness: float, rng: np.random
     row = {
         "conversation": f"conversation-{number}", "cell": "base", "repeat": repeat, "turn": turn, "seed": 0,
         "tags": ["even" if number % 2 else "odd"], "prompt": f"Question {turn} of conversation {number}?",
-        "reply": " ".join(WORDS[i] for i in ids), "reply_ids": ids, "finish": "stop", "stopped_by": "\n\n",
+        "reply": " ".join(WORDS[i] for i in ids), "reply_ids": ids, "finish_reason": "stop", "stopped_by": "\n\n",
         "tokens": {"prompt": 200 * (turn + 1), "reply": length}, "logprob": {"mean": -0.5, "sum": -50.0},
         "reference": {"text": "a reference", "nll": float(2 + hardness + rng.normal()), "matched": 0.5, "tokens": 9},
         "checks": checks, "error": None,

@@ -1,8 +1,8 @@
-"""How many rows a second the driver sustains, with simulated workers that answer at once, lag, die and join.
+"""Rows per second that the driver sustains, with simulated workers that reply at once, lag, crash and join.
 
-What is real: the plan, the leases, the store with its checksums' lines and flushes on a disk, the counts. What is not:
-the workers, which live in this process and make up lines of the right form; their time counts against the figure.
-Afterwards the rows are brought into the plan's order, and every line is checked.
+Real are the plan, the assignments, the counts, and the store with its checksums and flushes on a disk. The workers are
+simulated in this process and send lines of the right form; their time counts against the result. Afterwards the rows
+are brought into the plan's order, and every line is checked.
 
     python benchmarks/driver_throughput.py [--rows 2000000] [--workers 1000] [--folder DIR] [--picture FILE.svg]
 """
@@ -23,11 +23,12 @@ from typing import Any
 from zlib import crc32
 
 from rwkvbatch.bench.measure import resident_bytes
-from rwkvbatch.replay.driver import Counts, Driver
+from rwkvbatch.replay.driver import PoolDriver, RowRecorder
 from rwkvbatch.replay.grid import Cell
-from rwkvbatch.replay.messages import Drop, FinishedRow, Joined, Left, Order, Report, Signal, Work
 from rwkvbatch.replay.models import Setup, setups_of
 from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.pool import Assign, Drop, Event, Joined, Left, Order, Report
+from rwkvbatch.replay.progress import Counts
 from rwkvbatch.replay.settings import Layered, RunSettings
 from rwkvbatch.results.row import EncodedRow
 from rwkvbatch.results.store import RowStore
@@ -36,14 +37,14 @@ from rwkvbatch.script.records import Conversation, SourceLine, Turn
 TURNS = 4
 REPEATS = 100
 ROOM = 48
-DEATH, LAG = 1e-3, 5e-3
+LOSS, LAG = 1e-3, 5e-3
 LAG_S = (0.5, 5.0)
 REJOIN_S = (0.5, 2.0)
 SAMPLE_S = 1.0
 
 _BODY = (
     '{"conversation":"c%d","cell":"base","repeat":%d,"turn":%d,"seed":0,"tags":[],"prompt":"What is it?",'
-    '"reply":"It is what it is.","reply_ids":[33,2,1,10,200,31,77,4,9,12],"finish":"stop","stopped_by":"\\n\\n",'
+    '"reply":"It is what it is.","reply_ids":[33,2,1,10,200,31,77,4,9,12],"finish_reason":"stop","stopped_by":"\\n\\n",'
     '"tokens":{"prompt":40,"reply":10},"logprob":{"mean":-0.5,"sum":-5.0},"reference":null,"checks":[],"error":null,'
     '"timing":{"queued_s":0.0,"prefill_s":0.1,"first_token_s":0.1,"total_s":0.5,"tokens_per_s":20.0,"cached_tokens":0}'
 )
@@ -55,8 +56,8 @@ class _Simulated:
     wakes_s: float = 0.0
 
 
-class SimulatedCrew:
-    """A `WorkerPool` of workers that finish whole dialogues at once, some of them late, some of them never."""
+class SimulatedPool:
+    """A `WorkerPool` of workers that finish whole tasks at once, some of them late, some of them never."""
 
     def __init__(self, plan: Plan, count: int, seed: int) -> None:
         self._plan = plan
@@ -65,13 +66,13 @@ class SimulatedCrew:
         self._joining = [0.0] * count
         self._next = 0
         self._turn = itertools.count()
-        self.num_deaths = self.num_lags = self.num_joins = 0
+        self.num_lost = self.num_lags = self.num_joins = 0
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
         return {}
 
     @property
-    def num_coming(self) -> int:
+    def num_starting(self) -> int:
         return 0
 
     def begin(self, setup: Setup) -> None: ...
@@ -81,62 +82,54 @@ class SimulatedCrew:
         if simulated is None:
             return
         match order:
-            case Work(leases):
-                simulated.held.extend(lease.dialogue for lease in leases)
-            case Drop(dialogues):
-                simulated.held = deque(d for d in simulated.held if d not in dialogues)
+            case Assign(tasks):
+                simulated.held.extend(tasks)
+            case Drop(tasks):
+                simulated.held = deque(task for task in simulated.held if task not in tasks)
             case _:
                 pass
 
-    def receive(self, timeout_s: float) -> list[Signal]:
+    def receive(self, timeout_s: float) -> list[tuple[int, Event]]:
         now = time.monotonic()
-        signals: list[Signal] = []
+        events: list[tuple[int, Event]] = []
         for at_s in [at_s for at_s in self._joining if at_s <= now]:
             self._joining.remove(at_s)
             self._workers[self._next] = _Simulated()
-            signals.append((self._next, Joined(f"simulated {self._next}", ROOM)))
+            events.append((self._next, Joined(f"simulated {self._next}", ROOM)))
             self._next += 1
             self.num_joins += 1
         for number in list(self._workers):
-            self._report(number, now, signals)
-        if not signals:
+            self._report(number, now, events)
+        if not events:
             time.sleep(min(timeout_s, 0.002))
-        return signals
+        return events
 
     def close(self) -> None:
         self._workers.clear()
 
-    def _report(self, number: int, now: float, signals: list[Signal]) -> None:
+    def _report(self, number: int, now: float, events: list[tuple[int, Event]]) -> None:
         worker = self._workers[number]
         if not worker.held or worker.wakes_s > now:
             return
-        luck = self._random.random()
-        if luck < DEATH:
-            self.num_deaths += 1
+        chance = self._random.random()
+        if chance < LOSS:
+            self.num_lost += 1
             del self._workers[number]
             self._joining.append(now + self._random.uniform(*REJOIN_S))
-            signals.append((number, Left("died by chance")))
-        elif luck < DEATH + LAG:
+            events.append((number, Left("lost by chance")))
+        elif chance < LOSS + LAG:
             self.num_lags += 1
             worker.wakes_s = now + self._random.uniform(*LAG_S)
         else:
             done = [worker.held.popleft() for _ in range(min(len(worker.held), 4))]
-            rows = tuple(row for dialogue in done for row in self._rows(dialogue))
-            signals.append((number, Report(rows, tuple(done), len(worker.held))))
+            rows = tuple(row for task in done for row in self._rows(task))
+            events.append((number, Report(rows, tuple(done), len(worker.held))))
 
-    def _rows(self, dialogue: int) -> list[FinishedRow]:
-        first, last = self._plan.rows_of(dialogue)
-        conversation, repeat = divmod(dialogue, REPEATS)
+    def _rows(self, task: int) -> list[EncodedRow]:
+        first, last = self._plan.rows_of(task)
+        conversation, repeat = divmod(task, REPEATS)
         return [
-            FinishedRow(
-                EncodedRow(number, _line(conversation, repeat, number - first), False),
-                None,
-                True,
-                0,
-                10,
-                40,
-                0,
-            )
+            EncodedRow(number, _line(conversation, repeat, number - first), reply_tokens=10)
             for number in range(first, last)
         ]
 
@@ -214,12 +207,12 @@ def main() -> None:
     plan = make_plan(options.rows)
     with tempfile.TemporaryDirectory(dir=options.folder or Path.cwd()) as folder:
         counts = Counts()
-        store = RowStore(Path(folder), plan.num_rows, plan.place)
-        crew = SimulatedCrew(plan, options.workers, options.seed)
+        store = RowStore(Path(folder), plan.num_rows, plan.row_number)
+        pool = SimulatedPool(plan, options.workers, options.seed)
         sampler = Sampler(counts)
-        driver = Driver(plan, store, crew, counts, after_step=sampler)
+        driver = PoolDriver(plan, pool, RowRecorder(plan, store, counts), after_step=sampler)
         began_s = time.monotonic()
-        driver.run(range(plan.num_dialogues), setups_of(plan)[0])
+        driver.run(range(plan.num_tasks), setups_of(plan)[0])
         store.flush()
         driven_s = time.monotonic() - began_s
         sampler.note()
@@ -229,12 +222,12 @@ def main() -> None:
         ordered_s = time.monotonic() - began_s - driven_s
         store.close()
         size = (Path(folder) / "results.jsonl").stat().st_size
-        checked = RowStore(Path(folder), plan.num_rows, plan.place)
+        checked = RowStore(Path(folder), plan.num_rows, plan.row_number)
         checked_s = time.monotonic() - began_s - driven_s - ordered_s
         assert checked.num_rows == plan.num_rows
         checked.close()
     print(f"{plan.num_rows:,} rows, {size / 1e9:.2f} GB, in {driven_s:.1f} s: {plan.num_rows / driven_s:,.0f} rows/s")
-    print(f"workers: {crew.num_joins:,} joined, {crew.num_deaths:,} died, {crew.num_lags:,} lagged")
+    print(f"workers: {pool.num_joins:,} joined, {pool.num_lost:,} lost, {pool.num_lags:,} lagged")
     print(f"memory: {sampler.samples[0].resident_mb:,.0f} MB at first, {peak_mb:,.0f} MB at most, ordering included")
     print(f"bringing the rows into order: {ordered_s:.1f} s; checking every line: {checked_s:.1f} s")
     if options.picture is not None:

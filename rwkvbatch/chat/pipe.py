@@ -52,7 +52,7 @@ class PlainView:
         self._write()
         self._out.write("\n")
         self._out.flush()
-        if exchange.finish not in ("stop", "eos"):
+        if exchange.finish_reason not in ("stop", "eos"):
             self.note(end_note(exchange))
 
     def note(self, text: str) -> None:
@@ -121,7 +121,7 @@ def as_record(exchange: Exchange) -> dict[str, Any]:
         "prompt": exchange.user,
         "reply": exchange.reply,
         "reply_ids": exchange.ids,
-        "finish": exchange.finish,
+        "finish_reason": exchange.finish_reason,
         "stopped_by": exchange.stopped_by,
         "tokens": {"prompt": exchange.num_read + exchange.num_cached, "reply": num_tokens},
         "logprob": {"mean": total / num_tokens if num_tokens else None, "sum": total},

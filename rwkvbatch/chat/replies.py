@@ -127,7 +127,7 @@ def _run(engine: Engine, requests: Sequence[Request], go_on: GoOn) -> list[Reply
         replies |= _step(engine)
     ordered = [replies[request_id] for request_id in ids]
     for reply in ordered:
-        if reply.finish == "error":
+        if reply.finish_reason == "error":
             raise NonFiniteLogitsError(reply.error or "the model has no reply", hint="/params shows what is set")
     return ordered
 

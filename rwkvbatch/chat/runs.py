@@ -12,7 +12,7 @@ from typing import Any, cast
 from rwkvbatch.chat.session import KEPT_SETTINGS, Session
 from rwkvbatch.chat.storage import write_private
 from rwkvbatch.chat.tree import REFERENCE, Exchange
-from rwkvbatch.engine.request import Finish
+from rwkvbatch.engine.request import FinishReason
 from rwkvbatch.engine.sequence import closed_history
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
 from rwkvbatch.prompt.templates import PRELUDES
@@ -74,9 +74,9 @@ def read_point(place: str, cell: str | None = None, repeat: int = 0) -> RunPoint
             hint=f"conversations: {some}" + (", ..." if len(conversations) > 8 else ""),
         )
     path = [rows[number] for number in range(turn + 1) if number in rows]
-    if len(path) <= turn or any(row.finish == "error" for row in path):
+    if len(path) <= turn or any(row.finish_reason == "error" for row in path):
         good = 0
-        while good in rows and rows[good].finish != "error":
+        while good in rows and rows[good].finish_reason != "error":
             good += 1
         raise UsageError(f"--from {place}: turn must be in 0 to {good - 1}, got {turn}")
     identity = cast("dict[str, Any]", cells[wanted_cell])
@@ -118,17 +118,17 @@ def replay(session: Session, point: RunPoint) -> None:
             # The next turn of the run followed the reference, not this reply.
             prompt = tuple(tokenizer.encode(template.past_turn(row.prompt)))
             rest = tuple(tokenizer.encode(template.reply(row.reference.text)))
-            reply, ids, finish = row.reference.text, (), REFERENCE
+            reply, ids, finish_reason = row.reference.text, (), REFERENCE
         else:
             closed = closed_history(
                 tokenizer,
                 prompt,
                 row.reply_ids,
-                cast("Finish", row.finish),
+                cast("FinishReason", row.finish_reason),
                 row.stopped_by,
                 template.closing,
             )
-            rest, reply, ids, finish = closed[len(prompt) :], row.reply, row.reply_ids, row.finish
+            rest, reply, ids, finish_reason = closed[len(prompt) :], row.reply, row.reply_ids, row.finish_reason
         num_history += len(prompt) + len(rest)
         last = session.dialogue.last
         session.dialogue.add(
@@ -145,7 +145,7 @@ def replay(session: Session, point: RunPoint) -> None:
                 rest=rest,
                 reply=reply,
                 raw=reply,
-                finish=finish,
+                finish_reason=finish_reason,
                 stopped_by=row.stopped_by,
                 settings=settings,
                 first_token_s=row.timing.first_token_s,
@@ -264,12 +264,12 @@ def _params(exchange: Exchange) -> dict[str, Any]:
 
 def _caveats(session: Session, exchanges: Sequence[Exchange]) -> list[str]:
     caveats: list[str] = []
-    for finish, why in (
+    for finish_reason, why in (
         ("time", "ended by the time limit; a replay goes on to its end"),
         ("cancelled", "was stopped by hand; a replay goes on to its end"),
         (REFERENCE, "is the run's reference, which a replay follows with --history gold alone"),
     ):
-        turns = [str(exchange.turn + 1) for exchange in exchanges if exchange.finish == finish]
+        turns = [str(exchange.turn + 1) for exchange in exchanges if exchange.finish_reason == finish_reason]
         if turns:
             caveats.append(f"the reply of turn {', '.join(turns)} {why}")
     weights = session.engine.model.spec.weights_sha256

@@ -253,7 +253,7 @@ def uncut(content: RenderableType) -> RenderableType:
 
 def end_note(exchange: Exchange) -> str:
     """How the reply ended, when it is worth saying."""
-    return _ENDS.get(exchange.finish, exchange.finish).format(tokens=len(exchange.ids))
+    return _ENDS.get(exchange.finish_reason, exchange.finish_reason).format(tokens=len(exchange.ids))
 
 
 def _figures(exchange: Exchange) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
+from rwkvbatch.config import with_full_names
 from rwkvbatch.errors import UsageError
 
 MAIN = "main"
@@ -63,7 +64,7 @@ class Exchange:
     rest: tuple[int, ...]
     reply: str
     raw: str
-    finish: str
+    finish_reason: str
     stopped_by: str | None
     settings: Mapping[str, Any]
     logprobs: tuple[float, ...] = ()
@@ -278,9 +279,11 @@ def _opening(values: Mapping[str, Any]) -> Opening:
 
 
 def _exchange(values: Mapping[str, Any]) -> Exchange:
-    plain: dict[str, Any] = {**values, "settings": dict(values["settings"])}
+    plain: dict[str, Any] = {**values, "settings": with_full_names(values["settings"])}
     for name in ("prompt", "ids", "rest"):
         plain[name] = _ids(values[name])
+    if "finish" in plain:  # its name in sessions of older versions
+        plain["finish_reason"] = plain.pop("finish")
     plain["logprobs"] = tuple(float(value) for value in values["logprobs"])
     return Exchange(**plain)
 

@@ -95,8 +95,9 @@ def run_command(
         "model": model, "strategy": strategy, "backend": backend, "state": state, "threads": threads,
         "state_memory": state_memory, "batch_size": batch_size, "workers": workers,
         "devices": None if devices is None else devices.split(","), "ray": ray, "preset": preset, "temperature": temp,
-        "top_p": top_p, "top_k": top_k, "presence": presence, "frequency": frequency, "decay": decay,
-        "order": order, "ban": shared.split_ids(ban), "seed": seed, "max_tokens": max_tokens,
+        "top_p": top_p, "top_k": top_k, "presence_penalty": presence, "frequency_penalty": frequency,
+        "penalty_decay": decay,
+        "order": order, "banned_token_ids": shared.split_ids(ban), "seed": seed, "max_tokens": max_tokens,
         "max_seconds": max_seconds,
         "stop": stop or None, "think": think, "template": template, "prelude": prelude, "history": history,
         "max_prompt_tokens": max_prompt_tokens, "only": only or None, "limit": limit,
@@ -159,10 +160,9 @@ def _run(
     from rwkvbatch.prompt.escaping import printable
     from rwkvbatch.replay.driver import TooManyFailuresError
     from rwkvbatch.replay.logs import command_line, with_directory
-    from rwkvbatch.replay.metrics_server import serving_metrics
     from rwkvbatch.replay.models import ModelLoader
     from rwkvbatch.replay.pool import pool_for
-    from rwkvbatch.replay.progress import BarObserver, LineObserver, Observer, Observers
+    from rwkvbatch.replay.progress import BarObserver, LineObserver, Observer, Observers, serving_metrics
     from rwkvbatch.replay.runner import RunOptions, execute
     from rwkvbatch.replay.settings import told_with_errors
     from rwkvbatch.results.directory import SKIPPED_NAME, default_directory
@@ -178,7 +178,7 @@ def _run(
         say(f"note: {message}")
 
     directory = out if out is not None else default_directory(scripts, shard=prepared.plan.shard)
-    shop = ModelLoader(prepared.plan.settings, say=say)
+    loader = ModelLoader(prepared.plan.settings, say=say)
     observers: list[Observer] = []
     if not quiet:
         observers.append(BarObserver(console) if console.is_terminal else LineObserver(say))
@@ -204,10 +204,10 @@ def _run(
             observer=Observers(observers),
             should_stop=stop,
             loading=stop.interruptible,
-            crew=pool_for(prepared.plan.settings),
+            pool=pool_for(prepared.plan.settings),
         )
         try:
-            result = execute(prepared.plan, shop, options)
+            result = execute(prepared.plan, loader, options)
         except TooManyFailuresError as error:
             report(error, debug=False)
             raise typer.Exit(ExitCode.FAILED) from None

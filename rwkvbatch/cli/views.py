@@ -179,7 +179,7 @@ def _share_passed(cell: CellSummary) -> str:
 
 
 def _ends(cell: CellSummary) -> str:
-    ends = sorted(cell.finish.items(), key=lambda item: -item[1])
+    ends = sorted(cell.finish_reasons.items(), key=lambda item: -item[1])
     return ends[0][0] if len(ends) == 1 else "\n".join(f"{name} {count:,}" for name, count in ends)
 
 
@@ -274,7 +274,7 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     from rwkvbatch.prompt.escaping import printable
     from rwkvbatch.prompt.tokenizer import world_tokenizer
     from rwkvbatch.replay.conversation import PromptEncoder
-    from rwkvbatch.replay.preview import preview
+    from rwkvbatch.replay.conversation import preview
     from rwkvbatch.script.lint import lint
 
     found = preview(prepared.plan, PromptEncoder(world_tokenizer()))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.comparison.table import read_results
+from rwkvbatch.config import identity_with_full_names
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, UsageError
 from rwkvbatch.results.status import why_unfinished
 
@@ -118,7 +119,7 @@ class RunData:
         name: short, and unlike that of any other run that was loaded with it.
         source: as it was given.
         manifest: what was run; empty where a results file stands alone.
-        rows: one row a turn; the columns are `conversation, cell, repeat, turn, seed, finish, error, prompt,
+        rows: one row a turn; the columns are `conversation, cell, repeat, turn, seed, finish_reason, error, prompt,
         reply,
             tags, reference, checks` and one a metric (NaN where a turn has no such number).
         notes: what a reader of a comparison must know about the file.
@@ -236,6 +237,8 @@ def _read_manifest(path: Path) -> Mapping[str, Any]:
         raise RunDamagedError(f"is not JSON: {error}", path=path) from None
     if not isinstance(values, dict):
         raise RunDamagedError("is not a JSON object", path=path)
+    if isinstance(values.get("identity"), dict):
+        values["identity"] = identity_with_full_names(values["identity"])
     return values
 
 

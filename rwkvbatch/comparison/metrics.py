@@ -66,7 +66,7 @@ def exponential(value: float) -> float:
 
 def replied(row: RawRow) -> bool:
     """Whether the row has a reply that numbers can be taken of: its turn did not end in an error."""
-    return row["finish"] != "error"
+    return row["finish_reason"] != "error"
 
 
 def _score(row: RawRow) -> float | None:
@@ -91,7 +91,7 @@ _CHECKS = (
 
 
 def _stopped(row: RawRow) -> float | None:
-    return float(row["finish"] in ("stop", "eos")) if replied(row) else None
+    return float(row["finish_reason"] in ("stop", "eos")) if replied(row) else None
 
 
 def _failed(row: RawRow) -> float:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rwkvbatch.comparison.metrics import TURN_METRICS
 from rwkvbatch.comparison.ngrams import count_ngrams
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError
+from rwkvbatch.results.row import with_current_keys
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 _CRC_KEY: Final = b',"crc":"'
 _CRC_TAIL_BYTES: Final = len(_CRC_KEY) + 8 + len(b'"}')
 _CONTENT: Final = (
-    "conversation", "cell", "repeat", "turn", "seed", "finish", "error", "prompt", "reply", "tags", "reference",
+    "conversation", "cell", "repeat", "turn", "seed", "finish_reason", "error", "prompt", "reply", "tags", "reference",
     "checks",
 )  # fmt: skip
-_TEXTS: Final = ("conversation", "cell", "finish", "prompt", "reply")
+_TEXTS: Final = ("conversation", "cell", "finish_reason", "prompt", "reply")
 _INTEGERS: Final = ("repeat", "turn", "seed")
 _BY_ROW: Final = [metric for metric in TURN_METRICS if metric.of is not None and metric.of_ngrams is None]
 _BY_NGRAMS: Final = [metric for metric in TURN_METRICS if metric.of_ngrams is not None]
@@ -176,7 +177,7 @@ def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
         row["repeat"],
         row["turn"],
         row["seed"],
-        row["finish"],
+        row["finish_reason"],
         row["error"],
         shared.setdefault(prompt, prompt),
         row["reply"],
@@ -194,7 +195,7 @@ def _checked(line: bytes) -> dict[str, Any]:
         if tail[len(_CRC_KEY) : -2] != b"%08x" % crc32(content):
             raise ValueError("its checksum does not match")
         body = content
-    row = _parsed(body)
+    row = with_current_keys(_parsed(body))
     if not isinstance(row, dict):
         raise TypeError("not a JSON object")
     return row

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from rwkvbatch.engine.prefix_cache import Node, Places, PrefixTree, SlotAllocator
-from rwkvbatch.engine.request import END_OF_TEXT, Finish, Reply, Request, Score, check_tokens
+from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, Request, Score, check_tokens
 from rwkvbatch.engine.scheduler import Chunk, Reading, Scheduler
 from rwkvbatch.engine.sequence import Generation, Job, Scoring, StepWork
 from rwkvbatch.errors import UsageError, is_out_of_memory
@@ -294,11 +294,11 @@ class Engine:
         # Texts have the rows after those of the replies.
         for job, token, logprob in zip(work.sampled, choices.tokens.tolist(), choices.logprobs.tolist(), strict=False):
             held_back = job.holds_back
-            finish = job.take(token, logprob, now_s)
+            finish_reason = job.take(token, logprob, now_s)
             if job.reading.id not in self._jobs:
                 continue  # cancelled by its own `on_text`
-            if finish is not None:
-                self._end(job, finish)
+            if finish_reason is not None:
+                self._end(job, finish_reason)
             elif job.wants_fallback and job.holds_back and not held_back:
                 self._save_fallback(job)
 
@@ -314,14 +314,16 @@ class Engine:
         for job in [job for job in self._jobs.values() if isinstance(job, Generation) and job.is_overdue(now_s)]:
             self._end(job, "time")
 
-    def _end(self, job: Generation, finish: Finish) -> None:
-        error = "the model's logits hold NaN or infinity, or every token is banned" if finish == "error" else None
-        reply = job.reply(finish, self._clock(), error)
+    def _end(self, job: Generation, finish_reason: FinishReason) -> None:
+        error = (
+            "the model's logits hold NaN or infinity, or every token is banned" if finish_reason == "error" else None
+        )
+        reply = job.reply(finish_reason, self._clock(), error)
         del self._jobs[job.reading.id]
         if job.fallback is not None:
             slot, length = job.fallback
-            self._scheduler.release(job.reading, slot, length, keep=finish == "stop")
-        self._scheduler.finish(job.reading, keep=finish != "error")
+            self._scheduler.release(job.reading, slot, length, keep=finish_reason == "stop")
+        self._scheduler.finish(job.reading, keep=finish_reason != "error")
         self.stats.num_prompt_cached += reply.num_cached
         self.stats.num_prompt_read += reply.num_prompt - reply.num_cached
         self.stats.num_generated += len(reply.ids)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from rwkvbatch.config import Sampling
 
-Finish = Literal["stop", "eos", "length", "time", "cancelled", "error"]
+FinishReason = Literal["stop", "eos", "length", "time", "cancelled", "error"]
 
 END_OF_TEXT = 0
 """Token 0 of every RWKV vocabulary."""
@@ -113,18 +113,18 @@ class Reply:
         history: what the next turn's prompt follows, after the same root: the request's tokens, the reply's as they
             were generated, and the closing text. After a stop text other than the closing one, its tokens and the
             line ends before it are left out.
-        finish: `stop` a stop text, `eos` token 0, `length`, `time`, `cancelled` by `Engine.cancel`, or `error`.
-        stopped_by: the stop text, when `finish` is `stop`.
+        finish_reason: `stop` a stop text, `eos` token 0, `length`, `time`, `cancelled` by `Engine.cancel`, or `error`.
+        stopped_by: the stop text, when `finish_reason` is `stop`.
         logprobs: natural-log probability of each of `ids` under the model's own distribution.
         num_prompt: tokens before the reply, from the initial state on. num_cached: how many of them did not have
             to be read.
-        error: what went wrong, when `finish` is `error`.
+        error: what went wrong, when `finish_reason` is `error`.
     """
 
     text: str
     ids: tuple[int, ...]
     history: tuple[int, ...]
-    finish: Finish
+    finish_reason: FinishReason
     stopped_by: str | None
     logprobs: tuple[float, ...]
     num_prompt: int
@@ -134,7 +134,7 @@ class Reply:
 
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= SHOWN_CHARACTERS else f"{self.text[:SHOWN_CHARACTERS]}…"
-        end = f"{self.finish} {self.stopped_by!r}" if self.stopped_by is not None else self.finish
+        end = f"{self.finish_reason} {self.stopped_by!r}" if self.stopped_by is not None else self.finish_reason
         return (
             f"<Reply {text!r}: {len(self.ids)} tokens, ended by {end}, after {self.num_prompt} tokens "
             f"({self.num_cached} cached){f', error {self.error!r}' if self.error else ''}>"

@@ -9,7 +9,7 @@ from operator import eq
 
 import numpy as np
 
-from rwkvbatch.engine.request import END_OF_TEXT, Finish, Reply, ReplyTiming, Request, Score
+from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, ReplyTiming, Request, Score
 from rwkvbatch.engine.sampling import Penalties, SampleRow, gather
 from rwkvbatch.engine.scheduler import Chunk, Reading
 from rwkvbatch.model.base import Choices, RaggedBatch, SampleBatch
@@ -21,7 +21,7 @@ def closed_history(
     tokenizer: Tokenizer,
     prompt: Sequence[int],
     reply: Sequence[int],
-    finish: Finish,
+    finish_reason: FinishReason,
     stopped_by: str | None,
     closing: str,
 ) -> tuple[int, ...]:
@@ -30,17 +30,17 @@ def closed_history(
     Args:
         prompt: all tokens that the reply followed.
         reply: the reply's tokens, without end of text.
-        stopped_by: the stop text, when `finish` is `stop`.
+        stopped_by: the stop text, when `finish_reason` is `stop`.
         closing: the text that closes a turn.
 
     Returns:
         `prompt` + `reply` when the reply closed itself; else with `closing` added, and without the tokens of a
         stop text other than `closing` and the line ends before it.
     """
-    if finish == "stop" and stopped_by == closing:
+    if finish_reason == "stop" and stopped_by == closing:
         return (*prompt, *reply)
     kept = tuple(reply)
-    if finish == "stop" and stopped_by:
+    if finish_reason == "stop" and stopped_by:
         kept = _before_stop(tokenizer, kept, stopped_by)
     return (*prompt, *kept, *tokenizer.encode(closing))
 
@@ -108,7 +108,7 @@ class Generation:
             step=len(self.ids),
         )
 
-    def take(self, token: int, logprob: float, now_s: float) -> Finish | None:
+    def take(self, token: int, logprob: float, now_s: float) -> FinishReason | None:
         """Add a sampled token; says how the reply ended, if it did. A token of -1 means that none could be chosen."""
         if self._first_logits_s is None:
             self._first_logits_s = now_s
@@ -125,18 +125,18 @@ class Generation:
             return "stop"
         return "length" if len(self.ids) >= self.request.max_tokens else None
 
-    def reply(self, finish: Finish, now_s: float, error: str | None = None) -> Reply:
+    def reply(self, finish_reason: FinishReason, now_s: float, error: str | None = None) -> Reply:
         """The finished reply."""
         self._emit(self._stream.finish())
-        stopped_by = self._stream.stopped_by if finish == "stop" else None
+        stopped_by = self._stream.stopped_by if finish_reason == "stop" else None
         prompt = self.request.tokens
         started_s = now_s if self._started_s is None else self._started_s
         first_s = now_s if self._first_logits_s is None else self._first_logits_s
         return Reply(
             text=self._stream.text,
             ids=tuple(self.ids),
-            history=closed_history(self._tokenizer, prompt, self.ids, finish, stopped_by, self.request.closing),
-            finish=finish,
+            history=closed_history(self._tokenizer, prompt, self.ids, finish_reason, stopped_by, self.request.closing),
+            finish_reason=finish_reason,
             stopped_by=stopped_by,
             logprobs=tuple(self.logprobs),
             num_prompt=self.reading.num_prompt,

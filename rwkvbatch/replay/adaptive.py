@@ -1,9 +1,8 @@
-"""Which dialogues of a plan are wanted: all of them, or with `--until-ci` as many repeats as precision needs.
+"""Decides which tasks of a plan to run: all of them, or with `--until-ci` as many repetitions as precision needs.
 
-After each round of repeats, a cell goes on whose paired interval against the first cell is still wider than asked
-for; the first cell goes on with it, so that there is something to pair with. Only the width decides, never where
-the interval lies (`rwkvbatch.stats.precision`), and only rows of finished rounds do: a resumed run decides as the
-uninterrupted one did.
+After each round, a cell gets more repetitions if its paired interval against the first cell is wider than asked for;
+the first cell gets them too, to be paired with. Only the width of the interval decides, never its position
+(`rwkvbatch.stats.precision`), and only rows of finished rounds count: a resumed run decides as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -11,28 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.results.row import Row
+from rwkvbatch.results.store import MemoryRows, RowStore
 
 BASELINE = 0
 
 
-class ReadRows(Protocol):
-    def has(self, number: int) -> bool: ...
-    def read(self, number: int) -> Row: ...
-
-
 @dataclass(frozen=True)
 class Wanted:
-    """So many repeats of each cell of a plan."""
+    """Tasks to run: a number of repetitions for each cell of a plan."""
 
     plan: Plan
     repeats: tuple[int, ...]
 
-    def dialogues(self, *, longest_first: bool = False) -> Iterator[int]:
-        """Their numbers, in the plan's order; or those of the conversations with the most turns first."""
+    def tasks(self, *, longest_first: bool = False) -> Iterator[int]:
+        """Their numbers, in the plan's order or with the conversations of most turns first."""
         conversations = self.plan.chosen
         if longest_first:
             lengths = [len(conversation.turns) for conversation in self.plan.conversations]
@@ -49,12 +42,12 @@ class Wanted:
 
 
 def first_round(plan: Plan) -> Wanted:
-    """What is wanted in any case."""
+    """What every run needs: `--repeats` of every cell."""
     return Wanted(plan, (plan.settings.repeats,) * len(plan.cells))
 
 
-def rounds(plan: Plan, rows: ReadRows, wide: Callable[..., bool] | None = None) -> Iterator[Wanted]:
-    """What is wanted, again and again, until it is enough; each must be there before the next is asked for.
+def rounds(plan: Plan, rows: RowStore | MemoryRows, wide: Callable[..., bool] | None = None) -> Iterator[Wanted]:
+    """What to run round by round, until the precision is reached; a round's rows must exist before the next one.
 
     Args:
         wide: `wide(differences, conversations, width=...)`, by default `stats.precision.needs_more_repeats`.
@@ -68,29 +61,29 @@ def rounds(plan: Plan, rows: ReadRows, wide: Callable[..., bool] | None = None) 
         from rwkvbatch.stats.precision import needs_more_repeats
 
         wide = needs_more_repeats
-    going_on = set(range(len(plan.cells))) - {BASELINE}
+    widening = set(range(len(plan.cells))) - {BASELINE}
     while True:
         now = wanted.repeats[BASELINE]
         if now >= plan.repeats:
             return
-        # A cell that was precise enough once is left alone: looking again would be looking at its luck.
-        going_on = {cell for cell in going_on if _is_wide(plan, rows, cell, now, width, wide)}
-        if not going_on:
+        # A cell that was precise enough once stays out: testing it again would favour chance.
+        widening = {cell for cell in widening if _is_wide(plan, rows, cell, now, width, wide)}
+        if not widening:
             return
         more = min(plan.repeats, now + max(1, now // 4))
-        raised = going_on | {BASELINE}
+        raised = widening | {BASELINE}
         wanted = Wanted(plan, tuple(more if cell in raised else n for cell, n in enumerate(wanted.repeats)))
         yield wanted
 
 
 @dataclass(frozen=True)
 class Reached:
-    """How precise a cell got with `--until-ci`.
+    """The precision that a cell reached with `--until-ci`.
 
     Attributes:
-        repeats: how many it was replayed.
-        width: of its paired interval against the first cell, as the stopping rule sees it; infinite where it cannot be
-            known, None for the first cell and where nothing can be compared.
+        repeats: its repetitions.
+        width: of its paired interval against the first cell, as in the stopping rule; infinite where it is unknown,
+            None for the first cell and where nothing can be compared.
     """
 
     cell: str
@@ -98,8 +91,8 @@ class Reached:
     width: float | None
 
 
-def reached(plan: Plan, rows: ReadRows, wanted: Wanted) -> tuple[Reached, ...]:
-    """What each cell came to, in order; nothing without `--until-ci`."""
+def reached(plan: Plan, rows: RowStore | MemoryRows, wanted: Wanted) -> tuple[Reached, ...]:
+    """The precision of each cell in order; empty without `--until-ci`."""
     if plan.settings.until_ci is None:
         return ()
     from rwkvbatch.stats.precision import planning_width
@@ -114,14 +107,16 @@ def reached(plan: Plan, rows: ReadRows, wanted: Wanted) -> tuple[Reached, ...]:
     return tuple(found)
 
 
-def _is_wide(plan: Plan, rows: ReadRows, cell: int, repeats: int, width: float, wide: Callable[..., bool]) -> bool:
+def _is_wide(
+    plan: Plan, rows: RowStore | MemoryRows, cell: int, repeats: int, width: float, wide: Callable[..., bool]
+) -> bool:
     differences, conversations = _differences(plan, rows, cell, repeats)
-    # Nothing to compare (all rows failed): more of the same would not help.
+    # Without differences (all rows failed), more repetitions would not help.
     return bool(differences) and wide(differences, conversations, width=width)
 
 
-def _differences(plan: Plan, rows: ReadRows, cell: int, repeats: int) -> tuple[list[float], list[int]]:
-    """The cell's scores minus the first cell's, and the conversation that each is of."""
+def _differences(plan: Plan, rows: RowStore | MemoryRows, cell: int, repeats: int) -> tuple[list[float], list[int]]:
+    """The cell's scores minus the first cell's, and the conversation of each difference."""
     differences: list[float] = []
     conversations: list[int] = []
     for number, conversation in enumerate(plan.conversations):
@@ -137,5 +132,5 @@ def _differences(plan: Plan, rows: ReadRows, cell: int, repeats: int) -> tuple[l
     return differences, conversations
 
 
-def _scores(plan: Plan, rows: ReadRows, dialogue: int) -> Sequence[float | None]:
-    return [rows.read(row).score if rows.has(row) else None for row in range(*plan.rows_of(dialogue))]
+def _scores(plan: Plan, rows: RowStore | MemoryRows, task: int) -> Sequence[float | None]:
+    return [rows.read(row).score if rows.has(row) else None for row in range(*plan.rows_of(task))]

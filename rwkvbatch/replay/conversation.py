@@ -1,32 +1,50 @@
-"""One dialogue under way: what to ask the engine next, and what row its answer makes."""
+"""Replays one task turn by turn: engine requests out of a script's turns, rows out of the engine's replies.
+
+A turn passes these records on its way from the script to the run directory: `Conversation` and `Turn` (the script),
+`Task` and `TurnSettings` (the plan), `ConversationReplay` (here), `Request` and `Reply` (the engine), `ReplyFacts` and
+`CheckResult` (the checks), `Row` (the results).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, cast
+from itertools import takewhile
+from typing import Any, Protocol, cast
 
-from rwkvbatch.engine.request import Finish, NoiseKey, Reply, Request, Score
+from rwkvbatch.engine.request import FinishReason, NoiseKey, Reply, Request, Score
 from rwkvbatch.engine.sequence import closed_history
 from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError, RwkvBatchError
 from rwkvbatch.prompt.templates import PromptTemplate, load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer
-from rwkvbatch.replay.plan import Dialogue
+from rwkvbatch.replay.plan import Plan, Task
 from rwkvbatch.replay.settings import CellSettings
 from rwkvbatch.results.row import CheckResult, Logprob, Reference, Row, RowTiming, TokenCounts
 from rwkvbatch.script.records import Check, ReplyFacts, Turn
 
 NO_TIMING = RowTiming(0.0, 0.0, 0.0, 0.0, 0.0, 0)
+_NOT_REACHED = "not reached:"
+
+
+class TurnEngine(Protocol):
+    """The part of `Engine` that a replay uses."""
+
+    @property
+    def max_batch(self) -> int: ...
+    def submit(self, request: Request) -> int: ...
+    def submit_score(self, prefix: Sequence[int], continuation: Sequence[int], root: int = 0) -> int: ...
+    def cancel(self, request_id: int) -> None: ...
+    def step(self) -> Sequence[tuple[int, Reply | Score]]: ...
 
 
 class PromptEncoder:
-    """What the dialogues of one model share: its tokenizer, templates, and texts that are encoded already.
+    """Tokenizer, templates and initial states of one model, shared by its tasks. Caches encoded texts.
 
     Args:
         tokenizer: the model's.
-        roots: the engine's number of each initial state file; None (no file) is root 0.
+        roots: the engine's root number of each initial state file; root 0 is the empty state.
         max_prompt_tokens: see `RunSettings`.
     """
 
@@ -36,178 +54,189 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.max_prompt_tokens = max_prompt_tokens
         self._roots = dict(roots or {})
-        # A conversation comes back in every cell and repeat, so its texts are worth keeping.
+        # Every cell and repetition encodes the same texts of a conversation.
         self.encode = lru_cache(maxsize=8192)(self._encode)
-        self._texts = lru_cache(maxsize=256)(self._load)
+        self._load = lru_cache(maxsize=256)(self._load_uncached)
 
     def template(self, settings: CellSettings) -> PromptTemplate:
-        return self._texts(settings.think, settings.template, settings.prelude)[0]
-
-    def root(self, settings: CellSettings) -> int:
-        """The engine's number of the initial state."""
-        return 0 if settings.state is None else self._roots[settings.state]
+        return self._load(settings.think, settings.template, settings.prelude)[0]
 
     def prelude(self, settings: CellSettings) -> str | None:
-        return self._texts(settings.think, settings.template, settings.prelude)[1]
+        return self._load(settings.think, settings.template, settings.prelude)[1]
+
+    def root(self, settings: CellSettings) -> int:
+        """The engine's root number of the initial state."""
+        return 0 if settings.state is None else self._roots[settings.state]
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text))
 
-    def _load(self, think: Any, template: str | None, prelude: str | None) -> tuple[PromptTemplate, str | None]:
+    @staticmethod
+    def _load_uncached(think: Any, template: str | None, prelude: str | None) -> tuple[PromptTemplate, str | None]:
         prompting = CellSettings(think=think, template=template, prelude=prelude).prompting()
         return load_template(prompting), prompting.prelude
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """A reference reply to be scored: `continuation` after `prefix`, from initial state `root`."""
-
-    prefix: tuple[int, ...]
-    continuation: tuple[int, ...]
-    root: int
-
-
 class ConversationReplay:
-    """A dialogue at its next turn.
+    """A task and the state of its replay.
 
     Attributes:
-        turn: the next turn's number; the conversation's length when it is over.
-        request_id, score_id: what the engine is working on for it. reply, score: what it answered.
+        turn: number of the next turn; the number of turns when `over`.
+        pending: engine requests of the next turn that have no result yet.
     """
 
-    def __init__(self, dialogue: Dialogue, desk: PromptEncoder) -> None:
-        self.dialogue = dialogue
+    def __init__(self, task: Task, encoder: PromptEncoder) -> None:
+        self.task = task
         self.turn = 0
-        self.request_id = -1
-        self.score_id = -1
-        self.reply: Reply | None = None
-        self.score: Score | None = None
-        self._desk = desk
-        self._template = desk.template(dialogue.settings)
-        opening = self._template.opening(dialogue.conversation.system, desk.prelude(dialogue.settings))
-        self._history = desk.encode(opening)
+        self.pending: set[int] = set()
+        self._reply: Reply | None = None
+        self._score: Score | None = None
+        self._encoder = encoder
+        self._template = encoder.template(task.settings)
+        opening = self._template.opening(task.conversation.system, encoder.prelude(task.settings))
+        self._history = encoder.encode(opening)
 
     @property
     def over(self) -> bool:
-        return self.turn >= len(self.dialogue.conversation.turns)
-
-    @property
-    def row_number(self) -> int:
-        """The next turn's place in the plan."""
-        return self.dialogue.first_row + self.turn
+        return self.turn >= len(self.task.conversation.turns)
 
     def prompt(self) -> tuple[int, ...]:
-        """All tokens that the next reply follows."""
-        return (*self._history, *self._desk.encode(self._template.turn(self._now.user)))
+        """All tokens before the next reply."""
+        return (*self._history, *self._encoder.encode(self._template.turn(self._next.user)))
 
     def request(self) -> Request:
-        """The next turn, for the engine.
+        """The engine request for the next turn's reply.
 
         Raises:
-            PromptTooLongError: it has more tokens than allowed.
+            PromptTooLongError: the prompt has more tokens than allowed.
         """
         tokens = self.prompt()
-        limit = self._desk.max_prompt_tokens
+        limit = self._encoder.max_prompt_tokens
         if limit is not None and len(tokens) > limit:
             raise PromptTooLongError(f"the prompt has {len(tokens)} tokens; --max-prompt-tokens allows {limit}")
-        dialogue, turn = self.dialogue, self.dialogue.of_turn(self.turn)
+        task, turn = self.task, self.task.of_turn(self.turn)
         settings = turn.settings
         return Request(
             tokens=tokens,
             sampling=settings.sampling,
-            noise=NoiseKey(turn.seed, dialogue.conversation.id, dialogue.repeat, self.turn),
+            noise=NoiseKey(turn.seed, task.conversation.id, task.repeat, self.turn),
             max_tokens=settings.max_tokens,
             max_seconds=settings.max_seconds,
             stop=(*self._template.stops, *settings.stop),
             closing=self._template.closing,
-            root=self._desk.root(settings),
+            root=self._encoder.root(settings),
         )
 
-    def scoring(self) -> Scoring | None:
-        """The next turn's reference reply, for the engine; None when it has none."""
-        if self._now.reference is None:
-            return None
-        prefix = (*self._history, *self._desk.encode(self._template.past_turn(self._now.user)))
-        continuation = self._desk.encode(self._template.reply(self._now.reference))
-        return Scoring(prefix, continuation, self._desk.root(self.dialogue.settings))
+    def submit(self, engine: TurnEngine) -> None:
+        """Submit the next turn's request, and the scoring of its reference reply when it has one.
 
-    def finish_turn(self, reply: Reply, score: Score | None) -> Row:
-        """The row of the next turn, out of the engine's answers; the dialogue moves on to the turn after it."""
-        text = self._template.shown_reply(reply.text)
-        try:
-            row = self._row(reply, score, text)
-        except Exception as error:
-            # A check is foreign code: whatever it raises ends its row, not the run.
-            return error_row(self.dialogue, self.turn, _explain(error), reply, text)
-        self._advance(reply.history)
-        return row
+        Raises:
+            PromptTooLongError: the prompt has more tokens than allowed.
+            RwkvBatchError, ValueError: the engine refuses the request.
+        """
+        self.pending = {engine.submit(self.request())}
+        if self._next.reference is not None:
+            prefix = (*self._history, *self._encoder.encode(self._template.past_turn(self._next.user)))
+            continuation = self._encoder.encode(self._template.reply(self._next.reference))
+            self.pending.add(engine.submit_score(prefix, continuation, self._encoder.root(self.task.settings)))
+
+    def take_result(self, request_id: int, result: Reply | Score) -> Row | None:
+        """Take the engine's result of a pending request.
+
+        Returns:
+            The turn's row when all its results are there, else None. The replay has then moved to the next turn,
+            unless the row is an error row.
+        """
+        self.pending.remove(request_id)
+        if isinstance(result, Reply):
+            self._reply = result
+        else:
+            self._score = result
+        if self.pending or self._reply is None:
+            return None
+        reply, score = self._reply, self._score
+        self._reply = self._score = None
+        return self._finish_turn(reply, score)
 
     def fail_turn(self, error: Exception) -> Row:
-        """The error row of the next turn, which could not be generated. The dialogue does not move on."""
-        return error_row(self.dialogue, self.turn, _explain(error))
+        """The error row of the next turn. The replay stays at that turn."""
+        self.pending = set()
+        self._reply = self._score = None
+        return error_row(self.task, self.turn, _explain(error))
 
-    def replay(self, row: Row) -> None:
-        """Move over a turn whose row is there already: its tokens become history, nothing is generated."""
-        finish = cast("Finish", row.finish)
+    def skip_turn(self, row: Row) -> None:
+        """Move past a turn whose row exists: its tokens are added to the history, nothing is generated."""
+        finish_reason = cast("FinishReason", row.finish_reason)
         closing = self._template.closing
         self._advance(
-            closed_history(self._desk.tokenizer, self.prompt(), row.reply_ids, finish, row.stopped_by, closing)
+            closed_history(
+                self._encoder.tokenizer, self.prompt(), row.reply_ids, finish_reason, row.stopped_by, closing
+            )
         )
 
     @property
-    def _now(self) -> Turn:
-        return self.dialogue.conversation.turns[self.turn]
+    def _next(self) -> Turn:
+        return self.task.conversation.turns[self.turn]
+
+    def _finish_turn(self, reply: Reply, score: Score | None) -> Row:
+        text = self._template.shown_reply(reply.text)
+        try:
+            row = self._row(reply, score, text)
+        except Exception as error:  # checks are plug-ins: any exception fails the row, not the run
+            return error_row(self.task, self.turn, _explain(error), reply, text)
+        self._advance(reply.history)
+        return row
 
     def _advance(self, history: tuple[int, ...]) -> None:
-        if self.dialogue.settings.history == "gold" and self._now.reference is not None:
-            past = self._desk.encode(self._template.past_turn(self._now.user))
-            history = (*self._history, *past, *self._desk.encode(self._template.reply(self._now.reference)))
+        if self.task.settings.history == "gold" and self._next.reference is not None:
+            past = self._encoder.encode(self._template.past_turn(self._next.user))
+            history = (*self._history, *past, *self._encoder.encode(self._template.reply(self._next.reference)))
         self._history = history
         self.turn += 1
 
     def _row(self, reply: Reply, score: Score | None, text: str) -> Row:
-        turn, dialogue = self._now, self.dialogue
-        if reply.finish == "error":
+        turn, task = self._next, self.task
+        if reply.finish_reason == "error":
             raise RowError(reply.error or "the engine could not make this reply")
         total = math.fsum(reply.logprobs)
         if not math.isfinite(total) or (score is not None and not math.isfinite(score.nll)):
             raise NonFiniteLogitsError("the model's log-probabilities hold NaN or infinity")
-        facts = ReplyFacts(text, reply.finish, len(reply.ids), turn.reference)
+        facts = ReplyFacts(text, reply.finish_reason, len(reply.ids), turn.reference)
         return Row(
-            conversation=dialogue.conversation.id,
-            cell=dialogue.cell.name,
-            repeat=dialogue.repeat,
+            conversation=task.conversation.id,
+            cell=task.cell.name,
+            repeat=task.repeat,
             turn=self.turn,
-            seed=dialogue.of_turn(self.turn).seed,
-            tags=dialogue.conversation.tags,
+            seed=task.of_turn(self.turn).seed,
+            tags=task.conversation.tags,
             prompt=turn.user,
             reply=text,
             reply_ids=reply.ids,
-            finish=reply.finish,
+            finish_reason=reply.finish_reason,
             stopped_by=reply.stopped_by,
             tokens=TokenCounts(reply.num_prompt, len(reply.ids)),
             logprob=Logprob(total / len(reply.ids) if reply.ids else None, total),
             reference=_reference(turn, score),
-            checks=tuple(_judged(check, facts) for check in turn.checks),
+            checks=tuple(_check(check, facts) for check in turn.checks),
             error=None,
             timing=_timing(reply),
         )
 
 
-def error_row(dialogue: Dialogue, turn: int, message: str, reply: Reply | None = None, text: str = "") -> Row:
-    """The row of a turn that failed; `reply` and `text` are what there is of it."""
+def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, text: str = "") -> Row:
+    """The row of a failed turn; `reply` and `text` hold what was generated, if anything was."""
     ids: Sequence[int] = () if reply is None else reply.ids
     return Row(
-        conversation=dialogue.conversation.id,
-        cell=dialogue.cell.name,
-        repeat=dialogue.repeat,
+        conversation=task.conversation.id,
+        cell=task.cell.name,
+        repeat=task.repeat,
         turn=turn,
-        seed=dialogue.of_turn(turn).seed,
-        tags=dialogue.conversation.tags,
-        prompt=dialogue.conversation.turns[turn].user,
+        seed=task.of_turn(turn).seed,
+        tags=task.conversation.tags,
+        prompt=task.conversation.turns[turn].user,
         reply=text,
         reply_ids=tuple(ids),
-        finish="error",
+        finish_reason="error",
         stopped_by=None,
         tokens=TokenCounts(0 if reply is None else reply.num_prompt, len(ids)),
         logprob=Logprob(None, 0.0),
@@ -218,6 +247,16 @@ def error_row(dialogue: Dialogue, turn: int, message: str, reply: Reply | None =
     )
 
 
+def not_reached(failed_turn: int) -> str:
+    """The error message of a turn after a failed one."""
+    return f"{_NOT_REACHED} turn {failed_turn} of this conversation failed"
+
+
+def was_reached(error: str) -> bool:
+    """Whether an error message is of a turn that failed itself, rather than one that follows a failed turn."""
+    return not error.startswith(_NOT_REACHED)
+
+
 def _reference(turn: Turn, score: Score | None) -> Reference | None:
     if turn.reference is None or score is None:
         return None
@@ -225,7 +264,7 @@ def _reference(turn: Turn, score: Score | None) -> Reference | None:
     return Reference(turn.reference, score.nll, score.num_matched / num_tokens, num_tokens)
 
 
-def _judged(check: Check, facts: ReplyFacts) -> CheckResult:
+def _check(check: Check, facts: ReplyFacts) -> CheckResult:
     try:
         verdict = check.judge(facts)
     except RowError:
@@ -253,3 +292,68 @@ def _timing(reply: Reply) -> RowTiming:
 
 def _explain(error: Exception) -> str:
     return error.message if isinstance(error, RwkvBatchError) else f"{type(error).__name__}: {error}"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Numbers of rows, tasks and tokens of a plan (`--dry-run`), or of its shard.
+
+    Attributes:
+        dialogues: tasks.
+        first_prompt_tokens: in the first turns' prompts of all tasks.
+        first_prompt_distinct: those of them to compute when shared prefixes are computed once.
+        later_turn_tokens: tokens of the later turns' user messages, without the replies.
+        max_reply_tokens: upper bound of all replies together.
+    """
+
+    rows: int
+    dialogues: int
+    conversations: int
+    cells: tuple[str, ...]
+    repeats: int
+    first_prompt_tokens: int
+    first_prompt_distinct: int
+    later_turn_tokens: int
+    max_reply_tokens: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def preview(plan: Plan, encoder: PromptEncoder) -> Preview:
+    """Count a plan's work without a model; `encoder` needs no initial states."""
+    first = later = replies = rows = 0
+    prompts: set[tuple[str, tuple[int, ...]]] = set()
+    numbers = [plan.number_of(conversation, cell, 0) for conversation in plan.chosen for cell in range(len(plan.cells))]
+    for task in map(plan.task, numbers):
+        turns = task.conversation.turns
+        rows += len(turns)
+        prompt = ConversationReplay(task, encoder).prompt()
+        # Prompts of different models or initial states share no cached state.
+        prompts.add((f"{task.settings.model}\0{task.settings.state}", prompt))
+        first += len(prompt)
+        template = encoder.template(task.settings)
+        later += sum(len(encoder.encode(template.turn(turn.user))) for turn in turns[1:])
+        replies += sum(task.of_turn(turn).settings.max_tokens for turn in range(len(turns)))
+    return Preview(
+        rows=plan.repeats * rows,
+        dialogues=plan.repeats * len(numbers),
+        conversations=len(plan.chosen),
+        cells=tuple(cell.name for cell in plan.cells),
+        repeats=plan.repeats,
+        first_prompt_tokens=plan.repeats * first,
+        first_prompt_distinct=_num_distinct(prompts),
+        later_turn_tokens=plan.repeats * later,
+        max_reply_tokens=plan.repeats * replies,
+    )
+
+
+def _num_distinct(prompts: Iterable[tuple[str, tuple[int, ...]]]) -> int:
+    """Nodes of the prompts' prefix tree: in sorted order, each prompt adds the tokens that its predecessor lacks."""
+    count = 0
+    previous: tuple[str, tuple[int, ...]] = ("", ())
+    for key, tokens in sorted(prompts):
+        pairs = zip(previous[1], tokens, strict=False) if previous[0] == key else ()
+        count += len(tokens) - sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        previous = (key, tokens)
+    return count

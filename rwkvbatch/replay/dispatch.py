@@ -1,9 +1,9 @@
-"""Which worker carries out which dialogue: order, leases, lost workers, and the end of a run.
+"""Assigns tasks to workers: order, restarts after lost workers, moves and re-runs near the end.
 
-Knows neither models nor rows; workers and dialogues are numbers. Dialogues of one group (a conversation) go to one
-worker as long as there is enough for all, because they share prefixes. Towards the end no worker waits for another:
-who holds less takes over what others have not begun, and who is idle repeats what somebody holds for suspiciously
-long. That is safe because rows do not depend on who makes them; the first one counts.
+Knows neither models nor rows; workers and tasks are numbers. Tasks of one group (a conversation) go to one worker while
+there are enough for all, because they share prefixes. Near the end, workers with room take tasks that others have not
+started, and idle workers re-run stragglers. Both are safe because rows do not depend on the worker; the first copy of
+a row counts.
 """
 
 from __future__ import annotations
@@ -14,270 +14,266 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 MAX_ATTEMPTS = 3
+"""Workers that may end while they hold a task, before it is given up."""
 MAX_MOVES = 2
 MAX_COPIES = 2
-LATE_FACTOR = 3.0
-LATE_S = 2.0
-LOOK_EVERY_S = 0.1
-"""How often idle workers look for something to take over."""
+STRAGGLER_FACTOR = 3.0
+STRAGGLER_S = 2.0
+"""A straggler has been held for this time, and for `STRAGGLER_FACTOR` times the mean of finished tasks."""
+REBALANCE_EVERY_S = 0.1
 
 
 @dataclass(frozen=True)
-class Grant:
-    """Dialogues for a worker; those of them in `taken` are no longer to be done by `taken[dialogue]`."""
+class Assignment:
+    """Tasks for a worker. `moved_from` has those to be dropped by the worker that held them, with its number."""
 
     worker: int
-    dialogues: tuple[int, ...]
-    taken: dict[int, int] = field(default_factory=dict[int, int])
+    tasks: tuple[int, ...]
+    moved_from: dict[int, int] = field(default_factory=dict[int, int])
 
 
 @dataclass
-class _Member:
-    """A worker: the dialogues that it holds, since when, and those that are kept for it.
+class _Worker:
+    """State of a worker.
 
-    The first `num_begun` of those that it holds are under way.
+    Attributes:
+        room: tasks it may hold.
+        active: how many of the held tasks are under way; those are the first ones.
+        held: assigned tasks, with the time of assignment.
+        reserved: tasks to be assigned to it next.
+        exclusive: it holds the last attempt of a task and gets no other one.
     """
 
     room: int
-    num_begun: int = 0
+    active: int = 0
     held: dict[int, float] = field(default_factory=dict[int, float])
-    kept: deque[int] = field(default_factory=deque[int])
-    alone: bool = False
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self.held) - self.num_begun
+    reserved: deque[int] = field(default_factory=deque[int])
+    exclusive: bool = False
 
 
 class Dispatcher:
-    """Hands out dialogues until all of them are over.
+    """Assigns tasks until all of them are finished or given up.
 
     Args:
-        dialogues: in the order in which they should be begun; those of a group one after the other.
-        group: of a dialogue.
-        clock: seconds that never jump.
+        tasks: in the order in which they should start; those of a group are neighbours.
+        group: of a task.
+        clock: monotonic seconds.
     """
 
     def __init__(
-        self,
-        dialogues: Sequence[int],
-        group: Callable[[int], int],
-        *,
-        clock: Callable[[], float] = time.monotonic,
+        self, tasks: Sequence[int], group: Callable[[int], int], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._dialogues = dialogues
+        self._tasks = tasks
         self._group = group
         self._clock = clock
-        self._num_coming = 0
+        self._num_starting = 0
         self._next = 0
-        self._num_kept = 0
-        self._again: deque[int] = deque()
-        self._last_try: deque[int] = deque()
-        self._members: dict[int, _Member] = {}
-        self._hungry: dict[int, None] = {}
+        self._num_reserved = 0
+        self._retries: deque[int] = deque()
+        self._last_attempts: deque[int] = deque()
+        self._workers: dict[int, _Worker] = {}
+        self._with_room: dict[int, None] = {}  # a set in order of insertion
         self._holders: dict[int, list[int]] = {}
         self._attempts: dict[int, int] = {}
         self._moves: dict[int, int] = {}
-        self._num_left = len(dialogues)
+        self._num_left = len(tasks)
         self._mean_s = 0.0
         self._num_timed = 0
-        self._looked_s = -LOOK_EVERY_S
+        self._rebalanced_s = -REBALANCE_EVERY_S
 
     @property
     def finished(self) -> bool:
-        """Whether every dialogue is over or given up."""
+        """Whether every task is finished or given up."""
         return self._num_left == 0
 
     @property
     def num_workers(self) -> int:
-        return len(self._members)
+        return len(self._workers)
 
-    def expect(self, num_coming: int) -> None:
-        """So many workers will join soon: what is theirs is not given to those who are first."""
-        self._num_coming = num_coming
+    def expect(self, num_starting: int) -> None:
+        """Leave a share of the tasks to workers that will join soon."""
+        self._num_starting = num_starting
 
     def joined(self, worker: int, room: int) -> None:
-        """A worker is ready for `room` dialogues at a time."""
-        self._members[worker] = _Member(room)
-        self._hungry[worker] = None
+        """Add a worker that may hold `room` tasks."""
+        self._workers[worker] = _Worker(room)
+        self._with_room[worker] = None
 
-    def reported(self, worker: int, num_begun: int) -> None:
-        """A worker has so many dialogues under way, the first ones of those that it was given."""
-        member = self._members.get(worker)
-        if member is not None:
-            member.num_begun = num_begun
+    def reported(self, worker: int, active: int) -> None:
+        """Record how many of a worker's tasks are under way."""
+        state = self._workers.get(worker)
+        if state is not None:
+            state.active = active
 
     def left(self, worker: int) -> list[int]:
-        """A worker is gone. Returns dialogues that are given up: three workers died while they held them."""
-        member = self._members.pop(worker, None)
-        if member is None:
+        """Remove a worker. Returns the tasks that are given up, after `MAX_ATTEMPTS` lost workers."""
+        state = self._workers.pop(worker, None)
+        if state is None:
             return []
-        self._hungry.pop(worker, None)
-        self._again.extend(member.kept)
-        self._num_kept -= len(member.kept)
+        self._with_room.pop(worker, None)
+        self._retries.extend(state.reserved)
+        self._num_reserved -= len(state.reserved)
         given_up: list[int] = []
-        for dialogue in member.held:
-            holders = self._holders[dialogue]
+        for task in state.held:
+            holders = self._holders[task]
             holders.remove(worker)
             if holders:
                 continue
-            del self._holders[dialogue]
-            attempts = self._attempts[dialogue] = self._attempts.get(dialogue, 0) + 1
+            del self._holders[task]
+            attempts = self._attempts[task] = self._attempts.get(task, 0) + 1
             if attempts >= MAX_ATTEMPTS:
-                given_up.append(dialogue)
-                self._forget(dialogue)
+                given_up.append(task)
+                self._forget(task)
             elif attempts == MAX_ATTEMPTS - 1:
-                # The last time alone, so that it cannot take others along.
-                self._last_try.append(dialogue)
+                # The last attempt runs alone, so that a crash affects no other task.
+                self._last_attempts.append(task)
             else:
-                self._again.append(dialogue)
+                self._retries.append(task)
         return given_up
 
-    def over(self, worker: int, dialogue: int) -> list[int]:
-        """`worker` has ended a dialogue. Returns who else holds it; nobody if it had ended before."""
-        holders = self._holders.pop(dialogue, None)
-        if holders is None:
+    def finish(self, worker: int, task: int) -> list[int]:
+        """Record that `worker` finished a task. Returns the other workers that hold it."""
+        holders = self._holders.pop(task, None)
+        if holders is None:  # another copy was finished before
             return []
         now = self._clock()
         for holder in holders:
-            member = self._members[holder]
-            self._count_time(now - member.held.pop(dialogue))
-            member.alone = False
-            self._hungry[holder] = None
-        self._forget(dialogue)
+            state = self._workers[holder]
+            self._count_time(now - state.held.pop(task))
+            state.exclusive = False
+            self._with_room[holder] = None
+        self._forget(task)
         return [holder for holder in holders if holder != worker]
 
-    def grants(self) -> list[Grant]:
-        """What to lease now, and to whom."""
-        found: list[Grant] = []
-        for worker in list(self._hungry):
-            member = self._members[worker]
-            chosen = self._choose(member)
+    def assignments(self) -> list[Assignment]:
+        """New assignments, which count as held from now on."""
+        found: list[Assignment] = []
+        for worker in list(self._with_room):
+            state = self._workers[worker]
+            chosen = self._choose(state)
             if chosen:
-                self._lease(worker, chosen)
-                found.append(Grant(worker, tuple(chosen)))
-            if member.alone or len(member.held) >= member.room:
-                del self._hungry[worker]
-        if self._hungry and self._exhausted:
-            found += self._take_over()
+                self._hold(worker, chosen)
+                found.append(Assignment(worker, tuple(chosen)))
+            if state.exclusive or len(state.held) >= state.room:
+                del self._with_room[worker]
+        if self._with_room and self._next >= len(self._tasks) and not self._retries and not self._last_attempts:
+            found += self._rebalance()
         return found
 
     @property
     def _num_sharing(self) -> int:
-        return len(self._members) + self._num_coming
+        return len(self._workers) + self._num_starting
 
-    @property
-    def _exhausted(self) -> bool:
-        return self._next >= len(self._dialogues) and not self._again and not self._last_try
-
-    def _choose(self, member: _Member) -> list[int]:
-        if member.alone:
+    def _choose(self, state: _Worker) -> list[int]:
+        if state.exclusive:
             return []
-        if self._last_try and not member.held:
-            member.alone = True
-            return [self._last_try.popleft()]
+        if self._last_attempts and not state.held:
+            state.exclusive = True
+            return [self._last_attempts.popleft()]
         chosen: list[int] = []
-        # Nobody holds more than an even share of all that is not over.
+        # No worker holds more than an even share of the unfinished tasks.
         share = -(-self._num_left // self._num_sharing)
-        while len(member.held) + len(chosen) < min(member.room, share):
-            if self._again:
-                chosen.append(self._again.popleft())
-            elif member.kept or self._keep_more(member):
-                chosen.append(member.kept.popleft())
-                self._num_kept -= 1
+        while len(state.held) + len(chosen) < min(state.room, share):
+            if self._retries:
+                chosen.append(self._retries.popleft())
+            elif state.reserved or self._reserve(state):
+                chosen.append(state.reserved.popleft())
+                self._num_reserved -= 1
             else:
                 break
         return chosen
 
-    def _keep_more(self, member: _Member) -> bool:
-        """Keep the next dialogues of one group for a worker: at most half of its fair share of what is left."""
-        num_left = len(self._dialogues) - self._next
-        if num_left <= 0:
-            return self._keep_what_others_keep(member)
-        most = max(1, num_left // (2 * self._num_sharing)) if self._num_sharing > 1 else num_left
+    def _reserve(self, state: _Worker) -> bool:
+        """Reserve the next tasks of one group for a worker: at most half of its even share of the remaining tasks."""
+        num_remaining = len(self._tasks) - self._next
+        if num_remaining <= 0:
+            return self._take_reserved(state)
+        most = max(1, num_remaining // (2 * self._num_sharing)) if self._num_sharing > 1 else num_remaining
         start = self._next
-        group = self._group(self._dialogues[start])
+        group = self._group(self._tasks[start])
         stop = start + 1
-        limit = min(len(self._dialogues), start + min(most, 2 * member.room))
-        while stop < limit and self._group(self._dialogues[stop]) == group:
+        limit = min(len(self._tasks), start + min(most, 2 * state.room))
+        while stop < limit and self._group(self._tasks[stop]) == group:
             stop += 1
-        member.kept.extend(self._dialogues[start:stop])
-        self._num_kept += stop - start
+        state.reserved.extend(self._tasks[start:stop])
+        self._num_reserved += stop - start
         self._next = stop
         return True
 
-    def _keep_what_others_keep(self, member: _Member) -> bool:
-        if self._num_kept == 0:
+    def _take_reserved(self, state: _Worker) -> bool:
+        """Take half of the tasks that are reserved for the worker with the most of them."""
+        if self._num_reserved == 0:
             return False
-        richest = max(self._members.values(), key=lambda other: len(other.kept))
-        for _ in range((len(richest.kept) + 1) // 2):
-            member.kept.appendleft(richest.kept.pop())
-        return bool(member.kept)
+        richest = max(self._workers.values(), key=lambda other: len(other.reserved))
+        for _ in range((len(richest.reserved) + 1) // 2):
+            state.reserved.appendleft(richest.reserved.pop())
+        return bool(state.reserved)
 
-    def _take_over(self) -> list[Grant]:
-        """For workers with room, what others have more of and have not begun; for idle ones, a copy of what is late."""
+    def _rebalance(self) -> list[Assignment]:
+        """Move tasks that have not started to workers with room; assign stragglers to idle workers as well."""
         now = self._clock()
-        if now - self._looked_s < LOOK_EVERY_S:
+        if now - self._rebalanced_s < REBALANCE_EVERY_S:
             return []
-        self._looked_s = now
-        found: list[Grant] = []
-        for worker in sorted(self._hungry, key=lambda number: len(self._members[number].held)):
-            member = self._members[worker]
-            grant = self._move(worker, member)
-            if grant is None and not member.held:
-                grant = self._copy(worker, now)
-            if grant is None:
+        self._rebalanced_s = now
+        found: list[Assignment] = []
+        for worker in sorted(self._with_room, key=lambda number: len(self._workers[number].held)):
+            state = self._workers[worker]
+            assignment = self._move(worker, state)
+            if assignment is None and not state.held:
+                assignment = self._copy_straggler(worker, now)
+            if assignment is None:
                 break
-            found.append(grant)
+            found.append(assignment)
         return found
 
-    def _move(self, worker: int, member: _Member) -> Grant | None:
-        """From the one that holds most, of those that have something to give, until both hold the same."""
-        givers = [number for number, other in self._members.items() if other.num_waiting > 0 and not other.alone]
+    def _move(self, worker: int, state: _Worker) -> Assignment | None:
+        """Move tasks from the worker that holds most and has some not started, until both hold the same number."""
+        givers = [n for n, other in self._workers.items() if len(other.held) > other.active and not other.exclusive]
         if not givers:
             return None
-        giver = max(givers, key=lambda number: len(self._members[number].held))
-        other = self._members[giver]
-        num = min((len(other.held) - len(member.held)) // 2, member.room - len(member.held))
-        # What is under way stays: to begin its turn again would take longer than to let it end.
-        waiting = list(other.held)[other.num_begun :][::-1]
-        movable = [d for d in waiting if self._moves.get(d, 0) < MAX_MOVES and self._holders[d] == [giver]]
+        giver = max(givers, key=lambda number: len(self._workers[number].held))
+        other = self._workers[giver]
+        num = min((len(other.held) - len(state.held)) // 2, state.room - len(state.held))
+        # Active tasks stay: to repeat their turns would take longer than to finish them.
+        not_started = list(other.held)[other.active :][::-1]
+        movable = [t for t in not_started if self._moves.get(t, 0) < MAX_MOVES and self._holders[t] == [giver]]
         chosen = movable[: max(0, num)]
         if not chosen:
             return None
-        for dialogue in chosen:
-            self._moves[dialogue] = self._moves.get(dialogue, 0) + 1
-            self._holders[dialogue].remove(giver)
-            del other.held[dialogue]
-        self._hungry[giver] = None
-        self._lease(worker, chosen)
-        return Grant(worker, tuple(chosen), dict.fromkeys(chosen, giver))
+        for task in chosen:
+            self._moves[task] = self._moves.get(task, 0) + 1
+            self._holders[task].remove(giver)
+            del other.held[task]
+        self._with_room[giver] = None
+        self._hold(worker, chosen)
+        return Assignment(worker, tuple(chosen), dict.fromkeys(chosen, giver))
 
-    def _copy(self, worker: int, now: float) -> Grant | None:
+    def _copy_straggler(self, worker: int, now: float) -> Assignment | None:
         if self._num_timed == 0:
             return None
-        late_s = max(LATE_S, LATE_FACTOR * self._mean_s)
-        oldest: tuple[float, int] | None = None
-        for other in self._members.values():
-            for dialogue, since in other.held.items():
-                if len(self._holders[dialogue]) < MAX_COPIES and (oldest is None or since < oldest[0]):
-                    oldest = (since, dialogue)
-        if oldest is None or now - oldest[0] < late_s:
+        candidates = [
+            (since, task)
+            for other in self._workers.values()
+            for task, since in other.held.items()
+            if len(self._holders[task]) < MAX_COPIES
+        ]
+        since, task = min(candidates, default=(now, -1))
+        if now - since < max(STRAGGLER_S, STRAGGLER_FACTOR * self._mean_s):
             return None
-        self._lease(worker, [oldest[1]])
-        return Grant(worker, (oldest[1],))
+        self._hold(worker, [task])
+        return Assignment(worker, (task,))
 
-    def _lease(self, worker: int, dialogues: Sequence[int]) -> None:
+    def _hold(self, worker: int, tasks: Sequence[int]) -> None:
         now = self._clock()
-        held = self._members[worker].held
-        for dialogue in dialogues:
-            held[dialogue] = now
-            self._holders.setdefault(dialogue, []).append(worker)
+        held = self._workers[worker].held
+        for task in tasks:
+            held[task] = now
+            self._holders.setdefault(task, []).append(worker)
 
-    def _forget(self, dialogue: int) -> None:
+    def _forget(self, task: int) -> None:
         self._num_left -= 1
-        self._attempts.pop(dialogue, None)
-        self._moves.pop(dialogue, None)
+        self._attempts.pop(task, None)
+        self._moves.pop(task, None)
 
     def _count_time(self, seconds: float) -> None:
         self._num_timed += 1

@@ -1,267 +1,312 @@
-"""The driver: leases dialogues to workers, and writes the rows that they report. The only writer of a run."""
+"""Runs tasks to their ends: on a worker in this process (`LocalDriver`), or on a pool of workers (`PoolDriver`).
+
+Both give finished rows to a `RowRecorder`, the only writer of a run.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from array import array
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from rwkvbatch.errors import RwkvBatchError
-from rwkvbatch.replay.conversation import error_row
-from rwkvbatch.replay.dispatch import MAX_ATTEMPTS, Dispatcher, Grant
-from rwkvbatch.replay.messages import Drop, FinishedRow, Joined, Lease, Leave, Left, Report, Work
-from rwkvbatch.replay.models import Setup
+from rwkvbatch.replay.conversation import error_row, not_reached, was_reached
+from rwkvbatch.replay.dispatch import MAX_ATTEMPTS, Assignment, Dispatcher
+from rwkvbatch.replay.models import ModelProvider, Setup
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import WorkerPool
-from rwkvbatch.replay.progress import WorkerProgress
-from rwkvbatch.replay.worker import finished_row, not_reached
+from rwkvbatch.replay.pool import Assign, Drop, Joined, Leave, Left, Report, WorkerPool
+from rwkvbatch.replay.progress import Counts, WorkerProgress
+from rwkvbatch.replay.worker import Worker
 from rwkvbatch.results.row import EncodedRow, Row
+from rwkvbatch.results.store import MemoryRows, RowStore
 
 WAIT_S = 0.25
-"""How long the driver waits for a word of its workers before it looks at the clock."""
+"""How long the driver waits for events of its workers before it looks at the clock."""
 DRAIN_S = 10.0
-"""How long workers have to come to the end of their step when the run is stopped."""
-FAILURES_TOLD = 20
-"""So many failed turns are told one by one, as warnings; of the others only the log file hears."""
+"""How long workers may take to finish their step when the run is stopped."""
+FAILURES_SHOWN = 20
+"""Failed turns logged as warnings; later ones are logged at level `info`."""
 
 _log = logging.getLogger(__name__)
 
 
-class RowSink(Protocol):
-    """Where rows go, and where those of an earlier session are."""
-
-    def has(self, number: int) -> bool: ...
-    def read(self, number: int) -> Row: ...
-    def append_all(self, rows: Sequence[EncodedRow]) -> None: ...
-    def tick(self) -> None: ...
-
-
-@dataclass
-class WorkerCounts:
-    """What one worker did in this session. `rows` includes those that another one had finished first."""
-
-    name: str
-    active: int = 0
-    rows: int = 0
-    reply_tokens: int = 0
-    alive: bool = True
-
-
-@dataclass
-class Counts:
-    """What this session did. Rows count when they are written; the store knows which are durable."""
-
-    rows: int = 0
-    failed_rows: int = 0
-    failed_turns: int = 0
-    failed_checks: int = 0
-    reply_tokens: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    lost_workers: int = 0
-    workers: dict[int, WorkerCounts] = field(default_factory=dict[int, WorkerCounts])
-
-    @property
-    def active(self) -> int:
-        """Dialogues under way."""
-        return sum(worker.active for worker in self.workers.values())
-
-    def at_work(self) -> tuple[WorkerProgress, ...]:
-        """The workers that are there."""
-        return tuple(
-            WorkerProgress(worker.name, worker.active, worker.rows, worker.reply_tokens)
-            for worker in self.workers.values()
-            if worker.alive
-        )
-
-
 class TooManyFailuresError(RwkvBatchError):
-    """More rows failed than `--max-failures` allows; what is done is kept."""
+    """More rows failed than `--max-failures` allows; all finished rows are kept."""
 
 
-class Driver:
-    """Runs dialogues of a plan.
+class RowRecorder:
+    """Writes finished rows to a store, counts them, and logs the failed ones.
 
     Args:
-        plan: all dialogues.
-        sink: the store.
-        crew: the workers.
-        counts: added to while the driver runs.
-        max_failures: stop when more rows than this have failed in this session.
-        should_stop: asked again and again; true ends the run and drops the rows under way.
-        after_step: called whenever workers were listened to.
+        counts: updated with every row that is written.
+        max_failures: number of failed turns in this session above which `add` raises.
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        sink: RowSink,
-        crew: WorkerPool,
-        counts: Counts,
-        *,
-        max_failures: int | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
-        after_step: Callable[[], None] = lambda: None,
+        self, plan: Plan, rows: RowStore | MemoryRows, counts: Counts, max_failures: int | None = None
     ) -> None:
         self._plan = plan
-        self._sink = sink
-        self._crew = crew
-        self._counts = counts
+        self._rows = rows
         self._max_failures = max_failures
-        self._should_stop = should_stop
-        self._after_step = after_step
-        self._draining = False
+        self.counts = counts
 
-    def run(self, dialogues: Iterable[int], setup: Setup) -> bool:
-        """Run those of `dialogues` (numbers in the plan) that have rows missing to their ends.
+    def incomplete(self, tasks: Iterable[int]) -> Iterator[int]:
+        """Those of `tasks` that have rows missing."""
+        return (task for task in tasks if not all(map(self._rows.has, range(*self._plan.rows_of(task)))))
 
-        Returns:
-            False when it was stopped before the end.
+    def rows_of(self, task: int) -> dict[int, Row]:
+        """The task's existing rows, by turn."""
+        first, last = self._plan.rows_of(task)
+        return {number - first: self._rows.read(number) for number in range(first, last) if self._rows.has(number)}
+
+    def add(self, rows: Mapping[int, Row]) -> None:
+        """Write rows, by number.
 
         Raises:
-            TooManyFailuresError: more rows failed than allowed.
-            WorkerError: no worker can be had.
+            TooManyFailuresError: more turns failed than allowed; the rows are written.
             StorageError: a row could not be written.
         """
-        todo = array("q", (number for number in dialogues if not self._is_complete(number)))
-        if not todo:
-            return True
-        self._dispatcher = Dispatcher(todo, self._plan.conversation_of)
-        for worker in self._counts.workers.values():
-            worker.active, worker.alive = 0, False
-        self._crew.begin(setup)
-        while not self._dispatcher.finished:
-            if self._should_stop():
-                self._drain()
-                return False
-            self._dispatcher.expect(self._crew.num_coming)
-            for grant in self._dispatcher.grants():
-                self._lease(grant)
-            self._listen(WAIT_S)
-            self._sink.tick()
-            self._after_step()
-        return True
+        if rows:
+            self._rows.append_all(rows)
+        for number, row in rows.items():
+            self._count(number, row.error, row.failed_checks, row.tokens.reply)
 
-    def _is_complete(self, number: int) -> bool:
-        return all(self._sink.has(row) for row in range(*self._plan.rows_of(number)))
+    def add_encoded(self, rows: Sequence[EncodedRow]) -> None:
+        """Write rows, as `add` does. Two workers may send a row, with the same content: the first one counts."""
+        new: dict[int, EncodedRow] = {}
+        for row in rows:
+            if not self._rows.has(row.number):
+                new.setdefault(row.number, row)
+        if new:
+            self._rows.append_encoded(list(new.values()))
+        for row in new.values():
+            self._count(row.number, row.error, row.failed_checks, row.reply_tokens)
 
-    def _lease(self, grant: Grant) -> None:
-        for dialogue, worker in grant.taken.items():
-            self._crew.send(worker, Drop((dialogue,)))
-        leases = tuple(Lease(dialogue, self._rows_there(dialogue)) for dialogue in grant.dialogues)
-        self._crew.send(grant.worker, Work(leases))
+    def add_lost(self, task: int, reason: str) -> None:
+        """Write error rows for all missing rows of a task whose workers crashed."""
+        first, last = self._plan.rows_of(task)
+        missing = [turn for turn in range(last - first) if not self._rows.has(first + turn)]
+        message = f"{MAX_ATTEMPTS} workers ended while they ran this conversation; the last one: {reason}"
+        self.add(
+            {
+                first + turn: error_row(
+                    self._plan.task(task), turn, message if turn == missing[0] else not_reached(missing[0])
+                )
+                for turn in missing
+            }
+        )
 
-    def _rows_there(self, dialogue: int) -> dict[int, Row]:
-        first, last = self._plan.rows_of(dialogue)
-        return {n - first: self._sink.read(n) for n in range(first, last) if self._sink.has(n)}
+    def tick(self) -> None:
+        """Let the store flush rows that have waited long enough."""
+        self._rows.tick()
 
-    def _listen(self, timeout_s: float) -> None:
-        finished: list[FinishedRow] = []
-        ended: list[tuple[int, int]] = []
-        for worker, event in self._crew.receive(timeout_s):
-            match event:
-                case Joined(name, room):
-                    if not self._draining:
-                        self._counts.workers.setdefault(worker, WorkerCounts(name)).alive = True
-                        self._dispatcher.joined(worker, room)
-                case Report(rows, over, active, notes):
-                    for note in notes:
-                        logging.getLogger(note.logger).log(note.level, note.text, extra={"worker": worker})
-                    finished += rows
-                    ended += [(worker, dialogue) for dialogue in over]
-                    self._dispatcher.reported(worker, active)
-                    self._count_worker(worker, rows, active)
-                case Left(reason, error):
-                    # What was reported before is kept, and known before the leases are given away.
-                    self._commit(finished)
-                    self._end(ended)
-                    finished, ended = [], []
-                    if error is not None:
-                        raise error
-                    self._lose(worker, reason)
-        self._commit(finished)
-        self._end(ended)
+    def _count(self, number: int, error: str | None, failed_checks: int, reply_tokens: int) -> None:
+        self.counts.rows += 1
+        self.counts.failed_checks += failed_checks
+        self.counts.reply_tokens += reply_tokens
+        if error is not None:
+            self.counts.failed_rows += 1
+            self._log_failure(number, error)
 
-    def _count_worker(self, worker: int, rows: Sequence[FinishedRow], active: int) -> None:
-        counts = self._counts.workers[worker]
-        counts.active = active
-        counts.rows += len(rows)
-        counts.reply_tokens += sum(row.reply_tokens for row in rows)
-
-    def _commit(self, rows: Sequence[FinishedRow]) -> None:
-        # A row may come twice, from two workers: it is the same row, and the first one counts.
-        new = {row.encoded.number: row for row in reversed(rows) if not self._sink.has(row.encoded.number)}
-        if not new:
-            return
-        ordered = list(reversed(new.values()))
-        self._sink.append_all([row.encoded for row in ordered])
-        counts = self._counts
-        counts.rows += len(ordered)
-        for row in ordered:
-            counts.failed_checks += row.failed_checks
-            counts.reply_tokens += row.reply_tokens
-            counts.prompt_tokens += row.prompt_tokens
-            counts.cached_tokens += row.cached_tokens
-            if row.error is not None:
-                counts.failed_rows += 1
-                self._tell_failure(row, row.error)
-
-    def _tell_failure(self, row: FinishedRow, error: str) -> None:
-        """Log a failed row, and end the run where there are too many; rows that were not reached do not count."""
-        dialogue, turn = self._plan.dialogue_of_row(row.encoded.number)
-        key = self._plan.dialogue(dialogue).key(turn)
-        counts = self._counts
-        counts.failed_turns += row.reached
-        told = row.reached and counts.failed_turns <= FAILURES_TOLD
-        level = logging.WARNING if told else logging.INFO
+    def _log_failure(self, number: int, error: str) -> None:
+        task, turn = self._plan.task_of_row(number)
+        key = self._plan.task(task).key(turn)
+        counts = self.counts
+        reached = was_reached(error)
+        counts.failed_turns += reached
+        level = logging.WARNING if reached and counts.failed_turns <= FAILURES_SHOWN else logging.INFO
         _log.log(level, "%s: failed: %s", key.in_words(), error, extra={"row": vars(key)})
-        if row.reached and counts.failed_turns == FAILURES_TOLD + 1:
-            _log.warning("more turns fail; the log file and `rwkvbatch show DIR --failed` tell which")
-        if row.reached and self._max_failures is not None and counts.failed_turns > self._max_failures:
+        if reached and counts.failed_turns == FAILURES_SHOWN + 1:
+            _log.warning("more turns fail; the log file and `rwkvbatch show DIR --failed` list them")
+        if reached and self._max_failures is not None and counts.failed_turns > self._max_failures:
             raise TooManyFailuresError(
                 f"{counts.failed_turns} turns failed, --max-failures allows {self._max_failures}; "
                 f"the last one, {key.in_words()}: {error}",
                 hint="all rows so far are kept; --retry-errors runs the failed ones again",
             )
 
-    def _end(self, ended: Sequence[tuple[int, int]]) -> None:
-        for worker, dialogue in ended:
-            for other in self._dispatcher.over(worker, dialogue):
-                self._crew.send(other, Drop((dialogue,)))
+
+class Driver(Protocol):
+    """Runs tasks, in this process or elsewhere."""
+
+    def run(self, tasks: Iterable[int], setup: Setup) -> bool:
+        """Run those of `tasks` that have rows missing.
+
+        Returns:
+            False when the run was stopped before the end.
+
+        Raises:
+            TooManyFailuresError: more turns failed than allowed.
+            WorkerError: no worker can be started.
+            StorageError: a row could not be written.
+        """
+        ...
+
+    def close(self) -> None:
+        """End all workers and free their models."""
+        ...
+
+
+class LocalDriver:
+    """Steps one worker in this process.
+
+    Args:
+        should_stop: checked before each step.
+        after_step: called after each step.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        loader: ModelProvider,
+        recorder: RowRecorder,
+        should_stop: Callable[[], bool] = lambda: False,
+        after_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._plan = plan
+        self._loader = loader
+        self._recorder = recorder
+        self._should_stop = should_stop
+        self._after_step = after_step
+        self._setup: Setup | None = None
+        self._worker: Worker | None = None
+
+    def run(self, tasks: Iterable[int], setup: Setup) -> bool:
+        recorder, counts = self._recorder, self._recorder.counts
+        todo = recorder.incomplete(tasks)
+        task = next(todo, None)
+        if task is None:
+            return True
+        worker = self._worker_for(setup)
+        progress = counts.workers.get(0) or WorkerProgress("local")
+        while task is not None or not worker.idle:
+            if self._should_stop():
+                worker.drop()
+                return False
+            while task is not None and worker.num_held < self._plan.settings.batch_size:
+                worker.add(task, recorder.rows_of(task))
+                task = next(todo, None)
+            step = worker.step()
+            tokens = sum(row.tokens.reply for row in step.rows.values())
+            counts.workers[0] = progress = progress.after(step.active, len(step.rows), tokens)
+            recorder.add(step.rows)
+            recorder.tick()
+            self._after_step()
+        return True
+
+    def close(self) -> None:
+        self._worker = None
+
+    def _worker_for(self, setup: Setup) -> Worker:
+        if self._worker is None or self._setup != setup:
+            self._worker = None  # frees its model before the next one is loaded
+            self._worker = Worker(self._plan, self._loader, setup)
+            self._setup = setup
+        return self._worker
+
+
+class PoolDriver:
+    """Distributes tasks to the workers of a pool.
+
+    Args:
+        should_stop: checked whenever events were received. after_step: called then.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        pool: WorkerPool,
+        recorder: RowRecorder,
+        should_stop: Callable[[], bool] = lambda: False,
+        after_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._plan = plan
+        self._pool = pool
+        self._recorder = recorder
+        self._workers = recorder.counts.workers
+        self._should_stop = should_stop
+        self._after_step = after_step
+        self._draining = False
+
+    def run(self, tasks: Iterable[int], setup: Setup) -> bool:
+        todo = array("q", self._recorder.incomplete(tasks))
+        if not todo:
+            return True
+        self._dispatcher = Dispatcher(todo, self._plan.conversation_of)
+        former = dict(self._workers)
+        self._workers.clear()
+        self._pool.begin(setup)
+        while not self._dispatcher.finished:
+            if self._should_stop():
+                self._drain()
+                return False
+            self._dispatcher.expect(self._pool.num_starting)
+            for assignment in self._dispatcher.assignments():
+                self._assign(assignment)
+            self._receive(former)
+            self._recorder.tick()
+            self._after_step()
+        return True
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def _assign(self, assignment: Assignment) -> None:
+        for task, worker in assignment.moved_from.items():
+            self._pool.send(worker, Drop((task,)))
+        tasks = {task: self._recorder.rows_of(task) for task in assignment.tasks}
+        self._pool.send(assignment.worker, Assign(tasks))
+
+    def _receive(self, former: Mapping[int, WorkerProgress]) -> None:
+        """Handle the workers' events; `former` has the progress of workers that served an earlier setup."""
+        rows: list[EncodedRow] = []
+        finished: list[tuple[int, int]] = []
+        for worker, event in self._pool.receive(WAIT_S):
+            match event:
+                case Joined(name, room):
+                    if not self._draining:
+                        self._workers[worker] = former.get(worker) or WorkerProgress(name)
+                        self._dispatcher.joined(worker, room)
+                case Report():
+                    for entry in event.logs:
+                        logging.getLogger(entry.logger).log(entry.level, entry.text, extra={"worker": worker})
+                    rows += event.rows
+                    finished += [(worker, task) for task in event.finished]
+                    self._dispatcher.reported(worker, event.active)
+                    if (progress := self._workers.get(worker)) is not None:  # else it failed before it joined
+                        tokens = sum(row.reply_tokens for row in event.rows)
+                        self._workers[worker] = progress.after(event.active, len(event.rows), tokens)
+                case Left(reason, error):
+                    # Record what was reported before, so that its tasks are not assigned again.
+                    self._record(rows, finished)
+                    rows, finished = [], []
+                    if error is not None:
+                        raise error
+                    self._lose(worker, reason)
+        self._record(rows, finished)
+
+    def _record(self, rows: Sequence[EncodedRow], finished: Sequence[tuple[int, int]]) -> None:
+        self._recorder.add_encoded(rows)
+        for worker, task in finished:
+            for other in self._dispatcher.finish(worker, task):
+                self._pool.send(other, Drop((task,)))
 
     def _lose(self, worker: int, reason: str) -> None:
-        counts = self._counts.workers.get(worker)
-        if counts is not None:
-            counts.active, counts.alive = 0, False
+        self._workers.pop(worker, None)
         if self._draining:
             return
-        self._counts.lost_workers += 1
-        _log.warning("worker %d is gone: %s", worker, reason)
-        for dialogue in self._dispatcher.left(worker):
-            self._give_up(dialogue, reason)
-
-    def _give_up(self, number: int, reason: str) -> None:
-        """Error rows for all that is missing of a dialogue that no worker survives."""
-        dialogue = self._plan.dialogue(number)
-        first, last = self._plan.rows_of(number)
-        missing = [turn for turn in range(last - first) if not self._sink.has(first + turn)]
-        failed: list[FinishedRow] = []
-        for turn in missing:
-            message = f"{MAX_ATTEMPTS} workers died while they had this conversation; the last one: {reason}"
-            if turn != missing[0]:
-                message = not_reached(missing[0])
-            failed.append(finished_row(first + turn, error_row(dialogue, turn, message)))
-        self._commit(failed)
+        self._recorder.counts.lost_workers += 1
+        _log.warning("worker %d is lost: %s", worker, reason)
+        for task in self._dispatcher.left(worker):
+            self._recorder.add_lost(task, reason)
 
     def _drain(self) -> None:
-        """Let the workers come to the end of their step, and keep what they have finished."""
+        """Let the workers finish their step, and record the rows it finishes."""
         self._draining = True
-        for number, worker in self._counts.workers.items():
-            if worker.alive:
-                self._crew.send(number, Leave())
+        for worker in self._workers:
+            self._pool.send(worker, Leave())
         deadline = time.monotonic() + DRAIN_S
-        while any(worker.alive for worker in self._counts.workers.values()) and time.monotonic() < deadline:
-            self._listen(WAIT_S)
+        while self._workers and time.monotonic() < deadline:
+            self._receive({})

@@ -1,4 +1,4 @@
-"""Commands that are shown so that they can be given again."""
+"""Log files and log output of a command, and the command line as shown in messages."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ import contextlib
 import json
 import logging
 import os
-import resource
 import shlex
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rwkvbatch.errors import UsageError
 from rwkvbatch.files import FILE_MODE
 from rwkvbatch.prompt.escaping import printable
-from rwkvbatch.replay.progress import Progress
 
 ROOT_NAME = "rwkvbatch"
 _PLAIN = frozenset(vars(logging.makeLogRecord({})).keys() | {"message", "asctime", "taskName"})
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: time, level, logger, message, whatever the record has besides, and an error's traceback."""
+    """One JSON object a line: time, level, logger, message, extra fields, and the traceback of an error."""
 
     def format(self, record: logging.LogRecord) -> str:
         content: dict[str, object] = {
@@ -45,7 +43,7 @@ class _TerminalFormatter(logging.Formatter):
 
 
 class _LogFile(logging.FileHandler):
-    """Appends to a file. A log stops no run: when it cannot be written, that is said once, and nothing more is."""
+    """Appends to a file. The first write error is logged and ends the file log, not the run."""
 
     def __init__(self, path: Path) -> None:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, FILE_MODE))
@@ -58,7 +56,7 @@ class _LogFile(logging.FileHandler):
             return
         self.setLevel(logging.CRITICAL + 1)
         logging.getLogger(ROOT_NAME).warning(
-            "--log-file %s: write failed: %s; going on without it", self.baseFilename, error.strerror
+            "--log-file %s: write failed: %s; continuing without it", self.baseFilename, error.strerror
         )
 
     def close(self) -> None:
@@ -68,11 +66,11 @@ class _LogFile(logging.FileHandler):
 
 @contextmanager
 def logging_to(path: Path | None, *, verbose: bool = False, quiet: bool = False) -> Generator[None]:
-    """Send this package's log to `path` and to standard error, inside.
+    """Log this package's records to `path` and to standard error, inside.
 
     Args:
-        path: appended to, JSON lines, everything from `info` up (`debug` with `verbose`); None for no file.
-        verbose: `info` on standard error too. quiet: only errors there.
+        path: JSON lines from level `info` up (`debug` with `verbose`) are appended; None for no file.
+        verbose: level `info` on standard error too. quiet: only errors there.
 
     Raises:
         UsageError: the file cannot be opened.
@@ -105,78 +103,19 @@ def logging_to(path: Path | None, *, verbose: bool = False, quiet: bool = False)
                 handler.close()
 
 
-EVERY_S = 10.0
-
-_log = logging.getLogger(__name__)
-
-
-class StepLog:
-    """Counts the engine's steps.
-
-    Args:
-        clock: seconds that never jump.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._since_s = clock()
-        self._last_s = self._since_s
-        self._steps = 0
-        self._longest_s = 0.0
-
-    def count(self, progress: Progress) -> None:
-        """A step ended."""
-        now = self._clock()
-        self._longest_s = max(self._longest_s, now - self._last_s)
-        self._last_s = now
-        self._steps += 1
-        if now - self._since_s >= EVERY_S:
-            self._write("the run goes on", progress)
-            self._since_s, self._steps, self._longest_s = now, 0, 0.0
-
-    def end(self, progress: Progress, *, interrupted: bool) -> None:
-        """The run ended."""
-        self._last_s = self._clock()
-        self._write("the run was interrupted" if interrupted else "the run ended", progress)
-
-    def _write(self, message: str, progress: Progress) -> None:
-        lasted_s = self._last_s - self._since_s
-        figures = {
-            "steps": self._steps,
-            "step_mean_s": round(lasted_s / self._steps, 6) if self._steps else None,
-            "step_longest_s": round(self._longest_s, 6),
-            "peak_memory_bytes": peak_memory_bytes(),
-        }
-        _log.info(
-            message,
-            extra={
-                **vars(progress),
-                "workers": [vars(worker) for worker in progress.workers],
-                "tokens_per_s": round(progress.tokens_per_s, 3),
-                **figures,
-            },
-        )
-
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process has had so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def command_line() -> str:
-    """This process's command, as a shell would read it."""
+    """This process's command, quoted for a shell."""
     return shlex.join(["rwkvbatch", *sys.argv[1:]])
 
 
 def with_directory(words: Sequence[str], out: Path) -> str:
-    """The command of `words`, which have no `--out`, with one. Behind a `--` all words are scripts."""
+    """The command of `words`, which have no `--out`, with `--out` before any `--`."""
     end = _end_of_options(words)
     return shlex.join([*words[:end], "--out", str(out), *words[end:]])
 
 
 def without_options(words: Sequence[str], names: Sequence[str]) -> list[str]:
-    """`words` without these options (`--out`, `-o`) and their values: `--out DIR`, `--out=DIR`, `-o DIR`, `-oDIR`."""
+    """`words` without the options `names` and their values, in all spellings: `--out DIR`, `--out=DIR`, `-oDIR`."""
     joined = tuple(f"{name}=" if name.startswith("--") else name for name in names)
     end = _end_of_options(words)
     kept: list[str] = []

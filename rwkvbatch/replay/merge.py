@@ -18,7 +18,7 @@ from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchErro
 from rwkvbatch.files import OS_FILES, Files, in_blocks, replace_file
 from rwkvbatch.replay.logs import with_directory, without_options
 from rwkvbatch.replay.progress import Progress
-from rwkvbatch.replay.row_index import SHARD_NAME, Member, Places, Shard, read_members
+from rwkvbatch.replay.row_index import SHARD_NAME, Member, RowIndex, Shard, read_members
 from rwkvbatch.results.directory import SKIPPED_NAME, RunDirectory
 from rwkvbatch.results.manifest import read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.results.recovery import LineIndex, ScannedLine, scan_lines
@@ -127,17 +127,17 @@ class Layout:
         for number, part in enumerate(parts):
             members += ((member, number) for member in read_members(part.path))
         members.sort(key=lambda pair: pair[0].number)
-        self.places = Places((member.length for member, _ in members), self.cells, repeats)
+        self.rows = RowIndex((member for member, _ in members), self.cells, repeats)
         self._owners = [number for _, number in members]
-        self._owner_of = {member.length.conversation: number for member, number in members}
+        self._owner_of = {member.conversation: number for member, number in members}
         complete = len(parts) == parts[0].shard.parts
         if (
             len(self._owner_of) < len(members)
             or len({member.number for member, _ in members}) < len(members)
             or not all(0 <= member.number < num_conversations for member, _ in members)
             or (complete and len(members) != num_conversations)
-            or self.places.num_rows > self.rows_of_run
-            or (complete and self.places.num_rows != self.rows_of_run)
+            or self.rows.num_rows > self.rows_of_run
+            or (complete and self.rows.num_rows != self.rows_of_run)
         ):
             raise RunDirectoryError(
                 f"the parts' conversations ({SHARD_NAME}) do not make up the run",
@@ -147,13 +147,13 @@ class Layout:
 
     def owner(self, row: int) -> int:
         """Which part has the row, by its number in the list."""
-        return self._owners[self.places.conversation_of_row(row)]
+        return self._owners[self.rows.conversation_of_row(row)]
 
     def place(self, key: RowKey, part: int | None = None) -> int | None:
         """The row's number, or None if it is not of this run (or not of part number `part` in the list)."""
         if part is not None and self._owner_of.get(key.conversation) != part:
             return None
-        return self.places.place(key)
+        return self.rows.row_number(key)
 
 
 def add_rows(index: LineIndex, lines: Iterable[ScannedLine], path: Path, hint: str) -> None:
@@ -289,7 +289,7 @@ class _Merge:
         self._open_files = open_files
         self._began_s = time.monotonic()
         self._layout = Layout(parts)
-        self._index = LineIndex(self._layout.places.num_rows)
+        self._index = LineIndex(self._layout.rows.num_rows)
         self._readers = [self._open(part.path) for part in parts]
         for number, (part, reader) in enumerate(zip(parts, self._readers, strict=True)):
             if reader is not None:
@@ -320,10 +320,10 @@ class _Merge:
         return None if reader is None else self._open_files.enter_context(reader)
 
     def _missing(self) -> tuple[Missing, ...]:
-        places = self._layout.places
+        row_index = self._layout.rows
         counts = [0] * len(self._parts)
         firsts: list[int] = [-1] * len(self._parts)
-        for row in range(places.num_rows):
+        for row in range(row_index.num_rows):
             if not self._index.has(row):
                 owner = self._layout.owner(row)
                 counts[owner] += 1
@@ -338,7 +338,7 @@ class _Merge:
                 found.append(Missing(Shard(number, num_parts)))
             elif counts[at]:
                 part = self._parts[at]
-                found.append(Missing(part.shard, part.path, part.command, counts[at], places.key(firsts[at])))
+                found.append(Missing(part.shard, part.path, part.command, counts[at], row_index.key(firsts[at])))
         return tuple(found)
 
     def _refuse_to_lose_rows(self) -> None:

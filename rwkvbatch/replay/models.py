@@ -1,34 +1,46 @@
-"""The models that a run's cells need, loaded one after the other."""
+"""Loads the models of a run's cells, one after the other, and makes engines for them."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from rwkvbatch.engine.request import Reply, Request, Score
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.templates import load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
-from rwkvbatch.replay.conversation import PromptEncoder
-from rwkvbatch.replay.plan import Dialogue, Plan
+from rwkvbatch.replay.conversation import PromptEncoder, TurnEngine
+from rwkvbatch.replay.plan import Plan, Task
 from rwkvbatch.replay.settings import RunSettings
 from rwkvbatch.script.source import refuse
 
 if TYPE_CHECKING:
     from rwkvbatch.model.base import Model, ModelSpec
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Setup:
-    """A model as some cells want it, and the numbers of those cells."""
+    """A model as some cells use it, and the numbers of those cells."""
 
     model: str | None
     strategy: str
     backend: str
     cells: tuple[int, ...]
+
+    def on_device(self, device: str | None) -> Self:
+        """The setup on another device, at the same precision; None leaves it as it is.
+
+        >>> Setup(None, "cuda fp16", "auto", (0,)).on_device("cuda:1").strategy
+        'cuda:1 fp16'
+        """
+        if device is None:
+            return self
+        _, _, precision = self.strategy.partition(" ")
+        return replace(self, strategy=f"{device} {precision}".strip())
 
 
 def setups_of(plan: Plan) -> tuple[Setup, ...]:
@@ -39,26 +51,12 @@ def setups_of(plan: Plan) -> tuple[Setup, ...]:
     return tuple(Setup(*key, tuple(cells)) for key, cells in groups.items())
 
 
-_log = logging.getLogger(__name__)
-
-
-class TurnEngine(Protocol):
-    """What a worker needs of an engine."""
-
-    @property
-    def max_batch(self) -> int: ...
-    def submit(self, request: Request) -> int: ...
-    def submit_score(self, prefix: Sequence[int], continuation: Sequence[int], root: int = 0) -> int: ...
-    def cancel(self, request_id: int) -> None: ...
-    def step(self) -> Sequence[tuple[int, Reply | Score]]: ...
-
-
 class ModelProvider(Protocol):
-    """Where a plan's models come from; `ModelLoader` is the real one."""
+    """What `ModelLoader` gives a worker; tests have a provider without a model."""
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]: ...
     def tokenizer(self, spec: Any) -> Tokenizer: ...
-    def desk(self, setup: Setup, plan: Plan) -> PromptEncoder: ...
+    def encoder(self, setup: Setup, plan: Plan) -> PromptEncoder: ...
     def engine(self, setup: Setup, plan: Plan, batch: int) -> TurnEngine: ...
 
 
@@ -67,8 +65,8 @@ class ModelLoader:
 
     Args:
         settings: threads, memory and limits.
-        model: use this one instead of loading any.
-        say: is told when the bundled model serves.
+        model: use this model instead of loading any.
+        say: called with a message when the bundled model is used.
     """
 
     def __init__(
@@ -80,7 +78,7 @@ class ModelLoader:
         self._loaded: tuple[tuple[str | None, str, str], Model] | None = None
 
     def model(self, setup: Setup) -> Model:
-        """The setup's model.
+        """The setup's model, loaded unless it is the one in memory.
 
         Raises:
             CheckpointError, UsageError: it cannot be loaded.
@@ -108,17 +106,17 @@ class ModelLoader:
         return world_tokenizer(spec.vocab_size)
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, ModelSpec]:
-        """What every setup's model is. The first setup's is in memory afterwards."""
+        """The spec of every setup's model. The first setup's model stays in memory."""
         return {setup: self.model(setup).spec for setup in reversed(setups)}
 
-    def desk(self, setup: Setup, plan: Plan) -> PromptEncoder:
-        """What the dialogues of a setup share. State files have the roots 1, 2, ... in the order of the cells."""
+    def encoder(self, setup: Setup, plan: Plan) -> PromptEncoder:
+        """The prompt encoder of a setup. State files have the roots 1, 2, ... in the order of the cells."""
         return PromptEncoder(
-            self.tokenizer(self.model(setup).spec), self._roots(setup, plan), self._settings.max_prompt_tokens
+            self.tokenizer(self.model(setup).spec), self.state_files(setup, plan), self._settings.max_prompt_tokens
         )
 
     def engine(self, setup: Setup, plan: Plan, batch: int) -> TurnEngine:
-        """An engine for `batch` replies at once, with the initial states of the setup's cells."""
+        """An engine that generates `batch` replies at once, with the initial states of the setup's cells."""
         from rwkvbatch.engine.engine import Engine
         from rwkvbatch.model.states import load_state
 
@@ -126,19 +124,20 @@ class ModelLoader:
         memory = self._settings.state_memory
         options: dict[str, Any] = {} if memory is None else {"state_memory": memory}
         engine = Engine(model, tokenizer=self.tokenizer(model.spec), max_batch=batch, **options)
-        for path, number in self._roots(setup, plan).items():
+        for path, number in self.state_files(setup, plan).items():
             if engine.add_root(load_state(path, model.spec)) != number:
                 raise UsageError(f"--state {path}: the engine has other initial states already")
         return engine
 
     @staticmethod
-    def _roots(setup: Setup, plan: Plan) -> dict[str, int]:
+    def state_files(setup: Setup, plan: Plan) -> dict[str, int]:
+        """The initial state files of a setup's cells, and their roots."""
         paths = dict.fromkeys(plan.cell_settings[cell].state for cell in setup.cells)
         return {path: number for number, path in enumerate((p for p in paths if p is not None), start=1)}
 
 
 def forkable_loader(settings: RunSettings) -> ModelLoader:
-    """A workshop in a process that will be forked: torch starts no threads there, which a fork would lose."""
+    """A loader for a process that forks: torch starts no threads in it, since a forked process would lack them."""
     import torch
 
     torch.set_num_threads(1)
@@ -146,41 +145,41 @@ def forkable_loader(settings: RunSettings) -> ModelLoader:
 
 
 def refuse_unusable(plan: Plan, specs: Mapping[Setup, Any]) -> None:
-    """Hold token ids against the vocabularies, and read every template and every initial state once: before anything
-    is claimed, not when a worker begins.
+    """Check token ids against the vocabularies, and read every template and initial state once, before a run begins.
 
     Raises:
-        UsageError, ScriptError: a token id that a model does not have.
-        UsageError, TemplateError, CheckpointError: a file that cannot be used.
+        UsageError, ScriptError: a token id is not in a model's vocabulary.
+        UsageError, TemplateError, CheckpointError: a file cannot be used.
     """
     for setup, spec in specs.items():
-        _check_ids(plan, setup, spec.vocab_size)
+        _check_token_ids(plan, setup, spec.vocab_size)
     prompts = {(s.template, s.think): s for s in plan.cell_settings if s.template is not None}
     for settings in prompts.values():
         load_template(settings.prompting())
     for setup, spec in specs.items():
-        for path in dict.fromkeys(plan.cell_settings[cell].state for cell in setup.cells):
-            if path is not None:
-                from rwkvbatch.model.states import load_state
+        for path in ModelLoader.state_files(setup, plan):
+            from rwkvbatch.model.states import load_state
 
-                load_state(path, spec)
+            load_state(path, spec)
 
 
-def _check_ids(plan: Plan, setup: Setup, vocab_size: int) -> None:
+def _check_token_ids(plan: Plan, setup: Setup, vocab_size: int) -> None:
     for cell in setup.cells:
-        name = f"cell {plan.cells[cell].name}: ban" if "ban" in plan.cells[cell].overrides else "--ban"
+        varied = "banned_token_ids" in plan.cells[cell].overrides
+        name = f"cell {plan.cells[cell].name}: banned_token_ids" if varied else "--ban"
         plan.cell_settings[cell].check_vocabulary(vocab_size, name)
     for number in plan.chosen:
         conversation = plan.conversations[number]
-        if "ban" in conversation.params or any("ban" in turn.params for turn in conversation.turns):
+        if any("banned_token_ids" in p for p in (conversation.params, *(turn.params for turn in conversation.turns))):
             for cell in setup.cells:
-                _check_ids_of_params(plan.dialogue(plan.number_of(number, cell, 0)), vocab_size)
+                _check_token_ids_of_params(plan.task(plan.number_of(number, cell, 0)), vocab_size)
 
 
-def _check_ids_of_params(dialogue: Dialogue, vocab_size: int) -> None:
-    for number, turn in enumerate(dialogue.conversation.turns):
-        name = f"params of turn {number}: ban" if "ban" in turn.params else "params.ban"
+def _check_token_ids_of_params(task: Task, vocab_size: int) -> None:
+    for number, turn in enumerate(task.conversation.turns):
+        where = f"params of turn {number}: " if "banned_token_ids" in turn.params else "params."
+        name = f"{where}banned_token_ids"
         try:
-            dialogue.of_turn(number).settings.check_vocabulary(vocab_size, name)
+            task.of_turn(number).settings.check_vocabulary(vocab_size, name)
         except UsageError as error:
-            refuse(dialogue.conversation.source, error.message, error.hint)
+            refuse(task.conversation.source, error.message, error.hint)

@@ -1,7 +1,7 @@
-"""What a run consists of: conversations x cells x repeats, in an order that does not depend on how it goes.
+"""The plan of a run: conversations x cells x repetitions, in an order that does not depend on how the run goes.
 
-Row numbers and dialogue numbers are places in that order. Dialogues of one conversation stand next to each
-other, so that what they share is still at hand when the next one reads it.
+Row numbers and task numbers are positions in that order. Tasks of one conversation are neighbours, so that their
+shared prefixes are still cached when the next one needs them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell
-from rwkvbatch.replay.row_index import Length, Member, Places, Shard
+from rwkvbatch.replay.row_index import Member, RowIndex, Shard
 from rwkvbatch.replay.settings import CellSettings, Layered, Origin, RunSettings
 from rwkvbatch.results.row import RowKey
 from rwkvbatch.script.records import Conversation
@@ -30,10 +30,10 @@ class TurnSettings:
 
 
 @dataclass(frozen=True)
-class Dialogue:
-    """One conversation in one cell and repeat; its rows are `first_row` and the following ones.
+class Task:
+    """One conversation in one cell and repetition. Its rows are numbered from `first_row`.
 
-    `turns` has the settings of turns that have params of their own.
+    `turns` has the settings of those turns that have params of their own.
     """
 
     number: int
@@ -46,30 +46,35 @@ class Dialogue:
     turns: Mapping[int, TurnSettings] = field(default_factory=dict["int", "TurnSettings"])
 
     def of_turn(self, turn: int) -> TurnSettings:
-        """What turn `turn` is generated with."""
+        """Settings and seed of turn `turn`."""
         return self.turns.get(turn) or TurnSettings(self.settings, self.seed)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether no reply is sampled."""
+        return all(self.of_turn(turn).settings.sampling.greedy for turn in range(len(self.conversation.turns)))
 
     def key(self, turn: int) -> RowKey:
         return RowKey(self.conversation.id, self.cell.name, self.repeat, turn)
 
 
 class Plan:
-    """All dialogues of a run, made when they are asked for.
+    """All tasks of a run, made on request.
 
-    A setting of a dialogue is its cell's, if the grid gives it; else the command line's, if given there; else
-    the conversation's own (`params`); else that of the environment, the config file, or the default.
+    A task's setting comes from the first of: the grid (its cell), the command line, the conversation's `params`, the
+    environment, the config file, the default.
 
     Args:
-        conversations: in the order in which they are replayed; ids are unique.
+        conversations: in replay order; ids are unique.
         cells: at least one.
         layered: the run's settings.
-        shard: run only this part; numbers of rows and dialogues stay those of the whole.
+        shard: run only this part; rows and tasks keep their numbers in the whole run.
 
     Attributes:
-        chosen: numbers of the conversations that are run: all, or those of the part.
+        chosen: numbers of the conversations to run: all, or those of the shard.
 
     Raises:
-        UsageError: nothing to replay, or a conversation's params do not go with a cell.
+        UsageError: no conversation, equal ids, or params that contradict a cell.
     """
 
     def __init__(
@@ -80,28 +85,28 @@ class Plan:
         shard: Shard | None = None,
     ) -> None:
         if not conversations:
-            raise UsageError("there is no conversation to replay", hint="look at the script, --only and --limit")
-        settings = layered.settings
+            raise UsageError("there is no conversation to replay", hint="check the script, --only and --limit")
         self._layered = layered
         self.conversations = tuple(conversations)
         self.cells = tuple(cells)
-        self.settings: RunSettings = settings
-        self.repeats = settings.max_repeats if settings.max_repeats is not None else settings.repeats
+        self.settings: RunSettings = layered.settings
+        settings = self.settings
+        self.repeats = settings.repeats if settings.max_repeats is None else settings.max_repeats
         self.explicit = layered.explicit
         self.cell_settings = tuple(settings.replace(**cell.overrides) for cell in self.cells)
         if len({conversation.id for conversation in self.conversations}) < len(self.conversations):
             raise UsageError("two conversations have the same id", hint="ids must differ between all scripts of a run")
-        lengths = [Length(conversation.id, len(conversation.turns)) for conversation in self.conversations]
-        self._places = Places(lengths, [cell.name for cell in self.cells], self.repeats)
+        self._members = [Member(number, c.id, len(c.turns)) for number, c in enumerate(self.conversations)]
+        self._index = RowIndex(self._members, [cell.name for cell in self.cells], self.repeats)
         self.shard = shard
-        self.chosen: Sequence[int] = range(len(lengths))
+        self.chosen: Sequence[int] = range(len(self.conversations))
         self._chosen_ids: frozenset[str] | None = None
         if shard is not None:
-            self.chosen = shard.share([length.turns for length in lengths])
+            self.chosen = shard.share([member.turns for member in self._members])
             self._chosen_ids = frozenset(self.conversations[number].id for number in self.chosen)
         self._settings_of = lru_cache(maxsize=4096)(self._resolve)
         for number, conversation in enumerate(self.conversations):
-            if conversation.params or any(turn.params for turn in conversation.turns):
+            if _has_params(conversation):
                 for cell_number in range(len(self.cells)):
                     self._settings_of(number, cell_number)
 
@@ -113,7 +118,7 @@ class Plan:
 
     @property
     def origins(self) -> tuple[Origin, ...]:
-        """Where the settings came from that nobody typed."""
+        """Sources of the settings that come from the environment or a file."""
         return self._layered.origins
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -121,77 +126,69 @@ class Plan:
 
     @property
     def num_rows(self) -> int:
-        return self._places.num_rows
+        return self._index.num_rows
 
     @property
-    def num_dialogues(self) -> int:
-        return self._places.num_dialogues
+    def num_tasks(self) -> int:
+        return self._index.num_tasks
 
     def members(self) -> Iterator[Member]:
-        """The conversations that are run, as a part writes them down."""
-        for number in self.chosen:
-            conversation = self.conversations[number]
-            yield Member(number, Length(conversation.id, len(conversation.turns)))
+        """The conversations to run, as `shard.jsonl` lists them."""
+        return (self._members[number] for number in self.chosen)
 
-    def dialogue(self, number: int) -> Dialogue:
-        """Dialogue `number` of `num_dialogues`."""
-        conversation_number, rest = divmod(number, self._places.dialogues_each)
-        cell_number, repeat = divmod(rest, self.repeats)
+    def task(self, number: int) -> Task:
+        """Task `number` of `num_tasks`."""
+        conversation_number, cell_number = self.conversation_of(number), self.cell_of(number)
         whole, turns = self._settings_of(conversation_number, cell_number)
-        return Dialogue(
+        return Task(
             number=number,
             first_row=self.rows_of(number)[0],
             conversation=self.conversations[conversation_number],
             cell=self.cells[cell_number],
-            repeat=repeat,
+            repeat=number % self.repeats,
             settings=whole.settings,
             seed=whole.seed,
             turns=turns,
         )
 
     def greedy_cells(self) -> tuple[Cell, ...]:
-        """The cells in which no reply that is run depends on chance, so that repeats are all the same."""
-        own = [
-            number
-            for number in self.chosen
-            if (conversation := self.conversations[number]).params or any(turn.params for turn in conversation.turns)
-        ]
+        """The cells in which every reply is greedy, so that repetitions cannot differ."""
+        own = [number for number in self.chosen if _has_params(self.conversations[number])]
         return tuple(
             cell
             for number, cell in enumerate(self.cells)
             if (len(own) == len(self.chosen) or self.cell_settings[number].sampling.greedy)
-            and all(self._is_greedy(self.dialogue(self.number_of(one, number, 0))) for one in own)
+            and all(self.task(self.number_of(one, number, 0)).greedy for one in own)
         )
 
-    @staticmethod
-    def _is_greedy(dialogue: Dialogue) -> bool:
-        turns = range(len(dialogue.conversation.turns))
-        return all(dialogue.of_turn(turn).settings.sampling.greedy for turn in turns)
-
     def rows_of(self, number: int) -> tuple[int, int]:
-        """The first row of dialogue `number`, and the one after its last."""
-        return self._places.rows_of(number)
+        """The first row of task `number`, and the one after its last."""
+        return self._index.rows_of(number)
 
     def number_of(self, conversation: int, cell: int, repeat: int) -> int:
-        """The dialogue of these three numbers."""
-        return self._places.number_of(conversation, cell, repeat)
+        """The task of a conversation, cell and repetition."""
+        return self._index.number_of(conversation, cell, repeat)
 
-    def conversation_of(self, dialogue: int) -> int:
-        """The number of the dialogue's conversation."""
-        return dialogue // self._places.dialogues_each
+    def cell_of(self, task: int) -> int:
+        """The number of the task's cell."""
+        return task // self.repeats % len(self.cells)
 
-    def place(self, key: RowKey) -> int | None:
-        """The row's number, or None if it is not of this run (or of this part of it)."""
+    def conversation_of(self, task: int) -> int:
+        """The number of the task's conversation."""
+        return task // self._index.tasks_per_conversation
+
+    def row_number(self, key: RowKey) -> int | None:
+        """The number of a row, None if it is not of this run or shard."""
         if self._chosen_ids is not None and key.conversation not in self._chosen_ids:
             return None
-        return self._places.place(key)
+        return self._index.row_number(key)
 
-    def dialogue_of_row(self, row: int) -> tuple[int, int]:
-        """The number of the row's dialogue, and its turn."""
-        return self._places.dialogue_of_row(row)
+    def task_of_row(self, row: int) -> tuple[int, int]:
+        """The number of a row's task, and the row's turn."""
+        return self._index.task_of_row(row)
 
     def _resolve(self, conversation_number: int, cell_number: int) -> tuple[TurnSettings, dict[int, TurnSettings]]:
-        """The settings of a whole dialogue, and those of its turns that have params of their own."""
+        """The settings of a task, and those of its turns that have params of their own."""
         conversation, cell = self.conversations[conversation_number], self.cells[cell_number]
         default = TurnSettings(self.cell_settings[cell_number], self.settings.seed)
         whole = self._with_params(default, conversation.params, cell, f"{conversation.source}: params")
@@ -211,11 +208,15 @@ class Plan:
             raise UsageError(f"{where}: {error}") from None
 
 
+def _has_params(conversation: Conversation) -> bool:
+    return bool(conversation.params) or any(turn.params for turn in conversation.turns)
+
+
 def select(conversations: Sequence[Conversation], settings: RunSettings) -> tuple[Conversation, ...]:
-    """Those that `--only` names, in the order of `--shuffle-seed`, at most `--limit`.
+    """The conversations named by `--only`, in the order of `--shuffle-seed`, at most `--limit` of them.
 
     Raises:
-        UsageError: a name in `only` is no conversation's id or tag.
+        UsageError: a name in `only` is neither an id nor a tag.
     """
     chosen = list(conversations)
     if settings.only:
@@ -228,7 +229,7 @@ def select(conversations: Sequence[Conversation], settings: RunSettings) -> tupl
         wanted_names = set(settings.only)
         chosen = [c for c in chosen if wanted_names & {c.id, *c.tags}]
     if settings.shuffle_seed is not None:
-        # By hash: the order of two conversations does not hang on the others, nor on Python's version.
+        # By hash: the order of two conversations depends neither on the others nor on Python's version.
         chosen.sort(
             key=lambda c: hashlib.blake2b(
                 f"{settings.shuffle_seed}\x1f{c.id}".encode("utf-8", "surrogatepass")

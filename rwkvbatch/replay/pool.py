@@ -1,27 +1,109 @@
-"""Workers that die are replaced, but not forever."""
+"""The interface between the driver and a pool of workers in other processes: orders, events, restart limit.
+
+A run in one process uses none of this.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
-from rwkvbatch.errors import MissingExtraError, UsageError, WorkerError
-from rwkvbatch.replay.messages import ASKED_TO_LEAVE, Event, Joined, Leave, Left, Order, Report, Signal
-from rwkvbatch.replay.models import ModelLoader, ModelProvider, Setup, forkable_loader
+from rwkvbatch.errors import MissingExtraError, RwkvBatchError, UsageError, WorkerError
+from rwkvbatch.replay.models import ModelLoader, Setup, forkable_loader
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.settings import RunSettings
-from rwkvbatch.replay.worker import Worker
+from rwkvbatch.results.row import EncodedRow, Row
+
+# Orders, from the driver to a worker. Orders and events can be pickled.
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Tasks to run: by number, with the rows that exist already, by turn; those are replayed, not generated again."""
+
+    tasks: Mapping[int, Mapping[int, Row]]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Tasks that another worker has finished or taken over."""
+
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Drop all tasks, send what is finished, and end."""
+
+
+Order = Assign | Drop | Leave
+
+# Events, from a worker to the driver.
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """A log record of a worker: name of the logger, number of the level, formatted text."""
+
+    logger: str
+    level: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A worker is ready to hold up to `room` tasks; `name` is for display."""
+
+    name: str
+    room: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What happened since the worker's last report.
+
+    Attributes:
+        rows: finished rows. finished: tasks that have all their rows.
+        active: tasks under way, which are the first ones of those the worker holds.
+        logs: log records of the worker's process.
+    """
+
+    rows: tuple[EncodedRow, ...] = ()
+    finished: tuple[int, ...] = ()
+    active: int = 0
+    logs: tuple[LogEntry, ...] = ()
+
+
+LEFT_ON_REQUEST = "was asked to leave"
+"""`Left.reason` of a worker that ended because of `Leave`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A worker has ended.
+
+    Attributes:
+        reason: for messages.
+        error: ends the run, because no other worker could do better (the model cannot be loaded, say); None when
+            the worker may be restarted.
+    """
+
+    reason: str
+    error: RwkvBatchError | None = None
+
+
+Event = Joined | Report | Left
 
 
 class WorkerPool(Protocol):
-    """Workers that come, report and perhaps die. Used from one thread."""
+    """Workers in other processes, by number; a restarted worker sends `Left`, then `Joined`. Used from one thread."""
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
-        """What every setup's model is, on a worker.
+        """The `ModelSpec` of every setup's model, loaded where the workers are.
 
         Raises:
             CheckpointError, UsageError: a model cannot be loaded.
@@ -29,90 +111,42 @@ class WorkerPool(Protocol):
         ...
 
     @property
-    def num_coming(self) -> int:
-        """Workers that are about to say `Joined`; not those that may never come."""
+    def num_starting(self) -> int:
+        """Workers expected to send `Joined` soon; not those that may never start."""
         ...
 
     def begin(self, setup: Setup) -> None:
-        """From now on the workers serve `setup`; each says `Joined` (once more) when it is ready."""
+        """Make the workers serve `setup`; each sends `Joined`, once more, when it does."""
         ...
 
     def send(self, worker: int, order: Order) -> None:
-        """Tell a worker something; nothing happens when it is gone."""
+        """Send an order to a worker; ignored when the worker has ended."""
         ...
 
-    def receive(self, timeout_s: float) -> Sequence[Signal]:
-        """What was said since the last call, in order; waits at most so long for something to be said."""
+    def receive(self, timeout_s: float) -> Sequence[tuple[int, Event]]:
+        """Events since the last call in order, with the worker's number; waits up to `timeout_s` for the first."""
         ...
 
     def close(self) -> None:
-        """End all workers, at once."""
+        """Kill all workers."""
         ...
 
 
-class LocalPool:
-    """One worker, in this process: a step of its engine is made whenever the driver listens.
+MakePool = Callable[[Plan], WorkerPool]
+
+
+def pool_for(settings: RunSettings, *, model_given: bool = False) -> MakePool | None:
+    """Makes the pool that the settings ask for: processes, or actors of a Ray cluster. None for a run in this process.
 
     Args:
-        shop: where the models come from.
-    """
-
-    def __init__(self, plan: Plan, shop: ModelProvider) -> None:
-        self._plan = plan
-        self._shop = shop
-        self._setup: Setup | None = None
-        self._worker: Worker | None = None
-        self._greeted = True
-
-    def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
-        return self._shop.specs(setups)
-
-    @property
-    def num_coming(self) -> int:
-        return int(not self._greeted)
-
-    def begin(self, setup: Setup) -> None:
-        if self._worker is None or self._setup != setup:
-            self._worker = None
-            self._setup = setup
-            self._worker = Worker(self._plan, self._shop, setup)
-        self._greeted = False
-
-    def send(self, worker: int, order: Order) -> None:
-        if isinstance(order, Leave):
-            self._worker = None
-        elif self._worker is not None:
-            self._worker.take(order)
-
-    def receive(self, timeout_s: float) -> Sequence[Signal]:
-        if self._worker is None:
-            return [(0, Left(ASKED_TO_LEAVE))]
-        if not self._greeted:
-            self._greeted = True
-            # No reserve: what is wanted next is leased between two steps.
-            return [(0, Joined("local", self._plan.settings.batch_size))]
-        return [(0, self._worker.step())]
-
-    def close(self) -> None:
-        self._worker = None
-
-
-MakePool = Callable[[Plan, ModelProvider], WorkerPool]
-
-
-def pool_for(settings: RunSettings, *, model_given: bool = False) -> MakePool:
-    """What makes the workers: one in this process, several processes, or actors of a Ray cluster.
-
-    Args:
-        model_given: the model is an object of this process, so that no other can have it.
+        model_given: the model is an object in this process.
 
     Raises:
-        UsageError: other workers are asked for all the same, or settings that do not go together.
+        UsageError: settings that contradict each other, or a pool with a model that is loaded already.
         MissingExtraError: Ray is not installed.
     """
-    here = settings.ray is None and settings.workers in (None, 1) and not settings.devices
-    if here:
-        return LocalPool
+    if settings.ray is None and settings.workers in (None, 1) and not settings.devices:
+        return None
     if model_given:
         raise UsageError(
             "a model that is loaded already cannot be given to other processes",
@@ -126,20 +160,18 @@ def pool_for(settings: RunSettings, *, model_given: bool = False) -> MakePool:
         )
     if settings.ray is not None:
         check_ray(settings.ray, settings.devices)
-        return lambda plan, _: _ray_pool(plan)
-    make_loader = partial(forkable_loader, with_threads(settings, count))
-    return lambda plan, _: _process_pool(plan, make_loader, count, settings)
+        return _make_ray_pool
+    return partial(_make_process_pool, count=count)
 
 
-def _process_pool(
-    plan: Plan, make_loader: Callable[[], ModelProvider], count: int, settings: RunSettings
-) -> WorkerPool:
+def _make_process_pool(plan: Plan, *, count: int) -> WorkerPool:
     from rwkvbatch.replay.processes import ProcessPool
 
-    return ProcessPool(plan, make_loader, count, settings.devices)
+    make_loader = partial(forkable_loader, with_threads(plan.settings, count))
+    return ProcessPool(plan, make_loader, count, plan.settings.devices)
 
 
-def _ray_pool(plan: Plan) -> WorkerPool:
+def _make_ray_pool(plan: Plan) -> WorkerPool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray reads this when it is imported. It would print events, such as a worker's end, on standard output.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
@@ -149,17 +181,17 @@ def _ray_pool(plan: Plan) -> WorkerPool:
 
 
 def check_ray(address: str, devices: Sequence[str]) -> None:
-    """Refuse what cannot be, before anything is started.
+    """Check the settings of a Ray run before anything is started.
 
     Raises:
         UsageError: an address of the Ray Client, or devices of different kinds.
         MissingExtraError: Ray is not installed.
     """
-    reached = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
-    if reached.startswith("ray://"):
+    target = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    if target.startswith("ray://"):
         raise UsageError(
-            f"--ray {reached}: addresses of the Ray Client do not serve, because it sends every call through a "
-            "proxy: this process would not be a part of the cluster, and would lose its workers with the proxy",
+            f"--ray {target}: addresses of the Ray Client are not supported, because the client sends every call "
+            "through a proxy: this process would not be part of the cluster, and would lose its workers with the proxy",
             hint="run the command on a node of the cluster, with --ray auto",
         )
     if len({device.partition(":")[0] for device in devices}) > 1:
@@ -169,12 +201,12 @@ def check_ray(address: str, devices: Sequence[str]) -> None:
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """Number of processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def with_threads(settings: RunSettings, count: int) -> RunSettings:
-    """Settings of one of `count` workers that share this machine's processors, unless the user said how many."""
+    """Settings for one of `count` workers on this machine: an equal share of its processors, or `threads`."""
     if settings.threads is not None:
         return settings
     return settings.replace(threads=max(1, processors() // count))
@@ -184,24 +216,24 @@ SPARE_RESTARTS = 8
 
 
 class RestartLimit:
-    """Counts workers that ended since one of them last reported a row.
+    """Limits how many workers end without any of them finishing a row in between.
 
     Args:
-        num_workers: so many may end at once without being a sign of anything.
+        num_workers: simultaneous exits tolerated, besides `SPARE_RESTARTS`.
     """
 
     def __init__(self, num_workers: int) -> None:
-        self._most = num_workers + SPARE_RESTARTS
+        self._limit = num_workers + SPARE_RESTARTS
         self._count = 0
 
-    def heard(self, event: Event) -> None:
-        """A row shows that workers can work."""
+    def observe(self, event: Event) -> None:
+        """Reset the count when a row was finished."""
         if isinstance(event, Report) and event.rows:
             self._count = 0
 
-    def judge(self, left: Left) -> Left:
-        """`left`, with a `WorkerError` when so many have ended by now that no other worker will do better."""
+    def check(self, left: Left) -> Left:
+        """Count an exit. Returns `left`, with a `WorkerError` when the limit is exceeded."""
         self._count += 1
-        if left.error is not None or self._count <= self._most:
+        if left.error is not None or self._count <= self._limit:
             return left
         return replace(left, error=WorkerError(f"{self._count} workers ended without a row; {left.reason}"))

@@ -1,110 +1,110 @@
-"""Workers in processes of this machine."""
+"""A pool of worker processes on this machine.
+
+The workers are forked from a template process, which has loaded the model, and share the memory of its weights. Forking
+is safe there: torch is kept to one thread, and the threads of the kernels hold no lock that a child needs, which starts
+its own. Models on a GPU are loaded by the workers themselves, since CUDA contexts cannot be forked.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
-from multiprocessing.reduction import send_handle
+from multiprocessing.reduction import recv_handle, send_handle
 from typing import TYPE_CHECKING, Any
 
 from rwkvbatch.errors import RwkvBatchError, WorkerError
-from rwkvbatch.replay.messages import ASKED_TO_LEAVE, Joined, Left, Order, Signal
 from rwkvbatch.replay.models import ModelProvider, Setup
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import RestartLimit
-from rwkvbatch.replay.process_worker import DRIVERS_SIGNALS, Bury, Hire, Load
+from rwkvbatch.replay.pool import LEFT_ON_REQUEST, Event, Joined, Left, Order, RestartLimit
+from rwkvbatch.replay.worker import LogCollector, Worker, collecting_logs, serve
 
 if TYPE_CHECKING:
-    Ends = Connection[Any, Any]
+    Channel = Connection[Any, Any]
 else:
-    Ends = Connection
+    Channel = Connection
 
-_START = "from rwkvbatch.replay.process_worker import main; main()"
+MakeLoader = Callable[[], ModelProvider]
+
+DRIVERS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Terminals, `timeout` and service managers send these to all processes of a run; only the driver acts on them."""
+
+_START_TEMPLATE = "from rwkvbatch.replay.processes import template_main; template_main()"
 
 
 @dataclass
 class _Process:
-    """A worker: its connection, process id, device, and how it introduced itself."""
+    """A worker process, and its `Joined` event once it has sent it."""
 
-    channel: Ends
-    process: int
+    channel: Channel
+    id: int
     device: str | None
     joined: Joined | None = None
 
 
 class ProcessPool:
-    """`count` worker processes, forked from one that has loaded the model; the dead are replaced.
+    """`count` worker processes. Those that crash are restarted, within a `RestartLimit`.
 
     Args:
-        make_loader: makes the models' shop in the process that loads them; picklable.
-        count: workers.
-        devices: of the workers, in turn; None where the strategies say it.
-
-    Raises:
-        WorkerError: from `receive` (as `Left.error`), when workers die one after the other without a row.
+        make_loader: makes the model loader of the template process; picklable.
+        devices: of the workers, in turn; empty leaves the setups' strategies as they are.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        make_loader: Callable[[], ModelProvider],
-        count: int,
-        devices: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, plan: Plan, make_loader: MakeLoader, count: int, devices: Sequence[str] = ()) -> None:
         self._plan = plan
-        self._make_shop = make_loader
+        self._make_loader = make_loader
         self._devices: list[str | None] = [devices[n % len(devices)] if devices else None for n in range(count)]
         self._template: _Template | None = None
         self._setup: Setup | None = None
         self._workers: dict[int, _Process] = {}
-        self._signals: list[Signal] = []
+        self._events: list[tuple[int, Event]] = []
         self._next_number = 0
-        self._deaths = RestartLimit(count)
+        self._restarts = RestartLimit(count)
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
         return {setup: self._load(setup) for setup in reversed(setups)}
 
     @property
-    def num_coming(self) -> int:
+    def num_starting(self) -> int:
         return sum(worker.joined is None for worker in self._workers.values())
 
     def begin(self, setup: Setup) -> None:
         if self._setup != setup or self._template is None:
             self._load(setup)
         if self._workers:
-            self._signals += [(n, w.joined) for n, w in self._workers.items() if w.joined is not None]
+            self._events += [(n, w.joined) for n, w in self._workers.items() if w.joined is not None]
             return
         for device in self._devices:
-            self._hire(device)
+            self._start(device)
 
     def send(self, worker: int, order: Order) -> None:
         process = self._workers.get(worker)
         if process is not None:
-            try:
+            with contextlib.suppress(OSError):  # `receive` notices that the process ended
                 process.channel.send(order)
-            except OSError:
-                return  # its end shows when it is listened to
 
-    def receive(self, timeout_s: float) -> Sequence[Signal]:
-        if not self._workers and not self._signals:
+    def receive(self, timeout_s: float) -> Sequence[tuple[int, Event]]:
+        if not self._workers and not self._events:
             time.sleep(timeout_s)
         numbers = {worker.channel: number for number, worker in self._workers.items()}
-        for channel in wait(list(numbers), 0.0 if self._signals else timeout_s):
+        for channel in wait(list(numbers), 0.0 if self._events else timeout_s):
             assert isinstance(channel, Connection)
-            self._listen(numbers[channel], channel)
-        signals, self._signals = self._signals, []
-        return signals
+            self._receive_from(numbers[channel], channel)
+        events, self._events = self._events, []
+        return events
 
     def close(self) -> None:
         for worker in self._workers.values():
             worker.channel.close()
-            _kill(worker.process)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.id, signal.SIGKILL)
         self._workers.clear()
         if self._template is not None:
             self._template.close()
@@ -112,83 +112,127 @@ class ProcessPool:
         self._setup = None
 
     def _load(self, setup: Setup) -> Any:
-        """The setup's model, in a process of its own; its spec."""
+        """Load the setup's model in a new template process. Returns its spec."""
         self.close()
         self._template = _Template()
         self._setup = setup
-        on_device = replace_device(setup, self._devices[0])
-        on_cpu = self._devices[0] in (None, "cpu") and not _wants_gpu(on_device)
+        device = self._devices[0]
+        on_device = setup.on_device(device)
+        in_template = device in (None, "cpu") and not _wants_gpu(on_device)
         try:
-            return self._template.ask(Load(self._plan, self._make_shop, on_device, here=on_cpu))
+            return self._template.ask(_Load(self._plan, self._make_loader, on_device, in_template))
         except (OSError, EOFError) as error:
             raise WorkerError(f"the model cannot be loaded for the workers: {error}") from error
 
-    def _hire(self, device: str | None) -> None:
+    def _start(self, device: str | None) -> None:
         assert self._template is not None
         assert self._setup is not None
         number = self._next_number
         self._next_number += 1
         name = f"worker {number}" + (f" on {device}" if device else "")
         ours, theirs = Pipe()
-        try:
-            process = self._template.hire(Hire(name, replace_device(self._setup, device)), theirs)
-        finally:
-            theirs.close()
+        with theirs:
+            process = self._template.fork(_Fork(name, self._setup.on_device(device)), theirs)
         self._workers[number] = _Process(ours, process, device)
 
-    def _listen(self, number: int, channel: Ends) -> None:
+    def _receive_from(self, number: int, channel: Channel) -> None:
         try:
             while channel.poll():
                 event = channel.recv()
                 if isinstance(event, Joined):
                     self._workers[number].joined = event
-                self._deaths.heard(event)
+                self._restarts.observe(event)
                 if isinstance(event, Left):
-                    self._bury(number, event)
+                    self._reap(number, event)
                     return
-                self._signals.append((number, event))
+                self._events.append((number, event))
         except (EOFError, OSError):
-            self._bury(number, None)
+            self._reap(number, None)
 
-    def _bury(self, number: int, farewell: Left | None) -> None:
+    def _reap(self, number: int, left: Left | None) -> None:
+        """Remove a worker that has ended, and start another one unless it was asked to leave."""
         worker = self._workers.pop(number)
         worker.channel.close()
-        status = self._status_of(worker)
-        left = self._deaths.judge(farewell or Left(_describe(status, worker.process)))
-        self._signals.append((number, left))
-        if left.error is None and left.reason != ASKED_TO_LEAVE:
-            self._replace(worker)
+        status = self._wait_status(worker)
+        left = self._restarts.check(left or Left(_describe(status, worker.id)))
+        self._events.append((number, left))
+        if left.error is None and left.reason != LEFT_ON_REQUEST:
+            self._restart(worker)
 
-    def _replace(self, worker: _Process) -> None:
+    def _restart(self, worker: _Process) -> None:
         assert self._setup is not None
         try:
-            self._hire(worker.device)
+            self._start(worker.device)
         except (OSError, EOFError):
-            # The process with the model is gone too: load it again. The other workers go on meanwhile.
+            # The template process has ended as well: load it again while the other workers continue.
             others, self._workers = self._workers, {}
-            setup = self._setup
-            self._load(setup)
+            self._load(self._setup)
             self._workers = others
-            self._hire(worker.device)
+            self._start(worker.device)
 
-    def _status_of(self, worker: _Process) -> int | None:
+    def _wait_status(self, worker: _Process) -> int | None:
         if self._template is None:
             return None
         try:
-            return self._template.ask(Bury(worker.process))
+            return self._template.ask(_Wait(worker.id))
         except (OSError, EOFError):
             return None
 
 
+def _wants_gpu(setup: Setup) -> bool:
+    if setup.strategy.split(" ")[0] != "auto":
+        return "cuda" in setup.strategy
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _describe(status: int | None, process: int) -> str:
+    if status is None:
+        return f"process {process} ended"
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"process {process} ended with exit code {code}"
+    return f"process {process} was ended by {signal.Signals(-code).name}"
+
+
+# The protocol between the pool and the template process. Each request has one answer.
+
+
+@dataclass(frozen=True)
+class _Load:
+    """Make the model loader and, with `here`, load the setup's model in the template. Answer: its spec, or an error."""
+
+    plan: Plan
+    make_loader: MakeLoader
+    setup: Setup
+    here: bool
+
+
+@dataclass(frozen=True)
+class _Fork:
+    """Fork a worker that uses the socket sent after the request. Answer: its process id."""
+
+    name: str
+    setup: Setup
+
+
+@dataclass(frozen=True)
+class _Wait:
+    """Wait for a worker that is ending. Answer: its wait status."""
+
+    process: int
+
+
 class _Template:
-    """The process that loads and forks, and the connection to it."""
+    """The pool's end: starts the template process and sends it requests."""
 
     def __init__(self) -> None:
         self._channel, theirs = Pipe()
-        command = [sys.executable, "-c", _START, str(theirs.fileno())]
+        command = [sys.executable, "-c", _START_TEMPLATE, str(theirs.fileno())]
         environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "OPENBLAS_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        # Inherited, so that not even a process that has just begun ends by them; `template.main` ignores them instead.
+        # The new process inherits the mask, so that these signals do not end it before `template_main` ignores them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, DRIVERS_SIGNALS)
         try:
             self._process = subprocess.Popen(
@@ -198,15 +242,15 @@ class _Template:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
 
-    def ask(self, request: Load | Bury) -> Any:
-        """Raises what is answered if that is an error."""
+    def ask(self, request: _Load | _Wait) -> Any:
+        """The answer to a request. An answer that is an error is raised."""
         self._channel.send(request)
         answer = self._receive()
         if isinstance(answer, RwkvBatchError):
             raise answer
         return answer
 
-    def hire(self, request: Hire, channel: Ends) -> int:
+    def fork(self, request: _Fork, channel: Channel) -> int:
         self._channel.send(request)
         send_handle(self._channel, channel.fileno(), self._process.pid)
         return self._receive()
@@ -224,37 +268,92 @@ class _Template:
             raise EOFError(f"the process that loads the model ended with {code}") from None
 
 
-def replace_device(setup: Setup, device: str | None) -> Setup:
-    """The setup on another device; the precision stays.
-
-    >>> replace_device(Setup(None, "cuda fp16", "auto", (0,)), "cuda:1").strategy
-    'cuda:1 fp16'
-    """
-    if device is None:
-        return setup
-    _, _, precision = setup.strategy.partition(" ")
-    return replace(setup, strategy=f"{device} {precision}".strip())
+def template_main() -> None:
+    """The template process: answers requests until the pool's end is closed."""
+    for number in DRIVERS_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, DRIVERS_SIGNALS)
+    logs = LogCollector()
+    with collecting_logs(logs):
+        _answer_requests(Connection(int(sys.argv[1])), logs)
 
 
-def _wants_gpu(setup: Setup) -> bool:
-    if setup.strategy.split(" ")[0] != "auto":
-        return "cuda" in setup.strategy
-    import torch
+def _answer_requests(channel: Channel, logs: LogCollector) -> None:
+    """Log records of the template itself go to the first worker, which reports them."""
+    loaded: _Load | None = None
+    loader: ModelProvider | None = None
+    while True:
+        try:
+            request = channel.recv()
+        except (EOFError, OSError):
+            return
+        answer: Any
+        match request:
+            case _Load():
+                loaded, loader = request, request.make_loader()
+                answer = _load_spec(loader, request)
+                gc.freeze()  # keeps the workers' garbage collectors from touching, and thereby copying, shared pages
+            case _Fork():
+                assert loaded is not None
+                assert loader is not None
+                socket = recv_handle(channel)
+                answer = os.fork()
+                if answer == 0:
+                    channel.close()
+                    _run_worker(Connection(socket), loaded.plan, loader, request, logs)
+                logs.take()
+                os.close(socket)
+            case _Wait(process):
+                answer = os.waitpid(process, 0)[1]
+            case _:
+                raise TypeError(f"not a request: {request!r}")
+        with contextlib.suppress(BrokenPipeError):  # the pool has ended: the next `recv` ends this process
+            channel.send(answer)
 
-    return torch.cuda.is_available()
 
-
-def _kill(process: int) -> None:
+def _load_spec(loader: ModelProvider, load: _Load) -> Any:
     try:
-        os.kill(process, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+        if not load.here:
+            return _load_spec_in_child(loader, load.setup)
+        spec = loader.specs([load.setup])[load.setup]
+    except RwkvBatchError as error:
+        return error
+    with contextlib.suppress(RwkvBatchError):  # a worker meets the error again, and reports it
+        # What every worker would do before its first step: load the vocabulary and modules.
+        loader.encoder(load.setup, load.plan)
+        loader.engine(load.setup, load.plan, 1)
+    return spec
 
 
-def _describe(status: int | None, process: int) -> str:
-    if status is None:
-        return f"process {process} ended"
-    code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return f"process {process} ended with exit code {code}"
-    return f"process {process} was ended by {signal.Signals(-code).name}"
+def _load_spec_in_child(loader: ModelProvider, setup: Setup) -> Any:
+    receiving, sending = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            try:
+                answer = loader.specs([setup])[setup]
+            except Exception as error:  # raised in the template
+                answer = error
+            Connection(sending, readable=False).send(answer)
+        finally:
+            os._exit(0)
+    os.close(sending)
+    with Connection(receiving, writable=False) as channel:
+        try:
+            answer = channel.recv()
+        except EOFError:
+            answer = RwkvBatchError("the process that loaded the model ended early")
+    os.waitpid(process, 0)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _run_worker(channel: Channel, plan: Plan, loader: ModelProvider, request: _Fork, logs: LogCollector) -> None:
+    """A worker process from fork to exit; does not return."""
+    status = 1
+    try:
+        serve(channel, lambda: Worker(plan, loader, request.setup), request.name, logs)
+        status = 0
+    finally:
+        os._exit(status)

@@ -1,49 +1,64 @@
-"""How a run is going, on a terminal: a bar, and under it a line for each of several workers."""
+"""Progress of a run: counts, and their display as a bar, log lines, and Prometheus metrics."""
 
 from __future__ import annotations
 
+import logging
+import resource
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from rwkvbatch.errors import MissingExtraError, UsageError
 from rwkvbatch.prompt.escaping import printable
 
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+_log = logging.getLogger(__name__)
+
 LINE_EVERY_S = 60.0
-
-
+LOG_EVERY_S = 10.0
 MAX_WORKERS_SHOWN = 8
+LOOPBACK = "127.0.0.1"
+MAX_PORT = 65535
 
 
 @dataclass(frozen=True)
 class WorkerProgress:
-    """What one worker did in this session, and how many dialogues it has under way.
+    """What one worker did in this session, and its number of active conversations.
 
     `rows` includes those that another worker had finished first.
     """
 
     name: str
-    active: int
-    rows: int
-    reply_tokens: int
+    active: int = 0
+    rows: int = 0
+    reply_tokens: int = 0
+
+    def after(self, active: int, rows: int, reply_tokens: int) -> WorkerProgress:
+        """The progress after a report of `rows` more rows."""
+        return replace(self, active=active, rows=self.rows + rows, reply_tokens=self.reply_tokens + reply_tokens)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A moment of a run.
+    """State of a run at one moment.
 
     Attributes:
-        rows_done: rows that are safe on the disk, those of earlier sessions included. rows_total: all that are wanted.
-        failures: rows that failed in this session. failed_checks: checks that did.
-        active: dialogues under way.
-        reply_tokens: generated in this session. elapsed_s: its length.
-        seconds_left: estimated; None as long as there is nothing to estimate from.
-        workers: those that are at work. lost_workers: how many ended before their time in this session.
+        rows_done: durable rows, those of earlier sessions included. rows_total: rows the run will have.
+        failures: rows that failed in this session. failed_checks: checks that failed in this session.
+        active: conversations under way.
+        reply_tokens: generated in this session. elapsed_s: length of this session.
+        seconds_left: estimated; None before this session's first durable row.
+        workers: those running. lost_workers: workers that crashed in this session.
     """
 
     rows_done: int
@@ -62,8 +77,50 @@ class Progress:
         return self.reply_tokens / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
 
+@dataclass
+class Counts:
+    """What this session has done so far. A row counts when it is written, durable or not.
+
+    Attributes:
+        rows_before: durable rows at the start of the session.
+        failed_turns: failed rows, without those that only follow a failed turn.
+        workers: those running, by number.
+        clock: monotonic seconds.
+    """
+
+    rows_before: int = 0
+    rows: int = 0
+    failed_rows: int = 0
+    failed_turns: int = 0
+    failed_checks: int = 0
+    reply_tokens: int = 0
+    lost_workers: int = 0
+    workers: dict[int, WorkerProgress] = field(default_factory=dict[int, WorkerProgress])
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._started_s = self.clock()
+
+    def progress(self, rows_done: int, rows_total: int) -> Progress:
+        """The progress now; the remaining time is estimated from this session's rows."""
+        elapsed_s = max(0.0, self.clock() - self._started_s)
+        rows_new = rows_done - self.rows_before
+        return Progress(
+            rows_done=rows_done,
+            rows_total=rows_total,
+            failures=self.failed_rows,
+            failed_checks=self.failed_checks,
+            active=sum(worker.active for worker in self.workers.values()),
+            reply_tokens=self.reply_tokens,
+            elapsed_s=elapsed_s,
+            seconds_left=elapsed_s / rows_new * (rows_total - rows_done) if rows_new > 0 else None,
+            workers=tuple(self.workers.values()),
+            lost_workers=self.lost_workers,
+        )
+
+
 class Observer(Protocol):
-    """Is told how the run is going; must be quick."""
+    """Receives a run's progress; its methods must return quickly."""
 
     def started(self, progress: Progress) -> None: ...
     def moved(self, progress: Progress) -> None: ...
@@ -71,11 +128,7 @@ class Observer(Protocol):
 
 
 class Observers:
-    """Several observers as one.
-
-    Args:
-        observers: told in this order.
-    """
+    """Several observers as one, called in order."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
@@ -94,11 +147,11 @@ class Observers:
 
 
 class LineObserver:
-    """A line a minute, for logs and pipes.
+    """Prints a line a minute, for logs and pipes.
 
     Args:
         say: prints one line.
-        clock: seconds that never jump.
+        clock: monotonic seconds.
     """
 
     def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -120,7 +173,7 @@ class LineObserver:
 
 
 def progress_line(progress: Progress) -> str:
-    """All figures in one line; with several workers also what each has under way, while anything is."""
+    """All figures in one line; with several workers also the active conversations of each."""
     line = f"{progress.rows_done:,}/{progress.rows_total:,} rows, {figures(progress)}"
     if len(progress.workers) < 2 or not progress.active:
         return line
@@ -130,7 +183,7 @@ def progress_line(progress: Progress) -> str:
 
 
 def figures(progress: Progress) -> str:
-    """Speed, time left, and what went wrong, in words."""
+    """Speed, time left and failures."""
     parts = [f"{progress.tokens_per_s:,.0f} tokens/s"]
     if progress.rows_done < progress.rows_total and progress.seconds_left is not None:
         parts.append(f"{duration(progress.seconds_left)} left")
@@ -155,50 +208,8 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-class Meter:
-    """Turns counts into `Progress`. Only what this session did goes into the estimate.
-
-    Args:
-        rows_done: there at the start.
-        clock: seconds that never jump.
-    """
-
-    def __init__(self, rows_done: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._done_before = rows_done
-        self._clock = clock
-        self._began_s = clock()
-
-    def read(
-        self,
-        rows_total: int,
-        rows_done: int,
-        failures: int,
-        failed_checks: int,
-        active: int,
-        reply_tokens: int,
-        workers: tuple[WorkerProgress, ...] = (),
-        lost_workers: int = 0,
-    ) -> Progress:
-        """The moment, out of counts; see `Progress`."""
-        elapsed_s = max(0.0, self._clock() - self._began_s)
-        now_done = rows_done - self._done_before
-        left = rows_total - rows_done
-        return Progress(
-            rows_done=rows_done,
-            rows_total=rows_total,
-            failures=failures,
-            failed_checks=failed_checks,
-            active=active,
-            reply_tokens=reply_tokens,
-            elapsed_s=elapsed_s,
-            seconds_left=elapsed_s / now_done * left if now_done > 0 else None,
-            workers=workers,
-            lost_workers=lost_workers,
-        )
-
-
 class BarObserver:
-    """A bar on a terminal, and under it a line for each of several workers, redrawn a few times a second.
+    """A bar on a terminal; with several workers also a line for each of them.
 
     Args:
         console: of standard error.
@@ -219,7 +230,7 @@ class BarObserver:
         self._bar.start()
 
     def moved(self, progress: Progress) -> None:
-        self._bar.moment = progress
+        self._bar.latest = progress
         self._bar.update(
             self._task,
             completed=progress.rows_done,
@@ -234,18 +245,18 @@ class BarObserver:
 
 
 class BarWithWorkers(Bar):
-    """rich's progress bar; `moment` is what its workers are drawn from."""
+    """rich's progress bar, and below it the workers of `latest`."""
 
-    moment: Progress | None = None
+    latest: Progress | None = None
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
-        if self.moment is not None and len(self.moment.workers) > 1:
-            yield workers_table(self.moment)
+        if self.latest is not None and len(self.latest.workers) > 1:
+            yield workers_table(self.latest)
 
 
 def workers_table(progress: Progress) -> Table:
-    """A row a worker: name, dialogues under way, rows, tokens a second; what does not fit is summed up."""
+    """Name, active conversations, rows and tokens per second of each worker; beyond `MAX_WORKERS_SHOWN` their sums."""
     table = Table.grid(padding=(0, 2))
     for justify in ("left", "right", "right", "right"):
         table.add_column(justify=justify, no_wrap=True, style="dim")
@@ -253,10 +264,9 @@ def workers_table(progress: Progress) -> Table:
     for worker in shown:
         _add(table, worker, progress.elapsed_s)
     if rest:
-        name = f"{len(rest)} more"
-        total = WorkerProgress(
-            name, sum(w.active for w in rest), sum(w.rows for w in rest), sum(w.reply_tokens for w in rest)
-        )
+        total = WorkerProgress(f"{len(rest)} more")
+        for worker in rest:
+            total = total.after(worker.active + total.active, worker.rows, worker.reply_tokens)
         _add(table, total, progress.elapsed_s)
     return table
 
@@ -264,3 +274,140 @@ def workers_table(progress: Progress) -> Table:
 def _add(table: Table, worker: WorkerProgress, elapsed_s: float) -> None:
     rate = worker.reply_tokens / elapsed_s if elapsed_s > 0 else 0.0
     table.add_row(printable(worker.name), f"{worker.active} active", f"{worker.rows:,} rows", f"{rate:,.0f} tokens/s")
+
+
+class StepLog:
+    """Logs the mean and longest time between updates every ten seconds, with the progress.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since_s = clock()
+        self._last_s = self._since_s
+        self._steps = 0
+        self._longest_s = 0.0
+
+    def count(self, progress: Progress) -> None:
+        """Count an update."""
+        now = self._clock()
+        self._longest_s = max(self._longest_s, now - self._last_s)
+        self._last_s = now
+        self._steps += 1
+        if now - self._since_s >= LOG_EVERY_S:
+            self._write("the run continues", progress)
+            self._since_s, self._steps, self._longest_s = now, 0, 0.0
+
+    def end(self, progress: Progress, *, interrupted: bool) -> None:
+        """Log the end of the run."""
+        self._last_s = self._clock()
+        self._write("the run was interrupted" if interrupted else "the run ended", progress)
+
+    def _write(self, message: str, progress: Progress) -> None:
+        mean_s = (self._last_s - self._since_s) / self._steps if self._steps else None
+        figures = {
+            **vars(progress),
+            "workers": [vars(worker) for worker in progress.workers],
+            "tokens_per_s": round(progress.tokens_per_s, 3),
+            "steps": self._steps,
+            "step_mean_s": None if mean_s is None else round(mean_s, 6),
+            "step_longest_s": round(self._longest_s, 6),
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+        _log.info(message, extra=figures)
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+_METRICS: tuple[tuple[str, str, str, Callable[[Progress], float | None]], ...] = (
+    ("gauge", "rows_done", "Durable rows", lambda p: p.rows_done),
+    ("gauge", "rows_wanted", "Rows that the run will have", lambda p: p.rows_total),
+    ("gauge", "active_dialogues", "Conversations under way", lambda p: p.active),
+    ("gauge", "workers", "Workers running", lambda p: len(p.workers)),
+    ("counter", "lost_workers", "Workers that crashed", lambda p: p.lost_workers),
+    ("gauge", "elapsed_seconds", "Time since this process started the run", lambda p: p.elapsed_s),
+    ("gauge", "left_seconds", "Estimated remaining time", lambda p: p.seconds_left),
+    ("counter", "failed_rows", "Rows that failed in this process", lambda p: p.failures),
+    ("counter", "failed_checks", "Checks that failed in this process", lambda p: p.failed_checks),
+    ("counter", "reply_tokens", "Tokens generated in this process", lambda p: p.reply_tokens),
+)
+
+
+class MetricsObserver:
+    """Keeps a run's latest progress for the Prometheus client library; `url` is where it is served."""
+
+    def __init__(self, url: str = "") -> None:
+        self.url = url
+        self._latest: Progress | None = None
+        self._is_running = False
+
+    def started(self, progress: Progress) -> None:
+        self._is_running = True
+        self._latest = progress
+
+    def moved(self, progress: Progress) -> None:
+        self._latest = progress
+
+    def ended(self, progress: Progress) -> None:
+        self._latest = progress
+        self._is_running = False
+
+    def collect(self) -> Iterator[Metric]:
+        """The metric families; called by the client library in its own thread at each request."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        progress = self._latest
+        yield GaugeMetricFamily("rwkvbatch_running", "1 during the run", float(self._is_running))
+        yield GaugeMetricFamily(
+            "rwkvbatch_peak_memory_bytes", "Peak resident memory of this process", peak_memory_bytes()
+        )
+        if progress is None:
+            return
+        for kind, name, help_text, figure in _METRICS:
+            value = figure(progress)
+            if value is not None:
+                family = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
+                yield family(f"rwkvbatch_{name}", help_text, value)
+
+
+@contextmanager
+def serving_metrics(port: int) -> Generator[MetricsObserver]:
+    """Serve the observer's figures for Prometheus over HTTP on the loopback address, inside.
+
+    Args:
+        port: 0 for any free one.
+
+    Raises:
+        UsageError: the port is invalid or in use.
+        MissingExtraError: the client library is not installed.
+    """
+    if not 0 <= port <= MAX_PORT:
+        raise UsageError(f"--metrics must be a port from 0 to {MAX_PORT}, got {port}")
+    try:
+        from prometheus_client import CollectorRegistry, start_http_server
+    except ImportError:
+        raise MissingExtraError(
+            "--metrics needs the Prometheus client library, which is not installed", extra="prometheus"
+        ) from None
+    observer = MetricsObserver()
+    registry = CollectorRegistry()
+    registry.register(observer)
+    try:
+        server, thread = start_http_server(port, addr=LOOPBACK, registry=registry)
+    except OSError as error:
+        raise UsageError(
+            f"--metrics {port}: cannot listen there: {error.strerror}", hint="give another port, or 0 for any"
+        ) from None
+    observer.url = f"http://{LOOPBACK}:{server.server_port}/metrics"
+    try:
+        yield observer
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

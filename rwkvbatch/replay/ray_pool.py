@@ -33,14 +33,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rwkvbatch import __version__
 from rwkvbatch.errors import RwkvBatchError, UsageError, WorkerError
-from rwkvbatch.replay.messages import ASKED_TO_LEAVE, Event, Joined, Left, Order, Signal
 from rwkvbatch.replay.models import ModelProvider, Setup, setups_of
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import RestartLimit, processors
-from rwkvbatch.replay.process_worker import NoteTaker, noted, serve
-from rwkvbatch.replay.processes import replace_device
+from rwkvbatch.replay.pool import LEFT_ON_REQUEST, Event, Joined, Left, Order, RestartLimit, processors
 from rwkvbatch.replay.settings import ENVIRONMENT_PREFIX, RunSettings
-from rwkvbatch.replay.worker import Worker
+from rwkvbatch.replay.worker import LogCollector, Worker, collecting_logs, serve
 from rwkvbatch.results.manifest import cell_identities, code_sha256
 
 CONNECT_S = 5.0
@@ -241,7 +238,7 @@ class RayWorker:
             del os.environ[name]
         os.environ.update(variables)
         self._loader: ModelProvider | None = None
-        self._logs = NoteTaker()
+        self._logs = LogCollector()
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
 
     @_ray.method(concurrency_group="control", max_task_retries=-1)
@@ -266,7 +263,7 @@ class RayWorker:
         Raises:
             CheckpointError, UsageError: a model cannot be loaded.
         """
-        with noted(self._logs), _locating_errors(name):
+        with collecting_logs(self._logs), _locating_errors(name):
             return self._load(make_loader).specs(setups)
 
     def serve(
@@ -285,7 +282,7 @@ class RayWorker:
                 return Worker(plan, loader, setup)
 
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        arguments = (_Channel(self._orders.get, events.put), make_worker, name, plan.settings.batch_size, self._logs)
+        arguments = (_Channel(self._orders.get, events.put), make_worker, name, self._logs)
         threading.Thread(target=serve, args=arguments, name="worker", daemon=True).start()
         event = None
         while not isinstance(event, Left):
@@ -382,7 +379,7 @@ class RayPool:
         self._plan_ref: Any = None
         self._restarts = RestartLimit(0)
         self._actors: dict[int, _Actor] = {}
-        self._signals: list[Signal] = []
+        self._events: list[tuple[int, Event]] = []
         self._setup: Setup | None = None
         self._identities: dict[Setup, Mapping[str, Any]] = {}
 
@@ -396,7 +393,7 @@ class RayPool:
         return specs
 
     @property
-    def num_coming(self) -> int:
+    def num_starting(self) -> int:
         return sum(actor.serving and actor.joined is None for actor in self._actors.values())
 
     def begin(self, setup: Setup) -> None:
@@ -405,12 +402,12 @@ class RayPool:
         changed = self._setup not in (None, setup)
         self._setup = setup
         if changed:
-            self._signals.clear()
+            self._events.clear()
         for number, actor in self._actors.items():
             if changed and actor.name:
                 actor.await_start(restart=True)  # frees the memory of the previous model
             elif actor.joined is not None:
-                self._signals.append((number, actor.joined))
+                self._events.append((number, actor.joined))
             elif actor.name and not actor.serving:
                 self._serve(actor)
 
@@ -419,23 +416,23 @@ class RayPool:
         if actor is not None and actor.serving:
             actor.handle.send.remote(order)
 
-    def receive(self, timeout_s: float) -> Sequence[Signal]:
+    def receive(self, timeout_s: float) -> Sequence[tuple[int, Event]]:
         numbers = {actor.call: number for number, actor in self._actors.items() if actor.call is not None}
         if numbers:
             calls = list(numbers)
-            _ray.wait(calls, num_returns=1, timeout=0.0 if self._signals else timeout_s)
+            _ray.wait(calls, num_returns=1, timeout=0.0 if self._events else timeout_s)
             for call in _ray.wait(calls, num_returns=len(calls), timeout=0.0)[0]:
                 self._read(numbers[call])
-        elif not self._signals:
+        elif not self._events:
             time.sleep(timeout_s)
         self._check_room()
-        signals, self._signals = self._signals, []
-        return signals
+        events, self._events = self._events, []
+        return events
 
     def close(self) -> None:
         for number in list(self._actors):
             self._remove(number)
-        self._signals.clear()
+        self._events.clear()
         self._setup = self._plan_ref = None
         if self._owns_connection:
             _ray.shutdown()
@@ -477,9 +474,9 @@ class RayPool:
             try:
                 specs = _ray.get(actor.handle.specs.remote(self._loader_for(actor), actor.name, there))
             except RayTaskError as error:
-                if isinstance(error.cause, RwkvBatchError):
-                    raise error.cause from None
-                raise WorkerError(f"{actor.name}: the model cannot be loaded: {_reason(error)}") from None
+                raise (
+                    error.cause if isinstance(error.cause, RwkvBatchError) else _start_error(actor.name, error)
+                ) from None
             except RayError as error:
                 self._lose(number, Left(_reason(error)))
             else:
@@ -500,12 +497,11 @@ class RayPool:
         try:
             answer = _ray.get(next(actor.call) if actor.serving else actor.call)
         except RayError as error:
-            reason = _reason(error)
-            if actor.serving:
-                self._lose(number, Left(reason), restart=isinstance(error, RayTaskError))
+            if actor.serving and not isinstance(error, RayTaskError):
+                self._lose(number, Left(_reason(error)))
             else:
-                hint = "install the same rwkvbatch (one wheel), Python 3.x and Ray on every node as here"
-                self._lose(number, Left(reason, WorkerError(f"worker {number} cannot be started: {reason}", hint=hint)))
+                failure = _start_error(actor.name or f"worker {number}", error)
+                self._lose(number, Left(str(failure), failure))
             return
         if not actor.serving:
             actor.name = f"worker {number} on {answer}"
@@ -513,13 +509,13 @@ class RayPool:
             if self._setup is not None:
                 self._serve(actor)
             return
-        self._restarts.heard(answer)
+        self._restarts.observe(answer)
         if isinstance(answer, Left):
             self._lose(number, answer, restart=True)
             return
         if isinstance(answer, Joined):
             actor.joined = answer
-        self._signals.append((number, answer))
+        self._events.append((number, answer))
 
     def _lose(self, number: int, left: Left, *, restart: bool = False) -> None:
         """Report that a worker lost its tasks, and wait for the actor that Ray restarts.
@@ -527,9 +523,9 @@ class RayPool:
         Args:
             restart: the process is still there and has to be ended.
         """
-        left = self._restarts.judge(left)
-        self._signals.append((number, left))
-        if left.error is not None or left.reason == ASKED_TO_LEAVE:
+        left = self._restarts.check(left)
+        self._events.append((number, left))
+        if left.error is not None or left.reason == LEFT_ON_REQUEST:
             self._remove(number)
         else:
             self._actors[number].await_start(restart=restart)
@@ -546,7 +542,7 @@ class RayPool:
                     f"the cluster had no room for a worker with {wanted} within {self._placement_s:g} s",
                     hint="`ray status` shows what is taken; ask for less with --workers and --threads",
                 )
-                self._signals.append((number, Left(str(error), error)))
+                self._events.append((number, Left(str(error), error)))
                 return
             actor.since_s = math.inf
             _log.warning("the cluster has no room for worker %d with %s; going on without it", number, wanted)
@@ -562,7 +558,12 @@ def _reason(error: RayError) -> str:
     return re.sub(r"^[\w.]+Error: ", "", str(error).strip().rpartition("\n")[2].strip())
 
 
+def _start_error(name: str, error: RayError) -> WorkerError:
+    hint = "the driver and every node need the same rwkvbatch (one wheel), plug-ins, Python 3.x and Ray"
+    return WorkerError(f"{name} cannot start: {_reason(error)}", hint=hint)
+
+
 def _setup_on(slot: Slot, setup: Setup) -> Setup:
     """The setup as an actor sees it: Ray shows it one GPU, which is `cuda` whatever its number."""
-    moved = replace_device(setup, slot.device)
+    moved = setup.on_device(slot.device)
     return replace(moved, strategy=re.sub(r"cuda:\d+", "cuda", moved.strategy))

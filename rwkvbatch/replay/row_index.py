@@ -1,9 +1,9 @@
-"""A run in parts (`--shard 2/8`): which conversations are in which part, and what a part writes down for `merge`.
+"""Row numbers of a run, and its shards (`--shard 2/8`).
 
-All dialogues of a conversation are in the same part, so that each part reads what they share once. The longest
-conversations are dealt out first, each to the part with the fewest turns so far: no two parts differ by more turns than
-the longest conversation has. Among equals the parts take turns, so that neighbours in the script, which tend to be
-alike, are spread over the parts. Only the number of turns is looked at: how long replies get is not known before.
+All tasks of a conversation are in one shard, so that their shared prefixes are computed once. Conversations are
+assigned longest first, each to the shard with the fewest turns so far: two shards differ by at most as many turns as
+the longest conversation has. Among equal shards the assignment rotates, which spreads neighbouring, often similar,
+conversations. The length of replies is not known beforehand and not considered.
 """
 
 from __future__ import annotations
@@ -23,79 +23,80 @@ from rwkvbatch.results.row import RowKey
 
 
 @dataclass(frozen=True)
-class Length:
-    """A conversation, and how many turns it has."""
+class Member:
+    """A conversation of a run: its number in the whole plan, its id, and its number of turns."""
 
+    number: int
     conversation: str
     turns: int
 
 
-class Places:
-    """Numbers of rows and dialogues; a dialogue's rows stand together, and so do a conversation's dialogues.
+class RowIndex:
+    """Numbers rows and tasks: conversation by conversation, cell by cell, repetition by repetition, turn by turn.
 
     Args:
-        lengths: the conversations in their order; ids are unique.
-        cells: the names of the cells, in their order.
+        members: the conversations in order; ids are unique.
+        cells: names of the cells in order.
         repeats: of every conversation in every cell.
     """
 
-    def __init__(self, lengths: Iterable[Length], cells: Sequence[str], repeats: int) -> None:
+    def __init__(self, members: Iterable[Member], cells: Sequence[str], repeats: int) -> None:
         self.repeats = repeats
         self._cells = tuple(cells)
         self._cell_numbers = {name: number for number, name in enumerate(self._cells)}
-        self._lengths = tuple(lengths)
-        self._conversations = {length.conversation: n for n, length in enumerate(self._lengths)}
-        self.dialogues_each = len(self._cells) * repeats
+        self._members = tuple(members)
+        self._conversations = {member.conversation: n for n, member in enumerate(self._members)}
+        self.tasks_per_conversation = len(self._cells) * repeats
         self._first_rows = [0]
-        for length in self._lengths:
-            self._first_rows.append(self._first_rows[-1] + length.turns * self.dialogues_each)
+        for member in self._members:
+            self._first_rows.append(self._first_rows[-1] + member.turns * self.tasks_per_conversation)
 
     @property
     def num_rows(self) -> int:
         return self._first_rows[-1]
 
     @property
-    def num_dialogues(self) -> int:
-        return len(self._lengths) * self.dialogues_each
+    def num_tasks(self) -> int:
+        return len(self._members) * self.tasks_per_conversation
 
     def conversation_of_row(self, row: int) -> int:
-        """The number of the row's conversation."""
+        """The number of a row's conversation."""
         return bisect_right(self._first_rows, row) - 1
 
-    def rows_of(self, dialogue: int) -> tuple[int, int]:
-        """The first row of a dialogue, and the one after its last."""
-        conversation, rest = divmod(dialogue, self.dialogues_each)
-        num_turns = self._lengths[conversation].turns
+    def rows_of(self, task: int) -> tuple[int, int]:
+        """The first row of a task, and the one after its last."""
+        conversation, rest = divmod(task, self.tasks_per_conversation)
+        num_turns = self._members[conversation].turns
         first = self._first_rows[conversation] + rest * num_turns
         return first, first + num_turns
 
     def number_of(self, conversation: int, cell: int, repeat: int) -> int:
-        """The dialogue of these three numbers."""
+        """The task of a conversation, cell and repetition."""
         return (conversation * len(self._cells) + cell) * self.repeats + repeat
 
-    def place(self, key: RowKey) -> int | None:
-        """The row's number, or None if there is no such row."""
+    def row_number(self, key: RowKey) -> int | None:
+        """The number of a row, None if the run has no such row."""
         conversation = self._conversations.get(key.conversation)
         cell = self._cell_numbers.get(key.cell)
         if conversation is None or cell is None:
             return None
-        num_turns = self._lengths[conversation].turns
+        num_turns = self._members[conversation].turns
         if not (0 <= key.repeat < self.repeats and 0 <= key.turn < num_turns):
             return None
         return self._first_rows[conversation] + (cell * self.repeats + key.repeat) * num_turns + key.turn
 
-    def dialogue_of_row(self, row: int) -> tuple[int, int]:
-        """The number of the row's dialogue, and its turn."""
+    def task_of_row(self, row: int) -> tuple[int, int]:
+        """The number of a row's task, and the row's turn."""
         conversation = self.conversation_of_row(row)
-        rest, turn = divmod(row - self._first_rows[conversation], self._lengths[conversation].turns)
-        return conversation * self.dialogues_each + rest, turn
+        rest, turn = divmod(row - self._first_rows[conversation], self._members[conversation].turns)
+        return conversation * self.tasks_per_conversation + rest, turn
 
     def key(self, row: int) -> RowKey:
-        """What `place` finds at `row`."""
-        dialogue, turn = self.dialogue_of_row(row)
-        conversation, rest = divmod(dialogue, self.dialogues_each)
+        """The key of row number `row`."""
+        task, turn = self.task_of_row(row)
+        conversation, rest = divmod(task, self.tasks_per_conversation)
         cell, repeat = divmod(rest, self.repeats)
-        return RowKey(self._lengths[conversation].conversation, self._cells[cell], repeat, turn)
+        return RowKey(self._members[conversation].conversation, self._cells[cell], repeat, turn)
 
 
 SHARD_NAME = "shard.jsonl"
@@ -113,10 +114,10 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `2/8`.
+        """Parse `2/8`.
 
         Raises:
-            UsageError: it is not that, or there is no such part.
+            UsageError: it has another form, or there is no such part.
         """
         found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip(), re.ASCII)
         shard = None if found is None else cls(int(found[1]), int(found[2]))
@@ -131,10 +132,10 @@ class Shard:
         return f"{self.part}/{self.parts}"
 
     def share(self, turns: Sequence[int]) -> tuple[int, ...]:
-        """The numbers of this part's conversations, rising.
+        """The numbers of this part's conversations, ascending.
 
         Args:
-            turns: how many turns each conversation of the plan has.
+            turns: number of turns of each conversation of the plan.
         """
         loads = [(0, part) for part in range(1, self.parts + 1)]
         chosen: list[int] = []
@@ -146,24 +147,13 @@ class Shard:
         return tuple(sorted(chosen))
 
 
-@dataclass(frozen=True)
-class Member:
-    """A conversation of a part: its number in the whole plan, and its length."""
-
-    number: int
-    length: Length
-
-
 def write_members(files: Files, directory: Path, members: Iterable[Member]) -> None:
-    """Write `shard.jsonl`, one conversation a line, so that it is there in full or not at all.
+    """Write `shard.jsonl`, one conversation a line, atomically.
 
     Raises:
         StorageError: it could not be written.
     """
-    lines = (
-        json.dumps({"number": m.number, "id": m.length.conversation, "turns": m.length.turns}).encode() + b"\n"
-        for m in members
-    )
+    lines = (json.dumps({"number": m.number, "id": m.conversation, "turns": m.turns}).encode() + b"\n" for m in members)
     path = directory / SHARD_NAME
     try:
         replace_file(files, path, lines)
@@ -172,14 +162,14 @@ def write_members(files: Files, directory: Path, members: Iterable[Member]) -> N
 
 
 def read_members(directory: Path) -> Iterator[Member]:
-    """The conversations of a part, in their order.
+    """The conversations of a shard, in order.
 
     Raises:
-        RunDirectoryError: the file is not there or cannot be read.
+        RunDirectoryError: the file is missing or cannot be read.
         RunDamagedError: a line is not what `write_members` wrote.
     """
     path = directory / SHARD_NAME
-    hint = "give the part's `rwkvbatch run` command again: it writes this file anew"
+    hint = "run the part's `rwkvbatch run` command again: it rewrites this file"
     last = -1
     try:
         with path.open("rb") as file:
@@ -203,6 +193,6 @@ def _member(data: bytes) -> Member | None:
     values = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
     match values:
         case {"number": int(number), "id": str(name), "turns": int(turns)} if 0 < turns <= _MAX_TURNS:
-            return Member(number, Length(name, turns))
+            return Member(number, name, turns)
         case _:
             return None

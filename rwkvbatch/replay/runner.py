@@ -1,24 +1,29 @@
-"""A plan carried out: rows into a directory or into memory, figures out."""
+"""Carries out a plan: runs its tasks, writes the run directory, and verifies rows (`--verify-batch`)."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from rwkvbatch.engine.request import Reply, Request, Score
 from rwkvbatch.errors import RwkvBatchError, StorageError
-from rwkvbatch.files import OS_FILES, Files
+from rwkvbatch.files import OS_FILES, Files, replace_file
 from rwkvbatch.replay.adaptive import Reached, first_round, reached, rounds
-from rwkvbatch.replay.driver import Counts, Driver
-from rwkvbatch.replay.logs import StepLog
+from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder, TurnEngine
+from rwkvbatch.replay.driver import Driver, LocalDriver, PoolDriver, RowRecorder
 from rwkvbatch.replay.models import ModelProvider, Setup, refuse_unusable, setups_of
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import LocalPool, WorkerPool
-from rwkvbatch.replay.progress import Meter, Observer, Progress
-from rwkvbatch.replay.verify import Difference, choose_rows, verdict, verify_rows, write_verdict
+from rwkvbatch.replay.pool import MakePool, WorkerPool
+from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
 from rwkvbatch.results.directory import RunDirectory
 from rwkvbatch.results.manifest import make_about, make_identity, make_shard
 from rwkvbatch.results.recovery import read_results
@@ -28,24 +33,26 @@ from rwkvbatch.results.store import RESULTS_NAME, MemoryRows, RowStore
 from rwkvbatch.results.summary import Summary, summarize, write_summary
 from rwkvbatch.script.reader import SkippedLine
 
+VERIFY_NAME = "verify.json"
+
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a plan is carried out; none of it changes a row.
+    """How to carry out a plan. No option changes a row.
 
     Attributes:
         out: the run directory; None keeps the rows in memory.
         scripts, command: for the manifest's `about`.
-        retry_errors: run failed rows again, with what follows them in their dialogues.
+        retry_errors: run failed rows again, and the rows after them in their conversations.
         repair: set damaged rows aside and run them again.
-        verify_rows: afterwards, generate so many rows again, alone and in another batch.
+        verify_rows: number of finished rows to generate again afterwards, alone and in another batch.
         skipped: bad lines of the scripts, to be kept in the directory.
-        observer: is told of progress. should_stop: ends the run after the engine's step.
-        loading: entered while the models are loaded, before anything is written; what it raises leaves no trace.
-        crew: makes the workers; by default there is one, in this process.
-        files: the system calls of the store.
+        observer: receives the progress. should_stop: checked between steps; true ends the run.
+        loading: context in which the models are loaded, before anything is written.
+        pool: makes the workers; None runs one worker in this process.
+        files: system calls of the store.
     """
 
     out: Path | None = None
@@ -58,22 +65,22 @@ class RunOptions:
     observer: Observer | None = None
     should_stop: Callable[[], bool] = lambda: False
     loading: Callable[[], AbstractContextManager[None]] = nullcontext
-    crew: Callable[[Plan, ModelProvider], WorkerPool] = LocalPool
+    pool: MakePool | None = None
     files: Files = OS_FILES
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run came to.
+    """Result of a run.
 
     Attributes:
-        directory: where the rows are; None when they are in memory.
+        directory: the run directory; None when the rows are in memory.
         summary: figures by cell. progress: of this session.
-        interrupted: it was stopped before its end.
+        interrupted: the run was stopped before its end.
         rows: reads the rows, in the plan's order.
         plan: what was run.
-        verified: what `verify.json` holds, when rows were verified.
-        reached: how precise each cell got; empty without `--until-ci`.
+        verified: the content of `verify.json`, when rows were verified.
+        reached: the precision of each cell; empty without `--until-ci`.
     """
 
     directory: Path | None
@@ -94,32 +101,37 @@ class RunResult:
         )
 
 
-def execute(plan: Plan, shop: ModelProvider, options: RunOptions) -> RunResult:
-    """Run what the plan says and is not done yet.
+def execute(plan: Plan, loader: ModelProvider, options: RunOptions) -> RunResult:
+    """Run the rows of a plan that do not exist yet.
 
     Raises:
-        RunDirectoryError: the directory cannot be used, is locked, damaged, or another run's.
-        StorageError: a write failed; rows before it are safe.
+        RunDirectoryError: the directory is unusable, locked, damaged, or belongs to another run.
+        StorageError: a write failed; rows before it are kept.
         TooManyFailuresError: more rows failed than the settings allow.
     """
-    crew = options.crew(plan, shop)
+    pool = None if options.pool is None else options.pool(plan)
     try:
-        if options.out is None:
-            with options.loading():
-                specs = crew.specs(setups_of(plan))
-            refuse_unusable(plan, specs)
-            return _Session(plan, shop, crew, options, MemoryRows(), None).run()
-        return _execute_in(options.out, plan, shop, crew, options)
+        if options.out is not None:
+            return _execute_in(options.out, plan, loader, pool, options)
+        refuse_unusable(plan, _load_specs(plan, loader, pool, options))
+        return _Session(plan, loader, pool, options, MemoryRows()).run()
     finally:
-        crew.close()
+        if pool is not None:
+            pool.close()
 
 
-def _execute_in(path: Path, plan: Plan, shop: ModelProvider, crew: WorkerPool, options: RunOptions) -> RunResult:
+def _load_specs(plan: Plan, loader: ModelProvider, pool: WorkerPool | None, options: RunOptions) -> dict[Setup, Any]:
+    with options.loading():
+        return (loader if pool is None else pool).specs(setups_of(plan))
+
+
+def _execute_in(
+    path: Path, plan: Plan, loader: ModelProvider, pool: WorkerPool | None, options: RunOptions
+) -> RunResult:
     directory = RunDirectory(path, options.command, options.files)
     try:
-        with options.loading():
-            specs = crew.specs(setups_of(plan))
-        identity = make_identity(plan, specs, shop.tokenizer)
+        specs = _load_specs(plan, loader, pool, options)
+        identity = make_identity(plan, specs, loader.tokenizer)
         refuse_unusable(plan, specs)
         directory.claim(
             identity,
@@ -132,54 +144,68 @@ def _execute_in(path: Path, plan: Plan, shop: ModelProvider, crew: WorkerPool, o
             directory.keep_skipped(line.raw for line in options.skipped)
         store = directory.open_rows(plan, repair=options.repair)
         try:
-            return _Session(plan, shop, crew, options, store, directory.path).run()
+            return _Session(plan, loader, pool, options, store, directory.path).run()
         finally:
             store.close()
     finally:
         directory.close()
 
 
+def read_rows(directory: Path) -> Iterator[Row]:
+    """The rows of a run directory, in the order of the file.
+
+    Raises:
+        RunDirectoryError: the file cannot be read.
+        RunDamagedError: a row is damaged.
+    """
+    return read_results(directory / RESULTS_NAME)
+
+
 class _Session:
-    """One process's part in a run."""
+    """One process's part of a run: what its rows, progress and verdict come from."""
 
     def __init__(
         self,
         plan: Plan,
-        shop: ModelProvider,
-        crew: WorkerPool,
+        loader: ModelProvider,
+        pool: WorkerPool | None,
         options: RunOptions,
         rows: RowStore | MemoryRows,
-        path: Path | None,
+        path: Path | None = None,
     ) -> None:
         self._plan = plan
-        self._shop = shop
-        self._crew = crew
+        self._loader = loader
         self._options = options
         self._rows = rows
         self._path = path
         self._status = None if path is None else StatusFile(path, files=options.files)
-        self._counts = Counts()
         self._wanted = first_round(plan)
         self._steps = StepLog()
         self._verified: list[int] = []
         self._differences: list[Difference] = []
+        if options.retry_errors:
+            rows.discard([number for number in range(plan.num_rows) if rows.failed(number)])
+        self._counts = Counts(rows.num_durable)
+        recorder = RowRecorder(plan, rows, self._counts, plan.settings.max_failures)
+        self._driver: Driver
+        if pool is None:
+            self._driver = LocalDriver(plan, loader, recorder, options.should_stop, self._after_step)
+        else:
+            self._driver = PoolDriver(plan, pool, recorder, options.should_stop, self._after_step)
 
     def run(self) -> RunResult:
-        if self._options.retry_errors:
-            self._rows.discard([n for n in range(self._plan.num_rows) if self._rows.failed(n)])
-        self._meter = Meter(self._rows.num_durable)
         observer = self._options.observer
         if observer is not None:
             observer.started(self._progress())
         if self._status is not None:
             self._status.update(self._progress())
         try:
-            complete = self._drive()
+            complete = self._run_rounds()
             self._rows.flush()
             if complete:
                 self._rows.finalize()
-        except BaseException as error:
-            self._leave(error)
+        except BaseException as error:  # Ctrl-C too: the status file says how the run ended
+            self._fail(error)
             raise
         finally:
             if observer is not None:
@@ -188,48 +214,33 @@ class _Session:
             self._status.update(self._progress(), "done" if complete else "interrupted")
         return self._result(interrupted=not complete)
 
-    def _drive(self) -> bool:
-        driver = Driver(
-            self._plan,
-            self._rows,
-            self._crew,
-            self._counts,
-            max_failures=self._plan.settings.max_failures,
-            should_stop=self._options.should_stop,
-            after_step=self._after_step,
-        )
+    def _run_rounds(self) -> bool:
+        setups = setups_of(self._plan)
         for wanted in rounds(self._plan, self._rows):
             self._wanted = wanted
-            if not self._run_round(driver):
-                return False
+            for setup in setups:
+                if not self._driver.run(self._tasks(setup, longest_first=True), setup):
+                    return False
         if self._options.verify_rows:
-            # Before a model is loaded here, those of the workers make room.
-            self._crew.close()
-            for setup in setups_of(self._plan):
-                self._verify(setup)
+            # Frees the workers' models before one is loaded here.
+            self._driver.close()
+            for setup in setups:
+                self._verify(setup, max(1, self._options.verify_rows // len(setups)))
         return True
 
-    def _run_round(self, driver: Driver) -> bool:
-        for setup in setups_of(self._plan):
-            cells = set(setup.cells)
-            dialogues = self._wanted.dialogues(longest_first=True)
-            if not driver.run((n for n in dialogues if self._cell(n) in cells), setup):
-                return False
-        return True
-
-    def _verify(self, setup: Setup) -> None:
-        dialogues = [n for n in self._wanted.dialogues() if self._cell(n) in setup.cells]
-        rows = [row for number in dialogues for row in range(*self._plan.rows_of(number))]
-        share = max(1, self._options.verify_rows // len(setups_of(self._plan)))
-        chosen = choose_rows(self._rows, rows, share)
-        desk = self._shop.desk(setup, self._plan)
-        self._verified += chosen
-        self._differences += verify_rows(
-            self._plan, self._rows, chosen, desk, lambda batch: self._shop.engine(setup, self._plan, batch)
+    def _tasks(self, setup: Setup, *, longest_first: bool = False) -> Iterator[int]:
+        return (
+            task for task in self._wanted.tasks(longest_first=longest_first) if self._plan.cell_of(task) in setup.cells
         )
 
-    def _cell(self, number: int) -> int:
-        return number // self._plan.repeats % len(self._plan.cells)
+    def _verify(self, setup: Setup, count: int) -> None:
+        candidates = [row for task in self._tasks(setup) for row in range(*self._plan.rows_of(task))]
+        chosen = choose_rows(self._rows, candidates, count)
+        encoder = self._loader.encoder(setup, self._plan)
+        self._verified += chosen
+        self._differences += verify_rows(
+            self._plan, self._rows, chosen, encoder, lambda batch: self._loader.engine(setup, self._plan, batch)
+        )
 
     def _after_step(self) -> None:
         progress = self._progress()
@@ -240,20 +251,10 @@ class _Session:
             self._status.update(progress)
 
     def _progress(self) -> Progress:
-        counts = self._counts
-        return self._meter.read(
-            self._wanted.num_rows,
-            self._rows.num_durable,
-            counts.failed_rows,
-            counts.failed_checks,
-            counts.active,
-            counts.reply_tokens,
-            counts.at_work(),
-            counts.lost_workers,
-        )
+        return self._counts.progress(self._rows.num_durable, self._wanted.num_rows)
 
-    def _leave(self, error: BaseException) -> None:
-        """The run ends by an error: keep what is there, and say so to whoever looks from outside."""
+    def _fail(self, error: BaseException) -> None:
+        """Keep the rows and record the error in the status file."""
         if not isinstance(error, StorageError):
             try:
                 self._rows.flush()
@@ -267,32 +268,124 @@ class _Session:
     def _result(self, *, interrupted: bool) -> RunResult:
         progress = self._progress()
         self._steps.end(progress, interrupted=interrupted)
-        verified = None
-        if self._verified:
-            verified = verdict(len(self._verified), self._differences)
+        verified = verdict(len(self._verified), self._differences) if self._verified else None
         names = [cell.name for cell in self._plan.cells]
         summary = summarize(self._rows.rows(), names, self._wanted.num_rows)
-        precision = reached(self._plan, self._rows, self._wanted)
-        if self._path is None:
-            rows = list(self._rows.rows())
-            return RunResult(None, summary, progress, interrupted, self._plan, lambda: iter(rows), verified, precision)
-        session = {
-            "wall_s": round(progress.elapsed_s, 3),
-            "reply_tokens": progress.reply_tokens,
-            "tokens_per_s": round(progress.tokens_per_s, 3),
-        }
-        write_summary(self._options.files, self._path, summary, session)
-        if verified is not None:
-            write_verdict(self._options.files, self._path, verified)
-        path, plan = self._path, self._plan
-        return RunResult(path, summary, progress, interrupted, plan, lambda: read_rows(path), verified, precision)
+        rows = partial(iter, list(self._rows.rows())) if self._path is None else partial(read_rows, self._path)
+        if self._path is not None:
+            session = {
+                "wall_s": round(progress.elapsed_s, 3),
+                "reply_tokens": progress.reply_tokens,
+                "tokens_per_s": round(progress.tokens_per_s, 3),
+            }
+            write_summary(self._options.files, self._path, summary, session)
+            if verified is not None:
+                _write_verdict(self._options.files, self._path, verified)
+        return RunResult(
+            directory=self._path,
+            summary=summary,
+            progress=progress,
+            interrupted=interrupted,
+            plan=self._plan,
+            rows=rows,
+            verified=verified,
+            reached=reached(self._plan, self._rows, self._wanted),
+        )
 
 
-def read_rows(directory: Path) -> Iterator[Row]:
-    """The rows of a run directory, in the order of the file.
+@dataclass(frozen=True)
+class Difference:
+    """A row that was generated differently the second time.
 
-    Raises:
-        RunDirectoryError: the file cannot be read.
-        RunDamagedError: a row is damaged.
+    Attributes:
+        where: `alone` or `shuffled`.
+        first_token: position of the first different token; None when only log-probabilities differ.
+        gap: difference of the log-probabilities at that position (their largest difference without one), in nats.
     """
-    return read_results(directory / RESULTS_NAME)
+
+    row: int
+    where: str
+    first_token: int | None
+    gap: float
+
+
+def choose_rows(rows: RowStore | MemoryRows, candidates: Sequence[int], count: int) -> list[int]:
+    """`count` of the finished rows among `candidates`; the same ones for the same plan."""
+    finished = [n for n in candidates if rows.has(n) and not rows.failed(n) and rows.read(n).finish_reason != "time"]
+    return sorted(finished, key=lambda n: hashlib.blake2b(b"%d" % n).digest())[:count]
+
+
+def verify_rows(
+    plan: Plan,
+    rows: RowStore | MemoryRows,
+    numbers: Sequence[int],
+    encoder: PromptEncoder,
+    make_engine: Callable[[int], TurnEngine],
+) -> list[Difference]:
+    """Generate rows again, each alone and all in one batch in another order."""
+    requests = [_request(plan, rows, number, encoder) for number in numbers]
+    differences: list[Difference] = []
+    lone = [_generate(make_engine(1), [request])[0] for request in requests]
+    together = _generate(make_engine(max(1, len(requests))), requests[::-1])[::-1]
+    for number, alone, shuffled in zip(numbers, lone, together, strict=True):
+        row = rows.read(number)
+        for where, reply in (("alone", alone), ("shuffled", shuffled)):
+            found = _compare(number, where, row, reply, alone)
+            if found is not None:
+                differences.append(found)
+    return differences
+
+
+def verdict(num_rows: int, differences: Sequence[Difference]) -> dict[str, Any]:
+    """The content of `verify.json`."""
+    tokens_differ = [d for d in differences if d.first_token is not None]
+    if not differences:
+        held = f"bitwise: tokens and log-probabilities of {num_rows} rows, alone and shuffled"
+    elif not tokens_differ:
+        held = f"tokens of {num_rows} rows; log-probabilities differ by up to {max(d.gap for d in differences):.3g}"
+    else:
+        first = tokens_differ[0]
+        held = (
+            f"not for {len({d.row for d in tokens_differ})} of {num_rows} rows; first: row {first.row} {first.where}, "
+            f"token {first.first_token}, log-probabilities differ by {first.gap:.3g}"
+        )
+    return {
+        "rows": num_rows,
+        "held": held,
+        "bitwise": not differences,
+        "differences": [vars(difference) for difference in differences],
+    }
+
+
+def _write_verdict(files: Files, directory: Path, content: dict[str, Any]) -> None:
+    path = directory / VERIFY_NAME
+    try:
+        replace_file(files, path, [json.dumps(content, indent=2).encode(), b"\n"])
+    except OSError as error:
+        raise StorageError(f"{path}: write failed: {error.strerror or error}") from error
+
+
+def _request(plan: Plan, rows: RowStore | MemoryRows, number: int, encoder: PromptEncoder) -> Request:
+    task, turn = plan.task_of_row(number)
+    replay = ConversationReplay(plan.task(task), encoder)
+    while replay.turn < turn:
+        replay.skip_turn(rows.read(replay.task.first_row + replay.turn))
+    return replay.request()
+
+
+def _generate(engine: TurnEngine, requests: Sequence[Request]) -> list[Reply]:
+    ids = [engine.submit(request) for request in requests]
+    results: dict[int, Reply | Score] = {}
+    while len(results) < len(ids):
+        results.update(engine.step())
+    return [reply for number in ids if isinstance(reply := results[number], Reply)]
+
+
+def _compare(number: int, where: str, row: Row, reply: Reply, alone: Reply) -> Difference | None:
+    """Compare a reply with a row, which has only the sum of its log-probabilities; each is compared with `alone`."""
+    gaps = [abs(one - other) for one, other in zip(reply.logprobs, alone.logprobs, strict=False)]
+    gap = max([*gaps, abs(row.logprob.sum - math.fsum(reply.logprobs))])
+    for position, (before, now) in enumerate(zip_longest(row.reply_ids, reply.ids)):
+        if before != now:
+            return Difference(number, where, position, gaps[position] if position < len(gaps) else gap)
+    return Difference(number, where, None, gap) if gap > 0 else None

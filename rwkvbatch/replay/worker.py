@@ -1,203 +1,319 @@
-"""Leased dialogues, turn by turn, many at once over one engine; every finished turn is reported.
+"""Runs many tasks over one engine, in this process; and serves a driver in another process.
 
-Nothing here decides about a token: the engine's replies depend on the request alone, so it does not matter which
-dialogues are under way together, and rows that were under way when a worker ended are simply asked for again.
+Replies depend on the request alone, so it does not matter which tasks run together, and the unfinished turns of a lost
+worker are generated again elsewhere.
 """
 
 from __future__ import annotations
 
 import logging
+import queue
+import threading
+import time
+import traceback
+import warnings
 from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from rwkvbatch.engine.request import Reply, Score
 from rwkvbatch.errors import RowError, RwkvBatchError, is_out_of_memory
-from rwkvbatch.replay.conversation import ConversationReplay, error_row
-from rwkvbatch.replay.messages import Drop, FinishedRow, Leave, Order, Report, Work
+from rwkvbatch.replay.conversation import ConversationReplay, error_row, not_reached
 from rwkvbatch.replay.models import ModelProvider, Setup
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.results.row import EncodedRow, Row, encode_row
+from rwkvbatch.replay.pool import LEFT_ON_REQUEST, Assign, Drop, Event, Joined, Leave, Left, LogEntry, Order, Report
+from rwkvbatch.results.row import EncodedRow, Row
+
+HEARTBEAT_S = 0.5
+"""Longest time between two reports of a serving worker, so that the driver's progress display stays current."""
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step of a worker finished.
+
+    Attributes:
+        rows: finished rows, by their number in the plan.
+        finished: tasks that have all their rows.
+        active: tasks under way.
+    """
+
+    rows: dict[int, Row]
+    finished: tuple[int, ...]
+    active: int
+
+
 class Worker:
-    """Carries leases out over an engine of its own.
+    """Runs tasks over an engine of its own.
 
     Args:
-        plan: all dialogues.
-        shop: makes the engine, and makes it again for fewer replies at once when memory ran out in a way that the
-            engine could not mend itself.
+        plan: defines the tasks.
+        loader: makes the engine; makes a smaller one when memory runs out and the engine cannot recover.
         setup: the model.
 
     Raises:
         CheckpointError, UsageError: the model cannot be loaded.
     """
 
-    def __init__(self, plan: Plan, shop: ModelProvider, setup: Setup) -> None:
+    def __init__(self, plan: Plan, loader: ModelProvider, setup: Setup) -> None:
         self._plan = plan
-        self._shop = shop
+        self._loader = loader
         self._setup = setup
         self._batch = plan.settings.batch_size
-        self._desk = shop.desk(setup, plan)
-        self._engine = shop.engine(setup, plan, self._batch)
+        self._encoder = loader.encoder(setup, plan)
+        self._engine = loader.engine(setup, plan, self._batch)
         self._waiting: deque[int] = deque()
-        # The rows of each leased dialogue, by turn: those that were there, and those made since.
+        # Rows of each held task by turn: existing ones and those made here.
         self._rows_of: dict[int, dict[int, Row]] = {}
-        self._asked: dict[int, ConversationReplay] = {}
+        self._requests: dict[int, ConversationReplay] = {}
         self._num_active = 0
-        self._finished: list[FinishedRow] = []
-        self._over: list[int] = []
+        self._new_rows: dict[int, Row] = {}
+        self._finished: list[int] = []
+
+    @property
+    def num_held(self) -> int:
+        """Tasks that were added and are neither finished nor dropped."""
+        return len(self._rows_of)
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do."""
         return not self._rows_of
 
-    def take(self, order: Order) -> None:
-        """Do as the driver says; `step` goes on from there."""
-        match order:
-            case Work(leases):
-                for lease in leases:
-                    if lease.dialogue not in self._rows_of:
-                        self._rows_of[lease.dialogue] = dict(lease.rows)
-                        self._waiting.append(lease.dialogue)
-            case Drop(dialogues):
-                self._drop(set(dialogues))
-            case Leave():
-                self._drop(set(self._rows_of))
+    @property
+    def room(self) -> int:
+        """Tasks to hold when the driver is in another process: a batch, and half as many to start meanwhile."""
+        return self._batch + max(1, self._batch // 2)
 
-    def step(self) -> Report:
-        """Begin what there is room for, advance everything by one step of the engine, and say what is finished."""
-        self._fill()
-        if self._asked:
+    def add(self, task: int, rows: Mapping[int, Row]) -> None:
+        """Take a task. Its existing rows, by turn, are replayed and not generated again."""
+        if task not in self._rows_of:
+            self._rows_of[task] = dict(rows)
+            self._waiting.append(task)
+
+    def drop(self, tasks: Iterable[int] | None = None) -> None:
+        """Forget tasks (all of them by default) and cancel their requests."""
+        gone = self._rows_of.keys() & (self._rows_of.keys() if tasks is None else set(tasks))
+        if not gone:
+            return
+        self._waiting = deque(number for number in self._waiting if number not in gone)
+        for replay in {id(r): r for r in self._requests.values() if r.task.number in gone}.values():
+            for request_id in replay.pending:
+                del self._requests[request_id]
+                self._engine.cancel(request_id)
+            self._num_active -= 1
+        for number in gone:
+            del self._rows_of[number]
+
+    def step(self) -> Step:
+        """Start waiting tasks while there is room, and advance all of them by one step of the engine."""
+        while self._waiting and self._num_active < min(self._batch, self._engine.max_batch):
+            self._num_active += 1
+            self._advance(ConversationReplay(self._plan.task(self._waiting.popleft()), self._encoder))
+        if self._requests:
             try:
-                finished = self._engine.step()
-            except Exception as error:
+                results = self._engine.step()
+            except Exception as error:  # out of memory comes as different types
                 if not is_out_of_memory(error):
                     raise
                 self._shrink(error)
             else:
-                for request_id, result in finished:
+                for request_id, result in results:
                     self._take_result(request_id, result)
-        report = Report(tuple(self._finished), tuple(self._over), self._num_active)
+        step = Step(self._new_rows, tuple(self._finished), self._num_active)
+        self._new_rows = {}
         self._finished.clear()
-        self._over.clear()
-        return report
+        return step
 
-    def _fill(self) -> None:
-        window = min(self._batch, self._engine.max_batch)
-        while self._waiting and self._num_active < window:
-            self._num_active += 1
-            self._go_on(ConversationReplay(self._plan.dialogue(self._waiting.popleft()), self._desk))
-
-    def _go_on(self, active: ConversationReplay) -> None:
-        """Replay what is there, then ask for the next turn; or let the dialogue end."""
-        rows = self._rows_of[active.dialogue.number]
-        while not active.over and active.turn in rows:
-            row = rows[active.turn]
-            if row.finish == "error":
-                self._end_early(active)
+    def _advance(self, replay: ConversationReplay) -> None:
+        """Skip turns that have rows, then submit the next turn; or end the task."""
+        rows = self._rows_of[replay.task.number]
+        while not replay.over and replay.turn in rows:
+            row = rows[replay.turn]
+            if row.finish_reason == "error":
+                self._end_with_error(replay)
                 return
-            active.replay(row)
-        if active.over:
-            self._end(active)
+            replay.skip_turn(row)
+        if replay.over:
+            self._end(replay)
             return
         try:
-            request = active.request()
-            scoring = active.scoring()
-            active.request_id = self._engine.submit(request)
+            replay.submit(self._engine)
         except (RwkvBatchError, ValueError) as error:
-            self._finish(active, active.turn, active.fail_turn(error))
-            self._end_early(active)
+            self._fail(replay, error)
             return
-        self._asked[active.request_id] = active
-        if scoring is not None:
-            active.score_id = self._engine.submit_score(scoring.prefix, scoring.continuation, scoring.root)
-            self._asked[active.score_id] = active
+        for request_id in replay.pending:
+            self._requests[request_id] = replay
 
     def _take_result(self, request_id: int, result: Reply | Score) -> None:
-        active = self._asked.pop(request_id, None)
-        if active is None:  # dropped meanwhile
+        replay = self._requests.pop(request_id, None)
+        if replay is None:  # dropped while it was generated
             return
-        if isinstance(result, Reply):
-            active.reply = result
-        else:
-            active.score = result
-        if active.request_id in self._asked or active.score_id in self._asked or active.reply is None:
+        turn = replay.turn
+        row = replay.take_result(request_id, result)
+        if row is None:
             return
-        turn, reply = active.turn, active.reply
-        row = active.finish_turn(reply, active.score)
-        active.reply = active.score = None
-        active.request_id = active.score_id = -1
-        self._finish(active, turn, row)
-        if row.finish == "error":
-            self._end_early(active)
+        self._add_row(replay, turn, row)
+        if row.finish_reason == "error":
+            self._end_with_error(replay)
         else:
-            self._go_on(active)
+            self._advance(replay)
 
-    def _end_early(self, active: ConversationReplay) -> None:
-        """The next turn's row is an error: those after it become error rows too, so that every row is there."""
-        rows = self._rows_of[active.dialogue.number]
-        for turn in range(active.turn + 1, len(active.dialogue.conversation.turns)):
+    def _fail(self, replay: ConversationReplay, error: Exception) -> None:
+        self._add_row(replay, replay.turn, replay.fail_turn(error))
+        self._end_with_error(replay)
+
+    def _end_with_error(self, replay: ConversationReplay) -> None:
+        """Make error rows for the turns after a failed one, so that every row of the plan exists."""
+        rows = self._rows_of[replay.task.number]
+        for turn in range(replay.turn + 1, len(replay.task.conversation.turns)):
             if turn not in rows:
-                self._finish(active, turn, error_row(active.dialogue, turn, not_reached(active.turn)))
-        self._end(active)
+                self._add_row(replay, turn, error_row(replay.task, turn, not_reached(replay.turn)))
+        self._end(replay)
 
-    def _end(self, active: ConversationReplay) -> None:
+    def _end(self, replay: ConversationReplay) -> None:
         self._num_active -= 1
-        del self._rows_of[active.dialogue.number]
-        self._over.append(active.dialogue.number)
+        del self._rows_of[replay.task.number]
+        self._finished.append(replay.task.number)
 
-    def _finish(self, active: ConversationReplay, turn: int, row: Row) -> None:
-        self._rows_of[active.dialogue.number][turn] = row
-        self._finished.append(finished_row(active.dialogue.first_row + turn, row))
-
-    def _drop(self, dialogues: set[int]) -> None:
-        gone = dialogues & self._rows_of.keys()
-        if not gone:
-            return
-        self._waiting = deque(number for number in self._waiting if number not in gone)
-        dropped = {a.dialogue.number: a for a in self._asked.values() if a.dialogue.number in gone}
-        for active in dropped.values():
-            for request_id in (active.request_id, active.score_id):
-                if self._asked.pop(request_id, None) is not None:
-                    self._engine.cancel(request_id)
-        self._num_active -= len(dropped)
-        for number in gone:
-            del self._rows_of[number]
+    def _add_row(self, replay: ConversationReplay, turn: int, row: Row) -> None:
+        self._rows_of[replay.task.number][turn] = row
+        self._new_rows[replay.task.first_row + turn] = row
 
     def _shrink(self, error: Exception) -> None:
-        """Memory ran out and the engine could not mend it: fewer at once, on a new engine; the rows run again."""
-        under_way = {active.dialogue.number: active for active in self._asked.values()}
-        _log.warning("out of memory with %d dialogues under way; going on with half", len(under_way))
-        self._asked.clear()
+        """Halve the batch on a new engine and restart the active tasks; with a batch of 1, fail them."""
+        active = {replay.task.number: replay for replay in self._requests.values()}
+        _log.warning("out of memory with %d active conversations; continuing with half the batch size", len(active))
+        self._requests.clear()
         if self._batch == 1:
-            for active in under_way.values():
-                self._finish(active, active.turn, active.fail_turn(RowError(f"out of memory: {error}")))
-                self._end_early(active)
+            for replay in active.values():
+                self._fail(replay, RowError(f"out of memory: {error}"))
         else:
             self._num_active = 0
-            self._waiting.extendleft(sorted(under_way, reverse=True))
+            self._waiting.extendleft(sorted(active, reverse=True))
         self._batch = max(1, self._batch // 2)
-        self._engine = self._shop.engine(self._setup, self._plan, self._batch)
+        self._engine = self._loader.engine(self._setup, self._plan, self._batch)
 
 
-_NOT_REACHED = "not reached:"
+class Channel(Protocol):
+    """A two-way connection to the driver, such as `multiprocessing.connection.Connection`."""
+
+    def send(self, obj: Any, /) -> None: ...
+    def recv(self) -> Any: ...
 
 
-def not_reached(failed_turn: int) -> str:
-    """The error of a turn after one that failed."""
-    return f"{_NOT_REACHED} turn {failed_turn} of this conversation failed"
+class LogCollector(logging.Handler):
+    """Keeps log records until a report takes them to the driver's log."""
+
+    def __init__(self, level: int = logging.INFO) -> None:
+        super().__init__(level)
+        self._entries: list[LogEntry] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._entries.append(LogEntry(record.name, record.levelno, record.getMessage()))
+
+    def take(self) -> tuple[LogEntry, ...]:
+        """The records since the last call."""
+        entries, self._entries = tuple(self._entries), []
+        return entries
 
 
-def finished_row(number: int, row: Row) -> FinishedRow:
-    """`row`, number `number` of the plan, as it is reported."""
-    return FinishedRow(
-        EncodedRow(number, encode_row(row), row.finish == "error"),
-        error=row.error,
-        reached=row.error is None or not row.error.startswith(_NOT_REACHED),
-        failed_checks=sum(not check.passed for check in row.checks),
-        reply_tokens=row.tokens.reply,
-        prompt_tokens=row.tokens.prompt,
-        cached_tokens=row.timing.cached_tokens,
-    )
+@contextmanager
+def collecting_logs(logs: LogCollector) -> Generator[None]:
+    """Send this package's log and all Python warnings to `logs` and nowhere else, inside."""
+    logger = logging.getLogger("rwkvbatch")
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        logging.getLogger(f"{logger.name}.warnings").warning("%s", message)
+
+    logger.addHandler(logs)
+    logger.propagate = False
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        try:
+            yield
+        finally:
+            logger.removeHandler(logs)
+
+
+def serve(channel: Channel, make_worker: Callable[[], Worker], name: str, logs: LogCollector | None = None) -> None:
+    """Run a worker for the driver at the other end of `channel`, until `Leave` or until the channel breaks.
+
+    Rows are encoded before they are sent. The last event is `Left`, with the reason.
+
+    Args:
+        logs: entries collected before, which are sent with the first report.
+    """
+    logs = logs or LogCollector()
+    with collecting_logs(logs):
+        _send(channel, _serve(channel, make_worker, name, logs))
+
+
+def _serve(channel: Channel, make_worker: Callable[[], Worker], name: str, logs: LogCollector) -> Left:
+    try:
+        worker = make_worker()
+        orders = _start_reading(channel)
+        channel.send(Joined(name, worker.room))
+        _carry_out_orders(channel, worker, orders, logs)
+    except (EOFError, OSError):
+        return Left("the driver is gone")
+    except RwkvBatchError as error:
+        return Left(str(error), error)
+    except Exception as error:  # the driver decides; the traceback goes to its log
+        _log.error("%s", traceback.format_exc())
+        _send(channel, Report(logs=logs.take()))
+        return Left(f"{type(error).__name__}: {error}")
+    return Left(LEFT_ON_REQUEST)
+
+
+_Orders = queue.SimpleQueue[Order | None]
+
+
+def _carry_out_orders(channel: Channel, worker: Worker, orders: _Orders, logs: LogCollector) -> None:
+    sent_s = time.monotonic()
+    leaving = False
+    while not leaving:
+        while not leaving and (worker.idle or not orders.empty()):
+            match orders.get():
+                case Assign(tasks):
+                    for task, rows in tasks.items():
+                        worker.add(task, rows)
+                case Drop(dropped):
+                    worker.drop(dropped)
+                case Leave():
+                    worker.drop()
+                    leaving = True
+                case None:
+                    raise EOFError
+        step = worker.step()
+        now = time.monotonic()
+        entries = logs.take()
+        if step.rows or step.finished or entries or worker.idle or now - sent_s >= HEARTBEAT_S:
+            rows = tuple(EncodedRow.of(number, row) for number, row in step.rows.items())
+            channel.send(Report(rows, step.finished, step.active, entries))
+            sent_s = now
+
+
+def _start_reading(channel: Channel) -> _Orders:
+    """Orders, read by a thread: were both ends to block in `send`, neither would ever return."""
+    orders: _Orders = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            while True:
+                orders.put(channel.recv())
+        except (EOFError, OSError):
+            orders.put(None)
+
+    threading.Thread(target=read, name="orders", daemon=True).start()
+    return orders
+
+
+def _send(channel: Channel, event: Event) -> None:
+    try:
+        channel.send(event)
+    except (OSError, ValueError):
+        return

@@ -142,7 +142,7 @@ class RunDirectory:
 
     def open_rows(self, plan: Plan, *, repair: bool = False) -> RowStore:
         """The rows so far, see `RowStore`; what had to be set aside is logged."""
-        store = RowStore(self.path, plan.num_rows, plan.place, repair=repair, files=self._files)
+        store = RowStore(self.path, plan.num_rows, plan.row_number, repair=repair, files=self._files)
         found = store.opening
         if found.torn_bytes:
             _log.warning(

@@ -107,7 +107,7 @@ class Keyed(Protocol):
     @property
     def key(self) -> RowKey: ...
     @property
-    def finish(self) -> str: ...
+    def finish_reason(self) -> str: ...
 
 
 def scan_lines(
@@ -138,7 +138,7 @@ def scan_lines(
             elif found in seen:
                 problem = "the same turn was there before"
             else:
-                number, failed = found, row.finish == "error"
+                number, failed = found, row.finish_reason == "error"
                 seen.add(found)
         yield ScannedLine(start, start + len(data), line_number, number, failed, problem, whole)
         start += len(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, cast
 from zlib import crc32
 
 
@@ -86,10 +86,10 @@ class Row:
 
     Attributes:
         prompt: the user's text. reply: the model's, as the template shows it.
-        reply_ids: the tokens as they were generated, those of a stop text included; with `finish` and
+        reply_ids: the tokens as they were generated, those of a stop text included; with `finish_reason` and
             `stopped_by` they are all that the history of the next turn needs (`docs/design/durability.md`).
-        finish: `stop`, `eos`, `length`, `time` or `error`; with `error` the text of the error is in `error`.
-        stopped_by: the stop text that ended the reply, when `finish` is `stop`.
+        finish_reason: `stop`, `eos`, `length`, `time` or `error`; with `error` the text of the error is in `error`.
+        stopped_by: the stop text that ended the reply, when `finish_reason` is `stop`.
     """
 
     conversation: str
@@ -101,7 +101,7 @@ class Row:
     prompt: str
     reply: str
     reply_ids: tuple[int, ...]
-    finish: str
+    finish_reason: str
     stopped_by: str | None
     tokens: TokenCounts
     logprob: Logprob
@@ -120,6 +120,11 @@ class Row:
         weight = sum(check.weight for check in self.checks)
         return sum(check.score * check.weight for check in self.checks) / weight if weight > 0 else None
 
+    @property
+    def failed_checks(self) -> int:
+        """Number of checks that did not pass."""
+        return sum(not check.passed for check in self.checks)
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready, in the order of the fields. Written out: `asdict` copies every token id one by one."""
         return {
@@ -132,7 +137,7 @@ class Row:
             "prompt": self.prompt,
             "reply": self.reply,
             "reply_ids": self.reply_ids,
-            "finish": self.finish,
+            "finish_reason": self.finish_reason,
             "stopped_by": self.stopped_by,
             "tokens": vars(self.tokens),
             "logprob": vars(self.logprob),
@@ -181,11 +186,24 @@ class BadLineError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """Row `number` of the plan as a line of the file; `failed` for an error row."""
+    """Row `number` of the plan as a line of the file, and what a run counts of it without decoding the line.
+
+    Attributes:
+        error: the row's error message; None for a good row.
+        failed_checks: checks that did not pass.
+        reply_tokens: tokens generated.
+    """
 
     number: int
     line: bytes
-    failed: bool
+    error: str | None = None
+    failed_checks: int = 0
+    reply_tokens: int = 0
+
+    @classmethod
+    def of(cls, number: int, row: Row) -> Self:
+        """Encode a row."""
+        return cls(number, encode_row(row), row.error, row.failed_checks, row.tokens.reply)
 
 
 def encode_row(row: Row) -> bytes:
@@ -210,7 +228,7 @@ class RowHead:
     """What tells where a row belongs, and how it ended."""
 
     key: RowKey
-    finish: str
+    finish_reason: str
 
 
 def decode_row(line: bytes) -> Row:
@@ -221,7 +239,7 @@ def decode_row(line: bytes) -> Row:
     """
     content = _checked(line)
     try:
-        return Row.from_dict(json.loads(content))
+        return Row.from_dict(with_current_keys(json.loads(content)))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadLineError(f"it is not a row of this version ({type(error).__name__}: {error})") from None
 
@@ -235,7 +253,18 @@ def decode_head(line: bytes) -> RowHead:
         values: Any = orjson.loads(content)
     except orjson.JSONDecodeError:  # half a surrogate pair, say: the standard library takes it
         return _head(vars(decode_row(line)))
-    return _head(values)
+    return _head(with_current_keys(values))
+
+
+def with_current_keys(values: Any) -> Any:
+    """The JSON value of a line, where it is an object, with the keys that this version writes.
+
+    Older versions wrote `finish` for `finish_reason`.
+    """
+    if isinstance(values, dict) and "finish" in values:
+        record = cast("dict[str, Any]", values)
+        record["finish_reason"] = record.pop("finish")
+    return cast("Any", values)
 
 
 def _head(values: Any) -> RowHead:
@@ -245,9 +274,9 @@ def _head(values: Any) -> RowHead:
             "cell": str(cell),
             "repeat": int(repeat),
             "turn": int(turn),
-            "finish": str(finish),
+            "finish_reason": str(finish_reason),
         }:
-            return RowHead(RowKey(conversation, cell, repeat, turn), finish)
+            return RowHead(RowKey(conversation, cell, repeat, turn), finish_reason)
         case _:
             raise BadLineError("it is not a row of this version")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +18,7 @@ from rwkvbatch.results.recovery import (
     keep_torn_tail,
     look_through,
 )
-from rwkvbatch.results.row import BadLineError, EncodedRow, Row, RowKey, decode_row, encode_row
+from rwkvbatch.results.row import BadLineError, EncodedRow, Row, RowKey, decode_row
 
 RESULTS_NAME = "results.jsonl"
 FLUSH_ROWS = 64
@@ -126,15 +126,19 @@ class RowStore:
     # Writing.
 
     def append(self, number: int, row: Row) -> None:
-        """Write row `number`; see `append_all`."""
-        self.append_all([EncodedRow(number, encode_row(row), row.finish == "error")])
+        """Write row `number`; see `append_encoded`."""
+        self.append_encoded([EncodedRow.of(number, row)])
 
-    def append_all(self, rows: Sequence[EncodedRow]) -> None:
-        """Write rows, in one piece. They are at risk until `num_durable` has counted them.
+    def append_all(self, rows: Mapping[int, Row]) -> None:
+        """Write rows by number; see `append_encoded`."""
+        self.append_encoded([EncodedRow.of(number, row) for number, row in rows.items()])
+
+    def append_encoded(self, rows: Sequence[EncodedRow]) -> None:
+        """Write rows with one system call. They are durable once `num_durable` counts them.
 
         Raises:
-            StorageError: the write failed, now or before. Nothing more can be written.
-            ValueError: a row is there already, or twice among `rows`.
+            StorageError: this or an earlier write failed; the store accepts no more rows.
+            ValueError: a row exists already, or is twice among `rows`.
         """
         self._refuse_if_broken()
         if not rows:
@@ -156,7 +160,7 @@ class RowStore:
                 self.flush()
             raise self._break(error, "write") from error
         for row in rows:
-            self._index.add(row.number, self._size, len(row.line), failed=row.failed)
+            self._index.add(row.number, self._size, len(row.line), failed=row.error is not None)
             self._size += len(row.line)
         if self._oldest_pending is None:
             self._oldest_pending = self._clock()
@@ -303,7 +307,7 @@ class RowStore:
 
 
 class MemoryRows:
-    """As `RowStore`, without a file: every row is as safe as it gets at once."""
+    """Keeps rows in memory, with the interface of `RowStore`; every row counts as durable. Rows are never encoded."""
 
     def __init__(self) -> None:
         self._rows: dict[int, Row] = {}
@@ -320,7 +324,7 @@ class MemoryRows:
         return number in self._rows
 
     def failed(self, number: int) -> bool:
-        return number in self._rows and self._rows[number].finish == "error"
+        return number in self._rows and self._rows[number].finish_reason == "error"
 
     def read(self, number: int) -> Row:
         return self._rows[number]
@@ -331,7 +335,10 @@ class MemoryRows:
     def append(self, number: int, row: Row) -> None:
         self._rows[number] = row
 
-    def append_all(self, rows: Sequence[EncodedRow]) -> None:
+    def append_all(self, rows: Mapping[int, Row]) -> None:
+        self._rows.update(rows)
+
+    def append_encoded(self, rows: Sequence[EncodedRow]) -> None:
         for row in rows:
             self._rows[row.number] = decode_row(row.line)
 

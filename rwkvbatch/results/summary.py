@@ -24,7 +24,7 @@ class CellSummary:
     Attributes:
         rows: turns, those that failed included. errors: those that failed.
         checks, checks_passed: over all rows. score: mean over rows with checks of the weighted share that passed.
-        finish: rows by how the reply ended.
+        finish_reasons: rows by how the reply ended.
         first_token_p50_s, first_token_p95_s: from a request's submission to its first token.
         prompt_tokens: the prompts' whole histories. cached_tokens: those that did not have to be read again.
         logprob_mean: of a reply token under the model. reference_nll: mean per token of the reference replies.
@@ -37,7 +37,7 @@ class CellSummary:
     checks_passed: int
     score: float | None
     reply_tokens: int
-    finish: Mapping[str, int]
+    finish_reasons: Mapping[str, int]
     first_token_p50_s: float | None
     first_token_p95_s: float | None
     prompt_tokens: int
@@ -81,7 +81,7 @@ class _Tally:
     checks_passed: int = 0
     scores: array[float] = field(default_factory=lambda: array("d"))
     reply_tokens: int = 0
-    finish: Counter[str] = field(default_factory=Counter[str])
+    finish_reasons: Counter[str] = field(default_factory=Counter[str])
     first_token_s: array[float] = field(default_factory=lambda: array("d"))
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -91,11 +91,11 @@ class _Tally:
 
     def add(self, row: Row) -> None:
         self.rows += 1
-        self.finish[row.finish] += 1
+        self.finish_reasons[row.finish_reason] += 1
         self.reply_tokens += row.tokens.reply
         self.prompt_tokens += row.tokens.prompt
         self.cached_tokens += row.timing.cached_tokens
-        if row.finish == "error":
+        if row.finish_reason == "error":
             self.errors += 1
             return
         self.first_token_s.append(row.timing.first_token_s)
@@ -118,7 +118,7 @@ class _Tally:
             checks_passed=self.checks_passed,
             score=sum(self.scores) / len(self.scores) if self.scores else None,
             reply_tokens=self.reply_tokens,
-            finish=dict(sorted(self.finish.items())),
+            finish_reasons=dict(sorted(self.finish_reasons.items())),
             first_token_p50_s=percentile(waits, 0.50),
             first_token_p95_s=percentile(waits, 0.95),
             prompt_tokens=self.prompt_tokens,

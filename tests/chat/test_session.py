@@ -18,7 +18,7 @@ from rwkvbatch.model.base import State
 from rwkvbatch.replay.settings import CellSettings
 from tests.engine.hash_model import HashModel
 
-SETTINGS = CellSettings(**{**dict(Sampling(temperature=1.0, top_p=0.9, ban=(0,))), "max_tokens": 12})
+SETTINGS = CellSettings(**{**dict(Sampling(temperature=1.0, top_p=0.9, banned_token_ids=(0,))), "max_tokens": 12})
 
 
 def new_session(model: HashModel | None = None, *, prelude: str | None = "User: hi\n\nAssistant: Hi.\n\n") -> Session:
@@ -190,7 +190,7 @@ def test_stopping_keeps_what_was_said_and_the_dialogue_goes_on_from_it() -> None
     session = new_session()
     pieces: list[str] = []
     stopped = session.ask("a", on_text=pieces.append, go_on=lambda: len("".join(pieces)) < 5)
-    assert stopped.finish == "cancelled"
+    assert stopped.finish_reason == "cancelled"
     assert 0 < len(stopped.ids) < 12
     assert stopped.rest == (*stopped.ids, *session.engine.tokenizer.encode("\n\n"))
     assert not session.engine.busy

@@ -66,7 +66,7 @@ def test_json_is_an_object_a_reply_and_nothing_else(tmp_path: Path) -> None:
         (1, "What is my name?", 2),
     ]
     for reply in replies:
-        assert reply["finish"] == "stop"
+        assert reply["finish_reason"] == "stop"
         assert reply["tokens"]["reply"] == len(reply["reply_ids"])
         assert reply["logprob"]["mean"] == pytest.approx(reply["logprob"]["sum"] / len(reply["reply_ids"]))
         assert reply["timing"]["total_s"] >= reply["timing"]["first_token_s"] > 0

@@ -221,7 +221,7 @@ def test_ctrl_c_stops_the_reply_and_the_dialogue_goes_on(tmp_path: Path) -> None
         assert "You said: hi" in terminal.text
         events = [json.loads(line) for line in (tmp_path / "transcript.jsonl").read_text().splitlines()]
         said = [event for event in events if event["event"] == "exchange"]
-        assert [exchange["finish"] for exchange in said] == ["cancelled", "stop"]
+        assert [exchange["finish_reason"] for exchange in said] == ["cancelled", "stop"]
         assert said[0]["reply"].startswith("line 0 of a long reply")
         terminal.send("\x03")
         terminal.wait_for("Ctrl-D leaves")

@@ -37,12 +37,12 @@ def terminal(columns: int = 60) -> tuple[TerminalView, ScreenFile]:
 
 def test_an_empty_reply_and_a_reply_that_ended_early_are_said() -> None:
     view, file = terminal()
-    assert shown(view, file, [], replace(SAID, reply="", ids=(), finish="length")) == [
+    assert shown(view, file, [], replace(SAID, reply="", ids=(), finish_reason="length")) == [
         "(an empty reply)",
         "[stopped at 0 tokens · /set max_tokens N allows more]",
     ]
     view, file = terminal()
-    assert shown(view, file, ["A"], replace(SAID, finish="time"))[-1] == "[stopped by the time limit]"
+    assert shown(view, file, ["A"], replace(SAID, finish_reason="time"))[-1] == "[stopped by the time limit]"
 
 
 def test_a_reply_that_failed_leaves_what_had_come() -> None:
@@ -59,7 +59,7 @@ def test_thinking_that_never_ends_is_shown_unless_it_is_folded(folded: bool) -> 
     view.begin_reply(" <think")
     for piece in [">\nhm", "m\n"]:
         view.piece(piece)
-    view.end_reply(replace(THOUGHT, finish="cancelled"))
+    view.end_reply(replace(THOUGHT, finish_reason="cancelled"))
     assert ("hmm" in " ".join(file.lines())) != folded
     assert file.lines()[-1] == "[stopped]"
 
@@ -125,7 +125,7 @@ def test_a_pipe_gets_a_failed_reply_in_a_line_of_its_own() -> None:
 
 def test_talk_and_alternatives_in_a_pipe() -> None:
     view, out, err = plain()
-    view.end_reply(replace(SAID, finish="length"))
+    view.end_reply(replace(SAID, finish_reason="length"))
     view.alternatives([SAID])
     view.replay([SAID])
     view.gap()

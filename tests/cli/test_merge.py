@@ -12,7 +12,7 @@ import pytest
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.replay.runner import RunOptions, execute, read_rows
-from tests.replay.fakes import FakeShop, make_plan
+from tests.replay.fakes import FakeLoader, make_plan
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -23,7 +23,7 @@ def parts(tmp_path: Path) -> list[Path]:
     paths = [tmp_path / "part-1", tmp_path / "part-2"]
     for number, path in enumerate(paths, start=1):
         command = f"rwkvbatch run s.jsonl --shard {number}/2 -o {path}"
-        execute(make_plan(5, shard=Shard(number, 2)), FakeShop(), RunOptions(out=path, command=command))
+        execute(make_plan(5, shard=Shard(number, 2)), FakeLoader(), RunOptions(out=path, command=command))
     return paths
 
 
@@ -168,7 +168,7 @@ def test_comparing_different_parts_of_two_runs_is_answered_with_merging_both(
 ) -> None:
     for number in (1, 2):
         plan = make_plan(5, shard=Shard(number, 2), seed=9)
-        execute(plan, FakeShop(), RunOptions(out=tmp_path / f"other-{number}"))
+        execute(plan, FakeLoader(), RunOptions(out=tmp_path / f"other-{number}"))
     assert invoke(["compare", str(parts[0]), str(tmp_path / "other-2")]) == 3
     assert "put the parts of each run together with `rwkvbatch merge" in capsys.readouterr().err
     assert invoke(["compare", str(parts[0]), str(tmp_path / "other-1")]) == 0

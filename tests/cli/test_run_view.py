@@ -13,7 +13,7 @@ from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.row import CheckResult, Reference, RowTiming
 from rwkvbatch.results.summary import percentile, summarize
-from tests.replay.fakes import FakeShop, make_plan, make_row
+from tests.replay.fakes import FakeLoader, make_plan, make_row
 
 
 def shown(width: int = 80, **changes: object) -> str:
@@ -59,7 +59,7 @@ def test_a_narrow_terminal_has_fewer_columns_and_none_cut_off(width: int) -> Non
 
 
 def test_several_endings_are_counted() -> None:
-    rows = [make_row("c", 0), make_row("c", 1, finish="length"), make_row("c", 2)]
+    rows = [make_row("c", 0), make_row("c", 1, finish_reason="length"), make_row("c", 2)]
     stream = io.StringIO()
     Console(file=stream, width=80).print(summary_table(summarize(rows, ["base"], 3)))
     assert "stop 2" in stream.getvalue()
@@ -83,11 +83,11 @@ def test_a_cell_s_name_cannot_colour_the_terminal() -> None:
 
 def test_a_summary_counts_checks_scores_and_ends() -> None:
     checks = (CheckResult("a", 1, True, 1.0, 3.0), CheckResult("b", 1, False, 0.0, 1.0))
-    rows = [make_row("c", 0, checks=checks), make_row("c", 1, finish="error"), make_row("c", 2, checks=())]
+    rows = [make_row("c", 0, checks=checks), make_row("c", 1, finish_reason="error"), make_row("c", 2, checks=())]
     summary = summarize(rows, ["base"], 5)
     (cell,) = summary.cells
     assert (cell.checks, cell.checks_passed, cell.score) == (2, 1, 0.75)
-    assert (cell.finish, cell.errors) == ({"error": 1, "stop": 2}, 1)
+    assert (cell.finish_reasons, cell.errors) == ({"error": 1, "stop": 2}, 1)
     assert not summary.complete
     assert not summary.passed
 
@@ -102,7 +102,7 @@ def test_percentiles_lie_between_neighbours() -> None:
 def test_what_until_ci_came_to_is_told_cell_by_cell(capsys: pytest.CaptureFixture[str]) -> None:
     cells = [Cell(name, {}) for name in "abcde"]
     plan = make_plan(2, cells=cells, repeats=2, max_repeats=3, until_ci=0.5)
-    result = execute(plan, FakeShop(), RunOptions())
+    result = execute(plan, FakeLoader(), RunOptions())
     widths = {"a": None, "b": 0.25, "c": 0.75, "d": math.inf, "e": None}
     reached = tuple(Reached(name, 3, width) for name, width in widths.items())
     result = replace(result, reached=reached)

@@ -72,7 +72,7 @@ def test_a_limit_says_how_many_more_there_are(run: str, capsys: pytest.CaptureFi
 
 
 def test_an_error_is_shown_in_place_of_the_reply(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    row = make_row("x", finish="error", error="the prompt is too long", reply="", reply_ids=[], checks=[])
+    row = make_row("x", finish_reason="error", error="the prompt is too long", reply="", reply_ids=[], checks=[])
     write_run(tmp_path / "a", [row], manifest={})
     assert invoke(["show", str(tmp_path / "a")]) == ExitCode.DONE
     assert "the prompt is too long" in capsys.readouterr().out

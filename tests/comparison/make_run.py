@@ -70,7 +70,7 @@ def make_row(
         "prompt": f"Question {turn} of {conversation}?",
         "reply": " ".join(WORDS[i] for i in ids).capitalize() + ".",
         "reply_ids": [i + 300 for i in ids],
-        "finish": "stop",
+        "finish_reason": "stop",
         "stopped_by": "\n\n",
         "tokens": {"prompt": 20 * (turn + 1), "reply": num_words},
         "logprob": {"mean": -float(rng.gamma(2, 0.3)), "sum": -float(num_words)},

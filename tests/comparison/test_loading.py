@@ -145,7 +145,7 @@ def test_a_directory_without_results_says_so(tmp_path: Path) -> None:
 
 
 def test_an_error_row_has_no_metrics_of_a_reply(tmp_path: Path) -> None:
-    failed = make_row("x", finish="error", error="too long", checks=[], reference=None, reply="", reply_ids=[])
+    failed = make_row("x", finish_reason="error", error="too long", checks=[], reference=None, reply="", reply_ids=[])
     write_run(tmp_path / "a", [failed], manifest={})
     row = load(tmp_path / "a").iloc[0]
     assert row["failed"] == 1.0

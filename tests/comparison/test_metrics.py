@@ -47,9 +47,9 @@ def test_a_turn_without_checks_has_no_score() -> None:
     assert value("passed", checks=[]) is None
 
 
-@pytest.mark.parametrize(("finish", "expected"), [("stop", 1.0), ("eos", 1.0), ("length", 0.0), ("time", 0.0)])
-def test_stopped_tells_replies_that_ended_by_themselves(finish: str, expected: float) -> None:
-    assert value("stopped", finish=finish) == expected
+@pytest.mark.parametrize(("finish_reason", "expected"), [("stop", 1.0), ("eos", 1.0), ("length", 0.0), ("time", 0.0)])
+def test_stopped_tells_replies_that_ended_by_themselves(finish_reason: str, expected: float) -> None:
+    assert value("stopped", finish_reason=finish_reason) == expected
 
 
 def test_distinct_counts_different_ngrams() -> None:

@@ -27,9 +27,9 @@ def test_a_reply_ends_at_end_of_text_unless_it_is_banned() -> None:
 
     greedy = Sampling(temperature=0)
     base = replace(request(0), sampling=greedy, max_tokens=4)
-    ended, banned = Engine(Ending()).generate([base, replace(base, sampling=greedy.replace(ban=(0,)))])
-    assert (ended.finish, ended.ids) == ("eos", ())
-    assert (banned.finish, banned.ids) == ("length", (65,) * 4)
+    ended, banned = Engine(Ending()).generate([base, replace(base, sampling=greedy.replace(banned_token_ids=(0,)))])
+    assert (ended.finish_reason, ended.ids) == ("eos", ())
+    assert (banned.finish_reason, banned.ids) == ("length", (65,) * 4)
 
 
 def speaking_reply(text: str, *, stop: Sequence[str], max_tokens: int = 100) -> Reply:
@@ -58,7 +58,7 @@ def speaking_reply(text: str, *, stop: Sequence[str], max_tokens: int = 100) -> 
 
 def test_a_reply_stops_at_the_closing_text_which_stays_in_the_history() -> None:
     reply = speaking_reply(" yes.\n\nUser: and", stop=["\n\n"])
-    assert (reply.text, reply.finish, reply.stopped_by) == (" yes.", "stop", "\n\n")
+    assert (reply.text, reply.finish_reason, reply.stopped_by) == (" yes.", "stop", "\n\n")
     assert world_tokenizer(512).decode(reply.history[3:]) == " yes.\n\n"
     assert reply.history == (1, 2, 3, *reply.ids)
 
@@ -71,23 +71,23 @@ def test_another_stop_text_is_left_out_of_the_history_and_the_turn_is_closed() -
 
 def test_a_reply_that_was_cut_is_closed_for_the_next_turn() -> None:
     reply = speaking_reply(" a long story", stop=["\n\n"], max_tokens=4)
-    assert reply.finish == "length"
+    assert reply.finish_reason == "length"
     assert reply.history[3:] == (*reply.ids, *world_tokenizer(512).encode("\n\n"))
 
 
 def test_end_of_text_closes_a_turn() -> None:
     reply = speaking_reply(" bye", stop=["\n\n"])
-    assert reply.finish == "eos"
+    assert reply.finish_reason == "eos"
     assert world_tokenizer(512).decode(reply.history[3:]) == " bye\n\n"
     assert 0 not in reply.ids
 
 
 def test_after_a_stop_text_that_is_left_out_the_history_is_not_read_again() -> None:
     tokenizer = world_tokenizer(512)
-    asked = Request((1, 2, 3), Sampling(temperature=0.7, ban=(0,)), stop=("e",), max_tokens=200)
+    asked = Request((1, 2, 3), Sampling(temperature=0.7, banned_token_ids=(0,)), stop=("e",), max_tokens=200)
     engine = Engine(HashModel(vocab_size=400), tokenizer=tokenizer)
     reply = engine.generate([asked])[0]
-    assert reply.finish == "stop"
+    assert reply.finish_reason == "stop"
     following = engine.generate([replace(asked, tokens=(*reply.history, 9))])[0]
     kept = len(reply.history) - len(tokenizer.encode("\n\n"))
     assert following.num_cached >= kept - 1
@@ -107,7 +107,7 @@ def test_a_cancelled_reply_keeps_what_was_said_and_can_be_gone_on_from() -> None
     engine.cancel(request_id)
     ((finished_id, reply),) = engine.step()
     assert isinstance(reply, Reply)
-    assert (finished_id, reply.finish, len(reply.ids)) == (request_id, "cancelled", 6)
+    assert (finished_id, reply.finish_reason, len(reply.ids)) == (request_id, "cancelled", 6)
     assert reply.ids == Engine(HashModel()).generate([request(0, max_tokens=50)])[0].ids[:6]
     assert not engine.busy
 
@@ -122,7 +122,7 @@ def test_a_reply_can_be_cancelled_by_whoever_gets_its_text(max_tokens: int) -> N
     while engine.busy:
         done += engine.step()
     ((finished_id, reply),) = done
-    assert (finished_id, reply.finish) == (ids[0], "cancelled")
+    assert (finished_id, reply.finish_reason) == (ids[0], "cancelled")
     assert engine.generate([request(4)])[0].ids
 
 
@@ -135,7 +135,7 @@ def test_a_waiting_request_can_be_cancelled() -> None:
     finished = {}
     while engine.busy:
         finished.update(engine.step())
-    assert finished[second].finish == "cancelled"
+    assert finished[second].finish_reason == "cancelled"
     assert finished[second].ids == ()
 
 
@@ -143,11 +143,11 @@ def test_a_time_limit_ends_a_reply_with_what_it_has() -> None:
     now = iter(range(1000))
     engine = Engine(HashModel(), clock=lambda: float(next(now)))
     reply = engine.generate([replace(request(0, max_tokens=500), max_seconds=20.0)])[0]
-    assert reply.finish == "time"
+    assert reply.finish_reason == "time"
     assert 0 < len(reply.ids) < 500
 
 
 def test_the_rule_of_closing_needs_only_what_a_row_holds() -> None:
     reply = speaking_reply(" <think>\n\nhm</think>\nyes\n\nUser: and", stop=["\nUser:"])
-    again = closed_history(world_tokenizer(512), (1, 2, 3), reply.ids, reply.finish, reply.stopped_by, "\n\n")
+    again = closed_history(world_tokenizer(512), (1, 2, 3), reply.ids, reply.finish_reason, reply.stopped_by, "\n\n")
     assert again == reply.history

@@ -42,7 +42,7 @@ def test_a_request_after_a_mark_is_one_that_names_the_whole_history(capacity: in
             [request((*past, *new), root, step) for (_, past, root), new in zip(chosen, said, strict=True)]
         )
         for reply, other, (mark, past, root) in zip(replies, expected, chosen, strict=True):
-            assert (reply.ids, reply.logprobs, reply.finish) == (other.ids, other.logprobs, other.finish)
+            assert (reply.ids, reply.logprobs, reply.finish_reason) == (other.ids, other.logprobs, other.finish_reason)
             assert (*past, *reply.history) == other.history
             assert reply.num_prompt == other.num_prompt
             ends.append((marked.places.mark(reply.history, mark), other.history, root))

@@ -24,7 +24,7 @@ from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.recovery import read_results
 from tests.replay.disks import CountedFiles, KillingFiles
-from tests.replay.fakes import FakeShop, make_plan
+from tests.replay.fakes import FakeLoader, make_plan
 
 DONE_NAME = "rows-reported-as-done"
 
@@ -62,11 +62,11 @@ def in_child(work: Callable[[], None]) -> int:
 
 
 def run_once(directory: Path, files: Files = OS_FILES, pause_s: float = 0.0) -> None:
-    shop = FakeShop()
+    loader = FakeLoader()
     if pause_s:
-        shop.change = lambda request, reply: (time.sleep(pause_s), reply)[1]
+        loader.change = lambda request, reply: (time.sleep(pause_s), reply)[1]
     reporter = Reporter(directory.with_name(directory.name + DONE_NAME))
-    execute(make(), shop, RunOptions(out=directory, observer=reporter, files=files))
+    execute(make(), loader, RunOptions(out=directory, observer=reporter, files=files))
 
 
 def problems_after_kill(directory: Path) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rwkvbatch.engine.request import Finish, Reply, ReplyTiming, Request, Score
+from rwkvbatch.engine.request import FinishReason, Reply, ReplyTiming, Request, Score
 from rwkvbatch.engine.sequence import closed_history
 from rwkvbatch.replay.conversation import PromptEncoder
 from rwkvbatch.replay.grid import Cell, make_cells
@@ -67,13 +67,15 @@ def pure_reply(request: Request) -> Reply:
     key = f"{request.tokens}{request.sampling}{request.noise}{request.max_tokens}{request.stop}{request.root}"
     digest = hashlib.blake2b(key.encode()).digest()
     text = " " + " ".join(WORDS[byte % len(WORDS)] for byte in digest[: 1 + digest[0] % 4])
-    finish: Finish = ("stop", "stop", "eos", "length")[digest[1] % 4]  # type: ignore[assignment]
+    finish_reason: FinishReason = ("stop", "stop", "eos", "length")[digest[1] % 4]  # type: ignore[assignment]
     tokenizer = ByteTokenizer()
-    ids = tuple(tokenizer.encode(text + ("\n\n" if finish == "stop" else "")))
-    stopped_by = "\n\n" if finish == "stop" else None
+    ids = tuple(tokenizer.encode(text + ("\n\n" if finish_reason == "stop" else "")))
+    stopped_by = "\n\n" if finish_reason == "stop" else None
     logprobs = tuple(-((digest[index % 64] + 1) / 256) for index in range(len(ids)))
-    history = closed_history(tokenizer, request.tokens, ids, finish, stopped_by, request.closing)
-    return Reply(text, ids, history, finish, stopped_by, logprobs, len(request.tokens), 0, ReplyTiming(0, 0, 0, 0))
+    history = closed_history(tokenizer, request.tokens, ids, finish_reason, stopped_by, request.closing)
+    return Reply(
+        text, ids, history, finish_reason, stopped_by, logprobs, len(request.tokens), 0, ReplyTiming(0, 0, 0, 0)
+    )
 
 
 def pure_score(prefix: Sequence[int], continuation: Sequence[int]) -> Score:
@@ -128,7 +130,7 @@ class FakeEngine:
         return self._count
 
 
-class FakeShop:
+class FakeLoader:
     """Makes `FakeEngine`s, and remembers them."""
 
     def __init__(self, spec: FakeSpec | None = None, change: Callable[[Request, Reply], Reply] | None = None) -> None:
@@ -142,7 +144,7 @@ class FakeShop:
     def tokenizer(self, spec: FakeSpec) -> Any:
         return ByteTokenizer()
 
-    def desk(self, setup: Setup, plan: Plan) -> PromptEncoder:
+    def encoder(self, setup: Setup, plan: Plan) -> PromptEncoder:
         return PromptEncoder(ByteTokenizer(), None, plan.settings.max_prompt_tokens)
 
     def engine(self, setup: Setup, plan: Plan, batch: int) -> Any:
@@ -235,7 +237,9 @@ def make_plan(
     return Plan(conversations, cells, Layered(RunSettings(**settings), frozenset(explicit)), shard)
 
 
-def make_row(conversation: str, turn: int = 0, *, finish: str = "stop", reply: str = "hello", **changes: Any) -> Row:
+def make_row(
+    conversation: str, turn: int = 0, *, finish_reason: str = "stop", reply: str = "hello", **changes: Any
+) -> Row:
     """A row out of nothing."""
     values: dict[str, Any] = {
         "conversation": conversation,
@@ -247,13 +251,13 @@ def make_row(conversation: str, turn: int = 0, *, finish: str = "stop", reply: s
         "prompt": "Hi",
         "reply": reply,
         "reply_ids": (5, 6, 7),
-        "finish": finish,
-        "stopped_by": "\n\n" if finish == "stop" else None,
+        "finish_reason": finish_reason,
+        "stopped_by": "\n\n" if finish_reason == "stop" else None,
         "tokens": TokenCounts(10, 3),
         "logprob": Logprob(-0.5, -1.5),
         "reference": None,
         "checks": (CheckResult("contains", "h", True, 1.0),),
-        "error": "it broke" if finish == "error" else None,
+        "error": "it broke" if finish_reason == "error" else None,
         "timing": RowTiming(0.0, 0.1, 0.2, 0.3, 10.0, 4),
     }
     return Row(**{**values, **changes})

@@ -8,11 +8,13 @@ from typing import Any
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
-from tests.replay.fakes import FakeShop, make_plan
+from tests.replay.fakes import FakeLoader, make_plan
 
 
-def run(directory: Path | None, plan: Plan | None = None, shop: FakeShop | None = None, **options: Any) -> RunResult:
-    return execute(plan or make_plan(), shop or FakeShop(), RunOptions(out=directory, **options))
+def run(
+    directory: Path | None, plan: Plan | None = None, loader: FakeLoader | None = None, **options: Any
+) -> RunResult:
+    return execute(plan or make_plan(), loader or FakeLoader(), RunOptions(out=directory, **options))
 
 
 def results(directory: Path) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.signals import stop_on_signals
-from tests.replay.fakes import FakeShop, make_plan
+from tests.replay.fakes import FakeLoader, make_plan
 
 IN_STEP_NAME = "in-a-step"
 
@@ -28,10 +28,10 @@ def main() -> None:
         time.sleep(pause_s)
         return reply
 
-    shop = FakeShop(change=pause)
+    loader = FakeLoader(change=pause)
     with stop_on_signals(lambda line: print(line, file=sys.stderr, flush=True)) as stop:  # noqa: T201
         options = RunOptions(out=directory, should_stop=stop)
-        result = execute(make_plan(60, batch_size=2), shop, options)
+        result = execute(make_plan(60, batch_size=2), loader, options)
     sys.exit(128 + stop.signal_number if result.interrupted else 0)
 
 

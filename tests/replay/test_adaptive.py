@@ -17,7 +17,7 @@ from rwkvbatch.results.row import CheckResult
 from rwkvbatch.results.store import MemoryRows
 from rwkvbatch.script.records import Check
 from rwkvbatch.stats.precision import planning_width
-from tests.replay.fakes import FakeShop, Longer, make_conversation, make_plan, make_row
+from tests.replay.fakes import FakeLoader, Longer, make_conversation, make_plan, make_row
 
 CELLS = [Cell("a", {}), Cell("b", {"temperature": 0.5}), Cell("c", {"temperature": 0.7})]
 
@@ -29,14 +29,14 @@ def plan_of(low: int, high: int, width: float = 0.1) -> Plan:
 
 
 def fill(plan: Plan, rows: MemoryRows, wanted: Wanted, scores: dict[str, float]) -> None:
-    for number in wanted.dialogues():
-        dialogue = plan.dialogue(number)
+    for number in wanted.tasks():
+        task = plan.task(number)
         for turn in range(2):
-            if not rows.has(dialogue.first_row + turn):
-                key = dialogue.key(turn)
+            if not rows.has(task.first_row + turn):
+                key = task.key(turn)
                 checks = (CheckResult("x", 1, True, scores[key.cell]),)
                 row = make_row(key.conversation, turn, cell=key.cell, repeat=key.repeat, checks=checks)
-                rows.append(dialogue.first_row + turn, row)
+                rows.append(task.first_row + turn, row)
 
 
 def repeats_of(plan: Plan, wide: Any) -> list[tuple[int, ...]]:
@@ -96,7 +96,7 @@ def test_more_repeats_are_added_the_more_there_are() -> None:
 
 def test_a_whole_run_is_precise_enough_or_at_its_end_and_can_be_resumed(tmp_path: Path) -> None:
     def run(name: str, **options: Any) -> Any:
-        return execute(plan_of(2, 6, 0.8), FakeShop(), RunOptions(out=tmp_path / name, **options))
+        return execute(plan_of(2, 6, 0.8), FakeLoader(), RunOptions(out=tmp_path / name, **options))
 
     whole = run("whole")
     counts = {cell.name: cell.rows for cell in whole.summary.cells}
@@ -134,7 +134,7 @@ def test_what_each_cell_came_to_is_its_repeats_and_the_width_that_the_rule_saw()
     plan, rows = plan_of(2, 6), MemoryRows()
     wanted = Wanted(plan, (4, 4, 2))
     fill(plan, rows, wanted, {"a": 0.5, "b": 0.6, "c": 0.9})
-    first = plan.dialogue(plan.number_of(0, 1, 0))
+    first = plan.task(plan.number_of(0, 1, 0))
     rows.discard([first.first_row])
     key = first.key(0)
     rows.append(

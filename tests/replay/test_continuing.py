@@ -16,7 +16,7 @@ from rwkvbatch.errors import (
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.runner import read_rows
 from rwkvbatch.results.directory import DirectoryLock
-from tests.replay.fakes import FakeShop, FakeSpec, make_conversation, make_plan
+from tests.replay.fakes import FakeLoader, FakeSpec, make_conversation, make_plan
 from tests.replay.runs import StopAfter, results, run
 
 
@@ -33,23 +33,23 @@ class TestContinuing:
         plan = make_plan(6)
         run(tmp_path / "run", plan, should_stop=StopAfter(4))
         there = len(list(read_rows(tmp_path / "run")))
-        shop = FakeShop()
-        run(tmp_path / "run", plan, shop)
+        loader = FakeLoader()
+        run(tmp_path / "run", plan, loader)
         assert 0 < there < plan.num_rows
-        assert shop.num_generated == plan.num_rows - there
-        idle = FakeShop()
+        assert loader.num_generated == plan.num_rows - there
+        idle = FakeLoader()
         run(tmp_path / "run", plan, idle)
         assert idle.num_generated == 0
 
     def test_resuming_goes_on_inside_a_conversation(self, tmp_path: Path) -> None:
         plan = make_plan(conversations=[make_conversation("c", 5)], cells=[Cell("base", {})])
-        whole = FakeShop()
+        whole = FakeLoader()
         run(tmp_path / "whole", plan, whole)
         run(tmp_path / "parts", plan, should_stop=StopAfter(4))
-        shop = FakeShop()
-        run(tmp_path / "parts", plan, shop)
-        assert 0 < shop.num_generated < 5
-        assert shop.engines[0].submitted == whole.engines[0].submitted[-shop.num_generated :]
+        loader = FakeLoader()
+        run(tmp_path / "parts", plan, loader)
+        assert 0 < loader.num_generated < 5
+        assert loader.engines[0].submitted == whole.engines[0].submitted[-loader.num_generated :]
 
     @pytest.mark.parametrize(
         ("change", "named"),
@@ -74,7 +74,7 @@ class TestContinuing:
     def test_other_weights_are_refused(self, tmp_path: Path) -> None:
         run(tmp_path / "run")
         with pytest.raises(RunMismatchError, match="weights_sha256"):
-            run(tmp_path / "run", shop=FakeShop(FakeSpec(weights_sha256="0" * 64)))
+            run(tmp_path / "run", loader=FakeLoader(FakeSpec(weights_sha256="0" * 64)))
 
     def test_a_run_begun_under_other_rules_of_generation_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -124,10 +124,10 @@ class TestContinuing:
                 run(path)
 
     def test_a_directory_made_for_nothing_goes_away(self, tmp_path: Path) -> None:
-        class Broken(FakeShop):
+        class Broken(FakeLoader):
             def specs(self, setups: Any) -> Any:
                 raise StorageError("no model")
 
         with pytest.raises(StorageError):
-            run(tmp_path / "run", shop=Broken())
+            run(tmp_path / "run", loader=Broken())
         assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""The driver and a crew that says what the test wants."""
+"""The drivers, with a pool whose events the test chooses, and with a worker in this process."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from typing import Any
 import pytest
 
 from rwkvbatch.errors import WorkerError
-from rwkvbatch.replay.driver import Counts, Driver
-from rwkvbatch.replay.messages import Joined, Left, Order, Report, Signal, Work
+from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
 from rwkvbatch.replay.models import Setup, setups_of
-from rwkvbatch.replay.pool import LocalPool
-from rwkvbatch.replay.worker import finished_row
+from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.pool import Assign, Event, Joined, Left, LogEntry, Order, Report
+from rwkvbatch.replay.progress import Counts
+from rwkvbatch.results import row as row_codec
+from rwkvbatch.results.row import EncodedRow
 from rwkvbatch.results.store import MemoryRows
-from tests.replay.fakes import FakeShop, make_conversation, make_plan, make_row
+from tests.replay.fakes import FakeLoader, make_conversation, make_plan, make_row
+from tests.replay.runs import StopAfter
 
 
-class WorkerPool:
-    """Says a list of signals at each listening; remembers what it was told."""
+class FakePool:
+    """Returns a list of events at each call of `receive`, and keeps the orders."""
 
-    num_coming = 0
+    num_starting = 0
 
-    def __init__(self, *said: list[Signal]) -> None:
-        self.said = list(said)
-        self.told: list[tuple[int, Order]] = []
+    def __init__(self, *events: list[tuple[int, Event]]) -> None:
+        self.events = list(events)
+        self.orders: list[tuple[int, Order]] = []
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
         return {}
@@ -32,68 +35,101 @@ class WorkerPool:
     def begin(self, setup: Setup) -> None: ...
 
     def send(self, worker: int, order: Order) -> None:
-        self.told.append((worker, order))
+        self.orders.append((worker, order))
 
-    def receive(self, timeout_s: float) -> list[Signal]:
-        return self.said.pop(0)
+    def receive(self, timeout_s: float) -> list[tuple[int, Event]]:
+        return self.events.pop(0)
 
     def close(self) -> None: ...
 
 
-def report(*numbers: int, over: tuple[int, ...] = ()) -> Report:
-    return Report(tuple(finished_row(n, make_row("c", n)) for n in numbers), over)
+def report(*numbers: int, finished: tuple[int, ...] = ()) -> Report:
+    return Report(tuple(EncodedRow.of(n, make_row("c", n)) for n in numbers), finished)
 
 
-def drive(crew: WorkerPool, rows: MemoryRows, counts: Counts | None = None) -> bool:
-    plan = make_plan(conversations=[make_conversation("c", 2)], cells=None, batch_size=1)
-    driver = Driver(plan, rows, crew, counts or Counts())
-    return driver.run([0], setups_of(plan)[0])
+def drive(pool: FakePool, rows: MemoryRows, counts: Counts | None = None, plan: Plan | None = None) -> bool:
+    plan = plan or make_plan(conversations=[make_conversation("c", 2)], batch_size=1)
+    driver = PoolDriver(plan, pool, RowRecorder(plan, rows, counts or Counts()))
+    return driver.run(range(len(plan.conversations)), setups_of(plan)[0])
 
 
-def test_what_was_reported_before_an_error_is_kept() -> None:
+def test_rows_reported_before_an_error_are_kept() -> None:
     rows = MemoryRows()
-    crew = WorkerPool([(0, Joined("a", 1))], [(0, report(0)), (0, Left("no", WorkerError("none left")))])
+    pool = FakePool([(0, Joined("a", 1))], [(0, report(0)), (0, Left("no", WorkerError("none left")))])
     with pytest.raises(WorkerError):
-        drive(crew, rows)
+        drive(pool, rows)
     assert rows.has(0)
 
 
-def test_who_is_first_leaves_their_share_to_workers_that_are_starting() -> None:
-    plan = make_plan(conversations=[make_conversation(f"c{n}", 1) for n in range(4)], cells=None)
-    crew = WorkerPool([(0, Joined("a", 8))], [(0, Left("enough", WorkerError("none left")))])
-    crew.num_coming = 1
+def test_the_first_worker_leaves_a_share_to_workers_that_are_starting() -> None:
+    plan = make_plan(conversations=[make_conversation(f"c{n}", 1) for n in range(4)])
+    pool = FakePool([(0, Joined("a", 8))], [(0, Left("enough", WorkerError("none left")))])
+    pool.num_starting = 1
     with pytest.raises(WorkerError):
-        Driver(plan, MemoryRows(), crew, Counts()).run(range(4), setups_of(plan)[0])
-    ((_, order),) = crew.told
-    assert isinstance(order, Work)
-    assert len(order.leases) == 2
+        drive(pool, MemoryRows(), plan=plan)
+    ((_, order),) = pool.orders
+    assert isinstance(order, Assign)
+    assert len(order.tasks) == 2
 
 
-def test_a_worker_in_this_process_has_no_others_to_leave_anything_to() -> None:
-    plan = make_plan(conversations=[make_conversation("c", 1)], cells=None)
-    crew = LocalPool(plan, FakeShop())
-    crew.begin(setups_of(plan)[0])
-    assert crew.num_coming == 1
-    ((_, event),) = crew.receive(0.0)
-    assert isinstance(event, Joined)
-    assert crew.num_coming == 0
-
-
-def test_a_row_that_comes_twice_is_written_and_counted_once() -> None:
+def test_a_row_that_two_workers_report_is_written_and_counted_once() -> None:
     rows, counts = MemoryRows(), Counts()
-    crew = WorkerPool([(0, Joined("a", 1))], [(0, report(0)), (0, report(0))], [(0, report(0, 1, over=(0,)))])
-    assert drive(crew, rows, counts)
+    pool = FakePool([(0, Joined("a", 1))], [(0, report(0)), (0, report(0))], [(0, report(0, 1, finished=(0,)))])
+    assert drive(pool, rows, counts)
     assert (rows.num_rows, counts.rows, counts.reply_tokens) == (2, 2, 6)
 
 
-def test_a_lost_worker_s_dialogue_goes_on_after_its_last_row() -> None:
-    crew = WorkerPool(
+def test_a_lost_worker_s_task_continues_after_its_last_row() -> None:
+    pool = FakePool(
         [(0, Joined("a", 1))],
         [(0, report(0)), (0, Left("died")), (1, Joined("b", 1))],
-        [(1, report(1, over=(0,)))],
+        [(1, report(1, finished=(0,)))],
     )
     counts = Counts()
-    assert drive(crew, MemoryRows(), counts)
-    leases = [order.leases[0] for _, order in crew.told if isinstance(order, Work)]
-    assert [sorted(lease.rows) for lease in leases] == [[], [0]]
+    assert drive(pool, MemoryRows(), counts)
+    assigned = [order.tasks[0] for _, order in pool.orders if isinstance(order, Assign)]
+    assert [sorted(rows) for rows in assigned] == [[], [0]]
     assert counts.lost_workers == 1
+    assert [worker.name for worker in counts.workers.values()] == ["b"]
+
+
+def test_a_worker_that_fails_before_it_joins_has_its_log_reported(caplog: pytest.LogCaptureFixture) -> None:
+    entry = LogEntry("rwkvbatch.replay.worker", 40, "Traceback of the failure")
+    pool = FakePool(
+        [(0, Report(logs=(entry,))), (0, Left("RuntimeError: no")), (1, Joined("b", 1))],
+        [(1, report(0, 1, finished=(0,)))],
+    )
+    assert drive(pool, MemoryRows())
+    assert "Traceback of the failure" in caplog.messages
+
+
+class TestInThisProcess:
+    def test_rows_are_never_encoded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def encode(row: object) -> bytes:
+            pytest.fail("a row was encoded")
+
+        monkeypatch.setattr(row_codec, "encode_row", encode)
+        plan, rows = make_plan(5), MemoryRows()
+        driver = LocalDriver(plan, FakeLoader(), RowRecorder(plan, rows, Counts()))
+        assert driver.run(range(plan.num_tasks), setups_of(plan)[0])
+        assert rows.num_rows == plan.num_rows
+
+    def test_a_run_of_finished_tasks_loads_no_model(self) -> None:
+        plan, rows = make_plan(3), MemoryRows()
+        for number in range(plan.num_rows):
+            rows.append(number, make_row("c"))
+        loader = FakeLoader()
+        driver = LocalDriver(plan, loader, RowRecorder(plan, rows, Counts()))
+        assert driver.run(range(plan.num_tasks), setups_of(plan)[0])
+        assert loader.engines == []
+
+    def test_a_stopped_run_continues_with_the_same_worker(self) -> None:
+        plan, rows, loader, counts = make_plan(9, batch_size=2), MemoryRows(), FakeLoader(), Counts()
+        driver = LocalDriver(plan, loader, RowRecorder(plan, rows, counts), StopAfter(4))
+        driver_setup = setups_of(plan)[0]
+        assert not driver.run(range(plan.num_tasks), driver_setup)
+        assert 0 < rows.num_rows < plan.num_rows
+        driver._should_stop = lambda: False  # pyright: ignore[reportPrivateUsage]
+        assert driver.run(range(plan.num_tasks), driver_setup)
+        assert rows.num_rows == plan.num_rows == counts.rows == counts.workers[0].rows
+        assert len(loader.engines) == 1

@@ -11,7 +11,7 @@ from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import read_rows
 from rwkvbatch.results.row import Row
-from tests.replay.fakes import FakeShop, FakeSpec, make_conversation, make_plan
+from tests.replay.fakes import FakeLoader, FakeSpec, make_conversation, make_plan
 from tests.replay.runs import StopAfter, Watcher, results, run
 
 
@@ -20,7 +20,7 @@ class TestRows:
         plan = make_plan(7, repeats=2)
         result = run(tmp_path / "run", plan)
         rows = list(result.rows())
-        assert [plan.place(row.key) for row in rows] == list(range(plan.num_rows))
+        assert [plan.row_number(row.key) for row in rows] == list(range(plan.num_rows))
         assert result.summary.complete
         assert not result.interrupted
 
@@ -33,28 +33,28 @@ class TestRows:
     def test_in_memory_they_are_the_same_as_on_the_disk(self, tmp_path: Path) -> None:
         assert list(run(None).rows()) == list(run(tmp_path / "run").rows())
 
-    def test_a_finished_dialogue_s_place_is_taken_at_once(self) -> None:
-        shop = FakeShop()
-        run(None, make_plan(30, batch_size=4, cells=[Cell("base", {})]), shop)
-        assert shop.engines[0].most_active <= 8  # four dialogues, each perhaps with a reference to score
-        waits = len(shop.engines[0].submitted)
+    def test_a_finished_task_is_replaced_at_once(self) -> None:
+        loader = FakeLoader()
+        run(None, make_plan(30, batch_size=4, cells=[Cell("base", {})]), loader)
+        assert loader.engines[0].most_active <= 8  # four tasks, each perhaps with a reference to score
+        waits = len(loader.engines[0].submitted)
         assert waits == sum(1 + number % 4 for number in range(30))
 
     def test_a_later_turn_follows_the_reply_before_it(self) -> None:
-        shop = FakeShop()
+        loader = FakeLoader()
         plan = make_plan(conversations=[make_conversation("c", 3)], cells=[Cell("base", {})])
-        rows = list(run(None, plan, shop).rows())
-        texts = [bytes(token - 1 for token in request.tokens).decode() for request in shop.engines[0].submitted]
+        rows = list(run(None, plan, loader).rows())
+        texts = [bytes(token - 1 for token in request.tokens).decode() for request in loader.engines[0].submitted]
         assert texts[0] == "System: Be brief.\n\nUser: c asks 0\n\nAssistant:"
         for before, text, row, turn in zip(texts, texts[1:], rows, (1, 2), strict=False):
             assert text == f"{before} {row.reply}\n\nUser: c asks {turn}\n\nAssistant:"
 
     def test_gold_history_shows_the_reference_in_place_of_the_reply(self) -> None:
-        shop = FakeShop()
+        loader = FakeLoader()
         conversation = make_conversation("c", 2, reference="What it should say")
         plan = make_plan(conversations=[conversation], cells=[Cell("base", {})], history="gold")
-        run(None, plan, shop)
-        text = bytes(token - 1 for token in shop.engines[0].submitted[1].tokens).decode()
+        run(None, plan, loader)
+        text = bytes(token - 1 for token in loader.engines[0].submitted[1].tokens).decode()
         assert "Assistant: What it should say\n\nUser: c asks 1" in text
 
     def test_references_are_scored_after_what_the_model_has_read(self) -> None:
@@ -68,9 +68,9 @@ class TestRows:
             assert 0 <= row.reference.matched <= 1
 
     def test_cells_share_their_luck(self) -> None:
-        shop = FakeShop()
-        run(None, make_plan(1), shop)
-        first, second = (request.noise for request in shop.engines[0].submitted[:2])
+        loader = FakeLoader()
+        run(None, make_plan(1), loader)
+        first, second = (request.noise for request in loader.engines[0].submitted[:2])
         assert first == second
 
     def test_checks_are_judged(self) -> None:
@@ -119,5 +119,5 @@ class TestWatching:
 
 def test_a_row_says_everything_that_replaying_it_needs(tmp_path: Path) -> None:
     rows: list[Row] = list(run(None, make_plan(8)).rows())
-    assert {row.finish for row in rows} == {"stop", "eos", "length"}
-    assert {row.stopped_by for row in rows if row.finish == "stop"} == {"\n\n"}
+    assert {row.finish_reason for row in rows} == {"stop", "eos", "length"}
+    assert {row.stopped_by for row in rows if row.finish_reason == "stop"} == {"\n\n"}

@@ -17,14 +17,14 @@ from rwkvbatch.errors import (
     RunDirectoryError,
     StorageError,
 )
-from rwkvbatch.replay.driver import FAILURES_TOLD, TooManyFailuresError
+from rwkvbatch.replay.driver import FAILURES_SHOWN, TooManyFailuresError
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import read_rows
 from rwkvbatch.script.records import Check
 from tests.replay.disks import CountedFiles, FailingFiles
-from tests.replay.fakes import FakeShop, Longer, Raises, make_conversation, make_plan
+from tests.replay.fakes import FakeLoader, Longer, Raises, make_conversation, make_plan
 from tests.replay.runs import Watcher, results, run
 
 
@@ -36,17 +36,17 @@ class TestFailedRows:
         whole = results(tmp_path / "run")
         first = whole[: whole.index(b"\n") + 1]
         (tmp_path / "run" / "results.jsonl").write_bytes(first)
-        shop = FakeShop()
-        assert run(tmp_path / "run", plan, shop).summary.complete
-        assert shop.num_generated == 0
+        loader = FakeLoader()
+        assert run(tmp_path / "run", plan, loader).summary.complete
+        assert loader.num_generated == 0
         assert results(tmp_path / "run") == whole
 
-    def test_a_check_that_raises_ends_its_dialogue_and_the_run_goes_on(self, tmp_path: Path) -> None:
+    def test_a_check_that_raises_ends_its_conversation_and_the_run_goes_on(self, tmp_path: Path) -> None:
         broken = make_conversation("broken", 3, checks=[Check("mine", 1, Raises())])
         plan = make_plan(conversations=[broken, make_conversation("fine", 2)], cells=[Cell("base", {})])
         result = run(tmp_path / "run", plan)
         rows = list(result.rows())
-        assert [row.finish == "error" for row in rows] == [True, True, True, False, False]
+        assert [row.finish_reason == "error" for row in rows] == [True, True, True, False, False]
         assert rows[0].error == "check 'mine' failed: ZeroDivisionError: broken plug-in"
         assert rows[0].reply
         assert rows[1].error == "not reached: turn 0 of this conversation failed"
@@ -55,9 +55,9 @@ class TestFailedRows:
     def test_a_prompt_that_is_too_long_fails_when_it_is_reached(self) -> None:
         plan = make_plan(conversations=[make_conversation("c", 6)], cells=[Cell("base", {})], max_prompt_tokens=150)
         rows = list(run(None, plan).rows())
-        assert rows[0].finish != "error"
+        assert rows[0].finish_reason != "error"
         assert rows[-1].error is not None
-        failed = next(row for row in rows if row.finish == "error")
+        failed = next(row for row in rows if row.finish_reason == "error")
         assert failed.error is not None
         assert "--max-prompt-tokens allows 150" in failed.error
         assert all(row.tokens.prompt <= 150 for row in rows)
@@ -65,17 +65,17 @@ class TestFailedRows:
     def test_logits_that_are_no_numbers_fail_their_row_alone(self) -> None:
         def change(request: Request, reply: Reply) -> Reply:
             if request.noise.conversation == "c2":
-                return replace(reply, finish="error", error="the logits hold NaN")
+                return replace(reply, finish_reason="error", error="the logits hold NaN")
             return replace(reply, logprobs=(float("nan"),)) if request.noise.conversation == "c3" else reply
 
-        rows = list(run(None, make_plan(5), FakeShop(change=change)).rows())
-        assert {row.conversation for row in rows if row.finish == "error"} == {"c2", "c3"}
+        rows = list(run(None, make_plan(5), FakeLoader(change=change)).rows())
+        assert {row.conversation for row in rows if row.finish_reason == "error"} == {"c2", "c3"}
         assert any(row.error == "the logits hold NaN" for row in rows)
 
-    def test_the_time_limit_ends_a_reply_and_not_the_dialogue(self) -> None:
-        shop = FakeShop(change=lambda request, reply: replace(reply, finish="time", stopped_by=None))
-        rows = list(run(None, make_plan(3), shop).rows())
-        assert {row.finish for row in rows} == {"time"}
+    def test_the_time_limit_ends_a_reply_and_not_the_conversation(self) -> None:
+        loader = FakeLoader(change=lambda request, reply: replace(reply, finish_reason="time", stopped_by=None))
+        rows = list(run(None, make_plan(3), loader).rows())
+        assert {row.finish_reason for row in rows} == {"time"}
 
     def test_turns_that_were_not_reached_do_not_count_for_max_failures(self, tmp_path: Path) -> None:
         conversations = [make_conversation(f"c{n}", 5, checks=[Check("mine", 1, Raises())]) for n in range(2)]
@@ -92,7 +92,7 @@ class TestFailedRows:
         failures = [record for record in caplog.records if ": failed: " in record.message]
         assert len(failures) == 60
         told = [record.message for record in failures if record.levelname == "WARNING"]
-        assert len(told) == FAILURES_TOLD
+        assert len(told) == FAILURES_SHOWN
         assert told[0].startswith("conversation c0, cell base, repeat 0, turn 0: failed: check 'mine' failed")
 
     def test_max_failures_ends_the_run_and_keeps_what_is_done(self, tmp_path: Path) -> None:
@@ -108,20 +108,20 @@ class TestFailedRows:
 
         def change(request: Request, reply: Reply) -> Reply:
             broken = request.noise.conversation == "c3" and request.noise.turn == 1
-            return replace(reply, finish="error", error="a passing trouble") if broken else reply
+            return replace(reply, finish_reason="error", error="a passing trouble") if broken else reply
 
         plan = make_plan(6)
-        assert run(tmp_path / "run", plan, FakeShop(change=change)).summary.errors == 2 * 3
+        assert run(tmp_path / "run", plan, FakeLoader(change=change)).summary.errors == 2 * 3
         assert run(tmp_path / "run", plan).summary.errors == 2 * 3
-        shop = FakeShop()
-        assert run(tmp_path / "run", plan, shop, retry_errors=True).summary.errors == 0
-        assert shop.num_generated == 2 * 3
+        loader = FakeLoader()
+        assert run(tmp_path / "run", plan, loader, retry_errors=True).summary.errors == 0
+        assert loader.num_generated == 2 * 3
         assert results(tmp_path / "run") == results(tmp_path / "whole")
 
 
 class TestMemory:
     def test_out_of_memory_halves_the_batch_and_changes_no_row(self) -> None:
-        class Tight(FakeShop):
+        class Tight(FakeLoader):
             def engine(self, setup: Any, plan: Plan, batch: int) -> Any:
                 engine = super().engine(setup, plan, batch)
                 if batch > 2:
@@ -129,9 +129,9 @@ class TestMemory:
                     engine.step = lambda: (_ for _ in ()).throw(MemoryError("no room")) if engine.submitted else step()
                 return engine
 
-        shop = Tight()
-        rows = list(run(None, make_plan(6, batch_size=9), shop).rows())
-        assert [engine.max_batch for engine in shop.engines] == [9, 4, 2]
+        loader = Tight()
+        rows = list(run(None, make_plan(6, batch_size=9), loader).rows())
+        assert [engine.max_batch for engine in loader.engines] == [9, 4, 2]
         assert rows == list(run(None, make_plan(6)).rows())
 
     def test_a_row_that_does_not_fit_alone_fails(self) -> None:
@@ -140,9 +140,9 @@ class TestMemory:
                 raise MemoryError("no room")
             return reply
 
-        rows = list(run(None, make_plan(4, batch_size=3), FakeShop(change=change)).rows())
+        rows = list(run(None, make_plan(4, batch_size=3), FakeLoader(change=change)).rows())
         assert len(rows) == make_plan(4).num_rows
-        assert {row.conversation for row in rows if row.finish == "error"} == {"c1"}
+        assert {row.conversation for row in rows if row.finish_reason == "error"} == {"c1"}
 
     def test_any_other_error_of_the_engine_ends_the_run_with_its_rows_kept(self, tmp_path: Path) -> None:
         def change(request: Request, reply: Reply) -> Reply:
@@ -152,7 +152,7 @@ class TestMemory:
 
         plan = make_plan(6, batch_size=1)
         with pytest.raises(RuntimeError, match="a bug"):
-            run(tmp_path / "run", plan, FakeShop(change=change))
+            run(tmp_path / "run", plan, FakeLoader(change=change))
         assert len(list(read_rows(tmp_path / "run"))) > 4
         status = json.loads((tmp_path / "run" / "status.json").read_text())
         assert (status["state"], status["error"]) == ("failed", "RuntimeError: a bug")

@@ -88,15 +88,15 @@ def test_a_log_is_added_to_and_only_its_owner_may_write_it(tmp_path: Path) -> No
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_a_full_disk_is_told_once_and_stops_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_logged_once_and_stops_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with logging_to(Path("/dev/full")):
         for _ in range(3):
             log.info("x")
-        log.warning("still told")
+        log.warning("still logged")
     err = capsys.readouterr().err.splitlines()
     assert err == [
-        "rwkvbatch: warning: --log-file /dev/full: write failed: No space left on device; going on without it",
-        "rwkvbatch: warning: still told",
+        "rwkvbatch: warning: --log-file /dev/full: write failed: No space left on device; continuing without it",
+        "rwkvbatch: warning: still logged",
     ]
 
 
@@ -113,7 +113,7 @@ def test_a_mistake_in_the_program_is_not_taken_for_a_full_disk(
     assert [line["message"] for line in lines(tmp_path / "log")] == ["next"]
     err = capsys.readouterr().err
     assert "no words" in err
-    assert "going on without it" not in err
+    assert "continuing without it" not in err
 
 
 def test_a_file_that_cannot_be_opened_is_a_usage_error(tmp_path: Path) -> None:

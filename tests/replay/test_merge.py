@@ -33,17 +33,17 @@ from rwkvbatch.results.row import decode_row, encode_row
 from rwkvbatch.script.reader import SkippedLine
 from rwkvbatch.script.records import SourceLine
 from tests.replay.disks import CountedFiles, FailingFiles, PowerCutFiles
-from tests.replay.fakes import FakeShop, make_conversation, make_plan
+from tests.replay.fakes import FakeLoader, make_conversation, make_plan
 from tests.replay.runs import results
 
 
-def run(directory: Path, plan: Plan, steps: int | None = None, **options: Any) -> FakeShop:
+def run(directory: Path, plan: Plan, steps: int | None = None, **options: Any) -> FakeLoader:
     """Run `plan`, or no more than `steps` steps of it."""
-    shop = FakeShop()
+    loader = FakeLoader()
     left = iter(range(steps)) if steps is not None else None
     stop = (lambda: False) if left is None else (lambda: next(left, None) is None)
-    execute(plan, shop, RunOptions(out=directory, should_stop=stop, **options))
-    return shop
+    execute(plan, loader, RunOptions(out=directory, should_stop=stop, **options))
+    return loader
 
 
 def figures(directory: Path) -> dict[str, Any]:

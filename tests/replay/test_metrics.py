@@ -16,8 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.errors import MissingExtraError, UsageError
-from rwkvbatch.replay.metrics_server import MetricsObserver, serving_metrics
-from rwkvbatch.replay.progress import Observers, Progress, WorkerProgress
+from rwkvbatch.replay.progress import MetricsObserver, Observers, Progress, WorkerProgress, serving_metrics
 
 MOMENT = Progress(
     rows_done=30,

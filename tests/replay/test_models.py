@@ -83,10 +83,10 @@ def test_a_run_of_the_bundled_model_that_was_interrupted_ends_with_the_same_rows
     assert any(row.reference for row in whole)
     for one, other in zip(whole, resumed, strict=True):
         assert one.key == other.key
-        assert (one.reply, one.reply_ids, one.finish, one.checks) == (
+        assert (one.reply, one.reply_ids, one.finish_reason, one.checks) == (
             other.reply,
             other.reply_ids,
-            other.finish,
+            other.finish_reason,
             other.checks,
         )
         # To the last bit on the native kernels; the reference operations round with the batch.

@@ -26,7 +26,7 @@ def settings_of(
         SourceLine("s.jsonl", 1),
     )
     plan = Plan([conversation], [Cell("base", cell or {})], layer_settings(given or {}))
-    found = plan.dialogue(0).of_turn(turn)
+    found = plan.task(0).of_turn(turn)
     return found.settings.temperature, found.seed
 
 
@@ -35,8 +35,8 @@ def test_settings_of_a_conversation_win_unless_the_command_line_or_the_grid_give
     cells = [Cell("base", {})]
 
     def first(plan: Plan) -> tuple[float, int, int]:
-        dialogue = plan.dialogue(0)
-        return dialogue.settings.temperature, dialogue.settings.max_tokens, dialogue.seed
+        task = plan.task(0)
+        return task.settings.temperature, task.settings.max_tokens, task.seed
 
     assert first(make_plan(conversations=[conversation], cells=cells)) == (0.2, 7, 99)
     assert first(make_plan(conversations=[conversation], cells=cells, explicit=["max_tokens"])) == (

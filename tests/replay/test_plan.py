@@ -108,19 +108,19 @@ class TestPlan:
         cells = [Cell(f"cell{n}", {}) for n in range(num_cells)]
         plan = make_plan(conversations=conversations, cells=cells, repeats=repeats)
         places: list[int | None] = []
-        for number in range(plan.num_dialogues):
-            dialogue = plan.dialogue(number)
-            assert dialogue.number == number
+        for number in range(plan.num_tasks):
+            task = plan.task(number)
+            assert task.number == number
             first, last = plan.rows_of(number)
-            assert first == dialogue.first_row
+            assert first == task.first_row
             for turn in range(last - first):
-                places.append(plan.place(dialogue.key(turn)))
-                assert plan.dialogue_of_row(first + turn) == (number, turn)
+                places.append(plan.row_number(task.key(turn)))
+                assert plan.task_of_row(first + turn) == (number, turn)
         assert places == list(range(plan.num_rows))
 
     def test_a_row_of_another_run_has_no_place(self) -> None:
         plan = make_plan(2)
-        key = plan.dialogue(0).key(0)
+        key = plan.task(0).key(0)
         for change in (
             {"conversation": "x"},
             {"cell": "x"},
@@ -129,11 +129,11 @@ class TestPlan:
             {"turn": 1},
             {"turn": -1},
         ):
-            assert plan.place(type(key)(**{**vars(key), **change})) is None
+            assert plan.row_number(type(key)(**{**vars(key), **change})) is None
 
-    def test_dialogues_of_one_conversation_stand_together(self) -> None:
+    def test_tasks_of_one_conversation_stand_together(self) -> None:
         plan = make_plan(3, repeats=2)
-        order = [plan.dialogue(n).conversation.id for n in range(plan.num_dialogues)]
+        order = [plan.task(n).conversation.id for n in range(plan.num_tasks)]
         assert order == sorted(order)
 
     def test_two_conversations_of_one_id_are_refused(self) -> None:

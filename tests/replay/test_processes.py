@@ -18,14 +18,13 @@ import pytest
 
 from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import CheckpointError, UsageError, WorkerError
-from rwkvbatch.replay.messages import Joined
 from rwkvbatch.replay.models import Setup, setups_of
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import pool_for
-from rwkvbatch.replay.processes import ProcessPool, replace_device
+from rwkvbatch.replay.pool import Joined, pool_for
+from rwkvbatch.replay.processes import ProcessPool
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
-from tests.replay.fakes import Deadly, FakeShop, Slow, make_conversation, make_plan
+from tests.replay.fakes import Deadly, FakeLoader, Slow, make_conversation, make_plan
 
 
 @dataclass(frozen=True)
@@ -36,28 +35,28 @@ class Faulty:
         raise ZeroDivisionError("a bug")
 
 
-class NoModel(FakeShop):
+class NoModel(FakeLoader):
     def specs(self, setups: Any) -> Any:
         raise CheckpointError("the file is damaged", path="weights.pth", hint="get it again")
 
 
-class NoEngine(FakeShop):
+class NoEngine(FakeLoader):
     def engine(self, setup: Setup, plan: Plan, batch: int) -> Any:
         raise UsageError("no memory for states", hint="raise --state-memory")
 
 
 def run(directory: Path | None, plan: Plan, change: Any = None, workers: int = 2, **options: Any) -> RunResult:
-    make_loader = partial(FakeShop, change=change)
-    crew = partial(process_crew, make_loader=make_loader, count=workers)
-    return execute(plan, FakeShop(), RunOptions(out=directory, crew=crew, **options))
+    make_loader = partial(FakeLoader, change=change)
+    pool = partial(process_pool, make_loader=make_loader, count=workers)
+    return execute(plan, FakeLoader(), RunOptions(out=directory, pool=pool, **options))
 
 
-def process_crew(plan: Plan, shop: Any, *, make_loader: Any, count: int) -> ProcessPool:
+def process_pool(plan: Plan, *, make_loader: Any, count: int) -> ProcessPool:
     return ProcessPool(plan, make_loader, count)
 
 
 def alone(directory: Path, plan: Plan) -> bytes:
-    execute(plan, FakeShop(), RunOptions(out=directory))
+    execute(plan, FakeLoader(), RunOptions(out=directory))
     return (directory / "results.jsonl").read_bytes()
 
 
@@ -112,9 +111,9 @@ def test_a_conversation_that_kills_three_workers_becomes_error_rows_and_the_othe
     result = run(tmp_path / "run", plan, Deadly("c3"))
     rows = list(result.rows())
     assert len(rows) == plan.num_rows
-    errors = {(row.conversation, row.turn): row.error or "" for row in rows if row.finish == "error"}
+    errors = {(row.conversation, row.turn): row.error or "" for row in rows if row.finish_reason == "error"}
     assert set(errors) == {("c3", 0), ("c3", 1)}
-    assert "3 workers died" in errors["c3", 0]
+    assert "3 workers" in errors["c3", 0]
     assert "SIGKILL" in errors["c3", 0]
     assert errors["c3", 1].startswith("not reached")
 
@@ -142,14 +141,14 @@ def test_a_run_goes_on_with_workers_where_it_was_stopped_without_and_the_other_w
     plan = make_plan(10, batch_size=2)
     expected = alone(tmp_path / "one", plan)
     calls = iter(range(1000))
-    execute(plan, FakeShop(), RunOptions(out=tmp_path / "a", should_stop=lambda: next(calls) > 3))
+    execute(plan, FakeLoader(), RunOptions(out=tmp_path / "a", should_stop=lambda: next(calls) > 3))
     assert run(tmp_path / "a", plan).summary.complete
     assert (tmp_path / "a" / "results.jsonl").read_bytes() == expected
 
     stop = StopWhenSomeAreThere()
     stopped = run(tmp_path / "b", plan, Slow(0.05), observer=stop, should_stop=stop)
     assert stopped.interrupted
-    execute(plan, FakeShop(), RunOptions(out=tmp_path / "b"))
+    execute(plan, FakeLoader(), RunOptions(out=tmp_path / "b"))
     assert (tmp_path / "b" / "results.jsonl").read_bytes() == expected
 
 
@@ -214,17 +213,17 @@ def is_alive(process: int) -> bool:
 
 
 def test_a_model_that_cannot_be_loaded_is_the_error_that_it_is(tmp_path: Path) -> None:
-    crew = partial(process_crew, make_loader=NoModel, count=2)
+    pool = partial(process_pool, make_loader=NoModel, count=2)
     with pytest.raises(CheckpointError, match="damaged") as error:
-        execute(make_plan(2), FakeShop(), RunOptions(out=tmp_path / "run", crew=crew))
+        execute(make_plan(2), FakeLoader(), RunOptions(out=tmp_path / "run", pool=pool))
     assert error.value.hint == "get it again"
     assert not (tmp_path / "run").exists()
 
 
 def test_an_engine_that_cannot_be_made_ends_the_run(tmp_path: Path) -> None:
-    crew = partial(process_crew, make_loader=NoEngine, count=2)
+    pool = partial(process_pool, make_loader=NoEngine, count=2)
     with pytest.raises(UsageError, match="no memory") as error:
-        execute(make_plan(2), FakeShop(), RunOptions(out=tmp_path / "run", crew=crew))
+        execute(make_plan(2), FakeLoader(), RunOptions(out=tmp_path / "run", pool=pool))
     assert error.value.hint == "raise --state-memory"
 
 
@@ -237,9 +236,7 @@ def test_workers_that_only_ever_die_end_the_run(tmp_path: Path) -> None:
 def test_a_plan_can_be_sent_to_another_process() -> None:
     plan = make_plan(5, repeats=3, batch_size=7)
     sent = pickle.loads(pickle.dumps(plan))
-    assert [sent.dialogue(n) for n in range(sent.num_dialogues)] == [
-        plan.dialogue(n) for n in range(plan.num_dialogues)
-    ]
+    assert [sent.task(n) for n in range(sent.num_tasks)] == [plan.task(n) for n in range(plan.num_tasks)]
     assert sent.settings == plan.settings
 
 
@@ -248,7 +245,7 @@ def test_a_plan_can_be_sent_to_another_process() -> None:
     [("auto", "cuda:1", "cuda:1"), ("cuda fp16", "cuda:1", "cuda:1 fp16"), ("cpu bf16", None, "cpu bf16")],
 )
 def test_a_device_takes_the_place_of_the_strategys(strategy: str, device: str | None, wanted: str) -> None:
-    assert replace_device(Setup(None, strategy, "auto", (0,)), device).strategy == wanted
+    assert Setup(None, strategy, "auto", (0,)).on_device(device).strategy == wanted
 
 
 def test_a_loaded_model_cannot_be_given_to_processes() -> None:
@@ -331,24 +328,24 @@ def test_a_signal_to_the_whole_group_does_not_end_the_process_that_loads_however
 
     monkeypatch.setattr("rwkvbatch.replay.processes.subprocess.Popen", start)
     plan = make_plan(3)
-    crew = ProcessPool(plan, FakeShop, 1)
+    pool = ProcessPool(plan, FakeLoader, 1)
     try:
-        assert crew.specs(setups_of(plan))
+        assert pool.specs(setups_of(plan))
     finally:
-        crew.close()
+        pool.close()
 
 
 def test_a_worker_is_coming_until_it_has_joined() -> None:
     plan = make_plan(3)
-    crew = ProcessPool(plan, FakeShop, 2)
+    pool = ProcessPool(plan, FakeLoader, 2)
     try:
-        crew.specs(setups_of(plan))
-        assert crew.num_coming == 0
-        crew.begin(setups_of(plan)[0])
-        assert crew.num_coming == 2
+        pool.specs(setups_of(plan))
+        assert pool.num_starting == 0
+        pool.begin(setups_of(plan)[0])
+        assert pool.num_starting == 2
         num_joined = 0
         while num_joined < 2:
-            num_joined += sum(isinstance(event, Joined) for _, event in crew.receive(1.0))
-            assert crew.num_coming == 2 - num_joined
+            num_joined += sum(isinstance(event, Joined) for _, event in pool.receive(1.0))
+            assert pool.num_starting == 2 - num_joined
     finally:
-        crew.close()
+        pool.close()

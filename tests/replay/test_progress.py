@@ -10,12 +10,12 @@ import pytest
 from rich.console import Console
 
 from rwkvbatch.files import Files
-from rwkvbatch.replay.logs import StepLog
 from rwkvbatch.replay.progress import (
     BarObserver,
+    Counts,
     LineObserver,
-    Meter,
     Progress,
+    StepLog,
     WorkerProgress,
     duration,
     progress_line,
@@ -41,23 +41,24 @@ class Clock:
         return self.now
 
 
-class TestMeter:
+class TestCounts:
     def test_only_this_session_s_rows_go_into_the_estimate(self) -> None:
         clock = Clock()
-        meter = Meter(rows_done=60, clock=clock)
+        counts = Counts(rows_before=60, clock=clock)
+        counts.reply_tokens = 500
         clock.now += 10
-        progress = meter.read(100, 80, 0, 0, 4, 500)
+        progress = counts.progress(rows_done=80, rows_total=100)
         assert progress.seconds_left == pytest.approx(10.0)
         assert progress.tokens_per_s == pytest.approx(50.0)
 
     def test_nothing_done_is_no_estimate(self) -> None:
-        assert Meter(60, Clock()).read(100, 60, 0, 0, 0, 0).seconds_left is None
+        assert Counts(60, clock=Clock()).progress(60, 100).seconds_left is None
 
     def test_a_clock_that_goes_back_gives_no_negative_time(self) -> None:
         clock = Clock()
-        meter = Meter(0, clock)
+        counts = Counts(reply_tokens=10, clock=clock)
         clock.now -= 100
-        progress = meter.read(100, 5, 0, 0, 0, 10)
+        progress = counts.progress(5, 100)
         assert (progress.elapsed_s, progress.tokens_per_s) == (0.0, 0.0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
@@ -25,13 +26,13 @@ import rwkvbatch
 from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import CheckpointError, UsageError, WorkerError
 from rwkvbatch.replay.grid import make_cells
-from rwkvbatch.replay.messages import Joined
 from rwkvbatch.replay.models import setups_of
 from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.pool import Joined
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.replay.settings import RunSettings
-from tests.replay.fakes import Deadly, FakeShop, FakeSpec, Slow, make_conversation, make_plan
+from tests.replay.fakes import Deadly, FakeLoader, FakeSpec, Slow, make_conversation, make_plan
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -102,9 +103,9 @@ class FailsOnce:
         return reply
 
 
-def fake_loader(settings: RunSettings, change: Any = None) -> FakeShop:
+def fake_loader(settings: RunSettings, change: Any = None) -> FakeLoader:
     del settings
-    return FakeShop(change=change)
+    return FakeLoader(change=change)
 
 
 @dataclass(frozen=True)
@@ -113,22 +114,22 @@ class OtherWeights:
 
     mark: Path
 
-    def __call__(self, settings: RunSettings) -> FakeShop:
+    def __call__(self, settings: RunSettings) -> FakeLoader:
         del settings
         try:
             with self.mark.open("x") as file:
                 file.write(str(os.getpid()))
         except FileExistsError:
-            return FakeShop(FakeSpec(weights_sha256="e" * 64))
-        return FakeShop(change=Slow(0.5))
+            return FakeLoader(FakeSpec(weights_sha256="e" * 64))
+        return FakeLoader(change=Slow(0.5))
 
 
-class NoModel(FakeShop):
+class NoModel(FakeLoader):
     def specs(self, setups: Any) -> Any:
         raise CheckpointError("there is no such file", path="weights.pth", hint="put it there")
 
 
-def no_model(settings: RunSettings) -> FakeShop:
+def no_model(settings: RunSettings) -> FakeLoader:
     del settings
     return NoModel()
 
@@ -136,11 +137,10 @@ def no_model(settings: RunSettings) -> FakeShop:
 def run(out: Path | None, plan: Plan, change: Any = None, *, make_loader: Any = None, **options: Any) -> RunResult:
     placement_s = options.pop("placement_s", 60.0)
     pool = partial(make_pool, make_loader=make_loader or partial(fake_loader, change=change), placement_s=placement_s)
-    return execute(plan, FakeShop(), RunOptions(out=out, crew=pool, **options))
+    return execute(plan, FakeLoader(), RunOptions(out=out, pool=pool, **options))
 
 
-def make_pool(plan: Plan, loader: Any, *, make_loader: Any, placement_s: float) -> Any:
-    del loader
+def make_pool(plan: Plan, *, make_loader: Any, placement_s: float) -> Any:
     return ray_pool.RayPool(plan, make_loader, placement_s=placement_s)
 
 
@@ -149,7 +149,7 @@ def ray_plan(num_conversations: int = 12, **settings: Any) -> Plan:
 
 
 def in_one_process(directory: Path, plan: Plan) -> bytes:
-    execute(plan, FakeShop(), RunOptions(out=directory))
+    execute(plan, FakeLoader(), RunOptions(out=directory))
     return rows_in(directory)
 
 
@@ -221,7 +221,7 @@ def test_the_others_go_on_when_a_node_is_killed(cluster: Any, tmp_path: Path) ->
 def test_a_conversation_that_kills_three_actors_becomes_error_rows(cluster: Any, tmp_path: Path) -> None:
     plan = make_plan(conversations=[make_conversation(f"c{n}", 2) for n in range(6)], ray="auto")
     result = run(tmp_path / "ray", plan, Deadly("c3"))
-    errors = {(row.conversation, row.turn): row.error or "" for row in result.rows() if row.finish == "error"}
+    errors = {(row.conversation, row.turn): row.error or "" for row in result.rows() if row.finish_reason == "error"}
     assert set(errors) == {("c3", 0), ("c3", 1)}
     assert "3 workers died" in errors["c3", 0]
     assert "\n" not in errors["c3", 0]
@@ -237,7 +237,7 @@ def test_a_run_is_continued_with_ray_and_without_in_either_order(cluster: Any, t
     plan = ray_plan(20, batch_size=2)
     expected = in_one_process(tmp_path / "one", plan)
     calls = iter(range(1000))
-    execute(plan, FakeShop(), RunOptions(out=tmp_path / "a", should_stop=lambda: next(calls) > 3))
+    execute(plan, FakeLoader(), RunOptions(out=tmp_path / "a", should_stop=lambda: next(calls) > 3))
     assert 0 < rows_in(tmp_path / "a").count(b"\n") < plan.num_rows
     assert run(tmp_path / "a", plan).summary.complete
     assert rows_in(tmp_path / "a") == expected
@@ -249,7 +249,7 @@ def test_a_run_is_continued_with_ray_and_without_in_either_order(cluster: Any, t
     assert watcher.latest is not None
     assert watcher.latest.workers == ()  # all of them left on request
     assert 6 <= stopped.summary.rows < plan.num_rows
-    execute(plan, FakeShop(), RunOptions(out=tmp_path / "b"))
+    execute(plan, FakeLoader(), RunOptions(out=tmp_path / "b"))
     assert rows_in(tmp_path / "b") == expected
 
 
@@ -271,6 +271,23 @@ def test_a_model_that_is_not_on_the_node_is_the_error_that_it_is(cluster: Any, t
         run(tmp_path / "run", ray_plan(2, workers=1), make_loader=no_model)
     assert error.value.hint == "put it there"
     assert not (tmp_path / "run").exists()
+
+
+@dataclass(frozen=True)
+class OnlyHere:
+    """A loader that can be pickled, but not unpickled: a node without the plug-in."""
+
+    def __call__(self, settings: RunSettings) -> FakeLoader:
+        return FakeLoader()
+
+    def __reduce__(self) -> Any:
+        return importlib.import_module, ("no_such_plugin",)
+
+
+def test_a_plugin_that_is_not_on_the_node_is_named(cluster: Any) -> None:
+    with pytest.raises(WorkerError, match=r"worker 0 on .* cannot start: .*no_such_plugin") as error:
+        run(None, ray_plan(2, workers=1), make_loader=OnlyHere())
+    assert "plug-ins" in str(error.value.hint)
 
 
 class Holder:
@@ -315,20 +332,20 @@ def test_an_actor_is_coming_until_it_has_joined_and_ends_with_the_pool(cluster: 
     pool = ray_pool.RayPool(plan, partial(fake_loader, change=None))
     try:
         pool.specs(setups_of(plan))
-        assert pool.num_coming == 0
+        assert pool.num_starting == 0
         pool.begin(setups_of(plan)[0])
-        assert pool.num_coming >= 1
+        assert pool.num_starting >= 1
         num_joined = 0
         while num_joined < 2:
             num_joined += sum(isinstance(event, Joined) for _, event in pool.receive(1.0))
-        assert pool.num_coming == 0
+        assert pool.num_starting == 0
         assert len(ray.util.list_named_actors()) == 2
     finally:
         pool.close()
     wait_until(lambda: ray.util.list_named_actors() == [])
 
 
-class Recorder(FakeShop):
+class Recorder(FakeLoader):
     """Writes where it runs to a file whose path is relative to the driver's directory."""
 
     def specs(self, setups: Any) -> Any:
@@ -336,7 +353,7 @@ class Recorder(FakeShop):
         return super().specs(setups)
 
 
-def recorder(settings: RunSettings) -> FakeShop:
+def recorder(settings: RunSettings) -> FakeLoader:
     del settings
     return Recorder()
 
@@ -414,7 +431,7 @@ def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
             ray_pool.check_listening(f"127.0.0.1:{taken.getsockname()[1]}")
 
 
-class WarningLoader(FakeShop):
+class WarningLoader(FakeLoader):
     """Warns where the model is loaded, and where an engine is made."""
 
     def specs(self, setups: Any) -> Any:
@@ -426,7 +443,7 @@ class WarningLoader(FakeShop):
         return super().engine(setup, plan, batch)
 
 
-def warning_loader(settings: RunSettings) -> FakeShop:
+def warning_loader(settings: RunSettings) -> FakeLoader:
     del settings
     return WarningLoader()
 

@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError, UsageError
 from rwkvbatch.files import OS_FILES
 from rwkvbatch.replay.adaptive import first_round
-from rwkvbatch.replay.conversation import PromptEncoder
+from rwkvbatch.replay.conversation import PromptEncoder, preview
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.prepare import RunArguments, prepare
-from rwkvbatch.replay.preview import preview
-from rwkvbatch.replay.row_index import Length, Member, Shard, read_members, write_members
+from rwkvbatch.replay.row_index import Member, Shard, read_members, write_members
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.directory import default_directory
-from tests.replay.fakes import ByteTokenizer, FakeShop, make_plan
+from tests.replay.fakes import ByteTokenizer, FakeLoader, make_plan
 
 
 def parts_of(parts: int, **settings: object) -> list[Plan]:
@@ -27,7 +26,7 @@ def parts_of(parts: int, **settings: object) -> list[Plan]:
 
 
 def run(directory: Path, plan: Plan) -> list[str]:
-    result = execute(plan, FakeShop(), RunOptions(out=directory))
+    result = execute(plan, FakeLoader(), RunOptions(out=directory))
     assert result.summary.complete
     return [str(row.key) for row in result.rows()]
 
@@ -70,27 +69,27 @@ class TestParse:
 
 
 class TestPlan:
-    def test_rows_and_dialogues_keep_the_numbers_of_the_whole(self) -> None:
+    def test_rows_and_tasks_keep_the_numbers_of_the_whole(self) -> None:
         whole = make_plan(7, repeats=2)
         found: list[int] = []
         for plan in parts_of(3, repeats=2):
             assert plan.num_rows == whole.num_rows
-            for number in first_round(plan).dialogues():
-                assert plan.dialogue(number) == whole.dialogue(number)
+            for number in first_round(plan).tasks():
+                assert plan.task(number) == whole.task(number)
                 found.append(number)
-        assert sorted(found) == list(range(whole.num_dialogues))
+        assert sorted(found) == list(range(whole.num_tasks))
 
     def test_rows_of_another_part_have_no_place(self) -> None:
         first, second = parts_of(2)
         number = first.chosen[0]
-        key = first.dialogue(first.number_of(number, 0, 0)).key(0)
-        assert first.place(key) is not None
-        assert second.place(key) is None
+        key = first.task(first.number_of(number, 0, 0)).key(0)
+        assert first.row_number(key) is not None
+        assert second.row_number(key) is None
 
     def test_a_preview_counts_the_part_alone(self) -> None:
-        desk = PromptEncoder(ByteTokenizer())
-        whole = preview(make_plan(7, repeats=2), desk)
-        parts = [preview(plan, desk) for plan in parts_of(3, repeats=2)]
+        encoder = PromptEncoder(ByteTokenizer())
+        whole = preview(make_plan(7, repeats=2), encoder)
+        parts = [preview(plan, encoder) for plan in parts_of(3, repeats=2)]
         for name in ("rows", "dialogues", "conversations", "first_prompt_tokens", "max_reply_tokens"):
             assert sum(getattr(part, name) for part in parts) == getattr(whole, name)
         assert parts[0].rows == first_round(parts_of(3, repeats=2)[0]).num_rows
@@ -135,9 +134,9 @@ class TestDirectory:
 
     def test_the_same_part_continues_it_and_has_nothing_to_do(self, tmp_path: Path) -> None:
         rows = run(tmp_path / "run", make_plan(7, shard=Shard(1, 3)))
-        shop = FakeShop()
-        execute(make_plan(7, shard=Shard(1, 3)), shop, RunOptions(out=tmp_path / "run"))
-        assert shop.num_generated == 0
+        loader = FakeLoader()
+        execute(make_plan(7, shard=Shard(1, 3)), loader, RunOptions(out=tmp_path / "run"))
+        assert loader.num_generated == 0
         assert rows == run(tmp_path / "run", make_plan(7, shard=Shard(1, 3)))
 
     def test_a_row_of_another_part_is_damage(self, tmp_path: Path) -> None:
@@ -156,7 +155,7 @@ class TestDirectory:
 
 
 class TestMembers:
-    MEMBERS = (Member(0, Length("ünï", 2)), Member(7, Length('"quoted"', 1)))
+    MEMBERS = (Member(0, "ünï", 2), Member(7, '"quoted"', 1))
 
     def test_they_come_back_as_they_were_written(self, tmp_path: Path) -> None:
         write_members(OS_FILES, tmp_path, self.MEMBERS)
@@ -186,4 +185,4 @@ class TestMembers:
     def test_a_missing_file_is_said_with_the_way_out(self, tmp_path: Path) -> None:
         with pytest.raises(RunDirectoryError, match="cannot be read") as caught:
             list(read_members(tmp_path))
-        assert "writes this file anew" in str(caught.value.hint)
+        assert "rewrites this file" in str(caught.value.hint)

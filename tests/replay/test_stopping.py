@@ -17,7 +17,7 @@ import pytest
 from rwkvbatch.replay.models import Setup
 from rwkvbatch.replay.runner import RunOptions, execute, read_rows
 from rwkvbatch.signals import TOGETHER_S, StoppedEarly, stop_on_signals
-from tests.replay.fakes import FakeShop, make_plan
+from tests.replay.fakes import FakeLoader, make_plan
 from tests.replay.slow_run import IN_STEP_NAME
 
 ROOT = Path(__file__).parent.parent.parent
@@ -43,7 +43,7 @@ def start(directory: Path, step_s: str) -> subprocess.Popen[str]:
 
 def continue_and_compare(directory: Path, tmp_path: Path) -> None:
     for out in (directory, tmp_path / "whole"):
-        execute(make_plan(60, batch_size=5), FakeShop(), RunOptions(out=out))
+        execute(make_plan(60, batch_size=5), FakeLoader(), RunOptions(out=out))
     assert (directory / "results.jsonl").read_bytes() == (tmp_path / "whole" / "results.jsonl").read_bytes()
 
 
@@ -79,7 +79,7 @@ def test_the_second_signal_leaves_at_once_and_loses_no_row(tmp_path: Path, numbe
 
 
 def start_in_a_long_step(directory: Path) -> subprocess.Popen[str]:
-    execute(make_plan(60, batch_size=5), FakeShop(), RunOptions(out=directory, should_stop=After(3)))
+    execute(make_plan(60, batch_size=5), FakeLoader(), RunOptions(out=directory, should_stop=After(3)))
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.replay.slow_run", str(directory), "10"],
         cwd=ROOT,
@@ -145,7 +145,7 @@ def raise_something_else(number: int) -> None:
 def test_a_signal_while_models_are_loaded_ends_the_run_before_anything_is_written(
     send: Callable[[int], None], tmp_path: Path
 ) -> None:
-    class SlowShop(FakeShop):
+    class SlowLoader(FakeLoader):
         def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
             send(signal.SIGTERM)
             return super().specs(setups)
@@ -154,7 +154,7 @@ def test_a_signal_while_models_are_loaded_ends_the_run_before_anything_is_writte
     with stop_on_signals(said.append) as stop:
         options = RunOptions(out=tmp_path / "run", should_stop=stop, loading=stop.interruptible)
         with pytest.raises(StoppedEarly):
-            execute(make_plan(5), SlowShop(), options)
+            execute(make_plan(5), SlowLoader(), options)
     assert (stop.signal_number, said) == (signal.SIGTERM, [])
     assert not (tmp_path / "run").exists()
 

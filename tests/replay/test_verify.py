@@ -9,7 +9,7 @@ from typing import Any
 
 from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.replay.plan import Plan
-from tests.replay.fakes import FakeShop, make_plan
+from tests.replay.fakes import FakeLoader, make_plan
 from tests.replay.runs import run
 
 
@@ -21,7 +21,7 @@ class TestVerifying:
         assert json.loads((tmp_path / "run" / "verify.json").read_text()) == result.verified
 
     def test_a_backend_that_depends_on_the_batch_is_found_out(self) -> None:
-        class Careless(FakeShop):
+        class Careless(FakeLoader):
             def engine(self, setup: Any, plan: Plan, batch: int) -> Any:
                 def change(request: Request, reply: Reply) -> Reply:
                     ids = (*reply.ids[:3], reply.ids[3] % 256 + 1, *reply.ids[4:]) if batch == 1 else reply.ids
@@ -36,7 +36,7 @@ class TestVerifying:
         assert {(d["where"], d["first_token"]) for d in result.verified["differences"]} == {("alone", 3)}
 
     def test_log_probabilities_alone_may_differ(self) -> None:
-        class Rounding(FakeShop):
+        class Rounding(FakeLoader):
             def engine(self, setup: Any, plan: Plan, batch: int) -> Any:
                 self.change = lambda request, reply: replace(
                     reply, logprobs=tuple(p - 1e-6 * batch for p in reply.logprobs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 
 import pytest
@@ -25,16 +26,23 @@ class TestLines:
         row = make_row("1", prompt="\ud800 and 树")
         assert decode_row(encode_row(row)) == row
 
+    def test_the_old_name_of_finish_reason_is_read(self) -> None:
+        row = make_row("1", finish_reason="length")
+        body = encode_row(row)[:-19].replace(b'"finish_reason"', b'"finish"') + b"}"
+        line = b'%s,"crc":"%08x"}\n' % (body[:-1], zlib.crc32(body))
+        assert decode_row(line) == row
+        assert decode_head(line) == RowHead(row.key, "length")
+
     @given(
         prompt=st.text(st.characters()),
-        finish=st.sampled_from(["stop", "error"]),
+        finish_reason=st.sampled_from(["stop", "error"]),
         ids=st.lists(st.integers()),
         change=st.none() | st.tuples(st.integers(0, 10_000), st.integers(1, 255)),
     )
     def test_the_head_alone_is_that_of_the_whole_row_and_as_easily_refused(
-        self, prompt: str, finish: str, ids: list[int], change: tuple[int, int] | None
+        self, prompt: str, finish_reason: str, ids: list[int], change: tuple[int, int] | None
     ) -> None:
-        line = bytearray(encode_row(make_row("1", 3, finish=finish, prompt=prompt, reply_ids=tuple(ids))))
+        line = bytearray(encode_row(make_row("1", 3, finish_reason=finish_reason, prompt=prompt, reply_ids=tuple(ids))))
         if change is not None:
             line[change[0] % len(line)] ^= change[1]
 
@@ -43,22 +51,18 @@ class TestLines:
                 found = decode(bytes(line))
             except BadLineError as error:
                 return str(error)
-            return found.key, found.finish
+            return found.key, found.finish_reason
 
         assert outcome(decode_head) == outcome(decode_row)
 
     @pytest.mark.parametrize("body", ["[]", "null", '{"conversation":["a"],"cell":"b"}', "[" * 5000 + "]" * 5000])
     def test_a_head_of_something_else_is_refused(self, body: str) -> None:
-        import zlib
-
         text = body[:-1] + "}"
         line = f'{body[:-1]},"crc":"{zlib.crc32(text.encode()):08x}"}}\n'.encode()
         with pytest.raises(BadLineError, match="not a row of this version"):
             decode_head(line)
 
     def test_the_checksum_is_that_of_the_line_without_it(self) -> None:
-        import zlib
-
         line = encode_row(make_row("1"))
         text, _, tail = line.decode().rpartition(',"crc":"')
         assert tail == f'{zlib.crc32((text + "}").encode()):08x}"}}\n'

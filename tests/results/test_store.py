@@ -11,7 +11,7 @@ import pytest
 from rwkvbatch.errors import RunDirectoryError, StorageError
 from rwkvbatch.files import Files
 from rwkvbatch.results.recovery import read_results
-from rwkvbatch.results.row import EncodedRow, encode_row
+from rwkvbatch.results.row import EncodedRow
 from tests.replay.disks import CountedFiles, FailingFiles
 from tests.replay.fakes import make_row
 from tests.replay.runs import results
@@ -102,13 +102,13 @@ class TestRewriting:
     def test_discarded_rows_are_gone_and_can_be_written_again(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
         store.append(0, make_row("0"))
-        store.append(1, make_row("1", finish="error"))
+        store.append(1, make_row("1", finish_reason="error"))
         assert [store.failed(n) for n in (0, 1)] == [False, True]
         store.discard([1])
         assert not store.has(1)
         store.append(1, make_row("1"))
         store.close()
-        assert [row.finish for row in read_results(tmp_path / "results.jsonl")] == ["stop", "stop"]
+        assert [row.finish_reason for row in read_results(tmp_path / "results.jsonl")] == ["stop", "stop"]
 
     def test_a_row_cannot_be_written_twice(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
@@ -187,11 +187,11 @@ class TestFailures:
 
 def test_rows_that_come_together_put_no_more_at_risk_than_allowed(tmp_path: Path) -> None:
     def group(first: int) -> list[EncodedRow]:
-        return [EncodedRow(n, encode_row(make_row(f"c{n}")), False) for n in range(first, first + 5)]
+        return [EncodedRow.of(n, make_row(f"c{n}")) for n in range(first, first + 5)]
 
     store = open_store(tmp_path, flush_rows=8)
-    store.append_all(group(0))
+    store.append_encoded(group(0))
     assert (store.num_rows, store.num_durable) == (5, 0)
-    store.append_all(group(5))
+    store.append_encoded(group(5))
     assert (store.num_rows, store.num_durable) == (10, 5)
     store.close()

@@ -51,7 +51,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, NUM_ROWS - 1), reply=st.text(max_size=8), failed=st.booleans())
     def append(self, number: int, reply: str, failed: bool) -> None:
-        row = make_row(str(number), reply=reply, finish="error" if failed else "stop")
+        row = make_row(str(number), reply=reply, finish_reason="error" if failed else "stop")
         if number in self.written:
             with pytest.raises(ValueError, match="before"):
                 self.store.append(number, row)

@@ -99,7 +99,7 @@ class TestMoments:
 class TestFailedRows:
     def test_a_store_that_is_opened_again_knows_which_rows_failed(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
-        store.append(3, make_row("3", finish="error"))
+        store.append(3, make_row("3", finish_reason="error"))
         store.append(1, make_row("1"))
         store.close()
         store = open_store(tmp_path)
@@ -107,8 +107,8 @@ class TestFailedRows:
 
     def test_a_rewrite_keeps_the_failures_of_the_rows_that_stay_and_only_those(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
-        for number, finish in ((3, "error"), (2, "error"), (1, "stop")):
-            store.append(number, make_row(str(number), finish=finish))
+        for number, finish_reason in ((3, "error"), (2, "error"), (1, "stop")):
+            store.append(number, make_row(str(number), finish_reason=finish_reason))
         store.discard([2])
         store.finalize()
         assert [store.failed(number) for number in range(4)] == [False, False, False, True]

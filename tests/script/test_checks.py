@@ -18,7 +18,7 @@ from tests.script.writing import HERE, assistant, conversation, read, user
 
 def judge(entry: dict[str, Any], text: str = "", **facts: Any) -> tuple[bool, float]:
     (check,) = parse_checks(entry, HERE)
-    verdict = check.judge(ReplyFacts(**{"text": text, "finish": "stop", "num_tokens": 5, **facts}))
+    verdict = check.judge(ReplyFacts(**{"text": text, "finish_reason": "stop", "num_tokens": 5, **facts}))
     assert 0 <= verdict.score <= 1
     assert (verdict.detail is None) == verdict.passed
     return verdict.passed, verdict.score
@@ -61,6 +61,7 @@ PASSED: list[tuple[dict[str, Any], str]] = [
     ({"min_tokens": 5}, "x"),
     ({"finish": "stop"}, "x"),
     ({"finish": ["eos", "stop"]}, "x"),
+    ({"finish_reason": ["eos", "stop"]}, "x"),
     ({"similarity": 0.9, "to": "The cat sat."}, "The cat sat."),
     ({"similarity": 0}, "x"),
     ({"any": [{"equals": "a"}, {"equals": "b"}]}, "b"),
@@ -90,6 +91,7 @@ FAILED: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 4}, "x"),
     ({"min_tokens": 6}, "x"),
     ({"finish": ["eos", "length"]}, "x"),
+    ({"finish_reason": ["eos", "length"]}, "x"),
     ({"similarity": 0.5, "to": "The cat sat."}, "Nobody knows"),
     ({"any": [{"equals": "a"}, {"equals": "b"}]}, "c"),
     ({"all": [{"contains": "a"}, {"contains": "b"}]}, "a"),

@@ -93,13 +93,13 @@ def _only(rows: pd.DataFrame, column: str, wanted: int) -> pd.DataFrame:
 
 
 def turn_record(row: dict[Any, Any]) -> dict[str, Any]:
-    """One turn as JSON values: `turn, prompt, reply, finish, error, reference, checks, metrics`."""
+    """One turn as JSON values: `turn, prompt, reply, finish_reason, error, reference, checks, metrics`."""
     numbers = {metric.name: row[metric.name] for metric in TURN_METRICS}
     return {
         "turn": row["turn"],
         "prompt": row["prompt"],
         "reply": row["reply"],
-        "finish": row["finish"],
+        "finish_reason": row["finish_reason"],
         "error": row["error"],
         "reference": row["reference"],
         "checks": row["checks"],
@@ -155,11 +155,11 @@ def _numbers(record: dict[str, Any]) -> str:
         for name in _SHOWN_METRICS
         if name in record["metrics"]
     ]
-    return ", ".join([f"turn {record['turn']}", f"ended by {record['finish']}", *parts])
+    return ", ".join([f"turn {record['turn']}", f"ended by {record['finish_reason']}", *parts])
 
 
 def _failed(row: dict[Any, Any]) -> bool:
-    return row["finish"] == "error" or any(not check["passed"] for check in row["checks"])
+    return row["finish_reason"] == "error" or any(not check["passed"] for check in row["checks"])
 
 
 def _chosen(what: str, patterns: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -106,7 +106,7 @@ def _add(conversation: dict[str, Any], variant: int, row: dict[Any, Any], metric
             "repeat": row["repeat"],
             "turn": row["turn"],
             "reply": row["reply"],
-            "finish": row["finish"],
+            "finish_reason": row["finish_reason"],
             "error": row["error"],
             "numbers": [_number(row[name]) for name in metrics],
             "checks": [[check["kind"], bool(check["passed"]), check.get("detail")] for check in row["checks"]],

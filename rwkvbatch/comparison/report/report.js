@@ -254,7 +254,7 @@
         add(metric.title, number(row.numbers[at], Math.min(metric.digits, 2)));
       }
     });
-    add("ended by", row.finish);
+    add("ended by", row.finish_reason);
     for (const [kind, passed, detail] of row.checks) {
       add(kind, (passed ? "passed" : "failed") + (detail ? `: ${detail}` : ""), passed ? "better" : "worse");
     }

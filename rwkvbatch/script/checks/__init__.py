@@ -60,6 +60,7 @@ _BUILT_IN: Mapping[str, RuleKind] = {
     "max_tokens": MaxTokens,
     "min_tokens": MinTokens,
     "finish": Finished,
+    "finish_reason": Finished,
     "similarity": Similarity,
 }
 

@@ -18,7 +18,7 @@ import regex
 from rwkvbatch.script.records import ReplyFacts, Rule, Verdict
 from rwkvbatch.script.source import is_array
 
-FINISHES = ("stop", "eos", "length", "time")
+FINISH_REASONS = ("stop", "eos", "length", "time")
 IGNORE_CASE = frozenset({"ignore_case"})
 
 
@@ -244,17 +244,17 @@ class Finished:
     """The reply ended for this reason, or for one of these."""
 
     options: ClassVar[frozenset[str]] = frozenset()
-    finishes: tuple[str, ...]
+    reasons: tuple[str, ...]
 
     @classmethod
     def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
-        finishes = texts_of(expected)
-        if not set(finishes) <= set(FINISHES):
-            wrong(f"must be of {', '.join(FINISHES)}", expected)
-        return cls(finishes)
+        reasons = texts_of(expected)
+        if not set(reasons) <= set(FINISH_REASONS):
+            wrong(f"must be of {', '.join(FINISH_REASONS)}", expected)
+        return cls(reasons)
 
     def judge(self, facts: ReplyFacts) -> Verdict:
-        return verdict(facts.finish in self.finishes, f"ended by {facts.finish}")
+        return verdict(facts.finish_reason in self.reasons, f"ended by {facts.finish_reason}")
 
 
 MAX_PATTERN_LENGTH = 2000

@@ -24,7 +24,7 @@ def run(tmp_path: Path) -> RunData:
         make_row("names-2", cell="t=2", turn=0, checks=passed),
         make_row("names-1", cell="t=1", checks=passed, reply="Hello \x1b[31mthere."),
         make_row("names-1", cell="t=2", checks=passed, repeat=1, reference=None),
-        make_row("sums", cell="t=1", finish="error", error="too long", reply="", reply_ids=[], checks=[]),
+        make_row("sums", cell="t=1", finish_reason="error", error="too long", reply="", reply_ids=[], checks=[]),
     ]
     write_run(tmp_path / "a", rows, manifest={})
     return load_runs([str(tmp_path / "a")])[0]

@@ -14,17 +14,16 @@ from typing import Any
 import pytest
 
 from rwkvbatch.engine.request import Reply, Request
-from rwkvbatch.replay.messages import Leave, Report
 from rwkvbatch.replay.models import Setup
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.process_worker import NoteTaker, noted, serve
+from rwkvbatch.replay.pool import Leave, Report
 from rwkvbatch.replay.processes import ProcessPool
 from rwkvbatch.replay.runner import RunOptions, execute
-from rwkvbatch.replay.worker import Worker
-from tests.replay.fakes import FakeShop, make_plan
+from rwkvbatch.replay.worker import LogCollector, Worker, collecting_logs, serve
+from tests.replay.fakes import FakeLoader, make_plan
 
 
-class WarningShop(FakeShop):
+class WarningLoader(FakeLoader):
     """Warns where the model is loaded, which workers share, and where an engine is made, in each of them."""
 
     def specs(self, setups: Any) -> Any:
@@ -44,15 +43,15 @@ class WarningReply:
         return reply
 
 
-def make_crew(plan: Plan, _: Any, *, shop: Any) -> ProcessPool:
-    return ProcessPool(plan, shop, 2)
+def make_pool(plan: Plan, *, loader: Any) -> ProcessPool:
+    return ProcessPool(plan, loader, 2)
 
 
 def test_warnings_of_worker_processes_are_in_the_drivers_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    crew = partial(make_crew, shop=partial(WarningShop, change=WarningReply()))
-    execute(make_plan(12, batch_size=2), FakeShop(), RunOptions(out=tmp_path / "out", crew=crew))
+    pool = partial(make_pool, loader=partial(WarningLoader, change=WarningReply()))
+    execute(make_plan(12, batch_size=2), FakeLoader(), RunOptions(out=tmp_path / "out", pool=pool))
     said = [record.getMessage() for record in caplog.records if record.name == "rwkvbatch.warnings"]
     assert said.count("the model is slow") == 1
     assert len({text for text in said if text.startswith("process ")}) == 2
@@ -61,7 +60,7 @@ def test_warnings_of_worker_processes_are_in_the_drivers_log(
     assert capfd.readouterr().err == ""
 
 
-def test_notes_taken_before_the_service_are_reported_with_it() -> None:
+def test_entries_collected_before_the_service_are_reported_with_it() -> None:
     class Channel:
         def __init__(self) -> None:
             self.sent: list[Any] = []
@@ -73,19 +72,19 @@ def test_notes_taken_before_the_service_are_reported_with_it() -> None:
         def recv(self) -> Any:
             return self.orders.get()
 
-    channel, notes = Channel(), NoteTaker()
-    with noted(notes):
+    channel, logs = Channel(), LogCollector()
+    with collecting_logs(logs):
         warnings.warn("early", UserWarning, stacklevel=1)
     channel.orders.put(Leave())
-    plan, shop = make_plan(1), FakeShop()
+    plan, loader = make_plan(1), FakeLoader()
     setup = Setup(None, "auto", "auto", (0,))
-    serve(channel, lambda: Worker(plan, shop, setup), "w", 4, notes)
+    serve(channel, lambda: Worker(plan, loader, setup), "w", logs)
     reports = [event for event in channel.sent if isinstance(event, Report)]
-    assert [note.text for report in reports for note in report.notes] == ["early"]
+    assert [entry.text for report in reports for entry in report.logs] == ["early"]
 
 
 def test_afterwards_warnings_go_where_they_went() -> None:
-    with noted(NoteTaker()):
+    with collecting_logs(LogCollector()):
         pass
     with pytest.warns(UserWarning, match="later"):
         warnings.warn("later", UserWarning, stacklevel=1)
