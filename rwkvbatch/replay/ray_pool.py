@@ -240,10 +240,13 @@ class RayWorker:
         self._loader: ModelProvider | None = None
         self._logs = LogCollector()
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        self._served = False
 
     @_ray.method(concurrency_group="control", max_task_retries=-1)
     def place(self) -> str:
-        """Host name and device."""
+        """Host name and device. A process that served before ends instead: Ray restarts it and repeats the call."""
+        if self._served:
+            os._exit(1)
         gpus = _ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
         return f"{socket.gethostname()}, {f'cuda:{gpus[0]}' if gpus else 'cpu'}"
 
@@ -251,11 +254,6 @@ class RayWorker:
     def send(self, order: Order) -> None:
         """Pass an order to the worker that `serve` runs."""
         self._orders.put(order)
-
-    @_ray.method(concurrency_group="control")
-    def restart(self) -> None:
-        """End the process, so that Ray restarts it."""
-        os._exit(1)
 
     def specs(self, make_loader: _MakeLoader, name: str, setups: Sequence[Setup]) -> dict[Setup, Any]:
         """The models of the setups.
@@ -281,6 +279,7 @@ class RayWorker:
                 _check_identities(cell_identities(plan, loader.specs([setup]), loader.tokenizer), expected)
                 return Worker(plan, loader, setup)
 
+        self._served = True
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         arguments = (_Channel(self._orders.get, events.put), make_worker, name, self._logs)
         threading.Thread(target=serve, args=arguments, name="worker", daemon=True).start()
@@ -347,14 +346,8 @@ class _Actor:
     def serving(self) -> bool:
         return bool(self.name) and self.call is not None
 
-    def await_start(self, *, restart: bool = False) -> None:
-        """Ask for the place; Ray repeats the call until the actor runs.
-
-        Args:
-            restart: end the process first.
-        """
-        if restart:
-            self.handle.restart.remote()
+    def start(self) -> None:
+        """Ask for the place, which Ray answers when a new process runs."""
         self.name, self.joined = "", None
         self.since_s = time.monotonic()
         self.call = self.handle.place.remote()
@@ -405,7 +398,7 @@ class RayPool:
             self._events.clear()
         for number, actor in self._actors.items():
             if changed and actor.name:
-                actor.await_start(restart=True)  # frees the memory of the previous model
+                actor.start()  # a new process: it frees the memory of the previous model
             elif actor.joined is not None:
                 self._events.append((number, actor.joined))
             elif actor.name and not actor.serving:
@@ -460,7 +453,7 @@ class RayPool:
                 scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node, soft=True) if slot.node else "SPREAD",
             )
             self._actors[number] = _Actor(slot, options.remote(versions(), str(Path.cwd()), variables))
-            self._actors[number].await_start()
+            self._actors[number].start()
 
     def _specs_on_first(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
         """The models of `setups`, as the first actor that runs finds them."""
@@ -474,9 +467,9 @@ class RayPool:
             try:
                 specs = _ray.get(actor.handle.specs.remote(self._loader_for(actor), actor.name, there))
             except RayTaskError as error:
-                raise (
-                    error.cause if isinstance(error.cause, RwkvBatchError) else _start_error(actor.name, error)
-                ) from None
+                if isinstance(error.cause, RwkvBatchError):
+                    raise error.cause from None
+                raise _start_error(actor.name, error) from None
             except RayError as error:
                 self._lose(number, Left(_reason(error)))
             else:
@@ -511,24 +504,20 @@ class RayPool:
             return
         self._restarts.observe(answer)
         if isinstance(answer, Left):
-            self._lose(number, answer, restart=True)
+            self._lose(number, answer)
             return
         if isinstance(answer, Joined):
             actor.joined = answer
         self._events.append((number, answer))
 
-    def _lose(self, number: int, left: Left, *, restart: bool = False) -> None:
-        """Report that a worker lost its tasks, and wait for the actor that Ray restarts.
-
-        Args:
-            restart: the process is still there and has to be ended.
-        """
+    def _lose(self, number: int, left: Left) -> None:
+        """Report that a worker lost its tasks, and wait until Ray has restarted it."""
         left = self._restarts.check(left)
         self._events.append((number, left))
         if left.error is not None or left.reason == LEFT_ON_REQUEST:
             self._remove(number)
         else:
-            self._actors[number].await_start(restart=restart)
+            self._actors[number].start()
 
     def _check_room(self) -> None:
         """Warn of actors that the cluster has no room for; they may still start. No actor at all is an error."""
