@@ -8,11 +8,11 @@ A turn passes these records on its way from the script to the run directory: `Co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import takewhile
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.engine.request import FinishReason, NoiseKey, Reply, Request, Score
 from rwkvbatch.engine.sequence import closed_history
@@ -24,19 +24,12 @@ from rwkvbatch.replay.settings import CellSettings
 from rwkvbatch.results.row import CheckResult, Logprob, Reference, Row, RowTiming, TokenCounts
 from rwkvbatch.script.records import Check, ReplyFacts, Turn
 
+if TYPE_CHECKING:
+    from rwkvbatch.engine.engine import Engine
+
 NO_TIMING = RowTiming(0.0, 0.0, 0.0, 0.0, 0.0, 0)
+_NO_LOGPROB = Logprob(None, 0.0)
 _NOT_REACHED = "not reached:"
-
-
-class TurnEngine(Protocol):
-    """The part of `Engine` that a replay uses."""
-
-    @property
-    def max_batch(self) -> int: ...
-    def submit(self, request: Request) -> int: ...
-    def submit_score(self, prefix: Sequence[int], continuation: Sequence[int], root: int = 0) -> int: ...
-    def cancel(self, request_id: int) -> None: ...
-    def step(self) -> Sequence[tuple[int, Reply | Score]]: ...
 
 
 class PromptEncoder:
@@ -127,7 +120,7 @@ class ConversationReplay:
             root=self._encoder.root(settings),
         )
 
-    def submit(self, engine: TurnEngine) -> None:
+    def submit(self, engine: Engine) -> None:
         """Submit the next turn's request, and the scoring of its reference reply when it has one.
 
         Raises:
@@ -195,37 +188,42 @@ class ConversationReplay:
         self.turn += 1
 
     def _row(self, reply: Reply, score: Score | None, text: str) -> Row:
-        turn, task = self._next, self.task
+        turn = self._next
         if reply.finish_reason == "error":
             raise RowError(reply.error or "the engine could not make this reply")
         total = math.fsum(reply.logprobs)
         if not math.isfinite(total) or (score is not None and not math.isfinite(score.nll)):
             raise NonFiniteLogitsError("the model's log-probabilities hold NaN or infinity")
         facts = ReplyFacts(text, reply.finish_reason, len(reply.ids), turn.reference)
-        return Row(
-            conversation=task.conversation.id,
-            cell=task.cell.name,
-            repeat=task.repeat,
-            turn=self.turn,
-            seed=task.of_turn(self.turn).seed,
-            tags=task.conversation.tags,
-            prompt=turn.user,
-            reply=text,
-            reply_ids=reply.ids,
-            finish_reason=reply.finish_reason,
-            stopped_by=reply.stopped_by,
-            tokens=TokenCounts(reply.num_prompt, len(reply.ids)),
+        return _make_row(
+            self.task,
+            self.turn,
+            reply,
+            text,
             logprob=Logprob(total / len(reply.ids) if reply.ids else None, total),
             reference=_reference(turn, score),
             checks=tuple(_check(check, facts) for check in turn.checks),
-            error=None,
-            timing=_timing(reply),
         )
 
 
 def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, text: str = "") -> Row:
     """The row of a failed turn; `reply` and `text` hold what was generated, if anything was."""
-    ids: Sequence[int] = () if reply is None else reply.ids
+    return _make_row(task, turn, reply, text, error=message)
+
+
+def _make_row(
+    task: Task,
+    turn: int,
+    reply: Reply | None,
+    text: str,
+    *,
+    logprob: Logprob = _NO_LOGPROB,
+    reference: Reference | None = None,
+    checks: tuple[CheckResult, ...] = (),
+    error: str | None = None,
+) -> Row:
+    good = reply if error is None else None
+    ids = () if reply is None else reply.ids
     return Row(
         conversation=task.conversation.id,
         cell=task.cell.name,
@@ -235,14 +233,14 @@ def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, t
         tags=task.conversation.tags,
         prompt=task.conversation.turns[turn].user,
         reply=text,
-        reply_ids=tuple(ids),
-        finish_reason="error",
-        stopped_by=None,
+        reply_ids=ids,
+        finish_reason="error" if good is None else good.finish_reason,
+        stopped_by=None if good is None else good.stopped_by,
         tokens=TokenCounts(0 if reply is None else reply.num_prompt, len(ids)),
-        logprob=Logprob(None, 0.0),
-        reference=None,
-        checks=(),
-        error=message,
+        logprob=logprob,
+        reference=reference,
+        checks=checks,
+        error=error,
         timing=NO_TIMING if reply is None else _timing(reply),
     )
 

@@ -86,10 +86,6 @@ class Dispatcher:
         """Whether every task is finished or given up."""
         return self._num_left == 0
 
-    @property
-    def num_workers(self) -> int:
-        return len(self._workers)
-
     def expect(self, num_starting: int) -> None:
         """Leave a share of the tasks to workers that will join soon."""
         self._num_starting = num_starting

@@ -9,7 +9,7 @@ import logging
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass, field
 
 from rwkvbatch.errors import RwkvBatchError
 from rwkvbatch.replay.conversation import error_row, not_reached, was_reached
@@ -128,8 +128,21 @@ class RowRecorder:
             )
 
 
-class Driver(Protocol):
-    """Runs tasks, in this process or elsewhere."""
+@dataclass
+class LocalDriver:
+    """Steps one worker in this process.
+
+    Attributes:
+        should_stop: checked before each step.
+        after_step: called after each step.
+    """
+
+    plan: Plan
+    loader: ModelProvider
+    recorder: RowRecorder
+    should_stop: Callable[[], bool] = lambda: False
+    after_step: Callable[[], None] = lambda: None
+    _worker: tuple[Setup, Worker] | None = field(default=None, init=False)
 
     def run(self, tasks: Iterable[int], setup: Setup) -> bool:
         """Run those of `tasks` that have rows missing.
@@ -139,42 +152,9 @@ class Driver(Protocol):
 
         Raises:
             TooManyFailuresError: more turns failed than allowed.
-            WorkerError: no worker can be started.
             StorageError: a row could not be written.
         """
-        ...
-
-    def close(self) -> None:
-        """End all workers and free their models."""
-        ...
-
-
-class LocalDriver:
-    """Steps one worker in this process.
-
-    Args:
-        should_stop: checked before each step.
-        after_step: called after each step.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        loader: ModelProvider,
-        recorder: RowRecorder,
-        should_stop: Callable[[], bool] = lambda: False,
-        after_step: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._plan = plan
-        self._loader = loader
-        self._recorder = recorder
-        self._should_stop = should_stop
-        self._after_step = after_step
-        self._setup: Setup | None = None
-        self._worker: Worker | None = None
-
-    def run(self, tasks: Iterable[int], setup: Setup) -> bool:
-        recorder, counts = self._recorder, self._recorder.counts
+        recorder, counts = self.recorder, self.recorder.counts
         todo = recorder.incomplete(tasks)
         task = next(todo, None)
         if task is None:
@@ -182,10 +162,10 @@ class LocalDriver:
         worker = self._worker_for(setup)
         progress = counts.workers.get(0) or WorkerProgress("local")
         while task is not None or not worker.idle:
-            if self._should_stop():
+            if self.should_stop():
                 worker.drop()
                 return False
-            while task is not None and worker.num_held < self._plan.settings.batch_size:
+            while task is not None and worker.num_held < self.plan.settings.batch_size:
                 worker.add(task, recorder.rows_of(task))
                 task = next(todo, None)
             step = worker.step()
@@ -193,77 +173,74 @@ class LocalDriver:
             counts.workers[0] = progress = progress.after(step.active, len(step.rows), tokens)
             recorder.add(step.rows)
             recorder.tick()
-            self._after_step()
+            self.after_step()
         return True
 
     def close(self) -> None:
+        """Free the worker and its engine."""
         self._worker = None
 
     def _worker_for(self, setup: Setup) -> Worker:
-        if self._worker is None or self._setup != setup:
+        if self._worker is None or self._worker[0] != setup:
             self._worker = None  # frees its model before the next one is loaded
-            self._worker = Worker(self._plan, self._loader, setup)
-            self._setup = setup
-        return self._worker
+            self._worker = setup, Worker(self.plan, self.loader, setup)
+        return self._worker[1]
 
 
+@dataclass
 class PoolDriver:
     """Distributes tasks to the workers of a pool.
 
-    Args:
+    Attributes:
         should_stop: checked whenever events were received. after_step: called then.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        pool: WorkerPool,
-        recorder: RowRecorder,
-        should_stop: Callable[[], bool] = lambda: False,
-        after_step: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._plan = plan
-        self._pool = pool
-        self._recorder = recorder
-        self._workers = recorder.counts.workers
-        self._should_stop = should_stop
-        self._after_step = after_step
+    plan: Plan
+    pool: WorkerPool
+    recorder: RowRecorder
+    should_stop: Callable[[], bool] = lambda: False
+    after_step: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self._workers = self.recorder.counts.workers
         self._draining = False
 
     def run(self, tasks: Iterable[int], setup: Setup) -> bool:
-        todo = array("q", self._recorder.incomplete(tasks))
+        """As `LocalDriver.run`; also raises WorkerError when no worker can be started."""
+        todo = array("q", self.recorder.incomplete(tasks))
         if not todo:
             return True
-        self._dispatcher = Dispatcher(todo, self._plan.conversation_of)
+        self._dispatcher = Dispatcher(todo, self.plan.conversation_of)
         former = dict(self._workers)
         self._workers.clear()
-        self._pool.begin(setup)
+        self.pool.begin(setup)
         while not self._dispatcher.finished:
-            if self._should_stop():
+            if self.should_stop():
                 self._drain()
                 return False
-            self._dispatcher.expect(self._pool.num_starting)
+            self._dispatcher.expect(self.pool.num_starting)
             for assignment in self._dispatcher.assignments():
                 self._assign(assignment)
             self._receive(former)
-            self._recorder.tick()
-            self._after_step()
+            self.recorder.tick()
+            self.after_step()
         return True
 
     def close(self) -> None:
-        self._pool.close()
+        """End all workers."""
+        self.pool.close()
 
     def _assign(self, assignment: Assignment) -> None:
         for task, worker in assignment.moved_from.items():
-            self._pool.send(worker, Drop((task,)))
-        tasks = {task: self._recorder.rows_of(task) for task in assignment.tasks}
-        self._pool.send(assignment.worker, Assign(tasks))
+            self.pool.send(worker, Drop((task,)))
+        tasks = {task: self.recorder.rows_of(task) for task in assignment.tasks}
+        self.pool.send(assignment.worker, Assign(tasks))
 
     def _receive(self, former: Mapping[int, WorkerProgress]) -> None:
         """Handle the workers' events; `former` has the progress of workers that served an earlier setup."""
         rows: list[EncodedRow] = []
         finished: list[tuple[int, int]] = []
-        for worker, event in self._pool.receive(WAIT_S):
+        for worker, event in self.pool.receive(WAIT_S):
             match event:
                 case Joined(name, room):
                     if not self._draining:
@@ -288,25 +265,25 @@ class PoolDriver:
         self._record(rows, finished)
 
     def _record(self, rows: Sequence[EncodedRow], finished: Sequence[tuple[int, int]]) -> None:
-        self._recorder.add_encoded(rows)
+        self.recorder.add_encoded(rows)
         for worker, task in finished:
             for other in self._dispatcher.finish(worker, task):
-                self._pool.send(other, Drop((task,)))
+                self.pool.send(other, Drop((task,)))
 
     def _lose(self, worker: int, reason: str) -> None:
         self._workers.pop(worker, None)
         if self._draining:
             return
-        self._recorder.counts.lost_workers += 1
+        self.recorder.counts.lost_workers += 1
         _log.warning("worker %d is lost: %s", worker, reason)
         for task in self._dispatcher.left(worker):
-            self._recorder.add_lost(task, reason)
+            self.recorder.add_lost(task, reason)
 
     def _drain(self) -> None:
         """Let the workers finish their step, and record the rows it finishes."""
         self._draining = True
         for worker in self._workers:
-            self._pool.send(worker, Leave())
+            self.pool.send(worker, Leave())
         deadline = time.monotonic() + DRAIN_S
         while self._workers and time.monotonic() < deadline:
             self._receive({})

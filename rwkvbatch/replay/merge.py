@@ -1,14 +1,14 @@
-"""The parts of a run (`--shard`) put together: the directory that an undivided run would have left, timings aside.
+"""Merges the parts of a run (`--shard`) into the directory that an undivided run would have left, timings aside.
 
-Needs no model and no script. Every part is read twice: once to see which rows are there and whole, once to copy their
-lines in the order of the whole run. Memory holds the conversations' ids and twelve bytes a row.
+Needs no model and no script. Every part is read twice: once to index and check its rows, once to copy their lines in
+the order of the whole run. Memory holds the conversations' ids and 13 bytes a row.
 """
 
 from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchErro
 from rwkvbatch.files import OS_FILES, Files, in_blocks, replace_file
 from rwkvbatch.replay.logs import with_directory, without_options
 from rwkvbatch.replay.progress import Progress
-from rwkvbatch.replay.row_index import SHARD_NAME, Member, RowIndex, Shard, read_members
+from rwkvbatch.replay.row_index import SHARD_NAME, RowIndex, Shard, read_members
 from rwkvbatch.results.directory import SKIPPED_NAME, RunDirectory
 from rwkvbatch.results.manifest import read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.results.recovery import LineIndex, ScannedLine, scan_lines
@@ -28,11 +28,12 @@ from rwkvbatch.results.store import RESULTS_NAME
 from rwkvbatch.results.summary import Summary, Tallies, write_summary
 
 _BUFFER_BYTES = 2**16
+_ABOUT_A_PART = ("created", "command", "rwkvbatch", "code_sha256", "versions", "machine")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A directory that holds a part of a run."""
+    """A directory with a part of a run."""
 
     path: Path
     shard: Shard
@@ -45,17 +46,17 @@ class Part:
 
     @property
     def command(self) -> str | None:
-        """What it was started with, as far as the manifest says."""
+        """The command that made it, if the manifest has it."""
         command = self.about.get("command")
         return command if isinstance(command, str) and command else None
 
 
 def read_parts(paths: Sequence[Path]) -> list[Part]:
-    """The parts at `paths`, in their order in the run.
+    """The parts at `paths`, in the order of the run.
 
     Raises:
-        RunDirectoryError: a path holds no part of a run, or one part is there twice.
-        RunMismatchError: two parts are of different runs, or of runs cut into different numbers of parts.
+        RunDirectoryError: a path holds no part of a run, or a part is given twice.
+        RunMismatchError: parts of different runs, or of a run cut into different numbers of parts.
     """
     found: dict[int, Part] = {}
     first: Part | None = None
@@ -65,7 +66,7 @@ def read_parts(paths: Sequence[Path]) -> list[Part]:
             first = part
         if part.shard.parts != first.shard.parts:
             raise RunMismatchError(
-                f"is part {part.shard}, and {first.path} is part {first.shard}: those do not make up one run",
+                f"is part {part.shard}, and {first.path} is part {first.shard}: not parts of one run",
                 path=path,
                 hint="give parts with the same N of --shard I/N",
             )
@@ -104,104 +105,13 @@ def _read_part(path: Path) -> Part:
             raise RunDirectoryError("its manifest does not say which part of a run it is", path=path)
 
 
-class Layout:
-    """The plan of a run as far as its parts know it; rows are numbered in the order of the whole.
-
-    Args:
-        parts: of one run, in their order; some may be missing.
-
-    Raises:
-        RunDirectoryError, RunDamagedError: the parts' lists of conversations cannot be read, or do not fit together.
-    """
-
-    def __init__(self, parts: Sequence[Part]) -> None:
-        manifest = parts[0].manifest
-        identity = manifest["identity"]
-        try:
-            self.cells = tuple(identity["cells"])
-            repeats, num_conversations = int(identity["repeats"]), int(identity["script"]["conversations"])
-        except (KeyError, TypeError, ValueError):
-            raise RunDirectoryError("is not the manifest of a run", path=parts[0].path) from None
-        self.rows_of_run = int(manifest["shard"]["rows_of_run"])
-        members: list[tuple[Member, int]] = []
-        for number, part in enumerate(parts):
-            members += ((member, number) for member in read_members(part.path))
-        members.sort(key=lambda pair: pair[0].number)
-        self.rows = RowIndex((member for member, _ in members), self.cells, repeats)
-        self._owners = [number for _, number in members]
-        self._owner_of = {member.conversation: number for member, number in members}
-        complete = len(parts) == parts[0].shard.parts
-        if (
-            len(self._owner_of) < len(members)
-            or len({member.number for member, _ in members}) < len(members)
-            or not all(0 <= member.number < num_conversations for member, _ in members)
-            or (complete and len(members) != num_conversations)
-            or self.rows.num_rows > self.rows_of_run
-            or (complete and self.rows.num_rows != self.rows_of_run)
-        ):
-            raise RunDirectoryError(
-                f"the parts' conversations ({SHARD_NAME}) do not make up the run",
-                path=parts[0].path,
-                hint="give every part's `rwkvbatch run` command again, with the same version of rwkvbatch",
-            )
-
-    def owner(self, row: int) -> int:
-        """Which part has the row, by its number in the list."""
-        return self._owners[self.rows.conversation_of_row(row)]
-
-    def place(self, key: RowKey, part: int | None = None) -> int | None:
-        """The row's number, or None if it is not of this run (or not of part number `part` in the list)."""
-        if part is not None and self._owner_of.get(key.conversation) != part:
-            return None
-        return self.rows.row_number(key)
-
-
-def add_rows(index: LineIndex, lines: Iterable[ScannedLine], path: Path, hint: str) -> None:
-    """Take in the rows of one file. Broken lines at its end are what a crash left of a write: no rows.
-
-    Raises:
-        RunDamagedError: another line is damaged.
-    """
-    bad: ScannedLine | None = None
-    for line in lines:
-        if line.problem is not None:
-            bad = bad or line
-        if line.whole and bad is not None:
-            raise RunDamagedError(f"the row is damaged: {bad.problem}", path=path, line=bad.line, hint=hint)
-        if line.problem is None:
-            index.add(line.number, line.start, line.end - line.start, failed=line.failed)
-
-
-def open_results(directory: Path) -> BinaryIO | None:
-    """The rows of a run directory, to be read; None where there are none yet.
-
-    Raises:
-        RunDirectoryError: they cannot be read.
-    """
-    path = directory / RESULTS_NAME
-    try:
-        return path.open("rb", buffering=_BUFFER_BYTES)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise RunDirectoryError(f"cannot be read: {error.strerror}", path=path) from None
-
-
-def scan_part(file: BinaryIO, layout: Layout, part: int | None) -> Iterator[ScannedLine]:
-    """The lines of part number `part` in the layout's list (of any part, if None)."""
-    return scan_lines(file, lambda key: layout.place(key, part), decode_head)
-
-
-_OF_A_PART = ("created", "command", "rwkvbatch", "code_sha256", "versions", "machine")
-
-
 @dataclass(frozen=True)
 class Missing:
-    """A part that is not complete.
+    """A part that is incomplete.
 
     Attributes:
-        path, command: its directory and what it was started with; None for a part that was not given.
-        rows: how many are missing. first: the first of them. None for a part that was not given.
+        path, command: its directory, and the command that made it; None for a part that was not given.
+        rows: number of missing rows. first: the first of them. None for a part that was not given.
     """
 
     shard: Shard
@@ -211,7 +121,7 @@ class Missing:
     first: RowKey | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """JSON values."""
         return {
             "part": str(self.shard),
             "directory": None if self.path is None else str(self.path),
@@ -222,14 +132,14 @@ class Missing:
 
 @dataclass(frozen=True)
 class Merged:
-    """What came of a merge.
+    """Result of a merge.
 
     Attributes:
-        directory: where the rows are, if they were written. parts: how many there are, given or not.
-        rows: found in the parts. planned: rows of the whole run. missing: parts that are not complete.
+        directory: where the rows are, if they were written. parts: parts of the run, given or not.
+        rows: found in the parts. planned: rows of the whole run. missing: parts that are incomplete.
         summary: None when nothing was written, because rows are missing.
-        rest_command: runs what is missing in `directory`, as far as the parts say how.
-        notes: what to know about the parts.
+        rest_command: command that runs the missing rows in `directory`.
+        notes: remarks about the parts, for display.
     """
 
     directory: Path
@@ -250,17 +160,18 @@ def merge(
     command: str = "",
     files: Files = OS_FILES,
 ) -> Merged:
-    """Write the run that the parts at `paths` make up to `out`.
+    """Merge the parts at `paths` into `out`.
 
     Args:
-        out: a new directory, or one with nothing but rows that the parts have too: an earlier merge of them.
-        allow_missing: write what is there, for an undivided run to go on with. Otherwise nothing is written then.
+        out: a new directory, or one whose rows are all in the parts, such as that of an earlier merge.
+        allow_missing: write the existing rows, to be continued as an undivided run; otherwise nothing is written when
+            rows are missing.
 
     Raises:
-        RunMismatchError: the parts are not of one run, or `out` holds another one, or other rows.
+        RunMismatchError: the parts are not of one run, or `out` holds another run or other rows.
         RunDamagedError: a row of a part is damaged.
         RunDirectoryError: a part or `out` cannot be used, or a part is given twice.
-        StorageError: a write failed; `results.jsonl` is as it was.
+        StorageError: a write failed; `results.jsonl` is unchanged.
     """
     parts = read_parts(paths)
     directory = RunDirectory(out, command, files)
@@ -274,32 +185,96 @@ def merge(
 
 
 class _Merge:
+    """Rows of the parts, indexed by their number in the whole run."""
+
     def __init__(
-        self,
-        parts: Sequence[Part],
-        directory: RunDirectory,
-        command: str,
-        files: Files,
-        open_files: ExitStack,
+        self, parts: Sequence[Part], directory: RunDirectory, command: str, files: Files, open_files: ExitStack
     ) -> None:
         self._parts = parts
         self._directory = directory
         self._command = command
         self._files = files
         self._open_files = open_files
-        self._began_s = time.monotonic()
-        self._layout = Layout(parts)
-        self._index = LineIndex(self._layout.rows.num_rows)
+        self._started_s = time.monotonic()
+        self._read_members()
+        self._index = LineIndex(self._rows.num_rows)
         self._readers = [self._open(part.path) for part in parts]
-        for number, (part, reader) in enumerate(zip(parts, self._readers, strict=True)):
-            if reader is not None:
+        for number in range(len(parts)):
+            self._scan_part(number)
+
+    def _read_members(self) -> None:
+        """Read the parts' conversations; check that they are those of the run, each in one part.
+
+        Raises:
+            RunDirectoryError, RunDamagedError: they are not, or cannot be read.
+        """
+        first = self._parts[0]
+        try:
+            identity, self._num_planned = first.manifest["identity"], int(first.manifest["shard"]["rows_of_run"])
+            self._cells = tuple(identity["cells"])
+            repeats, num_conversations = int(identity["repeats"]), int(identity["script"]["conversations"])
+        except (KeyError, TypeError, ValueError):
+            raise RunDirectoryError("is not the manifest of a run", path=first.path) from None
+        owners = [(member, owner) for owner, part in enumerate(self._parts) for member in read_members(part.path)]
+        owners.sort(key=lambda pair: pair[0].number)
+        self._rows = RowIndex((member for member, _ in owners), self._cells, repeats)
+        self._owners = [owner for _, owner in owners]
+        self._owner_of = {member.conversation: owner for member, owner in owners}
+        complete = len(self._parts) == first.shard.parts
+        if (
+            len(self._owner_of) < len(owners)
+            or len({member.number for member, _ in owners}) < len(owners)
+            or not all(0 <= member.number < num_conversations for member, _ in owners)
+            or (complete and len(owners) != num_conversations)
+            or self._rows.num_rows > self._num_planned
+            or (complete and self._rows.num_rows != self._num_planned)
+        ):
+            raise RunDirectoryError(
+                f"the parts' conversations ({SHARD_NAME}) do not make up the run",
+                path=first.path,
+                hint="run every part's `rwkvbatch run` command again, with the same version of rwkvbatch",
+            )
+
+    def _open(self, directory: Path) -> BinaryIO | None:
+        """The rows of a run directory; None where it has no file of rows yet."""
+        path = directory / RESULTS_NAME
+        try:
+            return self._open_files.enter_context(path.open("rb", buffering=_BUFFER_BYTES))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RunDirectoryError(f"cannot be read: {error.strerror}", path=path) from None
+
+    def _scan_part(self, number: int) -> None:
+        """Index a part's rows. Broken lines at the end of the file are an unfinished write and no rows.
+
+        Raises:
+            RunDamagedError: another line is damaged.
+        """
+        part, reader = self._parts[number], self._readers[number]
+        if reader is None:
+            return
+
+        def row_number(key: RowKey) -> int | None:
+            return self._rows.row_number(key) if self._owner_of.get(key.conversation) == number else None
+
+        bad: ScannedLine | None = None
+        for line in scan_lines(reader, row_number, decode_head):
+            if line.problem is not None:
+                bad = bad or line
+            if line.whole and bad is not None:
                 command = "" if part.command is None else f": {part.command} --repair"
-                hint = f"continue the part with --repair{command}"
-                add_rows(self._index, scan_part(reader, self._layout, number), part.path / RESULTS_NAME, hint)
+                raise RunDamagedError(
+                    f"the row is damaged: {bad.problem}",
+                    path=part.path / RESULTS_NAME,
+                    line=bad.line,
+                    hint=f"continue the part with --repair{command}",
+                )
+            if line.problem is None:
+                self._index.add(line.number, line.start, line.end - line.start, failed=line.failed)
 
     def run(self, *, allow_missing: bool) -> Merged:
         missing = self._missing()
-        rows = self._index.num_there
         summary = None
         if allow_missing or not missing:
             self._refuse_to_lose_rows()
@@ -307,28 +282,26 @@ class _Merge:
         return Merged(
             directory=self._directory.path,
             parts=self._parts[0].shard.parts,
-            rows=rows,
-            planned=self._layout.rows_of_run,
+            rows=self._index.num_there,
+            planned=self._num_planned,
             missing=missing,
             summary=summary,
             rest_command=_command_of_whole(self._parts[0].command, self._directory.path),
             notes=self._notes(),
         )
 
-    def _open(self, path: Path) -> BinaryIO | None:
-        reader = open_results(path)
-        return None if reader is None else self._open_files.enter_context(reader)
+    def _owner(self, row: int) -> int:
+        """Position in the list of the part that has the row."""
+        return self._owners[self._rows.conversation_of_row(row)]
 
     def _missing(self) -> tuple[Missing, ...]:
-        row_index = self._layout.rows
         counts = [0] * len(self._parts)
-        firsts: list[int] = [-1] * len(self._parts)
-        for row in range(row_index.num_rows):
+        firsts: dict[int, int] = {}
+        for row in range(self._rows.num_rows):
             if not self._index.has(row):
-                owner = self._layout.owner(row)
+                owner = self._owner(row)
                 counts[owner] += 1
-                if firsts[owner] < 0:
-                    firsts[owner] = row
+                firsts.setdefault(owner, row)
         given = {part.shard.part: number for number, part in enumerate(self._parts)}
         num_parts = self._parts[0].shard.parts
         found: list[Missing] = []
@@ -336,23 +309,23 @@ class _Merge:
             at = given.get(number)
             if at is None:
                 found.append(Missing(Shard(number, num_parts)))
-            elif counts[at]:
+            elif at in firsts:
                 part = self._parts[at]
-                found.append(Missing(part.shard, part.path, part.command, counts[at], row_index.key(firsts[at])))
+                found.append(Missing(part.shard, part.path, part.command, counts[at], self._rows.key(firsts[at])))
         return tuple(found)
 
     def _refuse_to_lose_rows(self) -> None:
-        """The directory's own rows must all be the parts': it may have been gone on with since an earlier merge."""
+        """Check that the parts have all rows of `out`, which may have been continued since an earlier merge."""
         path = self._directory.path
         scanned, reader = self._open(path), self._open(path)
         if scanned is None or reader is None:
             return
-        for line in scan_part(scanned, self._layout, None):
+        for line in scan_lines(scanned, self._rows.row_number, decode_head):
             reader.seek(line.start)
             content = reader.read(line.end - line.start)
             if line.whole and (line.number < 0 or self._line(line.number) != content):
                 raise RunMismatchError(
-                    "the parts do not have this row, or have it otherwise",
+                    "the parts lack this row, or have another one in its place",
                     path=path / RESULTS_NAME,
                     line=line.line,
                     hint="give another directory with --out",
@@ -365,13 +338,13 @@ class _Merge:
         if self._directory.continued:
             write_manifest(self._files, path, identity, about)
         self._copy_skipped()
-        tallies = Tallies(self._layout.cells)
+        tallies = Tallies(self._cells)
         try:
             replace_file(self._files, path / RESULTS_NAME, in_blocks(self._lines(tallies)))
         except OSError as error:
             raise StorageError(f"{path / RESULTS_NAME}: write failed: {error.strerror or error}") from error
-        summary = tallies.summary(self._layout.rows_of_run)
-        wall_s = time.monotonic() - self._began_s
+        summary = tallies.summary(self._num_planned)
+        wall_s = time.monotonic() - self._started_s
         session = {"wall_s": round(wall_s, 3), "reply_tokens": 0, "tokens_per_s": 0.0}
         write_summary(self._files, path, summary, session)
         progress = Progress(summary.rows, summary.planned, 0, 0, 0, 0, wall_s, None)
@@ -379,35 +352,29 @@ class _Merge:
         return summary
 
     def _lines(self, tallies: Tallies) -> Iterator[bytes]:
-        """The lines of the whole run in order."""
+        """The lines of the whole run in order, added to `tallies`."""
         for row in self._index.rows():
             line = self._line(row)
-            if line is None:
-                continue
+            assert line is not None
             try:
                 tallies.add(decode_row(line))
             except BadLineError as error:
-                raise self._damaged(row, error) from None
+                owner = self._owner(row)
+                reader = self._readers[owner]
+                raise RunDamagedError(
+                    f"the row is damaged: {error}",
+                    path=self._parts[owner].path / RESULTS_NAME,
+                    line=None if reader is None else self._index.line_number(row, reader),
+                    hint="use the version of rwkvbatch that wrote it",
+                ) from None
             yield line
 
     def _line(self, row: int) -> bytes | None:
-        if not self._index.has(row):
-            return None
-        reader = self._readers[self._layout.owner(row)]
-        return None if reader is None else self._index.read(row, reader)
-
-    def _damaged(self, row: int, error: BadLineError) -> RunDamagedError:
-        owner = self._layout.owner(row)
-        reader = self._readers[owner]
-        return RunDamagedError(
-            f"the row is damaged: {error}",
-            path=self._parts[owner].path / RESULTS_NAME,
-            line=None if reader is None else self._index.line_number(row, reader),
-            hint="use the version of rwkvbatch that wrote it",
-        )
+        reader = self._readers[self._owner(row)]
+        return self._index.read(row, reader) if reader is not None and self._index.has(row) else None
 
     def _copy_skipped(self) -> None:
-        """Every part has read the whole script, so each has all of its bad lines."""
+        """Copy the script's bad lines from one part: every part reads the whole script."""
         for part in self._parts:
             try:
                 file = (part.path / SKIPPED_NAME).open("rb")
@@ -423,16 +390,15 @@ class _Merge:
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": self._command,
             "parts": {
-                str(part.shard): {key: part.about[key] for key in _OF_A_PART if key in part.about}
+                str(part.shard): {key: part.about[key] for key in _ABOUT_A_PART if key in part.about}
                 for part in self._parts
             },
         }
 
     def _notes(self) -> tuple[str, ...]:
-        codes = {str(part.about.get("code_sha256")) for part in self._parts}
-        if len(codes) == 1:
+        if len({str(part.about.get("code_sha256")) for part in self._parts}) == 1:
             return ()
-        return ("the parts were not made by the very same code of rwkvbatch (`about` in their manifests says which)",)
+        return ("the parts were made by different code of rwkvbatch (see `about` in their manifests)",)
 
 
 def _command_of_whole(command: str | None, out: Path) -> str:

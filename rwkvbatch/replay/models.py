@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.templates import load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
-from rwkvbatch.replay.conversation import PromptEncoder, TurnEngine
+from rwkvbatch.replay.conversation import PromptEncoder
 from rwkvbatch.replay.plan import Plan, Task
 from rwkvbatch.replay.settings import RunSettings
 from rwkvbatch.script.source import refuse
 
 if TYPE_CHECKING:
+    from rwkvbatch.engine.engine import Engine
     from rwkvbatch.model.base import Model, ModelSpec
 
 _log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class ModelProvider(Protocol):
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]: ...
     def tokenizer(self, spec: Any) -> Tokenizer: ...
     def encoder(self, setup: Setup, plan: Plan) -> PromptEncoder: ...
-    def engine(self, setup: Setup, plan: Plan, batch: int) -> TurnEngine: ...
+    def engine(self, setup: Setup, plan: Plan, batch: int) -> Engine: ...
 
 
 class ModelLoader:
@@ -115,7 +116,7 @@ class ModelLoader:
             self.tokenizer(self.model(setup).spec), self.state_files(setup, plan), self._settings.max_prompt_tokens
         )
 
-    def engine(self, setup: Setup, plan: Plan, batch: int) -> TurnEngine:
+    def engine(self, setup: Setup, plan: Plan, batch: int) -> Engine:
         """An engine that generates `batch` replies at once, with the initial states of the setup's cells."""
         from rwkvbatch.engine.engine import Engine
         from rwkvbatch.model.states import load_state

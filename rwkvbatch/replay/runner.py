@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rwkvbatch.engine.request import Reply, Request, Score
 from rwkvbatch.errors import RwkvBatchError, StorageError
 from rwkvbatch.files import OS_FILES, Files, replace_file
 from rwkvbatch.replay.adaptive import Reached, first_round, reached, rounds
-from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder, TurnEngine
-from rwkvbatch.replay.driver import Driver, LocalDriver, PoolDriver, RowRecorder
+from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder
+from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
 from rwkvbatch.replay.models import ModelProvider, Setup, refuse_unusable, setups_of
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import MakePool, WorkerPool
@@ -32,6 +32,9 @@ from rwkvbatch.results.status import StatusFile
 from rwkvbatch.results.store import RESULTS_NAME, MemoryRows, RowStore
 from rwkvbatch.results.summary import Summary, summarize, write_summary
 from rwkvbatch.script.reader import SkippedLine
+
+if TYPE_CHECKING:
+    from rwkvbatch.engine.engine import Engine
 
 VERIFY_NAME = "verify.json"
 
@@ -187,11 +190,11 @@ class _Session:
             rows.discard([number for number in range(plan.num_rows) if rows.failed(number)])
         self._counts = Counts(rows.num_durable)
         recorder = RowRecorder(plan, rows, self._counts, plan.settings.max_failures)
-        self._driver: Driver
-        if pool is None:
-            self._driver = LocalDriver(plan, loader, recorder, options.should_stop, self._after_step)
-        else:
-            self._driver = PoolDriver(plan, pool, recorder, options.should_stop, self._after_step)
+        self._driver = (
+            LocalDriver(plan, loader, recorder, options.should_stop, self._after_step)
+            if pool is None
+            else PoolDriver(plan, pool, recorder, options.should_stop, self._after_step)
+        )
 
     def run(self) -> RunResult:
         observer = self._options.observer
@@ -320,7 +323,7 @@ def verify_rows(
     rows: RowStore | MemoryRows,
     numbers: Sequence[int],
     encoder: PromptEncoder,
-    make_engine: Callable[[int], TurnEngine],
+    make_engine: Callable[[int], Engine],
 ) -> list[Difference]:
     """Generate rows again, each alone and all in one batch in another order."""
     requests = [_request(plan, rows, number, encoder) for number in numbers]
@@ -373,7 +376,7 @@ def _request(plan: Plan, rows: RowStore | MemoryRows, number: int, encoder: Prom
     return replay.request()
 
 
-def _generate(engine: TurnEngine, requests: Sequence[Request]) -> list[Reply]:
+def _generate(engine: Engine, requests: Sequence[Request]) -> list[Reply]:
     ids = [engine.submit(request) for request in requests]
     results: dict[int, Reply | Score] = {}
     while len(results) < len(ids):

@@ -129,7 +129,7 @@ class TestInThisProcess:
         driver_setup = setups_of(plan)[0]
         assert not driver.run(range(plan.num_tasks), driver_setup)
         assert 0 < rows.num_rows < plan.num_rows
-        driver._should_stop = lambda: False  # pyright: ignore[reportPrivateUsage]
+        driver.should_stop = lambda: False
         assert driver.run(range(plan.num_tasks), driver_setup)
         assert rows.num_rows == plan.num_rows == counts.rows == counts.workers[0].rows
         assert len(loader.engines) == 1

@@ -164,7 +164,7 @@ class TestWhole:
         manifest = json.loads(path.read_text())
         manifest["about"]["code_sha256"] = "0"
         path.write_text(json.dumps(manifest))
-        assert "same code" in parts.merge().notes[0]
+        assert "different code" in parts.merge().notes[0]
 
 
 class TestMissing:
@@ -311,7 +311,7 @@ class TestExistingDirectory:
     @pytest.mark.parametrize("now", [(1, 2), (3,)])
     def test_rows_that_the_parts_do_not_have_are_not_lost(self, parts: Parts, now: tuple[int, ...]) -> None:
         parts.merge()
-        with pytest.raises(RunMismatchError, match=r"out/results\.jsonl:\d+: the parts do not have this row"):
+        with pytest.raises(RunMismatchError, match=r"out/results\.jsonl:\d+: the parts lack this row"):
             parts.merge(*now, allow_missing=True)
         assert results(parts.out) == results(parts.whole)
 
@@ -320,7 +320,7 @@ class TestExistingDirectory:
         row = decode_row(parts.line(1, 2))
         changed = encode_row(replace(row, timing=replace(row.timing, total_s=99.0)))
         parts.change_line(1, 2, changed)
-        with pytest.raises(RunMismatchError, match="have it otherwise"):
+        with pytest.raises(RunMismatchError, match="another one in its place"):
             parts.merge()
 
     def test_another_run_is_refused_before_the_parts_are_read(self, parts: Parts) -> None:
