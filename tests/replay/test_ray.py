@@ -228,7 +228,7 @@ def test_each_actor_has_a_gpu_of_its_own(cluster: Any, tmp_path: Path) -> None:
 
 
 def test_a_conversation_that_kills_three_actors_becomes_error_rows(cluster: Any, tmp_path: Path) -> None:
-    plan = make_plan(conversations=[make_conversation(f"c{n}", 2) for n in range(6)], ray="auto")
+    plan = make_plan(conversations=[make_conversation(f"c{n}", 2) for n in range(6)], ray="auto", workers=1)
     result = run(tmp_path / "ray", plan, Deadly("c3"))
     errors = {(row.conversation, row.turn): row.error or "" for row in result.rows() if row.finish_reason == "error"}
     assert set(errors) == {("c3", 0), ("c3", 1)}
@@ -401,10 +401,10 @@ def wait_until(condition: Callable[[], object], limit_s: float = 240) -> None:
 
 
 def test_a_run_on_its_own_cluster_ends_by_ctrl_c_and_is_continued_without_ray(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"temperature": 1.0, "limit": 6, "max_tokens": 24, "repeats": 8}
+    settings: dict[str, Any] = {"temperature": 1.0, "limit": 6, "max_tokens": 24, "repeats": 3}
     command = [
         sys.executable, "-m", "rwkvbatch", "run", "datasets/demo.jsonl", "--temp", "1", "--limit", "6",
-        "--max-tokens", "24", "--repeats", "8", "--batch-size", "1", "--ray", "local", "--workers", "1",
+        "--max-tokens", "24", "--repeats", "3", "--batch-size", "1", "--ray", "local", "--workers", "1",
         "--out", str(tmp_path / "run"),
     ]  # fmt: skip
     pipe = subprocess.PIPE
