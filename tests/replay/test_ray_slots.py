@@ -68,7 +68,7 @@ def test_gpus_that_are_not_there_are_refused(settings: dict[str, Any]) -> None:
 
 
 def test_the_ray_client_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="Ray Client.*proxy"):
+    with pytest.raises(UsageError, match=r"Ray Client.*proxy"):
         pool_for(RunSettings(ray="ray://head:10001"))
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     with pytest.raises(UsageError, match="Ray Client"):
