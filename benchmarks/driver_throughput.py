@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from rwkvbatch.replay.settings import Layered, RunSettings
-
 from rwkvbatch.bench.measure import resident_bytes
+from rwkvbatch.config import RunSettings
 from rwkvbatch.replay.driver import PoolDriver, RowRecorder
 from rwkvbatch.replay.grid import Cell
+from rwkvbatch.replay.layers import Layered
 from rwkvbatch.replay.models import Setup, setups_of
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Assign, Drop, Event, Joined, Left, Order, Report

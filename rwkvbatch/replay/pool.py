@@ -100,7 +100,7 @@ Event = Joined | Report | Left
 
 
 class WorkerPool(Protocol):
-    """Workers in other processes, by number; a restarted worker has a new number. Used from one thread."""
+    """Workers in other processes, by number; a restarted worker sends `Left`, then `Joined`. Used from one thread."""
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
         """The `ModelSpec` of every setup's model, loaded where the workers are.
@@ -172,6 +172,9 @@ def _make_process_pool(plan: Plan, *, count: int) -> WorkerPool:
 
 
 def _make_ray_pool(plan: Plan) -> WorkerPool:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray reads this when it is imported. It would print events, such as a worker's end, on standard output.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     from rwkvbatch.replay.ray_pool import RayPool
 
     return RayPool(plan, ModelLoader)

@@ -32,13 +32,13 @@ from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rwkvbatch import __version__
+from rwkvbatch.config import ENVIRONMENT_PREFIX, RunSettings
 from rwkvbatch.errors import RwkvBatchError, UsageError, WorkerError
+from rwkvbatch.replay.identity import cell_identities, code_sha256
 from rwkvbatch.replay.models import ModelProvider, Setup, setups_of
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import LEFT_ON_REQUEST, Event, Joined, Left, Order, RestartLimit, processors
-from rwkvbatch.config import ENVIRONMENT_PREFIX, RunSettings
 from rwkvbatch.replay.worker import LogCollector, Worker, collecting_logs, serve
-from rwkvbatch.results.manifest import cell_identities, code_sha256
 
 CONNECT_S = 5.0
 LOCAL_OBJECT_STORE_BYTES = 256 * 2**20

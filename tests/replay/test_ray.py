@@ -21,9 +21,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rwkvbatch.config import RunSettings
 
 import rwkvbatch
+from rwkvbatch.config import RunSettings
 from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import CheckpointError, UsageError, WorkerError
 from rwkvbatch.replay.grid import make_cells

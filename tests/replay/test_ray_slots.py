@@ -6,8 +6,8 @@ import importlib.util
 from typing import Any
 
 import pytest
-from rwkvbatch.config import RunSettings
 
+from rwkvbatch.config import RunSettings
 from rwkvbatch.errors import MissingExtraError, UsageError, WorkerError
 from rwkvbatch.replay.pool import check_ray, pool_for
 from rwkvbatch.replay.ray_pool import Node, Slot, make_slots
