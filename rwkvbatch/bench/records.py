@@ -11,7 +11,7 @@ import numpy as np
 
 from rwkvbatch.bench.workloads import WALL, Clock
 from rwkvbatch.model.base import Model
-from rwkvbatch.model.rwkv7_model import Rwkv7Model
+from rwkvbatch.model.rwkv7 import Rwkv7Model
 
 if TYPE_CHECKING:
     from rwkvbatch.model.ops.cpu import CpuOps

@@ -15,7 +15,7 @@ from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
 from rwkvbatch.replay.conversation import PromptEncoder
 from rwkvbatch.replay.plan import Dialogue, Plan
 from rwkvbatch.replay.settings import RunSettings
-from rwkvbatch.script.source import refuse
+from rwkvbatch.script.records import refuse
 
 if TYPE_CHECKING:
     from rwkvbatch.model.base import Model, ModelSpec
