@@ -8,12 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rwkvbatch.bench import limits as gpu
 from rwkvbatch.bench import measure
-from rwkvbatch.bench import measure as gpu
-from rwkvbatch.bench.measure import GpuMeter, Plan, device_clock, figure_of
-from rwkvbatch.bench.package import strategy_for
-from rwkvbatch.bench.records import LimitMeter
-from rwkvbatch.bench.workloads import Workload
+from rwkvbatch.bench.limits import GpuMeter, LimitMeter, device_clock
+from rwkvbatch.bench.measure import Plan, figure_of
+from rwkvbatch.bench.workloads import Workload, strategy_for
 from rwkvbatch.cli.bench import _limits  # pyright: ignore[reportPrivateUsage]
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.load import load_model

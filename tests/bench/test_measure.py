@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from rwkvbatch.bench import measure
-from rwkvbatch.bench.measure import Plan, figure_of, run_benchmark, write_random
-from rwkvbatch.bench.package import Package
-from rwkvbatch.bench.records import Figure, Rates
-from rwkvbatch.bench.workloads import Workload
+from rwkvbatch.bench.limits import Rates
+from rwkvbatch.bench.measure import Figure, Plan, figure_of, run_benchmark, write_random
+from rwkvbatch.bench.workloads import Package, Workload
 from rwkvbatch.errors import CheckpointError, RwkvBatchError, UsageError
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.random_checkpoint import random_tensors

@@ -66,7 +66,7 @@ def test_environment_names_the_default_and_a_path_overrides_it(tmp_path: Path, m
 
 def test_without_any_name_the_bundled_model_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "BUNDLED_MODEL", tmp_path / "demo.safetensors")
-    with pytest.raises(CheckpointError, match="belongs in the package is not there"):
+    with pytest.raises(CheckpointError, match="bundled model is missing"):
         resolve_model_path()
     (tmp_path / "demo.safetensors").touch()
     resolved = resolve_model_path()
