@@ -25,7 +25,7 @@ UNCOMPARED = 32
 """The first tokens of a prompt, whose logits are not compared. After an empty state the norm of a head divides by almost
 zero and magnifies rounding, with random weights a hundredfold."""
 LENGTHS = (17, 1, 33, 15, 2, 3, 16, *(1 + number % 3 for number in range(17)))
-"""Lengths of texts that are read together from copies of the prompt's state, before decode steps."""
+"""Lengths of texts read together from copies of the prompt's state, then continued."""
 DECODE_ROWS = (len(LENGTHS), 16, 3, 1)
 DECODE_STEPS = 6
 """Decode steps of each row count. A graph is captured at the third."""

@@ -62,8 +62,8 @@ class Generation:
     """A reply in progress.
 
     Attributes:
-        fallback: slot and length of the state before the token in which a possible stop text began; cached at the end if
-            that stop text is not part of the history.
+        fallback: slot and length of the state before the token in which a possible stop text began; cached when that
+            stop text ends the reply.
     """
 
     def __init__(self, request: Request, sequence: SequenceState, tokenizer: Tokenizer, now_s: float) -> None:

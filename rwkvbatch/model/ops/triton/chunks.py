@@ -15,8 +15,8 @@ is products:
 
 All but S is known in advance, so the work is divided into three kernels. `_prepare` (one program per chunk and head)
 computes the factors of S^T, the terms added to them, and the factors of U and V. `_pass_on` (one program per
-sequence, head and block of values) goes from chunk to chunk with two products per step. `_finish` (one program per chunk and
-head) turns the Y into outputs.
+sequence, head and block of values) goes from chunk to chunk with two products per step. `_finish` (one program per
+chunk and head) turns the Y into outputs.
 
 A decay is at least exp(-exp(-1/2)) = 0.545, so 1 / W_16 stays below 2e4. Every product contains a ratio of W_i to W_j
 with i >= j, which is at most 1, so the division costs no precision in fp32.
