@@ -106,7 +106,7 @@ def test_a_package_that_ends_early_is_noticed(model_file: Path) -> None:
 
 
 def test_weights_that_cannot_be_made_are_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="a random checkpoint of 1x64 could not be made"):
+    with pytest.raises(UsageError, match="random checkpoint of 1x64"):
         write_random("1x64", tmp_path / "nowhere")
 
 
