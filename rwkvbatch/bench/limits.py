@@ -53,63 +53,120 @@ class Limits:
     arithmetic: str = "fma"
 
 
-class Meter(Protocol):
-    """Measures the limits of a machine."""
+class DeviceWork(Protocol):
+    """Work that measures a device. Both functions may return before the device is done: the clock waits for it.
 
-    def measure(self) -> Rates | None:
-        """Measure both limits once; None if they cannot be measured."""
-        ...
+    Attributes:
+        name: the `Limits.isa`. arithmetic: the `Limits.arithmetic`.
+        copy_bytes: bytes that `copy` reads, and writes if it does.
+        product_operations: floating-point operations of `multiply`.
+    """
 
-    def found(self) -> Limits | None:
-        """The result; None if nothing could be measured."""
-        ...
+    name: str
+    arithmetic: str
+    copy_bytes: float
+    product_operations: float
+
+    def copy(self) -> None: ...
+    def multiply(self) -> None: ...
+
+
+class NativeWork:
+    """Reads memory and computes multiply-adds with the threads and instruction set of native operations."""
+
+    arithmetic = "fma"
+
+    def __init__(self, ops: CpuOps) -> None:
+        self.name: str = ops.isa
+        self._ops = ops
+        self._memory = np.ones(_READ_FLOATS, dtype=np.float32)
+        self.copy_bytes: float = self._memory.nbytes
+        self.product_operations: float = ops.operations(_ROUNDS_PER_PEAK)
+
+    def copy(self) -> None:
+        self._ops.read_all(self._memory)
+
+    def multiply(self) -> None:
+        self._ops.multiply_add(_ROUNDS_PER_PEAK)
+
+
+_COPIED_BYTES = 512 << 20
+"""More than any cache."""
+_MATRIX_SIZE = 8192
+
+
+class TorchWork:
+    """Copies and products by torch on `device`, in the model's dtype (`fp32`, `bf16` or `fp16`)."""
+
+    copy_bytes = 2.0 * _COPIED_BYTES
+    product_operations = 2.0 * _MATRIX_SIZE**3
+    arithmetic = "products"
+
+    def __init__(self, device: str, dtype: str) -> None:
+        self.name = f"{torch.cuda.get_device_name(device)}, {dtype} products"
+        self._source = torch.zeros(_COPIED_BYTES, dtype=torch.uint8, device=device)
+        self._target = torch.empty_like(self._source)
+        shape = (_MATRIX_SIZE, _MATRIX_SIZE)
+        # Random, because a GPU that multiplies zeros needs less power and runs faster.
+        precision = DTYPES[dtype]  # pyright: ignore[reportArgumentType]
+        self._left = torch.randn(shape, device=device).to(precision)
+        self._right = torch.randn(shape, device=device).to(precision)
+        self._product = torch.empty_like(self._left)
+
+    def copy(self) -> None:
+        self._target.copy_(self._source)
+
+    def multiply(self) -> None:
+        torch.mm(self._left, self._right, out=self._product)
 
 
 @dataclass
-class LimitMeter:
-    """`Meter` of a CPU. The limits change with the load of the machine, so each call measures them again.
+class Meter:
+    """Measures both limits. They change with the load of the machine, so each call of `measure` measures them again.
 
     Args:
-        model: its threads and instruction set are used; measures nothing unless its backend is native.
+        work: None for a backend whose limits cannot be measured.
+        clock: must wait for the device, see `device_clock`.
     """
 
-    model: Model
+    work: DeviceWork | None
     clock: Clock = WALL
     _measured: list[Rates] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self._kernels = native_ops(self.model)
-        self._memory = np.ones(_READ_FLOATS if self._kernels else 0, dtype=np.float32)
+    @classmethod
+    def of(cls, model: Model, clock: Clock = WALL) -> Meter:
+        """The meter for the backend of `model`: native, CUDA, or none."""
+        ops, spec = native_ops(model), model.spec
+        if spec.backend.startswith("cuda"):
+            return cls(TorchWork(spec.device, spec.dtype), clock)
+        return cls(None if ops is None else NativeWork(ops), clock)
 
     def measure(self) -> Rates | None:
-        if self._kernels is None:
+        """Measure both limits once; None if they cannot be measured."""
+        work = self.work
+        if work is None:
             return None
-        kernels, memory = self._kernels, self._memory
-        operations = kernels.operations(_ROUNDS_PER_PEAK)
         rates = Rates(
-            read=best_rate(lambda: kernels.read_all(memory), memory.nbytes, self.clock),
-            fma=best_rate(lambda: kernels.multiply_add(_ROUNDS_PER_PEAK), operations, self.clock),
+            read=best_rate(work.copy, work.copy_bytes, self.clock),
+            fma=best_rate(work.multiply, work.product_operations, self.clock),
+            arithmetic=work.arithmetic,
         )
         self._measured.append(rates)
         return rates
 
     def found(self) -> Limits | None:
-        if self._kernels is None:
+        """Medians and best of the measurements; None if there are none."""
+        if self.work is None or not self._measured:
             return None
-        return limits_from(self._kernels.isa, self._measured)
-
-
-def limits_from(name: str, measured: Sequence[Rates]) -> Limits:
-    """Medians and best of `measured`, which may not be empty; `name` is the `Limits.isa`."""
-    reads, peaks = [rates.read for rates in measured], [rates.fma for rates in measured]
-    return Limits(
-        isa=name,
-        read_gb_s=median(reads) / 1e9,
-        best_read_gb_s=max(reads) / 1e9,
-        fma_gflop_s=median(peaks) / 1e9,
-        best_fma_gflop_s=max(peaks) / 1e9,
-        arithmetic=measured[0].arithmetic,
-    )
+        reads, peaks = [rates.read for rates in self._measured], [rates.fma for rates in self._measured]
+        return Limits(
+            isa=self.work.name,
+            read_gb_s=median(reads) / 1e9,
+            best_read_gb_s=max(reads) / 1e9,
+            fma_gflop_s=median(peaks) / 1e9,
+            best_fma_gflop_s=max(peaks) / 1e9,
+            arithmetic=self.work.arithmetic,
+        )
 
 
 def best_rate(once: Callable[[], object], amount: float, clock: Clock) -> float:
@@ -133,73 +190,6 @@ def native_ops(model: Model) -> CpuOps | None:
 
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
-
-
-_COPIED_BYTES = 512 << 20
-"""More than any cache."""
-_MATRIX_SIZE = 8192
-
-
-class DeviceWork(Protocol):
-    """Work that measures a device. Both functions may return before the device is done: the clock waits for it."""
-
-    name: str
-    copy_bytes: float
-    product_operations: float
-
-    def copy(self) -> None:
-        """Copy memory; `copy_bytes` counts bytes read and bytes written."""
-        ...
-
-    def multiply(self) -> None:
-        """Compute one matrix product of `product_operations` floating-point operations."""
-        ...
-
-
-class TorchWork:
-    """Copies and products by torch on `device`, in the model's dtype (`fp32`, `bf16` or `fp16`)."""
-
-    copy_bytes = 2.0 * _COPIED_BYTES
-    product_operations = 2.0 * _MATRIX_SIZE**3
-
-    def __init__(self, device: str, dtype: str) -> None:
-        self.name = f"{torch.cuda.get_device_name(device)}, {dtype} products"
-        self._source = torch.zeros(_COPIED_BYTES, dtype=torch.uint8, device=device)
-        self._target = torch.empty_like(self._source)
-        shape = (_MATRIX_SIZE, _MATRIX_SIZE)
-        # Random, because a GPU that multiplies zeros needs less power and runs faster.
-        precision = DTYPES[dtype]  # pyright: ignore[reportArgumentType]
-        self._left = torch.randn(shape, device=device).to(precision)
-        self._right = torch.randn(shape, device=device).to(precision)
-        self._product = torch.empty_like(self._left)
-
-    def copy(self) -> None:
-        self._target.copy_(self._source)
-
-    def multiply(self) -> None:
-        torch.mm(self._left, self._right, out=self._product)
-
-
-@dataclass
-class GpuMeter:
-    """`Meter` of a GPU; `clock` must wait for the device, see `device_clock`."""
-
-    work: DeviceWork
-    clock: Clock
-    _measured: list[Rates] = field(default_factory=list)
-
-    def measure(self) -> Rates:
-        work = self.work
-        rates = Rates(
-            read=best_rate(work.copy, work.copy_bytes, self.clock),
-            fma=best_rate(work.multiply, work.product_operations, self.clock),
-            arithmetic="products",
-        )
-        self._measured.append(rates)
-        return rates
-
-    def found(self) -> Limits:
-        return limits_from(self.work.name, self._measured)
 
 
 def device_clock(device: str) -> Clock:

@@ -19,12 +19,9 @@ import torch
 
 from rwkvbatch import __version__
 from rwkvbatch.bench.limits import (
-    GpuMeter,
-    LimitMeter,
     Limits,
     Meter,
     Rates,
-    TorchWork,
     device_clock,
     median,
     native_ops,
@@ -222,13 +219,11 @@ def _instruments(model: Model, plan: Plan) -> tuple[Clock, Meter]:
     device = model.spec.device
     if device == "cpu":
         clock = PROCESSOR if plan.processor_time else WALL
-        return clock, LimitMeter(model, clock)
+        return clock, Meter.of(model, clock)
     if plan.processor_time:
         raise UsageError("--cpu-time measures the time of a CPU thread, but the model is on a GPU")
     clock = device_clock(device)
-    if model.spec.backend.startswith("cuda"):
-        return clock, GpuMeter(TorchWork(device, model.spec.dtype), clock)
-    return clock, LimitMeter(model, clock)
+    return clock, Meter.of(model, clock)
 
 
 def _measure_package(package: Package, workloads: Sequence[Workload], theirs: dict[str, list[float]]) -> None:

@@ -22,10 +22,10 @@ from rwkvbatch.model.load import load_model
 PIECES = (1, 15, 16, 40, 1, 16, 5, 22)
 """Lengths of a prompt's pieces: one row, few and many rows, multiples of the chunk size 16 and others."""
 UNCOMPARED = 32
-"""The first tokens of a prompt, whose logits are not compared. After an empty state the norm of a head divides by almost
-zero and magnifies rounding, with random weights a hundredfold."""
+"""The first tokens of a prompt, whose logits are not compared. After an empty state the norm of a head divides by
+almost zero and magnifies rounding, with random weights a hundredfold."""
 LENGTHS = (17, 1, 33, 15, 2, 3, 16, *(1 + number % 3 for number in range(17)))
-"""Lengths of texts read together from copies of the prompt's state, then continued."""
+"""Lengths of texts that are read together, from copies of the prompt's state, and then continued by decode steps."""
 DECODE_ROWS = (len(LENGTHS), 16, 3, 1)
 DECODE_STEPS = 6
 """Decode steps of each row count. A graph is captured at the third."""

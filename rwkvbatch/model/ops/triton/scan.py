@@ -70,7 +70,7 @@ def _shift_mix(
     current = _norm(x_ptr, row, weight, bias, columns, inside, WIDTH, EPS)
     slot = tl.load(first_slots_ptr + row)
     if slot >= 0:
-        # The program of a sequence's first row also leaves the last one in the state, so that no other program touches it.
+        # The program of a sequence's first row also writes the last one to the state, so no other program touches it.
         carried = carried_ptr + slot.to(tl.int64) * WIDTH + columns
         previous = tl.load(carried, mask=inside, other=0.0)
         last = _norm(x_ptr, tl.load(last_rows_ptr + row), weight, bias, columns, inside, WIDTH, EPS)
