@@ -27,8 +27,8 @@ from benchmarks.gguf_file import write_gguf
 from benchmarks.llama_cpp_figures import OURS, Agreement, Measurement, figures_of, groups_of, show
 from benchmarks.llama_cpp_programs import LlamaCpp
 from rwkvbatch import __version__
+from rwkvbatch.bench.limits import Meter, native_ops
 from rwkvbatch.bench.measure import write_random
-from rwkvbatch.bench.records import LimitMeter, native_ops
 from rwkvbatch.bench.workloads import TEXT, Workload, decode, prompt
 from rwkvbatch.errors import RwkvBatchError, UsageError
 from rwkvbatch.model.base import Model
@@ -107,7 +107,7 @@ def measure(
     rounds: int,
     say: Callable[[Measurement], None],
 ) -> list[Measurement]:
-    meter = LimitMeter(model)
+    meter = Meter.of(model)
     found: list[Measurement] = []
     workloads = [*(decode(model, rows) for rows in STEPS), prompt(model, PROMPT_TOKENS)]
     for workload in workloads:

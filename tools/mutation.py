@@ -46,7 +46,7 @@ AREAS = {
         "sweeps or stopping_on_significance or any_false_alarm or cover_the_truth or would_cover",
     ),
     "sampling": Area(
-        ("rwkvbatch/engine/sampling.py", "rwkvbatch/model/ops/noise.py", "rwkvbatch/model/ops/reference.py"),
+        ("rwkvbatch/engine/sampling.py", "rwkvbatch/model/ops/reference.py"),
         (
             "tests/engine/test_sampling.py",
             "tests/model/ops/test_noise.py",
@@ -56,10 +56,9 @@ AREAS = {
         "distributed or another_order or cuda",
         (
             "rwkvbatch.engine.sampling*",
-            "rwkvbatch.model.ops.noise*",
             *(
                 f"rwkvbatch.model.ops.reference.x_{name}*"
-                for name in ("choose", "sample", "_sample_row", "_kept", "_top_p", "look_up")
+                for name in ("choose", "sample", "_sample_row", "_kept", "_top_p", "look_up", "philox", "gumbel")
             ),
         ),
     ),

@@ -1,3 +1,3 @@
-"""Measuring this program on this machine: how fast, how near the machine's limits, and against the `rwkv` package."""
+"""Benchmarks of this program on this machine, against the machine's limits and the `rwkv` package; `model verify`."""
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""One run of the benchmark: load, then rounds in which everything is timed in turn.
+"""The benchmark: loads a model, then times all workloads in rounds.
 
-What is to be compared is timed in the same rounds, so that a machine that is busy for a while slows all of it alike.
+Figures that are compared are timed in the same rounds, so that a busy machine slows them alike.
 """
 
 from __future__ import annotations
@@ -12,25 +12,17 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from rwkvbatch import __version__
-from rwkvbatch.bench.package import Package, strategy_for
-from rwkvbatch.bench.records import (
-    Figure,
-    LimitMeter,
+from rwkvbatch.bench.limits import (
     Limits,
-    Loading,
     Meter,
     Rates,
-    Report,
-    best_rate,
-    limits_from,
+    device_clock,
     median,
     native_ops,
 )
@@ -38,11 +30,13 @@ from rwkvbatch.bench.workloads import (
     PROCESSOR,
     WALL,
     Clock,
+    Package,
     Workload,
     decode,
     prompt,
     sampling,
     stored_bytes,
+    strategy_for,
     tokenizing,
 )
 from rwkvbatch.errors import UsageError
@@ -67,7 +61,7 @@ def write_random(size: str, folder: Path) -> Path:
     process.start()
     process.join()
     if process.exitcode != 0 or not path.is_file():
-        raise UsageError(f"a random checkpoint of {size} could not be made; is there memory and space enough?")
+        raise UsageError(f"cannot write a random checkpoint of {size}; is there enough memory and disk space?")
     return path
 
 
@@ -78,100 +72,82 @@ def _write(path: Path, num_layers: int, width: int) -> None:
     save_tensors(path, random_tensors(num_layers, width))
 
 
-_COPIED_BYTES = 512 << 20
-"""More than any cache."""
-_MATRIX_SIZE = 8192
-_MATRIX_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+@dataclass(frozen=True)
+class Figure:
+    """One measured quantity.
 
-
-class DeviceWork(Protocol):
-    """What a device is timed at. Both may return before it is done: the clock waits."""
-
-    name: str
-    copy_bytes: float
-    product_operations: float
-
-    def copy(self) -> None:
-        """Move `copy_bytes`, those read and those written counted."""
-        ...
-
-    def multiply(self) -> None:
-        """Do `product_operations` floating-point operations in one matrix product."""
-        ...
-
-
-class TorchWork:
-    """Copies and products by torch on `device`, in the model's dtype (`fp32`, `bf16` or `fp16`)."""
-
-    copy_bytes = 2.0 * _COPIED_BYTES
-    product_operations = 2.0 * _MATRIX_SIZE**3
-
-    def __init__(self, device: str, dtype: str) -> None:
-        self.name = f"{torch.cuda.get_device_name(device)}, {dtype} products"
-        self._source = torch.zeros(_COPIED_BYTES, dtype=torch.uint8, device=device)
-        self._target = torch.empty_like(self._source)
-        shape = (_MATRIX_SIZE, _MATRIX_SIZE)
-        # Random, because a GPU that multiplies zeros needs less power and runs faster.
-        self._left = torch.randn(shape, device=device).to(_MATRIX_DTYPES[dtype])
-        self._right = torch.randn(shape, device=device).to(_MATRIX_DTYPES[dtype])
-        self._product = torch.empty_like(self._left)
-
-    def copy(self) -> None:
-        self._target.copy_(self._source)
-
-    def multiply(self) -> None:
-        torch.mm(self._left, self._right, out=self._product)
-
-
-@dataclass
-class GpuMeter:
-    """Measures both limits each time it is asked to; see `LimitMeter`.
-
-    Args:
-        clock: has to wait for the device, see `device_clock`.
+    Attributes:
+        name: such as `decode, 64 rows`.
+        unit: of `median` and `best`: `tokens/s`, `ms/row`, `MB/s`.
+        median, best: over the rounds.
+        limit: what bounds it, `memory` or arithmetic (`fma`, `products`); None if neither does.
+        share: time at the limit's rate over time taken, the limit measured right before; median over the rounds.
+        package: the `rwkv` package's median, in the same unit, measured in turn with ours.
+        ratio: how many times faster than that, by the medians.
     """
 
-    work: DeviceWork
-    clock: Clock
-    _measured: list[Rates] = field(default_factory=list)
-
-    def measure(self) -> Rates:
-        work = self.work
-        rates = Rates(
-            read=best_rate(work.copy, work.copy_bytes, self.clock),
-            fma=best_rate(work.multiply, work.product_operations, self.clock),
-            arithmetic="products",
-        )
-        self._measured.append(rates)
-        return rates
-
-    def found(self) -> Limits:
-        return limits_from(self.work.name, self._measured)
+    name: str
+    unit: str
+    median: float
+    best: float
+    limit: str | None = None
+    share: float | None = None
+    package: float | None = None
+    ratio: float | None = None
 
 
-def device_clock(device: str) -> Clock:
-    """The wall's time once `device` has done what it was asked for. Can be sent to another process."""
-    return partial(_time_when_done, device)
+@dataclass(frozen=True)
+class Loading:
+    """Loading a model.
+
+    Attributes:
+        seconds: time to load.
+        checkpoint_mb: size of the file.
+        resident_mb: growth of the process's resident memory, 10^6 bytes.
+        resident_share: `resident_mb` over `checkpoint_mb`.
+    """
+
+    seconds: float
+    checkpoint_mb: float
+    resident_mb: float | None
+    resident_share: float | None
 
 
-def _time_when_done(device: str) -> float:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    elif device == "mps":
-        torch.mps.synchronize()
-    return WALL()
+@dataclass(frozen=True)
+class Report:
+    """The result of a benchmark; `clock` is `wall`, or `processor` for the processor time of one thread."""
+
+    model: str
+    parameters: int
+    dtype: str
+    backend: str
+    threads: int
+    rounds: int
+    clock: str
+    version: str
+    torch: str
+    machine: str
+    load_average_before: float | None
+    loading: Loading
+    limits: Limits | None
+    figures: tuple[Figure, ...]
+    against: str | None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure."""
+    """What to measure.
+
+    Attributes:
+        against_package: measure the `rwkv` package too.
+        processor_time: count the processor time of one thread, not wall time, to exclude the load of other programs.
+    """
 
     rows: Sequence[int] = (1, 8, 32, 64, 128)
     prompt_tokens: int = 512
     rounds: int = 7
     against_package: bool = False
     processor_time: bool = False
-    """Count one thread's processor time, not the wall's: what a busy machine does to others is left out."""
 
 
 def run_benchmark(
@@ -187,7 +163,7 @@ def run_benchmark(
 
     Raises:
         RwkvBatchError: the model cannot be loaded.
-        UsageError: processor time was asked for, and the model is on a GPU.
+        UsageError: processor time of a model on a GPU.
     """
     threads = 1 if plan.processor_time else threads
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -233,30 +209,25 @@ def run_benchmark(
         load_average_before=load_average,
         loading=loading,
         limits=meter.found(),
-        figures=tuple(
-            figure_of(workload, ours[workload.name], theirs[workload.name], rates[workload.name])
-            for workload in workloads
-        ),
+        figures=tuple(figure_of(one, ours[one.name], theirs[one.name], rates[one.name]) for one in workloads),
         against="rwkv" if plan.against_package else None,
     )
 
 
 def _instruments(model: Model, plan: Plan) -> tuple[Clock, Meter]:
-    """The clock for the model's device, and what measures that device's limits."""
+    """The clock for the model's device, and the meter of its limits."""
     device = model.spec.device
     if device == "cpu":
         clock = PROCESSOR if plan.processor_time else WALL
-        return clock, LimitMeter(model, clock)
+        return clock, Meter.of(model, clock)
     if plan.processor_time:
-        raise UsageError("--cpu-time is the time of a processor's thread, and the model is on a GPU")
+        raise UsageError("--cpu-time measures the time of a CPU thread, but the model is on a GPU")
     clock = device_clock(device)
-    if model.spec.backend.startswith("cuda"):
-        return clock, GpuMeter(TorchWork(device, model.spec.dtype), clock)
-    return clock, LimitMeter(model, clock)
+    return clock, Meter.of(model, clock)
 
 
 def _measure_package(package: Package, workloads: Sequence[Workload], theirs: dict[str, list[float]]) -> None:
-    """One round; the package has no batches, so one decode stands against every number of rows."""
+    """One round. The package has no batches, so one decode step is compared with every number of rows."""
     seconds: dict[tuple[str, int], float] = {}
     for workload in workloads:
         size = 1 if workload.kind == "decode" else workload.size
@@ -284,7 +255,7 @@ def _load(path: Path | str | None, strategy: str, backend: str, threads: int | N
 
 
 def resident_bytes() -> int | None:
-    """Resident memory of this process; None where the system does not tell."""
+    """Resident memory of this process; None if the system does not report it."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -293,10 +264,10 @@ def resident_bytes() -> int | None:
 
 
 def figure_of(workload: Workload, seconds: Sequence[float], package: Sequence[float], rates: Sequence[Rates]) -> Figure:
-    """What the seconds of each round say, ours and (unless empty) the package's.
+    """The figure from the seconds of each round, ours and (unless empty) the package's.
 
     Args:
-        rates: what the machine could do right before each of `seconds`, or empty.
+        rates: the limits measured right before each of `seconds`, or empty.
     """
     middle, best = median(seconds), min(seconds)
     limit = share = None
@@ -324,13 +295,9 @@ def figure_of(workload: Workload, seconds: Sequence[float], package: Sequence[fl
     )
 
 
-def _rate(size: int, seconds: float) -> float:
-    return size / seconds
-
-
 _UNITS: dict[str, tuple[str, Callable[[int, float], float]]] = {
-    "decode": ("tokens/s", _rate),
-    "prompt": ("tokens/s", _rate),
+    "decode": ("tokens/s", lambda rows, seconds: rows / seconds),
+    "prompt": ("tokens/s", lambda tokens, seconds: tokens / seconds),
     "sample": ("ms/row", lambda rows, seconds: 1e3 * seconds / rows),
     "tokenize": ("MB/s", lambda size, seconds: size / seconds / 1e6),
 }

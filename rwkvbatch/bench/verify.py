@@ -1,8 +1,8 @@
-"""Whether a backend computes the same network as the reference operations: their logits, step by step, compared.
+"""Compares a backend's logits with those of the reference operations, step by step.
 
-What is read passes through all that a backend may do differently: a prompt at once and in pieces, many prompts in one
-step, and decode steps of one to many rows, often enough for graphs to be captured and replayed. The tokens are random
-and the same for both sides; nothing is sampled, so that a difference does not grow by another token being chosen.
+The steps cover what a backend may compute differently: a prompt at once and in pieces, many prompts in one step, and
+decode steps of one to many rows, enough of them for graphs to be captured and replayed. Both sides read the same random
+tokens; nothing is sampled, so differences do not grow by a different choice of token.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch
 from rwkvbatch.model.load import load_model
 
 PIECES = (1, 15, 16, 40, 1, 16, 5, 22)
-"""How a prompt is cut: single rows, a few and many, lengths that are whole chunks of 16 rows and some that are not."""
+"""Lengths of a prompt's pieces: one row, few and many rows, multiples of the chunk size 16 and others."""
 UNCOMPARED = 32
-"""First tokens of a prompt, whose logits are not compared, only what they leave in the state. After an empty state the
-norm of a head divides by next to nothing, and magnifies rounding; with random weights a hundredfold."""
+"""The first tokens of a prompt, whose logits are not compared. After an empty state the norm of a head divides by
+almost zero and magnifies rounding, with random weights a hundredfold."""
 LENGTHS = (17, 1, 33, 15, 2, 3, 16, *(1 + number % 3 for number in range(17)))
-"""Of texts that are read together after the prompt, each from a copy of its state; they go on with decode steps."""
+"""Lengths of texts that are read together, from copies of the prompt's state, and then continued by decode steps."""
 DECODE_ROWS = (len(LENGTHS), 16, 3, 1)
 DECODE_STEPS = 6
-"""Of each row count. A graph is captured at the third."""
+"""Decode steps of each row count. A graph is captured at the third."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Limit:
-    """How far logits may be from the reference's, as shares of the standard deviation of its logits."""
+    """Allowed difference of logits, as shares of the standard deviation of the reference's logits."""
 
     rms: float
     largest: float
@@ -47,7 +47,7 @@ LIMITS = {
     "bf16": Limit(rms=0.15, largest=1.5),
     "int8": Limit(rms=0.3, largest=3.0),
 }
-"""By precision, finest first; docs/models.md says what was measured."""
+"""By precision, finest first; docs/models.md has the measured differences."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Step:
     """One step of the comparison, and the part that it belongs to.
 
     Attributes:
-        source: a slot whose state is copied into all of the batch's before, or None.
+        source: a slot whose state is first copied to all slots of the batch, or None.
     """
 
     part: str
@@ -65,14 +65,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Part:
-    """How the logits of some steps differ.
+    """Differences of the logits of one part.
 
     Attributes:
-        rows: how many rows of logits were compared.
-        rms, largest: the difference, as shares of the standard deviation of the reference's logits; None where a logit
-            is not finite.
-        same_token: the share of rows in which the likeliest token is the same.
-        within: whether the difference is within the limit; never where there is none.
+        rows: number of rows of logits that were compared.
+        rms, largest: the difference, as shares of the standard deviation of the reference's logits; None if a logit is
+            not finite.
+        same_token: the share of rows with the same likeliest token.
+        within: whether the difference is finite and within the limit.
     """
 
     name: str
@@ -85,10 +85,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared, and what came of it.
+    """The result of a comparison.
 
     Attributes:
-        precision: whose limit holds.
+        precision: the precision whose limit applies.
         same: whether all parts are within the limit.
     """
 
@@ -111,7 +111,7 @@ def verify_model(
     One model is in memory at a time, with about 150 MB of logits for a vocabulary of 65,536.
 
     Raises:
-        RwkvBatchError: the model cannot be loaded in one of the two ways.
+        RwkvBatchError: one of the two models cannot be loaded.
     """
     return verify(lambda: load_model(path, "cpu", "reference"), lambda: load_model(path, strategy, backend), say=say)
 
@@ -119,7 +119,7 @@ def verify_model(
 def verify(
     load_reference: Callable[[], Model], load_other: Callable[[], Model], *, say: Say = lambda _: None
 ) -> Verification:
-    """As `verify_model`, with models that are loaded when they are needed, and let go before the next one is."""
+    """Like `verify_model`, of two models that are loaded one after the other."""
     say("loading the reference operations, fp32 on the CPU")
     reference, logits = _reference_logits(load_reference, say)
     _free()
@@ -173,7 +173,7 @@ def _piece(part: str, prompt: Sequence[int], first: int, last: int, slot: int) -
 
 
 def precision_of(spec: ModelSpec, stored: str) -> str:
-    """Whose limit holds for a backend: the coarsest precision in it. On the CPU that is the weights' rounding alone.
+    """The precision whose limit applies to a backend: the coarsest in it; on the CPU only the weights are rounded.
 
     Args:
         stored: the precision of the weights in the file.
@@ -185,7 +185,7 @@ def precision_of(spec: ModelSpec, stored: str) -> str:
 
 
 def compared(name: str, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], limit: Limit) -> Part:
-    """What the reference's logits and others' [P, vocab] say, step by step."""
+    """The differences of pairs of logits [P, vocab], the reference's first."""
     pairs = [(theirs, mine) for theirs, mine in pairs if len(theirs)]
     rows = sum(len(theirs) for theirs, _ in pairs)
     differences = [(mine.double() - theirs.double()) for theirs, mine in pairs]
@@ -200,8 +200,7 @@ def compared(name: str, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], limi
 
 def _reference_logits(load: Callable[[], Model], say: Say) -> tuple[ModelSpec, list[torch.Tensor]]:
     model = load()
-    steps = plan(model.spec.vocab_size)
-    return model.spec, list(_logits(model, steps, "reference", say))
+    return model.spec, list(_logits(model, plan(model.spec.vocab_size), "reference", say))
 
 
 def _logits(model: Model, steps: Sequence[Step], name: str, say: Say) -> Iterator[torch.Tensor]:
@@ -226,7 +225,7 @@ def _root_mean(squares: Sequence[torch.Tensor]) -> float:
 
 
 def _free() -> None:
-    """Give back what the first model had, before the second takes its memory."""
+    """Release the memory of the first model before the second is loaded."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

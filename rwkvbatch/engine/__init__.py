@@ -1,3 +1,3 @@
-"""Requests, the scheduler, the prefix tree and sampling: many replies at once over one model."""
+"""The engine: requests, scheduler, prefix cache and sampling, for many replies at once over one model."""
 
 from __future__ import annotations

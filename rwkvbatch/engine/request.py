@@ -1,4 +1,4 @@
-"""What the engine is asked for, and what it answers. Plain values; no model, no torch."""
+"""Requests and replies of the engine, as plain values without torch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ END_OF_TEXT = 0
 """Token 0 of every RWKV vocabulary."""
 
 SHOWN_CHARACTERS = 60
-"""So much of a reply's text is in its `repr`."""
+"""Characters of a reply's text in its `repr`."""
 
 
 @dataclass(frozen=True)
 class NoiseKey:
-    """Where in a run a reply stands: the whole source of its randomness.
+    """A reply's position in a run: the key of its random numbers.
 
-    The grid cell is not part of it: two cells see the same luck, so that their difference is not drowned in noise.
+    The grid cell is not part of it: all cells use common random numbers, so that noise does not hide their difference.
     """
 
     seed: int = 0
@@ -42,18 +42,17 @@ class Request:
     """One reply to generate.
 
     Attributes:
-        tokens: everything after `root` that the model has to have read when the reply begins: the history and the
-            prompt. The engine finds the longest part of it that it has already read.
+        tokens: all tokens between `root` and the reply: history and prompt. The engine uses the longest cached prefix.
         sampling: how tokens are chosen.
-        noise: the place in the run that the randomness comes from.
-        max_tokens: the reply has at most this many tokens.
-        max_seconds: the reply is ended at the first step that begins this long after its first one.
+        noise: the key of the random numbers.
+        max_tokens: the most tokens of the reply.
+        max_seconds: the reply ends at the first step that begins this long after its first one.
         stop: texts that end the reply; not part of `Reply.text`.
-        closing: the text that closes a turn (the template's blank line). When the reply ended otherwise than by it,
-            `Reply.history` gets it added.
-        root: what the tokens follow: an initial state (`Engine.add_root`), or a mark within a dialogue (`Places.mark`).
-        on_text: called with each new piece of the reply's text as soon as it can no longer be part of a stop text
-            or of an unfinished character.
+        closing: the text that closes a turn (the template's blank line); added to `Reply.history` if the reply did not
+            end with it.
+        root: what the tokens follow: an initial state (`Engine.add_root`) or a pinned prefix (`Engine.pin_prefix`).
+        on_text: called with each new piece of text once it can be part of neither a stop text nor an incomplete
+            character.
     """
 
     tokens: tuple[int, ...]
@@ -102,14 +101,12 @@ class Reply:
     Attributes:
         text: decoded, without the stop text, not stripped.
         ids: the reply's tokens, those of the stop text included, end of text (0) excluded.
-        history: what the next turn's prompt follows, after the same root: the request's tokens, the reply's as they
-            were generated, and the closing text. After a stop text other than the closing one, its tokens and the
-            line ends before it are left out.
+        history: the tokens that the next turn's prompt follows, after the same root: the request's tokens, the reply's
+            and the closing text, without the tokens of a stop text other than `closing` and the line ends before it.
         finish_reason: `stop` a stop text, `eos` token 0, `length`, `time`, `cancelled` by `Engine.cancel`, or `error`.
         stopped_by: the stop text, when `finish_reason` is `stop`.
         logprobs: natural-log probability of each of `ids` under the model's own distribution.
-        num_prompt: tokens before the reply, from the initial state on. num_cached: how many of them did not have
-            to be read.
+        num_prompt: tokens before the reply, from the initial state on. num_cached: how many of them were cached.
         error: what went wrong, when `finish_reason` is `error`.
     """
 
@@ -139,7 +136,7 @@ class Score:
 
     Attributes:
         logprobs: natural log, one for each token of the continuation.
-        num_matched: how many of the continuation's tokens were the likeliest at their place.
+        num_matched: number of tokens that were the likeliest at their position.
     """
 
     logprobs: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""The rows of one choice of tokens: penalties, bans and noise keys, gathered from the replies under way.
+"""Penalties of replies, and the arrays of one choice of tokens for the model.
 
 Penalties are those of ChatRWKV's `API_DEMO_CHAT.py`: logit -= presence_penalty + count * frequency_penalty
 for every token that is already in the reply; each step all counts are multiplied by `penalty_decay`, then the new
@@ -19,7 +19,7 @@ from rwkvbatch.model.base import SampleBatch
 
 
 class Penalties:
-    """The penalties of one reply: its banned tokens, and the decayed counts of the tokens it already has."""
+    """Penalties of one reply: its banned tokens, and the decayed counts of its tokens."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._presence, self._frequency, self._decay = (
@@ -29,35 +29,35 @@ class Penalties:
         )
         self._counting = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
         self._banned = np.array(sorted(set(sampling.banned_token_ids)), dtype=np.int64)
-        self._places: dict[int, int] = {}
+        self._index: dict[int, int] = {}
         self._ids = np.empty(16, dtype=np.int64)
         self._counts = np.zeros(16, dtype=np.float64)
 
     def count(self, token: int) -> None:
-        """`token` was added to the reply."""
+        """Count `token`, which was added to the reply."""
         if not self._counting:
             return
-        num_seen = len(self._places)
+        num_seen = len(self._index)
         self._counts[:num_seen] *= self._decay
-        place = self._places.get(token)
-        if place is None:
+        index = self._index.get(token)
+        if index is None:
             if num_seen == len(self._ids):
                 self._ids = np.resize(self._ids, 2 * num_seen)
                 self._counts = np.resize(self._counts, 2 * num_seen)
-            place = self._places[token] = num_seen
-            self._ids[place], self._counts[place] = token, 0.0
-        self._counts[place] += 1.0
+            index = self._index[token] = num_seen
+            self._ids[index], self._counts[index] = token, 0.0
+        self._counts[index] += 1.0
 
     def ids(self, vocab_size: int) -> npt.NDArray[np.int64]:
         banned = self._banned[self._banned < vocab_size] if len(self._banned) else self._banned
-        if not self._places:
+        if not self._index:
             return banned
-        return np.concatenate([self._ids[: len(self._places)], banned])
+        return np.concatenate([self._ids[: len(self._index)], banned])
 
     def values(self, num_ids: int) -> npt.NDArray[np.float32]:
-        """What is subtracted from the logits of `ids`, fp32; infinity for banned tokens."""
+        """The fp32 values to subtract from the logits of `ids`; infinity for banned tokens."""
         values = np.empty(num_ids, dtype=np.float32)
-        num_seen = len(self._places)
+        num_seen = len(self._index)
         values[num_seen:] = np.inf
         if num_seen:
             values[:num_seen] = self._presence + self._counts[:num_seen] * self._frequency
@@ -66,7 +66,7 @@ class Penalties:
 
 @dataclass(frozen=True)
 class SampleRow:
-    """What one row's choice depends on besides its logits. `noise_key` is the 64-bit Philox key."""
+    """The inputs of one row's choice besides its logits. `noise_key` is the 64-bit Philox key."""
 
     sampling: Sampling
     penalties: Penalties
@@ -76,7 +76,7 @@ class SampleRow:
 
 
 def gather(rows: Sequence[SampleRow], given: Sequence[int], vocab_size: int) -> SampleBatch:
-    """The arrays of one choice of tokens: `rows` to sample from, then one for each of the tokens that are `given`."""
+    """The arrays of one choice of tokens: `rows` to sample from, then one row for each of the `given` tokens."""
     ids = [row.penalties.ids(vocab_size) for row in rows]
     values = [row.penalties.values(len(row_ids)) for row, row_ids in zip(rows, ids, strict=True)]
     return SampleBatch(

@@ -1,4 +1,4 @@
-"""The work of one step: what is read for whom, as rows for the network, and what is made of the logits after them."""
+"""Replies and scores in progress, and the work of one step: the token rows to read and the use of their logits."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def closed_history(
         closing: the text that closes a turn.
 
     Returns:
-        `prompt` + `reply` when the reply closed itself; else with `closing` added, and without the tokens of a
-        stop text other than `closing` and the line ends before it.
+        `prompt` + `reply` if the reply ended with `closing`; else `closing` is added, and the tokens of another stop
+        text and the line ends before it are removed.
     """
     if finish_reason == "stop" and stopped_by == closing:
         return (*prompt, *reply)
@@ -59,11 +59,11 @@ def _before_stop(tokenizer: Tokenizer, reply: tuple[int, ...], stopped_by: str) 
 
 
 class Generation:
-    """A reply under way.
+    """A reply in progress.
 
     Attributes:
-        fallback: slot and length of the state before the token in which a possible stop text began. When it was one,
-            and is not part of the history, the next turn goes on from there.
+        fallback: slot and length of the state before the token in which a possible stop text began; cached when that
+            stop text ends the reply.
     """
 
     def __init__(self, request: Request, sequence: SequenceState, tokenizer: Tokenizer, now_s: float) -> None:
@@ -82,12 +82,12 @@ class Generation:
 
     @property
     def wants_fallback(self) -> bool:
-        """Whether some stop text would not be part of the history."""
+        """Whether it has a stop text that would not be part of the history."""
         return any(stop != self.request.closing for stop in self.request.stop)
 
     @property
     def holds_back(self) -> bool:
-        """Whether the text so far ends in what may become a stop text."""
+        """Whether the text so far ends with the beginning of a stop text."""
         return bool(self._stream.held)
 
     def is_overdue(self, now_s: float) -> bool:
@@ -95,7 +95,7 @@ class Generation:
         return limit_s is not None and started_s is not None and now_s - started_s >= limit_s
 
     def begin(self, now_s: float) -> None:
-        """The first of its rows is about to be read."""
+        """Record the time at which its first row is read."""
         if self._started_s is None:
             self._started_s = now_s
 
@@ -109,7 +109,7 @@ class Generation:
         )
 
     def take(self, token: int, logprob: float, now_s: float) -> FinishReason | None:
-        """Add a sampled token; says how the reply ended, if it did. A token of -1 means that none could be chosen."""
+        """Add a sampled token, -1 if none could be chosen; returns why the reply ended, or None."""
         if self._first_logits_s is None:
             self._first_logits_s = now_s
         if token < 0:
@@ -157,10 +157,10 @@ class Generation:
 
 @dataclass
 class Scoring:
-    """The log-probabilities of `continuation` after a prefix, as far as they are known.
+    """A score in progress: the log-probabilities of `continuation` known so far.
 
     Attributes:
-        first_output: the position of the prefix's last token, after which the first of the continuation comes.
+        first_output: the position of the prefix's last token, whose logits predict the first token of the continuation.
     """
 
     sequence: SequenceState
@@ -174,17 +174,17 @@ class Scoring:
         return len(self.logprobs) == len(self.continuation)
 
     def given(self, chunk: Chunk) -> tuple[int, ...]:
-        """The tokens of the continuation that come after rows of `chunk`, one after each of its last rows."""
+        """The tokens of the continuation that the last rows of `chunk` predict, one per row."""
         start, stop = chunk.start - self.first_output, chunk.stop - self.first_output
         return self.continuation[max(0, start) : max(0, stop)]
 
     def take(self, given: Sequence[int], likeliest: Sequence[int], logprobs: Sequence[float]) -> None:
-        """Add what was found about the next tokens, `given`."""
+        """Add the results of the next tokens, `given`."""
         self.logprobs.extend(logprobs)
         self.num_matched += sum(map(eq, likeliest, given))
 
     def start_over(self) -> None:
-        """Forget what is known: the text is read again from its beginning."""
+        """Discard the results, since the text is read again from its beginning."""
         self.logprobs.clear()
         self.num_matched = 0
 
@@ -197,13 +197,13 @@ Job = Generation | Scoring
 
 @dataclass(frozen=True)
 class StepWork:
-    """What one step reads and for what. Logits come in the order of the chunks.
+    """The chunks of one step and the use of their logits, which are in the order of the chunks.
 
     Attributes:
-        chunks: what is read; what is for replies comes first, so that the first logits are those to sample from.
-        num_outputs: after how many of each chunk's last rows logits are wanted.
+        chunks: the chunks of replies, then those of scores, so that the first logits are those to sample from.
+        num_outputs: the number of last rows of each chunk whose logits are wanted.
         sampled: the replies that get a token, one row of logits each.
-        scored: the texts, and those of their tokens that come after rows of this step, one row of logits for each.
+        scored: the scores, each with the tokens that rows of this step predict, one row of logits per token.
     """
 
     chunks: list[Chunk]
@@ -213,7 +213,7 @@ class StepWork:
 
     @classmethod
     def of(cls, chunks: Iterable[Chunk], jobs: Mapping[int, Job]) -> StepWork:
-        """The work of sequence `chunks`, each for the one of `jobs` that has its sequence's number."""
+        """The work of sequence `chunks`, each for the job with the id of its sequence."""
         replies: list[tuple[Chunk, Generation]] = []
         texts: list[tuple[Chunk, Scoring]] = []
         for chunk in chunks:
@@ -231,7 +231,7 @@ class StepWork:
         )
 
     def rows(self) -> RaggedBatch:
-        """The token rows that the network reads."""
+        """The batch for the model."""
         starts = [0, *accumulate(chunk.stop - chunk.start for chunk in self.chunks)]
         tokens = [token for chunk in self.chunks for token in chunk.sequence.part(chunk.start, chunk.stop)]
         outputs = [
@@ -241,12 +241,12 @@ class StepWork:
         return RaggedBatch(*(np.array(part, dtype=np.int64) for part in (tokens, starts, slots, outputs)))
 
     def wanted(self, vocab_size: int) -> SampleBatch:
-        """What is to be made of the logits after `rows`."""
+        """What to do with the logits of `rows`."""
         given = [token for _, tokens in self.scored for token in tokens]
         return gather([job.sample_row() for job in self.sampled], given, vocab_size)
 
     def take_scores(self, choices: Choices) -> list[Scoring]:
-        """Hand the texts what was found in their rows; returns those of which all tokens are scored now."""
+        """Add the results of this step to the scores; returns the complete ones."""
         tokens, logprobs = choices.tokens.tolist(), choices.logprobs.tolist()
         row = len(self.sampled)
         for job, given in self.scored:

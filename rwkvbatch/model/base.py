@@ -1,12 +1,12 @@
-"""What every backend offers: `Model`, its `ModelSpec`, states as values, and the ragged batch of one step."""
+"""The interface of all backends: `Model`, `ModelSpec`, states as values, and the ragged batch of one step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import PurePath
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import torch
 
 @contextmanager
 def num_threads(count: int | None) -> Iterator[None]:
-    """torch's thread count is `count` inside; None leaves it alone."""
+    """Set torch's thread count inside the block; None leaves it as it is."""
     before = torch.get_num_threads()
     if count is None or count == before:
         yield
@@ -29,7 +29,7 @@ def num_threads(count: int | None) -> Iterator[None]:
 
 @contextmanager
 def tf32(allowed: bool, device: str = "cuda") -> Iterator[None]:
-    """Whether a GPU may round the factors of fp32 matrix products to 10 bits, inside; nothing on the CPU."""
+    """Set whether a GPU may round the factors of fp32 matrix products to TF32 inside; no effect on the CPU."""
     if device == "cpu":
         yield
         return
@@ -47,7 +47,7 @@ _SUMS_IN_HALF = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_p
 
 @contextmanager
 def fp32_sums(device: str) -> Iterator[None]:
-    """A GPU adds up products of fp16 and bf16 in fp32 from beginning to end, inside; nothing on the CPU."""
+    """Make a GPU accumulate products of fp16 and bf16 in fp32 throughout, inside the block; no effect on the CPU."""
     if device == "cpu":
         yield
         return
@@ -76,19 +76,14 @@ FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """What a loaded model is.
+class Dimensions:
+    """Generation and sizes of a network.
 
     Attributes:
-        generation: RWKV generation, `"7"` or, with the upstream backend, also `"4"`, `"5"`, `"6"` and their minors.
+        generation: `"7"`, or an older one as the `rwkv` package distinguishes them: `"4"`, `"5.0"`, `"5.1"`, `"5.2"`,
+            `"6.0"`.
+        num_heads, head_size: 0 for RWKV-4, which has no heads.
         num_parameters: number of weights in the checkpoint.
-        state_bytes: size of one sequence's recurrent state as the backend keeps it.
-        weights_sha256: hash of the checkpoint file.
-        path: the checkpoint file as it was found.
-        dtype: `fp32`, `bf16`, `fp16`, `int8` (the large matrices), or a whole strategy for the upstream backend.
-        backend: `cpu` (native kernels), `reference`, `cuda` (`cuda rows=N` with a fixed row count) or `upstream`.
-        device: torch device name.
-        bitwise: whether replies are the same bit for bit whatever the batch (docs/design/reproducibility.md).
     """
 
     generation: str
@@ -98,6 +93,27 @@ class ModelSpec:
     head_size: int
     vocab_size: int
     num_parameters: int
+
+
+def dimensions_of(network: Dimensions) -> dict[str, Any]:
+    """The fields of `Dimensions`, to construct a record that has more."""
+    return {field.name: getattr(network, field.name) for field in fields(Dimensions)}
+
+
+@dataclass(frozen=True)
+class ModelSpec(Dimensions):
+    """Description of a loaded model.
+
+    Attributes:
+        state_bytes: size of one sequence's recurrent state in the backend's memory.
+        weights_sha256: hash of the checkpoint file.
+        path: the checkpoint file.
+        dtype: `fp32`, `bf16`, `fp16`, `int8` (the large matrices), or a whole strategy for the upstream backend.
+        backend: `cpu` (native kernels), `reference`, `cuda` (`cuda rows=N` with a fixed row count) or `upstream`.
+        device: torch device name.
+        bitwise: whether replies are bit-identical for every batch (docs/design/reproducibility.md).
+    """
+
     state_bytes: int
     weights_sha256: str
     path: str
@@ -108,7 +124,7 @@ class ModelSpec:
 
     @property
     def in_words(self) -> str:
-        """The model's name and sizes, for people."""
+        """The model's name and sizes."""
         return (
             f"{PurePath(self.path).name}: RWKV-{self.generation}, {self.num_layers} layers, width {self.width}, "
             f"{self.num_parameters:,} parameters, {self.backend} {self.dtype}"
@@ -117,7 +133,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class State:
-    """The recurrent state of B sequences, as a value: nothing ever changes it in place.
+    """The recurrent state of B sequences, as a value that is never changed in place.
 
     Attributes:
         tensors: named CPU or device tensors, each of shape [B, ...]. RWKV-7 has `att_shift` [B, L, C],
@@ -147,14 +163,14 @@ class State:
 
     @staticmethod
     def cat(states: Sequence[State]) -> State:
-        """One batch of states out of several."""
+        """Several batches of states as one."""
         names = states[0].tensors.keys()
         return State({name: torch.cat([state.tensors[name] for state in states]) for name in names})
 
 
 @dataclass(frozen=True)
 class RaggedBatch:
-    """One step's work: R token rows of B sequences, some of them prompt chunks, some a single token.
+    """The R token rows of B sequences that one step reads: prompt chunks and single tokens.
 
     Attributes:
         tokens: token ids, [R].
@@ -179,7 +195,7 @@ class RaggedBatch:
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """What is made of P rows of logits: of the first S a token is sampled, for the others one is given.
+    """What to do with P rows of logits: sample a token from each of the first S, look up a given token in the others.
 
     Attributes:
         temperature, top_p: [S] fp32. top_k: [S] int64, 0 keeps all tokens.
@@ -188,8 +204,8 @@ class SampleBatch:
             `penalty_ids` (int64); infinity bans a token. No id twice in a row.
         penalty_starts: row s's penalties are penalty_starts[s]:penalty_starts[s + 1]; [S + 1].
         noise_keys: [S] uint64, the Philox key of the row's (run seed, conversation, repeat).
-        turns, steps: [S] int64, where in the conversation and in the reply the token stands.
-        given: [P - S] int64, tokens of which the probabilities are wanted.
+        turns, steps: [S] int64, the turn, and the token's position in the reply.
+        given: [P - S] int64, the tokens whose log-probabilities are wanted.
     """
 
     temperature: FloatArray
@@ -206,16 +222,16 @@ class SampleBatch:
 
     @property
     def num_sampled(self) -> int:
-        """S."""
+        """S, rows to sample from."""
         return len(self.temperature)
 
     @property
     def num_rows(self) -> int:
-        """P."""
+        """P, all rows."""
         return self.num_sampled + len(self.given)
 
     def check(self, num_rows: int, vocab_size: int) -> None:
-        """Raise `ValueError` unless logits [num_rows, vocab_size] have a row for each token, and all tokens."""
+        """Raise `ValueError` unless this batch fits logits [num_rows, vocab_size]."""
         if num_rows != self.num_rows:
             raise ValueError(f"{self.num_rows} rows of logits are needed, got {num_rows}")
         for ids in (self.penalty_ids, self.given):
@@ -228,10 +244,10 @@ class Choices:
     """One token for each of P rows.
 
     Attributes:
-        tokens: [P] int64. Of a sampled row the token that was chosen, -1 where its logits hold NaN or +infinity or
-            every token is banned; of a row with a given token the likeliest one, the smallest id among equals.
-        logprobs: [P] fp32, natural-log probability of the chosen or the given token under the model's own
-            distribution: softmax of the logits as they came, before penalties and temperature.
+        tokens: [P] int64. For a sampled row the chosen token, -1 if its logits hold NaN or +infinity or every token is
+            banned; for a row with a given token the likeliest one, the smallest id among equals.
+        logprobs: [P] fp32, natural-log probability of the chosen or given token under the model's own distribution:
+            softmax of the logits, before penalties and temperature.
     """
 
     tokens: IntArray
@@ -239,41 +255,41 @@ class Choices:
 
 
 class StatePool(Protocol):
-    """A fixed number of state slots that `Model.step` advances in place. Slots start out undefined."""
+    """A fixed number of state slots that `Model.step` advances in place. New slots are undefined."""
 
     @property
     def capacity(self) -> int: ...
 
     def clear(self, slot: int) -> None:
-        """Make `slot` the zero state."""
+        """Set `slot` to the zero state."""
         ...
 
     def copy(self, source: int, target: int) -> None:
-        """Make `target` what `source` is."""
+        """Copy the state in `source` to `target`."""
         ...
 
     def read(self, slots: Sequence[int]) -> State:
-        """The states in `slots`, copied out."""
+        """A copy of the states in `slots`."""
         ...
 
     def write(self, slots: Sequence[int], state: State) -> None:
         """Copy `state` into `slots`.
 
         Raises:
-            CheckpointError: the state is not of this model's shape.
+            CheckpointError: the state does not fit this model.
         """
         ...
 
 
 @runtime_checkable
 class Model(Protocol):
-    """A language model that many sequences share. Safe to use from one thread at a time."""
+    """A language model shared by many sequences. Use it from one thread at a time."""
 
     @property
     def spec(self) -> ModelSpec: ...
 
     def make_pool(self, capacity: int) -> StatePool:
-        """Memory for the states of `capacity` sequences."""
+        """Allocate states for `capacity` sequences."""
         ...
 
     def step(self, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
@@ -285,12 +301,12 @@ class Model(Protocol):
         ...
 
     def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
-        """Sample tokens, and look given ones up, in `logits` [P, vocab_size], which is left as it is.
+        """Sample tokens, and look up given ones, in `logits` [P, vocab_size], which are not changed.
 
-        What a row gets depends on that row alone. On a GPU this is where a step waits for the device, once.
+        A row's result depends on that row only. On a GPU a step waits for the device here, once.
 
         Raises:
-            ValueError: not as many rows as `batch` has, or a token outside the vocabulary.
+            ValueError: the number of rows is not that of `batch`, or a token is outside the vocabulary.
         """
         ...
 

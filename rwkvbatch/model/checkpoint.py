@@ -1,4 +1,4 @@
-"""What a weights file holds, as records for `rwkvbatch model info`."""
+"""RWKV checkpoints: recognising the network, checking names, shapes and values, describing it for `model info`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import numpy as np
 import torch
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model.rwkv7_model import state_bytes
+from rwkvbatch.model.base import Dimensions, dimensions_of
+from rwkvbatch.model.rwkv7 import state_bytes
 from rwkvbatch.model.strategy import PRECISIONS, Precision
-from rwkvbatch.model.tensor_file import TensorFile, open_tensors
+from rwkvbatch.model.tensor_file import open_tensors
+from rwkvbatch.model.tensor_source import TensorSource
 
 NAMES_SHOWN = 4
 
@@ -23,35 +25,20 @@ _LAYER = re.compile(r"blocks\.(\d{1,6})\.(.+)")
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """What the tensors say about the network.
+class Architecture(Dimensions):
+    """The network that the tensors of a checkpoint define; `precision` is that of most weights."""
 
-    Attributes:
-        generation: `"7"`, or an older one as the `rwkv` package tells them apart: `"4"`, `"5.0"`, `"5.1"`,
-            `"5.2"`, `"6.0"`.
-        num_heads, head_size: 0 for RWKV-4, which has no heads.
-        precision: that of most weights.
-    """
-
-    generation: str
-    num_layers: int
-    width: int
-    num_heads: int
-    head_size: int
-    vocab_size: int
-    num_parameters: int
     precision: Precision
 
 
-def inspect(file: TensorFile) -> Architecture:
+def inspect(file: TensorSource) -> Architecture:
     """Recognise the network and check names, shapes and types of all tensors.
 
     Raises:
-        CheckpointError: not a checkpoint of RWKV, or a tensor is missing, surplus or misshapen.
+        CheckpointError: not an RWKV checkpoint, or a tensor is missing, unexpected or misshapen.
     """
-    generation = _generation(file)
-    dims = _dimensions(file, generation)
-    if generation == "7":
+    dims = _dimensions(file, _generation(file))
+    if dims.generation == "7":
         _check_names(file, dims)
     sizes: Counter[torch.dtype] = Counter()
     for name, entry in file.entries.items():
@@ -61,33 +48,15 @@ def inspect(file: TensorFile) -> Architecture:
         if entry.num_elements == 0:
             raise CheckpointError(f"the tensor {name!r} is empty (shape {_shown(entry.shape)})", path=file.path)
         sizes[entry.dtype] += entry.num_elements
-    return Architecture(
-        generation=generation,
-        num_layers=dims.num_layers,
-        width=dims.width,
-        num_heads=dims.num_heads,
-        head_size=dims.head_size,
-        vocab_size=dims.vocab_size,
-        num_parameters=sizes.total(),
-        precision=PRECISIONS[sizes.most_common(1)[0][0]],
-    )
+    return Architecture(**vars(dims), precision=PRECISIONS[sizes.most_common(1)[0][0]])
 
 
-@dataclass(frozen=True)
-class _Dimensions:
-    num_layers: int
-    width: int
-    num_heads: int
-    head_size: int
-    vocab_size: int
-
-
-def _generation(file: TensorFile) -> str:
-    """The same marks as in the `rwkv` package, in its order of precedence."""
+def _generation(file: TensorSource) -> str:
+    """The generation, recognised by the same names as in the `rwkv` package, in its order of precedence."""
     names = file.entries.keys()
 
-    def some(mark: str) -> bool:
-        return any(mark in name for name in names)
+    def some(part: str) -> bool:
+        return any(part in name for name in names)
 
     if some(".att.time_state") and "emb.weight" not in names:
         raise CheckpointError(
@@ -115,7 +84,7 @@ def _generation(file: TensorFile) -> str:
     )
 
 
-def _dimensions(file: TensorFile, generation: str) -> _Dimensions:
+def _dimensions(file: TensorSource, generation: str) -> Dimensions:
     vocab_size, width = _matrix(file, "emb.weight", "[vocabulary, width]")
     layers = {int(match[1]) for name in file.entries if (match := _LAYER.fullmatch(name))}
     num_layers = len(layers)
@@ -139,10 +108,11 @@ def _dimensions(file: TensorFile, generation: str) -> _Dimensions:
         entry = file.entries.get(f"blocks.0.att.{first}")
         num_heads = entry.shape[0] if entry is not None and entry.shape else 1
         head_size = width // max(num_heads, 1)
-    return _Dimensions(num_layers, width, num_heads, head_size, vocab_size)
+    num_parameters = sum(entry.num_elements for entry in file.entries.values())
+    return Dimensions(generation, num_layers, width, num_heads, head_size, vocab_size, num_parameters)
 
 
-def _matrix(file: TensorFile, name: str, meaning: str) -> tuple[int, int]:
+def _matrix(file: TensorSource, name: str, meaning: str) -> tuple[int, int]:
     entry = file.entries.get(name)
     if entry is None:
         raise CheckpointError(f"the tensor {name!r} is missing", path=file.path)
@@ -151,7 +121,7 @@ def _matrix(file: TensorFile, name: str, meaning: str) -> tuple[int, int]:
     return entry.shape[0], entry.shape[1]
 
 
-def _check_names(file: TensorFile, dims: _Dimensions) -> None:
+def _check_names(file: TensorSource, dims: Dimensions) -> None:
     expected, optional = _expected_shapes(file, dims)
     missing = [name for name in expected if name not in file.entries]
     surplus = [name for name in file.entries if name not in expected and name not in optional]
@@ -173,15 +143,15 @@ def _check_names(file: TensorFile, dims: _Dimensions) -> None:
 Shapes = dict[str, tuple[int, ...]]
 
 
-def _expected_shapes(file: TensorFile, dims: _Dimensions) -> tuple[Shapes, Shapes]:
-    """Names and shapes that must be there, and that may (the first layer has no use for v0, v1, v2)."""
+def _expected_shapes(file: TensorSource, dims: Dimensions) -> tuple[Shapes, Shapes]:
+    """Names and shapes of required and of optional tensors (v0, v1, v2 of the first layer, which are not used)."""
     width, square = (dims.width,), (dims.width, dims.width)
 
     def norm(name: str) -> Shapes:
         return {f"{name}.weight": width, f"{name}.bias": width}
 
     def inner(name: str, axis: int) -> int:
-        # The one free size of this tensor; a wrong number of axes is then told as a wrong shape.
+        # The one free size of this tensor; a wrong number of axes is reported as a wrong shape.
         entry = file.entries.get(name)
         return entry.shape[axis] if entry is not None and len(entry.shape) == 2 else 1
 
@@ -228,15 +198,14 @@ _PIECE = 1 << 18
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
-    """The tensors of a weights file. Each is read, and checked for NaN and infinity, when it is asked for.
+    """The tensors of a checkpoint. Each is read and checked for NaN and infinity when it is asked for.
 
     Args:
-        file: the open file.
-        architecture: as `inspect` found it.
-        dtype: what to round tensors to when they are read, None for as they are.
+        architecture: the result of `inspect`.
+        dtype: what to round tensors to; None leaves them as they are.
     """
 
-    def __init__(self, file: TensorFile, architecture: Architecture, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, file: TensorSource, architecture: Architecture, dtype: torch.dtype | None = None) -> None:
         self.file = file
         self.architecture = architecture
         self.dtype = dtype
@@ -255,7 +224,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             CheckpointError: it holds NaN or infinity, or would after rounding.
         """
         tensor = self.check(name)
-        # fp32 holds every bf16 and fp16 number, so widening would cost memory and change nothing.
+        # fp32 represents every bf16 and fp16 number, so widening would only cost memory.
         if self.dtype is None or self.dtype == tensor.dtype or self.dtype == torch.float32:
             return tensor
         rounded = tensor.to(self.dtype)
@@ -276,10 +245,10 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
 @contextmanager
 def open_checkpoint(path: Path) -> Iterator[Checkpoint]:
-    """Open a weights file and check names and shapes (values are checked as they are read).
+    """Open a checkpoint and check names and shapes; values are checked when they are read.
 
     Raises:
-        CheckpointError: not a checkpoint of RWKV, or a tensor is missing, surplus or misshapen.
+        CheckpointError: not an RWKV checkpoint, or a tensor is missing, unexpected or misshapen.
     """
     with open_tensors(path) as file:
         yield Checkpoint(file, inspect(file))
@@ -287,7 +256,7 @@ def open_checkpoint(path: Path) -> Iterator[Checkpoint]:
 
 def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
     """Raise `CheckpointError` when `tensor` (fp32, bf16 or fp16) holds NaN or infinity."""
-    # In numpy and thus in one thread: in pieces this small, threads of a busy machine would wait for each other.
+    # With numpy, in one thread: for pieces this small, several threads on a busy machine would wait for each other.
     bits = tensor.detach().view(_BITS[tensor.dtype]).contiguous().flatten().numpy()
     mask = bits.dtype.type(_EXPONENT_MASK[tensor.dtype])
     for start in range(0, len(bits), _PIECE):
@@ -314,10 +283,12 @@ class TensorGroup:
 
 
 @dataclass(frozen=True)
-class Description:
-    """See `ModelSpec` for the fields that it has too.
+class Description(Dimensions):
+    """Description of a checkpoint, for `rwkvbatch model info`.
 
     Attributes:
+        kind: the form of the file.
+        dtype: the precision of most weights.
         num_bytes: size of the file.
         state_bytes: size of one sequence's state, None for generations that only the `rwkv` package runs.
         sha256: hash of the file, None when the values were not read.
@@ -325,14 +296,7 @@ class Description:
 
     path: str
     kind: str
-    generation: str
-    num_layers: int
-    width: int
-    num_heads: int
-    head_size: int
-    vocab_size: int
     dtype: str
-    num_parameters: int
     num_bytes: int
     state_bytes: int | None
     sha256: str | None
@@ -357,22 +321,13 @@ def describe(checkpoint: Checkpoint, *, read_values: bool = False) -> Descriptio
     for name, entry in file.entries.items():
         key = (_LAYER_NUMBER.sub("blocks.*.", name), entry.shape, PRECISIONS[entry.dtype])
         groups.setdefault(key, []).append(entry.num_elements)
-    own_state = architecture.generation == "7"
     return Description(
+        **dimensions_of(architecture),
         path=str(file.path),
         kind=file.kind,
-        generation=architecture.generation,
-        num_layers=architecture.num_layers,
-        width=architecture.width,
-        num_heads=architecture.num_heads,
-        head_size=architecture.head_size,
-        vocab_size=architecture.vocab_size,
         dtype=architecture.precision,
-        num_parameters=architecture.num_parameters,
         num_bytes=file.num_bytes,
-        state_bytes=state_bytes(architecture.num_layers, architecture.num_heads, architecture.head_size)
-        if own_state
-        else None,
+        state_bytes=state_bytes(architecture) if architecture.generation == "7" else None,
         sha256=file.sha256() if read_values else None,
         tensors=tuple(TensorGroup(*key, len(sizes), sum(sizes)) for key, sizes in groups.items()),
     )

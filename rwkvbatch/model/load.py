@@ -1,4 +1,4 @@
-"""`load_model`: from a file name, a strategy and a backend to a `Model`."""
+"""`load_model`: a `Model` from a file name, a strategy and a backend."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Literal, get_args
 import torch
 
 from rwkvbatch.errors import CheckpointError, UsageError
-from rwkvbatch.model.base import Model, ModelSpec
+from rwkvbatch.model.base import Model, ModelSpec, dimensions_of
 from rwkvbatch.model.checkpoint import Checkpoint, open_checkpoint
 from rwkvbatch.model.ops import Operations
 from rwkvbatch.model.ops.reference import ReferenceOps
-from rwkvbatch.model.rwkv7 import Network
-from rwkvbatch.model.rwkv7_model import Rwkv7Model, Stepper, state_bytes
+from rwkvbatch.model.rwkv7 import Network, Rwkv7Model, Stepper, state_bytes
 from rwkvbatch.model.strategy import DTYPES, Strategy, parse_strategy
+from rwkvbatch.model.tensor_file import SUFFIXES
 from rwkvbatch.model.upstream import load_upstream
 
 Backend = Literal["auto", "cpu", "reference", "cuda", "upstream"]
@@ -28,32 +28,31 @@ Backend = Literal["auto", "cpu", "reference", "cuda", "upstream"]
 MODEL_VARIABLE = "RWKVBATCH_MODEL"
 BUNDLED_MODEL = Path(__file__).parent.parent / "demo" / "rwkv7-demo.safetensors"
 
-
 LEAST_CAPABILITY = (8, 0)
-"""The oldest NVIDIA GPUs that Triton supports: those with bf16."""
+"""The lowest compute capability that Triton supports."""
 
 
 class SlowBackendWarning(UserWarning):
-    """The kernels for the device are not there, so that the much slower reference operations serve."""
+    """The kernels for the device are not available; the much slower reference operations are used."""
 
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """Which weights file is meant, and whether it is the one in the package."""
+    """A weights file, and whether it is the one in the package."""
 
     path: Path
     bundled: bool
 
 
 def resolve_model_path(path: str | os.PathLike[str] | None = None) -> ResolvedModel:
-    """The weights file that `path` means: itself, with `.pth`, or with `.safetensors`.
+    """The weights file that `path` names, with or without its suffix (`tensor_file.SUFFIXES`).
 
-    None means the environment's `RWKVBATCH_MODEL`, and without that the model in the package.
+    None means the environment variable `RWKVBATCH_MODEL`, and without that the bundled model.
 
     Raises:
         CheckpointError: there is no such file.
     """
-    with _origin_told(path):
+    with _naming_origin(path):
         return _resolve(path)
 
 
@@ -64,19 +63,19 @@ def _resolve(path: str | os.PathLike[str] | None) -> ResolvedModel:
             raise CheckpointError("the name of the model is empty")
         if not BUNDLED_MODEL.is_file():
             raise CheckpointError(
-                "the model that belongs in the package is not there",
+                "the bundled model is missing from the package",
                 path=BUNDLED_MODEL,
                 hint="give one with --model FILE",
             )
         return ResolvedModel(BUNDLED_MODEL, bundled=True)
     wanted = Path(named).expanduser()
-    candidates = [wanted, Path(f"{wanted}.pth"), Path(f"{wanted}.safetensors")]
+    candidates = [wanted, *(Path(f"{wanted}{suffix}") for suffix in SUFFIXES)]
     try:
         for candidate in candidates:
             if candidate.is_file():
                 return ResolvedModel(candidate, bundled=False)
         if os.path.lexists(wanted):
-            # A directory, a pipe, a dangling link: opening it says what it is.
+            # A directory, a pipe, a dangling link: opening it raises an error that says so.
             return ResolvedModel(wanted, bundled=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"not a usable file name: {error}", path=named[:200]) from error
@@ -86,8 +85,8 @@ def _resolve(path: str | os.PathLike[str] | None) -> ResolvedModel:
 
 
 @contextmanager
-def _origin_told(path: str | os.PathLike[str] | None) -> Generator[None]:
-    """An error about the model's file says that the environment named it, where nobody else did."""
+def _naming_origin(path: str | os.PathLike[str] | None) -> Generator[None]:
+    """Add to errors about the model's file that the environment variable named it, if it did."""
     try:
         yield
     except CheckpointError as error:
@@ -98,7 +97,7 @@ def _origin_told(path: str | os.PathLike[str] | None) -> Generator[None]:
 
 def _near_names(wanted: Path) -> str:
     try:
-        names = [entry.name for entry in os.scandir(wanted.parent) if entry.name.endswith((".pth", ".safetensors"))]
+        names = [entry.name for entry in os.scandir(wanted.parent) if entry.name.endswith(SUFFIXES)]
     except OSError:
         return ""
     return " or ".join(repr(name) for name in difflib.get_close_matches(wanted.name, names, n=2))
@@ -114,26 +113,26 @@ def load_model(
     """Load a model.
 
     Args:
-        path: a `.pth` or `.safetensors` file; see `resolve_model_path`.
-        strategy: `auto`, or device and precision as in `cpu fp32`, `cpu bf16`, `cuda fp16`, `cuda:1 bf16`. The
-            precision is what weights are rounded to, with `cpu int8` only those of the large matrices; arithmetic
-            on the CPU is always fp32. `auto` takes a GPU when there is one, and leaves the weights as they are.
-            `cuda fp16 rows=64` gives every matrix product 64 rows (docs/design/reproducibility.md). With `upstream`,
-            any strategy of the `rwkv` package.
-        backend: `cpu` (native kernels), `reference` (plain torch), `cuda` (NVIDIA GPUs), `upstream` (the `rwkv`
-            package), or `auto`: the fastest for the strategy, and `upstream` for checkpoints older than RWKV-7.
-            AMD and Apple GPUs are served by `reference`.
-        threads: how many threads to use on the CPU; None for all.
+        path: a checkpoint; see `resolve_model_path`.
+        strategy: `auto`, or device and precision as in `cpu fp32`, `cpu bf16`, `cuda fp16`, `cuda:1 bf16`. Weights are
+            rounded to the precision, with `cpu int8` only those of the large matrices; arithmetic on the CPU is always
+            fp32. `auto` takes a GPU if there is one, and leaves the weights as they are. `cuda fp16 rows=64` gives
+            every matrix product 64 rows (docs/design/reproducibility.md). With `upstream`, any strategy of the `rwkv`
+            package.
+        backend: `cpu` (native kernels), `reference` (plain torch; also for AMD and Apple GPUs), `cuda` (NVIDIA GPUs),
+            `upstream` (the `rwkv` package), or `auto`: the fastest for the strategy, and `upstream` for checkpoints
+            older than RWKV-7.
+        threads: number of threads on the CPU; None for all processors.
 
     Raises:
-        UsageError: a strategy or backend that there is not, or not here.
-        CheckpointError: the file is not there, damaged, or not of RWKV.
+        UsageError: an unknown strategy or backend, or one that this machine does not support.
+        CheckpointError: the file is missing, damaged, or not an RWKV checkpoint.
     """
     if backend not in get_args(Backend):
         raise UsageError(f"--backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
     if threads is not None and threads < 1:
         raise UsageError(f"--threads must be at least 1, got {threads}")
-    with _origin_told(path), open_checkpoint(resolve_model_path(path).path) as checkpoint:
+    with _naming_origin(path), open_checkpoint(resolve_model_path(path).path) as checkpoint:
         generation = checkpoint.architecture.generation
         if backend == "upstream" or (generation != "7" and backend == "auto"):
             return load_upstream(checkpoint, strategy, threads=threads)
@@ -152,14 +151,8 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
     tensors = Checkpoint(checkpoint.file, architecture, strategy.dtype)
     network = Network.build(tensors, architecture.num_layers, ops)
     spec = ModelSpec(
-        generation=architecture.generation,
-        num_layers=architecture.num_layers,
-        width=architecture.width,
-        num_heads=architecture.num_heads,
-        head_size=architecture.head_size,
-        vocab_size=architecture.vocab_size,
-        num_parameters=architecture.num_parameters,
-        state_bytes=state_bytes(architecture.num_layers, architecture.num_heads, architecture.head_size),
+        **dimensions_of(architecture),
+        state_bytes=state_bytes(architecture),
         weights_sha256=checkpoint.file.sha256(),
         path=str(checkpoint.file.path),
         dtype=strategy.precision or architecture.precision,
@@ -171,7 +164,7 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
 
 
 def _stepper(network: Network, ops: Operations) -> Stepper:
-    """The network's steps without Python between the operations, where that is to be had."""
+    """The network, traced or captured in graphs if its backend supports that."""
     if ops.name == "cuda":
         from rwkvbatch.model.ops.graphs import GraphedNetwork, cuda_capture
 
@@ -212,7 +205,7 @@ def _operations(
                     hint="install the package with a C++ compiler at hand, or use --backend reference",
                 ) from error
             warnings.warn(
-                "the native kernels are not installed; the reference operations serve, many times slower",
+                "the native kernels are not installed; using the reference operations, many times slower",
                 SlowBackendWarning,
                 stacklevel=4,
             )
@@ -221,31 +214,31 @@ def _operations(
 
 def _gpu_operations(strategy: Strategy, dtype: torch.dtype, backend: str) -> tuple[str, Operations]:
     if strategy.device.startswith("cuda") and backend != "reference":
-        lacking = _lacking_for_kernels(strategy.device)
-        if lacking is None:
+        missing = _missing_for_kernels(strategy.device)
+        if missing is None:
             from rwkvbatch.model.ops.cuda import CudaOps
 
-            # Rows of a run that was begun with other row counts could differ, so this is a part of the backend's name.
+            # A part of the backend's name, since replies with another fixed row count could differ.
             name = "cuda" if strategy.fixed_rows is None else f"cuda rows={strategy.fixed_rows}"
             return name, CudaOps(strategy.device, dtype, strategy.fixed_rows)
         if strategy.fixed_rows is None:
             warnings.warn(
-                f"{lacking}; the reference operations serve on the GPU, several times slower",
+                f"{missing}; using the reference operations on the GPU, several times slower",
                 SlowBackendWarning,
                 stacklevel=5,
             )
     if strategy.fixed_rows is not None:
         raise UsageError(
-            "rows= in --strategy needs the kernels for NVIDIA GPUs, and they cannot be used here",
-            hint="leave it away, or install Triton (pip install triton)",
+            "rows= in --strategy needs the kernels for NVIDIA GPUs, which cannot be used here",
+            hint="remove rows=, or install Triton (pip install triton)",
         )
     return "reference", ReferenceOps(strategy.device, dtype)
 
 
-def _lacking_for_kernels(device: str) -> str | None:
+def _missing_for_kernels(device: str) -> str | None:
     """Why the Triton kernels cannot be used on a GPU; None if they can."""
     if torch.version.hip is not None:
-        return f"{device!r} is an AMD GPU, and the kernels are for NVIDIA's"
+        return f"{device!r} is an AMD GPU, and the kernels are for NVIDIA GPUs"
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
         return f"{device!r} has compute capability {capability[0]}.{capability[1]}, Triton needs 8.0"

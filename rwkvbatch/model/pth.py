@@ -1,4 +1,10 @@
-"""The table of contents of a `.pth` file, as `torch.save` writes it: a zip archive, or of old a plain stream."""
+"""The tensors of a `.pth` file, as `torch.save` writes it: a zip archive, or before torch 1.6 a plain stream.
+
+The list of tensors is a pickle program, with which a hostile file can call anything. `PickleReader` reads the program
+as data instead: it builds numbers, texts, tuples, lists and dicts, represents tensors by `StoredTensor` records, and
+refuses by name whatever else a file asks for. Each step takes constant time and memory and the number of steps is
+bounded, so no file can make it slow or large.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +12,17 @@ import io
 import os
 import struct
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model.pickle_recipe import Recipe, StorageRef, StoredTensor
-from rwkvbatch.model.stored_bytes import StoredBytes, span_of
+from rwkvbatch.model.tensor_source import Contents, StoredBytes, span_of
 
 MAX_DIRECTORY_BYTES = 4 << 20
-MAX_RECIPE_BYTES = 16 << 20
+MAX_PICKLE_BYTES = 16 << 20
 
 _ZIP_MAGIC = b"PK\x03\x04"
 # Protocol byte, then the long integer 0x1950a86a20f9469cfc6c.
@@ -46,7 +52,7 @@ def is_legacy(head: bytes) -> bool:
 
 
 class _BoundedReads(io.FileIO):
-    """A file of which no single read may be large: a zip directory is read in one piece, as large as it says."""
+    """A file that refuses large reads: `zipfile` reads a directory in one piece, of whatever size the file claims."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         limit = MAX_DIRECTORY_BYTES + 1
@@ -56,8 +62,8 @@ class _BoundedReads(io.FileIO):
         return data
 
 
-def zip_entries(descriptor: int, path: Path) -> dict[str, StoredBytes]:
-    """Where each tensor of a zip `.pth` file lies.
+def read_zip(descriptor: int, path: Path) -> Contents:
+    """The contents of a zip `.pth` file.
 
     Raises:
         CheckpointError: cut off, damaged, compressed, or not a dict of tensors.
@@ -74,35 +80,35 @@ def zip_entries(descriptor: int, path: Path) -> dict[str, StoredBytes]:
         NotImplementedError,  # zipfile, of archives that are split or made for later versions
     ) as error:
         raise CheckpointError(f"cut off or damaged .pth file ({error})", path=path) from error
-    places = _places(descriptor, members, path)
-    recipe = next((name for name in places if name.endswith("/data.pkl")), None)
-    if recipe is None:
+    locations = _locations(descriptor, members, path)
+    pickle = next((name for name in locations if name.endswith("/data.pkl")), None)
+    if pickle is None:
         raise CheckpointError("a zip archive without data.pkl, so not written by torch.save", path=path)
-    root = recipe.removesuffix("data.pkl")
-    if places.get(root + "byteorder", (0, 6)) != (0, 6):
-        start, length = places[root + "byteorder"]
+    root = pickle.removesuffix("data.pkl")
+    if locations.get(root + "byteorder", (0, 6)) != (0, 6):
+        start, length = locations[root + "byteorder"]
         if os.pread(descriptor, min(length, 6), start) != b"little":
             raise CheckpointError("written on a big-endian machine, which is not supported", path=path)
-    start, length = places[recipe]
-    if length > MAX_RECIPE_BYTES:
+    start, length = locations[pickle]
+    if length > MAX_PICKLE_BYTES:
         raise CheckpointError(
-            f"its list of tensors has {length:,} bytes, at most {MAX_RECIPE_BYTES:,} are read", path=path
+            f"its list of tensors has {length:,} bytes, at most {MAX_PICKLE_BYTES:,} are read", path=path
         )
-    value = Recipe(os.pread(descriptor, length, start), 0, str(path)).run()
+    value = PickleReader(os.pread(descriptor, length, start), 0, str(path)).run()
+    entries: dict[str, StoredBytes] = {}
+    for name, tensor in _tensors(value, path).items():
+        key = tensor.storage.key
+        location = locations.get(f"{root}data/{key}")
+        if location is None:
+            raise CheckpointError(f"its tensors need a record data/{key[:80]} that is not there", path=path)
+        entries[name] = _stored(name, tensor, location, path)
+    return Contents(entries)
 
-    def place(storage: StorageRef) -> tuple[int, int]:
-        found = places.get(f"{root}data/{storage.key}")
-        if found is None:
-            raise CheckpointError(f"its tensors need a record data/{storage.key[:80]} that is not there", path=path)
-        return found
 
-    return {name: _stored(name, tensor, place(tensor.storage), path) for name, tensor in _tensors(value, path).items()}
-
-
-def _places(descriptor: int, members: list[zipfile.ZipInfo], path: Path) -> dict[str, tuple[int, int]]:
+def _locations(descriptor: int, members: list[zipfile.ZipInfo], path: Path) -> dict[str, tuple[int, int]]:
     """Start and length of each archive member's bytes."""
     file_size = os.fstat(descriptor).st_size
-    places: dict[str, tuple[int, int]] = {}
+    locations: dict[str, tuple[int, int]] = {}
     total = 0
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
@@ -120,23 +126,23 @@ def _places(descriptor: int, members: list[zipfile.ZipInfo], path: Path) -> dict
             raise CheckpointError(
                 f"cut off: its members are said to have more bytes than the file's {file_size:,}", path=path
             )
-        places[member.filename] = (start, member.file_size)
-    return places
+        locations[member.filename] = (start, member.file_size)
+    return locations
 
 
-def legacy_entries(descriptor: int, path: Path) -> dict[str, StoredBytes]:
-    """Where each tensor of a `.pth` file from before torch 1.6 lies.
+def read_legacy(descriptor: int, path: Path) -> Contents:
+    """The contents of a `.pth` file written by torch before 1.6.
 
     Raises:
         CheckpointError: cut off, damaged, or not a dict of tensors.
     """
-    head = os.pread(descriptor, MAX_RECIPE_BYTES, 0)
+    head = os.pread(descriptor, MAX_PICKLE_BYTES, 0)
     position = 0
     values: list[Any] = []
     for _ in range(5):
-        recipe = Recipe(head, position, str(path))
-        values.append(recipe.run())
-        position = recipe.position
+        reader = PickleReader(head, position, str(path))
+        values.append(reader.run())
+        position = reader.position
     _magic, _protocol, system, value, keys = values
     if not isinstance(system, dict) or not isinstance(keys, list):
         raise CheckpointError("its preamble is damaged", path=path)
@@ -144,7 +150,7 @@ def legacy_entries(descriptor: int, path: Path) -> dict[str, StoredBytes]:
         raise CheckpointError("written on a big-endian machine, which is not supported", path=path)
     tensors = _tensors(value, path)
     storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
-    places: dict[str, tuple[int, int]] = {}
+    locations: dict[str, tuple[int, int]] = {}
     for key in keys:
         storage = storages.get(key) if isinstance(key, str) else None
         if storage is None:
@@ -153,12 +159,14 @@ def legacy_entries(descriptor: int, path: Path) -> dict[str, StoredBytes]:
         if int.from_bytes(count, "little") != storage.num_elements or len(count) != 8:
             raise CheckpointError(f"cut off or damaged at its storage {key[:80]!r}", path=path)
         length = storage.num_elements * _dtype(storage, path).itemsize
-        places[key] = (position + 8, length)
+        locations[key] = (position + 8, length)
         position += 8 + length
-    missing = storages.keys() - places.keys()
+    missing = storages.keys() - locations.keys()
     if missing:
         raise CheckpointError(f"its tensors need storages that are not there, such as {min(missing)[:80]!r}", path=path)
-    return {name: _stored(name, tensor, places[tensor.storage.key], path) for name, tensor in tensors.items()}
+    return Contents(
+        {name: _stored(name, tensor, locations[tensor.storage.key], path) for name, tensor in tensors.items()}
+    )
 
 
 def _tensors(value: Any, path: Path) -> dict[str, StoredTensor]:
@@ -185,9 +193,9 @@ def _dtype(storage: StorageRef, path: Path) -> torch.dtype:
     return dtype
 
 
-def _stored(name: str, tensor: StoredTensor, place: tuple[int, int], path: Path) -> StoredBytes:
+def _stored(name: str, tensor: StoredTensor, location: tuple[int, int], path: Path) -> StoredBytes:
     dtype = _dtype(tensor.storage, path)
-    start, length = place
+    start, length = location
     span = span_of(tensor.shape, tensor.strides)
     if (tensor.offset + span) * dtype.itemsize > length:
         raise CheckpointError(
@@ -197,3 +205,257 @@ def _stored(name: str, tensor: StoredTensor, place: tuple[int, int], path: Path)
     return StoredBytes(
         dtype, tensor.shape, tensor.strides, start + tensor.offset * dtype.itemsize, span * dtype.itemsize
     )
+
+
+MAX_STEPS = 1_000_000
+MAX_DIMENSIONS = 8
+
+
+@dataclass(frozen=True)
+class Global:
+    """A name that the file refers to; never imported."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"[:120]
+
+
+@dataclass(frozen=True)
+class StorageRef:
+    """A block of numbers in the file: its element type (`FloatStorage`, ...), key and element count."""
+
+    kind: str
+    key: str
+    num_elements: int
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A view of a storage; offset and strides in elements."""
+
+    storage: StorageRef
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+_MARK = object()
+_PARAMETER_TYPES = {"torch.nn.parameter.Parameter", "torch.Tensor", "torch._tensor.Tensor"}
+
+
+class PickleReader:
+    """Reads one pickle program in `data` from `position` on; `run` returns its value and moves `position` behind it."""
+
+    def __init__(self, data: bytes, position: int, path: str) -> None:
+        self.position = position
+        self._data = data
+        self._path = path
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        """The value that the program builds.
+
+        Raises:
+            CheckpointError: it is damaged, too long, or asks for something that no checkpoint needs.
+        """
+        try:
+            for _ in range(MAX_STEPS):
+                code = self._take(1)
+                if code == b".":
+                    return self._stack.pop()
+                self._step(code)
+        except (IndexError, KeyError, struct.error, UnicodeDecodeError, TypeError, ValueError) as error:
+            raise self._damaged("its list of tensors is damaged or cut off") from error
+        raise self._damaged(f"its list of tensors takes more than {MAX_STEPS:,} steps")
+
+    def _damaged(self, message: str) -> CheckpointError:
+        return CheckpointError(message, path=self._path)
+
+    def _take(self, count: int) -> bytes:
+        piece = self._data[self.position : self.position + count]
+        if len(piece) != count:
+            raise IndexError
+        self.position += count
+        return piece
+
+    def _number(self, form: str) -> Any:
+        return struct.unpack(form, self._take(struct.calcsize(form)))[0]
+
+    def _line(self) -> str:
+        end = self._data.index(b"\n", self.position, self.position + 1000)
+        line = self._take(end - self.position).decode()
+        self.position += 1
+        return line
+
+    def _since_mark(self) -> list[Any]:
+        stack = self._stack
+        mark = len(stack) - 1
+        while stack[mark] is not _MARK:
+            mark -= 1
+            if mark < 0:
+                raise IndexError
+        items = stack[mark + 1 :]
+        del stack[mark:]
+        return items
+
+    def _step(self, code: bytes) -> None:
+        stack = self._stack
+        match code:
+            case b"\x80":
+                self._take(1)
+            case b"\x95":
+                self._take(8)
+            case b"(":
+                stack.append(_MARK)
+            case b"q":
+                self._memo[self._number("<B")] = stack[-1]
+            case b"r":
+                self._memo[self._number("<I")] = stack[-1]
+            case b"\x94":
+                self._memo[len(self._memo)] = stack[-1]
+            case b"h":
+                stack.append(self._memo[self._number("<B")])
+            case b"j":
+                stack.append(self._memo[self._number("<I")])
+            case b"N":
+                stack.append(None)
+            case b"\x88":
+                stack.append(True)
+            case b"\x89":
+                stack.append(False)
+            case b"K":
+                stack.append(self._number("<B"))
+            case b"M":
+                stack.append(self._number("<H"))
+            case b"J":
+                stack.append(self._number("<i"))
+            case b"G":
+                stack.append(self._number(">d"))
+            case b"\x8a":
+                # Sizes fit 8 bytes; the legacy format's magic number has 10.
+                length = self._number("<B")
+                stack.append(int.from_bytes(self._take(length), "little", signed=True))
+            case b"X":
+                stack.append(self._take(self._number("<I")).decode("utf-8", "surrogatepass"))
+            case b"\x8c":
+                stack.append(self._take(self._number("<B")).decode("utf-8", "surrogatepass"))
+            case b"}":
+                stack.append({})
+            case b"]":
+                stack.append([])
+            case b")":
+                stack.append(())
+            case b"t":
+                stack.append(tuple(self._since_mark()))
+            case b"\x85" | b"\x86" | b"\x87":
+                count = code[0] - 0x84
+                if len(stack) < count:
+                    raise IndexError
+                stack[-count:] = [tuple(stack[-count:])]
+            case b"s":
+                value, key = stack.pop(), stack.pop()
+                self._set_items([key, value])
+            case b"u":
+                self._set_items(self._since_mark())
+            case b"a":
+                item = stack.pop()
+                self._extend([item])
+            case b"e":
+                self._extend(self._since_mark())
+            case b"c":
+                module = self._line()
+                stack.append(Global(module, self._line()))
+            case b"\x93":
+                name, module = stack.pop(), stack.pop()
+                if not isinstance(name, str) or not isinstance(module, str):
+                    raise TypeError
+                stack.append(Global(module, name))
+            case b"Q":
+                stack.append(self._storage(stack.pop()))
+            case b"R":
+                arguments, function = stack.pop(), stack.pop()
+                stack.append(self._call(function, arguments))
+            case b"b":
+                # Attributes of a container (a state dict's `_metadata`) are ignored.
+                stack.pop()
+                if not isinstance(stack[-1], dict):
+                    raise self._damaged("it sets attributes of an object that is not a dict; refused, nothing was run")
+            case b"\x81" | b"\x92" | b"i" | b"o":
+                target = next((value for value in reversed(stack) if isinstance(value, Global)), "an object")
+                raise self._refused(target)
+            case _:
+                raise self._damaged(
+                    f"its list of tensors has an instruction (0x{code.hex()}) that checkpoints do not need; refused"
+                )
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if not isinstance(target, dict):
+            raise TypeError
+        keys, values = items[::2], items[1::2]
+        for key, value in zip(keys, values, strict=True):
+            # No tuples: hashing a nested one can take exponential time.
+            if not isinstance(key, str | int):
+                raise TypeError
+            target[key] = value
+
+    def _extend(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if not isinstance(target, list):
+            raise TypeError
+        target.extend(items)
+
+    def _refused(self, target: object) -> CheckpointError:
+        return CheckpointError(
+            f"it asks to run {target}, which no checkpoint needs; refused, nothing was run",
+            path=self._path,
+            hint="do not load this file elsewhere; a plain state dict saved with torch.save, or .safetensors, works",
+        )
+
+    def _storage(self, persistent_id: Any) -> StorageRef:
+        tag, kind, key, _location, num_elements = persistent_id[:5]
+        if tag != "storage" or not isinstance(kind, Global) or kind.module not in ("torch", "torch.storage"):
+            raise self._damaged("a tensor refers to a storage of an unknown kind")
+        if not isinstance(key, str) or not _is_size(num_elements):
+            raise TypeError
+        return StorageRef(kind.name, key, num_elements)
+
+    def _call(self, function: Any, arguments: Any) -> Any:
+        if not isinstance(function, Global) or not isinstance(arguments, tuple):
+            raise TypeError
+        match str(function):
+            case "collections.OrderedDict" if arguments == ():
+                return {}
+            case "torch.Size":
+                return _sizes(arguments[0])
+            case "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2":
+                return _tensor(*arguments[:4])
+            case "torch._utils._rebuild_parameter" if isinstance(arguments[0], StoredTensor):
+                return arguments[0]
+            case "torch._tensor._rebuild_from_type_v2":
+                inner, kind, inner_arguments = arguments[:3]
+                plain = isinstance(kind, Global) and str(kind) in _PARAMETER_TYPES
+                # Only one level deep: `inner` must not be this same function again.
+                if plain and isinstance(inner, Global) and inner.module == "torch._utils":
+                    return self._call(inner, inner_arguments)
+        raise self._refused(function)
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> StoredTensor:
+    tensor = StoredTensor(storage, offset, _sizes(shape), _sizes(strides))
+    if not isinstance(storage, StorageRef) or not _is_size(offset) or len(tensor.shape) != len(tensor.strides):
+        raise TypeError
+    return tensor
+
+
+def _sizes(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, tuple | list) or len(values) > MAX_DIMENSIONS or not all(map(_is_size, values)):
+        raise TypeError
+    return tuple(values)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62

@@ -19,7 +19,7 @@ class LowRankWidths:
 
     @classmethod
     def usual(cls, width: int) -> LowRankWidths:
-        """Those that the official training code chooses for a model of this width."""
+        """The widths that the official training code chooses."""
 
         def rounded(factor: float, power: float) -> int:
             return max(32, round(factor * width**power / 32) * 32)
@@ -41,8 +41,8 @@ def random_tensors(
 ) -> dict[str, torch.Tensor]:
     """An RWKV-7 checkpoint of random weights.
 
-    Magnitudes are such that activations stay near 1, decays and rates take all values, and logits have a standard
-    deviation near 2, so that the model's choices depend on all that it has read.
+    Magnitudes are chosen so that activations stay near 1, decays and rates take all values, and logits have a standard
+    deviation near 2: the model's choices depend on everything that it has read.
 
     Args:
         hidden: width of the channel mix, 4 x `width` unless given.

@@ -1,19 +1,35 @@
-"""RWKV-7, said once, over a ragged batch, in terms of `Operations`.
+"""RWKV-7 over a ragged batch in terms of `Operations`, and `Rwkv7Model`, the `Model` that runs it.
 
-The formulas are those of the RWKV-7 paper (Peng et al., "RWKV-7 Goose with Expressive Dynamic State Evolution",
-2025) and of the `rwkv` package, which writes exp(-1/2) as 0.606531. Prompt reading and decoding are the same code:
-a sequence may have any number of rows in a step.
+The formulas are those of the RWKV-7 paper (Peng et al., "RWKV-7 Goose with Expressive Dynamic State Evolution", 2025)
+and of the `rwkv` package, which writes exp(-1/2) as 0.606531. Prefill and decode use the same code: a sequence may have
+any number of rows in a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
-from rwkvbatch.model.base import RaggedBatch, StatePool
-from rwkvbatch.model.ops import Activation, Array, Operations, Product, StepOperations
+from rwkvbatch.model.base import (
+    Choices,
+    Dimensions,
+    IntArray,
+    Model,
+    ModelSpec,
+    RaggedBatch,
+    SampleBatch,
+    State,
+    StatePool,
+    check_tokens,
+    fp32_sums,
+    num_threads,
+    tf32,
+)
+from rwkvbatch.model.ops import Activation, Array, HeadRows, HeadWeights, Operations, Product, StepOperations
 
 Norm = tuple[Array, Array]
 """Weight and bias."""
@@ -41,10 +57,7 @@ class TimeMix:
     rate: LowRank
     gate: LowRank
     value_residual: LowRank | None
-    k_k: Array
-    k_a: Array
-    r_k: Array
-    group_norm: Norm
+    head_weights: HeadWeights
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Network:
-    """The weights of one RWKV-7 model, in the form that `ops` wants them."""
+    """The weights of one RWKV-7 model, packed by `Operations`."""
 
     embedding: Array
     embedding_norm: Norm
@@ -90,6 +103,10 @@ class Network:
 
         def time_mix(layer: int) -> TimeMix:
             att = f"blocks.{layer}.att"
+
+            def vector(name: str) -> Array:
+                return ops.vector(tensors[f"{att}.{name}"].flatten())
+
             return TimeMix(
                 norm=norm(f"blocks.{layer}.ln1"),
                 mix=ops.vector(torch.stack([tensors[f"{att}.{name}"].flatten() for name in MIX_NAMES])),
@@ -101,10 +118,7 @@ class Network:
                 rate=low_rank(att, "a", "none", "sigmoid"),
                 gate=low_rank(att, "g", "sigmoid", "none"),
                 value_residual=low_rank(att, "v", "none", "sigmoid") if layer > 0 else None,
-                k_k=ops.vector(tensors[f"{att}.k_k"].flatten()),
-                k_a=ops.vector(tensors[f"{att}.k_a"].flatten()),
-                r_k=ops.vector(tensors[f"{att}.r_k"].flatten()),
-                group_norm=norm(f"{att}.ln_x"),
+                head_weights=HeadWeights(vector("k_k"), vector("k_a"), vector("r_k"), *norm(f"{att}.ln_x")),
             )
 
         def channel_mix(layer: int) -> ChannelMix:
@@ -116,7 +130,7 @@ class Network:
                 value=large(f"{ffn}.value"),
             )
 
-        # The largest tensors first, while little else is in memory: they exist twice while they are packed.
+        # The largest tensors first, while little else is in memory: packing needs memory for both copies.
         head = large("head")
         return cls(
             embedding=ops.table(tensors["emb.weight"]),
@@ -131,7 +145,7 @@ class Network:
         return self.run(ops, ops.begin(batch, pool))
 
     def run(self, ops: StepOperations, step: Array) -> torch.Tensor:
-        """`step`, for a batch that `ops.begin` has prepared."""
+        """`step` of a batch that `ops.begin` has prepared."""
         x = ops.embed(step, self.embedding, self.embedding_norm)
         v_first = None
         for layer, block in enumerate(self.blocks):
@@ -160,10 +174,142 @@ class Network:
                         Product(amount, att.value_residual.up, blend=(v, v_first)),
                     ]
                 )
-            y = ops.wkv7(step, layer, r, w, k, v, a, g, att.k_k, att.k_a, att.r_k, att.group_norm)
+            y = ops.wkv7(step, layer, HeadRows(r, w, k, v, a, g), att.head_weights)
             (x,) = ops.linears([Product(y, att.output, add=x)])
 
             (x_k,) = ops.shift_mix(step, "ffn", layer, x, ffn.norm, ffn.mix)
             (k,) = ops.linears([Product(x_k, ffn.key)])
             (x,) = ops.linears([Product(k, ffn.value, add=x)])
         return ops.head(step, x, self.out_norm, self.head)
+
+
+ROWS_PER_STEP = 1024
+"""Longer inputs of `forward` are read in pieces, so that memory does not grow with their length."""
+
+
+def forward(
+    model: Model, tokens: Sequence[Sequence[int]], state: State | None, every_token: bool
+) -> tuple[torch.Tensor, State]:
+    """See `Model.forward`."""
+    vocab_size = model.spec.vocab_size
+    batch_size = len(tokens)
+    if batch_size == 0:
+        raise ValueError("tokens must hold at least one list of token ids")
+    lists = [np.asarray(part, dtype=np.int64) for part in tokens]
+    for index, part in enumerate(lists):
+        if part.ndim != 1 or len(part) == 0:
+            raise ValueError(f"tokens[{index}] must be a list of at least one token id")
+        check_tokens(part, vocab_size)
+    if state is not None and state.batch_size != batch_size:
+        raise ValueError(f"the state is of {state.batch_size} sequences, tokens of {batch_size}")
+
+    pool = model.make_pool(batch_size)
+    if state is None:
+        for slot in range(batch_size):
+            pool.clear(slot)
+    else:
+        pool.write(range(batch_size), state)
+
+    lengths = [len(part) for part in lists]
+    first_output = np.concatenate([[0], np.cumsum(lengths)])
+    logits: torch.Tensor | None = None
+    piece = max(1, ROWS_PER_STEP // batch_size)
+    for start in range(0, max(lengths), piece):
+        running = [index for index in range(batch_size) if lengths[index] > start]
+        pieces = [lists[index][start : start + piece] for index in running]
+        ended = [start + piece >= lengths[index] for index in running]
+        batch = _batch(pieces, running, None if every_token else ended)
+        found = model.step(batch, pool)
+        if every_token:
+            targets = [
+                first_output[index] + start + np.arange(len(part)) for index, part in zip(running, pieces, strict=True)
+            ]
+            rows = torch.from_numpy(np.concatenate(targets))
+        else:
+            rows = torch.tensor([index for index, last in zip(running, ended, strict=True) if last], dtype=torch.int64)
+        if logits is None:
+            logits = torch.empty(sum(lengths) if every_token else batch_size, vocab_size, device=found.device)
+        logits[rows.to(found.device)] = found
+    assert logits is not None
+    return logits, pool.read(range(batch_size))
+
+
+def _batch(pieces: list[IntArray], slots: list[int], ended: list[bool] | None) -> RaggedBatch:
+    """A batch with logits after every token, or after the last token of the sequences that have `ended`."""
+    batch = RaggedBatch.of([part.tolist() for part in pieces], slots, every_token=ended is None)
+    if ended is None:
+        return batch
+    return RaggedBatch(batch.tokens, batch.starts, batch.slots, batch.outputs[np.asarray(ended)])
+
+
+class Stepper(Protocol):
+    """A `Network`, or a faster wrapper of one."""
+
+    def step(self, ops: Any, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+        """See `Network.step`."""
+        ...
+
+
+class Rwkv7Model:
+    """See `Model`.
+
+    Args:
+        network: weights, packed by `ops`.
+        threads: the number of threads that torch may use while this model runs; None for torch's own setting.
+        allow_tf32: whether a GPU may use TF32 for fp32 matrix products, which is faster and less exact.
+    """
+
+    def __init__(
+        self,
+        network: Stepper,
+        ops: Operations,
+        spec: ModelSpec,
+        *,
+        threads: int | None = None,
+        allow_tf32: bool = False,
+    ) -> None:
+        self.ops = ops
+        self._network = network
+        self._spec = spec
+        self._threads = threads
+        self._allow_tf32 = allow_tf32
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._spec.in_words}>"
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._spec
+
+    def make_pool(self, capacity: int) -> StatePool:
+        spec = self._spec
+        return self.ops.make_pool(capacity, spec.num_layers, spec.num_heads, spec.head_size)
+
+    def step(self, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+        if not self.ops.in_torch:
+            return self._network.step(self.ops, batch, pool)
+        check_tokens(batch.tokens, self._spec.vocab_size)
+        device = self.ops.device
+        with (
+            torch.no_grad(),
+            num_threads(self._threads),
+            tf32(self._allow_tf32, device),
+            fp32_sums(device),
+        ):
+            return self._network.step(self.ops, batch, pool)
+
+    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+        if not self.ops.in_torch:
+            return self.ops.choose(logits, batch)
+        with torch.no_grad(), num_threads(self._threads):
+            return self.ops.choose(logits, batch)
+
+    def forward(
+        self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False
+    ) -> tuple[torch.Tensor, State]:
+        return forward(self, tokens, state, every_token)
+
+
+def state_bytes(network: Dimensions) -> int:
+    """Size of one sequence's RWKV-7 state: two shifts and the matrices, all fp32."""
+    return 4 * network.num_layers * network.width * (2 + network.head_size)

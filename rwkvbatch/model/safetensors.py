@@ -1,4 +1,4 @@
-"""Writing tensor files whole or not at all."""
+"""The `.safetensors` format, and `save_tensors`, which writes tensor files of both formats atomically."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from rwkvbatch.errors import CheckpointError, StorageError, UsageError
 from rwkvbatch.files import FILE_MODE, PRIVATE_MODE, replacing
-from rwkvbatch.model.stored_bytes import StoredBytes
+from rwkvbatch.model.tensor_source import Contents, StoredBytes
 
 MAX_HEADER_BYTES = 16 << 20
 
@@ -39,11 +39,11 @@ def is_safetensors(head: bytes) -> bool:
     return re.match(rb"\s*\{", head[8:]) is not None
 
 
-def read_header(descriptor: int, path: Path) -> tuple[dict[str, StoredBytes], Mapping[str, str]]:
-    """Where each tensor lies, and the file's metadata.
+def read_header(descriptor: int, path: Path) -> Contents:
+    """The contents of a `.safetensors` file.
 
     Raises:
-        CheckpointError: the header is damaged, or lies about sizes or places.
+        CheckpointError: the header is damaged, or its sizes or offsets cannot be right.
     """
     length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
     if length > MAX_HEADER_BYTES:
@@ -52,7 +52,7 @@ def read_header(descriptor: int, path: Path) -> tuple[dict[str, StoredBytes], Ma
             path=path,
         )
     try:
-        # The library checks that the tensors fill the file without gaps or overlaps, and fit their shapes.
+        # The library checks that tensors fill the file without gaps or overlaps, and fit their shapes.
         with safe_open(path, framework="pt"):
             pass
         header: dict[str, Any] = json.loads(os.pread(descriptor, length, 8))
@@ -70,7 +70,7 @@ def read_header(descriptor: int, path: Path) -> tuple[dict[str, StoredBytes], Ma
         if entry.num_bytes != entry.span:
             raise CheckpointError(f"the tensor {name!r} has a size that does not fit its shape", path=path)
         entries[name] = entry
-    return entries, metadata
+    return Contents(entries, metadata)
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Files of recurrent states: state-tuned initial states, and states that were saved to go on from."""
+"""Files of recurrent states: state-tuned initial states, and saved states."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from rwkvbatch.model.base import ModelSpec, State
 from rwkvbatch.model.checkpoint import check_finite
 from rwkvbatch.model.safetensors import save_tensors
 from rwkvbatch.model.strategy import PRECISIONS
-from rwkvbatch.model.tensor_file import TensorFile, open_tensors
+from rwkvbatch.model.tensor_file import open_tensors
+from rwkvbatch.model.tensor_source import TensorSource
 
 FORMAT = "rwkvbatch-state"
 VERSION = "1"
@@ -26,7 +27,7 @@ _TUNED = re.compile(r"blocks\.(\d{1,6})\.att\.time_state")
 
 @dataclass(frozen=True)
 class SavedState:
-    """A state, and the tokens that it has read where they are known (one list a sequence)."""
+    """A state, and the tokens that it has read if they are known (one list per sequence)."""
 
     state: State
     tokens: tuple[tuple[int, ...], ...] | None
@@ -35,9 +36,9 @@ class SavedState:
 def load_state(path: str | Path, spec: ModelSpec) -> State:
     """The state in a file, for the model that `spec` describes.
 
-    The file is either a state-tuned one (`.pth` or `.safetensors`, one `blocks.{i}.att.time_state` a layer of shape
-    [H, N, N]; used as stored for RWKV-7, transposed for RWKV-5 and 6, as the `rwkv` package's demo does), which gives
-    the state of one sequence whose shifts are zero; or one that `save_state` wrote.
+    Accepts state-tuned files (one `blocks.{i}.att.time_state` [H, N, N] per layer; used as stored for RWKV-7,
+    transposed for RWKV-5 and 6, as the `rwkv` package's demo does), which give the state of one sequence with zero
+    shifts, and files that `save_state` wrote.
 
     Raises:
         CheckpointError: it is damaged, neither of these, or of another model.
@@ -46,7 +47,7 @@ def load_state(path: str | Path, spec: ModelSpec) -> State:
 
 
 def load_saved_state(path: str | Path, spec: ModelSpec) -> SavedState:
-    """Like `load_state`, with the tokens that were saved beside the state."""
+    """Like `load_state`, with the tokens that were saved with the state."""
     with open_tensors(Path(path)) as file:
         if file.metadata.get("format") == FORMAT:
             return _saved(file, spec)
@@ -69,12 +70,12 @@ def save_state(
     replace: bool = False,
     private: bool = False,
 ) -> None:
-    """Write `state` as `.safetensors`, marked as belonging to the model that `spec` describes.
+    """Write `state` as `.safetensors`, for use with the model that `spec` describes only.
 
     Args:
-        tokens: what each sequence has read, to be kept beside its state.
+        tokens: the tokens that each sequence has read, saved with its state.
         replace: whether an existing file may be replaced.
-        private: whether only the owner may read it: a state tells what was read.
+        private: whether only the owner may read it, since a state reveals what was read.
 
     Raises:
         UsageError: the name does not end in `.safetensors`, or the file is there and may not be replaced.
@@ -96,7 +97,7 @@ def save_state(
     save_tensors(target, tensors, metadata=metadata, replace=replace, private=private)
 
 
-def _tuned(file: TensorFile, spec: ModelSpec) -> State:
+def _tuned(file: TensorSource, spec: ModelSpec) -> State:
     if spec.num_heads == 0:
         raise CheckpointError(f"RWKV-{spec.generation} has no state-tuned files", path=file.path)
     shape = (spec.num_heads, spec.head_size, spec.head_size)
@@ -118,7 +119,7 @@ def _tuned(file: TensorFile, spec: ModelSpec) -> State:
     return State({"att_shift": shift, "ffn_shift": shift.clone(), "wkv": wkv})
 
 
-def _checked(file: TensorFile, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+def _checked(file: TensorSource, name: str, shape: tuple[int, ...]) -> torch.Tensor:
     entry = file.entries[name]
     if entry.shape != shape:
         raise CheckpointError(
@@ -129,7 +130,7 @@ def _checked(file: TensorFile, name: str, shape: tuple[int, ...]) -> torch.Tenso
     return _values(file, name)
 
 
-def _values(file: TensorFile, name: str) -> torch.Tensor:
+def _values(file: TensorSource, name: str) -> torch.Tensor:
     if file.entries[name].dtype not in PRECISIONS or file.entries[name].num_elements == 0:
         raise CheckpointError(f"the tensor {name[:80]!r} must hold bf16, fp16 or fp32 numbers", path=file.path)
     tensor = file.read(name)
@@ -137,7 +138,7 @@ def _values(file: TensorFile, name: str) -> torch.Tensor:
     return tensor.float()
 
 
-def _saved(file: TensorFile, spec: ModelSpec) -> SavedState:
+def _saved(file: TensorSource, spec: ModelSpec) -> SavedState:
     metadata = file.metadata
     if metadata.get("version") != VERSION:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Strategy strings: where a model runs and how its weights are rounded."""
+"""Strategy strings: the device of a model and the precision of its weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from rwkvbatch.errors import UsageError
 
 Precision = Literal["fp32", "bf16", "fp16"]
-"""How a tensor's numbers are stored."""
+"""Number format of a stored tensor."""
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS: dict[torch.dtype, Precision] = {dtype: precision for precision, dtype in DTYPES.items()}
@@ -35,14 +35,14 @@ ALLOWED_UPSTREAM = (
 
 @dataclass(frozen=True)
 class Strategy:
-    """Where to run, and how to round.
+    """Device and precision.
 
     Attributes:
         device: `cpu`, `cuda`, `cuda:N` or `mps`.
-        precision: what the weights are rounded to when they are loaded; None leaves them as they are. `int8` is for
-            the large matrices on the CPU (`ops/int8.py`); all else stays as it is.
-        fixed_rows: how many rows every matrix product on a GPU has, so that a reply does not depend on how many
-            others there are; None for as many as there are.
+        precision: what weights are rounded to at loading; None leaves them as they are. `int8` rounds the large
+            matrices, on the CPU (`ops.reference.rounded_to_int8`), and leaves all else as it is.
+        fixed_rows: the number of rows of every matrix product on a GPU, so that a reply does not depend on how many
+            others there are; None for no fixed number.
     """
 
     device: str
@@ -55,7 +55,7 @@ class Strategy:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """What every tensor is rounded to; None where they stay as they are, or where operations do the rounding."""
+        """What every tensor is rounded to; None if they stay as they are, or if operations do the rounding."""
         return None if self.precision is None or self.precision == "int8" else DTYPES[self.precision]
 
     @property
@@ -64,7 +64,7 @@ class Strategy:
 
 
 def is_upstream(text: str) -> bool:
-    """Whether `text` is a strategy that the `rwkv` package takes."""
+    """Whether `text` is a strategy of the `rwkv` package."""
     return all(_UPSTREAM_PART.fullmatch(part.strip()) for part in text.split("->"))
 
 
@@ -88,7 +88,7 @@ def parse_strategy(text: str) -> Strategy:
     if rows is not None and not strategy.device.startswith("cuda"):
         raise UsageError(
             f"rows= in --strategy is for NVIDIA GPUs; got {text!r}",
-            hint="on the CPU replies do not depend on the others in any case",
+            hint="on the CPU replies never depend on the rest of the batch",
         )
     if strategy.int8 and strategy.on_gpu:
         raise UsageError(
@@ -100,7 +100,7 @@ def parse_strategy(text: str) -> Strategy:
 
 
 def parse_upstream_strategy(text: str, generation: str) -> str:
-    """Check a strategy for the `rwkv` package, and write it as that package wants it.
+    """A strategy in the form that the `rwkv` package accepts.
 
     Raises:
         UsageError: not of a known form, or a device that this machine lacks.

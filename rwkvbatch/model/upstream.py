@@ -1,6 +1,6 @@
-"""The `rwkv` package behind the `Model` interface: RWKV-4 to 7, every strategy, one sequence at a time.
+"""The `rwkv` package as a `Model`: RWKV-4 to 7, every strategy of the package, one sequence at a time.
 
-It is the slowest and most trusted way to run a model, and the only one for generations before RWKV-7.
+The slowest backend, the final reference implementation, and the only one for generations before RWKV-7.
 """
 
 from __future__ import annotations
@@ -30,23 +30,24 @@ from rwkvbatch.model.base import (
     State,
     StatePool,
     check_tokens,
+    dimensions_of,
     num_threads,
     tf32,
 )
 from rwkvbatch.model.checkpoint import Checkpoint
 from rwkvbatch.model.ops import reference
-from rwkvbatch.model.rwkv7_model import forward
+from rwkvbatch.model.rwkv7 import forward
 from rwkvbatch.model.strategy import parse_upstream_strategy
 
 _COPIES = itertools.count()
 
-# Its CUDA extension is compiled at import, by whatever compiler is around: not wanted in a slow twin. TorchScript is
-# not optional for RWKV-7 and of no use for the others.
+# The package would compile its CUDA extension at import, which a reference implementation does not need. TorchScript is
+# required for RWKV-7 and of no use for the others.
 _SWITCHES = {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_DML_ON": "0", "RWKV_DE_VERSION": "0"}
 
 
 def load_package_model(checkpoint: Checkpoint, strategy: str) -> Any:
-    """The `rwkv` package's own model object for `checkpoint`, whose tensors are all checked on the way.
+    """The `rwkv` package's own model object for `checkpoint`; all tensors are checked first.
 
     Raises:
         CheckpointError: a tensor holds NaN or infinity, or the package cannot load it.
@@ -81,22 +82,22 @@ def _own_copy(generation: str) -> types.ModuleType:
     environment = {**_SWITCHES, "RWKV_V7_ON": "1" if generation == "7" else "0"}
     if "RWKV_RESCALE_LAYER" in os.environ:
         environment["RWKV_RESCALE_LAYER"] = os.environ["RWKV_RESCALE_LAYER"]
-    # TorchScript looks its functions' module up by name while they are compiled.
+    # TorchScript looks up the module of its functions by name while it compiles them.
     sys.modules[name] = module
     try:
         with _environment(environment):
             spec.loader.exec_module(module)
     finally:
         del sys.modules[name]
-    # It asks the environment again when it loads and at every call.
+    # The package reads the environment again when it loads and at every call.
     module.os = types.SimpleNamespace(environ=environment, path=os.path, name=os.name)  # pyright: ignore[reportAttributeAccessIssue]
-    # It collects garbage once a layer, a third of a second each in a large process; its tensors are counted anyway.
+    # It collects garbage once per layer, a third of a second each in a large process, without need.
     module.gc = types.SimpleNamespace(collect=int)  # pyright: ignore[reportAttributeAccessIssue]
     return module
 
 
 def _as_plain_pth(checkpoint: Checkpoint, folder: Path) -> Path:
-    """A `.pth` file that the package can load, under a name that it understands."""
+    """A `.pth` file with a name that the package accepts."""
     target = folder / "model.pth"
     if checkpoint.file.kind == "pth":
         for name in checkpoint:
@@ -127,7 +128,7 @@ def _fence() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(changes: Mapping[str, str], without: tuple[str, ...] = ()) -> Iterator[None]:
-    """The process's environment has `changes` inside, and is afterwards what it was."""
+    """Apply `changes` to the process's environment inside the block, and restore it afterwards."""
     before = dict(os.environ)
     os.environ.update(changes)
     for name in without:
@@ -141,9 +142,9 @@ def _environment(changes: Mapping[str, str], without: tuple[str, ...] = ()) -> I
 
 
 PackageState = list[torch.Tensor]
-"""The package's own form: `len(names)` tensors for layer 0, then those of layer 1, and so on."""
+"""The package's own layout: `len(names)` tensors for layer 0, then those of layer 1, and so on."""
 
-# In the package's order. RWKV-4 keeps the attention's numerator, denominator and exponent; the others a matrix a head.
+# In the package's order. RWKV-4 has numerator, denominator and exponent of the attention; the others a matrix per head.
 _NAMES_4 = ("att_shift", "att_numerator", "att_denominator", "att_exponent", "ffn_shift")
 _NAMES = ("att_shift", "wkv", "ffn_shift")
 _EMPTY_EXPONENT = -1e30
@@ -154,7 +155,7 @@ class UpstreamPool:
     """Slots of package states. Tensors are never changed in place, so slots may share them.
 
     Attributes:
-        names: of the tensors that a layer's state consists of.
+        names: the names of a layer's tensors.
         zero: the state before the first token.
     """
 
@@ -232,7 +233,7 @@ class UpstreamModel:
             for slot, start, end in zip(batch.slots.tolist(), batch.starts[:-1], batch.starts[1:], strict=True):
                 rows = [row for row in range(start, end) if row in wanted]
                 every_token = rows not in ([], [end - 1])
-                # Copied: the package changes a state, and its list, in place.
+                # A copy, since the package changes a state, and its list, in place.
                 state = [tensor.clone() for tensor in pool.slots[slot]]
                 found, after = self._package_model.forward(batch.tokens[start:end].tolist(), state, every_token)
                 pool.slots[slot] = list(after)
@@ -256,7 +257,7 @@ def load_upstream(checkpoint: Checkpoint, strategy: str, *, threads: int | None 
         strategy: any that the package takes for this generation; `auto` is `cuda fp16` or `cpu fp32`.
 
     Raises:
-        UsageError: the strategy is not one of the package's, or its device is not here.
+        UsageError: the package has no such strategy, or this machine lacks its device.
         CheckpointError: the package cannot load the file.
     """
     architecture = checkpoint.architecture
@@ -272,13 +273,7 @@ def load_upstream(checkpoint: Checkpoint, strategy: str, *, threads: int | None 
             f"the `rwkv` package loads it but cannot run it ({reason})", path=checkpoint.file.path
         ) from error
     spec = ModelSpec(
-        generation=architecture.generation,
-        num_layers=architecture.num_layers,
-        width=architecture.width,
-        num_heads=architecture.num_heads,
-        head_size=architecture.head_size,
-        vocab_size=architecture.vocab_size,
-        num_parameters=architecture.num_parameters,
+        **dimensions_of(architecture),
         state_bytes=sum(tensor.numel() * tensor.element_size() for tensor in zero),
         weights_sha256=checkpoint.file.sha256(),
         path=str(checkpoint.file.path),
@@ -291,11 +286,11 @@ def load_upstream(checkpoint: Checkpoint, strategy: str, *, threads: int | None 
 
 
 def _zero_state(package_model: Any, generation: str) -> PackageState:
-    """The state that the package starts from; the model is run once, which also shows whether it can be."""
+    """The package's initial state; runs the model once, which also shows whether it works."""
     _, after = package_model.forward([0], None)
     if generation == "7":
         return list(package_model.generate_zero_state())
-    # Older generations hand out no state before the first token.
+    # Older generations return no state before the first token.
     zero = [torch.zeros_like(tensor) for tensor in after]
     if generation == "4":
         for exponent in zero[3::5]:

@@ -66,7 +66,7 @@ struct StoredMatrix {
 
 // Write one panel of `matrix` to `memory`, which will be its `data`. Into int8 each block of an output's weights w is
 // rounded as scale = max |w| / 127 and round(w / scale), halves to the even integer, at most 127 either way; both
-// divisions are fp32's. `ops/int8.py` is the slow twin.
+// divisions are fp32's. `rounded_to_int8` in model/ops/reference.py is the reference implementation.
 void pack_panel(const PackedMatrix& matrix, const StoredMatrix& stored, size_t panel, uint8_t* memory);
 
 }  // namespace rwkv

@@ -1,3 +1,3 @@
-"""Tokenizer, prompt template, incremental decoding, safe printing."""
+"""Tokenizer, prompt templates, incremental decoding, escaping."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Text out of tokens, piece by piece: whole characters only, and nothing that may turn out to be a stop text."""
+"""Incremental decoding: text from tokens in whole characters, without stop texts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ESCAPED_RUN = re.compile("[\udc80-\udcff]+")
 
 
 def decode_utf8(data: bytes) -> str:
-    """`data` as text; each run of bytes that belong to no character becomes one U+FFFD."""
+    """`data` as text; each run of invalid bytes becomes one U+FFFD."""
     return _ESCAPED_RUN.sub(REPLACEMENT, data.decode("utf-8", "surrogateescape"))
 
 
@@ -25,14 +25,14 @@ class _TokenBytes(Protocol):
 
 
 class Utf8Stream:
-    """`decode_utf8` for bytes that come in pieces: the pieces of text join to the text of the joined bytes."""
+    """`decode_utf8` of bytes that arrive in pieces."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._in_invalid_run = False
 
     def push(self, data: bytes, *, final: bool = False) -> str:
-        """The characters that `data` completes; with `final` also what is left of an unfinished one."""
+        """The characters that `data` completes; with `final` also an incomplete one."""
         escaped = self._decoder.decode(data, final)
         if not escaped:
             return ""
@@ -44,26 +44,25 @@ class Utf8Stream:
 
 
 class TextStream:
-    """The text of a reply that is still growing, up to its first stop text.
+    """The text of a growing reply, up to its first stop text.
 
-    The stop text that is complete first ends the text (of two that end at the same character, the longer), wherever
-    the borders of tokens are. A piece is handed out as soon as it can neither be part of an unfinished character nor
-    the beginning of a stop text.
+    The stop text that is complete first ends the text (of two that end at the same character, the longer one), wherever
+    token borders are. A piece is returned once it can be part of neither an incomplete character nor a stop text.
 
     Attributes:
         stopped_by: the stop text that ended the reply, or None.
+
+    Raises:
+        UsageError: a stop text is empty.
     """
 
     def __init__(self, tokenizer: _TokenBytes, stops: Sequence[str] = ()) -> None:
-        """Raises:
-        UsageError: a stop text is empty.
-        """
         if "" in stops:
-            raise UsageError("a stop text must not be empty", hint="leave it out to stop at none")
+            raise UsageError("a stop text must not be empty", hint="remove it")
         self.stopped_by: str | None = None
         self._tokenizer = tokenizer
         self._utf8 = Utf8Stream()
-        # Longest first, so that of stop texts ending at the same character the longest is found.
+        # Longest first, so that the longest of the stop texts that end at the same character is found.
         self._matchers = [_Matcher(stop) for stop in sorted(set(stops), key=len, reverse=True)]
         self._held = ""
         self._pieces: list[str] = []
@@ -71,27 +70,27 @@ class TextStream:
 
     @property
     def text(self) -> str:
-        """The pieces handed out so far, joined: after `finish` all text of the reply, without the stop text."""
+        """The returned pieces, joined; after `finish` all text of the reply without the stop text."""
         if len(self._pieces) > 1:
             self._pieces = ["".join(self._pieces)]
         return self._pieces[0] if self._pieces else ""
 
     @property
     def held(self) -> str:
-        """Whole characters that are held back because they may be the beginning of a stop text."""
+        """Whole characters not returned yet, because they may begin a stop text."""
         return self._held
 
     def push(self, token: int) -> str:
-        """The text that has become certain with `token`; nothing after a stop text or `finish`."""
+        """The text that is certain after `token`; empty after a stop text or `finish`."""
         return "" if self._ended else self._take(self._utf8.push(self._tokenizer.token_bytes(token)))
 
     def finish(self) -> str:
-        """What was held back. An unfinished character becomes U+FFFD."""
+        """The rest of the text. An incomplete character becomes U+FFFD."""
         if self._ended:
             return ""
         piece = self._take(self._utf8.push(b"", final=True))
         if self.stopped_by is None:
-            piece += self._hand_out(self._held)
+            piece += self._return(self._held)
         self._held, self._ended = "", True
         return piece
 
@@ -101,21 +100,21 @@ class TextStream:
             for matcher in self._matchers:
                 if matcher.advance(character):
                     self.stopped_by, self._held, self._ended = matcher.text, "", True
-                    return self._hand_out(window[: at - len(matcher.text)])
+                    return self._return(window[: at - len(matcher.text)])
         num_held = max((matcher.num_matched for matcher in self._matchers), default=0)
         self._held = window[len(window) - num_held :]
-        return self._hand_out(window[: len(window) - num_held])
+        return self._return(window[: len(window) - num_held])
 
-    def _hand_out(self, piece: str) -> str:
+    def _return(self, piece: str) -> str:
         if piece:
             self._pieces.append(piece)
         return piece
 
 
 class _Matcher:
-    """Knuth, Morris and Pratt's search for one text, a character at a time.
+    """Knuth-Morris-Pratt search for one text, a character at a time.
 
-    `num_matched` is the length of the longest beginning of the text that the characters so far end with.
+    `num_matched` is the length of the longest prefix of the text that is a suffix of the characters so far.
     """
 
     def __init__(self, text: str) -> None:
@@ -133,7 +132,7 @@ class _Matcher:
 
 
 def _borders(text: str) -> list[int]:
-    """For each beginning of `text`, the length of its longest proper beginning that it also ends with."""
+    """For each prefix of `text`, the length of its longest proper prefix that is also its suffix."""
     lengths, matched = [0] * len(text), 0
     for at in range(1, len(text)):
         while matched and text[at] != text[matched]:

@@ -1,7 +1,7 @@
-"""Making untrusted text harmless: the one place that decides what may be printed, or be part of a file name.
+"""Escaping of untrusted text for terminals and file names.
 
-Model output, scripts and file names can hold escape sequences that recolour, retitle or reprogram a terminal,
-bidirectional overrides that reorder what one reads, and lone surrogates that cannot be encoded at all.
+Model output, scripts and file names can contain escape sequences that reprogram a terminal, bidirectional overrides
+that reorder text, and lone surrogates that cannot be encoded.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ _MAX_FILE_NAME = 100
 
 
 def printable(text: str, *, keep_newlines: bool = True) -> str:
-    """`text` with everything that a terminal could act upon made visible as `\\xNN` or `\\uNNNN`.
+    """`text` with every character that a terminal could act upon escaped as `\\xNN` or `\\uNNNN`.
 
-    Works character by character, so text may be given in pieces: a sequence split over two pieces is as harmless
-    as a whole one. Tabs become spaces; newlines are kept or shown.
+    Works character by character, so text may be given in pieces. Tabs become spaces; newlines are kept or escaped.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -27,9 +26,9 @@ def printable(text: str, *, keep_newlines: bool = True) -> str:
 
 
 def printable_json(text: str) -> str:
-    """A JSON text, written by `json.dumps`, that means the same and that a terminal may show.
+    """A JSON text written by `json.dumps`, with the same meaning, that is safe for a terminal.
 
-    What a terminal could act upon stands only in strings there, and becomes `\\uNNNN`.
+    Characters that a terminal could act upon occur only in strings there, and become `\\uNNNN`.
     """
     if text.isascii() and "\x7f" not in text:
         return text
@@ -39,9 +38,9 @@ def printable_json(text: str) -> str:
 
 
 def file_name(text: str) -> str:
-    """What of `text` may be part of a file's name: letters, digits and a few signs, no dot in front, not too long.
+    """`text` reduced to a safe part of a file name: letters, digits and a few signs, no leading dot, limited length.
 
-    The names are for people, so two texts may have the same one; never empty.
+    Never empty. Different texts may give the same name.
     """
     found = _NOT_IN_FILE_NAMES.sub("-", text)
     # A file system counts bytes.

@@ -1,4 +1,4 @@
-"""Prompt templates from a file: Jinja2, sandboxed, and cut down to what a template of segments needs.
+"""Prompt templates from files: a sandboxed subset of Jinja2.
 
 A file defines three macros and may set two variables:
 
@@ -8,8 +8,8 @@ A file defines three macros and may set two variables:
     {% macro user(text) %}...{% endmacro %}       a user message and the beginning of the reply
     {% macro reply(text) %}...{% endmacro %}      a given reply, with the closing text
 
-`think` is the thinking mode. There are no loops, no calls and no includes: a template is a total function of its text,
-so it ends, its output is bounded, and it can reach nothing. See `docs/prompts.md`.
+`think` is the thinking mode. There are no loops, calls or includes: a template always ends, its output is bounded, and
+it has access to nothing but its text. See `docs/prompts.md`.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _STATEMENTS: tuple[type[nodes.Node], ...] = (
     nodes.Add, nodes.Filter, nodes.Test, nodes.List, nodes.Tuple,
 )  # fmt: skip
 _FAILURES = (JinjaError, RecursionError, MemoryError, TypeError, ValueError)
-_HINT = "see docs/prompts.md for what a prompt template may hold"
+_HINT = "see docs/prompts.md for what a prompt template may contain"
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Nothing but texts, `+` and a few filters, within a budget of characters for each rendering.
+    """Texts, `+` and a few filters, within a budget of characters per rendering.
 
-    The budget also bounds `+`: doubling a text again and again is the one way left to a huge one.
+    The budget includes the operands of `+`, with which repeated doubling could build a huge text.
     """
 
     intercepted_binops = frozenset({"+"})
@@ -81,7 +81,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 class _Source:
-    """A compiled template file: `module` runs it for a thinking mode, `render` one of the macros."""
+    """A compiled template file: `module` runs it in a thinking mode, `render` runs one of its macros."""
 
     def __init__(self, source: str, path: str) -> None:
         self.path = path
@@ -117,7 +117,7 @@ class _Source:
         return TemplateError(f"{prefix}{error}", path=self.path, line=line, hint=_HINT)
 
     def _line(self, error: BaseException) -> int | None:
-        """The template's line of an error while rendering, from the frames of its compiled code."""
+        """The template's line of a rendering error, from the frames of its compiled code."""
         trace, line = error.__traceback__, None
         while trace is not None:
             if trace.tb_frame.f_code.co_filename == "<template>":
@@ -130,7 +130,7 @@ class _Source:
 class JinjaTemplate:
     """A template file as a `PromptTemplate`.
 
-    `render` gives one of its macros with a text put in, `render_past` the same without thinking.
+    `render` renders one of its macros with a text; `render_past` does the same without thinking.
     """
 
     closing: str
@@ -159,16 +159,16 @@ class JinjaTemplate:
 
 
 def read_template(path: str, think: ThinkMode) -> JinjaTemplate:
-    """The prompt template in a file. Each macro is tried once, so a wrong one is found before anything is generated.
+    """The prompt template in a file. Each macro is rendered once, to find errors before anything is generated.
 
     Raises:
-        TemplateError: the file cannot be read, is no template, or uses what a prompt template may not (file and line).
+        TemplateError: the file cannot be read, is not a template, or uses a forbidden construct (file and line).
     """
     return parse_template(_read_source(path), path, think)
 
 
 def parse_template(text: str, path: str, think: ThinkMode) -> JinjaTemplate:
-    """As `read_template`, of a text; `path` is for messages."""
+    """Like `read_template`, from a text; `path` is for messages."""
     source = _Source(text, path)
     now, past = source.module(think), source.module("off")
     for module in (now, past):
@@ -207,7 +207,7 @@ def _check_tree(tree: nodes.Template, path: str) -> None:
         if not isinstance(node, _STATEMENTS):
             raise TemplateError(f"{name} is not allowed in a prompt template", path=path, line=node.lineno, hint=_HINT)
         if isinstance(node, nodes.List | nodes.Tuple) and not all(isinstance(item, nodes.Const) for item in node.items):
-            raise TemplateError("a list may only hold constants", path=path, line=node.lineno, hint=_HINT)
+            raise TemplateError("a list may only contain constants", path=path, line=node.lineno, hint=_HINT)
         if isinstance(node, nodes.Macro) and [argument.name for argument in node.args] != ["text"]:
             raise TemplateError(f"the macro {node.name!r} must take `text`", path=path, line=node.lineno, hint=_HINT)
 

@@ -1,8 +1,8 @@
-"""How turns become text: cleaning, RWKV's official template, thinking modes, the blank line that closes a turn.
+"""Prompt templates: cleaning, RWKV's official template, thinking modes, preludes.
 
 Each segment (opening, turn, reference reply, closing) is encoded on its own and the token ids are concatenated, so
-that a history never has to be encoded again. The texts are those of ChatRWKV's `API_DEMO_CHAT.py` and of the RWKV-7
-model cards.
+that a history is never encoded again. The texts are those of ChatRWKV's `API_DEMO_CHAT.py` and of the RWKV-7 model
+cards.
 
 | `--think` | the prompt's end                              | a reply ends on     |
 |-----------|-----------------------------------------------|---------------------|
@@ -24,13 +24,13 @@ from typing import Protocol
 from rwkvbatch.config import CellSettings, Prompting, ThinkMode
 from rwkvbatch.errors import UsageError
 
-# Any carriage returns before a line end belong to it. Beginning only where a run of them begins keeps this linear.
+# A line end includes carriage returns before it. Matching only from the start of such a run keeps this linear.
 LINE_END = r"(?<!\r)\r*\n"
 _LINE_ENDS = re.compile(f"(?:{LINE_END})+")
 
 
 def clean(text: str) -> str:
-    """Content as it may stand in a prompt: `\\r\\n` is `\\n`, no empty lines inside, no space at the ends."""
+    """Content for a prompt: `\\r\\n` becomes `\\n`, empty lines and outer white space are removed."""
     return _LINE_ENDS.sub("\n", text).strip()
 
 
@@ -41,14 +41,14 @@ THINK_OPENINGS: Mapping[ThinkMode, str] = {
     "long": " <think",
     "fake": " <think>\n</think",
 }
-"""What a prompt puts behind `Assistant:` in each thinking mode."""
+"""The text after `Assistant:` in each thinking mode."""
 
-THINK_WISHES: Mapping[ThinkMode, str] = {"short": " think a bit", "long": " think a lot"}
-"""What a user's text ends in to ask for little or much of it."""
+THINK_REQUESTS: Mapping[ThinkMode, str] = {"short": " think a bit", "long": " think a lot"}
+"""The end of a user's text that asks for little or much thinking."""
 
 
 def with_thinking(begun: str, text: str) -> str:
-    """A generated reply, stripped, behind the thinking part that its prompt had `begun`."""
+    """A generated reply after the beginning of its thinking part, `begun`, in the prompt; stripped."""
     return (begun + text).strip()
 
 
@@ -59,13 +59,13 @@ PRELUDES: Mapping[str, str] = {
         "Please feel free to ask any question and I will always answer it.\n\n"
     ),
 }
-"""Initial exchanges by the name that `--prelude` takes; each is the text itself."""
+"""Texts of initial exchanges, by their names for `--prelude`."""
 
 MAX_PRELUDE_BYTES = 1_000_000
 
 
 def load_prelude(name_or_path: str) -> str:
-    """The text of a prelude: one of `PRELUDES` by its name, else a file's content.
+    """The text of a prelude: one of `PRELUDES`, or the content of a file.
 
     Raises:
         UsageError: the file cannot be read as UTF-8 text, or is larger than `MAX_PRELUDE_BYTES`.
@@ -96,17 +96,17 @@ def prompting_of(settings: CellSettings) -> Prompting:
 
 
 def prelude_text(prelude: str | None, closing: str) -> str:
-    """A prelude with `\\n` line ends, no space at its ends, and the closing text behind it."""
+    """A prelude with `\\n` line ends, without outer white space, followed by the closing text."""
     text = re.sub(LINE_END, "\n", prelude or "").strip()
     return text.removesuffix(closing.strip()).rstrip() + closing if text else ""
 
 
 class PromptTemplate(Protocol):
-    """What the driver needs of a template. All texts are final: nothing is added between segments."""
+    """A template of segments. Nothing is added between their texts."""
 
     @property
     def closing(self) -> str:
-        """What closes a turn; fed after a reply that ended otherwise than by it."""
+        """The text that closes a turn; read after a reply that did not end with it."""
         ...
 
     @property
@@ -115,11 +115,11 @@ class PromptTemplate(Protocol):
         ...
 
     def opening(self, system: str | None, prelude: str | None) -> str:
-        """What is read before the first turn; may be empty."""
+        """The text before the first turn; may be empty."""
         ...
 
     def turn(self, user: str) -> str:
-        """A user message and the beginning of the reply to be generated."""
+        """A user message and the beginning of the generated reply."""
         ...
 
     def past_turn(self, user: str) -> str:
@@ -131,7 +131,7 @@ class PromptTemplate(Protocol):
         ...
 
     def shown_reply(self, text: str) -> str:
-        """A generated reply as people see it: stripped, with the thinking part that the prompt began put back."""
+        """A generated reply as displayed: stripped, with the beginning of the thinking part from the prompt."""
         ...
 
 
@@ -154,7 +154,7 @@ class OfficialTemplate:
         return (f"System: {cleaned}\n\n" if cleaned else "") + prelude_text(prelude, self.closing)
 
     def turn(self, user: str) -> str:
-        return f"User: {clean(user)}{THINK_WISHES.get(self.think, '')}\n\nAssistant:{THINK_OPENINGS[self.think]}"
+        return f"User: {clean(user)}{THINK_REQUESTS.get(self.think, '')}\n\nAssistant:{THINK_OPENINGS[self.think]}"
 
     def past_turn(self, user: str) -> str:
         return f"User: {clean(user)}\n\nAssistant:"
@@ -167,10 +167,10 @@ class OfficialTemplate:
 
 
 def load_template(prompting: Prompting) -> PromptTemplate:
-    """The template that `prompting` asks for.
+    """The template that `prompting` names.
 
     Raises:
-        TemplateError: the template file cannot be read, or is no prompt template (file and line).
+        TemplateError: the template file cannot be read, or is not a prompt template (file and line).
     """
     if prompting.template is None:
         return OfficialTemplate(prompting.think)

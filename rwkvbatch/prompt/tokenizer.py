@@ -1,10 +1,10 @@
-"""The World tokenizer: greedy longest match over UTF-8 bytes, the same ids as the `rwkv` package's on any text.
+"""The World tokenizer: greedy longest match over UTF-8 bytes, with the same ids as the `rwkv` package for any text.
 
-A model with a smaller vocabulary uses the entries whose ids it has. Ids 1 to 256 are the single bytes, so any text can
-be written with a vocabulary of 257.
+A model with a smaller vocabulary uses the entries with ids below its size. Ids 1 to 256 are the single bytes, so a
+vocabulary of 257 can encode any text.
 
-No entry goes on after an ASCII letter or digit with any other ASCII character: where a word ends, a token ends. So text
-is cut there into pieces, and the tokens of pieces that came before, which most do, are at hand.
+In no entry is an ASCII letter or digit followed by another ASCII character: a token ends where a word ends. Text is
+therefore split there into pieces, whose tokens are cached.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _REINSTALL = "reinstall the `rwkv` package, which carries the vocabulary"
 
 
 def vocabulary_path() -> Path:
-    """Where the installed `rwkv` package keeps the vocabulary; the package itself is not imported.
+    """The vocabulary file of the installed `rwkv` package, which is not imported.
 
     Raises:
-        InputError: the package or the file is not there.
+        InputError: the package or the file is missing.
     """
     spec = find_spec("rwkv")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
@@ -45,14 +45,14 @@ def vocabulary_path() -> Path:
 
 
 def load_entries(path: Path | None = None, cache: Path | None = None) -> tuple[bytes, ...]:
-    """The bytes of every token id from 0 to the last; ids without an entry have none.
+    """The bytes of every token id from 0 to the last; empty for ids without an entry.
 
     Args:
         path: the vocabulary file; the installed one by default.
-        cache: the cache file; one in the user's cache directory by default. Where it cannot be written, nothing is.
+        cache: the cache file, by default in the user's cache directory; not written if it cannot be.
 
     Raises:
-        InputError: the file cannot be read, or a line is no entry (file and line).
+        InputError: the file cannot be read, or a line is not an entry (file and line).
     """
     path = path or vocabulary_path()
     cache = cache or _default_cache()
@@ -72,7 +72,7 @@ def parse_entries(source: bytes, path: Path) -> tuple[bytes, ...]:
     """Entries of a vocabulary file: lines of `ID LITERAL LENGTH`, the literal a Python `str` or `bytes`.
 
     Raises:
-        InputError: a line is no entry, its length is not the literal's, or an id comes twice (file and line).
+        InputError: a line is not an entry, its length is wrong, or an id is repeated (file and line).
     """
     by_id: dict[int, bytes] = {}
     for number, raw in enumerate(source.split(b"\n"), start=1):
@@ -93,12 +93,12 @@ def parse_entries(source: bytes, path: Path) -> tuple[bytes, ...]:
             ) from None
         by_id[int(token)] = entry
     if not by_id:
-        raise InputError("holds no vocabulary entry", path=path, hint=_REINSTALL)
+        raise InputError("contains no vocabulary entry", path=path, hint=_REINSTALL)
     return tuple(by_id.get(token, b"") for token in range(max(by_id) + 1))
 
 
 def pack(entries: tuple[bytes, ...]) -> bytes:
-    """The entries as bytes: their number, their lengths, then all of them after one another."""
+    """The entries as bytes: their number, their lengths, then their bytes."""
     return len(entries).to_bytes(4, "little") + bytes(map(len, entries)) + b"".join(entries)
 
 
@@ -126,34 +126,34 @@ def _read_cache(cache: Path, source_hash: bytes) -> tuple[bytes, ...] | None:
 def _write_cache(cache: Path, source_hash: bytes, entries: tuple[bytes, ...]) -> None:
     packed = pack(entries)
     content = _MAGIC + source_hash + hashlib.sha256(packed).digest() + packed
-    # Without a cache everything works, only slower, so a directory that cannot be written is no error.
+    # The cache is optional, so a directory that cannot be written is not an error.
     with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         replace_file(OS_FILES, cache, [content], mode=PRIVATE_MODE, durable=False, unique=True)
 
 
 MIN_VOCAB_SIZE = 257
-MAX_REMEMBERED = 2**15
-"""So many pieces of text, and beginnings of tokens, are remembered; then all are forgotten."""
+MAX_CACHED = 2**15
+"""The most entries of each cache of tokens; a full cache is cleared."""
 
 MAX_PIECE_BYTES = 32
-"""Longer pieces are not remembered."""
+"""Longer pieces are not cached."""
 
 _WORD_END = re.compile(rb"[A-Za-z0-9][\x00-/:-@\[-`{-\x7f]")
 _PIECE = re.compile(rb"[^A-Za-z0-9]*+(?:[A-Za-z0-9]++[\x80-\xff][^A-Za-z0-9]*+)*+[A-Za-z0-9]*+")
-"""From one word's end to the next; matches everything, and nothing at the end."""
+"""From one word end to the next; the matches cover the text, and the last one is empty."""
 
 _BEGINNING_BYTES = 4
 _Known = TypeVar("_Known")
 
 
 class Tokenizer(Protocol):
-    """What the engine and the template need of a tokenizer.
+    """A tokenizer, as the engine and templates use it.
 
     Attributes:
         vocab_size: ids are below this; not every id has an entry.
-        name: for people.
-        sha256: hex digest that two tokenizers share only if they give the same ids and texts.
+        name: for messages.
+        sha256: hex digest, equal for two tokenizers only if they give the same ids and texts.
     """
 
     @property
@@ -172,8 +172,8 @@ class WorldTokenizer:
     """The World vocabulary's entries with ids below `vocab_size`; see `world_tokenizer`.
 
     Args:
-        entries: the bytes of each id; none for ids without an entry. The 256 single bytes must be among them.
-        vocab_size: of the model; may be larger than the table.
+        entries: the bytes of each id, empty for ids without an entry; must include the 256 single bytes.
+        vocab_size: the model's vocabulary size; may be larger than the table.
     """
 
     name = "rwkv-world"
@@ -202,7 +202,7 @@ class WorldTokenizer:
         """Token ids of `text`.
 
         Raises:
-            InputError: `text` holds a lone surrogate, which is no character and has no bytes.
+            InputError: `text` contains a lone surrogate, which has no bytes.
         """
         try:
             data = text.encode("utf-8")
@@ -220,12 +220,12 @@ class WorldTokenizer:
                 token = id_of.get(piece)
                 known = tuple(self._encode_bytes(piece)) if token is None else (token,)
                 if len(piece) <= MAX_PIECE_BYTES:
-                    _remember(pieces, piece, known)
+                    _store(pieces, piece, known)
             ids += known
         return ids
 
     def _encode_bytes(self, data: bytes) -> list[int]:
-        """The longest entry that `data` begins with, again and again."""
+        """Greedy longest match: repeatedly takes the longest entry at the beginning of the rest."""
         id_of, beginnings, ids, at = self._id_of, self._beginnings, list[int](), 0
         while at < len(data):
             beginning = data[at : at + _BEGINNING_BYTES]
@@ -235,7 +235,7 @@ class WorldTokenizer:
                 while (token := id_of.get(beginning[:length])) is None:
                     length -= 1
                 known = self._longer.get(beginning, ()), token, length
-                _remember(beginnings, beginning, known)
+                _store(beginnings, beginning, known)
             longer, token, length = known
             for more in longer:
                 found = id_of.get(data[at : at + more])
@@ -247,15 +247,15 @@ class WorldTokenizer:
         return ids
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of `tokens`; each run of bytes that are no UTF-8 becomes one U+FFFD."""
+        """Text of `tokens`; each run of invalid UTF-8 becomes one U+FFFD."""
         return decode_utf8(self.decode_bytes(tokens))
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
-        """Bytes of `tokens`; ids without an entry have none."""
+        """Bytes of `tokens`; empty for ids without an entry."""
         return b"".join(map(self.token_bytes, tokens))
 
     def token_bytes(self, token: int) -> bytes:
-        """Bytes of one token; none for 0 (end of text) and other ids without an entry."""
+        """Bytes of one token; empty for 0 (end of text) and other ids without an entry."""
         return self._bytes_of[token] if 0 <= token < len(self._bytes_of) else b""
 
 
@@ -264,8 +264,8 @@ def world_tokenizer(vocab_size: int = 65536) -> WorldTokenizer:
     """The World tokenizer of a model with `vocab_size` token ids; the same object for the same size.
 
     Raises:
-        UsageError: the size does not cover the 256 single bytes.
-        InputError: the vocabulary is not installed or damaged.
+        UsageError: the size does not include the 256 single bytes.
+        InputError: the vocabulary is missing or damaged.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise UsageError(
@@ -276,7 +276,7 @@ def world_tokenizer(vocab_size: int = 65536) -> WorldTokenizer:
 
 
 def _longer_by_beginning(id_of: dict[bytes, int]) -> dict[bytes, tuple[int, ...]]:
-    """For each beginning, the lengths (longest first) of the entries that go on after it."""
+    """For each beginning, the lengths (longest first) of the longer entries that begin with it."""
     found: dict[bytes, set[int]] = {}
     for entry in id_of:
         if len(entry) > _BEGINNING_BYTES:
@@ -284,7 +284,7 @@ def _longer_by_beginning(id_of: dict[bytes, int]) -> dict[bytes, tuple[int, ...]
     return {beginning: tuple(sorted(lengths, reverse=True)) for beginning, lengths in found.items()}
 
 
-def _remember(memory: dict[bytes, _Known], key: bytes, value: _Known) -> None:
-    if len(memory) >= MAX_REMEMBERED:
+def _store(memory: dict[bytes, _Known], key: bytes, value: _Known) -> None:
+    if len(memory) >= MAX_CACHED:
         memory.clear()
     memory[key] = value

@@ -14,7 +14,7 @@ from rwkvbatch.prompt.templates import load_template, prompting_of
 from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
 from rwkvbatch.replay.conversation import PromptEncoder
 from rwkvbatch.replay.plan import Plan, Task
-from rwkvbatch.script.source import refuse
+from rwkvbatch.script.records import refuse
 
 if TYPE_CHECKING:
     from rwkvbatch.engine.engine import Engine

@@ -1,3 +1,3 @@
-"""Conversation scripts: records, file formats, lint, checks on replies."""
+"""Conversation scripts: records, forms of lines, lint, checks of replies."""
 
 from __future__ import annotations

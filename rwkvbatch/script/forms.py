@@ -1,18 +1,18 @@
-"""Which form a line of a script has. Recognised line by line, so a file may mix them.
+"""The forms of lines. Each line is recognised on its own, so a file may mix forms.
 
-| form         | recognised by                          | unknown keys                                  |
-|--------------|----------------------------------------|-----------------------------------------------|
-| OpenAI batch | `custom_id` or `body`                  | ignored, unless they look like a misspelt one |
-| ShareGPT     | `conversations`                        | the same                                      |
-| MT-Bench     | `turns` or `question_id`               | the same                                      |
-| OpenAI chat  | `messages` in the ways of its requests | the same                                      |
-| native       | everything else                        | an error                                      |
+| form         | recognised by                          | unknown keys                             |
+|--------------|----------------------------------------|------------------------------------------|
+| OpenAI batch | `custom_id` or `body`                  | ignored, unless they resemble a known key |
+| ShareGPT     | `conversations`                        | the same                                 |
+| MT-Bench     | `turns` or `question_id`               | the same                                 |
+| OpenAI chat  | `messages`, and keys or contents of its requests | the same                       |
+| native       | everything else                        | an error                                 |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, NoReturn
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
@@ -25,10 +25,9 @@ from rwkvbatch.script.native import (
     read_id,
     read_native,
     read_tags,
-    to_dialogue,
+    to_turns,
 )
-from rwkvbatch.script.records import Conversation, SourceLine, Turn
-from rwkvbatch.script.source import is_array, is_object, refuse, shown, type_name
+from rwkvbatch.script.records import Conversation, SourceLine, Turn, is_array, is_object, refuse, shown, type_name
 
 _ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -43,14 +42,14 @@ _ROLES: Mapping[str, Role] = {
     "model": "assistant",
 }
 _CHANGING_FIELDS = ("tools", "functions", "tool_choice", "function_call", "logit_bias", "response_format")
-"""Fields of a request that change its reply and that have no counterpart here."""
+"""Fields of a request that change its reply and have no counterpart here."""
 
 
 WITHOUT_FIRST_REPLY = (
     'jq -c \'.conversations |= map(select(.from == "system")) + '
     'until(length == 0 or (.[0].from | IN("human", "user")); .[1:])\''
 )
-"""Leaves out what comes before the first question, but for the system message."""
+"""A filter that removes what comes before the first question, except the system message."""
 
 
 class _Lenient(Shape):
@@ -99,32 +98,29 @@ class _MtBench(_Lenient):
 
 
 def read_openai(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
-    """A line with OpenAI chat messages and, where they stand beside them, sampling fields.
+    """A line with OpenAI chat messages and optional sampling fields.
 
     Raises:
-        ScriptError: a wrong value, or something that has no counterpart here (tools, images).
+        ScriptError: a wrong value, or a field that has no counterpart here (tools, images).
     """
     return _from_request(line, source, default_id, "")
 
 
 def read_openai_batch(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
-    """A request of OpenAI's batch interface; `custom_id` is the conversation's id.
+    """A request of OpenAI's batch API; `custom_id` is the conversation's id.
 
     Raises:
         ScriptError: as `read_openai`, or not a chat request.
     """
     raw = _OpenAiBatch.read(line, source)
     if raw.url is not None and not raw.url.endswith("/chat/completions"):
-        refuse(
-            source,
-            f"url: must be of chat completions, got {shown(raw.url)}",
-            "only chat requests can be replayed",
-        )
+        hint = "only chat requests can be replayed"
+        refuse(source, f"url: must be of chat completions, got {shown(raw.url)}", hint)
     return _from_request(raw.body, source, read_id(raw.custom_id, default_id, source, "custom_id"), "body")
 
 
 def read_sharegpt(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
-    """A ShareGPT conversation: `from` is human or gpt (or user, assistant, system), the text is `value`.
+    """A ShareGPT conversation: `from` is human or gpt (or user, assistant, system), `value` is the text.
 
     Raises:
         ScriptError: a wrong value, or an order of messages that cannot be replayed.
@@ -136,19 +132,14 @@ def read_sharegpt(line: Mapping[str, Any], source: SourceLine, default_id: str) 
         message = _ShareGptMessage.read(item, source, where)
         role = _role(message.role, source, f"{where}.from")
         if role == "assistant" and all(earlier.role == "system" for earlier in messages):
-            _refuse_first_reply(message.role, source, where)
+            # Conversations that were cut out of longer ones begin with a reply.
+            refuse(
+                source,
+                f"{where}: {shown(message.role)} comes before any question, so there is nothing that it replies to",
+                f"remove it; this does that in all lines: {WITHOUT_FIRST_REPLY} FILE > NEW",
+            )
         messages.append(Message(role, message.value, where))
-    dialogue = to_dialogue(messages, source)
-    return Conversation(read_id(raw.id, default_id, source), dialogue.system, dialogue.turns, (), {}, source)
-
-
-def _refuse_first_reply(name: str, source: SourceLine, where: str) -> NoReturn:
-    """Conversations that were cut out of longer ones begin with a reply."""
-    refuse(
-        source,
-        f"{where}: {shown(name)} comes before any question, so there is nothing that it replies to",
-        f"leave it out; this does that in all lines: {WITHOUT_FIRST_REPLY} FILE > NEW",
-    )
+    return Conversation(read_id(raw.id, default_id, source), *to_turns(messages, source), (), {}, source)
 
 
 def read_mt_bench(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
@@ -176,15 +167,10 @@ def _from_request(request: Mapping[str, Any], source: SourceLine, conversation_i
         if request.get(name) not in (None, [], {}, "none", "auto", {"type": "text"}):
             refuse(source, f"{prefix}{name}: has no counterpart here", "remove it from the line")
     if request.get("n") not in (None, 1):
-        refuse(
-            source,
-            f"{prefix}n: must be 1, got {shown(request['n'])}",
-            "several replies to a turn: `--repeats`",
-        )
+        refuse(source, f"{prefix}n: must be 1, got {shown(request['n'])}", "use `--repeats` for several replies")
     messages = [_read_message(item, source, f"{prefix}messages[{at}]") for at, item in enumerate(raw.messages)]
-    dialogue = to_dialogue(messages, source)
-    params = from_openai(request, source, where or "line")
-    return Conversation(conversation_id, dialogue.system, dialogue.turns, (), params, source)
+    system, turns = to_turns(messages, source)
+    return Conversation(conversation_id, system, turns, (), from_openai(request, source, where or "line"), source)
 
 
 def _read_message(item: Any, source: SourceLine, where: str) -> Message:
@@ -195,11 +181,8 @@ def _read_message(item: Any, source: SourceLine, where: str) -> Message:
 def _role(name: str, source: SourceLine, where: str) -> Role:
     role = _ROLES.get(name)
     if role is None:
-        refuse(
-            source,
-            f"{where}: must be one of {', '.join(_ROLES)}, got {shown(name)}",
-            "tool messages cannot be replayed",
-        )
+        hint = "tool messages cannot be replayed"
+        refuse(source, f"{where}: must be one of {', '.join(_ROLES)}, got {shown(name)}", hint)
     return role
 
 
@@ -212,11 +195,8 @@ def _content(content: Any, source: SourceLine, where: str) -> str:
     for at, part in enumerate(content):
         text = part.get("text") if is_object(part) else None
         if not isinstance(text, str):
-            refuse(
-                source,
-                f"{where}.content[{at}]: must be a text part",
-                "images, sounds and files cannot be replayed",
-            )
+            hint = "images, sounds and files cannot be replayed"
+            refuse(source, f"{where}.content[{at}]: must be a text part", hint)
         texts.append(text)
     return "\n".join(texts)
 
@@ -225,38 +205,21 @@ ReadForm = Callable[[Mapping[str, Any], SourceLine, str], Conversation]
 
 _NATIVE_KEYS = frozenset({"id", "tags", "params", "expect"})
 _OPENAI_KEYS = OPENAI_PARAM_NAMES | {
-    "model",
-    "tools",
-    "functions",
-    "stream",
-    "user",
-    "metadata",
-    "n",
-    "parallel_tool_calls",
-}
-
-
-def form_of(line: Mapping[str, Any]) -> ReadForm:
-    """What reads this line."""
-    if "custom_id" in line or "body" in line:
-        return read_openai_batch
-    if "conversations" in line:
-        return read_sharegpt
-    if "turns" in line or "question_id" in line:
-        return read_mt_bench
-    return read_openai if _is_openai(line) else read_native
+    "model", "tools", "functions", "stream", "user", "metadata", "n", "parallel_tool_calls"
+}  # fmt: skip
 
 
 def read_conversation(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
-    """The conversation of one line, in whatever form.
+    """The conversation of one line of any form.
 
     Args:
-        default_id: the id if the line gives none.
+        default_id: the id if the line has none.
 
     Raises:
-        ScriptError: the line is of no form that can be replayed.
+        ScriptError: the line cannot be replayed.
     """
-    return form_of(line)(line, source, default_id)
+    read = next(read for matches, read in _FORMS if matches(line))
+    return read(line, source, default_id)
 
 
 def _is_openai(line: Mapping[str, Any]) -> bool:
@@ -272,3 +235,13 @@ def _is_openai(line: Mapping[str, Any]) -> bool:
         or not message.keys() <= {"role", "content"}
         for message in plain
     )
+
+
+_FORMS: tuple[tuple[Callable[[Mapping[str, Any]], bool], ReadForm], ...] = (
+    (lambda line: "custom_id" in line or "body" in line, read_openai_batch),
+    (lambda line: "conversations" in line, read_sharegpt),
+    (lambda line: "turns" in line or "question_id" in line, read_mt_bench),
+    (_is_openai, read_openai),
+    (lambda _: True, read_native),
+)
+"""How each form is recognised, and what reads it; the first match wins."""

@@ -1,4 +1,4 @@
-"""Traps of RWKV prompts: things in a script that can be replayed, and that are probably not meant."""
+"""Lint: contents of a script that can be replayed but are probably mistakes in RWKV's prompt format."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rwkvbatch.script.records import Conversation, SourceLine
 
 @dataclass(frozen=True)
 class LintWarning:
-    """A trap, where it is, and the way out.
+    """A probable mistake.
 
     Attributes:
         code: stable name, see `docs/scripts.md`.
         source: file and line. conversation: its id.
-        place: the message in it: `system`, `turn 2` or `turn 2 reference`.
-        message: what is there. hint: what to do.
+        place: the message: `system`, `turn 2` or `turn 2 reference`.
+        message: what was found. hint: what to do.
     """
 
     code: str
@@ -34,8 +34,8 @@ class LintWarning:
 
 
 @dataclass(frozen=True)
-class _Trap:
-    """`found` gives what is wrong with a content, or None. `only_in` limits it to kinds of message."""
+class _Rule:
+    """`found` returns what is wrong with a content, or None. `only_in` limits the rule to kinds of message."""
 
     code: str
     found: Callable[[str], str | None]
@@ -50,10 +50,10 @@ _ROLE_END = re.compile(rf"(?:^|\n)\s*{_ROLE}:[ \t]*$")
 
 
 def lint(conversations: Iterable[Conversation], *, history: HistoryMode = "own") -> tuple[LintWarning, ...]:
-    """All traps, in the order of the conversations and their messages. Never raises: errors are the reader's.
+    """All warnings, in the order of the conversations and their messages. Never raises: the reader reports errors.
 
     Args:
-        history: the mode that the script is to be run in; with `gold`, turns without a reference are told too.
+        history: the mode of the run; with `gold`, turns without a reference are reported too.
     """
     return tuple(warning for conversation in conversations for warning in _lint_one(conversation, history))
 
@@ -63,9 +63,9 @@ def _lint_one(conversation: Conversation, history: HistoryMode) -> Iterator[Lint
         return LintWarning(code, conversation.source, conversation.id, place, message, hint)
 
     for kind, place, content in _contents(conversation):
-        for trap in _TRAPS:
-            if kind in trap.only_in and (message := trap.found(content)) is not None:
-                yield warn(trap.code, place, message, trap.hint)
+        for rule in _RULES:
+            if kind in rule.only_in and (message := rule.found(content)) is not None:
+                yield warn(rule.code, place, message, rule.hint)
     for number, turn in enumerate(conversation.turns[:-1]):
         if history == "gold" and turn.reference is None:
             hint = "with `--history gold` the next turn sees the model's own reply; add an assistant message"
@@ -86,8 +86,7 @@ def _empty(text: str) -> str | None:
 
 
 def _blank_line(text: str) -> str | None:
-    found = _BLANK_LINE.search(text.strip())
-    return None if found is None else "has a blank line inside"
+    return "has a blank line inside" if _BLANK_LINE.search(text.strip()) else None
 
 
 def _carriage_return(text: str) -> str | None:
@@ -100,9 +99,9 @@ def _outer_space(text: str) -> str | None:
 
 def _role_end(text: str) -> str | None:
     found = _ROLE_END.search(text)
-    return (
-        None if found is None else f"ends with {found[0].strip()!r}" + (" and a space" if text[-1:].isspace() else "")
-    )
+    if found is None:
+        return None
+    return f"ends with {found[0].strip()!r}" + (" and a space" if text[-1:].isspace() else "")
 
 
 def _role_line(text: str) -> str | None:
@@ -115,20 +114,20 @@ def _control_character(text: str) -> str | None:
     return None if found is None else f"has the control character U+{ord(found):04X}"
 
 
-_TRAPS = (
-    _Trap("empty-content", _empty, "write a text; an empty message is read as one", ("user", "system")),
-    _Trap("empty-reference", _empty, "write a text, or remove the message", ("reference",)),
-    _Trap("carriage-return", _carriage_return, r"write \n; \r\n is read as \n, other carriage returns stay"),
-    _Trap(
+_RULES = (
+    _Rule("empty-content", _empty, "write a text; an empty message is read as one", ("user", "system")),
+    _Rule("empty-reference", _empty, "write a text, or remove the message", ("reference",)),
+    _Rule("carriage-return", _carriage_return, r"write \n; \r\n is read as \n, other carriage returns stay"),
+    _Rule(
         "blank-line",
         _blank_line,
         "a blank line ends a message in RWKV's format; it is read as one line end",
         ("user", "system"),
     ),
-    _Trap("blank-line-in-reference", _blank_line, "no reply can have one: it ends there", ("reference",)),
-    _Trap("outer-space", _outer_space, "it is not read; remove it"),
-    _Trap("role-space", _role_end, "the template writes the role itself; remove it"),
-    _Trap("role-line", _role_line, "the model takes it for a new message; quote it or write it otherwise"),
-    _Trap("control-character", _control_character, "remove it"),
+    _Rule("blank-line-in-reference", _blank_line, "no reply can have one: it ends there", ("reference",)),
+    _Rule("outer-space", _outer_space, "it is not read; remove it"),
+    _Rule("role-space", _role_end, "the template adds the role; remove it"),
+    _Rule("role-line", _role_line, "the model reads it as a new message; quote or rephrase it"),
+    _Rule("control-character", _control_character, "remove it"),
 )
-"""The traps of contents. `docs/scripts.md` lists them; a test holds the two together."""
+"""The rules for contents. `docs/scripts.md` lists them, and a test compares the two."""

@@ -1,4 +1,4 @@
-"""The native form of a conversation, and the `defaults` line that a file may begin with."""
+"""The native form of a conversation, the `defaults` line of a file, and what all forms share: ids, params, turns."""
 
 from __future__ import annotations
 
@@ -12,17 +12,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rwkvbatch.config import ALIASES, Sampling, Settings, Stopping, with_full_names
 from rwkvbatch.errors import UsageError
 from rwkvbatch.script.checks import parse_checks
-from rwkvbatch.script.records import Check, Conversation, SourceLine, Turn
-from rwkvbatch.script.source import is_object, refuse, refuse_unknown_keys, shown, type_name
+from rwkvbatch.script.records import (
+    Check,
+    Conversation,
+    SourceLine,
+    Turn,
+    is_object,
+    refuse,
+    refuse_unknown_keys,
+    shown,
+    type_name,
+)
 
 MAX_ID_LENGTH = 200
 
 
 class Shape(BaseModel):
-    """An object as it stands in a line. Types are strict: a number is no string.
+    """A JSON object of a line, with strict types.
 
-    `lenient` shapes belong to forms that others define: their unknown keys are ignored, unless they look like a known
-    one misspelt.
+    `lenient` shapes belong to forms that others define: unknown keys are ignored unless they resemble a known one.
     """
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
@@ -72,8 +80,8 @@ def read_id(given: str | None, default: str, source: SourceLine, key: str = "id"
     """The id of a conversation.
 
     Raises:
-        ScriptError: it is empty, too long, or holds characters that cannot be printed. Ids are never used as file
-            names, so `/` and `..` are as good as anything.
+        ScriptError: it is empty, too long, or has characters that cannot be printed. Ids are never used as file names,
+            so `/` and `..` are allowed.
     """
     if given is None:
         return default
@@ -157,7 +165,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Message:
-    """One message of any form. `expect` and `params` are raw: they are parsed when the turn is complete.
+    """One message of any form; `expect` and `params` are not parsed yet.
 
     `where` names the message in its line, such as `messages[2]`.
     """
@@ -169,18 +177,11 @@ class Message:
     params: Any = None
 
 
-@dataclass(frozen=True)
-class Dialogue:
-    """What a list of messages says."""
+def to_turns(messages: Sequence[Message], source: SourceLine) -> tuple[str | None, tuple[Turn, ...]]:
+    """The system message, if any, and the turns.
 
-    system: str | None
-    turns: tuple[Turn, ...]
-
-
-def to_dialogue(messages: Sequence[Message], source: SourceLine) -> Dialogue:
-    """Every user message becomes a turn; an assistant message right after it is the turn's reference.
-
-    Two user messages in a row are two turns of which the first has no reference.
+    Every user message begins a turn; an assistant message right after it is the turn's reference. Of two user messages
+    in a row the first is a turn without a reference.
 
     Raises:
         ScriptError: no user message, a system message that is not the first, an assistant message with no user message
@@ -189,41 +190,27 @@ def to_dialogue(messages: Sequence[Message], source: SourceLine) -> Dialogue:
     system: str | None = None
     turns: list[Turn] = []
     for at, message in enumerate(messages):
-        if message.role != "user" and message.expect is not None:
-            refuse(
-                source,
-                f"{message.where}: `expect` belongs to the user message that asks for the reply",
-                "move it there",
-            )
-        if message.role != "user" and message.params is not None:
-            refuse(
-                source,
-                f"{message.where}: `params` belong to the user message that asks for the reply",
-                "move them there",
-            )
+        where = message.where
+        if message.role != "user":
+            for key, value in (("expect", message.expect), ("params", message.params)):
+                if value is not None:
+                    refuse(source, f"{where}: `{key}` must be in the user message that asks for the reply", "move it")
         if message.role == "system":
             if at:
-                refuse(
-                    source,
-                    f"{message.where}: a system message may only be the first",
-                    "join it with the first message",
-                )
+                refuse(source, f"{where}: a system message may only be the first", "join it with the first message")
             system = message.content
         elif message.role == "user":
-            checks = () if message.expect is None else parse_checks(message.expect, source, f"{message.where}.expect")
+            checks = () if message.expect is None else parse_checks(message.expect, source, f"{where}.expect")
             params: Mapping[str, Any] = (
-                {} if message.params is None else parse_params(message.params, source, f"{message.where}.params")
+                {} if message.params is None else parse_params(message.params, source, f"{where}.params")
             )
             turns.append(Turn(message.content, None, checks, params))
         elif not turns:
             hint = "begin with a user message, or give an initial exchange with `--prelude`"
-            refuse(source, f"{message.where}: an assistant message needs a user message before it", hint)
+            refuse(source, f"{where}: an assistant message needs a user message before it", hint)
         elif turns[-1].reference is not None:
-            refuse(
-                source,
-                f"{message.where}: two assistant messages in a row",
-                "join them, or put a user message between",
-            )
+            hint = "join them, or put a user message between"
+            refuse(source, f"{where}: two assistant messages in a row", hint)
         else:
             turns[-1] = replace(turns[-1], reference=message.content)
     if not turns:
@@ -231,25 +218,19 @@ def to_dialogue(messages: Sequence[Message], source: SourceLine) -> Dialogue:
     for number, turn in enumerate(turns):
         for check in turn.checks:
             if check.needs_reference and turn.reference is None:
-                hint = "add the assistant message that the reply is to be like"
+                hint = "add the assistant message that the reply is compared with"
                 refuse(source, f"turn {number}: the check {check.kind!r} needs a reference reply", hint)
-    return Dialogue(system, tuple(turns))
+    return system, tuple(turns)
 
 
 def with_checks(turns: Iterable[Turn], shared: Sequence[Check]) -> tuple[Turn, ...]:
-    """The turns, each with the `shared` checks (of its conversation or file) behind its own.
+    """The turns with the `shared` checks (of their conversation or file) after their own.
 
-    A shared check that compares with the reference is left out where a turn has none.
+    Turns without a reference do not get shared checks that compare with it.
     """
-    if not shared:
-        return tuple(turns)
     return tuple(
         replace(
-            turn,
-            checks=(
-                *turn.checks,
-                *(c for c in shared if turn.reference is not None or not c.needs_reference),
-            ),
+            turn, checks=(*turn.checks, *(c for c in shared if turn.reference is not None or not c.needs_reference))
         )
         for turn in turns
     )
@@ -262,18 +243,15 @@ class _Message(Shape):
     params: dict[str, Any] | None = None
 
 
-class _Conversation(Shape):
-    messages: list[Any]
-    id: str | None = None
-    tags: list[str] = Field(default_factory=list[str])
-    params: dict[str, Any] = Field(default_factory=dict[str, Any])
-    expect: Any = None
-
-
 class _Defaults(Shape):
     tags: list[str] = Field(default_factory=list[str])
     params: dict[str, Any] = Field(default_factory=dict[str, Any])
     expect: Any = None
+
+
+class _Conversation(_Defaults):
+    messages: list[Any]
+    id: str | None = None
 
 
 class _DefaultsLine(Shape):
@@ -282,16 +260,14 @@ class _DefaultsLine(Shape):
 
 @dataclass(frozen=True)
 class FileDefaults:
-    """What the `defaults` line of a file gives to all its conversations."""
+    """Tags, params and checks that the `defaults` line of a file adds to all its conversations."""
 
     tags: tuple[str, ...] = ()
     params: Mapping[str, Any] = field(default_factory=dict[str, Any])
     checks: tuple[Check, ...] = ()
 
-    def given_to(self, conversation: Conversation) -> Conversation:
-        """The conversation with these tags and checks added, and these params where it has none of its own."""
-        if not (self.tags or self.params or self.checks):
-            return conversation
+    def apply(self, conversation: Conversation) -> Conversation:
+        """The conversation with these tags and checks added, and these params unless it has its own."""
         return replace(
             conversation,
             turns=with_checks(conversation.turns, self.checks),
@@ -322,12 +298,12 @@ def read_native(line: Mapping[str, Any], source: SourceLine, default_id: str) ->
     """
     raw = _Conversation.read(line, source)
     messages = [_read_message(item, source, f"messages[{at}]") for at, item in enumerate(raw.messages)]
-    dialogue = to_dialogue(messages, source)
+    system, turns = to_turns(messages, source)
     shared = () if raw.expect is None else parse_checks(raw.expect, source, "expect")
     return Conversation(
         id=read_id(raw.id, default_id, source),
-        system=dialogue.system,
-        turns=with_checks(dialogue.turns, shared),
+        system=system,
+        turns=with_checks(turns, shared),
         tags=read_tags(raw.tags, source),
         params=parse_params(raw.params, source),
         source=source,

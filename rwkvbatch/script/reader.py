@@ -1,4 +1,4 @@
-"""Files and standard input to conversations, line by line, within limits."""
+"""Reads scripts from files and standard input, line by line, within limits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from rwkvbatch.config import ScriptLimits
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.script.forms import read_conversation
 from rwkvbatch.script.native import MAX_ID_LENGTH, FileDefaults, read_defaults
-from rwkvbatch.script.records import Conversation, SourceLine
-from rwkvbatch.script.source import parse_line, refuse
+from rwkvbatch.script.records import Conversation, SourceLine, parse_line, refuse
 
 STDIN = "-"
 _BOM = b"\xef\xbb\xbf"
@@ -30,7 +29,7 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class RawLine:
-    """A line without its end: `data` is all of it, or as much as may be held where it is not `whole`."""
+    """A line without its line end; `data` is only its beginning if it is not `whole`."""
 
     source: SourceLine
     data: bytes
@@ -39,7 +38,7 @@ class RawLine:
 
 @contextmanager
 def opened(path: str) -> Generator[BinaryIO]:
-    """The file, or standard input for `-`, which stays open.
+    """Open the file, or standard input for `-`, which is not closed.
 
     Raises:
         ScriptError: it cannot be read.
@@ -59,7 +58,7 @@ def opened(path: str) -> Generator[BinaryIO]:
 
 
 def has_end(file: BinaryIO) -> bool:
-    """Whether it can be read to its end without waiting for anybody."""
+    """Whether it can be read to its end without waiting: a regular file."""
     try:
         return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except (OSError, ValueError):
@@ -67,12 +66,12 @@ def has_end(file: BinaryIO) -> bool:
 
 
 def raw_lines(file: BinaryIO, path: str, max_bytes: int) -> Iterator[RawLine]:
-    """Lines without their ends. No more than `max_bytes` of a line are ever held.
+    """Lines without their line ends, with at most `max_bytes` of a line in memory.
 
-    The rest of a longer one is read past when the next line is asked for: whoever refuses it does not wait for its end.
+    The rest of a longer line is skipped only when the next line is requested, so that refusing it need not wait.
 
     Raises:
-        ScriptError: the file cannot be read, or a line that was read past does not end.
+        ScriptError: the file cannot be read, or a skipped line does not end.
     """
     most = max(PAST_LIMITS * max_bytes, MIN_PAST_BYTES)
     number = 0
@@ -93,7 +92,7 @@ def raw_lines(file: BinaryIO, path: str, max_bytes: int) -> Iterator[RawLine]:
             num_read += len(rest)
             if num_read > most:
                 raise ScriptError(
-                    f"the line has no end within {most:,} bytes, so it is not set aside",
+                    f"the line has no end within {most:,} bytes, so it cannot be set aside",
                     path=shown_path(path),
                     line=number,
                     hint="is this a script? It must have one JSON object a line",
@@ -108,15 +107,15 @@ def _read_up_to(file: BinaryIO, num_bytes: int, path: str, line: int) -> bytes:
 
 
 def shown_path(path: str) -> str:
-    """The file as errors name it."""
+    """The name of the file in errors."""
     return "<stdin>" if path == STDIN else path
 
 
 KEPT_BYTES = 2**16
-"""What is kept of a line that is too long and set aside."""
+"""The stored part of a line that is too long and set aside."""
 
 COUNTED_BYTES = 2**24
-"""So much is read after a bad line that ends the reading, to tell how many more there are."""
+"""The most bytes that are read after a bad line, to count further bad lines."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,7 @@ class SkippedLine:
     """A bad line that was set aside.
 
     Attributes:
-        raw: its bytes without the line end; of a line that is too long, the first `KEPT_BYTES`. `whole` tells whether
-            that is all.
+        raw: its bytes without the line end; only the first `KEPT_BYTES` if it is not `whole`.
         error: why it cannot be used.
     """
 
@@ -137,7 +135,7 @@ class SkippedLine:
 
 @dataclass(frozen=True)
 class Script:
-    """What was read.
+    """The conversations of all files.
 
     Attributes:
         conversations: in the order of the files and their lines.
@@ -185,7 +183,7 @@ class _Reading:
         self._limits = limits
         self._skip_bad = skip_bad
         self._several = several
-        self._places: dict[str, SourceLine] = {}
+        self._sources: dict[str, SourceLine] = {}
 
     def read_file(self, path: str) -> None:
         num_before, skipped_before = len(self.conversations), len(self.skipped)
@@ -201,7 +199,7 @@ class _Reading:
                     if not self._skip_bad:
                         others = lines if line.whole and has_end(file) else None
                         good = len(self.conversations) - num_before
-                        self._tell_of_others(error, others, defaults, good)
+                        self._count_others(error, others, defaults, good)
                         raise
                     self._set_aside(line, error)
                 is_first = False
@@ -221,16 +219,16 @@ class _Reading:
             refuse(line.source, "`defaults` may only be the first line of a file", "move it to the top")
         return read_defaults(value, line.source)
 
-    def _tell_of_others(
+    def _count_others(
         self, error: ScriptError, lines: Iterator[RawLine] | None, defaults: FileDefaults, good: int
     ) -> None:
-        """Add to the hint of a file's first `error` how many of the other lines are bad, and how to go without them.
+        """Add to the hint of a file's first `error` how many other lines are bad, and how to skip them.
 
         Args:
-            lines: the lines after it, which are read within limits; None if they cannot be.
-            good: how many conversations stood before it.
+            lines: the lines after it, which are read within limits; None if they cannot be read without waiting.
+            good: the number of conversations before it.
         """
-        told: list[str] = [] if error.hint is None else [error.hint]
+        hints: list[str] = [] if error.hint is None else [error.hint]
         is_all = False
         if lines is not None:
             before = len(self.conversations)
@@ -238,13 +236,13 @@ class _Reading:
             good += len(self.conversations) - before
             if bad:
                 count = f"{'' if is_all else 'at least '}{bad:,} more line{'s are' if bad > 1 else ' is'} bad"
-                told.append(f"{count} in this file" + (f", {good:,} can be used" if is_all else ""))
+                hints.append(f"{count} in this file" + (f", {good:,} can be used" if is_all else ""))
         if good or not is_all:
-            told.append("--skip-bad sets bad lines aside and runs the others")
-        error.hint = "\n  ".join(told) or None
+            hints.append("--skip-bad sets bad lines aside and runs the others")
+        error.hint = "\n  ".join(hints) or None
 
     def _count_bad(self, lines: Iterator[RawLine], defaults: FileDefaults) -> tuple[int, bool]:
-        """How many of `lines` are bad; and whether all were read. The others are added."""
+        """The number of bad `lines`, and whether all were read. Conversations of good lines are added."""
         bad = num_bytes = 0
         try:
             for line in lines:
@@ -280,7 +278,7 @@ class _Reading:
         if len(self.skipped) >= self._limits.max_conversations:
             raise UsageError(
                 f"{line.source}: more than {self._limits.max_conversations:,} bad lines; the last one: {error}",
-                hint=f"this may be no script at all; else {_raise_limit('max_conversations')}",
+                hint=f"is this a script? If it is, {_raise_limit('max_conversations')}",
             )
         raw = line.data if line.whole else line.data[:KEPT_BYTES]
         self.skipped.append(SkippedLine(line.source, raw, line.whole, error))
@@ -296,11 +294,11 @@ class _Reading:
         if len(found.turns) > self._limits.max_turns:
             message = f"has {len(found.turns):,} turns, more than {self._limits.max_turns:,}"
             refuse(source, message, f"split it, or {_raise_limit('max_turns')}")
-        if found.id in self._places:
+        if found.id in self._sources:
             hint = "give one of the two another id, or leave ids out: they must be unique in a run"
-            refuse(source, f"the id {found.id!r} was already used at {self._places[found.id]}", hint)
-        self._places[found.id] = source
-        self.conversations.append(defaults.given_to(found))
+            refuse(source, f"the id {found.id!r} was already used at {self._sources[found.id]}", hint)
+        self._sources[found.id] = source
+        self.conversations.append(defaults.apply(found))
 
     def _default_id(self, source: SourceLine) -> str:
         if not self._several:

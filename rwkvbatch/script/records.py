@@ -1,23 +1,29 @@
-"""Conversations as the rest of the program sees them: plain frozen values that know where they stood.
+"""Conversations as frozen values, and strict parsing of the JSON lines that they come from.
 
-`Check` is here, and not beside the kinds of check, so that a turn can hold checks.
+Every refusal of a line names file, line, what was expected and what to do.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol, TypeGuard
 
 from rwkvbatch.config import PENALTY_ALIASES
+from rwkvbatch.errors import ScriptError
 
 
 @dataclass(frozen=True)
 class SourceLine:
-    """A place in a script: the file as it was named (`-` is standard input) and its 1-based line."""
+    """A line of a script: the file as it was named (`-` is standard input) and the 1-based line number."""
 
     path: str
     line: int
@@ -28,7 +34,7 @@ class SourceLine:
 
 @dataclass(frozen=True)
 class ReplyFacts:
-    """What checks may look at.
+    """The facts about a reply that checks judge.
 
     Attributes:
         text: the reply as shown, stripped, with its thinking part.
@@ -45,7 +51,7 @@ class ReplyFacts:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check found: `score` is in [0, 1], `detail` says what was there when it did not pass."""
+    """The result of a check: `score` is in [0, 1], `detail` says what was found if it did not pass."""
 
     passed: bool
     score: float
@@ -53,7 +59,7 @@ class Verdict:
 
 
 class Rule(Protocol):
-    """How one kind of check judges a reply."""
+    """Judges replies by one kind of check."""
 
     def judge(self, facts: ReplyFacts) -> Verdict: ...
 
@@ -64,8 +70,8 @@ class Check:
 
     Attributes:
         kind: its name in `expect`.
-        expected: the value it was given, as in the script.
-        rule: what judges the reply.
+        expected: its value in the script.
+        rule: judges the reply.
         weight: its share in a row's score.
         options: further keys of its entry, such as `ignore_case`.
         needs_reference: whether it compares with the turn's reference reply.
@@ -87,15 +93,15 @@ class Check:
         return self.rule.judge(facts)
 
     def as_dict(self) -> dict[str, Any]:
-        """The entry of `expect` that it was made from, in full."""
+        """The complete entry of `expect`."""
         return {self.kind: self.expected, **self.options, "weight": self.weight}
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A user message, the reply it should get if the script has one, and what is expected of the model's.
+    """A user message, its reference reply if the script has one, and the checks of the model's reply.
 
-    `params` take the place of the conversation's for this reply alone.
+    `params` replace the conversation's for this reply only.
     """
 
     user: str
@@ -121,9 +127,8 @@ class Conversation:
         system: the system message, if any.
         turns: at least one.
         tags: for `--only` and for grouping.
-        params: settings of this conversation that take the place of the run's: validated, by their names in
-            `config.Sampling` and `config.Stopping`, and `seed`.
-        source: where it stood.
+        params: validated settings that replace the run's: fields of `config.Sampling` and `Stopping`, and `seed`.
+        source: file and line.
     """
 
     id: str
@@ -135,7 +140,7 @@ class Conversation:
 
     @cached_property
     def sha256(self) -> str:
-        """Hex digest of everything but the place: the same for the same conversation in any form or file."""
+        """Hex digest of everything but `source`: the same for the same conversation in any form or file."""
         record = {
             "id": self.id,
             "system": self.system,
@@ -153,3 +158,166 @@ class Conversation:
         }
         text = json.dumps(record, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+MAX_DEPTH = 64
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def refuse(source: SourceLine, message: str, hint: str | None = None, column: int | None = None) -> NoReturn:
+    """Raise a `ScriptError` that names file and line."""
+    path = "<stdin>" if source.path == "-" else source.path
+    raise ScriptError(message, path=path, line=source.line, column=column, hint=hint)
+
+
+def refuse_unknown_keys(
+    keys: Iterable[str],
+    known: AbstractSet[str],
+    source: SourceLine,
+    where: str = "",
+    *,
+    close_only: bool = False,
+) -> None:
+    """Refuse the first unknown key, naming similar known ones.
+
+    Args:
+        where: the object that has the keys, such as `messages[2]`.
+        close_only: accept unknown keys unless they resemble a known one; for forms that others define.
+    """
+    for key in keys:
+        if key in known:
+            continue
+        close = get_close_matches(key, sorted(known), n=3, cutoff=0.85 if close_only else 0.6)
+        if close_only and not (close and len(key) > 4):
+            continue
+        prefix = f"{where}: " if where else ""
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"allowed: {', '.join(sorted(known))}"
+        refuse(source, f"{prefix}unknown key {shown(key)}", hint)
+
+
+def parse_line(text: str, source: SourceLine) -> Mapping[str, Any]:
+    """The JSON object of one line.
+
+    Raises:
+        ScriptError: the line is not a JSON object, contains what JSON readers disagree about (duplicate keys, NaN,
+            numbers out of a float's range, lone surrogates), or is nested deeper than `MAX_DEPTH`.
+    """
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_bounded,
+        )
+    except json.JSONDecodeError as error:
+        refuse(source, f"not JSON: {error.msg}", _json_hint(text), error.colno)
+    except _NotStrictError as error:
+        refuse(source, str(error), error.hint)
+    except RecursionError:
+        _refuse_depth(source)
+    if not is_object(value):
+        hint = "write one conversation a line (`jq -c '.[]' FILE` does that to an array)" if is_array(value) else None
+        refuse(source, f"must be a JSON object, got {type_name(value)}", hint)
+    _walk(value, source)
+    return value
+
+
+def is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    """Whether a JSON value is an object."""
+    return isinstance(value, dict)
+
+
+def is_array(value: object) -> TypeGuard[list[Any]]:
+    """Whether a JSON value is an array."""
+    return isinstance(value, list)
+
+
+def type_name(value: object) -> str:
+    """The JSON name of a value's type, for messages."""
+    match value:
+        case bool():
+            return "a boolean"
+        case str():
+            return "a string"
+        case int() | float():
+            return "a number"
+        case dict():
+            return "an object"
+        case list() | tuple():
+            return "an array"
+        case _:
+            return "null"
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """The representation of a value, shortened for a message."""
+    text = repr(value[: limit + 1] if isinstance(value, str) else value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+class _NotStrictError(Exception):
+    """Accepted by Python's JSON reader, refused here."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise _NotStrictError(f"the key {shown(twice)} comes twice in one object", "keep one of the two")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise _NotStrictError(f"{name} is not a JSON number", "write a finite number, or null")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise _NotStrictError(f"the number {shown(digits)[1:-1]} is out of range", "write a number below 1e308")
+    return number
+
+
+def _bounded(digits: str) -> int:
+    if len(digits) > 100:
+        raise _NotStrictError(f"a number with {len(digits)} digits is out of range", "write it as a string")
+    return int(digits)
+
+
+def _json_hint(text: str) -> str:
+    if text.strip() in ("{", "["):
+        return "the file seems to be indented JSON; write one conversation a line (`jq -c . FILE`, `jq -c '.[]' FILE`)"
+    return "every line must be one whole JSON object; control characters in strings must be escaped"
+
+
+def _refuse_depth(source: SourceLine) -> NoReturn:
+    refuse(
+        source,
+        f"nested deeper than {MAX_DEPTH} levels",
+        "no form of a conversation needs that; remove the line",
+    )
+
+
+def _walk(value: Any, source: SourceLine) -> None:
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                if not item.isascii() and (found := _SURROGATE.search(item)):
+                    code = f"\\u{ord(found[0]):04x}"
+                    refuse(source, f"half of a surrogate pair, {code}", "write the whole character, or remove it")
+            elif is_object(item):
+                below += item.keys()
+                below += item.values()
+            elif is_array(item):
+                below += item
+        if not below:
+            return
+        level = below
+    _refuse_depth(source)

@@ -8,12 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rwkvbatch.bench import limits as gpu
 from rwkvbatch.bench import measure
-from rwkvbatch.bench import measure as gpu
-from rwkvbatch.bench.measure import GpuMeter, Plan, device_clock, figure_of
-from rwkvbatch.bench.package import strategy_for
-from rwkvbatch.bench.records import LimitMeter
-from rwkvbatch.bench.workloads import Workload
+from rwkvbatch.bench.limits import Meter, device_clock
+from rwkvbatch.bench.measure import Plan, figure_of
+from rwkvbatch.bench.workloads import Workload, strategy_for
 from rwkvbatch.cli.bench import _limits  # pyright: ignore[reportPrivateUsage]
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.load import load_model
@@ -23,6 +22,7 @@ class Device:
     """Copies 8 GB and multiplies 6 TFLOP, each time in the next of the seconds given."""
 
     name = "A GPU, bf16 products"
+    arithmetic = "products"
     copy_bytes = 8e9
     product_operations = 6e12
 
@@ -42,10 +42,11 @@ class Device:
 
 def test_limits_are_medians_over_rounds_of_the_best_of_three() -> None:
     device = Device([8, 4, 8, 5, 2, 5, 8, 8, 8], [3, 2, 3, 3, 3, 3, 6, 6, 6])
-    meter = GpuMeter(device, device.clock)
+    meter = Meter(device, device.clock)
     for _ in range(3):
         meter.measure()
     limits = meter.found()
+    assert limits is not None
     assert (limits.read_gb_s, limits.best_read_gb_s) == (pytest.approx(2.0), pytest.approx(4.0))
     assert (limits.fma_gflop_s, limits.best_fma_gflop_s) == (pytest.approx(2000.0), pytest.approx(3000.0))
     assert (limits.isa, limits.arithmetic) == ("A GPU, bf16 products", "products")
@@ -55,8 +56,8 @@ def test_limits_are_medians_over_rounds_of_the_best_of_three() -> None:
 
 def test_one_row_is_a_share_of_the_copy_bandwidth_and_many_are_one_of_the_matrix_rate() -> None:
     device = Device([8] * 3, [2] * 3)
-    meter = GpuMeter(device, device.clock)
-    rates = [meter.measure()]
+    meter = Meter(device, device.clock)
+    rates = [rate for rate in [meter.measure()] if rate is not None]
     one = Workload("one", "decode", 1, lambda: 0.0, operations=3e9, weight_bytes=3e9)
     many = Workload("many", "decode", 256, lambda: 0.0, operations=12e12, weight_bytes=3e9)
     figures = [figure_of(work, [seconds], [], rates) for work, seconds in ((one, 4.0), (many, 8.0))]
@@ -83,17 +84,17 @@ def test_the_meter_is_chosen_by_where_the_model_is(monkeypatch: pytest.MonkeyPat
         chosen.append((device, dtype))
         return Device([], [])
 
-    monkeypatch.setattr(measure, "TorchWork", work)
-    for device, backend, kind in (
-        ("cpu", "reference", LimitMeter),
-        ("mps", "reference", LimitMeter),
-        ("cuda:1", "cuda", GpuMeter),
+    monkeypatch.setattr(gpu, "TorchWork", work)
+    for device, backend, is_measured in (
+        ("cpu", "reference", False),
+        ("mps", "reference", False),
+        ("cuda:1", "cuda", True),
     ):
         monkeypatch.setattr(model, "_spec", replace(model.spec, device=device, backend=backend))
         _, meter = measure._instruments(model, Plan())  # pyright: ignore[reportPrivateUsage]
-        assert type(meter) is kind
+        assert (meter.work is not None) == is_measured
     assert chosen == [("cuda:1", model.spec.dtype)]
-    with pytest.raises(UsageError, match="--cpu-time is the time of a processor's thread"):
+    with pytest.raises(UsageError, match="--cpu-time"):
         measure._instruments(model, Plan(processor_time=True))  # pyright: ignore[reportPrivateUsage]
 
 

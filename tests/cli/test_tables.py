@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from rwkvbatch.bench.records import Figure, Loading, Report
+from rwkvbatch.bench.measure import Figure, Loading, Report
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.bench import figures_table
 from rwkvbatch.cli.views import console, facts_table, fitted

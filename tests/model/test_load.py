@@ -19,7 +19,7 @@ from rwkvbatch.model.base import Model
 from rwkvbatch.model.load import SlowBackendWarning, load_model, resolve_model_path
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.rwkv7_model import Rwkv7Model
+from rwkvbatch.model.rwkv7 import Rwkv7Model
 from tests.model.loading_memory import memory_of_loading
 
 
@@ -66,7 +66,7 @@ def test_environment_names_the_default_and_a_path_overrides_it(tmp_path: Path, m
 
 def test_without_any_name_the_bundled_model_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "BUNDLED_MODEL", tmp_path / "demo.safetensors")
-    with pytest.raises(CheckpointError, match="belongs in the package is not there"):
+    with pytest.raises(CheckpointError, match="bundled model is missing"):
         resolve_model_path()
     (tmp_path / "demo.safetensors").touch()
     resolved = resolve_model_path()
@@ -125,7 +125,7 @@ def test_precision_rounds_the_weights(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("without_kernels")
 def test_without_native_kernels_the_reference_serves_with_one_warning(tiny_file: Path) -> None:
-    with pytest.warns(SlowBackendWarning, match="reference operations serve") as caught:
+    with pytest.warns(SlowBackendWarning, match="reference operations") as caught:
         model = load_model(tiny_file, "cpu")
     assert len(caught) == 1
     assert caught[0].filename == __file__

@@ -81,7 +81,7 @@ def test_a_prelude_that_is_closed_already_is_not_closed_twice() -> None:
         ("{% set a = 'x' * 1000000000 %}", r"t\.jinja:1: Mul is not allowed"),
         ("{% set a = 'x' ~ 'x' %}", r"t\.jinja:1: Concat is not allowed"),
         ("{% set a = '%1000000000d' % 1 %}", r"t\.jinja:1: Mod is not allowed"),
-        ("{% set a = [['x'], ['x']] %}", r"t\.jinja:1: a list may only hold constants"),
+        ("{% set a = [['x'], ['x']] %}", r"t\.jinja:1: a list may only contain constants"),
         ("{% macro user(x) %}{% endmacro %}", r"t\.jinja:1: the macro 'user' must take `text`"),
         ("{{ 'x'|center(1000000000) }}", r"t\.jinja:1: No filter named 'center'"),
         ("{{ range }}", r"t\.jinja:1: 'range' is undefined"),

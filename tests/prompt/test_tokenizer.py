@@ -116,7 +116,7 @@ def test_words_that_end_in_any_way_get_the_packages_ids(
 @given(texts=st.lists(TEXTS, min_size=3))
 def test_what_is_remembered_and_forgotten_changes_nothing(texts: list[str], package_tokenizer: TRIE_TOKENIZER) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer_module, "MAX_REMEMBERED", 5)
+        patch.setattr(tokenizer_module, "MAX_CACHED", 5)
         tokenizer = WorldTokenizer(load_entries(), 65536)
         for text in [*texts, *texts]:
             assert tokenizer.encode(text) == package_tokenizer.encode(text)

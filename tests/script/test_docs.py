@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rwkvbatch.script.checks import parse_checks
-from rwkvbatch.script.lint import _TRAPS, lint
+from rwkvbatch.script.lint import _RULES, lint
 from tests.script.writing import HERE, assistant, conversation, read, user
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ LINT_EXAMPLES = re.findall(r"\| `([a-z-]+)` \| [^|]* \| `(\".*?\")` \|", TEXT)
 
 
 def test_every_code_but_the_one_without_has_an_example() -> None:
-    assert len(LINT_EXAMPLES) == len(_TRAPS)
+    assert len(LINT_EXAMPLES) == len(_RULES)
 
 
 @pytest.mark.parametrize(("code", "content"), LINT_EXAMPLES)

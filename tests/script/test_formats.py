@@ -155,7 +155,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"id": "x", "messages": [{"role": "system", "content": "s"}]}, "has no user message"),
     (
         {"id": "x", "messages": [user(), assistant(expect=[])]},
-        r"messages\[1\]: `expect` belongs to the user message",
+        r"messages\[1\]: `expect` must be in the user message",
     ),
 ]
 

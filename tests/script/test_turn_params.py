@@ -32,7 +32,7 @@ def test_they_are_part_of_what_a_conversation_says(tmp_path: Path) -> None:
         (conversation(user("a", params={"temperature": -1}), id="x"), "temperature"),
         (
             conversation(user("a"), assistant("b", params={"seed": 1}), id="x"),
-            r"messages\[1\]: `params` belong",
+            r"messages\[1\]: `params` must be in the user message",
         ),
     ],
 )

@@ -1,9 +1,8 @@
-"""The operations that the network is written in, and what each promises.
+"""`Operations`: the interface between the network (`model/rwkv7.py`) and the arithmetic.
 
-`Operations` is the whole interface between `model/rwkv7.py` and the arithmetic. `reference.py` says each operation
-in plain torch and is the truth; `cpu.py` and `cuda.py` do the same faster. An array is whatever the implementation
-likes (a torch tensor, a native buffer): the network only hands it from one operation to the next. R is the number
-of token rows of the ragged batch, C the width, H the heads, N the head size.
+`reference.py` is the reference implementation, in plain torch; `cpu.py` and `cuda.py` compute the same faster. Each
+implementation has its own array type (a torch tensor, a native buffer), which the network only passes on. R is the
+number of token rows of the ragged batch, C the width, H the number of heads, N the head size.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ Array = Any
 """An implementation's own array of activations, or its packed form of a weight."""
 
 Activation = Literal["none", "tanh", "sigmoid", "decay", "relu_squared"]
-"""The end of a linear layer. `decay` is exp(-exp(-1/2) sigmoid(x)), RWKV-7's per-channel decay; `relu_squared` is
-max(x, 0)^2."""
+"""The function at the end of a linear layer. `decay` is exp(-exp(-1/2) sigmoid(x)), RWKV-7's per-channel decay;
+`relu_squared` is max(x, 0)^2."""
 
 ShiftKind = Literal["att", "ffn"]
 
 
 class Product(NamedTuple):
-    """One linear layer at work: y = activation(x W^T + bias), and what is done with it.
+    """One application of a linear layer, y = activation(x W^T + bias), and what is done with y.
 
     Attributes:
         x: [R, in].
         layer: what `linear_layer` returned.
-        add: the result is add + y; its memory may be used again for the result.
+        add: the result is add + y, which may overwrite `add`.
         blend: a pair (start, target); the result is start + (target - start) * y.
     """
 
@@ -41,10 +40,31 @@ class Product(NamedTuple):
     blend: tuple[Array, Array] | None = None
 
 
-class StepOperations(Protocol):
-    """What the network is written in. Every operation computes a row from that row and its own sequence alone.
+class HeadRows(NamedTuple):
+    """What the rows of a step bring to the heads of one layer, [R, C] each."""
 
-    `step` is what `Operations.begin` returned.
+    r: Array
+    w: Array
+    k: Array
+    v: Array
+    a: Array
+    g: Array
+
+
+class HeadWeights(NamedTuple):
+    """The vectors of one layer's heads, [C] each."""
+
+    k_k: Array
+    k_a: Array
+    r_k: Array
+    norm_weight: Array
+    norm_bias: Array
+
+
+class StepOperations(Protocol):
+    """The operations of one step. Each computes a row from that row and its own sequence only.
+
+    `step` is the result of `Operations.begin`.
     """
 
     def embed(self, step: Array, table: Array, norm: tuple[Array, Array]) -> Array:
@@ -62,25 +82,17 @@ class StepOperations(Protocol):
         ...
 
     def linears(self, products: Sequence[Product]) -> Sequence[Array]:
-        """Linear layers that do not need each other's results; one array [R, out] for each."""
+        """Independent linear layers; one array [R, out] for each."""
         ...
 
     def wkv7(
         self,
         step: Array,
         layer: int,
-        r: Array,
-        w: Array,
-        k: Array,
-        v: Array,
-        a: Array,
-        g: Array,
-        k_k: Array,
-        k_a: Array,
-        r_k: Array,
-        group_norm: tuple[Array, Array],
+        rows: HeadRows,
+        weights: HeadWeights,
     ) -> Array:
-        """The recurrence of one layer with everything that belongs to a head; [R, C].
+        """The recurrence of one layer with all other arithmetic per head; [R, C].
 
         Per head and row, in sequence order:
             kk = normalize(k * k_k);  k = k * (1 + (a - 1) * k_a)
@@ -96,13 +108,13 @@ class StepOperations(Protocol):
 
 
 class Operations(StepOperations, Protocol):
-    """All that a backend does: it keeps weights and states, runs steps and chooses tokens.
+    """A backend: packs weights, allocates states, runs steps and chooses tokens.
 
     Attributes:
         bitwise: see `ModelSpec`.
-        in_torch: whether it computes with torch, whose settings are then set around every call, and trusts the tokens,
-            which are then checked. Others are called directly: what Python does between two steps takes five to ten
-            times as long as usual, since the weights have gone through all caches meanwhile.
+        in_torch: whether it computes with torch. The model then sets torch's settings around every call and checks the
+            token ids. Other backends are called directly, since Python code between two steps takes five to ten times
+            as long as usual: reading the weights has emptied the caches.
     """
 
     name: str
@@ -110,10 +122,10 @@ class Operations(StepOperations, Protocol):
     device: str
     in_torch: bool
 
-    # Weights, once at load
+    # Weights, once at loading
 
     def vector(self, weight: torch.Tensor) -> Array:
-        """Keep a small weight (a norm, a bias, mixing factors); fp32 arithmetic on its exact values."""
+        """Pack a small weight (a norm, a bias, mixing factors); fp32 arithmetic on its exact values."""
         ...
 
     def linear_layer(
@@ -124,15 +136,15 @@ class Operations(StepOperations, Protocol):
         *,
         large: bool = False,
     ) -> Array:
-        """Keep a linear layer: its weight [out, in], packed as the implementation likes, its bias and its end.
+        """Pack a linear layer: weight [out, in], bias and activation.
 
-        `large` marks the matrices that hold nearly all weights. Operations that were told to round those to int8 do
-        so here (`ops/int8.py`); to others it says nothing.
+        `large` marks the matrices that hold nearly all weights; those are rounded with the strategy `cpu int8`
+        (`reference.rounded_to_int8`).
         """
         ...
 
     def table(self, weight: torch.Tensor) -> Array:
-        """Keep an embedding table [vocab, C]."""
+        """Pack an embedding table [vocab, C]."""
         ...
 
     def make_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> StatePool:
@@ -140,7 +152,7 @@ class Operations(StepOperations, Protocol):
         ...
 
     def begin(self, batch: RaggedBatch, pool: StatePool) -> Array:
-        """Prepare one ragged batch; what it returns is `step` of the operations."""
+        """Prepare one ragged batch; the result is the `step` of the operations."""
         ...
 
     # Choosing tokens

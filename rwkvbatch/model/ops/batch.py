@@ -1,4 +1,4 @@
-"""Several small numpy arrays to a device in one transfer that the host does not wait for, and results back."""
+"""Transfers of many small arrays to a device in one asynchronous copy, and of results back."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ IndexArray = npt.NDArray[np.int32]
 
 
 class Indices(NamedTuple):
-    """A ragged batch as the kernels want it, on the host.
+    """The indices of a ragged batch for the kernels, on the host.
 
     Attributes:
         tokens: [R].
         outputs: row numbers whose logits are wanted, [P].
-        first_slots: for the first row of each sequence that has a state its slot, else -1; [R].
-        last_rows: for the same rows the sequence's last row, else 0; [R].
-        short_starts, short_stops, short_slots: the sequences that are read row by row.
-        long_starts, long_stops, long_slots: those that are read in chunks.
+        first_slots: the slot, for the first row of each sequence that has a state; else -1; [R].
+        last_rows: the sequence's last row, for its first row; else 0; [R].
+        short_starts, short_stops, short_slots: sequences that are read row by row.
+        long_starts, long_stops, long_slots: sequences that are read in chunks.
         chunk_starts, chunk_stops: chunk c is rows chunk_starts[c] to chunk_stops[c] - 1, one sequence after the other.
         first_chunks: the number of each long sequence's first chunk.
     """
@@ -44,17 +44,17 @@ class Indices(NamedTuple):
 
 
 def indices_of(batch: RaggedBatch, outputs: IntArray, chunk: int | None) -> Indices:
-    """`Indices` of `batch`, with its own rows of logits.
+    """`Indices` of `batch`, with `outputs` as the rows of logits.
 
     Args:
-        chunk: sequences with so many rows are read in chunks of as many; None for none of them.
+        chunk: sequences of at least this many rows are read in chunks of this size; None for no chunks.
     """
     starts, stops = batch.starts[:-1], batch.starts[1:]
     first_slots = np.full(len(batch.tokens), -1, np.int32)
     last_rows = np.zeros(len(batch.tokens), np.int32)
     first_slots[starts] = batch.slots
     last_rows[starts] = stops - 1
-    # Chosen by the sequence's own length alone, so that the others do not matter.
+    # Depends on the sequence's own length only, so that other sequences do not matter.
     long = np.zeros(len(starts), np.bool_) if chunk is None else stops - starts >= chunk
     sequences = (starts, stops, batch.slots)
     return Indices(
@@ -78,7 +78,7 @@ def chunk_rows(starts: IntArray, stops: IntArray, chunk: int) -> tuple[IntArray,
 
 
 _ALIGNMENT = 16
-"""Bytes. Triton makes another kernel for pointers that are not aligned so."""
+"""Bytes. Triton compiles another kernel for pointers with less alignment."""
 
 _DTYPES = {
     np.dtype(np.uint8): torch.uint8,
@@ -91,7 +91,7 @@ AnyArray = npt.NDArray[np.generic]
 
 
 def pack(arrays: Sequence[AnyArray]) -> torch.Tensor:
-    """The bytes of `arrays` one after the other, each aligned; uint8, on the host."""
+    """The bytes of `arrays` in sequence, each aligned; uint8, on the host."""
     offsets = _offsets(arrays)
     packed = torch.zeros(offsets[-1], dtype=torch.uint8)
     content = packed.numpy()
@@ -101,13 +101,13 @@ def pack(arrays: Sequence[AnyArray]) -> torch.Tensor:
 
 
 def send(packed: torch.Tensor, target: torch.Tensor) -> None:
-    """Copy `packed` into `target` on a device. The host goes on at once, from memory that the device can read."""
+    """Copy `packed` into `target` on a device, from pinned memory, without waiting."""
     source = packed.pin_memory() if target.device.type == "cuda" else packed
     target.copy_(source, non_blocking=True)
 
 
 def unpack(target: torch.Tensor, arrays: Sequence[AnyArray]) -> list[torch.Tensor]:
-    """Views of what `send` wrote, with the dtypes and lengths of `arrays`, all one-dimensional."""
+    """Views of the sent bytes with the dtypes and lengths of `arrays`, all one-dimensional."""
     return [
         target[offset : offset + array.nbytes].view(_DTYPES[array.dtype])
         for array, offset in zip(arrays, _offsets(arrays), strict=False)
@@ -123,11 +123,11 @@ def upload(arrays: Sequence[AnyArray], device: str) -> list[torch.Tensor]:
 
 
 def download(results: torch.Tensor) -> AnyArray:
-    """`results` on the host, which waits here until the device has computed them."""
+    """`results` on the host; waits until the device has computed them."""
     return results.cpu().numpy()
 
 
 def _offsets(arrays: Sequence[AnyArray]) -> list[int]:
-    """Where each array begins, and where the last one ends."""
+    """The start of each array, and the end of the last one."""
     sizes = [-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays]
     return [0, *np.cumsum(sizes).tolist()]

@@ -1,4 +1,4 @@
-"""A step on the CPU as one native call: the network is run once to write down its operations, then without Python."""
+"""The operations on the CPU: native kernels, and `TracedProgram`, a whole step as one native call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from rwkvbatch import _native
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import Choices, FloatArray, RaggedBatch, SampleBatch, State, StatePool
-from rwkvbatch.model.ops import Activation, Product, ShiftKind
+from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, ShiftKind
 from rwkvbatch.model.ops.reference import check_state
 from rwkvbatch.model.rwkv7 import Network
 
@@ -22,7 +22,7 @@ Isa = Literal["auto", "avx512", "avx2", "portable"]
 """Instruction set of the kernels; all of them give the same bits."""
 
 HUGE_PAGE = 2 << 20
-"""Bytes of Linux's larger pages on x86-64 and most others."""
+"""Bytes of a huge page of Linux on x86-64 and most other processors."""
 
 Vectors = tuple[_native.Vector, _native.Vector]
 
@@ -46,7 +46,7 @@ class CpuPool:
         self.wkv.numpy()[slot] = 0
 
     def copy(self, source: int, target: int) -> None:
-        # A state is too small to be worth waking torch's threads for.
+        # With numpy: a state is too small to be worth torch's threads.
         shifts, wkv = self.shifts.numpy(), self.wkv.numpy()
         shifts[target] = shifts[source]
         wkv[target] = wkv[source]
@@ -78,10 +78,10 @@ class CpuOps:
     Args:
         threads: how many threads share an operation; None for as many processors as this process may use.
         isa: instruction set, for tests and measurements; `auto` takes the best that the machine has.
-        int8: whether large matrices are rounded to int8, see `ops/int8.py`.
+        int8: whether large matrices are rounded to int8, see `reference.rounded_to_int8`.
 
     Raises:
-        ImportError: on import of this module, where the package was installed without its native extension.
+        ImportError: on import of this module, when the package was installed without its native extension.
         UsageError: the machine does not have `isa`, or `threads` is not positive.
     """
 
@@ -115,18 +115,18 @@ class CpuOps:
 
     @property
     def weight_bytes(self) -> int:
-        """Memory that the packed weights take."""
+        """Size of the packed weights."""
         return self._native.weight_bytes
 
     @property
     def step_bytes(self) -> int:
-        """Those of them that a step reads: all but the embedding, of which each token takes one row."""
+        """Weights that a step reads: all but the embedding, of which each token reads one row."""
         return self.weight_bytes - self._table_bytes
 
     # For tests and measurements
 
     def array(self, values: torch.Tensor) -> _native.Array:
-        """Activations [R, C] out of a tensor."""
+        """Activations [R, C] from a tensor."""
         return self._native.array(values.to(torch.float32).contiguous().numpy())
 
     def values(self, array: _native.Array) -> torch.Tensor:
@@ -134,25 +134,25 @@ class CpuOps:
         return torch.from_numpy(array.numpy().copy())
 
     def activated(self, values: FloatArray, activation: Activation) -> FloatArray:
-        """An activation of each of some values [n]."""
+        """The activation of each of `values` [n]."""
         result = values.astype(np.float32)
         self._native.activate(result, activation)
         return result
 
     def guard(self) -> None:
-        """For tests: from now on arrays start out as NaN, and writes beyond their ends are noticed."""
+        """For tests: from now on arrays are filled with NaN, and writes beyond their ends are detected."""
         self._native.set_guard(True)
 
     def take_damage(self) -> int:
-        """How many arrays were written beyond their ends since the last call, of those given back by now."""
+        """Number of freed arrays that were written beyond their ends since the last call."""
         return self._native.take_damage()
 
     def read_all(self, memory: FloatArray) -> None:
-        """Read `memory` once with all threads, to see how fast that goes."""
+        """Read `memory` once with all threads, to measure bandwidth."""
         self._native.read_all(memory)
 
     def multiply_add(self, rounds: int) -> None:
-        """Do nothing but fused multiply-adds with all threads, to see how fast that goes."""
+        """Compute only fused multiply-adds with all threads, to measure throughput."""
         self._native.multiply_add(rounds)
 
     def operations(self, rounds: int) -> int:
@@ -212,18 +212,10 @@ class CpuOps:
         self,
         step: _native.Step,
         layer: int,
-        r: _native.Array,
-        w: _native.Array,
-        k: _native.Array,
-        v: _native.Array,
-        a: _native.Array,
-        g: _native.Array,
-        k_k: _native.Vector,
-        k_a: _native.Vector,
-        r_k: _native.Vector,
-        group_norm: Vectors,
+        rows: HeadRows,
+        weights: HeadWeights,
     ) -> _native.Array:
-        return self._native.wkv7(step, layer, r, w, k, v, a, g, k_k, k_a, r_k, *group_norm)
+        return self._native.wkv7(step, layer, *rows, *weights)
 
     def head(self, step: _native.Step, x: _native.Array, norm: Vectors, layer: _native.LinearLayer) -> torch.Tensor:
         logits, memory = self._logits_of(step.num_outputs, layer.outputs)
@@ -231,14 +223,14 @@ class CpuOps:
         return logits
 
     def run(self, program: _native.Program, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
-        """A whole step as it is written down, see `ops/program.py`; logits [P, vocab]."""
+        """Run a traced step; logits [P, vocab]."""
         assert isinstance(pool, CpuPool)
         logits, memory = self._logits_of(len(batch.outputs), program.num_logits)
         self._native.run(program, batch.tokens, batch.starts, batch.slots, batch.outputs, pool.native, memory)
         return logits
 
     def _logits_of(self, num_outputs: int, vocab_size: int) -> tuple[torch.Tensor, FloatArray]:
-        """Memory for logits [P, vocab], the same for every step; once more as numpy's array."""
+        """Memory for logits [P, vocab], reused by every step, as a tensor and as a numpy array."""
         size = num_outputs * vocab_size
         if self._logits.numel() < size:
             self._logits = torch.empty(size)
@@ -273,7 +265,7 @@ class CpuOps:
 
 
 def _on_huge_pages(*shape: int) -> torch.Tensor:
-    """Memory that begins with a huge page and has the last one it needs to itself."""
+    """Memory aligned to huge pages whose last page is not shared."""
     count, page = math.prod(shape), HUGE_PAGE // 4
     memory = torch.empty(count + 2 * page)
     start = -(memory.data_ptr() // 4) % page
@@ -285,7 +277,7 @@ def _plain(values: torch.Tensor) -> FloatArray:
 
 
 def _words(weight: torch.Tensor) -> tuple[np.ndarray, str]:
-    """A weight's memory as numpy, which has no bf16, and the name of its dtype."""
+    """A weight as a numpy array, with bf16 as int16, and the name of its dtype."""
     weight = weight.detach().cpu()
     if weight.dtype not in _DTYPES:
         weight = weight.float()
@@ -294,28 +286,28 @@ def _words(weight: torch.Tensor) -> tuple[np.ndarray, str]:
 
 
 Register = int
-"""Stands for activations of a batch that is not known yet."""
+"""Names the activations of a batch that is not known while tracing."""
 
 
 class TracedProgram:
-    """`Network.step` on the CPU, without Python between the operations. The network itself is its slow twin.
+    """`Network.step` on the CPU without Python between the operations. `Network.step` is its reference implementation.
 
     Args:
-        network: its weights packed by a `CpuOps`; lives on in what was written down.
+        network: its weights packed by a `CpuOps`; the program keeps them alive.
     """
 
     def __init__(self, network: Network) -> None:
-        writer = _Writer()
-        network.run(writer, None)
-        self._program = writer.program
+        tracer = _Tracer()
+        network.run(tracer, None)
+        self._program = tracer.program
 
     def step(self, ops: CpuOps, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
         """See `Network.step`."""
         return ops.run(self._program, batch, pool)
 
 
-class _Writer:
-    """`StepOperations` that only write themselves down, for registers instead of arrays."""
+class _Tracer:
+    """`StepOperations` that record themselves, with registers instead of arrays."""
 
     def __init__(self) -> None:
         self.program = _native.Program()
@@ -335,18 +327,10 @@ class _Writer:
         self,
         step: None,
         layer: int,
-        r: Register,
-        w: Register,
-        k: Register,
-        v: Register,
-        a: Register,
-        g: Register,
-        k_k: _native.Vector,
-        k_a: _native.Vector,
-        r_k: _native.Vector,
-        group_norm: Vectors,
+        rows: HeadRows,
+        weights: HeadWeights,
     ) -> Register:
-        return self.program.wkv7(layer, (r, w, k, v, a, g), k_k, k_a, r_k, *group_norm)
+        return self.program.wkv7(layer, tuple(rows), *weights)
 
     def head(self, step: None, x: Register, norm: Vectors, layer: _native.LinearLayer) -> torch.Tensor:
         self.program.head(x, *norm, layer)

@@ -1,7 +1,7 @@
-"""The operations on an NVIDIA GPU: cuBLAS for the products of many rows, Triton kernels for everything else.
+"""The operations on an NVIDIA GPU: cuBLAS for products of many rows, Triton kernels for everything else.
 
-docs/design/gpu-operations.md tells how. Nothing here waits for the device but `choose`, which waits
-once. Importing this module needs Triton 3.3 or newer.
+docs/design/gpu-operations.md describes them. Only `choose` waits for the device, once. Importing this module needs
+Triton 3.3 or newer.
 """
 
 from __future__ import annotations
@@ -17,25 +17,23 @@ import torch
 from torch.nn import functional as F
 
 from rwkvbatch.model.base import Choices, IntArray, RaggedBatch, SampleBatch, StatePool
-from rwkvbatch.model.ops import Activation, Product, ShiftKind
+from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, ShiftKind
 from rwkvbatch.model.ops.batch import Indices, download, indices_of, upload
 from rwkvbatch.model.ops.reference import LAYER_NORM_EPS, ReferencePool, Vectors
 from rwkvbatch.model.ops.triton import chunks, few, sample, scan
-from rwkvbatch.model.ops.triton import few as ends
-from rwkvbatch.model.ops.triton import scan as shift
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
-"""Row counts of decode steps: for each of them there is one graph."""
+"""Row counts of decode steps, each with a graph of its own."""
 
 NO_SLOT = -1
-"""The slot of a row that was filled in: it starts from the zero state and leaves none."""
+"""The slot of a padding row: it starts from the zero state, and its state is not stored."""
 
 
 def decode_rows(num_rows: int, fixed_rows: int | None) -> int | None:
-    """How many rows a decode step of `num_rows` is filled up to; None where it is too large for a graph.
+    """The row count that a decode step of `num_rows` is padded to; None when it is too large for a graph.
 
     Args:
-        fixed_rows: matrix products have exactly so many rows each.
+        fixed_rows: the row count of every matrix product, if that is fixed.
     """
     if fixed_rows is not None:
         return whole_blocks(num_rows, fixed_rows) if num_rows <= max(BUCKETS[-1], fixed_rows) else None
@@ -43,17 +41,17 @@ def decode_rows(num_rows: int, fixed_rows: int | None) -> int | None:
 
 
 def whole_blocks(num_rows: int, block: int) -> int:
-    """The smallest multiple of `block` from `num_rows` on."""
+    """The smallest multiple of `block` that is at least `num_rows`."""
     return -(-num_rows // block) * block
 
 
 def is_decode(batch: RaggedBatch) -> bool:
-    """Whether every sequence has one row, and the logits of all of them are wanted."""
+    """Whether every sequence has one row whose logits are wanted."""
     return len(batch.tokens) == len(batch.slots) == len(batch.outputs)
 
 
 def pad_rows(batch: RaggedBatch, num_rows: int) -> RaggedBatch:
-    """`batch` with token 0 for sequences of one row each, until it has `num_rows`. No logits of these are wanted."""
+    """`batch` padded to `num_rows` with sequences of one token 0, of which no logits are wanted."""
     count = num_rows - len(batch.tokens)
     if count == 0:
         return batch
@@ -66,7 +64,7 @@ def pad_rows(batch: RaggedBatch, num_rows: int) -> RaggedBatch:
 
 
 def pad_outputs(outputs: IntArray, count: int) -> IntArray:
-    """`outputs` with row 0 again and again, until there are `count`."""
+    """`outputs` padded to `count` with row 0."""
     return np.concatenate([outputs, np.zeros(count - len(outputs), np.int64)])
 
 
@@ -77,7 +75,7 @@ class Stream(Protocol):
     """As `torch.cuda.Stream`."""
 
     def wait_stream(self, stream: Any) -> None:
-        """What is launched here from now on comes after all that was launched on `stream` so far."""
+        """Order later launches on this stream after all launches on `stream` so far."""
         ...
 
 
@@ -87,10 +85,10 @@ def in_branches(
     side: Sequence[Stream],
     on: Callable[[Any], AbstractContextManager[object]],
 ) -> list[Result]:
-    """Call each of `work` on a stream of `side`; all come after `main` so far, and `main` goes on after all of them.
+    """Call each of `work` on a stream of `side` after all launches on `main` so far; then `main` waits for all.
 
-    Memory that is allocated on a side stream and given back is only used again there, after the next fork, so after
-    everything that `main` did with it.
+    Memory that is allocated on a side stream and freed is reused only on that stream, after the next fork, and so after
+    all uses on `main`.
 
     Args:
         on: makes a stream the current one, as `torch.cuda.stream` does.
@@ -108,7 +106,7 @@ def in_branches(
 
 
 _MAX_BRANCHES = 7
-"""As many as the largest group of linear layers has."""
+"""The size of the largest group of linear layers."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ class CudaLinear:
 
 @dataclass(frozen=True)
 class CudaStep:
-    """One ragged batch on the device. `num_outputs` of the output rows are wanted, the rest fills a block up."""
+    """One ragged batch on the device. The first `num_outputs` output rows are wanted, the others are padding."""
 
     pool: ReferencePool
     num_outputs: int
@@ -140,11 +138,12 @@ class CudaOps:
 
     Args:
         device: `cuda` or `cuda:N`; for tests also `cpu`, with Triton's interpreter.
-        dtype: of weights and of what goes into matrix products. States, sums and what lies between layers are fp32.
-        fixed_rows: every matrix product has exactly so many rows, filled up or cut, and prompts are read row by row.
-            What a row becomes is then meant to depend on nothing else in the batch; see docs/design/reproducibility.md.
-        few_rows: products of up to so many rows are made by `few.py`; cuBLAS makes those of more, and all of them with
-            fixed rows. 0 leaves all to cuBLAS, the slow twin. The default was predicted: docs/design/gpu-operations.md.
+        dtype: of weights and of the inputs of matrix products. States, sums and activations between layers are fp32.
+        fixed_rows: pad or split every matrix product to exactly this many rows, and read prompts row by row, so that a
+            row's result does not depend on the rest of the batch; see docs/design/reproducibility.md.
+        few_rows: compute products of up to this many rows with `few.py`, and larger ones with cuBLAS. With fixed rows
+            all use cuBLAS. 0 uses cuBLAS, the reference implementation, for all. The default is an estimate:
+            docs/design/gpu-operations.md.
 
     Raises:
         ValueError: more few rows than `few.MAX_ROWS`.
@@ -171,7 +170,7 @@ class CudaOps:
         self._has_wide_products = _has_wide_products(device, dtype)
 
     def active(self) -> AbstractContextManager[object]:
-        """Kernels are launched on the current device, so it has to be this one."""
+        """Make this device the current one, on which kernels are launched."""
         return nullcontext() if self.device == "cpu" else torch.cuda.device(self.device)
 
     # Weights
@@ -194,21 +193,21 @@ class CudaOps:
         return weight.to(self.device, self.dtype).contiguous()
 
     def make_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> ReferencePool:
-        width = num_heads * head_size
-        return ReferencePool(
-            shifts=torch.zeros(2, num_layers, capacity, width, device=self.device),
-            wkv=torch.zeros(num_layers, capacity, num_heads, head_size, head_size, device=self.device),
-        )
+        return ReferencePool.zeros(self.device, capacity, num_layers, num_heads, head_size)
 
     # One step
 
     def begin(self, batch: RaggedBatch, pool: StatePool) -> CudaStep:
-        """Raises `ValueError` for a slot that the pool does not have."""
+        """Prepare a step.
+
+        Raises:
+            ValueError: a slot outside the pool.
+        """
         indices = self.indices(batch, pool)
         return self.step_of(upload(indices, self.device), pool, len(batch.outputs))
 
     def indices(self, batch: RaggedBatch, pool: StatePool) -> Indices:
-        """What `begin` sends to the device, still on the host."""
+        """The indices that `begin` uploads, on the host."""
         if len(batch.slots) and int(batch.slots.max()) >= pool.capacity:
             raise ValueError(f"slot {int(batch.slots.max())} is not in the pool of {pool.capacity}")
         outputs = batch.outputs
@@ -218,7 +217,7 @@ class CudaOps:
         return indices_of(batch, outputs, chunks.CHUNK if self.fixed_rows is None else None)
 
     def step_of(self, arrays: Sequence[torch.Tensor], pool: StatePool, num_outputs: int) -> CudaStep:
-        """The step out of `Indices` on the device."""
+        """The step from `Indices` on the device."""
         assert isinstance(pool, ReferencePool)
         tokens, outputs, first_slots, last_rows, *bounds = arrays
         short, long = scan.Sequences(*bounds[:3]), scan.Sequences(*bounds[3:6])
@@ -227,7 +226,7 @@ class CudaOps:
 
     def embed(self, step: CudaStep, table: torch.Tensor, norm: Vectors) -> torch.Tensor:
         x = torch.empty(len(step.tokens), table.shape[1], device=self.device)
-        shift.gather_norm(table, step.tokens, norm, x, LAYER_NORM_EPS)
+        scan.gather_norm(table, step.tokens, norm, x, LAYER_NORM_EPS)
         return x
 
     def shift_mix(
@@ -235,7 +234,7 @@ class CudaOps:
     ) -> Sequence[torch.Tensor]:
         carried = step.pool.shifts[0 if kind == "att" else 1, layer]
         mixed = torch.empty(len(mix), *x.shape, dtype=self.dtype, device=self.device)
-        shift.shift_mix(x, norm, mix, carried, step.first_slots, step.last_rows, mixed, LAYER_NORM_EPS)
+        scan.shift_mix(x, norm, mix, carried, step.first_slots, step.last_rows, mixed, LAYER_NORM_EPS)
         return mixed.unbind()
 
     def linears(self, products: Sequence[Product]) -> list[torch.Tensor]:
@@ -265,11 +264,11 @@ class CudaOps:
             return y
         fits = y.dtype == (torch.float32 if wide else self.dtype)
         out = y if fits else self._out(product)
-        ends.end(y, layer.bias, layer.activation, add, blend, out)
+        few.end(y, layer.bias, layer.activation, add, blend, out)
         return out
 
     def _out(self, product: Product) -> torch.Tensor:
-        """Where the result of a linear layer goes."""
+        """Memory for the result of a linear layer."""
         if product.add is not None:
             return product.add
         shape = len(product.x), len(product.layer.weight)
@@ -277,7 +276,7 @@ class CudaOps:
         return torch.empty(shape, dtype=dtype, device=self.device)
 
     def _product(self, x: torch.Tensor, weight: torch.Tensor, *, wide: bool) -> torch.Tensor:
-        """x W^T, accumulated in fp32; `wide` keeps it so where the device's library can."""
+        """x W^T, accumulated in fp32; with `wide` also returned in fp32 if the device's library supports it."""
         if self.fixed_rows is not None and len(x) > self.fixed_rows:
             return torch.cat([self._product(part, weight, wide=wide) for part in x.split(self.fixed_rows)])
         if wide and self._has_wide_products:
@@ -288,20 +287,11 @@ class CudaOps:
         self,
         step: CudaStep,
         layer: int,
-        r: torch.Tensor,
-        w: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        a: torch.Tensor,
-        g: torch.Tensor,
-        k_k: torch.Tensor,
-        k_a: torch.Tensor,
-        r_k: torch.Tensor,
-        group_norm: Vectors,
+        rows: HeadRows,
+        weights: HeadWeights,
     ) -> torch.Tensor:
-        rows, weights = scan.Rows(r, w, k, v, a, g), scan.HeadWeights(k_k, k_a, r_k, *group_norm)
         carried = step.pool.wkv[layer]
-        y = torch.empty(r.shape, dtype=self.dtype, device=self.device)
+        y = torch.empty(rows.r.shape, dtype=self.dtype, device=self.device)
         if len(step.short.starts):
             scan.scan(rows, weights, step.short, carried, y)
         if len(step.long.starts):
@@ -312,7 +302,7 @@ class CudaOps:
         if step.num_outputs == 0:
             return torch.empty(0, len(layer.weight), device=self.device)
         normed = torch.empty(len(step.outputs), x.shape[1], dtype=self.dtype, device=self.device)
-        shift.gather_norm(x, step.outputs, norm, normed, LAYER_NORM_EPS)
+        scan.gather_norm(x, step.outputs, norm, normed, LAYER_NORM_EPS)
         if len(normed) <= self._few_rows:
             logits = torch.empty(len(normed), len(layer.weight), device=self.device)
             few.linears([few.Few(normed, layer.weight, None, "none", None, None, logits)])
@@ -341,7 +331,7 @@ class CudaOps:
         )
         logits = self._plain(logits)
         num_sampled, num_given = batch.num_sampled, len(batch.given)
-        # Tokens and bits of log-probabilities of both kinds of rows, to be had in one copy; all four parts are aligned.
+        # Tokens and bits of log-probabilities of both kinds of rows, in one copy to the host; all parts are aligned.
         first_given = whole_blocks(num_sampled, 4)
         num_places = first_given + whole_blocks(num_given, 4)
         found = torch.empty(2, num_places, dtype=torch.int32, device=self.device)
@@ -362,12 +352,12 @@ class CudaOps:
 
 
 def _is_wide(product: Product) -> bool:
-    """What goes on into another product is in the products' dtype; what has a bias, an addition or a blend is fp32."""
+    """Whether the result is fp32 (with a bias, an addition or a blend) and not in the dtype of the products."""
     return product.layer.bias is not None or product.add is not None or product.blend is not None
 
 
 def _has_wide_products(device: str, dtype: torch.dtype) -> bool:
-    """Whether products of `dtype` can be had in fp32, as they are accumulated; needs torch 2.8 or newer and a GPU."""
+    """Whether products of `dtype` can be returned in fp32, as accumulated; needs torch 2.8 or newer and a GPU."""
     if device == "cpu" or dtype == torch.float32:
         return False
     tiny = torch.zeros(16, 16, dtype=dtype, device=device)

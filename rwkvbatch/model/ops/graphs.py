@@ -1,6 +1,6 @@
-"""Decode steps as CUDA graphs: hundreds of kernels launched at once, one graph for each pool and row count.
+"""Decode steps as CUDA graphs, one for each pool and row count, which launch hundreds of kernels at once.
 
-`Capture` is all that needs a device; the rest is tested without one.
+Only `Capture` needs a device; the rest is tested without one.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from rwkvbatch.model.rwkv7 import Network
 
 Replay = Callable[[], torch.Tensor]
 Capture = Callable[[Callable[[], torch.Tensor]], Replay]
-"""Records what a function launches, without running it; what is returned launches it on the same memory."""
+"""Records what a function launches, without running it; the result launches it on the same memory."""
 
 WARM_UPS = 2
-"""Steps of a pool and row count before their graph is made: kernels are compiled and loaded, and who asks once
-(`next_logits`, a short-lived pool) does not pay for a graph."""
+"""Steps of a pool and row count before their graph is captured: they compile and load kernels, and a single step
+(`next_logits`, a short-lived pool) does not need a graph."""
 
 
 class GraphWarning(UserWarning):
-    """CUDA graphs cannot be used, so that decoding is slower."""
+    """CUDA graphs cannot be used; decoding is slower."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class _Graph:
 
 
 class GraphedNetwork:
-    """`Network.step` on a GPU, decode steps as graphs.
+    """`Network.step` on a GPU, with graphs for decode steps.
 
     Args:
-        capture: None for no graphs: steps are padded in the same way, so their logits are the same.
+        capture: None for no graphs; steps are padded in the same way, so their logits are the same.
     """
 
     def __init__(self, network: Network, capture: Capture | None) -> None:
@@ -83,12 +83,12 @@ class GraphedNetwork:
             raise
         except RuntimeError as error:
             self._capture = None
-            warnings.warn(f"decoding goes on without CUDA graphs, slower: {error}", GraphWarning, stacklevel=2)
+            warnings.warn(f"CUDA graphs cannot be used, decoding is slower: {error}", GraphWarning, stacklevel=2)
             return None
 
 
 def cuda_capture() -> Capture:
-    """Capture by CUDA graphs that share their memory: what one returns is gone when another is replayed."""
+    """Captures CUDA graphs that share memory: the result of one is overwritten when another is replayed."""
     memory = torch.cuda.graph_pool_handle()
 
     def capture(run: Callable[[], torch.Tensor]) -> Replay:

@@ -1,4 +1,4 @@
-"""The operations in plain torch, on any device: the slow twin that the fast implementations are held against."""
+"""The operations in plain torch, on any device: the reference implementation that the fast ones are tested against."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.base import Choices, FloatArray, IntArray, RaggedBatch, SampleBatch, State, StatePool
-from rwkvbatch.model.ops import Activation, Product, ShiftKind
-from rwkvbatch.model.ops.noise import gumbel
+from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, ShiftKind
 
 SCALED_INPUTS = 128
-"""So many inputs of an output share a scale."""
+"""This many inputs of an output share a scale."""
 
 _PIECE = 1 << 20
 
 
 def rounded_to_int8(weight: torch.Tensor) -> torch.Tensor:
-    """The numbers that `weight` [out, in] becomes, fp32.
+    """`weight` [out, in] rounded to int8 and multiplied out again, fp32.
 
-    Each block of 128 inputs of an output (the last one may be shorter) is round(w / scale) * scale with the scale
-    max |w| / 127, halves to the even integer, at most 127 either way. All of it is fp32 arithmetic.
+    Each block of 128 inputs of an output (the last one may be shorter) becomes round(w / scale) * scale with the scale
+    max |w| / 127, halves rounded to even, clamped to [-127, 127]. All arithmetic is fp32.
     """
     out, inputs = weight.shape
     result = torch.empty(out, inputs)
@@ -54,6 +54,13 @@ class ReferencePool:
 
     shifts: torch.Tensor
     wkv: torch.Tensor
+
+    @classmethod
+    def zeros(cls, device: str, capacity: int, num_layers: int, num_heads: int, head_size: int) -> ReferencePool:
+        return cls(
+            shifts=torch.zeros(2, num_layers, capacity, num_heads * head_size, device=device),
+            wkv=torch.zeros(num_layers, capacity, num_heads, head_size, head_size, device=device),
+        )
 
     @property
     def capacity(self) -> int:
@@ -124,9 +131,9 @@ class ReferenceOps:
 
     Args:
         device: any torch device.
-        dtype: how weights are rounded when they are loaded, None for as they are in the checkpoint. Arithmetic
-            is fp32 on the CPU; elsewhere the matrix products run in `dtype` and the rest in fp32.
-        int8: whether large matrices are rounded to int8, see `ops/int8.py`. They are kept widened again.
+        dtype: what weights are rounded to at loading; None leaves them as they are. Arithmetic is fp32 on the CPU;
+            elsewhere matrix products run in `dtype` and the rest in fp32.
+        int8: whether large matrices are rounded to int8 (`rounded_to_int8`).
     """
 
     name = "reference"
@@ -161,11 +168,7 @@ class ReferenceOps:
         return weight if self._weight_dtype is None else weight.to(self._weight_dtype)
 
     def make_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> ReferencePool:
-        width = num_heads * head_size
-        return ReferencePool(
-            shifts=torch.zeros(2, num_layers, capacity, width, device=self.device),
-            wkv=torch.zeros(num_layers, capacity, num_heads, head_size, head_size, device=self.device),
-        )
+        return ReferencePool.zeros(self.device, capacity, num_layers, num_heads, head_size)
 
     def begin(self, batch: RaggedBatch, pool: StatePool) -> ReferenceStep:
         assert isinstance(pool, ReferencePool)
@@ -221,33 +224,22 @@ class ReferenceOps:
         self,
         step: ReferenceStep,
         layer: int,
-        r: torch.Tensor,
-        w: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        a: torch.Tensor,
-        g: torch.Tensor,
-        k_k: torch.Tensor,
-        k_a: torch.Tensor,
-        r_k: torch.Tensor,
-        group_norm: Vectors,
+        rows: HeadRows,
+        weights: HeadWeights,
     ) -> torch.Tensor:
+        r, w, k, v, a, g = rows
         num_rows, width = r.shape
         carried = step.pool.wkv[layer]
         num_heads, head_size = carried.shape[1:3]
         heads = (num_rows, num_heads, head_size)
 
-        kk = F.normalize((k * k_k).view(heads), dim=-1, eps=NORMALIZE_EPS)
-        k = k * (1 + (a - 1) * k_a)
+        kk = F.normalize((k * weights.k_k).view(heads), dim=-1, eps=NORMALIZE_EPS)
+        k = k * (1 + (a - 1) * weights.k_a)
         removal = (kk * a.view(heads)).unsqueeze(-2)
-        decay, key, value = (
-            w.view(heads).unsqueeze(-2),
-            k.view(heads).unsqueeze(-2),
-            v.view(heads).unsqueeze(-1),
-        )
+        decay, key, value = w.view(heads).unsqueeze(-2), k.view(heads).unsqueeze(-2), v.view(heads).unsqueeze(-1)
         kk, query = kk.unsqueeze(-1), r.view(heads).unsqueeze(-1)
 
-        # Longest sequences first, so that the ones still running at a position are the first of the batch.
+        # Longest sequences first: those that have a row at a position are then the first of the batch.
         lengths = np.diff(step.batch.starts)
         order = np.argsort(-lengths, kind="stable")
         first_rows = step.batch.starts[:-1][order]
@@ -256,16 +248,16 @@ class ReferenceOps:
         y = torch.empty(heads, device=r.device)
         for position in range(int(lengths.max())):
             running = int(np.count_nonzero(lengths > position))
-            rows = torch.from_numpy(first_rows[:running] + position).to(self.device)
+            now = torch.from_numpy(first_rows[:running] + position).to(self.device)
             state = S[:running]
-            removed = state @ kk[rows]
-            state.mul_(decay[rows]).addcmul_(removed, removal[rows], value=-1).addcmul_(value[rows], key[rows])
-            y[rows] = (state @ query[rows]).squeeze(-1)
+            removed = state @ kk[now]
+            state.mul_(decay[now]).addcmul_(removed, removal[now], value=-1).addcmul_(value[now], key[now])
+            y[now] = (state @ query[now]).squeeze(-1)
         carried.index_copy_(0, slots, S)
 
-        weight, bias = group_norm
-        normed = F.group_norm(y.view(num_rows, width), num_heads, weight, bias, eps=GROUP_NORM_EPS)
-        bonus = (r * k * r_k).view(heads).sum(-1, keepdim=True) * v.view(heads)
+        norm = weights.norm_weight, weights.norm_bias
+        normed = F.group_norm(y.view(num_rows, width), num_heads, *norm, eps=GROUP_NORM_EPS)
+        bonus = (r * k * weights.r_k).view(heads).sum(-1, keepdim=True) * v.view(heads)
         return (normed + bonus.view(num_rows, width)) * g
 
     def head(self, step: ReferenceStep, x: torch.Tensor, norm: Vectors, layer: ReferenceLinear) -> torch.Tensor:
@@ -317,13 +309,13 @@ def look_up(logits: torch.Tensor, given: IntArray) -> Choices:
 
 
 def sample(logits: torch.Tensor, batch: SampleBatch) -> IntArray:
-    """Choose a token for each row of `logits` [S, V], in the order of the `rwkv` package's `sample_logits`.
+    """Choose a token for each row of `logits` [S, V], with cuts in the order of the `rwkv` package's `sample_logits`.
 
     Penalties are subtracted; of the softmax, the likeliest tokens whose probabilities reach top_p are kept (ties
     with the last one too), then at most top_k (smaller ids first among equals); with `temperature_first` the
     logits are divided by the temperature before these cuts. Of the kept tokens, the one with the largest
     logit / temperature + Gumbel noise is chosen. Temperature 0, top_p 0 or top_k 1 choose the largest logit, the
-    smallest id among equals. Everything after the penalties is fp64. A row without a token to choose gets -1.
+    smallest id among equals. Everything after the penalties is fp64. A row without a possible token gets -1.
     """
     rows = logits.float().cpu().numpy()
     return np.array([_sample_row(rows[row], batch, row) for row in range(len(rows))], dtype=np.int64)
@@ -364,7 +356,7 @@ def _kept(scores: np.ndarray[tuple[int], np.dtype[np.float64]], top_p: float, to
 
 def _top_p_cutoff(probabilities: np.ndarray[tuple[int], np.dtype[np.float64]], top_p: float) -> float:
     """The smallest kept probability: that of the token with which the sorted sum reaches `top_p`."""
-    # Most of a large vocabulary is far below any cut: sort the likeliest few first, all only when they fall short.
+    # Most of a large vocabulary is far below any cut: sort the likeliest tokens first, and all only if needed.
     size = len(probabilities)
     for count in (512, size):
         if count < size:
@@ -375,3 +367,55 @@ def _top_p_cutoff(probabilities: np.ndarray[tuple[int], np.dtype[np.float64]], t
         if reached.any():
             return float(descending[int(np.argmax(reached))])
     return 0.0
+
+
+# Philox 4x32 with 10 rounds (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The
+# key is the row's 64-bit noise key; the counter is (token id // 4, step, turn, 0), and word `token id % 4` of the block
+# belongs to the token. Nothing depends on the batch, the worker or the order of calls.
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_MASK = 0xFFFFFFFF
+ROUNDS = 10
+
+
+def philox_4x32(counter: npt.NDArray[np.uint32], key: int) -> npt.NDArray[np.uint32]:
+    """The Philox 4x32-10 block of each counter.
+
+    Args:
+        counter: [n, 4] uint32.
+        key: 64 bits; the low word is the first key word.
+
+    Returns:
+        [n, 4] uint32.
+    """
+    words = [counter[:, i].astype(np.uint64) for i in range(4)]
+    key_words = [key & _MASK, (key >> 32) & _MASK]
+    mask = np.uint64(_MASK)
+    for _ in range(ROUNDS):
+        products = [words[0] * np.uint64(_MULTIPLIERS[0]), words[2] * np.uint64(_MULTIPLIERS[1])]
+        high = [product >> np.uint64(32) for product in products]
+        low = [product & mask for product in products]
+        words = [
+            high[1] ^ words[1] ^ np.uint64(key_words[0]),
+            low[1],
+            high[0] ^ words[3] ^ np.uint64(key_words[1]),
+            low[0],
+        ]
+        key_words = [(key_words[i] + _WEYL[i]) & _MASK for i in range(2)]
+    return np.stack(words, axis=1).astype(np.uint32)
+
+
+def gumbel(key: int, turn: int, step: int, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Standard Gumbel noise of `tokens` [n] at one step of one turn; [n] float64.
+
+    -ln(-ln u) with u = (word + 1/2) / 2^32: adding it to log-probabilities and taking the largest draws a token from
+    them (Gumbel-max).
+    """
+    blocks, inverse = np.unique(tokens // 4, return_inverse=True)
+    counter = np.zeros((len(blocks), 4), dtype=np.uint32)
+    counter[:, 0] = blocks
+    counter[:, 1] = step
+    counter[:, 2] = turn
+    words = philox_4x32(counter, key)[inverse, tokens % 4]
+    uniform = (words.astype(np.float64) + 0.5) * 2.0**-32
+    return -np.log(-np.log(uniform))

@@ -1,8 +1,7 @@
-"""`expect`: what a reply should be like. Parsed in full before anything is generated; each check judges one reply.
+"""Checks of replies (`expect` in scripts): the table of kinds, parsing, combination, plug-ins.
 
-An entry is an object with one or more kinds and, where a kind has them, options:
-`{"contains": "Ada", "ignore_case": true}`. All checks judge the stripped reply without its thinking part. The kinds
-themselves are in `rules.py` and beside it.
+An entry is an object with one or more kinds and their options: `{"contains": "Ada", "ignore_case": true}`. All entries
+are parsed before anything is generated. Checks judge the stripped reply without its thinking part.
 """
 
 from __future__ import annotations
@@ -28,8 +27,19 @@ from rwkvbatch.script.checks.text import (
     StartsWith,
     WrongValueError,
 )
-from rwkvbatch.script.records import Check, ReplyFacts, Rule, SourceLine, Verdict
-from rwkvbatch.script.source import is_array, is_object, refuse, refuse_unknown_keys, shown, type_name
+from rwkvbatch.script.records import (
+    Check,
+    ReplyFacts,
+    Rule,
+    SourceLine,
+    Verdict,
+    is_array,
+    is_object,
+    refuse,
+    refuse_unknown_keys,
+    shown,
+    type_name,
+)
 
 __all__ = [
     "ENTRY_POINTS",
@@ -43,11 +53,10 @@ __all__ = [
 ]
 
 ENTRY_POINTS = "rwkvbatch.checks"
-"""The entry point group of plug-ins: name = kind, object = a `RuleKind`."""
+"""The entry point group of plug-ins: the name is the kind, the object a `RuleKind`."""
 
 MAX_NESTING = 8
 MAX_WEIGHT = 1e6
-_COMBINERS = ("all", "any", "not")
 _BUILT_IN: Mapping[str, RuleKind] = {
     "equals": Equals,
     "contains": Contains,
@@ -66,7 +75,7 @@ _BUILT_IN: Mapping[str, RuleKind] = {
 
 
 def check_kinds() -> tuple[str, ...]:
-    """The names of all kinds of check: built in, combining, and those of installed plug-ins."""
+    """The names of all kinds of check: built in, combining, and of installed plug-ins."""
     return (*_BUILT_IN, *_COMBINERS, *sorted(_plugins()))
 
 
@@ -74,17 +83,17 @@ def parse_checks(raw: Any, source: SourceLine, where: str = "expect") -> tuple[C
     """The checks of an `expect`: one entry, or an array of entries.
 
     Args:
-        where: the place in the line, such as `messages[1].expect`.
+        where: the key in the line, such as `messages[1].expect`.
 
     Raises:
-        ScriptError: a kind or an option that does not exist, or a value that it cannot have.
+        ScriptError: an unknown kind or option, or a wrong value.
         MissingExtraError: a kind needs an optional dependency that is not installed.
     """
     return _parse(raw, source, where, 0)
 
 
 def judge_all(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
-    """All checks as one: passed when all are, the score weighted by the checks' weights; 1 without checks."""
+    """All checks as one: passes if all pass; the score is the weighted mean, 1 without checks."""
     verdicts = [(check, check.judge(facts)) for check in checks]
     total = sum(check.weight for check in checks)
     failed = [f"{check.kind}: {verdict.detail or 'failed'}" for check, verdict in verdicts if not verdict.passed]
@@ -92,39 +101,35 @@ def judge_all(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
     return Verdict(not failed, min(1.0, score), "; ".join(failed) or None)
 
 
-@dataclass(frozen=True)
-class _All:
-    checks: tuple[Check, ...]
+def _judge_any(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
+    verdicts = [check.judge(facts) for check in checks]
+    passed = any(verdict.passed for verdict in verdicts)
+    failed = [f"{check.kind}: {found.detail or 'failed'}" for check, found in zip(checks, verdicts, strict=True)]
+    return Verdict(passed, max(found.score for found in verdicts), None if passed else "; ".join(failed))
 
-    def judge(self, facts: ReplyFacts) -> Verdict:
-        return judge_all(self.checks, facts)
+
+def _judge_not(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
+    inner = judge_all(checks, facts)
+    return Verdict(not inner.passed, 1.0 - inner.score, "passed, and should not have" if inner.passed else None)
 
 
-@dataclass(frozen=True)
-class _Any:
-    checks: tuple[Check, ...]
-
-    def judge(self, facts: ReplyFacts) -> Verdict:
-        verdicts = [check.judge(facts) for check in self.checks]
-        passed = any(verdict.passed for verdict in verdicts)
-        failed = [
-            f"{check.kind}: {found.detail or 'failed'}" for check, found in zip(self.checks, verdicts, strict=True)
-        ]
-        return Verdict(passed, max(found.score for found in verdicts), None if passed else "; ".join(failed))
+_COMBINERS = {"all": judge_all, "any": _judge_any, "not": _judge_not}
 
 
 @dataclass(frozen=True)
-class _Not:
+class _Combination:
+    """The rule of a kind that combines other checks."""
+
+    kind: str
     checks: tuple[Check, ...]
 
     def judge(self, facts: ReplyFacts) -> Verdict:
-        inner = judge_all(self.checks, facts)
-        return Verdict(not inner.passed, 1.0 - inner.score, "passed, and should not have" if inner.passed else None)
+        return _COMBINERS[self.kind](self.checks, facts)
 
 
 @dataclass(frozen=True)
 class _Guarded:
-    """A plug-in's rule: whatever it does, the run gets a verdict or a `RowError`."""
+    """A plug-in's rule, whose errors become `RowError`."""
 
     kind: str
     rule: Rule
@@ -166,10 +171,7 @@ def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int) -> tuple[
         refuse(source, f"{where}: names no kind of check", f"allowed: {', '.join(check_kinds())}")
     weight = raw.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= MAX_WEIGHT:
-        refuse(
-            source,
-            f"{where}.weight: must be a number above 0 and at most {MAX_WEIGHT:g}, got {shown(weight)}",
-        )
+        refuse(source, f"{where}.weight: must be a number above 0 and at most {MAX_WEIGHT:g}, got {shown(weight)}")
     made: list[Check] = []
     for kind in kinds:
         if kind in _COMBINERS:
@@ -201,9 +203,8 @@ def _rule(
 def _combine(kind: str, raw: Any, weight: float, source: SourceLine, where: str, depth: int) -> Check:
     checks = _parse(raw, source, where, depth + 1)
     if not checks:
-        refuse(source, f"{where}: must hold at least one check")
-    rule: Rule = {"all": _All, "any": _Any, "not": _Not}[kind](checks)
-    return Check(kind, raw, rule, weight, {}, any(check.needs_reference for check in checks))
+        refuse(source, f"{where}: must contain at least one check")
+    return Check(kind, raw, _Combination(kind, checks), weight, {}, any(check.needs_reference for check in checks))
 
 
 @lru_cache(maxsize=1)
@@ -223,12 +224,10 @@ def _load_plugin(kind: str) -> RuleKind:
     except Exception as error:
         raise UsageError(
             f"the check {kind!r} is a plug-in that cannot be loaded ({point.value}): {type(error).__name__}: {error}",
-            hint="reinstall or remove the package that brings it",
+            hint="reinstall or remove the package that contains it",
         ) from error
-    kind_of_rule: RuleKind = found
-    return kind_of_rule
+    return found
 
 
 def _kind(kind: str) -> RuleKind:
-    found = _BUILT_IN.get(kind)
-    return found if found is not None else _load_plugin(kind)
+    return _BUILT_IN.get(kind) or _load_plugin(kind)

@@ -1,10 +1,10 @@
-"""The `similarity` check: how much the reply is like a text, by sacrebleu's chrF (character n-grams; Popović 2015)."""
+"""The checks `json` (with JSON Schema) and `similarity` (sacrebleu's chrF: character n-grams; Popović 2015)."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -13,8 +13,7 @@ from typing import Any, ClassVar, Self
 
 from rwkvbatch.errors import MissingExtraError
 from rwkvbatch.script.checks.text import answer, compile_pattern, excerpt, search, text_of, verdict, wrong
-from rwkvbatch.script.records import ReplyFacts, Verdict
-from rwkvbatch.script.source import is_array, is_object
+from rwkvbatch.script.records import ReplyFacts, Verdict, is_array, is_object
 
 MAX_REFERENCES = 10_000
 _REFUSED_KEYWORDS = frozenset(
@@ -26,7 +25,7 @@ _MAX_JSON_DEPTH = 200
 
 @dataclass(frozen=True)
 class JsonRule:
-    """The answer, or the one fenced block that it consists of, is JSON; with a schema, valid by it."""
+    """The answer, or the fenced block that it consists of, is JSON, and valid by the schema if there is one."""
 
     options: ClassVar[frozenset[str]] = frozenset()
     schema: Mapping[str, Any] | None
@@ -57,24 +56,20 @@ def _no_constant(name: str) -> float:
 
 def _check_schema(schema: Mapping[str, Any]) -> None:
     library = _library()
-    if found := next((key for key in _keys(schema) if key in _REFUSED_KEYWORDS), None):
+    if found := next((key for key, _ in _items(schema) if key in _REFUSED_KEYWORDS), None):
         wrong(f"is a JSON Schema with {found!r}, which checks cannot use", schema)
     try:
         library.validators.validator_for(schema, default=library.Draft202012Validator).check_schema(schema)
     except library.exceptions.SchemaError as error:
-        wrong(f"is no JSON Schema ({error.message})", schema)
-    for pattern in _patterns(schema):
+        wrong(f"is not a JSON Schema ({error.message})", schema)
+    for pattern in _texts(schema, "pattern"):
         try:
             compile_pattern(pattern)
         except ValueError as error:
             wrong(f"is a JSON Schema with a wrong pattern ({error})", pattern)
-    # Also finds references that lead nowhere, before anything is generated.
-    for reference in _references(schema):
+    for reference in _texts(schema, "$ref"):
         if not reference.startswith("#"):
-            wrong(
-                f"is a JSON Schema that refers to {reference!r}; references must stay inside the schema",
-                schema,
-            )
+            wrong(f"is a JSON Schema that refers to {reference!r}; references must stay inside the schema", schema)
 
 
 def _first_problem(schema: Mapping[str, Any], value: Any) -> str | None:
@@ -95,16 +90,16 @@ def _first_problem(schema: Mapping[str, Any], value: Any) -> str | None:
 
     limited = library.validators.extend(base, {"$ref": by_reference, "pattern": by_pattern})
     try:
-        # An empty registry: nothing is ever fetched.
-        error = next(limited(schema, registry=_empty_registry()).iter_errors(value), None)
+        # With an empty registry nothing is fetched.
+        registry = import_module("referencing").Registry()
+        error = next(limited(schema, registry=registry).iter_errors(value), None)
     except (RecursionError, TimeoutError, _TooMuchError) as error:
         return str(error) or "nested too deeply to be validated"
-    except _unresolvable() as error:
+    except import_module("referencing.exceptions").Unresolvable as error:
         return f"the schema refers to something that is not in it: {error}"
     if error is None:
         return None
-    place = error.json_path
-    return f"{place}: {error.message[:200]}"
+    return f"{error.json_path}: {error.message[:200]}"
 
 
 class _TooMuchError(Exception):
@@ -122,38 +117,20 @@ def _library() -> Any:
     return jsonschema
 
 
-def _empty_registry() -> Any:
-    referencing: Any = import_module("referencing")
-    return referencing.Registry()
-
-
-def _unresolvable() -> type[Exception]:
-    from referencing.exceptions import Unresolvable
-
-    return Unresolvable
-
-
-def _values(schema: Any, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Any]]:
+def _items(schema: Any) -> Iterator[tuple[str, Any]]:
+    """The keys and values of all objects in `schema`."""
     pending: list[Any] = [schema]
     while pending:
         item = pending.pop()
         if is_object(item):
-            yield from ((key, value) for key, value in item.items() if wanted(key))
+            yield from item.items()
             pending += item.values()
         elif is_array(item):
             pending += item
 
 
-def _keys(schema: Any) -> Iterator[str]:
-    return (key for key, _ in _values(schema, lambda key: True))
-
-
-def _patterns(schema: Any) -> Iterator[str]:
-    return (value for _, value in _values(schema, lambda key: key == "pattern") if isinstance(value, str))
-
-
-def _references(schema: Any) -> Iterator[str]:
-    return (value for _, value in _values(schema, lambda key: key == "$ref") if isinstance(value, str))
+def _texts(schema: Any, key: str) -> Iterator[str]:
+    return (value for name, value in _items(schema) if name == key and isinstance(value, str))
 
 
 MAX_COMPARED_CHARACTERS = 20_000
@@ -161,7 +138,7 @@ MAX_COMPARED_CHARACTERS = 20_000
 
 @dataclass(frozen=True)
 class Similarity:
-    """chrF between the answer and the reference, or the text `to`, is at least this, in [0, 1]; chrF is the score."""
+    """chrF of the answer and the reference, or the text `to`, is at least this, in [0, 1]; chrF is the score."""
 
     options: ClassVar[frozenset[str]] = frozenset({"to"})
     at_least: float

@@ -1,6 +1,7 @@
-"""The `regex` check. Patterns come from scripts, so matching has a deadline, which the standard library's cannot have.
+"""Checks of text, numbers, token counts and finish reasons, and the helpers that all checks (and plug-ins) use.
 
-A pattern must be one of `re`: what the `regex` library adds to it, such as recursion, can take any amount of memory.
+Patterns come from scripts, so they are matched by the `regex` library, which has a deadline. A pattern must be valid
+for `re`: extensions of the `regex` library, such as recursion, can take any amount of memory.
 """
 
 from __future__ import annotations
@@ -15,20 +16,19 @@ from typing import Any, ClassVar, NoReturn, Protocol, Self
 
 import regex
 
-from rwkvbatch.script.records import ReplyFacts, Rule, Verdict
-from rwkvbatch.script.source import is_array
+from rwkvbatch.script.records import ReplyFacts, Rule, Verdict, is_array
 
 FINISH_REASONS = ("stop", "eos", "length", "time")
 IGNORE_CASE = frozenset({"ignore_case"})
 
 
 class WrongValueError(Exception):
-    """A check's value or option is not what it must be; becomes a `ScriptError` with the place.
+    """A wrong value or option of a check; becomes a `ScriptError` that names file, line and key.
 
     Args:
-        message: what was allowed, such as `must be a string`.
-        got: what was there.
-        key: the option, if it is not the kind's own value.
+        message: what is allowed, such as `must be a string`.
+        got: what was found.
+        key: the option; None for the value of the kind itself.
     """
 
     def __init__(self, message: str, got: object, *, key: str | None = None, hint: str | None = None) -> None:
@@ -40,10 +40,10 @@ class WrongValueError(Exception):
 
 
 class RuleKind(Protocol):
-    """A kind of check: what makes its rules.
+    """A kind of check: parses entries into rules.
 
     Attributes:
-        options: keys that may stand beside the kind in its entry.
+        options: keys that an entry may have besides the kind.
     """
 
     @property
@@ -53,12 +53,13 @@ class RuleKind(Protocol):
         """The rule of one entry.
 
         Raises:
-            WrongValueError: `expected` or an option is not what it must be.
+            WrongValueError: a wrong value of `expected` or an option.
         """
         ...
 
 
 def wrong(message: str, got: object, *, key: str | None = None, hint: str | None = None) -> NoReturn:
+    """Raise `WrongValueError`."""
     raise WrongValueError(message, got, key=key, hint=hint)
 
 
@@ -72,7 +73,7 @@ def answer(facts: ReplyFacts) -> str:
 
 
 def excerpt(text: str, limit: int = 80) -> str:
-    """A reply for a verdict's detail: its beginning, as a Python literal."""
+    """The beginning of a reply as a Python literal, for the detail of a verdict."""
     return repr(text) if len(text) <= limit else repr(text[:limit]) + "…"
 
 
@@ -83,12 +84,12 @@ def flag(options: Mapping[str, Any], key: str) -> bool:
 
 
 def text_of(expected: Any) -> str:
-    """A string that is not empty."""
+    """`expected`, which must be a string that is not empty."""
     return expected if isinstance(expected, str) and expected else wrong("must be a string that is not empty", expected)
 
 
 def texts_of(expected: Any) -> tuple[str, ...]:
-    """One string, or an array of at least one."""
+    """`expected`, which must be a string or an array of strings, none empty."""
     texts = expected if is_array(expected) else [expected]
     if not texts or not all(isinstance(text, str) and text for text in texts):
         wrong("must be a string or an array of strings, none empty", expected)
@@ -96,13 +97,13 @@ def texts_of(expected: Any) -> tuple[str, ...]:
 
 
 def verdict(passed: bool, detail: str) -> Verdict:
-    """All or nothing; `detail` only when it did not pass."""
+    """A verdict with the score 0 or 1, and `detail` only if it did not pass."""
     return Verdict(passed, float(passed), None if passed else detail)
 
 
 @dataclass(frozen=True)
 class _TextRule(ABC):
-    """Compares the answer with texts, both case-folded where asked for."""
+    """Compares the answer with texts, both case-folded with `ignore_case`."""
 
     options: ClassVar[frozenset[str]] = IGNORE_CASE
     texts: tuple[str, ...]
@@ -129,7 +130,7 @@ class _TextRule(ABC):
 
 
 class Equals(_TextRule):
-    """The answer is this text."""
+    """The answer equals the text."""
 
     @classmethod
     def _texts(cls, expected: Any) -> tuple[str, ...]:
@@ -140,7 +141,7 @@ class Equals(_TextRule):
 
 
 class OneOf(_TextRule):
-    """The answer is one of these texts."""
+    """The answer equals one of the texts."""
 
     @classmethod
     def _texts(cls, expected: Any) -> tuple[str, ...]:
@@ -153,7 +154,7 @@ class OneOf(_TextRule):
 
 
 class Contains(_TextRule):
-    """The answer contains all these texts; the score is the share that it contains."""
+    """The answer contains all texts; the score is the share that it contains."""
 
     def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict:
         missing = [shown for shown, wanted in zip(self.texts, texts, strict=True) if wanted not in text]
@@ -162,7 +163,7 @@ class Contains(_TextRule):
 
 
 class NotContains(_TextRule):
-    """The answer contains none of these texts."""
+    """The answer contains none of the texts."""
 
     def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict:
         present = [shown for shown, banned in zip(self.texts, texts, strict=True) if banned in text]
@@ -170,13 +171,13 @@ class NotContains(_TextRule):
 
 
 class StartsWith(_TextRule):
-    """The answer begins with one of these texts."""
+    """The answer begins with one of the texts."""
 
     def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict:
         return verdict(text.startswith(texts), f"got {got}")
 
 
-# A sign counts only where it cannot be the hyphen or the minus between two numbers.
+# A sign is part of a number only if it cannot be a hyphen, or a minus between two numbers.
 _NUMBER = re.compile(
     r"(?<![\d.])(?:(?<![\w)])[-−])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?!\d))?"
 )
@@ -185,7 +186,7 @@ _MAX_NUMBER_LENGTH = 400
 
 @dataclass(frozen=True)
 class Number:
-    """The last number in the answer is this one, give or take `tolerance`. Compared in decimal, so exactly."""
+    """The last number in the answer is within `tolerance` of the value, in exact decimal arithmetic."""
 
     options: ClassVar[frozenset[str]] = frozenset({"tolerance"})
     value: Decimal
@@ -214,7 +215,7 @@ def _is_number(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class _TokenLimit:
+class _TokenLimit(ABC):
     options: ClassVar[frozenset[str]] = frozenset()
     limit: int
 
@@ -224,19 +225,25 @@ class _TokenLimit:
             wrong("must be a number of tokens", expected)
         return cls(expected)
 
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        return verdict(self._allows(facts.num_tokens), f"has {facts.num_tokens} tokens")
+
+    @abstractmethod
+    def _allows(self, num_tokens: int) -> bool: ...
+
 
 class MaxTokens(_TokenLimit):
     """The reply, thinking included, has at most this many tokens."""
 
-    def judge(self, facts: ReplyFacts) -> Verdict:
-        return verdict(facts.num_tokens <= self.limit, f"has {facts.num_tokens} tokens")
+    def _allows(self, num_tokens: int) -> bool:
+        return num_tokens <= self.limit
 
 
 class MinTokens(_TokenLimit):
     """The reply, thinking included, has at least this many tokens."""
 
-    def judge(self, facts: ReplyFacts) -> Verdict:
-        return verdict(facts.num_tokens >= self.limit, f"has {facts.num_tokens} tokens")
+    def _allows(self, num_tokens: int) -> bool:
+        return num_tokens >= self.limit
 
 
 @dataclass(frozen=True)
@@ -262,7 +269,7 @@ MAX_COMPILED_SIZE = 500_000
 MAX_SEARCHED_CHARACTERS = 100_000
 DEADLINE_S = 1.0
 
-# The library writes counted repeats out when it compiles. In verbose patterns a count may have spaces in it.
+# The library expands counted repeats when it compiles. In verbose patterns a count may contain spaces.
 _COUNTED = re.compile(r"\{([0-9]+(?:,[0-9]*)?|,[0-9]+)\}")
 _VERBOSE = re.compile(r"\(\?[a-zA-Z]*x")
 
@@ -271,7 +278,7 @@ def compile_pattern(pattern: str, flags: int = 0) -> regex.Pattern[str]:
     """`pattern` compiled.
 
     Raises:
-        ValueError: it is no regular expression of `re`, or too long or too deep to compile.
+        ValueError: not a regular expression of `re`, or too long or too deep to compile.
     """
     if len(pattern) > MAX_PATTERN_LENGTH:
         raise ValueError(f"longer than {MAX_PATTERN_LENGTH} characters")
@@ -304,7 +311,7 @@ def search(pattern: regex.Pattern[str], text: str) -> bool:
 
 @dataclass(frozen=True)
 class Matches:
-    """The pattern matches somewhere in the answer."""
+    """The pattern matches anywhere in the answer."""
 
     options: ClassVar[frozenset[str]] = IGNORE_CASE
     pattern: regex.Pattern[str]

@@ -10,7 +10,7 @@ import torch
 
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.base import RaggedBatch, State
-from rwkvbatch.model.ops import Activation, Product
+from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product
 from rwkvbatch.model.ops.reference import ReferenceOps
 
 pytest.importorskip("rwkvbatch._native")
@@ -197,10 +197,8 @@ def test_wkv7_from_a_state(twins: Twins, heads: int, size: int) -> None:
         arrays[index] = (twins.cpu.array(values), values)
     small = [twins.vectors(width, seed=seed, mean=1.0) for seed in range(5)]
     mine, theirs = [pair[0] for pair in small], [pair[1] for pair in small]
-    found = twins.cpu.wkv7(step, 1, *[pair[0] for pair in arrays], *mine[:3], (mine[3], mine[4]))
-    expected = twins.reference.wkv7(
-        expected_step, 1, *[pair[1] for pair in arrays], *theirs[:3], (theirs[3], theirs[4])
-    )
+    found = twins.cpu.wkv7(step, 1, HeadRows(*[pair[0] for pair in arrays]), HeadWeights(*mine))
+    expected = twins.reference.wkv7(expected_step, 1, HeadRows(*[pair[1] for pair in arrays]), HeadWeights(*theirs))
     torch.testing.assert_close(twins.cpu.values(found), expected, rtol=1e-4, atol=1e-4)
     same_states(pools)
 

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from rwkvbatch.model.ops.cuda import CudaOps
-from rwkvbatch.model.ops.noise import philox_4x32
+from rwkvbatch.model.ops.reference import philox_4x32
 from rwkvbatch.model.ops.triton import sample
 
 # exp(-infinity - -infinity) of rows that have no token to choose.

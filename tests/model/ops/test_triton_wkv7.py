@@ -16,10 +16,11 @@ from rwkvbatch.model.ops.reference import ReferenceOps
 from tests.model.ops.device import DEVICE, guarded, normal, untouched
 
 pytest.importorskip("triton")
+from rwkvbatch.model.ops import HeadRows, HeadWeights
 from rwkvbatch.model.ops.triton import chunks
-from rwkvbatch.model.ops.triton.scan import HeadWeights, Rows, Sequences, scan
+from rwkvbatch.model.ops.triton.scan import Sequences, scan
 
-Kernel = Callable[[Rows, HeadWeights, Sequences, torch.Tensor, torch.Tensor], None]
+Kernel = Callable[[HeadRows, HeadWeights, Sequences, torch.Tensor, torch.Tensor], None]
 LAYER = 1
 
 
@@ -27,7 +28,9 @@ def on_device(array: npt.ArrayLike) -> torch.Tensor:
     return torch.tensor(array, dtype=torch.int32, device=DEVICE)
 
 
-def in_chunks(rows: Rows, weights: HeadWeights, sequences: Sequences, carried: torch.Tensor, out: torch.Tensor) -> None:
+def in_chunks(
+    rows: HeadRows, weights: HeadWeights, sequences: Sequences, carried: torch.Tensor, out: torch.Tensor
+) -> None:
     bounds = (side.cpu().numpy().astype(np.int64) for side in sequences[:2])
     numbered = chunks.ChunkRows(*[on_device(part) for part in chunk_rows(*bounds, chunks.CHUNK)])
     chunks.chunks(rows, weights, sequences, numbered, carried, out)
@@ -64,13 +67,12 @@ def compare(
     expected = reference.wkv7(
         reference.begin(batch, pool),
         LAYER,
-        *[value.float() for value in values],
-        *small[:3],
-        (small[3], small[4]),
+        HeadRows(*[value.float() for value in values]),
+        HeadWeights(*small),
     )
 
     kernel(
-        Rows(*[value.to(DEVICE) for value in values]),
+        HeadRows(*[value.to(DEVICE) for value in values]),
         HeadWeights(*[value.to(DEVICE) for value in small]),
         Sequences(on_device(batch.starts[:-1]), on_device(batch.starts[1:]), on_device(batch.slots)),
         carried,
@@ -120,7 +122,7 @@ def test_in_chunks_nothing_is_read_that_was_not_written_before(
 
 def test_in_chunks_the_bits_of_a_sequence_do_not_depend_on_the_others() -> None:
     lengths, size = [21, 35, 16], 16
-    rows = Rows(*[torch.sigmoid(normal(sum(lengths), size, seed=seed)).to(DEVICE) for seed in range(6)])
+    rows = HeadRows(*[torch.sigmoid(normal(sum(lengths), size, seed=seed)).to(DEVICE) for seed in range(6)])
     weights = HeadWeights(*[normal(size, seed=10 + index, mean=1.0).to(DEVICE) for index in range(5)])
     own = slice(lengths[0], lengths[0] + lengths[1])
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -150,7 +152,7 @@ def test_a_sequence_without_a_slot_starts_from_nothing_and_leaves_nothing(kernel
         carried, memory = guarded(1, 1, 16, 16, values=torch.zeros(1, 1, 16, 16))
         out, _ = guarded(1, 16)
         index = [torch.tensor([value], dtype=torch.int32, device=DEVICE) for value in (0, 1, slot)]
-        kernel(Rows(*[one] * 6), HeadWeights(*[one[0]] * 5), Sequences(*index), carried, out)
+        kernel(HeadRows(*[one] * 6), HeadWeights(*[one[0]] * 5), Sequences(*index), carried, out)
         outs.append(out)
         assert untouched(memory)
         assert bool(carried.any()) == (slot == 0)

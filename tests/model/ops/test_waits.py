@@ -9,10 +9,9 @@ import torch
 from rwkvbatch.config import Sampling
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import NoiseKey, Reply, Request, Score
-from rwkvbatch.model.base import ModelSpec
+from rwkvbatch.model.base import Dimensions, ModelSpec
 from rwkvbatch.model.random_checkpoint import random_tensors
-from rwkvbatch.model.rwkv7 import Network
-from rwkvbatch.model.rwkv7_model import Rwkv7Model, state_bytes
+from rwkvbatch.model.rwkv7 import Network, Rwkv7Model, state_bytes
 from tests.model.ops.device import DEVICE, waits
 from tests.model.ops.sample_batches import batch_of, logits_of, select
 
@@ -30,7 +29,7 @@ def engine(step_rows: int = 512) -> Engine:
     """Over a tiny network on a GPU's operations."""
     ops = CudaOps(DEVICE, torch.float32)
     network = Network.build(random_tensors(1, 32, VOCAB_SIZE, head_size=16, seed=1), 1, ops)
-    memory = state_bytes(1, 2, 16)
+    memory = state_bytes(Dimensions("7", 1, 32, 2, 16, VOCAB_SIZE, 0))
     spec = ModelSpec("7", 1, 32, 2, 16, VOCAB_SIZE, 0, memory, "", "", "fp32", "cuda", DEVICE, False)
     return Engine(Rwkv7Model(GraphedNetwork(network, None), ops, spec), step_rows=step_rows)
 

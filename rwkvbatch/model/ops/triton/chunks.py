@@ -1,4 +1,4 @@
-"""The recurrence of RWKV-7 in chunks of rows, as matrix products: for prompts. `scan.py` is its slow twin.
+"""The recurrence of RWKV-7 in chunks of rows, as matrix products, for prompts. Reference implementation: `scan.py`.
 
 Per head, with z = -kk, b = kk * a and S of shape (values, keys):
 
@@ -9,16 +9,17 @@ B_t = b_t / W_t. The vectors u_t = S_{t-1} z_t solve a unit lower triangular sys
 is products:
 
     P = (I - tril(Z B^T, -1))^-1
-    U = (P Z) S^T + P tril(Z K^T, -1) V                       what the rows take away, [L, values]
+    U = (P Z) S^T + P tril(Z K^T, -1) V                       what the rows remove, [L, values]
     Y = (R + D P Z) S^T + D P tril(Z K^T, -1) V + E V         with D = tril(R B^T), E = tril(R K^T)
     S' = S diag(W_L) + U^T (B W_L) + V^T (K W_L)
 
-All but S is known at once, so three kernels share the work. `_prepare`, a program a chunk and head, leaves the factors
-of S^T, what is added to them, and the factors of U and V. `_pass_on`, a program a sequence, head and block of values,
-goes from chunk to chunk: two products a step. `_finish`, a program a chunk and head again, makes outputs of the Y.
+All but S is known in advance, so the work is divided into three kernels. `_prepare` (one program per chunk and head)
+computes the factors of S^T, the terms added to them, and the factors of U and V. `_pass_on` (one program per
+sequence, head and block of values) goes from chunk to chunk with two products per step. `_finish` (one program per
+chunk and head) turns the Y into outputs.
 
-A decay is at least exp(-exp(-1/2)) = 0.545, so 1 / W_16 stays below 2e4; every kept product has a ratio of W_i to
-W_j with i >= j in it, which is at most 1, so fp32 loses nothing to the division.
+A decay is at least exp(-exp(-1/2)) = 0.545, so 1 / W_16 stays below 2e4. Every product contains a ratio of W_i to W_j
+with i >= j, which is at most 1, so the division costs no precision in fp32.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ import torch
 import triton
 import triton.language as tl
 
-from rwkvbatch.model.ops.triton.scan import HeadWeights, Rows, Sequences, finished, normalized
+from rwkvbatch.model.ops import HeadRows, HeadWeights
+from rwkvbatch.model.ops.triton.scan import Sequences, finished, normalized
 
 # Kernels are not quite Python: constants are passed as plain values, launches have options of their own.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
@@ -37,9 +39,9 @@ from rwkvbatch.model.ops.triton.scan import HeadWeights, Rows, Sequences, finish
 
 CHUNK = 16
 BLOCK_VALUES = 16
-"""Value rows of a state that one program passes on."""
+"""Value rows of a state that one program of `_pass_on` handles."""
 MAX_REGISTERS = 168
-"""Of a thread of `_prepare`, so that three programs fit on a multiprocessor."""
+"""Registers per thread of `_prepare`, so that three programs fit on a multiprocessor."""
 _DOUBLINGS: tl.constexpr = tl.constexpr(3)
 """(I - A)^-1 = (I + A)(I + A^2)(I + A^4)(I + A^8), since A^16 = 0."""
 
@@ -235,7 +237,7 @@ def _finish(
 
 
 def chunks(
-    rows: Rows,
+    rows: HeadRows,
     weights: HeadWeights,
     sequences: Sequences,
     numbered: ChunkRows,

@@ -1,7 +1,7 @@
-"""A group of linear layers for a few rows, in one launch: what counts is that the weights stream without a gap.
+"""Linear layers of at most 16 rows, a whole group in one launch, so that weights are read without gaps.
 
-Each program makes 16 outputs of one layer, for 16 rows whether there are so many or not, adding up the inputs in
-order. So a row's bits do not depend on how many rows there are. cuBLAS is for more rows.
+Each program computes 16 outputs of one layer, always for 16 rows, and adds up the inputs in order, so that a row's bits
+do not depend on the number of rows. cuBLAS computes products of more rows.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ _MAX_ROWS: tl.constexpr = tl.constexpr(MAX_ROWS)
 
 
 class Few(NamedTuple):
-    """One layer of the group, as `Product`, and where its result goes."""
+    """One layer of the group, as in `Product`, and the memory of its result."""
 
     x: torch.Tensor
     weight: torch.Tensor

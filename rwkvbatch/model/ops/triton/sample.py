@@ -1,4 +1,4 @@
-"""The choice of tokens on the device: penalties, cuts and keyed noise. One program a row; nothing is sorted.
+"""The choice of tokens on the device: penalties, cuts and keyed noise. One program per row; nothing is sorted.
 
 The definition is `reference.sample`. Precision: exponentials are fp32, added in fp32 within a block of the vocabulary
 and in fp64 from block to block, so the top-p cut can fall differently where a sum of probabilities is within about

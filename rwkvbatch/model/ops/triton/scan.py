@@ -1,4 +1,4 @@
-"""The recurrence of RWKV-7 row by row, with everything that belongs to a head. One program a sequence and head."""
+"""The recurrence of RWKV-7 row by row, with all other arithmetic per head. One program per sequence and head."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from rwkvbatch.model.ops import HeadRows, HeadWeights
 from rwkvbatch.model.ops.reference import GROUP_NORM_EPS, NORMALIZE_EPS
 
 # Kernels are not quite Python: constants are passed as plain values, launches have options of their own.
@@ -69,7 +70,7 @@ def _shift_mix(
     current = _norm(x_ptr, row, weight, bias, columns, inside, WIDTH, EPS)
     slot = tl.load(first_slots_ptr + row)
     if slot >= 0:
-        # The program of a sequence's first row also leaves the last one in the state, so that nobody else touches it.
+        # The program of a sequence's first row also writes the last one to the state, so no other program touches it.
         carried = carried_ptr + slot.to(tl.int64) * WIDTH + columns
         previous = tl.load(carried, mask=inside, other=0.0)
         last = _norm(x_ptr, tl.load(last_rows_ptr + row), weight, bias, columns, inside, WIDTH, EPS)
@@ -154,27 +155,6 @@ _GROUP_NORM_EPS: tl.constexpr = tl.constexpr(GROUP_NORM_EPS)
 _NORMALIZE_EPS: tl.constexpr = tl.constexpr(NORMALIZE_EPS)
 
 
-class Rows(NamedTuple):
-    """What the rows bring, [R, C] each, in any floating dtype."""
-
-    r: torch.Tensor
-    w: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-    a: torch.Tensor
-    g: torch.Tensor
-
-
-class HeadWeights(NamedTuple):
-    """A layer's vectors, [C] fp32 each."""
-
-    k_k: torch.Tensor
-    k_a: torch.Tensor
-    r_k: torch.Tensor
-    norm_weight: torch.Tensor
-    norm_bias: torch.Tensor
-
-
 class Sequences(NamedTuple):
     """Rows starts[b] to stops[b] - 1 belong to the state in slots[b], or to none if that is -1; [B] int32 each."""
 
@@ -257,7 +237,7 @@ def _scan(
     tl.store(state_ptr, S, mask=kept)
 
 
-def scan(rows: Rows, weights: HeadWeights, sequences: Sequences, carried: torch.Tensor, out: torch.Tensor) -> None:
+def scan(rows: HeadRows, weights: HeadWeights, sequences: Sequences, carried: torch.Tensor, out: torch.Tensor) -> None:
     """`Operations.wkv7` of some sequences into their rows of `out` [R, C].
 
     Args:
