@@ -31,7 +31,7 @@ from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
 
 NUM_TURNS = 3
 MAX_TOKENS = 64
-SAMPLING = Sampling(temperature=1.0, top_p=0.3, presence=0.5, frequency=0.5, ban=(0,))
+SAMPLING = Sampling(temperature=1.0, top_p=0.3, presence_penalty=0.5, frequency_penalty=0.5, banned_token_ids=(0,))
 
 
 def questions(number: int) -> list[str]:
@@ -57,11 +57,11 @@ def plain_loop(package: Model, tokenizer: Tokenizer, count: int) -> float:
             for _ in range(MAX_TOKENS):
                 row = logits[0].clone()
                 for token, seen in occurrence.items():
-                    row[token] -= SAMPLING.presence + seen * SAMPLING.frequency
+                    row[token] -= SAMPLING.presence_penalty + seen * SAMPLING.frequency_penalty
                 row[0] -= 1e10
                 token = sample(None, row, temperature=SAMPLING.temperature, top_p=SAMPLING.top_p)  # type: ignore[arg-type]
                 for seen_token in occurrence:
-                    occurrence[seen_token] *= SAMPLING.decay
+                    occurrence[seen_token] *= SAMPLING.penalty_decay
                 occurrence[token] = 1 + occurrence.get(token, 0)
                 logits, state = package.forward([[token]], state)
                 num_tokens += 1

@@ -8,7 +8,7 @@ ChatRWKV's `API_DEMO_CHAT.py`; see `docs/sampling.md`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,6 +18,44 @@ ThinkMode = Literal["off", "on", "fake", "short", "long"]
 HistoryMode = Literal["own", "gold"]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 _LIMITS = ("ge", "gt", "le", "lt")
+
+PENALTY_ALIASES: Mapping[str, str] = {
+    "presence": "presence_penalty",
+    "frequency": "frequency_penalty",
+    "decay": "penalty_decay",
+    "ban": "banned_token_ids",
+}
+"""Short names of settings, which files written by earlier versions use as keys."""
+
+ALIASES: Mapping[str, str] = {"temp": "temperature", **PENALTY_ALIASES}
+"""Short names, accepted wherever a setting is named, and the settings' names."""
+
+SHORT_NAMES: Mapping[str, str] = {name: alias for alias, name in ALIASES.items()}
+"""The name of a setting in options and cell names, where it is not the setting's own."""
+
+
+def full_name(key: str) -> str:
+    """The setting's own name: aliases are resolved, `-` is read as `_`."""
+    key = key.replace("-", "_")
+    return ALIASES.get(key, key)
+
+
+def with_full_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings out of a file under their present names; files of earlier versions have the short ones."""
+    return {ALIASES.get(key, key): value for key, value in values.items()}
+
+
+def identity_with_full_names(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The `identity` of a manifest with the settings' present names."""
+    result = dict(identity)
+    if isinstance(cells := result.get("cells"), dict):
+        result["cells"] = {
+            name: with_full_names(cast("dict[str, Any]", values)) if isinstance(values, dict) else values
+            for name, values in cast("dict[str, Any]", cells).items()
+        }
+    if isinstance(given := result.get("given_for_all"), list):
+        result["given_for_all"] = sorted(ALIASES.get(str(name), str(name)) for name in cast("list[Any]", given))
+    return result
 
 
 class Settings(BaseModel):
@@ -55,34 +93,34 @@ class Sampling(Settings):
         temperature: the kept probabilities are raised to 1 / temperature.
         top_p: keep the likeliest tokens whose probabilities reach this sum (ties with the last one are kept).
         top_k: keep at most this many tokens; 0 keeps all.
-        presence: subtracted from the logit of every token that is already in the reply.
-        frequency: subtracted from it once more for every (decayed) occurrence.
-        decay: all occurrence counts are multiplied by this at each step.
+        presence_penalty: subtracted from the logit of every token that is already in the reply.
+        frequency_penalty: subtracted from it once more for every (decayed) occurrence.
+        penalty_decay: all occurrence counts are multiplied by this at each step.
         order: `top-p-first` cuts before the temperature is applied (the `rwkv` package), `temperature-first`
             after it (most other programs).
-        ban: token ids that are never chosen.
+        banned_token_ids: token ids that are never chosen.
     """
 
     temperature: float = Field(default=1.0, ge=0, le=100)
     top_p: float = Field(default=0.3, ge=0, le=1)
     top_k: int = Field(default=0, ge=0)
-    presence: float = Field(default=0.0, ge=-100, le=100)
-    frequency: float = Field(default=0.0, ge=-100, le=100)
-    decay: float = Field(default=0.996, ge=0, le=1)
+    presence_penalty: float = Field(default=0.0, ge=-100, le=100)
+    frequency_penalty: float = Field(default=0.0, ge=-100, le=100)
+    penalty_decay: float = Field(default=0.996, ge=0, le=1)
     order: Literal["top-p-first", "temperature-first"] = "top-p-first"
-    ban: tuple[TokenId, ...] = ()
+    banned_token_ids: tuple[TokenId, ...] = ()
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0 or self.top_p == 0 or self.top_k == 1
 
-    def check_vocabulary(self, vocab_size: int, name: str = "ban") -> None:
+    def check_vocabulary(self, vocab_size: int, name: str = "banned_token_ids") -> None:
         """Refuse what a model with `vocab_size` token ids cannot have; `name` is the setting's for the error.
 
         Raises:
             UsageError: a banned id is none of the model's.
         """
-        beyond = sorted({token for token in self.ban if token >= vocab_size})
+        beyond = sorted({token for token in self.banned_token_ids if token >= vocab_size})
         if beyond:
             shown = ", ".join(map(str, beyond[:5])) + (", ..." if len(beyond) > 5 else "")
             raise UsageError(
@@ -95,11 +133,15 @@ PRESETS: Mapping[str, Sampling] = {
     "default": Sampling(),
     "greedy": Sampling(temperature=0.0, top_p=1.0),
     # ChatRWKV, API_DEMO_CHAT.py: with the initial prompt, and with a custom initial state.
-    "api-demo-chat": Sampling(temperature=1.0, top_p=0.3, presence=0.5, frequency=0.5, ban=(0,)),
-    "api-demo-chat-state": Sampling(temperature=1.0, top_p=0.2, presence=0.3, frequency=0.3, ban=(0,)),
+    "api-demo-chat": Sampling(
+        temperature=1.0, top_p=0.3, presence_penalty=0.5, frequency_penalty=0.5, banned_token_ids=(0,)
+    ),
+    "api-demo-chat-state": Sampling(
+        temperature=1.0, top_p=0.2, presence_penalty=0.3, frequency_penalty=0.3, banned_token_ids=(0,)
+    ),
     # The rwkv package's PIPELINE_ARGS.
-    "rwkv-package": Sampling(temperature=1.0, top_p=0.85, presence=0.2, frequency=0.2),
-    "creative": Sampling(temperature=1.2, top_p=0.7, presence=0.4, frequency=0.4),
+    "rwkv-package": Sampling(temperature=1.0, top_p=0.85, presence_penalty=0.2, frequency_penalty=0.2),
+    "creative": Sampling(temperature=1.2, top_p=0.7, presence_penalty=0.4, frequency_penalty=0.4),
     "precise": Sampling(temperature=1.0, top_p=0.1),
     "model": Sampling(temperature=1.0, top_p=1.0),
 }
@@ -149,7 +191,7 @@ class Prompting(Settings):
 
 
 _IN_WORDS: Mapping[str, str] = {
-    "ban": "must be token ids, whole numbers from 0 up",
+    "banned_token_ids": "must be token ids, whole numbers from 0 up",
     "stop": "must be a text that is not empty",
 }
 

@@ -24,8 +24,8 @@ from rwkvbatch.replay.settings import CellSettings
 CONVERSATION = "chat"
 SEED_LIMIT = 2**63
 KEPT_SETTINGS = (
-    *("temperature", "top_p", "top_k", "presence", "frequency", "decay", "order", "ban"),
-    *("max_tokens", "max_seconds", "stop", "think"),
+    *("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "penalty_decay", "order"),
+    *("banned_token_ids", "max_tokens", "max_seconds", "stop", "think"),
 )
 """What a reply depends on besides its tokens and seed, and may change from turn to turn."""
 

@@ -14,13 +14,13 @@ from rwkvbatch.chat.command import Chat, Command, file_argument, number_argument
 from rwkvbatch.chat.runs import export
 from rwkvbatch.chat.session import KEPT_SETTINGS, SEED_LIMIT
 from rwkvbatch.chat.storage import load_session, restore, save_session
-from rwkvbatch.config import PRESETS, Sampling, ThinkMode, preset
+from rwkvbatch.config import ALIASES, PRESETS, SHORT_NAMES, Sampling, ThinkMode, preset
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.escaping import printable
-from rwkvbatch.replay.settings import ALIASES, SHORT_NAMES, checked_values
+from rwkvbatch.replay.settings import checked_values
 
 SETTABLE = tuple(SHORT_NAMES.get(name, name) for name in KEPT_SETTINGS)
-_LISTS = ("ban", "stop")
+_LISTS = ("banned_token_ids", "stop")
 _OPTIONAL = ("max_seconds",)
 
 

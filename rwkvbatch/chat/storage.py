@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.tree import Dialogue, branch_values, dialogue_values, read_dialogue
+from rwkvbatch.config import with_full_names
 from rwkvbatch.errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def load_session(path: Path, spec: ModelSpec) -> SavedSession:
         _refuse_other_model(path, str(values["model"]["weights_sha256"]), str(values["model"]["path"]), spec)
         return SavedSession(
             read_dialogue(values["dialogue"]),
-            values["settings"],
+            with_full_names(values["settings"]),
             Identity(int(values["seed"]), str(values["conversation"]), int(values["repeat"])),
             values["template"],
         )

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
+from rwkvbatch.config import with_full_names
 from rwkvbatch.errors import UsageError
 
 MAIN = "main"
@@ -278,7 +279,7 @@ def _opening(values: Mapping[str, Any]) -> Opening:
 
 
 def _exchange(values: Mapping[str, Any]) -> Exchange:
-    plain: dict[str, Any] = {**values, "settings": dict(values["settings"])}
+    plain: dict[str, Any] = {**values, "settings": with_full_names(values["settings"])}
     for name in ("prompt", "ids", "rest"):
         plain[name] = _ids(values[name])
     if "finish" in plain:  # its name in sessions of older versions

@@ -131,7 +131,8 @@ def chat_command(
     given: dict[str, Any] = {
         "model": model, "strategy": strategy, "backend": backend, "state": state, "threads": threads,
         "state_memory": state_memory, "preset": preset, "temperature": temp, "top_p": top_p, "top_k": top_k,
-        "presence": presence, "frequency": frequency, "decay": decay, "order": order, "ban": shared.split_ids(ban),
+        "presence_penalty": presence, "frequency_penalty": frequency, "penalty_decay": decay, "order": order,
+        "banned_token_ids": shared.split_ids(ban),
         "seed": seed, "max_tokens": max_tokens, "max_seconds": max_seconds, "stop": stop or None,
         "think": think, "template": template,
     }  # fmt: skip

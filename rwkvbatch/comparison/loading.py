@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.comparison.table import read_results
+from rwkvbatch.config import identity_with_full_names
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, UsageError
 from rwkvbatch.results.status import why_unfinished
 
@@ -236,6 +237,8 @@ def _read_manifest(path: Path) -> Mapping[str, Any]:
         raise RunDamagedError(f"is not JSON: {error}", path=path) from None
     if not isinstance(values, dict):
         raise RunDamagedError("is not a JSON object", path=path)
+    if isinstance(values.get("identity"), dict):
+        values["identity"] = identity_with_full_names(values["identity"])
     return values
 
 

@@ -1,7 +1,8 @@
 """The rows of one choice of tokens: penalties, bans and noise keys, gathered from the replies under way.
 
-Penalties are those of ChatRWKV's `API_DEMO_CHAT.py`: logit -= presence + count * frequency for every token that is
-already in the reply; each step all counts are multiplied by `decay`, then the new token's count grows by 1.
+Penalties are those of ChatRWKV's `API_DEMO_CHAT.py`: logit -= presence_penalty + count * frequency_penalty
+for every token that is already in the reply; each step all counts are multiplied by `penalty_decay`, then the new
+token's count grows by 1.
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ class Penalties:
     """The penalties of one reply: its banned tokens, and the decayed counts of the tokens it already has."""
 
     def __init__(self, sampling: Sampling) -> None:
-        self._presence, self._frequency, self._decay = sampling.presence, sampling.frequency, sampling.decay
-        self._counting = sampling.presence != 0 or sampling.frequency != 0
-        self._banned = np.array(sorted(set(sampling.ban)), dtype=np.int64)
+        self._presence, self._frequency, self._decay = (
+            sampling.presence_penalty,
+            sampling.frequency_penalty,
+            sampling.penalty_decay,
+        )
+        self._counting = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
+        self._banned = np.array(sorted(set(sampling.banned_token_ids)), dtype=np.int64)
         self._places: dict[int, int] = {}
         self._ids = np.empty(16, dtype=np.int64)
         self._counts = np.zeros(16, dtype=np.float64)

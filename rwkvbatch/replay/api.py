@@ -29,11 +29,11 @@ class RunKeywords(TypedDict, total=False):
     temp: float | Sequence[float]
     top_p: float | Sequence[float]
     top_k: int | Sequence[int]
-    presence: float | Sequence[float]
-    frequency: float | Sequence[float]
-    decay: float | Sequence[float]
+    presence_penalty: float | Sequence[float]
+    frequency_penalty: float | Sequence[float]
+    penalty_decay: float | Sequence[float]
     order: _Order | Sequence[_Order]
-    ban: Sequence[int]
+    banned_token_ids: Sequence[int]
     max_tokens: int | Sequence[int]
     max_seconds: float | Sequence[float] | None
     stop: Sequence[str]
@@ -64,7 +64,7 @@ class RunKeywords(TypedDict, total=False):
     max_conversations: int
 
 
-LISTED = ("preset", *(name for name in CellSettings.model_fields if name not in ("ban", "stop")))
+LISTED = ("preset", *(name for name in CellSettings.model_fields if name not in ("banned_token_ids", "stop")))
 """Settings that may be given as several values, each a dimension of the grid."""
 
 

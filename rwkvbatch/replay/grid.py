@@ -28,12 +28,10 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from rwkvbatch.config import Sampling, Stopping
+from rwkvbatch.config import SHORT_NAMES, Sampling, Stopping, full_name
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.settings import (
-    ALIASES,
     GRID_TABLES,
-    SHORT_NAMES,
     CellSettings,
     Origin,
     checked_values,
@@ -66,7 +64,7 @@ class GridFile:
         """Full names of the settings that the tables give, whichever cell has them."""
         groups = [self.tables.get("grid", {}), self.tables.get("zip", {})]
         groups += [*self.tables.get("cells", {}).values(), *self.tables.get("override", {}).values()]
-        return frozenset(_full(key) for group in groups for key in group)
+        return frozenset(full_name(key) for group in groups for key in group)
 
     def origins(self, cells: Sequence[Cell]) -> Iterator[Origin]:
         """Where the settings of `cells` came from that these tables gave."""
@@ -95,7 +93,7 @@ def make_cells(lists: Mapping[str, Sequence[Any]], *files: GridFile) -> tuple[Ce
             the file.
     """
     dimensions = [_dimension(key, values, option_name(key)) for key, values in lists.items()]
-    varied = {_full(key) for key in lists}
+    varied = {full_name(key) for key in lists}
     named: list[Cell] = []
     changes: dict[str, dict[str, Any]] = {}
     where_changed: dict[str, str] = {}
@@ -178,7 +176,7 @@ def _overrides(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _choice_name(key: str, value: Any) -> str:
-    full = _full(key)
+    full = full_name(key)
     return f"{SHORT_NAMES.get(full, full)}={_value_name(full, value)}"
 
 
@@ -205,15 +203,10 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _full(key: str) -> str:
-    plain = key.replace("-", "_")
-    return ALIASES.get(plain, plain)
-
-
 def _refuse_twice(key: str, varied: set[str]) -> None:
-    if _full(key) in varied:
+    if full_name(key) in varied:
         raise UsageError(f"{key} is varied twice", hint="give it on the command line or in one table of the grid")
-    varied.add(_full(key))
+    varied.add(full_name(key))
 
 
 @contextmanager
@@ -228,7 +221,7 @@ def _refuse_unknown(tables: Mapping[str, Any]) -> None:
     for key in tables:
         if key not in GRID_TABLES:
             hint = None
-            if _full(key) in CellSettings.model_fields:
+            if full_name(key) in CellSettings.model_fields:
                 hint = "a list of values goes under [grid]; one value for all cells goes into a --config file"
             raise UsageError(f"unknown table [{key}]; allowed are {', '.join(GRID_TABLES)}", hint=hint)
 

@@ -168,18 +168,20 @@ def refuse_unusable(plan: Plan, specs: Mapping[Setup, Any]) -> None:
 
 def _check_ids(plan: Plan, setup: Setup, vocab_size: int) -> None:
     for cell in setup.cells:
-        name = f"cell {plan.cells[cell].name}: ban" if "ban" in plan.cells[cell].overrides else "--ban"
+        varied = "banned_token_ids" in plan.cells[cell].overrides
+        name = f"cell {plan.cells[cell].name}: banned_token_ids" if varied else "--ban"
         plan.cell_settings[cell].check_vocabulary(vocab_size, name)
     for number in plan.chosen:
         conversation = plan.conversations[number]
-        if "ban" in conversation.params or any("ban" in turn.params for turn in conversation.turns):
+        if any("banned_token_ids" in p for p in (conversation.params, *(turn.params for turn in conversation.turns))):
             for cell in setup.cells:
                 _check_ids_of_params(plan.dialogue(plan.number_of(number, cell, 0)), vocab_size)
 
 
 def _check_ids_of_params(dialogue: Dialogue, vocab_size: int) -> None:
     for number, turn in enumerate(dialogue.conversation.turns):
-        name = f"params of turn {number}: ban" if "ban" in turn.params else "params.ban"
+        where = f"params of turn {number}: " if "banned_token_ids" in turn.params else "params."
+        name = f"{where}banned_token_ids"
         try:
             dialogue.of_turn(number).settings.check_vocabulary(vocab_size, name)
         except UsageError as error:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rwkvbatch.config import ALIASES
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell, GridFile, make_cells
 from rwkvbatch.replay.plan import Plan, select
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.replay.settings import (
-    ALIASES,
     Layered,
     Origin,
     layer_settings,

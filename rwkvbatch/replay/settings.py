@@ -1,8 +1,8 @@
 """Every setting of a run, and how the places that can give one are laid over each other.
 
 The command line wins over the environment (`RWKVBATCH_TOP_P=0.5`), that over `--config FILE.toml`, that over
-the defaults. Keys are the names of `RunSettings`' fields, with `temp` for `temperature`, `-` read as `_`, and
-`preset`, which stands for all fields of `Sampling` at once.
+the defaults. Keys are the names of `RunSettings`' fields or their short names (`config.ALIASES`), `-` is read as
+`_`, and `preset` stands for all fields of `Sampling` at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,18 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from rwkvbatch.config import HistoryMode, Prompting, Sampling, Stopping, ThinkMode, allowed_values, preset
+from rwkvbatch.config import (
+    ALIASES,
+    SHORT_NAMES,
+    HistoryMode,
+    Prompting,
+    Sampling,
+    Stopping,
+    ThinkMode,
+    allowed_values,
+    full_name,
+    preset,
+)
 from rwkvbatch.errors import InputError, RwkvBatchError, UsageError
 from rwkvbatch.prompt.templates import load_prelude
 from rwkvbatch.script.reader import Limits
@@ -71,9 +82,7 @@ def told_with_errors(origins: Iterable[Origin]) -> Generator[None]:
 
 
 ENVIRONMENT_PREFIX = "RWKVBATCH_"
-ALIASES: Mapping[str, str] = {"temp": "temperature"}
-SHORT_NAMES: Mapping[str, str] = {"temperature": "temp"}
-_LISTS = ("ban", "stop", "only", "devices")
+_LISTS = ("banned_token_ids", "stop", "only", "devices")
 _SIZE = "must be a number of bytes from 1 up, such as 512M or 2G"
 _IN_WORDS: Mapping[str, str] = {
     "devices": "must be cpu, cuda, or cuda:N",
@@ -224,11 +233,11 @@ def layer_settings(
         found = _from_environment(environment)
         layers.append(checked_values(found, _variable))
         places |= dict.fromkeys(layers[-1], _variable("preset"))
-        places |= {_full_name(key): _variable(key) for key in found}
+        places |= {full_name(key): _variable(key) for key in found}
     explicit = checked_values(given, option_name)
     layers.append(explicit)
     merged = {key: value for layer in layers for key, value in layer.items()}
-    named = frozenset(_full_name(key) for key in given) - {"preset"}
+    named = frozenset(full_name(key) for key in given) - {"preset"}
     origins = tuple(
         Origin(option_name(key), merged[key], place)
         for key, place in places.items()
@@ -258,7 +267,7 @@ def checked_values(values: Mapping[str, Any], name: Callable[[str], str] = optio
     result: dict[str, Any] = {}
     plain: dict[str, Any] = {}
     for raw_key, value in values.items():
-        key = _full_name(raw_key)
+        key = full_name(raw_key)
         if key == "preset":
             result.update(dict(preset(str(value))))
         elif key not in RunSettings.model_fields:
@@ -268,11 +277,6 @@ def checked_values(values: Mapping[str, Any], name: Callable[[str], str] = optio
         else:
             plain[key] = _checked(key, value, name(raw_key))
     return {**result, **plain}
-
-
-def _full_name(key: str) -> str:
-    key = key.replace("-", "_")
-    return ALIASES.get(key, key)
 
 
 def read_toml(path: Path, option: str) -> dict[str, Any]:
@@ -313,8 +317,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         if not variable.startswith(ENVIRONMENT_PREFIX) or not text:
             continue
         key = variable[len(ENVIRONMENT_PREFIX) :].lower()
-        if ALIASES.get(key, key) in RunSettings.model_fields or key == "preset":
-            values[key] = [part.strip() for part in text.split(",")] if key in _LISTS else text
+        full = full_name(key)
+        if full in RunSettings.model_fields or key == "preset":
+            values[key] = [part.strip() for part in text.split(",")] if full in _LISTS else text
         elif _close(key):
             # Other parts of the program have variables of their own: only what looks like a slip is refused.
             raise UsageError(f"{variable}: unknown setting{_close(key)}")

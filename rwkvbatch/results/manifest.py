@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import rwkvbatch
 from rwkvbatch import __version__
-from rwkvbatch.config import Sampling, Stopping
+from rwkvbatch.config import Sampling, Stopping, identity_with_full_names
 from rwkvbatch.errors import RunDirectoryError, RunMismatchError, StorageError
 from rwkvbatch.files import Files, replace_file
 from rwkvbatch.replay.identity import sha256_of_file, text_sha256
@@ -174,6 +174,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
             path=path,
             hint="use the version that wrote it",
         )
+    manifest["identity"] = identity_with_full_names(manifest["identity"])
     return manifest
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rwkvbatch.config import Sampling, Settings, Stopping
+from rwkvbatch.config import ALIASES, Sampling, Settings, Stopping, with_full_names
 from rwkvbatch.errors import UsageError
 from rwkvbatch.script.checks import parse_checks
 from rwkvbatch.script.records import Check, Conversation, SourceLine, Turn
@@ -94,7 +94,7 @@ def read_tags(given: Sequence[str], source: SourceLine) -> tuple[str, ...]:
 
 SEED = "seed"
 _RECORDS: tuple[type[Settings], ...] = (Sampling, Stopping)
-PARAM_NAMES = frozenset({SEED}.union(*(record.model_fields for record in _RECORDS)))
+PARAM_NAMES = frozenset({SEED, *ALIASES}.union(*(record.model_fields for record in _RECORDS)))
 
 _OPENAI_NAMES = {
     "temperature": "temperature",
@@ -103,14 +103,14 @@ _OPENAI_NAMES = {
     "max_completion_tokens": "max_tokens",
     "seed": SEED,
     "stop": "stop",
-    "presence_penalty": "presence",
-    "frequency_penalty": "frequency",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
 }
 OPENAI_PARAM_NAMES = frozenset(_OPENAI_NAMES)
 
 
 def parse_params(raw: Mapping[str, Any], source: SourceLine, where: str = "params") -> Mapping[str, Any]:
-    """Validated overrides, by the names of `config.Sampling` and `config.Stopping`, and `seed`.
+    """Validated overrides, by the names of `config.Sampling` and `config.Stopping` (short names too), and `seed`.
 
     Raises:
         ScriptError: an unknown name, or a value that the setting cannot have.
@@ -119,6 +119,9 @@ def parse_params(raw: Mapping[str, Any], source: SourceLine, where: str = "param
     for name, value in raw.items():
         if isinstance(value, bool):
             refuse(source, f"{where}.{name}: must not be a boolean, got {str(value).lower()}")
+        if name in ALIASES and ALIASES[name] in raw:
+            refuse(source, f"{where}: {name} and {ALIASES[name]} are one setting", "leave one of the two out")
+    raw = with_full_names(raw)
     found: dict[str, Any] = {}
     for record in _RECORDS:
         given = {name: value for name, value in raw.items() if name in record.model_fields}

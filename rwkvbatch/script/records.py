@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
+from rwkvbatch.config import PENALTY_ALIASES
+
 
 @dataclass(frozen=True)
 class SourceLine:
@@ -102,6 +104,14 @@ class Turn:
     params: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
+_DIGESTED_NAMES = {name: alias for alias, name in PENALTY_ALIASES.items()}
+
+
+def _digested(params: Mapping[str, Any]) -> dict[str, Any]:
+    """`params` as digests of conversations have them: by the names that the first version of the format used."""
+    return {_DIGESTED_NAMES.get(name, name): value for name, value in params.items()}
+
+
 @dataclass(frozen=True)
 class Conversation:
     """One line of a script.
@@ -134,12 +144,12 @@ class Conversation:
                     "user": turn.user,
                     "reference": turn.reference,
                     "checks": [check.as_dict() for check in turn.checks],
-                    **({"params": dict(turn.params)} if turn.params else {}),
+                    **({"params": _digested(turn.params)} if turn.params else {}),
                 }
                 for turn in self.turns
             ],
             "tags": self.tags,
-            "params": dict(self.params),
+            "params": _digested(self.params),
         }
         text = json.dumps(record, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -18,7 +18,7 @@ from rwkvbatch.model.base import State
 from rwkvbatch.replay.settings import CellSettings
 from tests.engine.hash_model import HashModel
 
-SETTINGS = CellSettings(**{**dict(Sampling(temperature=1.0, top_p=0.9, ban=(0,))), "max_tokens": 12})
+SETTINGS = CellSettings(**{**dict(Sampling(temperature=1.0, top_p=0.9, banned_token_ids=(0,))), "max_tokens": 12})
 
 
 def new_session(model: HashModel | None = None, *, prelude: str | None = "User: hi\n\nAssistant: Hi.\n\n") -> Session:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rwkvbatch.config import Sampling
 from rwkvbatch.engine.request import NoiseKey, Reply, Request
 
-SAMPLING = Sampling(temperature=1.0, top_p=0.9, presence=0.3, frequency=0.2, ban=(0,))
+SAMPLING = Sampling(temperature=1.0, top_p=0.9, presence_penalty=0.3, frequency_penalty=0.2, banned_token_ids=(0,))
 
 
 def request(number: int, *, shared: int = 0, length: int = 20, max_tokens: int = 12) -> Request:

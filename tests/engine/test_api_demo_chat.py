@@ -16,7 +16,9 @@ from rwkvbatch.model.load import load_model
 from rwkvbatch.model.random_checkpoint import random_tensors
 
 NUM_TOKENS = 300
-SAMPLING = Sampling(temperature=0, presence=0.5, frequency=0.5, decay=0.996, ban=(0,))
+SAMPLING = Sampling(
+    temperature=0, presence_penalty=0.5, frequency_penalty=0.5, penalty_decay=0.996, banned_token_ids=(0,)
+)
 
 
 @pytest.fixture(scope="module")

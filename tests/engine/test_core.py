@@ -81,8 +81,8 @@ def test_the_same_prompt_under_many_settings_is_read_once() -> None:
 
 
 def test_cells_see_the_same_noise_and_repeats_do_not() -> None:
-    base = replace(request(0), sampling=Sampling(temperature=1.0, top_p=1.0, ban=(0,)))
-    same = replace(base, sampling=Sampling(temperature=1.0, top_p=0.999, ban=(0,)))
+    base = replace(request(0), sampling=Sampling(temperature=1.0, top_p=1.0, banned_token_ids=(0,)))
+    same = replace(base, sampling=Sampling(temperature=1.0, top_p=0.999, banned_token_ids=(0,)))
     other = replace(base, noise=replace(base.noise, repeat=1))
     replies = Engine(HashModel()).generate([base, same, other])
     assert replies[0].ids[:3] == replies[1].ids[:3]
@@ -91,7 +91,7 @@ def test_cells_see_the_same_noise_and_repeats_do_not() -> None:
 
 @pytest.mark.parametrize("field", ["seed", "conversation", "repeat", "turn"])
 def test_every_part_of_the_noise_key_matters(field: str) -> None:
-    base = replace(request(0), sampling=Sampling(temperature=1.0, top_p=1.0, ban=(0,)))
+    base = replace(request(0), sampling=Sampling(temperature=1.0, top_p=1.0, banned_token_ids=(0,)))
     changed = replace(base, noise=replace(base.noise, **{field: "other" if field == "conversation" else 99}))
     first, second = Engine(HashModel()).generate([base, changed])
     assert first.ids != second.ids

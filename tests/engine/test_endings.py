@@ -27,7 +27,7 @@ def test_a_reply_ends_at_end_of_text_unless_it_is_banned() -> None:
 
     greedy = Sampling(temperature=0)
     base = replace(request(0), sampling=greedy, max_tokens=4)
-    ended, banned = Engine(Ending()).generate([base, replace(base, sampling=greedy.replace(ban=(0,)))])
+    ended, banned = Engine(Ending()).generate([base, replace(base, sampling=greedy.replace(banned_token_ids=(0,)))])
     assert (ended.finish_reason, ended.ids) == ("eos", ())
     assert (banned.finish_reason, banned.ids) == ("length", (65,) * 4)
 
@@ -84,7 +84,7 @@ def test_end_of_text_closes_a_turn() -> None:
 
 def test_after_a_stop_text_that_is_left_out_the_history_is_not_read_again() -> None:
     tokenizer = world_tokenizer(512)
-    asked = Request((1, 2, 3), Sampling(temperature=0.7, ban=(0,)), stop=("e",), max_tokens=200)
+    asked = Request((1, 2, 3), Sampling(temperature=0.7, banned_token_ids=(0,)), stop=("e",), max_tokens=200)
     engine = Engine(HashModel(vocab_size=400), tokenizer=tokenizer)
     reply = engine.generate([asked])[0]
     assert reply.finish_reason == "stop"

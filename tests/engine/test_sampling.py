@@ -108,20 +108,20 @@ def test_greedy_is_the_largest_logit_with_the_smallest_id(values: list[float], h
 @given(st.lists(st.floats(-5, 5, width=32), min_size=VOCAB, max_size=VOCAB), st.integers(0, 2**32))
 def test_a_banned_token_is_never_chosen(values: list[float], seed: int) -> None:
     banned = tuple(range(0, VOCAB, 2))
-    sampling = Sampling(temperature=1.0, top_p=1.0, ban=banned)
+    sampling = Sampling(temperature=1.0, top_p=1.0, banned_token_ids=banned)
     row = SampleRow(sampling, Penalties(sampling), seed, 0, 0)
     assert reference.choose(torch.tensor([values]), gather([row], (), VOCAB)).tokens[0] % 2 == 1
 
 
 def test_when_all_tokens_are_banned_none_is_chosen() -> None:
-    sampling = Sampling(ban=tuple(range(VOCAB)))
+    sampling = Sampling(banned_token_ids=tuple(range(VOCAB)))
     row = SampleRow(sampling, Penalties(sampling), 1, 0, 0)
     assert reference.choose(torch.zeros(1, VOCAB), gather([row], (), VOCAB)).tokens[0] == -1
 
 
 @given(st.lists(st.integers(0, 30), max_size=60))
 def test_penalties_are_those_of_a_plain_chat_loop(tokens: list[int]) -> None:
-    sampling = Sampling(presence=0.5, frequency=0.4, decay=0.9)
+    sampling = Sampling(presence_penalty=0.5, frequency_penalty=0.4, penalty_decay=0.9)
     penalties = Penalties(sampling)
     occurrence: dict[int, float] = {}
     for token in tokens:
@@ -136,7 +136,7 @@ def test_penalties_are_those_of_a_plain_chat_loop(tokens: list[int]) -> None:
 
 
 def test_a_reply_may_have_any_number_of_different_tokens() -> None:
-    penalties = Penalties(Sampling(presence=0.5, frequency=0.25, decay=1.0))
+    penalties = Penalties(Sampling(presence_penalty=0.5, frequency_penalty=0.25, penalty_decay=1.0))
     tokens = [7 * place % 101 for place in range(101)]
     for token in [*tokens, *tokens[:50]]:
         penalties.count(token)
@@ -146,7 +146,7 @@ def test_a_reply_may_have_any_number_of_different_tokens() -> None:
 
 
 def test_the_arrays_have_the_types_that_every_implementation_expects() -> None:
-    sampling = Sampling(presence=1.0, ban=(3,))
+    sampling = Sampling(presence_penalty=1.0, banned_token_ids=(3,))
     penalties = Penalties(sampling)
     penalties.count(5)
     row = SampleRow(sampling, penalties, 2**64 - 1, 1, 2)
@@ -178,10 +178,10 @@ def test_noise_keys_are_unsigned_however_small_they_are() -> None:
 
 def test_one_kind_of_penalty_is_enough_to_count_for_and_none_is_not() -> None:
     for sampling, expected in (
-        (Sampling(presence=0, frequency=1, ban=()), {5: 1.0}),
-        (Sampling(presence=0, frequency=0.5, ban=()), {5: 0.5}),
-        (Sampling(presence=2, frequency=0, ban=()), {5: 2.0}),
-        (Sampling(presence=0, frequency=0, ban=()), {}),
+        (Sampling(presence_penalty=0, frequency_penalty=1, banned_token_ids=()), {5: 1.0}),
+        (Sampling(presence_penalty=0, frequency_penalty=0.5, banned_token_ids=()), {5: 0.5}),
+        (Sampling(presence_penalty=2, frequency_penalty=0, banned_token_ids=()), {5: 2.0}),
+        (Sampling(presence_penalty=0, frequency_penalty=0, banned_token_ids=()), {}),
     ):
         penalties = Penalties(sampling)
         penalties.count(5)
@@ -190,7 +190,7 @@ def test_one_kind_of_penalty_is_enough_to_count_for_and_none_is_not() -> None:
 
 
 def test_a_banned_token_beyond_the_vocabulary_is_left_out() -> None:
-    penalties = Penalties(Sampling(ban=(0, VOCAB - 1, VOCAB, VOCAB + 1)))
+    penalties = Penalties(Sampling(banned_token_ids=(0, VOCAB - 1, VOCAB, VOCAB + 1)))
     assert penalties.ids(VOCAB).tolist() == [0, VOCAB - 1]
 
 
@@ -199,7 +199,7 @@ class TestReference:
 
     @staticmethod
     def choose(logits: list[float], places: int = 1, **settings: Any) -> list[int]:
-        sampling = Sampling(**{"temperature": 1.0, "top_p": 1.0, "ban": (), **settings})
+        sampling = Sampling(**{"temperature": 1.0, "top_p": 1.0, "banned_token_ids": (), **settings})
         rows = [SampleRow(sampling, Penalties(sampling), place, 0, 0) for place in range(places)]
         table = torch.tensor(logits).expand(places, -1)
         return reference.choose(table, gather(rows, (), len(logits))).tokens.tolist()
@@ -211,7 +211,7 @@ class TestReference:
 
     def test_no_token_is_left_when_all_are_impossible(self) -> None:
         assert self.choose([-math.inf, -math.inf]) == [-1]
-        assert self.choose([0.0, 1.0], ban=(0, 1)) == [-1]
+        assert self.choose([0.0, 1.0], banned_token_ids=(0, 1)) == [-1]
 
     def test_two_best_tokens_are_not_greedy(self) -> None:
         assert set(self.choose([1.0, 1.0, 1.0, -9.0], places=64, top_k=2)) == {0, 1}
@@ -255,7 +255,7 @@ def test_each_row_keeps_its_own_settings_in_the_batch() -> None:
 
 def test_logprobs_are_of_the_models_own_distribution_before_penalties() -> None:
     logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(0))
-    sampling = Sampling(temperature=0.5, presence=3.0, ban=(0,))
+    sampling = Sampling(temperature=0.5, presence_penalty=3.0, banned_token_ids=(0,))
     penalties = Penalties(sampling)
     penalties.count(4)
     sampled = reference.choose(logits, gather([SampleRow(sampling, penalties, 1, 0, 0)], (), VOCAB))

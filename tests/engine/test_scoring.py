@@ -66,7 +66,7 @@ def test_replies_and_texts_mixed_in_a_step_get_what_they_get_alone(step_rows: in
 
 
 def test_the_tokens_that_are_likeliest_count_as_matched() -> None:
-    greedy = Request((5, 6, 7), Sampling(temperature=0, ban=()), max_tokens=4)
+    greedy = Request((5, 6, 7), Sampling(temperature=0, banned_token_ids=()), max_tokens=4)
     reply = Engine(HashModel()).generate([greedy])[0]
     other = (reply.ids[-1] + 1) % 300
     score = Engine(HashModel(), step_rows=2).score([5, 6, 7], [*reply.ids[:3], other])

@@ -24,7 +24,7 @@ class TestLayers:
         config = config_file(tmp_path, "temperature = 0.1\ntop_p = 0.1\ntop-k = 1\n")
         environment = {"RWKVBATCH_TEMP": "0.2", "RWKVBATCH_TOP_P": "0.2", "HOME": "/"}
         settings = layer_settings({"temperature": "0.3"}, environment=environment, config=config).settings
-        assert (settings.temperature, settings.top_p, settings.top_k, settings.decay) == (0.3, 0.2, 1, 0.996)
+        assert (settings.temperature, settings.top_p, settings.top_k, settings.penalty_decay) == (0.3, 0.2, 1, 0.996)
 
     def test_only_the_command_line_is_explicit(self, tmp_path: Path) -> None:
         config = config_file(tmp_path, "top_p = 0.1\n")
@@ -36,12 +36,12 @@ class TestLayers:
         layered = layer_settings({"preset": "creative", "top_p": 0.5}, config=config)
         assert layered.settings.sampling == PRESETS["creative"].replace(top_p=0.5)
         assert layered.settings.max_tokens == 9
-        assert "frequency" in layered.explicit
+        assert "frequency_penalty" in layered.explicit
 
     def test_lists_in_the_environment_are_split_at_commas(self) -> None:
         environment = {"RWKVBATCH_BAN": "0, 261", "RWKVBATCH_ONLY": "a,b"}
         settings = layer_settings({}, environment=environment).settings
-        assert (settings.ban, settings.only) == ((0, 261), ("a", "b"))
+        assert (settings.banned_token_ids, settings.only) == ((0, 261), ("a", "b"))
 
     @pytest.mark.parametrize(("text", "size"), [("4096", 4096), ("512M", 2**29), ("1.5 GiB", 3 * 2**29)])
     def test_memory_is_given_in_bytes_or_with_a_unit(self, text: str, size: int) -> None:
@@ -49,7 +49,7 @@ class TestLayers:
 
     def test_one_value_will_do_where_several_may_stand(self, tmp_path: Path) -> None:
         settings = layer_settings({"ban": 0}, config=config_file(tmp_path, 'stop = "a,b"\n')).settings
-        assert (settings.ban, settings.stop) == ((0,), ("a,b",))
+        assert (settings.banned_token_ids, settings.stop) == ((0,), ("a,b",))
 
 
 class TestErrors:
@@ -145,7 +145,7 @@ class TestPreparing:
         script.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
         given = RunArguments((str(script),), values={"preset": "greedy"}, lists={"frequency": [0, 0.5]})
         plan = prepare(given).plan
-        assert [(c.temperature, c.frequency) for c in plan.cell_settings] == [(0.0, 0.0), (0.0, 0.5)]
+        assert [(c.temperature, c.frequency_penalty) for c in plan.cell_settings] == [(0.0, 0.0), (0.0, 0.5)]
 
     def test_a_grid_in_the_config_file_counts(self, tmp_path: Path) -> None:
         script = tmp_path / "s.jsonl"
@@ -177,7 +177,7 @@ class TestPreparing:
 
 def test_the_librarys_keywords_are_the_settings() -> None:
     fields = set(RunSettings.model_fields) - {"model"}  # a parameter of its own
-    assert set(RunKeywords.__annotations__) == fields | {"preset"} | set(ALIASES)
+    assert set(RunKeywords.__annotations__) == fields | {"preset", "temp"}
 
 
 def test_the_librarys_keywords_take_lists_where_settings_can_be_a_dimension() -> None:

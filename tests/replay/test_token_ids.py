@@ -34,9 +34,9 @@ def write(tmp_path: Path) -> Callable[..., str]:
 
 
 def test_the_largest_id_is_allowed_and_the_next_one_is_not() -> None:
-    Sampling(ban=(256,)).check_vocabulary(257)
+    Sampling(banned_token_ids=(256,)).check_vocabulary(257)
     with pytest.raises(UsageError, match="257 token ids, 0 to 256; got 257, 300"):
-        Sampling(ban=(300, 3, 257, 300)).check_vocabulary(257)
+        Sampling(banned_token_ids=(300, 3, 257, 300)).check_vocabulary(257)
 
 
 def test_on_the_command_line(write: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,13 +49,16 @@ def test_on_the_command_line(write: Callable[..., str], tmp_path: Path, capsys: 
 
 def test_in_a_grid(write: Callable[..., str], tmp_path: Path) -> None:
     (grid := tmp_path / "g.toml").write_text("[cells.a]\nban = [0]\n[cells.b]\nban = [70000]\n")
-    with pytest.raises(UsageError, match=rf"cell b: ban: .*{VOCABULARY}70000"):
+    with pytest.raises(UsageError, match=rf"cell b: banned_token_ids: .*{VOCABULARY}70000"):
         rwkvbatch.run(write(), grid=grid, max_tokens=2)
 
 
 @pytest.mark.parametrize(
     ("params", "turn_params", "name"),
-    [({"ban": [70000]}, None, r"params\.ban"), (None, {"ban": [70000]}, "params of turn 0: ban")],
+    [
+        ({"ban": [70000]}, None, r"params\.banned_token_ids"),
+        (None, {"banned_token_ids": [70000]}, "params of turn 0: banned_token_ids"),
+    ],
 )
 def test_in_params_of_a_script(
     params: dict[str, Any] | None, turn_params: dict[str, Any] | None, name: str, write: Callable[..., str]
@@ -71,17 +74,17 @@ def test_params_that_do_not_count_are_not_looked_at(write: Callable[..., str]) -
 
 def test_in_a_request_to_an_engine_which_goes_on() -> None:
     engine = Engine(ScriptedModel())
-    with pytest.raises(UsageError, match=rf"ban: .*{VOCABULARY}300"):
-        engine.submit(Request(tokens=(1,), sampling=Sampling(ban=(300,))))
+    with pytest.raises(UsageError, match=rf"banned_token_ids: .*{VOCABULARY}300"):
+        engine.submit(Request(tokens=(1,), sampling=Sampling(banned_token_ids=(300,))))
     assert engine.step() == []
     assert not engine.busy
 
 
 def test_in_a_chat() -> None:
-    session = Session(Engine(ScriptedModel()), CellSettings(ban=(299,)))
+    session = Session(Engine(ScriptedModel()), CellSettings(banned_token_ids=(299,)))
     with pytest.raises(UsageError, match=rf"{VOCABULARY}300"):
-        session.use_settings(session.settings.replace(ban=(300,)))
-    assert session.settings.ban == (299,)
+        session.use_settings(session.settings.replace(banned_token_ids=(300,)))
+    assert session.settings.banned_token_ids == (299,)
 
 
 def test_on_the_command_line_of_a_chat(capsys: pytest.CaptureFixture[str]) -> None:

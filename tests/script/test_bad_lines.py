@@ -54,7 +54,7 @@ BAD_LINES: list[tuple[bytes, str]] = [
     (HI + b'"id": 3}', r"2: id: must be a string, got 3"),
     (HI + b'"tags": "x"}', r"2: tags: must be an array, got 'x'"),
     (HI + b'"tags": [3]}', r"2: tags\[0\]: must be a string, got 3"),
-    (HI + b'"params": {"temp": 1}}', r"2: params: unknown key 'temp'"),
+    (HI + b'"params": {"heat": 1}}', r"2: params: unknown key 'heat'"),
     (HI + b'"params": {"top_p": 2}}', r"2: params: top_p: .*got 2"),
     (HI + b'"params": {"top_p": true}}', r"2: params\.top_p: must not be a boolean"),
     (HI + b'"params": {"seed": 1.5}}', r"2: params\.seed: must be an integer"),
@@ -108,7 +108,7 @@ def test_indented_json_and_arrays_are_told_how_to_become_lines(tmp_path: Path) -
     ("defaults", "message"),
     [
         ({"tag": []}, "defaults: unknown key 'tag'"),
-        ({"params": {"temp": 1}}, r"defaults\.params: unknown key 'temp'"),
+        ({"params": {"heat": 1}}, r"defaults\.params: unknown key 'heat'"),
         ({"expect": [{"regex": "("}]}, r"defaults\.expect\[0\]\.regex: is no regular expression"),
         ([], "defaults: must be an object"),
     ],
@@ -130,7 +130,7 @@ def test_a_file_of_bad_lines_alone_says_why_the_first_one_is_bad(tmp_path: Path)
     ("params", "said"),
     [
         ({"temperature": -1}, "params: temperature: must be a number in [0, 100], got -1"),
-        ({"ban": ["a"]}, "params: ban.0: must be token ids, whole numbers from 0 up, got 'a'"),
+        ({"ban": ["a"]}, "params: banned_token_ids.0: must be token ids, whole numbers from 0 up, got 'a'"),
         ({"order": "up"}, "params: order: must be 'top-p-first' or 'temperature-first', got 'up'"),
     ],
 )

@@ -68,7 +68,7 @@ def test_sampling_fields_of_a_request_become_params(tmp_path: Path) -> None:
         "max_tokens": 20,
         "seed": 3,
         "stop": ("END",),
-        "presence": 0.25,
+        "presence_penalty": 0.25,
     }
     batch, chat = read(tmp_path, {"custom_id": "x", "body": body}, body).conversations
     assert batch.params == expected

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
+from rwkvbatch.errors import ScriptError
+from rwkvbatch.script.native import parse_params
+from rwkvbatch.script.records import Conversation, SourceLine, Turn
 from tests.script.writing import assistant, conversation, read, user
 
 FULL: dict[str, Any] = conversation(
@@ -56,3 +59,28 @@ def test_conversations_travel_between_processes(tmp_path: Path) -> None:
     back = pickle.loads(pickle.dumps(found))
     assert back == found
     assert back.sha256 == found.sha256
+
+
+class TestShortNamesOfParams:
+    """Scripts of earlier versions name the penalties `presence`, `frequency`, `decay` and `ban`."""
+
+    OLD: ClassVar = {"presence": 0.1, "frequency": 0.2, "decay": 0.9, "ban": [0]}
+    NEW: ClassVar = {
+        "presence_penalty": 0.1,
+        "frequency_penalty": 0.2,
+        "penalty_decay": 0.9,
+        "banned_token_ids": [0],
+    }
+
+    def test_they_mean_the_same_and_the_digest_is_that_of_the_old_script(self) -> None:
+        source = SourceLine("a.jsonl", 1)
+        old, new = parse_params(self.OLD, source), parse_params(self.NEW, source)
+        assert old == new
+        assert set(new) == set(self.NEW)
+        made = Conversation("a", None, (Turn("hi", params=new),), (), new, source)
+        # The digest that the version which knew only the short names gave; old runs are continued by it.
+        assert made.sha256 == "72e118cd62a5b182aeb5b876b09c4f03c4f7f7a85d82ff5219a9c0f628ddb1b1"
+
+    def test_both_names_of_one_setting_are_refused(self) -> None:
+        with pytest.raises(ScriptError, match="ban and banned_token_ids"):
+            parse_params({"ban": [0], "banned_token_ids": [1]}, SourceLine("a.jsonl", 1))

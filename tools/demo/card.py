@@ -19,13 +19,13 @@ from tools.demo.training import Progress, Recipe
 
 _THINKING: tuple[Think, ...] = ("off", "on", "short", "long", "fake")
 _BEGIN, _END = "<!-- figures: written by tools/train_demo_model.py -->", "<!-- end of figures -->"
-_GREEDY: dict[str, Any] = {"temperature": 0.0, "presence": 0.0, "frequency": 0.0}
+_GREEDY: dict[str, Any] = {"temperature": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _SAMPLED: dict[str, dict[str, Any]] = {
     "greedy": {},
     "temperature 1": {"temperature": 1.0, "top_p": 1.0},
     "temperature 1.5": {"temperature": 1.5, "top_p": 1.0},
     "temperature 1, top-p 0.5": {"temperature": 1.0, "top_p": 0.5},
-    "greedy, frequency penalty 1": {"frequency": 1.0, "decay": 1.0},
+    "greedy, frequency penalty 1": {"frequency_penalty": 1.0, "penalty_decay": 1.0},
 }
 
 Scores = dict[str, Score]

@@ -38,7 +38,7 @@ def engine(step_rows: int = 512) -> Engine:
 def request(number: int) -> Request:
     return Request(
         tokens=(5 + number, 9, 33),
-        sampling=Sampling(presence=0.5, ban=(0,)),
+        sampling=Sampling(presence_penalty=0.5, banned_token_ids=(0,)),
         noise=NoiseKey(seed=1, conversation=str(number)),
         max_tokens=3,
         stop=("e",),
