@@ -1,4 +1,4 @@
-"""A model that answers what it is told to, byte by byte: its state is all the tokens that it has read."""
+"""A model with scripted replies, byte by byte; its state is all tokens that it has read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is shown: on a terminal of any width, and in pipes."""
+"""The views of terminals of any width and of pipes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 from rich.text import Text
 
+from rwkvbatch.chat.app import View
 from rwkvbatch.chat.pipe import PlainView
-from rwkvbatch.chat.terminal import TerminalView, View
+from rwkvbatch.chat.terminal import TerminalView
 from rwkvbatch.chat.tree import Exchange
 from rwkvbatch.errors import UsageError
 from rwkvbatch.signals import stopping_on_interrupt, unechoed_input
@@ -35,7 +36,7 @@ def terminal(columns: int = 60) -> tuple[TerminalView, ScreenFile]:
     return TerminalView(file.console()), file
 
 
-def test_an_empty_reply_and_a_reply_that_ended_early_are_said() -> None:
+def test_an_empty_reply_and_a_reply_that_ended_early_get_a_note() -> None:
     view, file = terminal()
     assert shown(view, file, [], replace(SAID, reply="", ids=(), finish_reason="length")) == [
         "(an empty reply)",
@@ -45,7 +46,7 @@ def test_an_empty_reply_and_a_reply_that_ended_early_are_said() -> None:
     assert shown(view, file, ["A"], replace(SAID, finish_reason="time"))[-1] == "[stopped by the time limit]"
 
 
-def test_a_reply_that_failed_leaves_what_had_come() -> None:
+def test_the_text_of_a_failed_reply_stays() -> None:
     view, file = terminal()
     assert shown(view, file, ["half a", " reply"], None) == ["half a reply"]
     view, file = terminal()
@@ -64,7 +65,7 @@ def test_thinking_that_never_ends_is_shown_unless_it_is_folded(folded: bool) -> 
     assert file.lines()[-1] == "[stopped]"
 
 
-def test_a_problem_says_the_way_out() -> None:
+def test_an_error_is_shown_with_its_hint() -> None:
     view, file = terminal()
     view.problem(UsageError("something \x1b[31mis wrong", hint="do this"))
     view.problem(UsageError("something else"))
@@ -81,7 +82,7 @@ def test_alternatives_are_side_by_side_where_there_is_room(columns: int) -> None
     assert "An answer." in "\n".join(lines)
 
 
-def test_what_was_said_is_shown_again_with_folded_thinking() -> None:
+def test_replayed_replies_fold_their_thinking() -> None:
     view, file = terminal(40)
     view.folded = True
     view.replay([THOUGHT])
@@ -103,7 +104,7 @@ def plain(*, raw: bool = False, quiet: bool = False) -> tuple[PlainView, io.Stri
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_a_pipe_gets_model_text_as_it_is_only_when_it_wants_so(raw: bool) -> None:
+def test_a_pipe_gets_control_characters_only_with_raw(raw: bool) -> None:
     view, out, _ = plain(raw=raw)
     view.begin_reply(" <think")
     for piece in (">x\x1b", "[31m", " \n"):
@@ -123,7 +124,7 @@ def test_a_pipe_gets_a_failed_reply_in_a_line_of_its_own() -> None:
     assert out.getvalue() == "half\n"
 
 
-def test_talk_and_alternatives_in_a_pipe() -> None:
+def test_messages_and_alternatives_in_a_pipe() -> None:
     view, out, err = plain()
     view.end_reply(replace(SAID, finish_reason="length"))
     view.alternatives([SAID])
@@ -140,7 +141,7 @@ def test_talk_and_alternatives_in_a_pipe() -> None:
     assert err.getvalue() == "rwkvbatch: wrong\n"
 
 
-def test_input_that_is_no_terminal_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_input_that_is_not_a_terminal_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("typed"))
     with unechoed_input():
         pass
