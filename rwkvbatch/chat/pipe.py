@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
@@ -138,38 +137,25 @@ def as_record(exchange: Exchange) -> dict[str, Any]:
     }
 
 
-def run_lines(chat: Chat, lines: TextIO, prompt: Callable[[], None] = lambda: None) -> bool:
+def run_lines(chat: Chat, lines: TextIO, prompt: TextIO | None = None) -> bool:
     """Execute each line, a message or a command, until the end or `/quit`; returns whether all succeeded.
+
+    Args:
+        prompt: where to ask for a line, if a person types them.
 
     Raises:
         UsageError: a line has more than `MAX_LINE_CHARACTERS`.
         StorageError: the transcript cannot be written.
     """
     success = True
-    for line in _lines(lines, prompt):
-        success = handle_line(chat, line) and success
-        if chat.left:
-            break
-    return success
-
-
-def _lines(lines: TextIO, prompt: Callable[[], None]) -> Iterator[str]:
-    while True:
-        prompt()
+    while not chat.left:
+        if prompt is not None:
+            prompt.write("> ")
+            prompt.flush()
         line = lines.readline(MAX_LINE_CHARACTERS + 1)
         if not line:
-            return
+            break
         if len(line) > MAX_LINE_CHARACTERS:
             raise UsageError(f"standard input: a line must have at most {MAX_LINE_CHARACTERS:,} characters")
-        yield line.removesuffix("\n").removesuffix("\r")
-
-
-def plain_prompt(err: TextIO) -> Callable[[], None]:
-    """Prompts on `err` where lines come from a terminal and replies go elsewhere."""
-
-    def prompt() -> None:
-        if sys.stdin.isatty():
-            err.write("> ")
-            err.flush()
-
-    return prompt
+        success = handle_line(chat, line.removesuffix("\n").removesuffix("\r")) and success
+    return success

@@ -6,7 +6,7 @@ seed get the same replies, and an exported conversation replays. Another reply t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -124,7 +124,9 @@ class Session:
             if opening.state is not None:
                 states[opening.number], _ = self._read_state(opening.state, opening.state_sha256)
         self.use_settings(settings)
-        prefixes = PinnedPrefixes(self.engine, tree, states)
+        prefixes = PinnedPrefixes(self.engine, tree)
+        for number, state in states.items():
+            prefixes.add_state(number, state)
         self._prefixes.close()
         self._prefixes = prefixes
         self.identity = identity
@@ -301,23 +303,15 @@ class PinnedPrefixes:
     """The positions of one tree in one engine's prefix cache.
 
     Each opening has a root and each position a pinned prefix, so that a request names only the tokens of its own turn.
-    The states at the branches' ends are kept.
-
-    Args:
-        states: initial states by the openings' numbers; the other openings begin with the zero state.
-
-    Raises:
-        UsageError: the engine has no memory for another initial state.
+    The states at the branches' ends are kept. Openings begin with the zero state unless `add_state` gave another one.
     """
 
-    def __init__(self, engine: Engine, tree: ConversationTree, states: Mapping[int, State] | None = None) -> None:
+    def __init__(self, engine: Engine, tree: ConversationTree) -> None:
         self._engine = engine
         self._tree = tree
         self._pinned: dict[Position, int] = {}
         self._kept: dict[Position, Hold] = {}
         self._initial_roots: dict[int, int] = {}
-        for opening, state in (states or {}).items():
-            self.add_state(opening, state)
 
     def add_state(self, opening: int, state: State) -> None:
         """Use `state` as the initial state of `opening`, which has no exchanges yet.

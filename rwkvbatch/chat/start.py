@@ -80,7 +80,7 @@ def run_chat(arguments: ChatArguments) -> bool:
         with contextlib.closing(chat.transcript):
             run_terminal(chat, state_directory() / "chat-history")
             return True
-    from rwkvbatch.chat.pipe import JsonView, PlainView, plain_prompt, run_lines
+    from rwkvbatch.chat.pipe import JsonView, PlainView, run_lines
 
     view: PlainView
     if arguments.json:
@@ -89,7 +89,7 @@ def run_chat(arguments: ChatArguments) -> bool:
         view = PlainView(sys.stdout, sys.stderr, raw=arguments.raw, quiet=arguments.quiet)
     chat = open_chat(arguments, view, is_terminal=False)
     with contextlib.closing(chat.transcript):
-        return run_lines(chat, sys.stdin, plain_prompt(sys.stderr))
+        return run_lines(chat, sys.stdin, sys.stderr if sys.stdin.isatty() else None)
 
 
 def open_chat(arguments: ChatArguments, view: View, *, is_terminal: bool) -> Chat:

@@ -17,18 +17,17 @@ from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.styles import Style
-from rich.console import Console, RenderableType
-from rich.padding import Padding
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from rwkvbatch.chat.app import Chat, end_note, uncut
 from rwkvbatch.chat.commands import COMMANDS, handle_line
 from rwkvbatch.chat.live import (
+    MARKDOWN,
+    THINKING,
     ChatMarkdown,
     LiveText,
-    MarkdownSource,
-    ThinkingSource,
     split_thinking,
     thinking_text,
 )
@@ -59,7 +58,6 @@ class TerminalView:
         self._thinking: LiveText | None = None
         self._answer: LiveText | None = None
         self._waiting: LiveText | None = None
-        self._num_shown = [0, 0]
         self._num_tokens = 0
         self._active = self._gap = False
         self._begun_s = self._last_frame_s = 0.0
@@ -68,7 +66,6 @@ class TerminalView:
     def begin_reply(self, begun: str) -> None:
         self._text = begun.lstrip()
         self._thinking = self._answer = self._waiting = None
-        self._num_shown = [0, 0]
         self._num_tokens = 0
         self._active = True
         self._begun_s = time.monotonic()
@@ -139,63 +136,51 @@ class TerminalView:
             self._end_with_gap()
 
     def alternatives(self, exchanges: Sequence[Exchange]) -> None:
-        width = self.console.width
-        side_by_side = width // max(len(exchanges), 1) >= MIN_COLUMN_WIDTH
-        grid = Table.grid(expand=True, padding=(0, 2))
-        cells: list[RenderableType] = []
-        for number, exchange in enumerate(exchanges, start=1):
-            title = Text.assemble((f"{number}", "bold cyan"), (f"  {_figures(exchange)}", "dim"))
-            cell = Table.grid(expand=True)
-            cell.add_row(title)
-            cell.add_row(self._reply(exchange))
-            cells.append(cell)
-        for _ in range(len(cells) if side_by_side else 1):
-            grid.add_column(ratio=1)
-        if side_by_side:
-            grid.add_row(*cells)
-        else:
+        cells = [
+            Group(Text.assemble((f"{number}", "bold cyan"), (f"  {_figures(exchange)}", "dim")), self._reply(exchange))
+            for number, exchange in enumerate(exchanges, start=1)
+        ]
+        if self.console.width // max(len(cells), 1) < MIN_COLUMN_WIDTH:
             for cell in cells:
-                grid.add_row(cell)
-                grid.add_row("")
+                self.console.print(cell, "")
+            return
+        grid = Table.grid(expand=True, padding=(0, 2))
+        for _ in cells:
+            grid.add_column(ratio=1)
+        grid.add_row(*cells)
         self.console.print(grid)
 
     def _reply(self, exchange: Exchange) -> RenderableType:
         thought, answer = split_thinking(exchange.reply)
-        body = Table.grid()
-        if thought is not None and not self.folded:
-            body.add_row(thinking_text(thought.strip()))
-        elif thought is not None:
-            body.add_row(_folded(thought))
-        body.add_row(ChatMarkdown(printable(answer.strip())))
-        return Padding(body, 0)
+        parts: list[RenderableType] = [ChatMarkdown(printable(answer.strip()))]
+        if thought is not None:
+            parts.insert(0, _folded(thought) if self.folded else thinking_text(thought.strip()))
+        return Group(*parts)
 
     def _draw(self, status: Text | None) -> None:
         thought, answer = split_thinking(self._text)
         if thought is not None and self._answer is None:
             if self._thinking is None:
-                self._thinking = LiveText(self.console, ThinkingSource())
+                self._thinking = LiveText(self.console, THINKING)
             if not self.folded:
-                self._push(self._thinking, 0, thought.strip("\n") if answer else thought.lstrip("\n"))
+                shown = thought.strip("\n") if answer else thought.lstrip("\n")
+                self._thinking.push(shown[self._thinking.num_pushed :])
         answer = answer.lstrip()
         if status is None:
             answer = answer.rstrip()
         if answer:
             if self._answer is None:
                 self._close_thinking(thought)
-                self._answer = LiveText(self.console, MarkdownSource())
-            self._push(self._answer, 1, answer)
+                self._answer = LiveText(self.console, MARKDOWN)
+            self._answer.push(answer[self._answer.num_pushed :])
         live = self._answer or self._thinking
         if live is None:
             # There is only the status to show.
-            live = self._waiting = self._waiting or LiveText(self.console, ThinkingSource())
+            live = self._waiting = self._waiting or LiveText(self.console, THINKING)
         elif self._waiting is not None:
             self._waiting.draw()
             self._waiting = None
         live.draw(status)
-
-    def _push(self, live: LiveText, which: int, text: str) -> None:
-        live.push(text[self._num_shown[which] :])
-        self._num_shown[which] = max(len(text), self._num_shown[which])
 
     def _close_thinking(self, thought: str | None) -> None:
         if self._thinking is None:

@@ -228,11 +228,11 @@ def test_an_unwritable_file_is_an_error_and_an_unwritable_transcript_ends_the_ch
 
 
 def test_lines_end_with_quit_and_line_ends_are_removed(chat: PipeChat) -> None:
-    prompts: list[None] = []
+    prompts = io.StringIO()
     lines = io.StringIO("hello\r\n/nothing\n/quit\nnever\n")
-    assert not run_lines(chat.chat, lines, lambda: prompts.append(None))
+    assert not run_lines(chat.chat, lines, prompts)
     assert chat.out.getvalue() == "You said: hello\n"
-    assert len(prompts) == 3
+    assert prompts.getvalue() == "> > > "
 
 
 @pytest.mark.parametrize(
