@@ -36,9 +36,9 @@ def test_a_model_an_engine_and_its_tokenizer_say_what_they_are(model: Model) -> 
     engine.submit(Request(tokens=(1, 2)))
     assert "rwkv7-demo.safetensors: RWKV-7, 4 layers, width 128, " in repr(model)
     assert repr(model) in repr(engine)
-    assert "at most 3 at a time, 1 under way" in repr(engine)
+    assert "batch of at most 3, 1 unfinished" in repr(engine)
     assert repr(engine.tokenizer) == "<WorldTokenizer rwkv-world: 512 ids>"
-    assert "512 logits" in repr(engine.look([1]))
+    assert "512 logits" in repr(engine.next_logits([1]))
     assert len(repr(engine)) < LONGEST
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from rwkvbatch.chat.tree import ConversationTree, Exchange, Opening, Position
 from rwkvbatch.config import Prompting, ThinkMode
-from rwkvbatch.engine.engine import ZERO_ROOT, Engine, Outlook
-from rwkvbatch.engine.prefix_cache import Hold
+from rwkvbatch.engine.engine import ZERO_ROOT, Engine, NextToken
+from rwkvbatch.engine.prefix_cache import Node
 from rwkvbatch.engine.request import NoiseKey, Reply, Request
 from rwkvbatch.errors import InputError, NonFiniteLogitsError, UsageError
 from rwkvbatch.model.base import State
@@ -206,7 +206,7 @@ class Session:
         self._prefixes.keep_branch_states()
         return chosen
 
-    def next_token(self, message: str | None = None) -> Outlook:
+    def next_token(self, message: str | None = None) -> NextToken:
         """Next-token logits and state at the end of the branch, or at the beginning of the reply to `message`.
 
         Raises:
@@ -214,12 +214,12 @@ class Session:
         """
         tree = self.tree
         if message is not None:
-            return self.engine.look(self._encode_turn(message), self._prefixes.root_after(tree.head))
+            return self.engine.next_logits(self._encode_turn(message), self._prefixes.root_after(tree.head))
         if tree.last is not None:
-            return self.engine.look(tree.last.tokens, self._prefixes.root_after(tree.before(tree.last)))
+            return self.engine.next_logits(tree.last.tokens, self._prefixes.root_after(tree.before(tree.last)))
         if not tree.opening.tokens:
             raise UsageError("the conversation is empty", hint="/top MESSAGE shows how the reply to it may begin")
-        return self.engine.look(tree.opening.tokens, self._prefixes.initial_root(tree.head))
+        return self.engine.next_logits(tree.opening.tokens, self._prefixes.initial_root(tree.head))
 
     def logprobs(self, exchange: Exchange) -> tuple[float, ...]:
         """Log-probabilities of the reply's tokens; computed when unknown."""
@@ -310,7 +310,7 @@ class PinnedPrefixes:
         self._engine = engine
         self._tree = tree
         self._pinned: dict[Position, int] = {}
-        self._kept: dict[Position, Hold] = {}
+        self._kept: dict[Position, Node] = {}
         self._initial_roots: dict[int, int] = {}
 
     def add_state(self, opening: int, state: State) -> None:
@@ -333,10 +333,10 @@ class PinnedPrefixes:
             position = self._tree.before(missing[-1])
         if position not in self._pinned:
             opening = self._tree.openings[position.opening]
-            self._pinned[position] = self._engine.places.mark(opening.tokens, self.initial_root(position))
+            self._pinned[position] = self._engine.pin_prefix(opening.tokens, self.initial_root(position))
         root = self._pinned[position]
         for exchange in reversed(missing):
-            root = self._engine.places.mark(exchange.tokens, root)
+            root = self._engine.pin_prefix(exchange.tokens, root)
             self._pinned[Position(exchange.opening, exchange.number)] = root
         return root
 
@@ -344,18 +344,18 @@ class PinnedPrefixes:
         """Keep the states at all branches' ends in memory, and no others."""
         ends = set(self._tree.branches.values())
         for position in [position for position in self._kept if position not in ends]:
-            self._engine.places.release(self._kept.pop(position))
+            self._engine.unpin_state(self._kept.pop(position))
         for position in ends - self._kept.keys():
-            kept = self._engine.places.hold((), self.root_after(position))
+            kept = self._engine.pin_state((), self.root_after(position))
             if kept is not None:
                 self._kept[position] = kept
 
     def close(self) -> None:
         """Unpin all prefixes and release all states."""
         for root in self._pinned.values():
-            self._engine.places.unmark(root)
+            self._engine.unpin_prefix(root)
         for kept in self._kept.values():
-            self._engine.places.release(kept)
+            self._engine.unpin_state(kept)
         self._pinned.clear()
         self._kept.clear()
 

@@ -162,12 +162,12 @@ def stats(chat: Chat, _argument: None) -> None:
     generated = sum(len(exchange.ids) for exchange in exchanges)
     seconds = sum(exchange.total_s for exchange in exchanges)
     replies = f"{len(exchanges)} repl{'y' if len(exchanges) == 1 else 'ies'}"
-    size = engine.num_states_kept * engine.model.spec.state_bytes / 2**20
+    size = engine.num_cached_states * engine.model.spec.state_bytes / 2**20
     rows += [
         ("branch", f"{_turns(session.tree.num_turns())}, {len(session.tree.history())} tokens"),
         ("session", f"{replies}, {generated} tokens in {seconds:.1f} s"),
         ("engine", f"{engine.stats.num_prompt_read} prompt tokens read, {engine.stats.num_prompt_cached} cached"),
-        ("states", f"{engine.num_states_kept} kept, {size:.1f} MiB"),
+        ("states", f"{engine.num_cached_states} kept, {size:.1f} MiB"),
     ]
     if chat.transcript.path is not None:
         rows.append(("transcript", printable(str(chat.transcript.path))))

@@ -1,8 +1,7 @@
-"""`Engine`: many replies at once over one model.
+"""`Engine`: continuous batching of replies and scores over one model.
 
-`step` is the whole of it: plan the rows, run the network, choose tokens, collect what ended. On a GPU it waits once at
-most, for the chosen tokens. Results do not depend on what else is in the batch (see docs/design/reproducibility.md for
-what each backend holds).
+`step` plans the rows, runs the network, chooses tokens and collects what ended. On a GPU it waits for the device at
+most once. Results do not depend on the rest of the batch (docs/design/reproducibility.md says how far, by backend).
 """
 
 from __future__ import annotations
@@ -14,34 +13,18 @@ from dataclasses import dataclass
 
 import torch
 
-from rwkvbatch.engine.prefix_cache import Node, Places, PrefixTree, SlotAllocator
+from rwkvbatch.engine.prefix_cache import Node, PrefixTree, SlotAllocator
 from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, Request, Score, check_tokens
-from rwkvbatch.engine.scheduler import Chunk, Reading, Scheduler
+from rwkvbatch.engine.scheduler import Chunk, Scheduler, SequenceState
 from rwkvbatch.engine.sequence import Generation, Job, Scoring, StepWork
 from rwkvbatch.errors import UsageError, is_out_of_memory
 from rwkvbatch.model.base import Choices, Model, State
 from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
 
-
-@dataclass(frozen=True)
-class Outlook:
-    """What the model expects after some tokens.
-
-    Attributes:
-        logits: of the next token, fp32, [vocab_size].
-        state: the recurrent state after the tokens, batch size 1.
-    """
-
-    logits: torch.Tensor
-    state: State
-
-    def __repr__(self) -> str:
-        return f"<Outlook: {len(self.logits)} logits, the highest of token {int(self.logits.argmax())}; {self.state}>"
-
-
 DEFAULT_STATE_MEMORY = 2**30
 MAX_SLOTS = 4096
 ZERO_ROOT = 0
+"""The root of the zero state."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,9 +32,25 @@ Finished = tuple[int, Reply | Score]
 """A request's number and its result."""
 
 
+@dataclass(frozen=True)
+class NextToken:
+    """Next-token logits and state after a prefix.
+
+    Attributes:
+        logits: fp32, [vocab_size].
+        state: the recurrent state after the prefix, batch size 1.
+    """
+
+    logits: torch.Tensor
+    state: State
+
+    def __repr__(self) -> str:
+        return f"<NextToken: {len(self.logits)} logits, the highest of token {int(self.logits.argmax())}; {self.state}>"
+
+
 @dataclass
 class EngineStats:
-    """Counts since the engine was made. `num_prompt_read` and `num_prompt_cached` add up to the prompts' tokens."""
+    """Counts since construction. `num_prompt_read` and `num_prompt_cached` add up to the prompts' tokens."""
 
     num_steps: int = 0
     num_rows: int = 0
@@ -62,14 +61,14 @@ class EngineStats:
 
 
 class Engine:
-    """Generates and scores.
+    """Generates replies and scores texts.
 
     Args:
-        model: any backend's.
-        tokenizer: None for the World vocabulary, cut to the model's.
-        max_batch: at most this many requests are active at a time.
-        step_rows: about this many token rows in one step; prompts are read in chunks that fit.
-        state_memory: bytes for recurrent states, those of finished prefixes included. Requests wait when it is full.
+        model: a model of any backend.
+        tokenizer: None for the World vocabulary, truncated to the model's vocabulary size.
+        max_batch: the most requests that are active at a time.
+        step_rows: approximate number of token rows per step; prompts are read in chunks that fit.
+        state_memory: bytes for recurrent states, cached ones included. Requests wait while it is full.
         clock: seconds, for timings and time limits only.
 
     Raises:
@@ -106,37 +105,38 @@ class Engine:
         self._done: list[Finished] = []
         self._next_id = 0
         self._next_root = ZERO_ROOT + 1
-        self.places = Places(tree, capacity // 2, model.spec.vocab_size)
+        self._num_pinned_states = 0
+        self._max_pinned_states = capacity // 2
 
     def __repr__(self) -> str:
         return (
-            f"<Engine of {self.model!r}: at most {self.max_batch} at a time, {len(self._jobs)} under way, "
-            f"{self.num_states_kept} states kept>"
+            f"<Engine of {self.model!r}: batch of at most {self.max_batch}, {len(self._jobs)} unfinished, "
+            f"{self.num_cached_states} cached states>"
         )
 
     @property
-    def num_states_kept(self) -> int:
-        """States of finished prefixes that are still at hand."""
-        return self._scheduler.tree.num_kept
+    def num_cached_states(self) -> int:
+        """Cached states of prefixes, those of roots not included."""
+        return self._scheduler.tree.num_states
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything left to do or to collect."""
+        """Whether `step` has work to do or results to return."""
         return bool(self._jobs or self._done)
 
     @property
     def max_batch(self) -> int:
-        """At most this many requests are active at a time; halved when memory runs out."""
+        """The most requests that are active at a time; halved when memory runs out."""
         return self._scheduler.max_batch
 
     def add_root(self, state: State) -> int:
-        """Keep an initial state (batch size 1) for `Request.root`; for the engine's whole life.
+        """Register an initial state (batch size 1) for `Request.root`, for the lifetime of the engine.
 
         Raises:
             UsageError: no memory for it is left.
-            CheckpointError: the state is not of this model's shape.
+            CheckpointError: the state does not fit this model.
         """
-        # One slot more has to be left, or no request could ever be admitted.
+        # One more slot must stay free, or no request could ever be admitted.
         slot = self._scheduler.take_slot() if self._next_root + 1 < self._pool.capacity else None
         if slot is None:
             raise UsageError("no memory for another initial state is left", hint="raise --state-memory")
@@ -146,17 +146,53 @@ class Engine:
         self._scheduler.tree.add_root(root, slot)
         return root
 
+    def pin_prefix(self, tokens: Sequence[int], root: int = ZERO_ROOT) -> int:
+        """A root for the prefix `tokens` after `root`, which may be a pinned prefix itself.
+
+        A request after a pinned prefix does not repeat the tokens before it, so a turn's cost does not grow with the
+        length of the conversation. Tokens are pinned, not a state; an evicted state is computed again.
+
+        Raises:
+            ValueError: a token outside the vocabulary, or an unknown root.
+        """
+        check_tokens(tokens, self.model.spec.vocab_size)
+        return self._scheduler.tree.pin_prefix(root, tuple(tokens))
+
+    def unpin_prefix(self, root: int) -> None:
+        """Forget a pinned prefix, once; prefixes pinned after it, and active requests, are not affected."""
+        self._scheduler.tree.unpin_prefix(root)
+
+    def pin_state(self, tokens: Sequence[int], root: int = ZERO_ROOT) -> Node | None:
+        """Protect the deepest cached state on the path to `tokens` from eviction, until `unpin_state`.
+
+        Returns:
+            A handle; None when there is no such state, or when half of all states are pinned already.
+
+        Raises:
+            ValueError: an unknown root.
+        """
+        if self._num_pinned_states >= self._max_pinned_states:
+            return None
+        node = self._scheduler.tree.pin_state(root, tuple(tokens))
+        self._num_pinned_states += node is not None
+        return node
+
+    def unpin_state(self, node: Node) -> None:
+        """Undo one `pin_state`: the state may be evicted again."""
+        node.num_state_pins -= 1
+        self._num_pinned_states -= 1
+
     def submit(self, request: Request) -> int:
-        """Queue a reply; `step` returns it under the number that this returns.
+        """Queue a request; returns the number under which `step` returns its reply.
 
         Raises:
             ValueError: no tokens, a token outside the vocabulary, or an unknown root.
             UsageError: a banned token outside the vocabulary.
         """
         request.sampling.check_vocabulary(self.model.spec.vocab_size)
-        reading = self._reading(self._scheduler.tree.base(request.root), request.tokens)
-        self._jobs[reading.id] = Generation(request, reading, self.tokenizer, self._clock())
-        return reading.id
+        sequence = self._new_sequence(self._scheduler.tree.base(request.root), request.tokens)
+        self._jobs[sequence.id] = Generation(request, sequence, self.tokenizer, self._clock())
+        return sequence.id
 
     def submit_score(self, prefix: Sequence[int], continuation: Sequence[int], root: int = ZERO_ROOT) -> int:
         """Queue the scoring of `continuation` after `prefix`; neither may be empty.
@@ -165,20 +201,20 @@ class Engine:
             ValueError: as `submit`, or one of them is empty.
         """
         if not prefix or not continuation:
-            raise ValueError("scoring needs at least one token before the text and one in it")
+            raise ValueError("scoring needs at least one token in the prefix and one in the continuation")
         return self._submit_scoring(self._scheduler.tree.base(root), prefix, continuation)
 
     def cancel(self, request_id: int) -> None:
-        """End a request where it stands; its reply so far is returned by the next `step`, as `cancelled`."""
+        """End a request now; the next `step` returns its reply so far, as `cancelled`."""
         job = self._jobs.get(request_id)
         if isinstance(job, Generation):
             self._end(job, "cancelled")
         elif job is not None:
             del self._jobs[request_id]
-            self._scheduler.finish(job.reading, keep=True)
+            self._scheduler.finish(job.sequence, cache=True)
 
     def step(self) -> list[Finished]:
-        """Advance everything that is under way by one forward pass; returns what ended."""
+        """Advance all active requests by one forward pass; returns the finished ones."""
         now_s = self._clock()
         self._end_overdue(now_s)
         work = StepWork.of(self._scheduler.plan(), self._jobs)
@@ -193,13 +229,13 @@ class Engine:
         return done
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
-        """Submit all, step until they are done; replies in the order of the requests."""
+        """Submit all requests and step until they finish; replies in the order of the requests."""
         ids = [self.submit(request) for request in requests]
         results = self._run_until(ids)
         return [result for request_id in ids if isinstance(result := results[request_id], Reply)]
 
     def score(self, prefix: Sequence[int], continuation: Sequence[int], root: int = ZERO_ROOT) -> Score:
-        """Log-probabilities of `continuation` after `prefix`; disturbs nothing that is under way.
+        """Log-probabilities of `continuation` after `prefix`; does not affect active requests.
 
         Raises:
             ValueError: as `submit_score`.
@@ -209,23 +245,23 @@ class Engine:
         assert isinstance(result, Score)
         return result
 
-    def look(self, tokens: Sequence[int], root: int = ZERO_ROOT) -> Outlook:
-        """The next token's logits and the state after `tokens`; disturbs nothing that is under way.
+    def next_logits(self, tokens: Sequence[int], root: int = ZERO_ROOT) -> NextToken:
+        """The next token's logits and the state after `tokens`; does not affect active requests.
 
         Raises:
             ValueError: as `submit`.
         """
         if not tokens:
-            raise ValueError("there is nothing to look at after no tokens")
+            raise ValueError("next-token logits need at least one token before them")
         check_tokens(tokens, self.model.spec.vocab_size)
         before = self._state_after(self._scheduler.tree.insert(root, tuple(tokens[:-1])))
         logits, state = self.model.forward([[tokens[-1]]], before)
-        return Outlook(logits[0].clone(), state)
+        return NextToken(logits[0].clone(), state)
 
     def _state_after(self, node: Node) -> State | None:
-        """None is the zero state."""
+        """The state at `node`, computed if it is not cached; None for the zero state."""
         if node.slot is None and node.parent is not None:
-            # Scoring any token reads all up to `node` and leaves its state in the tree.
+            # Scoring any token reads everything up to `node` and caches its state.
             self._run_until([self._submit_scoring(node.parent, node.edge, (END_OF_TEXT,))])
             assert node.slot is not None
         return None if node.slot is None else self._pool.read([node.slot])
@@ -244,15 +280,15 @@ class Engine:
     def _submit_scoring(self, base: Node, prefix: Sequence[int], continuation: Sequence[int]) -> int:
         check_tokens(continuation[-1:], self.model.spec.vocab_size)
         first_output = base.depth + len(prefix) - 1
-        reading = self._reading(base, (*prefix, *continuation[:-1]), num_unread_at_end=len(continuation))
-        self._jobs[reading.id] = Scoring(reading, tuple(continuation), first_output)
-        return reading.id
+        sequence = self._new_sequence(base, (*prefix, *continuation[:-1]), num_unread_at_end=len(continuation))
+        self._jobs[sequence.id] = Scoring(sequence, tuple(continuation), first_output)
+        return sequence.id
 
-    def _reading(self, base: Node, tokens: Sequence[int], num_unread_at_end: int = 1) -> Reading:
+    def _new_sequence(self, base: Node, tokens: Sequence[int], num_unread_at_end: int = 1) -> SequenceState:
         if not tokens:
             raise ValueError("a request needs at least one token")
         check_tokens(tokens, self.model.spec.vocab_size)
-        reading = Reading(
+        sequence = SequenceState(
             id=self._next_id,
             base=base,
             tokens=list(tokens),
@@ -260,19 +296,19 @@ class Engine:
             num_unread_at_end=num_unread_at_end,
         )
         self._next_id += 1
-        self._scheduler.add(reading)
-        return reading
+        self._scheduler.add(sequence)
+        return sequence
 
     def _begin(self, chunks: Sequence[Chunk], now_s: float) -> None:
         for chunk in chunks:
-            job = self._jobs[chunk.reading.id]
+            job = self._jobs[chunk.sequence.id]
             if isinstance(job, Generation):
                 job.begin(now_s)
         self.stats.num_steps += 1
         self.stats.num_rows += sum(chunk.stop - chunk.start for chunk in chunks)
 
     def _forward(self, work: StepWork) -> torch.Tensor | None:
-        """Logits of the step; None when memory ran out and the batch was made smaller instead."""
+        """Logits of the step; None when memory ran out and the batch size was halved instead."""
         try:
             return self.model.step(work.rows(), self._pool)
         except Exception as error:
@@ -281,8 +317,8 @@ class Engine:
             self._scheduler.max_batch //= 2
             self._scheduler.step_rows = max(1, self._scheduler.step_rows // 2)
             self.stats.num_halvings += 1
-            _log.warning("out of memory: going on with at most %d rows at once", self._scheduler.max_batch)
-            self._scheduler.restart([chunk.reading for chunk in work.chunks])
+            _log.warning("out of memory: batch size reduced to %d", self._scheduler.max_batch)
+            self._scheduler.restart([chunk.sequence for chunk in work.chunks])
             for scoring, _ in work.scored:
                 scoring.start_over()
             return None
@@ -291,24 +327,24 @@ class Engine:
         now_s = self._clock()
         for scoring in work.take_scores(choices):
             self._end_scoring(scoring)
-        # Texts have the rows after those of the replies.
+        # Rows of scored texts come after those of replies.
         for job, token, logprob in zip(work.sampled, choices.tokens.tolist(), choices.logprobs.tolist(), strict=False):
             held_back = job.holds_back
             finish_reason = job.take(token, logprob, now_s)
-            if job.reading.id not in self._jobs:
-                continue  # cancelled by its own `on_text`
+            if job.sequence.id not in self._jobs:
+                continue  # its own `on_text` cancelled it
             if finish_reason is not None:
                 self._end(job, finish_reason)
             elif job.wants_fallback and job.holds_back and not held_back:
                 self._save_fallback(job)
 
     def _save_fallback(self, job: Generation) -> None:
-        """The last token may begin a stop text, and the state has not read it yet: remember that state."""
+        """Save the state before the last token, which may begin a stop text and has not been read yet."""
         slot = job.fallback[0] if job.fallback is not None else self._scheduler.take_slot()
         if slot is not None:
-            assert job.reading.slot is not None
-            self._pool.copy(job.reading.slot, slot)
-            job.fallback = (slot, job.reading.position)
+            assert job.sequence.slot is not None
+            self._pool.copy(job.sequence.slot, slot)
+            job.fallback = (slot, job.sequence.position)
 
     def _end_overdue(self, now_s: float) -> None:
         for job in [job for job in self._jobs.values() if isinstance(job, Generation) and job.is_overdue(now_s)]:
@@ -319,17 +355,17 @@ class Engine:
             "the model's logits hold NaN or infinity, or every token is banned" if finish_reason == "error" else None
         )
         reply = job.reply(finish_reason, self._clock(), error)
-        del self._jobs[job.reading.id]
+        del self._jobs[job.sequence.id]
         if job.fallback is not None:
             slot, length = job.fallback
-            self._scheduler.release(job.reading, slot, length, keep=finish_reason == "stop")
-        self._scheduler.finish(job.reading, keep=finish_reason != "error")
+            self._scheduler.give_back(job.sequence, slot, length, cache=finish_reason == "stop")
+        self._scheduler.finish(job.sequence, cache=finish_reason != "error")
         self.stats.num_prompt_cached += reply.num_cached
         self.stats.num_prompt_read += reply.num_prompt - reply.num_cached
         self.stats.num_generated += len(reply.ids)
-        self._done.append((job.reading.id, reply))
+        self._done.append((job.sequence.id, reply))
 
     def _end_scoring(self, job: Scoring) -> None:
-        del self._jobs[job.reading.id]
-        self._scheduler.finish(job.reading, keep=True)
-        self._done.append((job.reading.id, job.score()))
+        del self._jobs[job.sequence.id]
+        self._scheduler.finish(job.sequence, cache=True)
+        self._done.append((job.sequence.id, job.score()))

@@ -1,7 +1,7 @@
-"""Which token rows the next step has: requests join and leave at every step, prompts and decodes share it.
+"""Scheduler: the token rows of each step. Requests join and leave at every step; prefill and decode rows share it.
 
-The scheduler moves states between slots but never looks into them; it needs no model. Its decisions depend on the
-order of submission alone, never on the clock.
+The scheduler copies states between slots without looking into them and needs no model. Its decisions depend on the
+order of submission only, never on the clock.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from rwkvbatch.engine.prefix_cache import Node, PrefixTree, SlotAllocator
 from rwkvbatch.model.base import StatePool
 
 MIN_SHARED_ROWS = 32
-"""A state is kept where requests part when that saves at least so many token rows."""
+"""A state is cached where prompts fork if that saves at least this many token rows."""
 
 
 @dataclass(eq=False, slots=True)
-class Reading:
-    """One request's way through its tokens.
+class SequenceState:
+    """The tokens of one request and how far they have been read.
 
-    Positions and lengths count from the initial state on.
+    Positions and lengths count from the initial state.
 
     Attributes:
-        base: the place in the tree that `tokens` follow.
-        tokens: all tokens known so far: the prompt, then what was generated.
+        base: the tree node that `tokens` follow.
+        tokens: all tokens known so far: the prompt, then generated ones.
         num_prompt: the length of the prompt.
-        position: how many tokens have been read.
-        num_cached: how many of the prompt's did not have to be.
-        slot: the state after `position` tokens, while the request is active.
-        node: the place in the tree of the prompt's tokens that need not be read, while not all of them are.
-        num_unread_at_end: how many of the prompt's last tokens are always read, for their logits: the last one,
-            or all from which a given text is scored.
+        position: number of tokens that have been read.
+        num_cached: number of prompt tokens that did not have to be read.
+        slot: the pool slot of the state after `position` tokens, while the request is active.
+        node: the tree node at the end of the prompt's cacheable part, until that part has been read.
+        num_unread_at_end: how many of the prompt's last tokens are never taken from the cache, since their logits are
+            needed: the last one, or all from which a continuation is scored.
     """
 
     id: int
@@ -53,31 +53,31 @@ class Reading:
         return self.end - self.position
 
     def part(self, start: int, stop: int) -> list[int]:
-        """The tokens from position `start` on, up to `stop`; not before `base`."""
+        """The tokens at positions `start` to `stop`, which may not lie before `base`."""
         return self.tokens[start - self.base.depth : stop - self.base.depth]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Read `reading.part(start, stop)` in this step."""
+    """The tokens `sequence.part(start, stop)`, read in one step."""
 
-    reading: Reading
+    sequence: SequenceState
     start: int
     stop: int
 
     @property
     def ends(self) -> bool:
-        """Whether nothing is left unread after it."""
-        return self.stop == self.reading.end
+        """Whether it ends with the last token known."""
+        return self.stop == self.sequence.end
 
 
 @dataclass
 class Scheduler:
-    """Admits, splits into chunks, and keeps the states that others will want.
+    """Admits requests, splits prompts into chunks, and caches the states that other requests will need.
 
     Attributes:
-        max_batch: at most this many requests are active at a time.
-        step_rows: about this many token rows a step.
+        max_batch: the most requests that are active at a time.
+        step_rows: approximate number of token rows per step.
     """
 
     tree: PrefixTree
@@ -85,122 +85,122 @@ class Scheduler:
     pool: StatePool
     max_batch: int
     step_rows: int
-    waiting: list[Reading] = field(default_factory=list[Reading])
-    active: list[Reading] = field(default_factory=list[Reading])
+    waiting: list[SequenceState] = field(default_factory=list[SequenceState])
+    active: list[SequenceState] = field(default_factory=list[SequenceState])
 
-    def add(self, reading: Reading) -> None:
-        """Let `reading` wait for its turn."""
-        self.tree.pin(reading.base)
-        self._reach_state(reading)
-        self._announce(reading)
-        self.waiting.append(reading)
+    def add(self, sequence: SequenceState) -> None:
+        """Queue `sequence`."""
+        self.tree.pin(sequence.base)
+        self._move_base_to_state(sequence)
+        self._begin_pending(sequence)
+        self.waiting.append(sequence)
 
     def plan(self) -> list[Chunk]:
-        """The chunks of the next step; empty when nobody is active or can be admitted."""
-        for reading in self.active:
-            self._claim_forks(reading)
+        """The chunks of the next step; empty when no request is active or can be admitted."""
+        for sequence in self.active:
+            self._claim_forks(sequence)
         self._admit()
-        decoding = [reading for reading in self.active if reading.num_unread == 1]
-        prompts = [reading for reading in self.active if reading.num_unread > 1]
-        chunks = [Chunk(reading, reading.position, reading.position + 1) for reading in decoding]
-        # Prompts get what the decodes leave, but never less than a quarter. Short ones are served first and equally, so
-        # that a long prompt delays nobody's first token.
+        decoding = [sequence for sequence in self.active if sequence.num_unread == 1]
+        prompts = [sequence for sequence in self.active if sequence.num_unread > 1]
+        chunks = [Chunk(sequence, sequence.position, sequence.position + 1) for sequence in decoding]
+        # Prompts get the rows that decodes leave, but at least a quarter. They share them equally, and short ones pass
+        # on what they do not use, so that a long prompt does not delay the first token of others.
         budget = max(self.step_rows - len(chunks), self.step_rows // 4, 1)
-        prompts.sort(key=lambda reading: reading.num_unread)
-        for index, reading in enumerate(prompts):
+        prompts.sort(key=lambda sequence: sequence.num_unread)
+        for index, sequence in enumerate(prompts):
             share = min(-(-budget // (len(prompts) - index)), budget)
             if share == 0:
                 break
-            stop = min(reading.position + share, reading.end, self._next_fork(reading))
-            chunks.append(Chunk(reading, reading.position, stop))
-            budget -= stop - reading.position
+            stop = min(sequence.position + share, sequence.end, self._next_fork(sequence))
+            chunks.append(Chunk(sequence, sequence.position, stop))
+            budget -= stop - sequence.position
         return chunks
 
     def advance(self, chunks: Iterable[Chunk]) -> None:
-        """The step has been made: `chunks` are read."""
+        """Record that the step has read `chunks`."""
         for chunk in chunks:
-            reading = chunk.reading
-            reading.position = chunk.stop
-            self._leave_fork(reading)
-            if reading.node is not None and reading.position >= reading.node.depth:
-                self._withdraw(reading)
+            sequence = chunk.sequence
+            sequence.position = chunk.stop
+            self._cache_fork(sequence)
+            if sequence.node is not None and sequence.position >= sequence.node.depth:
+                self._end_pending(sequence)
 
-    def finish(self, reading: Reading, *, keep: bool) -> None:
-        """`reading` is done or given up; with `keep` its state stays in the tree for whoever goes on from it."""
-        self._withdraw(reading)
-        if reading.slot is None:
-            self.waiting.remove(reading)
+    def finish(self, sequence: SequenceState, *, cache: bool) -> None:
+        """Remove `sequence`; with `cache` its state goes into the tree for requests that continue it."""
+        self._end_pending(sequence)
+        if sequence.slot is None:
+            self.waiting.remove(sequence)
         else:
-            self.active.remove(reading)
-            self.release(reading, reading.slot, reading.position, keep=keep)
-            reading.slot = None
-        self.tree.unpin(reading.base)
+            self.active.remove(sequence)
+            self.give_back(sequence, sequence.slot, sequence.position, cache=cache)
+            sequence.slot = None
+        self.tree.unpin(sequence.base)
 
-    def release(self, reading: Reading, slot: int, length: int, *, keep: bool) -> None:
-        """Give up `slot`, which holds the state after the first `length` tokens of `reading`."""
-        if keep and length > 0:
-            node = self.tree.extend(reading.base, tuple(reading.part(reading.base.depth, length)))
-            if self.tree.keep(node, slot):
+    def give_back(self, sequence: SequenceState, slot: int, length: int, *, cache: bool) -> None:
+        """Free `slot`, or with `cache` put it into the tree as the state after `length` tokens of `sequence`."""
+        if cache and length > 0:
+            node = self.tree.extend(sequence.base, tuple(sequence.part(sequence.base.depth, length)))
+            if self.tree.store(node, slot):
                 return
         self.slots.give_back(slot)
 
-    def restart(self, readings: Iterable[Reading]) -> None:
-        """Give up the states of active `readings` and let them wait again, before all others."""
-        returned = list(readings)
-        for reading in returned:
-            self.active.remove(reading)
-            self._withdraw(reading)
-            assert reading.slot is not None
-            self.slots.give_back(reading.slot)
-            reading.slot, reading.position, reading.num_cached = None, 0, 0
-            self._announce(reading)
+    def restart(self, sequences: Iterable[SequenceState]) -> None:
+        """Discard the states of active `sequences` and queue them again, before all others."""
+        returned = list(sequences)
+        for sequence in returned:
+            self.active.remove(sequence)
+            self._end_pending(sequence)
+            assert sequence.slot is not None
+            self.slots.give_back(sequence.slot)
+            sequence.slot, sequence.position, sequence.num_cached = None, 0, 0
+            self._begin_pending(sequence)
         self.waiting[:0] = returned
 
     def take_slot(self) -> int | None:
-        """A slot for a state: a free one, or that of the state that was not used for the longest time."""
+        """A slot for a state: a free one, or that of the least recently used cached state; None if all are in use."""
         slot = self.slots.take()
-        return self.tree.drop_oldest() if slot is None else slot
+        return self.tree.evict_oldest() if slot is None else slot
 
-    def _reach_state(self, reading: Reading) -> None:
-        """Begin at a place whose state is known, since what follows the next one above has to be read."""
-        start = self.tree.deepest_kept(reading.base)
-        if start is reading.base:
+    def _move_base_to_state(self, sequence: SequenceState) -> None:
+        """Move `base` up to the nearest ancestor with a state: the tokens in between have to be read."""
+        start = self.tree.deepest_cached(sequence.base)
+        if start is sequence.base:
             return
-        self._withdraw(reading)
-        before = [node.edge for node in reading.base.path(start)]
-        reading.tokens[:0] = [token for edge in reversed(before) for token in edge]
+        self._end_pending(sequence)
+        before = [node.edge for node in sequence.base.path(start)]
+        sequence.tokens[:0] = [token for edge in reversed(before) for token in edge]
         self.tree.pin(start)
-        self.tree.unpin(reading.base)
-        reading.base = start
+        self.tree.unpin(sequence.base)
+        sequence.base = start
 
-    def _announce(self, reading: Reading) -> None:
-        known = tuple(reading.tokens[: -reading.num_unread_at_end])
-        reading.node = self.tree.extend(reading.base, known)
-        self.tree.begin_pending(reading.node, reading.base)
+    def _begin_pending(self, sequence: SequenceState) -> None:
+        known = tuple(sequence.tokens[: -sequence.num_unread_at_end])
+        sequence.node = self.tree.extend(sequence.base, known)
+        self.tree.begin_pending(sequence.node, sequence.base)
 
-    def _withdraw(self, reading: Reading) -> None:
-        if reading.node is not None:
-            self.tree.end_pending(reading.node, reading.base, reading.id)
-            reading.node = None
+    def _end_pending(self, sequence: SequenceState) -> None:
+        if sequence.node is not None:
+            self.tree.end_pending(sequence.node, sequence.base, sequence.id)
+            sequence.node = None
 
     def _admit(self) -> None:
-        still_waiting: list[Reading] = []
-        for index, reading in enumerate(self.waiting):
+        still_waiting: list[SequenceState] = []
+        for index, sequence in enumerate(self.waiting):
             if len(self.active) >= self.max_batch:
                 still_waiting.extend(self.waiting[index:])
                 break
-            assert reading.node is not None
-            start = self.tree.deepest_kept(reading.node)
-            if start.depth < reading.base.depth:
-                # The state was dropped while the request waited.
-                self._reach_state(reading)
-                self._announce(reading)
-            if self._is_read_by_another(reading.node, start):
-                still_waiting.append(reading)
+            assert sequence.node is not None
+            start = self.tree.deepest_cached(sequence.node)
+            if start.depth < sequence.base.depth:
+                # The state was evicted while the request waited.
+                self._move_base_to_state(sequence)
+                self._begin_pending(sequence)
+            if self._is_read_by_another(sequence.node, start):
+                still_waiting.append(sequence)
                 continue
-            start.num_holds += 1
+            start.num_state_pins += 1
             slot = self.take_slot()
-            start.num_holds -= 1
+            start.num_state_pins -= 1
             if slot is None:
                 still_waiting.extend(self.waiting[index:])
                 break
@@ -208,16 +208,16 @@ class Scheduler:
                 self.pool.clear(slot)
             else:
                 self.pool.copy(start.slot, slot)
-            reading.slot = slot
-            reading.position = reading.num_cached = start.depth
-            self.active.append(reading)
-            self._claim_forks(reading)
-            if reading.position >= reading.node.depth:
-                self._withdraw(reading)
+            sequence.slot = slot
+            sequence.position = sequence.num_cached = start.depth
+            self.active.append(sequence)
+            self._claim_forks(sequence)
+            if sequence.position >= sequence.node.depth:
+                self._end_pending(sequence)
         self.waiting = still_waiting
 
     def _is_read_by_another(self, node: Node, start: Node) -> bool:
-        """Whether an active request will leave a state between `start` and `node`."""
+        """Whether an active request will cache a state between `start` and `node`."""
         for ancestor in node.path():
             if ancestor is start:
                 return False
@@ -225,40 +225,40 @@ class Scheduler:
                 return True
         return False
 
-    def _claim_forks(self, reading: Reading) -> None:
-        """Mark the places ahead of `reading` where it will leave a state for others."""
-        if reading.node is None:
+    def _claim_forks(self, sequence: SequenceState) -> None:
+        """Choose the nodes ahead of `sequence` at which it will cache a state for others."""
+        if sequence.node is None:
             return
-        for ancestor in reading.node.path():
-            length = ancestor.depth - reading.position
+        for ancestor in sequence.node.path():
+            length = ancestor.depth - sequence.position
             if length <= 0:
                 break
             saved = (ancestor.num_pending - 1) * length
             if ancestor.slot is None and ancestor.reader is None and saved >= MIN_SHARED_ROWS:
-                ancestor.reader = reading.id
+                ancestor.reader = sequence.id
 
-    def _next_fork(self, reading: Reading) -> int:
-        """The depth at which `reading` has to stop to leave a state; its end if there is none."""
-        depth = reading.end
-        if reading.node is not None:
-            for ancestor in reading.node.path():
-                if ancestor.depth <= reading.position:
+    def _next_fork(self, sequence: SequenceState) -> int:
+        """The depth at which `sequence` must stop to cache a state; its end if there is none."""
+        depth = sequence.end
+        if sequence.node is not None:
+            for ancestor in sequence.node.path():
+                if ancestor.depth <= sequence.position:
                     break
-                if ancestor.reader == reading.id:
+                if ancestor.reader == sequence.id:
                     depth = ancestor.depth
         return depth
 
-    def _leave_fork(self, reading: Reading) -> None:
-        if reading.node is None:
+    def _cache_fork(self, sequence: SequenceState) -> None:
+        if sequence.node is None:
             return
-        for ancestor in reading.node.path():
-            if ancestor.depth < reading.position:
+        for ancestor in sequence.node.path():
+            if ancestor.depth < sequence.position:
                 break
-            if ancestor.depth == reading.position and ancestor.reader == reading.id:
+            if ancestor.depth == sequence.position and ancestor.reader == sequence.id:
                 ancestor.reader = None
                 slot = self.take_slot()
                 if slot is not None:
-                    assert reading.slot is not None
-                    self.pool.copy(reading.slot, slot)
-                    if not self.tree.keep(ancestor, slot):
+                    assert sequence.slot is not None
+                    self.pool.copy(sequence.slot, slot)
+                    if not self.tree.store(ancestor, slot):
                         self.slots.give_back(slot)

@@ -11,7 +11,7 @@ import numpy as np
 
 from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, ReplyTiming, Request, Score
 from rwkvbatch.engine.sampling import Penalties, SampleRow, gather
-from rwkvbatch.engine.scheduler import Chunk, Reading
+from rwkvbatch.engine.scheduler import Chunk, SequenceState
 from rwkvbatch.model.base import Choices, RaggedBatch, SampleBatch
 from rwkvbatch.prompt.decoding import TextStream
 from rwkvbatch.prompt.tokenizer import Tokenizer
@@ -66,9 +66,9 @@ class Generation:
             and is not part of the history, the next turn goes on from there.
     """
 
-    def __init__(self, request: Request, reading: Reading, tokenizer: Tokenizer, now_s: float) -> None:
+    def __init__(self, request: Request, sequence: SequenceState, tokenizer: Tokenizer, now_s: float) -> None:
         self.request = request
-        self.reading = reading
+        self.sequence = sequence
         self.ids: list[int] = []
         self.logprobs: list[float] = []
         self.fallback: tuple[int, int] | None = None
@@ -118,7 +118,7 @@ class Generation:
             return "eos"
         self.ids.append(token)
         self.logprobs.append(logprob)
-        self.reading.tokens.append(token)
+        self.sequence.tokens.append(token)
         self._penalties.count(token)
         self._emit(self._stream.push(token))
         if self._stream.stopped_by is not None:
@@ -139,8 +139,8 @@ class Generation:
             finish_reason=finish_reason,
             stopped_by=stopped_by,
             logprobs=tuple(self.logprobs),
-            num_prompt=self.reading.num_prompt,
-            num_cached=min(self.reading.num_cached, self.reading.num_prompt),
+            num_prompt=self.sequence.num_prompt,
+            num_cached=min(self.sequence.num_cached, self.sequence.num_prompt),
             timing=ReplyTiming(
                 queued_s=started_s - self._submitted_s,
                 prefill_s=first_s - started_s,
@@ -163,7 +163,7 @@ class Scoring:
         first_output: the position of the prefix's last token, after which the first of the continuation comes.
     """
 
-    reading: Reading
+    sequence: SequenceState
     continuation: tuple[int, ...]
     first_output: int
     logprobs: list[float] = field(default_factory=list[float])
@@ -213,11 +213,11 @@ class StepWork:
 
     @classmethod
     def of(cls, chunks: Iterable[Chunk], jobs: Mapping[int, Job]) -> StepWork:
-        """The work of reading `chunks`, each for the one of `jobs` that has its reading's number."""
+        """The work of sequence `chunks`, each for the one of `jobs` that has its sequence's number."""
         replies: list[tuple[Chunk, Generation]] = []
         texts: list[tuple[Chunk, Scoring]] = []
         for chunk in chunks:
-            job = jobs[chunk.reading.id]
+            job = jobs[chunk.sequence.id]
             if isinstance(job, Scoring):
                 texts.append((chunk, job))
             else:
@@ -233,11 +233,11 @@ class StepWork:
     def rows(self) -> RaggedBatch:
         """The token rows that the network reads."""
         starts = [0, *accumulate(chunk.stop - chunk.start for chunk in self.chunks)]
-        tokens = [token for chunk in self.chunks for token in chunk.reading.part(chunk.start, chunk.stop)]
+        tokens = [token for chunk in self.chunks for token in chunk.sequence.part(chunk.start, chunk.stop)]
         outputs = [
             row for stop, count in zip(starts[1:], self.num_outputs, strict=True) for row in range(stop - count, stop)
         ]
-        slots = [chunk.reading.slot for chunk in self.chunks]
+        slots = [chunk.sequence.slot for chunk in self.chunks]
         return RaggedBatch(*(np.array(part, dtype=np.int64) for part in (tokens, starts, slots, outputs)))
 
     def wanted(self, vocab_size: int) -> SampleBatch:

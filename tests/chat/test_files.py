@@ -55,7 +55,7 @@ def test_loading_releases_the_pins_of_the_previous_tree(tmp_path: Path) -> None:
     assert exchange.num_read <= len(exchange.prompt) + 3
     load_session(session, tmp_path / "s.json")
     tree = session.engine._scheduler.tree
-    assert sum(node.num_holds + node.num_pins for node in _nodes(tree.base(0))) == 0
+    assert sum(node.num_state_pins + node.num_pins for node in _nodes(tree.base(0))) == 0
 
 
 def _nodes(node: Node) -> Iterator[Node]:

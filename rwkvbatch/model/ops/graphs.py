@@ -23,7 +23,7 @@ Capture = Callable[[Callable[[], torch.Tensor]], Replay]
 
 WARM_UPS = 2
 """Steps of a pool and row count before their graph is made: kernels are compiled and loaded, and who asks once
-(an outlook, a short-lived pool) does not pay for a graph."""
+(`next_logits`, a short-lived pool) does not pay for a graph."""
 
 
 class GraphWarning(UserWarning):

@@ -30,16 +30,16 @@ def test_a_node_stands_for_exactly_the_tokens_it_was_inserted_for(lists: list[tu
 
 
 @given(token_lists, st.lists(st.integers(0, 2), max_size=10).map(tuple))
-def test_the_deepest_kept_state_is_the_longest_kept_prefix(
+def test_the_deepest_cached_state_is_the_longest_cached_prefix(
     lists: list[tuple[int, ...]], wanted: tuple[int, ...]
 ) -> None:
     made = tree()
-    kept: set[tuple[int, ...]] = {()}
+    cached: set[tuple[int, ...]] = {()}
     for slot, tokens in enumerate(lists):
-        if made.keep(made.insert(0, tokens), slot):
-            kept.add(tokens)
-    best = max((tokens for tokens in kept if wanted[: len(tokens)] == tokens), key=len)
-    assert tokens_of(made.deepest_kept(made.insert(0, wanted))) == best
+        if made.store(made.insert(0, tokens), slot):
+            cached.add(tokens)
+    best = max((tokens for tokens in cached if wanted[: len(tokens)] == tokens), key=len)
+    assert tokens_of(made.deepest_cached(made.insert(0, wanted))) == best
 
 
 @given(token_lists)
@@ -59,36 +59,36 @@ def test_pending_counts_survive_splits_and_return_to_zero(lists: list[tuple[int,
     assert not root.children, "nodes that stand for nothing are removed"
 
 
-def test_states_are_dropped_in_the_order_of_their_last_use() -> None:
+def test_states_are_evicted_in_the_order_of_their_last_use() -> None:
     made = tree()
     nodes = [made.insert(0, (number,)) for number in range(3)]
     for slot, node in enumerate(nodes):
-        assert made.keep(node, slot)
-    made.deepest_kept(made.insert(0, (0, 9)))
-    assert [made.drop_oldest() for _ in range(4)] == [1, 2, 0, None]
+        assert made.store(node, slot)
+    made.deepest_cached(made.insert(0, (0, 9)))
+    assert [made.evict_oldest() for _ in range(4)] == [1, 2, 0, None]
 
 
-def test_a_held_state_is_not_dropped() -> None:
+def test_a_pinned_state_is_not_evicted() -> None:
     made = tree()
-    held, other = made.insert(0, (1,)), made.insert(0, (2,))
-    made.keep(held, 0)
-    made.keep(other, 1)
-    held.num_holds += 1
-    assert made.drop_oldest() == 1
-    assert made.drop_oldest() is None
+    pinned, other = made.insert(0, (1,)), made.insert(0, (2,))
+    made.store(pinned, 0)
+    made.store(other, 1)
+    pinned.num_state_pins += 1
+    assert made.evict_oldest() == 1
+    assert made.evict_oldest() is None
 
 
 def test_a_second_state_for_the_same_tokens_is_refused() -> None:
     made = tree()
-    assert made.keep(made.insert(0, (1, 2)), 0)
-    assert not made.keep(made.insert(0, (1, 2)), 1)
+    assert made.store(made.insert(0, (1, 2)), 0)
+    assert not made.store(made.insert(0, (1, 2)), 1)
 
 
 def test_roots_do_not_share_anything() -> None:
     made = tree()
     made.add_root(1, slot=7)
-    made.keep(made.insert(0, (1, 2)), 0)
-    assert made.deepest_kept(made.insert(1, (1, 2))).slot == 7
+    made.store(made.insert(0, (1, 2)), 0)
+    assert made.deepest_cached(made.insert(1, (1, 2))).slot == 7
     with pytest.raises(ValueError, match="no initial state 2"):
         made.insert(2, ())
 
