@@ -110,7 +110,7 @@ class Session:
             self._prefixes.add_state(opening.number, state)
             opening = replace(opening, state=str(Path(state_file).resolve()), state_sha256=sha256)
         self.tree.begin(opening)
-        self._prefixes.keep_branch_states()
+        self._prefixes.pin_branch_states()
 
     def adopt(self, tree: ConversationTree, settings: CellSettings, identity: Identity) -> None:
         """Continue a saved conversation.
@@ -203,7 +203,7 @@ class Session:
             raise UsageError(f"/pick: the number must be in 1 to {len(self.alternatives)}, got {number}")
         chosen = self.alternatives[number - 1]
         self.tree.move(chosen)
-        self._prefixes.keep_branch_states()
+        self._prefixes.pin_branch_states()
         return chosen
 
     def next_token(self, message: str | None = None) -> NextToken:
@@ -242,7 +242,7 @@ class Session:
     ) -> Exchange:
         (exchange,) = self._answer(position, user, (attempt,), on_text, should_stop)
         self.tree.add(exchange)
-        self._prefixes.keep_branch_states()
+        self._prefixes.pin_branch_states()
         return exchange
 
     def _answer(
@@ -303,14 +303,14 @@ class PinnedPrefixes:
     """The positions of one tree in one engine's prefix cache.
 
     Each opening has a root and each position a pinned prefix, so that a request names only the tokens of its own turn.
-    The states at the branches' ends are kept. Openings begin with the zero state unless `add_state` gave another one.
+    The states at the branches' ends are pinned. Openings begin with the zero state unless `add_state` set another one.
     """
 
     def __init__(self, engine: Engine, tree: ConversationTree) -> None:
         self._engine = engine
         self._tree = tree
-        self._pinned: dict[Position, int] = {}
-        self._kept: dict[Position, Node] = {}
+        self._roots: dict[Position, int] = {}
+        self._pinned_states: dict[Position, Node] = {}
         self._initial_roots: dict[int, int] = {}
 
     def add_state(self, opening: int, state: State) -> None:
@@ -328,36 +328,36 @@ class PinnedPrefixes:
     def root_after(self, position: Position) -> int:
         """The engine's root that stands for all tokens up to `position`."""
         missing: list[Exchange] = []
-        while position not in self._pinned and position.exchange is not None:
+        while position not in self._roots and position.exchange is not None:
             missing.append(self._tree.exchanges[position.exchange])
             position = self._tree.before(missing[-1])
-        if position not in self._pinned:
+        if position not in self._roots:
             opening = self._tree.openings[position.opening]
-            self._pinned[position] = self._engine.pin_prefix(opening.tokens, self.initial_root(position))
-        root = self._pinned[position]
+            self._roots[position] = self._engine.pin_prefix(opening.tokens, self.initial_root(position))
+        root = self._roots[position]
         for exchange in reversed(missing):
             root = self._engine.pin_prefix(exchange.tokens, root)
-            self._pinned[Position(exchange.opening, exchange.number)] = root
+            self._roots[Position(exchange.opening, exchange.number)] = root
         return root
 
-    def keep_branch_states(self) -> None:
-        """Keep the states at all branches' ends in memory, and no others."""
+    def pin_branch_states(self) -> None:
+        """Pin the states at the ends of all branches, and no others."""
         ends = set(self._tree.branches.values())
-        for position in [position for position in self._kept if position not in ends]:
-            self._engine.unpin_state(self._kept.pop(position))
-        for position in ends - self._kept.keys():
-            kept = self._engine.pin_state((), self.root_after(position))
-            if kept is not None:
-                self._kept[position] = kept
+        for position in [position for position in self._pinned_states if position not in ends]:
+            self._engine.unpin_state(self._pinned_states.pop(position))
+        for position in ends - self._pinned_states.keys():
+            node = self._engine.pin_state((), self.root_after(position))
+            if node is not None:
+                self._pinned_states[position] = node
 
     def close(self) -> None:
         """Unpin all prefixes and release all states."""
-        for root in self._pinned.values():
+        for root in self._roots.values():
             self._engine.unpin_prefix(root)
-        for kept in self._kept.values():
-            self._engine.unpin_state(kept)
-        self._pinned.clear()
-        self._kept.clear()
+        for node in self._pinned_states.values():
+            self._engine.unpin_state(node)
+        self._roots.clear()
+        self._pinned_states.clear()
 
 
 def generate(

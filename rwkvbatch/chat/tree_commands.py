@@ -167,7 +167,7 @@ def stats(chat: Chat, _argument: None) -> None:
         ("branch", f"{_turns(session.tree.num_turns())}, {len(session.tree.history())} tokens"),
         ("session", f"{replies}, {generated} tokens in {seconds:.1f} s"),
         ("engine", f"{engine.stats.num_prompt_read} prompt tokens read, {engine.stats.num_prompt_cached} cached"),
-        ("states", f"{engine.num_cached_states} kept, {size:.1f} MiB"),
+        ("states", f"{engine.num_cached_states} cached, {size:.1f} MiB"),
     ]
     if chat.transcript.path is not None:
         rows.append(("transcript", printable(str(chat.transcript.path))))

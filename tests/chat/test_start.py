@@ -45,7 +45,7 @@ def test_each_line_of_a_pipe_gets_a_reply(tmp_path: Path) -> None:
     assert done.returncode == 0
     replies = done.stdout.splitlines()
     assert "Ada" in replies[1]
-    assert "kept" in done.stdout
+    assert "MiB" in done.stdout
     assert "the bundled demo model" in done.stderr
     assert "type a message" in done.stderr
     (transcript,) = (tmp_path / "rwkvbatch" / "chats").iterdir()
@@ -179,8 +179,8 @@ def test_a_chat_continues_a_saved_session_a_transcript_and_a_state(tmp_path: Pat
     )
     for path in (transcript, tmp_path / "s.json"):
         assert "Your name is Ada." in opened("What is my name?", load=path)[1]
-    chat, said = opened("What is my name?", "/params", values={"state": str(tmp_path / "x.safetensors")})
-    assert "Your name is Ada." in said
+    chat, output = opened("What is my name?", "/params", values={"state": str(tmp_path / "x.safetensors")})
+    assert "Your name is Ada." in output
     assert chat.session.tree.openings[0].state == str(tmp_path / "x.safetensors")
 
 
@@ -189,8 +189,8 @@ def test_a_chat_continues_a_run_with_its_settings(tmp_path: Path) -> None:
     (tmp_path / "s.jsonl").write_text(json.dumps({"id": "c", "messages": messages}) + "\n")
     out = tmp_path / "out"
     assert invoke(["run", str(tmp_path / "s.jsonl"), "--temp", "0.4", "--seed", "7", "--out", str(out), "-q"]) == 0
-    chat, said = opened("/params", from_run=f"{out}:c:0")
-    assert "> My name is Ada." in said
+    chat, output = opened("/params", from_run=f"{out}:c:0")
+    assert "> My name is Ada." in output
     assert chat.session.settings.temperature == 0.4
     assert chat.session.identity.seed == 7
     chat, _ = opened(from_run=f"{out}:c:0", values={"temperature": "0.9"})

@@ -120,7 +120,7 @@ def test_an_unknown_command_names_close_ones(shared: Terminal) -> None:
         ("/pick 1", "continuing from"),
         ("/tokens 3", "id probability logprob text"),
         ("/top", "probability"),
-        ("/stats", "kept"),
+        ("/stats", "MiB"),
         ("/undo", "removed 1 turn"),
     ],
 )

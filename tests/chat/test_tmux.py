@@ -70,7 +70,7 @@ def pane(tmp_path: Path) -> Iterator[Pane]:
 def test_a_reply_a_stop_and_resizes(pane: Pane) -> None:
     pane.wait_for("turn 1")
     pane.run("send-keys", "hello", "Enter")
-    pane.wait_for("You said: hello")
+    pane.wait_for("You output: hello")
     pane.wait_for("turn 2")
     pane.run("send-keys", "long", "Enter")
     for line, (columns, rows) in ((4, (44, 16)), (9, (80, 30)), (14, (46, 9)), (19, (60, 20))):
@@ -94,8 +94,8 @@ def test_a_paragraph_that_is_wrapped_anew_in_mid_stream_loses_no_word(pane: Pane
         pane.run("resize-window", "-x", str(columns), "-y", "20")
     pane.wait_for("turn 2")
     # Rows that the terminal itself has wrapped are joined.
-    said = " ".join(pane.run("capture-pane", "-p", "-J", "-S", "-").split())
-    words = [int(word) for word in re.findall(r"\bw(\d+)w\b", said)]
+    output = " ".join(pane.run("capture-pane", "-p", "-J", "-S", "-").split())
+    words = [int(word) for word in re.findall(r"\bw(\d+)w\b", output)]
     for before, after in itertools.pairwise(words):
         # A row that had to stay comes again, whole; nothing is skipped.
         assert after <= before + 1

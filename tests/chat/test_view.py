@@ -17,8 +17,8 @@ from rwkvbatch.errors import UsageError
 from rwkvbatch.signals import stopping_on_interrupt, unechoed_input
 from tests.chat.screen import ScreenFile
 
-SAID = Exchange(0, None, 0, 0, 0, 0, "hi", (1,), (2, 3), (2, 3), "A *reply*.", "A *reply*.", "stop", None, {})
-THOUGHT = replace(SAID, reply="<think>\nSome thoughts.\n</think>\nAn answer.")
+PLAIN = Exchange(0, None, 0, 0, 0, 0, "hi", (1,), (2, 3), (2, 3), "A *reply*.", "A *reply*.", "stop", None, {})
+THINKING = replace(PLAIN, reply="<think>\nSome thoughts.\n</think>\nAn answer.")
 
 
 def shown(view: View, file: ScreenFile, pieces: list[str], exchange: Exchange | None) -> list[str]:
@@ -38,12 +38,12 @@ def terminal(columns: int = 60) -> tuple[TerminalView, ScreenFile]:
 
 def test_an_empty_reply_and_a_reply_that_ended_early_get_a_note() -> None:
     view, file = terminal()
-    assert shown(view, file, [], replace(SAID, reply="", ids=(), finish_reason="length")) == [
+    assert shown(view, file, [], replace(PLAIN, reply="", ids=(), finish_reason="length")) == [
         "(an empty reply)",
         "[stopped at 0 tokens · /set max_tokens N allows more]",
     ]
     view, file = terminal()
-    assert shown(view, file, ["A"], replace(SAID, finish_reason="time"))[-1] == "[stopped by the time limit]"
+    assert shown(view, file, ["A"], replace(PLAIN, finish_reason="time"))[-1] == "[stopped by the time limit]"
 
 
 def test_the_text_of_a_failed_reply_stays() -> None:
@@ -60,7 +60,7 @@ def test_thinking_that_never_ends_is_shown_unless_it_is_folded(folded: bool) -> 
     view.begin_reply(" <think")
     for piece in [">\nhm", "m\n"]:
         view.piece(piece)
-    view.end_reply(replace(THOUGHT, finish_reason="cancelled"))
+    view.end_reply(replace(THINKING, finish_reason="cancelled"))
     assert ("hmm" in " ".join(file.lines())) != folded
     assert file.lines()[-1] == "[stopped]"
 
@@ -75,7 +75,7 @@ def test_an_error_is_shown_with_its_hint() -> None:
 @pytest.mark.parametrize("columns", [40, 100])
 def test_alternatives_are_side_by_side_where_there_is_room(columns: int) -> None:
     view, file = terminal(columns)
-    view.alternatives([SAID, THOUGHT])
+    view.alternatives([PLAIN, THINKING])
     lines = file.lines()
     row = next(line for line in lines if "A reply." in line)
     assert ("Some thoughts." in row) == (columns == 100)
@@ -85,7 +85,7 @@ def test_alternatives_are_side_by_side_where_there_is_room(columns: int) -> None
 def test_replayed_replies_fold_their_thinking() -> None:
     view, file = terminal(40)
     view.folded = True
-    view.replay([THOUGHT])
+    view.replay([THINKING])
     assert file.lines() == ["› hi", "▸ 2 words of thinking · /fold off", "An answer."]
 
 
@@ -109,7 +109,7 @@ def test_a_pipe_gets_control_characters_only_with_raw(raw: bool) -> None:
     view.begin_reply(" <think")
     for piece in (">x\x1b", "[31m", " \n"):
         view.piece(piece)
-    view.end_reply(SAID)
+    view.end_reply(PLAIN)
     assert out.getvalue() == ("<think>x\x1b[31m\n" if raw else "<think>x\\x1b[31m\n")
 
 
@@ -126,9 +126,9 @@ def test_a_pipe_gets_a_failed_reply_in_a_line_of_its_own() -> None:
 
 def test_messages_and_alternatives_in_a_pipe() -> None:
     view, out, err = plain()
-    view.end_reply(replace(SAID, finish_reason="length"))
-    view.alternatives([SAID])
-    view.replay([SAID])
+    view.end_reply(replace(PLAIN, finish_reason="length"))
+    view.alternatives([PLAIN])
+    view.replay([PLAIN])
     view.gap()
     view.problem(UsageError("wrong", hint="do this"))
     assert out.getvalue() == "\n[1] A *reply*.\n"
@@ -136,7 +136,7 @@ def test_messages_and_alternatives_in_a_pipe() -> None:
     assert "> hi\nA *reply*." in err.getvalue()
     assert "rwkvbatch: wrong\n  do this\n" in err.getvalue()
     quiet, out, err = plain(quiet=True)
-    quiet.replay([SAID])
+    quiet.replay([PLAIN])
     quiet.problem(UsageError("wrong"))
     assert err.getvalue() == "rwkvbatch: wrong\n"
 
