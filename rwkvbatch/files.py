@@ -1,6 +1,6 @@
-"""The system calls that durability rests on, one method each, so that tests can make them fail.
+"""Atomic and private writes, and the system calls that durability rests on, so that tests can make them fail.
 
-A row is safe once `write` and then `sync` have returned; a replaced file once `rename` and then
+Written data is durable once `write` and then `sync` have returned; a replaced file once `rename` and then
 `sync_directory` have.
 """
 
@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+import secrets
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from rwkvbatch.errors import StorageError
 
 BLOCK_BYTES = 1 << 20
 FILE_MODE = 0o644
 DIRECTORY_MODE = 0o755
-"""Results may be read by others where the umask allows it, and written by nobody else whatever the umask."""
+"""Results are readable by others where the umask allows it, and writable by their owner only, whatever the umask."""
+PRIVATE_MODE = 0o600
 
 
 class Files:
-    """Plain calls; every one may raise `OSError`."""
+    """System calls, one a method; each may raise `OSError`."""
 
     def open_append(self, path: Path) -> int:
         """A descriptor whose writes go to the end of `path`, which is created if missing."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, FILE_MODE)
 
-    def create(self, path: Path) -> int:
+    def create(self, path: Path, mode: int = FILE_MODE) -> int:
         """A descriptor of `path`, new or emptied."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
 
     def write(self, descriptor: int, data: bytes) -> int:
         return os.write(descriptor, data)
@@ -66,7 +70,7 @@ OS_FILES = Files()
 
 
 def write_all(files: Files, descriptor: int, data: bytes) -> None:
-    """Write `data` in one call; a short write is continued, so that its reason comes out as an error."""
+    """Write `data` in one call; a short write is continued, so that its cause is raised as an error."""
     written = files.write(descriptor, data)
     while written < len(data):
         more = files.write(descriptor, data[written:])
@@ -76,28 +80,39 @@ def write_all(files: Files, descriptor: int, data: bytes) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make `path` and what is missing above it, to which `Path.mkdir` would give wider rights."""
+    """Make `path` and its missing parents, to which `Path.mkdir` would give wider rights."""
     for directory in reversed([path, *path.parents]):
         if not directory.is_dir():
             directory.mkdir(DIRECTORY_MODE, exist_ok=True)
 
 
-def replace_file(files: Files, path: Path, chunks: Iterable[bytes], *, durable: bool = True) -> None:
-    """Make `path` hold `chunks`: at every moment, also after a crash, it has the old content or the new one.
+@contextlib.contextmanager
+def replacing(
+    path: Path, *, mode: int = FILE_MODE, durable: bool = True, unique: bool = True, files: Files = OS_FILES
+) -> Generator[Path]:
+    """Yields an empty temporary file beside `path`, which takes its name when the block ends without an exception.
+
+    At every moment, also after a crash, `path` has the old content or the new one.
 
     Args:
-        durable: wait until the new content would survive a power cut; without it only the switch is atomic.
+        mode: the file's permissions, less the umask.
+        durable: wait until the new content would survive a power cut; otherwise only the switch is atomic.
+        unique: give the temporary file a name of its own, for directories that other processes may write to. In a
+            locked directory the name is always the same, so that what a crash leaves is overwritten.
+
+    Raises:
+        OSError: a call failed; `path` is unchanged.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    descriptor = files.create(temporary)
+    temporary = path.with_name(f".rwkvbatch-{secrets.token_hex(8)}.tmp" if unique else path.name + ".tmp")
+    files.close(files.create(temporary, mode))
     try:
-        try:
-            for chunk in chunks:
-                write_all(files, descriptor, chunk)
-            if durable:
+        yield temporary
+        if durable:
+            descriptor = files.open_append(temporary)
+            try:
                 files.sync(descriptor)
-        finally:
-            files.close(descriptor)
+            finally:
+                files.close(descriptor)
         files.rename(temporary, path)
     except BaseException:  # Ctrl-C too must not leave half a file behind
         with contextlib.suppress(OSError):
@@ -105,6 +120,44 @@ def replace_file(files: Files, path: Path, chunks: Iterable[bytes], *, durable: 
         raise
     if durable:
         files.sync_directory(path.parent)
+
+
+def replace_file(
+    files: Files,
+    path: Path,
+    chunks: Iterable[bytes],
+    *,
+    mode: int = FILE_MODE,
+    durable: bool = True,
+    unique: bool = False,
+) -> None:
+    """Make `path` hold `chunks`, atomically; the options are those of `replacing`.
+
+    Raises:
+        OSError: a call failed; `path` is unchanged.
+    """
+    with replacing(path, mode=mode, durable=durable, unique=unique, files=files) as temporary:
+        descriptor = files.open_append(temporary)
+        try:
+            for chunk in chunks:
+                write_all(files, descriptor, chunk)
+        finally:
+            files.close(descriptor)
+
+
+def save_file(path: Path, chunks: Iterable[bytes], *, private: bool = False, files: Files = OS_FILES) -> None:
+    """Replace a file that the user needs, durably.
+
+    Args:
+        private: only the owner may read it, and the directory may have other writers.
+
+    Raises:
+        StorageError: it could not be written; `path` is unchanged.
+    """
+    try:
+        replace_file(files, path, chunks, mode=PRIVATE_MODE if private else FILE_MODE, unique=private)
+    except OSError as error:
+        raise StorageError(f"{path}: write failed: {error.strerror or error}") from error
 
 
 def read_spans(files: Files, path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
@@ -116,7 +169,7 @@ def read_spans(files: Files, path: Path, spans: Iterable[tuple[int, int]]) -> It
 
 
 def in_blocks(pieces: Iterable[bytes], size: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """The same bytes in fewer pieces: a write for each row would take longer than the rows."""
+    """The same bytes in pieces of about `size`: a write for each row would take longer than the rows."""
     waiting: list[bytes] = []
     waiting_bytes = 0
     for piece in pieces:

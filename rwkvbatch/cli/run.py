@@ -178,7 +178,8 @@ def _run(
     def note(message: Warning | str, *_: object, **__: object) -> None:
         say(f"note: {message}")
 
-    directory = out if out is not None else default_directory(scripts, shard=prepared.plan.shard)
+    shard = prepared.plan.shard
+    directory = out if out is not None else default_directory(scripts, part="" if shard is None else str(shard))
     shop = ModelLoader(prepared.plan.settings, say=say)
     observers: list[Observer] = []
     if not quiet:

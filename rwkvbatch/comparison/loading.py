@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.comparison.table import read_results
-from rwkvbatch.config import identity_with_full_names
-from rwkvbatch.errors import RunDamagedError, RunDirectoryError, UsageError
+from rwkvbatch.errors import RunDirectoryError, UsageError
+from rwkvbatch.results.manifest import read_manifest, shard_text
 from rwkvbatch.results.status import why_unfinished
+from rwkvbatch.results.store import RESULTS_NAME
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,7 @@ class RunFacts:
             cells={name: _record(values) for name, values in _record(identity.get("cells")).items()},
             models=tuple(_record(model) for model in _entries(about.get("models"))),
             identity=identity,
-            part=_part(manifest.get("shard")),
+            part=shard_text(manifest.get("shard")),
         )
 
     def setting(self, cell: str, key: str) -> Any:
@@ -79,14 +79,6 @@ def varied_settings(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, list[An
     return varied
 
 
-def _part(shard: object) -> str | None:
-    match shard:
-        case {"part": int(part), "parts": int(parts)}:
-            return f"{part}/{parts}"
-        case _:
-            return None
-
-
 def _record(value: object) -> dict[str, Any]:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
@@ -106,9 +98,6 @@ def _integer(value: object) -> int | None:
 # pandas ships no types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
-
-
-MAX_MANIFEST_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -197,25 +186,22 @@ def load_runs(sources: Sequence[str]) -> list[RunData]:
 
 def _load_run(source: str, name: str) -> RunData:
     given = Path(source)
-    results = given / "results.jsonl" if given.is_dir() else given
+    results = given / RESULTS_NAME if given.is_dir() else given
     if not results.is_file():
         problem = "there is no results.jsonl in it" if given.is_dir() else "there is no such run"
         raise RunDirectoryError(problem, path=source, hint="`rwkvbatch run SCRIPT --out DIR` makes one")
-    manifest_path = results.with_name("manifest.json")
     notes: list[str] = []
-    manifest: Mapping[str, Any] = {}
-    if manifest_path.is_file():
-        manifest = _read_manifest(manifest_path)
-    else:
+    manifest = read_manifest(results.parent)
+    if manifest is None:
         notes.append(f"{source} has no manifest.json: whether it ran the same script cannot be checked")
-    if "shard" in manifest:
+    elif "shard" in manifest:
         notes.append(f"{source} is only a part of a run; `rwkvbatch merge` puts the parts together")
-    rows = read_results(results, notes)
-    if manifest and (reason := why_unfinished(results.parent, len(rows))) is not None:
+    rows = read_results(results, notes, needs_checksum=manifest is not None)
+    if manifest is not None and (reason := why_unfinished(results.parent, len(rows))) is not None:
         notes.append(f"{source} is not finished: {reason}")
     if not len(rows):
         raise RunDirectoryError("it holds no finished turn", path=results, hint="let the run go on")
-    return RunData(name, source, manifest, rows, tuple(notes))
+    return RunData(name, source, manifest or {}, rows, tuple(notes))
 
 
 def _check_cells(run: RunData, cells: Sequence[str]) -> None:
@@ -224,22 +210,6 @@ def _check_cells(run: RunData, cells: Sequence[str]) -> None:
             raise RunDirectoryError(
                 f"it has no cell {cell!r}", path=run.source, hint=f"its cells: {', '.join(run.cells)}"
             )
-
-
-def _read_manifest(path: Path) -> Mapping[str, Any]:
-    try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise RunDirectoryError(f"a manifest has at most {MAX_MANIFEST_BYTES} bytes", path=path)
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise RunDirectoryError(f"cannot be read: {error.strerror}", path=path) from None
-    except (ValueError, RecursionError) as error:
-        raise RunDamagedError(f"is not JSON: {error}", path=path) from None
-    if not isinstance(values, dict):
-        raise RunDamagedError("is not a JSON object", path=path)
-    if isinstance(values.get("identity"), dict):
-        values["identity"] = identity_with_full_names(values["identity"])
-    return values
 
 
 def _short_names(paths: Sequence[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.comparison.ngrams import NgramCounts, shares
+from rwkvbatch.results.row import weighted_score
 from rwkvbatch.stats.precision import all_k_pass, pass_at_k
 
 RawRow = Mapping[str, Any]
@@ -70,13 +71,7 @@ def replied(row: RawRow) -> bool:
 
 
 def _score(row: RawRow) -> float | None:
-    checks: list[dict[str, Any]] = row["checks"]
-    if not checks:
-        return None
-    weight = sum(check.get("weight", 1.0) for check in checks)
-    if weight <= 0:
-        return None
-    return sum(check["score"] * check.get("weight", 1.0) for check in checks) / weight
+    return weighted_score([(check["score"], check.get("weight", 1.0)) for check in row["checks"]])
 
 
 def _passed(row: RawRow) -> float | None:

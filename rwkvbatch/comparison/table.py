@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gc
-import json
 import math
 from array import array
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from rwkvbatch.comparison.metrics import TURN_METRICS
 from rwkvbatch.comparison.ngrams import count_ngrams
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError
-from rwkvbatch.results.row import with_current_keys
+from rwkvbatch.results.row import decode_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
 # pyright: reportMissingTypeStubs=false
 
 
-_CRC_KEY: Final = b',"crc":"'
-_CRC_TAIL_BYTES: Final = len(_CRC_KEY) + 8 + len(b'"}')
 _CONTENT: Final = (
     "conversation", "cell", "repeat", "turn", "seed", "finish_reason", "error", "prompt", "reply", "tags", "reference",
     "checks",
@@ -84,8 +80,11 @@ class _Columns:
         return {metric.name: found[metric.name] for metric in TURN_METRICS}
 
 
-def read_results(path: Path, notes: list[str]) -> pd.DataFrame:
+def read_results(path: Path, notes: list[str], *, needs_checksum: bool = True) -> pd.DataFrame:
     """All turns in the file at `path`; `notes` gets what a reader of a comparison must know about it.
+
+    Args:
+        needs_checksum: refuse lines without a checksum, see `results.row.decode_values`.
 
     Raises:
         RunDirectoryError: it cannot be read.
@@ -103,7 +102,7 @@ def read_results(path: Path, notes: list[str]) -> pd.DataFrame:
                 if line.isspace():
                     continue
                 try:
-                    columns.add(_checked(line))
+                    columns.add(decode_values(line, needs_checksum=needs_checksum))
                 except (
                     ValueError,
                     KeyError,
@@ -136,13 +135,7 @@ def read_results(path: Path, notes: list[str]) -> pd.DataFrame:
 
 
 def _reason(error: Exception) -> str:
-    match error:
-        case json.JSONDecodeError():
-            return "not JSON"
-        case KeyError():
-            return f"it has no {error.args[0]!r}"
-        case _:
-            return str(error) or type(error).__name__
+    return f"it has no {error.args[0]!r}" if isinstance(error, KeyError) else str(error) or type(error).__name__
 
 
 @contextmanager
@@ -185,27 +178,3 @@ def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
         None if text is None else shared.setdefault(text, text),
         row["checks"],
     )
-
-
-def _checked(line: bytes) -> dict[str, Any]:
-    body = line.rstrip()
-    tail = body[-_CRC_TAIL_BYTES:]
-    if tail.startswith(_CRC_KEY):
-        content = body[:-_CRC_TAIL_BYTES] + b"}"
-        if tail[len(_CRC_KEY) : -2] != b"%08x" % crc32(content):
-            raise ValueError("its checksum does not match")
-        body = content
-    row = with_current_keys(_parsed(body))
-    if not isinstance(row, dict):
-        raise TypeError("not a JSON object")
-    return row
-
-
-def _parsed(body: bytes) -> Any:
-    """JSON, fast; what orjson refuses (half a surrogate pair, say) is left to the standard library."""
-    import orjson
-
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return json.loads(body)

@@ -11,17 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.results.row import Row
+from rwkvbatch.results.store import Rows
 
 BASELINE = 0
-
-
-class ReadRows(Protocol):
-    def has(self, number: int) -> bool: ...
-    def read(self, number: int) -> Row: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,7 @@ def first_round(plan: Plan) -> Wanted:
     return Wanted(plan, (plan.settings.repeats,) * len(plan.cells))
 
 
-def rounds(plan: Plan, rows: ReadRows, wide: Callable[..., bool] | None = None) -> Iterator[Wanted]:
+def rounds(plan: Plan, rows: Rows, wide: Callable[..., bool] | None = None) -> Iterator[Wanted]:
     """What is wanted, again and again, until it is enough; each must be there before the next is asked for.
 
     Args:
@@ -98,7 +92,7 @@ class Reached:
     width: float | None
 
 
-def reached(plan: Plan, rows: ReadRows, wanted: Wanted) -> tuple[Reached, ...]:
+def reached(plan: Plan, rows: Rows, wanted: Wanted) -> tuple[Reached, ...]:
     """What each cell came to, in order; nothing without `--until-ci`."""
     if plan.settings.until_ci is None:
         return ()
@@ -114,13 +108,13 @@ def reached(plan: Plan, rows: ReadRows, wanted: Wanted) -> tuple[Reached, ...]:
     return tuple(found)
 
 
-def _is_wide(plan: Plan, rows: ReadRows, cell: int, repeats: int, width: float, wide: Callable[..., bool]) -> bool:
+def _is_wide(plan: Plan, rows: Rows, cell: int, repeats: int, width: float, wide: Callable[..., bool]) -> bool:
     differences, conversations = _differences(plan, rows, cell, repeats)
     # Nothing to compare (all rows failed): more of the same would not help.
     return bool(differences) and wide(differences, conversations, width=width)
 
 
-def _differences(plan: Plan, rows: ReadRows, cell: int, repeats: int) -> tuple[list[float], list[int]]:
+def _differences(plan: Plan, rows: Rows, cell: int, repeats: int) -> tuple[list[float], list[int]]:
     """The cell's scores minus the first cell's, and the conversation that each is of."""
     differences: list[float] = []
     conversations: list[int] = []
@@ -137,5 +131,5 @@ def _differences(plan: Plan, rows: ReadRows, cell: int, repeats: int) -> tuple[l
     return differences, conversations
 
 
-def _scores(plan: Plan, rows: ReadRows, dialogue: int) -> Sequence[float | None]:
+def _scores(plan: Plan, rows: Rows, dialogue: int) -> Sequence[float | None]:
     return [rows.read(row).score if rows.has(row) else None for row in range(*plan.rows_of(dialogue))]

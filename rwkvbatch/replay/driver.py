@@ -7,7 +7,6 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from rwkvbatch.errors import RwkvBatchError
 from rwkvbatch.replay.conversation import error_row
@@ -18,7 +17,8 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import WorkerPool
 from rwkvbatch.replay.progress import WorkerProgress
 from rwkvbatch.replay.worker import finished_row, not_reached
-from rwkvbatch.results.row import EncodedRow, Row
+from rwkvbatch.results.row import Row
+from rwkvbatch.results.store import Rows
 
 WAIT_S = 0.25
 """How long the driver waits for a word of its workers before it looks at the clock."""
@@ -28,15 +28,6 @@ FAILURES_TOLD = 20
 """So many failed turns are told one by one, as warnings; of the others only the log file hears."""
 
 _log = logging.getLogger(__name__)
-
-
-class RowSink(Protocol):
-    """Where rows go, and where those of an earlier session are."""
-
-    def has(self, number: int) -> bool: ...
-    def read(self, number: int) -> Row: ...
-    def append_all(self, rows: Sequence[EncodedRow]) -> None: ...
-    def tick(self) -> None: ...
 
 
 @dataclass
@@ -98,7 +89,7 @@ class Driver:
     def __init__(
         self,
         plan: Plan,
-        sink: RowSink,
+        sink: Rows,
         crew: WorkerPool,
         counts: Counts,
         *,

@@ -1,12 +1,94 @@
-"""Digests of what settings name: files, and the text of a prelude."""
+"""What a run's manifest holds: the `identity` that its rows depend on, and `about`, how it was started."""
 
 from __future__ import annotations
 
 import hashlib
+import platform
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import rwkvbatch
+from rwkvbatch import __version__
+from rwkvbatch.config import Sampling, Stopping
 from rwkvbatch.errors import InputError
 from rwkvbatch.replay.settings import CellSettings
+from rwkvbatch.results.manifest import GIVEN_FOR_ALL
+
+if TYPE_CHECKING:
+    from rwkvbatch.model.base import ModelSpec
+    from rwkvbatch.prompt.tokenizer import Tokenizer
+    from rwkvbatch.replay.models import Setup
+    from rwkvbatch.replay.plan import Plan
+
+GENERATION_RULES = 1
+"""Raised whenever this program would give other replies than before to the same weights, script and settings."""
+
+_FILES_OF_A_CELL = ("model", "strategy", "backend", "state", "template", "prelude")
+
+
+def make_identity(
+    plan: Plan, specs: Mapping[Setup, ModelSpec], tokenizer_of: Callable[[ModelSpec], Tokenizer]
+) -> dict[str, Any]:
+    """All that the rows of `plan` depend on, as JSON values.
+
+    Raises:
+        UsageError, InputError: a state, template or prelude file cannot be read.
+    """
+    settings = plan.settings
+    return {
+        "generation_rules": GENERATION_RULES,
+        "script": {
+            "sha256": hashlib.sha256("".join(c.sha256 for c in plan.conversations).encode()).hexdigest(),
+            "conversations": len(plan.conversations),
+        },
+        "seed": settings.seed,
+        "repeats": settings.repeats,
+        "max_repeats": settings.max_repeats,
+        "until_ci": settings.until_ci,
+        "max_prompt_tokens": settings.max_prompt_tokens,
+        GIVEN_FOR_ALL: sorted(plan.explicit & {"seed", *Sampling.model_fields, *Stopping.model_fields}),
+        "cells": cell_identities(plan, specs, tokenizer_of),
+    }
+
+
+def cell_identities(
+    plan: Plan, specs: Mapping[Setup, ModelSpec], tokenizer_of: Callable[[ModelSpec], Tokenizer]
+) -> dict[str, dict[str, Any]]:
+    """What the rows of one cell depend on and those of others do not, by the cell's name, in the plan's order.
+
+    Args:
+        specs: of the models of the cells that are wanted.
+
+    Raises:
+        UsageError, InputError: a state, template or prelude file cannot be read.
+    """
+    spec_of = {cell: spec for setup, spec in specs.items() for cell in setup.cells}
+    return {
+        plan.cells[cell].name: _cell_identity(plan.cell_settings[cell], spec, tokenizer_of(spec))
+        for cell, spec in sorted(spec_of.items(), key=lambda item: item[0])
+    }
+
+
+def _cell_identity(settings: CellSettings, spec: ModelSpec, tokenizer: Tokenizer) -> dict[str, Any]:
+    values = {key: value for key, value in settings.model_dump(mode="json").items() if key in CellSettings.model_fields}
+    for key in _FILES_OF_A_CELL:
+        del values[key]
+    state, template = settings.state, settings.template
+    return {
+        **values,
+        "weights_sha256": spec.weights_sha256,
+        "dtype": spec.dtype,
+        "backend": spec.backend,
+        "device": spec.device.partition(":")[0],
+        "tokenizer_sha256": tokenizer.sha256,
+        "state_sha256": None if state is None else sha256_of_file(state, "--state"),
+        "template_sha256": None if template is None else sha256_of_file(template, "--template"),
+        "prelude_sha256": text_sha256(settings),
+    }
 
 
 def sha256_of_file(path: str, option: str) -> str:
@@ -26,3 +108,67 @@ def text_sha256(settings: CellSettings) -> str | None:
     """Hex digest of the prelude's text, None without one."""
     prelude = settings.prompting().prelude
     return None if prelude is None else hashlib.sha256(prelude.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def make_shard(plan: Plan) -> dict[str, Any] | None:
+    """Which part of a whole run the plan is, and how many rows the whole has; None for a whole run."""
+    shard = plan.shard
+    return None if shard is None else {"part": shard.part, "parts": shard.parts, "rows_of_run": plan.num_rows}
+
+
+def make_about(plan: Plan, specs: Mapping[Setup, ModelSpec], scripts: list[str], command: str) -> dict[str, Any]:
+    """How the run was started: versions, machine, paths, and settings that do not change replies."""
+    settings = plan.settings
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": command,
+        "rwkvbatch": __version__,
+        "code_sha256": code_sha256(),
+        "versions": {"python": platform.python_version(), **_versions("torch", "rwkv", "numpy")},
+        "machine": {"system": platform.platform(), "processor": platform.machine()},
+        "scripts": scripts,
+        "only": list(settings.only),
+        "limit": settings.limit,
+        "shuffle_seed": settings.shuffle_seed,
+        "models": [
+            {
+                "path": spec.path,
+                "generation": spec.generation,
+                "layers": spec.num_layers,
+                "width": spec.width,
+                "parameters": spec.num_parameters,
+                "vocabulary": spec.vocab_size,
+                "weights_sha256": spec.weights_sha256,
+                "device": spec.device,
+                "bitwise": spec.bitwise,
+                "cells": [plan.cells[cell].name for cell in setup.cells],
+            }
+            for setup, spec in specs.items()
+        ],
+        "batch_size": settings.batch_size,
+        "threads": settings.threads,
+        "workers": settings.workers,
+        "devices": list(settings.devices),
+        "state_memory": settings.state_memory,
+    }
+
+
+@cache
+def code_sha256() -> str:
+    """Hex digest of this package's sources and native code, by relative path."""
+    root = Path(rwkvbatch.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".so", ".pyd")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError, StorageError
-from rwkvbatch.files import OS_FILES, Files, in_blocks, replace_file
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError
+from rwkvbatch.files import OS_FILES, Files, in_blocks, save_file
 from rwkvbatch.replay.logs import with_directory, without_options
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.row_index import SHARD_NAME, Member, Places, Shard, read_members
@@ -73,7 +73,8 @@ def read_parts(paths: Sequence[Path]) -> list[Part]:
             path,
             {"identity": part.manifest["identity"]},
             first.manifest["identity"],
-            hint=f'"now" is what {first.path} holds; only parts of one run can be merged',
+            sides=("this part", str(first.path)),
+            hint="only parts of one run can be merged",
         )
         if part.shard.part in found:
             raise RunDirectoryError(
@@ -363,19 +364,16 @@ class _Merge:
         identity, about = self._parts[0].manifest["identity"], self._about()
         self._directory.claim(identity, lambda: about)
         if self._directory.continued:
-            write_manifest(self._files, path, identity, about)
+            write_manifest(path, identity, about, files=self._files)
         self._copy_skipped()
         tallies = Tallies(self._layout.cells)
-        try:
-            replace_file(self._files, path / RESULTS_NAME, in_blocks(self._lines(tallies)))
-        except OSError as error:
-            raise StorageError(f"{path / RESULTS_NAME}: write failed: {error.strerror or error}") from error
+        save_file(path / RESULTS_NAME, in_blocks(self._lines(tallies)), files=self._files)
         summary = tallies.summary(self._layout.rows_of_run)
         wall_s = time.monotonic() - self._began_s
         session = {"wall_s": round(wall_s, 3), "reply_tokens": 0, "tokens_per_s": 0.0}
-        write_summary(self._files, path, summary, session)
+        write_summary(path, summary, session, files=self._files)
         progress = Progress(summary.rows, summary.planned, 0, 0, 0, 0, wall_s, None)
-        StatusFile(path, files=self._files).update(progress, "done" if summary.complete else "interrupted")
+        StatusFile(path, files=self._files).update(progress.as_dict(), "done" if summary.complete else "interrupted")
         return summary
 
     def _lines(self, tallies: Tallies) -> Iterator[bytes]:

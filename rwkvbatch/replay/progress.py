@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TextColumn
@@ -60,6 +60,22 @@ class Progress:
     @property
     def tokens_per_s(self) -> float:
         return self.reply_tokens / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures as `status.json` has them."""
+        return {
+            "rows_done": self.rows_done,
+            "rows_total": self.rows_total,
+            "failures": self.failures,
+            "failed_checks": self.failed_checks,
+            "active": self.active,
+            "reply_tokens": self.reply_tokens,
+            "elapsed_s": round(self.elapsed_s, 3),
+            "tokens_per_s": round(self.tokens_per_s, 3),
+            "workers": [vars(worker) for worker in self.workers],
+            "lost_workers": self.lost_workers,
+            "seconds_left": None if self.seconds_left is None else round(self.seconds_left, 1),
+        }
 
 
 class Observer(Protocol):

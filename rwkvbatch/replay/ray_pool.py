@@ -34,6 +34,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rwkvbatch import __version__
 from rwkvbatch.errors import RwkvBatchError, UsageError, WorkerError
 from rwkvbatch.replay import ray_pool as ray_cluster
+from rwkvbatch.replay.identity import cell_identities, code_sha256
 from rwkvbatch.replay.messages import ASKED_TO_LEAVE, Event, Joined, Left, Order, Signal
 from rwkvbatch.replay.models import ModelProvider, Setup, setups_of
 from rwkvbatch.replay.plan import Plan
@@ -42,7 +43,6 @@ from rwkvbatch.replay.process_worker import NoteTaker, noted, serve
 from rwkvbatch.replay.processes import replace_device
 from rwkvbatch.replay.settings import ENVIRONMENT_PREFIX, RunSettings
 from rwkvbatch.replay.worker import Worker
-from rwkvbatch.results.manifest import cell_identities, code_sha256
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
 
-from rwkvbatch.errors import RunDamagedError, RunDirectoryError, StorageError, UsageError
-from rwkvbatch.files import Files, replace_file
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError, UsageError
+from rwkvbatch.files import Files, save_file
 from rwkvbatch.results.row import RowKey
 
 
@@ -164,11 +164,7 @@ def write_members(files: Files, directory: Path, members: Iterable[Member]) -> N
         json.dumps({"number": m.number, "id": m.length.conversation, "turns": m.length.turns}).encode() + b"\n"
         for m in members
     )
-    path = directory / SHARD_NAME
-    try:
-        replace_file(files, path, lines)
-    except OSError as error:
-        raise StorageError(f"{path}: write failed: {error.strerror or error}") from error
+    save_file(directory / SHARD_NAME, lines, files=files)
 
 
 def read_members(directory: Path) -> Iterator[Member]:

@@ -13,18 +13,19 @@ from rwkvbatch.errors import RwkvBatchError, StorageError
 from rwkvbatch.files import OS_FILES, Files
 from rwkvbatch.replay.adaptive import Reached, first_round, reached, rounds
 from rwkvbatch.replay.driver import Counts, Driver
+from rwkvbatch.replay.identity import make_about, make_identity, make_shard
 from rwkvbatch.replay.logs import StepLog
 from rwkvbatch.replay.models import ModelProvider, Setup, refuse_unusable, setups_of
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import LocalPool, WorkerPool
 from rwkvbatch.replay.progress import Meter, Observer, Progress
+from rwkvbatch.replay.row_index import write_members
 from rwkvbatch.replay.verify import Difference, choose_rows, verdict, verify_rows, write_verdict
 from rwkvbatch.results.directory import RunDirectory
-from rwkvbatch.results.manifest import make_about, make_identity, make_shard
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.status import StatusFile
-from rwkvbatch.results.store import RESULTS_NAME, MemoryRows, RowStore
+from rwkvbatch.results.store import RESULTS_NAME, MemoryRows, Rows
 from rwkvbatch.results.summary import Summary, summarize, write_summary
 from rwkvbatch.script.reader import SkippedLine
 
@@ -127,10 +128,10 @@ def _execute_in(path: Path, plan: Plan, shop: ModelProvider, crew: WorkerPool, o
             make_shard(plan),
         )
         if plan.shard is not None:
-            directory.keep_members(plan)
+            write_members(options.files, directory.path, plan.members())
         if options.skipped:
             directory.keep_skipped(line.raw for line in options.skipped)
-        store = directory.open_rows(plan, repair=options.repair)
+        store = directory.open_rows(plan.num_rows, plan.place, repair=options.repair)
         try:
             return _Session(plan, shop, crew, options, store, directory.path).run()
         finally:
@@ -148,7 +149,7 @@ class _Session:
         shop: ModelProvider,
         crew: WorkerPool,
         options: RunOptions,
-        rows: RowStore | MemoryRows,
+        rows: Rows,
         path: Path | None,
     ) -> None:
         self._plan = plan
@@ -172,7 +173,7 @@ class _Session:
         if observer is not None:
             observer.started(self._progress())
         if self._status is not None:
-            self._status.update(self._progress())
+            self._status.update(self._progress().as_dict())
         try:
             complete = self._drive()
             self._rows.flush()
@@ -185,7 +186,7 @@ class _Session:
             if observer is not None:
                 observer.ended(self._progress())
         if self._status is not None:
-            self._status.update(self._progress(), "done" if complete else "interrupted")
+            self._status.update(self._progress().as_dict(), "done" if complete else "interrupted")
         return self._result(interrupted=not complete)
 
     def _drive(self) -> bool:
@@ -237,7 +238,7 @@ class _Session:
         if self._options.observer is not None:
             self._options.observer.moved(progress)
         if self._status is not None:
-            self._status.update(progress)
+            self._status.update(progress.as_dict())
 
     def _progress(self) -> Progress:
         counts = self._counts
@@ -262,7 +263,7 @@ class _Session:
         if self._status is not None:
             state = "failed" if isinstance(error, Exception) else "interrupted"
             message = error.message if isinstance(error, RwkvBatchError) else f"{type(error).__name__}: {error}"
-            self._status.update(self._progress(), state, message)
+            self._status.update(self._progress().as_dict(), state, message)
 
     def _result(self, *, interrupted: bool) -> RunResult:
         progress = self._progress()
@@ -281,7 +282,7 @@ class _Session:
             "reply_tokens": progress.reply_tokens,
             "tokens_per_s": round(progress.tokens_per_s, 3),
         }
-        write_summary(self._options.files, self._path, summary, session)
+        write_summary(self._path, summary, session, files=self._options.files)
         if verified is not None:
             write_verdict(self._options.files, self._path, verified)
         path, plan = self._path, self._plan

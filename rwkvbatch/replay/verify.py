@@ -8,23 +8,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rwkvbatch.engine.request import Reply, Request, Score
-from rwkvbatch.errors import StorageError
-from rwkvbatch.files import Files, replace_file
+from rwkvbatch.files import Files, save_file
 from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder
 from rwkvbatch.replay.models import TurnEngine
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.results.row import Row
+from rwkvbatch.results.store import Rows
 
 VERIFY_NAME = "verify.json"
-
-
-class ReadRows(Protocol):
-    def has(self, number: int) -> bool: ...
-    def failed(self, number: int) -> bool: ...
-    def read(self, number: int) -> Row: ...
 
 
 @dataclass(frozen=True)
@@ -43,14 +37,14 @@ class Difference:
     gap: float
 
 
-def choose_rows(rows: ReadRows, candidates: Sequence[int], count: int) -> list[int]:
+def choose_rows(rows: Rows, candidates: Sequence[int], count: int) -> list[int]:
     """`count` of the finished rows among `candidates`, always the same ones for the same plan."""
     finished = [n for n in candidates if rows.has(n) and not rows.failed(n) and rows.read(n).finish_reason != "time"]
     return sorted(finished, key=lambda n: hashlib.blake2b(b"%d" % n).digest())[:count]
 
 
 def verify_rows(
-    plan: Plan, rows: ReadRows, numbers: Sequence[int], desk: PromptEncoder, make_engine: Callable[[int], TurnEngine]
+    plan: Plan, rows: Rows, numbers: Sequence[int], desk: PromptEncoder, make_engine: Callable[[int], TurnEngine]
 ) -> list[Difference]:
     """Generate the rows `numbers` again, each alone and all in one batch in another order."""
     requests = [_request(plan, rows, number, desk) for number in numbers]
@@ -93,13 +87,10 @@ def write_verdict(files: Files, directory: Path, content: dict[str, Any]) -> Non
     Raises:
         StorageError: it could not be written.
     """
-    try:
-        replace_file(files, directory / VERIFY_NAME, [json.dumps(content, indent=2).encode(), b"\n"])
-    except OSError as error:
-        raise StorageError(f"{directory / VERIFY_NAME}: write failed: {error.strerror or error}") from error
+    save_file(directory / VERIFY_NAME, [json.dumps(content, indent=2).encode(), b"\n"], files=files)
 
 
-def _request(plan: Plan, rows: ReadRows, number: int, desk: PromptEncoder) -> Request:
+def _request(plan: Plan, rows: Rows, number: int, desk: PromptEncoder) -> Request:
     dialogue_number, turn = plan.dialogue_of_row(number)
     active = ConversationReplay(plan.dialogue(dialogue_number), desk)
     while active.turn < turn:

@@ -1,4 +1,4 @@
-"""A run directory: made or continued, locked, and told apart from one that holds something else."""
+"""A run directory: made or continued, locked, refused when it holds another run or other files."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rwkvbatch.errors import RunDirectoryError, RunLockedError, StorageError
-from rwkvbatch.files import OS_FILES, Files, make_directory, replace_file
+from rwkvbatch.errors import RunDirectoryError, RunLockedError
+from rwkvbatch.files import OS_FILES, Files, make_directory, save_file
 from rwkvbatch.prompt.escaping import file_name
-from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.row_index import Shard, write_members
 from rwkvbatch.results.manifest import read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.results.recovery import DAMAGED_NAME
+from rwkvbatch.results.row import RowKey
 from rwkvbatch.results.store import RESULTS_NAME, RowStore
 
 LOCK_NAME = ".lock"
+SKIPPED_NAME = "skipped.jsonl"
+
+_log = logging.getLogger(__name__)
 
 
 class DirectoryLock:
-    """Held from construction to `release`. The file stays behind, empty: removing it would let two in.
+    """Held from construction to `release`. The empty file stays: removing it would let two processes in.
 
     Args:
         directory: an existing directory.
-        command: what to tell others who want the directory.
+        command: shown to other processes that want the directory.
 
     Raises:
-        RunLockedError: another process holds it; says which.
+        RunLockedError: another process holds it; names the process.
         RunDirectoryError: the lock file cannot be made.
     """
 
     def __init__(self, directory: Path, command: str = "") -> None:
-        path = directory / LOCK_NAME
         try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise RunDirectoryError(
                 f"cannot be written to: {error.strerror}",
@@ -53,17 +54,17 @@ class DirectoryLock:
             holder = _holder(self._descriptor)
             os.close(self._descriptor)
             raise RunLockedError(
-                f"another process is writing there ({holder})",
+                f"is locked by another process ({holder})",
                 path=directory,
-                hint="wait until it is done, stop it, or give another directory with --out",
+                hint="wait until it ends, stop it, or give another directory with --out",
             ) from None
         about = {"pid": os.getpid(), "host": socket.gethostname(), "command": command}
         os.ftruncate(self._descriptor, 0)
-        with contextlib.suppress(OSError):  # who holds it is a courtesy; on a full disk the run's own files say so
+        with contextlib.suppress(OSError):  # the lock holds without it; on a full disk the run's own files fail
             os.pwrite(self._descriptor, json.dumps(about).encode(), 0)
 
     def release(self) -> None:
-        """Let the next writer in. Harmless when called again."""
+        """Release the lock; may be called again."""
         if self._descriptor >= 0:
             os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
@@ -75,25 +76,23 @@ def _holder(descriptor: int) -> str:
         about = json.loads(os.pread(descriptor, 4096, 0))
         return f"process {int(about['pid'])} on {about['host']}: {about['command']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "it has not said who it is"
-
-
-SKIPPED_NAME = "skipped.jsonl"
-
-_log = logging.getLogger(__name__)
+        return "unknown process"
 
 
 class RunDirectory:
     """Holds the lock on a directory from construction to `close`.
 
     Args:
-        path: made if it is not there; may only hold a run, or nothing.
-        command: what others are told who want the directory.
+        path: made if missing; may only hold a run, or nothing.
+        command: shown to other processes that want the directory.
+
+    Attributes:
+        manifest: of the run that the directory held before; None for a new run.
 
     Raises:
-        RunDirectoryError: it cannot be made or written, or holds other files.
-        RunLockedError: another process has it.
-        RunDamagedError: results without a manifest.
+        RunDirectoryError: it cannot be made or written, holds other files, or results without a manifest.
+        RunLockedError: another process holds it.
+        RunDamagedError: the manifest is damaged.
     """
 
     def __init__(self, path: Path, command: str, files: Files = OS_FILES) -> None:
@@ -110,14 +109,14 @@ class RunDirectory:
         try:
             self.manifest = read_manifest(path)
             if self.manifest is None:
-                self._refuse_strangers()
-        except BaseException:  # Ctrl-C too: who is not made cannot be closed
+                self._refuse_other_files()
+        except BaseException:  # Ctrl-C too: nobody can close an object whose construction failed
             self._lock.release()
             raise
 
     @property
     def continued(self) -> bool:
-        """Whether a run is there already."""
+        """Whether the directory held a run before."""
         return self.manifest is not None
 
     def claim(
@@ -126,47 +125,37 @@ class RunDirectory:
         make_about: Callable[[], Mapping[str, Any]],
         shard: Mapping[str, Any] | None = None,
     ) -> None:
-        """Make sure that the directory is this run's, or this part's of it: compare the manifest, or write it.
-
-        A run that failed before its first row (a state file that cannot be read, say) has no claim any more.
+        """Compare the manifest with this run (or this part of it), or write it where the directory has no rows yet.
 
         Raises:
-            RunMismatchError: it is another run's; says in what they differ.
+            RunMismatchError: it is another run's; lists the differences.
             StorageError: the manifest could not be written.
         """
         if self.manifest is not None and self._files.size(self.path / RESULTS_NAME):
             refuse_other_run(self.path, self.manifest, identity, shard)
         else:
-            write_manifest(self._files, self.path, identity, make_about(), shard)
+            write_manifest(self.path, identity, make_about(), shard, files=self._files)
         self._is_new = False
 
-    def open_rows(self, plan: Plan, *, repair: bool = False) -> RowStore:
-        """The rows so far, see `RowStore`; what had to be set aside is logged."""
-        store = RowStore(self.path, plan.num_rows, plan.place, repair=repair, files=self._files)
-        found = store.opening
+    def open_rows(self, num_rows: int, place: Callable[[RowKey], int | None], *, repair: bool = False) -> RowStore:
+        """The rows so far, see `RowStore`; logs what was set aside."""
+        store = RowStore(self.path, num_rows, place, repair=repair, files=self._files)
+        found, path = store.opening, self.path / RESULTS_NAME
         if found.torn_bytes:
             _log.warning(
                 "%s: the last write was cut off; its %d bytes are set aside in %s",
-                self.path / RESULTS_NAME,
+                path,
                 found.torn_bytes,
                 found.torn_name,
             )
         if found.repaired_lines:
             _log.warning(
                 "%s: %d damaged lines are set aside in %s; their rows run again",
-                self.path / RESULTS_NAME,
+                path,
                 found.repaired_lines,
                 DAMAGED_NAME,
             )
         return store
-
-    def keep_members(self, plan: Plan) -> None:
-        """Keep which conversations the plan's part of a run has, in `shard.jsonl`, for `merge`.
-
-        Raises:
-            StorageError: the file could not be written.
-        """
-        write_members(self._files, self.path, plan.members())
 
     def keep_skipped(self, lines: Iterable[bytes]) -> None:
         """Keep the script's bad lines, as they were, in `skipped.jsonl`.
@@ -174,42 +163,42 @@ class RunDirectory:
         Raises:
             StorageError: the file could not be written.
         """
-        path = self.path / SKIPPED_NAME
-        try:
-            replace_file(self._files, path, (line + b"\n" for line in lines))
-        except OSError as error:
-            raise StorageError(f"{path}: write failed: {error.strerror or error}") from error
+        save_file(self.path / SKIPPED_NAME, (line + b"\n" for line in lines), files=self._files)
 
     def close(self) -> None:
-        """Let go of the directory; one that was made for nothing goes away."""
+        """Release the lock; a directory that was made and not claimed is removed."""
         if self._is_new:
             with contextlib.suppress(OSError):
                 (self.path / LOCK_NAME).unlink()
                 self.path.rmdir()
         self._lock.release()
 
-    def _refuse_strangers(self) -> None:
+    def _refuse_other_files(self) -> None:
         names = {entry.name for entry in os.scandir(self.path)}
         if RESULTS_NAME in names:
             raise RunDirectoryError(
-                f"has {RESULTS_NAME} but no manifest, so nobody can say what run it is of",
+                f"has {RESULTS_NAME} but no manifest, so it is unknown which run it is of",
                 path=self.path,
                 hint="give another directory with --out, or move the file away",
             )
-        strangers = sorted(name for name in names if name != LOCK_NAME and not name.endswith(".tmp"))
-        if strangers:
+        others = sorted(name for name in names if name != LOCK_NAME and not name.endswith(".tmp"))
+        if others:
             raise RunDirectoryError(
-                f"is not empty and holds no run (there is {strangers[0]!r})",
+                f"is not empty and holds no run (it has {others[0]!r})",
                 path=self.path,
                 hint="give a new directory with --out",
             )
 
 
-def default_directory(scripts: Sequence[str], parent: Path = Path("runs"), *, shard: Shard | None = None) -> Path:
-    """`runs/NAME`, of the first script's name, the time and the part; never one that exists."""
+def default_directory(scripts: Sequence[str], parent: Path = Path("runs"), *, part: str = "") -> Path:
+    """`runs/NAME` from the first script's name and the time; never one that exists.
+
+    Args:
+        part: such as `2/8`, of a part of a run.
+    """
     stem = "stdin" if scripts[0] == "-" else file_name(Path(scripts[0]).stem)
-    part = "" if shard is None else f"-part-{shard.part}-of-{shard.parts}"
-    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}{part}"
+    suffix = part and "-part-" + part.replace("/", "-of-")
+    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}{suffix}"
     path, count = parent / name, 1
     while path.exists():
         count += 1

@@ -1,4 +1,4 @@
-"""What a crash or a bad disk left in `results.jsonl`: found, and set aside byte for byte."""
+"""Reads `results.jsonl`, finds torn and damaged lines in it, and sets them aside byte for byte."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError
 from rwkvbatch.files import Files, read_spans, replace_file, write_all
-from rwkvbatch.results.row import MAX_LINE_BYTES, BadLineError, Row, RowKey, decode_row
+from rwkvbatch.results.row import MAX_LINE_BYTES, BadLineError, Row, RowHead, RowKey, decode_row
 
 _BUFFER_BYTES = 2**16
 
 
 class LineIndex:
-    """Where each row of a run stands in its file, and whether it is an error row: 13 bytes a row, none of its text.
+    """Position of each row in its file, and whether it is an error row: 13 bytes a row.
 
     Args:
-        num_rows: of the run, as far as it is known.
+        num_rows: of the whole run.
     """
 
     def __init__(self, num_rows: int) -> None:
@@ -30,35 +30,35 @@ class LineIndex:
 
     @property
     def num_there(self) -> int:
-        """How many rows stand somewhere."""
+        """How many rows were added."""
         return self._num_there
 
     def add(self, row: int, offset: int, length: int, *, failed: bool) -> None:
-        """Row `row`, which was not there, has `length` bytes from `offset` on."""
+        """Add row `row`: `length` bytes from `offset` on."""
         self._offsets[row] = offset
         self._lengths[row] = length
         self._failed[row] = failed
         self._num_there += 1
 
     def has(self, row: int) -> bool:
-        """Whether the row stands anywhere."""
+        """Whether the row was added."""
         return self._offsets[row] >= 0
 
     def failed(self, row: int) -> bool:
-        """Whether the row is there and is an error row."""
+        """Whether the row was added as an error row."""
         return bool(self._failed[row])
 
     def span(self, row: int) -> tuple[int, int]:
-        """First byte of a row that is there, and the one after its last."""
+        """The row's first byte, and the one after its last."""
         return self._offsets[row], self._offsets[row] + self._lengths[row]
 
     def read(self, row: int, file: BinaryIO) -> bytes:
-        """The row's line; `file` is the one that it stands in."""
+        """The row's line in `file`."""
         file.seek(self._offsets[row])
         return file.read(self._lengths[row])
 
     def line_number(self, row: int, file: BinaryIO) -> int:
-        """Which line of `file` the row is, from 1; for messages."""
+        """The row's line number in `file`, from 1; for messages."""
         file.seek(0)
         left, count = self._offsets[row], 1
         while left > 0 and (block := file.read(min(left, _BUFFER_BYTES))):
@@ -67,15 +67,15 @@ class LineIndex:
         return count
 
     def rows(self) -> array[int]:
-        """The rows that are there, in the run's order."""
+        """The added rows in the plan's order."""
         return array("q", (row for row in range(len(self._offsets)) if self._offsets[row] >= 0))
 
     def rows_in_file_order(self) -> array[int]:
-        """The rows that are there, as they follow each other in one file."""
+        """The added rows in the order of their file."""
         return array("q", sorted(self.rows(), key=self._offsets.__getitem__))
 
     def rewritten(self, rows: Iterable[int]) -> LineIndex:
-        """The index of a file that holds the lines of `rows` of this one, in that order, and nothing else."""
+        """The index of a file with the lines of `rows`, in that order."""
         index = LineIndex(len(self._offsets))
         offset = 0
         for row in rows:
@@ -86,10 +86,14 @@ class LineIndex:
 
 @dataclass(frozen=True)
 class ScannedLine:
-    """One line: bytes `start` to `end` of the file, 1-based number `line`.
+    """One line of a results file.
 
-    It is either row `number` of the plan, with `failed` for an error row, or has a `problem`. `whole` tells a
-    row with the right checksum, which cannot be what a crash left of a write.
+    Attributes:
+        start, end: its first byte, and the one after its last. line: its number, from 1.
+        number: of the row in the plan; -1 with a `problem`.
+        failed: it is an error row.
+        problem: why it is not a row of the plan.
+        whole: it is a row with the right checksum, so it is not the rest of a write that a crash cut off.
     """
 
     start: int
@@ -101,25 +105,16 @@ class ScannedLine:
     whole: bool
 
 
-class Keyed(Protocol):
-    """What a scan needs of a row."""
-
-    @property
-    def key(self) -> RowKey: ...
-    @property
-    def finish_reason(self) -> str: ...
-
-
 def scan_lines(
     reader: BinaryIO,
     place: Callable[[RowKey], int | None],
-    decode: Callable[[bytes], Keyed] = decode_row,
+    decode: Callable[[bytes], Row | RowHead] = decode_row,
 ) -> Iterator[ScannedLine]:
-    """The lines of a results file from its beginning.
+    """The lines of a results file.
 
     Args:
-        place: gives a row's number in the plan.
-        decode: `decode_head` where it is enough that lines are whole.
+        place: a row's number in the plan; None for a row that is not in it.
+        decode: `decode_head` where the rest of the row need not be checked.
     """
     seen: set[int] = set()
     start = 0
@@ -134,9 +129,9 @@ def scan_lines(
         else:
             found = place(row.key)
             if found is None:
-                problem = "it is of no conversation, cell, repeat and turn of this run"
+                problem = "its conversation, cell, repeat or turn is not in this run"
             elif found in seen:
-                problem = "the same turn was there before"
+                problem = "an earlier line has the same turn"
             else:
                 number, failed = found, row.finish_reason == "error"
                 seen.add(found)
@@ -145,7 +140,7 @@ def scan_lines(
 
 
 def read_results(path: Path) -> Iterator[Row]:
-    """The rows of a results file, in the order of the file; a torn tail (a run under way) is passed over.
+    """The rows of a results file in its order; a torn tail, which a run under way may have, is skipped.
 
     Raises:
         RunDirectoryError: the file cannot be read.
@@ -181,8 +176,9 @@ class Findings:
     """What is in a results file.
 
     Attributes:
-        damaged: lines before the last whole row that are no rows of the plan.
-        end_of_rows: the byte after the last whole row. end: the size of the file; what is between was torn off.
+        damaged: lines before the last whole row that are not rows of the plan.
+        end_of_rows: the byte after the last whole row; the rest of the file is a torn tail.
+        end: the size of the file.
     """
 
     damaged: tuple[ScannedLine, ...]
@@ -191,7 +187,7 @@ class Findings:
 
 
 def look_through(files: Files, path: Path, place: Callable[[RowKey], int | None], index: LineIndex) -> Findings:
-    """Read the whole file and add its rows to `index`.
+    """Scan the file and add its rows to `index`.
 
     Raises:
         OSError: it cannot be read.
@@ -211,7 +207,7 @@ def look_through(files: Files, path: Path, place: Callable[[RowKey], int | None]
 
 
 def keep_torn_tail(files: Files, path: Path, found: Findings) -> Path | None:
-    """Copy what follows the last whole row into a file of its own, `results.torn-N`; None when nothing does.
+    """Copy the torn tail to a new file `results.torn-N`; None when there is none.
 
     Raises:
         OSError: it could not be written.
@@ -228,7 +224,7 @@ def keep_torn_tail(files: Files, path: Path, found: Findings) -> Path | None:
 
 
 def keep_damaged_lines(files: Files, path: Path, damaged: Sequence[ScannedLine]) -> None:
-    """Add the lines to `results.damaged`.
+    """Append the lines to `results.damaged`.
 
     Raises:
         OSError: it could not be written.

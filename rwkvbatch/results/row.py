@@ -1,9 +1,9 @@
-"""A row as one line of `results.jsonl`: JSON with a checksum as its last key."""
+"""A row, its score, and its form as one line of `results.jsonl`: JSON with a checksum as its last key."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self, cast
 from zlib import crc32
@@ -11,7 +11,7 @@ from zlib import crc32
 
 @dataclass(frozen=True, order=True)
 class RowKey:
-    """What tells a row from every other of its run."""
+    """Identifies a row in its run."""
 
     conversation: str
     cell: str
@@ -33,7 +33,7 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class Logprob:
-    """The reply's own log-probability under the model's distribution, in nats."""
+    """The reply's log-probability under the model's distribution, in nats; `mean` is per token."""
 
     mean: float | None
     sum: float
@@ -41,9 +41,11 @@ class Logprob:
 
 @dataclass(frozen=True)
 class Reference:
-    """The script's reply and how likely the model found it: `nll` is the mean over its tokens, in nats.
+    """The script's reply and its likelihood under the model.
 
-    `matched` is the share of its tokens that were the likeliest ones.
+    Attributes:
+        nll: mean negative log-likelihood per token, in nats.
+        matched: share of the tokens that the model found likeliest.
     """
 
     text: str
@@ -54,7 +56,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check's verdict: `score` in [0, 1], `passed`, its `weight`, and in `detail` what was found."""
+    """One check's verdict; `score` is in [0, 1], `detail` says what was found."""
 
     kind: str
     expected: Any
@@ -66,10 +68,10 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class RowTiming:
-    """How the reply came about: seconds, reply tokens per second, and prompt tokens that were not read again.
+    """Seconds, reply tokens per second, and the number of prompt tokens whose state came from the prefix cache.
 
-    `cached_tokens` stands here and not in `TokenCounts` because it depends on what else was running, and on
-    whether the run was interrupted; nothing outside `timing` may.
+    `cached_tokens` is here and not in `TokenCounts` because it depends on what else was running and on whether the
+    run was interrupted, which nothing outside `timing` may.
     """
 
     queued_s: float
@@ -86,8 +88,8 @@ class Row:
 
     Attributes:
         prompt: the user's text. reply: the model's, as the template shows it.
-        reply_ids: the tokens as they were generated, those of a stop text included; with `finish_reason` and
-            `stopped_by` they are all that the history of the next turn needs (`docs/design/durability.md`).
+        reply_ids: the tokens as generated, including those of a stop text; with `finish_reason` and `stopped_by`
+            they determine the history of the next turn (`docs/design/durability.md`).
         finish_reason: `stop`, `eos`, `length`, `time` or `error`; with `error` the text of the error is in `error`.
         stopped_by: the stop text that ended the reply, when `finish_reason` is `stop`.
     """
@@ -116,12 +118,11 @@ class Row:
 
     @property
     def score(self) -> float | None:
-        """The weighted mean of the checks' scores, in [0, 1]; None without checks (of any weight)."""
-        weight = sum(check.weight for check in self.checks)
-        return sum(check.score * check.weight for check in self.checks) / weight if weight > 0 else None
+        """See `weighted_score`."""
+        return weighted_score([(check.score, check.weight) for check in self.checks])
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready, in the order of the fields. Written out: `asdict` copies every token id one by one."""
+        """JSON values in the order of the fields. Written out because `asdict` copies every token id."""
         return {
             "conversation": self.conversation,
             "cell": self.cell,
@@ -144,7 +145,7 @@ class Row:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Rebuild a row; keys that are not a row's (such as the line's checksum) are passed over.
+        """The opposite of `as_dict`; unknown keys are ignored.
 
         Raises:
             KeyError, TypeError, ValueError: `values` is not a row's.
@@ -164,8 +165,18 @@ class Row:
 _ROW_FIELDS = tuple(field.name for field in fields(Row))
 
 
+def weighted_score(checks: Sequence[tuple[float, float]]) -> float | None:
+    """A row's score: the mean of its checks' scores by their weights, in [0, 1]; None if the weights sum to zero.
+
+    Args:
+        checks: score and weight of each check.
+    """
+    weight = sum(weight for _, weight in checks)
+    return sum(score * weight for score, weight in checks) / weight if weight > 0 else None
+
+
 MAX_LINE_BYTES = 256 * 2**20
-"""No row is longer; what is longer in a file is damage, and is not read into memory."""
+"""The longest line that is read into memory; a longer one is damage."""
 
 _KEY = b',"crc":"'
 _TAIL_BYTES = len(_KEY) + 8 + len(b'"}')
@@ -176,7 +187,7 @@ _ENCODE_ASCII = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class BadLineError(ValueError):
-    """A line that is not a whole row with the right checksum; the text says what is wrong with it."""
+    """A line is not a whole row with the right checksum; the text says what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +200,7 @@ class EncodedRow:
 
 
 def encode_row(row: Row) -> bytes:
-    """One line of UTF-8, its line end included.
+    """One line of UTF-8 with its line end.
 
     The key `crc` is the CRC-32, as 8 hexadecimal digits, of the line without that key (`{...}`, no line end).
 
@@ -207,7 +218,7 @@ def encode_row(row: Row) -> bytes:
 
 @dataclass(frozen=True)
 class RowHead:
-    """What tells where a row belongs, and how it ended."""
+    """Which row it is, and how the reply ended."""
 
     key: RowKey
     finish_reason: str
@@ -219,38 +230,18 @@ def decode_row(line: bytes) -> Row:
     Raises:
         BadLineError: it is cut short, was altered, or is not a row.
     """
-    content = _checked(line)
+    content = _content(line)
     try:
-        return Row.from_dict(with_current_keys(json.loads(content)))
+        return Row.from_dict(_current(json.loads(content)))  # not orjson, which rounds integers above 64 bits
+    except BadLineError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadLineError(f"it is not a row of this version ({type(error).__name__}: {error})") from None
 
 
 def decode_head(line: bytes) -> RowHead:
-    """As `decode_row`, four times as fast, for who does not need the rest of the row."""
-    import orjson
-
-    content = _checked(line)
-    try:
-        values: Any = orjson.loads(content)
-    except orjson.JSONDecodeError:  # half a surrogate pair, say: the standard library takes it
-        return _head(vars(decode_row(line)))
-    return _head(with_current_keys(values))
-
-
-def with_current_keys(values: Any) -> Any:
-    """The JSON value of a line, where it is an object, with the keys that this version writes.
-
-    Older versions wrote `finish` for `finish_reason`.
-    """
-    if isinstance(values, dict) and "finish" in values:
-        record = cast("dict[str, Any]", values)
-        record["finish_reason"] = record.pop("finish")
-    return cast("Any", values)
-
-
-def _head(values: Any) -> RowHead:
-    match values:
+    """As `decode_row`, four times as fast, for callers that do not need the rest of the row."""
+    match decode_values(line):
         case {
             "conversation": str(conversation),
             "cell": str(cell),
@@ -263,13 +254,48 @@ def _head(values: Any) -> RowHead:
             raise BadLineError("it is not a row of this version")
 
 
-def _checked(line: bytes) -> bytes:
+def decode_values(line: bytes, *, needs_checksum: bool = True) -> dict[str, Any]:
+    """The JSON object in `line`, under the keys of `Row.as_dict`; the caller checks the values that it uses.
+
+    Args:
+        needs_checksum: refuse a line without a checksum, as in a run directory; rows that were made by hand or by
+            another program have none.
+
+    Raises:
+        BadLineError: it is cut short, was altered, or is not a JSON object.
+    """
+    import orjson
+
+    content = _content(line, needs_checksum=needs_checksum)
+    try:
+        values = orjson.loads(content)
+    except orjson.JSONDecodeError:  # half a surrogate pair, say: the standard library reads it
+        try:
+            values = json.loads(content)
+        except (ValueError, RecursionError):
+            raise BadLineError("it is not JSON") from None
+    return _current(values)
+
+
+def _content(line: bytes, *, needs_checksum: bool = True) -> bytes:
     """The line's JSON without its checksum, which was right."""
-    body = line[:-1]
+    body = line[:-1] if needs_checksum else line.rstrip()
     tail = body[-_TAIL_BYTES:]
-    if not line.endswith(b'"}\n') or not tail.startswith(_KEY):
+    if not tail.startswith(_KEY) and not needs_checksum:
+        return body
+    if not tail.startswith(_KEY) or not body.endswith(b'"}') or not line.endswith(b"\n"):
         raise BadLineError("it does not end in a checksum")
     content = body[:-_TAIL_BYTES] + b"}"
     if tail[len(_KEY) : -2] != b"%08x" % crc32(content):
         raise BadLineError("its checksum does not match")
     return content
+
+
+def _current(values: Any) -> dict[str, Any]:
+    """A row's JSON object under the keys of this version: earlier ones wrote `finish` for `finish_reason`."""
+    if not isinstance(values, dict):
+        raise BadLineError("it is not a JSON object")
+    record = cast("dict[str, Any]", values)
+    if "finish" in record:
+        record["finish_reason"] = record.pop("finish")
+    return record

@@ -1,4 +1,4 @@
-"""`status.json`: how the run is going, for whoever looks at the directory from outside; and looking at it."""
+"""`status.json`: how far the run in a directory is, for readers in other processes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from rwkvbatch.files import OS_FILES, Files, replace_file
-from rwkvbatch.replay.progress import Progress
 
 STATUS_NAME = "status.json"
 EVERY_S = 2.0
@@ -21,11 +20,11 @@ State = Literal["running", "done", "interrupted", "failed"]
 
 
 class StatusFile:
-    """Replaces the file every two seconds at most. It is a courtesy: failing to write it stops nothing.
+    """Replaces the file at most every two seconds. A failure to write it does not stop the run.
 
     Args:
         directory: the run directory.
-        clock: seconds that never jump. wall_clock: seconds since 1970, shown and not compared.
+        clock: monotonic seconds. wall_clock: seconds since 1970, shown and not compared.
     """
 
     def __init__(
@@ -43,8 +42,12 @@ class StatusFile:
         self._started = wall_clock()
         self._written_s: float | None = None
 
-    def update(self, progress: Progress, state: State = "running", error: str | None = None) -> None:
-        """Write the figures, unless that was done a moment ago; an end of the run is always written."""
+    def update(self, figures: Mapping[str, Any], state: State = "running", error: str | None = None) -> None:
+        """Write the run's figures unless it was done less than `EVERY_S` ago; the end of a run is always written.
+
+        Args:
+            figures: JSON values; `rows_total` among them.
+        """
         now = self._clock()
         if state == "running" and self._written_s is not None and 0 <= now - self._written_s < EVERY_S:
             return
@@ -54,36 +57,22 @@ class StatusFile:
             "error": error,
             "pid": os.getpid(),
             "host": socket.gethostname(),
-            "started": self._iso(self._started),
-            "updated": self._iso(self._wall_clock()),
-            "rows_done": progress.rows_done,
-            "rows_total": progress.rows_total,
-            "failures": progress.failures,
-            "failed_checks": progress.failed_checks,
-            "active": progress.active,
-            "reply_tokens": progress.reply_tokens,
-            "elapsed_s": round(progress.elapsed_s, 3),
-            "tokens_per_s": round(progress.tokens_per_s, 3),
-            "workers": [vars(worker) for worker in progress.workers],
-            "lost_workers": progress.lost_workers,
-            "seconds_left": None if progress.seconds_left is None else round(progress.seconds_left, 1),
+            "started": _iso(self._started),
+            "updated": _iso(self._wall_clock()),
+            **figures,
         }
         data = json.dumps(content, indent=2).encode() + b"\n"
         with contextlib.suppress(OSError):
             replace_file(self._files, self._path, [data], durable=False)
 
-    @staticmethod
-    def _iso(seconds: float) -> str:
-        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
+def why_unfinished(directory: Path, num_rows: int) -> str | None:
+    """Why a run does not have all of its rows; None where it has, or where the file does not say.
 
-def why_unfinished(directory: Path, rows_there: int) -> str | None:
-    """Why a run has not all of its rows, for its reader; None where it has, or where nothing says so.
-
-    A process that is killed cannot write that it was: a `running` whose process is gone from this machine is one.
+    A killed process cannot write that it was: `running` without such a process on this machine means that.
 
     Args:
-        rows_there: rows that are in the directory now; the file may be older.
+        num_rows: rows in the directory now; the file may be older.
     """
     try:
         status: Any = json.loads((directory / STATUS_NAME).read_bytes())
@@ -91,20 +80,24 @@ def why_unfinished(directory: Path, rows_there: int) -> str | None:
         process, host, updated = int(status["pid"]), str(status["host"]), str(status["updated"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    count = f"{rows_there:,} of {total:,} rows are there"
+    count = f"it has {num_rows:,} of {total:,} rows"
     match state:
         case "running" if host != socket.gethostname():
             return f"{count}; it was running on {host} at {updated}"
         case "running" if _is_alive(process):
             return f"{count}; it is still running, as process {process}"
         case "running":
-            return f"{count}; its process is gone, and the same command goes on with it"
+            return f"{count}; its process ended early; run the same command again to continue"
         case "interrupted":
-            return f"{count}; it was interrupted, and the same command goes on with it"
+            return f"{count}; it was interrupted; run the same command again to continue"
         case "failed":
             return f"{count}; it failed ({status.get('error')})"
         case _:
             return None
+
+
+def _iso(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _is_alive(process: int) -> bool:

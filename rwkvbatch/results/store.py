@@ -1,4 +1,4 @@
-"""Rows kept in memory, for runs that are not written anywhere."""
+"""The rows of a run: in its directory, durable and recovered after crashes, or in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, StorageError
 from rwkvbatch.files import OS_FILES, Files, in_blocks, read_spans, replace_file, write_all
@@ -25,9 +25,98 @@ FLUSH_ROWS = 64
 FLUSH_SECONDS = 2.0
 
 
+class Rows(Protocol):
+    """The rows of one run by their numbers in its plan."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows written, durable or not."""
+        ...
+
+    @property
+    def num_durable(self) -> int:
+        """Rows that may be reported as done, because a power cut cannot lose them."""
+        ...
+
+    def has(self, number: int) -> bool:
+        """Whether row `number` was written."""
+        ...
+
+    def failed(self, number: int) -> bool:
+        """Whether row `number` was written and is an error row."""
+        ...
+
+    def read(self, number: int) -> Row:
+        """Row `number`.
+
+        Raises:
+            KeyError: it was not written.
+            RunDamagedError: it changed on the disk since.
+        """
+        ...
+
+    def rows(self) -> Iterator[Row]:
+        """All rows in the plan's order."""
+        ...
+
+    def append(self, number: int, row: Row) -> None:
+        """Write row `number`; see `append_all`."""
+        ...
+
+    def append_all(self, rows: Sequence[EncodedRow]) -> None:
+        """Write rows in one piece; they are at risk until `num_durable` counts them.
+
+        Raises:
+            StorageError: this write or an earlier one failed. Nothing more can be written.
+            ValueError: a row was written before, or is twice in `rows`.
+        """
+        ...
+
+    def tick(self) -> None:
+        """Flush rows that would otherwise wait too long for the next call; called between the engine's steps.
+
+        Raises:
+            StorageError: the flush failed.
+        """
+        ...
+
+    def flush(self) -> None:
+        """Wait until every written row is on the disk.
+
+        Raises:
+            StorageError: the flush failed. It is not repeated, because the kernel may have dropped the data.
+        """
+        ...
+
+    def discard(self, numbers: Iterable[int]) -> None:
+        """Remove rows, to be run again.
+
+        Raises:
+            StorageError: the file could not be replaced; it is unchanged.
+        """
+        ...
+
+    def finalize(self) -> None:
+        """Sort the rows into the plan's order, which does not depend on how the run went.
+
+        Raises:
+            StorageError: the file could not be replaced; it is unchanged.
+        """
+        ...
+
+    def close(self) -> None:
+        """Flush, unless an earlier write failed, and release the file."""
+        ...
+
+
 @dataclass(frozen=True)
 class Opening:
-    """What was found when a store was opened: rows, bytes of a torn tail and their file, damaged lines set aside."""
+    """What was found when a store was opened.
+
+    Attributes:
+        rows: whole rows. torn_bytes, torn_name: size of a torn tail, and the file it was copied to.
+        repaired_lines: damaged lines that were set aside.
+    """
 
     rows: int
     torn_bytes: int
@@ -36,15 +125,15 @@ class Opening:
 
 
 class RowStore:
-    """The rows of one run, by their place in its plan. The caller holds the directory's lock.
+    """`Rows` in `results.jsonl`. The caller holds the directory's lock.
 
     Args:
         directory: the run directory.
         num_rows: rows in the plan.
-        place: a row's number in the plan, or None for a row that is not in it.
+        place: a row's number in the plan; None for a row that is not in it.
         repair: set damaged lines aside in `results.damaged` instead of refusing them.
-        flush_rows, flush_seconds: at most this much is at risk in a power cut (nothing in a killed process).
-        clock: seconds that never jump.
+        flush_rows, flush_seconds: at most this much is lost in a power cut; a killed process loses nothing.
+        clock: monotonic seconds.
 
     Raises:
         RunDamagedError: a line before the last whole one is damaged, and `repair` is off.
@@ -81,61 +170,39 @@ class RowStore:
         self._descriptor = -1
         try:
             self.opening = self._open(repair)
-        except BaseException:  # Ctrl-C too: who is not made cannot be closed
+        except BaseException:  # Ctrl-C too: nobody can close an object whose construction failed
             self.close()
             raise
 
-    # What is there.
-
     @property
     def num_rows(self) -> int:
-        """Rows written, durable or not."""
         return self._index.num_there
 
     @property
     def num_durable(self) -> int:
-        """Rows that may be reported as done: a power cut cannot take them any more."""
         return self._num_durable
 
     def has(self, number: int) -> bool:
-        """Whether the plan's row `number` was written."""
         return self._index.has(number)
 
     def failed(self, number: int) -> bool:
-        """Whether row `number` was written and is an error row."""
         return self._index.failed(number)
 
     def read(self, number: int) -> Row:
-        """Row `number`.
-
-        Raises:
-            KeyError: it was not written.
-            RunDamagedError: it changed on the disk since.
-        """
         if not self.has(number):
             raise KeyError(number)
         try:
             return decode_row(self._line(number))
         except BadLineError as error:
-            raise RunDamagedError(f"a row changed while the run was going on: {error}", path=self._path) from None
+            raise RunDamagedError(f"a row changed on the disk during the run: {error}", path=self._path) from None
 
     def rows(self) -> Iterator[Row]:
-        """All rows, in the plan's order."""
         return map(self.read, self._index.rows())
 
-    # Writing.
-
     def append(self, number: int, row: Row) -> None:
-        """Write row `number`; see `append_all`."""
         self.append_all([EncodedRow(number, encode_row(row), row.finish_reason == "error")])
 
     def append_all(self, rows: Sequence[EncodedRow]) -> None:
-        """Write rows, in one piece. They are at risk until `num_durable` has counted them.
-
-        Raises:
-            StorageError: the write failed, now or before. Nothing more can be written.
-            ValueError: a row is there already, or twice among `rows`.
-        """
         self._refuse_if_broken()
         if not rows:
             return
@@ -149,7 +216,7 @@ class RowStore:
         try:
             write_all(self._files, self._descriptor, b"".join([row.line for row in rows]))
         except OSError as error:
-            # Half a line must not stay between rows; if even this fails, the next opening cuts the tail off.
+            # Half a line must not stay between rows; if truncating fails too, the next opening cuts the tail off.
             with contextlib.suppress(OSError):
                 self._files.truncate(self._descriptor, self._size)
             with contextlib.suppress(StorageError):
@@ -164,11 +231,6 @@ class RowStore:
             self.flush()
 
     def tick(self) -> None:
-        """Flush what would get too old before the next look; called between the engine's steps.
-
-        Raises:
-            StorageError: the flush failed.
-        """
         now = self._clock()
         self._longest_wait = max(self._longest_wait, now - self._last_look)
         self._last_look = now
@@ -179,11 +241,6 @@ class RowStore:
             self.flush()
 
     def flush(self) -> None:
-        """Wait until every written row is on the disk.
-
-        Raises:
-            StorageError: it could not be; the kernel may have dropped the data, so it is not tried again.
-        """
         self._refuse_if_broken()
         if self._num_durable < self.num_rows:
             try:
@@ -194,28 +251,17 @@ class RowStore:
         self._oldest_pending = None
 
     def discard(self, numbers: Iterable[int]) -> None:
-        """Take rows out, to be run again.
-
-        Raises:
-            StorageError: the file could not be replaced; it is as it was.
-        """
         gone = set(numbers)
         if gone:
             self._rewrite([n for n in self._index.rows_in_file_order() if n not in gone])
 
     def finalize(self) -> None:
-        """Bring the rows into the plan's order, which does not depend on how the run went.
-
-        Raises:
-            StorageError: the file could not be replaced; it is as it was.
-        """
         self.flush()
         ordered = self._index.rows()
         if ordered != self._index.rows_in_file_order():
             self._rewrite(ordered)
 
     def close(self) -> None:
-        """Flush, unless that failed before, and close the file."""
         try:
             if self._descriptor >= 0 and self._broken is None:
                 self.flush()
@@ -226,8 +272,6 @@ class RowStore:
             if self._reader is not None:
                 self._reader.close()
                 self._reader = None
-
-    # Opening.
 
     def _open(self, repair: bool) -> Opening:
         try:
@@ -253,7 +297,7 @@ class RowStore:
             if found.damaged:
                 keep_damaged_lines(self._files, self._path, found.damaged)
             self._size = found.end_of_rows
-            # An earlier process perhaps died before it flushed.
+            # An earlier process may have died before it flushed.
             self._files.sync(self._descriptor)
             self._files.sync_directory(self._path.parent)
         except OSError as error:
@@ -262,8 +306,6 @@ class RowStore:
             self._rewrite(self._index.rows_in_file_order())
         self._num_durable = self.num_rows
         return Opening(self.num_rows, found.end - found.end_of_rows, torn.name if torn else None, len(found.damaged))
-
-    # Within.
 
     def _rewrite(self, numbers: Sequence[int]) -> None:
         """Replace the file by the lines of `numbers`, in that order."""
@@ -297,13 +339,13 @@ class RowStore:
         self._broken = error
         return StorageError(
             f"{self._path}: {action} failed: {error.strerror or error}",
-            hint=f"{self._num_durable} rows are safe; make room or mend the disk, then give the same command "
-            "again to go on",
+            hint=f"{self._num_durable} rows are safe; make room or repair the disk, then run the same command again "
+            "to continue",
         )
 
 
 class MemoryRows:
-    """As `RowStore`, without a file: every row is as safe as it gets at once."""
+    """`Rows` without a file; a row counts as durable when `append` returns."""
 
     def __init__(self) -> None:
         self._rows: dict[int, Row] = {}

@@ -1,4 +1,4 @@
-"""`summary.json`: figures by cell, made of the rows alone, so that it can be made again at any time."""
+"""`summary.json`: a run's figures by cell, derived from the rows alone."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rwkvbatch.errors import StorageError
-from rwkvbatch.files import Files, replace_file
+from rwkvbatch.files import OS_FILES, Files, save_file
 from rwkvbatch.results.row import Row
 
 SUMMARY_NAME = "summary.json"
@@ -22,12 +21,12 @@ class CellSummary:
     """One cell's figures.
 
     Attributes:
-        rows: turns, those that failed included. errors: those that failed.
-        checks, checks_passed: over all rows. score: mean over rows with checks of the weighted share that passed.
-        finish_reasons: rows by how the reply ended.
+        rows: turns, including those that failed. errors: those that failed.
+        checks, checks_passed: over all rows. score: mean of the rows' scores.
+        finish_reasons: number of rows by why the reply ended.
         first_token_p50_s, first_token_p95_s: from a request's submission to its first token.
-        prompt_tokens: the prompts' whole histories. cached_tokens: those that did not have to be read again.
-        logprob_mean: of a reply token under the model. reference_nll: mean per token of the reference replies.
+        prompt_tokens: of the prompts with their whole histories. cached_tokens: those taken from the prefix cache.
+        logprob_mean: mean per reply token, in nats. reference_nll: mean per token of the reference replies, in nats.
     """
 
     name: str
@@ -48,7 +47,7 @@ class CellSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """A run's figures. `planned` rows against `rows` says whether it is complete."""
+    """A run's figures; `planned` is the number of rows of the complete run."""
 
     planned: int
     rows: int
@@ -71,6 +70,9 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+_TOTALS = ("rows", "errors", "checks", "checks_passed", "reply_tokens", "prompt_tokens", "cached_tokens")
 
 
 @dataclass
@@ -129,7 +131,7 @@ class _Tally:
 
 
 class Tallies:
-    """Makes a summary of rows that come one by one; their order matters to the last bits of sums.
+    """Adds up rows one by one; the last bits of sums depend on their order.
 
     Args:
         cells: names, in the order of the summary.
@@ -142,19 +144,10 @@ class Tallies:
         self._cells[row.cell].add(row)
 
     def summary(self, planned: int) -> Summary:
-        """The figures so far, of a run that is to have `planned` rows."""
+        """The figures so far of a run of `planned` rows."""
         parts = tuple(tally.result(name) for name, tally in self._cells.items())
-        return Summary(
-            planned=planned,
-            rows=sum(part.rows for part in parts),
-            errors=sum(part.errors for part in parts),
-            checks=sum(part.checks for part in parts),
-            checks_passed=sum(part.checks_passed for part in parts),
-            reply_tokens=sum(part.reply_tokens for part in parts),
-            prompt_tokens=sum(part.prompt_tokens for part in parts),
-            cached_tokens=sum(part.cached_tokens for part in parts),
-            cells=parts,
-        )
+        totals = {name: sum(getattr(part, name) for part in parts) for name in _TOTALS}
+        return Summary(planned=planned, **totals, cells=parts)
 
 
 def summarize(rows: Iterable[Row], cells: Iterable[str], planned: int) -> Summary:
@@ -166,7 +159,7 @@ def summarize(rows: Iterable[Row], cells: Iterable[str], planned: int) -> Summar
 
 
 def percentile(ascending: list[float], share: float) -> float | None:
-    """The value below which `share` of `ascending` lies, between neighbours linearly; None for no values."""
+    """The value below which `share` of `ascending` lies, interpolated linearly; None for no values."""
     if not ascending:
         return None
     at = share * (len(ascending) - 1)
@@ -175,14 +168,11 @@ def percentile(ascending: list[float], share: float) -> float | None:
     return ascending[below] + (at - below) * (ascending[above] - ascending[below])
 
 
-def write_summary(files: Files, directory: Path, summary: Summary, session: Mapping[str, Any]) -> None:
-    """Replace the summary; `session` tells of the process that wrote it (seconds, tokens/s).
+def write_summary(directory: Path, summary: Summary, session: Mapping[str, Any], *, files: Files = OS_FILES) -> None:
+    """Replace the summary; `session` has figures of the process that wrote it (seconds, tokens/s).
 
     Raises:
         StorageError: it could not be written; the rows are safe.
     """
     content = {**summary.as_dict(), "session": dict(session)}
-    try:
-        replace_file(files, directory / SUMMARY_NAME, [json.dumps(content, indent=2).encode(), b"\n"])
-    except OSError as error:
-        raise StorageError(f"{directory / SUMMARY_NAME}: write failed: {error.strerror or error}") from error
+    save_file(directory / SUMMARY_NAME, [json.dumps(content, indent=2).encode(), b"\n"], files=files)

@@ -160,7 +160,7 @@ def test_another_setting_is_refused_with_the_difference(
     arguments = ["run", str(script), "--out", str(tmp_path / "out"), "-q"]
     assert invoke([*arguments, "--max-tokens", "4"]) == 0
     assert invoke([*arguments, "--max-tokens", "5"]) == 3
-    assert "cells.base.max_tokens: there 4, now 5" in capsys.readouterr().err
+    assert "cells.base.max_tokens: existing run: 4; this command: 5" in capsys.readouterr().err
 
 
 def test_a_run_in_another_precision_is_refused_and_the_manifest_says_which_it_was(
@@ -171,7 +171,7 @@ def test_a_run_in_another_precision_is_refused_and_the_manifest_says_which_it_wa
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["identity"]["cells"]["base"]["dtype"] == "int8"
     assert invoke([*arguments, "reference", "--strategy", "cpu"]) == 3
-    assert 'cells.base.dtype: there "int8", now "bf16"' in capsys.readouterr().err
+    assert 'cells.base.dtype: existing run: "int8"; this command: "bf16"' in capsys.readouterr().err
 
 
 def test_verifying_records_what_held(script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,7 +141,8 @@ def write_run(directory: Path, rows: Sequence[Mapping[str, Any]], manifest: Mapp
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "results.jsonl").write_bytes(b"".join(map(encode, rows)))
     if manifest is not None:
-        (directory / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        content = {"format": 1, "identity": {}, **manifest}
+        (directory / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def encode(row: Mapping[str, Any]) -> bytes:

@@ -67,7 +67,7 @@ def test_a_run_that_is_not_finished_comes_with_a_note(tmp_path: Path) -> None:
         '{"state": "interrupted", "rows_total": 3000, "pid": 1, "host": "h", "updated": "now"}'
     )
     assert load_runs([str(path)])[0].notes == (
-        f"{path} is not finished: 8 of 3,000 rows are there; it was interrupted, and the same command goes on with it",
+        f"{path} is not finished: it has 8 of 3,000 rows; it was interrupted; run the same command again to continue",
     )
 
 
@@ -194,14 +194,42 @@ def test_a_manifest_that_is_not_json_is_an_error(tmp_path: Path) -> None:
     ("line", "reason"),
     [
         ('{"id": "a"}', "it has no 'conversation'"),
-        ("{", "not JSON"),
-        ("[]", "not a JSON object"),
+        ("{", "it is not JSON"),
+        ("[]", "it is not a JSON object"),
     ],
 )
 def test_a_file_that_is_no_run_s_is_refused_in_words(line: str, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(RunDamagedError, match=rf"x\.jsonl:1: is no row of a run: {reason}$"):
+        load_runs([str(path)])
+
+
+def test_rows_without_checksums_are_read_from_a_file_alone_and_refused_in_a_run_directory(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", conversations=2)
+    rows = (tmp_path / "a" / "results.jsonl").read_bytes().splitlines()
+    alone = tmp_path / "rows.jsonl"
+    alone.write_bytes(b"".join(line[:-18] + b"}\r\n" for line in rows))
+    assert b"crc" not in alone.read_bytes()
+    [ours], [theirs] = load_runs([str(alone)]), load_runs([str(tmp_path / "a")])
+    assert ours.rows.equals(theirs.rows)
+    (tmp_path / "a" / "results.jsonl").write_bytes(alone.read_bytes())
+    with pytest.raises(RunDamagedError, match=r"results\.jsonl:1: .*checksum"):
+        load_runs([str(tmp_path / "a")])
+
+
+def test_a_wrong_checksum_is_refused_in_a_file_alone_too(tmp_path: Path) -> None:
+    line = encode(make_row("a")).replace(b"talk", b"tolk").replace(b'"a"', b'"b"')
+    (tmp_path / "rows.jsonl").write_bytes(line)
+    with pytest.raises(RunDamagedError, match=r"rows\.jsonl:1: .*checksum"):
+        load_runs([str(tmp_path / "rows.jsonl")])
+
+
+def test_a_manifest_of_a_later_format_is_refused(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", conversations=1)
+    manifest = json.loads((path / "manifest.json").read_text()) | {"format": 2}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunDirectoryError, match=r"manifest\.json: has format 2; .*reads 1"):
         load_runs([str(path)])
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rwkvbatch.files import Files
+from rwkvbatch.files import FILE_MODE, Files
 
 
 class CountedFiles(Files):
@@ -29,8 +29,8 @@ class CountedFiles(Files):
     def open_append(self, path: Path) -> int:
         return self._call("open", lambda: super(CountedFiles, self).open_append(path))
 
-    def create(self, path: Path) -> int:
-        return self._call("create", lambda: super(CountedFiles, self).create(path))
+    def create(self, path: Path, mode: int = FILE_MODE) -> int:
+        return self._call("create", lambda: super(CountedFiles, self).create(path, mode))
 
     def write(self, descriptor: int, data: bytes) -> int:
         return self._call("write", lambda: os.write(descriptor, data), data, descriptor)
@@ -103,9 +103,9 @@ class PowerCutFiles(Files):
     def open_append(self, path: Path) -> int:
         return self._opened(super().open_append(path), path)
 
-    def create(self, path: Path) -> int:
+    def create(self, path: Path, mode: int = FILE_MODE) -> int:
         self.names.pop(path, None)
-        return self._opened(super().create(path), path)
+        return self._opened(super().create(path, mode), path)
 
     def _opened(self, descriptor: int, path: Path) -> int:
         self.open_files[descriptor] = self.names.setdefault(path, _Inode(path))

@@ -54,9 +54,9 @@ class TestContinuing:
     @pytest.mark.parametrize(
         ("change", "named"),
         [
-            ({"max_tokens": 9}, "cells.temp=0.3.max_tokens: there 256, now 9"),
-            ({"seed": 4}, "seed: there 0, now 4"),
-            ({"repeats": 2}, "repeats: there 1, now 2"),
+            ({"max_tokens": 9}, "cells.temp=0.3.max_tokens: existing run: 256; this command: 9"),
+            ({"seed": 4}, "seed: existing run: 0; this command: 4"),
+            ({"repeats": 2}, "repeats: existing run: 1; this command: 2"),
             ({"num_conversations": 4}, "script.sha256"),
             ({"cells": [Cell("base", {})]}, "cells.base"),
         ],
@@ -80,8 +80,8 @@ class TestContinuing:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         run(tmp_path / "run")
-        monkeypatch.setattr("rwkvbatch.results.manifest.GENERATION_RULES", 99)
-        with pytest.raises(RunMismatchError, match="generation_rules: there 1, now 99"):
+        monkeypatch.setattr("rwkvbatch.replay.identity.GENERATION_RULES", 99)
+        with pytest.raises(RunMismatchError, match="generation_rules: existing run: 1; this command: 99"):
             run(tmp_path / "run")
 
     @pytest.mark.parametrize("change", [{"batch_size": 1}, {"threads": 1}, {"max_failures": 3}])

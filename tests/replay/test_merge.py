@@ -220,9 +220,9 @@ class TestRefusals:
         run(other, parts.plan(2, max_tokens=9))
         with pytest.raises(RunMismatchError) as caught:
             merge([parts.paths[0], other], parts.out)
-        assert "cells.temp=0.3.max_tokens: there 9, now" in str(caught.value)
+        assert "cells.temp=0.3.max_tokens: this part: 9; " in str(caught.value)
         assert str(other) in str(caught.value)
-        assert str(parts.paths[0]) in str(caught.value.hint)
+        assert f"{parts.paths[0]}: 256" in str(caught.value)
         assert not parts.out.exists()
 
     def test_parts_of_different_numbers_of_parts(self, parts: Parts) -> None:
@@ -271,8 +271,8 @@ class TestRefusals:
         ("change", "problem"),
         [
             (lambda parts: parts.line(1, 2).replace(b"c", b"k", 1), "its checksum does not match"),
-            (lambda parts: parts.line(1, 1), "the same turn was there before"),
-            (lambda parts: parts.line(2, 1), "it is of no conversation, cell, repeat and turn of this run"),
+            (lambda parts: parts.line(1, 1), "an earlier line has the same turn"),
+            (lambda parts: parts.line(2, 1), "its conversation, cell, repeat or turn is not in this run"),
             (lambda parts: b"{}\n", "it does not end in a checksum"),
         ],
     )
@@ -326,11 +326,11 @@ class TestExistingDirectory:
     def test_another_run_is_refused_before_the_parts_are_read(self, parts: Parts) -> None:
         run(parts.out, parts.plan(seed=4))
         parts.change_line(1, 2, b"{}\n")
-        with pytest.raises(RunMismatchError, match="seed: there 4, now 0"):
+        with pytest.raises(RunMismatchError, match="seed: existing run: 4; this command: 0"):
             parts.merge()
 
     def test_a_part_is_no_place_for_the_whole(self, parts: Parts) -> None:
-        with pytest.raises(RunMismatchError, match='shard: there "1/3", now "nothing"'):
+        with pytest.raises(RunMismatchError, match='shard: existing run: "1/3"; this command: "nothing"'):
             merge(parts.paths, parts.paths[0])
 
     def test_a_directory_of_something_else_is_refused(self, parts: Parts) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rwkvbatch.files import Files
+from rwkvbatch.files import FILE_MODE, Files
 from rwkvbatch.replay.logs import StepLog
 from rwkvbatch.replay.progress import (
     BarObserver,
@@ -128,7 +128,7 @@ class TestWorkers:
         assert "380 rows" in shown  # 80 + 90 + 100 + 110
 
     def test_they_are_in_the_status_file(self, tmp_path: Path) -> None:
-        StatusFile(tmp_path).update(with_workers(2))
+        StatusFile(tmp_path).update(with_workers(2).as_dict())
         content = json.loads((tmp_path / "status.json").read_text())
         assert content["workers"][1] == {"name": "worker 1", "active": 2, "rows": 10, "reply_tokens": 100}
         assert content["lost_workers"] == 1
@@ -141,11 +141,11 @@ class TestStatus:
         path = tmp_path / "status.json"
         written: list[int] = []
         for second in range(7):
-            status.update(replace(MOMENT, rows_done=second))
+            status.update(replace(MOMENT, rows_done=second).as_dict())
             written.append(json.loads(path.read_text())["rows_done"])
             clock.now += 1
         assert written == [0, 0, 2, 2, 4, 4, 6]
-        status.update(replace(MOMENT, rows_done=99), "failed", "the reason")
+        status.update(replace(MOMENT, rows_done=99).as_dict(), "failed", "the reason")
         content = json.loads(path.read_text())
         assert (content["state"], content["error"], content["rows_done"]) == ("failed", "the reason", 99)
         assert content["started"] == "1970-01-01T00:00:00Z"
@@ -153,17 +153,17 @@ class TestStatus:
     def test_a_clock_that_goes_back_does_not_silence_it(self, tmp_path: Path) -> None:
         clock = Clock()
         status = StatusFile(tmp_path, clock=clock)
-        status.update(MOMENT)
+        status.update(MOMENT.as_dict())
         clock.now -= 1e6
-        status.update(replace(MOMENT, rows_done=31))
+        status.update(replace(MOMENT, rows_done=31).as_dict())
         assert json.loads((tmp_path / "status.json").read_text())["rows_done"] == 31
 
     def test_a_disk_that_is_full_does_not_stop_the_run(self, tmp_path: Path) -> None:
         class Full(Files):
-            def create(self, path: Path) -> int:
+            def create(self, path: Path, mode: int = FILE_MODE) -> int:
                 raise OSError(28, "No space left on device")
 
-        StatusFile(tmp_path, files=Full()).update(MOMENT)
+        StatusFile(tmp_path, files=Full()).update(MOMENT.as_dict())
         assert list(tmp_path.iterdir()) == []
 
 

@@ -118,7 +118,10 @@ class TestDirectory:
 
     @pytest.mark.parametrize(
         ("other", "difference"),
-        [(Shard(2, 3), 'shard: there "1/3", now "2/3"'), (None, 'shard: there "1/3", now "nothing"')],
+        [
+            (Shard(2, 3), 'shard: existing run: "1/3"; this command: "2/3"'),
+            (None, 'shard: existing run: "1/3"; this command: "nothing"'),
+        ],
     )
     def test_another_part_or_the_whole_does_not_continue_a_part(
         self, tmp_path: Path, other: Shard | None, difference: str
@@ -130,7 +133,7 @@ class TestDirectory:
 
     def test_a_part_does_not_continue_a_whole_run(self, tmp_path: Path) -> None:
         run(tmp_path / "run", make_plan(7))
-        with pytest.raises(RunMismatchError, match='shard: there "nothing", now "1/3"'):
+        with pytest.raises(RunMismatchError, match='shard: existing run: "nothing"; this command: "1/3"'):
             run(tmp_path / "run", make_plan(7, shard=Shard(1, 3)))
 
     def test_the_same_part_continues_it_and_has_nothing_to_do(self, tmp_path: Path) -> None:
@@ -146,11 +149,11 @@ class TestDirectory:
         run(tmp_path / "2", second)
         with (tmp_path / "1" / "results.jsonl").open("ab") as file:
             file.write((tmp_path / "2" / "results.jsonl").read_bytes().splitlines(keepends=True)[0])
-        with pytest.raises(RunDamagedError, match="of no conversation"):
+        with pytest.raises(RunDamagedError, match="not in this run"):
             run(tmp_path / "1", first)
 
     def test_the_default_directory_says_which_part_it_is(self, tmp_path: Path) -> None:
-        name = default_directory(["demo.jsonl"], tmp_path, shard=Shard(2, 8)).name
+        name = default_directory(["demo.jsonl"], tmp_path, part=str(Shard(2, 8))).name
         assert name.startswith("demo-20")
         assert name.endswith("-part-2-of-8")
 

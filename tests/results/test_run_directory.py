@@ -60,7 +60,7 @@ def test_a_run_without_a_row_gives_its_directory_to_another_and_one_with_a_row_d
         assert json.loads((tmp_path / "manifest.json").read_text())["identity"] == identity
     (tmp_path / "results.jsonl").write_bytes(b"x")
     directory = RunDirectory(tmp_path, "")
-    with pytest.raises(RunMismatchError, match="seed: there 2, now 3"):
+    with pytest.raises(RunMismatchError, match="seed: existing run: 2; this command: 3"):
         directory.claim({"seed": 3}, dict)
     directory.close()
 
@@ -68,10 +68,13 @@ def test_a_run_without_a_row_gives_its_directory_to_another_and_one_with_a_row_d
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
-        ({"seed": 3, "given_for_all": ["seed"]}, ["    seed: there 2, now 3"]),
+        ({"seed": 3, "given_for_all": ["seed"]}, ["    seed: existing run: 2; this command: 3"]),
         (
             {"seed": 2, "given_for_all": ["seed"]},
-            ["    settings given for all conversations, which win over a script's `params`: there none, now seed"],
+            [
+                "    settings given for all conversations, which override a script's `params`: "
+                "existing run: none; this command: seed"
+            ],
         ),
     ],
 )
@@ -104,14 +107,14 @@ def test_what_is_set_aside_when_a_run_goes_on_is_told_with_its_file(
     plan = make_plan()
     directory = RunDirectory(tmp_path, "")
     (tmp_path / "results.jsonl").write_bytes(b"damaged\n" + encode_row(row_of(plan)) + b"torn")
-    directory.open_rows(plan, repair=True).close()
+    directory.open_rows(plan.num_rows, plan.place, repair=True).close()
     path = tmp_path / "results.jsonl"
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: the last write was cut off; its 4 bytes are set aside in results.torn-1",
         f"{path}: 1 damaged lines are set aside in results.damaged; their rows run again",
     ]
     caplog.clear()
-    directory.open_rows(plan).close()
+    directory.open_rows(plan.num_rows, plan.place).close()
     assert not caplog.records
     directory.close()
 

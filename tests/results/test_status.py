@@ -22,7 +22,7 @@ PROGRESS = Progress(
 
 
 def written(directory: Path, state: State, **changes: Any) -> Path:
-    StatusFile(directory).update(PROGRESS, state, "no room" if state == "failed" else None)
+    StatusFile(directory).update(PROGRESS.as_dict(), state, "no room" if state == "failed" else None)
     path = directory / STATUS_NAME
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     return directory
@@ -41,7 +41,7 @@ def test_a_run_that_is_done_has_no_reason(tmp_path: Path) -> None:
 def test_a_run_whose_process_is_gone_is_not_taken_for_one_that_goes_on(tmp_path: Path) -> None:
     directory = written(tmp_path, "running", pid=a_process_that_has_ended())
     reason = why_unfinished(directory, 1106)
-    assert reason == "1,106 of 2,000 rows are there; its process is gone, and the same command goes on with it"
+    assert reason == "it has 1,106 of 2,000 rows; its process ended early; run the same command again to continue"
 
 
 def test_a_run_that_goes_on_names_its_process(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_of_another_machine_s_process_nothing_is_claimed(tmp_path: Path) -> None
     directory = written(tmp_path, "running", host=other, pid=a_process_that_has_ended())
     reason = str(why_unfinished(directory, 7))
     assert f"it was running on {other} at 20" in reason
-    assert "gone" not in reason
+    assert "ended" not in reason
 
 
 @pytest.mark.parametrize(("state", "said"), [("interrupted", "was interrupted"), ("failed", "failed (no room)")])

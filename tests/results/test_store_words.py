@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, StorageError
-from rwkvbatch.files import Files
+from rwkvbatch.files import FILE_MODE, Files
 from rwkvbatch.results import recovery as scan
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import BadLineError, decode_row, encode_row
@@ -20,7 +20,7 @@ from tests.replay.fakes import make_row
 from tests.replay.runs import results
 from tests.results.stores import Clock, fill, open_store
 
-HINT = "1 rows are safe; make room or mend the disk, then give the same command again to go on"
+HINT = "1 rows are safe; make room or repair the disk, then run the same command again to continue"
 
 
 class TestMoments:
@@ -61,8 +61,8 @@ class TestMoments:
                 self.opened.append(super().open_append(path))
                 return self.opened[-1]
 
-            def create(self, path: Path) -> int:
-                self.opened.append(super().create(path))
+            def create(self, path: Path, mode: int = FILE_MODE) -> int:
+                self.opened.append(super().create(path, mode))
                 return self.opened[-1]
 
             def close(self, descriptor: int) -> None:
@@ -118,8 +118,8 @@ class TestWords:
     @pytest.mark.parametrize(
         ("conversation", "problem"),
         [
-            ("elsewhere", "it is of no conversation, cell, repeat and turn of this run"),
-            ("0", "the same turn was there before"),
+            ("elsewhere", "its conversation, cell, repeat or turn is not in this run"),
+            ("0", "an earlier line has the same turn"),
         ],
     )
     def test_a_row_in_the_wrong_place(self, tmp_path: Path, conversation: str, problem: str) -> None:
@@ -150,7 +150,7 @@ class TestWords:
 
     def test_a_repair_that_fails(self, tmp_path: Path) -> None:
         class NoRoom(CountedFiles):
-            def create(self, path: Path) -> int:
+            def create(self, path: Path, mode: int = FILE_MODE) -> int:
                 raise OSError(errno.ENOSPC, "No space left on device")
 
         fill(tmp_path, range(1))
@@ -196,7 +196,7 @@ class TestWords:
         path.write_bytes(results(tmp_path).replace(b"hello", b"hallo"))
         with pytest.raises(RunDamagedError) as caught:
             store.read(0)
-        assert str(caught.value) == f"{path}: a row changed while the run was going on: its checksum does not match"
+        assert str(caught.value) == f"{path}: a row changed on the disk during the run: its checksum does not match"
 
     def test_each_failure_says_what_was_tried_why_not_and_how_many_rows_are_safe(self, tmp_path: Path) -> None:
         files = FailingFiles(-1)
