@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from rwkvbatch.chat.session import TURN_SETTINGS, Session
-from rwkvbatch.chat.storage import write_private
 from rwkvbatch.chat.tree import REFERENCE, Exchange
 from rwkvbatch.engine.request import FinishReason
 from rwkvbatch.engine.sequence import closed_history
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
+from rwkvbatch.files import save_file
 from rwkvbatch.prompt.templates import PRELUDES
 from rwkvbatch.results.manifest import read_manifest
 from rwkvbatch.results.recovery import read_results
@@ -233,7 +233,7 @@ def export(session: Session, path: Path) -> Exported:
     text = io.StringIO()
     with jsonlines.Writer(text) as writer:
         writer.write(record)
-    write_private(path, text.getvalue().encode("utf-8", "backslashreplace"))
+    save_file(path, [text.getvalue().encode("utf-8", "backslashreplace")], private=True)
     options: list[str] = ["rwkvbatch", "run", str(path)]
     settings = session.settings
     named = next((name for name, text in PRELUDES.items() if text == opening.prelude), None)
@@ -241,7 +241,7 @@ def export(session: Session, path: Path) -> Exported:
         options += ["--prelude", named]
     elif opening.prelude:
         prelude = path.with_name(path.name + ".prelude.txt")
-        write_private(prelude, opening.prelude.encode("utf-8", "backslashreplace"))
+        save_file(prelude, [opening.prelude.encode("utf-8", "backslashreplace")], private=True)
         options += ["--prelude", str(prelude)]
     think = str(exchanges[0].settings["think"])
     for option, value, default in (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -16,11 +15,11 @@ from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.tree import read_tree, tree_values
 from rwkvbatch.config import with_full_names
 from rwkvbatch.errors import InputError, StorageError
+from rwkvbatch.files import PRIVATE_MODE, save_file
 
 FORMAT = 1
 KIND = "rwkvbatch-chat"
 MAX_SESSION_BYTES = 2**30
-PRIVATE_MODE = 0o600
 PIECE_S = 0.2
 """Seconds after which the text of a reply in progress is written."""
 
@@ -45,27 +44,6 @@ def open_private(path: Path) -> int:
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, PRIVATE_MODE)
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Replace `path` atomically by a file that is readable by its owner only.
-
-    Raises:
-        StorageError: it could not be written.
-    """
-    path = path.expanduser()
-    temporary = path.with_name(f".rwkvbatch-{secrets.token_hex(8)}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE_MODE)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise StorageError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 class Transcript:
@@ -191,7 +169,8 @@ def save_session(session: Session, path: Path) -> None:
         "dialogue": tree_values(session.tree),
     }
     content["sha256"] = _checksum(content)
-    write_private(path, json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace") + b"\n")
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    save_file(path, [text.encode("utf-8", "backslashreplace"), b"\n"], private=True)
 
 
 def load_session(session: Session, path: Path) -> None:
