@@ -12,7 +12,7 @@ from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
 from rwkvbatch.chat.app import Chat
-from rwkvbatch.chat.commands import handle_line
+from rwkvbatch.chat.commands import COMMANDS, handle_line
 from rwkvbatch.chat.pipe import PlainView, run_lines
 from rwkvbatch.chat.session import Session
 from rwkvbatch.chat.storage import Transcript
@@ -119,6 +119,13 @@ def chat() -> PipeChat:
 )
 def test_output_of_a_command(chat: PipeChat, line: str, expected: str) -> None:
     assert expected in chat.send(line)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_documented(chat: PipeChat, name: str) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "chat.md").read_text(encoding="utf-8")
+    assert f"`/{name}" in document
+    assert f"/{name}" in chat.send("/help")
 
 
 def test_a_command_that_is_refused_changes_nothing(chat: PipeChat) -> None:

@@ -70,7 +70,7 @@ def pane(tmp_path: Path) -> Iterator[Pane]:
 def test_a_reply_a_stop_and_resizes(pane: Pane) -> None:
     pane.wait_for("turn 1")
     pane.run("send-keys", "hello", "Enter")
-    pane.wait_for("You output: hello")
+    pane.wait_for("You said: hello")
     pane.wait_for("turn 2")
     pane.run("send-keys", "long", "Enter")
     for line, (columns, rows) in ((4, (44, 16)), (9, (80, 30)), (14, (46, 9)), (19, (60, 20))):
