@@ -20,7 +20,7 @@ PROMPT = "›"
 
 
 class Terminal:
-    """Runs a Python program with `arguments` in a terminal of so many columns and rows."""
+    """Runs a Python program with `arguments` in a terminal of the given size."""
 
     def __init__(
         self,

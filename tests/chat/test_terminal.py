@@ -48,7 +48,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
 
 
 def after(terminal: Terminal, line: str) -> list[str]:
-    """What stands below `line` when it has been acted upon."""
+    """The rows below `line` after it has been executed."""
     terminal.submit(line)
     lines = terminal.lines
     at = max(number for number, shown in enumerate(lines) if shown.startswith(f"› {line[:40]}"))
@@ -57,7 +57,7 @@ def after(terminal: Terminal, line: str) -> list[str]:
 
 
 def turn_of(terminal: Terminal) -> str:
-    """What the status line says of the branch and the turn that comes next."""
+    """The branch and the next turn, from the status line."""
     return " · ".join(terminal.lines[-1].split(" · ")[:2])
 
 
