@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rwkvbatch.chat.loop import handle
+from rwkvbatch.chat.commands import handle_line
 from rwkvbatch.chat.start import ChatArguments, open_chat
 from rwkvbatch.chat.terminal import TerminalView
 
@@ -51,15 +51,15 @@ def main() -> None:
         for number in range(num_turns):
             pieces.clear()
             begun_s = time.perf_counter()
-            handle(chat, f"My number is {number % 10}. What is my number?")
+            handle_line(chat, f"My number is {number % 10}. What is my number?")
             whole_ms.append((time.perf_counter() - begun_s) * 1000)
-            last = chat.session.dialogue.last
+            last = chat.session.tree.last
             assert last is not None
             if pieces:
                 overhead_ms.append((pieces[0] - begun_s - last.first_token_s) * 1000)
             memory_mib.append(_resident_mib())
         chat.transcript.close()
-    tokens = len(chat.session.dialogue.history())
+    tokens = len(chat.session.tree.history())
     print(f"{num_turns} turns, {tokens} tokens of history, {resource.getpagesize()} byte pages")
     print(
         f"overhead to the first token: median {statistics.median(overhead_ms):.2f} ms, "

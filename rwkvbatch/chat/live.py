@@ -1,14 +1,16 @@
-"""A text that grows at the bottom of the terminal, drawn so that nothing flickers and nothing is lost.
+"""Model text as Markdown, and a text that is drawn while it grows, without flicker or loss.
 
-Only the rows that changed are written again, in one write. Rows that can no longer change are left behind and never
-touched; so are those that would leave the screen, and when the window changes all but the last one.
+Only rows that changed are written again, in one write. Rows that are final are not touched again: those of complete
+blocks, those that scroll off the screen, and after a change of the window's size all but the last one. (`rich.live`
+draws everything again, and cuts or repeats text that is higher than the window.)
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import ClassVar, Protocol
+from dataclasses import dataclass
+from typing import ClassVar
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
@@ -21,7 +23,7 @@ from rich.text import Text
 
 from rwkvbatch.prompt.escaping import printable
 
-# What these rules match would vanish or change: tags, entities, backslashes, link definitions, addresses of pictures.
+# Text that these rules match would vanish or change: tags, entities, backslashes, link definitions, image addresses.
 _SILENT_RULES = (
     "html_block",
     "html_inline",
@@ -35,7 +37,7 @@ _SILENT_RULES = (
 
 
 _MAYBE_ITEM = re.compile(r"\s*(\d+[.)]?|[-+*]?)\s*")
-"""A line that may become an item of the list above it."""
+"""A line that may become an item of the list above it as it grows."""
 
 
 class _Heading(Heading):
@@ -57,7 +59,7 @@ class _CodeBlock(CodeBlock):
 
 
 class _ListItem(ListItem):
-    """Numbers are shown as they were written: a list that counts wrongly is worth seeing."""
+    """Shows the numbers that the model wrote, right or wrong."""
 
     def __init__(self, mark: str) -> None:
         super().__init__()
@@ -99,9 +101,9 @@ class ChatMarkdown(Markdown):
 
 
 def parse(markup: str) -> list[Token]:
-    """The tokens of `markup`; those of blocks say which lines they stand for (`map`)."""
+    """The tokens of `markup`; those of blocks have their lines in `map`."""
     parser = MarkdownIt().enable("strikethrough").enable("table").disable(list(_SILENT_RULES))
-    # A line that is not indented ends a list: models write what follows right below it.
+    # A line that is not indented ends a list: models write the next paragraph directly below it.
     parser.block.ruler.before("paragraph", "unindented", _is_unindented, {"alt": ["paragraph"]})
     return parser.parse(markup)
 
@@ -111,7 +113,7 @@ def _is_unindented(state: StateBlock, line: int, _end: int, silent: bool) -> boo
 
 
 def block_lines(markup: str) -> list[int]:
-    """The lines, counted from 0, with which the blocks of `markup` begin. Only the last one may change as it grows."""
+    """The lines, from 0, with which the blocks of `markup` begin. Only the last block may change as the text grows."""
     done, _, last = markup.rpartition("\n")
     if done and _MAYBE_ITEM.fullmatch(last):
         markup = done
@@ -119,7 +121,7 @@ def block_lines(markup: str) -> list[int]:
 
 
 def open_fence(markup: str) -> str:
-    """The line that opened a code block in whose middle `markup` ends, with its line end; empty if there is none."""
+    """The opening line of the code block in which `markup` ends, with its line end; empty if there is none."""
     lines = markup.split("\n")
     for token in reversed(parse(markup)):
         if token.level == 0 and token.map is not None:
@@ -138,9 +140,9 @@ def thinking_text(text: str) -> Text:
 
 
 def split_thinking(text: str) -> tuple[str | None, str]:
-    """The thinking part of a reply that may be still growing, and its answer.
+    """The thinking part (None without one) and the answer of a reply that may still grow.
 
-    The first is None when there is none. What may become a tag is in neither.
+    Text at the end that may become a tag is in neither.
     """
     begun = text.lstrip()
     if not begun.startswith("<think>"):
@@ -161,46 +163,33 @@ def _all_tokens(tokens: list[Token]) -> Iterator[Token]:
 
 
 _BEGIN_UPDATE, _END_UPDATE = "\x1b[?2026h", "\x1b[?2026l"
-"""Terminals that know these show everything between them at once; others pass over them."""
+"""Synchronized output: terminals show everything between them at once, or ignore them."""
 
 
-class Source(Protocol):
-    """How a kind of text is shown."""
+@dataclass(frozen=True)
+class Source:
+    """How a kind of text is shown.
 
-    def rows(self, text: str) -> RenderableType: ...
-    def block_lines(self, text: str) -> list[int]:
-        """The lines with which parts begin that are shown apart; all but the last can no longer change."""
-        ...
+    Attributes:
+        rows: the text for rich.
+        block_lines: the lines with which its blocks begin. Blocks are shown apart; only the last one may still change.
+        context: what has to precede the text after a given one, when the two are shown apart.
+    """
 
-    def context(self, text: str) -> str:
-        """What has to stand before the text that follows `text`, when they are shown one after the other."""
-        ...
-
-
-class MarkdownSource:
-    """The answer."""
-
-    def rows(self, text: str) -> RenderableType:
-        return ChatMarkdown(text)
-
-    def block_lines(self, text: str) -> list[int]:
-        return block_lines(text)
-
-    def context(self, text: str) -> str:
-        return open_fence(text)
+    rows: Callable[[str], RenderableType]
+    block_lines: Callable[[str], list[int]]
+    context: Callable[[str], str]
 
 
-class ThinkingSource:
-    """What was thought before it."""
+MARKDOWN = Source(ChatMarkdown, block_lines, open_fence)
+"""Answers."""
 
-    def rows(self, text: str) -> RenderableType:
-        return thinking_text(text.rstrip("\n"))
-
-    def block_lines(self, text: str) -> list[int]:
-        return [at for at, line in enumerate(text.split("\n")) if at == 0 or line.strip()]
-
-    def context(self, text: str) -> str:
-        return ""
+THINKING = Source(
+    lambda text: thinking_text(text.rstrip("\n")),
+    lambda text: [at for at, line in enumerate(text.split("\n")) if at == 0 or line.strip()],
+    lambda _text: "",
+)
+"""Thinking parts."""
 
 
 class LiveText:
@@ -208,8 +197,10 @@ class LiveText:
 
     Args:
         console: a terminal.
-        source: how the text is shown.
-        size: columns and rows of the terminal, asked at each drawing.
+        size: columns and rows of the terminal, read at each drawing.
+
+    Attributes:
+        num_pushed: characters of the text so far.
     """
 
     def __init__(self, console: Console, source: Source, size: Callable[[], tuple[int, int]] | None = None) -> None:
@@ -222,13 +213,15 @@ class LiveText:
         self._drawn: list[str] = []
         self._status: Text | None = None
         self._width = 0
+        self.num_pushed = 0
 
     def push(self, text: str) -> None:
-        """Add to the text; it is shown by the next `draw`."""
+        """Append `text`; the next `draw` shows it."""
+        self.num_pushed += len(text)
         self._text += text
 
     def draw(self, status: Text | None = None) -> None:
-        """Show the text so far, with `status` in a row of its own below."""
+        """Show the text, with `status` in a row below it."""
         width, height = self._size()
         if (width != self._width or height < len(self._drawn)) and self._drawn:
             self._leave_drawn(width)
@@ -247,12 +240,12 @@ class LiveText:
         self._drawn_length = len(self._text)
 
     def finish(self) -> None:
-        """Show all of it and go to the next row."""
+        """Show all of the text and go to the next row."""
         self.draw()
         self.finish_as_drawn()
 
     def finish_as_drawn(self) -> None:
-        """Leave what is there and go to the next row."""
+        """Go to the next row; text pushed since the last `draw` is not shown."""
         if self._drawn:
             self._console.file.write("\n")
         self._console.file.flush()
@@ -262,10 +255,10 @@ class LiveText:
         if not text.strip("\n"):
             return []
         with self._console.capture() as capture:
-            # A column is left free, or terminals differ in where the cursor is after a full row.
+            # One column stays free: terminals differ in where the cursor is after a full row.
             self._console.print(self._source.rows(self._context + text), width=max(self._width - 1, 1))
         rows = [row.rstrip(" ") for row in capture.get().split("\n")[:-1]]
-        # Lists come with an empty row before them; the text alone says where such rows are.
+        # rich puts an empty row before lists; only empty lines of the text count.
         while rows and not rows[0] and not self._context:
             del rows[0]
         return rows
@@ -278,7 +271,7 @@ class LiveText:
         return capture.get()
 
     def _leave_blocks(self) -> list[str]:
-        """The rows of whole blocks, which are no longer part of the text; an empty row where the text has one."""
+        """Remove complete blocks from the text and return their rows, with an empty row where the text has one."""
         given = self._context.count("\n")
         starts = [line - given for line in self._source.block_lines(self._context + self._text)]
         lines = self._text.split("\n")
@@ -293,7 +286,7 @@ class LiveText:
         return rows
 
     def _cut(self, num_rows: int) -> int:
-        """Where to part the text so that its first part can be left behind: after a line, or between words."""
+        """Where to split the text so that its first part is final: after a line, or between words."""
         end = self._text.rstrip("\n").rfind("\n")
         if end > 0:
             return end + 1
@@ -306,16 +299,16 @@ class LiveText:
         self._text = self._text[cut:]
 
     def _leave_drawn(self, width: int) -> None:
-        """The window changed, and only the last rows are known to be where they were: above them, terminals wrap anew.
+        """Continue after a change of the window's size, when terminals may have wrapped all rows but the last anew.
 
-        The status goes, and so does the last row of the text where it still fits into one; the text goes on from its
-        beginning. Where it does not fit, it stays and comes again below.
+        The status row is cleared, and the last row of the text too if it still fits into one row; the text continues
+        from its beginning. If it does not fit, it stays and is shown again below.
         """
         rows = self._drawn if self._status is None else self._drawn[:-1]
         last_row = rows[-1:] if self._status is None else self._drawn[-2:]
         cut = self._last_row_start(rows)
         goes = rows and cut is not None and all(Text.from_ansi(row).cell_len <= width for row in last_row)
-        # What comes next begins in the text's last row, or below it: in the row of the status, or in a new one.
+        # The next output begins in the text's last row, or below it: in the status row, or in a new one.
         up = self._status is not None and goes
         down = self._status is None and not goes
         self._console.file.write("\r" + ("\x1b[A" if up else "") + ("\n" if down else "\x1b[J"))
@@ -323,7 +316,7 @@ class LiveText:
         self._drawn, self._drawn_length = [], 0
 
     def _last_row_start(self, rows: list[str]) -> int | None:
-        """Where in the text its last row begins; None when no place in it can be told, as in a table."""
+        """Where in the text its last row begins; None when that is unknown, as in a table."""
         drawn = self._text[: self._drawn_length]
         if len(rows) < 2:
             return 0
@@ -332,7 +325,7 @@ class LiveText:
         return start if self._rows(drawn[:start]) == rows[:-1] else None
 
     def _longest_below(self, num_rows: int, text: str) -> int:
-        """The length of the longest beginning of `text` that takes fewer than `num_rows` rows."""
+        """The length of the longest beginning of `text` that has fewer than `num_rows` rows."""
         low, high = 1, len(text)
         while high - low > 1:
             middle = (low + high) // 2
@@ -352,13 +345,13 @@ class LiveText:
             return
         output = ""
         if self._drawn:
-            # The cursor is in the last drawn row; go to the first one that changes, or to the last one that stays.
+            # The cursor is in the last drawn row; go to the first row that changes, or to the last one that stays.
             up = len(self._drawn) - 1 - min(same, len(self._drawn) - 1)
             output = (f"\x1b[{up}A" if up else "") + "\r"
             if same == len(self._drawn):
                 output += "\r\n" if rows[same:] else ""
             elif same == len(rows):
-                # Rows went away: clear from here, and go back to the last one that stays.
+                # Rows are removed: clear from here, and go back to the last one that stays.
                 output += "\x1b[J" + ("\x1b[A" if same else "")
             if same < len(self._drawn) and same < len(rows):
                 output += "\x1b[J"

@@ -1,4 +1,4 @@
-"""What pipes and files get: replies on standard output, as text or as JSON, all else on standard error."""
+"""The front end for pipes and files: a line in, a reply out, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ from typing import Any, TextIO
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from rwkvbatch.chat.terminal import end_note, uncut
+from rwkvbatch.chat.app import Chat, end_note, uncut
+from rwkvbatch.chat.commands import handle_line
 from rwkvbatch.chat.tree import Exchange
-from rwkvbatch.errors import RwkvBatchError
+from rwkvbatch.errors import RwkvBatchError, UsageError
 from rwkvbatch.prompt.escaping import printable, printable_json
+
+MAX_LINE_CHARACTERS = 10_000_000
 
 
 class PlainView:
-    """Pipes and files: replies alone on `out`, all else on `err`.
+    """Writes replies and the output of commands to `out`, messages of the program to `err`.
 
     Args:
-        raw: model text as it is, control characters included; only where `out` is no terminal.
+        raw: write the control characters of model text as they are; only where `out` is not a terminal.
+        quiet: write no messages but errors.
     """
 
     def __init__(self, out: TextIO, err: TextIO, *, raw: bool = False, quiet: bool = False) -> None:
         self.folded = False
         self._out = out
         self._raw = raw
-        self._begun = ""
         self._quiet = quiet
         self._shown = 0
         self._text = ""
-        self._answers = Console(file=out, no_color=True, width=100, highlight=False, soft_wrap=True)
-        self._talk = Console(file=err, no_color=True, width=100, highlight=False, soft_wrap=True)
+        self._output = Console(file=out, no_color=True, width=100, highlight=False, soft_wrap=True)
+        self._messages = Console(file=err, no_color=True, width=100, highlight=False, soft_wrap=True)
 
     def begin_reply(self, begun: str) -> None:
         self._text = begun.lstrip()
@@ -46,7 +49,7 @@ class PlainView:
 
     def end_reply(self, exchange: Exchange | None) -> None:
         if exchange is None:
-            # What has come so far of a reply that failed stands in a line of its own.
+            # A reply that failed ends its line.
             self._out.write("\n" if self._shown else "")
             return
         self._write()
@@ -57,16 +60,16 @@ class PlainView:
 
     def note(self, text: str) -> None:
         if not self._quiet:
-            self._talk.print(Text(printable(text)))
+            self._messages.print(Text(printable(text)))
 
     def problem(self, error: RwkvBatchError) -> None:
-        self._talk.print(Text(printable(f"rwkvbatch: {error.message}")))
+        self._messages.print(Text(printable(f"rwkvbatch: {error.message}")))
         if error.hint:
-            self._talk.print(Text(printable(f"  {error.hint}")))
+            self._messages.print(Text(printable(f"  {error.hint}")))
 
     def show(self, content: RenderableType) -> None:
-        with self._answers.capture() as capture:
-            self._answers.print(uncut(content))
+        with self._output.capture() as capture:
+            self._output.print(uncut(content))
         self._out.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
         self._out.flush()
 
@@ -80,7 +83,7 @@ class PlainView:
         self._out.flush()
 
     def _write(self) -> None:
-        # The ends are stripped, so what may be the end is held back.
+        # Replies are stripped: white space is held back until text follows it.
         text = self._text.lstrip()
         whole = text.rstrip()
         self._out.write(self._safe(whole[self._shown :]))
@@ -92,11 +95,11 @@ class PlainView:
 
 
 class JsonView(PlainView):
-    """Pipes that are read by programs: one JSON object a reply on `out`, answers to commands with the talk on `err`."""
+    """Writes one JSON object per reply to `out`, everything else to `err`."""
 
     def __init__(self, out: TextIO, err: TextIO, *, quiet: bool = False) -> None:
         super().__init__(err, err, quiet=quiet)
-        self._objects = out
+        self._replies = out
 
     def begin_reply(self, begun: str) -> None: ...
     def piece(self, text: str) -> None: ...
@@ -107,12 +110,12 @@ class JsonView(PlainView):
 
     def alternatives(self, exchanges: Sequence[Exchange]) -> None:
         for exchange in exchanges:
-            self._objects.write(printable_json(json.dumps(as_record(exchange), ensure_ascii=False)) + "\n")
-        self._objects.flush()
+            self._replies.write(printable_json(json.dumps(as_record(exchange), ensure_ascii=False)) + "\n")
+        self._replies.flush()
 
 
 def as_record(exchange: Exchange) -> dict[str, Any]:
-    """A reply, JSON-ready, under the names that the rows of a run have."""
+    """A reply as JSON values, with the keys of a run's rows."""
     total = sum(exchange.logprobs)
     num_tokens = len(exchange.ids)
     return {
@@ -132,3 +135,27 @@ def as_record(exchange: Exchange) -> dict[str, Any]:
             "cached_tokens": exchange.num_cached,
         },
     }
+
+
+def run_lines(chat: Chat, lines: TextIO, prompt: TextIO | None = None) -> bool:
+    """Execute each line, a message or a command, until the end or `/quit`; returns whether all succeeded.
+
+    Args:
+        prompt: where to ask for a line, if a person types them.
+
+    Raises:
+        UsageError: a line has more than `MAX_LINE_CHARACTERS`.
+        StorageError: the transcript cannot be written.
+    """
+    success = True
+    while not chat.left:
+        if prompt is not None:
+            prompt.write("> ")
+            prompt.flush()
+        line = lines.readline(MAX_LINE_CHARACTERS + 1)
+        if not line:
+            break
+        if len(line) > MAX_LINE_CHARACTERS:
+            raise UsageError(f"standard input: a line must have at most {MAX_LINE_CHARACTERS:,} characters")
+        success = handle_line(chat, line.removesuffix("\n").removesuffix("\r")) and success
+    return success

@@ -1,15 +1,15 @@
-"""A dialogue as a script that `run` replays, and as the words that make it do so."""
+"""Continues a conversation of a run in a chat, and exports a conversation as a script that `run` replays."""
 
 from __future__ import annotations
 
-import json
+import io
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from rwkvbatch.chat.session import KEPT_SETTINGS, Session
+from rwkvbatch.chat.session import TURN_SETTINGS, Session
 from rwkvbatch.chat.tree import REFERENCE, Exchange
 from rwkvbatch.engine.request import FinishReason
 from rwkvbatch.engine.sequence import closed_history
@@ -25,11 +25,11 @@ from rwkvbatch.script.reader import read_scripts
 
 @dataclass(frozen=True)
 class RunPoint:
-    """A point of a run.
+    """A turn of a run, and what led to it.
 
     Attributes:
-        rows: the turns up to the point, first one first.
-        cell: the settings of the cell, by their names, as the manifest has them.
+        rows: the turns up to this one, oldest first.
+        cell: the cell's settings by name, from the manifest.
         weights_sha256: of the model that made the replies.
         system: the conversation's system message.
     """
@@ -41,25 +41,25 @@ class RunPoint:
     system: str | None
 
 
-def read_point(place: str, cell: str | None = None, repeat: int = 0) -> RunPoint:
-    """The point that `RUN:CONVERSATION:TURN` names; turns count from 0, as in `results.jsonl`.
+def read_point(name: str, cell: str | None = None, repeat: int = 0) -> RunPoint:
+    """The turn that `RUN:CONVERSATION:TURN` names; turns are counted from 0, as in `results.jsonl`.
 
     Args:
-        cell: the grid cell; None for the run's first one.
+        cell: the grid cell; None for the first one.
 
     Raises:
-        UsageError: `place` is not of that form, or the run has no such turn.
+        UsageError: `name` is not of that form, or the run has no such turn.
         RunDirectoryError: the run cannot be read.
     """
-    directory_name, conversation, turn = _parse(place)
+    directory_name, conversation, turn = _parse(name)
     directory = Path(directory_name).expanduser()
     manifest = read_manifest(directory)
     if manifest is None:
-        raise RunDirectoryError("is not a run: it has no manifest", path=directory)
+        raise RunDirectoryError("is not a run directory: it has no manifest", path=directory)
     cells = cast("dict[str, Any]", manifest["identity"].get("cells", {}))
     wanted_cell = cell if cell is not None else next(iter(cells), "")
     if wanted_cell not in cells:
-        raise UsageError(f"--cell must be one of {', '.join(cells)}; got {wanted_cell!r}")
+        raise UsageError(f"--cell: expected one of {', '.join(cells)}; got {wanted_cell!r}")
     rows: dict[int, Row] = {}
     conversations: dict[str, None] = {}
     for row in read_results(directory / RESULTS_NAME):
@@ -69,7 +69,7 @@ def read_point(place: str, cell: str | None = None, repeat: int = 0) -> RunPoint
     if not rows:
         some = ", ".join(list(conversations)[:8])
         raise UsageError(
-            f"--from {place}: the run has no rows of conversation {conversation!r}, "
+            f"--from {name}: the run has no rows of conversation {conversation!r}, "
             f"cell {wanted_cell!r}, repeat {repeat}",
             hint=f"conversations: {some}" + (", ..." if len(conversations) > 8 else ""),
         )
@@ -78,7 +78,7 @@ def read_point(place: str, cell: str | None = None, repeat: int = 0) -> RunPoint
         good = 0
         while good in rows and rows[good].finish_reason != "error":
             good += 1
-        raise UsageError(f"--from {place}: turn must be in 0 to {good - 1}, got {turn}")
+        raise UsageError(f"--from {name}: the turn must be in 0 to {good - 1}, got {turn}")
     identity = cast("dict[str, Any]", cells[wanted_cell])
     return RunPoint(
         directory,
@@ -90,29 +90,29 @@ def read_point(place: str, cell: str | None = None, repeat: int = 0) -> RunPoint
 
 
 def replay(session: Session, point: RunPoint) -> None:
-    """Put the turns of `point` into a session that has just begun.
+    """Add the turns of `point` to a session that has no exchanges yet.
 
     Raises:
-        UsageError: the session's model is not the run's.
+        UsageError: the session's model, prelude or template is not the run's.
     """
     spec = session.engine.model.spec
     if spec.weights_sha256 != point.weights_sha256:
         raise UsageError(
-            f"{point.directory} was run with the weights {point.weights_sha256[:12]}, "
-            f"those here are {spec.weights_sha256[:12]} ({spec.path})",
+            f"{point.directory} belongs to another model: expected weights {point.weights_sha256[:12]}, "
+            f"found {spec.weights_sha256[:12]} ({spec.path})",
             hint="give the run's model with --model",
         )
     tokenizer, template = session.engine.tokenizer, session.template
-    settings = session.kept_settings()
+    settings = session.turn_settings()
     gold = point.cell.get("history") == "gold"
-    num_history = len(session.dialogue.history())
+    num_history = len(session.tree.history())
     for row in point.rows:
         prompt = tuple(tokenizer.encode(template.turn(row.prompt)))
         if num_history + len(prompt) != row.tokens.prompt:
             raise UsageError(
-                f"turn {row.turn} of the run followed {row.tokens.prompt} tokens, here it would follow "
-                f"{num_history + len(prompt)}",
-                hint="give the --prelude, --template and --think that the run had; its script must be as it was",
+                f"{point.directory}: the prompt of turn {row.turn} had {row.tokens.prompt} tokens, "
+                f"here it has {num_history + len(prompt)}",
+                hint="give the run's --prelude, --template and --think; its script must be unchanged",
             )
         if gold and row.reference is not None and row is not point.rows[-1]:
             # The next turn of the run followed the reference, not this reply.
@@ -130,12 +130,12 @@ def replay(session: Session, point: RunPoint) -> None:
             )
             rest, reply, ids, finish_reason = closed[len(prompt) :], row.reply, row.reply_ids, row.finish_reason
         num_history += len(prompt) + len(rest)
-        last = session.dialogue.last
-        session.dialogue.add(
+        last = session.tree.last
+        session.tree.add(
             Exchange(
-                number=len(session.dialogue.exchanges),
+                number=len(session.tree.exchanges),
                 parent=None if last is None else last.number,
-                opening=session.dialogue.head.opening,
+                opening=session.tree.head.opening,
                 turn=row.turn,
                 attempt=0,
                 seed=row.seed,
@@ -155,29 +155,29 @@ def replay(session: Session, point: RunPoint) -> None:
 
 
 def settings_of(point: RunPoint) -> dict[str, Any]:
-    """The settings that the run's replies were made with, by their names."""
-    return {name: point.cell[name] for name in KEPT_SETTINGS if name in point.cell}
+    """The settings of the run's replies, by name."""
+    return {name: point.cell[name] for name in TURN_SETTINGS if name in point.cell}
 
 
-def _parse(place: str) -> tuple[str, str, int]:
-    rest, _, turn = place.rpartition(":")
+def _parse(name: str) -> tuple[str, str, int]:
+    rest, _, turn = name.rpartition(":")
     pieces = rest.split(":")
-    # Names of runs and of conversations may hold colons: the run is what is a directory.
+    # Names of runs and of conversations may contain colons: a split whose run is a directory comes first.
     splits = [(":".join(pieces[:at]), ":".join(pieces[at:])) for at in range(1, len(pieces))]
     splits.sort(key=lambda split: not Path(split[0]).expanduser().is_dir())
     if turn.isdecimal() and splits and all(splits[0]):
         return (*splits[0], int(turn))
     raise UsageError(
-        f"--from must be RUN:CONVERSATION:TURN, got {place!r}",
-        hint="for example --from runs/first:names-1:0; turns count from 0, as in results.jsonl",
+        f"--from: expected RUN:CONVERSATION:TURN, got {name!r}",
+        hint="for example --from runs/first:names-1:0; turns are counted from 0, as in results.jsonl",
     )
 
 
 def _system(manifest: dict[str, Any], conversation: str, directory: Path) -> str | None:
-    """The conversation's system message, out of the run's scripts.
+    """The conversation's system message, from the run's scripts.
 
     Raises:
-        RunDirectoryError: they are not what they were, so nobody knows.
+        RunDirectoryError: the scripts do not contain the conversation any more.
     """
     names = [str(name) for name in cast("dict[str, Any]", manifest.get("about", {})).get("scripts", [])]
     try:
@@ -187,21 +187,21 @@ def _system(manifest: dict[str, Any], conversation: str, directory: Path) -> str
     found = [c for c in script.conversations if c.id == conversation] if script is not None else []
     if not found:
         raise RunDirectoryError(
-            f"the script that conversation {conversation!r} comes from is not there any more "
-            f"({', '.join(names) or 'unknown'}), so its system message is unknown",
+            f"the system message of conversation {conversation!r} is unknown: its script is missing or has changed "
+            f"({', '.join(names) or 'unknown'})",
             path=directory,
-            hint="start where the run was started, with its script in place",
+            hint="start in the directory where the run was started, with its script in place",
         )
     return found[0].system
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """A conversation that was written as a script.
 
     Attributes:
         command: the command line that replays it.
-        caveats: why some replies will not be the same, one sentence each.
+        caveats: why some replies will differ, one clause each.
     """
 
     command: str
@@ -209,17 +209,17 @@ class Exported:
 
 
 def export(session: Session, path: Path) -> Exported:
-    """Write the current branch to `path` as one conversation of the native form.
+    """Write the current branch to `path` as a script of one conversation in the native form.
 
     Raises:
-        UsageError: nothing was said yet.
+        UsageError: the branch has no exchanges.
         StorageError: it could not be written.
     """
-    dialogue = session.dialogue
-    exchanges = dialogue.path()
+    import jsonlines
+
+    exchanges, opening = session.tree.path(), session.tree.opening
     if not exchanges:
-        raise UsageError("/export needs something that was said, and there is nothing yet")
-    opening = dialogue.openings[dialogue.head.opening]
+        raise UsageError("/export: the branch has no messages yet")
     common = _params(exchanges[0])
     messages: list[dict[str, Any]] = []
     if opening.system:
@@ -230,8 +230,10 @@ def export(session: Session, path: Path) -> Exported:
         if exchange.reply.strip():
             messages.append({"role": "assistant", "content": exchange.reply})
     record = {"id": session.identity.conversation, "tags": ["chat"], "messages": messages, "params": common}
-    text = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
-    save_file(path.expanduser(), [text, b"\n"], private=True)
+    text = io.StringIO()
+    with jsonlines.Writer(text) as writer:
+        writer.write(record)
+    save_file(path, [text.getvalue().encode("utf-8", "backslashreplace")], private=True)
     options: list[str] = ["rwkvbatch", "run", str(path)]
     settings = session.settings
     named = next((name for name, text in PRELUDES.items() if text == opening.prelude), None)
@@ -239,7 +241,7 @@ def export(session: Session, path: Path) -> Exported:
         options += ["--prelude", named]
     elif opening.prelude:
         prelude = path.with_name(path.name + ".prelude.txt")
-        save_file(prelude.expanduser(), [opening.prelude.encode("utf-8", "backslashreplace")], private=True)
+        save_file(prelude, [opening.prelude.encode("utf-8", "backslashreplace")], private=True)
         options += ["--prelude", str(prelude)]
     think = str(exchanges[0].settings["think"])
     for option, value, default in (
@@ -258,7 +260,7 @@ def export(session: Session, path: Path) -> Exported:
 
 
 def _params(exchange: Exchange) -> dict[str, Any]:
-    """The exchange's settings as a script may give them."""
+    """The exchange's settings in the form of a script's `params`."""
     values = {name: value for name, value in exchange.settings.items() if name != "think" and value is not None}
     return {**values, "seed": exchange.seed}
 
@@ -266,9 +268,9 @@ def _params(exchange: Exchange) -> dict[str, Any]:
 def _caveats(session: Session, exchanges: Sequence[Exchange]) -> list[str]:
     caveats: list[str] = []
     for finish_reason, why in (
-        ("time", "ended by the time limit; a replay goes on to its end"),
-        ("cancelled", "was stopped by hand; a replay goes on to its end"),
-        (REFERENCE, "is the run's reference, which a replay follows with --history gold alone"),
+        ("time", "ended by the time limit, which a replay does not repeat"),
+        ("cancelled", "was stopped with Ctrl-C, which a replay does not repeat"),
+        (REFERENCE, "is the run's reference, which a replay uses only with --history gold"),
     ):
         turns = [str(exchange.turn + 1) for exchange in exchanges if exchange.finish_reason == finish_reason]
         if turns:
@@ -276,9 +278,9 @@ def _caveats(session: Session, exchanges: Sequence[Exchange]) -> list[str]:
     weights = session.engine.model.spec.weights_sha256
     turns = [str(exchange.turn + 1) for exchange in exchanges if exchange.weights_sha256 not in ("", weights)]
     if turns:
-        caveats.append(f"the reply of turn {', '.join(turns)} is another model's; a replay has one model")
+        caveats.append(f"the reply of turn {', '.join(turns)} is another model's, and a replay uses one model")
     if len({str(exchange.settings["think"]) for exchange in exchanges}) > 1:
-        caveats.append("the thinking mode changed on the way; a replay keeps the first one")
+        caveats.append("the thinking mode changed, and a replay uses the first one")
     if session.identity.repeat:
-        caveats.append(f"the replies are those of repeat {session.identity.repeat}")
+        caveats.append(f"the replies are those of repeat {session.identity.repeat} of the replay")
     return caveats

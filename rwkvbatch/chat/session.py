@@ -1,41 +1,48 @@
-"""The dialogue's tree over an engine: asking, retrying, alternatives. No terminal here.
+"""A chat over an engine: ask, retry, alternatives, next tokens. It needs no terminal.
 
-A reply's randomness is keyed by (seed, conversation, repeat, turn), as in a run: the same words under the same seed
-get the same reply, and an exported dialogue replays. Another attempt at a reply takes another seed.
+A reply's random numbers are keyed by (seed, conversation, repeat, turn), as in a run: the same messages under the same
+seed get the same replies, and an exported conversation replays. Another reply to the same message takes another seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from rwkvbatch.chat.replies import Anchors, GoOn, make_replies
-from rwkvbatch.chat.tree import Dialogue, Exchange, Opening, Point
+from rwkvbatch.chat.tree import ConversationTree, Exchange, Opening, Position
 from rwkvbatch.config import CellSettings, Prompting, ThinkMode
-from rwkvbatch.engine.engine import Engine, NextToken
-from rwkvbatch.engine.request import NoiseKey, Request
-from rwkvbatch.errors import UsageError
+from rwkvbatch.engine.engine import ZERO_ROOT, Engine, NextToken
+from rwkvbatch.engine.prefix_cache import Node
+from rwkvbatch.engine.request import NoiseKey, Reply, Request
+from rwkvbatch.errors import InputError, NonFiniteLogitsError, UsageError
 from rwkvbatch.model.base import State
 from rwkvbatch.prompt.templates import PromptTemplate, load_template
 
 CONVERSATION = "chat"
 SEED_LIMIT = 2**63
-KEPT_SETTINGS = (
+TURN_SETTINGS = (
     *("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "penalty_decay", "order"),
     *("banned_token_ids", "max_tokens", "max_seconds", "stop", "think"),
 )
-"""What a reply depends on besides its tokens and seed, and may change from turn to turn."""
+"""The settings that may change from turn to turn."""
+
+OnText = Callable[[str], None]
+"""Receives the text of a reply piece by piece."""
+
+ShouldStop = Callable[[], bool]
+"""Polled after every step; true ends the replies in progress."""
 
 
-def always() -> bool:
-    return True
+def never() -> bool:
+    return False
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Where the randomness of a session comes from, besides each turn."""
+    """The part of the random numbers' key that is the same for all turns of a session."""
 
     seed: int = 0
     conversation: str = CONVERSATION
@@ -46,29 +53,29 @@ class Session:
     """One chat.
 
     Attributes:
-        dialogue: what was said.
+        tree: the exchanges.
         settings: of the next reply; changed by `use_settings`.
-        alternatives: what `/again` gave and `pick` chooses from.
+        alternatives: the replies of the last `again`, for `pick`.
     """
 
     def __init__(self, engine: Engine, settings: CellSettings, identity: Identity | None = None) -> None:
         self.engine = engine
-        self._template = lru_cache(maxsize=16)(_load_template)
+        self._load_template = lru_cache(maxsize=16)(_load_template)
         self.use_settings(settings)
         self.identity = identity or Identity()
-        self.dialogue = Dialogue()
+        self.tree = ConversationTree()
         self.alternatives: list[Exchange] = []
-        self._anchors = Anchors(engine, self.dialogue)
+        self._prefixes = PinnedPrefixes(engine, self.tree)
 
     def use_settings(self, settings: CellSettings) -> None:
-        """Make the replies to come with `settings`.
+        """Use `settings` for the next replies.
 
         Raises:
-            UsageError: they name token ids that the model does not have.
+            UsageError: they contain token ids that the model does not have.
             TemplateError: the template's file cannot be used.
         """
         settings.check_vocabulary(self.engine.model.spec.vocab_size)
-        self._template(settings.think, settings.template)
+        self._load_template(settings.think, settings.template)
         self.settings = settings
 
     @property
@@ -76,158 +83,177 @@ class Session:
         """Raises:
         TemplateError: the template's file cannot be used.
         """
-        return self._template(self.settings.think, self.settings.template)
+        return self._load_template(self.settings.think, self.settings.template)
+
+    def turn_settings(self) -> dict[str, Any]:
+        """`TURN_SETTINGS` of the next reply as JSON values."""
+        values = self.settings.model_dump(mode="json")
+        return {name: values[name] for name in TURN_SETTINGS}
 
     def begin(
-        self,
-        *,
-        system: str | None = None,
-        prelude: str | None = None,
-        state: State | None = None,
-        state_path: str | None = None,
-        state_sha256: str | None = None,
+        self, *, system: str | None = None, prelude: str | None = None, state_file: str | Path | None = None
     ) -> None:
-        """Start a dialogue; one that is there stays as a branch."""
-        tokens = tuple(self.engine.tokenizer.encode(self.template.opening(system, prelude)))
-        number = len(self.dialogue.openings)
-        if state is not None:
-            self._anchors.set_state(number, state)
-        self.dialogue.begin(Opening(number, system, prelude, tokens, state_path, state_sha256))
-        self._anchors.hold_branches()
+        """Start a conversation; an existing one stays as a branch.
 
-    def adopt(self, dialogue: Dialogue, states: Mapping[int, State]) -> None:
-        """Go on with a dialogue that was saved; `states` are the initial states by the openings' numbers."""
-        anchors = Anchors(self.engine, dialogue, states)
-        self._anchors.let_go()
-        self._anchors = anchors
-        self.dialogue = dialogue
-        self.alternatives = []
-
-    def use_engine(self, engine: Engine) -> None:
-        """Go on with another model: it reads the dialogue again when the next message comes.
+        Args:
+            state_file: the initial state; None for the zero state.
 
         Raises:
-            UsageError: a branch began with a state of the model so far, or the settings do not go with this one.
+            InputError: the state's file cannot be read, or is not a state of this model.
+            UsageError: the engine has no memory for another initial state.
         """
-        if any(opening.state is not None for opening in self.dialogue.openings):
-            raise UsageError(
-                "this dialogue began with an initial state of the model so far",
-                hint="leave, and start again with --model",
-            )
+        tokens = tuple(self.engine.tokenizer.encode(self.template.opening(system, prelude)))
+        opening = Opening(len(self.tree.openings), system, prelude, tokens)
+        if state_file is not None:
+            state, sha256 = self._read_state(state_file)
+            self._prefixes.add_state(opening.number, state)
+            opening = replace(opening, state=str(Path(state_file).resolve()), state_sha256=sha256)
+        self.tree.begin(opening)
+        self._prefixes.pin_branch_states()
+
+    def adopt(self, tree: ConversationTree, settings: CellSettings, identity: Identity) -> None:
+        """Continue a saved conversation.
+
+        Raises:
+            InputError: the file of an initial state cannot be read, or has changed.
+            UsageError: the settings do not fit the model, or the engine has no memory for another initial state.
+        """
+        states: dict[int, State] = {}
+        for opening in tree.openings:
+            if opening.state is not None:
+                states[opening.number], _ = self._read_state(opening.state, opening.state_sha256)
+        self.use_settings(settings)
+        prefixes = PinnedPrefixes(self.engine, tree)
+        for number, state in states.items():
+            prefixes.add_state(number, state)
+        self._prefixes.close()
+        self._prefixes = prefixes
+        self.identity = identity
+        self.tree = tree
+        self.alternatives = []
+
+    def _read_state(self, path: str | Path, saved_sha256: str | None = None) -> tuple[State, str]:
+        from rwkvbatch.model.states import load_state
+        from rwkvbatch.replay.identity import sha256_of_file
+
+        if saved_sha256 is not None and sha256_of_file(str(path), "initial state") != saved_sha256:
+            raise InputError("the initial state has changed since the session was saved", path=path)
+        state = load_state(path, self.engine.model.spec)
+        return state, saved_sha256 or sha256_of_file(str(path), "initial state")
+
+    def use_engine(self, engine: Engine) -> None:
+        """Continue with another model, which reads the conversation when the next message comes.
+
+        Raises:
+            UsageError: a branch began with a state of the previous model, or the settings do not fit this one.
+        """
+        hint = "leave, and start again with --model"
+        if any(opening.state is not None for opening in self.tree.openings):
+            raise UsageError("this conversation began with an initial state of the current model", hint=hint)
         if engine.tokenizer.sha256 != self.engine.tokenizer.sha256:
-            raise UsageError(
-                "the models have different vocabularies, so the one cannot read what the other has",
-                hint="leave, and start again with --model",
-            )
+            raise UsageError("the two models have different vocabularies", hint=hint)
         self.settings.check_vocabulary(engine.model.spec.vocab_size)
         self.engine = engine
-        self._anchors = Anchors(engine, self.dialogue)
+        self._prefixes = PinnedPrefixes(engine, self.tree)
 
-    def root(self, point: Point | None = None) -> int:
-        """The engine's number of the initial state before `point` (the head)."""
-        return self._anchors.root(point or self.dialogue.head)
-
-    def ask(self, user: str, *, on_text: Callable[[str], None] | None = None, go_on: GoOn = always) -> Exchange:
-        """The reply to `user`; the branch goes on from it.
+    def ask(self, user: str, *, on_text: OnText | None = None, should_stop: ShouldStop = never) -> Exchange:
+        """Reply to `user` at the end of the current branch.
 
         Raises:
             UsageError: `user` is empty.
-            NonFiniteLogitsError: the model has no reply.
+            NonFiniteLogitsError: the model produced no reply.
         """
-        self._check_message(user)
-        (exchange,) = self._answer(self.dialogue.head, user, (0,), on_text, go_on)
-        self.dialogue.add(exchange)
-        self._anchors.hold_branches()
-        return exchange
+        if not user.strip():
+            raise UsageError("the message is empty")
+        return self._add_reply(self.tree.head, user, 0, on_text, should_stop)
 
-    def retry(self, *, on_text: Callable[[str], None] | None = None, go_on: GoOn = always) -> Exchange:
-        """Another reply to the last message, in place of the last one.
+    def retry(self, *, on_text: OnText | None = None, should_stop: ShouldStop = never) -> Exchange:
+        """Replace the last reply by another one.
 
         Raises:
             UsageError: there is no last message.
         """
         last = self._last("/retry")
-        attempt = self.dialogue.next_attempt(last)
-        (exchange,) = self._answer(self.dialogue.before(last), last.user, (attempt,), on_text, go_on)
-        self.dialogue.add(exchange)
-        self._anchors.hold_branches()
-        return exchange
+        return self._add_reply(self.tree.before(last), last.user, self.tree.next_attempt(last), on_text, should_stop)
 
-    def again(self, count: int, *, go_on: GoOn = always) -> list[Exchange]:
-        """`count` more replies to the last message, made together; `pick` chooses one.
+    def again(self, count: int, *, should_stop: ShouldStop = never) -> list[Exchange]:
+        """`count` more replies to the last message, generated as one batch; `pick` chooses one.
 
         Raises:
             UsageError: there is no last message.
         """
         last = self._last("/again")
-        first = self.dialogue.next_attempt(last)
+        first = self.tree.next_attempt(last)
         attempts = range(first, first + count)
-        made = self._answer(self.dialogue.before(last), last.user, attempts, None, go_on)
-        for exchange in made:
-            self.dialogue.add(exchange, move=False)
-        self.alternatives = made
-        return made
+        self.alternatives = self._answer(self.tree.before(last), last.user, attempts, None, should_stop)
+        for exchange in self.alternatives:
+            self.tree.add(exchange, move=False)
+        return self.alternatives
 
     def pick(self, number: int) -> Exchange:
-        """Let the branch go on from alternative `number`, counted from 1.
+        """Continue the current branch from alternative `number`, counted from 1.
 
         Raises:
             UsageError: there is no such alternative.
         """
+        if not self.alternatives:
+            raise UsageError("/pick chooses a reply of /again, and there is none", hint="/again N makes N replies")
         if not 1 <= number <= len(self.alternatives):
-            allowed = f"1 to {len(self.alternatives)}" if self.alternatives else "one that /again has made"
-            raise UsageError(f"/pick needs the number of a reply, {allowed}; got {number}")
+            raise UsageError(f"/pick: the number must be in 1 to {len(self.alternatives)}, got {number}")
         chosen = self.alternatives[number - 1]
-        self.dialogue.move(chosen)
-        self._anchors.hold_branches()
+        self.tree.move(chosen)
+        self._prefixes.pin_branch_states()
         return chosen
 
-    def look(self, message: str | None = None) -> NextToken:
-        """What may come next: in the dialogue as it stands, or at the beginning of the reply to `message`.
+    def next_token(self, message: str | None = None) -> NextToken:
+        """Next-token logits and state at the end of the branch, or at the beginning of the reply to `message`.
 
         Raises:
-            UsageError: nothing was read yet, so that nothing can be expected.
+            UsageError: the conversation has no tokens yet.
         """
-        head, last = self.dialogue.head, self.dialogue.last
+        tree = self.tree
         if message is not None:
-            return self.engine.next_logits(self._turn(message), self._anchors.mark(head))
-        if last is not None:
-            return self.engine.next_logits(last.tokens, self._anchors.mark(self.dialogue.before(last)))
-        tokens = self.dialogue.openings[head.opening].tokens
-        if not tokens:
-            raise UsageError("nothing was said yet", hint="/top MESSAGE shows how the reply to it may begin")
-        return self.engine.next_logits(tokens, self.root())
+            return self.engine.next_logits(self._encode_turn(message), self._prefixes.root_after(tree.head))
+        if tree.last is not None:
+            return self.engine.next_logits(tree.last.tokens, self._prefixes.root_after(tree.before(tree.last)))
+        if not tree.opening.tokens:
+            raise UsageError("the conversation is empty", hint="/top MESSAGE shows how the reply to it may begin")
+        return self.engine.next_logits(tree.opening.tokens, self._prefixes.initial_root(tree.head))
 
     def logprobs(self, exchange: Exchange) -> tuple[float, ...]:
-        """Log-probabilities of the reply's tokens; computed when they are not known."""
+        """Log-probabilities of the reply's tokens; computed when unknown."""
         if exchange.logprobs or not exchange.ids:
             return exchange.logprobs
-        mark = self._anchors.mark(self.dialogue.before(exchange))
-        return self.engine.score(exchange.prompt, exchange.ids, mark).logprobs
+        root = self._prefixes.root_after(self.tree.before(exchange))
+        return self.engine.score(exchange.prompt, exchange.ids, root).logprobs
 
     def _last(self, command: str) -> Exchange:
-        last = self.dialogue.last
+        last = self.tree.last
         if last is None:
-            raise UsageError(f"{command} needs a message to answer again, and there is none yet")
+            raise UsageError(f"{command} repeats the last message, and there is none yet")
         return last
 
-    def _check_message(self, user: str) -> None:
-        if not user.strip():
-            raise UsageError("the message is empty")
-
-    def _turn(self, user: str) -> tuple[int, ...]:
+    def _encode_turn(self, user: str) -> tuple[int, ...]:
         return tuple(self.engine.tokenizer.encode(self.template.turn(user)))
+
+    def _add_reply(
+        self, position: Position, user: str, attempt: int, on_text: OnText | None, should_stop: ShouldStop
+    ) -> Exchange:
+        (exchange,) = self._answer(position, user, (attempt,), on_text, should_stop)
+        self.tree.add(exchange)
+        self._prefixes.pin_branch_states()
+        return exchange
 
     def _answer(
         self,
-        point: Point,
+        position: Position,
         user: str,
         attempts: Sequence[int],
-        on_text: Callable[[str], None] | None,
-        go_on: GoOn,
+        on_text: OnText | None,
+        should_stop: ShouldStop,
     ) -> list[Exchange]:
-        mark, prompt = self._anchors.mark(point), self._turn(user)
-        turn = self.dialogue.num_turns(point)
+        root, prompt = self._prefixes.root_after(position), self._encode_turn(user)
+        turn = self.tree.num_turns(position)
         seeds = [(self.identity.seed + attempt) % SEED_LIMIT for attempt in attempts]
         requests = [
             Request(
@@ -238,20 +264,20 @@ class Session:
                 max_seconds=self.settings.max_seconds,
                 stop=(*self.template.stops, *self.settings.stop),
                 closing=self.template.closing,
-                root=mark,
+                root=root,
             )
             for seed in seeds
         ]
-        replies = make_replies(self.engine, requests, on_text, go_on)
-        first = len(self.dialogue.exchanges)
+        replies = generate(self.engine, requests, on_text, should_stop)
+        first = len(self.tree.exchanges)
         return [
             Exchange(
-                number=first + place,
-                parent=point.exchange,
-                opening=point.opening,
+                number=first + index,
+                parent=position.exchange,
+                opening=position.opening,
                 turn=turn,
-                attempt=attempts[place],
-                seed=seeds[place],
+                attempt=attempts[index],
+                seed=seeds[index],
                 user=user,
                 prompt=prompt,
                 ids=reply.ids,
@@ -260,7 +286,7 @@ class Session:
                 raw=reply.text,
                 finish_reason=reply.finish_reason,
                 stopped_by=reply.stopped_by,
-                settings=self.kept_settings(),
+                settings=self.turn_settings(),
                 logprobs=reply.logprobs,
                 first_token_s=reply.timing.first_token_s,
                 total_s=reply.timing.total_s,
@@ -268,13 +294,118 @@ class Session:
                 num_cached=reply.num_cached,
                 weights_sha256=self.engine.model.spec.weights_sha256,
             )
-            for place, reply in enumerate(replies)
+            for index, reply in enumerate(replies)
         ]
 
-    def kept_settings(self) -> dict[str, Any]:
-        """The settings of the next reply that may change from turn to turn, JSON-ready."""
-        values = self.settings.model_dump(mode="json")
-        return {name: values[name] for name in KEPT_SETTINGS}
+
+class PinnedPrefixes:
+    """The positions of one tree in one engine's prefix cache.
+
+    Each opening has a root and each position a pinned prefix, so that a request names only the tokens of its own turn.
+    The states at the branches' ends are pinned. Openings begin with the zero state unless `add_state` set another one.
+    """
+
+    def __init__(self, engine: Engine, tree: ConversationTree) -> None:
+        self._engine = engine
+        self._tree = tree
+        self._roots: dict[Position, int] = {}
+        self._pinned_states: dict[Position, Node] = {}
+        self._initial_roots: dict[int, int] = {}
+
+    def add_state(self, opening: int, state: State) -> None:
+        """Use `state` as the initial state of `opening`, which has no exchanges yet.
+
+        Raises:
+            UsageError: the engine has no memory for another initial state.
+        """
+        self._initial_roots[opening] = self._engine.add_root(state)
+
+    def initial_root(self, position: Position) -> int:
+        """The engine's root that stands for the initial state of the position's opening."""
+        return self._initial_roots.get(position.opening, ZERO_ROOT)
+
+    def root_after(self, position: Position) -> int:
+        """The engine's root that stands for all tokens up to `position`."""
+        missing: list[Exchange] = []
+        while position not in self._roots and position.exchange is not None:
+            missing.append(self._tree.exchanges[position.exchange])
+            position = self._tree.before(missing[-1])
+        if position not in self._roots:
+            opening = self._tree.openings[position.opening]
+            self._roots[position] = self._engine.pin_prefix(opening.tokens, self.initial_root(position))
+        root = self._roots[position]
+        for exchange in reversed(missing):
+            root = self._engine.pin_prefix(exchange.tokens, root)
+            self._roots[Position(exchange.opening, exchange.number)] = root
+        return root
+
+    def pin_branch_states(self) -> None:
+        """Pin the states at the ends of all branches, and no others."""
+        ends = set(self._tree.branches.values())
+        for position in [position for position in self._pinned_states if position not in ends]:
+            self._engine.unpin_state(self._pinned_states.pop(position))
+        for position in ends - self._pinned_states.keys():
+            node = self._engine.pin_state((), self.root_after(position))
+            if node is not None:
+                self._pinned_states[position] = node
+
+    def close(self) -> None:
+        """Unpin all prefixes and release all states."""
+        for root in self._roots.values():
+            self._engine.unpin_prefix(root)
+        for node in self._pinned_states.values():
+            self._engine.unpin_state(node)
+        self._roots.clear()
+        self._pinned_states.clear()
+
+
+def generate(
+    engine: Engine, requests: Sequence[Request], on_text: OnText | None, should_stop: ShouldStop
+) -> list[Reply]:
+    """Replies to `requests`, in their order. The engine holds none of the requests afterwards, also after an error.
+
+    Args:
+        on_text: receives the text of all of them. An error that it raises ends the replies and is raised here.
+
+    Raises:
+        NonFiniteLogitsError: a reply has no finite logits.
+    """
+    errors: list[Exception] = []
+
+    def guarded(text: str) -> None:
+        # Called in the middle of an engine's step, which an error must not interrupt.
+        if on_text is not None and not errors:
+            try:
+                on_text(text)
+            except Exception as error:
+                errors.append(error)
+
+    ids: list[int] = []
+    replies: dict[int, Reply] = {}
+    try:
+        ids.extend(engine.submit(replace(request, on_text=guarded)) for request in requests)
+        while len(replies) < len(ids):
+            replies |= _step(engine)
+            if errors or should_stop():
+                break
+    finally:
+        # Also after an error: a request that stays in the engine would go on with the next message.
+        for request_id in ids:
+            if request_id not in replies:
+                engine.cancel(request_id)
+    if len(replies) < len(ids):
+        replies |= _step(engine)
+    if errors:
+        raise errors[0]
+    ordered = [replies[request_id] for request_id in ids]
+    for reply in ordered:
+        if reply.finish_reason == "error":
+            raise NonFiniteLogitsError(reply.error or "the model produced no reply", hint="/params shows the settings")
+    return ordered
+
+
+def _step(engine: Engine) -> dict[int, Reply]:
+    return {number: result for number, result in engine.step() if isinstance(result, Reply)}
 
 
 def _load_template(think: ThinkMode, template: str | None) -> PromptTemplate:

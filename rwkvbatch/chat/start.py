@@ -1,7 +1,8 @@
-"""From the command line's wishes to a running session."""
+"""Builds a session from command line arguments and runs it."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -10,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rwkvbatch.chat.command import Chat
+from rwkvbatch.chat.app import Chat, View
 from rwkvbatch.chat.session import Identity, Session
-from rwkvbatch.chat.storage import Transcript, default_path, describe, state_directory
-from rwkvbatch.chat.terminal import TerminalView, View, terminal_console
+from rwkvbatch.chat.storage import Transcript, default_path, state_directory
 from rwkvbatch.config import CellSettings, RunSettings, preset
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError
@@ -27,15 +27,15 @@ NO_PRELUDE = "none"
 DEFAULT_PRELUDE = "api-demo-chat"
 STATE_MEMORY = 2**28
 MAX_STATES = 64
-"""Undoing goes back over so many turns at once; what lies further back is read again."""
+"""Number of turns that `/undo` takes back without reading the conversation again."""
 
 
 @dataclass(frozen=True)
 class ChatArguments:
-    """What the command line gave.
+    """The command line's arguments.
 
     Attributes:
-        values: settings by their names, only those given.
+        values: the settings that were given, by name.
         transcript: a file; None for one in the user's state directory.
     """
 
@@ -54,40 +54,47 @@ class ChatArguments:
 
 
 def run_chat(arguments: ChatArguments) -> bool:
-    """Talk until the end; whether all went well.
+    """Run a session until its end; returns whether every line succeeded.
 
     Raises:
-        RwkvBatchError: the session cannot begin, or its transcript cannot be written.
+        RwkvBatchError: the session cannot start, or its transcript cannot be written.
     """
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     if arguments.raw and sys.stdout.isatty():
         raise UsageError(
-            "--raw is for pipes and files: model text may hold sequences that act upon a terminal",
-            hint="leave it out, or send the output somewhere else",
+            "--raw writes control characters of model text as they are, and standard output is a terminal",
+            hint="leave it out, or redirect the output",
         )
     if arguments.json and (sys.stdin.isatty() or arguments.raw):
         raise UsageError(
-            "--json is for messages that come from a pipe or a file, one a line, and needs no --raw",
+            "--json reads messages from a pipe or a file, one a line, and excludes --raw",
             hint="for example: printf 'hi\\n' | rwkvbatch chat --json",
         )
-    _let_text_pass()
-    chat = open_chat(arguments, _view(arguments, is_terminal=is_terminal), is_terminal=is_terminal)
-    from rwkvbatch.chat import loop
+    _use_utf8()
+    if is_terminal:
+        from rwkvbatch.chat.terminal import TerminalView, run_terminal, terminal_console
 
-    try:
-        if is_terminal:
-            loop.talk(chat, state_directory() / "chat-history")
+        chat = open_chat(arguments, TerminalView(terminal_console()), is_terminal=True)
+        with contextlib.closing(chat.transcript):
+            run_terminal(chat, state_directory() / "chat-history")
             return True
-        return loop.talk_plainly(chat, sys.stdin, loop.plain_prompt(sys.stderr))
-    finally:
-        chat.transcript.close()
+    from rwkvbatch.chat.pipe import JsonView, PlainView, run_lines
+
+    view: PlainView
+    if arguments.json:
+        view = JsonView(sys.stdout, sys.stderr, quiet=arguments.quiet)
+    else:
+        view = PlainView(sys.stdout, sys.stderr, raw=arguments.raw, quiet=arguments.quiet)
+    chat = open_chat(arguments, view, is_terminal=False)
+    with contextlib.closing(chat.transcript):
+        return run_lines(chat, sys.stdin, sys.stderr if sys.stdin.isatty() else None)
 
 
 def open_chat(arguments: ChatArguments, view: View, *, is_terminal: bool) -> Chat:
-    """Load what is asked for, and say what it is.
+    """Load the model and the session, and show what was loaded.
 
     Raises:
-        RwkvBatchError: something of it cannot be used.
+        RwkvBatchError: one of them cannot be used.
     """
     point = None
     if arguments.from_run is not None:
@@ -125,44 +132,50 @@ def _open_chat(
         row = point.rows[-1]
         identity = Identity(row.seed, row.conversation, row.repeat)
     session = Session(engine, settings, identity)
-    _begin(session, arguments, settings, prelude, point)
-    transcript = Transcript(_transcript_path(arguments))
-    chat = Chat(session, view, transcript, load_engine, is_terminal=is_terminal)
-    transcript.start(session, describe(session))
-    if not arguments.quiet:
-        _greet(chat, bundled=bundled)
+    session.begin(
+        system=arguments.system if point is None else point.system, prelude=prelude, state_file=settings.state
+    )
     if point is not None:
-        view.replay(session.dialogue.path())
-    if arguments.load is not None:
-        from rwkvbatch.chat.session_commands import load_into
+        from rwkvbatch.chat.runs import replay
 
-        load_into(chat, arguments.load)
+        replay(session, point)
+    path = arguments.transcript or default_path(state_directory() / "chats")
+    transcript = Transcript(None if arguments.no_transcript else path)
+    chat = Chat(session, view, transcript, load_engine, is_terminal=is_terminal)
+    transcript.start(session)
+    if not arguments.quiet:
+        _show_model(chat, bundled=bundled)
+    if point is not None:
+        view.replay(session.tree.path())
+    if arguments.load is not None:
+        from rwkvbatch.chat.session_commands import load
+
+        load(chat, arguments.load)
     return chat
 
 
 def chat_settings(settings: RunSettings, *, bundled: bool, point: RunPoint | None = None) -> CellSettings:
-    """The settings of a session: what was given, over what fits the model.
+    """The settings of a session: those that were given, over the model's defaults.
 
-    A user's model is sampled as API_DEMO_CHAT does. Its penalties count tokens, and the bundled model's are
-    single bytes, so they would keep it from writing the same letter twice: it is greedy and without penalties.
+    The bundled model is greedy and without penalties: they count tokens, its tokens are single bytes, and so they
+    would forbid letters. Other models are sampled as in API_DEMO_CHAT.
     """
-    if bundled:
-        fitting = preset("greedy")
-    else:
-        fitting = preset("api-demo-chat" if settings.state is None else "api-demo-chat-state")
-    values = {name: getattr(settings, name) for name in CellSettings.model_fields}
-    defaults: dict[str, Any] = dict(fitting)
     if point is not None:
         from rwkvbatch.chat.runs import settings_of
 
         defaults = settings_of(point)
+    elif bundled:
+        defaults = dict(preset("greedy"))
+    else:
+        defaults = dict(preset("api-demo-chat" if settings.state is None else "api-demo-chat-state"))
+    values = {name: getattr(settings, name) for name in CellSettings.model_fields}
     given = settings.model_fields_set
     values |= {name: value for name, value in defaults.items() if name not in given}
     return CellSettings.parse(values)
 
 
 def choose_prelude(settings: CellSettings, *, bundled: bool) -> str | None:
-    """The initial exchange's text: on by default, but not where the model or an initial state has no use for it.
+    """The text of the initial exchange; by default none for the bundled model or with an initial state.
 
     Raises:
         UsageError: its file cannot be read.
@@ -170,69 +183,23 @@ def choose_prelude(settings: CellSettings, *, bundled: bool) -> str | None:
     chosen = settings.prelude
     if chosen is None:
         chosen = NO_PRELUDE if bundled or settings.state is not None else DEFAULT_PRELUDE
-    if chosen == NO_PRELUDE:
-        return None
-    return load_prelude(chosen)
+    return None if chosen == NO_PRELUDE else load_prelude(chosen)
 
 
-def _begin(
-    session: Session,
-    arguments: ChatArguments,
-    settings: CellSettings,
-    prelude: str | None,
-    point: RunPoint | None,
-) -> None:
-    system = arguments.system if point is None else point.system
-    if settings.state is None:
-        session.begin(system=system, prelude=prelude)
-    else:
-        from rwkvbatch.model.states import load_state
-        from rwkvbatch.replay.identity import sha256_of_file
-
-        session.begin(
-            system=system,
-            prelude=prelude,
-            state=load_state(settings.state, session.engine.model.spec),
-            state_path=str(Path(settings.state).resolve()),
-            state_sha256=sha256_of_file(settings.state, "--state"),
-        )
-    if point is not None:
-        from rwkvbatch.chat.runs import replay
-
-        replay(session, point)
-
-
-def _greet(chat: Chat, *, bundled: bool) -> None:
-    session = chat.session
-    spec = session.engine.model.spec
+def _show_model(chat: Chat, *, bundled: bool) -> None:
+    spec = chat.session.engine.model.spec
     size = f"{spec.num_parameters / 1e6:.1f} M" if spec.num_parameters < 1e9 else f"{spec.num_parameters / 1e9:.1f} B"
     name = "the bundled demo model" if bundled else Path(spec.path).name
     chat.view.note(f"{name} · RWKV-{spec.generation}, {size} parameters, {spec.backend} {spec.dtype}")
     if bundled:
-        chat.view.note("a tiny one: greedy, no penalties, no initial exchange; yours with --model FILE")
+        chat.view.note("greedy, without penalties and initial exchange; use another model with --model FILE")
     if chat.is_terminal:
         chat.view.note("/help lists the commands · Ctrl-C stops a reply · Ctrl-D leaves")
         chat.view.gap()
 
 
-def _view(arguments: ChatArguments, *, is_terminal: bool) -> View:
-    if is_terminal:
-        return TerminalView(terminal_console())
-    from rwkvbatch.chat.pipe import JsonView, PlainView
-
-    if arguments.json:
-        return JsonView(sys.stdout, sys.stderr, quiet=arguments.quiet)
-    return PlainView(sys.stdout, sys.stderr, raw=arguments.raw, quiet=arguments.quiet)
-
-
-def _transcript_path(arguments: ChatArguments) -> Path | None:
-    if arguments.no_transcript:
-        return None
-    return arguments.transcript or default_path(state_directory() / "chats")
-
-
-def _let_text_pass() -> None:
-    """Read and write UTF-8 whatever the locale; what is no UTF-8 never ends the session."""
+def _use_utf8() -> None:
+    """Read and write UTF-8 in any locale; invalid input is replaced, and unencodable output is escaped."""
     for stream, errors in (
         (sys.stdin, "replace"),
         (sys.stdout, "backslashreplace"),

@@ -1,4 +1,4 @@
-"""Saved sessions: JSON with a version, the model's hash and a checksum. (Saved states: `model/states.py`.)"""
+"""Transcripts, which are written while a session runs, and saved sessions. Both contain the same JSON values."""
 
 from __future__ import annotations
 
@@ -8,51 +8,52 @@ import os
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from rwkvbatch.chat.session import Identity, Session
-from rwkvbatch.chat.tree import Dialogue, branch_values, dialogue_values, read_dialogue
+from rwkvbatch.chat.tree import read_tree, tree_values
 from rwkvbatch.config import with_full_names
 from rwkvbatch.errors import InputError, StorageError
 from rwkvbatch.files import PRIVATE_MODE, save_file
 
-if TYPE_CHECKING:
-    from rwkvbatch.model.base import ModelSpec, State
-
 FORMAT = 1
+KIND = "rwkvbatch-chat"
+MAX_SESSION_BYTES = 2**30
 PIECE_S = 0.2
-"""A reply under way is written at least so often."""
+"""Seconds after which the text of a reply in progress is written."""
 
 
 def default_path(directory: Path) -> Path:
-    """A name in `directory` that no other session has."""
+    """An unused file name in `directory`."""
     return directory / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}.jsonl"
 
 
 def state_directory() -> Path:
-    """The user's directory for transcripts and the history of the input line."""
+    """The user's directory for transcripts and the input history."""
     import platformdirs
 
     return platformdirs.user_state_path("rwkvbatch")
 
 
-def open_private(path: Path, flags: int = 0) -> int:
-    """A descriptor whose writes go to the end of `path`, which only its owner may read.
+def open_private(path: Path) -> int:
+    """A descriptor that appends to `path`; a new file is readable by its owner only.
 
     Raises:
-        OSError: it cannot be made or opened.
+        OSError: it cannot be created or opened.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | flags, PRIVATE_MODE)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, PRIVATE_MODE)
 
 
 class Transcript:
-    """Writes what happens to a file, or nowhere when `path` is None.
+    """A log of a session, one JSON object a line, from which the session can be restored after a crash.
+
+    Args:
+        path: the file to append to; None to write nothing.
 
     Raises:
-        StorageError: the file cannot be made.
+        StorageError: the file cannot be created.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -68,19 +69,23 @@ class Transcript:
             except OSError as error:
                 raise _unwritable(path, error) from None
 
-    def start(self, session: Session, about: Mapping[str, Any]) -> None:
-        """The first line of a session: which model, and with what it begins."""
+    def start(self, session: Session) -> None:
+        """Write the model, the settings and the whole tree; replaces what was written before."""
         self._num_openings = self._num_exchanges = 0
         self._branches = {}
-        self.event("start", format=FORMAT, **about)
-        self.keep(session)
+        self._event("start", format=FORMAT, **_session_values(session))
+        self.record(session)
+
+    def settings(self, session: Session) -> None:
+        """Write the settings after a change."""
+        self._event("settings", **_session_values(session))
 
     def typed(self, text: str) -> None:
-        """A message or a command, before it is acted upon."""
-        self.event("typed", text=text)
+        """Write a message or a command before it is executed."""
+        self._event("typed", text=text)
 
     def piece(self, text: str) -> None:
-        """A piece of a reply under way."""
+        """Write the next text of a reply in progress, within `PIECE_S`."""
         now_s = time.monotonic()
         if not self._piece:
             self._piece_since_s = now_s
@@ -88,41 +93,35 @@ class Transcript:
         if now_s - self._piece_since_s >= PIECE_S:
             self._flush_piece()
 
-    def keep(self, session: Session) -> None:
-        """What has become of the dialogue since the last call."""
+    def record(self, session: Session) -> None:
+        """Write what has changed in the tree since the last call."""
         self._piece = ""
-        content = session.dialogue
-        for opening in content.openings[self._num_openings :]:
-            self.event("opening", **vars(opening))
-        for exchange in content.exchanges[self._num_exchanges :]:
-            self.event("exchange", **vars(exchange))
-        self._num_openings, self._num_exchanges = len(content.openings), len(content.exchanges)
-        branches = branch_values(content)
-        if branches != self._branches:
-            self._branches = branches
-            self.event("branches", **branches)
-
-    def event(self, event: str, **values: Any) -> None:
-        """One line, on the disk when this returns.
-
-        Raises:
-            StorageError: it could not be written.
-        """
-        if event != "piece" and self._piece:
-            self._flush_piece()
-        self._write({"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **values}, sync=True)
+        values = tree_values(session.tree, self._num_openings, self._num_exchanges)
+        for opening in values.pop("openings"):
+            self._event("opening", **opening)
+        for exchange in values.pop("exchanges"):
+            self._event("exchange", **exchange)
+        self._num_openings, self._num_exchanges = len(session.tree.openings), len(session.tree.exchanges)
+        if values != self._branches:
+            self._branches = values
+            self._event("branches", **values)
 
     def close(self) -> None:
-        """What is left of a broken-off reply is written."""
+        """Write the rest of a reply in progress, and close the file."""
         if self._descriptor is not None:
             self._flush_piece()
             os.close(self._descriptor)
             self._descriptor = None
 
+    def _event(self, event: str, **values: Any) -> None:
+        """Write one line, which is durable when this returns."""
+        self._flush_piece()
+        self._write({"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **values}, sync=True)
+
     def _flush_piece(self) -> None:
         if self._piece:
             text, self._piece = self._piece, ""
-            # Not forced to the disk: it survives the end of this process, and the whole reply follows soon.
+            # No fsync: the line survives the end of this process, and the whole reply follows soon.
             self._write({"event": "piece", "text": text}, sync=False)
 
     def _write(self, values: Mapping[str, Any], *, sync: bool) -> None:
@@ -141,40 +140,24 @@ class Transcript:
 def _unwritable(path: Path | None, error: OSError) -> StorageError:
     return StorageError(
         f"{path}: the transcript cannot be written: {error.strerror}",
-        hint="give another file with --transcript, or none with --no-transcript",
+        hint="choose another file with --transcript, or none with --no-transcript",
     )
 
 
-KIND = "rwkvbatch-chat"
-MAX_SESSION_BYTES = 2**30
-
-
-@dataclass(frozen=True)
-class SavedSession:
-    """What `/load` needs. `settings` are those that may change from turn to turn, by their names."""
-
-    dialogue: Dialogue
-    settings: Mapping[str, Any]
-    identity: Identity
-    template: str | None
-
-
-def describe(session: Session) -> dict[str, Any]:
-    """All of a session but its dialogue, JSON-ready."""
+def _session_values(session: Session) -> dict[str, Any]:
+    """The session without its tree, as JSON values."""
     spec = session.engine.model.spec
     return {
         "model": {"path": spec.path, "weights_sha256": spec.weights_sha256},
         "tokenizer_sha256": session.engine.tokenizer.sha256,
-        "seed": session.identity.seed,
-        "conversation": session.identity.conversation,
-        "repeat": session.identity.repeat,
+        **vars(session.identity),
         "template": session.settings.template,
-        "settings": session.kept_settings(),
+        "settings": session.turn_settings(),
     }
 
 
 def save_session(session: Session, path: Path) -> None:
-    """Write the whole session, at once or not at all.
+    """Write the whole session, atomically.
 
     Raises:
         StorageError: it could not be written.
@@ -182,60 +165,47 @@ def save_session(session: Session, path: Path) -> None:
     content = {
         "kind": KIND,
         "format": FORMAT,
-        **describe(session),
-        "dialogue": dialogue_values(session.dialogue),
+        **_session_values(session),
+        "dialogue": tree_values(session.tree),
     }
     content["sha256"] = _checksum(content)
-    text = json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace")
-    save_file(path.expanduser(), [text, b"\n"], private=True)
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    save_file(path, [text.encode("utf-8", "backslashreplace"), b"\n"], private=True)
 
 
-def load_session(path: Path, spec: ModelSpec) -> SavedSession:
-    """A saved session, or the transcript of one that broke off.
+def load_session(session: Session, path: Path) -> None:
+    """Continue, in `session`, a saved session or the session of a transcript.
 
     Raises:
-        InputError: it cannot be read, is damaged, or belongs to another model.
+        InputError: the file, or that of an initial state, cannot be read, is damaged, or belongs to another model.
+        UsageError: the settings do not fit the model.
     """
+    spec = session.engine.model.spec
     content = _read(path)
     lines = [line for line in content.split("\n") if line.strip()]
     is_transcript = bool(lines) and '"event": "start"' in lines[0]
     values = _from_transcript(path, lines) if is_transcript else _from_session(path, content)
     if values.get("format") != FORMAT:
         raise InputError(
-            f"has format {values.get('format')!r}; this version reads {FORMAT}",
+            f"expected a session of format {FORMAT}, found {values.get('format')!r}",
             path=path,
-            hint="use the version that wrote it",
+            hint="use the version of rwkvbatch that wrote it",
         )
     try:
-        _refuse_other_model(path, str(values["model"]["weights_sha256"]), str(values["model"]["path"]), spec)
-        return SavedSession(
-            read_dialogue(values["dialogue"]),
-            with_full_names(values["settings"]),
-            Identity(int(values["seed"]), str(values["conversation"]), int(values["repeat"])),
-            values["template"],
-        )
+        sha256, name = str(values["model"]["weights_sha256"]), str(values["model"]["path"])
+        if sha256 != spec.weights_sha256:
+            raise InputError(
+                f"belongs to another model: expected weights {sha256[:12] or 'unknown'} ({name or 'unknown'}), "
+                f"found {spec.weights_sha256[:12]} ({spec.path})",
+                path=path,
+                hint="load that model with /model or --model first",
+            )
+        tree = read_tree(values["dialogue"])
+        identity = Identity(int(values["seed"]), str(values["conversation"]), int(values["repeat"]))
+        settings = {"template": values["template"], **with_full_names(values["settings"])}
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(f"is not a whole session: {type(error).__name__}: {error}", path=path) from None
-
-
-def restore(session: Session, saved: SavedSession) -> None:
-    """Let `session` go on where `saved` ended.
-
-    Raises:
-        UsageError, InputError: an initial state's file is not what it was, or the settings do not go with the model.
-    """
-    from rwkvbatch.model.states import load_state
-    from rwkvbatch.replay.identity import sha256_of_file
-
-    states: dict[int, State] = {}
-    for opening in saved.dialogue.openings:
-        if opening.state is not None:
-            if sha256_of_file(opening.state, "the initial state") != opening.state_sha256:
-                raise InputError("is not the initial state that this session began with", path=opening.state)
-            states[opening.number] = load_state(opening.state, session.engine.model.spec)
-    session.use_settings(session.settings.replace(**{"template": saved.template, **saved.settings}))
-    session.identity = saved.identity
-    session.adopt(saved.dialogue, states)
+        raise InputError(f"is not a complete session: {type(error).__name__}: {error}", path=path) from None
+    session.adopt(tree, session.settings.replace(**settings), identity)
 
 
 def _from_session(path: Path, content: str) -> dict[str, Any]:
@@ -244,57 +214,47 @@ def _from_session(path: Path, content: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"is not a saved session: {error}", path=path) from None
     if not isinstance(values, dict) or cast("dict[str, Any]", values).get("kind") != KIND:
-        raise InputError("is not a saved session", path=path, hint="/save FILE and the transcript write them")
+        raise InputError("is not a saved session", path=path, hint="expected a file of /save, or a transcript")
     found = cast("dict[str, Any]", values)
     if found.pop("sha256", None) != _checksum(found):
-        raise InputError("is damaged: its checksum does not match", path=path)
+        raise InputError("is a damaged session: its checksum does not match", path=path)
     return found
 
 
 def _from_transcript(path: Path, lines: list[str]) -> dict[str, Any]:
-    """The session as its last whole line left it; what follows another `start` takes the place of what was before."""
+    """The values of the session that the last `start` began; an incomplete last line is ignored."""
     values: dict[str, Any] = {}
-    dialogue: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     for number, line in enumerate(lines, start=1):
         try:
             event = json.loads(line)
             kind = event.pop("event")
-        except (ValueError, AttributeError, KeyError):
+        except (ValueError, AttributeError, KeyError, RecursionError):
             if number == len(lines):
                 break
-            raise InputError("is damaged", path=path, line=number) from None
+            raise InputError("is a damaged transcript: this line is not an event", path=path, line=number) from None
         event.pop("time", None)
         if kind == "start":
             values = event
-            dialogue = {"openings": [], "exchanges": []}
+            tree = {"openings": [], "exchanges": []}
         elif kind in ("opening", "exchange"):
-            dialogue[f"{kind}s"].append(event)
+            tree[f"{kind}s"].append(event)
         elif kind == "settings":
             values |= event
         elif kind == "branches":
-            dialogue |= event
-    return {**values, "dialogue": dialogue}
-
-
-def _refuse_other_model(path: Path, sha256: str, name: str, spec: ModelSpec) -> None:
-    if sha256 != spec.weights_sha256:
-        raise InputError(
-            f"belongs to another model: its weights are {sha256[:12] or 'unknown'} ({name or 'unknown'}), "
-            f"those here {spec.weights_sha256[:12]} ({spec.path})",
-            path=path,
-            hint="load that model with /model or --model first",
-        )
+            tree |= event
+    return {**values, "dialogue": tree}
 
 
 def _read(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_SESSION_BYTES:
-            raise InputError(f"is larger than {MAX_SESSION_BYTES:,} bytes", path=path)
+            raise InputError(f"is larger than {MAX_SESSION_BYTES:,} bytes, the most for a session", path=path)
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", path=path) from None
     except UnicodeDecodeError:
-        raise InputError("is not a saved session: it is no text", path=path) from None
+        raise InputError("is not a saved session: it is not UTF-8 text", path=path) from None
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

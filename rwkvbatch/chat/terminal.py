@@ -1,80 +1,55 @@
-"""What people see: replies as they come, notes, tables. The kind for terminals; those for pipes are in `plain_view`."""
+"""The front end for terminals: an input line with completion, and replies drawn while they are generated."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from rich.console import Console, RenderableType
-from rich.padding import Padding
+from prompt_toolkit import PromptSession
+from prompt_toolkit.application.current import get_app
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition, is_searching
+from prompt_toolkit.formatted_text import FormattedText
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.styles import Style
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rwkvbatch.chat.app import Chat, end_note, uncut
+from rwkvbatch.chat.commands import COMMANDS, handle_line
 from rwkvbatch.chat.live import (
+    MARKDOWN,
+    THINKING,
     ChatMarkdown,
     LiveText,
-    MarkdownSource,
-    ThinkingSource,
     split_thinking,
     thinking_text,
 )
+from rwkvbatch.chat.storage import open_private
 from rwkvbatch.chat.tree import Exchange
 from rwkvbatch.errors import RwkvBatchError
 from rwkvbatch.prompt.escaping import printable
 
 FRAME_S = 1 / 30
+STATUS_S = 0.5
+"""The status row is drawn at least this often while a reply is generated."""
+
 MIN_COLUMN_WIDTH = 36
-"""Alternatives are shown side by side where each has so many columns."""
+"""Alternatives are shown side by side where each has this many columns."""
 
-_ENDS = {
-    "length": "stopped at {tokens} tokens · /set max_tokens N allows more",
-    "time": "stopped by the time limit",
-    "cancelled": "stopped",
-    "eos": "",
-    "stop": "",
-}
-
-
-class View(Protocol):
-    """Where a session's words go."""
-
-    folded: bool
-    """Whether thinking parts are hidden."""
-
-    def begin_reply(self, begun: str) -> None:
-        """A reply is about to come; `begun` is the part of it that the prompt gave."""
-        ...
-
-    def piece(self, text: str) -> None: ...
-    def tick(self) -> None:
-        """The model has made a step."""
-        ...
-
-    def end_reply(self, exchange: Exchange | None) -> None:
-        """The reply is complete, or (None) will never be."""
-        ...
-
-    def gap(self) -> None:
-        """An empty row where people look for one, unless there is one."""
-        ...
-
-    def note(self, text: str) -> None: ...
-    def problem(self, error: RwkvBatchError) -> None: ...
-    def show(self, content: RenderableType) -> None:
-        """The answer to a command."""
-        ...
-
-    def replay(self, exchanges: Sequence[Exchange]) -> None:
-        """What was said before, again."""
-        ...
-
-    def alternatives(self, exchanges: Sequence[Exchange]) -> None: ...
+STYLE = Style.from_dict(
+    {"mark": "bold ansicyan", "bottom-toolbar": "noreverse ansibrightblack", "completion-menu": "noinherit"}
+)
 
 
 class TerminalView:
-    """A terminal of any size, with or without colour."""
+    """Shows a session on a terminal of any size, with or without colour."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -83,7 +58,6 @@ class TerminalView:
         self._thinking: LiveText | None = None
         self._answer: LiveText | None = None
         self._waiting: LiveText | None = None
-        self._num_shown = [0, 0]
         self._num_tokens = 0
         self._active = self._gap = False
         self._begun_s = self._last_frame_s = 0.0
@@ -92,7 +66,6 @@ class TerminalView:
     def begin_reply(self, begun: str) -> None:
         self._text = begun.lstrip()
         self._thinking = self._answer = self._waiting = None
-        self._num_shown = [0, 0]
         self._num_tokens = 0
         self._active = True
         self._begun_s = time.monotonic()
@@ -112,9 +85,9 @@ class TerminalView:
 
     def _draw_frame(self) -> None:
         now_s = time.monotonic()
-        if now_s - self._last_frame_s >= FRAME_S and (self._dirty or now_s - self._last_frame_s >= 0.5):
+        if now_s - self._last_frame_s >= FRAME_S and (self._dirty or now_s - self._last_frame_s >= STATUS_S):
             self._draw(self._status(now_s))
-            # Taken after drawing: on a slow line the reply, not the drawing, gets the time.
+            # Read after drawing: on a slow connection the reply gets the time, not the drawing.
             self._last_frame_s = time.monotonic()
             self._dirty = False
 
@@ -163,63 +136,51 @@ class TerminalView:
             self._end_with_gap()
 
     def alternatives(self, exchanges: Sequence[Exchange]) -> None:
-        width = self.console.width
-        side_by_side = width // max(len(exchanges), 1) >= MIN_COLUMN_WIDTH
-        grid = Table.grid(expand=True, padding=(0, 2))
-        cells: list[RenderableType] = []
-        for number, exchange in enumerate(exchanges, start=1):
-            title = Text.assemble((f"{number}", "bold cyan"), (f"  {_figures(exchange)}", "dim"))
-            cell = Table.grid(expand=True)
-            cell.add_row(title)
-            cell.add_row(self._reply(exchange))
-            cells.append(cell)
-        for _ in range(len(cells) if side_by_side else 1):
-            grid.add_column(ratio=1)
-        if side_by_side:
-            grid.add_row(*cells)
-        else:
+        cells = [
+            Group(Text.assemble((f"{number}", "bold cyan"), (f"  {_figures(exchange)}", "dim")), self._reply(exchange))
+            for number, exchange in enumerate(exchanges, start=1)
+        ]
+        if self.console.width // max(len(cells), 1) < MIN_COLUMN_WIDTH:
             for cell in cells:
-                grid.add_row(cell)
-                grid.add_row("")
+                self.console.print(cell, "")
+            return
+        grid = Table.grid(expand=True, padding=(0, 2))
+        for _ in cells:
+            grid.add_column(ratio=1)
+        grid.add_row(*cells)
         self.console.print(grid)
 
     def _reply(self, exchange: Exchange) -> RenderableType:
         thought, answer = split_thinking(exchange.reply)
-        body = Table.grid()
-        if thought is not None and not self.folded:
-            body.add_row(thinking_text(thought.strip()))
-        elif thought is not None:
-            body.add_row(_folded(thought))
-        body.add_row(ChatMarkdown(printable(answer.strip())))
-        return Padding(body, 0)
+        parts: list[RenderableType] = [ChatMarkdown(printable(answer.strip()))]
+        if thought is not None:
+            parts.insert(0, _folded(thought) if self.folded else thinking_text(thought.strip()))
+        return Group(*parts)
 
     def _draw(self, status: Text | None) -> None:
         thought, answer = split_thinking(self._text)
         if thought is not None and self._answer is None:
             if self._thinking is None:
-                self._thinking = LiveText(self.console, ThinkingSource())
+                self._thinking = LiveText(self.console, THINKING)
             if not self.folded:
-                self._push(self._thinking, 0, thought.strip("\n") if answer else thought.lstrip("\n"))
+                shown = thought.strip("\n") if answer else thought.lstrip("\n")
+                self._thinking.push(shown[self._thinking.num_pushed :])
         answer = answer.lstrip()
         if status is None:
             answer = answer.rstrip()
         if answer:
             if self._answer is None:
                 self._close_thinking(thought)
-                self._answer = LiveText(self.console, MarkdownSource())
-            self._push(self._answer, 1, answer)
+                self._answer = LiveText(self.console, MARKDOWN)
+            self._answer.push(answer[self._answer.num_pushed :])
         live = self._answer or self._thinking
         if live is None:
-            # Only the status is there to be seen.
-            live = self._waiting = self._waiting or LiveText(self.console, ThinkingSource())
+            # There is only the status to show.
+            live = self._waiting = self._waiting or LiveText(self.console, THINKING)
         elif self._waiting is not None:
             self._waiting.draw()
             self._waiting = None
         live.draw(status)
-
-    def _push(self, live: LiveText, which: int, text: str) -> None:
-        live.push(text[self._num_shown[which] :])
-        self._num_shown[which] = max(len(text), self._num_shown[which])
 
     def _close_thinking(self, thought: str | None) -> None:
         if self._thinking is None:
@@ -240,20 +201,8 @@ class TerminalView:
 
 
 def terminal_console() -> Console:
-    """The console of standard output; `NO_COLOR` is obeyed."""
+    """The console of standard output, which obeys `NO_COLOR`."""
     return Console(file=sys.stdout, highlight=False, emoji=False, markup=False)
-
-
-def uncut(content: RenderableType) -> RenderableType:
-    """The same; what is too wide for its column of a table is folded, not cut off."""
-    for column in content.columns if isinstance(content, Table) else ():
-        column.overflow = "fold"
-    return content
-
-
-def end_note(exchange: Exchange) -> str:
-    """How the reply ended, when it is worth saying."""
-    return _ENDS.get(exchange.finish_reason, exchange.finish_reason).format(tokens=len(exchange.ids))
 
 
 def _figures(exchange: Exchange) -> str:
@@ -262,3 +211,120 @@ def _figures(exchange: Exchange) -> str:
 
 def _folded(thought: str) -> Text:
     return Text(f"▸ {len(thought.split())} words of thinking · /fold off", style="dim italic")
+
+
+class CommandCompleter(Completer):
+    """Completes commands, their arguments, and file names."""
+
+    def __init__(self, chat: Chat) -> None:
+        self._chat = chat
+        self._paths = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        line = document.text_before_cursor
+        if not line.startswith("/") or "\n" in line:
+            return
+        name, space, argument = line[1:].partition(" ")
+        if not space:
+            for command in COMMANDS.values():
+                if command.name.startswith(name):
+                    yield Completion(f"/{command.name}", -len(line), display=command.usage, display_meta=command.help)
+            return
+        command = COMMANDS.get(name)
+        if command is None:
+            return
+        before, _, word = argument.rpartition(" ")
+        choices = command.argument.choices
+        for choice in choices(self._chat, before) if choices is not None else ():
+            if choice.startswith(word):
+                yield Completion(choice, -len(word))
+        if command.argument.is_file and (before or choices is None):
+            yield from self._paths.get_completions(Document(word, len(word)), complete_event)
+
+
+def line_input(chat: Chat, history_path: Path) -> PromptSession[str]:
+    """The input line, with a status row below it and a history that is kept between sessions."""
+
+    def status() -> FormattedText:
+        return FormattedText([("", status_line(chat, get_app().output.get_size().columns))])
+
+    return PromptSession(
+        FormattedText([("class:mark", "› ")]),
+        history=_history(history_path),
+        completer=CommandCompleter(chat),
+        complete_while_typing=Condition(lambda: get_app().current_buffer.text.startswith("/")),
+        key_bindings=_keys(),
+        multiline=True,
+        prompt_continuation="  ",
+        bottom_toolbar=status,
+        enable_open_in_editor=True,
+        enable_suspend=True,
+        tempfile_suffix=".md",
+        style=STYLE,
+        reserve_space_for_menu=6,
+    )
+
+
+def _history(path: Path) -> History:
+    try:
+        os.close(open_private(path))
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(path)
+
+
+def _keys() -> KeyBindings:
+    keys = KeyBindings()
+
+    @keys.add("enter", filter=~is_searching)
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.complete_state is not None and buffer.complete_state.current_completion is not None:
+            buffer.complete_state = None
+        buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    return keys
+
+
+def status_line(chat: Chat, columns: int) -> str:
+    """The status row below the input line; the least important parts are left out on a narrow terminal."""
+    session, settings, last = chat.session, chat.session.settings, chat.session.tree.last
+    parts = [session.tree.current, f"turn {session.tree.num_turns() + 1}"]
+    if last is not None:
+        parts.append(f"{len(last.ids)} tokens")
+        if last.tokens_per_s:
+            parts.append(f"{last.tokens_per_s:.0f}/s")
+        parts.append(f"first {last.first_token_s * 1000:.0f} ms")
+    parts.append("greedy" if settings.sampling.greedy else f"temp {settings.temperature:g} top_p {settings.top_p:g}")
+    if settings.think != "off":
+        parts.append(f"think {settings.think}")
+    parts += [f"seed {session.identity.seed}", Path(session.engine.model.spec.path).stem]
+    line = ""
+    for part in parts:
+        longer = f"{line} · {part}" if line else part
+        if len(longer) > columns - 1:
+            break
+        line = longer
+    return printable(line, keep_newlines=False)
+
+
+def run_terminal(chat: Chat, history_path: Path) -> None:
+    """Read and execute lines until Ctrl-D or `/quit`."""
+    session = line_input(chat, history_path)
+    while not chat.left:
+        try:
+            line = session.prompt()
+        except KeyboardInterrupt:
+            chat.view.note("Ctrl-D leaves")
+            continue
+        except EOFError:
+            break
+        try:
+            handle_line(chat, line)
+        except KeyboardInterrupt:
+            chat.view.note("stopped")
+        chat.view.gap()

@@ -1,9 +1,9 @@
-"""A dialogue as JSON values, and back: what was read is a dialogue only if all its numbers fit together."""
+"""The tree of a chat's exchanges with its branches, and the tree as JSON values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -12,16 +12,16 @@ from rwkvbatch.errors import UsageError
 
 MAIN = "main"
 REFERENCE = "reference"
-"""How a reply ended that no model has made: the script gave it."""
+"""How a reply ended that comes from the script and not from a model."""
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How a dialogue begins.
+    """How a conversation begins.
 
     Attributes:
-        number: its place in `Dialogue.openings`.
-        tokens: what is read before the first turn; may be none.
+        number: its index in `ConversationTree.openings`.
+        tokens: what the model reads before the first turn; may be empty.
         state: file of the initial state; None for the zero state. state_sha256: of that file.
     """
 
@@ -35,21 +35,21 @@ class Opening:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A message and its reply.
+    """A user message and its reply.
 
     Attributes:
-        number: its place in `Dialogue.exchanges`. parent: that of the exchange before it, None after an opening.
-        turn: how many exchanges came before it.
-        attempt: how often the same message was answered at the same point before; part of `seed`.
-        prompt: tokens of the message and the beginning of the reply, as they follow the parent's.
-        ids: the reply's tokens as generated. rest: what the next turn follows, after `prompt`: the reply's tokens
-            and the closing ones.
+        number: its index in `ConversationTree.exchanges`. parent: that of the previous exchange, None for the first.
+        turn: number of exchanges before it.
+        attempt: number of earlier replies to the same message at the same position; added to the seed.
+        prompt: tokens of the message and of the beginning of the reply.
+        ids: the reply's tokens as generated. rest: the tokens between `prompt` and the next turn: the reply's and the
+            closing ones.
         reply: the reply as shown. raw: without the thinking part that the prompt began, not stripped.
-        settings: sampling, stopping and thinking mode that it was made with, by their names.
-        logprobs: of `ids`; none when they are not known.
-        first_token_s, total_s: seconds from the request on.
-        num_read, num_cached: prompt tokens that were read for it, and those that did not have to be.
-        weights_sha256: of the model that replied; empty when it is not known.
+        settings: sampling, stopping and thinking mode of the reply, by name.
+        logprobs: of `ids`; empty when unknown.
+        first_token_s, total_s: seconds since the request.
+        num_read, num_cached: prompt tokens that were read, and those whose state was cached.
+        weights_sha256: of the model that replied; empty when unknown.
     """
 
     number: int
@@ -76,97 +76,101 @@ class Exchange:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """All that it adds to the history."""
+        """All tokens that it adds to the history."""
         return (*self.prompt, *self.rest)
 
     @property
     def tokens_per_s(self) -> float:
-        """Reply tokens per second, once the first was there."""
+        """Reply tokens per second after the first token."""
         seconds = self.total_s - self.first_token_s
         return (len(self.ids) - 1) / seconds if seconds > 0 and len(self.ids) > 1 else 0.0
 
 
 @dataclass(frozen=True)
-class Point:
-    """A place in the tree: after an exchange, or after an opening when `exchange` is None."""
+class Position:
+    """A node of the tree: after an exchange, or after an opening when `exchange` is None."""
 
     opening: int
     exchange: int | None = None
 
 
 @dataclass
-class Dialogue:
-    """The tree, its branches, and which of them is the current one."""
+class ConversationTree:
+    """All openings and exchanges, the branches' ends, and the current branch."""
 
     openings: list[Opening] = field(default_factory=list[Opening])
     exchanges: list[Exchange] = field(default_factory=list[Exchange])
-    branches: dict[str, Point] = field(default_factory=dict[str, Point])
+    branches: dict[str, Position] = field(default_factory=dict[str, Position])
     current: str = MAIN
 
     def __post_init__(self) -> None:
-        self._num_attempts: dict[tuple[Point, str], int] = {}
+        self._num_attempts: dict[tuple[Position, str], int] = {}
         for exchange in self.exchanges:
             self._count_attempt(exchange)
 
     @property
-    def head(self) -> Point:
-        """Where the next message follows."""
+    def head(self) -> Position:
+        """The end of the current branch."""
         return self.branches[self.current]
 
     @property
+    def opening(self) -> Opening:
+        """The opening of the current branch."""
+        return self.openings[self.head.opening]
+
+    @property
     def last(self) -> Exchange | None:
-        """The exchange that the head stands behind."""
+        """The last exchange of the current branch."""
         return self.exchange(self.head)
 
-    def exchange(self, point: Point) -> Exchange | None:
-        """The one that `point` stands behind."""
-        return None if point.exchange is None else self.exchanges[point.exchange]
+    def exchange(self, position: Position) -> Exchange | None:
+        """The last exchange before `position`."""
+        return None if position.exchange is None else self.exchanges[position.exchange]
 
-    def num_turns(self, point: Point | None = None) -> int:
-        """How many exchanges there are up to `point` (the head)."""
-        last = self.exchange(point or self.head)
+    def num_turns(self, position: Position | None = None) -> int:
+        """Number of exchanges up to `position` (the head)."""
+        last = self.exchange(position or self.head)
         return 0 if last is None else last.turn + 1
 
-    def path(self, point: Point | None = None) -> list[Exchange]:
-        """The exchanges up to `point` (the head), first one first."""
-        return list(self._upwards(point or self.head))[::-1]
+    def path(self) -> list[Exchange]:
+        """The exchanges of the current branch, oldest first."""
+        return list(self._newest_first(self.head))[::-1]
 
-    def history(self, point: Point | None = None) -> tuple[int, ...]:
-        """All tokens up to `point` (the head)."""
-        at = point or self.head
-        tokens = list(self.openings[at.opening].tokens)
-        for exchange in self.path(at):
+    def history(self) -> tuple[int, ...]:
+        """All tokens of the current branch."""
+        tokens = list(self.opening.tokens)
+        for exchange in self.path():
             tokens += exchange.tokens
         return tuple(tokens)
 
-    def before(self, exchange: Exchange) -> Point:
-        """The point that `exchange` follows."""
-        return Point(exchange.opening, exchange.parent)
+    def before(self, exchange: Exchange) -> Position:
+        """The position that `exchange` follows."""
+        return Position(exchange.opening, exchange.parent)
 
     def next_attempt(self, exchange: Exchange) -> int:
-        """The number of another answer to the same message at the same point."""
+        """The attempt number of another reply to the same message at the same position."""
         return self._num_attempts[self.before(exchange), exchange.user]
 
     def begin(self, opening: Opening) -> None:
-        """Start over behind `opening`, as a new branch; the branch so far stays as it is."""
+        """Start a conversation at `opening`; existing branches stay, and a new one becomes the current one."""
         self.openings.append(opening)
         if self.branches:
             self.current = self._unused_name()
-        self.branches[self.current] = Point(opening.number)
+        self.branches[self.current] = Position(opening.number)
 
     def add(self, exchange: Exchange, *, move: bool = True) -> None:
-        """Put `exchange` into the tree; with `move` the current branch goes on from it."""
+        """Add `exchange`; with `move` it becomes the end of the current branch."""
         self.exchanges.append(exchange)
         self._count_attempt(exchange)
         if move:
             self.move(exchange)
 
     def move(self, exchange: Exchange) -> None:
-        """Let the current branch end with `exchange`."""
-        self.branches[self.current] = Point(exchange.opening, exchange.number)
+        """Make `exchange` the end of the current branch."""
+        self.branches[self.current] = Position(exchange.opening, exchange.number)
 
     def undo(self, count: int = 1) -> list[Exchange]:
-        """Step back over `count` exchanges; returns them.
+        """Remove the last `count` exchanges from the current branch and return them, oldest first.
 
         Raises:
             UsageError: the branch has fewer.
@@ -174,45 +178,45 @@ class Dialogue:
         num_turns = self.num_turns()
         if not 1 <= count <= num_turns:
             if not num_turns:
-                raise UsageError("/undo: there is no turn to take back")
-            raise UsageError(f"/undo can take back 1 to {num_turns}; got {count}")
-        undone = list(islice(self._upwards(self.head), count))[::-1]
+                raise UsageError("/undo: the branch has no turns")
+            raise UsageError(f"/undo: the number of turns must be in 1 to {num_turns}, got {count}")
+        undone = list(islice(self._newest_first(self.head), count))[::-1]
         self.branches[self.current] = self.before(undone[0])
         return undone
 
     def branch(self, name: str | None = None) -> str:
-        """Name the head anew and go on under that name; returns it.
+        """Start a branch at the head, make it the current one, and return its name.
 
         Raises:
             UsageError: the name is taken.
         """
         chosen = name or self._unused_name()
         if chosen in self.branches:
-            raise UsageError(f"there is a branch {chosen!r} already", hint=f"/switch {chosen} goes there")
+            raise UsageError(f"a branch {chosen!r} exists already", hint=f"/switch {chosen} goes to it")
         self.branches[chosen] = self.head
         self.current = chosen
         return chosen
 
     def switch(self, name: str) -> None:
-        """Go on with the branch `name`.
+        """Make the branch `name` the current one.
 
         Raises:
-            UsageError: there is none.
+            UsageError: there is no such branch.
         """
         if name not in self.branches:
-            raise UsageError(f"/switch needs one of {', '.join(self.branches)}; got {name!r}")
+            raise UsageError(f"/switch: the branch must be one of {', '.join(self.branches)}; got {name!r}")
         self.current = name
 
-    def _upwards(self, point: Point) -> Iterator[Exchange]:
-        number = point.exchange
+    def _newest_first(self, position: Position) -> Iterator[Exchange]:
+        number = position.exchange
         while number is not None:
             exchange = self.exchanges[number]
             yield exchange
             number = exchange.parent
 
     def _count_attempt(self, exchange: Exchange) -> None:
-        place = (self.before(exchange), exchange.user)
-        self._num_attempts[place] = max(self._num_attempts.get(place, 0), exchange.attempt + 1)
+        key = (self.before(exchange), exchange.user)
+        self._num_attempts[key] = max(self._num_attempts.get(key, 0), exchange.attempt + 1)
 
     def _unused_name(self) -> str:
         number = len(self.branches) + 1
@@ -221,56 +225,50 @@ class Dialogue:
         return f"branch-{number}"
 
 
-def dialogue_values(dialogue: Dialogue) -> dict[str, Any]:
-    """All of it, JSON-ready."""
+def tree_values(tree: ConversationTree, first_opening: int = 0, first_exchange: int = 0) -> dict[str, Any]:
+    """The tree as JSON values; of openings and exchanges only those from the given numbers on."""
     return {
-        "openings": [asdict(opening) for opening in dialogue.openings],
-        "exchanges": [asdict(exchange) for exchange in dialogue.exchanges],
-        **branch_values(dialogue),
+        "openings": [{**vars(opening)} for opening in tree.openings[first_opening:]],
+        "exchanges": [{**vars(exchange)} for exchange in tree.exchanges[first_exchange:]],
+        "branches": {name: {**vars(position)} for name, position in tree.branches.items()},
+        "current": tree.current,
     }
 
 
-def branch_values(dialogue: Dialogue) -> dict[str, Any]:
-    """Where the branches are, JSON-ready."""
-    return {
-        "branches": {name: asdict(point) for name, point in dialogue.branches.items()},
-        "current": dialogue.current,
-    }
-
-
-def read_dialogue(values: Mapping[str, Any]) -> Dialogue:
-    """The opposite of `dialogue_values`.
+def read_tree(values: Mapping[str, Any]) -> ConversationTree:
+    """The inverse of `tree_values`.
 
     Raises:
-        KeyError, TypeError, ValueError: `values` is not a dialogue's.
+        KeyError, TypeError, ValueError: `values` is not a consistent tree.
     """
-    dialogue = Dialogue(
+    tree = ConversationTree(
         [_opening(item) for item in values["openings"]],
         [_exchange(item) for item in values["exchanges"]],
-        {str(name): Point(**point) for name, point in values["branches"].items()},
+        {str(name): Position(**position) for name, position in values["branches"].items()},
         str(values["current"]),
     )
-    for place, opening in enumerate(dialogue.openings):
-        if opening.number != place:
-            raise ValueError(f"opening {place} has the number {opening.number}")
-    for place, exchange in enumerate(dialogue.exchanges):
-        _check_place(dialogue, place, exchange)
-    for point in [*dialogue.branches.values(), dialogue.head]:
-        _check_number(dialogue.openings, point.opening)
-        if point.exchange is not None:
-            _check_number(dialogue.exchanges, point.exchange)
-    return dialogue
+    for number, opening in enumerate(tree.openings):
+        if opening.number != number:
+            raise ValueError(f"opening {number} has the number {opening.number}")
+    for number, exchange in enumerate(tree.exchanges):
+        _check_exchange(tree, number, exchange)
+    for position in [*tree.branches.values(), tree.head]:
+        _check_number(tree.openings, position.opening)
+        if position.exchange is not None:
+            _check_number(tree.exchanges, position.exchange)
+    return tree
 
 
-def _check_place(dialogue: Dialogue, place: int, exchange: Exchange) -> None:
-    follows = place if exchange.parent is None else exchange.parent + 1
-    if exchange.number != place or not 0 <= follows <= place:
-        raise ValueError(f"exchange {place} is out of place")
-    if exchange.turn != dialogue.num_turns(dialogue.before(exchange)):
-        raise ValueError(f"exchange {place} says that it is turn {exchange.turn}, and it is not")
-    _check_number(dialogue.openings, exchange.opening)
-    if exchange.parent is not None and dialogue.exchanges[exchange.parent].opening != exchange.opening:
-        raise ValueError(f"exchange {place} is of another opening than the one that it follows")
+def _check_exchange(tree: ConversationTree, number: int, exchange: Exchange) -> None:
+    follows = number if exchange.parent is None else exchange.parent + 1
+    if exchange.number != number or not 0 <= follows <= number:
+        raise ValueError(f"exchange {number} is out of order")
+    turn = tree.num_turns(tree.before(exchange))
+    if exchange.turn != turn:
+        raise ValueError(f"exchange {number} must have turn {turn}, got {exchange.turn}")
+    _check_number(tree.openings, exchange.opening)
+    if exchange.parent is not None and tree.exchanges[exchange.parent].opening != exchange.opening:
+        raise ValueError(f"exchange {number} has another opening than its parent")
 
 
 def _opening(values: Mapping[str, Any]) -> Opening:
@@ -290,10 +288,10 @@ def _exchange(values: Mapping[str, Any]) -> Exchange:
 
 def _ids(values: Sequence[Any]) -> tuple[int, ...]:
     if not all(type(value) is int and value >= 0 for value in values):
-        raise ValueError("token ids must be integers")
+        raise ValueError("token ids must be non-negative integers")
     return tuple(values)
 
 
 def _check_number(items: Sequence[object], number: int) -> None:
     if not 0 <= number < len(items):
-        raise ValueError(f"{number} is not the number of one of {len(items)}")
+        raise ValueError(f"the number must be in 0 to {len(items) - 1}, got {number}")

@@ -1,4 +1,4 @@
-"""Commands that look inside: figures, tokens, what may come next."""
+"""Commands that move in the tree of exchanges, and commands that show statistics, tokens and probabilities."""
 
 from __future__ import annotations
 
@@ -13,70 +13,67 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from rwkvbatch.chat.command import Chat, Command, number_argument
+from rwkvbatch.chat.app import Chat
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.escaping import printable
 
-MAX_ALTERNATIVES = 64
+NUM_CANDIDATES = 10
 
 
-def _undo(chat: Chat, argument: str) -> None:
-    undone = chat.session.dialogue.undo(number_argument(argument, "/undo [N]", 1, 1, 10**9))
-    chat.transcript.keep(chat.session)
-    chat.view.note(f"took back {turns(len(undone))}, from {_short(undone[0].user)!r} on")
+def undo(chat: Chat, count: int) -> None:
+    undone = chat.session.tree.undo(count)
+    chat.transcript.record(chat.session)
+    chat.view.note(f"removed {_turns(len(undone))}, from {_short(undone[0].user)!r} on")
 
 
-def _retry(chat: Chat, argument: str) -> None:
-    _refuse(argument, "/retry")
-    chat.reply(lambda on_text, go_on: chat.session.retry(on_text=on_text, go_on=go_on))
+def retry(chat: Chat, _argument: None) -> None:
+    chat.reply(chat.session.retry)
     _note_greedy(chat)
 
 
-def _again(chat: Chat, argument: str) -> None:
-    count = number_argument(argument, "/again N", 3, 1, MAX_ALTERNATIVES)
+def again(chat: Chat, count: int) -> None:
     chat.view.begin_reply("")
     try:
-        with chat.stoppable() as go_on:
-            made = chat.session.again(count, go_on=go_on)
+        with chat.stoppable() as should_stop:
+            made = chat.session.again(count, should_stop=should_stop)
     finally:
         chat.view.end_reply(None)
-    chat.transcript.keep(chat.session)
+    chat.transcript.record(chat.session)
     chat.view.alternatives(made)
-    chat.view.note("/pick N goes on from reply N; the dialogue stands as it was until then")
+    chat.view.note("/pick N continues from reply N; until then the conversation is unchanged")
     _note_greedy(chat)
 
 
-def _pick(chat: Chat, argument: str) -> None:
-    chosen = chat.session.pick(number_argument(argument, "/pick N", None, -(10**9), 10**9))
-    chat.transcript.keep(chat.session)
-    chat.view.note(f"going on from {_short(chosen.reply)!r}")
+def pick(chat: Chat, number: int) -> None:
+    chosen = chat.session.pick(number)
+    chat.transcript.record(chat.session)
+    chat.view.note(f"continuing from {_short(chosen.reply)!r}")
 
 
-def _edit(chat: Chat, argument: str) -> None:
-    _refuse(argument, "/edit")
-    last = chat.session.dialogue.last
+def edit(chat: Chat, _argument: None) -> None:
+    last = chat.session.tree.last
     if last is None:
         raise UsageError(
-            "/edit changes the last message, and there is none yet", hint="Ctrl-X Ctrl-E edits what you type"
+            "/edit changes the last message, and there is none yet", hint="Ctrl-X Ctrl-E edits the line of input"
         )
     edited = edit_text(last.user)
     if not edited.strip() or edited == last.user:
         chat.view.note("unchanged")
         return
-    chat.session.dialogue.undo()
+    chat.session.tree.undo()
     chat.transcript.typed(edited)
     chat.ask(edited)
 
 
 def edit_text(text: str) -> str:
-    """What the user's editor makes of `text`.
+    """`text` after the user has edited it.
 
     Raises:
         UsageError: the editor cannot be started, or failed.
     """
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     if not editor and not sys.stdin.isatty():
-        raise UsageError("an editor needs a terminal", hint="set $EDITOR to a program that needs none")
+        raise UsageError("/edit needs a terminal or $EDITOR", hint="set $EDITOR to a program that needs no terminal")
     editor = editor or "vi"
     with tempfile.TemporaryDirectory(prefix="rwkvbatch-") as directory:
         path = Path(directory) / "message.md"
@@ -88,65 +85,59 @@ def edit_text(text: str) -> str:
         except (OSError, ValueError) as error:
             raise UsageError(f"the editor {editor!r} cannot be used: {error}", hint="set $EDITOR") from None
     if status:
-        raise UsageError(f"the editor {editor!r} ended with status {status}; nothing was changed")
+        raise UsageError(f"the editor {editor!r} failed with status {status}; the message is unchanged")
     return edited.removesuffix("\n")
 
 
-def _branch(chat: Chat, argument: str) -> None:
-    name = argument or None
-    if name is not None and (len(name) > 60 or not name.isprintable() or " " in name):
-        raise UsageError(f"a branch's name must be one word of at most 60 characters, got {argument[:80]!r}")
-    before = chat.session.dialogue.current
-    made = chat.session.dialogue.branch(name)
-    chat.transcript.keep(chat.session)
-    chat.view.note(f"on branch {made}; /switch {before} goes back")
+def branch(chat: Chat, name: str) -> None:
+    if len(name) > 60 or " " in name or not name.isprintable():
+        raise UsageError(f"a branch's name must be one word of at most 60 characters, got {name[:80]!r}")
+    previous = chat.session.tree.current
+    made = chat.session.tree.branch(name or None)
+    chat.transcript.record(chat.session)
+    chat.view.note(f"on branch {made}; /switch {previous} goes back")
 
 
-def _branches(chat: Chat, argument: str) -> None:
-    _refuse(argument, "/branches")
-    dialogue = chat.session.dialogue
+def branches(chat: Chat, _argument: None) -> None:
+    tree = chat.session.tree
     table = Table(box=None, pad_edge=False, show_header=False)
-    for name, point in dialogue.branches.items():
-        last = dialogue.exchange(point)
-        mark = "*" if name == dialogue.current else " "
-        said = _short(last.user) if last is not None else "(nothing said yet)"
+    for name, position in tree.branches.items():
+        last = tree.exchange(position)
         table.add_row(
-            Text(mark, style="bold cyan"),
+            Text("*" if name == tree.current else " ", style="bold cyan"),
             Text(printable(name)),
-            turns(dialogue.num_turns(point)),
-            Text(printable(said)),
+            _turns(tree.num_turns(position)),
+            Text(printable("(empty)" if last is None else _short(last.user))),
         )
     chat.view.show(table)
 
 
-def _switch(chat: Chat, argument: str) -> None:
-    dialogue = chat.session.dialogue
-    dialogue.switch(argument)
-    chat.transcript.keep(chat.session)
-    chat.view.note(f"on branch {argument}, {turns(dialogue.num_turns())}")
-    if chat.is_terminal and dialogue.last is not None:
-        chat.view.replay([dialogue.last])
+def switch(chat: Chat, name: str) -> None:
+    tree = chat.session.tree
+    tree.switch(name)
+    chat.transcript.record(chat.session)
+    chat.view.note(f"on branch {name}, {_turns(tree.num_turns())}")
+    if chat.is_terminal and tree.last is not None:
+        chat.view.replay([tree.last])
 
 
-def _system(chat: Chat, argument: str) -> None:
+def system(chat: Chat, text: str) -> None:
     session = chat.session
-    opening = session.dialogue.openings[session.dialogue.head.opening]
-    if not argument:
+    opening, previous = session.tree.opening, session.tree.current
+    if not text:
         chat.view.show(Text(printable(opening.system or "(no system message)")))
         return
-    before = session.dialogue.current
-    session.begin(system=None if argument == "none" else argument, prelude=opening.prelude)
-    chat.transcript.keep(session)
-    chat.view.note(f"a new dialogue, on branch {session.dialogue.current}; /switch {before} goes back")
+    session.begin(system=None if text == "none" else text, prelude=opening.prelude)
+    chat.transcript.record(session)
+    chat.view.note(f"a new conversation, on branch {session.tree.current}; /switch {previous} goes back")
 
 
 def _note_greedy(chat: Chat) -> None:
     if chat.session.settings.sampling.greedy:
-        chat.view.note("greedy sampling gives the same reply each time; /set temp 1 and /set top_p 1 do not")
+        chat.view.note("greedy sampling makes the same reply each time; /set temp 1 and /set top_p 1 do not")
 
 
-def turns(count: int) -> str:
-    """A number of turns, in words."""
+def _turns(count: int) -> str:
     return f"{count} turn" if count == 1 else f"{count} turns"
 
 
@@ -155,123 +146,68 @@ def _short(text: str, length: int = 50) -> str:
     return line if len(line) <= length else line[: length - 1] + "…"
 
 
-def _refuse(argument: str, command: str) -> None:
-    if argument:
-        raise UsageError(f"{command} takes nothing behind it, got {argument[:60]!r}")
-
-
-TREE_COMMANDS = (
-    Command("undo", "[N]", "Take back the last turn, or the last N.", _undo),
-    Command("retry", "", "Another reply to the last message, with another seed.", _retry),
-    Command("edit", "", "Change the last message in $EDITOR and send it in place of the old one.", _edit),
-    Command(
-        "again",
-        "N",
-        "N more replies to the last message, made together and shown side by side.",
-        _again,
-        more="/pick N then goes on from one of them. Until then the dialogue stands as it was.",
-    ),
-    Command(
-        "pick",
-        "N",
-        "Go on from reply N of /again.",
-        _pick,
-        choices=lambda chat, _: [str(number + 1) for number in range(len(chat.session.alternatives))],
-    ),
-    Command("branch", "[NAME]", "Go on under another name; the branch so far stays as it is.", _branch),
-    Command("branches", "", "List the branches.", _branches),
-    Command(
-        "switch",
-        "NAME",
-        "Go to a branch.",
-        _switch,
-        choices=lambda chat, _: [
-            name for name in chat.session.dialogue.branches if name != chat.session.dialogue.current
-        ],
-    ),
-    Command(
-        "system",
-        "[TEXT|none]",
-        "Show the system message, or begin a new dialogue under another one.",
-        _system,
-        more="The dialogue so far stays as a branch.",
-    ),
-)
-
-
-NUM_CANDIDATES = 10
-SHOWN_TOKENS = 200
-
-
-def _stats(chat: Chat, argument: str) -> None:
-    if argument:
-        raise UsageError(f"/stats takes nothing behind it, got {argument[:60]!r}")
+def stats(chat: Chat, _argument: None) -> None:
     session, engine = chat.session, chat.session.engine
-    exchanges = session.dialogue.exchanges
-    generated = sum(len(exchange.ids) for exchange in exchanges)
-    seconds = sum(exchange.total_s for exchange in exchanges)
-    table = Table(box=None, pad_edge=False, show_header=False)
-    last = session.dialogue.last
+    exchanges, last = session.tree.exchanges, session.tree.last
+    rows: list[tuple[str, str]] = []
     if last is not None:
-        table.add_row(
-            Text("last reply", style="cyan"),
-            f"{len(last.ids)} tokens, {last.tokens_per_s:.1f} a second, first after {last.first_token_s:.3f} s",
-        )
-        table.add_row("", f"{last.num_read} prompt tokens read, {last.num_cached} known already")
+        rows += [
+            ("last reply", f"{len(last.ids)} tokens, {last.tokens_per_s:.1f} tokens/s"),
+            ("", f"first token after {last.first_token_s:.3f} s"),
+            ("", f"{last.num_read} prompt tokens read, {last.num_cached} cached"),
+        ]
         if last.logprobs:
             mean = sum(last.logprobs) / len(last.logprobs)
-            table.add_row("", f"{-mean:z.3f} nats a token, perplexity {math.exp(min(-mean, 700)):.2f}")
-    table.add_row(
-        Text("branch", style="cyan"),
-        f"{turns(session.dialogue.num_turns())}, {len(session.dialogue.history())} tokens",
-    )
-    table.add_row(
-        Text("session", style="cyan"),
-        f"{len(exchanges)} repl{'y' if len(exchanges) == 1 else 'ies'}, {generated} tokens in {seconds:.1f} s",
-    )
-    stats = engine.stats
-    table.add_row(
-        Text("engine", style="cyan"),
-        f"{stats.num_prompt_read} prompt tokens read, {stats.num_prompt_cached} not read again",
-    )
+            rows.append(("", f"{-mean:z.3f} nats per token, perplexity {math.exp(min(-mean, 700)):.2f}"))
+    generated = sum(len(exchange.ids) for exchange in exchanges)
+    seconds = sum(exchange.total_s for exchange in exchanges)
+    replies = f"{len(exchanges)} repl{'y' if len(exchanges) == 1 else 'ies'}"
     size = engine.num_cached_states * engine.model.spec.state_bytes / 2**20
-    table.add_row(Text("states", style="cyan"), f"{engine.num_cached_states} kept, {size:.1f} MiB")
+    rows += [
+        ("branch", f"{_turns(session.tree.num_turns())}, {len(session.tree.history())} tokens"),
+        ("session", f"{replies}, {generated} tokens in {seconds:.1f} s"),
+        ("engine", f"{engine.stats.num_prompt_read} prompt tokens read, {engine.stats.num_prompt_cached} cached"),
+        ("states", f"{engine.num_cached_states} cached, {size:.1f} MiB"),
+    ]
     if chat.transcript.path is not None:
-        table.add_row(Text("transcript", style="cyan"), Text(printable(str(chat.transcript.path))))
+        rows.append(("transcript", printable(str(chat.transcript.path))))
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for label, text in rows:
+        table.add_row(Text(label, style="cyan"), Text(text))
     chat.view.show(table)
 
 
-def _tokens(chat: Chat, argument: str) -> None:
-    count = number_argument(argument, "/tokens [N]", SHOWN_TOKENS, 1, 10**9)
-    last = chat.session.dialogue.last
+def tokens(chat: Chat, count: int) -> None:
+    last = chat.session.tree.last
     if last is None or not last.ids:
         raise UsageError("/tokens shows the last reply, and there is none yet")
     logprobs = chat.session.logprobs(last)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("", "id", "probability", "logprob"):
-        table.add_column(name, justify="right")
-    table.add_column("text")
-    for place, (token, logprob) in enumerate(zip(last.ids[:count], logprobs, strict=False)):
-        table.add_row(str(place), str(token), _percent(logprob), f"{logprob:z.3f}", _token_text(chat, token))
+    table = _token_table("", "id", "probability", "logprob")
+    for index, (token, logprob) in enumerate(zip(last.ids[:count], logprobs, strict=False)):
+        table.add_row(str(index), str(token), _percent(logprob), f"{logprob:z.3f}", _token_text(chat, token))
     chat.view.show(table)
     rest = len(last.ids) - count
     if rest > 0:
-        chat.view.note(f"and {rest} more; /tokens {len(last.ids)} shows them all")
+        chat.view.note(f"and {rest} more; /tokens {len(last.ids)} shows all of them")
 
 
-def _top(chat: Chat, argument: str) -> None:
-    logits = chat.session.look(argument or None).logits
-    logprobs = logits.float().log_softmax(-1)
+def top(chat: Chat, message: str) -> None:
+    logprobs = chat.session.next_token(message or None).logits.float().log_softmax(-1)
     values, ids = logprobs.topk(min(NUM_CANDIDATES, len(logprobs)))
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("id", "probability", "sum"):
-        table.add_column(name, justify="right")
-    table.add_column("text")
+    table = _token_table("id", "probability", "sum")
     total = 0.0
     for token, logprob in zip(map(int, ids), map(float, values), strict=True):
         total += math.exp(logprob)
         table.add_row(str(token), _percent(logprob), f"{total:.1%}", _token_text(chat, token))
     chat.view.show(table)
+
+
+def _token_table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in columns:
+        table.add_column(name, justify="right")
+    table.add_column("text")
+    return table
 
 
 def _percent(logprob: float) -> str:
@@ -286,15 +222,3 @@ def _token_text(chat: Chat, token: int) -> Text:
         return Text(repr(printable(data.decode("utf-8"), keep_newlines=False)).replace("\\\\", "\\"))
     except UnicodeDecodeError:
         return Text(" ".join(f"{byte:02x}" for byte in data), style="dim")
-
-
-INSPECT_COMMANDS = (
-    Command("stats", "", "Figures of the last reply, the session and the engine.", _stats),
-    Command("tokens", "[N]", "The last reply's token ids and log-probabilities.", _tokens),
-    Command(
-        "top",
-        "[MESSAGE]",
-        "The likeliest next tokens: as the dialogue stands, or in reply to MESSAGE.",
-        _top,
-    ),
-)

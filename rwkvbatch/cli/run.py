@@ -160,7 +160,7 @@ def _run(what: dict[str, Any], how: dict[str, Any], out: Path | None, *, quiet: 
 
     scripts = what["scripts"]
     shard = None if what["shard"] is None else Shard.parse(what["shard"])
-    directory = out if out is not None else default_directory(scripts, shard=shard)
+    directory = out if out is not None else default_directory(scripts, part="" if shard is None else str(shard))
     observer: Observer | None = None
     if not quiet:
         observer = BarObserver(console) if console.is_terminal else LineObserver(notify)

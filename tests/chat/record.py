@@ -54,7 +54,7 @@ def main() -> None:
         with Terminal(arguments, columns=COLUMNS, rows=ROWS, environment={"XDG_STATE_HOME": directory}) as terminal:
             terminal.wait_for_prompt()
             for line in LINES:
-                terminal.say(line)
+                terminal.submit(line)
             screen = terminal.screen
             console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
             for row in range(ROWS):

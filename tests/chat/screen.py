@@ -9,7 +9,7 @@ from rich.console import Console
 
 
 class ScreenFile(io.StringIO):
-    """A text file whose writes go to a terminal of so many columns and rows."""
+    """A text file whose writes go to a terminal of the given size."""
 
     def __init__(self, columns: int, rows: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class ScreenFile(io.StringIO):
         return len(text)
 
     def reflow(self, columns: int, rows: int) -> None:
-        """Resize as most terminals do: what no longer fits into a row goes on in the next one."""
+        """Resize as most terminals do: text that no longer fits into a row continues in the next one."""
         text = "\r\n".join(line.rstrip() for line in self.lines())
         self.screen = pyte.HistoryScreen(columns, rows, history=100_000, ratio=0.5)
         self.screen.set_mode(pyte.modes.LNM)
@@ -34,7 +34,7 @@ class ScreenFile(io.StringIO):
     def lines(self) -> list[str]:
         """All lines from the first one ever, without spaces at their ends and without empty ones at the end.
 
-        A row that is full goes on in the next one: the terminal itself has wrapped it.
+        A full row continues in the next one: the terminal has wrapped it.
         """
         columns = self.screen.columns
         past = ["".join(row[column].data for column in range(columns)) for row in self.screen.history.top]

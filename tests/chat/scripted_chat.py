@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rwkvbatch.chat import loop
-from rwkvbatch.chat.command import Chat
+from rwkvbatch.chat.app import Chat
 from rwkvbatch.chat.session import Session
-from rwkvbatch.chat.storage import Transcript, describe
-from rwkvbatch.chat.terminal import TerminalView, terminal_console
+from rwkvbatch.chat.storage import Transcript
+from rwkvbatch.chat.terminal import TerminalView, run_terminal, terminal_console
 from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.engine import Engine
 from tests.chat.scripted_model import ScriptedModel, echo
@@ -46,8 +45,8 @@ def main() -> None:
         lambda path: Engine(ScriptedModel(lambda message: f"other: {message}")),
         is_terminal=True,
     )
-    transcript.start(session, describe(session))
-    loop.talk(chat, directory / "history")
+    transcript.start(session)
+    run_terminal(chat, directory / "history")
     transcript.close()
     print("left cleanly")  # noqa: T201
 

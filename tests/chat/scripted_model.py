@@ -1,4 +1,4 @@
-"""A model that answers what it is told to, byte by byte: its state is all the tokens that it has read."""
+"""A model with scripted replies, byte by byte; its state is all tokens that it has read."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ class ScriptedModel:
 
     def _next(self, tokens: tuple[int, ...]) -> int:
         data = world_tokenizer(VOCAB_SIZE).decode_bytes(tokens)
-        before, _, said = data.rpartition(b"\n\nAssistant:")
+        before, _, written = data.rpartition(b"\n\nAssistant:")
         if not before:
             return ord("?") + 1
-        said = said.removeprefix(b" <think")
+        written = written.removeprefix(b" <think")
         message = before.rpartition(b"User: ")[2].decode()
         reply = self.answer(message).encode() + b"\n\n\nUser:"
-        return reply[len(said)] + 1 if len(said) < len(reply) else ord("\n") + 1
+        return reply[len(written)] + 1 if len(written) < len(reply) else ord("\n") + 1
 
     def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
         return reference.choose(logits, batch)

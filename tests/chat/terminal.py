@@ -20,7 +20,7 @@ PROMPT = "›"
 
 
 class Terminal:
-    """Runs a Python program with `arguments` in a terminal of so many columns and rows."""
+    """Runs a Python program with `arguments` in a terminal of the given size."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Terminal:
         self.process.close(force=True)
 
     def leave(self) -> None:
-        """Stop what is under way and leave as people do: a program that is killed tells no one which lines it ran."""
+        """Stop the reply and leave with Ctrl-D: a killed program writes no coverage data."""
         end_s = time.monotonic() + LEAVE_S
         while self.process.isalive() and time.monotonic() < end_s:
             self.process.send("\x03\x04")
@@ -102,8 +102,8 @@ class Terminal:
         """An input line that waits is the last one on the screen, above the status."""
         self.wait(self._at_prompt, "the prompt")
 
-    def say(self, text: str) -> None:
-        """Type a line and wait until it has been acted upon."""
+    def submit(self, text: str) -> None:
+        """Type a line and wait until it has been executed."""
         num_prompts = self.num_prompts
         self.send(text + "\r")
         self.wait(lambda: self.num_prompts > num_prompts and self._at_prompt(), f"the prompt after {text!r}")

@@ -1,11 +1,10 @@
-"""What `/export` writes, `run` replays: the same replies, token for token."""
+"""`run` replays what `/export` writes to the same tokens."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from rwkvbatch.chat.runs import export
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError
-from rwkvbatch.model.base import ModelSpec
 from rwkvbatch.replay.conversation import PromptEncoder
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.layers import layer_settings
@@ -23,7 +21,7 @@ from rwkvbatch.replay.models import Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.script.reader import read_scripts
-from tests.chat.test_session import SETTINGS, new_session
+from tests.chat.test_session import SETTINGS, NamedModel, new_session
 from tests.engine.hash_model import HashModel
 
 
@@ -65,13 +63,13 @@ def replay(command: str) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("prelude", [None, "User: hi\n\nAssistant: Hi.\n\n", "named"])
-def test_a_dialogue_replays(tmp_path: Path, prelude: str | None) -> None:
+def test_a_conversation_replays(tmp_path: Path, prelude: str | None) -> None:
     from rwkvbatch.prompt.templates import PRELUDES
 
     text = PRELUDES["api-demo-chat"] if prelude == "named" else prelude
     session = new_session(prelude=text)
-    said = [session.ask(text).ids for text in ("first", "second\n\nline", "日本")]
-    assert replay(export(session, tmp_path / "a.jsonl").command) == said
+    replies = [session.ask(text).ids for text in ("first", "second\n\nline", "日本")]
+    assert replay(export(session, tmp_path / "a.jsonl").command) == replies
 
 
 def test_retries_picks_and_changed_settings_replay(tmp_path: Path) -> None:
@@ -86,56 +84,47 @@ def test_retries_picks_and_changed_settings_replay(tmp_path: Path) -> None:
     session.identity = Identity(99)
     session.ask("fourth")
     done = export(session, tmp_path / "a.jsonl")
-    assert replay(done.command) == [exchange.ids for exchange in session.dialogue.path()]
+    assert replay(done.command) == [exchange.ids for exchange in session.tree.path()]
     assert not done.caveats
 
 
 def test_thinking_and_a_system_message_replay(tmp_path: Path) -> None:
     session = Session(Engine(HashModel()), SETTINGS.replace(think="on"), Identity(3))
     session.begin(system="Be brief.")
-    said = [session.ask(text).ids for text in ("first", "second")]
-    assert replay(export(session, tmp_path / "a.jsonl").command) == said
+    replies = [session.ask(text).ids for text in ("first", "second")]
+    assert replay(export(session, tmp_path / "a.jsonl").command) == replies
 
 
 def test_a_repeat_of_a_run_replays(tmp_path: Path) -> None:
     session = Session(Engine(HashModel()), SETTINGS, Identity(3, "other", 2))
     session.begin()
-    said = [session.ask("first").ids]
-    assert replay(export(session, tmp_path / "a.jsonl").command) == said
+    replies = [session.ask("first").ids]
+    assert replay(export(session, tmp_path / "a.jsonl").command) == replies
 
 
-def test_what_cannot_replay_is_said(tmp_path: Path) -> None:
+def test_replies_that_a_replay_does_not_repeat_are_listed(tmp_path: Path) -> None:
     session = new_session()
-    session.ask("first", go_on=lambda: False)
+    session.ask("first", should_stop=lambda: True)
     session.settings = session.settings.replace(think="fake")
     session.ask("second")
     caveats = " ".join(export(session, tmp_path / "a.jsonl").caveats)
-    assert "turn 1 was stopped by hand" in caveats
+    assert "turn 1 was stopped" in caveats
     assert "thinking mode changed" in caveats
 
 
-@dataclass
-class NamedModel(HashModel):
-    weights_sha256: str = "a"
-
-    @property
-    def spec(self) -> ModelSpec:
-        return replace(super().spec, weights_sha256=self.weights_sha256)
-
-
-def test_replies_of_a_model_that_was_left_are_said(tmp_path: Path) -> None:
+def test_replies_of_another_model_are_listed(tmp_path: Path) -> None:
     session = new_session(NamedModel())
     session.ask("first")
     session.use_engine(Engine(NamedModel(weights_sha256="b")))
     session.ask("second")
     (caveat,) = export(session, tmp_path / "a.jsonl").caveats
-    assert caveat == "the reply of turn 1 is another model's; a replay has one model"
+    assert "turn 1 is another model's" in caveat
     session.use_engine(Engine(NamedModel()))
     (caveat,) = export(session, tmp_path / "a.jsonl").caveats
     assert "turn 2 is another model's" in caveat
 
 
-def test_the_file_is_the_owners_alone_and_holds_what_was_said(tmp_path: Path) -> None:
+def test_the_file_is_private_and_contains_the_messages(tmp_path: Path) -> None:
     session = new_session()
     exchange = session.ask("first")
     path = tmp_path / "a.jsonl"
@@ -147,7 +136,7 @@ def test_the_file_is_the_owners_alone_and_holds_what_was_said(tmp_path: Path) ->
         assert messages[1]["content"] == exchange.reply
 
 
-def test_nothing_said_is_nothing_to_export(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nothing"):
+def test_an_empty_branch_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="/export"):
         export(new_session(), tmp_path / "a.jsonl")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Opening a point of a run: what follows is what the run would have said."""
+"""Continuing a run at one of its turns: the replies that follow are the run's."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def test_the_turns_after_the_point_are_those_of_the_run(run: Path, repeat: int) 
     assert [session.ask(text).ids for text in TURNS[1:]] == [row.reply_ids for row in rows(run, repeat)[1:]]
 
 
-def test_a_place_that_is_not_there_names_what_is(run: Path) -> None:
-    for place, said in (
+def test_a_missing_turn_lists_what_exists(run: Path) -> None:
+    for name, expected in (
         ("x", "RUN:CONVERSATION:TURN"),
         (f"{run}:c:1:9", "0 to 2"),
         (f"{run}:other:0", "no rows of conversation 'other'"),
     ):
-        with pytest.raises(UsageError, match=said):
-            read_point(place)
+        with pytest.raises(UsageError, match=expected):
+            read_point(name)
     with pytest.raises(UsageError, match="--cell"):
         read_point(f"{run}:c:1:0", cell="none")
     with pytest.raises(RunDirectoryError, match="no manifest"):
@@ -74,7 +74,7 @@ def test_another_model_or_prelude_is_refused(run: Path) -> None:
         replay(new_session(), point)
     session = Session(Engine(load_model()), CellSettings(**settings_of(point)))
     session.begin(system=point.system, prelude="User: a\n\nAssistant: b\n\n")
-    with pytest.raises(UsageError, match="followed"):
+    with pytest.raises(UsageError, match="prompt of turn 0"):
         replay(session, point)
 
 
@@ -93,7 +93,7 @@ def test_turns_of_a_run_over_references_follow_those(tmp_path: Path) -> None:
     session = Session(Engine(load_model()), CellSettings(**settings_of(point)), Identity(0, "c"))
     session.begin()
     replay(session, point)
-    first, second = session.dialogue.path()
+    first, second = session.tree.path()
     assert (first.reply, first.ids) == ("Hello, and good morning to you.", ())
     assert second.reply == rows(out, 0)[1].reply
     assert session.ask("And what is 1 plus 2?").ids == rows(out, 0)[2].reply_ids

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.text import Text
 
-from rwkvbatch.chat.live import LiveText, MarkdownSource, ThinkingSource
+from rwkvbatch.chat.live import MARKDOWN, THINKING, LiveText
 from tests.chat.screen import ScreenFile
 
 SAMPLE = """# A title
@@ -42,7 +42,7 @@ The end, with <tags>, &amp; and \\(x\\).
 
 def draw(pieces: list[str], columns: int, rows: int, *, status: bool = True) -> ScreenFile:
     file = ScreenFile(columns, rows)
-    live = LiveText(file.console(), MarkdownSource())
+    live = LiveText(file.console(), MARKDOWN)
     for piece in pieces:
         live.push(piece)
         live.draw(Text("writing") if status else None)
@@ -100,7 +100,7 @@ def test_code_longer_than_the_window_stays_code() -> None:
 
 def test_only_what_changes_is_written_again() -> None:
     file = ScreenFile(80, 24)
-    live = LiveText(file.console(), MarkdownSource())
+    live = LiveText(file.console(), MARKDOWN)
     live.push("first line\n\n" + "second line, long enough. " * 10)
     live.draw()
     file.written.clear()
@@ -113,7 +113,7 @@ def test_only_what_changes_is_written_again() -> None:
 
 def test_nothing_is_written_when_nothing_changed() -> None:
     file = ScreenFile(80, 24)
-    live = LiveText(file.console(), MarkdownSource())
+    live = LiveText(file.console(), MARKDOWN)
     live.push("text")
     live.draw(Text("status"))
     file.written.clear()
@@ -124,7 +124,7 @@ def test_nothing_is_written_when_nothing_changed() -> None:
 def draw_resized(words: list[str], sizes: list[tuple[int, int]], *, start: tuple[int, int] = (50, 16)) -> ScreenFile:
     """One word is drawn at a time; before each the window takes its size. Terminals wrap anew what is there."""
     file, size = ScreenFile(*start), start
-    live = LiveText(file.console(), MarkdownSource(), size=lambda: size)
+    live = LiveText(file.console(), MARKDOWN, size=lambda: size)
     for word, wanted in zip(words, sizes, strict=True):
         if wanted != size:
             file.reflow(*wanted)
@@ -194,7 +194,7 @@ def test_a_table_comes_again_whole_after_a_resize() -> None:
 
 def test_thinking_is_shown_as_it_is() -> None:
     file = ScreenFile(40, 24)
-    live = LiveText(file.console(), ThinkingSource())
+    live = LiveText(file.console(), THINKING)
     for piece in ["# not a title\n", "\n* not", " a list\n", "end"]:
         live.push(piece)
         live.draw()

@@ -1,23 +1,37 @@
-"""Asking, undoing, retrying and branching over a model whose state is a hash of all it has read."""
+"""Ask, undo, retry and branch over a model whose state is a hash of all tokens read."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from rwkvbatch.chat.session import Identity, Session
-from rwkvbatch.chat.tree import Dialogue, dialogue_values, read_dialogue
+from rwkvbatch.chat.tree import ConversationTree, read_tree, tree_values
 from rwkvbatch.config import CellSettings, Sampling
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import NoiseKey, Request
 from rwkvbatch.errors import NonFiniteLogitsError, UsageError
-from rwkvbatch.model.base import State
+from rwkvbatch.model.base import ModelSpec, State
+from rwkvbatch.model.states import save_state
 from tests.engine.hash_model import HashModel
 
 SETTINGS = CellSettings(**{**dict(Sampling(temperature=1.0, top_p=0.9, banned_token_ids=(0,))), "max_tokens": 12})
+
+
+@dataclass
+class NamedModel(HashModel):
+    """A model with the weights' hash of choice."""
+
+    weights_sha256: str = "a"
+
+    @property
+    def spec(self) -> ModelSpec:
+        return replace(super().spec, weights_sha256=self.weights_sha256)
 
 
 def new_session(model: HashModel | None = None, *, prelude: str | None = "User: hi\n\nAssistant: Hi.\n\n") -> Session:
@@ -31,7 +45,7 @@ def test_a_reply_is_the_one_that_the_engine_gives_for_the_whole_text() -> None:
     session.ask("first")
     exchange = session.ask("second")
     encode = session.engine.tokenizer.encode
-    first = session.dialogue.exchanges[0]
+    first = session.tree.exchanges[0]
     tokens = (
         *encode("User: hi\n\nAssistant: Hi.\n\n"),
         *encode("User: first\n\nAssistant:"),
@@ -50,10 +64,10 @@ def test_a_reply_is_the_one_that_the_engine_gives_for_the_whole_text() -> None:
     )
     assert exchange.ids == expected.ids
     assert exchange.logprobs == expected.logprobs
-    assert session.dialogue.history() == expected.history
+    assert session.tree.history() == expected.history
 
 
-def test_a_follow_up_reads_only_what_is_new() -> None:
+def test_a_follow_up_reads_only_its_own_tokens() -> None:
     model = HashModel()
     session = new_session(model)
     for number in range(5):
@@ -81,8 +95,8 @@ def num_calls(act: Callable[[], object]) -> int:
 def test_a_turn_is_as_much_work_after_a_hundred_turns_as_after_ten(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(Engine(HashModel(), state_memory=20 * 1024), SETTINGS.replace(stop=(), max_tokens=4))
     session.begin(system="Be brief.")
-    monkeypatch.setattr(Dialogue, "history", None)
-    monkeypatch.setattr(Dialogue, "path", None)
+    monkeypatch.setattr(ConversationTree, "history", None)
+    monkeypatch.setattr(ConversationTree, "path", None)
     sizes: list[int] = []
     submit = session.engine.submit
     session.engine.submit = lambda request: (sizes.append(len(request.tokens)), submit(request))[1]
@@ -90,12 +104,12 @@ def test_a_turn_is_as_much_work_after_a_hundred_turns_as_after_ten(monkeypatch: 
     def turn() -> None:
         session.ask("hello")
         session.retry()
-        session.dialogue.branch("side")
+        session.tree.branch("side")
         session.ask("hello")
-        session.dialogue.undo()
-        session.dialogue.switch("main")
-        del session.dialogue.branches["side"]
-        session.look()
+        session.tree.undo()
+        session.tree.switch("main")
+        del session.tree.branches["side"]
+        session.next_token()
 
     calls = [num_calls(turn) for _ in range(100)]
     # Replies differ in their bytes, and so do the calls that decode them.
@@ -103,7 +117,7 @@ def test_a_turn_is_as_much_work_after_a_hundred_turns_as_after_ten(monkeypatch: 
     assert max(sizes) == min(sizes)
 
 
-def test_the_same_words_get_the_same_replies() -> None:
+def test_the_same_messages_get_the_same_replies() -> None:
     replies = []
     for _ in range(2):
         session = new_session()
@@ -112,11 +126,11 @@ def test_the_same_words_get_the_same_replies() -> None:
 
 
 def move_undo(session: Session) -> None:
-    session.dialogue.undo(2)
+    session.tree.undo(2)
 
 
 def move_switch(session: Session) -> None:
-    session.dialogue.switch("main")
+    session.tree.switch("main")
 
 
 @pytest.mark.parametrize("move", [move_undo, move_switch])
@@ -125,7 +139,7 @@ def test_going_back_reads_nothing_again(move: Callable[[Session], None]) -> None
     for number in range(4):
         session.ask(f"message {number}")
     if move is move_switch:
-        session.dialogue.branch("other")
+        session.tree.branch("other")
         for number in range(6):
             session.ask(f"other {number}")
     move(session)
@@ -139,19 +153,19 @@ def test_branches_keep_their_state_whatever_else_is_read() -> None:
     session.begin()
     for number in range(3):
         session.ask(f"message {number}")
-    session.dialogue.branch("other")
+    session.tree.branch("other")
     for number in range(30):
         session.ask(f"other {number}")
-    session.dialogue.switch("main")
+    session.tree.switch("main")
     exchange = session.ask("again")
     assert exchange.num_read <= len(exchange.prompt) + 3
 
 
-def test_undo_then_the_same_words_gives_the_same_reply() -> None:
+def test_undo_then_the_same_message_gives_the_same_reply() -> None:
     session = new_session()
     session.ask("a")
     first = session.ask("b")
-    session.dialogue.undo()
+    session.tree.undo()
     assert session.ask("b").ids == first.ids
 
 
@@ -161,7 +175,7 @@ def test_retry_takes_another_seed_each_time_and_replaces_the_last_reply() -> Non
     second, third = session.retry(), session.retry()
     assert [exchange.seed for exchange in (first, second, third)] == [5, 6, 7]
     assert len({first.ids, second.ids, third.ids}) == 3
-    assert session.dialogue.path() == [third]
+    assert session.tree.path() == [third]
 
 
 def test_again_gives_what_retries_would_have_given_and_changes_nothing_until_one_is_picked() -> None:
@@ -170,14 +184,14 @@ def test_again_gives_what_retries_would_have_given_and_changes_nothing_until_one
     other.ask("a")
     made = session.again(3)
     assert [exchange.ids for exchange in made] == [other.retry().ids for _ in range(3)]
-    assert session.dialogue.last == first
+    assert session.tree.last == first
     session.pick(2)
-    assert session.dialogue.last == made[1]
+    assert session.tree.last == made[1]
     assert session.ask("b").parent == made[1].number
 
 
 @pytest.mark.parametrize("number", [0, 4, -1])
-def test_picking_what_is_not_there_is_refused(number: int) -> None:
+def test_picking_a_missing_alternative_is_refused(number: int) -> None:
     session = new_session()
     session.ask("a")
     session.again(3)
@@ -185,10 +199,10 @@ def test_picking_what_is_not_there_is_refused(number: int) -> None:
         session.pick(number)
 
 
-def test_stopping_keeps_what_was_said_and_the_dialogue_goes_on_from_it() -> None:
+def test_a_stopped_reply_is_kept_and_continued() -> None:
     session = new_session()
     pieces: list[str] = []
-    stopped = session.ask("a", on_text=pieces.append, go_on=lambda: len("".join(pieces)) < 5)
+    stopped = session.ask("a", on_text=pieces.append, should_stop=lambda: len("".join(pieces)) >= 5)
     assert stopped.finish_reason == "cancelled"
     assert 0 < len(stopped.ids) < 12
     assert stopped.rest == (*stopped.ids, *session.engine.tokenizer.encode("\n\n"))
@@ -196,7 +210,7 @@ def test_stopping_keeps_what_was_said_and_the_dialogue_goes_on_from_it() -> None
     assert session.ask("b").turn == 1
 
 
-def test_an_error_while_printing_leaves_nothing_under_way() -> None:
+def test_an_error_while_printing_leaves_no_request_in_the_engine() -> None:
     session = new_session()
 
     def fail(_text: str) -> None:
@@ -204,15 +218,15 @@ def test_an_error_while_printing_leaves_nothing_under_way() -> None:
 
     with pytest.raises(BrokenPipeError):
         session.ask("a", on_text=fail)
-    assert session.dialogue.path() == []
+    assert session.tree.path() == []
     assert session.ask("a").ids == new_session().ask("a").ids
 
 
-def test_a_model_without_a_reply_says_so_and_the_dialogue_stays() -> None:
+def test_a_failed_reply_is_an_error_and_leaves_the_tree_unchanged() -> None:
     session = new_session(HashModel(not_finite_after=1))
     with pytest.raises(NonFiniteLogitsError):
         session.ask("a")
-    assert session.dialogue.path() == []
+    assert session.tree.path() == []
 
 
 @pytest.mark.parametrize("text", ["", "  ", "\n\t"])
@@ -221,10 +235,11 @@ def test_an_empty_message_is_refused(text: str) -> None:
         new_session().ask(text)
 
 
-def test_an_initial_state_takes_the_place_of_what_would_be_read() -> None:
-    state = State({"hash": torch.tensor([[4321]])})
-    session = Session(Engine(HashModel()), SETTINGS)
-    session.begin(state=state, state_path="x.pth", state_sha256="00")
+def test_a_reply_after_an_initial_state_is_the_engines(tmp_path: Path) -> None:
+    state, model = State({"hash": torch.tensor([[4321]])}), HashModel()
+    save_state(tmp_path / "x.safetensors", state, model.spec)
+    session = Session(Engine(model), SETTINGS)
+    session.begin(state_file=tmp_path / "x.safetensors")
     reply = session.ask("a")
     engine = Engine(HashModel())
     root = engine.add_root(state)
@@ -235,25 +250,25 @@ def test_an_initial_state_takes_the_place_of_what_would_be_read() -> None:
     assert reply.ids == expected.ids
 
 
-def test_another_system_message_begins_a_new_dialogue_and_the_old_one_stays() -> None:
+def test_another_system_message_begins_a_conversation_and_the_old_one_stays() -> None:
     session = new_session()
     session.ask("a")
     session.begin(system="Be brief.")
-    assert session.dialogue.path() == []
-    assert session.dialogue.history() == tuple(session.engine.tokenizer.encode("System: Be brief.\n\n"))
-    session.dialogue.switch("main")
-    assert len(session.dialogue.path()) == 1
+    assert session.tree.path() == []
+    assert session.tree.history() == tuple(session.engine.tokenizer.encode("System: Be brief.\n\n"))
+    session.tree.switch("main")
+    assert len(session.tree.path()) == 1
 
 
-def test_another_model_reads_the_dialogue_again() -> None:
+def test_another_model_reads_the_conversation_again() -> None:
     session = new_session()
     session.ask("a")
-    session.dialogue.branch("b")
+    session.tree.branch("b")
     session.ask("c")
     session.use_engine(Engine(HashModel()))
     exchange = session.ask("d")
     assert exchange.num_cached == 0
-    assert exchange.num_read == len(session.dialogue.history()) - len(exchange.rest)
+    assert exchange.num_read == len(session.tree.history()) - len(exchange.rest)
 
 
 def test_another_vocabulary_is_refused() -> None:
@@ -262,64 +277,62 @@ def test_another_vocabulary_is_refused() -> None:
         session.use_engine(Engine(HashModel(vocab_size=400)))
 
 
-def test_log_probabilities_that_are_not_known_are_computed() -> None:
+def test_unknown_log_probabilities_are_computed() -> None:
     session = new_session()
     exchange = session.ask("a")
-    from dataclasses import replace
-
     again = session.logprobs(replace(exchange, logprobs=()))
     assert again == pytest.approx(exchange.logprobs, abs=1e-5)
 
 
-def test_looking_ahead_gives_the_next_tokens_logits() -> None:
+def test_next_token_logits() -> None:
     session = new_session()
     session.ask("a")
     model = HashModel()
-    expected, _ = model.forward([session.dialogue.history()])
-    assert torch.equal(session.look().logits, expected[0])
-    with pytest.raises(UsageError, match="nothing"):
-        new_session(prelude=None).look()
+    expected, _ = model.forward([session.tree.history()])
+    assert torch.equal(session.next_token().logits, expected[0])
+    with pytest.raises(UsageError, match="empty"):
+        new_session(prelude=None).next_token()
 
 
-def test_a_dialogue_survives_being_written_and_read() -> None:
+def test_a_tree_is_the_same_after_writing_and_reading() -> None:
     session = new_session()
     session.ask("a")
     session.retry()
-    session.dialogue.branch("b")
+    session.tree.branch("b")
     session.ask("c")
-    read = read_dialogue(dialogue_values(session.dialogue))
-    assert read == session.dialogue
-    assert read.history() == session.dialogue.history()
+    read = read_tree(tree_values(session.tree))
+    assert read == session.tree
+    assert read.history() == session.tree.history()
 
 
-def test_a_dialogue_that_points_outside_itself_is_refused() -> None:
+def test_an_inconsistent_tree_is_refused() -> None:
     session = new_session()
     session.ask("a")
-    values = dialogue_values(session.dialogue)
+    values = tree_values(session.tree)
     values["branches"]["main"]["exchange"] = 7
     with pytest.raises(ValueError, match="7"):
-        read_dialogue(values)
-    values = dialogue_values(session.dialogue)
+        read_tree(values)
+    values = tree_values(session.tree)
     values["exchanges"][0]["parent"] = 0
-    with pytest.raises(ValueError, match="out of place"):
-        read_dialogue(values)
-    values = dialogue_values(session.dialogue)
+    with pytest.raises(ValueError, match="exchange 0"):
+        read_tree(values)
+    values = tree_values(session.tree)
     values["exchanges"][0]["turn"] = 1
-    with pytest.raises(ValueError, match="it is turn 1"):
-        read_dialogue(values)
+    with pytest.raises(ValueError, match="turn 0, got 1"):
+        read_tree(values)
     session.ask("b")
     session.begin()
-    values = dialogue_values(session.dialogue)
+    values = tree_values(session.tree)
     values["exchanges"][1]["opening"] = 1
     with pytest.raises(ValueError, match="another opening"):
-        read_dialogue(values)
+        read_tree(values)
 
 
 @pytest.mark.parametrize("count", [0, 3, -1])
-def test_undoing_more_than_was_said_is_refused(count: int) -> None:
+def test_undoing_more_turns_than_there_are_is_refused(count: int) -> None:
     session = new_session()
     session.ask("a")
     session.ask("b")
     with pytest.raises(UsageError, match="1 to 2"):
-        session.dialogue.undo(count)
-    assert len(session.dialogue.path()) == 2
+        session.tree.undo(count)
+    assert len(session.tree.path()) == 2

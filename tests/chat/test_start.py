@@ -1,4 +1,4 @@
-"""The chat as a program, from a pipe; and what a session begins with."""
+"""The chat as a program, from a pipe; and the defaults of a session."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from rwkvbatch.chat.command import Chat
-from rwkvbatch.chat.loop import handle
+from rwkvbatch.chat.app import Chat
+from rwkvbatch.chat.commands import handle_line
 from rwkvbatch.chat.pipe import JsonView, PlainView
 from rwkvbatch.chat.start import ChatArguments, chat_settings, choose_prelude, open_chat, run_chat
 from rwkvbatch.chat.tree import Exchange
@@ -40,21 +40,21 @@ def chat(tmp_path: Path, typed: str, *options: str) -> subprocess.CompletedProce
     )
 
 
-def test_a_pipe_is_answered_line_by_line_and_ends(tmp_path: Path) -> None:
+def test_each_line_of_a_pipe_gets_a_reply(tmp_path: Path) -> None:
     done = chat(tmp_path, "My name is Ada.\n\nWhat is my name?\n/stats\n")
     assert done.returncode == 0
     replies = done.stdout.splitlines()
     assert "Ada" in replies[1]
-    assert "kept" in done.stdout
+    assert "MiB" in done.stdout
     assert "the bundled demo model" in done.stderr
-    assert "say something" in done.stderr
+    assert "type a message" in done.stderr
     (transcript,) = (tmp_path / "rwkvbatch" / "chats").iterdir()
     assert transcript.stat().st_mode & 0o777 == 0o600
     events = [json.loads(line) for line in transcript.read_text().splitlines()]
     assert next(event["text"] for event in events if event["event"] == "typed") == "My name is Ada."
 
 
-def test_json_is_an_object_a_reply_and_nothing_else(tmp_path: Path) -> None:
+def test_json_output_is_one_object_per_reply(tmp_path: Path) -> None:
     lines = "My name is Ada.\nWhat is my name?\n/again 2\n/params\n/nothing\n"
     done = chat(tmp_path, lines, "--json", "--quiet", "--temp", "1", "--top-p", "1", "--no-transcript")
     assert done.returncode == 1
@@ -76,13 +76,13 @@ def test_json_is_an_object_a_reply_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"raw": True}, {"is_terminal": True}])
-def test_json_is_for_pipes(options: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_is_refused_on_a_terminal_and_with_raw(options: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: options.get("is_terminal", False), raising=False)
     with pytest.raises(UsageError, match="--json"):
         run_chat(ChatArguments(json=True, raw=options.get("raw", False)))
 
 
-def test_json_escapes_what_could_act_upon_a_terminal() -> None:
+def test_json_output_escapes_control_characters() -> None:
     out, err = io.StringIO(), io.StringIO()
     JsonView(out, err).end_reply(exchange(reply="a\x1b[31m\x9b日本"))
     assert "\\u001b[31m\\u009b日本" in out.getvalue()
@@ -94,7 +94,7 @@ def exchange(reply: str) -> Exchange:
     return Exchange(0, None, 0, 0, 0, 0, "hi", (1,), (2,), (2,), reply, reply, "stop", None, {})
 
 
-def test_a_wrong_command_in_a_pipe_is_said_and_fails_at_the_end(tmp_path: Path) -> None:
+def test_a_wrong_command_in_a_pipe_is_an_error_and_the_exit_code_1(tmp_path: Path) -> None:
     done = chat(tmp_path, "/nothing\nhi\n", "--no-transcript", "--quiet")
     assert done.returncode == 1
     assert done.stderr.startswith("rwkvbatch: there is no command /nothing")
@@ -115,7 +115,7 @@ def test_a_wrong_option_is_refused_before_a_model_is_loaded(tmp_path: Path) -> N
     assert "Traceback" not in done.stderr
 
 
-def test_raw_text_is_not_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raw_output_to_a_terminal_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     with pytest.raises(UsageError, match="--raw"):
         run_chat(ChatArguments(raw=True))
@@ -130,7 +130,7 @@ def test_raw_text_is_not_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"preset": "creative"}, True, "creative"),
     ],
 )
-def test_sampling_fits_the_model_unless_it_is_given(values: dict[str, str], bundled: bool, name: str) -> None:
+def test_sampling_defaults_depend_on_the_model(values: dict[str, str], bundled: bool, name: str) -> None:
     assert chat_settings(layer_settings(values).settings, bundled=bundled).sampling == preset(name)
 
 
@@ -145,7 +145,7 @@ def test_one_option_changes_only_itself() -> None:
     assert settings.sampling == preset("api-demo-chat").replace(temperature=0.5)
 
 
-def test_the_initial_exchange_is_there_by_default(tmp_path: Path) -> None:
+def test_the_initial_exchange_is_used_by_default(tmp_path: Path) -> None:
     settings = RunSettings()
     assert choose_prelude(settings, bundled=False) == PRELUDES["api-demo-chat"]
     assert choose_prelude(settings, bundled=True) is None
@@ -159,16 +159,16 @@ def test_the_initial_exchange_is_there_by_default(tmp_path: Path) -> None:
 
 
 def opened(*lines: str, **values: Any) -> tuple[Chat, str]:
-    """A chat with the bundled model and what it said until `lines` were answered."""
+    """A chat with the bundled model after `lines`, and its output."""
     out, err = io.StringIO(), io.StringIO()
     arguments = ChatArguments(**{"no_transcript": True, **values})
     chat = open_chat(arguments, PlainView(out, err), is_terminal=False)
     for line in lines:
-        assert handle(chat, line), err.getvalue()
+        assert handle_line(chat, line), err.getvalue()
     return chat, out.getvalue() + err.getvalue()
 
 
-def test_a_chat_goes_on_from_a_saved_session_a_transcript_and_a_state(tmp_path: Path) -> None:
+def test_a_chat_continues_a_saved_session_a_transcript_and_a_state(tmp_path: Path) -> None:
     transcript = tmp_path / "t.jsonl"
     opened(
         "My name is Ada.",
@@ -179,18 +179,18 @@ def test_a_chat_goes_on_from_a_saved_session_a_transcript_and_a_state(tmp_path: 
     )
     for path in (transcript, tmp_path / "s.json"):
         assert "Your name is Ada." in opened("What is my name?", load=path)[1]
-    chat, said = opened("What is my name?", "/params", values={"state": str(tmp_path / "x.safetensors")})
-    assert "Your name is Ada." in said
-    assert chat.session.dialogue.openings[0].state == str(tmp_path / "x.safetensors")
+    chat, output = opened("What is my name?", "/params", values={"state": str(tmp_path / "x.safetensors")})
+    assert "Your name is Ada." in output
+    assert chat.session.tree.openings[0].state == str(tmp_path / "x.safetensors")
 
 
-def test_a_chat_goes_on_from_a_run_with_its_settings(tmp_path: Path) -> None:
+def test_a_chat_continues_a_run_with_its_settings(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "My name is Ada."}]
     (tmp_path / "s.jsonl").write_text(json.dumps({"id": "c", "messages": messages}) + "\n")
     out = tmp_path / "out"
     assert invoke(["run", str(tmp_path / "s.jsonl"), "--temp", "0.4", "--seed", "7", "--out", str(out), "-q"]) == 0
-    chat, said = opened("/params", from_run=f"{out}:c:0")
-    assert "> My name is Ada." in said
+    chat, output = opened("/params", from_run=f"{out}:c:0")
+    assert "> My name is Ada." in output
     assert chat.session.settings.temperature == 0.4
     assert chat.session.identity.seed == 7
     chat, _ = opened(from_run=f"{out}:c:0", values={"temperature": "0.9"})
@@ -204,9 +204,9 @@ def test_the_whole_program_on_a_terminal(tmp_path: Path) -> None:
     with Terminal(arguments, environment={"XDG_STATE_HOME": str(tmp_path)}) as terminal:
         terminal.wait_for_prompt()
         assert "/help lists the commands" in terminal.text
-        terminal.say("My name is Ada.")
-        terminal.say("/set max_tokens 3")
-        terminal.say("What is my name?")
+        terminal.submit("My name is Ada.")
+        terminal.submit("/set max_tokens 3")
+        terminal.submit("What is my name?")
         assert "[stopped at 3 tokens" in terminal.text
         terminal.send("\x04")
         assert terminal.wait_for_end() == 0

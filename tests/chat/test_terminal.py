@@ -48,8 +48,8 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
 
 
 def after(terminal: Terminal, line: str) -> list[str]:
-    """What stands below `line` when it has been acted upon."""
-    terminal.say(line)
+    """The rows below `line` after it has been executed."""
+    terminal.submit(line)
     lines = terminal.lines
     at = max(number for number, shown in enumerate(lines) if shown.startswith(f"› {line[:40]}"))
     end = max(number for number, shown in enumerate(lines) if shown.rstrip() == "›")
@@ -57,7 +57,7 @@ def after(terminal: Terminal, line: str) -> list[str]:
 
 
 def turn_of(terminal: Terminal) -> str:
-    """What the status line says of the branch and the turn that comes next."""
+    """The branch and the next turn, from the status line."""
     return " · ".join(terminal.lines[-1].split(" · ")[:2])
 
 
@@ -70,7 +70,7 @@ def test_markdown_is_shown_as_such(shared: Terminal) -> None:
     assert shown == ["Some bold words.", "  def f(x):", "      return x + 1", " • one", " • two", "Done."]
 
 
-def test_what_could_act_upon_the_terminal_is_made_visible(shared: Terminal) -> None:
+def test_control_characters_are_shown_escaped(shared: Terminal) -> None:
     shared.raw = b""
     shown = " ".join(after(shared, "escapes"))
     assert "red \\x1b[31mtext\\x1b[0m \\x1b]0;stolen title\\x07 \\u202eback \\x9b2J end" in shown
@@ -88,9 +88,9 @@ def test_a_long_reply_scrolls_away_whole(shared: Terminal) -> None:
     assert after(shared, "long") == LONG.split("\n")
 
 
-def test_an_empty_line_gets_a_friendly_word(shared: Terminal) -> None:
+def test_an_empty_line_gets_a_note(shared: Terminal) -> None:
     shared.send("\r")
-    shared.wait_for("say something, or /help")
+    shared.wait_for("type a message, or /help")
     shared.wait_for_prompt()
 
 
@@ -104,8 +104,8 @@ def test_an_unknown_command_names_close_ones(shared: Terminal) -> None:
         ("/help", "/export FILE.jsonl"),
         ("/help set", "Settings: temp, top_p"),
         ("/params", "max_tokens"),
-        ("/set temp 0.7", "from now on: temp 0.7"),
-        ("/set temp hot", "/set temp: must be a number in [0, 100], got hot"),
+        ("/set temp 0.7", "temp 0.7"),
+        ("/set temp hot", "[0, 100], got hot"),
         ("/preset greedy", "temp 0.0"),
         ("/think", "think off"),
         ("/fold on", "hidden"),
@@ -116,17 +116,17 @@ def test_an_unknown_command_names_close_ones(shared: Terminal) -> None:
         ("/branches", "* side"),
         ("/switch main", "on branch main"),
         ("/retry", "You said: start"),
-        ("/again 2", "/pick N goes on from reply N"),
-        ("/pick 1", "going on from"),
+        ("/again 2", "/pick N continues"),
+        ("/pick 1", "continuing from"),
         ("/tokens 3", "id probability logprob text"),
         ("/top", "probability"),
-        ("/stats", "kept"),
-        ("/undo", "took back 1 turn"),
+        ("/stats", "MiB"),
+        ("/undo", "removed 1 turn"),
     ],
 )
 def test_every_command_answers(shared: Terminal, command: str, expected: str) -> None:
     if command in ("/retry", "/again 2", "/tokens 3", "/undo", "/top"):
-        shared.say("start")
+        shared.submit("start")
     assert expected in " ".join(" ".join(after(shared, command)).split())
 
 
@@ -160,9 +160,9 @@ def test_a_paste_of_a_thousand_lines_is_one_message(shared: Terminal) -> None:
     shared.wait_for_prompt()
 
 
-def test_the_history_is_searched_and_kept_for_its_owner(shared: Terminal, directory: Path) -> None:
-    shared.say("a rare word: xylophone")
-    shared.say("something else")
+def test_the_history_is_searched_and_private(shared: Terminal, directory: Path) -> None:
+    shared.submit("a rare word: xylophone")
+    shared.submit("something else")
     shared.send("\x12xylo")
     shared.wait_for("I-search backward")
     shared.send("\r")
@@ -177,18 +177,18 @@ def test_the_history_is_searched_and_kept_for_its_owner(shared: Terminal, direct
 
 
 def test_thinking_is_dimmed_and_can_be_folded(shared: Terminal) -> None:
-    shared.say("/think on")
+    shared.submit("/think on")
     shown = after(shared, "think aloud")
     assert shown == ["Let me think.", "One and one.", "It is two."]
-    shared.say("/fold on")
+    shared.submit("/fold on")
     shown = after(shared, "think again")
     assert shown == ["▸ 6 words of thinking · /fold off", "It is two."]
-    shared.say("/fold off")
-    shared.say("/think off")
+    shared.submit("/fold off")
+    shared.submit("/think off")
 
 
 def test_the_editor_changes_the_last_message(shared: Terminal) -> None:
-    shared.say("first")
+    shared.submit("first")
     turn = turn_of(shared)
     num_prompts = shared.num_prompts
     shared.send("/edit\r")
@@ -199,7 +199,7 @@ def test_the_editor_changes_the_last_message(shared: Terminal) -> None:
 
 
 def test_files_are_written_and_read(shared: Terminal, directory: Path) -> None:
-    shared.say("remember")
+    shared.submit("remember")
     for name, command in (("s.json", "/save"), ("e.jsonl", "/export"), ("st.safetensors", "/state save")):
         assert "rror" not in " ".join(after(shared, f"{command} {directory / name}"))
         assert stat.S_IMODE((directory / name).stat().st_mode) == 0o600
@@ -208,7 +208,7 @@ def test_files_are_written_and_read(shared: Terminal, directory: Path) -> None:
     assert after(shared, "hello") == ["other: hello"]
 
 
-def test_ctrl_c_stops_the_reply_and_the_dialogue_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_reply_and_the_conversation_continues(tmp_path: Path) -> None:
     with start(tmp_path, 0.01) as terminal:
         terminal.send("long\r")
         terminal.wait_for("line 1 of")
@@ -217,12 +217,12 @@ def test_ctrl_c_stops_the_reply_and_the_dialogue_goes_on(tmp_path: Path) -> None
         terminal.wait_for("[stopped]")
         terminal.wait_for_prompt()
         assert "Ctrl-C stops" not in terminal.text
-        terminal.say("hi")
+        terminal.submit("hi")
         assert "You said: hi" in terminal.text
         events = [json.loads(line) for line in (tmp_path / "transcript.jsonl").read_text().splitlines()]
-        said = [event for event in events if event["event"] == "exchange"]
-        assert [exchange["finish_reason"] for exchange in said] == ["cancelled", "stop"]
-        assert said[0]["reply"].startswith("line 0 of a long reply")
+        replies = [event for event in events if event["event"] == "exchange"]
+        assert [exchange["finish_reason"] for exchange in replies] == ["cancelled", "stop"]
+        assert replies[0]["reply"].startswith("line 0 of a long reply")
         terminal.send("\x03")
         terminal.wait_for("Ctrl-D leaves")
         terminal.send("\x04")
@@ -252,8 +252,8 @@ def test_a_resize_during_a_reply_loses_nothing(slow: Terminal) -> None:
 
 def test_forty_columns_without_colour(tmp_path: Path) -> None:
     with start(tmp_path, columns=40, rows=20, environment={"NO_COLOR": "1"}) as terminal:
-        terminal.say("markdown")
-        terminal.say("/params")
+        terminal.submit("markdown")
+        terminal.submit("/params")
         help_text = " ".join(after(terminal, "/help"))
         assert "…" not in help_text
         assert "token ids and log-probabilities." in " ".join(help_text.split())
@@ -264,7 +264,7 @@ def test_forty_columns_without_colour(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_nothing_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
     with start(tmp_path, 0.01) as terminal:
-        terminal.say("first")
+        terminal.submit("first")
         terminal.send("long\r")
         terminal.wait_for("line 6 of")
         os.kill(terminal.process.pid, signal.SIGKILL)
@@ -276,6 +276,6 @@ def test_nothing_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     with start(other) as terminal:
-        terminal.say(f"/load {tmp_path / 'transcript.jsonl'}")
+        terminal.submit(f"/load {tmp_path / 'transcript.jsonl'}")
         assert "loaded" in terminal.text
         assert "You said: first" in terminal.text

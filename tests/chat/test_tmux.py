@@ -94,8 +94,8 @@ def test_a_paragraph_that_is_wrapped_anew_in_mid_stream_loses_no_word(pane: Pane
         pane.run("resize-window", "-x", str(columns), "-y", "20")
     pane.wait_for("turn 2")
     # Rows that the terminal itself has wrapped are joined.
-    said = " ".join(pane.run("capture-pane", "-p", "-J", "-S", "-").split())
-    words = [int(word) for word in re.findall(r"\bw(\d+)w\b", said)]
+    output = " ".join(pane.run("capture-pane", "-p", "-J", "-S", "-").split())
+    words = [int(word) for word in re.findall(r"\bw(\d+)w\b", output)]
     for before, after in itertools.pairwise(words):
         # A row that had to stay comes again, whole; nothing is skipped.
         assert after <= before + 1

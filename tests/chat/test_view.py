@@ -1,4 +1,4 @@
-"""What is shown: on a terminal of any width, and in pipes."""
+"""The views of terminals of any width and of pipes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from dataclasses import replace
 import pytest
 from rich.text import Text
 
+from rwkvbatch.chat.app import View
 from rwkvbatch.chat.pipe import PlainView
-from rwkvbatch.chat.terminal import TerminalView, View
+from rwkvbatch.chat.terminal import TerminalView
 from rwkvbatch.chat.tree import Exchange
 from rwkvbatch.errors import UsageError
 from rwkvbatch.signals import stopping_on_interrupt, unechoed_input
 from tests.chat.screen import ScreenFile
 
-SAID = Exchange(0, None, 0, 0, 0, 0, "hi", (1,), (2, 3), (2, 3), "A *reply*.", "A *reply*.", "stop", None, {})
-THOUGHT = replace(SAID, reply="<think>\nSome thoughts.\n</think>\nAn answer.")
+PLAIN = Exchange(0, None, 0, 0, 0, 0, "hi", (1,), (2, 3), (2, 3), "A *reply*.", "A *reply*.", "stop", None, {})
+THINKING = replace(PLAIN, reply="<think>\nSome thoughts.\n</think>\nAn answer.")
 
 
 def shown(view: View, file: ScreenFile, pieces: list[str], exchange: Exchange | None) -> list[str]:
@@ -35,17 +36,17 @@ def terminal(columns: int = 60) -> tuple[TerminalView, ScreenFile]:
     return TerminalView(file.console()), file
 
 
-def test_an_empty_reply_and_a_reply_that_ended_early_are_said() -> None:
+def test_an_empty_reply_and_a_reply_that_ended_early_get_a_note() -> None:
     view, file = terminal()
-    assert shown(view, file, [], replace(SAID, reply="", ids=(), finish_reason="length")) == [
+    assert shown(view, file, [], replace(PLAIN, reply="", ids=(), finish_reason="length")) == [
         "(an empty reply)",
         "[stopped at 0 tokens · /set max_tokens N allows more]",
     ]
     view, file = terminal()
-    assert shown(view, file, ["A"], replace(SAID, finish_reason="time"))[-1] == "[stopped by the time limit]"
+    assert shown(view, file, ["A"], replace(PLAIN, finish_reason="time"))[-1] == "[stopped by the time limit]"
 
 
-def test_a_reply_that_failed_leaves_what_had_come() -> None:
+def test_the_text_of_a_failed_reply_stays() -> None:
     view, file = terminal()
     assert shown(view, file, ["half a", " reply"], None) == ["half a reply"]
     view, file = terminal()
@@ -59,12 +60,12 @@ def test_thinking_that_never_ends_is_shown_unless_it_is_folded(folded: bool) -> 
     view.begin_reply(" <think")
     for piece in [">\nhm", "m\n"]:
         view.piece(piece)
-    view.end_reply(replace(THOUGHT, finish_reason="cancelled"))
+    view.end_reply(replace(THINKING, finish_reason="cancelled"))
     assert ("hmm" in " ".join(file.lines())) != folded
     assert file.lines()[-1] == "[stopped]"
 
 
-def test_a_problem_says_the_way_out() -> None:
+def test_an_error_is_shown_with_its_hint() -> None:
     view, file = terminal()
     view.problem(UsageError("something \x1b[31mis wrong", hint="do this"))
     view.problem(UsageError("something else"))
@@ -74,17 +75,17 @@ def test_a_problem_says_the_way_out() -> None:
 @pytest.mark.parametrize("columns", [40, 100])
 def test_alternatives_are_side_by_side_where_there_is_room(columns: int) -> None:
     view, file = terminal(columns)
-    view.alternatives([SAID, THOUGHT])
+    view.alternatives([PLAIN, THINKING])
     lines = file.lines()
     row = next(line for line in lines if "A reply." in line)
     assert ("Some thoughts." in row) == (columns == 100)
     assert "An answer." in "\n".join(lines)
 
 
-def test_what_was_said_is_shown_again_with_folded_thinking() -> None:
+def test_replayed_replies_fold_their_thinking() -> None:
     view, file = terminal(40)
     view.folded = True
-    view.replay([THOUGHT])
+    view.replay([THINKING])
     assert file.lines() == ["› hi", "▸ 2 words of thinking · /fold off", "An answer."]
 
 
@@ -103,12 +104,12 @@ def plain(*, raw: bool = False, quiet: bool = False) -> tuple[PlainView, io.Stri
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_a_pipe_gets_model_text_as_it_is_only_when_it_wants_so(raw: bool) -> None:
+def test_a_pipe_gets_control_characters_only_with_raw(raw: bool) -> None:
     view, out, _ = plain(raw=raw)
     view.begin_reply(" <think")
     for piece in (">x\x1b", "[31m", " \n"):
         view.piece(piece)
-    view.end_reply(SAID)
+    view.end_reply(PLAIN)
     assert out.getvalue() == ("<think>x\x1b[31m\n" if raw else "<think>x\\x1b[31m\n")
 
 
@@ -123,11 +124,11 @@ def test_a_pipe_gets_a_failed_reply_in_a_line_of_its_own() -> None:
     assert out.getvalue() == "half\n"
 
 
-def test_talk_and_alternatives_in_a_pipe() -> None:
+def test_messages_and_alternatives_in_a_pipe() -> None:
     view, out, err = plain()
-    view.end_reply(replace(SAID, finish_reason="length"))
-    view.alternatives([SAID])
-    view.replay([SAID])
+    view.end_reply(replace(PLAIN, finish_reason="length"))
+    view.alternatives([PLAIN])
+    view.replay([PLAIN])
     view.gap()
     view.problem(UsageError("wrong", hint="do this"))
     assert out.getvalue() == "\n[1] A *reply*.\n"
@@ -135,12 +136,12 @@ def test_talk_and_alternatives_in_a_pipe() -> None:
     assert "> hi\nA *reply*." in err.getvalue()
     assert "rwkvbatch: wrong\n  do this\n" in err.getvalue()
     quiet, out, err = plain(quiet=True)
-    quiet.replay([SAID])
+    quiet.replay([PLAIN])
     quiet.problem(UsageError("wrong"))
     assert err.getvalue() == "rwkvbatch: wrong\n"
 
 
-def test_input_that_is_no_terminal_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_input_that_is_not_a_terminal_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("typed"))
     with unechoed_input():
         pass
