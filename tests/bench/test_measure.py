@@ -70,13 +70,7 @@ def test_everything_is_measured_once_a_round(model_file: Path) -> None:
     plan = Plan(rows=(1, 3), prompt_tokens=9, rounds=2)
     report = run_benchmark(model_file, plan, backend="reference", threads=1, say=said.append)
     names = [figure.name for figure in report.figures]
-    assert names == [
-        "decode, 1 row",
-        "decode, 3 rows",
-        "prompt, 9 tokens",
-        "sampling with penalties",
-        "tokenizer",
-    ]
+    assert names == ["decode, 1 row", "decode, 3 rows", "prompt, 9 tokens", "sampling with penalties", "tokenizer"]
     assert all(figure.best > 0 and figure.median > 0 for figure in report.figures)
     assert report.limits is None
     assert report.loading.checkpoint_mb == pytest.approx(model_file.stat().st_size / 1e6)
@@ -98,10 +92,7 @@ def test_a_file_that_the_package_cannot_load_is_the_loader_s_error(tmp_path: Pat
 
 
 def test_a_package_that_ends_early_is_noticed(model_file: Path) -> None:
-    with (
-        Package(model_file, 1, dying_clock, "cpu fp32") as package,
-        pytest.raises(RwkvBatchError, match="ended early"),
-    ):
+    with Package(model_file, 1, dying_clock, "cpu fp32") as package, pytest.raises(RwkvBatchError, match="ended early"):
         package.measure("decode", 1)
 
 

@@ -296,9 +296,7 @@ def test_an_editor_that_fails_changes_nothing(editor: str, monkeypatch: pytest.M
         edit_text("text")
 
 
-def test_the_default_editor_is_not_started_without_a_terminal(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_default_editor_is_not_started_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VISUAL", raising=False)
     monkeypatch.delenv("EDITOR", raising=False)
     with pytest.raises(UsageError, match="needs a terminal"):

@@ -145,11 +145,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=lambda command: "-".join(word for word in command[:2] if "{" not in word) or command[0],
 )  # fmt: skip
 def test_every_command_fits_and_cuts_nothing(
-    command: list[str],
-    width: int,
-    run: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: list[str], width: int, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     demo = Path(__file__).parents[2] / "rwkvbatch/demo/rwkv7-demo.safetensors"
     monkeypatch.setenv("COLUMNS", str(width))

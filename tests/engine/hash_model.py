@@ -8,14 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from rwkvbatch.model.base import (
-    Choices,
-    ModelSpec,
-    RaggedBatch,
-    SampleBatch,
-    State,
-    StatePool,
-)
+from rwkvbatch.model.base import Choices, ModelSpec, RaggedBatch, SampleBatch, State, StatePool
 from rwkvbatch.model.ops import reference
 
 MODULUS = 2**31 - 1

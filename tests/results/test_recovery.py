@@ -52,11 +52,7 @@ class TestOpening:
             with (tmp_path / "results.jsonl").open("ab") as file:
                 file.write(b"torn %d" % count)
             open_store(tmp_path).close()
-        assert [(tmp_path / f"results.torn-{n}").read_bytes() for n in (1, 2, 3)] == [
-            b"torn 1",
-            b"torn 2",
-            b"torn 3",
-        ]
+        assert [(tmp_path / f"results.torn-{n}").read_bytes() for n in (1, 2, 3)] == [b"torn 1", b"torn 2", b"torn 3"]
 
     def test_damage_in_the_middle_is_refused_with_its_line(self, tmp_path: Path) -> None:
         fill(tmp_path, range(5))
