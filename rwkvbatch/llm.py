@@ -15,15 +15,7 @@ from typing import Any, Self, TypedDict, Unpack, cast, overload
 
 from rwkvbatch.config import Prompting, SamplingParams, ThinkMode
 from rwkvbatch.engine.engine import DEFAULT_STATE_MEMORY, Engine
-from rwkvbatch.engine.request import (
-    SHOWN_CHARACTERS,
-    FinishReason,
-    NoiseKey,
-    Reply,
-    ReplyTiming,
-    Request,
-    Score,
-)
+from rwkvbatch.engine.request import SHOWN_CHARACTERS, FinishReason, NoiseKey, Reply, ReplyTiming, Request, Score
 from rwkvbatch.errors import InputError, NonFiniteLogitsError, RowError, UsageError
 from rwkvbatch.model.base import Model, ModelSpec, State, check_tokens
 from rwkvbatch.model.load import load_model
@@ -240,12 +232,7 @@ class LLM:
         self, prompts: Sequence[str] | Sequence[Sequence[int]], params: _Params = None, **options: Unpack[_Options]
     ) -> list[RequestOutput]: ...
     def generate(
-        self,
-        prompts: Any,
-        params: _Params = None,
-        *,
-        n: int = 1,
-        initial_state: State | None = None,
+        self, prompts: Any, params: _Params = None, *, n: int = 1, initial_state: State | None = None
     ) -> RequestOutput | list[RequestOutput]:
         """Continue prompts as they stand; no template is applied, and only `params.stop` and token 0 end a reply.
 

@@ -119,10 +119,7 @@ class Chat:
     @contextlib.contextmanager
     def stoppable(self) -> Generator[ShouldStop]:
         """Yields a function that is polled after every step, and returns true after Ctrl-C."""
-        with (
-            stopping_on_interrupt() as interrupts,
-            unechoed_input() if self.is_terminal else contextlib.nullcontext(),
-        ):
+        with stopping_on_interrupt() as interrupts, unechoed_input() if self.is_terminal else contextlib.nullcontext():
 
             def should_stop() -> bool:
                 self.view.tick()

@@ -24,16 +24,7 @@ from rich.text import Text
 from rwkvbatch.prompt.escaping import printable
 
 # Text that these rules match would vanish or change: tags, entities, backslashes, link definitions, image addresses.
-_SILENT_RULES = (
-    "html_block",
-    "html_inline",
-    "entity",
-    "escape",
-    "reference",
-    "image",
-    "lheading",
-    "autolink",
-)
+_SILENT_RULES = ("html_block", "html_inline", "entity", "escape", "reference", "image", "lheading", "autolink")
 
 
 _MAYBE_ITEM = re.compile(r"\s*(\d+[.)]?|[-+*]?)\s*")

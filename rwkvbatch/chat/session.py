@@ -245,12 +245,7 @@ class Session:
         return exchange
 
     def _answer(
-        self,
-        position: Position,
-        user: str,
-        attempts: Sequence[int],
-        on_text: OnText | None,
-        should_stop: ShouldStop,
+        self, position: Position, user: str, attempts: Sequence[int], on_text: OnText | None, should_stop: ShouldStop
     ) -> list[Exchange]:
         root, prompt = self._prefixes.root_after(position), self._encode_turn(user)
         turn = self.tree.num_turns(position)

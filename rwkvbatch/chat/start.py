@@ -107,12 +107,7 @@ def open_chat(arguments: ChatArguments, view: View, *, is_terminal: bool) -> Cha
 
 
 def _open_chat(
-    arguments: ChatArguments,
-    run_settings: RunSettings,
-    point: RunPoint | None,
-    view: View,
-    *,
-    is_terminal: bool,
+    arguments: ChatArguments, run_settings: RunSettings, point: RunPoint | None, view: View, *, is_terminal: bool
 ) -> Chat:
     from rwkvbatch.model.load import load_model, resolve_model_path
 
@@ -200,10 +195,6 @@ def _show_model(chat: Chat, *, bundled: bool) -> None:
 
 def _use_utf8() -> None:
     """Read and write UTF-8 in any locale; invalid input is replaced, and unencodable output is escaped."""
-    for stream, errors in (
-        (sys.stdin, "replace"),
-        (sys.stdout, "backslashreplace"),
-        (sys.stderr, "backslashreplace"),
-    ):
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=errors)

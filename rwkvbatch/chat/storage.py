@@ -162,12 +162,7 @@ def save_session(session: Session, path: Path) -> None:
     Raises:
         StorageError: it could not be written.
     """
-    content = {
-        "kind": KIND,
-        "format": FORMAT,
-        **_session_values(session),
-        "dialogue": tree_values(session.tree),
-    }
+    content = {"kind": KIND, "format": FORMAT, **_session_values(session), "dialogue": tree_values(session.tree)}
     content["sha256"] = _checksum(content)
     text = json.dumps(content, ensure_ascii=False, indent=1)
     save_file(path, [text.encode("utf-8", "backslashreplace"), b"\n"], private=True)
