@@ -53,14 +53,7 @@ def test_a_reply_is_the_one_that_the_engine_gives_for_the_whole_text() -> None:
         *encode("User: second\n\nAssistant:"),
     )
     (expected,) = Engine(HashModel()).generate(
-        [
-            Request(
-                tokens=tuple(tokens),
-                sampling=SETTINGS.sampling,
-                noise=NoiseKey(5, "chat", 0, 1),
-                max_tokens=12,
-            )
-        ]
+        [Request(tokens=tuple(tokens), sampling=SETTINGS.sampling, noise=NoiseKey(5, "chat", 0, 1), max_tokens=12)]
     )
     assert exchange.ids == expected.ids
     assert exchange.logprobs == expected.logprobs
