@@ -81,11 +81,7 @@ def set_value(chat: Chat, argument: str) -> None:
 
 
 def _parse_setting(name: str, text: str) -> dict[str, Any]:
-    """The validated setting of `/set NAME TEXT`, by its full name.
-
-    Raises:
-        UsageError: there is no such setting, or its value is not allowed.
-    """
+    """The validated setting of `/set NAME TEXT`, by its full name."""
     full = full_name(name.lstrip("-"))
     if full not in (*TURN_SETTINGS, "seed"):
         raise UsageError(f"/set: expected one of {', '.join(SETTABLE)}, seed; got {name[:60]!r}")
@@ -189,11 +185,7 @@ def edit(chat: Chat, _argument: None) -> None:
 
 
 def edit_text(text: str) -> str:
-    """`text` after the user has edited it.
-
-    Raises:
-        UsageError: the editor cannot be started, or failed.
-    """
+    """`text` after the user has edited it."""
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     if not editor and not sys.stdin.isatty():
         raise UsageError("/edit needs a terminal or $EDITOR", hint="set $EDITOR to a program that needs no terminal")
@@ -356,7 +348,7 @@ def top(chat: Chat, message: str) -> None:
     probabilities = chat.session.next_token(message or None).logits.float().softmax(-1)
     values, ids = probabilities.topk(min(NUM_CANDIDATES, len(probabilities)))
     table = _token_table("id", "probability", "sum")
-    for token, value, total in zip(ids.tolist(), values.tolist(), values.cumsum(0).tolist(), strict=True):
+    for token, value, total in zip(map(int, ids), map(float, values), map(float, values.cumsum(0)), strict=True):
         table.add_row(str(token), f"{value:.2%}", f"{total:.1%}", _token_text(chat, token))
     chat.view.show(table)
 

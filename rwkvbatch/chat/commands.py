@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, get_args
 
@@ -46,7 +46,7 @@ class Argument:
 
     usage: str
     parse: Callable[[str, str], Any] = lambda text, _usage: text
-    choices: Callable[[Chat, str], Iterable[str]] | None = None
+    choices: Callable[[Chat, str], Iterable[str]] = lambda _chat, _before: ()
     is_file: bool = False
 
 
@@ -102,12 +102,14 @@ def _first_word(values: Iterable[str]) -> Callable[[Chat, str], Iterable[str]]:
 
 NOTHING = Argument("", _none)
 FILE = Argument("FILE", _path, is_file=True)
-BRANCH = Argument(
-    "NAME", choices=lambda chat, _: [name for name in chat.session.tree.branches if name != chat.session.tree.current]
-)
-ALTERNATIVE = replace(
-    number("N"), choices=lambda chat, _: [str(at) for at, _ in enumerate(chat.session.alternatives, 1)]
-)
+
+
+def _other_branches(chat: Chat, _before: str) -> Iterable[str]:
+    return [name for name in chat.session.tree.branches if name != chat.session.tree.current]
+
+
+def _alternatives(chat: Chat, _before: str) -> Iterable[str]:
+    return [str(number + 1) for number in range(len(chat.session.alternatives))]
 
 
 @dataclass(frozen=True)
@@ -181,11 +183,7 @@ def handle_line(chat: Chat, line: str) -> bool:
 
 
 def _find(line: str) -> tuple[Command, str]:
-    """The command of a line, and the text of its argument. An unambiguous beginning of a name is enough.
-
-    Raises:
-        UsageError: no command has that name.
-    """
+    """The command of a line, and the text of its argument. An unambiguous beginning of a name is enough."""
     name, _, argument = line[1:].partition(" ")
     matches = [name] if name in COMMANDS else [known for known in COMMANDS if name and known.startswith(name)]
     if len(matches) == 1:
@@ -262,10 +260,12 @@ COMMANDS: Mapping[str, Command] = {
             number("[N]", 1, 64, default=3),
             more="/pick N continues from one of them. Until then the conversation is unchanged. N is 3 if not given.",
         ),
-        Command("pick", "Continue from reply N of /again.", actions.pick, ALTERNATIVE),
+        Command(
+            "pick", "Continue from reply N of /again.", actions.pick, Argument("N", number("N").parse, _alternatives)
+        ),
         Command("branch", "Start a branch here; the current one stays.", actions.branch, Argument("[NAME]")),
         Command("branches", "List the branches.", actions.branches),
-        Command("switch", "Go to a branch.", actions.switch, BRANCH),
+        Command("switch", "Go to a branch.", actions.switch, Argument("NAME", choices=_other_branches)),
         Command(
             "system",
             "Show the system message, or start a conversation with another one.",
@@ -286,7 +286,7 @@ COMMANDS: Mapping[str, Command] = {
             "export",
             "Write this branch as a script that `rwkvbatch run` replays to the same replies.",
             actions.export_script,
-            replace(FILE, usage="FILE.jsonl"),
+            Argument("FILE.jsonl", _path, is_file=True),
         ),
         Command(
             "model",

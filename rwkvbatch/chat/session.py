@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from rwkvbatch.chat.tree import ConversationTree, Exchange, Opening, Position
-from rwkvbatch.config import CellSettings, Prompting
+from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.engine import ZERO_ROOT, Engine, NextToken
 from rwkvbatch.engine.prefix_cache import Node
 from rwkvbatch.engine.request import NoiseKey, Reply, Request
 from rwkvbatch.errors import InputError, NonFiniteLogitsError, UsageError
+from rwkvbatch.llm import chat_template
 from rwkvbatch.model.base import State
 from rwkvbatch.model.states import load_state
-from rwkvbatch.prompt.templates import PromptTemplate, load_template
+from rwkvbatch.prompt.templates import PromptTemplate
 from rwkvbatch.replay.identity import sha256_of_file
 
 CONVERSATION = "chat"
@@ -38,6 +39,10 @@ ShouldStop = Callable[[], bool]
 """Polled after every step; true ends the replies in progress."""
 
 
+def never() -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Identity:
     """The part of the random numbers' key that is the same for all turns of a session."""
@@ -50,6 +55,9 @@ class Identity:
 class Session:
     """One chat.
 
+    What does not fit the conversation or the model raises `UsageError`, a file that cannot be used `InputError`, a
+    model without a reply `NonFiniteLogitsError`; the conversation is unchanged then.
+
     Attributes:
         tree: the exchanges.
         settings: of the next reply; changed by `use_settings`.
@@ -58,7 +66,7 @@ class Session:
 
     def __init__(self, engine: Engine, settings: CellSettings, identity: Identity | None = None) -> None:
         self.engine = engine
-        self._load_template = lru_cache(maxsize=16)(load_template)
+        self._load_template = lru_cache(maxsize=16)(chat_template)
         self.use_settings(settings)
         self.identity = identity or Identity()
         self.tree = ConversationTree()
@@ -66,12 +74,7 @@ class Session:
         self._prefixes = PinnedPrefixes(engine, self.tree)
 
     def use_settings(self, settings: CellSettings) -> None:
-        """Use `settings` for the next replies.
-
-        Raises:
-            UsageError: they contain token ids that the model does not have.
-            TemplateError: the template's file cannot be used.
-        """
+        """Use `settings` for the next replies."""
         settings.check_vocabulary(self.engine.model.spec.vocab_size)
         self._template_of(settings)
         self.settings = settings
@@ -82,7 +85,7 @@ class Session:
         return self._template_of(self.settings)
 
     def _template_of(self, settings: CellSettings) -> PromptTemplate:
-        return self._load_template(Prompting(think=settings.think, template=settings.template))
+        return self._load_template(settings.think, settings.template)
 
     def turn_settings(self) -> dict[str, Any]:
         """`TURN_SETTINGS` of the next reply as JSON values."""
@@ -111,12 +114,7 @@ class Session:
         self._prefixes.pin_branch_states()
 
     def adopt(self, tree: ConversationTree, settings: CellSettings, identity: Identity) -> None:
-        """Continue a saved conversation.
-
-        Raises:
-            InputError: the file of an initial state cannot be read, or has changed.
-            UsageError: the settings do not fit the model, or the engine has no memory for another initial state.
-        """
+        """Continue a saved conversation."""
         states = {
             opening.number: self._read_state(opening.state, opening.state_sha256)[0]
             for opening in tree.openings
@@ -137,11 +135,7 @@ class Session:
         return load_state(path, self.engine.model.spec), sha256
 
     def use_engine(self, engine: Engine) -> None:
-        """Continue with another model, which reads the conversation when the next message comes.
-
-        Raises:
-            UsageError: a branch began with a state of the previous model, or the settings do not fit this one.
-        """
+        """Continue with another model, which reads the conversation when the next message comes."""
         hint = "leave, and start again with --model"
         if any(opening.state is not None for opening in self.tree.openings):
             raise UsageError("this conversation began with an initial state of the current model", hint=hint)
@@ -151,32 +145,19 @@ class Session:
         self.engine = engine
         self._prefixes = PinnedPrefixes(engine, self.tree)
 
-    def ask(self, user: str, *, on_text: OnText | None = None, should_stop: ShouldStop = bool) -> Exchange:
-        """Reply to `user` at the end of the current branch.
-
-        Raises:
-            UsageError: `user` is empty.
-            NonFiniteLogitsError: the model produced no reply.
-        """
+    def ask(self, user: str, *, on_text: OnText | None = None, should_stop: ShouldStop = never) -> Exchange:
+        """Reply to `user` at the end of the current branch."""
         if not user.strip():
             raise UsageError("the message is empty")
         return self._add_reply(self.tree.head, user, 0, on_text, should_stop)
 
-    def retry(self, *, on_text: OnText | None = None, should_stop: ShouldStop = bool) -> Exchange:
-        """Replace the last reply by another one.
-
-        Raises:
-            UsageError: there is no last message.
-        """
+    def retry(self, *, on_text: OnText | None = None, should_stop: ShouldStop = never) -> Exchange:
+        """Replace the last reply by another one."""
         last = self._last("/retry")
         return self._add_reply(self.tree.before(last), last.user, self.tree.next_attempt(last), on_text, should_stop)
 
-    def again(self, count: int, *, should_stop: ShouldStop = bool) -> list[Exchange]:
-        """`count` more replies to the last message, generated as one batch; `pick` chooses one.
-
-        Raises:
-            UsageError: there is no last message.
-        """
+    def again(self, count: int, *, should_stop: ShouldStop = never) -> list[Exchange]:
+        """`count` more replies to the last message, generated as one batch; `pick` chooses one."""
         last = self._last("/again")
         first = self.tree.next_attempt(last)
         self.alternatives = self._answer(
@@ -187,11 +168,7 @@ class Session:
         return self.alternatives
 
     def pick(self, number: int) -> Exchange:
-        """Continue the current branch from alternative `number`, counted from 1.
-
-        Raises:
-            UsageError: there is no such alternative.
-        """
+        """Continue the current branch from alternative `number`, counted from 1."""
         if not self.alternatives:
             raise UsageError("/pick chooses a reply of /again, and there is none", hint="/again N makes N replies")
         if not 1 <= number <= len(self.alternatives):
@@ -202,11 +179,7 @@ class Session:
         return chosen
 
     def next_token(self, message: str | None = None) -> NextToken:
-        """Next-token logits and state at the end of the branch, or at the beginning of the reply to `message`.
-
-        Raises:
-            UsageError: the conversation has no tokens yet.
-        """
+        """Next-token logits and state at the end of the branch, or at the beginning of the reply to `message`."""
         tree = self.tree
         if message is not None:
             tokens, root = self._encode_turn(message), self._prefixes.root_after(tree.head)
@@ -307,11 +280,7 @@ class PinnedPrefixes:
         self._initial_roots: dict[int, int] = {}
 
     def add_state(self, opening: int, state: State) -> None:
-        """Use `state` as the initial state of `opening`, which has no exchanges yet.
-
-        Raises:
-            UsageError: the engine has no memory for another initial state.
-        """
+        """Use `state` as the initial state of `opening`, which has no exchanges yet."""
         self._initial_roots[opening] = self._engine.add_root(state)
 
     def initial_root(self, position: Position) -> int:
