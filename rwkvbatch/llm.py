@@ -188,9 +188,7 @@ class LLM:
 
     @property
     def model(self) -> Model:
-        """Raises:
-        UsageError: the LLM is closed.
-        """
+        """The loaded model."""
         if self._model is None:
             raise UsageError("this LLM is closed", hint="make a new one")
         return self._model
@@ -397,7 +395,26 @@ class LLM:
     def _conversation(
         self, messages: Sequence[Message], form: PromptTemplate, prelude: str | None, name: str
     ) -> _Prepared:
-        segments = _segments(messages, form, prelude, name)
+        given: list[Any] = list(messages)
+        for number, message in enumerate(given):
+            match message:
+                case {"role": str(), "content": str()} if len(message) == 2:
+                    continue
+                case _:
+                    problem = f"must be a role and a content, two texts; got {message!r:.80}"
+                    raise UsageError(f"{name}, message {number}: {problem}")
+        system = given.pop(0)["content"] if given and given[0]["role"] == "system" else None
+        roles = [message["role"] for message in given]
+        if not roles or roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
+            raise UsageError(
+                f"{name}: after an optional system message, user and assistant messages must take turns, the last one "
+                f"a user's; got {', '.join(roles)[:80] or 'none'}",
+                hint="prelude= gives text before the first message",
+            )
+        segments = [form.opening(system, prelude)]
+        for user, assistant in zip(given[:-1:2], given[1::2], strict=True):
+            segments += [form.past_turn(user["content"]), form.reply(assistant["content"])]
+        segments.append(form.turn(given[-1]["content"]))
         return _Prepared(name, "".join(segments), self._encode(segments, name), form)
 
     def _encode(self, segments: Iterable[str], name: str) -> tuple[int, ...]:
@@ -518,11 +535,7 @@ class _SharedEngine:
         self._roots: dict[int, tuple[State, int]] = {}
 
     def root(self, state: State) -> int:
-        """The engine's root for `state`.
-
-        Raises:
-            UsageError: no room is left for another one.
-        """
+        """The engine's root for `state`. Raises `UsageError` when no room is left for another one."""
         if id(state) not in self._roots:
             if len(self._roots) == MAX_INITIAL_STATES:
                 raise UsageError(f"an engine keeps at most {MAX_INITIAL_STATES} initial states")
@@ -530,11 +543,7 @@ class _SharedEngine:
         return self._roots[id(state)][1]
 
     def step(self) -> list[int]:
-        """Advance all requests by one forward pass; returns the numbers of those that ended.
-
-        Raises:
-            RowError: an error in another call broke the engine.
-        """
+        """Advance all requests by one forward pass; returns the numbers of those that ended."""
         if self.is_broken:
             raise RowError("the reply was given up: another call on this LLM was interrupted", hint="make it again")
         with self.broken_by_errors():
@@ -605,36 +614,6 @@ def chat_template(think: ThinkMode, template: str | None) -> PromptTemplate:
         TemplateError: the file cannot be used.
     """
     return load_template(Prompting.parse({"think": think, "template": template}))
-
-
-def _segments(messages: Sequence[Message], form: PromptTemplate, prelude: str | None, name: str) -> list[str]:
-    """The texts that are encoded one by one.
-
-    Raises:
-        UsageError: a message that is none, or messages in an order that has no reply.
-    """
-    given: list[Any] = list(messages)
-    for number, message in enumerate(given):
-        match message:
-            case {"role": str(), "content": str()} if len(message) == 2:
-                continue
-            case _:
-                problem = f"must be a role and a content, two texts; got {message!r:.80}"
-                raise UsageError(f"{name}, message {number}: {problem}")
-    system = given.pop(0)["content"] if given and given[0]["role"] == "system" else None
-    roles = [message["role"] for message in given]
-    if not roles or roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
-        raise UsageError(
-            f"{name}: after an optional system message, user and assistant messages must take turns, the last one a "
-            f"user's; got {', '.join(roles)[:80] or 'none'}",
-            hint="prelude= gives text before the first message",
-        )
-    past = [
-        text
-        for user, assistant in zip(given[::2], given[1::2], strict=False)
-        for text in (form.past_turn(user["content"]), form.reply(assistant["content"]))
-    ]
-    return [form.opening(system, prelude), *past, form.turn(given[-1]["content"])]
 
 
 def _shown(text: str) -> str:
