@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TOGETHER_S = 0.1
@@ -163,27 +163,6 @@ def stopping_on_interrupt() -> Generator[list[int]]:
     with _handlers_restored():
         signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
         yield noted
-
-
-@contextmanager
-def unechoed_input() -> Generator[None]:
-    """The terminal does not echo what is typed inside; the next line input reads it."""
-    try:
-        import termios
-
-        descriptor = sys.stdin.fileno()
-        before: list[Any] = termios.tcgetattr(descriptor)
-    except (ImportError, OSError, ValueError):
-        yield
-        return
-    quiet = before.copy()
-    quiet[0] &= ~termios.ICRNL
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)
-    try:
-        termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
 @contextmanager

@@ -77,13 +77,7 @@ def prepare(area: Area, folder: Path) -> None:
     from rwkvbatch import _native
 
     shutil.copy(str(_native.__file__), folder / "rwkvbatch")
-    options = [
-        "-x",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        *(["-k", f"not ({area.left_out})"] if area.left_out else []),
-    ]
+    options = ["-x", "-q", "-p", "no:cacheprovider", *(["-k", f"not ({area.left_out})"] if area.left_out else [])]
     settings = {
         "source_paths": ["rwkvbatch"],
         "only_mutate": list(area.modules),

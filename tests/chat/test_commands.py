@@ -11,14 +11,14 @@ import pytest
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
+from rwkvbatch.chat.actions import edit_text
 from rwkvbatch.chat.app import Chat
-from rwkvbatch.chat.commands import COMMANDS, handle_line
-from rwkvbatch.chat.pipe import PlainView, run_lines
+from rwkvbatch.chat.commands import COMMANDS, handle_line, run_lines
+from rwkvbatch.chat.pipe import PlainView
 from rwkvbatch.chat.session import Session
 from rwkvbatch.chat.storage import Transcript
 from rwkvbatch.chat.terminal import CommandCompleter, status_line
 from rwkvbatch.chat.tree import tree_values
-from rwkvbatch.chat.tree_commands import edit_text
 from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import StorageError, UsageError

@@ -215,6 +215,18 @@ def test_an_error_while_printing_leaves_no_request_in_the_engine() -> None:
     assert session.ask("a").ids == new_session().ask("a").ids
 
 
+def test_a_reply_after_an_error_between_two_steps_is_its_own() -> None:
+    session = new_session()
+
+    def fail() -> bool:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        session.ask("a", should_stop=fail)
+    assert session.tree.path() == []
+    assert session.ask("a").ids == new_session().ask("a").ids
+
+
 def test_a_failed_reply_is_an_error_and_leaves_the_tree_unchanged() -> None:
     session = new_session(HashModel(not_finite_after=1))
     with pytest.raises(NonFiniteLogitsError):
