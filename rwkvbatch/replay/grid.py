@@ -120,10 +120,7 @@ def _product(dimensions: Sequence[Sequence[Cell]]) -> list[Cell]:
     if not dimensions:
         return []
     return [
-        Cell(
-            ",".join(c.name for c in choices),
-            {key: value for c in choices for key, value in c.overrides.items()},
-        )
+        Cell(",".join(c.name for c in choices), {key: value for c in choices for key, value in c.overrides.items()})
         for choices in itertools.product(*dimensions)
     ]
 

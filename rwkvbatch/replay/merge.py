@@ -79,9 +79,7 @@ def read_parts(paths: Sequence[Path]) -> list[Part]:
         )
         if part.shard.part in found:
             raise RunDirectoryError(
-                f"is part {part.shard}, and so is {found[part.shard.part].path}",
-                path=path,
-                hint="give each part once",
+                f"is part {part.shard}, and so is {found[part.shard.part].path}", path=path, hint="give each part once"
             )
         found[part.shard.part] = part
     return [found[number] for number in sorted(found)]
@@ -154,12 +152,7 @@ class Merged:
 
 
 def merge(
-    paths: Sequence[Path],
-    out: Path,
-    *,
-    allow_missing: bool = False,
-    command: str = "",
-    files: Files = OS_FILES,
+    paths: Sequence[Path], out: Path, *, allow_missing: bool = False, command: str = "", files: Files = OS_FILES
 ) -> Merged:
     """Merge the parts at `paths` into `out`.
 

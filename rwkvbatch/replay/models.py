@@ -96,8 +96,7 @@ class ModelLoader:
             began_s = time.monotonic()
             model = load_model(*key, threads=self._settings.threads)
             _log.info(
-                "loaded the model",
-                extra={"path": model.spec.path, "seconds": round(time.monotonic() - began_s, 3)},
+                "loaded the model", extra={"path": model.spec.path, "seconds": round(time.monotonic() - began_s, 3)}
             )
             self._loaded = (key, model)
         return self._loaded[1]

@@ -79,11 +79,7 @@ class Plan:
     """
 
     def __init__(
-        self,
-        conversations: Sequence[Conversation],
-        cells: Sequence[Cell],
-        layered: Layered,
-        shard: Shard | None = None,
+        self, conversations: Sequence[Conversation], cells: Sequence[Cell], layered: Layered, shard: Shard | None = None
     ) -> None:
         if not conversations:
             raise UsageError("there is no conversation to replay", hint="check the script, --only and --limit")

@@ -149,11 +149,7 @@ def connect(address: str, num_cpus: int) -> bool:
     check_listening(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
     options: dict[str, Any] = {}
     if address == "local":
-        options = {
-            "num_cpus": num_cpus,
-            "include_dashboard": False,
-            "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
-        }
+        options = {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE_BYTES}
     try:
         with _quiet_ray():
             namespace = f"rwkvbatch-{uuid.uuid4().hex[:8]}"

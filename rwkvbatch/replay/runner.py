@@ -151,9 +151,7 @@ def _execute_in(
         identity = make_identity(plan, specs, loader.tokenizer)
         refuse_unusable(plan, specs)
         directory.claim(
-            identity,
-            lambda: make_about(plan, specs, list(options.scripts), options.command),
-            make_shard(plan),
+            identity, lambda: make_about(plan, specs, list(options.scripts), options.command), make_shard(plan)
         )
         if plan.shard is not None:
             write_members(options.files, directory.path, plan.members())
@@ -333,11 +331,7 @@ def choose_rows(rows: Rows, candidates: Sequence[int], count: int) -> list[int]:
 
 
 def verify_rows(
-    plan: Plan,
-    rows: Rows,
-    numbers: Sequence[int],
-    encoder: PromptEncoder,
-    make_engine: Callable[[int], Engine],
+    plan: Plan, rows: Rows, numbers: Sequence[int], encoder: PromptEncoder, make_engine: Callable[[int], Engine]
 ) -> list[Difference]:
     """Generate rows again, each alone and all in one batch in another order."""
     requests = [_request(plan, rows, number, encoder) for number in numbers]

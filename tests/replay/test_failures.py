@@ -13,10 +13,7 @@ from typing import Any
 import pytest
 
 from rwkvbatch.engine.request import Reply, Request
-from rwkvbatch.errors import (
-    RunDirectoryError,
-    StorageError,
-)
+from rwkvbatch.errors import RunDirectoryError, StorageError
 from rwkvbatch.replay.driver import FAILURES_SHOWN, TooManyFailuresError
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.plan import Plan
@@ -168,11 +165,7 @@ class TestFailingDisk:
             code = (errno.ENOSPC, errno.EIO, errno.EDQUOT)[at % 3]
             seen: list[Progress] = []
             try:
-                run(
-                    directory,
-                    files=FailingFiles(at, code, forever=True, short=at % 2 == 0),
-                    observer=Watcher(seen),
-                )
+                run(directory, files=FailingFiles(at, code, forever=True, short=at % 2 == 0), observer=Watcher(seen))
             except (StorageError, RunDirectoryError):
                 stopped += 1
             there = list(read_rows(directory)) if (directory / "results.jsonl").exists() else []

@@ -104,9 +104,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path: Path) -> None:
     assert (tmp_path / "many" / "results.jsonl").read_bytes() == alone(tmp_path / "one", plan)
 
 
-def test_a_conversation_that_kills_three_workers_becomes_error_rows_and_the_others_go_on(
-    tmp_path: Path,
-) -> None:
+def test_a_conversation_that_kills_three_workers_becomes_error_rows_and_the_others_go_on(tmp_path: Path) -> None:
     plan = make_plan(conversations=[make_conversation(f"c{n}", 2) for n in range(6)])
     result = run(tmp_path / "run", plan, Deadly("c3"))
     rows = list(result.rows())
@@ -136,9 +134,7 @@ def test_several_models_are_served_one_after_the_other(tmp_path: Path) -> None:
     assert (tmp_path / "many" / "results.jsonl").read_bytes() == alone(tmp_path / "one", plan)
 
 
-def test_a_run_goes_on_with_workers_where_it_was_stopped_without_and_the_other_way_round(
-    tmp_path: Path,
-) -> None:
+def test_a_run_goes_on_with_workers_where_it_was_stopped_without_and_the_other_way_round(tmp_path: Path) -> None:
     plan = make_plan(10, batch_size=2)
     expected = alone(tmp_path / "one", plan)
     calls = iter(range(1000))

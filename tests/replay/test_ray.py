@@ -58,8 +58,7 @@ def cluster() -> Iterator[Any]:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("RWKVBATCH_OF_THE_NODE", "1")
         cluster = cluster_utils.Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 2, "include_dashboard": False, "_system_config": PATIENT},
+            initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, "_system_config": PATIENT}
         )
         cluster.add_node(num_cpus=2)
         ray.init(cluster.address, log_to_driver=False, logging_level=logging.CRITICAL)

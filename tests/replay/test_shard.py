@@ -32,10 +32,7 @@ def run(directory: Path, plan: Plan) -> list[str]:
 
 
 class TestShare:
-    @given(
-        turns=st.lists(st.integers(1, 30), max_size=60),
-        parts=st.integers(1, 20),
-    )
+    @given(turns=st.lists(st.integers(1, 30), max_size=60), parts=st.integers(1, 20))
     def test_every_conversation_is_in_exactly_one_part(self, turns: list[int], parts: int) -> None:
         shares = [Shard(part, parts).share(turns) for part in range(1, parts + 1)]
         assert sorted(number for share in shares for number in share) == list(range(len(turns)))
