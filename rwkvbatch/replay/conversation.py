@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, cast
@@ -27,8 +27,6 @@ from rwkvbatch.script.records import Check, ReplyFacts, Turn
 if TYPE_CHECKING:
     from rwkvbatch.engine.engine import Engine
 
-NO_TIMING = RowTiming(0.0, 0.0, 0.0, 0.0, 0.0, 0)
-_NO_LOGPROB = Logprob(None, 0.0)
 _NOT_REACHED = "not reached:"
 
 
@@ -36,7 +34,6 @@ class PromptEncoder:
     """Tokenizer, templates and initial states of one model, shared by its tasks. Caches encoded texts.
 
     Args:
-        tokenizer: the model's.
         roots: the engine's root number of each initial state file; root 0 is the empty state.
         max_prompt_tokens: see `RunSettings`.
     """
@@ -49,13 +46,11 @@ class PromptEncoder:
         self._roots = dict(roots or {})
         # Every cell and repetition encodes the same texts of a conversation.
         self.encode = lru_cache(maxsize=8192)(self._encode)
-        self._load = lru_cache(maxsize=256)(self._load_uncached)
+        self._load = lru_cache(maxsize=256)(_load_prompting)
 
-    def template(self, settings: CellSettings) -> PromptTemplate:
-        return self._load(settings.think, settings.template, settings.prelude)[0]
-
-    def prelude(self, settings: CellSettings) -> str | None:
-        return self._load(settings.think, settings.template, settings.prelude)[1]
+    def prompting(self, settings: CellSettings) -> tuple[PromptTemplate, str | None]:
+        """The template, and the prelude if there is one."""
+        return self._load(settings.think, settings.template, settings.prelude)
 
     def root(self, settings: CellSettings) -> int:
         """The engine's root number of the initial state."""
@@ -64,10 +59,10 @@ class PromptEncoder:
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text))
 
-    @staticmethod
-    def _load_uncached(think: Any, template: str | None, prelude: str | None) -> tuple[PromptTemplate, str | None]:
-        prompting = prompting_of(CellSettings(think=think, template=template, prelude=prelude))
-        return load_template(prompting), prompting.prelude
+
+def _load_prompting(think: Any, template: str | None, prelude: str | None) -> tuple[PromptTemplate, str | None]:
+    prompting = prompting_of(CellSettings(think=think, template=template, prelude=prelude))
+    return load_template(prompting), prompting.prelude
 
 
 class ConversationReplay:
@@ -85,9 +80,8 @@ class ConversationReplay:
         self._reply: Reply | None = None
         self._score: Score | None = None
         self._encoder = encoder
-        self._template = encoder.template(task.settings)
-        opening = self._template.opening(task.conversation.system, encoder.prelude(task.settings))
-        self._history = encoder.encode(opening)
+        self._template, prelude = encoder.prompting(task.settings)
+        self._history = encoder.encode(self._template.opening(task.conversation.system, prelude))
 
     @property
     def over(self) -> bool:
@@ -134,11 +128,9 @@ class ConversationReplay:
             self.pending.add(engine.submit_score(prefix, continuation, self._encoder.root(self.task.settings)))
 
     def take_result(self, request_id: int, result: Reply | Score) -> Row | None:
-        """Take the engine's result of a pending request.
+        """Take a pending request's result. Returns the turn's row once all its results are there.
 
-        Returns:
-            The turn's row when all its results are there, else None. The replay has then moved to the next turn,
-            unless the row is an error row.
+        The replay has then moved to the next turn, unless the row is an error row.
         """
         self.pending.remove(request_id)
         if isinstance(result, Reply):
@@ -149,36 +141,28 @@ class ConversationReplay:
             return None
         reply, score = self._reply, self._score
         self._reply = self._score = None
-        return self._finish_turn(reply, score)
+        text = self._template.shown_reply(reply.text)
+        try:
+            row = self._row(reply, score, text)
+        except Exception as error:  # checks are plug-ins: any exception fails the row, not the run
+            return error_row(self.task, self.turn, explain(error), reply, text)
+        self._advance(reply.history)
+        return row
 
     def fail_turn(self, error: Exception) -> Row:
         """The error row of the next turn. The replay stays at that turn."""
         self.pending = set()
         self._reply = self._score = None
-        return error_row(self.task, self.turn, _explain(error))
+        return error_row(self.task, self.turn, explain(error))
 
     def skip_turn(self, row: Row) -> None:
         """Move past a turn whose row exists: its tokens are added to the history, nothing is generated."""
-        finish_reason = cast("FinishReason", row.finish_reason)
-        closing = self._template.closing
-        self._advance(
-            closed_history(
-                self._encoder.tokenizer, self.prompt(), row.reply_ids, finish_reason, row.stopped_by, closing
-            )
-        )
+        end = cast("FinishReason", row.finish_reason), row.stopped_by, self._template.closing
+        self._advance(closed_history(self._encoder.tokenizer, self.prompt(), row.reply_ids, *end))
 
     @property
     def _next(self) -> Turn:
         return self.task.conversation.turns[self.turn]
-
-    def _finish_turn(self, reply: Reply, score: Score | None) -> Row:
-        text = self._template.shown_reply(reply.text)
-        try:
-            row = self._row(reply, score, text)
-        except Exception as error:  # checks are plug-ins: any exception fails the row, not the run
-            return error_row(self.task, self.turn, _explain(error), reply, text)
-        self._advance(reply.history)
-        return row
 
     def _advance(self, history: tuple[int, ...]) -> None:
         if self.task.settings.history == "gold" and self._next.reference is not None:
@@ -195,35 +179,20 @@ class ConversationReplay:
         if not math.isfinite(total) or (score is not None and not math.isfinite(score.nll)):
             raise NonFiniteLogitsError("the model's log-probabilities hold NaN or infinity")
         facts = ReplyFacts(text, reply.finish_reason, len(reply.ids), turn.reference)
-        return _make_row(
-            self.task,
-            self.turn,
-            reply,
-            text,
+        return replace(
+            error_row(self.task, self.turn, "", reply, text),
+            finish_reason=reply.finish_reason,
+            stopped_by=reply.stopped_by,
             logprob=Logprob(total / len(reply.ids) if reply.ids else None, total),
             reference=_reference(turn, score),
             checks=tuple(_check(check, facts) for check in turn.checks),
+            error=None,
         )
 
 
 def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, text: str = "") -> Row:
     """The row of a failed turn; `reply` and `text` hold what was generated, if anything was."""
-    return _make_row(task, turn, reply, text, error=message)
-
-
-def _make_row(
-    task: Task,
-    turn: int,
-    reply: Reply | None,
-    text: str,
-    *,
-    logprob: Logprob = _NO_LOGPROB,
-    reference: Reference | None = None,
-    checks: tuple[CheckResult, ...] = (),
-    error: str | None = None,
-) -> Row:
-    good = reply if error is None else None
-    ids = () if reply is None else reply.ids
+    num_prompt, ids = (0, ()) if reply is None else (reply.num_prompt, reply.ids)
     return Row(
         conversation=task.conversation.id,
         cell=task.cell.name,
@@ -234,14 +203,14 @@ def _make_row(
         prompt=task.conversation.turns[turn].user,
         reply=text,
         reply_ids=ids,
-        finish_reason="error" if good is None else good.finish_reason,
-        stopped_by=None if good is None else good.stopped_by,
-        tokens=TokenCounts(0 if reply is None else reply.num_prompt, len(ids)),
-        logprob=logprob,
-        reference=reference,
-        checks=checks,
-        error=error,
-        timing=NO_TIMING if reply is None else _timing(reply),
+        finish_reason="error",
+        stopped_by=None,
+        tokens=TokenCounts(num_prompt, len(ids)),
+        logprob=Logprob(None, 0.0),
+        reference=None,
+        checks=(),
+        error=message,
+        timing=_timing(reply),
     )
 
 
@@ -253,6 +222,11 @@ def not_reached(failed_turn: int) -> str:
 def was_reached(error: str) -> bool:
     """Whether an error message is of a turn that failed itself, rather than one that follows a failed turn."""
     return not error.startswith(_NOT_REACHED)
+
+
+def explain(error: BaseException) -> str:
+    """The message of this program's errors; the type and text of others."""
+    return error.message if isinstance(error, RwkvBatchError) else f"{type(error).__name__}: {error}"
 
 
 def _reference(turn: Turn, score: Score | None) -> Reference | None:
@@ -275,21 +249,16 @@ def _check(check: Check, facts: ReplyFacts) -> CheckResult:
     return CheckResult(check.kind, check.expected, bool(verdict.passed), score, check.weight, verdict.detail)
 
 
-def _timing(reply: Reply) -> RowTiming:
+def _timing(reply: Reply | None) -> RowTiming:
+    if reply is None:
+        return RowTiming(0.0, 0.0, 0.0, 0.0, 0.0, 0)
     timing = reply.timing
     generating_s = timing.total_s - timing.queued_s
+    rate = len(reply.ids) / generating_s if generating_s > 0 else 0.0
+    seconds = (timing.queued_s, timing.prefill_s, timing.first_token_s, timing.total_s)
     return RowTiming(
-        queued_s=round(timing.queued_s, 6),
-        prefill_s=round(timing.prefill_s, 6),
-        first_token_s=round(timing.first_token_s, 6),
-        total_s=round(timing.total_s, 6),
-        tokens_per_s=round(len(reply.ids) / generating_s, 3) if generating_s > 0 else 0.0,
-        cached_tokens=reply.num_cached,
+        *(round(time_s, 6) for time_s in seconds), tokens_per_s=round(rate, 3), cached_tokens=reply.num_cached
     )
-
-
-def _explain(error: Exception) -> str:
-    return error.message if isinstance(error, RwkvBatchError) else f"{type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True)
@@ -330,7 +299,7 @@ def preview(plan: Plan, encoder: PromptEncoder) -> Preview:
         # Prompts of different models or initial states share no cached state.
         prompts.add((f"{task.settings.model}\0{task.settings.state}", prompt))
         first += len(prompt)
-        template = encoder.template(task.settings)
+        template, _ = encoder.prompting(task.settings)
         later += sum(len(encoder.encode(template.turn(turn.user))) for turn in turns[1:])
         replies += sum(task.of_turn(turn).settings.max_tokens for turn in range(len(turns)))
     return Preview(
@@ -348,8 +317,7 @@ def preview(plan: Plan, encoder: PromptEncoder) -> Preview:
 
 def _num_distinct(prompts: Iterable[tuple[str, tuple[int, ...]]]) -> int:
     """Nodes of the prompts' prefix tree: in sorted order, each prompt adds the tokens that its predecessor lacks."""
-    count = 0
-    previous: tuple[str, tuple[int, ...]] = ("", ())
+    count, previous = 0, ("", ())
     for key, tokens in sorted(prompts):
         pairs = zip(previous[1], tokens, strict=False) if previous[0] == key else ()
         count += len(tokens) - sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -6,6 +6,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 GENERATION_RULES = 1
 """Raised whenever this program would give other replies than before to the same weights, script and settings."""
 
-_FILES_OF_A_CELL = ("model", "strategy", "backend", "state", "template", "prelude")
+_FILES_OF_A_CELL = {"model", "strategy", "backend", "state", "template", "prelude"}
 
 
 def make_identity(
@@ -42,7 +43,7 @@ def make_identity(
     return {
         "generation_rules": GENERATION_RULES,
         "script": {
-            "sha256": hashlib.sha256("".join(c.sha256 for c in plan.conversations).encode()).hexdigest(),
+            "sha256": _sha256("".join(c.sha256 for c in plan.conversations).encode()),
             "conversations": len(plan.conversations),
         },
         "seed": settings.seed,
@@ -66,18 +67,17 @@ def cell_identities(
     Raises:
         UsageError, InputError: a state, template or prelude file cannot be read.
     """
-    spec_of = {cell: spec for setup, spec in specs.items() for cell in setup.cells}
     return {
         plan.cells[cell].name: _cell_identity(plan.cell_settings[cell], spec, tokenizer_of(spec))
-        for cell, spec in sorted(spec_of.items(), key=lambda item: item[0])
+        for cell, spec in sorted(
+            ((cell, spec) for setup, spec in specs.items() for cell in setup.cells), key=lambda pair: pair[0]
+        )
     }
 
 
 def _cell_identity(settings: CellSettings, spec: ModelSpec, tokenizer: Tokenizer) -> dict[str, Any]:
-    values = {key: value for key, value in settings.model_dump(mode="json").items() if key in CellSettings.model_fields}
-    for key in _FILES_OF_A_CELL:
-        del values[key]
-    state, template = settings.state, settings.template
+    values = settings.model_dump(mode="json", include=CellSettings.model_fields.keys() - _FILES_OF_A_CELL)
+    state, template, prelude = settings.state, settings.template, prompting_of(settings).prelude
     return {
         **values,
         "weights_sha256": spec.weights_sha256,
@@ -87,7 +87,7 @@ def _cell_identity(settings: CellSettings, spec: ModelSpec, tokenizer: Tokenizer
         "tokenizer_sha256": tokenizer.sha256,
         "state_sha256": None if state is None else sha256_of_file(state, "--state"),
         "template_sha256": None if template is None else sha256_of_file(template, "--template"),
-        "prelude_sha256": text_sha256(settings),
+        "prelude_sha256": None if prelude is None else _sha256(prelude.encode("utf-8", "surrogatepass")),
     }
 
 
@@ -104,10 +104,8 @@ def sha256_of_file(path: str, option: str) -> str:
         raise InputError(f"{option} {path}: cannot be read: {error.strerror}") from None
 
 
-def text_sha256(settings: CellSettings) -> str | None:
-    """Hex digest of the prelude's text, None without one."""
-    prelude = prompting_of(settings).prelude
-    return None if prelude is None else hashlib.sha256(prelude.encode("utf-8", "surrogatepass")).hexdigest()
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def make_shard(plan: Plan) -> dict[str, Any] | None:
@@ -119,12 +117,16 @@ def make_shard(plan: Plan) -> dict[str, Any] | None:
 def make_about(plan: Plan, specs: Mapping[Setup, ModelSpec], scripts: list[str], command: str) -> dict[str, Any]:
     """How the run was started: versions, machine, paths, and settings that do not change replies."""
     settings = plan.settings
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "rwkv", "numpy"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command,
         "rwkvbatch": __version__,
         "code_sha256": code_sha256(),
-        "versions": {"python": platform.python_version(), **_versions("torch", "rwkv", "numpy")},
+        "versions": versions,
         "machine": {"system": platform.platform(), "processor": platform.machine()},
         "scripts": scripts,
         "only": list(settings.only),
@@ -162,13 +164,3 @@ def code_sha256() -> str:
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
-
-
-def _versions(*packages: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
