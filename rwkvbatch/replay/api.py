@@ -17,7 +17,7 @@ from rwkvbatch.replay.layers import Layered, layer_settings, naming_origins, rea
 from rwkvbatch.replay.models import ModelLoader
 from rwkvbatch.replay.plan import Plan, select
 from rwkvbatch.replay.pool import pool_for
-from rwkvbatch.replay.progress import Observer, Observers, serving_metrics
+from rwkvbatch.replay.progress import Observer, serving_metrics
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.results.directory import SKIPPED_NAME
@@ -133,11 +133,12 @@ def run(
     where: dict[str, Any] = {"grid": grid, "config": config, "environment": environment}
     prepared = prepare(scripts, model=model, skip_bad=skip_bad, shard=shard, **where, **settings)
     plan, skipped = prepared.plan, prepared.script.skipped
+    observers = [] if observer is None else [observer]
     with ExitStack() as stack:
         if metrics_port is not None:
             served = stack.enter_context(serving_metrics(metrics_port))
             notify(f"metrics for Prometheus are at {served.url}")
-            observer = served if observer is None else Observers([observer, served])
+            observers.append(served)
         stack.enter_context(naming_origins(plan.origins))
         options = RunOptions(
             out=None if out is None else Path(out),
@@ -147,7 +148,7 @@ def run(
             repair=repair,
             verify_rows=verify_rows,
             skipped=skipped,
-            observer=observer,
+            observers=observers,
             should_stop=should_stop,
             loading=loading,
             pool=pool_for(plan.settings, model_given=loaded is not None),

@@ -34,11 +34,9 @@ class Assignment:
 
 @dataclass
 class _Worker:
-    """State of a worker.
+    """State of a worker: it may hold `room` tasks; the first `active` of those held are under way.
 
     Attributes:
-        room: tasks it may hold.
-        active: how many of the held tasks are under way; those are the first ones.
         held: assigned tasks, with the time of assignment.
         reserved: tasks to be assigned to it next.
         exclusive: it holds the last attempt of a task and gets no other one.
@@ -97,9 +95,8 @@ class Dispatcher:
 
     def reported(self, worker: int, active: int) -> None:
         """Record how many of a worker's tasks are under way."""
-        state = self._workers.get(worker)
-        if state is not None:
-            state.active = active
+        if worker in self._workers:
+            self._workers[worker].active = active
 
     def left(self, worker: int) -> list[int]:
         """Remove a worker. Returns the tasks that are given up, after `MAX_ATTEMPTS` lost workers."""
@@ -135,7 +132,8 @@ class Dispatcher:
         now = self._clock()
         for holder in holders:
             state = self._workers[holder]
-            self._count_time(now - state.held.pop(task))
+            self._num_timed += 1
+            self._mean_s += (now - state.held.pop(task) - self._mean_s) / min(self._num_timed, 1000)
             state.exclusive = False
             self._with_room[holder] = None
         self._forget(task)
@@ -182,8 +180,13 @@ class Dispatcher:
     def _reserve(self, state: _Worker) -> bool:
         """Reserve the next tasks of one group for a worker: at most half of its even share of the remaining tasks."""
         num_remaining = len(self._tasks) - self._next
-        if num_remaining <= 0:
-            return self._take_reserved(state)
+        if num_remaining <= 0 and self._num_reserved == 0:
+            return False
+        if num_remaining <= 0:  # take half of the tasks that are reserved for the worker with the most of them
+            richest = max(self._workers.values(), key=lambda other: len(other.reserved))
+            for _ in range((len(richest.reserved) + 1) // 2):
+                state.reserved.appendleft(richest.reserved.pop())
+            return bool(state.reserved)
         most = max(1, num_remaining // (2 * self._num_sharing)) if self._num_sharing > 1 else num_remaining
         start = self._next
         group = self._group(self._tasks[start])
@@ -195,15 +198,6 @@ class Dispatcher:
         self._num_reserved += stop - start
         self._next = stop
         return True
-
-    def _take_reserved(self, state: _Worker) -> bool:
-        """Take half of the tasks that are reserved for the worker with the most of them."""
-        if self._num_reserved == 0:
-            return False
-        richest = max(self._workers.values(), key=lambda other: len(other.reserved))
-        for _ in range((len(richest.reserved) + 1) // 2):
-            state.reserved.appendleft(richest.reserved.pop())
-        return bool(state.reserved)
 
     def _rebalance(self) -> list[Assignment]:
         """Move tasks that have not started to workers with room; assign stragglers to idle workers as well."""
@@ -270,7 +264,3 @@ class Dispatcher:
         self._num_left -= 1
         self._attempts.pop(task, None)
         self._moves.pop(task, None)
-
-    def _count_time(self, seconds: float) -> None:
-        self._num_timed += 1
-        self._mean_s += (seconds - self._mean_s) / min(self._num_timed, 1000)

@@ -39,35 +39,28 @@ class TooManyFailuresError(RwkvBatchError):
 class RowRecorder:
     """Writes finished rows to a store, counts them, and logs the failed ones.
 
-    Args:
-        counts: updated with every row that is written.
-        max_failures: number of failed turns in this session above which `add` raises.
+    When more than `max_failures` turns have failed, it raises `TooManyFailuresError`; the rows are written.
     """
 
     def __init__(self, plan: Plan, rows: Rows, counts: Counts, max_failures: int | None = None) -> None:
         self._plan = plan
-        self._rows = rows
         self._max_failures = max_failures
+        self.rows = rows
         self.counts = counts
 
     def incomplete(self, tasks: Iterable[int]) -> Iterator[int]:
         """Those of `tasks` that have rows missing."""
-        return (task for task in tasks if not all(map(self._rows.has, range(*self._plan.rows_of(task)))))
+        return (task for task in tasks if not all(map(self.rows.has, range(*self._plan.rows_of(task)))))
 
     def rows_of(self, task: int) -> dict[int, Row]:
         """The task's existing rows, by turn."""
         first, last = self._plan.rows_of(task)
-        return {number - first: self._rows.read(number) for number in range(first, last) if self._rows.has(number)}
+        return {number - first: self.rows.read(number) for number in range(first, last) if self.rows.has(number)}
 
     def add(self, rows: Mapping[int, Row]) -> None:
-        """Write rows, by number.
-
-        Raises:
-            TooManyFailuresError: more turns failed than allowed; the rows are written.
-            StorageError: a row could not be written.
-        """
+        """Write rows, by number."""
         if rows:
-            self._rows.append_all(rows)
+            self.rows.append_all(rows)
         for number, row in rows.items():
             self._count(number, row.error, row.failed_checks, row.tokens.reply)
 
@@ -75,65 +68,50 @@ class RowRecorder:
         """Write rows, as `add` does. Two workers may send a row, with the same content: the first one counts."""
         new: dict[int, EncodedRow] = {}
         for row in rows:
-            if not self._rows.has(row.number):
+            if not self.rows.has(row.number):
                 new.setdefault(row.number, row)
         if new:
-            self._rows.append_encoded(list(new.values()))
+            self.rows.append_encoded(list(new.values()))
         for row in new.values():
             self._count(row.number, row.error, row.failed_checks, row.reply_tokens)
 
     def add_lost(self, task: int, reason: str) -> None:
         """Write error rows for all missing rows of a task whose workers crashed."""
-        first, last = self._plan.rows_of(task)
-        missing = [turn for turn in range(last - first) if not self._rows.has(first + turn)]
-        message = f"{MAX_ATTEMPTS} workers ended while they ran this conversation; the last one: {reason}"
-        self.add(
-            {
-                first + turn: error_row(
-                    self._plan.task(task), turn, message if turn == missing[0] else not_reached(missing[0])
-                )
-                for turn in missing
-            }
-        )
-
-    def tick(self) -> None:
-        """Let the store flush rows that have waited long enough."""
-        self._rows.tick()
+        replayed = self._plan.task(task)
+        missing = [
+            turn for turn in range(len(replayed.conversation.turns)) if not self.rows.has(replayed.first_row + turn)
+        ]
+        errors = {turn: not_reached(missing[0]) for turn in missing[1:]}
+        if missing:
+            errors[missing[0]] = (
+                f"{MAX_ATTEMPTS} workers ended while they ran this conversation; the last one: {reason}"
+            )
+        self.add({replayed.first_row + turn: error_row(replayed, turn, errors[turn]) for turn in missing})
 
     def _count(self, number: int, error: str | None, failed_checks: int, reply_tokens: int) -> None:
         self.counts.rows += 1
         self.counts.failed_checks += failed_checks
         self.counts.reply_tokens += reply_tokens
-        if error is not None:
-            self.counts.failed_rows += 1
-            self._log_failure(number, error)
-
-    def _log_failure(self, number: int, error: str) -> None:
-        task, turn = self._plan.task_of_row(number)
-        key = self._plan.task(task).key(turn)
-        counts = self.counts
+        if error is None:
+            return
         reached = was_reached(error)
-        counts.failed_turns += reached
-        level = logging.WARNING if reached and counts.failed_turns <= FAILURES_SHOWN else logging.INFO
+        self.counts.failed_rows += 1
+        self.counts.failed_turns += reached
+        failed, allowed, key = self.counts.failed_turns, self._max_failures, self._plan.key(number)
+        level = logging.WARNING if reached and failed <= FAILURES_SHOWN else logging.INFO
         _log.log(level, "%s: failed: %s", key.in_words(), error, extra={"row": vars(key)})
-        if reached and counts.failed_turns == FAILURES_SHOWN + 1:
+        if reached and failed == FAILURES_SHOWN + 1:
             _log.warning("more turns fail; the log file and `rwkvbatch show DIR --failed` list them")
-        if reached and self._max_failures is not None and counts.failed_turns > self._max_failures:
+        if reached and allowed is not None and failed > allowed:
             raise TooManyFailuresError(
-                f"{counts.failed_turns} turns failed, --max-failures allows {self._max_failures}; "
-                f"the last one, {key.in_words()}: {error}",
+                f"{failed} turns failed, --max-failures allows {allowed}; the last one, {key.in_words()}: {error}",
                 hint="all rows so far are kept; --retry-errors runs the failed ones again",
             )
 
 
 @dataclass
 class LocalDriver:
-    """Steps one worker in this process.
-
-    Attributes:
-        should_stop: checked before each step.
-        after_step: called after each step.
-    """
+    """Steps one worker in this process; checks `should_stop` before each step and calls `after_step` after it."""
 
     plan: Plan
     loader: ModelProvider
@@ -143,10 +121,7 @@ class LocalDriver:
     _worker: tuple[Setup, Worker] | None = field(default=None, init=False)
 
     def run(self, tasks: Iterable[int], setup: Setup) -> bool:
-        """Run those of `tasks` that have rows missing.
-
-        Returns:
-            False when the run was stopped before the end.
+        """Run those of `tasks` that have rows missing. Returns False when the run was stopped before the end.
 
         Raises:
             TooManyFailuresError: more turns failed than allowed.
@@ -170,7 +145,7 @@ class LocalDriver:
             tokens = sum(row.tokens.reply for row in step.rows.values())
             counts.workers[0] = progress = progress.after(step.active, len(step.rows), tokens)
             recorder.add(step.rows)
-            recorder.tick()
+            recorder.rows.tick()
             self.after_step()
         return True
 
@@ -187,11 +162,7 @@ class LocalDriver:
 
 @dataclass
 class PoolDriver:
-    """Distributes tasks to the workers of a pool.
-
-    Attributes:
-        should_stop: checked whenever events were received. after_step: called then.
-    """
+    """Distributes tasks to the workers of a pool; checks `should_stop` and calls `after_step` after each wait."""
 
     plan: Plan
     pool: WorkerPool
@@ -220,12 +191,11 @@ class PoolDriver:
             for assignment in self._dispatcher.assignments():
                 self._assign(assignment)
             self._receive(former)
-            self.recorder.tick()
+            self.recorder.rows.tick()
             self.after_step()
         return True
 
     def close(self) -> None:
-        """End all workers."""
         self.pool.close()
 
     def _assign(self, assignment: Assignment) -> None:

@@ -66,10 +66,7 @@ class Joined:
 class Report:
     """What happened since the worker's last report.
 
-    Attributes:
-        rows: finished rows. finished: tasks that have all their rows.
-        active: tasks under way, which are the first ones of those the worker holds.
-        logs: log records of the worker's process.
+    `finished` are tasks that have all their rows; `active` is the number under way, the first ones that it holds.
     """
 
     rows: tuple[EncodedRow, ...] = ()
@@ -78,36 +75,29 @@ class Report:
     logs: tuple[LogEntry, ...] = ()
 
 
-LEFT_ON_REQUEST = "was asked to leave"
-"""`Left.reason` of a worker that ended because of `Leave`."""
-
-
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A worker has ended.
-
-    Attributes:
-        reason: for messages.
-        error: ends the run, because no other worker could do better (the model cannot be loaded, say); None when
-            the worker may be restarted.
-    """
+    """A worker has ended. `error` ends the run, because no other worker could do better (say, no model was found)."""
 
     reason: str
     error: RwkvBatchError | None = None
 
+    @property
+    def restartable(self) -> bool:
+        return self.error is None and self.reason != LEFT_ON_REQUEST
+
 
 Event = Joined | Report | Left
+
+LEFT_ON_REQUEST = "was asked to leave"
+"""`Left.reason` of a worker that ended because of `Leave`."""
 
 
 class WorkerPool(Protocol):
     """Workers in other processes, by number; a restarted worker sends `Left`, then `Joined`. Used from one thread."""
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
-        """The `ModelSpec` of every setup's model, loaded where the workers are.
-
-        Raises:
-            CheckpointError, UsageError: a model cannot be loaded.
-        """
+        """The `ModelSpec` of every setup's model, loaded where the workers are; raises when it cannot be."""
         ...
 
     @property
@@ -154,10 +144,8 @@ def pool_for(settings: RunSettings, *, model_given: bool = False) -> MakePool | 
         )
     count = settings.workers or len(settings.devices)
     if settings.devices and count < len(settings.devices):
-        raise UsageError(
-            f"--devices names {len(settings.devices)} devices for {count} worker{'s' if count > 1 else ''}",
-            hint="give at least as many workers, or leave --workers out",
-        )
+        message = f"--devices names {len(settings.devices)} devices for {count} worker{'s' if count > 1 else ''}"
+        raise UsageError(message, hint="give at least as many workers, or leave --workers out")
     if settings.ray is not None:
         check_ray(settings.ray, settings.devices)
         return _make_ray_pool
@@ -207,20 +195,14 @@ def processors() -> int:
 
 def with_threads(settings: RunSettings, count: int) -> RunSettings:
     """Settings for one of `count` workers on this machine: an equal share of its processors, or `threads`."""
-    if settings.threads is not None:
-        return settings
-    return settings.replace(threads=max(1, processors() // count))
+    return settings if settings.threads else settings.replace(threads=max(1, processors() // count))
 
 
 SPARE_RESTARTS = 8
 
 
 class RestartLimit:
-    """Limits how many workers end without any of them finishing a row in between.
-
-    Args:
-        num_workers: simultaneous exits tolerated, besides `SPARE_RESTARTS`.
-    """
+    """Tolerates that `num_workers + SPARE_RESTARTS` workers end without any of them finishing a row in between."""
 
     def __init__(self, num_workers: int) -> None:
         self._limit = num_workers + SPARE_RESTARTS

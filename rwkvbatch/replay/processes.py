@@ -24,7 +24,7 @@ from rwkvbatch import signals
 from rwkvbatch.errors import RwkvBatchError, WorkerError
 from rwkvbatch.replay.models import ModelProvider, Setup
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import LEFT_ON_REQUEST, Event, Joined, Left, Order, RestartLimit
+from rwkvbatch.replay.pool import Event, Joined, Left, Order, RestartLimit
 from rwkvbatch.replay.worker import LogCollector, Worker, collecting_logs, serve
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class ProcessPool:
     """`count` worker processes. Those that crash are restarted, within a `RestartLimit`.
 
     Args:
-        make_loader: makes the model loader of the template process; picklable.
+        make_loader: called in the template process.
         devices: of the workers, in turn; empty leaves the setups' strategies as they are.
     """
 
@@ -154,7 +154,7 @@ class ProcessPool:
         status = self._wait_status(worker)
         left = self._restarts.check(left or Left(_describe(status, worker.id)))
         self._events.append((number, left))
-        if left.error is None and left.reason != LEFT_ON_REQUEST:
+        if left.restartable:
             self._restart(worker)
 
     def _restart(self, worker: _Process) -> None:
