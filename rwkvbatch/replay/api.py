@@ -179,12 +179,7 @@ def prepare(
     shard: str | None = None,
     **settings: Unpack[RunKeywords],
 ) -> Prepared:
-    """The plan of a run; loads no model. The arguments are those of `run`.
-
-    Raises:
-        UsageError: a setting, the grid or the selection is not allowed.
-        ScriptError: a script cannot be read.
-    """
+    """The plan of a run; loads no model. Arguments and errors are those of `run`."""
     given: dict[str, Any] = {**settings}
     if model is not None:
         given["model"] = os.fspath(model) if isinstance(model, (str, os.PathLike)) else [os.fspath(m) for m in model]
@@ -264,11 +259,7 @@ def _log_skipped(script: Script) -> None:
 
 
 def split_lists(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Single values, and lists of values (`0.3,0.7` or a sequence) of settings that a grid may vary, by full names.
-
-    Raises:
-        UsageError: an empty item in a list.
-    """
+    """Single values, and lists of values (`0.3,0.7` or a sequence) of settings that a grid may vary, by full names."""
     single: dict[str, Any] = {}
     several: dict[str, list[Any]] = {}
     for key, value in values.items():

@@ -92,11 +92,7 @@ class ConversationReplay:
         return (*self._history, *self._encoder.encode(self._template.turn(self._next.user)))
 
     def request(self) -> Request:
-        """The engine request for the next turn's reply.
-
-        Raises:
-            PromptTooLongError: the prompt has more tokens than allowed.
-        """
+        """The engine request for the next turn's reply; raises `PromptTooLongError`."""
         tokens = self.prompt()
         limit = self._encoder.max_prompt_tokens
         if limit is not None and len(tokens) > limit:
@@ -117,9 +113,7 @@ class ConversationReplay:
     def submit(self, engine: Engine) -> None:
         """Submit the next turn's request, and the scoring of its reference reply when it has one.
 
-        Raises:
-            PromptTooLongError: the prompt has more tokens than allowed.
-            RwkvBatchError, ValueError: the engine refuses the request.
+        Raises `RwkvBatchError` or `ValueError` when the prompt is too long or the engine refuses the request.
         """
         self.pending = {engine.submit(self.request())}
         if self._next.reference is not None:
@@ -178,13 +172,17 @@ class ConversationReplay:
         total = math.fsum(reply.logprobs)
         if not math.isfinite(total) or (score is not None and not math.isfinite(score.nll)):
             raise NonFiniteLogitsError("the model's log-probabilities hold NaN or infinity")
+        reference = None
+        if turn.reference is not None and score is not None:
+            num_tokens = len(score.logprobs)
+            reference = Reference(turn.reference, score.nll, score.num_matched / num_tokens, num_tokens)
         facts = ReplyFacts(text, reply.finish_reason, len(reply.ids), turn.reference)
         return replace(
             error_row(self.task, self.turn, "", reply, text),
             finish_reason=reply.finish_reason,
             stopped_by=reply.stopped_by,
             logprob=Logprob(total / len(reply.ids) if reply.ids else None, total),
-            reference=_reference(turn, score),
+            reference=reference,
             checks=tuple(_check(check, facts) for check in turn.checks),
             error=None,
         )
@@ -227,13 +225,6 @@ def was_reached(error: str) -> bool:
 def explain(error: BaseException) -> str:
     """The message of this program's errors; the type and text of others."""
     return error.message if isinstance(error, RwkvBatchError) else f"{type(error).__name__}: {error}"
-
-
-def _reference(turn: Turn, score: Score | None) -> Reference | None:
-    if turn.reference is None or score is None:
-        return None
-    num_tokens = len(score.logprobs)
-    return Reference(turn.reference, score.nll, score.num_matched / num_tokens, num_tokens)
 
 
 def _check(check: Check, facts: ReplyFacts) -> CheckResult:
@@ -283,8 +274,7 @@ class Preview:
     later_turn_tokens: int
     max_reply_tokens: int
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    as_dict = asdict
 
 
 def preview(plan: Plan, encoder: PromptEncoder) -> Preview:

@@ -50,13 +50,7 @@ class _Worker:
 
 
 class Dispatcher:
-    """Assigns tasks until all of them are finished or given up.
-
-    Args:
-        tasks: in the order in which they should start; those of a group are neighbours.
-        group: of a task.
-        clock: monotonic seconds.
-    """
+    """Assigns `tasks`, in which those of one `group` are neighbours, in order until all are finished or given up."""
 
     def __init__(
         self, tasks: Sequence[int], group: Callable[[int], int], *, clock: Callable[[], float] = time.monotonic
@@ -100,17 +94,15 @@ class Dispatcher:
 
     def left(self, worker: int) -> list[int]:
         """Remove a worker. Returns the tasks that are given up, after `MAX_ATTEMPTS` lost workers."""
-        state = self._workers.pop(worker, None)
-        if state is None:
+        if (state := self._workers.pop(worker, None)) is None:
             return []
         self._with_room.pop(worker, None)
         self._retries.extend(state.reserved)
         self._num_reserved -= len(state.reserved)
         given_up: list[int] = []
         for task in state.held:
-            holders = self._holders[task]
-            holders.remove(worker)
-            if holders:
+            self._holders[task].remove(worker)
+            if self._holders[task]:
                 continue
             del self._holders[task]
             attempts = self._attempts[task] = self._attempts.get(task, 0) + 1
@@ -144,8 +136,7 @@ class Dispatcher:
         found: list[Assignment] = []
         for worker in list(self._with_room):
             state = self._workers[worker]
-            chosen = self._choose(state)
-            if chosen:
+            if chosen := self._choose(state):
                 self._hold(worker, chosen)
                 found.append(Assignment(worker, tuple(chosen)))
             if state.exclusive or len(state.held) >= state.room:
@@ -241,13 +232,8 @@ class Dispatcher:
     def _copy_straggler(self, worker: int, now: float) -> Assignment | None:
         if self._num_timed == 0:
             return None
-        candidates = [
-            (since, task)
-            for other in self._workers.values()
-            for task, since in other.held.items()
-            if len(self._holders[task]) < MAX_COPIES
-        ]
-        since, task = min(candidates, default=(now, -1))
+        held = ((since, task) for other in self._workers.values() for task, since in other.held.items())
+        since, task = min((pair for pair in held if len(self._holders[pair[1]]) < MAX_COPIES), default=(now, -1))
         if now - since < max(STRAGGLER_S, STRAGGLER_FACTOR * self._mean_s):
             return None
         self._hold(worker, [task])

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from rwkvbatch.errors import RwkvBatchError
 from rwkvbatch.replay.conversation import error_row, not_reached, was_reached
-from rwkvbatch.replay.dispatch import MAX_ATTEMPTS, Assignment, Dispatcher
+from rwkvbatch.replay.dispatch import MAX_ATTEMPTS, Dispatcher
 from rwkvbatch.replay.models import ModelProvider, Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Assign, Drop, Joined, Leave, Left, Report, WorkerPool
@@ -54,8 +54,8 @@ class RowRecorder:
 
     def rows_of(self, task: int) -> dict[int, Row]:
         """The task's existing rows, by turn."""
-        first, last = self._plan.rows_of(task)
-        return {number - first: self.rows.read(number) for number in range(first, last) if self.rows.has(number)}
+        first, end = self._plan.rows_of(task)
+        return {number - first: self.rows.read(number) for number in range(first, end) if self.rows.has(number)}
 
     def add(self, rows: Mapping[int, Row]) -> None:
         """Write rows, by number."""
@@ -78,15 +78,14 @@ class RowRecorder:
     def add_lost(self, task: int, reason: str) -> None:
         """Write error rows for all missing rows of a task whose workers crashed."""
         replayed = self._plan.task(task)
-        missing = [
-            turn for turn in range(len(replayed.conversation.turns)) if not self.rows.has(replayed.first_row + turn)
-        ]
-        errors = {turn: not_reached(missing[0]) for turn in missing[1:]}
-        if missing:
-            errors[missing[0]] = (
-                f"{MAX_ATTEMPTS} workers ended while they ran this conversation; the last one: {reason}"
-            )
-        self.add({replayed.first_row + turn: error_row(replayed, turn, errors[turn]) for turn in missing})
+        first = replayed.first_row
+        message = f"{MAX_ATTEMPTS} workers ended while they ran this conversation; the last one: {reason}"
+        lost: dict[int, Row] = {}
+        for turn in range(len(replayed.conversation.turns)):
+            if not self.rows.has(first + turn):
+                lost[first + turn] = error_row(replayed, turn, message)
+                message = not_reached(min(lost) - first)
+        self.add(lost)
 
     def _count(self, number: int, error: str | None, failed_checks: int, reply_tokens: int) -> None:
         self.counts.rows += 1
@@ -121,12 +120,7 @@ class LocalDriver:
     _worker: tuple[Setup, Worker] | None = field(default=None, init=False)
 
     def run(self, tasks: Iterable[int], setup: Setup) -> bool:
-        """Run those of `tasks` that have rows missing. Returns False when the run was stopped before the end.
-
-        Raises:
-            TooManyFailuresError: more turns failed than allowed.
-            StorageError: a row could not be written.
-        """
+        """Run those of `tasks` that have rows missing. Returns False when the run was stopped before the end."""
         recorder, counts = self.recorder, self.recorder.counts
         todo = recorder.incomplete(tasks)
         task = next(todo, None)
@@ -134,7 +128,7 @@ class LocalDriver:
             return True
         worker = self._worker_for(setup)
         progress = counts.workers.get(0) or WorkerProgress("local")
-        while task is not None or not worker.idle:
+        while task is not None or worker.num_held:
             if self.should_stop():
                 worker.drop()
                 return False
@@ -175,7 +169,7 @@ class PoolDriver:
         self._draining = False
 
     def run(self, tasks: Iterable[int], setup: Setup) -> bool:
-        """As `LocalDriver.run`; also raises WorkerError when no worker can be started."""
+        """As `LocalDriver.run`; raises `WorkerError` when no worker can be started."""
         todo = array("q", self.recorder.incomplete(tasks))
         if not todo:
             return True
@@ -189,7 +183,10 @@ class PoolDriver:
                 return False
             self._dispatcher.expect(self.pool.num_starting)
             for assignment in self._dispatcher.assignments():
-                self._assign(assignment)
+                for task, worker in assignment.moved_from.items():
+                    self.pool.send(worker, Drop((task,)))
+                tasks_there = {task: self.recorder.rows_of(task) for task in assignment.tasks}
+                self.pool.send(assignment.worker, Assign(tasks_there))
             self._receive(former)
             self.recorder.rows.tick()
             self.after_step()
@@ -197,12 +194,6 @@ class PoolDriver:
 
     def close(self) -> None:
         self.pool.close()
-
-    def _assign(self, assignment: Assignment) -> None:
-        for task, worker in assignment.moved_from.items():
-            self.pool.send(worker, Drop((task,)))
-        tasks = {task: self.recorder.rows_of(task) for task in assignment.tasks}
-        self.pool.send(assignment.worker, Assign(tasks))
 
     def _receive(self, former: Mapping[int, WorkerProgress]) -> None:
         """Handle the workers' events; `former` has the progress of workers that served an earlier setup."""

@@ -50,7 +50,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class GridFile:
-    """The tables of a grid, see above, and the name of their file."""
+    """The tables of a grid, and the name of their file."""
 
     name: str
     tables: Mapping[str, Any]
@@ -58,8 +58,8 @@ class GridFile:
     @property
     def keys(self) -> frozenset[str]:
         """Full names of the settings that the tables give to any cell."""
-        groups = [self.tables.get("grid", {}), self.tables.get("zip", {})]
-        groups += [*self.tables.get("cells", {}).values(), *self.tables.get("override", {}).values()]
+        grid, together, cells, override = (self.tables.get(name, {}) for name in GRID_TABLES)
+        groups = [grid, together, *cells.values(), *override.values()]
         return frozenset(full_name(key) for group in groups for key in group)
 
     def origins(self, cells: Sequence[Cell]) -> Iterator[Origin]:
@@ -72,13 +72,8 @@ class GridFile:
 def make_cells(lists: Mapping[str, Sequence[Any]], *files: GridFile) -> tuple[Cell, ...]:
     """The cells of a run; a single one called `base` when nothing varies.
 
-    Args:
-        lists: the command line's comma lists, by setting.
-        files: grids of files.
-
-    Raises:
-        UsageError: an unknown table or setting, a value that is not allowed, a cell or setting given twice; names
-            the file.
+    `lists` has the command line's comma lists, by setting. Raises `UsageError`, which names the file: an unknown table
+    or setting, a value that is not allowed, a cell or setting given twice.
     """
     dimensions = [[_combined({key: value}, option_name(key)) for value in values] for key, values in lists.items()]
     varied = {full_name(key) for key in lists}
@@ -150,10 +145,8 @@ def _overrides(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     checked = checked_values(values, name)
     for key in checked:
         if key not in CellSettings.model_fields:
-            raise UsageError(
-                f"{where}: {key} is a setting of the whole run and cannot differ between cells",
-                hint="settings of a cell: " + ", ".join([*Sampling.model_fields, *Stopping.model_fields, "..."]),
-            )
+            hint = "settings of a cell: " + ", ".join([*Sampling.model_fields, *Stopping.model_fields, "..."])
+            raise UsageError(f"{where}: {key} is a setting of the whole run and cannot differ between cells", hint=hint)
     return checked
 
 

@@ -34,18 +34,11 @@ _FILES_OF_A_CELL = {"model", "strategy", "backend", "state", "template", "prelud
 def make_identity(
     plan: Plan, specs: Mapping[Setup, ModelSpec], tokenizer_of: Callable[[ModelSpec], Tokenizer]
 ) -> dict[str, Any]:
-    """All that the rows of `plan` depend on, as JSON values.
-
-    Raises:
-        UsageError, InputError: a state, template or prelude file cannot be read.
-    """
-    settings = plan.settings
+    """All that the rows of `plan` depend on, as JSON values; raises as `cell_identities`."""
+    settings, script = plan.settings, "".join(conversation.sha256 for conversation in plan.conversations)
     return {
         "generation_rules": GENERATION_RULES,
-        "script": {
-            "sha256": _sha256("".join(c.sha256 for c in plan.conversations).encode()),
-            "conversations": len(plan.conversations),
-        },
+        "script": {"sha256": _sha256(script.encode()), "conversations": len(plan.conversations)},
         "seed": settings.seed,
         "repeats": settings.repeats,
         "max_repeats": settings.max_repeats,
@@ -59,19 +52,15 @@ def make_identity(
 def cell_identities(
     plan: Plan, specs: Mapping[Setup, ModelSpec], tokenizer_of: Callable[[ModelSpec], Tokenizer]
 ) -> dict[str, dict[str, Any]]:
-    """What the rows of one cell depend on and those of others do not, by the cell's name, in the plan's order.
-
-    Args:
-        specs: of the models of the cells that are wanted.
+    """What the rows of one cell depend on and those of others do not, by name, for the cells of `specs`, in order.
 
     Raises:
         UsageError, InputError: a state, template or prelude file cannot be read.
     """
+    spec_of = {cell: spec for setup, spec in specs.items() for cell in setup.cells}
     return {
-        plan.cells[cell].name: _cell_identity(plan.cell_settings[cell], spec, tokenizer_of(spec))
-        for cell, spec in sorted(
-            ((cell, spec) for setup, spec in specs.items() for cell in setup.cells), key=lambda pair: pair[0]
-        )
+        plan.cells[cell].name: _cell_identity(plan.cell_settings[cell], spec_of[cell], tokenizer_of(spec_of[cell]))
+        for cell in sorted(spec_of)
     }
 
 
@@ -92,11 +81,7 @@ def _cell_identity(settings: CellSettings, spec: ModelSpec, tokenizer: Tokenizer
 
 
 def sha256_of_file(path: str, option: str) -> str:
-    """Hex digest of a file that an option names.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """Hex digest of a file that an option names; raises `InputError` if it cannot be read."""
     try:
         with Path(path).expanduser().open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -72,10 +72,9 @@ def naming_origins(origins: Iterable[Origin]) -> Generator[None]:
     try:
         yield
     except RwkvBatchError as error:
-        options: dict[str, dict[str, None]] = {}
-        for origin in origins:
-            if origin.concerns(error):
-                options.setdefault(origin.place, {})[origin.option] = None
+        options: dict[str, list[str]] = {}
+        for place, option in dict.fromkeys((o.place, o.option) for o in origins if o.concerns(error)):
+            options.setdefault(place, []).append(option)
         for place, names in options.items():
             if place not in error.message:
                 error.add_origin(f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} from {place}")
@@ -89,8 +88,8 @@ class Layered:
     Attributes:
         explicit: names that the command line gave. They also win over a conversation's own `params`.
         named: those of them that it gave by name, not as a part of a preset.
-        grid: the `[grid]`, `[zip]`, `[cells]` and `[override]` tables of the config file, as they stood.
-        origins: of the settings that the command line did not give, where they came from.
+        grid: the `GRID_TABLES` of the config file.
+        origins: of the settings that the command line did not give.
     """
 
     settings: RunSettings
@@ -130,11 +129,8 @@ def layer_settings(
     layers.append(explicit)
     merged = {key: value for layer in layers for key, value in layer.items()}
     named = frozenset(full_name(key) for key in given) - {"preset"}
-    origins = tuple(
-        Origin(option_name(key), merged[key], place)
-        for key, place in places.items()
-        if key in merged and key not in explicit
-    )
+    given_elsewhere = [key for key in places if key in merged and key not in explicit]
+    origins = tuple(Origin(option_name(key), merged[key], places[key]) for key in given_elsewhere)
     return Layered(RunSettings.parse(merged), frozenset(explicit), named, tables, origins)
 
 
@@ -174,13 +170,12 @@ def _checked(key: str, value: Any, shown: str) -> Any:
         first = error.errors()[0]
         problem = allowed_values(RunSettings, key, first["msg"])
         wrong = first["input"] if key in LISTS else value
-        raise UsageError(
-            f"{shown} {problem}, got {wrong if isinstance(wrong, str) and wrong else shown_value(wrong)}"
-        ) from None
+        got = wrong if isinstance(wrong, str) and wrong else shown_value(wrong)
+        raise UsageError(f"{shown} {problem}, got {got}") from None
 
 
 def _close(key: str) -> str:
-    """A question that ends an error about an unknown setting: which known one was meant; empty if none is close."""
+    """The end of an error about an unknown setting: close known ones, if there are any."""
     matches = difflib.get_close_matches(key, [*SETTINGS, *ALIASES], n=2, cutoff=0.75)
     return f"; did you mean {' or '.join(matches)}?" if matches else ""
 
@@ -201,19 +196,13 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def read_toml(path: Path, option: str) -> dict[str, Any]:
-    """The content of a TOML file.
-
-    Raises:
-        UsageError: it cannot be read, or is not TOML.
-    """
+    """The content of a TOML file that an option names; raises `UsageError` if it cannot be read or is not TOML."""
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{option} {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        where = f"byte 0x{error.object[error.start]:02x} at place {error.start + 1}"
-        raise UsageError(
-            f"{option} {path}: not a TOML file: not UTF-8: {where}", hint="save the file as UTF-8"
-        ) from None
+        where = f"not UTF-8: byte 0x{error.object[error.start]:02x} at place {error.start + 1}"
+        raise UsageError(f"{option} {path}: not a TOML file: {where}", hint="save the file as UTF-8") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{option} {path}: not a TOML file: {error}") from None

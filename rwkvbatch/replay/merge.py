@@ -53,12 +53,7 @@ class Part:
 
 
 def read_parts(paths: Sequence[Path]) -> list[Part]:
-    """The parts at `paths`, in the order of the run.
-
-    Raises:
-        RunDirectoryError: a path holds no part of a run, or a part is given twice.
-        RunMismatchError: parts of different runs, or of a run cut into different numbers of parts.
-    """
+    """The parts at `paths`, in the order of the run; raises as `merge`."""
     found: dict[int, Part] = {}
     parts = [_read_part(path) for path in paths]
     for part in parts:

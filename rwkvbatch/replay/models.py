@@ -76,11 +76,7 @@ class ModelLoader:
         self._loaded: tuple[tuple[str | None, str, str], Model] | None = None
 
     def model(self, setup: Setup) -> Model:
-        """The setup's model, loaded unless it is the one in memory.
-
-        Raises:
-            CheckpointError, UsageError: it cannot be loaded.
-        """
+        """The setup's model, loaded unless it is the one in memory; raises `CheckpointError` or `UsageError`."""
         if self._given is not None:
             return self._given
         key = (setup.model, setup.strategy, setup.backend)

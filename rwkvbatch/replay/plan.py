@@ -65,13 +65,8 @@ class Plan(RowIndex):
     A task's setting comes from the first of: the grid (its cell), the command line, the conversation's `params`, the
     environment, the config file, the default.
 
-    Args:
-        conversations: in replay order; ids are unique.
-        cells: at least one.
-        layered: the run's settings.
-        shard: run only this part; rows and tasks keep their numbers in the whole run.
-
     Attributes:
+        shard: the part to run, if not all; rows and tasks keep their numbers in the whole run.
         chosen: numbers of the conversations to run: all, or those of the shard.
         origins: sources of the settings that come from the environment or a file.
 
@@ -172,11 +167,7 @@ def _has_params(conversation: Conversation) -> bool:
 
 
 def select(conversations: Sequence[Conversation], settings: RunSettings) -> tuple[Conversation, ...]:
-    """The conversations named by `--only`, in the order of `--shuffle-seed`, at most `--limit` of them.
-
-    Raises:
-        UsageError: a name in `only` is neither an id nor a tag.
-    """
+    """The conversations named by `--only`, in the order of `--shuffle-seed`, at most `--limit` of them."""
     chosen = list(conversations)
     if settings.only:
         wanted = set(settings.only)

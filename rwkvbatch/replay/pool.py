@@ -18,7 +18,7 @@ from rwkvbatch.replay.models import ModelLoader, Setup, forkable_loader
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.results.row import EncodedRow, Row
 
-# Orders, from the driver to a worker. Orders and events can be pickled.
+# Orders, from the driver to a worker, and events, from a worker to the driver. All can be pickled.
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,6 @@ class Leave:
 
 
 Order = Assign | Drop | Leave
-
-# Events, from a worker to the driver.
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +126,6 @@ MakePool = Callable[[Plan], WorkerPool]
 def pool_for(settings: RunSettings, *, model_given: bool = False) -> MakePool | None:
     """Makes the pool that the settings ask for: processes, or actors of a Ray cluster. None for a run in this process.
 
-    Args:
-        model_given: the model is an object in this process.
-
     Raises:
         UsageError: settings that contradict each other, or a pool with a model that is loaded already.
         MissingExtraError: Ray is not installed.
@@ -169,17 +164,12 @@ def _make_ray_pool(plan: Plan) -> WorkerPool:
 
 
 def check_ray(address: str, devices: Sequence[str]) -> None:
-    """Check the settings of a Ray run before anything is started.
-
-    Raises:
-        UsageError: an address of the Ray Client, or devices of different kinds.
-        MissingExtraError: Ray is not installed.
-    """
+    """Check the settings of a Ray run before anything is started; raises as `pool_for`."""
     target = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     if target.startswith("ray://"):
         raise UsageError(
-            f"--ray {target}: addresses of the Ray Client are not supported, because the client sends every call "
-            "through a proxy: this process would not be part of the cluster, and would lose its workers with the proxy",
+            f"--ray {target}: addresses of the Ray Client are not supported: this process would not be part of the "
+            "cluster, and would lose its workers with the client's proxy",
             hint="run the command on a node of the cluster, with --ray auto",
         )
     if len({device.partition(":")[0] for device in devices}) > 1:

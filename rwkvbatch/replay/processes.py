@@ -130,7 +130,7 @@ class ProcessPool:
         name = f"worker {number}" + (f" on {device}" if device else "")
         ours, theirs = Pipe()
         with theirs:
-            process = self._template.fork(_Fork(name, self._setup.on_device(device)), theirs)
+            process = self._template.ask(_Fork(name, self._setup.on_device(device)), theirs)
         self._workers[number] = _Process(ours, process, device)
 
     def _receive_from(self, number: int, channel: Channel) -> None:
@@ -151,8 +151,11 @@ class ProcessPool:
         """Remove a worker that has ended, and start another one unless it was asked to leave."""
         worker = self._workers.pop(number)
         worker.channel.close()
-        status = self._wait_status(worker)
-        left = self._restarts.check(left or Left(_describe(status, worker.id)))
+        status = None
+        if self._template is not None:
+            with contextlib.suppress(OSError, EOFError):
+                status = self._template.ask(_Wait(worker.id))
+        left = self._restarts.check(left or Left(f"process {worker.id} {_describe(status)}"))
         self._events.append((number, left))
         if left.restartable:
             self._restart(worker)
@@ -168,14 +171,6 @@ class ProcessPool:
             self._workers = others
             self._start(worker.device)
 
-    def _wait_status(self, worker: _Process) -> int | None:
-        if self._template is None:
-            return None
-        try:
-            return self._template.ask(_Wait(worker.id))
-        except (OSError, EOFError):
-            return None
-
 
 def _wants_gpu(setup: Setup) -> bool:
     if setup.strategy.split(" ")[0] != "auto":
@@ -185,13 +180,11 @@ def _wants_gpu(setup: Setup) -> bool:
     return torch.cuda.is_available()
 
 
-def _describe(status: int | None, process: int) -> str:
+def _describe(status: int | None) -> str:
     if status is None:
-        return f"process {process} ended"
+        return "ended"
     code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return f"process {process} ended with exit code {code}"
-    return f"process {process} was ended by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
 
 
 # The protocol between the pool and the template process. Each request has one answer.
@@ -232,38 +225,31 @@ class _Template:
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         # The new process inherits the mask, so that these signals do not end it before `template_main` ignores them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
+        inherited = [theirs.fileno()]
         try:
-            self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
-            )
+            self._process = subprocess.Popen(command, pass_fds=inherited, env=environment, stdin=subprocess.DEVNULL)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
 
-    def ask(self, request: _Load | _Wait) -> Any:
-        """The answer to a request. An answer that is an error is raised."""
+    def ask(self, request: _Load | _Fork | _Wait, socket: Channel | None = None) -> Any:
+        """The answer to a request, after which `socket` is sent. An answer that is an error is raised."""
         self._channel.send(request)
-        answer = self._receive()
+        if socket is not None:
+            send_handle(self._channel, socket.fileno(), self._process.pid)
+        try:
+            answer = self._channel.recv()
+        except EOFError:
+            code = self._process.wait()
+            raise EOFError(f"the process that loads the model ended with {code}") from None
         if isinstance(answer, RwkvBatchError):
             raise answer
         return answer
-
-    def fork(self, request: _Fork, channel: Channel) -> int:
-        self._channel.send(request)
-        send_handle(self._channel, channel.fileno(), self._process.pid)
-        return self._receive()
 
     def close(self) -> None:
         self._channel.close()
         self._process.kill()
         self._process.wait()
-
-    def _receive(self) -> Any:
-        try:
-            return self._channel.recv()
-        except EOFError:
-            code = self._process.wait()
-            raise EOFError(f"the process that loads the model ended with {code}") from None
 
 
 def template_main() -> None:
@@ -322,7 +308,7 @@ def _load_spec(loader: ModelProvider, load: _Load) -> Any:
 
 
 def _load_spec_in_child(loader: ModelProvider, setup: Setup) -> Any:
-    receiving, sending = os.pipe()
+    ours, theirs = Pipe(duplex=False)
     process = os.fork()
     if process == 0:
         try:
@@ -330,13 +316,13 @@ def _load_spec_in_child(loader: ModelProvider, setup: Setup) -> Any:
                 answer = loader.specs([setup])[setup]
             except Exception as error:  # raised in the template
                 answer = error
-            Connection(sending, readable=False).send(answer)
+            theirs.send(answer)
         finally:
             os._exit(0)
-    os.close(sending)
-    with Connection(receiving, writable=False) as channel:
+    theirs.close()
+    with ours:
         try:
-            answer = channel.recv()
+            answer = ours.recv()
         except EOFError:
             answer = RwkvBatchError("the process that loaded the model ended early")
     os.waitpid(process, 0)

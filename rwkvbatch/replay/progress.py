@@ -88,11 +88,7 @@ class Progress:
 class Counts:
     """What this session has done so far. A row counts when it is written, durable or not.
 
-    Attributes:
-        rows_before: durable rows at the start of the session.
-        failed_turns: failed rows, without those that only follow a failed turn.
-        workers: those running, by number.
-        clock: monotonic seconds.
+    `rows_before` were durable at its start; `failed_turns` leaves out rows that only follow a failed turn.
     """
 
     rows_before: int = 0
@@ -111,17 +107,17 @@ class Counts:
     def progress(self, rows_done: int, rows_total: int) -> Progress:
         """The progress now; the remaining time is estimated from this session's rows."""
         elapsed_s = max(0.0, self.clock() - self._started_s)
-        rows_new = rows_done - self.rows_before
+        rows_new, workers = rows_done - self.rows_before, tuple(self.workers.values())
         return Progress(
-            rows_done=rows_done,
-            rows_total=rows_total,
-            failures=self.failed_rows,
-            failed_checks=self.failed_checks,
-            active=sum(worker.active for worker in self.workers.values()),
+            rows_done,
+            rows_total,
+            self.failed_rows,
+            self.failed_checks,
+            active=sum(worker.active for worker in workers),
             reply_tokens=self.reply_tokens,
             elapsed_s=elapsed_s,
             seconds_left=elapsed_s / rows_new * (rows_total - rows_done) if rows_new > 0 else None,
-            workers=tuple(self.workers.values()),
+            workers=workers,
             lost_workers=self.lost_workers,
         )
 
@@ -160,9 +156,9 @@ def progress_line(progress: Progress) -> str:
     line = f"{progress.rows_done:,}/{progress.rows_total:,} rows, {figures(progress)}"
     if len(progress.workers) < 2 or not progress.active:
         return line
-    shown = [f"{worker.name}: {worker.active}" for worker in progress.workers[:MAX_WORKERS_SHOWN]]
+    shown = ", ".join(f"{worker.name}: {worker.active}" for worker in progress.workers[:MAX_WORKERS_SHOWN])
     more = len(progress.workers) - MAX_WORKERS_SHOWN
-    return f"{line}; under way: {', '.join(shown)}" + (f" and {more} workers more" if more > 0 else "")
+    return f"{line}; under way: {shown}" + (f" and {more} workers more" if more > 0 else "")
 
 
 def figures(progress: Progress) -> str:
@@ -259,11 +255,10 @@ class StepLog:
         self._write("the run was interrupted" if interrupted else "the run ended", progress)
 
     def _write(self, message: str, progress: Progress) -> None:
-        mean_s = (self._last_s - self._since_s) / self._steps if self._steps else None
         figures = {
             **progress.as_dict(),
             "steps": self._steps,
-            "step_mean_s": None if mean_s is None else round(mean_s, 6),
+            "step_mean_s": round((self._last_s - self._since_s) / self._steps, 6) if self._steps else None,
             "step_longest_s": round(self._longest_s, 6),
             "peak_memory_bytes": peak_memory_bytes(),
         }
@@ -299,15 +294,13 @@ class MetricsObserver:
         self._is_running = False
 
     def started(self, progress: Progress) -> None:
-        self._is_running = True
-        self._latest = progress
+        self._latest, self._is_running = progress, True
 
     def moved(self, progress: Progress) -> None:
         self._latest = progress
 
     def ended(self, progress: Progress) -> None:
-        self._latest = progress
-        self._is_running = False
+        self._latest, self._is_running = progress, False
 
     def collect(self) -> Iterator[Metric]:
         """The metric families; called by the client library in its own thread at each request."""

@@ -79,11 +79,7 @@ class Slot:
 
 
 def make_slots(nodes: Sequence[Node], settings: RunSettings, strategies: Sequence[str]) -> list[Slot]:
-    """Slots of a run's workers: as many as were asked for; else one a GPU; else one a node, with all its processors.
-
-    Raises:
-        WorkerError: GPUs are asked for, and the cluster has none; or it has no processors.
-    """
+    """Slots of a run's workers: as many as were asked for; else one a GPU; else one a node, with all its processors."""
     device = settings.devices[0].partition(":")[0] if settings.devices else None
     on_cpu = device == "cpu" or (device is None and all(text.startswith("cpu") for text in strategies))
     num_gpus = int(sum(node.gpus for node in nodes))
@@ -126,12 +122,8 @@ def _share(amount: float, count: int) -> float:
 def connect(address: str, num_cpus: int) -> bool:
     """Connect this process to a cluster; `local` starts one on this machine, with `num_cpus` processors.
 
-    Returns:
-        False when the process was connected before; the caller must not close that connection.
-
-    Raises:
-        UsageError: the process is connected to some other cluster.
-        WorkerError: there is no such cluster, or it runs other versions of Ray or Python.
+    Returns False when the process was connected before; the caller must not close that connection. Raises `UsageError`
+    when it is connected to some other cluster, and `WorkerError` when there is none or it runs other versions.
     """
     if _ray.is_initialized():
         if address != "auto":
@@ -440,8 +432,7 @@ class RayPool:
                 self._lose(number, Left(str(failure), failure))
             return
         if not actor.serving:
-            actor.name = f"worker {number} on {answer}"
-            actor.call = None
+            actor.name, actor.call = f"worker {number} on {answer}", None
             if self._setup is not None:
                 self._serve(actor)
             return

@@ -35,10 +35,7 @@ class Member:
 class RowIndex:
     """Numbers rows and tasks: conversation by conversation, cell by cell, repetition by repetition, turn by turn.
 
-    Args:
-        members: the conversations in order; ids are unique.
-        cells: names of the cells in order.
-        repeats: of every conversation in every cell.
+    Every one of the `members`, whose ids are unique, has `repeats` repetitions in each of the `cells`.
     """
 
     def __init__(self, members: Iterable[Member], cells: Sequence[str], repeats: int) -> None:
@@ -121,11 +118,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse `2/8`.
-
-        Raises:
-            UsageError: it has another form, or there is no such part.
-        """
+        """Parse `2/8`; raises `UsageError` for another form or a part that does not exist."""
         found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip(), re.ASCII)
         if found is None or not 1 <= int(found[1]) <= int(found[2]) <= MAX_PARTS:
             allowed = f"I/N with 1 <= I <= N <= {MAX_PARTS}"
@@ -149,11 +142,7 @@ class Shard:
 
 
 def write_members(files: Files, directory: Path, members: Iterable[Member]) -> None:
-    """Write `shard.jsonl`, one conversation a line, atomically.
-
-    Raises:
-        StorageError: it could not be written.
-    """
+    """Write `shard.jsonl`, one conversation a line, atomically."""
     lines = (json.dumps({"number": m.number, "id": m.conversation, "turns": m.turns}).encode() + b"\n" for m in members)
     save_file(directory / SHARD_NAME, lines, files=files)
 

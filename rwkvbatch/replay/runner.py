@@ -46,17 +46,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How to carry out a plan. No option changes a row.
+    """How to carry out a plan, see `rwkvbatch.run`. No option changes a row.
 
     Attributes:
-        out: the run directory; None keeps the rows in memory.
-        scripts, command: for the manifest's `about`.
-        retry_errors: run failed rows again, and the rows after them in their conversations.
-        repair: set damaged rows aside and run them again.
-        verify_rows: number of finished rows to generate again afterwards, alone and in another batch.
         skipped: bad lines of the scripts, to be kept in the directory.
-        observers: receive the progress, in order. should_stop: checked between steps; true ends the run.
-        loading: context in which the models are loaded, before anything is written.
         pool: makes the workers; None runs one worker in this process.
         files: system calls of the store.
     """
@@ -148,12 +141,7 @@ def execute(plan: Plan, loader: ModelProvider, options: RunOptions) -> RunResult
 
 
 def read_rows(directory: Path) -> Iterator[Row]:
-    """The rows of a run directory, in the order of the file.
-
-    Raises:
-        RunDirectoryError: the file cannot be read.
-        RunDamagedError: a row is damaged.
-    """
+    """The rows of a run directory, in the order of the file; raises as `read_results`."""
     return read_results(directory / RESULTS_NAME)
 
 

@@ -42,11 +42,7 @@ class Step:
 
 
 class Worker:
-    """Runs tasks over an engine of its own, or over a smaller one when memory runs out.
-
-    Raises:
-        CheckpointError, UsageError: the model cannot be loaded.
-    """
+    """Runs tasks over an engine of its own, which is replaced by a smaller one when memory runs out."""
 
     def __init__(self, plan: Plan, loader: ModelProvider, setup: Setup) -> None:
         self._plan = plan
@@ -67,10 +63,6 @@ class Worker:
     def num_held(self) -> int:
         """Tasks that were added and are neither finished nor dropped."""
         return len(self._rows_of)
-
-    @property
-    def idle(self) -> bool:
-        return not self._rows_of
 
     @property
     def room(self) -> int:
@@ -113,8 +105,7 @@ class Worker:
                 for request_id, result in results:
                     self._take_result(request_id, result)
         step = Step(self._new_rows, tuple(self._finished), self._num_active)
-        self._new_rows = {}
-        self._finished.clear()
+        self._new_rows, self._finished = {}, []
         return step
 
     def _advance(self, replay: ConversationReplay) -> None:
@@ -140,8 +131,7 @@ class Worker:
         if replay is None:  # dropped while it was generated
             return
         turn = replay.turn
-        row = replay.take_result(request_id, result)
-        if row is None:
+        if (row := replay.take_result(request_id, result)) is None:
             return
         self._add_row(replay, turn, row)
         if row.finish_reason == "error":
@@ -229,7 +219,7 @@ def collecting_logs(logs: LogCollector) -> Generator[None]:
 def serve(channel: Channel, make_worker: Callable[[], Worker], name: str, logs: LogCollector | None = None) -> None:
     """Run a worker for the driver at the other end of `channel`, until `Leave` or until the channel breaks.
 
-    Rows are encoded before they are sent. The last event is `Left`. `logs` has entries for the first report.
+    The last event is `Left`. `logs` has entries for the first report.
     """
     logs = logs or LogCollector()
     with collecting_logs(logs):
@@ -259,7 +249,7 @@ def _carry_out_orders(channel: Channel, worker: Worker, orders: _Orders, logs: L
     sent_s = time.monotonic()
     leaving = False
     while not leaving:
-        while not leaving and (worker.idle or not orders.empty()):
+        while not leaving and (not worker.num_held or not orders.empty()):
             match orders.get():
                 case Assign(tasks):
                     for task, rows in tasks.items():
@@ -272,7 +262,7 @@ def _carry_out_orders(channel: Channel, worker: Worker, orders: _Orders, logs: L
                 case None:
                     raise EOFError
         step, entries, now = worker.step(), logs.take(), time.monotonic()
-        if step.rows or step.finished or entries or worker.idle or now - sent_s >= HEARTBEAT_S:
+        if step.rows or step.finished or entries or not worker.num_held or now - sent_s >= HEARTBEAT_S:
             rows = tuple(EncodedRow.of(number, row) for number, row in step.rows.items())
             channel.send(Report(rows, step.finished, step.active, entries))
             sent_s = now
