@@ -33,9 +33,7 @@ _NOT_REACHED = "not reached:"
 class PromptEncoder:
     """Tokenizer, templates and initial states of one model, shared by its tasks. Caches encoded texts.
 
-    Args:
-        roots: the engine's root number of each initial state file; root 0 is the empty state.
-        max_prompt_tokens: see `RunSettings`.
+    `roots` has the engine's root number of each initial state file; root 0 is the empty state.
     """
 
     def __init__(
@@ -117,9 +115,8 @@ class ConversationReplay:
         """
         self.pending = {engine.submit(self.request())}
         if self._next.reference is not None:
-            prefix = (*self._history, *self._encoder.encode(self._template.past_turn(self._next.user)))
-            continuation = self._encoder.encode(self._template.reply(self._next.reference))
-            self.pending.add(engine.submit_score(prefix, continuation, self._encoder.root(self.task.settings)))
+            root = self._encoder.root(self.task.settings)
+            self.pending.add(engine.submit_score(*self._with_reference(self._next.reference), root))
 
     def take_result(self, request_id: int, result: Reply | Score) -> Row | None:
         """Take a pending request's result. Returns the turn's row once all its results are there.
@@ -158,10 +155,15 @@ class ConversationReplay:
     def _next(self) -> Turn:
         return self.task.conversation.turns[self.turn]
 
+    def _with_reference(self, reference: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens before the turn's reference, and those of the reference."""
+        past = self._encoder.encode(self._template.past_turn(self._next.user))
+        return (*self._history, *past), self._encoder.encode(self._template.reply(reference))
+
     def _advance(self, history: tuple[int, ...]) -> None:
         if self.task.settings.history == "gold" and self._next.reference is not None:
-            past = self._encoder.encode(self._template.past_turn(self._next.user))
-            history = (*self._history, *past, *self._encoder.encode(self._template.reply(self._next.reference)))
+            prefix, reply = self._with_reference(self._next.reference)
+            history = (*prefix, *reply)
         self._history = history
         self.turn += 1
 
@@ -192,10 +194,7 @@ def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, t
     """The row of a failed turn; `reply` and `text` hold what was generated, if anything was."""
     num_prompt, ids = (0, ()) if reply is None else (reply.num_prompt, reply.ids)
     return Row(
-        conversation=task.conversation.id,
-        cell=task.cell.name,
-        repeat=task.repeat,
-        turn=turn,
+        **vars(task.key(turn)),
         seed=task.of_turn(turn).seed,
         tags=task.conversation.tags,
         prompt=task.conversation.turns[turn].user,
@@ -246,10 +245,8 @@ def _timing(reply: Reply | None) -> RowTiming:
     timing = reply.timing
     generating_s = timing.total_s - timing.queued_s
     rate = len(reply.ids) / generating_s if generating_s > 0 else 0.0
-    seconds = (timing.queued_s, timing.prefill_s, timing.first_token_s, timing.total_s)
-    return RowTiming(
-        *(round(time_s, 6) for time_s in seconds), tokens_per_s=round(rate, 3), cached_tokens=reply.num_cached
-    )
+    seconds = [round(s, 6) for s in (timing.queued_s, timing.prefill_s, timing.first_token_s, timing.total_s)]
+    return RowTiming(*seconds, tokens_per_s=round(rate, 3), cached_tokens=reply.num_cached)
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,8 @@ class Assignment:
 class _Worker:
     """State of a worker: it may hold `room` tasks; the first `active` of those held are under way.
 
-    Attributes:
-        held: assigned tasks, with the time of assignment.
-        reserved: tasks to be assigned to it next.
-        exclusive: it holds the last attempt of a task and gets no other one.
+    `held` has times of assignment, `reserved` the tasks to assign next. An `exclusive` worker holds the last attempt of
+    a task and gets no other one.
     """
 
     room: int

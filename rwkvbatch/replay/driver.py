@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from rwkvbatch.errors import RwkvBatchError
 from rwkvbatch.replay.conversation import error_row, not_reached, was_reached
 from rwkvbatch.replay.dispatch import MAX_ATTEMPTS, Dispatcher
-from rwkvbatch.replay.models import ModelProvider, Setup
+from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Assign, Drop, Joined, Leave, Left, Report, WorkerPool
 from rwkvbatch.replay.progress import Counts, WorkerProgress
@@ -113,7 +113,7 @@ class LocalDriver:
     """Steps one worker in this process; checks `should_stop` before each step and calls `after_step` after it."""
 
     plan: Plan
-    loader: ModelProvider
+    loader: ModelLoader
     recorder: RowRecorder
     should_stop: Callable[[], bool] = lambda: False
     after_step: Callable[[], None] = lambda: None
@@ -144,7 +144,6 @@ class LocalDriver:
         return True
 
     def close(self) -> None:
-        """Free the worker and its engine."""
         self._worker = None
 
     def _worker_for(self, setup: Setup) -> Worker:

@@ -97,9 +97,9 @@ def make_cells(lists: Mapping[str, Sequence[Any]], *files: GridFile) -> tuple[Ce
                 if not re.fullmatch(r"[\w.+=,:-]{1,100}", name):
                     allowed = "1 to 100 letters, digits and characters of _ . + = , : -"
                     raise UsageError(f"[cells.{name!r}]: a cell's name has {allowed}")
-                named.append(Cell(name, _settings(values, f"[cells.{name}]")))
+                named.append(Cell(name, _overrides(values, f"[cells.{name}]")))
             for name, values in override.items():
-                changes[name] = _settings(values, f"[override.{name!r}]")
+                changes[name] = _overrides(values, f"[override.{name!r}]")
                 file_of_change[name] = file.name
     cells = [*_product(dimensions), *named] or [Cell(BASE_CELL, {})]
     names = [cell.name for cell in cells]
@@ -138,11 +138,11 @@ def _zipped(lists: Mapping[str, Any]) -> list[Cell]:
     return [_combined(dict(zip(columns, values, strict=True)), "[zip]") for values in rows]
 
 
-def _overrides(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _overrides(values: Any, where: str) -> dict[str, Any]:
     def name(key: str) -> str:
         return where if where.endswith(key) or where.startswith("--") else f"{where} {key}"
 
-    checked = checked_values(values, name)
+    checked = checked_values(_mapping(values, where), name)
     for key in checked:
         if key not in CellSettings.model_fields:
             hint = "settings of a cell: " + ", ".join([*Sampling.model_fields, *Stopping.model_fields, "..."])
@@ -186,10 +186,6 @@ def _checked_tables(tables: Mapping[str, Any]) -> list[Mapping[str, Any]]:
             hint = "a list of values goes under [grid]; one value for all cells goes into a --config file"
         raise UsageError(f"unknown table [{key}]; allowed are {', '.join(GRID_TABLES)}", hint=hint)
     return [_mapping(tables.get(name, {}), f"[{name}]") for name in GRID_TABLES]
-
-
-def _settings(values: Any, where: str) -> dict[str, Any]:
-    return _overrides(_mapping(values, where), where)
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

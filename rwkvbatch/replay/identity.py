@@ -54,8 +54,7 @@ def cell_identities(
 ) -> dict[str, dict[str, Any]]:
     """What the rows of one cell depend on and those of others do not, by name, for the cells of `specs`, in order.
 
-    Raises:
-        UsageError, InputError: a state, template or prelude file cannot be read.
+    Raises `UsageError` or `InputError` when a state, template or prelude file cannot be read.
     """
     spec_of = {cell: spec for setup, spec in specs.items() for cell in setup.cells}
     return {
@@ -91,12 +90,6 @@ def sha256_of_file(path: str, option: str) -> str:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def make_shard(plan: Plan) -> dict[str, Any] | None:
-    """Which part of a whole run the plan is, and how many rows the whole has; None for a whole run."""
-    shard = plan.shard
-    return None if shard is None else {"part": shard.part, "parts": shard.parts, "rows_of_run": plan.num_rows}
 
 
 def make_about(plan: Plan, specs: Mapping[Setup, ModelSpec], scripts: list[str], command: str) -> dict[str, Any]:

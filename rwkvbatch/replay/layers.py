@@ -42,12 +42,9 @@ CHECKPOINT_ENDINGS = ("", ".pth", ".safetensors")
 
 @dataclass(frozen=True)
 class Origin:
-    """A setting's value, and the environment variable or file that gave it.
+    """A setting's value, and the `place` that gave it, such as `RWKVBATCH_MODEL` or `settings.toml`.
 
-    Attributes:
-        option: the command line's name of the setting, by which errors call it.
-        place: such as `RWKVBATCH_MODEL` or `settings.toml`.
-        is_only: whether all cells have this value; else an error is about it only if it shows it.
+    Errors call the setting by its `option`. `is_only`: all cells have this value; else an error about it shows it.
     """
 
     option: str
@@ -102,12 +99,7 @@ class Layered:
 def layer_settings(
     given: Mapping[str, Any], *, environment: Mapping[str, str] | None = None, config: Path | None = None
 ) -> Layered:
-    """Settings from all layers.
-
-    Args:
-        given: the command line's (or the caller's) values by field name; only what was given.
-        environment: `os.environ`, or None to leave it out.
-        config: a TOML file.
+    """Settings from all layers: what the command line (or the caller) gave, the environment if any, and a TOML file.
 
     Raises:
         UsageError: an unknown key, with close known ones; a value that is not allowed; an unreadable file.
@@ -135,10 +127,7 @@ def layer_settings(
 
 
 def checked_values(values: Mapping[str, Any], name: Callable[[str], str] = option_name) -> dict[str, Any]:
-    """Validated `values` by the settings' full names, with a preset put in place; each value is checked on its own.
-
-    Args:
-        name: how errors call a key.
+    """Validated `values` by the settings' full names, with a preset put in place; errors call a key by its `name`.
 
     Raises:
         UsageError: an unknown key, with close known ones; a setting given twice; a value that is not allowed.

@@ -114,7 +114,7 @@ class Merged:
     """Result of a merge.
 
     Attributes:
-        directory: where the rows are, if they were written. parts: parts of the run, given or not.
+        parts: number of parts of the run, given or not.
         rows: found in the parts. planned: rows of the whole run. missing: parts that are incomplete.
         summary: None when nothing was written, because rows are missing.
         rest_command: command that runs the missing rows in `directory`.
@@ -138,8 +138,7 @@ def merge(
 
     Args:
         out: a new directory, or one whose rows are all in the parts, such as that of an earlier merge.
-        allow_missing: write the existing rows, to be continued as an undivided run; otherwise nothing is written when
-            rows are missing.
+        allow_missing: write the existing rows, to be continued as an undivided run, instead of nothing.
 
     Raises:
         RunMismatchError: the parts are not of one run, or `out` holds another run or other rows.
@@ -305,8 +304,8 @@ class _Merge:
         save_file(path / RESULTS_NAME, in_blocks(self._lines(tallies)), files=files)
         summary = tallies.summary(self._num_planned)
         wall_s = time.monotonic() - self._started_s
-        write_summary(path, summary, {"wall_s": round(wall_s, 3), "reply_tokens": 0, "tokens_per_s": 0.0}, files=files)
         progress = Progress(summary.rows, summary.planned, 0, 0, 0, 0, wall_s, None)
+        write_summary(path, summary, progress.session(), files=files)
         StatusFile(path, files=files).update(progress.as_dict(), "done" if summary.complete else "interrupted")
         return summary
 

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rwkvbatch.config import RunSettings
 from rwkvbatch.errors import UsageError
@@ -50,21 +50,10 @@ def setups_of(plan: Plan) -> tuple[Setup, ...]:
     return tuple(Setup(*key, tuple(cells)) for key, cells in groups.items())
 
 
-class ModelProvider(Protocol):
-    """What `ModelLoader` gives a worker; tests have a provider without a model."""
-
-    def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]: ...
-    def tokenizer(self, spec: Any) -> Tokenizer: ...
-    def encoder(self, setup: Setup, plan: Plan) -> PromptEncoder: ...
-    def engine(self, setup: Setup, plan: Plan, batch: int) -> Engine: ...
-
-
 class ModelLoader:
     """Loads models and makes engines for them. One model is in memory at a time.
 
-    Args:
-        model: used instead of loading any.
-        say: called with a message when the bundled model is used.
+    A given `model` is used instead; `say` is called with a message when the bundled one is loaded.
     """
 
     def __init__(
@@ -137,9 +126,7 @@ def forkable_loader(settings: RunSettings) -> ModelLoader:
 def refuse_unusable(plan: Plan, specs: Mapping[Setup, Any]) -> None:
     """Check token ids against the vocabularies, and read every template and initial state once, before a run begins.
 
-    Raises:
-        UsageError, ScriptError: a token id is not in a model's vocabulary.
-        UsageError, TemplateError, CheckpointError: a file cannot be used.
+    Raises `UsageError`, `ScriptError` (a conversation's token ids), `TemplateError` or `CheckpointError`.
     """
     for setup, spec in specs.items():
         _check_token_ids(plan, setup, spec.vocab_size)

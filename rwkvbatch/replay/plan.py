@@ -115,13 +115,12 @@ class Plan(RowIndex):
         conversation, cell = self.conversation_of(number), self.cell_of(number)
         whole, turns = self._settings_of(conversation, cell)
         return Task(
-            number=number,
+            number,
             first_row=self.rows_of(number)[0],
             conversation=self.conversations[conversation],
             cell=self.cells[cell],
             repeat=number % self.repeats,
-            settings=whole.settings,
-            seed=whole.seed,
+            **vars(whole),
             turns=turns,
         )
 

@@ -105,11 +105,9 @@ class WorkerPool(Protocol):
 
     def begin(self, setup: Setup) -> None:
         """Make the workers serve `setup`; each sends `Joined`, once more, when it does."""
-        ...
 
     def send(self, worker: int, order: Order) -> None:
         """Send an order to a worker; ignored when the worker has ended."""
-        ...
 
     def receive(self, timeout_s: float) -> Sequence[tuple[int, Event]]:
         """Events since the last call in order, with the worker's number; waits up to `timeout_s` for the first."""
@@ -117,7 +115,6 @@ class WorkerPool(Protocol):
 
     def close(self) -> None:
         """Kill all workers."""
-        ...
 
 
 MakePool = Callable[[Plan], WorkerPool]
@@ -133,10 +130,8 @@ def pool_for(settings: RunSettings, *, model_given: bool = False) -> MakePool | 
     if settings.ray is None and settings.workers in (None, 1) and not settings.devices:
         return None
     if model_given:
-        raise UsageError(
-            "a model that is loaded already cannot be given to other processes",
-            hint="give the checkpoint's file, or leave workers, devices and ray out",
-        )
+        hint = "give the checkpoint's file, or leave workers, devices and ray out"
+        raise UsageError("a model that is loaded already cannot be given to other processes", hint=hint)
     count = settings.workers or len(settings.devices)
     if settings.devices and count < len(settings.devices):
         message = f"--devices names {len(settings.devices)} devices for {count} worker{'s' if count > 1 else ''}"
@@ -150,8 +145,10 @@ def pool_for(settings: RunSettings, *, model_given: bool = False) -> MakePool | 
 def _make_process_pool(plan: Plan, *, count: int) -> WorkerPool:
     from rwkvbatch.replay.processes import ProcessPool
 
-    make_loader = partial(forkable_loader, with_threads(plan.settings, count))
-    return ProcessPool(plan, make_loader, count, plan.settings.devices)
+    settings = plan.settings
+    if settings.threads is None:
+        settings = settings.replace(threads=max(1, processors() // count))
+    return ProcessPool(plan, partial(forkable_loader, settings), count, settings.devices)
 
 
 def _make_ray_pool(plan: Plan) -> WorkerPool:
@@ -181,11 +178,6 @@ def check_ray(address: str, devices: Sequence[str]) -> None:
 def processors() -> int:
     """Number of processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def with_threads(settings: RunSettings, count: int) -> RunSettings:
-    """Settings for one of `count` workers on this machine: an equal share of its processors, or `threads`."""
-    return settings if settings.threads else settings.replace(threads=max(1, processors() // count))
 
 
 SPARE_RESTARTS = 8

@@ -16,23 +16,20 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.reduction import recv_handle, send_handle
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from rwkvbatch import signals
 from rwkvbatch.errors import RwkvBatchError, WorkerError
-from rwkvbatch.replay.models import ModelProvider, Setup
+from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Event, Joined, Left, Order, RestartLimit
 from rwkvbatch.replay.worker import LogCollector, Worker, collecting_logs, serve
 
-if TYPE_CHECKING:
-    Channel = Connection[Any, Any]
-else:
-    Channel = Connection
-
-MakeLoader = Callable[[], ModelProvider]
+Channel: TypeAlias = "Connection[Any, Any]"
+MakeLoader = Callable[[], ModelLoader]
 
 _START_TEMPLATE = "from rwkvbatch.replay.processes import template_main; template_main()"
 
@@ -48,11 +45,9 @@ class _Process:
 
 
 class ProcessPool:
-    """`count` worker processes. Those that crash are restarted, within a `RestartLimit`.
+    """`count` worker processes, on `devices` in turn. Those that crash are restarted, within a `RestartLimit`.
 
-    Args:
-        make_loader: called in the template process.
-        devices: of the workers, in turn; empty leaves the setups' strategies as they are.
+    `make_loader` is called in the template process. Without devices, the setups' strategies stay as they are.
     """
 
     def __init__(self, plan: Plan, make_loader: MakeLoader, count: int, devices: Sequence[str] = ()) -> None:
@@ -262,8 +257,7 @@ def template_main() -> None:
 
 def _answer_requests(channel: Channel, logs: LogCollector) -> None:
     """Log records of the template itself go to the first worker, which reports them."""
-    loaded: _Load | None = None
-    loader: ModelProvider | None = None
+    served: tuple[Plan, ModelLoader] | None = None
     while True:
         try:
             request = channel.recv()
@@ -272,17 +266,21 @@ def _answer_requests(channel: Channel, logs: LogCollector) -> None:
         answer: Any
         match request:
             case _Load():
-                loaded, loader = request, request.make_loader()
-                answer = _load_spec(loader, request)
+                served = request.plan, request.make_loader()
+                answer = _load_spec(served[1], request)
                 gc.freeze()  # keeps the workers' garbage collectors from touching, and thereby copying, shared pages
             case _Fork():
-                assert loaded is not None
-                assert loader is not None
+                assert served is not None
                 socket = recv_handle(channel)
                 answer = os.fork()
                 if answer == 0:
-                    channel.close()
-                    _run_worker(Connection(socket), loaded.plan, loader, request, logs)
+                    status = 1
+                    try:
+                        channel.close()
+                        serve(Connection(socket), partial(Worker, *served, request.setup), request.name, logs)
+                        status = 0
+                    finally:
+                        os._exit(status)
                 logs.take()
                 os.close(socket)
             case _Wait(process):
@@ -293,7 +291,7 @@ def _answer_requests(channel: Channel, logs: LogCollector) -> None:
             channel.send(answer)
 
 
-def _load_spec(loader: ModelProvider, load: _Load) -> Any:
+def _load_spec(loader: ModelLoader, load: _Load) -> Any:
     try:
         if not load.here:
             return _load_spec_in_child(loader, load.setup)
@@ -307,7 +305,7 @@ def _load_spec(loader: ModelProvider, load: _Load) -> Any:
     return spec
 
 
-def _load_spec_in_child(loader: ModelProvider, setup: Setup) -> Any:
+def _load_spec_in_child(loader: ModelLoader, setup: Setup) -> Any:
     ours, theirs = Pipe(duplex=False)
     process = os.fork()
     if process == 0:
@@ -329,13 +327,3 @@ def _load_spec_in_child(loader: ModelProvider, setup: Setup) -> Any:
     if isinstance(answer, Exception):
         raise answer
     return answer
-
-
-def _run_worker(channel: Channel, plan: Plan, loader: ModelProvider, request: _Fork, logs: LogCollector) -> None:
-    """A worker process from fork to exit; does not return."""
-    status = 1
-    try:
-        serve(channel, lambda: Worker(plan, loader, request.setup), request.name, logs)
-        status = 0
-    finally:
-        os._exit(status)

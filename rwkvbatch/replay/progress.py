@@ -28,7 +28,6 @@ LINE_EVERY_S = 60.0
 LOG_EVERY_S = 10.0
 MAX_WORKERS_SHOWN = 8
 LOOPBACK = "127.0.0.1"
-MAX_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,11 @@ class Progress:
     @property
     def tokens_per_s(self) -> float:
         return self.reply_tokens / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    def session(self) -> dict[str, Any]:
+        """This session's speed, as `summary.json` has it."""
+        speed = round(self.tokens_per_s, 3)
+        return {"wall_s": round(self.elapsed_s, 3), "reply_tokens": self.reply_tokens, "tokens_per_s": speed}
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as `status.json` has them."""
@@ -325,8 +329,8 @@ def serving_metrics(port: int) -> Generator[MetricsObserver]:
         UsageError: the port is invalid or in use.
         MissingExtraError: the client library is not installed.
     """
-    if not 0 <= port <= MAX_PORT:
-        raise UsageError(f"--metrics must be a port from 0 to {MAX_PORT}, got {port}")
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--metrics must be a port from 0 to 65535, got {port}")
     try:
         from prometheus_client import CollectorRegistry, start_http_server
     except ImportError:

@@ -36,7 +36,7 @@ from rwkvbatch import __version__
 from rwkvbatch.config import ENVIRONMENT_PREFIX, RunSettings
 from rwkvbatch.errors import RwkvBatchError, UsageError, WorkerError
 from rwkvbatch.replay.identity import cell_identities, code_sha256
-from rwkvbatch.replay.models import ModelProvider, Setup, setups_of
+from rwkvbatch.replay.models import ModelLoader, Setup, setups_of
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Event, Joined, Left, Order, RestartLimit, processors
 from rwkvbatch.replay.worker import LogCollector, Worker, collecting_logs, serve
@@ -51,7 +51,7 @@ _START_HINT = "start a cluster with `ray start --head`, or give local"
 
 _ray = cast("Any", ray)  # most of its functions have no types
 _log = logging.getLogger(__name__)
-_MakeLoader = Callable[[], ModelProvider]
+_MakeLoader = Callable[[], ModelLoader]
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class RayWorker:
         for name in _own_variables():
             del os.environ[name]
         os.environ.update(variables)
-        self._loader: ModelProvider | None = None
+        self._loader: ModelLoader | None = None
         self._logs = LogCollector()
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._served = False
@@ -226,10 +226,7 @@ class RayWorker:
     def serve(
         self, make_loader: _MakeLoader, name: str, setup: Setup, plan: Plan, expected: Mapping[str, Any]
     ) -> Generator[Event]:
-        """Load the setup's model, follow orders, and yield events; the last one is `Left`.
-
-        The identity of the setup's cells must be `expected`.
-        """
+        """Load the setup's model, whose cells must have the identity `expected`; yield events, the last one `Left`."""
 
         def make_worker() -> Worker:
             with _locating_errors(name):
@@ -246,7 +243,7 @@ class RayWorker:
             event = events.get()
             yield event
 
-    def _load(self, make_loader: _MakeLoader) -> ModelProvider:
+    def _load(self, make_loader: _MakeLoader) -> ModelLoader:
         self._loader = self._loader or make_loader()
         return self._loader
 
@@ -278,8 +275,7 @@ class _Actor:
     Attributes:
         call: the pending `place`, or the event stream of `serve`; None between the two.
         since_s: when `place` was called; infinite once a warning said that it waits for room.
-        name: for people; empty until `place` is answered.
-        joined: its `Joined` event, once it serves the current setup.
+        name: empty until `place` is answered. joined: once it serves the current setup.
     """
 
     slot: Slot
@@ -307,7 +303,7 @@ class RayPool:
     """
 
     def __init__(
-        self, plan: Plan, make_loader: Callable[[RunSettings], ModelProvider], *, placement_s: float = PLACEMENT_S
+        self, plan: Plan, make_loader: Callable[[RunSettings], ModelLoader], *, placement_s: float = PLACEMENT_S
     ) -> None:
         self._plan = plan
         self._make_loader = make_loader

@@ -47,14 +47,8 @@ class RowIndex:
         self._tasks_per_conversation = len(self._cells) * repeats
         num_rows = (member.turns * self._tasks_per_conversation for member in self.members)
         self._first_rows = list(accumulate(num_rows, initial=0))
-
-    @property
-    def num_rows(self) -> int:
-        return self._first_rows[-1]
-
-    @property
-    def num_tasks(self) -> int:
-        return len(self.members) * self._tasks_per_conversation
+        self.num_rows = self._first_rows[-1]
+        self.num_tasks = len(self.members) * self._tasks_per_conversation
 
     def conversation_of(self, task: int) -> int:
         """The number of a task's conversation."""
@@ -148,12 +142,7 @@ def write_members(files: Files, directory: Path, members: Iterable[Member]) -> N
 
 
 def read_members(directory: Path) -> Iterator[Member]:
-    """The conversations of a shard, in order.
-
-    Raises:
-        RunDirectoryError: the file is missing or cannot be read.
-        RunDamagedError: a line is not what `write_members` wrote.
-    """
+    """The conversations of a shard, in order; raises `RunDirectoryError` or `RunDamagedError`."""
     path = directory / SHARD_NAME
     hint = "run the part's `rwkvbatch run` command again: it rewrites this file"
     last = -1

@@ -14,14 +14,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rwkvbatch.engine.request import Reply, Request, Score
+from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import StorageError
 from rwkvbatch.files import OS_FILES, Files, save_file
 from rwkvbatch.replay.adaptive import Reached, first_round, reached, rounds
 from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder, explain
 from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
-from rwkvbatch.replay.identity import make_about, make_identity, make_shard
-from rwkvbatch.replay.models import ModelProvider, Setup, refuse_unusable, setups_of
+from rwkvbatch.replay.identity import make_about, make_identity
+from rwkvbatch.replay.models import ModelLoader, Setup, refuse_unusable, setups_of
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import MakePool, WorkerPool
 from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
@@ -36,8 +36,6 @@ from rwkvbatch.script.reader import SkippedLine
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
-
-    from rwkvbatch.engine.engine import Engine
 
 VERIFY_NAME = "verify.json"
 
@@ -77,7 +75,6 @@ class RunResult:
         summary: figures by cell. progress: of this session.
         interrupted: the run was stopped before its end.
         rows: reads the rows, in the plan's order.
-        plan: what was run.
         verified: the content of `verify.json`, when rows were verified.
         reached: the precision of each cell; empty without `--until-ci`.
     """
@@ -92,11 +89,7 @@ class RunResult:
     reached: tuple[Reached, ...] = ()
 
     def to_pandas(self) -> pd.DataFrame:
-        """The rows as a table, one per turn, with the metrics of `compare` as columns.
-
-        Raises:
-            RunDirectoryError: the run has no rows yet.
-        """
+        """The rows as a table, one per turn, with the metrics of `compare`; raises `RunDirectoryError` without rows."""
         from rwkvbatch.comparison import load
 
         return load(self)
@@ -110,7 +103,7 @@ class RunResult:
         )
 
 
-def execute(plan: Plan, loader: ModelProvider, options: RunOptions) -> RunResult:
+def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
     """Run the rows of a plan that do not exist yet.
 
     Raises:
@@ -131,7 +124,7 @@ def execute(plan: Plan, loader: ModelProvider, options: RunOptions) -> RunResult
         identity = make_identity(plan, specs, loader.tokenizer)
         refuse_unusable(plan, specs)
         make = partial(make_about, plan, specs, list(options.scripts), options.command)
-        directory.claim(identity, make, make_shard(plan))
+        directory.claim(identity, make, plan.shard and {**vars(plan.shard), "rows_of_run": plan.num_rows})
         if plan.shard is not None:
             write_members(options.files, directory.path, [plan.members[number] for number in plan.chosen])
         if options.skipped:
@@ -149,7 +142,7 @@ class _Session:
     """One process's part of a run: what its rows, progress and verdict come from."""
 
     def __init__(
-        self, plan: Plan, loader: ModelProvider, pool: WorkerPool | None, options: RunOptions, rows: Rows
+        self, plan: Plan, loader: ModelLoader, pool: WorkerPool | None, options: RunOptions, rows: Rows
     ) -> None:
         self._plan = plan
         self._loader = loader
@@ -214,8 +207,8 @@ class _Session:
         del numbers[count:]
         encoder = self._loader.encoder(setup, plan)
         requests = [_request(plan, rows, number, encoder) for number in numbers]
-        lone = [_generate(self._loader.engine(setup, plan, 1), [request])[0] for request in requests]
-        shuffled = _generate(self._loader.engine(setup, plan, max(1, len(requests))), requests[::-1])[::-1]
+        lone = [self._loader.engine(setup, plan, 1).generate([request])[0] for request in requests]
+        shuffled = self._loader.engine(setup, plan, max(1, len(requests))).generate(requests[::-1])[::-1]
         for number, *replies in zip(numbers, lone, shuffled, strict=True):
             for where, reply in zip(("alone", "shuffled"), replies, strict=True):
                 if found := _compare(number, where, rows.read(number), reply, replies[0]):
@@ -253,12 +246,7 @@ class _Session:
         summary = summarize(self._rows.rows(), names, self._wanted.num_rows)
         rows = partial(iter, list(self._rows.rows())) if path is None else partial(read_rows, path)
         if path is not None:
-            session = {
-                "wall_s": round(progress.elapsed_s, 3),
-                "reply_tokens": progress.reply_tokens,
-                "tokens_per_s": round(progress.tokens_per_s, 3),
-            }
-            write_summary(path, summary, session, files=files)
+            write_summary(path, summary, progress.session(), files=files)
             if verified is not None:
                 save_file(path / VERIFY_NAME, [json.dumps(verified, indent=2).encode(), b"\n"], files=files)
         precision = reached(self._plan, self._rows, self._wanted)
@@ -267,10 +255,9 @@ class _Session:
 
 @dataclass(frozen=True)
 class Difference:
-    """A row that was generated differently the second time.
+    """A row that was generated differently, `alone` or `shuffled`.
 
     Attributes:
-        where: `alone` or `shuffled`.
         first_token: position of the first different token; None when only log-probabilities differ.
         gap: difference of the log-probabilities at that position (their largest difference without one), in nats.
     """
@@ -294,12 +281,8 @@ def verdict(num_rows: int, differences: Sequence[Difference]) -> dict[str, Any]:
             f"not for {len({d.row for d in tokens_differ})} of {num_rows} rows; first: row {first.row} {first.where}, "
             f"token {first.first_token}, log-probabilities differ by {first.gap:.3g}"
         )
-    return {
-        "rows": num_rows,
-        "held": held,
-        "bitwise": not differences,
-        "differences": [vars(difference) for difference in differences],
-    }
+    listed = [vars(difference) for difference in differences]
+    return {"rows": num_rows, "held": held, "bitwise": not differences, "differences": listed}
 
 
 def _is_verifiable(rows: Rows, number: int) -> bool:
@@ -312,14 +295,6 @@ def _request(plan: Plan, rows: Rows, number: int, encoder: PromptEncoder) -> Req
     while replay.turn < turn:
         replay.skip_turn(rows.read(replay.task.first_row + replay.turn))
     return replay.request()
-
-
-def _generate(engine: Engine, requests: Sequence[Request]) -> list[Reply]:
-    ids = [engine.submit(request) for request in requests]
-    results: dict[int, Reply | Score] = {}
-    while len(results) < len(ids):
-        results.update(engine.step())
-    return [reply for number in ids if isinstance(reply := results[number], Reply)]
 
 
 def _compare(number: int, where: str, row: Row, reply: Reply, alone: Reply) -> Difference | None:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from rwkvbatch.engine.request import Reply, Score
 from rwkvbatch.errors import RowError, RwkvBatchError, is_out_of_memory
 from rwkvbatch.replay.conversation import ConversationReplay, error_row, not_reached
-from rwkvbatch.replay.models import ModelProvider, Setup
+from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import LEFT_ON_REQUEST, Assign, Drop, Joined, Leave, Left, LogEntry, Order, Report
 from rwkvbatch.results.row import EncodedRow, Row
@@ -44,7 +44,7 @@ class Step:
 class Worker:
     """Runs tasks over an engine of its own, which is replaced by a smaller one when memory runs out."""
 
-    def __init__(self, plan: Plan, loader: ModelProvider, setup: Setup) -> None:
+    def __init__(self, plan: Plan, loader: ModelLoader, setup: Setup) -> None:
         self._plan = plan
         self._loader = loader
         self._setup = setup
