@@ -169,12 +169,11 @@ class Dispatcher:
     def _reserve(self, state: _Worker) -> bool:
         """Reserve the next tasks of one group for a worker: at most half of its even share of the remaining tasks."""
         num_remaining = len(self._tasks) - self._next
-        if num_remaining <= 0 and self._num_reserved == 0:
-            return False
-        if num_remaining <= 0:  # take half of the tasks that are reserved for the worker with the most of them
-            richest = max(self._workers.values(), key=lambda other: len(other.reserved))
-            for _ in range((len(richest.reserved) + 1) // 2):
-                state.reserved.appendleft(richest.reserved.pop())
+        if num_remaining <= 0:
+            if self._num_reserved:  # take half of the tasks that are reserved for the worker with the most of them
+                richest = max(self._workers.values(), key=lambda other: len(other.reserved))
+                for _ in range((len(richest.reserved) + 1) // 2):
+                    state.reserved.appendleft(richest.reserved.pop())
             return bool(state.reserved)
         most = max(1, num_remaining // (2 * self._num_sharing)) if self._num_sharing > 1 else num_remaining
         start = self._next

@@ -126,7 +126,10 @@ class LocalDriver:
         task = next(todo, None)
         if task is None:
             return True
-        worker = self._worker_for(setup)
+        if self._worker is None or self._worker[0] != setup:
+            self._worker = None  # frees its model before the next one is loaded
+            self._worker = setup, Worker(self.plan, self.loader, setup)
+        worker = self._worker[1]
         progress = counts.workers.get(0) or WorkerProgress("local")
         while task is not None or worker.num_held:
             if self.should_stop():
@@ -145,12 +148,6 @@ class LocalDriver:
 
     def close(self) -> None:
         self._worker = None
-
-    def _worker_for(self, setup: Setup) -> Worker:
-        if self._worker is None or self._worker[0] != setup:
-            self._worker = None  # frees its model before the next one is loaded
-            self._worker = setup, Worker(self.plan, self.loader, setup)
-        return self._worker[1]
 
 
 @dataclass

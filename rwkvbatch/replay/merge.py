@@ -47,7 +47,6 @@ class Part:
 
     @property
     def command(self) -> str | None:
-        """The command that made it, if the manifest has it."""
         command = self.about.get("command")
         return command if isinstance(command, str) and command else None
 

@@ -47,7 +47,6 @@ class Task:
     turns: Mapping[int, TurnSettings] = field(default_factory=dict["int", "TurnSettings"])
 
     def of_turn(self, turn: int) -> TurnSettings:
-        """Settings and seed of turn `turn`."""
         return self.turns.get(turn) or TurnSettings(self.settings, self.seed)
 
     @property
@@ -111,7 +110,6 @@ class Plan(RowIndex):
         return type(self), self._arguments
 
     def task(self, number: int) -> Task:
-        """Task `number` of `num_tasks`."""
         conversation, cell = self.conversation_of(number), self.cell_of(number)
         whole, turns = self._settings_of(conversation, cell)
         return Task(

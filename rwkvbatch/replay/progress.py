@@ -40,7 +40,6 @@ class WorkerProgress:
     reply_tokens: int = 0
 
     def after(self, active: int, rows: int, reply_tokens: int) -> WorkerProgress:
-        """The progress after a report of `rows` more rows."""
         return WorkerProgress(self.name, active, self.rows + rows, self.reply_tokens + reply_tokens)
 
 

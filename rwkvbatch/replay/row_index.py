@@ -51,11 +51,9 @@ class RowIndex:
         self.num_tasks = len(self.members) * self._tasks_per_conversation
 
     def conversation_of(self, task: int) -> int:
-        """The number of a task's conversation."""
         return task // self._tasks_per_conversation
 
     def cell_of(self, task: int) -> int:
-        """The number of a task's cell."""
         return task // self.repeats % len(self._cells)
 
     def conversation_of_row(self, row: int) -> int:
@@ -91,7 +89,6 @@ class RowIndex:
         return conversation * self._tasks_per_conversation + rest, turn
 
     def key(self, row: int) -> RowKey:
-        """The key of row number `row`."""
         task, turn = self.task_of_row(row)
         conversation = self.members[self.conversation_of(task)].conversation
         return RowKey(conversation, self._cells[self.cell_of(task)], task % self.repeats, turn)

@@ -193,7 +193,6 @@ class LogCollector(logging.Handler):
         self._entries.append(LogEntry(record.name, record.levelno, record.getMessage()))
 
     def take(self) -> tuple[LogEntry, ...]:
-        """The records since the last call."""
         entries, self._entries = tuple(self._entries), []
         return entries
 
