@@ -19,7 +19,7 @@ from rwkvbatch.results.summary import CellSummary, Summary
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from rwkvbatch.replay.prepare import Prepared
+    from rwkvbatch.replay.api import Prepared
     from rwkvbatch.replay.runner import RunResult
 
 

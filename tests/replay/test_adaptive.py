@@ -9,9 +9,9 @@ import pytest
 
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.adaptive import Wanted, first_round, reached, rounds
+from rwkvbatch.replay.api import prepare
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.prepare import prepare
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.row import CheckResult
 from rwkvbatch.results.store import MemoryRows

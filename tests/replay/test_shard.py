@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError, UsageError
 from rwkvbatch.files import OS_FILES
 from rwkvbatch.replay.adaptive import first_round
+from rwkvbatch.replay.api import prepare
 from rwkvbatch.replay.conversation import PromptEncoder, preview
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.prepare import prepare
 from rwkvbatch.replay.row_index import Member, Shard, read_members, write_members
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.directory import default_directory
