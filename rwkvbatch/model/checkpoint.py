@@ -60,9 +60,7 @@ def _generation(file: TensorSource) -> str:
 
     if some(".att.time_state") and "emb.weight" not in names:
         raise CheckpointError(
-            "this is a state-tuned file (initial states), not a model",
-            path=file.path,
-            hint="give it as --state FILE",
+            "this is a state-tuned file (initial states), not a model", path=file.path, hint="give it as --state FILE"
         )
     if some(".ffn.s_emb"):
         raise CheckpointError("RWKV-7 with DeepEmbed (ffn.s_emb...) is not supported", path=file.path)
@@ -91,8 +89,7 @@ def _dimensions(file: TensorSource, generation: str) -> Dimensions:
     if layers != set(range(num_layers)):
         gap = min(set(range(num_layers)) - layers)
         raise CheckpointError(
-            f"layer {gap} is missing: there is no 'blocks.{gap}.*', but 'blocks.{max(layers)}.*'",
-            path=file.path,
+            f"layer {gap} is missing: there is no 'blocks.{gap}.*', but 'blocks.{max(layers)}.*'", path=file.path
         )
     num_heads = head_size = 0
     if generation == "7":
@@ -155,10 +152,7 @@ def _expected_shapes(file: TensorSource, dims: Dimensions) -> tuple[Shapes, Shap
         entry = file.entries.get(name)
         return entry.shape[axis] if entry is not None and len(entry.shape) == 2 else 1
 
-    expected: Shapes = {
-        "emb.weight": (dims.vocab_size, dims.width),
-        "head.weight": (dims.vocab_size, dims.width),
-    }
+    expected: Shapes = {"emb.weight": (dims.vocab_size, dims.width), "head.weight": (dims.vocab_size, dims.width)}
     expected |= norm("ln_out") | norm("blocks.0.ln0")
     optional: Shapes = {}
     for layer in range(dims.num_layers):
@@ -263,8 +257,7 @@ def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
         if np.bitwise_and(bits[start : start + _PIECE], mask).max() == mask:
             count = int((~torch.isfinite(tensor)).sum())
             raise CheckpointError(
-                f"the tensor {name!r} holds NaN or infinity ({count:,} of {tensor.numel():,} numbers)",
-                path=path,
+                f"the tensor {name!r} holds NaN or infinity ({count:,} of {tensor.numel():,} numbers)", path=path
             )
 
 

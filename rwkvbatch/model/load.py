@@ -63,9 +63,7 @@ def _resolve(path: str | os.PathLike[str] | None) -> ResolvedModel:
             raise CheckpointError("the name of the model is empty")
         if not BUNDLED_MODEL.is_file():
             raise CheckpointError(
-                "the bundled model is missing from the package",
-                path=BUNDLED_MODEL,
-                hint="give one with --model FILE",
+                "the bundled model is missing from the package", path=BUNDLED_MODEL, hint="give one with --model FILE"
             )
         return ResolvedModel(BUNDLED_MODEL, bundled=True)
     wanted = Path(named).expanduser()
@@ -188,8 +186,7 @@ def _operations(
     if strategy.on_gpu:
         if backend == "cpu":
             raise UsageError(
-                f"--backend cpu cannot run on {strategy.device!r}",
-                hint='use --strategy "cpu" or --backend cuda',
+                f"--backend cpu cannot run on {strategy.device!r}", hint='use --strategy "cpu" or --backend cuda'
             )
         dtype = strategy.dtype or DTYPES[checkpoint.architecture.precision]
         return _gpu_operations(strategy, dtype, backend)

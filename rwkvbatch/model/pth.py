@@ -199,8 +199,7 @@ def _stored(name: str, tensor: StoredTensor, location: tuple[int, int], path: Pa
     span = span_of(tensor.shape, tensor.strides)
     if (tensor.offset + span) * dtype.itemsize > length:
         raise CheckpointError(
-            f"the tensor {name[:80]!r} of shape {tensor.shape} needs more bytes than its record holds",
-            path=path,
+            f"the tensor {name[:80]!r} of shape {tensor.shape} needs more bytes than its record holds", path=path
         )
     return StoredBytes(
         dtype, tensor.shape, tensor.strides, start + tensor.offset * dtype.itemsize, span * dtype.itemsize

@@ -68,26 +68,16 @@ def random_tensors(
         return normal(rows, columns, scale=gain / columns**0.5)
 
     def norm(name: str, mean: float = 1.0) -> Mapping[str, torch.Tensor]:
-        return {
-            f"{name}.weight": normal(width, scale=0.1, mean=mean),
-            f"{name}.bias": normal(width, scale=0.05),
-        }
+        return {f"{name}.weight": normal(width, scale=0.1, mean=mean), f"{name}.bias": normal(width, scale=0.05)}
 
-    tensors: dict[str, torch.Tensor] = {
-        "emb.weight": normal(vocab_size, width, scale=1.0),
-        **norm("blocks.0.ln0"),
-    }
+    tensors: dict[str, torch.Tensor] = {"emb.weight": normal(vocab_size, width, scale=1.0), **norm("blocks.0.ln0")}
     for layer in range(num_layers):
         block = f"blocks.{layer}"
         att, ffn = f"{block}.att", f"{block}.ffn"
         tensors |= norm(f"{block}.ln1")
         tensors |= norm(f"{block}.ln2")
         tensors |= {f"{att}.x_{letter}": uniform(0, 1) for letter in "rwkvag"}
-        chains = [
-            ("w", ranks.decay, (-6.0, 1.0)),
-            ("a", ranks.rate, (-2.0, 2.0)),
-            ("v", ranks.value, (-1.0, 1.0)),
-        ]
+        chains = [("w", ranks.decay, (-6.0, 1.0)), ("a", ranks.rate, (-2.0, 2.0)), ("v", ranks.value, (-1.0, 1.0))]
         for letter, rank, (low, high) in chains:
             if letter != "v" or layer > 0 or first_value_residual:
                 tensors[f"{att}.{letter}0"] = uniform(low, high)

@@ -290,12 +290,7 @@ class Rwkv7Model:
             return self._network.step(self.ops, batch, pool)
         check_tokens(batch.tokens, self._spec.vocab_size)
         device = self.ops.device
-        with (
-            torch.no_grad(),
-            num_threads(self._threads),
-            tf32(self._allow_tf32, device),
-            fp32_sums(device),
-        ):
+        with torch.no_grad(), num_threads(self._threads), tf32(self._allow_tf32, device), fp32_sums(device):
             return self._network.step(self.ops, batch, pool)
 
     def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:

@@ -48,8 +48,7 @@ def read_header(descriptor: int, path: Path) -> Contents:
     length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(
-            f"its header is said to have {length:,} bytes, at most {MAX_HEADER_BYTES:,} are read; damaged?",
-            path=path,
+            f"its header is said to have {length:,} bytes, at most {MAX_HEADER_BYTES:,} are read; damaged?", path=path
         )
     try:
         # The library checks that tensors fill the file without gaps or overlaps, and fit their shapes.

@@ -130,8 +130,7 @@ def check_device(device: str) -> None:
     """Raise `UsageError` when this machine lacks `device`."""
     if device == "mps" and not torch.backends.mps.is_available():
         raise UsageError(
-            "--strategy asks for the device 'mps', but no Apple GPU was found",
-            hint='use --strategy "cpu" or "auto"',
+            "--strategy asks for the device 'mps', but no Apple GPU was found", hint='use --strategy "cpu" or "auto"'
         )
     if not device.startswith("cuda"):
         return

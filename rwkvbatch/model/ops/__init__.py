@@ -85,13 +85,7 @@ class StepOperations(Protocol):
         """Independent linear layers; one array [R, out] for each."""
         ...
 
-    def wkv7(
-        self,
-        step: Array,
-        layer: int,
-        rows: HeadRows,
-        weights: HeadWeights,
-    ) -> Array:
+    def wkv7(self, step: Array, layer: int, rows: HeadRows, weights: HeadWeights) -> Array:
         """The recurrence of one layer with all other arithmetic per head; [R, C].
 
         Per head and row, in sequence order:

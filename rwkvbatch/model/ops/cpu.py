@@ -195,26 +195,14 @@ class CpuOps:
         return self._native.embed(step, table, *norm)
 
     def shift_mix(
-        self,
-        step: _native.Step,
-        kind: ShiftKind,
-        layer: int,
-        x: _native.Array,
-        norm: Vectors,
-        mix: _native.Vector,
+        self, step: _native.Step, kind: ShiftKind, layer: int, x: _native.Array, norm: Vectors, mix: _native.Vector
     ) -> Sequence[_native.Array]:
         return self._native.shift_mix(step, kind, layer, x, *norm, mix)
 
     def linears(self, products: Sequence[Product]) -> Sequence[_native.Array]:
         return self._native.linears(products)
 
-    def wkv7(
-        self,
-        step: _native.Step,
-        layer: int,
-        rows: HeadRows,
-        weights: HeadWeights,
-    ) -> _native.Array:
+    def wkv7(self, step: _native.Step, layer: int, rows: HeadRows, weights: HeadWeights) -> _native.Array:
         return self._native.wkv7(step, layer, *rows, *weights)
 
     def head(self, step: _native.Step, x: _native.Array, norm: Vectors, layer: _native.LinearLayer) -> torch.Tensor:
@@ -323,13 +311,7 @@ class _Tracer:
     def linears(self, products: Sequence[Product]) -> Sequence[Register]:
         return self.program.linears(products)
 
-    def wkv7(
-        self,
-        step: None,
-        layer: int,
-        rows: HeadRows,
-        weights: HeadWeights,
-    ) -> Register:
+    def wkv7(self, step: None, layer: int, rows: HeadRows, weights: HeadWeights) -> Register:
         return self.program.wkv7(layer, tuple(rows), *weights)
 
     def head(self, step: None, x: Register, norm: Vectors, layer: _native.LinearLayer) -> torch.Tensor:

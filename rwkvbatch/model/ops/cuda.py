@@ -283,13 +283,7 @@ class CudaOps:
             return torch.mm(x, weight.t(), out_dtype=torch.float32)
         return F.linear(x, weight)
 
-    def wkv7(
-        self,
-        step: CudaStep,
-        layer: int,
-        rows: HeadRows,
-        weights: HeadWeights,
-    ) -> torch.Tensor:
+    def wkv7(self, step: CudaStep, layer: int, rows: HeadRows, weights: HeadWeights) -> torch.Tensor:
         carried = step.pool.wkv[layer]
         y = torch.empty(rows.r.shape, dtype=self.dtype, device=self.device)
         if len(step.short.starts):

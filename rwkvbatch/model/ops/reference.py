@@ -190,13 +190,7 @@ class ReferenceOps:
         return _layer_norm(table[step.tokens], norm)
 
     def shift_mix(
-        self,
-        step: ReferenceStep,
-        kind: ShiftKind,
-        layer: int,
-        x: torch.Tensor,
-        norm: Vectors,
-        mix: torch.Tensor,
+        self, step: ReferenceStep, kind: ShiftKind, layer: int, x: torch.Tensor, norm: Vectors, mix: torch.Tensor
     ) -> list[torch.Tensor]:
         carried = step.pool.shifts[0 if kind == "att" else 1, layer]
         x = _layer_norm(x, norm)
@@ -220,13 +214,7 @@ class ReferenceOps:
             return start + (target - start) * y
         return y
 
-    def wkv7(
-        self,
-        step: ReferenceStep,
-        layer: int,
-        rows: HeadRows,
-        weights: HeadWeights,
-    ) -> torch.Tensor:
+    def wkv7(self, step: ReferenceStep, layer: int, rows: HeadRows, weights: HeadWeights) -> torch.Tensor:
         r, w, k, v, a, g = rows
         num_rows, width = r.shape
         carried = step.pool.wkv[layer]

@@ -262,13 +262,6 @@ def chunks(
     grid = num_chunks, num_heads
     _prepare[grid](r, w, k, v, a, *weights[:3], *bounds, *prepared, **shape, num_warps=4, maxnreg=MAX_REGISTERS)
     _pass_on[len(sequences.starts), num_heads, triton.cdiv(size, BLOCK_VALUES)](
-        v,
-        *prepared[:4],
-        *sequences,
-        numbered.firsts,
-        carried,
-        **shape,
-        BLOCK_VALUES=BLOCK_VALUES,
-        num_warps=4,
+        v, *prepared[:4], *sequences, numbered.firsts, carried, **shape, BLOCK_VALUES=BLOCK_VALUES, num_warps=4
     )
     _finish[grid](v, g, *weights[3:], *bounds, prepared.sums, prepared.bonuses, out, **shape, num_warps=4)

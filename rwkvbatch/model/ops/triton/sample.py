@@ -127,18 +127,7 @@ def _noise_words(start, key, turn, step, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _draw(
-    row_ptr,
-    largest,
-    temperature,
-    lowest,
-    num_equal,
-    key,
-    turn,
-    step,
-    VOCAB: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _draw(row_ptr, largest, temperature, lowest, num_equal, key, turn, step, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
     """Of the tokens above the key `lowest`, and of the first `num_equal` at it, the one that the noise picks."""
     best = tl.cast(0, tl.int32)
     best_score = tl.cast(float("-inf"), tl.float64)
@@ -263,14 +252,7 @@ def sample(
     """
     num_rows, vocab_size = logits.shape
     _sample[(num_rows,)](
-        logits,
-        work,
-        *settings,
-        tokens,
-        logprobs,
-        VOCAB=vocab_size,
-        BLOCK=_block(vocab_size),
-        num_warps=8,
+        logits, work, *settings, tokens, logprobs, VOCAB=vocab_size, BLOCK=_block(vocab_size), num_warps=8
     )
 
 

@@ -26,14 +26,7 @@ def _norm(x_ptr, row, weight, bias, columns, inside, WIDTH: tl.constexpr, EPS: t
 
 @triton.jit
 def _gather_norm(
-    x_ptr,
-    index_ptr,
-    weight_ptr,
-    bias_ptr,
-    out_ptr,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    EPS: tl.constexpr,
+    x_ptr, index_ptr, weight_ptr, bias_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EPS: tl.constexpr
 ):
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
@@ -86,23 +79,12 @@ def _shift_mix(
 
 
 def gather_norm(
-    x: torch.Tensor,
-    index: torch.Tensor,
-    norm: tuple[torch.Tensor, torch.Tensor],
-    out: torch.Tensor,
-    eps: float,
+    x: torch.Tensor, index: torch.Tensor, norm: tuple[torch.Tensor, torch.Tensor], out: torch.Tensor, eps: float
 ) -> None:
     """out[i] = layer_norm(x[index[i]]), [n, C] from [any, C]; `index` int32 or int64."""
     width = x.shape[1]
     _gather_norm[(len(index),)](
-        x,
-        index,
-        *norm,
-        out,
-        WIDTH=width,
-        BLOCK=triton.next_power_of_2(width),
-        EPS=eps,
-        num_warps=_warps(width),
+        x, index, *norm, out, WIDTH=width, BLOCK=triton.next_power_of_2(width), EPS=eps, num_warps=_warps(width)
     )
 
 
