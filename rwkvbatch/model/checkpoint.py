@@ -1,11 +1,16 @@
-"""RWKV checkpoints: recognising the network, checking names, shapes and values, describing it for `model info`."""
+"""Checkpoints: opening files of any form, recognising the network, checking names, shapes and values, `model info`.
+
+Opening reads only the table of contents; each tensor is read when it is asked for. The claims of a table of contents
+are checked against the size of the file before anything of that size is allocated.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +18,62 @@ import numpy as np
 import torch
 
 from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model import pth, safetensors
 from rwkvbatch.model.base import Dimensions, dimensions_of
 from rwkvbatch.model.rwkv7 import state_bytes
 from rwkvbatch.model.strategy import PRECISIONS, Precision
-from rwkvbatch.model.tensor_file import open_tensors
-from rwkvbatch.model.tensor_source import TensorSource
+from rwkvbatch.model.tensor_file import Contents, TensorFile, open_regular
+
+FORMS = (
+    ("pth", pth.is_zip, pth.read_zip),
+    ("legacy pth", pth.is_legacy, pth.read_legacy),
+    ("safetensors", safetensors.is_safetensors, safetensors.read_header),
+)
+"""Name, whether a file that begins with these 16 bytes has this form, and the reader of its table of contents."""
+
+MAX_OVERLAP = 4
+"""Tensors may share storage (tied weights), but together have at most this many times the file's size."""
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[TensorFile]:
+    """Open a checkpoint or state file of any form.
+
+    Raises:
+        CheckpointError: there is no such file, it has no known form, or its table of contents cannot be right.
+    """
+    descriptor = open_regular(path)
+    try:
+        head = os.pread(descriptor, 16, 0)
+        kind, read = next(((kind, read) for kind, matches, read in FORMS if matches(head)), ("", None))
+        if read is None:
+            raise CheckpointError(
+                "not a checkpoint: neither a .pth file (torch.save) nor .safetensors, by its first bytes",
+                path=path,
+                hint="is it a download's error page, or a Git LFS pointer?" if head.isascii() else None,
+            )
+        contents = read(descriptor, path)
+        _check_sizes(contents, os.fstat(descriptor).st_size, path)
+        file = TensorFile(path, descriptor, contents, kind)
+    except BaseException:  # nothing else would close the descriptor
+        os.close(descriptor)
+        raise
+    with closing(file):
+        yield file
+
+
+def _check_sizes(contents: Contents, file_size: int, path: Path) -> None:
+    total = 0
+    for name, entry in contents.entries.items():
+        if entry.start + entry.span > file_size:
+            raise CheckpointError(f"the tensor {name!r} lies beyond the end of the file; cut off?", path=path)
+        total += max(entry.num_bytes, entry.span)
+        if total > MAX_OVERLAP * file_size:
+            raise CheckpointError(
+                f"its tensors are said to have more than {MAX_OVERLAP} times as many bytes as the file itself",
+                path=path,
+            )
+
 
 NAMES_SHOWN = 4
 
@@ -31,7 +87,7 @@ class Architecture(Dimensions):
     precision: Precision
 
 
-def inspect(file: TensorSource) -> Architecture:
+def inspect(file: TensorFile) -> Architecture:
     """Recognise the network and check names, shapes and types of all tensors.
 
     Raises:
@@ -51,7 +107,7 @@ def inspect(file: TensorSource) -> Architecture:
     return Architecture(**vars(dims), precision=PRECISIONS[sizes.most_common(1)[0][0]])
 
 
-def _generation(file: TensorSource) -> str:
+def _generation(file: TensorFile) -> str:
     """The generation, recognised by the same names as in the `rwkv` package, in its order of precedence."""
     names = file.entries.keys()
 
@@ -82,7 +138,7 @@ def _generation(file: TensorSource) -> str:
     )
 
 
-def _dimensions(file: TensorSource, generation: str) -> Dimensions:
+def _dimensions(file: TensorFile, generation: str) -> Dimensions:
     vocab_size, width = _matrix(file, "emb.weight", "[vocabulary, width]")
     layers = {int(match[1]) for name in file.entries if (match := _LAYER.fullmatch(name))}
     num_layers = len(layers)
@@ -109,7 +165,7 @@ def _dimensions(file: TensorSource, generation: str) -> Dimensions:
     return Dimensions(generation, num_layers, width, num_heads, head_size, vocab_size, num_parameters)
 
 
-def _matrix(file: TensorSource, name: str, meaning: str) -> tuple[int, int]:
+def _matrix(file: TensorFile, name: str, meaning: str) -> tuple[int, int]:
     entry = file.entries.get(name)
     if entry is None:
         raise CheckpointError(f"the tensor {name!r} is missing", path=file.path)
@@ -118,7 +174,7 @@ def _matrix(file: TensorSource, name: str, meaning: str) -> tuple[int, int]:
     return entry.shape[0], entry.shape[1]
 
 
-def _check_names(file: TensorSource, dims: Dimensions) -> None:
+def _check_names(file: TensorFile, dims: Dimensions) -> None:
     expected, optional = _expected_shapes(file, dims)
     missing = [name for name in expected if name not in file.entries]
     surplus = [name for name in file.entries if name not in expected and name not in optional]
@@ -140,7 +196,7 @@ def _check_names(file: TensorSource, dims: Dimensions) -> None:
 Shapes = dict[str, tuple[int, ...]]
 
 
-def _expected_shapes(file: TensorSource, dims: Dimensions) -> tuple[Shapes, Shapes]:
+def _expected_shapes(file: TensorFile, dims: Dimensions) -> tuple[Shapes, Shapes]:
     """Names and shapes of required and of optional tensors (v0, v1, v2 of the first layer, which are not used)."""
     width, square = (dims.width,), (dims.width, dims.width)
 
@@ -199,7 +255,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         dtype: what to round tensors to; None leaves them as they are.
     """
 
-    def __init__(self, file: TensorSource, architecture: Architecture, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, file: TensorFile, architecture: Architecture, dtype: torch.dtype | None = None) -> None:
         self.file = file
         self.architecture = architecture
         self.dtype = dtype

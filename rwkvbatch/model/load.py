@@ -19,8 +19,8 @@ from rwkvbatch.model.checkpoint import Checkpoint, open_checkpoint
 from rwkvbatch.model.ops import Operations
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.rwkv7 import Network, Rwkv7Model, Stepper, state_bytes
+from rwkvbatch.model.safetensors import SUFFIXES
 from rwkvbatch.model.strategy import DTYPES, Strategy, parse_strategy
-from rwkvbatch.model.tensor_file import SUFFIXES
 from rwkvbatch.model.upstream import load_upstream
 
 Backend = Literal["auto", "cpu", "reference", "cuda", "upstream"]
@@ -45,7 +45,7 @@ class ResolvedModel:
 
 
 def resolve_model_path(path: str | os.PathLike[str] | None = None) -> ResolvedModel:
-    """The weights file that `path` names, with or without its suffix (`tensor_file.SUFFIXES`).
+    """The weights file that `path` names, with or without its suffix, `.pth` or `.safetensors`.
 
     None means the environment variable `RWKVBATCH_MODEL`, and without that the bundled model.
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model.tensor_source import Contents, StoredBytes, span_of
+from rwkvbatch.model.tensor_file import Contents, StoredBytes, span_of
 
 MAX_DIRECTORY_BYTES = 4 << 20
 MAX_PICKLE_BYTES = 16 << 20

@@ -13,11 +13,10 @@ import torch
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.base import ModelSpec, State
-from rwkvbatch.model.checkpoint import check_finite
+from rwkvbatch.model.checkpoint import check_finite, open_tensors
 from rwkvbatch.model.safetensors import save_tensors
 from rwkvbatch.model.strategy import PRECISIONS
-from rwkvbatch.model.tensor_file import open_tensors
-from rwkvbatch.model.tensor_source import TensorSource
+from rwkvbatch.model.tensor_file import TensorFile
 
 FORMAT = "rwkvbatch-state"
 VERSION = "1"
@@ -97,7 +96,7 @@ def save_state(
     save_tensors(target, tensors, metadata=metadata, replace=replace, private=private)
 
 
-def _tuned(file: TensorSource, spec: ModelSpec) -> State:
+def _tuned(file: TensorFile, spec: ModelSpec) -> State:
     if spec.num_heads == 0:
         raise CheckpointError(f"RWKV-{spec.generation} has no state-tuned files", path=file.path)
     shape = (spec.num_heads, spec.head_size, spec.head_size)
@@ -119,7 +118,7 @@ def _tuned(file: TensorSource, spec: ModelSpec) -> State:
     return State({"att_shift": shift, "ffn_shift": shift.clone(), "wkv": wkv})
 
 
-def _checked(file: TensorSource, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+def _checked(file: TensorFile, name: str, shape: tuple[int, ...]) -> torch.Tensor:
     entry = file.entries[name]
     if entry.shape != shape:
         raise CheckpointError(
@@ -130,7 +129,7 @@ def _checked(file: TensorSource, name: str, shape: tuple[int, ...]) -> torch.Ten
     return _values(file, name)
 
 
-def _values(file: TensorSource, name: str) -> torch.Tensor:
+def _values(file: TensorFile, name: str) -> torch.Tensor:
     if file.entries[name].dtype not in PRECISIONS or file.entries[name].num_elements == 0:
         raise CheckpointError(f"the tensor {name[:80]!r} must hold bf16, fp16 or fp32 numbers", path=file.path)
     tensor = file.read(name)
@@ -138,7 +137,7 @@ def _values(file: TensorSource, name: str) -> torch.Tensor:
     return tensor.float()
 
 
-def _saved(file: TensorSource, spec: ModelSpec) -> SavedState:
+def _saved(file: TensorFile, spec: ModelSpec) -> SavedState:
     metadata = file.metadata
     if metadata.get("version") != VERSION:
         raise CheckpointError(

@@ -36,8 +36,7 @@ def compare(logits: torch.Tensor, batch: SampleBatch) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("vocab_size", "spread", "ties"),
-    [(1, 1.0, False), (17, 1.0, True), (1030, 0.3, False), (2500, 3.0, True)],
+    ("vocab_size", "spread", "ties"), [(1, 1.0, False), (17, 1.0, True), (1030, 0.3, False), (2500, 3.0, True)]
 )
 def test_the_same_tokens_as_the_definition_with_all_kinds_of_settings(
     vocab_size: int, spread: float, ties: bool
