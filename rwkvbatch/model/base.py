@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import PurePath
 from typing import Any, Protocol, runtime_checkable
@@ -27,39 +27,32 @@ def num_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def tf32(allowed: bool, device: str = "cuda") -> Iterator[None]:
+_TF32 = ((torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32"))
+_SUMS_IN_HALF = tuple(
+    (torch.backends.cuda.matmul, f"allow_{dtype}_reduced_precision_reduction") for dtype in ("fp16", "bf16")
+)
+
+
+def tf32(allowed: bool, device: str = "cuda") -> AbstractContextManager[None]:
     """Set whether a GPU may round the factors of fp32 matrix products to TF32 inside; no effect on the CPU."""
-    if device == "cpu":
-        yield
-        return
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = allowed  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before  # pyright: ignore[reportAttributeAccessIssue]
+    return nullcontext() if device == "cpu" else _set_inside(_TF32, allowed)
 
 
-_SUMS_IN_HALF = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+def fp32_sums(device: str) -> AbstractContextManager[None]:
+    """Make a GPU accumulate products of fp16 and bf16 in fp32 throughout, inside the block; no effect on the CPU."""
+    return nullcontext() if device == "cpu" else _set_inside(_SUMS_IN_HALF, False)
 
 
 @contextmanager
-def fp32_sums(device: str) -> Iterator[None]:
-    """Make a GPU accumulate products of fp16 and bf16 in fp32 throughout, inside the block; no effect on the CPU."""
-    if device == "cpu":
-        yield
-        return
-    matmul = torch.backends.cuda.matmul
-    before = {name: getattr(matmul, name) for name in _SUMS_IN_HALF}
-    for name in _SUMS_IN_HALF:
-        setattr(matmul, name, False)
+def _set_inside(switches: Sequence[tuple[Any, str]], value: bool) -> Iterator[None]:
+    before = [getattr(owner, name) for owner, name in switches]
+    for owner, name in switches:
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        for name, allowed in before.items():
-            setattr(matmul, name, allowed)
+        for (owner, name), old in zip(switches, before, strict=True):
+            setattr(owner, name, old)
 
 
 IntArray = npt.NDArray[np.int64]
@@ -229,6 +222,12 @@ class SampleBatch:
     def num_rows(self) -> int:
         """P, all rows."""
         return self.num_sampled + len(self.given)
+
+    @property
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        """All arrays in the order of the attributes, with truth values as bytes."""
+        arrays: list[npt.NDArray[Any]] = [getattr(self, field.name) for field in fields(self)]
+        return [array.view(np.uint8) if array.dtype == np.bool_ else array for array in arrays]
 
     def check(self, num_rows: int, vocab_size: int) -> None:
         """Raise `ValueError` unless this batch fits logits [num_rows, vocab_size]."""

@@ -84,6 +84,7 @@ _DTYPES = {
     np.dtype(np.uint8): torch.uint8,
     np.dtype(np.int32): torch.int32,
     np.dtype(np.int64): torch.int64,
+    np.dtype(np.uint64): torch.int64,  # the same bits
     np.dtype(np.float32): torch.float32,
 }
 
@@ -120,11 +121,6 @@ def upload(arrays: Sequence[AnyArray], device: str) -> list[torch.Tensor]:
     target = torch.empty_like(packed, device=device)
     send(packed, target)
     return unpack(target, arrays)
-
-
-def download(results: torch.Tensor) -> AnyArray:
-    """`results` on the host; waits until the device has computed them."""
-    return results.cpu().numpy()
 
 
 def _offsets(arrays: Sequence[AnyArray]) -> list[int]:

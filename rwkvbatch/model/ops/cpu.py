@@ -233,22 +233,7 @@ class CpuOps:
 
     def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
         tokens, logprobs = np.empty(batch.num_rows, np.int64), np.empty(batch.num_rows, np.float32)
-        self._native.choose(
-            _plain(logits),
-            batch.temperature,
-            batch.top_p,
-            batch.top_k,
-            batch.temperature_first.view(np.uint8),
-            batch.penalty_ids,
-            batch.penalty_values,
-            batch.penalty_starts,
-            batch.noise_keys,
-            batch.turns,
-            batch.steps,
-            batch.given,
-            logprobs,
-            tokens,
-        )
+        self._native.choose(_plain(logits), *batch.arrays, logprobs, tokens)
         return Choices(tokens, logprobs)
 
 

@@ -120,7 +120,9 @@ class ReferenceStep:
 
 
 @dataclass(frozen=True)
-class ReferenceLinear:
+class TorchLinear:
+    """A linear layer: weight [out, in] in the dtype of the products, bias [out] fp32."""
+
     weight: torch.Tensor
     bias: torch.Tensor | None
     activation: Activation
@@ -156,10 +158,10 @@ class ReferenceOps:
         activation: Activation = "none",
         *,
         large: bool = False,
-    ) -> ReferenceLinear:
+    ) -> TorchLinear:
         rounded = rounded_to_int8(weight) if large and self._int8 else self._rounded(weight)
         kept = rounded.to(self.device, self._matmul_dtype).contiguous()
-        return ReferenceLinear(kept, None if bias is None else self.vector(bias), activation)
+        return TorchLinear(kept, None if bias is None else self.vector(bias), activation)
 
     def table(self, weight: torch.Tensor) -> torch.Tensor:
         return self.vector(weight)
@@ -248,7 +250,7 @@ class ReferenceOps:
         bonus = (r * k * weights.r_k).view(heads).sum(-1, keepdim=True) * v.view(heads)
         return (normed + bonus.view(num_rows, width)) * g
 
-    def head(self, step: ReferenceStep, x: torch.Tensor, norm: Vectors, layer: ReferenceLinear) -> torch.Tensor:
+    def head(self, step: ReferenceStep, x: torch.Tensor, norm: Vectors, layer: TorchLinear) -> torch.Tensor:
         return self._linear(Product(_layer_norm(x[step.outputs], norm), layer))
 
     def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:

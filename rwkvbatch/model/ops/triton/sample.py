@@ -8,7 +8,7 @@ that cannot win: -ln u >= 1 - u, so a token's noise is at most -ln(1 - u).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -23,21 +23,6 @@ _WAYS: tl.constexpr = tl.constexpr(8)
 """A cut is found by search among the bits of the logits, `_WAYS` thresholds in each pass."""
 _LOWEST_KEY: tl.constexpr = tl.constexpr(0x007FFFFF)
 """The ordered key of -infinity."""
-
-
-class Settings(NamedTuple):
-    """`SampleBatch` on the device: fp32, fp32, int64, uint8, int64, fp32, int64, int64 (bits), int64, int64."""
-
-    temperature: torch.Tensor
-    top_p: torch.Tensor
-    top_k: torch.Tensor
-    temperature_first: torch.Tensor
-    penalty_ids: torch.Tensor
-    penalty_values: torch.Tensor
-    penalty_starts: torch.Tensor
-    noise_keys: torch.Tensor
-    turns: torch.Tensor
-    steps: torch.Tensor
 
 
 @triton.jit
@@ -243,11 +228,16 @@ def _look_up(logits_ptr, given_ptr, best_ptr, logprobs_ptr, VOCAB: tl.constexpr,
 
 
 def sample(
-    logits: torch.Tensor, settings: Settings, work: torch.Tensor, tokens: torch.Tensor, logprobs: torch.Tensor
+    logits: torch.Tensor,
+    settings: Sequence[torch.Tensor],
+    work: torch.Tensor,
+    tokens: torch.Tensor,
+    logprobs: torch.Tensor,
 ) -> None:
     """`reference.sample` of `logits` [P, V] fp32 into `tokens` [P] int32 and `logprobs` [P] fp32.
 
     Args:
+        settings: `SampleBatch.arrays` but for the last, on the device.
         work: memory like `logits`.
     """
     num_rows, vocab_size = logits.shape

@@ -108,29 +108,14 @@ def shift_mix(
         last_rows: for the same rows, the sequence's last row; [R] int32.
     """
     num_rows, width = x.shape
+    constants = {"WIDTH": width, "MIXES": len(mix), "BLOCK": triton.next_power_of_2(width), "EPS": eps}
     _shift_mix[(num_rows,)](
-        x,
-        *norm,
-        mix,
-        carried,
-        first_slots,
-        last_rows,
-        out,
-        num_rows,
-        WIDTH=width,
-        MIXES=len(mix),
-        BLOCK=triton.next_power_of_2(width),
-        EPS=eps,
-        num_warps=_warps(width),
+        x, *norm, mix, carried, first_slots, last_rows, out, num_rows, **constants, num_warps=_warps(width)
     )
 
 
 def _warps(width: int) -> int:
     return 4 if width <= 2048 else 8
-
-
-# Kernels are not quite Python: constants are passed as plain values, launches have options of their own.
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 
 
 _GROUP_NORM_EPS: tl.constexpr = tl.constexpr(GROUP_NORM_EPS)
@@ -226,14 +211,6 @@ def scan(rows: HeadRows, weights: HeadWeights, sequences: Sequences, carried: to
         carried: the states of this layer [capacity, H, N, N] fp32, values before keys; changed in place.
     """
     num_heads, size = carried.shape[1:3]
-    _scan[(len(sequences.starts), num_heads)](
-        *rows,
-        *weights,
-        *sequences,
-        carried,
-        out,
-        HEADS=num_heads,
-        SIZE=size,
-        BLOCK=triton.next_power_of_2(size),
-        num_warps=8,
-    )
+    constants = {"HEADS": num_heads, "SIZE": size, "BLOCK": triton.next_power_of_2(size)}
+    grid = len(sequences.starts), num_heads
+    _scan[grid](*rows, *weights, *sequences, carried, out, **constants, num_warps=8)
