@@ -331,7 +331,9 @@ class Engine:
     def _collect(self, work: StepWork, choices: Choices) -> None:
         now_s = self._clock()
         for scoring in work.take_scores(choices):
-            self._end_scoring(scoring)
+            del self._jobs[scoring.sequence.id]
+            self._scheduler.finish(scoring.sequence, cache=True)
+            self._done.append((scoring.sequence.id, scoring.score()))
         # Rows of scored texts come after those of replies.
         for job, token, logprob in zip(work.sampled, choices.tokens.tolist(), choices.logprobs.tolist(), strict=False):
             held_back = job.holds_back
@@ -369,8 +371,3 @@ class Engine:
         self.stats.num_prompt_read += reply.num_prompt - reply.num_cached
         self.stats.num_generated += len(reply.ids)
         self._done.append((job.sequence.id, reply))
-
-    def _end_scoring(self, job: Scoring) -> None:
-        del self._jobs[job.sequence.id]
-        self._scheduler.finish(job.sequence, cache=True)
-        self._done.append((job.sequence.id, job.score()))

@@ -102,7 +102,7 @@ def inspect(file: TensorFile) -> Architecture:
             kind = str(entry.dtype).removeprefix("torch.")
             raise CheckpointError(f"the tensor {name!r} must be bf16, fp16 or fp32, it is {kind}", path=file.path)
         if entry.num_elements == 0:
-            raise CheckpointError(f"the tensor {name!r} is empty (shape {_shown(entry.shape)})", path=file.path)
+            raise CheckpointError(f"the tensor {name!r} is empty (shape {shape_text(entry.shape)})", path=file.path)
         sizes[entry.dtype] += entry.num_elements
     return Architecture(**vars(dims), precision=PRECISIONS[sizes.most_common(1)[0][0]])
 
@@ -170,7 +170,7 @@ def _matrix(file: TensorFile, name: str, meaning: str) -> tuple[int, int]:
     if entry is None:
         raise CheckpointError(f"the tensor {name!r} is missing", path=file.path)
     if len(entry.shape) != 2 or 0 in entry.shape:
-        raise CheckpointError(f"the tensor {name!r} must be {meaning}, it is {_shown(entry.shape)}", path=file.path)
+        raise CheckpointError(f"the tensor {name!r} must be {meaning}, it is {shape_text(entry.shape)}", path=file.path)
     return entry.shape[0], entry.shape[1]
 
 
@@ -189,7 +189,7 @@ def _check_names(file: TensorFile, dims: Dimensions) -> None:
         found = tuple(size for size in entry.shape if size != 1) if len(shape) == 1 else entry.shape
         if found != tuple(size for size in shape if size != 1 or len(shape) > 1):
             raise CheckpointError(
-                f"the tensor {name!r} must be {_shown(shape)}, it is {_shown(entry.shape)}", path=file.path
+                f"the tensor {name!r} must be {shape_text(shape)}, it is {shape_text(entry.shape)}", path=file.path
             )
 
 
@@ -238,7 +238,7 @@ def _listed(names: list[str]) -> str:
     return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN:,} more"
 
 
-def _shown(shape: tuple[int, ...]) -> str:
+def shape_text(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) if shape else "a single number"
 
 

@@ -156,7 +156,7 @@ def read_legacy(descriptor: int, path: Path) -> Contents:
         count = os.pread(descriptor, 8, position)
         if int.from_bytes(count, "little") != storage.num_elements or len(count) != 8:
             raise CheckpointError(f"cut off or damaged at its storage {key[:80]!r}", path=path)
-        length = storage.num_elements * _dtype(storage, path).itemsize
+        length = storage.num_elements * storage.dtype.itemsize
         locations[key] = (position + 8, length)
         position += 8 + length
     missing = storages.keys() - locations.keys()
@@ -184,15 +184,8 @@ def _tensors(value: Any, path: Path) -> dict[str, StoredTensor]:
     return value
 
 
-def _dtype(storage: StorageRef, path: Path) -> torch.dtype:
-    dtype = _STORAGE_DTYPES.get(storage.kind)
-    if dtype is None:
-        raise CheckpointError(f"a tensor has the unsupported type {storage.kind[:80]}", path=path)
-    return dtype
-
-
 def _stored(name: str, tensor: StoredTensor, location: tuple[int, int], path: Path) -> StoredBytes:
-    dtype = _dtype(tensor.storage, path)
+    dtype = tensor.storage.dtype
     start, length = location
     span = span_of(tensor.shape, tensor.strides)
     if (tensor.offset + span) * dtype.itemsize > length:
@@ -221,9 +214,9 @@ class Global:
 
 @dataclass(frozen=True)
 class StorageRef:
-    """A block of numbers in the file: its element type (`FloatStorage`, ...), key and element count."""
+    """A block of numbers in the file."""
 
-    kind: str
+    dtype: torch.dtype
     key: str
     num_elements: int
 
@@ -367,7 +360,10 @@ class PickleReader:
             raise self._error("a tensor refers to a storage of an unknown kind")
         if not isinstance(key, str) or not _is_size(num_elements):
             raise TypeError
-        return StorageRef(kind.name, key, num_elements)
+        dtype = _STORAGE_DTYPES.get(kind.name)
+        if dtype is None:
+            raise self._error(f"a tensor has the unsupported type {kind.name[:80]}")
+        return StorageRef(dtype, key, num_elements)
 
     def _call(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Global) or not isinstance(arguments, tuple):

@@ -17,7 +17,6 @@ import torch
 from rwkvbatch.model.base import (
     Choices,
     Dimensions,
-    IntArray,
     Model,
     ModelSpec,
     RaggedBatch,
@@ -210,36 +209,26 @@ def forward(
     else:
         pool.write(range(batch_size), state)
 
-    lengths = [len(part) for part in lists]
-    first_output = np.concatenate([[0], np.cumsum(lengths)])
+    flat = np.concatenate(lists)
+    lengths = np.array([len(part) for part in lists])
+    ends = np.cumsum(lengths)
+    # Which of all rows get logits, in ascending order.
+    wanted = np.arange(len(flat)) if every_token else ends - 1
     logits: torch.Tensor | None = None
     piece = max(1, ROWS_PER_STEP // batch_size)
     for start in range(0, max(lengths), piece):
-        running = [index for index in range(batch_size) if lengths[index] > start]
-        pieces = [lists[index][start : start + piece] for index in running]
-        ended = [start + piece >= lengths[index] for index in running]
-        batch = _batch(pieces, running, None if every_token else ended)
-        found = model.step(batch, pool)
-        if every_token:
-            targets = [
-                first_output[index] + start + np.arange(len(part)) for index, part in zip(running, pieces, strict=True)
-            ]
-            rows = torch.from_numpy(np.concatenate(targets))
-        else:
-            rows = torch.tensor([index for index, last in zip(running, ended, strict=True) if last], dtype=torch.int64)
+        parts = [np.arange(end - length, end)[start : start + piece] for length, end in zip(lengths, ends, strict=True)]
+        sizes = np.array([len(part) for part in parts])
+        running = np.flatnonzero(sizes)
+        rows = np.concatenate(parts)
+        outputs = np.flatnonzero(np.isin(rows, wanted))
+        starts = np.concatenate([[0], np.cumsum(sizes[running])])
+        found = model.step(RaggedBatch(flat[rows], starts, running, outputs), pool)
         if logits is None:
-            logits = torch.empty(sum(lengths) if every_token else batch_size, vocab_size, device=found.device)
-        logits[rows.to(found.device)] = found
+            logits = torch.empty(len(wanted), vocab_size, device=found.device)
+        logits[torch.from_numpy(np.searchsorted(wanted, rows[outputs])).to(found.device)] = found
     assert logits is not None
     return logits, pool.read(range(batch_size))
-
-
-def _batch(pieces: list[IntArray], slots: list[int], ended: list[bool] | None) -> RaggedBatch:
-    """A batch with logits after every token, or after the last token of the sequences that have `ended`."""
-    batch = RaggedBatch.of([part.tolist() for part in pieces], slots, every_token=ended is None)
-    if ended is None:
-        return batch
-    return RaggedBatch(batch.tokens, batch.starts, batch.slots, batch.outputs[np.asarray(ended)])
 
 
 class Stepper(Protocol):
@@ -270,25 +259,21 @@ class Rwkv7Model:
     ) -> None:
         self.ops = ops
         self._network = network
-        self._spec = spec
+        self.spec = spec
         self._threads = threads
         self._allow_tf32 = allow_tf32
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._spec.in_words}>"
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self._spec
+        return f"<{type(self).__name__} {self.spec.in_words}>"
 
     def make_pool(self, capacity: int) -> StatePool:
-        spec = self._spec
+        spec = self.spec
         return self.ops.make_pool(capacity, spec.num_layers, spec.num_heads, spec.head_size)
 
     def step(self, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
         if not self.ops.in_torch:
             return self._network.step(self.ops, batch, pool)
-        check_tokens(batch.tokens, self._spec.vocab_size)
+        check_tokens(batch.tokens, self.spec.vocab_size)
         device = self.ops.device
         with torch.no_grad(), num_threads(self._threads), tf32(self._allow_tf32, device), fp32_sums(device):
             return self._network.step(self.ops, batch, pool)

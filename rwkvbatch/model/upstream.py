@@ -56,17 +56,28 @@ def load_package_model(checkpoint: Checkpoint, strategy: str) -> Any:
     generation = checkpoint.architecture.generation
     with tempfile.TemporaryDirectory(prefix="rwkvbatch-") as folder, _fence():
         module = _own_copy(generation)
-        name = str(_as_plain_pth(checkpoint, Path(folder)))
-        try:
+        # A `.pth` file with a name that the package accepts.
+        target = Path(folder) / "model.pth"
+        if checkpoint.file.kind == "pth":
+            for name in checkpoint:
+                checkpoint.check(name)
+            target.symlink_to(checkpoint.file.path.resolve())
+        else:
+            torch.save(dict(checkpoint), target)
+        with _reported(checkpoint, f"cannot load it with the strategy {strategy!r}"):
             if generation == "7":
-                return module.RWKV_x070(name.removesuffix(".pth"), strategy)
-            return module.RWKV(name, strategy, verbose=False)
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise CheckpointError(
-                f"the `rwkv` package cannot load it with the strategy {strategy!r} ({reason})",
-                path=checkpoint.file.path,
-            ) from error
+                return module.RWKV_x070(str(target).removesuffix(".pth"), strategy)
+            return module.RWKV(str(target), strategy, verbose=False)
+
+
+@contextlib.contextmanager
+def _reported(checkpoint: Checkpoint, failure: str) -> Iterator[None]:
+    """Turn an error of the package into a `CheckpointError`."""
+    try:
+        yield
+    except Exception as error:  # the package raises whatever it runs into
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise CheckpointError(f"the `rwkv` package {failure} ({reason})", path=checkpoint.file.path) from error
 
 
 def _own_copy(generation: str) -> types.ModuleType:
@@ -94,18 +105,6 @@ def _own_copy(generation: str) -> types.ModuleType:
     # It collects garbage once per layer, a third of a second each in a large process, without need.
     module.gc = types.SimpleNamespace(collect=int)  # pyright: ignore[reportAttributeAccessIssue]
     return module
-
-
-def _as_plain_pth(checkpoint: Checkpoint, folder: Path) -> Path:
-    """A `.pth` file with a name that the package accepts."""
-    target = folder / "model.pth"
-    if checkpoint.file.kind == "pth":
-        for name in checkpoint:
-            checkpoint.check(name)
-        target.symlink_to(checkpoint.file.path.resolve())
-    else:
-        torch.save({name: checkpoint[name] for name in checkpoint}, target)
-    return target
 
 
 @contextlib.contextmanager
@@ -210,23 +209,19 @@ class UpstreamModel:
     def __init__(self, package_model: Any, zero: PackageState, spec: ModelSpec, *, threads: int | None = None) -> None:
         self._package_model = package_model
         self._zero = zero
-        self._spec = spec
+        self.spec = spec
         self._threads = threads
         self._names = _NAMES_4 if spec.generation == "4" else _NAMES
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._spec.in_words}>"
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self._spec
+        return f"<{type(self).__name__} {self.spec.in_words}>"
 
     def make_pool(self, capacity: int) -> StatePool:
         return UpstreamPool(self._names, self._zero, [list(self._zero) for _ in range(capacity)])
 
     def step(self, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
         assert isinstance(pool, UpstreamPool)
-        check_tokens(batch.tokens, self._spec.vocab_size)
+        check_tokens(batch.tokens, self.spec.vocab_size)
         wanted = set(batch.outputs.tolist())
         logits: list[torch.Tensor] = []
         with torch.no_grad(), num_threads(self._threads), tf32(False):
@@ -237,9 +232,9 @@ class UpstreamModel:
                 state = [tensor.clone() for tensor in pool.slots[slot]]
                 found, after = self._package_model.forward(batch.tokens[start:end].tolist(), state, every_token)
                 pool.slots[slot] = list(after)
-                found = found.float().cpu().view(-1, self._spec.vocab_size)
+                found = found.float().cpu().view(-1, self.spec.vocab_size)
                 logits += [found[row - start] if every_token else found[-1] for row in rows]
-        return torch.stack(logits) if logits else torch.empty(0, self._spec.vocab_size)
+        return torch.stack(logits) if logits else torch.empty(0, self.spec.vocab_size)
 
     def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
         return reference.choose(logits, batch)
@@ -264,14 +259,8 @@ def load_upstream(checkpoint: Checkpoint, strategy: str, *, threads: int | None 
     wanted = parse_upstream_strategy(strategy, architecture.generation)
     checkpoint.file.start_hashing()
     package_model = load_package_model(checkpoint, wanted)
-    try:
-        with torch.no_grad(), num_threads(threads), tf32(False):
-            zero = _zero_state(package_model, architecture.generation)
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise CheckpointError(
-            f"the `rwkv` package loads it but cannot run it ({reason})", path=checkpoint.file.path
-        ) from error
+    with _reported(checkpoint, "loads it but cannot run it"), torch.no_grad(), num_threads(threads), tf32(False):
+        zero = _zero_state(package_model, architecture.generation)
     spec = ModelSpec(
         **dimensions_of(architecture),
         state_bytes=sum(tensor.numel() * tensor.element_size() for tensor in zero),

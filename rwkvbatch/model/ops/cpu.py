@@ -75,6 +75,11 @@ class CpuPool:
 class CpuOps:
     """`Operations` as native kernels.
 
+    Attributes:
+        native: the kernels' context; tests and measurements use it directly.
+        threads: the number of threads.
+        isa: the instruction set in use, never `auto`.
+
     Args:
         threads: how many threads share an operation; None for as many processors as this process may use.
         isa: instruction set, for tests and measurements; `auto` takes the best that the machine has.
@@ -96,74 +101,36 @@ class CpuOps:
         if threads < 1:
             raise UsageError(f"the number of threads must be at least 1, got {threads}")
         try:
-            self._native = _native.Context(threads, isa)
+            self.native = _native.Context(threads, isa)
         except ValueError as error:
             raise UsageError(str(error)) from error
+        self.threads: int = self.native.threads
+        self.isa: Isa = self.native.isa
         self._int8 = int8
         self._table_bytes = 0
         self._logits = torch.empty(0)
         self._views: dict[tuple[int, int], tuple[torch.Tensor, FloatArray]] = {}
 
     @property
-    def threads(self) -> int:
-        return self._native.threads
-
-    @property
-    def isa(self) -> Isa:
-        """The instruction set in use, never `auto`."""
-        return self._native.isa
-
-    @property
-    def weight_bytes(self) -> int:
-        """Size of the packed weights."""
-        return self._native.weight_bytes
-
-    @property
     def step_bytes(self) -> int:
         """Weights that a step reads: all but the embedding, of which each token reads one row."""
-        return self.weight_bytes - self._table_bytes
+        return self.native.weight_bytes - self._table_bytes
 
     # For tests and measurements
 
     def array(self, values: torch.Tensor) -> _native.Array:
         """Activations [R, C] from a tensor."""
-        return self._native.array(values.to(torch.float32).contiguous().numpy())
+        return self.native.array(values.to(torch.float32).contiguous().numpy())
 
     def values(self, array: _native.Array) -> torch.Tensor:
         """A copy of activations."""
         return torch.from_numpy(array.numpy().copy())
 
-    def activated(self, values: FloatArray, activation: Activation) -> FloatArray:
-        """The activation of each of `values` [n]."""
-        result = values.astype(np.float32)
-        self._native.activate(result, activation)
-        return result
-
-    def guard(self) -> None:
-        """For tests: from now on arrays are filled with NaN, and writes beyond their ends are detected."""
-        self._native.set_guard(True)
-
-    def take_damage(self) -> int:
-        """Number of freed arrays that were written beyond their ends since the last call."""
-        return self._native.take_damage()
-
-    def read_all(self, memory: FloatArray) -> None:
-        """Read `memory` once with all threads, to measure bandwidth."""
-        self._native.read_all(memory)
-
-    def multiply_add(self, rounds: int) -> None:
-        """Compute only fused multiply-adds with all threads, to measure throughput."""
-        self._native.multiply_add(rounds)
-
-    def operations(self, rounds: int) -> int:
-        """Floating-point operations of `multiply_add`, two for each multiply-add."""
-        return self._native.operations(rounds)
-
     # Weights
 
     def vector(self, weight: torch.Tensor) -> _native.Vector:
         rows = weight.detach().to("cpu", torch.float32).contiguous()
-        return self._native.vector(rows.reshape(-1, rows.shape[-1]).numpy())
+        return self.native.vector(rows.reshape(-1, rows.shape[-1]).numpy())
 
     def linear_layer(
         self,
@@ -174,47 +141,47 @@ class CpuOps:
         large: bool = False,
     ) -> _native.LinearLayer:
         bias_values = None if bias is None else _plain(bias)
-        return self._native.linear_layer(*_words(weight), bias_values, activation, large and self._int8)
+        return self.native.linear_layer(*_words(weight), bias_values, activation, large and self._int8)
 
     def table(self, weight: torch.Tensor) -> _native.Table:
         self._table_bytes += weight.nbytes
-        return self._native.table(*_words(weight.contiguous()))
+        return self.native.table(*_words(weight.contiguous()))
 
     def make_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> CpuPool:
         shifts = torch.empty(capacity, num_layers, 2, num_heads * head_size)
         wkv = _on_huge_pages(capacity, num_layers, num_heads, head_size, head_size)
-        return CpuPool(shifts, wkv, self._native.pool(shifts.numpy(), wkv.numpy()))
+        return CpuPool(shifts, wkv, self.native.pool(shifts.numpy(), wkv.numpy()))
 
     # One step
 
     def begin(self, batch: RaggedBatch, pool: StatePool) -> _native.Step:
         assert isinstance(pool, CpuPool)
-        return self._native.begin(batch.tokens, batch.starts, batch.slots, batch.outputs, pool.native)
+        return self.native.begin(batch.tokens, batch.starts, batch.slots, batch.outputs, pool.native)
 
     def embed(self, step: _native.Step, table: _native.Table, norm: Vectors) -> _native.Array:
-        return self._native.embed(step, table, *norm)
+        return self.native.embed(step, table, *norm)
 
     def shift_mix(
         self, step: _native.Step, kind: ShiftKind, layer: int, x: _native.Array, norm: Vectors, mix: _native.Vector
     ) -> Sequence[_native.Array]:
-        return self._native.shift_mix(step, kind, layer, x, *norm, mix)
+        return self.native.shift_mix(step, kind, layer, x, *norm, mix)
 
     def linears(self, products: Sequence[Product]) -> Sequence[_native.Array]:
-        return self._native.linears(products)
+        return self.native.linears(products)
 
     def wkv7(self, step: _native.Step, layer: int, rows: HeadRows, weights: HeadWeights) -> _native.Array:
-        return self._native.wkv7(step, layer, *rows, *weights)
+        return self.native.wkv7(step, layer, *rows, *weights)
 
     def head(self, step: _native.Step, x: _native.Array, norm: Vectors, layer: _native.LinearLayer) -> torch.Tensor:
         logits, memory = self._logits_of(step.num_outputs, layer.outputs)
-        self._native.head(step, x, *norm, layer, memory)
+        self.native.head(step, x, *norm, layer, memory)
         return logits
 
     def run(self, program: _native.Program, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
         """Run a traced step; logits [P, vocab]."""
         assert isinstance(pool, CpuPool)
         logits, memory = self._logits_of(len(batch.outputs), program.num_logits)
-        self._native.run(program, batch.tokens, batch.starts, batch.slots, batch.outputs, pool.native, memory)
+        self.native.run(program, batch.tokens, batch.starts, batch.slots, batch.outputs, pool.native, memory)
         return logits
 
     def _logits_of(self, num_outputs: int, vocab_size: int) -> tuple[torch.Tensor, FloatArray]:
@@ -233,7 +200,7 @@ class CpuOps:
 
     def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
         tokens, logprobs = np.empty(batch.num_rows, np.int64), np.empty(batch.num_rows, np.float32)
-        self._native.choose(_plain(logits), *batch.arrays, logprobs, tokens)
+        self.native.choose(_plain(logits), *batch.arrays, logprobs, tokens)
         return Choices(tokens, logprobs)
 
 
@@ -275,7 +242,6 @@ class TracedProgram:
         self._program = tracer.program
 
     def step(self, ops: CpuOps, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
-        """See `Network.step`."""
         return ops.run(self._program, batch, pool)
 
 

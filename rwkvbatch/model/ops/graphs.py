@@ -49,7 +49,6 @@ class GraphedNetwork:
         self._graphs: WeakKeyDictionary[StatePool, dict[int, _Graph | int]] = WeakKeyDictionary()
 
     def step(self, ops: CudaOps, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
-        """See `Network.step`."""
         with ops.active():
             num_rows = decode_rows(len(batch.tokens), ops.fixed_rows) if is_decode(batch) else None
             if num_rows is None:

@@ -175,18 +175,8 @@ class ReferenceOps:
     def begin(self, batch: RaggedBatch, pool: StatePool) -> ReferenceStep:
         assert isinstance(pool, ReferencePool)
 
-        def on_device(array: IntArray) -> torch.Tensor:
-            return torch.from_numpy(array).to(self.device)
-
-        return ReferenceStep(
-            batch=batch,
-            pool=pool,
-            tokens=on_device(batch.tokens),
-            first_rows=on_device(batch.starts[:-1]),
-            last_rows=on_device(batch.starts[1:] - 1),
-            slots=on_device(batch.slots),
-            outputs=on_device(batch.outputs),
-        )
+        parts = (batch.tokens, batch.starts[:-1], batch.starts[1:] - 1, batch.slots, batch.outputs)
+        return ReferenceStep(batch, pool, *(torch.from_numpy(part).to(self.device) for part in parts))
 
     def embed(self, step: ReferenceStep, table: torch.Tensor, norm: Vectors) -> torch.Tensor:
         return _layer_norm(table[step.tokens], norm)
