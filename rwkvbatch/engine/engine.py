@@ -290,13 +290,8 @@ class Engine:
         if not tokens:
             raise ValueError("a request needs at least one token")
         check_tokens(tokens, self.model.spec.vocab_size)
-        sequence = SequenceState(
-            id=self._next_id,
-            base=base,
-            tokens=list(tokens),
-            num_prompt=base.depth + len(tokens),
-            num_unread_at_end=num_unread_at_end,
-        )
+        num_prompt = base.depth + len(tokens)
+        sequence = SequenceState(self._next_id, base, list(tokens), num_prompt, num_unread_at_end=num_unread_at_end)
         self._next_id += 1
         self._scheduler.add(sequence)
         return sequence

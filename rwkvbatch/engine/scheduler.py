@@ -221,12 +221,7 @@ class Scheduler:
 
     def _is_read_by_another(self, node: Node, start: Node) -> bool:
         """Whether an active request will cache a state between `start` and `node`."""
-        for ancestor in node.path():
-            if ancestor is start:
-                return False
-            if ancestor.reader is not None:
-                return True
-        return False
+        return any(ancestor.reader is not None for ancestor in node.path(start))
 
     def _claim_forks(self, sequence: SequenceState) -> None:
         """Choose the nodes ahead of `sequence` at which it will cache a state for others."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -133,7 +134,7 @@ class State:
             `ffn_shift` [B, L, C] and `wkv` [B, L, H, N, N] (rows = value, columns = key), all fp32.
     """
 
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, Tensor]
 
     def __repr__(self) -> str:
         count = self.batch_size if self.tensors else 0
@@ -291,7 +292,7 @@ class Model(Protocol):
         """Allocate states for `capacity` sequences."""
         ...
 
-    def step(self, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+    def step(self, batch: RaggedBatch, pool: StatePool) -> Tensor:
         """Read the batch's tokens, advancing its slots of `pool` in place.
 
         Returns:
@@ -299,7 +300,7 @@ class Model(Protocol):
         """
         ...
 
-    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+    def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
         """Sample tokens, and look up given ones, in `logits` [P, vocab_size], which are not changed.
 
         A row's result depends on that row only. On a GPU a step waits for the device here, once.
@@ -311,7 +312,7 @@ class Model(Protocol):
 
     def forward(
         self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False
-    ) -> tuple[torch.Tensor, State]:
+    ) -> tuple[Tensor, State]:
         """Read B token lists after `state` (None: zero states), which is not changed.
 
         Returns:

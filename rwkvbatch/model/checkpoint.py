@@ -25,8 +25,8 @@ from rwkvbatch.model.strategy import PRECISIONS, Precision
 from rwkvbatch.model.tensor_file import Contents, TensorFile, open_regular
 
 FORMS = (
-    ("pth", pth.is_zip, pth.read_zip),
-    ("legacy pth", pth.is_legacy, pth.read_legacy),
+    ("pth", lambda head: head.startswith(pth.ZIP_MAGIC), pth.read_zip),
+    ("legacy pth", lambda head: head[2:].startswith(pth.LEGACY_MAGIC), pth.read_legacy),
     ("safetensors", safetensors.is_safetensors, safetensors.read_header),
 )
 """Name, whether a file that begins with these 16 bytes has this form, and the reader of its table of contents."""

@@ -135,10 +135,8 @@ def load_model(
         if backend == "upstream" or (generation != "7" and backend == "auto"):
             return load_upstream(checkpoint, strategy, threads=threads)
         if generation != "7":
-            raise UsageError(
-                f"{checkpoint.file.path} is RWKV-{generation}, which only --backend upstream runs; "
-                f"got --backend {backend}"
-            )
+            only = f"{checkpoint.file.path} is RWKV-{generation}, which only --backend upstream runs"
+            raise UsageError(f"{only}; got --backend {backend}")
         return _load_rwkv7(checkpoint, parse_strategy(strategy), backend, threads)
 
 
@@ -158,20 +156,16 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
         device=ops.device,
         bitwise=ops.bitwise,
     )
-    return Rwkv7Model(_stepper(network, ops), ops, spec, threads=threads)
-
-
-def _stepper(network: Network, ops: Operations) -> Stepper:
-    """The network, traced or captured in graphs if its backend supports that."""
+    stepper: Stepper = network
     if ops.name == "cuda":
         from rwkvbatch.model.ops.graphs import GraphedNetwork, cuda_capture
 
-        return GraphedNetwork(network, cuda_capture())
-    if ops.name == "cpu":
+        stepper = GraphedNetwork(network, cuda_capture())
+    elif ops.name == "cpu":
         from rwkvbatch.model.ops.cpu import TracedProgram
 
-        return TracedProgram(network)
-    return network
+        stepper = TracedProgram(network)
+    return Rwkv7Model(stepper, ops, spec, threads=threads)
 
 
 def _operations(

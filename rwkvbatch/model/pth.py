@@ -2,8 +2,8 @@
 
 The list of tensors is a pickle program, with which a hostile file can call anything. `PickleReader` reads the program
 as data instead: it builds numbers, texts, tuples, lists and dicts, represents tensors by `StoredTensor` records, and
-refuses by name whatever else a file asks for. Each step takes constant time and memory and the number of steps is
-bounded, so no file can make it slow or large.
+refuses by name whatever else a file asks for. The number of bytes and of steps is bounded, and a step takes time and
+memory in proportion to its bytes, so no file can make it slow or large.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any
 import torch
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model.tensor_file import Contents, StoredBytes, span_of
+from rwkvbatch.model.tensor_file import Contents, StoredBytes
 
 MAX_DIRECTORY_BYTES = 4 << 20
 MAX_PICKLE_BYTES = 16 << 20
 
-_ZIP_MAGIC = b"PK\x03\x04"
+ZIP_MAGIC = b"PK\x03\x04"
 # Protocol byte, then the long integer 0x1950a86a20f9469cfc6c.
-_LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 _STORAGE_DTYPES = {
@@ -44,13 +44,8 @@ _STORAGE_DTYPES = {
     "BoolStorage": torch.bool,
 }
 
-
-def is_zip(head: bytes) -> bool:
-    return head.startswith(_ZIP_MAGIC)
-
-
-def is_legacy(head: bytes) -> bool:
-    return head[2:].startswith(_LEGACY_MAGIC)
+# NotImplementedError: of archives that are split or made for later versions.
+_ZIP_ERRORS = (zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, OSError, struct.error, NotImplementedError)
 
 
 class _BoundedReads(io.FileIO):
@@ -73,24 +68,16 @@ def read_zip(descriptor: int, path: Path) -> Contents:
     try:
         with _BoundedReads(descriptor, closefd=False) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-    except (
-        zipfile.BadZipFile,
-        zipfile.LargeZipFile,
-        ValueError,
-        OSError,
-        struct.error,
-        NotImplementedError,  # zipfile, of archives that are split or made for later versions
-    ) as error:
+    except _ZIP_ERRORS as error:
         raise CheckpointError(f"cut off or damaged .pth file ({error})", path=path) from error
     locations = _locations(descriptor, members, path)
     pickle = next((name for name in locations if name.endswith("/data.pkl")), None)
     if pickle is None:
         raise CheckpointError("a zip archive without data.pkl, so not written by torch.save", path=path)
     root = pickle.removesuffix("data.pkl")
-    if locations.get(root + "byteorder", (0, 6)) != (0, 6):
-        start, length = locations[root + "byteorder"]
-        if os.pread(descriptor, min(length, 6), start) != b"little":
-            raise CheckpointError("written on a big-endian machine, which is not supported", path=path)
+    order = locations.get(root + "byteorder")
+    if order is not None and os.pread(descriptor, min(order[1], 6), order[0]) != b"little":
+        raise CheckpointError("written on a big-endian machine, which is not supported", path=path)
     start, length = locations[pickle]
     if length > MAX_PICKLE_BYTES:
         raise CheckpointError(
@@ -119,7 +106,7 @@ def _locations(descriptor: int, members: list[zipfile.ZipInfo], path: Path) -> d
             )
         offset = member.header_offset
         header = os.pread(descriptor, _LOCAL_HEADER.size, offset) if 0 <= offset < file_size else b""
-        if len(header) != _LOCAL_HEADER.size or not header.startswith(_ZIP_MAGIC):
+        if len(header) != _LOCAL_HEADER.size or not header.startswith(ZIP_MAGIC):
             raise CheckpointError(f"cut off or damaged at its member {member.filename[:80]!r}", path=path)
         _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
         start = offset + _LOCAL_HEADER.size + name_length + extra_length
@@ -187,7 +174,8 @@ def _tensors(value: Any, path: Path) -> dict[str, StoredTensor]:
 def _stored(name: str, tensor: StoredTensor, location: tuple[int, int], path: Path) -> StoredBytes:
     dtype = tensor.storage.dtype
     start, length = location
-    span = span_of(tensor.shape, tensor.strides)
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
+    span = 0 if 0 in tensor.shape else last + 1  # elements from the first to the last one
     if (tensor.offset + span) * dtype.itemsize > length:
         raise CheckpointError(
             f"the tensor {name[:80]!r} of shape {tensor.shape} needs more bytes than its record holds", path=path

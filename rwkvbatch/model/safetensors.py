@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from rwkvbatch.errors import CheckpointError, StorageError, UsageError
 from rwkvbatch.files import FILE_MODE, PRIVATE_MODE, replacing
@@ -84,7 +85,7 @@ SUFFIXES = (".pth", ".safetensors")
 
 def save_tensors(
     path: Path,
-    tensors: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, Tensor],
     *,
     metadata: Mapping[str, str] | None = None,
     replace: bool = False,
@@ -127,12 +128,12 @@ def check_target(path: Path, *, replace: bool) -> None:
         raise UsageError(f"{str(path)!r} is already there", hint=None if path.is_dir() else "--force replaces it")
 
 
-def _own_storages(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _own_storages(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same numbers, each tensor contiguous and with a storage of its own.
 
     `torch.save` writes the whole storage that a view looks at; `.safetensors` has neither views nor shared storage.
     """
-    plain: dict[str, torch.Tensor] = {}
+    plain: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
         storage = tensor.untyped_storage()

@@ -47,13 +47,6 @@ class Contents:
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-def span_of(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """Elements from the first to the last one of a view, both included; 0 for an empty one."""
-    if 0 in shape:
-        return 0
-    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-
-
 class TensorFile:
     """An open checkpoint or state file, hashed in a thread of its own.
 
@@ -99,10 +92,11 @@ class TensorFile:
             done += count
         return flat.view(entry.dtype).as_strided(entry.shape, entry.strides)
 
-    def start_hashing(self) -> None:
-        """Start to compute `sha256` in the background."""
+    def start_hashing(self) -> threading.Thread:
+        """Start to compute `sha256` in the background; returns the thread that does."""
         self._hashing = threading.Thread(target=self._hash_all, name="checkpoint-hash", daemon=True)
         self._hashing.start()
+        return self._hashing
 
     def sha256(self) -> str:
         """Hash of the file, in hex.
@@ -110,10 +104,7 @@ class TensorFile:
         Raises:
             CheckpointError: the file cannot be read, or was changed since it was opened.
         """
-        if self._hashing is None:
-            self.start_hashing()
-        assert self._hashing is not None
-        self._hashing.join()
+        (self._hashing or self.start_hashing()).join()
         now = os.fstat(self._descriptor)
         if (now.st_size, now.st_mtime_ns) != (self._before.st_size, self._before.st_mtime_ns):
             raise CheckpointError("the file was changed while it was being read", path=self.path)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.base import (
@@ -140,7 +141,7 @@ def _environment(changes: Mapping[str, str], without: tuple[str, ...] = ()) -> I
         os.environ.update(before)
 
 
-PackageState = list[torch.Tensor]
+PackageState = list[Tensor]
 """The package's own layout: `len(names)` tensors for layer 0, then those of layer 1, and so on."""
 
 # In the package's order. RWKV-4 has numerator, denominator and exponent of the attention; the others a matrix per head.
@@ -219,11 +220,11 @@ class UpstreamModel:
     def make_pool(self, capacity: int) -> StatePool:
         return UpstreamPool(self._names, self._zero, [list(self._zero) for _ in range(capacity)])
 
-    def step(self, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+    def step(self, batch: RaggedBatch, pool: StatePool) -> Tensor:
         assert isinstance(pool, UpstreamPool)
         check_tokens(batch.tokens, self.spec.vocab_size)
         wanted = set(batch.outputs.tolist())
-        logits: list[torch.Tensor] = []
+        logits: list[Tensor] = []
         with torch.no_grad(), num_threads(self._threads), tf32(False):
             for slot, start, end in zip(batch.slots.tolist(), batch.starts[:-1], batch.starts[1:], strict=True):
                 rows = [row for row in range(start, end) if row in wanted]
@@ -236,12 +237,12 @@ class UpstreamModel:
                 logits += [found[row - start] if every_token else found[-1] for row in rows]
         return torch.stack(logits) if logits else torch.empty(0, self.spec.vocab_size)
 
-    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+    def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
         return reference.choose(logits, batch)
 
     def forward(
         self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False
-    ) -> tuple[torch.Tensor, State]:
+    ) -> tuple[Tensor, State]:
         return forward(self, tokens, state, every_token)
 
 

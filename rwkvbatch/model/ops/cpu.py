@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rwkvbatch import _native
 from rwkvbatch.errors import UsageError
@@ -33,8 +34,8 @@ _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 class CpuPool:
     """State slots, fp32: shifts [capacity, L, 2, C] (att, ffn) and wkv [capacity, L, H, N, N], keys before values."""
 
-    shifts: torch.Tensor
-    wkv: torch.Tensor
+    shifts: Tensor
+    wkv: Tensor
     native: _native.Pool
 
     @property
@@ -66,9 +67,8 @@ class CpuPool:
         num_layers, num_heads, head_size = self.wkv.shape[1:4]
         check_state(state, (num_layers, self.capacity, num_heads, head_size, head_size), len(slots))
         index = list(slots)
-        self.shifts[index] = torch.stack([state.tensors["att_shift"], state.tensors["ffn_shift"]], dim=2).to(
-            self.shifts
-        )
+        self.shifts[index, :, 0] = state.tensors["att_shift"].to(self.shifts)
+        self.shifts[index, :, 1] = state.tensors["ffn_shift"].to(self.shifts)
         self.wkv[index] = state.tensors["wkv"].transpose(-1, -2).to(self.wkv)
 
 
@@ -109,7 +109,7 @@ class CpuOps:
         self._int8 = int8
         self._table_bytes = 0
         self._logits = torch.empty(0)
-        self._views: dict[tuple[int, int], tuple[torch.Tensor, FloatArray]] = {}
+        self._views: dict[tuple[int, int], tuple[Tensor, FloatArray]] = {}
 
     @property
     def step_bytes(self) -> int:
@@ -118,32 +118,27 @@ class CpuOps:
 
     # For tests and measurements
 
-    def array(self, values: torch.Tensor) -> _native.Array:
+    def array(self, values: Tensor) -> _native.Array:
         """Activations [R, C] from a tensor."""
         return self.native.array(values.to(torch.float32).contiguous().numpy())
 
-    def values(self, array: _native.Array) -> torch.Tensor:
+    def values(self, array: _native.Array) -> Tensor:
         """A copy of activations."""
         return torch.from_numpy(array.numpy().copy())
 
     # Weights
 
-    def vector(self, weight: torch.Tensor) -> _native.Vector:
+    def vector(self, weight: Tensor) -> _native.Vector:
         rows = weight.detach().to("cpu", torch.float32).contiguous()
         return self.native.vector(rows.reshape(-1, rows.shape[-1]).numpy())
 
     def linear_layer(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        activation: Activation = "none",
-        *,
-        large: bool = False,
+        self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", *, large: bool = False
     ) -> _native.LinearLayer:
         bias_values = None if bias is None else _plain(bias)
         return self.native.linear_layer(*_words(weight), bias_values, activation, large and self._int8)
 
-    def table(self, weight: torch.Tensor) -> _native.Table:
+    def table(self, weight: Tensor) -> _native.Table:
         self._table_bytes += weight.nbytes
         return self.native.table(*_words(weight.contiguous()))
 
@@ -172,19 +167,19 @@ class CpuOps:
     def wkv7(self, step: _native.Step, layer: int, rows: HeadRows, weights: HeadWeights) -> _native.Array:
         return self.native.wkv7(step, layer, *rows, *weights)
 
-    def head(self, step: _native.Step, x: _native.Array, norm: Vectors, layer: _native.LinearLayer) -> torch.Tensor:
+    def head(self, step: _native.Step, x: _native.Array, norm: Vectors, layer: _native.LinearLayer) -> Tensor:
         logits, memory = self._logits_of(step.num_outputs, layer.outputs)
         self.native.head(step, x, *norm, layer, memory)
         return logits
 
-    def run(self, program: _native.Program, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+    def run(self, program: _native.Program, batch: RaggedBatch, pool: StatePool) -> Tensor:
         """Run a traced step; logits [P, vocab]."""
         assert isinstance(pool, CpuPool)
         logits, memory = self._logits_of(len(batch.outputs), program.num_logits)
         self.native.run(program, batch.tokens, batch.starts, batch.slots, batch.outputs, pool.native, memory)
         return logits
 
-    def _logits_of(self, num_outputs: int, vocab_size: int) -> tuple[torch.Tensor, FloatArray]:
+    def _logits_of(self, num_outputs: int, vocab_size: int) -> tuple[Tensor, FloatArray]:
         """Memory for logits [P, vocab], reused by every step, as a tensor and as a numpy array."""
         size = num_outputs * vocab_size
         if self._logits.numel() < size:
@@ -198,13 +193,13 @@ class CpuOps:
 
     # Choosing tokens
 
-    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+    def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
         tokens, logprobs = np.empty(batch.num_rows, np.int64), np.empty(batch.num_rows, np.float32)
         self.native.choose(_plain(logits), *batch.arrays, logprobs, tokens)
         return Choices(tokens, logprobs)
 
 
-def _on_huge_pages(*shape: int) -> torch.Tensor:
+def _on_huge_pages(*shape: int) -> Tensor:
     """Memory aligned to huge pages whose last page is not shared."""
     count, page = math.prod(shape), HUGE_PAGE // 4
     memory = torch.empty(count + 2 * page)
@@ -212,11 +207,11 @@ def _on_huge_pages(*shape: int) -> torch.Tensor:
     return memory[start : start + count].view(shape)
 
 
-def _plain(values: torch.Tensor) -> FloatArray:
+def _plain(values: Tensor) -> FloatArray:
     return values.detach().to("cpu", torch.float32).contiguous().numpy()
 
 
-def _words(weight: torch.Tensor) -> tuple[np.ndarray, str]:
+def _words(weight: Tensor) -> tuple[np.ndarray, str]:
     """A weight as a numpy array, with bf16 as int16, and the name of its dtype."""
     weight = weight.detach().cpu()
     if weight.dtype not in _DTYPES:
@@ -241,7 +236,7 @@ class TracedProgram:
         network.run(tracer, None)
         self._program = tracer.program
 
-    def step(self, ops: CpuOps, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+    def step(self, ops: CpuOps, batch: RaggedBatch, pool: StatePool) -> Tensor:
         return ops.run(self._program, batch, pool)
 
 
@@ -265,6 +260,6 @@ class _Tracer:
     def wkv7(self, step: None, layer: int, rows: HeadRows, weights: HeadWeights) -> Register:
         return self.program.wkv7(layer, tuple(rows), *weights)
 
-    def head(self, step: None, x: Register, norm: Vectors, layer: _native.LinearLayer) -> torch.Tensor:
+    def head(self, step: None, x: Register, norm: Vectors, layer: _native.LinearLayer) -> Tensor:
         self.program.head(x, *norm, layer)
         return torch.empty(0, layer.outputs)

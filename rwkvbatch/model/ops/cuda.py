@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from rwkvbatch.model.base import Choices, IntArray, RaggedBatch, SampleBatch, StatePool
@@ -108,10 +109,10 @@ class CudaStep:
 
     pool: ReferencePool
     num_outputs: int
-    tokens: torch.Tensor
-    outputs: torch.Tensor
-    first_slots: torch.Tensor
-    last_rows: torch.Tensor
+    tokens: Tensor
+    outputs: Tensor
+    first_slots: Tensor
+    last_rows: Tensor
     short: scan.Sequences
     long: scan.Sequences
     chunk_rows: chunks.ChunkRows
@@ -159,21 +160,16 @@ class CudaOps:
 
     # Weights
 
-    def vector(self, weight: torch.Tensor) -> torch.Tensor:
+    def vector(self, weight: Tensor) -> Tensor:
         return weight.to(self.device, torch.float32).contiguous()
 
     def linear_layer(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        activation: Activation = "none",
-        *,
-        large: bool = False,
+        self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", *, large: bool = False
     ) -> TorchLinear:
         kept = weight.to(self.device, self.dtype).contiguous()
         return TorchLinear(kept, None if bias is None else self.vector(bias), activation)
 
-    def table(self, weight: torch.Tensor) -> torch.Tensor:
+    def table(self, weight: Tensor) -> Tensor:
         return weight.to(self.device, self.dtype).contiguous()
 
     def make_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> ReferencePool:
@@ -200,7 +196,7 @@ class CudaOps:
             outputs = pad_outputs(outputs, whole_blocks(len(outputs), self.fixed_rows))
         return indices_of(batch, outputs, chunks.CHUNK if self.fixed_rows is None else None)
 
-    def step_of(self, arrays: Sequence[torch.Tensor], pool: StatePool, num_outputs: int) -> CudaStep:
+    def step_of(self, arrays: Sequence[Tensor], pool: StatePool, num_outputs: int) -> CudaStep:
         """The step from `Indices` on the device."""
         assert isinstance(pool, ReferencePool)
         tokens, outputs, first_slots, last_rows, *bounds = arrays
@@ -208,20 +204,20 @@ class CudaOps:
         chunk_rows = chunks.ChunkRows(*bounds[6:])
         return CudaStep(pool, num_outputs, tokens, outputs, first_slots, last_rows, short, long, chunk_rows)
 
-    def embed(self, step: CudaStep, table: torch.Tensor, norm: Vectors) -> torch.Tensor:
+    def embed(self, step: CudaStep, table: Tensor, norm: Vectors) -> Tensor:
         x = torch.empty(len(step.tokens), table.shape[1], device=self.device)
         scan.gather_norm(table, step.tokens, norm, x, LAYER_NORM_EPS)
         return x
 
     def shift_mix(
-        self, step: CudaStep, kind: ShiftKind, layer: int, x: torch.Tensor, norm: Vectors, mix: torch.Tensor
-    ) -> Sequence[torch.Tensor]:
+        self, step: CudaStep, kind: ShiftKind, layer: int, x: Tensor, norm: Vectors, mix: Tensor
+    ) -> Sequence[Tensor]:
         carried = step.pool.shifts[0 if kind == "att" else 1, layer]
         mixed = torch.empty(len(mix), *x.shape, dtype=self.dtype, device=self.device)
         scan.shift_mix(x, norm, mix, carried, step.first_slots, step.last_rows, mixed, LAYER_NORM_EPS)
         return mixed.unbind()
 
-    def linears(self, products: Sequence[Product]) -> list[torch.Tensor]:
+    def linears(self, products: Sequence[Product]) -> list[Tensor]:
         if len(products[0].x) <= self._few_rows:
             outs = [self._out(product) for product in products]
             few.linears(products, outs)
@@ -232,7 +228,7 @@ class CudaOps:
             return in_branches(work, main, self._side_streams, torch.cuda.stream)
         return [do() for do in work]
 
-    def _linear(self, product: Product) -> torch.Tensor:
+    def _linear(self, product: Product) -> Tensor:
         wide = _is_wide(product)
         y = self._product(product.x, product.layer.weight, wide=wide)
         if not wide and product.layer.activation == "none":
@@ -242,7 +238,7 @@ class CudaOps:
         few.end(y, product, out)
         return out
 
-    def _out(self, product: Product) -> torch.Tensor:
+    def _out(self, product: Product) -> Tensor:
         """Memory for the result of a linear layer."""
         if product.add is not None:
             return product.add
@@ -250,7 +246,7 @@ class CudaOps:
         dtype = torch.float32 if _is_wide(product) else self.dtype
         return torch.empty(shape, dtype=dtype, device=self.device)
 
-    def _product(self, x: torch.Tensor, weight: torch.Tensor, *, wide: bool) -> torch.Tensor:
+    def _product(self, x: Tensor, weight: Tensor, *, wide: bool) -> Tensor:
         """x W^T, accumulated in fp32; with `wide` also returned in fp32 if the device's library supports it."""
         if self.fixed_rows is not None and len(x) > self.fixed_rows:
             return torch.cat([self._product(part, weight, wide=wide) for part in x.split(self.fixed_rows)])
@@ -258,7 +254,7 @@ class CudaOps:
             return torch.mm(x, weight.t(), out_dtype=torch.float32)
         return F.linear(x, weight)
 
-    def wkv7(self, step: CudaStep, layer: int, rows: HeadRows, weights: HeadWeights) -> torch.Tensor:
+    def wkv7(self, step: CudaStep, layer: int, rows: HeadRows, weights: HeadWeights) -> Tensor:
         carried = step.pool.wkv[layer]
         y = torch.empty(rows.r.shape, dtype=self.dtype, device=self.device)
         if len(step.short.starts):
@@ -267,7 +263,7 @@ class CudaOps:
             chunks.chunks(rows, weights, step.long, step.chunk_rows, carried, y)
         return y
 
-    def head(self, step: CudaStep, x: torch.Tensor, norm: Vectors, layer: TorchLinear) -> torch.Tensor:
+    def head(self, step: CudaStep, x: Tensor, norm: Vectors, layer: TorchLinear) -> Tensor:
         if step.num_outputs == 0:
             return torch.empty(0, len(layer.weight), device=self.device)
         normed = torch.empty(len(step.outputs), x.shape[1], dtype=self.dtype, device=self.device)
@@ -280,7 +276,7 @@ class CudaOps:
 
     # Choosing tokens
 
-    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+    def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
         batch.check(*logits.shape)
         *settings, given = upload(batch.arrays, self.device)
         logits = logits.detach().to(self.device, torch.float32).contiguous()

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from rwkvbatch.model.ops import Product
 from rwkvbatch.model.ops.reference import DECAY_SCALE
@@ -66,7 +66,7 @@ def _end(
     tl.store(out_ptr + places, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def end(y: torch.Tensor, product: Product, out: torch.Tensor) -> None:
+def end(y: Tensor, product: Product, out: Tensor) -> None:
     """Everything of `product` after x W^T, from `y` [R, width] into `out`, which may be `y`, `add` or a start."""
     bias = product.layer.bias
     start, target = product.blend or (product.add, None)
@@ -149,7 +149,7 @@ def _linears(
             tl.store(outs[p] + places, y.to(outs[p].dtype.element_ty), mask=inside)
 
 
-def linears(products: Sequence[Product], outs: Sequence[torch.Tensor]) -> None:
+def linears(products: Sequence[Product], outs: Sequence[Tensor]) -> None:
     """All of `products`, whose `x` have the same number of rows, at most `MAX_ROWS`, into `outs`."""
     layers = [product.layer for product in products]
     weights = [layer.weight for layer in layers]
@@ -178,5 +178,5 @@ def linears(products: Sequence[Product], outs: Sequence[torch.Tensor]) -> None:
     )
 
 
-def _block_in(weight: torch.Tensor) -> int:
+def _block_in(weight: Tensor) -> int:
     return max(16, min(_BLOCK_IN_BYTES // weight.element_size(), triton.next_power_of_2(weight.shape[1])))

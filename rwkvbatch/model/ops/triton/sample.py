@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 # Kernels are not quite Python: constants are passed as plain values, launches have options of their own.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
@@ -227,13 +227,7 @@ def _look_up(logits_ptr, given_ptr, best_ptr, logprobs_ptr, VOCAB: tl.constexpr,
     tl.store(logprobs_ptr + row, (chosen - _log_sum(logits_ptr, largest, VOCAB, BLOCK)).to(tl.float32))
 
 
-def sample(
-    logits: torch.Tensor,
-    settings: Sequence[torch.Tensor],
-    work: torch.Tensor,
-    tokens: torch.Tensor,
-    logprobs: torch.Tensor,
-) -> None:
+def sample(logits: Tensor, settings: Sequence[Tensor], work: Tensor, tokens: Tensor, logprobs: Tensor) -> None:
     """`reference.sample` of `logits` [P, V] fp32 into `tokens` [P] int32 and `logprobs` [P] fp32.
 
     Args:
@@ -246,7 +240,7 @@ def sample(
     )
 
 
-def look_up(logits: torch.Tensor, given: torch.Tensor, best: torch.Tensor, logprobs: torch.Tensor) -> None:
+def look_up(logits: Tensor, given: Tensor, best: Tensor, logprobs: Tensor) -> None:
     """`reference.look_up` of `given` [P] in `logits` [P, V] fp32 into `best` [P] int32 and `logprobs` [P] fp32."""
     num_rows, vocab_size = logits.shape
     _look_up[(num_rows,)](logits, given, best, logprobs, VOCAB=vocab_size, BLOCK=_block(vocab_size), num_warps=8)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from rwkvbatch.model.ops import HeadRows, HeadWeights
 from rwkvbatch.model.ops.reference import GROUP_NORM_EPS, NORMALIZE_EPS
@@ -78,9 +78,7 @@ def _shift_mix(
         tl.store(out_ptr + (m * num_rows + row).to(tl.int64) * WIDTH + columns, mixed, mask=inside)
 
 
-def gather_norm(
-    x: torch.Tensor, index: torch.Tensor, norm: tuple[torch.Tensor, torch.Tensor], out: torch.Tensor, eps: float
-) -> None:
+def gather_norm(x: Tensor, index: Tensor, norm: tuple[Tensor, Tensor], out: Tensor, eps: float) -> None:
     """out[i] = layer_norm(x[index[i]]), [n, C] from [any, C]; `index` int32 or int64."""
     width = x.shape[1]
     _gather_norm[(len(index),)](
@@ -89,13 +87,13 @@ def gather_norm(
 
 
 def shift_mix(
-    x: torch.Tensor,
-    norm: tuple[torch.Tensor, torch.Tensor],
-    mix: torch.Tensor,
-    carried: torch.Tensor,
-    first_slots: torch.Tensor,
-    last_rows: torch.Tensor,
-    out: torch.Tensor,
+    x: Tensor,
+    norm: tuple[Tensor, Tensor],
+    mix: Tensor,
+    carried: Tensor,
+    first_slots: Tensor,
+    last_rows: Tensor,
+    out: Tensor,
     eps: float,
 ) -> None:
     """`Operations.shift_mix` into `out` [M, R, C].
@@ -125,9 +123,9 @@ _NORMALIZE_EPS: tl.constexpr = tl.constexpr(NORMALIZE_EPS)
 class Sequences(NamedTuple):
     """Rows starts[b] to stops[b] - 1 belong to the state in slots[b], or to none if that is -1; [B] int32 each."""
 
-    starts: torch.Tensor
-    stops: torch.Tensor
-    slots: torch.Tensor
+    starts: Tensor
+    stops: Tensor
+    slots: Tensor
 
 
 @triton.jit
@@ -204,7 +202,7 @@ def _scan(
     tl.store(state_ptr, S, mask=kept)
 
 
-def scan(rows: HeadRows, weights: HeadWeights, sequences: Sequences, carried: torch.Tensor, out: torch.Tensor) -> None:
+def scan(rows: HeadRows, weights: HeadWeights, sequences: Sequences, carried: Tensor, out: Tensor) -> None:
     """`Operations.wkv7` of some sequences into their rows of `out` [R, C].
 
     Args:
