@@ -81,13 +81,13 @@ class NativeWork:
         self._ops = ops
         self._memory = np.ones(_READ_FLOATS, dtype=np.float32)
         self.copy_bytes: float = self._memory.nbytes
-        self.product_operations: float = ops.operations(_ROUNDS_PER_PEAK)
+        self.product_operations: float = ops.native.operations(_ROUNDS_PER_PEAK)
 
     def copy(self) -> None:
-        self._ops.read_all(self._memory)
+        self._ops.native.read_all(self._memory)
 
     def multiply(self) -> None:
-        self._ops.multiply_add(_ROUNDS_PER_PEAK)
+        self._ops.native.multiply_add(_ROUNDS_PER_PEAK)
 
 
 _COPIED_BYTES = 512 << 20
