@@ -33,8 +33,7 @@ ConfigOption = Annotated[
     option("--config", "TOML file with settings. The command line and $RWKVBATCH_* win over it.", "FILE", OUTPUT_PANEL),
 ]
 RandomOption = Annotated[
-    str | None,
-    option("--random", "Take random weights of this shape, such as 12x768.", "LAYERSxWIDTH"),
+    str | None, option("--random", "Take random weights of this shape, such as 12x768.", "LAYERSxWIDTH")
 ]
 
 

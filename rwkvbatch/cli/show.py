@@ -47,12 +47,7 @@ def show_command(
 
     data = load_runs([run])[0]
     found = dialogues(
-        data,
-        conversations=conversations or (),
-        cells=cell or (),
-        repeat=repeat,
-        turn=turn,
-        failed_only=failed,
+        data, conversations=conversations or (), cells=cell or (), repeat=repeat, turn=turn, failed_only=failed
     )
     if not found and not failed:
         raise UsageError("the run has no rows of that yet")
@@ -72,10 +67,7 @@ def show_command(
     from rwkvbatch.cli.views import console
 
     print_dialogues(
-        shown,
-        console(),
-        many_cells=len(data.cells) > 1,
-        many_repeats=len({dialogue.repeat for dialogue in found}) > 1,
+        shown, console(), many_cells=len(data.cells) > 1, many_repeats=len({dialogue.repeat for dialogue in found}) > 1
     )
     if not quiet:
         for note in data.notes:

@@ -196,10 +196,7 @@ def _summary_lines(result: RunResult) -> list[str]:
         )
     else:
         done = "no reply was generated" if progress.failures else "all rows were there already"
-    lines = [
-        done,
-        f"{summary.prompt_tokens:,} prompt tokens: {read:,} read, {summary.cached_tokens:,} reused",
-    ]
+    lines = [done, f"{summary.prompt_tokens:,} prompt tokens: {read:,} read, {summary.cached_tokens:,} reused"]
     if summary.errors:
         some = f"{summary.errors:,} rows" if summary.errors > 1 else "1 row"
         lines.append(f"{some} failed; --retry-errors runs {'them' if summary.errors > 1 else 'it'} again")

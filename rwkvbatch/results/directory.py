@@ -44,9 +44,7 @@ class DirectoryLock:
             self._descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise RunDirectoryError(
-                f"cannot be written to: {error.strerror}",
-                path=directory,
-                hint="give another directory with --out",
+                f"cannot be written to: {error.strerror}", path=directory, hint="give another directory with --out"
             ) from None
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -106,9 +106,7 @@ class ScannedLine:
 
 
 def scan_lines(
-    reader: BinaryIO,
-    place: Callable[[RowKey], int | None],
-    decode: Callable[[bytes], Row | RowHead] = decode_row,
+    reader: BinaryIO, place: Callable[[RowKey], int | None], decode: Callable[[bytes], Row | RowHead] = decode_row
 ) -> Iterator[ScannedLine]:
     """The lines of a results file.
 
