@@ -137,7 +137,7 @@ MAY_TOUCH_THE_NETWORK = {
     "replay/progress.py": {"prometheus_client"},
     "replay/ray_pool.py": {"ray", "socket"},
 }
-NAMES_THE_HOST = {"results/directory.py", "results/status.py"}
+NAMES_THE_HOST = {"results/directory.py"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())

@@ -73,7 +73,6 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
             hint="use the version that wrote it",
         )
     manifest["identity"] = identity_with_full_names(manifest["identity"])
-    manifest["identity"] = identity_with_full_names(manifest["identity"])
     return manifest
 
 

@@ -206,10 +206,7 @@ class TestWords:
         path = tmp_path / "results.jsonl"
         with pytest.raises(StorageError) as caught:
             store.append(0, make_row("0"))
-        assert (str(caught.value), caught.value.hint) == (
-            f"{path}: write failed: No space left on device",
-            HINT,
-        )
+        assert (str(caught.value), caught.value.hint) == (f"{path}: write failed: No space left on device", HINT)
         with pytest.raises(StorageError) as caught:
             store.append(0, make_row("0"))
         assert (str(caught.value), caught.value.hint) == (
