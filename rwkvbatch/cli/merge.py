@@ -94,7 +94,6 @@ def _lines(merged: Merged, *, with_notes: bool) -> list[str]:
 def _missing_line(part: Missing) -> str:
     if part.first is None:
         return f"part {part.shard} was not given; run it with --shard {part.shard}"
-    key = part.first
-    return f"part {part.shard} ({part.path}): {part.rows:,} rows are missing, the first of them {key.in_words()}" + (
-        "" if part.command is None else f"; to continue: {part.command}"
-    )
+    rest = "" if part.command is None else f"; to continue: {part.command}"
+    first = part.first.in_words()
+    return f"part {part.shard} ({part.path}): {part.rows:,} rows are missing, the first of them {first}{rest}"

@@ -21,7 +21,7 @@ OUTPUT_PANEL = "Output"
 def option(
     name: str, help: str, metavar: str | None = None, panel: str | None = None, *, flag: str | None = None, **more: Any
 ) -> Any:
-    """An option for `Annotated`: its long name, help text, placeholder, group in `--help` and one-letter name."""
+    """An option for `Annotated`; `panel` is its group in `--help`, `flag` its one-letter name."""
     names = (name,) if flag is None else (name, flag)
     return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, **more)
 
@@ -60,13 +60,9 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
         made = option(option_name(name), text, setting.metavar, setting.panel, flag=setting.flag)
         # Text: a comma list makes a grid, and the settings themselves say what they may be.
         kind: Any = list[str] | None if name in LISTS else str | None
-        annotation = Annotated[kind, made]
-        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, made])
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(command, eval_str=True)
-        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-
         @functools.wraps(command)
         def call(**values: Any) -> None:
             for name in chosen:
@@ -78,22 +74,20 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
             command(**values)
 
         # Typer groups options in the order of the parameters: the settings' panels come first.
-        options = [parameter(name) for name in chosen]
-        arguments = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        whole = inspect.Signature([*options, *arguments])
-        call.__annotations__ = {p.name: p.annotation for p in whole.parameters.values()}
-        call.__signature__ = whole  # pyright: ignore[reportAttributeAccessIssue]
+        parameters = [parameter(name) for name in chosen]
+        for own in inspect.signature(command, eval_str=True).parameters.values():
+            if own.kind is not inspect.Parameter.VAR_KEYWORD:
+                parameters.append(own.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        call.__annotations__ = {made.name: made.annotation for made in parameters}
+        call.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
         return call
 
     return decorate
 
 
 @contextmanager
-def checkpoint_of(model: str | None, random: str | None, *, named: str, quiet: bool) -> Generator[str | None]:
+def model_path(model: str | None, random: str | None, *, quiet: bool) -> Generator[str | None]:
     """The checkpoint's path, or that of one with random weights of the shape `random`, which exists inside.
-
-    Args:
-        named: what the command line calls the model, for the error.
 
     Raises:
         UsageError: both are given, or the shape is wrong.
@@ -102,7 +96,7 @@ def checkpoint_of(model: str | None, random: str | None, *, named: str, quiet: b
         yield model
         return
     if model is not None:
-        raise UsageError(f"--random makes its own checkpoint: it cannot be given together with {named}")
+        raise UsageError("--random makes its own checkpoint: it cannot be given together with a model")
     from rwkvbatch.bench.measure import write_random
 
     with tempfile.TemporaryDirectory(prefix="rwkvbatch-random-") as folder:

@@ -11,6 +11,7 @@ import typer
 from rwkvbatch.cli.exits import message
 from rwkvbatch.cli.options import JsonOption, QuietOption, command_app, option
 from rwkvbatch.errors import UsageError
+from rwkvbatch.prompt.escaping import printable_json
 
 EPILOG = """[bold]Examples[/]
 
@@ -55,8 +56,6 @@ def show_command(
     if as_json:
         import jsonlines
 
-        from rwkvbatch.prompt.escaping import printable_json
-
         def dumps(record: Any) -> str:
             return printable_json(json.dumps(record, ensure_ascii=False))
 
@@ -69,11 +68,10 @@ def show_command(
     print_dialogues(
         shown, console(), many_cells=len(data.cells) > 1, many_repeats=len({dialogue.repeat for dialogue in found}) > 1
     )
-    if not quiet:
-        for note in data.notes:
-            message(f"note: {note}")
-        if len(shown) < len(found):
-            more = len(found) - len(shown)
-            message(f"{more} more dialogue{'s' if more > 1 else ''}")
-        if not found:
-            message("no dialogue has an error or a failed check")
+    notes = [f"note: {note}" for note in data.notes]
+    if more := len(found) - len(shown):
+        notes.append(f"{more} more dialogue{'s' if more > 1 else ''}")
+    if not found:
+        notes.append("no dialogue has an error or a failed check")
+    for note in notes:
+        message(note, quiet=quiet)
