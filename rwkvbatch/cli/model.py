@@ -15,8 +15,6 @@ from rwkvbatch.cli.options import JsonOption, QuietOption, RandomOption, command
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from rwkvbatch.bench.verify import Verification
     from rwkvbatch.model.checkpoint import Description
 
@@ -182,7 +180,7 @@ def _show_verdict(found: Verification) -> None:
 
 
 def _show(description: Description) -> None:
-    from rwkvbatch.cli.views import console, facts_table
+    from rwkvbatch.cli.views import console, facts_table, fitted_table
 
     facts = {
         "file": f"{description.path} ({description.kind})",
@@ -199,16 +197,6 @@ def _show(description: Description) -> None:
         facts["state of one sequence"] = _size(description.state_bytes)
     if description.sha256 is not None:
         facts["sha256"] = f"{description.sha256} (all values are finite)"
-    out = console()
-    out.print(facts_table(facts))
-    out.print()
-    out.print(tensors_table(description, out.width))
-
-
-def tensors_table(description: Description, width: int = 80) -> Table:
-    """One line for each kind of tensor, with the columns for which `width` has room."""
-    from rwkvbatch.cli.views import fitted_table
-
     groups = description.tensors
     columns = {
         "shape": [" x ".join(map(str, group.shape)) for group in groups],
@@ -216,21 +204,16 @@ def tensors_table(description: Description, width: int = 80) -> Table:
         "layers": [str(group.count) for group in groups],
         "parameters": [f"{group.num_parameters:,}" for group in groups],
     }
-    names = [group.name for group in groups]
-    return fitted_table(
-        names,
-        columns,
-        width,
-        least_name=17,
-        header="tensor",
-        left=["shape", "type"],
-        less_wanted=["parameters", "type"],
-    )
+    out = console()
+    out.print(facts_table(facts))
+    out.print()
+    look: dict[str, Any] = {"header": "tensor", "left": ["shape", "type"], "less_wanted": ["parameters", "type"]}
+    out.print(fitted_table([group.name for group in groups], columns, out.width, least_name=17, **look))
 
 
 def _size(num_bytes: int) -> str:
     """A size in the largest unit that leaves a number of at least 1."""
-    if num_bytes < 1024:
-        return f"{num_bytes} bytes"
-    power = min((num_bytes.bit_length() - 1) // 10, 3)
-    return f"{num_bytes / 1024**power:,.1f} {('KiB', 'MiB', 'GiB')[power - 1]}"
+    from rich.filesize import pick_unit_and_suffix
+
+    unit, suffix = pick_unit_and_suffix(num_bytes, ["bytes", "KiB", "MiB", "GiB"], 1024)
+    return f"{num_bytes / unit:,.{0 if unit == 1 else 1}f} {suffix}"

@@ -42,6 +42,11 @@ def command_app(**options: Any) -> typer.Typer:
     return typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False, **options)
 
 
+def examples(*commands: str) -> str:
+    """Example command lines, for the end of `--help`."""
+    return "\n\n  ".join(["[bold]Examples[/]", *commands])
+
+
 def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command the options of settings; it gets those that were given as `**settings`, by full name, as text.
 
@@ -51,8 +56,8 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
     """
     from rwkvbatch.config import LISTS, PANELS, SETTINGS, option_name
 
-    chosen = names or tuple(name for name, setting in SETTINGS.items() if setting.has_option)
-    chosen = sorted(chosen, key=lambda name: PANELS.index(SETTINGS[name].panel))
+    chosen = [name for name in names or SETTINGS if SETTINGS[name].panel is not None]
+    chosen.sort(key=lambda name: PANELS.index(SETTINGS[name].panel))
 
     def parameter(name: str) -> inspect.Parameter:
         setting = SETTINGS[name]
@@ -75,9 +80,11 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
 
         # Typer groups options in the order of the parameters: the settings' panels come first.
         parameters = [parameter(name) for name in chosen]
-        for own in inspect.signature(command, eval_str=True).parameters.values():
-            if own.kind is not inspect.Parameter.VAR_KEYWORD:
-                parameters.append(own.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        parameters += [
+            own.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for own in inspect.signature(command, eval_str=True).parameters.values()
+            if own.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
         call.__annotations__ = {made.name: made.annotation for made in parameters}
         call.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
         return call

@@ -9,24 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from rwkvbatch.cli.exits import message
-from rwkvbatch.cli.options import JsonOption, QuietOption, command_app, option
+from rwkvbatch.cli.options import JsonOption, QuietOption, command_app, examples, option
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.escaping import printable_json
-
-EPILOG = """[bold]Examples[/]
-
-  rwkvbatch show runs/demo
-
-  rwkvbatch show runs/sweep names-1 --cell "temp=1.0*" --repeat 0
-
-  rwkvbatch show runs/demo --failed | less -R
-"""
-
 
 app = command_app()
 
 
-@app.command("show", epilog=EPILOG)
+@app.command(
+    "show",
+    epilog=examples(
+        "rwkvbatch show runs/demo",
+        'rwkvbatch show runs/sweep names-1 --cell "temp=1.0*" --repeat 0',
+        "rwkvbatch show runs/demo --failed | less -R",
+    ),
+)
 def show_command(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or results file.", show_default=False)],
     conversations: Annotated[

@@ -67,7 +67,7 @@ class RowRecorder:
             StorageError: a row could not be written.
         """
         if rows:
-            self._rows.append_all(rows)
+            self._rows.append(rows)
         for number, row in rows.items():
             self._count(number, row.error, row.failed_checks, row.tokens.reply)
 

@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -191,27 +192,22 @@ def default_directory(scripts: Sequence[str], parent: Path = Path("runs"), *, pa
     return path
 
 
+@dataclass
 class StatusFile:
-    """Replaces the file at most every two seconds. A failure to write it does not stop the run.
+    """Replaces `status.json` at most every two seconds. A failure to write it does not stop the run.
 
     Args:
-        directory: the run directory.
         clock: monotonic seconds. wall_clock: seconds since 1970, shown and not compared.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        files: Files = OS_FILES,
-        clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._path = directory / STATUS_NAME
-        self._files = files
-        self._clock = clock
-        self._wall_clock = wall_clock
-        self._started = wall_clock()
+    directory: Path
+    _: KW_ONLY
+    files: Files = OS_FILES
+    clock: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
+        self._started = self.wall_clock()
         self._written_s: float | None = None
 
     def update(self, figures: Mapping[str, Any], state: State = "running", error: str | None = None) -> None:
@@ -220,7 +216,7 @@ class StatusFile:
         Args:
             figures: JSON values; `rows_total` among them.
         """
-        now = self._clock()
+        now = self.clock()
         if state == "running" and self._written_s is not None and 0 <= now - self._written_s < STATUS_EVERY_S:
             return
         self._written_s = now
@@ -230,12 +226,12 @@ class StatusFile:
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "started": _iso(self._started),
-            "updated": _iso(self._wall_clock()),
+            "updated": _iso(self.wall_clock()),
             **figures,
         }
         data = json.dumps(content, indent=2).encode() + b"\n"
         with contextlib.suppress(OSError):
-            replace_file(self._files, self._path, [data], durable=False)
+            replace_file(self.files, self.directory / STATUS_NAME, [data], durable=False)
 
 
 def why_unfinished(directory: Path, num_rows: int) -> str | None:
@@ -278,5 +274,5 @@ def _is_alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        return True
+        pass
     return True

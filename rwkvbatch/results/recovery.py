@@ -17,10 +17,7 @@ _BUFFER_BYTES = 2**16
 
 
 class LineIndex:
-    """Position of each row in its file, and whether it is an error row: 13 bytes a row.
-
-    Args:
-        num_rows: of the whole run.
+    """Position of each row of a run in its file, and whether it is an error row: 13 bytes a row.
 
     Attributes:
         num_there: how many rows were added.
@@ -143,22 +140,19 @@ def read_results(path: Path) -> Iterator[Row]:
         RunDirectoryError: the file cannot be read.
         RunDamagedError: a row before the last whole one is damaged.
     """
+    damage: RunDamagedError | None = None
     try:
         with path.open("rb") as reader:
-            problem: tuple[int, str] | None = None
             for number, data in _numbered_lines(reader):
                 try:
                     row = decode_row(data)
                 except BadLineError as error:
-                    problem = problem or (number, str(error))
+                    hint = "continue the run with --repair to set damaged rows aside and run them again"
+                    problem = f"the row is damaged: {error}"
+                    damage = damage or RunDamagedError(problem, path=path, line=number, hint=hint)
                     continue
-                if problem is not None:
-                    raise RunDamagedError(
-                        f"the row is damaged: {problem[1]}",
-                        path=path,
-                        line=problem[0],
-                        hint="continue the run with --repair to set damaged rows aside and run them again",
-                    )
+                if damage is not None:
+                    raise damage
                 yield row
     except OSError as error:
         raise RunDirectoryError(f"cannot be read: {error.strerror}", path=path) from None
@@ -184,11 +178,7 @@ class Findings:
 
 
 def look_through(files: Files, path: Path, place: Callable[[RowKey], int | None], index: LineIndex) -> Findings:
-    """Scan the file and add its rows to `index`.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Scan the file and add its rows to `index`."""
     bad: list[ScannedLine] = []
     end_of_rows = end = 0
     with files.read(path) as reader:
@@ -204,22 +194,14 @@ def look_through(files: Files, path: Path, place: Callable[[RowKey], int | None]
 
 
 def keep_torn_tail(files: Files, path: Path, found: Findings) -> Path:
-    """Copy the torn tail to a new file `results.torn-N`.
-
-    Raises:
-        OSError: it could not be written.
-    """
+    """Copy the torn tail to a new file `results.torn-N`."""
     torn = next(name for count in itertools.count(1) if not (name := path.with_name(f"{TORN_NAME}-{count}")).exists())
     replace_file(files, torn, read_spans(files, path, [(found.end_of_rows, found.end)]))
     return torn
 
 
 def keep_damaged_lines(files: Files, path: Path, damaged: Sequence[ScannedLine]) -> None:
-    """Append the lines to `results.damaged`.
-
-    Raises:
-        OSError: it could not be written.
-    """
+    """Append the lines to `results.damaged`."""
     descriptor = files.open_append(path.with_name(DAMAGED_NAME))
     try:
         for piece in read_spans(files, path, [(line.start, line.end) for line in damaged]):

@@ -24,6 +24,9 @@ _log = logging.getLogger(__name__)
 class RowStore:
     """The rows of one run by their numbers in its plan, in `results.jsonl`. The caller holds the directory's lock.
 
+    All that writes raises `StorageError` when a write, a flush or the replacement of the file fails, and from then on:
+    a flush is not repeated, because the kernel may have dropped the data.
+
     Args:
         directory: the run directory.
         num_rows: rows in the plan.
@@ -107,11 +110,7 @@ class RowStore:
         """All rows in the plan's order."""
         return map(self.read, self._index.rows())
 
-    def append(self, number: int, row: Row) -> None:
-        """Write row `number`; see `append_encoded`."""
-        self.append_encoded([EncodedRow.of(number, row)])
-
-    def append_all(self, rows: Mapping[int, Row]) -> None:
+    def append(self, rows: Mapping[int, Row]) -> None:
         """Write rows by number; see `append_encoded`."""
         self.append_encoded([EncodedRow.of(number, row) for number, row in rows.items()])
 
@@ -119,17 +118,16 @@ class RowStore:
         """Write rows with one system call. They are at risk until `num_durable` counts them.
 
         Raises:
-            StorageError: this or an earlier write failed; the store accepts no more rows.
             ValueError: a row exists already, or is twice among `rows`.
         """
         self._refuse_if_broken()
         if not rows:
             return
-        if len({row.number for row in rows}) < len(rows):
-            raise ValueError("a row is there twice")
+        numbers: set[int] = set()
         for row in rows:
-            if self.has(row.number):
+            if self.has(row.number) or row.number in numbers:
                 raise ValueError(f"row {row.number} was written before")
+            numbers.add(row.number)
         if self.num_rows - self.num_durable + len(rows) > self._flush_rows:
             self.flush()
         try:
@@ -150,11 +148,7 @@ class RowStore:
             self.flush()
 
     def tick(self) -> None:
-        """Flush rows that would otherwise wait too long for the next call; called between the engine's steps.
-
-        Raises:
-            StorageError: the flush failed.
-        """
+        """Flush rows that would otherwise wait too long for the next call; called between the engine's steps."""
         now = self._clock()
         self._longest_wait = max(self._longest_wait, now - self._last_look)
         self._last_look = now
@@ -165,11 +159,7 @@ class RowStore:
             self.flush()
 
     def flush(self) -> None:
-        """Wait until every written row is on the disk.
-
-        Raises:
-            StorageError: the flush failed. It is not repeated, because the kernel may have dropped the data.
-        """
+        """Wait until every written row is on the disk."""
         self._refuse_if_broken()
         if self.num_durable < self.num_rows:
             try:
@@ -180,21 +170,13 @@ class RowStore:
         self._oldest_pending = None
 
     def discard(self, numbers: Iterable[int]) -> None:
-        """Remove rows, to be run again.
-
-        Raises:
-            StorageError: the file could not be replaced; it is unchanged.
-        """
+        """Remove rows, to be run again."""
         gone = set(numbers)
         if gone:
             self._rewrite([n for n in self._index.rows_in_file_order() if n not in gone])
 
     def finalize(self) -> None:
-        """Sort the rows into the plan's order, which does not depend on how the run went.
-
-        Raises:
-            StorageError: the file could not be replaced; it is unchanged.
-        """
+        """Sort the rows into the plan's order, which does not depend on how the run went."""
         self.flush()
         ordered = self._index.rows()
         if ordered != self._index.rows_in_file_order():
@@ -218,14 +200,12 @@ class RowStore:
             self._descriptor = self._files.open_append(self._path)
             found = look_through(self._files, self._path, self._place, self._index)
         except OSError as error:
-            raise RunDirectoryError(
-                f"cannot be opened for writing: {error.strerror or error}", path=self._path
-            ) from None
+            problem = f"cannot be opened for writing: {error.strerror or error}"
+            raise RunDirectoryError(problem, path=self._path) from None
         if found.damaged and not repair:
             first, *others = found.damaged
-            more = f" (and {len(others)} more)" if others else ""
             raise RunDamagedError(
-                f"the row is damaged: {first.problem}{more}",
+                f"the row is damaged: {first.problem}" + (f" (and {len(others)} more)" if others else ""),
                 path=self._path,
                 line=first.line,
                 hint=f"give --repair to set damaged rows aside in {DAMAGED_NAME} and run them again",
@@ -246,13 +226,10 @@ class RowStore:
             self._files.sync_directory(self._path.parent)
         except OSError as error:
             raise self._break(error, "repair") from error
-        if found.damaged:
+        if count := len(found.damaged):
             self._rewrite(self._index.rows_in_file_order())
             _log.warning(
-                "%s: %d damaged lines are set aside in %s; their rows run again",
-                self._path,
-                len(found.damaged),
-                DAMAGED_NAME,
+                "%s: %d damaged lines are set aside in %s; their rows run again", self._path, count, DAMAGED_NAME
             )
         self.num_durable = self.num_rows
 
@@ -314,10 +291,7 @@ class MemoryRows:
     def rows(self) -> Iterator[Row]:
         return (self._rows[number] for number in sorted(self._rows))
 
-    def append(self, number: int, row: Row) -> None:
-        self._rows[number] = row
-
-    def append_all(self, rows: Mapping[int, Row]) -> None:
+    def append(self, rows: Mapping[int, Row]) -> None:
         self._rows.update(rows)
 
     def append_encoded(self, rows: Sequence[EncodedRow]) -> None:

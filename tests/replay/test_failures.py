@@ -13,10 +13,7 @@ from typing import Any
 import pytest
 
 from rwkvbatch.engine.request import Reply, Request
-from rwkvbatch.errors import (
-    RunDirectoryError,
-    StorageError,
-)
+from rwkvbatch.errors import RunDirectoryError, StorageError
 from rwkvbatch.replay.driver import FAILURES_SHOWN, TooManyFailuresError
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.plan import Plan

@@ -42,7 +42,7 @@ class TestOpening:
             assert results(directory) == whole[: -len(last)]
             kept = [path.read_bytes() for path in directory.glob("results.torn*")]
             assert kept == ([torn] if torn else [])
-            store.append(2, make_row("2"))
+            store.append({2: make_row("2")})
             store.close()
             assert results(directory) == whole
 
@@ -74,7 +74,7 @@ class TestOpening:
         store = open_store(tmp_path, repair=True)
         assert [row.conversation for row in store.rows()] == ["0", "2", "4"]
         assert (tmp_path / "results.damaged").read_bytes() == b"".join(bad)
-        store.append(1, make_row("1"))
+        store.append({1: make_row("1")})
         store.close()
         assert results(tmp_path) == b"".join([lines[0], lines[2], lines[4], lines[1]])
 
