@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -63,11 +63,10 @@ def identity_with_full_names(identity: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(identity)
     if isinstance(cells := result.get("cells"), dict):
         result["cells"] = {
-            name: with_full_names(cast("dict[str, Any]", values)) if isinstance(values, dict) else values
-            for name, values in cast("dict[str, Any]", cells).items()
+            name: with_full_names(values) if isinstance(values, dict) else values for name, values in cells.items()
         }
     if isinstance(given := result.get("given_for_all"), list):
-        result["given_for_all"] = sorted(ALIASES.get(str(name), str(name)) for name in cast("list[Any]", given))
+        result["given_for_all"] = sorted(ALIASES.get(str(name), str(name)) for name in given)
     return result
 
 
@@ -129,18 +128,10 @@ class Setting:
     split: bool = False
 
 
-def setting(
-    default: _T,
-    help: str,
-    metavar: str,
-    panel: Panel | None,
-    flag: str | None = None,
-    *,
-    split: bool = False,
-    **more: Any,
-) -> _T:
-    """A field of a record with its `Setting`; `more` is `allowed`, and pydantic's limits (`ge`, `lt`, ...)."""
-    declared = Setting(help, metavar, panel, flag, more.pop("allowed", None), split)
+def setting(default: _T, help: str, metavar: str, panel: Panel | None, flag: str | None = None, **more: Any) -> _T:
+    """A field of a record with its `Setting`; `more` is `allowed`, `split`, and pydantic's limits (`ge`, `lt`, ...)."""
+    words = {name: more.pop(name) for name in ("allowed", "split") if name in more}
+    declared = Setting(help, metavar, panel, flag, **words)
     field: Any = Field(default, **more)
     field.metadata.append(declared)
     return field
@@ -239,11 +230,7 @@ class Stopping(Settings):
         None, "Seconds for a reply, at most. Such an end is not reproducible.", "X", "End of a reply", gt=0
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = setting(
-        (),
-        "Text that ends a reply; may be repeated.",
-        "TEXT",
-        "End of a reply",
-        allowed="must be a text that is not empty",
+        (), "Text that ends a reply; may be repeated.", "TEXT", "End of a reply", allowed="must be non-empty text"
     )
 
 
@@ -325,7 +312,7 @@ class CellSettings(Sampling, Stopping):
         "[dim]Default: $RWKVBATCH_MODEL, else the bundled one.[/]",
         "FILE",
         "Model",
-        flag="-m",
+        "-m",
     )
     strategy: str = setting(
         "auto",
@@ -358,26 +345,15 @@ class RunSettings(CellSettings, ScriptLimits):
     """
 
     seed: int = setting(0, "Of all randomness. [dim]Default: 0[/]", "N", "Sampling", ge=0, lt=2**63)
-    batch_size: int = setting(
-        32,
-        "Replies generated at the same time by a worker. Changes no reply. [dim]Default: 32[/]",
-        "N",
-        "Model",
-        flag="-b",
-        ge=1,
-        le=65536,
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = setting(
+        32, "Replies generated at the same time by a worker. Changes no reply. [dim]Default: 32[/]", "N", "Model", "-b"
     )
     threads: int | None = setting(None, "CPU threads of a worker. Changes no reply.", "N", "Model", ge=1, le=1024)
     state_memory: ByteCount | None = setting(
         None, "Memory for recurrent states, such as 512M or 2G.", "SIZE", "Model", allowed=_SIZE
     )
     workers: int | None = setting(
-        None,
-        "Worker processes, which share the weights' memory. Changes no reply on CPUs.",
-        "N",
-        "Model",
-        ge=1,
-        le=1024,
+        None, "Worker processes, which share the weights. Changes no reply on CPUs.", "N", "Model", ge=1, le=1024
     )
     devices: tuple[Annotated[str, Field(pattern=r"^(cpu|cuda(:\d{1,3})?)$")], ...] = setting(
         (),
@@ -400,14 +376,8 @@ class RunSettings(CellSettings, ScriptLimits):
     shuffle_seed: int | None = setting(
         None, "Seed of another order of conversations, before --limit.", "N", "What is replayed"
     )
-    repeats: int = setting(
-        1,
-        "Repetitions of each conversation in each cell; N..M with --until-ci. [dim]Default: 1[/]",
-        "N|N..M",
-        "The run",
-        flag="-r",
-        ge=1,
-        le=1_000_000,
+    repeats: Annotated[int, Field(ge=1, le=1_000_000)] = setting(
+        1, "Repetitions per conversation and cell; N..M with --until-ci. [dim]Default: 1[/]", "N|N..M", "The run", "-r"
     )
     max_repeats: int | None = setting(None, "M of --repeats N..M.", "M", None, ge=2, le=1_000_000)
     until_ci: float | None = setting(

@@ -40,12 +40,7 @@ def chat_command(
     ] = None,
     from_run: Annotated[
         str | None,
-        option(
-            "--from",
-            "Continue a conversation of a run after this turn. Turns count from 0.",
-            "RUN:CONVERSATION:TURN",
-            PANEL,
-        ),
+        option("--from", "Continue a run's conversation after a turn, counted from 0.", "RUN:CONVERSATION:TURN", PANEL),
     ] = None,
     cell: Annotated[
         str | None, option("--cell", "With --from: the run's cell, if not its first.", "NAME", PANEL)

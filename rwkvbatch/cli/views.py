@@ -119,9 +119,6 @@ def _lines(column: Column) -> list[str]:
 FIXED_COLUMNS = 66
 """Width of the table without the names of the cells."""
 
-MAX_NAME_WIDTH = 24
-"""Width down to which names of cells are folded."""
-
 
 def show_summary(result: RunResult) -> None:
     """Print the table by cell, the totals, and the next command."""
@@ -146,7 +143,7 @@ def summary_table(summary: Summary, width: int = 100) -> Table:
         _columns(summary),
         width,
         header="cell",
-        least_name=min(MAX_NAME_WIDTH, longest),
+        least_name=min(24, longest),
         folded=["ended by"],
         less_wanted=["first token\np50 / p95", "reply\ntokens", "ended by"],
         box=SIMPLE_HEAD,
@@ -189,17 +186,14 @@ def _summary_lines(result: RunResult) -> list[str]:
 
     summary, progress = result.summary, result.progress
     read = summary.prompt_tokens - summary.cached_tokens
+    done = "no reply was generated" if progress.failures else "all rows were there already"
     if progress.reply_tokens:
-        done = (
-            f"{progress.reply_tokens:,} reply tokens in {duration(progress.elapsed_s)}, "
-            f"{progress.tokens_per_s:,.0f} tokens/s"
-        )
-    else:
-        done = "no reply was generated" if progress.failures else "all rows were there already"
+        tokens, elapsed = progress.reply_tokens, duration(progress.elapsed_s)
+        done = f"{tokens:,} reply tokens in {elapsed}, {progress.tokens_per_s:,.0f} tokens/s"
     lines = [done, f"{summary.prompt_tokens:,} prompt tokens: {read:,} read, {summary.cached_tokens:,} reused"]
     if summary.errors:
-        some = f"{summary.errors:,} rows" if summary.errors > 1 else "1 row"
-        lines.append(f"{some} failed; --retry-errors runs {'them' if summary.errors > 1 else 'it'} again")
+        some, them = ("1 row", "it") if summary.errors == 1 else (f"{summary.errors:,} rows", "them")
+        lines.append(f"{some} failed; --retry-errors runs {them} again")
     lines += _precision_lines(result)
     if result.verified is not None:
         lines.append(f"verified: {result.verified['held']}")

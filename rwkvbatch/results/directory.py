@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from typing import Any, Literal
 from rwkvbatch.errors import RunDirectoryError, RunLockedError
 from rwkvbatch.files import OS_FILES, Files, make_directory, replace_file, save_file
 from rwkvbatch.prompt.escaping import file_name
-from rwkvbatch.results.manifest import read_manifest, refuse_other_run, write_manifest
+from rwkvbatch.results.manifest import JsonObject, read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.results.row import RowKey
 from rwkvbatch.results.store import RESULTS_NAME, RowStore
 
@@ -122,10 +123,7 @@ class RunDirectory:
         return self.manifest is not None
 
     def claim(
-        self,
-        identity: Mapping[str, Any],
-        make_about: Callable[[], Mapping[str, Any]],
-        shard: Mapping[str, Any] | None = None,
+        self, identity: JsonObject, make_about: Callable[[], JsonObject], shard: JsonObject | None = None
     ) -> None:
         """Compare the manifest with this run (or this part of it), or write it where the directory has no rows yet.
 
@@ -185,11 +183,8 @@ def default_directory(scripts: Sequence[str], parent: Path = Path("runs"), *, pa
     stem = "stdin" if scripts[0] == "-" else file_name(Path(scripts[0]).stem)
     suffix = part and "-part-" + part.replace("/", "-of-")
     name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}{suffix}"
-    path, count = parent / name, 1
-    while path.exists():
-        count += 1
-        path = parent / f"{name}-{count}"
-    return path
+    paths = itertools.chain([parent / name], (parent / f"{name}-{count}" for count in itertools.count(2)))
+    return next(path for path in paths if not path.exists())
 
 
 @dataclass
@@ -210,7 +205,7 @@ class StatusFile:
         self._started = self.wall_clock()
         self._written_s: float | None = None
 
-    def update(self, figures: Mapping[str, Any], state: State = "running", error: str | None = None) -> None:
+    def update(self, figures: JsonObject, state: State = "running", error: str | None = None) -> None:
         """Write the run's figures, at most every `STATUS_EVERY_S` while it is running.
 
         Args:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rwkvbatch.config import identity_with_full_names
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError
 from rwkvbatch.files import OS_FILES, Files, save_file
+
+JsonObject = Mapping[str, Any]
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
@@ -28,9 +30,9 @@ _MAX_SHOWN = 12
 
 def write_manifest(
     directory: Path,
-    identity: Mapping[str, Any],
-    about: Mapping[str, Any],
-    shard: Mapping[str, Any] | None = None,
+    identity: JsonObject,
+    about: JsonObject,
+    shard: JsonObject | None = None,
     *,
     files: Files = OS_FILES,
 ) -> None:
@@ -63,7 +65,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         raise RunDirectoryError(f"cannot be read: {error.strerror or error}", path=path) from None
     except (ValueError, RecursionError) as error:
         raise RunDamagedError(f"is not JSON: {error}", path=path) from None
-    manifest = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
+    manifest: dict[str, Any] = content if isinstance(content, dict) else {}
     if not isinstance(manifest.get("identity"), dict):
         raise RunDamagedError("is not the manifest of a run: it has no object `identity`", path=path)
     if manifest.get("format") != FORMAT:
@@ -78,9 +80,9 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
 
 def refuse_other_run(
     directory: Path,
-    existing: Mapping[str, Any],
-    identity: Mapping[str, Any],
-    shard: Mapping[str, Any] | None = None,
+    existing: JsonObject,
+    identity: JsonObject,
+    shard: JsonObject | None = None,
     *,
     sides: tuple[str, str] = ("existing run", "this command"),
     hint: str = "give the settings that the run was started with, or another directory with --out",
@@ -125,11 +127,10 @@ def _shard_name(shard: Any) -> dict[str, str]:
 def _differences(name: str, existing: Any, wanted: Any) -> list[tuple[str, str, str]]:
     """Name, existing value and wanted value of all that differs."""
     if isinstance(existing, dict) and isinstance(wanted, dict):
-        old, new = cast("dict[str, Any]", existing), cast("dict[str, Any]", wanted)
         found: list[tuple[str, str, str]] = []
-        for key in dict.fromkeys([*old, *new]):
+        for key in dict.fromkeys([*existing, *wanted]):
             inner = f"{name}.{key}" if name else key
-            found += _differences(inner, old.get(key, "nothing"), new.get(key, "nothing"))
+            found += _differences(inner, existing.get(key, "nothing"), wanted.get(key, "nothing"))
         return found
     return [] if existing == wanted else [(name, _short(existing), _short(wanted))]
 
