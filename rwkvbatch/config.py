@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -63,10 +63,11 @@ def identity_with_full_names(identity: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(identity)
     if isinstance(cells := result.get("cells"), dict):
         result["cells"] = {
-            name: with_full_names(values) if isinstance(values, dict) else values for name, values in cells.items()
+            name: with_full_names(cast("dict[str, Any]", values)) if isinstance(values, dict) else values
+            for name, values in cast("dict[str, Any]", cells).items()
         }
     if isinstance(given := result.get("given_for_all"), list):
-        result["given_for_all"] = sorted(ALIASES.get(str(name), str(name)) for name in given)
+        result["given_for_all"] = sorted(ALIASES.get(str(name), str(name)) for name in cast("list[Any]", given))
     return result
 
 

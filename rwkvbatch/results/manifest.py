@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rwkvbatch.config import identity_with_full_names
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError
@@ -65,7 +65,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         raise RunDirectoryError(f"cannot be read: {error.strerror or error}", path=path) from None
     except (ValueError, RecursionError) as error:
         raise RunDamagedError(f"is not JSON: {error}", path=path) from None
-    manifest: dict[str, Any] = content if isinstance(content, dict) else {}
+    manifest = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
     if not isinstance(manifest.get("identity"), dict):
         raise RunDamagedError("is not the manifest of a run: it has no object `identity`", path=path)
     if manifest.get("format") != FORMAT:
@@ -127,10 +127,11 @@ def _shard_name(shard: Any) -> dict[str, str]:
 def _differences(name: str, existing: Any, wanted: Any) -> list[tuple[str, str, str]]:
     """Name, existing value and wanted value of all that differs."""
     if isinstance(existing, dict) and isinstance(wanted, dict):
+        old, new = cast("dict[str, Any]", existing), cast("dict[str, Any]", wanted)
         found: list[tuple[str, str, str]] = []
-        for key in dict.fromkeys([*existing, *wanted]):
+        for key in dict.fromkeys([*old, *new]):
             inner = f"{name}.{key}" if name else key
-            found += _differences(inner, existing.get(key, "nothing"), wanted.get(key, "nothing"))
+            found += _differences(inner, old.get(key, "nothing"), new.get(key, "nothing"))
         return found
     return [] if existing == wanted else [(name, _short(existing), _short(wanted))]
 
