@@ -52,7 +52,7 @@ def bench_command(
     plan = Plan(against_package=against is not None, processor_time=cpu_time)
     if quick:
         plan = replace(plan, rows=(1, 8, 64), rounds=3)
-    with model_path(given.model, random, quiet=quiet) as path:
+    with model_path(given.model, random, named="--model", quiet=quiet) as path:
         report = run_benchmark(
             path,
             plan,

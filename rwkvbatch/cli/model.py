@@ -135,7 +135,7 @@ def verify_command(
     from rwkvbatch.replay.layers import checked_values
 
     given = CellSettings(**checked_values(settings))
-    with model_path(model, random, quiet=quiet) as path:
+    with model_path(model, random, named="MODEL", quiet=quiet) as path:
         say = partial(message, quiet=quiet)
         found = verify_model(path, strategy=given.strategy, backend=given.backend, say=say)
     if json_output:

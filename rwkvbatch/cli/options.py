@@ -93,8 +93,8 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
 
 
 @contextmanager
-def model_path(model: str | None, random: str | None, *, quiet: bool) -> Generator[str | None]:
-    """The checkpoint's path, or that of one with random weights of the shape `random`, which exists inside.
+def model_path(model: str | None, random: str | None, *, named: str, quiet: bool) -> Generator[str | None]:
+    """The checkpoint's path, or that of one with random weights of the shape `random`, which exists inside; errors call the model `named`.
 
     Raises:
         UsageError: both are given, or the shape is wrong.
@@ -103,7 +103,7 @@ def model_path(model: str | None, random: str | None, *, quiet: bool) -> Generat
         yield model
         return
     if model is not None:
-        raise UsageError("--random makes its own checkpoint: it cannot be given together with a model")
+        raise UsageError(f"--random makes its own checkpoint: it cannot be given together with {named}")
     from rwkvbatch.bench.measure import write_random
 
     with tempfile.TemporaryDirectory(prefix="rwkvbatch-random-") as folder:
