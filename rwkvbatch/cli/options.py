@@ -94,7 +94,7 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
 
 @contextmanager
 def model_path(model: str | None, random: str | None, *, named: str, quiet: bool) -> Generator[str | None]:
-    """The checkpoint's path, or that of one with random weights of the shape `random`, which exists inside; errors call the model `named`.
+    """The path of the checkpoint `model`, which errors call `named`, or of one with random weights of shape `random`.
 
     Raises:
         UsageError: both are given, or the shape is wrong.
