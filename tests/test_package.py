@@ -114,7 +114,7 @@ NETWORK_MODULES = {
     *("urllib3", "websockets", "prometheus_client"),
 }
 MAY_TOUCH_THE_NETWORK = {"replay/progress.py": {"prometheus_client"}, "replay/ray_pool.py": {"ray", "socket"}}
-NAMES_THE_HOST = {"results/directory.py", "results/status.py"}
+NAMES_THE_HOST = {"results/directory.py"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())

@@ -60,7 +60,7 @@ class RowRecorder:
     def add(self, rows: Mapping[int, Row]) -> None:
         """Write rows, by number."""
         if rows:
-            self.rows.append_all(rows)
+            self.rows.append(rows)
         for number, row in rows.items():
             self._count(number, row.error, row.failed_checks, row.tokens.reply)
 

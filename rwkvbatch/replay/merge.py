@@ -20,11 +20,10 @@ from rwkvbatch.files import OS_FILES, Files, in_blocks, save_file
 from rwkvbatch.replay.logs import with_directory, without_options
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.row_index import SHARD_NAME, RowIndex, Shard, read_members
-from rwkvbatch.results.directory import SKIPPED_NAME, RunDirectory
+from rwkvbatch.results.directory import SKIPPED_NAME, RunDirectory, StatusFile
 from rwkvbatch.results.manifest import read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.results.recovery import LineIndex, ScannedLine, scan_lines
 from rwkvbatch.results.row import BadLineError, RowKey, decode_head, decode_row
-from rwkvbatch.results.status import StatusFile
 from rwkvbatch.results.store import RESULTS_NAME
 from rwkvbatch.results.summary import Summary, Tallies, write_summary
 

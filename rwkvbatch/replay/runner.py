@@ -26,10 +26,9 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import MakePool, WorkerPool
 from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
 from rwkvbatch.replay.row_index import write_members
-from rwkvbatch.results.directory import RunDirectory
+from rwkvbatch.results.directory import RunDirectory, State, StatusFile
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
-from rwkvbatch.results.status import State, StatusFile
 from rwkvbatch.results.store import RESULTS_NAME, MemoryRows, Rows
 from rwkvbatch.results.summary import Summary, summarize, write_summary
 from rwkvbatch.script.reader import SkippedLine

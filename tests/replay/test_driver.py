@@ -115,7 +115,7 @@ class TestInThisProcess:
     def test_a_run_of_finished_tasks_loads_no_model(self) -> None:
         plan, rows = make_plan(3), MemoryRows()
         for number in range(plan.num_rows):
-            rows.append(number, make_row("c"))
+            rows.append({number: make_row("c")})
         loader = FakeLoader()
         driver = LocalDriver(plan, loader, RowRecorder(plan, rows, Counts()))
         assert driver.run(range(plan.num_tasks), setups_of(plan)[0])

@@ -102,7 +102,7 @@ class TestErrors:
                 "--state-memory must be a number of bytes from 1 up, such as 512M or 2G, got much",
             ),
             ("ban", ["3", "x"], "--ban must be token ids, whole numbers from 0 up, got x"),
-            ("stop", ["a", ""], "--stop must be a text that is not empty, got ''"),
+            ("stop", ["a", ""], "--stop must be non-empty text, got ''"),
             ("devices", ["cuda:0", "gpu"], "--devices must be cpu, cuda, or cuda:N, got gpu"),
             ("max_line_bytes", 0, "--max-line-bytes must be a number of bytes from 1 up, such as 512M or 2G, got 0"),
             ("preset", "wild", "--preset must be one of default, greedy"),
