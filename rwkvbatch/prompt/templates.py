@@ -57,7 +57,7 @@ PRELUDES: Mapping[str, str] = {
         "User: hi\n\n"
         "Assistant: Hi. I am your assistant and I will provide expert full response in full details. "
         "Please feel free to ask any question and I will always answer it.\n\n"
-    ),
+    )
 }
 """Texts of initial exchanges, by their names for `--prelude`."""
 

@@ -171,12 +171,7 @@ def refuse(source: SourceLine, message: str, hint: str | None = None, column: in
 
 
 def refuse_unknown_keys(
-    keys: Iterable[str],
-    known: AbstractSet[str],
-    source: SourceLine,
-    where: str = "",
-    *,
-    close_only: bool = False,
+    keys: Iterable[str], known: AbstractSet[str], source: SourceLine, where: str = "", *, close_only: bool = False
 ) -> None:
     """Refuse the first unknown key, naming similar known ones.
 
@@ -204,11 +199,7 @@ def parse_line(text: str, source: SourceLine) -> Mapping[str, Any]:
     """
     try:
         value = json.loads(
-            text,
-            object_pairs_hook=_unique,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-            parse_int=_bounded,
+            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
         )
     except json.JSONDecodeError as error:
         refuse(source, f"not JSON: {error.msg}", _json_hint(text), error.colno)
@@ -296,11 +287,7 @@ def _json_hint(text: str) -> str:
 
 
 def _refuse_depth(source: SourceLine) -> NoReturn:
-    refuse(
-        source,
-        f"nested deeper than {MAX_DEPTH} levels",
-        "no form of a conversation needs that; remove the line",
-    )
+    refuse(source, f"nested deeper than {MAX_DEPTH} levels", "no form of a conversation needs that; remove the line")
 
 
 def _walk(value: Any, source: SourceLine) -> None:

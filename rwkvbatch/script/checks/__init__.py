@@ -41,16 +41,7 @@ from rwkvbatch.script.records import (
     type_name,
 )
 
-__all__ = [
-    "ENTRY_POINTS",
-    "Check",
-    "ReplyFacts",
-    "Rule",
-    "Verdict",
-    "check_kinds",
-    "judge_all",
-    "parse_checks",
-]
+__all__ = ["ENTRY_POINTS", "Check", "ReplyFacts", "Rule", "Verdict", "check_kinds", "judge_all", "parse_checks"]
 
 ENTRY_POINTS = "rwkvbatch.checks"
 """The entry point group of plug-ins: the name is the kind, the object a `RuleKind`."""

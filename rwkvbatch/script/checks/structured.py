@@ -111,8 +111,7 @@ def _library() -> Any:
         import jsonschema
     except ImportError:
         raise MissingExtraError(
-            "the check `json` with a schema needs the jsonschema library, which is not installed",
-            extra="checks",
+            "the check `json` with a schema needs the jsonschema library, which is not installed", extra="checks"
         ) from None
     return jsonschema
 
@@ -154,8 +153,7 @@ class Similarity:
             wrong("must be a number in [0, 1]", expected)
         if find_spec("sacrebleu") is None:
             raise MissingExtraError(
-                "the check `similarity` needs the sacrebleu library, which is not installed",
-                extra="metrics",
+                "the check `similarity` needs the sacrebleu library, which is not installed", extra="metrics"
             )
         return cls(float(expected), text_of(options["to"]) if "to" in options else None)
 
