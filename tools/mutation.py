@@ -63,8 +63,7 @@ AREAS = {
         ),
     ),
     "store": Area(
-        tuple(f"rwkvbatch/run/results/{name}.py" for name in ("store", "line_index", "recovery", "lines", "scan")),
-        ("tests/results",),
+        ("rwkvbatch/results/store.py", "rwkvbatch/results/recovery.py", "rwkvbatch/results/row.py"), ("tests/results",)
     ),
 }
 
@@ -77,13 +76,7 @@ def prepare(area: Area, folder: Path) -> None:
     from rwkvbatch import _native
 
     shutil.copy(str(_native.__file__), folder / "rwkvbatch")
-    options = [
-        "-x",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        *(["-k", f"not ({area.left_out})"] if area.left_out else []),
-    ]
+    options = ["-x", "-q", "-p", "no:cacheprovider", *(["-k", f"not ({area.left_out})"] if area.left_out else [])]
     settings = {
         "source_paths": ["rwkvbatch"],
         "only_mutate": list(area.modules),

@@ -9,26 +9,27 @@ import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rwkvbatch.config import ScriptLimits
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.script.forms import read_conversation
-from rwkvbatch.script.native import MAX_ID_LENGTH, FileDefaults, read_defaults
-from rwkvbatch.script.records import Conversation, SourceLine, parse_line, refuse
+from rwkvbatch.script.native import MAX_ID_LENGTH, Additions, read_defaults
+from rwkvbatch.script.records import STDIN, Conversation, SourceLine, parse_line, refuse, shown_path
 
-STDIN = "-"
 _BOM = b"\xef\xbb\xbf"
 PAST_LIMITS = 100
 MIN_PAST_BYTES = 2**26
 """So many times `ScriptLimits.max_line_bytes`, or so many bytes, a bad line may have and still be set aside."""
 
 _CHUNK_BYTES = 1 << 20
+_NAME_ONE = "name a .jsonl file, or - for standard input"
 
 
 @dataclass(frozen=True)
-class RawLine:
+class _RawLine:
     """A line without its line end; `data` is only its beginning if it is not `whole`."""
 
     source: SourceLine
@@ -37,12 +38,8 @@ class RawLine:
 
 
 @contextmanager
-def opened(path: str) -> Generator[BinaryIO]:
-    """Open the file, or standard input for `-`, which is not closed.
-
-    Raises:
-        ScriptError: it cannot be read.
-    """
+def _opened(path: str) -> Generator[BinaryIO]:
+    """The file, or standard input for `-`, which is not closed."""
     if path == STDIN:
         yield sys.stdin.buffer
         return
@@ -50,33 +47,26 @@ def opened(path: str) -> Generator[BinaryIO]:
         file = Path(path).open("rb")  # noqa: SIM115 (closed below; only the opening is guarded here)
     except (OSError, ValueError) as error:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        raise ScriptError(
-            f"cannot be read: {reason}", path=path, hint="name a .jsonl file, or - for standard input"
-        ) from None
+        raise ScriptError(f"cannot be read: {reason}", path=path, hint=_NAME_ONE) from None
     with file:
         yield file
 
 
-def has_end(file: BinaryIO) -> bool:
-    """Whether it can be read to its end without waiting: a regular file."""
+def _has_end(file: BinaryIO) -> bool:
+    """Whether it is a regular file, which can be read to its end without waiting."""
     try:
         return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except (OSError, ValueError):
         return False
 
 
-def raw_lines(file: BinaryIO, path: str, max_bytes: int) -> Iterator[RawLine]:
+def _raw_lines(file: BinaryIO, path: str, max_bytes: int) -> Iterator[_RawLine]:
     """Lines without their line ends, with at most `max_bytes` of a line in memory.
 
     The rest of a longer line is skipped only when the next line is requested, so that refusing it need not wait.
-
-    Raises:
-        ScriptError: the file cannot be read, or a skipped line does not end.
     """
     most = max(PAST_LIMITS * max_bytes, MIN_PAST_BYTES)
-    number = 0
-    while True:
-        number += 1
+    for number in count(1):
         data = _read_up_to(file, max_bytes + 2, path, number)
         if not data:
             return
@@ -84,7 +74,7 @@ def raw_lines(file: BinaryIO, path: str, max_bytes: int) -> Iterator[RawLine]:
         if number == 1:
             data = data.removeprefix(_BOM)
         data = data.removesuffix(b"\n").removesuffix(b"\r")
-        yield RawLine(SourceLine(path, number), data[:max_bytes], len(data) <= max_bytes)
+        yield _RawLine(SourceLine(path, number), data[:max_bytes], len(data) <= max_bytes)
         num_read = len(data)
         while not ended:
             rest = _read_up_to(file, _CHUNK_BYTES, path, number)
@@ -104,11 +94,6 @@ def _read_up_to(file: BinaryIO, num_bytes: int, path: str, line: int) -> bytes:
         return file.readline(num_bytes)
     except OSError as error:
         raise ScriptError(f"cannot be read: {error.strerror}", path=shown_path(path), line=line) from None
-
-
-def shown_path(path: str) -> str:
-    """The name of the file in errors."""
-    return "<stdin>" if path == STDIN else path
 
 
 KEPT_BYTES = 2**16
@@ -161,10 +146,8 @@ def read_scripts(paths: Sequence[str], *, limits: ScriptLimits | None = None, sk
         UsageError: no path, an empty one, or standard input twice.
         MissingExtraError: a check needs an optional dependency that is not installed.
     """
-    if not paths:
-        raise UsageError("no script is given", hint="name a .jsonl file, or - for standard input")
-    if "" in paths:
-        raise UsageError("the name of a script is empty", hint="name a .jsonl file, or - for standard input")
+    if not paths or "" in paths:
+        raise UsageError("the name of a script is empty" if paths else "no script is given", hint=_NAME_ONE)
     if list(paths).count(STDIN) > 1:
         raise UsageError("standard input (-) can be read only once", hint="give - once")
     reading = _Reading(limits or ScriptLimits(), skip_bad, several=len(paths) > 1)
@@ -187,9 +170,9 @@ class _Reading:
 
     def read_file(self, path: str) -> None:
         num_before, skipped_before = len(self.conversations), len(self.skipped)
-        defaults, is_first = FileDefaults(), True
-        with opened(path) as file:
-            lines = raw_lines(file, path, self._limits.max_line_bytes)
+        defaults, is_first = Additions(), True
+        with _opened(path) as file:
+            lines = _raw_lines(file, path, self._limits.max_line_bytes)
             for line in lines:
                 if not line.data.strip():
                     continue
@@ -197,9 +180,8 @@ class _Reading:
                     defaults = self._read_line(line, defaults, is_first=is_first)
                 except ScriptError as error:
                     if not self._skip_bad:
-                        others = lines if line.whole and has_end(file) else None
-                        good = len(self.conversations) - num_before
-                        self._count_others(error, others, defaults, good)
+                        others = lines if line.whole and _has_end(file) else None
+                        self._hint_at_others(error, others, defaults, num_before)
                         raise
                     self._set_aside(line, error)
                 is_first = False
@@ -209,8 +191,8 @@ class _Reading:
                 message += f" that can be used; its first bad line: {self.skipped[skipped_before].error}"
             raise ScriptError(message, path=shown_path(path), hint="write one JSON object a line; see docs/scripts.md")
 
-    def _read_line(self, line: RawLine, defaults: FileDefaults, *, is_first: bool) -> FileDefaults:
-        """Add the line's conversation; the defaults of the lines after it."""
+    def _read_line(self, line: _RawLine, defaults: Additions, *, is_first: bool) -> Additions:
+        """Add the line's conversation; returns the defaults of the lines after it."""
         value = self._parse(line)
         if "defaults" not in value:
             self._add(value, line.source, defaults)
@@ -219,29 +201,26 @@ class _Reading:
             refuse(line.source, "`defaults` may only be the first line of a file", "move it to the top")
         return read_defaults(value, line.source)
 
-    def _count_others(
-        self, error: ScriptError, lines: Iterator[RawLine] | None, defaults: FileDefaults, good: int
+    def _hint_at_others(
+        self, error: ScriptError, lines: Iterator[_RawLine] | None, defaults: Additions, num_before: int
     ) -> None:
         """Add to the hint of a file's first `error` how many other lines are bad, and how to skip them.
 
         Args:
             lines: the lines after it, which are read within limits; None if they cannot be read without waiting.
-            good: the number of conversations before it.
+            num_before: the number of conversations before the file.
         """
-        hints: list[str] = [] if error.hint is None else [error.hint]
-        is_all = False
-        if lines is not None:
-            before = len(self.conversations)
-            bad, is_all = self._count_bad(lines, defaults)
-            good += len(self.conversations) - before
-            if bad:
-                count = f"{'' if is_all else 'at least '}{bad:,} more line{'s are' if bad > 1 else ' is'} bad"
-                hints.append(f"{count} in this file" + (f", {good:,} can be used" if is_all else ""))
+        bad, is_all = (0, False) if lines is None else self._count_bad(lines, defaults)
+        good = len(self.conversations) - num_before
+        hints = [error.hint] if error.hint else []
+        if bad:
+            bad_lines = f"{'' if is_all else 'at least '}{bad:,} more line{'s are' if bad > 1 else ' is'} bad"
+            hints.append(f"{bad_lines} in this file" + (f", {good:,} can be used" if is_all else ""))
         if good or not is_all:
             hints.append("--skip-bad sets bad lines aside and runs the others")
         error.hint = "\n  ".join(hints) or None
 
-    def _count_bad(self, lines: Iterator[RawLine], defaults: FileDefaults) -> tuple[int, bool]:
+    def _count_bad(self, lines: Iterator[_RawLine], defaults: Additions) -> tuple[int, bool]:
         """The number of bad `lines`, and whether all were read. Conversations of good lines are added."""
         bad = num_bytes = 0
         try:
@@ -258,14 +237,10 @@ class _Reading:
             return bad, False
         return bad, True
 
-    def _parse(self, line: RawLine) -> Mapping[str, Any]:
+    def _parse(self, line: _RawLine) -> Mapping[str, Any]:
         if not line.whole:
-            limit = self._limits.max_line_bytes
-            refuse(
-                line.source,
-                f"the line is longer than {limit:,} bytes",
-                f"split it, or {_raise_limit('max_line_bytes')}",
-            )
+            hint = f"split it, or {_raise_limit('max_line_bytes')}"
+            refuse(line.source, f"the line is longer than {self._limits.max_line_bytes:,} bytes", hint)
         try:
             text = line.data.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -274,7 +249,7 @@ class _Reading:
             refuse(line.source, f"not UTF-8: byte 0x{byte:02x}", "save the file as UTF-8", column)
         return parse_line(text, line.source)
 
-    def _set_aside(self, line: RawLine, error: ScriptError) -> None:
+    def _set_aside(self, line: _RawLine, error: ScriptError) -> None:
         if len(self.skipped) >= self._limits.max_conversations:
             raise UsageError(
                 f"{line.source}: more than {self._limits.max_conversations:,} bad lines; the last one: {error}",
@@ -283,13 +258,10 @@ class _Reading:
         raw = line.data if line.whole else line.data[:KEPT_BYTES]
         self.skipped.append(SkippedLine(line.source, raw, line.whole, error))
 
-    def _add(self, value: Mapping[str, Any], source: SourceLine, defaults: FileDefaults) -> None:
+    def _add(self, value: Mapping[str, Any], source: SourceLine, defaults: Additions) -> None:
         if len(self.conversations) >= self._limits.max_conversations:
-            limit = self._limits.max_conversations
-            raise UsageError(
-                f"{source}: more than {limit:,} conversations",
-                hint=f"use fewer, or {_raise_limit('max_conversations')}",
-            )
+            hint = f"use fewer, or {_raise_limit('max_conversations')}"
+            raise UsageError(f"{source}: more than {self._limits.max_conversations:,} conversations", hint=hint)
         found = read_conversation(value, source, self._default_id(source))
         if len(found.turns) > self._limits.max_turns:
             message = f"has {len(found.turns):,} turns, more than {self._limits.max_turns:,}"
@@ -303,8 +275,7 @@ class _Reading:
     def _default_id(self, source: SourceLine) -> str:
         if not self._several:
             return f"line-{source.line}"
-        name = "stdin" if source.path == STDIN else Path(source.path).name
-        named = f"{name}:{source.line}"
+        named = f"{'stdin' if source.path == STDIN else Path(source.path).name}:{source.line}"
         return named if named.isprintable() and len(named) <= MAX_ID_LENGTH else f"line-{source.line}"
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 from rwkvbatch.errors import MissingExtraError
 from rwkvbatch.script.checks.text import answer, compile_pattern, excerpt, search, text_of, verdict, wrong
-from rwkvbatch.script.records import ReplyFacts, Verdict, is_array, is_object
+from rwkvbatch.script.records import ReplyFacts, Verdict, is_array, is_number, is_object
 
 MAX_REFERENCES = 10_000
 _REFUSED_KEYWORDS = frozenset(
@@ -118,14 +118,11 @@ def _library() -> Any:
 
 def _items(schema: Any) -> Iterator[tuple[str, Any]]:
     """The keys and values of all objects in `schema`."""
-    pending: list[Any] = [schema]
-    while pending:
-        item = pending.pop()
-        if is_object(item):
-            yield from item.items()
-            pending += item.values()
-        elif is_array(item):
-            pending += item
+    if is_object(schema):
+        yield from schema.items()
+    if is_object(schema) or is_array(schema):
+        for item in schema.values() if is_object(schema) else schema:
+            yield from _items(item)
 
 
 def _texts(schema: Any, key: str) -> Iterator[str]:
@@ -149,7 +146,7 @@ class Similarity:
 
     @classmethod
     def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
-        if isinstance(expected, bool) or not isinstance(expected, int | float) or not 0 <= expected <= 1:
+        if not is_number(expected) or not 0 <= expected <= 1:
             wrong("must be a number in [0, 1]", expected)
         if find_spec("sacrebleu") is None:
             raise MissingExtraError(

@@ -6,17 +6,18 @@ for `re`: extensions of the `regex` library, such as recursion, can take any amo
 
 from __future__ import annotations
 
+import operator
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, ClassVar, NoReturn, Protocol, Self
 
 import regex
 
-from rwkvbatch.script.records import ReplyFacts, Rule, Verdict, is_array
+from rwkvbatch.script.records import ReplyFacts, Rule, Verdict, is_array, is_number
 
 FINISH_REASONS = ("stop", "eos", "length", "time")
 IGNORE_CASE = frozenset({"ignore_case"})
@@ -119,25 +120,13 @@ class _TextRule(ABC):
 
     def judge(self, facts: ReplyFacts) -> Verdict:
         text = answer(facts)
-        compared = self._folded(text)
-        return self._judge(compared, tuple(map(self._folded, self.texts)), excerpt(text))
+        return self._judge(self._folded(text), tuple(map(self._folded, self.texts)), f"got {excerpt(text)}")
 
     def _folded(self, text: str) -> str:
         return text.casefold() if self.ignore_case else text
 
     @abstractmethod
     def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict: ...
-
-
-class Equals(_TextRule):
-    """The answer equals the text."""
-
-    @classmethod
-    def _texts(cls, expected: Any) -> tuple[str, ...]:
-        return (expected.strip(),) if isinstance(expected, str) else wrong("must be a string", expected)
-
-    def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict:
-        return verdict(text == texts[0], f"got {got}")
 
 
 class OneOf(_TextRule):
@@ -150,7 +139,15 @@ class OneOf(_TextRule):
         return tuple(text.strip() for text in texts_of(expected))
 
     def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict:
-        return verdict(text in texts, f"got {got}")
+        return verdict(text in texts, got)
+
+
+class Equals(OneOf):
+    """The answer equals the text."""
+
+    @classmethod
+    def _texts(cls, expected: Any) -> tuple[str, ...]:
+        return (expected.strip(),) if isinstance(expected, str) else wrong("must be a string", expected)
 
 
 class Contains(_TextRule):
@@ -158,8 +155,8 @@ class Contains(_TextRule):
 
     def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict:
         missing = [shown for shown, wanted in zip(self.texts, texts, strict=True) if wanted not in text]
-        score = 1 - len(missing) / len(texts)
-        return Verdict(not missing, score, f"lacks {', '.join(map(excerpt, missing))}; got {got}" if missing else None)
+        lacks = f"lacks {', '.join(map(excerpt, missing))}; {got}" if missing else None
+        return Verdict(not missing, 1 - len(missing) / len(texts), lacks)
 
 
 class NotContains(_TextRule):
@@ -167,14 +164,14 @@ class NotContains(_TextRule):
 
     def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict:
         present = [shown for shown, banned in zip(self.texts, texts, strict=True) if banned in text]
-        return verdict(not present, f"contains {', '.join(map(excerpt, present))}; got {got}")
+        return verdict(not present, f"contains {', '.join(map(excerpt, present))}; {got}")
 
 
 class StartsWith(_TextRule):
     """The answer begins with one of the texts."""
 
     def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict:
-        return verdict(text.startswith(texts), f"got {got}")
+        return verdict(text.startswith(texts), got)
 
 
 # A sign is part of a number only if it cannot be a hyphen, or a minus between two numbers.
@@ -195,9 +192,9 @@ class Number:
     @classmethod
     def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
         tolerance = options.get("tolerance", 0)
-        if not _is_number(expected):
+        if not is_number(expected):
             wrong("must be a number", expected)
-        if not _is_number(tolerance) or tolerance < 0:
+        if not is_number(tolerance) or tolerance < 0:
             wrong("must be a number that is not negative", tolerance, key="tolerance")
         return cls(Decimal(repr(expected)), Decimal(repr(tolerance)))
 
@@ -210,13 +207,10 @@ class Number:
         return verdict(abs(number - self.value) <= self.tolerance, f"got {found[-1]}")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 @dataclass(frozen=True)
-class _TokenLimit(ABC):
+class _TokenLimit:
     options: ClassVar[frozenset[str]] = frozenset()
+    holds: ClassVar[Callable[[int, int], bool]]
     limit: int
 
     @classmethod
@@ -226,24 +220,19 @@ class _TokenLimit(ABC):
         return cls(expected)
 
     def judge(self, facts: ReplyFacts) -> Verdict:
-        return verdict(self._allows(facts.num_tokens), f"has {facts.num_tokens} tokens")
-
-    @abstractmethod
-    def _allows(self, num_tokens: int) -> bool: ...
+        return verdict(type(self).holds(facts.num_tokens, self.limit), f"has {facts.num_tokens} tokens")
 
 
 class MaxTokens(_TokenLimit):
     """The reply, thinking included, has at most this many tokens."""
 
-    def _allows(self, num_tokens: int) -> bool:
-        return num_tokens <= self.limit
+    holds = operator.le
 
 
 class MinTokens(_TokenLimit):
     """The reply, thinking included, has at least this many tokens."""
 
-    def _allows(self, num_tokens: int) -> bool:
-        return num_tokens >= self.limit
+    holds = operator.ge
 
 
 @dataclass(frozen=True)
