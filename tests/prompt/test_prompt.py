@@ -11,14 +11,7 @@ from hypothesis import strategies as st
 
 from rwkvbatch.config import Prompting, ThinkMode
 from rwkvbatch.errors import UsageError
-from rwkvbatch.prompt.templates import (
-    MAX_PRELUDE_BYTES,
-    PRELUDES,
-    OfficialTemplate,
-    clean,
-    load_prelude,
-    load_template,
-)
+from rwkvbatch.prompt.templates import MAX_PRELUDE_BYTES, PRELUDES, OfficialTemplate, clean, load_prelude, load_template
 
 THINKING: list[ThinkMode] = ["on", "short", "long", "fake"]
 
@@ -114,6 +107,6 @@ def test_a_prelude_that_is_no_text_file_is_refused(content: bytes | None, tmp_pa
     path = tmp_path / "prelude.txt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"--prelude .*prelude\.txt: (cannot be read|larger than)") as caught:
+    with pytest.raises(UsageError, match=r"--prelude .*prelude\.txt: (cannot be read|is larger than)") as caught:
         load_prelude(str(path))
     assert "api-demo-chat" in str(caught.value.hint)
