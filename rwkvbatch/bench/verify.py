@@ -122,12 +122,15 @@ def verify(
     """Like `verify_model`, of two models that are loaded one after the other."""
     say("loading the reference operations, fp32 on the CPU")
     reference, logits = _reference_logits(load_reference, say)
-    _free()
+    # The memory of the first model is released before the second is loaded.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     say("loading the backend")
     model = load_other()
-    precision = precision_of(model.spec, reference.dtype)
-    limit, spec = LIMITS[precision], model.spec
-    steps = plan(reference.vocab_size)
+    spec, steps = model.spec, plan(reference.vocab_size)
+    precision = precision_of(spec, reference.dtype)
+    limit = LIMITS[precision]
     pairs = zip(steps, logits, _logits(model, steps, f"{spec.backend} on {spec.device}", say), strict=True)
     parts = tuple(
         compared(name, [(theirs, mine) for _, theirs, mine in group], limit)
@@ -222,10 +225,3 @@ def _logits(model: Model, steps: Sequence[Step], name: str, say: Say) -> Iterato
 
 def _root_mean(squares: Sequence[torch.Tensor]) -> float:
     return float(torch.cat(list(squares)).mean().sqrt())
-
-
-def _free() -> None:
-    """Release the memory of the first model before the second is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -69,8 +69,7 @@ def read_text(path: str, max_bytes: int) -> str:
             data = file.read(max_bytes + 1)
         text = data.decode("utf-8-sig")
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise ValueError(f"cannot be read: {reason}") from None
+        raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(data) > max_bytes:
         raise ValueError(f"is larger than {max_bytes} bytes")
     return text

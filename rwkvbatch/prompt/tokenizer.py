@@ -19,7 +19,7 @@ from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol
 
 from rwkvbatch.errors import InputError, UsageError
 from rwkvbatch.files import OS_FILES, PRIVATE_MODE, replace_file
@@ -55,7 +55,10 @@ def load_entries(path: Path | None = None, cache: Path | None = None) -> tuple[b
         InputError: the file cannot be read, or a line is not an entry (file and line).
     """
     path = path or vocabulary_path()
-    cache = cache or _default_cache()
+    if cache is None:
+        from platformdirs import user_cache_path
+
+        cache = user_cache_path("rwkvbatch") / "world-vocabulary-1.bin"
     try:
         source = path.read_bytes()
     except OSError as error:
@@ -102,25 +105,17 @@ def pack(entries: tuple[bytes, ...]) -> bytes:
     return len(entries).to_bytes(4, "little") + bytes(map(len, entries)) + b"".join(entries)
 
 
-def _unpack(packed: bytes) -> tuple[bytes, ...]:
-    count = int.from_bytes(packed[:4], "little")
-    lengths, text = packed[4 : 4 + count], packed[4 + count :]
-    return tuple([text[begin:end] for begin, end in pairwise(accumulate(lengths, initial=0))])
-
-
-def _default_cache() -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path("rwkvbatch") / "world-vocabulary-1.bin"
-
-
 def _read_cache(cache: Path, source_hash: bytes) -> tuple[bytes, ...] | None:
     try:
         content = cache.read_bytes()
     except OSError:
         return None
     head, packed = content[: len(_MAGIC) + 2 * _HASH_BYTES], content[len(_MAGIC) + 2 * _HASH_BYTES :]
-    return _unpack(packed) if head == _MAGIC + source_hash + hashlib.sha256(packed).digest() else None
+    if head != _MAGIC + source_hash + hashlib.sha256(packed).digest():
+        return None
+    count = int.from_bytes(packed[:4], "little")
+    lengths, text = packed[4 : 4 + count], packed[4 + count :]
+    return tuple([text[begin:end] for begin, end in pairwise(accumulate(lengths, initial=0))])
 
 
 def _write_cache(cache: Path, source_hash: bytes, entries: tuple[bytes, ...]) -> None:
@@ -155,7 +150,6 @@ _PIECE = re.compile(rb"[^A-Za-z0-9]*+(?:[A-Za-z0-9]++[\x80-\xff][^A-Za-z0-9]*+)*
 """From one word end to the next; the matches cover the text, and the last one is empty."""
 
 _BEGINNING_BYTES = 4
-_Known = TypeVar("_Known")
 
 
 class Tokenizer(Protocol):
@@ -201,8 +195,12 @@ class WorldTokenizer:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}: {self.vocab_size} ids>"
 
-    @cached_property
+    @property
     def sha256(self) -> str:
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         return hashlib.sha256(pack(self._bytes_of)).hexdigest()
 
     def encode(self, text: str) -> list[int]:
@@ -291,7 +289,7 @@ def _longer_by_beginning(id_of: dict[bytes, int]) -> dict[bytes, tuple[int, ...]
     return {beginning: tuple(sorted(lengths, reverse=True)) for beginning, lengths in found.items()}
 
 
-def _store(memory: dict[bytes, _Known], key: bytes, value: _Known) -> None:
+def _store(memory: dict[bytes, Any], key: bytes, value: Any) -> None:
     if len(memory) >= MAX_CACHED:
         memory.clear()
     memory[key] = value
@@ -324,6 +322,7 @@ class TextStream:
 
     Attributes:
         stopped_by: the stop text that ended the reply, or None.
+        held: whole characters not returned yet, because they may begin a stop text.
 
     Raises:
         UsageError: a stop text is empty.
@@ -333,11 +332,10 @@ class TextStream:
         if "" in stops:
             raise UsageError("a stop text must not be empty", hint="remove it")
         self.stopped_by: str | None = None
+        self.held = ""
         self._tokenizer = tokenizer
         self._utf8 = Utf8Stream()
-        # Longest first, so that the longest of the stop texts that end at the same character is found.
-        self._matchers = [_Matcher(stop) for stop in sorted(set(stops), key=len, reverse=True)]
-        self._held = ""
+        self._stops = tuple(stops)
         self._pieces: list[str] = []
         self._ended = False
 
@@ -347,11 +345,6 @@ class TextStream:
         if len(self._pieces) > 1:
             self._pieces = ["".join(self._pieces)]
         return self._pieces[0] if self._pieces else ""
-
-    @property
-    def held(self) -> str:
-        """Whole characters not returned yet, because they may begin a stop text."""
-        return self._held
 
     def push(self, token: int) -> str:
         """The text that is certain after `token`; empty after a stop text or `finish`."""
@@ -363,20 +356,20 @@ class TextStream:
             return ""
         piece = self._take(self._utf8.push(b"", final=True))
         if self.stopped_by is None:
-            piece += self._return(self._held)
-        self._held, self._ended = "", True
+            piece += self._return(self.held)
+        self.held, self._ended = "", True
         return piece
 
     def _take(self, new: str) -> str:
-        window = self._held + new
-        for at, character in enumerate(new, start=len(self._held) + 1):
-            for matcher in self._matchers:
-                if matcher.advance(character):
-                    self.stopped_by, self._held, self._ended = matcher.text, "", True
-                    return self._return(window[: at - len(matcher.text)])
-        num_held = max((matcher.num_matched for matcher in self._matchers), default=0)
-        self._held = window[len(window) - num_held :]
-        return self._return(window[: len(window) - num_held])
+        window = self.held + new
+        # What ends first, and of these the longest.
+        if found := [(window.index(stop) + len(stop), -len(stop), stop) for stop in self._stops if stop in window]:
+            end, _, self.stopped_by = min(found)
+            self.held, self._ended = "", True
+            return self._return(window[: end - len(self.stopped_by)])
+        num_returned = len(window) - max([_num_begun(stop, window) for stop in self._stops], default=0)
+        self.held = window[num_returned:]
+        return self._return(window[:num_returned])
 
     def _return(self, piece: str) -> str:
         if piece:
@@ -384,33 +377,9 @@ class TextStream:
         return piece
 
 
-class _Matcher:
-    """Knuth-Morris-Pratt search for one text, a character at a time.
-
-    `num_matched` is the length of the longest prefix of the text that is a suffix of the characters so far.
-    """
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.num_matched = 0
-        self._fallback = _borders(text)
-
-    def advance(self, character: str) -> bool:
-        """Whether the text is complete with `character`."""
-        while self.num_matched and self.text[self.num_matched] != character:
-            self.num_matched = self._fallback[self.num_matched - 1]
-        if self.text[self.num_matched] == character:
-            self.num_matched += 1
-        return self.num_matched == len(self.text)
-
-
-def _borders(text: str) -> list[int]:
-    """For each prefix of `text`, the length of its longest proper prefix that is also its suffix."""
-    lengths, matched = [0] * len(text), 0
-    for at in range(1, len(text)):
-        while matched and text[at] != text[matched]:
-            matched = lengths[matched - 1]
-        if text[at] == text[matched]:
-            matched += 1
-        lengths[at] = matched
-    return lengths
+def _num_begun(stop: str, text: str) -> int:
+    """The length of the longest proper beginning of `stop` that `text` ends with."""
+    length = min(len(stop) - 1, len(text))
+    while length and not text.endswith(stop[:length]):
+        length -= 1
+    return length

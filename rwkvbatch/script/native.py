@@ -1,4 +1,7 @@
-"""The native form of a conversation, the `defaults` line of a file, and what all forms share: ids, params, turns."""
+"""The native form of a conversation, the `defaults` line of a file, and what all forms share: ids, params, turns.
+
+All readers raise `ScriptError`, which names file, line and key, for an unknown key or a wrong value.
+"""
 
 from __future__ import annotations
 
@@ -44,11 +47,7 @@ class Shape(BaseModel):
 
     @classmethod
     def read(cls, value: Any, source: SourceLine, where: str = "") -> Self:
-        """`value` as this shape.
-
-        Raises:
-            ScriptError: not an object, an unknown key, or a value of a wrong type.
-        """
+        """`value` as this shape."""
         if not is_object(value):
             refuse(source, f"{where}: must be an object, got {type_name(value)}")
         refuse_unknown_keys(value, cls.known_keys(), source, where, close_only=cls.lenient)
@@ -56,15 +55,10 @@ class Shape(BaseModel):
             return cls.model_validate(value)
         except ValidationError as error:
             first = error.errors()[0]
-            path = [where] if where else []
-            for part in first["loc"]:
-                if isinstance(part, int) and path:
-                    path[-1] += f"[{part}]"
-                else:
-                    path.append(str(part))
+            place = where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
             reason = _REASONS.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
             got = "" if first["type"] == "missing" else f", got {shown(first['input'])}"
-            refuse(source, f"{'.'.join(path)}: {reason}{got}")
+            refuse(source, f"{place.removeprefix('.')}: {reason}{got}")
 
 
 _REASONS = {
@@ -76,11 +70,7 @@ _REASONS = {
 
 
 def read_id(given: str | None, default: str, source: SourceLine, key: str = "id") -> str:
-    """The id of a conversation. Ids are never used as file names, so `/` and `..` are allowed.
-
-    Raises:
-        ScriptError: it is empty, too long, or has characters that cannot be printed.
-    """
+    """The id of a conversation. Ids are never used as file names, so `/` and `..` are allowed."""
     if given is None:
         return default
     if not 0 < len(given) <= MAX_ID_LENGTH or not given.isprintable() or given != given.strip():
@@ -100,11 +90,7 @@ PARAM_NAMES = frozenset({SEED, *ALIASES}.union(*(record.model_fields for record 
 
 
 def parse_params(raw: Mapping[str, Any], source: SourceLine, where: str = "params") -> Mapping[str, Any]:
-    """Validated overrides, by the names of `config.Sampling` and `config.Stopping` (short names too), and `seed`.
-
-    Raises:
-        ScriptError: an unknown name, or a value that the setting cannot have.
-    """
+    """Validated overrides, by the names of `config.Sampling` and `config.Stopping` (short names too), and `seed`."""
     refuse_unknown_keys(raw, PARAM_NAMES, source, where)
     for name, value in raw.items():
         if isinstance(value, bool):
@@ -240,20 +226,12 @@ class _DefaultsLine(Shape):
 
 
 def read_defaults(line: Mapping[str, Any], source: SourceLine) -> Additions:
-    """The line `{"defaults": {"tags": [...], "params": {...}, "expect": [...]}}`.
-
-    Raises:
-        ScriptError: an unknown key or a wrong value.
-    """
+    """The line `{"defaults": {"tags": [...], "params": {...}, "expect": [...]}}`."""
     return _Additions.read(_DefaultsLine.read(line, source).defaults, source, "defaults").parsed(source, "defaults.")
 
 
 def read_native(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
-    """A line of the native form; see `docs/scripts.md`.
-
-    Raises:
-        ScriptError: an unknown key, a wrong value, or an order of messages that cannot be replayed.
-    """
+    """A line of the native form; see `docs/scripts.md`."""
     raw = _Conversation.read(line, source)
     messages: list[Message] = []
     for at, item in enumerate(raw.messages):

@@ -8,7 +8,7 @@ import stat
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,7 +46,7 @@ def _opened(path: str) -> Generator[BinaryIO]:
     try:
         file = Path(path).open("rb")  # noqa: SIM115 (closed below; only the opening is guarded here)
     except (OSError, ValueError) as error:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        reason = getattr(error, "strerror", None) or error
         raise ScriptError(f"cannot be read: {reason}", path=path, hint=_NAME_ONE) from None
     with file:
         yield file
@@ -157,29 +157,29 @@ def read_scripts(paths: Sequence[str], *, limits: ScriptLimits | None = None, sk
     return Script(tuple(reading.conversations), digest, tuple(reading.skipped))
 
 
+@dataclass
 class _Reading:
     """What has been read so far."""
 
-    def __init__(self, limits: ScriptLimits, skip_bad: bool, several: bool) -> None:
-        self.conversations: list[Conversation] = []
-        self.skipped: list[SkippedLine] = []
-        self._limits = limits
-        self._skip_bad = skip_bad
-        self._several = several
-        self._sources: dict[str, SourceLine] = {}
+    limits: ScriptLimits
+    skip_bad: bool
+    several: bool
+    conversations: list[Conversation] = field(default_factory=list[Conversation])
+    skipped: list[SkippedLine] = field(default_factory=list[SkippedLine])
+    sources: dict[str, SourceLine] = field(default_factory=dict[str, SourceLine])
 
     def read_file(self, path: str) -> None:
         num_before, skipped_before = len(self.conversations), len(self.skipped)
         defaults, is_first = Additions(), True
         with _opened(path) as file:
-            lines = _raw_lines(file, path, self._limits.max_line_bytes)
+            lines = _raw_lines(file, path, self.limits.max_line_bytes)
             for line in lines:
                 if not line.data.strip():
                     continue
                 try:
                     defaults = self._read_line(line, defaults, is_first=is_first)
                 except ScriptError as error:
-                    if not self._skip_bad:
+                    if not self.skip_bad:
                         others = lines if line.whole and _has_end(file) else None
                         self._hint_at_others(error, others, defaults, num_before)
                         raise
@@ -240,7 +240,7 @@ class _Reading:
     def _parse(self, line: _RawLine) -> Mapping[str, Any]:
         if not line.whole:
             hint = f"split it, or {_raise_limit('max_line_bytes')}"
-            refuse(line.source, f"the line is longer than {self._limits.max_line_bytes:,} bytes", hint)
+            refuse(line.source, f"the line is longer than {self.limits.max_line_bytes:,} bytes", hint)
         try:
             text = line.data.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -250,30 +250,30 @@ class _Reading:
         return parse_line(text, line.source)
 
     def _set_aside(self, line: _RawLine, error: ScriptError) -> None:
-        if len(self.skipped) >= self._limits.max_conversations:
+        if len(self.skipped) >= self.limits.max_conversations:
             raise UsageError(
-                f"{line.source}: more than {self._limits.max_conversations:,} bad lines; the last one: {error}",
+                f"{line.source}: more than {self.limits.max_conversations:,} bad lines; the last one: {error}",
                 hint=f"is this a script? If it is, {_raise_limit('max_conversations')}",
             )
         raw = line.data if line.whole else line.data[:KEPT_BYTES]
         self.skipped.append(SkippedLine(line.source, raw, line.whole, error))
 
     def _add(self, value: Mapping[str, Any], source: SourceLine, defaults: Additions) -> None:
-        if len(self.conversations) >= self._limits.max_conversations:
+        if len(self.conversations) >= self.limits.max_conversations:
             hint = f"use fewer, or {_raise_limit('max_conversations')}"
-            raise UsageError(f"{source}: more than {self._limits.max_conversations:,} conversations", hint=hint)
+            raise UsageError(f"{source}: more than {self.limits.max_conversations:,} conversations", hint=hint)
         found = read_conversation(value, source, self._default_id(source))
-        if len(found.turns) > self._limits.max_turns:
-            message = f"has {len(found.turns):,} turns, more than {self._limits.max_turns:,}"
+        if len(found.turns) > self.limits.max_turns:
+            message = f"has {len(found.turns):,} turns, more than {self.limits.max_turns:,}"
             refuse(source, message, f"split it, or {_raise_limit('max_turns')}")
-        if found.id in self._sources:
+        if found.id in self.sources:
             hint = "give one of the two another id, or leave ids out: they must be unique in a run"
-            refuse(source, f"the id {found.id!r} was already used at {self._sources[found.id]}", hint)
-        self._sources[found.id] = source
+            refuse(source, f"the id {found.id!r} was already used at {self.sources[found.id]}", hint)
+        self.sources[found.id] = source
         self.conversations.append(defaults.apply(found))
 
     def _default_id(self, source: SourceLine) -> str:
-        if not self._several:
+        if not self.several:
             return f"line-{source.line}"
         named = f"{'stdin' if source.path == STDIN else Path(source.path).name}:{source.line}"
         return named if named.isprintable() and len(named) <= MAX_ID_LENGTH else f"line-{source.line}"

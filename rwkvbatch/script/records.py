@@ -226,7 +226,7 @@ def parse_line(text: str, source: SourceLine) -> Mapping[str, Any]:
             hint = f"the file seems to be indented JSON; {advice}"
         refuse(source, f"not JSON: {error.msg}", hint, error.colno)
     except _NotStrictError as error:
-        refuse(source, str(error), error.hint)
+        refuse(source, *error.args)
     except RecursionError:
         refuse(source, *_TOO_DEEP)
     hint = "write one conversation a line (`jq -c '.[]' FILE` does that to an array)" if is_array(value) else None
@@ -269,11 +269,7 @@ def shown(value: object, limit: int = 60) -> str:
 
 
 class _NotStrictError(Exception):
-    """Accepted by Python's JSON reader, refused here."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.hint = hint
+    """Accepted by Python's JSON reader, refused here: a message and a hint."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

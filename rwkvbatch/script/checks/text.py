@@ -23,21 +23,20 @@ FINISH_REASONS = ("stop", "eos", "length", "time")
 IGNORE_CASE = frozenset({"ignore_case"})
 
 
+@dataclass(eq=False)
 class WrongValueError(Exception):
     """A wrong value or option of a check; becomes a `ScriptError` that names file, line and key.
 
-    Args:
+    Attributes:
         message: what is allowed, such as `must be a string`.
         got: what was found.
         key: the option; None for the value of the kind itself.
     """
 
-    def __init__(self, message: str, got: object, *, key: str | None = None, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.got = got
-        self.key = key
-        self.hint = hint
+    message: str
+    got: object
+    key: str | None = None
+    hint: str | None = None
 
 
 class RuleKind(Protocol):
@@ -61,7 +60,7 @@ class RuleKind(Protocol):
 
 def wrong(message: str, got: object, *, key: str | None = None, hint: str | None = None) -> NoReturn:
     """Raise `WrongValueError`."""
-    raise WrongValueError(message, got, key=key, hint=hint)
+    raise WrongValueError(message, got, key, hint)
 
 
 def answer(facts: ReplyFacts) -> str:
