@@ -11,8 +11,9 @@ import platform
 import re
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -93,14 +94,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Loading:
-    """Loading a model.
-
-    Attributes:
-        seconds: time to load.
-        checkpoint_mb: size of the file.
-        resident_mb: growth of the process's resident memory, 10^6 bytes.
-        resident_share: `resident_mb` over `checkpoint_mb`.
-    """
+    """Time and memory for loading a model: 10^6 bytes of the file, of resident memory added, and their quotient."""
 
     seconds: float
     checkpoint_mb: float
@@ -174,12 +168,11 @@ def run_benchmark(
     ours: dict[str, list[float]] = {workload.name: [] for workload in workloads}
     theirs: dict[str, list[float]] = {workload.name: [] for workload in workloads}
     rates: dict[str, list[Rates]] = {workload.name: [] for workload in workloads}
-    with ExitStack() as stack:
-        package = None
-        if plan.against_package:
-            say("loading the rwkv package")
-            strategy = strategy_for(model.spec.device)
-            package = stack.enter_context(rwkv_package(Path(model.spec.path), num_threads, clock, strategy))
+    against = nullcontext()
+    if plan.against_package:
+        say("loading the rwkv package")
+        against = rwkv_package(Path(model.spec.path), num_threads, clock, strategy_for(model.spec.device))
+    with against as package:
         for workload in workloads:
             workload.once()
         for number in range(plan.rounds):
@@ -213,14 +206,14 @@ def _measure_package(
     package: Callable[[Kind, int], float], workloads: Sequence[Workload], theirs: dict[str, list[float]]
 ) -> None:
     """One round. The package has no batches, so one decode step is compared with every number of rows."""
-    seconds: dict[tuple[str, int], float] = {}
+
+    @cache
+    def seconds(kind: Kind, size: int) -> float:
+        repeats = 1 if kind in ("prompt", "tokenize") else 5
+        return median([package(kind, size) for _ in range(repeats)])
+
     for workload in workloads:
-        size = 1 if workload.kind == "decode" else workload.size
-        key = (workload.kind, size)
-        if key not in seconds:
-            repeats = 1 if workload.kind in ("prompt", "tokenize") else 5
-            seconds[key] = median([package(workload.kind, size) for _ in range(repeats)])
-        theirs[workload.name].append(seconds[key])
+        theirs[workload.name].append(seconds(workload.kind, 1 if workload.kind == "decode" else workload.size))
 
 
 def _load(path: Path | str | None, strategy: str, backend: str, threads: int | None) -> tuple[Model, Loading]:
@@ -229,14 +222,9 @@ def _load(path: Path | str | None, strategy: str, backend: str, threads: int | N
     model = load_model(path, strategy, backend, threads=threads)
     seconds = time.perf_counter() - start
     after = resident_bytes()
-    size = Path(model.spec.path).stat().st_size
-    grown = None if before is None or after is None else after - before
-    return model, Loading(
-        seconds=seconds,
-        checkpoint_mb=size / 1e6,
-        resident_mb=None if grown is None else grown / 1e6,
-        resident_share=None if grown is None else grown / size,
-    )
+    size_mb = Path(model.spec.path).stat().st_size / 1e6
+    grown_mb = None if before is None or after is None else (after - before) / 1e6
+    return model, Loading(seconds, size_mb, grown_mb, None if grown_mb is None else grown_mb / size_mb)
 
 
 def resident_bytes() -> int | None:

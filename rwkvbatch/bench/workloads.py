@@ -69,6 +69,13 @@ class Workload:
     repeats: int = 1
 
 
+def timed(clock: Clock, work: Callable[..., object], *arguments: Any) -> float:
+    """Seconds of one call."""
+    start = clock()
+    work(*arguments)
+    return clock() - start
+
+
 def decode(model: Model, rows: int, clock: Clock = WALL, weight_bytes: float = 0.0) -> Workload:
     """A decode step of `rows` sequences, logits included, that reads `weight_bytes` of weights."""
     pool = model.make_pool(rows)
@@ -80,9 +87,7 @@ def decode(model: Model, rows: int, clock: Clock = WALL, weight_bytes: float = 0
     def once() -> float:
         tokens = generator.integers(1, spec.vocab_size, rows)
         batch = RaggedBatch.of([[int(token)] for token in tokens], range(rows))
-        start = clock()
-        model.step(batch, pool)
-        return clock() - start
+        return timed(clock, model.step, batch, pool)
 
     name = f"decode, {rows} row{'s' if rows > 1 else ''}"
     products = _products(spec)
@@ -98,9 +103,7 @@ def prompt(model: Model, length: int, clock: Clock = WALL, weight_bytes: float =
     def once() -> float:
         pool.clear(0)
         batch = RaggedBatch.of([generator.integers(1, spec.vocab_size, length).tolist()], [0])
-        start = clock()
-        model.step(batch, pool)
-        return clock() - start
+        return timed(clock, model.step, batch, pool)
 
     head = spec.vocab_size * spec.width
     operations = 2 * ((_products(spec) - head) * length + head)
@@ -130,22 +133,14 @@ def sampling(model: Model, clock: Clock = WALL) -> Workload:
             turns=np.zeros(SAMPLE_ROWS, np.int64),
             steps=np.full(SAMPLE_ROWS, next(steps), np.int64),
         )
-        start = clock()
-        model.choose(logits, batch)
-        return clock() - start
+        return timed(clock, model.choose, logits, batch)
 
     return Workload("sampling with penalties", "sample", SAMPLE_ROWS, once, repeats=3)
 
 
 def tokenizing(clock: Clock = WALL) -> Workload:
     """Encoding mixed text."""
-    tokenizer = world_tokenizer()
-
-    def once() -> float:
-        start = clock()
-        tokenizer.encode(TEXT)
-        return clock() - start
-
+    once = partial(timed, clock, world_tokenizer().encode, TEXT)
     return Workload("tokenizer", "tokenize", len(TEXT.encode()), once)
 
 
@@ -287,12 +282,7 @@ class Meter:
 
 def best_rate(once: Callable[[], object], amount: float, clock: Clock) -> float:
     """The amount per second, the best of three calls."""
-    best = float("inf")
-    for _ in range(3):
-        start = clock()
-        once()
-        best = min(best, clock() - start)
-    return amount / best
+    return amount / min(timed(clock, once) for _ in range(3))
 
 
 def native_ops(model: Model) -> CpuOps | None:

@@ -91,11 +91,7 @@ def load_prelude(name_or_path: str) -> str:
 
 
 def prompting_of(settings: CellSettings) -> Prompting:
-    """How turns become text under `settings`; reads the prelude's file.
-
-    Raises:
-        UsageError: as `load_prelude`.
-    """
+    """How turns become text under `settings`; reads the prelude's file and raises as `load_prelude`."""
     text = None if settings.prelude is None else load_prelude(settings.prelude)
     return Prompting(think=settings.think, history=settings.history, template=settings.template, prelude=text)
 

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Annotated, Any, ClassVar
 
@@ -92,16 +92,12 @@ class _MtBench(_Lenient):
     reference: list[str | None] | None = None
 
 
-def _read_openai(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
-    return _from_request(line, source, default_id, "")
-
-
 def _read_openai_batch(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
     raw = _OpenAiBatch.read(line, source)
     if raw.url is not None and not raw.url.endswith("/chat/completions"):
         hint = "only chat requests can be replayed"
         refuse(source, f"url: must be of chat completions, got {shown(raw.url)}", hint)
-    return _from_request(raw.body, source, read_id(raw.custom_id, default_id, source, "custom_id"), "body")
+    return _read_openai_chat(raw.body, source, read_id(raw.custom_id, default_id, source, "custom_id"), "body")
 
 
 def _read_sharegpt(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
@@ -135,7 +131,9 @@ def _read_mt_bench(line: Mapping[str, Any], source: SourceLine, default_id: str)
     return Conversation(read_id(raw.question_id, default_id, source, "question_id"), None, turns, tags, {}, source)
 
 
-def _from_request(request: Mapping[str, Any], source: SourceLine, conversation_id: str, where: str) -> Conversation:
+def _read_openai_chat(
+    request: Mapping[str, Any], source: SourceLine, conversation_id: str, where: str = ""
+) -> Conversation:
     prefix = f"{where}." if where else ""
     raw = _OpenAi.read(request, source, where)
     for name in _CHANGING_FIELDS:
@@ -179,8 +177,6 @@ def _content(content: Any, source: SourceLine, where: str) -> str:
     return "\n".join(texts)
 
 
-ReadForm = Callable[[Mapping[str, Any], SourceLine, str], Conversation]
-
 _NATIVE_KEYS = frozenset({"id", "tags", "params", "expect"})
 _OPENAI_KEYS = frozenset(_OPENAI_PARAMS) | {
     "model", "tools", "functions", "stream", "user", "metadata", "n", "parallel_tool_calls"
@@ -215,11 +211,11 @@ def _is_openai(line: Mapping[str, Any]) -> bool:
     )
 
 
-_FORMS: tuple[tuple[Callable[[Mapping[str, Any]], bool], ReadForm], ...] = (
+_FORMS: Sequence[tuple[Callable[[Mapping[str, Any]], bool], Callable[..., Conversation]]] = (
     (lambda line: "custom_id" in line or "body" in line, _read_openai_batch),
     (lambda line: "conversations" in line, _read_sharegpt),
     (lambda line: "turns" in line or "question_id" in line, _read_mt_bench),
-    (_is_openai, _read_openai),
+    (_is_openai, _read_openai_chat),
     (lambda _: True, read_native),
 )
 """How each form is recognised, and what reads it; the first match wins."""

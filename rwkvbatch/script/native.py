@@ -136,10 +136,6 @@ def to_turns(messages: Sequence[Message], source: SourceLine) -> tuple[str | Non
 
     Every user message begins a turn; an assistant message right after it is the turn's reference. Of two user messages
     in a row the first is a turn without a reference.
-
-    Raises:
-        ScriptError: no user message, a system message that is not the first, an assistant message with no user message
-            before it, two assistant messages in a row, a wrong check, or one that needs a reference its turn lacks.
     """
     system: str | None = None
     turns: list[Turn] = []

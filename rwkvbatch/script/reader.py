@@ -9,7 +9,6 @@ import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -66,34 +65,29 @@ def _raw_lines(file: BinaryIO, path: str, max_bytes: int) -> Iterator[_RawLine]:
     The rest of a longer line is skipped only when the next line is requested, so that refusing it need not wait.
     """
     most = max(PAST_LIMITS * max_bytes, MIN_PAST_BYTES)
-    for number in count(1):
-        data = _read_up_to(file, max_bytes + 2, path, number)
-        if not data:
-            return
-        ended = data.endswith(b"\n") or len(data) < max_bytes + 2
-        if number == 1:
-            data = data.removeprefix(_BOM)
-        data = data.removesuffix(b"\n").removesuffix(b"\r")
-        yield _RawLine(SourceLine(path, number), data[:max_bytes], len(data) <= max_bytes)
-        num_read = len(data)
-        while not ended:
-            rest = _read_up_to(file, _CHUNK_BYTES, path, number)
-            ended = rest.endswith(b"\n") or not rest
-            num_read += len(rest)
-            if num_read > most:
-                raise ScriptError(
-                    f"the line has no end within {most:,} bytes, so it cannot be set aside",
-                    path=shown_path(path),
-                    line=number,
-                    hint="is this a script? It must have one JSON object a line",
-                )
-
-
-def _read_up_to(file: BinaryIO, num_bytes: int, path: str, line: int) -> bytes:
+    number = 1
     try:
-        return file.readline(num_bytes)
+        while data := file.readline(max_bytes + 2):
+            ended = data.endswith(b"\n") or len(data) < max_bytes + 2
+            if number == 1:
+                data = data.removeprefix(_BOM)
+            data = data.removesuffix(b"\n").removesuffix(b"\r")
+            yield _RawLine(SourceLine(path, number), data[:max_bytes], len(data) <= max_bytes)
+            num_read = len(data)
+            while not ended:
+                rest = file.readline(_CHUNK_BYTES)
+                ended = rest.endswith(b"\n") or not rest
+                num_read += len(rest)
+                if num_read > most:
+                    raise ScriptError(
+                        f"the line has no end within {most:,} bytes, so it cannot be set aside",
+                        path=shown_path(path),
+                        line=number,
+                        hint="is this a script? It must have one JSON object a line",
+                    )
+            number += 1
     except OSError as error:
-        raise ScriptError(f"cannot be read: {error.strerror}", path=shown_path(path), line=line) from None
+        raise ScriptError(f"cannot be read: {error.strerror}", path=shown_path(path), line=number) from None
 
 
 KEPT_BYTES = 2**16

@@ -24,13 +24,7 @@ def source(tmp_path: Path) -> Path:
 def test_ids_are_places_and_gaps_are_empty(source: Path, tmp_path: Path) -> None:
     entries = load_entries(source, tmp_path / "cache")
     assert len(entries) == 301
-    assert (entries[0], entries[66], entries[257], entries[258], entries[300]) == (
-        b"",
-        b"A",
-        b"ab",
-        b"",
-        "你".encode(),
-    )
+    assert (entries[0], entries[66], entries[257], entries[258], entries[300]) == (b"", b"A", b"ab", b"", "你".encode())
 
 
 def test_the_cache_gives_the_same_entries_without_parsing(

@@ -40,16 +40,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if path.is_file():
             (source / path.name).write_bytes(path.read_bytes())
     target = tmp_path_factory.mktemp("target")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        "--no-build-isolation",
-    ]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
     done = subprocess.run([*command, "--target", str(target), str(source)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return target

@@ -40,14 +40,12 @@ class WrongValueError(Exception):
 
 
 class RuleKind(Protocol):
-    """A kind of check: parses entries into rules.
-
-    Attributes:
-        options: keys that an entry may have besides the kind.
-    """
+    """A kind of check: parses entries into rules."""
 
     @property
-    def options(self) -> frozenset[str]: ...
+    def options(self) -> frozenset[str]:
+        """Keys that an entry may have besides the kind."""
+        ...
 
     def parse(self, expected: Any, options: Mapping[str, Any], /) -> Rule:
         """The rule of one entry.
