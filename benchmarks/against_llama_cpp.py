@@ -27,9 +27,8 @@ from benchmarks.gguf_file import write_gguf
 from benchmarks.llama_cpp_figures import OURS, Agreement, Measurement, figures_of, groups_of, show
 from benchmarks.llama_cpp_programs import LlamaCpp
 from rwkvbatch import __version__
-from rwkvbatch.bench.limits import Meter, native_ops
 from rwkvbatch.bench.measure import write_random
-from rwkvbatch.bench.workloads import TEXT, Workload, decode, prompt
+from rwkvbatch.bench.workloads import TEXT, Meter, Workload, decode, native_ops, prompt
 from rwkvbatch.errors import RwkvBatchError, UsageError
 from rwkvbatch.model.base import Model
 from rwkvbatch.model.checkpoint import open_checkpoint

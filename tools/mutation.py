@@ -63,8 +63,7 @@ AREAS = {
         ),
     ),
     "store": Area(
-        tuple(f"rwkvbatch/run/results/{name}.py" for name in ("store", "line_index", "recovery", "lines", "scan")),
-        ("tests/results",),
+        ("rwkvbatch/results/store.py", "rwkvbatch/results/recovery.py", "rwkvbatch/results/row.py"), ("tests/results",)
     ),
 }
 

@@ -11,22 +11,25 @@ import platform
 import re
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from statistics import median
 
 import torch
 
 from rwkvbatch import __version__
-from rwkvbatch.bench.limits import Limits, Meter, Rates, device_clock, median, native_ops
 from rwkvbatch.bench.workloads import (
-    PROCESSOR,
-    WALL,
-    Clock,
-    Package,
+    Kind,
+    Limits,
+    Meter,
+    Rates,
     Workload,
     decode,
+    native_ops,
     prompt,
+    rwkv_package,
     sampling,
     stored_bytes,
     strategy_for,
@@ -91,14 +94,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Loading:
-    """Loading a model.
-
-    Attributes:
-        seconds: time to load.
-        checkpoint_mb: size of the file.
-        resident_mb: growth of the process's resident memory, 10^6 bytes.
-        resident_share: `resident_mb` over `checkpoint_mb`.
-    """
+    """Time and memory for loading a model: 10^6 bytes of the file, of resident memory added, and their quotient."""
 
     seconds: float
     checkpoint_mb: float
@@ -162,9 +158,8 @@ def run_benchmark(
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     say("loading")
     model, loading = _load(path, strategy, backend, threads)
-    device = model.spec.device
-    clock, meter = _instruments(model, plan)
-    ops = native_ops(model)
+    meter, ops = Meter.of(model, processor_time=plan.processor_time), native_ops(model)
+    clock = meter.clock
     num_threads = ops.threads if ops is not None else threads or torch.get_num_threads()
     weight_bytes = ops.step_bytes if ops is not None else stored_bytes(model.spec)
     workloads = [decode(model, rows, clock, weight_bytes) for rows in plan.rows]
@@ -173,11 +168,11 @@ def run_benchmark(
     ours: dict[str, list[float]] = {workload.name: [] for workload in workloads}
     theirs: dict[str, list[float]] = {workload.name: [] for workload in workloads}
     rates: dict[str, list[Rates]] = {workload.name: [] for workload in workloads}
-    with ExitStack() as stack:
-        package = None
-        if plan.against_package:
-            say("loading the rwkv package")
-            package = stack.enter_context(Package(Path(model.spec.path), num_threads, clock, strategy_for(device)))
+    against = nullcontext()
+    if plan.against_package:
+        say("loading the rwkv package")
+        against = rwkv_package(Path(model.spec.path), num_threads, clock, strategy_for(model.spec.device))
+    with against as package:
         for workload in workloads:
             workload.once()
         for number in range(plan.rounds):
@@ -207,28 +202,18 @@ def run_benchmark(
     )
 
 
-def _instruments(model: Model, plan: Plan) -> tuple[Clock, Meter]:
-    """The clock for the model's device, and the meter of its limits."""
-    device = model.spec.device
-    if device == "cpu":
-        clock = PROCESSOR if plan.processor_time else WALL
-        return clock, Meter.of(model, clock)
-    if plan.processor_time:
-        raise UsageError("--cpu-time measures the time of a CPU thread, but the model is on a GPU")
-    clock = device_clock(device)
-    return clock, Meter.of(model, clock)
-
-
-def _measure_package(package: Package, workloads: Sequence[Workload], theirs: dict[str, list[float]]) -> None:
+def _measure_package(
+    package: Callable[[Kind, int], float], workloads: Sequence[Workload], theirs: dict[str, list[float]]
+) -> None:
     """One round. The package has no batches, so one decode step is compared with every number of rows."""
-    seconds: dict[tuple[str, int], float] = {}
+
+    @cache
+    def seconds(kind: Kind, size: int) -> float:
+        repeats = 1 if kind in ("prompt", "tokenize") else 5
+        return median([package(kind, size) for _ in range(repeats)])
+
     for workload in workloads:
-        size = 1 if workload.kind == "decode" else workload.size
-        key = (workload.kind, size)
-        if key not in seconds:
-            repeats = 1 if workload.kind in ("prompt", "tokenize") else 5
-            seconds[key] = median([package.measure(workload.kind, size) for _ in range(repeats)])
-        theirs[workload.name].append(seconds[key])
+        theirs[workload.name].append(seconds(workload.kind, 1 if workload.kind == "decode" else workload.size))
 
 
 def _load(path: Path | str | None, strategy: str, backend: str, threads: int | None) -> tuple[Model, Loading]:
@@ -237,14 +222,9 @@ def _load(path: Path | str | None, strategy: str, backend: str, threads: int | N
     model = load_model(path, strategy, backend, threads=threads)
     seconds = time.perf_counter() - start
     after = resident_bytes()
-    size = Path(model.spec.path).stat().st_size
-    grown = None if before is None or after is None else after - before
-    return model, Loading(
-        seconds=seconds,
-        checkpoint_mb=size / 1e6,
-        resident_mb=None if grown is None else grown / 1e6,
-        resident_share=None if grown is None else grown / size,
-    )
+    size_mb = Path(model.spec.path).stat().st_size / 1e6
+    grown_mb = None if before is None or after is None else (after - before) / 1e6
+    return model, Loading(seconds, size_mb, grown_mb, None if grown_mb is None else grown_mb / size_mb)
 
 
 def resident_bytes() -> int | None:
@@ -262,30 +242,20 @@ def figure_of(workload: Workload, seconds: Sequence[float], package: Sequence[fl
     Args:
         rates: the limits measured right before each of `seconds`, or empty.
     """
-    middle, best = median(seconds), min(seconds)
     limit = share = None
     if rates:
         at_best = [(workload.weight_bytes / rate.read, workload.operations / rate.fma) for rate in rates]
         limit = "memory" if median([memory_s - fma_s for memory_s, fma_s in at_best]) > 0 else rates[0].arithmetic
         share = median([max(times) / taken for times, taken in zip(at_best, seconds, strict=True)])
     unit, value = _UNITS[workload.kind]
+    typical, best = value(workload.size, median(seconds)), value(workload.size, min(seconds))
     theirs = ratio = None
     if package:
         # The package decodes and samples one row at a time.
         size = 1 if workload.kind in ("decode", "sample") else workload.size
         theirs = value(size, median(package))
-        own = value(workload.size, middle)
-        ratio = theirs / own if workload.kind == "sample" else own / theirs
-    return Figure(
-        name=workload.name,
-        unit=unit,
-        median=value(workload.size, middle),
-        best=value(workload.size, best),
-        limit=limit,
-        share=share,
-        package=theirs,
-        ratio=ratio,
-    )
+        ratio = theirs / typical if workload.kind == "sample" else typical / theirs
+    return Figure(workload.name, unit, typical, best, limit, share, theirs, ratio)
 
 
 _UNITS: dict[str, tuple[str, Callable[[int, float], float]]] = {

@@ -121,13 +121,19 @@ def verify(
 ) -> Verification:
     """Like `verify_model`, of two models that are loaded one after the other."""
     say("loading the reference operations, fp32 on the CPU")
-    reference, logits = _reference_logits(load_reference, say)
-    _free()
+    model = load_reference()
+    reference, steps = model.spec, plan(model.spec.vocab_size)
+    logits = list(_logits(model, steps, "reference", say))
+    # The memory of the first model is released before the second is loaded.
+    del model
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     say("loading the backend")
     model = load_other()
-    precision = precision_of(model.spec, reference.dtype)
-    limit, spec = LIMITS[precision], model.spec
-    steps = plan(reference.vocab_size)
+    spec = model.spec
+    precision = precision_of(spec, reference.dtype)
+    limit = LIMITS[precision]
     pairs = zip(steps, logits, _logits(model, steps, f"{spec.backend} on {spec.device}", say), strict=True)
     parts = tuple(
         compared(name, [(theirs, mine) for _, theirs, mine in group], limit)
@@ -156,20 +162,20 @@ def plan(vocab_size: int) -> list[Step]:
     together = range(len(LENGTHS))
     at_once, in_pieces = len(LENGTHS), len(LENGTHS) + 1
     prompt = draw(sum(PIECES))
-    steps = [_piece("prompt at once", prompt, 0, len(prompt), at_once)]
-    for first, last in pairwise(np.cumsum([0, *PIECES]).tolist()):
-        steps.append(_piece("prompt in pieces", prompt, first, last, in_pieces))
+    steps: list[Step] = []
+    for name, ends, slot in (
+        ("prompt at once", [0, len(prompt)], at_once),
+        ("prompt in pieces", np.cumsum([0, *PIECES]).tolist(), in_pieces),
+    ):
+        for first, last in pairwise(ends):
+            batch = RaggedBatch.of([prompt[first:last]], [slot], every_token=True)
+            steps.append(Step(name, replace(batch, outputs=batch.outputs[max(UNCOMPARED - first, 0) :])))
     texts = RaggedBatch.of([draw(length) for length in LENGTHS], together, every_token=True)
     steps.append(Step(f"{len(LENGTHS)} texts together", texts, source=in_pieces))
     for rows in DECODE_ROWS:
         name = f"decode, {rows} row{'s' if rows > 1 else ''}"
         steps += [Step(name, RaggedBatch.of([draw(1) for _ in range(rows)], range(rows))) for _ in range(DECODE_STEPS)]
     return steps
-
-
-def _piece(part: str, prompt: Sequence[int], first: int, last: int, slot: int) -> Step:
-    batch = RaggedBatch.of([prompt[first:last]], [slot], every_token=True)
-    return Step(part, replace(batch, outputs=batch.outputs[max(UNCOMPARED - first, 0) :]))
 
 
 def precision_of(spec: ModelSpec, stored: str) -> str:
@@ -198,11 +204,6 @@ def compared(name: str, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], limi
     return Part(name, rows, rms, largest, same, within=rms <= limit.rms and largest <= limit.largest)
 
 
-def _reference_logits(load: Callable[[], Model], say: Say) -> tuple[ModelSpec, list[torch.Tensor]]:
-    model = load()
-    return model.spec, list(_logits(model, plan(model.spec.vocab_size), "reference", say))
-
-
 def _logits(model: Model, steps: Sequence[Step], name: str, say: Say) -> Iterator[torch.Tensor]:
     """Each step's logits, on the CPU."""
     num_slots = len(LENGTHS) + 2
@@ -222,10 +223,3 @@ def _logits(model: Model, steps: Sequence[Step], name: str, say: Say) -> Iterato
 
 def _root_mean(squares: Sequence[torch.Tensor]) -> float:
     return float(torch.cat(list(squares)).mean().sqrt())
-
-
-def _free() -> None:
-    """Release the memory of the first model before the second is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

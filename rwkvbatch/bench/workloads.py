@@ -1,4 +1,4 @@
-"""The workloads, each a function that runs once and returns the seconds, and the same work by the `rwkv` package.
+"""The workloads, the machine's limits (memory bandwidth, arithmetic), and the same work by the `rwkv` package.
 
 The package runs in a process of its own, so that its threads, settings and memory do not affect ours, and takes turns.
 """
@@ -7,18 +7,27 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Generator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 
-from rwkvbatch.errors import RwkvBatchError
+from rwkvbatch.errors import RwkvBatchError, UsageError
 from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch, SampleBatch
+from rwkvbatch.model.rwkv7 import Rwkv7Model
+from rwkvbatch.model.strategy import DTYPES
 from rwkvbatch.prompt.tokenizer import world_tokenizer
+
+if TYPE_CHECKING:
+    from rwkvbatch.model.ops.cpu import CpuOps
 
 Kind = Literal["decode", "prompt", "sample", "tokenize"]
 
@@ -60,6 +69,13 @@ class Workload:
     repeats: int = 1
 
 
+def timed(clock: Clock, work: Callable[..., object], *arguments: Any) -> float:
+    """Seconds of one call."""
+    start = clock()
+    work(*arguments)
+    return clock() - start
+
+
 def decode(model: Model, rows: int, clock: Clock = WALL, weight_bytes: float = 0.0) -> Workload:
     """A decode step of `rows` sequences, logits included, that reads `weight_bytes` of weights."""
     pool = model.make_pool(rows)
@@ -71,9 +87,7 @@ def decode(model: Model, rows: int, clock: Clock = WALL, weight_bytes: float = 0
     def once() -> float:
         tokens = generator.integers(1, spec.vocab_size, rows)
         batch = RaggedBatch.of([[int(token)] for token in tokens], range(rows))
-        start = clock()
-        model.step(batch, pool)
-        return clock() - start
+        return timed(clock, model.step, batch, pool)
 
     name = f"decode, {rows} row{'s' if rows > 1 else ''}"
     products = _products(spec)
@@ -89,9 +103,7 @@ def prompt(model: Model, length: int, clock: Clock = WALL, weight_bytes: float =
     def once() -> float:
         pool.clear(0)
         batch = RaggedBatch.of([generator.integers(1, spec.vocab_size, length).tolist()], [0])
-        start = clock()
-        model.step(batch, pool)
-        return clock() - start
+        return timed(clock, model.step, batch, pool)
 
     head = spec.vocab_size * spec.width
     operations = 2 * ((_products(spec) - head) * length + head)
@@ -121,22 +133,14 @@ def sampling(model: Model, clock: Clock = WALL) -> Workload:
             turns=np.zeros(SAMPLE_ROWS, np.int64),
             steps=np.full(SAMPLE_ROWS, next(steps), np.int64),
         )
-        start = clock()
-        model.choose(logits, batch)
-        return clock() - start
+        return timed(clock, model.choose, logits, batch)
 
     return Workload("sampling with penalties", "sample", SAMPLE_ROWS, once, repeats=3)
 
 
 def tokenizing(clock: Clock = WALL) -> Workload:
     """Encoding mixed text."""
-    tokenizer = world_tokenizer()
-
-    def once() -> float:
-        start = clock()
-        tokenizer.encode(TEXT)
-        return clock() - start
-
+    once = partial(timed, clock, world_tokenizer().encode, TEXT)
     return Workload("tokenizer", "tokenize", len(TEXT.encode()), once)
 
 
@@ -155,81 +159,194 @@ def strategy_for(device: str) -> str:
     return "cpu fp32" if device == "cpu" else f"{device} fp16"
 
 
-class Package:
-    """The `rwkv` package in a process of its own; a context manager.
+_READ_FLOATS = 64 << 20
+"""256 MiB: more than any cache."""
+_COPIED_BYTES = 512 << 20
+_MATRIX_SIZE = 8192
+_ROUNDS_PER_PEAK = 60_000
 
-    Raises:
-        RwkvBatchError: on entering if the package cannot load the model, later if its process ended.
+
+@dataclass(frozen=True)
+class Rates:
+    """One measurement: bytes of memory per second, operations per second; see `Limits`."""
+
+    read: float
+    fma: float
+    arithmetic: str = "fma"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of a machine: medians over the rounds, and the best round.
+
+    Attributes:
+        isa: the instruction set that is used, or the GPU's name and the precision of the products.
+        read_gb_s: memory read by all threads, 10^9 bytes per second; on a GPU bytes read and written in a copy.
+        fma_gflop_s: fp32 operations in fused multiply-adds, two each; on a GPU operations of a large matrix product
+            in the model's precision.
+        arithmetic: which of these `fma_gflop_s` is: `fma` or `products`.
     """
 
-    def __init__(self, path: Path, threads: int, clock: Clock, strategy: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, str(path), threads, clock, strategy), daemon=True)
-
-    def __enter__(self) -> Package:
-        self._process.start()
-        self._receive()
-        return self
-
-    def measure(self, kind: Kind, size: int) -> float:
-        """Seconds for one token, a prompt of `size` tokens, one row's sampling, or the text."""
-        self._pipe.send((kind, size))
-        return self._receive()
-
-    def _receive(self) -> float:
-        try:
-            while not self._pipe.poll(0.5):
-                if not self._process.is_alive():
-                    raise EOFError
-            answer = self._pipe.recv()
-        except EOFError:
-            raise RwkvBatchError("the process with the `rwkv` package ended early") from None
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pipe.close()
-        self._process.join(timeout=5)
-        if self._process.is_alive():
-            self._process.terminate()
+    isa: str
+    read_gb_s: float
+    best_read_gb_s: float
+    fma_gflop_s: float
+    best_fma_gflop_s: float
+    arithmetic: str = "fma"
 
 
-def _serve(pipe: Connection, path: str, threads: int, clock: Clock, strategy: str) -> None:
-    try:
-        package = _load(path, threads, clock, strategy)
-    except Exception as error:
-        pipe.send(error)
-        return
-    pipe.send(0.0)
-    while True:
-        try:
-            kind, size = pipe.recv()
-        except (EOFError, OSError):
-            return
-        pipe.send(package.measure(kind, size))
+@dataclass(frozen=True)
+class DeviceWork:
+    """Work that measures a device. Both functions may return before the device is done: the clock waits for it.
+
+    Attributes:
+        name: the `Limits.isa`. arithmetic: the `Limits.arithmetic`.
+        copy_bytes: bytes that `copy` reads, and writes if it does.
+        product_operations: floating-point operations of `multiply`.
+    """
+
+    name: str
+    arithmetic: str
+    copy: Callable[[], object]
+    copy_bytes: float
+    multiply: Callable[[], object]
+    product_operations: float
 
 
-def _load(path: str, threads: int, clock: Clock, strategy: str) -> _Loaded:
-    import torch
+def native_work(ops: CpuOps) -> DeviceWork:
+    """Reads memory and computes multiply-adds with the threads and instruction set of native operations."""
+    memory = np.ones(_READ_FLOATS, dtype=np.float32)
+    read, multiply = partial(ops.read_all, memory), partial(ops.multiply_add, _ROUNDS_PER_PEAK)
+    return DeviceWork(ops.isa, "fma", read, memory.nbytes, multiply, ops.operations(_ROUNDS_PER_PEAK))
 
+
+def torch_work(device: str, dtype: str) -> DeviceWork:
+    """Copies and products by torch on `device`, in the model's dtype (`fp32`, `bf16` or `fp16`)."""
+    source = torch.zeros(_COPIED_BYTES, dtype=torch.uint8, device=device)
+    copy = partial(torch.empty_like(source).copy_, source)
+    # Random, because a GPU that multiplies zeros needs less power and runs faster.
+    precision = DTYPES[dtype]  # pyright: ignore[reportArgumentType]
+    left, right = (torch.randn((_MATRIX_SIZE, _MATRIX_SIZE), device=device).to(precision) for _ in range(2))
+    multiply = partial(torch.mm, left, right, out=torch.empty_like(left))
+    name = f"{torch.cuda.get_device_name(device)}, {dtype} products"
+    return DeviceWork(name, "products", copy, 2.0 * _COPIED_BYTES, multiply, 2.0 * _MATRIX_SIZE**3)
+
+
+@dataclass
+class Meter:
+    """Measures both limits. They change with the load of the machine, so each call of `measure` measures them again.
+
+    Args:
+        work: None for a backend whose limits cannot be measured.
+        clock: must wait for the device, see `device_clock`.
+    """
+
+    work: DeviceWork | None
+    clock: Clock = WALL
+    _measured: list[Rates] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: Model, *, processor_time: bool = False) -> Meter:
+        """The meter and clock for the backend and device of `model`.
+
+        Raises:
+            UsageError: processor time of a model on a GPU.
+        """
+        ops, spec = native_ops(model), model.spec
+        if spec.device != "cpu" and processor_time:
+            raise UsageError("--cpu-time measures the time of a CPU thread, but the model is on a GPU")
+        clock = PROCESSOR if processor_time else device_clock(spec.device)
+        if spec.backend.startswith("cuda"):
+            return cls(torch_work(spec.device, spec.dtype), clock)
+        return cls(None if ops is None else native_work(ops), clock)
+
+    def measure(self) -> Rates | None:
+        """Measure both limits once; None if they cannot be measured."""
+        work = self.work
+        if work is None:
+            return None
+        read = best_rate(work.copy, work.copy_bytes, self.clock)
+        self._measured.append(
+            Rates(read, best_rate(work.multiply, work.product_operations, self.clock), work.arithmetic)
+        )
+        return self._measured[-1]
+
+    def found(self) -> Limits | None:
+        """Medians and best of the measurements; None if there are none."""
+        if self.work is None or not self._measured:
+            return None
+        reads = [rates.read / 1e9 for rates in self._measured]
+        peaks = [rates.fma / 1e9 for rates in self._measured]
+        return Limits(self.work.name, median(reads), max(reads), median(peaks), max(peaks), self.work.arithmetic)
+
+
+def best_rate(once: Callable[[], object], amount: float, clock: Clock) -> float:
+    """The amount per second, the best of three calls."""
+    return amount / min(timed(clock, once) for _ in range(3))
+
+
+def native_ops(model: Model) -> CpuOps | None:
+    """The native operations that `model` runs on, or None."""
+    if not isinstance(model, Rwkv7Model) or model.ops.name != "cpu":
+        return None
+    from rwkvbatch.model.ops.cpu import CpuOps
+
+    return model.ops if isinstance(model.ops, CpuOps) else None
+
+
+def device_clock(device: str) -> Clock:
+    """Wall time after `device` has finished its work. Can be sent to another process."""
+    return WALL if device == "cpu" else partial(_time_when_done, device)
+
+
+def _time_when_done(device: str) -> float:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    elif device == "mps":
+        torch.mps.synchronize()
+    return WALL()
+
+
+@contextmanager
+def rwkv_package(path: Path, threads: int, clock: Clock, strategy: str) -> Generator[Callable[[Kind, int], float]]:
+    """A function that measures the `rwkv` package in a process of its own.
+
+    It returns the seconds for one token, a prompt of that many tokens, one row's sampling, or the text.
+
+    Raises:
+        RwkvBatchError: the package cannot load the model, or its process ended.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+
+        def call(function: Callable[..., Any], *arguments: Any) -> Any:
+            try:
+                return pool.submit(function, *arguments).result()
+            except BrokenProcessPool:
+                raise RwkvBatchError("the process with the `rwkv` package ended early") from None
+
+        call(_load_package, path, threads, clock, strategy)
+        yield partial(call, _measure_package)
+
+
+def _load_package(path: Path, threads: int, clock: Clock, strategy: str) -> None:
     from rwkvbatch.model.checkpoint import open_checkpoint
     from rwkvbatch.model.upstream import load_package_model
 
+    global _loaded
     torch.set_num_threads(threads)
-    with open_checkpoint(Path(path)) as checkpoint:
+    with open_checkpoint(path) as checkpoint:
         vocab_size = checkpoint.architecture.vocab_size
-        return _Loaded(load_package_model(checkpoint, strategy), vocab_size, clock)
+        _loaded = _Package(load_package_model(checkpoint, strategy), vocab_size, clock)
 
 
-class _Loaded:
+def _measure_package(kind: Kind, size: int) -> float:
+    return _loaded.measure(kind, size)
+
+
+class _Package:
     """The package's model, sampling and tokenizer, called as in its own examples."""
 
     def __init__(self, model: Any, vocab_size: int, clock: Clock) -> None:
-        import numpy as np
         import rwkv
         from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
         from rwkv.utils import PIPELINE
@@ -237,31 +354,32 @@ class _Loaded:
         self._model = model
         self._clock = clock
         self._vocab_size = vocab_size
-        self._state = model.generate_zero_state()
         self._generator = np.random.default_rng(0)
         self._pipeline = PIPELINE.__new__(PIPELINE)
         self._tokenizer = TRIE_TOKENIZER(str(Path(next(iter(rwkv.__path__))) / "rwkv_vocab_v20230424.txt"))
-        self._logits, self._state = model.forward([1], self._state)
+        self._logits, self._state = model.forward([1], model.generate_zero_state())
 
+    @torch.no_grad()
     def measure(self, kind: Kind, size: int) -> float:
-        import torch
+        match kind:
+            case "decode":
+                token = int(self._generator.integers(1, self._vocab_size))
+                start = self._clock()
+                self._logits, self._state = self._model.forward([token], self._state)
+            case "prompt":
+                tokens = self._generator.integers(1, self._vocab_size, size).tolist()
+                state = self._model.generate_zero_state()
+                start = self._clock()
+                self._model.forward(tokens, state)
+            case "sample":
+                logits = self._logits.float().clone()
+                start = self._clock()
+                self._pipeline.sample_logits(logits, temperature=TEMPERATURE, top_p=TOP_P, top_k=0)
+            case "tokenize":
+                start = self._clock()
+                self._tokenizer.encode(TEXT)
+        return self._clock() - start
 
-        with torch.no_grad():
-            match kind:
-                case "decode":
-                    token = int(self._generator.integers(1, self._vocab_size))
-                    start = self._clock()
-                    self._logits, self._state = self._model.forward([token], self._state)
-                case "prompt":
-                    tokens = self._generator.integers(1, self._vocab_size, size).tolist()
-                    state = self._model.generate_zero_state()
-                    start = self._clock()
-                    self._model.forward(tokens, state)
-                case "sample":
-                    logits = self._logits.float().clone()
-                    start = self._clock()
-                    self._pipeline.sample_logits(logits, temperature=TEMPERATURE, top_p=TOP_P, top_k=0)
-                case "tokenize":
-                    start = self._clock()
-                    self._tokenizer.encode(TEXT)
-            return self._clock() - start
+
+_loaded: _Package
+"""In the package's process only."""

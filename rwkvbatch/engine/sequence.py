@@ -13,8 +13,7 @@ from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, ReplyTimi
 from rwkvbatch.engine.sampling import Penalties, SampleRow, gather
 from rwkvbatch.engine.scheduler import Chunk, SequenceState
 from rwkvbatch.model.base import Choices, RaggedBatch, SampleBatch
-from rwkvbatch.prompt.decoding import TextStream
-from rwkvbatch.prompt.tokenizer import Tokenizer
+from rwkvbatch.prompt.tokenizer import TextStream, Tokenizer
 
 
 def closed_history(

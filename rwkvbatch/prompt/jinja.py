@@ -14,11 +14,10 @@ it has access to nothing but its text. See `docs/prompts.md`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, TypeGuard
+from collections.abc import Generator
+from contextlib import contextmanager
+from traceback import walk_tb
+from typing import Any, NoReturn
 
 from jinja2 import StrictUndefined, TemplateSyntaxError, nodes
 from jinja2 import TemplateError as JinjaError
@@ -27,7 +26,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rwkvbatch.config import ThinkMode
 from rwkvbatch.errors import TemplateError
-from rwkvbatch.prompt.templates import THINK_OPENINGS, clean, prelude_text, with_thinking
+from rwkvbatch.prompt.templates import THINK_OPENINGS, PromptTemplate, clean, read_text
 
 MAX_TEMPLATE_BYTES = 64 * 1024
 MAX_OUTPUT_CHARACTERS = 16_000_000
@@ -39,7 +38,6 @@ _STATEMENTS: tuple[type[nodes.Node], ...] = (
     nodes.Name, nodes.Const, nodes.CondExpr, nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not,
     nodes.Add, nodes.Filter, nodes.Test, nodes.List, nodes.Tuple,
 )  # fmt: skip
-_FAILURES = (JinjaError, RecursionError, MemoryError, TypeError, ValueError)
 _HINT = "see docs/prompts.md for what a prompt template may contain"
 
 
@@ -80,140 +78,97 @@ class _Environment(ImmutableSandboxedEnvironment):
         return value
 
 
-class _Source:
-    """A compiled template file: `module` runs it in a thinking mode, `render` runs one of its macros."""
+class JinjaTemplate(PromptTemplate):
+    """A template file, named `path` in messages. Each macro is rendered once, to find errors before the first turn.
 
-    def __init__(self, source: str, path: str) -> None:
-        self.path = path
-        self._environment = _Environment()
-        try:
-            _check_tree(self._environment.parse(source), path)
-            self._compiled = self._environment.from_string(source)
-        except _FAILURES as error:
-            raise self._failure(error, "") from None
-
-    def module(self, think: ThinkMode) -> Any:
-        self._environment.left = MAX_OUTPUT_CHARACTERS
-        try:
-            return self._compiled.make_module({"think": think})
-        except _FAILURES as error:
-            raise self._failure(error, "") from None
-
-    def render(self, module: Any, name: str, text: str) -> str:
-        macro = getattr(module, name, None)
-        if not isinstance(macro, Macro):
-            hint = f"add {{% macro {name}(text) %}}; {_HINT}"
-            raise TemplateError(f"defines no macro {name!r}", path=self.path, hint=hint)
-        self._environment.left = MAX_OUTPUT_CHARACTERS
-        try:
-            return str(macro(text))
-        except _FAILURES as error:
-            raise self._failure(error, f"in the macro {name!r}: ") from None
-
-    def _failure(self, error: Exception, prefix: str) -> TemplateError:
-        if isinstance(error, RecursionError | MemoryError):
-            return TemplateError(f"{prefix}nested too deeply", path=self.path, hint=_HINT)
-        line = error.lineno if isinstance(error, TemplateSyntaxError) else self._line(error)
-        return TemplateError(f"{prefix}{error}", path=self.path, line=line, hint=_HINT)
-
-    def _line(self, error: BaseException) -> int | None:
-        """The template's line of a rendering error, from the frames of its compiled code."""
-        trace, line = error.__traceback__, None
-        while trace is not None:
-            if trace.tb_frame.f_code.co_filename == "<template>":
-                line = self._compiled.get_corresponding_lineno(trace.tb_lineno)
-            trace = trace.tb_next
-        return line
-
-
-@dataclass(frozen=True)
-class JinjaTemplate:
-    """A template file as a `PromptTemplate`.
-
-    `render` renders one of its macros with a text; `render_past` does the same without thinking.
+    Raises:
+        TemplateError: `source` is not a template, or uses a forbidden construct (file and line).
     """
 
-    closing: str
-    stops: tuple[str, ...]
-    think: ThinkMode
-    render: Callable[[str, str], str]
-    render_past: Callable[[str, str], str]
+    def __init__(self, source: str, path: str, think: ThinkMode) -> None:
+        self._path = path
+        self._environment = _Environment()
+        with self._guarded():
+            _check_tree(self._environment.parse(source), path)
+            self._compiled = self._environment.from_string(source)
+        self._now, self._past = self._module(think), self._module("off")
+        for module in (self._now, self._past):
+            for name in _MACROS:
+                self._render(module, name, "text")
+        closing: Any = getattr(self._now, "closing", "\n\n")
+        if not isinstance(closing, str):
+            raise TemplateError("`closing` must be a text", path=path, hint=_HINT)
+        stops: Any = getattr(self._now, "stops", (closing,) if closing else ())
+        if type(stops) not in (list, tuple) or not all(isinstance(stop, str) and stop for stop in stops):
+            raise TemplateError("`stops` must be a list of texts, none empty", path=path, hint=_HINT)
+        super().__init__(think, closing, tuple(stops))
 
-    def opening(self, system: str | None, prelude: str | None) -> str:
-        cleaned = clean(system or "")
-        return (self.render("system", cleaned) if cleaned else "") + prelude_text(prelude, self.closing)
+    def _system(self, text: str) -> str:
+        return self._render(self._now, "system", text)
 
     def turn(self, user: str) -> str:
-        text = self.render("user", clean(user))
+        text = self._render(self._now, "user", clean(user))
         begun = THINK_OPENINGS[self.think]
         return text + (begun.lstrip() if text[-1:].isspace() else begun)
 
     def past_turn(self, user: str) -> str:
-        return self.render_past("user", clean(user))
+        return self._render(self._past, "user", clean(user))
 
     def reply(self, text: str) -> str:
-        return self.render_past("reply", clean(text))
+        return self._render(self._past, "reply", clean(text))
 
-    def shown_reply(self, text: str) -> str:
-        return with_thinking(THINK_OPENINGS[self.think], text)
+    def _module(self, think: ThinkMode) -> Any:
+        with self._guarded():
+            return self._compiled.make_module({"think": think})
+
+    def _render(self, module: Any, name: str, text: str) -> str:
+        macro = getattr(module, name, None)
+        if not isinstance(macro, Macro):
+            hint = f"add {{% macro {name}(text) %}}; {_HINT}"
+            raise TemplateError(f"defines no macro {name!r}", path=self._path, hint=hint)
+        with self._guarded(f"in the macro {name!r}: "):
+            return str(macro(text))
+
+    @contextmanager
+    def _guarded(self, prefix: str = "") -> Generator[None]:
+        """Gives one rendering its budget of characters; turns its errors into `TemplateError`."""
+        self._environment.left = MAX_OUTPUT_CHARACTERS
+        try:
+            yield
+        except (RecursionError, MemoryError):
+            raise TemplateError(f"{prefix}nested too deeply", path=self._path, hint=_HINT) from None
+        except (JinjaError, TypeError, ValueError) as error:
+            line = error.lineno if isinstance(error, TemplateSyntaxError) else self._line(error)
+            raise TemplateError(f"{prefix}{error}", path=self._path, line=line, hint=_HINT) from None
+
+    def _line(self, error: BaseException) -> int | None:
+        """The template's line of a rendering error, from the frames of its compiled code."""
+        lines = [number for frame, number in walk_tb(error.__traceback__) if frame.f_code.co_filename == "<template>"]
+        return self._compiled.get_corresponding_lineno(lines[-1]) if lines else None
 
 
 def read_template(path: str, think: ThinkMode) -> JinjaTemplate:
-    """The prompt template in a file. Each macro is rendered once, to find errors before anything is generated.
+    """The prompt template in a file.
 
     Raises:
         TemplateError: the file cannot be read, is not a template, or uses a forbidden construct (file and line).
     """
-    return parse_template(_read_source(path), path, think)
-
-
-def parse_template(text: str, path: str, think: ThinkMode) -> JinjaTemplate:
-    """Like `read_template`, from a text; `path` is for messages."""
-    source = _Source(text, path)
-    now, past = source.module(think), source.module("off")
-    for module in (now, past):
-        for name in _MACROS:
-            source.render(module, name, "text")
-    closing: Any = getattr(now, "closing", "\n\n")
-    if not isinstance(closing, str):
-        raise TemplateError("`closing` must be a text", path=path, hint=_HINT)
-    stops: Any = getattr(now, "stops", (closing,) if closing else ())
-    if not _is_texts(stops):
-        raise TemplateError("`stops` must be a list of texts, none empty", path=path, hint=_HINT)
-    return JinjaTemplate(closing, tuple(stops), think, partial(source.render, now), partial(source.render, past))
-
-
-def _is_texts(value: Any) -> TypeGuard[Sequence[str]]:
-    items: list[Any] = list(value) if isinstance(value, list | tuple) else [None]  # pyright: ignore[reportUnknownArgumentType]
-    return all(isinstance(item, str) and item for item in items)
-
-
-def _read_source(path: str) -> str:
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(MAX_TEMPLATE_BYTES + 1)
-        text = data.decode("utf-8")
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise TemplateError(f"cannot be read: {reason}", path=path, hint="name a UTF-8 text file") from None
-    if len(data) > MAX_TEMPLATE_BYTES:
-        raise TemplateError(f"is larger than {MAX_TEMPLATE_BYTES} bytes", path=path, hint=_HINT)
-    return text
+        source = read_text(path, MAX_TEMPLATE_BYTES)
+    except ValueError as error:
+        raise TemplateError(str(error), path=path, hint=_HINT) from None
+    return JinjaTemplate(source, path, think)
 
 
-def _check_tree(tree: nodes.Template, path: str) -> None:
-    for node in _descendants(tree):
-        name = type(node).__name__
-        if not isinstance(node, _STATEMENTS):
-            raise TemplateError(f"{name} is not allowed in a prompt template", path=path, line=node.lineno, hint=_HINT)
-        if isinstance(node, nodes.List | nodes.Tuple) and not all(isinstance(item, nodes.Const) for item in node.items):
-            raise TemplateError("a list may only contain constants", path=path, line=node.lineno, hint=_HINT)
-        if isinstance(node, nodes.Macro) and [argument.name for argument in node.args] != ["text"]:
-            raise TemplateError(f"the macro {node.name!r} must take `text`", path=path, line=node.lineno, hint=_HINT)
+def _check_tree(tree: nodes.Node, path: str) -> None:
+    def refuse(message: str) -> NoReturn:
+        raise TemplateError(message, path=path, line=tree.lineno, hint=_HINT)
 
-
-def _descendants(tree: nodes.Node) -> list[nodes.Node]:
-    found: list[nodes.Node] = [tree]
-    for node in found:
-        found += node.iter_child_nodes()
-    return found
+    if not isinstance(tree, _STATEMENTS):
+        refuse(f"{type(tree).__name__} is not allowed in a prompt template")
+    if isinstance(tree, nodes.List | nodes.Tuple) and not all(isinstance(item, nodes.Const) for item in tree.items):
+        refuse("a list may only contain constants")
+    if isinstance(tree, nodes.Macro) and [argument.name for argument in tree.args] != ["text"]:
+        refuse(f"the macro {tree.name!r} must take `text`")
+    for child in tree.iter_child_nodes():
+        _check_tree(child, path)

@@ -16,10 +16,9 @@ cards.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from rwkvbatch.config import CellSettings, Prompting, ThinkMode
 from rwkvbatch.errors import UsageError
@@ -47,11 +46,6 @@ THINK_REQUESTS: Mapping[ThinkMode, str] = {"short": " think a bit", "long": " th
 """The end of a user's text that asks for little or much thinking."""
 
 
-def with_thinking(begun: str, text: str) -> str:
-    """A generated reply after the beginning of its thinking part, `begun`, in the prompt; stripped."""
-    return (begun + text).strip()
-
-
 PRELUDES: Mapping[str, str] = {
     "api-demo-chat": (
         "User: hi\n\n"
@@ -64,6 +58,23 @@ PRELUDES: Mapping[str, str] = {
 MAX_PRELUDE_BYTES = 1_000_000
 
 
+def read_text(path: str, max_bytes: int) -> str:
+    """The content of a UTF-8 file.
+
+    Raises:
+        ValueError: it cannot be read, is not UTF-8, or is larger than `max_bytes`; the message says which.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(max_bytes + 1)
+        text = data.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > max_bytes:
+        raise ValueError(f"is larger than {max_bytes} bytes")
+    return text
+
+
 def load_prelude(name_or_path: str) -> str:
     """The text of a prelude: one of `PRELUDES`, or the content of a file.
 
@@ -72,25 +83,15 @@ def load_prelude(name_or_path: str) -> str:
     """
     if name_or_path in PRELUDES:
         return PRELUDES[name_or_path]
-    hint = f"name a text file, or one of {', '.join(PRELUDES)}"
     try:
-        with Path(name_or_path).open("rb") as file:
-            data = file.read(MAX_PRELUDE_BYTES + 1)
-        text = data.decode("utf-8-sig")
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise UsageError(f"--prelude {name_or_path}: cannot be read: {reason}", hint=hint) from None
-    if len(data) > MAX_PRELUDE_BYTES:
-        raise UsageError(f"--prelude {name_or_path}: larger than {MAX_PRELUDE_BYTES} bytes", hint=hint)
-    return text
+        return read_text(name_or_path, MAX_PRELUDE_BYTES)
+    except ValueError as error:
+        hint = f"name a text file, or one of {', '.join(PRELUDES)}"
+        raise UsageError(f"--prelude {name_or_path}: {error}", hint=hint) from None
 
 
 def prompting_of(settings: CellSettings) -> Prompting:
-    """How turns become text under `settings`; reads the prelude's file.
-
-    Raises:
-        UsageError: as `load_prelude`.
-    """
+    """How turns become text under `settings`; reads the prelude's file and raises as `load_prelude`."""
     text = None if settings.prelude is None else load_prelude(settings.prelude)
     return Prompting(think=settings.think, history=settings.history, template=settings.template, prelude=text)
 
@@ -101,57 +102,53 @@ def prelude_text(prelude: str | None, closing: str) -> str:
     return text.removesuffix(closing.strip()).rstrip() + closing if text else ""
 
 
-class PromptTemplate(Protocol):
-    """A template of segments. Nothing is added between their texts."""
+class PromptTemplate(ABC):
+    """A template of segments. Nothing is added between their texts.
 
-    @property
-    def closing(self) -> str:
-        """The text that closes a turn; read after a reply that did not end with it."""
-        ...
+    Attributes:
+        think: the thinking mode.
+        closing: the text that closes a turn; read after a reply that did not end with it.
+        stops: texts that end a reply, besides token 0.
+    """
 
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """Texts that end a reply, besides token 0."""
-        ...
+    def __init__(self, think: ThinkMode, closing: str, stops: tuple[str, ...]) -> None:
+        self.think: ThinkMode = think
+        self.closing = closing
+        self.stops = stops
 
     def opening(self, system: str | None, prelude: str | None) -> str:
         """The text before the first turn; may be empty."""
-        ...
+        cleaned = clean(system or "")
+        return (self._system(cleaned) if cleaned else "") + prelude_text(prelude, self.closing)
 
+    @abstractmethod
+    def _system(self, text: str) -> str: ...
+
+    @abstractmethod
     def turn(self, user: str) -> str:
         """A user message and the beginning of the generated reply."""
-        ...
 
+    @abstractmethod
     def past_turn(self, user: str) -> str:
         """A user message whose reply is given (a reference): `turn` without any thinking."""
-        ...
 
+    @abstractmethod
     def reply(self, text: str) -> str:
         """A given reply as it follows `past_turn`, with the closing text."""
-        ...
 
     def shown_reply(self, text: str) -> str:
         """A generated reply as displayed: stripped, with the beginning of the thinking part from the prompt."""
-        ...
+        return (THINK_OPENINGS[self.think] + text).strip()
 
 
-@dataclass(frozen=True)
-class OfficialTemplate:
+class OfficialTemplate(PromptTemplate):
     """`System: s`, `User: x`, `Assistant:`, a blank line after each."""
 
-    think: ThinkMode = "off"
+    def __init__(self, think: ThinkMode = "off") -> None:
+        super().__init__(think, "\n\n", ("\n\n" if think == "off" else "\nUser:",))
 
-    @property
-    def closing(self) -> str:
-        return "\n\n"
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        return ("\n\n",) if self.think == "off" else ("\nUser:",)
-
-    def opening(self, system: str | None, prelude: str | None) -> str:
-        cleaned = clean(system or "")
-        return (f"System: {cleaned}\n\n" if cleaned else "") + prelude_text(prelude, self.closing)
+    def _system(self, text: str) -> str:
+        return f"System: {text}\n\n"
 
     def turn(self, user: str) -> str:
         return f"User: {clean(user)}{THINK_REQUESTS.get(self.think, '')}\n\nAssistant:{THINK_OPENINGS[self.think]}"
@@ -161,9 +158,6 @@ class OfficialTemplate:
 
     def reply(self, text: str) -> str:
         return f" {clean(text)}\n\n"
-
-    def shown_reply(self, text: str) -> str:
-        return with_thinking(THINK_OPENINGS[self.think], text)
 
 
 def load_template(prompting: Prompting) -> PromptTemplate:

@@ -1,4 +1,4 @@
-"""The World tokenizer: greedy longest match over UTF-8 bytes, with the same ids as the `rwkv` package for any text.
+"""The World tokenizer (the same ids as the `rwkv` package for any text), and incremental decoding up to a stop text.
 
 A model with a smaller vocabulary uses the entries with ids below its size. Ids 1 to 256 are the single bytes, so a
 vocabulary of 257 can encode any text.
@@ -10,6 +10,7 @@ therefore split there into pieces, whose tokens are cached.
 from __future__ import annotations
 
 import ast
+import codecs
 import hashlib
 import re
 from collections.abc import Sequence
@@ -18,11 +19,10 @@ from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol
 
 from rwkvbatch.errors import InputError, UsageError
 from rwkvbatch.files import OS_FILES, PRIVATE_MODE, replace_file
-from rwkvbatch.prompt.decoding import decode_utf8
 
 FILE_NAME = "rwkv_vocab_v20230424.txt"
 _MAGIC = b"rwkvbatch vocabulary 1\n"
@@ -55,7 +55,10 @@ def load_entries(path: Path | None = None, cache: Path | None = None) -> tuple[b
         InputError: the file cannot be read, or a line is not an entry (file and line).
     """
     path = path or vocabulary_path()
-    cache = cache or _default_cache()
+    if cache is None:
+        from platformdirs import user_cache_path
+
+        cache = user_cache_path("rwkvbatch") / "world-vocabulary-1.bin"
     try:
         source = path.read_bytes()
     except OSError as error:
@@ -102,25 +105,17 @@ def pack(entries: tuple[bytes, ...]) -> bytes:
     return len(entries).to_bytes(4, "little") + bytes(map(len, entries)) + b"".join(entries)
 
 
-def _unpack(packed: bytes) -> tuple[bytes, ...]:
-    count = int.from_bytes(packed[:4], "little")
-    lengths, text = packed[4 : 4 + count], packed[4 + count :]
-    return tuple([text[begin:end] for begin, end in pairwise(accumulate(lengths, initial=0))])
-
-
-def _default_cache() -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path("rwkvbatch") / "world-vocabulary-1.bin"
-
-
 def _read_cache(cache: Path, source_hash: bytes) -> tuple[bytes, ...] | None:
     try:
         content = cache.read_bytes()
     except OSError:
         return None
     head, packed = content[: len(_MAGIC) + 2 * _HASH_BYTES], content[len(_MAGIC) + 2 * _HASH_BYTES :]
-    return _unpack(packed) if head == _MAGIC + source_hash + hashlib.sha256(packed).digest() else None
+    if head != _MAGIC + source_hash + hashlib.sha256(packed).digest():
+        return None
+    count = int.from_bytes(packed[:4], "little")
+    lengths, text = packed[4 : 4 + count], packed[4 + count :]
+    return tuple([text[begin:end] for begin, end in pairwise(accumulate(lengths, initial=0))])
 
 
 def _write_cache(cache: Path, source_hash: bytes, entries: tuple[bytes, ...]) -> None:
@@ -130,6 +125,17 @@ def _write_cache(cache: Path, source_hash: bytes, entries: tuple[bytes, ...]) ->
     with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         replace_file(OS_FILES, cache, [content], mode=PRIVATE_MODE, durable=False, unique=True)
+
+
+REPLACEMENT = "\ufffd"
+
+# `surrogateescape` maps each undecodable byte to one of these, which no valid UTF-8 decodes to.
+_ESCAPED_RUN = re.compile("[\udc80-\udcff]+")
+
+
+def decode_utf8(data: bytes) -> str:
+    """`data` as text; each run of invalid bytes becomes one U+FFFD."""
+    return _ESCAPED_RUN.sub(REPLACEMENT, data.decode("utf-8", "surrogateescape"))
 
 
 MIN_VOCAB_SIZE = 257
@@ -144,7 +150,6 @@ _PIECE = re.compile(rb"[^A-Za-z0-9]*+(?:[A-Za-z0-9]++[\x80-\xff][^A-Za-z0-9]*+)*
 """From one word end to the next; the matches cover the text, and the last one is empty."""
 
 _BEGINNING_BYTES = 4
-_Known = TypeVar("_Known")
 
 
 class Tokenizer(Protocol):
@@ -284,7 +289,97 @@ def _longer_by_beginning(id_of: dict[bytes, int]) -> dict[bytes, tuple[int, ...]
     return {beginning: tuple(sorted(lengths, reverse=True)) for beginning, lengths in found.items()}
 
 
-def _store(memory: dict[bytes, _Known], key: bytes, value: _Known) -> None:
+def _store(memory: dict[bytes, Any], key: bytes, value: Any) -> None:
     if len(memory) >= MAX_CACHED:
         memory.clear()
     memory[key] = value
+
+
+class Utf8Stream:
+    """`decode_utf8` of bytes that arrive in pieces."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._in_invalid_run = False
+
+    def push(self, data: bytes, *, final: bool = False) -> str:
+        """The characters that `data` completes; with `final` also an incomplete one."""
+        escaped = self._decoder.decode(data, final)
+        if not escaped:
+            return ""
+        text = _ESCAPED_RUN.sub(REPLACEMENT, escaped)
+        if self._in_invalid_run and _ESCAPED_RUN.match(escaped):
+            text = text[1:]
+        self._in_invalid_run = _ESCAPED_RUN.match(escaped[-1]) is not None
+        return text
+
+
+class TextStream:
+    """The text of a growing reply, up to its first stop text.
+
+    The stop text that is complete first ends the text (of two that end at the same character, the longer one), wherever
+    token borders are. A piece is returned once it can be part of neither an incomplete character nor a stop text.
+
+    Attributes:
+        stopped_by: the stop text that ended the reply, or None.
+        held: whole characters not returned yet, because they may begin a stop text.
+
+    Raises:
+        UsageError: a stop text is empty.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+        if "" in stops:
+            raise UsageError("a stop text must not be empty", hint="remove it")
+        self.stopped_by: str | None = None
+        self.held = ""
+        self._tokenizer = tokenizer
+        self._utf8 = Utf8Stream()
+        self._stops = tuple(stops)
+        self._pieces: list[str] = []
+        self._ended = False
+
+    @property
+    def text(self) -> str:
+        """The returned pieces, joined; after `finish` all text of the reply without the stop text."""
+        if len(self._pieces) > 1:
+            self._pieces = ["".join(self._pieces)]
+        return self._pieces[0] if self._pieces else ""
+
+    def push(self, token: int) -> str:
+        """The text that is certain after `token`; empty after a stop text or `finish`."""
+        return "" if self._ended else self._take(self._utf8.push(self._tokenizer.token_bytes(token)))
+
+    def finish(self) -> str:
+        """The rest of the text. An incomplete character becomes U+FFFD."""
+        if self._ended:
+            return ""
+        piece = self._take(self._utf8.push(b"", final=True))
+        if self.stopped_by is None:
+            piece += self._return(self.held)
+        self.held, self._ended = "", True
+        return piece
+
+    def _take(self, new: str) -> str:
+        window = self.held + new
+        # What ends first, and of these the longest.
+        if found := [(window.index(stop) + len(stop), -len(stop), stop) for stop in self._stops if stop in window]:
+            end, _, self.stopped_by = min(found)
+            self.held, self._ended = "", True
+            return self._return(window[: end - len(self.stopped_by)])
+        num_returned = len(window) - max([_num_begun(stop, window) for stop in self._stops], default=0)
+        self.held = window[num_returned:]
+        return self._return(window[:num_returned])
+
+    def _return(self, piece: str) -> str:
+        if piece:
+            self._pieces.append(piece)
+        return piece
+
+
+def _num_begun(stop: str, text: str) -> int:
+    """The length of the longest proper beginning of `stop` that `text` ends with."""
+    length = min(len(stop) - 1, len(text))
+    while length and not text.endswith(stop[:length]):
+        length -= 1
+    return length

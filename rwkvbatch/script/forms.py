@@ -11,36 +11,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
-from rwkvbatch.script.native import (
-    OPENAI_PARAM_NAMES,
-    Message,
-    Role,
-    Shape,
-    from_openai,
-    read_id,
-    read_native,
-    read_tags,
-    to_turns,
-)
+from rwkvbatch.script.native import Message, Role, Shape, parse_params, read_id, read_native, read_tags, to_turns
 from rwkvbatch.script.records import Conversation, SourceLine, Turn, is_array, is_object, refuse, shown, type_name
 
-_ROLES: Mapping[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
+_ROLE_NAMES: Mapping[Role, tuple[str, ...]] = {
+    "system": ("system", "developer"),
+    "user": ("user", "human"),
+    "assistant": ("assistant", "gpt", "chatgpt", "bing", "bard", "model"),
 }
+_ROLES: Mapping[str, Role] = {name: role for role, names in _ROLE_NAMES.items() for name in names}
+_OPENAI_PARAMS = (
+    "temperature",
+    "top_p",
+    "max_tokens",
+    "max_completion_tokens",
+    "seed",
+    "stop",
+    "presence_penalty",
+    "frequency_penalty",
+)
 _CHANGING_FIELDS = ("tools", "functions", "tool_choice", "function_call", "logit_bias", "response_format")
 """Fields of a request that change its reply and have no counterpart here."""
 
@@ -69,7 +64,7 @@ class _OpenAiMessage(_Lenient):
 
 
 class _OpenAi(_Lenient):
-    also_known: ClassVar[frozenset[str]] = OPENAI_PARAM_NAMES
+    also_known: ClassVar[frozenset[str]] = frozenset(_OPENAI_PARAMS)
     messages: list[Any]
 
 
@@ -97,34 +92,15 @@ class _MtBench(_Lenient):
     reference: list[str | None] | None = None
 
 
-def read_openai(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
-    """A line with OpenAI chat messages and optional sampling fields.
-
-    Raises:
-        ScriptError: a wrong value, or a field that has no counterpart here (tools, images).
-    """
-    return _from_request(line, source, default_id, "")
-
-
-def read_openai_batch(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
-    """A request of OpenAI's batch API; `custom_id` is the conversation's id.
-
-    Raises:
-        ScriptError: as `read_openai`, or not a chat request.
-    """
+def _read_openai_batch(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
     raw = _OpenAiBatch.read(line, source)
     if raw.url is not None and not raw.url.endswith("/chat/completions"):
         hint = "only chat requests can be replayed"
         refuse(source, f"url: must be of chat completions, got {shown(raw.url)}", hint)
-    return _from_request(raw.body, source, read_id(raw.custom_id, default_id, source, "custom_id"), "body")
+    return _read_openai_chat(raw.body, source, read_id(raw.custom_id, default_id, source, "custom_id"), "body")
 
 
-def read_sharegpt(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
-    """A ShareGPT conversation: `from` is human or gpt (or user, assistant, system), `value` is the text.
-
-    Raises:
-        ScriptError: a wrong value, or an order of messages that cannot be replayed.
-    """
+def _read_sharegpt(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
     raw = _ShareGpt.read(line, source)
     messages = [Message("system", raw.system, "system")] if raw.system else []
     for at, item in enumerate(raw.conversations):
@@ -142,25 +118,22 @@ def read_sharegpt(line: Mapping[str, Any], source: SourceLine, default_id: str) 
     return Conversation(read_id(raw.id, default_id, source), *to_turns(messages, source), (), {}, source)
 
 
-def read_mt_bench(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
-    """An MT-Bench question: its turns, its references where they are not empty, its category as a tag.
-
-    Raises:
-        ScriptError: a wrong value, no turn, or more references than turns.
-    """
+def _read_mt_bench(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
+    """References where they are not empty; the category becomes a tag."""
     raw = _MtBench.read(line, source)
     references = raw.reference or []
     if not raw.turns:
         refuse(source, "turns: is empty, so there is nothing to reply to")
     if len(references) > len(raw.turns):
         refuse(source, f"reference: has {len(references)} texts for {len(raw.turns)} turns")
-    padded = [*references, *[None] * (len(raw.turns) - len(references))]
-    turns = tuple(Turn(user, reference or None) for user, reference in zip(raw.turns, padded, strict=True))
+    turns = tuple(Turn(user, reference or None) for user, reference in zip_longest(raw.turns, references))
     tags = read_tags([raw.category], source) if raw.category else ()
     return Conversation(read_id(raw.question_id, default_id, source, "question_id"), None, turns, tags, {}, source)
 
 
-def _from_request(request: Mapping[str, Any], source: SourceLine, conversation_id: str, where: str) -> Conversation:
+def _read_openai_chat(
+    request: Mapping[str, Any], source: SourceLine, conversation_id: str, where: str = ""
+) -> Conversation:
     prefix = f"{where}." if where else ""
     raw = _OpenAi.read(request, source, where)
     for name in _CHANGING_FIELDS:
@@ -168,14 +141,18 @@ def _from_request(request: Mapping[str, Any], source: SourceLine, conversation_i
             refuse(source, f"{prefix}{name}: has no counterpart here", "remove it from the line")
     if request.get("n") not in (None, 1):
         refuse(source, f"{prefix}n: must be 1, got {shown(request['n'])}", "use `--repeats` for several replies")
-    messages = [_read_message(item, source, f"{prefix}messages[{at}]") for at, item in enumerate(raw.messages)]
-    system, turns = to_turns(messages, source)
-    return Conversation(conversation_id, system, turns, (), from_openai(request, source, where or "line"), source)
-
-
-def _read_message(item: Any, source: SourceLine, where: str) -> Message:
-    raw = _OpenAiMessage.read(item, source, where)
-    return Message(_role(raw.role, source, f"{where}.role"), _content(raw.content, source, where), where)
+    messages: list[Message] = []
+    for at, item in enumerate(raw.messages):
+        place = f"{prefix}messages[{at}]"
+        one = _OpenAiMessage.read(item, source, place)
+        messages.append(Message(_role(one.role, source, f"{place}.role"), _content(one.content, source, place), place))
+    params = {name: request[name] for name in _OPENAI_PARAMS if request.get(name) is not None}
+    if "max_completion_tokens" in params:
+        params["max_tokens"] = params.pop("max_completion_tokens")
+    if isinstance(params.get("stop"), str):
+        params["stop"] = [params["stop"]]
+    parsed = parse_params(params, source, where or "line")
+    return Conversation(conversation_id, *to_turns(messages, source), (), parsed, source)
 
 
 def _role(name: str, source: SourceLine, where: str) -> Role:
@@ -193,18 +170,15 @@ def _content(content: Any, source: SourceLine, where: str) -> str:
         refuse(source, f"{where}.content: must be a string or an array of text parts, got {type_name(content)}")
     texts: list[str] = []
     for at, part in enumerate(content):
-        text = part.get("text") if is_object(part) else None
-        if not isinstance(text, str):
+        if not is_object(part) or not isinstance(part.get("text"), str):
             hint = "images, sounds and files cannot be replayed"
             refuse(source, f"{where}.content[{at}]: must be a text part", hint)
-        texts.append(text)
+        texts.append(part["text"])
     return "\n".join(texts)
 
 
-ReadForm = Callable[[Mapping[str, Any], SourceLine, str], Conversation]
-
 _NATIVE_KEYS = frozenset({"id", "tags", "params", "expect"})
-_OPENAI_KEYS = OPENAI_PARAM_NAMES | {
+_OPENAI_KEYS = frozenset(_OPENAI_PARAMS) | {
     "model", "tools", "functions", "stream", "user", "metadata", "n", "parallel_tool_calls"
 }  # fmt: skip
 
@@ -237,11 +211,11 @@ def _is_openai(line: Mapping[str, Any]) -> bool:
     )
 
 
-_FORMS: tuple[tuple[Callable[[Mapping[str, Any]], bool], ReadForm], ...] = (
-    (lambda line: "custom_id" in line or "body" in line, read_openai_batch),
-    (lambda line: "conversations" in line, read_sharegpt),
-    (lambda line: "turns" in line or "question_id" in line, read_mt_bench),
-    (_is_openai, read_openai),
+_FORMS: Sequence[tuple[Callable[[Mapping[str, Any]], bool], Callable[..., Conversation]]] = (
+    (lambda line: "custom_id" in line or "body" in line, _read_openai_batch),
+    (lambda line: "conversations" in line, _read_sharegpt),
+    (lambda line: "turns" in line or "question_id" in line, _read_mt_bench),
+    (_is_openai, _read_openai_chat),
     (lambda _: True, read_native),
 )
 """How each form is recognised, and what reads it; the first match wins."""

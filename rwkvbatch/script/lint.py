@@ -59,26 +59,19 @@ def lint(conversations: Iterable[Conversation], *, history: HistoryMode = "own")
 
 
 def _lint_one(conversation: Conversation, history: HistoryMode) -> Iterator[LintWarning]:
-    def warn(code: str, place: str, message: str, hint: str) -> LintWarning:
-        return LintWarning(code, conversation.source, conversation.id, place, message, hint)
-
-    for kind, place, content in _contents(conversation):
+    source, name = conversation.source, conversation.id
+    contents = [("system", "system", conversation.system)]
+    for number, turn in enumerate(conversation.turns):
+        contents.append(("user", f"turn {number}", turn.user))
+        contents.append(("reference", f"turn {number} reference", turn.reference))
+    for kind, place, content in contents:
         for rule in _RULES:
-            if kind in rule.only_in and (message := rule.found(content)) is not None:
-                yield warn(rule.code, place, message, rule.hint)
+            if content is not None and kind in rule.only_in and (message := rule.found(content)) is not None:
+                yield LintWarning(rule.code, source, name, place, message, rule.hint)
     for number, turn in enumerate(conversation.turns[:-1]):
         if history == "gold" and turn.reference is None:
             hint = "with `--history gold` the next turn sees the model's own reply; add an assistant message"
-            yield warn("missing-reference", f"turn {number}", "has no reference reply", hint)
-
-
-def _contents(conversation: Conversation) -> Iterator[tuple[str, str, str]]:
-    if conversation.system is not None:
-        yield "system", "system", conversation.system
-    for number, turn in enumerate(conversation.turns):
-        yield "user", f"turn {number}", turn.user
-        if turn.reference is not None:
-            yield "reference", f"turn {number} reference", turn.reference
+            yield LintWarning("missing-reference", source, name, f"turn {number}", "has no reference reply", hint)
 
 
 def _empty(text: str) -> str | None:
@@ -118,12 +111,7 @@ _RULES = (
     _Rule("empty-content", _empty, "write a text; an empty message is read as one", ("user", "system")),
     _Rule("empty-reference", _empty, "write a text, or remove the message", ("reference",)),
     _Rule("carriage-return", _carriage_return, r"write \n; \r\n is read as \n, other carriage returns stay"),
-    _Rule(
-        "blank-line",
-        _blank_line,
-        "a blank line ends a message in RWKV's format; it is read as one line end",
-        ("user", "system"),
-    ),
+    _Rule("blank-line", _blank_line, "it ends a message for RWKV, so it is read as one line end", ("user", "system")),
     _Rule("blank-line-in-reference", _blank_line, "no reply can have one: it ends there", ("reference",)),
     _Rule("outer-space", _outer_space, "it is not read; remove it"),
     _Rule("role-space", _role_end, "the template adds the role; remove it"),

@@ -1,8 +1,11 @@
-"""The native form of a conversation, the `defaults` line of a file, and what all forms share: ids, params, turns."""
+"""The native form of a conversation, the `defaults` line of a file, and what all forms share: ids, params, turns.
+
+All readers raise `ScriptError`, which names file, line and key, for an unknown key or a wrong value.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, ClassVar, Literal, Self
@@ -44,11 +47,7 @@ class Shape(BaseModel):
 
     @classmethod
     def read(cls, value: Any, source: SourceLine, where: str = "") -> Self:
-        """`value` as this shape.
-
-        Raises:
-            ScriptError: not an object, an unknown key, or a value of a wrong type.
-        """
+        """`value` as this shape."""
         if not is_object(value):
             refuse(source, f"{where}: must be an object, got {type_name(value)}")
         refuse_unknown_keys(value, cls.known_keys(), source, where, close_only=cls.lenient)
@@ -56,33 +55,22 @@ class Shape(BaseModel):
             return cls.model_validate(value)
         except ValidationError as error:
             first = error.errors()[0]
-            path = [where] if where else []
-            for part in first["loc"]:
-                if isinstance(part, int) and path:
-                    path[-1] += f"[{part}]"
-                else:
-                    path.append(str(part))
-            message = f"{'.'.join(path)}: {_reason(first['type'], first['msg'])}"
-            refuse(source, message + ("" if first["type"] == "missing" else f", got {shown(first['input'])}"))
+            place = where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+            reason = _REASONS.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
+            got = "" if first["type"] == "missing" else f", got {shown(first['input'])}"
+            refuse(source, f"{place.removeprefix('.')}: {reason}{got}")
 
 
-def _reason(kind: str, message: str) -> str:
-    reasons = {
-        "missing": "is missing",
-        "string_type": "must be a string",
-        "list_type": "must be an array",
-        "dict_type": "must be an object",
-    }
-    return reasons.get(kind, message[:1].lower() + message[1:])
+_REASONS = {
+    "missing": "is missing",
+    "string_type": "must be a string",
+    "list_type": "must be an array",
+    "dict_type": "must be an object",
+}
 
 
 def read_id(given: str | None, default: str, source: SourceLine, key: str = "id") -> str:
-    """The id of a conversation.
-
-    Raises:
-        ScriptError: it is empty, too long, or has characters that cannot be printed. Ids are never used as file names,
-            so `/` and `..` are allowed.
-    """
+    """The id of a conversation. Ids are never used as file names, so `/` and `..` are allowed."""
     if given is None:
         return default
     if not 0 < len(given) <= MAX_ID_LENGTH or not given.isprintable() or given != given.strip():
@@ -92,11 +80,7 @@ def read_id(given: str | None, default: str, source: SourceLine, key: str = "id"
 
 
 def read_tags(given: Sequence[str], source: SourceLine) -> tuple[str, ...]:
-    """Tags without repetition, in their order.
-
-    Raises:
-        ScriptError: as for an id.
-    """
+    """Tags without repetition, in their order; the same texts as ids."""
     return tuple(dict.fromkeys(read_id(tag, "", source, "tags") for tag in given))
 
 
@@ -104,25 +88,9 @@ SEED = "seed"
 _RECORDS: tuple[type[Settings], ...] = (Sampling, Stopping)
 PARAM_NAMES = frozenset({SEED, *ALIASES}.union(*(record.model_fields for record in _RECORDS)))
 
-_OPENAI_NAMES = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "max_tokens": "max_tokens",
-    "max_completion_tokens": "max_tokens",
-    "seed": SEED,
-    "stop": "stop",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-}
-OPENAI_PARAM_NAMES = frozenset(_OPENAI_NAMES)
-
 
 def parse_params(raw: Mapping[str, Any], source: SourceLine, where: str = "params") -> Mapping[str, Any]:
-    """Validated overrides, by the names of `config.Sampling` and `config.Stopping` (short names too), and `seed`.
-
-    Raises:
-        ScriptError: an unknown name, or a value that the setting cannot have.
-    """
+    """Validated overrides, by the names of `config.Sampling` and `config.Stopping` (short names too), and `seed`."""
     refuse_unknown_keys(raw, PARAM_NAMES, source, where)
     for name, value in raw.items():
         if isinstance(value, bool):
@@ -146,20 +114,6 @@ def parse_params(raw: Mapping[str, Any], source: SourceLine, where: str = "param
     return found
 
 
-def from_openai(raw: Mapping[str, Any], source: SourceLine, where: str) -> Mapping[str, Any]:
-    """The sampling fields of an OpenAI request as `params`; null stands for a field that is not there.
-
-    Raises:
-        ScriptError: a value that the setting cannot have.
-    """
-    renamed: dict[str, Any] = {}
-    for name, ours in _OPENAI_NAMES.items():
-        value = raw.get(name)
-        if value is not None:
-            renamed[ours] = [value] if ours == "stop" and isinstance(value, str) else value
-    return parse_params(renamed, source, where)
-
-
 Role = Literal["system", "user", "assistant"]
 
 
@@ -174,7 +128,7 @@ class Message:
     content: str
     where: str
     expect: Any = None
-    params: Any = None
+    params: Mapping[str, Any] | None = None
 
 
 def to_turns(messages: Sequence[Message], source: SourceLine) -> tuple[str | None, tuple[Turn, ...]]:
@@ -182,10 +136,6 @@ def to_turns(messages: Sequence[Message], source: SourceLine) -> tuple[str | Non
 
     Every user message begins a turn; an assistant message right after it is the turn's reference. Of two user messages
     in a row the first is a turn without a reference.
-
-    Raises:
-        ScriptError: no user message, a system message that is not the first, an assistant message with no user message
-            before it, two assistant messages in a row, a wrong check, or one that needs a reference its turn lacks.
     """
     system: str | None = None
     turns: list[Turn] = []
@@ -201,16 +151,13 @@ def to_turns(messages: Sequence[Message], source: SourceLine) -> tuple[str | Non
             system = message.content
         elif message.role == "user":
             checks = () if message.expect is None else parse_checks(message.expect, source, f"{where}.expect")
-            params: Mapping[str, Any] = (
-                {} if message.params is None else parse_params(message.params, source, f"{where}.params")
-            )
+            params = parse_params(message.params or {}, source, f"{where}.params")
             turns.append(Turn(message.content, None, checks, params))
         elif not turns:
             hint = "begin with a user message, or give an initial exchange with `--prelude`"
             refuse(source, f"{where}: an assistant message needs a user message before it", hint)
         elif turns[-1].reference is not None:
-            hint = "join them, or put a user message between"
-            refuse(source, f"{where}: two assistant messages in a row", hint)
+            refuse(source, f"{where}: two assistant messages in a row", "join them, or put a user message between")
         else:
             turns[-1] = replace(turns[-1], reference=message.content)
     if not turns:
@@ -223,33 +170,49 @@ def to_turns(messages: Sequence[Message], source: SourceLine) -> tuple[str | Non
     return system, tuple(turns)
 
 
-def with_checks(turns: Iterable[Turn], shared: Sequence[Check]) -> tuple[Turn, ...]:
-    """The turns with the `shared` checks (of their conversation or file) after their own.
+@dataclass(frozen=True)
+class Additions:
+    """Tags, params and checks that a line adds to a conversation or to all conversations of its file."""
 
-    Turns without a reference do not get shared checks that compare with it.
-    """
-    return tuple(
-        replace(
-            turn, checks=(*turn.checks, *(c for c in shared if turn.reference is not None or not c.needs_reference))
+    tags: tuple[str, ...] = ()
+    params: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    checks: tuple[Check, ...] = ()
+
+    def apply(self, conversation: Conversation) -> Conversation:
+        """The conversation with these tags first, these params unless it has its own, and these checks after its own.
+
+        Turns without a reference do not get checks that compare with it.
+        """
+        turns: list[Turn] = []
+        for turn in conversation.turns:
+            added = [check for check in self.checks if turn.reference is not None or not check.needs_reference]
+            turns.append(replace(turn, checks=(*turn.checks, *added)))
+        return replace(
+            conversation,
+            turns=tuple(turns),
+            tags=tuple(dict.fromkeys((*self.tags, *conversation.tags))),
+            params={**self.params, **conversation.params},
         )
-        for turn in turns
-    )
 
 
 class _Message(Shape):
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: str
     expect: Any = None
     params: dict[str, Any] | None = None
 
 
-class _Defaults(Shape):
+class _Additions(Shape):
     tags: list[str] = Field(default_factory=list[str])
     params: dict[str, Any] = Field(default_factory=dict[str, Any])
     expect: Any = None
 
+    def parsed(self, source: SourceLine, prefix: str = "") -> Additions:
+        checks = () if self.expect is None else parse_checks(self.expect, source, f"{prefix}expect")
+        return Additions(read_tags(self.tags, source), parse_params(self.params, source, f"{prefix}params"), checks)
 
-class _Conversation(_Defaults):
+
+class _Conversation(_Additions):
     messages: list[Any]
     id: str | None = None
 
@@ -258,58 +221,17 @@ class _DefaultsLine(Shape):
     defaults: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class FileDefaults:
-    """Tags, params and checks that the `defaults` line of a file adds to all its conversations."""
-
-    tags: tuple[str, ...] = ()
-    params: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    checks: tuple[Check, ...] = ()
-
-    def apply(self, conversation: Conversation) -> Conversation:
-        """The conversation with these tags and checks added, and these params unless it has its own."""
-        return replace(
-            conversation,
-            turns=with_checks(conversation.turns, self.checks),
-            tags=tuple(dict.fromkeys((*self.tags, *conversation.tags))),
-            params={**self.params, **conversation.params},
-        )
-
-
-def read_defaults(line: Mapping[str, Any], source: SourceLine) -> FileDefaults:
-    """The line `{"defaults": {"tags": [...], "params": {...}, "expect": [...]}}`.
-
-    Raises:
-        ScriptError: an unknown key or a wrong value.
-    """
-    raw = _Defaults.read(_DefaultsLine.read(line, source).defaults, source, "defaults")
-    return FileDefaults(
-        tags=read_tags(raw.tags, source),
-        params=parse_params(raw.params, source, "defaults.params"),
-        checks=() if raw.expect is None else parse_checks(raw.expect, source, "defaults.expect"),
-    )
+def read_defaults(line: Mapping[str, Any], source: SourceLine) -> Additions:
+    """The line `{"defaults": {"tags": [...], "params": {...}, "expect": [...]}}`."""
+    return _Additions.read(_DefaultsLine.read(line, source).defaults, source, "defaults").parsed(source, "defaults.")
 
 
 def read_native(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
-    """A line of the native form; see `docs/scripts.md`.
-
-    Raises:
-        ScriptError: an unknown key, a wrong value, or an order of messages that cannot be replayed.
-    """
+    """A line of the native form; see `docs/scripts.md`."""
     raw = _Conversation.read(line, source)
-    messages = [_read_message(item, source, f"messages[{at}]") for at, item in enumerate(raw.messages)]
-    system, turns = to_turns(messages, source)
-    shared = () if raw.expect is None else parse_checks(raw.expect, source, "expect")
-    return Conversation(
-        id=read_id(raw.id, default_id, source),
-        system=system,
-        turns=with_checks(turns, shared),
-        tags=read_tags(raw.tags, source),
-        params=parse_params(raw.params, source),
-        source=source,
-    )
-
-
-def _read_message(item: Any, source: SourceLine, where: str) -> Message:
-    raw = _Message.read(item, source, where)
-    return Message(raw.role, raw.content, where, raw.expect, raw.params)
+    messages: list[Message] = []
+    for at, item in enumerate(raw.messages):
+        one = _Message.read(item, source, f"messages[{at}]")
+        messages.append(Message(one.role, one.content, f"messages[{at}]", one.expect, one.params))
+    bare = Conversation(read_id(raw.id, default_id, source), *to_turns(messages, source), (), {}, source)
+    return raw.parsed(source).apply(bare)

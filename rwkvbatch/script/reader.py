@@ -8,27 +8,27 @@ import stat
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rwkvbatch.config import ScriptLimits
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.script.forms import read_conversation
-from rwkvbatch.script.native import MAX_ID_LENGTH, FileDefaults, read_defaults
-from rwkvbatch.script.records import Conversation, SourceLine, parse_line, refuse
+from rwkvbatch.script.native import MAX_ID_LENGTH, Additions, read_defaults
+from rwkvbatch.script.records import STDIN, Conversation, SourceLine, parse_line, refuse, shown_path
 
-STDIN = "-"
 _BOM = b"\xef\xbb\xbf"
 PAST_LIMITS = 100
 MIN_PAST_BYTES = 2**26
 """So many times `ScriptLimits.max_line_bytes`, or so many bytes, a bad line may have and still be set aside."""
 
 _CHUNK_BYTES = 1 << 20
+_NAME_ONE = "name a .jsonl file, or - for standard input"
 
 
 @dataclass(frozen=True)
-class RawLine:
+class _RawLine:
     """A line without its line end; `data` is only its beginning if it is not `whole`."""
 
     source: SourceLine
@@ -37,78 +37,57 @@ class RawLine:
 
 
 @contextmanager
-def opened(path: str) -> Generator[BinaryIO]:
-    """Open the file, or standard input for `-`, which is not closed.
-
-    Raises:
-        ScriptError: it cannot be read.
-    """
+def _opened(path: str) -> Generator[BinaryIO]:
+    """The file, or standard input for `-`, which is not closed."""
     if path == STDIN:
         yield sys.stdin.buffer
         return
     try:
         file = Path(path).open("rb")  # noqa: SIM115 (closed below; only the opening is guarded here)
     except (OSError, ValueError) as error:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        raise ScriptError(
-            f"cannot be read: {reason}", path=path, hint="name a .jsonl file, or - for standard input"
-        ) from None
+        reason = getattr(error, "strerror", None) or error
+        raise ScriptError(f"cannot be read: {reason}", path=path, hint=_NAME_ONE) from None
     with file:
         yield file
 
 
-def has_end(file: BinaryIO) -> bool:
-    """Whether it can be read to its end without waiting: a regular file."""
+def _has_end(file: BinaryIO) -> bool:
+    """Whether it is a regular file, which can be read to its end without waiting."""
     try:
         return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except (OSError, ValueError):
         return False
 
 
-def raw_lines(file: BinaryIO, path: str, max_bytes: int) -> Iterator[RawLine]:
+def _raw_lines(file: BinaryIO, path: str, max_bytes: int) -> Iterator[_RawLine]:
     """Lines without their line ends, with at most `max_bytes` of a line in memory.
 
     The rest of a longer line is skipped only when the next line is requested, so that refusing it need not wait.
-
-    Raises:
-        ScriptError: the file cannot be read, or a skipped line does not end.
     """
     most = max(PAST_LIMITS * max_bytes, MIN_PAST_BYTES)
-    number = 0
-    while True:
-        number += 1
-        data = _read_up_to(file, max_bytes + 2, path, number)
-        if not data:
-            return
-        ended = data.endswith(b"\n") or len(data) < max_bytes + 2
-        if number == 1:
-            data = data.removeprefix(_BOM)
-        data = data.removesuffix(b"\n").removesuffix(b"\r")
-        yield RawLine(SourceLine(path, number), data[:max_bytes], len(data) <= max_bytes)
-        num_read = len(data)
-        while not ended:
-            rest = _read_up_to(file, _CHUNK_BYTES, path, number)
-            ended = rest.endswith(b"\n") or not rest
-            num_read += len(rest)
-            if num_read > most:
-                raise ScriptError(
-                    f"the line has no end within {most:,} bytes, so it cannot be set aside",
-                    path=shown_path(path),
-                    line=number,
-                    hint="is this a script? It must have one JSON object a line",
-                )
-
-
-def _read_up_to(file: BinaryIO, num_bytes: int, path: str, line: int) -> bytes:
+    number = 1
     try:
-        return file.readline(num_bytes)
+        while data := file.readline(max_bytes + 2):
+            ended = data.endswith(b"\n") or len(data) < max_bytes + 2
+            if number == 1:
+                data = data.removeprefix(_BOM)
+            data = data.removesuffix(b"\n").removesuffix(b"\r")
+            yield _RawLine(SourceLine(path, number), data[:max_bytes], len(data) <= max_bytes)
+            num_read = len(data)
+            while not ended:
+                rest = file.readline(_CHUNK_BYTES)
+                ended = rest.endswith(b"\n") or not rest
+                num_read += len(rest)
+                if num_read > most:
+                    raise ScriptError(
+                        f"the line has no end within {most:,} bytes, so it cannot be set aside",
+                        path=shown_path(path),
+                        line=number,
+                        hint="is this a script? It must have one JSON object a line",
+                    )
+            number += 1
     except OSError as error:
-        raise ScriptError(f"cannot be read: {error.strerror}", path=shown_path(path), line=line) from None
-
-
-def shown_path(path: str) -> str:
-    """The name of the file in errors."""
-    return "<stdin>" if path == STDIN else path
+        raise ScriptError(f"cannot be read: {error.strerror}", path=shown_path(path), line=number) from None
 
 
 KEPT_BYTES = 2**16
@@ -161,10 +140,8 @@ def read_scripts(paths: Sequence[str], *, limits: ScriptLimits | None = None, sk
         UsageError: no path, an empty one, or standard input twice.
         MissingExtraError: a check needs an optional dependency that is not installed.
     """
-    if not paths:
-        raise UsageError("no script is given", hint="name a .jsonl file, or - for standard input")
-    if "" in paths:
-        raise UsageError("the name of a script is empty", hint="name a .jsonl file, or - for standard input")
+    if not paths or "" in paths:
+        raise UsageError("the name of a script is empty" if paths else "no script is given", hint=_NAME_ONE)
     if list(paths).count(STDIN) > 1:
         raise UsageError("standard input (-) can be read only once", hint="give - once")
     reading = _Reading(limits or ScriptLimits(), skip_bad, several=len(paths) > 1)
@@ -174,32 +151,31 @@ def read_scripts(paths: Sequence[str], *, limits: ScriptLimits | None = None, sk
     return Script(tuple(reading.conversations), digest, tuple(reading.skipped))
 
 
+@dataclass
 class _Reading:
     """What has been read so far."""
 
-    def __init__(self, limits: ScriptLimits, skip_bad: bool, several: bool) -> None:
-        self.conversations: list[Conversation] = []
-        self.skipped: list[SkippedLine] = []
-        self._limits = limits
-        self._skip_bad = skip_bad
-        self._several = several
-        self._sources: dict[str, SourceLine] = {}
+    limits: ScriptLimits
+    skip_bad: bool
+    several: bool
+    conversations: list[Conversation] = field(default_factory=list[Conversation])
+    skipped: list[SkippedLine] = field(default_factory=list[SkippedLine])
+    sources: dict[str, SourceLine] = field(default_factory=dict[str, SourceLine])
 
     def read_file(self, path: str) -> None:
         num_before, skipped_before = len(self.conversations), len(self.skipped)
-        defaults, is_first = FileDefaults(), True
-        with opened(path) as file:
-            lines = raw_lines(file, path, self._limits.max_line_bytes)
+        defaults, is_first = Additions(), True
+        with _opened(path) as file:
+            lines = _raw_lines(file, path, self.limits.max_line_bytes)
             for line in lines:
                 if not line.data.strip():
                     continue
                 try:
                     defaults = self._read_line(line, defaults, is_first=is_first)
                 except ScriptError as error:
-                    if not self._skip_bad:
-                        others = lines if line.whole and has_end(file) else None
-                        good = len(self.conversations) - num_before
-                        self._count_others(error, others, defaults, good)
+                    if not self.skip_bad:
+                        others = lines if line.whole and _has_end(file) else None
+                        self._hint_at_others(error, others, defaults, num_before)
                         raise
                     self._set_aside(line, error)
                 is_first = False
@@ -209,8 +185,8 @@ class _Reading:
                 message += f" that can be used; its first bad line: {self.skipped[skipped_before].error}"
             raise ScriptError(message, path=shown_path(path), hint="write one JSON object a line; see docs/scripts.md")
 
-    def _read_line(self, line: RawLine, defaults: FileDefaults, *, is_first: bool) -> FileDefaults:
-        """Add the line's conversation; the defaults of the lines after it."""
+    def _read_line(self, line: _RawLine, defaults: Additions, *, is_first: bool) -> Additions:
+        """Add the line's conversation; returns the defaults of the lines after it."""
         value = self._parse(line)
         if "defaults" not in value:
             self._add(value, line.source, defaults)
@@ -219,29 +195,26 @@ class _Reading:
             refuse(line.source, "`defaults` may only be the first line of a file", "move it to the top")
         return read_defaults(value, line.source)
 
-    def _count_others(
-        self, error: ScriptError, lines: Iterator[RawLine] | None, defaults: FileDefaults, good: int
+    def _hint_at_others(
+        self, error: ScriptError, lines: Iterator[_RawLine] | None, defaults: Additions, num_before: int
     ) -> None:
         """Add to the hint of a file's first `error` how many other lines are bad, and how to skip them.
 
         Args:
             lines: the lines after it, which are read within limits; None if they cannot be read without waiting.
-            good: the number of conversations before it.
+            num_before: the number of conversations before the file.
         """
-        hints: list[str] = [] if error.hint is None else [error.hint]
-        is_all = False
-        if lines is not None:
-            before = len(self.conversations)
-            bad, is_all = self._count_bad(lines, defaults)
-            good += len(self.conversations) - before
-            if bad:
-                count = f"{'' if is_all else 'at least '}{bad:,} more line{'s are' if bad > 1 else ' is'} bad"
-                hints.append(f"{count} in this file" + (f", {good:,} can be used" if is_all else ""))
+        bad, is_all = (0, False) if lines is None else self._count_bad(lines, defaults)
+        good = len(self.conversations) - num_before
+        hints = [error.hint] if error.hint else []
+        if bad:
+            bad_lines = f"{'' if is_all else 'at least '}{bad:,} more line{'s are' if bad > 1 else ' is'} bad"
+            hints.append(f"{bad_lines} in this file" + (f", {good:,} can be used" if is_all else ""))
         if good or not is_all:
             hints.append("--skip-bad sets bad lines aside and runs the others")
         error.hint = "\n  ".join(hints) or None
 
-    def _count_bad(self, lines: Iterator[RawLine], defaults: FileDefaults) -> tuple[int, bool]:
+    def _count_bad(self, lines: Iterator[_RawLine], defaults: Additions) -> tuple[int, bool]:
         """The number of bad `lines`, and whether all were read. Conversations of good lines are added."""
         bad = num_bytes = 0
         try:
@@ -258,14 +231,10 @@ class _Reading:
             return bad, False
         return bad, True
 
-    def _parse(self, line: RawLine) -> Mapping[str, Any]:
+    def _parse(self, line: _RawLine) -> Mapping[str, Any]:
         if not line.whole:
-            limit = self._limits.max_line_bytes
-            refuse(
-                line.source,
-                f"the line is longer than {limit:,} bytes",
-                f"split it, or {_raise_limit('max_line_bytes')}",
-            )
+            hint = f"split it, or {_raise_limit('max_line_bytes')}"
+            refuse(line.source, f"the line is longer than {self.limits.max_line_bytes:,} bytes", hint)
         try:
             text = line.data.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -274,37 +243,33 @@ class _Reading:
             refuse(line.source, f"not UTF-8: byte 0x{byte:02x}", "save the file as UTF-8", column)
         return parse_line(text, line.source)
 
-    def _set_aside(self, line: RawLine, error: ScriptError) -> None:
-        if len(self.skipped) >= self._limits.max_conversations:
+    def _set_aside(self, line: _RawLine, error: ScriptError) -> None:
+        if len(self.skipped) >= self.limits.max_conversations:
             raise UsageError(
-                f"{line.source}: more than {self._limits.max_conversations:,} bad lines; the last one: {error}",
+                f"{line.source}: more than {self.limits.max_conversations:,} bad lines; the last one: {error}",
                 hint=f"is this a script? If it is, {_raise_limit('max_conversations')}",
             )
         raw = line.data if line.whole else line.data[:KEPT_BYTES]
         self.skipped.append(SkippedLine(line.source, raw, line.whole, error))
 
-    def _add(self, value: Mapping[str, Any], source: SourceLine, defaults: FileDefaults) -> None:
-        if len(self.conversations) >= self._limits.max_conversations:
-            limit = self._limits.max_conversations
-            raise UsageError(
-                f"{source}: more than {limit:,} conversations",
-                hint=f"use fewer, or {_raise_limit('max_conversations')}",
-            )
+    def _add(self, value: Mapping[str, Any], source: SourceLine, defaults: Additions) -> None:
+        if len(self.conversations) >= self.limits.max_conversations:
+            hint = f"use fewer, or {_raise_limit('max_conversations')}"
+            raise UsageError(f"{source}: more than {self.limits.max_conversations:,} conversations", hint=hint)
         found = read_conversation(value, source, self._default_id(source))
-        if len(found.turns) > self._limits.max_turns:
-            message = f"has {len(found.turns):,} turns, more than {self._limits.max_turns:,}"
+        if len(found.turns) > self.limits.max_turns:
+            message = f"has {len(found.turns):,} turns, more than {self.limits.max_turns:,}"
             refuse(source, message, f"split it, or {_raise_limit('max_turns')}")
-        if found.id in self._sources:
+        if found.id in self.sources:
             hint = "give one of the two another id, or leave ids out: they must be unique in a run"
-            refuse(source, f"the id {found.id!r} was already used at {self._sources[found.id]}", hint)
-        self._sources[found.id] = source
+            refuse(source, f"the id {found.id!r} was already used at {self.sources[found.id]}", hint)
+        self.sources[found.id] = source
         self.conversations.append(defaults.apply(found))
 
     def _default_id(self, source: SourceLine) -> str:
-        if not self._several:
+        if not self.several:
             return f"line-{source.line}"
-        name = "stdin" if source.path == STDIN else Path(source.path).name
-        named = f"{name}:{source.line}"
+        named = f"{'stdin' if source.path == STDIN else Path(source.path).name}:{source.line}"
         return named if named.isprintable() and len(named) <= MAX_ID_LENGTH else f"line-{source.line}"
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
@@ -20,6 +21,9 @@ from typing import Any, NoReturn, Protocol, TypeGuard
 from rwkvbatch.config import PENALTY_ALIASES
 from rwkvbatch.errors import ScriptError
 
+STDIN = "-"
+"""The path that stands for standard input."""
+
 
 @dataclass(frozen=True)
 class SourceLine:
@@ -29,7 +33,12 @@ class SourceLine:
     line: int
 
     def __str__(self) -> str:
-        return f"{'<stdin>' if self.path == '-' else self.path}:{self.line}"
+        return f"{shown_path(self.path)}:{self.line}"
+
+
+def shown_path(path: str) -> str:
+    """The name of a script in messages."""
+    return "<stdin>" if path == STDIN else path
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,12 @@ class ReplyFacts:
     finish_reason: str
     num_tokens: int
     reference: str | None = None
+
+    @property
+    def finish(self) -> str:
+        """Deprecated: the former name of `finish_reason`, for plug-ins that still read it."""
+        warnings.warn("`facts.finish` is deprecated: use `facts.finish_reason`", DeprecationWarning, stacklevel=2)
+        return self.finish_reason
 
 
 @dataclass(frozen=True)
@@ -161,13 +176,13 @@ class Conversation:
 
 
 MAX_DEPTH = 64
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels", "no form of a conversation needs that; remove the line"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def refuse(source: SourceLine, message: str, hint: str | None = None, column: int | None = None) -> NoReturn:
     """Raise a `ScriptError` that names file and line."""
-    path = "<stdin>" if source.path == "-" else source.path
-    raise ScriptError(message, path=path, line=source.line, column=column, hint=hint)
+    raise ScriptError(message, path=shown_path(source.path), line=source.line, column=column, hint=hint)
 
 
 def refuse_unknown_keys(
@@ -201,17 +216,21 @@ def parse_line(text: str, source: SourceLine) -> Mapping[str, Any]:
         value = json.loads(
             text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
         )
+        if is_object(value):
+            _check_strings_and_depth(value)
+            return value
     except json.JSONDecodeError as error:
-        refuse(source, f"not JSON: {error.msg}", _json_hint(text), error.colno)
+        hint = "every line must be one whole JSON object; control characters in strings must be escaped"
+        if text.strip() in ("{", "["):
+            advice = "write one conversation a line (`jq -c . FILE`, `jq -c '.[]' FILE`)"
+            hint = f"the file seems to be indented JSON; {advice}"
+        refuse(source, f"not JSON: {error.msg}", hint, error.colno)
     except _NotStrictError as error:
-        refuse(source, str(error), error.hint)
+        refuse(source, *error.args)
     except RecursionError:
-        _refuse_depth(source)
-    if not is_object(value):
-        hint = "write one conversation a line (`jq -c '.[]' FILE` does that to an array)" if is_array(value) else None
-        refuse(source, f"must be a JSON object, got {type_name(value)}", hint)
-    _walk(value, source)
-    return value
+        refuse(source, *_TOO_DEEP)
+    hint = "write one conversation a line (`jq -c '.[]' FILE` does that to an array)" if is_array(value) else None
+    refuse(source, f"must be a JSON object, got {type_name(value)}", hint)
 
 
 def is_object(value: object) -> TypeGuard[dict[str, Any]]:
@@ -224,21 +243,23 @@ def is_array(value: object) -> TypeGuard[list[Any]]:
     return isinstance(value, list)
 
 
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a JSON value is a number; Python counts booleans among the integers."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_TYPE_NAMES: Mapping[type, str] = {
+    bool: "a boolean",
+    str: "a string",
+    dict: "an object",
+    list: "an array",
+    type(None): "null",
+}
+
+
 def type_name(value: object) -> str:
     """The JSON name of a value's type, for messages."""
-    match value:
-        case bool():
-            return "a boolean"
-        case str():
-            return "a string"
-        case int() | float():
-            return "a number"
-        case dict():
-            return "an object"
-        case list() | tuple():
-            return "an array"
-        case _:
-            return "null"
+    return _TYPE_NAMES.get(type(value), "a number")
 
 
 def shown(value: object, limit: int = 60) -> str:
@@ -248,17 +269,13 @@ def shown(value: object, limit: int = 60) -> str:
 
 
 class _NotStrictError(Exception):
-    """Accepted by Python's JSON reader, refused here."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.hint = hint
+    """Accepted by Python's JSON reader, refused here: a message and a hint."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
         raise _NotStrictError(f"the key {shown(twice)} comes twice in one object", "keep one of the two")
     return found
 
@@ -280,31 +297,19 @@ def _bounded(digits: str) -> int:
     return int(digits)
 
 
-def _json_hint(text: str) -> str:
-    if text.strip() in ("{", "["):
-        return "the file seems to be indented JSON; write one conversation a line (`jq -c . FILE`, `jq -c '.[]' FILE`)"
-    return "every line must be one whole JSON object; control characters in strings must be escaped"
-
-
-def _refuse_depth(source: SourceLine) -> NoReturn:
-    refuse(source, f"nested deeper than {MAX_DEPTH} levels", "no form of a conversation needs that; remove the line")
-
-
-def _walk(value: Any, source: SourceLine) -> None:
+def _check_strings_and_depth(value: Any) -> None:
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         below: list[Any] = []
         for item in level:
-            if isinstance(item, str):
-                if not item.isascii() and (found := _SURROGATE.search(item)):
-                    code = f"\\u{ord(found[0]):04x}"
-                    refuse(source, f"half of a surrogate pair, {code}", "write the whole character, or remove it")
-            elif is_object(item):
-                below += item.keys()
-                below += item.values()
+            if is_object(item):
+                below += (*item.keys(), *item.values())
             elif is_array(item):
                 below += item
+            elif isinstance(item, str) and not item.isascii() and (found := _SURROGATE.search(item)):
+                message = f"half of a surrogate pair, \\u{ord(found[0]):04x}"
+                raise _NotStrictError(message, "write the whole character, or remove it")
         if not below:
             return
         level = below
-    _refuse_depth(source)
+    raise _NotStrictError(*_TOO_DEEP)

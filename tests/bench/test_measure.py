@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from rwkvbatch.bench import measure
-from rwkvbatch.bench.limits import Rates
 from rwkvbatch.bench.measure import Figure, Plan, figure_of, run_benchmark, write_random
-from rwkvbatch.bench.workloads import Package, Workload
+from rwkvbatch.bench.workloads import Rates, Workload, rwkv_package
 from rwkvbatch.errors import CheckpointError, RwkvBatchError, UsageError
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.random_checkpoint import random_tensors
@@ -86,14 +85,17 @@ def test_a_file_that_the_package_cannot_load_is_the_loader_s_error(tmp_path: Pat
     (tmp_path / "x.pth").write_bytes(b"no weights")
     with (
         pytest.raises(CheckpointError, match=r"x\.pth: not a checkpoint"),
-        Package(tmp_path / "x.pth", 1, dying_clock, "cpu fp32"),
+        rwkv_package(tmp_path / "x.pth", 1, dying_clock, "cpu fp32"),
     ):
         pass
 
 
 def test_a_package_that_ends_early_is_noticed(model_file: Path) -> None:
-    with Package(model_file, 1, dying_clock, "cpu fp32") as package, pytest.raises(RwkvBatchError, match="ended early"):
-        package.measure("decode", 1)
+    with (
+        rwkv_package(model_file, 1, dying_clock, "cpu fp32") as measure_package,
+        pytest.raises(RwkvBatchError, match="ended early"),
+    ):
+        measure_package("decode", 1)
 
 
 def test_weights_that_cannot_be_made_are_a_usage_error(tmp_path: Path) -> None:

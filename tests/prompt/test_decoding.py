@@ -11,8 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rwkvbatch.errors import UsageError
-from rwkvbatch.prompt.decoding import REPLACEMENT, TextStream, Utf8Stream, decode_utf8
-from rwkvbatch.prompt.tokenizer import world_tokenizer
+from rwkvbatch.prompt.tokenizer import REPLACEMENT, TextStream, Utf8Stream, decode_utf8, world_tokenizer
 
 
 class ByteTokens:

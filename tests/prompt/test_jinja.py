@@ -9,7 +9,7 @@ import pytest
 from rwkvbatch.config import Prompting
 from rwkvbatch.errors import TemplateError
 from rwkvbatch.prompt import jinja
-from rwkvbatch.prompt.jinja import MAX_TEMPLATE_BYTES, parse_template, read_template
+from rwkvbatch.prompt.jinja import MAX_TEMPLATE_BYTES, JinjaTemplate, read_template
 from rwkvbatch.prompt.templates import load_template
 
 CHATML = Path(__file__).with_name("chatml.jinja")
@@ -97,17 +97,17 @@ def test_a_prelude_that_is_closed_already_is_not_closed_twice() -> None:
 )  # fmt: skip
 def test_what_a_prompt_template_may_not_do_is_refused_with_its_line(source: str, message: str) -> None:
     with pytest.raises(TemplateError, match=message):
-        parse_template(source + OFFICIAL * ("system" not in source), "t.jinja", "off")
+        JinjaTemplate(source + OFFICIAL * ("system" not in source), "t.jinja", "off")
 
 
 def test_an_undefined_name_in_a_macro_is_refused_with_its_line_before_any_turn() -> None:
     with pytest.raises(TemplateError, match=r"t\.jinja:2: in the macro 'system': 'nothing' is undefined"):
-        parse_template("{% macro system(text) %}\n{{ nothing }}{% endmacro %}" + REST, "t.jinja", "off")
+        JinjaTemplate("{% macro system(text) %}\n{{ nothing }}{% endmacro %}" + REST, "t.jinja", "off")
 
 
 def test_a_missing_macro_is_named() -> None:
     with pytest.raises(TemplateError, match="defines no macro 'system'") as caught:
-        parse_template(REST, "t.jinja", "off")
+        JinjaTemplate(REST, "t.jinja", "off")
     assert "{% macro system(text) %}" in str(caught.value.hint)
 
 
@@ -116,17 +116,17 @@ def test_output_is_bounded_however_it_is_made(monkeypatch: pytest.MonkeyPatch) -
     doubled = "{% set a = text %}" + "{% set a = a + a %}" * 60
     for body in (doubled + "{{ a }}", "{{ text }}" * 300):
         with pytest.raises(TemplateError, match="more than 1000 characters"):
-            parse_template("{% macro system(text) %}" + body + "{% endmacro %}" + REST, "t.jinja", "off")
+            JinjaTemplate("{% macro system(text) %}" + body + "{% endmacro %}" + REST, "t.jinja", "off")
 
 
 def test_doubling_at_the_top_of_the_file_is_bounded_too() -> None:
     with pytest.raises(TemplateError, match="more than"):
-        parse_template("{% set a = 'aaaaaaaaaaaaaaaa' %}" + "{% set a = a + a %}" * 60 + OFFICIAL, "t.jinja", "off")
+        JinjaTemplate("{% set a = 'aaaaaaaaaaaaaaaa' %}" + "{% set a = a + a %}" * 60 + OFFICIAL, "t.jinja", "off")
 
 
 def test_each_rendering_has_the_whole_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jinja, "MAX_OUTPUT_CHARACTERS", 100)
-    template = parse_template(OFFICIAL, "t.jinja", "off")
+    template = JinjaTemplate(OFFICIAL, "t.jinja", "off")
     assert [template.turn("x" * 80) for _ in range(5)] == ["User: " + "x" * 80 + "\n\nAssistant:"] * 5
 
 

@@ -107,6 +107,6 @@ def test_a_prelude_that_is_no_text_file_is_refused(content: bytes | None, tmp_pa
     path = tmp_path / "prelude.txt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"--prelude .*prelude\.txt: (cannot be read|larger than)") as caught:
+    with pytest.raises(UsageError, match=r"--prelude .*prelude\.txt: (cannot be read|is larger than)") as caught:
         load_prelude(str(path))
     assert "api-demo-chat" in str(caught.value.hint)

@@ -145,3 +145,11 @@ def test_a_broken_plug_in_does_not_disturb_other_checks() -> None:
     assert len(parse_checks({"equals": "a"}, HERE)) == 1
     with pytest.raises(ScriptError, match="unknown key 'brken'"):
         parse_checks({"brken": "a"}, HERE)
+
+
+def test_the_former_name_of_the_finish_reason_still_works() -> None:
+    facts = ReplyFacts("one", "length", 1)
+    with pytest.warns(DeprecationWarning, match="finish_reason"):
+        assert facts.finish == "length"
+    with pytest.raises(AttributeError):
+        facts.finish = "stop"  # type: ignore[misc]

@@ -16,10 +16,9 @@ from tools.fuzz.fuzzing import fuzz, instrumented
 
 with instrumented("rwkvbatch"):
     from rwkvbatch.errors import InputError
-    from rwkvbatch.prompt.decoding import TextStream, decode_utf8
     from rwkvbatch.prompt.escaping import printable
     from rwkvbatch.prompt.templates import clean
-    from rwkvbatch.prompt.tokenizer import world_tokenizer
+    from rwkvbatch.prompt.tokenizer import TextStream, decode_utf8, world_tokenizer
 
 _TOKENIZER = world_tokenizer()
 

@@ -9,24 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from rwkvbatch.errors import MissingExtraError, RowError, RwkvBatchError, UsageError
-from rwkvbatch.script.checks.structured import JsonRule, Similarity
-from rwkvbatch.script.checks.text import (
-    Contains,
-    Equals,
-    Finished,
-    Matches,
-    MaxTokens,
-    MinTokens,
-    NotContains,
-    Number,
-    OneOf,
-    RuleKind,
-    StartsWith,
-    WrongValueError,
-)
+from rwkvbatch.script.checks import structured, text
 from rwkvbatch.script.records import (
     Check,
     ReplyFacts,
@@ -34,12 +21,13 @@ from rwkvbatch.script.records import (
     SourceLine,
     Verdict,
     is_array,
+    is_number,
     is_object,
     refuse,
     refuse_unknown_keys,
     shown,
     type_name,
-)
+)  # fmt: skip
 
 __all__ = ["ENTRY_POINTS", "Check", "ReplyFacts", "Rule", "Verdict", "check_kinds", "judge_all", "parse_checks"]
 
@@ -48,20 +36,20 @@ ENTRY_POINTS = "rwkvbatch.checks"
 
 MAX_NESTING = 8
 MAX_WEIGHT = 1e6
-_BUILT_IN: Mapping[str, RuleKind] = {
-    "equals": Equals,
-    "contains": Contains,
-    "not_contains": NotContains,
-    "regex": Matches,
-    "starts_with": StartsWith,
-    "one_of": OneOf,
-    "number": Number,
-    "json": JsonRule,
-    "max_tokens": MaxTokens,
-    "min_tokens": MinTokens,
-    "finish": Finished,
-    "finish_reason": Finished,
-    "similarity": Similarity,
+_BUILT_IN: Mapping[str, text.RuleKind] = {
+    "equals": text.Equals,
+    "contains": text.Contains,
+    "not_contains": text.NotContains,
+    "regex": text.Matches,
+    "starts_with": text.StartsWith,
+    "one_of": text.OneOf,
+    "number": text.Number,
+    "json": structured.JsonRule,
+    "max_tokens": text.MaxTokens,
+    "min_tokens": text.MinTokens,
+    "finish": text.Finished,
+    "finish_reason": text.Finished,
+    "similarity": structured.Similarity,
 }
 
 
@@ -85,23 +73,28 @@ def parse_checks(raw: Any, source: SourceLine, where: str = "expect") -> tuple[C
 
 def judge_all(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
     """All checks as one: passes if all pass; the score is the weighted mean, 1 without checks."""
-    verdicts = [(check, check.judge(facts)) for check in checks]
+    verdicts = [check.judge(facts) for check in checks]
     total = sum(check.weight for check in checks)
-    failed = [f"{check.kind}: {verdict.detail or 'failed'}" for check, verdict in verdicts if not verdict.passed]
-    score = sum(check.weight * verdict.score for check, verdict in verdicts) / total if total else 1.0
-    return Verdict(not failed, min(1.0, score), "; ".join(failed) or None)
+    weighted = sum(check.weight * verdict.score for check, verdict in zip(checks, verdicts, strict=True))
+    failed = _failures(checks, verdicts)
+    return Verdict(failed is None, min(1.0, weighted / total) if total else 1.0, failed)
 
 
 def _judge_any(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
     verdicts = [check.judge(facts) for check in checks]
     passed = any(verdict.passed for verdict in verdicts)
-    failed = [f"{check.kind}: {found.detail or 'failed'}" for check, found in zip(checks, verdicts, strict=True)]
-    return Verdict(passed, max(found.score for found in verdicts), None if passed else "; ".join(failed))
+    score = max(verdict.score for verdict in verdicts)
+    return Verdict(passed, score, None if passed else _failures(checks, verdicts))
 
 
 def _judge_not(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
     inner = judge_all(checks, facts)
     return Verdict(not inner.passed, 1.0 - inner.score, "passed, and should not have" if inner.passed else None)
+
+
+def _failures(checks: Sequence[Check], verdicts: Sequence[Verdict]) -> str | None:
+    pairs = zip(checks, verdicts, strict=True)
+    return "; ".join(f"{check.kind}: {found.detail or 'failed'}" for check, found in pairs if not found.passed) or None
 
 
 _COMBINERS = {"all": judge_all, "any": _judge_any, "not": _judge_not}
@@ -143,45 +136,48 @@ def _parse(raw: Any, source: SourceLine, where: str, depth: int) -> tuple[Check,
     if depth > MAX_NESTING:
         refuse(source, f"{where}: checks are nested deeper than {MAX_NESTING} levels")
     if is_array(raw):
-        return tuple(
-            check for at, entry in enumerate(raw) for check in _parse_entry(entry, source, f"{where}[{at}]", depth)
-        )
-    return _parse_entry(raw, source, where, depth)
+        entries = [_parse_entry(entry, source, f"{where}[{at}]", depth) for at, entry in enumerate(raw)]
+        return tuple(chain.from_iterable(entries))
+    return tuple(_parse_entry(raw, source, where, depth))
 
 
-def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int) -> tuple[Check, ...]:
+def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int) -> list[Check]:
     if not is_object(raw):
         hint = 'write an object such as {"contains": "Ada"}'
         refuse(source, f"{where}: a check must be an object, got {type_name(raw)}", hint)
     kinds = [key for key in raw if key in _BUILT_IN or key in _COMBINERS or key in _plugins()]
-    makers = {kind: _kind(kind) for kind in kinds if kind not in _COMBINERS}
+    makers = {kind: _BUILT_IN.get(kind) or _load_plugin(kind) for kind in kinds if kind not in _COMBINERS}
     allowed = frozenset[str]().union(*(maker.options for maker in makers.values()))
     known = allowed | set(kinds) | {"weight"}
     refuse_unknown_keys(raw, known if kinds else {*check_kinds(), "weight"}, source, where)
     if not kinds:
         refuse(source, f"{where}: names no kind of check", f"allowed: {', '.join(check_kinds())}")
     weight = raw.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= MAX_WEIGHT:
+    if not is_number(weight) or not 0 < weight <= MAX_WEIGHT:
         refuse(source, f"{where}.weight: must be a number above 0 and at most {MAX_WEIGHT:g}, got {shown(weight)}")
     made: list[Check] = []
     for kind in kinds:
+        options: dict[str, Any] = {}
         if kind in _COMBINERS:
-            made.append(_combine(kind, raw[kind], float(weight), source, f"{where}.{kind}", depth))
+            checks = _parse(raw[kind], source, f"{where}.{kind}", depth + 1)
+            if not checks:
+                refuse(source, f"{where}.{kind}: must contain at least one check")
+            rule, needs_reference = _Combination(kind, checks), any(check.needs_reference for check in checks)
         else:
             options = {key: raw[key] for key in raw if key in makers[kind].options}
             rule = _rule(kind, makers[kind], raw[kind], options, source, where)
             needs_reference = bool(getattr(rule, "needs_reference", False))
-            guarded = rule if kind in _BUILT_IN else _Guarded(kind, rule)
-            made.append(Check(kind, raw[kind], guarded, float(weight), options, needs_reference))
-    return tuple(made)
+            rule = rule if kind in _BUILT_IN else _Guarded(kind, rule)
+        made.append(Check(kind, raw[kind], rule, float(weight), options, needs_reference))
+    return made
 
 
 def _rule(
-    kind: str, maker: RuleKind, expected: Any, options: Mapping[str, Any], source: SourceLine, where: str
+    kind: str, maker: text.RuleKind, expected: Any, options: Mapping[str, Any], source: SourceLine, where: str
 ) -> Rule:
     try:
         return maker.parse(expected, options)
-    except WrongValueError as error:
+    except text.WrongValueError as error:
         refuse(source, f"{where}.{error.key or kind}: {error.message}, got {shown(error.got)}", error.hint)
     except MissingExtraError as error:
         raise MissingExtraError(f"{source}: {where}.{kind}: {error.message}", hint=error.hint) from None
@@ -189,13 +185,6 @@ def _rule(
         raise
     except Exception as error:
         refuse(source, f"{where}.{kind}: the plug-in cannot read this: {type(error).__name__}: {error}")
-
-
-def _combine(kind: str, raw: Any, weight: float, source: SourceLine, where: str, depth: int) -> Check:
-    checks = _parse(raw, source, where, depth + 1)
-    if not checks:
-        refuse(source, f"{where}: must contain at least one check")
-    return Check(kind, raw, _Combination(kind, checks), weight, {}, any(check.needs_reference for check in checks))
 
 
 @lru_cache(maxsize=1)
@@ -206,7 +195,7 @@ def _plugins() -> Mapping[str, Any]:
 
 
 @lru_cache(maxsize=64)
-def _load_plugin(kind: str) -> RuleKind:
+def _load_plugin(kind: str) -> text.RuleKind:
     point = _plugins()[kind]
     try:
         found: Any = point.load()
@@ -218,7 +207,3 @@ def _load_plugin(kind: str) -> RuleKind:
             hint="reinstall or remove the package that contains it",
         ) from error
     return found
-
-
-def _kind(kind: str) -> RuleKind:
-    return _BUILT_IN.get(kind) or _load_plugin(kind)

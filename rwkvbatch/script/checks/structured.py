@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 from rwkvbatch.errors import MissingExtraError
 from rwkvbatch.script.checks.text import answer, compile_pattern, excerpt, search, text_of, verdict, wrong
-from rwkvbatch.script.records import ReplyFacts, Verdict, is_array, is_object
+from rwkvbatch.script.records import ReplyFacts, Verdict, is_array, is_number, is_object
 
 MAX_REFERENCES = 10_000
 _REFUSED_KEYWORDS = frozenset(
@@ -81,7 +81,7 @@ def _first_problem(schema: Mapping[str, Any], value: Any) -> str | None:
         nonlocal followed
         followed += 1
         if followed > MAX_REFERENCES:
-            raise _TooMuchError(f"gave up after {MAX_REFERENCES} references of the schema")
+            raise TimeoutError(f"gave up after {MAX_REFERENCES} references of the schema")
         yield from base.VALIDATORS["$ref"](validator, reference, instance, inside)
 
     def by_pattern(validator: Any, pattern: Any, instance: Any, inside: Any) -> Iterator[Any]:
@@ -93,17 +93,13 @@ def _first_problem(schema: Mapping[str, Any], value: Any) -> str | None:
         # With an empty registry nothing is fetched.
         registry = import_module("referencing").Registry()
         error = next(limited(schema, registry=registry).iter_errors(value), None)
-    except (RecursionError, TimeoutError, _TooMuchError) as error:
+    except (RecursionError, TimeoutError) as error:
         return str(error) or "nested too deeply to be validated"
     except import_module("referencing.exceptions").Unresolvable as error:
         return f"the schema refers to something that is not in it: {error}"
     if error is None:
         return None
     return f"{error.json_path}: {error.message[:200]}"
-
-
-class _TooMuchError(Exception):
-    """Validation would take unreasonably long."""
 
 
 def _library() -> Any:
@@ -118,14 +114,11 @@ def _library() -> Any:
 
 def _items(schema: Any) -> Iterator[tuple[str, Any]]:
     """The keys and values of all objects in `schema`."""
-    pending: list[Any] = [schema]
-    while pending:
-        item = pending.pop()
-        if is_object(item):
-            yield from item.items()
-            pending += item.values()
-        elif is_array(item):
-            pending += item
+    if is_object(schema):
+        yield from schema.items()
+    if is_object(schema) or is_array(schema):
+        for item in schema.values() if is_object(schema) else schema:
+            yield from _items(item)
 
 
 def _texts(schema: Any, key: str) -> Iterator[str]:
@@ -137,7 +130,10 @@ MAX_COMPARED_CHARACTERS = 20_000
 
 @dataclass(frozen=True)
 class Similarity:
-    """chrF of the answer and the reference, or the text `to`, is at least this, in [0, 1]; chrF is the score."""
+    """chrF of the answer and the reference, or the text `to`, is at least this, in [0, 1]; chrF is the score.
+
+    The first `MAX_COMPARED_CHARACTERS` of both are compared.
+    """
 
     options: ClassVar[frozenset[str]] = frozenset({"to"})
     at_least: float
@@ -149,7 +145,7 @@ class Similarity:
 
     @classmethod
     def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
-        if isinstance(expected, bool) or not isinstance(expected, int | float) or not 0 <= expected <= 1:
+        if not is_number(expected) or not 0 <= expected <= 1:
             wrong("must be a number in [0, 1]", expected)
         if find_spec("sacrebleu") is None:
             raise MissingExtraError(
@@ -162,15 +158,10 @@ class Similarity:
         if wanted is None:
             return Verdict(False, 0.0, "the turn has no reference reply")
         text = answer(facts)
-        score = chrf(text, wanted)
+        found = _metric().sentence_score(text[:MAX_COMPARED_CHARACTERS], [wanted[:MAX_COMPARED_CHARACTERS]])
+        score = min(1.0, max(0.0, float(found.score) / 100))
         passed = score >= self.at_least
         return Verdict(passed, score, None if passed else f"chrF {score:.3f}; got {excerpt(text)}")
-
-
-def chrf(text: str, wanted: str) -> float:
-    """chrF in [0, 1] of the first `MAX_COMPARED_CHARACTERS` of both."""
-    found = _metric().sentence_score(text[:MAX_COMPARED_CHARACTERS], [wanted[:MAX_COMPARED_CHARACTERS]])
-    return min(1.0, max(0.0, float(found.score) / 100))
 
 
 @lru_cache(maxsize=1)

@@ -6,48 +6,46 @@ for `re`: extensions of the `regex` library, such as recursion, can take any amo
 
 from __future__ import annotations
 
+import operator
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, ClassVar, NoReturn, Protocol, Self
 
 import regex
 
-from rwkvbatch.script.records import ReplyFacts, Rule, Verdict, is_array
+from rwkvbatch.script.records import ReplyFacts, Rule, Verdict, is_array, is_number
 
 FINISH_REASONS = ("stop", "eos", "length", "time")
 IGNORE_CASE = frozenset({"ignore_case"})
 
 
+@dataclass(eq=False)
 class WrongValueError(Exception):
     """A wrong value or option of a check; becomes a `ScriptError` that names file, line and key.
 
-    Args:
+    Attributes:
         message: what is allowed, such as `must be a string`.
         got: what was found.
         key: the option; None for the value of the kind itself.
     """
 
-    def __init__(self, message: str, got: object, *, key: str | None = None, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.got = got
-        self.key = key
-        self.hint = hint
+    message: str
+    got: object
+    key: str | None = None
+    hint: str | None = None
 
 
 class RuleKind(Protocol):
-    """A kind of check: parses entries into rules.
-
-    Attributes:
-        options: keys that an entry may have besides the kind.
-    """
+    """A kind of check: parses entries into rules."""
 
     @property
-    def options(self) -> frozenset[str]: ...
+    def options(self) -> frozenset[str]:
+        """Keys that an entry may have besides the kind."""
+        ...
 
     def parse(self, expected: Any, options: Mapping[str, Any], /) -> Rule:
         """The rule of one entry.
@@ -60,7 +58,7 @@ class RuleKind(Protocol):
 
 def wrong(message: str, got: object, *, key: str | None = None, hint: str | None = None) -> NoReturn:
     """Raise `WrongValueError`."""
-    raise WrongValueError(message, got, key=key, hint=hint)
+    raise WrongValueError(message, got, key, hint)
 
 
 def answer(facts: ReplyFacts) -> str:
@@ -119,25 +117,13 @@ class _TextRule(ABC):
 
     def judge(self, facts: ReplyFacts) -> Verdict:
         text = answer(facts)
-        compared = self._folded(text)
-        return self._judge(compared, tuple(map(self._folded, self.texts)), excerpt(text))
+        return self._judge(self._folded(text), tuple(map(self._folded, self.texts)), f"got {excerpt(text)}")
 
     def _folded(self, text: str) -> str:
         return text.casefold() if self.ignore_case else text
 
     @abstractmethod
     def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict: ...
-
-
-class Equals(_TextRule):
-    """The answer equals the text."""
-
-    @classmethod
-    def _texts(cls, expected: Any) -> tuple[str, ...]:
-        return (expected.strip(),) if isinstance(expected, str) else wrong("must be a string", expected)
-
-    def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict:
-        return verdict(text == texts[0], f"got {got}")
 
 
 class OneOf(_TextRule):
@@ -150,7 +136,15 @@ class OneOf(_TextRule):
         return tuple(text.strip() for text in texts_of(expected))
 
     def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict:
-        return verdict(text in texts, f"got {got}")
+        return verdict(text in texts, got)
+
+
+class Equals(OneOf):
+    """The answer equals the text."""
+
+    @classmethod
+    def _texts(cls, expected: Any) -> tuple[str, ...]:
+        return (expected.strip(),) if isinstance(expected, str) else wrong("must be a string", expected)
 
 
 class Contains(_TextRule):
@@ -158,8 +152,8 @@ class Contains(_TextRule):
 
     def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict:
         missing = [shown for shown, wanted in zip(self.texts, texts, strict=True) if wanted not in text]
-        score = 1 - len(missing) / len(texts)
-        return Verdict(not missing, score, f"lacks {', '.join(map(excerpt, missing))}; got {got}" if missing else None)
+        lacks = f"lacks {', '.join(map(excerpt, missing))}; {got}" if missing else None
+        return Verdict(not missing, 1 - len(missing) / len(texts), lacks)
 
 
 class NotContains(_TextRule):
@@ -167,14 +161,14 @@ class NotContains(_TextRule):
 
     def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict:
         present = [shown for shown, banned in zip(self.texts, texts, strict=True) if banned in text]
-        return verdict(not present, f"contains {', '.join(map(excerpt, present))}; got {got}")
+        return verdict(not present, f"contains {', '.join(map(excerpt, present))}; {got}")
 
 
 class StartsWith(_TextRule):
     """The answer begins with one of the texts."""
 
     def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict:
-        return verdict(text.startswith(texts), f"got {got}")
+        return verdict(text.startswith(texts), got)
 
 
 # A sign is part of a number only if it cannot be a hyphen, or a minus between two numbers.
@@ -195,9 +189,9 @@ class Number:
     @classmethod
     def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
         tolerance = options.get("tolerance", 0)
-        if not _is_number(expected):
+        if not is_number(expected):
             wrong("must be a number", expected)
-        if not _is_number(tolerance) or tolerance < 0:
+        if not is_number(tolerance) or tolerance < 0:
             wrong("must be a number that is not negative", tolerance, key="tolerance")
         return cls(Decimal(repr(expected)), Decimal(repr(tolerance)))
 
@@ -210,13 +204,10 @@ class Number:
         return verdict(abs(number - self.value) <= self.tolerance, f"got {found[-1]}")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 @dataclass(frozen=True)
-class _TokenLimit(ABC):
+class _TokenLimit:
     options: ClassVar[frozenset[str]] = frozenset()
+    holds: ClassVar[Callable[[int, int], bool]]
     limit: int
 
     @classmethod
@@ -226,24 +217,19 @@ class _TokenLimit(ABC):
         return cls(expected)
 
     def judge(self, facts: ReplyFacts) -> Verdict:
-        return verdict(self._allows(facts.num_tokens), f"has {facts.num_tokens} tokens")
-
-    @abstractmethod
-    def _allows(self, num_tokens: int) -> bool: ...
+        return verdict(type(self).holds(facts.num_tokens, self.limit), f"has {facts.num_tokens} tokens")
 
 
 class MaxTokens(_TokenLimit):
     """The reply, thinking included, has at most this many tokens."""
 
-    def _allows(self, num_tokens: int) -> bool:
-        return num_tokens <= self.limit
+    holds = operator.le
 
 
 class MinTokens(_TokenLimit):
     """The reply, thinking included, has at least this many tokens."""
 
-    def _allows(self, num_tokens: int) -> bool:
-        return num_tokens >= self.limit
+    holds = operator.ge
 
 
 @dataclass(frozen=True)
