@@ -15,7 +15,7 @@ from rwkvbatch.replay.conversation import ConversationReplay, error_row
 from rwkvbatch.replay.messages import Drop, FinishedRow, Leave, Order, Report, Work
 from rwkvbatch.replay.models import ModelProvider, Setup
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.results.row import EncodedRow, Row, encode_row
+from rwkvbatch.results.row import NOT_REACHED, EncodedRow, Row, encode_row
 
 _log = logging.getLogger(__name__)
 
@@ -182,12 +182,9 @@ class Worker:
         self._engine = self._shop.engine(self._setup, self._plan, self._batch)
 
 
-_NOT_REACHED = "not reached:"
-
-
 def not_reached(failed_turn: int) -> str:
     """The error of a turn after one that failed."""
-    return f"{_NOT_REACHED} turn {failed_turn} of this conversation failed"
+    return f"{NOT_REACHED} turn {failed_turn} of this conversation failed"
 
 
 def finished_row(number: int, row: Row) -> FinishedRow:
@@ -195,7 +192,7 @@ def finished_row(number: int, row: Row) -> FinishedRow:
     return FinishedRow(
         EncodedRow(number, encode_row(row), row.finish_reason == "error"),
         error=row.error,
-        reached=row.error is None or not row.error.startswith(_NOT_REACHED),
+        reached=row.error is None or not row.error.startswith(NOT_REACHED),
         failed_checks=sum(not check.passed for check in row.checks),
         reply_tokens=row.tokens.reply,
         prompt_tokens=row.tokens.prompt,

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from rwkvbatch.files import OS_FILES, Files, replace_file
 from rwkvbatch.replay.progress import Progress
+from rwkvbatch.results.summary import SUMMARY_NAME
 
 STATUS_NAME = "status.json"
 EVERY_S = 2.0
@@ -105,6 +106,14 @@ def why_unfinished(directory: Path, rows_there: int) -> str | None:
             return f"{count}; it failed ({status.get('error')})"
         case _:
             return None
+
+
+def planned_rows(directory: Path) -> int | None:
+    """How many rows the run is to have: of `status.json`, else of `summary.json`; None where neither says so."""
+    for name, key in ((STATUS_NAME, "rows_total"), (SUMMARY_NAME, "planned")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            return int(json.loads((directory / name).read_bytes())[key])
+    return None
 
 
 def _is_alive(process: int) -> bool:
