@@ -18,6 +18,7 @@ from rwkvbatch.cli.exits import ExitCode, report
 from rwkvbatch.cli.merge import EPILOG as MERGE_EPILOG
 from rwkvbatch.cli.merge import merge_command
 from rwkvbatch.cli.model import model_app
+from rwkvbatch.cli.options import Command
 from rwkvbatch.cli.run import EPILOG as RUN_EPILOG
 from rwkvbatch.cli.run import run_command
 from rwkvbatch.cli.show import EPILOG as SHOW_EPILOG
@@ -50,12 +51,12 @@ def _root(
 
 
 app.add_typer(model_app)
-app.command("run", epilog=RUN_EPILOG)(run_command)
-app.command("merge", epilog=MERGE_EPILOG)(merge_command)
-app.command("chat", epilog=CHAT_EPILOG)(chat_command)
-app.command("compare", epilog=COMPARE_EPILOG)(compare_command)
-app.command("show", epilog=SHOW_EPILOG)(show_command)
-app.command("bench", epilog=BENCH_EPILOG)(bench_command)
+app.command("run", cls=Command, epilog=RUN_EPILOG)(run_command)
+app.command("merge", cls=Command, epilog=MERGE_EPILOG)(merge_command)
+app.command("chat", cls=Command, epilog=CHAT_EPILOG)(chat_command)
+app.command("compare", cls=Command, epilog=COMPARE_EPILOG)(compare_command)
+app.command("show", cls=Command, epilog=SHOW_EPILOG)(show_command)
+app.command("bench", cls=Command, epilog=BENCH_EPILOG)(bench_command)
 
 
 def invoke(arguments: Sequence[str]) -> int:

@@ -36,6 +36,8 @@ EPILOG = """[bold]Examples[/]
 
   rwkvbatch compare runs/sweep --baseline temp=0.7 --format html --out report.html
 
+  rwkvbatch compare runs/before runs/after --primary nll --margin 0.02
+
   rwkvbatch compare runs/main runs/branch --fail-if "score < baseline - 0.02"
 """
 
@@ -58,28 +60,45 @@ def compare_command(
             help="A run or a cell. [dim]Default: the first run, or first cell[/]",
         ),
     ] = None,
+    primary: Annotated[
+        str | None,
+        typer.Option(
+            "--primary",
+            metavar="NAME",
+            help="The metric that decides. [dim]Default: score where the script has checks, else nll[/]",
+        ),
+    ] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(
             "--metric",
             metavar="NAME",
-            help="Compare only this metric; may be repeated. Fewer tests see more.",
+            help="Show this metric instead of the primary one (exploratory); may be repeated.",
         ),
     ] = None,
+    all_metrics: Annotated[
+        bool, typer.Option("--all", help="Show all metrics; all but the primary one are exploratory.")
+    ] = False,
+    margin: Annotated[
+        float | None,
+        typer.Option("--margin", metavar="X", help="Differences of the primary metric up to X are equivalent."),
+    ] = None,
     by: Annotated[
-        str | None, typer.Option("--by", metavar="turn|tag", help="Break the table down by turn or by tag.")
+        str | None, typer.Option("--by", metavar="turn|tag", help="Show each turn or tag as well (exploratory).")
     ] = None,
     k: Annotated[
         str | None, typer.Option("--k", metavar="N,...", help="The k of pass@k. [dim]Default: the repeats[/]")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Compare runs of different scripts.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compare runs of different scripts: the turns that ask the same.")
+    ] = False,
     show: Annotated[
         str | None,
         typer.Option("--show", metavar="ID", help="Print one conversation side by side, and no table."),
     ] = None,
     changes: Annotated[
         int, typer.Option("--changes", min=0, metavar="N", help="Show the N most changed conversations.")
-    ] = 3,
+    ] = 0,
     fail_if: Annotated[
         list[str] | None,
         typer.Option(
@@ -94,7 +113,7 @@ def compare_command(
         typer.Option(
             "--gate-significant",
             rich_help_panel=GATE_PANEL,
-            help="Gates fail only on differences beyond noise.",
+            help="Gates fail only on significant differences.",
         ),
     ] = False,
     output_format: Annotated[
@@ -120,7 +139,7 @@ def compare_command(
     as_json: shared.JsonOption = False,
     quiet: shared.QuietOption = False,
 ) -> None:
-    """Say what differs between runs or cells, and whether it is more than noise."""
+    """Compare runs or cells: one verdict per variant, with the uncertainty of its difference."""
     chosen = _format(output_format, out, as_json=as_json)
     if by not in (None, "turn", "tag"):
         raise UsageError(f"--by must be turn or tag; got {by!r}")
@@ -129,7 +148,10 @@ def compare_command(
     analysis = compare(
         sources,
         baseline=baseline,
+        primary=primary,
         metrics=metric or None,
+        all_metrics=all_metrics,
+        margin=margin,
         by=by,
         ks=_ks(k),
         fail_if=fail_if or (),

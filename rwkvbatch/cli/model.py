@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from rwkvbatch.cli.exits import ExitCode
-from rwkvbatch.cli.options import BackendOption, StrategyOption
+from rwkvbatch.cli.options import BackendOption, Command, StrategyOption
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ NARROWEST_TENSOR = 17
 _SIZE = re.compile(r"(\d{1,4})x(\d{1,6})")
 
 
-@model_app.command("random")
+@model_app.command("random", cls=Command)
 def random_command(
     size: Annotated[str, typer.Argument(metavar="LAYERSxWIDTH", help="Such as 12x768.")],
     output: Output,
@@ -177,7 +177,7 @@ def random_command(
     _say(f"wrote {output}, {sum(tensor.numel() for tensor in tensors.values()):,} parameters", quiet)
 
 
-@model_app.command("info")
+@model_app.command("info", cls=Command)
 def info_command(
     file: Annotated[
         Path | None,
@@ -209,7 +209,7 @@ def info_command(
         _show(description)
 
 
-@model_app.command("convert")
+@model_app.command("convert", cls=Command)
 def convert_command(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Checkpoint; .pth may be left off.")],
     output: Output,
@@ -232,7 +232,7 @@ def convert_command(
     _say(f"wrote {output}, {len(tensors)} tensors", quiet)
 
 
-model_app.command("verify", epilog=VERIFY_EPILOG)(verify_command)
+model_app.command("verify", cls=Command, epilog=VERIFY_EPILOG)(verify_command)
 
 
 def _say(message: str, quiet: bool) -> None:
