@@ -36,11 +36,20 @@ def signed(value: float, digits: int) -> str:
 
 
 def interval(line: Comparison | VariantMean) -> str:
-    """The 95 % interval, of a difference with signs."""
-    if math.isnan(line.low):
+    """The 95 % interval, of a difference with signs; a dash where nothing is known.
+
+    An end that is not 0 is not written as 0 where that would contradict the verdict.
+    """
+    low, high, digits = line.low, line.high, line.metric.digits
+    if math.isnan(low) or (math.isinf(low) and math.isinf(high)):
         return MISSING
-    write = signed if isinstance(line, Comparison) else number
-    return f"[{write(line.low, line.metric.digits)}, {write(line.high, line.metric.digits)}]"
+    if isinstance(line, VariantMean):
+        return f"[{number(low, digits)}, {number(high, digits)}]"
+    ends = [
+        f"{end:+.1g}" if line.significant and end and float(number(end, digits)) == 0 else signed(end, digits)
+        for end in (low, high)
+    ]
+    return f"[{ends[0]}, {ends[1]}]"
 
 
 def p_value(p: float) -> str:

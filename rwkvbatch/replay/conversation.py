@@ -19,6 +19,7 @@ from rwkvbatch.results.row import CheckResult, Logprob, Reference, Row, RowTimin
 from rwkvbatch.script.records import Check, ReplyFacts, Turn
 
 NO_TIMING = RowTiming(0.0, 0.0, 0.0, 0.0, 0.0, 0)
+_NOT_JUDGED = "not judged: the turn ended in an error"
 
 
 class PromptEncoder:
@@ -195,7 +196,7 @@ class ConversationReplay:
 
 
 def error_row(dialogue: Dialogue, turn: int, message: str, reply: Reply | None = None, text: str = "") -> Row:
-    """The row of a turn that failed; `reply` and `text` are what there is of it."""
+    """The row of a turn that failed; `reply` and `text` are what there is of it. Its checks count as failed."""
     ids: Sequence[int] = () if reply is None else reply.ids
     return Row(
         conversation=dialogue.conversation.id,
@@ -212,7 +213,10 @@ def error_row(dialogue: Dialogue, turn: int, message: str, reply: Reply | None =
         tokens=TokenCounts(0 if reply is None else reply.num_prompt, len(ids)),
         logprob=Logprob(None, 0.0),
         reference=None,
-        checks=(),
+        checks=tuple(
+            CheckResult(check.kind, check.expected, passed=False, score=0.0, weight=check.weight, detail=_NOT_JUDGED)
+            for check in dialogue.conversation.turns[turn].checks
+        ),
         error=message,
         timing=NO_TIMING if reply is None else _timing(reply),
     )

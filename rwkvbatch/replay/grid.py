@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -143,7 +143,8 @@ def _product(dimensions: Sequence[Sequence[_Choice]]) -> list[Cell]:
 
 
 def _dimension(key: str, values: Sequence[Any], where: str) -> list[_Choice]:
-    return [_Choice(_choice_name(key, value), _overrides({key: value}, where)) for value in values]
+    names = _choice_names(key, values)
+    return [_Choice(name, _overrides({key: value}, where)) for name, value in zip(names, values, strict=True)]
 
 
 def _zipped(lists: Mapping[str, Any]) -> list[_Choice]:
@@ -152,12 +153,10 @@ def _zipped(lists: Mapping[str, Any]) -> list[_Choice]:
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{key} has {length}" for key, length in lengths.items())
         raise UsageError(f"[zip]: all lists must be of one length; {shown}")
+    names = zip(*(_choice_names(key, values) for key, values in columns.items()), strict=True)
     return [
-        _Choice(
-            ",".join(_choice_name(key, value) for key, value in zip(columns, values, strict=True)),
-            _overrides(dict(zip(columns, values, strict=True)), "[zip]"),
-        )
-        for values in zip(*columns.values(), strict=True)
+        _Choice(",".join(parts), _overrides(dict(zip(columns, values, strict=True)), "[zip]"))
+        for parts, values in zip(names, zip(*columns.values(), strict=True), strict=True)
     ]
 
 
@@ -175,9 +174,31 @@ def _overrides(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     return checked
 
 
-def _choice_name(key: str, value: Any) -> str:
+def _choice_names(key: str, values: Sequence[Any]) -> list[str]:
+    """Such as `temp=0.7` for each value. Files of one name get as many of their folders as tell them apart."""
     full = full_name(key)
-    return f"{SHORT_NAMES.get(full, full)}={_value_name(full, value)}"
+    names = [_value_name(full, value) for value in values]
+    if full in _PATHS:
+        paths = [str(value or "") for value in values]
+        same_name = [{path for path, other in zip(paths, names, strict=True) if other == name} for name in names]
+        for place, alike in enumerate(same_name):
+            if paths[place] and len(alike) > 1:
+                names[place] = _name_with_folders(paths[place], alike)
+    return [f"{SHORT_NAMES.get(full, full)}={name}" for name in names]
+
+
+def _name_with_folders(path: str, others: Iterable[str]) -> str:
+    """The last parts of `path` that no other one ends with, without the ending of the file."""
+
+    def end(of: str, length: int) -> tuple[str, ...]:
+        return (*PurePath(of).parts[-length:-1], PurePath(of).stem)
+
+    length = 2
+    while length < len(PurePath(path).parts) and any(
+        end(other, length) == end(path, length) for other in others if other != path
+    ):
+        length += 1
+    return _as_name("_".join(part for part in end(path, length) if part != PurePath(path).anchor))
 
 
 def _value_name(key: str, value: Any) -> str:
@@ -191,8 +212,12 @@ def _value_name(key: str, value: Any) -> str:
     try:
         return f"{float(text):g}"
     except ValueError:
-        # A name goes into file names, tables and gates: what is none of these characters has no place in it.
-        return re.sub(r"[^\w.+-]+", "_", text) or "none"
+        return _as_name(text)
+
+
+def _as_name(text: str) -> str:
+    """`text` with only those characters that a cell's name may have in file names, tables and gates."""
+    return re.sub(r"[^\w.+-]+", "_", text) or "none"
 
 
 def _checked_name(name: str) -> str:

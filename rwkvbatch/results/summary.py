@@ -23,7 +23,8 @@ class CellSummary:
 
     Attributes:
         rows: turns, those that failed included. errors: those that failed.
-        checks, checks_passed: over all rows. score: mean over rows with checks of the weighted share that passed.
+        checks, checks_passed: over all rows, those that failed included. score: mean over rows with checks of the
+            weighted share that passed.
         finish_reasons: rows by how the reply ended.
         first_token_p50_s, first_token_p95_s: from a request's submission to its first token.
         prompt_tokens: the prompts' whole histories. cached_tokens: those that did not have to be read again.
@@ -95,6 +96,11 @@ class _Tally:
         self.reply_tokens += row.tokens.reply
         self.prompt_tokens += row.tokens.prompt
         self.cached_tokens += row.timing.cached_tokens
+        # Of a turn that ended in an error, all checks count as failed.
+        if (score := row.score) is not None:
+            self.scores.append(score)
+        self.checks += len(row.checks)
+        self.checks_passed += sum(check.passed for check in row.checks)
         if row.finish_reason == "error":
             self.errors += 1
             return
@@ -103,10 +109,6 @@ class _Tally:
         if row.reference is not None:
             self.reference_sum += row.reference.nll * row.reference.tokens
             self.reference_tokens += row.reference.tokens
-        if (score := row.score) is not None:
-            self.scores.append(score)
-        self.checks += len(row.checks)
-        self.checks_passed += sum(check.passed for check in row.checks)
 
     def result(self, name: str) -> CellSummary:
         waits = sorted(self.first_token_s)
