@@ -140,18 +140,9 @@ class Ranking:
 
 
 def rank(
-    variants: Sequence[Variant],
-    metric: Metric,
-    table: pd.DataFrame,
-    comparisons: Iterable[Comparison],
-    *,
-    level: float = LEVEL,
+    variants: Sequence[Variant], metric: Metric, table: pd.DataFrame, comparisons: Iterable[Comparison]
 ) -> tuple[Ranking | None, str | None]:
     """The ranking by `metric`, or a note on why there is none. Fewer than three variants have neither.
-
-    A variant could not be best where the table calls it worse than its baseline (or one of its variants better than
-    it), or where the others, tested together at half the level, hold one that is better (Hsu 1984). What the table
-    has tested is not tested again, so the two cannot disagree.
 
     Args:
         table: see `comparable_rows`. comparisons: those of `metric` over all rows.
@@ -159,7 +150,19 @@ def rank(
     if len(variants) < MIN_VARIANTS or not metric.ranked:
         return None, None
     lines = [line for line in comparisons if line.group is None]
-    values = _Values.of(variants, metric, table)
+    return rank_values(variants, Values.of(variants, metric, table), lines)
+
+
+def rank_values(
+    variants: Sequence[Variant], values: Values, lines: Sequence[Comparison], *, level: float = LEVEL
+) -> tuple[Ranking | None, str | None]:
+    """As `rank`, of numbers.
+
+    A variant could not be best where the table calls it worse than its baseline (or one of its variants better than
+    it), or where the others, tested together at half the level, hold one that is better (Hsu 1984). What the table
+    has tested is not tested again, so the two cannot disagree.
+    """
+    metric = values.metric
     reference = variants.index(lines[0].pair.baseline) if lines else 0
     size = [values.difference(reference, place) for place in range(len(variants))]
     if any(math.isnan(one) for one in size):
@@ -213,7 +216,7 @@ def _beaten_in(lines: Iterable[Comparison]) -> dict[Variant, str]:
 
 
 @dataclass(frozen=True)
-class _Values:
+class Values:
     """One metric of all variants: `rows` `[n, variants]` with NaN for unknown, of `n` (conversation, turn, repeat).
 
     For metrics of conversations, `rows` says whether the turn passed.
@@ -226,7 +229,7 @@ class _Values:
     num_conversations: int
 
     @classmethod
-    def of(cls, variants: Sequence[Variant], metric: Metric, table: pd.DataFrame) -> _Values:
+    def of(cls, variants: Sequence[Variant], metric: Metric, table: pd.DataFrame) -> Values:
         import pandas as pd
 
         column = "passed" if metric.level == "conversation" else metric.column
