@@ -303,11 +303,12 @@ class _Spread:
         return self.shrunk - half, self.shrunk + half
 
     def detectable(self, level: float) -> float:
-        """The smallest true mean that is found 4 times in 5 (Bloom 1995)."""
+        """A true mean that is found 4 times in 5 (Bloom 1995), at least: with the error that the interval uses."""
         if self.clusters < 2 or not self.standard_error > 0 or not level > 0:
             return math.nan
         degrees = self.clusters - 1
-        return (t_quantile(1 - level / 2, degrees) + t_quantile(0.8, degrees)) * self.standard_error
+        error = max(self.standard_error, self.shrunk_error)
+        return (t_quantile(1 - level / 2, degrees) + t_quantile(0.8, degrees)) * error
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from rwkvbatch.comparison import compare, load
-from rwkvbatch.comparison.ranking import Candidate, Ranking
+from rwkvbatch.comparison.metrics import metric_named
+from rwkvbatch.comparison.paired import MatchedRows, compare_metric
+from rwkvbatch.comparison.pairing import Pair, Variant
+from rwkvbatch.comparison.ranking import Candidate, Ranking, Values, rank_values
 from rwkvbatch.comparison.wording import common_rows, standing
 from tests.comparison.make_run import RowChange, make_row, make_run, write_run
 
@@ -154,3 +158,26 @@ def test_the_sentence_names_the_best_and_the_indistinguishable_and_counts_the_ot
 ) -> None:
     path = make_run(tmp_path / "a", cells=CELLS, conversations=30, change=scored(**chances))
     assert standing(only_ranking(path), max_named=1) == sentence
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.4], ids=["all equal", "one best"])
+def test_a_truly_best_variant_is_left_out_in_at_most_5_of_100_sweeps(effect: float) -> None:
+    """The last of five variants is best, or as good as all; scores are yes/no, as in short scripts."""
+    rng = np.random.default_rng(7)
+    variants = [Variant("run", str(number), str(number)) for number in range(5)]
+    sweeps, left_out = 300, 0
+    for _ in range(sweeps):
+        hardness = rng.random((9, 1)) - 0.5
+        rows = (rng.random((9, 5)) + hardness < [0.5, 0.5, 0.5, 0.5, 0.5 + effect]).astype(float)
+        lines, _ = compare_metric(metric_named("score"), [pair(variants, rows, number) for number in range(1, 5)])
+        codes = np.arange(9)
+        values = Values(metric_named("score"), rows, codes, np.zeros(9, dtype=np.int64), 9)
+        ranking, _ = rank_values(variants, values, lines)
+        assert ranking is not None
+        left_out += next(c for c in ranking.candidates if c.variant == variants[-1]).beaten_by is not None
+    assert left_out / sweeps <= 0.05
+
+
+def pair(variants: list[Variant], rows: np.ndarray[Any, Any], number: int) -> MatchedRows:
+    columns = {"score_a": rows[:, 0], "score_b": rows[:, number], "conversation_code": np.arange(len(rows))}
+    return MatchedRows(Pair(variants[0], variants[number]), pd.DataFrame(columns), 0, 0, 0)

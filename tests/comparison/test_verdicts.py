@@ -31,7 +31,7 @@ class Design:
 def designs(number: int, seed: int) -> Iterator[Design]:
     rng = np.random.default_rng(seed)
     for _ in range(number):
-        clusters = int(rng.integers(1, 9)) if rng.random() < 0.97 else int(rng.integers(9, 30))
+        clusters = int(rng.integers(1, 9)) if rng.random() < 0.99 else int(rng.integers(9, 30))
         variants, rows_each = int(rng.integers(2, 7)), int(rng.integers(1, 4))
         conversations = np.repeat(np.arange(clusters), rows_each)
         shape = (conversations.size, variants)

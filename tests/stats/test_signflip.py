@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
-from rwkvbatch.stats.signflip import Difference, compare_family
+from rwkvbatch.stats.signflip import Difference, compare_family, largest_mean_p
 
 
 def one(differences: list[float], **options: float) -> Difference:
@@ -130,3 +130,36 @@ def test_the_result_does_not_depend_on_the_unit() -> None:
 def test_arrays_that_do_not_fit_are_refused(sums: list[list[float]], counts: list[list[float]]) -> None:
     with pytest.raises(ValueError, match=r"shape|finite|negative"):
         compare_family(sums, counts)
+
+
+def test_drawn_patterns_and_exact_tails_come_to_one_conclusion() -> None:
+    """Two variants with six conversations each that differ, among 14: the exact p is below the drawn ones."""
+    sums = np.zeros((14, 2))
+    sums[:6, 0] = sums[6:12, 1] = 1.0
+    for found in compare_family(sums, np.ones_like(sums), widest=1.0).differences:
+        assert found.significant == (found.p_adjusted <= 0.05)
+
+
+def test_a_family_larger_than_a_block_is_what_it_is_in_one() -> None:
+    rng = np.random.default_rng(5)
+    sums = rng.normal(0.3, 1, size=(8, 150))
+    whole = compare_family(sums, np.ones_like(sums))
+    turned = compare_family(sums[:, ::-1], np.ones_like(sums))
+    assert whole.level_each == turned.level_each
+    assert whole.differences == turned.differences[::-1]
+
+
+def test_one_sided_p_of_the_largest_mean_is_exact_for_one_column() -> None:
+    values = np.array([0.3, -0.1, 0.7, 0.2, 0.45, -0.25, 0.6])[:, None]
+    signs = np.array(list(itertools.product((1, -1), repeat=7)))
+    expected = float((signs @ values >= values.sum() - 1e-9).mean())
+    assert largest_mean_p(values) == (pytest.approx(expected), 0)
+    assert largest_mean_p(np.hstack([-values, values, 0 * values]))[1] == 1
+    assert largest_mean_p(-values)[0] > 0.5
+    assert largest_mean_p(np.zeros((4, 2))) == (1.0, 0)
+
+
+@pytest.mark.parametrize("sums", [np.zeros((3, 0)), np.array([[np.nan]])])
+def test_sums_of_no_column_or_no_number_are_refused(sums: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="sums must be"):
+        largest_mean_p(sums)
