@@ -143,7 +143,7 @@ def as_html(analysis: Analysis) -> str:
     style = (_HERE / "report.css").read_text(encoding="utf-8")
     script = (_HERE / "report.js").read_text(encoding="utf-8")
     data = page_data(analysis)
-    lines = (*analysis.comparisons, *analysis.secondary)
+    lines = (*analysis.comparisons, *(analysis.secondary if analysis.metrics is None else ()))
     ranges = _ranges(lines)
     environment = Environment(
         loader=FileSystemLoader(_HERE),
@@ -248,14 +248,14 @@ def _ranges(lines: Sequence[Comparison]) -> dict[str, float]:
     """By metric, the largest distance of an interval's end from zero: the common scale of its bars."""
     ranges: dict[str, float] = {}
     for line in lines:
-        if not math.isnan(line.low):
+        if math.isfinite(line.low) and math.isfinite(line.high):
             ranges[line.metric.name] = max(abs(line.low), abs(line.high), ranges.get(line.metric.name, 0.0))
     return ranges
 
 
 def _bar(line: Comparison, scale: float) -> Bar | None:
     """The bar of a line; `scale` is near its edges."""
-    if math.isnan(line.low) or scale == 0:
+    if not (math.isfinite(line.low) and math.isfinite(line.high)) or scale == 0:
         return None
     low, high, mean = (round(50 + 50 * value / (1.06 * scale), 2) for value in (line.low, line.high, line.difference))
     return Bar(low, high, mean)
