@@ -18,7 +18,7 @@ COMMANDS: Mapping[str, str] = {
     "run": "Replay scripted conversations, turn by turn, many at once.",
     "merge": "Put the parts of a run together.",
     "chat": "Talk to a model.",
-    "compare": "Report what differs between runs or cells, and whether it is more than noise.",
+    "compare": "Compare runs or cells: one verdict per variant, with the uncertainty of its difference.",
     "show": "Print the conversations of a run.",
     "bench": "Measure decoding, prefill, sampling, tokenizing, loading, and the machine's own limits.",
     "model": "Make, describe and convert checkpoints, and verify that they run right on this machine.",

@@ -7,7 +7,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rwkvbatch.cli.exits import message, print_json
-from rwkvbatch.cli.options import JsonOption, QuietOption, RandomOption, command_app, model_path, option, with_settings
+from rwkvbatch.cli.options import (
+    Command,
+    JsonOption,
+    QuietOption,
+    RandomOption,
+    command_app,
+    model_path,
+    option,
+    with_settings,
+)
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +34,7 @@ EPILOG = (
 app = command_app()
 
 
-@app.command("bench", epilog=EPILOG)
+@app.command("bench", cls=Command, epilog=EPILOG)
 @with_settings("model", "strategy", "backend", "threads")
 def bench_command(
     random: RandomOption = None,

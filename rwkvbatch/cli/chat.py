@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from rwkvbatch.cli.exits import ExitCode
-from rwkvbatch.cli.options import OUTPUT_PANEL, ConfigOption, QuietOption, command_app, examples, option, with_settings
+from rwkvbatch.cli.options import (
+    OUTPUT_PANEL,
+    Command,
+    ConfigOption,
+    QuietOption,
+    command_app,
+    examples,
+    option,
+    with_settings,
+)
 from rwkvbatch.config import Sampling, Stopping
 
 PANEL = "The session"
@@ -18,6 +27,7 @@ app = command_app()
 
 @app.command(
     "chat",
+    cls=Command,
     epilog=examples(
         "rwkvbatch chat",
         "rwkvbatch chat --model rwkv7-1.5b --temp 0.7 --think on",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rwkvbatch.cli.exits import ExitCode, message, print_json
-from rwkvbatch.cli.options import JsonOption, QuietOption, command_app, examples, option
+from rwkvbatch.cli.options import Command, JsonOption, QuietOption, command_app, examples, option
 
 if TYPE_CHECKING:
     from rwkvbatch.replay.merge import Merged, Missing
@@ -20,6 +20,7 @@ app = command_app()
 
 @app.command(
     "merge",
+    cls=Command,
     epilog=examples(
         "rwkvbatch merge runs/part-* --out runs/whole",
         "rwkvbatch merge runs/part-1 runs/part-3 --out runs/whole --allow-missing",

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rwkvbatch.cli.exits import ExitCode, message, print_json
-from rwkvbatch.cli.options import JsonOption, QuietOption, RandomOption, command_app, model_path, option, with_settings
+from rwkvbatch.cli.options import (
+    Command,
+    JsonOption,
+    QuietOption,
+    RandomOption,
+    command_app,
+    model_path,
+    option,
+    with_settings,
+)
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +58,7 @@ Output = Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .pth
 _SIZE = re.compile(r"(0*[1-9]\d{0,3})x(0*[1-9]\d{0,5})")
 
 
-@app.command("random")
+@app.command("random", cls=Command)
 def random_command(
     size: Annotated[str, typer.Argument(metavar="LAYERSxWIDTH", help="Such as 12x768.")],
     output: Output,
@@ -77,7 +86,7 @@ def random_command(
     message(f"wrote {output}, {sum(tensor.numel() for tensor in tensors.values()):,} parameters", quiet=quiet)
 
 
-@app.command("info")
+@app.command("info", cls=Command)
 def info_command(
     model: ModelArgument = None,
     json_output: JsonOption = False,
@@ -97,7 +106,7 @@ def info_command(
         _show(description)
 
 
-@app.command("convert")
+@app.command("convert", cls=Command)
 def convert_command(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Checkpoint; the ending may be left out.")],
     output: Output,
@@ -120,7 +129,7 @@ def convert_command(
     message(f"wrote {output}, {len(tensors)} tensors", quiet=quiet)
 
 
-@app.command("verify", epilog=VERIFY_EPILOG)
+@app.command("verify", cls=Command, epilog=VERIFY_EPILOG)
 @with_settings("strategy", "backend")
 def verify_command(
     model: ModelArgument = None,

@@ -5,17 +5,60 @@ from __future__ import annotations
 import functools
 import inspect
 import tempfile
-from collections.abc import Callable, Generator
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from rwkvbatch.cli.exits import message
 from rwkvbatch.errors import UsageError
 
+if TYPE_CHECKING:
+    from typer._click import Context
+
 OUTPUT_PANEL = "Output"
+
+
+class Command(TyperCommand):
+    """A command that refuses an option of one value that is given twice, instead of taking the last value."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """As Typer's.
+
+        Raises:
+            UsageError: an option that takes one value is there twice; the message shows its comma form if it has one.
+        """
+        *_, order = self.make_parser(ctx).parse_args(args=list(args))
+        times = Counter(param for param in order if isinstance(param, TyperOption) and _takes_one_value(param))
+        for option, count in times.items():
+            if count > 1:
+                raise _given_twice(option, args, grid=self.name == "run")
+        return super().parse_args(ctx, args)
+
+
+def _takes_one_value(option: TyperOption) -> bool:
+    return not (option.multiple or option.is_flag or option.count)
+
+
+def _given_twice(option: TyperOption, args: Sequence[str], *, grid: bool) -> UsageError:
+    from rwkvbatch.config import CellSettings, full_name
+
+    name = max(option.opts, key=len)
+    values: list[str] = []
+    for arg, value in pairwise((*args, "")):
+        if arg in option.opts:
+            values.append(value)
+        elif arg.startswith(f"{name}="):
+            values.append(arg.partition("=")[2])
+    lists = "," in (option.metavar or "") or option.metavar == "LIST"
+    if lists or (grid and full_name(option.name or "") in CellSettings.model_fields):
+        return UsageError(f"{name} is given twice", hint=f"several values go into a list: {name} {','.join(values)}")
+    return UsageError(f"{name} is given twice", hint="it takes one value: give it once")
 
 
 def option(

@@ -12,6 +12,7 @@ import typer
 from rwkvbatch.cli.exits import ExitCode, print_json, report
 from rwkvbatch.cli.options import (
     OUTPUT_PANEL,
+    Command,
     ConfigOption,
     JsonOption,
     QuietOption,
@@ -32,6 +33,7 @@ app = command_app()
 
 @app.command(
     "run",
+    cls=Command,
     epilog=examples(
         "rwkvbatch run datasets/demo.jsonl",
         "rwkvbatch run chats.jsonl --model rwkv7-1.5b --temp 0.3,0.7,1.0 --repeats 5 --out runs/temps",

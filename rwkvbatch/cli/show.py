@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rwkvbatch.cli.exits import message
-from rwkvbatch.cli.options import JsonOption, QuietOption, command_app, examples, option
+from rwkvbatch.cli.options import Command, JsonOption, QuietOption, command_app, examples, option
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.escaping import printable_json
 
@@ -18,6 +18,7 @@ app = command_app()
 
 @app.command(
     "show",
+    cls=Command,
     epilog=examples(
         "rwkvbatch show runs/demo",
         'rwkvbatch show runs/sweep names-1 --cell "temp=1.0*" --repeat 0',

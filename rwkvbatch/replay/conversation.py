@@ -21,13 +21,13 @@ from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError,
 from rwkvbatch.prompt.templates import PromptTemplate, load_template, prompting_of
 from rwkvbatch.prompt.tokenizer import Tokenizer
 from rwkvbatch.replay.plan import Plan, Task
-from rwkvbatch.results.row import CheckResult, Logprob, Reference, Row, RowTiming, TokenCounts
+from rwkvbatch.results.row import NOT_REACHED, CheckResult, Logprob, Reference, Row, RowTiming, TokenCounts
 from rwkvbatch.script.records import Check, ReplyFacts, Turn
 
 if TYPE_CHECKING:
     from rwkvbatch.engine.engine import Engine
 
-_NOT_REACHED = "not reached:"
+_NOT_JUDGED = "not judged: the turn ended in an error"
 
 
 class PromptEncoder:
@@ -191,7 +191,7 @@ class ConversationReplay:
 
 
 def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, text: str = "") -> Row:
-    """The row of a failed turn; `reply` and `text` hold what was generated, if anything was."""
+    """The row of a failed turn, whose checks count as failed; `reply` and `text` hold what was generated."""
     num_prompt, ids = (0, ()) if reply is None else (reply.num_prompt, reply.ids)
     return Row(
         **vars(task.key(turn)),
@@ -205,7 +205,10 @@ def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, t
         tokens=TokenCounts(num_prompt, len(ids)),
         logprob=Logprob(None, 0.0),
         reference=None,
-        checks=(),
+        checks=tuple(
+            CheckResult(check.kind, check.expected, passed=False, score=0.0, weight=check.weight, detail=_NOT_JUDGED)
+            for check in task.conversation.turns[turn].checks
+        ),
         error=message,
         timing=_timing(reply),
     )
@@ -213,12 +216,12 @@ def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, t
 
 def not_reached(failed_turn: int) -> str:
     """The error message of a turn after a failed one."""
-    return f"{_NOT_REACHED} turn {failed_turn} of this conversation failed"
+    return f"{NOT_REACHED} turn {failed_turn} of this conversation failed"
 
 
 def was_reached(error: str) -> bool:
     """Whether an error message is of a turn that failed itself, rather than one that follows a failed turn."""
-    return not error.startswith(_NOT_REACHED)
+    return not error.startswith(NOT_REACHED)
 
 
 def explain(error: BaseException) -> str:

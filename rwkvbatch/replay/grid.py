@@ -24,7 +24,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -75,7 +75,7 @@ def make_cells(lists: Mapping[str, Sequence[Any]], *files: GridFile) -> tuple[Ce
     `lists` has the command line's comma lists, by setting. Raises `UsageError`, which names the file: an unknown table
     or setting, a value that is not allowed, a cell or setting given twice.
     """
-    dimensions = [[_combined({key: value}, option_name(key)) for value in values] for key, values in lists.items()]
+    dimensions = [_dimension(key, values, option_name(key)) for key, values in lists.items()]
     varied = {full_name(key) for key in lists}
     named: list[Cell] = []
     changes: dict[str, dict[str, Any]] = {}
@@ -90,7 +90,7 @@ def make_cells(lists: Mapping[str, Sequence[Any]], *files: GridFile) -> tuple[Ce
                 varied.add(full_name(key))
             for key, values in grid.items():
                 where = f"[grid] {key}"
-                dimensions.append([_combined({key: value}, where) for value in _sequence(values, where)])
+                dimensions.append(_dimension(key, _sequence(values, where), where))
             if together:
                 dimensions.append(_zipped(together))
             for name, values in cells_by_name.items():
@@ -124,9 +124,9 @@ def _product(dimensions: Sequence[Sequence[Cell]]) -> list[Cell]:
     ]
 
 
-def _combined(values: Mapping[str, Any], where: str) -> Cell:
-    """A cell named by the values of its settings."""
-    return Cell(",".join(_choice_name(key, value) for key, value in values.items()), _overrides(values, where))
+def _dimension(key: str, values: Sequence[Any], where: str) -> list[Cell]:
+    names = _choice_names(key, values)
+    return [Cell(name, _overrides({key: value}, where)) for name, value in zip(names, values, strict=True)]
 
 
 def _zipped(lists: Mapping[str, Any]) -> list[Cell]:
@@ -134,8 +134,12 @@ def _zipped(lists: Mapping[str, Any]) -> list[Cell]:
     if len(set(map(len, columns.values()))) > 1:
         shown = ", ".join(f"{key} has {len(values)}" for key, values in columns.items())
         raise UsageError(f"[zip]: all lists must be of one length; {shown}")
+    names = zip(*(_choice_names(key, values) for key, values in columns.items()), strict=True)
     rows = zip(*columns.values(), strict=True)
-    return [_combined(dict(zip(columns, values, strict=True)), "[zip]") for values in rows]
+    return [
+        Cell(",".join(parts), _overrides(dict(zip(columns, values, strict=True)), "[zip]"))
+        for parts, values in zip(names, rows, strict=True)
+    ]
 
 
 def _overrides(values: Any, where: str) -> dict[str, Any]:
@@ -150,9 +154,31 @@ def _overrides(values: Any, where: str) -> dict[str, Any]:
     return checked
 
 
-def _choice_name(key: str, value: Any) -> str:
+def _choice_names(key: str, values: Sequence[Any]) -> list[str]:
+    """Such as `temp=0.7` for each value. Files of one name get as many of their folders as tell them apart."""
     full = full_name(key)
-    return f"{SHORT_NAMES.get(full, full)}={_value_name(full, value)}"
+    names = [_value_name(full, value) for value in values]
+    if full in _PATHS:
+        paths = [str(value or "") for value in values]
+        same_name = [{path for path, other in zip(paths, names, strict=True) if other == name} for name in names]
+        for place, alike in enumerate(same_name):
+            if paths[place] and len(alike) > 1:
+                names[place] = _name_with_folders(paths[place], alike)
+    return [f"{SHORT_NAMES.get(full, full)}={name}" for name in names]
+
+
+def _name_with_folders(path: str, others: Iterable[str]) -> str:
+    """The last parts of `path` that no other one ends with, without the ending of the file."""
+
+    def end(of: str, length: int) -> tuple[str, ...]:
+        return (*PurePath(of).parts[-length:-1], PurePath(of).stem)
+
+    length = 2
+    while length < len(PurePath(path).parts) and any(
+        end(other, length) == end(path, length) for other in others if other != path
+    ):
+        length += 1
+    return _as_name("_".join(part for part in end(path, length) if part != PurePath(path).anchor))
 
 
 def _value_name(key: str, value: Any) -> str:
@@ -166,8 +192,12 @@ def _value_name(key: str, value: Any) -> str:
     try:
         return f"{float(text):g}"
     except ValueError:
-        # Names of cells stand in file names, tables and gates.
-        return re.sub(r"[^\w.+-]+", "_", text) or "none"
+        return _as_name(text)
+
+
+def _as_name(text: str) -> str:
+    """`text` with only those characters that a cell's name may have in file names, tables and gates."""
+    return re.sub(r"[^\w.+-]+", "_", text) or "none"
 
 
 @contextmanager

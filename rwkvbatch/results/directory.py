@@ -23,6 +23,7 @@ from rwkvbatch.prompt.escaping import file_name
 from rwkvbatch.results.manifest import JsonObject, read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.results.row import RowKey
 from rwkvbatch.results.store import RESULTS_NAME, RowStore
+from rwkvbatch.results.summary import SUMMARY_NAME
 
 LOCK_NAME = ".lock"
 SKIPPED_NAME = "skipped.jsonl"
@@ -227,6 +228,14 @@ class StatusFile:
         data = json.dumps(content, indent=2).encode() + b"\n"
         with contextlib.suppress(OSError):
             replace_file(self.files, self.directory / STATUS_NAME, [data], durable=False)
+
+
+def planned_rows(directory: Path) -> int | None:
+    """The number of rows that the run is to have, from `status.json` or `summary.json`; None if neither says so."""
+    for name, key in ((STATUS_NAME, "rows_total"), (SUMMARY_NAME, "planned")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            return int(json.loads((directory / name).read_bytes())[key])
+    return None
 
 
 def why_unfinished(directory: Path, num_rows: int) -> str | None:

@@ -92,18 +92,19 @@ class _Tally:
         counts["reply_tokens"] += row.tokens.reply
         counts["prompt_tokens"] += row.tokens.prompt
         counts["cached_tokens"] += row.timing.cached_tokens
+        # The checks of a turn that ended in an error count as failed.
+        counts["checks"] += len(row.checks)
+        counts["checks_passed"] += len(row.checks) - row.failed_checks
+        if (score := row.score) is not None:
+            self.scores.append(score)
         if row.finish_reason == "error":
             counts["errors"] += 1
             return
-        counts["checks"] += len(row.checks)
-        counts["checks_passed"] += len(row.checks) - row.failed_checks
         self.first_token_s.append(row.timing.first_token_s)
         self.logprob_sum += row.logprob.sum
         if row.reference is not None:
             self.reference_sum += row.reference.nll * row.reference.tokens
             self.reference_tokens += row.reference.tokens
-        if (score := row.score) is not None:
-            self.scores.append(score)
 
     def result(self, name: str) -> CellSummary:
         waits, reply_tokens = sorted(self.first_token_s), self.counts["reply_tokens"]

@@ -1,4 +1,4 @@
-"""Cluster-robust means, Holm's correction for many tests, and multiple comparisons with the best.
+"""Cluster-robust means, and Holm's correction for many tests.
 
 Formulas, sources and assumptions are in `docs/statistics.md`.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -131,36 +130,3 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     factors = np.arange(order.size, 0, -1)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors))
     return adjusted
-
-
-def best_p_values(values: ArrayLike, clusters: ArrayLike) -> NDArray[np.float64]:
-    """For each candidate, the p-value of "no other candidate has a larger true mean" (Hsu 1981, 1984).
-
-    The smallest of the one-sided clustered paired tests against the k - 1 others, times k - 1 (Bonferroni). Tests
-    against the candidate with the best mean alone would be biased: the same data selected it. The result is not
-    corrected for the number of candidates; apply `holm`.
-
-    Args:
-        values: `[n, k]` finite numbers: a row per matched observation, a column per candidate; larger is better.
-        clusters: `[n]` labels; equal ones belong together.
-
-    Returns:
-        `[k]` p-values; NaN with fewer than two clusters.
-
-    Raises:
-        ValueError: fewer than two candidates, no observation, or not one label for each.
-    """
-    numbers = np.asarray(values, dtype=np.float64)
-    if numbers.ndim != 2 or numbers.shape[1] < 2:
-        raise ValueError(f"values must have two columns or more, one per candidate; got shape {numbers.shape}")
-    codes = np.unique(np.asarray(clusters), return_inverse=True)[1]
-    num_candidates = numbers.shape[1]
-    smallest = np.ones(num_candidates)
-    for one, other in combinations(range(num_candidates), 2):
-        estimate = clustered_mean(numbers[:, other] - numbers[:, one], codes)
-        half = estimate.p_value() / 2
-        other_larger, one_larger = (half, 1 - half) if estimate.mean > 0 else (1 - half, half)
-        # np.minimum propagates NaN, which means "unknown".
-        smallest[one] = np.minimum(smallest[one], other_larger)
-        smallest[other] = np.minimum(smallest[other], one_larger)
-    return np.minimum(1.0, smallest * (num_candidates - 1))

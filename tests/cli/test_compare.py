@@ -24,7 +24,7 @@ def sweep(tmp_path: Path) -> str:
 def test_the_table_goes_to_standard_output(sweep: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["compare", sweep]) == ExitCode.DONE
     out, err = capsys.readouterr()
-    assert "t=2 against t=1" in out
+    assert "score ↑ against t=1" in out
     assert err == ""
 
 
@@ -94,7 +94,7 @@ def test_a_device_is_written_to_and_not_replaced(sweep: str, tmp_path: Path) -> 
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     try:
         assert invoke(["compare", sweep, "--out", str(pipe), "--quiet"]) == ExitCode.DONE
-        assert os.read(reader, 10_000).startswith(b"**No significant difference")
+        assert os.read(reader, 10_000).startswith(b"**score: no difference found")
     finally:
         os.close(reader)
     assert pipe.is_fifo()
@@ -115,6 +115,11 @@ def test_nobody_else_may_write_a_report_whatever_the_umask(sweep: str, tmp_path:
         (["--fail-if", "scor < 1"], ExitCode.USAGE, "no metric is called 'scor'"),
         (["--format", "pdf"], ExitCode.USAGE, "--format must be one of table, md"),
         (["--by", "mood"], ExitCode.USAGE, "--by must be turn or tag"),
+        (["--margin", "0"], ExitCode.USAGE, "--margin must be a positive number"),
+        (["--primary", "perplexity"], ExitCode.USAGE, "cannot decide; nll can"),
+        (["--baseline", "t=1", "--baseline=t=2"], ExitCode.USAGE, "--baseline is given twice"),
+        (["--k", "1", "--k", "2"], ExitCode.USAGE, "several values go into a list: --k 1,2"),
+        (["--k", "9"], ExitCode.USAGE, "pass_at_9 cannot be estimated"),
         (["--k", "0"], ExitCode.USAGE, "--k must be whole numbers"),
         (["--baseline", "t=9"], ExitCode.USAGE, "--baseline must be one of"),
         (["--metric", "bleu"], ExitCode.USAGE, "--metric must be one of score"),
@@ -140,6 +145,16 @@ def test_wrong_options_have_one_message_and_their_exit_code(
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", ["nll", "reference nll", "pass@2", "pass_at_2", "all 2 pass", "failed"])
+def test_a_metric_goes_by_the_name_that_the_table_prints_and_by_old_ones(
+    sweep: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["compare", sweep, "--metric", name]) == ExitCode.DONE
+    printed_name = capsys.readouterr().out.split()[0]
+    assert invoke(["compare", sweep, "--metric", printed_name]) == ExitCode.DONE
+    assert capsys.readouterr().out.split()[0] == printed_name
 
 
 def test_runs_of_other_scripts_need_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -295,3 +295,20 @@ def test_a_run_with_until_ci_tells_how_precise_each_cell_got(
     captured = capsys.readouterr()
     assert json.loads(captured.out)["until_ci"] is None
     assert "--until-ci" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        (["--temp", "0.5", "--temp=0.7"], "--temp 0.5,0.7"),
+        (["-m", "a.pth", "--model", "b.pth"], "--model a.pth,b.pth"),
+        (["--seed", "1", "--seed", "2"], "give it once"),
+    ],
+)
+def test_an_option_of_one_value_given_twice_is_refused(
+    tmp_path: Path, options: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["run", str(tmp_path / "s.jsonl"), *options]) == 2
+    err = capsys.readouterr().err
+    assert "is given twice" in err
+    assert hint in err

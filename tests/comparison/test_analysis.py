@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from rwkvbatch.comparison import compare
+from rwkvbatch.comparison.wording import left_out
 from rwkvbatch.errors import RunMismatchError, UsageError
-from tests.comparison.make_run import make_row, make_run, write_run
+from tests.comparison.make_run import RowChange, make_row, make_run, write_run
 
 
 def test_gates_on_a_run_alone_are_judged_on_all_its_rows(tmp_path: Path) -> None:
@@ -39,9 +42,127 @@ def test_runs_without_a_common_turn_are_refused(tmp_path: Path) -> None:
         compare([str(tmp_path / "a"), str(tmp_path / "b")])
 
 
-def test_matched_turns_with_different_prompts_are_counted_in_a_note(tmp_path: Path) -> None:
+def test_turns_that_were_asked_something_else_are_left_out_and_counted(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        rows = [make_row("x"), make_row("y", prompt=f"Who is {name}?")]
+        rows = [make_row("x"), make_row("y", prompt=f"Who is {name}?"), make_row("y", turn=1)]
         write_run(tmp_path / name, rows, manifest={})
-    notes = compare([str(tmp_path / "a"), str(tmp_path / "b")]).notes
-    assert "b against a: 1 matched turns have different prompts" in notes
+    analysis = compare([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert "b against a: 2 turns left out: their prompts, references or checks differ" in analysis.notes
+    assert [(each.label, each.different) for each in analysis.dropped] == [("a", 0), ("b", 2)]
+    assert analysis.comparisons[0].num_values == 1
+
+
+def test_ids_made_from_line_numbers_do_not_pair_different_questions(tmp_path: Path) -> None:
+    scripts = {"a": ["one", "two", "three"], "b": ["zero", "one", "two"]}
+    for name, prompts in scripts.items():
+        rows = [make_row(f"line-{number}", prompt=prompt) for number, prompt in enumerate([*prompts, "same"], start=1)]
+        write_run(tmp_path / name, rows, manifest={})
+    assert compare([str(tmp_path / name) for name in "ab"]).comparisons[0].num_values == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"reference": {"text": "Another answer.", "nll": 1.0, "matched": 0.4, "tokens": 3}},
+        {
+            "checks": [
+                {"kind": "contains", "expected": "x", "passed": True, "score": 1.0, "weight": 1.0, "detail": None}
+            ]
+        },
+    ],
+    ids=["reference", "checks"],
+)
+def test_turns_that_were_judged_by_something_else_are_not_pairs(tmp_path: Path, change: dict[str, Any]) -> None:
+    write_run(tmp_path / "a", [make_row("x"), make_row("y")], manifest={})
+    write_run(tmp_path / "b", [make_row("x"), make_row("y", **change)], manifest={})
+    assert compare([str(tmp_path / name) for name in "ab"]).comparisons[0].num_values == 1
+
+
+def failing(rows: int) -> RowChange:
+    """The first `rows` conversations of cell t=2 end in an error at turn 0, and turn 1 is not reached."""
+
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        row["checks"][0].update(passed=True, score=1.0)
+        if row["cell"] == "t=2" and int(row["conversation"].removeprefix("talk-")) < rows:
+            error = "not reached: turn 0 of this conversation failed" if row["turn"] else "out of memory"
+            row.update(finish_reason="error", error=error, checks=[], reference=None)
+
+    return change
+
+
+def test_errors_and_turns_not_reached_count_as_failed_and_are_counted(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=10, repeats=2, change=failing(4))
+    analysis = compare([str(path)], ks=[2], all_metrics=True)
+    found = {line.metric.name: line for line in analysis.comparisons}
+    assert found["score"].variant_mean == pytest.approx(0.6)
+    assert found["all_2"].variant_mean == pytest.approx(0.6)
+    assert found["nll"].num_values == 24
+    assert [(each.errors, each.unreached) for each in analysis.dropped] == [(0, 0), (8, 8)]
+    assert "8 turns with an error in t=2 (failed); 8 turns not reached in t=2 (failed)" in left_out(analysis.dropped)
+
+
+def test_counts_of_variants_can_be_shown(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2"), change=failing(3))
+    (errors, missing) = compare([str(path)], metrics=["errors", "missing"]).comparisons
+    assert (errors.baseline_mean, errors.variant_mean, errors.verdict) == (0, 6, "untested")
+    assert missing.difference == 0
+
+
+def test_planned_rows_that_are_not_there_are_counted_by_cell(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"), conversations=4, repeats=1)
+    lines = (path / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (path / "results.jsonl").write_bytes(b"".join(lines[:11]))
+    (path / "summary.json").write_text('{"planned": 24}')
+    analysis = compare([str(path)])
+    assert [(each.label, each.unfinished) for each in analysis.dropped] == [("t=1", 0), ("t=2", 5), ("t=3", 8)]
+    assert any("is not finished" in note for note in analysis.notes)
+    assert [each.unfinished for each in compare([f"{path}::t=2"]).dropped] == [5]
+
+
+def test_k_above_the_repetitions_is_said(tmp_path: Path) -> None:
+    path = str(make_run(tmp_path / "a", cells=("t=1", "t=2"), repeats=2))
+    with pytest.raises(UsageError, match=r"pass_at_3 cannot be estimated: .* at most 2 repetitions"):
+        compare([path], ks=[3])
+    assert any("pass_at_3 cannot be estimated" in note for note in compare([path], ks=[2, 3]).notes)
+
+
+def test_without_checks_and_references_a_primary_metric_must_be_chosen(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        row.update(checks=[], reference=None)
+
+    path = str(make_run(tmp_path / "a", cells=("t=1", "t=2"), change=change))
+    with pytest.raises(UsageError, match="no primary metric"):
+        compare([path])
+    assert compare([path], primary="tokens").comparisons[0].verdict in ("no difference found", "unclear", "differs")
+    with pytest.raises(UsageError, match="--primary nll"):
+        compare([path], primary="nll")
+    with pytest.raises(UsageError, match="cannot decide"):
+        compare([path], primary="first_token_s")
+
+
+def test_a_margin_makes_equivalence_a_verdict(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        row["reference"]["nll"] = 2.0 + 0.01 * rng.normal()
+
+    path = str(make_run(tmp_path / "a", cells=("t=1", "t=2"), change=change))
+    verdicts = [compare([path], primary="nll", margin=margin).comparisons[0].verdict for margin in (None, 1e-6, 0.5)]
+    assert verdicts[2] == "equivalent"
+    assert "equivalent" not in verdicts[:2]
+    with pytest.raises(UsageError, match="--margin"):
+        compare([path], margin=0.0)
+
+
+def test_a_single_run_has_pass_at_k_and_groups(tmp_path: Path) -> None:
+    path = str(make_run(tmp_path / "a", repeats=3))
+    analysis = compare([path], by="tag")
+    means = {(mean.metric.name, mean.group) for mean in analysis.means(analysis.variants[0])}
+    assert {("pass_at_3", "even"), ("score", "odd")} <= means
+    assert ("pass_at_3", None) in {(m.metric.name, m.group) for m in compare([path]).means(analysis.variants[0])}
+
+
+def test_the_secondary_metrics_are_compared_on_demand(tmp_path: Path) -> None:
+    analysis = compare([str(make_run(tmp_path / "a", cells=("t=1", "t=2")))])
+    assert {line.metric.name for line in analysis.comparisons} == {"score"}
+    assert {"nll", "tokens", "pass_at_2"} <= {line.metric.name for line in analysis.secondary}
+    assert all(line.exploratory for line in analysis.secondary)
+    assert analysis.secondary_families[0].name == "nll"

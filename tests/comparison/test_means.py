@@ -30,11 +30,21 @@ def nearly_all_pass_and_none_surprises(row: dict[str, Any], rng: np.random.Gener
 
 def test_an_interval_ends_at_what_the_metric_can_be(tmp_path: Path) -> None:
     means = means_of(make_run(tmp_path / "a", conversations=3, change=nearly_all_pass_and_none_surprises))
-    assert means["score"].high == 1.0
     assert means["logprob"].high == 0.0
     assert means["nll"].low == 0.0
     assert means["perplexity"].low == 1.0
-    assert means["score"].low < means["score"].mean < 1.0
+    assert 0.0 < means["score"].low < means["score"].mean < means["score"].high <= 1.0
+
+
+@pytest.mark.parametrize("passed", [0.0, 1.0])
+def test_means_at_a_limit_have_intervals_that_mirror_each_other(tmp_path: Path, passed: float) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        row["checks"][0].update(passed=bool(passed), score=passed)
+
+    found = means_of(make_run(tmp_path / "a", conversations=10, change=change))["score"]
+    # 1 - 0.025^(1/10), Clopper and Pearson with as many values as conversations.
+    width = 1 - 0.025 ** (1 / 10)
+    assert (found.low, found.high) == pytest.approx((0.0, width) if passed == 0 else (1 - width, 1.0))
 
 
 def test_an_interval_within_what_is_possible_is_the_clustered_one(tmp_path: Path) -> None:
@@ -46,7 +56,7 @@ def test_an_interval_within_what_is_possible_is_the_clustered_one(tmp_path: Path
 
 
 def test_what_cannot_be_known_stays_unknown(tmp_path: Path) -> None:
-    found = means_of(make_run(tmp_path / "a", conversations=1))["score"]
+    found = means_of(make_run(tmp_path / "a", conversations=1))["nll"]
     assert math.isnan(found.low)
     assert math.isnan(found.high)
 
@@ -55,4 +65,5 @@ def test_what_cannot_be_known_stays_unknown(tmp_path: Path) -> None:
 def test_no_metric_goes_beyond_its_bounds(metric: Any, tmp_path: Path) -> None:
     table = compare([str(make_run(tmp_path / "a", conversations=6))]).table
     values = table[metric.name].dropna()
-    assert ((values >= metric.lowest) & (values <= metric.highest)).all()
+    low, high = metric.shown(metric.lowest), metric.shown(metric.highest)
+    assert ((values >= low) & (values <= high)).all()

@@ -13,6 +13,7 @@ from scipy import stats
 from rwkvbatch.comparison import compare, load
 from rwkvbatch.comparison.paired import Comparison
 from rwkvbatch.errors import RunMismatchError, UsageError
+from rwkvbatch.stats.signflip import compare_family
 from tests.comparison.make_run import make_row, make_run, write_run
 
 
@@ -27,27 +28,25 @@ def worse_nll(amount: float, cell: str = "t=2") -> Any:
     return change
 
 
-def test_difference_interval_and_p_are_the_t_test_of_the_conversations_means(tmp_path: Path) -> None:
+def test_difference_interval_and_p_are_those_of_the_sign_flips_of_conversations(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=9, repeats=3, turns=2)
-    found = line(compare([str(path)]).comparisons, "nll")
-    table = load(path)
-    means = table.pivot_table(index="conversation", columns="cell", values="nll")
-    expected = stats.ttest_rel(means["t=2"], means["t=1"])
-    ends = expected.confidence_interval(0.95)
-    assert found.difference == pytest.approx((means["t=2"] - means["t=1"]).mean())
-    assert found.p == pytest.approx(expected.pvalue)
-    assert (found.low, found.high) == pytest.approx((ends.low, ends.high))
-    assert found.num_conversations == 9
-    assert found.num_values == 54
+    found = line(compare([str(path)], metrics=["nll"]).comparisons, "nll")
+    means = load(path).pivot_table(index="conversation", columns="cell", values="nll")
+    differences = (means["t=2"] - means["t=1"]).to_numpy()
+    expected = compare_family(6 * differences[:, None], np.full((9, 1), 6.0)).differences[0]
+    assert found.difference == pytest.approx(differences.mean())
+    assert (found.p, found.low, found.high) == pytest.approx((expected.p, expected.low, expected.high))
+    assert found.p == pytest.approx(stats.permutation_test((differences,), np.mean, permutation_type="samples").pvalue)
+    assert (found.num_conversations, found.num_values) == (9, 54)
 
 
 def test_means_are_over_matched_rows_only(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [_nll("x", 1.0), _nll("y", 2.0), _nll("z", 9.0)], manifest={})
     write_run(tmp_path / "b", [_nll("x", 1.5), _nll("y", 2.7), _nll("w", 9.0)], manifest={})
-    analysis = compare([str(tmp_path / "a"), str(tmp_path / "b")])
+    analysis = compare([str(tmp_path / "a"), str(tmp_path / "b")], metrics=["nll"])
     found = line(analysis.comparisons, "nll")
     assert (found.baseline_mean, found.variant_mean) == pytest.approx((1.5, 2.1))
-    assert any("1 only in a, 1 only in b" in note for note in analysis.notes)
+    assert [(each.label, each.missing) for each in analysis.dropped] == [("a", 1), ("b", 1)]
 
 
 def _nll(conversation: str, nll: float) -> dict[str, Any]:
@@ -57,16 +56,16 @@ def _nll(conversation: str, nll: float) -> dict[str, Any]:
 
 def test_a_large_effect_is_found_and_called_worse_where_lower_is_better(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=30, change=worse_nll(2.0))
-    found = line(compare([str(path)]).comparisons, "nll")
+    found = line(compare([str(path)], primary="nll").comparisons, "nll")
     assert found.verdict == "worse"
     assert found.losses > 25
 
 
 def test_equal_runs_differ_in_nothing(tmp_path: Path) -> None:
     paths = [str(make_run(tmp_path / name)) for name in ("a", "b")]
-    comparisons = compare(paths).comparisons
+    comparisons = compare(paths, all_metrics=True).comparisons
     assert all(item.difference == 0 for item in comparisons)
-    assert {item.verdict for item in comparisons} == {"noise", "untested"}
+    assert {item.verdict for item in comparisons} == {"identical", "untested"}
 
 
 def test_equal_settings_with_other_seeds_rarely_differ(tmp_path: Path) -> None:
@@ -80,18 +79,32 @@ def test_equal_settings_with_other_seeds_rarely_differ(tmp_path: Path) -> None:
     assert alarms <= 3
 
 
-def test_holm_counts_the_tests_of_the_whole_table(tmp_path: Path) -> None:
+def test_each_metric_is_a_family_of_its_own_and_all_but_the_primary_are_exploratory(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"), conversations=20, change=worse_nll(2.0))
-    comparisons = compare([str(path)]).comparisons
-    tested = [item for item in comparisons if item.metric.tested]
-    smallest = min(tested, key=lambda item: item.p)
-    assert smallest.p_holm == pytest.approx(min(1.0, smallest.p * len(tested)))
+    whole, alone = compare([str(path)], all_metrics=True), compare([str(path)])
+    assert [family.name for family in whole.families][:3] == ["score", "nll", "perplexity"]
+    assert [family.name for family in whole.families if not family.exploratory] == ["score"]
+    assert alone.comparisons == whole.comparisons[:2]
+    assert line(whole.comparisons, "nll").p_adjusted < 0.001
 
 
-def test_choosing_metrics_leaves_fewer_tests_to_correct_for(tmp_path: Path) -> None:
+def test_tests_that_cannot_differ_do_not_count(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        passed = row["cell"] == "t=2" and row["conversation"] > "talk-1"
+        row["checks"][0].update(passed=passed, score=float(passed))
+
+    few = compare([str(make_run(tmp_path / "a", cells=("t=1", "t=2"), change=change))])
+    many = compare([str(make_run(tmp_path / "b", cells=("t=1", "t=2", *"cdefgh"), change=change))])
+    assert (few.families[0].size, many.families[0].size) == (1, 1)
+    assert few.comparisons[0].p_adjusted == many.comparisons[0].p_adjusted == few.comparisons[0].p
+    assert {item.verdict for item in many.comparisons[1:]} == {"identical"}
+
+
+def test_a_metric_alone_that_is_not_the_primary_one_is_exploratory(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=12)
     (found,) = compare([str(path)], metrics=["nll"]).comparisons
-    assert found.p_holm == found.p
+    assert found.p_adjusted == found.p
+    assert found.exploratory
 
 
 def test_timings_are_shown_and_not_tested(tmp_path: Path) -> None:
@@ -99,15 +112,15 @@ def test_timings_are_shown_and_not_tested(tmp_path: Path) -> None:
         row["timing"]["first_token_s"] += 5.0 * (row["cell"] == "t=2")
 
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), change=slower)
-    found = line(compare([str(path)]).comparisons, "first_token_s")
+    found = line(compare([str(path)], metrics=["first_token_s"]).comparisons, "first_token_s")
     assert found.difference > 4
     assert found.verdict == "untested"
-    assert math.isnan(found.p_holm)
+    assert math.isnan(found.p_adjusted)
 
 
 def test_perplexity_is_the_exponential_of_the_mean_nll(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"))
-    comparisons = compare([str(path)]).comparisons
+    comparisons = compare([str(path)], all_metrics=True).comparisons
     nll, perplexity = line(comparisons, "nll"), line(comparisons, "perplexity")
     assert perplexity.variant_mean == pytest.approx(math.exp(nll.variant_mean))
     assert perplexity.difference == pytest.approx(math.exp(nll.variant_mean) - math.exp(nll.baseline_mean))
@@ -121,7 +134,7 @@ def test_pass_at_k_counts_conversations_whose_turns_all_pass_in_a_repeat(tmp_pat
         for turn, passed in enumerate(turns)
     ]
     write_run(tmp_path / "a", rows, manifest={})
-    found = {item.metric.name: item for item in compare([str(tmp_path / "a")], ks=[1, 2]).comparisons}
+    found = {item.metric.name: item for item in compare([str(tmp_path / "a")], ks=[1, 2], all_metrics=True).comparisons}
     assert (found["pass_at_1"].baseline_mean, found["pass_at_1"].variant_mean) == (0.5, 0.0)
     assert (found["pass_at_2"].baseline_mean, found["all_2"].baseline_mean) == (1.0, 0.0)
 
@@ -138,14 +151,16 @@ def test_wins_ties_and_losses_count_conversations(tmp_path: Path) -> None:
             for turn in range(2)
         ]
         write_run(tmp_path / name, rows, manifest={})
-    found = line(compare([str(tmp_path / "a"), str(tmp_path / "b")]).comparisons, "nll")
+    found = line(compare([str(tmp_path / "a"), str(tmp_path / "b")], metrics=["nll"]).comparisons, "nll")
     assert (found.wins, found.ties, found.losses) == (1, 1, 1)
 
 
 def test_a_breakdown_by_turn_has_a_line_for_each_turn(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), turns=3)
     comparisons = compare([str(path)], by="turn").comparisons
-    assert {item.group for item in comparisons} == {"turn 0", "turn 1", "turn 2"}
+    assert [item.group for item in comparisons] == [None, "turn 0", "turn 1", "turn 2"]
+    assert [item.exploratory for item in comparisons] == [False, True, True, True]
+    assert {item.family for item in comparisons[1:]} == {"score by turn"}
 
 
 def test_a_breakdown_by_tag_takes_the_rows_with_that_tag(tmp_path: Path) -> None:

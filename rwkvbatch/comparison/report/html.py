@@ -143,7 +143,8 @@ def as_html(analysis: Analysis) -> str:
     style = (_HERE / "report.css").read_text(encoding="utf-8")
     script = (_HERE / "report.js").read_text(encoding="utf-8")
     data = page_data(analysis)
-    ranges = _ranges(analysis.comparisons)
+    lines = (*analysis.comparisons, *(analysis.secondary if analysis.metrics is None else ()))
+    ranges = _ranges(lines)
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -159,7 +160,7 @@ def as_html(analysis: Analysis) -> str:
         number=_typeset(number),
         signed=_typeset(signed),
         p_value=_typeset(p_value),
-        titles=list(dict.fromkeys(line.metric.title for line in analysis.comparisons)),
+        titles=list(dict.fromkeys(line.metric.title for line in lines)),
         heading=heading,
         interval=_typeset(interval),
         metric_title=metric_title,
@@ -168,8 +169,8 @@ def as_html(analysis: Analysis) -> str:
         # The SVG is generated here, with all texts escaped by the XML writer.
         sweep=[vars(figure) | {"svg": Markup(figure.svg)} for figure in sweep_figures(analysis)],
         turns=[vars(figure) | {"svg": Markup(figure.svg)} for figure in turn_figures(analysis)],
-        comparisons=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in analysis.comparisons],
-        headings=list(by_heading(analysis.comparisons)),
+        comparisons=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in lines],
+        headings=list(by_heading(lines)),
         means=analysis.means(analysis.variants[0]) if not analysis.comparisons else [],
         settings=_settings(analysis),
         runs=analysis.runs,
@@ -243,14 +244,14 @@ def _ranges(lines: Sequence[Comparison]) -> dict[str, float]:
     """By metric, the largest distance of an interval's end from zero: the common scale of its bars."""
     ranges: dict[str, float] = {}
     for line in lines:
-        if not math.isnan(line.low):
+        if math.isfinite(line.low) and math.isfinite(line.high):
             ranges[line.metric.name] = max(abs(line.low), abs(line.high), ranges.get(line.metric.name, 0.0))
     return ranges
 
 
 def _bar(line: Comparison, scale: float) -> Bar | None:
     """The bar of a line; `scale` is near its edges."""
-    if math.isnan(line.low) or scale == 0:
+    if not (math.isfinite(line.low) and math.isfinite(line.high)) or scale == 0:
         return None
     low, high, mean = (round(50 + 50 * value / (1.06 * scale), 2) for value in (line.low, line.high, line.difference))
     return Bar(low, high, mean)

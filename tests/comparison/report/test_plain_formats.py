@@ -54,8 +54,8 @@ def test_json_and_markdown_have_the_ranking(tmp_path: Path) -> None:
     (ranking,) = result.rankings
     (best,) = json.loads(as_json(result))["best"]
     assert (best["metric"], best["best"], best["num_values"]) == ("score", ranking.best.variant.label, 48)
-    assert [(item["variant"], item["p_holm"], item["could_be_best"]) for item in best["candidates"]] == [
-        (item.variant.label, item.p_holm, item.could_be_best) for item in ranking.candidates
+    assert [(item["variant"], item["beaten_by"], item["could_be_best"]) for item in best["candidates"]] == [
+        (item.variant.label, item.beaten_by, item.could_be_best) for item in ranking.candidates
     ]
     assert f"- {escaped(standing(ranking))}" in as_markdown(result)
 
@@ -153,10 +153,29 @@ def _is_number(text: str) -> bool:
 
 def test_markdown_has_the_numbers_of_turns_and_conversations(analysis: Analysis) -> None:
     first = analysis.comparisons[0]
-    assert f"\n\n{first.num_values} turns, {first.num_conversations} conversations\n\n| metric" in as_markdown(analysis)
+    assert f"\n\n{first.num_conversations} conversations, 2 repetitions, {first.num_values} pairs" in as_markdown(
+        analysis
+    )
+    assert "Family of 1 test, simultaneous level 95 %, each at 95.00 %.\n\n| variant" in as_markdown(analysis)
 
 
-def test_markdown_has_a_table_with_equally_many_cells_in_every_line(hostile: Analysis) -> None:
+def test_every_format_names_the_families(tmp_path: Path) -> None:
+    result = compare([str(make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3")))], by="turn", metrics=["nll", "score"])
+    content = json.loads(as_json(result))
+    names = [family["name"] for family in content["families"]]
+    assert names == ["score", "score by turn", "nll", "nll by turn"]
+    assert [(family["exploratory"], family["size"]) for family in content["families"]] == [
+        (False, 2), (True, 4), (True, 2), (True, 4),
+    ]  # fmt: skip
+    assert content["primary"] == "score"
+    assert all(0 < family["level_each"] <= family["level"] == 0.05 for family in content["families"])
+    rows = list(csv.DictReader(io.StringIO(as_csv(result))))
+    assert list(dict.fromkeys(row["family"] for row in rows)) == names
+    assert as_markdown(result).count("Exploratory family of 4 tests") == 2
+
+
+def test_markdown_has_a_table_with_equally_many_cells_in_every_line(tmp_path: Path) -> None:
+    hostile = compare([str(hostile_run(tmp_path / "a"))], all_metrics=True)
     lines = [line for line in as_markdown(hostile).splitlines() if line.startswith("|")]
     counts = {line.replace("\\|", "").count("|") for line in lines}
     assert len(lines) > 5
@@ -190,7 +209,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
 
 def test_a_single_run_has_its_means_in_every_plain_format(alone: Analysis) -> None:
     score = alone.table["score"].mean()
-    assert f"| score | {score:.3f} | \\[0." in as_markdown(alone)
+    assert f"| score | all | {score:.3f} | \\[0." in as_markdown(alone)
     lines = {line["metric"]: line for line in csv.DictReader(io.StringIO(as_csv(alone)))}
     assert float(lines["score"]["variant_mean"]) == pytest.approx(score)
     assert lines["score"]["baseline"] == lines["score"]["difference"] == ""
@@ -217,4 +236,4 @@ def test_the_means_of_a_single_run_are_those_of_the_requested_metrics(tmp_path: 
     analysis = compare([str(make_run(tmp_path / "a"))], metrics=["nll"])
     assert [item["metric"] for item in json.loads(as_json(analysis))["means"]] == ["nll"]
     assert "score" not in as_csv(analysis)
-    assert "own log-probability" not in as_markdown(analysis)
+    assert "logprob" not in as_markdown(analysis)

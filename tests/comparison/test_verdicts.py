@@ -1,0 +1,200 @@
+"""Interval, p-value, verdict and ranking never contradict each other, whatever the design."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+
+from rwkvbatch.comparison.metrics import Metric, metric_named
+from rwkvbatch.comparison.paired import Comparison, MatchedRows, compare_metric
+from rwkvbatch.comparison.pairing import Pair, Variant
+from rwkvbatch.comparison.ranking import Ranking, Values, rank_values
+from rwkvbatch.comparison.wording import interval
+
+
+@dataclass(frozen=True)
+class Design:
+    """Random numbers of `rows` `[n, variants]`, NaN where a variant lacks a row; the first one is the baseline."""
+
+    metric: Metric
+    rows: NDArray[np.float64]
+    conversations: NDArray[np.int64]
+    margin: float | None
+
+
+def designs(number: int, seed: int) -> Iterator[Design]:
+    rng = np.random.default_rng(seed)
+    for _ in range(number):
+        clusters = int(rng.integers(1, 9)) if rng.random() < 0.99 else int(rng.integers(9, 30))
+        variants, rows_each = int(rng.integers(2, 7)), int(rng.integers(1, 4))
+        conversations = np.repeat(np.arange(clusters), rows_each)
+        shape = (conversations.size, variants)
+        effect = rng.choice([0.0, 0.0, 0.5, 1.0], size=variants) * rng.choice([-1, 1], size=variants)
+        kind = rng.integers(4)
+        if kind == 0:
+            metric, rows = metric_named("score"), (rng.random(shape) < 0.5 + 0.45 * effect).astype(float)
+        elif kind == 1:
+            metric, rows = metric_named("nll"), np.abs(2 + effect + 0.3 * rng.standard_t(1.5, size=shape))
+        elif kind == 2:
+            metric, rows = metric_named("tokens"), np.round(20 + 9 * effect + rng.normal(size=shape))
+        else:
+            base = rng.integers(0, 3, size=(conversations.size, 1)) / 2
+            metric, rows = metric_named("score"), np.clip(base + 0.5 * effect * (rng.random(shape) < 0.4), 0, 1)
+        if rng.random() < 0.3:
+            rows[rng.random(shape) < 0.2] = np.nan
+        yield Design(metric, rows, conversations, [None, 0.05, 0.6][int(rng.integers(3))])
+
+
+def analysed(design: Design) -> tuple[list[Comparison], Ranking | None]:
+    variants = [Variant("run", f"v{number}", f"v{number}") for number in range(design.rows.shape[1])]
+    name = design.metric.column
+    matched = [
+        MatchedRows(
+            Pair(variants[0], variants[number]),
+            pd.DataFrame(
+                {
+                    f"{name}_a": design.rows[:, 0],
+                    f"{name}_b": design.rows[:, number],
+                    "conversation_code": design.conversations,
+                }
+            ),
+            0,
+            0,
+            0,
+        )
+        for number in range(1, len(variants))
+    ]
+    lines, family = compare_metric(design.metric, matched, margin=design.margin)
+    assert family.size <= len(lines)
+    if not design.metric.ranked or len(variants) < 3 or np.isnan(design.rows).all(axis=0).any():
+        return lines, None
+    zeros = np.zeros(design.conversations.size, dtype=np.int64)
+    values = Values(design.metric, design.rows, design.conversations, zeros, int(design.conversations.max()) + 1)
+    return lines, rank_values(variants, values, lines)[0]
+
+
+def check_line(line: Comparison) -> None:
+    if not line.num_values:
+        assert line.verdict == "too little data"
+        return
+    assert line.significant == (line.p_adjusted <= line.level)
+    assert line.p <= line.p_adjusted
+    assert line.low <= line.low_alone <= line.difference <= line.high_alone <= line.high
+    assert -line.metric.widest <= line.low
+    assert line.high <= line.metric.widest
+    up = line.low > 0
+    expected = {"better": up == (line.metric.better == "higher"), "worse": up != (line.metric.better == "higher")}
+    match line.verdict:
+        case "better" | "worse":
+            assert line.significant
+            assert expected[line.verdict]
+            assert (line.difference > 0) == up
+            ends = interval(line).strip("[]").split(", ")
+            assert all(float(end) > 0 for end in ends) or all(float(end) < 0 for end in ends)
+        case "differs":
+            assert line.significant
+            assert line.metric.better == "none"
+        case "equivalent":
+            assert line.margin is not None
+            assert max(-line.low, line.high) <= line.margin
+        case "unclear":
+            assert line.p <= line.level < line.p_adjusted
+        case "no difference found":
+            assert line.p > line.level
+        case "identical":
+            assert line.wins == line.losses == 0
+        case "too little data":
+            assert not line.significant
+        case "untested":
+            raise AssertionError
+
+
+def check_ranking(ranking: Ranking, lines: list[Comparison]) -> None:
+    able = {candidate.variant: candidate.could_be_best for candidate in ranking.candidates}
+    assert ranking.best.could_be_best
+    sign = 1 if ranking.metric.better == "higher" else -1
+    for other in ranking.indistinguishable:
+        assert sign * other.mean <= sign * ranking.best.mean
+    for line in lines:
+        if line.verdict == "better":
+            assert not able[line.pair.baseline]
+        if line.verdict == "worse":
+            assert not able[line.pair.variant]
+    beaten_by = {candidate.variant: candidate.beaten_by for candidate in ranking.candidates}
+    verdicts = {line.pair.variant: line.verdict for line in lines}
+    for variant, rival in beaten_by.items():
+        if rival == "v0":
+            assert verdicts[variant] == "worse"
+        if variant.label == "v0" and rival is not None:
+            assert any(line.pair.variant.label == rival and line.verdict == "better" for line in lines)
+
+
+def check_designs(number: int, seed: int) -> None:
+    num_rankings = 0
+    for design in designs(number, seed):
+        lines, ranking = analysed(design)
+        for line in lines:
+            check_line(line)
+        if ranking is not None:
+            num_rankings += 1
+            check_ranking(ranking, lines)
+    assert num_rankings > number / 4
+
+
+def test_nothing_contradicts_anything_in_500_random_designs() -> None:
+    check_designs(500, seed=1)
+
+
+@pytest.mark.slow
+def test_nothing_contradicts_anything_in_10000_random_designs() -> None:
+    check_designs(10_000, seed=2)
+
+
+def line(**changes: object) -> Comparison:
+    """Significantly better in score."""
+    base = Comparison(
+        pair=Pair(Variant("a", "x", "a"), Variant("b", "x", "b")), metric=metric_named("score"), group=None,
+        family="score", baseline_mean=0.5, variant_mean=0.6, difference=0.1, standard_error=0.02, low=0.02, high=0.18,
+        low_alone=0.05, high_alone=0.15, p=0.001, p_adjusted=0.01, p_rank=0.01, wins=9, ties=1, losses=2,
+        detectable=0.1, num_values=12, num_conversations=12, decidable=True, identical=False,
+    )  # fmt: skip
+    return replace(base, **changes)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({}, "better"),
+        ({"metric": metric_named("nll")}, "worse"),
+        ({"metric": metric_named("tokens")}, "differs"),
+        ({"metric": metric_named("first_token_s")}, "untested"),
+        ({"decidable": False}, "too little data"),
+        ({"identical": True}, "identical"),
+        ({"low": -0.01}, "unclear"),
+        ({"low": -0.01, "low_alone": -0.005}, "no difference found"),
+        ({"low": -0.01, "low_alone": -0.005, "margin": 0.18}, "equivalent"),
+        ({"low": -0.01, "low_alone": -0.005, "margin": 0.17}, "no difference found"),
+        ({"low": -0.01, "margin": 0.5}, "equivalent"),
+        ({"margin": 0.5}, "better"),
+    ],
+)
+def test_the_verdict_follows_from_the_interval(changes: dict[str, object], verdict: str) -> None:
+    assert line(**changes).verdict == verdict
+
+
+def test_an_end_that_excludes_zero_is_not_written_as_zero() -> None:
+    assert interval(line(low=0.00004)) == "[+4e-05, +0.180]"
+    assert interval(line(low=-0.00004)) == "[0.000, +0.180]"
+    assert interval(line(low=-math.inf, high=math.inf)) == "—"
+
+
+def test_a_signed_rank_test_that_disagrees_is_noticed_for_heavy_tails_only() -> None:
+    assert not line(p_rank=0.5).rank_disagrees
+    assert line(p_rank=0.5, metric=metric_named("nll")).rank_disagrees
+    assert not line(p_rank=0.01, metric=metric_named("nll")).rank_disagrees
