@@ -33,6 +33,7 @@ MAX_STEPS = 20_000
 """How many steps a distribution that is added up exactly may have."""
 _SEED = 0x5F1A65
 _CHUNK = 1024
+_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -119,56 +120,106 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
     s = s / np.where(identical, 1.0, scale)
     ranks = _signed_ranks(s, n)
     flips = _flips(s.shape[0])
-    subsets = flips.subset_sums(np.concatenate([s, n, ranks], axis=1))
-    # Equal sums in another order must be equal numbers: ties decide where conversations are few.
-    flipped = np.round(s.sum(axis=0) - 2 * subsets[:, :num_variants], 11)
     tested = np.flatnonzero(~identical)
-    p = np.ones(num_variants)
+    p, drawn = np.ones(num_variants), np.ones(num_variants)
     smallest = np.ones(flips.count)
-    for column in tested:
-        tails = _two_sided(flipped[:, column])
-        exact = None if flips.exact else _exact_tail(s[:, column])
-        p[column] = tails[0] if exact is None else exact
-        smallest = np.minimum(smallest, tails)
+    for block in _blocks(tested):
+        flipped = _flipped_sums(flips, s[:, block])
+        for place, column in enumerate(block):
+            tails = _two_sided(flipped[:, place])
+            exact = None if flips.exact else _exact_tail(s[:, column])
+            drawn[column] = tails[0]
+            p[column] = tails[0] if exact is None else exact
+            np.minimum(smallest, tails, out=smallest)
     smallest.sort()
     level_each = _level_each(smallest, level) if tested.size > 1 else level
-    adjusted = np.searchsorted(smallest, p, side="right") / flips.count if tested.size > 1 else p
-    found: list[Difference] = []
-    for column in range(num_variants):
-        own = n[:, column] > 0
-        clusters, pairs = int(own.sum()), round(float(n[:, column].sum()))
+    adjusted = p
+    if tested.size > 1:
+        # The drawn p-value is of the same patterns as `smallest`; the larger of the two keeps the level in both views.
+        adjusted = np.maximum(p, np.searchsorted(smallest, np.maximum(p, drawn), side="right") / flips.count)
+    found: dict[int, Difference] = {}
+    for column in np.flatnonzero(identical):
+        clusters, pairs = int((n[:, column] > 0).sum()), round(float(n[:, column].sum()))
+        ends = (0.0,) * 5 if clusters else (math.nan,) * 5
         possible = clusters > 0 and 2.0 ** (1 - clusters) <= level
-        if identical[column]:
-            ends = (0.0,) * 5 if clusters else (math.nan,) * 5
-            found.append(Difference(*ends, 1.0, 1.0, 1.0, clusters, pairs, 0.0, math.nan, possible, clusters > 0))
-            continue
-        total = subsets[:, column]
-        size = subsets[:, num_variants + column]
-        some = size > 0.5
-        # As in the test: a subset whose differences cancel has mean 0 exactly.
-        means = np.sort(np.where(np.abs(total) < 0.6e-11, 0.0, total)[some] / size[some]) * scale[column]
-        sides = _Sides(means, flips.count - means.size, flips.count)
-        spread = _Spread.of(s[own, column] * scale[column], n[own, column], widest)
-        alone = sides.interval(level, spread, significant=p[column] <= level)
-        together = sides.interval(level_each, spread, significant=p[column] <= level_each)
-        found.append(
-            Difference(
+        found[int(column)] = Difference(
+            *ends, 1.0, 1.0, 1.0, clusters, pairs, 0.0 if clusters else math.nan, math.nan, possible, clusters > 0
+        )
+    for block in _blocks(tested):
+        width = len(block)
+        subsets = flips.subset_sums(np.concatenate([s[:, block], n[:, block], ranks[:, block]], axis=1))
+        for place, column in enumerate(block):
+            own = n[:, column] > 0
+            clusters = int(own.sum())
+            total, size = subsets[:, place], subsets[:, width + place]
+            some = size > 0.5
+            # As in the test: a subset whose differences cancel has mean 0 exactly.
+            means = np.sort(np.where(np.abs(total) < 0.6e-11, 0.0, total)[some] / size[some]) * scale[column]
+            sides = _Sides(means, flips.count - means.size, flips.count)
+            spread = _Spread.of(s[own, column] * scale[column], n[own, column], widest)
+            alone = sides.interval(level, spread, significant=p[column] <= level)
+            together = sides.interval(level_each, spread, significant=adjusted[column] <= level)
+            rank_sums = np.round(ranks[:, column].sum() - 2 * subsets[:, 2 * width + place], 6)
+            found[int(column)] = Difference(
                 spread.mean,
                 min(together[0], alone[0]),
                 max(together[1], alone[1]),
                 *alone,
                 float(p[column]),
-                float(max(p[column], adjusted[column])),
-                float(_two_sided(np.round(ranks[:, column].sum() - 2 * subsets[:, 2 * num_variants + column], 6))[0]),
+                float(adjusted[column]),
+                float(_two_sided(rank_sums)[0]),
                 clusters,
-                pairs,
+                round(float(n[:, column].sum())),
                 spread.standard_error,
                 spread.detectable(level_each),
-                possible and level_each > 0,
+                2.0 ** (1 - clusters) <= level and level_each > 0,
                 False,
             )
-        )
-    return Family(level, level_each, flips.exact, tuple(found))
+    return Family(level, level_each, flips.exact, tuple(found[column] for column in range(num_variants)))
+
+
+def largest_mean_p(sums: ArrayLike) -> tuple[float, int]:
+    """One-sided p-value of "no column has a mean above 0", and the column with the largest standardized sum.
+
+    The statistic is the largest of the columns' sums, each divided by the root of its sum of squares (which no flip
+    changes), under common flips (Westfall and Young 1993, max T).
+
+    Args:
+        sums: `[clusters, columns]` the paired differences of each conversation, added up; 0 where it has no pairs.
+
+    Raises:
+        ValueError: there is no column, or a sum is not finite.
+    """
+    s = np.asarray(sums, dtype=np.float64)
+    if s.ndim != 2 or not s.shape[1]:
+        raise ValueError(f"sums must be [clusters, columns] with a column or more; got shape {s.shape}")
+    if not np.isfinite(s).all():
+        raise ValueError("sums must be finite")
+    s = s[(s != 0).any(axis=1)]
+    size = np.sqrt((s**2).sum(axis=0))
+    some = np.flatnonzero(size > 0)
+    if not some.size:
+        return 1.0, 0
+    s = s[:, some] / size[some]
+    flips = _flips(s.shape[0])
+    largest = np.full(flips.count, -np.inf)
+    for block in _blocks(np.arange(some.size)):
+        np.maximum(largest, _flipped_sums(flips, s[:, block]).max(axis=1), out=largest)
+    best = int(some[s.sum(axis=0).argmax()])
+    return float((largest >= largest[0]).mean()), best
+
+
+def _blocks(columns: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    """`columns` in blocks whose sign patterns fit into memory."""
+    return np.array_split(columns, math.ceil(columns.size / _BLOCK)) if columns.size else []
+
+
+def _flipped_sums(flips: _Flips, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`[patterns, columns]`: sums with the signs of the flipped clusters changed.
+
+    Equal sums in another order must be equal numbers: ties decide where conversations are few.
+    """
+    return np.round(values.sum(axis=0) - 2 * flips.subset_sums(values), 11)
 
 
 @lru_cache(maxsize=8)
