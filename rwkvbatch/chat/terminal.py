@@ -23,18 +23,11 @@ from rich.text import Text
 
 from rwkvbatch.chat.app import Chat, end_note, uncut
 from rwkvbatch.chat.commands import COMMANDS, handle_line
-from rwkvbatch.chat.live import (
-    MARKDOWN,
-    THINKING,
-    ChatMarkdown,
-    LiveText,
-    split_thinking,
-    thinking_text,
-)
+from rwkvbatch.chat.live import MARKDOWN, THINKING, ChatMarkdown, LiveText, split_thinking, thinking_text
 from rwkvbatch.chat.storage import open_private
 from rwkvbatch.chat.tree import Exchange
 from rwkvbatch.errors import RwkvBatchError
-from rwkvbatch.prompt.escaping import printable
+from rwkvbatch.prompt.escaping import CONTEXT, printable
 
 FRAME_S = 1 / 30
 STATUS_S = 0.5
@@ -73,7 +66,7 @@ class TerminalView:
         self._dirty = True
 
     def piece(self, text: str) -> None:
-        self._text += printable(text)
+        self._text += printable(text, before=self._text[-CONTEXT:])
         self._num_tokens = max(self._num_tokens, 1)
         self._dirty = True
         self._draw_frame()

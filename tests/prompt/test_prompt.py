@@ -11,14 +11,7 @@ from hypothesis import strategies as st
 
 from rwkvbatch.config import Prompting, ThinkMode
 from rwkvbatch.errors import UsageError
-from rwkvbatch.prompt.templates import (
-    MAX_PRELUDE_BYTES,
-    PRELUDES,
-    OfficialTemplate,
-    clean,
-    load_prelude,
-    load_template,
-)
+from rwkvbatch.prompt.templates import MAX_PRELUDE_BYTES, PRELUDES, OfficialTemplate, clean, load_prelude, load_template
 
 THINKING: list[ThinkMode] = ["on", "short", "long", "fake"]
 
