@@ -49,9 +49,9 @@ def printable(text: str, *, keep_newlines: bool = True, before: str = "") -> str
 
 
 def printable_json(text: str) -> str:
-    """A JSON text written by `json.dumps`, with the same meaning, that is safe for a terminal and for a workflow's log.
+    """A JSON text written by `json.dumps`, with the same meaning, that is safe for a terminal and a workflow's log.
 
-    Characters that a terminal could act upon, and workflow commands, occur only in strings there; they become `\\uNNNN`.
+    Characters that a terminal could act upon, and workflow commands, occur only in strings; they become `\\uNNNN`.
     """
     if is_ci_log():
         text = _without_commands(text, "", "\\u{:04x}", "\\u{:04x}")

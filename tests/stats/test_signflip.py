@@ -130,3 +130,15 @@ def test_the_result_does_not_depend_on_the_unit() -> None:
 def test_arrays_that_do_not_fit_are_refused(sums: list[list[float]], counts: list[list[float]]) -> None:
     with pytest.raises(ValueError, match=r"shape|finite|negative"):
         compare_family(sums, counts)
+
+
+def test_variants_that_seldom_differ_are_not_too_little_data() -> None:
+    """Three of 38 conversations differ: nothing is significant, and the interval is that of 38 conversations."""
+    sums = np.zeros((38, 2))
+    sums[[0, 1, 2], 0] = sums[[3, 4, 5], 1] = -1.0
+    family = compare_family(sums, np.ones_like(sums), widest=1.0)
+    for found in family.differences:
+        assert found.decidable
+        assert not found.significant
+        assert -0.3 < found.low < found.mean < 0 <= found.high < 0.1
+    assert family.level_each >= 0.025
