@@ -24,7 +24,9 @@ from rwkvbatch.prompt.escaping import printable
 
 _MAX_TURNS: Final = 20
 _MAX_CHARACTERS: Final = 500
-_COLUMNS: Final[tuple[str, ...]] = ("conversation", "turn", "repeat", "prompt", "reply", "error", "finish_reason", "checks")
+_COLUMNS: Final[tuple[str, ...]] = (
+    "conversation", "turn", "repeat", "prompt", "reply", "error", "finish_reason", "checks",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def _of_conversations(analysis: Analysis, variant: Variant) -> Iterable[_Case]:
     rows = rows_of(analysis.table, variant)
     found: dict[str, list[Mapping[str, Any]]] = {}
     for values in zip(*(rows[name] for name in _COLUMNS), strict=True):
-        record = dict(zip(_COLUMNS, values, strict=True))
+        record: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
         found.setdefault(record["conversation"], []).append(record)
     for conversation, turns in found.items():
         failed = [(turn, problem) for turn in turns if (problem := _problem(turn))]
