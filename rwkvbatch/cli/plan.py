@@ -132,8 +132,6 @@ def _remarks(spread: Spread, found: list[Design]) -> list[str]:
             f"{spread.num_conversations:,} conversations of {spread.repetitions} "
             f"repetition{'' if spread.repetitions == 1 else 's'}"
         )
-        if spread.between + spread.within == 0:
-            lines.append("the pilot's cells do not differ at all, so it says nothing about other settings")
     enough = next((design for design in found if design.enough), None)
     if enough is None:
         lines.append("the script is too small for each of these: add conversations, or look for a larger difference")

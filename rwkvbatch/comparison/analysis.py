@@ -410,7 +410,8 @@ def _scopes(
     """Every pair, and every variant without one."""
     lacks = {each.label: each for each in dropped}
     unfinished = {
-        run.name: f"{run.source} is not finished: {max(run.unfinished.values()):,} planned turns are not there"
+        run.name: f"{run.source} is not finished: {'' if len(run.unfinished) == 1 else 'at least '}"
+        f"{max(run.unfinished.values()):,} planned turns are not there"
         for run in runs
         if run.unfinished
     }

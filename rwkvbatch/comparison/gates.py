@@ -30,6 +30,7 @@ from rwkvbatch.errors import UsageError
 
 MAX_LENGTH: Final = 500
 MAX_NESTING: Final = 50
+_MAX_NUMBER: Final = 1e100
 Floats = NDArray[np.float64]
 GateOption = Literal["--fail-if", "--fail-unless"]
 
@@ -94,6 +95,14 @@ class LinearForm:
             ends = (weight * metric.lowest, weight * metric.highest)
             low, high = low + min(ends), high + max(ends)
         return low, high
+
+    @property
+    def reach(self) -> float:
+        """The largest distance from 0, or for differences from the constant, that the metrics allow."""
+        if self.difference:
+            metric, weight = self.difference
+            return abs(weight) * metric.widest
+        return max(map(abs, self.limits))
 
 
 @dataclass(frozen=True)
@@ -179,7 +188,8 @@ def _linear(node: Expression) -> LinearForm | None:
         return None
 
     form = evaluated(node, of_value, combined)
-    if form is None or not all(map(math.isfinite, (form.constant, *form.weights.values()))):
+    # Sums of squares of larger numbers overflow.
+    if form is None or not all(abs(number) < _MAX_NUMBER for number in (form.constant, *form.weights.values())):
         return None
     return LinearForm(form.constant, {value: weight for value, weight in form.weights.items() if weight != 0})
 

@@ -131,7 +131,7 @@ class GateResult:
 class _Interval:
     """Simultaneous ends of a linear form, and its p-value. `reason`: why no data of this extent could decide.
 
-    `exact`: all pairs are equal, so the ends are those of the sample.
+    `exact`: all pairs are equal and the metric has no limits, so that the ends are those of the sample.
     """
 
     low: float = math.nan
@@ -204,6 +204,8 @@ def _incomplete(gate: Gate, scope: GateScope, *, allow_missing: bool, partial: b
     if allow_missing:
         return problems
     named = {value.metric for value in gate.values}
+    if "failed" in named:
+        named |= {"errors", "unreached"}
     labels = (scope.label, scope.baseline_label)
     found: list[str] = []
     for label, dropped in zip(labels, scope.dropped, strict=False):
@@ -319,12 +321,16 @@ def _numbers(form: LinearForm, scope: GateScope) -> _Numbers:
 
 
 def _paired_intervals(gate: Gate, form: LinearForm, numbers: Sequence[_Numbers | None]) -> list[_Interval]:
-    """By sign flips. For a difference of means they are the table's intervals, moved by the margin."""
+    """By sign flips. For a difference of means they are the table's intervals, moved by the margin.
+
+    Where all pairs are equal, the table has the interval [0, 0] of the sample. A gate asks about other conversations
+    too: if none of n differs, at most a share 1 - (level / 2)^(1 / n) of all may (Clopper and Pearson 1934).
+    """
     difference = form.difference
     # Of a difference, the constant is a margin around the table's interval; of other forms, a part of the values.
     shift, inside = (form.constant, 0.0) if difference else (0.0, form.constant)
     scale = difference[1] if difference else 1.0
-    widest = difference[0].widest if difference else max(map(abs, form.limits))
+    widest = form.reach / abs(scale)
     size = 1 + max((int(found.conversations.max(initial=-1)) for found in numbers if found), default=-1)
     sums, counts = np.zeros((size, len(numbers))), np.zeros((size, len(numbers)))
     for column, found in enumerate(numbers):
@@ -342,6 +348,9 @@ def _paired_intervals(gate: Gate, form: LinearForm, numbers: Sequence[_Numbers |
         ends = sorted((scale * test.low + shift, scale * test.high + shift))
         p = test.p_adjusted if difference and shift == 0 else math.nan
         interval = _Interval(ends[0], ends[1], p, exact=test.identical, level_each=family.level_each)
+        if test.identical and math.isfinite(widest):
+            most = form.reach * (1 - (family.level_each / 2) ** (1 / test.clusters))
+            interval = replace(interval, low=shift - most, high=shift + most, exact=False)
         if not test.decidable:
             interval = replace(interval, reason=_too_few(found))
         elif math.isfinite(widest):
@@ -361,18 +370,19 @@ def _alone_interval(gate: Gate, form: LinearForm, found: _Numbers | None, level:
         return _NOTHING
     if found.num_conversations < 2:
         return _Interval(reason=_too_few(found), level_each=level)
-    values = found.values + form.constant
-    lowest, highest = form.limits
+    lowest, highest = replace(form, constant=0.0).limits
     if not math.isfinite(highest - lowest):
-        low, high = clustered_mean(values, found.conversations).interval(1 - level)
-        return _Interval(low, high, level_each=level, reason=_too_few(found) if math.isnan(low) else "")
+        low, high = clustered_mean(found.values, found.conversations).interval(1 - level)
+        reason = _too_few(found) if math.isnan(low) else ""
+        return _Interval(low + form.constant, high + form.constant, reason=reason, level_each=level)
 
     def ends(of: Floats) -> tuple[float, float]:
-        return bounded_interval(of, found.conversations, lowest=lowest, highest=highest, level=1 - level)
+        low, high = bounded_interval(of, found.conversations, lowest=lowest, highest=highest, level=1 - level)
+        return low + form.constant, high + form.constant
 
     best = highest if _wanted(gate) > 0 else lowest
-    reason = _undecidable(gate, best, ends(np.full(values.size, best)), found)
-    return _Interval(*ends(np.clip(values, lowest, highest)), reason=reason, level_each=level)
+    reason = _undecidable(gate, best + form.constant, ends(np.full(found.values.size, best)), found)
+    return _Interval(*ends(np.clip(found.values, lowest, highest)), reason=reason, level_each=level)
 
 
 def _wanted(gate: Gate) -> int:
@@ -412,9 +422,16 @@ def _with_sample_size(result: GateResult, scope: GateScope, interval: _Interval)
     between, within, repeats = variances(found.values, found.conversations, found.repeats)
     if math.isnan(between):
         return replace(result, note="the number of conversations that it takes cannot be told from one")
-    needed = conversations_needed(distance, between, within, repeats, power=POWER, level=interval.level_each)
+    if between + within > 0:
+        needed = conversations_needed(distance, between, within, repeats, power=POWER, level=interval.level_each)
+    elif distance < form.reach < math.inf:
+        needed = math.ceil(math.log(interval.level_each / 2) / math.log1p(-distance / form.reach))
+        given = "if all pairs are equal there too"
+    else:
+        return result
     each = f" of {repeats} repetitions" if repeats > 1 else ""
-    note = f"about {needed:,} conversations{each} show it with a probability of {POWER:.0%}, {given}"
+    chance = f" with a probability of {POWER:.0%}" if between + within > 0 else ""
+    note = f"about {needed:,} conversations{each} show it{chance}, {given}"
     return replace(result, conversations_needed=needed, note=note)
 
 

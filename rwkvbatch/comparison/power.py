@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -146,7 +147,7 @@ def of_pilot(pilot: Source, metric: Metric, baseline: str | None = None) -> Spre
             source = source.replace("pilot:", "pilot: of all pairs the one that varies most,")
         found.append(Spread(between, within, source, int(np.unique(values.conversations).size), repetitions))
     if found:
-        return max(found, key=lambda spread: spread.between + spread.within)
+        return _at_least(max(found, key=lambda spread: spread.between + spread.within), metric)
     if pairs:
         raise UsageError(f"--pilot {pilot}: no pair of cells has 2 conversations with {metric.name}")
     return _of_one_cell(pilot, metric, rows_of(table, variants[0]))
@@ -169,7 +170,7 @@ def _of_one_cell(pilot: Source, metric: Metric, rows: pd.DataFrame) -> Spread:
             hint=_NEEDS_PILOT,
         )
     # Var(variant - baseline) of two variants alike: twice that of one, less twice their covariance.
-    return Spread(
+    spread = Spread(
         between,
         2 * within,
         "pilot: repetitions of one cell; a correlation of 0.5 between the conversations of baseline and variant is "
@@ -177,6 +178,24 @@ def _of_one_cell(pilot: Source, metric: Metric, rows: pd.DataFrame) -> Spread:
         conversations,
         repetitions,
     )
+    return _at_least(spread, metric)
+
+
+def _at_least(spread: Spread, metric: Metric) -> Spread:
+    """`spread`; where it is 0, the largest that is likely: a pilot without a difference does not mean that none exists.
+
+    If none of n conversations differs, at most a share 1 - 0.05^(1 / n) of all does (Clopper and Pearson 1934).
+
+    Raises:
+        UsageError: the metric has no limits, so that nothing is known.
+    """
+    if spread.between + spread.within > 0:
+        return spread
+    if not math.isfinite(metric.widest):
+        raise UsageError(f"--pilot: its pairs are all equal in {metric.name}, so it says nothing about the spread")
+    share = 1 - 0.05 ** (1 / spread.num_conversations)
+    source = f"{spread.source}; its pairs are all equal, which up to {share:.1%} of other conversations need not be"
+    return replace(spread, between=share * metric.widest**2, source=source)
 
 
 def designs(

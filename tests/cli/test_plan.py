@@ -163,3 +163,18 @@ def test_a_design_of_the_planned_size_finds_the_difference_4_times_in_5() -> Non
         sums = (variant - baseline).astype(float)[:, None]
         found += compare_family(sums, np.full_like(sums, 2.0), widest=1.0).differences[0].significant
     assert 0.7 <= found / 150 <= 0.92
+
+
+def test_a_pilot_without_a_difference_does_not_promise_that_a_handful_is_enough(
+    script: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    def same(row: dict[str, Any], _: np.random.Generator) -> None:
+        row["checks"][0] |= {"passed": True, "score": 1.0}
+        row["reference"]["nll"] = 1.0
+
+    run = str(make_run(tmp_path / "pilot", cells=("a", "b"), change=same, conversations=30))
+    found = planned(capsysbinary, script, "--detect", "0.05", "--pilot", run)
+    assert found["variances"]["between"] == pytest.approx(1 - 0.05 ** (1 / 30))
+    assert found["designs"][0]["conversations"] > 200
+    assert "all equal" in found["variances"]["source"]
+    assert invoke(["plan", script, "--metric", "nll", "--detect", "0.05", "--pilot", run]) == ExitCode.USAGE
