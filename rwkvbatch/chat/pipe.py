@@ -12,7 +12,7 @@ from rich.text import Text
 from rwkvbatch.chat.app import end_note, uncut
 from rwkvbatch.chat.tree import Exchange
 from rwkvbatch.errors import RwkvBatchError
-from rwkvbatch.prompt.escaping import printable, printable_json
+from rwkvbatch.prompt.escaping import CONTEXT, printable, printable_json
 
 
 class PlainView:
@@ -83,12 +83,12 @@ class PlainView:
         # Replies are stripped: white space is held back until text follows it.
         text = self._text.lstrip()
         whole = text.rstrip()
-        self._out.write(self._safe(whole[self._shown :]))
+        self._out.write(self._safe(whole[self._shown :], before=whole[: self._shown]))
         self._shown = max(self._shown, len(whole))
         self._out.flush()
 
-    def _safe(self, text: str) -> str:
-        return text if self._raw else printable(text)
+    def _safe(self, text: str, before: str = "") -> str:
+        return text if self._raw else printable(text, before=before[-CONTEXT:])
 
 
 class JsonView(PlainView):

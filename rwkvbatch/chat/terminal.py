@@ -28,7 +28,7 @@ from rwkvbatch.chat.live import MARKDOWN, THINKING, ChatMarkdown, LiveText, spli
 from rwkvbatch.chat.storage import open_private
 from rwkvbatch.chat.tree import Exchange
 from rwkvbatch.errors import RwkvBatchError
-from rwkvbatch.prompt.escaping import printable
+from rwkvbatch.prompt.escaping import CONTEXT, printable
 
 FRAME_S = 1 / 30
 STATUS_S = 0.5
@@ -62,7 +62,7 @@ class TerminalView:
         self._last_frame_s = 0.0
 
     def piece(self, text: str) -> None:
-        self._text += printable(text)
+        self._text += printable(text, before=self._text[-CONTEXT:])
         self._num_tokens = max(self._num_tokens, 1)
         self._dirty = True
         self._draw_frame()

@@ -28,6 +28,9 @@ _FORMAT_OF_SUFFIX = {
     ".txt": "table",
 }
 GATE_PANEL = "Gates"
+SUMMARY_BYTES = 2**20 - 1
+"""The largest `$GITHUB_STEP_SUMMARY` that is shown; what other commands of the step wrote counts."""
+_SUMMARY_CUT = b"\n**The report is cut here:** summaries must be below 1 MiB. `--out report.md` writes it whole.\n"
 
 EPILOG = """[bold]Examples[/]
 
@@ -38,6 +41,8 @@ EPILOG = """[bold]Examples[/]
   rwkvbatch compare runs/before runs/after --primary nll --margin 0.02
 
   rwkvbatch compare runs/main runs/branch --fail-if "score < baseline - 0.02"
+
+  rwkvbatch compare runs/main runs/branch --fail-unless "score >= baseline - 0.02 significantly"
 """
 
 
@@ -84,9 +89,22 @@ def compare_command(
             GATE_PANEL,
         ),
     ] = None,
+    fail_unless: Annotated[
+        list[str] | None,
+        option(
+            "--fail-unless",
+            'End with exit code 1 unless this holds: "score >= baseline - 0.02 significantly". May be repeated.',
+            "EXPR",
+            GATE_PANEL,
+        ),
+    ] = None,
     gate_significant: Annotated[
-        bool, option("--gate-significant", "Gates fail only on significant differences.", panel=GATE_PANEL)
+        bool, option("--gate-significant", "Add `significantly` to every gate.", panel=GATE_PANEL)
     ] = False,
+    allow_missing: Annotated[
+        bool, option("--allow-missing", "Gates accept turns that are missing or ended in an error.", panel=GATE_PANEL)
+    ] = False,
+    partial: Annotated[bool, option("--partial", "Gates accept unfinished runs.", panel=GATE_PANEL)] = False,
     output_format: Annotated[
         str | None,
         option(
@@ -100,11 +118,16 @@ def compare_command(
     out: Annotated[
         Path | None, option("--out", "Write to this file instead of the terminal.", "FILE", OUTPUT_PANEL, flag="-o")
     ] = None,
+    junit_cases: Annotated[
+        bool, option("--junit-cases", "Add a test case for every conversation to JUnit.", panel=OUTPUT_PANEL)
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Compare runs or cells: one verdict per variant, with the uncertainty of its difference."""
     chosen = _format(output_format, out, as_json=as_json)
+    if junit_cases and chosen != "junit":
+        raise UsageError(f"--junit-cases needs the format junit; this command writes {chosen}", hint="--format junit")
     if by not in (None, "turn", "tag"):
         raise UsageError(f"--by must be turn or tag; got {by!r}")
     from rwkvbatch.comparison import compare
@@ -119,7 +142,10 @@ def compare_command(
         by=by,
         ks=_ks(k),
         fail_if=fail_if or (),
+        fail_unless=fail_unless or (),
         gate_significant=gate_significant,
+        allow_missing=allow_missing,
+        partial=partial,
         force=force,
     )
     for note in analysis.notes:
@@ -127,7 +153,7 @@ def compare_command(
     if show is not None:
         _show(analysis, show)
     elif out is not None:
-        text = _render(analysis, chosen, changes)
+        text = _render(analysis, chosen, changes, junit_cases=junit_cases)
         _write(out, text)
         for line in (f"wrote {out}", *(gate.line for gate in analysis.gates)):
             message(line, quiet=quiet)
@@ -138,7 +164,9 @@ def compare_command(
         print_analysis(analysis, console(), num_changes=changes)
     else:
         # Lone surrogates, which JSON rows can hold, become escapes.
-        sys.stdout.buffer.write(_render(analysis, chosen, changes).encode("utf-8", "backslashreplace"))
+        sys.stdout.buffer.write(
+            _render(analysis, chosen, changes, junit_cases=junit_cases).encode("utf-8", "backslashreplace")
+        )
     _append_step_summary(analysis)
     if analysis.failed:
         raise typer.Exit(ExitCode.FAILED)
@@ -171,7 +199,7 @@ def _ks(text: str | None) -> list[int] | None:
     return [int(part) for part in parts]
 
 
-def _render(analysis: Analysis, chosen: str, changes: int) -> str:
+def _render(analysis: Analysis, chosen: str, changes: int, *, junit_cases: bool) -> str:
     from rwkvbatch.comparison.report import formats
 
     match chosen:
@@ -182,7 +210,9 @@ def _render(analysis: Analysis, chosen: str, changes: int) -> str:
         case "json":
             return formats.as_json(analysis)
         case "junit":
-            return formats.as_junit(analysis)
+            from rwkvbatch.comparison.report.junit import as_junit
+
+            return as_junit(analysis, conversations=junit_cases)
         case "html":
             from rwkvbatch.comparison.report.html import as_html
 
@@ -220,14 +250,26 @@ def _write(path: Path, text: str) -> None:
 
 
 def _append_step_summary(analysis: Analysis) -> None:
-    """Add the report to the page of a GitHub Actions run."""
-    path = os.environ.get("GITHUB_STEP_SUMMARY")
-    if not path:
+    """Add the report to the page of a GitHub Actions run, which shows nothing of a file of 1 MiB or more."""
+    name = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not name:
         return
     from rwkvbatch.comparison.report.formats import as_markdown
 
+    path = Path(name)
+    data = f"## rwkvbatch compare\n\n{as_markdown(analysis)}\n".encode("utf-8", "backslashreplace")
     try:
-        with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"## rwkvbatch compare\n\n{as_markdown(analysis)}\n")
+        if path.exists() and not path.is_file():
+            message(f"note: $GITHUB_STEP_SUMMARY was not written: {name} is not a regular file")
+            return
+        room = SUMMARY_BYTES - (path.stat().st_size if path.exists() else 0)
+        if len(data) > room:
+            kept = data[: max(0, room - len(_SUMMARY_CUT))]
+            data = kept[: kept.rfind(b"\n") + 1] + _SUMMARY_CUT
+        if len(data) > room:
+            message(f"note: $GITHUB_STEP_SUMMARY was not written: {name} has reached the limit of 1 MiB")
+            return
+        with path.open("ab") as file:
+            file.write(data)
     except OSError as error:
         message(f"note: $GITHUB_STEP_SUMMARY could not be written: {error.strerror}")

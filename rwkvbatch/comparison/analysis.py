@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
+from functools import partial as bound
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from rwkvbatch.comparison.gates import Column, GateResult, GateScope, judge, parse_gate
+from rwkvbatch.comparison.gates import parse_gate
+from rwkvbatch.comparison.judging import Column, GateResult, GateScope, judge
 from rwkvbatch.comparison.loading import RunData, Source, load_runs
 from rwkvbatch.comparison.metrics import KNOWN_NAMES, Metric, metric_named
 from rwkvbatch.comparison.paired import (
@@ -196,7 +198,10 @@ def compare(
     by: Breakdown | None = None,
     ks: Sequence[int] | None = None,
     fail_if: Sequence[str] = (),
+    fail_unless: Sequence[str] = (),
     gate_significant: bool = False,
+    allow_missing: bool = False,
+    partial: bool = False,
     force: bool = False,
 ) -> Analysis:
     """Compare runs: directories, results files, cells (`PATH::CELL`) or results of `rwkvbatch.run` in memory.
@@ -210,14 +215,18 @@ def compare(
             primary one are exploratory. all_metrics: show the primary metric and all others.
         margin: differences of the primary metric up to this size count as equivalent.
         by: show also each turn or tag (exploratory). ks: the k of pass@k and all-k.
-        fail_if: gates (`rwkvbatch.comparison.gates`). gate_significant: gates fail only on significant differences.
+        fail_if: gates (`rwkvbatch.comparison.gates`) that fail where they hold. fail_unless: gates that fail where they
+            do not. gate_significant: add `significantly` to all gates.
+        allow_missing: judge gates on what is there where rows are missing or ended in an error. partial: judge gates on
+            unfinished runs. Otherwise gates fail there.
         force: compare runs of different scripts: the turns whose questions are equal.
 
     Raises:
         UsageError: an unknown baseline or metric, no primary metric, or an invalid gate.
         InputError: a run cannot be read, or runs have no turn in common.
     """
-    gates = [replace(gate, significantly=gate.significantly or gate_significant) for gate in map(parse_gate, fail_if)]
+    gates = [parse_gate(text, "--fail-if", significantly=gate_significant) for text in fail_if]
+    gates += [parse_gate(text, "--fail-unless", significantly=gate_significant) for text in fail_unless]
     asked = None if metrics is None else tuple(dict.fromkeys(metric_named(name).name for name in metrics))
     if margin is not None and not (math.isfinite(margin) and margin > 0):
         raise UsageError(f"--margin must be a positive number, in the unit of the primary metric; got {margin}")
@@ -232,8 +241,7 @@ def compare(
         notes += _matching_notes(side_by_side)
     matched = [side_by_side for side_by_side in every if len(side_by_side.rows)]
     empty = [side_by_side.pair for side_by_side in every if not len(side_by_side.rows)]
-    # Without matched rows there is nothing to compare, and a gate would pass without having judged anything.
-    if (not matched and len(variants) > 1) or (gates and empty):
+    if not matched and len(variants) > 1:
         raise _no_common_turn(empty, loaded)
     dropped = count_dropped(variants, every, table, loaded)
     notes += _repeat_notes(ks, matched, variants, table)
@@ -270,7 +278,9 @@ def compare(
         primary=decisive,
         comparisons=tuple(comparisons),
         families=tuple(families),
-        gates=tuple(judge(gates, _scopes(matched, variants, table))),
+        gates=tuple(
+            judge(gates, _scopes(every, variants, table, dropped, loaded), allow_missing=allow_missing, partial=partial)
+        ),
         notes=tuple(dict.fromkeys(notes)),
         table=table,
         metrics=asked,
@@ -395,22 +405,59 @@ def _matching_notes(matched: MatchedRows) -> list[str]:
     return notes
 
 
-def _scopes(matched: Sequence[MatchedRows], variants: Sequence[Variant], table: pd.DataFrame) -> list[GateScope]:
-    """Each pair, or the only variant."""
-    if not matched:
-        alone = partial(_column, rows_of(table, variants[0]), ("", ""))
-        return [GateScope(variants[0].label, None, alone)]
-    return [
-        GateScope(each.pair.variant.label, each.pair.baseline.label, partial(_column, each.rows, ("_b", "_a")))
-        for each in matched
-    ]
+def _scopes(
+    matched: Sequence[MatchedRows],
+    variants: Sequence[Variant],
+    table: pd.DataFrame,
+    dropped: Sequence[Dropped],
+    runs: Sequence[RunData],
+) -> list[GateScope]:
+    """Every pair, and every variant without one."""
+    lacks = {each.label: each for each in dropped}
+    unfinished = {
+        run.name: f"{run.source} is not finished: {'' if len(run.unfinished) == 1 else 'at least '}"
+        f"{max(run.unfinished.values()):,} planned turns are not there"
+        for run in runs
+        if run.unfinished
+    }
+
+    def sentences(*sides: Variant) -> tuple[str, ...]:
+        return tuple(unfinished[name] for name in dict.fromkeys(side.run for side in sides) if name in unfinished)
+
+    scopes: list[GateScope] = []
+    for each in matched:
+        baseline, variant = each.pair.baseline, each.pair.variant
+        scopes.append(
+            GateScope(
+                variant.label,
+                baseline.label,
+                bound(_column, each.rows, ("_b", "_a")),
+                (
+                    replace(lacks[variant.label], missing=each.only_baseline, different=each.num_different),
+                    replace(lacks[baseline.label], missing=each.only_variant, different=0),
+                ),
+                sentences(baseline, variant),
+                "" if len(each.rows) else f"{variant.label} and {baseline.label} have no turn in common",
+            )
+        )
+    paired = {side for each in matched for side in (each.pair.baseline, each.pair.variant)}
+    for variant in variants:
+        if variant not in paired:
+            alone = bound(_column, rows_of(table, variant), ("", ""))
+            scopes.append(GateScope(variant.label, None, alone, (lacks[variant.label],), sentences(variant)))
+    return scopes
 
 
 def _column(rows: pd.DataFrame, sides: tuple[str, str], name: str, of_baseline: bool) -> Column:
     """The numbers of a metric by row, or by conversation; `sides` are the suffixes of variant and baseline."""
     metric, side = metric_named(name), sides[of_baseline]
     if metric.level == "conversation":
-        conversations = rows["conversation"].unique()
-        values = conversation_values(rows, metric, side).reindex(conversations)
-        return Column(values.to_numpy(dtype=np.float64), np.arange(len(conversations)))
-    return Column(rows[f"{metric.column}{side}"].to_numpy(dtype=np.float64), rows["conversation"].factorize()[0])
+        codes = dict(zip(rows["conversation"], rows["conversation_code"], strict=True))
+        values = conversation_values(rows, metric, side).reindex(list(codes))
+        numbers = np.array(list(codes.values()), dtype=np.int64)
+        return Column(values.to_numpy(dtype=np.float64), numbers, np.zeros_like(numbers))
+    return Column(
+        rows[f"{metric.column}{side}"].to_numpy(dtype=np.float64),
+        rows["conversation_code"].to_numpy(dtype=np.int64),
+        rows["repeat"].to_numpy(dtype=np.int64),
+    )

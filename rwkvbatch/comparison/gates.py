@@ -1,4 +1,4 @@
-"""Gates: `--fail-if` expressions, parsed by recursive descent and evaluated on matched rows, never by Python.
+"""Gates: `--fail-if` and `--fail-unless` expressions, parsed by recursive descent and never evaluated by Python.
 
     gate      = sum ("<" | "<=" | ">" | ">=") sum ["significantly"]
     sum       = product {("+" | "-") product}
@@ -8,7 +8,8 @@
               | statistic "(" "baseline." metric ")"
     statistic = "mean" | "median" | "min" | "max" | "p" number     (p95: the 95th percentile)
 
-A metric alone is its mean. `baseline` alone is the same statistic of the only metric in the gate.
+A metric alone is its mean. `baseline` alone is the same statistic of the only metric in the gate. `judging` evaluates
+gates on the pairs of a comparison.
 """
 
 from __future__ import annotations
@@ -16,35 +17,37 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from functools import cached_property
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.metrics import KNOWN_NAMES, metric_named
+from rwkvbatch.comparison.metrics import KNOWN_NAMES, Metric, metric_named
 from rwkvbatch.errors import UsageError
-from rwkvbatch.stats.clustered import clustered_mean, holm
 
 MAX_LENGTH: Final = 500
 MAX_NESTING: Final = 50
+_MAX_NUMBER: Final = 1e100
 Floats = NDArray[np.float64]
+GateOption = Literal["--fail-if", "--fail-unless"]
 
-_COMPARATORS: Final[Mapping[str, Callable[[float, float], bool]]] = {
+COMPARATORS: Final[Mapping[str, Callable[[float, float], bool]]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
-_OPERATORS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
+OPERATORS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a / b,
 }  # fmt: skip
-_STATISTICS: Final[Mapping[str, Callable[[Floats], Any]]] = {
+STATISTICS: Final[Mapping[str, Callable[[Floats], Any]]] = {
     "mean": np.mean, "median": np.median, "min": np.min, "max": np.max,
 }  # fmt: skip
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?)"
     r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<symbol><=|>=|[-+*/()<>.]))"
 )
-_PERCENTILE = re.compile(r"p(\d{1,2})")
+PERCENTILE = re.compile(r"p(\d{1,2})")
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,49 @@ _BARE_BASELINE = Value("", "", of_baseline=True)
 
 
 @dataclass(frozen=True)
+class LinearForm:
+    """A weighted sum of means, all of turns or all of conversations: `constant` plus `weights` times the values."""
+
+    constant: float
+    weights: Mapping[Value, float]
+
+    @property
+    def difference(self) -> tuple[Metric, float] | None:
+        """The metric and its weight, where the form is a multiple of variant minus baseline; else None."""
+        if len(self.weights) == 2:
+            (one, weight), (other, opposite) = sorted(self.weights.items(), key=lambda item: item[0].of_baseline)
+            if one.metric == other.metric and not one.of_baseline and other.of_baseline and weight == -opposite:
+                return metric_named(one.metric), weight
+        return None
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The lowest and the highest value that the metrics allow."""
+        low = high = self.constant
+        for value, weight in self.weights.items():
+            metric = metric_named(value.metric)
+            ends = (weight * metric.lowest, weight * metric.highest)
+            low, high = low + min(ends), high + max(ends)
+        return low, high
+
+    @property
+    def reach(self) -> float:
+        """The largest distance from 0, or for differences from the constant, that the metrics allow."""
+        if self.difference:
+            metric, weight = self.difference
+            return abs(weight) * metric.widest
+        return max(map(abs, self.limits))
+
+
+@dataclass(frozen=True)
 class Gate:
-    """A parsed gate: it fails where `left comparator right` holds (significantly, where `significantly` is set)."""
+    """A parsed gate: `left comparator right`, shown significantly where `significantly` is set.
+
+    With `--fail-if` it fails where that holds, with `--fail-unless` where it does not.
+    """
 
     text: str
+    option: GateOption
     left: Expression
     comparator: str
     right: Expression
@@ -79,18 +121,88 @@ class Gate:
     values: tuple[Value, ...]
     """The statistics in the gate, from left to right."""
 
+    @cached_property
+    def form(self) -> LinearForm | None:
+        """`left - right`, or None where that has no test: percentiles, products, timings, counts."""
+        form = _linear(Binary("-", self.left, self.right))
+        if form is None or not form.weights:
+            return None
+        metrics = [metric_named(value.metric) for value in form.weights]
+        same_level = len({metric.level for metric in metrics}) == 1
+        return form if same_level and all(metric.tested for metric in metrics) else None
 
-def parse_gate(text: str) -> Gate:
-    """Parse one `--fail-if` expression.
+
+def parse_gate(text: str, option: GateOption = "--fail-if", *, significantly: bool = False) -> Gate:
+    """Parse one expression.
+
+    Args:
+        significantly: add `significantly` where the text does not have it.
 
     Raises:
-        UsageError: a syntax error or an unknown name; the message marks its position.
+        UsageError: a syntax error, an unknown name (the message marks its position), or `significantly` where there is
+            no test.
     """
     if len(text) > MAX_LENGTH:
-        raise UsageError(f"--fail-if: an expression has at most {MAX_LENGTH} characters, got {len(text)}")
-    parser = _Parser(text)
+        raise UsageError(f"{option}: an expression has at most {MAX_LENGTH} characters, got {len(text)}")
+    parser = _Parser(text, option)
     gate = parser.gate()
-    return gate if parser.bare is None else _Parser(text, parser.meaning_of_bare(parser.bare)).gate()
+    if parser.bare is not None:
+        gate = _Parser(text, option, parser.meaning_of_bare(parser.bare)).gate()
+    if significantly:
+        gate = replace(gate, significantly=True)
+    if gate.significantly and gate.form is None:
+        raise UsageError(
+            f"{option} {gate.text!r}: significance is defined only for sums and multiples of means that are tested",
+            hint="remove `significantly` from gates on percentiles, timings, perplexity, counts or products",
+        )
+    return gate
+
+
+def evaluated(node: Expression, of_value: Callable[[Value], Any], combined: Callable[[str, Any, Any], Any]) -> Any:
+    """The result of an expression, from those of its statistics and operators."""
+    match node:
+        case Value():
+            return of_value(node)
+        case Binary(sign, left, right):
+            sides = (evaluated(side, of_value, combined) for side in (left, right))
+            return combined(sign, *sides)
+        case number:
+            return number
+
+
+def _linear(node: Expression) -> LinearForm | None:
+    def of_value(value: Value) -> LinearForm | None:
+        plain = value.statistic == "mean" and not metric_named(value.metric).log_of
+        return LinearForm(0.0, {value: 1.0}) if plain else None
+
+    def combined(sign: str, a: LinearForm | float | None, b: LinearForm | float | None) -> LinearForm | None:
+        if a is None or b is None:
+            return None
+        one, other = (side if isinstance(side, LinearForm) else LinearForm(side, {}) for side in (a, b))
+        if sign in "+-":
+            return _added(one, other, 1.0 if sign == "+" else -1.0)
+        if sign == "*" and not (one.weights and other.weights):
+            return _scaled(one, other.constant) if one.weights else _scaled(other, one.constant)
+        if sign == "/" and not other.weights and other.constant != 0:
+            return _scaled(one, 1 / other.constant)
+        return None
+
+    form = evaluated(node, of_value, combined)
+    # Sums of squares of larger numbers overflow.
+    if form is None or not all(abs(number) < _MAX_NUMBER for number in (form.constant, *form.weights.values())):
+        return None
+    return LinearForm(form.constant, {value: weight for value, weight in form.weights.items() if weight != 0})
+
+
+def _added(one: LinearForm, other: LinearForm, factor: float) -> LinearForm:
+    weights = dict(one.weights)
+    for value, weight in other.weights.items():
+        weights[value] = weights.get(value, 0.0) + factor * weight
+    return LinearForm(one.constant + factor * other.constant, weights)
+
+
+def _scaled(form: LinearForm, factor: float) -> LinearForm:
+    return LinearForm(form.constant * factor, {value: weight * factor for value, weight in form.weights.items()})
 
 
 @dataclass(frozen=True)
@@ -107,8 +219,9 @@ class _Parser:
         meaning: the value of `baseline` alone, known after a first pass.
     """
 
-    def __init__(self, text: str, meaning: Value = _BARE_BASELINE) -> None:
+    def __init__(self, text: str, option: GateOption, meaning: Value = _BARE_BASELINE) -> None:
         self.text = text
+        self.option: GateOption = option
         self.meaning = meaning
         self.tokens = list(self._tokens())
         self.next = 0
@@ -119,8 +232,8 @@ class _Parser:
     def gate(self) -> Gate:
         left = self._sum()
         token = self._take()
-        if token.text not in _COMPARATORS:
-            raise self._error(f"expected one of {' '.join(_COMPARATORS)}", token)
+        if token.text not in COMPARATORS:
+            raise self._error(f"expected one of {' '.join(COMPARATORS)}", token)
         right = self._sum()
         significantly = self._peek().text == "significantly"
         if significantly:
@@ -129,7 +242,7 @@ class _Parser:
             raise self._error("expected the end of the expression", self._peek())
         if not self.values:
             raise self._error("a gate must name a metric", self.tokens[0])
-        return Gate(self.text.strip(), left, token.text, right, significantly, tuple(self.values))
+        return Gate(self.text.strip(), self.option, left, token.text, right, significantly, tuple(self.values))
 
     def meaning_of_bare(self, token: _Token) -> Value:
         """The baseline's value of the only metric in the gate; `token` is the bare `baseline`."""
@@ -176,8 +289,8 @@ class _Parser:
     def _value(self, token: _Token) -> Value:
         if self._peek().text != "(":
             return self._metric(token, "mean", allow_bare=True)
-        if token.text not in _STATISTICS and not _PERCENTILE.fullmatch(token.text):
-            known = ", ".join(_STATISTICS)
+        if token.text not in STATISTICS and not PERCENTILE.fullmatch(token.text):
+            known = ", ".join(STATISTICS)
             raise self._error(f"no statistic is called {token.text!r}; known: {known} and p0 to p99", token)
         self._take()
         value = self._metric(self._take(), token.text, allow_bare=False)
@@ -196,10 +309,10 @@ class _Parser:
             else:
                 raise self._error(f"write {statistic}(baseline.METRIC)", token)
         try:
-            metric_named(token.text)
+            metric = metric_named(token.text)
         except UsageError:
             raise self._error(f"no metric is called {token.text!r}; known: {KNOWN_NAMES}", token) from None
-        return Value(token.text, statistic, of_baseline)
+        return Value(metric.name, statistic, of_baseline)
 
     def _expect(self, text: str) -> None:
         token = self._take()
@@ -230,152 +343,6 @@ class _Parser:
     def _error(self, problem: str, token: _Token) -> UsageError:
         line = self.text.replace("\n", " ").replace("\t", " ")
         return UsageError(
-            f"--fail-if: {problem}\n    {line}\n    {' ' * token.start}^",
-            hint='for example: --fail-if "score < baseline - 0.02", --fail-if "p95(first_token_s) > 2 * baseline"',
+            f"{self.option}: {problem}\n    {line}\n    {' ' * token.start}^",
+            hint='such as --fail-if "score < baseline - 0.02", --fail-unless "score >= baseline - 0.02 significantly"',
         )
-
-
-@dataclass(frozen=True)
-class Column:
-    """One metric of one side: `values` `[n]`, NaN where unknown; `conversations` `[n]` codes."""
-
-    values: Floats
-    conversations: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class GateScope:
-    """A variant that gates are judged on, with or without a baseline.
-
-    `column(metric, of_baseline)` gives the numbers; both sides have the same turns in the same order.
-    """
-
-    label: str
-    baseline_label: str | None
-    column: Callable[[str, bool], Column]
-
-
-@dataclass(frozen=True)
-class GateResult:
-    """One gate on one variant. `failed`: its condition holds, significantly if the gate says so.
-
-    `p_holm` is NaN for gates without `significantly`; where the condition does not hold, it is of the opposite.
-    """
-
-    gate: Gate
-    label: str
-    failed: bool
-    left: float
-    right: float
-    p_holm: float = math.nan
-
-    @property
-    def line(self) -> str:
-        """The outcome as one line of a log."""
-        word = "FAILED" if self.failed else "passed"
-        found = f"{self.left:.4g} {self.gate.comparator} {self.right:.4g}"
-        if not self.holds:
-            found = f"not {found}"
-        elif not math.isnan(self.p_holm):
-            found += f"{'' if self.failed else ', not significant'}, p = {self.p_holm:.2g}"
-        return f"{word}: {self.gate.text} [{self.label}: {found}]"
-
-    @property
-    def holds(self) -> bool:
-        """Whether the condition holds, significantly or not."""
-        return _COMPARATORS[self.gate.comparator](self.left, self.right)
-
-
-def judge(gates: Sequence[Gate], scopes: Sequence[GateScope], *, alpha: float = 0.05) -> list[GateResult]:
-    """Every gate on every scope. The p-values of all significant gates are Holm-corrected together.
-
-    Raises:
-        UsageError: a gate needs a baseline where there is none, or a metric that no row has, divides by zero, gives
-            no number, or asks for significance of what has no paired test (percentiles, products of metrics).
-    """
-    results = [_judge(gate, scope) for gate in gates for scope in scopes]
-    adjusted = holm([result.p_holm for result in results])
-    return [
-        replace(result, failed=result.holds and (not result.gate.significantly or bool(p < alpha)), p_holm=float(p))
-        for result, p in zip(results, adjusted, strict=True)
-    ]
-
-
-def _judge(gate: Gate, scope: GateScope) -> GateResult:
-    if scope.baseline_label is None and any(value.of_baseline for value in gate.values):
-        raise UsageError(
-            f"--fail-if {gate.text!r} needs a baseline, and only one variant is given",
-            hint="give a second run or cell, or compare with a number: --fail-if 'score < 0.8'",
-        )
-
-    def combined(sign: str, a: float, b: float) -> float:
-        if sign == "/" and b == 0:
-            raise UsageError(f"--fail-if {gate.text!r} divides by zero on {scope.label}")
-        return _OPERATORS[sign](a, b)
-
-    left, right = (
-        _evaluated(side, lambda value: _statistic(value, gate, scope), combined) for side in (gate.left, gate.right)
-    )
-    if math.isnan(left) or math.isnan(right):
-        # Every comparison with NaN is false: the gate could never fail.
-        raise UsageError(f"--fail-if {gate.text!r} gives no number on {scope.label}: its values are too large")
-    p = _paired_p(gate, scope) if gate.significantly else math.nan
-    return GateResult(gate, scope.label, False, left, right, p)
-
-
-def _evaluated(node: Expression, of_value: Callable[[Value], Any], combined: Callable[[str, Any, Any], Any]) -> Any:
-    """The result of an expression, from those of its statistics and operators."""
-    match node:
-        case Value():
-            return of_value(node)
-        case Binary(sign, left, right):
-            return combined(sign, _evaluated(left, of_value, combined), _evaluated(right, of_value, combined))
-        case number:
-            return number
-
-
-def _statistic(value: Value, gate: Gate, scope: GateScope) -> float:
-    numbers = scope.column(value.metric, value.of_baseline).values
-    known = numbers[~np.isnan(numbers)]
-    if not known.size:
-        side = scope.baseline_label if value.of_baseline else scope.label
-        raise UsageError(
-            f"--fail-if {gate.text!r}: {side} has no {value.metric} to judge",
-            hint="scores need checks in the script, nll and matched need reference replies, pass_at_K needs K repeats",
-        )
-    percentile = _PERCENTILE.fullmatch(value.statistic)
-    result = float(np.percentile(known, int(percentile[1])) if percentile else _STATISTICS[value.statistic](known))
-    return metric_named(value.metric).shown(result)
-
-
-def _paired_p(gate: Gate, scope: GateScope) -> float:
-    """Two-sided p-value of "both sides are equal" over rows; the sides must be linear in means of metrics."""
-
-    def by_row(value: Value) -> Floats:
-        if value.statistic != "mean" or metric_named(value.metric).log_of:
-            raise _no_test(gate)
-        return scope.column(value.metric, value.of_baseline).values
-
-    def combined(sign: str, a: Floats | float, b: Floats | float) -> Floats | float:
-        both = np.ndim(a) and np.ndim(b)
-        linear = {"*": not both, "/": not np.ndim(b) and b != 0}.get(sign, True)
-        if not linear or (both and np.shape(a) != np.shape(b)):
-            raise _no_test(gate)
-        return _OPERATORS[sign](a, b)
-
-    margin = np.asarray(_evaluated(Binary("-", gate.left, gate.right), by_row, combined))
-    if not margin.ndim:
-        raise _no_test(gate)
-    first = gate.values[0]
-    conversations = scope.column(first.metric, first.of_baseline).conversations
-    known = ~np.isnan(margin)
-    if not known.any():
-        raise UsageError(f"--fail-if {gate.text!r}: no turn of {scope.label} has all metrics of the gate")
-    return clustered_mean(margin[known], conversations[known]).p_value()
-
-
-def _no_test(gate: Gate) -> UsageError:
-    return UsageError(
-        f"--fail-if {gate.text!r}: significance is defined only for sums and multiples of means",
-        hint="remove `significantly` from gates on percentiles, perplexity or products",
-    )

@@ -252,6 +252,20 @@ def _unfinished(rows: pd.DataFrame, planned: int | None, cells: Sequence[str]) -
     return {name: each - there.get(name, 0) for name in names if there.get(name, 0) < each}
 
 
+def _tasks_not_begun(rows: pd.DataFrame, facts: RunFacts) -> dict[str, int]:
+    """By cell, the number of conversations and repetitions in the manifest without any row; not of a part of a run.
+
+    For directories without `status.json` and `summary.json`. Each stands for at least one planned row.
+    """
+    script, repeats = _record(facts.identity.get("script")), _integer(facts.identity.get("repeats"))
+    conversations = _integer(script.get("conversations"))
+    if facts.part is not None or conversations is None or repeats is None:
+        return {}
+    tasks = rows[["cell", "conversation", "repeat"]].drop_duplicates()["cell"].value_counts()
+    there = {name: conversations * repeats - int(tasks.get(name, 0)) for name in facts.cells}
+    return {name: count for name, count in there.items() if count > 0}
+
+
 def _load_run(source: str, name: str) -> RunData:
     given = Path(source)
     results = given / RESULTS_NAME if given.is_dir() else given
@@ -272,7 +286,10 @@ def _load_run(source: str, name: str) -> RunData:
             "it holds no finished turn", path=results, hint="continue the run with the same command"
         )
     facts = RunFacts.of(manifest or {})
-    unfinished = _unfinished(rows, None if manifest is None else planned_rows(results.parent), list(facts.cells))
+    planned = None if manifest is None else planned_rows(results.parent)
+    unfinished = _unfinished(rows, planned, list(facts.cells))
+    if manifest is not None and planned is None:
+        unfinished = _tasks_not_begun(rows, facts)
     if unfinished and not any("is not finished" in note for note in notes):
         notes.append(f"{source} is not finished: {len(rows):,} of the planned rows are there")
     return RunData(name, source, facts, manifest or {}, rows, tuple(notes), unfinished)

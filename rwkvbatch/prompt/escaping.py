@@ -1,40 +1,99 @@
-"""Escaping of untrusted text for terminals and file names.
+"""Escaping of untrusted text for terminals, logs of continuous integration, and file names.
 
 Model output, scripts and file names can contain escape sequences that reprogram a terminal, bidirectional overrides
-that reorder text, and lone surrogates that cannot be encoded.
+that reorder text, lone surrogates that cannot be encoded, and commands to the service that runs a workflow: GitHub
+Actions and Azure Pipelines act upon lines of a job's log (`::add-mask::x`, `##[error]x`, `##vso[task.setvariable]x`).
 """
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 
 _BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
+CI_VARIABLES = ("GITHUB_ACTIONS", "TF_BUILD")
+"""Environment variables that are set where the log is read for workflow commands."""
+# The runners look for `::` at the beginning of a line (after white space) and for `##[` and `##vso[` anywhere. Wrapping
+# can put any word at the beginning of a line, so `::` is also cut inside a word if the name of a command follows.
+_WORKFLOW_COMMAND = re.compile(
+    r"(?<!\w)::"
+    r"|::(?=add-|debug|echo|endgroup|error|group|internal-|notice|remove-|save-|set-|stop-|warning)"
+    r"|##(?:vso)?\[",
+    re.IGNORECASE,
+)
+# The runners compare by culture, which ignores format characters and the marks that choose a variant of a character.
+_VARIANT_MARKS = frozenset("\u034f\u180b\u180c\u180d\u180f" + "".join(map(chr, range(0xFE00, 0xFE10))))
+CONTEXT = 8
+"""How many characters before a piece of text decide how it is escaped."""
+
 _NOT_IN_FILE_NAMES = re.compile(r"[^\w.+=@~-]+")
 _MAX_FILE_NAME = 100
 
 
-def printable(text: str, *, keep_newlines: bool = True) -> str:
+def printable(text: str, *, keep_newlines: bool = True, before: str = "") -> str:
     """`text` with every character that a terminal could act upon escaped as `\\xNN` or `\\uNNNN`.
 
-    Works character by character, so text may be given in pieces. Tabs become spaces; newlines are kept or escaped.
+    Tabs become spaces; newlines are kept or escaped. Where one of `CI_VARIABLES` is set, workflow commands lose a
+    character to an escape as well.
+
+    Args:
+        before: for text that is given in pieces, at least the last `CONTEXT` characters of the pieces before this one.
     """
+    if is_ci_log():
+        text = _without_commands(text, before, "\\x{:02x}", "\\u{:04x}")
     if text.isascii() and text.isprintable():
         return text
     return "".join(_shown(character, keep_newlines) for character in text)
 
 
 def printable_json(text: str) -> str:
-    """A JSON text written by `json.dumps`, with the same meaning, that is safe for a terminal.
+    """A JSON text written by `json.dumps`, with the same meaning, that is safe for a terminal and a workflow's log.
 
-    Characters that a terminal could act upon occur only in strings there, and become `\\uNNNN`.
+    Characters that a terminal could act upon, and workflow commands, occur only in strings; they become `\\uNNNN`.
     """
+    if is_ci_log():
+        text = _without_commands(text, "", "\\u{:04x}", "\\u{:04x}")
     if text.isascii() and "\x7f" not in text:
         return text
     return "".join(
         f"\\u{ord(character):04x}" if character not in "\n\t" and _acts(character) else character for character in text
     )
+
+
+def is_ci_log() -> bool:
+    """Whether the output is a log that is read for workflow commands."""
+    return any(os.environ.get(name) for name in CI_VARIABLES)
+
+
+def _without_commands(text: str, before: str, short: str, long: str) -> str:
+    """`text` with the last character of each beginning of a workflow command escaped.
+
+    Args:
+        short, long: formats of the escapes of characters below U+0100 and of others.
+    """
+    whole = before + text
+    cut = {found.end() - 1 for found in _WORKFLOW_COMMAND.finditer(whole)}
+    parts: list[str] = []
+    for place in range(len(before), len(whole)):
+        character = whole[place]
+        ignored = unicodedata.category(character) == "Cf" or (
+            character in _VARIANT_MARKS and whole[max(0, place - 1) : place].isascii()
+        )
+        if place in cut or ignored:
+            code = ord(character)
+            parts.append(short.format(code) if code < 0x100 else _long_escape(code, long))
+        else:
+            parts.append(character)
+    return "".join(parts)
+
+
+def _long_escape(code: int, long: str) -> str:
+    """The escape of a character beyond U+00FF, as a pair of surrogates where it is beyond U+FFFF."""
+    if code < 0x10000:
+        return long.format(code)
+    return long.format(0xD800 + ((code - 0x10000) >> 10)) + long.format(0xDC00 + ((code - 0x10000) & 0x3FF))
 
 
 def file_name(text: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rwkvbatch.errors import UsageError
 from rwkvbatch.files import FILE_MODE
-from rwkvbatch.prompt.escaping import printable
+from rwkvbatch.prompt.escaping import printable, printable_json
 
 ROOT_NAME = "rwkvbatch"
 _PLAIN = frozenset(vars(logging.makeLogRecord({})).keys() | {"message", "asctime", "taskName"})
@@ -34,7 +34,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             content["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(content, ensure_ascii=True, default=str)
+        return printable_json(json.dumps(content, ensure_ascii=True, default=str))
 
 
 class _TerminalFormatter(logging.Formatter):

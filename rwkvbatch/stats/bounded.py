@@ -88,3 +88,17 @@ def conversations_needed(
             return needed
         # The quantiles shrink as degrees grow: step up slowly near the answer.
         needed = wanted if wanted - needed < 2 else needed + max(1, (wanted - needed) // 2)
+
+
+def smallest_detectable(
+    conversations: int, between: float, within: float, repeats: int, *, power: float = 0.8, level: float = 0.05
+) -> float:
+    """The smallest true mean difference that `conversations` find with probability `power`; see `conversations_needed`.
+
+    NaN where so few conversations cannot find any.
+    """
+    if conversations < max(2, math.ceil(1 - math.log2(level))):
+        return math.nan
+    degrees = conversations - 1
+    factor = t_quantile(1 - level / 2, degrees) + t_quantile(power, degrees)
+    return factor * math.sqrt((between + within / repeats) / conversations)

@@ -82,8 +82,8 @@ class Family:
 
     Attributes:
         level: chance of any false alarm among them.
-        level_each: level of each single test that keeps it: `level` for one comparison, 0 where nothing can be
-            significant.
+        level_each: level of each single test that keeps it: `level` for one comparison, and never below `level`
+            divided by the number of comparisons that differ at all.
         exact: whether all sign patterns were enumerated.
     """
 
@@ -177,7 +177,7 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
                 round(float(n[:, column].sum())),
                 spread.standard_error,
                 spread.detectable(level_each),
-                2.0 ** (1 - clusters) <= level and level_each > 0,
+                2.0 ** (1 - clusters) <= level,
                 False,
             )
     return Family(level, level_each, flips.exact, tuple(found[column] for column in range(num_variants)))
@@ -380,7 +380,7 @@ def _level_each(ascending: NDArray[np.float64], level: float) -> float:
         ascending: the smallest p-value of each pattern.
     """
     allowed = math.floor(level * ascending.size + 1e-9)
-    return float(min(level, np.nextafter(ascending[allowed], 0.0))) if ascending[allowed] > ascending[0] else 0.0
+    return float(min(level, np.nextafter(ascending[allowed], 0.0)))
 
 
 def _signed_ranks(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:

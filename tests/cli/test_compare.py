@@ -201,3 +201,51 @@ def test_lone_surrogates_do_not_break_the_output(tmp_path: Path, capsysbinary: p
 def test_a_hostile_run_can_be_written_in_every_format(tmp_path: Path, output: str) -> None:
     path = str(hostile_run(tmp_path / "a"))
     assert invoke(["compare", path, "--format", output, "--out", str(tmp_path / "out")]) == ExitCode.DONE
+
+
+@pytest.mark.parametrize("before", [0, 500_000, 2**20 - 200, 2**20])
+def test_a_step_summary_stays_below_1_mib_and_says_that_it_was_cut(
+    tmp_path: Path, before: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rwkvbatch.comparison.report import formats
+
+    monkeypatch.setattr(formats, "as_markdown", lambda _: "| é | one line of a table |\n" * 60_000)
+    summary = tmp_path / "summary.md"
+    summary.write_bytes(b"x" * before)
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    run = make_run(tmp_path / "run")
+    assert invoke(["compare", str(run)]) == ExitCode.DONE
+    data = summary.read_bytes()
+    assert len(data) <= max(before, 2**20 - 1)
+    assert data.startswith(b"x" * before)
+    data.decode()
+    if before < 2**20 - 1:
+        assert data.endswith(
+            b"\n**The report is cut here:** summaries must be below 1 MiB. `--out report.md` writes it whole.\n"
+        )
+        assert len(data) > 2**20 - 250
+    else:
+        assert len(data) == before
+        assert "has reached the limit of 1 MiB" in capsys.readouterr().err
+
+
+def test_a_non_inferiority_gate_that_lacks_data_prints_the_sample_size(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    runs = [str(make_run(tmp_path / name, seed=seed)) for seed, name in enumerate("ab")]
+    gate = ["--fail-unless", "score >= baseline - 0.02 significantly"]
+    assert invoke(["compare", *runs, *gate, "--json"]) == ExitCode.FAILED
+    (found,) = json.loads(capsysbinary.readouterr().out)["gates"]
+    assert found["conversations_needed"] > 100
+    assert "conversations of 2 repetitions show it" in found["note"]
+    assert found["option"] == "--fail-unless"
+
+
+def test_an_unfinished_run_fails_and_partial_judges_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run")
+    status = {"state": "running", "rows_total": 160, "pid": 2**22 + 1, "host": "elsewhere", "updated": "today"}
+    (run / "status.json").write_text(json.dumps(status))
+    gate = ["--fail-if", "score < 0.01"]
+    assert invoke(["compare", str(run), *gate]) == ExitCode.FAILED
+    assert "is not finished: 112 planned turns are not there" in " ".join(capsys.readouterr().out.split())
+    assert invoke(["compare", str(run), *gate, "--partial"]) == ExitCode.DONE

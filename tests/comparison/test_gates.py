@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkvbatch.comparison.gates import Column, GateResult, GateScope, judge, parse_gate
+from rwkvbatch.comparison.gates import parse_gate
+from rwkvbatch.comparison.judging import Column, GateResult, GateScope, judge
+from rwkvbatch.comparison.paired import Dropped
 from rwkvbatch.errors import UsageError
 
 NAN = float("nan")
@@ -21,10 +23,10 @@ def scope(variant: Mapping[str, list[float]], baseline: Mapping[str, list[float]
 
     def column(metric: str, of_baseline: bool) -> Column:
         side = (baseline or {}) if of_baseline else variant
-        values = np.array(side.get(metric, [NAN]))
-        return Column(values, np.arange(values.size))
+        values = np.array(side.get(metric, [NAN] * len(next(iter(variant.values())))))
+        return Column(values, np.arange(values.size), np.zeros(values.size, dtype=np.int64))
 
-    return GateScope("new", None if baseline is None else "old", column)
+    return GateScope("new", None if baseline is None else "old", column, (Dropped("new"), Dropped("old")))
 
 
 def outcome(
@@ -58,7 +60,7 @@ def test_a_gate_fails_where_its_condition_holds(text: str, failed: bool) -> None
 
 def test_percentiles_are_those_of_numpy() -> None:
     values = list(np.random.default_rng(0).gamma(2, size=50))
-    result = outcome("p95(first_token_s) > 2 * baseline", {"first_token_s": values}, {"first_token_s": [1.0]})
+    result = outcome("p95(first_token_s) > 2 * baseline", {"first_token_s": values}, {"first_token_s": [1.0] * 50})
     assert result.left == pytest.approx(np.percentile(values, 95))
     assert result.right == 2.0
 
@@ -82,20 +84,16 @@ def test_a_significant_gate_lets_noise_pass() -> None:
     assert outcome("score < baseline significantly", {"score": worse}, {"score": baseline}).failed
 
 
-def test_a_line_has_a_p_value_only_where_the_condition_holds() -> None:
+def test_the_line_of_a_significant_gate_has_the_interval_and_says_where_it_decides() -> None:
     rng = np.random.default_rng(1)
-    baseline = list(rng.normal(0.5, 0.2, 12))
+    baseline = list(rng.normal(0.5, 0.1, 12))
     better, worse = ([value + step + rng.normal(0, 0.02) for value in baseline] for step in (0.3, -0.3))
     noisy = [value - 0.01 + (0.3 if place % 2 else -0.3) for place, value in enumerate(baseline)]
     gate = "score < baseline significantly"
-    assert "p =" not in outcome(gate, {"score": better}, {"score": baseline}).line
-    failed = outcome(gate, {"score": worse}, {"score": baseline}).line
-    assert failed.startswith("FAILED")
-    assert ", p = " in failed
-    assert "not significant" not in failed
-    passed = outcome(gate, {"score": noisy}, {"score": baseline}).line
-    assert passed.startswith("passed")
-    assert ", not significant, p = " in passed
+    lines = [outcome(gate, {"score": side}, {"score": baseline}).line for side in (better, worse, noisy)]
+    assert [line[:6] for line in lines] == ["passed", "FAILED", "passed"]
+    assert ["not significant" in line for line in lines] == [False, False, True]
+    assert all(", left - right = " in line and ", p = " in line for line in lines)
 
 
 def test_a_significant_gate_tests_the_margin_and_not_the_difference() -> None:
@@ -107,12 +105,13 @@ def test_a_significant_gate_tests_the_margin_and_not_the_difference() -> None:
     assert not outcome("nll > 1.05 * baseline significantly", *sides).failed
 
 
-def test_significant_gates_are_corrected_for_how_many_there_are() -> None:
+def test_significant_gates_are_corrected_for_the_number_of_variants() -> None:
     rng = np.random.default_rng(3)
     scopes = [scope({"nll": list(rng.normal(size=10))}, {"nll": list(rng.normal(size=10))}) for _ in range(5)]
     results = judge([parse_gate("nll > baseline significantly")], scopes)
     (alone,) = judge([parse_gate("nll > baseline significantly")], scopes[:1])
-    assert results[0].p_holm > alone.p_holm
+    assert results[0].p_adjusted > alone.p_adjusted
+    assert results[0].high - results[0].low > alone.high - alone.low
 
 
 @pytest.mark.parametrize(
@@ -158,21 +157,33 @@ def test_a_baseline_where_there_is_none_is_an_error() -> None:
         outcome("score < baseline", {"score": [1.0]})
 
 
-def test_a_metric_without_numbers_is_an_error_and_no_pass() -> None:
-    with pytest.raises(UsageError, match="new has no score"):
-        outcome("score < 0.5", {"nll": [1.0]})
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("score < 0.5", "new has no score"),
+        ("nll / (nll - nll) > 1", "divides by zero"),
+        ("nll > 1e308 * 10 - 1e308 * 10", "is no number"),
+    ],
+)
+def test_a_gate_without_a_number_fails_with_the_reason(text: str, reason: str) -> None:
+    result = outcome(text, {"nll": [1.0, 2.0]})
+    assert result.failed
+    assert reason in result.reason
+    assert result.line.startswith(f"FAILED: {text} [new: cannot be judged: ")
 
 
-def test_division_by_zero_is_an_error() -> None:
-    with pytest.raises(UsageError, match="divides by zero"):
-        outcome("score / (1 - 1) < 0.5", {"score": [1.0]})
-
-
-@pytest.mark.parametrize("text", ["p95(nll) > baseline", "nll * nll > 1", "perplexity > 2"])
-def test_significance_of_what_has_no_paired_test_is_an_error(text: str) -> None:
-    sides = {"nll": [1.0, 2.0], "perplexity": [1.0, 2.0]}
+@pytest.mark.parametrize(
+    "text",
+    [
+        "p95(nll) > baseline", "nll * nll > 1", "perplexity > 2", "first_token_s > 2 * baseline", "errors > 0",
+        "nll / nll > 1", "nll / 0 > 1", "score - score > 0", "score + pass_at_2 > 1",
+    ],
+)  # fmt: skip
+def test_significance_of_what_has_no_test_is_an_error_of_usage(text: str) -> None:
     with pytest.raises(UsageError, match="significance is defined only"):
-        outcome(f"{text} significantly", sides, sides)
+        parse_gate(f"{text} significantly")
+    with pytest.raises(UsageError, match="significance is defined only"):
+        parse_gate(text, significantly=True)
 
 
 def test_the_line_of_a_gate_says_what_was_found() -> None:
@@ -203,11 +214,6 @@ def test_nesting_up_to_the_limit_and_long_sums_are_judged() -> None:
 def test_only_plain_numbers_in_range_are_numbers(number: str) -> None:
     with pytest.raises(UsageError, match="--fail-if"):
         parse_gate(f"score < {number}")
-
-
-def test_a_gate_that_gives_no_number_is_an_error_and_not_a_pass() -> None:
-    with pytest.raises(UsageError, match="gives no number"):
-        outcome("score < 1e308 * 10 - 1e308 * 10", {"score": [0.0]})
 
 
 def test_a_perplexity_beyond_all_numbers_is_infinite() -> None:

@@ -163,3 +163,15 @@ def test_one_sided_p_of_the_largest_mean_is_exact_for_one_column() -> None:
 def test_sums_of_no_column_or_no_number_are_refused(sums: np.ndarray) -> None:
     with pytest.raises(ValueError, match="sums must be"):
         largest_mean_p(sums)
+
+
+def test_variants_that_seldom_differ_are_not_too_little_data() -> None:
+    """Three of 38 conversations differ: nothing is significant, and the interval is that of 38 conversations."""
+    sums = np.zeros((38, 2))
+    sums[[0, 1, 2], 0] = sums[[3, 4, 5], 1] = -1.0
+    family = compare_family(sums, np.ones_like(sums), widest=1.0)
+    for found in family.differences:
+        assert found.decidable
+        assert not found.significant
+        assert -0.3 < found.low < found.mean < 0 <= found.high < 0.1
+    assert family.level_each >= 0.025

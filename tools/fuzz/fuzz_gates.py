@@ -1,6 +1,7 @@
 """Coverage-guided fuzzing of gate expressions: `python -m tools.fuzz.fuzz_gates [SECONDS] [FOLDER]`.
 
-Every text must be a gate that can be judged, or end in a `UsageError` that names the option.
+Every text must be a gate that is judged, failed gates with a reason among them, or end in a `UsageError` that names the
+option.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from tools.fuzz.fuzzing import fuzz, instrumented
 with instrumented("rwkvbatch"):
     import numpy as np
 
-    from rwkvbatch.comparison.gates import Column, GateScope, judge, parse_gate
-    from rwkvbatch.comparison.metrics import TURN_METRICS
+    from rwkvbatch.comparison.gates import parse_gate
+    from rwkvbatch.comparison.judging import Column, GateScope, judge
+    from rwkvbatch.comparison.metrics import TURN_METRICS, VARIANT_METRICS
+    from rwkvbatch.comparison.paired import Dropped
     from rwkvbatch.errors import UsageError
 
 _SEEDS = (
@@ -29,7 +32,7 @@ _VALUES = {True: np.array([0.0, 1.0, np.nan, -2.5]), False: np.array([1.0, np.na
 
 def _column(metric: str, of_baseline: bool) -> Column:
     del metric
-    return Column(_VALUES[of_baseline], np.array([0, 0, 1, 2]))
+    return Column(_VALUES[of_baseline], np.array([0, 0, 1, 2]), np.array([0, 1, 0, 0]))
 
 
 def judge_one(data: bytes) -> None:
@@ -38,7 +41,8 @@ def judge_one(data: bytes) -> None:
     try:
         gate = parse_gate(text)
         for baseline in ("base", None):
-            for result in judge([gate], [GateScope("variant", baseline, _column)]):
+            dropped = (Dropped("variant"), Dropped("base"))
+            for result in judge([gate], [GateScope("variant", baseline, _column, dropped)]):
                 if text.strip() not in result.line:
                     raise AssertionError("the line does not name the gate")
     except UsageError as error:
@@ -48,7 +52,7 @@ def judge_one(data: bytes) -> None:
 
 def main() -> None:
     """Fuzz; see `fuzz`."""
-    words = [metric.name for metric in TURN_METRICS]
+    words = [metric.name for metric in (*TURN_METRICS, *VARIANT_METRICS)]
     words += ["baseline", "baseline.", "significantly", "mean(", "median(", "p99(", "pass_at_", "all_", "1e9", ")"]
     seeds = {f"seed-{number}": text.encode() for number, text in enumerate(_SEEDS)}
     fuzz(judge_one, seeds, max_bytes=600, words=tuple(words))

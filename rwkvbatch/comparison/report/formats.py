@@ -1,4 +1,4 @@
-"""The comparison as JSON, CSV, Markdown and JUnit XML."""
+"""The comparison as JSON, CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import math
 import re
 import unicodedata
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -22,7 +21,6 @@ from rwkvbatch.comparison.wording import (
     COLUMNS,
     RANKING_NOTE,
     by_family,
-    by_heading,
     common_rows,
     conclusion,
     correction,
@@ -32,11 +30,9 @@ from rwkvbatch.comparison.wording import (
     interval,
     left_out,
     number,
-    p_value,
     power,
     question,
     rank_disagreement,
-    signed,
     significant,
     standing,
     variant_label,
@@ -65,13 +61,20 @@ def as_json(analysis: Analysis) -> str:
         ],
         "dropped": [vars(each) for each in analysis.dropped],
         "gates": [
-            {
-                "gate": gate.gate.text,
-                "variant": gate.label,
-                "failed": gate.failed,
-                "left": gate.left,
-                "right": gate.right,
-                "p_holm": gate.p_holm,
+            {"gate": gate.gate.text, "option": gate.gate.option, "variant": gate.label, "baseline": gate.baseline_label}
+            | {
+                name: getattr(gate, name)
+                for name in (
+                    "failed",
+                    "left",
+                    "right",
+                    "low",
+                    "high",
+                    "p_adjusted",
+                    "reason",
+                    "conversations_needed",
+                    "note",
+                )
             }
             for gate in analysis.gates
         ],
@@ -201,33 +204,3 @@ def _table(lines: Sequence[Comparison]) -> str:
         for line in lines
     ]
     return "\n".join([f"| {'comparison' if several else 'variant'} |{names}", f"|---|{rules}", *rows])
-
-
-def as_junit(analysis: Analysis) -> str:
-    """`testsuites` with the suite `gates`, and a suite per pair whose cases always pass."""
-    root = ET.Element("testsuites", name="rwkvbatch compare")
-    suite = _suite(root, "gates", len(analysis.gates), sum(gate.failed for gate in analysis.gates))
-    for gate in analysis.gates:
-        case = ET.SubElement(suite, "testcase", classname=safe(gate.label), name=safe(gate.gate.text))
-        if gate.failed:
-            ET.SubElement(case, "failure", message=safe(gate.line))
-    for title, lines in by_heading(analysis.comparisons).items():
-        suite = _suite(root, safe(title), len(lines), 0)
-        for line in lines:
-            case = ET.SubElement(suite, "testcase", classname=safe(title), name=line.metric.name)
-            digits = line.metric.digits
-            ET.SubElement(case, "system-out").text = (
-                f"{number(line.baseline_mean, digits)} -> {number(line.variant_mean, digits)}, "
-                f"{signed(line.difference, digits)} {interval(line)}, p {p_value(line.p_adjusted)}, {line.verdict}"
-            )
-    ET.indent(root)
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
-
-
-def _suite(root: ET.Element, name: str, tests: int, failures: int) -> ET.Element:
-    return ET.SubElement(root, "testsuite", name=name, tests=str(tests), failures=str(failures), errors="0")
-
-
-def safe(text: str) -> str:
-    """`text` on one line, without characters that XML 1.0 does not allow."""
-    return printable(text, keep_newlines=False).replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff")

@@ -49,7 +49,7 @@ from rwkvbatch.comparison.wording import (
     standing,
 )
 from rwkvbatch.errors import UsageError
-from rwkvbatch.prompt.escaping import printable
+from rwkvbatch.prompt.escaping import CONTEXT, printable
 
 _VERDICT_STYLES: Final = {"better": "bold green", "worse": "bold red", "differs": "bold yellow"}
 _PIECE_STYLES: Final = {"same": "", "gone": "red strike", "new": "green bold"}
@@ -159,7 +159,7 @@ def diff_text(pieces: Sequence[Piece], *, colour: bool, limit: int = _MAX_DIFF_C
     """A word diff in one text: with styles, or with brackets where `colour` is false."""
     text = Text()
     for piece in pieces:
-        shown = printable(piece.text)
+        shown = printable(piece.text, before=text.plain[-CONTEXT:])
         if len(text.plain) + len(shown) > limit:
             shown = shown[: max(0, limit - len(text.plain))] + "…"
         text.append(_marked(piece, shown, colour=colour), style=_PIECE_STYLES[piece.kind])
@@ -345,7 +345,8 @@ def _side_by_side(turn: TurnChange, matched: MatchedRows, *, colour: bool) -> Gr
         reply = Text()
         for piece in turn.pieces:
             if piece.kind != other:
-                reply.append(_marked(piece, printable(piece.text), colour=colour), style=_PIECE_STYLES[piece.kind])
+                shown = printable(piece.text, before=reply.plain[-CONTEXT:])
+                reply.append(_marked(piece, shown, colour=colour), style=_PIECE_STYLES[piece.kind])
         replies.append(reply)
     table.add_row(*replies)
     records = (turn.baseline, turn.variant)

@@ -1,0 +1,93 @@
+"""How often gates are wrong on data of which the truth is known.
+
+- A/A: baseline and variants are the same; a `significantly` gate with `--fail-if` may fail in at most 5 of 100 tries.
+- Margin: the variant is worse by exactly the margin; a non-inferiority gate (`--fail-unless ... significantly`) may
+  pass in at most 5 of 100 tries.
+- Size: with as many conversations as `rwkvbatch plan` and the gate ask for, it passes in about 80 of 100 tries.
+
+    python benchmarks/gate_errors.py [TRIES]          # 1,000 tries each by default, some minutes
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvbatch.comparison.gates import Gate, parse_gate
+from rwkvbatch.comparison.judging import Column, GateScope, judge
+from rwkvbatch.comparison.paired import Dropped
+from rwkvbatch.stats.bounded import conversations_needed
+
+Numbers = NDArray[np.float64]
+Draw = Callable[[np.random.Generator, int, int], list[Numbers]]
+"""Draws the values `[conversations, repetitions]` of a baseline and of some variants."""
+
+
+def scope(variant: Numbers, baseline: Numbers) -> GateScope:
+    """A pair in which every conversation has all repetitions."""
+    conversations, repeats = (axis.ravel() for axis in np.indices(variant.shape))
+
+    def column(_: str, of_baseline: bool) -> Column:
+        return Column((baseline if of_baseline else variant).ravel(), conversations, repeats)
+
+    return GateScope("variant", "baseline", column, (Dropped("variant"), Dropped("baseline")))
+
+
+def yes_no(num_variants: int, worse: float = 0.0) -> Draw:
+    """Outcomes with a chance of each conversation, which is lower by `worse` in the variants."""
+
+    def draw(rng: np.random.Generator, conversations: int, repeats: int) -> list[Numbers]:
+        chances = rng.uniform(worse, 1, (conversations, 1))
+        shape = (conversations, repeats)
+        variants = [(rng.random(shape) < chances - worse).astype(float) for _ in range(num_variants)]
+        return [(rng.random(shape) < chances).astype(float), *variants]
+
+    return draw
+
+
+def heavy_tailed(num_variants: int) -> Draw:
+    """Log-normal values around a hardness of each conversation."""
+
+    def draw(rng: np.random.Generator, conversations: int, repeats: int) -> list[Numbers]:
+        hardness = rng.gamma(4, 0.5, (conversations, 1))
+        return [hardness * rng.lognormal(0, 1, (conversations, repeats)) for _ in range(num_variants + 1)]
+
+    return draw
+
+
+def share_failed(gates: Sequence[Gate], draw: Draw, conversations: int, repeats: int, tries: int) -> float:
+    """The share of tries in which any gate fails on any variant."""
+    rng = np.random.default_rng(conversations)
+    failed = 0
+    for _ in range(tries):
+        baseline, *variants = draw(rng, conversations, repeats)
+        failed += any(result.failed for result in judge(gates, [scope(variant, baseline) for variant in variants]))
+    return failed / tries
+
+
+def main() -> None:
+    tries = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    worse = [parse_gate("score < baseline significantly")]
+    for name, draw in (("yes/no, 1 variant", yes_no(1)), ("yes/no, 4 variants", yes_no(4))):
+        for conversations in (8, 12, 30):
+            if conversations == 8 and "4" in name:
+                continue  # too few for 4 variants: such gates fail and say so
+            share = share_failed(worse, draw, conversations, 2, tries)
+            print(f"A/A, {name}, {conversations} conversations: {share:.1%} false failures", flush=True)
+    more = [parse_gate("nll > baseline significantly")]
+    print(f"A/A, heavy tails, 4 variants, 20 conversations: {share_failed(more, heavy_tailed(4), 20, 2, tries):.1%}")
+    margin = [parse_gate("score >= baseline - 0.1 significantly", "--fail-unless")]
+    for conversations in (12, 30):
+        share = 1 - share_failed(margin, yes_no(1, worse=0.1), conversations, 2, tries)
+        print(f"margin 0.1, worse by 0.1, {conversations} conversations: {share:.1%} false passes", flush=True)
+    # Of uniform chances p the mean of p (1 - p) is 1/6.
+    size = conversations_needed(0.1, 0.0, 2 / 6, 3)
+    share = 1 - share_failed(margin, yes_no(1), size, 3, min(tries, 300))
+    print(f"margin 0.1, equal, {size} conversations of 3 repetitions as planned for 80 %: {share:.0%} pass")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""`rwkvbatch plan`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rwkvbatch.cli.exits import message, print_json
+from rwkvbatch.cli.options import JsonOption, QuietOption, command_app, option
+from rwkvbatch.errors import UsageError
+
+if TYPE_CHECKING:
+    from rwkvbatch.comparison.power import Design, Spread
+
+MAX_VARIANTS = 10_000
+SMALLEST_DIFFERENCE = 1e-6
+
+EPILOG = """[bold]Examples[/]
+
+  rwkvbatch plan datasets/demo.jsonl --detect 0.05
+
+  rwkvbatch run datasets/demo.jsonl --temp 0.7,1.0 --repeats 3 --out runs/pilot
+  rwkvbatch plan datasets/demo.jsonl --detect 0.02 --power 0.9 --pilot runs/pilot
+
+  rwkvbatch plan questions.jsonl --metric nll --detect 0.01 --pilot runs/pilot --variants 5
+"""
+
+
+app = command_app()
+
+
+@app.command("plan", epilog=EPILOG)
+def plan_command(
+    scripts: Annotated[
+        list[str], typer.Argument(metavar="SCRIPT...", help="The scripts to be replayed.", show_default=False)
+    ],
+    detect: Annotated[
+        float, option("--detect", "The difference of means to find, in the metric's unit.", "X", show_default=False)
+    ],
+    power: Annotated[float, option("--power", "The probability of finding it.", "P")] = 0.8,
+    pilot: Annotated[
+        str | None, option("--pilot", "A run with two cells or two repetitions, to take variances from.", "RUN")
+    ] = None,
+    baseline: Annotated[
+        str | None, option("--baseline", "The pilot's baseline cell. [dim]Default: its first[/]", "NAME", flag="-b")
+    ] = None,
+    metric: Annotated[
+        str | None, option("--metric", "[dim]Default: score where the script has checks, else nll[/]", "NAME")
+    ] = None,
+    variants: Annotated[
+        int, option("--variants", "How many variants are compared with the baseline.", "N", min=1, max=MAX_VARIANTS)
+    ] = 1,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Say how many conversations and repetitions it takes to find a difference."""
+    if not 0 < power < 1:
+        raise UsageError(f"--power must be between 0 and 1; got {power:g}")
+    if not (math.isfinite(detect) and detect >= SMALLEST_DIFFERENCE):
+        raise UsageError(f"--detect must be at least {SMALLEST_DIFFERENCE:g}; got {detect:g}")
+    if baseline is not None and pilot is None:
+        raise UsageError("--baseline names a cell of the pilot: it needs --pilot RUN")
+    from rwkvbatch.comparison.power import designs, judged, metric_of, of_pilot, without_pilot
+    from rwkvbatch.script.reader import read_scripts
+
+    conversations = read_scripts(scripts).conversations
+    chosen = metric_of(conversations, metric)
+    if detect > chosen.widest:
+        raise UsageError(f"--detect must be at most {chosen.widest:g}, the range of {chosen.name}; got {detect:g}")
+    used = judged(conversations, chosen)
+    spread = without_pilot(chosen) if pilot is None else of_pilot(pilot, chosen, baseline)
+    found = designs(used, spread, detect, power=power, num_variants=variants)
+    if json_output:
+        print_json(
+            {
+                "conversations": len(conversations),
+                "judged_conversations": len(used),
+                "metric": chosen.name,
+                "detect": detect,
+                "power": power,
+                "variants": variants,
+                "variances": asdict(spread),
+                "designs": [
+                    asdict(design) | {"detectable": None if math.isnan(design.detectable) else design.detectable}
+                    for design in found
+                ],
+            }
+        )
+        return
+    against = "1 variant" if variants == 1 else f"{variants:,} variants"
+    unit = f" {chosen.unit}" if chosen.unit else ""
+    _print(
+        f"To find a difference of {detect:g}{unit} in {chosen.name} with a probability of {power:.0%} "
+        f"(level 5 %, {against} against a baseline):",
+        found,
+        num_conversations=len(used),
+    )
+    if not quiet:
+        if len(used) < len(conversations):
+            message(f"{len(used):,} of {len(conversations):,} conversations of the script have {chosen.name}")
+        for line in _remarks(spread, found):
+            message(line)
+
+
+def _print(title: str, found: list[Design], *, num_conversations: int) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from rwkvbatch.cli.views import console
+
+    own = f"{num_conversations:,} conversation{'' if num_conversations == 1 else 's'}"
+    table = Table(box=None, pad_edge=False)
+    for name in ("repetitions", "conversations", "turns per cell", f"the script's {own} find"):
+        table.add_column(name, justify="right")
+    for design in found:
+        finds = "nothing" if math.isnan(design.detectable) else f"{design.detectable:.3g}"
+        row = (f"{design.repetitions}", f"{design.conversations:,}", f"{design.turns:,}", finds)
+        table.add_row(*row, style="bold green" if design.enough else "")
+    output = console()
+    output.print(Text(title))
+    output.print(table)
+
+
+def _remarks(spread: Spread, found: list[Design]) -> list[str]:
+    lines = [spread.source]
+    if spread.num_conversations:
+        lines.append(
+            f"variance between conversations {spread.between:.3g}, of one repetition {spread.within:.3g}, from "
+            f"{spread.num_conversations:,} conversations of {spread.repetitions} "
+            f"repetition{'' if spread.repetitions == 1 else 's'}"
+        )
+    enough = next((design for design in found if design.enough), None)
+    if enough is None:
+        lines.append("the script is too small for each of these: add conversations, or look for a larger difference")
+    else:
+        lines.append(f"the script is large enough with --repeats {enough.repetitions}")
+    return lines

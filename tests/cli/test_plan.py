@@ -1,0 +1,180 @@
+"""`rwkvbatch plan`: sample sizes from a script, with and without a pilot run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rwkvbatch.cli.app import invoke
+from rwkvbatch.cli.exits import ExitCode
+from rwkvbatch.comparison.judging import variances
+from rwkvbatch.stats.bounded import conversations_needed, smallest_detectable
+from rwkvbatch.stats.signflip import compare_family
+from tests.comparison.make_run import make_run
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    path = tmp_path / "script.jsonl"
+    lines: list[dict[str, Any]] = [
+        {"id": f"c{n}", "messages": [{"role": "user", "content": "Say boat.", "expect": [{"contains": "boat"}]}]}
+        for n in range(50)
+    ]
+    lines.append(
+        {"id": "plain", "messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hi!"}]}
+    )
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return str(path)
+
+
+def planned(capsysbinary: pytest.CaptureFixture[bytes], *arguments: str) -> dict[str, Any]:
+    assert invoke(["plan", *arguments, "--json"]) == ExitCode.DONE
+    return json.loads(capsysbinary.readouterr().out)
+
+
+def test_without_a_pilot_a_cautious_guess_is_stated(script: str, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    found = planned(capsysbinary, script, "--detect", "0.2")
+    assert (found["conversations"], found["judged_conversations"], found["metric"]) == (51, 50, "score")
+    assert [design["repetitions"] for design in found["designs"]] == [1, 2, 3, 5, 10]
+    # (1.96 + 0.84)^2 * 0.5 / 0.2^2 = 98.1, and three more for the t distribution.
+    assert {design["conversations"] for design in found["designs"]} == {101}
+    assert "no pilot" in found["variances"]["source"]
+
+
+def test_the_table_says_what_the_script_finds_and_whether_that_is_enough(
+    script: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["plan", script, "--detect", "0.5"]) == ExitCode.DONE
+    out, err = capsys.readouterr()
+    assert "To find a difference of 0.5 in score with a probability of 80%" in out
+    assert "the script's 50 conversations find" in " ".join(out.split())
+    assert "50 of 51 conversations of the script have score" in err
+    assert "the script is large enough with --repeats 1" in err
+
+
+def pilot(path: Path, cells: Sequence[str], repeats: int, conversations: int = 60) -> str:
+    """Yes/no scores; chances differ between conversations, and between cells by an effect of each conversation."""
+    rng = np.random.default_rng(0)
+    chances = rng.uniform(0.3, 0.7, conversations)
+    effects = rng.choice([-0.2, 0.2], (conversations, len(cells)))
+
+    def change(row: dict[str, Any], _: np.random.Generator) -> None:
+        number = int(row["conversation"].removeprefix("talk-"))
+        chance = chances[number] + effects[number, cells.index(row["cell"])]
+        score = float(rng.random() < chance)
+        row["checks"][0] |= {"passed": score == 1, "score": score}
+
+    shape: dict[str, Any] = {"conversations": conversations, "repeats": repeats, "turns": 1}
+    return str(make_run(path, cells=cells, change=change, **shape))
+
+
+def test_a_pilot_with_two_cells_separates_the_variances(
+    script: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    run = pilot(tmp_path / "pilot", ("a", "b"), repeats=10, conversations=300)
+    found = planned(capsysbinary, script, "--detect", "0.05", "--pilot", run)
+    # The effects differ by 0 or by 0.4: variance 0.08. Each outcome has p (1 - p), about 0.2.
+    assert found["variances"]["between"] == pytest.approx(0.08, abs=0.02)
+    assert found["variances"]["within"] == pytest.approx(0.4, abs=0.04)
+    needed = [design["conversations"] for design in found["designs"]]
+    assert needed == sorted(needed, reverse=True)
+    assert needed[0] > 2 * needed[-1]
+
+
+def test_a_pilot_with_one_cell_needs_two_repetitions(
+    script: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    run = pilot(tmp_path / "two", ("a",), repeats=2, conversations=100)
+    found = planned(capsysbinary, script, "--detect", "0.05", "--pilot", run)
+    assert "correlation of 0.5" in found["variances"]["source"]
+    assert found["variances"]["within"] == pytest.approx(0.4, abs=0.1)
+    alone = pilot(tmp_path / "one", ("a",), repeats=1)
+    assert invoke(["plan", script, "--detect", "0.05", "--pilot", alone]) == ExitCode.USAGE
+    assert b"at least two cells or two repetitions" in capsysbinary.readouterr().err
+
+
+def test_more_variants_and_more_power_take_more_conversations(
+    script: str, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    sizes = [
+        planned(capsysbinary, script, "--detect", "0.1", *more)["designs"][0]["conversations"]
+        for more in ([], ["--power", "0.9"], ["--power", "0.9", "--variants", "5"])
+    ]
+    assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--detect", "0"], "--detect must be at least 1e-06; got 0"),
+        (["--detect", "nan"], "--detect must be at least"),
+        (["--detect", "1.5"], "--detect must be at most 1, the range of score; got 1.5"),
+        (["--detect", "0.1", "--power", "1"], "--power must be between 0 and 1; got 1"),
+        (["--detect", "0.1", "--metric", "speed"], "differences in it are not tested"),
+        (["--detect", "0.1", "--metric", "nll"], "the spread of nll cannot be guessed"),
+        (["--detect", "0.1", "--baseline", "a"], "it needs --pilot RUN"),
+    ],
+)
+def test_a_wrong_wish_is_an_error_of_usage(
+    script: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["plan", script, *arguments]) == ExitCode.USAGE
+    assert message in capsys.readouterr().err
+
+
+def test_a_pilot_that_is_not_there_is_bad_input(script: str) -> None:
+    assert invoke(["plan", script, "--detect", "0.1", "--pilot", "nowhere"]) == ExitCode.BAD_INPUT
+
+
+def test_the_size_and_the_detectable_difference_are_inverse() -> None:
+    size = conversations_needed(0.05, 0.04, 0.3, 3, power=0.9)
+    assert (
+        smallest_detectable(size, 0.04, 0.3, 3, power=0.9)
+        <= 0.05
+        < smallest_detectable(size - 1, 0.04, 0.3, 3, power=0.9)
+    )
+    assert math.isnan(smallest_detectable(5, 0.04, 0.3, 3))
+
+
+def test_variances_are_those_of_the_analysis_of_variance() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.normal(0, 0.3, 400)
+    values = true[:, None] + rng.normal(0, 0.5, (400, 4))
+    codes, repeats = (axis.ravel() for axis in np.indices(values.shape))
+    order = rng.permutation(values.size)
+    between, within, repetitions = variances(values.ravel()[order], codes[order], repeats[order])
+    assert (between, within, repetitions) == (pytest.approx(0.09, abs=0.02), pytest.approx(0.25, abs=0.02), 4)
+
+
+def test_a_design_of_the_planned_size_finds_the_difference_4_times_in_5() -> None:
+    """With the exact test that `compare` uses, on yes/no outcomes."""
+    size = conversations_needed(0.35, 0.0, 0.48, 2)
+    rng = np.random.default_rng(1)
+    found = 0
+    for _ in range(150):
+        baseline = (rng.random((size, 2)) < 0.375).sum(axis=1)
+        variant = (rng.random((size, 2)) < 0.725).sum(axis=1)
+        sums = (variant - baseline).astype(float)[:, None]
+        found += compare_family(sums, np.full_like(sums, 2.0), widest=1.0).differences[0].significant
+    assert 0.7 <= found / 150 <= 0.92
+
+
+def test_a_pilot_without_a_difference_does_not_promise_that_a_handful_is_enough(
+    script: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    def same(row: dict[str, Any], _: np.random.Generator) -> None:
+        row["checks"][0] |= {"passed": True, "score": 1.0}
+        row["reference"]["nll"] = 1.0
+
+    run = str(make_run(tmp_path / "pilot", cells=("a", "b"), change=same, conversations=30))
+    found = planned(capsysbinary, script, "--detect", "0.05", "--pilot", run)
+    assert found["variances"]["between"] == pytest.approx(1 - 0.05 ** (1 / 30))
+    assert found["designs"][0]["conversations"] > 200
+    assert "all equal" in found["variances"]["source"]
+    assert invoke(["plan", script, "--metric", "nll", "--detect", "0.05", "--pilot", run]) == ExitCode.USAGE

@@ -1,0 +1,141 @@
+"""JUnit XML: valid by its schema, failures with text in the body, a case per conversation on request."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rwkvbatch.cli.app import invoke
+from rwkvbatch.cli.exits import ExitCode
+from rwkvbatch.comparison import compare
+from rwkvbatch.comparison.analysis import Analysis
+from rwkvbatch.comparison.report.junit import as_junit
+from tests.comparison.hostile import hostile_run
+from tests.comparison.make_run import make_run
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the schema allows in an element."""
+
+    required: frozenset[str] = frozenset()
+    optional: frozenset[str] = frozenset()
+    children: frozenset[str] = frozenset()
+    text: bool = False
+
+
+def names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# The facts of `junit-10.xsd` of the Jenkins xUnit plugin (jenkinsci/xunit-plugin, types/model/xsd) that are used here.
+SCHEMA = {
+    "testsuites": Rule(optional=names("name time tests failures errors"), children=names("testsuite")),
+    "testsuite": Rule(
+        names("name tests failures errors"),
+        names("group time skipped timestamp hostname id package file log url"),
+        names("testsuite properties testcase system-out system-err"),
+    ),
+    "testcase": Rule(
+        names("name"), names("time classname group"), names("skipped error failure system-out system-err")
+    ),
+    "failure": Rule(optional=names("type message"), text=True),
+    "error": Rule(optional=names("type message"), text=True),
+    "system-out": Rule(text=True),
+}
+
+
+def checked(text: str) -> ET.Element:
+    """The root element of a document that keeps to the schema, and whose counts are right."""
+    root = ET.fromstring(text.encode())
+    assert root.tag == "testsuites"
+    for element in root.iter():
+        rule = SCHEMA[element.tag]
+        assert rule.required <= set(element.keys()) <= rule.required | rule.optional, element.tag
+        assert {child.tag for child in element} <= rule.children
+        assert rule.text or not (element.text or "").strip()
+    totals = [0, 0, 0]
+    for suite in root:
+        cases = suite.findall("testcase")
+        counts = [len(cases), *(len(suite.findall(f"testcase/{kind}")) for kind in ("failure", "error"))]
+        assert [suite.get(name) for name in ("tests", "failures", "errors")] == [str(count) for count in counts]
+        totals = [total + count for total, count in zip(totals, counts, strict=True)]
+    assert [root.get(name) for name in ("tests", "failures", "errors")] == [str(total) for total in totals]
+    return root
+
+
+def change(row: dict[str, Any], _: np.random.Generator) -> None:
+    failed = row["conversation"] == "talk-1" and row["turn"] == 1
+    row["checks"][0] |= {
+        "passed": not failed,
+        "score": float(not failed),
+        "detail": "found no boat" if failed else None,
+    }
+    row["reply"] = "line one\nline two " + "x" * 2000
+    if row["conversation"] == "talk-2":
+        row |= {"finish_reason": "error", "error": "out of memory", "checks": [], "reference": None}
+
+
+@pytest.fixture(scope="module")
+def analysis(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+    path = make_run(tmp_path_factory.mktemp("runs") / "a", cells=("t=1", "t=2"), change=change, conversations=4)
+    return compare([str(path)], fail_if=["score < 2", "score < -1"], allow_missing=True)
+
+
+def test_only_gates_fail_without_cases_of_conversations(analysis: Analysis) -> None:
+    root = checked(as_junit(analysis))
+    gates, *pairs = root.findall("testsuite")
+    assert (gates.get("tests"), gates.get("failures")) == ("2", "1")
+    assert root.get("failures") == "1"
+    assert sum(len(pair) for pair in pairs) == len(analysis.comparisons)
+
+
+def test_the_failure_of_a_gate_is_in_its_text_as_well(analysis: Analysis) -> None:
+    (failure,) = checked(as_junit(analysis)).findall(".//failure")
+    assert failure.get("message") == failure.text
+    assert (failure.text or "").startswith("FAILED: score < 2 [t=2: ")
+
+
+def test_each_conversation_of_a_variant_is_a_case_on_request(analysis: Analysis) -> None:
+    root = checked(as_junit(analysis, conversations=True))
+    (suite,) = [suite for suite in root if suite.get("name") == "conversations of t=2"]
+    assert [case.get("name") for case in suite] == ["talk-0", "talk-1", "talk-2", "talk-3"]
+    assert [[child.tag for child in case] for case in suite] == [[], ["failure"], ["error"], []]
+    failure = suite.findall(".//failure")[0]
+    assert failure.get("message") == "2 of 4 turns failed: contains 'boat' failed (found no boat)"
+    text = failure.text or ""
+    assert "turn 1, repeat 0: contains 'boat' failed (found no boat)\n  user: Question 1 of talk-1?\n" in text
+    assert "  reply: line one\nline two xxx" in text
+    assert "(2,018 characters)" in text
+    assert len(text) < 2000
+    assert "error: out of memory" in (suite.findall(".//error")[0].text or "")
+
+
+def test_a_conversation_with_many_failures_is_cut(tmp_path: Path) -> None:
+    def fail(row: dict[str, Any], _: np.random.Generator) -> None:
+        row["checks"][0] |= {"passed": False, "score": 0.0}
+
+    analysis = compare([str(make_run(tmp_path / "a", conversations=1, repeats=30, change=fail))])
+    (failure,) = checked(as_junit(analysis, conversations=True)).findall(".//failure")
+    assert (failure.text or "").endswith("... and 40 more turns")
+
+
+def test_hostile_text_keeps_to_the_schema(tmp_path: Path) -> None:
+    text = as_junit(compare([str(hostile_run(tmp_path / "a"))], fail_if=["score < 2"]), conversations=True)
+    checked(text)
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", text)
+
+
+def test_cases_of_conversations_do_not_change_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(make_run(tmp_path / "a"))
+    out = str(tmp_path / "gates.xml")
+    assert invoke(["compare", path, "--out", out, "--junit-cases"]) == ExitCode.DONE
+    assert "conversations of" in Path(out).read_text(encoding="utf-8")
+    assert invoke(["compare", path, "--junit-cases"]) == ExitCode.USAGE
+    assert "--junit-cases needs the format junit" in capsys.readouterr().err

@@ -1,0 +1,158 @@
+"""Text of models and scripts is never a command to the service that runs a workflow."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rwkvbatch.chat.pipe import JsonView, PlainView
+from rwkvbatch.cli.app import invoke
+from rwkvbatch.cli.exits import message, report
+from rwkvbatch.errors import RowError
+from rwkvbatch.prompt.escaping import CONTEXT, printable, printable_json
+from tests.chat.test_start import exchange
+from tests.comparison.make_run import make_run
+
+COMMANDS = (
+    "::add-mask::secret",
+    "  ::set-output name=x::1",
+    "##[add-mask]secret",
+    "text ##[error]x",
+    "##vso[task.setvariable variable=x]y",
+    "#\u200d#[error]x",
+    "##\ufe0f[error]x",
+    ":\u00ad:error::x",
+    "\u00a0::stop-commands::t",
+)
+HOSTILE = "\n".join(COMMANDS)
+PARTS = st.lists(
+    st.sampled_from(["::", ":", "#", "##", "[", "##[", "vso", "a", " ", "\n", "\u200d", "\ufe0f", "error"])
+)
+
+
+def is_command(line: str) -> bool:
+    """As the runners look at a line: those of GitHub (`ActionCommand.cs`) and Azure (`LoggingCommand.cs`).
+
+    Both compare with the culture's rules, which ignore format characters and variation selectors.
+    """
+    seen = "".join(c for c in line if unicodedata.category(c) != "Cf" and not "\ufe00" <= c <= "\ufe0f")
+    return seen.lstrip().startswith("::") or "##[" in seen or "##vso[" in seen
+
+
+@pytest.fixture(params=["GITHUB_ACTIONS", "TF_BUILD"])
+def in_ci(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(request.param, "true")
+
+
+def assert_no_command(text: str) -> None:
+    assert not [line for line in text.splitlines() if is_command(line)]
+
+
+@pytest.mark.usefixtures("in_ci")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_cut_in_text_and_in_json(command: str) -> None:
+    assert is_command(command)
+    assert_no_command(printable(command))
+    assert_no_command(printable_json(json.dumps(command, ensure_ascii=False)))
+    assert json.loads(printable_json(json.dumps(command, ensure_ascii=False))) == command
+
+
+@pytest.mark.usefixtures("in_ci")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(PARTS)
+def test_no_text_is_a_command_however_it_is_cut_into_pieces(parts: list[str]) -> None:
+    assert_no_command(printable("".join(parts)))
+    before = shown = ""
+    for part in parts:
+        shown += printable(part, before=before[-CONTEXT:])
+        before += part
+    assert_no_command(shown)
+
+
+@pytest.mark.usefixtures("in_ci")
+@pytest.mark.parametrize("text", ["runs/sweep::temp=0.7", "a: b", "std::vector", "## A heading", "[1] #2", "12:30"])
+def test_ordinary_text_stays(text: str) -> None:
+    assert printable(text) == text
+
+
+@pytest.mark.usefixtures("in_ci")
+def test_a_word_that_is_wrapped_to_the_beginning_of_a_line_is_no_command() -> None:
+    assert_no_command(printable("word::add-mask::secret")[len("word") :])
+
+
+def test_elsewhere_text_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GITHUB_ACTIONS", "TF_BUILD"):
+        monkeypatch.delenv(name, raising=False)
+    assert printable("::add-mask::x ##[y]") == "::add-mask::x ##[y]"
+
+
+def hostile_rows(row: dict[str, Any], _: np.random.Generator) -> None:
+    row["reply"] = f"{HOSTILE}\n{row['reply']}"
+    row["prompt"] = HOSTILE
+    row["tags"] = list(COMMANDS)
+    row["reference"]["text"] = HOSTILE
+    row["checks"][0]["expected"] = HOSTILE
+    row["checks"][0]["detail"] = HOSTILE
+    if row["conversation"] == "talk-1" and row["turn"] == 1:
+        row |= {"finish_reason": "error", "error": HOSTILE}
+
+
+@pytest.mark.usefixtures("in_ci")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["show"],
+        ["show", "--json"],
+        ["compare"],
+        ["compare", "--changes", "5"],
+        ["compare", "--by", "tag"],
+        ["compare", "--show", "talk-1"],
+        *(["compare", "--format", name] for name in ("md", "csv", "json", "junit")),
+        ["compare", "--fail-if", "score < 2"],
+    ],
+    ids=" ".join,
+)
+def test_no_command_prints_what_a_run_holds_as_a_workflow_command(
+    arguments: list[str], tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    run = make_run(tmp_path / "run", cells=("a", "##[error]b"), change=hostile_rows, conversations=3)
+    invoke([arguments[0], str(run), *arguments[1:]])
+    out, err = capfdbinary.readouterr()
+    assert out
+    assert_no_command(out.decode())
+    assert_no_command(err.decode())
+
+
+@pytest.mark.usefixtures("in_ci")
+def test_messages_and_errors_are_no_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    message(HOSTILE)
+    report(RowError(HOSTILE), debug=False)
+    assert_no_command(re.sub("^rwkvbatch: ", "", capsys.readouterr().err, flags=re.MULTILINE))
+
+
+@pytest.mark.usefixtures("in_ci")
+def test_a_chat_through_pipes_writes_no_command_even_token_by_token() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    view = PlainView(out, err)
+    view.begin_reply("")
+    for character in HOSTILE:
+        view.piece(character)
+    view.end_reply(exchange(HOSTILE))
+    view.replay([exchange(HOSTILE)])
+    view.alternatives([exchange(HOSTILE)])
+    assert_no_command(out.getvalue())
+    assert_no_command(err.getvalue())
+    lines = io.StringIO()
+    JsonView(lines, err).alternatives([exchange(HOSTILE)])
+    assert_no_command(lines.getvalue())
+    assert json.loads(lines.getvalue())["reply"] == HOSTILE
