@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from rwkvbatch.comparison.gates import Column, GateResult, GateScope, judge, parse_gate
-from rwkvbatch.comparison.loading import RunData, Source, joined, load_runs
-from rwkvbatch.comparison.metrics import metric_named
+from rwkvbatch.comparison.loading import RunData, Source, load_runs
+from rwkvbatch.comparison.metrics import KNOWN_NAMES, Metric, metric_named
 from rwkvbatch.comparison.paired import (
     Breakdown,
     Comparison,
+    Dropped,
+    Family,
     MatchedRows,
-    Pair,
-    Variant,
-    check_pairs,
-    check_runs,
-    compare_pairs,
+    comparable_rows,
+    compare_counts,
+    compare_metric,
     conversation_values,
+    count_dropped,
     match,
-    pair_up,
-    refuse_parts,
+    metrics_of,
+    most_repeats,
     rows_of,
-    variants_of,
 )
-from rwkvbatch.comparison.ranking import Ranking, VariantMean, main_metrics, rank, variant_means
+from rwkvbatch.comparison.pairing import Pair, Variant, check_pairs, check_runs, pair_up, refuse_parts, variants_of
+from rwkvbatch.comparison.ranking import Ranking, VariantMean, rank, variant_means
 from rwkvbatch.comparison.wording import conclusion, heading, interval, number, p_value, signed, standing
-from rwkvbatch.errors import RunMismatchError
+from rwkvbatch.errors import RunMismatchError, UsageError
 from rwkvbatch.prompt.escaping import printable
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
 # pandas has no type stubs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
+
+PRIMARY_METRICS: Final = ("score", "nll")
+"""The primary metric where none is chosen: the first of these that has numbers."""
 
 COLUMNS: Final[Mapping[str, Callable[[Comparison], Any]]] = {
     "baseline": lambda line: line.pair.baseline.label,
@@ -50,8 +55,9 @@ COLUMNS: Final[Mapping[str, Callable[[Comparison], Any]]] = {
     **{
         name: lambda line, name=name: getattr(line, name)
         for name in (
-            "baseline_mean", "variant_mean", "difference", "standard_error", "degrees", "low", "high", "p", "p_holm",
-            "verdict", "wins", "ties", "losses", "detectable", "num_values", "num_conversations",
+            "baseline_mean", "variant_mean", "difference", "standard_error", "low", "high", "low_alone", "high_alone",
+            "p", "p_adjusted", "p_rank", "verdict", "wins", "ties", "losses", "detectable", "margin", "num_values",
+            "num_conversations", "family", "exploratory",
         )
     },
 }  # fmt: skip
@@ -66,29 +72,64 @@ class Analysis:
 
     Attributes:
         runs: the runs. variants: all their cells. pairs: each variant with its baseline.
-        matched: the joined rows of each pair. comparisons: the table, Holm-corrected as a whole.
+        matched: the joined rows of each pair that has any.
+        primary: the metric that decides; None where nothing is compared.
+        comparisons: the lines that are shown: the primary metric's, and others that were asked for; each metric's over
+            all rows before its groups'. families: how they are corrected, in the same order.
         gates: the outcome of every gate on every variant that is not a baseline.
         notes: warnings: what did not match, and what makes the comparison less reliable.
-        table: all rows of all runs, with a column `run`. metrics: names of the requested metrics, None for all.
-        rankings: of three or more variants, by the requested metrics or the main one.
+        table: all rows of all runs (`comparable_rows`). metrics: names of the requested metrics, None for none.
+        rankings: of three or more variants, by the primary metric first, then by those that were asked for.
+        dropped: what each variant lacks.
+        by, ks, margin: as given to `compare`.
     """
 
     runs: tuple[RunData, ...]
     variants: tuple[Variant, ...]
     pairs: tuple[Pair, ...]
     matched: tuple[MatchedRows, ...]
+    primary: Metric | None
     comparisons: tuple[Comparison, ...]
+    families: tuple[Family, ...]
     gates: tuple[GateResult, ...]
     notes: tuple[str, ...]
     table: pd.DataFrame
     metrics: tuple[str, ...] | None = None
     rankings: tuple[Ranking, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
+    by: Breakdown | None = None
+    ks: tuple[int, ...] | None = None
+    margin: float | None = None
+
+    @property
+    def available(self) -> tuple[Metric, ...]:
+        """The metrics that can be compared: those that both sides of a pair have numbers of."""
+        return tuple(_available(self.matched, self.ks))
+
+    @cached_property
+    def secondary(self) -> tuple[Comparison, ...]:
+        """The comparisons by all other metrics over all rows, each metric a family of its own; computed on demand."""
+        return tuple(line for lines, _ in self._secondary for line in lines)
+
+    @cached_property
+    def secondary_families(self) -> tuple[Family, ...]:
+        """The families of `secondary`, in its order."""
+        return tuple(family for _, family in self._secondary)
+
+    @cached_property
+    def _secondary(self) -> list[tuple[list[Comparison], Family]]:
+        shown = {line.metric.name for line in self.comparisons}
+        return [
+            compare_metric(metric, self.matched, margin=None, exploratory=True)
+            for metric in self.available
+            if metric.name not in shown
+        ]
 
     def means(self, variant: Variant) -> list[VariantMean]:
-        """The means of one variant by itself, in the requested metrics."""
+        """The means of one variant by itself, in the requested metrics (all where none was), by `by`."""
         return [
             mean
-            for mean in variant_means(self.table, variant)
+            for mean in variant_means(self.table, variant, by=self.by if not self.pairs else None, ks=self.ks)
             if self.metrics is None or mean.metric.name in self.metrics
         ]
 
@@ -101,7 +142,7 @@ class Analysis:
             return [{name: of(line) for name, of in COLUMNS.items()} for line in self.comparisons]
         return [
             dict.fromkeys(COLUMNS)
-            | {"variant": variant.label, "metric": mean.metric.name, "unit": mean.metric.unit}
+            | {"variant": variant.label, "group": mean.group, "metric": mean.metric.name, "unit": mean.metric.unit}
             | {"better": mean.metric.better, "variant_mean": mean.mean, "num_values": mean.num_values}
             for variant in self.variants
             for mean in self.means(variant)
@@ -122,7 +163,7 @@ class Analysis:
         lines = [
             f"{heading(line)}: {line.metric.name} {number(line.baseline_mean, line.metric.digits)} -> "
             f"{number(line.variant_mean, line.metric.digits)}, {signed(line.difference, line.metric.digits)} "
-            f"{interval(line)}, p {p_value(line.p_holm)}, {line.verdict}"
+            f"{interval(line)}, p {p_value(line.p_adjusted)}, {line.verdict}"
             for line in self.comparisons
         ] or [
             f"{variant.label}: {mean.metric.name} {number(mean.mean, mean.metric.digits)} {interval(mean)}"
@@ -143,7 +184,10 @@ def compare(
     runs: Source | Iterable[Source],
     *,
     baseline: str | None = None,
+    primary: str | None = None,
     metrics: Sequence[str] | None = None,
+    all_metrics: bool = False,
+    margin: float | None = None,
     by: Breakdown | None = None,
     ks: Sequence[int] | None = None,
     fail_if: Sequence[str] = (),
@@ -156,23 +200,27 @@ def compare(
 
     Args:
         baseline: a run or a cell; None for the first run, or the first cell of a single run.
-        metrics: names of the metrics to compare, None for all; the correction for multiple tests counts only these.
-        by: break the table down by turn or tag. ks: the k of pass@k and all-k.
+        primary: the metric that decides; None for `score` where the script has checks, else `nll`.
+        metrics: names of the metrics to show instead of the primary one; each is corrected by itself, and all but the
+            primary one are exploratory. all_metrics: show the primary metric and all others.
+        margin: differences of the primary metric up to this size count as equivalent.
+        by: show also each turn or tag (exploratory). ks: the k of pass@k and all-k.
         fail_if: gates (`rwkvbatch.comparison.gates`). gate_significant: gates fail only on significant differences.
-        force: compare runs of different scripts.
+        force: compare runs of different scripts: the turns whose questions are equal.
 
     Raises:
-        UsageError: an unknown baseline or metric, or an invalid gate.
+        UsageError: an unknown baseline or metric, no primary metric, or an invalid gate.
         InputError: a run cannot be read, or runs have no turn in common.
     """
     gates = [replace(gate, significantly=gate.significantly or gate_significant) for gate in map(parse_gate, fail_if)]
-    for name in metrics or ():
-        metric_named(name)
+    asked = None if metrics is None else tuple(dict.fromkeys(metric_named(name).name for name in metrics))
+    if margin is not None and not (math.isfinite(margin) and margin > 0):
+        raise UsageError(f"--margin must be a positive number, in the unit of the primary metric; got {margin}")
     loaded = load_runs(runs)
     notes = check_runs(loaded, force=force)
     variants = variants_of(loaded)
     pairs, unpaired = pair_up(loaded, variants, baseline)
-    table = joined(loaded)
+    table = comparable_rows(loaded)
     every = [match(pair, table) for pair in pairs]
     notes += unpaired + check_pairs(pairs, loaded)
     for side_by_side in every:
@@ -182,16 +230,139 @@ def compare(
     # Without matched rows there is nothing to compare, and a gate would pass without having judged anything.
     if (not matched and len(variants) > 1) or (gates and empty):
         raise _no_common_turn(empty, loaded)
-    comparisons = compare_pairs(matched, by=by, ks=ks, metrics=metrics)
+    dropped = count_dropped(variants, every, table, loaded)
+    notes += _repeat_notes(ks, matched, variants, table)
+    decisive = _primary(primary, asked, matched, variants, table)
+    shown = _shown(decisive, asked, matched, ks, all_metrics=all_metrics)
+    comparisons: list[Comparison] = []
+    families: list[Family] = []
+    rankings: list[Ranking] = []
     sides = {side for each in matched for side in (each.pair.baseline, each.pair.variant)}
     ranked = [variant for variant in variants if variant in sides]
-    rankings, unranked = rank(ranked, main_metrics([line.metric for line in comparisons], metrics), table)
-    notes += unranked
+    for metric in shown if matched else ():
+        if metric.level == "variant":
+            comparisons += compare_counts(metric, [each.pair for each in matched], dropped)
+            continue
+        is_primary = metric == decisive
+        lines, family = compare_metric(
+            metric, matched, margin=margin if is_primary else None, exploratory=not is_primary
+        )
+        comparisons += lines
+        families.append(family)
+        if is_primary or asked is not None:
+            ranking, why_not = rank(ranked, metric, table, lines)
+            rankings += [] if ranking is None else [ranking]
+            notes += [] if why_not is None else [why_not]
+        if by is not None and not (by == "turn" and metric.level == "conversation"):
+            lines, family = compare_metric(metric, matched, by=by, exploratory=True)
+            comparisons += lines
+            families.append(family)
     return Analysis(
-        tuple(loaded), tuple(variants), tuple(pairs), tuple(matched), tuple(comparisons),
-        tuple(judge(gates, _scopes(matched, variants, table))), tuple(dict.fromkeys(notes)), table,
-        None if metrics is None else tuple(metrics), tuple(rankings),
-    )  # fmt: skip
+        runs=tuple(loaded),
+        variants=tuple(variants),
+        pairs=tuple(pairs),
+        matched=tuple(matched),
+        primary=decisive,
+        comparisons=tuple(comparisons),
+        families=tuple(families),
+        gates=tuple(judge(gates, _scopes(matched, variants, table))),
+        notes=tuple(dict.fromkeys(notes)),
+        table=table,
+        metrics=asked,
+        rankings=tuple(rankings),
+        dropped=dropped,
+        by=by,
+        ks=None if ks is None else tuple(ks),
+        margin=margin,
+    )
+
+
+def _available(matched: Sequence[MatchedRows], ks: Sequence[int] | None) -> list[Metric]:
+    """The metrics that both sides of a pair have numbers of, in the order of the table of metrics."""
+    found: dict[str, Metric] = {}
+    for each in matched:
+        found |= {metric.name: metric for metric in metrics_of(each.rows, ("_a", "_b"), ks)}
+    order = {name: place for place, name in enumerate(KNOWN_NAMES.split(", "))}
+    return sorted(found.values(), key=lambda metric: order.get(metric.name, len(order)))
+
+
+def _primary(
+    name: str | None,
+    asked: Sequence[str] | None,
+    matched: Sequence[MatchedRows],
+    variants: Sequence[Variant],
+    table: pd.DataFrame,
+) -> Metric | None:
+    """The metric that decides; None for a single variant without one.
+
+    Raises:
+        UsageError: `name` cannot decide, or no default has numbers.
+    """
+
+    def has_numbers(metric: Metric) -> bool:
+        if not matched:
+            return bool(table[metric.column].notna().any()) if metric.level == "turn" else True
+        return any(each.values(metric).baseline.size for each in matched)
+
+    if name is not None:
+        metric = metric_named(name)
+        if not metric.tested:
+            other = f"; {metric.log_of} can" if metric.log_of else ""
+            raise UsageError(f"--primary {name}: differences in it are not tested, so it cannot decide{other}")
+        if not has_numbers(metric):
+            raise UsageError(
+                f"--primary {name}: no turn that both sides have has a number of it",
+                hint="scores need checks in the script, nll and matched need reference replies, pass_at_K K repeats",
+            )
+        return metric
+    for default in PRIMARY_METRICS:
+        if has_numbers(metric_named(default)):
+            return metric_named(default)
+    if len(variants) < 2:
+        return None
+    tested = [metric for metric in map(metric_named, asked or ()) if metric.tested and has_numbers(metric)]
+    if tested:
+        return tested[0]
+    raise UsageError(
+        "no primary metric: the script has neither checks (score) nor reference replies (nll)",
+        hint="choose what decides, such as --primary tokens",
+    )
+
+
+def _shown(
+    primary: Metric | None,
+    asked: Sequence[str] | None,
+    matched: Sequence[MatchedRows],
+    ks: Sequence[int] | None,
+    *,
+    all_metrics: bool,
+) -> list[Metric]:
+    others = _available(matched, ks) if all_metrics else [metric_named(name) for name in asked or ()]
+    wanted = all_metrics or asked is None or (primary is not None and primary.name in asked)
+    first = [primary] if primary is not None and wanted else []
+    return [*first, *(metric for metric in others if metric not in first)]
+
+
+def _repeat_notes(
+    ks: Sequence[int] | None, matched: Sequence[MatchedRows], variants: Sequence[Variant], table: pd.DataFrame
+) -> list[str]:
+    """Notes on each k that is larger than the number of repetitions.
+
+    Raises:
+        UsageError: every k is.
+    """
+    if not ks:
+        return []
+    most = max(
+        (min(most_repeats(each.rows, side) for side in ("_a", "_b")) for each in matched),
+        default=most_repeats(rows_of(table, variants[0])),
+    )
+    above = [k for k in ks if k > most]
+    text = ", ".join(f"pass_at_{k}" for k in above)
+    why = f"conversations with checks have at most {most} repetition{'' if most == 1 else 's'}"
+    if len(above) == len(ks):
+        raise UsageError(f"--k: {text} cannot be estimated: {why}", hint="run again with more --repeats")
+    return [f"{text} cannot be estimated: {why}"] if above else []
 
 
 def _no_common_turn(empty: Sequence[Pair], runs: Sequence[RunData]) -> RunMismatchError:
@@ -212,8 +383,10 @@ def _matching_notes(matched: MatchedRows) -> list[str]:
             f"{b} against {a}: {len(matched.rows)} turns matched; left out: {matched.only_baseline} only in {a}, "
             f"{matched.only_variant} only in {b}"
         )
-    if matched.different_prompts:
-        notes.append(f"{b} against {a}: {matched.different_prompts} matched turns have different prompts")
+    if matched.num_different:
+        notes.append(
+            f"{b} against {a}: {matched.num_different} turns left out: their prompts, references or checks differ"
+        )
     return notes
 
 
@@ -235,4 +408,4 @@ def _column(rows: pd.DataFrame, sides: tuple[str, str], name: str, of_baseline: 
         conversations = rows["conversation"].unique()
         values = conversation_values(rows, metric, side).reindex(conversations)
         return Column(values.to_numpy(dtype=np.float64), np.arange(len(conversations)))
-    return Column(rows[f"{name}{side}"].to_numpy(dtype=np.float64), rows["conversation"].factorize()[0])
+    return Column(rows[f"{metric.column}{side}"].to_numpy(dtype=np.float64), rows["conversation"].factorize()[0])

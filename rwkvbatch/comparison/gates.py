@@ -23,7 +23,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.metrics import KNOWN_NAMES, exponential, metric_named
+from rwkvbatch.comparison.metrics import KNOWN_NAMES, metric_named
 from rwkvbatch.errors import UsageError
 from rwkvbatch.stats.clustered import clustered_mean, holm
 
@@ -345,14 +345,14 @@ def _statistic(value: Value, gate: Gate, scope: GateScope) -> float:
         )
     percentile = _PERCENTILE.fullmatch(value.statistic)
     result = float(np.percentile(known, int(percentile[1])) if percentile else _STATISTICS[value.statistic](known))
-    return exponential(result) if metric_named(value.metric).exponential else result
+    return metric_named(value.metric).shown(result)
 
 
 def _paired_p(gate: Gate, scope: GateScope) -> float:
     """Two-sided p-value of "both sides are equal" over rows; the sides must be linear in means of metrics."""
 
     def by_row(value: Value) -> Floats:
-        if value.statistic != "mean" or metric_named(value.metric).exponential:
+        if value.statistic != "mean" or metric_named(value.metric).log_of:
             raise _no_test(gate)
         return scope.column(value.metric, value.of_baseline).values
 

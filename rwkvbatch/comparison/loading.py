@@ -13,7 +13,7 @@ from rwkvbatch import __version__
 from rwkvbatch.comparison.table import read_results, tabulate
 from rwkvbatch.errors import RunDirectoryError, UsageError
 from rwkvbatch.results.manifest import read_manifest, shard_text
-from rwkvbatch.results.status import why_unfinished
+from rwkvbatch.results.status import planned_rows, why_unfinished
 from rwkvbatch.results.store import RESULTS_NAME
 
 if TYPE_CHECKING:
@@ -133,6 +133,9 @@ class RunData:
         rows: one row per turn; the columns are `conversation, cell, repeat, turn, seed, finish_reason, error, prompt,
             reply, tags, reference, checks` and one per metric (NaN where a turn has no number).
         notes: warnings for readers of a comparison.
+        unfinished: by cell, the number of planned rows that are not there (yet); empty for a finished run, or where
+            nothing says how many were planned. Of runs whose cells have different numbers of rows only the total is
+            known: each cell then has it.
     """
 
     name: str
@@ -141,6 +144,7 @@ class RunData:
     manifest: Mapping[str, Any]
     rows: pd.DataFrame
     notes: tuple[str, ...] = ()
+    unfinished: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def conversations(self) -> list[str]:
@@ -215,7 +219,9 @@ def load_runs(sources: Source | Iterable[Source]) -> list[RunData]:
         run = _load_run(path, names[path])
         _check_cells(run, cells)
         if path not in whole:
-            run = replace(run, rows=run.rows.loc[run.rows["cell"].isin(cells)].reset_index(drop=True))
+            rows = run.rows.loc[run.rows["cell"].isin(cells)].reset_index(drop=True)
+            unfinished = {cell: count for cell, count in run.unfinished.items() if cell in cells}
+            run = replace(run, rows=rows, unfinished=unfinished)
         runs.append(run)
     return runs
 
@@ -226,7 +232,24 @@ def _in_memory(name: str, result: ResultInMemory) -> RunData:
         raise RunDirectoryError(f"{name} holds no finished turn")
     done, planned = len(table), int(result.summary.planned)
     notes = (f"{name} is not finished: {done:,} of {planned:,} rows are there",) if done < planned else ()
-    return RunData(name, name, RunFacts.of_plan(result.plan), {}, table, notes)
+    facts = RunFacts.of_plan(result.plan)
+    return RunData(name, name, facts, {}, table, notes, _unfinished(table, planned, list(facts.cells)))
+
+
+def _unfinished(rows: pd.DataFrame, planned: int | None, cells: Sequence[str]) -> dict[str, int]:
+    """By cell, the number of planned rows that are not in `rows`; empty where none is missing.
+
+    Args:
+        planned: rows of the whole run; None where unknown. cells: those of the plan.
+    """
+    if planned is None or len(rows) >= planned:
+        return {}
+    there = {str(cell): int(count) for cell, count in rows["cell"].value_counts().items()}
+    names = list(dict.fromkeys((*cells, *there)))
+    each, rest = divmod(planned, len(names))
+    if rest or max(there.values(), default=0) > each:
+        return dict.fromkeys(names, planned - len(rows))
+    return {name: each - there.get(name, 0) for name in names if there.get(name, 0) < each}
 
 
 def _load_run(source: str, name: str) -> RunData:
@@ -248,7 +271,11 @@ def _load_run(source: str, name: str) -> RunData:
         raise RunDirectoryError(
             "it holds no finished turn", path=results, hint="continue the run with the same command"
         )
-    return RunData(name, source, RunFacts.of(manifest or {}), manifest or {}, rows, tuple(notes))
+    facts = RunFacts.of(manifest or {})
+    unfinished = _unfinished(rows, planned_rows(results.parent) if manifest else None, list(facts.cells))
+    if unfinished and not any("is not finished" in note for note in notes):
+        notes.append(f"{source} is not finished: {len(rows):,} of the planned rows are there")
+    return RunData(name, source, facts, manifest or {}, rows, tuple(notes), unfinished)
 
 
 def _check_cells(run: RunData, cells: Sequence[str]) -> None:

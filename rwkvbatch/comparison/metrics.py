@@ -21,26 +21,26 @@ RawRow = Mapping[str, Any]
 """One line of `results.jsonl` as parsed JSON; the keys are the fields of `rwkvbatch.results.row.Row`."""
 
 Better = Literal["higher", "lower", "none"]
-Level = Literal["turn", "conversation"]
+Level = Literal["turn", "conversation", "variant"]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number per turn, or per conversation where `level` is "conversation".
+    """One number per turn, per conversation or per variant (`level`).
 
     Attributes:
-        name: the column's name, and the name in gates.
-        title: the name in tables.
+        name: the column's name, and the name in tables, options and gates.
+        title: the name in charts; also accepted by options.
         better: the better direction; `none` where neither is.
         unit: of the number; empty for shares and scores.
         digits: decimals shown.
-        of: the number of one row, None where the row has none. Metrics of conversations have no `of`.
+        of: the number of one row, None where the row has none. Metrics of conversations and variants have no `of`.
         of_ngrams: a batched equivalent of `of` for many replies, with NaN for None.
-        tested: whether differences get a p-value and count in the correction for multiple tests. False for timings,
-            whose noise (the machine's load) is not independent between conversations, and for restatements.
-        exponential: the mean is shown as exp(mean).
-        lowest, highest: the range of the number (of its exponent, if `exponential`); intervals of means are clipped
-            to it.
+        tested: whether differences get an interval and a p-value. False for timings, whose noise (the machine's load)
+            is not independent between conversations, for restatements, and for counts of a whole variant.
+        log_of: the metric whose mean's exponential this one's mean is (perplexity: of nll).
+        heavy_tailed: a few extreme values can decide the mean; the signed-rank test is shown where it disagrees.
+        lowest, highest: the range of the number (of `log_of`'s, where that is set); no interval leaves it.
     """
 
     name: str
@@ -52,9 +52,32 @@ class Metric:
     of_ngrams: Callable[[NgramCounts], NDArray[np.float64]] | None = None
     level: Level = "turn"
     tested: bool = True
-    exponential: bool = False
+    log_of: str | None = None
+    heavy_tailed: bool = False
     lowest: float = 0.0
     highest: float = math.inf
+
+    @property
+    def column(self) -> str:
+        """The column of the table of rows that means are taken of."""
+        return self.log_of or self.name
+
+    @property
+    def widest(self) -> float:
+        """The largest possible difference of two means."""
+        return self.highest - self.lowest
+
+    @property
+    def ranked(self) -> bool:
+        """Whether variants can be ranked by it: it is tested and has a better direction."""
+        return self.tested and self.better != "none"
+
+    def shown(self, mean: float) -> float:
+        """A mean of `column` in the metric's own unit."""
+        return exponential(mean) if self.log_of else mean
+
+
+_MAX_NLL: Final = 200.0
 
 
 def exponential(value: float) -> float:
@@ -95,6 +118,12 @@ def _of_reference(name: str) -> Callable[[RawRow], float | None]:
     return lambda row: None if row["reference"] is None else row["reference"][name]
 
 
+def _perplexity(row: RawRow) -> float | None:
+    """exp(nll); None also where that is no number to calculate with (an nll of more than 200 nats per token)."""
+    nll = _of_reference("nll")(row)
+    return None if nll is None or nll > _MAX_NLL else exponential(nll)
+
+
 def _share(count: Callable[[Sequence[int]], int], of: int = 0) -> Callable[[RawRow], float | None]:
     """`count` of the reply's tokens over the number of tokens less `of`."""
 
@@ -108,14 +137,14 @@ def _share(count: Callable[[Sequence[int]], int], of: int = 0) -> Callable[[RawR
 TURN_METRICS: Final[tuple[Metric, ...]] = (
     Metric("score", "score", "higher", of=_score, highest=1.0),
     Metric("passed", "all checks passed", "higher", of=_passed, highest=1.0),
-    Metric("nll", "reference nll", "lower", unit="nats/token", of=_of_reference("nll")),
-    Metric("perplexity", "reference perplexity", "lower", of=_of_reference("nll"), tested=False, exponential=True),
+    Metric("nll", "reference nll", "lower", unit="nats/token", of=_of_reference("nll"), heavy_tailed=True),
+    Metric("perplexity", "reference perplexity", "lower", of=_perplexity, tested=False, log_of="nll"),
     Metric("matched", "reference tokens matched", "higher", of=_of_reference("matched"), highest=1.0),
     Metric(
         "stopped", "ended by itself", "higher",
         of=_of_reply(lambda row: float(row["finish_reason"] in ("stop", "eos"))), highest=1.0,
     ),
-    Metric("failed", "errors", "lower", of=lambda row: float(row["finish_reason"] == "error"), highest=1.0),
+    Metric("failed", "ended in an error", "lower", of=lambda row: float(row["finish_reason"] == "error"), highest=1.0),
     Metric(
         "tokens", "reply length", "none", unit="tokens", digits=1,
         of=_of_reply(lambda row: float(row["tokens"]["reply"])),
@@ -138,32 +167,46 @@ TURN_METRICS: Final[tuple[Metric, ...]] = (
     ),
     Metric(
         "first_token_s", "time to first token", "lower", unit="s",
-        of=_of_reply(lambda row: row["timing"]["first_token_s"]), tested=False,
+        of=_of_reply(lambda row: row["timing"]["first_token_s"]), tested=False, heavy_tailed=True,
     ),
     Metric(
         "tokens_per_s", "speed", "higher", unit="tokens/s", digits=1,
-        of=_of_reply(lambda row: row["timing"]["tokens_per_s"]), tested=False,
+        of=_of_reply(lambda row: row["timing"]["tokens_per_s"]), tested=False, heavy_tailed=True,
     ),
 )  # fmt: skip
 """The metrics of single turns."""
 
-KNOWN_NAMES: Final = ", ".join((*(metric.name for metric in TURN_METRICS), "pass_at_K", "all_K"))
-_BY_NAME: Final = {metric.name: metric for metric in TURN_METRICS}
-_OF_REPEATS: Final = re.compile(r"(pass_at|all)_([1-9][0-9]{0,5})")
+VARIANT_METRICS: Final[tuple[Metric, ...]] = tuple(
+    Metric(name, title, "lower", digits=0, level="variant", tested=False)
+    for name, title in (
+        ("errors", "turns that ended in an error"),
+        ("unreached", "turns after an error"),
+        ("missing", "turns that the other side has"),
+        ("unfinished", "planned turns not there yet"),
+    )
+)
+"""Counts of a whole variant: the fields of `rwkvbatch.comparison.paired.Dropped`."""
+
+KNOWN_NAMES: Final = ", ".join((*(metric.name for metric in (*TURN_METRICS, *VARIANT_METRICS)), "pass_at_K", "all_K"))
+_BY_NAME: Final = {metric.name: metric for metric in (*TURN_METRICS, *VARIANT_METRICS)}
+ALIASES: Final = {metric.title: metric.name for metric in TURN_METRICS if metric.title != metric.name}
+"""Names that are accepted in place of a metric's own."""
+_OF_REPEATS: Final = re.compile(r"(?:(pass_at_|pass@)|all_|all )([1-9][0-9]{0,5})(?(1)|(?: pass)?)")
 
 
 def metric_named(name: str) -> Metric:
-    """The metric of a name: one of `TURN_METRICS`, or `pass_at_K` or `all_K` for a number K.
+    """The metric of a name or alias; `pass_at_K` (or `pass@K`) and `all_K` for a number K.
 
     Raises:
         UsageError: no metric has that name.
     """
-    if name in _BY_NAME:
-        return _BY_NAME[name]
+    known = _BY_NAME.get(ALIASES.get(name, name))
+    if known is not None:
+        return known
     if found := _OF_REPEATS.fullmatch(name):
-        family, k = found.groups()
-        title = f"pass@{k}" if family == "pass_at" else f"all {k} pass"
-        return Metric(name, title, "higher", level="conversation", highest=1.0)
+        passes, k = found.groups()
+        own, title = (f"pass_at_{k}", f"pass@{k}") if passes else (f"all_{k}", f"all {k} pass")
+        return Metric(own, title, "higher", level="conversation", highest=1.0)
     raise UsageError(f"--metric must be one of {KNOWN_NAMES}; got {name!r}")
 
 

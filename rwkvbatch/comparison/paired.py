@@ -1,20 +1,21 @@
-"""Paired comparisons: baseline and variant cells, matched rows, and clustered tests of their differences."""
+"""Paired comparisons: matched rows of a baseline and a variant, and families of tests of their differences."""
 
 from __future__ import annotations
 
 import math
-import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.loading import RunData, RunFacts
-from rwkvbatch.comparison.metrics import TURN_METRICS, Metric, exponential, metric_named, pass_value
-from rwkvbatch.errors import RunMismatchError, UsageError
-from rwkvbatch.stats.clustered import clustered_mean, holm
+from rwkvbatch.comparison.loading import RunData, joined
+from rwkvbatch.comparison.metrics import TURN_METRICS, Metric, metric_named, pass_value
+from rwkvbatch.comparison.pairing import Pair, Variant
+from rwkvbatch.results.row import NOT_REACHED
+from rwkvbatch.stats.clustered import clustered_mean
+from rwkvbatch.stats.signflip import Difference, compare_family
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,48 +25,37 @@ if TYPE_CHECKING:
 # pyright: reportMissingTypeStubs=false
 
 Breakdown = Literal["turn", "tag"]
-Verdict = Literal["better", "worse", "differs", "noise", "untested"]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One cell of one run; `label` is the shortest name that is unique in the comparison."""
-
-    run: str
-    cell: str
-    label: str
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A variant and its baseline."""
-
-    baseline: Variant
-    variant: Variant
+Verdict = Literal[
+    "better", "worse", "differs", "equivalent", "no difference found", "unclear", "too little data", "identical",
+    "untested",
+]  # fmt: skip
+LEVEL: Final = 0.05
+"""The chance of any false alarm in a family of tests."""
+KEYS: Final = ("conversation", "conversation_code", "turn", "repeat")
+"""The columns that a row and its counterpart have in common."""
+PASS_COLUMNS: Final = ("score", "passed")
+"""Columns in which a turn that ended in an error, or was not reached, counts as failed."""
 
 
 @dataclass(frozen=True)
 class MatchedRows:
-    """The rows of a pair with equal (conversation, turn, repeat), side by side.
+    """The rows of a pair with equal (conversation, turn, repeat) and equal questions, side by side.
 
     Attributes:
         rows: the columns of both, with the suffixes `_a` (baseline) and `_b` (variant).
         only_baseline, only_variant: the number of rows without a counterpart.
-        different_prompts: the number of matched rows whose prompts differ.
+        num_different: the number of rows that were left out because the two sides were not asked the same.
     """
 
     pair: Pair
     rows: pd.DataFrame
     only_baseline: int
     only_variant: int
-    different_prompts: int
+    num_different: int
 
-    def values(self, metric: str) -> Paired:
-        """The numbers of one turn metric, in rows where both sides have one."""
-        a = self.rows[f"{metric}_a"].to_numpy(dtype=np.float64)
-        b = self.rows[f"{metric}_b"].to_numpy(dtype=np.float64)
-        known = ~(np.isnan(a) | np.isnan(b))
-        return Paired(a[known], b[known], self.rows["conversation_code"].to_numpy()[known])
+    def values(self, metric: Metric) -> Paired:
+        """The numbers of a metric of turns or conversations, where both sides have one."""
+        return paired_values(self.rows, metric)
 
 
 @dataclass(frozen=True)
@@ -78,199 +68,177 @@ class Paired:
 
 
 @dataclass(frozen=True)
+class Dropped:
+    """Rows of one variant that are not what was planned.
+
+    Attributes:
+        errors: rows that ended in an error. unreached: rows after one of those in their conversation. Both count as
+            failed in `score`, `passed` and pass@k, and are left out of all other means.
+        missing: rows without a counterpart here: those of the baseline, or for a baseline those of its variants.
+        different: rows left out because the baseline was asked something else.
+        unfinished: planned rows that are not there (yet).
+    """
+
+    label: str
+    errors: int = 0
+    unreached: int = 0
+    missing: int = 0
+    different: int = 0
+    unfinished: int = 0
+
+    @property
+    def any(self) -> bool:
+        return bool(self.errors or self.unreached or self.missing or self.different or self.unfinished)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Tests of one metric that are corrected together.
+
+    Attributes:
+        name: the metric's name, with ` by tag` or ` by turn` for groups.
+        exploratory: not of the primary metric over all rows: a lead to follow up, not a finding.
+        size: tests that count in the correction: those whose pairs are not all equal.
+        level: the chance of any false alarm among them. level_each: the level of a single test that keeps it.
+        exact: whether all sign patterns were enumerated.
+    """
+
+    name: str
+    metric: Metric
+    by: Breakdown | None
+    exploratory: bool
+    size: int
+    level: float
+    level_each: float
+    exact: bool
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One metric of one pair, over all matched rows or those of one `group`. Unknown numbers are NaN.
 
     Attributes:
-        difference: the mean of variant minus baseline over matched rows.
-        low, high: its 95 % confidence interval.
-        p, p_holm: the two-sided p-value, and the one corrected for all tests of the table.
+        family: the name of the family that it is corrected in.
+        difference: the mean of variant minus baseline over matched rows. standard_error: by conversation.
+        low, high: the simultaneous interval within the family. low_alone, high_alone: without correction.
+        p, p_adjusted: the two-sided p-value by itself and corrected within the family.
+        p_rank: of the signed-rank test, by itself.
         wins, ties, losses: conversations whose mean difference is better, zero or worse (of metrics without a better
             direction: positive, zero, negative).
-        detectable: the minimum detectable effect at a power of 80 %.
-        verdict: the conclusion from `p_holm` at level `alpha`.
+        detectable: the smallest true difference that this design finds 4 times in 5.
+        num_values: matched pairs. num_conversations: conversations with pairs.
+        decidable: whether any outcome of so few conversations could be significant. identical: all pairs are equal.
+        level: of the family. level_each: of this test within it. margin: differences up to this size are equivalent.
+        exploratory: not of the primary metric over all rows.
     """
 
     pair: Pair
     metric: Metric
     group: str | None
+    family: str
     baseline_mean: float
     variant_mean: float
     difference: float
     standard_error: float
-    degrees: float
     low: float
     high: float
+    low_alone: float
+    high_alone: float
     p: float
-    p_holm: float
+    p_adjusted: float
+    p_rank: float
     wins: int
     ties: int
     losses: int
     detectable: float
     num_values: int
     num_conversations: int
-    alpha: float = 0.05
+    decidable: bool
+    identical: bool
+    level: float = LEVEL
+    level_each: float = LEVEL
+    margin: float | None = None
+    exploratory: bool = False
 
     @property
     def verdict(self) -> Verdict:
-        if not self.metric.tested or math.isnan(self.p_holm):
+        """The conclusion; it follows from the intervals alone."""
+        if not self.metric.tested:
             return "untested"
-        if self.p_holm >= self.alpha:
-            return "noise"
-        if self.metric.better == "none":
-            return "differs"
-        return "better" if (self.difference > 0) == (self.metric.better == "higher") else "worse"
+        if not self.decidable:
+            return "too little data"
+        if self.identical:
+            return "identical"
+        if self.significant:
+            if self.metric.better == "none":
+                return "differs"
+            return "better" if (self.low > 0) == (self.metric.better == "higher") else "worse"
+        if self.margin is not None and -self.margin <= self.low and self.high <= self.margin:
+            return "equivalent"
+        if self.low_alone > 0 or self.high_alone < 0:
+            return "unclear"
+        return "no difference found"
 
     @property
     def significant(self) -> bool:
-        return self.verdict in ("better", "worse", "differs")
+        """The simultaneous interval excludes 0; the same as `p_adjusted` at most `level`."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def rank_disagrees(self) -> bool:
+        """The metric has heavy tails, and the signed-rank test at the same level comes to another conclusion."""
+        if not self.metric.heavy_tailed or math.isnan(self.p_rank) or not self.decidable or self.identical:
+            return False
+        return (self.p_rank <= self.level_each) != self.significant
 
 
-def variants_of(runs: Sequence[RunData]) -> list[Variant]:
-    """All cells of all runs: in the manifest's order, then in the order of their first rows."""
-    several = len(runs) > 1
-    short = all(len(run.cells) == 1 for run in runs)
-    variants: list[Variant] = []
-    for run in runs:
-        present = run.cells
-        for cell in dict.fromkeys((*(name for name in run.facts.cells if name in present), *present)):
-            label = run.name if short else f"{run.name}::{cell}" if several else cell
-            variants.append(Variant(run.name, cell, label))
-    return variants
+def comparable_rows(runs: Sequence[RunData]) -> pd.DataFrame:
+    """The rows of all runs with the columns `run`, `conversation_code` and `question`.
 
-
-def pair_up(runs: Sequence[RunData], variants: Sequence[Variant], baseline: str | None) -> tuple[list[Pair], list[str]]:
-    """Every variant that is not a baseline with its baseline; and notes on those without one.
-
-    Args:
-        baseline: a variant's label, a run (its path or name) or a cell; None for the first run, or the first cell of a
-            single run. A run with several cells is the baseline cell by cell; a cell is the baseline within each run.
-
-    Raises:
-        UsageError: nothing is called `baseline`.
+    Rows are comparable where `question` is equal: all users' texts up to the turn, its reference and its checks (and
+    with gold history all references before it). Ids that were made from line numbers therefore never pair different
+    questions. Errors count as failed in `PASS_COLUMNS` where the turn has checks.
     """
-    if not variants:
-        return [], []
-    if baseline is None:
-        return _against_run(variants, runs[0].name) if len(runs) > 1 else (_against_one(variants, variants[0]), [])
-    for variant in variants:
-        if baseline in (variant.label, f"{variant.run}::{variant.cell}"):
-            return _against_one(variants, variant), []
-    for run in runs:
-        if baseline.rstrip("/") in (run.name, run.source.rstrip("/")):
-            return _against_run(variants, run.name)
-        cell = baseline.partition("::")[2]
-        if baseline == f"{run.source}::{cell}":
-            return pair_up(runs, variants, f"{run.name}::{cell}")
-    if any(variant.cell == baseline for variant in variants):
-        baselines = {variant.run: variant for variant in variants if variant.cell == baseline}
-        others = [variant for variant in variants if variant.cell != baseline]
-        pairs = [Pair(baselines[variant.run], variant) for variant in others if variant.run in baselines]
-        alone = [variant.label for variant in others if variant.run not in baselines]
-        return pairs, [f"{', '.join(alone)}: not compared, the run has no cell {baseline}"] if alone else []
-    raise UsageError(
-        f"--baseline must be one of the compared runs or cells; got {baseline!r}",
-        hint=f"they are: {', '.join(variant.label for variant in variants)}",
-    )
+    table = joined(runs)
+    table["conversation_code"] = table["conversation"].factorize()[0]
+    table["question"] = _questions(runs)
+    failed = table["finish_reason"] == "error"
+    if failed.any():
+        turns = [table["conversation_code"], table["turn"], table["question"]]
+        for name in PASS_COLUMNS:
+            judged = table[name].groupby(turns).transform("count") > 0
+            table.loc[failed & judged & table[name].isna(), name] = 0.0
+    return table
 
 
-def _against_one(variants: Sequence[Variant], baseline: Variant) -> list[Pair]:
-    return [Pair(baseline, variant) for variant in variants if variant != baseline]
+def _questions(runs: Sequence[RunData]) -> NDArray[np.int64]:
+    """`[rows]` codes; 0 for all where the runs are known to have replayed the same script."""
+    scripts = {run.facts.script_sha256 for run in runs}
+    if len(runs) == 1 or (len(scripts) == 1 and None not in scripts):
+        return np.zeros(sum(len(run.rows) for run in runs), dtype=np.int64)
+    codes: dict[Any, int] = {}
+    return np.concatenate([_questions_of(run, codes) for run in runs])
 
 
-def _against_run(variants: Sequence[Variant], run: str) -> tuple[list[Pair], list[str]]:
-    own = {variant.cell: variant for variant in variants if variant.run == run}
-    others = [variant for variant in variants if variant.run != run]
-    if len(own) == 1 or not others:
-        return _against_one(variants, next(iter(own.values()))), []
-    pairs = [Pair(own[variant.cell], variant) for variant in others if variant.cell in own]
-    alone = [variant.label for variant in others if variant.cell not in own]
-    return pairs, [f"{', '.join(alone)}: not compared, the baseline {run} has no such cell"] if alone else []
-
-
-def check_runs(runs: Sequence[RunData], *, force: bool) -> list[str]:
-    """Notes on differences between runs other than those that are compared.
-
-    Raises:
-        RunMismatchError: two runs replayed different scripts, and `force` is false.
-    """
-    notes = [note for run in runs for note in run.notes]
-    known = [run for run in runs if run.facts != RunFacts()]
-    for run in known[1:]:
-        first = known[0]
-        expected, found = first.facts, run.facts
-        if expected.script_sha256 and found.script_sha256 and expected.script_sha256 != found.script_sha256:
-            problem = f"{run.source} and {first.source} replayed different scripts"
-            if not force:
-                raise RunMismatchError(
-                    f"{problem} (hash {found.script_sha256[:12]}, expected {expected.script_sha256[:12]})",
-                    hint="--force compares the turns that have the same conversation id, turn and repeat",
-                )
-            notes.append(problem)
-        if expected.seed != found.seed:
-            notes.append(
-                f"different seeds ({first.name} {expected.seed}, {run.name} {found.seed}): the runs do not use common "
-                "random numbers, so differences are noisier than with equal seeds"
-            )
-        if expected.version != found.version:
-            notes.append(
-                f"different versions of rwkvbatch ({first.name} {expected.version}, {run.name} {found.version})"
-            )
-        if expected.identity and expected.identity == found.identity:
-            notes.append(
-                f"{first.name} and {run.name} have the same weights, script, settings and seed: a difference in "
-                "anything but timings is a fault of the program"
-            )
-    return notes
-
-
-_PROMPT_SETTINGS = (
-    ("history", "different history modes: later turns did not follow the same conversation"),
-    ("think", "different thinking modes: the prompts are not the same"),
-    ("template_sha256", "different templates: the prompts are not the same"),
-    ("prelude_sha256", "different preludes: the prompts are not the same"),
-    ("template", "different templates: the prompts are not the same"),
-    ("prelude", "different preludes: the prompts are not the same"),
-)
-
-
-def check_pairs(pairs: Sequence[Pair], runs: Sequence[RunData]) -> list[str]:
-    """Notes on pairs whose prompts were made in different ways."""
-    cells = {run.name: run.facts.cells for run in runs}
-    notes: list[str] = []
-    for pair in pairs:
-        a, b = (cells[side.run].get(side.cell, {}) for side in (pair.baseline, pair.variant))
-        notes.extend(
-            f"{warning} ({pair.baseline.label}: {str(a[key])[:24]}, {pair.variant.label}: {str(b[key])[:24]})"
-            for key, warning in _PROMPT_SETTINGS
-            if key in a and key in b and a[key] != b[key]
-        )
-    return notes
-
-
-def refuse_parts(pair: Pair, runs: Sequence[RunData]) -> None:
-    """Explain why a pair has no common turn, if its runs are parts (`--shard`).
-
-    Raises:
-        RunMismatchError: both are parts of a run, and not the same part.
-    """
-    named = {run.name: run for run in runs}
-    sides = [named[side.run] for side in (pair.baseline, pair.variant)]
-    parts = [run.facts.part for run in sides]
-    if None in parts or parts[0] == parts[1]:
-        return
-    one, other = (f"{run.source} is part {part}" for run, part in zip(sides, parts, strict=True))
-    identity = sides[0].facts.identity
-    if identity != sides[1].facts.identity:
-        raise RunMismatchError(
-            f"{one} of a run and {other} of another: they have no conversation in common",
-            hint="merge the parts of each run with `rwkvbatch merge PART... --out DIR`, and compare those",
-        )
-    of_same = [run.source for run in runs if run.facts.part is not None and run.facts.identity == identity]
-    raise RunMismatchError(
-        f"{one} and {other} of the same run: parts have no conversation in common",
-        hint=f"merge all parts first: rwkvbatch merge {shlex.join(of_same)} --out DIR",
-    )
+def _questions_of(run: RunData, codes: dict[Any, int]) -> NDArray[np.int64]:
+    gold = any(settings.get("history") == "gold" for settings in run.facts.cells.values())
+    rows = run.rows
+    asked: dict[str, dict[int, list[Any]]] = {}
+    for conversation, turn, prompt, reference, checks in zip(
+        rows["conversation"], rows["turn"], rows["prompt"], rows["reference"], rows["checks"], strict=True
+    ):
+        known = asked.setdefault(conversation, {}).setdefault(int(turn), [prompt, None, ()])
+        # A row that ended in an error may have neither.
+        known[1] = reference if known[1] is None else known[1]
+        known[2] = known[2] or tuple((c.get("kind"), repr(c.get("expected")), c.get("weight", 1.0)) for c in checks)
+    code_of: dict[tuple[str, int], int] = {}
+    for conversation, turns in asked.items():
+        history = -1
+        for turn, (prompt, reference, checks) in sorted(turns.items()):
+            code_of[conversation, turn] = codes.setdefault((history, turn, prompt, reference, checks), len(codes))
+            history = codes.setdefault((history, turn, prompt, reference if gold else None), len(codes))
+    pairs = zip(rows["conversation"], rows["turn"], strict=True)
+    return np.array([code_of[conversation, int(turn)] for conversation, turn in pairs], dtype=np.int64)
 
 
 def rows_of(table: pd.DataFrame, variant: Variant) -> pd.DataFrame:
@@ -279,103 +247,176 @@ def rows_of(table: pd.DataFrame, variant: Variant) -> pd.DataFrame:
 
 
 def match(pair: Pair, table: pd.DataFrame) -> MatchedRows:
-    """Join both cells of `pair` on (conversation, turn, repeat). `table` has the rows of all runs."""
+    """Join both cells of `pair` on `KEYS`, where the questions are equal. `table`: see `comparable_rows`."""
     sides = [rows_of(table, side) for side in (pair.baseline, pair.variant)]
-    both = sides[0].merge(sides[1], on=["conversation", "turn", "repeat"], how="inner", suffixes=("_a", "_b"))
-    both["conversation_code"] = both["conversation"].factorize()[0]
-    different_prompts = int(np.count_nonzero(both["prompt_a"] != both["prompt_b"]))
-    return MatchedRows(pair, both, len(sides[0]) - len(both), len(sides[1]) - len(both), different_prompts)
+    both = sides[0].merge(sides[1], on=list(KEYS), how="inner", suffixes=("_a", "_b"))
+    same = both["question_a"] == both["question_b"]
+    found = both.loc[same].reset_index(drop=True)
+    return MatchedRows(
+        pair, found, len(sides[0]) - len(both), len(sides[1]) - len(both), num_different=len(both) - len(found)
+    )
 
 
-def compare_pairs(
-    matched: Sequence[MatchedRows],
-    *,
-    by: Breakdown | None = None,
-    ks: Sequence[int] | None = None,
-    metrics: Sequence[str] | None = None,
-) -> list[Comparison]:
-    """All metrics of all pairs, Holm-corrected over the whole table.
+def count_dropped(
+    variants: Sequence[Variant], matched: Sequence[MatchedRows], table: pd.DataFrame, runs: Sequence[RunData]
+) -> tuple[Dropped, ...]:
+    """What each variant lacks; planned cells without any row come last, under the names that they would have."""
+    missing: dict[Variant, int] = {}
+    different: dict[Variant, int] = {}
+    for each in matched:
+        missing[each.pair.variant] = each.only_baseline
+        different[each.pair.variant] = each.num_different
+        missing[each.pair.baseline] = max(missing.get(each.pair.baseline, 0), each.only_variant)
+    unfinished = {(run.name, cell): count for run in runs for cell, count in run.unfinished.items()}
+    found: list[Dropped] = []
+    for variant in variants:
+        errors = rows_of(table, variant)
+        errors = errors.loc[errors["finish_reason"] == "error", "error"]
+        unreached = sum(str(text).startswith(NOT_REACHED) for text in errors)
+        found.append(
+            Dropped(
+                variant.label, len(errors) - unreached, unreached, missing.get(variant, 0), different.get(variant, 0),
+                unfinished.pop((variant.run, variant.cell), 0),
+            )
+        )  # fmt: skip
+    several = len(runs) > 1
+    for (run, cell), count in unfinished.items():
+        found.append(Dropped(f"{run}::{cell}" if several else cell, unfinished=count))
+    return tuple(found)
+
+
+def metrics_of(rows: pd.DataFrame, sides: Sequence[str] = ("",), ks: Sequence[int] | None = None) -> list[Metric]:
+    """The metrics that `rows` have numbers of, less those that repeat another: `TURN_METRICS`, pass@k and all-k.
 
     Args:
-        by: groups of rows, by turn number or by tag; None for all rows together.
+        sides: the suffixes of the columns; all must have numbers.
         ks: the k of pass@k and all-k; None for the smallest number of repeats of a conversation, if at least 2.
-        metrics: names of metrics, None for all.
     """
-    found: list[Comparison] = []
-    for side_by_side in matched:
-        for group, rows in _groups(side_by_side, by):
-            found.extend(_compare_turns(rows, group))
-            if group is None:
-                found.extend(_compare_repeats(rows, ks))
-    if metrics is not None:
-        found = [item for item in found if item.metric.name in metrics]
-    adjusted = holm([item.p if item.metric.tested else math.nan for item in found])
-    return [replace(item, p_holm=float(p)) for item, p in zip(found, adjusted, strict=True)]
+    columns = {metric.name: [rows[f"{metric.column}{side}"].to_numpy() for side in sides] for metric in TURN_METRICS}
+    found = [
+        metric
+        for metric in TURN_METRICS
+        if all(not np.isnan(column).all() for column in columns[metric.name]) and not _redundant(metric, columns)
+    ]
+    if ks is None:
+        fewest = min((len(passed) for side in sides for passed in _outcomes(rows, side).values()), default=0)
+        ks = [fewest] if fewest > 1 else []
+    return found + [metric_named(f"{name}_{k}") for k in ks for name in ("pass_at", "all")]
 
 
-def _compare(pair: Pair, metric: Metric, values: Paired, group: str | None = None) -> Comparison:
-    """One line of the table, not corrected for the others; `values` is not empty."""
-    differences = values.variant - values.baseline
-    estimate = clustered_mean(differences, values.conversations)
-    low, high = estimate.interval()
-    up, same, down = _directions(differences, values.conversations)
-    wins, losses = (down, up) if metric.better == "lower" else (up, down)
-    baseline, variant = float(values.baseline.mean()), float(values.variant.mean())
-    line = Comparison(
-        pair, metric, group, baseline, variant, estimate.mean, estimate.standard_error, estimate.degrees, low,
-        high, estimate.p_value(), math.nan, wins, same, losses, estimate.detectable(), estimate.num_values,
-        estimate.num_clusters,
-    )  # fmt: skip
-    if not metric.exponential:
-        return line
-    baseline, variant = exponential(baseline), exponential(variant)
-    unknown = dict.fromkeys(("standard_error", "degrees", "low", "high", "p", "detectable"), math.nan)
-    return replace(line, baseline_mean=baseline, variant_mean=variant, difference=variant - baseline, **unknown)
-
-
-def _groups(side_by_side: MatchedRows, by: Breakdown | None) -> Iterator[tuple[str | None, MatchedRows]]:
-    rows = side_by_side.rows
-    if by is None:
-        yield None, side_by_side
-    elif by == "turn":
-        for turn in sorted(rows["turn"].unique()):
-            yield f"turn {turn}", replace(side_by_side, rows=rows.loc[rows["turn"] == turn])
-    else:
-        for tag in sorted({tag for tags in rows["tags_a"] for tag in tags}):
-            yield tag, replace(side_by_side, rows=rows.loc[[tag in tags for tags in rows["tags_a"]]])
-
-
-def _compare_turns(side_by_side: MatchedRows, group: str | None) -> Iterator[Comparison]:
-    values = {metric.name: side_by_side.values(metric.name) for metric in TURN_METRICS}
-    for metric in TURN_METRICS:
-        paired = values[metric.name]
-        if paired.baseline.size and not _redundant(metric, values):
-            yield _compare(side_by_side.pair, metric, paired, group)
-
-
-def _redundant(metric: Metric, values: dict[str, Paired]) -> bool:
+def _redundant(metric: Metric, columns: Mapping[str, Sequence[NDArray[np.float64]]]) -> bool:
     """`passed` where it equals `score` in all rows, and `failed` where nothing failed."""
-    own = values[metric.name]
     if metric.name == "failed":
-        return not (own.baseline.any() or own.variant.any())
+        return not any(np.nan_to_num(column).any() for column in columns["failed"])
     if metric.name == "passed":
-        score = values["score"]
-        return np.array_equal(own.baseline, score.baseline) and np.array_equal(own.variant, score.variant)
+        pairs = zip(columns["passed"], columns["score"], strict=True)
+        return all(np.array_equal(passed, score, equal_nan=True) for passed, score in pairs)
     return False
 
 
-def _compare_repeats(side_by_side: MatchedRows, ks: Sequence[int] | None) -> Iterator[Comparison]:
-    rows = side_by_side.rows
-    if ks is None:
-        fewest = min((len(passed) for side in ("_a", "_b") for passed in _outcomes(rows, side).values()), default=0)
-        ks = [fewest] if fewest > 1 else []
-    for name in (f"{family}_{k}" for k in ks for family in ("pass_at", "all")):
-        metric = metric_named(name)
+def compare_metric(
+    metric: Metric,
+    matched: Sequence[MatchedRows],
+    *,
+    by: Breakdown | None = None,
+    level: float = LEVEL,
+    margin: float | None = None,
+    exploratory: bool = False,
+) -> tuple[list[Comparison], Family]:
+    """One metric of all pairs, and of all groups with `by`, corrected together as one family."""
+    name = f"{metric.name} by {by}" if by else metric.name
+    lines: list[tuple[Pair, str | None, Paired]] = []
+    for each in matched:
+        for group, rows in _groups(each.rows, by):
+            values = paired_values(rows, metric)
+            if values.baseline.size or by is None:
+                lines.append((each.pair, group, values))
+    size = 1 + max((int(values.conversations.max(initial=-1)) for *_, values in lines), default=-1)
+    sums, counts = np.zeros((size, len(lines))), np.zeros((size, len(lines)))
+    for column, (_, _, values) in enumerate(lines):
+        differences = values.variant - values.baseline
+        sums[:, column] = np.bincount(values.conversations, differences, minlength=size)
+        counts[:, column] = np.bincount(values.conversations, minlength=size)
+    if not metric.tested:
+        found = [_line(metric, name, *line, None, level, level, margin, exploratory) for line in lines]
+        return found, Family(name, metric, by, exploratory, 0, level, level, exact=False)
+    tests = compare_family(sums, counts, level=level, widest=metric.widest)
+    found = [
+        _line(metric, name, *line, test, level, tests.level_each, margin, exploratory)
+        for line, test in zip(lines, tests.differences, strict=True)
+    ]
+    counted = sum(bool(test.pairs) and not test.identical for test in tests.differences)
+    return found, Family(name, metric, by, exploratory, counted, level, tests.level_each, tests.exact)
+
+
+def _line(
+    metric: Metric, family: str, pair: Pair, group: str | None, values: Paired, test: Difference | None,
+    level: float, level_each: float, margin: float | None, exploratory: bool,
+) -> Comparison:  # fmt: skip
+    """One line of the table; without a `test`, only what needs none."""
+    unknown = math.nan
+    num_values, conversations = values.baseline.size, int(np.unique(values.conversations).size)
+    baseline = metric.shown(float(values.baseline.mean())) if num_values else unknown
+    variant = metric.shown(float(values.variant.mean())) if num_values else unknown
+    up, same, down = _directions(values)
+    wins, losses = (down, up) if metric.better == "lower" else (up, down)
+    if test is None:
+        error = unknown
+        if num_values and not metric.log_of:
+            error = clustered_mean(values.variant - values.baseline, values.conversations).standard_error
+        test = Difference(
+            variant - baseline, *(unknown,) * 7, conversations, num_values, error, unknown, decidable=False,
+            identical=bool(num_values) and np.array_equal(values.baseline, values.variant),
+        )  # fmt: skip
+    return Comparison(
+        pair=pair, metric=metric, group=group, family=family, baseline_mean=baseline, variant_mean=variant,
+        difference=test.mean, standard_error=test.standard_error, low=test.low, high=test.high,
+        low_alone=test.low_alone, high_alone=test.high_alone, p=test.p, p_adjusted=test.p_adjusted,
+        p_rank=test.p_rank, wins=wins, ties=same, losses=losses, detectable=test.detectable, num_values=num_values,
+        num_conversations=conversations, decidable=test.decidable, identical=test.identical, level=level,
+        level_each=level_each, margin=margin, exploratory=exploratory,
+    )  # fmt: skip
+
+
+def compare_counts(metric: Metric, pairs: Sequence[Pair], dropped: Sequence[Dropped]) -> list[Comparison]:
+    """A metric of whole variants (`VARIANT_METRICS`), of each pair; untested."""
+    counts = {each.label: float(getattr(each, metric.name)) for each in dropped}
+    lines: list[Comparison] = []
+    for pair in pairs:
+        a, b = (np.array([counts[side.label]]) for side in (pair.baseline, pair.variant))
+        values = Paired(a, b, np.zeros(1, dtype=np.int64))
+        lines.append(_line(metric, metric.name, pair, None, values, None, LEVEL, LEVEL, None, exploratory=True))
+    return lines
+
+
+def _groups(rows: pd.DataFrame, by: Breakdown | None, side: str = "_a") -> Iterator[tuple[str | None, pd.DataFrame]]:
+    if by is None:
+        yield None, rows
+    elif by == "turn":
+        for turn in sorted(rows["turn"].unique()):
+            yield f"turn {turn}", rows.loc[rows["turn"] == turn]
+    else:
+        for tag in sorted({tag for tags in rows[f"tags{side}"] for tag in tags}):
+            yield tag, rows.loc[[tag in tags for tags in rows[f"tags{side}"]]]
+
+
+def groups_of(rows: pd.DataFrame, by: Breakdown | None) -> Iterator[tuple[str | None, pd.DataFrame]]:
+    """The rows of one variant by turn or by tag, each with its name; all of them for None."""
+    return _groups(rows, by, "")
+
+
+def paired_values(rows: pd.DataFrame, metric: Metric) -> Paired:
+    """The numbers of `metric` in matched rows (or conversations), where both sides have one."""
+    if metric.level == "conversation":
         sides = (conversation_values(rows, metric, "_a"), conversation_values(rows, metric, "_b"))
         a, b = sides[0].align(sides[1], join="inner")
-        if len(a):
-            values = Paired(a.to_numpy(dtype=np.float64), b.to_numpy(dtype=np.float64), np.arange(len(a)))
-            yield _compare(side_by_side.pair, metric, values)
+        codes = dict(zip(rows["conversation"], rows["conversation_code"], strict=True))
+        conversations = np.array([codes[name] for name in a.index], dtype=np.int64)
+        return Paired(a.to_numpy(dtype=np.float64), b.to_numpy(dtype=np.float64), conversations)
+    a = rows[f"{metric.column}_a"].to_numpy(dtype=np.float64)
+    b = rows[f"{metric.column}_b"].to_numpy(dtype=np.float64)
+    known = ~(np.isnan(a) | np.isnan(b))
+    return Paired(a[known], b[known], rows["conversation_code"].to_numpy()[known])
 
 
 def conversation_values(rows: pd.DataFrame, metric: Metric, side: str = "") -> pd.Series:
@@ -390,6 +431,11 @@ def conversation_values(rows: pd.DataFrame, metric: Metric, side: str = "") -> p
     return pd.Series(values, dtype=np.float64).rename_axis("conversation").dropna()
 
 
+def most_repeats(rows: pd.DataFrame, side: str = "") -> int:
+    """The largest number of judged repeats of a conversation; 0 without checks."""
+    return max(map(len, _outcomes(rows, side).values()), default=0)
+
+
 def _outcomes(rows: pd.DataFrame, side: str) -> dict[str, list[bool]]:
     """By conversation with checks, whether all checks of all turns passed in each repeat."""
     column = f"passed{side}"
@@ -401,9 +447,12 @@ def _outcomes(rows: pd.DataFrame, side: str) -> dict[str, list[bool]]:
     return outcomes
 
 
-def _directions(differences: NDArray[np.float64], conversations: NDArray[np.int64]) -> tuple[int, int, int]:
+def _directions(values: Paired) -> tuple[int, int, int]:
     """The numbers of conversations whose mean difference is positive, zero and negative."""
-    sums = np.bincount(conversations, weights=differences)[np.unique(conversations)]
+    differences = values.variant - values.baseline
+    if not differences.size:
+        return 0, 0, 0
+    sums = np.bincount(values.conversations, weights=differences)[np.unique(values.conversations)]
     scale = float(np.abs(differences).max(initial=0.0))
     up, down = int((sums > 1e-9 * scale).sum()), int((sums < -1e-9 * scale).sum())
     return up, int(sums.size) - up - down, down

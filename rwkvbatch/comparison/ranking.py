@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.metrics import TURN_METRICS, Metric, exponential
-from rwkvbatch.comparison.paired import Variant, conversation_values, rows_of
-from rwkvbatch.stats.clustered import best_p_values, clustered_mean, holm
+from rwkvbatch.comparison.metrics import Metric, pass_value
+from rwkvbatch.comparison.paired import (
+    LEVEL,
+    Breakdown,
+    Comparison,
+    conversation_values,
+    groups_of,
+    metrics_of,
+    rows_of,
+)
+from rwkvbatch.comparison.pairing import Variant
+from rwkvbatch.stats.bounded import bounded_interval
+from rwkvbatch.stats.clustered import clustered_mean
+from rwkvbatch.stats.signflip import largest_mean_p
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,42 +34,55 @@ if TYPE_CHECKING:
 
 MIN_VARIANTS: Final = 3
 """Two variants have one comparison, which needs no ranking."""
-MAIN_METRICS: Final = ("score", "nll")
-"""The default metric of a ranking: the first of these that has numbers."""
 
 
 @dataclass(frozen=True)
 class VariantMean:
-    """A metric's mean over all rows of a variant, and its 95 % interval, clipped to the metric's range (or NaN)."""
+    """A metric's mean over a variant's rows (of one `group`), with its 95 % interval within the metric's range.
+
+    The interval is NaN where the spread is unknown.
+    """
 
     metric: Metric
     mean: float
     low: float
     high: float
     num_values: int
+    group: str | None = None
 
 
-def variant_means(table: pd.DataFrame, variant: Variant) -> list[VariantMean]:
-    """The means of all turn metrics that `variant` has numbers for."""
-    rows = rows_of(table, variant)
-    conversations = rows["conversation"].factorize()[0]
+def variant_means(
+    table: pd.DataFrame, variant: Variant, *, by: Breakdown | None = None, ks: Sequence[int] | None = None
+) -> list[VariantMean]:
+    """The means of all metrics that `variant` has numbers for, of all its rows or group by group."""
     means: list[VariantMean] = []
-    for metric in TURN_METRICS:
-        values = rows[metric.name].to_numpy(dtype=np.float64)
-        if not np.isnan(values).all() and (metric.name != "failed" or values.any()):
-            means.append(mean_of(metric, values, conversations))
+    for group, rows in groups_of(rows_of(table, variant), by):
+        for metric in metrics_of(rows, ks=ks):
+            if metric.level == "turn":
+                values = rows[metric.column].to_numpy(dtype=np.float64)
+                means.append(mean_of(metric, values, rows["conversation_code"].to_numpy(), group))
+            elif by != "turn":
+                values = conversation_values(rows, metric).to_numpy(dtype=np.float64)
+                if values.size:
+                    means.append(mean_of(metric, values, np.arange(values.size), group))
     return means
 
 
-def mean_of(metric: Metric, values: NDArray[np.float64], conversations: NDArray[Any]) -> VariantMean:
-    """The mean of `values` `[n]` of `metric`, of which at least one is not NaN; `conversations` `[n]`."""
+def mean_of(
+    metric: Metric, values: NDArray[np.float64], conversations: NDArray[Any], group: str | None = None
+) -> VariantMean:
+    """The mean of `values` `[n]` of `metric.column`, of which at least one is not NaN; `conversations` `[n]`."""
     known = ~np.isnan(values)
     estimate = clustered_mean(values[known], conversations[known])
-    mean = estimate.mean
-    low, high = (float(np.clip(end, metric.lowest, metric.highest)) for end in estimate.interval())
-    if metric.exponential:
-        mean, low, high = exponential(mean), exponential(low), exponential(high)
-    return VariantMean(metric, mean, low, high, num_values=int(known.sum()))
+    if math.isfinite(metric.widest) and not metric.log_of:
+        low, high = bounded_interval(
+            values[known], conversations[known], lowest=metric.lowest, highest=metric.highest, level=1 - LEVEL
+        )
+    else:
+        low, high = (float(np.clip(end, metric.lowest, metric.highest)) for end in estimate.interval(1 - LEVEL))
+    return VariantMean(
+        metric, metric.shown(estimate.mean), metric.shown(low), metric.shown(high), int(known.sum()), group
+    )
 
 
 @dataclass(frozen=True)
@@ -66,20 +90,18 @@ class Candidate:
     """A variant in a ranking.
 
     Attributes:
-        mean: over the rows that all candidates have.
-        p_holm: of "no other variant has a better true mean", corrected for the other variants and for all candidates
-            of all rankings; NaN where there is only one conversation.
+        mean: over the rows that it shares with the first baseline, and there relative to it.
+        could_be_best: no other variant is significantly better.
+        beaten_by: the label of one that is.
     """
 
     variant: Variant
     mean: float
-    p_holm: float
-    alpha: float = 0.05
+    beaten_by: str | None = None
 
     @property
     def could_be_best(self) -> bool:
-        """Whether no other variant is significantly better."""
-        return not self.p_holm < self.alpha
+        return self.beaten_by is None
 
 
 @dataclass(frozen=True)
@@ -87,9 +109,11 @@ class Ranking:
     """The variants by one metric.
 
     Attributes:
-        candidates: by mean, the best first; ties in the order of the variants.
-        num_values: rows (of `metric.level`) that all candidates have; the means and tests use only these.
-        num_left_out: rows that only some have.
+        candidates: first those that could be best, then the others, each by mean, the best first; ties in the order of
+            the variants.
+        num_values: rows (of `metric.level`) that all candidates have. num_left_out: rows that only some have; a test
+            of two candidates uses all rows that both have.
+        level: the chance that a truly best variant is not among those that could be best, at most.
     """
 
     metric: Metric
@@ -97,10 +121,11 @@ class Ranking:
     num_values: int
     num_conversations: int
     num_left_out: int
+    level: float = LEVEL
 
     @property
     def best(self) -> Candidate:
-        """The candidate with the best mean."""
+        """The candidate with the best mean among those that could be best."""
         return self.candidates[0]
 
     @property
@@ -111,77 +136,142 @@ class Ranking:
     @property
     def worse(self) -> tuple[Candidate, ...]:
         """The candidates that another one is significantly better than."""
-        return tuple(candidate for candidate in self.candidates[1:] if not candidate.could_be_best)
+        return tuple(candidate for candidate in self.candidates if not candidate.could_be_best)
 
 
 def rank(
-    variants: Sequence[Variant], metrics: Sequence[Metric], table: pd.DataFrame
-) -> tuple[list[Ranking], list[str]]:
-    """A ranking by each of `metrics` that is tested and has a better direction, and notes on those without one.
+    variants: Sequence[Variant],
+    metric: Metric,
+    table: pd.DataFrame,
+    comparisons: Iterable[Comparison],
+    *,
+    level: float = LEVEL,
+) -> tuple[Ranking | None, str | None]:
+    """The ranking by `metric`, or a note on why there is none. Fewer than three variants have neither.
 
-    All rankings are corrected together. Fewer than three variants have none.
+    A variant could not be best where the table calls it worse than its baseline (or one of its variants better than
+    it), or where the others, tested together at half the level, hold one that is better (Hsu 1984). What the table
+    has tested is not tested again, so the two cannot disagree.
 
     Args:
-        table: the rows of all runs, with a column `run`.
+        table: see `comparable_rows`. comparisons: those of `metric` over all rows.
     """
-    wanted = [metric for metric in metrics if metric.tested and metric.better != "none"]
-    if len(variants) < MIN_VARIANTS or not wanted:
-        return [], []
-    joined = {metric: _side_by_side(variants, metric, table) for metric in wanted}
-    notes = [
-        f"no ranking by {metric.title}: there is no {metric.level} that all {len(variants)} variants have"
-        for metric, (common, _) in joined.items()
-        if not len(common)
-    ]
-    joined = {metric: both for metric, both in joined.items() if len(both[0])}
-    raw = [
-        best_p_values(
-            common.to_numpy() * (-1 if metric.better == "lower" else 1),
-            common.index.get_level_values("conversation").to_numpy(),
+    if len(variants) < MIN_VARIANTS or not metric.ranked:
+        return None, None
+    lines = [line for line in comparisons if line.group is None]
+    values = _Values.of(variants, metric, table)
+    reference = variants.index(lines[0].pair.baseline) if lines else 0
+    size = [values.difference(reference, place) for place in range(len(variants))]
+    if any(math.isnan(one) for one in size):
+        return None, (
+            f"no ranking by {metric.name}: {variants[[math.isnan(one) for one in size].index(True)].label} has no "
+            f"{metric.level} in common with {variants[reference].label}"
         )
-        for metric, (common, _) in joined.items()
+    beaten = _beaten_in(lines)
+    tested = {frozenset((line.pair.baseline, line.pair.variant)) for line in lines}
+    for place, variant in enumerate(variants):
+        others = [
+            other
+            for other, rival in enumerate(variants)
+            if other != place and frozenset((variant, rival)) not in tested
+        ]
+        if variant in beaten or not others:
+            continue
+        sums = np.stack([values.sums(place, other) for other in others], axis=1)
+        p, best = largest_mean_p(sums * (-1 if metric.better == "lower" else 1))
+        if p <= level / 2:
+            beaten[variant] = variants[others[best]].label
+    base = values.mean(reference)
+    candidates = [
+        Candidate(variant, base + difference, beaten.get(variant))
+        for variant, difference in zip(variants, size, strict=True)
     ]
-    if not raw:
-        return [], notes
-    ends = list(accumulate(map(len, raw)))
-    adjusted = np.split(holm(np.concatenate(raw)), ends[:-1])
-    rankings = [
-        _ranking(variants, metric, common, num_all - len(common), p_values.tolist())
-        for (metric, (common, num_all)), p_values in zip(joined.items(), adjusted, strict=True)
-    ]
-    return rankings, notes
+    if not any(candidate.could_be_best for candidate in candidates):
+        return None, f"no ranking by {metric.name}: on the rows that they share, each variant is worse than another"
+    sign = -1 if metric.better == "higher" else 1
+    candidates.sort(key=lambda candidate: (not candidate.could_be_best, sign * candidate.mean))
+    common, conversations, left_out = values.extent()
+    return Ranking(metric, tuple(candidates), common, conversations, left_out, level), None
 
 
-def main_metrics(metrics: Sequence[Metric], wanted: Sequence[str] | None) -> list[Metric]:
-    """The distinct metrics among `metrics` to rank by: those in `wanted`, or by default the first of `MAIN_METRICS`."""
-    by_name = {metric.name: metric for metric in metrics}
-    if wanted is not None:
-        return [metric for name, metric in by_name.items() if name in wanted]
-    return [by_name[name] for name in MAIN_METRICS if name in by_name][:1]
+def _beaten_in(lines: Iterable[Comparison]) -> dict[Variant, str]:
+    """Variants that the table calls worse than another, with its label."""
+    beaten: dict[Variant, str] = {}
+    for line in lines:
+        pair = line.pair
+        if line.verdict == "worse":
+            beaten.setdefault(pair.variant, pair.baseline.label)
+        elif line.verdict == "better":
+            beaten.setdefault(pair.baseline, pair.variant.label)
+    return beaten
 
 
-def _ranking(
-    variants: Sequence[Variant], metric: Metric, common: pd.DataFrame, left_out: int, p_values: list[float]
-) -> Ranking:
-    means = common.to_numpy().mean(axis=0).tolist()
-    candidates = [Candidate(*fields) for fields in zip(variants, means, p_values, strict=True)]
-    candidates.sort(key=lambda candidate: candidate.mean, reverse=metric.better == "higher")
-    num_conversations = common.index.get_level_values("conversation").nunique()
-    return Ranking(metric, tuple(candidates), len(common), int(num_conversations), left_out)
+@dataclass(frozen=True)
+class _Values:
+    """One metric of all variants: `rows` `[n, variants]` with NaN for unknown, of `n` (conversation, turn, repeat).
 
+    For metrics of conversations, `rows` says whether the turn passed.
+    """
 
-def _side_by_side(variants: Sequence[Variant], metric: Metric, table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """The numbers of the rows that all variants have, a column per variant; and the number of rows that any has."""
-    import pandas as pd
+    metric: Metric
+    rows: NDArray[np.float64]
+    conversations: NDArray[np.int64]
+    repeats: NDArray[np.int64]
+    num_conversations: int
 
-    columns = [_values(rows_of(table, variant), metric) for variant in variants]
-    joined = pd.concat(columns, axis=1, join="outer", keys=range(len(columns)))
-    return joined.dropna(), len(joined)
+    @classmethod
+    def of(cls, variants: Sequence[Variant], metric: Metric, table: pd.DataFrame) -> _Values:
+        import pandas as pd
 
+        column = "passed" if metric.level == "conversation" else metric.column
+        keys = ["conversation_code", "turn", "repeat", "question"]
+        columns = [rows_of(table, variant).set_index(keys)[column] for variant in variants]
+        wide = pd.concat(columns, axis=1, join="outer", keys=range(len(columns)))
+        wide = wide.loc[wide.notna().any(axis=1)]
+        codes = wide.index.get_level_values("conversation_code").to_numpy(dtype=np.int64)
+        repeats = wide.index.get_level_values("repeat").to_numpy(dtype=np.int64)
+        return cls(metric, wide.to_numpy(dtype=np.float64), codes, repeats, int(codes.max(initial=-1)) + 1)
 
-def _values(rows: pd.DataFrame, metric: Metric) -> pd.Series:
-    """The known numbers of one variant, by (conversation, turn, repeat) or by conversation."""
-    if metric.level == "conversation":
-        return conversation_values(rows, metric)
-    values: pd.Series = rows.set_index(["conversation", "turn", "repeat"])[metric.name]  # pyright: ignore[reportAssignmentType]
-    return values.dropna()
+    def sums(self, one: int, other: int) -> NDArray[np.float64]:
+        """`[conversations]` the differences of `other` minus `one`, added up."""
+        differences, conversations = self._differences(one, other)
+        return np.bincount(conversations, differences, minlength=self.num_conversations)
+
+    def difference(self, one: int, other: int) -> float:
+        """The mean of `other` minus `one`; NaN without common rows."""
+        differences, _ = self._differences(one, other)
+        return float(differences.mean()) if differences.size else math.nan
+
+    def mean(self, one: int) -> float:
+        """The mean of one variant over all its rows."""
+        known = ~np.isnan(self.rows[:, one])
+        return float(self._of(self.rows[:, one], known)[0].mean())
+
+    def extent(self) -> tuple[int, int, int]:
+        """Rows (or conversations) that all have, conversations of these, and rows that only some have."""
+        known = ~np.isnan(self.rows).any(axis=1)
+        conversations = int(np.unique(self.conversations[known]).size)
+        if self.metric.level == "conversation":
+            return conversations, conversations, int(np.unique(self.conversations).size) - conversations
+        return int(known.sum()), conversations, int((~known).sum())
+
+    def _differences(self, one: int, other: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        a, b = self.rows[:, one], self.rows[:, other]
+        known = ~(np.isnan(a) | np.isnan(b))
+        first, conversations = self._of(a, known)
+        return self._of(b, known)[0] - first, conversations
+
+    def _of(self, column: NDArray[np.float64], known: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[Any]]:
+        """The known numbers and their conversations: of turns, or made of them conversation by conversation."""
+        conversations = self.conversations[known]
+        if self.metric.level == "turn":
+            return column[known], conversations
+        outcomes: dict[int, dict[int, bool]] = {}
+        for code, repeat, passed in zip(conversations, self.repeats[known], column[known], strict=True):
+            own = outcomes.setdefault(int(code), {})
+            own[int(repeat)] = own.get(int(repeat), True) and passed == 1.0
+        values: Mapping[int, float] = {
+            code: pass_value(self.metric.name, list(own.values())) for code, own in outcomes.items()
+        }
+        some = {code: value for code, value in values.items() if not math.isnan(value)}
+        return np.array(list(some.values()), dtype=np.float64), np.array(list(some), dtype=np.int64)

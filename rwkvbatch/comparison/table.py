@@ -37,6 +37,8 @@ _INTEGERS: Final = ("repeat", "turn", "seed")
 _BY_ROW: Final = [metric for metric in TURN_METRICS if metric.of is not None and metric.of_ngrams is None]
 _BY_NGRAMS: Final = [metric for metric in TURN_METRICS if metric.of_ngrams is not None]
 
+_MAX_VALUE: Final = 1e100
+
 # Batches of n-gram counting: large enough for array operations, small enough for the processor's cache.
 _BATCH_REPLIES: Final = 512
 _BATCH_TOKENS: Final = 2**17
@@ -58,7 +60,9 @@ class _Columns:
         """Raises ValueError, KeyError, TypeError, AttributeError or OverflowError where `row` is not a row."""
         content = _content(row, self._shared)
         numbers = [metric.of(row) for metric in _BY_ROW]  # pyright: ignore[reportOptionalCall]
-        math.fsum(filter(None, numbers))  # raises where one is not a number
+        # Raises where one is not a number; a sum of squares of larger ones would overflow.
+        if not abs(math.fsum(filter(None, numbers))) < _MAX_VALUE:
+            raise ValueError(f"it has a number beyond {_MAX_VALUE:g}")
         reply = array("q", row["reply_ids"])
         self.contents.append(content)
         self._by_row.append(numbers)

@@ -67,14 +67,14 @@ COLUMNS: Final = (
     TableColumn("95 % interval", interval, left=True),
     TableColumn("W/T/L", lambda line: f"{line.wins}/{line.ties}/{line.losses}"),
     TableColumn("detectable", lambda line: number(line.detectable, line.metric.digits)),
-    TableColumn("p (Holm)", lambda line: p_value(line.p_holm), short="p"),
+    TableColumn("p", lambda line: p_value(line.p_adjusted)),
     TableColumn("verdict", lambda line: "" if line.verdict == "untested" else line.verdict, left=True),
 )
 
 
 def metric_title(metric: Metric) -> str:
-    """The metric's title, with an arrow in the better direction."""
-    return f"{metric.title} {ARROWS[metric.better]}".rstrip()
+    """The metric's name, with an arrow in the better direction."""
+    return f"{metric.name} {ARROWS[metric.better]}".rstrip()
 
 
 def heading(line: Comparison) -> str:
@@ -107,7 +107,7 @@ def finding(line: Comparison) -> str:
     digits = line.metric.digits
     return (
         f"{heading(line)}: {line.metric.title} {signed(line.difference, digits)} {interval(line)}, "
-        f"{line.verdict} (p = {p_value(line.p_holm)} after correction)".replace("p = <", "p < ")
+        f"{line.verdict} (p = {p_value(line.p_adjusted)} after correction)".replace("p = <", "p < ")
     )
 
 

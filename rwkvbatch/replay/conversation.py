@@ -21,7 +21,7 @@ from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError,
 from rwkvbatch.prompt.templates import PromptTemplate, load_template, prompting_of
 from rwkvbatch.prompt.tokenizer import Tokenizer
 from rwkvbatch.replay.plan import Plan, Task
-from rwkvbatch.results.row import CheckResult, Logprob, Reference, Row, RowTiming, TokenCounts
+from rwkvbatch.results.row import NOT_REACHED, CheckResult, Logprob, Reference, Row, RowTiming, TokenCounts
 from rwkvbatch.script.records import Check, ReplyFacts, Turn
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 NO_TIMING = RowTiming(0.0, 0.0, 0.0, 0.0, 0.0, 0)
 _NO_LOGPROB = Logprob(None, 0.0)
-_NOT_REACHED = "not reached:"
 
 
 class PromptEncoder:
@@ -247,12 +246,12 @@ def _make_row(
 
 def not_reached(failed_turn: int) -> str:
     """The error message of a turn after a failed one."""
-    return f"{_NOT_REACHED} turn {failed_turn} of this conversation failed"
+    return f"{NOT_REACHED} turn {failed_turn} of this conversation failed"
 
 
 def was_reached(error: str) -> bool:
     """Whether an error message is of a turn that failed itself, rather than one that follows a failed turn."""
-    return not error.startswith(_NOT_REACHED)
+    return not error.startswith(NOT_REACHED)
 
 
 def _reference(turn: Turn, score: Score | None) -> Reference | None:

@@ -8,6 +8,9 @@ from dataclasses import dataclass, fields
 from typing import Any, Self, cast
 from zlib import crc32
 
+NOT_REACHED = "not reached:"
+"""How the error of a turn begins that was not run because an earlier one of its conversation failed."""
+
 
 @dataclass(frozen=True, order=True)
 class RowKey:

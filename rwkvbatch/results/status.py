@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rwkvbatch.files import OS_FILES, Files, replace_file
+from rwkvbatch.results.summary import SUMMARY_NAME
 
 STATUS_NAME = "status.json"
 EVERY_S = 2.0
@@ -98,6 +99,14 @@ def why_unfinished(directory: Path, num_rows: int) -> str | None:
 
 def _iso(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def planned_rows(directory: Path) -> int | None:
+    """How many rows the run is to have: of `status.json`, else of `summary.json`; None where neither says so."""
+    for name, key in ((STATUS_NAME, "rows_total"), (SUMMARY_NAME, "planned")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            return int(json.loads((directory / name).read_bytes())[key])
+    return None
 
 
 def _is_alive(process: int) -> bool:

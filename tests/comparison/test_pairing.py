@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rwkvbatch.comparison.loading import RunData, load_runs
-from rwkvbatch.comparison.paired import pair_up, variants_of
+from rwkvbatch.comparison.pairing import pair_up, variants_of
 from rwkvbatch.errors import UsageError
 from tests.comparison.make_run import make_run
 

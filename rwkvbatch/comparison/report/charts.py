@@ -12,7 +12,8 @@ import numpy as np
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.loading import varied_settings
 from rwkvbatch.comparison.metrics import TURN_METRICS, Metric
-from rwkvbatch.comparison.paired import Variant, rows_of
+from rwkvbatch.comparison.paired import rows_of
+from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.ranking import VariantMean, mean_of
 from rwkvbatch.comparison.report.svg import (
     ACCENT,
@@ -219,7 +220,7 @@ def _turn_lines(metric: Metric, analysis: Analysis, variants: Sequence[Variant],
         y: list[float] = []
         for turn in turns:
             own = rows.loc[rows["turn"] == turn]
-            values = own[metric.name].to_numpy(dtype=np.float64)
+            values = own[metric.column].to_numpy(dtype=np.float64)
             if np.isnan(values).all():
                 continue
             estimate = mean_of(metric, values, own["conversation"].to_numpy())

@@ -15,7 +15,8 @@ from typing import Any, cast
 from rwkvbatch.comparison.analysis import COLUMNS as FIELDS
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.dialogues import most_changed
-from rwkvbatch.comparison.paired import Comparison, Variant
+from rwkvbatch.comparison.paired import Comparison
+from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.ranking import Ranking
 from rwkvbatch.comparison.wording import (
     COLUMNS,
@@ -118,8 +119,8 @@ def _best(ranking: Ranking) -> dict[str, Any]:
             {
                 "variant": candidate.variant.label,
                 "mean": candidate.mean,
-                "p_holm": candidate.p_holm,
                 "could_be_best": candidate.could_be_best,
+                "beaten_by": candidate.beaten_by,
             }
             for candidate in ranking.candidates
         ],
@@ -187,7 +188,7 @@ def as_junit(analysis: Analysis) -> str:
             digits = line.metric.digits
             ET.SubElement(case, "system-out").text = (
                 f"{number(line.baseline_mean, digits)} -> {number(line.variant_mean, digits)}, "
-                f"{signed(line.difference, digits)} {interval(line)}, p {p_value(line.p_holm)}, {line.verdict}"
+                f"{signed(line.difference, digits)} {interval(line)}, p {p_value(line.p_adjusted)}, {line.verdict}"
             )
     ET.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"

@@ -143,7 +143,8 @@ def as_html(analysis: Analysis) -> str:
     style = (_HERE / "report.css").read_text(encoding="utf-8")
     script = (_HERE / "report.js").read_text(encoding="utf-8")
     data = page_data(analysis)
-    ranges = _ranges(analysis.comparisons)
+    lines = (*analysis.comparisons, *analysis.secondary)
+    ranges = _ranges(lines)
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -163,7 +164,7 @@ def as_html(analysis: Analysis) -> str:
         number=_typeset(number),
         signed=_typeset(signed),
         p_value=_typeset(p_value),
-        titles=list(dict.fromkeys(line.metric.title for line in analysis.comparisons)),
+        titles=list(dict.fromkeys(line.metric.title for line in lines)),
         heading=heading,
         interval=_typeset(interval),
         metric_title=metric_title,
@@ -172,8 +173,8 @@ def as_html(analysis: Analysis) -> str:
         # The SVG is generated here, with all texts escaped by the XML writer.
         sweep=[vars(figure) | {"svg": Markup(figure.svg)} for figure in sweep_figures(analysis)],
         turns=[vars(figure) | {"svg": Markup(figure.svg)} for figure in turn_figures(analysis)],
-        comparisons=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in analysis.comparisons],
-        headings=list(by_heading(analysis.comparisons)),
+        comparisons=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in lines],
+        headings=list(by_heading(lines)),
         means=analysis.means(analysis.variants[0]) if not analysis.comparisons else [],
         settings=_settings(analysis),
         runs=analysis.runs,
