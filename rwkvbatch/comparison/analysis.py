@@ -106,6 +106,11 @@ class Analysis:
         """The metrics that can be compared: those that both sides of a pair have numbers of."""
         return tuple(_available(self.matched, self.ks))
 
+    @property
+    def repetitions(self) -> int:
+        """The number of repetitions that a pair has in common; 0 without pairs."""
+        return max((int(each.rows["repeat"].to_numpy().max()) + 1 for each in self.matched), default=0)
+
     @cached_property
     def secondary(self) -> tuple[Comparison, ...]:
         """The comparisons by all other metrics over all rows, each metric a family of its own; computed on demand."""

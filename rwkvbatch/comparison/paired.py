@@ -203,10 +203,10 @@ def comparable_rows(runs: Sequence[RunData]) -> pd.DataFrame:
     table["conversation_code"] = table["conversation"].factorize()[0]
     table["question"] = _questions(runs)
     failed = table["finish_reason"] == "error"
-    if failed.any():
+    if bool(failed.any()):
         turns = [table["conversation_code"], table["turn"], table["question"]]
         for name in PASS_COLUMNS:
-            judged = table[name].groupby(turns).transform("count") > 0
+            judged = table[name].notna().groupby(turns).transform("any")
             table.loc[failed & judged & table[name].isna(), name] = 0.0
     return table
 
@@ -365,7 +365,9 @@ def _line(
         if num_values and not metric.log_of:
             error = clustered_mean(values.variant - values.baseline, values.conversations).standard_error
         test = Difference(
-            variant - baseline, *(unknown,) * 7, conversations, num_values, error, unknown, decidable=False,
+            mean=variant - baseline, low=unknown, high=unknown, low_alone=unknown, high_alone=unknown, p=unknown,
+            p_adjusted=unknown, p_rank=unknown, clusters=conversations, pairs=num_values, standard_error=error,
+            detectable=unknown, decidable=False,
             identical=bool(num_values) and np.array_equal(values.baseline, values.variant),
         )  # fmt: skip
     return Comparison(

@@ -182,8 +182,14 @@ def rank(
         if p <= level / 2:
             beaten[variant] = variants[others[best]].label
     base = values.mean(reference)
+    # The same number as in the table, to the last bit, where both are of the same rows.
+    shown = {
+        line.pair.variant: line.variant_mean
+        for line in lines
+        if line.pair.baseline == variants[reference] and math.isclose(line.baseline_mean, base, rel_tol=1e-12)
+    }
     candidates = [
-        Candidate(variant, base + difference, beaten.get(variant))
+        Candidate(variant, shown.get(variant, base + difference), beaten.get(variant))
         for variant, difference in zip(variants, size, strict=True)
     ]
     if not any(candidate.could_be_best for candidate in candidates):
@@ -235,7 +241,8 @@ class _Values:
     def sums(self, one: int, other: int) -> NDArray[np.float64]:
         """`[conversations]` the differences of `other` minus `one`, added up."""
         differences, conversations = self._differences(one, other)
-        return np.bincount(conversations, differences, minlength=self.num_conversations)
+        sums = np.bincount(conversations, differences, minlength=self.num_conversations)
+        return sums.astype(np.float64)
 
     def difference(self, one: int, other: int) -> float:
         """The mean of `other` minus `one`; NaN without common rows."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rwkvbatch.comparison.metrics import Metric
-from rwkvbatch.comparison.paired import Comparison
+from rwkvbatch.comparison.paired import Comparison, Dropped, Family
 from rwkvbatch.comparison.ranking import Candidate, Ranking, VariantMean
 
 ARROWS: Final = {"higher": "↑", "lower": "↓", "none": ""}
@@ -17,6 +17,8 @@ RANKING_NOTE: Final = (
     "The truly best variant is named best or not distinguishable from it in at least 95 % of sweeps. The best mean was "
     "selected on these data and is likely to be less good in a new run."
 )
+_MAX_LABELS = 2
+"""How many variants a sentence on dropped rows names."""
 
 
 def number(value: float, digits: int) -> str:
@@ -34,11 +36,20 @@ def signed(value: float, digits: int) -> str:
 
 
 def interval(line: Comparison | VariantMean) -> str:
-    """The 95 % interval, of a difference with signs."""
-    if math.isnan(line.low):
+    """The 95 % interval, of a difference with signs; a dash where nothing is known.
+
+    An end that is not 0 is not written as 0 where that would contradict the verdict.
+    """
+    low, high, digits = line.low, line.high, line.metric.digits
+    if math.isnan(low) or (math.isinf(low) and math.isinf(high)):
         return MISSING
-    write = signed if isinstance(line, Comparison) else number
-    return f"[{write(line.low, line.metric.digits)}, {write(line.high, line.metric.digits)}]"
+    if isinstance(line, VariantMean):
+        return f"[{number(low, digits)}, {number(high, digits)}]"
+    ends = [
+        f"{end:+.1g}" if line.significant and end and float(number(end, digits)) == 0 else signed(end, digits)
+        for end in (low, high)
+    ]
+    return f"[{ends[0]}, {ends[1]}]"
 
 
 def p_value(p: float) -> str:
@@ -62,14 +73,21 @@ class TableColumn:
 
 COLUMNS: Final = (
     TableColumn("baseline", lambda line: number(line.baseline_mean, line.metric.digits)),
-    TableColumn("variant", lambda line: number(line.variant_mean, line.metric.digits)),
+    TableColumn("mean", lambda line: number(line.variant_mean, line.metric.digits)),
     TableColumn("difference", lambda line: signed(line.difference, line.metric.digits), short="diff"),
     TableColumn("95 % interval", interval, left=True),
     TableColumn("W/T/L", lambda line: f"{line.wins}/{line.ties}/{line.losses}"),
     TableColumn("detectable", lambda line: number(line.detectable, line.metric.digits)),
     TableColumn("p", lambda line: p_value(line.p_adjusted)),
-    TableColumn("verdict", lambda line: "" if line.verdict == "untested" else line.verdict, left=True),
+    TableColumn("verdict", lambda line: verdict(line), left=True),
 )
+
+
+def verdict(line: Comparison) -> str:
+    """The verdict, with the margin of an equivalence; nothing for untested metrics."""
+    if line.verdict == "equivalent":
+        return f"equivalent within {line.margin:g}"
+    return "" if line.verdict == "untested" else line.verdict
 
 
 def metric_title(metric: Metric) -> str:
@@ -91,10 +109,100 @@ def by_heading(lines: Iterable[Comparison]) -> dict[str, list[Comparison]]:
     return groups
 
 
-def extent(lines: Iterable[Comparison]) -> str:
-    """The largest numbers of turns and conversations that a metric of one pair has."""
-    most = max(lines, key=lambda line: line.num_values)
-    return f"{_count(most.num_values, 'turn')}, {_count(most.num_conversations, 'conversation')}"
+def by_family(lines: Iterable[Comparison]) -> dict[str, list[Comparison]]:
+    """The lines of each family, in order."""
+    families: dict[str, list[Comparison]] = {}
+    for line in lines:
+        families.setdefault(line.family, []).append(line)
+    return families
+
+
+def question(lines: Sequence[Comparison]) -> str:
+    """What the lines of one family compare: the metric, and the baseline with its mean if there is one for all."""
+    metric = lines[0].metric
+    baselines = list(dict.fromkeys(line.pair.baseline.label for line in lines))
+    text = metric_title(metric)
+    if lines[0].family != metric.name:
+        text += lines[0].family.removeprefix(metric.name)
+    if len(baselines) == 1:
+        means = {number(line.baseline_mean, metric.digits) for line in lines}
+        text += f" against {baselines[0]}" + (f" ({means.pop()})" if len(means) == 1 else "")
+    return text + (", exploratory" if lines[0].exploratory else "")
+
+
+def extent(lines: Sequence[Comparison], repetitions: int | None = None) -> str:
+    """The numbers of conversations, repetitions and pairs that the lines of one family have."""
+    parts = [_span([line.num_conversations for line in lines], "conversation")]
+    if repetitions is not None:
+        parts.append(_count(repetitions, "repetition"))
+    return ", ".join([*parts, _span([line.num_values for line in lines], "pair")])
+
+
+def _span(numbers: Sequence[int], noun: str) -> str:
+    low, high = min(numbers), max(numbers)
+    return _count(high, noun) if low == high else f"{low:,} to {_count(high, noun)}"
+
+
+def correction(family: Family) -> str:
+    """How the lines of a family are corrected, as a sentence."""
+    if not family.metric.tested:
+        return "Not tested."
+    if not family.size:
+        return "All pairs are equal."
+    return (
+        f"{'Exploratory family' if family.exploratory else 'Family'} of {_count(family.size, 'test')}, simultaneous "
+        f"level {1 - family.level:.0%}, each at {1 - family.level_each:.2%}.".replace("%", " %")
+    )
+
+
+def power(lines: Iterable[Comparison]) -> str:
+    """The detectable differences of the lines without a found one; empty where there is none."""
+    some = [
+        line for line in lines if line.verdict in ("no difference found", "unclear") and not math.isnan(line.detectable)
+    ]
+    if not some:
+        return ""
+    digits = some[0].metric.digits
+    low, high = (number(end(line.detectable for line in some), digits) for end in (min, max))
+    return f"detectable: {low}" + (f" to {high}" if high != low else "")
+
+
+def rank_disagreement(lines: Iterable[Comparison]) -> str:
+    """The lines where the signed-rank test comes to another conclusion than the mean; empty where there is none."""
+    found = [line for line in lines if line.rank_disagrees]
+    if not found:
+        return ""
+    named = [f"{variant_label(line)} (p {p_value(line.p_rank)})".replace("p <", "p < ") for line in found]
+    return f"{found[0].metric.name}: the signed-rank test does not agree for {', '.join(named)}"
+
+
+def variant_label(line: Comparison) -> str:
+    """The label of the variant, and the group."""
+    return line.pair.variant.label + (f", {line.group}" if line.group else "")
+
+
+def left_out(dropped: Iterable[Dropped], *, named: bool = True) -> str:
+    """The rows that are not what was planned and what becomes of them; empty where there are none.
+
+    Args:
+        named: with the labels of up to two variants.
+    """
+    every = list(dropped)
+    parts: list[str] = []
+    for name, noun, outcome in (
+        ("errors", "turn with an error", "failed"),
+        ("unreached", "turn not reached", "failed"),
+        ("missing", "turn without a counterpart", "left out"),
+        ("different", "turn not asked the same", "left out"),
+        ("unfinished", "turn not there yet", ""),
+    ):
+        own = [(each.label, getattr(each, name)) for each in every if getattr(each, name)]
+        if own:
+            few = named and len(own) <= _MAX_LABELS
+            where = " and ".join(label for label, _ in own) if few else _count(len(own), "variant")
+            text = _count(sum(count for _, count in own), noun)
+            parts.append(f"{text} in {where}{f' ({outcome})' if outcome else ''}")
+    return f"Not as planned: {'; '.join(parts)}." if parts else ""
 
 
 def significant(comparisons: Iterable[Comparison]) -> list[Comparison]:
@@ -106,21 +214,26 @@ def finding(line: Comparison) -> str:
     """One significant difference as a sentence."""
     digits = line.metric.digits
     return (
-        f"{heading(line)}: {line.metric.title} {signed(line.difference, digits)} {interval(line)}, "
-        f"{line.verdict} (p = {p_value(line.p_adjusted)} after correction)".replace("p = <", "p < ")
+        f"{heading(line)}: {line.metric.name} {signed(line.difference, digits)} {interval(line)}, "
+        f"{line.verdict} (p = {p_value(line.p_adjusted)})".replace("p = <", "p < ")
     )
 
 
 def conclusion(comparisons: Sequence[Comparison]) -> str:
-    """The number of significant differences, as a sentence."""
-    tested = sum(line.metric.tested for line in comparisons)
-    if not tested:
-        return "Nothing to test: give a second run, or a run with several cells."
-    found = sum(line.significant for line in comparisons)
-    if not found:
-        return f"No significant difference in {_count(tested, 'test')} (Holm-corrected, 5 %)."
-    verb = "is" if found == 1 else "are"
-    return f"{found} of {_count(tested, 'difference')} {verb} significant (Holm-corrected, 5 %)."
+    """The verdicts of the first family, as a sentence."""
+    if not comparisons:
+        return "Nothing to compare: give a second run, or a run with several cells."
+    lines = next(iter(by_family(comparisons).values()))
+    name = f"{lines[0].family}{' (exploratory)' if lines[0].exploratory else ''}"
+    if len(lines) == 1:
+        (line,) = lines
+        return (
+            f"{name}: {verdict(line) or 'not tested'}, {signed(line.difference, line.metric.digits)} {interval(line)}"
+        )
+    counts: dict[str, int] = {}
+    for line in lines:
+        counts[verdict(line) or "not tested"] = counts.get(verdict(line) or "not tested", 0) + 1
+    return f"{name}: {', '.join(f'{count} {what}' for what, count in counts.items())}"
 
 
 def standing(ranking: Ranking, *, max_named: int | None = None) -> str:
@@ -129,14 +242,15 @@ def standing(ranking: Ranking, *, max_named: int | None = None) -> str:
     Args:
         max_named: how many of the indistinguishable variants are named, None for all.
     """
-    parts = [f"{ranking.metric.title}: best {_with_mean(ranking.best, ranking)}"]
+    parts = [f"{ranking.metric.name}: best {_with_mean(ranking.best, ranking)}"]
     also, worse = ranking.indistinguishable, ranking.worse
     if also:
         named = [_with_mean(candidate, ranking) for candidate in also[:max_named]]
         more = [f"{len(also) - len(named)} more"] if len(named) < len(also) else []
         parts.append(f"not distinguishable: {', '.join(named + more)}")
     if worse:
-        parts.append(f"worse: {_count(len(worse), 'other')}" if also else f"worse: all {len(worse)} others")
+        what = _count(len(worse), "other") if also or len(worse) == 1 else f"all {len(worse)} others"
+        parts.append(f"worse than another: {what}")
     return "; ".join(parts)
 
 
@@ -155,4 +269,5 @@ def _with_mean(candidate: Candidate, ranking: Ranking) -> str:
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
+    first, separator, rest = noun.partition(" ")
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {first}s{separator}{rest}"

@@ -123,10 +123,13 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
     tested = np.flatnonzero(~identical)
     p, drawn = np.ones(num_variants), np.ones(num_variants)
     smallest = np.ones(flips.count)
-    for block in _blocks(tested):
-        flipped = _flipped_sums(flips, s[:, block])
+    blocks = _blocks(tested)
+    subsets = np.empty(0)
+    for block in blocks:
+        width = len(block)
+        subsets = flips.subset_sums(np.concatenate([s[:, block], n[:, block], ranks[:, block]], axis=1))
         for place, column in enumerate(block):
-            tails = _two_sided(flipped[:, place])
+            tails = _two_sided(_flipped_sums(s[:, column], subsets[:, place]))
             exact = None if flips.exact else _exact_tail(s[:, column])
             drawn[column] = tails[0]
             p[column] = tails[0] if exact is None else exact
@@ -145,9 +148,11 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
         found[int(column)] = Difference(
             *ends, 1.0, 1.0, 1.0, clusters, pairs, 0.0 if clusters else math.nan, math.nan, possible, clusters > 0
         )
-    for block in _blocks(tested):
+    for block in blocks:
         width = len(block)
-        subsets = flips.subset_sums(np.concatenate([s[:, block], n[:, block], ranks[:, block]], axis=1))
+        if len(blocks) > 1:
+            # The level of each test is known after all blocks: their sums are made again rather than kept.
+            subsets = flips.subset_sums(np.concatenate([s[:, block], n[:, block], ranks[:, block]], axis=1))
         for place, column in enumerate(block):
             own = n[:, column] > 0
             clusters = int(own.sum())
@@ -204,7 +209,8 @@ def largest_mean_p(sums: ArrayLike) -> tuple[float, int]:
     flips = _flips(s.shape[0])
     largest = np.full(flips.count, -np.inf)
     for block in _blocks(np.arange(some.size)):
-        np.maximum(largest, _flipped_sums(flips, s[:, block]).max(axis=1), out=largest)
+        flipped = _flipped_sums(s[:, block], flips.subset_sums(s[:, block]))
+        np.maximum(largest, flipped.max(axis=1), out=largest)
     best = int(some[s.sum(axis=0).argmax()])
     return float((largest >= largest[0]).mean()), best
 
@@ -214,12 +220,15 @@ def _blocks(columns: NDArray[np.intp]) -> list[NDArray[np.intp]]:
     return np.array_split(columns, math.ceil(columns.size / _BLOCK)) if columns.size else []
 
 
-def _flipped_sums(flips: _Flips, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`[patterns, columns]`: sums with the signs of the flipped clusters changed.
+def _flipped_sums(values: NDArray[np.float64], subsets: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`[patterns, ...]`: sums of `values` `[clusters, ...]` with the signs of the flipped clusters changed.
 
     Equal sums in another order must be equal numbers: ties decide where conversations are few.
+
+    Args:
+        subsets: `[patterns, ...]` the sums over the flipped clusters.
     """
-    return np.round(values.sum(axis=0) - 2 * flips.subset_sums(values), 11)
+    return np.round(values.sum(axis=0) - 2 * subsets, 11)
 
 
 @lru_cache(maxsize=8)

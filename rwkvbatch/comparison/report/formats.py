@@ -9,7 +9,7 @@ import math
 import re
 import unicodedata
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from rwkvbatch.comparison.analysis import COLUMNS as FIELDS
@@ -21,18 +21,25 @@ from rwkvbatch.comparison.ranking import Ranking
 from rwkvbatch.comparison.wording import (
     COLUMNS,
     RANKING_NOTE,
+    by_family,
     by_heading,
     common_rows,
     conclusion,
+    correction,
     extent,
     finding,
+    heading,
     interval,
-    metric_title,
+    left_out,
     number,
     p_value,
+    power,
+    question,
+    rank_disagreement,
     signed,
     significant,
     standing,
+    variant_label,
 )
 from rwkvbatch.prompt.escaping import printable, printable_json
 
@@ -40,17 +47,23 @@ _FORMULA_SIGNS = frozenset("=+-@＝＋－＠")
 
 
 def as_json(analysis: Analysis) -> str:
-    """The whole comparison as one JSON object: `comparisons`, `best`, `means`, `gates`, `changes`, `runs`, `notes`."""
+    """The whole comparison as one JSON object.
+
+    `primary`, `families`, `comparisons`, `best`, `means`, `dropped`, `gates`, `changes`, `runs`, `notes`.
+    """
     content = {
         "runs": [{"name": run.name, "path": run.source, "manifest": run.manifest} for run in analysis.runs],
+        "primary": None if analysis.primary is None else analysis.primary.name,
+        "families": [vars(family) | {"metric": family.metric.name} for family in analysis.families],
         "comparisons": analysis.records() if analysis.comparisons else [],
         "best": [_best(ranking) for ranking in analysis.rankings],
         "means": [
             {"variant": variant.label, "metric": mean.metric.name}
-            | {name: getattr(mean, name) for name in ("mean", "low", "high", "num_values")}
+            | {name: getattr(mean, name) for name in ("group", "mean", "low", "high", "num_values")}
             for variant in analysis.variants
             for mean in analysis.means(variant)
         ],
+        "dropped": [vars(each) for each in analysis.dropped],
         "gates": [
             {
                 "gate": gate.gate.text,
@@ -132,18 +145,29 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
 
 
 def as_markdown(analysis: Analysis) -> str:
-    """Conclusion, rankings, gates, a table per pair (of means for a single variant) and notes. Names are escaped."""
-    parts = [f"**{conclusion(analysis.comparisons)}**"]
-    found = significant(analysis.comparisons)
+    """Conclusion, rankings, dropped rows, gates, a table per family (of means for a single variant) and notes.
+
+    Names are escaped.
+    """
+    parts = [f"**{escaped(conclusion(analysis.comparisons))}**"]
+    found = significant(line for line in analysis.comparisons if not line.exploratory)
     if found:
         parts.append("\n".join(f"- {escaped(finding(line))}" for line in found))
     if analysis.rankings:
         best = [f"- {escaped(f'{standing(line)} ({common_rows(line)})')}" for line in analysis.rankings]
         parts.append("\n".join(best) + f"\n\n{escaped(RANKING_NOTE)}")
+    if sentence := left_out(analysis.dropped):
+        parts.append(escaped(sentence))
     if analysis.gates:
         parts.append("\n".join(f"- {'❌' if gate.failed else '✅'} {escaped(gate.line)}" for gate in analysis.gates))
-    for title, lines in by_heading(analysis.comparisons).items():
-        parts.append(f"### {escaped(title)}\n\n{escaped(extent(lines))}\n\n{_table(lines)}")
+    families = {family.name: family for family in analysis.families}
+    for name, lines in by_family(analysis.comparisons).items():
+        about = (
+            "; ".join(filter(None, (extent(lines, analysis.repetitions), power(lines), rank_disagreement(lines)))) + "."
+        )
+        if name in families:
+            about += f" {correction(families[name])}"
+        parts.append(f"### {escaped(question(lines))}\n\n{escaped(about)}\n\n{_table(lines)}")
     if not analysis.comparisons:
         parts.extend(f"### {escaped(variant.label)}\n\n{_means(analysis, variant)}" for variant in analysis.variants)
     if analysis.notes:
@@ -161,16 +185,22 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def _means(analysis: Analysis, variant: Variant) -> str:
-    means = analysis.means(variant)
-    rows = [_row((mean.metric.title, number(mean.mean, mean.metric.digits), interval(mean))) for mean in means]
-    return "\n".join(["| metric | mean | 95 % interval |", "|---|---:|---|", *rows])
+    rows = [
+        _row((mean.metric.name, mean.group or "all", number(mean.mean, mean.metric.digits), interval(mean)))
+        for mean in analysis.means(variant)
+    ]
+    return "\n".join(["| metric | of | mean | 95 % interval |", "|---|---|---:|---|", *rows])
 
 
-def _table(lines: Iterable[Comparison]) -> str:
+def _table(lines: Sequence[Comparison]) -> str:
     names = "".join(f" {column.name} |" for column in COLUMNS)
     rules = "".join("---|" if column.left else "---:|" for column in COLUMNS)
-    rows = [_row((metric_title(line.metric), *(column.text(line) for column in COLUMNS))) for line in lines]
-    return "\n".join([f"| metric |{names}", f"|---|{rules}", *rows])
+    several = len({line.pair.baseline for line in lines}) > 1
+    rows = [
+        _row((heading(line) if several else variant_label(line), *(column.text(line) for column in COLUMNS)))
+        for line in lines
+    ]
+    return "\n".join([f"| {'comparison' if several else 'variant'} |{names}", f"|---|{rules}", *rows])
 
 
 def as_junit(analysis: Analysis) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import takewhile
 from textwrap import wrap
 from typing import Any, Final, Literal
 
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.padding import Padding
 from rich.rule import Rule
@@ -27,17 +30,21 @@ from rwkvbatch.comparison.dialogues import (
 )
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.paired import Comparison, MatchedRows
-from rwkvbatch.comparison.ranking import Ranking
+from rwkvbatch.comparison.ranking import VariantMean
 from rwkvbatch.comparison.wording import (
     COLUMNS,
-    RANKING_NOTE,
-    by_heading,
+    TableColumn,
+    by_family,
     common_rows,
     conclusion,
     extent,
     interval,
+    left_out,
     metric_title,
     number,
+    power,
+    question,
+    rank_disagreement,
     signed,
     standing,
 )
@@ -47,33 +54,69 @@ from rwkvbatch.prompt.escaping import printable
 _VERDICT_STYLES: Final = {"better": "bold green", "worse": "bold red", "differs": "bold yellow"}
 _PIECE_STYLES: Final = {"same": "", "gone": "red strike", "new": "green bold"}
 _MARKS: Final = {"gone": ("[-", "-]"), "new": ("{+", "+}")}
-_WIDE = 104
-_MIN_WIDTHS: Final = {"baseline": 72, "variant": 50, "W/T/L": _WIDE, "detectable": _WIDE, "p (Holm)": 72}
-"""Columns of the table that a narrower terminal does not show."""
-_MANY_PAIRS = 3
-_MAX_NAMED = 5
+_LESS_WANTED: Final = ("detectable", "p", "W/T/L", "baseline", "mean", "95 % interval")
+"""The columns that a narrower terminal does not show, the first one first."""
+_MIN_LABEL = 12
+_MAX_LINES = 2
 _MAX_DIFF_CHARACTERS = 600
 _RULE_ENDS = 4
 """The width of a rule's line and blank on both sides of its title."""
 
 
-def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 3) -> None:
-    """The tables, the conclusion, and the `num_changes` most changed conversations of each pair."""
-    if analysis.comparisons:
-        several = len(by_heading(analysis.comparisons)) >= _MANY_PAIRS
-        for table in (_by_metric if several else _by_pair)(analysis.comparisons, console.width):
+def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0) -> None:
+    """The verdicts, family by family, and the `num_changes` most changed conversations of each pair."""
+    if not analysis.comparisons:
+        for table in _means(analysis):
             console.print(table)
+        console.print(Text(conclusion(analysis.comparisons), style="bold"))
+    rankings = {ranking.metric.name: ranking for ranking in analysis.rankings}
+    for place, (family, lines) in enumerate(by_family(analysis.comparisons).items()):
+        if place:
             console.print()
-    else:
-        console.print(_means(analysis))
-        console.print()
-    console.print(Text(conclusion(analysis.comparisons), style="bold"))
-    if analysis.rankings:
-        _print_rankings(analysis.rankings, console)
-    for matched in analysis.matched if len(analysis.matched) < _MANY_PAIRS else ():
-        _print_changes(matched, console, num_changes)
+        _print_wrapped(question(lines), console, "bold")
+        _print_wrapped("; ".join(filter(None, (extent(lines, analysis.repetitions), power(lines)))), console, "dim")
+        console.print(_table(lines, console.width))
+        if sentence := rank_disagreement(lines):
+            _print_wrapped(sentence, console)
+        if family in rankings:
+            ranking = rankings[family]
+            rest = f" ({common_rows(ranking)})" if ranking.num_left_out else ""
+            most = len(ranking.candidates)
+            shown = [standing(ranking, max_named=named) + rest for named in range(most, 0, -1)]
+            _print_wrapped(_fitting(shown, console.width), console, "bold")
+    if left_out(analysis.dropped):
+        shown = [left_out(analysis.dropped, named=named) for named in (True, False)]
+        _print_wrapped(_fitting(shown, console.width), console)
     for gate in analysis.gates:
         console.print(safe(gate.line, "bold red" if gate.failed else "green"))
+    if analysis.comparisons and (hidden := _hidden(analysis)):
+        _print_wrapped(hidden, console, "dim")
+    for matched in analysis.matched if num_changes else ():
+        _print_changes(matched, console, num_changes)
+
+
+def _hidden(analysis: Analysis) -> str:
+    """What other options would show."""
+    if analysis.metrics is not None:
+        return ""
+    shown = {line.metric.name for line in analysis.comparisons}
+    others = sum(metric.name not in shown for metric in analysis.available)
+    return f"--all shows {others} other metrics (exploratory)" if others > 1 else ""
+
+
+def _fitting(texts: Sequence[str], width: int) -> str:
+    """The first of `texts` that fits into two lines, else the last one."""
+    return next((text for text in texts if len(_wrapped(text, width)) <= _MAX_LINES), texts[-1])
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    shown = printable(text, keep_newlines=False)
+    return wrap(shown, width, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+
+
+def _print_wrapped(text: str, console: Console, style: str = "") -> None:
+    """A sentence with further lines indented."""
+    console.print(Text("\n".join(_wrapped(text, console.width)), style=style, overflow="fold"))
 
 
 def print_conversation(analysis: Analysis, conversation: str, console: Console) -> None:
@@ -170,51 +213,77 @@ def _numbers(record: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
             yield f"{name} {number(record['metrics'][name], min(metric_named(name).digits, 2))}"
 
 
-def _print_rankings(rankings: Sequence[Ranking], console: Console) -> None:
-    """One sentence per metric, with further lines indented."""
-    for ranking in rankings:
-        left_out = f" ({common_rows(ranking)})" if ranking.num_left_out else ""
-        sentence = printable(standing(ranking, max_named=_MAX_NAMED) + left_out, keep_newlines=False)
-        lines = wrap(sentence, console.width, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
-        console.print(Text("\n".join(lines), overflow="fold"))
-    console.print(Text(RANKING_NOTE, style="dim"))
+@dataclass(frozen=True)
+class _Labels:
+    """The labels of a table's lines, and what their column is called."""
+
+    heading: str
+    labels: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        return max(cell_len(label) for label in self.labels)
 
 
-def _by_pair(lines: Iterable[Comparison], width: int) -> Iterator[Table]:
-    for title, own in by_heading(lines).items():
-        yield _table(f"{title}  ({extent(own)})", "metric", [(metric_title(line.metric), line) for line in own], width)
+def _labels(lines: Sequence[Comparison]) -> tuple[_Labels, _Labels]:
+    """The labels in full, and in short: cells of one grid by their values alone, others without what all begin with."""
+    names = [line.pair.variant.label for line in lines]
+    short, heading = names, ""
+    parts = [[part.partition("=") for part in name.split(",")] for name in names]
+    if len(set(names)) > 1 and len({tuple(key for key, _, _ in part) for part in parts}) == 1 and parts[0][0][1]:
+        varied = [place for place in range(len(parts[0])) if len({part[place][2] for part in parts}) > 1]
+        heading = ", ".join(parts[0][place][0] for place in varied)
+        short = [",".join(part[place][2] for place in varied) for part in parts]
+    elif len(set(names)) > 1:
+        common = sum(1 for _ in takewhile(lambda signs: len(set(signs)) == 1, zip(*names, strict=False)))
+        start = 1 + max(names[0][:common].rfind(sign) for sign in "-_./=,:")
+        heading = f"{names[0][:start]}*" if start else ""
+        short = [name[start:] for name in names]
+    groups = [f", {line.group}" if line.group else "" for line in lines]
+
+    def named(title: str, own: Sequence[str]) -> _Labels:
+        whole = (printable(name + group, keep_newlines=False) for name, group in zip(own, groups, strict=True))
+        return _Labels(printable(title, keep_newlines=False), tuple(whole))
+
+    return named("", names), named(heading, short)
 
 
-def _by_metric(lines: Iterable[Comparison], width: int) -> Iterator[Table]:
-    groups: dict[str, list[Comparison]] = {}
-    for line in lines:
-        groups.setdefault(metric_title(line.metric), []).append(line)
-    for title, own in groups.items():
-        labels = [line.pair.variant.label + (f", {line.group}" if line.group else "") for line in own]
-        yield _table(title, "", list(zip(labels, own, strict=True)), width)
+def _table(lines: Sequence[Comparison], width: int) -> Table:
+    """One line per comparison. A narrow terminal has shorter labels, then fewer columns, then broken labels."""
+    skipped = {"baseline"} if len({line.pair.baseline for line in lines}) == 1 else set[str]()
+    texts = {column.name: [column.text(line) for line in lines] for column in COLUMNS}
+    titles = {c.name: "" if c.name == "verdict" else c.short or c.name for c in COLUMNS}
+    room = {c.name: 1 + max(map(cell_len, (titles[c.name], *texts[c.name]))) for c in COLUMNS}
+    skipped |= {name for name, own in texts.items() if not any(text.strip("—") for text in own)}
+    columns = [column for column in COLUMNS if column.name not in skipped]
+    full, short = _labels(lines)
 
+    def left(shown: Sequence[TableColumn]) -> int:
+        return width - sum(room[column.name] for column in shown)
 
-def _table(title: str, first: str, rows: Sequence[tuple[str, Comparison]], width: int) -> Table:
-    """One line per comparison, under a label. A narrow terminal has fewer columns, and labels break at commas."""
-    columns = [column for column in COLUMNS if width >= _MIN_WIDTHS.get(column.name, 0)]
-    table = Table(
-        title=safe(title, "bold"),
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        padding=(0, 2 if width >= _WIDE else 1, 0, 0),
-    )
-    table.add_column(first, overflow="fold")
+    chosen = full
+    for name in ("", *_LESS_WANTED):
+        columns = [column for column in columns if column.name != name]
+        # What the first screen has is kept as long as labels can be shorter.
+        if full.width <= left(columns):
+            break
+        if name in ("p", "baseline", "mean", "95 % interval") and short.width <= left(columns):
+            chosen = short
+            break
+    else:
+        chosen = short if short.width <= max(_MIN_LABEL, left(columns)) else full
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(chosen.heading, overflow="fold")
     for column in columns:
-        name = "" if column.name == "verdict" else column.short or column.name
-        table.add_column(name, justify="left" if column.left else "right", no_wrap=True)
-    for label, line in rows:
-        shown = safe(label)
-        if len(label) > width // 3:
-            shown = Text("\n").join(safe(part) for part in label.replace(",", ",\n").split("\n"))
-        style = _VERDICT_STYLES.get(line.verdict, "")
+        table.add_column(titles[column.name], justify="left" if column.left else "right", no_wrap=True)
+    for place, (label, line) in enumerate(zip(chosen.labels, lines, strict=True)):
+        shown = Text(label)
+        if cell_len(label) > max(_MIN_LABEL, left(columns)):
+            shown = Text(label.replace(",", ",\n"))
+        style = "" if line.exploratory else _VERDICT_STYLES.get(line.verdict, "")
         styles = {"difference": style, "verdict": style or "dim"}
-        table.add_row(shown, *(Text(column.text(line), styles.get(column.name, "")) for column in columns))
+        cells = (Text(texts[column.name][place], styles.get(column.name, "")) for column in columns)
+        table.add_row(shown, *cells)
     return table
 
 
@@ -226,15 +295,20 @@ def _similar_names(analysis: Analysis, wanted: str) -> str:
     return f"there are {len(names)}, such as {', '.join(near)}; `--json` and the HTML report list them"
 
 
-def _means(analysis: Analysis) -> Table:
-    """The means of a single variant."""
-    table = Table(title=safe(analysis.variants[0].label, "bold"), title_justify="left", box=None, pad_edge=False)
-    table.add_column("metric")
-    table.add_column("mean", justify="right")
-    table.add_column("95 % interval")
-    for line in analysis.means(analysis.variants[0]):
-        table.add_row(safe(line.metric.title), number(line.mean, line.metric.digits), interval(line))
-    return table
+def _means(analysis: Analysis) -> Iterator[Table]:
+    """The means of a single variant, a table per group."""
+    groups: dict[str | None, list[VariantMean]] = {}
+    for mean in analysis.means(analysis.variants[0]):
+        groups.setdefault(mean.group, []).append(mean)
+    for group, means in groups.items():
+        title = analysis.variants[0].label + (f", {group}" if group else "")
+        table = Table(title=safe(title, "bold"), title_justify="left", box=None, pad_edge=False)
+        table.add_column("metric")
+        table.add_column("mean", justify="right")
+        table.add_column("95 % interval")
+        for mean in means:
+            table.add_row(metric_title(mean.metric), number(mean.mean, mean.metric.digits), interval(mean))
+        yield table
 
 
 def _print_changes(matched: MatchedRows, console: Console, num_changes: int) -> None:
