@@ -35,6 +35,10 @@ EPILOG = """[bold]Examples[/]
 
   rwkvbatch compare runs/sweep --baseline temp=0.7 --format html --out report.html
 
+  rwkvbatch compare runs/before runs/after --primary nll --margin 0.02
+
+  rwkvbatch compare runs/step-* --over step --out trend.html
+
   rwkvbatch compare runs/main runs/branch --fail-if "score < baseline - 0.02"
 """
 
@@ -47,26 +51,42 @@ def compare_command(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN...",
-            help="Run directories, results files, or single cells as RUN::CELL.",
-            show_default=False,
+            metavar="RUN...", help="Run directories, results files, or single cells as RUN::CELL.", show_default=False
         ),
     ],
     baseline: Annotated[
         str | None,
         option("--baseline", "A run or a cell. [dim]Default: the first run, or first cell[/]", "NAME", flag="-b"),
     ] = None,
-    metric: Annotated[
-        list[str] | None,
+    primary: Annotated[
+        str | None,
         option(
-            "--metric", "Compare only this metric; may be repeated. Fewer tests detect smaller differences.", "NAME"
+            "--primary", "The metric that decides. [dim]Default: score where the script has checks, else nll[/]", "NAME"
         ),
     ] = None,
-    by: Annotated[str | None, option("--by", "Break the table down by turn or by tag.", "turn|tag")] = None,
+    metric: Annotated[
+        list[str] | None,
+        option("--metric", "Show this metric instead of the primary one (exploratory); may be repeated.", "NAME"),
+    ] = None,
+    all_metrics: Annotated[bool, option("--all", "Show all metrics; all but the primary one are exploratory.")] = False,
+    margin: Annotated[
+        float | None, option("--margin", "Differences of the primary metric up to X are equivalent.", "X")
+    ] = None,
+    over: Annotated[
+        str | None,
+        option(
+            "--over",
+            "Test the trend over checkpoints: the word before the number in their names (step), or a list of numbers.",
+            "NAME|N,...",
+        ),
+    ] = None,
+    by: Annotated[str | None, option("--by", "Show each turn or tag as well (exploratory).", "turn|tag")] = None,
     k: Annotated[str | None, option("--k", "The k of pass@k. [dim]Default: the repeats[/]", "N,...")] = None,
-    force: Annotated[bool, option("--force", "Compare runs of different scripts.")] = False,
+    force: Annotated[
+        bool, option("--force", "Compare runs of different scripts: the turns that ask the same.")
+    ] = False,
     show: Annotated[str | None, option("--show", "Print one conversation side by side, and no table.", "ID")] = None,
-    changes: Annotated[int, option("--changes", "Show the N most changed conversations.", "N", min=0)] = 3,
+    changes: Annotated[int, option("--changes", "Show the N most changed conversations.", "N", min=0)] = 0,
     fail_if: Annotated[
         list[str] | None,
         option(
@@ -77,7 +97,7 @@ def compare_command(
         ),
     ] = None,
     gate_significant: Annotated[
-        bool, option("--gate-significant", "Gates fail only on differences beyond noise.", panel=GATE_PANEL)
+        bool, option("--gate-significant", "Gates fail only on significant differences.", panel=GATE_PANEL)
     ] = False,
     output_format: Annotated[
         str | None,
@@ -95,7 +115,7 @@ def compare_command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Report what differs between runs or cells, and whether it is more than noise."""
+    """Compare runs or cells: one verdict per variant, with the uncertainty of its difference."""
     chosen = _format(output_format, out, as_json=as_json)
     if by not in (None, "turn", "tag"):
         raise UsageError(f"--by must be turn or tag; got {by!r}")
@@ -104,7 +124,10 @@ def compare_command(
     analysis = compare(
         sources,
         baseline=baseline,
+        primary=primary,
         metrics=metric or None,
+        all_metrics=all_metrics,
+        margin=margin,
         by=by,
         ks=_ks(k),
         fail_if=fail_if or (),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,10 +62,13 @@ class _Point:
 
 
 def sweep_figures(analysis: Analysis) -> list[Figure]:
-    """One figure per metric whose mean differs between variants."""
+    """One figure per metric whose mean differs between variants, the primary metric's first.
+
+    Only differences in the primary metric are coloured by their verdicts.
+    """
     means = {v: {m.metric.name: m for m in analysis.means(v)} for v in analysis.variants}
     verdicts = {
-        (line.pair.variant, line.metric.name): line.verdict for line in analysis.comparisons if line.group is None
+        (line.pair.variant, line.metric.name): line.verdict for line in analysis.comparisons if not line.exploratory
     }
     facts = {run.name: run.facts for run in analysis.runs}
     several = len(analysis.runs) > 1
@@ -76,15 +79,21 @@ def sweep_figures(analysis: Analysis) -> list[Figure]:
     baselines = frozenset(pair.baseline for pair in analysis.pairs)
     figures: list[Figure] = []
     with report_style():
-        for metric in TURN_METRICS:
+        for metric in _primary_first(analysis, TURN_METRICS):
             points = [
                 _Point(v, means[v][metric.name], verdicts.get((v, metric.name), ""))
                 for v in analysis.variants
                 if metric.name in means[v]
             ]
             if len({point.mean.mean for point in points}) > 1:
-                figures.append(_sweep_figure(metric, points, axes, settings, baselines))
+                figure = _sweep_figure(metric, points, axes, settings, baselines)
+                figures.append(replace(figure, exploratory=metric != analysis.primary))
     return figures
+
+
+def _primary_first(analysis: Analysis, metrics: Iterable[Metric]) -> list[Metric]:
+    first = [] if analysis.primary is None else [analysis.primary]
+    return [*first, *(metric for metric in metrics if metric not in first)]
 
 
 def _axes(settings: _Settings) -> list[str]:
@@ -101,8 +110,8 @@ def _sweep_figure(
     if len(axes) == 2 and len(points) > 3:
         svg = _heat_map(metric, points, axes, settings, baselines)
         caption = (
-            "Mean of each cell. The outlined cell is the baseline; a dot marks cells with a significant difference "
-            "from it: green for better, red for worse."
+            "Mean of each cell. The outlined cell is the baseline; in the primary metric a dot marks cells that differ "
+            "significantly from it: green for better, red for worse."
         )
     elif len(axes) == 1 and axes[0] != "run" and len(points) > 2:
         svg = _line(metric, points, axes[0], settings)
@@ -120,8 +129,7 @@ def _heat_map(
 
     # The axis with more values is horizontal.
     (down, rows), (across, columns) = sorted(
-        ((name, _ordered({settings[p.variant][name] for p in points})) for name in axes),
-        key=lambda axis: len(axis[1]),
+        ((name, _ordered({settings[p.variant][name] for p in points})) for name in axes), key=lambda axis: len(axis[1])
     )
     figure, plot = canvas(1.4 + 1.15 * len(columns), 0.7 + 0.62 * len(rows))
     means = [p.mean.mean for p in points]
@@ -195,20 +203,43 @@ def _ordered(values: set[Any]) -> list[Any]:
 
 
 def turn_figures(analysis: Analysis) -> list[Figure]:
-    """One figure per metric: its mean at each turn, a line per variant; none for single-turn scripts."""
+    """One figure per metric: its mean at each turn, a line per variant; none for single-turn scripts.
+
+    Of more variants than there are colours, the baselines and those that differ most are shown.
+    """
     turns = sorted(int(turn) for turn in analysis.table["turn"].unique())
-    variants = analysis.variants[: len(SERIES)]
     if len(turns) < 2:
         return []
-    caption = "Mean and 95 % interval at each turn."
+    variants, caption = most_different(analysis, len(SERIES)), "Mean and 95 % interval at each turn."
     if len(variants) < len(analysis.variants):
-        caption += f" The first {len(variants)} of {len(analysis.variants)} variants."
+        by = "" if analysis.primary is None else f" in {analysis.primary.name}"
+        caption += f" The baseline and the variants that differ most{by}: {len(variants)} of {len(analysis.variants)}."
+    shown = [metric for metric in TURN_METRICS if metric.name in _TURN_METRICS or metric == analysis.primary]
     with report_style():
         return [
-            Figure(metric.name, metric_title(metric), caption, _turn_lines(metric, analysis, variants, turns))
-            for metric in TURN_METRICS
-            if metric.name in _TURN_METRICS and bool(analysis.table[metric.name].notna().any())
-        ]
+            Figure(
+                metric.name, metric_title(metric), caption, _turn_lines(metric, analysis, variants, turns),
+                exploratory=metric != analysis.primary,
+            )
+            for metric in _primary_first(analysis, shown)
+            if metric.level == "turn" and bool(analysis.table[metric.column].notna().any())
+        ]  # fmt: skip
+
+
+def most_different(analysis: Analysis, at_most: int) -> list[Variant]:
+    """The baselines and the variants with the largest differences in the first family, in the order of the variants."""
+    if len(analysis.variants) <= at_most:
+        return list(analysis.variants)
+    family = analysis.comparisons[0].family if analysis.comparisons else ""
+    sizes = {
+        line.pair.variant: abs(line.difference)
+        for line in analysis.comparisons
+        if line.family == family and not math.isnan(line.difference)
+    }
+    baselines = {pair.baseline for pair in analysis.pairs}
+    order = sorted(analysis.variants, key=lambda variant: (variant not in baselines, -sizes.get(variant, -1.0)))
+    chosen = set(order[:at_most])
+    return [variant for variant in analysis.variants if variant in chosen]
 
 
 def _turn_lines(metric: Metric, analysis: Analysis, variants: Sequence[Variant], turns: Sequence[int]) -> str:
