@@ -128,6 +128,7 @@ def compare_command(
         metrics=metric or None,
         all_metrics=all_metrics,
         margin=margin,
+        over=over,
         by=by,
         ks=_ks(k),
         fail_if=fail_if or (),

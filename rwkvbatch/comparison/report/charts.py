@@ -30,7 +30,8 @@ from rwkvbatch.comparison.report.svg import (
     label_of,
     report_style,
 )
-from rwkvbatch.comparison.wording import interval, metric_title, number
+from rwkvbatch.comparison.trend import Trend
+from rwkvbatch.comparison.wording import TREND_NOTE, interval, metric_title, number, trend_title
 from rwkvbatch.prompt.escaping import printable
 
 # matplotlib and pandas are partly typed.
@@ -38,6 +39,8 @@ from rwkvbatch.prompt.escaping import printable
 # pyright: reportMissingTypeStubs=false
 
 _MAX_DOTS = 60
+_LOG_AXIS = 50
+"""The ratio of the last to the first checkpoint from which their axis is logarithmic."""
 _LEGEND_CHARACTERS = 78
 """The characters that fit into a row of the legend."""
 _TURN_METRICS = ("nll", "score", "tokens", "loop")
@@ -196,6 +199,29 @@ def _error_dots(plot: Any, positions: Sequence[float], points: Sequence[_Point],
         plot.plot(*spot, "o", markersize=8, color=colour, markeredgecolor=PAPER, markeredgewidth=1.4, gid=f"tip-{i}")
         tips[f"tip-{i}"] = p.tip
     return tips
+
+
+def trend_figure(trend: Trend) -> Figure:
+    """The means over the checkpoints, with the simultaneous band."""
+    figure_tips: dict[str, str] = {}
+    x = [point.x for point in trend.points]
+    with report_style():
+        figure, plot = canvas(8.4, 3.2, grid="y")
+        known = [not math.isnan(point.low) for point in trend.points]
+        lows, highs = [point.low for point in trend.points], [point.high for point in trend.points]
+        plot.fill_between(x, lows, highs, where=known, facecolor=(ACCENT, 0.16), edgecolor="none")
+        plot.plot(x, [point.mean for point in trend.points], color=ACCENT, linewidth=1.8)
+        for i, point in enumerate(trend.points):
+            plot.plot([point.x], [point.mean], "o", markersize=6, color=ACCENT, markeredgecolor=PAPER, gid=f"tip-{i}")
+            mean, low, high = (number(value, trend.metric.digits) for value in (point.mean, point.low, point.high))
+            figure_tips[f"tip-{i}"] = printable(f"{point.variant.label}: {mean} [{low}, {high}]")
+        if min(x) > 0 and max(x) / min(x) > _LOG_AXIS:
+            plot.set_xscale("log")
+        plot.set_xlabel(label_of(trend.over))
+        plot.margins(x=0.03, y=0.12)
+        svg = inline_svg(figure, label=trend_title(trend), tips=figure_tips, prefix="trend")
+    caption = f"Mean of each checkpoint; the band holds all true means together at 95 %. {TREND_NOTE}"
+    return Figure(trend.metric.name, trend_title(trend), caption, svg)
 
 
 def _ordered(values: set[Any]) -> list[Any]:

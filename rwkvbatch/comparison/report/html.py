@@ -19,7 +19,7 @@ from rwkvbatch.comparison.loading import system_messages, varied_settings
 from rwkvbatch.comparison.metrics import TURN_METRICS
 from rwkvbatch.comparison.paired import Comparison, rows_of
 from rwkvbatch.comparison.pairing import Variant
-from rwkvbatch.comparison.report.charts import most_different, sweep_figures, turn_figures
+from rwkvbatch.comparison.report.charts import most_different, sweep_figures, trend_figure, turn_figures
 from rwkvbatch.comparison.wording import (
     RANKING_NOTE,
     by_family,
@@ -38,6 +38,7 @@ from rwkvbatch.comparison.wording import (
     question,
     rank_disagreement,
     signed,
+    trend_sentence,
     verdict,
 )
 
@@ -163,6 +164,7 @@ def as_html(analysis: Analysis) -> str:
     asked = bool(others)
     others += analysis.secondary if analysis.metrics is None else ()
     ranges = _ranges((*decisive, *others))
+    trend = None if analysis.trend is None else trend_figure(analysis.trend)
     failing = most_different(analysis, MAX_FAILURE_COLUMNS)
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -172,6 +174,9 @@ def as_html(analysis: Analysis) -> str:
         title=_title(analysis),
         facts=_headline_facts(analysis),
         conclusion=conclusion(analysis.comparisons),
+        trend=analysis.trend,
+        trend_sentence=_typeset(trend_sentence),
+        trend_figure=trend and vars(trend) | {"svg": Markup(trend.svg)},
         about=_about(analysis, decisive) if decisive else [],
         decisive=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in decisive],
         several_baselines=len({line.pair.baseline for line in decisive}) > 1,
