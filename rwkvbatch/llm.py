@@ -15,15 +15,7 @@ from typing import Any, Self, TypedDict, Unpack, cast, overload
 
 from rwkvbatch.config import Prompting, SamplingParams, ThinkMode
 from rwkvbatch.engine.engine import DEFAULT_STATE_MEMORY, Engine
-from rwkvbatch.engine.request import (
-    SHOWN_CHARACTERS,
-    FinishReason,
-    NoiseKey,
-    Reply,
-    ReplyTiming,
-    Request,
-    Score,
-)
+from rwkvbatch.engine.request import SHOWN_CHARACTERS, FinishReason, NoiseKey, Reply, ReplyTiming, Request, Score
 from rwkvbatch.errors import InputError, NonFiniteLogitsError, RowError, UsageError
 from rwkvbatch.model.base import Model, ModelSpec, State, check_tokens
 from rwkvbatch.model.load import load_model

@@ -18,14 +18,7 @@ from pathlib import Path
 import torch
 
 from rwkvbatch import __version__
-from rwkvbatch.bench.limits import (
-    Limits,
-    Meter,
-    Rates,
-    device_clock,
-    median,
-    native_ops,
-)
+from rwkvbatch.bench.limits import Limits, Meter, Rates, device_clock, median, native_ops
 from rwkvbatch.bench.workloads import (
     PROCESSOR,
     WALL,

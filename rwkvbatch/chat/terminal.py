@@ -23,14 +23,7 @@ from rich.text import Text
 
 from rwkvbatch.chat.app import Chat, end_note, uncut
 from rwkvbatch.chat.commands import COMMANDS, handle_line
-from rwkvbatch.chat.live import (
-    MARKDOWN,
-    THINKING,
-    ChatMarkdown,
-    LiveText,
-    split_thinking,
-    thinking_text,
-)
+from rwkvbatch.chat.live import MARKDOWN, THINKING, ChatMarkdown, LiveText, split_thinking, thinking_text
 from rwkvbatch.chat.storage import open_private
 from rwkvbatch.chat.tree import Exchange
 from rwkvbatch.errors import RwkvBatchError

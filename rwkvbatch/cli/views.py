@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from rwkvbatch.results.summary import CellSummary, Summary
+from rwkvbatch.results.summary import CellSummary, Summary, worst
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -196,13 +196,14 @@ def _summary_lines(result: RunResult) -> list[str]:
         )
     else:
         done = "no reply was generated" if progress.failures else "all rows were there already"
-    lines = [
-        done,
-        f"{summary.prompt_tokens:,} prompt tokens: {read:,} read, {summary.cached_tokens:,} reused",
-    ]
+    lines = [done, f"{summary.prompt_tokens:,} prompt tokens: {read:,} read, {summary.cached_tokens:,} reused"]
     if summary.errors:
         some = f"{summary.errors:,} rows" if summary.errors > 1 else "1 row"
         lines.append(f"{some} failed; --retry-errors runs {'them' if summary.errors > 1 else 'it'} again")
+    for what, shares in (("tags", summary.failed_tags), ("checks", summary.failed_checks)):
+        if some := worst(shares):
+            named = ", ".join(f"{name} {share.failed:,} of {share.of:,}" for name, share in some)
+            lines.append(f"{what} that failed most: {named}")
     lines += _precision_lines(result)
     if result.verified is not None:
         lines.append(f"verified: {result.verified['held']}")

@@ -52,9 +52,9 @@ class Trend:
 
     Attributes:
         over: the name of the axis. points: in its order.
-        level: the band holds all true means together with probability `1 - level`. level_each: of each of its intervals.
-        concordance: mean over conversations of (pairs of checkpoints in which the later one is higher, minus those in
-            which it is lower) over all pairs; from -1 to 1 (Kendall 1938 within each conversation). low, high: its
+        level: the band holds all true means together with probability `1 - level`. level_each: of each interval in it.
+        concordance: mean over conversations of (pairs of checkpoints whose later one is higher, minus those whose later
+            one is lower) over all pairs; from -1 to 1 (Kendall 1938 within each conversation). low, high: its
             95 % interval. p: of the hypothesis that it is 0, by sign flips of whole conversations.
         num_values: rows (of `metric.level`) of each checkpoint that count. num_left_out: rows that only some have.
     """

@@ -112,6 +112,7 @@ def test_the_simultaneous_level_is_between_bonferronis_and_that_of_one() -> None
     assert 0.005 <= simultaneous_level(rng.normal(size=(30, 10))) < 0.008
 
 
+@pytest.mark.slow
 def test_the_band_holds_all_means_together_in_95_of_100_samples() -> None:
     from rwkvbatch.comparison.metrics import metric_named
     from rwkvbatch.comparison.trend import band

@@ -53,7 +53,8 @@ _FORMULA_SIGNS = frozenset("=+-@＝＋－＠")
 def as_json(analysis: Analysis) -> str:
     """The whole comparison as one JSON object.
 
-    `primary`, `families`, `trend` (null without `--over`), `comparisons`, `best`, `means`, `dropped`, `gates`, `changes`, `runs`, `notes`.
+    `primary`, `families`, `trend` (null without `--over`), `comparisons`, `best`,
+    `means`, `dropped`, `gates`, `changes`, `runs`, `notes`.
     """
     content = {
         "runs": [{"name": run.name, "path": run.source, "manifest": run.manifest} for run in analysis.runs],

@@ -52,6 +52,7 @@ MAX_FAILURE_COLUMNS: Final = 6
 """The most variants in the tables of failures; those that differ most are shown."""
 MAX_FAILURE_ROWS: Final = 30
 _HERE = Path(__file__).parent
+_MAX_NAMED_RUNS = 3
 _MAX_VALUE = 400
 """The most characters of a value in the table of settings."""
 
@@ -263,11 +264,14 @@ def _csp_hash(text: str) -> str:
 
 
 def _title(analysis: Analysis) -> str:
+    if analysis.trend is not None:
+        return f"{analysis.trend.metric.title} over {analysis.trend.over}: {len(analysis.trend.points)} checkpoints"
     if len(analysis.pairs) == 1:
         return f"{analysis.pairs[0].variant.label} against {analysis.pairs[0].baseline.label}"
     if len(analysis.variants) == 1:
         return analysis.variants[0].label
-    names = ", ".join(run.name for run in analysis.runs)
+    many = len(analysis.runs) > _MAX_NAMED_RUNS
+    names = f"{len(analysis.runs)} runs" if many else ", ".join(run.name for run in analysis.runs)
     baselines = {pair.baseline.label for pair in analysis.pairs}
     against = f" against {next(iter(baselines))}" if len(baselines) == 1 else ""
     return f"{names}: {len(analysis.pairs)} variants{against}"
