@@ -18,7 +18,7 @@ COMMANDS: Mapping[str, str] = {
     "run": "Replay scripted conversations, turn by turn, many at once.",
     "merge": "Put the parts of a run together.",
     "chat": "Talk to a model.",
-    "compare": "Report what differs between runs or cells, and whether it is more than noise.",
+    "compare": "Compare runs or cells: one verdict per variant, with the uncertainty of its difference.",
     "show": "Print the conversations of a run.",
     "bench": "Measure decoding, prefill, sampling, tokenizing, loading, and the machine's own limits.",
     "model": "Make, describe and convert checkpoints, and verify that they run right on this machine.",
@@ -64,8 +64,7 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     del version
