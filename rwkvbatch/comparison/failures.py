@@ -73,7 +73,7 @@ def failures_by_check(table: pd.DataFrame, variants: Sequence[Variant]) -> list[
     found: list[dict[str, tuple[int, int]]] = []
     for variant in variants:
         own = places[((table["run"] == variant.run) & (table["cell"] == variant.cell)).to_numpy()]
-        found.append(_counted(outcome for place in own for outcome in outcomes[place]))
+        found.append(_counted(outcome for place in own for outcome in outcomes[int(place)]))
     return _by_name(found)
 
 
