@@ -40,6 +40,8 @@ EPILOG = """[bold]Examples[/]
 
   rwkvbatch compare runs/before runs/after --primary nll --margin 0.02
 
+  rwkvbatch compare runs/step-* --over step --out trend.html
+
   rwkvbatch compare runs/main runs/branch --fail-if "score < baseline - 0.02"
 
   rwkvbatch compare runs/main runs/branch --fail-unless "score >= baseline - 0.02 significantly"
@@ -74,6 +76,14 @@ def compare_command(
     all_metrics: Annotated[bool, option("--all", "Show all metrics; all but the primary one are exploratory.")] = False,
     margin: Annotated[
         float | None, option("--margin", "Differences of the primary metric up to X are equivalent.", "X")
+    ] = None,
+    over: Annotated[
+        str | None,
+        option(
+            "--over",
+            "Test the trend over checkpoints: the word before the number in their names (step), or a list of numbers.",
+            "NAME|N,...",
+        ),
     ] = None,
     by: Annotated[str | None, option("--by", "Show each turn or tag as well (exploratory).", "turn|tag")] = None,
     k: Annotated[str | None, option("--k", "The k of pass@k. [dim]Default: the repeats[/]", "N,...")] = None,
@@ -139,6 +149,7 @@ def compare_command(
         metrics=metric or None,
         all_metrics=all_metrics,
         margin=margin,
+        over=over,
         by=by,
         ks=_ks(k),
         fail_if=fail_if or (),

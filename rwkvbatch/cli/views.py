@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rwkvbatch.prompt.escaping import printable
-from rwkvbatch.results.summary import CellSummary, Summary
+from rwkvbatch.results.summary import CellSummary, Summary, worst
 
 if TYPE_CHECKING:
     from rwkvbatch.replay.api import Prepared
@@ -194,6 +194,10 @@ def _summary_lines(result: RunResult) -> list[str]:
     if summary.errors:
         some, them = ("1 row", "it") if summary.errors == 1 else (f"{summary.errors:,} rows", "them")
         lines.append(f"{some} failed; --retry-errors runs {them} again")
+    for what, shares in (("tags", summary.failed_tags), ("checks", summary.failed_checks)):
+        if some := worst(shares):
+            named = ", ".join(f"{name} {share.failed:,} of {share.of:,}" for name, share in some)
+            lines.append(f"{what} that failed most: {named}")
     lines += _precision_lines(result)
     if result.verified is not None:
         lines.append(f"verified: {result.verified['held']}")

@@ -33,6 +33,7 @@ from rwkvbatch.comparison.paired import (
 )
 from rwkvbatch.comparison.pairing import Pair, Variant, check_pairs, check_runs, pair_up, refuse_parts, variants_of
 from rwkvbatch.comparison.ranking import Ranking, VariantMean, rank, variant_means
+from rwkvbatch.comparison.trend import Trend, positions_over, trend_over
 from rwkvbatch.comparison.wording import conclusion, heading, interval, number, p_value, signed, standing
 from rwkvbatch.errors import RunMismatchError, UsageError
 from rwkvbatch.prompt.escaping import printable
@@ -84,6 +85,7 @@ class Analysis:
         rankings: of three or more variants, by the primary metric first, then by those that were asked for.
         dropped: what each variant lacks.
         by, ks, margin: as given to `compare`.
+        trend: of the primary metric over checkpoints, with `over`.
     """
 
     runs: tuple[RunData, ...]
@@ -102,6 +104,7 @@ class Analysis:
     by: Breakdown | None = None
     ks: tuple[int, ...] | None = None
     margin: float | None = None
+    trend: Trend | None = None
 
     @property
     def available(self) -> tuple[Metric, ...]:
@@ -195,6 +198,7 @@ def compare(
     metrics: Sequence[str] | None = None,
     all_metrics: bool = False,
     margin: float | None = None,
+    over: str | None = None,
     by: Breakdown | None = None,
     ks: Sequence[int] | None = None,
     fail_if: Sequence[str] = (),
@@ -214,6 +218,8 @@ def compare(
         metrics: names of the metrics to show instead of the primary one; each is corrected by itself, and all but the
             primary one are exploratory. all_metrics: show the primary metric and all others.
         margin: differences of the primary metric up to this size count as equivalent.
+        over: test the trend of the primary metric over checkpoints, which are compared with the earliest one: the word
+            before the number in their names, such as `step`, or a number for each in their order, such as `100,200`.
         by: show also each turn or tag (exploratory). ks: the k of pass@k and all-k.
         fail_if: gates (`rwkvbatch.comparison.gates`) that fail where they hold. fail_unless: gates that fail where they
             do not. gate_significant: add `significantly` to all gates.
@@ -233,6 +239,10 @@ def compare(
     loaded = load_runs(runs)
     notes = check_runs(loaded, force=force)
     variants = variants_of(loaded)
+    positions = {} if over is None else positions_over(over, variants, loaded)
+    if positions:
+        variants = sorted(variants, key=positions.__getitem__)
+        baseline = variants[0].label if baseline is None else baseline
     pairs, unpaired = pair_up(loaded, variants, baseline)
     table = comparable_rows(loaded)
     every = [match(pair, table) for pair in pairs]
@@ -247,6 +257,7 @@ def compare(
     notes += _repeat_notes(ks, matched, variants, table)
     decisive = _primary(primary, asked, matched, variants, table)
     shown = _shown(decisive, asked, matched, ks, all_metrics=all_metrics)
+    trend = None if over is None or decisive is None else trend_over(over, positions, decisive, table)
     comparisons: list[Comparison] = []
     families: list[Family] = []
     rankings: list[Ranking] = []
@@ -289,6 +300,7 @@ def compare(
         by=by,
         ks=None if ks is None else tuple(ks),
         margin=margin,
+        trend=trend,
     )
 
 

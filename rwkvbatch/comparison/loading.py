@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
 
 from rwkvbatch import __version__
 from rwkvbatch.comparison.table import read_results, tabulate
-from rwkvbatch.errors import RunDirectoryError, UsageError
+from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
 from rwkvbatch.results.directory import planned_rows, why_unfinished
 from rwkvbatch.results.manifest import read_manifest, shard_text
 from rwkvbatch.results.store import RESULTS_NAME
@@ -136,6 +137,7 @@ class RunData:
         unfinished: by cell, the number of planned rows that are not there (yet); empty for a finished run, or where
             nothing says how many were planned. Of runs whose cells have different numbers of rows only the total is
             known: each cell then has it.
+        systems: the system messages by conversation; None where the run does not hold them (see `system_messages`).
     """
 
     name: str
@@ -145,6 +147,7 @@ class RunData:
     rows: pd.DataFrame
     notes: tuple[str, ...] = ()
     unfinished: Mapping[str, int] = field(default_factory=dict[str, int])
+    systems: Mapping[str, str] | None = None
 
     @property
     def conversations(self) -> list[str]:
@@ -233,7 +236,34 @@ def _in_memory(name: str, result: ResultInMemory) -> RunData:
     done, planned = len(table), int(result.summary.planned)
     notes = (f"{name} is not finished: {done:,} of {planned:,} rows are there",) if done < planned else ()
     facts = RunFacts.of_plan(result.plan)
-    return RunData(name, name, facts, {}, table, notes, _unfinished(table, planned, list(facts.cells)))
+    systems = {each.id: each.system for each in result.plan.conversations if each.system}
+    return RunData(name, name, facts, {}, table, notes, _unfinished(table, planned, list(facts.cells)), systems)
+
+
+MAX_SCRIPT_BYTES: Final = 1 << 28
+"""Scripts larger than this are not read again."""
+
+
+def system_messages(run: RunData) -> Mapping[str, str] | None:
+    """The system messages by conversation, from the script that was run; None where it is gone or has changed.
+
+    Rows do not hold them. The script is at the path of the manifest, and its hash must be that of the run.
+    """
+    if run.systems is not None:
+        return run.systems
+    from rwkvbatch.script.reader import read_scripts
+
+    paths = [Path(path) for path in run.facts.scripts]
+    expected, number = run.facts.script_sha256, _record(run.facts.identity.get("script")).get("conversations")
+    try:
+        if not paths or sum(path.stat().st_size if path.is_file() else math.inf for path in paths) > MAX_SCRIPT_BYTES:
+            return None
+        found = read_scripts([str(path) for path in paths], skip_bad=True).conversations[:number]
+    except (OSError, ValueError, TypeError, RwkvBatchError):
+        return None
+    if sha256("".join(each.sha256 for each in found).encode()).hexdigest() != expected:
+        return None
+    return {each.id: each.system for each in found if each.system}
 
 
 def _unfinished(rows: pd.DataFrame, planned: int | None, cells: Sequence[str]) -> dict[str, int]:

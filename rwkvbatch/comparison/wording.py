@@ -10,6 +10,7 @@ from typing import Final
 from rwkvbatch.comparison.metrics import Metric
 from rwkvbatch.comparison.paired import Comparison, Dropped, Family
 from rwkvbatch.comparison.ranking import Candidate, Ranking, VariantMean
+from rwkvbatch.comparison.trend import Trend
 
 ARROWS: Final = {"higher": "↑", "lower": "↓", "none": ""}
 MISSING: Final = "—"
@@ -262,6 +263,36 @@ def common_rows(ranking: Ranking) -> str:
     if ranking.num_left_out:
         text += f"; {_count(ranking.num_left_out, ranking.metric.level)} not in all variants left out"
     return text
+
+
+def trend_title(trend: Trend) -> str:
+    """What a trend is of: the metric, the axis, and the numbers of checkpoints and conversations."""
+    rows = f", {_count(trend.num_values, 'turn')} each" if trend.metric.level == "turn" else ""
+    left = (
+        f"; {_count(trend.num_left_out, trend.metric.level)} not in all of them left out" if trend.num_left_out else ""
+    )
+    return (
+        f"{metric_title(trend.metric)} over {trend.over}: {_count(len(trend.points), 'checkpoint')}, "
+        f"{_count(trend.num_conversations, 'conversation')}{rows}{left}"
+    )
+
+
+def trend_sentence(trend: Trend) -> str:
+    """The verdict on a trend, the means at both ends, and the test."""
+    first, last, digits = trend.points[0], trend.points[-1], trend.metric.digits
+    ends = f"{number(first.mean, digits)} at {first.x:,g} to {number(last.mean, digits)} at {last.x:,g}"
+    sentence = f"{trend.verdict}, {ends}"
+    if not trend.decidable or trend.verdict == "no change":
+        return sentence
+    test = f"concordance {signed(trend.concordance, 2)} [{signed(trend.low, 2)}, {signed(trend.high, 2)}]"
+    return f"{sentence}; {test}, p {p_value(trend.p)}".replace("p <", "p < ")
+
+
+TREND_NOTE: Final = (
+    "Concordance is the mean over conversations of Kendall's rank correlation of the metric with the order of the "
+    "checkpoints, from -1 to 1; its test flips the signs of whole conversations. It is about these checkpoints and "
+    "other conversations of this kind, not about another training run."
+)
 
 
 def _with_mean(candidate: Candidate, ranking: Ranking) -> str:

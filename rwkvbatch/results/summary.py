@@ -6,7 +6,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,20 @@ from rwkvbatch.files import OS_FILES, Files, save_file
 from rwkvbatch.results.row import Row
 
 SUMMARY_NAME = "summary.json"
+
+
+@dataclass(frozen=True)
+class FailureShare:
+    """`failed` of `of` turns or checks."""
+
+    failed: int
+    of: int
+
+
+def worst(shares: Mapping[str, FailureShare], number: int = 3) -> list[tuple[str, FailureShare]]:
+    """The `number` names with the largest shares of failures; of equal ones, those with more failures first."""
+    failing = [(name, share) for name, share in shares.items() if share.failed]
+    return sorted(failing, key=lambda item: (-item[1].failed / item[1].of, -item[1].failed, item[0]))[:number]
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,13 @@ class CellSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """A run's figures; `planned` is the number of rows of the complete run."""
+    """A run's figures.
+
+    Attributes:
+        planned: the number of rows of the complete run.
+        failed_tags: by tag, the turns that ended in an error or of which a check failed, of those and the turns with
+            checks. failed_checks: by kind of check, those that failed. Both over all cells.
+    """
 
     planned: int
     rows: int
@@ -58,6 +78,8 @@ class Summary:
     prompt_tokens: int
     cached_tokens: int
     cells: tuple[CellSummary, ...]
+    failed_tags: Mapping[str, FailureShare] = field(default_factory=dict[str, FailureShare])
+    failed_checks: Mapping[str, FailureShare] = field(default_factory=dict[str, FailureShare])
 
     @property
     def complete(self) -> bool:
@@ -129,15 +151,29 @@ class Tallies:
 
     def __init__(self, cells: Iterable[str]) -> None:
         self._cells = {name: _Tally() for name in cells}
+        self._tags: Counter[tuple[str, bool]] = Counter()
+        self._kinds: Counter[tuple[str, bool]] = Counter()
 
     def add(self, row: Row) -> None:
         self._cells[row.cell].add(row)
+        is_error = row.finish_reason == "error"
+        if row.checks or is_error:
+            failed = is_error or row.failed_checks > 0
+            self._tags.update((tag, failed) for tag in row.tags)
+        self._kinds.update((check.kind, is_error or not check.passed) for check in row.checks)
 
     def summary(self, planned: int) -> Summary:
         """The figures so far of a run of `planned` rows."""
         parts = tuple(tally.result(name) for name, tally in self._cells.items())
         totals = {name: sum(getattr(part, name) for part in parts) for name in _TOTALS}
-        return Summary(planned=planned, **totals, cells=parts)
+        return Summary(
+            planned=planned, **totals, cells=parts, failed_tags=_shares(self._tags), failed_checks=_shares(self._kinds)
+        )
+
+
+def _shares(counts: Counter[tuple[str, bool]]) -> dict[str, FailureShare]:
+    names = sorted({name for name, _ in counts})
+    return {name: FailureShare(counts[name, True], counts[name, True] + counts[name, False]) for name in names}
 
 
 def summarize(rows: Iterable[Row], cells: Iterable[str], planned: int) -> Summary:

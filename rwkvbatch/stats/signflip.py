@@ -215,6 +215,36 @@ def largest_mean_p(sums: ArrayLike) -> tuple[float, int]:
     return float((largest >= largest[0]).mean()), best
 
 
+def simultaneous_level(deviations: ArrayLike, *, level: float = 0.05) -> float:
+    """The level of each of several intervals at which all of them hold together with probability `1 - level`.
+
+    From the smallest p-value of the columns under common sign flips of the clusters, which keeps the dependence
+    between columns; never below Bonferroni's `level / columns`.
+
+    Args:
+        deviations: `[clusters, columns]` what each cluster adds to the deviation of a mean from its expectation.
+
+    Raises:
+        ValueError: the shape is not `[clusters, columns]` with a column or more, or a number is not finite.
+    """
+    values = np.asarray(deviations, dtype=np.float64)
+    if values.ndim != 2 or not values.shape[1] or not np.isfinite(values).all():
+        raise ValueError(f"deviations must be finite, [clusters, columns] with a column or more; got {values.shape}")
+    scale = np.abs(values).sum(axis=0)
+    some = np.flatnonzero(scale > 0)
+    if some.size < 2:
+        return level
+    values = values[:, some] / scale[some]
+    flips = _flips(values.shape[0])
+    smallest = np.ones(flips.count)
+    for block in _blocks(np.arange(some.size)):
+        flipped = _flipped_sums(values[:, block], flips.subset_sums(values[:, block]))
+        for column in range(flipped.shape[1]):
+            np.minimum(smallest, _two_sided(flipped[:, column]), out=smallest)
+    smallest.sort()
+    return max(level / some.size, _level_each(smallest, level))
+
+
 def _blocks(columns: NDArray[np.intp]) -> list[NDArray[np.intp]]:
     """`columns` in blocks whose sign patterns fit into memory."""
     return np.array_split(columns, math.ceil(columns.size / _BLOCK)) if columns.size else []

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,8 @@ from rwkvbatch.comparison.report.svg import (
     label_of,
     report_style,
 )
-from rwkvbatch.comparison.wording import interval, metric_title, number
+from rwkvbatch.comparison.trend import Trend
+from rwkvbatch.comparison.wording import TREND_NOTE, interval, metric_title, number, trend_title
 from rwkvbatch.prompt.escaping import printable
 
 # matplotlib and pandas are partly typed.
@@ -38,6 +39,8 @@ from rwkvbatch.prompt.escaping import printable
 # pyright: reportMissingTypeStubs=false
 
 _MAX_DOTS = 60
+_LOG_AXIS = 50
+"""The ratio of the last to the first checkpoint from which their axis is logarithmic."""
 _LEGEND_CHARACTERS = 78
 """The characters that fit into a row of the legend."""
 _TURN_METRICS = ("nll", "score", "tokens", "loop")
@@ -62,10 +65,13 @@ class _Point:
 
 
 def sweep_figures(analysis: Analysis) -> list[Figure]:
-    """One figure per metric whose mean differs between variants."""
+    """One figure per metric whose mean differs between variants, the primary metric's first.
+
+    Only differences in the primary metric are coloured by their verdicts.
+    """
     means = {v: {m.metric.name: m for m in analysis.means(v)} for v in analysis.variants}
     verdicts = {
-        (line.pair.variant, line.metric.name): line.verdict for line in analysis.comparisons if line.group is None
+        (line.pair.variant, line.metric.name): line.verdict for line in analysis.comparisons if not line.exploratory
     }
     facts = {run.name: run.facts for run in analysis.runs}
     several = len(analysis.runs) > 1
@@ -76,15 +82,21 @@ def sweep_figures(analysis: Analysis) -> list[Figure]:
     baselines = frozenset(pair.baseline for pair in analysis.pairs)
     figures: list[Figure] = []
     with report_style():
-        for metric in TURN_METRICS:
+        for metric in _primary_first(analysis, TURN_METRICS):
             points = [
                 _Point(v, means[v][metric.name], verdicts.get((v, metric.name), ""))
                 for v in analysis.variants
                 if metric.name in means[v]
             ]
             if len({point.mean.mean for point in points}) > 1:
-                figures.append(_sweep_figure(metric, points, axes, settings, baselines))
+                figure = _sweep_figure(metric, points, axes, settings, baselines)
+                figures.append(replace(figure, exploratory=metric != analysis.primary))
     return figures
+
+
+def _primary_first(analysis: Analysis, metrics: Iterable[Metric]) -> list[Metric]:
+    first = [] if analysis.primary is None else [analysis.primary]
+    return [*first, *(metric for metric in metrics if metric not in first)]
 
 
 def _axes(settings: _Settings) -> list[str]:
@@ -101,8 +113,8 @@ def _sweep_figure(
     if len(axes) == 2 and len(points) > 3:
         svg = _heat_map(metric, points, axes, settings, baselines)
         caption = (
-            "Mean of each cell. The outlined cell is the baseline; a dot marks cells with a significant difference "
-            "from it: green for better, red for worse."
+            "Mean of each cell. The outlined cell is the baseline; in the primary metric a dot marks cells that differ "
+            "significantly from it: green for better, red for worse."
         )
     elif len(axes) == 1 and axes[0] != "run" and len(points) > 2:
         svg = _line(metric, points, axes[0], settings)
@@ -189,25 +201,71 @@ def _error_dots(plot: Any, positions: Sequence[float], points: Sequence[_Point],
     return tips
 
 
+def trend_figure(trend: Trend) -> Figure:
+    """The means over the checkpoints, with the simultaneous band."""
+    figure_tips: dict[str, str] = {}
+    x = [point.x for point in trend.points]
+    with report_style():
+        figure, plot = canvas(8.4, 3.2, grid="y")
+        known = [not math.isnan(point.low) for point in trend.points]
+        lows, highs = [point.low for point in trend.points], [point.high for point in trend.points]
+        plot.fill_between(x, lows, highs, where=known, facecolor=(ACCENT, 0.16), edgecolor="none")
+        plot.plot(x, [point.mean for point in trend.points], color=ACCENT, linewidth=1.8)
+        for i, point in enumerate(trend.points):
+            plot.plot([point.x], [point.mean], "o", markersize=6, color=ACCENT, markeredgecolor=PAPER, gid=f"tip-{i}")
+            mean, low, high = (number(value, trend.metric.digits) for value in (point.mean, point.low, point.high))
+            figure_tips[f"tip-{i}"] = printable(f"{point.variant.label}: {mean} [{low}, {high}]")
+        if min(x) > 0 and max(x) / min(x) > _LOG_AXIS:
+            plot.set_xscale("log")
+        plot.set_xlabel(label_of(trend.over))
+        plot.margins(x=0.03, y=0.12)
+        svg = inline_svg(figure, label=trend_title(trend), tips=figure_tips, prefix="trend")
+    caption = f"Mean of each checkpoint; the band holds all true means together at 95 %. {TREND_NOTE}"
+    return Figure(trend.metric.name, trend_title(trend), caption, svg)
+
+
 def _ordered(values: set[Any]) -> list[Any]:
     return sorted(values, key=lambda value: (isinstance(value, str), value))
 
 
 def turn_figures(analysis: Analysis) -> list[Figure]:
-    """One figure per metric: its mean at each turn, a line per variant; none for single-turn scripts."""
+    """One figure per metric: its mean at each turn, a line per variant; none for single-turn scripts.
+
+    Of more variants than there are colours, the baselines and those that differ most are shown.
+    """
     turns = sorted(int(turn) for turn in analysis.table["turn"].unique())
-    variants = analysis.variants[: len(SERIES)]
     if len(turns) < 2:
         return []
-    caption = "Mean and 95 % interval at each turn."
+    variants, caption = most_different(analysis, len(SERIES)), "Mean and 95 % interval at each turn."
     if len(variants) < len(analysis.variants):
-        caption += f" The first {len(variants)} of {len(analysis.variants)} variants."
+        by = "" if analysis.primary is None else f" in {analysis.primary.name}"
+        caption += f" The baseline and the variants that differ most{by}: {len(variants)} of {len(analysis.variants)}."
+    shown = [metric for metric in TURN_METRICS if metric.name in _TURN_METRICS or metric == analysis.primary]
     with report_style():
         return [
-            Figure(metric.name, metric_title(metric), caption, _turn_lines(metric, analysis, variants, turns))
-            for metric in TURN_METRICS
-            if metric.name in _TURN_METRICS and bool(analysis.table[metric.name].notna().any())
-        ]
+            Figure(
+                metric.name, metric_title(metric), caption, _turn_lines(metric, analysis, variants, turns),
+                exploratory=metric != analysis.primary,
+            )
+            for metric in _primary_first(analysis, shown)
+            if metric.level == "turn" and bool(analysis.table[metric.column].notna().any())
+        ]  # fmt: skip
+
+
+def most_different(analysis: Analysis, at_most: int) -> list[Variant]:
+    """The baselines and the variants with the largest differences in the first family, in the order of the variants."""
+    if len(analysis.variants) <= at_most:
+        return list(analysis.variants)
+    family = analysis.comparisons[0].family if analysis.comparisons else ""
+    sizes = {
+        line.pair.variant: abs(line.difference)
+        for line in analysis.comparisons
+        if line.family == family and not math.isnan(line.difference)
+    }
+    baselines = {pair.baseline for pair in analysis.pairs}
+    order = sorted(analysis.variants, key=lambda variant: (variant not in baselines, -sizes.get(variant, -1.0)))
+    chosen = set(order[:at_most])
+    return [variant for variant in analysis.variants if variant in chosen]
 
 
 def _turn_lines(metric: Metric, analysis: Analysis, variants: Sequence[Variant], turns: Sequence[int]) -> str:

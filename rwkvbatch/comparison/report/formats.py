@@ -17,9 +17,11 @@ from rwkvbatch.comparison.dialogues import most_changed
 from rwkvbatch.comparison.paired import Comparison
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.ranking import Ranking
+from rwkvbatch.comparison.trend import Trend
 from rwkvbatch.comparison.wording import (
     COLUMNS,
     RANKING_NOTE,
+    TREND_NOTE,
     by_family,
     common_rows,
     conclusion,
@@ -35,6 +37,8 @@ from rwkvbatch.comparison.wording import (
     rank_disagreement,
     significant,
     standing,
+    trend_sentence,
+    trend_title,
     variant_label,
 )
 from rwkvbatch.prompt.escaping import printable, printable_json
@@ -45,12 +49,14 @@ _FORMULA_SIGNS = frozenset("=+-@＝＋－＠")
 def as_json(analysis: Analysis) -> str:
     """The whole comparison as one JSON object.
 
-    `primary`, `families`, `comparisons`, `best`, `means`, `dropped`, `gates`, `changes`, `runs`, `notes`.
+    `primary`, `families`, `trend` (null without `--over`), `comparisons`, `best`,
+    `means`, `dropped`, `gates`, `changes`, `runs`, `notes`.
     """
     content = {
         "runs": [{"name": run.name, "path": run.source, "manifest": run.manifest} for run in analysis.runs],
         "primary": None if analysis.primary is None else analysis.primary.name,
         "families": [vars(family) | {"metric": family.metric.name} for family in analysis.families],
+        "trend": None if analysis.trend is None else analysis.trend.as_dict(),
         "comparisons": analysis.records() if analysis.comparisons else [],
         "best": [_best(ranking) for ranking in analysis.rankings],
         "means": [
@@ -159,6 +165,8 @@ def as_markdown(analysis: Analysis) -> str:
     if analysis.rankings:
         best = [f"- {escaped(f'{standing(line)} ({common_rows(line)})')}" for line in analysis.rankings]
         parts.append("\n".join(best) + f"\n\n{escaped(RANKING_NOTE)}")
+    if analysis.trend is not None:
+        parts.append(_trend(analysis.trend))
     if sentence := left_out(analysis.dropped):
         parts.append(escaped(sentence))
     if analysis.gates:
@@ -176,6 +184,24 @@ def as_markdown(analysis: Analysis) -> str:
     if analysis.notes:
         parts.append("\n".join(f"> {escaped(note)}" for note in analysis.notes))
     return "\n\n".join(parts) + "\n"
+
+
+def _trend(trend: Trend) -> str:
+    digits = trend.metric.digits
+    rows = [
+        _row(
+            (
+                f"{p.x:,g}",
+                p.variant.label,
+                number(p.mean, digits),
+                f"[{number(p.low, digits)}, {number(p.high, digits)}]",
+            )
+        )
+        for p in trend.points
+    ]
+    table = "\n".join([f"| {escaped(trend.over)} | checkpoint | mean | 95 % band |", "|---:|---|---:|---|", *rows])
+    text = f"### {escaped(trend_title(trend))}\n\n**{escaped(trend_sentence(trend))}**\n\n{table}"
+    return f"{text}\n\n{escaped(TREND_NOTE)}"
 
 
 def escaped(text: str) -> str:

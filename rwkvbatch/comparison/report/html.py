@@ -14,22 +14,32 @@ from typing import Any, Final, cast
 from rwkvbatch import __version__
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.dialogues import SHOWN_METRICS, most_changed, turn_record
-from rwkvbatch.comparison.loading import varied_settings
+from rwkvbatch.comparison.failures import FailureCount, failures_by_check, failures_by_tag
+from rwkvbatch.comparison.loading import system_messages, varied_settings
 from rwkvbatch.comparison.metrics import TURN_METRICS
 from rwkvbatch.comparison.paired import Comparison, rows_of
-from rwkvbatch.comparison.report.charts import sweep_figures, turn_figures
+from rwkvbatch.comparison.pairing import Variant
+from rwkvbatch.comparison.report.charts import most_different, sweep_figures, trend_figure, turn_figures
 from rwkvbatch.comparison.wording import (
     RANKING_NOTE,
+    by_family,
     by_heading,
     common_rows,
     conclusion,
+    correction,
+    extent,
     heading,
     interval,
+    left_out,
     metric_title,
     number,
     p_value,
+    power,
+    question,
+    rank_disagreement,
     signed,
-    significant,
+    trend_sentence,
+    verdict,
 )
 
 # pandas has no type stubs.
@@ -38,17 +48,25 @@ from rwkvbatch.comparison.wording import (
 
 MAX_TURNS: Final = 20_000
 """The most turns in a report; the most changed conversations come first."""
+MAX_FAILURE_COLUMNS: Final = 6
+"""The most variants in the tables of failures; those that differ most are shown."""
+MAX_FAILURE_ROWS: Final = 30
 _HERE = Path(__file__).parent
+_MAX_NAMED_RUNS = 3
 _MAX_VALUE = 400
 """The most characters of a value in the table of settings."""
 
 
 @dataclass(frozen=True)
 class PageData:
-    """The dialogues for the page's script, and the number of conversations left out."""
+    """The dialogues for the page's script, and the number of conversations left out.
+
+    `unknown_systems`: the scripts are gone or have changed, so whether there are system messages is unknown.
+    """
 
     content: dict[str, Any]
     left_out: int
+    unknown_systems: bool = False
 
     def as_script(self) -> str:
         """JSON without characters that could end its element or begin a comment."""
@@ -87,6 +105,12 @@ def page_data(analysis: Analysis, *, max_turns: int = MAX_TURNS) -> PageData:
         rows = rows_of(analysis.table, variant)
         for row in rows.loc[rows["conversation"].isin(list(conversations))].to_dict("records"):
             _add(conversations[row["conversation"]], index, row, [metric.name for metric in metrics])
+    systems: dict[str, str] = {}
+    unknown_systems = False
+    for run in analysis.runs:
+        known = system_messages(run)
+        unknown_systems |= known is None
+        systems |= {name: text for name, text in (known or {}).items() if name in conversations}
     content = {
         "variants": [variant.label for variant in analysis.variants],
         "metrics": [
@@ -95,8 +119,9 @@ def page_data(analysis: Analysis, *, max_turns: int = MAX_TURNS) -> PageData:
         "shown": SHOWN_METRICS,
         "pairs": pairs,
         "conversations": conversations,
+        "systems": systems,
     }
-    return PageData(content, len(order) - len(conversations))
+    return PageData(content, len(order) - len(conversations), unknown_systems and not systems)
 
 
 def _add(conversation: dict[str, Any], variant: int, row: Mapping[Any, Any], metrics: Sequence[str]) -> None:
@@ -126,15 +151,6 @@ class Bar:
     mean: float
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The significant differences of one metric: the largest, and the numbers of significant and of all."""
-
-    line: Comparison
-    num_found: int
-    num_tested: int
-
-
 def as_html(analysis: Analysis) -> str:
     """The whole report as one HTML document."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -143,8 +159,14 @@ def as_html(analysis: Analysis) -> str:
     style = (_HERE / "report.css").read_text(encoding="utf-8")
     script = (_HERE / "report.js").read_text(encoding="utf-8")
     data = page_data(analysis)
-    lines = (*analysis.comparisons, *(analysis.secondary if analysis.metrics is None else ()))
-    ranges = _ranges(lines)
+    families = by_family(analysis.comparisons)
+    decisive = next(iter(families.values()), [])
+    others = [line for line in analysis.comparisons if line not in decisive]
+    asked = bool(others)
+    others += analysis.secondary if analysis.metrics is None else ()
+    ranges = _ranges((*decisive, *others))
+    trend = None if analysis.trend is None else trend_figure(analysis.trend)
+    failing = most_different(analysis, MAX_FAILURE_COLUMNS)
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -153,14 +175,26 @@ def as_html(analysis: Analysis) -> str:
         title=_title(analysis),
         facts=_headline_facts(analysis),
         conclusion=conclusion(analysis.comparisons),
-        findings=_findings(analysis),
+        trend=analysis.trend,
+        trend_sentence=_typeset(trend_sentence),
+        trend_figure=trend and vars(trend) | {"svg": Markup(trend.svg)},
+        about=_about(analysis, decisive) if decisive else [],
+        decisive=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in decisive],
+        several_baselines=len({line.pair.baseline for line in decisive}) > 1,
+        left_out_rows=left_out(analysis.dropped, named=True),
+        tone=_tone,
+        verdict=verdict,
+        failures=_failures(analysis, failing),
+        failing=failing,
+        num_variants=len(analysis.variants),
+        max_failure_rows=MAX_FAILURE_ROWS,
         rankings=analysis.rankings,
         ranking_note=RANKING_NOTE,
         common_rows=common_rows,
         number=_typeset(number),
         signed=_typeset(signed),
         p_value=_typeset(p_value),
-        titles=list(dict.fromkeys(line.metric.title for line in lines)),
+        titles=list(dict.fromkeys(line.metric.title for line in others)),
         heading=heading,
         interval=_typeset(interval),
         metric_title=metric_title,
@@ -169,12 +203,14 @@ def as_html(analysis: Analysis) -> str:
         # The SVG is generated here, with all texts escaped by the XML writer.
         sweep=[vars(figure) | {"svg": Markup(figure.svg)} for figure in sweep_figures(analysis)],
         turns=[vars(figure) | {"svg": Markup(figure.svg)} for figure in turn_figures(analysis)],
-        comparisons=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in lines],
-        headings=list(by_heading(lines)),
+        others=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in others],
+        asked=asked,
+        headings=list(by_heading(others)),
         means=analysis.means(analysis.variants[0]) if not analysis.comparisons else [],
         settings=_settings(analysis),
         runs=analysis.runs,
         left_out=data.left_out,
+        unknown_systems=data.unknown_systems,
         data=Markup(data.as_script()),
         style=Markup(style),
         script=Markup(script),
@@ -190,16 +226,37 @@ def _typeset(write: Callable[..., str]) -> Callable[..., str]:
     return lambda *values: write(*values).replace("-", "\u2212")
 
 
-def _findings(analysis: Analysis) -> list[Finding]:
-    """One finding per metric with significant differences, in the order of the table."""
-    by_metric: dict[str, list[Comparison]] = {}
-    for line in analysis.comparisons:
-        by_metric.setdefault(line.metric.name, []).append(line)
-    return [
-        Finding(max(found, key=lambda line: abs(line.difference)), len(found), len(lines))
-        for lines in by_metric.values()
-        if (found := significant(lines))
-    ]
+def _tone(line: Comparison) -> str:
+    """The style class of a line's verdict; exploratory lines are never coloured."""
+    return line.verdict if line.verdict in ("better", "worse", "differs") and not line.exploratory else "plain"
+
+
+def _about(analysis: Analysis, lines: Sequence[Comparison]) -> list[str]:
+    """Sentences on the family that decides: its extent, its correction, and what it could not find."""
+    families = {family.name: family for family in analysis.families}
+    sentences = [f"{question(lines)}: {extent(lines, analysis.repetitions)}."]
+    if lines[0].family in families:
+        sentences.append(correction(families[lines[0].family]))
+    sentences += [f"{text[0].upper()}{text[1:]}." for text in (power(lines), rank_disagreement(lines)) if text]
+    return sentences
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Failures of some variants: a title, what a row is `of`, and the rows."""
+
+    title: str
+    of: str
+    rows: list[FailureCount]
+
+
+def _failures(analysis: Analysis, variants: Sequence[Variant]) -> list[Breakdown]:
+    """The breakdowns that have a failure."""
+    found = (
+        Breakdown("Turns with a failed check, by tag", "tag", failures_by_tag(analysis.table, variants)),
+        Breakdown("Failed checks, by kind", "check", failures_by_check(analysis.table, variants)),
+    )
+    return [each for each in found if each.rows]
 
 
 def _csp_hash(text: str) -> str:
@@ -207,11 +264,14 @@ def _csp_hash(text: str) -> str:
 
 
 def _title(analysis: Analysis) -> str:
+    if analysis.trend is not None:
+        return f"{analysis.trend.metric.title} over {analysis.trend.over}: {len(analysis.trend.points)} checkpoints"
     if len(analysis.pairs) == 1:
         return f"{analysis.pairs[0].variant.label} against {analysis.pairs[0].baseline.label}"
     if len(analysis.variants) == 1:
         return analysis.variants[0].label
-    names = ", ".join(run.name for run in analysis.runs)
+    many = len(analysis.runs) > _MAX_NAMED_RUNS
+    names = f"{len(analysis.runs)} runs" if many else ", ".join(run.name for run in analysis.runs)
     baselines = {pair.baseline.label for pair in analysis.pairs}
     against = f" against {next(iter(baselines))}" if len(baselines) == 1 else ""
     return f"{names}: {len(analysis.pairs)} variants{against}"
@@ -241,19 +301,22 @@ def _model_name(model: Any) -> str:
 
 
 def _ranges(lines: Sequence[Comparison]) -> dict[str, float]:
-    """By metric, the largest distance of an interval's end from zero: the common scale of its bars."""
+    """By metric, the largest distance of a finite end of an interval from zero: the common scale of its bars."""
     ranges: dict[str, float] = {}
     for line in lines:
-        if math.isfinite(line.low) and math.isfinite(line.high):
-            ranges[line.metric.name] = max(abs(line.low), abs(line.high), ranges.get(line.metric.name, 0.0))
+        ends = [abs(end) for end in (line.low, line.high, line.difference) if math.isfinite(end)]
+        ranges[line.metric.name] = max((*ends, ranges.get(line.metric.name, 0.0)))
     return ranges
 
 
 def _bar(line: Comparison, scale: float) -> Bar | None:
-    """The bar of a line; `scale` is near its edges."""
-    if not (math.isfinite(line.low) and math.isfinite(line.high)) or scale == 0:
+    """The bar of a line; `scale` is near its edges, and an infinite end beyond them."""
+    if math.isnan(line.low) or scale == 0 or (math.isinf(line.low) and math.isinf(line.high)):
         return None
-    low, high, mean = (round(50 + 50 * value / (1.06 * scale), 2) for value in (line.low, line.high, line.difference))
+    low, high, mean = (
+        round(50 + 50 * min(1.06, max(-1.06, value / (1.06 * scale))), 2)
+        for value in (line.low, line.high, line.difference)
+    )
     return Bar(low, high, mean)
 
 

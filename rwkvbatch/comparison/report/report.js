@@ -64,7 +64,7 @@
   function filterComparisons() {
     const pair = byId("pair-filter") ? byId("pair-filter").value : "";
     const metric = byId("metric-filter") ? byId("metric-filter").value : "";
-    const beyond = byId("beyond-noise").checked;
+    const beyond = byId("only-significant").checked;
     for (const row of byId("comparisons").tBodies[0].rows) {
       const certain = ["better", "worse", "differs"].includes(row.dataset.verdict);
       row.hidden = (pair !== "" && row.dataset.pair !== pair)
@@ -72,7 +72,7 @@
     }
   }
   if (byId("comparisons")) {
-    byId("beyond-noise").addEventListener("change", filterComparisons);
+    byId("only-significant").addEventListener("change", filterComparisons);
     for (const id of ["pair-filter", "metric-filter"]) {
       if (byId(id)) byId(id).addEventListener("change", filterComparisons);
     }
@@ -145,7 +145,7 @@
     .filter((name) => rowsOf(name, pair.variant).length)
     .map((name, order) => {
       const change = pair.changes[name];
-      const text = [name, ...data.conversations[name].tags, ...Object.values(data.conversations[name].asked).map((asked) => asked[0])];
+      const text = [name, Object.hasOwn(data.systems, name) ? data.systems[name] : "", ...data.conversations[name].tags, ...Object.values(data.conversations[name].asked).map((asked) => asked[0])];
       for (const variant of [pair.baseline, pair.variant]) {
         if (variant !== null) for (const row of rowsOf(name, variant)) text.push(row.reply);
       }
@@ -295,6 +295,12 @@
       const tags = make("div", "tags");
       talk.tags.forEach((tag) => tags.append(make("span", "tag", tag)));
       place.append(tags);
+    }
+    const system = Object.hasOwn(data.systems, state.selected) ? data.systems[state.selected] : null;
+    if (system) {
+      const box = make("p", "system");
+      box.append(make("small", "", "system"), document.createTextNode(system));
+      place.append(box);
     }
     for (const turn of Object.keys(talk.asked).map(Number).sort((a, b) => a - b)) {
       const of = (rows) => rows && rows.find((row) => row.turn === turn && row.repeat === state.repeat);

@@ -68,12 +68,13 @@ STYLE: Final[Mapping[str, object]] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of one metric; `caption` explains how to read it."""
+    """A figure of one metric; `caption` explains how to read it. `exploratory`: not of the primary metric."""
 
     name: str
     title: str
     caption: str
     svg: str
+    exploratory: bool = False
 
 
 def report_style() -> AbstractContextManager[None]:

@@ -31,6 +31,7 @@ from rwkvbatch.comparison.dialogues import (
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.paired import Comparison, MatchedRows
 from rwkvbatch.comparison.ranking import VariantMean
+from rwkvbatch.comparison.trend import sparkline
 from rwkvbatch.comparison.wording import (
     COLUMNS,
     TableColumn,
@@ -47,6 +48,8 @@ from rwkvbatch.comparison.wording import (
     rank_disagreement,
     signed,
     standing,
+    trend_sentence,
+    trend_title,
 )
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.escaping import CONTEXT, printable
@@ -69,6 +72,12 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0
         for table in _means(analysis):
             console.print(table)
         console.print(Text(conclusion(analysis.comparisons), style="bold"))
+    if (trend := analysis.trend) is not None:
+        _print_wrapped(trend_title(trend), console, "bold")
+        console.print(Text(sparkline(trend, console.width)))
+        style = {"improves": "bold green", "worsens": "bold red"}.get(trend.verdict, "bold")
+        _print_wrapped(trend_sentence(trend), console, style)
+        console.print()
     rankings = {ranking.metric.name: ranking for ranking in analysis.rankings}
     for place, (family, lines) in enumerate(by_family(analysis.comparisons).items()):
         if place:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -16,8 +17,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rwkvbatch.comparison import compare
+from rwkvbatch.comparison.failures import failures_by_check, failures_by_tag
 from rwkvbatch.comparison.report.charts import turn_figures
 from rwkvbatch.comparison.report.html import PageData, as_html, page_data
+from rwkvbatch.comparison.wording import conclusion, interval, left_out
+from rwkvbatch.script.reader import read_scripts
 from tests.comparison.hostile import hostile_run
 from tests.comparison.make_run import make_run
 
@@ -131,12 +135,114 @@ def test_intervals_by_turn_end_at_what_a_metric_can_be(tmp_path: Path) -> None:
     assert max(labels) <= 1
 
 
-def test_the_caption_counts_variants_that_are_not_shown(tmp_path: Path) -> None:
-    cells = [f"temp={n}" for n in range(9)]
-    analysis = compare([str(make_run(tmp_path / "a", conversations=2, cells=cells))])
-    assert all("The first 8 of 9 variants." in figure.caption for figure in turn_figures(analysis))
+def test_of_many_variants_turn_figures_show_the_baseline_and_the_most_different(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], _rng: np.random.Generator) -> None:
+        row["checks"][0]["score"] = 0.1 if row["cell"] in ("temp=9", "temp=11") else 0.5 + 0.01 * (row["turn"] == 1)
+
+    cells = [f"temp={n}" for n in range(12)]
+    analysis = compare([str(make_run(tmp_path / "a", conversations=8, cells=cells, change=change))])
+    figures = turn_figures(analysis)
+    assert figures[0].name == "score"
+    assert all("differ most in score: 8 of 12." in figure.caption for figure in figures)
+    shown = set(re.findall(r"(temp=\d+), turn 0", figures[0].svg))
+    assert {"temp=0", "temp=9", "temp=11"} <= shown
+    assert len(shown) == 8
     few = compare([str(make_run(tmp_path / "b", conversations=2, cells=cells[:8]))])
-    assert not any("first" in figure.caption for figure in turn_figures(few))
+    assert not any("most" in figure.caption for figure in turn_figures(few))
+
+
+def verdict_panel(page: str) -> str:
+    return page[page.index('id="verdict"') : page.index("<noscript>")]
+
+
+def test_the_page_leads_with_the_verdicts_of_the_first_screen(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        row["checks"][0]["score"] = {"t=1": 0.5, "t=2": 0.5, "t=3": 0.1}[row["cell"]] + rng.normal(0, 0.02)
+        if row["cell"] == "t=2" and row["conversation"] == "talk-0":
+            row.update(finish_reason="error", error="out of memory")
+
+    analysis = compare([str(make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"), change=change))])
+    page = as_html(analysis)
+    panel = html.unescape(verdict_panel(page))
+    assert conclusion(analysis.comparisons) in panel
+    assert left_out(analysis.dropped) in panel
+    assert "4 turns with an error" in panel
+    rows = re.findall(r'<tr data-verdict="([^"]*)">\s*<td class="label" title="[^"]*">([^<]*)<', panel)
+    assert rows == [(line.verdict, line.pair.variant.label) for line in analysis.comparisons]
+    assert rows[1] == ("worse", "t=3")
+    for line in analysis.comparisons:
+        assert interval(line).replace("-", "\u2212") in panel
+    assert page.index('id="verdict"') < page.index('id="sweep"') < page.index('id="table"')
+
+
+def test_figures_begin_with_the_primary_metric_and_call_the_others_exploratory(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2", "t=3"))
+    page = as_html(compare([str(path)], primary="nll"))
+    options = re.findall(r"<option value=\"(\w+)\">([^<]*)</option>", page[page.index("sweep-figure-metric") :])
+    assert options[0][0] == "nll"
+    assert "exploratory" not in options[0][1]
+    assert ("score", "score ↑ (exploratory)") in options
+
+
+def test_secondary_metrics_are_collapsed_and_never_coloured(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        row["checks"][0]["score"] = 0.5
+        row["reference"]["nll"] = (1.0 if row["cell"] == "t=2" else 2.0) + rng.normal(0, 0.01)
+
+    analysis = compare([str(make_run(tmp_path / "a", cells=("t=1", "t=2"), change=change))])
+    assert any(line.verdict == "better" for line in analysis.secondary), "otherwise this tests nothing"
+    page = as_html(analysis)
+    assert re.search(r"<details>\s*<summary>Other metrics \(exploratory\)", page)
+    assert 'data-verdict="better"' in page
+    for tag, attributes in Elements(page).tags:
+        assert not {"better", "worse"} & set((attributes.get("class") or "").split()), tag
+    svgs = re.findall(r"<svg .*?</svg>", page, re.DOTALL)
+    assert not any("--good" in svg or "--bad" in svg for svg in svgs)
+
+
+def test_failures_are_counted_by_tag_and_by_kind_of_check(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], _rng: np.random.Generator) -> None:
+        number = int(row["conversation"].removeprefix("talk-"))
+        row["tags"] = ["short", "poem"] if number % 2 else ["short"]
+        failed = number == 1 and row["cell"] == "t=2"
+        row["checks"] = [
+            {"kind": "contains", "expected": "boat", "passed": True, "score": 1.0},
+            {"kind": "regex", "expected": "x", "passed": not failed, "score": float(not failed)},
+        ]
+        if number == 0 and row["cell"] == "t=2":
+            row.update(finish_reason="error", error="out of memory", checks=[])
+
+    path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=4, repeats=1, turns=2, change=change)
+    analysis = compare([str(path)])
+    tags = {each.name: each.counts for each in failures_by_tag(analysis.table, analysis.variants)}
+    assert tags == {"short": ((0, 8), (4, 8)), "poem": ((0, 4), (2, 4))}
+    kinds = {each.name: each.counts for each in failures_by_check(analysis.table, analysis.variants)}
+    assert kinds == {"regex": ((0, 8), (4, 8)), "contains": ((0, 8), (2, 8))}
+    page = as_html(analysis)
+    assert '25 % <span class="unit">2/8</span>' in page[page.index('id="failures"') :]
+
+
+def test_system_messages_come_from_the_script_that_was_run_and_no_other(tmp_path: Path) -> None:
+    script = tmp_path / "script.jsonl"
+    user = {"role": "user", "content": "?"}
+    systems = [{"role": "system", "content": f"Be <b>{n}</b>."} for n in range(3)]
+    lines = [{"id": f"talk-{n}", "messages": [system, user]} for n, system in enumerate(systems)]
+    script.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    of_two = hashlib.sha256("".join(c.sha256 for c in read_scripts([str(script)]).conversations[:2]).encode())
+    path = make_run(
+        tmp_path / "a", conversations=2, cells=("t=1", "t=2"),
+        identity_changes={"script": {"sha256": of_two.hexdigest(), "conversations": 2}},
+    )  # fmt: skip
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    manifest["about"]["scripts"] = [str(script)]
+    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    found = page_data(compare([str(path)]))
+    assert found.content["systems"] == {"talk-0": "Be <b>0</b>.", "talk-1": "Be <b>1</b>."}
+    assert not found.unknown_systems
+    script.write_text(script.read_text(encoding="utf-8").replace("Be", "Do not be"), encoding="utf-8")
+    changed = compare([str(path)])
+    assert page_data(changed).content["systems"] == {}
+    assert "System messages are unknown" in as_html(changed)
 
 
 def test_long_names_do_not_make_a_figure_wider(tmp_path: Path) -> None:

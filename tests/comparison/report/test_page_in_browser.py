@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import rwkvbatch
 from rwkvbatch.comparison import compare
 from rwkvbatch.comparison.report.html import as_html
 from tests.comparison.hostile import hostile_run
@@ -122,17 +124,45 @@ def test_the_list_sorts_by_name_both_ways(page: webdriver.Chrome) -> None:
     assert names(page) == ascending[::-1]
 
 
+def open_others(page: webdriver.Chrome) -> None:
+    page.find_element(By.CSS_SELECTOR, "#table summary").click()
+
+
+def test_the_verdicts_are_the_first_table_and_other_metrics_are_collapsed(page: webdriver.Chrome) -> None:
+    tables = page.find_elements(By.TAG_NAME, "table")
+    assert tables[0].get_attribute("id") == "verdicts"
+    assert [row.text.split()[0] for row in tables[0].find_elements(By.CSS_SELECTOR, "tbody tr")] == ["t=2", "t=3"]
+    others = page.find_element(By.ID, "comparisons")
+    assert not others.is_displayed()
+    open_others(page)
+    assert others.is_displayed()
+
+
 def test_the_table_shows_one_metric_and_can_show_all(page: webdriver.Chrome) -> None:
-    assert {text.split()[0] for text in column(page, 1)} == {"score"}
+    open_others(page)
+    assert len({text.split()[0] for text in column(page, 1)}) == 1
     Select(page.find_element(By.ID, "metric-filter")).select_by_value("")
-    assert len(column(page, 1)) > 10
+    assert len({text.split()[0] for text in column(page, 1)}) > 5
+    assert "score" not in {text.split()[0] for text in column(page, 1)}
 
 
 def test_the_table_sorts_by_number(page: webdriver.Chrome) -> None:
+    open_others(page)
     Select(page.find_element(By.ID, "metric-filter")).select_by_value("")
     page.find_element(By.XPATH, "//table[@id='comparisons']//button[text()='difference']").click()
     values = [float(text.replace(MINUS, "-")) for text in column(page, 4)]
     assert values == sorted(values)
+
+
+def test_a_system_message_is_above_its_dialogue(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    script = tmp_path / "script.jsonl"
+    messages = [{"role": "system", "content": "Speak <b>plainly</b>."}, {"role": "user", "content": "Hi"}]
+    script.write_text(json.dumps({"id": "a", "messages": messages}), encoding="utf-8")
+    result = rwkvbatch.run(script, max_tokens=3)
+    report = tmp_path / "system.html"
+    report.write_text(as_html(compare([result])), encoding="utf-8")
+    browser.get(report.as_uri())
+    assert browser.find_element(By.CSS_SELECTOR, "#talk .system").text == "system\nSpeak <b>plainly</b>."
 
 
 def test_a_dialogue_shows_its_diff_word_by_word(page: webdriver.Chrome) -> None:
@@ -220,11 +250,9 @@ def test_nothing_is_wider_than_a_phone(browser: webdriver.Chrome, tmp_path: Path
     try:
         widths = page.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
         assert widths[0] <= widths[1]
-        findings = page.execute_script(
-            "return [...document.querySelectorAll('.findings li')].map(f => [f.scrollWidth, f.clientWidth])"
-        )
-        assert findings
-        assert all(content <= room for content, room in findings)
+        scroll = "document.querySelector('.verdict .scroll')"
+        content, room = page.execute_script(f"return [{scroll}.scrollWidth, {scroll}.clientWidth]")
+        assert content <= room, "the verdicts need no sideways scrolling"
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

@@ -1,0 +1,91 @@
+"""Failed turns by tag, and failed checks by kind, of each variant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rwkvbatch.comparison.paired import rows_of
+from rwkvbatch.comparison.pairing import Variant
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# pandas has no type stubs.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
+
+@dataclass(frozen=True)
+class FailureCount:
+    """How often one tag or kind of check failed: for each variant, the failures and the number of which they are."""
+
+    name: str
+    counts: tuple[tuple[int, int], ...]
+
+    @property
+    def worst_share(self) -> float:
+        """The largest share of failures of a variant."""
+        return max((failed / of for failed, of in self.counts if of), default=0.0)
+
+
+def failures_by_tag(table: pd.DataFrame, variants: Sequence[Variant]) -> list[FailureCount]:
+    """Turns of which a check failed, by tag, the largest share first; tags without a failure are left out.
+
+    Args:
+        table: see `comparable_rows`; turns that ended in an error count as failed there.
+    """
+    found: list[dict[str, tuple[int, int]]] = []
+    for variant in variants:
+        rows = rows_of(table, variant)
+        passed = rows["passed"].to_numpy(dtype=np.float64)
+        found.append(
+            _counted(
+                (tag, value < 1.0)
+                for tags, value in zip(rows["tags"], passed, strict=True)
+                if not np.isnan(value)
+                for tag in tags
+            )
+        )
+    return _by_name(found)
+
+
+def failures_by_check(table: pd.DataFrame, variants: Sequence[Variant]) -> list[FailureCount]:
+    """Failed checks by kind, the largest share first; kinds without a failure are left out.
+
+    A turn that ended in an error counts with all checks of the same turn elsewhere, as failed.
+    """
+    kinds: dict[tuple[Any, Any, Any], list[str]] = {}
+    keys = list(zip(table["conversation"], table["turn"], table["question"], strict=True))
+    for key, checks in zip(keys, table["checks"], strict=True):
+        if len(checks):
+            kinds.setdefault(key, [check["kind"] for check in checks])
+    outcomes = [
+        [(kind, True) for kind in kinds.get(key, ())]
+        if reason == "error"
+        else [(check["kind"], not check["passed"]) for check in checks]
+        for key, checks, reason in zip(keys, table["checks"], table["finish_reason"], strict=True)
+    ]
+    places = np.arange(len(table))
+    found: list[dict[str, tuple[int, int]]] = []
+    for variant in variants:
+        own = places[((table["run"] == variant.run) & (table["cell"] == variant.cell)).to_numpy()]
+        found.append(_counted(outcome for place in own for outcome in outcomes[int(place)]))
+    return _by_name(found)
+
+
+def _counted(outcomes: Iterable[tuple[str, bool]]) -> dict[str, tuple[int, int]]:
+    counts: dict[str, tuple[int, int]] = {}
+    for name, failed in outcomes:
+        num_failed, num = counts.get(name, (0, 0))
+        counts[name] = (num_failed + bool(failed), num + 1)
+    return counts
+
+
+def _by_name(found: Sequence[dict[str, tuple[int, int]]]) -> list[FailureCount]:
+    names = dict.fromkeys(name for own in found for name in own)
+    counts = [FailureCount(name, tuple(own.get(name, (0, 0)) for own in found)) for name in names]
+    return sorted((each for each in counts if each.worst_share > 0), key=lambda each: (-each.worst_share, each.name))

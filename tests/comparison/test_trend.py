@@ -1,0 +1,128 @@
+"""The trend over checkpoints: their positions, the test, and the band."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rwkvbatch.comparison import compare
+from rwkvbatch.comparison.report.formats import as_json, as_markdown
+from rwkvbatch.comparison.report.html import as_html
+from rwkvbatch.comparison.trend import Trend
+from rwkvbatch.errors import UsageError
+from rwkvbatch.stats.signflip import simultaneous_level
+from tests.comparison.make_run import make_run
+
+
+def trend_of(tmp_path: Path, slope: float, *, names: str = "step-{}", conversations: int = 20, **options: Any) -> Trend:
+    paths: list[str] = []
+    for place, step in enumerate((100, 200, 1000, 3000)):
+
+        def change(row: dict[str, Any], rng: np.random.Generator, place: int = place) -> None:
+            row["checks"][0]["score"] = float(np.clip(0.5 + slope * place + rng.normal(0, 0.05), 0, 1))
+
+        paths.append(
+            str(make_run(tmp_path / names.format(step), conversations=conversations, change=change, seed=place))
+        )
+    # As a shell sorts them: step-100, step-1000, step-200, step-3000.
+    found = compare(sorted(paths), over=options.pop("over", "step"), **options).trend
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(("slope", "verdict"), [(0.1, "improves"), (-0.1, "worsens"), (0.0, "no trend found")])
+def test_the_verdict_follows_the_direction_of_the_metric(tmp_path: Path, slope: float, verdict: str) -> None:
+    trend = trend_of(tmp_path, slope)
+    assert [point.x for point in trend.points] == [100, 200, 1000, 3000]
+    assert trend.verdict == verdict
+    assert (trend.p <= 0.05) == (verdict != "no trend found") == (not trend.low <= 0 <= trend.high)
+    if slope:
+        assert abs(trend.concordance) > 0.8
+
+
+def test_few_conversations_decide_nothing(tmp_path: Path) -> None:
+    assert trend_of(tmp_path, 0.1, conversations=4).verdict == "too little data"
+
+
+def test_concordance_is_kendalls_tau_within_conversations(tmp_path: Path) -> None:
+    from scipy.stats import kendalltau
+
+    scores = np.random.default_rng(3).permutation(6 * 4).reshape(6, 4) / 24
+
+    def change(row: dict[str, Any], _rng: np.random.Generator) -> None:
+        number, cell = int(row["conversation"].removeprefix("talk-")), int(row["cell"].removeprefix("step="))
+        row["checks"][0]["score"] = scores[number, cell]
+
+    cells = [f"step={n}" for n in range(4)]
+    path = make_run(tmp_path / "a", cells=cells, conversations=6, repeats=1, turns=1, change=change)
+    trend = compare([str(path)], over="step").trend
+    assert trend is not None
+    assert trend.concordance == pytest.approx(np.mean([kendalltau(range(4), row).statistic for row in scores]))
+
+
+def test_the_earliest_checkpoint_is_the_baseline_and_units_are_read(tmp_path: Path) -> None:
+    paths = [str(make_run(tmp_path / name, seed=1)) for name in ("tokens-2b", "tokens-500m", "tokens-1.5b")]
+    analysis = compare(paths, over="tokens")
+    assert analysis.trend is not None
+    assert [point.x for point in analysis.trend.points] == [5e8, 1.5e9, 2e9]
+    assert {pair.baseline.label for pair in analysis.pairs} == {"tokens-500m"}
+    assert analysis.trend.verdict == "no change"
+
+
+def test_a_list_gives_the_positions(tmp_path: Path) -> None:
+    trend = trend_of(tmp_path, 0.1, over="100,1000,200,3e3")
+    assert [point.variant.label for point in trend.points] == ["step-100", "step-200", "step-1000", "step-3000"]
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [("epoch", "no number after 'epoch'"), ("1,2,3", "one number for each of the 4"), ("1,2,2,3", "are both at 2")],
+)
+def test_positions_that_are_unknown_are_refused(tmp_path: Path, over: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        trend_of(tmp_path, 0.1, over=over)
+
+
+def test_rows_that_only_some_checkpoints_have_are_left_out_and_counted(tmp_path: Path) -> None:
+    paths = [str(make_run(tmp_path / f"step-{n}", conversations=12 - 2 * (n == 2), seed=n)) for n in range(3)]
+    trend = compare(paths, over="step", force=True).trend
+    assert trend is not None
+    assert (trend.num_values, trend.num_conversations, trend.num_left_out) == (40, 10, 8)
+
+
+def test_every_format_has_the_trend(tmp_path: Path) -> None:
+    paths = [str(make_run(tmp_path / f"step-{n}", seed=n)) for n in range(3)]
+    analysis = compare(paths, over="step")
+    assert [point["x"] for point in json.loads(as_json(analysis))["trend"]["points"]] == [0, 1, 2]
+    assert "| step | checkpoint | mean | 95 % band |" in as_markdown(analysis)
+    page = as_html(analysis)
+    assert page.index('class="trend-figure"') < page.index('id="verdicts"')
+    assert json.loads(as_json(compare(paths)))["trend"] is None
+
+
+def test_the_simultaneous_level_is_between_bonferronis_and_that_of_one() -> None:
+    rng = np.random.default_rng(0)
+    one = rng.normal(size=(30, 1))
+    assert simultaneous_level(one) == 0.05
+    assert simultaneous_level(np.repeat(one, 10, axis=1)) == pytest.approx(0.05, abs=0.001)
+    assert 0.005 <= simultaneous_level(rng.normal(size=(30, 10))) < 0.008
+
+
+@pytest.mark.slow
+def test_the_band_holds_all_means_together_in_95_of_100_samples() -> None:
+    from rwkvbatch.comparison.metrics import metric_named
+    from rwkvbatch.comparison.trend import band
+
+    rng, held, num = np.random.default_rng(1), 0, 150
+    conversations = np.repeat(np.arange(30), 2)
+    for _ in range(num):
+        true = np.linspace(0.4, 0.7, 8)
+        easy = rng.normal(0, 0.1, (30, 1)).repeat(2, axis=0)
+        values = (rng.random((60, 8)) < np.clip(true + easy, 0, 1)).astype(float)
+        _, ends = band(metric_named("score"), values, conversations)
+        held += all(low <= mean <= high for mean, (low, high) in zip(true, ends, strict=True))
+    assert held / num >= 0.92
