@@ -69,13 +69,7 @@ def synthetic_runs(repeats: int, conversations: int) -> MakeRun:
                 for turn in range(3):
                     ids = rng.integers(0, 200, int(rng.poisson(length[number])) + 2).tolist()
                     score = float(rng.random() < 1 / (1 + np.exp(hardness[number] + mood)))
-                    check = {
-                        "kind": "k",
-                        "expected": "",
-                        "passed": bool(score),
-                        "score": score,
-                        "weight": 1.0,
-                    }
+                    check = {"kind": "k", "expected": "", "passed": bool(score), "score": score, "weight": 1.0}
                     nll = float(2 + hardness[number] + 0.5 * mood + 0.3 * rng.normal())
                     row = {
                         "conversation": f"c{number}", "cell": "base", "repeat": repeat, "turn": turn, "seed": seed,

@@ -99,12 +99,7 @@ def check(model: Model, files: Files, llama_cpp: LlamaCpp, threads: int) -> list
 
 
 def measure(
-    model: Model,
-    files: Files,
-    llama_cpp: LlamaCpp,
-    threads: int,
-    rounds: int,
-    say: Callable[[Measurement], None],
+    model: Model, files: Files, llama_cpp: LlamaCpp, threads: int, rounds: int, say: Callable[[Measurement], None]
 ) -> list[Measurement]:
     meter = Meter.of(model)
     found: list[Measurement] = []

@@ -45,14 +45,7 @@ def encoded(number: int, repeat: int, turn: int, hardness: float, rng: np.random
     length = int(rng.integers(60, 140))
     ids = np.minimum(rng.zipf(1.2, length), len(WORDS) - 1).tolist()  # a few words come often, as in real text
     checks = [
-        {
-            "kind": "contains",
-            "expected": "word7",
-            "passed": bool(score),
-            "score": score,
-            "weight": 1.0,
-            "detail": None,
-        }
+        {"kind": "contains", "expected": "word7", "passed": bool(score), "score": score, "weight": 1.0, "detail": None}
         for score in (rng.random(2) < 0.6).astype(float).tolist()
     ]
     row = {

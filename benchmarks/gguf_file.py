@@ -25,12 +25,7 @@ LAYER_NORM_EPS = 1e-5
 CONTEXT_LENGTH = 1 << 20
 """RWKV has no limit, the format wants one."""
 
-_OUTSIDE_BLOCKS = {
-    "emb": "token_embd",
-    "blocks.0.ln0": "token_embd_norm",
-    "ln_out": "output_norm",
-    "head": "output",
-}
+_OUTSIDE_BLOCKS = {"emb": "token_embd", "blocks.0.ln0": "token_embd_norm", "ln_out": "output_norm", "head": "output"}
 _IN_BLOCKS = {
     "ln1": "attn_norm",
     "ln2": "attn_norm_2",

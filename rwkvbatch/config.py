@@ -98,6 +98,10 @@ class Settings(BaseModel):
         """
         return self.parse({**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
 
+    def part(self, record: type[_Record]) -> _Record:
+        """The fields of `record` alone."""
+        return record(**{name: getattr(self, name) for name in record.model_fields})
+
 
 Panel = Literal["Model", "Sampling", "End of a reply", "Prompt", "What is replayed", "The run", "Output"]
 PANELS: tuple[Panel, ...] = get_args(Panel)
@@ -110,38 +114,32 @@ class Setting:
 
     Attributes:
         help: for `--help` and the documents; Rich markup.
-        metavar: stands for the value. panel: the option's group in `--help`.
+        metavar: stands for the value.
+        panel: the option's group in `--help`; None for what only the environment, files and the library give.
         flag: a one-letter option.
         allowed: what may be given, for errors; None says the limits.
         split: one word of the command line may hold several values, separated by commas.
-        has_option: False for what only the environment, files and the library give.
     """
 
     help: str
     metavar: str
-    panel: Panel
+    panel: Panel | None
     flag: str | None = None
     allowed: str | None = None
     split: bool = False
-    has_option: bool = True
 
 
-def setting(
-    default: _T,
-    help: str,
-    metavar: str,
-    panel: Panel,
-    *,
-    flag: str | None = None,
-    allowed: str | None = None,
-    split: bool = False,
-    has_option: bool = True,
-    **limits: Any,
-) -> _T:
-    """A field of a record with its `Setting`; `limits` are pydantic's (`ge`, `lt`, `min_length`, ...)."""
-    field: Any = Field(default, **limits)
-    field.metadata.append(Setting(help, metavar, panel, flag, allowed, split, has_option))
+def setting(default: _T, help: str, metavar: str, panel: Panel | None, flag: str | None = None, **more: Any) -> _T:
+    """A field of a record with its `Setting`; `more` is `allowed`, `split`, and pydantic's limits (`ge`, `lt`, ...)."""
+    words = {name: more.pop(name) for name in ("allowed", "split") if name in more}
+    declared = Setting(help, metavar, panel, flag, **words)
+    field: Any = Field(default, **more)
+    field.metadata.append(declared)
     return field
+
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Penalty = Annotated[float, Field(ge=-100, le=100)]
 
 
 class Sampling(Settings):
@@ -155,17 +153,11 @@ class Sampling(Settings):
     """
 
     temperature: float = setting(1.0, "Temperature; 0 is greedy.", "X", "Sampling", ge=0, le=100)
-    top_p: float = setting(
-        0.3, "Keep the likeliest tokens up to this probability; 0 is greedy.", "X", "Sampling", ge=0, le=1
-    )
+    top_p: _Share = setting(0.3, "Keep the likeliest tokens up to this probability; 0 is greedy.", "X", "Sampling")
     top_k: int = setting(0, "Keep at most N tokens; 0 keeps all.", "N", "Sampling", ge=0)
-    presence_penalty: float = setting(0.0, "Penalty on tokens that are in the reply.", "X", "Sampling", ge=-100, le=100)
-    frequency_penalty: float = setting(
-        0.0, "Penalty for each occurrence in the reply.", "X", "Sampling", ge=-100, le=100
-    )
-    penalty_decay: float = setting(
-        0.996, "Factor on the counts of occurrences at each step.", "X", "Sampling", ge=0, le=1
-    )
+    presence_penalty: _Penalty = setting(0.0, "Penalty on tokens that are in the reply.", "X", "Sampling")
+    frequency_penalty: _Penalty = setting(0.0, "Penalty for each occurrence in the reply.", "X", "Sampling")
+    penalty_decay: _Share = setting(0.996, "Factor on the counts of occurrences at each step.", "X", "Sampling")
     order: Literal["top-p-first", "temperature-first"] = setting(
         "top-p-first", "top-p-first (the rwkv package) or temperature-first.", "NAME", "Sampling"
     )
@@ -239,11 +231,7 @@ class Stopping(Settings):
         None, "Seconds for a reply, at most. Such an end is not reproducible.", "X", "End of a reply", gt=0
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = setting(
-        (),
-        "Text that ends a reply; may be repeated.",
-        "TEXT",
-        "End of a reply",
-        allowed="must be a text that is not empty",
+        (), "Text that ends a reply; may be repeated.", "TEXT", "End of a reply", allowed="must be non-empty text"
     )
 
 
@@ -280,18 +268,11 @@ class SamplingParams(Sampling, Stopping):
     @cached_property
     def sampling(self) -> Sampling:
         """The fields of `Sampling` alone."""
-        return Sampling(**{name: getattr(self, name) for name in Sampling.model_fields})
+        return self.part(Sampling)
 
 
 class Prompting(Settings):
-    """How turns become text.
-
-    Attributes:
-        think: thinking mode, see `rwkvbatch.prompt.templates`.
-        history: `own` feeds the model's own replies to the next turn, `gold` the script's reference replies.
-        template: a Jinja2 template file that replaces the official template.
-        prelude: text read before the first turn (an initial exchange); None for none.
-    """
+    """How turns become text: the settings of `CellSettings`, but `prelude` is the text itself."""
 
     think: ThinkMode = "off"
     history: HistoryMode = "own"
@@ -314,15 +295,9 @@ _SIZE = "must be a number of bytes from 1 up, such as 512M or 2G"
 class ScriptLimits(Settings):
     """What a script may hold; beyond it a line is refused."""
 
-    max_line_bytes: ByteCount = setting(
-        10_000_000, "Bytes of one line of a script.", "SIZE", "What is replayed", allowed=_SIZE, has_option=False
-    )
-    max_turns: int = setting(
-        10_000, "User messages of one conversation.", "N", "What is replayed", has_option=False, ge=1
-    )
-    max_conversations: int = setting(
-        1_000_000, "Conversations in all scripts together.", "N", "What is replayed", has_option=False, ge=1
-    )
+    max_line_bytes: ByteCount = setting(10_000_000, "Bytes of one line of a script.", "SIZE", None, allowed=_SIZE)
+    max_turns: int = setting(10_000, "User messages of one conversation.", "N", None, ge=1)
+    max_conversations: int = setting(1_000_000, "Conversations in all scripts together.", "N", None, ge=1)
 
 
 class CellSettings(Sampling, Stopping):
@@ -338,7 +313,7 @@ class CellSettings(Sampling, Stopping):
         "[dim]Default: $RWKVBATCH_MODEL, else the bundled one.[/]",
         "FILE",
         "Model",
-        flag="-m",
+        "-m",
     )
     strategy: str = setting(
         "auto",
@@ -355,14 +330,11 @@ class CellSettings(Sampling, Stopping):
 
     @cached_property
     def sampling(self) -> Sampling:
-        return self._part(Sampling)
+        return self.part(Sampling)
 
     @cached_property
     def stopping(self) -> Stopping:
-        return self._part(Stopping)
-
-    def _part(self, record: type[_Record]) -> _Record:
-        return record(**{name: getattr(self, name) for name in record.model_fields})
+        return self.part(Stopping)
 
 
 class RunSettings(CellSettings, ScriptLimits):
@@ -374,26 +346,15 @@ class RunSettings(CellSettings, ScriptLimits):
     """
 
     seed: int = setting(0, "Of all randomness. [dim]Default: 0[/]", "N", "Sampling", ge=0, lt=2**63)
-    batch_size: int = setting(
-        32,
-        "Replies generated at the same time by a worker. Changes no reply. [dim]Default: 32[/]",
-        "N",
-        "Model",
-        flag="-b",
-        ge=1,
-        le=65536,
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = setting(
+        32, "Replies generated at the same time by a worker. Changes no reply. [dim]Default: 32[/]", "N", "Model", "-b"
     )
     threads: int | None = setting(None, "CPU threads of a worker. Changes no reply.", "N", "Model", ge=1, le=1024)
     state_memory: ByteCount | None = setting(
         None, "Memory for recurrent states, such as 512M or 2G.", "SIZE", "Model", allowed=_SIZE
     )
     workers: int | None = setting(
-        None,
-        "Worker processes, which share the weights' memory. Changes no reply on CPUs.",
-        "N",
-        "Model",
-        ge=1,
-        le=1024,
+        None, "Worker processes, which share the weights. Changes no reply on CPUs.", "N", "Model", ge=1, le=1024
     )
     devices: tuple[Annotated[str, Field(pattern=r"^(cpu|cuda(:\d{1,3})?)$")], ...] = setting(
         (),
@@ -416,18 +377,10 @@ class RunSettings(CellSettings, ScriptLimits):
     shuffle_seed: int | None = setting(
         None, "Seed of another order of conversations, before --limit.", "N", "What is replayed"
     )
-    repeats: int = setting(
-        1,
-        "Repetitions of each conversation in each cell; N..M with --until-ci. [dim]Default: 1[/]",
-        "N|N..M",
-        "The run",
-        flag="-r",
-        ge=1,
-        le=1_000_000,
+    repeats: Annotated[int, Field(ge=1, le=1_000_000)] = setting(
+        1, "Repetitions per conversation and cell; N..M with --until-ci. [dim]Default: 1[/]", "N|N..M", "The run", "-r"
     )
-    max_repeats: int | None = setting(
-        None, "M of --repeats N..M.", "M", "The run", has_option=False, ge=2, le=1_000_000
-    )
+    max_repeats: int | None = setting(None, "M of --repeats N..M.", "M", None, ge=2, le=1_000_000)
     until_ci: float | None = setting(
         None, "Add repeats while a cell's interval against the first cell is wider.", "WIDTH", "The run", gt=0
     )
@@ -435,16 +388,17 @@ class RunSettings(CellSettings, ScriptLimits):
 
     @cached_property
     def script_limits(self) -> ScriptLimits:
-        return self._part(ScriptLimits)
-
-
-def _declared(field: Any) -> Setting:
-    return next(item for item in field.metadata if isinstance(item, Setting))
+        return self.part(ScriptLimits)
 
 
 SETTINGS: Mapping[str, Setting] = {
     "preset": Setting(f"A known-good combination: {', '.join(PRESETS)}. Other options change it.", "NAME", "Sampling"),
-    **{name: _declared(field) for name, field in RunSettings.model_fields.items()},
+    **{
+        name: item
+        for name, field in RunSettings.model_fields.items()
+        for item in field.metadata
+        if isinstance(item, Setting)
+    },
 }
 """The declaration of every setting, by name. `preset` stands for all fields of `Sampling` at once."""
 
@@ -469,41 +423,32 @@ def environment_name(key: str) -> str:
 
 def allowed_values(record: type[BaseModel], key: str, message: str) -> str:
     """What the setting `key` may be: `must be a number in [0, 1]`; pydantic's `message` where no limits say it."""
-    field = record.model_fields.get(key)
-    words = next((item.allowed for item in field.metadata if isinstance(item, Setting)), None) if field else None
-    return words or limits_in_words(record, key) or message.replace("Input should", "must")
-
-
-def limits_in_words(record: type[BaseModel], key: str) -> str | None:
-    """`must be a number in [0, 1]`; None for what is no number."""
     if key not in record.model_fields:
-        return None
-    info = record.model_fields[key]
-    annotation: Any = info.annotation
-    kind = {int: "a whole number", float: "a number"}
-    name = next((text for number, text in kind.items() if annotation in (number, number | None)), None)
-    if name is None:
-        return None
-    bounds = {limit: getattr(item, limit) for item in info.metadata for limit in _LIMITS if hasattr(item, limit)}
+        return message.replace("Input should", "must")
+    field = record.model_fields[key]
+    declared = next((item.allowed for item in field.metadata if isinstance(item, Setting)), None)
+    annotation: Any = field.annotation
+    kinds = {int: "a whole number", float: "a number"}
+    kind = next((text for number, text in kinds.items() if annotation in (number, number | None)), None)
+    if declared or kind is None:
+        return declared or message.replace("Input should", "must")
+    bounds = {limit: getattr(item, limit) for item in field.metadata for limit in _LIMITS if hasattr(item, limit)}
     low = f"[{bounds['ge']}" if "ge" in bounds else f"({bounds['gt']}" if "gt" in bounds else ""
     high = f"{bounds['le']}]" if "le" in bounds else f"{bounds['lt']})" if "lt" in bounds else ""
     if low and high:
-        return f"must be {name} in {low}, {high}"
-    if low:
-        return f"must be {name}, {'at least' if 'ge' in bounds else 'above'} {low[1:]}"
-    return f"must be {name}"
+        return f"must be {kind} in {low}, {high}"
+    return f"must be {kind}" + (f", {'at least' if 'ge' in bounds else 'above'} {low[1:]}" if low else "")
 
 
 def _explain(error: ValidationError, where: str, record: type[BaseModel]) -> str:
     parts: list[str] = []
     for item in error.errors():
-        name = ".".join(str(part) for part in item["loc"]) or "value"
-        prefix = f"{where}: " if where else ""
-        if item["type"] == "extra_forbidden":
-            parts.append(f"{prefix}unknown setting {name!r}")
-        else:
+        name = ".".join(map(str, item["loc"])) or "value"
+        problem = f"unknown setting {name!r}"
+        if item["type"] != "extra_forbidden":
             words = allowed_values(record, str(item["loc"][0]), item["msg"]) if item["loc"] else item["msg"]
-            parts.append(f"{prefix}{name}: {words}, got {shown_value(item['input'])}")
+            problem = f"{name}: {words}, got {shown_value(item['input'])}"
+        parts.append(f"{where}: {problem}" if where else problem)
     return "; ".join(parts)
 
 

@@ -170,13 +170,11 @@ def read_spans(files: Files, path: Path, spans: Iterable[tuple[int, int]]) -> It
 
 def in_blocks(pieces: Iterable[bytes], size: int = BLOCK_BYTES) -> Iterator[bytes]:
     """The same bytes in pieces of about `size`: a write for each row would take longer than the rows."""
-    waiting: list[bytes] = []
-    waiting_bytes = 0
+    waiting = bytearray()
     for piece in pieces:
-        waiting.append(piece)
-        waiting_bytes += len(piece)
-        if waiting_bytes >= size:
-            yield b"".join(waiting)
-            waiting, waiting_bytes = [], 0
+        waiting += piece
+        if len(waiting) >= size:
+            yield bytes(waiting)
+            waiting.clear()
     if waiting:
-        yield b"".join(waiting)
+        yield bytes(waiting)

@@ -11,19 +11,12 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import starmap
 from typing import Any, Self, TypedDict, Unpack, cast, overload
 
 from rwkvbatch.config import Prompting, SamplingParams, ThinkMode
 from rwkvbatch.engine.engine import DEFAULT_STATE_MEMORY, Engine
-from rwkvbatch.engine.request import (
-    SHOWN_CHARACTERS,
-    FinishReason,
-    NoiseKey,
-    Reply,
-    ReplyTiming,
-    Request,
-    Score,
-)
+from rwkvbatch.engine.request import SHOWN_CHARACTERS, FinishReason, NoiseKey, Reply, ReplyTiming, Request, Score
 from rwkvbatch.errors import InputError, NonFiniteLogitsError, RowError, UsageError
 from rwkvbatch.model.base import Model, ModelSpec, State, check_tokens
 from rwkvbatch.model.load import load_model
@@ -117,28 +110,15 @@ class RequestOutput:
 
 
 @dataclass(frozen=True)
-class ScoreOutput:
-    """Log-probabilities of one continuation.
-
-    Attributes:
-        token_ids: the continuation's tokens.
-        logprobs: natural-log probability of each.
-        num_matched: how many of the tokens were the likeliest at their position.
-    """
+class ScoreOutput(Score):
+    """Log-probabilities of one continuation, and its `token_ids`."""
 
     token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    num_matched: int
 
     @property
     def logprob(self) -> float:
         """Sum of `logprobs`: the continuation's log-probability, in nats."""
         return math.fsum(self.logprobs)
-
-    @property
-    def nll(self) -> float:
-        """Mean negative log-probability per token, in nats."""
-        return -self.logprob / len(self.logprobs)
 
     @property
     def is_greedy(self) -> bool:
@@ -187,10 +167,10 @@ class LLM:
         else:
             raise UsageError("strategy, backend and threads need a checkpoint to load, got a loaded model")
         self._model: Model | None = loaded
-        self._engine_options: dict[str, Any] = {"max_batch": max_batch, "state_memory": state_memory}
+        self._new_engine = lambda: _SharedEngine(Engine(self.model, max_batch=max_batch, state_memory=state_memory))
         self._shared: _SharedEngine | None = self._new_engine()
         self._lock = threading.RLock()
-        self._template = lru_cache(maxsize=16)(_load_template)
+        self._template = lru_cache(maxsize=16)(chat_template)
 
     def __repr__(self) -> str:
         return "<LLM, closed>" if self._model is None else f"<LLM {self._model.spec.in_words}>"
@@ -208,9 +188,7 @@ class LLM:
 
     @property
     def model(self) -> Model:
-        """Raises:
-        UsageError: the LLM is closed.
-        """
+        """The loaded model."""
         if self._model is None:
             raise UsageError("this LLM is closed", hint="make a new one")
         return self._model
@@ -240,12 +218,7 @@ class LLM:
         self, prompts: Sequence[str] | Sequence[Sequence[int]], params: _Params = None, **options: Unpack[_Options]
     ) -> list[RequestOutput]: ...
     def generate(
-        self,
-        prompts: Any,
-        params: _Params = None,
-        *,
-        n: int = 1,
-        initial_state: State | None = None,
+        self, prompts: Any, params: _Params = None, *, n: int = 1, initial_state: State | None = None
     ) -> RequestOutput | list[RequestOutput]:
         """Continue prompts as they stand; no template is applied, and only `params.stop` and token 0 end a reply.
 
@@ -266,9 +239,8 @@ class LLM:
             NonFiniteLogitsError: no token could be chosen.
         """
         given, is_single = _as_list(prompts)
-        texts = [prompt if isinstance(prompt, str) else None for prompt in given]
-        tokens = [self._tokens(prompt, f"prompt {number}") for number, prompt in enumerate(given)]
-        outputs = self._outputs(texts, tokens, params, n, initial_state, None)
+        prepared = [self._prompt(prompt, f"prompt {number}") for number, prompt in enumerate(given)]
+        outputs = self._outputs(prepared, params, n, initial_state)
         return outputs[0] if is_single else outputs
 
     @overload
@@ -305,10 +277,9 @@ class LLM:
             CheckpointError, NonFiniteLogitsError: as `generate`.
         """
         form, opening = self._template(think, template), None if prelude is None else load_prelude(prelude)
-        conversations, is_single = _as_list(messages)
-        segments = [_segments(item, form, opening, f"conversation {at}") for at, item in enumerate(conversations)]
-        tokens = [self._encode(parts, f"conversation {at}") for at, parts in enumerate(segments)]
-        outputs = self._outputs(["".join(parts) for parts in segments], tokens, params, n, initial_state, form)
+        given, is_single = _as_list(messages)
+        prepared = [self._conversation(item, form, opening, f"conversation {at}") for at, item in enumerate(given)]
+        outputs = self._outputs(prepared, params, n, initial_state)
         return outputs[0] if is_single else outputs
 
     def stream(
@@ -333,18 +304,16 @@ class LLM:
         is_prompt = isinstance(messages, str) or (len(messages) > 0 and not isinstance(messages[0], Mapping))
         if not is_prompt:
             form, opening = self._template(think, template), None if prelude is None else load_prelude(prelude)
-            segments = _segments(cast("Sequence[Message]", messages), form, opening, "conversation")
-            text, tokens = "".join(segments), self._encode(segments, "conversation")
+            prepared = self._conversation(cast("Sequence[Message]", messages), form, opening, "conversation")
         elif (think, template, prelude) != ("off", None, None):
             raise UsageError("think, template and prelude need messages, got a prompt")
         else:
-            form, text = None, messages if isinstance(messages, str) else None
-            tokens = self._tokens(cast("Prompt", messages), "the prompt")
+            prepared = self._prompt(cast("Prompt", messages), "the prompt")
         with self._lock:
             shared, root = self._with_root(initial_state)
-        request = _request(tokens, params or SamplingParams(), form, root)
+        request = prepared.request(params or SamplingParams(), root)
         request.sampling.check_vocabulary(self.spec.vocab_size)
-        return self._stream(shared, request, text, form)
+        return self._stream(shared, request, prepared)
 
     @overload
     def score(  # pyright: ignore[reportOverlappingOverload]
@@ -368,13 +337,16 @@ class LLM:
             NonFiniteLogitsError: a log-probability is NaN or infinite.
         """
         given, is_single = _as_list(continuations)
-        prefix = self._tokens(prompt, "the prompt")
-        tokens = [self._tokens(item, f"continuation {number}") for number, item in enumerate(given)]
+        prefix = self._prompt(prompt, "the prompt").tokens
+        tokens = [self._prompt(item, f"continuation {number}").tokens for number, item in enumerate(given)]
         with self._lock:
             shared, root = self._with_root(initial_state)
             scores: list[Score] = shared.run(shared.engine.submit_score(prefix, ids, root) for ids in tokens)
+        for number, score in enumerate(scores):
+            if not all(map(math.isfinite, score.logprobs)):
+                raise NonFiniteLogitsError(f"continuation {number}: a log-probability is NaN or infinite")
         outputs = [
-            _score_output(ids, score, number) for number, (ids, score) in enumerate(zip(tokens, scores, strict=True))
+            ScoreOutput(score.logprobs, score.num_matched, ids) for ids, score in zip(tokens, scores, strict=True)
         ]
         return outputs[0] if is_single else outputs
 
@@ -384,14 +356,11 @@ class LLM:
         Raises:
             UsageError, CheckpointError: as `generate`.
         """
-        tokens = self._tokens(prompt, "the prompt")
+        tokens = self._prompt(prompt, "the prompt").tokens
         with self._lock:
             shared, root = self._with_root(initial_state)
             with shared.broken_by_errors():
                 return shared.engine.next_logits(tokens, root).state
-
-    def _new_engine(self) -> _SharedEngine:
-        return _SharedEngine(Engine(self.model, **self._engine_options))
 
     def _open(self) -> _SharedEngine:
         _ = self.model  # raises when closed
@@ -410,18 +379,43 @@ class LLM:
             self._shared = shared = self._new_engine()
             return shared, shared.root(state)
 
-    def _tokens(self, prompt: Prompt, name: str) -> tuple[int, ...]:
+    def _prompt(self, prompt: Prompt, name: str) -> _Prepared:
         if isinstance(prompt, str):
-            tokens = self._encode([prompt], name)
+            prepared = _Prepared(name, prompt, self._encode([prompt], name))
         else:
             try:
-                tokens = tuple(map(operator.index, prompt))
-                check_tokens(tokens, self.spec.vocab_size)
+                prepared = _Prepared(name, None, tuple(map(operator.index, prompt)))
+                check_tokens(prepared.tokens, self.spec.vocab_size)
             except (TypeError, ValueError) as error:
                 raise UsageError(f"{name}: must be text or token ids: {error}") from None
-        if not tokens:
+        if not prepared.tokens:
             raise UsageError(f"{name}: must have at least one token, got none", hint="[0] is end of text alone")
-        return tokens
+        return prepared
+
+    def _conversation(
+        self, messages: Sequence[Message], form: PromptTemplate, prelude: str | None, name: str
+    ) -> _Prepared:
+        given: list[Any] = list(messages)
+        for number, message in enumerate(given):
+            match message:
+                case {"role": str(), "content": str()} if len(message) == 2:
+                    continue
+                case _:
+                    problem = f"must be a role and a content, two texts; got {message!r:.80}"
+                    raise UsageError(f"{name}, message {number}: {problem}")
+        system = given.pop(0)["content"] if given and given[0]["role"] == "system" else None
+        roles = [message["role"] for message in given]
+        if not roles or roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
+            raise UsageError(
+                f"{name}: after an optional system message, user and assistant messages must take turns, the last one "
+                f"a user's; got {', '.join(roles)[:80] or 'none'}",
+                hint="prelude= gives text before the first message",
+            )
+        segments = [form.opening(system, prelude)]
+        for user, assistant in zip(given[:-1:2], given[1::2], strict=True):
+            segments += [form.past_turn(user["content"]), form.reply(assistant["content"])]
+        segments.append(form.turn(given[-1]["content"]))
+        return _Prepared(name, "".join(segments), self._encode(segments, name), form)
 
     def _encode(self, segments: Iterable[str], name: str) -> tuple[int, ...]:
         # Each segment on its own, as in runs: a history never has to be encoded again.
@@ -432,13 +426,7 @@ class LLM:
             raise
 
     def _outputs(
-        self,
-        texts: Sequence[str | None],
-        prompts: Sequence[tuple[int, ...]],
-        params: _Params,
-        n: int,
-        initial_state: State | None,
-        form: PromptTemplate | None,
+        self, prompts: Sequence[_Prepared], params: _Params, n: int, initial_state: State | None
     ) -> list[RequestOutput]:
         if n < 1:
             raise UsageError(f"n must be at least 1, got {n}")
@@ -447,33 +435,24 @@ class LLM:
             raise UsageError(f"params: expected one, or one for each of {len(prompts)} prompts; got {len(each)}")
         with self._lock:
             shared, root = self._with_root(initial_state)
-            requests = [_request(*pair, form, root) for pair in zip(prompts, each, strict=True)]
+            requests = [prompt.request(own, root) for prompt, own in zip(prompts, each, strict=True)]
             replies: list[Reply] = shared.run(
                 shared.engine.submit(replace(request, noise=replace(request.noise, repeat=index)))
                 for request in requests
                 for index in range(n)
             )
-        return [
-            RequestOutput(
-                text,
-                prompt,
-                tuple(
-                    _completion(index, reply, form, f"prompt {number}")
-                    for index, reply in enumerate(replies[number * n : (number + 1) * n])
-                ),
-            )
-            for number, (text, prompt) in enumerate(zip(texts, prompts, strict=True))
-        ]
+        return [prompt.output(replies[at * n : (at + 1) * n]) for at, prompt in enumerate(prompts)]
 
     def _stream(
-        self, shared: _SharedEngine, request: Request, text: str | None, form: PromptTemplate | None
+        self, shared: _SharedEngine, request: Request, prompt: _Prepared
     ) -> Generator[str, None, RequestOutput]:
         pieces: list[str] = []
-        stripper = None if form is None else _Stripper(form.shown_reply(""))
+        stripper = None if prompt.form is None else _Stripper(prompt.form.shown_reply(""))
         if stripper is not None and stripper.begun:
             yield stripper.begun
         with self._lock:
-            number = shared.wait_for(shared.engine.submit(replace(request, on_text=pieces.append)))
+            number = shared.engine.submit(replace(request, on_text=pieces.append))
+            shared.results[number] = None
         try:
             while True:
                 with self._lock:
@@ -484,18 +463,64 @@ class LLM:
                     piece = "".join(pieces)
                     pieces.clear()
                 if reply is not None and not piece:
-                    return RequestOutput(text, request.tokens, (_completion(0, reply, form, "the prompt"),))
+                    return prompt.output([reply])
                 if shown := piece if stripper is None else stripper.push(piece):
                     yield shown
         finally:
             shared.abandoned.append(number)
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A prompt or a conversation as tokens.
+
+    Attributes:
+        name: for errors.
+        text: None when token ids were given.
+        form: the conversation's template.
+    """
+
+    name: str
+    text: str | None
+    tokens: tuple[int, ...]
+    form: PromptTemplate | None = None
+
+    def request(self, params: SamplingParams, root: int) -> Request:
+        content = hashlib.blake2b(" ".join(map(str, self.tokens)).encode(), digest_size=16).hexdigest()
+        return Request(
+            tokens=self.tokens,
+            sampling=params.sampling,
+            noise=NoiseKey(params.seed, content),
+            max_tokens=params.max_tokens,
+            max_seconds=params.max_seconds,
+            stop=params.stop if self.form is None else (*self.form.stops, *params.stop),
+            closing="" if self.form is None else self.form.closing,
+            root=root,
+        )
+
+    def output(self, replies: Iterable[Reply]) -> RequestOutput:
+        return RequestOutput(self.text, self.tokens, tuple(starmap(self._completion, enumerate(replies))))
+
+    def _completion(self, index: int, reply: Reply) -> CompletionOutput:
+        if reply.finish_reason == "error":
+            raise NonFiniteLogitsError(f"{self.name}: {reply.error}")
+        return CompletionOutput(
+            index=index,
+            text=reply.text if self.form is None else self.form.shown_reply(reply.text),
+            token_ids=reply.ids,
+            finish_reason=reply.finish_reason,
+            stopped_by=reply.stopped_by,
+            logprobs=reply.logprobs,
+            num_cached_tokens=reply.num_cached,
+            timing=reply.timing,
+        )
+
+
 class _SharedEngine:
     """An engine that calls and open streams share.
 
     Attributes:
-        results: of all requests that somebody waits for; None until they end.
+        results: of the requests of running calls and open streams, by number; None until they end.
         abandoned: requests that nobody waits for any more. They are cancelled before the next step, not at once:
             the garbage collector may close a stream in the middle of a step.
         is_broken: an error ended a step half way, so that states may be ahead of their tokens.
@@ -510,28 +535,15 @@ class _SharedEngine:
         self._roots: dict[int, tuple[State, int]] = {}
 
     def root(self, state: State) -> int:
-        """The engine's root for `state`.
-
-        Raises:
-            UsageError: no room is left for another one.
-        """
+        """The engine's root for `state`. Raises `UsageError` when no room is left for another one."""
         if id(state) not in self._roots:
             if len(self._roots) == MAX_INITIAL_STATES:
                 raise UsageError(f"an engine keeps at most {MAX_INITIAL_STATES} initial states")
             self._roots[id(state)] = state, self.engine.add_root(state)
         return self._roots[id(state)][1]
 
-    def wait_for(self, number: int) -> int:
-        """Keep the result of request `number`, which was just submitted, until it is abandoned."""
-        self.results[number] = None
-        return number
-
     def step(self) -> list[int]:
-        """Advance all requests by one forward pass; returns the numbers of those that ended.
-
-        Raises:
-            RowError: an error in another call broke the engine.
-        """
+        """Advance all requests by one forward pass; returns the numbers of those that ended."""
         if self.is_broken:
             raise RowError("the reply was given up: another call on this LLM was interrupted", hint="make it again")
         with self.broken_by_errors():
@@ -548,7 +560,8 @@ class _SharedEngine:
         numbers: list[int] = []
         try:
             for number in submitted:
-                numbers.append(self.wait_for(number))  # noqa: PERF401 - those before an error are abandoned
+                numbers.append(number)
+                self.results[number] = None
             unfinished = set(numbers)
             while unfinished:
                 unfinished.difference_update(self.step())
@@ -593,76 +606,14 @@ def _as_list(given: Any) -> tuple[list[Any], bool]:
     return ([items], True) if is_single else (items, False)
 
 
-def _segments(messages: Sequence[Message], form: PromptTemplate, prelude: str | None, name: str) -> list[str]:
-    """The texts that are encoded one by one.
+def chat_template(think: ThinkMode, template: str | None) -> PromptTemplate:
+    """The official template in the thinking mode, or that of the file `template`.
 
     Raises:
-        UsageError: a message that is none, or messages in an order that has no reply.
+        UsageError: there is no such thinking mode.
+        TemplateError: the file cannot be used.
     """
-    given = list(messages)
-    for number, message in enumerate(given):
-        if not _is_message(message):
-            raise UsageError(f"{name}, message {number}: must be a role and a content, two texts; got {message!r:.80}")
-    system = given.pop(0)["content"] if given and given[0]["role"] == "system" else None
-    roles = [message["role"] for message in given]
-    if not roles or roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
-        raise UsageError(
-            f"{name}: after an optional system message, user and assistant messages must take turns, the last one a "
-            f"user's; got {', '.join(roles)[:80] or 'none'}",
-            hint="prelude= gives text before the first message",
-        )
-    past = [
-        text
-        for user, assistant in zip(given[::2], given[1::2], strict=False)
-        for text in (form.past_turn(user["content"]), form.reply(assistant["content"]))
-    ]
-    return [form.opening(system, prelude), *past, form.turn(given[-1]["content"])]
-
-
-def _is_message(value: object) -> bool:
-    if not isinstance(value, Mapping):
-        return False
-    message = cast("Mapping[object, object]", value)
-    return set(message) == {"role", "content"} and all(isinstance(text, str) for text in message.values())
-
-
-def _load_template(think: ThinkMode, template: str | None) -> PromptTemplate:
     return load_template(Prompting.parse({"think": think, "template": template}))
-
-
-def _request(tokens: tuple[int, ...], params: SamplingParams, form: PromptTemplate | None, root: int) -> Request:
-    content = hashlib.blake2b(" ".join(map(str, tokens)).encode(), digest_size=16).hexdigest()
-    return Request(
-        tokens=tokens,
-        sampling=params.sampling,
-        noise=NoiseKey(params.seed, content),
-        max_tokens=params.max_tokens,
-        max_seconds=params.max_seconds,
-        stop=params.stop if form is None else (*form.stops, *params.stop),
-        closing="" if form is None else form.closing,
-        root=root,
-    )
-
-
-def _completion(index: int, reply: Reply, form: PromptTemplate | None, name: str) -> CompletionOutput:
-    if reply.finish_reason == "error":
-        raise NonFiniteLogitsError(f"{name}: {reply.error}")
-    return CompletionOutput(
-        index=index,
-        text=reply.text if form is None else form.shown_reply(reply.text),
-        token_ids=reply.ids,
-        finish_reason=reply.finish_reason,
-        stopped_by=reply.stopped_by,
-        logprobs=reply.logprobs,
-        num_cached_tokens=reply.num_cached,
-        timing=reply.timing,
-    )
-
-
-def _score_output(tokens: tuple[int, ...], score: Score, number: int) -> ScoreOutput:
-    if not all(map(math.isfinite, score.logprobs)):
-        raise NonFiniteLogitsError(f"continuation {number}: a log-probability is NaN or infinite")
-    return ScoreOutput(tokens, score.logprobs, score.num_matched)
 
 
 def _shown(text: str) -> str:

@@ -10,14 +10,13 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TOGETHER_S = 0.1
 """Signals within this time count as one: `timeout`, for one, signals the process and then its whole group."""
 
 _SHOW_CURSOR = b"\x1b[?25h"
-_STANDARD_ERROR = 2
 _MESSAGES = {signal.SIGINT: b"rwkvbatch: interrupted\n", signal.SIGTERM: b"rwkvbatch: terminated\n"}
 
 
@@ -30,32 +29,29 @@ class StoppedEarly(BaseException):
 
 
 class _Arrivals:
-    """Tells the first signal, its duplicates and later signals apart."""
+    """Distinguishes the first signal, its duplicates and later signals.
 
-    def __init__(self) -> None:
-        self.first_number = 0
-        self._first_s = 0.0
+    Attributes:
+        signal_number: of the first signal that arrived; 0 without one.
+    """
+
+    signal_number = 0
+    _first_s = 0.0
 
     def take(self, number: int) -> Literal["first", "duplicate", "later"]:
         now_s = time.monotonic()
-        if not self.first_number:
-            self.first_number, self._first_s = number, now_s
+        if not self.signal_number:
+            self.signal_number, self._first_s = number, now_s
             return "first"
         return "duplicate" if now_s - self._first_s < TOGETHER_S else "later"
 
 
-class StopRequest:
+class StopRequest(_Arrivals):
     """Called, tells whether a signal asked the run to stop."""
 
     def __init__(self, notify: Callable[[str], None]) -> None:
         self._notify = notify
-        self._arrivals = _Arrivals()
         self._may_raise = False
-
-    @property
-    def signal_number(self) -> int:
-        """The first signal that arrived; 0 without one."""
-        return self._arrivals.first_number
 
     def __call__(self) -> bool:
         return self.signal_number != 0
@@ -84,8 +80,7 @@ class StopRequest:
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
-        del frame
-        match self._arrivals.take(number):
+        match self.take(number):
             case "first" if self._may_raise:
                 raise StoppedEarly
             case "first":
@@ -166,27 +161,6 @@ def stopping_on_interrupt() -> Generator[list[int]]:
 
 
 @contextmanager
-def unechoed_input() -> Generator[None]:
-    """The terminal does not echo what is typed inside; the next line input reads it."""
-    try:
-        import termios
-
-        descriptor = sys.stdin.fileno()
-        before: list[Any] = termios.tcgetattr(descriptor)
-    except (ImportError, OSError, ValueError):
-        yield
-        return
-    quiet = before.copy()
-    quiet[0] &= ~termios.ICRNL
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)
-    try:
-        termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSANOW, before)
-
-
-@contextmanager
 def _handlers_restored() -> Generator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
@@ -203,12 +177,11 @@ def _handle_unless_ignored(handle: Callable[[int, FrameType | None], None]) -> N
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    del frame
     _exit(number, _MESSAGES[signal.Signals(number)])
 
 
 def _exit(number: int, message: bytes) -> None:
-    os.write(_STANDARD_ERROR, message)
+    os.write(2, message)
     os._exit(128 + number)
 
 

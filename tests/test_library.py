@@ -79,3 +79,16 @@ def test_the_network_returns_logits_and_states(notebook: dict[str, Any]) -> None
 def test_what_a_notebook_shows_is_short(notebook: dict[str, Any]) -> None:
     for name in ("llm", "output", "batch", "scores", "state", "result", "analysis", "engine", "replies", "states"):
         assert len(repr(notebook[name])) < 2_000, name
+
+
+def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "datasets").mkdir()
+    shutil.copy(ROOT / "datasets" / "demo.jsonl", tmp_path / "datasets")
+    monkeypatch.chdir(tmp_path)
+    printed: list[str] = []
+    names: dict[str, Any] = {"print": lambda *values, end="\n": printed.append(" ".join(map(str, values)) + end)}
+    exec(compile(example, "README.md", "exec"), names)  # noqa: S102
+    assert printed[0] == "Nice to meet you, Ada.\n"
+    assert "temp=0.3" in "".join(printed)
+    assert len(names["scores"]) == 2

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from rwkvbatch.chat.session import Session
 from rwkvbatch.chat.storage import load_session
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.exits import ExitCode
 from rwkvbatch.comparison import load
+from rwkvbatch.config import CellSettings
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
 
@@ -96,12 +98,12 @@ def test_a_saved_chat_is_continued(
 
     import rwkvbatch
 
-    spec = rwkvbatch.load_model(None, threads=1).spec
-    saved = load_session(old / name, spec)
-    last = saved.dialogue.last
+    session = Session(rwkvbatch.Engine(rwkvbatch.load_model(None, threads=1)), CellSettings())
+    load_session(session, old / name)
+    last = session.tree.last
     assert last is not None
     assert last.finish_reason == "stop"
-    assert saved.settings["frequency_penalty"] == last.settings["frequency_penalty"] == 0.3
+    assert session.settings.frequency_penalty == last.settings["frequency_penalty"] == 0.3
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"And now?\n")))
     assert invoke(["chat", "--load", name, "--json", "--no-transcript", "--threads", "1"]) == ExitCode.DONE
     reply = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -51,17 +51,17 @@ def settings_table() -> str:
         SHORT_NAMES,
         CellSettings,
         RunSettings,
-        limits_in_words,
+        allowed_values,
         option_name,
     )
 
     lines = ["", "| setting | option | default | allowed | in a grid |", "|---|---|---|---|---|"]
     for name, setting in SETTINGS.items():
         names = f"`{name}`" + (f", `{SHORT_NAMES[name]}`" if name in SHORT_NAMES else "")
-        option = f"`{option_name(name)}`" if setting.has_option else "none"
+        option = f"`{option_name(name)}`" if setting.panel else "none"
         default = RunSettings.model_fields[name].default if name in RunSettings.model_fields else None
         shown = "none" if default in (None, ()) else f"`{default}`"
-        allowed = (setting.allowed or limits_in_words(RunSettings, name) or "").removeprefix("must be ")
+        allowed = allowed_values(RunSettings, name, "").removeprefix("must be ")
         cell = "comma list or file" if name in GRID_SETTINGS else "file" if name in CellSettings.model_fields else "no"
         lines.append(f"| {names} | {option} | {shown} | {allowed} | {cell} |")
     note = f"The environment variable of a setting is `{ENVIRONMENT_PREFIX}` and one of its names in capitals."

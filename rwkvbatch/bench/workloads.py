@@ -218,8 +218,8 @@ class DeviceWork:
 def native_work(ops: CpuOps) -> DeviceWork:
     """Reads memory and computes multiply-adds with the threads and instruction set of native operations."""
     memory = np.ones(_READ_FLOATS, dtype=np.float32)
-    read, multiply = partial(ops.read_all, memory), partial(ops.multiply_add, _ROUNDS_PER_PEAK)
-    return DeviceWork(ops.isa, "fma", read, memory.nbytes, multiply, ops.operations(_ROUNDS_PER_PEAK))
+    read, multiply = partial(ops.native.read_all, memory), partial(ops.native.multiply_add, _ROUNDS_PER_PEAK)
+    return DeviceWork(ops.isa, "fma", read, memory.nbytes, multiply, ops.native.operations(_ROUNDS_PER_PEAK))
 
 
 def torch_work(device: str, dtype: str) -> DeviceWork:

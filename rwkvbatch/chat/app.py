@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -16,14 +17,12 @@ from rwkvbatch.chat.storage import Transcript
 from rwkvbatch.chat.tree import Exchange
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import RwkvBatchError
-from rwkvbatch.signals import stopping_on_interrupt, unechoed_input
+from rwkvbatch.signals import stopping_on_interrupt
 
 _END_NOTES = {
     "length": "stopped at {tokens} tokens · /set max_tokens N allows more",
     "time": "stopped by the time limit",
     "cancelled": "stopped",
-    "eos": "",
-    "stop": "",
 }
 
 
@@ -35,43 +34,33 @@ class View(Protocol):
 
     def begin_reply(self, begun: str) -> None:
         """A reply begins; `begun` is the part of it that the prompt contains."""
-        ...
 
     def piece(self, text: str) -> None:
         """The next text of the reply."""
-        ...
 
     def tick(self) -> None:
         """The model has made a step."""
-        ...
 
     def end_reply(self, exchange: Exchange | None) -> None:
         """The reply is complete, or (None) has failed."""
-        ...
 
     def gap(self) -> None:
         """An empty row, unless the last row is empty."""
-        ...
 
     def note(self, text: str) -> None:
         """A message of the program."""
-        ...
 
     def problem(self, error: RwkvBatchError) -> None:
         """An error and its hint."""
-        ...
 
     def show(self, content: RenderableType) -> None:
         """The output of a command."""
-        ...
 
     def replay(self, exchanges: Sequence[Exchange]) -> None:
         """Earlier messages and replies."""
-        ...
 
     def alternatives(self, exchanges: Sequence[Exchange]) -> None:
         """The replies of `/again`."""
-        ...
 
 
 @dataclass
@@ -119,16 +108,34 @@ class Chat:
     @contextlib.contextmanager
     def stoppable(self) -> Generator[ShouldStop]:
         """Yields a function that is polled after every step, and returns true after Ctrl-C."""
-        with (
-            stopping_on_interrupt() as interrupts,
-            unechoed_input() if self.is_terminal else contextlib.nullcontext(),
-        ):
+        with stopping_on_interrupt() as interrupts, unechoed_input() if self.is_terminal else contextlib.nullcontext():
 
             def should_stop() -> bool:
                 self.view.tick()
                 return bool(interrupts)
 
             yield should_stop
+
+
+@contextlib.contextmanager
+def unechoed_input() -> Generator[None]:
+    """The terminal does not echo what is typed inside; the next line input reads it."""
+    try:
+        import termios
+
+        descriptor = sys.stdin.fileno()
+        before: list[Any] = termios.tcgetattr(descriptor)
+    except (ImportError, OSError, ValueError):
+        yield
+        return
+    quiet = before.copy()
+    quiet[0] &= ~termios.ICRNL
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    try:
+        termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
 def uncut(content: RenderableType) -> RenderableType:
@@ -140,4 +147,4 @@ def uncut(content: RenderableType) -> RenderableType:
 
 def end_note(exchange: Exchange) -> str:
     """Why the reply ended; empty after a normal end."""
-    return _END_NOTES.get(exchange.finish_reason, exchange.finish_reason).format(tokens=len(exchange.ids))
+    return _END_NOTES.get(exchange.finish_reason, "").format(tokens=len(exchange.ids))

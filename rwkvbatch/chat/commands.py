@@ -6,21 +6,21 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TextIO, get_args
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from rwkvbatch.chat import session_commands as session
-from rwkvbatch.chat import tree_commands as tree
+from rwkvbatch.chat import actions
 from rwkvbatch.chat.app import Chat
 from rwkvbatch.chat.session import SEED_LIMIT
 from rwkvbatch.config import PRESETS, ThinkMode
 from rwkvbatch.errors import RwkvBatchError, StorageError, UsageError
 
 MIN_LIST_WIDTH = 60
+MAX_LINE_CHARACTERS = 10_000_000
 EMPTY_INPUT = "type a message, or /help"
 
 KEYS = (
@@ -33,9 +33,6 @@ KEYS = (
     ("Tab", "complete"),
 )
 
-Choices = Callable[[Chat, str], Iterable[str]]
-"""Completions of the last word of an argument, given the words before it."""
-
 
 @dataclass(frozen=True)
 class Argument:
@@ -44,22 +41,18 @@ class Argument:
     Attributes:
         usage: as the help shows it; optional in brackets.
         parse: the argument's value, given its text and the command's usage; raises `UsageError`.
-        choices: its completions. is_file: its last word is a file name.
+        choices: completions of its last word, given the words before it. is_file: the last word is a file name.
     """
 
     usage: str
-    parse: Callable[[str, str], Any]
-    choices: Choices | None = None
+    parse: Callable[[str, str], Any] = lambda text, _usage: text
+    choices: Callable[[Chat, str], Iterable[str]] = lambda _chat, _before: ()
     is_file: bool = False
 
 
 def _none(text: str, usage: str) -> None:
     if text:
         raise UsageError(f"{usage} takes no argument, got {text[:60]!r}")
-
-
-def _text(text: str, _usage: str) -> str:
-    return text
 
 
 def _path(text: str, usage: str) -> Path:
@@ -78,15 +71,15 @@ def _state_file(text: str, usage: str) -> tuple[str, Path]:
 def number(usage: str, lowest: int = 1, highest: int = 10**9, default: int | None = None) -> Argument:
     """A whole number in [lowest, highest]; without one, `default` where `usage` is in brackets."""
 
-    def parse(text: str, usage_of_command: str) -> int | None:
+    def parse(text: str, command: str) -> int | None:
         if not text and usage.startswith("["):
             return default
         try:
             value = int(text)
         except ValueError:
-            raise UsageError(f"{usage_of_command}: expected a whole number, got {text[:60]!r}") from None
+            raise UsageError(f"{command}: expected a whole number, got {text[:60]!r}") from None
         if not lowest <= value <= highest:
-            raise UsageError(f"{usage_of_command}: the number must be in {lowest} to {highest}, got {value}")
+            raise UsageError(f"{command}: the number must be in {lowest} to {highest}, got {value}")
         return value
 
     return Argument(usage, parse)
@@ -95,16 +88,28 @@ def number(usage: str, lowest: int = 1, highest: int = 10**9, default: int | Non
 def one_of(usage: str, values: Sequence[str]) -> Argument:
     """One of `values`; empty text is allowed where `usage` is in brackets."""
 
-    def parse(text: str, usage_of_command: str) -> str:
+    def parse(text: str, command: str) -> str:
         if text not in values and not (text == "" and usage.startswith("[")):
-            raise UsageError(f"{usage_of_command}: expected one of {', '.join(values)}; got {text[:60]!r}")
+            raise UsageError(f"{command}: expected one of {', '.join(values)}; got {text[:60]!r}")
         return text
 
-    return Argument(usage, parse, lambda _chat, before: () if before else values)
+    return Argument(usage, parse, _first_word(values))
+
+
+def _first_word(values: Iterable[str]) -> Callable[[Chat, str], Iterable[str]]:
+    return lambda _chat, before: () if before else values
 
 
 NOTHING = Argument("", _none)
 FILE = Argument("FILE", _path, is_file=True)
+
+
+def _other_branches(chat: Chat, _before: str) -> Iterable[str]:
+    return [name for name in chat.session.tree.branches if name != chat.session.tree.current]
+
+
+def _alternatives(chat: Chat, _before: str) -> Iterable[str]:
+    return [str(number + 1) for number in range(len(chat.session.alternatives))]
 
 
 @dataclass(frozen=True)
@@ -118,14 +123,37 @@ class Command:
     """
 
     name: str
-    argument: Argument
     help: str
     run: Callable[[Chat, Any], None]
+    argument: Argument = NOTHING
     more: str = ""
 
     @property
     def usage(self) -> str:
         return f"/{self.name} {self.argument.usage}".rstrip()
+
+
+def run_lines(chat: Chat, lines: TextIO, prompt: TextIO | None = None) -> bool:
+    """Execute each line of a pipe or file until its end or `/quit`; returns whether all succeeded.
+
+    Args:
+        prompt: where to ask for a line, if a person types them.
+
+    Raises:
+        UsageError: a line has more than `MAX_LINE_CHARACTERS`.
+        StorageError: the transcript cannot be written.
+    """
+    success = True
+    while not chat.left:
+        if prompt is not None:
+            print("> ", end="", file=prompt, flush=True)
+        line = lines.readline(MAX_LINE_CHARACTERS + 1)
+        if not line:
+            break
+        if len(line) > MAX_LINE_CHARACTERS:
+            raise UsageError(f"standard input: a line must have at most {MAX_LINE_CHARACTERS:,} characters")
+        success = handle_line(chat, line.removesuffix("\n").removesuffix("\r")) and success
+    return success
 
 
 def handle_line(chat: Chat, line: str) -> bool:
@@ -140,7 +168,8 @@ def handle_line(chat: Chat, line: str) -> bool:
     chat.transcript.typed(line)
     try:
         if line.startswith("/") and not line.startswith("//"):
-            run_command(chat, line.strip())
+            command, argument = _find(line.strip())
+            command.run(chat, command.argument.parse(argument, command.usage))
         else:
             # A message that begins with a slash is sent by doubling it.
             chat.ask(line.removeprefix("/"))
@@ -153,22 +182,8 @@ def handle_line(chat: Chat, line: str) -> bool:
     return True
 
 
-def run_command(chat: Chat, line: str) -> None:
-    """Execute a line that begins with a slash.
-
-    Raises:
-        RwkvBatchError: it failed; the session is unchanged.
-    """
-    command, argument = _find(line)
-    command.run(chat, command.argument.parse(argument, command.usage))
-
-
 def _find(line: str) -> tuple[Command, str]:
-    """The command of a line, and the text of its argument. An unambiguous beginning of a name is enough.
-
-    Raises:
-        UsageError: no command has that name.
-    """
+    """The command of a line, and the text of its argument. An unambiguous beginning of a name is enough."""
     name, _, argument = line[1:].partition(" ")
     matches = [name] if name in COMMANDS else [known for known in COMMANDS if name and known.startswith(name)]
     if len(matches) == 1:
@@ -196,30 +211,20 @@ class _List:
     rows: Sequence[tuple[str, str]]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if options.max_width >= MIN_LIST_WIDTH:
-            table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1))
-            table.add_column(no_wrap=True)
-            table.add_column()
+        if options.max_width < MIN_LIST_WIDTH:
             for name, description in self.rows:
-                table.add_row(Text(name, style="cyan"), description)
-            yield table
+                yield Text(name, style="cyan")
+                yield Padding(Text(description), (0, 0, 0, 2)) if description else Text("", end="")
             return
+        table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1))
+        table.add_column(no_wrap=True)
         for name, description in self.rows:
-            yield Text(name, style="cyan")
-            if description:
-                yield Padding(Text(description), (0, 0, 0, 2))
+            table.add_row(Text(name, style="cyan"), description)
+        yield table
 
 
 def _quit(chat: Chat, _argument: None) -> None:
     chat.left = True
-
-
-def _other_branches(chat: Chat, _before: str) -> Iterable[str]:
-    return [name for name in chat.session.tree.branches if name != chat.session.tree.current]
-
-
-def _alternatives(chat: Chat, _before: str) -> Iterable[str]:
-    return [str(number + 1) for number in range(len(chat.session.alternatives))]
 
 
 COMMANDS: Mapping[str, Command] = {
@@ -227,77 +232,79 @@ COMMANDS: Mapping[str, Command] = {
     for command in (
         Command(
             "help",
-            Argument("[COMMAND]", _text, lambda _chat, before: () if before else COMMANDS),
             "Show this list, or more about one command.",
             _help,
+            Argument("[COMMAND]", choices=lambda _chat, before: () if before else COMMANDS),
         ),
-        Command("params", NOTHING, "Show all settings.", session.params),
+        Command("params", "Show all settings.", actions.params),
         Command(
             "set",
-            Argument("NAME VALUE", _text, session.setting_choices),
             "Change a setting of the next replies, such as /set temp 0.7.",
-            session.set_value,
-            more=f"Settings: {', '.join(session.SETTABLE)}, seed. Lists (ban, stop) are separated by commas.",
+            actions.set_value,
+            Argument("NAME VALUE", choices=actions.setting_choices),
+            more=f"Settings: {', '.join(actions.SETTABLE)}, seed. Lists (ban, stop) are separated by commas.",
         ),
-        Command("preset", one_of("NAME", tuple(PRESETS)), "Use a preset of sampling settings.", session.use_preset),
+        Command("preset", "Use a preset of sampling settings.", actions.use_preset, one_of("NAME", tuple(PRESETS))),
         Command(
-            "think", one_of("[MODE]", get_args(ThinkMode)), "Thinking mode: off, on, fake, short, long.", session.think
+            "think", "Thinking mode: off, on, fake, short, long.", actions.think, one_of("[MODE]", get_args(ThinkMode))
         ),
-        Command("fold", one_of("[on|off]", ("on", "off")), "Hide or show thinking parts.", session.fold),
-        Command("seed", number("[N]", 0, SEED_LIMIT - 1), "Show or change the seed.", session.seed),
-        Command("undo", number("[N]", default=1), "Remove the last turn, or the last N turns.", tree.undo),
-        Command("retry", NOTHING, "Replace the last reply by one with another seed.", tree.retry),
-        Command("edit", NOTHING, "Edit the last message in $EDITOR and send it in place of the old one.", tree.edit),
+        Command("fold", "Hide or show thinking parts.", actions.fold, one_of("[on|off]", ("on", "off"))),
+        Command("seed", "Show or change the seed.", actions.seed, number("[N]", 0, SEED_LIMIT - 1)),
+        Command("undo", "Remove the last turn, or the last N turns.", actions.undo, number("[N]", default=1)),
+        Command("retry", "Replace the last reply by one with another seed.", actions.retry),
+        Command("edit", "Edit the last message in $EDITOR and send it in place of the old one.", actions.edit),
         Command(
             "again",
-            number("[N]", 1, 64, default=3),
             "Make N more replies to the last message as one batch, and show them side by side.",
-            tree.again,
+            actions.again,
+            number("[N]", 1, 64, default=3),
             more="/pick N continues from one of them. Until then the conversation is unchanged. N is 3 if not given.",
         ),
-        Command("pick", Argument("N", number("N").parse, _alternatives), "Continue from reply N of /again.", tree.pick),
-        Command("branch", Argument("[NAME]", _text), "Start a branch here; the current one stays.", tree.branch),
-        Command("branches", NOTHING, "List the branches.", tree.branches),
-        Command("switch", Argument("NAME", _text, _other_branches), "Go to a branch.", tree.switch),
+        Command(
+            "pick", "Continue from reply N of /again.", actions.pick, Argument("N", number("N").parse, _alternatives)
+        ),
+        Command("branch", "Start a branch here; the current one stays.", actions.branch, Argument("[NAME]")),
+        Command("branches", "List the branches.", actions.branches),
+        Command("switch", "Go to a branch.", actions.switch, Argument("NAME", choices=_other_branches)),
         Command(
             "system",
-            Argument("[TEXT|none]", _text),
             "Show the system message, or start a conversation with another one.",
-            tree.system,
+            actions.system,
+            Argument("[TEXT|none]"),
             more="The current conversation stays as a branch.",
         ),
-        Command("save", FILE, "Save the session: all branches and the settings.", session.save),
-        Command("load", FILE, "Continue a saved session, or a session from its transcript.", session.load),
+        Command("save", "Save the session: all branches and the settings.", actions.save, FILE),
+        Command("load", "Continue a saved session, or a session from its transcript.", actions.load, FILE),
         Command(
             "state",
-            Argument(
-                "save|load FILE", _state_file, lambda _chat, before: () if before else ("save", "load"), is_file=True
-            ),
             "Save the model's state, or start a conversation with a saved one.",
-            session.state,
+            actions.state,
+            Argument("save|load FILE", _state_file, _first_word(("save", "load")), is_file=True),
             more="Files are .safetensors; load also reads state-tuned .pth files.",
         ),
         Command(
             "export",
-            Argument("FILE.jsonl", _path, is_file=True),
             "Write this branch as a script that `rwkvbatch run` replays to the same replies.",
-            session.export_script,
+            actions.export_script,
+            Argument("FILE.jsonl", _path, is_file=True),
         ),
         Command(
             "model",
-            Argument("[PATH]", _text, is_file=True),
             "Show the model, or continue with another one, which reads the conversation again.",
-            session.model,
+            actions.model,
+            Argument("[PATH]", is_file=True),
         ),
-        Command("stats", NOTHING, "Statistics of the last reply, the session and the engine.", tree.stats),
-        Command("tokens", number("[N]", default=200), "The last reply's token ids and log-probabilities.", tree.tokens),
+        Command("stats", "Statistics of the last reply, the session and the engine.", actions.stats),
+        Command(
+            "tokens", "The last reply's token ids and log-probabilities.", actions.tokens, number("[N]", default=200)
+        ),
         Command(
             "top",
-            Argument("[MESSAGE]", _text),
             "The most likely next tokens: of the conversation, or of the reply to MESSAGE.",
-            tree.top,
+            actions.top,
+            Argument("[MESSAGE]"),
         ),
-        Command("quit", NOTHING, "Leave, as Ctrl-D does.", _quit),
+        Command("quit", "Leave, as Ctrl-D does.", _quit),
     )
 }
 """By name, in the order of the help."""

@@ -8,8 +8,10 @@ draws everything again, and cuts or repeats text that is higher than the window.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise, takewhile
 from typing import ClassVar
 
 from markdown_it import MarkdownIt
@@ -24,17 +26,7 @@ from rich.text import Text
 from rwkvbatch.prompt.escaping import printable
 
 # Text that these rules match would vanish or change: tags, entities, backslashes, link definitions, image addresses.
-_SILENT_RULES = (
-    "html_block",
-    "html_inline",
-    "entity",
-    "escape",
-    "reference",
-    "image",
-    "lheading",
-    "autolink",
-)
-
+_SILENT_RULES = ["html_block", "html_inline", "entity", "escape", "reference", "image", "lheading", "autolink"]
 
 _MAYBE_ITEM = re.compile(r"\s*(\d+[.)]?|[-+*]?)\s*")
 """A line that may become an item of the list above it as it grows."""
@@ -46,15 +38,13 @@ class _Heading(Heading):
 
 class _CodeBlock(CodeBlock):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        code = str(self.text).rstrip("\n")
-        indent = 2 if options.max_width > 12 else 0
         yield Syntax(
-            code,
+            str(self.text).rstrip("\n"),
             self.lexer_name,
             theme="ansi_dark",
             background_color="default",
             word_wrap=True,
-            padding=(0, 0, 0, indent),
+            padding=(0, 0, 0, 2 if options.max_width > 12 else 0),
         )
 
 
@@ -94,7 +84,10 @@ class ChatMarkdown(Markdown):
         super().__init__("", hyperlinks=False)
         self.markup = markup
         self.parsed = parse(markup)
-        for token in _all_tokens(self.parsed):
+        tokens = [*self.parsed]
+        while tokens:
+            token = tokens.pop()
+            tokens += token.children or []
             token.content = printable(token.content)
             if token.type == "softbreak":
                 token.type = "hardbreak"
@@ -102,7 +95,7 @@ class ChatMarkdown(Markdown):
 
 def parse(markup: str) -> list[Token]:
     """The tokens of `markup`; those of blocks have their lines in `map`."""
-    parser = MarkdownIt().enable("strikethrough").enable("table").disable(list(_SILENT_RULES))
+    parser = MarkdownIt().enable("strikethrough").enable("table").disable(_SILENT_RULES)
     # A line that is not indented ends a list: models write the next paragraph directly below it.
     parser.block.ruler.before("paragraph", "unindented", _is_unindented, {"alt": ["paragraph"]})
     return parser.parse(markup)
@@ -122,16 +115,13 @@ def block_lines(markup: str) -> list[int]:
 
 def open_fence(markup: str) -> str:
     """The opening line of the code block in which `markup` ends, with its line end; empty if there is none."""
-    lines = markup.split("\n")
-    for token in reversed(parse(markup)):
-        if token.level == 0 and token.map is not None:
-            if token.type != "fence":
-                return ""
-            opening = lines[token.map[0]]
-            closing = lines[token.map[1] - 1].strip() if token.map[1] - token.map[0] > 1 else ""
-            closed = len(closing) >= len(token.markup) and not closing.strip(token.markup[0])
-            return "" if closed else f"{opening}\n"
-    return ""
+    last = next((token for token in reversed(parse(markup)) if token.level == 0 and token.map), None)
+    if last is None or last.map is None or last.type != "fence":
+        return ""
+    opening, *inside = markup.split("\n")[slice(*last.map)]
+    closing = inside[-1].strip() if inside else ""
+    closed = len(closing) >= len(last.markup) and not closing.strip(last.markup[0])
+    return "" if closed else f"{opening}\n"
 
 
 def thinking_text(text: str) -> Text:
@@ -150,16 +140,9 @@ def split_thinking(text: str) -> tuple[str | None, str]:
     inside = begun[len("<think>") :]
     thought, tag, answer = inside.partition("</think>")
     if not tag:
-        for size in range(min(len("</think>") - 1, len(inside)), 0, -1):
-            if "</think>".startswith(inside[-size:]):
-                return inside[:-size], ""
+        size = next((size for size in range(7, 0, -1) if inside.endswith("</think>"[:size])), 0)
+        return inside[: len(inside) - size], ""
     return thought, answer
-
-
-def _all_tokens(tokens: list[Token]) -> Iterator[Token]:
-    for token in tokens:
-        yield token
-        yield from _all_tokens(token.children or [])
 
 
 _BEGIN_UPDATE, _END_UPDATE = "\x1b[?2026h", "\x1b[?2026l"
@@ -226,26 +209,23 @@ class LiveText:
         if (width != self._width or height < len(self._drawn)) and self._drawn:
             self._leave_drawn(width)
         self._width = width
-        left_behind = self._leave_blocks()
+        final = self._complete_blocks()
         tail = self._rows(self._text)
         status_rows = [] if status is None else [self._status_row(status)]
         while len(tail) + len(status_rows) > max(height - 1, 2) and self._text:
             cut = self._cut(len(tail))
-            left_behind += self._rows(self._text[:cut])
+            final += self._rows(self._text[:cut])
             self._drop(cut)
             tail = self._rows(self._text)
-        self._write([*left_behind, *tail, *status_rows])
+        self._write([*final, *tail, *status_rows])
         self._drawn = [*tail, *status_rows]
         self._status = status
         self._drawn_length = len(self._text)
 
-    def finish(self) -> None:
-        """Show all of the text and go to the next row."""
-        self.draw()
-        self.finish_as_drawn()
-
-    def finish_as_drawn(self) -> None:
-        """Go to the next row; text pushed since the last `draw` is not shown."""
+    def finish(self, *, draw: bool = True) -> None:
+        """Go to the next row. Without `draw`, text pushed since the last one is not shown."""
+        if draw:
+            self.draw()
         if self._drawn:
             self._console.file.write("\n")
         self._console.file.flush()
@@ -270,19 +250,17 @@ class LiveText:
             self._console.print(clipped, end="", no_wrap=True)
         return capture.get()
 
-    def _leave_blocks(self) -> list[str]:
+    def _complete_blocks(self) -> list[str]:
         """Remove complete blocks from the text and return their rows, with an empty row where the text has one."""
         given = self._context.count("\n")
         starts = [line - given for line in self._source.block_lines(self._context + self._text)]
         lines = self._text.split("\n")
         rows: list[str] = []
-        begun = 0
-        for start in (line for line in starts[1:] if line > 0):
-            block = "".join(f"{line}\n" for line in lines[begun:start])
+        for begin, end in pairwise([0, *(start for start in starts[1:] if start > 0)]):
+            block = "".join(f"{line}\n" for line in lines[begin:end])
             rows += self._rows(block)
             rows += [""] if block.endswith("\n\n") else []
             self._drop(len(block))
-            begun = start
         return rows
 
     def _cut(self, num_rows: int) -> int:
@@ -326,35 +304,21 @@ class LiveText:
 
     def _longest_below(self, num_rows: int, text: str) -> int:
         """The length of the longest beginning of `text` that has fewer than `num_rows` rows."""
-        low, high = 1, len(text)
-        while high - low > 1:
-            middle = (low + high) // 2
-            if len(self._rows(text[:middle])) < num_rows:
-                low = middle
-            else:
-                high = middle
-        return low
+        lengths = range(2, len(text))
+        return 1 + bisect_left(lengths, num_rows, key=lambda length: len(self._rows(text[:length])))
 
     def _write(self, rows: list[str]) -> None:
-        same = 0
-        for old, new in zip(self._drawn, rows, strict=False):
-            if old != new:
-                break
-            same += 1
-        if same == len(rows) == len(self._drawn):
+        num_drawn = len(self._drawn)
+        same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(self._drawn, rows, strict=False))))
+        if same == len(rows) == num_drawn:
             return
-        output = ""
-        if self._drawn:
-            # The cursor is in the last drawn row; go to the first row that changes, or to the last one that stays.
-            up = len(self._drawn) - 1 - min(same, len(self._drawn) - 1)
-            output = (f"\x1b[{up}A" if up else "") + "\r"
-            if same == len(self._drawn):
-                output += "\r\n" if rows[same:] else ""
-            elif same == len(rows):
-                # Rows are removed: clear from here, and go back to the last one that stays.
-                output += "\x1b[J" + ("\x1b[A" if same else "")
-            if same < len(self._drawn) and same < len(rows):
-                output += "\x1b[J"
+        # The cursor is in the last drawn row.
+        if same == num_drawn:
+            output = "\r\n" if self._drawn else ""
+        else:
+            # Clear from the first row that changes; if none follows, go back to the last one that stays.
+            up = num_drawn - 1 - same
+            output = (f"\x1b[{up}A" if up else "") + "\r\x1b[J" + ("\x1b[A" if 0 < same == len(rows) else "")
         output += "\r\n".join(rows[same:])
         self._console.file.write(f"{_BEGIN_UPDATE}{output}{_END_UPDATE}")
         self._console.file.flush()

@@ -9,13 +9,10 @@ from typing import Any, TextIO
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from rwkvbatch.chat.app import Chat, end_note, uncut
-from rwkvbatch.chat.commands import handle_line
+from rwkvbatch.chat.app import end_note, uncut
 from rwkvbatch.chat.tree import Exchange
-from rwkvbatch.errors import RwkvBatchError, UsageError
+from rwkvbatch.errors import RwkvBatchError
 from rwkvbatch.prompt.escaping import printable, printable_json
-
-MAX_LINE_CHARACTERS = 10_000_000
 
 
 class PlainView:
@@ -55,8 +52,8 @@ class PlainView:
         self._write()
         self._out.write("\n")
         self._out.flush()
-        if exchange.finish_reason not in ("stop", "eos"):
-            self.note(end_note(exchange))
+        if end := end_note(exchange):
+            self.note(end)
 
     def note(self, text: str) -> None:
         if not self._quiet:
@@ -135,27 +132,3 @@ def as_record(exchange: Exchange) -> dict[str, Any]:
             "cached_tokens": exchange.num_cached,
         },
     }
-
-
-def run_lines(chat: Chat, lines: TextIO, prompt: TextIO | None = None) -> bool:
-    """Execute each line, a message or a command, until the end or `/quit`; returns whether all succeeded.
-
-    Args:
-        prompt: where to ask for a line, if a person types them.
-
-    Raises:
-        UsageError: a line has more than `MAX_LINE_CHARACTERS`.
-        StorageError: the transcript cannot be written.
-    """
-    success = True
-    while not chat.left:
-        if prompt is not None:
-            prompt.write("> ")
-            prompt.flush()
-        line = lines.readline(MAX_LINE_CHARACTERS + 1)
-        if not line:
-            break
-        if len(line) > MAX_LINE_CHARACTERS:
-            raise UsageError(f"standard input: a line must have at most {MAX_LINE_CHARACTERS:,} characters")
-        success = handle_line(chat, line.removesuffix("\n").removesuffix("\r")) and success
-    return success

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
-from rwkvbatch.chat.session import TURN_SETTINGS, Session
+from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session
 from rwkvbatch.chat.tree import REFERENCE, Exchange
 from rwkvbatch.engine.request import FinishReason
 from rwkvbatch.engine.sequence import closed_history
@@ -29,16 +31,19 @@ class RunPoint:
 
     Attributes:
         rows: the turns up to this one, oldest first.
-        cell: the cell's settings by name, from the manifest.
-        weights_sha256: of the model that made the replies.
+        cell: the cell's settings and the hash of its model's weights, from the manifest.
         system: the conversation's system message.
     """
 
     directory: Path
     rows: tuple[Row, ...]
     cell: dict[str, Any]
-    weights_sha256: str
     system: str | None
+
+    @property
+    def identity(self) -> Identity:
+        row = self.rows[-1]
+        return Identity(row.seed, row.conversation, row.repeat)
 
 
 def read_point(name: str, cell: str | None = None, repeat: int = 0) -> RunPoint:
@@ -57,48 +62,33 @@ def read_point(name: str, cell: str | None = None, repeat: int = 0) -> RunPoint:
     if manifest is None:
         raise RunDirectoryError("is not a run directory: it has no manifest", path=directory)
     cells = cast("dict[str, Any]", manifest["identity"].get("cells", {}))
-    wanted_cell = cell if cell is not None else next(iter(cells), "")
-    if wanted_cell not in cells:
-        raise UsageError(f"--cell: expected one of {', '.join(cells)}; got {wanted_cell!r}")
+    cell = next(iter(cells), "") if cell is None else cell
+    if cell not in cells:
+        raise UsageError(f"--cell: expected one of {', '.join(cells)}; got {cell!r}")
     rows: dict[int, Row] = {}
     conversations: dict[str, None] = {}
     for row in read_results(directory / RESULTS_NAME):
         conversations[row.conversation] = None
-        if (row.conversation, row.cell, row.repeat) == (conversation, wanted_cell, repeat):
+        if (row.conversation, row.cell, row.repeat) == (conversation, cell, repeat):
             rows[row.turn] = row
     if not rows:
-        some = ", ".join(list(conversations)[:8])
         raise UsageError(
-            f"--from {name}: the run has no rows of conversation {conversation!r}, "
-            f"cell {wanted_cell!r}, repeat {repeat}",
-            hint=f"conversations: {some}" + (", ..." if len(conversations) > 8 else ""),
+            f"--from {name}: the run has no rows of conversation {conversation!r}, cell {cell!r}, repeat {repeat}",
+            hint=f"conversations: {', '.join(list(conversations)[:8])}{', ...' if len(conversations) > 8 else ''}",
         )
-    path = [rows[number] for number in range(turn + 1) if number in rows]
-    if len(path) <= turn or any(row.finish_reason == "error" for row in path):
-        good = 0
-        while good in rows and rows[good].finish_reason != "error":
-            good += 1
-        raise UsageError(f"--from {name}: the turn must be in 0 to {good - 1}, got {turn}")
-    identity = cast("dict[str, Any]", cells[wanted_cell])
-    return RunPoint(
-        directory,
-        tuple(path),
-        identity,
-        str(identity.get("weights_sha256", "")),
-        _system(manifest, conversation, directory),
-    )
+    num_good = next(at for at in count() if at not in rows or rows[at].finish_reason == "error")
+    if turn >= num_good:
+        raise UsageError(f"--from {name}: the turn must be in 0 to {num_good - 1}, got {turn}")
+    path = tuple(rows[number] for number in range(turn + 1))
+    return RunPoint(directory, path, cells[cell], _system(manifest, conversation, directory))
 
 
 def replay(session: Session, point: RunPoint) -> None:
-    """Add the turns of `point` to a session that has no exchanges yet.
-
-    Raises:
-        UsageError: the session's model, prelude or template is not the run's.
-    """
-    spec = session.engine.model.spec
-    if spec.weights_sha256 != point.weights_sha256:
+    """Add the turns of `point` to a session that has no exchanges yet."""
+    spec, wanted = session.engine.model.spec, str(point.cell.get("weights_sha256", ""))
+    if spec.weights_sha256 != wanted:
         raise UsageError(
-            f"{point.directory} belongs to another model: expected weights {point.weights_sha256[:12]}, "
+            f"{point.directory} belongs to another model: expected weights {wanted[:12]}, "
             f"found {spec.weights_sha256[:12]} ({spec.path})",
             hint="give the run's model with --model",
         )
@@ -120,15 +110,9 @@ def replay(session: Session, point: RunPoint) -> None:
             rest = tuple(tokenizer.encode(template.reply(row.reference.text)))
             reply, ids, finish_reason = row.reference.text, (), REFERENCE
         else:
-            closed = closed_history(
-                tokenizer,
-                prompt,
-                row.reply_ids,
-                cast("FinishReason", row.finish_reason),
-                row.stopped_by,
-                template.closing,
-            )
-            rest, reply, ids, finish_reason = closed[len(prompt) :], row.reply, row.reply_ids, row.finish_reason
+            reply, ids, finish_reason = row.reply, row.reply_ids, cast("FinishReason", row.finish_reason)
+            closed = closed_history(tokenizer, prompt, ids, finish_reason, row.stopped_by, template.closing)
+            rest = closed[len(prompt) :]
         num_history += len(prompt) + len(rest)
         last = session.tree.last
         session.tree.add(
@@ -174,52 +158,36 @@ def _parse(name: str) -> tuple[str, str, int]:
 
 
 def _system(manifest: dict[str, Any], conversation: str, directory: Path) -> str | None:
-    """The conversation's system message, from the run's scripts.
-
-    Raises:
-        RunDirectoryError: the scripts do not contain the conversation any more.
-    """
+    """The conversation's system message, from the run's scripts."""
     names = [str(name) for name in cast("dict[str, Any]", manifest.get("about", {})).get("scripts", [])]
-    try:
-        script = read_scripts(names, skip_bad=True) if names and "-" not in names else None
-    except RwkvBatchError:
-        script = None
-    found = [c for c in script.conversations if c.id == conversation] if script is not None else []
-    if not found:
-        raise RunDirectoryError(
-            f"the system message of conversation {conversation!r} is unknown: its script is missing or has changed "
-            f"({', '.join(names) or 'unknown'})",
-            path=directory,
-            hint="start in the directory where the run was started, with its script in place",
-        )
-    return found[0].system
+    if names and "-" not in names:
+        with contextlib.suppress(RwkvBatchError):
+            for found in read_scripts(names, skip_bad=True).conversations:
+                if found.id == conversation:
+                    return found.system
+    raise RunDirectoryError(
+        f"the system message of conversation {conversation!r} is unknown: its script is missing or has changed "
+        f"({', '.join(names) or 'unknown'})",
+        path=directory,
+        hint="start in the directory where the run was started, with its script in place",
+    )
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A conversation that was written as a script.
-
-    Attributes:
-        command: the command line that replays it.
-        caveats: why some replies will differ, one clause each.
-    """
+    """The command that replays a script, and why some replies will differ, one clause each."""
 
     command: str
-    caveats: tuple[str, ...]
+    caveats: list[str]
 
 
 def export(session: Session, path: Path) -> Exported:
-    """Write the current branch to `path` as a script of one conversation in the native form.
-
-    Raises:
-        UsageError: the branch has no exchanges.
-        StorageError: it could not be written.
-    """
-    import jsonlines
-
+    """Write the current branch to `path` as a script of one conversation in the native form."""
     exchanges, opening = session.tree.path(), session.tree.opening
     if not exchanges:
         raise UsageError("/export: the branch has no messages yet")
+    import jsonlines
+
     common = _params(exchanges[0])
     messages: list[dict[str, Any]] = []
     if opening.system:
@@ -243,9 +211,8 @@ def export(session: Session, path: Path) -> Exported:
         prelude = path.with_name(path.name + ".prelude.txt")
         save_file(prelude, [opening.prelude.encode("utf-8", "backslashreplace")], private=True)
         options += ["--prelude", str(prelude)]
-    think = str(exchanges[0].settings["think"])
     for option, value, default in (
-        ("--think", think, "off"),
+        ("--think", exchanges[0].settings["think"], "off"),
         ("--model", settings.model, None),
         ("--strategy", settings.strategy, "auto"),
         ("--backend", settings.backend, "auto"),
@@ -256,7 +223,7 @@ def export(session: Session, path: Path) -> Exported:
             options += [option, str(value)]
     if session.identity.repeat:
         options += ["--repeats", str(session.identity.repeat + 1)]
-    return Exported(shlex.join(options), tuple(_caveats(session, exchanges)))
+    return Exported(shlex.join(options), _caveats(session, exchanges))
 
 
 def _params(exchange: Exchange) -> dict[str, Any]:
@@ -272,12 +239,10 @@ def _caveats(session: Session, exchanges: Sequence[Exchange]) -> list[str]:
         ("cancelled", "was stopped with Ctrl-C, which a replay does not repeat"),
         (REFERENCE, "is the run's reference, which a replay uses only with --history gold"),
     ):
-        turns = [str(exchange.turn + 1) for exchange in exchanges if exchange.finish_reason == finish_reason]
-        if turns:
+        if turns := [str(each.turn + 1) for each in exchanges if each.finish_reason == finish_reason]:
             caveats.append(f"the reply of turn {', '.join(turns)} {why}")
     weights = session.engine.model.spec.weights_sha256
-    turns = [str(exchange.turn + 1) for exchange in exchanges if exchange.weights_sha256 not in ("", weights)]
-    if turns:
+    if turns := [str(each.turn + 1) for each in exchanges if each.weights_sha256 not in ("", weights)]:
         caveats.append(f"the reply of turn {', '.join(turns)} is another model's, and a replay uses one model")
     if len({str(exchange.settings["think"]) for exchange in exchanges}) > 1:
         caveats.append("the thinking mode changed, and a replay uses the first one")

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from rwkvbatch.chat.tree import ConversationTree, Exchange, Opening, Position
-from rwkvbatch.config import CellSettings, Prompting, ThinkMode
+from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.engine import ZERO_ROOT, Engine, NextToken
 from rwkvbatch.engine.prefix_cache import Node
 from rwkvbatch.engine.request import NoiseKey, Reply, Request
 from rwkvbatch.errors import InputError, NonFiniteLogitsError, UsageError
+from rwkvbatch.llm import chat_template
 from rwkvbatch.model.base import State
-from rwkvbatch.prompt.templates import PromptTemplate, load_template
+from rwkvbatch.model.states import load_state
+from rwkvbatch.prompt.templates import PromptTemplate
+from rwkvbatch.replay.identity import sha256_of_file
 
 CONVERSATION = "chat"
 SEED_LIMIT = 2**63
@@ -52,6 +55,9 @@ class Identity:
 class Session:
     """One chat.
 
+    What does not fit the conversation or the model raises `UsageError`, a file that cannot be used `InputError`, a
+    model without a reply `NonFiniteLogitsError`; the conversation is unchanged then.
+
     Attributes:
         tree: the exchanges.
         settings: of the next reply; changed by `use_settings`.
@@ -60,7 +66,7 @@ class Session:
 
     def __init__(self, engine: Engine, settings: CellSettings, identity: Identity | None = None) -> None:
         self.engine = engine
-        self._load_template = lru_cache(maxsize=16)(_load_template)
+        self._load_template = lru_cache(maxsize=16)(chat_template)
         self.use_settings(settings)
         self.identity = identity or Identity()
         self.tree = ConversationTree()
@@ -68,22 +74,18 @@ class Session:
         self._prefixes = PinnedPrefixes(engine, self.tree)
 
     def use_settings(self, settings: CellSettings) -> None:
-        """Use `settings` for the next replies.
-
-        Raises:
-            UsageError: they contain token ids that the model does not have.
-            TemplateError: the template's file cannot be used.
-        """
+        """Use `settings` for the next replies."""
         settings.check_vocabulary(self.engine.model.spec.vocab_size)
-        self._load_template(settings.think, settings.template)
+        self._template_of(settings)
         self.settings = settings
 
     @property
     def template(self) -> PromptTemplate:
-        """Raises:
-        TemplateError: the template's file cannot be used.
-        """
-        return self._load_template(self.settings.think, self.settings.template)
+        """Of the next reply."""
+        return self._template_of(self.settings)
+
+    def _template_of(self, settings: CellSettings) -> PromptTemplate:
+        return self._load_template(settings.think, settings.template)
 
     def turn_settings(self) -> dict[str, Any]:
         """`TURN_SETTINGS` of the next reply as JSON values."""
@@ -112,41 +114,28 @@ class Session:
         self._prefixes.pin_branch_states()
 
     def adopt(self, tree: ConversationTree, settings: CellSettings, identity: Identity) -> None:
-        """Continue a saved conversation.
-
-        Raises:
-            InputError: the file of an initial state cannot be read, or has changed.
-            UsageError: the settings do not fit the model, or the engine has no memory for another initial state.
-        """
-        states: dict[int, State] = {}
-        for opening in tree.openings:
-            if opening.state is not None:
-                states[opening.number], _ = self._read_state(opening.state, opening.state_sha256)
+        """Continue a saved conversation."""
+        states = {
+            opening.number: self._read_state(opening.state, opening.state_sha256)[0]
+            for opening in tree.openings
+            if opening.state is not None
+        }
         self.use_settings(settings)
         prefixes = PinnedPrefixes(self.engine, tree)
         for number, state in states.items():
             prefixes.add_state(number, state)
         self._prefixes.close()
         self._prefixes = prefixes
-        self.identity = identity
-        self.tree = tree
-        self.alternatives = []
+        self.identity, self.tree, self.alternatives = identity, tree, []
 
     def _read_state(self, path: str | Path, saved_sha256: str | None = None) -> tuple[State, str]:
-        from rwkvbatch.model.states import load_state
-        from rwkvbatch.replay.identity import sha256_of_file
-
-        if saved_sha256 is not None and sha256_of_file(str(path), "initial state") != saved_sha256:
+        sha256 = sha256_of_file(str(path), "initial state")
+        if saved_sha256 not in (None, sha256):
             raise InputError("the initial state has changed since the session was saved", path=path)
-        state = load_state(path, self.engine.model.spec)
-        return state, saved_sha256 or sha256_of_file(str(path), "initial state")
+        return load_state(path, self.engine.model.spec), sha256
 
     def use_engine(self, engine: Engine) -> None:
-        """Continue with another model, which reads the conversation when the next message comes.
-
-        Raises:
-            UsageError: a branch began with a state of the previous model, or the settings do not fit this one.
-        """
+        """Continue with another model, which reads the conversation when the next message comes."""
         hint = "leave, and start again with --model"
         if any(opening.state is not None for opening in self.tree.openings):
             raise UsageError("this conversation began with an initial state of the current model", hint=hint)
@@ -157,45 +146,29 @@ class Session:
         self._prefixes = PinnedPrefixes(engine, self.tree)
 
     def ask(self, user: str, *, on_text: OnText | None = None, should_stop: ShouldStop = never) -> Exchange:
-        """Reply to `user` at the end of the current branch.
-
-        Raises:
-            UsageError: `user` is empty.
-            NonFiniteLogitsError: the model produced no reply.
-        """
+        """Reply to `user` at the end of the current branch."""
         if not user.strip():
             raise UsageError("the message is empty")
         return self._add_reply(self.tree.head, user, 0, on_text, should_stop)
 
     def retry(self, *, on_text: OnText | None = None, should_stop: ShouldStop = never) -> Exchange:
-        """Replace the last reply by another one.
-
-        Raises:
-            UsageError: there is no last message.
-        """
+        """Replace the last reply by another one."""
         last = self._last("/retry")
         return self._add_reply(self.tree.before(last), last.user, self.tree.next_attempt(last), on_text, should_stop)
 
     def again(self, count: int, *, should_stop: ShouldStop = never) -> list[Exchange]:
-        """`count` more replies to the last message, generated as one batch; `pick` chooses one.
-
-        Raises:
-            UsageError: there is no last message.
-        """
+        """`count` more replies to the last message, generated as one batch; `pick` chooses one."""
         last = self._last("/again")
         first = self.tree.next_attempt(last)
-        attempts = range(first, first + count)
-        self.alternatives = self._answer(self.tree.before(last), last.user, attempts, None, should_stop)
+        self.alternatives = self._answer(
+            self.tree.before(last), last.user, range(first, first + count), None, should_stop
+        )
         for exchange in self.alternatives:
             self.tree.add(exchange, move=False)
         return self.alternatives
 
     def pick(self, number: int) -> Exchange:
-        """Continue the current branch from alternative `number`, counted from 1.
-
-        Raises:
-            UsageError: there is no such alternative.
-        """
+        """Continue the current branch from alternative `number`, counted from 1."""
         if not self.alternatives:
             raise UsageError("/pick chooses a reply of /again, and there is none", hint="/again N makes N replies")
         if not 1 <= number <= len(self.alternatives):
@@ -206,19 +179,17 @@ class Session:
         return chosen
 
     def next_token(self, message: str | None = None) -> NextToken:
-        """Next-token logits and state at the end of the branch, or at the beginning of the reply to `message`.
-
-        Raises:
-            UsageError: the conversation has no tokens yet.
-        """
+        """Next-token logits and state at the end of the branch, or at the beginning of the reply to `message`."""
         tree = self.tree
         if message is not None:
-            return self.engine.next_logits(self._encode_turn(message), self._prefixes.root_after(tree.head))
-        if tree.last is not None:
-            return self.engine.next_logits(tree.last.tokens, self._prefixes.root_after(tree.before(tree.last)))
-        if not tree.opening.tokens:
+            tokens, root = self._encode_turn(message), self._prefixes.root_after(tree.head)
+        elif tree.last is not None:
+            tokens, root = tree.last.tokens, self._prefixes.root_after(tree.before(tree.last))
+        elif tree.opening.tokens:
+            tokens, root = tree.opening.tokens, self._prefixes.initial_root(tree.head)
+        else:
             raise UsageError("the conversation is empty", hint="/top MESSAGE shows how the reply to it may begin")
-        return self.engine.next_logits(tree.opening.tokens, self._prefixes.initial_root(tree.head))
+        return self.engine.next_logits(tokens, root)
 
     def logprobs(self, exchange: Exchange) -> tuple[float, ...]:
         """Log-probabilities of the reply's tokens; computed when unknown."""
@@ -245,39 +216,33 @@ class Session:
         return exchange
 
     def _answer(
-        self,
-        position: Position,
-        user: str,
-        attempts: Sequence[int],
-        on_text: OnText | None,
-        should_stop: ShouldStop,
+        self, position: Position, user: str, attempts: Sequence[int], on_text: OnText | None, should_stop: ShouldStop
     ) -> list[Exchange]:
         root, prompt = self._prefixes.root_after(position), self._encode_turn(user)
         turn = self.tree.num_turns(position)
-        seeds = [(self.identity.seed + attempt) % SEED_LIMIT for attempt in attempts]
+        seed, conversation, repeat = self.identity.seed, self.identity.conversation, self.identity.repeat
         requests = [
             Request(
                 tokens=prompt,
                 sampling=self.settings.sampling,
-                noise=NoiseKey(seed, self.identity.conversation, self.identity.repeat, turn),
+                noise=NoiseKey((seed + attempt) % SEED_LIMIT, conversation, repeat, turn),
                 max_tokens=self.settings.max_tokens,
                 max_seconds=self.settings.max_seconds,
                 stop=(*self.template.stops, *self.settings.stop),
                 closing=self.template.closing,
                 root=root,
             )
-            for seed in seeds
+            for attempt in attempts
         ]
         replies = generate(self.engine, requests, on_text, should_stop)
-        first = len(self.tree.exchanges)
         return [
             Exchange(
-                number=first + index,
+                number=number,
                 parent=position.exchange,
                 opening=position.opening,
                 turn=turn,
-                attempt=attempts[index],
-                seed=seeds[index],
+                attempt=attempt,
+                seed=request.noise.seed,
                 user=user,
                 prompt=prompt,
                 ids=reply.ids,
@@ -294,7 +259,9 @@ class Session:
                 num_cached=reply.num_cached,
                 weights_sha256=self.engine.model.spec.weights_sha256,
             )
-            for index, reply in enumerate(replies)
+            for number, (attempt, request, reply) in enumerate(
+                zip(attempts, requests, replies, strict=True), start=len(self.tree.exchanges)
+            )
         ]
 
 
@@ -313,19 +280,15 @@ class PinnedPrefixes:
         self._initial_roots: dict[int, int] = {}
 
     def add_state(self, opening: int, state: State) -> None:
-        """Use `state` as the initial state of `opening`, which has no exchanges yet.
-
-        Raises:
-            UsageError: the engine has no memory for another initial state.
-        """
+        """Use `state` as the initial state of `opening`, which has no exchanges yet."""
         self._initial_roots[opening] = self._engine.add_root(state)
 
     def initial_root(self, position: Position) -> int:
-        """The engine's root that stands for the initial state of the position's opening."""
+        """The root of the initial state of the position's opening."""
         return self._initial_roots.get(position.opening, ZERO_ROOT)
 
     def root_after(self, position: Position) -> int:
-        """The engine's root that stands for all tokens up to `position`."""
+        """The root of all tokens up to `position`."""
         missing: list[Exchange] = []
         while position not in self._roots and position.exchange is not None:
             missing.append(self._tree.exchanges[position.exchange])
@@ -350,13 +313,11 @@ class PinnedPrefixes:
                 self._pinned_states[position] = node
 
     def close(self) -> None:
-        """Unpin all prefixes and release all states."""
+        """Unpin all prefixes and states."""
         for root in self._roots.values():
             self._engine.unpin_prefix(root)
         for node in self._pinned_states.values():
             self._engine.unpin_state(node)
-        self._roots.clear()
-        self._pinned_states.clear()
 
 
 def generate(
@@ -382,31 +343,27 @@ def generate(
 
     ids: list[int] = []
     replies: dict[int, Reply] = {}
+
+    def step() -> None:
+        # After an error, cancelled replies of an earlier call come back too.
+        replies.update((number, reply) for number, reply in engine.step() if number in ids and isinstance(reply, Reply))
+
     try:
         ids.extend(engine.submit(replace(request, on_text=guarded)) for request in requests)
         while len(replies) < len(ids):
-            replies |= _step(engine)
+            step()
             if errors or should_stop():
                 break
     finally:
         # Also after an error: a request that stays in the engine would go on with the next message.
-        for request_id in ids:
-            if request_id not in replies:
-                engine.cancel(request_id)
+        for number in ids:
+            if number not in replies:
+                engine.cancel(number)
     if len(replies) < len(ids):
-        replies |= _step(engine)
+        step()
     if errors:
         raise errors[0]
-    ordered = [replies[request_id] for request_id in ids]
-    for reply in ordered:
+    for reply in replies.values():
         if reply.finish_reason == "error":
             raise NonFiniteLogitsError(reply.error or "the model produced no reply", hint="/params shows the settings")
-    return ordered
-
-
-def _step(engine: Engine) -> dict[int, Reply]:
-    return {number: result for number, result in engine.step() if isinstance(result, Reply)}
-
-
-def _load_template(think: ThinkMode, template: str | None) -> PromptTemplate:
-    return load_template(Prompting(think=think, template=template))
+    return [replies[number] for number in ids]

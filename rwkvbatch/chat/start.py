@@ -9,19 +9,21 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rwkvbatch.chat.actions import load
 from rwkvbatch.chat.app import Chat, View
+from rwkvbatch.chat.commands import run_lines
+from rwkvbatch.chat.pipe import JsonView, PlainView
+from rwkvbatch.chat.runs import RunPoint, read_point, replay, settings_of
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.storage import Transcript, default_path, state_directory
 from rwkvbatch.config import CellSettings, RunSettings, preset
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError
+from rwkvbatch.model.load import load_model, resolve_model_path
 from rwkvbatch.prompt.templates import load_prelude
 from rwkvbatch.replay.layers import layer_settings, naming_origins
-
-if TYPE_CHECKING:
-    from rwkvbatch.chat.runs import RunPoint
 
 NO_PRELUDE = "none"
 DEFAULT_PRELUDE = "api-demo-chat"
@@ -72,34 +74,27 @@ def run_chat(arguments: ChatArguments) -> bool:
         )
     _use_utf8()
     if is_terminal:
+        # prompt_toolkit loads slowly, and pipes do not need it.
         from rwkvbatch.chat.terminal import TerminalView, run_terminal, terminal_console
 
         chat = open_chat(arguments, TerminalView(terminal_console()), is_terminal=True)
         with contextlib.closing(chat.transcript):
             run_terminal(chat, state_directory() / "chat-history")
             return True
-    from rwkvbatch.chat.pipe import JsonView, PlainView, run_lines
-
-    view: PlainView
-    if arguments.json:
-        view = JsonView(sys.stdout, sys.stderr, quiet=arguments.quiet)
-    else:
-        view = PlainView(sys.stdout, sys.stderr, raw=arguments.raw, quiet=arguments.quiet)
+    view = (
+        JsonView(sys.stdout, sys.stderr, quiet=arguments.quiet)
+        if arguments.json
+        else PlainView(sys.stdout, sys.stderr, raw=arguments.raw, quiet=arguments.quiet)
+    )
     chat = open_chat(arguments, view, is_terminal=False)
     with contextlib.closing(chat.transcript):
         return run_lines(chat, sys.stdin, sys.stderr if sys.stdin.isatty() else None)
 
 
 def open_chat(arguments: ChatArguments, view: View, *, is_terminal: bool) -> Chat:
-    """Load the model and the session, and show what was loaded.
-
-    Raises:
-        RwkvBatchError: one of them cannot be used.
-    """
+    """Load the model and the session, and show what was loaded."""
     point = None
     if arguments.from_run is not None:
-        from rwkvbatch.chat.runs import read_point
-
         point = read_point(arguments.from_run, arguments.cell, arguments.repeat)
     layered = layer_settings(arguments.values, environment=os.environ, config=arguments.config)
     with naming_origins(layered.origins):
@@ -107,15 +102,8 @@ def open_chat(arguments: ChatArguments, view: View, *, is_terminal: bool) -> Cha
 
 
 def _open_chat(
-    arguments: ChatArguments,
-    run_settings: RunSettings,
-    point: RunPoint | None,
-    view: View,
-    *,
-    is_terminal: bool,
+    arguments: ChatArguments, run_settings: RunSettings, point: RunPoint | None, view: View, *, is_terminal: bool
 ) -> Chat:
-    from rwkvbatch.model.load import load_model, resolve_model_path
-
     bundled = resolve_model_path(run_settings.model).bundled
     settings = chat_settings(run_settings, bundled=bundled, point=point)
     prelude = choose_prelude(settings, bundled=bundled or point is not None)
@@ -127,17 +115,10 @@ def _open_chat(
 
     engine = load_engine(run_settings.model)
     settings.check_vocabulary(engine.model.spec.vocab_size, "--ban")
-    identity = Identity(seed=run_settings.seed)
+    session = Session(engine, settings, Identity(run_settings.seed) if point is None else point.identity)
+    system = arguments.system if point is None else point.system
+    session.begin(system=system, prelude=prelude, state_file=settings.state)
     if point is not None:
-        row = point.rows[-1]
-        identity = Identity(row.seed, row.conversation, row.repeat)
-    session = Session(engine, settings, identity)
-    session.begin(
-        system=arguments.system if point is None else point.system, prelude=prelude, state_file=settings.state
-    )
-    if point is not None:
-        from rwkvbatch.chat.runs import replay
-
         replay(session, point)
     path = arguments.transcript or default_path(state_directory() / "chats")
     transcript = Transcript(None if arguments.no_transcript else path)
@@ -148,8 +129,6 @@ def _open_chat(
     if point is not None:
         view.replay(session.tree.path())
     if arguments.load is not None:
-        from rwkvbatch.chat.session_commands import load
-
         load(chat, arguments.load)
     return chat
 
@@ -161,34 +140,26 @@ def chat_settings(settings: RunSettings, *, bundled: bool, point: RunPoint | Non
     would forbid letters. Other models are sampled as in API_DEMO_CHAT.
     """
     if point is not None:
-        from rwkvbatch.chat.runs import settings_of
-
         defaults = settings_of(point)
-    elif bundled:
-        defaults = dict(preset("greedy"))
     else:
-        defaults = dict(preset("api-demo-chat" if settings.state is None else "api-demo-chat-state"))
+        own = "api-demo-chat" if settings.state is None else "api-demo-chat-state"
+        defaults = dict(preset("greedy" if bundled else own))
     values = {name: getattr(settings, name) for name in CellSettings.model_fields}
-    given = settings.model_fields_set
-    values |= {name: value for name, value in defaults.items() if name not in given}
+    values |= {name: value for name, value in defaults.items() if name not in settings.model_fields_set}
     return CellSettings.parse(values)
 
 
 def choose_prelude(settings: CellSettings, *, bundled: bool) -> str | None:
-    """The text of the initial exchange; by default none for the bundled model or with an initial state.
-
-    Raises:
-        UsageError: its file cannot be read.
-    """
-    chosen = settings.prelude
-    if chosen is None:
-        chosen = NO_PRELUDE if bundled or settings.state is not None else DEFAULT_PRELUDE
+    """The text of the initial exchange; by default none for the bundled model or with an initial state."""
+    default = NO_PRELUDE if bundled or settings.state is not None else DEFAULT_PRELUDE
+    chosen = default if settings.prelude is None else settings.prelude
     return None if chosen == NO_PRELUDE else load_prelude(chosen)
 
 
 def _show_model(chat: Chat, *, bundled: bool) -> None:
     spec = chat.session.engine.model.spec
-    size = f"{spec.num_parameters / 1e6:.1f} M" if spec.num_parameters < 1e9 else f"{spec.num_parameters / 1e9:.1f} B"
+    unit, scale = ("M", 1e6) if spec.num_parameters < 1e9 else ("B", 1e9)
+    size = f"{spec.num_parameters / scale:.1f} {unit}"
     name = "the bundled demo model" if bundled else Path(spec.path).name
     chat.view.note(f"{name} · RWKV-{spec.generation}, {size} parameters, {spec.backend} {spec.dtype}")
     if bundled:
@@ -200,10 +171,6 @@ def _show_model(chat: Chat, *, bundled: bool) -> None:
 
 def _use_utf8() -> None:
     """Read and write UTF-8 in any locale; invalid input is replaced, and unencodable output is escaped."""
-    for stream, errors in (
-        (sys.stdin, "replace"),
-        (sys.stdout, "backslashreplace"),
-        (sys.stderr, "backslashreplace"),
-    ):
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=errors)

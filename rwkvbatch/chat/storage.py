@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.tree import read_tree, tree_values
 from rwkvbatch.config import with_full_names
 from rwkvbatch.errors import InputError, StorageError
-from rwkvbatch.files import PRIVATE_MODE, save_file
+from rwkvbatch.files import OS_FILES, PRIVATE_MODE, save_file, write_all
 
 FORMAT = 1
 KIND = "rwkvbatch-chat"
@@ -37,11 +38,7 @@ def state_directory() -> Path:
 
 
 def open_private(path: Path) -> int:
-    """A descriptor that appends to `path`; a new file is readable by its owner only.
-
-    Raises:
-        OSError: it cannot be created or opened.
-    """
+    """A descriptor that appends to `path`; a new file is readable by its owner only."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, PRIVATE_MODE)
 
@@ -64,10 +61,8 @@ class Transcript:
         self._num_openings = self._num_exchanges = 0
         self._branches: dict[str, Any] = {}
         if path is not None:
-            try:
+            with self._naming_the_file():
                 self._descriptor = open_private(path)
-            except OSError as error:
-                raise _unwritable(path, error) from None
 
     def start(self, session: Session) -> None:
         """Write the model, the settings and the whole tree; replaces what was written before."""
@@ -125,23 +120,25 @@ class Transcript:
             self._write({"event": "piece", "text": text}, sync=False)
 
     def _write(self, values: Mapping[str, Any], *, sync: bool) -> None:
-        if self._descriptor is None:
-            return
-        data = json.dumps(values, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        if self._descriptor is not None:
+            with self._naming_the_file():
+                write_all(OS_FILES, self._descriptor, _encoded(values))
+                if sync:
+                    OS_FILES.sync(self._descriptor)
+
+    @contextlib.contextmanager
+    def _naming_the_file(self) -> Generator[None]:
         try:
-            while data:
-                data = data[os.write(self._descriptor, data) :]
-            if sync:
-                os.fsync(self._descriptor)
+            yield
         except OSError as error:
-            raise _unwritable(self.path, error) from None
+            raise StorageError(
+                f"{self.path}: the transcript cannot be written: {error.strerror or error}",
+                hint="choose another file with --transcript, or none with --no-transcript",
+            ) from None
 
 
-def _unwritable(path: Path | None, error: OSError) -> StorageError:
-    return StorageError(
-        f"{path}: the transcript cannot be written: {error.strerror}",
-        hint="choose another file with --transcript, or none with --no-transcript",
-    )
+def _encoded(values: Mapping[str, Any], indent: int | None = None) -> bytes:
+    return f"{json.dumps(values, ensure_ascii=False, indent=indent)}\n".encode("utf-8", "backslashreplace")
 
 
 def _session_values(session: Session) -> dict[str, Any]:
@@ -157,20 +154,10 @@ def _session_values(session: Session) -> dict[str, Any]:
 
 
 def save_session(session: Session, path: Path) -> None:
-    """Write the whole session, atomically.
-
-    Raises:
-        StorageError: it could not be written.
-    """
-    content = {
-        "kind": KIND,
-        "format": FORMAT,
-        **_session_values(session),
-        "dialogue": tree_values(session.tree),
-    }
+    """Write the whole session, atomically."""
+    content = {"kind": KIND, "format": FORMAT, **_session_values(session), "dialogue": tree_values(session.tree)}
     content["sha256"] = _checksum(content)
-    text = json.dumps(content, ensure_ascii=False, indent=1)
-    save_file(path, [text.encode("utf-8", "backslashreplace"), b"\n"], private=True)
+    save_file(path, [_encoded(content, indent=1)], private=True)
 
 
 def load_session(session: Session, path: Path) -> None:

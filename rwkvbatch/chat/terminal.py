@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -23,14 +24,7 @@ from rich.text import Text
 
 from rwkvbatch.chat.app import Chat, end_note, uncut
 from rwkvbatch.chat.commands import COMMANDS, handle_line
-from rwkvbatch.chat.live import (
-    MARKDOWN,
-    THINKING,
-    ChatMarkdown,
-    LiveText,
-    split_thinking,
-    thinking_text,
-)
+from rwkvbatch.chat.live import MARKDOWN, THINKING, ChatMarkdown, LiveText, split_thinking, thinking_text
 from rwkvbatch.chat.storage import open_private
 from rwkvbatch.chat.tree import Exchange
 from rwkvbatch.errors import RwkvBatchError
@@ -54,23 +48,18 @@ class TerminalView:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.folded = False
-        self._text = ""
+        self._active = self._gap = False
+        self._last_frame_s = 0.0
+
+    def begin_reply(self, begun: str) -> None:
+        self._text = begun.lstrip()
         self._thinking: LiveText | None = None
         self._answer: LiveText | None = None
         self._waiting: LiveText | None = None
         self._num_tokens = 0
-        self._active = self._gap = False
-        self._begun_s = self._last_frame_s = 0.0
-        self._dirty = False
-
-    def begin_reply(self, begun: str) -> None:
-        self._text = begun.lstrip()
-        self._thinking = self._answer = self._waiting = None
-        self._num_tokens = 0
-        self._active = True
+        self._active = self._dirty = True
         self._begun_s = time.monotonic()
         self._last_frame_s = 0.0
-        self._dirty = True
 
     def piece(self, text: str) -> None:
         self._text += printable(text)
@@ -94,16 +83,13 @@ class TerminalView:
     def end_reply(self, exchange: Exchange | None) -> None:
         self._draw(None)
         self._active = False
-        if self._answer is not None:
-            self._answer.finish()
-        elif self._thinking is not None:
-            self._thinking.finish()
+        if live := self._answer or self._thinking:
+            live.finish()
         if exchange is None:
             return
         if not exchange.reply:
             self.console.print(Text("(an empty reply)", style="dim"))
-        end = end_note(exchange)
-        if end:
+        if end := end_note(exchange):
             self.console.print(Text(f"[{end}]", style="yellow"))
         self._end_with_gap()
 
@@ -116,14 +102,12 @@ class TerminalView:
         self._gap = True
 
     def note(self, text: str) -> None:
-        self._gap = False
-        self.console.print(Text(printable(text), style="dim"))
+        self.show(Text(printable(text), style="dim"))
 
     def problem(self, error: RwkvBatchError) -> None:
-        self._gap = False
-        self.console.print(Text(printable(error.message), style="red"))
+        self.show(Text(printable(error.message), style="red"))
         if error.hint:
-            self.console.print(Text(printable(error.hint), style="dim"))
+            self.note(error.hint)
 
     def show(self, content: RenderableType) -> None:
         self._gap = False
@@ -136,10 +120,10 @@ class TerminalView:
             self._end_with_gap()
 
     def alternatives(self, exchanges: Sequence[Exchange]) -> None:
-        cells = [
-            Group(Text.assemble((f"{number}", "bold cyan"), (f"  {_figures(exchange)}", "dim")), self._reply(exchange))
-            for number, exchange in enumerate(exchanges, start=1)
-        ]
+        cells: list[RenderableType] = []
+        for number, exchange in enumerate(exchanges, start=1):
+            figures = f"  {len(exchange.ids)} tokens · {exchange.tokens_per_s:.0f}/s · seed {exchange.seed}"
+            cells.append(Group(Text.assemble((str(number), "bold cyan"), (figures, "dim")), self._reply(exchange)))
         if self.console.width // max(len(cells), 1) < MIN_COLUMN_WIDTH:
             for cell in cells:
                 self.console.print(cell, "")
@@ -152,10 +136,10 @@ class TerminalView:
 
     def _reply(self, exchange: Exchange) -> RenderableType:
         thought, answer = split_thinking(exchange.reply)
-        parts: list[RenderableType] = [ChatMarkdown(printable(answer.strip()))]
-        if thought is not None:
-            parts.insert(0, _folded(thought) if self.folded else thinking_text(thought.strip()))
-        return Group(*parts)
+        shown = ChatMarkdown(printable(answer.strip()))
+        if thought is None:
+            return shown
+        return Group(_folded(thought) if self.folded else thinking_text(thought.strip()), shown)
 
     def _draw(self, status: Text | None) -> None:
         thought, answer = split_thinking(self._text)
@@ -170,7 +154,9 @@ class TerminalView:
             answer = answer.rstrip()
         if answer:
             if self._answer is None:
-                self._close_thinking(thought)
+                if self._thinking is not None:
+                    self._thinking.draw(_folded(thought) if self.folded and thought and thought.strip() else None)
+                    self._thinking.finish(draw=False)
                 self._answer = LiveText(self.console, MARKDOWN)
             self._answer.push(answer[self._answer.num_pushed :])
         live = self._answer or self._thinking
@@ -181,15 +167,6 @@ class TerminalView:
             self._waiting.draw()
             self._waiting = None
         live.draw(status)
-
-    def _close_thinking(self, thought: str | None) -> None:
-        if self._thinking is None:
-            return
-        if self.folded and thought and thought.strip():
-            self._thinking.draw(_folded(thought))
-        else:
-            self._thinking.draw()
-        self._thinking.finish_as_drawn()
 
     def _status(self, now_s: float) -> Text:
         seconds = now_s - self._begun_s
@@ -203,10 +180,6 @@ class TerminalView:
 def terminal_console() -> Console:
     """The console of standard output, which obeys `NO_COLOR`."""
     return Console(file=sys.stdout, highlight=False, emoji=False, markup=False)
-
-
-def _figures(exchange: Exchange) -> str:
-    return f"{len(exchange.ids)} tokens · {exchange.tokens_per_s:.0f}/s · seed {exchange.seed}"
 
 
 def _folded(thought: str) -> Text:
@@ -230,23 +203,18 @@ class CommandCompleter(Completer):
                 if command.name.startswith(name):
                     yield Completion(f"/{command.name}", -len(line), display=command.usage, display_meta=command.help)
             return
-        command = COMMANDS.get(name)
-        if command is None:
+        if name not in COMMANDS:
             return
+        expected = COMMANDS[name].argument
         before, _, word = argument.rpartition(" ")
-        choices = command.argument.choices
-        for choice in choices(self._chat, before) if choices is not None else ():
-            if choice.startswith(word):
-                yield Completion(choice, -len(word))
-        if command.argument.is_file and (before or choices is None):
+        choices = list(expected.choices(self._chat, before))
+        yield from (Completion(choice, -len(word)) for choice in choices if choice.startswith(word))
+        if expected.is_file and not choices:
             yield from self._paths.get_completions(Document(word, len(word)), complete_event)
 
 
 def line_input(chat: Chat, history_path: Path) -> PromptSession[str]:
     """The input line, with a status row below it and a history that is kept between sessions."""
-
-    def status() -> FormattedText:
-        return FormattedText([("", status_line(chat, get_app().output.get_size().columns))])
 
     return PromptSession(
         FormattedText([("class:mark", "› ")]),
@@ -256,7 +224,7 @@ def line_input(chat: Chat, history_path: Path) -> PromptSession[str]:
         key_bindings=_keys(),
         multiline=True,
         prompt_continuation="  ",
-        bottom_toolbar=status,
+        bottom_toolbar=lambda: [("", status_line(chat, get_app().output.get_size().columns))],
         enable_open_in_editor=True,
         enable_suspend=True,
         tempfile_suffix=".md",
@@ -295,21 +263,14 @@ def status_line(chat: Chat, columns: int) -> str:
     session, settings, last = chat.session, chat.session.settings, chat.session.tree.last
     parts = [session.tree.current, f"turn {session.tree.num_turns() + 1}"]
     if last is not None:
-        parts.append(f"{len(last.ids)} tokens")
-        if last.tokens_per_s:
-            parts.append(f"{last.tokens_per_s:.0f}/s")
-        parts.append(f"first {last.first_token_s * 1000:.0f} ms")
+        speed = [f"{last.tokens_per_s:.0f}/s"] if last.tokens_per_s else []
+        parts += [f"{len(last.ids)} tokens", *speed, f"first {last.first_token_s * 1000:.0f} ms"]
     parts.append("greedy" if settings.sampling.greedy else f"temp {settings.temperature:g} top_p {settings.top_p:g}")
     if settings.think != "off":
         parts.append(f"think {settings.think}")
     parts += [f"seed {session.identity.seed}", Path(session.engine.model.spec.path).stem]
-    line = ""
-    for part in parts:
-        longer = f"{line} · {part}" if line else part
-        if len(longer) > columns - 1:
-            break
-        line = longer
-    return printable(line, keep_newlines=False)
+    fitting = [line for line in accumulate(parts, "{} · {}".format) if len(line) < columns]
+    return printable(fitting[-1] if fitting else "", keep_newlines=False)
 
 
 def run_terminal(chat: Chat, history_path: Path) -> None:

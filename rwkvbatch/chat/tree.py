@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 from rwkvbatch.config import with_full_names
@@ -96,7 +96,7 @@ class Position:
 
 @dataclass
 class ConversationTree:
-    """All openings and exchanges, the branches' ends, and the current branch."""
+    """All openings and exchanges, the branches' ends, and the current branch. A wrong move raises `UsageError`."""
 
     openings: list[Opening] = field(default_factory=list[Opening])
     exchanges: list[Exchange] = field(default_factory=list[Exchange])
@@ -169,27 +169,18 @@ class ConversationTree:
         """Make `exchange` the end of the current branch."""
         self.branches[self.current] = Position(exchange.opening, exchange.number)
 
-    def undo(self, count: int = 1) -> list[Exchange]:
-        """Remove the last `count` exchanges from the current branch and return them, oldest first.
-
-        Raises:
-            UsageError: the branch has fewer.
-        """
-        num_turns = self.num_turns()
-        if not 1 <= count <= num_turns:
-            if not num_turns:
-                raise UsageError("/undo: the branch has no turns")
-            raise UsageError(f"/undo: the number of turns must be in 1 to {num_turns}, got {count}")
-        undone = list(islice(self._newest_first(self.head), count))[::-1]
+    def undo(self, num_turns: int = 1) -> list[Exchange]:
+        """Remove the last `num_turns` exchanges from the current branch and return them, oldest first."""
+        most = self.num_turns()
+        if not 1 <= num_turns <= most:
+            allowed = f"the number of turns must be in 1 to {most}, got {num_turns}"
+            raise UsageError(f"/undo: {allowed if most else 'the branch has no turns'}")
+        undone = list(islice(self._newest_first(self.head), num_turns))[::-1]
         self.branches[self.current] = self.before(undone[0])
         return undone
 
     def branch(self, name: str | None = None) -> str:
-        """Start a branch at the head, make it the current one, and return its name.
-
-        Raises:
-            UsageError: the name is taken.
-        """
+        """Start a branch at the head, make it the current one, and return its name."""
         chosen = name or self._unused_name()
         if chosen in self.branches:
             raise UsageError(f"a branch {chosen!r} exists already", hint=f"/switch {chosen} goes to it")
@@ -198,11 +189,7 @@ class ConversationTree:
         return chosen
 
     def switch(self, name: str) -> None:
-        """Make the branch `name` the current one.
-
-        Raises:
-            UsageError: there is no such branch.
-        """
+        """Make the branch `name` the current one."""
         if name not in self.branches:
             raise UsageError(f"/switch: the branch must be one of {', '.join(self.branches)}; got {name!r}")
         self.current = name
@@ -219,18 +206,16 @@ class ConversationTree:
         self._num_attempts[key] = max(self._num_attempts.get(key, 0), exchange.attempt + 1)
 
     def _unused_name(self) -> str:
-        number = len(self.branches) + 1
-        while f"branch-{number}" in self.branches:
-            number += 1
-        return f"branch-{number}"
+        names = (f"branch-{number}" for number in count(len(self.branches) + 1))
+        return next(name for name in names if name not in self.branches)
 
 
 def tree_values(tree: ConversationTree, first_opening: int = 0, first_exchange: int = 0) -> dict[str, Any]:
     """The tree as JSON values; of openings and exchanges only those from the given numbers on."""
     return {
-        "openings": [{**vars(opening)} for opening in tree.openings[first_opening:]],
-        "exchanges": [{**vars(exchange)} for exchange in tree.exchanges[first_exchange:]],
-        "branches": {name: {**vars(position)} for name, position in tree.branches.items()},
+        "openings": [dict(vars(opening)) for opening in tree.openings[first_opening:]],
+        "exchanges": [dict(vars(exchange)) for exchange in tree.exchanges[first_exchange:]],
+        "branches": {name: dict(vars(position)) for name, position in tree.branches.items()},
         "current": tree.current,
     }
 
@@ -242,7 +227,7 @@ def read_tree(values: Mapping[str, Any]) -> ConversationTree:
         KeyError, TypeError, ValueError: `values` is not a consistent tree.
     """
     tree = ConversationTree(
-        [_opening(item) for item in values["openings"]],
+        [Opening(**_with_token_ids(item, "tokens")) for item in values["openings"]],
         [_exchange(item) for item in values["exchanges"]],
         {str(name): Position(**position) for name, position in values["branches"].items()},
         str(values["current"]),
@@ -251,47 +236,39 @@ def read_tree(values: Mapping[str, Any]) -> ConversationTree:
         if opening.number != number:
             raise ValueError(f"opening {number} has the number {opening.number}")
     for number, exchange in enumerate(tree.exchanges):
-        _check_exchange(tree, number, exchange)
+        if exchange.number != number or (exchange.parent is not None and not 0 <= exchange.parent < number):
+            raise ValueError(f"exchange {number} is out of order")
+        _check_position(tree, Position(exchange.opening, exchange.parent))
+        turn = tree.num_turns(tree.before(exchange))
+        if exchange.turn != turn:
+            raise ValueError(f"exchange {number} must have turn {turn}, got {exchange.turn}")
     for position in [*tree.branches.values(), tree.head]:
-        _check_number(tree.openings, position.opening)
-        if position.exchange is not None:
-            _check_number(tree.exchanges, position.exchange)
+        _check_position(tree, position)
     return tree
 
 
-def _check_exchange(tree: ConversationTree, number: int, exchange: Exchange) -> None:
-    follows = number if exchange.parent is None else exchange.parent + 1
-    if exchange.number != number or not 0 <= follows <= number:
-        raise ValueError(f"exchange {number} is out of order")
-    turn = tree.num_turns(tree.before(exchange))
-    if exchange.turn != turn:
-        raise ValueError(f"exchange {number} must have turn {turn}, got {exchange.turn}")
-    _check_number(tree.openings, exchange.opening)
-    if exchange.parent is not None and tree.exchanges[exchange.parent].opening != exchange.opening:
-        raise ValueError(f"exchange {number} has another opening than its parent")
-
-
-def _opening(values: Mapping[str, Any]) -> Opening:
-    plain: dict[str, Any] = {**values, "tokens": _ids(values["tokens"])}
-    return Opening(**plain)
-
-
 def _exchange(values: Mapping[str, Any]) -> Exchange:
-    plain: dict[str, Any] = {**values, "settings": with_full_names(values["settings"])}
-    for name in ("prompt", "ids", "rest"):
-        plain[name] = _ids(values[name])
+    plain = _with_token_ids(values, "prompt", "ids", "rest")
+    plain["settings"] = with_full_names(values["settings"])
     if "finish" in plain:  # its name in sessions of older versions
         plain["finish_reason"] = plain.pop("finish")
     plain["logprobs"] = tuple(float(value) for value in values["logprobs"])
     return Exchange(**plain)
 
 
-def _ids(values: Sequence[Any]) -> tuple[int, ...]:
-    if not all(type(value) is int and value >= 0 for value in values):
+def _with_token_ids(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """`values` with checked token ids under `names`."""
+    if not all(type(value) is int and value >= 0 for name in names for value in values[name]):
         raise ValueError("token ids must be non-negative integers")
-    return tuple(values)
+    return {**values, **{name: tuple(values[name]) for name in names}}
 
 
-def _check_number(items: Sequence[object], number: int) -> None:
-    if not 0 <= number < len(items):
-        raise ValueError(f"the number must be in 0 to {len(items) - 1}, got {number}")
+def _check_position(tree: ConversationTree, position: Position) -> None:
+    opening, number = position.opening, position.exchange
+    if not 0 <= opening < len(tree.openings):
+        raise ValueError(f"an opening must be in 0 to {len(tree.openings) - 1}, got {opening}")
+    if number is not None:
+        if not 0 <= number < len(tree.exchanges):
+            raise ValueError(f"an exchange must be in 0 to {len(tree.exchanges) - 1}, got {number}")
+        if tree.exchanges[number].opening != opening:
+            raise ValueError(f"exchange {number} belongs to another opening than {opening}")

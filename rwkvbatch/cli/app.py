@@ -64,8 +64,7 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     del version
@@ -80,14 +79,9 @@ def invoke(arguments: Sequence[str]) -> int:
     except SystemExit as leaving:
         if isinstance(leaving.__context__, BrokenPipeError):  # Typer exits with 1, which means a failed check here
             return ExitCode.UNREAD
-        if _is_interrupt(leaving.__context__):
+        if isinstance(getattr(leaving.__context__, "__cause__", None), KeyboardInterrupt):  # Typer's silent exit
             return report(KeyboardInterrupt(), debug=debug)
         return leaving.code if isinstance(leaving.code, int) else ExitCode.DONE
     except BaseException as error:
         return report(error, debug=debug)
     return ExitCode.DONE
-
-
-def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether Typer made this silent exit of a Ctrl-C."""
-    return error is not None and isinstance(error.__cause__, KeyboardInterrupt)

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rwkvbatch.cli.exits import message, print_json
-from rwkvbatch.cli.options import (
-    JsonOption,
-    QuietOption,
-    RandomOption,
-    checkpoint_of,
-    command_app,
-    option,
-    with_settings,
-)
+from rwkvbatch.cli.options import JsonOption, QuietOption, RandomOption, command_app, model_path, option, with_settings
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,14 +21,6 @@ EPILOG = (
     "peak (on a GPU, copy bandwidth or matrix rate), whichever is longer, over the time taken. Medians over the "
     "rounds; a busy machine shows in all of them."
 )
-
-NARROWEST_NAME = 18
-NARROWEST_NAME_WITH_PACKAGE = 12
-"""Widths below which longer names of figures are folded."""
-
-LESS_WANTED = ("best", "of the limit", "rwkv")
-"""Columns that are left out on a narrow terminal, the first one first."""
-
 
 app = command_app()
 
@@ -69,7 +52,7 @@ def bench_command(
     plan = Plan(against_package=against is not None, processor_time=cpu_time)
     if quick:
         plan = replace(plan, rows=(1, 8, 64), rounds=3)
-    with checkpoint_of(given.model, random, named="--model", quiet=quiet) as path:
+    with model_path(given.model, random, named="--model", quiet=quiet) as path:
         report = run_benchmark(
             path,
             plan,
@@ -86,12 +69,11 @@ def bench_command(
 
 def _show(report: Report) -> None:
     from rwkvbatch.cli.views import console, facts_table
-    from rwkvbatch.prompt.escaping import printable
 
     out = console()
     threads = f"{report.threads} thread{'s' if report.threads > 1 else ''}"
     facts = {
-        "model": f"{printable(report.model)}, {report.parameters:,} parameters, {report.dtype}",
+        "model": f"{report.model}, {report.parameters:,} parameters, {report.dtype}",
         "backend": f"{report.backend}, {threads}, {report.rounds} rounds, {report.clock} time",
         "machine": report.machine,
         "loading": _loading(report),
@@ -105,34 +87,27 @@ def _show(report: Report) -> None:
 
 def figures_table(report: Report, width: int = 80) -> Table:
     """One line for each figure, with the columns for which `width` has room."""
-    from rich.table import Table
+    from rwkvbatch.cli.views import fitted_table
 
-    from rwkvbatch.cli.views import fitted
-
+    figures = report.figures
     columns = {
-        "median": [_number(figure.median) for figure in report.figures],
-        "best": [_number(figure.best) for figure in report.figures],
-        "rwkv": [_number(figure.package) for figure in report.figures],
-        "times": ["" if figure.ratio is None else f"{figure.ratio:.1f}" for figure in report.figures],
-        "unit": [figure.unit for figure in report.figures],
-        "of the limit": [
-            "" if figure.share is None else f"{figure.share:.0%} of {figure.limit}" for figure in report.figures
-        ],
+        "median": [_number(figure.median) for figure in figures],
+        "best": [_number(figure.best) for figure in figures],
+        "rwkv": [_number(figure.package) for figure in figures],
+        "times": ["" if figure.ratio is None else f"{figure.ratio:.1f}" for figure in figures],
+        "unit": [figure.unit for figure in figures],
+        "of the limit": ["" if figure.share is None else f"{figure.share:.0%} of {figure.limit}" for figure in figures],
     }
     for name in ["best"] if report.against else ["rwkv", "times"]:
         del columns[name]
-    narrowest = NARROWEST_NAME_WITH_PACKAGE if report.against else NARROWEST_NAME
-
-    def table_of(names: Sequence[str]) -> Table:
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        table.add_column("", overflow="fold", min_width=narrowest)
-        for name in names:
-            table.add_column(name, justify="left" if name == "unit" else "right", no_wrap=True)
-        for figure, *cells in zip(report.figures, *(columns[name] for name in names), strict=True):
-            table.add_row(figure.name, *cells)
-        return table
-
-    return fitted(table_of, list(columns), LESS_WANTED, width)
+    return fitted_table(
+        [figure.name for figure in figures],
+        columns,
+        width,
+        least_name=12 if report.against else 18,
+        left=["unit"],
+        less_wanted=["best", "of the limit", "rwkv"],
+    )
 
 
 def _limits(limits: Limits) -> str:

@@ -8,27 +8,24 @@ from typing import Annotated, Any
 import typer
 
 from rwkvbatch.cli.exits import ExitCode
-from rwkvbatch.cli.options import OUTPUT_PANEL, ConfigOption, QuietOption, command_app, option, with_settings
+from rwkvbatch.cli.options import OUTPUT_PANEL, ConfigOption, QuietOption, command_app, examples, option, with_settings
 from rwkvbatch.config import Sampling, Stopping
 
 PANEL = "The session"
 
-EPILOG = """[bold]Examples[/]
-
-  rwkvbatch chat
-
-  rwkvbatch chat --model rwkv7-1.5b --temp 0.7 --think on
-
-  rwkvbatch chat --from runs/first:names-1:0
-
-  printf 'hi\\n' | rwkvbatch chat
-
-  printf 'hi\\n' | rwkvbatch chat --json --quiet"""
-
 app = command_app()
 
 
-@app.command("chat", epilog=EPILOG)
+@app.command(
+    "chat",
+    epilog=examples(
+        "rwkvbatch chat",
+        "rwkvbatch chat --model rwkv7-1.5b --temp 0.7 --think on",
+        "rwkvbatch chat --from runs/first:names-1:0",
+        "printf 'hi\\n' | rwkvbatch chat",
+        "printf 'hi\\n' | rwkvbatch chat --json --quiet",
+    ),
+)
 @with_settings(
     *("model", "strategy", "backend", "state", "threads", "state_memory"),
     *("preset", *Sampling.model_fields, "seed", *Stopping.model_fields, "think", "template", "prelude"),
@@ -43,12 +40,7 @@ def chat_command(
     ] = None,
     from_run: Annotated[
         str | None,
-        option(
-            "--from",
-            "Continue a conversation of a run after this turn. Turns count from 0.",
-            "RUN:CONVERSATION:TURN",
-            PANEL,
-        ),
+        option("--from", "Continue a run's conversation after a turn, counted from 0.", "RUN:CONVERSATION:TURN", PANEL),
     ] = None,
     cell: Annotated[
         str | None, option("--cell", "With --from: the run's cell, if not its first.", "NAME", PANEL)

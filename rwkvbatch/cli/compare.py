@@ -47,9 +47,7 @@ def compare_command(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN...",
-            help="Run directories, results files, or single cells as RUN::CELL.",
-            show_default=False,
+            metavar="RUN...", help="Run directories, results files, or single cells as RUN::CELL.", show_default=False
         ),
     ],
     baseline: Annotated[

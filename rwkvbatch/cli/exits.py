@@ -11,6 +11,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from rwkvbatch.errors import InputError, RwkvBatchError, UsageError
+from rwkvbatch.prompt.escaping import printable, printable_json
 from rwkvbatch.signals import Terminated
 
 if TYPE_CHECKING:
@@ -33,80 +34,53 @@ class ExitCode(enum.IntEnum):
 
 
 def report(error: BaseException, *, debug: bool) -> ExitCode:
-    """Print one message for `error` on standard error; returns the exit code."""
+    """Print one message for `error` on standard error, and its traceback with `debug`; returns the exit code."""
+    code, text = _explain(error)
+    if debug and code <= ExitCode.INTERNAL:
+        _print("".join(traceback.format_exception(error)).rstrip("\n"))
+    if text:
+        _print(f"rwkvbatch: {text}")
+    return code
+
+
+def _explain(error: BaseException) -> tuple[ExitCode, str]:
     match error:
         case KeyboardInterrupt():
-            _print_error("interrupted")
-            return ExitCode.INTERRUPTED
+            return ExitCode.INTERRUPTED, "interrupted"
         case Terminated():
-            _print_error("terminated")
-            return ExitCode.TERMINATED
-        case RwkvBatchError():
-            if debug:
-                _print_traceback(error)
-            _print_error(f"error: {error}" + (f"\n  {error.hint}" if error.hint else ""))
-            if isinstance(error, UsageError):
-                return ExitCode.USAGE
-            return ExitCode.BAD_INPUT if isinstance(error, InputError) else ExitCode.INTERNAL
+            return ExitCode.TERMINATED, "terminated"
         case BrokenPipeError():
-            return ExitCode.UNREAD
+            return ExitCode.UNREAD, ""
+        case RwkvBatchError():
+            code = ExitCode.BAD_INPUT if isinstance(error, InputError) else ExitCode.INTERNAL
+            code = ExitCode.USAGE if isinstance(error, UsageError) else code
+            return code, f"error: {error}" + (f"\n  {error.hint}" if error.hint else "")
         case OSError():
-            if debug:
-                _print_traceback(error)
             place = "" if error.filename is None else f": {error.filename}"
-            _print_error(
-                f"error: input or output failed: {error.strerror or error}{place}\n"
-                "  check free space and permissions; RWKVBATCH_DEBUG=1 shows the traceback"
-            )
-            return ExitCode.INTERNAL
+            text = f"error: input or output failed: {error.strerror or error}{place}"
+            hint = "check free space and permissions; RWKVBATCH_DEBUG=1 shows the traceback"
         case MemoryError():
-            if debug:
-                _print_traceback(error)
-            _print_error(
-                f"error: not enough memory {error}".rstrip() + "\n  take a smaller model or a smaller --batch-size"
-            )
-            return ExitCode.INTERNAL
+            text = f"error: not enough memory {error}".rstrip()
+            hint = "take a smaller model or a smaller --batch-size"
         case _:
-            if debug:
-                _print_traceback(error)
-            summary = " ".join(str(error).split())[:500]
-            _print_error(
-                f"internal error: {type(error).__name__}: {summary}\n"
-                "  this is a bug in rwkvbatch; run again with RWKVBATCH_DEBUG=1 for the traceback"
-            )
-            return ExitCode.INTERNAL
-
-
-def _print_traceback(error: BaseException) -> None:
-    _print("".join(traceback.format_exception(error)).rstrip("\n"))
-
-
-def _print_error(text: str) -> None:
-    _print(f"rwkvbatch: {text}")
+            text = f"internal error: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            hint = "this is a bug in rwkvbatch; run again with RWKVBATCH_DEBUG=1 for the traceback"
+    return ExitCode.INTERNAL, f"{text}\n  {hint}"
 
 
 def _print(text: str) -> None:
-    from rwkvbatch.prompt.escaping import printable
-
     print(printable(text), file=sys.stderr)  # noqa: T201
 
 
 def message(text: str, *, quiet: bool = False) -> None:
     """Print one line on standard error, unless `quiet`."""
-    from rwkvbatch.prompt.escaping import printable
-
     if not quiet:
         print(printable(text, keep_newlines=False), file=sys.stderr)  # noqa: T201
 
 
 def print_json(content: Any, *, indent: int | None = 2) -> None:
     """Print a JSON document on standard output."""
-    from rwkvbatch.prompt.escaping import printable_json
-
     print(printable_json(json.dumps(content, indent=indent)))  # noqa: T201
-
-
-STANDARD_ERROR = 2
 
 
 class _StandardError(io.FileIO):
@@ -137,7 +111,7 @@ def prepare_streams() -> None:
     if reconfigure is not None:
         reconfigure(errors="backslashreplace")
     encoding = "utf-8" if sys.__stderr__ is None else sys.__stderr__.encoding
-    raw = io.BufferedWriter(_StandardError(STANDARD_ERROR, "w", closefd=False))
+    raw = io.BufferedWriter(_StandardError(2, "w", closefd=False))
     sys.stderr = io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=True)
 
 

@@ -8,25 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rwkvbatch.cli.exits import ExitCode, message, print_json
-from rwkvbatch.cli.options import JsonOption, QuietOption, command_app, option
+from rwkvbatch.cli.options import JsonOption, QuietOption, command_app, examples, option
 
 if TYPE_CHECKING:
     from rwkvbatch.replay.merge import Merged, Missing
 
 MAX_SHOWN = 20
 
-EPILOG = """[bold]Examples[/]
-
-  rwkvbatch merge runs/part-* --out runs/whole
-
-  rwkvbatch merge runs/part-1 runs/part-3 --out runs/whole --allow-missing
-"""
-
-
 app = command_app()
 
 
-@app.command("merge", epilog=EPILOG)
+@app.command(
+    "merge",
+    epilog=examples(
+        "rwkvbatch merge runs/part-* --out runs/whole",
+        "rwkvbatch merge runs/part-1 runs/part-3 --out runs/whole --allow-missing",
+    ),
+)
 def merge_command(
     parts: Annotated[
         list[Path], typer.Argument(metavar="PART...", help="Run directories made with --shard.", show_default=False)
@@ -94,7 +92,6 @@ def _lines(merged: Merged, *, with_notes: bool) -> list[str]:
 def _missing_line(part: Missing) -> str:
     if part.first is None:
         return f"part {part.shard} was not given; run it with --shard {part.shard}"
-    key = part.first
-    return f"part {part.shard} ({part.path}): {part.rows:,} rows are missing, the first of them {key.in_words()}" + (
-        "" if part.command is None else f"; to continue: {part.command}"
-    )
+    rest = "" if part.command is None else f"; to continue: {part.command}"
+    first = part.first.in_words()
+    return f"part {part.shard} ({part.path}): {part.rows:,} rows are missing, the first of them {first}{rest}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,20 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rwkvbatch.cli.exits import ExitCode, message, print_json
-from rwkvbatch.cli.options import (
-    JsonOption,
-    QuietOption,
-    RandomOption,
-    checkpoint_of,
-    command_app,
-    option,
-    with_settings,
-)
+from rwkvbatch.cli.options import JsonOption, QuietOption, RandomOption, command_app, model_path, option, with_settings
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from rwkvbatch.bench.verify import Verification
     from rwkvbatch.model.checkpoint import Description
 
@@ -47,12 +36,17 @@ app = command_app(
 
 Precision = Literal["bf16", "fp16", "fp32"]
 Force = Annotated[bool, option("--force", "Replace the file if it is there.")]
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="Checkpoint; the ending may be left out. [dim]Default: $RWKVBATCH_MODEL, else the bundled one.[/]",
+    ),
+]
 Output = Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .pth or .safetensors.")]
 
-NARROWEST_TENSOR = 17
-"""Width below which longer names of tensors are folded."""
-
-_SIZE = re.compile(r"(\d{1,4})x(\d{1,6})")
+_SIZE = re.compile(r"(0*[1-9]\d{0,3})x(0*[1-9]\d{0,5})")
 
 
 @app.command("random")
@@ -67,10 +61,9 @@ def random_command(
     quiet: QuietOption = False,
 ) -> None:
     """Write an RWKV-7 checkpoint of random weights, for measurements."""
-    match = _SIZE.fullmatch(size)
-    if match is None or not int(match[1]) or not int(match[2]):
+    if (match := _SIZE.fullmatch(size)) is None:
         raise UsageError(f"the size must be LAYERSxWIDTH, such as 12x768; got {size!r}")
-    layers, width = int(match[1]), int(match[2])
+    layers, width = map(int, match.groups())
     if width % head_size:
         raise UsageError(f"the width must be a multiple of --head-size {head_size}, got {width}")
 
@@ -86,15 +79,7 @@ def random_command(
 
 @app.command("info")
 def info_command(
-    file: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="FILE",
-            show_default=False,
-            help="Checkpoint; the ending may be left out. "
-            "[dim]Default: $RWKVBATCH_MODEL, else the bundled demonstration model[/]",
-        ),
-    ] = None,
+    model: ModelArgument = None,
     json_output: JsonOption = False,
     verify: Annotated[
         bool, option("--verify", "Also read all values, look for NaN and infinity, and hash the file.")
@@ -104,7 +89,7 @@ def info_command(
     from rwkvbatch.model.checkpoint import describe, open_checkpoint
     from rwkvbatch.model.load import resolve_model_path
 
-    with open_checkpoint(resolve_model_path(file).path) as checkpoint:
+    with open_checkpoint(resolve_model_path(model).path) as checkpoint:
         description = describe(checkpoint, read_values=verify)
     if json_output:
         print_json(asdict(description), indent=None)
@@ -138,14 +123,7 @@ def convert_command(
 @app.command("verify", epilog=VERIFY_EPILOG)
 @with_settings("strategy", "backend")
 def verify_command(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            show_default=False,
-            help="Checkpoint; the ending may be left out. [dim]Default: $RWKVBATCH_MODEL, else the bundled one.[/]",
-        ),
-    ] = None,
+    model: ModelArgument = None,
     random: RandomOption = None,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
@@ -157,7 +135,7 @@ def verify_command(
     from rwkvbatch.replay.layers import checked_values
 
     given = CellSettings(**checked_values(settings))
-    with checkpoint_of(model, random, named="MODEL", quiet=quiet) as path:
+    with model_path(model, random, named="MODEL", quiet=quiet) as path:
         say = partial(message, quiet=quiet)
         found = verify_model(path, strategy=given.strategy, backend=given.backend, say=say)
     if json_output:
@@ -183,44 +161,33 @@ def _show_verdict(found: Verification) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for part in found.parts:
         shares = ("not finite" if share is None else f"{share:.2g}" for share in (part.rms, part.largest))
-        table.add_row(
-            part.name,
-            f"{part.rows}",
-            *shares,
-            f"{part.same_token:.1%}",
-            Text("" if part.within else "too much", style="bold red"),
-        )
+        excess = Text("" if part.within else "too much", style="bold red")
+        table.add_row(part.name, f"{part.rows}", *shares, f"{part.same_token:.1%}", excess)
     console().print(table)
     limit = found.limit
     typer.echo(
         "\nDifferences of the logits, as shares of the reference's standard deviation.\n"
         f"Limits for {found.precision}: RMS {limit.rms:g}, largest {limit.largest:g}."
     )
-    typer.echo(verdict(found))
-
-
-def verdict(found: Verification) -> str:
-    """The verdict, in words."""
     if found.same:
-        return f"The same network: the differences are of the size that rounding in {found.precision} makes."
-    bad = ", ".join(part.name for part in found.parts if not part.within)
-    return (
-        f"NOT the same network, or not with these weights: {bad}. Do not trust this backend here; "
-        "--backend reference is slower and right."
-    )
+        typer.echo(f"The same network: the differences are of the size that rounding in {found.precision} makes.")
+    else:
+        bad = ", ".join(part.name for part in found.parts if not part.within)
+        typer.echo(
+            f"NOT the same network, or not with these weights: {bad}. Do not trust this backend here; "
+            "--backend reference is slower and right."
+        )
 
 
 def _show(description: Description) -> None:
-    from rwkvbatch.cli.views import console, facts_table
-    from rwkvbatch.prompt.escaping import printable
+    from rwkvbatch.cli.views import console, facts_table, fitted_table
 
-    heads = f"{description.num_heads} x {description.head_size}" if description.num_heads else "none"
     facts = {
-        "file": f"{printable(description.path)} ({description.kind})",
+        "file": f"{description.path} ({description.kind})",
         "RWKV": description.generation,
         "layers": f"{description.num_layers:,}",
         "width": f"{description.width:,}",
-        "heads": heads,
+        "heads": f"{description.num_heads} x {description.head_size}" if description.num_heads else "none",
         "vocabulary": f"{description.vocab_size:,}",
         "parameters": f"{description.num_parameters:,}",
         "precision": description.dtype,
@@ -230,45 +197,23 @@ def _show(description: Description) -> None:
         facts["state of one sequence"] = _size(description.state_bytes)
     if description.sha256 is not None:
         facts["sha256"] = f"{description.sha256} (all values are finite)"
-    out = console()
-    out.print(facts_table(facts))
-    out.print()
-    out.print(tensors_table(description, out.width))
-
-
-def tensors_table(description: Description, width: int = 80) -> Table:
-    """One line for each kind of tensor, with the columns for which `width` has room."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from rwkvbatch.cli.views import fitted
-    from rwkvbatch.prompt.escaping import printable
-
     groups = description.tensors
     columns = {
         "shape": [" x ".join(map(str, group.shape)) for group in groups],
-        "type": [printable(group.dtype) for group in groups],
+        "type": [group.dtype for group in groups],
         "layers": [str(group.count) for group in groups],
         "parameters": [f"{group.num_parameters:,}" for group in groups],
     }
-
-    def table_of(names: Sequence[str]) -> Table:
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        table.add_column("tensor", overflow="fold", min_width=NARROWEST_TENSOR)
-        for name in names:
-            table.add_column(name, justify="right" if name in ("layers", "parameters") else "left", no_wrap=True)
-        for group, *cells in zip(groups, *(columns[name] for name in names), strict=True):
-            table.add_row(Text(printable(group.name)), *map(Text, cells))
-        return table
-
-    return fitted(table_of, list(columns), ("parameters", "type"), width)
+    out = console()
+    out.print(facts_table(facts))
+    out.print()
+    look: dict[str, Any] = {"header": "tensor", "left": ["shape", "type"], "less_wanted": ["parameters", "type"]}
+    out.print(fitted_table([group.name for group in groups], columns, out.width, least_name=17, **look))
 
 
 def _size(num_bytes: int) -> str:
     """A size in the largest unit that leaves a number of at least 1."""
-    size = float(num_bytes)
-    for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
-        size /= 1024
-    return f"{size:,.1f} GiB"
+    from rich.filesize import pick_unit_and_suffix
+
+    unit, suffix = pick_unit_and_suffix(num_bytes, ["bytes", "KiB", "MiB", "GiB"], 1024)
+    return f"{num_bytes / unit:,.{0 if unit == 1 else 1}f} {suffix}"

@@ -21,7 +21,7 @@ OUTPUT_PANEL = "Output"
 def option(
     name: str, help: str, metavar: str | None = None, panel: str | None = None, *, flag: str | None = None, **more: Any
 ) -> Any:
-    """An option for `Annotated`: its long name, help text, placeholder, group in `--help` and one-letter name."""
+    """An option for `Annotated`; `panel` is its group in `--help`, `flag` its one-letter name."""
     names = (name,) if flag is None else (name, flag)
     return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, **more)
 
@@ -33,14 +33,18 @@ ConfigOption = Annotated[
     option("--config", "TOML file with settings. The command line and $RWKVBATCH_* win over it.", "FILE", OUTPUT_PANEL),
 ]
 RandomOption = Annotated[
-    str | None,
-    option("--random", "Take random weights of this shape, such as 12x768.", "LAYERSxWIDTH"),
+    str | None, option("--random", "Take random weights of this shape, such as 12x768.", "LAYERSxWIDTH")
 ]
 
 
 def command_app(**options: Any) -> typer.Typer:
     """A Typer application for one command of the program, or for a group of commands."""
     return typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False, **options)
+
+
+def examples(*commands: str) -> str:
+    """Example command lines, for the end of `--help`."""
+    return "\n\n  ".join(["[bold]Examples[/]", *commands])
 
 
 def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -52,8 +56,8 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
     """
     from rwkvbatch.config import LISTS, PANELS, SETTINGS, option_name
 
-    chosen = names or tuple(name for name, setting in SETTINGS.items() if setting.has_option)
-    chosen = sorted(chosen, key=lambda name: PANELS.index(SETTINGS[name].panel))
+    chosen = [name for name in names or SETTINGS if SETTINGS[name].panel is not None]
+    chosen.sort(key=lambda name: PANELS.index(SETTINGS[name].panel))
 
     def parameter(name: str) -> inspect.Parameter:
         setting = SETTINGS[name]
@@ -61,13 +65,9 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
         made = option(option_name(name), text, setting.metavar, setting.panel, flag=setting.flag)
         # Text: a comma list makes a grid, and the settings themselves say what they may be.
         kind: Any = list[str] | None if name in LISTS else str | None
-        annotation = Annotated[kind, made]
-        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, made])
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(command, eval_str=True)
-        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-
         @functools.wraps(command)
         def call(**values: Any) -> None:
             for name in chosen:
@@ -79,22 +79,22 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
             command(**values)
 
         # Typer groups options in the order of the parameters: the settings' panels come first.
-        options = [parameter(name) for name in chosen]
-        arguments = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        whole = inspect.Signature([*options, *arguments])
-        call.__annotations__ = {p.name: p.annotation for p in whole.parameters.values()}
-        call.__signature__ = whole  # pyright: ignore[reportAttributeAccessIssue]
+        parameters = [parameter(name) for name in chosen]
+        parameters += [
+            own.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for own in inspect.signature(command, eval_str=True).parameters.values()
+            if own.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        call.__annotations__ = {made.name: made.annotation for made in parameters}
+        call.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
         return call
 
     return decorate
 
 
 @contextmanager
-def checkpoint_of(model: str | None, random: str | None, *, named: str, quiet: bool) -> Generator[str | None]:
-    """The checkpoint's path, or that of one with random weights of the shape `random`, which exists inside.
-
-    Args:
-        named: what the command line calls the model, for the error.
+def model_path(model: str | None, random: str | None, *, named: str, quiet: bool) -> Generator[str | None]:
+    """The path of the checkpoint `model`, which errors call `named`, or of one with random weights of shape `random`.
 
     Raises:
         UsageError: both are given, or the shape is wrong.

@@ -16,6 +16,7 @@ from rwkvbatch.cli.options import (
     JsonOption,
     QuietOption,
     command_app,
+    examples,
     option,
     with_settings,
 )
@@ -26,20 +27,18 @@ if TYPE_CHECKING:
 
 SCRIPT_PANEL, RUN_PANEL = "What is replayed", "The run"
 
-EPILOG = """[bold]Examples[/]
-
-  rwkvbatch run datasets/demo.jsonl
-
-  rwkvbatch run chats.jsonl --model rwkv7-1.5b --temp 0.3,0.7,1.0 --repeats 5 --out runs/temps
-
-  rwkvbatch run chats.jsonl --devices cuda:0,cuda:1 --out runs/big
-
-  rwkvbatch run a.jsonl b.jsonl --only memory --dry-run"""
-
 app = command_app()
 
 
-@app.command("run", epilog=EPILOG)
+@app.command(
+    "run",
+    epilog=examples(
+        "rwkvbatch run datasets/demo.jsonl",
+        "rwkvbatch run chats.jsonl --model rwkv7-1.5b --temp 0.3,0.7,1.0 --repeats 5 --out runs/temps",
+        "rwkvbatch run chats.jsonl --devices cuda:0,cuda:1 --out runs/big",
+        "rwkvbatch run a.jsonl b.jsonl --only memory --dry-run",
+    ),
+)
 @with_settings()
 def run_command(
     scripts: Annotated[
@@ -94,47 +93,29 @@ def run_command(
     """
     from rwkvbatch.replay.logs import logging_to
 
-    what: dict[str, Any] = {
-        "scripts": scripts,
-        "grid": grid,
-        "config": config,
-        "environment": os.environ,
-        "skip_bad": skip_bad,
-        "shard": shard,
-        **settings,
-    }
+    settings |= {"grid": grid, "config": config, "environment": os.environ, "skip_bad": skip_bad, "shard": shard}
     with leaving_at_once(), logging_to(log_file, verbose=verbose, quiet=quiet):
         if dry_run:
             from rwkvbatch.cli.views import show_plan
-            from rwkvbatch.replay.prepare import prepare
+            from rwkvbatch.replay.api import prepare
 
-            show_plan(prepare(**what), as_json=json_output)
+            show_plan(prepare(scripts, **settings), as_json=json_output)
             return
-        how = {
-            "retry_errors": retry_errors,
-            "repair": repair,
-            "verify_rows": verify_batch or 0,
-            "metrics_port": metrics,
-        }
-        result = _run(what, how, out, quiet=quiet)
+        settings |= {"retry_errors": retry_errors, "repair": repair}
+        settings |= {"verify_rows": verify_batch or 0, "metrics_port": metrics}
+        result = _run(scripts, settings, out, quiet=quiet)
     from rwkvbatch.cli.views import show_summary, until_ci_record
 
     if not quiet:
         show_summary(result)
     if json_output:
-        print_json(
-            {
-                **result.summary.as_dict(),
-                "directory": str(result.directory),
-                "verify": result.verified,
-                "until_ci": until_ci_record(result),
-            }
-        )
+        about = {"directory": str(result.directory), "verify": result.verified, "until_ci": until_ci_record(result)}
+        print_json({**result.summary.as_dict(), **about})
     if not result.summary.passed:
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _run(what: dict[str, Any], how: dict[str, Any], out: Path | None, *, quiet: bool) -> RunResult:
+def _run(scripts: list[str], options: dict[str, Any], out: Path | None, *, quiet: bool) -> RunResult:
     """Call `rwkvbatch.run` with progress on standard error, until it ends or a signal stops it."""
     import warnings
 
@@ -158,9 +139,8 @@ def _run(what: dict[str, Any], how: dict[str, Any], out: Path | None, *, quiet: 
     def note(text: Warning | str, *_: object, **__: object) -> None:
         notify(f"note: {text}")
 
-    scripts = what["scripts"]
-    shard = None if what["shard"] is None else Shard.parse(what["shard"])
-    directory = out if out is not None else default_directory(scripts, part="" if shard is None else str(shard))
+    part = "" if options["shard"] is None else str(Shard.parse(options["shard"]))
+    directory = default_directory(scripts, part=part) if out is None else out
     observer: Observer | None = None
     if not quiet:
         observer = BarObserver(console) if console.is_terminal else LineObserver(notify)
@@ -170,8 +150,8 @@ def _run(what: dict[str, Any], how: dict[str, Any], out: Path | None, *, quiet: 
         warnings.showwarning = note
         try:
             result = run(
-                **what,
-                **how,
+                scripts,
+                **options,
                 out=directory,
                 command=command_line(),
                 observer=observer,

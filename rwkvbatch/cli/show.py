@@ -9,23 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from rwkvbatch.cli.exits import message
-from rwkvbatch.cli.options import JsonOption, QuietOption, command_app, option
+from rwkvbatch.cli.options import JsonOption, QuietOption, command_app, examples, option
 from rwkvbatch.errors import UsageError
-
-EPILOG = """[bold]Examples[/]
-
-  rwkvbatch show runs/demo
-
-  rwkvbatch show runs/sweep names-1 --cell "temp=1.0*" --repeat 0
-
-  rwkvbatch show runs/demo --failed | less -R
-"""
-
+from rwkvbatch.prompt.escaping import printable_json
 
 app = command_app()
 
 
-@app.command("show", epilog=EPILOG)
+@app.command(
+    "show",
+    epilog=examples(
+        "rwkvbatch show runs/demo",
+        'rwkvbatch show runs/sweep names-1 --cell "temp=1.0*" --repeat 0',
+        "rwkvbatch show runs/demo --failed | less -R",
+    ),
+)
 def show_command(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or results file.", show_default=False)],
     conversations: Annotated[
@@ -47,20 +45,13 @@ def show_command(
 
     data = load_runs([run])[0]
     found = dialogues(
-        data,
-        conversations=conversations or (),
-        cells=cell or (),
-        repeat=repeat,
-        turn=turn,
-        failed_only=failed,
+        data, conversations=conversations or (), cells=cell or (), repeat=repeat, turn=turn, failed_only=failed
     )
     if not found and not failed:
         raise UsageError("the run has no rows of that yet")
     shown = found if limit is None else found[:limit]
     if as_json:
         import jsonlines
-
-        from rwkvbatch.prompt.escaping import printable_json
 
         def dumps(record: Any) -> str:
             return printable_json(json.dumps(record, ensure_ascii=False))
@@ -72,16 +63,12 @@ def show_command(
     from rwkvbatch.cli.views import console
 
     print_dialogues(
-        shown,
-        console(),
-        many_cells=len(data.cells) > 1,
-        many_repeats=len({dialogue.repeat for dialogue in found}) > 1,
+        shown, console(), many_cells=len(data.cells) > 1, many_repeats=len({dialogue.repeat for dialogue in found}) > 1
     )
-    if not quiet:
-        for note in data.notes:
-            message(f"note: {note}")
-        if len(shown) < len(found):
-            more = len(found) - len(shown)
-            message(f"{more} more dialogue{'s' if more > 1 else ''}")
-        if not found:
-            message("no dialogue has an error or a failed check")
+    notes = [f"note: {note}" for note in data.notes]
+    if more := len(found) - len(shown):
+        notes.append(f"{more} more dialogue{'s' if more > 1 else ''}")
+    if not found:
+        notes.append("no dialogue has an error or a failed check")
+    for note in notes:
+        message(note, quiet=quiet)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 import typer
+from rich.box import SIMPLE_HEAD, Box
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.results.summary import CellSummary, Summary
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from rwkvbatch.replay.prepare import Prepared
+    from rwkvbatch.replay.api import Prepared
     from rwkvbatch.replay.runner import RunResult
 
 
@@ -41,25 +41,38 @@ def console(*, stderr: bool = False, file: IO[str] | None = None, width: int | N
     return TrimmedConsole(stderr=stderr, file=file, width=width, highlight=False)
 
 
-def fitted(
-    table_of: Callable[[Sequence[str]], Table], columns: Sequence[str], less_wanted: Sequence[str], width: int
+def fitted_table(
+    names: Sequence[str],
+    columns: Mapping[str, Sequence[str]],
+    width: int,
+    *,
+    least_name: int,
+    header: str = "",
+    left: Sequence[str] = (),
+    folded: Sequence[str] = (),
+    less_wanted: Sequence[str] = (),
+    box: Box | None = None,
 ) -> Table:
-    """The table with as many of `columns` as fit into `width`.
+    """A table with a column of names and as many of `columns` as fit into `width`.
 
     Args:
-        table_of: makes the table with some of the columns. Of its own columns, those that are not `no_wrap` may be
-            folded, down to their `min_width` or their longest word.
+        least_name: names are folded down to this width. header: of their column.
+        left, folded: columns that are aligned left; those in `folded` may be folded down to their longest word.
         less_wanted: left out of a narrow table, the first one first. If the others do not fit either, all are folded.
     """
-    kept = list(columns)
-    table = table_of(kept)
-    for name in less_wanted:
-        if _narrowest(table) <= width:
+    kept, leaving = list(columns), [name for name in less_wanted if name in columns]
+    while True:
+        table = Table(box=box, header_style="bold", pad_edge=False)
+        table.add_column(header, overflow="fold", min_width=least_name)
+        for name in kept:
+            justify = "left" if name in (*left, *folded) else "right"
+            table.add_column(name, justify=justify, no_wrap=name not in folded)
+        for cells in zip(names, *(columns[name] for name in kept), strict=True):
+            table.add_row(*(Text(printable(cell)) for cell in cells))
+        spare = width - _narrowest(table)
+        if spare >= 0 or not leaving:
             break
-        if name in kept:
-            kept.remove(name)
-            table = table_of(kept)
-    spare = width - _narrowest(table)
+        kept.remove(leaving.pop(0))
     if spare < 0:
         for column in table.columns:
             column.no_wrap, column.overflow, column.min_width = False, "fold", None
@@ -77,7 +90,7 @@ def facts_table(facts: Mapping[str, str]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, fact in facts.items():
-        table.add_row(Text(name, style="bold"), Text(fact))
+        table.add_row(Text(name, style="bold"), Text(printable(fact)))
     return table
 
 
@@ -106,19 +119,9 @@ def _lines(column: Column) -> list[str]:
 FIXED_COLUMNS = 66
 """Width of the table without the names of the cells."""
 
-MAX_NAME_WIDTH = 24
-"""Width down to which names of cells are folded."""
-
-LESS_WANTED = ("first token\np50 / p95", "reply\ntokens", "ended by")
-"""Columns that are left out on a narrow terminal, the first one first."""
-
 
 def show_summary(result: RunResult) -> None:
     """Print the table by cell, the totals, and the next command."""
-    from rich.text import Text
-
-    from rwkvbatch.prompt.escaping import printable
-
     err = console(stderr=True)
     err.print(summary_table(result.summary, err.width))
     for line in _summary_lines(result):
@@ -131,29 +134,20 @@ def summary_table(summary: Summary, width: int = 100) -> Table:
     If `width` is too small for the names of cells, each of their settings gets a line of its own; if that does not fit
     either, columns are left out.
     """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    from rwkvbatch.prompt.escaping import printable
-
     names = [printable(cell.name) for cell in summary.cells]
-    if max((len(name) for name in names), default=0) > width - FIXED_COLUMNS:
+    if max(map(len, names), default=0) > width - FIXED_COLUMNS:
         names = [name.replace(",", ",\n") for name in names]
-    columns = _columns(summary)
     longest = max((len(line) for name in names for line in name.split("\n")), default=0)
-
-    def table_of(headers: Sequence[str]) -> Table:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("cell", overflow="fold", min_width=min(MAX_NAME_WIDTH, longest))
-        for header in headers:
-            is_text = header == "ended by"
-            table.add_column(header, justify="left" if is_text else "right", no_wrap=not is_text)
-        for name, *values in zip(names, *(columns[header] for header in headers), strict=True):
-            table.add_row(Text(name), *values)
-        return table
-
-    return fitted(table_of, list(columns), LESS_WANTED, width)
+    return fitted_table(
+        names,
+        _columns(summary),
+        width,
+        header="cell",
+        least_name=min(24, longest),
+        folded=["ended by"],
+        less_wanted=["first token\np50 / p95", "reply\ntokens", "ended by"],
+        box=SIMPLE_HEAD,
+    )
 
 
 def _columns(summary: Summary) -> dict[str, list[str]]:
@@ -161,25 +155,28 @@ def _columns(summary: Summary) -> dict[str, list[str]]:
     cells = summary.cells
     columns = {
         "rows": [f"{cell.rows:,}" for cell in cells],
-        "checks\npassed": [_share_passed(cell) for cell in cells],
+        "checks\npassed": [
+            f"{cell.checks_passed}/{cell.checks} {cell.checks_passed / cell.checks:.0%}" if cell.checks else "-"
+            for cell in cells
+        ],
         "reply\ntokens": [f"{cell.reply_tokens:,}" for cell in cells],
         "ended by": [_ends(cell) for cell in cells],
-        "first token\np50 / p95": [_seconds_pair(cell.first_token_p50_s, cell.first_token_p95_s) for cell in cells],
+        "first token\np50 / p95": [_waits(cell.first_token_p50_s, cell.first_token_p95_s) for cell in cells],
     }
     if any(cell.reference_nll is not None for cell in cells):
         columns["ref.\nnll"] = ["-" if cell.reference_nll is None else f"{cell.reference_nll:.3f}" for cell in cells]
     return columns
 
 
-def _share_passed(cell: CellSummary) -> str:
-    if not cell.checks:
-        return "-"
-    return f"{cell.checks_passed}/{cell.checks} {cell.checks_passed / cell.checks:.0%}"
-
-
 def _ends(cell: CellSummary) -> str:
     ends = sorted(cell.finish_reasons.items(), key=lambda item: -item[1])
     return ends[0][0] if len(ends) == 1 else "\n".join(f"{name} {count:,}" for name, count in ends)
+
+
+def _waits(median: float | None, high: float | None) -> str:
+    if median is None or high is None:
+        return "-"
+    return f"{median * 1000:.0f} / {high * 1000:.0f} ms" if high < 1 else f"{median:.2f} / {high:.2f} s"
 
 
 def _summary_lines(result: RunResult) -> list[str]:
@@ -189,27 +186,20 @@ def _summary_lines(result: RunResult) -> list[str]:
 
     summary, progress = result.summary, result.progress
     read = summary.prompt_tokens - summary.cached_tokens
+    done = "no reply was generated" if progress.failures else "all rows were there already"
     if progress.reply_tokens:
-        done = (
-            f"{progress.reply_tokens:,} reply tokens in {duration(progress.elapsed_s)}, "
-            f"{progress.tokens_per_s:,.0f} tokens/s"
-        )
-    else:
-        done = "no reply was generated" if progress.failures else "all rows were there already"
-    lines = [
-        done,
-        f"{summary.prompt_tokens:,} prompt tokens: {read:,} read, {summary.cached_tokens:,} reused",
-    ]
+        tokens, elapsed = progress.reply_tokens, duration(progress.elapsed_s)
+        done = f"{tokens:,} reply tokens in {elapsed}, {progress.tokens_per_s:,.0f} tokens/s"
+    lines = [done, f"{summary.prompt_tokens:,} prompt tokens: {read:,} read, {summary.cached_tokens:,} reused"]
     if summary.errors:
-        some = f"{summary.errors:,} rows" if summary.errors > 1 else "1 row"
-        lines.append(f"{some} failed; --retry-errors runs {'them' if summary.errors > 1 else 'it'} again")
+        some, them = ("1 row", "it") if summary.errors == 1 else (f"{summary.errors:,} rows", "them")
+        lines.append(f"{some} failed; --retry-errors runs {them} again")
     lines += _precision_lines(result)
     if result.verified is not None:
         lines.append(f"verified: {result.verified['held']}")
     directory = shlex.quote(str(result.directory))
     lines.append(f"rows are in {directory}")
-    shard = result.plan.shard
-    if shard is not None:
+    if (shard := result.plan.shard) is not None:
         lines.append(f"next, when all {shard.parts} parts are done: rwkvbatch merge PART... --out DIR")
     elif len(summary.cells) > 1:
         lines.append(f"next: rwkvbatch compare {directory}")
@@ -225,11 +215,7 @@ def until_ci_record(result: RunResult) -> dict[str, Any] | None:
     if not result.reached:
         return None
     cells = [
-        {
-            "cell": cell.cell,
-            "repeats": cell.repeats,
-            "width": cell.width if cell.width is not None and math.isfinite(cell.width) else None,
-        }
+        {**vars(cell), "width": None if cell.width is None or math.isinf(cell.width) else cell.width}
         for cell in result.reached
     ]
     return {"asked": result.plan.settings.until_ci, "cells": cells}
@@ -255,22 +241,11 @@ def _precision_lines(result: RunResult) -> list[str]:
     return lines
 
 
-def _seconds_pair(low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return "-"
-    if high < 1:
-        return f"{low * 1000:.0f} / {high * 1000:.0f} ms"
-    return f"{low:.2f} / {high:.2f} s"
-
-
 MAX_WARNINGS = 50
 
 
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     """Print what would be run; loads the tokenizer, but no model."""
-    from rich.text import Text
-
-    from rwkvbatch.prompt.escaping import printable
     from rwkvbatch.prompt.tokenizer import world_tokenizer
     from rwkvbatch.replay.conversation import PromptEncoder, preview
     from rwkvbatch.script.lint import lint
@@ -291,7 +266,7 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
         "tokens of later turns": f"{found.later_turn_tokens:,}, and the replies before them",
         "tokens of replies": f"at most {found.max_reply_tokens:,}",
     }
-    console().print(facts_table({name: printable(fact) for name, fact in facts.items()}))
+    console().print(facts_table(facts))
     err = console(stderr=True)
     for warning in warnings[:MAX_WARNINGS]:
         err.print(Text(printable(f"warning: {warning}", keep_newlines=False)), soft_wrap=True)

@@ -229,12 +229,7 @@ def most_changed(matched: MatchedRows) -> list[ConversationChange]:
             }
         )
         .groupby("conversation", sort=False)
-        .agg(
-            score=("score", "mean"),
-            nll=("nll", "mean"),
-            changed=("changed", "mean"),
-            turns=("changed", "size"),
-        )
+        .agg(score=("score", "mean"), nll=("nll", "mean"), changed=("changed", "mean"), turns=("changed", "size"))
     )
     changes = [
         ConversationChange(str(name), float(score), float(nll), float(changed), int(turns))

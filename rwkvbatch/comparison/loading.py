@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 from rwkvbatch import __version__
 from rwkvbatch.comparison.table import read_results, tabulate
 from rwkvbatch.errors import RunDirectoryError, UsageError
+from rwkvbatch.results.directory import why_unfinished
 from rwkvbatch.results.manifest import read_manifest, shard_text
-from rwkvbatch.results.status import why_unfinished
 from rwkvbatch.results.store import RESULTS_NAME
 
 if TYPE_CHECKING:

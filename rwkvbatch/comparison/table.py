@@ -117,14 +117,7 @@ def read_results(path: Path, notes: list[str], *, needs_checksum: bool = True) -
                     continue
                 try:
                     columns.add(decode_values(line, needs_checksum=needs_checksum))
-                except (
-                    ValueError,
-                    KeyError,
-                    TypeError,
-                    AttributeError,
-                    OverflowError,
-                    RecursionError,
-                ) as error:
+                except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
                     raise RunDamagedError(
                         f"is not a row of a run: {_reason(error)}",
                         path=path,

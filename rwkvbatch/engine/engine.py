@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rwkvbatch.engine.prefix_cache import Node, PrefixTree, SlotAllocator
+from rwkvbatch.engine.prefix_cache import Node, PrefixTree
 from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, Request, Score
 from rwkvbatch.engine.scheduler import Chunk, Scheduler, SequenceState
 from rwkvbatch.engine.sequence import Generation, Job, Scoring, StepWork
@@ -100,7 +100,7 @@ class Engine:
         self._pool = model.make_pool(capacity)
         tree = PrefixTree()
         tree.add_root(ZERO_ROOT, None)
-        self._scheduler = Scheduler(tree, SlotAllocator(capacity), self._pool, max_batch, step_rows)
+        self._scheduler = Scheduler(tree, self._pool, max_batch, step_rows)
         self._jobs: dict[int, Job] = {}
         self._done: list[Finished] = []
         self._next_id = 0
@@ -140,7 +140,11 @@ class Engine:
         slot = self._scheduler.take_slot() if self._next_root + 1 < self._pool.capacity else None
         if slot is None:
             raise UsageError("no memory for another initial state is left", hint="raise --state-memory")
-        self._pool.write([slot], state)
+        try:
+            self._pool.write([slot], state)
+        except BaseException:
+            self._scheduler.free_slots.append(slot)
+            raise
         root = self._next_root
         self._next_root += 1
         self._scheduler.tree.add_root(root, slot)
@@ -221,10 +225,8 @@ class Engine:
         if work.chunks:
             self._begin(work.chunks, now_s)
             logits = self._forward(work)
-            if logits is not None:
-                self._scheduler.advance(work.chunks)
-                if len(logits):
-                    self._collect(work, self.model.choose(logits, work.wanted(self.model.spec.vocab_size)))
+            if logits is not None and len(logits):
+                self._collect(work, self.model.choose(logits, work.wanted(self.model.spec.vocab_size)))
         done, self._done = self._done, []
         return done
 
@@ -288,13 +290,8 @@ class Engine:
         if not tokens:
             raise ValueError("a request needs at least one token")
         check_tokens(tokens, self.model.spec.vocab_size)
-        sequence = SequenceState(
-            id=self._next_id,
-            base=base,
-            tokens=list(tokens),
-            num_prompt=base.depth + len(tokens),
-            num_unread_at_end=num_unread_at_end,
-        )
+        num_prompt = base.depth + len(tokens)
+        sequence = SequenceState(self._next_id, base, list(tokens), num_prompt, num_unread_at_end=num_unread_at_end)
         self._next_id += 1
         self._scheduler.add(sequence)
         return sequence
@@ -310,23 +307,28 @@ class Engine:
     def _forward(self, work: StepWork) -> torch.Tensor | None:
         """Logits of the step; None when memory ran out and the batch size was halved instead."""
         try:
-            return self.model.step(work.rows(), self._pool)
-        except Exception as error:
-            if not is_out_of_memory(error) or self._scheduler.max_batch == 1:
-                raise
-            self._scheduler.max_batch //= 2
-            self._scheduler.step_rows = max(1, self._scheduler.step_rows // 2)
-            self.stats.num_halvings += 1
-            _log.warning("out of memory: batch size reduced to %d", self._scheduler.max_batch)
+            logits = self.model.step(work.rows(), self._pool)
+            self._scheduler.advance(work.chunks)
+            return logits
+        except BaseException as error:
+            # The states may be ahead of the positions recorded for them: none of them may be cached or continued.
             self._scheduler.restart([chunk.sequence for chunk in work.chunks])
             for scoring, _ in work.scored:
                 scoring.start_over()
-            return None
+            if not is_out_of_memory(error) or self._scheduler.max_batch == 1:
+                raise
+        self._scheduler.max_batch //= 2
+        self._scheduler.step_rows = max(1, self._scheduler.step_rows // 2)
+        self.stats.num_halvings += 1
+        _log.warning("out of memory: batch size reduced to %d", self._scheduler.max_batch)
+        return None
 
     def _collect(self, work: StepWork, choices: Choices) -> None:
         now_s = self._clock()
         for scoring in work.take_scores(choices):
-            self._end_scoring(scoring)
+            del self._jobs[scoring.sequence.id]
+            self._scheduler.finish(scoring.sequence, cache=True)
+            self._done.append((scoring.sequence.id, scoring.score()))
         # Rows of scored texts come after those of replies.
         for job, token, logprob in zip(work.sampled, choices.tokens.tolist(), choices.logprobs.tolist(), strict=False):
             held_back = job.holds_back
@@ -364,8 +366,3 @@ class Engine:
         self.stats.num_prompt_read += reply.num_prompt - reply.num_cached
         self.stats.num_generated += len(reply.ids)
         self._done.append((job.sequence.id, reply))
-
-    def _end_scoring(self, job: Scoring) -> None:
-        del self._jobs[job.sequence.id]
-        self._scheduler.finish(job.sequence, cache=True)
-        self._done.append((job.sequence.id, job.score()))

@@ -68,8 +68,8 @@ class Request:
     def __repr__(self) -> str:
         changed = [
             f"{name}={value!r}"
-            for name, value in ((name, getattr(self, name)) for name in _SHOWN_IF_CHANGED)
-            if value != getattr(_PLAIN_REQUEST, name)
+            for name in _SHOWN_IF_CHANGED
+            if (value := getattr(self, name)) != getattr(_PLAIN_REQUEST, name)
         ]
         return f"Request({', '.join([f'tokens={_shown_ids(self.tokens)}', *changed])})"
 

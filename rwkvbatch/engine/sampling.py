@@ -22,11 +22,7 @@ class Penalties:
     """Penalties of one reply: its banned tokens, and the decayed counts of its tokens."""
 
     def __init__(self, sampling: Sampling) -> None:
-        self._presence, self._frequency, self._decay = (
-            sampling.presence_penalty,
-            sampling.frequency_penalty,
-            sampling.penalty_decay,
-        )
+        self._sampling = sampling
         self._counting = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
         self._banned = np.array(sorted(set(sampling.banned_token_ids)), dtype=np.int64)
         self._index: dict[int, int] = {}
@@ -38,7 +34,7 @@ class Penalties:
         if not self._counting:
             return
         num_seen = len(self._index)
-        self._counts[:num_seen] *= self._decay
+        self._counts[:num_seen] *= self._sampling.penalty_decay
         index = self._index.get(token)
         if index is None:
             if num_seen == len(self._ids):
@@ -48,20 +44,15 @@ class Penalties:
             self._ids[index], self._counts[index] = token, 0.0
         self._counts[index] += 1.0
 
-    def ids(self, vocab_size: int) -> npt.NDArray[np.int64]:
+    def subtracted(self, vocab_size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Token ids, and what is subtracted from their logits: infinity for banned tokens."""
         banned = self._banned[self._banned < vocab_size] if len(self._banned) else self._banned
-        if not self._index:
-            return banned
-        return np.concatenate([self._ids[: len(self._index)], banned])
-
-    def values(self, num_ids: int) -> npt.NDArray[np.float32]:
-        """The fp32 values to subtract from the logits of `ids`; infinity for banned tokens."""
-        values = np.empty(num_ids, dtype=np.float32)
         num_seen = len(self._index)
-        values[num_seen:] = np.inf
-        if num_seen:
-            values[:num_seen] = self._presence + self._counts[:num_seen] * self._frequency
-        return values
+        ids = np.concatenate([self._ids[:num_seen], banned]) if num_seen else banned
+        values = np.full(len(ids), np.inf, dtype=np.float32)
+        presence, frequency = self._sampling.presence_penalty, self._sampling.frequency_penalty
+        values[:num_seen] = presence + self._counts[:num_seen] * frequency
+        return ids, values
 
 
 @dataclass(frozen=True)
@@ -77,16 +68,15 @@ class SampleRow:
 
 def gather(rows: Sequence[SampleRow], given: Sequence[int], vocab_size: int) -> SampleBatch:
     """The arrays of one choice of tokens: `rows` to sample from, then one row for each of the `given` tokens."""
-    ids = [row.penalties.ids(vocab_size) for row in rows]
-    values = [row.penalties.values(len(row_ids)) for row, row_ids in zip(rows, ids, strict=True)]
+    penalties = [row.penalties.subtracted(vocab_size) for row in rows]
     return SampleBatch(
         temperature=np.array([row.sampling.temperature for row in rows], dtype=np.float32),
         top_p=np.array([row.sampling.top_p for row in rows], dtype=np.float32),
         top_k=np.array([row.sampling.top_k for row in rows], dtype=np.int64),
         temperature_first=np.array([row.sampling.order == "temperature-first" for row in rows], dtype=np.bool_),
-        penalty_ids=np.concatenate([np.empty(0, dtype=np.int64), *ids]),
-        penalty_values=np.concatenate([np.empty(0, dtype=np.float32), *values]),
-        penalty_starts=np.array([0, *accumulate(map(len, ids))], dtype=np.int64),
+        penalty_ids=np.concatenate([np.empty(0, dtype=np.int64), *(ids for ids, _ in penalties)]),
+        penalty_values=np.concatenate([np.empty(0, dtype=np.float32), *(values for _, values in penalties)]),
+        penalty_starts=np.array([0, *accumulate(len(ids) for ids, _ in penalties)], dtype=np.int64),
         noise_keys=np.array([row.noise_key for row in rows], dtype=np.uint64),
         turns=np.array([row.turn for row in rows], dtype=np.int64),
         steps=np.array([row.step for row in rows], dtype=np.int64),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from rwkvbatch.engine.prefix_cache import Node, PrefixTree, SlotAllocator
+from rwkvbatch.engine.prefix_cache import Node, PrefixTree
 from rwkvbatch.model.base import StatePool
 
 MIN_SHARED_ROWS = 32
@@ -78,15 +78,19 @@ class Scheduler:
     Attributes:
         max_batch: the most requests that are active at a time.
         step_rows: approximate number of token rows per step.
+        free_slots: the slots of `pool` that hold no state.
     """
 
     tree: PrefixTree
-    slots: SlotAllocator
     pool: StatePool
     max_batch: int
     step_rows: int
     waiting: list[SequenceState] = field(default_factory=list[SequenceState])
     active: list[SequenceState] = field(default_factory=list[SequenceState])
+    free_slots: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.free_slots = list(range(self.pool.capacity))[::-1]
 
     def add(self, sequence: SequenceState) -> None:
         """Queue `sequence`."""
@@ -142,7 +146,7 @@ class Scheduler:
             node = self.tree.extend(sequence.base, tuple(sequence.part(sequence.base.depth, length)))
             if self.tree.store(node, slot):
                 return
-        self.slots.give_back(slot)
+        self.free_slots.append(slot)
 
     def restart(self, sequences: Iterable[SequenceState]) -> None:
         """Discard the states of active `sequences` and queue them again, before all others."""
@@ -151,15 +155,14 @@ class Scheduler:
             self.active.remove(sequence)
             self._end_pending(sequence)
             assert sequence.slot is not None
-            self.slots.give_back(sequence.slot)
+            self.free_slots.append(sequence.slot)
             sequence.slot, sequence.position, sequence.num_cached = None, 0, 0
             self._begin_pending(sequence)
         self.waiting[:0] = returned
 
     def take_slot(self) -> int | None:
         """A slot for a state: a free one, or that of the least recently used cached state; None if all are in use."""
-        slot = self.slots.take()
-        return self.tree.evict_oldest() if slot is None else slot
+        return self.free_slots.pop() if self.free_slots else self.tree.evict_oldest()
 
     def _move_base_to_state(self, sequence: SequenceState) -> None:
         """Move `base` up to the nearest ancestor with a state: the tokens in between have to be read."""
@@ -218,12 +221,7 @@ class Scheduler:
 
     def _is_read_by_another(self, node: Node, start: Node) -> bool:
         """Whether an active request will cache a state between `start` and `node`."""
-        for ancestor in node.path():
-            if ancestor is start:
-                return False
-            if ancestor.reader is not None:
-                return True
-        return False
+        return any(ancestor.reader is not None for ancestor in node.path(start))
 
     def _claim_forks(self, sequence: SequenceState) -> None:
         """Choose the nodes ahead of `sequence` at which it will cache a state for others."""
@@ -261,4 +259,4 @@ class Scheduler:
                     assert sequence.slot is not None
                     self.pool.copy(sequence.slot, slot)
                     if not self.tree.store(ancestor, slot):
-                        self.slots.give_back(slot)
+                        self.free_slots.append(slot)

@@ -99,13 +99,8 @@ class Generation:
             self._started_s = now_s
 
     def sample_row(self) -> SampleRow:
-        return SampleRow(
-            sampling=self.request.sampling,
-            penalties=self._penalties,
-            noise_key=self._noise_key,
-            turn=self.request.noise.turn,
-            step=len(self.ids),
-        )
+        noise = self.request.noise
+        return SampleRow(self.request.sampling, self._penalties, self._noise_key, noise.turn, len(self.ids))
 
     def take(self, token: int, logprob: float, now_s: float) -> FinishReason | None:
         """Add a sampled token, -1 if none could be chosen; returns why the reply ended, or None."""
@@ -213,14 +208,9 @@ class StepWork:
     @classmethod
     def of(cls, chunks: Iterable[Chunk], jobs: Mapping[int, Job]) -> StepWork:
         """The work of sequence `chunks`, each for the job with the id of its sequence."""
-        replies: list[tuple[Chunk, Generation]] = []
-        texts: list[tuple[Chunk, Scoring]] = []
-        for chunk in chunks:
-            job = jobs[chunk.sequence.id]
-            if isinstance(job, Scoring):
-                texts.append((chunk, job))
-            else:
-                replies.append((chunk, job))
+        pairs = [(chunk, jobs[chunk.sequence.id]) for chunk in chunks]
+        replies = [(chunk, job) for chunk, job in pairs if isinstance(job, Generation)]
+        texts = [(chunk, job) for chunk, job in pairs if isinstance(job, Scoring)]
         scored = [(job, job.given(chunk)) for chunk, job in texts]
         return cls(
             chunks=[chunk for chunk, _ in (*replies, *texts)],

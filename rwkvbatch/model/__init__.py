@@ -1,3 +1,1 @@
 """Checkpoint to weights, recurrent states, the forward pass, and the operations it is written in."""
-
-from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import PurePath
 from typing import Any, Protocol, runtime_checkable
@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -27,39 +28,32 @@ def num_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def tf32(allowed: bool, device: str = "cuda") -> Iterator[None]:
+_TF32 = ((torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32"))
+_SUMS_IN_HALF = tuple(
+    (torch.backends.cuda.matmul, f"allow_{dtype}_reduced_precision_reduction") for dtype in ("fp16", "bf16")
+)
+
+
+def tf32(allowed: bool, device: str = "cuda") -> AbstractContextManager[None]:
     """Set whether a GPU may round the factors of fp32 matrix products to TF32 inside; no effect on the CPU."""
-    if device == "cpu":
-        yield
-        return
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = allowed  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before  # pyright: ignore[reportAttributeAccessIssue]
+    return nullcontext() if device == "cpu" else _set_inside(_TF32, allowed)
 
 
-_SUMS_IN_HALF = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+def fp32_sums(device: str) -> AbstractContextManager[None]:
+    """Make a GPU accumulate products of fp16 and bf16 in fp32 throughout, inside the block; no effect on the CPU."""
+    return nullcontext() if device == "cpu" else _set_inside(_SUMS_IN_HALF, False)
 
 
 @contextmanager
-def fp32_sums(device: str) -> Iterator[None]:
-    """Make a GPU accumulate products of fp16 and bf16 in fp32 throughout, inside the block; no effect on the CPU."""
-    if device == "cpu":
-        yield
-        return
-    matmul = torch.backends.cuda.matmul
-    before = {name: getattr(matmul, name) for name in _SUMS_IN_HALF}
-    for name in _SUMS_IN_HALF:
-        setattr(matmul, name, False)
+def _set_inside(switches: Sequence[tuple[Any, str]], value: bool) -> Iterator[None]:
+    before = [getattr(owner, name) for owner, name in switches]
+    for owner, name in switches:
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        for name, allowed in before.items():
-            setattr(matmul, name, allowed)
+        for (owner, name), old in zip(switches, before, strict=True):
+            setattr(owner, name, old)
 
 
 IntArray = npt.NDArray[np.int64]
@@ -140,7 +134,7 @@ class State:
             `ffn_shift` [B, L, C] and `wkv` [B, L, H, N, N] (rows = value, columns = key), all fp32.
     """
 
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, Tensor]
 
     def __repr__(self) -> str:
         count = self.batch_size if self.tensors else 0
@@ -230,6 +224,12 @@ class SampleBatch:
         """P, all rows."""
         return self.num_sampled + len(self.given)
 
+    @property
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        """All arrays in the order of the attributes, with truth values as bytes."""
+        arrays: list[npt.NDArray[Any]] = [getattr(self, field.name) for field in fields(self)]
+        return [array.view(np.uint8) if array.dtype == np.bool_ else array for array in arrays]
+
     def check(self, num_rows: int, vocab_size: int) -> None:
         """Raise `ValueError` unless this batch fits logits [num_rows, vocab_size]."""
         if num_rows != self.num_rows:
@@ -292,7 +292,7 @@ class Model(Protocol):
         """Allocate states for `capacity` sequences."""
         ...
 
-    def step(self, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+    def step(self, batch: RaggedBatch, pool: StatePool) -> Tensor:
         """Read the batch's tokens, advancing its slots of `pool` in place.
 
         Returns:
@@ -300,7 +300,7 @@ class Model(Protocol):
         """
         ...
 
-    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+    def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
         """Sample tokens, and look up given ones, in `logits` [P, vocab_size], which are not changed.
 
         A row's result depends on that row only. On a GPU a step waits for the device here, once.
@@ -312,7 +312,7 @@ class Model(Protocol):
 
     def forward(
         self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False
-    ) -> tuple[torch.Tensor, State]:
+    ) -> tuple[Tensor, State]:
         """Read B token lists after `state` (None: zero states), which is not changed.
 
         Returns:

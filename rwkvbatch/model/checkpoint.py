@@ -1,11 +1,16 @@
-"""RWKV checkpoints: recognising the network, checking names, shapes and values, describing it for `model info`."""
+"""Checkpoints: opening files of any form, recognising the network, checking names, shapes and values, `model info`.
+
+Opening reads only the table of contents; each tensor is read when it is asked for. The claims of a table of contents
+are checked against the size of the file before anything of that size is allocated.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +18,62 @@ import numpy as np
 import torch
 
 from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model import pth, safetensors
 from rwkvbatch.model.base import Dimensions, dimensions_of
 from rwkvbatch.model.rwkv7 import state_bytes
 from rwkvbatch.model.strategy import PRECISIONS, Precision
-from rwkvbatch.model.tensor_file import open_tensors
-from rwkvbatch.model.tensor_source import TensorSource
+from rwkvbatch.model.tensor_file import Contents, TensorFile, open_regular
+
+FORMS = (
+    ("pth", lambda head: head.startswith(pth.ZIP_MAGIC), pth.read_zip),
+    ("legacy pth", lambda head: head[2:].startswith(pth.LEGACY_MAGIC), pth.read_legacy),
+    ("safetensors", safetensors.is_safetensors, safetensors.read_header),
+)
+"""Name, whether a file that begins with these 16 bytes has this form, and the reader of its table of contents."""
+
+MAX_OVERLAP = 4
+"""Tensors may share storage (tied weights), but together have at most this many times the file's size."""
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[TensorFile]:
+    """Open a checkpoint or state file of any form.
+
+    Raises:
+        CheckpointError: there is no such file, it has no known form, or its table of contents cannot be right.
+    """
+    descriptor = open_regular(path)
+    try:
+        head = os.pread(descriptor, 16, 0)
+        kind, read = next(((kind, read) for kind, matches, read in FORMS if matches(head)), ("", None))
+        if read is None:
+            raise CheckpointError(
+                "not a checkpoint: neither a .pth file (torch.save) nor .safetensors, by its first bytes",
+                path=path,
+                hint="is it a download's error page, or a Git LFS pointer?" if head.isascii() else None,
+            )
+        contents = read(descriptor, path)
+        _check_sizes(contents, os.fstat(descriptor).st_size, path)
+        file = TensorFile(path, descriptor, contents, kind)
+    except BaseException:  # nothing else would close the descriptor
+        os.close(descriptor)
+        raise
+    with closing(file):
+        yield file
+
+
+def _check_sizes(contents: Contents, file_size: int, path: Path) -> None:
+    total = 0
+    for name, entry in contents.entries.items():
+        if entry.start + entry.span > file_size:
+            raise CheckpointError(f"the tensor {name!r} lies beyond the end of the file; cut off?", path=path)
+        total += max(entry.num_bytes, entry.span)
+        if total > MAX_OVERLAP * file_size:
+            raise CheckpointError(
+                f"its tensors are said to have more than {MAX_OVERLAP} times as many bytes as the file itself",
+                path=path,
+            )
+
 
 NAMES_SHOWN = 4
 
@@ -31,7 +87,7 @@ class Architecture(Dimensions):
     precision: Precision
 
 
-def inspect(file: TensorSource) -> Architecture:
+def inspect(file: TensorFile) -> Architecture:
     """Recognise the network and check names, shapes and types of all tensors.
 
     Raises:
@@ -46,12 +102,12 @@ def inspect(file: TensorSource) -> Architecture:
             kind = str(entry.dtype).removeprefix("torch.")
             raise CheckpointError(f"the tensor {name!r} must be bf16, fp16 or fp32, it is {kind}", path=file.path)
         if entry.num_elements == 0:
-            raise CheckpointError(f"the tensor {name!r} is empty (shape {_shown(entry.shape)})", path=file.path)
+            raise CheckpointError(f"the tensor {name!r} is empty (shape {shape_text(entry.shape)})", path=file.path)
         sizes[entry.dtype] += entry.num_elements
     return Architecture(**vars(dims), precision=PRECISIONS[sizes.most_common(1)[0][0]])
 
 
-def _generation(file: TensorSource) -> str:
+def _generation(file: TensorFile) -> str:
     """The generation, recognised by the same names as in the `rwkv` package, in its order of precedence."""
     names = file.entries.keys()
 
@@ -60,9 +116,7 @@ def _generation(file: TensorSource) -> str:
 
     if some(".att.time_state") and "emb.weight" not in names:
         raise CheckpointError(
-            "this is a state-tuned file (initial states), not a model",
-            path=file.path,
-            hint="give it as --state FILE",
+            "this is a state-tuned file (initial states), not a model", path=file.path, hint="give it as --state FILE"
         )
     if some(".ffn.s_emb"):
         raise CheckpointError("RWKV-7 with DeepEmbed (ffn.s_emb...) is not supported", path=file.path)
@@ -84,15 +138,14 @@ def _generation(file: TensorSource) -> str:
     )
 
 
-def _dimensions(file: TensorSource, generation: str) -> Dimensions:
+def _dimensions(file: TensorFile, generation: str) -> Dimensions:
     vocab_size, width = _matrix(file, "emb.weight", "[vocabulary, width]")
     layers = {int(match[1]) for name in file.entries if (match := _LAYER.fullmatch(name))}
     num_layers = len(layers)
     if layers != set(range(num_layers)):
         gap = min(set(range(num_layers)) - layers)
         raise CheckpointError(
-            f"layer {gap} is missing: there is no 'blocks.{gap}.*', but 'blocks.{max(layers)}.*'",
-            path=file.path,
+            f"layer {gap} is missing: there is no 'blocks.{gap}.*', but 'blocks.{max(layers)}.*'", path=file.path
         )
     num_heads = head_size = 0
     if generation == "7":
@@ -112,16 +165,16 @@ def _dimensions(file: TensorSource, generation: str) -> Dimensions:
     return Dimensions(generation, num_layers, width, num_heads, head_size, vocab_size, num_parameters)
 
 
-def _matrix(file: TensorSource, name: str, meaning: str) -> tuple[int, int]:
+def _matrix(file: TensorFile, name: str, meaning: str) -> tuple[int, int]:
     entry = file.entries.get(name)
     if entry is None:
         raise CheckpointError(f"the tensor {name!r} is missing", path=file.path)
     if len(entry.shape) != 2 or 0 in entry.shape:
-        raise CheckpointError(f"the tensor {name!r} must be {meaning}, it is {_shown(entry.shape)}", path=file.path)
+        raise CheckpointError(f"the tensor {name!r} must be {meaning}, it is {shape_text(entry.shape)}", path=file.path)
     return entry.shape[0], entry.shape[1]
 
 
-def _check_names(file: TensorSource, dims: Dimensions) -> None:
+def _check_names(file: TensorFile, dims: Dimensions) -> None:
     expected, optional = _expected_shapes(file, dims)
     missing = [name for name in expected if name not in file.entries]
     surplus = [name for name in file.entries if name not in expected and name not in optional]
@@ -136,14 +189,14 @@ def _check_names(file: TensorSource, dims: Dimensions) -> None:
         found = tuple(size for size in entry.shape if size != 1) if len(shape) == 1 else entry.shape
         if found != tuple(size for size in shape if size != 1 or len(shape) > 1):
             raise CheckpointError(
-                f"the tensor {name!r} must be {_shown(shape)}, it is {_shown(entry.shape)}", path=file.path
+                f"the tensor {name!r} must be {shape_text(shape)}, it is {shape_text(entry.shape)}", path=file.path
             )
 
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-def _expected_shapes(file: TensorSource, dims: Dimensions) -> tuple[Shapes, Shapes]:
+def _expected_shapes(file: TensorFile, dims: Dimensions) -> tuple[Shapes, Shapes]:
     """Names and shapes of required and of optional tensors (v0, v1, v2 of the first layer, which are not used)."""
     width, square = (dims.width,), (dims.width, dims.width)
 
@@ -155,10 +208,7 @@ def _expected_shapes(file: TensorSource, dims: Dimensions) -> tuple[Shapes, Shap
         entry = file.entries.get(name)
         return entry.shape[axis] if entry is not None and len(entry.shape) == 2 else 1
 
-    expected: Shapes = {
-        "emb.weight": (dims.vocab_size, dims.width),
-        "head.weight": (dims.vocab_size, dims.width),
-    }
+    expected: Shapes = {"emb.weight": (dims.vocab_size, dims.width), "head.weight": (dims.vocab_size, dims.width)}
     expected |= norm("ln_out") | norm("blocks.0.ln0")
     optional: Shapes = {}
     for layer in range(dims.num_layers):
@@ -188,7 +238,7 @@ def _listed(names: list[str]) -> str:
     return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN:,} more"
 
 
-def _shown(shape: tuple[int, ...]) -> str:
+def shape_text(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) if shape else "a single number"
 
 
@@ -205,7 +255,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         dtype: what to round tensors to; None leaves them as they are.
     """
 
-    def __init__(self, file: TensorSource, architecture: Architecture, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, file: TensorFile, architecture: Architecture, dtype: torch.dtype | None = None) -> None:
         self.file = file
         self.architecture = architecture
         self.dtype = dtype
@@ -263,8 +313,7 @@ def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
         if np.bitwise_and(bits[start : start + _PIECE], mask).max() == mask:
             count = int((~torch.isfinite(tensor)).sum())
             raise CheckpointError(
-                f"the tensor {name!r} holds NaN or infinity ({count:,} of {tensor.numel():,} numbers)",
-                path=path,
+                f"the tensor {name!r} holds NaN or infinity ({count:,} of {tensor.numel():,} numbers)", path=path
             )
 
 

@@ -19,8 +19,8 @@ from rwkvbatch.model.checkpoint import Checkpoint, open_checkpoint
 from rwkvbatch.model.ops import Operations
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.rwkv7 import Network, Rwkv7Model, Stepper, state_bytes
+from rwkvbatch.model.safetensors import SUFFIXES
 from rwkvbatch.model.strategy import DTYPES, Strategy, parse_strategy
-from rwkvbatch.model.tensor_file import SUFFIXES
 from rwkvbatch.model.upstream import load_upstream
 
 Backend = Literal["auto", "cpu", "reference", "cuda", "upstream"]
@@ -45,7 +45,7 @@ class ResolvedModel:
 
 
 def resolve_model_path(path: str | os.PathLike[str] | None = None) -> ResolvedModel:
-    """The weights file that `path` names, with or without its suffix (`tensor_file.SUFFIXES`).
+    """The weights file that `path` names, with or without its suffix, `.pth` or `.safetensors`.
 
     None means the environment variable `RWKVBATCH_MODEL`, and without that the bundled model.
 
@@ -63,9 +63,7 @@ def _resolve(path: str | os.PathLike[str] | None) -> ResolvedModel:
             raise CheckpointError("the name of the model is empty")
         if not BUNDLED_MODEL.is_file():
             raise CheckpointError(
-                "the bundled model is missing from the package",
-                path=BUNDLED_MODEL,
-                hint="give one with --model FILE",
+                "the bundled model is missing from the package", path=BUNDLED_MODEL, hint="give one with --model FILE"
             )
         return ResolvedModel(BUNDLED_MODEL, bundled=True)
     wanted = Path(named).expanduser()
@@ -137,10 +135,8 @@ def load_model(
         if backend == "upstream" or (generation != "7" and backend == "auto"):
             return load_upstream(checkpoint, strategy, threads=threads)
         if generation != "7":
-            raise UsageError(
-                f"{checkpoint.file.path} is RWKV-{generation}, which only --backend upstream runs; "
-                f"got --backend {backend}"
-            )
+            only = f"{checkpoint.file.path} is RWKV-{generation}, which only --backend upstream runs"
+            raise UsageError(f"{only}; got --backend {backend}")
         return _load_rwkv7(checkpoint, parse_strategy(strategy), backend, threads)
 
 
@@ -160,20 +156,16 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
         device=ops.device,
         bitwise=ops.bitwise,
     )
-    return Rwkv7Model(_stepper(network, ops), ops, spec, threads=threads)
-
-
-def _stepper(network: Network, ops: Operations) -> Stepper:
-    """The network, traced or captured in graphs if its backend supports that."""
+    stepper: Stepper = network
     if ops.name == "cuda":
         from rwkvbatch.model.ops.graphs import GraphedNetwork, cuda_capture
 
-        return GraphedNetwork(network, cuda_capture())
-    if ops.name == "cpu":
+        stepper = GraphedNetwork(network, cuda_capture())
+    elif ops.name == "cpu":
         from rwkvbatch.model.ops.cpu import TracedProgram
 
-        return TracedProgram(network)
-    return network
+        stepper = TracedProgram(network)
+    return Rwkv7Model(stepper, ops, spec, threads=threads)
 
 
 def _operations(
@@ -188,8 +180,7 @@ def _operations(
     if strategy.on_gpu:
         if backend == "cpu":
             raise UsageError(
-                f"--backend cpu cannot run on {strategy.device!r}",
-                hint='use --strategy "cpu" or --backend cuda',
+                f"--backend cpu cannot run on {strategy.device!r}", hint='use --strategy "cpu" or --backend cuda'
             )
         dtype = strategy.dtype or DTYPES[checkpoint.architecture.precision]
         return _gpu_operations(strategy, dtype, backend)

@@ -2,31 +2,33 @@
 
 The list of tensors is a pickle program, with which a hostile file can call anything. `PickleReader` reads the program
 as data instead: it builds numbers, texts, tuples, lists and dicts, represents tensors by `StoredTensor` records, and
-refuses by name whatever else a file asks for. Each step takes constant time and memory and the number of steps is
-bounded, so no file can make it slow or large.
+refuses by name whatever else a file asks for. The number of bytes and of steps is bounded, and a step takes time and
+memory in proportion to its bytes, so no file can make it slow or large.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import pickletools
 import struct
 import zipfile
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model.tensor_source import Contents, StoredBytes, span_of
+from rwkvbatch.model.tensor_file import Contents, StoredBytes
 
 MAX_DIRECTORY_BYTES = 4 << 20
 MAX_PICKLE_BYTES = 16 << 20
 
-_ZIP_MAGIC = b"PK\x03\x04"
+ZIP_MAGIC = b"PK\x03\x04"
 # Protocol byte, then the long integer 0x1950a86a20f9469cfc6c.
-_LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 _STORAGE_DTYPES = {
@@ -42,13 +44,8 @@ _STORAGE_DTYPES = {
     "BoolStorage": torch.bool,
 }
 
-
-def is_zip(head: bytes) -> bool:
-    return head.startswith(_ZIP_MAGIC)
-
-
-def is_legacy(head: bytes) -> bool:
-    return head[2:].startswith(_LEGACY_MAGIC)
+# NotImplementedError: of archives that are split or made for later versions.
+_ZIP_ERRORS = (zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, OSError, struct.error, NotImplementedError)
 
 
 class _BoundedReads(io.FileIO):
@@ -71,30 +68,22 @@ def read_zip(descriptor: int, path: Path) -> Contents:
     try:
         with _BoundedReads(descriptor, closefd=False) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-    except (
-        zipfile.BadZipFile,
-        zipfile.LargeZipFile,
-        ValueError,
-        OSError,
-        struct.error,
-        NotImplementedError,  # zipfile, of archives that are split or made for later versions
-    ) as error:
+    except _ZIP_ERRORS as error:
         raise CheckpointError(f"cut off or damaged .pth file ({error})", path=path) from error
     locations = _locations(descriptor, members, path)
     pickle = next((name for name in locations if name.endswith("/data.pkl")), None)
     if pickle is None:
         raise CheckpointError("a zip archive without data.pkl, so not written by torch.save", path=path)
     root = pickle.removesuffix("data.pkl")
-    if locations.get(root + "byteorder", (0, 6)) != (0, 6):
-        start, length = locations[root + "byteorder"]
-        if os.pread(descriptor, min(length, 6), start) != b"little":
-            raise CheckpointError("written on a big-endian machine, which is not supported", path=path)
+    order = locations.get(root + "byteorder")
+    if order is not None and os.pread(descriptor, min(order[1], 6), order[0]) != b"little":
+        raise CheckpointError("written on a big-endian machine, which is not supported", path=path)
     start, length = locations[pickle]
     if length > MAX_PICKLE_BYTES:
         raise CheckpointError(
             f"its list of tensors has {length:,} bytes, at most {MAX_PICKLE_BYTES:,} are read", path=path
         )
-    value = PickleReader(os.pread(descriptor, length, start), 0, str(path)).run()
+    value = PickleReader(io.BytesIO(os.pread(descriptor, length, start)), path).run()
     entries: dict[str, StoredBytes] = {}
     for name, tensor in _tensors(value, path).items():
         key = tensor.storage.key
@@ -117,7 +106,7 @@ def _locations(descriptor: int, members: list[zipfile.ZipInfo], path: Path) -> d
             )
         offset = member.header_offset
         header = os.pread(descriptor, _LOCAL_HEADER.size, offset) if 0 <= offset < file_size else b""
-        if len(header) != _LOCAL_HEADER.size or not header.startswith(_ZIP_MAGIC):
+        if len(header) != _LOCAL_HEADER.size or not header.startswith(ZIP_MAGIC):
             raise CheckpointError(f"cut off or damaged at its member {member.filename[:80]!r}", path=path)
         _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
         start = offset + _LOCAL_HEADER.size + name_length + extra_length
@@ -136,14 +125,10 @@ def read_legacy(descriptor: int, path: Path) -> Contents:
     Raises:
         CheckpointError: cut off, damaged, or not a dict of tensors.
     """
-    head = os.pread(descriptor, MAX_PICKLE_BYTES, 0)
-    position = 0
-    values: list[Any] = []
-    for _ in range(5):
-        reader = PickleReader(head, position, str(path))
-        values.append(reader.run())
-        position = reader.position
-    _magic, _protocol, system, value, keys = values
+    stream = io.BytesIO(os.pread(descriptor, MAX_PICKLE_BYTES, 0))
+    reader = PickleReader(stream, path)
+    _magic, _protocol, system, value, keys = (reader.run() for _ in range(5))
+    position = stream.tell()
     if not isinstance(system, dict) or not isinstance(keys, list):
         raise CheckpointError("its preamble is damaged", path=path)
     if system.get("little_endian") is not True:
@@ -158,7 +143,7 @@ def read_legacy(descriptor: int, path: Path) -> Contents:
         count = os.pread(descriptor, 8, position)
         if int.from_bytes(count, "little") != storage.num_elements or len(count) != 8:
             raise CheckpointError(f"cut off or damaged at its storage {key[:80]!r}", path=path)
-        length = storage.num_elements * _dtype(storage, path).itemsize
+        length = storage.num_elements * storage.dtype.itemsize
         locations[key] = (position + 8, length)
         position += 8 + length
     missing = storages.keys() - locations.keys()
@@ -186,21 +171,14 @@ def _tensors(value: Any, path: Path) -> dict[str, StoredTensor]:
     return value
 
 
-def _dtype(storage: StorageRef, path: Path) -> torch.dtype:
-    dtype = _STORAGE_DTYPES.get(storage.kind)
-    if dtype is None:
-        raise CheckpointError(f"a tensor has the unsupported type {storage.kind[:80]}", path=path)
-    return dtype
-
-
 def _stored(name: str, tensor: StoredTensor, location: tuple[int, int], path: Path) -> StoredBytes:
-    dtype = _dtype(tensor.storage, path)
+    dtype = tensor.storage.dtype
     start, length = location
-    span = span_of(tensor.shape, tensor.strides)
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
+    span = 0 if 0 in tensor.shape else last + 1  # elements from the first to the last one
     if (tensor.offset + span) * dtype.itemsize > length:
         raise CheckpointError(
-            f"the tensor {name[:80]!r} of shape {tensor.shape} needs more bytes than its record holds",
-            path=path,
+            f"the tensor {name[:80]!r} of shape {tensor.shape} needs more bytes than its record holds", path=path
         )
     return StoredBytes(
         dtype, tensor.shape, tensor.strides, start + tensor.offset * dtype.itemsize, span * dtype.itemsize
@@ -224,9 +202,9 @@ class Global:
 
 @dataclass(frozen=True)
 class StorageRef:
-    """A block of numbers in the file: its element type (`FloatStorage`, ...), key and element count."""
+    """A block of numbers in the file."""
 
-    kind: str
+    dtype: torch.dtype
     key: str
     num_elements: int
 
@@ -242,161 +220,111 @@ class StoredTensor:
 
 
 _MARK = object()
+_CONSTANTS = {"MARK": _MARK, "NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _PARAMETER_TYPES = {"torch.nn.parameter.Parameter", "torch.Tensor", "torch._tensor.Tensor"}
 
 
 class PickleReader:
-    """Reads one pickle program in `data` from `position` on; `run` returns its value and moves `position` behind it."""
+    """Reads pickle programs as data: `run` returns the value of the next program in `stream`."""
 
-    def __init__(self, data: bytes, position: int, path: str) -> None:
-        self.position = position
-        self._data = data
+    def __init__(self, stream: io.BytesIO, path: Path) -> None:
+        self._stream = stream
         self._path = path
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """The value that the program builds.
+        """The value that the program builds; `stream` is then behind it.
 
         Raises:
             CheckpointError: it is damaged, too long, or asks for something that no checkpoint needs.
         """
+        self._stack, self._memo = [], {}
         try:
-            for _ in range(MAX_STEPS):
-                code = self._take(1)
-                if code == b".":
+            for opcode, argument, _ in islice(pickletools.genops(self._stream), MAX_STEPS):
+                if opcode.name == "STOP":
                     return self._stack.pop()
-                self._step(code)
-        except (IndexError, KeyError, struct.error, UnicodeDecodeError, TypeError, ValueError) as error:
-            raise self._damaged("its list of tensors is damaged or cut off") from error
-        raise self._damaged(f"its list of tensors takes more than {MAX_STEPS:,} steps")
+                self._step(opcode.name, argument)
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            reason = str(error)[:80] or type(error).__name__
+            raise self._error(f"its list of tensors is damaged or cut off ({reason})") from error
+        raise self._error(f"its list of tensors takes more than {MAX_STEPS:,} steps")
 
-    def _damaged(self, message: str) -> CheckpointError:
-        return CheckpointError(message, path=self._path)
+    def _error(self, message: str, hint: str | None = None) -> CheckpointError:
+        return CheckpointError(message, path=self._path, hint=hint)
 
-    def _take(self, count: int) -> bytes:
-        piece = self._data[self.position : self.position + count]
-        if len(piece) != count:
+    def _pop(self, count: int) -> list[Any]:
+        if len(self._stack) < count:
             raise IndexError
-        self.position += count
-        return piece
-
-    def _number(self, form: str) -> Any:
-        return struct.unpack(form, self._take(struct.calcsize(form)))[0]
-
-    def _line(self) -> str:
-        end = self._data.index(b"\n", self.position, self.position + 1000)
-        line = self._take(end - self.position).decode()
-        self.position += 1
-        return line
-
-    def _since_mark(self) -> list[Any]:
-        stack = self._stack
-        mark = len(stack) - 1
-        while stack[mark] is not _MARK:
-            mark -= 1
-            if mark < 0:
-                raise IndexError
-        items = stack[mark + 1 :]
-        del stack[mark:]
+        items = self._stack[-count:]
+        del self._stack[-count:]
         return items
 
-    def _step(self, code: bytes) -> None:
+    def _since_mark(self) -> list[Any]:
+        items: list[Any] = []
+        while (item := self._stack.pop()) is not _MARK:
+            items.append(item)
+        return items[::-1]
+
+    def _step(self, name: str, argument: Any) -> None:
         stack = self._stack
-        match code:
-            case b"\x80":
-                self._take(1)
-            case b"\x95":
-                self._take(8)
-            case b"(":
-                stack.append(_MARK)
-            case b"q":
-                self._memo[self._number("<B")] = stack[-1]
-            case b"r":
-                self._memo[self._number("<I")] = stack[-1]
-            case b"\x94":
+        match name:
+            case "BINPUT" | "LONG_BINPUT":
+                self._memo[argument] = stack[-1]
+            case "MEMOIZE":
                 self._memo[len(self._memo)] = stack[-1]
-            case b"h":
-                stack.append(self._memo[self._number("<B")])
-            case b"j":
-                stack.append(self._memo[self._number("<I")])
-            case b"N":
-                stack.append(None)
-            case b"\x88":
-                stack.append(True)
-            case b"\x89":
-                stack.append(False)
-            case b"K":
-                stack.append(self._number("<B"))
-            case b"M":
-                stack.append(self._number("<H"))
-            case b"J":
-                stack.append(self._number("<i"))
-            case b"G":
-                stack.append(self._number(">d"))
-            case b"\x8a":
-                # Sizes fit 8 bytes; the legacy format's magic number has 10.
-                length = self._number("<B")
-                stack.append(int.from_bytes(self._take(length), "little", signed=True))
-            case b"X":
-                stack.append(self._take(self._number("<I")).decode("utf-8", "surrogatepass"))
-            case b"\x8c":
-                stack.append(self._take(self._number("<B")).decode("utf-8", "surrogatepass"))
-            case b"}":
+            case "BINGET" | "LONG_BINGET":
+                stack.append(self._memo[argument])
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
+                stack.append(argument)
+            case "MARK" | "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_TUPLE":
+                stack.append(_CONSTANTS[name])
+            case "EMPTY_DICT":
                 stack.append({})
-            case b"]":
+            case "EMPTY_LIST":
                 stack.append([])
-            case b")":
-                stack.append(())
-            case b"t":
+            case "TUPLE":
                 stack.append(tuple(self._since_mark()))
-            case b"\x85" | b"\x86" | b"\x87":
-                count = code[0] - 0x84
-                if len(stack) < count:
-                    raise IndexError
-                stack[-count:] = [tuple(stack[-count:])]
-            case b"s":
-                value, key = stack.pop(), stack.pop()
-                self._set_items([key, value])
-            case b"u":
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(self._pop(int(name[-1]))))
+            case "SETITEM":
+                self._set_items(self._pop(2))
+            case "SETITEMS":
                 self._set_items(self._since_mark())
-            case b"a":
-                item = stack.pop()
-                self._extend([item])
-            case b"e":
+            case "APPEND":
+                self._extend(self._pop(1))
+            case "APPENDS":
                 self._extend(self._since_mark())
-            case b"c":
-                module = self._line()
-                stack.append(Global(module, self._line()))
-            case b"\x93":
-                name, module = stack.pop(), stack.pop()
-                if not isinstance(name, str) or not isinstance(module, str):
+            case "GLOBAL":
+                stack.append(Global(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                module, attribute = self._pop(2)
+                if not isinstance(module, str) or not isinstance(attribute, str):
                     raise TypeError
-                stack.append(Global(module, name))
-            case b"Q":
+                stack.append(Global(module, attribute))
+            case "BINPERSID":
                 stack.append(self._storage(stack.pop()))
-            case b"R":
-                arguments, function = stack.pop(), stack.pop()
-                stack.append(self._call(function, arguments))
-            case b"b":
+            case "REDUCE":
+                stack.append(self._call(*self._pop(2)))
+            case "BUILD":
                 # Attributes of a container (a state dict's `_metadata`) are ignored.
                 stack.pop()
                 if not isinstance(stack[-1], dict):
-                    raise self._damaged("it sets attributes of an object that is not a dict; refused, nothing was run")
-            case b"\x81" | b"\x92" | b"i" | b"o":
-                target = next((value for value in reversed(stack) if isinstance(value, Global)), "an object")
-                raise self._refused(target)
+                    raise self._error("it sets attributes of an object that is not a dict; refused, nothing was run")
+            case "NEWOBJ" | "NEWOBJ_EX" | "INST" | "OBJ":
+                raise self._refused(next((item for item in reversed(stack) if isinstance(item, Global)), "an object"))
+            case "PROTO" | "FRAME":
+                pass
             case _:
-                raise self._damaged(
-                    f"its list of tensors has an instruction (0x{code.hex()}) that checkpoints do not need; refused"
+                raise self._error(
+                    f"its list of tensors has an instruction ({name}) that checkpoints do not need; refused"
                 )
 
     def _set_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, dict):
             raise TypeError
-        keys, values = items[::2], items[1::2]
-        for key, value in zip(keys, values, strict=True):
+        for key, value in zip(items[::2], items[1::2], strict=True):
             # No tuples: hashing a nested one can take exponential time.
             if not isinstance(key, str | int):
                 raise TypeError
@@ -409,19 +337,21 @@ class PickleReader:
         target.extend(items)
 
     def _refused(self, target: object) -> CheckpointError:
-        return CheckpointError(
+        return self._error(
             f"it asks to run {target}, which no checkpoint needs; refused, nothing was run",
-            path=self._path,
             hint="do not load this file elsewhere; a plain state dict saved with torch.save, or .safetensors, works",
         )
 
     def _storage(self, persistent_id: Any) -> StorageRef:
         tag, kind, key, _location, num_elements = persistent_id[:5]
         if tag != "storage" or not isinstance(kind, Global) or kind.module not in ("torch", "torch.storage"):
-            raise self._damaged("a tensor refers to a storage of an unknown kind")
+            raise self._error("a tensor refers to a storage of an unknown kind")
         if not isinstance(key, str) or not _is_size(num_elements):
             raise TypeError
-        return StorageRef(kind.name, key, num_elements)
+        dtype = _STORAGE_DTYPES.get(kind.name)
+        if dtype is None:
+            raise self._error(f"a tensor has the unsupported type {kind.name[:80]}")
+        return StorageRef(dtype, key, num_elements)
 
     def _call(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Global) or not isinstance(arguments, tuple):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,8 @@ class LowRankWidths:
     @classmethod
     def usual(cls, width: int) -> LowRankWidths:
         """The widths that the official training code chooses."""
-
-        def rounded(factor: float, power: float) -> int:
-            return max(32, round(factor * width**power / 32) * 32)
-
-        return cls(decay=rounded(1.8, 0.5), rate=rounded(1.8, 0.5), value=rounded(1.3, 0.5), gate=rounded(0.6, 0.8))
+        factors = ((1.8, 0.5), (1.8, 0.5), (1.3, 0.5), (0.6, 0.8))
+        return cls(*(max(32, round(factor * width**power / 32) * 32) for factor, power in factors))
 
 
 def random_tensors(
@@ -38,7 +36,7 @@ def random_tensors(
     ranks: LowRankWidths | None = None,
     first_value_residual: bool = True,
     dtype: torch.dtype = torch.bfloat16,
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Tensor]:
     """An RWKV-7 checkpoint of random weights.
 
     Magnitudes are chosen so that activations stay near 1, decays and rates take all values, and logits have a standard
@@ -58,36 +56,26 @@ def random_tensors(
     hidden = 4 * width if hidden is None else hidden
     ranks = ranks or LowRankWidths.usual(width)
 
-    def normal(*shape: int, scale: float, mean: float = 0.0) -> torch.Tensor:
+    def normal(*shape: int, scale: float, mean: float = 0.0) -> Tensor:
         return (torch.randn(*shape, generator=generator) * scale + mean).to(dtype)
 
-    def uniform(low: float, high: float) -> torch.Tensor:
+    def uniform(low: float, high: float) -> Tensor:
         return (torch.rand(1, 1, width, generator=generator) * (high - low) + low).to(dtype)
 
-    def linear(rows: int, columns: int, gain: float = 1.0) -> torch.Tensor:
+    def linear(rows: int, columns: int, gain: float = 1.0) -> Tensor:
         return normal(rows, columns, scale=gain / columns**0.5)
 
-    def norm(name: str, mean: float = 1.0) -> Mapping[str, torch.Tensor]:
-        return {
-            f"{name}.weight": normal(width, scale=0.1, mean=mean),
-            f"{name}.bias": normal(width, scale=0.05),
-        }
+    def norm(name: str, mean: float = 1.0) -> Mapping[str, Tensor]:
+        return {f"{name}.weight": normal(width, scale=0.1, mean=mean), f"{name}.bias": normal(width, scale=0.05)}
 
-    tensors: dict[str, torch.Tensor] = {
-        "emb.weight": normal(vocab_size, width, scale=1.0),
-        **norm("blocks.0.ln0"),
-    }
+    tensors: dict[str, Tensor] = {"emb.weight": normal(vocab_size, width, scale=1.0), **norm("blocks.0.ln0")}
     for layer in range(num_layers):
         block = f"blocks.{layer}"
         att, ffn = f"{block}.att", f"{block}.ffn"
         tensors |= norm(f"{block}.ln1")
         tensors |= norm(f"{block}.ln2")
         tensors |= {f"{att}.x_{letter}": uniform(0, 1) for letter in "rwkvag"}
-        chains = [
-            ("w", ranks.decay, (-6.0, 1.0)),
-            ("a", ranks.rate, (-2.0, 2.0)),
-            ("v", ranks.value, (-1.0, 1.0)),
-        ]
+        chains = [("w", ranks.decay, (-6.0, 1.0)), ("a", ranks.rate, (-2.0, 2.0)), ("v", ranks.value, (-1.0, 1.0))]
         for letter, rank, (low, high) in chains:
             if letter != "v" or layer > 0 or first_value_residual:
                 tensors[f"{att}.{letter}0"] = uniform(low, high)

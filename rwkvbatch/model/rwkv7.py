@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rwkvbatch.model.base import (
     Choices,
     Dimensions,
-    IntArray,
     Model,
     ModelSpec,
     RaggedBatch,
@@ -85,7 +85,7 @@ class Network:
     head: Array
 
     @classmethod
-    def build(cls, tensors: Mapping[str, torch.Tensor], num_layers: int, ops: Operations) -> Network:
+    def build(cls, tensors: Mapping[str, Tensor], num_layers: int, ops: Operations) -> Network:
         """Pack checkpoint tensors (official names, already checked) for `ops`."""
 
         def norm(name: str) -> Norm:
@@ -140,11 +140,11 @@ class Network:
             head=head,
         )
 
-    def step(self, ops: Operations, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+    def step(self, ops: Operations, batch: RaggedBatch, pool: StatePool) -> Tensor:
         """Read one ragged batch, advancing its states in `pool`; logits [P, vocab] of its output rows."""
         return self.run(ops, ops.begin(batch, pool))
 
-    def run(self, ops: StepOperations, step: Array) -> torch.Tensor:
+    def run(self, ops: StepOperations, step: Array) -> Tensor:
         """`step` of a batch that `ops.begin` has prepared."""
         x = ops.embed(step, self.embedding, self.embedding_norm)
         v_first = None
@@ -189,7 +189,7 @@ ROWS_PER_STEP = 1024
 
 def forward(
     model: Model, tokens: Sequence[Sequence[int]], state: State | None, every_token: bool
-) -> tuple[torch.Tensor, State]:
+) -> tuple[Tensor, State]:
     """See `Model.forward`."""
     vocab_size = model.spec.vocab_size
     batch_size = len(tokens)
@@ -210,42 +210,32 @@ def forward(
     else:
         pool.write(range(batch_size), state)
 
-    lengths = [len(part) for part in lists]
-    first_output = np.concatenate([[0], np.cumsum(lengths)])
-    logits: torch.Tensor | None = None
+    flat = np.concatenate(lists)
+    lengths = np.array([len(part) for part in lists])
+    ends = np.cumsum(lengths)
+    # Which of all rows get logits, in ascending order.
+    wanted = np.arange(len(flat)) if every_token else ends - 1
+    logits: Tensor | None = None
     piece = max(1, ROWS_PER_STEP // batch_size)
     for start in range(0, max(lengths), piece):
-        running = [index for index in range(batch_size) if lengths[index] > start]
-        pieces = [lists[index][start : start + piece] for index in running]
-        ended = [start + piece >= lengths[index] for index in running]
-        batch = _batch(pieces, running, None if every_token else ended)
-        found = model.step(batch, pool)
-        if every_token:
-            targets = [
-                first_output[index] + start + np.arange(len(part)) for index, part in zip(running, pieces, strict=True)
-            ]
-            rows = torch.from_numpy(np.concatenate(targets))
-        else:
-            rows = torch.tensor([index for index, last in zip(running, ended, strict=True) if last], dtype=torch.int64)
+        parts = [np.arange(end - length, end)[start : start + piece] for length, end in zip(lengths, ends, strict=True)]
+        sizes = np.array([len(part) for part in parts])
+        running = np.flatnonzero(sizes)
+        rows = np.concatenate(parts)
+        outputs = np.flatnonzero(np.isin(rows, wanted))
+        starts = np.concatenate([[0], np.cumsum(sizes[running])])
+        found = model.step(RaggedBatch(flat[rows], starts, running, outputs), pool)
         if logits is None:
-            logits = torch.empty(sum(lengths) if every_token else batch_size, vocab_size, device=found.device)
-        logits[rows.to(found.device)] = found
+            logits = torch.empty(len(wanted), vocab_size, device=found.device)
+        logits[torch.from_numpy(np.searchsorted(wanted, rows[outputs])).to(found.device)] = found
     assert logits is not None
     return logits, pool.read(range(batch_size))
-
-
-def _batch(pieces: list[IntArray], slots: list[int], ended: list[bool] | None) -> RaggedBatch:
-    """A batch with logits after every token, or after the last token of the sequences that have `ended`."""
-    batch = RaggedBatch.of([part.tolist() for part in pieces], slots, every_token=ended is None)
-    if ended is None:
-        return batch
-    return RaggedBatch(batch.tokens, batch.starts, batch.slots, batch.outputs[np.asarray(ended)])
 
 
 class Stepper(Protocol):
     """A `Network`, or a faster wrapper of one."""
 
-    def step(self, ops: Any, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+    def step(self, ops: Any, batch: RaggedBatch, pool: StatePool) -> Tensor:
         """See `Network.step`."""
         ...
 
@@ -256,49 +246,30 @@ class Rwkv7Model:
     Args:
         network: weights, packed by `ops`.
         threads: the number of threads that torch may use while this model runs; None for torch's own setting.
-        allow_tf32: whether a GPU may use TF32 for fp32 matrix products, which is faster and less exact.
     """
 
-    def __init__(
-        self,
-        network: Stepper,
-        ops: Operations,
-        spec: ModelSpec,
-        *,
-        threads: int | None = None,
-        allow_tf32: bool = False,
-    ) -> None:
+    def __init__(self, network: Stepper, ops: Operations, spec: ModelSpec, *, threads: int | None = None) -> None:
         self.ops = ops
         self._network = network
-        self._spec = spec
+        self.spec = spec
         self._threads = threads
-        self._allow_tf32 = allow_tf32
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._spec.in_words}>"
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self._spec
+        return f"<{type(self).__name__} {self.spec.in_words}>"
 
     def make_pool(self, capacity: int) -> StatePool:
-        spec = self._spec
+        spec = self.spec
         return self.ops.make_pool(capacity, spec.num_layers, spec.num_heads, spec.head_size)
 
-    def step(self, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+    def step(self, batch: RaggedBatch, pool: StatePool) -> Tensor:
         if not self.ops.in_torch:
             return self._network.step(self.ops, batch, pool)
-        check_tokens(batch.tokens, self._spec.vocab_size)
+        check_tokens(batch.tokens, self.spec.vocab_size)
         device = self.ops.device
-        with (
-            torch.no_grad(),
-            num_threads(self._threads),
-            tf32(self._allow_tf32, device),
-            fp32_sums(device),
-        ):
+        with torch.no_grad(), num_threads(self._threads), tf32(False, device), fp32_sums(device):
             return self._network.step(self.ops, batch, pool)
 
-    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+    def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
         if not self.ops.in_torch:
             return self.ops.choose(logits, batch)
         with torch.no_grad(), num_threads(self._threads):
@@ -306,7 +277,7 @@ class Rwkv7Model:
 
     def forward(
         self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False
-    ) -> tuple[torch.Tensor, State]:
+    ) -> tuple[Tensor, State]:
         return forward(self, tokens, state, every_token)
 
 

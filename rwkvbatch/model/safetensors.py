@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import stat
@@ -13,10 +14,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from rwkvbatch.errors import CheckpointError, StorageError, UsageError
 from rwkvbatch.files import FILE_MODE, PRIVATE_MODE, replacing
-from rwkvbatch.model.tensor_source import Contents, StoredBytes
+from rwkvbatch.model.tensor_file import Contents, StoredBytes
 
 MAX_HEADER_BYTES = 16 << 20
 
@@ -48,8 +50,7 @@ def read_header(descriptor: int, path: Path) -> Contents:
     length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(
-            f"its header is said to have {length:,} bytes, at most {MAX_HEADER_BYTES:,} are read; damaged?",
-            path=path,
+            f"its header is said to have {length:,} bytes, at most {MAX_HEADER_BYTES:,} are read; damaged?", path=path
         )
     try:
         # The library checks that tensors fill the file without gaps or overlaps, and fit their shapes.
@@ -66,7 +67,9 @@ def read_header(descriptor: int, path: Path) -> Contents:
             raise CheckpointError(f"the tensor {name!r} has the unsupported type {info['dtype']}", path=path)
         shape = tuple(info["shape"])
         start, end = info["data_offsets"]
-        entry = StoredBytes(dtype, shape, _contiguous(shape), 8 + length + start, end - start)
+        # Contiguous: the last axis has stride 1, each other one the product of the sizes after it.
+        strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        entry = StoredBytes(dtype, shape, strides, 8 + length + start, end - start)
         if entry.num_bytes != entry.span:
             raise CheckpointError(f"the tensor {name!r} has a size that does not fit its shape", path=path)
         entries[name] = entry
@@ -77,21 +80,12 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides: list[int] = []
-    step = 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= size
-    return tuple(reversed(strides))
-
-
 SUFFIXES = (".pth", ".safetensors")
 
 
 def save_tensors(
     path: Path,
-    tensors: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, Tensor],
     *,
     metadata: Mapping[str, str] | None = None,
     replace: bool = False,
@@ -134,12 +128,12 @@ def check_target(path: Path, *, replace: bool) -> None:
         raise UsageError(f"{str(path)!r} is already there", hint=None if path.is_dir() else "--force replaces it")
 
 
-def _own_storages(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _own_storages(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same numbers, each tensor contiguous and with a storage of its own.
 
     `torch.save` writes the whole storage that a view looks at; `.safetensors` has neither views nor shared storage.
     """
-    plain: dict[str, torch.Tensor] = {}
+    plain: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
         storage = tensor.untyped_storage()

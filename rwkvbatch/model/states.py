@@ -6,31 +6,22 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.base import ModelSpec, State
-from rwkvbatch.model.checkpoint import check_finite
+from rwkvbatch.model.checkpoint import check_finite, open_tensors, shape_text
 from rwkvbatch.model.safetensors import save_tensors
 from rwkvbatch.model.strategy import PRECISIONS
-from rwkvbatch.model.tensor_file import open_tensors
-from rwkvbatch.model.tensor_source import TensorSource
+from rwkvbatch.model.tensor_file import TensorFile
 
 FORMAT = "rwkvbatch-state"
 VERSION = "1"
 
+_SIZES = ("generation", "num_layers", "width", "num_heads", "head_size", "vocab_size")
 _TUNED = re.compile(r"blocks\.(\d{1,6})\.att\.time_state")
-
-
-@dataclass(frozen=True)
-class SavedState:
-    """A state, and the tokens that it has read if they are known (one list per sequence)."""
-
-    state: State
-    tokens: tuple[tuple[int, ...], ...] | None
 
 
 def load_state(path: str | Path, spec: ModelSpec) -> State:
@@ -43,16 +34,11 @@ def load_state(path: str | Path, spec: ModelSpec) -> State:
     Raises:
         CheckpointError: it is damaged, neither of these, or of another model.
     """
-    return load_saved_state(path, spec).state
-
-
-def load_saved_state(path: str | Path, spec: ModelSpec) -> SavedState:
-    """Like `load_state`, with the tokens that were saved with the state."""
     with open_tensors(Path(path)) as file:
         if file.metadata.get("format") == FORMAT:
             return _saved(file, spec)
         if any(_TUNED.fullmatch(name) for name in file.entries):
-            return SavedState(_tuned(file, spec), None)
+            return _tuned(file, spec)
         found = ", ".join(repr(name[:60]) for name in list(file.entries)[:4]) or "no tensors at all"
         raise CheckpointError(
             "not a state file: expected 'blocks.0.att.time_state' and so on, or a state saved by rwkvbatch; "
@@ -89,7 +75,7 @@ def save_state(
         "format": FORMAT,
         "version": VERSION,
         "weights_sha256": spec.weights_sha256,
-        "model": json.dumps(_shape_of(spec), sort_keys=True),
+        "model": json.dumps({name: getattr(spec, name) for name in _SIZES}, sort_keys=True),
     }
     if tokens is not None:
         metadata["tokens"] = json.dumps([[int(token) for token in part] for part in tokens])
@@ -97,7 +83,7 @@ def save_state(
     save_tensors(target, tensors, metadata=metadata, replace=replace, private=private)
 
 
-def _tuned(file: TensorSource, spec: ModelSpec) -> State:
+def _tuned(file: TensorFile, spec: ModelSpec) -> State:
     if spec.num_heads == 0:
         raise CheckpointError(f"RWKV-{spec.generation} has no state-tuned files", path=file.path)
     shape = (spec.num_heads, spec.head_size, spec.head_size)
@@ -111,26 +97,21 @@ def _tuned(file: TensorSource, spec: ModelSpec) -> State:
                 f"the tensor {names[0][:80]!r} is {word}",
                 path=file.path,
             )
-    layers = [_checked(file, name, shape) for name in expected]
-    wkv = torch.stack(layers).unsqueeze(0)
+    for name in expected:
+        if file.entries[name].shape != shape:
+            raise CheckpointError(
+                f"this state file is not for this model: the tensor {name!r} must be {shape_text(shape)} "
+                f"(heads, head size, head size), it is {shape_text(file.entries[name].shape)}",
+                path=file.path,
+            )
+    wkv = torch.stack([_values(file, name) for name in expected]).unsqueeze(0)
     if not spec.generation.startswith("7"):
         wkv = wkv.transpose(-2, -1).contiguous()
     shift = torch.zeros(1, spec.num_layers, spec.width)
     return State({"att_shift": shift, "ffn_shift": shift.clone(), "wkv": wkv})
 
 
-def _checked(file: TensorSource, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    entry = file.entries[name]
-    if entry.shape != shape:
-        raise CheckpointError(
-            f"this state file is not for this model: the tensor {name!r} must be {_shown(shape)} "
-            f"(heads, head size, head size), it is {_shown(entry.shape)}",
-            path=file.path,
-        )
-    return _values(file, name)
-
-
-def _values(file: TensorSource, name: str) -> torch.Tensor:
+def _values(file: TensorFile, name: str) -> torch.Tensor:
     if file.entries[name].dtype not in PRECISIONS or file.entries[name].num_elements == 0:
         raise CheckpointError(f"the tensor {name[:80]!r} must hold bf16, fp16 or fp32 numbers", path=file.path)
     tensor = file.read(name)
@@ -138,7 +119,7 @@ def _values(file: TensorSource, name: str) -> torch.Tensor:
     return tensor.float()
 
 
-def _saved(file: TensorSource, spec: ModelSpec) -> SavedState:
+def _saved(file: TensorFile, spec: ModelSpec) -> State:
     metadata = file.metadata
     if metadata.get("version") != VERSION:
         raise CheckpointError(
@@ -154,11 +135,7 @@ def _saved(file: TensorSource, spec: ModelSpec) -> SavedState:
     tensors = {name: _values(file, name) for name in file.entries}
     if metadata.get("checksum") != _checksum(tensors, metadata):
         raise CheckpointError("this saved state is damaged: its checksum does not fit", path=file.path)
-    try:
-        tokens = json.loads(metadata["tokens"]) if "tokens" in metadata else None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError("the tokens of this saved state are damaged", path=file.path) from error
-    return SavedState(State(tensors), None if tokens is None else tuple(tuple(part) for part in tokens))
+    return State(tensors)
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
@@ -169,18 +146,3 @@ def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) 
         digest.update(f"{name} {tuple(tensors[name].shape)}\n".encode())
         digest.update(tensors[name].contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _shape_of(spec: ModelSpec) -> dict[str, str | int]:
-    return {
-        "generation": spec.generation,
-        "num_layers": spec.num_layers,
-        "width": spec.width,
-        "num_heads": spec.num_heads,
-        "head_size": spec.head_size,
-        "vocab_size": spec.vocab_size,
-    }
-
-
-def _shown(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

@@ -128,17 +128,13 @@ def parse_upstream_strategy(text: str, generation: str) -> str:
 
 def check_device(device: str) -> None:
     """Raise `UsageError` when this machine lacks `device`."""
+    found = None
     if device == "mps" and not torch.backends.mps.is_available():
-        raise UsageError(
-            "--strategy asks for the device 'mps', but no Apple GPU was found",
-            hint='use --strategy "cpu" or "auto"',
-        )
-    if not device.startswith("cuda"):
-        return
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    index = int(device.partition(":")[2] or 0)
-    if index >= count:
-        found = "no CUDA device was found" if count == 0 else f"found {count}, numbered from 0"
-        raise UsageError(
-            f"--strategy asks for the device {device!r}, but {found}", hint='use --strategy "cpu" or "auto"'
-        )
+        found = "no Apple GPU was found"
+    elif device.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(device.partition(":")[2] or 0) >= count:
+            found = f"found {count}, numbered from 0" if count else "no CUDA device was found"
+    if found is not None:
+        hint = 'use --strategy "cpu" or "auto"'
+        raise UsageError(f"--strategy asks for the device {device!r}, but {found}", hint=hint)

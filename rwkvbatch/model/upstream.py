@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.base import (
@@ -56,17 +57,28 @@ def load_package_model(checkpoint: Checkpoint, strategy: str) -> Any:
     generation = checkpoint.architecture.generation
     with tempfile.TemporaryDirectory(prefix="rwkvbatch-") as folder, _fence():
         module = _own_copy(generation)
-        name = str(_as_plain_pth(checkpoint, Path(folder)))
-        try:
+        # A `.pth` file with a name that the package accepts.
+        target = Path(folder) / "model.pth"
+        if checkpoint.file.kind == "pth":
+            for name in checkpoint:
+                checkpoint.check(name)
+            target.symlink_to(checkpoint.file.path.resolve())
+        else:
+            torch.save(dict(checkpoint), target)
+        with _reported(checkpoint, f"cannot load it with the strategy {strategy!r}"):
             if generation == "7":
-                return module.RWKV_x070(name.removesuffix(".pth"), strategy)
-            return module.RWKV(name, strategy, verbose=False)
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise CheckpointError(
-                f"the `rwkv` package cannot load it with the strategy {strategy!r} ({reason})",
-                path=checkpoint.file.path,
-            ) from error
+                return module.RWKV_x070(str(target).removesuffix(".pth"), strategy)
+            return module.RWKV(str(target), strategy, verbose=False)
+
+
+@contextlib.contextmanager
+def _reported(checkpoint: Checkpoint, failure: str) -> Iterator[None]:
+    """Turn an error of the package into a `CheckpointError`."""
+    try:
+        yield
+    except Exception as error:  # the package raises whatever it runs into
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise CheckpointError(f"the `rwkv` package {failure} ({reason})", path=checkpoint.file.path) from error
 
 
 def _own_copy(generation: str) -> types.ModuleType:
@@ -94,18 +106,6 @@ def _own_copy(generation: str) -> types.ModuleType:
     # It collects garbage once per layer, a third of a second each in a large process, without need.
     module.gc = types.SimpleNamespace(collect=int)  # pyright: ignore[reportAttributeAccessIssue]
     return module
-
-
-def _as_plain_pth(checkpoint: Checkpoint, folder: Path) -> Path:
-    """A `.pth` file with a name that the package accepts."""
-    target = folder / "model.pth"
-    if checkpoint.file.kind == "pth":
-        for name in checkpoint:
-            checkpoint.check(name)
-        target.symlink_to(checkpoint.file.path.resolve())
-    else:
-        torch.save({name: checkpoint[name] for name in checkpoint}, target)
-    return target
 
 
 @contextlib.contextmanager
@@ -141,7 +141,7 @@ def _environment(changes: Mapping[str, str], without: tuple[str, ...] = ()) -> I
         os.environ.update(before)
 
 
-PackageState = list[torch.Tensor]
+PackageState = list[Tensor]
 """The package's own layout: `len(names)` tensors for layer 0, then those of layer 1, and so on."""
 
 # In the package's order. RWKV-4 has numerator, denominator and exponent of the attention; the others a matrix per head.
@@ -210,25 +210,21 @@ class UpstreamModel:
     def __init__(self, package_model: Any, zero: PackageState, spec: ModelSpec, *, threads: int | None = None) -> None:
         self._package_model = package_model
         self._zero = zero
-        self._spec = spec
+        self.spec = spec
         self._threads = threads
         self._names = _NAMES_4 if spec.generation == "4" else _NAMES
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._spec.in_words}>"
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self._spec
+        return f"<{type(self).__name__} {self.spec.in_words}>"
 
     def make_pool(self, capacity: int) -> StatePool:
         return UpstreamPool(self._names, self._zero, [list(self._zero) for _ in range(capacity)])
 
-    def step(self, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+    def step(self, batch: RaggedBatch, pool: StatePool) -> Tensor:
         assert isinstance(pool, UpstreamPool)
-        check_tokens(batch.tokens, self._spec.vocab_size)
+        check_tokens(batch.tokens, self.spec.vocab_size)
         wanted = set(batch.outputs.tolist())
-        logits: list[torch.Tensor] = []
+        logits: list[Tensor] = []
         with torch.no_grad(), num_threads(self._threads), tf32(False):
             for slot, start, end in zip(batch.slots.tolist(), batch.starts[:-1], batch.starts[1:], strict=True):
                 rows = [row for row in range(start, end) if row in wanted]
@@ -237,16 +233,16 @@ class UpstreamModel:
                 state = [tensor.clone() for tensor in pool.slots[slot]]
                 found, after = self._package_model.forward(batch.tokens[start:end].tolist(), state, every_token)
                 pool.slots[slot] = list(after)
-                found = found.float().cpu().view(-1, self._spec.vocab_size)
+                found = found.float().cpu().view(-1, self.spec.vocab_size)
                 logits += [found[row - start] if every_token else found[-1] for row in rows]
-        return torch.stack(logits) if logits else torch.empty(0, self._spec.vocab_size)
+        return torch.stack(logits) if logits else torch.empty(0, self.spec.vocab_size)
 
-    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+    def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
         return reference.choose(logits, batch)
 
     def forward(
         self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False
-    ) -> tuple[torch.Tensor, State]:
+    ) -> tuple[Tensor, State]:
         return forward(self, tokens, state, every_token)
 
 
@@ -264,14 +260,8 @@ def load_upstream(checkpoint: Checkpoint, strategy: str, *, threads: int | None 
     wanted = parse_upstream_strategy(strategy, architecture.generation)
     checkpoint.file.start_hashing()
     package_model = load_package_model(checkpoint, wanted)
-    try:
-        with torch.no_grad(), num_threads(threads), tf32(False):
-            zero = _zero_state(package_model, architecture.generation)
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise CheckpointError(
-            f"the `rwkv` package loads it but cannot run it ({reason})", path=checkpoint.file.path
-        ) from error
+    with _reported(checkpoint, "loads it but cannot run it"), torch.no_grad(), num_threads(threads), tf32(False):
+        zero = _zero_state(package_model, architecture.generation)
     spec = ModelSpec(
         **dimensions_of(architecture),
         state_bytes=sum(tensor.numel() * tensor.element_size() for tensor in zero),

@@ -1,24 +1,82 @@
-"""`run`: replay scripts from Python; the command line calls it too."""
+"""`run` replays scripts, and `prepare` only makes the plan; the command line calls them too."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
 
-from rwkvbatch.replay.layers import naming_origins
+from rwkvbatch.config import GRID_SETTINGS, HistoryMode, ThinkMode, full_name, option_name
+from rwkvbatch.errors import UsageError
+from rwkvbatch.replay.grid import Cell, GridFile, make_cells
+from rwkvbatch.replay.layers import Layered, layer_settings, naming_origins, read_toml
 from rwkvbatch.replay.models import ModelLoader
+from rwkvbatch.replay.plan import Plan, select
 from rwkvbatch.replay.pool import pool_for
-from rwkvbatch.replay.prepare import PathLike, RunKeywords, prepare, script_names
-from rwkvbatch.replay.progress import Observer, Observers, serving_metrics
+from rwkvbatch.replay.progress import Observer, serving_metrics
+from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.results.directory import SKIPPED_NAME
+from rwkvbatch.script.reader import Script, read_scripts
 
 if TYPE_CHECKING:
     from rwkvbatch.llm import LLM
     from rwkvbatch.model.base import Model
+
+SKIPPED_SHOWN = 5
+CELLS_SHOWN = 8
+
+PathLike = str | os.PathLike[str]
+_Order = Literal["top-p-first", "temperature-first"]
+
+_log = logging.getLogger(__name__)
+
+
+class RunKeywords(TypedDict, total=False):
+    """Fields of `RunSettings`, and `preset`; a list of values makes a dimension of the grid."""
+
+    preset: str | Sequence[str]
+    temperature: float | Sequence[float]
+    temp: float | Sequence[float]
+    top_p: float | Sequence[float]
+    top_k: int | Sequence[int]
+    presence_penalty: float | Sequence[float]
+    frequency_penalty: float | Sequence[float]
+    penalty_decay: float | Sequence[float]
+    order: _Order | Sequence[_Order]
+    banned_token_ids: Sequence[int]
+    max_tokens: int | Sequence[int]
+    max_seconds: float | Sequence[float] | None
+    stop: Sequence[str]
+    think: ThinkMode | Sequence[ThinkMode]
+    history: HistoryMode | Sequence[HistoryMode]
+    strategy: str | Sequence[str]
+    backend: str | Sequence[str]
+    state: str | Sequence[str] | None
+    template: str | Sequence[str] | None
+    prelude: str | Sequence[str] | None
+    seed: int
+    repeats: int | str
+    max_repeats: int | None
+    until_ci: float | None
+    limit: int | None
+    only: Sequence[str]
+    shuffle_seed: int | None
+    batch_size: int
+    threads: int | None
+    workers: int | None
+    devices: Sequence[str]
+    ray: str | None
+    state_memory: int | str | None
+    max_prompt_tokens: int | None
+    max_failures: int | None
+    max_line_bytes: int | str
+    max_turns: int
+    max_conversations: int
 
 
 def run(
@@ -72,32 +130,25 @@ def run(
     loaded: Model | None = None
     if model is not None and not isinstance(model, (str, os.PathLike, Sequence)):
         loaded, model = cast("Model", getattr(model, "model", model)), None
-    prepared = prepare(
-        scripts,
-        model=model,
-        grid=grid,
-        config=config,
-        environment=environment,
-        skip_bad=skip_bad,
-        shard=shard,
-        **settings,
-    )
+    where: dict[str, Any] = {"grid": grid, "config": config, "environment": environment}
+    prepared = prepare(scripts, model=model, skip_bad=skip_bad, shard=shard, **where, **settings)
     plan, skipped = prepared.plan, prepared.script.skipped
+    observers = [] if observer is None else [observer]
     with ExitStack() as stack:
         if metrics_port is not None:
             served = stack.enter_context(serving_metrics(metrics_port))
             notify(f"metrics for Prometheus are at {served.url}")
-            observer = served if observer is None else Observers([observer, served])
+            observers.append(served)
         stack.enter_context(naming_origins(plan.origins))
         options = RunOptions(
             out=None if out is None else Path(out),
-            scripts=script_names(scripts),
+            scripts=_script_names(scripts),
             command=command,
             retry_errors=retry_errors,
             repair=repair,
             verify_rows=verify_rows,
             skipped=skipped,
-            observer=observer,
+            observers=observers,
             should_stop=should_stop,
             loading=loading,
             pool=pool_for(plan.settings, model_given=loaded is not None),
@@ -107,3 +158,122 @@ def run(
         count, path = len(skipped), result.directory / SKIPPED_NAME
         notify(f"{count} bad line{'s' if count > 1 else ''} set aside in {path}")
     return result
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan, and the script that it was made from."""
+
+    plan: Plan
+    script: Script
+
+
+def prepare(
+    scripts: PathLike | Sequence[PathLike],
+    *,
+    model: PathLike | Sequence[PathLike] | None = None,
+    grid: PathLike | None = None,
+    config: PathLike | None = None,
+    environment: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
+    shard: str | None = None,
+    **settings: Unpack[RunKeywords],
+) -> Prepared:
+    """The plan of a run; loads no model. Arguments and errors are those of `run`."""
+    given: dict[str, Any] = {**settings}
+    if model is not None:
+        given["model"] = os.fspath(model) if isinstance(model, (str, os.PathLike)) else [os.fspath(m) for m in model]
+    values, lists = split_lists(given)
+    layered = layer_settings(values, environment=environment, config=None if config is None else Path(config))
+    files = [] if config is None else [GridFile(os.fspath(config), layered.grid)]
+    if grid is not None:
+        files.append(GridFile(os.fspath(grid), read_toml(Path(grid), "--grid")))
+    cells = make_cells(lists, *files)
+    varied = {option_name(key) for cell in cells for key in cell.overrides}
+    origins = [replace(origin, is_only=origin.option not in varied) for origin in layered.origins]
+    origins += [origin for file in files for origin in file.origins(cells)]
+    layered = replace(layered, origins=tuple(origins))
+    with naming_origins(layered.origins):
+        part = None if shard is None else Shard.parse(shard)
+        _refuse_contradictions(layered, cells, part)
+        script = read_scripts(_script_names(scripts), limits=layered.settings.script_limits, skip_bad=skip_bad)
+        _log_skipped(script)
+        plan = Plan(select(script.conversations, layered.settings), cells, layered, part)
+        if plan.settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
+            raise UsageError("--until-ci compares the scores of checks, and the script has none")
+        _warn_of_needless_repeats(plan)
+        return Prepared(plan, script)
+
+
+def _script_names(scripts: PathLike | Sequence[PathLike]) -> tuple[str, ...]:
+    return tuple(os.fspath(path) for path in ([scripts] if isinstance(scripts, (str, os.PathLike)) else scripts))
+
+
+def _refuse_contradictions(layered: Layered, cells: Sequence[Cell], shard: Shard | None) -> None:
+    settings = layered.settings
+    leave_out = "leave one of the two out"
+    for key in sorted({key for cell in cells for key in cell.overrides} & layered.named):
+        raise UsageError(f"{option_name(key)} is given for all cells, and the grid gives it for some", hint=leave_out)
+    low, high = settings.repeats, settings.max_repeats
+    if (high is None) != (settings.until_ci is None):
+        raise UsageError("--repeats LOW..HIGH and --until-ci belong together", hint="give both, or --repeats N")
+    if high is None:
+        return
+    if high < low:
+        raise UsageError(f"--repeats must rise, got {low}..{high}")
+    if len(cells) < 2:
+        raise UsageError(
+            "--until-ci compares cells with the first one, and there is only one cell",
+            hint="give several, such as --temp 0.3,0.7, or --repeats N alone",
+        )
+    if shard is not None:
+        message = "--until-ci decides by the rows of all conversations, and --shard runs only some of them"
+        raise UsageError(message, hint=leave_out)
+
+
+def _warn_of_needless_repeats(plan: Plan) -> None:
+    """Log where repeats cannot differ because replies are greedy."""
+    if plan.repeats == 1 or not (greedy := plan.greedy_cells()):
+        return
+    low, high = plan.settings.repeats, plan.settings.max_repeats
+    if len(greedy) == len(plan.cells):
+        where, remedy = " in any cell" if len(greedy) > 1 else "", "leave it out"
+    else:
+        where = f" in the cell{'s' if len(greedy) > 1 else ''} " + ", ".join(c.name for c in greedy[:CELLS_SHOWN])
+        where += f" and {len(greedy) - CELLS_SHOWN} more" if len(greedy) > CELLS_SHOWN else ""
+        remedy = "run such cells without it"
+    _log.warning(
+        "--repeats %s changes nothing%s: replies are greedy, so all repeats are the same; %s, "
+        "or sample (--temp 1 --top-p 0.5, say)",
+        *(low if high is None else f"{low}..{high}", where, remedy),
+    )
+
+
+def _log_skipped(script: Script) -> None:
+    """Log why each bad line was set aside; after `SKIPPED_SHOWN` lines at level `info`."""
+    for number, line in enumerate(script.skipped):
+        level = logging.WARNING if number < SKIPPED_SHOWN else logging.INFO
+        _log.log(level, "set aside: %s", line.error, extra={"path": line.source.path, "line": line.source.line})
+    if len(script.skipped) > SKIPPED_SHOWN:
+        _log.warning("set aside: %d lines more", len(script.skipped) - SKIPPED_SHOWN)
+
+
+def split_lists(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Single values, and lists of values (`0.3,0.7` or a sequence) of settings that a grid may vary, by full names."""
+    single: dict[str, Any] = {}
+    several: dict[str, list[Any]] = {}
+    for key, value in values.items():
+        full = full_name(key)
+        parts: list[Any] = [value]
+        if full in GRID_SETTINGS:
+            if isinstance(value, str) and "," in value:
+                parts = [part.strip() for part in value.split(",")]
+            elif isinstance(value, (list, tuple)):
+                parts = list(value)  # pyright: ignore[reportUnknownArgumentType]
+            if not parts or "" in parts:
+                raise UsageError(f"{option_name(full)} has an empty item in {value!r}")
+        if len(parts) == 1:
+            single[full] = parts[0]
+        else:
+            several[full] = parts
+    return single, several

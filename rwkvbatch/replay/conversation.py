@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, cast
@@ -27,18 +27,13 @@ from rwkvbatch.script.records import Check, ReplyFacts, Turn
 if TYPE_CHECKING:
     from rwkvbatch.engine.engine import Engine
 
-NO_TIMING = RowTiming(0.0, 0.0, 0.0, 0.0, 0.0, 0)
-_NO_LOGPROB = Logprob(None, 0.0)
 _NOT_REACHED = "not reached:"
 
 
 class PromptEncoder:
     """Tokenizer, templates and initial states of one model, shared by its tasks. Caches encoded texts.
 
-    Args:
-        tokenizer: the model's.
-        roots: the engine's root number of each initial state file; root 0 is the empty state.
-        max_prompt_tokens: see `RunSettings`.
+    `roots` has the engine's root number of each initial state file; root 0 is the empty state.
     """
 
     def __init__(
@@ -49,13 +44,11 @@ class PromptEncoder:
         self._roots = dict(roots or {})
         # Every cell and repetition encodes the same texts of a conversation.
         self.encode = lru_cache(maxsize=8192)(self._encode)
-        self._load = lru_cache(maxsize=256)(self._load_uncached)
+        self._load = lru_cache(maxsize=256)(_load_prompting)
 
-    def template(self, settings: CellSettings) -> PromptTemplate:
-        return self._load(settings.think, settings.template, settings.prelude)[0]
-
-    def prelude(self, settings: CellSettings) -> str | None:
-        return self._load(settings.think, settings.template, settings.prelude)[1]
+    def prompting(self, settings: CellSettings) -> tuple[PromptTemplate, str | None]:
+        """The template, and the prelude if there is one."""
+        return self._load(settings.think, settings.template, settings.prelude)
 
     def root(self, settings: CellSettings) -> int:
         """The engine's root number of the initial state."""
@@ -64,10 +57,10 @@ class PromptEncoder:
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text))
 
-    @staticmethod
-    def _load_uncached(think: Any, template: str | None, prelude: str | None) -> tuple[PromptTemplate, str | None]:
-        prompting = prompting_of(CellSettings(think=think, template=template, prelude=prelude))
-        return load_template(prompting), prompting.prelude
+
+def _load_prompting(think: Any, template: str | None, prelude: str | None) -> tuple[PromptTemplate, str | None]:
+    prompting = prompting_of(CellSettings(think=think, template=template, prelude=prelude))
+    return load_template(prompting), prompting.prelude
 
 
 class ConversationReplay:
@@ -85,9 +78,8 @@ class ConversationReplay:
         self._reply: Reply | None = None
         self._score: Score | None = None
         self._encoder = encoder
-        self._template = encoder.template(task.settings)
-        opening = self._template.opening(task.conversation.system, encoder.prelude(task.settings))
-        self._history = encoder.encode(opening)
+        self._template, prelude = encoder.prompting(task.settings)
+        self._history = encoder.encode(self._template.opening(task.conversation.system, prelude))
 
     @property
     def over(self) -> bool:
@@ -98,11 +90,7 @@ class ConversationReplay:
         return (*self._history, *self._encoder.encode(self._template.turn(self._next.user)))
 
     def request(self) -> Request:
-        """The engine request for the next turn's reply.
-
-        Raises:
-            PromptTooLongError: the prompt has more tokens than allowed.
-        """
+        """The engine request for the next turn's reply; raises `PromptTooLongError`."""
         tokens = self.prompt()
         limit = self._encoder.max_prompt_tokens
         if limit is not None and len(tokens) > limit:
@@ -123,22 +111,17 @@ class ConversationReplay:
     def submit(self, engine: Engine) -> None:
         """Submit the next turn's request, and the scoring of its reference reply when it has one.
 
-        Raises:
-            PromptTooLongError: the prompt has more tokens than allowed.
-            RwkvBatchError, ValueError: the engine refuses the request.
+        Raises `RwkvBatchError` or `ValueError` when the prompt is too long or the engine refuses the request.
         """
         self.pending = {engine.submit(self.request())}
         if self._next.reference is not None:
-            prefix = (*self._history, *self._encoder.encode(self._template.past_turn(self._next.user)))
-            continuation = self._encoder.encode(self._template.reply(self._next.reference))
-            self.pending.add(engine.submit_score(prefix, continuation, self._encoder.root(self.task.settings)))
+            root = self._encoder.root(self.task.settings)
+            self.pending.add(engine.submit_score(*self._with_reference(self._next.reference), root))
 
     def take_result(self, request_id: int, result: Reply | Score) -> Row | None:
-        """Take the engine's result of a pending request.
+        """Take a pending request's result. Returns the turn's row once all its results are there.
 
-        Returns:
-            The turn's row when all its results are there, else None. The replay has then moved to the next turn,
-            unless the row is an error row.
+        The replay has then moved to the next turn, unless the row is an error row.
         """
         self.pending.remove(request_id)
         if isinstance(result, Reply):
@@ -149,41 +132,38 @@ class ConversationReplay:
             return None
         reply, score = self._reply, self._score
         self._reply = self._score = None
-        return self._finish_turn(reply, score)
+        text = self._template.shown_reply(reply.text)
+        try:
+            row = self._row(reply, score, text)
+        except Exception as error:  # checks are plug-ins: any exception fails the row, not the run
+            return error_row(self.task, self.turn, explain(error), reply, text)
+        self._advance(reply.history)
+        return row
 
     def fail_turn(self, error: Exception) -> Row:
         """The error row of the next turn. The replay stays at that turn."""
         self.pending = set()
         self._reply = self._score = None
-        return error_row(self.task, self.turn, _explain(error))
+        return error_row(self.task, self.turn, explain(error))
 
     def skip_turn(self, row: Row) -> None:
         """Move past a turn whose row exists: its tokens are added to the history, nothing is generated."""
-        finish_reason = cast("FinishReason", row.finish_reason)
-        closing = self._template.closing
-        self._advance(
-            closed_history(
-                self._encoder.tokenizer, self.prompt(), row.reply_ids, finish_reason, row.stopped_by, closing
-            )
-        )
+        end = cast("FinishReason", row.finish_reason), row.stopped_by, self._template.closing
+        self._advance(closed_history(self._encoder.tokenizer, self.prompt(), row.reply_ids, *end))
 
     @property
     def _next(self) -> Turn:
         return self.task.conversation.turns[self.turn]
 
-    def _finish_turn(self, reply: Reply, score: Score | None) -> Row:
-        text = self._template.shown_reply(reply.text)
-        try:
-            row = self._row(reply, score, text)
-        except Exception as error:  # checks are plug-ins: any exception fails the row, not the run
-            return error_row(self.task, self.turn, _explain(error), reply, text)
-        self._advance(reply.history)
-        return row
+    def _with_reference(self, reference: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens before the turn's reference, and those of the reference."""
+        past = self._encoder.encode(self._template.past_turn(self._next.user))
+        return (*self._history, *past), self._encoder.encode(self._template.reply(reference))
 
     def _advance(self, history: tuple[int, ...]) -> None:
         if self.task.settings.history == "gold" and self._next.reference is not None:
-            past = self._encoder.encode(self._template.past_turn(self._next.user))
-            history = (*self._history, *past, *self._encoder.encode(self._template.reply(self._next.reference)))
+            prefix, reply = self._with_reference(self._next.reference)
+            history = (*prefix, *reply)
         self._history = history
         self.turn += 1
 
@@ -194,54 +174,40 @@ class ConversationReplay:
         total = math.fsum(reply.logprobs)
         if not math.isfinite(total) or (score is not None and not math.isfinite(score.nll)):
             raise NonFiniteLogitsError("the model's log-probabilities hold NaN or infinity")
+        reference = None
+        if turn.reference is not None and score is not None:
+            num_tokens = len(score.logprobs)
+            reference = Reference(turn.reference, score.nll, score.num_matched / num_tokens, num_tokens)
         facts = ReplyFacts(text, reply.finish_reason, len(reply.ids), turn.reference)
-        return _make_row(
-            self.task,
-            self.turn,
-            reply,
-            text,
+        return replace(
+            error_row(self.task, self.turn, "", reply, text),
+            finish_reason=reply.finish_reason,
+            stopped_by=reply.stopped_by,
             logprob=Logprob(total / len(reply.ids) if reply.ids else None, total),
-            reference=_reference(turn, score),
+            reference=reference,
             checks=tuple(_check(check, facts) for check in turn.checks),
+            error=None,
         )
 
 
 def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, text: str = "") -> Row:
     """The row of a failed turn; `reply` and `text` hold what was generated, if anything was."""
-    return _make_row(task, turn, reply, text, error=message)
-
-
-def _make_row(
-    task: Task,
-    turn: int,
-    reply: Reply | None,
-    text: str,
-    *,
-    logprob: Logprob = _NO_LOGPROB,
-    reference: Reference | None = None,
-    checks: tuple[CheckResult, ...] = (),
-    error: str | None = None,
-) -> Row:
-    good = reply if error is None else None
-    ids = () if reply is None else reply.ids
+    num_prompt, ids = (0, ()) if reply is None else (reply.num_prompt, reply.ids)
     return Row(
-        conversation=task.conversation.id,
-        cell=task.cell.name,
-        repeat=task.repeat,
-        turn=turn,
+        **vars(task.key(turn)),
         seed=task.of_turn(turn).seed,
         tags=task.conversation.tags,
         prompt=task.conversation.turns[turn].user,
         reply=text,
         reply_ids=ids,
-        finish_reason="error" if good is None else good.finish_reason,
-        stopped_by=None if good is None else good.stopped_by,
-        tokens=TokenCounts(0 if reply is None else reply.num_prompt, len(ids)),
-        logprob=logprob,
-        reference=reference,
-        checks=checks,
-        error=error,
-        timing=NO_TIMING if reply is None else _timing(reply),
+        finish_reason="error",
+        stopped_by=None,
+        tokens=TokenCounts(num_prompt, len(ids)),
+        logprob=Logprob(None, 0.0),
+        reference=None,
+        checks=(),
+        error=message,
+        timing=_timing(reply),
     )
 
 
@@ -255,11 +221,9 @@ def was_reached(error: str) -> bool:
     return not error.startswith(_NOT_REACHED)
 
 
-def _reference(turn: Turn, score: Score | None) -> Reference | None:
-    if turn.reference is None or score is None:
-        return None
-    num_tokens = len(score.logprobs)
-    return Reference(turn.reference, score.nll, score.num_matched / num_tokens, num_tokens)
+def explain(error: BaseException) -> str:
+    """The message of this program's errors; the type and text of others."""
+    return error.message if isinstance(error, RwkvBatchError) else f"{type(error).__name__}: {error}"
 
 
 def _check(check: Check, facts: ReplyFacts) -> CheckResult:
@@ -275,21 +239,14 @@ def _check(check: Check, facts: ReplyFacts) -> CheckResult:
     return CheckResult(check.kind, check.expected, bool(verdict.passed), score, check.weight, verdict.detail)
 
 
-def _timing(reply: Reply) -> RowTiming:
+def _timing(reply: Reply | None) -> RowTiming:
+    if reply is None:
+        return RowTiming(0.0, 0.0, 0.0, 0.0, 0.0, 0)
     timing = reply.timing
     generating_s = timing.total_s - timing.queued_s
-    return RowTiming(
-        queued_s=round(timing.queued_s, 6),
-        prefill_s=round(timing.prefill_s, 6),
-        first_token_s=round(timing.first_token_s, 6),
-        total_s=round(timing.total_s, 6),
-        tokens_per_s=round(len(reply.ids) / generating_s, 3) if generating_s > 0 else 0.0,
-        cached_tokens=reply.num_cached,
-    )
-
-
-def _explain(error: Exception) -> str:
-    return error.message if isinstance(error, RwkvBatchError) else f"{type(error).__name__}: {error}"
+    rate = len(reply.ids) / generating_s if generating_s > 0 else 0.0
+    seconds = [round(s, 6) for s in (timing.queued_s, timing.prefill_s, timing.first_token_s, timing.total_s)]
+    return RowTiming(*seconds, tokens_per_s=round(rate, 3), cached_tokens=reply.num_cached)
 
 
 @dataclass(frozen=True)
@@ -314,8 +271,7 @@ class Preview:
     later_turn_tokens: int
     max_reply_tokens: int
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    as_dict = asdict
 
 
 def preview(plan: Plan, encoder: PromptEncoder) -> Preview:
@@ -330,7 +286,7 @@ def preview(plan: Plan, encoder: PromptEncoder) -> Preview:
         # Prompts of different models or initial states share no cached state.
         prompts.add((f"{task.settings.model}\0{task.settings.state}", prompt))
         first += len(prompt)
-        template = encoder.template(task.settings)
+        template, _ = encoder.prompting(task.settings)
         later += sum(len(encoder.encode(template.turn(turn.user))) for turn in turns[1:])
         replies += sum(task.of_turn(turn).settings.max_tokens for turn in range(len(turns)))
     return Preview(
@@ -348,8 +304,7 @@ def preview(plan: Plan, encoder: PromptEncoder) -> Preview:
 
 def _num_distinct(prompts: Iterable[tuple[str, tuple[int, ...]]]) -> int:
     """Nodes of the prompts' prefix tree: in sorted order, each prompt adds the tokens that its predecessor lacks."""
-    count = 0
-    previous: tuple[str, tuple[int, ...]] = ("", ())
+    count, previous = 0, ("", ())
     for key, tokens in sorted(prompts):
         pairs = zip(previous[1], tokens, strict=False) if previous[0] == key else ()
         count += len(tokens) - sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -34,14 +34,10 @@ class Assignment:
 
 @dataclass
 class _Worker:
-    """State of a worker.
+    """State of a worker: it may hold `room` tasks; the first `active` of those held are under way.
 
-    Attributes:
-        room: tasks it may hold.
-        active: how many of the held tasks are under way; those are the first ones.
-        held: assigned tasks, with the time of assignment.
-        reserved: tasks to be assigned to it next.
-        exclusive: it holds the last attempt of a task and gets no other one.
+    `held` has times of assignment, `reserved` the tasks to assign next. An `exclusive` worker holds the last attempt of
+    a task and gets no other one.
     """
 
     room: int
@@ -52,13 +48,7 @@ class _Worker:
 
 
 class Dispatcher:
-    """Assigns tasks until all of them are finished or given up.
-
-    Args:
-        tasks: in the order in which they should start; those of a group are neighbours.
-        group: of a task.
-        clock: monotonic seconds.
-    """
+    """Assigns `tasks`, in which those of one `group` are neighbours, in order until all are finished or given up."""
 
     def __init__(
         self, tasks: Sequence[int], group: Callable[[int], int], *, clock: Callable[[], float] = time.monotonic
@@ -97,23 +87,20 @@ class Dispatcher:
 
     def reported(self, worker: int, active: int) -> None:
         """Record how many of a worker's tasks are under way."""
-        state = self._workers.get(worker)
-        if state is not None:
-            state.active = active
+        if worker in self._workers:
+            self._workers[worker].active = active
 
     def left(self, worker: int) -> list[int]:
         """Remove a worker. Returns the tasks that are given up, after `MAX_ATTEMPTS` lost workers."""
-        state = self._workers.pop(worker, None)
-        if state is None:
+        if (state := self._workers.pop(worker, None)) is None:
             return []
         self._with_room.pop(worker, None)
         self._retries.extend(state.reserved)
         self._num_reserved -= len(state.reserved)
         given_up: list[int] = []
         for task in state.held:
-            holders = self._holders[task]
-            holders.remove(worker)
-            if holders:
+            self._holders[task].remove(worker)
+            if self._holders[task]:
                 continue
             del self._holders[task]
             attempts = self._attempts[task] = self._attempts.get(task, 0) + 1
@@ -135,7 +122,8 @@ class Dispatcher:
         now = self._clock()
         for holder in holders:
             state = self._workers[holder]
-            self._count_time(now - state.held.pop(task))
+            self._num_timed += 1
+            self._mean_s += (now - state.held.pop(task) - self._mean_s) / min(self._num_timed, 1000)
             state.exclusive = False
             self._with_room[holder] = None
         self._forget(task)
@@ -146,8 +134,7 @@ class Dispatcher:
         found: list[Assignment] = []
         for worker in list(self._with_room):
             state = self._workers[worker]
-            chosen = self._choose(state)
-            if chosen:
+            if chosen := self._choose(state):
                 self._hold(worker, chosen)
                 found.append(Assignment(worker, tuple(chosen)))
             if state.exclusive or len(state.held) >= state.room:
@@ -183,7 +170,11 @@ class Dispatcher:
         """Reserve the next tasks of one group for a worker: at most half of its even share of the remaining tasks."""
         num_remaining = len(self._tasks) - self._next
         if num_remaining <= 0:
-            return self._take_reserved(state)
+            if self._num_reserved:  # take half of the tasks that are reserved for the worker with the most of them
+                richest = max(self._workers.values(), key=lambda other: len(other.reserved))
+                for _ in range((len(richest.reserved) + 1) // 2):
+                    state.reserved.appendleft(richest.reserved.pop())
+            return bool(state.reserved)
         most = max(1, num_remaining // (2 * self._num_sharing)) if self._num_sharing > 1 else num_remaining
         start = self._next
         group = self._group(self._tasks[start])
@@ -195,15 +186,6 @@ class Dispatcher:
         self._num_reserved += stop - start
         self._next = stop
         return True
-
-    def _take_reserved(self, state: _Worker) -> bool:
-        """Take half of the tasks that are reserved for the worker with the most of them."""
-        if self._num_reserved == 0:
-            return False
-        richest = max(self._workers.values(), key=lambda other: len(other.reserved))
-        for _ in range((len(richest.reserved) + 1) // 2):
-            state.reserved.appendleft(richest.reserved.pop())
-        return bool(state.reserved)
 
     def _rebalance(self) -> list[Assignment]:
         """Move tasks that have not started to workers with room; assign stragglers to idle workers as well."""
@@ -247,13 +229,8 @@ class Dispatcher:
     def _copy_straggler(self, worker: int, now: float) -> Assignment | None:
         if self._num_timed == 0:
             return None
-        candidates = [
-            (since, task)
-            for other in self._workers.values()
-            for task, since in other.held.items()
-            if len(self._holders[task]) < MAX_COPIES
-        ]
-        since, task = min(candidates, default=(now, -1))
+        held = ((since, task) for other in self._workers.values() for task, since in other.held.items())
+        since, task = min((pair for pair in held if len(self._holders[pair[1]]) < MAX_COPIES), default=(now, -1))
         if now - since < max(STRAGGLER_S, STRAGGLER_FACTOR * self._mean_s):
             return None
         self._hold(worker, [task])
@@ -270,7 +247,3 @@ class Dispatcher:
         self._num_left -= 1
         self._attempts.pop(task, None)
         self._moves.pop(task, None)
-
-    def _count_time(self, seconds: float) -> None:
-        self._num_timed += 1
-        self._mean_s += (seconds - self._mean_s) / min(self._num_timed, 1000)

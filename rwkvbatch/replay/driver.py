@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from rwkvbatch.errors import RwkvBatchError
 from rwkvbatch.replay.conversation import error_row, not_reached, was_reached
-from rwkvbatch.replay.dispatch import MAX_ATTEMPTS, Assignment, Dispatcher
-from rwkvbatch.replay.models import ModelProvider, Setup
+from rwkvbatch.replay.dispatch import MAX_ATTEMPTS, Dispatcher
+from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Assign, Drop, Joined, Leave, Left, Report, WorkerPool
 from rwkvbatch.replay.progress import Counts, WorkerProgress
@@ -39,35 +39,28 @@ class TooManyFailuresError(RwkvBatchError):
 class RowRecorder:
     """Writes finished rows to a store, counts them, and logs the failed ones.
 
-    Args:
-        counts: updated with every row that is written.
-        max_failures: number of failed turns in this session above which `add` raises.
+    When more than `max_failures` turns have failed, it raises `TooManyFailuresError`; the rows are written.
     """
 
     def __init__(self, plan: Plan, rows: Rows, counts: Counts, max_failures: int | None = None) -> None:
         self._plan = plan
-        self._rows = rows
         self._max_failures = max_failures
+        self.rows = rows
         self.counts = counts
 
     def incomplete(self, tasks: Iterable[int]) -> Iterator[int]:
         """Those of `tasks` that have rows missing."""
-        return (task for task in tasks if not all(map(self._rows.has, range(*self._plan.rows_of(task)))))
+        return (task for task in tasks if not all(map(self.rows.has, range(*self._plan.rows_of(task)))))
 
     def rows_of(self, task: int) -> dict[int, Row]:
         """The task's existing rows, by turn."""
-        first, last = self._plan.rows_of(task)
-        return {number - first: self._rows.read(number) for number in range(first, last) if self._rows.has(number)}
+        first, end = self._plan.rows_of(task)
+        return {number - first: self.rows.read(number) for number in range(first, end) if self.rows.has(number)}
 
     def add(self, rows: Mapping[int, Row]) -> None:
-        """Write rows, by number.
-
-        Raises:
-            TooManyFailuresError: more turns failed than allowed; the rows are written.
-            StorageError: a row could not be written.
-        """
+        """Write rows, by number."""
         if rows:
-            self._rows.append_all(rows)
+            self.rows.append(rows)
         for number, row in rows.items():
             self._count(number, row.error, row.failed_checks, row.tokens.reply)
 
@@ -75,91 +68,70 @@ class RowRecorder:
         """Write rows, as `add` does. Two workers may send a row, with the same content: the first one counts."""
         new: dict[int, EncodedRow] = {}
         for row in rows:
-            if not self._rows.has(row.number):
+            if not self.rows.has(row.number):
                 new.setdefault(row.number, row)
         if new:
-            self._rows.append_encoded(list(new.values()))
+            self.rows.append_encoded(list(new.values()))
         for row in new.values():
             self._count(row.number, row.error, row.failed_checks, row.reply_tokens)
 
     def add_lost(self, task: int, reason: str) -> None:
         """Write error rows for all missing rows of a task whose workers crashed."""
-        first, last = self._plan.rows_of(task)
-        missing = [turn for turn in range(last - first) if not self._rows.has(first + turn)]
+        replayed = self._plan.task(task)
+        first = replayed.first_row
         message = f"{MAX_ATTEMPTS} workers ended while they ran this conversation; the last one: {reason}"
-        self.add(
-            {
-                first + turn: error_row(
-                    self._plan.task(task), turn, message if turn == missing[0] else not_reached(missing[0])
-                )
-                for turn in missing
-            }
-        )
-
-    def tick(self) -> None:
-        """Let the store flush rows that have waited long enough."""
-        self._rows.tick()
+        lost: dict[int, Row] = {}
+        for turn in range(len(replayed.conversation.turns)):
+            if not self.rows.has(first + turn):
+                lost[first + turn] = error_row(replayed, turn, message)
+                message = not_reached(min(lost) - first)
+        self.add(lost)
 
     def _count(self, number: int, error: str | None, failed_checks: int, reply_tokens: int) -> None:
         self.counts.rows += 1
         self.counts.failed_checks += failed_checks
         self.counts.reply_tokens += reply_tokens
-        if error is not None:
-            self.counts.failed_rows += 1
-            self._log_failure(number, error)
-
-    def _log_failure(self, number: int, error: str) -> None:
-        task, turn = self._plan.task_of_row(number)
-        key = self._plan.task(task).key(turn)
-        counts = self.counts
+        if error is None:
+            return
         reached = was_reached(error)
-        counts.failed_turns += reached
-        level = logging.WARNING if reached and counts.failed_turns <= FAILURES_SHOWN else logging.INFO
+        self.counts.failed_rows += 1
+        self.counts.failed_turns += reached
+        failed, allowed, key = self.counts.failed_turns, self._max_failures, self._plan.key(number)
+        level = logging.WARNING if reached and failed <= FAILURES_SHOWN else logging.INFO
         _log.log(level, "%s: failed: %s", key.in_words(), error, extra={"row": vars(key)})
-        if reached and counts.failed_turns == FAILURES_SHOWN + 1:
+        if reached and failed == FAILURES_SHOWN + 1:
             _log.warning("more turns fail; the log file and `rwkvbatch show DIR --failed` list them")
-        if reached and self._max_failures is not None and counts.failed_turns > self._max_failures:
+        if reached and allowed is not None and failed > allowed:
             raise TooManyFailuresError(
-                f"{counts.failed_turns} turns failed, --max-failures allows {self._max_failures}; "
-                f"the last one, {key.in_words()}: {error}",
+                f"{failed} turns failed, --max-failures allows {allowed}; the last one, {key.in_words()}: {error}",
                 hint="all rows so far are kept; --retry-errors runs the failed ones again",
             )
 
 
 @dataclass
 class LocalDriver:
-    """Steps one worker in this process.
-
-    Attributes:
-        should_stop: checked before each step.
-        after_step: called after each step.
-    """
+    """Steps one worker in this process; checks `should_stop` before each step and calls `after_step` after it."""
 
     plan: Plan
-    loader: ModelProvider
+    loader: ModelLoader
     recorder: RowRecorder
     should_stop: Callable[[], bool] = lambda: False
     after_step: Callable[[], None] = lambda: None
     _worker: tuple[Setup, Worker] | None = field(default=None, init=False)
 
     def run(self, tasks: Iterable[int], setup: Setup) -> bool:
-        """Run those of `tasks` that have rows missing.
-
-        Returns:
-            False when the run was stopped before the end.
-
-        Raises:
-            TooManyFailuresError: more turns failed than allowed.
-            StorageError: a row could not be written.
-        """
+        """Run those of `tasks` that have rows missing. Returns False when the run was stopped before the end."""
         recorder, counts = self.recorder, self.recorder.counts
         todo = recorder.incomplete(tasks)
         task = next(todo, None)
         if task is None:
             return True
-        worker = self._worker_for(setup)
+        if self._worker is None or self._worker[0] != setup:
+            self._worker = None  # frees its model before the next one is loaded
+            self._worker = setup, Worker(self.plan, self.loader, setup)
+        worker = self._worker[1]
         progress = counts.workers.get(0) or WorkerProgress("local")
-        while task is not None or not worker.idle:
+        while task is not None or worker.num_held:
             if self.should_stop():
                 worker.drop()
                 return False
@@ -170,28 +142,17 @@ class LocalDriver:
             tokens = sum(row.tokens.reply for row in step.rows.values())
             counts.workers[0] = progress = progress.after(step.active, len(step.rows), tokens)
             recorder.add(step.rows)
-            recorder.tick()
+            recorder.rows.tick()
             self.after_step()
         return True
 
     def close(self) -> None:
-        """Free the worker and its engine."""
         self._worker = None
-
-    def _worker_for(self, setup: Setup) -> Worker:
-        if self._worker is None or self._worker[0] != setup:
-            self._worker = None  # frees its model before the next one is loaded
-            self._worker = setup, Worker(self.plan, self.loader, setup)
-        return self._worker[1]
 
 
 @dataclass
 class PoolDriver:
-    """Distributes tasks to the workers of a pool.
-
-    Attributes:
-        should_stop: checked whenever events were received. after_step: called then.
-    """
+    """Distributes tasks to the workers of a pool; checks `should_stop` and calls `after_step` after each wait."""
 
     plan: Plan
     pool: WorkerPool
@@ -204,7 +165,7 @@ class PoolDriver:
         self._draining = False
 
     def run(self, tasks: Iterable[int], setup: Setup) -> bool:
-        """As `LocalDriver.run`; also raises WorkerError when no worker can be started."""
+        """As `LocalDriver.run`; raises `WorkerError` when no worker can be started."""
         todo = array("q", self.recorder.incomplete(tasks))
         if not todo:
             return True
@@ -218,21 +179,17 @@ class PoolDriver:
                 return False
             self._dispatcher.expect(self.pool.num_starting)
             for assignment in self._dispatcher.assignments():
-                self._assign(assignment)
+                for task, worker in assignment.moved_from.items():
+                    self.pool.send(worker, Drop((task,)))
+                tasks_there = {task: self.recorder.rows_of(task) for task in assignment.tasks}
+                self.pool.send(assignment.worker, Assign(tasks_there))
             self._receive(former)
-            self.recorder.tick()
+            self.recorder.rows.tick()
             self.after_step()
         return True
 
     def close(self) -> None:
-        """End all workers."""
         self.pool.close()
-
-    def _assign(self, assignment: Assignment) -> None:
-        for task, worker in assignment.moved_from.items():
-            self.pool.send(worker, Drop((task,)))
-        tasks = {task: self.recorder.rows_of(task) for task in assignment.tasks}
-        self.pool.send(assignment.worker, Assign(tasks))
 
     def _receive(self, former: Mapping[int, WorkerProgress]) -> None:
         """Handle the workers' events; `former` has the progress of workers that served an earlier setup."""

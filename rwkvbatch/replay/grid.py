@@ -21,7 +21,9 @@ comparisons.
 from __future__ import annotations
 
 import itertools
+import math
 import re
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +50,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class GridFile:
-    """The tables of a grid, see above, and the name of their file."""
+    """The tables of a grid, and the name of their file."""
 
     name: str
     tables: Mapping[str, Any]
@@ -56,8 +58,8 @@ class GridFile:
     @property
     def keys(self) -> frozenset[str]:
         """Full names of the settings that the tables give to any cell."""
-        groups = [self.tables.get("grid", {}), self.tables.get("zip", {})]
-        groups += [*self.tables.get("cells", {}).values(), *self.tables.get("override", {}).values()]
+        grid, together, cells, override = (self.tables.get(name, {}) for name in GRID_TABLES)
+        groups = [grid, together, *cells.values(), *override.values()]
         return frozenset(full_name(key) for group in groups for key in group)
 
     def origins(self, cells: Sequence[Cell]) -> Iterator[Origin]:
@@ -70,94 +72,81 @@ class GridFile:
 def make_cells(lists: Mapping[str, Sequence[Any]], *files: GridFile) -> tuple[Cell, ...]:
     """The cells of a run; a single one called `base` when nothing varies.
 
-    Args:
-        lists: the command line's comma lists, by setting.
-        files: grids of files.
-
-    Raises:
-        UsageError: an unknown table or setting, a value that is not allowed, a cell or setting given twice; names
-            the file.
+    `lists` has the command line's comma lists, by setting. Raises `UsageError`, which names the file: an unknown table
+    or setting, a value that is not allowed, a cell or setting given twice.
     """
-    dimensions = [_dimension(key, values, option_name(key)) for key, values in lists.items()]
+    dimensions = [[_combined({key: value}, option_name(key)) for value in values] for key, values in lists.items()]
     varied = {full_name(key) for key in lists}
     named: list[Cell] = []
     changes: dict[str, dict[str, Any]] = {}
     file_of_change: dict[str, str] = {}
     for file in files:
         with _naming_file(file.name):
-            _refuse_unknown(file.tables)
-            for key, values in _table(file, "grid").items():
-                _refuse_twice(key, varied)
-                dimensions.append(_dimension(key, _sequence(values, f"[grid] {key}"), f"[grid] {key}"))
-            if together := _table(file, "zip"):
-                for key in together:
-                    _refuse_twice(key, varied)
+            grid, together, cells_by_name, override = _checked_tables(file.tables)
+            for key in (*grid, *together):
+                if full_name(key) in varied:
+                    hint = "give it on the command line or in one table of the grid"
+                    raise UsageError(f"{key} is varied twice", hint=hint)
+                varied.add(full_name(key))
+            for key, values in grid.items():
+                where = f"[grid] {key}"
+                dimensions.append([_combined({key: value}, where) for value in _sequence(values, where)])
+            if together:
                 dimensions.append(_zipped(together))
-            for name, values in _table(file, "cells").items():
-                named.append(Cell(_checked_name(name), _settings(values, f"[cells.{name}]")))
-            for name, values in _table(file, "override").items():
-                changes[name] = _settings(values, f"[override.{name!r}]")
+            for name, values in cells_by_name.items():
+                if not re.fullmatch(r"[\w.+=,:-]{1,100}", name):
+                    allowed = "1 to 100 letters, digits and characters of _ . + = , : -"
+                    raise UsageError(f"[cells.{name!r}]: a cell's name has {allowed}")
+                named.append(Cell(name, _overrides(values, f"[cells.{name}]")))
+            for name, values in override.items():
+                changes[name] = _overrides(values, f"[override.{name!r}]")
                 file_of_change[name] = file.name
     cells = [*_product(dimensions), *named] or [Cell(BASE_CELL, {})]
     names = [cell.name for cell in cells]
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(names).items():
+        if count > 1:
             raise UsageError(f"the grid has two cells called {name!r}", hint="give each its own value or name")
     for name in changes.keys() - set(names):
-        raise UsageError(
-            f"{file_of_change[name]}: [override.{name!r}]: no cell has this name",
-            hint=f"the cells are: {'; '.join(names[:20])}",
-        )
+        hint = f"the cells are: {'; '.join(names[:20])}"
+        raise UsageError(f"{file_of_change[name]}: [override.{name!r}]: no cell has this name", hint=hint)
     return tuple(Cell(cell.name, {**cell.overrides, **changes.get(cell.name, {})}) for cell in cells)
 
 
 def _product(dimensions: Sequence[Sequence[Cell]]) -> list[Cell]:
-    size = 1
-    for dimension in dimensions:
-        size *= len(dimension)
+    size = math.prod(map(len, dimensions))
     if size > MAX_CELLS:
         raise UsageError(f"the grid has {size:,} cells; at most {MAX_CELLS:,} are allowed")
     if not dimensions:
         return []
     return [
-        Cell(
-            ",".join(c.name for c in choices),
-            {key: value for c in choices for key, value in c.overrides.items()},
-        )
+        Cell(",".join(c.name for c in choices), {key: value for c in choices for key, value in c.overrides.items()})
         for choices in itertools.product(*dimensions)
     ]
 
 
-def _dimension(key: str, values: Sequence[Any], where: str) -> list[Cell]:
-    return [Cell(_choice_name(key, value), _overrides({key: value}, where)) for value in values]
+def _combined(values: Mapping[str, Any], where: str) -> Cell:
+    """A cell named by the values of its settings."""
+    return Cell(",".join(_choice_name(key, value) for key, value in values.items()), _overrides(values, where))
 
 
 def _zipped(lists: Mapping[str, Any]) -> list[Cell]:
     columns = {key: _sequence(values, f"[zip] {key}") for key, values in lists.items()}
-    lengths = {key: len(values) for key, values in columns.items()}
-    if len(set(lengths.values())) > 1:
-        shown = ", ".join(f"{key} has {length}" for key, length in lengths.items())
+    if len(set(map(len, columns.values()))) > 1:
+        shown = ", ".join(f"{key} has {len(values)}" for key, values in columns.items())
         raise UsageError(f"[zip]: all lists must be of one length; {shown}")
-    return [
-        Cell(
-            ",".join(_choice_name(key, value) for key, value in zip(columns, values, strict=True)),
-            _overrides(dict(zip(columns, values, strict=True)), "[zip]"),
-        )
-        for values in zip(*columns.values(), strict=True)
-    ]
+    rows = zip(*columns.values(), strict=True)
+    return [_combined(dict(zip(columns, values, strict=True)), "[zip]") for values in rows]
 
 
-def _overrides(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _overrides(values: Any, where: str) -> dict[str, Any]:
     def name(key: str) -> str:
         return where if where.endswith(key) or where.startswith("--") else f"{where} {key}"
 
-    checked = checked_values(values, name)
+    checked = checked_values(_mapping(values, where), name)
     for key in checked:
         if key not in CellSettings.model_fields:
-            raise UsageError(
-                f"{where}: {key} is a setting of the whole run and cannot differ between cells",
-                hint="settings of a cell: " + ", ".join([*Sampling.model_fields, *Stopping.model_fields, "..."]),
-            )
+            hint = "settings of a cell: " + ", ".join([*Sampling.model_fields, *Stopping.model_fields, "..."])
+            raise UsageError(f"{where}: {key} is a setting of the whole run and cannot differ between cells", hint=hint)
     return checked
 
 
@@ -181,20 +170,6 @@ def _value_name(key: str, value: Any) -> str:
         return re.sub(r"[^\w.+-]+", "_", text) or "none"
 
 
-def _checked_name(name: str) -> str:
-    if not re.fullmatch(r"[\w.+=,:-]{1,100}", name):
-        raise UsageError(
-            f"[cells.{name!r}]: a cell's name has 1 to 100 letters, digits and characters of _ . + = , : -"
-        )
-    return name
-
-
-def _refuse_twice(key: str, varied: set[str]) -> None:
-    if full_name(key) in varied:
-        raise UsageError(f"{key} is varied twice", hint="give it on the command line or in one table of the grid")
-    varied.add(full_name(key))
-
-
 @contextmanager
 def _naming_file(file: str) -> Generator[None]:
     try:
@@ -203,21 +178,14 @@ def _naming_file(file: str) -> Generator[None]:
         raise UsageError(f"{file}: {error.message}", hint=error.hint) from None
 
 
-def _refuse_unknown(tables: Mapping[str, Any]) -> None:
-    for key in tables:
-        if key not in GRID_TABLES:
-            hint = None
-            if full_name(key) in CellSettings.model_fields:
-                hint = "a list of values goes under [grid]; one value for all cells goes into a --config file"
-            raise UsageError(f"unknown table [{key}]; allowed are {', '.join(GRID_TABLES)}", hint=hint)
-
-
-def _table(file: GridFile, name: str) -> Mapping[str, Any]:
-    return _mapping(file.tables.get(name, {}), f"[{name}]")
-
-
-def _settings(values: Any, where: str) -> dict[str, Any]:
-    return _overrides(_mapping(values, where), where)
+def _checked_tables(tables: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The tables of `GRID_TABLES` in order, empty where there is none."""
+    for key in tables.keys() - set(GRID_TABLES):
+        hint = None
+        if full_name(key) in CellSettings.model_fields:
+            hint = "a list of values goes under [grid]; one value for all cells goes into a --config file"
+        raise UsageError(f"unknown table [{key}]; allowed are {', '.join(GRID_TABLES)}", hint=hint)
+    return [_mapping(tables.get(name, {}), f"[{name}]") for name in GRID_TABLES]
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -27,24 +28,17 @@ if TYPE_CHECKING:
 GENERATION_RULES = 1
 """Raised whenever this program would give other replies than before to the same weights, script and settings."""
 
-_FILES_OF_A_CELL = ("model", "strategy", "backend", "state", "template", "prelude")
+_FILES_OF_A_CELL = {"model", "strategy", "backend", "state", "template", "prelude"}
 
 
 def make_identity(
     plan: Plan, specs: Mapping[Setup, ModelSpec], tokenizer_of: Callable[[ModelSpec], Tokenizer]
 ) -> dict[str, Any]:
-    """All that the rows of `plan` depend on, as JSON values.
-
-    Raises:
-        UsageError, InputError: a state, template or prelude file cannot be read.
-    """
-    settings = plan.settings
+    """All that the rows of `plan` depend on, as JSON values; raises as `cell_identities`."""
+    settings, script = plan.settings, "".join(conversation.sha256 for conversation in plan.conversations)
     return {
         "generation_rules": GENERATION_RULES,
-        "script": {
-            "sha256": hashlib.sha256("".join(c.sha256 for c in plan.conversations).encode()).hexdigest(),
-            "conversations": len(plan.conversations),
-        },
+        "script": {"sha256": _sha256(script.encode()), "conversations": len(plan.conversations)},
         "seed": settings.seed,
         "repeats": settings.repeats,
         "max_repeats": settings.max_repeats,
@@ -58,26 +52,20 @@ def make_identity(
 def cell_identities(
     plan: Plan, specs: Mapping[Setup, ModelSpec], tokenizer_of: Callable[[ModelSpec], Tokenizer]
 ) -> dict[str, dict[str, Any]]:
-    """What the rows of one cell depend on and those of others do not, by the cell's name, in the plan's order.
+    """What the rows of one cell depend on and those of others do not, by name, for the cells of `specs`, in order.
 
-    Args:
-        specs: of the models of the cells that are wanted.
-
-    Raises:
-        UsageError, InputError: a state, template or prelude file cannot be read.
+    Raises `UsageError` or `InputError` when a state, template or prelude file cannot be read.
     """
     spec_of = {cell: spec for setup, spec in specs.items() for cell in setup.cells}
     return {
-        plan.cells[cell].name: _cell_identity(plan.cell_settings[cell], spec, tokenizer_of(spec))
-        for cell, spec in sorted(spec_of.items(), key=lambda item: item[0])
+        plan.cells[cell].name: _cell_identity(plan.cell_settings[cell], spec_of[cell], tokenizer_of(spec_of[cell]))
+        for cell in sorted(spec_of)
     }
 
 
 def _cell_identity(settings: CellSettings, spec: ModelSpec, tokenizer: Tokenizer) -> dict[str, Any]:
-    values = {key: value for key, value in settings.model_dump(mode="json").items() if key in CellSettings.model_fields}
-    for key in _FILES_OF_A_CELL:
-        del values[key]
-    state, template = settings.state, settings.template
+    values = settings.model_dump(mode="json", include=CellSettings.model_fields.keys() - _FILES_OF_A_CELL)
+    state, template, prelude = settings.state, settings.template, prompting_of(settings).prelude
     return {
         **values,
         "weights_sha256": spec.weights_sha256,
@@ -87,16 +75,12 @@ def _cell_identity(settings: CellSettings, spec: ModelSpec, tokenizer: Tokenizer
         "tokenizer_sha256": tokenizer.sha256,
         "state_sha256": None if state is None else sha256_of_file(state, "--state"),
         "template_sha256": None if template is None else sha256_of_file(template, "--template"),
-        "prelude_sha256": text_sha256(settings),
+        "prelude_sha256": None if prelude is None else _sha256(prelude.encode("utf-8", "surrogatepass")),
     }
 
 
 def sha256_of_file(path: str, option: str) -> str:
-    """Hex digest of a file that an option names.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """Hex digest of a file that an option names; raises `InputError` if it cannot be read."""
     try:
         with Path(path).expanduser().open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -104,27 +88,23 @@ def sha256_of_file(path: str, option: str) -> str:
         raise InputError(f"{option} {path}: cannot be read: {error.strerror}") from None
 
 
-def text_sha256(settings: CellSettings) -> str | None:
-    """Hex digest of the prelude's text, None without one."""
-    prelude = prompting_of(settings).prelude
-    return None if prelude is None else hashlib.sha256(prelude.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def make_shard(plan: Plan) -> dict[str, Any] | None:
-    """Which part of a whole run the plan is, and how many rows the whole has; None for a whole run."""
-    shard = plan.shard
-    return None if shard is None else {"part": shard.part, "parts": shard.parts, "rows_of_run": plan.num_rows}
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def make_about(plan: Plan, specs: Mapping[Setup, ModelSpec], scripts: list[str], command: str) -> dict[str, Any]:
     """How the run was started: versions, machine, paths, and settings that do not change replies."""
     settings = plan.settings
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "rwkv", "numpy"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command,
         "rwkvbatch": __version__,
         "code_sha256": code_sha256(),
-        "versions": {"python": platform.python_version(), **_versions("torch", "rwkv", "numpy")},
+        "versions": versions,
         "machine": {"system": platform.platform(), "processor": platform.machine()},
         "scripts": scripts,
         "only": list(settings.only),
@@ -162,13 +142,3 @@ def code_sha256() -> str:
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
-
-
-def _versions(*packages: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -42,12 +42,9 @@ CHECKPOINT_ENDINGS = ("", ".pth", ".safetensors")
 
 @dataclass(frozen=True)
 class Origin:
-    """A setting's value, and the environment variable or file that gave it.
+    """A setting's value, and the `place` that gave it, such as `RWKVBATCH_MODEL` or `settings.toml`.
 
-    Attributes:
-        option: the command line's name of the setting, by which errors call it.
-        place: such as `RWKVBATCH_MODEL` or `settings.toml`.
-        is_only: whether all cells have this value; else an error is about it only if it shows it.
+    Errors call the setting by its `option`. `is_only`: all cells have this value; else an error about it shows it.
     """
 
     option: str
@@ -72,10 +69,9 @@ def naming_origins(origins: Iterable[Origin]) -> Generator[None]:
     try:
         yield
     except RwkvBatchError as error:
-        options: dict[str, dict[str, None]] = {}
-        for origin in origins:
-            if origin.concerns(error):
-                options.setdefault(origin.place, {})[origin.option] = None
+        options: dict[str, list[str]] = {}
+        for place, option in dict.fromkeys((o.place, o.option) for o in origins if o.concerns(error)):
+            options.setdefault(place, []).append(option)
         for place, names in options.items():
             if place not in error.message:
                 error.add_origin(f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} from {place}")
@@ -89,8 +85,8 @@ class Layered:
     Attributes:
         explicit: names that the command line gave. They also win over a conversation's own `params`.
         named: those of them that it gave by name, not as a part of a preset.
-        grid: the `[grid]`, `[zip]`, `[cells]` and `[override]` tables of the config file, as they stood.
-        origins: of the settings that the command line did not give, where they came from.
+        grid: the `GRID_TABLES` of the config file.
+        origins: of the settings that the command line did not give.
     """
 
     settings: RunSettings
@@ -103,12 +99,7 @@ class Layered:
 def layer_settings(
     given: Mapping[str, Any], *, environment: Mapping[str, str] | None = None, config: Path | None = None
 ) -> Layered:
-    """Settings from all layers.
-
-    Args:
-        given: the command line's (or the caller's) values by field name; only what was given.
-        environment: `os.environ`, or None to leave it out.
-        config: a TOML file.
+    """Settings from all layers: what the command line (or the caller) gave, the environment if any, and a TOML file.
 
     Raises:
         UsageError: an unknown key, with close known ones; a value that is not allowed; an unreadable file.
@@ -130,19 +121,13 @@ def layer_settings(
     layers.append(explicit)
     merged = {key: value for layer in layers for key, value in layer.items()}
     named = frozenset(full_name(key) for key in given) - {"preset"}
-    origins = tuple(
-        Origin(option_name(key), merged[key], place)
-        for key, place in places.items()
-        if key in merged and key not in explicit
-    )
+    given_elsewhere = [key for key in places if key in merged and key not in explicit]
+    origins = tuple(Origin(option_name(key), merged[key], places[key]) for key in given_elsewhere)
     return Layered(RunSettings.parse(merged), frozenset(explicit), named, tables, origins)
 
 
 def checked_values(values: Mapping[str, Any], name: Callable[[str], str] = option_name) -> dict[str, Any]:
-    """Validated `values` by the settings' full names, with a preset put in place; each value is checked on its own.
-
-    Args:
-        name: how errors call a key.
+    """Validated `values` by the settings' full names, with a preset put in place; errors call a key by its `name`.
 
     Raises:
         UsageError: an unknown key, with close known ones; a setting given twice; a value that is not allowed.
@@ -174,13 +159,12 @@ def _checked(key: str, value: Any, shown: str) -> Any:
         first = error.errors()[0]
         problem = allowed_values(RunSettings, key, first["msg"])
         wrong = first["input"] if key in LISTS else value
-        raise UsageError(
-            f"{shown} {problem}, got {wrong if isinstance(wrong, str) and wrong else shown_value(wrong)}"
-        ) from None
+        got = wrong if isinstance(wrong, str) and wrong else shown_value(wrong)
+        raise UsageError(f"{shown} {problem}, got {got}") from None
 
 
 def _close(key: str) -> str:
-    """A question that ends an error about an unknown setting: which known one was meant; empty if none is close."""
+    """The end of an error about an unknown setting: close known ones, if there are any."""
     matches = difflib.get_close_matches(key, [*SETTINGS, *ALIASES], n=2, cutoff=0.75)
     return f"; did you mean {' or '.join(matches)}?" if matches else ""
 
@@ -201,19 +185,13 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def read_toml(path: Path, option: str) -> dict[str, Any]:
-    """The content of a TOML file.
-
-    Raises:
-        UsageError: it cannot be read, or is not TOML.
-    """
+    """The content of a TOML file that an option names; raises `UsageError` if it cannot be read or is not TOML."""
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{option} {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        where = f"byte 0x{error.object[error.start]:02x} at place {error.start + 1}"
-        raise UsageError(
-            f"{option} {path}: not a TOML file: not UTF-8: {where}", hint="save the file as UTF-8"
-        ) from None
+        where = f"not UTF-8: byte 0x{error.object[error.start]:02x} at place {error.start + 1}"
+        raise UsageError(f"{option} {path}: not a TOML file: {where}", hint="save the file as UTF-8") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{option} {path}: not a TOML file: {error}") from None

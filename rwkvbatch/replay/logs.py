@@ -30,8 +30,8 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **{key: value for key, value in vars(record).items() if key not in _PLAIN},
         }
-        content.update({key: value for key, value in vars(record).items() if key not in _PLAIN})
         if record.exc_info:
             content["traceback"] = self.formatException(record.exc_info)
         return json.dumps(content, ensure_ascii=True, default=str)
@@ -55,9 +55,8 @@ class _LogFile(logging.FileHandler):
             super().handleError(record)
             return
         self.setLevel(logging.CRITICAL + 1)
-        logging.getLogger(ROOT_NAME).warning(
-            "--log-file %s: write failed: %s; continuing without it", self.baseFilename, error.strerror
-        )
+        message = "--log-file %s: write failed: %s; continuing without it"
+        logging.getLogger(ROOT_NAME).warning(message, self.baseFilename, error.strerror)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -66,21 +65,16 @@ class _LogFile(logging.FileHandler):
 
 @contextmanager
 def logging_to(path: Path | None, *, verbose: bool = False, quiet: bool = False) -> Generator[None]:
-    """Log this package's records to `path` and to standard error, inside.
+    """Log this package's records to `path`, as JSON lines, and to standard error, inside.
 
-    Args:
-        path: JSON lines from level `info` up (`debug` with `verbose`) are appended; None for no file.
-        verbose: level `info` on standard error too. quiet: only errors there.
-
-    Raises:
-        UsageError: the file cannot be opened.
+    The file has levels from `info` up (`debug` with `verbose`); standard error has warnings (errors with `quiet`,
+    `info` with `verbose`). Raises `UsageError` when the file cannot be opened.
     """
     logger = logging.getLogger(ROOT_NAME)
-    handlers: list[logging.Handler] = []
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(_TerminalFormatter())
     terminal.setLevel(logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING)
-    handlers.append(terminal)
+    handlers: list[logging.Handler] = [terminal]
     if path is not None:
         try:
             file = _LogFile(path)

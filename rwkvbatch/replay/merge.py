@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -19,11 +20,10 @@ from rwkvbatch.files import OS_FILES, Files, in_blocks, save_file
 from rwkvbatch.replay.logs import with_directory, without_options
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.row_index import SHARD_NAME, RowIndex, Shard, read_members
-from rwkvbatch.results.directory import SKIPPED_NAME, RunDirectory
+from rwkvbatch.results.directory import SKIPPED_NAME, RunDirectory, StatusFile
 from rwkvbatch.results.manifest import read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.results.recovery import LineIndex, ScannedLine, scan_lines
 from rwkvbatch.results.row import BadLineError, RowKey, decode_head, decode_row
-from rwkvbatch.results.status import StatusFile
 from rwkvbatch.results.store import RESULTS_NAME
 from rwkvbatch.results.summary import Summary, Tallies, write_summary
 
@@ -46,74 +46,51 @@ class Part:
 
     @property
     def command(self) -> str | None:
-        """The command that made it, if the manifest has it."""
         command = self.about.get("command")
         return command if isinstance(command, str) and command else None
 
 
 def read_parts(paths: Sequence[Path]) -> list[Part]:
-    """The parts at `paths`, in the order of the run.
-
-    Raises:
-        RunDirectoryError: a path holds no part of a run, or a part is given twice.
-        RunMismatchError: parts of different runs, or of a run cut into different numbers of parts.
-    """
+    """The parts at `paths`, in the order of the run; raises as `merge`."""
     found: dict[int, Part] = {}
-    first: Part | None = None
-    for path in paths:
-        part = _read_part(path)
-        if first is None:
-            first = part
+    parts = [_read_part(path) for path in paths]
+    for part in parts:
+        first = parts[0]
         if part.shard.parts != first.shard.parts:
-            raise RunMismatchError(
-                f"is part {part.shard}, and {first.path} is part {first.shard}: not parts of one run",
-                path=path,
-                hint="give parts with the same N of --shard I/N",
-            )
+            problem = f"is part {part.shard}, and {first.path} is part {first.shard}: not parts of one run"
+            raise RunMismatchError(problem, path=part.path, hint="give parts with the same N of --shard I/N")
         refuse_other_run(
-            path,
+            part.path,
             {"identity": part.manifest["identity"]},
             first.manifest["identity"],
             sides=("this part", str(first.path)),
             hint="only parts of one run can be merged",
         )
-        if part.shard.part in found:
-            raise RunDirectoryError(
-                f"is part {part.shard}, and so is {found[part.shard.part].path}",
-                path=path,
-                hint="give each part once",
-            )
-        found[part.shard.part] = part
-    return [found[number] for number in sorted(found)]
+        if (other := found.setdefault(part.shard.part, part)) is not part:
+            problem = f"is part {part.shard}, and so is {other.path}"
+            raise RunDirectoryError(problem, path=part.path, hint="give each part once")
+    return sorted(parts, key=lambda part: part.shard.part)
 
 
 def _read_part(path: Path) -> Part:
     manifest = read_manifest(path)
     if manifest is None:
-        raise RunDirectoryError(
-            "holds no run" if path.is_dir() else "there is no such directory",
-            path=path,
-            hint="`rwkvbatch run SCRIPT --shard 1/2 --out DIR` makes the first of two parts",
-        )
+        problem = "holds no run" if path.is_dir() else "there is no such directory"
+        hint = "`rwkvbatch run SCRIPT --shard 1/2 --out DIR` makes the first of two parts"
+        raise RunDirectoryError(problem, path=path, hint=hint)
     match manifest.get("shard"):
         case {"part": int(part), "parts": int(parts), "rows_of_run": int(rows)} if 1 <= part <= parts and rows > 0:
             return Part(path, Shard(part, parts), manifest)
         case None:
-            raise RunDirectoryError(
-                "holds a whole run, not a part of one", path=path, hint="parts are made by --shard I/N"
-            )
+            hint = "parts are made by --shard I/N"
+            raise RunDirectoryError("holds a whole run, not a part of one", path=path, hint=hint)
         case _:
             raise RunDirectoryError("its manifest does not say which part of a run it is", path=path)
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A part that is incomplete.
-
-    Attributes:
-        path, command: its directory, and the command that made it; None for a part that was not given.
-        rows: number of missing rows. first: the first of them. None for a part that was not given.
-    """
+    """A part that is incomplete: its number of missing rows, and the first of them; None if the part was not given."""
 
     shard: Shard
     path: Path | None = None
@@ -122,7 +99,6 @@ class Missing:
     first: RowKey | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values."""
         return {
             "part": str(self.shard),
             "directory": None if self.path is None else str(self.path),
@@ -136,7 +112,7 @@ class Merged:
     """Result of a merge.
 
     Attributes:
-        directory: where the rows are, if they were written. parts: parts of the run, given or not.
+        parts: number of parts of the run, given or not.
         rows: found in the parts. planned: rows of the whole run. missing: parts that are incomplete.
         summary: None when nothing was written, because rows are missing.
         rest_command: command that runs the missing rows in `directory`.
@@ -154,19 +130,13 @@ class Merged:
 
 
 def merge(
-    paths: Sequence[Path],
-    out: Path,
-    *,
-    allow_missing: bool = False,
-    command: str = "",
-    files: Files = OS_FILES,
+    paths: Sequence[Path], out: Path, *, allow_missing: bool = False, command: str = "", files: Files = OS_FILES
 ) -> Merged:
     """Merge the parts at `paths` into `out`.
 
     Args:
         out: a new directory, or one whose rows are all in the parts, such as that of an earlier merge.
-        allow_missing: write the existing rows, to be continued as an undivided run; otherwise nothing is written when
-            rows are missing.
+        allow_missing: write the existing rows, to be continued as an undivided run, instead of nothing.
 
     Raises:
         RunMismatchError: the parts are not of one run, or `out` holds another run or other rows.
@@ -200,15 +170,12 @@ class _Merge:
         self._read_members()
         self._index = LineIndex(self._rows.num_rows)
         self._readers = [self._open(part.path) for part in parts]
-        for number in range(len(parts)):
-            self._scan_part(number)
+        for number, (part, reader) in enumerate(zip(parts, self._readers, strict=True)):
+            if reader is not None:
+                self._scan_part(number, part, reader)
 
     def _read_members(self) -> None:
-        """Read the parts' conversations; check that they are those of the run, each in one part.
-
-        Raises:
-            RunDirectoryError, RunDamagedError: they are not, or cannot be read.
-        """
+        """Read the parts' conversations; check that they are those of the run, each in one part."""
         first = self._parts[0]
         try:
             identity, self._num_planned = first.manifest["identity"], int(first.manifest["shard"]["rows_of_run"])
@@ -221,20 +188,16 @@ class _Merge:
         self._rows = RowIndex((member for member, _ in owners), self._cells, repeats)
         self._owners = [owner for _, owner in owners]
         self._owner_of = {member.conversation: owner for member, owner in owners}
-        complete = len(self._parts) == first.shard.parts
+        numbers = {member.number for member, _ in owners if 0 <= member.number < num_conversations}
+        found, whole = (len(owners), self._rows.num_rows), (num_conversations, self._num_planned)
         if (
-            len(self._owner_of) < len(owners)
-            or len({member.number for member, _ in owners}) < len(owners)
-            or not all(0 <= member.number < num_conversations for member, _ in owners)
-            or (complete and len(owners) != num_conversations)
-            or self._rows.num_rows > self._num_planned
-            or (complete and self._rows.num_rows != self._num_planned)
+            not len(self._owner_of) == len(numbers) == len(owners)
+            or found[1] > whole[1]
+            or (len(self._parts) == first.shard.parts and found != whole)
         ):
-            raise RunDirectoryError(
-                f"the parts' conversations ({SHARD_NAME}) do not make up the run",
-                path=first.path,
-                hint="run every part's `rwkvbatch run` command again, with the same version of rwkvbatch",
-            )
+            problem = f"the parts' conversations ({SHARD_NAME}) do not make up the run"
+            hint = "run every part's `rwkvbatch run` command again, with the same version of rwkvbatch"
+            raise RunDirectoryError(problem, path=first.path, hint=hint)
 
     def _open(self, directory: Path) -> BinaryIO | None:
         """The rows of a run directory; None where it has no file of rows yet."""
@@ -246,15 +209,8 @@ class _Merge:
         except OSError as error:
             raise RunDirectoryError(f"cannot be read: {error.strerror}", path=path) from None
 
-    def _scan_part(self, number: int) -> None:
-        """Index a part's rows. Broken lines at the end of the file are an unfinished write and no rows.
-
-        Raises:
-            RunDamagedError: another line is damaged.
-        """
-        part, reader = self._parts[number], self._readers[number]
-        if reader is None:
-            return
+    def _scan_part(self, number: int, part: Part, reader: BinaryIO) -> None:
+        """Index a part's rows. Broken lines at the end of the file are an unfinished write and no rows."""
 
         def row_number(key: RowKey) -> int | None:
             return self._rows.row_number(key) if self._owner_of.get(key.conversation) == number else None
@@ -264,13 +220,9 @@ class _Merge:
             if line.problem is not None:
                 bad = bad or line
             if line.whole and bad is not None:
-                command = "" if part.command is None else f": {part.command} --repair"
-                raise RunDamagedError(
-                    f"the row is damaged: {bad.problem}",
-                    path=part.path / RESULTS_NAME,
-                    line=bad.line,
-                    hint=f"continue the part with --repair{command}",
-                )
+                hint = "continue the part with --repair" + (f": {part.command} --repair" if part.command else "")
+                path = part.path / RESULTS_NAME
+                raise RunDamagedError(f"the row is damaged: {bad.problem}", path=path, line=bad.line, hint=hint)
             if line.problem is None:
                 self._index.add(line.number, line.start, line.end - line.start, failed=line.failed)
 
@@ -280,6 +232,7 @@ class _Merge:
         if allow_missing or not missing:
             self._refuse_to_lose_rows()
             summary = self._write()
+        notes = ("the parts were made by different code of rwkvbatch (see `about` in their manifests)",)
         return Merged(
             directory=self._directory.path,
             parts=self._parts[0].shard.parts,
@@ -288,7 +241,7 @@ class _Merge:
             missing=missing,
             summary=summary,
             rest_command=_command_of_whole(self._parts[0].command, self._directory.path),
-            notes=self._notes(),
+            notes=notes if len({str(part.about.get("code_sha256")) for part in self._parts}) > 1 else (),
         )
 
     def _owner(self, row: int) -> int:
@@ -296,7 +249,7 @@ class _Merge:
         return self._owners[self._rows.conversation_of_row(row)]
 
     def _missing(self) -> tuple[Missing, ...]:
-        counts = [0] * len(self._parts)
+        counts: Counter[int] = Counter()
         firsts: dict[int, int] = {}
         for row in range(self._rows.num_rows):
             if not self._index.has(row):
@@ -325,28 +278,33 @@ class _Merge:
             reader.seek(line.start)
             content = reader.read(line.end - line.start)
             if line.whole and (line.number < 0 or self._line(line.number) != content):
-                raise RunMismatchError(
-                    "the parts lack this row, or have another one in its place",
-                    path=path / RESULTS_NAME,
-                    line=line.line,
-                    hint="give another directory with --out",
-                )
+                problem = "the parts lack this row, or have another one in its place"
+                hint = "give another directory with --out"
+                raise RunMismatchError(problem, path=path / RESULTS_NAME, line=line.line, hint=hint)
 
     def _write(self) -> Summary:
-        path = self._directory.path
-        identity, about = self._parts[0].manifest["identity"], self._about()
+        path, files, first = self._directory.path, self._files, self._parts[0]
+        identity = first.manifest["identity"]
+        about = {
+            **first.about,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": self._command,
+            "parts": {
+                str(part.shard): {key: part.about[key] for key in _ABOUT_A_PART if key in part.about}
+                for part in self._parts
+            },
+        }
         self._directory.claim(identity, lambda: about)
         if self._directory.continued:
-            write_manifest(path, identity, about, files=self._files)
+            write_manifest(path, identity, about, files=files)
         self._copy_skipped()
         tallies = Tallies(self._cells)
-        save_file(path / RESULTS_NAME, in_blocks(self._lines(tallies)), files=self._files)
+        save_file(path / RESULTS_NAME, in_blocks(self._lines(tallies)), files=files)
         summary = tallies.summary(self._num_planned)
         wall_s = time.monotonic() - self._started_s
-        session = {"wall_s": round(wall_s, 3), "reply_tokens": 0, "tokens_per_s": 0.0}
-        write_summary(path, summary, session, files=self._files)
         progress = Progress(summary.rows, summary.planned, 0, 0, 0, 0, wall_s, None)
-        StatusFile(path, files=self._files).update(progress.as_dict(), "done" if summary.complete else "interrupted")
+        write_summary(path, summary, progress.session(), files=files)
+        StatusFile(path, files=files).update(progress.as_dict(), "done" if summary.complete else "interrupted")
         return summary
 
     def _lines(self, tallies: Tallies) -> Iterator[bytes]:
@@ -359,12 +317,10 @@ class _Merge:
             except BadLineError as error:
                 owner = self._owner(row)
                 reader = self._readers[owner]
-                raise RunDamagedError(
-                    f"the row is damaged: {error}",
-                    path=self._parts[owner].path / RESULTS_NAME,
-                    line=None if reader is None else self._index.line_number(row, reader),
-                    hint="use the version of rwkvbatch that wrote it",
-                ) from None
+                at = None if reader is None else self._index.line_number(row, reader)
+                path = self._parts[owner].path / RESULTS_NAME
+                hint = "use the version of rwkvbatch that wrote it"
+                raise RunDamagedError(f"the row is damaged: {error}", path=path, line=at, hint=hint) from None
             yield line
 
     def _line(self, row: int) -> bytes | None:
@@ -374,29 +330,9 @@ class _Merge:
     def _copy_skipped(self) -> None:
         """Copy the script's bad lines from one part: every part reads the whole script."""
         for part in self._parts:
-            try:
-                file = (part.path / SKIPPED_NAME).open("rb")
-            except OSError:
-                continue
-            with file:
+            with suppress(OSError), (part.path / SKIPPED_NAME).open("rb") as file:
                 self._directory.keep_skipped(line.removesuffix(b"\n") for line in file)
-            return
-
-    def _about(self) -> dict[str, Any]:
-        return {
-            **self._parts[0].about,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "command": self._command,
-            "parts": {
-                str(part.shard): {key: part.about[key] for key in _ABOUT_A_PART if key in part.about}
-                for part in self._parts
-            },
-        }
-
-    def _notes(self) -> tuple[str, ...]:
-        if len({str(part.about.get("code_sha256")) for part in self._parts}) == 1:
-            return ()
-        return ("the parts were made by different code of rwkvbatch (see `about` in their manifests)",)
+                return
 
 
 def _command_of_whole(command: str | None, out: Path) -> str:

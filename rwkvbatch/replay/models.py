@@ -6,14 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rwkvbatch.config import RunSettings
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.templates import load_template, prompting_of
 from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
 from rwkvbatch.replay.conversation import PromptEncoder
-from rwkvbatch.replay.plan import Plan, Task
+from rwkvbatch.replay.plan import Plan
 from rwkvbatch.script.records import refuse
 
 if TYPE_CHECKING:
@@ -38,10 +38,8 @@ class Setup:
         >>> Setup(None, "cuda fp16", "auto", (0,)).on_device("cuda:1").strategy
         'cuda:1 fp16'
         """
-        if device is None:
-            return self
-        _, _, precision = self.strategy.partition(" ")
-        return replace(self, strategy=f"{device} {precision}".strip())
+        precision = self.strategy.partition(" ")[2]
+        return self if device is None else replace(self, strategy=f"{device} {precision}".strip())
 
 
 def setups_of(plan: Plan) -> tuple[Setup, ...]:
@@ -52,22 +50,10 @@ def setups_of(plan: Plan) -> tuple[Setup, ...]:
     return tuple(Setup(*key, tuple(cells)) for key, cells in groups.items())
 
 
-class ModelProvider(Protocol):
-    """What `ModelLoader` gives a worker; tests have a provider without a model."""
-
-    def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]: ...
-    def tokenizer(self, spec: Any) -> Tokenizer: ...
-    def encoder(self, setup: Setup, plan: Plan) -> PromptEncoder: ...
-    def engine(self, setup: Setup, plan: Plan, batch: int) -> Engine: ...
-
-
 class ModelLoader:
     """Loads models and makes engines for them. One model is in memory at a time.
 
-    Args:
-        settings: threads, memory and limits.
-        model: use this model instead of loading any.
-        say: called with a message when the bundled model is used.
+    A given `model` is used instead; `say` is called with a message when the bundled one is loaded.
     """
 
     def __init__(
@@ -79,11 +65,7 @@ class ModelLoader:
         self._loaded: tuple[tuple[str | None, str, str], Model] | None = None
 
     def model(self, setup: Setup) -> Model:
-        """The setup's model, loaded unless it is the one in memory.
-
-        Raises:
-            CheckpointError, UsageError: it cannot be loaded.
-        """
+        """The setup's model, loaded unless it is the one in memory; raises `CheckpointError` or `UsageError`."""
         if self._given is not None:
             return self._given
         key = (setup.model, setup.strategy, setup.backend)
@@ -95,15 +77,12 @@ class ModelLoader:
                 self._say("using the bundled demonstration model; --model FILE takes another one")
             began_s = time.monotonic()
             model = load_model(*key, threads=self._settings.threads)
-            _log.info(
-                "loaded the model",
-                extra={"path": model.spec.path, "seconds": round(time.monotonic() - began_s, 3)},
-            )
+            seconds = round(time.monotonic() - began_s, 3)
+            _log.info("loaded the model", extra={"path": model.spec.path, "seconds": seconds})
             self._loaded = (key, model)
         return self._loaded[1]
 
     def tokenizer(self, spec: ModelSpec) -> Tokenizer:
-        """The tokenizer of a model."""
         return world_tokenizer(spec.vocab_size)
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, ModelSpec]:
@@ -112,9 +91,8 @@ class ModelLoader:
 
     def encoder(self, setup: Setup, plan: Plan) -> PromptEncoder:
         """The prompt encoder of a setup. State files have the roots 1, 2, ... in the order of the cells."""
-        return PromptEncoder(
-            self.tokenizer(self.model(setup).spec), self.state_files(setup, plan), self._settings.max_prompt_tokens
-        )
+        tokenizer = self.tokenizer(self.model(setup).spec)
+        return PromptEncoder(tokenizer, self.state_files(setup, plan), self._settings.max_prompt_tokens)
 
     def engine(self, setup: Setup, plan: Plan, batch: int) -> Engine:
         """An engine that generates `batch` replies at once, with the initial states of the setup's cells."""
@@ -148,14 +126,11 @@ def forkable_loader(settings: RunSettings) -> ModelLoader:
 def refuse_unusable(plan: Plan, specs: Mapping[Setup, Any]) -> None:
     """Check token ids against the vocabularies, and read every template and initial state once, before a run begins.
 
-    Raises:
-        UsageError, ScriptError: a token id is not in a model's vocabulary.
-        UsageError, TemplateError, CheckpointError: a file cannot be used.
+    Raises `UsageError`, `ScriptError` (a conversation's token ids), `TemplateError` or `CheckpointError`.
     """
     for setup, spec in specs.items():
         _check_token_ids(plan, setup, spec.vocab_size)
-    prompts = {(s.template, s.think): s for s in plan.cell_settings if s.template is not None}
-    for settings in prompts.values():
+    for settings in {(s.template, s.think): s for s in plan.cell_settings if s.template is not None}.values():
         load_template(prompting_of(settings))
     for setup, spec in specs.items():
         for path in ModelLoader.state_files(setup, plan):
@@ -171,16 +146,13 @@ def _check_token_ids(plan: Plan, setup: Setup, vocab_size: int) -> None:
         plan.cell_settings[cell].check_vocabulary(vocab_size, name)
     for number in plan.chosen:
         conversation = plan.conversations[number]
-        if any("banned_token_ids" in p for p in (conversation.params, *(turn.params for turn in conversation.turns))):
-            for cell in setup.cells:
-                _check_token_ids_of_params(plan.task(plan.number_of(number, cell, 0)), vocab_size)
-
-
-def _check_token_ids_of_params(task: Task, vocab_size: int) -> None:
-    for number, turn in enumerate(task.conversation.turns):
-        where = f"params of turn {number}: " if "banned_token_ids" in turn.params else "params."
-        name = f"{where}banned_token_ids"
-        try:
-            task.of_turn(number).settings.check_vocabulary(vocab_size, name)
-        except UsageError as error:
-            refuse(task.conversation.source, error.message, error.hint)
+        own = [turn for turn, each in enumerate(conversation.turns) if "banned_token_ids" in each.params]
+        if not own and "banned_token_ids" not in conversation.params:
+            continue
+        for task in (plan.task(plan.number_of(number, cell, 0)) for cell in setup.cells):
+            for turn in range(len(conversation.turns)):
+                name = f"params of turn {turn}: banned_token_ids" if turn in own else "params.banned_token_ids"
+                try:
+                    task.of_turn(turn).settings.check_vocabulary(vocab_size, name)
+                except UsageError as error:
+                    refuse(conversation.source, error.message, error.hint)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from rwkvbatch.config import CellSettings, RunSettings
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell
-from rwkvbatch.replay.layers import Layered, Origin
+from rwkvbatch.replay.layers import Layered
 from rwkvbatch.replay.row_index import Member, RowIndex, Shard
 from rwkvbatch.results.row import RowKey
 from rwkvbatch.script.records import Conversation
@@ -47,7 +47,6 @@ class Task:
     turns: Mapping[int, TurnSettings] = field(default_factory=dict["int", "TurnSettings"])
 
     def of_turn(self, turn: int) -> TurnSettings:
-        """Settings and seed of turn `turn`."""
         return self.turns.get(turn) or TurnSettings(self.settings, self.seed)
 
     @property
@@ -59,52 +58,44 @@ class Task:
         return RowKey(self.conversation.id, self.cell.name, self.repeat, turn)
 
 
-class Plan:
+class Plan(RowIndex):
     """All tasks of a run, made on request.
 
     A task's setting comes from the first of: the grid (its cell), the command line, the conversation's `params`, the
     environment, the config file, the default.
 
-    Args:
-        conversations: in replay order; ids are unique.
-        cells: at least one.
-        layered: the run's settings.
-        shard: run only this part; rows and tasks keep their numbers in the whole run.
-
     Attributes:
+        shard: the part to run, if not all; rows and tasks keep their numbers in the whole run.
         chosen: numbers of the conversations to run: all, or those of the shard.
+        origins: sources of the settings that come from the environment or a file.
 
     Raises:
         UsageError: no conversation, equal ids, or params that contradict a cell.
     """
 
     def __init__(
-        self,
-        conversations: Sequence[Conversation],
-        cells: Sequence[Cell],
-        layered: Layered,
-        shard: Shard | None = None,
+        self, conversations: Sequence[Conversation], cells: Sequence[Cell], layered: Layered, shard: Shard | None = None
     ) -> None:
         if not conversations:
             raise UsageError("there is no conversation to replay", hint="check the script, --only and --limit")
-        self._layered = layered
+        settings = layered.settings
+        members = [Member(number, c.id, len(c.turns)) for number, c in enumerate(conversations)]
+        super().__init__(members, [cell.name for cell in cells], settings.max_repeats or settings.repeats)
         self.conversations = tuple(conversations)
         self.cells = tuple(cells)
-        self.settings: RunSettings = layered.settings
-        settings = self.settings
-        self.repeats = settings.repeats if settings.max_repeats is None else settings.max_repeats
+        self.settings = settings
         self.explicit = layered.explicit
+        self.origins = layered.origins
         self.cell_settings = tuple(settings.replace(**cell.overrides) for cell in self.cells)
         if len({conversation.id for conversation in self.conversations}) < len(self.conversations):
             raise UsageError("two conversations have the same id", hint="ids must differ between all scripts of a run")
-        self._members = [Member(number, c.id, len(c.turns)) for number, c in enumerate(self.conversations)]
-        self._index = RowIndex(self._members, [cell.name for cell in self.cells], self.repeats)
         self.shard = shard
         self.chosen: Sequence[int] = range(len(self.conversations))
         self._chosen_ids: frozenset[str] | None = None
         if shard is not None:
-            self.chosen = shard.share([member.turns for member in self._members])
+            self.chosen = shard.share([member.turns for member in members])
             self._chosen_ids = frozenset(self.conversations[number].id for number in self.chosen)
+        self._arguments = conversations, cells, layered, shard
         self._settings_of = lru_cache(maxsize=4096)(self._resolve)
         for number, conversation in enumerate(self.conversations):
             if _has_params(conversation):
@@ -112,43 +103,22 @@ class Plan:
                     self._settings_of(number, cell_number)
 
     def __repr__(self) -> str:
-        return (
-            f"<Plan: rows {self.num_rows}, conversations {len(self.conversations)}, cells {len(self.cells)}, "
-            f"repeats {self.repeats}>"
-        )
-
-    @property
-    def origins(self) -> tuple[Origin, ...]:
-        """Sources of the settings that come from the environment or a file."""
-        return self._layered.origins
+        counts = f"conversations {len(self.conversations)}, cells {len(self.cells)}, repeats {self.repeats}"
+        return f"<Plan: rows {self.num_rows}, {counts}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.conversations, self.cells, self._layered, self.shard)
-
-    @property
-    def num_rows(self) -> int:
-        return self._index.num_rows
-
-    @property
-    def num_tasks(self) -> int:
-        return self._index.num_tasks
-
-    def members(self) -> Iterator[Member]:
-        """The conversations to run, as `shard.jsonl` lists them."""
-        return (self._members[number] for number in self.chosen)
+        return type(self), self._arguments
 
     def task(self, number: int) -> Task:
-        """Task `number` of `num_tasks`."""
-        conversation_number, cell_number = self.conversation_of(number), self.cell_of(number)
-        whole, turns = self._settings_of(conversation_number, cell_number)
+        conversation, cell = self.conversation_of(number), self.cell_of(number)
+        whole, turns = self._settings_of(conversation, cell)
         return Task(
-            number=number,
+            number,
             first_row=self.rows_of(number)[0],
-            conversation=self.conversations[conversation_number],
-            cell=self.cells[cell_number],
+            conversation=self.conversations[conversation],
+            cell=self.cells[cell],
             repeat=number % self.repeats,
-            settings=whole.settings,
-            seed=whole.seed,
+            **vars(whole),
             turns=turns,
         )
 
@@ -162,31 +132,11 @@ class Plan:
             and all(self.task(self.number_of(one, number, 0)).greedy for one in own)
         )
 
-    def rows_of(self, number: int) -> tuple[int, int]:
-        """The first row of task `number`, and the one after its last."""
-        return self._index.rows_of(number)
-
-    def number_of(self, conversation: int, cell: int, repeat: int) -> int:
-        """The task of a conversation, cell and repetition."""
-        return self._index.number_of(conversation, cell, repeat)
-
-    def cell_of(self, task: int) -> int:
-        """The number of the task's cell."""
-        return task // self.repeats % len(self.cells)
-
-    def conversation_of(self, task: int) -> int:
-        """The number of the task's conversation."""
-        return task // self._index.tasks_per_conversation
-
     def row_number(self, key: RowKey) -> int | None:
-        """The number of a row, None if it is not of this run or shard."""
+        """The number of a row, None if this run or shard has no such row."""
         if self._chosen_ids is not None and key.conversation not in self._chosen_ids:
             return None
-        return self._index.row_number(key)
-
-    def task_of_row(self, row: int) -> tuple[int, int]:
-        """The number of a row's task, and the row's turn."""
-        return self._index.task_of_row(row)
+        return super().row_number(key)
 
     def _resolve(self, conversation_number: int, cell_number: int) -> tuple[TurnSettings, dict[int, TurnSettings]]:
         """The settings of a task, and those of its turns that have params of their own."""
@@ -214,26 +164,19 @@ def _has_params(conversation: Conversation) -> bool:
 
 
 def select(conversations: Sequence[Conversation], settings: RunSettings) -> tuple[Conversation, ...]:
-    """The conversations named by `--only`, in the order of `--shuffle-seed`, at most `--limit` of them.
-
-    Raises:
-        UsageError: a name in `only` is neither an id nor a tag.
-    """
+    """The conversations named by `--only`, in the order of `--shuffle-seed`, at most `--limit` of them."""
     chosen = list(conversations)
     if settings.only:
+        wanted = set(settings.only)
         names = {name for c in conversations for name in (c.id, *c.tags)}
-        for wanted in settings.only:
-            if wanted not in names:
-                close = difflib.get_close_matches(wanted, names, n=3)
+        for name in settings.only:
+            if name not in names:
+                close = difflib.get_close_matches(name, names, n=3)
                 hint = f"close ones: {', '.join(close)}" if close else None
-                raise UsageError(f"--only {wanted}: no conversation has this id or tag", hint=hint)
-        wanted_names = set(settings.only)
-        chosen = [c for c in chosen if wanted_names & {c.id, *c.tags}]
+                raise UsageError(f"--only {name}: no conversation has this id or tag", hint=hint)
+        chosen = [c for c in chosen if wanted & {c.id, *c.tags}]
     if settings.shuffle_seed is not None:
         # By hash: the order of two conversations depends neither on the others nor on Python's version.
-        chosen.sort(
-            key=lambda c: hashlib.blake2b(
-                f"{settings.shuffle_seed}\x1f{c.id}".encode("utf-8", "surrogatepass")
-            ).digest()
-        )
+        prefix = f"{settings.shuffle_seed}\x1f"
+        chosen.sort(key=lambda c: hashlib.blake2b((prefix + c.id).encode("utf-8", "surrogatepass")).digest())
     return tuple(chosen[: settings.limit])

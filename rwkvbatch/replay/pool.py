@@ -18,7 +18,7 @@ from rwkvbatch.replay.models import ModelLoader, Setup, forkable_loader
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.results.row import EncodedRow, Row
 
-# Orders, from the driver to a worker. Orders and events can be pickled.
+# Orders, from the driver to a worker, and events, from a worker to the driver. All can be pickled.
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,6 @@ class Leave:
 
 Order = Assign | Drop | Leave
 
-# Events, from a worker to the driver.
-
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
@@ -66,10 +64,7 @@ class Joined:
 class Report:
     """What happened since the worker's last report.
 
-    Attributes:
-        rows: finished rows. finished: tasks that have all their rows.
-        active: tasks under way, which are the first ones of those the worker holds.
-        logs: log records of the worker's process.
+    `finished` are tasks that have all their rows; `active` is the number under way, the first ones that it holds.
     """
 
     rows: tuple[EncodedRow, ...] = ()
@@ -78,36 +73,29 @@ class Report:
     logs: tuple[LogEntry, ...] = ()
 
 
-LEFT_ON_REQUEST = "was asked to leave"
-"""`Left.reason` of a worker that ended because of `Leave`."""
-
-
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A worker has ended.
-
-    Attributes:
-        reason: for messages.
-        error: ends the run, because no other worker could do better (the model cannot be loaded, say); None when
-            the worker may be restarted.
-    """
+    """A worker has ended. `error` ends the run, because no other worker could do better (say, no model was found)."""
 
     reason: str
     error: RwkvBatchError | None = None
 
+    @property
+    def restartable(self) -> bool:
+        return self.error is None and self.reason != LEFT_ON_REQUEST
+
 
 Event = Joined | Report | Left
+
+LEFT_ON_REQUEST = "was asked to leave"
+"""`Left.reason` of a worker that ended because of `Leave`."""
 
 
 class WorkerPool(Protocol):
     """Workers in other processes, by number; a restarted worker sends `Left`, then `Joined`. Used from one thread."""
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
-        """The `ModelSpec` of every setup's model, loaded where the workers are.
-
-        Raises:
-            CheckpointError, UsageError: a model cannot be loaded.
-        """
+        """The `ModelSpec` of every setup's model, loaded where the workers are; raises when it cannot be."""
         ...
 
     @property
@@ -117,11 +105,9 @@ class WorkerPool(Protocol):
 
     def begin(self, setup: Setup) -> None:
         """Make the workers serve `setup`; each sends `Joined`, once more, when it does."""
-        ...
 
     def send(self, worker: int, order: Order) -> None:
         """Send an order to a worker; ignored when the worker has ended."""
-        ...
 
     def receive(self, timeout_s: float) -> Sequence[tuple[int, Event]]:
         """Events since the last call in order, with the worker's number; waits up to `timeout_s` for the first."""
@@ -129,7 +115,6 @@ class WorkerPool(Protocol):
 
     def close(self) -> None:
         """Kill all workers."""
-        ...
 
 
 MakePool = Callable[[Plan], WorkerPool]
@@ -138,9 +123,6 @@ MakePool = Callable[[Plan], WorkerPool]
 def pool_for(settings: RunSettings, *, model_given: bool = False) -> MakePool | None:
     """Makes the pool that the settings ask for: processes, or actors of a Ray cluster. None for a run in this process.
 
-    Args:
-        model_given: the model is an object in this process.
-
     Raises:
         UsageError: settings that contradict each other, or a pool with a model that is loaded already.
         MissingExtraError: Ray is not installed.
@@ -148,16 +130,12 @@ def pool_for(settings: RunSettings, *, model_given: bool = False) -> MakePool | 
     if settings.ray is None and settings.workers in (None, 1) and not settings.devices:
         return None
     if model_given:
-        raise UsageError(
-            "a model that is loaded already cannot be given to other processes",
-            hint="give the checkpoint's file, or leave workers, devices and ray out",
-        )
+        hint = "give the checkpoint's file, or leave workers, devices and ray out"
+        raise UsageError("a model that is loaded already cannot be given to other processes", hint=hint)
     count = settings.workers or len(settings.devices)
     if settings.devices and count < len(settings.devices):
-        raise UsageError(
-            f"--devices names {len(settings.devices)} devices for {count} worker{'s' if count > 1 else ''}",
-            hint="give at least as many workers, or leave --workers out",
-        )
+        message = f"--devices names {len(settings.devices)} devices for {count} worker{'s' if count > 1 else ''}"
+        raise UsageError(message, hint="give at least as many workers, or leave --workers out")
     if settings.ray is not None:
         check_ray(settings.ray, settings.devices)
         return _make_ray_pool
@@ -167,8 +145,10 @@ def pool_for(settings: RunSettings, *, model_given: bool = False) -> MakePool | 
 def _make_process_pool(plan: Plan, *, count: int) -> WorkerPool:
     from rwkvbatch.replay.processes import ProcessPool
 
-    make_loader = partial(forkable_loader, with_threads(plan.settings, count))
-    return ProcessPool(plan, make_loader, count, plan.settings.devices)
+    settings = plan.settings
+    if settings.threads is None:
+        settings = settings.replace(threads=max(1, processors() // count))
+    return ProcessPool(plan, partial(forkable_loader, settings), count, settings.devices)
 
 
 def _make_ray_pool(plan: Plan) -> WorkerPool:
@@ -181,17 +161,12 @@ def _make_ray_pool(plan: Plan) -> WorkerPool:
 
 
 def check_ray(address: str, devices: Sequence[str]) -> None:
-    """Check the settings of a Ray run before anything is started.
-
-    Raises:
-        UsageError: an address of the Ray Client, or devices of different kinds.
-        MissingExtraError: Ray is not installed.
-    """
+    """Check the settings of a Ray run before anything is started; raises as `pool_for`."""
     target = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     if target.startswith("ray://"):
         raise UsageError(
-            f"--ray {target}: addresses of the Ray Client are not supported, because the client sends every call "
-            "through a proxy: this process would not be part of the cluster, and would lose its workers with the proxy",
+            f"--ray {target}: addresses of the Ray Client are not supported: this process would not be part of the "
+            "cluster, and would lose its workers with the client's proxy",
             hint="run the command on a node of the cluster, with --ray auto",
         )
     if len({device.partition(":")[0] for device in devices}) > 1:
@@ -205,22 +180,11 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def with_threads(settings: RunSettings, count: int) -> RunSettings:
-    """Settings for one of `count` workers on this machine: an equal share of its processors, or `threads`."""
-    if settings.threads is not None:
-        return settings
-    return settings.replace(threads=max(1, processors() // count))
-
-
 SPARE_RESTARTS = 8
 
 
 class RestartLimit:
-    """Limits how many workers end without any of them finishing a row in between.
-
-    Args:
-        num_workers: simultaneous exits tolerated, besides `SPARE_RESTARTS`.
-    """
+    """Tolerates that `num_workers + SPARE_RESTARTS` workers end without any of them finishing a row in between."""
 
     def __init__(self, num_workers: int) -> None:
         self._limit = num_workers + SPARE_RESTARTS

@@ -16,23 +16,20 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.reduction import recv_handle, send_handle
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from rwkvbatch import signals
 from rwkvbatch.errors import RwkvBatchError, WorkerError
-from rwkvbatch.replay.models import ModelProvider, Setup
+from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import LEFT_ON_REQUEST, Event, Joined, Left, Order, RestartLimit
+from rwkvbatch.replay.pool import Event, Joined, Left, Order, RestartLimit
 from rwkvbatch.replay.worker import LogCollector, Worker, collecting_logs, serve
 
-if TYPE_CHECKING:
-    Channel = Connection[Any, Any]
-else:
-    Channel = Connection
-
-MakeLoader = Callable[[], ModelProvider]
+Channel: TypeAlias = "Connection[Any, Any]"
+MakeLoader = Callable[[], ModelLoader]
 
 _START_TEMPLATE = "from rwkvbatch.replay.processes import template_main; template_main()"
 
@@ -48,11 +45,9 @@ class _Process:
 
 
 class ProcessPool:
-    """`count` worker processes. Those that crash are restarted, within a `RestartLimit`.
+    """`count` worker processes, on `devices` in turn. Those that crash are restarted, within a `RestartLimit`.
 
-    Args:
-        make_loader: makes the model loader of the template process; picklable.
-        devices: of the workers, in turn; empty leaves the setups' strategies as they are.
+    `make_loader` is called in the template process. Without devices, the setups' strategies stay as they are.
     """
 
     def __init__(self, plan: Plan, make_loader: MakeLoader, count: int, devices: Sequence[str] = ()) -> None:
@@ -130,7 +125,7 @@ class ProcessPool:
         name = f"worker {number}" + (f" on {device}" if device else "")
         ours, theirs = Pipe()
         with theirs:
-            process = self._template.fork(_Fork(name, self._setup.on_device(device)), theirs)
+            process = self._template.ask(_Fork(name, self._setup.on_device(device)), theirs)
         self._workers[number] = _Process(ours, process, device)
 
     def _receive_from(self, number: int, channel: Channel) -> None:
@@ -151,10 +146,13 @@ class ProcessPool:
         """Remove a worker that has ended, and start another one unless it was asked to leave."""
         worker = self._workers.pop(number)
         worker.channel.close()
-        status = self._wait_status(worker)
-        left = self._restarts.check(left or Left(_describe(status, worker.id)))
+        status = None
+        if self._template is not None:
+            with contextlib.suppress(OSError, EOFError):
+                status = self._template.ask(_Wait(worker.id))
+        left = self._restarts.check(left or Left(f"process {worker.id} {_describe(status)}"))
         self._events.append((number, left))
-        if left.error is None and left.reason != LEFT_ON_REQUEST:
+        if left.restartable:
             self._restart(worker)
 
     def _restart(self, worker: _Process) -> None:
@@ -168,14 +166,6 @@ class ProcessPool:
             self._workers = others
             self._start(worker.device)
 
-    def _wait_status(self, worker: _Process) -> int | None:
-        if self._template is None:
-            return None
-        try:
-            return self._template.ask(_Wait(worker.id))
-        except (OSError, EOFError):
-            return None
-
 
 def _wants_gpu(setup: Setup) -> bool:
     if setup.strategy.split(" ")[0] != "auto":
@@ -185,13 +175,11 @@ def _wants_gpu(setup: Setup) -> bool:
     return torch.cuda.is_available()
 
 
-def _describe(status: int | None, process: int) -> str:
+def _describe(status: int | None) -> str:
     if status is None:
-        return f"process {process} ended"
+        return "ended"
     code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return f"process {process} ended with exit code {code}"
-    return f"process {process} was ended by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
 
 
 # The protocol between the pool and the template process. Each request has one answer.
@@ -232,38 +220,31 @@ class _Template:
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         # The new process inherits the mask, so that these signals do not end it before `template_main` ignores them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
+        inherited = [theirs.fileno()]
         try:
-            self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
-            )
+            self._process = subprocess.Popen(command, pass_fds=inherited, env=environment, stdin=subprocess.DEVNULL)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
 
-    def ask(self, request: _Load | _Wait) -> Any:
-        """The answer to a request. An answer that is an error is raised."""
+    def ask(self, request: _Load | _Fork | _Wait, socket: Channel | None = None) -> Any:
+        """The answer to a request, after which `socket` is sent. An answer that is an error is raised."""
         self._channel.send(request)
-        answer = self._receive()
+        if socket is not None:
+            send_handle(self._channel, socket.fileno(), self._process.pid)
+        try:
+            answer = self._channel.recv()
+        except EOFError:
+            code = self._process.wait()
+            raise EOFError(f"the process that loads the model ended with {code}") from None
         if isinstance(answer, RwkvBatchError):
             raise answer
         return answer
-
-    def fork(self, request: _Fork, channel: Channel) -> int:
-        self._channel.send(request)
-        send_handle(self._channel, channel.fileno(), self._process.pid)
-        return self._receive()
 
     def close(self) -> None:
         self._channel.close()
         self._process.kill()
         self._process.wait()
-
-    def _receive(self) -> Any:
-        try:
-            return self._channel.recv()
-        except EOFError:
-            code = self._process.wait()
-            raise EOFError(f"the process that loads the model ended with {code}") from None
 
 
 def template_main() -> None:
@@ -276,8 +257,7 @@ def template_main() -> None:
 
 def _answer_requests(channel: Channel, logs: LogCollector) -> None:
     """Log records of the template itself go to the first worker, which reports them."""
-    loaded: _Load | None = None
-    loader: ModelProvider | None = None
+    served: tuple[Plan, ModelLoader] | None = None
     while True:
         try:
             request = channel.recv()
@@ -286,17 +266,21 @@ def _answer_requests(channel: Channel, logs: LogCollector) -> None:
         answer: Any
         match request:
             case _Load():
-                loaded, loader = request, request.make_loader()
-                answer = _load_spec(loader, request)
+                served = request.plan, request.make_loader()
+                answer = _load_spec(served[1], request)
                 gc.freeze()  # keeps the workers' garbage collectors from touching, and thereby copying, shared pages
             case _Fork():
-                assert loaded is not None
-                assert loader is not None
+                assert served is not None
                 socket = recv_handle(channel)
                 answer = os.fork()
                 if answer == 0:
-                    channel.close()
-                    _run_worker(Connection(socket), loaded.plan, loader, request, logs)
+                    status = 1
+                    try:
+                        channel.close()
+                        serve(Connection(socket), partial(Worker, *served, request.setup), request.name, logs)
+                        status = 0
+                    finally:
+                        os._exit(status)
                 logs.take()
                 os.close(socket)
             case _Wait(process):
@@ -307,7 +291,7 @@ def _answer_requests(channel: Channel, logs: LogCollector) -> None:
             channel.send(answer)
 
 
-def _load_spec(loader: ModelProvider, load: _Load) -> Any:
+def _load_spec(loader: ModelLoader, load: _Load) -> Any:
     try:
         if not load.here:
             return _load_spec_in_child(loader, load.setup)
@@ -321,8 +305,8 @@ def _load_spec(loader: ModelProvider, load: _Load) -> Any:
     return spec
 
 
-def _load_spec_in_child(loader: ModelProvider, setup: Setup) -> Any:
-    receiving, sending = os.pipe()
+def _load_spec_in_child(loader: ModelLoader, setup: Setup) -> Any:
+    ours, theirs = Pipe(duplex=False)
     process = os.fork()
     if process == 0:
         try:
@@ -330,26 +314,16 @@ def _load_spec_in_child(loader: ModelProvider, setup: Setup) -> Any:
                 answer = loader.specs([setup])[setup]
             except Exception as error:  # raised in the template
                 answer = error
-            Connection(sending, readable=False).send(answer)
+            theirs.send(answer)
         finally:
             os._exit(0)
-    os.close(sending)
-    with Connection(receiving, writable=False) as channel:
+    theirs.close()
+    with ours:
         try:
-            answer = channel.recv()
+            answer = ours.recv()
         except EOFError:
             answer = RwkvBatchError("the process that loaded the model ended early")
     os.waitpid(process, 0)
     if isinstance(answer, Exception):
         raise answer
     return answer
-
-
-def _run_worker(channel: Channel, plan: Plan, loader: ModelProvider, request: _Fork, logs: LogCollector) -> None:
-    """A worker process from fork to exit; does not return."""
-    status = 1
-    try:
-        serve(channel, lambda: Worker(plan, loader, request.setup), request.name, logs)
-        status = 0
-    finally:
-        os._exit(status)

@@ -6,9 +6,9 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console, RenderableType
@@ -28,15 +28,11 @@ LINE_EVERY_S = 60.0
 LOG_EVERY_S = 10.0
 MAX_WORKERS_SHOWN = 8
 LOOPBACK = "127.0.0.1"
-MAX_PORT = 65535
 
 
 @dataclass(frozen=True)
 class WorkerProgress:
-    """What one worker did in this session, and its number of active conversations.
-
-    `rows` includes those that another worker had finished first.
-    """
+    """What one worker did in this session; `rows` includes those that another worker had finished first."""
 
     name: str
     active: int = 0
@@ -44,8 +40,7 @@ class WorkerProgress:
     reply_tokens: int = 0
 
     def after(self, active: int, rows: int, reply_tokens: int) -> WorkerProgress:
-        """The progress after a report of `rows` more rows."""
-        return replace(self, active=active, rows=self.rows + rows, reply_tokens=self.reply_tokens + reply_tokens)
+        return WorkerProgress(self.name, active, self.rows + rows, self.reply_tokens + reply_tokens)
 
 
 @dataclass(frozen=True)
@@ -76,19 +71,18 @@ class Progress:
     def tokens_per_s(self) -> float:
         return self.reply_tokens / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
+    def session(self) -> dict[str, Any]:
+        """This session's speed, as `summary.json` has it."""
+        speed = round(self.tokens_per_s, 3)
+        return {"wall_s": round(self.elapsed_s, 3), "reply_tokens": self.reply_tokens, "tokens_per_s": speed}
+
     def as_dict(self) -> dict[str, Any]:
         """The figures as `status.json` has them."""
         return {
-            "rows_done": self.rows_done,
-            "rows_total": self.rows_total,
-            "failures": self.failures,
-            "failed_checks": self.failed_checks,
-            "active": self.active,
-            "reply_tokens": self.reply_tokens,
+            **vars(self),
             "elapsed_s": round(self.elapsed_s, 3),
             "tokens_per_s": round(self.tokens_per_s, 3),
             "workers": [vars(worker) for worker in self.workers],
-            "lost_workers": self.lost_workers,
             "seconds_left": None if self.seconds_left is None else round(self.seconds_left, 1),
         }
 
@@ -97,11 +91,7 @@ class Progress:
 class Counts:
     """What this session has done so far. A row counts when it is written, durable or not.
 
-    Attributes:
-        rows_before: durable rows at the start of the session.
-        failed_turns: failed rows, without those that only follow a failed turn.
-        workers: those running, by number.
-        clock: monotonic seconds.
+    `rows_before` were durable at its start; `failed_turns` leaves out rows that only follow a failed turn.
     """
 
     rows_before: int = 0
@@ -120,17 +110,17 @@ class Counts:
     def progress(self, rows_done: int, rows_total: int) -> Progress:
         """The progress now; the remaining time is estimated from this session's rows."""
         elapsed_s = max(0.0, self.clock() - self._started_s)
-        rows_new = rows_done - self.rows_before
+        rows_new, workers = rows_done - self.rows_before, tuple(self.workers.values())
         return Progress(
-            rows_done=rows_done,
-            rows_total=rows_total,
-            failures=self.failed_rows,
-            failed_checks=self.failed_checks,
-            active=sum(worker.active for worker in self.workers.values()),
+            rows_done,
+            rows_total,
+            self.failed_rows,
+            self.failed_checks,
+            active=sum(worker.active for worker in workers),
             reply_tokens=self.reply_tokens,
             elapsed_s=elapsed_s,
             seconds_left=elapsed_s / rows_new * (rows_total - rows_done) if rows_new > 0 else None,
-            workers=tuple(self.workers.values()),
+            workers=workers,
             lost_workers=self.lost_workers,
         )
 
@@ -143,32 +133,8 @@ class Observer(Protocol):
     def ended(self, progress: Progress) -> None: ...
 
 
-class Observers:
-    """Several observers as one, called in order."""
-
-    def __init__(self, observers: Sequence[Observer]) -> None:
-        self._observers = observers
-
-    def started(self, progress: Progress) -> None:
-        for observer in self._observers:
-            observer.started(progress)
-
-    def moved(self, progress: Progress) -> None:
-        for observer in self._observers:
-            observer.moved(progress)
-
-    def ended(self, progress: Progress) -> None:
-        for observer in self._observers:
-            observer.ended(progress)
-
-
 class LineObserver:
-    """Prints a line a minute, for logs and pipes.
-
-    Args:
-        say: prints one line.
-        clock: monotonic seconds.
-    """
+    """Prints a line a minute with `say`, for logs and pipes."""
 
     def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._say = say
@@ -193,23 +159,23 @@ def progress_line(progress: Progress) -> str:
     line = f"{progress.rows_done:,}/{progress.rows_total:,} rows, {figures(progress)}"
     if len(progress.workers) < 2 or not progress.active:
         return line
-    shown = [f"{worker.name}: {worker.active}" for worker in progress.workers[:MAX_WORKERS_SHOWN]]
+    shown = ", ".join(f"{worker.name}: {worker.active}" for worker in progress.workers[:MAX_WORKERS_SHOWN])
     more = len(progress.workers) - MAX_WORKERS_SHOWN
-    return f"{line}; under way: {', '.join(shown)}" + (f" and {more} workers more" if more > 0 else "")
+    return f"{line}; under way: {shown}" + (f" and {more} workers more" if more > 0 else "")
 
 
 def figures(progress: Progress) -> str:
     """Speed, time left and failures."""
-    parts = [f"{progress.tokens_per_s:,.0f} tokens/s"]
-    if progress.rows_done < progress.rows_total and progress.seconds_left is not None:
-        parts.append(f"{duration(progress.seconds_left)} left")
-    if progress.failures:
-        parts.append(f"{progress.failures:,} failed")
-    if progress.failed_checks:
-        parts.append(f"{progress.failed_checks:,} check{'s' if progress.failed_checks > 1 else ''} not passed")
-    if progress.lost_workers:
-        parts.append(f"{progress.lost_workers} worker{'s' if progress.lost_workers > 1 else ''} lost")
-    return ", ".join(parts)
+    left_s = progress.seconds_left if progress.rows_done < progress.rows_total else None
+    checks, lost = progress.failed_checks, progress.lost_workers
+    parts = (
+        f"{progress.tokens_per_s:,.0f} tokens/s",
+        f"{duration(left_s)} left" if left_s is not None else "",
+        f"{progress.failures:,} failed" if progress.failures else "",
+        f"{checks:,} check{'s' if checks > 1 else ''} not passed" if checks else "",
+        f"{lost} worker{'s' if lost > 1 else ''} lost" if lost else "",
+    )
+    return ", ".join(filter(None, parts))
 
 
 def duration(seconds: float) -> str:
@@ -224,51 +190,33 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-class BarObserver:
-    """A bar on a terminal; with several workers also a line for each of them.
-
-    Args:
-        console: of standard error.
-    """
+class BarObserver(Bar):
+    """A bar on a terminal; with several workers also a line for each of them. `console` is of standard error."""
 
     def __init__(self, console: Console) -> None:
-        self._bar = BarWithWorkers(
-            TextColumn("{task.fields[rows]} rows"),
-            BarColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=console,
-            transient=True,
-        )
-        self._task = self._bar.add_task("rows", rows="", figures="")
+        rows, figures = TextColumn("{task.fields[rows]} rows"), TextColumn("{task.fields[figures]}")
+        self._latest: Progress | None = None
+        super().__init__(rows, BarColumn(), figures, console=console, transient=True)
+        self._task = self.add_task("rows", rows="", figures="")
 
     def started(self, progress: Progress) -> None:
         self.moved(progress)
-        self._bar.start()
+        self.start()
 
     def moved(self, progress: Progress) -> None:
-        self._bar.latest = progress
-        self._bar.update(
-            self._task,
-            completed=progress.rows_done,
-            total=progress.rows_total,
-            rows=f"{progress.rows_done:,}/{progress.rows_total:,}",
-            figures=figures(progress),
-        )
+        self._latest = progress
+        done, total = progress.rows_done, progress.rows_total
+        rows = f"{done:,}/{total:,}"
+        self.update(self._task, completed=done, total=total, rows=rows, figures=figures(progress))
 
     def ended(self, progress: Progress) -> None:
         self.moved(progress)
-        self._bar.stop()
-
-
-class BarWithWorkers(Bar):
-    """rich's progress bar, and below it the workers of `latest`."""
-
-    latest: Progress | None = None
+        self.stop()
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
-        if self.latest is not None and len(self.latest.workers) > 1:
-            yield workers_table(self.latest)
+        if self._latest is not None and len(self._latest.workers) > 1:
+            yield workers_table(self._latest)
 
 
 def workers_table(progress: Progress) -> Table:
@@ -276,38 +224,27 @@ def workers_table(progress: Progress) -> Table:
     table = Table.grid(padding=(0, 2))
     for justify in ("left", "right", "right", "right"):
         table.add_column(justify=justify, no_wrap=True, style="dim")
-    shown, rest = progress.workers[:MAX_WORKERS_SHOWN], progress.workers[MAX_WORKERS_SHOWN:]
-    for worker in shown:
-        _add(table, worker, progress.elapsed_s)
-    if rest:
-        total = WorkerProgress(f"{len(rest)} more")
-        for worker in rest:
-            total = total.after(worker.active + total.active, worker.rows, worker.reply_tokens)
-        _add(table, total, progress.elapsed_s)
+    workers = list(progress.workers[:MAX_WORKERS_SHOWN])
+    if rest := progress.workers[MAX_WORKERS_SHOWN:]:
+        sums = (sum(w.active for w in rest), sum(w.rows for w in rest), sum(w.reply_tokens for w in rest))
+        workers.append(WorkerProgress(f"{len(rest)} more", *sums))
+    for worker in workers:
+        rate = worker.reply_tokens / progress.elapsed_s if progress.elapsed_s > 0 else 0.0
+        figures = (f"{worker.active} active", f"{worker.rows:,} rows", f"{rate:,.0f} tokens/s")
+        table.add_row(printable(worker.name), *figures)
     return table
 
 
-def _add(table: Table, worker: WorkerProgress, elapsed_s: float) -> None:
-    rate = worker.reply_tokens / elapsed_s if elapsed_s > 0 else 0.0
-    table.add_row(printable(worker.name), f"{worker.active} active", f"{worker.rows:,} rows", f"{rate:,.0f} tokens/s")
-
-
 class StepLog:
-    """Logs the mean and longest time between updates every ten seconds, with the progress.
-
-    Args:
-        clock: monotonic seconds.
-    """
+    """Logs the mean and longest time between updates every ten seconds, with the progress."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._since_s = clock()
-        self._last_s = self._since_s
+        self._since_s = self._last_s = clock()
         self._steps = 0
         self._longest_s = 0.0
 
     def count(self, progress: Progress) -> None:
-        """Count an update."""
         now = self._clock()
         self._longest_s = max(self._longest_s, now - self._last_s)
         self._last_s = now
@@ -317,18 +254,14 @@ class StepLog:
             self._since_s, self._steps, self._longest_s = now, 0, 0.0
 
     def end(self, progress: Progress, *, interrupted: bool) -> None:
-        """Log the end of the run."""
         self._last_s = self._clock()
         self._write("the run was interrupted" if interrupted else "the run ended", progress)
 
     def _write(self, message: str, progress: Progress) -> None:
-        mean_s = (self._last_s - self._since_s) / self._steps if self._steps else None
         figures = {
-            **vars(progress),
-            "workers": [vars(worker) for worker in progress.workers],
-            "tokens_per_s": round(progress.tokens_per_s, 3),
+            **progress.as_dict(),
             "steps": self._steps,
-            "step_mean_s": None if mean_s is None else round(mean_s, 6),
+            "step_mean_s": round((self._last_s - self._since_s) / self._steps, 6) if self._steps else None,
             "step_longest_s": round(self._longest_s, 6),
             "peak_memory_bytes": peak_memory_bytes(),
         }
@@ -364,62 +297,52 @@ class MetricsObserver:
         self._is_running = False
 
     def started(self, progress: Progress) -> None:
-        self._is_running = True
-        self._latest = progress
+        self._latest, self._is_running = progress, True
 
     def moved(self, progress: Progress) -> None:
         self._latest = progress
 
     def ended(self, progress: Progress) -> None:
-        self._latest = progress
-        self._is_running = False
+        self._latest, self._is_running = progress, False
 
     def collect(self) -> Iterator[Metric]:
         """The metric families; called by the client library in its own thread at each request."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        progress = self._latest
+        memory_help = "Peak resident memory of this process"
         yield GaugeMetricFamily("rwkvbatch_running", "1 during the run", float(self._is_running))
-        yield GaugeMetricFamily(
-            "rwkvbatch_peak_memory_bytes", "Peak resident memory of this process", peak_memory_bytes()
-        )
-        if progress is None:
+        yield GaugeMetricFamily("rwkvbatch_peak_memory_bytes", memory_help, peak_memory_bytes())
+        if (progress := self._latest) is None:
             return
         for kind, name, help_text, figure in _METRICS:
-            value = figure(progress)
-            if value is not None:
+            if (value := figure(progress)) is not None:
                 family = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
                 yield family(f"rwkvbatch_{name}", help_text, value)
 
 
 @contextmanager
 def serving_metrics(port: int) -> Generator[MetricsObserver]:
-    """Serve the observer's figures for Prometheus over HTTP on the loopback address, inside.
-
-    Args:
-        port: 0 for any free one.
+    """Serve the observer's figures for Prometheus over HTTP on a port of the loopback address; 0 takes a free one.
 
     Raises:
         UsageError: the port is invalid or in use.
         MissingExtraError: the client library is not installed.
     """
-    if not 0 <= port <= MAX_PORT:
-        raise UsageError(f"--metrics must be a port from 0 to {MAX_PORT}, got {port}")
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--metrics must be a port from 0 to 65535, got {port}")
     try:
         from prometheus_client import CollectorRegistry, start_http_server
     except ImportError:
-        raise MissingExtraError(
-            "--metrics needs the Prometheus client library, which is not installed", extra="prometheus"
-        ) from None
+        message = "--metrics needs the Prometheus client library, which is not installed"
+        raise MissingExtraError(message, extra="prometheus") from None
     observer = MetricsObserver()
     registry = CollectorRegistry()
     registry.register(observer)
     try:
         server, thread = start_http_server(port, addr=LOOPBACK, registry=registry)
     except OSError as error:
-        raise UsageError(
-            f"--metrics {port}: cannot listen there: {error.strerror}", hint="give another port, or 0 for any"
-        ) from None
+        message = f"--metrics {port}: cannot listen there: {error.strerror}"
+        raise UsageError(message, hint="give another port, or 0 for any") from None
     observer.url = f"http://{LOOPBACK}:{server.server_port}/metrics"
     try:
         yield observer

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import ray
@@ -35,9 +36,9 @@ from rwkvbatch import __version__
 from rwkvbatch.config import ENVIRONMENT_PREFIX, RunSettings
 from rwkvbatch.errors import RwkvBatchError, UsageError, WorkerError
 from rwkvbatch.replay.identity import cell_identities, code_sha256
-from rwkvbatch.replay.models import ModelProvider, Setup, setups_of
+from rwkvbatch.replay.models import ModelLoader, Setup, setups_of
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import LEFT_ON_REQUEST, Event, Joined, Left, Order, RestartLimit, processors
+from rwkvbatch.replay.pool import Event, Joined, Left, Order, RestartLimit, processors
 from rwkvbatch.replay.worker import LogCollector, Worker, collecting_logs, serve
 
 CONNECT_S = 5.0
@@ -46,9 +47,11 @@ LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
 PLACEMENT_S = 60.0
 """How long an actor may wait for room on the cluster before a warning or an error."""
 
+_START_HINT = "start a cluster with `ray start --head`, or give local"
+
 _ray = cast("Any", ray)  # most of its functions have no types
 _log = logging.getLogger(__name__)
-_MakeLoader = Callable[[], ModelProvider]
+_MakeLoader = Callable[[], ModelLoader]
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Slot:
-    """What one worker reserves.
+    """What one worker reserves: `cpus` or `gpus` below one where workers share it, and threads of its kernels.
 
-    Attributes:
-        cpus, gpus: a fraction of one where workers share it.
-        threads: of its kernels.
-        device: kind of device that its strategies are moved to; None leaves them unchanged.
-        node: id of the preferred node; None lets Ray spread the workers.
+    Its strategies are moved to the kind of device `device`, unless that is None. Without `node`, the id of the
+    preferred one, Ray spreads the workers.
     """
 
     cpus: float
@@ -79,14 +79,7 @@ class Slot:
 
 
 def make_slots(nodes: Sequence[Node], settings: RunSettings, strategies: Sequence[str]) -> list[Slot]:
-    """Slots of a run's workers: as many as were asked for; else one a GPU; else one a node, with all its processors.
-
-    Args:
-        strategies: of the run's models.
-
-    Raises:
-        WorkerError: GPUs are asked for, and the cluster has none; or it has no processors.
-    """
+    """Slots of a run's workers: as many as were asked for; else one a GPU; else one a node, with all its processors."""
     device = settings.devices[0].partition(":")[0] if settings.devices else None
     on_cpu = device == "cpu" or (device is None and all(text.startswith("cpu") for text in strategies))
     num_gpus = int(sum(node.gpus for node in nodes))
@@ -127,62 +120,39 @@ def _share(amount: float, count: int) -> float:
 
 
 def connect(address: str, num_cpus: int) -> bool:
-    """Connect this process to a cluster.
+    """Connect this process to a cluster; `local` starts one on this machine, with `num_cpus` processors.
 
-    Args:
-        address: of the cluster; `local` starts one on this machine, with `num_cpus` processors.
-
-    Returns:
-        False when the process was connected before; the caller must not close that connection.
-
-    Raises:
-        UsageError: the process is connected to some other cluster.
-        WorkerError: there is no such cluster, or it runs other versions of Ray or Python.
+    Returns False when the process was connected before; the caller must not close that connection. Raises `UsageError`
+    when it is connected to some other cluster, and `WorkerError` when there is none or it runs other versions.
     """
     if _ray.is_initialized():
         if address != "auto":
-            raise UsageError(
-                f"--ray {address}: this process is connected to a Ray cluster already",
-                hint="give auto to use it, or call ray.shutdown() first",
-            )
+            problem = f"--ray {address}: this process is connected to a Ray cluster already"
+            raise UsageError(problem, hint="give auto to use it, or call ray.shutdown() first")
         return False
     check_listening(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
     options: dict[str, Any] = {}
     if address == "local":
-        options = {
-            "num_cpus": num_cpus,
-            "include_dashboard": False,
-            "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
-        }
+        options = {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE_BYTES}
     try:
         with _quiet_ray():
             namespace = f"rwkvbatch-{uuid.uuid4().hex[:8]}"
             _ray.init(address, namespace=namespace, log_to_driver=False, logging_level=logging.CRITICAL, **options)
     except (OSError, RuntimeError, ValueError) as error:
         _ray.shutdown()
-        raise WorkerError(
-            f"--ray {address}: {' '.join(str(error).split())}",
-            hint="start a cluster with `ray start --head`, or give local",
-        ) from None
+        raise WorkerError(f"--ray {address}: {' '.join(str(error).split())}", hint=_START_HINT) from None
     return True
 
 
 def check_listening(address: str) -> None:
-    """Refuse an address at which nothing listens; Ray itself would try for minutes.
-
-    Raises:
-        WorkerError: nothing answers at HOST:PORT. Other forms of addresses are left to Ray.
-    """
+    """Raise `WorkerError` when nothing listens at HOST:PORT, where Ray would try for minutes; other forms are Ray's."""
     host, colon, port = address.rpartition(":")
     if not (colon and port.isdecimal()):
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
     except (OSError, OverflowError) as error:
-        raise WorkerError(
-            f"--ray {address}: nothing listens there: {error}",
-            hint="start a cluster with `ray start --head`, or give local",
-        ) from None
+        raise WorkerError(f"--ray {address}: nothing listens there: {error}", hint=_START_HINT) from None
 
 
 @contextmanager
@@ -209,35 +179,28 @@ def versions() -> dict[str, str]:
     }
 
 
+def _own_variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT_PREFIX)}
+
+
 class RayWorker:
     """The actor. Ray constructs it again, from the same arguments, after each restart.
 
-    The arguments are builtin types, which another version of this program can read.
-
-    Args:
-        expected: the driver's `versions`.
-        directory: the driver's, from which relative paths count.
-        variables: this program's environment variables where the driver runs.
-
-    Raises:
-        WorkerError: this node runs other versions.
+    The arguments are the driver's `versions`, working directory and environment variables of this program, as builtin
+    types, which another version of this program can read. A node with other versions raises `WorkerError`.
     """
 
     def __init__(self, expected: Mapping[str, str], directory: str, variables: Mapping[str, str]) -> None:
         here = versions()
-        different = [
-            f"{key} {here.get(key, 'unknown')}, not {value}"
-            for key, value in expected.items()
-            if here.get(key) != value
-        ]
-        if different:
-            raise WorkerError(f"node {socket.gethostname()} runs {', '.join(different)}")
+        if different := [key for key, value in expected.items() if here.get(key) != value]:
+            shown = ", ".join(f"{key} {here.get(key, 'unknown')}, not {expected[key]}" for key in different)
+            raise WorkerError(f"node {socket.gethostname()} runs {shown}")
         if Path(directory).is_dir():
             os.chdir(directory)
-        for name in [name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX)]:
+        for name in _own_variables():
             del os.environ[name]
         os.environ.update(variables)
-        self._loader: ModelProvider | None = None
+        self._loader: ModelLoader | None = None
         self._logs = LogCollector()
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._served = False
@@ -256,22 +219,14 @@ class RayWorker:
         self._orders.put(order)
 
     def specs(self, make_loader: _MakeLoader, name: str, setups: Sequence[Setup]) -> dict[Setup, Any]:
-        """The models of the setups.
-
-        Raises:
-            CheckpointError, UsageError: a model cannot be loaded.
-        """
+        """The models of the setups."""
         with collecting_logs(self._logs), _locating_errors(name):
             return self._load(make_loader).specs(setups)
 
     def serve(
         self, make_loader: _MakeLoader, name: str, setup: Setup, plan: Plan, expected: Mapping[str, Any]
     ) -> Generator[Event]:
-        """Load the setup's model, follow orders, and yield events; the last one is `Left`.
-
-        Args:
-            expected: the identity of the setup's cells, by name; a different one here is an error.
-        """
+        """Load the setup's model, whose cells must have the identity `expected`; yield events, the last one `Left`."""
 
         def make_worker() -> Worker:
             with _locating_errors(name):
@@ -281,24 +236,16 @@ class RayWorker:
 
         self._served = True
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        arguments = (_Channel(self._orders.get, events.put), make_worker, name, self._logs)
-        threading.Thread(target=serve, args=arguments, name="worker", daemon=True).start()
+        channel = SimpleNamespace(recv=self._orders.get, send=events.put)
+        threading.Thread(target=serve, args=(channel, make_worker, name, self._logs), daemon=True).start()
         event = None
         while not isinstance(event, Left):
             event = events.get()
             yield event
 
-    def _load(self, make_loader: _MakeLoader) -> ModelProvider:
+    def _load(self, make_loader: _MakeLoader) -> ModelLoader:
         self._loader = self._loader or make_loader()
         return self._loader
-
-
-@dataclass(frozen=True)
-class _Channel:
-    """The worker thread's end of an actor's queues."""
-
-    recv: Callable[[], Order]
-    send: Callable[[Event], None]
 
 
 @contextmanager
@@ -317,10 +264,8 @@ def _check_identities(here: Mapping[str, Any], expected: Mapping[str, Any]) -> N
     for cell, values in expected.items():
         for key, value in values.items():
             if here[cell][key] != value:
-                raise WorkerError(
-                    f"{key} of cell {cell} is {here[cell][key]} here, but {value} elsewhere",
-                    hint="the same files must be in the same places on every node, and all devices of one kind",
-                )
+                hint = "the same files must be in the same places on every node, and all devices of one kind"
+                raise WorkerError(f"{key} of cell {cell} is {here[cell][key]} here, but {value} elsewhere", hint=hint)
 
 
 @dataclass
@@ -328,11 +273,9 @@ class _Actor:
     """An actor as the driver sees it.
 
     Attributes:
-        handle: Ray's handle.
         call: the pending `place`, or the event stream of `serve`; None between the two.
         since_s: when `place` was called; infinite once a warning said that it waits for room.
-        name: for people; empty until `place` is answered.
-        joined: its `Joined` event, once it serves the current setup.
+        name: empty until `place` is answered. joined: once it serves the current setup.
     """
 
     slot: Slot
@@ -354,16 +297,13 @@ class _Actor:
 
 
 class RayPool:
-    """Actors on a cluster; `make_slots` decides how many.
+    """Actors on the cluster at the settings' `ray`; `make_slots` decides how many.
 
-    Args:
-        plan: its settings' `ray` is the cluster's address.
-        make_loader: makes the model loader out of settings, on every node and here; picklable.
-        placement_s: how long actors may wait for room when no other is at work.
+    `make_loader` is called on every node and here. Actors may wait `placement_s` for room when no other is at work.
     """
 
     def __init__(
-        self, plan: Plan, make_loader: Callable[[RunSettings], ModelProvider], *, placement_s: float = PLACEMENT_S
+        self, plan: Plan, make_loader: Callable[[RunSettings], ModelLoader], *, placement_s: float = PLACEMENT_S
     ) -> None:
         self._plan = plan
         self._make_loader = make_loader
@@ -434,25 +374,17 @@ class RayPool:
     def _start(self) -> None:
         settings = self._plan.settings
         self._owns_connection = connect(settings.ray or "auto", processors())
-        nodes = [
-            Node(node["NodeID"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
-            for node in _ray.nodes()
-            if node["Alive"]
-        ]
+        alive = {node["NodeID"]: node["Resources"] for node in _ray.nodes() if node["Alive"]}
+        nodes = [Node(name, offered.get("CPU", 0.0), offered.get("GPU", 0.0)) for name, offered in alive.items()]
         slots = make_slots(nodes, settings, [setup.strategy for setup in setups_of(self._plan)])
         self._restarts = RestartLimit(len(slots))
         self._plan_ref = _ray.put(self._plan)
-        variables = {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT_PREFIX)}
         actor_class = _ray.remote(concurrency_groups={"control": 1})(RayWorker)
         for number, slot in enumerate(slots):
-            options = actor_class.options(
-                name=f"worker {number}",
-                num_cpus=slot.cpus,
-                num_gpus=slot.gpus,
-                max_restarts=-1,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node, soft=True) if slot.node else "SPREAD",
-            )
-            self._actors[number] = _Actor(slot, options.remote(versions(), str(Path.cwd()), variables))
+            strategy = NodeAffinitySchedulingStrategy(slot.node, soft=True) if slot.node else "SPREAD"
+            reserved = {"num_cpus": slot.cpus, "num_gpus": slot.gpus, "scheduling_strategy": strategy}
+            placed = actor_class.options(name=f"worker {number}", max_restarts=-1, **reserved)
+            self._actors[number] = _Actor(slot, placed.remote(versions(), str(Path.cwd()), _own_variables()))
             self._actors[number].start()
 
     def _specs_on_first(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
@@ -485,7 +417,6 @@ class RayPool:
         return partial(self._make_loader, self._plan.settings.replace(threads=actor.slot.threads))
 
     def _read(self, number: int) -> None:
-        """Take the answer that a call has."""
         actor = self._actors[number]
         try:
             answer = _ray.get(next(actor.call) if actor.serving else actor.call)
@@ -497,8 +428,7 @@ class RayPool:
                 self._lose(number, Left(str(failure), failure))
             return
         if not actor.serving:
-            actor.name = f"worker {number} on {answer}"
-            actor.call = None
+            actor.name, actor.call = f"worker {number} on {answer}", None
             if self._setup is not None:
                 self._serve(actor)
             return
@@ -514,10 +444,10 @@ class RayPool:
         """Report that a worker lost its tasks, and wait until Ray has restarted it."""
         left = self._restarts.check(left)
         self._events.append((number, left))
-        if left.error is not None or left.reason == LEFT_ON_REQUEST:
-            self._remove(number)
-        else:
+        if left.restartable:
             self._actors[number].start()
+        else:
+            self._remove(number)
 
     def _check_room(self) -> None:
         """Warn of actors that the cluster has no room for; they may still start. No actor at all is an error."""
@@ -527,11 +457,9 @@ class RayPool:
                 continue
             wanted = f"{actor.slot.gpus:g} GPUs and {actor.slot.cpus:g} processors"
             if none_runs:
-                error = WorkerError(
-                    f"the cluster had no room for a worker with {wanted} within {self._placement_s:g} s",
-                    hint="`ray status` shows what is taken; ask for less with --workers and --threads",
-                )
-                self._events.append((number, Left(str(error), error)))
+                problem = f"the cluster had no room for a worker with {wanted} within {self._placement_s:g} s"
+                hint = "`ray status` shows what is taken; ask for less with --workers and --threads"
+                self._events.append((number, Left(problem, WorkerError(problem, hint=hint))))
                 return
             actor.since_s = math.inf
             _log.warning("the cluster has no room for worker %d with %s; going on without it", number, wanted)

@@ -14,8 +14,9 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, UsageError
 from rwkvbatch.files import Files, save_file
@@ -34,30 +35,26 @@ class Member:
 class RowIndex:
     """Numbers rows and tasks: conversation by conversation, cell by cell, repetition by repetition, turn by turn.
 
-    Args:
-        members: the conversations in order; ids are unique.
-        cells: names of the cells in order.
-        repeats: of every conversation in every cell.
+    Every one of the `members`, whose ids are unique, has `repeats` repetitions in each of the `cells`.
     """
 
     def __init__(self, members: Iterable[Member], cells: Sequence[str], repeats: int) -> None:
         self.repeats = repeats
+        self.members = tuple(members)
         self._cells = tuple(cells)
         self._cell_numbers = {name: number for number, name in enumerate(self._cells)}
-        self._members = tuple(members)
-        self._conversations = {member.conversation: n for n, member in enumerate(self._members)}
-        self.tasks_per_conversation = len(self._cells) * repeats
-        self._first_rows = [0]
-        for member in self._members:
-            self._first_rows.append(self._first_rows[-1] + member.turns * self.tasks_per_conversation)
+        self._conversations = {member.conversation: n for n, member in enumerate(self.members)}
+        self._tasks_per_conversation = len(self._cells) * repeats
+        num_rows = (member.turns * self._tasks_per_conversation for member in self.members)
+        self._first_rows = list(accumulate(num_rows, initial=0))
+        self.num_rows = self._first_rows[-1]
+        self.num_tasks = len(self.members) * self._tasks_per_conversation
 
-    @property
-    def num_rows(self) -> int:
-        return self._first_rows[-1]
+    def conversation_of(self, task: int) -> int:
+        return task // self._tasks_per_conversation
 
-    @property
-    def num_tasks(self) -> int:
-        return len(self._members) * self.tasks_per_conversation
+    def cell_of(self, task: int) -> int:
+        return task // self.repeats % len(self._cells)
 
     def conversation_of_row(self, row: int) -> int:
         """The number of a row's conversation."""
@@ -65,8 +62,8 @@ class RowIndex:
 
     def rows_of(self, task: int) -> tuple[int, int]:
         """The first row of a task, and the one after its last."""
-        conversation, rest = divmod(task, self.tasks_per_conversation)
-        num_turns = self._members[conversation].turns
+        conversation, rest = divmod(task, self._tasks_per_conversation)
+        num_turns = self.members[conversation].turns
         first = self._first_rows[conversation] + rest * num_turns
         return first, first + num_turns
 
@@ -80,7 +77,7 @@ class RowIndex:
         cell = self._cell_numbers.get(key.cell)
         if conversation is None or cell is None:
             return None
-        num_turns = self._members[conversation].turns
+        num_turns = self.members[conversation].turns
         if not (0 <= key.repeat < self.repeats and 0 <= key.turn < num_turns):
             return None
         return self._first_rows[conversation] + (cell * self.repeats + key.repeat) * num_turns + key.turn
@@ -88,15 +85,13 @@ class RowIndex:
     def task_of_row(self, row: int) -> tuple[int, int]:
         """The number of a row's task, and the row's turn."""
         conversation = self.conversation_of_row(row)
-        rest, turn = divmod(row - self._first_rows[conversation], self._members[conversation].turns)
-        return conversation * self.tasks_per_conversation + rest, turn
+        rest, turn = divmod(row - self._first_rows[conversation], self.members[conversation].turns)
+        return conversation * self._tasks_per_conversation + rest, turn
 
     def key(self, row: int) -> RowKey:
-        """The key of row number `row`."""
         task, turn = self.task_of_row(row)
-        conversation, rest = divmod(task, self.tasks_per_conversation)
-        cell, repeat = divmod(rest, self.repeats)
-        return RowKey(self._members[conversation].conversation, self._cells[cell], repeat, turn)
+        conversation = self.members[self.conversation_of(task)].conversation
+        return RowKey(conversation, self._cells[self.cell_of(task)], task % self.repeats, turn)
 
 
 SHARD_NAME = "shard.jsonl"
@@ -114,29 +109,19 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse `2/8`.
-
-        Raises:
-            UsageError: it has another form, or there is no such part.
-        """
+        """Parse `2/8`; raises `UsageError` for another form or a part that does not exist."""
         found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip(), re.ASCII)
-        shard = None if found is None else cls(int(found[1]), int(found[2]))
-        if shard is None or not 1 <= shard.part <= shard.parts <= MAX_PARTS:
-            raise UsageError(
-                f"--shard must be I/N with 1 <= I <= N <= {MAX_PARTS}, got {text!r}",
-                hint="--shard 2/8 is the second of eight parts",
-            )
-        return shard
+        if found is None or not 1 <= int(found[1]) <= int(found[2]) <= MAX_PARTS:
+            allowed = f"I/N with 1 <= I <= N <= {MAX_PARTS}"
+            hint = "--shard 2/8 is the second of eight parts"
+            raise UsageError(f"--shard must be {allowed}, got {text!r}", hint=hint)
+        return cls(int(found[1]), int(found[2]))
 
     def __str__(self) -> str:
         return f"{self.part}/{self.parts}"
 
     def share(self, turns: Sequence[int]) -> tuple[int, ...]:
-        """The numbers of this part's conversations, ascending.
-
-        Args:
-            turns: number of turns of each conversation of the plan.
-        """
+        """The numbers of this part's conversations, ascending; `turns` has the length of every conversation."""
         loads = [(0, part) for part in range(1, self.parts + 1)]
         chosen: list[int] = []
         for number in sorted(range(len(turns)), key=lambda number: -turns[number]):
@@ -148,22 +133,13 @@ class Shard:
 
 
 def write_members(files: Files, directory: Path, members: Iterable[Member]) -> None:
-    """Write `shard.jsonl`, one conversation a line, atomically.
-
-    Raises:
-        StorageError: it could not be written.
-    """
+    """Write `shard.jsonl`, one conversation a line, atomically."""
     lines = (json.dumps({"number": m.number, "id": m.conversation, "turns": m.turns}).encode() + b"\n" for m in members)
     save_file(directory / SHARD_NAME, lines, files=files)
 
 
 def read_members(directory: Path) -> Iterator[Member]:
-    """The conversations of a shard, in order.
-
-    Raises:
-        RunDirectoryError: the file is missing or cannot be read.
-        RunDamagedError: a line is not what `write_members` wrote.
-    """
+    """The conversations of a shard, in order; raises `RunDirectoryError` or `RunDamagedError`."""
     path = directory / SHARD_NAME
     hint = "run the part's `rwkvbatch run` command again: it rewrites this file"
     last = -1
@@ -172,9 +148,8 @@ def read_members(directory: Path) -> Iterator[Member]:
             for line, data in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES), b""), start=1):
                 member = _member(data)
                 if member is None or member.number <= last:
-                    raise RunDamagedError(
-                        "is not a conversation of a part, or not in order", path=path, line=line, hint=hint
-                    )
+                    problem = "is not a conversation of a part, or not in order"
+                    raise RunDamagedError(problem, path=path, line=line, hint=hint)
                 last = member.number
                 yield member
     except OSError as error:
@@ -183,11 +158,10 @@ def read_members(directory: Path) -> Iterator[Member]:
 
 def _member(data: bytes) -> Member | None:
     try:
-        content = json.loads(data)
+        content: Any = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    values = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
-    match values:
+    match content:
         case {"number": int(number), "id": str(name), "turns": int(turns)} if 0 < turns <= _MAX_TURNS:
             return Member(number, name, turns)
         case _:

@@ -7,57 +7,46 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rwkvbatch.engine.request import Reply, Request, Score
-from rwkvbatch.errors import RwkvBatchError, StorageError
+from rwkvbatch.engine.request import Reply, Request
+from rwkvbatch.errors import StorageError
 from rwkvbatch.files import OS_FILES, Files, save_file
 from rwkvbatch.replay.adaptive import Reached, first_round, reached, rounds
-from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder
+from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder, explain
 from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
-from rwkvbatch.replay.identity import make_about, make_identity, make_shard
-from rwkvbatch.replay.models import ModelProvider, Setup, refuse_unusable, setups_of
+from rwkvbatch.replay.identity import make_about, make_identity
+from rwkvbatch.replay.models import ModelLoader, Setup, refuse_unusable, setups_of
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import MakePool, WorkerPool
 from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
 from rwkvbatch.replay.row_index import write_members
-from rwkvbatch.results.directory import RunDirectory
+from rwkvbatch.results.directory import RunDirectory, State, StatusFile
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
-from rwkvbatch.results.status import StatusFile
 from rwkvbatch.results.store import RESULTS_NAME, MemoryRows, Rows
 from rwkvbatch.results.summary import Summary, summarize, write_summary
 from rwkvbatch.script.reader import SkippedLine
 
 if TYPE_CHECKING:
-    from rwkvbatch.engine.engine import Engine
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
 VERIFY_NAME = "verify.json"
-
-if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How to carry out a plan. No option changes a row.
+    """How to carry out a plan, see `rwkvbatch.run`. No option changes a row.
 
     Attributes:
-        out: the run directory; None keeps the rows in memory.
-        scripts, command: for the manifest's `about`.
-        retry_errors: run failed rows again, and the rows after them in their conversations.
-        repair: set damaged rows aside and run them again.
-        verify_rows: number of finished rows to generate again afterwards, alone and in another batch.
         skipped: bad lines of the scripts, to be kept in the directory.
-        observer: receives the progress. should_stop: checked between steps; true ends the run.
-        loading: context in which the models are loaded, before anything is written.
         pool: makes the workers; None runs one worker in this process.
         files: system calls of the store.
     """
@@ -69,7 +58,7 @@ class RunOptions:
     repair: bool = False
     verify_rows: int = 0
     skipped: Sequence[SkippedLine] = ()
-    observer: Observer | None = None
+    observers: Sequence[Observer] = ()
     should_stop: Callable[[], bool] = lambda: False
     loading: Callable[[], AbstractContextManager[None]] = nullcontext
     pool: MakePool | None = None
@@ -85,7 +74,6 @@ class RunResult:
         summary: figures by cell. progress: of this session.
         interrupted: the run was stopped before its end.
         rows: reads the rows, in the plan's order.
-        plan: what was run.
         verified: the content of `verify.json`, when rows were verified.
         reached: the precision of each cell; empty without `--until-ci`.
     """
@@ -100,25 +88,21 @@ class RunResult:
     reached: tuple[Reached, ...] = ()
 
     def to_pandas(self) -> pd.DataFrame:
-        """The rows as a table, one per turn, with the metrics of `compare` as columns.
-
-        Raises:
-            RunDirectoryError: the run has no rows yet.
-        """
+        """The rows as a table, one per turn, with the metrics of `compare`; raises `RunDirectoryError` without rows."""
         from rwkvbatch.comparison import load
 
         return load(self)
 
     def __repr__(self) -> str:
-        done = self.summary
+        done, state = self.summary, ", interrupted" if self.interrupted else ""
         place = "in memory" if self.directory is None else f"in {self.directory}"
         return (
-            f"<RunResult{', interrupted' if self.interrupted else ''}: {done.rows:,} of {done.planned:,} rows {place}; "
-            f"cells {len(done.cells)}, errors {done.errors}, checks passed {done.checks_passed} of {done.checks}>"
+            f"<RunResult{state}: {done.rows:,} of {done.planned:,} rows {place}; cells {len(done.cells)}, "
+            f"errors {done.errors}, checks passed {done.checks_passed} of {done.checks}>"
         )
 
 
-def execute(plan: Plan, loader: ModelProvider, options: RunOptions) -> RunResult:
+def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
     """Run the rows of a plan that do not exist yet.
 
     Raises:
@@ -126,55 +110,30 @@ def execute(plan: Plan, loader: ModelProvider, options: RunOptions) -> RunResult
         StorageError: a write failed; rows before it are kept.
         TooManyFailuresError: more rows failed than the settings allow.
     """
-    pool = None if options.pool is None else options.pool(plan)
-    try:
+    with ExitStack() as stack:
+        pool = None if options.pool is None else stack.enter_context(closing(options.pool(plan)))
+        directory = None
         if options.out is not None:
-            return _execute_in(options.out, plan, loader, pool, options)
-        refuse_unusable(plan, _load_specs(plan, loader, pool, options))
-        return _Session(plan, loader, pool, options, MemoryRows()).run()
-    finally:
-        if pool is not None:
-            pool.close()
-
-
-def _load_specs(plan: Plan, loader: ModelProvider, pool: WorkerPool | None, options: RunOptions) -> dict[Setup, Any]:
-    with options.loading():
-        return (loader if pool is None else pool).specs(setups_of(plan))
-
-
-def _execute_in(
-    path: Path, plan: Plan, loader: ModelProvider, pool: WorkerPool | None, options: RunOptions
-) -> RunResult:
-    directory = RunDirectory(path, options.command, options.files)
-    try:
-        specs = _load_specs(plan, loader, pool, options)
+            directory = stack.enter_context(closing(RunDirectory(options.out, options.command, options.files)))
+        with options.loading():
+            specs = (loader if pool is None else pool).specs(setups_of(plan))
+        if directory is None:
+            refuse_unusable(plan, specs)
+            return _Session(plan, loader, pool, options, MemoryRows()).run()
         identity = make_identity(plan, specs, loader.tokenizer)
         refuse_unusable(plan, specs)
-        directory.claim(
-            identity,
-            lambda: make_about(plan, specs, list(options.scripts), options.command),
-            make_shard(plan),
-        )
+        make = partial(make_about, plan, specs, list(options.scripts), options.command)
+        directory.claim(identity, make, plan.shard and {**vars(plan.shard), "rows_of_run": plan.num_rows})
         if plan.shard is not None:
-            write_members(options.files, directory.path, plan.members())
+            write_members(options.files, directory.path, [plan.members[number] for number in plan.chosen])
         if options.skipped:
             directory.keep_skipped(line.raw for line in options.skipped)
-        store = directory.open_rows(plan.num_rows, plan.row_number, repair=options.repair)
-        try:
-            return _Session(plan, loader, pool, options, store, directory.path).run()
-        finally:
-            store.close()
-    finally:
-        directory.close()
+        store = stack.enter_context(closing(directory.open_rows(plan.num_rows, plan.row_number, repair=options.repair)))
+        return _Session(plan, loader, pool, options, store).run()
 
 
 def read_rows(directory: Path) -> Iterator[Row]:
-    """The rows of a run directory, in the order of the file.
-
-    Raises:
-        RunDirectoryError: the file cannot be read.
-        RunDamagedError: a row is damaged.
-    """
+    """The rows of a run directory, in the order of the file; raises as `read_results`."""
     return read_results(directory / RESULTS_NAME)
 
 
@@ -182,20 +141,13 @@ class _Session:
     """One process's part of a run: what its rows, progress and verdict come from."""
 
     def __init__(
-        self,
-        plan: Plan,
-        loader: ModelProvider,
-        pool: WorkerPool | None,
-        options: RunOptions,
-        rows: Rows,
-        path: Path | None = None,
+        self, plan: Plan, loader: ModelLoader, pool: WorkerPool | None, options: RunOptions, rows: Rows
     ) -> None:
         self._plan = plan
         self._loader = loader
         self._options = options
         self._rows = rows
-        self._path = path
-        self._status = None if path is None else StatusFile(path, files=options.files)
+        self._status = None if options.out is None else StatusFile(options.out, files=options.files)
         self._wanted = first_round(plan)
         self._steps = StepLog()
         self._verified: list[int] = []
@@ -204,18 +156,13 @@ class _Session:
             rows.discard([number for number in range(plan.num_rows) if rows.failed(number)])
         self._counts = Counts(rows.num_durable)
         recorder = RowRecorder(plan, rows, self._counts, plan.settings.max_failures)
-        self._driver = (
-            LocalDriver(plan, loader, recorder, options.should_stop, self._after_step)
-            if pool is None
-            else PoolDriver(plan, pool, recorder, options.should_stop, self._after_step)
-        )
+        hooks = (recorder, options.should_stop, self._after_step)
+        self._driver = LocalDriver(plan, loader, *hooks) if pool is None else PoolDriver(plan, pool, *hooks)
 
     def run(self) -> RunResult:
-        observer = self._options.observer
-        if observer is not None:
+        for observer in self._options.observers:
             observer.started(self._progress())
-        if self._status is not None:
-            self._status.update(self._progress().as_dict())
+        self._update_status("running")
         try:
             complete = self._run_rounds()
             self._rows.flush()
@@ -225,10 +172,9 @@ class _Session:
             self._fail(error)
             raise
         finally:
-            if observer is not None:
+            for observer in self._options.observers:
                 observer.ended(self._progress())
-        if self._status is not None:
-            self._status.update(self._progress().as_dict(), "done" if complete else "interrupted")
+        self._update_status("done" if complete else "interrupted")
         return self._result(interrupted=not complete)
 
     def _run_rounds(self) -> bool:
@@ -251,21 +197,33 @@ class _Session:
         )
 
     def _verify(self, setup: Setup, count: int) -> None:
-        candidates = [row for task in self._tasks(setup) for row in range(*self._plan.rows_of(task))]
-        chosen = choose_rows(self._rows, candidates, count)
-        encoder = self._loader.encoder(setup, self._plan)
-        self._verified += chosen
-        self._differences += verify_rows(
-            self._plan, self._rows, chosen, encoder, lambda batch: self._loader.engine(setup, self._plan, batch)
-        )
+        """Generate `count` finished rows again, each alone and all in one batch in another order."""
+        plan, rows = self._plan, self._rows
+        numbers = [
+            row for task in self._tasks(setup) for row in range(*plan.rows_of(task)) if _is_verifiable(rows, row)
+        ]
+        numbers.sort(key=lambda number: hashlib.blake2b(b"%d" % number).digest())
+        del numbers[count:]
+        encoder = self._loader.encoder(setup, plan)
+        requests = [_request(plan, rows, number, encoder) for number in numbers]
+        lone = [self._loader.engine(setup, plan, 1).generate([request])[0] for request in requests]
+        shuffled = self._loader.engine(setup, plan, max(1, len(requests))).generate(requests[::-1])[::-1]
+        for number, *replies in zip(numbers, lone, shuffled, strict=True):
+            for where, reply in zip(("alone", "shuffled"), replies, strict=True):
+                if found := _compare(number, where, rows.read(number), reply, replies[0]):
+                    self._differences.append(found)
+        self._verified += numbers
 
     def _after_step(self) -> None:
         progress = self._progress()
         self._steps.count(progress)
-        if self._options.observer is not None:
-            self._options.observer.moved(progress)
+        for observer in self._options.observers:
+            observer.moved(progress)
+        self._update_status("running", progress=progress)
+
+    def _update_status(self, state: State, error: str | None = None, progress: Progress | None = None) -> None:
         if self._status is not None:
-            self._status.update(progress.as_dict())
+            self._status.update((progress or self._progress()).as_dict(), state, error)
 
     def _progress(self) -> Progress:
         return self._counts.progress(self._rows.num_durable, self._wanted.num_rows)
@@ -277,45 +235,28 @@ class _Session:
                 self._rows.flush()
             except StorageError:
                 _log.exception("the last rows could not be flushed")
-        if self._status is not None:
-            state = "failed" if isinstance(error, Exception) else "interrupted"
-            message = error.message if isinstance(error, RwkvBatchError) else f"{type(error).__name__}: {error}"
-            self._status.update(self._progress().as_dict(), state, message)
+        self._update_status("failed" if isinstance(error, Exception) else "interrupted", explain(error))
 
     def _result(self, *, interrupted: bool) -> RunResult:
-        progress = self._progress()
+        path, files, progress = self._options.out, self._options.files, self._progress()
         self._steps.end(progress, interrupted=interrupted)
         verified = verdict(len(self._verified), self._differences) if self._verified else None
         names = [cell.name for cell in self._plan.cells]
         summary = summarize(self._rows.rows(), names, self._wanted.num_rows)
-        rows = partial(iter, list(self._rows.rows())) if self._path is None else partial(read_rows, self._path)
-        if self._path is not None:
-            session = {
-                "wall_s": round(progress.elapsed_s, 3),
-                "reply_tokens": progress.reply_tokens,
-                "tokens_per_s": round(progress.tokens_per_s, 3),
-            }
-            write_summary(self._path, summary, session, files=self._options.files)
+        rows = partial(iter, list(self._rows.rows())) if path is None else partial(read_rows, path)
+        if path is not None:
+            write_summary(path, summary, progress.session(), files=files)
             if verified is not None:
-                _write_verdict(self._options.files, self._path, verified)
-        return RunResult(
-            directory=self._path,
-            summary=summary,
-            progress=progress,
-            interrupted=interrupted,
-            plan=self._plan,
-            rows=rows,
-            verified=verified,
-            reached=reached(self._plan, self._rows, self._wanted),
-        )
+                save_file(path / VERIFY_NAME, [json.dumps(verified, indent=2).encode(), b"\n"], files=files)
+        precision = reached(self._plan, self._rows, self._wanted)
+        return RunResult(path, summary, progress, interrupted, self._plan, rows, verified, precision)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A row that was generated differently the second time.
+    """A row that was generated differently, `alone` or `shuffled`.
 
     Attributes:
-        where: `alone` or `shuffled`.
         first_token: position of the first different token; None when only log-probabilities differ.
         gap: difference of the log-probabilities at that position (their largest difference without one), in nats.
     """
@@ -324,33 +265,6 @@ class Difference:
     where: str
     first_token: int | None
     gap: float
-
-
-def choose_rows(rows: Rows, candidates: Sequence[int], count: int) -> list[int]:
-    """`count` of the finished rows among `candidates`; the same ones for the same plan."""
-    finished = [n for n in candidates if rows.has(n) and not rows.failed(n) and rows.read(n).finish_reason != "time"]
-    return sorted(finished, key=lambda n: hashlib.blake2b(b"%d" % n).digest())[:count]
-
-
-def verify_rows(
-    plan: Plan,
-    rows: Rows,
-    numbers: Sequence[int],
-    encoder: PromptEncoder,
-    make_engine: Callable[[int], Engine],
-) -> list[Difference]:
-    """Generate rows again, each alone and all in one batch in another order."""
-    requests = [_request(plan, rows, number, encoder) for number in numbers]
-    differences: list[Difference] = []
-    lone = [_generate(make_engine(1), [request])[0] for request in requests]
-    together = _generate(make_engine(max(1, len(requests))), requests[::-1])[::-1]
-    for number, alone, shuffled in zip(numbers, lone, together, strict=True):
-        row = rows.read(number)
-        for where, reply in (("alone", alone), ("shuffled", shuffled)):
-            found = _compare(number, where, row, reply, alone)
-            if found is not None:
-                differences.append(found)
-    return differences
 
 
 def verdict(num_rows: int, differences: Sequence[Difference]) -> dict[str, Any]:
@@ -366,16 +280,12 @@ def verdict(num_rows: int, differences: Sequence[Difference]) -> dict[str, Any]:
             f"not for {len({d.row for d in tokens_differ})} of {num_rows} rows; first: row {first.row} {first.where}, "
             f"token {first.first_token}, log-probabilities differ by {first.gap:.3g}"
         )
-    return {
-        "rows": num_rows,
-        "held": held,
-        "bitwise": not differences,
-        "differences": [vars(difference) for difference in differences],
-    }
+    listed = [vars(difference) for difference in differences]
+    return {"rows": num_rows, "held": held, "bitwise": not differences, "differences": listed}
 
 
-def _write_verdict(files: Files, directory: Path, content: dict[str, Any]) -> None:
-    save_file(directory / VERIFY_NAME, [json.dumps(content, indent=2).encode(), b"\n"], files=files)
+def _is_verifiable(rows: Rows, number: int) -> bool:
+    return rows.has(number) and not rows.failed(number) and rows.read(number).finish_reason != "time"
 
 
 def _request(plan: Plan, rows: Rows, number: int, encoder: PromptEncoder) -> Request:
@@ -384,14 +294,6 @@ def _request(plan: Plan, rows: Rows, number: int, encoder: PromptEncoder) -> Req
     while replay.turn < turn:
         replay.skip_turn(rows.read(replay.task.first_row + replay.turn))
     return replay.request()
-
-
-def _generate(engine: Engine, requests: Sequence[Request]) -> list[Reply]:
-    ids = [engine.submit(request) for request in requests]
-    results: dict[int, Reply | Score] = {}
-    while len(results) < len(ids):
-        results.update(engine.step())
-    return [reply for number in ids if isinstance(reply := results[number], Reply)]
 
 
 def _compare(number: int, where: str, row: Row, reply: Reply, alone: Reply) -> Difference | None:

@@ -14,16 +14,16 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rwkvbatch.engine.request import Reply, Score
 from rwkvbatch.errors import RowError, RwkvBatchError, is_out_of_memory
 from rwkvbatch.replay.conversation import ConversationReplay, error_row, not_reached
-from rwkvbatch.replay.models import ModelProvider, Setup
+from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import LEFT_ON_REQUEST, Assign, Drop, Event, Joined, Leave, Left, LogEntry, Order, Report
+from rwkvbatch.replay.pool import LEFT_ON_REQUEST, Assign, Drop, Joined, Leave, Left, LogEntry, Order, Report
 from rwkvbatch.results.row import EncodedRow, Row
 
 HEARTBEAT_S = 0.5
@@ -34,13 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step of a worker finished.
-
-    Attributes:
-        rows: finished rows, by their number in the plan.
-        finished: tasks that have all their rows.
-        active: tasks under way.
-    """
+    """What one step finished: rows by number, and tasks that have all their rows. `active` tasks are under way."""
 
     rows: dict[int, Row]
     finished: tuple[int, ...]
@@ -48,18 +42,9 @@ class Step:
 
 
 class Worker:
-    """Runs tasks over an engine of its own.
+    """Runs tasks over an engine of its own, which is replaced by a smaller one when memory runs out."""
 
-    Args:
-        plan: defines the tasks.
-        loader: makes the engine; makes a smaller one when memory runs out and the engine cannot recover.
-        setup: the model.
-
-    Raises:
-        CheckpointError, UsageError: the model cannot be loaded.
-    """
-
-    def __init__(self, plan: Plan, loader: ModelProvider, setup: Setup) -> None:
+    def __init__(self, plan: Plan, loader: ModelLoader, setup: Setup) -> None:
         self._plan = plan
         self._loader = loader
         self._setup = setup
@@ -80,10 +65,6 @@ class Worker:
         return len(self._rows_of)
 
     @property
-    def idle(self) -> bool:
-        return not self._rows_of
-
-    @property
     def room(self) -> int:
         """Tasks to hold when the driver is in another process: a batch, and half as many to start meanwhile."""
         return self._batch + max(1, self._batch // 2)
@@ -96,7 +77,7 @@ class Worker:
 
     def drop(self, tasks: Iterable[int] | None = None) -> None:
         """Forget tasks (all of them by default) and cancel their requests."""
-        gone = self._rows_of.keys() & (self._rows_of.keys() if tasks is None else set(tasks))
+        gone = set(self._rows_of) if tasks is None else self._rows_of.keys() & tasks
         if not gone:
             return
         self._waiting = deque(number for number in self._waiting if number not in gone)
@@ -124,15 +105,13 @@ class Worker:
                 for request_id, result in results:
                     self._take_result(request_id, result)
         step = Step(self._new_rows, tuple(self._finished), self._num_active)
-        self._new_rows = {}
-        self._finished.clear()
+        self._new_rows, self._finished = {}, []
         return step
 
     def _advance(self, replay: ConversationReplay) -> None:
         """Skip turns that have rows, then submit the next turn; or end the task."""
         rows = self._rows_of[replay.task.number]
-        while not replay.over and replay.turn in rows:
-            row = rows[replay.turn]
+        while not replay.over and (row := rows.get(replay.turn)) is not None:
             if row.finish_reason == "error":
                 self._end_with_error(replay)
                 return
@@ -144,17 +123,15 @@ class Worker:
             replay.submit(self._engine)
         except (RwkvBatchError, ValueError) as error:
             self._fail(replay, error)
-            return
-        for request_id in replay.pending:
-            self._requests[request_id] = replay
+        else:
+            self._requests |= dict.fromkeys(replay.pending, replay)
 
     def _take_result(self, request_id: int, result: Reply | Score) -> None:
         replay = self._requests.pop(request_id, None)
         if replay is None:  # dropped while it was generated
             return
         turn = replay.turn
-        row = replay.take_result(request_id, result)
-        if row is None:
+        if (row := replay.take_result(request_id, result)) is None:
             return
         self._add_row(replay, turn, row)
         if row.finish_reason == "error":
@@ -199,7 +176,7 @@ class Worker:
 
 
 class Channel(Protocol):
-    """A two-way connection to the driver, such as `multiprocessing.connection.Connection`."""
+    """A connection to the driver, such as `multiprocessing.connection.Connection`."""
 
     def send(self, obj: Any, /) -> None: ...
     def recv(self) -> Any: ...
@@ -216,7 +193,6 @@ class LogCollector(logging.Handler):
         self._entries.append(LogEntry(record.name, record.levelno, record.getMessage()))
 
     def take(self) -> tuple[LogEntry, ...]:
-        """The records since the last call."""
         entries, self._entries = tuple(self._entries), []
         return entries
 
@@ -242,31 +218,27 @@ def collecting_logs(logs: LogCollector) -> Generator[None]:
 def serve(channel: Channel, make_worker: Callable[[], Worker], name: str, logs: LogCollector | None = None) -> None:
     """Run a worker for the driver at the other end of `channel`, until `Leave` or until the channel breaks.
 
-    Rows are encoded before they are sent. The last event is `Left`, with the reason.
-
-    Args:
-        logs: entries collected before, which are sent with the first report.
+    The last event is `Left`. `logs` has entries for the first report.
     """
     logs = logs or LogCollector()
     with collecting_logs(logs):
-        _send(channel, _serve(channel, make_worker, name, logs))
-
-
-def _serve(channel: Channel, make_worker: Callable[[], Worker], name: str, logs: LogCollector) -> Left:
-    try:
-        worker = make_worker()
-        orders = _start_reading(channel)
-        channel.send(Joined(name, worker.room))
-        _carry_out_orders(channel, worker, orders, logs)
-    except (EOFError, OSError):
-        return Left("the driver is gone")
-    except RwkvBatchError as error:
-        return Left(str(error), error)
-    except Exception as error:  # the driver decides; the traceback goes to its log
-        _log.error("%s", traceback.format_exc())
-        _send(channel, Report(logs=logs.take()))
-        return Left(f"{type(error).__name__}: {error}")
-    return Left(LEFT_ON_REQUEST)
+        left = Left(LEFT_ON_REQUEST)
+        try:
+            worker = make_worker()
+            orders = _start_reading(channel)
+            channel.send(Joined(name, worker.room))
+            _carry_out_orders(channel, worker, orders, logs)
+        except (EOFError, OSError):
+            left = Left("the driver is gone")
+        except RwkvBatchError as error:
+            left = Left(str(error), error)
+        except Exception as error:  # the driver decides; the traceback goes to its log
+            _log.error("%s", traceback.format_exc())
+            with suppress(OSError, ValueError):
+                channel.send(Report(logs=logs.take()))
+            left = Left(f"{type(error).__name__}: {error}")
+        with suppress(OSError, ValueError):
+            channel.send(left)
 
 
 _Orders = queue.SimpleQueue[Order | None]
@@ -276,7 +248,7 @@ def _carry_out_orders(channel: Channel, worker: Worker, orders: _Orders, logs: L
     sent_s = time.monotonic()
     leaving = False
     while not leaving:
-        while not leaving and (worker.idle or not orders.empty()):
+        while not leaving and (not worker.num_held or not orders.empty()):
             match orders.get():
                 case Assign(tasks):
                     for task, rows in tasks.items():
@@ -288,10 +260,8 @@ def _carry_out_orders(channel: Channel, worker: Worker, orders: _Orders, logs: L
                     leaving = True
                 case None:
                     raise EOFError
-        step = worker.step()
-        now = time.monotonic()
-        entries = logs.take()
-        if step.rows or step.finished or entries or worker.idle or now - sent_s >= HEARTBEAT_S:
+        step, entries, now = worker.step(), logs.take(), time.monotonic()
+        if step.rows or step.finished or entries or not worker.num_held or now - sent_s >= HEARTBEAT_S:
             rows = tuple(EncodedRow.of(number, row) for number, row in step.rows.items())
             channel.send(Report(rows, step.finished, step.active, entries))
             sent_s = now
@@ -302,18 +272,10 @@ def _start_reading(channel: Channel) -> _Orders:
     orders: _Orders = queue.SimpleQueue()
 
     def read() -> None:
-        try:
+        with suppress(EOFError, OSError):
             while True:
                 orders.put(channel.recv())
-        except (EOFError, OSError):
-            orders.put(None)
+        orders.put(None)
 
     threading.Thread(target=read, name="orders", daemon=True).start()
     return orders
-
-
-def _send(channel: Channel, event: Event) -> None:
-    try:
-        channel.send(event)
-    except (OSError, ValueError):
-        return

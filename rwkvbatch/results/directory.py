@@ -1,30 +1,35 @@
-"""A run directory: made or continued, locked, refused when it holds another run or other files."""
+"""A run directory: made or continued, locked, refused when it holds another run or other files.
+
+`status.json` in it says how far the run is, for readers in other processes.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
-import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rwkvbatch.errors import RunDirectoryError, RunLockedError
-from rwkvbatch.files import OS_FILES, Files, make_directory, save_file
+from rwkvbatch.files import OS_FILES, Files, make_directory, replace_file, save_file
 from rwkvbatch.prompt.escaping import file_name
-from rwkvbatch.results.manifest import read_manifest, refuse_other_run, write_manifest
-from rwkvbatch.results.recovery import DAMAGED_NAME
+from rwkvbatch.results.manifest import JsonObject, read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.results.row import RowKey
 from rwkvbatch.results.store import RESULTS_NAME, RowStore
 
 LOCK_NAME = ".lock"
 SKIPPED_NAME = "skipped.jsonl"
+STATUS_NAME = "status.json"
+STATUS_EVERY_S = 2.0
 
-_log = logging.getLogger(__name__)
+State = Literal["running", "done", "interrupted", "failed"]
 
 
 class DirectoryLock:
@@ -44,9 +49,7 @@ class DirectoryLock:
             self._descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise RunDirectoryError(
-                f"cannot be written to: {error.strerror}",
-                path=directory,
-                hint="give another directory with --out",
+                f"cannot be written to: {error.strerror}", path=directory, hint="give another directory with --out"
             ) from None
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -120,10 +123,7 @@ class RunDirectory:
         return self.manifest is not None
 
     def claim(
-        self,
-        identity: Mapping[str, Any],
-        make_about: Callable[[], Mapping[str, Any]],
-        shard: Mapping[str, Any] | None = None,
+        self, identity: JsonObject, make_about: Callable[[], JsonObject], shard: JsonObject | None = None
     ) -> None:
         """Compare the manifest with this run (or this part of it), or write it where the directory has no rows yet.
 
@@ -138,24 +138,8 @@ class RunDirectory:
         self._is_new = False
 
     def open_rows(self, num_rows: int, place: Callable[[RowKey], int | None], *, repair: bool = False) -> RowStore:
-        """The rows so far, see `RowStore`; logs what was set aside."""
-        store = RowStore(self.path, num_rows, place, repair=repair, files=self._files)
-        found, path = store.opening, self.path / RESULTS_NAME
-        if found.torn_bytes:
-            _log.warning(
-                "%s: the last write was cut off; its %d bytes are set aside in %s",
-                path,
-                found.torn_bytes,
-                found.torn_name,
-            )
-        if found.repaired_lines:
-            _log.warning(
-                "%s: %d damaged lines are set aside in %s; their rows run again",
-                path,
-                found.repaired_lines,
-                DAMAGED_NAME,
-            )
-        return store
+        """The rows so far, see `RowStore`."""
+        return RowStore(self.path, num_rows, place, repair=repair, files=self._files)
 
     def keep_skipped(self, lines: Iterable[bytes]) -> None:
         """Keep the script's bad lines, as they were, in `skipped.jsonl`.
@@ -199,8 +183,91 @@ def default_directory(scripts: Sequence[str], parent: Path = Path("runs"), *, pa
     stem = "stdin" if scripts[0] == "-" else file_name(Path(scripts[0]).stem)
     suffix = part and "-part-" + part.replace("/", "-of-")
     name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}{suffix}"
-    path, count = parent / name, 1
-    while path.exists():
-        count += 1
-        path = parent / f"{name}-{count}"
-    return path
+    paths = itertools.chain([parent / name], (parent / f"{name}-{count}" for count in itertools.count(2)))
+    return next(path for path in paths if not path.exists())
+
+
+@dataclass
+class StatusFile:
+    """Replaces `status.json` at most every two seconds. A failure to write it does not stop the run.
+
+    Args:
+        clock: monotonic seconds. wall_clock: seconds since 1970, shown and not compared.
+    """
+
+    directory: Path
+    _: KW_ONLY
+    files: Files = OS_FILES
+    clock: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
+        self._started = self.wall_clock()
+        self._written_s: float | None = None
+
+    def update(self, figures: JsonObject, state: State = "running", error: str | None = None) -> None:
+        """Write the run's figures, at most every `STATUS_EVERY_S` while it is running.
+
+        Args:
+            figures: JSON values; `rows_total` among them.
+        """
+        now = self.clock()
+        if state == "running" and self._written_s is not None and 0 <= now - self._written_s < STATUS_EVERY_S:
+            return
+        self._written_s = now
+        content = {
+            "state": state,
+            "error": error,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": _iso(self._started),
+            "updated": _iso(self.wall_clock()),
+            **figures,
+        }
+        data = json.dumps(content, indent=2).encode() + b"\n"
+        with contextlib.suppress(OSError):
+            replace_file(self.files, self.directory / STATUS_NAME, [data], durable=False)
+
+
+def why_unfinished(directory: Path, num_rows: int) -> str | None:
+    """Why a run does not have all of its rows; None where it has, or where the file does not say.
+
+    A killed process cannot write that it was: `running` without such a process on this machine means that.
+
+    Args:
+        num_rows: rows in the directory now; the file may be older.
+    """
+    try:
+        status: Any = json.loads((directory / STATUS_NAME).read_bytes())
+        state, total = status["state"], int(status["rows_total"])
+        process, host, updated = int(status["pid"]), str(status["host"]), str(status["updated"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    count = f"it has {num_rows:,} of {total:,} rows"
+    match state:
+        case "running" if host != socket.gethostname():
+            return f"{count}; it was running on {host} at {updated}"
+        case "running" if _is_alive(process):
+            return f"{count}; it is still running, as process {process}"
+        case "running":
+            return f"{count}; its process ended early; run the same command again to continue"
+        case "interrupted":
+            return f"{count}; it was interrupted; run the same command again to continue"
+        case "failed":
+            return f"{count}; it failed ({status.get('error')})"
+        case _:
+            return None
+
+
+def _iso(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True

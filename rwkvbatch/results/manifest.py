@@ -16,6 +16,8 @@ from rwkvbatch.config import identity_with_full_names
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError
 from rwkvbatch.files import OS_FILES, Files, save_file
 
+JsonObject = Mapping[str, Any]
+
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
 MAX_MANIFEST_BYTES = 64 * 2**20
@@ -28,9 +30,9 @@ _MAX_SHOWN = 12
 
 def write_manifest(
     directory: Path,
-    identity: Mapping[str, Any],
-    about: Mapping[str, Any],
-    shard: Mapping[str, Any] | None = None,
+    identity: JsonObject,
+    about: JsonObject,
+    shard: JsonObject | None = None,
     *,
     files: Files = OS_FILES,
 ) -> None:
@@ -73,15 +75,14 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
             hint="use the version that wrote it",
         )
     manifest["identity"] = identity_with_full_names(manifest["identity"])
-    manifest["identity"] = identity_with_full_names(manifest["identity"])
     return manifest
 
 
 def refuse_other_run(
     directory: Path,
-    existing: Mapping[str, Any],
-    identity: Mapping[str, Any],
-    shard: Mapping[str, Any] | None = None,
+    existing: JsonObject,
+    identity: JsonObject,
+    shard: JsonObject | None = None,
     *,
     sides: tuple[str, str] = ("existing run", "this command"),
     hint: str = "give the settings that the run was started with, or another directory with --out",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,36 +17,29 @@ _BUFFER_BYTES = 2**16
 
 
 class LineIndex:
-    """Position of each row in its file, and whether it is an error row: 13 bytes a row.
+    """Position of each row of a run in its file, and whether it is an error row: 13 bytes a row.
 
-    Args:
-        num_rows: of the whole run.
+    Attributes:
+        num_there: how many rows were added.
     """
 
     def __init__(self, num_rows: int) -> None:
         self._offsets = array("q", [-1]) * num_rows
         self._lengths = array("i", [0]) * num_rows
         self._failed = bytearray(num_rows)
-        self._num_there = 0
-
-    @property
-    def num_there(self) -> int:
-        """How many rows were added."""
-        return self._num_there
+        self.num_there = 0
 
     def add(self, row: int, offset: int, length: int, *, failed: bool) -> None:
         """Add row `row`: `length` bytes from `offset` on."""
         self._offsets[row] = offset
         self._lengths[row] = length
         self._failed[row] = failed
-        self._num_there += 1
+        self.num_there += 1
 
     def has(self, row: int) -> bool:
-        """Whether the row was added."""
         return self._offsets[row] >= 0
 
     def failed(self, row: int) -> bool:
-        """Whether the row was added as an error row."""
         return bool(self._failed[row])
 
     def span(self, row: int) -> tuple[int, int]:
@@ -106,9 +100,7 @@ class ScannedLine:
 
 
 def scan_lines(
-    reader: BinaryIO,
-    place: Callable[[RowKey], int | None],
-    decode: Callable[[bytes], Row | RowHead] = decode_row,
+    reader: BinaryIO, place: Callable[[RowKey], int | None], decode: Callable[[bytes], Row | RowHead] = decode_row
 ) -> Iterator[ScannedLine]:
     """The lines of a results file.
 
@@ -118,9 +110,7 @@ def scan_lines(
     """
     seen: set[int] = set()
     start = 0
-    line_number = 0
-    while data := reader.readline(MAX_LINE_BYTES):
-        line_number += 1
+    for line_number, data in _numbered_lines(reader):
         number, failed, problem, whole = -1, False, None, True
         try:
             row = decode(data)
@@ -139,6 +129,10 @@ def scan_lines(
         start += len(data)
 
 
+def _numbered_lines(reader: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    return enumerate(iter(lambda: reader.readline(MAX_LINE_BYTES), b""), start=1)
+
+
 def read_results(path: Path) -> Iterator[Row]:
     """The rows of a results file in its order; a torn tail, which a run under way may have, is skipped.
 
@@ -146,22 +140,19 @@ def read_results(path: Path) -> Iterator[Row]:
         RunDirectoryError: the file cannot be read.
         RunDamagedError: a row before the last whole one is damaged.
     """
+    damage: RunDamagedError | None = None
     try:
         with path.open("rb") as reader:
-            problem: tuple[int, str] | None = None
-            for number, data in enumerate(iter(lambda: reader.readline(MAX_LINE_BYTES), b""), start=1):
+            for number, data in _numbered_lines(reader):
                 try:
                     row = decode_row(data)
                 except BadLineError as error:
-                    problem = problem or (number, str(error))
+                    hint = "continue the run with --repair to set damaged rows aside and run them again"
+                    problem = f"the row is damaged: {error}"
+                    damage = damage or RunDamagedError(problem, path=path, line=number, hint=hint)
                     continue
-                if problem is not None:
-                    raise RunDamagedError(
-                        f"the row is damaged: {problem[1]}",
-                        path=path,
-                        line=problem[0],
-                        hint="continue the run with --repair to set damaged rows aside and run them again",
-                    )
+                if damage is not None:
+                    raise damage
                 yield row
     except OSError as error:
         raise RunDirectoryError(f"cannot be read: {error.strerror}", path=path) from None
@@ -187,11 +178,7 @@ class Findings:
 
 
 def look_through(files: Files, path: Path, place: Callable[[RowKey], int | None], index: LineIndex) -> Findings:
-    """Scan the file and add its rows to `index`.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Scan the file and add its rows to `index`."""
     bad: list[ScannedLine] = []
     end_of_rows = end = 0
     with files.read(path) as reader:
@@ -206,29 +193,15 @@ def look_through(files: Files, path: Path, place: Callable[[RowKey], int | None]
     return Findings(tuple(line for line in bad if line.start < end_of_rows), end_of_rows, end)
 
 
-def keep_torn_tail(files: Files, path: Path, found: Findings) -> Path | None:
-    """Copy the torn tail to a new file `results.torn-N`; None when there is none.
-
-    Raises:
-        OSError: it could not be written.
-    """
-    if found.end == found.end_of_rows:
-        return None
-    taken = {other.name for other in path.parent.glob(f"{TORN_NAME}-*")}
-    count = 1
-    while f"{TORN_NAME}-{count}" in taken:
-        count += 1
-    torn = path.with_name(f"{TORN_NAME}-{count}")
+def keep_torn_tail(files: Files, path: Path, found: Findings) -> Path:
+    """Copy the torn tail to a new file `results.torn-N`."""
+    torn = next(name for count in itertools.count(1) if not (name := path.with_name(f"{TORN_NAME}-{count}")).exists())
     replace_file(files, torn, read_spans(files, path, [(found.end_of_rows, found.end)]))
     return torn
 
 
 def keep_damaged_lines(files: Files, path: Path, damaged: Sequence[ScannedLine]) -> None:
-    """Append the lines to `results.damaged`.
-
-    Raises:
-        OSError: it could not be written.
-    """
+    """Append the lines to `results.damaged`."""
     descriptor = files.open_append(path.with_name(DAMAGED_NAME))
     try:
         for piece in read_spans(files, path, [(line.start, line.end) for line in damaged]):

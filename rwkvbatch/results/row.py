@@ -19,7 +19,6 @@ class RowKey:
     turn: int
 
     def in_words(self) -> str:
-        """For messages."""
         return f"conversation {self.conversation}, cell {self.cell}, repeat {self.repeat}, turn {self.turn}"
 
 
@@ -123,28 +122,16 @@ class Row:
 
     @property
     def failed_checks(self) -> int:
-        """Number of checks that did not pass."""
         return sum(not check.passed for check in self.checks)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values in the order of the fields. Written out because `asdict` copies every token id."""
+        """JSON values in the order of the fields; `asdict` would copy every token id."""
         return {
-            "conversation": self.conversation,
-            "cell": self.cell,
-            "repeat": self.repeat,
-            "turn": self.turn,
-            "seed": self.seed,
-            "tags": self.tags,
-            "prompt": self.prompt,
-            "reply": self.reply,
-            "reply_ids": self.reply_ids,
-            "finish_reason": self.finish_reason,
-            "stopped_by": self.stopped_by,
+            **vars(self),
             "tokens": vars(self.tokens),
             "logprob": vars(self.logprob),
             "reference": None if self.reference is None else vars(self.reference),
             "checks": [vars(check) for check in self.checks],
-            "error": self.error,
             "timing": vars(self.timing),
         }
 
@@ -197,13 +184,7 @@ class BadLineError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """Row `number` of the plan as a line of the file, and what a run counts of it without decoding the line.
-
-    Attributes:
-        error: the row's error message; None for a good row.
-        failed_checks: checks that did not pass.
-        reply_tokens: tokens generated.
-    """
+    """Row `number` of the plan as a line of the file, and what a run counts of it without decoding the line."""
 
     number: int
     line: bytes
@@ -213,7 +194,6 @@ class EncodedRow:
 
     @classmethod
     def of(cls, number: int, row: Row) -> Self:
-        """Encode a row."""
         return cls(number, encode_row(row), row.error, row.failed_checks, row.tokens.reply)
 
 

@@ -3,133 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, StorageError
 from rwkvbatch.files import OS_FILES, Files, in_blocks, read_spans, replace_file, write_all
-from rwkvbatch.results.recovery import (
-    DAMAGED_NAME,
-    LineIndex,
-    keep_damaged_lines,
-    keep_torn_tail,
-    look_through,
-)
+from rwkvbatch.results.recovery import DAMAGED_NAME, LineIndex, keep_damaged_lines, keep_torn_tail, look_through
 from rwkvbatch.results.row import BadLineError, EncodedRow, Row, RowKey, decode_row
 
 RESULTS_NAME = "results.jsonl"
 FLUSH_ROWS = 64
 FLUSH_SECONDS = 2.0
 
-
-class Rows(Protocol):
-    """The rows of one run by their numbers in its plan."""
-
-    @property
-    def num_rows(self) -> int:
-        """Rows written, durable or not."""
-        ...
-
-    @property
-    def num_durable(self) -> int:
-        """Rows that may be reported as done, because a power cut cannot lose them."""
-        ...
-
-    def has(self, number: int) -> bool:
-        """Whether row `number` was written."""
-        ...
-
-    def failed(self, number: int) -> bool:
-        """Whether row `number` was written and is an error row."""
-        ...
-
-    def read(self, number: int) -> Row:
-        """Row `number`.
-
-        Raises:
-            KeyError: it was not written.
-            RunDamagedError: it changed on the disk since.
-        """
-        ...
-
-    def rows(self) -> Iterator[Row]:
-        """All rows in the plan's order."""
-        ...
-
-    def append(self, number: int, row: Row) -> None:
-        """Write row `number`; see `append_all`."""
-        ...
-
-    def append_all(self, rows: Mapping[int, Row]) -> None:
-        """Write rows by number in one piece; they are at risk until `num_durable` counts them.
-
-        Raises:
-            StorageError: this write or an earlier one failed. Nothing more can be written.
-            ValueError: a row was written before.
-        """
-        ...
-
-    def append_encoded(self, rows: Sequence[EncodedRow]) -> None:
-        """Write rows that were encoded elsewhere; see `append_all`."""
-        ...
-
-    def tick(self) -> None:
-        """Flush rows that would otherwise wait too long for the next call; called between the engine's steps.
-
-        Raises:
-            StorageError: the flush failed.
-        """
-        ...
-
-    def flush(self) -> None:
-        """Wait until every written row is on the disk.
-
-        Raises:
-            StorageError: the flush failed. It is not repeated, because the kernel may have dropped the data.
-        """
-        ...
-
-    def discard(self, numbers: Iterable[int]) -> None:
-        """Remove rows, to be run again.
-
-        Raises:
-            StorageError: the file could not be replaced; it is unchanged.
-        """
-        ...
-
-    def finalize(self) -> None:
-        """Sort the rows into the plan's order, which does not depend on how the run went.
-
-        Raises:
-            StorageError: the file could not be replaced; it is unchanged.
-        """
-        ...
-
-    def close(self) -> None:
-        """Flush, unless an earlier write failed, and release the file."""
-        ...
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What was found when a store was opened.
-
-    Attributes:
-        rows: whole rows. torn_bytes, torn_name: size of a torn tail, and the file it was copied to.
-        repaired_lines: damaged lines that were set aside.
-    """
-
-    rows: int
-    torn_bytes: int
-    torn_name: str | None
-    repaired_lines: int
+_log = logging.getLogger(__name__)
 
 
 class RowStore:
-    """`Rows` in `results.jsonl`. The caller holds the directory's lock.
+    """The rows of one run by their numbers in its plan, in `results.jsonl`. The caller holds the directory's lock.
+
+    All that writes raises `StorageError` when a write, a flush or the replacement of the file fails, and from then on:
+    a flush is not repeated, because the kernel may have dropped the data.
 
     Args:
         directory: the run directory.
@@ -138,6 +34,9 @@ class RowStore:
         repair: set damaged lines aside in `results.damaged` instead of refusing them.
         flush_rows, flush_seconds: at most this much is lost in a power cut; a killed process loses nothing.
         clock: monotonic seconds.
+
+    Attributes:
+        num_durable: rows that may be reported as done, because a power cut cannot lose them.
 
     Raises:
         RunDamagedError: a line before the last whole one is damaged, and `repair` is off.
@@ -164,7 +63,7 @@ class RowStore:
         self._flush_seconds = flush_seconds
         self._clock = clock
         self._index = LineIndex(num_rows)
-        self._num_durable = 0
+        self.num_durable = 0
         self._size = 0
         self._oldest_pending: float | None = None
         self._last_look = clock()
@@ -173,60 +72,63 @@ class RowStore:
         self._reader: BinaryIO | None = None
         self._descriptor = -1
         try:
-            self.opening = self._open(repair)
+            self._open(repair)
         except BaseException:  # Ctrl-C too: nobody can close an object whose construction failed
             self.close()
             raise
 
     @property
     def num_rows(self) -> int:
+        """Rows written, durable or not."""
         return self._index.num_there
 
-    @property
-    def num_durable(self) -> int:
-        return self._num_durable
-
     def has(self, number: int) -> bool:
+        """Whether row `number` was written."""
         return self._index.has(number)
 
     def failed(self, number: int) -> bool:
+        """Whether row `number` was written and is an error row."""
         return self._index.failed(number)
 
     def read(self, number: int) -> Row:
+        """Row `number`.
+
+        Raises:
+            KeyError: it was not written.
+            RunDamagedError: it changed on the disk since.
+        """
         if not self.has(number):
             raise KeyError(number)
         try:
-            return decode_row(self._line(number))
+            if self._reader is None:
+                self._reader = self._files.read(self._path)
+            return decode_row(self._index.read(number, self._reader))
         except BadLineError as error:
             raise RunDamagedError(f"a row changed on the disk during the run: {error}", path=self._path) from None
 
     def rows(self) -> Iterator[Row]:
+        """All rows in the plan's order."""
         return map(self.read, self._index.rows())
 
-    def append(self, number: int, row: Row) -> None:
-        """Write row `number`; see `append_encoded`."""
-        self.append_encoded([EncodedRow.of(number, row)])
-
-    def append_all(self, rows: Mapping[int, Row]) -> None:
+    def append(self, rows: Mapping[int, Row]) -> None:
         """Write rows by number; see `append_encoded`."""
         self.append_encoded([EncodedRow.of(number, row) for number, row in rows.items()])
 
     def append_encoded(self, rows: Sequence[EncodedRow]) -> None:
-        """Write rows with one system call. They are durable once `num_durable` counts them.
+        """Write rows with one system call. They are at risk until `num_durable` counts them.
 
         Raises:
-            StorageError: this or an earlier write failed; the store accepts no more rows.
             ValueError: a row exists already, or is twice among `rows`.
         """
         self._refuse_if_broken()
         if not rows:
             return
-        if len({row.number for row in rows}) < len(rows):
-            raise ValueError("a row is there twice")
+        numbers: set[int] = set()
         for row in rows:
-            if self.has(row.number):
+            if self.has(row.number) or row.number in numbers:
                 raise ValueError(f"row {row.number} was written before")
-        if self.num_rows - self._num_durable + len(rows) > self._flush_rows:
+            numbers.add(row.number)
+        if self.num_rows - self.num_durable + len(rows) > self._flush_rows:
             self.flush()
         try:
             write_all(self._files, self._descriptor, b"".join([row.line for row in rows]))
@@ -242,10 +144,11 @@ class RowStore:
             self._size += len(row.line)
         if self._oldest_pending is None:
             self._oldest_pending = self._clock()
-        if self.num_rows - self._num_durable >= self._flush_rows:
+        if self.num_rows - self.num_durable >= self._flush_rows:
             self.flush()
 
     def tick(self) -> None:
+        """Flush rows that would otherwise wait too long for the next call; called between the engine's steps."""
         now = self._clock()
         self._longest_wait = max(self._longest_wait, now - self._last_look)
         self._last_look = now
@@ -256,27 +159,31 @@ class RowStore:
             self.flush()
 
     def flush(self) -> None:
+        """Wait until every written row is on the disk."""
         self._refuse_if_broken()
-        if self._num_durable < self.num_rows:
+        if self.num_durable < self.num_rows:
             try:
                 self._files.sync(self._descriptor)
             except OSError as error:
                 raise self._break(error, "flush") from error
-        self._num_durable = self.num_rows
+        self.num_durable = self.num_rows
         self._oldest_pending = None
 
     def discard(self, numbers: Iterable[int]) -> None:
+        """Remove rows, to be run again."""
         gone = set(numbers)
         if gone:
             self._rewrite([n for n in self._index.rows_in_file_order() if n not in gone])
 
     def finalize(self) -> None:
+        """Sort the rows into the plan's order, which does not depend on how the run went."""
         self.flush()
         ordered = self._index.rows()
         if ordered != self._index.rows_in_file_order():
             self._rewrite(ordered)
 
     def close(self) -> None:
+        """Flush, unless an earlier write failed, and release the file."""
         try:
             if self._descriptor >= 0 and self._broken is None:
                 self.flush()
@@ -288,27 +195,29 @@ class RowStore:
                 self._reader.close()
                 self._reader = None
 
-    def _open(self, repair: bool) -> Opening:
+    def _open(self, repair: bool) -> None:
         try:
             self._descriptor = self._files.open_append(self._path)
             found = look_through(self._files, self._path, self._place, self._index)
         except OSError as error:
-            raise RunDirectoryError(
-                f"cannot be opened for writing: {error.strerror or error}", path=self._path
-            ) from None
+            problem = f"cannot be opened for writing: {error.strerror or error}"
+            raise RunDirectoryError(problem, path=self._path) from None
         if found.damaged and not repair:
             first, *others = found.damaged
-            more = f" (and {len(others)} more)" if others else ""
             raise RunDamagedError(
-                f"the row is damaged: {first.problem}{more}",
+                f"the row is damaged: {first.problem}" + (f" (and {len(others)} more)" if others else ""),
                 path=self._path,
                 line=first.line,
                 hint=f"give --repair to set damaged rows aside in {DAMAGED_NAME} and run them again",
             )
         try:
-            torn = keep_torn_tail(self._files, self._path, found)
-            if torn is not None:
+            if found.end > found.end_of_rows:
+                torn = keep_torn_tail(self._files, self._path, found)
                 self._files.truncate(self._descriptor, found.end_of_rows)
+                size = found.end - found.end_of_rows
+                _log.warning(
+                    "%s: the last write was cut off; its %d bytes are set aside in %s", self._path, size, torn.name
+                )
             if found.damaged:
                 keep_damaged_lines(self._files, self._path, found.damaged)
             self._size = found.end_of_rows
@@ -317,10 +226,12 @@ class RowStore:
             self._files.sync_directory(self._path.parent)
         except OSError as error:
             raise self._break(error, "repair") from error
-        if found.damaged:
+        if count := len(found.damaged):
             self._rewrite(self._index.rows_in_file_order())
-        self._num_durable = self.num_rows
-        return Opening(self.num_rows, found.end - found.end_of_rows, torn.name if torn else None, len(found.damaged))
+            _log.warning(
+                "%s: %d damaged lines are set aside in %s; their rows run again", self._path, count, DAMAGED_NAME
+            )
+        self.num_durable = self.num_rows
 
     def _rewrite(self, numbers: Sequence[int]) -> None:
         """Replace the file by the lines of `numbers`, in that order."""
@@ -338,13 +249,8 @@ class RowStore:
             raise self._break(error, "rewrite") from error
         self._index = self._index.rewritten(numbers)
         self._size = sum(end - start for start, end in map(self._index.span, numbers))
-        self._num_durable = self.num_rows
+        self.num_durable = self.num_rows
         self._oldest_pending = None
-
-    def _line(self, number: int) -> bytes:
-        if self._reader is None:
-            self._reader = self._files.read(self._path)
-        return self._index.read(number, self._reader)
 
     def _refuse_if_broken(self) -> None:
         if self._broken is not None:
@@ -354,13 +260,13 @@ class RowStore:
         self._broken = error
         return StorageError(
             f"{self._path}: {action} failed: {error.strerror or error}",
-            hint=f"{self._num_durable} rows are safe; make room or repair the disk, then run the same command again "
+            hint=f"{self.num_durable} rows are safe; make room or repair the disk, then run the same command again "
             "to continue",
         )
 
 
 class MemoryRows:
-    """`Rows` without a file; a row counts as durable when `append` returns, and none is ever encoded."""
+    """The methods of `RowStore` without a file; a row counts as durable when `append` returns."""
 
     def __init__(self) -> None:
         self._rows: dict[int, Row] = {}
@@ -385,10 +291,7 @@ class MemoryRows:
     def rows(self) -> Iterator[Row]:
         return (self._rows[number] for number in sorted(self._rows))
 
-    def append(self, number: int, row: Row) -> None:
-        self._rows[number] = row
-
-    def append_all(self, rows: Mapping[int, Row]) -> None:
+    def append(self, rows: Mapping[int, Row]) -> None:
         self._rows.update(rows)
 
     def append_encoded(self, rows: Sequence[EncodedRow]) -> None:
@@ -403,3 +306,6 @@ class MemoryRows:
     def discard(self, numbers: Iterable[int]) -> None:
         for number in numbers:
             del self._rows[number]
+
+
+Rows = RowStore | MemoryRows

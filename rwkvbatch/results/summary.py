@@ -6,7 +6,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,31 +75,28 @@ class Summary:
 _TOTALS = ("rows", "errors", "checks", "checks_passed", "reply_tokens", "prompt_tokens", "cached_tokens")
 
 
-@dataclass
 class _Tally:
-    rows: int = 0
-    errors: int = 0
-    checks: int = 0
-    checks_passed: int = 0
-    scores: array[float] = field(default_factory=lambda: array("d"))
-    reply_tokens: int = 0
-    finish_reasons: Counter[str] = field(default_factory=Counter[str])
-    first_token_s: array[float] = field(default_factory=lambda: array("d"))
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    logprob_sum: float = 0.0
-    reference_sum: float = 0.0
-    reference_tokens: int = 0
+    """Sums over one cell's rows; `counts` has those of `_TOTALS`."""
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(_TOTALS, 0)
+        self.finish_reasons = Counter[str]()
+        self.scores, self.first_token_s = array("d"), array("d")
+        self.logprob_sum = self.reference_sum = 0.0
+        self.reference_tokens = 0
 
     def add(self, row: Row) -> None:
-        self.rows += 1
+        counts = self.counts
         self.finish_reasons[row.finish_reason] += 1
-        self.reply_tokens += row.tokens.reply
-        self.prompt_tokens += row.tokens.prompt
-        self.cached_tokens += row.timing.cached_tokens
+        counts["rows"] += 1
+        counts["reply_tokens"] += row.tokens.reply
+        counts["prompt_tokens"] += row.tokens.prompt
+        counts["cached_tokens"] += row.timing.cached_tokens
         if row.finish_reason == "error":
-            self.errors += 1
+            counts["errors"] += 1
             return
+        counts["checks"] += len(row.checks)
+        counts["checks_passed"] += len(row.checks) - row.failed_checks
         self.first_token_s.append(row.timing.first_token_s)
         self.logprob_sum += row.logprob.sum
         if row.reference is not None:
@@ -107,25 +104,17 @@ class _Tally:
             self.reference_tokens += row.reference.tokens
         if (score := row.score) is not None:
             self.scores.append(score)
-        self.checks += len(row.checks)
-        self.checks_passed += sum(check.passed for check in row.checks)
 
     def result(self, name: str) -> CellSummary:
-        waits = sorted(self.first_token_s)
+        waits, reply_tokens = sorted(self.first_token_s), self.counts["reply_tokens"]
         return CellSummary(
             name=name,
-            rows=self.rows,
-            errors=self.errors,
-            checks=self.checks,
-            checks_passed=self.checks_passed,
+            **self.counts,
             score=sum(self.scores) / len(self.scores) if self.scores else None,
-            reply_tokens=self.reply_tokens,
             finish_reasons=dict(sorted(self.finish_reasons.items())),
             first_token_p50_s=percentile(waits, 0.50),
             first_token_p95_s=percentile(waits, 0.95),
-            prompt_tokens=self.prompt_tokens,
-            cached_tokens=self.cached_tokens,
-            logprob_mean=self.logprob_sum / self.reply_tokens if self.reply_tokens else None,
+            logprob_mean=self.logprob_sum / reply_tokens if reply_tokens else None,
             reference_nll=self.reference_sum / self.reference_tokens if self.reference_tokens else None,
         )
 

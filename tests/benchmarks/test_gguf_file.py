@@ -62,9 +62,7 @@ def test_mixes_are_one_tensor_in_the_order_r_w_k_v_a_g(
         assert np.array_equal(mix[0, 0], checkpoint[f"blocks.1.att.x_{letter}"].float().flatten())
 
 
-def test_the_first_layer_has_the_rate_in_place_of_its_unused_value_residual(
-    written: dict[str, GgufTensor],
-) -> None:
+def test_the_first_layer_has_the_rate_in_place_of_its_unused_value_residual(written: dict[str, GgufTensor]) -> None:
     for part in "012":
         rate = written[f"blk.0.time_mix_a{part}.weight"].values
         assert np.array_equal(written[f"blk.0.time_mix_v{part}.weight"].values, rate)

@@ -17,14 +17,7 @@ from rich.text import Text
 
 from tests.chat.terminal import Terminal
 
-LINES = (
-    "My name is Ada.",
-    "What is my name?",
-    "/branch side",
-    "What is 3 plus 4?",
-    "/tokens 4",
-    "/switch main",
-)
+LINES = ("My name is Ada.", "What is my name?", "/branch side", "What is 3 plus 4?", "/tokens 4", "/switch main")
 COLUMNS, ROWS = 84, 34
 COLORS = {"brown": "yellow", "default": None}
 
@@ -40,11 +33,7 @@ def styled(cell: pyte.screens.Char) -> Style:
         return f"#{known}"
 
     return Style(
-        color=color(cell.fg),
-        bgcolor=color(cell.bg),
-        bold=cell.bold,
-        italic=cell.italics,
-        reverse=cell.reverse,
+        color=color(cell.fg), bgcolor=color(cell.bg), bold=cell.bold, italic=cell.italics, reverse=cell.reverse
     )
 
 

@@ -8,14 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from rwkvbatch.model.base import (
-    Choices,
-    ModelSpec,
-    RaggedBatch,
-    SampleBatch,
-    State,
-    StatePool,
-)
+from rwkvbatch.model.base import Choices, ModelSpec, RaggedBatch, SampleBatch, State, StatePool
 from rwkvbatch.model.ops import reference
 from rwkvbatch.prompt.tokenizer import world_tokenizer
 

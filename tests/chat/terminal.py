@@ -44,12 +44,7 @@ class Terminal:
             if name not in (environment or {}):
                 values.pop(name, None)
         self.process = pexpect.spawn(
-            sys.executable,
-            ["-u", *arguments],
-            dimensions=(rows, columns),
-            env=values,
-            cwd=str(ROOT),
-            timeout=TIMEOUT_S,
+            sys.executable, ["-u", *arguments], dimensions=(rows, columns), env=values, cwd=str(ROOT), timeout=TIMEOUT_S
         )
         # The terminal's answers, such as to the question where the cursor is.
         self.screen.write_process_input = self.process.send

@@ -25,7 +25,7 @@ from tests.chat.test_session import SETTINGS, NamedModel, new_session
 from tests.engine.hash_model import HashModel
 
 
-class HashShop:
+class HashLoader:
     """The model of these tests, for a run."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ def replay(command: str) -> list[tuple[int, ...]]:
     layered = layer_settings(values)
     plan = Plan(read_scripts(scripts).conversations, [Cell("base", {})], layered)
     last = layered.settings.repeats - 1
-    rows = execute(plan, HashShop(), RunOptions()).rows()
+    rows = execute(plan, HashLoader(), RunOptions()).rows()
     return [row.reply_ids for row in rows if row.repeat == last]
 
 

@@ -24,10 +24,7 @@ TURNS = ("My name is Ada.", "What is my name?", "And what is 1 plus 2?")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("run")
-    messages = [
-        {"role": "system", "content": "Be brief."},
-        *({"role": "user", "content": text} for text in TURNS),
-    ]
+    messages = [{"role": "system", "content": "Be brief."}, *({"role": "user", "content": text} for text in TURNS)]
     script = directory / "s.jsonl"
     script.write_text(json.dumps({"id": "c:1", "messages": messages}) + "\n")
     out = directory / "out"

@@ -53,14 +53,7 @@ def test_a_reply_is_the_one_that_the_engine_gives_for_the_whole_text() -> None:
         *encode("User: second\n\nAssistant:"),
     )
     (expected,) = Engine(HashModel()).generate(
-        [
-            Request(
-                tokens=tuple(tokens),
-                sampling=SETTINGS.sampling,
-                noise=NoiseKey(5, "chat", 0, 1),
-                max_tokens=12,
-            )
-        ]
+        [Request(tokens=tuple(tokens), sampling=SETTINGS.sampling, noise=NoiseKey(5, "chat", 0, 1), max_tokens=12)]
     )
     assert exchange.ids == expected.ids
     assert exchange.logprobs == expected.logprobs
@@ -218,6 +211,18 @@ def test_an_error_while_printing_leaves_no_request_in_the_engine() -> None:
 
     with pytest.raises(BrokenPipeError):
         session.ask("a", on_text=fail)
+    assert session.tree.path() == []
+    assert session.ask("a").ids == new_session().ask("a").ids
+
+
+def test_a_reply_after_an_error_between_two_steps_is_its_own() -> None:
+    session = new_session()
+
+    def fail() -> bool:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        session.ask("a", should_stop=fail)
     assert session.tree.path() == []
     assert session.ask("a").ids == new_session().ask("a").ids
 

@@ -131,10 +131,7 @@ def test_every_command_answers(shared: Terminal, command: str, expected: str) ->
 
 
 def test_completion_of_commands_and_values(shared: Terminal) -> None:
-    for typed, offered, whole in (
-        ("/pre", "/preset NAME", "/preset"),
-        (" gre", "  greedy", "/preset greedy"),
-    ):
+    for typed, offered, whole in (("/pre", "/preset NAME", "/preset"), (" gre", "  greedy", "/preset greedy")):
         shared.send(typed)
         shared.wait(lambda offered=offered: any(offered in line for line in shared.screen.display), offered)
         shared.send("\t")

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 from rich.text import Text
 
-from rwkvbatch.chat.app import View
+from rwkvbatch.chat.app import View, unechoed_input
 from rwkvbatch.chat.pipe import PlainView
 from rwkvbatch.chat.terminal import TerminalView
 from rwkvbatch.chat.tree import Exchange
 from rwkvbatch.errors import UsageError
-from rwkvbatch.signals import stopping_on_interrupt, unechoed_input
+from rwkvbatch.signals import stopping_on_interrupt
 from tests.chat.screen import ScreenFile
 
 PLAIN = Exchange(0, None, 0, 0, 0, 0, "hi", (1,), (2, 3), (2, 3), "A *reply*.", "A *reply*.", "stop", None, {})

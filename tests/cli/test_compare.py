@@ -43,13 +43,7 @@ def test_json_on_standard_output_is_nothing_but_json(sweep: str, capsysbinary: p
 
 @pytest.mark.parametrize(
     ("name", "begins"),
-    [
-        ("r.html", "<!doctype html>"),
-        ("r.md", "**"),
-        ("r.csv", "baseline,"),
-        ("r.json", "{"),
-        ("r.xml", "<?xml"),
-    ],
+    [("r.html", "<!doctype html>"), ("r.md", "**"), ("r.csv", "baseline,"), ("r.json", "{"), ("r.xml", "<?xml")],
 )
 def test_the_ending_of_the_file_chooses_the_format(sweep: str, tmp_path: Path, name: str, begins: str) -> None:
     assert invoke(["compare", sweep, "--out", str(tmp_path / name)]) == ExitCode.DONE

@@ -48,10 +48,7 @@ def test_no_error_acts_upon_a_terminal(debug: bool, text: str, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (
-            OSError(5, "Input/output error", "/some/file"),
-            "input or output failed: Input/output error: /some/file",
-        ),
+        (OSError(5, "Input/output error", "/some/file"), "input or output failed: Input/output error: /some/file"),
         (OSError("no reason"), "input or output failed: no reason"),
         (MemoryError("for 9 GB"), "not enough memory for 9 GB"),
         (MemoryError(), "not enough memory"),

@@ -113,7 +113,7 @@ def test_a_merged_run_is_shown_and_compared(
 
 def test_a_part_is_shown_with_a_note_that_it_is_one(parts: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["show", str(parts[0])]) == 0
-    assert "is only a part of a run; `rwkvbatch merge` puts the parts together" in capsys.readouterr().err
+    assert "is one part of a run; `rwkvbatch merge`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -170,5 +170,5 @@ def test_comparing_different_parts_of_two_runs_is_answered_with_merging_both(
         plan = make_plan(5, shard=Shard(number, 2), seed=9)
         execute(plan, FakeLoader(), RunOptions(out=tmp_path / f"other-{number}"))
     assert invoke(["compare", str(parts[0]), str(tmp_path / "other-2")]) == 3
-    assert "put the parts of each run together with `rwkvbatch merge" in capsys.readouterr().err
+    assert "parts of each run with `rwkvbatch merge" in capsys.readouterr().err
     assert invoke(["compare", str(parts[0]), str(tmp_path / "other-1")]) == 0

@@ -101,10 +101,7 @@ def test_existing_file_is_replaced_only_by_force(
 ) -> None:
     output = tmp_path / "a.pth"
     output.write_bytes(b"precious")
-    for command in (
-        ["convert", str(checkpoint), str(output)],
-        ["random", "1x64", str(output), "--vocab", "65"],
-    ):
+    for command in (["convert", str(checkpoint), str(output)], ["random", "1x64", str(output), "--vocab", "65"]):
         assert invoke(["model", *command]) == 2
         assert "already there" in capsys.readouterr().err
         assert output.read_bytes() == b"precious"

@@ -30,8 +30,8 @@ def test_every_setting_is_declared_once() -> None:
 def test_run_has_an_option_for_every_setting_that_has_one() -> None:
     options = options_of("run")
     for name, setting in SETTINGS.items():
-        assert (name in options) == setting.has_option, name
-        if setting.has_option:
+        assert (name in options) == (setting.panel is not None), name
+        if setting.panel is not None:
             assert option_name(name) in options[name].opts
             assert options[name].multiple == (name in LISTS)
             assert (setting.flag in options[name].opts) == (setting.flag is not None)

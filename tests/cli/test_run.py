@@ -71,18 +71,7 @@ def test_json_goes_to_standard_output_and_quiet_says_nothing(
 
 def test_rows_do_not_depend_on_the_batch_size(script: Path, tmp_path: Path) -> None:
     for batch_size in ("1", "3", "64"):
-        arguments = [
-            "run",
-            str(script),
-            "--temp",
-            "0.5,1.0",
-            "--top-p",
-            "0.9",
-            "--repeats",
-            "2",
-            "--max-tokens",
-            "12",
-        ]
+        arguments = ["run", str(script), "--temp", "0.5,1.0", "--top-p", "0.9", "--repeats", "2", "--max-tokens", "12"]
         assert invoke([*arguments, "-b", batch_size, "-q", "-o", str(tmp_path / batch_size)]) == 0
     first = without_timing(tmp_path / "1")
     assert len(first) == 12
@@ -112,16 +101,7 @@ def test_after_a_failed_check_the_next_step_is_to_look_at_it(
 def test_too_many_failed_rows_end_the_run_with_exit_code_1(
     script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [
-        "run",
-        str(script),
-        "-o",
-        str(tmp_path / "out"),
-        "--max-prompt-tokens",
-        "3",
-        "--max-tokens",
-        "2",
-    ]
+    arguments = ["run", str(script), "-o", str(tmp_path / "out"), "--max-prompt-tokens", "3", "--max-tokens", "2"]
     assert invoke([*arguments, "--max-failures", "0"]) == 1
     assert "--max-failures allows 0" in capsys.readouterr().err
     assert invoke(arguments) == 1
@@ -243,19 +223,7 @@ def test_verified_rows_are_told_with_what_held(
 def test_a_log_file_holds_json_lines(script: Path, tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     assert (
-        invoke(
-            [
-                "run",
-                str(script),
-                "-o",
-                str(tmp_path / "out"),
-                "-q",
-                "--max-tokens",
-                "2",
-                "--log-file",
-                str(log),
-            ]
-        )
+        invoke(["run", str(script), "-o", str(tmp_path / "out"), "-q", "--max-tokens", "2", "--log-file", str(log)])
         == 0
     )
     lines = [json.loads(line) for line in log.read_text().splitlines()]

@@ -32,11 +32,7 @@ def test_while_modules_are_imported_a_signal_ends_the_process_with_a_word(
 
 @pytest.mark.parametrize(("number", "code", "word"), SIGNALS)
 def test_commands_are_unwound_and_end_with_a_word(
-    number: signal.Signals,
-    code: int,
-    word: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals, code: int, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tidied: list[str] = []
 
@@ -69,9 +65,7 @@ def test_a_signal_during_an_import_ends_a_command_that_would_drop_it(
     assert (found.returncode, found.stderr) == (code, f"rwkvbatch: {word}\n")
 
 
-def test_of_two_signals_at_the_same_time_one_is_raised_and_a_later_one_leaves(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_of_two_signals_at_the_same_time_one_is_raised_and_a_later_one_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
     monkeypatch.setattr("rwkvbatch.signals._leave", lambda number, _: left.append(number))
     monkeypatch.setattr("rwkvbatch.signals._is_importing", lambda _: False)  # pytest's own imports do not count

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from rich.table import Table
 from rwkvbatch.bench.measure import Figure, Loading, Report
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.bench import figures_table
-from rwkvbatch.cli.views import console, facts_table, fitted
+from rwkvbatch.cli.views import console, facts_table, fitted_table
 
 WIDTHS = (40, 60, 80, 120)
 NAMES = ("decode, 64 rows", "prompt, 512 tokens", "sampling with penalties")
@@ -56,25 +55,21 @@ def report(*, against: str | None) -> Report:
 
 class TestFitted:
     @staticmethod
-    def table_of(names: Sequence[str]) -> Table:
-        table = Table(box=None, pad_edge=False)
-        table.add_column("", overflow="fold", min_width=5)
-        for name in names:
-            table.add_column(name, no_wrap=True)
-        table.add_row("a name of it", *(f"{name} value" for name in names))
-        return table
+    def table(width: int) -> Table:
+        columns = {name: [f"{name} value"] for name in ("one", "two")}
+        return fitted_table(["a name of it"], columns, width, least_name=5, less_wanted=["two"])
 
     @pytest.mark.parametrize(
         ("width", "kept", "lines"), [(34, "one two", 2), (33, "one two", 3), (24, "one", 2), (18, "one", 3)]
     )
     def test_columns_are_left_out_and_names_folded(self, width: int, kept: str, lines: int) -> None:
-        text = shown(fitted(self.table_of, ["one", "two"], ["two"], width), width)
+        text = shown(self.table(width), width)
         assert words(text.splitlines()[0]) == kept
         assert len(text.splitlines()) == lines
         assert max(map(len, text.splitlines())) <= width
 
     def test_where_nothing_fits_everything_is_folded_and_nothing_is_cut(self) -> None:
-        text = shown(fitted(self.table_of, ["one", "two"], ["two"], 9), 9)
+        text = shown(self.table(9), 9)
         assert "…" not in text
         assert "".join(sorted("".join(text.split()))) == "".join(sorted("anameofitoneonevalue"))
 
@@ -145,11 +140,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=lambda command: "-".join(word for word in command[:2] if "{" not in word) or command[0],
 )  # fmt: skip
 def test_every_command_fits_and_cuts_nothing(
-    command: list[str],
-    width: int,
-    run: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: list[str], width: int, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     demo = Path(__file__).parents[2] / "rwkvbatch/demo/rwkv7-demo.safetensors"
     monkeypatch.setenv("COLUMNS", str(width))

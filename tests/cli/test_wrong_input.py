@@ -86,12 +86,7 @@ def test_bad_lines_can_be_set_aside(tmp_path: Path, capsys: pytest.CaptureFixtur
     ],
 )
 def test_bad_input_is_one_message_and_an_exit_code(
-    script: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    code: int,
-    message: str,
+    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
 ) -> None:
     assert invoke(["run", str(script), "-o", str(tmp_path / "out"), *arguments]) == code
     error = capsys.readouterr().err

@@ -192,11 +192,7 @@ def test_a_manifest_that_is_not_json_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "reason"),
-    [
-        ('{"id": "a"}', "it has no key 'conversation'"),
-        ("{", "it is not JSON"),
-        ("[]", "it is not a JSON object"),
-    ],
+    [('{"id": "a"}', "it has no key 'conversation'"), ("{", "it is not JSON"), ("[]", "it is not a JSON object")],
 )
 def test_a_file_that_is_no_run_s_is_refused_in_words(line: str, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"

@@ -23,14 +23,7 @@ def value(name: str, **changes: object) -> float | None:
 
 
 def check(score: float, weight: float = 1.0) -> dict[str, object]:
-    return {
-        "kind": "k",
-        "expected": 1,
-        "passed": score == 1.0,
-        "score": score,
-        "weight": weight,
-        "detail": None,
-    }
+    return {"kind": "k", "expected": 1, "passed": score == 1.0, "score": score, "weight": weight, "detail": None}
 
 
 def test_score_is_the_weighted_mean_of_the_checks() -> None:

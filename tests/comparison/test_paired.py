@@ -127,16 +127,7 @@ def test_pass_at_k_counts_conversations_whose_turns_all_pass_in_a_repeat(tmp_pat
 
 
 def _checks(passed: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "kind": "k",
-            "expected": 1,
-            "passed": bool(passed),
-            "score": float(passed),
-            "weight": 1.0,
-            "detail": None,
-        }
-    ]
+    return [{"kind": "k", "expected": 1, "passed": bool(passed), "score": float(passed), "weight": 1.0, "detail": None}]
 
 
 def test_wins_ties_and_losses_count_conversations(tmp_path: Path) -> None:

@@ -43,10 +43,7 @@ def test_a_run_can_be_the_baseline_by_its_path(tmp_path: Path) -> None:
 def test_two_sweeps_are_compared_cell_by_cell(tmp_path: Path) -> None:
     loaded = runs(tmp_path, a=("t=1", "t=2"), b=("t=1", "t=2", "t=9"))
     pairs, notes = pair_up(loaded, variants_of(loaded), None)
-    assert [(p.baseline.label, p.variant.label) for p in pairs] == [
-        ("a::t=1", "b::t=1"),
-        ("a::t=2", "b::t=2"),
-    ]
+    assert [(p.baseline.label, p.variant.label) for p in pairs] == [("a::t=1", "b::t=1"), ("a::t=2", "b::t=2")]
     assert "b::t=9" in notes[0]
 
 

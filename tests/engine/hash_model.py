@@ -8,14 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from rwkvbatch.model.base import (
-    Choices,
-    ModelSpec,
-    RaggedBatch,
-    SampleBatch,
-    State,
-    StatePool,
-)
+from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model.base import Choices, ModelSpec, RaggedBatch, SampleBatch, State, StatePool
 from rwkvbatch.model.ops import reference
 
 MODULUS = 2**31 - 1
@@ -40,6 +34,8 @@ class HashPool:
         return State({"hash": torch.tensor([[self.hashes[slot] or 0] for slot in slots])})
 
     def write(self, slots: Sequence[int], state: State) -> None:
+        if state.tensors.keys() != {"hash"} or state.tensors["hash"].shape != (len(slots), 1):
+            raise CheckpointError("the state must have one hash a sequence")
         for row, slot in enumerate(slots):
             self.hashes[slot] = int(state.tensors["hash"][row, 0])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from rwkvbatch.config import Sampling
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import NoiseKey, Request
-from rwkvbatch.errors import UsageError
-from rwkvbatch.model.base import State
+from rwkvbatch.engine.scheduler import Chunk
+from rwkvbatch.errors import CheckpointError, UsageError
+from rwkvbatch.model.base import RaggedBatch, State, StatePool
 from tests.engine.hash_model import HashModel
 from tests.engine.requests import SAMPLING, contents, request
 
@@ -151,6 +153,78 @@ def test_initial_states_cannot_take_all_memory() -> None:
     with pytest.raises(UsageError, match="initial state"):
         engine.add_root(state)
     assert engine.generate([request(0)])
+
+
+def test_initial_states_of_another_shape_take_no_memory() -> None:
+    engine = Engine(HashModel(), state_memory=4 * 1024)
+    for shape in ([[1, 2]], [[1], [2]]) * 4:
+        with pytest.raises(CheckpointError):
+            engine.add_root(State({"hash": torch.tensor(shape)}))
+    assert len(engine._scheduler.free_slots) == 4
+    root = engine.add_root(State({"hash": torch.tensor([[5]])}))
+    assert engine.generate([replace(request(0), root=root)])
+
+
+class Interruptible(HashModel):
+    """A model whose next step is interrupted after it has changed the states, if `interrupt` is set."""
+
+    interrupt = False
+
+    def step(self, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+        logits = super().step(batch, pool)
+        if self.interrupt:
+            self.interrupt = False
+            raise KeyboardInterrupt
+        return logits
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 3, 6])
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_an_interrupted_step_leaves_no_state_that_is_ahead_of_its_tokens(num_steps: int, cancelled: bool) -> None:
+    model = Interruptible()
+    engine = Engine(model, step_rows=16)
+    requests = [request(number, shared=20, length=20) for number in range(3)]
+    ids = [engine.submit(one) for one in requests]
+    score_id = engine.submit_score([7] * 30, [8, 9, 10])
+    results = dict(result for _ in range(num_steps) for result in engine.step())
+    model.interrupt = True
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    if cancelled:
+        for number in (*ids, score_id):
+            engine.cancel(number)
+        engine.step()
+        assert not engine.busy
+        replies, score = engine.generate(requests), engine.score([7] * 30, [8, 9, 10])
+    else:
+        while engine.busy:
+            results |= engine.step()
+        replies, score = [results[number] for number in ids], results[score_id]
+    cold = Engine(HashModel())
+    assert [contents(reply) for reply in replies] == [contents(reply) for reply in cold.generate(requests)]
+    assert score == cold.score([7] * 30, [8, 9, 10])
+    assert len(engine._scheduler.free_slots) + engine.num_cached_states == engine._pool.capacity
+
+
+def test_a_step_interrupted_while_its_progress_is_recorded_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(HashModel(), step_rows=16)
+    requests = [request(number, shared=20, length=20) for number in range(3)]
+    ids = [engine.submit(one) for one in requests]
+    advance = engine._scheduler.advance
+
+    def interrupted(chunks: Sequence[Chunk]) -> None:
+        advance(chunks[:1])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine._scheduler, "advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    engine.cancel(ids[0])
+    results = dict(result for _ in range(100) for result in engine.step())
+    expected = Engine(HashModel()).generate(requests[1:])
+    assert [contents(results[number]) for number in ids[1:]] == [contents(reply) for reply in expected]
+    assert contents(engine.generate(requests[:1])[0]) == contents(Engine(HashModel()).generate(requests[:1])[0])
 
 
 def test_too_little_memory_for_states_is_said() -> None:

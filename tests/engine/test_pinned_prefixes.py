@@ -50,8 +50,7 @@ def test_a_request_after_a_pinned_prefix_equals_one_with_the_whole_history(capac
             assert (*past, *reply.history) == other.history
             assert reply.num_prompt == other.num_prompt
             ends.append((pinning.pin_prefix(reply.history, prefix), other.history, root))
-    slots = pinning._scheduler.slots
-    assert slots.num_free + pinning.num_cached_states + 1 == capacity, (
+    assert len(pinning._scheduler.free_slots) + pinning.num_cached_states + 1 == capacity, (
         "every slot is free, cached or the initial state's"
     )
 

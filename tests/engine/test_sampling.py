@@ -129,8 +129,7 @@ def test_penalties_are_those_of_a_plain_chat_loop(tokens: list[int]) -> None:
             occurrence[seen] *= 0.9
         occurrence[token] = 1 + occurrence.get(token, 0)
         penalties.count(token)
-    ids = penalties.ids(VOCAB)
-    values = penalties.values(len(ids))
+    ids, values = penalties.subtracted(VOCAB)
     expected = {token: 0.5 + count * 0.4 for token, count in occurrence.items()}
     assert dict(zip(ids.tolist(), values.tolist(), strict=True)) == pytest.approx(expected)
 
@@ -140,8 +139,8 @@ def test_a_reply_may_have_any_number_of_different_tokens() -> None:
     tokens = [7 * place % 101 for place in range(101)]
     for token in [*tokens, *tokens[:50]]:
         penalties.count(token)
-    ids = penalties.ids(101)
-    found = dict(zip(ids.tolist(), penalties.values(len(ids)).tolist(), strict=True))
+    ids, values = penalties.subtracted(101)
+    found = dict(zip(ids.tolist(), values.tolist(), strict=True))
     assert found == {token: 1.0 if place < 50 else 0.75 for place, token in enumerate(tokens)}
 
 
@@ -185,13 +184,13 @@ def test_one_kind_of_penalty_is_enough_to_count_for_and_none_is_not() -> None:
     ):
         penalties = Penalties(sampling)
         penalties.count(5)
-        ids = penalties.ids(VOCAB)
-        assert dict(zip(ids.tolist(), penalties.values(len(ids)).tolist(), strict=True)) == expected
+        ids, values = penalties.subtracted(VOCAB)
+        assert dict(zip(ids.tolist(), values.tolist(), strict=True)) == expected
 
 
 def test_a_banned_token_beyond_the_vocabulary_is_left_out() -> None:
     penalties = Penalties(Sampling(banned_token_ids=(0, VOCAB - 1, VOCAB, VOCAB + 1)))
-    assert penalties.ids(VOCAB).tolist() == [0, VOCAB - 1]
+    assert penalties.subtracted(VOCAB)[0].tolist() == [0, VOCAB - 1]
 
 
 class TestReference:

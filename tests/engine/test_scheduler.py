@@ -1,4 +1,4 @@
-from rwkvbatch.engine.prefix_cache import PrefixTree, SlotAllocator
+from rwkvbatch.engine.prefix_cache import PrefixTree
 from rwkvbatch.engine.scheduler import Scheduler, SequenceState
 from tests.engine.hash_model import HashPool
 
@@ -6,7 +6,7 @@ from tests.engine.hash_model import HashPool
 def scheduler(*, max_batch: int = 8, step_rows: int = 64, capacity: int = 32) -> Scheduler:
     tree = PrefixTree()
     tree.add_root(0, None)
-    return Scheduler(tree, SlotAllocator(capacity), HashPool([None] * capacity), max_batch, step_rows)
+    return Scheduler(tree, HashPool([None] * capacity), max_batch, step_rows)
 
 
 def sequence(made: Scheduler, number: int, length: int, *, shared: int = 0) -> SequenceState:
@@ -147,7 +147,7 @@ def test_all_slots_are_owned_by_somebody_after_any_number_of_requests() -> None:
     for number in range(50):
         made.add(sequence(made, number, 20 + number % 7, shared=(number % 3) * 8))
     read_all(made)
-    assert made.slots.num_free + made.tree.num_states == 6
+    assert len(made.free_slots) + made.tree.num_states == 6
 
 
 def test_restarted_requests_are_read_again_before_all_others() -> None:

@@ -10,12 +10,7 @@ GENERATIONS = ("4", "5.0", "5.1", "5.2", "6.0")
 
 
 def older_tensors(
-    generation: str,
-    num_layers: int = 2,
-    width: int = 64,
-    vocab_size: int = 97,
-    head_size: int = 32,
-    seed: int = 0,
+    generation: str, num_layers: int = 2, width: int = 64, vocab_size: int = 97, head_size: int = 32, seed: int = 0
 ) -> Tensors:
     generator = torch.Generator().manual_seed(seed)
 
@@ -29,10 +24,7 @@ def older_tensors(
         return torch.rand(1, 1, width, generator=generator)
 
     def norm(name: str) -> Tensors:
-        return {
-            f"{name}.weight": normal(width, scale=0.1, mean=1.0),
-            f"{name}.bias": normal(width, scale=0.05),
-        }
+        return {f"{name}.weight": normal(width, scale=0.1, mean=1.0), f"{name}.bias": normal(width, scale=0.05)}
 
     heads = width // head_size
     tensors: Tensors = {"emb.weight": normal(vocab_size, width), **norm("blocks.0.ln0")}

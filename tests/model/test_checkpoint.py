@@ -93,10 +93,7 @@ def test_sizes_are_read_off_the_tensors(tmp_path: Path) -> None:
 def test_ranks_and_hidden_width_may_differ_by_layer(tmp_path: Path) -> None:
     tensors = tiny()
     tensors["blocks.1.att.g1"], tensors["blocks.1.att.g2"] = torch.ones(64, 3), torch.ones(3, 64)
-    tensors["blocks.1.ffn.key.weight"], tensors["blocks.1.ffn.value.weight"] = (
-        torch.ones(9, 64),
-        torch.ones(64, 9),
-    )
+    tensors["blocks.1.ffn.key.weight"], tensors["blocks.1.ffn.value.weight"] = (torch.ones(9, 64), torch.ones(64, 9))
     assert_same(read(write(tensors, tmp_path / "a.pth")), tensors)
 
 

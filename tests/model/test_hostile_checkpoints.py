@@ -33,15 +33,7 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def outcomes(corpus_folder: Path) -> dict[str, dict[str, Any]]:
     """Every file of the corpus, opened one after the other in one fresh process."""
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "tests.model.hostile.corpus",
-        str(corpus_folder),
-        "--check",
-    ]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.model.hostile.corpus", str(corpus_folder), "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stderr == ""

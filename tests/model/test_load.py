@@ -101,13 +101,7 @@ def test_hash_is_that_of_the_file(tiny_file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("strategy", "dtype"),
-    [
-        ("cpu", "bf16"),
-        ("cpu bf16", "bf16"),
-        ("cpu fp32", "fp32"),
-        ("cpu fp16", "fp16"),
-        ("cpu int8", "int8"),
-    ],
+    [("cpu", "bf16"), ("cpu bf16", "bf16"), ("cpu fp32", "fp32"), ("cpu fp16", "fp16"), ("cpu int8", "int8")],
 )
 def test_precision_is_that_of_the_strategy_or_the_file(strategy: str, dtype: str, tiny_file: Path) -> None:
     assert load_model(tiny_file, strategy, "reference").spec.dtype == dtype

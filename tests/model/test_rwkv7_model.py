@@ -193,13 +193,7 @@ def test_thread_count_is_put_back(tiny_file: Path) -> None:
 
 def test_spec_says_what_the_model_is(tiny_model: Model, tiny_tensors: dict[str, torch.Tensor]) -> None:
     spec = tiny_model.spec
-    assert (spec.generation, spec.num_layers, spec.width, spec.num_heads, spec.head_size) == (
-        "7",
-        2,
-        64,
-        2,
-        32,
-    )
+    assert (spec.generation, spec.num_layers, spec.width, spec.num_heads, spec.head_size) == ("7", 2, 64, 2, 32)
     assert spec.vocab_size == VOCAB_SIZE
     assert spec.num_parameters == sum(tensor.numel() for tensor in tiny_tensors.values())
     _, state = tiny_model.forward([[1]])

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model.checkpoint import open_tensors
 from rwkvbatch.model.safetensors import save_tensors
-from rwkvbatch.model.tensor_file import open_tensors
 
 
 @pytest.fixture

@@ -97,11 +97,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monke
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [
-        ("x.bin", "must end in .pth or .safetensors"),
-        ("absent/x.pth", "no directory"),
-        ("there.pth", "already there"),
-    ],
+    [("x.bin", "must end in .pth or .safetensors"), ("absent/x.pth", "no directory"), ("there.pth", "already there")],
 )
 def test_bad_target_is_a_usage_error(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "there.pth").touch()

@@ -50,11 +50,7 @@ def plain_package(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("RWKV_JIT_ON", "0")
     monkeypatch.setenv("RWKV_CUDA_ON", "0")
     monkeypatch.setenv("RWKV_V7_ON", "0")
-    flags = (
-        torch.backends.cudnn.benchmark,
-        torch.backends.cudnn.allow_tf32,
-        torch.backends.cuda.matmul.allow_tf32,
-    )
+    flags = (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
     with contextlib.redirect_stdout(io.StringIO()):
         yield importlib.import_module("rwkv.model")
     torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = flags
@@ -65,11 +61,7 @@ def plain_package(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_older_generation_is_recognised_and_sent_here(older_model: Model, older_file: Path) -> None:
     assert older_model.spec.backend == "upstream"
     assert older_file.stem == f"rwkv-{older_model.spec.generation}"
-    assert (older_model.spec.num_layers, older_model.spec.width, older_model.spec.vocab_size) == (
-        2,
-        64,
-        VOCAB_SIZE,
-    )
+    assert (older_model.spec.num_layers, older_model.spec.width, older_model.spec.vocab_size) == (2, 64, VOCAB_SIZE)
 
 
 def test_logits_are_those_of_the_package_called_plainly(
@@ -184,11 +176,7 @@ def test_process_is_left_as_it_was(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     def process() -> tuple[object, ...]:
-        flags = (
-            torch.backends.cudnn.benchmark,
-            torch.backends.cudnn.allow_tf32,
-            torch.backends.cuda.matmul.allow_tf32,
-        )
+        flags = (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
         autocast = torch._C._jit_set_autocast_mode(True)
         torch._C._jit_set_autocast_mode(autocast)
         modules = sorted(name for name in sys.modules if "rwkv" in name and not name.startswith("rwkvbatch"))

@@ -65,7 +65,7 @@ class Runner:
     """A network on some operations, and its states. Disturbed ones are run one by one, others as models run them."""
 
     def __init__(self, shape: Shape, ops: CpuOps) -> None:
-        ops.guard()
+        ops.native.set_guard(True)
         self.ops = ops
         network = Network.build(tensors_of(shape), NUM_LAYERS, ops)
         self._network = network if isinstance(ops, DisturbedOps) else TracedProgram(network)
@@ -77,7 +77,7 @@ class Runner:
         slots = list(range(len(lists), 0, -1))  # not in the order of the batch
         pool.write(slots, state)
         logits = self._network.step(self.ops, RaggedBatch.of(lists, slots, every_token=True), pool).clone()
-        assert self.ops.take_damage() == 0
+        assert self.ops.native.take_damage() == 0
         return logits, pool.read(slots)
 
 
@@ -196,7 +196,7 @@ def groups(shape: Shape, make: Make) -> None:
     weights = [torch.randn(out, shape.width, generator=generator).to(shape.dtype) for out in (256, 16, 203, 1024)]
     for num_threads in (1, 2, 5):
         ops = make(num_threads, "auto")
-        ops.guard()
+        ops.native.set_guard(True)
         layers = [
             ops.linear_layer(weight, weight[:, 0].float(), "tanh", large=index % 2 == 0)
             for index, weight in enumerate(weights)

@@ -66,7 +66,7 @@ def run_once(directory: Path, files: Files = OS_FILES, pause_s: float = 0.0) -> 
     if pause_s:
         loader.change = lambda request, reply: (time.sleep(pause_s), reply)[1]
     reporter = Reporter(directory.with_name(directory.name + DONE_NAME))
-    execute(make(), loader, RunOptions(out=directory, observer=reporter, files=files))
+    execute(make(), loader, RunOptions(out=directory, observers=[reporter], files=files))
 
 
 def problems_after_kill(directory: Path) -> list[str]:

@@ -125,6 +125,13 @@ class FakeEngine:
         self._waiting = kept + rest
         return done[::-1]
 
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        ids = [self.submit(request) for request in requests]
+        results: dict[int, Reply | Score] = {}
+        while len(results) < len(ids):
+            results.update(self.step())
+        return [reply for number in ids if isinstance(reply := results[number], Reply)]
+
     def _queue(self, work: Reply | Score | Request, steps: int) -> int:
         self._count += 1
         self._waiting.append((self._count, steps, work))

@@ -9,9 +9,9 @@ import pytest
 
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.adaptive import Wanted, first_round, reached, rounds
+from rwkvbatch.replay.api import prepare
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.prepare import prepare
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.row import CheckResult
 from rwkvbatch.results.store import MemoryRows
@@ -36,7 +36,7 @@ def fill(plan: Plan, rows: MemoryRows, wanted: Wanted, scores: dict[str, float])
                 key = task.key(turn)
                 checks = (CheckResult("x", 1, True, scores[key.cell]),)
                 row = make_row(key.conversation, turn, cell=key.cell, repeat=key.repeat, checks=checks)
-                rows.append(task.first_row + turn, row)
+                rows.append({task.first_row + turn: row})
 
 
 def repeats_of(plan: Plan, wide: Any) -> list[tuple[int, ...]]:
@@ -114,11 +114,7 @@ def test_a_whole_run_is_precise_enough_or_at_its_end_and_can_be_resumed(tmp_path
 @pytest.mark.parametrize(
     ("lines", "lists", "message"),
     [
-        (
-            '{"messages": [{"role": "user", "content": "hi"}]}\n',
-            {"temperature": [0, 1]},
-            "the script has none",
-        ),
+        ('{"messages": [{"role": "user", "content": "hi"}]}\n', {"temperature": [0, 1]}, "the script has none"),
         ('{"messages": [{"role": "user", "content": "hi"}]}\n', {}, "there is only one cell"),
     ],
 )
@@ -137,10 +133,8 @@ def test_what_each_cell_came_to_is_its_repeats_and_the_width_that_the_rule_saw()
     first = plan.task(plan.number_of(0, 1, 0))
     rows.discard([first.first_row])
     key = first.key(0)
-    rows.append(
-        first.first_row,
-        make_row(key.conversation, 0, cell=key.cell, checks=(CheckResult("x", 1, True, 0.0),)),
-    )
+    row = make_row(key.conversation, 0, cell=key.cell, checks=(CheckResult("x", 1, True, 0.0),))
+    rows.append({first.first_row: row})
     differences = [-0.5] + [0.1] * 31
     conversations = [number for number in range(4) for _ in range(8)]
     assert [(found.cell, found.repeats, found.width) for found in reached(plan, rows, wanted)] == [

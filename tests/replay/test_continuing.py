@@ -7,12 +7,7 @@ from typing import Any
 
 import pytest
 
-from rwkvbatch.errors import (
-    RunDirectoryError,
-    RunLockedError,
-    RunMismatchError,
-    StorageError,
-)
+from rwkvbatch.errors import RunDirectoryError, RunLockedError, RunMismatchError, StorageError
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.runner import read_rows
 from rwkvbatch.results.directory import DirectoryLock

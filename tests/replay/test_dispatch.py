@@ -231,9 +231,7 @@ def test_a_worker_with_a_last_attempt_gets_more_tasks_when_it_is_finished() -> N
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_every_task_ends_and_only_fatal_ones_are_given_up(
-    data: st.DataObject,
-) -> None:
+def test_every_task_ends_and_only_fatal_ones_are_given_up(data: st.DataObject) -> None:
     clock = Clock()
     count = data.draw(st.integers(1, 40), "tasks")
     fatal = data.draw(st.sets(st.integers(0, count - 1), max_size=2), "fatal")

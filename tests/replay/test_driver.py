@@ -81,9 +81,7 @@ def test_a_row_that_two_workers_report_is_written_and_counted_once() -> None:
 
 def test_a_lost_worker_s_task_continues_after_its_last_row() -> None:
     pool = FakePool(
-        [(0, Joined("a", 1))],
-        [(0, report(0)), (0, Left("died")), (1, Joined("b", 1))],
-        [(1, report(1, finished=(0,)))],
+        [(0, Joined("a", 1))], [(0, report(0)), (0, Left("died")), (1, Joined("b", 1))], [(1, report(1, finished=(0,)))]
     )
     counts = Counts()
     assert drive(pool, MemoryRows(), counts)
@@ -117,7 +115,7 @@ class TestInThisProcess:
     def test_a_run_of_finished_tasks_loads_no_model(self) -> None:
         plan, rows = make_plan(3), MemoryRows()
         for number in range(plan.num_rows):
-            rows.append(number, make_row("c"))
+            rows.append({number: make_row("c")})
         loader = FakeLoader()
         driver = LocalDriver(plan, loader, RowRecorder(plan, rows, Counts()))
         assert driver.run(range(plan.num_tasks), setups_of(plan)[0])

@@ -95,7 +95,7 @@ class TestWatching:
 
     def test_progress_never_counts_a_row_that_is_at_risk(self, tmp_path: Path) -> None:
         seen: list[Progress] = []
-        run(tmp_path / "run", make_plan(40), observer=Watcher(seen))
+        run(tmp_path / "run", make_plan(40), observers=[Watcher(seen)])
         assert [p.rows_done for p in seen] == sorted(p.rows_done for p in seen)
         assert seen[-1].rows_done == seen[-1].rows_total
         assert any(0 < p.rows_done < p.rows_total for p in seen)

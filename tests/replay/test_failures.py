@@ -13,10 +13,7 @@ from typing import Any
 import pytest
 
 from rwkvbatch.engine.request import Reply, Request
-from rwkvbatch.errors import (
-    RunDirectoryError,
-    StorageError,
-)
+from rwkvbatch.errors import RunDirectoryError, StorageError
 from rwkvbatch.replay.driver import FAILURES_SHOWN, TooManyFailuresError
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.plan import Plan
@@ -168,11 +165,7 @@ class TestFailingDisk:
             code = (errno.ENOSPC, errno.EIO, errno.EDQUOT)[at % 3]
             seen: list[Progress] = []
             try:
-                run(
-                    directory,
-                    files=FailingFiles(at, code, forever=True, short=at % 2 == 0),
-                    observer=Watcher(seen),
-                )
+                run(directory, files=FailingFiles(at, code, forever=True, short=at % 2 == 0), observers=[Watcher(seen)])
             except (StorageError, RunDirectoryError):
                 stopped += 1
             there = list(read_rows(directory)) if (directory / "results.jsonl").exists() else []
@@ -191,7 +184,7 @@ class TestFailingDisk:
             plan = make_plan(60)
             seen: list[Progress] = []
             with pytest.raises(StorageError, match="No space left"):
-                run(disk / "run", plan, observer=Watcher(seen))
+                run(disk / "run", plan, observers=[Watcher(seen)])
             there = len(list(read_rows(disk / "run")))
             assert seen[-1].rows_done <= there < plan.num_rows
             subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)

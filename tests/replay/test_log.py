@@ -46,11 +46,7 @@ def test_an_error_brings_its_traceback_into_the_file_and_only_there(
 
 @pytest.mark.parametrize(
     ("options", "shown"),
-    [
-        ({}, ["warning", "error"]),
-        ({"verbose": True}, ["info", "warning", "error"]),
-        ({"quiet": True}, ["error"]),
-    ],
+    [({}, ["warning", "error"]), ({"verbose": True}, ["info", "warning", "error"]), ({"quiet": True}, ["error"])],
 )
 def test_standard_error_shows_as_much_as_was_asked_for(
     options: dict[str, bool], shown: list[str], capsys: pytest.CaptureFixture[str]

@@ -106,11 +106,7 @@ class TestWhole:
         assert figures(parts.out) == figures(parts.whole)
         assert (merged.rows, merged.planned, merged.missing) == (merged.planned, parts.plan().num_rows, ())
         status = json.loads((parts.out / "status.json").read_text())
-        assert (status["state"], status["rows_done"], status["rows_total"]) == (
-            "done",
-            merged.rows,
-            merged.rows,
-        )
+        assert (status["state"], status["rows_done"], status["rows_total"]) == ("done", merged.rows, merged.rows)
 
     @settings(max_examples=25)
     @given(data=st.data())
@@ -176,11 +172,7 @@ class TestMissing:
         assert merged.summary is None
         assert not parts.out.exists()
         incomplete, absent = merged.missing
-        assert (incomplete.shard, incomplete.path, incomplete.rows) == (
-            Shard(2, 3),
-            parts.paths[1],
-            there - 3,
-        )
+        assert (incomplete.shard, incomplete.path, incomplete.rows) == (Shard(2, 3), parts.paths[1], there - 3)
         assert incomplete.command is not None
         assert "--shard 2/3" in incomplete.command
         assert incomplete.first == first
@@ -246,8 +238,7 @@ class TestRefusals:
             merge([parts.root / name], parts.out)
 
     @pytest.mark.parametrize(
-        "shard",
-        [3, {}, {"part": 0, "parts": 3, "rows_of_run": 1}, {"part": "1", "parts": 3, "rows_of_run": 1}],
+        "shard", [3, {}, {"part": 0, "parts": 3, "rows_of_run": 1}, {"part": "1", "parts": 3, "rows_of_run": 1}]
     )
     def test_a_manifest_that_does_not_say_which_part_it_is(self, parts: Parts, shard: Any) -> None:
         path = parts.paths[0] / "manifest.json"

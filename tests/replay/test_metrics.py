@@ -16,7 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.errors import MissingExtraError, UsageError
-from rwkvbatch.replay.progress import MetricsObserver, Observers, Progress, WorkerProgress, serving_metrics
+from rwkvbatch.replay.progress import MetricsObserver, Progress, WorkerProgress, serving_metrics
+from tests.replay.fakes import make_plan
+from tests.replay.runs import run
 
 MOMENT = Progress(
     rows_done=30,
@@ -130,27 +132,25 @@ def test_without_the_client_library_the_extra_is_named(monkeypatch: pytest.Monke
     assert "pip install 'rwkvbatch[prometheus]'" in str(caught.value.hint)
 
 
-def test_several_observers_are_all_told() -> None:
-    told: list[str] = []
+def test_several_observers_receive_each_update_in_order() -> None:
+    calls: list[str] = []
 
     class Recorder:
         def __init__(self, name: str) -> None:
             self.name = name
 
         def started(self, progress: Progress) -> None:
-            told.append(f"{self.name} started")
+            calls.append(f"{self.name} started")
 
         def moved(self, progress: Progress) -> None:
-            told.append(f"{self.name} moved")
+            calls.append(f"{self.name} moved")
 
         def ended(self, progress: Progress) -> None:
-            told.append(f"{self.name} ended")
+            calls.append(f"{self.name} ended")
 
-    observers = Observers([Recorder("a"), Recorder("b")])
-    observers.started(MOMENT)
-    observers.moved(MOMENT)
-    observers.ended(MOMENT)
-    assert told == ["a started", "b started", "a moved", "b moved", "a ended", "b ended"]
+    run(None, make_plan(1), observers=[Recorder("a"), Recorder("b")])
+    assert calls[:4] == ["a started", "b started", "a moved", "b moved"]
+    assert calls[-4:] == ["a moved", "b moved", "a ended", "b ended"]
 
 
 def test_a_run_serves_its_figures_while_it_goes_on(

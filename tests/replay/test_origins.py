@@ -94,11 +94,7 @@ def test_a_grid_file_remembers_what_it_gave_to_which_cells() -> None:
 class TestCommands:
     @pytest.mark.parametrize("command", ["run", "chat", "bench"])
     def test_a_model_of_the_environment_that_is_not_there(
-        self,
-        command: str,
-        script: str,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
+        self, command: str, script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setenv("RWKVBATCH_MODEL", "nowhere/m")
         assert invoke([command, *([script] if command == "run" else [])]) == 3

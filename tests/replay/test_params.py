@@ -39,16 +39,8 @@ def test_settings_of_a_conversation_win_unless_the_command_line_or_the_grid_give
         return task.settings.temperature, task.settings.max_tokens, task.seed
 
     assert first(make_plan(conversations=[conversation], cells=cells)) == (0.2, 7, 99)
-    assert first(make_plan(conversations=[conversation], cells=cells, explicit=["max_tokens"])) == (
-        0.2,
-        256,
-        99,
-    )
-    assert first(make_plan(conversations=[conversation], cells=cells, seed=3, explicit=["seed"])) == (
-        0.2,
-        7,
-        3,
-    )
+    assert first(make_plan(conversations=[conversation], cells=cells, explicit=["max_tokens"])) == (0.2, 256, 99)
+    assert first(make_plan(conversations=[conversation], cells=cells, seed=3, explicit=["seed"])) == (0.2, 7, 3)
     swept = make_plan(conversations=[conversation], cells=[Cell("temp=0.9", {"temperature": 0.9})])
     assert first(swept) == (0.9, 7, 99)
 

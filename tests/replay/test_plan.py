@@ -80,11 +80,7 @@ class TestGrid:
             ({}, ({"cells": {"a": 3}},), "[cells.a] must be a table of settings, got 3"),
             ({}, ({"cells": {"a": {"seed": 3}}},), "seed is a setting of the whole run"),
             ({}, ({"override": {"b": {}}},), "no cell has this name"),
-            (
-                {"top_k": list(range(200)), "max_tokens": list(range(1, 200))},
-                (),
-                "at most 10,000 are allowed",
-            ),
+            ({"top_k": list(range(200)), "max_tokens": list(range(1, 200))}, (), "at most 10,000 are allowed"),
         ],
     )
     def test_what_cannot_be_is_said(self, lists: Any, tables: Any, message: str) -> None:
@@ -120,14 +116,7 @@ class TestPlan:
     def test_a_row_of_another_run_has_no_place(self) -> None:
         plan = make_plan(2)
         key = plan.task(0).key(0)
-        for change in (
-            {"conversation": "x"},
-            {"cell": "x"},
-            {"repeat": 1},
-            {"repeat": -1},
-            {"turn": 1},
-            {"turn": -1},
-        ):
+        for change in ({"conversation": "x"}, {"cell": "x"}, {"repeat": 1}, {"repeat": -1}, {"turn": 1}, {"turn": -1}):
             assert plan.row_number(type(key)(**{**vars(key), **change})) is None
 
     def test_tasks_of_one_conversation_stand_together(self) -> None:

@@ -97,16 +97,14 @@ def test_the_rows_are_those_of_one_process(tmp_path: Path) -> None:
 def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path: Path) -> None:
     plan = make_plan(12, batch_size=2)
     observer = KillOnce(tmp_path)
-    run(tmp_path / "many", plan, Slow(0.01), observer=observer)
+    run(tmp_path / "many", plan, Slow(0.01), observers=[observer])
     assert observer.killed == 1
     assert observer.latest is not None
     assert observer.latest.lost_workers == 1
     assert (tmp_path / "many" / "results.jsonl").read_bytes() == alone(tmp_path / "one", plan)
 
 
-def test_a_conversation_that_kills_three_workers_becomes_error_rows_and_the_others_go_on(
-    tmp_path: Path,
-) -> None:
+def test_a_conversation_that_kills_three_workers_becomes_error_rows_and_the_others_go_on(tmp_path: Path) -> None:
     plan = make_plan(conversations=[make_conversation(f"c{n}", 2) for n in range(6)])
     result = run(tmp_path / "run", plan, Deadly("c3"))
     rows = list(result.rows())
@@ -136,9 +134,7 @@ def test_several_models_are_served_one_after_the_other(tmp_path: Path) -> None:
     assert (tmp_path / "many" / "results.jsonl").read_bytes() == alone(tmp_path / "one", plan)
 
 
-def test_a_run_goes_on_with_workers_where_it_was_stopped_without_and_the_other_way_round(
-    tmp_path: Path,
-) -> None:
+def test_a_run_goes_on_with_workers_where_it_was_stopped_without_and_the_other_way_round(tmp_path: Path) -> None:
     plan = make_plan(10, batch_size=2)
     expected = alone(tmp_path / "one", plan)
     calls = iter(range(1000))
@@ -147,7 +143,7 @@ def test_a_run_goes_on_with_workers_where_it_was_stopped_without_and_the_other_w
     assert (tmp_path / "a" / "results.jsonl").read_bytes() == expected
 
     stop = StopWhenSomeAreThere()
-    stopped = run(tmp_path / "b", plan, Slow(0.05), observer=stop, should_stop=stop)
+    stopped = run(tmp_path / "b", plan, Slow(0.05), observers=[stop], should_stop=stop)
     assert stopped.interrupted
     execute(plan, FakeLoader(), RunOptions(out=tmp_path / "b"))
     assert (tmp_path / "b" / "results.jsonl").read_bytes() == expected
@@ -173,7 +169,7 @@ class StopWhenSomeAreThere:
 def test_what_was_finished_when_the_run_was_stopped_is_kept(tmp_path: Path) -> None:
     plan = make_plan(conversations=[make_conversation(f"c{n}", 1) for n in range(40)], batch_size=2)
     stop = StopWhenSomeAreThere()
-    result = run(tmp_path / "run", plan, Slow(0.1), observer=stop, should_stop=stop)
+    result = run(tmp_path / "run", plan, Slow(0.1), observers=[stop], should_stop=stop)
     assert result.interrupted
     assert 4 <= result.summary.rows < plan.num_rows
 

@@ -20,7 +20,7 @@ from rwkvbatch.replay.progress import (
     duration,
     progress_line,
 )
-from rwkvbatch.results.status import StatusFile
+from rwkvbatch.results.directory import StatusFile
 
 MOMENT = Progress(
     rows_done=30,
@@ -65,14 +65,7 @@ class TestCounts:
 class TestLines:
     @pytest.mark.parametrize(
         ("seconds", "text"),
-        [
-            (0.4, "0.4 s"),
-            (9.94, "9.9 s"),
-            (9.96, "10 s"),
-            (59, "59 s"),
-            (185, "3 min 5 s"),
-            (7800, "2 h 10 min"),
-        ],
+        [(0.4, "0.4 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59, "59 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")],
     )
     def test_durations(self, seconds: float, text: str) -> None:
         assert duration(seconds) == text

@@ -58,8 +58,7 @@ def cluster() -> Iterator[Any]:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("RWKVBATCH_OF_THE_NODE", "1")
         cluster = cluster_utils.Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 2, "include_dashboard": False, "_system_config": PATIENT},
+            initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, "_system_config": PATIENT}
         )
         cluster.add_node(num_cpus=2)
         ray.init(cluster.address, log_to_driver=False, logging_level=logging.CRITICAL)
@@ -185,7 +184,7 @@ def test_the_rows_are_those_of_one_process(cluster: Any, tmp_path: Path) -> None
     plan = ray_plan(repeats=2, batch_size=2)
     (tmp_path / "meeting").mkdir()
     watcher = Watcher()
-    result = run(tmp_path / "ray", plan, Together(tmp_path / "meeting", 2, 0.0), observer=watcher)
+    result = run(tmp_path / "ray", plan, Together(tmp_path / "meeting", 2, 0.0), observers=[watcher])
     assert rows_in(tmp_path / "ray") == in_one_process(tmp_path / "one", plan)
     assert result.summary.complete
     assert watcher.most_workers == 2
@@ -196,7 +195,7 @@ def test_the_rows_are_those_of_one_process(cluster: Any, tmp_path: Path) -> None
 def test_ray_restarts_an_actor_that_is_killed_or_fails(cluster: Any, tmp_path: Path, error: Any) -> None:
     plan = ray_plan(batch_size=2, workers=1)
     watcher = Watcher()
-    run(tmp_path / "ray", plan, FailsOnce(tmp_path / "mark", error), observer=watcher)
+    run(tmp_path / "ray", plan, FailsOnce(tmp_path / "mark", error), observers=[watcher])
     assert (tmp_path / "mark").exists()
     assert watcher.latest is not None
     assert watcher.latest.lost_workers == 1
@@ -209,7 +208,7 @@ def test_the_others_go_on_when_a_node_is_killed(cluster: Any, tmp_path: Path) ->
     plan = ray_plan(30, batch_size=2)
     (tmp_path / "meeting").mkdir()
     watcher = Watcher(rows=6, act=partial(cluster.remove_node, victim, allow_graceful=False))
-    run(tmp_path / "ray", plan, Together(tmp_path / "meeting", 3, 0.05), observer=watcher)
+    run(tmp_path / "ray", plan, Together(tmp_path / "meeting", 3, 0.05), observers=[watcher])
     assert watcher.most_workers == 3
     assert watcher.latest is not None
     assert watcher.latest.lost_workers == 1
@@ -222,7 +221,7 @@ def test_each_actor_has_a_gpu_of_its_own(cluster: Any, tmp_path: Path) -> None:
     node = cluster.add_node(num_cpus=2, num_gpus=2)  # Ray takes our word for it
     (tmp_path / "meeting").mkdir()
     watcher = Watcher()
-    run(None, ray_plan(devices=("cuda", "cuda")), Together(tmp_path / "meeting", 2, 0.0), observer=watcher)
+    run(None, ray_plan(devices=("cuda", "cuda")), Together(tmp_path / "meeting", 2, 0.0), observers=[watcher])
     cluster.remove_node(node)
     assert {name.rpartition(", ")[2] for name in watcher.names} == {"cuda:0", "cuda:1"}
 
@@ -253,7 +252,7 @@ def test_a_run_is_continued_with_ray_and_without_in_either_order(cluster: Any, t
 
     stop = threading.Event()
     watcher = Watcher(rows=6, act=stop.set)
-    stopped = run(tmp_path / "b", plan, Slow(0.05), observer=watcher, should_stop=stop.is_set)
+    stopped = run(tmp_path / "b", plan, Slow(0.05), observers=[watcher], should_stop=stop.is_set)
     assert stopped.interrupted
     assert watcher.latest is not None
     assert watcher.latest.workers == ()  # all of them left on request
@@ -321,7 +320,7 @@ def test_a_run_goes_on_with_fewer_workers_where_there_is_no_room(
     holder = hold(2)
     plan = ray_plan(20, batch_size=2)
     watcher = Watcher(rows=6, act=lambda: skipped_s.__setitem__(0, 100.0))
-    result = run(tmp_path / "ray", plan, Slow(0.02), observer=watcher)
+    result = run(tmp_path / "ray", plan, Slow(0.02), observers=[watcher])
     ray.kill(holder)
     assert result.summary.complete
     assert watcher.most_workers == 1

@@ -17,8 +17,8 @@ from rwkvbatch.config import (
 )
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.prompt.templates import prompting_of
+from rwkvbatch.replay.api import RunKeywords, prepare, split_lists
 from rwkvbatch.replay.layers import layer_settings
-from rwkvbatch.replay.prepare import RunKeywords, prepare, split_lists
 
 
 def config_file(tmp_path: Path, text: str) -> Path:
@@ -102,13 +102,9 @@ class TestErrors:
                 "--state-memory must be a number of bytes from 1 up, such as 512M or 2G, got much",
             ),
             ("ban", ["3", "x"], "--ban must be token ids, whole numbers from 0 up, got x"),
-            ("stop", ["a", ""], "--stop must be a text that is not empty, got ''"),
+            ("stop", ["a", ""], "--stop must be non-empty text, got ''"),
             ("devices", ["cuda:0", "gpu"], "--devices must be cpu, cuda, or cuda:N, got gpu"),
-            (
-                "max_line_bytes",
-                0,
-                "--max-line-bytes must be a number of bytes from 1 up, such as 512M or 2G, got 0",
-            ),
+            ("max_line_bytes", 0, "--max-line-bytes must be a number of bytes from 1 up, such as 512M or 2G, got 0"),
             ("preset", "wild", "--preset must be one of default, greedy"),
         ],
     )
@@ -143,13 +139,13 @@ class TestErrors:
 
 class TestLists:
     def test_a_comma_list_is_a_dimension_and_one_value_is_none(self) -> None:
-        single, several = split_lists({"temp": "0.3, 0.7", "top_p": "0.5", "stop": ["a,b"]}, ("temperature", "top_p"))
+        single, several = split_lists({"temp": "0.3, 0.7", "top_p": "0.5", "stop": ["a,b"]})
         assert several == {"temperature": ["0.3", "0.7"]}
         assert single == {"top_p": "0.5", "stop": ["a,b"]}
 
     def test_an_empty_place_is_an_error(self) -> None:
         with pytest.raises(UsageError, match="--temp has an empty item"):
-            split_lists({"temp": "0.3,,0.7"}, ("temperature",))
+            split_lists({"temp": "0.3,,0.7"})
 
     def test_names_of_options_are_those_of_the_command_line(self) -> None:
         assert [option_name(key) for key in ("temperature", "top_p")] == ["--temp", "--top-p"]

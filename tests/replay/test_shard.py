@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError, UsageError
 from rwkvbatch.files import OS_FILES
 from rwkvbatch.replay.adaptive import first_round
+from rwkvbatch.replay.api import prepare
 from rwkvbatch.replay.conversation import PromptEncoder, preview
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.prepare import prepare
 from rwkvbatch.replay.row_index import Member, Shard, read_members, write_members
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.directory import default_directory
@@ -32,10 +32,7 @@ def run(directory: Path, plan: Plan) -> list[str]:
 
 
 class TestShare:
-    @given(
-        turns=st.lists(st.integers(1, 30), max_size=60),
-        parts=st.integers(1, 20),
-    )
+    @given(turns=st.lists(st.integers(1, 30), max_size=60), parts=st.integers(1, 20))
     def test_every_conversation_is_in_exactly_one_part(self, turns: list[int], parts: int) -> None:
         shares = [Shard(part, parts).share(turns) for part in range(1, parts + 1)]
         assert sorted(number for share in shares for number in share) == list(range(len(turns)))

@@ -32,5 +32,5 @@ def open_store(directory: Path, **options: Any) -> RowStore:
 def fill(directory: Path, numbers: range | list[int], **options: Any) -> None:
     store = open_store(directory, **options)
     for number in numbers:
-        store.append(number, make_row(str(number)))
+        store.append({number: make_row(str(number))})
     store.close()

@@ -49,9 +49,7 @@ def test_a_directory_that_is_there_is_not_given_again(tmp_path: Path, monkeypatc
     assert names == ["demo-20260101-000000", "demo-20260101-000000-2", "demo-20260101-000000-3"]
 
 
-def test_a_run_without_a_row_gives_its_directory_to_another_and_one_with_a_row_does_not(
-    tmp_path: Path,
-) -> None:
+def test_a_run_without_a_row_gives_its_directory_to_another_and_one_with_a_row_does_not(tmp_path: Path) -> None:
     for identity in ({"seed": 1}, {"seed": 2}):
         directory = RunDirectory(tmp_path, "")
         directory.claim(identity, dict)
@@ -107,14 +105,14 @@ def test_what_is_set_aside_when_a_run_goes_on_is_told_with_its_file(
     plan = make_plan()
     directory = RunDirectory(tmp_path, "")
     (tmp_path / "results.jsonl").write_bytes(b"damaged\n" + encode_row(row_of(plan)) + b"torn")
-    directory.open_rows(plan.num_rows, plan.place, repair=True).close()
+    directory.open_rows(plan.num_rows, plan.row_number, repair=True).close()
     path = tmp_path / "results.jsonl"
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: the last write was cut off; its 4 bytes are set aside in results.torn-1",
         f"{path}: 1 damaged lines are set aside in results.damaged; their rows run again",
     ]
     caplog.clear()
-    directory.open_rows(plan.num_rows, plan.place).close()
+    directory.open_rows(plan.num_rows, plan.row_number).close()
     assert not caplog.records
     directory.close()
 

@@ -23,12 +23,12 @@ class TestFlushing:
         files = CountedFiles()
         store = open_store(tmp_path, files=files)
         files.calls.clear()
-        store.append(0, make_row("0"))
+        store.append({0: make_row("0")})
         assert files.calls == ["write"]
 
     def test_rows_count_as_durable_after_the_flush_and_not_before(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
-        store.append(0, make_row("0"))
+        store.append({0: make_row("0")})
         assert (store.num_rows, store.num_durable) == (1, 0)
         store.flush()
         assert store.num_durable == 1
@@ -36,7 +36,7 @@ class TestFlushing:
     def test_no_more_rows_than_allowed_are_at_risk(self, tmp_path: Path) -> None:
         store = open_store(tmp_path, flush_rows=5)
         for number in range(23):
-            store.append(number, make_row(str(number)))
+            store.append({number: make_row(str(number))})
             assert store.num_rows - store.num_durable < 5
         assert store.num_durable == 20
 
@@ -44,7 +44,7 @@ class TestFlushing:
         clock = Clock()
         store = open_store(tmp_path, flush_seconds=2.0, clock=clock)
         for number in range(100):
-            store.append(number, make_row(str(number)))
+            store.append({number: make_row(str(number))})
             written_s = clock.now
             while store.num_durable < store.num_rows:
                 clock.now += 0.3
@@ -63,7 +63,7 @@ class TestFlushing:
     def test_a_clock_that_jumps_flushes_at_once(self, tmp_path: Path, jump: float) -> None:
         clock = Clock()
         store = open_store(tmp_path, clock=clock)
-        store.append(0, make_row("0"))
+        store.append({0: make_row("0")})
         clock.now += jump
         store.tick()
         assert store.num_durable == 1
@@ -71,7 +71,7 @@ class TestFlushing:
     def test_closing_flushes(self, tmp_path: Path) -> None:
         files = CountedFiles()
         store = open_store(tmp_path, files=files)
-        store.append(0, make_row("0"))
+        store.append({0: make_row("0")})
         files.calls.clear()
         store.close()
         assert files.calls == ["sync"]
@@ -84,7 +84,7 @@ class TestRewriting:
             directory.mkdir()
             store = open_store(directory)
             for number in numbers:
-                store.append(number, make_row(str(number)))
+                store.append({number: make_row(str(number))})
             store.finalize()
             assert [store.read(n).conversation for n in range(4)] == ["0", "1", "2", "3"]
             store.close()
@@ -92,29 +92,29 @@ class TestRewriting:
 
     def test_rows_can_be_appended_after_finalizing(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
-        store.append(5, make_row("5"))
-        store.append(2, make_row("2"))
+        store.append({5: make_row("5")})
+        store.append({2: make_row("2")})
         store.finalize()
-        store.append(3, make_row("3"))
+        store.append({3: make_row("3")})
         store.close()
         assert [row.conversation for row in read_results(tmp_path / "results.jsonl")] == ["2", "5", "3"]
 
     def test_discarded_rows_are_gone_and_can_be_written_again(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
-        store.append(0, make_row("0"))
-        store.append(1, make_row("1", finish_reason="error"))
+        store.append({0: make_row("0")})
+        store.append({1: make_row("1", finish_reason="error")})
         assert [store.failed(n) for n in (0, 1)] == [False, True]
         store.discard([1])
         assert not store.has(1)
-        store.append(1, make_row("1"))
+        store.append({1: make_row("1")})
         store.close()
         assert [row.finish_reason for row in read_results(tmp_path / "results.jsonl")] == ["stop", "stop"]
 
     def test_a_row_cannot_be_written_twice(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
-        store.append(0, make_row("0"))
+        store.append({0: make_row("0")})
         with pytest.raises(ValueError, match="before"):
-            store.append(0, make_row("0"))
+            store.append({0: make_row("0")})
 
 
 class TestFailures:
@@ -124,13 +124,13 @@ class TestFailures:
     ) -> None:
         files = FailingFiles(-1, short=short)
         store = open_store(tmp_path, files=files)
-        store.append(0, make_row("0"))
+        store.append({0: make_row("0")})
         files.at = len(files.calls)
         with pytest.raises(StorageError, match="No space left"):
-            store.append(1, make_row("1"))
+            store.append({1: make_row("1")})
         assert store.num_durable == 1
         with pytest.raises(StorageError):
-            store.append(2, make_row("2"))
+            store.append({2: make_row("2")})
         with pytest.raises(StorageError):
             store.flush()
         store.close()
@@ -140,7 +140,7 @@ class TestFailures:
     def test_a_failed_flush_is_never_tried_again(self, tmp_path: Path) -> None:
         files = FailingFiles(-1, errno.EIO)
         store = open_store(tmp_path, files=files)
-        store.append(0, make_row("0"))
+        store.append({0: make_row("0")})
         files.at = len(files.calls)
         with pytest.raises(StorageError, match="flush failed"):
             store.flush()
@@ -181,7 +181,7 @@ class TestFailures:
 
         store = open_store(tmp_path, files=FullDevice())
         with pytest.raises(StorageError, match="No space left"):
-            store.append(0, make_row("0"))
+            store.append({0: make_row("0")})
         assert store.num_durable == 0
 
 

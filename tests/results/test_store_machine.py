@@ -54,10 +54,10 @@ class StoreMachine(RuleBasedStateMachine):
         row = make_row(str(number), reply=reply, finish_reason="error" if failed else "stop")
         if number in self.written:
             with pytest.raises(ValueError, match="before"):
-                self.store.append(number, row)
+                self.store.append({number: row})
             return
         self.written[number] = row
-        self.store.append(number, row)
+        self.store.append({number: row})
         self._note()
 
     @rule(seconds=st.floats(-10, 10))

@@ -27,7 +27,7 @@ class TestMoments:
     def test_a_tick_at_once_and_a_tick_soon_after_leave_the_row_to_its_group(self, tmp_path: Path) -> None:
         clock = Clock()
         store = open_store(tmp_path, flush_seconds=2.0, clock=clock)
-        store.append(0, make_row("0"))
+        store.append({0: make_row("0")})
         for now in (100.0, 100.25, 100.5, 101.0):
             clock.now = now
             store.tick()
@@ -36,7 +36,7 @@ class TestMoments:
     def test_a_row_that_will_be_exactly_too_old_at_the_next_look_is_flushed(self, tmp_path: Path) -> None:
         clock = Clock()
         store = open_store(tmp_path, flush_seconds=2.0, clock=clock)
-        store.append(0, make_row("0"))
+        store.append({0: make_row("0")})
         clock.now = 101.0  # a second old, and a second after the last look
         store.tick()
         assert store.num_durable == 1
@@ -76,8 +76,8 @@ class TestMoments:
         files.refuse = broken == "opening"
         with contextlib.suppress(StorageError, RunDirectoryError):
             store = open_store(tmp_path, files=files)
-            store.append(1, make_row("1"))
-            store.append(0, make_row("0"))
+            store.append({1: make_row("1")})
+            store.append({0: make_row("0")})
             files.refuse = broken == "rewriting"
             with contextlib.suppress(StorageError):
                 store.finalize()
@@ -88,7 +88,7 @@ class TestMoments:
     def test_closing_twice_is_harmless(self, tmp_path: Path) -> None:
         files = CountedFiles()
         store = open_store(tmp_path, files=files)
-        store.append(0, make_row("0"))
+        store.append({0: make_row("0")})
         store.read(0)
         files.calls.clear()
         store.close()
@@ -99,8 +99,8 @@ class TestMoments:
 class TestFailedRows:
     def test_a_store_that_is_opened_again_knows_which_rows_failed(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
-        store.append(3, make_row("3", finish_reason="error"))
-        store.append(1, make_row("1"))
+        store.append({3: make_row("3", finish_reason="error")})
+        store.append({1: make_row("1")})
         store.close()
         store = open_store(tmp_path)
         assert [store.failed(number) for number in range(4)] == [False, False, False, True]
@@ -108,7 +108,7 @@ class TestFailedRows:
     def test_a_rewrite_keeps_the_failures_of_the_rows_that_stay_and_only_those(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
         for number, finish_reason in ((3, "error"), (2, "error"), (1, "stop")):
-            store.append(number, make_row(str(number), finish_reason=finish_reason))
+            store.append({number: make_row(str(number), finish_reason=finish_reason)})
         store.discard([2])
         store.finalize()
         assert [store.failed(number) for number in range(4)] == [False, False, False, True]
@@ -191,7 +191,7 @@ class TestWords:
 
     def test_a_row_that_changes_under_the_store(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
-        store.append(0, make_row("0"))
+        store.append({0: make_row("0")})
         path = tmp_path / "results.jsonl"
         path.write_bytes(results(tmp_path).replace(b"hello", b"hallo"))
         with pytest.raises(RunDamagedError) as caught:
@@ -201,17 +201,14 @@ class TestWords:
     def test_each_failure_says_what_was_tried_why_not_and_how_many_rows_are_safe(self, tmp_path: Path) -> None:
         files = FailingFiles(-1)
         store = open_store(tmp_path, files=files)
-        store.append(1, make_row("1"))
+        store.append({1: make_row("1")})
         files.at = len(files.calls)
         path = tmp_path / "results.jsonl"
         with pytest.raises(StorageError) as caught:
-            store.append(0, make_row("0"))
-        assert (str(caught.value), caught.value.hint) == (
-            f"{path}: write failed: No space left on device",
-            HINT,
-        )
+            store.append({0: make_row("0")})
+        assert (str(caught.value), caught.value.hint) == (f"{path}: write failed: No space left on device", HINT)
         with pytest.raises(StorageError) as caught:
-            store.append(0, make_row("0"))
+            store.append({0: make_row("0")})
         assert (str(caught.value), caught.value.hint) == (
             f"{path}: earlier write failed: No space left on device",
             HINT,
@@ -225,10 +222,10 @@ class TestWords:
 
         files = Broken(-1)
         store = open_store(tmp_path, files=files)
-        store.append(0, make_row("0"))
+        store.append({0: make_row("0")})
         files.at = len(files.calls)
         with pytest.raises(StorageError, match="write failed: No space left"):
-            store.append(1, make_row("1"))
+            store.append({1: make_row("1")})
         assert store.num_durable == 0
 
     def test_a_rewrite_that_cannot_open_the_new_file_can_still_be_closed(self, tmp_path: Path) -> None:
@@ -242,8 +239,8 @@ class TestWords:
 
         files = Once()
         store = open_store(tmp_path, files=files)
-        store.append(1, make_row("1"))
-        store.append(0, make_row("0"))
+        store.append({1: make_row("1")})
+        store.append({0: make_row("0")})
         files.armed = True
         with pytest.raises(StorageError) as caught:
             store.finalize()

@@ -50,31 +50,8 @@ def test_any_bytes_are_read_or_refused(data: bytes, tmp_path_factory: pytest.Tem
 
 
 _KEYS = [
-    *(
-        "messages",
-        "id",
-        "tags",
-        "params",
-        "expect",
-        "body",
-        "custom_id",
-        "conversations",
-        "turns",
-        "question_id",
-    ),
-    *(
-        "reference",
-        "role",
-        "content",
-        "from",
-        "value",
-        "temperature",
-        "stop",
-        "defaults",
-        "contains",
-        "json",
-        "any",
-    ),
+    *("messages", "id", "tags", "params", "expect", "body", "custom_id", "conversations", "turns", "question_id"),
+    *("reference", "role", "content", "from", "value", "temperature", "stop", "defaults", "contains", "json", "any"),
 ]
 
 

@@ -152,16 +152,7 @@ class TestWhatIsSaidOfTheOtherLines:
 
     def test_how_many_are_bad_and_good_and_the_way_to_run_those(self, tmp_path: Path) -> None:
         good = [conversation(id=f"c{n}") for n in range(5)]
-        lines = [
-            {"defaults": {}},
-            *good[:2],
-            {"mesages": []},
-            b"",
-            b"{",
-            good[2],
-            conversation(id="c0"),
-            *good[3:],
-        ]
+        lines = [{"defaults": {}}, *good[:2], {"mesages": []}, b"", b"{", good[2], conversation(id="c0"), *good[3:]]
         assert self.hint(tmp_path, *lines) == (
             "did you mean 'messages'?\n"
             "  2 more lines are bad in this file, 5 can be used\n"

@@ -202,9 +202,7 @@ def test_similarity_is_sacrebleus_chrf() -> None:
     assert score == pytest.approx(sentence_chrf(reply, [reference]).score / 100)
 
 
-def test_similarity_needs_a_reference_on_its_own_turn_and_skips_turns_without_one_elsewhere(
-    tmp_path: Path,
-) -> None:
+def test_similarity_needs_a_reference_on_its_own_turn_and_skips_turns_without_one_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(ScriptError, match="turn 0: the check 'any' needs a reference reply"):
         read(tmp_path, conversation(user(expect={"any": [{"similarity": 0.5}, {"equals": "a"}]})))
     assert read(tmp_path, conversation(user(expect={"similarity": 0.5}), assistant())).conversations

@@ -89,12 +89,7 @@ def test_an_mt_bench_category_is_a_tag_and_empty_references_are_none(tmp_path: P
 
 def test_keys_of_other_forms_that_mean_nothing_here_are_ignored(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = [
-        {
-            "id": "1",
-            "conversations": [{"from": "human", "value": "a", "weight": 1}],
-            "source": "web",
-            "lang": "en",
-        },
+        {"id": "1", "conversations": [{"from": "human", "value": "a", "weight": 1}], "source": "web", "lang": "en"},
         {"question_id": 2, "turns": ["a"], "cluster": 3},
         {"custom_id": "3", "body": {"messages": [user(name="ada")], "metadata": {"a": 1}}},
     ]
@@ -105,15 +100,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"custom_id": "x"}, "body: is missing"),
     ({"custom_id": 3, "body": {}}, "custom_id: must be a string, got 3"),
     ({"custom_id": "x", "body": {"mesages": []}}, "body: unknown key 'mesages'"),
-    (
-        {"custom_id": "x", "url": "/v1/embeddings", "body": {"messages": []}},
-        "url: must be of chat completions",
-    ),
+    ({"custom_id": "x", "url": "/v1/embeddings", "body": {"messages": []}}, "url: must be of chat completions"),
     ({"custom_id": "x", "body": {"messages": [user()], "temperture": 1}}, "body: unknown key 'temperture'"),
-    (
-        {"custom_id": "x", "body": {"messages": [user()], "temperature": "hot"}},
-        "body: temperature: .*got 'hot'",
-    ),
+    ({"custom_id": "x", "body": {"messages": [user()], "temperature": "hot"}}, "body: temperature: .*got 'hot'"),
     ({"custom_id": "x", "body": {"messages": [user()], "n": 2}}, r"body\.n: must be 1, got 2"),
     ({"custom_id": "x", "body": {"messages": [user()], "tools": [{}]}}, r"body\.tools: has no counterpart"),
     ({"custom_id": "x", "body": {"messages": [user()], "logit_bias": {"1": 2}}}, r"body\.logit_bias: has no"),
@@ -130,33 +119,21 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"conversations": [{"from": "tool", "value": "x"}]}, r"conversations\[0\]\.from: must be one of"),
     ({"conversations": [{"from": "human"}]}, r"conversations\[0\]\.value: is missing"),
     ({"conversations": [{"fron": "human", "value": "x"}]}, r"conversations\[0\].*from"),
-    (
-        {"conversations": [{"from": "gpt", "value": "x"}]},
-        r"conversations\[0\]: 'gpt' comes before any question",
-    ),
+    ({"conversations": [{"from": "gpt", "value": "x"}]}, r"conversations\[0\]: 'gpt' comes before any question"),
     ({"conversations": {}}, "conversations: must be an array"),
     ({"question_id": 1}, "turns: is missing"),
     ({"question_id": True, "turns": ["a"]}, "question_id: must be a string, got True"),
     ({"turns": []}, "turns: is empty"),
     ({"turns": [3]}, r"turns\[0\]: must be a string"),
     ({"turns": ["a"], "reference": ["a", "b"]}, "reference: has 2 texts for 1 turns"),
-    (
-        {"id": "x", "messages": [assistant()]},
-        r"messages\[0\]: an assistant message needs a user message before it",
-    ),
-    (
-        {"id": "x", "messages": [user(), assistant(), assistant()]},
-        r"messages\[2\]: two assistant messages in a row",
-    ),
+    ({"id": "x", "messages": [assistant()]}, r"messages\[0\]: an assistant message needs a user message before it"),
+    ({"id": "x", "messages": [user(), assistant(), assistant()]}, r"messages\[2\]: two assistant messages in a row"),
     (
         {"id": "x", "messages": [user(), {"role": "system", "content": "s"}]},
         r"messages\[1\]: a system message may only",
     ),
     ({"id": "x", "messages": [{"role": "system", "content": "s"}]}, "has no user message"),
-    (
-        {"id": "x", "messages": [user(), assistant(expect=[])]},
-        r"messages\[1\]: `expect` must be in the user message",
-    ),
+    ({"id": "x", "messages": [user(), assistant(expect=[])]}, r"messages\[1\]: `expect` must be in the user message"),
 ]
 
 

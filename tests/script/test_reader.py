@@ -123,10 +123,7 @@ def test_defaults_are_given_to_every_conversation_of_their_file_only(tmp_path: P
     second = write(tmp_path / "b.jsonl", conversation())
     one, other = read_scripts([first, second]).conversations
     assert (one.tags, one.params) == (("all", "own"), {"temperature": 0, "top_p": 0.5})
-    assert [[check.kind for check in turn.checks] for turn in one.turns] == [
-        ["equals", "max_tokens"],
-        ["max_tokens"],
-    ]
+    assert [[check.kind for check in turn.checks] for turn in one.turns] == [["equals", "max_tokens"], ["max_tokens"]]
     assert (other.tags, other.params, other.turns[0].checks) == ((), {}, ())
 
 

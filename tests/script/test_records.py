@@ -65,12 +65,7 @@ class TestShortNamesOfParams:
     """Scripts of earlier versions name the penalties `presence`, `frequency`, `decay` and `ban`."""
 
     OLD: ClassVar = {"presence": 0.1, "frequency": 0.2, "decay": 0.9, "ban": [0]}
-    NEW: ClassVar = {
-        "presence_penalty": 0.1,
-        "frequency_penalty": 0.2,
-        "penalty_decay": 0.9,
-        "banned_token_ids": [0],
-    }
+    NEW: ClassVar = {"presence_penalty": 0.1, "frequency_penalty": 0.2, "penalty_decay": 0.9, "banned_token_ids": [0]}
 
     def test_they_mean_the_same_and_the_digest_is_that_of_the_old_script(self) -> None:
         source = SourceLine("a.jsonl", 1)

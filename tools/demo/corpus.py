@@ -44,13 +44,7 @@ _SYSTEMS = (
     (systems.persona, 4.0),
     (systems.plain, 2.0),
 )
-_MODES: tuple[tuple[Think, float], ...] = (
-    ("off", 72.0),
-    ("on", 20.0),
-    ("short", 2.5),
-    ("long", 2.5),
-    ("fake", 3.0),
-)
+_MODES: tuple[tuple[Think, float], ...] = (("off", 72.0), ("on", 20.0), ("short", 2.5), ("long", 2.5), ("fake", 3.0))
 
 PROMPT_WEIGHT = 0.1
 # A turn's usual length in tokens: with less room than this left, facts still waiting are asked for at once.

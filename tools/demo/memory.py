@@ -136,11 +136,6 @@ def fact(rng: Random, split: Split, slot: Slot) -> Fact:
     told = Exchange("memory", rng.choice(slot.told).format(value), noted.format(value), None, (key,), one_answer=False)
     answer = slot.answer.format(value)
     asked = Exchange(
-        "memory",
-        rng.choice(slot.asked),
-        answer,
-        {"contains": value},
-        (key,),
-        thought=(f"{slot.name}: {value}",),
+        "memory", rng.choice(slot.asked), answer, {"contains": value}, (key,), thought=(f"{slot.name}: {value}",)
     )
     return Fact(told, asked)

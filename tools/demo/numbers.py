@@ -23,12 +23,7 @@ def small_sum(rng: Random, split: Split) -> Exchange:
     """Two numbers of at most 40 added; a pair is held out in both orders and all wordings."""
     (a, b), key = draw(rng, split, _small_pair, _sum_key)
     return Exchange(
-        "sums",
-        rng.choice(_SUM).format(a, b),
-        str(a + b),
-        {"number": a + b},
-        (key,),
-        thought=column_addition(a, b),
+        "sums", rng.choice(_SUM).format(a, b), str(a + b), {"number": a + b}, (key,), thought=column_addition(a, b)
     )
 
 
@@ -51,12 +46,7 @@ def long_sum(rng: Random, split: Split) -> Exchange:
     """Two three-digit numbers added."""
     (a, b), key = draw(rng, split, _long_pair, _sum_key)
     return Exchange(
-        "long-sums",
-        rng.choice(_SUM).format(a, b),
-        str(a + b),
-        {"number": a + b},
-        (key,),
-        thought=column_addition(a, b),
+        "long-sums", rng.choice(_SUM).format(a, b), str(a + b), {"number": a + b}, (key,), thought=column_addition(a, b)
     )
 
 
@@ -104,10 +94,5 @@ def count(rng: Random, split: Split) -> Exchange:
     said = " ".join(str(n) for n in range(start, stop + 1))
     template = rng.choice(("Count from {} to {}.", "Say the numbers from {} to {}."))
     return Exchange(
-        "numbers",
-        template.format(start, stop),
-        said,
-        {"equals": said},
-        (key,),
-        thought=(f"{start} to {stop}",),
+        "numbers", template.format(start, stop), said, {"equals": said}, (key,), thought=(f"{start} to {stop}",)
     )

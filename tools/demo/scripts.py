@@ -85,13 +85,7 @@ _RULES: tuple[Callable[[Random, Any], SystemLine], ...] = (
     systems.persona,
     systems.opening,
 )
-_RULED: tuple[Family, ...] = (
-    spelling.copy_word,
-    talk.category,
-    numbers.small_sum,
-    talk.opposite,
-    spelling.reverse,
-)
+_RULED: tuple[Family, ...] = (spelling.copy_word, talk.category, numbers.small_sum, talk.opposite, spelling.reverse)
 
 
 def _ruled(rng: Random, prefix: str, count: int, turns: int) -> Iterator[Entry]:

@@ -8,14 +8,7 @@ from tools.demo.exchange import Exchange
 from tools.demo.holdout import Key, Split, draw
 from tools.demo.words import any_word
 
-_COPY_WORD = (
-    "Repeat: {}",
-    "Say {}.",
-    "Say the word {}.",
-    "Copy this: {}",
-    "Write {} once more.",
-    "Please repeat {}.",
-)
+_COPY_WORD = ("Repeat: {}", "Say {}.", "Say the word {}.", "Copy this: {}", "Write {} once more.", "Please repeat {}.")
 _COPY_DIGITS = ("Repeat: {}", "Copy the digits {}", "Say the digits {}", "Copy this: {}")
 _REVERSE = ("Spell {} backwards.", "Write {} backwards.", "What is {} backwards?", "Reverse the word {}.")
 
@@ -49,12 +42,7 @@ def copy_digits(rng: Random, split: Split) -> Exchange:
     """A string of three to ten digits said again; strings over two digits repeat themselves much."""
     digits, key = draw(rng, split, _digits, lambda made: ("digits", made))
     return Exchange(
-        "copying",
-        rng.choice(_COPY_DIGITS).format(digits),
-        digits,
-        {"equals": digits},
-        (key,),
-        thought=(digits,),
+        "copying", rng.choice(_COPY_DIGITS).format(digits), digits, {"equals": digits}, (key,), thought=(digits,)
     )
 
 
@@ -99,10 +87,5 @@ def upper(rng: Random, split: Split) -> Exchange:
     word, key = draw(rng, split, any_word, _word_key)
     template = rng.choice(("Write {} in capitals.", "Write {} in upper case.", "Put {} in capital letters."))
     return Exchange(
-        "letters",
-        template.format(word),
-        word.upper(),
-        {"equals": word.upper()},
-        (key,),
-        thought=(" ".join(word),),
+        "letters", template.format(word), word.upper(), {"equals": word.upper()}, (key,), thought=(" ".join(word),)
     )

@@ -53,21 +53,11 @@ def _capitals(exchange: Exchange) -> Exchange:
 
 
 _UPPER = ("Answer in upper case.", "Use capital letters only.", "Shout.", "Write every answer in capitals.")
-_ENDING = (
-    "End every answer with {}.",
-    "Always finish with the word {}.",
-    "Put {} at the end of each answer.",
-)
+_ENDING = ("End every answer with {}.", "Always finish with the word {}.", "Put {} at the end of each answer.")
 _OPENING = ("Start every answer with {}.", "Begin each answer with the word {}.", "Always say {} first.")
 _PERSONA = ("Your name is {}.", "You are {}.", "You are called {}.", "You are an assistant named {}.")
 _ASK_PERSONA = ("What is your name?", "Who are you?", "What are you called?")
-_PLAIN = (
-    "You are a helpful assistant.",
-    "Be brief.",
-    "Answer the questions.",
-    "You are kind.",
-    "Talk with the user.",
-)
+_PLAIN = ("You are a helpful assistant.", "Be brief.", "Answer the questions.", "You are kind.", "Talk with the user.")
 
 
 def upper_case(rng: Random, split: Split) -> SystemLine:
@@ -93,12 +83,7 @@ def persona(rng: Random, split: Split) -> SystemLine:
     """The assistant has a name, and may be asked for it."""
     name, key = draw(rng, split, lambda r: proper(r, NAMES), lambda made: ("persona", made))
     asked = Exchange(
-        "system",
-        rng.choice(_ASK_PERSONA),
-        f"My name is {name}.",
-        {"contains": name},
-        (key,),
-        thought=(f"me: {name}",),
+        "system", rng.choice(_ASK_PERSONA), f"My name is {name}.", {"contains": name}, (key,), thought=(f"me: {name}",)
     )
     return SystemLine(rng.choice(_PERSONA).format(name), (key,), lambda exchange: exchange, (asked,), False)
 

@@ -15,24 +15,14 @@ _OPPOSITE = (
     "Name the opposite of {}.",
     "The opposite of {} is what?",
 )
-_CATEGORY = (
-    "What is {}?",
-    "What kind of thing is {}?",
-    "Tell me what {} is.",
-    "Which group does {} belong to?",
-)
+_CATEGORY = ("What is {}?", "What kind of thing is {}?", "Tell me what {} is.", "Which group does {} belong to?")
 _CAPITAL = (
     "What is the capital of {}?",
     "Name the capital of {}.",
     "Capital of {}?",
     "Which city is the capital of {}?",
 )
-_SOUND = (
-    "What does a {} say?",
-    "Which sound does a {} make?",
-    "What is the sound of a {}?",
-    "How does a {} sound?",
-)
+_SOUND = ("What does a {} say?", "Which sound does a {} make?", "What is the sound of a {}?", "How does a {} sound?")
 
 _BOTH_WAYS = {**OPPOSITES, **{right: left for left, right in OPPOSITES.items()}}
 _GROUP_OF = {member: group for group, members in CATEGORIES.items() for member in members}
@@ -84,10 +74,7 @@ def category(rng: Random, split: Split) -> Exchange:
 def capital(rng: Random, split: Split) -> Exchange:
     """The capital of a country."""
     (country, i), key = draw(
-        rng,
-        split,
-        lambda r: (r.choice(sorted(CAPITALS)), r.randrange(len(_CAPITAL))),
-        lambda made: ("capital", *made),
+        rng, split, lambda r: (r.choice(sorted(CAPITALS)), r.randrange(len(_CAPITAL))), lambda made: ("capital", *made)
     )
     return Exchange(
         "knowledge",
@@ -102,10 +89,7 @@ def capital(rng: Random, split: Split) -> Exchange:
 def sound(rng: Random, split: Split) -> Exchange:
     """The sound that an animal makes."""
     (animal, i), key = draw(
-        rng,
-        split,
-        lambda r: (r.choice(sorted(SOUNDS)), r.randrange(len(_SOUND))),
-        lambda made: ("sound", *made),
+        rng, split, lambda r: (r.choice(sorted(SOUNDS)), r.randrange(len(_SOUND))), lambda made: ("sound", *made)
     )
     return Exchange(
         "knowledge",

@@ -49,18 +49,7 @@ def judge_one(data: bytes) -> None:
 def main() -> None:
     """Fuzz; see `fuzz`."""
     words = [metric.name for metric in TURN_METRICS]
-    words += [
-        "baseline",
-        "baseline.",
-        "significantly",
-        "mean(",
-        "median(",
-        "p99(",
-        "pass_at_",
-        "all_",
-        "1e9",
-        ")",
-    ]
+    words += ["baseline", "baseline.", "significantly", "mean(", "median(", "p99(", "pass_at_", "all_", "1e9", ")"]
     seeds = {f"seed-{number}": text.encode() for number, text in enumerate(_SEEDS)}
     fuzz(judge_one, seeds, max_bytes=600, words=tuple(words))
 

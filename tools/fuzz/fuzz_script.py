@@ -27,63 +27,13 @@ _LIMITS = ScriptLimits(max_line_bytes=2000, max_turns=8, max_conversations=6)
 _DATASETS = Path(__file__).parents[2] / "datasets"
 _TEMPLATE = OfficialTemplate()
 _TOKENIZER = world_tokenizer(257)
-_REPLIES = (
-    ReplyFacts("Ada", "stop", 1),
-    ReplyFacts('<think>no</think>{"a": [1, 2.5]} 42', "length", 9, "Ada 42"),
-)
+_REPLIES = (ReplyFacts("Ada", "stop", 1), ReplyFacts('<think>no</think>{"a": [1, 2.5]} 42', "length", 9, "Ada 42"))
 _WORDS = (
-    *(
-        '"messages"',
-        '"role"',
-        '"content"',
-        '"user"',
-        '"assistant"',
-        '"system"',
-        '"expect"',
-        '"params"',
-        '"id"',
-    ),
-    *(
-        '"turns"',
-        '"reference"',
-        '"conversations"',
-        '"from"',
-        '"value"',
-        '"human"',
-        '"gpt"',
-        '"custom_id"',
-        '"body"',
-    ),
-    *(
-        '"defaults"',
-        '"tags"',
-        '"temperature"',
-        '"stop"',
-        '"seed"',
-        '"weight"',
-        '"question_id"',
-        '"max_tokens"',
-    ),
-    *(
-        '{"contains":',
-        '{"regex":',
-        '{"json":',
-        '{"number":',
-        '{"similarity":',
-        '{"any":[',
-        '{"all":[',
-        '{"not":',
-    ),
-    *(
-        '{"one_of":[',
-        '{"equals":',
-        '{"starts_with":',
-        '{"finish":',
-        '"ignore_case":true',
-        "\r\n",
-        "\ufeff",
-        "\ud800",
-    ),
+    *('"messages"', '"role"', '"content"', '"user"', '"assistant"', '"system"', '"expect"', '"params"', '"id"'),
+    *('"turns"', '"reference"', '"conversations"', '"from"', '"value"', '"human"', '"gpt"', '"custom_id"', '"body"'),
+    *('"defaults"', '"tags"', '"temperature"', '"stop"', '"seed"', '"weight"', '"question_id"', '"max_tokens"'),
+    *('{"contains":', '{"regex":', '{"json":', '{"number":', '{"similarity":', '{"any":[', '{"all":[', '{"not":'),
+    *('{"one_of":[', '{"equals":', '{"starts_with":', '{"finish":', '"ignore_case":true', "\r\n", "\ufeff", "\ud800"),
     *("\\ud800", "1e999", "NaN", "-0", "null", "[[[[", '{"', '"}', "]}]}"),
 )
 

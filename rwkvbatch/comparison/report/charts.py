@@ -119,8 +119,7 @@ def _heat_map(
 
     # The axis with more values is horizontal.
     (down, rows), (across, columns) = sorted(
-        ((name, _ordered({settings[p.variant][name] for p in points})) for name in axes),
-        key=lambda axis: len(axis[1]),
+        ((name, _ordered({settings[p.variant][name] for p in points})) for name in axes), key=lambda axis: len(axis[1])
     )
     figure, plot = canvas(1.4 + 1.15 * len(columns), 0.7 + 0.62 * len(rows))
     means = [p.mean.mean for p in points]

@@ -145,11 +145,7 @@ def as_html(analysis: Analysis) -> str:
     data = page_data(analysis)
     ranges = _ranges(analysis.comparisons)
     environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.get_template("report.html.j2")
     return template.render(

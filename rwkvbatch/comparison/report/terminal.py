@@ -94,8 +94,7 @@ def print_conversation(analysis: Analysis, conversation: str, console: Console) 
             console.print()
     if not found:
         raise UsageError(
-            f"--show: no matched conversation is called {conversation!r}",
-            hint=_similar_names(analysis, conversation),
+            f"--show: no matched conversation is called {conversation!r}", hint=_similar_names(analysis, conversation)
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
-import torch
+from torch import Tensor
 
 from rwkvbatch.model.base import Choices, RaggedBatch, SampleBatch, StatePool
 
@@ -85,13 +85,7 @@ class StepOperations(Protocol):
         """Independent linear layers; one array [R, out] for each."""
         ...
 
-    def wkv7(
-        self,
-        step: Array,
-        layer: int,
-        rows: HeadRows,
-        weights: HeadWeights,
-    ) -> Array:
+    def wkv7(self, step: Array, layer: int, rows: HeadRows, weights: HeadWeights) -> Array:
         """The recurrence of one layer with all other arithmetic per head; [R, C].
 
         Per head and row, in sequence order:
@@ -102,7 +96,7 @@ class StepOperations(Protocol):
         """
         ...
 
-    def head(self, step: Array, x: Array, norm: tuple[Array, Array], layer: Array) -> torch.Tensor:
+    def head(self, step: Array, x: Array, norm: tuple[Array, Array], layer: Array) -> Tensor:
         """The linear layer of layer_norm(x), for the step's output rows; fp32 torch tensor [P, vocab]."""
         ...
 
@@ -124,17 +118,12 @@ class Operations(StepOperations, Protocol):
 
     # Weights, once at loading
 
-    def vector(self, weight: torch.Tensor) -> Array:
+    def vector(self, weight: Tensor) -> Array:
         """Pack a small weight (a norm, a bias, mixing factors); fp32 arithmetic on its exact values."""
         ...
 
     def linear_layer(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        activation: Activation = "none",
-        *,
-        large: bool = False,
+        self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", *, large: bool = False
     ) -> Array:
         """Pack a linear layer: weight [out, in], bias and activation.
 
@@ -143,7 +132,7 @@ class Operations(StepOperations, Protocol):
         """
         ...
 
-    def table(self, weight: torch.Tensor) -> Array:
+    def table(self, weight: Tensor) -> Array:
         """Pack an embedding table [vocab, C]."""
         ...
 
@@ -157,6 +146,6 @@ class Operations(StepOperations, Protocol):
 
     # Choosing tokens
 
-    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+    def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
         """See `Model.choose`, and `reference.choose` for the definition."""
         ...

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from rwkvbatch.model.base import IntArray, RaggedBatch
 
@@ -84,13 +85,14 @@ _DTYPES = {
     np.dtype(np.uint8): torch.uint8,
     np.dtype(np.int32): torch.int32,
     np.dtype(np.int64): torch.int64,
+    np.dtype(np.uint64): torch.int64,  # the same bits
     np.dtype(np.float32): torch.float32,
 }
 
 AnyArray = npt.NDArray[np.generic]
 
 
-def pack(arrays: Sequence[AnyArray]) -> torch.Tensor:
+def pack(arrays: Sequence[AnyArray]) -> Tensor:
     """The bytes of `arrays` in sequence, each aligned; uint8, on the host."""
     offsets = _offsets(arrays)
     packed = torch.zeros(offsets[-1], dtype=torch.uint8)
@@ -100,13 +102,13 @@ def pack(arrays: Sequence[AnyArray]) -> torch.Tensor:
     return packed
 
 
-def send(packed: torch.Tensor, target: torch.Tensor) -> None:
+def send(packed: Tensor, target: Tensor) -> None:
     """Copy `packed` into `target` on a device, from pinned memory, without waiting."""
     source = packed.pin_memory() if target.device.type == "cuda" else packed
     target.copy_(source, non_blocking=True)
 
 
-def unpack(target: torch.Tensor, arrays: Sequence[AnyArray]) -> list[torch.Tensor]:
+def unpack(target: Tensor, arrays: Sequence[AnyArray]) -> list[Tensor]:
     """Views of the sent bytes with the dtypes and lengths of `arrays`, all one-dimensional."""
     return [
         target[offset : offset + array.nbytes].view(_DTYPES[array.dtype])
@@ -114,17 +116,12 @@ def unpack(target: torch.Tensor, arrays: Sequence[AnyArray]) -> list[torch.Tenso
     ]
 
 
-def upload(arrays: Sequence[AnyArray], device: str) -> list[torch.Tensor]:
+def upload(arrays: Sequence[AnyArray], device: str) -> list[Tensor]:
     """`arrays`, one-dimensional, as tensors on `device`."""
     packed = pack(arrays)
     target = torch.empty_like(packed, device=device)
     send(packed, target)
     return unpack(target, arrays)
-
-
-def download(results: torch.Tensor) -> AnyArray:
-    """`results` on the host; waits until the device has computed them."""
-    return results.cpu().numpy()
 
 
 def _offsets(arrays: Sequence[AnyArray]) -> list[int]:

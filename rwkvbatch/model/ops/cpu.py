@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rwkvbatch import _native
 from rwkvbatch.errors import UsageError
@@ -33,8 +34,8 @@ _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 class CpuPool:
     """State slots, fp32: shifts [capacity, L, 2, C] (att, ffn) and wkv [capacity, L, H, N, N], keys before values."""
 
-    shifts: torch.Tensor
-    wkv: torch.Tensor
+    shifts: Tensor
+    wkv: Tensor
     native: _native.Pool
 
     @property
@@ -66,14 +67,18 @@ class CpuPool:
         num_layers, num_heads, head_size = self.wkv.shape[1:4]
         check_state(state, (num_layers, self.capacity, num_heads, head_size, head_size), len(slots))
         index = list(slots)
-        self.shifts[index] = torch.stack([state.tensors["att_shift"], state.tensors["ffn_shift"]], dim=2).to(
-            self.shifts
-        )
+        self.shifts[index, :, 0] = state.tensors["att_shift"].to(self.shifts)
+        self.shifts[index, :, 1] = state.tensors["ffn_shift"].to(self.shifts)
         self.wkv[index] = state.tensors["wkv"].transpose(-1, -2).to(self.wkv)
 
 
 class CpuOps:
     """`Operations` as native kernels.
+
+    Attributes:
+        native: the kernels' context; tests and measurements use it directly.
+        threads: the number of threads.
+        isa: the instruction set in use, never `auto`.
 
     Args:
         threads: how many threads share an operation; None for as many processors as this process may use.
@@ -96,140 +101,85 @@ class CpuOps:
         if threads < 1:
             raise UsageError(f"the number of threads must be at least 1, got {threads}")
         try:
-            self._native = _native.Context(threads, isa)
+            self.native = _native.Context(threads, isa)
         except ValueError as error:
             raise UsageError(str(error)) from error
+        self.threads: int = self.native.threads
+        self.isa: Isa = self.native.isa
         self._int8 = int8
         self._table_bytes = 0
         self._logits = torch.empty(0)
-        self._views: dict[tuple[int, int], tuple[torch.Tensor, FloatArray]] = {}
-
-    @property
-    def threads(self) -> int:
-        return self._native.threads
-
-    @property
-    def isa(self) -> Isa:
-        """The instruction set in use, never `auto`."""
-        return self._native.isa
-
-    @property
-    def weight_bytes(self) -> int:
-        """Size of the packed weights."""
-        return self._native.weight_bytes
+        self._views: dict[tuple[int, int], tuple[Tensor, FloatArray]] = {}
 
     @property
     def step_bytes(self) -> int:
         """Weights that a step reads: all but the embedding, of which each token reads one row."""
-        return self.weight_bytes - self._table_bytes
+        return self.native.weight_bytes - self._table_bytes
 
     # For tests and measurements
 
-    def array(self, values: torch.Tensor) -> _native.Array:
+    def array(self, values: Tensor) -> _native.Array:
         """Activations [R, C] from a tensor."""
-        return self._native.array(values.to(torch.float32).contiguous().numpy())
+        return self.native.array(values.to(torch.float32).contiguous().numpy())
 
-    def values(self, array: _native.Array) -> torch.Tensor:
+    def values(self, array: _native.Array) -> Tensor:
         """A copy of activations."""
         return torch.from_numpy(array.numpy().copy())
 
-    def activated(self, values: FloatArray, activation: Activation) -> FloatArray:
-        """The activation of each of `values` [n]."""
-        result = values.astype(np.float32)
-        self._native.activate(result, activation)
-        return result
-
-    def guard(self) -> None:
-        """For tests: from now on arrays are filled with NaN, and writes beyond their ends are detected."""
-        self._native.set_guard(True)
-
-    def take_damage(self) -> int:
-        """Number of freed arrays that were written beyond their ends since the last call."""
-        return self._native.take_damage()
-
-    def read_all(self, memory: FloatArray) -> None:
-        """Read `memory` once with all threads, to measure bandwidth."""
-        self._native.read_all(memory)
-
-    def multiply_add(self, rounds: int) -> None:
-        """Compute only fused multiply-adds with all threads, to measure throughput."""
-        self._native.multiply_add(rounds)
-
-    def operations(self, rounds: int) -> int:
-        """Floating-point operations of `multiply_add`, two for each multiply-add."""
-        return self._native.operations(rounds)
-
     # Weights
 
-    def vector(self, weight: torch.Tensor) -> _native.Vector:
+    def vector(self, weight: Tensor) -> _native.Vector:
         rows = weight.detach().to("cpu", torch.float32).contiguous()
-        return self._native.vector(rows.reshape(-1, rows.shape[-1]).numpy())
+        return self.native.vector(rows.reshape(-1, rows.shape[-1]).numpy())
 
     def linear_layer(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        activation: Activation = "none",
-        *,
-        large: bool = False,
+        self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", *, large: bool = False
     ) -> _native.LinearLayer:
         bias_values = None if bias is None else _plain(bias)
-        return self._native.linear_layer(*_words(weight), bias_values, activation, large and self._int8)
+        return self.native.linear_layer(*_words(weight), bias_values, activation, large and self._int8)
 
-    def table(self, weight: torch.Tensor) -> _native.Table:
+    def table(self, weight: Tensor) -> _native.Table:
         self._table_bytes += weight.nbytes
-        return self._native.table(*_words(weight.contiguous()))
+        return self.native.table(*_words(weight.contiguous()))
 
     def make_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> CpuPool:
         shifts = torch.empty(capacity, num_layers, 2, num_heads * head_size)
         wkv = _on_huge_pages(capacity, num_layers, num_heads, head_size, head_size)
-        return CpuPool(shifts, wkv, self._native.pool(shifts.numpy(), wkv.numpy()))
+        return CpuPool(shifts, wkv, self.native.pool(shifts.numpy(), wkv.numpy()))
 
     # One step
 
     def begin(self, batch: RaggedBatch, pool: StatePool) -> _native.Step:
         assert isinstance(pool, CpuPool)
-        return self._native.begin(batch.tokens, batch.starts, batch.slots, batch.outputs, pool.native)
+        return self.native.begin(batch.tokens, batch.starts, batch.slots, batch.outputs, pool.native)
 
     def embed(self, step: _native.Step, table: _native.Table, norm: Vectors) -> _native.Array:
-        return self._native.embed(step, table, *norm)
+        return self.native.embed(step, table, *norm)
 
     def shift_mix(
-        self,
-        step: _native.Step,
-        kind: ShiftKind,
-        layer: int,
-        x: _native.Array,
-        norm: Vectors,
-        mix: _native.Vector,
+        self, step: _native.Step, kind: ShiftKind, layer: int, x: _native.Array, norm: Vectors, mix: _native.Vector
     ) -> Sequence[_native.Array]:
-        return self._native.shift_mix(step, kind, layer, x, *norm, mix)
+        return self.native.shift_mix(step, kind, layer, x, *norm, mix)
 
     def linears(self, products: Sequence[Product]) -> Sequence[_native.Array]:
-        return self._native.linears(products)
+        return self.native.linears(products)
 
-    def wkv7(
-        self,
-        step: _native.Step,
-        layer: int,
-        rows: HeadRows,
-        weights: HeadWeights,
-    ) -> _native.Array:
-        return self._native.wkv7(step, layer, *rows, *weights)
+    def wkv7(self, step: _native.Step, layer: int, rows: HeadRows, weights: HeadWeights) -> _native.Array:
+        return self.native.wkv7(step, layer, *rows, *weights)
 
-    def head(self, step: _native.Step, x: _native.Array, norm: Vectors, layer: _native.LinearLayer) -> torch.Tensor:
+    def head(self, step: _native.Step, x: _native.Array, norm: Vectors, layer: _native.LinearLayer) -> Tensor:
         logits, memory = self._logits_of(step.num_outputs, layer.outputs)
-        self._native.head(step, x, *norm, layer, memory)
+        self.native.head(step, x, *norm, layer, memory)
         return logits
 
-    def run(self, program: _native.Program, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+    def run(self, program: _native.Program, batch: RaggedBatch, pool: StatePool) -> Tensor:
         """Run a traced step; logits [P, vocab]."""
         assert isinstance(pool, CpuPool)
         logits, memory = self._logits_of(len(batch.outputs), program.num_logits)
-        self._native.run(program, batch.tokens, batch.starts, batch.slots, batch.outputs, pool.native, memory)
+        self.native.run(program, batch.tokens, batch.starts, batch.slots, batch.outputs, pool.native, memory)
         return logits
 
-    def _logits_of(self, num_outputs: int, vocab_size: int) -> tuple[torch.Tensor, FloatArray]:
+    def _logits_of(self, num_outputs: int, vocab_size: int) -> tuple[Tensor, FloatArray]:
         """Memory for logits [P, vocab], reused by every step, as a tensor and as a numpy array."""
         size = num_outputs * vocab_size
         if self._logits.numel() < size:
@@ -243,28 +193,13 @@ class CpuOps:
 
     # Choosing tokens
 
-    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+    def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
         tokens, logprobs = np.empty(batch.num_rows, np.int64), np.empty(batch.num_rows, np.float32)
-        self._native.choose(
-            _plain(logits),
-            batch.temperature,
-            batch.top_p,
-            batch.top_k,
-            batch.temperature_first.view(np.uint8),
-            batch.penalty_ids,
-            batch.penalty_values,
-            batch.penalty_starts,
-            batch.noise_keys,
-            batch.turns,
-            batch.steps,
-            batch.given,
-            logprobs,
-            tokens,
-        )
+        self.native.choose(_plain(logits), *batch.arrays, logprobs, tokens)
         return Choices(tokens, logprobs)
 
 
-def _on_huge_pages(*shape: int) -> torch.Tensor:
+def _on_huge_pages(*shape: int) -> Tensor:
     """Memory aligned to huge pages whose last page is not shared."""
     count, page = math.prod(shape), HUGE_PAGE // 4
     memory = torch.empty(count + 2 * page)
@@ -272,11 +207,11 @@ def _on_huge_pages(*shape: int) -> torch.Tensor:
     return memory[start : start + count].view(shape)
 
 
-def _plain(values: torch.Tensor) -> FloatArray:
+def _plain(values: Tensor) -> FloatArray:
     return values.detach().to("cpu", torch.float32).contiguous().numpy()
 
 
-def _words(weight: torch.Tensor) -> tuple[np.ndarray, str]:
+def _words(weight: Tensor) -> tuple[np.ndarray, str]:
     """A weight as a numpy array, with bf16 as int16, and the name of its dtype."""
     weight = weight.detach().cpu()
     if weight.dtype not in _DTYPES:
@@ -301,8 +236,7 @@ class TracedProgram:
         network.run(tracer, None)
         self._program = tracer.program
 
-    def step(self, ops: CpuOps, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
-        """See `Network.step`."""
+    def step(self, ops: CpuOps, batch: RaggedBatch, pool: StatePool) -> Tensor:
         return ops.run(self._program, batch, pool)
 
 
@@ -323,15 +257,9 @@ class _Tracer:
     def linears(self, products: Sequence[Product]) -> Sequence[Register]:
         return self.program.linears(products)
 
-    def wkv7(
-        self,
-        step: None,
-        layer: int,
-        rows: HeadRows,
-        weights: HeadWeights,
-    ) -> Register:
+    def wkv7(self, step: None, layer: int, rows: HeadRows, weights: HeadWeights) -> Register:
         return self.program.wkv7(layer, tuple(rows), *weights)
 
-    def head(self, step: None, x: Register, norm: Vectors, layer: _native.LinearLayer) -> torch.Tensor:
+    def head(self, step: None, x: Register, norm: Vectors, layer: _native.LinearLayer) -> Tensor:
         self.program.head(x, *norm, layer)
         return torch.empty(0, layer.outputs)

@@ -10,16 +10,17 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from rwkvbatch.model.base import Choices, IntArray, RaggedBatch, SampleBatch, StatePool
 from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, ShiftKind
-from rwkvbatch.model.ops.batch import Indices, download, indices_of, upload
-from rwkvbatch.model.ops.reference import LAYER_NORM_EPS, ReferencePool, Vectors
+from rwkvbatch.model.ops.batch import Indices, indices_of, upload
+from rwkvbatch.model.ops.reference import LAYER_NORM_EPS, ReferencePool, TorchLinear, Vectors
 from rwkvbatch.model.ops.triton import chunks, few, sample, scan
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
@@ -71,18 +72,10 @@ def pad_outputs(outputs: IntArray, count: int) -> IntArray:
 Result = TypeVar("Result")
 
 
-class Stream(Protocol):
-    """As `torch.cuda.Stream`."""
-
-    def wait_stream(self, stream: Any) -> None:
-        """Order later launches on this stream after all launches on `stream` so far."""
-        ...
-
-
 def in_branches(
     work: Sequence[Callable[[], Result]],
-    main: Stream,
-    side: Sequence[Stream],
+    main: Any,
+    side: Sequence[Any],
     on: Callable[[Any], AbstractContextManager[object]],
 ) -> list[Result]:
     """Call each of `work` on a stream of `side` after all launches on `main` so far; then `main` waits for all.
@@ -91,6 +84,7 @@ def in_branches(
     all uses on `main`.
 
     Args:
+        main, side: CUDA streams.
         on: makes a stream the current one, as `torch.cuda.stream` does.
     """
     used = side[: len(work)]
@@ -110,24 +104,15 @@ _MAX_BRANCHES = 7
 
 
 @dataclass(frozen=True)
-class CudaLinear:
-    """A linear layer: weight [out, in] in the dtype of the products, bias [out] fp32."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    activation: Activation
-
-
-@dataclass(frozen=True)
 class CudaStep:
     """One ragged batch on the device. The first `num_outputs` output rows are wanted, the others are padding."""
 
     pool: ReferencePool
     num_outputs: int
-    tokens: torch.Tensor
-    outputs: torch.Tensor
-    first_slots: torch.Tensor
-    last_rows: torch.Tensor
+    tokens: Tensor
+    outputs: Tensor
+    first_slots: Tensor
+    last_rows: Tensor
     short: scan.Sequences
     long: scan.Sequences
     chunk_rows: chunks.ChunkRows
@@ -175,21 +160,16 @@ class CudaOps:
 
     # Weights
 
-    def vector(self, weight: torch.Tensor) -> torch.Tensor:
+    def vector(self, weight: Tensor) -> Tensor:
         return weight.to(self.device, torch.float32).contiguous()
 
     def linear_layer(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        activation: Activation = "none",
-        *,
-        large: bool = False,
-    ) -> CudaLinear:
+        self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", *, large: bool = False
+    ) -> TorchLinear:
         kept = weight.to(self.device, self.dtype).contiguous()
-        return CudaLinear(kept, None if bias is None else self.vector(bias), activation)
+        return TorchLinear(kept, None if bias is None else self.vector(bias), activation)
 
-    def table(self, weight: torch.Tensor) -> torch.Tensor:
+    def table(self, weight: Tensor) -> Tensor:
         return weight.to(self.device, self.dtype).contiguous()
 
     def make_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> ReferencePool:
@@ -216,7 +196,7 @@ class CudaOps:
             outputs = pad_outputs(outputs, whole_blocks(len(outputs), self.fixed_rows))
         return indices_of(batch, outputs, chunks.CHUNK if self.fixed_rows is None else None)
 
-    def step_of(self, arrays: Sequence[torch.Tensor], pool: StatePool, num_outputs: int) -> CudaStep:
+    def step_of(self, arrays: Sequence[Tensor], pool: StatePool, num_outputs: int) -> CudaStep:
         """The step from `Indices` on the device."""
         assert isinstance(pool, ReferencePool)
         tokens, outputs, first_slots, last_rows, *bounds = arrays
@@ -224,50 +204,41 @@ class CudaOps:
         chunk_rows = chunks.ChunkRows(*bounds[6:])
         return CudaStep(pool, num_outputs, tokens, outputs, first_slots, last_rows, short, long, chunk_rows)
 
-    def embed(self, step: CudaStep, table: torch.Tensor, norm: Vectors) -> torch.Tensor:
+    def embed(self, step: CudaStep, table: Tensor, norm: Vectors) -> Tensor:
         x = torch.empty(len(step.tokens), table.shape[1], device=self.device)
         scan.gather_norm(table, step.tokens, norm, x, LAYER_NORM_EPS)
         return x
 
     def shift_mix(
-        self, step: CudaStep, kind: ShiftKind, layer: int, x: torch.Tensor, norm: Vectors, mix: torch.Tensor
-    ) -> Sequence[torch.Tensor]:
+        self, step: CudaStep, kind: ShiftKind, layer: int, x: Tensor, norm: Vectors, mix: Tensor
+    ) -> Sequence[Tensor]:
         carried = step.pool.shifts[0 if kind == "att" else 1, layer]
         mixed = torch.empty(len(mix), *x.shape, dtype=self.dtype, device=self.device)
         scan.shift_mix(x, norm, mix, carried, step.first_slots, step.last_rows, mixed, LAYER_NORM_EPS)
         return mixed.unbind()
 
-    def linears(self, products: Sequence[Product]) -> list[torch.Tensor]:
+    def linears(self, products: Sequence[Product]) -> list[Tensor]:
         if len(products[0].x) <= self._few_rows:
-            return self._few(products)
+            outs = [self._out(product) for product in products]
+            few.linears(products, outs)
+            return outs
         work = [partial(self._linear, product) for product in products]
         if len(work) > 1 and self._side_streams and torch.cuda.is_current_stream_capturing():
             main = torch.cuda.current_stream(self.device)
             return in_branches(work, main, self._side_streams, torch.cuda.stream)
         return [do() for do in work]
 
-    def _few(self, products: Sequence[Product]) -> list[torch.Tensor]:
-        outs = [self._out(product) for product in products]
-        few.linears(
-            [
-                few.Few(x, layer.weight, layer.bias, layer.activation, add, blend, out)
-                for (x, layer, add, blend), out in zip(products, outs, strict=True)
-            ]
-        )
-        return outs
-
-    def _linear(self, product: Product) -> torch.Tensor:
-        x, layer, add, blend = product
+    def _linear(self, product: Product) -> Tensor:
         wide = _is_wide(product)
-        y = self._product(x, layer.weight, wide=wide)
-        if not wide and layer.activation == "none":
+        y = self._product(product.x, product.layer.weight, wide=wide)
+        if not wide and product.layer.activation == "none":
             return y
         fits = y.dtype == (torch.float32 if wide else self.dtype)
         out = y if fits else self._out(product)
-        few.end(y, layer.bias, layer.activation, add, blend, out)
+        few.end(y, product, out)
         return out
 
-    def _out(self, product: Product) -> torch.Tensor:
+    def _out(self, product: Product) -> Tensor:
         """Memory for the result of a linear layer."""
         if product.add is not None:
             return product.add
@@ -275,7 +246,7 @@ class CudaOps:
         dtype = torch.float32 if _is_wide(product) else self.dtype
         return torch.empty(shape, dtype=dtype, device=self.device)
 
-    def _product(self, x: torch.Tensor, weight: torch.Tensor, *, wide: bool) -> torch.Tensor:
+    def _product(self, x: Tensor, weight: Tensor, *, wide: bool) -> Tensor:
         """x W^T, accumulated in fp32; with `wide` also returned in fp32 if the device's library supports it."""
         if self.fixed_rows is not None and len(x) > self.fixed_rows:
             return torch.cat([self._product(part, weight, wide=wide) for part in x.split(self.fixed_rows)])
@@ -283,13 +254,7 @@ class CudaOps:
             return torch.mm(x, weight.t(), out_dtype=torch.float32)
         return F.linear(x, weight)
 
-    def wkv7(
-        self,
-        step: CudaStep,
-        layer: int,
-        rows: HeadRows,
-        weights: HeadWeights,
-    ) -> torch.Tensor:
+    def wkv7(self, step: CudaStep, layer: int, rows: HeadRows, weights: HeadWeights) -> Tensor:
         carried = step.pool.wkv[layer]
         y = torch.empty(rows.r.shape, dtype=self.dtype, device=self.device)
         if len(step.short.starts):
@@ -298,38 +263,23 @@ class CudaOps:
             chunks.chunks(rows, weights, step.long, step.chunk_rows, carried, y)
         return y
 
-    def head(self, step: CudaStep, x: torch.Tensor, norm: Vectors, layer: CudaLinear) -> torch.Tensor:
+    def head(self, step: CudaStep, x: Tensor, norm: Vectors, layer: TorchLinear) -> Tensor:
         if step.num_outputs == 0:
             return torch.empty(0, len(layer.weight), device=self.device)
         normed = torch.empty(len(step.outputs), x.shape[1], dtype=self.dtype, device=self.device)
         scan.gather_norm(x, step.outputs, norm, normed, LAYER_NORM_EPS)
         if len(normed) <= self._few_rows:
             logits = torch.empty(len(normed), len(layer.weight), device=self.device)
-            few.linears([few.Few(normed, layer.weight, None, "none", None, None, logits)])
+            few.linears([Product(normed, layer)], [logits])
             return logits
         return self._product(normed, layer.weight, wide=True).float()[: step.num_outputs]
 
     # Choosing tokens
 
-    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+    def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
         batch.check(*logits.shape)
-        *settings, given = upload(
-            [
-                batch.temperature,
-                batch.top_p,
-                batch.top_k,
-                batch.temperature_first.view(np.uint8),
-                batch.penalty_ids,
-                batch.penalty_values,
-                batch.penalty_starts,
-                batch.noise_keys.view(np.int64),
-                batch.turns,
-                batch.steps,
-                batch.given,
-            ],
-            self.device,
-        )
-        logits = self._plain(logits)
+        *settings, given = upload(batch.arrays, self.device)
+        logits = logits.detach().to(self.device, torch.float32).contiguous()
         num_sampled, num_given = batch.num_sampled, len(batch.given)
         # Tokens and bits of log-probabilities of both kinds of rows, in one copy to the host; all parts are aligned.
         first_given = whole_blocks(num_sampled, 4)
@@ -338,17 +288,13 @@ class CudaOps:
         tokens, logprobs = found[0], found[1].view(torch.float32)
         with self.active():
             if num_sampled:
-                to_sample = logits[:num_sampled]
-                work = torch.empty_like(to_sample)
-                sample.sample(to_sample, sample.Settings(*settings), work, tokens, logprobs)
+                work = torch.empty_like(logits[:num_sampled])
+                sample.sample(logits[:num_sampled], settings, work, tokens, logprobs)
             if num_given:
                 sample.look_up(logits[num_sampled:], given, tokens[first_given:], logprobs[first_given:])
         places = np.concatenate([np.arange(num_sampled), first_given + np.arange(num_given)])
-        tokens, logprobs = download(found).take(places, axis=1)
+        tokens, logprobs = found.cpu().numpy().take(places, axis=1)
         return Choices(tokens.astype(np.int64), logprobs.view(np.float32))
-
-    def _plain(self, logits: torch.Tensor) -> torch.Tensor:
-        return logits.detach().to(self.device, torch.float32).contiguous()
 
 
 def _is_wide(product: Product) -> bool:

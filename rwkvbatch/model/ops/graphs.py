@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from rwkvbatch.model.base import RaggedBatch, StatePool
 from rwkvbatch.model.ops.batch import pack, send, unpack
 from rwkvbatch.model.ops.cuda import CudaOps, decode_rows, is_decode, pad_rows
 from rwkvbatch.model.rwkv7 import Network
 
-Replay = Callable[[], torch.Tensor]
-Capture = Callable[[Callable[[], torch.Tensor]], Replay]
+Replay = Callable[[], Tensor]
+Capture = Callable[[Callable[[], Tensor]], Replay]
 """Records what a function launches, without running it; the result launches it on the same memory."""
 
 WARM_UPS = 2
@@ -32,7 +33,7 @@ class GraphWarning(UserWarning):
 
 @dataclass(frozen=True)
 class _Graph:
-    indices: torch.Tensor
+    indices: Tensor
     replay: Replay
 
 
@@ -48,8 +49,7 @@ class GraphedNetwork:
         self._capture = capture
         self._graphs: WeakKeyDictionary[StatePool, dict[int, _Graph | int]] = WeakKeyDictionary()
 
-    def step(self, ops: CudaOps, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
-        """See `Network.step`."""
+    def step(self, ops: CudaOps, batch: RaggedBatch, pool: StatePool) -> Tensor:
         with ops.active():
             num_rows = decode_rows(len(batch.tokens), ops.fixed_rows) if is_decode(batch) else None
             if num_rows is None:
@@ -58,7 +58,7 @@ class GraphedNetwork:
             padded = RaggedBatch(padded.tokens, padded.starts, padded.slots, padded.starts[:-1])
             return self._decode(ops, padded, pool)[: len(batch.outputs)]
 
-    def _decode(self, ops: CudaOps, batch: RaggedBatch, pool: StatePool) -> torch.Tensor:
+    def _decode(self, ops: CudaOps, batch: RaggedBatch, pool: StatePool) -> Tensor:
         graphs = self._graphs.setdefault(pool, {})
         size = len(batch.tokens)
         graph = graphs.get(size, 0)
@@ -91,12 +91,12 @@ def cuda_capture() -> Capture:
     """Captures CUDA graphs that share memory: the result of one is overwritten when another is replayed."""
     memory = torch.cuda.graph_pool_handle()
 
-    def capture(run: Callable[[], torch.Tensor]) -> Replay:
+    def capture(run: Callable[[], Tensor]) -> Replay:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=memory):
             logits = run()
 
-        def replay() -> torch.Tensor:
+        def replay() -> Tensor:
             graph.replay()
             return logits
 

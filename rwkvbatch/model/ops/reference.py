@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from rwkvbatch.errors import CheckpointError
@@ -20,7 +21,7 @@ SCALED_INPUTS = 128
 _PIECE = 1 << 20
 
 
-def rounded_to_int8(weight: torch.Tensor) -> torch.Tensor:
+def rounded_to_int8(weight: Tensor) -> Tensor:
     """`weight` [out, in] rounded to int8 and multiplied out again, fp32.
 
     Each block of 128 inputs of an output (the last one may be shorter) becomes round(w / scale) * scale with the scale
@@ -45,15 +46,15 @@ GROUP_NORM_EPS = 64e-5
 NORMALIZE_EPS = 1e-12
 DECAY_SCALE = float(np.exp(-0.5))
 
-Vectors = tuple[torch.Tensor, torch.Tensor]
+Vectors = tuple[Tensor, Tensor]
 
 
 @dataclass(eq=False)
 class ReferencePool:
     """State slots as torch tensors: shifts [2, L, capacity, C] (att, ffn) and wkv [L, capacity, H, N, N], fp32."""
 
-    shifts: torch.Tensor
-    wkv: torch.Tensor
+    shifts: Tensor
+    wkv: Tensor
 
     @classmethod
     def zeros(cls, device: str, capacity: int, num_layers: int, num_heads: int, head_size: int) -> ReferencePool:
@@ -66,30 +67,28 @@ class ReferencePool:
     def capacity(self) -> int:
         return self.wkv.shape[1]
 
+    @property
+    def _parts(self) -> dict[str, Tensor]:
+        """What a `State` consists of, [L, capacity, ...] each."""
+        return {"att_shift": self.shifts[0], "ffn_shift": self.shifts[1], "wkv": self.wkv}
+
     def clear(self, slot: int) -> None:
-        self.shifts[:, :, slot] = 0
-        self.wkv[:, slot] = 0
+        for part in self._parts.values():
+            part[:, slot] = 0
 
     def copy(self, source: int, target: int) -> None:
-        self.shifts[:, :, target] = self.shifts[:, :, source]
-        self.wkv[:, target] = self.wkv[:, source]
+        for part in self._parts.values():
+            part[:, target] = part[:, source]
 
     def read(self, slots: Sequence[int]) -> State:
         index = list(slots)
-        return State(
-            {
-                "att_shift": self.shifts[0][:, index].transpose(0, 1).contiguous(),
-                "ffn_shift": self.shifts[1][:, index].transpose(0, 1).contiguous(),
-                "wkv": self.wkv[:, index].transpose(0, 1).contiguous(),
-            }
-        )
+        return State({name: part[:, index].transpose(0, 1).contiguous() for name, part in self._parts.items()})
 
     def write(self, slots: Sequence[int], state: State) -> None:
         check_state(state, self.wkv.shape, len(slots))
         index = list(slots)
-        self.shifts[0][:, index] = state.tensors["att_shift"].transpose(0, 1).to(self.shifts)
-        self.shifts[1][:, index] = state.tensors["ffn_shift"].transpose(0, 1).to(self.shifts)
-        self.wkv[:, index] = state.tensors["wkv"].transpose(0, 1).to(self.wkv)
+        for name, part in self._parts.items():
+            part[:, index] = state.tensors[name].transpose(0, 1).to(part)
 
 
 def check_state(state: State, wkv_shape: Sequence[int], batch_size: int) -> None:
@@ -112,17 +111,19 @@ class ReferenceStep:
 
     batch: RaggedBatch
     pool: ReferencePool
-    tokens: torch.Tensor
-    first_rows: torch.Tensor
-    last_rows: torch.Tensor
-    slots: torch.Tensor
-    outputs: torch.Tensor
+    tokens: Tensor
+    first_rows: Tensor
+    last_rows: Tensor
+    slots: Tensor
+    outputs: Tensor
 
 
 @dataclass(frozen=True)
-class ReferenceLinear:
-    weight: torch.Tensor
-    bias: torch.Tensor | None
+class TorchLinear:
+    """A linear layer: weight [out, in] in the dtype of the products, bias [out] fp32."""
+
+    weight: Tensor
+    bias: Tensor | None
     activation: Activation
 
 
@@ -146,25 +147,20 @@ class ReferenceOps:
         self._weight_dtype = dtype
         self._matmul_dtype = torch.float32 if device == "cpu" or dtype is None else dtype
 
-    def vector(self, weight: torch.Tensor) -> torch.Tensor:
+    def vector(self, weight: Tensor) -> Tensor:
         return self._rounded(weight).to(self.device, torch.float32)
 
     def linear_layer(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        activation: Activation = "none",
-        *,
-        large: bool = False,
-    ) -> ReferenceLinear:
+        self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", *, large: bool = False
+    ) -> TorchLinear:
         rounded = rounded_to_int8(weight) if large and self._int8 else self._rounded(weight)
         kept = rounded.to(self.device, self._matmul_dtype).contiguous()
-        return ReferenceLinear(kept, None if bias is None else self.vector(bias), activation)
+        return TorchLinear(kept, None if bias is None else self.vector(bias), activation)
 
-    def table(self, weight: torch.Tensor) -> torch.Tensor:
+    def table(self, weight: Tensor) -> Tensor:
         return self.vector(weight)
 
-    def _rounded(self, weight: torch.Tensor) -> torch.Tensor:
+    def _rounded(self, weight: Tensor) -> Tensor:
         return weight if self._weight_dtype is None else weight.to(self._weight_dtype)
 
     def make_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> ReferencePool:
@@ -173,31 +169,15 @@ class ReferenceOps:
     def begin(self, batch: RaggedBatch, pool: StatePool) -> ReferenceStep:
         assert isinstance(pool, ReferencePool)
 
-        def on_device(array: IntArray) -> torch.Tensor:
-            return torch.from_numpy(array).to(self.device)
+        parts = (batch.tokens, batch.starts[:-1], batch.starts[1:] - 1, batch.slots, batch.outputs)
+        return ReferenceStep(batch, pool, *(torch.from_numpy(part).to(self.device) for part in parts))
 
-        return ReferenceStep(
-            batch=batch,
-            pool=pool,
-            tokens=on_device(batch.tokens),
-            first_rows=on_device(batch.starts[:-1]),
-            last_rows=on_device(batch.starts[1:] - 1),
-            slots=on_device(batch.slots),
-            outputs=on_device(batch.outputs),
-        )
-
-    def embed(self, step: ReferenceStep, table: torch.Tensor, norm: Vectors) -> torch.Tensor:
+    def embed(self, step: ReferenceStep, table: Tensor, norm: Vectors) -> Tensor:
         return _layer_norm(table[step.tokens], norm)
 
     def shift_mix(
-        self,
-        step: ReferenceStep,
-        kind: ShiftKind,
-        layer: int,
-        x: torch.Tensor,
-        norm: Vectors,
-        mix: torch.Tensor,
-    ) -> list[torch.Tensor]:
+        self, step: ReferenceStep, kind: ShiftKind, layer: int, x: Tensor, norm: Vectors, mix: Tensor
+    ) -> list[Tensor]:
         carried = step.pool.shifts[0 if kind == "att" else 1, layer]
         x = _layer_norm(x, norm)
         previous = torch.roll(x, 1, dims=0)
@@ -206,13 +186,13 @@ class ReferenceOps:
         difference = previous - x
         return [x + difference * factor for factor in mix]
 
-    def linears(self, products: Sequence[Product]) -> list[torch.Tensor]:
+    def linears(self, products: Sequence[Product]) -> list[Tensor]:
         return [self._linear(product) for product in products]
 
-    def _linear(self, product: Product) -> torch.Tensor:
+    def _linear(self, product: Product) -> Tensor:
         x, layer, add, blend = product
         y = F.linear(x.to(self._matmul_dtype), layer.weight).float()
-        y = _activate(y if layer.bias is None else y + layer.bias, layer.activation)
+        y = _ACTIVATIONS[layer.activation](y if layer.bias is None else y + layer.bias)
         if add is not None:
             return add + y
         if blend is not None:
@@ -220,13 +200,7 @@ class ReferenceOps:
             return start + (target - start) * y
         return y
 
-    def wkv7(
-        self,
-        step: ReferenceStep,
-        layer: int,
-        rows: HeadRows,
-        weights: HeadWeights,
-    ) -> torch.Tensor:
+    def wkv7(self, step: ReferenceStep, layer: int, rows: HeadRows, weights: HeadWeights) -> Tensor:
         r, w, k, v, a, g = rows
         num_rows, width = r.shape
         carried = step.pool.wkv[layer]
@@ -260,32 +234,27 @@ class ReferenceOps:
         bonus = (r * k * weights.r_k).view(heads).sum(-1, keepdim=True) * v.view(heads)
         return (normed + bonus.view(num_rows, width)) * g
 
-    def head(self, step: ReferenceStep, x: torch.Tensor, norm: Vectors, layer: ReferenceLinear) -> torch.Tensor:
+    def head(self, step: ReferenceStep, x: Tensor, norm: Vectors, layer: TorchLinear) -> Tensor:
         return self._linear(Product(_layer_norm(x[step.outputs], norm), layer))
 
-    def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
+    def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
         return choose(logits, batch)
 
 
-def _layer_norm(x: torch.Tensor, norm: Vectors) -> torch.Tensor:
+def _layer_norm(x: Tensor, norm: Vectors) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], norm[0], norm[1], eps=LAYER_NORM_EPS)
 
 
-def _activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
-    match activation:
-        case "none":
-            return x
-        case "tanh":
-            return torch.tanh(x)
-        case "sigmoid":
-            return torch.sigmoid(x)
-        case "decay":
-            return torch.exp(-DECAY_SCALE * torch.sigmoid(x))
-        case "relu_squared":
-            return torch.relu(x) ** 2
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "decay": lambda x: torch.exp(-DECAY_SCALE * torch.sigmoid(x)),
+    "relu_squared": lambda x: torch.relu(x) ** 2,
+}
 
 
-def choose(logits: torch.Tensor, batch: SampleBatch) -> Choices:
+def choose(logits: Tensor, batch: SampleBatch) -> Choices:
     """The definition of `Model.choose`: `sample` of the first rows of `logits` [P, V], `look_up` of the others.
 
     Log-probabilities are computed in fp64 and rounded to fp32 at the end.
@@ -299,7 +268,7 @@ def choose(logits: torch.Tensor, batch: SampleBatch) -> Choices:
     return Choices(np.concatenate([sampled, found.tokens[batch.num_sampled :]]), found.logprobs)
 
 
-def look_up(logits: torch.Tensor, given: IntArray) -> Choices:
+def look_up(logits: Tensor, given: IntArray) -> Choices:
     """The likeliest token of each row of `logits` [P, V], and the log-probabilities of `given` [P]."""
     # Apple's GPUs have no fp64.
     rows = (logits.cpu() if logits.device.type == "mps" else logits).double()
@@ -308,7 +277,7 @@ def look_up(logits: torch.Tensor, given: IntArray) -> Choices:
     return Choices(rows.argmax(dim=1).cpu().numpy(), logprobs)
 
 
-def sample(logits: torch.Tensor, batch: SampleBatch) -> IntArray:
+def sample(logits: Tensor, batch: SampleBatch) -> IntArray:
     """Choose a token for each row of `logits` [S, V], with cuts in the order of the `rwkv` package's `sample_logits`.
 
     Penalties are subtracted; of the softmax, the likeliest tokens whose probabilities reach top_p are kept (ties

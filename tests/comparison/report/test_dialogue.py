@@ -63,10 +63,7 @@ def test_patterns_cells_repeats_and_turns_choose(run: RunData) -> None:
         found = dialogues(run, **what)
         return [(d.conversation, d.cell, d.repeat, len(d.turns)) for d in found]
 
-    assert chosen(conversations=["names-*"], cells=["t=2"]) == [
-        ("names-2", "t=2", 0, 2),
-        ("names-1", "t=2", 1, 1),
-    ]
+    assert chosen(conversations=["names-*"], cells=["t=2"]) == [("names-2", "t=2", 0, 2), ("names-1", "t=2", 1, 1)]
     assert chosen(repeat=1) == [("names-1", "t=2", 1, 1)]
     assert chosen(turn=1) == [("names-2", "t=2", 0, 1)]
     assert {name for name, *_ in chosen(failed_only=True)} == {"names-2", "sums"}

@@ -173,9 +173,7 @@ def test_the_dialogues_survive_the_page_letter_by_letter(tmp_path: Path) -> None
     assert replies == set(analysis.table["reply"])
 
 
-def test_a_large_run_keeps_the_most_changed_conversations_and_says_how_many_are_left_out(
-    tmp_path: Path,
-) -> None:
+def test_a_large_run_keeps_the_most_changed_conversations_and_says_how_many_are_left_out(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", cells=("t=1", "t=2"), conversations=10, repeats=1, turns=2)
     found = page_data(compare([str(path)]), max_turns=12)
     assert len(found.content["conversations"]) == 3
@@ -196,8 +194,7 @@ def test_settings_that_differ_between_runs_are_marked(tmp_path: Path) -> None:
 
 @given(
     text=st.one_of(
-        st.text(st.characters(), max_size=60),
-        st.text(st.sampled_from("</script>!-&\u2028\u2029\\\"'\x00\ud800")),
+        st.text(st.characters(), max_size=60), st.text(st.sampled_from("</script>!-&\u2028\u2029\\\"'\x00\ud800"))
     )
 )
 @example(text="</script><script>alert(1)</script>")

@@ -17,14 +17,7 @@ from hypothesis import strategies as st
 
 from rwkvbatch.comparison import compare
 from rwkvbatch.comparison.analysis import COLUMNS, Analysis
-from rwkvbatch.comparison.report.formats import (
-    as_csv,
-    as_json,
-    as_junit,
-    as_markdown,
-    escaped,
-    harmless,
-)
+from rwkvbatch.comparison.report.formats import as_csv, as_json, as_junit, as_markdown, escaped, harmless
 from rwkvbatch.comparison.report.formats import safe as xml_safe
 from rwkvbatch.comparison.report.html import as_html
 from rwkvbatch.comparison.wording import standing

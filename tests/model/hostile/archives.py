@@ -8,12 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.model.hostile.case import Case, from_bytes, tiny
-from tests.model.hostile.packing import (
-    archive_of,
-    program,
-    pth,
-    tensor_item,
-)
+from tests.model.hostile.packing import archive_of, program, pth, tensor_item
 
 _ITEM = b"\x80\x02}(" + tensor_item(b"emb.weight", (1 << 12, 1 << 12), (1 << 12, 1)) + b"u."
 
@@ -22,9 +17,7 @@ def zips() -> Iterator[Case]:
     yield from_bytes("bomb", _bomb, "compressed")
     yield from_bytes("bomb-lying", lambda: _patched_sizes(_bomb()), "")
     yield from_bytes(
-        "many-members",
-        lambda: archive_of({f"a/{number:060}": b"" for number in range(40_000)}),
-        "too large",
+        "many-members", lambda: archive_of({f"a/{number:060}": b"" for number in range(40_000)}), "too large"
     )
     yield from_bytes("overlapping-members", _overlapping(), "more bytes than the file")
     yield from_bytes(
@@ -34,9 +27,7 @@ def zips() -> Iterator[Case]:
     marked = archive_of({"a/data.pkl": b"\x80\x02}.", "a/byteorder": b"little"})
     yield from_bytes("members-before-the-file", _patched_directory(marked, 1000), "cut off or damaged")
     yield from_bytes(
-        "directory-elsewhere",
-        _patched_directory(program(tensor_item(b"w", (1,), (1,))), -50),
-        "cut off or damaged",
+        "directory-elsewhere", _patched_directory(program(tensor_item(b"w", (1,), (1,))), -50), "cut off or damaged"
     )
     yield Case("directory-of-gigabytes", _sparse_directory, "too large")
     yield Case("recipe-of-gigabytes", _sparse_recipe, "at most")

@@ -13,11 +13,7 @@ import torch
 from safetensors.torch import save
 
 from tests.model.hostile.case import Case, from_bytes, tiny
-from tests.model.hostile.packing import (
-    archive_of,
-    legacy_pth,
-    pth,
-)
+from tests.model.hostile.packing import archive_of, legacy_pth, pth
 
 
 def not_files() -> Iterator[Case]:

@@ -6,14 +6,7 @@ import struct
 from collections.abc import Iterator
 
 from tests.model.hostile.case import WITNESS, Case, from_bytes, tiny
-from tests.model.hostile.packing import (
-    archive_of,
-    legacy_head,
-    program,
-    pth,
-    tensor_item,
-    unicode_item,
-)
+from tests.model.hostile.packing import archive_of, legacy_head, program, pth, tensor_item, unicode_item
 
 
 def programs() -> Iterator[Case]:
@@ -40,9 +33,7 @@ def programs() -> Iterator[Case]:
     deep = b"".join(b"(" + wrapper + tensor_type for _ in range(20_000)) + b")" + b"t" * 20_000
     yield from_bytes("wrapped-deep", program(name + wrapper + deep + b"R"), "refused, nothing was run")
     yield from_bytes(
-        "wrapped-other-type",
-        program(name + wrapper + b"(ctorch._utils\n_rebuild_tensor\nca\nb\n)tR"),
-        "refused",
+        "wrapped-other-type", program(name + wrapper + b"(ctorch._utils\n_rebuild_tensor\nca\nb\n)tR"), "refused"
     )
     yield from_bytes("item-of-a-number", program(name + b"K\x01NNs"), "damaged")
     yield from_bytes("append-to-a-number", program(name + b"K\x01Na"), "damaged")
@@ -72,9 +63,7 @@ def programs() -> Iterator[Case]:
     listed = b"\x80\x02}(" + tensor_item(b"w", (16,), (1,)) + b"u."
     yield from_bytes("old-storage-unlisted", old + listed + b"\x80\x02].", "storages that are not there, such as '0'")
     yield from_bytes(
-        "old-storage-unknown",
-        old + listed + b"\x80\x02](" + unicode_item(b"7") + b"e.",
-        "does not fit its tensors",
+        "old-storage-unknown", old + listed + b"\x80\x02](" + unicode_item(b"7") + b"e.", "does not fit its tensors"
     )
     counted = old + listed + b"\x80\x02](" + unicode_item(b"0") + b"e."
     yield from_bytes(
@@ -87,7 +76,9 @@ def programs() -> Iterator[Case]:
     yield from_bytes("many-marks", program(b"(" * 900_000), "damaged")
     yield from_bytes("many-dicts", program(b"}" * 900_000), "damaged")
     yield from_bytes("memo-missing", program(name + b"h\x07"), "damaged")
-    yield from_bytes("unknown-instruction", program(name + b"\xff"), "0xff")
+    yield from_bytes("unknown-instruction", program(name + b"\xff"), "xff")
+    yield from_bytes("unwanted-instruction", program(name + b"I1\n"), "(INT)")
+    yield from_bytes("unterminated-text", program(name + b"S" + b"x" * 15_000_000), "damaged")
     yield from_bytes("persistent-number", program(name + b"K\x01Q"), "damaged")
     yield from_bytes("long-text", program(b"X\xff\xff\xff\x7fabc"), "damaged")
     yield from_bytes("long-integer", program(name + b"\x8a\xff" + b"\x7f" * 255), "is of type int")
@@ -96,9 +87,7 @@ def programs() -> Iterator[Case]:
     yield from_bytes("nothing", archive_of({"a/data.pkl": b"\x80\x02."}), "damaged")
     yield from_bytes("wrapped", pth({"state_dict": tiny()}), "'state_dict' is of type dict")
     yield from_bytes(
-        "huge-shape",
-        program(tensor_item(b"w", (1 << 40, 1 << 40), (1 << 40, 1))),
-        "more bytes than its record",
+        "huge-shape", program(tensor_item(b"w", (1 << 40, 1 << 40), (1 << 40, 1))), "more bytes than its record"
     )
     yield from_bytes(
         "huge-stride", program(tensor_item(b"w", (2, 2), (1 << 61, 1 << 61))), "more bytes than its record"
@@ -114,7 +103,5 @@ def programs() -> Iterator[Case]:
     yield from_bytes("no-record", program(tensor_item(b"w", (1,), (1,), key=b"1")), "data/1 that is not there")
     yield from_bytes("record-outside", program(tensor_item(b"w", (1,), (1,), key=b"../../etc/passwd")), "not there")
     yield from_bytes(
-        "many-views",
-        program(*(tensor_item(b"w%d" % number, (100, 100), (0, 0)) for number in range(9))),
-        "more than 4",
+        "many-views", program(*(tensor_item(b"w%d" % number, (100, 100), (0, 0)) for number in range(9))), "more than 4"
     )

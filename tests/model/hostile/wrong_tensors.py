@@ -8,18 +8,11 @@ import torch
 from safetensors.torch import save
 
 from tests.model.hostile.case import Case, from_bytes, tiny
-from tests.model.hostile.packing import (
-    program,
-    pth,
-    tensor_item,
-)
+from tests.model.hostile.packing import program, pth, tensor_item
 
 
 def wrong_tensors() -> Iterator[Case]:
-    for label, name, value in (
-        ("nan", "blocks.1.att.key.weight", float("nan")),
-        ("inf", "head.weight", float("-inf")),
-    ):
+    for label, name, value in (("nan", "blocks.1.att.key.weight", float("nan")), ("inf", "head.weight", float("-inf"))):
         tensors = tiny()
         tensors[name][-1, -1] = value
         for kind, data in (("pth", pth(tensors)), ("safe", save(tensors))):
@@ -43,15 +36,11 @@ def wrong_tensors() -> Iterator[Case]:
     yield changed("surplus-name", "surplus: '\\x1b[2J'", **{"\x1b[2J": torch.ones(1)})
     yield changed("many-surplus", "more", **{f"extra.{number}": torch.ones(1) for number in range(1000)})
     yield changed(
-        "misshapen",
-        "'blocks.0.att.key.weight' must be 64 x 64, it is 64 x 65",
-        **{"blocks.0.att.key.weight": wide},
+        "misshapen", "'blocks.0.att.key.weight' must be 64 x 64, it is 64 x 65", **{"blocks.0.att.key.weight": wide}
     )
     yield changed("misshapen-vector", "'ln_out.weight' must be 64, it is 8 x 8", **{"ln_out.weight": torch.ones(8, 8)})
     yield changed(
-        "misshapen-rank",
-        "'blocks.0.att.w2' must be 32 x 64, it is 31 x 64",
-        **{"blocks.0.att.w2": torch.ones(31, 64)},
+        "misshapen-rank", "'blocks.0.att.w2' must be 32 x 64, it is 31 x 64", **{"blocks.0.att.w2": torch.ones(31, 64)}
     )
     yield changed("misshapen-heads", "heads times head size", **{"blocks.0.att.r_k": torch.ones(3, 32)})
     yield changed("flat-embedding", "must be [vocabulary, width]", **{"emb.weight": torch.ones(97 * 64)})
@@ -65,9 +54,7 @@ def wrong_tensors() -> Iterator[Case]:
         **{"blocks.1.att.a1": torch.ones(64, 0), "blocks.1.att.a2": torch.ones(0, 64)},
     )
     yield changed(
-        "whole-numbers",
-        "must be bf16, fp16 or fp32, it is int64",
-        **{"ln_out.bias": torch.ones(64, dtype=torch.int64)},
+        "whole-numbers", "must be bf16, fp16 or fp32, it is int64", **{"ln_out.bias": torch.ones(64, dtype=torch.int64)}
     )
     yield changed("double", "it is float64", **{"head.weight": torch.ones(97, 64, dtype=torch.float64)})
     yield changed("layer-gap", "layer 2 is missing", **{"blocks.3.ln1.weight": torch.ones(64)})
@@ -77,7 +64,5 @@ def wrong_tensors() -> Iterator[Case]:
     older = {"emb.weight": torch.ones(9, 8), "blocks.0.att.time_decay": torch.ones(8)}
     yield from_bytes("older-incomplete", pth(older), "cannot load it")
     yield from_bytes(
-        "big-embedding-expanded",
-        program(tensor_item(b"emb.weight", (1 << 16, 1 << 20), (0, 0))),
-        "more than 4 times",
+        "big-embedding-expanded", program(tensor_item(b"emb.weight", (1 << 16, 1 << 20), (0, 0))), "more than 4 times"
     )

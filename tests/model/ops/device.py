@@ -21,10 +21,7 @@ if not HAS_GPU:
 
 DEVICE = "cuda" if HAS_GPU else "cpu"
 
-needs_gpu = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not HAS_GPU, reason="needs an NVIDIA GPU, and there is none"),
-]
+needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs an NVIDIA GPU, and there is none")]
 
 BAND = 1024
 GUARD = -7
@@ -32,10 +29,7 @@ GUARD = -7
 
 
 def guarded(
-    *shape: int,
-    dtype: torch.dtype = torch.float32,
-    values: torch.Tensor | None = None,
-    band: float = GUARD,
+    *shape: int, dtype: torch.dtype = torch.float32, values: torch.Tensor | None = None, band: float = GUARD
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A tensor full of NaN (integers: -1) or of `values`, between bands of a number; and the memory of all three."""
     size = math.prod(shape)
@@ -58,18 +52,7 @@ def normal(*shape: int, seed: int = 0, mean: float = 0.0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + mean
 
 
-WAITING = {
-    "cpu",
-    "item",
-    "tolist",
-    "__bool__",
-    "__int__",
-    "__float__",
-    "__index__",
-    "__contains__",
-    "nonzero",
-    "equal",
-}
+WAITING = {"cpu", "item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__contains__", "nonzero", "equal"}
 """Functions of a tensor that need its values on the host. `numpy` is not among them: on a GPU it is an error."""
 
 

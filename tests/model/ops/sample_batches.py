@@ -61,8 +61,5 @@ def without_penalties(batch: SampleBatch) -> SampleBatch:
     rows = len(batch.temperature)
     none = np.zeros(0, dtype=np.int64)
     return replace(
-        batch,
-        penalty_ids=none,
-        penalty_values=none.astype(np.float32),
-        penalty_starts=np.zeros(rows + 1, np.int64),
+        batch, penalty_ids=none, penalty_values=none.astype(np.float32), penalty_starts=np.zeros(rows + 1, np.int64)
     )

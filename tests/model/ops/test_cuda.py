@@ -12,7 +12,7 @@ import torch
 
 from rwkvbatch.model.base import RaggedBatch
 from rwkvbatch.model.ops import Activation, Product
-from rwkvbatch.model.ops.reference import ReferenceOps
+from rwkvbatch.model.ops.reference import ReferenceOps, TorchLinear
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.model.rwkv7 import Network
 from tests.model.ops.device import DEVICE, guarded, normal, untouched
@@ -69,7 +69,7 @@ def few_rows(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     out, memory = guarded(len(x), len(weight))
     # NaN around what is read: nothing of it may be read and multiplied by zero.
     x, weight = (guarded(*side.shape, values=side, band=float("nan"))[0] for side in (x, weight))
-    few.linears([few.Few(x, weight, None, "none", None, None, out)])
+    few.linears([Product(x, TorchLinear(weight, None, "none"))], [out])
     assert untouched(memory)
     return out
 
@@ -144,7 +144,7 @@ def test_a_step_of_a_few_rows_is_the_same_as_by_the_librarys_products(
     tensors = random_tensors(2, 32, 40, head_size=16, seed=1)
     launches: list[int] = []
     linears = few.linears
-    monkeypatch.setattr(few, "linears", lambda group: (launches.append(len(group)), linears(group))[1])
+    monkeypatch.setattr(few, "linears", lambda group, outs: (launches.append(len(group)), linears(group, outs))[1])
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
     for few_rows, num_launches in ((few.MAX_ROWS, 2 * 5 + 1), (0, 0)):
         ops = CudaOps(DEVICE, torch.float32, few_rows=few_rows)

@@ -69,9 +69,9 @@ class TestNative:
     def ops(self, request: pytest.FixtureRequest):
         cpu = pytest.importorskip("rwkvbatch.model.ops.cpu")
         ops = cpu.CpuOps(threads=2, isa=request.param, int8=True)
-        ops.guard()
+        ops.native.set_guard(True)
         yield ops
-        assert ops.take_damage() == 0
+        assert ops.native.take_damage() == 0
 
     def weights_in(self, ops, layer, width: int) -> torch.Tensor:
         """A layer's weights [out, in]: what it makes of each input alone, which has no sum to round."""

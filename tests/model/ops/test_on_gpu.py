@@ -33,11 +33,7 @@ def _as_a_model_runs() -> Iterator[None]:
 
 
 def stepper(
-    dtype: torch.dtype,
-    fixed_rows: int | None = None,
-    *,
-    graphs: bool = True,
-    few_rows: int = few.MAX_ROWS,
+    dtype: torch.dtype, fixed_rows: int | None = None, *, graphs: bool = True, few_rows: int = few.MAX_ROWS
 ) -> tuple[CudaOps, GraphedNetwork]:
     ops = CudaOps("cuda", dtype, fixed_rows, few_rows)
     network = Network.build(random_tensors(LAYERS, WIDTH, VOCAB_SIZE, HEAD_SIZE, seed=1), LAYERS, ops)
@@ -116,9 +112,7 @@ def replies(lengths: list[int], num_steps: int, rows: int | None, dtype: torch.d
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_with_fixed_rows_the_bits_of_a_row_do_not_depend_on_how_many_neighbours_it_has(
-    dtype: torch.dtype,
-) -> None:
+def test_with_fixed_rows_the_bits_of_a_row_do_not_depend_on_how_many_neighbours_it_has(dtype: torch.dtype) -> None:
     alone = replies([50], 6, 64, dtype)
     for others in ([1], [3, 70, 1, 9], [1] * 90):
         together = replies([50, *others], 6, 64, dtype)

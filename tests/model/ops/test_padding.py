@@ -6,15 +6,7 @@ import numpy as np
 import pytest
 
 from rwkvbatch.model.base import RaggedBatch
-from rwkvbatch.model.ops.cuda import (
-    BUCKETS,
-    NO_SLOT,
-    decode_rows,
-    is_decode,
-    pad_outputs,
-    pad_rows,
-    whole_blocks,
-)
+from rwkvbatch.model.ops.cuda import BUCKETS, NO_SLOT, decode_rows, is_decode, pad_outputs, pad_rows, whole_blocks
 
 
 @pytest.mark.parametrize(("rows", "bucket"), [(1, 1), (2, 2), (3, 4), (9, 16), (33, 48), (200, 256), (256, 256)])

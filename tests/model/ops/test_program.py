@@ -23,7 +23,7 @@ WIDTH = NUM_HEADS * HEAD_SIZE
 @pytest.fixture
 def ops() -> CpuOps:
     ops = CpuOps(threads=2)
-    ops.guard()
+    ops.native.set_guard(True)
     return ops
 
 
@@ -70,7 +70,7 @@ def test_logits_and_states_are_those_of_the_network(
     assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
     for mine, theirs in zip(bits(pools[1]), bits(pools[0]), strict=True):
         assert torch.equal(mine, theirs)
-    assert ops.take_damage() == 0
+    assert ops.native.take_damage() == 0
 
 
 def test_a_step_after_another_with_more_rows_is_its_own(ops: CpuOps, network: Network) -> None:
@@ -102,4 +102,4 @@ def test_logits_must_have_room_for_every_output(ops: CpuOps, network: Network) -
     parts = batch.tokens, batch.starts, batch.slots, batch.outputs, pool.native
     program = TracedProgram(network)._program
     with pytest.raises(ValueError, match="the logits must be"):
-        ops._native.run(program, *parts, np.empty((1, VOCAB_SIZE), np.float32))
+        ops.native.run(program, *parts, np.empty((1, VOCAB_SIZE), np.float32))

@@ -10,6 +10,7 @@ import torch
 
 from rwkvbatch.model.base import SampleBatch
 from rwkvbatch.model.ops import reference
+from rwkvbatch.model.ops.batch import upload
 from tests.model.ops.device import DEVICE, guarded, untouched
 from tests.model.ops.sample_batches import batch_of, logits_of, select, without_penalties
 
@@ -36,8 +37,7 @@ def compare(logits: torch.Tensor, batch: SampleBatch) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("vocab_size", "spread", "ties"),
-    [(1, 1.0, False), (17, 1.0, True), (1030, 0.3, False), (2500, 3.0, True)],
+    ("vocab_size", "spread", "ties"), [(1, 1.0, False), (17, 1.0, True), (1030, 0.3, False), (2500, 3.0, True)]
 )
 def test_the_same_tokens_as_the_definition_with_all_kinds_of_settings(
     vocab_size: int, spread: float, ties: bool
@@ -110,25 +110,11 @@ def test_log_probabilities_and_the_first_of_equal_maxima(vocab_size: int) -> Non
 
 def test_nothing_is_written_but_one_token_and_one_log_probability_a_row() -> None:
     logits, batch = logits_of(3, 100, 2.0), without_penalties(batch_of(3, 100, top_p=0.5, temperature=1.0))
-    tensors = [
-        torch.from_numpy(np.ascontiguousarray(array)).to(DEVICE)
-        for array in (
-            batch.temperature,
-            batch.top_p,
-            batch.top_k,
-            batch.temperature_first.view(np.uint8),
-            batch.penalty_ids,
-            batch.penalty_values,
-            batch.penalty_starts,
-            batch.noise_keys.view(np.int64),
-            batch.turns,
-            batch.steps,
-        )
-    ]
+    settings = upload(batch.arrays, DEVICE)[:-1]
     work, work_memory = guarded(3, 100)
     tokens, token_memory = guarded(3, dtype=torch.int32)
     logprobs, logprob_memory = guarded(3)
-    sample.sample(logits.to(DEVICE), sample.Settings(*tensors), work, tokens, logprobs)
+    sample.sample(logits.to(DEVICE), settings, work, tokens, logprobs)
     assert tokens.tolist() == reference.choose(logits, batch).tokens.tolist()
     assert untouched(work_memory)
     assert untouched(token_memory)

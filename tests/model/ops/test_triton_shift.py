@@ -20,22 +20,14 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 @pytest.mark.parametrize(
     ("width", "dtype", "out_dtype"),
-    [
-        (40, torch.float32, torch.float32),
-        (64, torch.bfloat16, torch.float32),
-        (24, torch.float32, torch.float16),
-    ],
+    [(40, torch.float32, torch.float32), (64, torch.bfloat16, torch.float32), (24, torch.float32, torch.float16)],
 )
 def test_layer_norm_of_some_rows(width: int, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
     x, norm = normal(5, width, mean=3.0).to(dtype), (normal(width, seed=1), normal(width, seed=2))
     rows = torch.tensor([4, 0, 4])
     out, memory = guarded(3, width, dtype=out_dtype)
     shift.gather_norm(
-        x.to(DEVICE),
-        rows.to(DEVICE, torch.int32),
-        (norm[0].to(DEVICE), norm[1].to(DEVICE)),
-        out,
-        LAYER_NORM_EPS,
+        x.to(DEVICE), rows.to(DEVICE, torch.int32), (norm[0].to(DEVICE), norm[1].to(DEVICE)), out, LAYER_NORM_EPS
     )
     expected = torch.nn.functional.layer_norm(x[rows].float(), (width,), *norm, eps=LAYER_NORM_EPS)
     torch.testing.assert_close(
@@ -69,11 +61,7 @@ def test_shift_and_mixes_and_the_state_that_they_leave(
         pool.write(range(4), state)
     carried, memory = guarded(*pools[0].shifts.shape, values=pools[0].shifts)
     pools[0].shifts = carried
-    x, norm, mix = (
-        normal(len(batch.tokens), width),
-        (normal(width), normal(width, seed=3)),
-        normal(mixes, width),
-    )
+    x, norm, mix = (normal(len(batch.tokens), width), (normal(width), normal(width, seed=3)), normal(mixes, width))
 
     step = ops.begin(pad_rows(batch, len(batch.tokens) + 2), pools[0])
     padded = torch.cat([x, torch.full((2, width), float("nan"))]).to(DEVICE)

@@ -65,10 +65,7 @@ def compare(
     out, out_memory = guarded(num_rows, width)
     batch = RaggedBatch.of([[0] * length for length in lengths], slots)
     expected = reference.wkv7(
-        reference.begin(batch, pool),
-        LAYER,
-        HeadRows(*[value.float() for value in values]),
-        HeadWeights(*small),
+        reference.begin(batch, pool), LAYER, HeadRows(*[value.float() for value in values]), HeadWeights(*small)
     )
 
     kernel(
@@ -84,17 +81,13 @@ def compare(
     assert untouched(carried_memory)
 
 
-@pytest.mark.parametrize(
-    ("lengths", "heads", "size"),
-    [([1], 1, 64), ([3, 1, 2], 2, 16), ([2], 1, 24), ([5], 1, 8)],
-)
+@pytest.mark.parametrize(("lengths", "heads", "size"), [([1], 1, 64), ([3, 1, 2], 2, 16), ([2], 1, 24), ([5], 1, 8)])
 def test_row_by_row_from_a_state(lengths: list[int], heads: int, size: int) -> None:
     compare(scan, lengths, heads, size)
 
 
 @pytest.mark.parametrize(
-    ("lengths", "heads", "size"),
-    [([1], 1, 64), ([16], 1, 32), ([33, 1, 15], 1, 16), ([17], 2, 24), ([20], 1, 8)],
+    ("lengths", "heads", "size"), [([1], 1, 64), ([16], 1, 32), ([33, 1, 15], 1, 16), ([17], 2, 24), ([20], 1, 8)]
 )
 def test_in_chunks_from_a_state(lengths: list[int], heads: int, size: int) -> None:
     compare(in_chunks, lengths, heads, size)

@@ -26,9 +26,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from rwkvbatch.model.ops import HeadRows, HeadWeights
 from rwkvbatch.model.ops.triton.scan import Sequences, finished, normalized
@@ -49,9 +49,9 @@ _DOUBLINGS: tl.constexpr = tl.constexpr(3)
 class ChunkRows(NamedTuple):
     """Where the chunks are, int32. starts, stops [M], firsts [B]: as `chunk_starts` and so on in `Indices`."""
 
-    starts: torch.Tensor
-    stops: torch.Tensor
-    firsts: torch.Tensor
+    starts: Tensor
+    stops: Tensor
+    firsts: Tensor
 
 
 class _Prepared(NamedTuple):
@@ -65,11 +65,11 @@ class _Prepared(NamedTuple):
         bonuses: sum r * k * r_k, [M, H, L].
     """
 
-    factors: torch.Tensor
-    sums: torch.Tensor
-    keys: torch.Tensor
-    decays: torch.Tensor
-    bonuses: torch.Tensor
+    factors: Tensor
+    sums: Tensor
+    keys: Tensor
+    decays: Tensor
+    bonuses: Tensor
 
 
 @triton.jit
@@ -237,12 +237,7 @@ def _finish(
 
 
 def chunks(
-    rows: HeadRows,
-    weights: HeadWeights,
-    sequences: Sequences,
-    numbered: ChunkRows,
-    carried: torch.Tensor,
-    out: torch.Tensor,
+    rows: HeadRows, weights: HeadWeights, sequences: Sequences, numbered: ChunkRows, carried: Tensor, out: Tensor
 ) -> None:
     """As `scan.scan`, the same but for rounding.
 
@@ -262,13 +257,6 @@ def chunks(
     grid = num_chunks, num_heads
     _prepare[grid](r, w, k, v, a, *weights[:3], *bounds, *prepared, **shape, num_warps=4, maxnreg=MAX_REGISTERS)
     _pass_on[len(sequences.starts), num_heads, triton.cdiv(size, BLOCK_VALUES)](
-        v,
-        *prepared[:4],
-        *sequences,
-        numbered.firsts,
-        carried,
-        **shape,
-        BLOCK_VALUES=BLOCK_VALUES,
-        num_warps=4,
+        v, *prepared[:4], *sequences, numbered.firsts, carried, **shape, BLOCK_VALUES=BLOCK_VALUES, num_warps=4
     )
     _finish[grid](v, g, *weights[3:], *bounds, prepared.sums, prepared.bonuses, out, **shape, num_warps=4)

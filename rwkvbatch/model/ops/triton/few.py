@@ -6,13 +6,14 @@ do not depend on the number of rows. cuBLAS computes products of more rows.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import accumulate
 
-import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from rwkvbatch.model.ops import Activation
+from rwkvbatch.model.ops import Product
 from rwkvbatch.model.ops.reference import DECAY_SCALE
 
 # Kernels are not quite Python: constants are passed as plain values, launches have options of their own.
@@ -65,33 +66,13 @@ def _end(
     tl.store(out_ptr + places, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def end(
-    y: torch.Tensor,
-    bias: torch.Tensor | None,
-    activation: Activation,
-    add: torch.Tensor | None,
-    blend: tuple[torch.Tensor, torch.Tensor] | None,
-    out: torch.Tensor,
-) -> None:
-    """Everything of `Product` after x W^T, from `y` [R, width] into `out`, which may be `y`, `add` or a start."""
-    start, target = blend if blend is not None else (add, None)
-    _end[(triton.cdiv(y.numel(), BLOCK),)](
-        y,
-        bias,
-        start,
-        target,
-        out,
-        y.numel(),
-        WIDTH=y.shape[1],
-        ACTIVATION=activation,
-        BIASED=bias is not None,
-        END="none" if start is None else "add" if target is None else "blend",
-        BLOCK=BLOCK,
-    )
-
-
-# Kernels are not quite Python: constants are passed as plain values, launches have options of their own.
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+def end(y: Tensor, product: Product, out: Tensor) -> None:
+    """Everything of `product` after x W^T, from `y` [R, width] into `out`, which may be `y`, `add` or a start."""
+    bias = product.layer.bias
+    start, target = product.blend or (product.add, None)
+    ending = "none" if start is None else "add" if target is None else "blend"
+    constants = {"WIDTH": y.shape[1], "ACTIVATION": product.layer.activation, "BIASED": bias is not None, "END": ending}
+    _end[(triton.cdiv(y.numel(), BLOCK),)](y, bias, start, target, out, y.numel(), **constants, BLOCK=BLOCK)
 
 
 MAX_ROWS = 16
@@ -100,18 +81,6 @@ BLOCK_OUT = 16
 _BLOCK_IN_BYTES = 512
 _STAGES = 4
 _MAX_ROWS: tl.constexpr = tl.constexpr(MAX_ROWS)
-
-
-class Few(NamedTuple):
-    """One layer of the group, as in `Product`, and the memory of its result."""
-
-    x: torch.Tensor
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    activation: Activation
-    add: torch.Tensor | None
-    blend: tuple[torch.Tensor, torch.Tensor] | None
-    out: torch.Tensor
 
 
 @triton.jit
@@ -180,32 +149,34 @@ def _linears(
             tl.store(outs[p] + places, y.to(outs[p].dtype.element_ty), mask=inside)
 
 
-def linears(group: list[Few]) -> None:
-    """All layers of `group`, whose `x` have the same number of rows, at most `MAX_ROWS`."""
-    blends = [few.blend or (few.add, None) for few in group]
-    programs = [triton.cdiv(len(few.weight), BLOCK_OUT) for few in group]
-    first_programs = tuple(sum(programs[:count]) for count in range(len(group) + 1))
+def linears(products: Sequence[Product], outs: Sequence[Tensor]) -> None:
+    """All of `products`, whose `x` have the same number of rows, at most `MAX_ROWS`, into `outs`."""
+    layers = [product.layer for product in products]
+    weights = [layer.weight for layer in layers]
+    blends = [product.blend or (product.add, None) for product in products]
+    programs = [triton.cdiv(len(weight), BLOCK_OUT) for weight in weights]
+    first_programs = (0, *accumulate(programs))
     _linears[(first_programs[-1],)](
-        tuple(few.x for few in group),
-        tuple(few.weight for few in group),
-        tuple(few.bias for few in group),
+        tuple(product.x for product in products),
+        tuple(weights),
+        tuple(layer.bias for layer in layers),
         tuple(start for start, _ in blends),
         tuple(target for _, target in blends),
-        tuple(few.out for few in group),
-        len(group[0].x),
+        tuple(outs),
+        len(products[0].x),
         FIRST_PROGRAMS=first_programs,
-        INS=tuple(few.weight.shape[1] for few in group),
-        OUTS=tuple(few.weight.shape[0] for few in group),
-        BLOCKS_IN=tuple(_block_in(few.weight) for few in group),
-        ACTIVATIONS=tuple(few.activation for few in group),
-        COUNT=len(group),
+        INS=tuple(weight.shape[1] for weight in weights),
+        OUTS=tuple(weight.shape[0] for weight in weights),
+        BLOCKS_IN=tuple(map(_block_in, weights)),
+        ACTIVATIONS=tuple(layer.activation for layer in layers),
+        COUNT=len(products),
         BLOCK_OUT=BLOCK_OUT,
         # Triton's interpreter has no products of bf16.
-        WIDEN=group[0].weight.device.type == "cpu",
+        WIDEN=weights[0].device.type == "cpu",
         num_warps=4,
         num_stages=_STAGES,
     )
 
 
-def _block_in(weight: torch.Tensor) -> int:
+def _block_in(weight: Tensor) -> int:
     return max(16, min(_BLOCK_IN_BYTES // weight.element_size(), triton.next_power_of_2(weight.shape[1])))

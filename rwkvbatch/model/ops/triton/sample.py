@@ -8,11 +8,11 @@ that cannot win: -ln u >= 1 - u, so a token's noise is at most -ln(1 - u).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 # Kernels are not quite Python: constants are passed as plain values, launches have options of their own.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
@@ -23,21 +23,6 @@ _WAYS: tl.constexpr = tl.constexpr(8)
 """A cut is found by search among the bits of the logits, `_WAYS` thresholds in each pass."""
 _LOWEST_KEY: tl.constexpr = tl.constexpr(0x007FFFFF)
 """The ordered key of -infinity."""
-
-
-class Settings(NamedTuple):
-    """`SampleBatch` on the device: fp32, fp32, int64, uint8, int64, fp32, int64, int64 (bits), int64, int64."""
-
-    temperature: torch.Tensor
-    top_p: torch.Tensor
-    top_k: torch.Tensor
-    temperature_first: torch.Tensor
-    penalty_ids: torch.Tensor
-    penalty_values: torch.Tensor
-    penalty_starts: torch.Tensor
-    noise_keys: torch.Tensor
-    turns: torch.Tensor
-    steps: torch.Tensor
 
 
 @triton.jit
@@ -127,18 +112,7 @@ def _noise_words(start, key, turn, step, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _draw(
-    row_ptr,
-    largest,
-    temperature,
-    lowest,
-    num_equal,
-    key,
-    turn,
-    step,
-    VOCAB: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _draw(row_ptr, largest, temperature, lowest, num_equal, key, turn, step, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
     """Of the tokens above the key `lowest`, and of the first `num_equal` at it, the one that the noise picks."""
     best = tl.cast(0, tl.int32)
     best_score = tl.cast(float("-inf"), tl.float64)
@@ -253,28 +227,20 @@ def _look_up(logits_ptr, given_ptr, best_ptr, logprobs_ptr, VOCAB: tl.constexpr,
     tl.store(logprobs_ptr + row, (chosen - _log_sum(logits_ptr, largest, VOCAB, BLOCK)).to(tl.float32))
 
 
-def sample(
-    logits: torch.Tensor, settings: Settings, work: torch.Tensor, tokens: torch.Tensor, logprobs: torch.Tensor
-) -> None:
+def sample(logits: Tensor, settings: Sequence[Tensor], work: Tensor, tokens: Tensor, logprobs: Tensor) -> None:
     """`reference.sample` of `logits` [P, V] fp32 into `tokens` [P] int32 and `logprobs` [P] fp32.
 
     Args:
+        settings: `SampleBatch.arrays` but for the last, on the device.
         work: memory like `logits`.
     """
     num_rows, vocab_size = logits.shape
     _sample[(num_rows,)](
-        logits,
-        work,
-        *settings,
-        tokens,
-        logprobs,
-        VOCAB=vocab_size,
-        BLOCK=_block(vocab_size),
-        num_warps=8,
+        logits, work, *settings, tokens, logprobs, VOCAB=vocab_size, BLOCK=_block(vocab_size), num_warps=8
     )
 
 
-def look_up(logits: torch.Tensor, given: torch.Tensor, best: torch.Tensor, logprobs: torch.Tensor) -> None:
+def look_up(logits: Tensor, given: Tensor, best: Tensor, logprobs: Tensor) -> None:
     """`reference.look_up` of `given` [P] in `logits` [P, V] fp32 into `best` [P] int32 and `logprobs` [P] fp32."""
     num_rows, vocab_size = logits.shape
     _look_up[(num_rows,)](logits, given, best, logprobs, VOCAB=vocab_size, BLOCK=_block(vocab_size), num_warps=8)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from rwkvbatch.model.ops import HeadRows, HeadWeights
 from rwkvbatch.model.ops.reference import GROUP_NORM_EPS, NORMALIZE_EPS
@@ -26,14 +26,7 @@ def _norm(x_ptr, row, weight, bias, columns, inside, WIDTH: tl.constexpr, EPS: t
 
 @triton.jit
 def _gather_norm(
-    x_ptr,
-    index_ptr,
-    weight_ptr,
-    bias_ptr,
-    out_ptr,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    EPS: tl.constexpr,
+    x_ptr, index_ptr, weight_ptr, bias_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EPS: tl.constexpr
 ):
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
@@ -85,35 +78,22 @@ def _shift_mix(
         tl.store(out_ptr + (m * num_rows + row).to(tl.int64) * WIDTH + columns, mixed, mask=inside)
 
 
-def gather_norm(
-    x: torch.Tensor,
-    index: torch.Tensor,
-    norm: tuple[torch.Tensor, torch.Tensor],
-    out: torch.Tensor,
-    eps: float,
-) -> None:
+def gather_norm(x: Tensor, index: Tensor, norm: tuple[Tensor, Tensor], out: Tensor, eps: float) -> None:
     """out[i] = layer_norm(x[index[i]]), [n, C] from [any, C]; `index` int32 or int64."""
     width = x.shape[1]
     _gather_norm[(len(index),)](
-        x,
-        index,
-        *norm,
-        out,
-        WIDTH=width,
-        BLOCK=triton.next_power_of_2(width),
-        EPS=eps,
-        num_warps=_warps(width),
+        x, index, *norm, out, WIDTH=width, BLOCK=triton.next_power_of_2(width), EPS=eps, num_warps=_warps(width)
     )
 
 
 def shift_mix(
-    x: torch.Tensor,
-    norm: tuple[torch.Tensor, torch.Tensor],
-    mix: torch.Tensor,
-    carried: torch.Tensor,
-    first_slots: torch.Tensor,
-    last_rows: torch.Tensor,
-    out: torch.Tensor,
+    x: Tensor,
+    norm: tuple[Tensor, Tensor],
+    mix: Tensor,
+    carried: Tensor,
+    first_slots: Tensor,
+    last_rows: Tensor,
+    out: Tensor,
     eps: float,
 ) -> None:
     """`Operations.shift_mix` into `out` [M, R, C].
@@ -126,29 +106,14 @@ def shift_mix(
         last_rows: for the same rows, the sequence's last row; [R] int32.
     """
     num_rows, width = x.shape
+    constants = {"WIDTH": width, "MIXES": len(mix), "BLOCK": triton.next_power_of_2(width), "EPS": eps}
     _shift_mix[(num_rows,)](
-        x,
-        *norm,
-        mix,
-        carried,
-        first_slots,
-        last_rows,
-        out,
-        num_rows,
-        WIDTH=width,
-        MIXES=len(mix),
-        BLOCK=triton.next_power_of_2(width),
-        EPS=eps,
-        num_warps=_warps(width),
+        x, *norm, mix, carried, first_slots, last_rows, out, num_rows, **constants, num_warps=_warps(width)
     )
 
 
 def _warps(width: int) -> int:
     return 4 if width <= 2048 else 8
-
-
-# Kernels are not quite Python: constants are passed as plain values, launches have options of their own.
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 
 
 _GROUP_NORM_EPS: tl.constexpr = tl.constexpr(GROUP_NORM_EPS)
@@ -158,9 +123,9 @@ _NORMALIZE_EPS: tl.constexpr = tl.constexpr(NORMALIZE_EPS)
 class Sequences(NamedTuple):
     """Rows starts[b] to stops[b] - 1 belong to the state in slots[b], or to none if that is -1; [B] int32 each."""
 
-    starts: torch.Tensor
-    stops: torch.Tensor
-    slots: torch.Tensor
+    starts: Tensor
+    stops: Tensor
+    slots: Tensor
 
 
 @triton.jit
@@ -237,21 +202,13 @@ def _scan(
     tl.store(state_ptr, S, mask=kept)
 
 
-def scan(rows: HeadRows, weights: HeadWeights, sequences: Sequences, carried: torch.Tensor, out: torch.Tensor) -> None:
+def scan(rows: HeadRows, weights: HeadWeights, sequences: Sequences, carried: Tensor, out: Tensor) -> None:
     """`Operations.wkv7` of some sequences into their rows of `out` [R, C].
 
     Args:
         carried: the states of this layer [capacity, H, N, N] fp32, values before keys; changed in place.
     """
     num_heads, size = carried.shape[1:3]
-    _scan[(len(sequences.starts), num_heads)](
-        *rows,
-        *weights,
-        *sequences,
-        carried,
-        out,
-        HEADS=num_heads,
-        SIZE=size,
-        BLOCK=triton.next_power_of_2(size),
-        num_warps=8,
-    )
+    constants = {"HEADS": num_heads, "SIZE": size, "BLOCK": triton.next_power_of_2(size)}
+    grid = len(sequences.starts), num_heads
+    _scan[grid](*rows, *weights, *sequences, carried, out, **constants, num_warps=8)

@@ -1,0 +1,390 @@
+"""What the slash commands do: change settings, read and write files, move in the tree, show tokens and statistics."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from rich.table import Table
+from rich.text import Text
+
+from rwkvbatch.chat.app import Chat
+from rwkvbatch.chat.runs import export
+from rwkvbatch.chat.session import TURN_SETTINGS
+from rwkvbatch.chat.storage import load_session, save_session
+from rwkvbatch.config import PRESETS, SHORT_NAMES, Sampling, ThinkMode, full_name, preset
+from rwkvbatch.errors import UsageError
+from rwkvbatch.model.states import save_state
+from rwkvbatch.prompt.escaping import printable
+from rwkvbatch.replay.layers import checked_values
+
+NUM_CANDIDATES = 10
+SETTABLE = tuple(SHORT_NAMES.get(name, name) for name in TURN_SETTINGS)
+_VALUES = {
+    "think": get_args(ThinkMode),
+    "order": ("top-p-first", "temperature-first"),
+    "temp": ("0", "0.3", "0.7", "1.0", "1.2"),
+    "top_p": ("0.1", "0.3", "0.5", "0.8", "1.0"),
+    "max_seconds": ("none",),
+    "ban": ("none", "0"),
+    "stop": ("none",),
+}
+
+
+def setting_choices(_chat: Chat, before: str) -> Iterable[str]:
+    """Completions of `/set`."""
+    words = before.split()
+    if not words:
+        return (*SETTABLE, "seed")
+    return _VALUES.get(words[0], ()) if len(words) == 1 else ()
+
+
+def params(chat: Chat, _argument: None = None) -> None:
+    session, defaults = chat.session, Sampling()
+    table = _table()
+    for name, value in session.turn_settings().items():
+        changed = name in Sampling.model_fields and getattr(defaults, name) != getattr(session.settings, name)
+        label = Text(SHORT_NAMES.get(name, name), style="cyan")
+        table.add_row(label, Text(printable(_plain(value)), style="bold" if changed else ""))
+    opening, spec = session.tree.opening, session.engine.model.spec
+    _add_rows(
+        table,
+        seed=str(session.identity.seed),
+        preset=next((name for name, known in PRESETS.items() if known == session.settings.sampling), "none"),
+        system=opening.system or "none",
+        prelude=(opening.prelude or "none").strip(),
+        state=opening.state or "none",
+        template=session.settings.template or "official",
+        model=f"{spec.path} ({spec.backend}, {spec.dtype}, {spec.device})",
+    )
+    chat.view.show(table)
+
+
+def set_value(chat: Chat, argument: str) -> None:
+    name, _, text = argument.replace("=", " ", 1).partition(" ")
+    if not name:
+        params(chat)
+        return
+    values = _parse_setting(name, text.strip())
+    if "seed" in values:
+        seed(chat, values["seed"])
+    else:
+        _change(chat, values)
+
+
+def _parse_setting(name: str, text: str) -> dict[str, Any]:
+    """The validated setting of `/set NAME TEXT`, by its full name."""
+    full = full_name(name.lstrip("-"))
+    if full not in (*TURN_SETTINGS, "seed"):
+        raise UsageError(f"/set: expected one of {', '.join(SETTABLE)}, seed; got {name[:60]!r}")
+    value: Any = text
+    if full in ("banned_token_ids", "stop"):
+        value = [] if text in ("", "none") else [part.strip() for part in text.split(",")]
+        if full == "stop":
+            value = [part.encode().decode("unicode_escape") if part.isascii() else part for part in value]
+    elif full == "max_seconds" and text == "none":
+        return {full: None}
+    elif not text:
+        raise UsageError(f"/set {name}: the value is missing")
+    return checked_values({full: value}, lambda shown: f"/set {SHORT_NAMES.get(shown, shown)}:")
+
+
+def _change(chat: Chat, values: dict[str, Any]) -> None:
+    chat.session.use_settings(chat.session.settings.replace(**values))
+    chat.transcript.settings(chat.session)
+    shown = ", ".join(f"{SHORT_NAMES.get(name, name)} {_plain(value)}" for name, value in values.items())
+    chat.view.note(f"set {shown}")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(repr, cast("Sequence[Any]", value))) or "none"
+    return "none" if value is None else str(value)
+
+
+def use_preset(chat: Chat, name: str) -> None:
+    _change(chat, dict(preset(name)))
+
+
+def think(chat: Chat, mode: str) -> None:
+    if mode:
+        _change(chat, {"think": mode})
+    else:
+        chat.view.note(f"think {chat.session.settings.think}")
+
+
+def fold(chat: Chat, state: str) -> None:
+    chat.view.folded = state == "on" if state else not chat.view.folded
+    chat.view.note(f"thinking parts are {'hidden' if chat.view.folded else 'shown'}")
+    if state == "off":
+        _replay_last(chat)
+
+
+def seed(chat: Chat, number: int | None) -> None:
+    if number is not None:
+        chat.session.identity = replace(chat.session.identity, seed=number)
+        chat.transcript.settings(chat.session)
+    chat.view.note(f"seed {chat.session.identity.seed}")
+
+
+def undo(chat: Chat, count: int) -> None:
+    undone = chat.session.tree.undo(count)
+    chat.transcript.record(chat.session)
+    chat.view.note(f"removed {_count(len(undone), 'turn')}, from {_short(undone[0].user)!r} on")
+
+
+def retry(chat: Chat, _argument: None) -> None:
+    chat.reply(chat.session.retry)
+    _note_greedy(chat)
+
+
+def again(chat: Chat, count: int) -> None:
+    chat.view.begin_reply("")
+    try:
+        with chat.stoppable() as should_stop:
+            made = chat.session.again(count, should_stop=should_stop)
+    finally:
+        chat.view.end_reply(None)
+    chat.transcript.record(chat.session)
+    chat.view.alternatives(made)
+    chat.view.note("/pick N continues from reply N; until then the conversation is unchanged")
+    _note_greedy(chat)
+
+
+def _note_greedy(chat: Chat) -> None:
+    if chat.session.settings.sampling.greedy:
+        chat.view.note("greedy sampling makes the same reply each time; /set temp 1 and /set top_p 1 do not")
+
+
+def pick(chat: Chat, number: int) -> None:
+    chosen = chat.session.pick(number)
+    chat.transcript.record(chat.session)
+    chat.view.note(f"continuing from {_short(chosen.reply)!r}")
+
+
+def edit(chat: Chat, _argument: None) -> None:
+    last = chat.session.tree.last
+    if last is None:
+        hint = "Ctrl-X Ctrl-E edits the line of input"
+        raise UsageError("/edit changes the last message, and there is none yet", hint=hint)
+    edited = edit_text(last.user)
+    if not edited.strip() or edited == last.user:
+        chat.view.note("unchanged")
+        return
+    chat.session.tree.undo()
+    chat.transcript.typed(edited)
+    chat.ask(edited)
+
+
+def edit_text(text: str) -> str:
+    """`text` after the user has edited it."""
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
+    if not editor and not sys.stdin.isatty():
+        raise UsageError("/edit needs a terminal or $EDITOR", hint="set $EDITOR to a program that needs no terminal")
+    editor = editor or "vi"
+    with tempfile.TemporaryDirectory(prefix="rwkvbatch-") as directory:
+        path = Path(directory) / "message.md"
+        path.touch(0o600)
+        path.write_text(text, encoding="utf-8")
+        try:
+            status = subprocess.run([*shlex.split(editor), str(path)], check=False).returncode
+            edited = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UsageError(f"the editor {editor!r} cannot be used: {error}", hint="set $EDITOR") from None
+    if status:
+        raise UsageError(f"the editor {editor!r} failed with status {status}; the message is unchanged")
+    return edited.removesuffix("\n")
+
+
+def branch(chat: Chat, name: str) -> None:
+    if len(name) > 60 or " " in name or not name.isprintable():
+        raise UsageError(f"a branch's name must be one word of at most 60 characters, got {name[:80]!r}")
+    previous = chat.session.tree.current
+    made = chat.session.tree.branch(name or None)
+    chat.transcript.record(chat.session)
+    chat.view.note(f"on branch {made}; /switch {previous} goes back")
+
+
+def branches(chat: Chat, _argument: None) -> None:
+    tree, table = chat.session.tree, _table()
+    for name, position in tree.branches.items():
+        last = tree.exchange(position)
+        table.add_row(
+            Text("*" if name == tree.current else " ", style="bold cyan"),
+            Text(printable(name)),
+            _count(tree.num_turns(position), "turn"),
+            Text(printable("(empty)" if last is None else _short(last.user))),
+        )
+    chat.view.show(table)
+
+
+def switch(chat: Chat, name: str) -> None:
+    tree = chat.session.tree
+    tree.switch(name)
+    chat.transcript.record(chat.session)
+    chat.view.note(f"on branch {name}, {_count(tree.num_turns(), 'turn')}")
+    _replay_last(chat)
+
+
+def _replay_last(chat: Chat) -> None:
+    last = chat.session.tree.last
+    if chat.is_terminal and last is not None:
+        chat.view.replay([last])
+
+
+def system(chat: Chat, text: str) -> None:
+    session = chat.session
+    opening, previous = session.tree.opening, session.tree.current
+    if not text:
+        chat.view.show(Text(printable(opening.system or "(no system message)")))
+        return
+    session.begin(system=None if text == "none" else text, prelude=opening.prelude)
+    chat.transcript.record(session)
+    chat.view.note(f"a new conversation, on branch {session.tree.current}; /switch {previous} goes back")
+
+
+def save(chat: Chat, path: Path) -> None:
+    save_session(chat.session, path)
+    chat.view.note(f"saved {path}: the settings and {_count(len(chat.session.tree.exchanges), 'exchange')}")
+
+
+def load(chat: Chat, path: Path) -> None:
+    """Continue a saved session, or the session of a transcript."""
+    load_session(chat.session, path)
+    chat.transcript.start(chat.session)
+    tree = chat.session.tree
+    chat.view.replay(tree.path())
+    chat.view.note(f"loaded {path}: branch {tree.current}, turn {tree.num_turns()}")
+
+
+def state(chat: Chat, argument: tuple[str, Path]) -> None:
+    action, path = argument
+    session = chat.session
+    if action == "load":
+        session.begin(state_file=path)
+        chat.transcript.record(session)
+        chat.view.note(f"a conversation with the initial state in {path}, on branch {session.tree.current}")
+        return
+    tokens = session.tree.history()
+    if path.suffix != ".safetensors":
+        path = path.with_name(path.name + ".safetensors")
+    # After an initial state the tokens alone do not determine the state.
+    known = [tokens] if session.tree.opening.state is None else None
+    save_state(path, session.next_token().state, session.engine.model.spec, tokens=known, replace=True, private=True)
+    chat.view.note(f"saved {path}: the state after {len(tokens)} tokens; rwkvbatch chat --state {path} starts with it")
+
+
+def export_script(chat: Chat, path: Path) -> None:
+    exported = export(chat.session, path)
+    chat.view.note(f"wrote {path}; this command makes the same replies:\n  {exported.command}")
+    for caveat in exported.caveats:
+        chat.view.note(f"except that {caveat}")
+
+
+def model(chat: Chat, argument: str) -> None:
+    session = chat.session
+    if not argument:
+        chat.view.note(session.engine.model.spec.path)
+        return
+    engine = chat.load_engine(str(Path(argument).expanduser()))
+    session.use_engine(engine)
+    session.use_settings(session.settings.replace(model=argument))
+    chat.transcript.start(session)
+    chat.view.note(f"{engine.model.spec.path} reads the conversation when the next message comes")
+
+
+def stats(chat: Chat, _argument: None) -> None:
+    session, engine, table = chat.session, chat.session.engine, _table()
+    exchanges, last = session.tree.exchanges, session.tree.last
+    if last is not None:
+        figures = [
+            f"{len(last.ids)} tokens, {last.tokens_per_s:.1f} tokens/s",
+            f"first token after {last.first_token_s:.3f} s",
+            f"{last.num_read} prompt tokens read, {last.num_cached} cached",
+        ]
+        if last.logprobs:
+            nll = -sum(last.logprobs) / len(last.logprobs)
+            figures.append(f"{nll:z.3f} nats per token, perplexity {math.exp(min(nll, 700)):.2f}")
+        _add_rows(table, **{"last reply": "\n".join(figures)})
+    replies = f"{len(exchanges)} repl{'y' if len(exchanges) == 1 else 'ies'}"
+    generated, seconds = sum(len(each.ids) for each in exchanges), sum(each.total_s for each in exchanges)
+    size = engine.num_cached_states * engine.model.spec.state_bytes / 2**20
+    _add_rows(
+        table,
+        branch=f"{_count(session.tree.num_turns(), 'turn')}, {len(session.tree.history())} tokens",
+        session=f"{replies}, {generated} tokens in {seconds:.1f} s",
+        engine=f"{engine.stats.num_prompt_read} prompt tokens read, {engine.stats.num_prompt_cached} cached",
+        states=f"{engine.num_cached_states} cached, {size:.1f} MiB",
+    )
+    if chat.transcript.path is not None:
+        _add_rows(table, transcript=str(chat.transcript.path))
+    chat.view.show(table)
+
+
+def tokens(chat: Chat, count: int) -> None:
+    last = chat.session.tree.last
+    if last is None or not last.ids:
+        raise UsageError("/tokens shows the last reply, and there is none yet")
+    logprobs = chat.session.logprobs(last)
+    table = _token_table("", "id", "probability", "logprob")
+    for index, (token, logprob) in enumerate(zip(last.ids[:count], logprobs, strict=False)):
+        probability = f"{math.exp(logprob):.2%}"
+        table.add_row(str(index), str(token), probability, f"{logprob:z.3f}", _token_text(chat, token))
+    chat.view.show(table)
+    rest = len(last.ids) - count
+    if rest > 0:
+        chat.view.note(f"and {rest} more; /tokens {len(last.ids)} shows all of them")
+
+
+def top(chat: Chat, message: str) -> None:
+    probabilities = chat.session.next_token(message or None).logits.float().softmax(-1)
+    values, ids = probabilities.topk(min(NUM_CANDIDATES, len(probabilities)))
+    table = _token_table("id", "probability", "sum")
+    for token, value, total in zip(map(int, ids), map(float, values), map(float, values.cumsum(0)), strict=True):
+        table.add_row(str(token), f"{value:.2%}", f"{total:.1%}", _token_text(chat, token))
+    chat.view.show(table)
+
+
+def _token_table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in columns:
+        table.add_column(name, justify="right")
+    table.add_column("text")
+    return table
+
+
+def _token_text(chat: Chat, token: int) -> Text:
+    data = chat.session.engine.tokenizer.token_bytes(token)
+    if not data:
+        return Text("(end of text)" if token == 0 else "(no text)", style="dim")
+    try:
+        return Text(repr(printable(data.decode("utf-8"), keep_newlines=False)).replace("\\\\", "\\"))
+    except UnicodeDecodeError:
+        return Text(" ".join(f"{byte:02x}" for byte in data), style="dim")
+
+
+def _table() -> Table:
+    return Table(box=None, pad_edge=False, show_header=False)
+
+
+def _add_rows(table: Table, **texts: str) -> None:
+    """Add a row for each of `texts`, with its label."""
+    for label, text in texts.items():
+        table.add_row(Text(label, style="cyan"), Text(printable(text)))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _short(text: str, length: int = 50) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1] + "…"
