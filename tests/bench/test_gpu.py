@@ -8,11 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rwkvbatch.bench import limits as gpu
-from rwkvbatch.bench import measure
-from rwkvbatch.bench.limits import Meter, device_clock
-from rwkvbatch.bench.measure import Plan, figure_of
-from rwkvbatch.bench.workloads import Workload, strategy_for
+from rwkvbatch.bench import workloads
+from rwkvbatch.bench.measure import figure_of
+from rwkvbatch.bench.workloads import Meter, Workload, device_clock, strategy_for
 from rwkvbatch.cli.bench import _limits  # pyright: ignore[reportPrivateUsage]
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.load import load_model
@@ -70,7 +68,7 @@ def test_one_row_is_a_share_of_the_copy_bandwidth_and_many_are_one_of_the_matrix
 def test_the_clock_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append(f"waited for {device}"))
-    monkeypatch.setattr(gpu, "WALL", lambda: float(events.append("looked at the clock") or 7.0))
+    monkeypatch.setattr(workloads, "WALL", lambda: float(events.append("looked at the clock") or 7.0))
     clock = pickle.loads(pickle.dumps(device_clock("cuda:1")))
     assert clock() == 7.0
     assert events == ["waited for cuda:1", "looked at the clock"]
@@ -84,18 +82,17 @@ def test_the_meter_is_chosen_by_where_the_model_is(monkeypatch: pytest.MonkeyPat
         chosen.append((device, dtype))
         return Device([], [])
 
-    monkeypatch.setattr(gpu, "TorchWork", work)
+    monkeypatch.setattr(workloads, "torch_work", work)
     for device, backend, is_measured in (
         ("cpu", "reference", False),
         ("mps", "reference", False),
         ("cuda:1", "cuda", True),
     ):
         monkeypatch.setattr(model, "spec", replace(model.spec, device=device, backend=backend))
-        _, meter = measure._instruments(model, Plan())  # pyright: ignore[reportPrivateUsage]
-        assert (meter.work is not None) == is_measured
+        assert (Meter.of(model).work is not None) == is_measured
     assert chosen == [("cuda:1", model.spec.dtype)]
     with pytest.raises(UsageError, match="--cpu-time"):
-        measure._instruments(model, Plan(processor_time=True))  # pyright: ignore[reportPrivateUsage]
+        Meter.of(model, processor_time=True)
 
 
 @pytest.mark.parametrize(("device", "strategy"), [("cpu", "cpu fp32"), ("cuda:1", "cuda:1 fp16")])
