@@ -6,6 +6,8 @@ The package runs in a process of its own, so that its threads, settings and memo
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
@@ -216,8 +218,8 @@ class DeviceWork:
 def native_work(ops: CpuOps) -> DeviceWork:
     """Reads memory and computes multiply-adds with the threads and instruction set of native operations."""
     memory = np.ones(_READ_FLOATS, dtype=np.float32)
-    read, multiply = partial(ops.read_all, memory), partial(ops.multiply_add, _ROUNDS_PER_PEAK)
-    return DeviceWork(ops.isa, "fma", read, memory.nbytes, multiply, ops.operations(_ROUNDS_PER_PEAK))
+    read, multiply = partial(ops.native.read_all, memory), partial(ops.native.multiply_add, _ROUNDS_PER_PEAK)
+    return DeviceWork(ops.isa, "fma", read, memory.nbytes, multiply, ops.native.operations(_ROUNDS_PER_PEAK))
 
 
 def torch_work(device: str, dtype: str) -> DeviceWork:
@@ -262,8 +264,7 @@ class Meter:
 
     def measure(self) -> Rates | None:
         """Measure both limits once; None if they cannot be measured."""
-        work = self.work
-        if work is None:
+        if (work := self.work) is None:
             return None
         read = best_rate(work.copy, work.copy_bytes, self.clock)
         self._measured.append(
@@ -316,7 +317,7 @@ def rwkv_package(path: Path, threads: int, clock: Clock, strategy: str) -> Gener
     Raises:
         RwkvBatchError: the package cannot load the model, or its process ended.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _watch_parent) as pool:
 
         def call(function: Callable[..., Any], *arguments: Any) -> Any:
             try:
@@ -326,6 +327,12 @@ def rwkv_package(path: Path, threads: int, clock: Clock, strategy: str) -> Gener
 
         call(_load_package, path, threads, clock, strategy)
         yield partial(call, _measure_package)
+
+
+def _watch_parent() -> None:
+    """Ends this process with its parent; a pool's process would wait for work after its parent was killed."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _load_package(path: Path, threads: int, clock: Clock, strategy: str) -> None:

@@ -72,7 +72,7 @@ class Generation:
         self.logprobs: list[float] = []
         self.fallback: tuple[int, int] | None = None
         self._tokenizer = tokenizer
-        self._stream = TextStream(tokenizer, request.stop)
+        self._stream = TextStream(tokenizer.token_bytes, request.stop)
         self._penalties = Penalties(request.sampling)
         self._noise_key = request.noise.philox_key
         self._submitted_s = now_s

@@ -13,7 +13,7 @@ import ast
 import codecs
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -328,12 +328,12 @@ class TextStream:
         UsageError: a stop text is empty.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+    def __init__(self, token_bytes: Callable[[int], bytes], stops: Sequence[str] = ()) -> None:
         if "" in stops:
             raise UsageError("a stop text must not be empty", hint="remove it")
         self.stopped_by: str | None = None
         self.held = ""
-        self._tokenizer = tokenizer
+        self._token_bytes = token_bytes
         self._utf8 = Utf8Stream()
         self._stops = tuple(stops)
         self._pieces: list[str] = []
@@ -348,7 +348,7 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """The text that is certain after `token`; empty after a stop text or `finish`."""
-        return "" if self._ended else self._take(self._utf8.push(self._tokenizer.token_bytes(token)))
+        return "" if self._ended else self._take(self._utf8.push(self._token_bytes(token)))
 
     def finish(self) -> str:
         """The rest of the text. An incomplete character becomes U+FFFD."""

@@ -51,11 +51,7 @@ class _Lenient(Shape):
     lenient: ClassVar[bool] = True
 
 
-def _id_text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-_LooseId = Annotated[str | None, BeforeValidator(_id_text)]
+_LooseId = Annotated[str | None, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 
 
 class _OpenAiMessage(_Lenient):

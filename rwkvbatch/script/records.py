@@ -222,8 +222,7 @@ def parse_line(text: str, source: SourceLine) -> Mapping[str, Any]:
     except json.JSONDecodeError as error:
         hint = "every line must be one whole JSON object; control characters in strings must be escaped"
         if text.strip() in ("{", "["):
-            advice = "write one conversation a line (`jq -c . FILE`, `jq -c '.[]' FILE`)"
-            hint = f"the file seems to be indented JSON; {advice}"
+            hint = "it seems to be indented JSON; write one conversation a line (`jq -c . FILE`, `jq -c '.[]' FILE`)"
         refuse(source, f"not JSON: {error.msg}", hint, error.colno)
     except _NotStrictError as error:
         refuse(source, *error.args)

@@ -88,7 +88,7 @@ def test_the_meter_is_chosen_by_where_the_model_is(monkeypatch: pytest.MonkeyPat
         ("mps", "reference", False),
         ("cuda:1", "cuda", True),
     ):
-        monkeypatch.setattr(model, "_spec", replace(model.spec, device=device, backend=backend))
+        monkeypatch.setattr(model, "spec", replace(model.spec, device=device, backend=backend))
         assert (Meter.of(model).work is not None) == is_measured
     assert chosen == [("cuda:1", model.spec.dtype)]
     with pytest.raises(UsageError, match="--cpu-time"):

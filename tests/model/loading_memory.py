@@ -18,7 +18,7 @@ def resident(field):
 load_model(sys.argv[1], sys.argv[3], "cpu").forward([[1, 2]])
 before = resident("VmRSS")
 model = load_model(sys.argv[2], sys.argv[3], "cpu")
-after = {"after": resident("VmRSS") - before, "packed": model.ops.weight_bytes}
+after = {"after": resident("VmRSS") - before, "packed": model.ops.native.weight_bytes}
 print(json.dumps({"peak": resident("VmHWM") - before, **after}))
 """
 

@@ -14,16 +14,6 @@ from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.tokenizer import REPLACEMENT, TextStream, Utf8Stream, decode_utf8, world_tokenizer
 
 
-class ByteTokens:
-    """Tokens that are the places of byte strings."""
-
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        self.pieces = pieces
-
-    def token_bytes(self, token: int) -> bytes:
-        return self.pieces[token]
-
-
 def plain_text(data: bytes, stops: Sequence[str]) -> tuple[str, str | None]:
     """The twin: all text at once, then the stop text that ends first, the longest of those."""
     text = plain_decode(data)
@@ -103,7 +93,7 @@ def test_stop_texts_are_found_across_the_borders_of_tokens(text: str, cuts: list
 def check_against_twin(data: bytes, cuts: list[int], stops: list[str]) -> None:
     expected, stopped_by = plain_text(data, stops)
     tokens = in_pieces(data, cuts)
-    stream = TextStream(ByteTokens(tokens), stops)
+    stream = TextStream(tokens.__getitem__, stops)
     pieces: list[str] = []
     for token in range(len(tokens)):
         pieces.append(stream.push(token))
@@ -123,46 +113,46 @@ REPLACEMENT_AT_END = re.compile(f"{REPLACEMENT}$")
 
 
 def test_a_stop_text_ends_the_stream_at_once_and_the_rest_of_its_token_is_dropped() -> None:
-    stream = TextStream(ByteTokens([b"Hi.\n", b"\nUser: more"]), ["\n\n"])
+    stream = TextStream([b"Hi.\n", b"\nUser: more"].__getitem__, ["\n\n"])
     assert stream.push(0) == "Hi."
     assert stream.push(1) == ""
     assert (stream.text, stream.stopped_by) == ("Hi.", "\n\n")
 
 
 def test_nothing_comes_after_the_end() -> None:
-    stream = TextStream(ByteTokens([b"a", b"\xe4"]), ["a"])
+    stream = TextStream([b"a", b"\xe4"].__getitem__, ["a"])
     assert [stream.push(0), stream.push(0), stream.push(1), stream.finish(), stream.finish()] == [""] * 5
-    ended = TextStream(ByteTokens([b"a"]), [])
+    ended = TextStream([b"a"].__getitem__, [])
     assert [ended.push(0), ended.finish(), ended.push(0)] == ["a", "", ""]
     assert ended.text == "a"
 
 
 def test_half_a_character_waits_and_becomes_a_replacement_only_at_the_end() -> None:
-    stream = TextStream(ByteTokens(["你".encode()[:2], "你".encode()[2:]]), [])
+    stream = TextStream(["你".encode()[:2], "你".encode()[2:]].__getitem__, [])
     assert [stream.push(0), stream.push(1)] == ["", "你"]
     assert [stream.push(0), stream.finish()] == ["", REPLACEMENT]
     assert stream.text == "你" + REPLACEMENT
 
 
 def test_a_stop_text_that_only_the_end_completes_counts() -> None:
-    stream = TextStream(ByteTokens([b"a\xff", b"\xe4"]), [REPLACEMENT])
+    stream = TextStream([b"a\xff", b"\xe4"].__getitem__, [REPLACEMENT])
     assert stream.push(0) == "a"
     assert stream.stopped_by == REPLACEMENT
 
 
 def test_token_zero_and_unknown_ids_add_nothing() -> None:
-    stream = TextStream(world_tokenizer(), ["\n\n"])
+    stream = TextStream(world_tokenizer().token_bytes, ["\n\n"])
     assert [stream.push(token) for token in (0, 65535, 66, 0)] == ["", "", "A", ""]
 
 
 def test_an_empty_stop_text_is_refused() -> None:
     with pytest.raises(UsageError, match="must not be empty"):
-        TextStream(world_tokenizer(), [""])
+        TextStream(world_tokenizer().token_bytes, [""])
 
 
 def test_a_long_repetitive_stop_text_takes_linear_time() -> None:
     stop = "a" * 20_000 + "b"
-    stream = TextStream(ByteTokens([b"a"]), [stop])
+    stream = TextStream([b"a"].__getitem__, [stop])
     for _ in range(55_000):
         stream.push(0)
     assert len(stream.text) == 35_000

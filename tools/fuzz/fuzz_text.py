@@ -23,16 +23,6 @@ with instrumented("rwkvbatch"):
 _TOKENIZER = world_tokenizer()
 
 
-class _Bytes:
-    """A tokenizer whose tokens are pieces of bytes, so that borders can be anywhere."""
-
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        self._pieces = pieces
-
-    def token_bytes(self, token: int) -> bytes:
-        return self._pieces[token]
-
-
 def first_stop(text: str, stops: Sequence[str]) -> tuple[str, str | None]:
     """The text before the stop text that is complete first, and that stop text: looked for at every character."""
     for end in range(1, len(text) + 1):
@@ -45,7 +35,7 @@ def first_stop(text: str, stops: Sequence[str]) -> tuple[str, str | None]:
 
 def check_stream(pieces: Sequence[bytes], stops: Sequence[str]) -> None:
     """The stream over `pieces` against decoding and searching the whole."""
-    stream = TextStream(_Bytes(pieces), stops)
+    stream = TextStream(pieces.__getitem__, stops)
     handed_out = "".join(stream.push(token) for token in range(len(pieces))) + stream.finish()
     expected, stop = first_stop(decode_utf8(b"".join(pieces)), stops)
     assert (handed_out, stream.text, stream.stopped_by) == (expected, expected, stop)

@@ -117,10 +117,8 @@ class _TextRule(ABC):
 
     def judge(self, facts: ReplyFacts) -> Verdict:
         text = answer(facts)
-        return self._judge(self._folded(text), tuple(map(self._folded, self.texts)), f"got {excerpt(text)}")
-
-    def _folded(self, text: str) -> str:
-        return text.casefold() if self.ignore_case else text
+        fold = str.casefold if self.ignore_case else str
+        return self._judge(fold(text), tuple(map(fold, self.texts)), f"got {excerpt(text)}")
 
     @abstractmethod
     def _judge(self, text: str, texts: tuple[str, ...], got: str) -> Verdict: ...
