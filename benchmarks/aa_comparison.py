@@ -1,7 +1,7 @@
 """A/A: the same thing twice, with other seeds. How often does `compare` find a difference that is not there?
 
-Every try runs the same settings under two seeds and compares them with the whole table's correction; a try counts as
-a false alarm when any line says more than noise. At 5 %, about 5 of 100 tries may.
+Every try runs the same settings under two seeds and compares their primary metric; a try counts as a false alarm when
+the difference is significant. At 5 %, about 5 of 100 tries may.
 
     python benchmarks/aa_comparison.py                   # the bundled model, 100 tries
     python benchmarks/aa_comparison.py --synthetic       # made-up rows, without a model; seconds

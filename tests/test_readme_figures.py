@@ -56,10 +56,8 @@ def test_readme_and_compare_md_show_what_compare_prints_for_the_sweep(
 @pytest.mark.slow
 def test_the_stored_scores_are_those_of_the_program(tmp_path: Path) -> None:
     grid = tomllib.loads((ROOT / "datasets/grid.toml").read_text(encoding="utf-8"))["grid"]
-    rwkvbatch.run(
-        ROOT / "datasets/styles.jsonl", out=tmp_path / "sweep", top_p=1.0, repeats=2, limit=6,
-        **{name: list(values) for name, values in grid.items()},
-    )  # fmt: skip
+    settings: dict[str, Any] = {"top_p": 1.0, "repeats": 2, "limit": 6, **grid}
+    rwkvbatch.run(ROOT / "datasets/styles.jsonl", out=tmp_path / "sweep", **settings)
     stored = stored_scores()
     table = load(tmp_path / "sweep")
     keys = table[["conversation", "cell", "repeat", "turn"]].itertuples(index=False, name=None)

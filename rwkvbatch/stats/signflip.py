@@ -143,11 +143,12 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
     found: dict[int, Difference] = {}
     for column in np.flatnonzero(identical):
         clusters, pairs = int((n[:, column] > 0).sum()), round(float(n[:, column].sum()))
-        ends = (0.0,) * 5 if clusters else (math.nan,) * 5
-        possible = clusters > 0 and 2.0 ** (1 - clusters) <= level
+        end = 0.0 if clusters else math.nan
         found[int(column)] = Difference(
-            *ends, 1.0, 1.0, 1.0, clusters, pairs, 0.0 if clusters else math.nan, math.nan, possible, clusters > 0
-        )
+            mean=end, low=end, high=end, low_alone=end, high_alone=end, p=1.0, p_adjusted=1.0, p_rank=1.0,
+            clusters=clusters, pairs=pairs, standard_error=end, detectable=math.nan,
+            decidable=clusters > 0 and 2.0 ** (1 - clusters) <= level, identical=clusters > 0,
+        )  # fmt: skip
     for block in blocks:
         width = len(block)
         if len(blocks) > 1:
@@ -162,8 +163,8 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
             means = np.sort(np.where(np.abs(total) < 0.6e-11, 0.0, total)[some] / size[some]) * scale[column]
             sides = _Sides(means, flips.count - means.size, flips.count)
             spread = _Spread.of(s[own, column] * scale[column], n[own, column], widest)
-            alone = sides.interval(level, spread, significant=p[column] <= level)
-            together = sides.interval(level_each, spread, significant=adjusted[column] <= level)
+            alone = sides.interval(level, spread, significant=bool(p[column] <= level))
+            together = sides.interval(level_each, spread, significant=bool(adjusted[column] <= level))
             rank_sums = np.round(ranks[:, column].sum() - 2 * subsets[:, 2 * width + place], 6)
             found[int(column)] = Difference(
                 spread.mean,
@@ -258,7 +259,8 @@ def _flipped_sums(values: NDArray[np.float64], subsets: NDArray[np.float64]) -> 
     Args:
         subsets: `[patterns, ...]` the sums over the flipped clusters.
     """
-    return np.round(values.sum(axis=0) - 2 * subsets, 11)
+    flipped: NDArray[np.float64] = np.round(values.sum(axis=0) - 2 * subsets, 11)
+    return flipped
 
 
 @lru_cache(maxsize=8)
@@ -275,14 +277,14 @@ class _Flips:
     def __init__(self, clusters: int) -> None:
         self.exact = clusters <= EXACT_CLUSTERS
         if self.exact:
-            codes = np.arange(2 ** max(clusters, 0))
-            half = (codes[: max(1, codes.size // 2), None] >> np.arange(clusters)) & 1
+            codes = np.arange(max(1, 2**clusters // 2), dtype=np.int64)
+            half: NDArray[np.int8] = ((codes[:, None] >> np.arange(clusters)) & 1).astype(np.int8)
         else:
             generator = np.random.Generator(np.random.Philox(key=_SEED))
             half = generator.integers(0, 2, size=(DRAWN_PATTERNS // 2, clusters), dtype=np.int8)
             half = np.concatenate([np.zeros((1, clusters), np.int8), half])
-        self.flipped: NDArray[np.int8] = half.astype(np.int8)
-        self.count = 2 * self.flipped.shape[0] if clusters else 1
+        self.flipped = half
+        self.count: int = 2 * half.shape[0] if clusters else 1
 
     def subset_sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """`[patterns, columns]`: sums over the flipped clusters, those of the opposite patterns behind the others."""
