@@ -83,10 +83,14 @@ def test_a_cell_s_name_cannot_colour_the_terminal() -> None:
 
 def test_a_summary_counts_checks_scores_and_ends() -> None:
     checks = (CheckResult("a", 1, True, 1.0, 3.0), CheckResult("b", 1, False, 0.0, 1.0))
-    rows = [make_row("c", 0, checks=checks), make_row("c", 1, finish_reason="error"), make_row("c", 2, checks=())]
+    rows = [
+        make_row("c", 0, checks=checks),
+        make_row("c", 1, finish_reason="error", checks=(CheckResult("a", 1, False, 0.0),)),
+        make_row("c", 2, checks=()),
+    ]
     summary = summarize(rows, ["base"], 5)
     (cell,) = summary.cells
-    assert (cell.checks, cell.checks_passed, cell.score) == (2, 1, 0.75)
+    assert (cell.checks, cell.checks_passed, cell.score) == (3, 1, 0.375)
     assert (cell.finish_reasons, cell.errors) == ({"error": 1, "stop": 2}, 1)
     assert not summary.complete
     assert not summary.passed
