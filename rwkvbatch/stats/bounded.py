@@ -1,0 +1,90 @@
+"""Confidence intervals of a mean that can only be between two limits, such as a pass rate."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rwkvbatch.stats.clustered import clustered_mean, t_quantile
+
+
+def bounded_interval(
+    values: ArrayLike, clusters: ArrayLike, *, lowest: float = 0.0, highest: float = 1.0, level: float = 0.95
+) -> tuple[float, float]:
+    """The interval of Clopper and Pearson with an effective number of values (Korn and Graubard 1998).
+
+    The effective number is that of independent yes/no values whose mean would be as precise as this one; it is the
+    number of clusters where all values are at one limit, or where there is only one cluster. So a mean of 0 and a mean
+    of 1 get intervals that mirror each other, and none leaves the limits.
+
+    Args:
+        values: `[n]` numbers in [lowest, highest].
+        clusters: `[n]` labels; equal ones belong together.
+
+    Raises:
+        ValueError: a value is outside of the limits, there is none, or not one label for each.
+    """
+    from scipy.special import betaincinv  # pyright: ignore[reportMissingTypeStubs]
+
+    numbers = (np.asarray(values, dtype=np.float64) - lowest) / (highest - lowest)
+    if numbers.size and not (numbers.min() >= -1e-9 and numbers.max() <= 1 + 1e-9):
+        raise ValueError(f"values must be in [{lowest:g}, {highest:g}]")
+    estimate = clustered_mean(numbers, clusters)
+    mean, size = min(1.0, max(0.0, estimate.mean)), float(estimate.num_values)
+    variance = estimate.standard_error**2 if estimate.num_clusters > 1 else 0.0
+    if variance > 0 and 0 < mean < 1:
+        size = min(size, mean * (1 - mean) / variance)
+        if estimate.num_values > 1:
+            adjustment = t_quantile(0.975, estimate.num_values - 1) / t_quantile(0.975, estimate.degrees)
+            size = min(float(estimate.num_values), size * adjustment**2)
+    else:
+        size = float(estimate.num_clusters)
+    passed, tail = mean * size, (1 - level) / 2
+    low = float(betaincinv(passed, size - passed + 1, tail)) if passed > 0 else 0.0
+    high = float(betaincinv(passed + 1, size - passed, 1 - tail)) if passed < size else 1.0
+    return lowest + (highest - lowest) * low, lowest + (highest - lowest) * high
+
+
+def components(means: ArrayLike, within: ArrayLike, repeats: ArrayLike) -> tuple[float, float]:
+    """Variance of conversations' true differences, and of one repetition around them (analysis of variance).
+
+    Args:
+        means: `[conversations]` the mean difference of each.
+        within: `[conversations]` the variance between its repetitions; NaN where there is only one.
+        repeats: `[conversations]` how many repetitions it has.
+
+    Returns:
+        (between, within), neither negative; `within` is 0 where no conversation has several repetitions.
+    """
+    mean, spread, count = (np.asarray(x, dtype=np.float64) for x in (means, within, repeats))
+    known = np.isfinite(spread) & (count > 1)
+    inner = float(np.average(spread[known], weights=count[known] - 1)) if known.any() else 0.0
+    outer = float(mean.var(ddof=1)) if mean.size > 1 else math.nan
+    return max(0.0, outer - inner * float((1 / count).mean())), inner
+
+
+def conversations_needed(
+    difference: float, between: float, within: float, repeats: int, *, power: float = 0.8, level: float = 0.05
+) -> int:
+    """How many conversations find a true mean difference with probability `power`.
+
+    The usual sample size of a paired t test, with the variance `between + within / repeats` of one conversation.
+
+    Raises:
+        ValueError: the difference is not positive, or a share is not between 0 and 1.
+    """
+    if not difference > 0 or not 0 < power < 1 or not 0 < level < 1:
+        raise ValueError("the difference must be positive, power and level between 0 and 1")
+    variance = between + within / repeats
+    # The exact test cannot find anything with fewer.
+    needed = max(2, math.ceil(1 - math.log2(level)))
+    while True:
+        degrees = needed - 1
+        factor = t_quantile(1 - level / 2, degrees) + t_quantile(power, degrees)
+        wanted = max(needed, math.ceil(variance * (factor / difference) ** 2))
+        if wanted <= needed:
+            return needed
+        # The quantiles shrink as degrees grow: step up slowly near the answer.
+        needed = wanted if wanted - needed < 2 else needed + max(1, (wanted - needed) // 2)

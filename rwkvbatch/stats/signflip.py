@@ -1,0 +1,334 @@
+"""Paired comparisons by sign flips: exact tests, intervals that agree with them, corrected within a family.
+
+Several variants are compared with one baseline on the same conversations. If a variant does not differ from the
+baseline, each conversation's difference is as likely to have one sign as the other, so flipping the signs of whole
+conversations gives the distribution of the mean difference under that hypothesis (Fisher 1935, The Design of
+Experiments, section 21). Nothing else is assumed: the test is exact for yes/no outcomes, for few conversations and
+for any dependence within a conversation.
+
+The interval is the set of differences that the same test does not reject. Its ends are means over subsets of the
+conversations (Hartigan 1969, Using subsample values as typical values), made wider where few conversations happen to
+agree, and it excludes 0 exactly when the test rejects.
+
+A family is corrected by the smallest p-value under common flips (Westfall and Young 1993, Resampling-based multiple
+testing). `Family.level_each` is the level at which each single test keeps the chance of any false alarm at the
+family's level. Adjusted p-values and simultaneous intervals both follow from it, so they cannot contradict each other.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rwkvbatch.stats.clustered import t_quantile
+
+EXACT_CLUSTERS = 13
+"""Up to this many clusters all 2^n sign patterns are enumerated; beyond, `DRAWN_PATTERNS` are drawn."""
+DRAWN_PATTERNS = 19_998
+MAX_STEPS = 20_000
+"""How many steps a distribution that is added up exactly may have."""
+_SEED = 0x5F1A65
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One variant against the baseline.
+
+    Attributes:
+        mean: of the paired differences, each pair counting once; NaN without pairs.
+        low, high: the simultaneous interval within the family; infinite where no outcome could be excluded.
+        low_alone, high_alone: the interval of this comparison by itself, without correction.
+        p: two-sided p-value by itself. p_adjusted: corrected within the family.
+        p_rank: two-sided p-value of the signed-rank test (Wilcoxon 1945) by the same flips, by itself; a few extreme
+            conversations do not move it.
+        clusters: conversations with pairs. pairs: matched pairs.
+        standard_error: of the mean, from the spread of the clusters around it; NaN with fewer than two.
+        detectable: the smallest true difference that this design finds at the family's level 4 times in 5; NaN where
+            unknown.
+        decidable: False where too few conversations are there for any outcome to be significant.
+        identical: every pair is equal.
+    """
+
+    mean: float
+    low: float
+    high: float
+    low_alone: float
+    high_alone: float
+    p: float
+    p_adjusted: float
+    p_rank: float
+    clusters: int
+    pairs: int
+    standard_error: float
+    detectable: float
+    decidable: bool
+    identical: bool
+
+    @property
+    def significant(self) -> bool:
+        """The simultaneous interval excludes 0; the same as `p_adjusted` at most the family's level."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Family:
+    """Comparisons that are corrected together.
+
+    Attributes:
+        level: chance of any false alarm among them.
+        level_each: level of each single test that keeps it: `level` for one comparison, 0 where nothing can be
+            significant.
+        exact: whether all sign patterns were enumerated.
+    """
+
+    level: float
+    level_each: float
+    exact: bool
+    differences: tuple[Difference, ...]
+
+
+def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, widest: float = math.inf) -> Family:
+    """Compare variants with their baselines, corrected as one family.
+
+    Args:
+        sums: `[clusters, variants]` the paired differences of each conversation, added up; 0 where it has no pairs.
+        counts: `[clusters, variants]` how many pairs each conversation has.
+        level: of the family.
+        widest: the largest difference that the metric allows (1 for scores in [0, 1]); no interval exceeds it.
+
+    Variants whose pairs are all equal cannot differ: they are reported, and do not count in the correction.
+
+    Raises:
+        ValueError: the shapes differ, a count is negative, or a sum is not finite.
+    """
+    s, n = np.atleast_2d(np.asarray(sums, dtype=np.float64)), np.atleast_2d(np.asarray(counts, dtype=np.float64))
+    if s.shape != n.shape or s.ndim != 2:
+        raise ValueError(f"sums and counts must have one shape, [clusters, variants]; got {s.shape} and {n.shape}")
+    if not np.isfinite(s).all() or not (n >= 0).all():
+        raise ValueError("sums must be finite, and counts must not be negative")
+    used = (n > 0).any(axis=1)
+    s, n = np.where(n > 0, s, 0.0)[used], n[used]
+    num_variants = s.shape[1]
+    scale = np.abs(s).sum(axis=0)
+    identical = scale == 0
+    s = s / np.where(identical, 1.0, scale)
+    ranks = _signed_ranks(s, n)
+    flips = _flips(s.shape[0])
+    subsets = flips.subset_sums(np.concatenate([s, n, ranks], axis=1))
+    # Equal sums in another order must be equal numbers: ties decide where conversations are few.
+    flipped = np.round(s.sum(axis=0) - 2 * subsets[:, :num_variants], 11)
+    tested = np.flatnonzero(~identical)
+    p = np.ones(num_variants)
+    smallest = np.ones(flips.count)
+    for column in tested:
+        tails = _two_sided(flipped[:, column])
+        exact = None if flips.exact else _exact_tail(s[:, column])
+        p[column] = tails[0] if exact is None else exact
+        smallest = np.minimum(smallest, tails)
+    smallest.sort()
+    level_each = _level_each(smallest, level) if tested.size > 1 else level
+    adjusted = np.searchsorted(smallest, p, side="right") / flips.count if tested.size > 1 else p
+    found: list[Difference] = []
+    for column in range(num_variants):
+        own = n[:, column] > 0
+        clusters, pairs = int(own.sum()), round(float(n[:, column].sum()))
+        possible = clusters > 0 and 2.0 ** (1 - clusters) <= level
+        if identical[column]:
+            ends = (0.0,) * 5 if clusters else (math.nan,) * 5
+            found.append(Difference(*ends, 1.0, 1.0, 1.0, clusters, pairs, 0.0, math.nan, possible, clusters > 0))
+            continue
+        total = subsets[:, column]
+        size = subsets[:, num_variants + column]
+        some = size > 0.5
+        # As in the test: a subset whose differences cancel has mean 0 exactly.
+        means = np.sort(np.where(np.abs(total) < 0.6e-11, 0.0, total)[some] / size[some]) * scale[column]
+        sides = _Sides(means, flips.count - means.size, flips.count)
+        spread = _Spread.of(s[own, column] * scale[column], n[own, column], widest)
+        alone = sides.interval(level, spread, significant=p[column] <= level)
+        together = sides.interval(level_each, spread, significant=p[column] <= level_each)
+        found.append(
+            Difference(
+                spread.mean,
+                min(together[0], alone[0]),
+                max(together[1], alone[1]),
+                *alone,
+                float(p[column]),
+                float(max(p[column], adjusted[column])),
+                float(_two_sided(np.round(ranks[:, column].sum() - 2 * subsets[:, 2 * num_variants + column], 6))[0]),
+                clusters,
+                pairs,
+                spread.standard_error,
+                spread.detectable(level_each),
+                possible and level_each > 0,
+                False,
+            )
+        )
+    return Family(level, level_each, flips.exact, tuple(found))
+
+
+@lru_cache(maxsize=8)
+def _flips(clusters: int) -> _Flips:
+    return _Flips(clusters)
+
+
+class _Flips:
+    """Sign patterns of clusters, each with its opposite; the first one flips nothing.
+
+    Patterns are the same for every variant and every call with as many clusters: results are reproducible.
+    """
+
+    def __init__(self, clusters: int) -> None:
+        self.exact = clusters <= EXACT_CLUSTERS
+        if self.exact:
+            codes = np.arange(2 ** max(clusters, 0))
+            half = (codes[: max(1, codes.size // 2), None] >> np.arange(clusters)) & 1
+        else:
+            generator = np.random.Generator(np.random.Philox(key=_SEED))
+            half = generator.integers(0, 2, size=(DRAWN_PATTERNS // 2, clusters), dtype=np.int8)
+            half = np.concatenate([np.zeros((1, clusters), np.int8), half])
+        self.flipped: NDArray[np.int8] = half.astype(np.int8)
+        self.count = 2 * self.flipped.shape[0] if clusters else 1
+
+    def subset_sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`[patterns, columns]`: sums over the flipped clusters, those of the opposite patterns behind the others."""
+        total = values.sum(axis=0, keepdims=True)
+        parts = [
+            self.flipped[start : start + _CHUNK].astype(np.float64) @ values
+            for start in range(0, self.flipped.shape[0], _CHUNK)
+        ]
+        half = np.concatenate(parts)
+        return np.concatenate([half, total - half]) if self.count > 1 else half
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """The mean of clusters of unequal size, and how precise it is.
+
+    `shrunk` and `shrunk_error` are of the sample with two more average clusters: half of one at each end of the range
+    and one at 0 (Agresti and Min 2005, Simple improved confidence intervals for comparing matched proportions). They
+    know a spread even where all clusters agree.
+    """
+
+    mean: float
+    standard_error: float
+    clusters: int
+    shrunk: float
+    shrunk_error: float
+    widest: float
+
+    @classmethod
+    def of(cls, sums: NDArray[np.float64], counts: NDArray[np.float64], widest: float) -> _Spread:
+        size, num = float(counts.sum()), sums.size
+        mean = float(sums.sum()) / size
+        error = math.nan
+        if num > 1:
+            share = counts / size
+            error = math.sqrt(float(((sums - mean * counts) ** 2 / (1 - share)).sum())) / size
+        reach = widest if math.isfinite(widest) else float(np.abs(sums / counts).max())
+        average = size / num
+        more = size + 2 * average
+        shrunk = float(sums.sum()) / more
+        squares = float(((sums - shrunk * counts) ** 2).sum())
+        squares += average**2 * ((reach - shrunk) ** 2 + (reach + shrunk) ** 2) / 2 + average**2 * shrunk**2
+        return cls(mean, error, num, shrunk, math.sqrt(squares * (num + 2) / (num + 1)) / more, widest)
+
+    def around(self, level: float) -> tuple[float, float]:
+        """The interval of the enlarged sample."""
+        half = t_quantile(1 - level / 2, self.clusters + 1) * self.shrunk_error
+        return self.shrunk - half, self.shrunk + half
+
+    def detectable(self, level: float) -> float:
+        """The smallest true mean that is found 4 times in 5 (Bloom 1995)."""
+        if self.clusters < 2 or not self.standard_error > 0 or not level > 0:
+            return math.nan
+        degrees = self.clusters - 1
+        return (t_quantile(1 - level / 2, degrees) + t_quantile(0.8, degrees)) * self.standard_error
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Means over subsets of the clusters, ascending; `num_empty` subsets hold no pairs; `count` patterns in all."""
+
+    means: NDArray[np.float64]
+    num_empty: int
+    count: int
+
+    def interval(self, level: float, spread: _Spread, *, significant: bool) -> tuple[float, float]:
+        """The differences that the test does not reject, made wider where clusters agree by chance.
+
+        It excludes 0 exactly if the test is `significant`.
+        """
+        skipped = math.floor(level * self.count / 2 + 1e-9) - self.num_empty
+        low, high = -math.inf, math.inf
+        if skipped >= 0 and level > 0:
+            skipped = min(skipped, (self.means.size - 1) // 2)
+            around = spread.around(level)
+            low = min(float(self.means[skipped]), around[0])
+            high = max(float(self.means[-1 - skipped]), around[1])
+        low, high = max(low, -spread.widest), min(high, spread.widest)
+        if not significant:
+            return min(low, 0.0), max(high, 0.0)
+        # The wider interval can reach 0 where the test is sure of the sign.
+        nearest = float(np.abs(self.means[np.sign(self.means) == math.copysign(1, spread.mean)]).min())
+        if spread.mean > 0:
+            return (low if low > 0 else nearest), high
+        return low, (high if high < 0 else -nearest)
+
+
+def _two_sided(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """For each pattern, the share of patterns with a sum at least as far from 0."""
+    size = np.abs(sums)
+    return (size.size - np.searchsorted(np.sort(size), size, side="left")) / size.size
+
+
+def _exact_tail(values: NDArray[np.float64]) -> float | None:
+    """The share of all sign patterns with a sum at least as far from 0, for values that are multiples of one unit.
+
+    By adding up the distribution cluster by cluster; None where the values have no common unit or too many steps.
+    """
+    sizes = np.abs(values[values != 0])
+    if not sizes.size:
+        return 1.0
+    steps = sizes / sizes.min()
+    whole = next(
+        (k for k in (1, 2, 3, 4, 5, 6, 8, 10, 12) if np.allclose(steps * k, np.round(steps * k), atol=1e-7)), None
+    )
+    if whole is None:
+        return None
+    steps = np.round(steps * whole).astype(np.int64)
+    total = int(steps.sum())
+    if total > MAX_STEPS:
+        return None
+    shares = np.zeros(2 * total + 1)
+    shares[total] = 1.0
+    for step in steps:
+        shares = (np.roll(shares, step) + np.roll(shares, -step)) / 2
+    observed = abs(round(float(values.sum()) / float(sizes.min()) * whole))
+    return float(min(1.0, shares[np.abs(np.arange(2 * total + 1) - total) >= observed].sum()))
+
+
+def _level_each(ascending: NDArray[np.float64], level: float) -> float:
+    """The level of a single test at which a share of at most `level` of the patterns has a smaller p-value.
+
+    Args:
+        ascending: the smallest p-value of each pattern.
+    """
+    allowed = math.floor(level * ascending.size + 1e-9)
+    return float(min(level, np.nextafter(ascending[allowed], 0.0))) if ascending[allowed] > ascending[0] else 0.0
+
+
+def _signed_ranks(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`[clusters, variants]`: ranks of the sizes of the clusters' means, with their signs; 0 for no difference."""
+    from scipy.stats import rankdata  # pyright: ignore[reportMissingTypeStubs]
+
+    means = np.round(np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0), 12)
+    ranks = np.zeros_like(means)
+    for column in range(means.shape[1]):
+        some = means[:, column] != 0
+        ranks[some, column] = np.asarray(rankdata(np.abs(means[some, column]))) * np.sign(means[some, column])
+    return ranks

@@ -1,0 +1,132 @@
+"""Sign-flip comparisons: exact errors, and numbers that never contradict each other."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from math import comb
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import wilcoxon
+
+from rwkvbatch.stats.signflip import Difference, compare_family
+
+
+def one(differences: list[float], **options: float) -> Difference:
+    column = np.array(differences, dtype=float)[:, None]
+    return compare_family(column, np.ones_like(column), **options).differences[0]
+
+
+def test_p_is_the_share_of_all_sign_patterns_as_far_from_zero() -> None:
+    values = [0.3, -0.1, 0.7, 0.2, 0.45, -0.25, 0.6]
+    far = [
+        abs(sum(sign * value for sign, value in zip(signs, values, strict=True))) >= abs(sum(values)) - 1e-12
+        for signs in itertools.product((1, -1), repeat=len(values))
+    ]
+    assert one(values).p == pytest.approx(sum(far) / len(far))
+
+
+@pytest.mark.parametrize("discordant", range(2, 31))
+def test_false_alarms_on_yes_no_outcomes_are_at_most_the_level(discordant: int) -> None:
+    """Enumerated: of the conversations that differ at all, each is better or worse with probability one half."""
+    alarms = 0.0
+    for better in range(discordant // 2 + 1):
+        chance = comb(discordant, better) / 2**discordant * (1 if 2 * better == discordant else 2)
+        alarms += chance * one([1.0] * better + [-1.0] * (discordant - better), widest=1.0).significant
+    assert alarms <= 0.05
+
+
+@pytest.mark.parametrize("ties", [1, 7, 20])
+def test_conversations_without_a_difference_do_not_change_p(ties: int) -> None:
+    outcome = [1.0] * 7 + [-1.0] * 2
+    assert one(outcome + [0.0] * ties).p == pytest.approx(one(outcome).p)
+
+
+@pytest.mark.parametrize("clusters", [5, 8, 14, 20])
+def test_one_more_conversation_for_the_better_is_never_less_significant(clusters: int) -> None:
+    for worse in range(3):
+        ps = [
+            one([1.0] * n + [-1.0] * worse + [0.0] * (clusters - n - worse)).p for n in range(worse, clusters - worse)
+        ]
+        assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(ps))
+
+
+def test_five_conversations_cannot_decide_and_six_can() -> None:
+    five, six = one([1.0] * 5, widest=1.0), one([1.0] * 6, widest=1.0)
+    assert (five.p, five.decidable, five.significant) == (0.0625, False, False)
+    assert (six.p, six.decidable, six.significant) == (0.03125, True, True)
+    assert (five.low, five.high) == (-1.0, 1.0)
+    assert 0 < six.low < 0.5
+    assert six.high == 1.0
+
+
+def test_pairs_that_are_all_equal_are_identical_and_do_not_count() -> None:
+    rng = np.random.default_rng(1)
+    real = rng.normal(0.4, 1, size=(40, 1))
+    nothing = np.zeros((40, 6))
+    alone = compare_family(real, np.ones_like(real))
+    among = compare_family(np.hstack([real, nothing]), np.ones((40, 7)))
+    assert among.differences[0] == alone.differences[0]
+    assert all(d.identical and d.p == 1 and not d.significant for d in among.differences[1:])
+
+
+@settings(max_examples=150)
+@given(
+    clusters=st.integers(1, 26),
+    variants=st.integers(1, 6),
+    kind=st.sampled_from(["yes/no", "heavy", "shifted"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_interval_p_and_family_agree(clusters: int, variants: int, kind: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, 4, size=(clusters, variants)).astype(float)
+    if kind == "yes/no":
+        sums = rng.binomial(counts.astype(int), 0.6) - rng.binomial(counts.astype(int), 0.4)
+    elif kind == "heavy":
+        sums = rng.standard_t(1.5, size=counts.shape) * counts
+    else:
+        sums = rng.normal(0.4, 1, size=counts.shape) * counts
+    widest = 1.0 if kind == "yes/no" else math.inf
+    family = compare_family(sums, counts, widest=widest)
+    for found in family.differences:
+        if not found.pairs:
+            assert math.isnan(found.mean)
+            continue
+        assert found.significant == (found.p_adjusted <= family.level)
+        assert found.p <= found.p_adjusted
+        assert found.low <= found.low_alone <= found.mean <= found.high_alone <= found.high
+        assert -widest <= found.low
+        assert found.high <= widest
+        assert not found.significant or found.p <= family.level
+
+
+def test_a_family_of_correlated_variants_is_corrected_less_than_by_their_number() -> None:
+    rng = np.random.default_rng(2)
+    shared = rng.normal(size=(60, 1))
+    family = compare_family(shared + 0.05 * rng.normal(size=(60, 10)), np.ones((60, 10)))
+    independent = compare_family(rng.normal(size=(60, 10)), np.ones((60, 10)))
+    assert family.level_each > 3 * independent.level_each
+    assert 0.004 < independent.level_each < 0.007
+
+
+def test_ranks_give_the_signed_rank_test() -> None:
+    rng = np.random.default_rng(3)
+    values = rng.normal(0.4, 1, size=12)
+    assert one(list(values)).p_rank == pytest.approx(float(wilcoxon(values, method="exact").pvalue), abs=1e-9)
+
+
+def test_the_result_does_not_depend_on_the_unit() -> None:
+    rng = np.random.default_rng(4)
+    values = list(rng.normal(0.3, 1, size=20))
+    small, large = one(values), one([value * 1e6 for value in values])
+    assert (small.p, small.significant) == (large.p, large.significant)
+    assert large.low == pytest.approx(small.low * 1e6)
+
+
+@pytest.mark.parametrize(("sums", "counts"), [([[1.0]], [[1.0], [1.0]]), ([[math.nan]], [[1.0]]), ([[1.0]], [[-1.0]])])
+def test_arrays_that_do_not_fit_are_refused(sums: list[list[float]], counts: list[list[float]]) -> None:
+    with pytest.raises(ValueError, match=r"shape|finite|negative"):
+        compare_family(sums, counts)
