@@ -33,8 +33,7 @@ ConfigOption = Annotated[
     option("--config", "TOML file with settings. The command line and $RWKVBATCH_* win over it.", "FILE", OUTPUT_PANEL),
 ]
 RandomOption = Annotated[
-    str | None,
-    option("--random", "Take random weights of this shape, such as 12x768.", "LAYERSxWIDTH"),
+    str | None, option("--random", "Take random weights of this shape, such as 12x768.", "LAYERSxWIDTH")
 ]
 
 
@@ -50,7 +49,7 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
         names: of the settings; none for all that have an option.
         help_texts: help that differs for this command, by the setting's name.
     """
-    from rwkvbatch.config import LISTS, PANELS, SETTINGS, option_name
+    from rwkvbatch.config import FLAGS, LISTS, PANELS, SETTINGS, option_name
 
     chosen = names or tuple(name for name, setting in SETTINGS.items() if setting.has_option)
     chosen = sorted(chosen, key=lambda name: PANELS.index(SETTINGS[name].panel))
@@ -58,11 +57,13 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
     def parameter(name: str) -> inspect.Parameter:
         setting = SETTINGS[name]
         text = help_texts.get(name, setting.help)
-        made = option(option_name(name), text, setting.metavar, setting.panel, flag=setting.flag)
+        made = option(option_name(name), text, setting.metavar or None, setting.panel, flag=setting.flag)
         # Text: a comma list makes a grid, and the settings themselves say what they may be.
-        kind: Any = list[str] | None if name in LISTS else str | None
-        annotation = Annotated[kind, made]
-        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        kind: Any = bool if name in FLAGS else list[str] | None if name in LISTS else str | None
+        default = False if name in FLAGS else None
+        return inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, made]
+        )
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
@@ -72,7 +73,7 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
         def call(**values: Any) -> None:
             for name in chosen:
                 value = values[name]
-                if value is None or value == []:
+                if value is None or value is False or value == []:
                     del values[name]
                 elif SETTINGS[name].split:
                     values[name] = [part.strip() for text in value for part in text.split(",")]

@@ -32,6 +32,8 @@ EPILOG = """[bold]Examples[/]
 
   rwkvbatch run chats.jsonl --model rwkv7-1.5b --temp 0.3,0.7,1.0 --repeats 5 --out runs/temps
 
+  rwkvbatch run chats.jsonl --grid grid.toml --repeats 20 --race --race-margin 0.02 --out runs/race
+
   rwkvbatch run chats.jsonl --devices cuda:0,cuda:1 --out runs/big
 
   rwkvbatch run a.jsonl b.jsonl --only memory --dry-run"""
@@ -128,6 +130,7 @@ def run_command(
                 "directory": str(result.directory),
                 "verify": result.verified,
                 "until_ci": until_ci_record(result),
+                "race": None if result.race is None else result.race.as_dict(),
             }
         )
     if not result.summary.passed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -44,15 +45,11 @@ def show_command(
     from rwkvbatch.comparison.dialogues import dialogues
     from rwkvbatch.comparison.loading import load_runs
     from rwkvbatch.comparison.report.terminal import print_dialogues
+    from rwkvbatch.results.summary import read_race
 
     data = load_runs([run])[0]
     found = dialogues(
-        data,
-        conversations=conversations or (),
-        cells=cell or (),
-        repeat=repeat,
-        turn=turn,
-        failed_only=failed,
+        data, conversations=conversations or (), cells=cell or (), repeat=repeat, turn=turn, failed_only=failed
     )
     if not found and not failed:
         raise UsageError("the run has no rows of that yet")
@@ -69,15 +66,15 @@ def show_command(
         with jsonlines.Writer(sys.stdout.buffer, dumps=dumps) as writer:  # pyright: ignore[reportCallIssue]
             writer.write_all(dialogue.as_record() for dialogue in shown)
         return
-    from rwkvbatch.cli.views import console
+    from rwkvbatch.cli.views import console, race_lines
 
     print_dialogues(
-        shown,
-        console(),
-        many_cells=len(data.cells) > 1,
-        many_repeats=len({dialogue.repeat for dialogue in found}) > 1,
+        shown, console(), many_cells=len(data.cells) > 1, many_repeats=len({dialogue.repeat for dialogue in found}) > 1
     )
     if not quiet:
+        race = read_race(Path(run) if Path(run).is_dir() else Path(run).parent)
+        for line in [] if race is None else race_lines(race):
+            message(line)
         for note in data.notes:
             message(f"note: {note}")
         if len(shown) < len(found):

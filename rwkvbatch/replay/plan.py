@@ -17,6 +17,7 @@ from rwkvbatch.config import CellSettings, RunSettings
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.layers import Layered, Origin
+from rwkvbatch.replay.race import Draws
 from rwkvbatch.replay.row_index import Member, RowIndex, Shard
 from rwkvbatch.results.row import RowKey
 from rwkvbatch.script.records import Conversation
@@ -73,17 +74,14 @@ class Plan:
 
     Attributes:
         chosen: numbers of the conversations to run: all, or those of the shard.
+        draws: what a race plays, in order; None without `settings.race`.
 
     Raises:
         UsageError: no conversation, equal ids, or params that contradict a cell.
     """
 
     def __init__(
-        self,
-        conversations: Sequence[Conversation],
-        cells: Sequence[Cell],
-        layered: Layered,
-        shard: Shard | None = None,
+        self, conversations: Sequence[Conversation], cells: Sequence[Cell], layered: Layered, shard: Shard | None = None
     ) -> None:
         if not conversations:
             raise UsageError("there is no conversation to replay", hint="check the script, --only and --limit")
@@ -93,6 +91,9 @@ class Plan:
         self.settings: RunSettings = layered.settings
         settings = self.settings
         self.repeats = settings.repeats if settings.max_repeats is None else settings.max_repeats
+        self.draws = _draws(settings, self.conversations) if settings.race else None
+        if self.draws is not None:
+            self.repeats = self.draws.num_repeats
         self.explicit = layered.explicit
         self.cell_settings = tuple(settings.replace(**cell.overrides) for cell in self.cells)
         if len({conversation.id for conversation in self.conversations}) < len(self.conversations):
@@ -207,6 +208,13 @@ class Plan:
             return TurnSettings(given.settings.replace(**own) if own else given.settings, seed)
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from None
+
+
+def _draws(settings: RunSettings, conversations: Sequence[Conversation]) -> Draws:
+    """As many draws as `--repeats` has conversations with checks, or as `--race-rows` allows two cells."""
+    eligible = [number for number, c in enumerate(conversations) if any(turn.checks for turn in c.turns)]
+    count = settings.repeats * len(eligible)
+    return Draws(settings.seed, eligible, count if settings.race_rows is None else min(count, settings.race_rows // 2))
 
 
 def _has_params(conversation: Conversation) -> bool:

@@ -59,6 +59,7 @@ class Progress:
         reply_tokens: generated in this session. elapsed_s: length of this session.
         seconds_left: estimated; None before this session's first durable row.
         workers: those running. lost_workers: workers that crashed in this session.
+        cells_left, cells: of a race, in which `rows_total` is that of the next look; None for other runs.
     """
 
     rows_done: int
@@ -71,6 +72,8 @@ class Progress:
     seconds_left: float | None
     workers: tuple[WorkerProgress, ...] = ()
     lost_workers: int = 0
+    cells_left: int | None = None
+    cells: int | None = None
 
     @property
     def tokens_per_s(self) -> float:
@@ -90,6 +93,7 @@ class Progress:
             "workers": [vars(worker) for worker in self.workers],
             "lost_workers": self.lost_workers,
             "seconds_left": None if self.seconds_left is None else round(self.seconds_left, 1),
+            **({} if self.cells_left is None else {"cells_left": self.cells_left, "cells": self.cells}),
         }
 
 
@@ -101,6 +105,7 @@ class Counts:
         rows_before: durable rows at the start of the session.
         failed_turns: failed rows, without those that only follow a failed turn.
         workers: those running, by number.
+        cells_left, cells: of a race; None for other runs.
         clock: monotonic seconds.
     """
 
@@ -112,6 +117,8 @@ class Counts:
     reply_tokens: int = 0
     lost_workers: int = 0
     workers: dict[int, WorkerProgress] = field(default_factory=dict[int, WorkerProgress])
+    cells_left: int | None = None
+    cells: int | None = None
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -121,6 +128,8 @@ class Counts:
         """The progress now; the remaining time is estimated from this session's rows."""
         elapsed_s = max(0.0, self.clock() - self._started_s)
         rows_new = rows_done - self.rows_before
+        # How long a race goes on is not known beforehand.
+        is_known = rows_new > 0 and self.cells_left is None
         return Progress(
             rows_done=rows_done,
             rows_total=rows_total,
@@ -129,9 +138,11 @@ class Counts:
             active=sum(worker.active for worker in self.workers.values()),
             reply_tokens=self.reply_tokens,
             elapsed_s=elapsed_s,
-            seconds_left=elapsed_s / rows_new * (rows_total - rows_done) if rows_new > 0 else None,
+            seconds_left=elapsed_s / rows_new * (rows_total - rows_done) if is_known else None,
             workers=tuple(self.workers.values()),
             lost_workers=self.lost_workers,
+            cells_left=self.cells_left,
+            cells=self.cells,
         )
 
 
@@ -199,8 +210,10 @@ def progress_line(progress: Progress) -> str:
 
 
 def figures(progress: Progress) -> str:
-    """Speed, time left and failures."""
+    """Speed, cells left in a race, time left and failures."""
     parts = [f"{progress.tokens_per_s:,.0f} tokens/s"]
+    if progress.cells_left is not None:
+        parts.append(f"{progress.cells_left} of {progress.cells} cells left")
     if progress.rows_done < progress.rows_total and progress.seconds_left is not None:
         parts.append(f"{duration(progress.seconds_left)} left")
     if progress.failures:

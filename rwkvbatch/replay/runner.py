@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rwkvbatch.engine.request import Reply, Request, Score
 from rwkvbatch.errors import RwkvBatchError, StorageError
 from rwkvbatch.files import OS_FILES, Files, save_file
-from rwkvbatch.replay.adaptive import Reached, first_round, reached, rounds
+from rwkvbatch.replay.adaptive import Reached, Wanted, first_round, reached, rounds
 from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder
 from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
 from rwkvbatch.replay.identity import make_about, make_identity, make_shard
@@ -25,6 +25,7 @@ from rwkvbatch.replay.models import ModelProvider, Setup, refuse_unusable, setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import MakePool, WorkerPool
 from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
+from rwkvbatch.replay.race import Played, RaceResult, race_of, result_of
 from rwkvbatch.replay.row_index import write_members
 from rwkvbatch.results.directory import RunDirectory
 from rwkvbatch.results.recovery import read_results
@@ -88,6 +89,7 @@ class RunResult:
         plan: what was run.
         verified: the content of `verify.json`, when rows were verified.
         reached: the precision of each cell; empty without `--until-ci`.
+        race: what a race came to; None without `--race`.
     """
 
     directory: Path | None
@@ -98,6 +100,7 @@ class RunResult:
     rows: Callable[[], Iterator[Row]]
     verified: Mapping[str, Any] | None = None
     reached: tuple[Reached, ...] = ()
+    race: RaceResult | None = None
 
     def to_pandas(self) -> pd.DataFrame:
         """The rows as a table, one per turn, with the metrics of `compare` as columns.
@@ -151,9 +154,7 @@ def _execute_in(
         identity = make_identity(plan, specs, loader.tokenizer)
         refuse_unusable(plan, specs)
         directory.claim(
-            identity,
-            lambda: make_about(plan, specs, list(options.scripts), options.command),
-            make_shard(plan),
+            identity, lambda: make_about(plan, specs, list(options.scripts), options.command), make_shard(plan)
         )
         if plan.shard is not None:
             write_members(options.files, directory.path, plan.members())
@@ -196,7 +197,8 @@ class _Session:
         self._rows = rows
         self._path = path
         self._status = None if path is None else StatusFile(path, files=options.files)
-        self._wanted = first_round(plan)
+        self._race = race_of(plan, rows) if plan.settings.race else None
+        self._wanted: Wanted | Played = first_round(plan)
         self._steps = StepLog()
         self._verified: list[int] = []
         self._differences: list[Difference] = []
@@ -233,11 +235,15 @@ class _Session:
 
     def _run_rounds(self) -> bool:
         setups = setups_of(self._plan)
-        for wanted in rounds(self._plan, self._rows):
+        for wanted in rounds(self._plan, self._rows, race=self._race):
             self._wanted = wanted
+            if isinstance(wanted, Played):
+                self._counts.cells_left, self._counts.cells = wanted.num_cells_left, len(self._plan.cells)
             for setup in setups:
                 if not self._driver.run(self._tasks(setup, longest_first=True), setup):
                     return False
+        if self._race is not None:
+            self._counts.cells_left = len(self._race.state.left)
         if self._options.verify_rows:
             # Frees the workers' models before one is loaded here.
             self._driver.close()
@@ -286,6 +292,9 @@ class _Session:
         progress = self._progress()
         self._steps.end(progress, interrupted=interrupted)
         verified = verdict(len(self._verified), self._differences) if self._verified else None
+        race = None
+        if self._race is not None and isinstance(self._wanted, Played):
+            race = result_of(self._race, self._plan, self._wanted)
         names = [cell.name for cell in self._plan.cells]
         summary = summarize(self._rows.rows(), names, self._wanted.num_rows)
         rows = partial(iter, list(self._rows.rows())) if self._path is None else partial(read_rows, self._path)
@@ -295,7 +304,9 @@ class _Session:
                 "reply_tokens": progress.reply_tokens,
                 "tokens_per_s": round(progress.tokens_per_s, 3),
             }
-            write_summary(self._path, summary, session, files=self._options.files)
+            write_summary(
+                self._path, summary, session, None if race is None else race.as_dict(), files=self._options.files
+            )
             if verified is not None:
                 _write_verdict(self._options.files, self._path, verified)
         return RunResult(
@@ -306,7 +317,8 @@ class _Session:
             plan=self._plan,
             rows=rows,
             verified=verified,
-            reached=reached(self._plan, self._rows, self._wanted),
+            reached=() if isinstance(self._wanted, Played) else reached(self._plan, self._rows, self._wanted),
+            race=race,
         )
 
 
@@ -333,11 +345,7 @@ def choose_rows(rows: Rows, candidates: Sequence[int], count: int) -> list[int]:
 
 
 def verify_rows(
-    plan: Plan,
-    rows: Rows,
-    numbers: Sequence[int],
-    encoder: PromptEncoder,
-    make_engine: Callable[[int], Engine],
+    plan: Plan, rows: Rows, numbers: Sequence[int], encoder: PromptEncoder, make_engine: Callable[[int], Engine]
 ) -> list[Difference]:
     """Generate rows again, each alone and all in one batch in another order."""
     requests = [_request(plan, rows, number, encoder) for number in numbers]
