@@ -442,7 +442,7 @@ class RunSettings(CellSettings, ScriptLimits):
     )
     race_margin: float | None = setting(
         None,
-        "End the race when all cells left are shown to be closer than X to the leader.",
+        "End the race when the leader is shown to be less than X worse than any cell left.",
         "X",
         "The run",
         gt=0,

@@ -263,7 +263,7 @@ def race_lines(record: Mapping[str, Any]) -> list[str]:
     ranked = sorted(scored, key=lambda name: -cells[name]["score"])
     endings = {
         "one cell left": "one cell is left",
-        "within the margin": f"all cells left are within {record['margin'] or 0:g} of the leader",
+        "within the margin": f"the leader is less than {record['margin'] or 0:g} worse than any cell left",
         "budget": "the budget is used up",
         "interrupted": "interrupted",
     }
@@ -321,7 +321,7 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
         return
     shared = found.first_prompt_tokens - found.first_prompt_distinct
     facts = {
-        "rows": f"{found.rows:,}",
+        "rows": f"at most {found.rows:,} (--race)" if prepared.plan.settings.race else f"{found.rows:,}",
         "conversations": f"{found.conversations:,}",
         "cells": f"{len(found.cells):,}: {'; '.join(found.cells[:8])}{' ...' if len(found.cells) > 8 else ''}",
         "repeats": f"{found.repeats:,}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,7 +18,7 @@ from rwkvbatch.config import CellSettings, RunSettings
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.layers import Layered, Origin
-from rwkvbatch.replay.race import Draws
+from rwkvbatch.replay.race import FIRST_LOOK, Draws
 from rwkvbatch.replay.row_index import Member, RowIndex, Shard
 from rwkvbatch.results.row import RowKey
 from rwkvbatch.script.records import Conversation
@@ -138,6 +139,12 @@ class Plan:
         """The conversations to run, as `shard.jsonl` lists them."""
         return (self._members[number] for number in self.chosen)
 
+    def times_played(self) -> dict[int, int]:
+        """How often a cell plays each conversation, by number; in a race at most, without those that are not drawn."""
+        if self.draws is None:
+            return dict.fromkeys(self.chosen, self.repeats)
+        return dict(sorted(Counter(self.draws.conversation).items()))
+
     def task(self, number: int) -> Task:
         """Task `number` of `num_tasks`."""
         conversation_number, cell_number = self.conversation_of(number), self.cell_of(number)
@@ -213,8 +220,10 @@ class Plan:
 def _draws(settings: RunSettings, conversations: Sequence[Conversation]) -> Draws:
     """As many draws as `--repeats` has conversations with checks, or as `--race-rows` allows two cells."""
     eligible = [number for number, c in enumerate(conversations) if any(turn.checks for turn in c.turns)]
-    count = settings.repeats * len(eligible)
-    return Draws(settings.seed, eligible, count if settings.race_rows is None else min(count, settings.race_rows // 2))
+    num_draws = settings.repeats * len(eligible)
+    if settings.race_rows is not None:
+        num_draws = min(num_draws, max(FIRST_LOOK, settings.race_rows // 2))
+    return Draws(settings.seed, eligible, num_draws)
 
 
 def _has_params(conversation: Conversation) -> bool:

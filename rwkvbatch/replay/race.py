@@ -18,6 +18,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -37,22 +38,19 @@ class Draws:
     """The conversations of a race in the order in which they are played.
 
     Args:
-        seed: of the run. conversations: numbers of those that can be drawn. count: number of draws.
+        seed: of the run. conversations: numbers of those that can be drawn.
 
     Attributes:
-        conversation: `[count]` number of each draw's conversation. repeat: `[count]` its repetition, from 0.
+        conversation: `[draws]` number of each draw's conversation. repeat: `[draws]` its repetition, from 0.
         num_repeats: repetitions that a plan must have for all draws.
     """
 
-    def __init__(self, seed: int, conversations: Sequence[int], count: int) -> None:
+    def __init__(self, seed: int, conversations: Sequence[int], num_draws: int) -> None:
         self.conversation = array("q")
         self.repeat = array("q")
         visits = dict.fromkeys(conversations, 0)
-        for draw in range(count if conversations else 0):
-            if draw % 8 == 0:
-                digest = hashlib.blake2b(f"race\x1f{seed}\x1f{draw}".encode()).digest()
-            place = draw % 8 * 8
-            chosen = conversations[int.from_bytes(digest[place : place + 8], "little") % len(conversations)]
+        for number in islice(_numbers(seed), num_draws if conversations else 0):
+            chosen = conversations[number % len(conversations)]
             self.conversation.append(chosen)
             self.repeat.append(visits[chosen])
             visits[chosen] += 1
@@ -60,6 +58,13 @@ class Draws:
 
     def __len__(self) -> int:
         return len(self.conversation)
+
+
+def _numbers(seed: int) -> Iterator[int]:
+    """Uniform 64-bit numbers, by hash: they depend on no library's version."""
+    for block in count():
+        digest = hashlib.blake2b(f"race\x1f{seed}\x1f{block}".encode()).digest()
+        yield from (int.from_bytes(digest[at : at + 8], "little") for at in range(0, len(digest), 8))
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,8 @@ class RaceResult:
     Attributes:
         level: probability that a truly best cell was dropped, at most.
         ending: why it stopped. draws: played. draws_planned: that `--repeats` allows.
-        leader: the cell in the race with the highest mean score; None before the first look. left: the cells in the race.
-        rows: of the race. rows_of_grid: of the full grid with the same `--repeats`.
+        leader: the cell in the race with the highest mean score; None before the first look.
+        left: the cells in the race. rows: of the race. rows_of_grid: of the full grid with the same `--repeats`.
     """
 
     level: float
@@ -117,7 +122,7 @@ class Race:
         num_cells: at least 2.
         score_of: is called for draws that were played, in cells in the race.
         level: probability that a truly best cell is dropped, at most.
-        margin: the race ends when all cells left are shown to be closer than this to the leader; None for never.
+        margin: the race ends when no cell left is better than the leader by this or more; None for never.
         max_rows: rows of the whole race, at most.
         pace: a look comes after one `pace`-th more draws.
     """
@@ -167,7 +172,7 @@ class Race:
                 state.add([self._score_of(draw, int(cell)) for cell in state.left])
             self.num_looks += 1
             self.dropped_after |= dict.fromkeys(state.drop(), stop)
-            if self.margin is not None and state.left.size > 1 and state.within(self.margin):
+            if self.margin is not None and state.left.size > 1 and state.is_within(self.margin):
                 self.ending = "within the margin"
                 return
 

@@ -50,10 +50,10 @@ def _log_mean(logs: NDArray[np.float64]) -> NDArray[np.float64]:
 class Elimination:
     """Drops cells for which there is evidence that another cell is truly better.
 
-    At each draw a cell bets that the mean score of the cells that led before the draw is above its own (the leader bets
-    against the runners-up). If the cell is one of the truly best, no such bet has a positive expectation, whoever leads,
-    so its wealth e_i is a supermartingale. A cell is dropped when the average wealth of every set of cells in the race
-    that contains it is at least 1 / level, which is equivalent to
+    At each draw a bet is made against cell i: that the mean score of the cells that led before the draw is above its
+    own (for the leader: that of the runners-up). If the cell is one of the truly best, no such bet has a positive
+    expectation, whoever leads, so its wealth e_i is a supermartingale. A cell is dropped when the average wealth of
+    every set of cells in the race that contains it is at least 1 / level, which is equivalent to
 
         e_i >= 1 / level + sum over the other cells j in the race of max(0, 1 / level - e_j).
 
@@ -131,22 +131,17 @@ class Elimination:
         self.left = self.left[~worse]
         return tuple(map(int, dropped))
 
-    def within(self, margin: float) -> bool:
-        """Whether the draws show that every other cell in the race is less than `margin` from the leader, either way.
+    def is_within(self, margin: float) -> bool:
+        """Whether the draws show that no cell in the race is better than the leader by `margin` or more.
 
-        The evidence of each pair must reach m (m - 1) / 2 / level for m cells at the start: of each pair that is truly
-        `margin` or more apart, one direction is false, so the probability that this is ever true of a leader and such
-        a cell is at most `level`.
+        If the leader is that far from a truly best cell that is in the race, its evidence against that one cell is
+        false. Any of the m - 1 other cells may be such a leader, so the evidence must reach (m - 1) / level: with
+        probability 1 - `level` this is never true of one, at any look.
         """
-        num_cells = self.played.size
-        needed = self.level / max(1, num_cells * (num_cells - 1) // 2)
+        needed = self.level / max(1, self.played.size - 1)
         scores, leader = np.array(self._scores), self.leader
-        for cell in self.left[self.left != leader]:
-            behind = scores[:, leader] - scores[:, cell]
-            for difference in (behind, -behind):
-                if not mean_exceeds(-difference, needed, above=-margin):
-                    return False
-        return True
+        others = self.left[self.left != leader]
+        return all(mean_exceeds(scores[:, leader] - scores[:, cell], needed, above=-margin) for cell in others)
 
 
 def _score_of_leaders(totals: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
