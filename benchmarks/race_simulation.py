@@ -132,10 +132,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--races", type=int, default=2000)
     parser.add_argument("--kind", choices=list(KINDS), action="append")
+    parser.add_argument("--no-margin", action="store_true", help="to the budget, or until one cell is left")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     for kind in given.kind or KINDS:
-        outcome = simulate(kind, given.races)
+        outcome = simulate(kind, given.races, margin=None if given.no_margin else MARGIN)
         if given.json:
             print(json.dumps(asdict(outcome)), flush=True)
             continue

@@ -434,8 +434,7 @@ class RunSettings(CellSettings, ScriptLimits):
     )
     race: bool = setting(
         False,
-        "Drop cells that are shown to score worse than another one while the run goes on. Each cell plays as many "
-        "conversations as --repeats gives it, drawn at random, at most.",
+        "Drop cells during the run once they are shown to score worse than another one.",
         "",
         "The run",
         allowed="must be true or false",
