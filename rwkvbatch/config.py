@@ -341,7 +341,8 @@ class RunSettings(CellSettings, ScriptLimits):
     """All settings of a run; those of `CellSettings` are what its cells start from.
 
     With `max_repeats` and `until_ci` both set, a cell's repeats grow from `repeats` up to `max_repeats` while its
-    paired interval against the first cell is wider than `until_ci`. None stands for no limit or for the
+    paired interval against the first cell is wider than `until_ci`. With `race`, cells that are worse than another one
+    are dropped, see `replay.race`. None stands for no limit or for the
     program's choice: `threads` are all processors, shared evenly, `state_memory` is chosen by the engine.
     """
 
@@ -384,6 +385,25 @@ class RunSettings(CellSettings, ScriptLimits):
     until_ci: float | None = setting(
         None, "Add repeats while a cell's interval against the first cell is wider.", "WIDTH", "The run", gt=0
     )
+    race: bool = setting(
+        False,
+        "Drop cells during the run once they are shown to score worse than another one.",
+        "",
+        "The run",
+        allowed="must be true or false",
+    )
+    race_margin: float | None = setting(
+        None,
+        "End the race when the leader is shown to be less than X worse than any cell left.",
+        "X",
+        "The run",
+        gt=0,
+        lt=1,
+    )
+    race_level: float = setting(
+        0.05, "Probability that the race drops a best cell, at most. [dim]Default: 0.05[/]", "X", "The run", gt=0, lt=1
+    )
+    race_rows: int | None = setting(None, "Rows of the whole race, at most.", "N", "The run", ge=1)
     max_failures: int | None = setting(None, "Stop when more rows than this failed.", "N", "The run", ge=0)
 
     @cached_property
@@ -404,6 +424,9 @@ SETTINGS: Mapping[str, Setting] = {
 
 LISTS = frozenset(name for name, field in RunSettings.model_fields.items() if get_origin(field.annotation) is tuple)
 """Settings whose value is a list."""
+
+FLAGS = frozenset(name for name, field in RunSettings.model_fields.items() if field.annotation is bool)
+"""Settings that are on or off; their options take no value."""
 
 GRID_SETTINGS = ("preset", *(name for name in CellSettings.model_fields if name not in LISTS))
 """Settings that the command line and the library take as several values, each a dimension of the grid."""

@@ -60,7 +60,7 @@ def settings_table() -> str:
         names = f"`{name}`" + (f", `{SHORT_NAMES[name]}`" if name in SHORT_NAMES else "")
         option = f"`{option_name(name)}`" if setting.panel else "none"
         default = RunSettings.model_fields[name].default if name in RunSettings.model_fields else None
-        shown = "none" if default in (None, ()) else f"`{default}`"
+        shown = "none" if default in (None, ()) else "off" if default is False else f"`{default}`"
         allowed = allowed_values(RunSettings, name, "").removeprefix("must be ")
         cell = "comma list or file" if name in GRID_SETTINGS else "file" if name in CellSettings.model_fields else "no"
         lines.append(f"| {names} | {option} | {shown} | {allowed} | {cell} |")

@@ -112,7 +112,8 @@ def run_command(
         show_summary(result)
     if json_output:
         about = {"directory": str(result.directory), "verify": result.verified, "until_ci": until_ci_record(result)}
-        print_json({**result.summary.as_dict(), **about})
+        race = None if result.race is None else result.race.as_dict()
+        print_json({**result.summary.as_dict(), **about, "race": race})
     if not result.summary.passed:
         raise typer.Exit(ExitCode.FAILED)
 

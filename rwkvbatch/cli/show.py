@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -43,6 +44,7 @@ def show_command(
     from rwkvbatch.comparison.dialogues import dialogues
     from rwkvbatch.comparison.loading import load_runs
     from rwkvbatch.comparison.report.terminal import print_dialogues
+    from rwkvbatch.results.summary import read_race
 
     data = load_runs([run])[0]
     found = dialogues(
@@ -61,12 +63,14 @@ def show_command(
         with jsonlines.Writer(sys.stdout.buffer, dumps=dumps) as writer:  # pyright: ignore[reportCallIssue]
             writer.write_all(dialogue.as_record() for dialogue in shown)
         return
-    from rwkvbatch.cli.views import console
+    from rwkvbatch.cli.views import console, race_lines
 
     print_dialogues(
         shown, console(), many_cells=len(data.cells) > 1, many_repeats=len({dialogue.repeat for dialogue in found}) > 1
     )
-    notes = [f"note: {note}" for note in data.notes]
+    race = read_race(Path(run) if Path(run).is_dir() else Path(run).parent)
+    notes = [] if race is None else race_lines(race)
+    notes += [f"note: {note}" for note in data.notes]
     if more := len(found) - len(shown):
         notes.append(f"{more} more dialogue{'s' if more > 1 else ''}")
     if not found:

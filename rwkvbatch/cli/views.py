@@ -199,6 +199,8 @@ def _summary_lines(result: RunResult) -> list[str]:
             named = ", ".join(f"{name} {share.failed:,} of {share.of:,}" for name, share in some)
             lines.append(f"{what} that failed most: {named}")
     lines += _precision_lines(result)
+    if result.race is not None:
+        lines += race_lines(result.race.as_dict())
     if result.verified is not None:
         lines.append(f"verified: {result.verified['held']}")
     directory = shlex.quote(str(result.directory))
@@ -245,7 +247,46 @@ def _precision_lines(result: RunResult) -> list[str]:
     return lines
 
 
+def race_lines(record: Mapping[str, Any]) -> list[str]:
+    """A race's result, as `summary.json` has it, in a few lines, however many cells there are."""
+    left, cells = record["left"], {cell["cell"]: cell for cell in record["cells"]}
+    scored = [name for name in left if cells[name]["score"] is not None]
+    if not scored:
+        return ["race: no look yet"]
+    ranked = sorted(scored, key=lambda name: -cells[name]["score"])
+    endings = {
+        "one cell left": "one cell is left",
+        "within the margin": f"the leader is less than {record['margin'] or 0:g} worse than any cell left",
+        "budget": "the budget is used up",
+        "interrupted": "interrupted",
+    }
+    share = f"{record['rows'] / record['rows_of_grid']:.0%}" if record["rows_of_grid"] else "-"
+    lines = [
+        f"race: {endings[record['ending']]}, after {record['draws']:,} of {record['draws_planned']:,} draws, "
+        f"{record['looks']} looks and {record['rows']:,} rows, {share} of the full grid's {record['rows_of_grid']:,}",
+        f"  leader: {record['leader']}, score {cells[record['leader']]['score']:.3f}",
+    ]
+    others = [name for name in ranked if name != record["leader"]]
+    if others:
+        shown = "; ".join(f"{name} {cells[name]['score']:.3f}" for name in others[:RACE_CELLS_SHOWN])
+        more = f"; and {len(others) - RACE_CELLS_SHOWN} more" if len(others) > RACE_CELLS_SHOWN else ""
+        lines.append(f"  not shown to be worse: {shown}{more}")
+    dropped = sorted(
+        (cell for cell in record["cells"] if cell["dropped_after"] is not None), key=lambda cell: -cell["dropped_after"]
+    )
+    if dropped:
+        lines.append(
+            f"  dropped: {len(dropped)} of {len(cells)} cells, after {dropped[-1]['dropped_after']:,} to "
+            f"{dropped[0]['dropped_after']:,} draws; the last one: {dropped[0]['cell']}"
+        )
+    lines.append(f"  a truly best cell is dropped with a probability of at most {record['level']:g}")
+    return lines
+
+
 MAX_WARNINGS = 50
+
+RACE_CELLS_SHOWN = 4
+"""Cells in the race that are named beside the leader."""
 
 
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:
@@ -262,7 +303,7 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
         return
     shared = found.first_prompt_tokens - found.first_prompt_distinct
     facts = {
-        "rows": f"{found.rows:,}",
+        "rows": f"at most {found.rows:,} (--race)" if prepared.plan.settings.race else f"{found.rows:,}",
         "conversations": f"{found.conversations:,}",
         "cells": f"{len(found.cells):,}: {'; '.join(found.cells[:8])}{' ...' if len(found.cells) > 8 else ''}",
         "repeats": f"{found.repeats:,}",

@@ -235,6 +235,8 @@ def _in_memory(name: str, result: ResultInMemory) -> RunData:
         raise RunDirectoryError(f"{name} holds no finished turn")
     done, planned = len(table), int(result.summary.planned)
     notes = (f"{name} is not finished: {done:,} of {planned:,} rows are there",) if done < planned else ()
+    if getattr(result, "race", None) is not None:
+        notes += (_raced(name, "`result.race`"),)
     facts = RunFacts.of_plan(result.plan)
     systems = {each.id: each.system for each in result.plan.conversations if each.system}
     return RunData(name, name, facts, {}, table, notes, _unfinished(table, planned, list(facts.cells)), systems)
@@ -296,6 +298,13 @@ def _tasks_not_begun(rows: pd.DataFrame, facts: RunFacts) -> dict[str, int]:
     return {name: count for name, count in there.items() if count > 0}
 
 
+def _raced(name: str, where: str) -> str:
+    return (
+        f"{name} is a race: cells that scored worse were dropped early, so cells have different numbers of rows; "
+        f"intervals and p-values here do not allow for that, {where} has the race's own result"
+    )
+
+
 def _load_run(source: str, name: str) -> RunData:
     given = Path(source)
     results = given / RESULTS_NAME if given.is_dir() else given
@@ -308,6 +317,8 @@ def _load_run(source: str, name: str) -> RunData:
         notes.append(f"{source} has no manifest.json: that it replayed the same script cannot be checked")
     elif "shard" in manifest:
         notes.append(f"{source} is one part of a run; `rwkvbatch merge` combines the parts")
+    if manifest is not None and manifest["identity"].get("race") is not None:
+        notes.append(_raced(source, f"`rwkvbatch show {source}`"))
     rows = read_results(results, notes, needs_checksum=manifest is not None)
     if manifest is not None and (reason := why_unfinished(results.parent, len(rows))) is not None:
         notes.append(f"{source} is not finished: {reason}")

@@ -1,4 +1,5 @@
-"""Decides which tasks of a plan to run: all of them, or with `--until-ci` as many repetitions as precision needs.
+"""Decides which tasks of a plan to run: all of them, with `--until-ci` as many repetitions as precision needs, or those
+of a race (`rwkvbatch.replay.race`).
 
 After each round, a cell gets more repetitions if its paired interval against the first cell is wider than asked for;
 the first cell gets them too, to be paired with. Only the width of the interval decides, never its position
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.race import FIRST_LOOK, Played, Race
 from rwkvbatch.results.store import Rows
 
 BASELINE = 0
@@ -41,18 +43,28 @@ class Wanted:
         return turns * sum(self.repeats)
 
 
-def first_round(plan: Plan) -> Wanted:
-    """What every run needs: `--repeats` of every cell."""
+def first_round(plan: Plan) -> Wanted | Played:
+    """What every run needs: `--repeats` of every cell, or the draws before a race's first look."""
+    if plan.draws is not None:
+        return Played(plan, (min(FIRST_LOOK, len(plan.draws)),) * len(plan.cells))
     return Wanted(plan, (plan.settings.repeats,) * len(plan.cells))
 
 
-def rounds(plan: Plan, rows: Rows, wide: Callable[..., bool] | None = None) -> Iterator[Wanted]:
-    """What to run round by round, until the precision is reached; a round's rows must exist before the next one.
+def rounds(
+    plan: Plan, rows: Rows, wide: Callable[..., bool] | None = None, *, race: Race | None = None
+) -> Iterator[Wanted | Played]:
+    """What to run round by round, until the precision is reached or the race has ended.
+
+    A round's rows must exist before the next one.
 
     Args:
+        race: that of the plan, which decides alone.
         wide: `wide(differences, conversations, width=...)`, by default `stats.precision.needs_more_repeats`.
     """
-    wanted = first_round(plan)
+    if race is not None:
+        yield from (Played(plan, draws) for draws in race.looks())
+        return
+    wanted = Wanted(plan, (plan.settings.repeats,) * len(plan.cells))
     yield wanted
     width = plan.settings.until_ci
     if width is None:

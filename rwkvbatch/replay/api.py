@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
 
-from rwkvbatch.config import GRID_SETTINGS, HistoryMode, ThinkMode, full_name, option_name
+from rwkvbatch.config import GRID_SETTINGS, HistoryMode, RunSettings, ThinkMode, full_name, option_name
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell, GridFile, make_cells
 from rwkvbatch.replay.layers import Layered, layer_settings, naming_origins, read_toml
@@ -18,6 +18,7 @@ from rwkvbatch.replay.models import ModelLoader
 from rwkvbatch.replay.plan import Plan, select
 from rwkvbatch.replay.pool import pool_for
 from rwkvbatch.replay.progress import Observer, serving_metrics
+from rwkvbatch.replay.race import FIRST_LOOK, turns_of_draws
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.results.directory import SKIPPED_NAME
@@ -63,6 +64,10 @@ class RunKeywords(TypedDict, total=False):
     repeats: int | str
     max_repeats: int | None
     until_ci: float | None
+    race: bool
+    race_margin: float | None
+    race_level: float
+    race_rows: int | None
     limit: int | None
     only: Sequence[str]
     shuffle_seed: int | None
@@ -201,7 +206,10 @@ def prepare(
         plan = Plan(select(script.conversations, layered.settings), cells, layered, part)
         if plan.settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
             raise UsageError("--until-ci compares the scores of checks, and the script has none")
-        _warn_of_needless_repeats(plan)
+        if plan.draws is not None:
+            _check_race(plan)
+        else:
+            _warn_of_needless_repeats(plan)
         return Prepared(plan, script)
 
 
@@ -214,6 +222,7 @@ def _refuse_contradictions(layered: Layered, cells: Sequence[Cell], shard: Shard
     leave_out = "leave one of the two out"
     for key in sorted({key for cell in cells for key in cell.overrides} & layered.named):
         raise UsageError(f"{option_name(key)} is given for all cells, and the grid gives it for some", hint=leave_out)
+    _refuse_in_race(settings, cells, shard)
     low, high = settings.repeats, settings.max_repeats
     if (high is None) != (settings.until_ci is None):
         raise UsageError("--repeats LOW..HIGH and --until-ci belong together", hint="give both, or --repeats N")
@@ -229,6 +238,48 @@ def _refuse_contradictions(layered: Layered, cells: Sequence[Cell], shard: Shard
     if shard is not None:
         message = "--until-ci decides by the rows of all conversations, and --shard runs only some of them"
         raise UsageError(message, hint=leave_out)
+
+
+def _refuse_in_race(settings: RunSettings, cells: Sequence[Cell], shard: Shard | None) -> None:
+    if not settings.race:
+        for key in ("race_margin", "race_level", "race_rows"):
+            if getattr(settings, key) != RunSettings.model_fields[key].default:
+                raise UsageError(
+                    f"{option_name(key)} belongs to --race, which is not given", hint="give both or neither"
+                )
+        return
+    if settings.until_ci is not None:
+        raise UsageError(
+            "--race and --until-ci both decide how many repetitions a cell gets", hint="leave one of the two out"
+        )
+    if shard is not None:
+        raise UsageError(
+            "--race decides by the rows of all conversations, and --shard runs only some of them",
+            hint="leave one of the two out; --workers and --ray spread a race over processes and machines",
+        )
+    if len(cells) < 2:
+        raise UsageError(
+            "--race drops cells that are worse than another one, and there is only one cell",
+            hint="give several, such as --temp 0.3,0.7",
+        )
+
+
+def _check_race(plan: Plan) -> None:
+    """Refuse a race without checks; log which conversations cannot be drawn."""
+    unchecked = sum(1 for c in plan.conversations if not any(turn.checks for turn in c.turns))
+    if unchecked == len(plan.conversations):
+        raise UsageError("--race compares the scores of checks, and the script has none")
+    if unchecked:
+        _log.warning(
+            "--race leaves out %d of %d conversations, which have no checks", unchecked, len(plan.conversations)
+        )
+    rows = plan.settings.race_rows
+    least = len(plan.cells) * sum(turns_of_draws(plan)[:FIRST_LOOK])
+    if rows is not None and rows < least:
+        raise UsageError(
+            f"--race-rows must be at least {least:,}, the rows of the first {FIRST_LOOK} draws in "
+            f"{len(plan.cells)} cells, before which nothing is decided; got {rows:,}"
+        )
 
 
 def _warn_of_needless_repeats(plan: Plan) -> None:

@@ -278,30 +278,32 @@ class Preview:
 
 
 def preview(plan: Plan, encoder: PromptEncoder) -> Preview:
-    """Count a plan's work without a model; `encoder` needs no initial states."""
-    first = later = replies = rows = 0
+    """Count a plan's work without a model, of a race at most; `encoder` needs no initial states."""
+    times = plan.times_played()
+    first = later = replies = rows = dialogues = 0
     prompts: set[tuple[str, tuple[int, ...]]] = set()
-    numbers = [plan.number_of(conversation, cell, 0) for conversation in plan.chosen for cell in range(len(plan.cells))]
+    numbers = [plan.number_of(conversation, cell, 0) for conversation in times for cell in range(len(plan.cells))]
     for task in map(plan.task, numbers):
-        turns = task.conversation.turns
-        rows += len(turns)
+        turns, played = task.conversation.turns, times[plan.conversation_of(task.number)]
+        dialogues += played
+        rows += played * len(turns)
         prompt = ConversationReplay(task, encoder).prompt()
         # Prompts of different models or initial states share no cached state.
         prompts.add((f"{task.settings.model}\0{task.settings.state}", prompt))
-        first += len(prompt)
+        first += played * len(prompt)
         template, _ = encoder.prompting(task.settings)
-        later += sum(len(encoder.encode(template.turn(turn.user))) for turn in turns[1:])
-        replies += sum(task.of_turn(turn).settings.max_tokens for turn in range(len(turns)))
+        later += played * sum(len(encoder.encode(template.turn(turn.user))) for turn in turns[1:])
+        replies += played * sum(task.of_turn(turn).settings.max_tokens for turn in range(len(turns)))
     return Preview(
-        rows=plan.repeats * rows,
-        dialogues=plan.repeats * len(numbers),
-        conversations=len(plan.chosen),
+        rows=rows if plan.settings.race_rows is None else min(rows, plan.settings.race_rows),
+        dialogues=dialogues,
+        conversations=len(times),
         cells=tuple(cell.name for cell in plan.cells),
-        repeats=plan.repeats,
-        first_prompt_tokens=plan.repeats * first,
+        repeats=plan.settings.repeats if plan.settings.race else plan.repeats,
+        first_prompt_tokens=first,
         first_prompt_distinct=_num_distinct(prompts),
-        later_turn_tokens=plan.repeats * later,
-        max_reply_tokens=plan.repeats * replies,
+        later_turn_tokens=later,
+        max_reply_tokens=replies,
     )
 
 

@@ -43,6 +43,12 @@ def make_identity(
         "repeats": settings.repeats,
         "max_repeats": settings.max_repeats,
         "until_ci": settings.until_ci,
+        # Only in races, so that other runs have the manifests that they had before there were any.
+        **(
+            {"race": {"margin": settings.race_margin, "level": settings.race_level, "rows": settings.race_rows}}
+            if settings.race
+            else {}
+        ),
         "max_prompt_tokens": settings.max_prompt_tokens,
         GIVEN_FOR_ALL: sorted(plan.explicit & {"seed", *Sampling.model_fields, *Stopping.model_fields}),
         "cells": cell_identities(plan, specs, tokenizer_of),

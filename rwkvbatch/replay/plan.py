@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,6 +18,7 @@ from rwkvbatch.config import CellSettings, RunSettings
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.layers import Layered
+from rwkvbatch.replay.race import FIRST_LOOK, Draws
 from rwkvbatch.replay.row_index import Member, RowIndex, Shard
 from rwkvbatch.results.row import RowKey
 from rwkvbatch.script.records import Conversation
@@ -68,6 +70,7 @@ class Plan(RowIndex):
         shard: the part to run, if not all; rows and tasks keep their numbers in the whole run.
         chosen: numbers of the conversations to run: all, or those of the shard.
         origins: sources of the settings that come from the environment or a file.
+        draws: what a race plays, in order; None without `settings.race`.
 
     Raises:
         UsageError: no conversation, equal ids, or params that contradict a cell.
@@ -80,7 +83,9 @@ class Plan(RowIndex):
             raise UsageError("there is no conversation to replay", hint="check the script, --only and --limit")
         settings = layered.settings
         members = [Member(number, c.id, len(c.turns)) for number, c in enumerate(conversations)]
-        super().__init__(members, [cell.name for cell in cells], settings.max_repeats or settings.repeats)
+        self.draws = _draws(settings, conversations) if settings.race else None
+        repeats = settings.max_repeats or settings.repeats if self.draws is None else self.draws.num_repeats
+        super().__init__(members, [cell.name for cell in cells], repeats)
         self.conversations = tuple(conversations)
         self.cells = tuple(cells)
         self.settings = settings
@@ -108,6 +113,12 @@ class Plan(RowIndex):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._arguments
+
+    def times_played(self) -> dict[int, int]:
+        """How often a cell plays each conversation, by number; in a race at most, without those that are not drawn."""
+        if self.draws is None:
+            return dict.fromkeys(self.chosen, self.repeats)
+        return dict(sorted(Counter(self.draws.conversation).items()))
 
     def task(self, number: int) -> Task:
         conversation, cell = self.conversation_of(number), self.cell_of(number)
@@ -157,6 +168,15 @@ class Plan(RowIndex):
             return TurnSettings(given.settings.replace(**own) if own else given.settings, seed)
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from None
+
+
+def _draws(settings: RunSettings, conversations: Sequence[Conversation]) -> Draws:
+    """As many draws as `--repeats` has conversations with checks, or as `--race-rows` allows two cells."""
+    eligible = [number for number, c in enumerate(conversations) if any(turn.checks for turn in c.turns)]
+    num_draws = settings.repeats * len(eligible)
+    if settings.race_rows is not None:
+        num_draws = min(num_draws, max(FIRST_LOOK, settings.race_rows // 2))
+    return Draws(settings.seed, eligible, num_draws)
 
 
 def _has_params(conversation: Conversation) -> bool:

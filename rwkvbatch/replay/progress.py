@@ -54,6 +54,7 @@ class Progress:
         reply_tokens: generated in this session. elapsed_s: length of this session.
         seconds_left: estimated; None before this session's first durable row.
         workers: those running. lost_workers: workers that crashed in this session.
+        cells_left, cells: of a race, in which `rows_total` is that of the next look; None for other runs.
     """
 
     rows_done: int
@@ -66,6 +67,8 @@ class Progress:
     seconds_left: float | None
     workers: tuple[WorkerProgress, ...] = ()
     lost_workers: int = 0
+    cells_left: int | None = None
+    cells: int | None = None
 
     @property
     def tokens_per_s(self) -> float:
@@ -84,6 +87,7 @@ class Progress:
             "tokens_per_s": round(self.tokens_per_s, 3),
             "workers": [vars(worker) for worker in self.workers],
             "seconds_left": None if self.seconds_left is None else round(self.seconds_left, 1),
+            **({} if self.cells_left is None else {"cells_left": self.cells_left, "cells": self.cells}),
         }
 
 
@@ -91,7 +95,8 @@ class Progress:
 class Counts:
     """What this session has done so far. A row counts when it is written, durable or not.
 
-    `rows_before` were durable at its start; `failed_turns` leaves out rows that only follow a failed turn.
+    `rows_before` were durable at its start; `failed_turns` leaves out rows that only follow a failed turn; `cells_left`
+    and `cells` are of a race, None for other runs.
     """
 
     rows_before: int = 0
@@ -102,6 +107,8 @@ class Counts:
     reply_tokens: int = 0
     lost_workers: int = 0
     workers: dict[int, WorkerProgress] = field(default_factory=dict[int, WorkerProgress])
+    cells_left: int | None = None
+    cells: int | None = None
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -111,6 +118,8 @@ class Counts:
         """The progress now; the remaining time is estimated from this session's rows."""
         elapsed_s = max(0.0, self.clock() - self._started_s)
         rows_new, workers = rows_done - self.rows_before, tuple(self.workers.values())
+        # How long a race goes on is not known beforehand.
+        is_known = rows_new > 0 and self.cells_left is None
         return Progress(
             rows_done,
             rows_total,
@@ -119,9 +128,11 @@ class Counts:
             active=sum(worker.active for worker in workers),
             reply_tokens=self.reply_tokens,
             elapsed_s=elapsed_s,
-            seconds_left=elapsed_s / rows_new * (rows_total - rows_done) if rows_new > 0 else None,
+            seconds_left=elapsed_s / rows_new * (rows_total - rows_done) if is_known else None,
             workers=workers,
             lost_workers=self.lost_workers,
+            cells_left=self.cells_left,
+            cells=self.cells,
         )
 
 
@@ -165,11 +176,12 @@ def progress_line(progress: Progress) -> str:
 
 
 def figures(progress: Progress) -> str:
-    """Speed, time left and failures."""
+    """Speed, cells left in a race, time left and failures."""
     left_s = progress.seconds_left if progress.rows_done < progress.rows_total else None
     checks, lost = progress.failed_checks, progress.lost_workers
     parts = (
         f"{progress.tokens_per_s:,.0f} tokens/s",
+        f"{progress.cells_left} of {progress.cells} cells left" if progress.cells_left is not None else "",
         f"{duration(left_s)} left" if left_s is not None else "",
         f"{progress.failures:,} failed" if progress.failures else "",
         f"{checks:,} check{'s' if checks > 1 else ''} not passed" if checks else "",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import StorageError
 from rwkvbatch.files import OS_FILES, Files, save_file
-from rwkvbatch.replay.adaptive import Reached, first_round, reached, rounds
+from rwkvbatch.replay.adaptive import Reached, Wanted, first_round, reached, rounds
 from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder, explain
 from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
 from rwkvbatch.replay.identity import make_about, make_identity
@@ -25,6 +25,7 @@ from rwkvbatch.replay.models import ModelLoader, Setup, refuse_unusable, setups_
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import MakePool, WorkerPool
 from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
+from rwkvbatch.replay.race import Played, RaceResult, race_of, result_of
 from rwkvbatch.replay.row_index import write_members
 from rwkvbatch.results.directory import RunDirectory, State, StatusFile
 from rwkvbatch.results.recovery import read_results
@@ -76,6 +77,7 @@ class RunResult:
         rows: reads the rows, in the plan's order.
         verified: the content of `verify.json`, when rows were verified.
         reached: the precision of each cell; empty without `--until-ci`.
+        race: what a race came to; None without `--race`.
     """
 
     directory: Path | None
@@ -86,6 +88,7 @@ class RunResult:
     rows: Callable[[], Iterator[Row]]
     verified: Mapping[str, Any] | None = None
     reached: tuple[Reached, ...] = ()
+    race: RaceResult | None = None
 
     def to_pandas(self) -> pd.DataFrame:
         """The rows as a table, one per turn, with the metrics of `compare`; raises `RunDirectoryError` without rows."""
@@ -148,7 +151,8 @@ class _Session:
         self._options = options
         self._rows = rows
         self._status = None if options.out is None else StatusFile(options.out, files=options.files)
-        self._wanted = first_round(plan)
+        self._race = race_of(plan, rows) if plan.settings.race else None
+        self._wanted: Wanted | Played = first_round(plan)
         self._steps = StepLog()
         self._verified: list[int] = []
         self._differences: list[Difference] = []
@@ -179,11 +183,15 @@ class _Session:
 
     def _run_rounds(self) -> bool:
         setups = setups_of(self._plan)
-        for wanted in rounds(self._plan, self._rows):
+        for wanted in rounds(self._plan, self._rows, race=self._race):
             self._wanted = wanted
+            if isinstance(wanted, Played):
+                self._counts.cells_left, self._counts.cells = wanted.num_cells_left, len(self._plan.cells)
             for setup in setups:
                 if not self._driver.run(self._tasks(setup, longest_first=True), setup):
                     return False
+        if self._race is not None:
+            self._counts.cells_left = len(self._race.state.left)
         if self._options.verify_rows:
             # Frees the workers' models before one is loaded here.
             self._driver.close()
@@ -241,15 +249,18 @@ class _Session:
         path, files, progress = self._options.out, self._options.files, self._progress()
         self._steps.end(progress, interrupted=interrupted)
         verified = verdict(len(self._verified), self._differences) if self._verified else None
+        race = None
+        if self._race is not None and isinstance(self._wanted, Played):
+            race = result_of(self._race, self._plan, self._wanted)
         names = [cell.name for cell in self._plan.cells]
         summary = summarize(self._rows.rows(), names, self._wanted.num_rows)
         rows = partial(iter, list(self._rows.rows())) if path is None else partial(read_rows, path)
         if path is not None:
-            write_summary(path, summary, progress.session(), files=files)
+            write_summary(path, summary, progress.session(), None if race is None else race.as_dict(), files=files)
             if verified is not None:
                 save_file(path / VERIFY_NAME, [json.dumps(verified, indent=2).encode(), b"\n"], files=files)
-        precision = reached(self._plan, self._rows, self._wanted)
-        return RunResult(path, summary, progress, interrupted, self._plan, rows, verified, precision)
+        precision = () if isinstance(self._wanted, Played) else reached(self._plan, self._rows, self._wanted)
+        return RunResult(path, summary, progress, interrupted, self._plan, rows, verified, precision, race)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rwkvbatch.files import OS_FILES, Files, save_file
 from rwkvbatch.results.row import Row
@@ -194,11 +194,31 @@ def percentile(ascending: list[float], share: float) -> float | None:
     return ascending[below] + (at - below) * (ascending[above] - ascending[below])
 
 
-def write_summary(directory: Path, summary: Summary, session: Mapping[str, Any], *, files: Files = OS_FILES) -> None:
-    """Replace the summary; `session` has figures of the process that wrote it (seconds, tokens/s).
+def write_summary(
+    directory: Path,
+    summary: Summary,
+    session: Mapping[str, Any],
+    race: Mapping[str, Any] | None = None,
+    *,
+    files: Files = OS_FILES,
+) -> None:
+    """Replace the summary.
+
+    Args:
+        session: figures of the process that writes it (seconds, tokens/s). race: result of a race.
 
     Raises:
         StorageError: it could not be written; the rows are safe.
     """
-    content = {**summary.as_dict(), "session": dict(session)}
+    content = {**summary.as_dict(), **({} if race is None else {"race": dict(race)}), "session": dict(session)}
     save_file(directory / SUMMARY_NAME, [json.dumps(content, indent=2).encode(), b"\n"], files=files)
+
+
+def read_race(directory: Path) -> Mapping[str, Any] | None:
+    """The result of a race from a run's summary; None for other runs, and without a summary that can be read."""
+    try:
+        content = json.loads((directory / SUMMARY_NAME).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    race = cast("dict[str, Any]", content).get("race") if isinstance(content, dict) else None
+    return cast("dict[str, Any]", race) if isinstance(race, dict) else None

@@ -312,3 +312,43 @@ def test_an_option_of_one_value_given_twice_is_refused(
     err = capsys.readouterr().err
     assert "is given twice" in err
     assert hint in err
+
+
+def race_arguments(folder: Path) -> list[str]:
+    script = folder / "s.jsonl"
+    lines = [conversation(f"c{n}", f"What is {n} + 2?", expect=[{"contains": str(n + 2)}]) for n in range(3)]
+    script.write_text("".join(line + "\n" for line in lines))
+    settings = ["--top-p", "1", "--temp", "0,0.1,9", "--max-tokens", "4", "--repeats", "40"]
+    return ["run", str(script), *settings, "--race", "--race-margin", "0.2", "--json", "--quiet"]
+
+
+def test_a_race_says_which_cells_it_dropped_and_compare_that_it_was_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*race_arguments(tmp_path), "--out", str(tmp_path / "out")]
+    invoke(arguments)
+    race = json.loads(capsys.readouterr().out)["race"]
+    assert race["ending"] == "within the margin"
+    assert set(race["left"]) == {"temp=0", "temp=0.1"}
+    assert [cell["dropped_after"] is None for cell in race["cells"]] == [True, True, False]
+    assert len(list(read_rows(tmp_path / "out"))) == race["rows"] < race["rows_of_grid"] == 360
+    invoke(["show", str(tmp_path / "out"), "c0", "--limit", "1"])
+    shown = capsys.readouterr().err
+    assert "race: the leader is less than 0.2 worse than any cell left" in shown
+    assert "dropped: 1 of 3 cells" in shown
+    invoke(["compare", str(tmp_path / "out")])
+    captured = capsys.readouterr()
+    assert "is a race: cells that scored worse were dropped early" in " ".join((captured.out + captured.err).split())
+    invoke([*arguments, "--dry-run"])
+    assert json.loads(capsys.readouterr().out)["rows"] == 360
+
+
+@pytest.mark.slow
+def test_a_race_over_workers_has_the_same_rows_and_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = race_arguments(tmp_path)
+    found: list[Any] = []
+    for name, more in (("one", []), ("two", ["--workers", "2"])):
+        invoke([*arguments, *more, "--out", str(tmp_path / name)])
+        rows = [(row.key, row.reply, row.logprob) for row in read_rows(tmp_path / name)]
+        found.append((rows, json.loads(capsys.readouterr().out)["race"]))
+    assert found[0] == found[1]

@@ -1,0 +1,287 @@
+"""Plans a race (`--race`): which tasks to run until the best cell of a grid is known.
+
+A draw is a conversation, chosen uniformly and with replacement by a keyed generator; its k-th draw is its repetition
+k - 1. All cells that are still in the race play every draw, with common random numbers. So the score differences of two
+cells, one per draw, are independent and identically distributed, and their mean is the true difference: that of the
+cells' expected scores, averaged over the script's conversations (those with checks, all with the same weight).
+`rwkvbatch.stats.sequential.Elimination` decides at every look which cells are worse than another one.
+
+Looks are after 8 draws and then after each eighth more (each half more with several models, which are loaded anew after
+every look). Which rows a race has depends on the plan and on the rows of finished looks alone: an interrupted race
+continues as an uninterrupted one, and its rows are those that the full grid has in their places.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import count, islice
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from rwkvbatch.replay.plan import Plan
+    from rwkvbatch.results.store import Rows
+
+FIRST_LOOK = 8
+"""Draws before the first look: the evidence of fewer than 5 cannot reach 1 / 0.05."""
+
+Ending = Literal["one cell left", "within the margin", "budget", "interrupted"]
+
+ScoreOf = Callable[[int, int], float]
+"""The score of a draw in a cell, in [0, 1]."""
+
+
+class Draws:
+    """The conversations of a race in the order in which they are played.
+
+    Args:
+        seed: of the run. conversations: numbers of those that can be drawn.
+
+    Attributes:
+        conversation: `[draws]` number of each draw's conversation. repeat: `[draws]` its repetition, from 0.
+        num_repeats: repetitions that a plan must have for all draws.
+    """
+
+    def __init__(self, seed: int, conversations: Sequence[int], num_draws: int) -> None:
+        self.conversation = array("q")
+        self.repeat = array("q")
+        visits = dict.fromkeys(conversations, 0)
+        for number in islice(_numbers(seed), num_draws if conversations else 0):
+            chosen = conversations[number % len(conversations)]
+            self.conversation.append(chosen)
+            self.repeat.append(visits[chosen])
+            visits[chosen] += 1
+        self.num_repeats = max([1, *visits.values()])
+
+    def __len__(self) -> int:
+        return len(self.conversation)
+
+
+def _numbers(seed: int) -> Iterator[int]:
+    """Uniform 64-bit numbers, by hash: they depend on no library's version."""
+    for block in count():
+        digest = hashlib.blake2b(f"race\x1f{seed}\x1f{block}".encode()).digest()
+        yield from (int.from_bytes(digest[at : at + 8], "little") for at in range(0, len(digest), 8))
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """What became of one cell.
+
+    Attributes:
+        draws, rows: that it played. score: mean over the draws; None without any.
+        dropped_after: number of draws after which it was dropped; None for a cell that is left.
+        log_evidence: that another cell is better, the natural logarithm of the wealth at its last look.
+        behind: mean score of the race's leader minus the cell's, over the draws that the cell played.
+    """
+
+    cell: str
+    draws: int
+    rows: int
+    score: float | None
+    dropped_after: int | None
+    log_evidence: float
+    behind: float | None
+
+
+@dataclass(frozen=True)
+class RaceResult:
+    """What a race came to.
+
+    Attributes:
+        level: probability that a truly best cell was dropped, at most.
+        ending: why it stopped. draws: played. draws_planned: that `--repeats` allows.
+        leader: the cell in the race with the highest mean score; None before the first look.
+        left: the cells in the race. rows: of the race. rows_of_grid: of the full grid with the same `--repeats`.
+    """
+
+    level: float
+    margin: float | None
+    ending: Ending
+    draws: int
+    draws_planned: int
+    looks: int
+    leader: str | None
+    left: tuple[str, ...]
+    rows: int
+    rows_of_grid: int
+    cells: tuple[Entrant, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Race:
+    """Plans a race look by look.
+
+    Args:
+        draws: what is played. rows_of_draw: `[draws]` rows that a draw makes in one cell.
+        num_cells: at least 2.
+        score_of: is called for draws that were played, in cells in the race.
+        level: probability that a truly best cell is dropped, at most.
+        margin: the race ends when no cell left is better than the leader by this or more; None for never.
+        max_rows: rows of the whole race, at most.
+        pace: a look comes after one `pace`-th more draws.
+    """
+
+    def __init__(
+        self,
+        draws: Draws,
+        rows_of_draw: Sequence[int],
+        num_cells: int,
+        score_of: ScoreOf,
+        *,
+        level: float = 0.05,
+        margin: float | None = None,
+        max_rows: int | None = None,
+        pace: int = 8,
+    ) -> None:
+        from rwkvbatch.stats.sequential import Elimination
+
+        self.draws = draws
+        self.state = Elimination(num_cells, level)
+        self.margin = margin
+        self.ending: Ending = "interrupted"
+        self.dropped_after: dict[int, int] = {}
+        self.num_rows = 0
+        self.num_looks = 0
+        self._rows_of_draw = rows_of_draw
+        self._score_of = score_of
+        self._max_rows = max_rows
+        self._pace = pace
+
+    def looks(self) -> Iterator[tuple[int, ...]]:
+        """Draws that each cell must have played before the next step; ends with `ending` set."""
+        state = self.state
+        while True:
+            if state.left.size == 1:
+                self.ending = "one cell left"
+                return
+            stop = self._next_look()
+            if stop == state.num_draws:
+                self.ending = "budget"
+                return
+            played = [int(number) for number in state.played]
+            for cell in state.left:
+                played[cell] = stop
+            yield tuple(played)
+            for draw in range(state.num_draws, stop):
+                state.add([self._score_of(draw, int(cell)) for cell in state.left])
+            self.num_looks += 1
+            self.dropped_after |= dict.fromkeys(state.drop(), stop)
+            if self.margin is not None and state.left.size > 1 and state.is_within(self.margin):
+                self.ending = "within the margin"
+                return
+
+    def _next_look(self) -> int:
+        """The number of draws at the next look; counts their rows."""
+        start = self.state.num_draws
+        stop = min(len(self.draws), max(FIRST_LOOK, start + max(1, start // self._pace)))
+        for draw in range(start, stop):
+            rows = self._rows_of_draw[draw] * int(self.state.left.size)
+            if self._max_rows is not None and self.num_rows + rows > self._max_rows:
+                return draw
+            self.num_rows += rows
+        return stop
+
+
+@dataclass(frozen=True)
+class Played:
+    """Tasks of a race: each cell plays the first `draws[cell]` draws."""
+
+    plan: Plan
+    draws: tuple[int, ...]
+
+    def tasks(self, *, longest_first: bool = False) -> Iterator[int]:
+        """Their numbers, those of a conversation together, in the plan's order or the longest conversations first."""
+        plan, drawn = self.plan, self.plan.draws
+        assert drawn is not None
+        visits: dict[int, list[int]] = {}
+        for draw in range(max(self.draws)):
+            visits.setdefault(drawn.conversation[draw], []).append(draw)
+        order = sorted(visits)
+        if longest_first:
+            order.sort(key=lambda number: -len(plan.conversations[number].turns))
+        for conversation in order:
+            for cell, played in enumerate(self.draws):
+                for draw in visits[conversation]:
+                    if draw < played:
+                        yield plan.number_of(conversation, cell, drawn.repeat[draw])
+
+    @cached_property
+    def num_rows(self) -> int:
+        turns = turns_of_draws(self.plan)
+        return sum(sum(turns[:played]) for played in self.draws)
+
+    @property
+    def num_cells_left(self) -> int:
+        return self.draws.count(max(self.draws))
+
+
+def race_of(plan: Plan, rows: Rows) -> Race:
+    """The race of a plan with `settings.race`; reads the scores of its draws from `rows`."""
+    from rwkvbatch.replay.models import setups_of
+
+    settings, draws = plan.settings, plan.draws
+    assert draws is not None
+
+    def score_of(draw: int, cell: int) -> float:
+        """The mean over the turns with checks; a turn that failed or was not reached scores 0."""
+        conversation = draws.conversation[draw]
+        first, _ = plan.rows_of(plan.number_of(conversation, cell, draws.repeat[draw]))
+        checked = [turn for turn, asked in enumerate(plan.conversations[conversation].turns) if asked.checks]
+        return sum(rows.read(first + turn).score or 0.0 for turn in checked) / len(checked)
+
+    return Race(
+        draws,
+        turns_of_draws(plan),
+        len(plan.cells),
+        score_of,
+        level=settings.race_level,
+        margin=settings.race_margin,
+        max_rows=settings.race_rows,
+        pace=8 if len(setups_of(plan)) == 1 else 2,
+    )
+
+
+def turns_of_draws(plan: Plan) -> list[int]:
+    """`[draws]` the number of turns of each draw's conversation."""
+    assert plan.draws is not None
+    return [len(plan.conversations[number].turns) for number in plan.draws.conversation]
+
+
+def result_of(race: Race, plan: Plan, wanted: Played) -> RaceResult:
+    """What the race has come to; `wanted` is what was played."""
+    state, settings, turns = race.state, plan.settings, turns_of_draws(plan)
+    leader = state.leader
+    entrants: list[Entrant] = []
+    for cell in range(len(plan.cells)):
+        played = int(state.played[cell])
+        entrants.append(
+            Entrant(
+                cell=plan.cells[cell].name,
+                draws=played,
+                rows=sum(turns[: wanted.draws[cell]]),
+                score=float(state.means[cell]) if played else None,
+                dropped_after=race.dropped_after.get(cell),
+                log_evidence=float(state.log_wealth[cell]),
+                behind=state.mean_behind(leader, cell) if played else None,
+            )
+        )
+    conversations = [plan.conversations[number] for number in plan.chosen]
+    return RaceResult(
+        level=settings.race_level,
+        margin=settings.race_margin,
+        ending=race.ending,
+        draws=state.num_draws,
+        draws_planned=len(race.draws),
+        looks=race.num_looks,
+        leader=plan.cells[leader].name if state.num_draws else None,
+        left=tuple(plan.cells[int(cell)].name for cell in state.left),
+        rows=wanted.num_rows,
+        rows_of_grid=settings.repeats * len(plan.cells) * sum(len(c.turns) for c in conversations),
+        cells=tuple(entrants),
+    )
