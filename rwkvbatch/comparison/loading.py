@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -293,8 +294,8 @@ def _tasks_not_begun(rows: pd.DataFrame, facts: RunFacts) -> dict[str, int]:
     conversations = _integer(script.get("conversations"))
     if facts.part is not None or conversations is None or repeats is None:
         return {}
-    tasks = rows[["cell", "conversation", "repeat"]].drop_duplicates()["cell"].value_counts()
-    there = {name: conversations * repeats - int(tasks.get(name, 0)) for name in facts.cells}
+    tasks = Counter(cell for cell, *_ in set(zip(rows["cell"], rows["conversation"], rows["repeat"], strict=True)))
+    there = {name: conversations * repeats - tasks[name] for name in facts.cells}
     return {name: count for name, count in there.items() if count > 0}
 
 

@@ -26,6 +26,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from rwkvbatch.stats.clustered import t_quantile
 
+# The stubs of numpy do not know the types of rounded and divided arrays.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 EXACT_CLUSTERS = 13
 """Up to this many clusters all 2^n sign patterns are enumerated; beyond, `DRAWN_PATTERNS` are drawn."""
 DRAWN_PATTERNS = 19_998
@@ -424,4 +427,4 @@ def _signed_ranks(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDA
     for column in range(means.shape[1]):
         some = means[:, column] != 0
         ranks[some, column] = np.asarray(rankdata(np.abs(means[some, column]))) * np.sign(means[some, column])
-    return ranks
+    return np.asarray(ranks, dtype=np.float64)
