@@ -195,7 +195,7 @@ class TestRun:
         class Observer:
             started = moved = ended = seen.append
 
-        run_race(None, race_plan(), observer=Observer())
+        run_race(None, race_plan(), observers=[Observer()])
         assert (seen[0].cells_left, seen[0].cells) in ((None, None), (4, 4))
         assert (seen[-1].cells_left, seen[-1].cells) == (1, 4)
         assert all(progress.seconds_left is None for progress in seen[1:])
