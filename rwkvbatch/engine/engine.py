@@ -142,7 +142,7 @@ class Engine:
             raise UsageError("no memory for another initial state is left", hint="raise --state-memory")
         try:
             self._pool.write([slot], state)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: an engine that lives on would be short of a slot
             self._scheduler.free_slots.append(slot)
             raise
         root = self._next_root

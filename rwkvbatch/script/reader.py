@@ -21,7 +21,7 @@ from rwkvbatch.script.records import STDIN, Conversation, SourceLine, parse_line
 _BOM = b"\xef\xbb\xbf"
 PAST_LIMITS = 100
 MIN_PAST_BYTES = 2**26
-"""So many times `ScriptLimits.max_line_bytes`, or so many bytes, a bad line may have and still be set aside."""
+"""A bad line may be set aside up to this multiple of `ScriptLimits.max_line_bytes`, or this size if that is more."""
 
 _CHUNK_BYTES = 1 << 20
 _NAME_ONE = "name a .jsonl file, or - for standard input"
