@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, StorageError
-from rwkvbatch.files import OS_FILES, Files, in_blocks, read_spans, replace_file, write_all
+from rwkvbatch.files import OS_FILES, RESULTS_NAME, Files, in_blocks, read_spans, replace_file, write_all
 from rwkvbatch.results.recovery import DAMAGED_NAME, LineIndex, keep_damaged_lines, keep_torn_tail, look_through
 from rwkvbatch.results.row import BadLineError, EncodedRow, Row, RowKey, decode_row
 
-RESULTS_NAME = "results.jsonl"
 FLUSH_ROWS = 64
 FLUSH_SECONDS = 2.0
 
