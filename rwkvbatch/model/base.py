@@ -115,6 +115,7 @@ class ModelSpec(Dimensions):
         backend: `cpu` (native kernels), `reference`, `cuda` (`cuda rows=N` with a fixed row count) or `upstream`.
         device: torch device name.
         bitwise: whether replies are bit-identical for every batch (docs/design/reproducibility.md).
+        vocabulary_file: the World vocabulary that the checkpoint's directory brings, if it does.
     """
 
     state_bytes: int
@@ -124,6 +125,7 @@ class ModelSpec(Dimensions):
     backend: str
     device: str
     bitwise: bool
+    vocabulary_file: str | None = None
 
     @property
     def in_words(self) -> str:

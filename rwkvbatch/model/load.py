@@ -147,6 +147,7 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
     name, ops = _operations(checkpoint, strategy, backend, threads)
     tensors = Checkpoint(checkpoint.file, architecture, strategy.dtype)
     network = Network.build(tensors, architecture.num_layers, ops)
+    vocabulary = checkpoint.file.vocabulary_file
     spec = ModelSpec(
         **dimensions_of(architecture),
         state_bytes=state_bytes(architecture),
@@ -156,6 +157,7 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
         backend=name,
         device=ops.device,
         bitwise=ops.bitwise,
+        vocabulary_file=None if vocabulary is None else str(vocabulary),
     )
     stepper: Stepper = network
     if ops.name == "cuda":

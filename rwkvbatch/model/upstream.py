@@ -58,12 +58,12 @@ def load_package_model(checkpoint: Checkpoint, strategy: str) -> Any:
     generation = checkpoint.architecture.generation
     with tempfile.TemporaryDirectory(prefix="rwkvbatch-") as folder, _fence():
         module = _own_copy(generation)
-        # A `.pth` file with a name that the package accepts.
+        # A `.pth` file with official tensor names, and a file name that the package accepts.
         target = Path(folder) / "model.pth"
-        if checkpoint.file.kind == "pth":
+        if checkpoint.file.kind == "pth" and not checkpoint.file.undone:
             for name in checkpoint:
                 checkpoint.check(name)
-            target.symlink_to(checkpoint.file.path.resolve())
+            target.symlink_to(checkpoint.file.files[0].path.resolve())
         else:
             torch.save(dict(checkpoint), target)
         with _reported(checkpoint, f"cannot load it with the strategy {strategy!r}"):
@@ -265,6 +265,7 @@ def load_upstream(checkpoint: Checkpoint, strategy: str, *, threads: int | None 
     package_model = load_package_model(checkpoint, wanted)
     with _reported(checkpoint, "loads it but cannot run it"), torch.no_grad(), num_threads(threads), tf32(False):
         zero = _zero_state(package_model, architecture.generation)
+    vocabulary = checkpoint.file.vocabulary_file
     spec = ModelSpec(
         **dimensions_of(architecture),
         state_bytes=sum(tensor.numel() * tensor.element_size() for tensor in zero),
@@ -274,6 +275,7 @@ def load_upstream(checkpoint: Checkpoint, strategy: str, *, threads: int | None 
         backend="upstream",
         device=str(zero[0].device),
         bitwise=False,
+        vocabulary_file=None if vocabulary is None else str(vocabulary),
     )
     return UpstreamModel(package_model, zero, spec, threads=threads)
 

@@ -90,7 +90,7 @@ GROUP_CONSTANTS = {
     "BLOCK_OUT": few.BLOCK_OUT,
     "WIDEN": False,
 }
-"""A group of three layers: a first factor of a low-rank chain, a second one with a bias and a blend, and DeepEmbed's."""
+"""A group of three layers: a first factor of a low-rank chain, a second one with a bias and a blend, DeepEmbed's."""
 
 
 def compile_group(target: GPUTarget) -> int:
