@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model import gguf
 from rwkvbatch.model.strategy import PRECISIONS
 from rwkvbatch.model.tensor_file import Entry, NamedTensors
 
@@ -229,6 +230,7 @@ def _without_unused(tensors: NamedTensors) -> NamedTensors | None:
 
 
 FORMS = (
+    Form("llama.cpp", gguf.undo),
     Form("prefix", _without_prefix),
     Form("flash-linear-attention", _from_fla),
     Form("transformers", _from_transformers),
