@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model import gguf
+from rwkvbatch.model import gguf, web_rwkv
 from rwkvbatch.model.strategy import PRECISIONS
 from rwkvbatch.model.tensor_file import Entry, NamedTensors
 
@@ -234,6 +234,7 @@ FORMS = (
     Form("prefix", _without_prefix),
     Form("flash-linear-attention", _from_fla),
     Form("transformers", _from_transformers),
+    Form("web-rwkv", web_rwkv.undo),
     Form("head", _with_head),
     Form("unused tensors", _without_unused),
 )
