@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model.base import Dimensions, dimensions_of
+from rwkvbatch.model.base import RWKV7, Dimensions, dimensions_of, is_rwkv7
 from rwkvbatch.model.containers import open_tensors
 from rwkvbatch.model.forms import official
 from rwkvbatch.model.rwkv7 import state_bytes
@@ -39,7 +39,7 @@ def inspect(file: NamedTensors) -> Architecture:
         CheckpointError: not an RWKV checkpoint, or a tensor is missing, unexpected or misshapen.
     """
     dims = _dimensions(file, _generation(file))
-    if dims.generation == "7":
+    if is_rwkv7(dims):
         _check_names(file, dims)
     sizes: Counter[torch.dtype] = Counter()
     for name, entry in file.entries.items():
@@ -63,10 +63,8 @@ def _generation(file: NamedTensors) -> str:
         raise CheckpointError(
             "this is a state-tuned file (initial states), not a model", path=file.path, hint="give it as --state FILE"
         )
-    if some(".ffn.s_emb"):
-        raise CheckpointError("RWKV-7 with DeepEmbed (ffn.s_emb...) is not supported", path=file.path)
     if some(".att.r_k"):
-        return "7"
+        return "7a" if some(".ffn.s_emb.") else "7"
     if some("time_maa"):
         return "6.0"
     if some("ln_x"):
@@ -93,7 +91,7 @@ def _dimensions(file: NamedTensors, generation: str) -> Dimensions:
             f"layer {gap} is missing: there is no 'blocks.{gap}.*', but 'blocks.{max(layers)}.*'", path=file.path
         )
     num_heads = head_size = 0
-    if generation == "7":
+    if generation in RWKV7:
         num_heads, head_size = _matrix(file, "blocks.0.att.r_k", "[heads, head size]")
         if num_heads * head_size != width:
             raise CheckpointError(
@@ -125,7 +123,9 @@ def _check_names(file: NamedTensors, dims: Dimensions) -> None:
     surplus = [name for name in file.entries if name not in expected and name not in optional]
     if missing or surplus:
         parts = [f"{label}: {_listed(names)}" for label, names in (("missing", missing), ("surplus", surplus)) if names]
-        raise CheckpointError(f"the tensors are not those of RWKV-7: {'; '.join(parts)}", path=file.path)
+        raise CheckpointError(
+            f"the tensors are not those of RWKV-{dims.generation}: {'; '.join(parts)}", path=file.path
+        )
     for name, shape in {**expected, **optional}.items():
         entry = file.entries.get(name)
         if entry is None:
@@ -175,6 +175,11 @@ def _expected_shapes(file: NamedTensors, dims: Dimensions) -> tuple[Shapes, Shap
         hidden = inner(f"{ffn}.key.weight", 0)
         expected |= {f"{ffn}.x_k": width}
         expected |= {f"{ffn}.key.weight": (hidden, dims.width), f"{ffn}.value.weight": (dims.width, hidden)}
+        if dims.generation == "7a":
+            size = inner(f"{ffn}.s1", 1)
+            expected |= {f"{ffn}.s0": (hidden,), f"{ffn}.s1": (dims.width, size), f"{ffn}.s2": (size, hidden)}
+            expected |= {f"{ffn}.s_emb.weight": (dims.vocab_size, size * size)}
+            expected |= {f"{ffn}.s_emb_x.weight": (size * size, dims.width)}
     return expected, optional
 
 
@@ -335,7 +340,7 @@ def describe(checkpoint: Checkpoint, *, read_values: bool = False) -> Descriptio
         undone=file.undone,
         dtype=architecture.precision,
         num_bytes=file.num_bytes,
-        state_bytes=state_bytes(architecture) if architecture.generation == "7" else None,
+        state_bytes=state_bytes(architecture) if is_rwkv7(architecture) else None,
         sha256=file.sha256() if read_values else None,
         tensors=tuple(TensorGroup(*key, len(sizes), sum(sizes)) for key, sizes in groups.items()),
     )

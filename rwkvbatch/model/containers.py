@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model import pth, safetensors
+from rwkvbatch.model import gguf, pth, safetensors
 from rwkvbatch.model.tensor_file import Contents, NamedTensors, TensorFile, named_tensors, open_regular
 
 
@@ -38,6 +38,7 @@ class Kind:
 KINDS = (
     Kind("pth", lambda head: head.startswith(pth.ZIP_MAGIC), pth.read_zip),
     Kind("legacy pth", pth.is_legacy, pth.read_legacy),
+    Kind("gguf", gguf.is_gguf, gguf.read_contents),
     Kind("safetensors", safetensors.is_safetensors, safetensors.read_header),
 )
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model import gguf
 from rwkvbatch.model.containers import CONFIG
 from rwkvbatch.model.strategy import PRECISIONS
 from rwkvbatch.model.tensor_file import Entry, NamedTensors
@@ -287,6 +288,7 @@ def _without_unused(tensors: NamedTensors) -> NamedTensors | None:
 
 
 FORMS = (
+    Form("llama.cpp", gguf.undo),
     Form("a prefix", _without_prefix),
     Form("another program's names", _renamed),
     Form("another name of the head", _plain_head),

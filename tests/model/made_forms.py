@@ -123,3 +123,47 @@ def write_directory(
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(config or {"model_type": "rwkv7"}))
     return folder
+
+
+def write_gguf(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    matrices: str = "F16",
+    architecture: str = "rwkv7",
+    eps: float = 1e-5,
+    changes: Mapping[str, tuple[str, object]] | None = None,
+) -> Path:
+    """A GGUF file as llama.cpp's converter and its quantizer write them, with the number format of matrices.
+
+    Args:
+        changes: further keys: method of `GGUFWriter`, value.
+    """
+    import gguf
+
+    from benchmarks.gguf_file import gguf_tensors
+
+    num_layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+    heads, head_size = tensors["blocks.0.att.r_k"].shape
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_embedding_length(heads * head_size)
+    writer.add_block_count(num_layers)
+    writer.add_layer_norm_eps(eps)
+    writer.add_wkv_head_size(head_size)
+    writer.add_token_list([b"a", b"bc"])
+    for key, (method, value) in (changes or {}).items():
+        getattr(writer, method)(key, value)
+    kind = gguf.GGMLQuantizationType[matrices]
+    for tensor in gguf_tensors({name: each.float() for name, each in tensors.items()}, num_layers, torch.float32):
+        values = tensor.values
+        if values.ndim != 2 or values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] or "_w1" in tensor.name:
+            writer.add_tensor(tensor.name, values)
+        elif kind == gguf.GGMLQuantizationType.F16:
+            writer.add_tensor(tensor.name, values.astype("float16"))
+        else:
+            writer.add_tensor(tensor.name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
