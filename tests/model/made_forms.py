@@ -53,6 +53,47 @@ def to_fla(tensors: Mapping[str, torch.Tensor], *, fused: bool = False) -> Tenso
     return {name: tensor.contiguous() for name, tensor in made.items()}
 
 
+def to_transformers_7(tensors: Mapping[str, torch.Tensor], *, mlp: bool = True) -> Tensors:
+    """Names of rwkv-rs's transformers for RWKV-7; `mlp`: the revision that renames the channel mix too."""
+    whole = {
+        "emb": "model.embed_tokens",
+        "ln_out": "model.norm",
+        "head": "lm_head",
+        "blocks.0.ln0": "model.embedding_norm",
+    }
+    att = {"receptance": "r_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj", "ln_x": "g_norm"}
+    ffn = {"key": "up_proj", "value": "down_proj"} if mlp else {}
+    made: Tensors = {}
+    for name, tensor in tensors.items():
+        stem, _, leaf = name.rpartition(".")
+        if stem in whole:
+            made[f"{whole[stem]}.{leaf}"] = tensor
+            continue
+        _, layer, part, *rest = name.split(".")
+        theirs = {"ln1": "input_layernorm", "ln2": "post_attention_layernorm", "att": "linear_attn", "ffn": "mlp"}[part]
+        renamed = {"att": att, "ffn": ffn}.get(part, {}).get(rest[0], rest[0])
+        made[".".join(["model.layers", layer, theirs, renamed, *rest[1:]])] = tensor
+    return made
+
+
+def to_vllm(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Names and shapes of vllm-rwkv: low-rank matrices are linear layers."""
+    made: Tensors = {}
+    for name, tensor in tensors.items():
+        leaf = name.rpartition(".")[2]
+        if name.startswith("blocks.0.att.v") and len(leaf) == 2:
+            continue
+        if name == "emb.weight":
+            made["model.embeddings.weight"] = tensor
+        elif name == "head.weight":
+            made[name] = tensor
+        elif len(leaf) == 2 and leaf[0] in "wavg" and leaf[1] in "12":
+            made[f"model.{name}.weight"] = tensor.t().contiguous()
+        else:
+            made[f"model.{name}"] = tensor
+    return made
+
+
 def to_transformers(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     """Names of transformers' RWKV-4."""
     parts = {"att": "attention", "ffn": "feed_forward", "ln0": "pre_ln", "emb": "embeddings"}
