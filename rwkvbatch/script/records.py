@@ -66,11 +66,19 @@ class ReplyFacts:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of a check: `score` is in [0, 1], `detail` says what was found if it did not pass."""
+    """The result of a check.
+
+    Attributes:
+        score: in [0, 1].
+        detail: what was found if it did not pass.
+        undecided: the check could not judge, such as after its deadline. It has failed, and `not` does not turn that
+            into a pass.
+    """
 
     passed: bool
     score: float
     detail: str | None = None
+    undecided: bool = False
 
 
 class Rule(Protocol):

@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Any
 
 from rwkvbatch.errors import MissingExtraError, RowError, RwkvBatchError, UsageError
-from rwkvbatch.script.checks import structured, text
+from rwkvbatch.script.checks import numbers, structured, text
 from rwkvbatch.script.records import (
     Check,
     ReplyFacts,
@@ -43,7 +43,7 @@ _BUILT_IN: Mapping[str, text.RuleKind] = {
     "regex": text.Matches,
     "starts_with": text.StartsWith,
     "one_of": text.OneOf,
-    "number": text.Number,
+    "number": numbers.Number,
     "json": structured.JsonRule,
     "max_tokens": text.MaxTokens,
     "min_tokens": text.MinTokens,
@@ -77,18 +77,22 @@ def judge_all(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
     total = sum(check.weight for check in checks)
     weighted = sum(check.weight * verdict.score for check, verdict in zip(checks, verdicts, strict=True))
     failed = _failures(checks, verdicts)
-    return Verdict(failed is None, min(1.0, weighted / total) if total else 1.0, failed)
+    undecided = any(verdict.undecided for verdict in verdicts)
+    return Verdict(failed is None, min(1.0, weighted / total) if total else 1.0, failed, undecided)
 
 
 def _judge_any(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
     verdicts = [check.judge(facts) for check in checks]
     passed = any(verdict.passed for verdict in verdicts)
     score = max(verdict.score for verdict in verdicts)
-    return Verdict(passed, score, None if passed else _failures(checks, verdicts))
+    undecided = not passed and any(verdict.undecided for verdict in verdicts)
+    return Verdict(passed, score, None if passed else _failures(checks, verdicts), undecided)
 
 
 def _judge_not(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
     inner = judge_all(checks, facts)
+    if inner.undecided:
+        return Verdict(False, 0.0, inner.detail, undecided=True)
     return Verdict(not inner.passed, 1.0 - inner.score, "passed, and should not have" if inner.passed else None)
 
 
@@ -129,7 +133,8 @@ class _Guarded:
             raise RowError(f"the check {self.kind!r} failed with {type(error).__name__}: {error}", hint=hint) from error
         if not 0 <= score <= 1:
             raise RowError(f"the check {self.kind!r} gave a score outside [0, 1]: {score}")
-        return Verdict(passed, score, None if detail is None else str(detail))
+        undecided = bool(getattr(verdict, "undecided", False))
+        return Verdict(passed and not undecided, score, None if detail is None else str(detail), undecided)
 
 
 def _parse(raw: Any, source: SourceLine, where: str, depth: int) -> tuple[Check, ...]:
