@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any, NoReturn, Protocol, TypeGuard
 
 from rwkvbatch.config import PENALTY_ALIASES
-from rwkvbatch.errors import ScriptError
+from rwkvbatch.errors import RwkvBatchError, ScriptError
 
 STDIN = "-"
 """The path that stands for standard input."""
@@ -113,7 +113,13 @@ class Check:
         Raises:
             RowError: a plug-in's check failed to give a verdict.
         """
-        return self.rule.judge(facts)
+        try:
+            return self.rule.judge(facts)
+        except RwkvBatchError:
+            raise
+        except Exception as error:
+            detail = f"could not judge: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            return Verdict(False, 0.0, detail, undecided=True)
 
     def as_dict(self) -> dict[str, Any]:
         """The complete entry of `expect`."""

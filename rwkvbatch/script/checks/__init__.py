@@ -12,6 +12,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
+from rwkvbatch.deadline import deadline
 from rwkvbatch.errors import MissingExtraError, RowError, RwkvBatchError, UsageError
 from rwkvbatch.script.checks import numbers, structured, text
 from rwkvbatch.script.records import (
@@ -28,11 +29,15 @@ from rwkvbatch.script.records import (
     shown,
     type_name,
 )  # fmt: skip
+from rwkvbatch.signals import Terminated
 
 __all__ = ["ENTRY_POINTS", "Check", "ReplyFacts", "Rule", "Verdict", "check_kinds", "judge_all", "parse_checks"]
 
 ENTRY_POINTS = "rwkvbatch.checks"
 """The entry point group of plug-ins: the name is the kind, the object a `RuleKind`."""
+
+PLUGIN_DEADLINE_S = 60.0
+"""Seconds for one reply; a plug-in's kind may have another number as `deadline_s`."""
 
 MAX_NESTING = 8
 MAX_WEIGHT = 1e6
@@ -117,18 +122,22 @@ class _Combination:
 
 @dataclass(frozen=True)
 class _Guarded:
-    """A plug-in's rule, whose errors become `RowError`."""
+    """A plug-in's rule, whose errors become `RowError`; past its deadline the check has failed."""
 
     kind: str
     rule: Rule
+    deadline_s: float = PLUGIN_DEADLINE_S
 
     def judge(self, facts: ReplyFacts) -> Verdict:
         try:
-            verdict = self.rule.judge(facts)
-            passed, score, detail = bool(verdict.passed), float(verdict.score), verdict.detail
-        except RwkvBatchError:
+            with deadline(self.deadline_s):
+                verdict = self.rule.judge(facts)
+                passed, score, detail = bool(verdict.passed), float(verdict.score), verdict.detail
+        except (RwkvBatchError, KeyboardInterrupt, Terminated):
             raise
-        except Exception as error:
+        except TimeoutError as error:
+            return Verdict(False, 0.0, f"gave up: {error}", undecided=True)
+        except BaseException as error:  # foreign code may raise SystemExit, which must not end the run
             hint = "the check is a plug-in: report this to its author"
             raise RowError(f"the check {self.kind!r} failed with {type(error).__name__}: {error}", hint=hint) from error
         if not 0 <= score <= 1:
@@ -172,7 +181,8 @@ def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int) -> list[C
             options = {key: raw[key] for key in raw if key in makers[kind].options}
             rule = _rule(kind, makers[kind], raw[kind], options, source, where)
             needs_reference = bool(getattr(rule, "needs_reference", False))
-            rule = rule if kind in _BUILT_IN else _Guarded(kind, rule)
+            if kind not in _BUILT_IN:
+                rule = _Guarded(kind, rule, float(getattr(makers[kind], "deadline_s", PLUGIN_DEADLINE_S)))
         made.append(Check(kind, raw[kind], rule, float(weight), options, needs_reference))
     return made
 

@@ -1,14 +1,14 @@
 """The check `number`: the last number in an answer, exactly, or a refusal where a text could mean different numbers.
 
-A number that is read wrong is worse than one that is not read. So texts such as `3,5` (a decimal comma, or two numbers),
-`2 500` and `10:30` fail the check, and the verdict says why. `docs/scripts.md` lists what is read and what is refused.
+A number that is read wrong is worse than one that is not read. So texts such as `3,5` (a decimal comma, or two numbers)
+and `10:30` fail the check, and the verdict says why. `docs/scripts.md` lists what is read and what is refused.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -26,14 +26,15 @@ _LETTER = "A-Za-z\u00c0-\u02af\u0370-\u052f"
 _CURRENCY = r"(?:[A-Z]{0,2}[$€£¥₹₩₽₺₫₴₪฿]|(?:USD|EUR|GBP|JPY|CNY|INR|CHF)) ?"
 _DIGITS = r"(?:\d+(?:[.,'_\u00a0]\d+)*|\.\d+)"
 _POWER = r"\^\{?\s?(?P<NAME>[-+]?\d{1,6})\s?\}?(?![\d.]*\d)"
+_TEN_TO, _TO = _POWER.replace("NAME", "ten"), _POWER.replace("NAME", "own")
 _NUMBER = re.compile(
     # A minus is a sign only where it cannot be a hyphen, or stand between two numbers.
     rf"(?P<sign>(?<![\w)\]}}%-])[-+])?(?:{_CURRENCY}(?P<inner_sign>[-+])?)?"
     r"(?:"
     rf"(?:(?P<whole>{_DIGITS})[ \u00a0]?)?\\frac\s?\{{\s?(?P<over>-?\d+)\s?\}}\s?\{{\s?(?P<under>\d+)\s?\}}"
     r"|(?:(?P<units>\d+)[ \u00a0-])?(?P<top>\d+) ?/ ?(?P<bottom>\d+)(?![.,]?\d)"
-    rf"|(?P<digits>(?<![\d.]){_DIGITS})(?:[eE](?P<e>[-+]?\d{{1,6}})(?![.,]?\d)| ?[×*xX] ?10{_POWER.replace('NAME', 'ten')}"
-    rf"|{_POWER.replace('NAME', 'own')})?"
+    rf"|(?P<digits>(?<![\d.]){_DIGITS})(?:[eE](?P<e>[-+]?\d{{1,6}})(?![.,]?\d)| ?[×*xX] ?10{_TEN_TO}"
+    rf"|{_TO})?"
     r")"
 )
 _GROUPINGS: tuple[tuple[re.Pattern[str], str, str], ...] = (
@@ -49,11 +50,12 @@ _GROUPINGS: tuple[tuple[re.Pattern[str], str, str], ...] = (
 )
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALE = re.compile(rf"[ \u00a0-]?({'|'.join(_SCALES)})s?\b", re.IGNORECASE)
-_UNITS = (
-    "mm cm dm km m kg mg g lb lbs oz t L l ml mL cl dl s ms min mins h hr hrs am pm a.m p.m W kW MW kWh V A mA Hz kHz MHz "
-    "GHz KB MB GB TB kB px pt ft in yd mi mph kmh kph rpm N J kJ kcal cal Pa kPa mol C F deg rad USD EUR GBP"
-).split()
-_UNIT = re.compile(rf"(?:{'|'.join(map(re.escape, sorted(_UNITS, key=len, reverse=True)))})(?![{_LETTER}\d_])")
+_UNIT = re.compile(
+    r"(?:[mcdk]?m|k?g|mg|lbs?|oz|t|[mcd]?[lL]|m?s|mins?|hr?s?|[ap]\.?m|[mk]?W|kWh|m?[VA]|[kMG]?Hz|[kKMGT]B|px|pt|ft|in|yd|mi"
+    r"|mph|km?h|rpm|[kMm]?N|k?J|k?cal|k?Pa|mol|deg|rad|[CF]|USD|EUR|GBP)"
+    rf"(?![{_LETTER}\d_])"
+)
+"""Letters that may follow a number without a space."""
 _NO_NUMBER_BEFORE = re.compile(rf"(?:[{_LETTER}]-?|[{_LETTER})\]}}]_\{{?-?|\^\{{?\s?[-+]?|[{_LETTER}]\*\*)$")
 _NO_NUMBER_AFTER = re.compile(rf"(?:st|nd|rd|th)(?![{_LETTER}\d])")
 _UNCLEAR_BEFORE = re.compile(
@@ -83,7 +85,7 @@ _PLAIN = str.maketrans(
     }
 )
 _RAISED = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
-_LATEX = (
+_SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"\\[dtc]frac"), r"\\frac"),
     (re.compile(r"\\frac\s?(\d)\s?(\d)"), r"\\frac{\1}{\2}"),
     (re.compile(r"\{,\}"), ","),
@@ -111,7 +113,7 @@ def last_number(text: str) -> Fraction | None:
     Raises:
         UnclearNumberError: it could mean different numbers, or is too large.
     """
-    for pattern, replacement in _LATEX:
+    for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
     text = text.translate(_PLAIN)
     last: re.Match[str] | None = None

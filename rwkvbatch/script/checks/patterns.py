@@ -1,8 +1,8 @@
 """Regular expressions of Python's `re`, written so that the `regex` library matches the same texts.
 
-The `regex` library has a deadline, which `re` has not, but other rules of syntax: `{e}` is fuzzy matching, `[[:alpha:]]`
-a class, `\\w` includes combining marks. So `re` itself parses a pattern, and its tree is written again in a form that both
-read the same way: https://docs.python.org/3/library/re.html#regular-expression-syntax. The tree is that of the standard
+The `regex` library has a deadline, which `re` has not, but other rules: `{e}` is fuzzy matching, `[[:alpha:]]` a class,
+and `\\w` includes combining marks. So `re` parses a pattern, and its tree is written again in a form that both read the
+same way: https://docs.python.org/3/library/re.html#regular-expression-syntax. The tree is that of the standard
 library's private parser (`re._parser`, the same since Python 3.11).
 """
 
@@ -141,7 +141,8 @@ def _item(name: str, value: Any, flags: re.RegexFlag) -> str:
         case "BRANCH":
             return f"(?:{'|'.join(_sequence(choice, flags) for choice in value[1])})"
         case "SUBPATTERN":
-            return _group(*value, flags)
+            group, added, removed, item = value
+            return _group(group, added, removed, item, flags)
         case "ATOMIC_GROUP":
             return f"(?>{_sequence(value, flags)})"
         case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT":
@@ -170,6 +171,8 @@ def _group(group: int | None, added: int, removed: int, item: Any, flags: re.Reg
         inner &= ~re.UNICODE
     if added & re.UNICODE:
         inner &= ~re.ASCII
+    if added & re.VERBOSE:
+        raise ValueError("the flag x (verbose) is not supported")
     if (added | removed) & ~_SCOPED:
         raise ValueError("only the flags a, i, m, s and u may be given for a group")
     if inner & re.ASCII and inner & re.IGNORECASE:
