@@ -15,8 +15,7 @@ from itertools import chain, takewhile
 from typing import TYPE_CHECKING, cast
 
 from rwkvbatch.config import CellSettings
-from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, NoiseKey, Reply, Request, Score
-from rwkvbatch.engine.sequence import closed_history
+from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, NoiseKey, Reply, Request, Score, closed_history
 from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError, RwkvBatchError
 from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer
