@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, cast, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -138,6 +138,26 @@ def setting(default: _T, help: str, metavar: str, panel: Panel | None, flag: str
     return field
 
 
+class CutOrder(NamedTuple):
+    """Whether the temperature comes before the cuts, and top-k before top-p, whose share is then of what top-k kept."""
+
+    temperature_first: bool
+    top_k_first: bool
+
+
+Order = Literal["top-p-first", "top-k-first", "temperature-first", "temperature-top-k"]
+ORDERS: Mapping[str, CutOrder] = {
+    "top-p-first": CutOrder(temperature_first=False, top_k_first=False),
+    "top-k-first": CutOrder(temperature_first=False, top_k_first=True),
+    "temperature-first": CutOrder(temperature_first=True, top_k_first=False),
+    "temperature-top-k": CutOrder(temperature_first=True, top_k_first=True),
+}
+"""Orders of the sampling steps: `top-p-first` is the `rwkv` package's; the evaluation engines for RWKV-7 apply the
+temperature, keep `top_k` tokens, renormalise, and then cut at `top_p` (`temperature-top-k`)."""
+
+MAX_COUNT = 2**31 - 1
+"""The largest value of a setting that counts something, so that it fits every file and array it is written to."""
+
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Penalty = Annotated[float, Field(ge=-100, le=100)]
 
@@ -148,18 +168,27 @@ class Sampling(Settings):
     The kept probabilities are raised to 1 / temperature. Of tokens as likely as the last one that `top_p` keeps, all
     are kept. `presence_penalty` is subtracted once from the logit of every token that is already in the reply,
     `frequency_penalty` once for each occurrence; occurrence counts are multiplied by `penalty_decay` at each step.
-    `order`: `top-p-first` cuts before the temperature is applied (the `rwkv` package), `temperature-first` after it
-    (most other programs).
+    Tokens whose text is a part of one of the texts of `no_penalty` are not counted: only `presence_penalty` is
+    subtracted from their logits. `order` says whether the temperature is applied before or after the cuts, and which of
+    top-p and top-k cuts first, see `ORDERS`. `min_p` drops what is less likely than this share of the likeliest token.
     """
 
     temperature: float = setting(1.0, "Temperature; 0 is greedy.", "X", "Sampling", ge=0, le=100)
     top_p: _Share = setting(0.3, "Keep the likeliest tokens up to this probability; 0 is greedy.", "X", "Sampling")
-    top_k: int = setting(0, "Keep at most N tokens; 0 keeps all.", "N", "Sampling", ge=0)
+    top_k: int = setting(0, "Keep at most N tokens; 0 keeps all.", "N", "Sampling", ge=0, le=MAX_COUNT)
+    min_p: _Share = setting(
+        0.0, "Drop tokens less likely than X times the likeliest one; 0 keeps all.", "X", "Sampling"
+    )
     presence_penalty: _Penalty = setting(0.0, "Penalty on tokens that are in the reply.", "X", "Sampling")
     frequency_penalty: _Penalty = setting(0.0, "Penalty for each occurrence in the reply.", "X", "Sampling")
     penalty_decay: _Share = setting(0.996, "Factor on the counts of occurrences at each step.", "X", "Sampling")
-    order: Literal["top-p-first", "temperature-first"] = setting(
-        "top-p-first", "top-p-first (the rwkv package) or temperature-first.", "NAME", "Sampling"
+    order: Order = setting("top-p-first", f"Order of the cuts: {', '.join(get_args(Order))}.", "NAME", "Sampling")
+    no_penalty: tuple[Annotated[str, Field(min_length=1)], ...] = setting(
+        (),
+        "Tokens that are a part of TEXT are exempt from --frequency; may be repeated.",
+        "TEXT",
+        "Sampling",
+        allowed="must be non-empty text",
     )
     banned_token_ids: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = setting(
         (),

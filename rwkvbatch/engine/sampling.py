@@ -7,6 +7,7 @@ token's count grows by 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -14,8 +15,13 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-from rwkvbatch.config import Sampling
-from rwkvbatch.model.base import SampleBatch
+from rwkvbatch.config import ORDERS, Sampling
+from rwkvbatch.model.base import TEMPERATURE_FIRST, TOP_K_FIRST, SampleBatch
+
+_ORDER_BITS = {
+    name: TEMPERATURE_FIRST * order.temperature_first | TOP_K_FIRST * order.top_k_first
+    for name, order in ORDERS.items()
+}
 
 
 class Penalties:
@@ -66,6 +72,14 @@ class SampleRow:
     step: int
 
 
+def _least_score(sampling: Sampling) -> float:
+    """ln(min_p) in units of the logits: below it a token has less than `min_p` times the likeliest one's probability."""
+    if sampling.min_p == 0:
+        return -math.inf
+    first = ORDERS[sampling.order].temperature_first
+    return math.log(sampling.min_p) * (float(np.float32(sampling.temperature)) if first else 1.0)
+
+
 def gather(rows: Sequence[SampleRow], given: Sequence[int], vocab_size: int) -> SampleBatch:
     """The arrays of one choice of tokens: `rows` to sample from, then one row for each of the `given` tokens."""
     penalties = [row.penalties.subtracted(vocab_size) for row in rows]
@@ -73,12 +87,13 @@ def gather(rows: Sequence[SampleRow], given: Sequence[int], vocab_size: int) -> 
         temperature=np.array([row.sampling.temperature for row in rows], dtype=np.float32),
         top_p=np.array([row.sampling.top_p for row in rows], dtype=np.float32),
         top_k=np.array([row.sampling.top_k for row in rows], dtype=np.int64),
-        temperature_first=np.array([row.sampling.order == "temperature-first" for row in rows], dtype=np.bool_),
+        orders=np.array([_ORDER_BITS[row.sampling.order] for row in rows], dtype=np.uint8),
         penalty_ids=np.concatenate([np.empty(0, dtype=np.int64), *(ids for ids, _ in penalties)]),
         penalty_values=np.concatenate([np.empty(0, dtype=np.float32), *(values for _, values in penalties)]),
         penalty_starts=np.array([0, *accumulate(len(ids) for ids, _ in penalties)], dtype=np.int64),
         noise_keys=np.array([row.noise_key for row in rows], dtype=np.uint64),
         turns=np.array([row.turn for row in rows], dtype=np.int64),
         steps=np.array([row.step for row in rows], dtype=np.int64),
+        least_scores=np.array([_least_score(row.sampling) for row in rows], dtype=np.float64),
         given=np.array(given, dtype=np.int64),
     )

@@ -155,13 +155,14 @@ def test_the_arrays_have_the_types_that_every_implementation_expects() -> None:
             "temperature": "float32",
             "top_p": "float32",
             "top_k": "int64",
-            "temperature_first": "bool",
+            "orders": "uint8",
             "penalty_ids": "int64",
             "penalty_values": "float32",
             "penalty_starts": "int64",
             "noise_keys": "uint64",
             "turns": "int64",
             "steps": "int64",
+            "least_scores": "float64",
             "given": "int64",
         }
         assert (batch.num_sampled, batch.num_rows) == (len(rows), len(rows) + 2)
@@ -246,7 +247,7 @@ def test_each_row_keeps_its_own_settings_in_the_batch() -> None:
     assert batch.temperature.tolist() == [0.5, 2.0]
     assert batch.top_p.tolist() == [0.25, 0.75]
     assert batch.top_k.tolist() == [3, 0]
-    assert batch.temperature_first.tolist() == [True, False]
+    assert batch.orders.tolist() == [1, 0]
     assert batch.noise_keys.tolist() == [0, 1]
     assert batch.turns.tolist() == [3, 4]
     assert batch.steps.tolist() == [6, 7]
