@@ -203,8 +203,8 @@ class SampleBatch:
         penalty_starts: row s's penalties are penalty_starts[s]:penalty_starts[s + 1]; [S + 1].
         noise_keys: [S] uint64, the Philox key of the row's (run seed, conversation, repeat).
         turns, steps: [S] int64, the turn, and the token's position in the reply.
-        least_scores: [S] fp64, the `min_p` cut: a token whose logit less the row's largest one, both after the penalties,
-            is below this is dropped; minus infinity drops none.
+        least_scores: [S] fp64, the `min_p` cut: a token whose logit less the row's largest one, both after the
+            penalties, is below this is dropped; minus infinity drops none.
         given: [P - S] int64, the tokens whose log-probabilities are wanted.
     """
 

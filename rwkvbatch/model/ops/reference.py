@@ -292,11 +292,11 @@ def sample(logits: Tensor, batch: SampleBatch) -> IntArray:
     """Choose a token for each row of `logits` [S, V], with cuts in the order of the `rwkv` package's `sample_logits`.
 
     Penalties are subtracted; of the softmax, the likeliest tokens whose probabilities reach top_p are kept (ties
-    with the last one too), then at most top_k (smaller ids first among equals). With `TOP_K_FIRST` these two cuts change
-    places, and top_p is a share of what top_k kept; with `TEMPERATURE_FIRST` the logits are divided by the temperature
-    before the cuts. Then tokens below `least_scores` are dropped. Of the kept tokens, the one with the largest
-    logit / temperature + Gumbel noise is chosen. Temperature 0, top_p 0 or top_k 1 choose the largest logit, the
-    smallest id among equals. Everything after the penalties is fp64. A row without a possible token gets -1.
+    with the last one too), then at most top_k (smaller ids first among equals). With `TOP_K_FIRST` these two cuts
+    change places, and top_p is a share of what top_k kept; with `TEMPERATURE_FIRST` the logits are divided by the
+    temperature before the cuts. Then tokens below `least_scores` are dropped. Of the kept tokens, the one with the
+    largest logit / temperature + Gumbel noise is chosen. Temperature 0, top_p 0 or top_k 1 choose the largest logit,
+    the smallest id among equals. Everything after the penalties is fp64. A row without a possible token gets -1.
     """
     rows = logits.float().cpu().numpy()
     return np.array([_sample_row(rows[row], batch, row) for row in range(len(rows))], dtype=np.int64)

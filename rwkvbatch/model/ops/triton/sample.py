@@ -16,6 +16,7 @@ from torch import Tensor
 
 # Kernels are not quite Python: constants are passed as plain values, launches have options of their own.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false
 
 
 MAX_BLOCK = 1024
