@@ -287,7 +287,7 @@ class Stopping(Settings):
 
     max_tokens: int = setting(256, "Tokens in a reply, at most.", "N", "End of a reply", ge=1, le=1_000_000)
     max_seconds: float | None = setting(
-        None, "Seconds for a reply, at most. Such an end is not reproducible.", "X", "End of a reply", gt=0, le=1e9
+        None, "Seconds for a reply, at most. Such an end is not reproducible.", "X", "End of a reply", gt=0, le=10**9
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = setting(
         (), "Text that ends a reply; may be repeated.", "TEXT", "End of a reply", allowed="must be non-empty text"
@@ -442,7 +442,7 @@ class RunSettings(CellSettings, ScriptLimits):
     )
     max_repeats: int | None = setting(None, "M of --repeats N..M.", "M", None, ge=2, le=1_000_000)
     until_ci: float | None = setting(
-        None, "Add repeats while a cell's interval against the first cell is wider.", "WIDTH", "The run", gt=0, le=1e9
+        None, "Add repeats while a cell's interval against the first cell is wider.", "WIDTH", "The run", gt=0, le=10**9
     )
     race: bool = setting(
         False,
