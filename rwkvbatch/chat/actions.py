@@ -20,7 +20,7 @@ from rwkvbatch.chat.app import Chat
 from rwkvbatch.chat.runs import export
 from rwkvbatch.chat.session import TURN_SETTINGS
 from rwkvbatch.chat.storage import load_session, save_session
-from rwkvbatch.config import PRESETS, SHORT_NAMES, Sampling, ThinkMode, full_name, preset
+from rwkvbatch.config import NO_ADAPTER, PRESETS, SHORT_NAMES, Sampling, ThinkMode, full_name, preset
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.states import save_state
 from rwkvbatch.prompt.escaping import printable
@@ -296,7 +296,7 @@ def model(chat: Chat, argument: str) -> None:
         return
     engine = chat.load_engine(str(Path(argument).expanduser()))
     session.use_engine(engine)
-    session.use_settings(session.settings.replace(model=argument))
+    session.use_settings(session.settings.replace(model=argument, adapter=NO_ADAPTER))
     chat.transcript.start(session)
     chat.view.note(f"{engine.model.spec.path} reads the conversation when the next message comes")
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session
 from rwkvbatch.chat.tree import REFERENCE, Exchange
+from rwkvbatch.config import NO_ADAPTER
 from rwkvbatch.engine.request import FinishReason, closed_history
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
 from rwkvbatch.files import save_file
@@ -213,6 +214,7 @@ def export(session: Session, path: Path) -> Exported:
     for option, value, default in (
         ("--think", exchanges[0].settings["think"], "off"),
         ("--model", settings.model, None),
+        ("--adapter", settings.adapter, NO_ADAPTER),
         ("--strategy", settings.strategy, "auto"),
         ("--backend", settings.backend, "auto"),
         ("--state", opening.state, None),

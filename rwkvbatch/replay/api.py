@@ -55,6 +55,7 @@ class RunKeywords(TypedDict, total=False):
     stop: Sequence[str]
     think: ThinkMode | Sequence[ThinkMode]
     history: HistoryMode | Sequence[HistoryMode]
+    adapter: str | Sequence[str]
     strategy: str | Sequence[str]
     backend: str | Sequence[str]
     state: str | Sequence[str] | None
