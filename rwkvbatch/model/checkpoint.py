@@ -15,6 +15,7 @@ import torch
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.base import RWKV7, Dimensions, dimensions_of, is_rwkv7
 from rwkvbatch.model.containers import open_tensors
+from rwkvbatch.model.foreign import refuse_network, refuse_quantised, refuse_variant
 from rwkvbatch.model.forms import official
 from rwkvbatch.model.rwkv7 import state_bytes
 from rwkvbatch.model.strategy import PRECISIONS, Precision
@@ -63,7 +64,9 @@ def _generation(file: NamedTensors) -> str:
         raise CheckpointError(
             "this is a state-tuned file (initial states), not a model", path=file.path, hint="give it as --state FILE"
         )
+    refuse_variant(names, file.path)
     if some(".att.r_k"):
+        refuse_quantised(names, file.path)
         return "7a" if some(".ffn.s_emb.") else "7"
     if some("time_maa"):
         return "6.0"
@@ -74,6 +77,8 @@ def _generation(file: NamedTensors) -> str:
         return "5.1" if some("gate.weight") else "5.0"
     if "blocks.0.att.time_decay" in names:
         return "4"
+    refuse_network(names, file.config, file.path)
+    refuse_quantised(names, file.path)
     found = ", ".join(repr(name[:60]) for name in list(names)[:NAMES_SHOWN]) or "no tensors at all"
     raise CheckpointError(
         f"not an RWKV checkpoint: expected tensors such as 'blocks.0.att.r_k' and 'emb.weight', found {found}",
