@@ -19,7 +19,7 @@ from rwkvbatch.model.foreign import refuse_network, refuse_quantised, refuse_var
 from rwkvbatch.model.forms import official
 from rwkvbatch.model.rwkv7 import state_bytes
 from rwkvbatch.model.strategy import PRECISIONS, Precision
-from rwkvbatch.model.tensor_file import NamedTensors
+from rwkvbatch.model.tensor_file import Entry, NamedTensors
 
 NAMES_SHOWN = 4
 
@@ -243,6 +243,23 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                 hint='use --strategy "cpu bf16", "cpu fp32" or "auto"',
             )
         return rounded
+
+    def rounded(self, dtype: torch.dtype | None) -> dict[str, Entry]:
+        """The tensors for another file, checked when they are loaded; with `dtype` None of the types that they have.
+
+        Layer 0's unused tensors are left out if they hold NaN or infinity, which would look like damage to others.
+        """
+        narrow = Checkpoint(self.file, self.architecture, dtype)
+
+        def entry(name: str, stored: Entry) -> Entry:
+            target = dtype or stored.dtype
+            return Entry(target, stored.shape, lambda: narrow[name].to(target))
+
+        return {
+            name: entry(name, stored)
+            for name, stored in self.file.entries.items()
+            if name not in UNUSED or bool(torch.isfinite(self.file.read(name)).all())
+        }
 
     def check(self, name: str) -> torch.Tensor:
         """The tensor `name` as it is in the file; errors as above."""
