@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rwkvbatch.chat.tree import ConversationTree, Exchange, Opening, Position
+from rwkvbatch.chat.tree import ConversationTree, Cut, Exchange, Opening, Position
 from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.engine import ZERO_ROOT, Engine, NextToken
 from rwkvbatch.engine.prefix_cache import Node
@@ -27,8 +27,8 @@ from rwkvbatch.replay.identity import sha256_of_file
 CONVERSATION = "chat"
 SEED_LIMIT = 2**63
 TURN_SETTINGS = (
-    *("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "penalty_decay", "order"),
-    *("banned_token_ids", "max_tokens", "max_seconds", "stop", "think"),
+    *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "penalty_decay", "order"),
+    *("no_penalty", "banned_token_ids", "max_tokens", "max_seconds", "stop", "think"),
 )
 """The settings that may change from turn to turn."""
 
@@ -156,6 +156,18 @@ class Session:
         last = self._last("/retry")
         return self._add_reply(self.tree.before(last), last.user, self.tree.next_attempt(last), on_text, should_stop)
 
+    def edit(self, user: str, *, on_text: OnText | None = None, should_stop: ShouldStop = never) -> Exchange:
+        """Reply to `user` in place of the last message."""
+        if not user.strip():
+            raise UsageError("the message is empty")
+        return self._add_reply(self.tree.before(self._last("/edit")), user, 0, on_text, should_stop)
+
+    def redo(self) -> Cut:
+        """Take back the last `undo`, `retry`, `edit` or `pick`."""
+        cut = self.tree.redo()
+        self._prefixes.pin_branch_states()
+        return cut
+
     def again(self, count: int, *, should_stop: ShouldStop = never) -> list[Exchange]:
         """`count` more replies to the last message, generated as one batch; `pick` chooses one."""
         last = self._last("/again")
@@ -174,7 +186,7 @@ class Session:
         if not 1 <= number <= len(self.alternatives):
             raise UsageError(f"/pick: the number must be in 1 to {len(self.alternatives)}, got {number}")
         chosen = self.alternatives[number - 1]
-        self.tree.move(chosen)
+        self.tree.pick(chosen)
         self._prefixes.pin_branch_states()
         return chosen
 
@@ -303,8 +315,9 @@ class PinnedPrefixes:
         return root
 
     def pin_branch_states(self) -> None:
-        """Pin the states at the ends of all branches, and no others."""
-        ends = set(self._tree.branches.values())
+        """Pin the states at the ends of the branches that the user made or went to, and no others."""
+        kept = self._tree.kept
+        ends = {position for name, position in self._tree.branches.items() if name not in kept}
         for position in [position for position in self._pinned_states if position not in ends]:
             self._engine.unpin_state(self._pinned_states.pop(position))
         for position in ends - self._pinned_states.keys():

@@ -109,6 +109,14 @@ class TerminalView:
         if error.hint:
             self.note(error.hint)
 
+    def confirm(self, question: str) -> bool:
+        self._gap = False
+        self.console.print(Text(f"{printable(question, keep_newlines=False)} [y/N] "), end="", soft_wrap=True)
+        try:
+            return input().strip().lower() in ("y", "yes")
+        except EOFError:
+            return False
+
     def show(self, content: RenderableType) -> None:
         self._gap = False
         self.console.print(uncut(content))

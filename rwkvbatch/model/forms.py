@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model import gguf
+from rwkvbatch.model import gguf, web_rwkv
 from rwkvbatch.model.containers import CONFIG
 from rwkvbatch.model.strategy import PRECISIONS
 from rwkvbatch.model.tensor_file import Entry, NamedTensors
@@ -291,6 +291,7 @@ FORMS = (
     Form("llama.cpp", gguf.undo),
     Form("a prefix", _without_prefix),
     Form("another program's names", _renamed),
+    Form("web-rwkv", web_rwkv.undo),
     Form("another name of the head", _plain_head),
     Form("a tied head", _tied_head),
     Form("unused tensors that do not fit", _without_unused),

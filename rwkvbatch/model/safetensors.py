@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rwkvbatch.errors import CheckpointError, StorageError, UsageError
-from rwkvbatch.files import FILE_MODE, PRIVATE_MODE, replacing
+from rwkvbatch.files import FILE_MODE, PRIVATE_MODE, FileKind, check_target, replacing
 from rwkvbatch.model import pth
 from rwkvbatch.model.tensor_file import Contents, Entry, StoredBytes
 
@@ -147,10 +147,34 @@ def _reason(error: Exception) -> str:
 SUFFIXES = (".pth", ".safetensors")
 
 
+STATE_FORMAT = "rwkvbatch-state"
+"""What the metadata key `format` of a saved state says."""
+
+
+def _is_state(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return read_header(file.fileno(), path).metadata.get("format") == STATE_FORMAT
+    except CheckpointError:
+        return False
+
+
+def _is_checkpoint(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(64)
+    # A zip archive, or a pickle of protocol 2: what `torch.save` has written since and before version 1.6.
+    return head.startswith((b"PK\x03\x04", b"\x80\x02")) or (is_safetensors(head) and not _is_state(path))
+
+
+CHECKPOINT = FileKind("a checkpoint", _is_checkpoint)
+STATE = FileKind("a saved state", _is_state)
+
+
 def save_tensors(
     path: Path,
     tensors: Mapping[str, Tensor],
     *,
+    kind: FileKind = CHECKPOINT,
     metadata: Mapping[str, str] | None = None,
     replace: bool = False,
     private: bool = False,
@@ -158,8 +182,9 @@ def save_tensors(
     """Write `.pth` or `.safetensors`, as the name ends, so that the file is there complete or not at all.
 
     Args:
+        kind: of the file; one of another kind is never replaced.
         metadata: texts for the header of a `.safetensors` file.
-        replace: whether an existing file may be replaced.
+        replace: whether an existing file of the same kind may be replaced.
         private: whether only the owner may read it, at no time anyone else.
 
     Raises:
@@ -169,7 +194,7 @@ def save_tensors(
     entries = {
         name: Entry(tensor.dtype, tuple(tensor.shape), partial(_itself, tensor)) for name, tensor in tensors.items()
     }
-    save_entries(path, entries, metadata=metadata, replace=replace, private=private)
+    save_entries(path, entries, kind=kind, metadata=metadata, replace=replace, private=private)
 
 
 def _itself(tensor: Tensor) -> Tensor:
@@ -180,12 +205,13 @@ def save_entries(
     path: Path,
     entries: Mapping[str, Entry],
     *,
+    kind: FileKind = CHECKPOINT,
     metadata: Mapping[str, str] | None = None,
     replace: bool = False,
     private: bool = False,
 ) -> None:
     """As `save_tensors`, with one tensor in memory at a time; also raises what loading an entry raises."""
-    check_target(path, replace=replace)
+    check_tensor_target(path, kind=kind, replace=replace)
     try:
         mode = PRIVATE_MODE if private else FILE_MODE
         with replacing(path, mode=mode) as temporary, temporary.open("r+b") as file:
@@ -222,11 +248,10 @@ def _write(file: BinaryIO, entries: Mapping[str, Entry], metadata: Mapping[str, 
         file.write(entries[name].bytes())
 
 
-def check_target(path: Path, *, replace: bool) -> None:
+def check_tensor_target(path: Path, *, kind: FileKind = CHECKPOINT, replace: bool) -> None:
     """Raise `UsageError` unless `path` may be written."""
     if path.suffix not in SUFFIXES:
         raise UsageError(f"the name of the file to write must end in {' or '.join(SUFFIXES)}, got {str(path)!r}")
     if not path.parent.is_dir():
         raise UsageError(f"there is no directory {str(path.parent)!r} to write {path.name!r} in")
-    if os.path.lexists(path) and not (replace and path.is_file()):
-        raise UsageError(f"{str(path)!r} is already there", hint=None if path.is_dir() else "--force replaces it")
+    check_target(path, kind, replace=replace, how="--force replaces it")

@@ -169,15 +169,19 @@ class Entry:
         return memoryview(tensor.flatten().view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
 
     def transposed(self) -> Entry:
-        """The matrix with its axes exchanged, contiguous."""
-        rows, columns = self.shape
-        return Entry(self.dtype, (columns, rows), lambda: self.load().t().contiguous())
+        """The matrix, or stack of matrices, with its last two axes exchanged, contiguous."""
+        *stack, rows, columns = self.shape
+        return Entry(self.dtype, (*stack, columns, rows), lambda: self.load().transpose(-1, -2).contiguous())
 
     def reshaped(self, shape: tuple[int, ...], path: Path) -> Entry:
         """The same numbers in the same order with another shape; raises `CheckpointError` unless it has as many."""
         if math.prod(shape) != self.num_elements:
             raise CheckpointError(f"a tensor of shape {self.shape} has not {math.prod(shape):,} numbers", path=path)
         return Entry(self.dtype, shape, lambda: self.load().reshape(shape))
+
+    def column(self, index: int) -> Entry:
+        """One column of a matrix."""
+        return Entry(self.dtype, self.shape[:1], lambda: self.load()[:, index].clone())
 
     def part(self, index: int) -> Entry:
         """One element along the first axis."""

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.request import FinishReason, NoiseKey, Reply, Request, Score, closed_history
-from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError, RwkvBatchError
+from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError, RwkvBatchError, in_words
 from rwkvbatch.prompt.templates import PromptTemplate, load_template, prompting_of
 from rwkvbatch.prompt.tokenizer import Tokenizer
 from rwkvbatch.replay.plan import Plan, Task
 from rwkvbatch.results.row import NOT_REACHED, CheckResult, Logprob, Reference, Row, RowTiming, TokenCounts
 from rwkvbatch.script.records import Check, ReplyFacts, Turn
+from rwkvbatch.signals import ENDS_PROCESS
 
 if TYPE_CHECKING:
     from rwkvbatch.engine.engine import Engine
@@ -134,7 +135,9 @@ class ConversationReplay:
         text = self._template.shown_reply(reply.text)
         try:
             row = self._row(reply, score, text)
-        except Exception as error:  # checks are plug-ins: any exception fails the row, not the run
+        except ENDS_PROCESS:
+            raise
+        except BaseException as error:  # checks are plug-ins: any exception fails the row, not the run
             return error_row(self.task, self.turn, explain(error), reply, text)
         self._advance(reply.history)
         return row
@@ -225,16 +228,16 @@ def was_reached(error: str) -> bool:
 
 def explain(error: BaseException) -> str:
     """The message of this program's errors; the type and text of others."""
-    return error.message if isinstance(error, RwkvBatchError) else f"{type(error).__name__}: {error}"
+    return error.message if isinstance(error, RwkvBatchError) else in_words(error)
 
 
 def _check(check: Check, facts: ReplyFacts) -> CheckResult:
     try:
         verdict = check.judge(facts)
-    except RowError:
+    except (RowError, *ENDS_PROCESS):
         raise
-    except Exception as error:
-        raise RowError(f"check {check.kind!r} failed: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        raise RowError(f"check {check.kind!r} failed: {in_words(error)}") from error
     score = float(verdict.score)
     if not 0 <= score <= 1:
         raise RowError(f"check {check.kind!r} failed: its score must be in [0, 1], got {score}")

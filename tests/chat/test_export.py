@@ -120,7 +120,7 @@ def test_replies_of_another_model_are_listed(tmp_path: Path) -> None:
     (caveat,) = export(session, tmp_path / "a.jsonl").caveats
     assert "turn 1 is another model's" in caveat
     session.use_engine(Engine(NamedModel()))
-    (caveat,) = export(session, tmp_path / "a.jsonl").caveats
+    (caveat,) = export(session, tmp_path / "b.jsonl").caveats
     assert "turn 2 is another model's" in caveat
 
 

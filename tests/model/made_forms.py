@@ -1,6 +1,7 @@
 """Writes checkpoints in the forms that other programs write, from the name maps that these publish.
 
-Sources: flash-linear-attention, utils/convert_from_rwkv7.py; transformers, convert_rwkv_checkpoint_to_hf.py.
+Sources: flash-linear-attention, utils/convert_from_rwkv7.py; transformers, convert_rwkv_checkpoint_to_hf.py; web-rwkv
+and RWKV-Runner, convert_safetensors.py.
 """
 
 from __future__ import annotations
@@ -104,6 +105,31 @@ def to_transformers(tensors: Mapping[str, torch.Tensor]) -> Tensors:
         else:
             made["rwkv." + ".".join(parts.get(p, leaves.get(p, p)) for p in name.split("."))] = tensor
     return made
+
+
+WEB_RWKV_TURNED = ("time_mix_w1", "time_mix_w2", "time_decay_w1", "time_decay_w2", "time_state")
+WEB_RWKV_TURNED_7 = tuple(f".att.{chain}{number}" for chain in "wavg" for number in "12")
+
+
+def to_web_rwkv(
+    tensors: Mapping[str, torch.Tensor], *, turned: tuple[str, ...] = (*WEB_RWKV_TURNED, *WEB_RWKV_TURNED_7)
+) -> Tensors:
+    """What web-rwkv's converters make: fp16, new names, low-rank matrices and states with their axes exchanged.
+
+    RWKV-5.1's numbers of heads become numbers of channels.
+    """
+    made = dict(tensors)
+    heads = made.get("blocks.0.att.time_decay", torch.empty(0)).shape
+    if "blocks.0.att.gate.weight" in made and len(heads) == 1:
+        width = made["emb.weight"].shape[1]
+        for name in made:
+            if "time_decay" in name or "time_faaaa" in name:
+                made[name] = made[name].unsqueeze(1).repeat(1, width // len(made[name]))
+    renamed = {n.replace("time_faaaa", "time_first").replace("time_maa", "time_mix"): t for n, t in made.items()}
+    return {
+        name: (t.transpose(-1, -2) if t.ndim > 1 and any(part in name for part in turned) else t).half().contiguous()
+        for name, t in renamed.items()
+    }
 
 
 def write_directory(
