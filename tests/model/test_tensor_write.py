@@ -101,7 +101,7 @@ def test_private_file_is_its_owners_alone_from_the_first_byte_on(
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.pth"
-    path.write_bytes(b"old")
+    path.write_bytes(b"PK\x03\x04 old")
 
     def full(file: BinaryIO, _entries: object) -> None:
         file.write(b"half")
@@ -110,7 +110,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monke
     monkeypatch.setattr(tensor_write.pth, "write_zip", full)
     with pytest.raises(StorageError, match=r"cannot write .*No space left"):
         save_tensors(path, TENSORS, replace=True)
-    assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"PK\x03\x04 old"
     assert [file.name for file in tmp_path.iterdir()] == ["x.pth"]
 
 
