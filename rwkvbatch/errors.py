@@ -2,7 +2,8 @@
 
     RwkvBatchError
     ├── UsageError              an invalid option or setting (exit code 2)
-    │   └── MissingExtraError   the setting needs an optional dependency
+    │   ├── MissingExtraError   the setting needs an optional dependency
+    │   └── TargetExistsError   a file to write exists, and nothing said that it may be replaced
     ├── InputError              a file that cannot be used (exit code 3)
     │   ├── ScriptError         a conversation script: file, line, column
     │   ├── CheckpointError     weights or a state file: file, tensor
@@ -16,6 +17,7 @@
     │   └── NonFiniteLogitsError
     ├── WorkerError             no worker can be started or reached (exit code 4)
     └── StorageError            a write or flush failed (exit code 4)
+        └── RunReplacedError        the run's directory or rows are no longer those that this process writes
 
 The library raises these; the command line turns them into one message and an exit code, in one place.
 Every message says what was expected and what was found; `hint` says what to do.
@@ -60,6 +62,10 @@ class MissingExtraError(UsageError):
         if extra is not None:
             hint = f"pip install 'rwkvbatch[{extra}]', or in a clone: pip install -e '.[{extra}]'"
         super().__init__(message, hint=hint)
+
+
+class TargetExistsError(UsageError):
+    """A file to write exists already. It is of the kind that would be written, so the user may let it be replaced."""
 
 
 class InputError(RwkvBatchError):
@@ -135,6 +141,10 @@ class WorkerError(RwkvBatchError):
 
 class StorageError(RwkvBatchError):
     """A write or a flush failed. Rows reported as done before it are safe; none are reported after it."""
+
+
+class RunReplacedError(StorageError):
+    """A run's directory or rows were moved, replaced or edited by another program while the run wrote to them."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 
 from rwkvbatch.errors import CheckpointError, UsageError
-from rwkvbatch.model.base import Model, ModelSpec, dimensions_of
+from rwkvbatch.model.base import Model, ModelSpec, dimensions_of, is_rwkv7
 from rwkvbatch.model.checkpoint import Checkpoint, open_checkpoint
 from rwkvbatch.model.ops import Operations
 from rwkvbatch.model.ops.reference import ReferenceOps
@@ -24,6 +24,9 @@ from rwkvbatch.model.strategy import DTYPES, Strategy, parse_strategy
 from rwkvbatch.model.upstream import load_upstream
 
 Backend = Literal["auto", "cpu", "reference", "cuda", "upstream"]
+
+READ_SUFFIXES = (*SUFFIXES, ".st", ".gguf")
+"""Endings that may be left out of a model's name, in the order in which they are tried."""
 
 MODEL_VARIABLE = "RWKVBATCH_MODEL"
 BUNDLED_MODEL = Path(__file__).parent.parent / "demo" / "rwkv7-demo.safetensors"
@@ -45,7 +48,7 @@ class ResolvedModel:
 
 
 def resolve_model_path(path: str | os.PathLike[str] | None = None) -> ResolvedModel:
-    """The weights file that `path` names, with or without its suffix, `.pth` or `.safetensors`.
+    """The weights file that `path` names, with or without its suffix (`READ_SUFFIXES`).
 
     None means the environment variable `RWKVBATCH_MODEL`, and without that the bundled model.
 
@@ -67,7 +70,7 @@ def _resolve(path: str | os.PathLike[str] | None) -> ResolvedModel:
             )
         return ResolvedModel(BUNDLED_MODEL, bundled=True)
     wanted = Path(named).expanduser()
-    candidates = [wanted, *(Path(f"{wanted}{suffix}") for suffix in SUFFIXES)]
+    candidates = [wanted, *(Path(f"{wanted}{suffix}") for suffix in READ_SUFFIXES)]
     try:
         for candidate in candidates:
             if candidate.is_file():
@@ -95,7 +98,7 @@ def _naming_origin(path: str | os.PathLike[str] | None) -> Generator[None]:
 
 def _near_names(wanted: Path) -> str:
     try:
-        names = [entry.name for entry in os.scandir(wanted.parent) if entry.name.endswith(SUFFIXES)]
+        names = [entry.name for entry in os.scandir(wanted.parent) if entry.name.endswith(READ_SUFFIXES)]
     except OSError:
         return ""
     return " or ".join(repr(name) for name in difflib.get_close_matches(wanted.name, names, n=2))
@@ -132,9 +135,10 @@ def load_model(
         raise UsageError(f"--threads must be at least 1, got {threads}")
     with _naming_origin(path), open_checkpoint(resolve_model_path(path).path) as checkpoint:
         generation = checkpoint.architecture.generation
-        if backend == "upstream" or (generation != "7" and backend == "auto"):
+        native = is_rwkv7(checkpoint.architecture)
+        if backend == "upstream" or (not native and backend == "auto"):
             return load_upstream(checkpoint, strategy, threads=threads)
-        if generation != "7":
+        if not native:
             only = f"{checkpoint.file.path} is RWKV-{generation}, which only --backend upstream runs"
             raise UsageError(f"{only}; got --backend {backend}")
         return _load_rwkv7(checkpoint, parse_strategy(strategy), backend, threads)
@@ -146,6 +150,7 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
     name, ops = _operations(checkpoint, strategy, backend, threads)
     tensors = Checkpoint(checkpoint.file, architecture, strategy.dtype)
     network = Network.build(tensors, architecture.num_layers, ops)
+    vocabulary = checkpoint.file.vocabulary_file
     spec = ModelSpec(
         **dimensions_of(architecture),
         state_bytes=state_bytes(architecture),
@@ -155,6 +160,7 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
         backend=name,
         device=ops.device,
         bitwise=ops.bitwise,
+        vocabulary_file=None if vocabulary is None else str(vocabulary),
     )
     stepper: Stepper = network
     if ops.name == "cuda":

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
 
-from rwkvbatch.config import GRID_SETTINGS, HistoryMode, RunSettings, ThinkMode, full_name, option_name
+from rwkvbatch.config import GRID_SETTINGS, TEXTS, HistoryMode, RunSettings, Switch, ThinkMode, full_name, option_name
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell, GridFile, make_cells
 from rwkvbatch.replay.layers import Layered, layer_settings, naming_origins, read_toml
@@ -55,6 +55,8 @@ class RunKeywords(TypedDict, total=False):
     max_seconds: float | Sequence[float] | None
     stop: Sequence[str]
     think: ThinkMode | Sequence[ThinkMode]
+    reply_prefix: str | Sequence[str]
+    bos: Switch | bool | Sequence[Switch | bool]
     history: HistoryMode | Sequence[HistoryMode]
     strategy: str | Sequence[str]
     backend: str | Sequence[str]
@@ -322,11 +324,11 @@ def split_lists(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, li
         full = full_name(key)
         parts: list[Any] = [value]
         if full in GRID_SETTINGS:
-            if isinstance(value, str) and "," in value:
+            if isinstance(value, str) and "," in value and full not in TEXTS:
                 parts = [part.strip() for part in value.split(",")]
             elif isinstance(value, (list, tuple)):
                 parts = list(value)  # pyright: ignore[reportUnknownArgumentType]
-            if not parts or "" in parts:
+            if not parts or ("" in parts and full not in TEXTS):
                 raise UsageError(f"{option_name(full)} has an empty item in {value!r}")
         if len(parts) == 1:
             single[full] = parts[0]

@@ -11,13 +11,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from itertools import takewhile
-from typing import TYPE_CHECKING, Any, cast
+from itertools import chain, takewhile
+from typing import TYPE_CHECKING, cast
 
 from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, NoiseKey, Reply, Request, Score, closed_history
 from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError, RwkvBatchError
-from rwkvbatch.prompt.templates import PromptTemplate, load_template, prompting_of
+from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer
 from rwkvbatch.replay.plan import Plan, Task
 from rwkvbatch.results.row import (
@@ -34,7 +34,7 @@ from rwkvbatch.results.row import (
 )
 from rwkvbatch.script.checks.structured import Chosen
 from rwkvbatch.script.choices import Choice, ChoiceScore, ChoiceScores
-from rwkvbatch.script.records import Check, ReplyFacts, Turn
+from rwkvbatch.script.records import Check, Conversation, ReplyFacts, Turn
 
 if TYPE_CHECKING:
     from rwkvbatch.engine.engine import Engine
@@ -56,11 +56,18 @@ class PromptEncoder:
         self._roots = dict(roots or {})
         # Every cell and repetition encodes the same texts of a conversation.
         self.encode = lru_cache(maxsize=8192)(self._encode)
-        self._load = lru_cache(maxsize=256)(_load_prompting)
+        self._load_template = lru_cache(maxsize=256)(load_template)
+        self._load_prelude = lru_cache(maxsize=256)(load_prelude)
 
-    def prompting(self, settings: CellSettings) -> tuple[PromptTemplate, str | None]:
-        """The template, and the prelude if there is one."""
-        return self._load(settings.think, settings.template, settings.prelude)
+    def template(self, settings: CellSettings) -> PromptTemplate:
+        """The prompt template of a reply."""
+        return self._load_template(settings.prompting)
+
+    def opening(self, conversation: Conversation, settings: CellSettings) -> tuple[int, ...]:
+        """The tokens before the first turn: token 0 with `bos`, the system message and the prelude; may be empty."""
+        prelude = None if settings.prelude is None else self._load_prelude(settings.prelude)
+        begin = (END_OF_TEXT,) if settings.begins_with_bos() else ()
+        return (*begin, *self.encode(self.template(settings).opening(conversation.system, prelude)))
 
     def root(self, settings: CellSettings) -> int:
         """The engine's root number of the initial state."""
@@ -68,11 +75,6 @@ class PromptEncoder:
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text))
-
-
-def _load_prompting(think: Any, template: str | None, prelude: str | None) -> tuple[PromptTemplate, str | None]:
-    prompting = prompting_of(CellSettings(think=think, template=template, prelude=prelude))
-    return load_template(prompting), prompting.prelude
 
 
 class ConversationReplay:
@@ -90,8 +92,7 @@ class ConversationReplay:
         # By turn of the dialogue, the tokens up to the end of its user message: probes count from there.
         self._said: dict[int, int] = {}
         self._encoder = encoder
-        self._template, prelude = encoder.prompting(task.settings)
-        self._history = encoder.encode(self._template.opening(task.conversation.system, prelude))
+        self._history = encoder.opening(task.conversation, task.settings)
 
     @property
     def over(self) -> bool:
@@ -226,25 +227,44 @@ class ConversationReplay:
     def _next(self) -> Turn:
         return self.task.conversation.turns[self.turn]
 
+    @property
+    def _template(self) -> PromptTemplate:
+        return self._encoder.template(self.task.of_turn(self.turn).settings)
+
     def _reference_tokens(self, reference: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The tokens before the turn's reference, and those of the reference; for plain text its prompt and itself."""
-        if self._next.plain:
-            # Not through the cache of encoded texts, which would keep documents.
-            prompt, text = (self._encoder.tokenizer.encode(part) for part in (self._next.user, reference))
-            return (END_OF_TEXT, *prompt), tuple(text)
-        return self._with_given(self._template.reply(reference))
+        """The tokens before the turn's reference that are not scored, and those that are.
+
+        Of a plain text that nothing is read before (`bos` off), the first token cannot be scored.
+        """
+        if not self._next.plain:
+            return self._with_given(*self._template.given_reply(reference))
+        # Not through the cache of encoded texts, which would keep documents.
+        encode = self._encoder.tokenizer.encode
+        settings = self.task.of_turn(self.turn).settings
+        begin = (END_OF_TEXT,) if settings.begins_with_bos(plain_text=True) else ()
+        before, text = (*begin, *encode(self._next.user)), tuple(encode(reference))
+        if not before and len(text) < 2:
+            raise RowError("the text has one token, and nothing is read before it: use --bos on")
+        return (before, text) if before else (text[:1], text[1:])
 
     def _choice_tokens(self, choice: Choice) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The tokens before a choice, and those of the choice, as the beginning of the reply."""
-        return self._with_given(self._choice_text(choice))
+        return self._with_choice(self._choice_text(choice))
 
     def _choice_text(self, choice: Choice) -> str:
+        """A choice as the template writes a reply; after a `reply_prefix` exactly as it stands in the script."""
+        if self._template.reply_prefix:
+            return choice.text
         return self._template.reply(choice.text).removesuffix(self._template.closing)
 
-    def _with_given(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The tokens before a given reply, which follows `PromptTemplate.past_turn`, and those of the reply."""
-        past = self._encoder.encode(self._template.past_turn(self._next.user))
-        return (*self._history, *past), self._encoder.encode(text)
+    def _with_choice(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (self.prompt(), self._encoder.encode(text)) if self._template.reply_prefix else self._with_given(text)
+
+    def _with_given(self, *parts: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens before the last of a reply's `parts`, as the template writes them, and those of that part."""
+        texts = (self._template.past_turn(self._next.user), *parts)
+        *before, last = [self._encoder.encode(text) for text in texts]
+        return (*self._history, *chain.from_iterable(before)), last
 
     def _advance(self, history: tuple[int, ...], row: Row) -> None:
         """Move to the next turn, after `history` if this one had a generated reply.
@@ -259,8 +279,8 @@ class ConversationReplay:
                 prefix, reply = self._with_given(self._template.reply(turn.reference))
                 history = (*prefix, *reply)
             elif not turn.generate:
-                chosen = _chosen(turn, row.choices)
-                prefix, reply = self._with_given(self._template.reply(chosen.text))
+                chosen = self._choice_text(_chosen(turn, row.choices))
+                prefix, reply = self._with_choice(chosen + self._template.closing)
                 history = (*prefix, *reply)
             self._history = history
         self._place += 1
@@ -275,7 +295,7 @@ class ConversationReplay:
             raise NonFiniteLogitsError("the model's log-probabilities hold NaN or infinity")
         reference, choices = None, None
         if turn.reference is not None:
-            reference = _reference(turn, scores[0], sums[0])
+            reference = self._reference(scores[0], sums[0], work.texts[0][1])
             scores, sums = scores[1:], sums[1:]
         if turn.choices:
             choices = ChoiceScores(
@@ -306,6 +326,16 @@ class ConversationReplay:
             choices=choices,
             probe=probe,
         )
+
+    def _reference(self, score: Score, logprob: float, tokens: tuple[int, ...]) -> Reference:
+        turn, num_tokens = self._next, len(tokens)
+        assert turn.reference is not None
+        matched = score.num_matched / num_tokens
+        if not turn.plain:
+            return Reference(turn.reference, score.nll, matched, num_tokens)
+        token_bytes = self._encoder.tokenizer.token_bytes
+        num_bytes = sum(len(token_bytes(token)) for token in tokens)
+        return Reference(short_text(turn.reference), -logprob / num_tokens, matched, num_tokens, logprob, num_bytes)
 
 
 MAX_PENDING = 256
@@ -340,16 +370,6 @@ def _chosen(turn: Turn, scores: ChoiceScores | None) -> Choice:
     rules = [check.rule for check in turn.checks if isinstance(check.rule, Chosen)]
     best = scores.best(rules[0].normalize if rules else "none").name
     return next(choice for choice in turn.choices if choice.name == best)
-
-
-def _reference(turn: Turn, score: Score, logprob: float) -> Reference:
-    assert turn.reference is not None
-    num_tokens = len(score.logprobs)
-    matched = score.num_matched / num_tokens
-    if not turn.plain:
-        return Reference(turn.reference, score.nll, matched, num_tokens)
-    num_bytes = len(turn.reference.encode())
-    return Reference(short_text(turn.reference), -logprob / num_tokens, matched, num_tokens, logprob, num_bytes)
 
 
 def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, text: str = "") -> Row:
@@ -456,8 +476,8 @@ def preview(plan: Plan, encoder: PromptEncoder) -> Preview:
         # Prompts of different models or initial states share no cached state.
         prompts.add((f"{task.settings.model}\0{task.settings.state}", prompt))
         first += played * len(prompt)
-        template, _ = encoder.prompting(task.settings)
-        later += played * sum(len(encoder.encode(template.turn(turn.user))) for turn in turns[1:])
+        for number, turn in enumerate(turns[1:], start=1):
+            later += played * len(encoder.encode(encoder.template(task.of_turn(number).settings).turn(turn.user)))
         replies += played * sum(task.of_turn(turn).settings.max_tokens for turn in range(len(turns)))
     return Preview(
         rows=rows if plan.settings.race_rows is None else min(rows, plan.settings.race_rows),

@@ -122,17 +122,19 @@ def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
             specs = (loader if pool is None else pool).specs(setups_of(plan))
         if directory is None:
             refuse_unusable(plan, specs)
-            return _Session(plan, loader, pool, options, MemoryRows()).run()
+            return _Session(plan, loader, pool, options, MemoryRows(), None).run()
         identity = make_identity(plan, specs, loader.tokenizer)
         refuse_unusable(plan, specs)
         make = partial(make_about, plan, specs, list(options.scripts), options.command)
         directory.claim(identity, make, plan.shard and {**vars(plan.shard), "rows_of_run": plan.num_rows})
         if plan.shard is not None:
-            write_members(options.files, directory.path, [plan.members[number] for number in plan.chosen])
+            write_members(
+                options.files, directory.path, [plan.members[number] for number in plan.chosen], at=directory.at
+            )
         if options.skipped:
             directory.keep_skipped(line.raw for line in options.skipped)
         store = stack.enter_context(closing(directory.open_rows(plan.num_rows, plan.row_number, repair=options.repair)))
-        return _Session(plan, loader, pool, options, store).run()
+        return _Session(plan, loader, pool, options, store, directory).run()
 
 
 def read_rows(directory: Path) -> Iterator[Row]:
@@ -144,13 +146,23 @@ class _Session:
     """One process's part of a run: what its rows, progress and verdict come from."""
 
     def __init__(
-        self, plan: Plan, loader: ModelLoader, pool: WorkerPool | None, options: RunOptions, rows: Rows
+        self,
+        plan: Plan,
+        loader: ModelLoader,
+        pool: WorkerPool | None,
+        options: RunOptions,
+        rows: Rows,
+        directory: RunDirectory | None,
     ) -> None:
         self._plan = plan
         self._loader = loader
         self._options = options
         self._rows = rows
-        self._status = None if options.out is None else StatusFile(options.out, files=options.files)
+        self._directory = directory
+        self._status = None
+        if directory is not None:
+            may_write = directory.may_write
+            self._status = StatusFile(directory.path, files=options.files, at=directory.at, may_write=may_write)
         self._race = race_of(plan, rows) if plan.settings.race else None
         self._wanted: Wanted | Played = first_round(plan)
         self._steps = StepLog()
@@ -246,7 +258,7 @@ class _Session:
         self._update_status("failed" if isinstance(error, Exception) else "interrupted", explain(error))
 
     def _result(self, *, interrupted: bool) -> RunResult:
-        path, files, progress = self._options.out, self._options.files, self._progress()
+        directory, files, progress = self._directory, self._options.files, self._progress()
         self._steps.end(progress, interrupted=interrupted)
         verified = verdict(len(self._verified), self._differences) if self._verified else None
         race = None
@@ -254,11 +266,15 @@ class _Session:
             race = result_of(self._race, self._plan, self._wanted)
         names = [cell.name for cell in self._plan.cells]
         summary = summarize(self._rows.rows(), names, self._wanted.num_rows)
+        path = None if directory is None else directory.path
         rows = partial(iter, list(self._rows.rows())) if path is None else partial(read_rows, path)
-        if path is not None:
-            write_summary(path, summary, progress.session(), None if race is None else race.as_dict(), files=files)
+        if directory is not None:
+            directory.check()
+            race_record = None if race is None else race.as_dict()
+            write_summary(directory.path, summary, progress.session(), race_record, files=files, at=directory.at)
             if verified is not None:
-                save_file(path / VERIFY_NAME, [json.dumps(verified, indent=2).encode(), b"\n"], files=files)
+                content = [json.dumps(verified, indent=2).encode(), b"\n"]
+                save_file(directory.path / VERIFY_NAME, content, files=files, at=directory.at)
         precision = () if isinstance(self._wanted, Played) else reached(self._plan, self._rows, self._wanted)
         return RunResult(path, summary, progress, interrupted, self._plan, rows, verified, precision, race)
 

@@ -14,11 +14,10 @@ from typing import Any, cast
 
 from rwkvbatch.config import identity_with_full_names
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError
-from rwkvbatch.files import OS_FILES, Files, save_file
+from rwkvbatch.files import MANIFEST_NAME, OS_FILES, Files, read_file, save_file
 
 JsonObject = Mapping[str, Any]
 
-MANIFEST_NAME = "manifest.json"
 FORMAT = 1
 MAX_MANIFEST_BYTES = 64 * 2**20
 
@@ -35,8 +34,12 @@ def write_manifest(
     shard: JsonObject | None = None,
     *,
     files: Files = OS_FILES,
+    at: int | None = None,
 ) -> None:
     """Write the manifest atomically.
+
+    Args:
+        at: the open directory; `directory` is opened without it.
 
     Raises:
         StorageError: it could not be written.
@@ -44,7 +47,7 @@ def write_manifest(
     part = {} if shard is None else {"shard": shard}
     content = {"format": FORMAT, "identity": identity, **part, "about": about}
     text = json.dumps(content, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
-    save_file(directory / MANIFEST_NAME, [text, b"\n"], files=files)
+    save_file(directory / MANIFEST_NAME, [text, b"\n"], files=files, at=at)
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
@@ -56,9 +59,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     """
     path = directory / MANIFEST_NAME
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise RunDirectoryError(f"is larger than {MAX_MANIFEST_BYTES:,} bytes, a manifest's limit", path=path)
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path, MAX_MANIFEST_BYTES))
     except FileNotFoundError:
         return None
     except OSError as error:

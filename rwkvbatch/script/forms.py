@@ -19,6 +19,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field
 
 from rwkvbatch.script.native import (
+    OF_THE_REPLY,
     Message,
     Role,
     Shape,
@@ -186,7 +187,7 @@ def _content(content: Any, source: SourceLine, where: str) -> str:
 
 
 _NATIVE_KEYS = frozenset({"id", "tags", "params", "expect", "probes"})
-_NATIVE_MESSAGE_KEYS = frozenset({"expect", "params", "choices", "generate", "probes"})
+
 _OPENAI_KEYS = frozenset(_OPENAI_PARAMS) | {
     "model", "tools", "functions", "stream", "user", "metadata", "n", "parallel_tool_calls"
 }  # fmt: skip
@@ -210,7 +211,7 @@ def _is_openai(line: Mapping[str, Any]) -> bool:
     if not is_array(messages) or not _NATIVE_KEYS.isdisjoint(line):
         return False
     plain = [message for message in messages if is_object(message)]
-    if any(not _NATIVE_MESSAGE_KEYS.isdisjoint(message) for message in plain):
+    if any(not OF_THE_REPLY.isdisjoint(message) for message in plain):
         return False
     return not _OPENAI_KEYS.isdisjoint(line) or any(
         not isinstance(message.get("content"), str)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rwkvbatch.config import ALIASES, Sampling, Settings, Stopping, with_full_names
+from rwkvbatch.config import ALIASES, DialoguePrompt, Sampling, Settings, Stopping, with_full_names
 from rwkvbatch.errors import UsageError
 from rwkvbatch.script.checks import parse_checks
 from rwkvbatch.script.choices import MAX_CHOICES, MIN_CHOICES, Choice, find_choice
@@ -88,15 +88,17 @@ def read_tags(given: Sequence[str], source: SourceLine) -> tuple[str, ...]:
 
 
 SEED = "seed"
-_RECORDS: tuple[type[Settings], ...] = (Sampling, Stopping)
+_RECORDS: tuple[type[Settings], ...] = (Sampling, Stopping, DialoguePrompt)
+SWITCHES = frozenset({"bos"})
+"""Settings that may be given as true or false."""
 PARAM_NAMES = frozenset({SEED, *ALIASES}.union(*(record.model_fields for record in _RECORDS)))
 
 
 def parse_params(raw: Mapping[str, Any], source: SourceLine, where: str = "params") -> Mapping[str, Any]:
-    """Validated overrides, by the names of `config.Sampling` and `config.Stopping` (short names too), and `seed`."""
+    """Validated overrides: fields of `config.Sampling`, `Stopping` and `DialoguePrompt`, by any name, and `seed`."""
     refuse_unknown_keys(raw, PARAM_NAMES, source, where)
     for name, value in raw.items():
-        if isinstance(value, bool):
+        if isinstance(value, bool) and name not in SWITCHES:
             refuse(source, f"{where}.{name}: must not be a boolean, got {str(value).lower()}")
         if name in ALIASES and ALIASES[name] in raw:
             refuse(source, f"{where}: {name} and {ALIASES[name]} are one setting", "leave one of the two out")
@@ -122,7 +124,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Message:
-    """One message of any form; what belongs to its reply is not parsed yet (see `_Reply`).
+    """One message of any form; what belongs to the reply is not parsed yet. `reply_prefix` is one of the params.
 
     `where` names the message in its line, such as `messages[2]`.
     """
@@ -132,9 +134,14 @@ class Message:
     where: str
     expect: Any = None
     params: Mapping[str, Any] | None = None
+    reply_prefix: str | None = None
     choices: Any = None
     generate: bool | None = None
     probes: Any = None
+
+
+OF_THE_REPLY = frozenset({"expect", "params", "reply_prefix", "choices", "generate", "probes"})
+"""Keys of a user message that are about the reply that it asks for."""
 
 
 def to_turns(
@@ -151,7 +158,7 @@ def to_turns(
     for at, message in enumerate(messages):
         where = message.where
         if message.role != "user":
-            for key in ("expect", "params", "choices", "generate", "probes"):
+            for key in sorted(OF_THE_REPLY):
                 if getattr(message, key) is not None:
                     refuse(source, f"{where}: `{key}` must be in the user message that asks for the reply", "move it")
         if message.role == "system":
@@ -182,7 +189,7 @@ def _turn(message: Message, source: SourceLine) -> Turn:
     """The turn that a user message begins."""
     where = message.where
     checks = () if message.expect is None else parse_checks(message.expect, source, f"{where}.expect")
-    params = parse_params(message.params or {}, source, f"{where}.params")
+    params = _turn_params(message, source)
     choices = () if message.choices is None else parse_choices(message.choices, source, f"{where}.choices")
     if message.generate is not None and not choices:
         refuse(source, f"{where}: `generate` belongs to `choices`, and there are none", "leave it out")
@@ -241,6 +248,7 @@ class _Probe(Shape):
     params: dict[str, Any] | None = None
     choices: Any = None
     generate: bool | None = None
+    reply_prefix: str | None = None
     reference: str | None = None
     since: int | Literal["system"] = 0
 
@@ -272,12 +280,26 @@ def _read_probes(
                 refuse(source, f'{place}.since: must be a turn from 0 to {latest}, or "system"; got {since}', hint)
             if since > after:
                 continue
-            message = Message("user", one.content, place, one.expect, one.params, one.choices, one.generate)
+            own = (one.expect, one.params, one.reply_prefix, one.choices, one.generate)
+            message = Message("user", one.content, place, *own)
             turn = replace(_turn(message, source), reference=one.reference, probe=Probe(after, count[after], since))
             _check_needs(turn, source, place)
             found.append(turn)
             count[after] += 1
     return found
+
+
+def _turn_params(message: Message, source: SourceLine) -> Mapping[str, Any]:
+    """The params of the reply that a user message asks for, its `reply_prefix` among them."""
+    where = f"{message.where}.params"
+    params = parse_params(message.params or {}, source, where)
+    if "bos" in params:
+        refuse(source, f"{where}.bos: token 0 is read before the conversation", "move it to the conversation's params")
+    if message.reply_prefix is None:
+        return params
+    if "reply_prefix" in params:
+        refuse(source, f"{message.where}: has reply_prefix beside its content and in its params", "keep one of the two")
+    return {**params, "reply_prefix": message.reply_prefix}
 
 
 @dataclass(frozen=True)
@@ -313,6 +335,7 @@ class _Message(Shape):
     content: str
     expect: Any = None
     params: dict[str, Any] | None = None
+    reply_prefix: str | None = None
     choices: Any = None
     generate: bool | None = None
     probes: Any = None
@@ -371,8 +394,8 @@ def read_native(line: Mapping[str, Any], source: SourceLine, default_id: str) ->
     for at, item in enumerate(raw.messages):
         where = f"messages[{at}]"
         one = _Message.read(item, source, where)
-        own = (one.choices, one.generate, one.probes)
-        messages.append(Message(one.role, one.content, where, one.expect, one.params, *own))
+        own = (one.expect, one.params, one.reply_prefix, one.choices, one.generate, one.probes)
+        messages.append(Message(one.role, one.content, where, *own))
     turns = to_turns(messages, source, raw.probes)
     bare = Conversation(read_id(raw.id, default_id, source), *turns, (), {}, source)
     return raw.parsed(source).apply(bare)

@@ -1,0 +1,298 @@
+"""The forms in which people hold checkpoints: `official` undoes each, so that the tensors have the official names.
+
+A form is one entry of `FORMS`, tried in order, each on what those before it left. Its function takes the tensors and
+returns None when they are not of this form; else `tensors.changed(entries, phrase, ..., form=name)` with the entries
+under their official names, made by `Entry.transposed`, `Entry.part` or an `Entry` of your own (nothing is read before
+the entry's `load` is called), and a phrase for each thing that was undone, which `model info` prints. It raises
+`CheckpointError` for files that are recognised but cannot be right. A kind of file (how bytes hold tensors) is an entry
+of `containers.KINDS` instead. A new form also needs a row in `docs/models.md`, a test that its logits are those of the
+`.pth`, hostile files in `tests/model/hostile/`, and a seed for `tools/fuzz/fuzz_checkpoint.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model import gguf, web_rwkv
+from rwkvbatch.model.containers import CONFIG
+from rwkvbatch.model.strategy import PRECISIONS
+from rwkvbatch.model.tensor_file import Entry, NamedTensors
+
+Entries = dict[str, Entry]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What people do to a checkpoint's names and shapes, and how it is undone; see the module's docstring."""
+
+    name: str
+    undo: Callable[[NamedTensors], NamedTensors | None]
+
+
+def official(tensors: NamedTensors) -> NamedTensors:
+    """The tensors under the official names of their generation, whatever form they are in.
+
+    Raises:
+        CheckpointError: they are of a known form, but of one that this program cannot compute.
+    """
+    _check_config(tensors)
+    for form in FORMS:
+        tensors = form.undo(tensors) or tensors
+    return tensors
+
+
+# Prefixes: https://github.com/Lightning-AI/pytorch-lightning adds `_forward_module.` (Fabric), torch's DistributedData-
+# Parallel `module.`, torch.compile `_orig_mod.`, transformers the base model's name (`model.`, `rwkv.`).
+
+_ANCHOR = re.compile(
+    r"(.*?)(?:blocks\.\d+\.(?:att|ffn|ln[012]|attention|feed_forward)|(?:model\.)?layers\.\d+\.(?:linear_)?attn)\."
+)
+_ROOTS = {"blocks", "emb", "ln_out", "head", "layers", "embeddings", "embed_tokens", "norm", "lm_head"}
+
+
+def _without_prefix(tensors: NamedTensors) -> NamedTensors | None:
+    """Remove what all names begin with, then what those of all layers begin with, as the head's name may not."""
+    anchored = {match[1] for name in tensors.entries if (match := _ANCHOR.match(name))}
+    if anchored <= {""}:
+        return None
+    if len(anchored) > 1:
+        shown = " and ".join(repr(prefix[:60]) for prefix in sorted(anchored)[:3])
+        raise CheckpointError(
+            f"it holds more than one network: there are layers under {shown}",
+            path=tensors.path,
+            hint="save the tensors of one of them alone",
+        )
+    common = _common_prefix([*tensors.entries])
+    (own,) = anchored
+    undone: list[str] = []
+    entries: Entries = dict(tensors.entries)
+    for prefix in filter(None, (common, own.removeprefix(common))):
+        changed = {name.removeprefix(prefix): entry for name, entry in entries.items()}
+        if len(changed) != len(entries):
+            raise CheckpointError(f"some tensors are there with and without the prefix {prefix!r}", path=tensors.path)
+        count = sum(name.startswith(prefix) for name in entries)
+        undone.append(f"the prefix {prefix!r} of {'all' if count == len(entries) else count} names")
+        entries = changed
+    return tensors.changed(entries, *undone) if undone else None
+
+
+def _common_prefix(names: list[str]) -> str:
+    """The components that all names begin with, before the first that the networks' own names begin with."""
+    parts: list[str] = []
+    for components in zip(*(name.split(".") for name in names), strict=False):
+        if len(set(components)) > 1 or components[0] in _ROOTS:
+            break
+        parts.append(components[0] + ".")
+    return "".join(parts)
+
+
+# Other programs' names. Sources (all on github.com):
+#   fla-org/flash-linear-attention, utils/convert_from_rwkv7.py, fla/layers/rwkv7.py, fla/models/rwkv7 (the older `x_x`)
+#   huggingface/transformers, src/transformers/models/rwkv/convert_rwkv_checkpoint_to_hf.py (RWKV-4; the code that
+#     Hugging Face's RWKV-5 and 6 bring has the same names)
+#   rwkv-rs/vllm-rwkv, vllm/transformers_utils/configs/rwkv7.py (`model.embeddings`, low-rank matrices as linear layers)
+#   rwkv-rs's transformers, convert_rwkv7_checkpoint_to_hf.py of 2026 (`linear_attn`), as in the release rwkv7-g1-st
+
+
+@dataclass(frozen=True)
+class _Naming:
+    """How a program names the tensors of RWKV.
+
+    Attributes:
+        name: the program.
+        mark: a name of a tensor that only this program gives, for recognising it.
+        parts: what it calls what, beside layers; the longest that fits is taken.
+    """
+
+    name: str
+    mark: re.Pattern[str]
+    parts: Mapping[str, str]
+
+
+_PROJECTIONS = {"r_proj": "receptance", "k_proj": "key", "v_proj": "value", "o_proj": "output", "g_norm": "ln_x"}
+_NAMINGS = (
+    _Naming(
+        "flash-linear-attention",
+        re.compile(r"layers\.\d+\.attn\.(?:r_k|[wa]_lora\.lora\.0\.weight)"),
+        {
+            "pre_norm": "ln0",
+            "attn_norm": "ln1",
+            "ffn_norm": "ln2",
+            "attn": "att",
+            **{f"attn.{theirs}": f"att.{ours}" for theirs, ours in _PROJECTIONS.items()},
+        },
+    ),
+    _Naming(
+        "transformers (RWKV-7)",
+        re.compile(r"layers\.\d+\.linear_attn\.(?:r_k|w0|k_k)"),
+        {
+            "input_layernorm": "ln1",
+            "post_attention_layernorm": "ln2",
+            "linear_attn": "att",
+            **{f"linear_attn.{theirs}": f"att.{ours}" for theirs, ours in _PROJECTIONS.items()},
+            "mlp": "ffn",
+            "mlp.up_proj": "ffn.key",
+            "mlp.down_proj": "ffn.value",
+        },
+    ),
+    _Naming(
+        "transformers (RWKV-4 to 6)",
+        re.compile(r"blocks\.\d+\.(?:attention|feed_forward)\..+"),
+        {
+            "pre_ln": "ln0",
+            "attention": "att",
+            "feed_forward": "ffn",
+            **{
+                f"{theirs}.time_mix_{word}": f"{ours}.time_mix_{word[0]}"
+                for theirs, ours in (("attention", "att"), ("feed_forward", "ffn"))
+                for word in ("key", "value", "receptance", "gate")
+            },
+        },
+    ),
+    _Naming("vllm-rwkv", re.compile(r"blocks\.\d+\.att\.[wavg][12]\.weight"), {}),
+)
+
+_WHOLE = {
+    "embeddings": "emb",
+    "embed_tokens": "emb",
+    "embedding_norm": "blocks.0.ln0",
+    "norm": "ln_out",
+    "lm_head": "head",
+}
+_IN_LAYER = re.compile(r"(?:layers|blocks)\.(\d{1,6})\.(.+)")
+_LORA = re.compile(r"att\.([wavg])_lora\.lora\.(0\.weight|2\.weight|2\.bias)")
+_LORA_NUMBER = {"2.bias": "0", "0.weight": "1", "2.weight": "2"}
+_AS_LINEAR_LAYER = re.compile(r"att\.([wavg])([12])\.weight")
+_FUSED_ORDER = "rwkvag"
+
+
+def _renamed(tensors: NamedTensors) -> NamedTensors | None:
+    """Official names for those of another program, with the low-rank matrices as the official files have them."""
+    short = {name.removeprefix("model."): entry for name, entry in tensors.entries.items()}
+    naming = next((naming for naming in _NAMINGS if any(map(naming.mark.fullmatch, short))), None)
+    if naming is None or len(short) != len(tensors.entries):
+        return None
+    entries: Entries = {}
+    phrases = dict.fromkeys([f"the names of {naming.name}"])
+    for name, entry in short.items():
+        match = _IN_LAYER.fullmatch(name)
+        if match is None:
+            first, _, rest = name.partition(".")
+            entries[f"{_WHOLE.get(first, first)}.{rest}" if rest else name] = entry
+            continue
+        block, inner = f"blocks.{match[1]}", _translated(match[2], naming.parts)
+        is_matrix = len(entry.shape) == 2
+        if (lora := _LORA.fullmatch(inner)) and (number := _LORA_NUMBER[lora[2]]):
+            transpose = number != "0" and is_matrix
+            entries[f"{block}.att.{lora[1]}{number}"] = entry.transposed() if transpose else entry
+        elif linear := _AS_LINEAR_LAYER.fullmatch(inner):
+            transpose = is_matrix
+            entries[f"{block}.att.{linear[1]}{linear[2]}"] = entry.transposed() if transpose else entry
+        elif inner == "att.x_x" and entry.shape[:1] == (len(_FUSED_ORDER),):
+            transpose = False
+            phrases["the six mixing vectors stored as one (x_x)"] = None
+            entries |= {f"{block}.att.x_{letter}": entry.part(row) for row, letter in enumerate(_FUSED_ORDER)}
+        else:
+            transpose = False
+            entries[f"{block}.{inner}"] = entry
+        if transpose:
+            phrases["the transposition of the low-rank matrices"] = None
+    return tensors.changed(entries, *phrases, form=naming.name)
+
+
+def _translated(name: str, parts: Mapping[str, str]) -> str:
+    """`name` with the longest of its leading components that `parts` has replaced."""
+    components = name.split(".")
+    for end in range(len(components), 0, -1):
+        if (ours := parts.get(".".join(components[:end]))) is not None:
+            return ".".join([ours, *components[end:]])
+    return name
+
+
+def _plain_head(tensors: NamedTensors) -> NamedTensors | None:
+    """Official names of the embedding and the head, which transformers names for itself whatever the layers' names."""
+    names = {"embeddings.weight": "emb.weight", "lm_head.weight": "head.weight"}
+    theirs = {name: ours for name, ours in names.items() if name in tensors.entries and ours not in tensors.entries}
+    if not theirs or not any(name.startswith("blocks.") for name in tensors.entries):
+        return None
+    entries = {theirs.get(name, name): entry for name, entry in tensors.entries.items()}
+    return tensors.changed(entries, *(f"the name {name!r}" for name in theirs))
+
+
+def _tied_head(tensors: NamedTensors) -> NamedTensors | None:
+    """The embedding as the head, when there is none and the configuration says that they are the same."""
+    if "head.weight" in tensors.entries or tensors.config.get("tie_word_embeddings") is not True:
+        return None
+    if "emb.weight" not in tensors.entries:
+        return None
+    head = {"head.weight": tensors.entries["emb.weight"]}
+    return tensors.changed({**tensors.entries, **head}, "the head, which is the embedding (tie_word_embeddings)")
+
+
+_COMPUTED: Mapping[str, Any] = {
+    "norm_eps": 1e-5,
+    "layer_norm_epsilon": 1e-5,
+    "group_norm_epsilon": 64e-5,
+    "norm_first": True,
+    "norm_bias": True,
+    "hidden_act": "sqrelu",
+    "attn": None,
+    "embedding_layer_norm_fused": False,
+    "quantization_config": None,
+}
+"""Keys of a `config.json` of RWKV that change the computation, and the only values that this program computes."""
+
+
+def _check_config(tensors: NamedTensors) -> None:
+    """Refuse a configuration of RWKV that asks for another computation than this program's."""
+    if not str(tensors.config.get("model_type", "rwkv")).startswith("rwkv"):
+        return  # not RWKV: refused by its names
+    for key, computed in _COMPUTED.items():
+        found = tensors.config.get(key, computed)
+        if found != computed and not (computed is None and not found):
+            only = f"only {computed!r} is computed" if computed is not None else "which is not supported"
+            raise CheckpointError(f"its {CONFIG} has {key} = {_shown(found)}; {only}", path=tensors.path)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _without_unused(tensors: NamedTensors) -> NamedTensors | None:
+    """Leave out `v0`, `v1`, `v2` of layer 0, which nothing reads, where they are empty or do not fit."""
+    att = "blocks.0.att."
+    names = [f"{att}v{number}" for number in range(3)]
+    width = next((entry.shape[-1:] for name, entry in tensors.entries.items() if name == "emb.weight"), ())
+    if f"{att}r_k" not in tensors.entries or not width:
+        return None
+    v0, v1, v2 = (tensors.entries.get(name) for name in names)
+    sound = {
+        names[0]: v0 is not None and tuple(size for size in v0.shape if size != 1) == width,
+        names[1]: v1 is not None and v2 is not None and v1.shape == (*width, *v2.shape[:1]),
+        names[2]: v1 is not None and v2 is not None and v2.shape == (*v1.shape[1:], *width),
+    }
+    unsound = [
+        name
+        for name, is_sound in sound.items()
+        if (entry := tensors.entries.get(name)) and not (is_sound and entry.num_elements and entry.dtype in PRECISIONS)
+    ]
+    if not unsound:
+        return None
+    entries = {name: entry for name, entry in tensors.entries.items() if name not in unsound}
+    return tensors.changed(entries, f"{', '.join(unsound)}, which nothing reads and which do not fit, left out")
+
+
+FORMS = (
+    Form("llama.cpp", gguf.undo),
+    Form("a prefix", _without_prefix),
+    Form("another program's names", _renamed),
+    Form("web-rwkv", web_rwkv.undo),
+    Form("another name of the head", _plain_head),
+    Form("a tied head", _tied_head),
+    Form("unused tensors that do not fit", _without_unused),
+)
