@@ -36,7 +36,7 @@ app = command_app()
 )
 @with_settings(
     "model", "strategy", "backend", "state", "batch_size", "threads", "workers", "devices", "ray", "state_memory",
-    "limit", "shuffle_seed", "max_failures",
+    "bos", "limit", "shuffle_seed", "max_failures",
 )  # fmt: skip
 def score_command(
     files: Annotated[
