@@ -147,6 +147,15 @@ class RunReplacedError(StorageError):
     """A run's directory or rows were moved, replaced or edited by another program while the run wrote to them."""
 
 
+def in_words(error: BaseException) -> str:
+    """The type and text of an exception that may be of foreign code, whose text may fail too."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(without a text)"
+    return f"{type(error).__name__}: {text}"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: Python's own error, or torch's for a GPU or the CPU.
 

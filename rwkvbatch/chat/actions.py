@@ -22,7 +22,7 @@ from rwkvbatch.chat.app import Chat, OutputFile
 from rwkvbatch.chat.runs import export
 from rwkvbatch.chat.session import TURN_SETTINGS
 from rwkvbatch.chat.storage import load_session, save_session
-from rwkvbatch.config import PRESETS, SHORT_NAMES, Sampling, ThinkMode, full_name, preset
+from rwkvbatch.config import ORDERS, PRESETS, SHORT_NAMES, Sampling, ThinkMode, full_name, preset
 from rwkvbatch.errors import UsageError
 from rwkvbatch.files import check_target
 from rwkvbatch.model.safetensors import STATE
@@ -34,9 +34,11 @@ NUM_CANDIDATES = 10
 SETTABLE = tuple(SHORT_NAMES.get(name, name) for name in TURN_SETTINGS)
 _VALUES = {
     "think": get_args(ThinkMode),
-    "order": ("top-p-first", "temperature-first"),
+    "order": tuple(ORDERS),
     "temp": ("0", "0.3", "0.7", "1.0", "1.2"),
     "top_p": ("0.1", "0.3", "0.5", "0.8", "1.0"),
+    "min_p": ("0", "0.05", "0.1"),
+    "no_penalty": ("none", r"\x20\t0123456789"),
     "max_seconds": ("none",),
     "ban": ("none", "0"),
     "stop": ("none",),
@@ -91,9 +93,9 @@ def _parse_setting(name: str, text: str) -> dict[str, Any]:
     if full not in (*TURN_SETTINGS, "seed"):
         raise UsageError(f"/set: expected one of {', '.join(SETTABLE)}, seed; got {name[:60]!r}")
     value: Any = text
-    if full in ("banned_token_ids", "stop"):
+    if full in ("banned_token_ids", "stop", "no_penalty"):
         value = [] if text in ("", "none") else [part.strip() for part in text.split(",")]
-        if full == "stop":
+        if full != "banned_token_ids":
             value = [part.encode().decode("unicode_escape") if part.isascii() else part for part in value]
     elif full == "max_seconds" and text == "none":
         return {full: None}

@@ -26,8 +26,8 @@ from rwkvbatch.replay.identity import sha256_of_file
 CONVERSATION = "chat"
 SEED_LIMIT = 2**63
 TURN_SETTINGS = (
-    *("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "penalty_decay", "order"),
-    *("banned_token_ids", "max_tokens", "max_seconds", "stop", "think", "reply_prefix"),
+    *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "penalty_decay", "order"),
+    *("no_penalty", "banned_token_ids", "max_tokens", "max_seconds", "stop", "think", "reply_prefix"),
 )
 """The settings that may change from turn to turn."""
 

@@ -40,6 +40,13 @@ class Command(TyperCommand):
                 raise _given_twice(option, args, grid=self.name == "run")
         return super().parse_args(ctx, args)
 
+    def invoke(self, ctx: Context) -> Any:
+        """As Typer's, which would take an `EOFError` for a user who cancels a question, and end with exit code 1."""
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:
+            raise RuntimeError(f"a stream ended early: {error}") from error
+
 
 def _takes_one_value(option: TyperOption) -> bool:
     return not (option.multiple or option.is_flag or option.count)

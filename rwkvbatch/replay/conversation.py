@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, NoiseKey, Reply, Request, Score, closed_history
-from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError, RwkvBatchError
+from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError, RwkvBatchError, in_words
 from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer
 from rwkvbatch.replay.plan import Plan, Task
@@ -35,6 +35,7 @@ from rwkvbatch.results.row import (
 from rwkvbatch.script.checks.structured import Chosen
 from rwkvbatch.script.choices import Choice, ChoiceScore, ChoiceScores
 from rwkvbatch.script.records import Check, Conversation, ReplyFacts, Turn
+from rwkvbatch.signals import ENDS_PROCESS
 
 if TYPE_CHECKING:
     from rwkvbatch.engine.engine import Engine
@@ -204,7 +205,9 @@ class ConversationReplay:
         text = "" if reply is None else self._template.shown_reply(reply.text)
         try:
             row = self._row(work, reply, scores, text)
-        except Exception as error:  # checks are plug-ins: any exception fails the row, not the run
+        except ENDS_PROCESS:
+            raise
+        except BaseException as error:  # checks are plug-ins: any exception fails the row, not the run
             return error_row(self.task, self.turn, explain(error), reply, text)
         self._advance(() if reply is None else reply.history, row)
         return row
@@ -411,16 +414,16 @@ def was_reached(error: str) -> bool:
 
 def explain(error: BaseException) -> str:
     """The message of this program's errors; the type and text of others."""
-    return error.message if isinstance(error, RwkvBatchError) else f"{type(error).__name__}: {error}"
+    return error.message if isinstance(error, RwkvBatchError) else in_words(error)
 
 
 def _check(check: Check, facts: ReplyFacts) -> CheckResult:
     try:
         verdict = check.judge(facts)
-    except RowError:
+    except (RowError, *ENDS_PROCESS):
         raise
-    except Exception as error:
-        raise RowError(f"check {check.kind!r} failed: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        raise RowError(f"check {check.kind!r} failed: {in_words(error)}") from error
     score = float(verdict.score)
     if not 0 <= score <= 1:
         raise RowError(f"check {check.kind!r} failed: its score must be in [0, 1], got {score}")

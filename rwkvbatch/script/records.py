@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any, NoReturn, Protocol, TypeGuard
 
 from rwkvbatch.config import PENALTY_ALIASES
-from rwkvbatch.errors import ScriptError
+from rwkvbatch.errors import RwkvBatchError, ScriptError
 from rwkvbatch.script.choices import Choice, ChoiceScores
 
 STDIN = "-"
@@ -69,11 +69,19 @@ class ReplyFacts:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of a check: `score` is in [0, 1], `detail` says what was found if it did not pass."""
+    """The result of a check.
+
+    Attributes:
+        score: in [0, 1].
+        detail: what was found if it did not pass.
+        undecided: the check could not judge, such as after its deadline. It has failed, and `not` does not turn that
+            into a pass.
+    """
 
     passed: bool
     score: float
     detail: str | None = None
+    undecided: bool = False
 
 
 class Rule(Protocol):
@@ -110,7 +118,13 @@ class Check:
         Raises:
             RowError: a plug-in's check failed to give a verdict.
         """
-        return self.rule.judge(facts)
+        try:
+            return self.rule.judge(facts)
+        except RwkvBatchError:
+            raise
+        except Exception as error:
+            detail = f"could not judge: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            return Verdict(False, 0.0, detail, undecided=True)
 
     def as_dict(self) -> dict[str, Any]:
         """The complete entry of `expect`."""

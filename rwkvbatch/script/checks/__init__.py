@@ -12,8 +12,9 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
-from rwkvbatch.errors import MissingExtraError, RowError, RwkvBatchError, UsageError
-from rwkvbatch.script.checks import structured, text
+from rwkvbatch.deadline import deadline
+from rwkvbatch.errors import MissingExtraError, RowError, RwkvBatchError, UsageError, in_words
+from rwkvbatch.script.checks import numbers, structured, text
 from rwkvbatch.script.records import (
     Check,
     ReplyFacts,
@@ -28,11 +29,15 @@ from rwkvbatch.script.records import (
     shown,
     type_name,
 )  # fmt: skip
+from rwkvbatch.signals import ENDS_PROCESS
 
 __all__ = ["ENTRY_POINTS", "Check", "ReplyFacts", "Rule", "Verdict", "check_kinds", "judge_all", "parse_checks"]
 
 ENTRY_POINTS = "rwkvbatch.checks"
 """The entry point group of plug-ins: the name is the kind, the object a `RuleKind`."""
+
+PLUGIN_DEADLINE_S = 60.0
+"""Seconds for one reply; a plug-in's kind may have another number as `deadline_s`."""
 
 MAX_NESTING = 8
 MAX_WEIGHT = 1e6
@@ -43,7 +48,7 @@ _BUILT_IN: Mapping[str, text.RuleKind] = {
     "regex": text.Matches,
     "starts_with": text.StartsWith,
     "one_of": text.OneOf,
-    "number": text.Number,
+    "number": numbers.Number,
     "json": structured.JsonRule,
     "max_tokens": text.MaxTokens,
     "min_tokens": text.MinTokens,
@@ -78,18 +83,22 @@ def judge_all(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
     total = sum(check.weight for check in checks)
     weighted = sum(check.weight * verdict.score for check, verdict in zip(checks, verdicts, strict=True))
     failed = _failures(checks, verdicts)
-    return Verdict(failed is None, min(1.0, weighted / total) if total else 1.0, failed)
+    undecided = any(verdict.undecided for verdict in verdicts)
+    return Verdict(failed is None, min(1.0, weighted / total) if total else 1.0, failed, undecided)
 
 
 def _judge_any(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
     verdicts = [check.judge(facts) for check in checks]
     passed = any(verdict.passed for verdict in verdicts)
     score = max(verdict.score for verdict in verdicts)
-    return Verdict(passed, score, None if passed else _failures(checks, verdicts))
+    undecided = not passed and any(verdict.undecided for verdict in verdicts)
+    return Verdict(passed, score, None if passed else _failures(checks, verdicts), undecided)
 
 
 def _judge_not(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
     inner = judge_all(checks, facts)
+    if inner.undecided:
+        return Verdict(False, 0.0, inner.detail, undecided=True)
     return Verdict(not inner.passed, 1.0 - inner.score, "passed, and should not have" if inner.passed else None)
 
 
@@ -114,23 +123,29 @@ class _Combination:
 
 @dataclass(frozen=True)
 class _Guarded:
-    """A plug-in's rule, whose errors become `RowError`."""
+    """A plug-in's rule, whose errors become `RowError`; past its deadline the check has failed."""
 
     kind: str
     rule: Rule
+    deadline_s: float = PLUGIN_DEADLINE_S
 
     def judge(self, facts: ReplyFacts) -> Verdict:
         try:
-            verdict = self.rule.judge(facts)
-            passed, score, detail = bool(verdict.passed), float(verdict.score), verdict.detail
-        except RwkvBatchError:
+            with deadline(self.deadline_s):
+                verdict = self.rule.judge(facts)
+                passed, score, detail = bool(verdict.passed), float(verdict.score), verdict.detail
+                detail = None if detail is None else str(detail)
+        except (RwkvBatchError, *ENDS_PROCESS):
             raise
-        except Exception as error:
+        except TimeoutError as error:
+            return Verdict(False, 0.0, f"gave up: {error}", undecided=True)
+        except BaseException as error:  # `SystemExit` too: a plug-in does not end the run
             hint = "the check is a plug-in: report this to its author"
-            raise RowError(f"the check {self.kind!r} failed with {type(error).__name__}: {error}", hint=hint) from error
+            raise RowError(f"the check {self.kind!r} failed with {in_words(error)}", hint=hint) from error
         if not 0 <= score <= 1:
             raise RowError(f"the check {self.kind!r} gave a score outside [0, 1]: {score}")
-        return Verdict(passed, score, None if detail is None else str(detail))
+        undecided = bool(getattr(verdict, "undecided", False))
+        return Verdict(passed and not undecided, score, detail, undecided)
 
 
 def _parse(raw: Any, source: SourceLine, where: str, depth: int) -> tuple[Check, ...]:
@@ -170,7 +185,8 @@ def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int) -> list[C
             rule = _rule(kind, makers[kind], raw[kind], options, source, where)
             needs_reference = bool(getattr(rule, "needs_reference", False))
             choices = (rule.choice,) if isinstance(rule, structured.Chosen) else ()
-            rule = rule if kind in _BUILT_IN else _Guarded(kind, rule)
+            if kind not in _BUILT_IN:
+                rule = _Guarded(kind, rule, float(getattr(makers[kind], "deadline_s", PLUGIN_DEADLINE_S)))
         made.append(Check(kind, raw[kind], rule, float(weight), options, needs_reference, choices))
     return made
 
@@ -186,8 +202,10 @@ def _rule(
         raise MissingExtraError(f"{source}: {where}.{kind}: {error.message}", hint=error.hint) from None
     except RwkvBatchError:
         raise
-    except Exception as error:
-        refuse(source, f"{where}.{kind}: the plug-in cannot read this: {type(error).__name__}: {error}")
+    except ENDS_PROCESS:
+        raise
+    except BaseException as error:
+        refuse(source, f"{where}.{kind}: the plug-in cannot read this: {in_words(error)}")
 
 
 @lru_cache(maxsize=1)
@@ -204,9 +222,11 @@ def _load_plugin(kind: str) -> text.RuleKind:
         found: Any = point.load()
         if not callable(found.parse) or not all(isinstance(option, str) for option in found.options):
             raise TypeError("`parse` must be callable and `options` a set of names")
-    except Exception as error:
+    except ENDS_PROCESS:
+        raise
+    except BaseException as error:
         raise UsageError(
-            f"the check {kind!r} is a plug-in that cannot be loaded ({point.value}): {type(error).__name__}: {error}",
+            f"the check {kind!r} is a plug-in that cannot be loaded ({point.value}): {in_words(error)}",
             hint="reinstall or remove the package that contains it",
         ) from error
     return found
