@@ -13,7 +13,9 @@ from typing import Literal, get_args
 
 import torch
 
+from rwkvbatch.config import NO_ADAPTER
 from rwkvbatch.errors import CheckpointError, UsageError
+from rwkvbatch.model.adapters import parse_adapter
 from rwkvbatch.model.base import Model, ModelSpec, dimensions_of, is_rwkv7
 from rwkvbatch.model.checkpoint import Checkpoint, open_checkpoint
 from rwkvbatch.model.ops import Operations
@@ -110,6 +112,7 @@ def load_model(
     backend: str = "auto",
     *,
     threads: int | None = None,
+    adapter: str = NO_ADAPTER,
 ) -> Model:
     """Load a model.
 
@@ -124,6 +127,7 @@ def load_model(
             `upstream` (the `rwkv` package), or `auto`: the fastest for the strategy, and `upstream` for checkpoints
             older than RWKV-7.
         threads: number of threads on the CPU; None for all processors.
+        adapter: an adapter to merge into the weights, see `parse_adapter`; `none` for none.
 
     Raises:
         UsageError: an unknown strategy or backend, or one that this machine does not support.
@@ -133,7 +137,8 @@ def load_model(
         raise UsageError(f"--backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
     if threads is not None and threads < 1:
         raise UsageError(f"--threads must be at least 1, got {threads}")
-    with _naming_origin(path), open_checkpoint(resolve_model_path(path).path) as checkpoint:
+    chosen = parse_adapter(adapter)
+    with _naming_origin(path), open_checkpoint(resolve_model_path(path).path, chosen) as checkpoint:
         generation = checkpoint.architecture.generation
         native = is_rwkv7(checkpoint.architecture)
         if backend == "upstream" or (not native and backend == "auto"):
@@ -161,6 +166,7 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
         device=ops.device,
         bitwise=ops.bitwise,
         vocabulary_file=None if vocabulary is None else str(vocabulary),
+        adapter=checkpoint.adapter,
     )
     stepper: Stepper = network
     if ops.name == "cuda":

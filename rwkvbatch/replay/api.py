@@ -69,6 +69,7 @@ class RunKeywords(TypedDict, total=False):
     reply_prefix: str | Sequence[str]
     bos: Switch | bool | Sequence[Switch | bool]
     history: HistoryMode | Sequence[HistoryMode]
+    adapter: str | Sequence[str]
     strategy: str | Sequence[str]
     backend: str | Sequence[str]
     state: str | Sequence[str] | None

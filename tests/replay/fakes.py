@@ -60,6 +60,7 @@ class FakeSpec:
     backend: str = "fake"
     device: str = "cpu"
     bitwise: bool = True
+    adapter: str | None = None
 
 
 def pure_reply(request: Request) -> Reply:
