@@ -369,7 +369,8 @@ class LLM:
             if not all(map(math.isfinite, score.logprobs)):
                 raise NonFiniteLogitsError(f"continuation {number}: a log-probability is NaN or infinite")
         outputs = [
-            ScoreOutput(score.logprobs, score.num_matched, ids) for ids, score in zip(tokens, scores, strict=True)
+            ScoreOutput(tuple(score.logprobs), score.num_matched, ids)
+            for ids, score in zip(tokens, scores, strict=True)
         ]
         return outputs[0] if is_single else outputs
 

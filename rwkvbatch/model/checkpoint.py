@@ -16,11 +16,12 @@ from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.adapters import Adapter, adapted, is_adapter_part
 from rwkvbatch.model.base import RWKV7, Dimensions, dimensions_of, is_rwkv7
 from rwkvbatch.model.containers import open_tensors
+from rwkvbatch.model.foreign import refuse_network, refuse_quantised, refuse_variant
 from rwkvbatch.model.forms import official
 from rwkvbatch.model.pth import LIST_PREFIX
 from rwkvbatch.model.rwkv7 import state_bytes
 from rwkvbatch.model.strategy import PRECISIONS, Precision
-from rwkvbatch.model.tensor_file import NamedTensors
+from rwkvbatch.model.tensor_file import Entry, NamedTensors
 
 NAMES_SHOWN = 4
 
@@ -65,7 +66,9 @@ def _generation(file: NamedTensors) -> str:
         raise CheckpointError(
             "this is a state-tuned file (initial states), not a model", path=file.path, hint="give it as --state FILE"
         )
+    refuse_variant(names, file.path)
     if some(".att.r_k"):
+        refuse_quantised(names, file.path)
         return "7a" if some(".ffn.s_emb.") else "7"
     if some("time_maa"):
         return "6.0"
@@ -88,6 +91,8 @@ def _generation(file: NamedTensors) -> str:
             path=file.path,
             hint=f"give the model it was trained on, and --adapter '{file.path}' (LoRA: '{file.path} alpha=NUMBER')",
         )
+    refuse_network(names, file.config, file.path)
+    refuse_quantised(names, file.path)
     found = ", ".join(repr(name[:60]) for name in list(names)[:NAMES_SHOWN]) or "no tensors at all"
     raise CheckpointError(
         f"not an RWKV checkpoint: expected tensors such as 'blocks.0.att.r_k' and 'emb.weight', found {found}",
@@ -267,6 +272,23 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                 hint='use --strategy "cpu bf16", "cpu fp32" or "auto"',
             )
         return rounded
+
+    def rounded(self, dtype: torch.dtype | None) -> dict[str, Entry]:
+        """The tensors for another file, checked when they are loaded; with `dtype` None of the types that they have.
+
+        Layer 0's unused tensors are left out if they hold NaN or infinity, which would look like damage to others.
+        """
+        narrow = Checkpoint(self.file, self.architecture, dtype)
+
+        def entry(name: str, stored: Entry) -> Entry:
+            target = dtype or stored.dtype
+            return Entry(target, stored.shape, lambda: narrow[name].to(target))
+
+        return {
+            name: entry(name, stored)
+            for name, stored in self.file.entries.items()
+            if name not in UNUSED or bool(torch.isfinite(self.file.read(name)).all())
+        }
 
     def check(self, name: str) -> torch.Tensor:
         """The tensor `name` as it is in the file; errors as above."""
