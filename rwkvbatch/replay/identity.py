@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 GENERATION_RULES = 1
 """Raised whenever this program would give other replies than before to the same weights, script and settings."""
 
-_FILES_OF_A_CELL = {"model", "strategy", "backend", "state", "template", "prelude"}
+_FILES_OF_A_CELL = {"model", "adapter", "strategy", "backend", "state", "template", "prelude"}
 
 
 def make_identity(
@@ -127,6 +127,7 @@ def make_about(plan: Plan, specs: Mapping[Setup, ModelSpec], scripts: list[str],
         "models": [
             {
                 "path": spec.path,
+                **({} if spec.adapter is None else {"adapter": spec.adapter}),
                 "generation": spec.generation,
                 "layers": spec.num_layers,
                 "width": spec.width,

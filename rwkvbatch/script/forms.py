@@ -7,6 +7,7 @@
 | LMSYS        | `conversation`                         | the same                                 |
 | MT-Bench     | `turns` or `question_id`               | the same                                 |
 | OpenAI chat  | `messages`, and keys or contents that the native form has not | the same          |
+| plain text   | `text`, or `continuation`              | an error                                 |
 | native       | `messages`                             | an error                                 |
 """
 
@@ -24,9 +25,11 @@ from rwkvbatch.script.native import (
     Message,
     Role,
     Shape,
+    is_plain_text,
     parse_params,
     read_id,
     read_native,
+    read_plain_text,
     read_tags,
     to_turns,
 )
@@ -299,7 +302,7 @@ def _refuse_form(line: Mapping[str, Any], source: SourceLine, _default_id: str) 
             refuse(source, f"unknown key {shown(key)}", f"did you mean {close[0]!r}?")
     known = (
         "known forms have `messages` (native, OpenAI), `conversations` (ShareGPT), `conversation` (LMSYS), "
-        "`turns` (MT-Bench)"
+        "`turns` (MT-Bench), `text` or `prompt` and `continuation` (plain text)"
     )
     filters = [
         f"; this makes messages of such lines: {made} FILE > NEW" for key, made in _CONVERTED.items() if key in line
@@ -331,6 +334,7 @@ _FORMS: Sequence[tuple[Callable[[Mapping[str, Any]], bool], Callable[..., Conver
     (lambda line: "conversation" in line and "messages" not in line, _read_lmsys),
     (lambda line: "turns" in line or "question_id" in line, _read_mt_bench),
     (_is_openai, _read_openai_chat),
+    (lambda line: is_plain_text(line) and not line.keys().isdisjoint(("text", "continuation")), read_plain_text),
     (lambda line: "messages" not in line and not line.keys() <= _NATIVE_KEYS | {"id"}, _refuse_form),
     (lambda _: True, read_native),
 )

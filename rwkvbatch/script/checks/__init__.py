@@ -55,6 +55,7 @@ _BUILT_IN: Mapping[str, text.RuleKind] = {
     "finish": text.Finished,
     "finish_reason": text.Finished,
     "similarity": structured.Similarity,
+    "choice": structured.Chosen,
 }
 
 
@@ -178,13 +179,15 @@ def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int) -> list[C
             if not checks:
                 refuse(source, f"{where}.{kind}: must contain at least one check")
             rule, needs_reference = _Combination(kind, checks), any(check.needs_reference for check in checks)
+            choices = tuple(choice for check in checks for choice in check.choices)
         else:
             options = {key: raw[key] for key in raw if key in makers[kind].options}
             rule = _rule(kind, makers[kind], raw[kind], options, source, where)
             needs_reference = bool(getattr(rule, "needs_reference", False))
+            choices = (rule.choice,) if isinstance(rule, structured.Chosen) else ()
             if kind not in _BUILT_IN:
                 rule = _Guarded(kind, rule, float(getattr(makers[kind], "deadline_s", PLUGIN_DEADLINE_S)))
-        made.append(Check(kind, raw[kind], rule, float(weight), options, needs_reference))
+        made.append(Check(kind, raw[kind], rule, float(weight), options, needs_reference, choices))
     return made
 
 

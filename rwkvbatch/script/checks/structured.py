@@ -1,4 +1,4 @@
-"""The checks `json` (with JSON Schema) and `similarity` (sacrebleu's chrF: character n-grams; Popović 2015)."""
+"""The checks `json` (with JSON Schema), `similarity` (sacrebleu's chrF: character n-grams; Popović 2015), `choice`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 from rwkvbatch.deadline import deadline
 from rwkvbatch.errors import MissingExtraError
 from rwkvbatch.script.checks.text import answer, compile_pattern, excerpt, flag, search, text_of, verdict, wrong
+from rwkvbatch.script.choices import NORMALIZE, Normalize
 from rwkvbatch.script.records import ReplyFacts, Verdict, is_array, is_number, is_object
 
 MAX_REFERENCES = 10_000
@@ -315,3 +316,27 @@ def _metric() -> Any:
     from sacrebleu.metrics.chrf import CHRF
 
     return CHRF()
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The likeliest of the turn's choices is the one of this name or index; the first of equally likely ones counts."""
+
+    options: ClassVar[frozenset[str]] = frozenset({"normalize"})
+    choice: str | int
+    normalize: Normalize
+
+    @classmethod
+    def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
+        if isinstance(expected, bool) or not isinstance(expected, str | int):
+            wrong("must be the name of a choice, or its index from 0 up", expected)
+        normalize = options.get("normalize", "none")
+        if normalize not in NORMALIZE:
+            wrong(f"must be one of {', '.join(NORMALIZE)}", normalize, key="normalize")
+        return cls(expected, normalize)
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        if facts.choices is None:
+            return Verdict(False, 0.0, "the turn has no choices")
+        found, wanted = facts.choices.best(self.normalize).name, facts.choices.named(self.choice).name
+        return verdict(found == wanted, f"chose {excerpt(found)}")
