@@ -18,6 +18,7 @@ from rwkvbatch.chat.tree import read_tree, tree_values
 from rwkvbatch.config import with_later_settings
 from rwkvbatch.errors import InputError, StorageError
 from rwkvbatch.files import OS_FILES, PRIVATE_MODE, FileKind, check_target, file_head, save_file, write_all
+from rwkvbatch.prompt.escaping import one_line
 
 FORMAT = 1
 KIND = "rwkvbatch-chat"
@@ -143,7 +144,7 @@ class Transcript:
 
 
 def _encoded(values: Mapping[str, Any], indent: int | None = None) -> bytes:
-    return f"{json.dumps(values, ensure_ascii=False, indent=indent)}\n".encode("utf-8", "backslashreplace")
+    return f"{one_line(json.dumps(values, ensure_ascii=False, indent=indent))}\n".encode("utf-8", "backslashreplace")
 
 
 def _session_values(session: Session) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import Any, Self, cast
 from zlib import crc32
 
+from rwkvbatch.prompt.escaping import one_line
 from rwkvbatch.script.choices import ChoiceScores
 
 NOT_REACHED = "not reached:"
@@ -274,7 +275,7 @@ def encode_row(row: Row) -> bytes:
     """
     values = row.as_dict()
     try:
-        body = _ENCODE(values).encode()
+        body = one_line(_ENCODE(values)).encode()
     except UnicodeEncodeError:  # lone surrogates: UTF-8 has no bytes for them, JSON has escapes
         body = _ENCODE_ASCII(values).encode()
     return b'%s,"crc":"%08x"}\n' % (body[:-1], crc32(body))
