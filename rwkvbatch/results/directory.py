@@ -213,10 +213,26 @@ class RunDirectory:
             write_manifest(self.path, identity, make_about(), shard, files=self._files, at=self.at)
         self._is_new = False
 
-    def open_rows(self, num_rows: int, place: Callable[[RowKey], int | None], *, repair: bool = False) -> RowStore:
+    def open_rows(
+        self,
+        num_rows: int,
+        place: Callable[[RowKey], int | None],
+        *,
+        repair: bool = False,
+        vocab_size: Callable[[str], int | None] = lambda cell: None,
+    ) -> RowStore:
         """The rows so far, see `RowStore`."""
         files = self._files
-        return RowStore(self.path, num_rows, place, repair=repair, files=files, at=self.at, lost=self._lock.lost)
+        return RowStore(
+            self.path,
+            num_rows,
+            place,
+            repair=repair,
+            vocab_size=vocab_size,
+            files=files,
+            at=self.at,
+            lost=self._lock.lost,
+        )
 
     def keep_skipped(self, lines: Iterable[bytes]) -> None:
         """Keep the script's bad lines, as they were, in `skipped.jsonl`.

@@ -308,7 +308,7 @@ def test_a_tree_is_the_same_after_writing_and_reading() -> None:
     session.retry()
     session.tree.branch("b")
     session.ask("c")
-    read = read_tree(tree_values(session.tree))
+    read = read_tree(tree_values(session.tree), session.engine.model.spec.vocab_size)
     assert read == session.tree
     assert read.history() == session.tree.history()
 
