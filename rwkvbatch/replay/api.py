@@ -155,6 +155,7 @@ def run(
             skipped=skipped,
             observers=observers,
             should_stop=should_stop,
+            notify=notify,
             loading=loading,
             pool=pool_for(plan.settings, model_given=loaded is not None),
         )

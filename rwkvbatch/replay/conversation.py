@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, Any, cast
 from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.request import FinishReason, NoiseKey, Reply, Request, Score
 from rwkvbatch.engine.sequence import closed_history
-from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError, RwkvBatchError
+from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError
 from rwkvbatch.prompt.templates import PromptTemplate, load_template, prompting_of
 from rwkvbatch.prompt.tokenizer import Tokenizer
+from rwkvbatch.replay.judging import explain, judge, not_judged
 from rwkvbatch.replay.plan import Plan, Task
-from rwkvbatch.results.row import NOT_REACHED, CheckResult, Logprob, Reference, Row, RowTiming, TokenCounts
-from rwkvbatch.script.records import Check, ReplyFacts, Turn
+from rwkvbatch.results.row import NOT_REACHED, Logprob, Reference, Row, RowTiming, TokenCounts
+from rwkvbatch.script.records import ReplyFacts, Turn
 
 if TYPE_CHECKING:
     from rwkvbatch.engine.engine import Engine
-
-_NOT_JUDGED = "not judged: the turn ended in an error"
 
 
 class PromptEncoder:
@@ -185,7 +184,7 @@ class ConversationReplay:
             stopped_by=reply.stopped_by,
             logprob=Logprob(total / len(reply.ids) if reply.ids else None, total),
             reference=reference,
-            checks=tuple(_check(check, facts) for check in turn.checks),
+            checks=judge(turn.checks, facts),
             error=None,
         )
 
@@ -205,10 +204,7 @@ def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, t
         tokens=TokenCounts(num_prompt, len(ids)),
         logprob=Logprob(None, 0.0),
         reference=None,
-        checks=tuple(
-            CheckResult(check.kind, check.expected, passed=False, score=0.0, weight=check.weight, detail=_NOT_JUDGED)
-            for check in task.conversation.turns[turn].checks
-        ),
+        checks=not_judged(task.conversation.turns[turn].checks),
         error=message,
         timing=_timing(reply),
     )
@@ -222,24 +218,6 @@ def not_reached(failed_turn: int) -> str:
 def was_reached(error: str) -> bool:
     """Whether an error message is of a turn that failed itself, rather than one that follows a failed turn."""
     return not error.startswith(NOT_REACHED)
-
-
-def explain(error: BaseException) -> str:
-    """The message of this program's errors; the type and text of others."""
-    return error.message if isinstance(error, RwkvBatchError) else f"{type(error).__name__}: {error}"
-
-
-def _check(check: Check, facts: ReplyFacts) -> CheckResult:
-    try:
-        verdict = check.judge(facts)
-    except RowError:
-        raise
-    except Exception as error:
-        raise RowError(f"check {check.kind!r} failed: {type(error).__name__}: {error}") from error
-    score = float(verdict.score)
-    if not 0 <= score <= 1:
-        raise RowError(f"check {check.kind!r} failed: its score must be in [0, 1], got {score}")
-    return CheckResult(check.kind, check.expected, bool(verdict.passed), score, check.weight, verdict.detail)
 
 
 def _timing(reply: Reply | None) -> RowTiming:

@@ -20,13 +20,15 @@ from typing import Any, Literal
 from rwkvbatch.errors import RunDirectoryError, RunLockedError
 from rwkvbatch.files import OS_FILES, Files, make_directory, replace_file, save_file
 from rwkvbatch.prompt.escaping import file_name
-from rwkvbatch.results.manifest import JsonObject, read_manifest, refuse_other_run, write_manifest
-from rwkvbatch.results.row import RowKey
+from rwkvbatch.results.manifest import FORMER, JsonObject, read_manifest, refuse_other_run, write_manifest
+from rwkvbatch.results.row import RowDigest, RowKey
 from rwkvbatch.results.store import RESULTS_NAME, RowStore
 from rwkvbatch.results.summary import SUMMARY_NAME
 
 LOCK_NAME = ".lock"
 SKIPPED_NAME = "skipped.jsonl"
+KEPT_NAME = "kept.jsonl"
+"""Rows of earlier commands in a directory that the present command does not have; one that has them takes them back."""
 STATUS_NAME = "status.json"
 STATUS_EVERY_S = 2.0
 
@@ -138,9 +140,41 @@ class RunDirectory:
             write_manifest(self.path, identity, make_about(), shard, files=self._files)
         self._is_new = False
 
-    def open_rows(self, num_rows: int, place: Callable[[RowKey], int | None], *, repair: bool = False) -> RowStore:
+    @property
+    def holds_rows(self) -> bool:
+        """Whether rows of an earlier command may be in the directory, the kept ones included."""
+        if self.manifest is None:
+            return False
+        names = (RESULTS_NAME, KEPT_NAME)
+        return FORMER in self.manifest or any(self._files.size(self.path / name) for name in names)
+
+    def begin_change(self, identity: JsonObject, about: JsonObject, shard: JsonObject | None = None) -> None:
+        """Write the manifest of another command before the rows are adapted to it; `end_change` follows.
+
+        In between the manifest has the identity that rows without digests were made under as its `former`. Whoever
+        finds it there adapts the rows again, which changes nothing where it was done.
+
+        Raises:
+            StorageError: the manifest could not be written.
+        """
+        assert self.manifest is not None
+        former = self.manifest.get(FORMER) or {key: self.manifest.get(key) for key in ("identity", "about")}
+        write_manifest(self.path, identity, about, shard, former=former, files=self._files)
+
+    def end_change(self, identity: JsonObject, about: JsonObject, shard: JsonObject | None = None) -> None:
+        """Write the manifest of a command whose rows are adapted; raises `StorageError`."""
+        write_manifest(self.path, identity, about, shard, files=self._files)
+
+    def open_rows(
+        self,
+        num_rows: int,
+        place: Callable[[RowKey], int | None],
+        *,
+        digest: Callable[[int], RowDigest] | None = None,
+        repair: bool = False,
+    ) -> RowStore:
         """The rows so far, see `RowStore`."""
-        return RowStore(self.path, num_rows, place, repair=repair, files=self._files)
+        return RowStore(self.path, num_rows, place, digest=digest, repair=repair, files=self._files)
 
     def keep_skipped(self, lines: Iterable[bytes]) -> None:
         """Keep the script's bad lines, as they were, in `skipped.jsonl`.

@@ -110,7 +110,7 @@ def scan_lines(
     """
     seen: set[int] = set()
     start = 0
-    for line_number, data in _numbered_lines(reader):
+    for line_number, data in read_lines(reader):
         number, failed, problem, whole = -1, False, None, True
         try:
             row = decode(data)
@@ -129,7 +129,8 @@ def scan_lines(
         start += len(data)
 
 
-def _numbered_lines(reader: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def read_lines(reader: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file of rows with their line ends, numbered from 1; those that are too long are in pieces."""
     return enumerate(iter(lambda: reader.readline(MAX_LINE_BYTES), b""), start=1)
 
 
@@ -143,7 +144,7 @@ def read_results(path: Path) -> Iterator[Row]:
     damage: RunDamagedError | None = None
     try:
         with path.open("rb") as reader:
-            for number, data in _numbered_lines(reader):
+            for number, data in read_lines(reader):
                 try:
                     row = decode_row(data)
                 except BadLineError as error:

@@ -6,13 +6,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, StorageError
 from rwkvbatch.files import OS_FILES, Files, in_blocks, read_spans, replace_file, write_all
 from rwkvbatch.results.recovery import DAMAGED_NAME, LineIndex, keep_damaged_lines, keep_torn_tail, look_through
-from rwkvbatch.results.row import BadLineError, EncodedRow, Row, RowKey, decode_row
+from rwkvbatch.results.row import BadLineError, EncodedRow, Row, RowDigest, RowKey, decode_row, encode_row, with_digest
 
 RESULTS_NAME = "results.jsonl"
 FLUSH_ROWS = 64
@@ -31,6 +32,7 @@ class RowStore:
         directory: the run directory.
         num_rows: rows in the plan.
         place: a row's number in the plan; None for a row that is not in it.
+        digest: of a row by its number, to be written with it; None writes rows without digests.
         repair: set damaged lines aside in `results.damaged` instead of refusing them.
         flush_rows, flush_seconds: at most this much is lost in a power cut; a killed process loses nothing.
         clock: monotonic seconds.
@@ -50,6 +52,7 @@ class RowStore:
         num_rows: int,
         place: Callable[[RowKey], int | None],
         *,
+        digest: Callable[[int], RowDigest] | None = None,
         repair: bool = False,
         files: Files = OS_FILES,
         flush_rows: int = FLUSH_ROWS,
@@ -59,6 +62,7 @@ class RowStore:
         self._path = directory / RESULTS_NAME
         self._files = files
         self._place = place
+        self._digest = digest
         self._flush_rows = flush_rows
         self._flush_seconds = flush_seconds
         self._clock = clock
@@ -97,14 +101,18 @@ class RowStore:
             KeyError: it was not written.
             RunDamagedError: it changed on the disk since.
         """
-        if not self.has(number):
-            raise KeyError(number)
         try:
-            if self._reader is None:
-                self._reader = self._files.read(self._path)
-            return decode_row(self._index.read(number, self._reader))
+            return decode_row(self.read_line(number))
         except BadLineError as error:
             raise RunDamagedError(f"a row changed on the disk during the run: {error}", path=self._path) from None
+
+    def read_line(self, number: int) -> bytes:
+        """The line of row `number` as it is in the file; raises `KeyError` if it was not written."""
+        if not self.has(number):
+            raise KeyError(number)
+        if self._reader is None:
+            self._reader = self._files.read(self._path)
+        return self._index.read(number, self._reader)
 
     def rows(self) -> Iterator[Row]:
         """All rows in the plan's order."""
@@ -128,6 +136,8 @@ class RowStore:
             if self.has(row.number) or row.number in numbers:
                 raise ValueError(f"row {row.number} was written before")
             numbers.add(row.number)
+        if self._digest is not None:
+            rows = [replace(row, line=with_digest(row.line, self._digest(row.number))) for row in rows]
         if self.num_rows - self.num_durable + len(rows) > self._flush_rows:
             self.flush()
         try:
@@ -287,6 +297,9 @@ class MemoryRows:
 
     def read(self, number: int) -> Row:
         return self._rows[number]
+
+    def read_line(self, number: int) -> bytes:
+        return encode_row(self._rows[number])
 
     def rows(self) -> Iterator[Row]:
         return (self._rows[number] for number in sorted(self._rows))

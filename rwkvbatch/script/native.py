@@ -1,4 +1,4 @@
-"""The native form of a conversation, the `defaults` line of a file, and what all forms share: ids, params, turns.
+"""The native form of a conversation, read and written, the `defaults` line of a file, and what all forms share.
 
 All readers raise `ScriptError`, which names file, line and key, for an unknown key or a wrong value.
 """
@@ -235,3 +235,28 @@ def read_native(line: Mapping[str, Any], source: SourceLine, default_id: str) ->
         messages.append(Message(one.role, one.content, f"messages[{at}]", one.expect, one.params))
     bare = Conversation(read_id(raw.id, default_id, source), *to_turns(messages, source), (), {}, source)
     return raw.parsed(source).apply(bare)
+
+
+def native_record(conversation: Conversation) -> dict[str, Any]:
+    """The conversation as a line of the native form, of which `read_native` makes an equal one.
+
+    What `defaults` added, and an id that the line did not have, are written out.
+    """
+    messages: list[dict[str, Any]] = []
+    if conversation.system is not None:
+        messages.append({"role": "system", "content": conversation.system})
+    for turn in conversation.turns:
+        message: dict[str, Any] = {"role": "user", "content": turn.user}
+        if turn.checks:
+            message["expect"] = [check.as_dict() for check in turn.checks]
+        if turn.params:
+            message["params"] = dict(turn.params)
+        messages.append(message)
+        if turn.reference is not None:
+            messages.append({"role": "assistant", "content": turn.reference})
+    record: dict[str, Any] = {"id": conversation.id, "messages": messages}
+    if conversation.tags:
+        record["tags"] = list(conversation.tags)
+    if conversation.params:
+        record["params"] = dict(conversation.params)
+    return record

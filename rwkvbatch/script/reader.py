@@ -93,6 +93,9 @@ def _raw_lines(file: BinaryIO, path: str, max_bytes: int) -> Iterator[_RawLine]:
 KEPT_BYTES = 2**16
 """The stored part of a line that is too long and set aside."""
 
+MAX_COPY_LINE_BYTES = 2**31 - 4
+"""The longest line of a script's copy in a run directory."""
+
 COUNTED_BYTES = 2**24
 """The most bytes that are read after a bad line, to count further bad lines."""
 
@@ -151,6 +154,23 @@ def read_scripts(paths: Sequence[str], *, limits: ScriptLimits | None = None, sk
     return Script(tuple(reading.conversations), digest, tuple(reading.skipped))
 
 
+def read_copy(file: BinaryIO, path: str) -> tuple[Conversation, ...]:
+    """The conversations of a script in the native form that this program wrote, whatever their size.
+
+    Raises:
+        ScriptError: it is damaged.
+        MissingExtraError: a check needs an optional dependency that is not installed.
+    """
+    limits = ScriptLimits(max_line_bytes=MAX_COPY_LINE_BYTES, max_turns=2**31, max_conversations=2**31)
+    reading = _Reading(limits, skip_bad=False, several=False)
+    try:
+        for line in _raw_lines(file, path, limits.max_line_bytes):
+            reading.read_line(line, Additions(), is_first=False)
+    except EOFError as error:
+        raise ScriptError(f"is cut short: {error}", path=path) from None
+    return tuple(reading.conversations)
+
+
 @dataclass
 class _Reading:
     """What has been read so far."""
@@ -171,7 +191,7 @@ class _Reading:
                 if not line.data.strip():
                     continue
                 try:
-                    defaults = self._read_line(line, defaults, is_first=is_first)
+                    defaults = self.read_line(line, defaults, is_first=is_first)
                 except ScriptError as error:
                     if not self.skip_bad:
                         others = lines if line.whole and _has_end(file) else None
@@ -185,7 +205,7 @@ class _Reading:
                 message += f" that can be used; its first bad line: {self.skipped[skipped_before].error}"
             raise ScriptError(message, path=shown_path(path), hint="write one JSON object a line; see docs/scripts.md")
 
-    def _read_line(self, line: _RawLine, defaults: Additions, *, is_first: bool) -> Additions:
+    def read_line(self, line: _RawLine, defaults: Additions, *, is_first: bool) -> Additions:
         """Add the line's conversation; returns the defaults of the lines after it."""
         value = self._parse(line)
         if "defaults" not in value:
@@ -224,7 +244,7 @@ class _Reading:
                     return bad, False
                 try:
                     if line.data.strip():
-                        self._read_line(line, defaults, is_first=False)
+                        self.read_line(line, defaults, is_first=False)
                 except ScriptError:
                     bad += 1
         except (ScriptError, UsageError):  # past a limit, or a missing extra
