@@ -16,6 +16,7 @@
     │   └── NonFiniteLogitsError
     ├── WorkerError             no worker can be started or reached (exit code 4)
     └── StorageError            a write or flush failed (exit code 4)
+        └── RunReplacedError        the run's directory or rows are no longer those that this process writes
 
 The library raises these; the command line turns them into one message and an exit code, in one place.
 Every message says what was expected and what was found; `hint` says what to do.
@@ -135,6 +136,10 @@ class WorkerError(RwkvBatchError):
 
 class StorageError(RwkvBatchError):
     """A write or a flush failed. Rows reported as done before it are safe; none are reported after it."""
+
+
+class RunReplacedError(StorageError):
+    """A run's directory or rows were moved, replaced or edited by another program while the run wrote to them."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,15 +1,17 @@
-"""Atomic and private writes, and the system calls that durability rests on, so that tests can make them fail.
+"""Atomic and private writes, bounded reads of regular files, and the system calls that durability rests on.
 
 Written data is durable once `write` and then `sync` have returned; a replaced file once `rename` and then
-`sync_directory` have.
+`sync_directory` have. Writing follows no symbolic link and reuses no temporary file. Tests make the system calls fail.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
-from collections.abc import Generator, Iterable, Iterator
+import stat
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,16 +24,88 @@ DIRECTORY_MODE = 0o755
 PRIVATE_MODE = 0o600
 
 
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def _refuse_special(descriptor: int) -> int:
+    """The descriptor of a regular file; another one is closed and raises `OSError`."""
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "a special file")
+    raise OSError(errno.EINVAL, f"it is {kind}, not a regular file")
+
+
+def open_regular(path: Path | str, *, at: int | None = None) -> int:
+    """A descriptor for reading a regular file; never waits, as opening a FIFO does.
+
+    Args:
+        at: an open directory in which the file of that name is opened, wherever the path leads to now.
+
+    Raises:
+        OSError: it cannot be opened, or is a directory, a FIFO, a device or a socket; `strerror` says which.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return _refuse_special(os.open(_place(path, at), flags, dir_fd=at))
+    except ValueError as error:  # a NUL in the name
+        raise OSError(errno.EINVAL, str(error)) from None
+
+
+def open_file(path: Path | str, max_bytes: int | None = None, *, at: int | None = None) -> BinaryIO:
+    """A regular file, open for reading.
+
+    Raises:
+        OSError: as `open_regular`, or it is larger than `max_bytes`.
+    """
+    file = os.fdopen(open_regular(path, at=at), "rb")
+    if max_bytes is not None and os.fstat(file.fileno()).st_size > max_bytes:
+        file.close()
+        raise OSError(errno.EFBIG, f"it is larger than {max_bytes:,} bytes, the most for this file")
+    return file
+
+
+def read_file(path: Path | str, max_bytes: int, *, at: int | None = None) -> bytes:
+    """The content of a regular file of at most `max_bytes`; raises as `open_file`."""
+    with open_file(path, max_bytes, at=at) as file:
+        return file.read(max_bytes)
+
+
+def _place(path: Path | str, at: int | None) -> Path | str:
+    return path if at is None else Path(path).name
+
+
 class Files:
-    """System calls, one a method; each may raise `OSError`."""
+    """System calls, one a method; each may raise `OSError`.
 
-    def open_append(self, path: Path) -> int:
-        """A descriptor whose writes go to the end of `path`, which is created if missing."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, FILE_MODE)
+    With `at`, an open directory, a path's last part is taken in that directory, wherever the path leads to now.
+    """
 
-    def create(self, path: Path, mode: int = FILE_MODE) -> int:
-        """A descriptor of `path`, new or emptied."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    def open_append(self, path: Path, at: int | None = None) -> int:
+        """A descriptor whose writes go to the end of `path`, a regular file, which is created if missing."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            return _refuse_special(os.open(_place(path, at), flags, FILE_MODE, dir_fd=at))
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise OSError(errno.ELOOP, "it is a symbolic link, which is not followed when writing") from None
+            if error.errno == errno.ENXIO:
+                raise OSError(errno.EINVAL, "it is a FIFO or a socket, not a regular file") from None
+            raise
+
+    def create(self, path: Path, mode: int = FILE_MODE, at: int | None = None) -> int:
+        """A descriptor of `path`, a new file, which takes the place of any other one."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_place(path, at), dir_fd=at)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(_place(path, at), flags, mode, dir_fd=at)
 
     def write(self, descriptor: int, data: bytes) -> int:
         return os.write(descriptor, data)
@@ -45,23 +119,21 @@ class Files:
     def close(self, descriptor: int) -> None:
         os.close(descriptor)
 
-    def rename(self, source: Path, target: Path) -> None:
-        source.replace(target)
+    def rename(self, source: Path, target: Path, at: int | None = None) -> None:
+        os.replace(_place(source, at), _place(target, at), src_dir_fd=at, dst_dir_fd=at)
 
-    def sync_directory(self, directory: Path) -> None:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def sync_directory(self, directory: Path, at: int | None = None) -> None:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if at is None else at
         try:
             os.fsync(descriptor)
         finally:
-            os.close(descriptor)
+            if at is None:
+                os.close(descriptor)
 
-    def read(self, path: Path) -> BinaryIO:
-        return path.open("rb")
-
-    def size(self, path: Path) -> int:
+    def size(self, path: Path, at: int | None = None) -> int:
         """Bytes in `path`; 0 when there is no such file."""
         try:
-            return path.stat().st_size
+            return os.stat(_place(path, at), dir_fd=at, follow_symlinks=at is None).st_size
         except FileNotFoundError:
             return 0
 
@@ -79,16 +151,23 @@ def write_all(files: Files, descriptor: int, data: bytes) -> None:
         written += more
 
 
-def make_directory(path: Path) -> None:
+def make_directory(path: Path, mode: int = DIRECTORY_MODE) -> None:
     """Make `path` and its missing parents, to which `Path.mkdir` would give wider rights."""
     for directory in reversed([path, *path.parents]):
         if not directory.is_dir():
-            directory.mkdir(DIRECTORY_MODE, exist_ok=True)
+            directory.mkdir(mode, exist_ok=True)
 
 
 @contextlib.contextmanager
 def replacing(
-    path: Path, *, mode: int = FILE_MODE, durable: bool = True, unique: bool = True, files: Files = OS_FILES
+    path: Path,
+    *,
+    mode: int = FILE_MODE,
+    durable: bool = True,
+    unique: bool = True,
+    files: Files = OS_FILES,
+    at: int | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Generator[Path]:
     """Yields an empty temporary file beside `path`, which takes its name when the block ends without an exception.
 
@@ -98,28 +177,31 @@ def replacing(
         mode: the file's permissions, less the umask.
         durable: wait until the new content would survive a power cut; otherwise only the switch is atomic.
         unique: give the temporary file a name of its own, for directories that other processes may write to. In a
-            locked directory the name is always the same, so that what a crash leaves is overwritten.
+            locked directory the name is always the same, so that what a crash leaves is replaced.
+        at: the open directory to write in, whose path is that of `path`'s parent or was.
+        check: called before the switch; an exception leaves `path` as it is.
 
     Raises:
         OSError: a call failed; `path` is unchanged.
     """
     temporary = path.with_name(f".rwkvbatch-{secrets.token_hex(8)}.tmp" if unique else path.name + ".tmp")
-    files.close(files.create(temporary, mode))
+    files.close(files.create(temporary, mode, at))
     try:
         yield temporary
         if durable:
-            descriptor = files.open_append(temporary)
+            descriptor = files.open_append(temporary, at)
             try:
                 files.sync(descriptor)
             finally:
                 files.close(descriptor)
-        files.rename(temporary, path)
+        check()
+        files.rename(temporary, path, at)
     except BaseException:  # Ctrl-C too must not leave half a file behind
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            os.unlink(_place(temporary, at), dir_fd=at)
         raise
     if durable:
-        files.sync_directory(path.parent)
+        files.sync_directory(path.parent, at)
 
 
 def replace_file(
@@ -130,14 +212,16 @@ def replace_file(
     mode: int = FILE_MODE,
     durable: bool = True,
     unique: bool = False,
+    at: int | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Make `path` hold `chunks`, atomically; the options are those of `replacing`.
 
     Raises:
         OSError: a call failed; `path` is unchanged.
     """
-    with replacing(path, mode=mode, durable=durable, unique=unique, files=files) as temporary:
-        descriptor = files.open_append(temporary)
+    with replacing(path, mode=mode, durable=durable, unique=unique, files=files, at=at, check=check) as temporary:
+        descriptor = files.open_append(temporary, at)
         try:
             for chunk in chunks:
                 write_all(files, descriptor, chunk)
@@ -145,27 +229,38 @@ def replace_file(
             files.close(descriptor)
 
 
-def save_file(path: Path, chunks: Iterable[bytes], *, private: bool = False, files: Files = OS_FILES) -> None:
+def save_file(
+    path: Path,
+    chunks: Iterable[bytes],
+    *,
+    private: bool = False,
+    files: Files = OS_FILES,
+    at: int | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Replace a file that the user needs, durably.
 
     Args:
         private: only the owner may read it, and the directory may have other writers.
+        at, check: as of `replacing`.
 
     Raises:
         StorageError: it could not be written; `path` is unchanged.
     """
     try:
-        replace_file(files, path, chunks, mode=PRIVATE_MODE if private else FILE_MODE, unique=private)
+        mode = PRIVATE_MODE if private else FILE_MODE
+        replace_file(files, path, chunks, mode=mode, unique=private, at=at, check=check)
     except OSError as error:
         raise StorageError(f"{path}: write failed: {error.strerror or error}") from error
 
 
-def read_spans(files: Files, path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-    """The bytes of `path` from each span's start to its end."""
-    with files.read(path) as reader:
-        for start, end in spans:
-            reader.seek(start)
-            yield reader.read(end - start)
+def read_spans(reader: BinaryIO, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """The bytes of a file from each span's start to its end, in pieces of at most `BLOCK_BYTES`."""
+    for start, end in spans:
+        reader.seek(start)
+        while start < end and (piece := reader.read(min(end - start, BLOCK_BYTES))):
+            yield piece
+            start += len(piece)
 
 
 def in_blocks(pieces: Iterable[bytes], size: int = BLOCK_BYTES) -> Iterator[bytes]:

@@ -29,6 +29,10 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert not modules_after("import rwkvbatch") & set(HEAVY)
 
 
+def test_a_worker_process_can_be_forked_before_torch_is_loaded() -> None:
+    assert "torch" not in modules_after("import rwkvbatch.replay.worker")
+
+
 @pytest.mark.parametrize("command", [[], ["run"], ["merge"], ["compare"], ["chat"], ["show"], ["bench"], ["model"]])
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     code = (

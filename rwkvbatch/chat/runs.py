@@ -13,8 +13,7 @@ from typing import Any, cast
 
 from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session
 from rwkvbatch.chat.tree import REFERENCE, Exchange
-from rwkvbatch.engine.request import FinishReason
-from rwkvbatch.engine.sequence import closed_history
+from rwkvbatch.engine.request import FinishReason, closed_history
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
 from rwkvbatch.files import save_file
 from rwkvbatch.prompt.templates import PRELUDES

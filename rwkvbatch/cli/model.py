@@ -191,8 +191,11 @@ def _show_verdict(found: Verification) -> None:
 def _show(description: Description) -> None:
     from rwkvbatch.cli.views import console, facts_table, fitted_table
 
+    files = "" if description.num_files == 1 else f", {description.num_files} files"
     facts = {
-        "file": f"{description.path} ({description.kind})",
+        "file": f"{description.path} ({description.kind}{files})",
+        "form": description.form,
+        **({"undone": "; ".join(description.undone)} if description.undone else {}),
         "RWKV": description.generation,
         "layers": f"{description.num_layers:,}",
         "width": f"{description.width:,}",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rwkvbatch.config import Sampling
+
+if TYPE_CHECKING:
+    from rwkvbatch.prompt.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "eos", "length", "time", "cancelled", "error"]
 
@@ -149,3 +152,44 @@ class Score:
     def nll(self) -> float:
         """Mean negative log-probability per token, in nats."""
         return -sum(self.logprobs) / len(self.logprobs)
+
+
+def closed_history(
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    reply: Sequence[int],
+    finish_reason: FinishReason,
+    stopped_by: str | None,
+    closing: str,
+) -> tuple[int, ...]:
+    """The tokens that the next turn's prompt follows.
+
+    Args:
+        prompt: all tokens that the reply followed.
+        reply: the reply's tokens, without end of text.
+        stopped_by: the stop text, when `finish_reason` is `stop`.
+        closing: the text that closes a turn.
+
+    Returns:
+        `prompt` + `reply` if the reply ended with `closing`; else `closing` is added, and the tokens of another stop
+        text and the line ends before it are removed.
+    """
+    if finish_reason == "stop" and stopped_by == closing:
+        return (*prompt, *reply)
+    kept = tuple(reply)
+    if finish_reason == "stop" and stopped_by:
+        kept = _before_stop(tokenizer, kept, stopped_by)
+    return (*prompt, *kept, *tokenizer.encode(closing))
+
+
+def _before_stop(tokenizer: Tokenizer, reply: tuple[int, ...], stopped_by: str) -> tuple[int, ...]:
+    text = tokenizer.decode_bytes(reply)
+    text = text[: text.find(stopped_by.encode())].rstrip(b"\n")
+    whole, length = 0, 0
+    for token in reply:
+        size = len(tokenizer.token_bytes(token))
+        if length + size > len(text):
+            break
+        whole, length = whole + 1, length + size
+    rest = text[length:].decode("utf-8", errors="ignore")
+    return (*reply[:whole], *tokenizer.encode(rest))

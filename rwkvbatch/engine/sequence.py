@@ -9,52 +9,11 @@ from operator import eq
 
 import numpy as np
 
-from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, ReplyTiming, Request, Score
+from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, ReplyTiming, Request, Score, closed_history
 from rwkvbatch.engine.sampling import Penalties, SampleRow, gather
 from rwkvbatch.engine.scheduler import Chunk, SequenceState
 from rwkvbatch.model.base import Choices, RaggedBatch, SampleBatch
 from rwkvbatch.prompt.tokenizer import TextStream, Tokenizer
-
-
-def closed_history(
-    tokenizer: Tokenizer,
-    prompt: Sequence[int],
-    reply: Sequence[int],
-    finish_reason: FinishReason,
-    stopped_by: str | None,
-    closing: str,
-) -> tuple[int, ...]:
-    """The tokens that the next turn's prompt follows.
-
-    Args:
-        prompt: all tokens that the reply followed.
-        reply: the reply's tokens, without end of text.
-        stopped_by: the stop text, when `finish_reason` is `stop`.
-        closing: the text that closes a turn.
-
-    Returns:
-        `prompt` + `reply` if the reply ended with `closing`; else `closing` is added, and the tokens of another stop
-        text and the line ends before it are removed.
-    """
-    if finish_reason == "stop" and stopped_by == closing:
-        return (*prompt, *reply)
-    kept = tuple(reply)
-    if finish_reason == "stop" and stopped_by:
-        kept = _before_stop(tokenizer, kept, stopped_by)
-    return (*prompt, *kept, *tokenizer.encode(closing))
-
-
-def _before_stop(tokenizer: Tokenizer, reply: tuple[int, ...], stopped_by: str) -> tuple[int, ...]:
-    text = tokenizer.decode_bytes(reply)
-    text = text[: text.find(stopped_by.encode())].rstrip(b"\n")
-    whole, length = 0, 0
-    for token in reply:
-        size = len(tokenizer.token_bytes(token))
-        if length + size > len(text):
-            break
-        whole, length = whole + 1, length + size
-    rest = text[length:].decode("utf-8", errors="ignore")
-    return (*reply[:whole], *tokenizer.encode(rest))
 
 
 class Generation:

@@ -74,8 +74,8 @@ class Dimensions:
     """Generation and sizes of a network.
 
     Attributes:
-        generation: `"7"`, or an older one as the `rwkv` package distinguishes them: `"4"`, `"5.0"`, `"5.1"`, `"5.2"`,
-            `"6.0"`.
+        generation: `"7"`, `"7a"` (with DeepEmbed), or an older one as the `rwkv` package distinguishes them: `"4"`,
+            `"5.0"`, `"5.1"`, `"5.2"`, `"6.0"`.
         num_heads, head_size: 0 for RWKV-4, which has no heads.
         num_parameters: number of weights in the checkpoint.
     """
@@ -87,6 +87,15 @@ class Dimensions:
     head_size: int
     vocab_size: int
     num_parameters: int
+
+
+RWKV7 = ("7", "7a")
+"""The generations that this program runs by itself."""
+
+
+def is_rwkv7(network: Dimensions) -> bool:
+    """Whether the network is of a generation in `RWKV7`."""
+    return network.generation in RWKV7
 
 
 def dimensions_of(network: Dimensions) -> dict[str, Any]:
@@ -106,6 +115,7 @@ class ModelSpec(Dimensions):
         backend: `cpu` (native kernels), `reference`, `cuda` (`cuda rows=N` with a fixed row count) or `upstream`.
         device: torch device name.
         bitwise: whether replies are bit-identical for every batch (docs/design/reproducibility.md).
+        vocabulary_file: the World vocabulary that the checkpoint's directory brings, if it does.
     """
 
     state_bytes: int
@@ -115,6 +125,7 @@ class ModelSpec(Dimensions):
     backend: str
     device: str
     bitwise: bool
+    vocabulary_file: str | None = None
 
     @property
     def in_words(self) -> str:

@@ -1,16 +1,11 @@
-"""Checkpoints: opening files of any form, recognising the network, checking names, shapes and values, `model info`.
-
-Opening reads only the table of contents; each tensor is read when it is asked for. The claims of a table of contents
-are checked against the size of the file before anything of that size is allocated.
-"""
+"""Checkpoints: recognising the network, checking names, shapes and values, `model info`."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,62 +13,12 @@ import numpy as np
 import torch
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model import pth, safetensors
-from rwkvbatch.model.base import Dimensions, dimensions_of
+from rwkvbatch.model.base import RWKV7, Dimensions, dimensions_of, is_rwkv7
+from rwkvbatch.model.containers import open_tensors
+from rwkvbatch.model.forms import official
 from rwkvbatch.model.rwkv7 import state_bytes
 from rwkvbatch.model.strategy import PRECISIONS, Precision
-from rwkvbatch.model.tensor_file import Contents, TensorFile, open_regular
-
-FORMS = (
-    ("pth", lambda head: head.startswith(pth.ZIP_MAGIC), pth.read_zip),
-    ("legacy pth", lambda head: head[2:].startswith(pth.LEGACY_MAGIC), pth.read_legacy),
-    ("safetensors", safetensors.is_safetensors, safetensors.read_header),
-)
-"""Name, whether a file that begins with these 16 bytes has this form, and the reader of its table of contents."""
-
-MAX_OVERLAP = 4
-"""Tensors may share storage (tied weights), but together have at most this many times the file's size."""
-
-
-@contextmanager
-def open_tensors(path: Path) -> Iterator[TensorFile]:
-    """Open a checkpoint or state file of any form.
-
-    Raises:
-        CheckpointError: there is no such file, it has no known form, or its table of contents cannot be right.
-    """
-    descriptor = open_regular(path)
-    try:
-        head = os.pread(descriptor, 16, 0)
-        kind, read = next(((kind, read) for kind, matches, read in FORMS if matches(head)), ("", None))
-        if read is None:
-            raise CheckpointError(
-                "not a checkpoint: neither a .pth file (torch.save) nor .safetensors, by its first bytes",
-                path=path,
-                hint="is it a download's error page, or a Git LFS pointer?" if head.isascii() else None,
-            )
-        contents = read(descriptor, path)
-        _check_sizes(contents, os.fstat(descriptor).st_size, path)
-        file = TensorFile(path, descriptor, contents, kind)
-    except BaseException:  # nothing else would close the descriptor
-        os.close(descriptor)
-        raise
-    with closing(file):
-        yield file
-
-
-def _check_sizes(contents: Contents, file_size: int, path: Path) -> None:
-    total = 0
-    for name, entry in contents.entries.items():
-        if entry.start + entry.span > file_size:
-            raise CheckpointError(f"the tensor {name!r} lies beyond the end of the file; cut off?", path=path)
-        total += max(entry.num_bytes, entry.span)
-        if total > MAX_OVERLAP * file_size:
-            raise CheckpointError(
-                f"its tensors are said to have more than {MAX_OVERLAP} times as many bytes as the file itself",
-                path=path,
-            )
-
+from rwkvbatch.model.tensor_file import NamedTensors
 
 NAMES_SHOWN = 4
 
@@ -87,14 +32,14 @@ class Architecture(Dimensions):
     precision: Precision
 
 
-def inspect(file: TensorFile) -> Architecture:
+def inspect(file: NamedTensors) -> Architecture:
     """Recognise the network and check names, shapes and types of all tensors.
 
     Raises:
         CheckpointError: not an RWKV checkpoint, or a tensor is missing, unexpected or misshapen.
     """
     dims = _dimensions(file, _generation(file))
-    if dims.generation == "7":
+    if is_rwkv7(dims):
         _check_names(file, dims)
     sizes: Counter[torch.dtype] = Counter()
     for name, entry in file.entries.items():
@@ -107,7 +52,7 @@ def inspect(file: TensorFile) -> Architecture:
     return Architecture(**vars(dims), precision=PRECISIONS[sizes.most_common(1)[0][0]])
 
 
-def _generation(file: TensorFile) -> str:
+def _generation(file: NamedTensors) -> str:
     """The generation, recognised by the same names as in the `rwkv` package, in its order of precedence."""
     names = file.entries.keys()
 
@@ -118,10 +63,8 @@ def _generation(file: TensorFile) -> str:
         raise CheckpointError(
             "this is a state-tuned file (initial states), not a model", path=file.path, hint="give it as --state FILE"
         )
-    if some(".ffn.s_emb"):
-        raise CheckpointError("RWKV-7 with DeepEmbed (ffn.s_emb...) is not supported", path=file.path)
     if some(".att.r_k"):
-        return "7"
+        return "7a" if some(".ffn.s_emb.") else "7"
     if some("time_maa"):
         return "6.0"
     if some("ln_x"):
@@ -138,7 +81,7 @@ def _generation(file: TensorFile) -> str:
     )
 
 
-def _dimensions(file: TensorFile, generation: str) -> Dimensions:
+def _dimensions(file: NamedTensors, generation: str) -> Dimensions:
     vocab_size, width = _matrix(file, "emb.weight", "[vocabulary, width]")
     layers = {int(match[1]) for name in file.entries if (match := _LAYER.fullmatch(name))}
     num_layers = len(layers)
@@ -148,7 +91,7 @@ def _dimensions(file: TensorFile, generation: str) -> Dimensions:
             f"layer {gap} is missing: there is no 'blocks.{gap}.*', but 'blocks.{max(layers)}.*'", path=file.path
         )
     num_heads = head_size = 0
-    if generation == "7":
+    if generation in RWKV7:
         num_heads, head_size = _matrix(file, "blocks.0.att.r_k", "[heads, head size]")
         if num_heads * head_size != width:
             raise CheckpointError(
@@ -165,7 +108,7 @@ def _dimensions(file: TensorFile, generation: str) -> Dimensions:
     return Dimensions(generation, num_layers, width, num_heads, head_size, vocab_size, num_parameters)
 
 
-def _matrix(file: TensorFile, name: str, meaning: str) -> tuple[int, int]:
+def _matrix(file: NamedTensors, name: str, meaning: str) -> tuple[int, int]:
     entry = file.entries.get(name)
     if entry is None:
         raise CheckpointError(f"the tensor {name!r} is missing", path=file.path)
@@ -174,13 +117,15 @@ def _matrix(file: TensorFile, name: str, meaning: str) -> tuple[int, int]:
     return entry.shape[0], entry.shape[1]
 
 
-def _check_names(file: TensorFile, dims: Dimensions) -> None:
+def _check_names(file: NamedTensors, dims: Dimensions) -> None:
     expected, optional = _expected_shapes(file, dims)
     missing = [name for name in expected if name not in file.entries]
     surplus = [name for name in file.entries if name not in expected and name not in optional]
     if missing or surplus:
         parts = [f"{label}: {_listed(names)}" for label, names in (("missing", missing), ("surplus", surplus)) if names]
-        raise CheckpointError(f"the tensors are not those of RWKV-7: {'; '.join(parts)}", path=file.path)
+        raise CheckpointError(
+            f"the tensors are not those of RWKV-{dims.generation}: {'; '.join(parts)}", path=file.path
+        )
     for name, shape in {**expected, **optional}.items():
         entry = file.entries.get(name)
         if entry is None:
@@ -196,7 +141,7 @@ def _check_names(file: TensorFile, dims: Dimensions) -> None:
 Shapes = dict[str, tuple[int, ...]]
 
 
-def _expected_shapes(file: TensorFile, dims: Dimensions) -> tuple[Shapes, Shapes]:
+def _expected_shapes(file: NamedTensors, dims: Dimensions) -> tuple[Shapes, Shapes]:
     """Names and shapes of required and of optional tensors (v0, v1, v2 of the first layer, which are not used)."""
     width, square = (dims.width,), (dims.width, dims.width)
 
@@ -230,6 +175,11 @@ def _expected_shapes(file: TensorFile, dims: Dimensions) -> tuple[Shapes, Shapes
         hidden = inner(f"{ffn}.key.weight", 0)
         expected |= {f"{ffn}.x_k": width}
         expected |= {f"{ffn}.key.weight": (hidden, dims.width), f"{ffn}.value.weight": (dims.width, hidden)}
+        if dims.generation == "7a":
+            size = inner(f"{ffn}.s1", 1)
+            expected |= {f"{ffn}.s0": (hidden,), f"{ffn}.s1": (dims.width, size), f"{ffn}.s2": (size, hidden)}
+            expected |= {f"{ffn}.s_emb.weight": (dims.vocab_size, size * size)}
+            expected |= {f"{ffn}.s_emb_x.weight": (size * size, dims.width)}
     return expected, optional
 
 
@@ -241,6 +191,9 @@ def _listed(names: list[str]) -> str:
 def shape_text(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) if shape else "a single number"
 
+
+UNUSED = ("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2")
+"""Tensors of RWKV-7 that nothing reads, so that they may be absent or hold any values."""
 
 _EXPONENT_MASK = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
 _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
@@ -255,7 +208,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         dtype: what to round tensors to; None leaves them as they are.
     """
 
-    def __init__(self, file: TensorFile, architecture: Architecture, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, file: NamedTensors, architecture: Architecture, dtype: torch.dtype | None = None) -> None:
         self.file = file
         self.architecture = architecture
         self.dtype = dtype
@@ -289,7 +242,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def check(self, name: str) -> torch.Tensor:
         """The tensor `name` as it is in the file; errors as above."""
         tensor = self.file.read(name)
-        check_finite(tensor, name, self.file.path)
+        if name not in UNUSED:
+            check_finite(tensor, name, self.file.path)
         return tensor
 
 
@@ -300,7 +254,8 @@ def open_checkpoint(path: Path) -> Iterator[Checkpoint]:
     Raises:
         CheckpointError: not an RWKV checkpoint, or a tensor is missing, unexpected or misshapen.
     """
-    with open_tensors(path) as file:
+    with open_tensors(path) as tensors:
+        file = official(tensors)
         yield Checkpoint(file, inspect(file))
 
 
@@ -336,15 +291,21 @@ class Description(Dimensions):
     """Description of a checkpoint, for `rwkvbatch model info`.
 
     Attributes:
-        kind: the form of the file.
+        kind: the kind of file.
+        num_files: how many there are.
+        form: how the tensors were named, see `forms`.
+        undone: what was undone to get the official names and shapes, a phrase each.
         dtype: the precision of most weights.
-        num_bytes: size of the file.
+        num_bytes: size of the files.
         state_bytes: size of one sequence's state, None for generations that only the `rwkv` package runs.
-        sha256: hash of the file, None when the values were not read.
+        sha256: hash of the file, or of the hashes of the files; None when the values were not read.
     """
 
     path: str
     kind: str
+    num_files: int
+    form: str
+    undone: tuple[str, ...]
     dtype: str
     num_bytes: int
     state_bytes: int | None
@@ -374,9 +335,12 @@ def describe(checkpoint: Checkpoint, *, read_values: bool = False) -> Descriptio
         **dimensions_of(architecture),
         path=str(file.path),
         kind=file.kind,
+        num_files=len(file.files),
+        form=file.form,
+        undone=file.undone,
         dtype=architecture.precision,
         num_bytes=file.num_bytes,
-        state_bytes=state_bytes(architecture) if architecture.generation == "7" else None,
+        state_bytes=state_bytes(architecture) if is_rwkv7(architecture) else None,
         sha256=file.sha256() if read_values else None,
         tensors=tuple(TensorGroup(*key, len(sizes), sum(sizes)) for key, sizes in groups.items()),
     )

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 
 from rwkvbatch.errors import CheckpointError, UsageError
-from rwkvbatch.model.base import Model, ModelSpec, dimensions_of
+from rwkvbatch.model.base import Model, ModelSpec, dimensions_of, is_rwkv7
 from rwkvbatch.model.checkpoint import Checkpoint, open_checkpoint
 from rwkvbatch.model.ops import Operations
 from rwkvbatch.model.ops.reference import ReferenceOps
@@ -132,9 +132,10 @@ def load_model(
         raise UsageError(f"--threads must be at least 1, got {threads}")
     with _naming_origin(path), open_checkpoint(resolve_model_path(path).path) as checkpoint:
         generation = checkpoint.architecture.generation
-        if backend == "upstream" or (generation != "7" and backend == "auto"):
+        native = is_rwkv7(checkpoint.architecture)
+        if backend == "upstream" or (not native and backend == "auto"):
             return load_upstream(checkpoint, strategy, threads=threads)
-        if generation != "7":
+        if not native:
             only = f"{checkpoint.file.path} is RWKV-{generation}, which only --backend upstream runs"
             raise UsageError(f"{only}; got --backend {backend}")
         return _load_rwkv7(checkpoint, parse_strategy(strategy), backend, threads)
@@ -146,6 +147,7 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
     name, ops = _operations(checkpoint, strategy, backend, threads)
     tensors = Checkpoint(checkpoint.file, architecture, strategy.dtype)
     network = Network.build(tensors, architecture.num_layers, ops)
+    vocabulary = checkpoint.file.vocabulary_file
     spec = ModelSpec(
         **dimensions_of(architecture),
         state_bytes=state_bytes(architecture),
@@ -155,6 +157,7 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
         backend=name,
         device=ops.device,
         bitwise=ops.bitwise,
+        vocabulary_file=None if vocabulary is None else str(vocabulary),
     )
     stepper: Stepper = network
     if ops.name == "cuda":

@@ -35,6 +35,7 @@ def random_tensors(
     hidden: int | None = None,
     ranks: LowRankWidths | None = None,
     first_value_residual: bool = True,
+    deep_embed: int | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, Tensor]:
     """An RWKV-7 checkpoint of random weights.
@@ -46,6 +47,7 @@ def random_tensors(
         hidden: width of the channel mix, 4 x `width` unless given.
         ranks: inner widths of the low-rank chains, by default those of official models.
         first_value_residual: whether layer 0 has the `v0`, `v1`, `v2` that official files have and nothing uses.
+        deep_embed: the size of DeepEmbed's matrices (32 in official files) for RWKV-7a; None for RWKV-7.
 
     Raises:
         ValueError: `width` is not a multiple of `head_size`.
@@ -93,6 +95,12 @@ def random_tensors(
         tensors[f"{ffn}.x_k"] = uniform(0, 1)
         tensors[f"{ffn}.key.weight"] = linear(hidden, width)
         tensors[f"{ffn}.value.weight"] = linear(width, hidden, gain=0.5)
+        if deep_embed is not None:
+            tensors[f"{ffn}.s_emb.weight"] = normal(vocab_size, deep_embed**2, scale=0.5 * deep_embed**-0.5)
+            tensors[f"{ffn}.s_emb_x.weight"] = linear(deep_embed**2, width, gain=0.5 * deep_embed**-0.5)
+            tensors[f"{ffn}.s0"] = normal(1, 1, hidden, scale=0.1, mean=1.0)
+            tensors[f"{ffn}.s1"] = normal(width, deep_embed, scale=width**-0.5)
+            tensors[f"{ffn}.s2"] = normal(deep_embed, hidden, scale=deep_embed**-0.5)
     tensors |= norm("ln_out")
     tensors["head.weight"] = linear(vocab_size, width, gain=2.0)
     return tensors

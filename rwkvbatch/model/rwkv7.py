@@ -1,8 +1,8 @@
-"""RWKV-7 over a ragged batch in terms of `Operations`, and `Rwkv7Model`, the `Model` that runs it.
+"""RWKV-7 and 7a over a ragged batch in terms of `Operations`, and `Rwkv7Model`, the `Model` that runs it.
 
 The formulas are those of the RWKV-7 paper (Peng et al., "RWKV-7 Goose with Expressive Dynamic State Evolution", 2025)
-and of the `rwkv` package, which writes exp(-1/2) as 0.606531. Prefill and decode use the same code: a sequence may have
-any number of rows in a step.
+and of the `rwkv` package, which writes exp(-1/2) as 0.606531; DeepEmbed (RWKV-7a) is that of its version 0.8.32 with
+`RWKV_DE_VERSION=1`. Prefill and decode use the same code: a sequence may have any number of rows in a step.
 """
 
 from __future__ import annotations
@@ -61,11 +61,27 @@ class TimeMix:
 
 
 @dataclass(frozen=True)
+class DeepEmbed:
+    """RWKV-7a's factor of the channel mix's hidden layer, (x s1) E s2 + s0 with E = table[token] + projection(x0).
+
+    x is the channel mix's normed input before its token shift, x0 the normed embedding of the token.
+    """
+
+    down: Array
+    table: Array
+    projection: Array
+    up: Array
+
+
+@dataclass(frozen=True)
 class ChannelMix:
+    """With DeepEmbed, `mix` has a second row of zeros, which gives the normed input itself."""
+
     norm: Norm
     mix: Array
     key: Array
     value: Array
+    deep_embed: DeepEmbed | None
 
 
 @dataclass(frozen=True)
@@ -121,13 +137,25 @@ class Network:
                 head_weights=HeadWeights(vector("k_k"), vector("k_a"), vector("r_k"), *norm(f"{att}.ln_x")),
             )
 
+        def deep_embed(ffn: str) -> DeepEmbed | None:
+            if f"{ffn}.s_emb.weight" not in tensors:
+                return None
+            return DeepEmbed(
+                down=ops.linear_layer(tensors[f"{ffn}.s1"].t()),
+                table=ops.table(tensors[f"{ffn}.s_emb.weight"]),
+                projection=ops.linear_layer(tensors[f"{ffn}.s_emb_x.weight"]),
+                up=ops.linear_layer(tensors[f"{ffn}.s2"].t(), tensors[f"{ffn}.s0"].flatten()),
+            )
+
         def channel_mix(layer: int) -> ChannelMix:
             ffn = f"blocks.{layer}.ffn"
+            mix, deep = tensors[f"{ffn}.x_k"].flatten().unsqueeze(0), deep_embed(ffn)
             return ChannelMix(
                 norm=norm(f"blocks.{layer}.ln2"),
-                mix=ops.vector(tensors[f"{ffn}.x_k"].flatten().unsqueeze(0)),
+                mix=ops.vector(mix if deep is None else torch.cat([mix, torch.zeros_like(mix)])),
                 key=large(f"{ffn}.key", "relu_squared"),
                 value=large(f"{ffn}.value"),
+                deep_embed=deep,
             )
 
         # The largest tensors first, while little else is in memory: packing needs memory for both copies.
@@ -147,7 +175,9 @@ class Network:
     def run(self, ops: StepOperations, step: Array) -> Tensor:
         """`step` of a batch that `ops.begin` has prepared."""
         x = ops.embed(step, self.embedding, self.embedding_norm)
-        v_first = None
+        v_first = x0 = None
+        if any(block.ffn.deep_embed is not None for block in self.blocks):
+            x0 = ops.embed(step, self.embedding, self.embedding_norm, as_input=True)
         for layer, block in enumerate(self.blocks):
             att, ffn = block.att, block.ffn
 
@@ -177,8 +207,17 @@ class Network:
             y = ops.wkv7(step, layer, HeadRows(r, w, k, v, a, g), att.head_weights)
             (x,) = ops.linears([Product(y, att.output, add=x)])
 
-            (x_k,) = ops.shift_mix(step, "ffn", layer, x, ffn.norm, ffn.mix)
-            (k,) = ops.linears([Product(x_k, ffn.key)])
+            deep = ffn.deep_embed
+            if deep is None:
+                (x_k,) = ops.shift_mix(step, "ffn", layer, x, ffn.norm, ffn.mix)
+                (k,) = ops.linears([Product(x_k, ffn.key)])
+            else:
+                x_k, normed = ops.shift_mix(step, "ffn", layer, x, ffn.norm, ffn.mix)
+                k, inner, offset = ops.linears(
+                    [Product(x_k, ffn.key), Product(normed, deep.down), Product(x0, deep.projection)]
+                )
+                inner = ops.token_matrix(step, deep.table, offset, inner)
+                (k,) = ops.linears([Product(inner, deep.up, times=k)])
             (x,) = ops.linears([Product(k, ffn.value, add=x)])
         return ops.head(step, x, self.out_norm, self.head)
 

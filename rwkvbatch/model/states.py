@@ -12,10 +12,12 @@ import torch
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.base import ModelSpec, State
-from rwkvbatch.model.checkpoint import check_finite, open_tensors, shape_text
+from rwkvbatch.model.checkpoint import check_finite, shape_text
+from rwkvbatch.model.containers import open_tensors
+from rwkvbatch.model.forms import official
 from rwkvbatch.model.safetensors import save_tensors
 from rwkvbatch.model.strategy import PRECISIONS
-from rwkvbatch.model.tensor_file import TensorFile
+from rwkvbatch.model.tensor_file import NamedTensors
 
 FORMAT = "rwkvbatch-state"
 VERSION = "1"
@@ -34,7 +36,8 @@ def load_state(path: str | Path, spec: ModelSpec) -> State:
     Raises:
         CheckpointError: it is damaged, neither of these, or of another model.
     """
-    with open_tensors(Path(path)) as file:
+    with open_tensors(Path(path)) as tensors:
+        file = official(tensors)
         if file.metadata.get("format") == FORMAT:
             return _saved(file, spec)
         if any(_TUNED.fullmatch(name) for name in file.entries):
@@ -83,7 +86,7 @@ def save_state(
     save_tensors(target, tensors, metadata=metadata, replace=replace, private=private)
 
 
-def _tuned(file: TensorFile, spec: ModelSpec) -> State:
+def _tuned(file: NamedTensors, spec: ModelSpec) -> State:
     if spec.num_heads == 0:
         raise CheckpointError(f"RWKV-{spec.generation} has no state-tuned files", path=file.path)
     shape = (spec.num_heads, spec.head_size, spec.head_size)
@@ -111,7 +114,7 @@ def _tuned(file: TensorFile, spec: ModelSpec) -> State:
     return State({"att_shift": shift, "ffn_shift": shift.clone(), "wkv": wkv})
 
 
-def _values(file: TensorFile, name: str) -> torch.Tensor:
+def _values(file: NamedTensors, name: str) -> torch.Tensor:
     if file.entries[name].dtype not in PRECISIONS or file.entries[name].num_elements == 0:
         raise CheckpointError(f"the tensor {name[:80]!r} must hold bf16, fp16 or fp32 numbers", path=file.path)
     tensor = file.read(name)
@@ -119,7 +122,7 @@ def _values(file: TensorFile, name: str) -> torch.Tensor:
     return tensor.float()
 
 
-def _saved(file: TensorFile, spec: ModelSpec) -> State:
+def _saved(file: NamedTensors, spec: ModelSpec) -> State:
     metadata = file.metadata
     if metadata.get("version") != VERSION:
         raise CheckpointError(

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from rwkvbatch.errors import UsageError
+from rwkvbatch.model.base import RWKV7
 
 Precision = Literal["fp32", "bf16", "fp16"]
 """Number format of a stored tensor."""
@@ -116,7 +117,7 @@ def parse_upstream_strategy(text: str, generation: str) -> str:
             hint = 'that is for RWKV-7 without --backend upstream; for RWKV-4, 5 and 6 the package has "cpu fp32i8"'
         raise UsageError(f"--strategy must be one of {ALLOWED_UPSTREAM}; got {text!r}", hint=hint)
     parts = [" ".join(part.split()) for part in wanted.split("->")]
-    if generation == "7" and _PLAIN.fullmatch(wanted) is None:
+    if generation in RWKV7 and _PLAIN.fullmatch(wanted) is None:
         raise UsageError(
             f"--strategy for RWKV-7 must be one device and one precision ({ALLOWED}); got {text!r}",
             hint="the `rwkv` package splits or quantises RWKV-4, 5 and 6 only",

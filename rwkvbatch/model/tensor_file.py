@@ -1,4 +1,7 @@
-"""`TensorFile`: the tensors of an open file of any form, each read when it is asked for."""
+"""`TensorFile`, the tensors of an open file, and `NamedTensors`, those of a checkpoint of one or more files.
+
+A tensor is read when it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ import mmap
 import os
 import stat
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,13 +27,17 @@ _LARGE = 1 << 20
 
 @dataclass(frozen=True)
 class StoredBytes:
-    """A tensor in a file: `span` bytes from `start`, viewed with `shape` and `strides` (in elements)."""
+    """A tensor in a file: `span` bytes from `start`, viewed with `shape` and `strides` (in elements).
+
+    `negative`: the numbers stand for their negatives (torch's negative bit).
+    """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     start: int
     span: int
+    negative: bool = False
 
     @property
     def num_elements(self) -> int:
@@ -41,19 +50,21 @@ class StoredBytes:
 
 @dataclass(frozen=True)
 class Contents:
-    """The table of contents of a file: its tensors, and texts stored beside them."""
+    """The table of contents of a file: its tensors, texts stored beside them, and what was undone to find them."""
 
     entries: Mapping[str, StoredBytes]
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    undone: tuple[str, ...] = ()
 
 
 class TensorFile:
     """An open checkpoint or state file, hashed in a thread of its own.
 
     Attributes:
-        kind: the name of the form, as `model info` shows it.
+        kind: the kind of file, as `model info` shows it.
         entries: the stored tensors by name.
         metadata: texts stored beside the tensors.
+        undone: what was undone to find the tensors, a phrase each.
         num_bytes: size of the file.
     """
 
@@ -62,6 +73,7 @@ class TensorFile:
         self.kind = kind
         self.entries = contents.entries
         self.metadata = contents.metadata
+        self.undone = contents.undone
         self._descriptor = descriptor
         self._before = os.fstat(descriptor)
         self.num_bytes = self._before.st_size
@@ -90,7 +102,8 @@ class TensorFile:
             if count == 0:
                 raise CheckpointError("the file was cut off while it was being read", path=self.path)
             done += count
-        return flat.view(entry.dtype).as_strided(entry.shape, entry.strides)
+        tensor = flat.view(entry.dtype).as_strided(entry.shape, entry.strides)
+        return tensor.neg() if entry.negative else tensor
 
     def start_hashing(self) -> threading.Thread:
         """Start to compute `sha256` in the background; returns the thread that does."""
@@ -128,6 +141,99 @@ class TensorFile:
         os.close(self._descriptor)
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of a checkpoint: its type and shape, and `load`, which reads it into memory of its own."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    load: Callable[[], torch.Tensor]
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    def transposed(self) -> Entry:
+        """The matrix with its axes exchanged, contiguous."""
+        rows, columns = self.shape
+        return Entry(self.dtype, (columns, rows), lambda: self.load().t().contiguous())
+
+    def part(self, index: int) -> Entry:
+        """One element along the first axis."""
+        return Entry(self.dtype, self.shape[1:], lambda: self.load()[index].clone())
+
+
+@dataclass(frozen=True)
+class NamedTensors:
+    """The tensors of a checkpoint or state, of one file or of several.
+
+    Attributes:
+        path: what was opened: a file, or a directory.
+        kind: the kind of its files, as `model info` shows it.
+        files: the open files.
+        entries: the tensors by name.
+        metadata: texts stored beside the tensors.
+        config: the `config.json` of a directory; empty for others.
+        vocabulary_file: the World vocabulary in a directory, if it has one.
+        form: how the tensors were named, see `forms`.
+        undone: what was changed to get from the files' tensors to `entries`, a phrase each.
+    """
+
+    path: Path
+    kind: str
+    files: tuple[TensorFile, ...]
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    vocabulary_file: Path | None = None
+    form: str = "official"
+    undone: tuple[str, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files together."""
+        return sum(file.num_bytes for file in self.files)
+
+    def changed(self, entries: Mapping[str, Entry], *undone: str, form: str | None = None) -> NamedTensors:
+        """The same files with other `entries`, and what was undone to get them; `form` as it is unless given."""
+        return replace(self, entries=entries, undone=(*self.undone, *undone), form=form or self.form)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor `name`, in memory of its own; raises `KeyError`, or `CheckpointError` as `TensorFile.read`."""
+        return self.entries[name].load()
+
+    def start_hashing(self) -> threading.Thread:
+        """Start to compute `sha256` in the background; returns the thread that ends last."""
+        return [file.start_hashing() for file in self.files][-1]
+
+    def sha256(self) -> str:
+        """Hash in hex: of the only file, or of the hashes of all files in their order; raises as `TensorFile.sha256`.
+
+        The tensors that a form makes depend on these bytes alone.
+        """
+        hashes = [file.sha256() for file in self.files]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def named_tensors(path: Path, files: Sequence[TensorFile]) -> NamedTensors:
+    """The tensors of `files`, at least one, together.
+
+    Raises:
+        CheckpointError: two files have a tensor of the same name.
+    """
+    entries: dict[str, Entry] = {}
+    for file in files:
+        for name, stored in file.entries.items():
+            if name in entries:
+                raise CheckpointError(
+                    f"the tensor {name[:80]!r} is in {file.path.name!r} and in another file too", path=path
+                )
+            entries[name] = Entry(stored.dtype, stored.shape, partial(file.read, name))
+    metadata = {key: text for file in files for key, text in file.metadata.items()}
+    undone = tuple(dict.fromkeys(phrase for file in files for phrase in file.undone))
+    return NamedTensors(path, files[0].kind, tuple(files), entries, metadata, undone=undone)
+
+
 def _memory(num_bytes: int) -> torch.Tensor:
     """Uninitialised bytes; large blocks return to the system when freed, which `malloc` does not guarantee."""
     if num_bytes < _LARGE:
@@ -136,7 +242,11 @@ def _memory(num_bytes: int) -> torch.Tensor:
 
 
 def open_regular(path: Path) -> int:
-    """A descriptor for reading a regular file; others (a FIFO) are refused, since they can block for ever."""
+    """A descriptor for reading a regular file; others (a FIFO) are refused, since they can block for ever.
+
+    Raises:
+        CheckpointError: it is not there, cannot be opened, is empty, or is not a regular file.
+    """
     try:
         # O_NONBLOCK: opening a FIFO would otherwise wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.base import (
+    RWKV7,
     Choices,
     ModelSpec,
     RaggedBatch,
@@ -57,16 +58,16 @@ def load_package_model(checkpoint: Checkpoint, strategy: str) -> Any:
     generation = checkpoint.architecture.generation
     with tempfile.TemporaryDirectory(prefix="rwkvbatch-") as folder, _fence():
         module = _own_copy(generation)
-        # A `.pth` file with a name that the package accepts.
+        # A `.pth` file with official tensor names, and a file name that the package accepts.
         target = Path(folder) / "model.pth"
-        if checkpoint.file.kind == "pth":
+        if checkpoint.file.kind == "pth" and not checkpoint.file.undone:
             for name in checkpoint:
                 checkpoint.check(name)
-            target.symlink_to(checkpoint.file.path.resolve())
+            target.symlink_to(checkpoint.file.files[0].path.resolve())
         else:
             torch.save(dict(checkpoint), target)
         with _reported(checkpoint, f"cannot load it with the strategy {strategy!r}"):
-            if generation == "7":
+            if generation in RWKV7:
                 return module.RWKV_x070(str(target).removesuffix(".pth"), strategy)
             return module.RWKV(str(target), strategy, verbose=False)
 
@@ -91,7 +92,9 @@ def _own_copy(generation: str) -> types.ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    environment = {**_SWITCHES, "RWKV_V7_ON": "1" if generation == "7" else "0"}
+    environment = {**_SWITCHES, "RWKV_V7_ON": "1" if generation in RWKV7 else "0"}
+    if generation == "7a":
+        environment["RWKV_DE_VERSION"] = "1"
     if "RWKV_RESCALE_LAYER" in os.environ:
         environment["RWKV_RESCALE_LAYER"] = os.environ["RWKV_RESCALE_LAYER"]
     # TorchScript looks up the module of its functions by name while it compiles them.
@@ -262,6 +265,7 @@ def load_upstream(checkpoint: Checkpoint, strategy: str, *, threads: int | None 
     package_model = load_package_model(checkpoint, wanted)
     with _reported(checkpoint, "loads it but cannot run it"), torch.no_grad(), num_threads(threads), tf32(False):
         zero = _zero_state(package_model, architecture.generation)
+    vocabulary = checkpoint.file.vocabulary_file
     spec = ModelSpec(
         **dimensions_of(architecture),
         state_bytes=sum(tensor.numel() * tensor.element_size() for tensor in zero),
@@ -271,6 +275,7 @@ def load_upstream(checkpoint: Checkpoint, strategy: str, *, threads: int | None 
         backend="upstream",
         device=str(zero[0].device),
         bitwise=False,
+        vocabulary_file=None if vocabulary is None else str(vocabulary),
     )
     return UpstreamModel(package_model, zero, spec, threads=threads)
 
@@ -278,7 +283,7 @@ def load_upstream(checkpoint: Checkpoint, strategy: str, *, threads: int | None 
 def _zero_state(package_model: Any, generation: str) -> PackageState:
     """The package's initial state; runs the model once, which also shows whether it works."""
     _, after = package_model.forward([0], None)
-    if generation == "7":
+    if generation in RWKV7:
         return list(package_model.generate_zero_state())
     # Older generations return no state before the first token.
     zero = [torch.zeros_like(tensor) for tensor in after]

@@ -140,20 +140,40 @@ Table Context::table(const uint8_t* data, Dtype dtype, size_t vocab_size, size_t
 
 ArrayPtr Context::array(size_t rows, size_t width) { return std::make_unique<Array>(arena_, rows, width); }
 
-ArrayPtr Context::embed(const Step& step, const Table& table, const Vector& weight, const Vector& bias) {
-    const StandardArithmetic arithmetic;
-    const size_t rows = step.tokens.size();
-    check(weight.width == table.width && bias.width == table.width, "the embedding's norm must have its width");
+void Context::check_tokens(const Step& step, const Table& table) const {
     for (const int64_t token : step.tokens)
         if (token < 0 || static_cast<size_t>(token) >= table.vocab_size)
             throw std::invalid_argument("token ids must be in [0, " + std::to_string(table.vocab_size) + "), got " +
                                         std::to_string(token));
+}
+
+ArrayPtr Context::embed(const Step& step, const Table& table, const Vector& weight, const Vector& bias) {
+    const StandardArithmetic arithmetic;
+    const size_t rows = step.tokens.size();
+    check(weight.width == table.width && bias.width == table.width, "the embedding's norm must have its width");
+    check_tokens(step, table);
     need_scratch(table.width);
     ArrayPtr out = array(rows, table.width);
     const NormJob norm{ConstRows(nullptr, 0), nullptr, table.width, weight.data, bias.data, LAYER_NORM_EPS, out->view()};
     const EmbedJob job{table.data, table.dtype, step.tokens.data(), norm};
     run_rows(rows, table.width, [&](size_t begin, size_t end, size_t thread) {
         kernels_->embed(job, begin, end, scratch(thread));
+    });
+    return out;
+}
+
+ArrayPtr Context::token_matrix(const Step& step, const Table& table, const Array& offset, const Array& x) {
+    const StandardArithmetic arithmetic;
+    const size_t rows = step.tokens.size(), size = x.width;
+    check(x.rows == rows && offset.rows == rows && size <= MAX_TOKEN_MATRIX && offset.width == size * size &&
+              table.width == size * size,
+          "token_matrix: the activations and the table do not fit each other");
+    check_tokens(step, table);
+    need_scratch(table.width);
+    ArrayPtr out = array(rows, size);
+    const TokenMatrixJob job{table.data, table.dtype, step.tokens.data(), offset.view(), x.view(), size, out->view()};
+    run_rows(rows, table.width, [&](size_t begin, size_t end, size_t thread) {
+        kernels_->token_matrix(job, begin, end, scratch(thread));
     });
     return out;
 }

@@ -96,7 +96,7 @@ struct LayerVectors {
     Vector k_k, k_a, r_k, norm_weight, norm_bias;
 };
 
-// A linear layer at work: its result is y, add + y or start + (target - start) * y.
+// A linear layer at work: its result is y, add + y, start + (target - start) * y or, with a target alone, target * y.
 struct Product {
     const Array* x;
     const LinearLayer* layer;
@@ -128,6 +128,8 @@ public:
     std::vector<ArrayPtr> shift_mix(Step& step, size_t kind, size_t layer, const Array& x, const Vector& weight,
                                     const Vector& bias, const Vector& mix);
     std::vector<ArrayPtr> linears(const std::vector<Product>& products);
+    // x E per row, with E = table[token] + offset as a square matrix.
+    ArrayPtr token_matrix(const Step& step, const Table& table, const Array& offset, const Array& x);
     ArrayPtr wkv7(Step& step, size_t layer, const Array& r, const Array& w, const Array& k, const Array& v,
                   const Array& a, const Array& g, const LayerVectors& vectors);
     // Logits of the step's output rows into `logits`, [outputs, vocabulary] without gaps.
@@ -139,6 +141,7 @@ public:
 private:
     float* scratch(size_t thread) { return scratch_[thread].get(); }
     void need_scratch(size_t count);
+    void check_tokens(const Step& step, const Table& table) const;
     void run_linears(std::vector<LinearJob>& jobs);
     // Note what each thread reads first in the step's next job, and have it expect what it read first in the job after
     // that in the step before.

@@ -15,7 +15,7 @@ namespace {
 
 constexpr Kernels KERNELS = {
     RWKV_STRING(RWKV_ISA), RWKV_ISA::linear,       RWKV_ISA::layer_norm, RWKV_ISA::embed,   RWKV_ISA::mix,
-    RWKV_ISA::wkv7,        RWKV_ISA::activate_all, RWKV_ISA::sample,     RWKV_ISA::logprob, RWKV_ISA::read,
+    RWKV_ISA::token_matrix, RWKV_ISA::wkv7,        RWKV_ISA::activate_all, RWKV_ISA::sample,     RWKV_ISA::logprob, RWKV_ISA::read,
     RWKV_ISA::multiply_add,
 };
 

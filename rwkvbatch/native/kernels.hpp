@@ -25,7 +25,8 @@ struct ConstRows {
     ConstRows(Rows rows) : data(rows.data), stride(rows.stride) {}
 };
 
-// y = activation(x W^T + bias); out = y, add + y or start + (target - start) * y. What is null is left out.
+// y = activation(x W^T + bias); out = y, add + y, start + (target - start) * y or, with a target alone, target * y. What is
+// null is left out.
 struct LinearJob {
     ConstRows x;
     size_t num_rows;
@@ -64,6 +65,18 @@ struct EmbedJob {
     const int64_t* tokens;
     NormJob norm;
 };
+
+// RWKV-7a's DeepEmbed: out[i] = x[i] E, with E = table[tokens[i]] + offset[i] as a matrix [size, size].
+struct TokenMatrixJob {
+    const uint8_t* table;
+    Dtype dtype;
+    const int64_t* tokens;
+    ConstRows offset, x;
+    size_t size;
+    Rows out;
+};
+
+constexpr size_t MAX_TOKEN_MATRIX = 256;
 
 // out[m][i] = x[i] + (previous[i] - x[i]) * factors[m]; `carried[i]` is the row before, where it is not x[i - 1].
 constexpr size_t MAX_MIXES = 6;
@@ -121,6 +134,7 @@ struct Kernels {
     void (*layer_norm)(const NormJob&, size_t begin, size_t end);
     void (*embed)(const EmbedJob&, size_t begin, size_t end, float* scratch);
     void (*mix)(const MixJob&, size_t begin, size_t end);
+    void (*token_matrix)(const TokenMatrixJob&, size_t begin, size_t end, float* scratch);
     void (*wkv7)(const Wkv7Job&, size_t task);
     void (*activate)(float* values, size_t count, Activation);
     Choice (*sample)(const SampleRow&, float* scratch);

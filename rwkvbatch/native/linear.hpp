@@ -38,6 +38,7 @@ RWKV_INLINE F16 finish(const LinearJob& job, F16 sum, size_t row, size_t column,
         const F16 start = at(job.start);
         return fma(at(job.target) - start, y, start);
     }
+    if (job.target.data != nullptr) return at(job.target) * y;
     return y;
 }
 

@@ -89,14 +89,15 @@ nb::tuple mixed(Context& context, Step& step, const char* kind, size_t layer, co
     return tuple_of(context.shift_mix(step, shift_of(kind), layer, x, weight, bias, mix));
 }
 
-// `products` holds records of x, layer, add and blend, see `Product` in ops/__init__.py.
+// `products` holds records of x, layer, add, blend and times, see `Product` in ops/__init__.py.
 nb::tuple linears(Context& context, nb::sequence products) {
     const auto array_at = [](nb::handle record, size_t i) { return nb::cast<const Array*>(record[i]); };
     std::vector<Product> converted;
     for (nb::handle record : products) {
         const nb::object blend = record[3];
         converted.push_back({array_at(record, 0), nb::cast<const LinearLayer*>(record[1]), array_at(record, 2),
-                             blend.is_none() ? nullptr : array_at(blend, 0), blend.is_none() ? nullptr : array_at(blend, 1)});
+                             blend.is_none() ? nullptr : array_at(blend, 0),
+                             blend.is_none() ? array_at(record, 4) : array_at(blend, 1)});
     }
     return tuple_of(context.linears(converted));
 }
@@ -106,7 +107,8 @@ std::vector<Program::Register> written_linears(Program& program, nb::sequence pr
     for (nb::handle record : products)
         converted.push_back({nb::cast<size_t>(record[0]), nb::cast<const LinearLayer&>(record[1]),
                              nb::cast<std::optional<size_t>>(record[2]),
-                             nb::cast<std::optional<std::pair<size_t, size_t>>>(record[3])});
+                             nb::cast<std::optional<std::pair<size_t, size_t>>>(record[3]),
+                             nb::cast<std::optional<size_t>>(record[4])});
     return program.linears(converted);
 }
 
@@ -207,6 +209,7 @@ NB_MODULE(_native, m) {
         .def("shift_mix", [](Program& p, const char* kind, size_t layer, size_t x, const Vector& weight, const Vector& bias,
                              const Vector& mix) { return p.shift_mix(shift_of(kind), layer, x, weight, bias, mix); })
         .def("linears", &written_linears)
+        .def("token_matrix", &Program::token_matrix)
         .def("wkv7", [](Program& p, size_t layer, const std::array<size_t, 6>& inputs, const Vector& k_k, const Vector& k_a,
                         const Vector& r_k, const Vector& norm_weight, const Vector& norm_bias) {
             return p.wkv7(layer, inputs, {k_k, k_a, r_k, norm_weight, norm_bias});
@@ -241,6 +244,7 @@ NB_MODULE(_native, m) {
         .def("embed", &Context::embed)
         .def("shift_mix", &mixed)
         .def("linears", &linears)
+        .def("token_matrix", &Context::token_matrix)
         .def("wkv7", [](Context& c, Step& step, size_t layer, const Array& r, const Array& w, const Array& k, const Array& v,
                         const Array& a, const Array& g, const Vector& k_k, const Vector& k_a, const Vector& r_k,
                         const Vector& norm_weight, const Vector& norm_bias) {

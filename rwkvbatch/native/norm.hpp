@@ -1,4 +1,4 @@
-// Layer norm, the embedding, the token shift's mixing, and other work on whole rows.
+// Layer norm, the embedding, the token shift's mixing, DeepEmbed's matrix of a token, and other work on whole rows.
 #pragma once
 
 #include <algorithm>
@@ -52,29 +52,52 @@ inline void layer_norm(const NormJob& job, size_t begin, size_t end) {
     }
 }
 
+// A row of a table of `width` columns as floats.
+RWKV_INLINE void widen_row(const uint8_t* table, Dtype dtype, int64_t row, size_t width, float* out) {
+    const uint8_t* entry = table + static_cast<size_t>(row) * width * size_of(dtype);
+    switch (dtype) {
+        case Dtype::FP32: std::memcpy(out, entry, width * sizeof(float)); break;
+        case Dtype::BF16:
+            for (size_t c = 0; c < width; ++c) {
+                uint16_t half;
+                std::memcpy(&half, entry + c * sizeof half, sizeof half);
+                out[c] = bf16_to_float(half);
+            }
+            break;
+        case Dtype::FP16:
+            for (size_t c = 0; c < width; c += LANES) {
+                uint16_t halves[LANES] = {};
+                std::memcpy(halves, entry + c * sizeof(uint16_t), std::min(LANES, width - c) * sizeof(uint16_t));
+                store_upto(out + c, widen_fp16(halves), width - c);
+            }
+            break;
+        case Dtype::INT8: break;  // no table is kept in it
+    }
+}
+
 inline void embed(const EmbedJob& job, size_t begin, size_t end, float* scratch) {
-    const size_t width = job.norm.width;
     for (size_t i = begin; i < end; ++i) {
-        const uint8_t* entry = job.table + static_cast<size_t>(job.tokens[i]) * width * size_of(job.dtype);
-        switch (job.dtype) {
-            case Dtype::FP32: std::memcpy(scratch, entry, width * sizeof(float)); break;
-            case Dtype::BF16:
-                for (size_t c = 0; c < width; ++c) {
-                    uint16_t half;
-                    std::memcpy(&half, entry + c * sizeof half, sizeof half);
-                    scratch[c] = bf16_to_float(half);
-                }
-                break;
-            case Dtype::FP16:
-                for (size_t c = 0; c < width; c += LANES) {
-                    uint16_t halves[LANES] = {};
-                    std::memcpy(halves, entry + c * sizeof(uint16_t), std::min(LANES, width - c) * sizeof(uint16_t));
-                    store_upto(scratch + c, widen_fp16(halves), width - c);
-                }
-                break;
-            case Dtype::INT8: break;  // no table is kept in it
-        }
+        widen_row(job.table, job.dtype, job.tokens[i], job.norm.width, scratch);
         norm_row(scratch, job.norm, job.norm.out.data + i * job.norm.out.stride);
+    }
+}
+
+// Each output is one chain of fused multiply-adds over the inputs, first to last, from zero.
+inline void token_matrix(const TokenMatrixJob& job, size_t begin, size_t end, float* scratch) {
+    const size_t size = job.size;
+    for (size_t i = begin; i < end; ++i) {
+        widen_row(job.table, job.dtype, job.tokens[i], size * size, scratch);
+        const float* x = job.x.data + i * job.x.stride;
+        const float* offset = job.offset.data + i * job.offset.stride;
+        for (size_t column = 0; column < size; column += LANES) {
+            const size_t n = size - column;
+            F16 sum = zero();
+            for (size_t k = 0; k < size; ++k) {
+                const size_t at = k * size + column;
+                sum = fma(load_upto(scratch + at, n) + load_upto(offset + at, n), set1(x[k]), sum);
+            }
+            store_upto(job.out.data + i * job.out.stride + column, sum, n);
+        }
     }
 }
 

@@ -51,6 +51,7 @@ std::vector<Program::Register> Program::linears(const std::vector<Product>& prod
         inputs.push_back(product.x);
         if (product.add) inputs.push_back(*product.add);
         if (product.blend) inputs.insert(inputs.end(), {product.blend->first, product.blend->second});
+        if (product.times) inputs.push_back(*product.times);
     }
     const std::vector<Register> out = append(std::move(inputs), products.size());
     operations_.back().run = [=](Frame& frame) {
@@ -58,8 +59,18 @@ std::vector<Program::Register> Program::linears(const std::vector<Product>& prod
         for (const Product& product : products)
             filled.push_back({&frame[product.x], &product.layer, product.add ? &frame[*product.add] : nullptr,
                               product.blend ? &frame[product.blend->first] : nullptr,
-                              product.blend ? &frame[product.blend->second] : nullptr});
+                              product.blend   ? &frame[product.blend->second]
+                              : product.times ? &frame[*product.times]
+                                              : nullptr});
         frame.put(out, frame.context.linears(filled));
+    };
+    return out;
+}
+
+Program::Register Program::token_matrix(const Table& table, Register offset, Register x) {
+    const Register out = append({offset, x}, 1)[0];
+    operations_.back().run = [=](Frame& frame) {
+        frame.registers[out] = frame.context.token_matrix(frame.step, table, frame[offset], frame[x]);
     };
     return out;
 }

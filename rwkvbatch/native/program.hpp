@@ -23,12 +23,14 @@ public:
         LinearLayer layer;
         std::optional<Register> add;
         std::optional<std::pair<Register, Register>> blend;
+        std::optional<Register> times;
     };
 
     Register embed(const Table& table, const Vector& weight, const Vector& bias);
     std::vector<Register> shift_mix(size_t kind, size_t layer, Register x, const Vector& weight, const Vector& bias,
                                     const Vector& mix);
     std::vector<Register> linears(const std::vector<Product>& products);
+    Register token_matrix(const Table& table, Register offset, Register x);
     // `inputs` are r, w, k, v, a and g.
     Register wkv7(size_t layer, const std::array<Register, 6>& inputs, const LayerVectors& vectors);
     void head(Register x, const Vector& weight, const Vector& bias, const LinearLayer& head);

@@ -15,8 +15,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.config import CellSettings
-from rwkvbatch.engine.request import FinishReason, NoiseKey, Reply, Request, Score
-from rwkvbatch.engine.sequence import closed_history
+from rwkvbatch.engine.request import FinishReason, NoiseKey, Reply, Request, Score, closed_history
 from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError
 from rwkvbatch.prompt.templates import PromptTemplate, load_template, prompting_of
 from rwkvbatch.prompt.tokenizer import Tokenizer

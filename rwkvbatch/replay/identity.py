@@ -18,7 +18,7 @@ from rwkvbatch import __version__
 from rwkvbatch.config import CellSettings, Sampling, Stopping
 from rwkvbatch.errors import InputError
 from rwkvbatch.prompt.templates import prompting_of
-from rwkvbatch.results.manifest import FIRST_SETTINGS, GIVEN_FOR_ALL
+from rwkvbatch.results.manifest import FIRST_SETTINGS, GIVEN_FOR_ALL, default_settings
 from rwkvbatch.results.row import RowDigest
 from rwkvbatch.results.script_copy import script_sha256
 from rwkvbatch.script.records import Conversation
@@ -160,12 +160,7 @@ def _is_set(name: str, value: Any) -> bool:
     """Whether a setting is part of a digest: those of later versions are not, at their defaults."""
     if name in FIRST_SETTINGS or name not in CellSettings.model_fields:
         return True
-    return value != _defaults()[name]
-
-
-@cache
-def _defaults() -> dict[str, Any]:
-    return CellSettings().model_dump(mode="json")
+    return value != default_settings()[name]
 
 
 def _digest(value: Any) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError
-from rwkvbatch.files import OS_FILES, Files, in_blocks, save_file
+from rwkvbatch.files import OS_FILES, Files, in_blocks, open_file, save_file
 from rwkvbatch.replay.logs import with_directory, without_options
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.row_index import SHARD_NAME, RowIndex, Shard, read_members
@@ -27,7 +27,6 @@ from rwkvbatch.results.row import BadLineError, RowKey, decode_head, decode_row
 from rwkvbatch.results.store import RESULTS_NAME
 from rwkvbatch.results.summary import Summary, Tallies, write_summary
 
-_BUFFER_BYTES = 2**16
 _ABOUT_A_PART = ("created", "command", "rwkvbatch", "code_sha256", "versions", "machine")
 
 
@@ -203,7 +202,7 @@ class _Merge:
         """The rows of a run directory; None where it has no file of rows yet."""
         path = directory / RESULTS_NAME
         try:
-            return self._open_files.enter_context(path.open("rb", buffering=_BUFFER_BYTES))
+            return self._open_files.enter_context(open_file(path))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -283,7 +282,7 @@ class _Merge:
                 raise RunMismatchError(problem, path=path / RESULTS_NAME, line=line.line, hint=hint)
 
     def _write(self) -> Summary:
-        path, files, first = self._directory.path, self._files, self._parts[0]
+        path, at, files, first = self._directory.path, self._directory.at, self._files, self._parts[0]
         identity = first.manifest["identity"]
         about = {
             **first.about,
@@ -296,15 +295,16 @@ class _Merge:
         }
         self._directory.claim(identity, lambda: about)
         if self._directory.continued:
-            write_manifest(path, identity, about, files=files)
+            write_manifest(path, identity, about, files=files, at=at)
         self._copy_skipped()
         tallies = Tallies(self._cells)
-        save_file(path / RESULTS_NAME, in_blocks(self._lines(tallies)), files=files)
+        lines = in_blocks(self._lines(tallies))
+        save_file(path / RESULTS_NAME, lines, files=files, at=at, check=self._directory.check)
         summary = tallies.summary(self._num_planned)
         wall_s = time.monotonic() - self._started_s
         progress = Progress(summary.rows, summary.planned, 0, 0, 0, 0, wall_s, None)
-        write_summary(path, summary, progress.session(), files=files)
-        StatusFile(path, files=files).update(progress.as_dict(), "done" if summary.complete else "interrupted")
+        write_summary(path, summary, progress.session(), files=files, at=at)
+        StatusFile(path, files=files, at=at).update(progress.as_dict(), "done" if summary.complete else "interrupted")
         return summary
 
     def _lines(self, tallies: Tallies) -> Iterator[bytes]:
@@ -330,7 +330,7 @@ class _Merge:
     def _copy_skipped(self) -> None:
         """Copy the script's bad lines from one part: every part reads the whole script."""
         for part in self._parts:
-            with suppress(OSError), (part.path / SKIPPED_NAME).open("rb") as file:
+            with suppress(OSError), open_file(part.path / SKIPPED_NAME) as file:
                 self._directory.keep_skipped(line.removesuffix(b"\n") for line in file)
                 return
 

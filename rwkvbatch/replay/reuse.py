@@ -20,8 +20,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from rwkvbatch.errors import RunDirectoryError, RunMismatchError, RwkvBatchError, StorageError
-from rwkvbatch.files import Files, in_blocks, save_file, write_all
+from rwkvbatch.errors import RunMismatchError, RwkvBatchError
+from rwkvbatch.files import read_spans
 from rwkvbatch.replay.identity import RowDigests
 from rwkvbatch.replay.judging import judged_again
 from rwkvbatch.replay.plan import Plan
@@ -29,7 +29,7 @@ from rwkvbatch.results.directory import KEPT_NAME, RunDirectory
 from rwkvbatch.results.manifest import FORMER, GIVEN_FOR_ALL, JsonObject, equal_cells, is_same_run, refuse_other_run
 from rwkvbatch.results.recovery import read_lines
 from rwkvbatch.results.row import BadLineError, Row, RowDigest, decode_row, digest_of, encode_row, with_digest
-from rwkvbatch.results.script_copy import has_script, read_script, script_sha256, write_script
+from rwkvbatch.results.script_copy import has_script, read_script, script_sha256
 from rwkvbatch.results.store import RESULTS_NAME
 from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Conversation
@@ -74,7 +74,6 @@ def adopt(
     identity: JsonObject,
     make_about: Callable[[], JsonObject],
     shard: JsonObject | None,
-    files: Files,
 ) -> Reuse | None:
     """Make the rows of `directory` those of `plan`, as far as they are; the manifest and the script's copy too.
 
@@ -90,45 +89,20 @@ def adopt(
     assert manifest is not None
     if is_same_run(manifest, identity, shard) and FORMER not in manifest:
         if not has_script(directory.path):  # of an earlier version
-            write_script(directory.path, plan.conversations, files=files)
+            directory.write_script(plan.conversations)
         return None
     about = make_about()
     refuse_other_run(directory.path, manifest, identity, shard, about=about, extend=True)
     _refuse_other_params(directory.path, manifest, identity, plan)
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as rewritten:
-        adapting = _Adapting(directory.path, manifest, plan, digests, files, cast("BinaryIO", rewritten))
+        adapting = _Adapting(directory, manifest, plan, digests, cast("BinaryIO", rewritten))
         adapting.look_through()
         about = {**about, "created": _created(manifest) or about.get("created")}
         directory.begin_change(identity, about, shard)
         adapting.write()
-    write_script(directory.path, plan.conversations, files=files)
+    directory.write_script(plan.conversations)
     directory.end_change(identity, about, shard)
     return adapting.counts
-
-
-def set_aside(path: Path, lines: Iterator[bytes], files: Files) -> None:
-    """Append lines to the `kept.jsonl` of a run directory, durably.
-
-    Raises:
-        StorageError: they could not be written.
-    """
-    kept = path / KEPT_NAME
-    try:
-        descriptor = files.open_append(kept)
-        try:
-            if files.size(kept):
-                with files.read(kept) as file:
-                    file.seek(-1, 2)
-                    if file.read(1) != b"\n":  # a crash cut the last line off
-                        write_all(files, descriptor, b"\n")
-            for block in in_blocks(lines):
-                write_all(files, descriptor, block)
-            files.sync(descriptor)
-            files.sync_directory(path)
-        finally:
-            files.close(descriptor)
-    except OSError as error:
-        raise StorageError(f"{kept}: write failed: {error.strerror or error}") from error
 
 
 def _refuse_other_params(path: Path, manifest: JsonObject, identity: JsonObject, plan: Plan) -> None:
@@ -162,18 +136,12 @@ class _Adapting:
     """
 
     def __init__(
-        self,
-        path: Path,
-        manifest: Mapping[str, Any],
-        plan: Plan,
-        digests: RowDigests,
-        files: Files,
-        rewritten: BinaryIO,
+        self, directory: RunDirectory, manifest: Mapping[str, Any], plan: Plan, digests: RowDigests, rewritten: BinaryIO
     ) -> None:
-        self._path = path
+        self._directory = directory
+        self._path = directory.path
         self._plan = plan
         self._digests = digests
-        self._files = files
         self._rewritten = rewritten
         former = manifest.get(FORMER) or manifest
         self._former: Mapping[str, Any] = former
@@ -196,7 +164,7 @@ class _Adapting:
     def look_through(self) -> None:
         """Decide; writes nothing. Raises `RunMismatchError` when no conversation and cell is in common."""
         any_row = in_common = False
-        for data in _lines(self._path / RESULTS_NAME, self._files):
+        for data in self._lines(RESULTS_NAME):
             row, move, number = _decoded(data), _Move.STAY, -1
             if row is not None:
                 any_row = True
@@ -234,11 +202,11 @@ class _Adapting:
 
     def write(self) -> None:
         """Set rows aside, then replace `results.jsonl`; raises `StorageError`."""
-        results = self._path / RESULTS_NAME
         if _Move.SET_ASIDE in self._moves:
-            set_aside(self._path, self._set_aside_lines(), self._files)
+            self._directory.set_aside(self._set_aside_lines())
         if any(self._moves) or self._taken_back:
-            save_file(results, in_blocks(self._new_lines()), files=self._files)
+            with self._directory.reading(RESULTS_NAME) as scanned, self._directory.reading(RESULTS_NAME) as copied:
+                self._directory.replace_rows(self._new_lines(scanned, copied))
 
     def _has_cell(self, name: str) -> bool:
         return name in self._cells or name in self._same_cells
@@ -341,7 +309,7 @@ class _Adapting:
     def _take_back(self) -> tuple[int, int]:
         """Find rows in `kept.jsonl` that the plan has and the directory lacks; how many, and how many judged again."""
         count = judged = 0
-        for data in _lines(self._path / KEPT_NAME, self._files):
+        for data in self._lines(KEPT_NAME):
             row, digest = _decoded(data), digest_of(data)
             if row is None or digest is None:
                 continue
@@ -369,19 +337,26 @@ class _Adapting:
 
     def _set_aside_lines(self) -> Iterator[bytes]:
         """The lines to set aside, without those that are in `kept.jsonl` already."""
-        there = {_name_of(data) for data in _lines(self._path / KEPT_NAME, self._files)}
-        for line, data in enumerate(_lines(self._path / RESULTS_NAME, self._files)):
+        there = {_name_of(data) for data in self._lines(KEPT_NAME)}
+        for line, data in enumerate(self._lines(RESULTS_NAME)):
             if self._moves[line] == _Move.SET_ASIDE and _name_of(data) not in there:
                 yield data
 
-    def _new_lines(self) -> Iterator[bytes]:
+    def _new_lines(self, scanned: BinaryIO, copied: BinaryIO) -> Iterator[bytes]:
+        """The content of the new file; `scanned` and `copied` are the old one, with positions of their own."""
         # Rows that are taken back come first: after a torn tail they would be a part of it.
         yield from map(self._read_kept, self._taken_back)
-        for line, data in enumerate(_lines(self._path / RESULTS_NAME, self._files)):
+        for line, old in enumerate(read_lines(scanned)):
             if (span := self._spans.get(line)) is not None and self._moves[line] != _Move.SET_ASIDE:
                 yield self._read_kept(span)
             elif self._moves[line] == _Move.STAY:
-                yield data
+                yield from read_spans(copied, [(old.start, old.end)])
+
+    def _lines(self, name: str) -> Iterator[bytes]:
+        """The lines of a file of rows, none where there is no file; raises `RunDirectoryError`."""
+        with self._directory.reading(name) as reader:
+            for line in read_lines(reader):
+                yield line.data
 
     def _read_kept(self, span: tuple[int, int]) -> bytes:
         self._rewritten.seek(span[0])
@@ -390,17 +365,6 @@ class _Adapting:
 
 def _named(plan: Plan, digests: RowDigests) -> dict[str, Mapping[str, Any]]:
     return {cell.name: values for cell, values in zip(plan.cells, digests.cells, strict=True)}
-
-
-def _lines(path: Path, files: Files) -> Iterator[bytes]:
-    """The lines of a file of rows, none where there is no file; raises `RunDirectoryError`."""
-    try:
-        if files.size(path):
-            with files.read(path) as reader:
-                for _, data in read_lines(reader):
-                    yield data
-    except OSError as error:
-        raise RunDirectoryError(f"cannot be read: {error.strerror}", path=path) from None
 
 
 def _decoded(data: bytes) -> Row | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, UsageError
-from rwkvbatch.files import Files, save_file
+from rwkvbatch.files import Files, open_file, save_file
 from rwkvbatch.results.row import RowKey
 
 
@@ -132,10 +132,10 @@ class Shard:
         return tuple(sorted(chosen))
 
 
-def write_members(files: Files, directory: Path, members: Iterable[Member]) -> None:
-    """Write `shard.jsonl`, one conversation a line, atomically."""
+def write_members(files: Files, directory: Path, members: Iterable[Member], *, at: int | None = None) -> None:
+    """Write `shard.jsonl`, one conversation a line, atomically; `at` is the open directory."""
     lines = (json.dumps({"number": m.number, "id": m.conversation, "turns": m.turns}).encode() + b"\n" for m in members)
-    save_file(directory / SHARD_NAME, lines, files=files)
+    save_file(directory / SHARD_NAME, lines, files=files, at=at)
 
 
 def read_members(directory: Path) -> Iterator[Member]:
@@ -144,7 +144,7 @@ def read_members(directory: Path) -> Iterator[Member]:
     hint = "run the part's `rwkvbatch run` command again: it rewrites this file"
     last = -1
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             for line, data in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES), b""), start=1):
                 member = _member(data)
                 if member is None or member.number <= last:

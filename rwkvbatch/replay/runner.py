@@ -27,12 +27,11 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import MakePool, WorkerPool
 from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
 from rwkvbatch.replay.race import Played, RaceResult, race_of, result_of
-from rwkvbatch.replay.reuse import Reuse, adopt, missing_rows, set_aside
+from rwkvbatch.replay.reuse import Reuse, adopt, missing_rows
 from rwkvbatch.replay.row_index import write_members
 from rwkvbatch.results.directory import RunDirectory, State, StatusFile
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
-from rwkvbatch.results.script_copy import write_script
 from rwkvbatch.results.store import RESULTS_NAME, MemoryRows, Rows
 from rwkvbatch.results.summary import Summary, summarize, write_summary
 from rwkvbatch.script.reader import SkippedLine
@@ -128,7 +127,7 @@ def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
             specs = (loader if pool is None else pool).specs(setups_of(plan))
         if directory is None:
             refuse_unusable(plan, specs)
-            return _Session(plan, loader, pool, options, MemoryRows()).run()
+            return _Session(plan, loader, pool, options, MemoryRows(), None).run()
         identity = make_identity(plan, specs, loader.tokenizer)
         refuse_unusable(plan, specs)
         make = partial(make_about, plan, specs, list(options.scripts), options.command)
@@ -136,17 +135,19 @@ def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
         digests = RowDigests(plan, list(identity["cells"].values()))
         reuse = None
         if directory.holds_rows:
-            reuse = adopt(directory, plan, digests, identity, make, shard, options.files) or Reuse(0)
+            reuse = adopt(directory, plan, digests, identity, make, shard) or Reuse(0)
         else:
             directory.claim(identity, make, shard)
-            write_script(directory.path, plan.conversations, files=options.files)
+            directory.write_script(plan.conversations)
         if plan.shard is not None:
-            write_members(options.files, directory.path, [plan.members[number] for number in plan.chosen])
+            write_members(
+                options.files, directory.path, [plan.members[number] for number in plan.chosen], at=directory.at
+            )
         if options.skipped:
             directory.keep_skipped(line.raw for line in options.skipped)
         rows = directory.open_rows(plan.num_rows, plan.row_number, digest=digests.of_row, repair=options.repair)
         store = stack.enter_context(closing(rows))
-        return _Session(plan, loader, pool, options, store, reuse).run()
+        return _Session(plan, loader, pool, options, store, directory, reuse).run()
 
 
 def read_rows(directory: Path) -> Iterator[Row]:
@@ -164,13 +165,18 @@ class _Session:
         pool: WorkerPool | None,
         options: RunOptions,
         rows: Rows,
+        directory: RunDirectory | None,
         reuse: Reuse | None = None,
     ) -> None:
         self._plan = plan
         self._loader = loader
         self._options = options
         self._rows = rows
-        self._status = None if options.out is None else StatusFile(options.out, files=options.files)
+        self._directory = directory
+        self._status = None
+        if directory is not None:
+            may_write = directory.may_write
+            self._status = StatusFile(directory.path, files=options.files, at=directory.at, may_write=may_write)
         self._race = race_of(plan, rows) if plan.settings.race else None
         self._wanted: Wanted | Played = first_round(plan)
         self._steps = StepLog()
@@ -230,15 +236,15 @@ class _Session:
 
     def _set_unwanted_aside(self) -> None:
         """Set rows aside that a new run would not have, because the verdicts now ask for fewer repeats or draws."""
-        path, rows = self._options.out, self._rows
-        if path is None or rows.num_rows <= self._wanted.num_rows:
+        directory, rows = self._directory, self._rows
+        if directory is None or rows.num_rows <= self._wanted.num_rows:
             return
         wanted = bytearray(self._plan.num_rows)
         for task in self._wanted.tasks():
             for row in range(*self._plan.rows_of(task)):
                 wanted[row] = 1
         others = [row for row in range(self._plan.num_rows) if rows.has(row) and not wanted[row]]
-        set_aside(path, map(rows.read_line, others), self._options.files)
+        directory.set_aside(map(rows.read_line, others))
         rows.discard(others)
 
     def _tasks(self, setup: Setup, *, longest_first: bool = False) -> Iterator[int]:
@@ -288,7 +294,7 @@ class _Session:
         self._update_status("failed" if isinstance(error, Exception) else "interrupted", explain(error))
 
     def _result(self, *, interrupted: bool) -> RunResult:
-        path, files, progress = self._options.out, self._options.files, self._progress()
+        directory, files, progress = self._directory, self._options.files, self._progress()
         self._steps.end(progress, interrupted=interrupted)
         verified = verdict(len(self._verified), self._differences) if self._verified else None
         race = None
@@ -296,11 +302,15 @@ class _Session:
             race = result_of(self._race, self._plan, self._wanted)
         names = [cell.name for cell in self._plan.cells]
         summary = summarize(self._rows.rows(), names, self._wanted.num_rows)
+        path = None if directory is None else directory.path
         rows = partial(iter, list(self._rows.rows())) if path is None else partial(read_rows, path)
-        if path is not None:
-            write_summary(path, summary, progress.session(), None if race is None else race.as_dict(), files=files)
+        if directory is not None:
+            directory.check()
+            race_record = None if race is None else race.as_dict()
+            write_summary(directory.path, summary, progress.session(), race_record, files=files, at=directory.at)
             if verified is not None:
-                save_file(path / VERIFY_NAME, [json.dumps(verified, indent=2).encode(), b"\n"], files=files)
+                content = [json.dumps(verified, indent=2).encode(), b"\n"]
+                save_file(directory.path / VERIFY_NAME, content, files=files, at=directory.at)
         precision = () if isinstance(self._wanted, Played) else reached(self._plan, self._rows, self._wanted)
         return RunResult(path, summary, progress, interrupted, self._plan, rows, verified, precision, race, self._reuse)
 

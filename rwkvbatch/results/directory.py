@@ -6,24 +6,39 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import io
 import itertools
 import json
 import os
 import socket
+import stat
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
-from rwkvbatch.errors import RunDirectoryError, RunLockedError
-from rwkvbatch.files import OS_FILES, Files, make_directory, replace_file, save_file
+from rwkvbatch.errors import RunDirectoryError, RunLockedError, RunReplacedError, StorageError
+from rwkvbatch.files import (
+    OS_FILES,
+    Files,
+    in_blocks,
+    make_directory,
+    open_file,
+    read_file,
+    replace_file,
+    save_file,
+    write_all,
+)
 from rwkvbatch.prompt.escaping import file_name
 from rwkvbatch.results.manifest import FORMER, JsonObject, read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.results.row import RowDigest, RowKey
+from rwkvbatch.results.script_copy import write_script
 from rwkvbatch.results.store import RESULTS_NAME, RowStore
-from rwkvbatch.results.summary import SUMMARY_NAME
+from rwkvbatch.results.summary import MAX_SUMMARY_BYTES, SUMMARY_NAME
+from rwkvbatch.script.records import Conversation
 
 LOCK_NAME = ".lock"
 SKIPPED_NAME = "skipped.jsonl"
@@ -31,6 +46,8 @@ KEPT_NAME = "kept.jsonl"
 """Rows of earlier commands in a directory that the present command does not have; one that has them takes them back."""
 STATUS_NAME = "status.json"
 STATUS_EVERY_S = 2.0
+STATUS_BYTES = 4096
+MAX_STATUS_BYTES = 2**20
 
 State = Literal["running", "done", "interrupted", "failed"]
 
@@ -38,50 +55,107 @@ State = Literal["running", "done", "interrupted", "failed"]
 class DirectoryLock:
     """Held from construction to `release`. The empty file stays: removing it would let two processes in.
 
+    The directory itself is locked too, where its file system allows that, so that removing the file lets nobody in.
+
     Args:
         directory: an existing directory.
         command: shown to other processes that want the directory.
 
+    Attributes:
+        handle: the open directory.
+
     Raises:
         RunLockedError: another process holds it; names the process.
-        RunDirectoryError: the lock file cannot be made.
+        RunDirectoryError: the lock file cannot be made, or is a link or a special file.
     """
 
     def __init__(self, directory: Path, command: str = "") -> None:
+        self._path = directory
+        self._descriptor = self.handle = -1
         try:
-            self._descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self.handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._descriptor = OS_FILES.open_append(directory / LOCK_NAME, self.handle)
+            self._lock()
         except OSError as error:
+            self.release()
+            name = LOCK_NAME if error.errno in (errno.ELOOP, errno.EINVAL) else ""
             raise RunDirectoryError(
-                f"cannot be written to: {error.strerror}", path=directory, hint="give another directory with --out"
+                f"cannot be written to: {error.strerror}",
+                path=directory / name,
+                hint="give another directory with --out",
             ) from None
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = _holder(self._descriptor)
-            os.close(self._descriptor)
-            raise RunLockedError(
-                f"is locked by another process ({holder})",
-                path=directory,
-                hint="wait until it ends, stop it, or give another directory with --out",
-            ) from None
+        except BaseException:
+            self.release()
+            raise
         about = {"pid": os.getpid(), "host": socket.gethostname(), "command": command}
         os.ftruncate(self._descriptor, 0)
         with contextlib.suppress(OSError):  # the lock holds without it; on a full disk the run's own files fail
-            os.pwrite(self._descriptor, json.dumps(about).encode(), 0)
+            os.write(self._descriptor, json.dumps(about).encode())
+
+    def _lock(self) -> None:
+        for descriptor in (self._descriptor, self.handle):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunLockedError(
+                    f"is locked by another process ({_holder(self._path, self.handle)})",
+                    path=self._path,
+                    hint="wait until it ends, stop it, or give another directory with --out",
+                ) from None
+            except OSError:
+                if descriptor == self._descriptor:
+                    raise
+        if os.fstat(self._descriptor).st_nlink > 1:  # writing to it would change its other names
+            own = OS_FILES.create(self._path / LOCK_NAME, at=self.handle)
+            os.close(own)
+            os.close(self._descriptor)
+            self._descriptor = OS_FILES.open_append(self._path / LOCK_NAME, self.handle)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the lock file in the directory is still the one that this process holds."""
+        try:
+            found = os.stat(LOCK_NAME, dir_fd=self.handle, follow_symlinks=False)
+        except OSError:
+            return False
+        return os.path.samestat(found, os.fstat(self._descriptor))
+
+    def lost(self) -> str | None:
+        """Why the directory is not this process's any more; None while it is."""
+        try:
+            is_there = os.path.samestat(self._path.stat(), os.fstat(self.handle))
+        except OSError:
+            is_there = False
+        if not is_there:
+            return f"the directory was moved, removed or replaced during the run{self._whereabouts()}"
+        return None if self.is_ours else f"{LOCK_NAME} was removed or replaced during the run"
+
+    def _whereabouts(self) -> str:
+        """Where a moved directory is now, on systems that tell."""
+        try:
+            where = Path(f"/proc/self/fd/{self.handle}").readlink()
+        except OSError:
+            return ""
+        return f" (it is now {where})" if where.is_dir() else ""
 
     def release(self) -> None:
         """Release the lock; may be called again."""
         if self._descriptor >= 0:
-            os.ftruncate(self._descriptor, 0)
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = -1
+        if self.handle >= 0:
+            os.close(self.handle)
+            self.handle = -1
 
 
-def _holder(descriptor: int) -> str:
+def _holder(directory: Path, at: int) -> str:
     try:
-        about = json.loads(os.pread(descriptor, 4096, 0))
+        about = json.loads(read_file(directory / LOCK_NAME, 2**16, at=at))
         return f"process {int(about['pid'])} on {about['host']}: {about['command']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "unknown process"
 
 
@@ -121,6 +195,20 @@ class RunDirectory:
             raise
 
     @property
+    def at(self) -> int:
+        """The open directory, to write in wherever its path leads to now."""
+        return self._lock.handle
+
+    def may_write(self) -> bool:
+        """Whether no other process can have taken the directory over."""
+        return self._lock.is_ours
+
+    def check(self) -> None:
+        """Raises `RunReplacedError` when the path no longer leads to the directory, or its lock was removed."""
+        if (problem := self._lock.lost()) is not None:
+            raise RunReplacedError(f"{self.path}: {problem}", hint="run the command again with another --out")
+
+    @property
     def continued(self) -> bool:
         """Whether the directory held a run before."""
         return self.manifest is not None
@@ -134,10 +222,10 @@ class RunDirectory:
             RunMismatchError: it is another run's; lists the differences.
             StorageError: the manifest could not be written.
         """
-        if self.manifest is not None and self._files.size(self.path / RESULTS_NAME):
+        if self.manifest is not None and self._files.size(self.path / RESULTS_NAME, self.at):
             refuse_other_run(self.path, self.manifest, identity, shard)
         else:
-            write_manifest(self.path, identity, make_about(), shard, files=self._files)
+            write_manifest(self.path, identity, make_about(), shard, files=self._files, at=self.at)
         self._is_new = False
 
     @property
@@ -146,7 +234,7 @@ class RunDirectory:
         if self.manifest is None:
             return False
         names = (RESULTS_NAME, KEPT_NAME)
-        return FORMER in self.manifest or any(self._files.size(self.path / name) for name in names)
+        return FORMER in self.manifest or any(self._files.size(self.path / name, self.at) for name in names)
 
     def begin_change(self, identity: JsonObject, about: JsonObject, shard: JsonObject | None = None) -> None:
         """Write the manifest of another command before the rows are adapted to it; `end_change` follows.
@@ -159,11 +247,49 @@ class RunDirectory:
         """
         assert self.manifest is not None
         former = self.manifest.get(FORMER) or {key: self.manifest.get(key) for key in ("identity", "about")}
-        write_manifest(self.path, identity, about, shard, former=former, files=self._files)
+        write_manifest(self.path, identity, about, shard, former=former, files=self._files, at=self.at)
 
     def end_change(self, identity: JsonObject, about: JsonObject, shard: JsonObject | None = None) -> None:
         """Write the manifest of a command whose rows are adapted; raises `StorageError`."""
-        write_manifest(self.path, identity, about, shard, files=self._files)
+        write_manifest(self.path, identity, about, shard, files=self._files, at=self.at)
+
+    def write_script(self, conversations: Sequence[Conversation]) -> None:
+        """Write the script's copy, see `results.script_copy`; raises `StorageError`."""
+        write_script(self.path, conversations, files=self._files, at=self.at)
+
+    @contextlib.contextmanager
+    def reading(self, name: str) -> Generator[BinaryIO]:
+        """A file of the directory; empty where there is none. Raises `RunDirectoryError`."""
+        path = self.path / name
+        try:
+            with open_file(path, at=self.at) if self._files.size(path, self.at) else io.BytesIO() as file:
+                yield file
+        except OSError as error:
+            raise RunDirectoryError(f"cannot be read: {error.strerror or error}", path=path) from None
+
+    def replace_rows(self, lines: Iterable[bytes]) -> None:
+        """Replace `results.jsonl`, at once; raises `StorageError`."""
+        save_file(self.path / RESULTS_NAME, in_blocks(lines), files=self._files, at=self.at, check=self.check)
+
+    def set_aside(self, lines: Iterable[bytes]) -> None:
+        """Append lines of rows to `kept.jsonl`, durably; raises `StorageError`."""
+        path, files = self.path / KEPT_NAME, self._files
+        try:
+            descriptor = files.open_append(path, self.at)
+            try:
+                if (size := files.size(path, self.at)) > 0:
+                    with open_file(path, at=self.at) as file:
+                        file.seek(size - 1)
+                        if file.read(1) != b"\n":  # a crash cut the last line off
+                            write_all(files, descriptor, b"\n")
+                for block in in_blocks(lines):
+                    write_all(files, descriptor, block)
+                files.sync(descriptor)
+                files.sync_directory(self.path, self.at)
+            finally:
+                files.close(descriptor)
+        except OSError as error:
+            raise StorageError(f"{path}: write failed: {error.strerror or error}") from error
 
     def open_rows(
         self,
@@ -174,7 +300,16 @@ class RunDirectory:
         repair: bool = False,
     ) -> RowStore:
         """The rows so far, see `RowStore`."""
-        return RowStore(self.path, num_rows, place, digest=digest, repair=repair, files=self._files)
+        return RowStore(
+            self.path,
+            num_rows,
+            place,
+            digest=digest,
+            repair=repair,
+            files=self._files,
+            at=self.at,
+            lost=self._lock.lost,
+        )
 
     def keep_skipped(self, lines: Iterable[bytes]) -> None:
         """Keep the script's bad lines, as they were, in `skipped.jsonl`.
@@ -182,18 +317,18 @@ class RunDirectory:
         Raises:
             StorageError: the file could not be written.
         """
-        save_file(self.path / SKIPPED_NAME, (line + b"\n" for line in lines), files=self._files)
+        save_file(self.path / SKIPPED_NAME, (line + b"\n" for line in lines), files=self._files, at=self.at)
 
     def close(self) -> None:
         """Release the lock; a directory that was made and not claimed is removed."""
-        if self._is_new:
+        if self._is_new and self._lock.lost() is None:
             with contextlib.suppress(OSError):
-                (self.path / LOCK_NAME).unlink()
+                os.unlink(LOCK_NAME, dir_fd=self.at)
                 self.path.rmdir()
         self._lock.release()
 
     def _refuse_other_files(self) -> None:
-        names = {entry.name for entry in os.scandir(self.path)}
+        names = set(os.listdir(self.at))  # noqa: PTH208 (a descriptor)
         if RESULTS_NAME in names:
             raise RunDirectoryError(
                 f"has {RESULTS_NAME} but no manifest, so it is unknown which run it is of",
@@ -227,12 +362,15 @@ class StatusFile:
     """Replaces `status.json` at most every two seconds. A failure to write it does not stop the run.
 
     Args:
+        at: the open directory. may_write: whether it is still this process's.
         clock: monotonic seconds. wall_clock: seconds since 1970, shown and not compared.
     """
 
     directory: Path
     _: KW_ONLY
     files: Files = OS_FILES
+    at: int | None = None
+    may_write: Callable[[], bool] = lambda: True
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
 
@@ -259,16 +397,38 @@ class StatusFile:
             "updated": _iso(self.wall_clock()),
             **figures,
         }
-        data = json.dumps(content, indent=2).encode() + b"\n"
-        with contextlib.suppress(OSError):
-            replace_file(self.files, self.directory / STATUS_NAME, [data], durable=False)
+        # Padded, so that on a full disk, which has no room for a new file, it can be overwritten.
+        text = json.dumps(content, indent=2).encode() + b"\n"
+        data = text.ljust(-(-len(text) // STATUS_BYTES) * STATUS_BYTES)
+        path = self.directory / STATUS_NAME
+        if not self.may_write():
+            return
+        try:
+            replace_file(self.files, path, [data], durable=False, at=self.at)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._overwrite(path, text)
+
+    def _overwrite(self, path: Path, text: bytes) -> None:
+        """Write over the existing file; a reader may see half of it."""
+        descriptor = os.open(
+            path if self.at is None else path.name,
+            os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
+            dir_fd=self.at,
+        )
+        try:
+            found = os.fstat(descriptor)
+            if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size >= len(text):
+                os.pwrite(descriptor, text.ljust(found.st_size), 0)
+        finally:
+            os.close(descriptor)
 
 
 def planned_rows(directory: Path) -> int | None:
     """The number of rows that the run is to have, from `status.json` or `summary.json`; None if neither says so."""
     for name, key in ((STATUS_NAME, "rows_total"), (SUMMARY_NAME, "planned")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            return int(json.loads((directory / name).read_bytes())[key])
+            return int(json.loads(read_file(directory / name, MAX_SUMMARY_BYTES))[key])
     return None
 
 
@@ -281,7 +441,7 @@ def why_unfinished(directory: Path, num_rows: int) -> str | None:
         num_rows: rows in the directory now; the file may be older.
     """
     try:
-        status: Any = json.loads((directory / STATUS_NAME).read_bytes())
+        status: Any = json.loads(read_file(directory / STATUS_NAME, MAX_STATUS_BYTES))
         state, total = status["state"], int(status["rows_total"])
         process, host, updated = int(status["pid"]), str(status["host"]), str(status["updated"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 from rwkvbatch.config import CellSettings, identity_with_full_names
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError
-from rwkvbatch.files import OS_FILES, Files, save_file
+from rwkvbatch.files import OS_FILES, Files, read_file, save_file
 
 JsonObject = Mapping[str, Any]
 
@@ -40,16 +41,6 @@ FIRST_SETTINGS = frozenset(
 )  # fmt: skip
 """Settings of a cell that the first version had. Every later one has a default that leaves replies as they were."""
 
-_NEW_SETTINGS: dict[str, Any] = json.loads(
-    json.dumps(
-        {
-            name: field.get_default(call_default_factory=True, validated_data={})
-            for name, field in CellSettings.model_fields.items()
-            if name not in FIRST_SETTINGS
-        }
-    )
-)
-
 _MAX_SHOWN = 12
 
 
@@ -61,8 +52,12 @@ def write_manifest(
     *,
     former: JsonObject | None = None,
     files: Files = OS_FILES,
+    at: int | None = None,
 ) -> None:
     """Write the manifest atomically; `former` is that of the command before, while rows are adapted.
+
+    Args:
+        at: the open directory; `directory` is opened without it.
 
     Raises:
         StorageError: it could not be written.
@@ -71,7 +66,7 @@ def write_manifest(
     before = {} if former is None else {FORMER: former}
     content = {"format": FORMAT, "identity": identity, **part, "about": about, **before}
     text = json.dumps(content, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
-    save_file(directory / MANIFEST_NAME, [text, b"\n"], files=files)
+    save_file(directory / MANIFEST_NAME, [text, b"\n"], files=files, at=at)
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
@@ -83,9 +78,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     """
     path = directory / MANIFEST_NAME
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise RunDirectoryError(f"is larger than {MAX_MANIFEST_BYTES:,} bytes, a manifest's limit", path=path)
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path, MAX_MANIFEST_BYTES))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -158,6 +151,12 @@ def refuse_other_run(
         raise RunMismatchError("\n".join(["holds another run:", *lines]), path=directory, hint=hint)
 
 
+@cache
+def default_settings() -> dict[str, Any]:
+    """The settings of a cell at their defaults, as JSON values."""
+    return json.loads(json.dumps(CellSettings().model_dump(mode="json")))
+
+
 def is_same_run(existing: JsonObject, identity: JsonObject, shard: JsonObject | None = None) -> bool:
     """Whether a manifest is of the very run, or part of it, that is wanted."""
     sides = [
@@ -183,7 +182,8 @@ def equal_cells(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str
 def _complete_cells(cells: Any) -> dict[str, Any]:
     """Cells with the settings that later versions added, at their defaults, which earlier versions acted by."""
     found = cast("dict[str, Any]", json.loads(json.dumps(cells)) if isinstance(cells, dict) else {})
-    return {name: {**_NEW_SETTINGS, **values} if isinstance(values, dict) else values for name, values in found.items()}
+    later = {name: value for name, value in default_settings().items() if name not in FIRST_SETTINGS}
+    return {name: {**later, **values} if isinstance(values, dict) else values for name, values in found.items()}
 
 
 def _nearest(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:

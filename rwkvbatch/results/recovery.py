@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError
-from rwkvbatch.files import Files, read_spans, replace_file, write_all
+from rwkvbatch.files import BLOCK_BYTES, Files, open_file, read_spans, replace_file, write_all
 from rwkvbatch.results.row import MAX_LINE_BYTES, BadLineError, Row, RowHead, RowKey, decode_row
 
 _BUFFER_BYTES = 2**16
+_KEPT_BYTES = 64
 
 
 class LineIndex:
@@ -109,11 +111,10 @@ def scan_lines(
         decode: `decode_head` where the rest of the row need not be checked.
     """
     seen: set[int] = set()
-    start = 0
-    for line_number, data in read_lines(reader):
+    for line in read_lines(reader):
         number, failed, problem, whole = -1, False, None, True
         try:
-            row = decode(data)
+            row = decode(line.data)
         except BadLineError as error:
             problem, whole = str(error), False
         else:
@@ -125,13 +126,38 @@ def scan_lines(
             else:
                 number, failed = found, row.finish_reason == "error"
                 seen.add(found)
-        yield ScannedLine(start, start + len(data), line_number, number, failed, problem, whole)
-        start += len(data)
+        yield ScannedLine(line.start, line.end, line.number, number, failed, problem, whole)
 
 
-def read_lines(reader: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file of rows with their line ends, numbered from 1; those that are too long are in pieces."""
-    return enumerate(iter(lambda: reader.readline(MAX_LINE_BYTES), b""), start=1)
+@dataclass(frozen=True, slots=True)
+class StoredLine:
+    """A line of a file with its line end, its number from 1, its first byte, and the one after its last.
+
+    `data` of a line longer than `MAX_LINE_BYTES` is only its beginning, which is not a row.
+    """
+
+    number: int
+    start: int
+    end: int
+    data: bytes
+
+
+def read_lines(reader: BinaryIO) -> Iterator[StoredLine]:
+    """The lines of an open file, with at most `MAX_LINE_BYTES` of a line in memory."""
+    start = 0
+    for number in itertools.count(1):
+        data = reader.readline(MAX_LINE_BYTES)
+        if not data:
+            return
+        end = start + len(data)
+        if len(data) == MAX_LINE_BYTES and not data.endswith(b"\n"):
+            data = data[:_KEPT_BYTES]
+            while rest := reader.readline(BLOCK_BYTES):
+                end += len(rest)
+                if rest.endswith(b"\n"):
+                    break
+        yield StoredLine(number, start, end, data)
+        start = end
 
 
 def read_results(path: Path) -> Iterator[Row]:
@@ -143,14 +169,14 @@ def read_results(path: Path) -> Iterator[Row]:
     """
     damage: RunDamagedError | None = None
     try:
-        with path.open("rb") as reader:
-            for number, data in read_lines(reader):
+        with open_file(path) as reader:
+            for line in read_lines(reader):
                 try:
-                    row = decode_row(data)
+                    row = decode_row(line.data)
                 except BadLineError as error:
                     hint = "continue the run with --repair to set damaged rows aside and run them again"
                     problem = f"the row is damaged: {error}"
-                    damage = damage or RunDamagedError(problem, path=path, line=number, hint=hint)
+                    damage = damage or RunDamagedError(problem, path=path, line=line.number, hint=hint)
                     continue
                 if damage is not None:
                     raise damage
@@ -178,34 +204,38 @@ class Findings:
     end: int
 
 
-def look_through(files: Files, path: Path, place: Callable[[RowKey], int | None], index: LineIndex) -> Findings:
-    """Scan the file and add its rows to `index`."""
+def look_through(reader: BinaryIO, place: Callable[[RowKey], int | None], index: LineIndex) -> Findings:
+    """Scan an open file and add its rows to `index`."""
     bad: list[ScannedLine] = []
     end_of_rows = end = 0
-    with files.read(path) as reader:
-        for line in scan_lines(reader, place):
-            end = line.end
-            if line.whole:
-                end_of_rows = line.end
-            if line.problem is None:
-                index.add(line.number, line.start, line.end - line.start, failed=line.failed)
-            else:
-                bad.append(line)
+    for line in scan_lines(reader, place):
+        end = line.end
+        if line.whole:
+            end_of_rows = line.end
+        if line.problem is None:
+            index.add(line.number, line.start, line.end - line.start, failed=line.failed)
+        else:
+            bad.append(line)
     return Findings(tuple(line for line in bad if line.start < end_of_rows), end_of_rows, end)
 
 
-def keep_torn_tail(files: Files, path: Path, found: Findings) -> Path:
-    """Copy the torn tail to a new file `results.torn-N`."""
-    torn = next(name for count in itertools.count(1) if not (name := path.with_name(f"{TORN_NAME}-{count}")).exists())
-    replace_file(files, torn, read_spans(files, path, [(found.end_of_rows, found.end)]))
-    return torn
+def keep_bytes(files: Files, reader: BinaryIO, span: tuple[int, int], path: Path, at: int | None = None) -> Path:
+    """Copy a span of an open file to a new file `path-N`, in the open directory `at` if there is one. Returns it."""
+    taken = set(os.listdir(path.parent if at is None else at))  # noqa: PTH208 (a descriptor)
+    kept = next(
+        name for count in itertools.count(1) if (name := path.with_name(f"{path.name}-{count}")).name not in taken
+    )
+    replace_file(files, kept, read_spans(reader, [span]), at=at)
+    return kept
 
 
-def keep_damaged_lines(files: Files, path: Path, damaged: Sequence[ScannedLine]) -> None:
-    """Append the lines to `results.damaged`."""
-    descriptor = files.open_append(path.with_name(DAMAGED_NAME))
+def keep_damaged_lines(
+    files: Files, reader: BinaryIO, path: Path, damaged: Sequence[ScannedLine], at: int | None = None
+) -> None:
+    """Append the lines of an open file to the file at `path`."""
+    descriptor = files.open_append(path, at)
     try:
-        for piece in read_spans(files, path, [(line.start, line.end) for line in damaged]):
+        for piece in read_spans(reader, [(line.start, line.end) for line in damaged]):
             write_all(files, descriptor, piece)
         files.sync(descriptor)
     finally:

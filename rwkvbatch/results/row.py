@@ -261,7 +261,7 @@ def decode_row(line: bytes) -> Row:
     Raises:
         BadLineError: it is cut short, was altered, or is not a row.
     """
-    content = _content(line)
+    content = content_of_line(line)
     try:
         return Row.from_dict(_current(json.loads(content)))  # not orjson, which rounds integers above 64 bits
     except BadLineError:
@@ -297,7 +297,7 @@ def decode_values(line: bytes, *, needs_checksum: bool = True) -> dict[str, Any]
     """
     import orjson
 
-    content = _content(line, needs_checksum=needs_checksum)
+    content = content_of_line(line, needs_checksum=needs_checksum)
     try:
         values = orjson.loads(content)
     except orjson.JSONDecodeError:  # half a surrogate pair, say: the standard library reads it
@@ -308,8 +308,8 @@ def decode_values(line: bytes, *, needs_checksum: bool = True) -> dict[str, Any]
     return _current(values)
 
 
-def _content(line: bytes, *, needs_checksum: bool = True) -> bytes:
-    """The line's JSON without its checksum, which was right."""
+def content_of_line(line: bytes, *, needs_checksum: bool = True) -> bytes:
+    """The line's JSON without its checksum, which was right; raises `BadLineError` otherwise."""
     body = line[:-1] if needs_checksum else line.rstrip()
     tail = body[-_TAIL_BYTES:]
     if not tail.startswith(_KEY) and not needs_checksum:

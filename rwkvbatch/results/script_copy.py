@@ -9,14 +9,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, ScriptError
-from rwkvbatch.files import OS_FILES, Files, in_blocks, save_file
+from rwkvbatch.files import OS_FILES, Files, in_blocks, open_file, save_file
 from rwkvbatch.results.manifest import FORMER
 from rwkvbatch.script.native import native_record
 from rwkvbatch.script.reader import read_copy
@@ -34,8 +35,10 @@ def script_sha256(conversations: Iterable[Conversation]) -> str:
     return hashlib.sha256("".join(each.sha256 for each in conversations).encode("ascii")).hexdigest()
 
 
-def write_script(directory: Path, conversations: Sequence[Conversation], *, files: Files = OS_FILES) -> None:
-    """Replace the copy atomically.
+def write_script(
+    directory: Path, conversations: Sequence[Conversation], *, files: Files = OS_FILES, at: int | None = None
+) -> None:
+    """Replace the copy atomically; `at` is the open directory, which is opened without it.
 
     Raises:
         StorageError: it could not be written.
@@ -47,14 +50,14 @@ def write_script(directory: Path, conversations: Sequence[Conversation], *, file
         held.append(line)
         num_bytes += len(line)
         if num_bytes > COMPRESSED_FROM_BYTES:
-            save_file(directory / COMPRESSED_NAME, _compressed(in_blocks(_chained(held, lines))), files=files)
+            save_file(directory / COMPRESSED_NAME, _compressed(in_blocks(_chained(held, lines))), files=files, at=at)
             other = SCRIPT_NAME
             break
     else:
-        save_file(directory / SCRIPT_NAME, held, files=files)
+        save_file(directory / SCRIPT_NAME, held, files=files, at=at)
         other = COMPRESSED_NAME
     with suppress(OSError):  # of a script that was larger, or smaller; the reader takes the one that is right
-        (directory / other).unlink()
+        os.unlink(directory / other if at is None else other, dir_fd=at)
 
 
 def has_script(directory: Path) -> bool:
@@ -75,8 +78,9 @@ def read_script(directory: Path, manifest: Mapping[str, Any]) -> tuple[Conversat
     for name in (SCRIPT_NAME, COMPRESSED_NAME):
         path = directory / name
         try:
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-                found = read_copy(cast("Any", file), str(path))
+            with open_file(path) as file:
+                lines = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+                found = read_copy(cast("BinaryIO", lines), str(path))
         except FileNotFoundError:
             continue
         except (OSError, EOFError, zlib.error) as error:

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from rwkvbatch.errors import RunDamagedError, RunDirectoryError, StorageError
-from rwkvbatch.files import OS_FILES, Files, in_blocks, read_spans, replace_file, write_all
-from rwkvbatch.results.recovery import DAMAGED_NAME, LineIndex, keep_damaged_lines, keep_torn_tail, look_through
-from rwkvbatch.results.row import BadLineError, EncodedRow, Row, RowDigest, RowKey, decode_row, encode_row, with_digest
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunReplacedError, StorageError
+from rwkvbatch.files import OS_FILES, Files, in_blocks, open_file, replace_file, write_all
+from rwkvbatch.results.recovery import DAMAGED_NAME, TORN_NAME, LineIndex, keep_bytes, keep_damaged_lines, look_through
+from rwkvbatch.results.row import (
+    BadLineError,
+    EncodedRow,
+    Row,
+    RowDigest,
+    RowKey,
+    content_of_line,
+    decode_row,
+    encode_row,
+    with_digest,
+)
 
+ASIDE_NAME = "results.aside"
 RESULTS_NAME = "results.jsonl"
 FLUSH_ROWS = 64
 FLUSH_SECONDS = 2.0
@@ -26,10 +39,14 @@ class RowStore:
     """The rows of one run by their numbers in its plan, in `results.jsonl`. The caller holds the directory's lock.
 
     All that writes raises `StorageError` when a write, a flush or the replacement of the file fails, and from then on:
-    a flush is not repeated, because the kernel may have dropped the data.
+    a flush is not repeated, because the kernel may have dropped the data. It raises `RunReplacedError` when the file at
+    the path is no longer the one that was opened, or has other bytes than were written: nothing is replaced then, and
+    rows that no file of the directory has any more are kept in `results.aside-N`.
 
     Args:
         directory: the run directory.
+        at: the open directory; `directory` is opened without it.
+        lost: why the directory is not the run's any more; None while it is.
         num_rows: rows in the plan.
         place: a row's number in the plan; None for a row that is not in it.
         digest: of a row by its number, to be written with it; None writes rows without digests.
@@ -55,12 +72,16 @@ class RowStore:
         digest: Callable[[int], RowDigest] | None = None,
         repair: bool = False,
         files: Files = OS_FILES,
+        at: int | None = None,
+        lost: Callable[[], str | None] = lambda: None,
         flush_rows: int = FLUSH_ROWS,
         flush_seconds: float = FLUSH_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = directory / RESULTS_NAME
         self._files = files
+        self._at = at
+        self._lost = lost
         self._place = place
         self._digest = digest
         self._flush_rows = flush_rows
@@ -73,12 +94,12 @@ class RowStore:
         self._last_look = clock()
         self._longest_wait = 0.0
         self._broken: OSError | None = None
-        self._reader: BinaryIO | None = None
+        self._reader: BinaryIO | None = None  # of the same open file as `_descriptor`
         self._descriptor = -1
         try:
             self._open(repair)
         except BaseException:  # Ctrl-C too: nobody can close an object whose construction failed
-            self.close()
+            self._release()
             raise
 
     @property
@@ -110,9 +131,7 @@ class RowStore:
         """The line of row `number` as it is in the file; raises `KeyError` if it was not written."""
         if not self.has(number):
             raise KeyError(number)
-        if self._reader is None:
-            self._reader = self._files.read(self._path)
-        return self._index.read(number, self._reader)
+        return self._index.read(number, self._open_reader)
 
     def rows(self) -> Iterator[Row]:
         """All rows in the plan's order."""
@@ -140,6 +159,7 @@ class RowStore:
             rows = [replace(row, line=with_digest(row.line, self._digest(row.number))) for row in rows]
         if self.num_rows - self.num_durable + len(rows) > self._flush_rows:
             self.flush()
+        self._check_file()
         try:
             write_all(self._files, self._descriptor, b"".join([row.line for row in rows]))
         except OSError as error:
@@ -176,6 +196,7 @@ class RowStore:
                 self._files.sync(self._descriptor)
             except OSError as error:
                 raise self._break(error, "flush") from error
+            self._check_file()  # rows in a file that the path does not lead to are not safe
         self.num_durable = self.num_rows
         self._oldest_pending = None
 
@@ -198,17 +219,32 @@ class RowStore:
             if self._descriptor >= 0 and self._broken is None:
                 self.flush()
         finally:
-            if self._descriptor >= 0:
-                self._files.close(self._descriptor)
-                self._descriptor = -1
-            if self._reader is not None:
-                self._reader.close()
-                self._reader = None
+            self._release()
+
+    def _release(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        if self._descriptor >= 0:
+            self._files.close(self._descriptor)
+            self._descriptor = -1
+
+    def _open_file(self) -> None:
+        """Open the file at the path twice: to append, and to read with a position of its own."""
+        self._descriptor = self._files.open_append(self._path, self._at)
+        self._reader = open_file(self._path, at=self._at)
+        if not os.path.samestat(os.fstat(self._descriptor), os.fstat(self._reader.fileno())):
+            raise OSError(errno.ESTALE, "it was replaced while it was being opened")
+
+    @property
+    def _open_reader(self) -> BinaryIO:
+        assert self._reader is not None
+        return self._reader
 
     def _open(self, repair: bool) -> None:
         try:
-            self._descriptor = self._files.open_append(self._path)
-            found = look_through(self._files, self._path, self._place, self._index)
+            self._open_file()
+            found = look_through(self._open_reader, self._place, self._index)
         except OSError as error:
             problem = f"cannot be opened for writing: {error.strerror or error}"
             raise RunDirectoryError(problem, path=self._path) from None
@@ -220,24 +256,30 @@ class RowStore:
                 line=first.line,
                 hint=f"give --repair to set damaged rows aside in {DAMAGED_NAME} and run them again",
             )
+        # Changing the file would change its other names too, such as those of a backup made of hard links.
+        is_linked = os.fstat(self._descriptor).st_nlink > 1
+        self._size = found.end if is_linked else found.end_of_rows
         try:
             if found.end > found.end_of_rows:
-                torn = keep_torn_tail(self._files, self._path, found)
-                self._files.truncate(self._descriptor, found.end_of_rows)
+                span = found.end_of_rows, found.end
+                torn = keep_bytes(self._files, self._open_reader, span, self._path.with_name(TORN_NAME), self._at)
+                if not is_linked:
+                    self._files.truncate(self._descriptor, found.end_of_rows)
                 size = found.end - found.end_of_rows
                 _log.warning(
                     "%s: the last write was cut off; its %d bytes are set aside in %s", self._path, size, torn.name
                 )
             if found.damaged:
-                keep_damaged_lines(self._files, self._path, found.damaged)
-            self._size = found.end_of_rows
+                damaged_path = self._path.with_name(DAMAGED_NAME)
+                keep_damaged_lines(self._files, self._open_reader, damaged_path, found.damaged, self._at)
             # An earlier process may have died before it flushed.
             self._files.sync(self._descriptor)
-            self._files.sync_directory(self._path.parent)
+            self._files.sync_directory(self._path.parent, self._at)
         except OSError as error:
             raise self._break(error, "repair") from error
-        if count := len(found.damaged):
+        if found.damaged or is_linked:
             self._rewrite(self._index.rows_in_file_order())
+        if count := len(found.damaged):
             _log.warning(
                 "%s: %d damaged lines are set aside in %s; their rows run again", self._path, count, DAMAGED_NAME
             )
@@ -246,21 +288,69 @@ class RowStore:
     def _rewrite(self, numbers: Sequence[int]) -> None:
         """Replace the file by the lines of `numbers`, in that order."""
         self._refuse_if_broken()
+        self._check_file()
+        reader = self._open_reader
+        lines = (self._checked_line(number, reader) for number in numbers)
         try:
-            lines = read_spans(self._files, self._path, map(self._index.span, numbers))
-            replace_file(self._files, self._path, in_blocks(lines))
-            if self._reader is not None:
-                self._reader.close()
-                self._reader = None
-            self._files.close(self._descriptor)
-            self._descriptor = -1
-            self._descriptor = self._files.open_append(self._path)
+            replace_file(self._files, self._path, in_blocks(lines), at=self._at, check=self._check_file)
+            self._release()
+            self._open_file()
         except OSError as error:
             raise self._break(error, "rewrite") from error
         self._index = self._index.rewritten(numbers)
         self._size = sum(end - start for start, end in map(self._index.span, numbers))
         self.num_durable = self.num_rows
         self._oldest_pending = None
+
+    def _checked_line(self, number: int, reader: BinaryIO) -> bytes:
+        line = self._index.read(number, reader)
+        try:
+            content_of_line(line)
+        except BadLineError as error:
+            line_number = self._index.line_number(number, reader)
+            raise self._stop(f"line {line_number} was changed on the disk during the run: {error}") from None
+        return line
+
+    def _check_file(self) -> None:
+        """Stop before a write, or before rows count as durable, when the path leads to other rows than were written."""
+        problem = self._lost()
+        if problem is None:
+            open_file = os.fstat(self._descriptor)
+            name = self._path if self._at is None else self._path.name
+            try:
+                found = os.stat(name, dir_fd=self._at, follow_symlinks=False)
+            except OSError:
+                problem = "was removed or moved away during the run"
+            else:
+                if (found.st_dev, found.st_ino) != (open_file.st_dev, open_file.st_ino):
+                    problem = "was replaced by another file during the run"
+                elif open_file.st_size != self._size:
+                    changed = f"it has {open_file.st_size:,} bytes, {self._size:,} were written"
+                    problem = f"was changed by another program during the run: {changed}"
+        if problem is not None:
+            raise self._stop(problem)
+
+    def _stop(self, problem: str) -> RunReplacedError:
+        """The error for a file that is not this run's any more. Nothing is written to it from now on."""
+        self._broken = OSError(errno.ESTALE, problem)
+        kept = "the file is left as it is"
+        if os.fstat(self._descriptor).st_nlink == 0:  # no name leads to these rows any more
+            kept = self._keep_aside()
+        return RunReplacedError(
+            f"{self._path}: {problem}; nothing more is written, and {kept}",
+            hint="put the directory back as it was, or run the command again with another --out",
+        )
+
+    def _keep_aside(self) -> str:
+        """Copy the rows of the open file to one beside it, or beside the directory where that is gone."""
+        span = 0, os.fstat(self._descriptor).st_size
+        directory = self._path.parent
+        aside = self._path.with_name(ASIDE_NAME)
+        for path, at in ((aside, self._at), (directory.with_name(f"{directory.name}.{ASIDE_NAME}"), None)):
+            with contextlib.suppress(OSError):
+                kept = keep_bytes(self._files, self._open_reader, span, path, at)
+                return f"its {self.num_rows:,} rows are kept in {kept}"
+        return f"its {self.num_rows:,} rows cannot be kept"
 
     def _refuse_if_broken(self) -> None:
         if self._broken is not None:

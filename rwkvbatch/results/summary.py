@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from rwkvbatch.files import OS_FILES, Files, save_file
+from rwkvbatch.files import OS_FILES, Files, read_file, save_file
 from rwkvbatch.results.row import Row
 
 SUMMARY_NAME = "summary.json"
+MAX_SUMMARY_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -201,23 +202,25 @@ def write_summary(
     race: Mapping[str, Any] | None = None,
     *,
     files: Files = OS_FILES,
+    at: int | None = None,
 ) -> None:
     """Replace the summary.
 
     Args:
+        at: the open directory; `directory` is opened without it.
         session: figures of the process that writes it (seconds, tokens/s). race: result of a race.
 
     Raises:
         StorageError: it could not be written; the rows are safe.
     """
     content = {**summary.as_dict(), **({} if race is None else {"race": dict(race)}), "session": dict(session)}
-    save_file(directory / SUMMARY_NAME, [json.dumps(content, indent=2).encode(), b"\n"], files=files)
+    save_file(directory / SUMMARY_NAME, [json.dumps(content, indent=2).encode(), b"\n"], files=files, at=at)
 
 
 def read_race(directory: Path) -> Mapping[str, Any] | None:
     """The result of a race from a run's summary; None for other runs, and without a summary that can be read."""
     try:
-        content = json.loads((directory / SUMMARY_NAME).read_bytes())
+        content = json.loads(read_file(directory / SUMMARY_NAME, MAX_SUMMARY_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
     race = cast("dict[str, Any]", content).get("race") if isinstance(content, dict) else None

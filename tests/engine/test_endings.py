@@ -10,8 +10,7 @@ import torch
 
 from rwkvbatch.config import Sampling
 from rwkvbatch.engine.engine import Engine
-from rwkvbatch.engine.request import Reply, Request
-from rwkvbatch.engine.sequence import closed_history
+from rwkvbatch.engine.request import Reply, Request, closed_history
 from rwkvbatch.prompt.tokenizer import world_tokenizer
 from tests.engine.hash_model import HashModel
 from tests.engine.requests import request

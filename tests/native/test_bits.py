@@ -35,6 +35,7 @@ class Shape:
     vocab_size: int
     dtype: torch.dtype
     int8: bool = False
+    deep_embed: int | None = None
 
 
 SHAPES = {
@@ -43,6 +44,7 @@ SHAPES = {
     "heads of 16, fp32": Shape(80, 16, 77, torch.float32),
     # More inputs than share a scale, and in the channel mix more than a block of tiles has.
     "heads of 64, int8": Shape(192, 64, 203, torch.bfloat16, int8=True),
+    "DeepEmbed, bf16": Shape(96, 32, 67, torch.bfloat16, deep_embed=20),
 }
 MAX_BATCH = 130
 
@@ -57,6 +59,7 @@ def tensors_of(shape: Shape) -> dict[str, torch.Tensor]:
         seed=7,
         hidden=3 * shape.width + 8,
         ranks=LowRankWidths(decay=24, rate=40, value=16, gate=56),
+        deep_embed=shape.deep_embed,
         dtype=shape.dtype,
     )
 
@@ -253,7 +256,7 @@ def test_bits_do_not_depend_on(check: Check, shape: Shape) -> None:
 
 
 @pytest.mark.parametrize(("check", "fault"), CHECKS, ids=NAMES)
-@pytest.mark.parametrize("name", ["heads of 64, bf16", "heads of 64, int8"])
+@pytest.mark.parametrize("name", ["heads of 64, bf16", "heads of 64, int8", "DeepEmbed, bf16"])
 def test_a_fault_is_noticed_by(check: Check, fault: Fault, name: str) -> None:
     if check is instruction_sets and not vector_sets():
         pytest.skip("this machine has only the portable path")

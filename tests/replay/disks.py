@@ -26,11 +26,11 @@ class CountedFiles(Files):
         self.calls.append(name)
         return self.at_call(name, perform, data, descriptor)
 
-    def open_append(self, path: Path) -> int:
-        return self._call("open", lambda: super(CountedFiles, self).open_append(path))
+    def open_append(self, path: Path, at: int | None = None) -> int:
+        return self._call("open", lambda: super(CountedFiles, self).open_append(path, at))
 
-    def create(self, path: Path, mode: int = FILE_MODE) -> int:
-        return self._call("create", lambda: super(CountedFiles, self).create(path, mode))
+    def create(self, path: Path, mode: int = FILE_MODE, at: int | None = None) -> int:
+        return self._call("create", lambda: super(CountedFiles, self).create(path, mode, at))
 
     def write(self, descriptor: int, data: bytes) -> int:
         return self._call("write", lambda: os.write(descriptor, data), data, descriptor)
@@ -41,11 +41,11 @@ class CountedFiles(Files):
     def truncate(self, descriptor: int, size: int) -> None:
         self._call("truncate", lambda: os.ftruncate(descriptor, size))
 
-    def rename(self, source: Path, target: Path) -> None:
-        self._call("rename", lambda: source.replace(target))
+    def rename(self, source: Path, target: Path, at: int | None = None) -> None:
+        self._call("rename", lambda: super(CountedFiles, self).rename(source, target, at))
 
-    def sync_directory(self, directory: Path) -> None:
-        self._call("sync directory", lambda: super(CountedFiles, self).sync_directory(directory))
+    def sync_directory(self, directory: Path, at: int | None = None) -> None:
+        self._call("sync directory", lambda: super(CountedFiles, self).sync_directory(directory, at))
 
 
 class KillingFiles(CountedFiles):
@@ -100,12 +100,12 @@ class PowerCutFiles(Files):
     durable_names: dict[Path, _Inode] = field(default_factory=dict[Path, _Inode])
     open_files: dict[int, _Inode] = field(default_factory=dict[int, _Inode])
 
-    def open_append(self, path: Path) -> int:
-        return self._opened(super().open_append(path), path)
+    def open_append(self, path: Path, at: int | None = None) -> int:
+        return self._opened(super().open_append(path, at), path)
 
-    def create(self, path: Path, mode: int = FILE_MODE) -> int:
+    def create(self, path: Path, mode: int = FILE_MODE, at: int | None = None) -> int:
         self.names.pop(path, None)
-        return self._opened(super().create(path, mode), path)
+        return self._opened(super().create(path, mode, at), path)
 
     def _opened(self, descriptor: int, path: Path) -> int:
         self.open_files[descriptor] = self.names.setdefault(path, _Inode(path))
@@ -119,13 +119,13 @@ class PowerCutFiles(Files):
         del self.open_files[descriptor]
         super().close(descriptor)
 
-    def rename(self, source: Path, target: Path) -> None:
-        super().rename(source, target)
+    def rename(self, source: Path, target: Path, at: int | None = None) -> None:
+        super().rename(source, target, at)
         inode = self.names.pop(source)
         inode.path = target
         self.names[target] = inode
 
-    def sync_directory(self, directory: Path) -> None:
+    def sync_directory(self, directory: Path, at: int | None = None) -> None:
         self.durable_names = dict(self.names)
 
     def cut_power(self, choose: Callable[[int], int]) -> None:

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rwkvbatch.config import RunSettings
-from rwkvbatch.engine.request import FinishReason, Reply, ReplyTiming, Request, Score
-from rwkvbatch.engine.sequence import closed_history
+from rwkvbatch.engine.request import FinishReason, Reply, ReplyTiming, Request, Score, closed_history
 from rwkvbatch.replay.conversation import PromptEncoder
 from rwkvbatch.replay.grid import Cell, make_cells
 from rwkvbatch.replay.layers import Layered

@@ -154,7 +154,7 @@ class TestStatus:
 
     def test_a_disk_that_is_full_does_not_stop_the_run(self, tmp_path: Path) -> None:
         class Full(Files):
-            def create(self, path: Path, mode: int = FILE_MODE) -> int:
+            def create(self, path: Path, mode: int = FILE_MODE, at: int | None = None) -> int:
                 raise OSError(28, "No space left on device")
 
         StatusFile(tmp_path, files=Full()).update(MOMENT.as_dict())

@@ -170,14 +170,12 @@ class TestFailures:
 
     def test_the_full_device_stops_the_store(self, tmp_path: Path) -> None:
         class FullDevice(Files):
-            def open_append(self, path: Path) -> int:
-                path.touch()
-                return os.open("/dev/full", os.O_WRONLY | os.O_APPEND)
-
-            def sync(self, descriptor: int) -> None: ...
-
-            def truncate(self, descriptor: int, size: int) -> None:
-                raise OSError(errno.EINVAL, "a device has no size")
+            def write(self, descriptor: int, data: bytes) -> int:
+                full = os.open("/dev/full", os.O_WRONLY | os.O_APPEND)
+                try:
+                    return os.write(full, data)
+                finally:
+                    os.close(full)
 
         store = open_store(tmp_path, files=FullDevice())
         with pytest.raises(StorageError, match="No space left"):

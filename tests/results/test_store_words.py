@@ -55,14 +55,14 @@ class TestMoments:
             opened: ClassVar[list[int]] = []
             closed: ClassVar[list[int]] = []
 
-            def open_append(self, path: Path) -> int:
+            def open_append(self, path: Path, at: int | None = None) -> int:
                 if self.refuse:
                     raise OSError(errno.EMFILE, "Too many open files")
-                self.opened.append(super().open_append(path))
+                self.opened.append(super().open_append(path, at))
                 return self.opened[-1]
 
-            def create(self, path: Path, mode: int = FILE_MODE) -> int:
-                self.opened.append(super().create(path, mode))
+            def create(self, path: Path, mode: int = FILE_MODE, at: int | None = None) -> int:
+                self.opened.append(super().create(path, mode, at))
                 return self.opened[-1]
 
             def close(self, descriptor: int) -> None:
@@ -150,7 +150,7 @@ class TestWords:
 
     def test_a_repair_that_fails(self, tmp_path: Path) -> None:
         class NoRoom(CountedFiles):
-            def create(self, path: Path, mode: int = FILE_MODE) -> int:
+            def create(self, path: Path, mode: int = FILE_MODE, at: int | None = None) -> int:
                 raise OSError(errno.ENOSPC, "No space left on device")
 
         fill(tmp_path, range(1))
@@ -232,10 +232,10 @@ class TestWords:
         class Once(CountedFiles):
             armed = False
 
-            def open_append(self, path: Path) -> int:
+            def open_append(self, path: Path, at: int | None = None) -> int:
                 if self.armed:
                     raise OSError(errno.EMFILE, "Too many open files")
-                return super().open_append(path)
+                return super().open_append(path, at)
 
         files = Once()
         store = open_store(tmp_path, files=files)
@@ -248,7 +248,9 @@ class TestWords:
         store.close()
 
 
-def test_a_line_without_an_end_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_line_without_an_end_only_the_beginning_is_kept_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file of zeros as large as the disk must not be read into memory at once."""
     fill(tmp_path, range(1))
     end = len(results(tmp_path))
@@ -257,5 +259,8 @@ def test_a_line_without_an_end_is_read_in_pieces(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(scan, "MAX_LINE_BYTES", end)
     with (tmp_path / "results.jsonl").open("rb") as reader:
         lines = list(scan.scan_lines(reader, lambda key: 0))
-    assert [line.end - line.start for line in lines] == [end] * 6
+        reader.seek(0)
+        kept = [len(line.data) for line in scan.read_lines(reader)]
+    assert [line.end - line.start for line in lines] == [end, 5 * end]
+    assert kept == [end, 64]
     assert [row.conversation for row in read_results(tmp_path / "results.jsonl")] == ["0"]

@@ -32,12 +32,16 @@ class Product(NamedTuple):
         layer: what `linear_layer` returned.
         add: the result is add + y, which may overwrite `add`.
         blend: a pair (start, target); the result is start + (target - start) * y.
+        times: the result is times * y.
+
+    At most one of `add`, `blend` and `times` is given.
     """
 
     x: Array
     layer: Array
     add: Array | None = None
     blend: tuple[Array, Array] | None = None
+    times: Array | None = None
 
 
 class HeadRows(NamedTuple):
@@ -67,8 +71,13 @@ class StepOperations(Protocol):
     `step` is the result of `Operations.begin`.
     """
 
-    def embed(self, step: Array, table: Array, norm: tuple[Array, Array]) -> Array:
-        """layer_norm(table[tokens]); [R, C]."""
+    def embed(self, step: Array, table: Array, norm: tuple[Array, Array], *, as_input: bool = False) -> Array:
+        """layer_norm(table[tokens]); [R, C].
+
+        Args:
+            as_input: the result is an input of linear layers, not the first term of the residual stream: in the
+                precision of inputs, and never overwritten.
+        """
         ...
 
     def shift_mix(
@@ -83,6 +92,16 @@ class StepOperations(Protocol):
 
     def linears(self, products: Sequence[Product]) -> Sequence[Array]:
         """Independent linear layers; one array [R, out] for each."""
+        ...
+
+    def token_matrix(self, step: Array, table: Array, offset: Array, x: Array) -> Array:
+        """x E for each row, E = table[token] + offset as a matrix [D, D]; [R, D].
+
+        Args:
+            table: [vocab, D * D], packed by `Operations.table`.
+            offset: [R, D * D].
+            x: [R, D].
+        """
         ...
 
     def wkv7(self, step: Array, layer: int, rows: HeadRows, weights: HeadWeights) -> Array:

@@ -153,7 +153,9 @@ class CpuOps:
         assert isinstance(pool, CpuPool)
         return self.native.begin(batch.tokens, batch.starts, batch.slots, batch.outputs, pool.native)
 
-    def embed(self, step: _native.Step, table: _native.Table, norm: Vectors) -> _native.Array:
+    def embed(
+        self, step: _native.Step, table: _native.Table, norm: Vectors, *, as_input: bool = False
+    ) -> _native.Array:
         return self.native.embed(step, table, *norm)
 
     def shift_mix(
@@ -163,6 +165,11 @@ class CpuOps:
 
     def linears(self, products: Sequence[Product]) -> Sequence[_native.Array]:
         return self.native.linears(products)
+
+    def token_matrix(
+        self, step: _native.Step, table: _native.Table, offset: _native.Array, x: _native.Array
+    ) -> _native.Array:
+        return self.native.token_matrix(step, table, offset, x)
 
     def wkv7(self, step: _native.Step, layer: int, rows: HeadRows, weights: HeadWeights) -> _native.Array:
         return self.native.wkv7(step, layer, *rows, *weights)
@@ -246,7 +253,7 @@ class _Tracer:
     def __init__(self) -> None:
         self.program = _native.Program()
 
-    def embed(self, step: None, table: _native.Table, norm: Vectors) -> Register:
+    def embed(self, step: None, table: _native.Table, norm: Vectors, *, as_input: bool = False) -> Register:
         return self.program.embed(table, *norm)
 
     def shift_mix(
@@ -256,6 +263,9 @@ class _Tracer:
 
     def linears(self, products: Sequence[Product]) -> Sequence[Register]:
         return self.program.linears(products)
+
+    def token_matrix(self, step: None, table: _native.Table, offset: Register, x: Register) -> Register:
+        return self.program.token_matrix(table, offset, x)
 
     def wkv7(self, step: None, layer: int, rows: HeadRows, weights: HeadWeights) -> Register:
         return self.program.wkv7(layer, tuple(rows), *weights)

@@ -204,8 +204,9 @@ class CudaOps:
         chunk_rows = chunks.ChunkRows(*bounds[6:])
         return CudaStep(pool, num_outputs, tokens, outputs, first_slots, last_rows, short, long, chunk_rows)
 
-    def embed(self, step: CudaStep, table: Tensor, norm: Vectors) -> Tensor:
-        x = torch.empty(len(step.tokens), table.shape[1], device=self.device)
+    def embed(self, step: CudaStep, table: Tensor, norm: Vectors, *, as_input: bool = False) -> Tensor:
+        dtype = self.dtype if as_input else torch.float32
+        x = torch.empty(len(step.tokens), table.shape[1], dtype=dtype, device=self.device)
         scan.gather_norm(table, step.tokens, norm, x, LAYER_NORM_EPS)
         return x
 
@@ -229,12 +230,11 @@ class CudaOps:
         return [do() for do in work]
 
     def _linear(self, product: Product) -> Tensor:
-        wide = _is_wide(product)
+        wide = product.layer.bias is not None or product.add is not None or product.blend is not None
         y = self._product(product.x, product.layer.weight, wide=wide)
-        if not wide and product.layer.activation == "none":
+        if not wide and product.layer.activation == "none" and product.times is None:
             return y
-        fits = y.dtype == (torch.float32 if wide else self.dtype)
-        out = y if fits else self._out(product)
+        out = y if y.dtype == self._out_dtype(product) else self._out(product)
         few.end(y, product, out)
         return out
 
@@ -243,8 +243,14 @@ class CudaOps:
         if product.add is not None:
             return product.add
         shape = len(product.x), len(product.layer.weight)
-        dtype = torch.float32 if _is_wide(product) else self.dtype
-        return torch.empty(shape, dtype=dtype, device=self.device)
+        return torch.empty(shape, dtype=self._out_dtype(product), device=self.device)
+
+    def _out_dtype(self, product: Product) -> torch.dtype:
+        """fp32 with a bias, an addition or a blend; else that of inputs of products."""
+        narrow = product.times is not None or (
+            product.layer.bias is None and product.add is None and product.blend is None
+        )
+        return self.dtype if narrow else torch.float32
 
     def _product(self, x: Tensor, weight: Tensor, *, wide: bool) -> Tensor:
         """x W^T, accumulated in fp32; with `wide` also returned in fp32 if the device's library supports it."""
@@ -253,6 +259,11 @@ class CudaOps:
         if wide and self._has_wide_products:
             return torch.mm(x, weight.t(), out_dtype=torch.float32)
         return F.linear(x, weight)
+
+    def token_matrix(self, step: CudaStep, table: Tensor, offset: Tensor, x: Tensor) -> Tensor:
+        y = torch.empty(x.shape, dtype=self.dtype, device=self.device)
+        few.token_matrix(table, step.tokens, offset, x, y)
+        return y
 
     def wkv7(self, step: CudaStep, layer: int, rows: HeadRows, weights: HeadWeights) -> Tensor:
         carried = step.pool.wkv[layer]
@@ -295,11 +306,6 @@ class CudaOps:
         places = np.concatenate([np.arange(num_sampled), first_given + np.arange(num_given)])
         tokens, logprobs = found.cpu().numpy().take(places, axis=1)
         return Choices(tokens.astype(np.int64), logprobs.view(np.float32))
-
-
-def _is_wide(product: Product) -> bool:
-    """Whether the result is fp32 (with a bias, an addition or a blend) and not in the dtype of the products."""
-    return product.layer.bias is not None or product.add is not None or product.blend is not None
 
 
 def _has_wide_products(device: str, dtype: torch.dtype) -> bool:

@@ -172,7 +172,7 @@ class ReferenceOps:
         parts = (batch.tokens, batch.starts[:-1], batch.starts[1:] - 1, batch.slots, batch.outputs)
         return ReferenceStep(batch, pool, *(torch.from_numpy(part).to(self.device) for part in parts))
 
-    def embed(self, step: ReferenceStep, table: Tensor, norm: Vectors) -> Tensor:
+    def embed(self, step: ReferenceStep, table: Tensor, norm: Vectors, *, as_input: bool = False) -> Tensor:
         return _layer_norm(table[step.tokens], norm)
 
     def shift_mix(
@@ -190,7 +190,7 @@ class ReferenceOps:
         return [self._linear(product) for product in products]
 
     def _linear(self, product: Product) -> Tensor:
-        x, layer, add, blend = product
+        x, layer, add, blend, times = product
         y = F.linear(x.to(self._matmul_dtype), layer.weight).float()
         y = _ACTIVATIONS[layer.activation](y if layer.bias is None else y + layer.bias)
         if add is not None:
@@ -198,7 +198,12 @@ class ReferenceOps:
         if blend is not None:
             start, target = blend
             return start + (target - start) * y
-        return y
+        return y if times is None else times * y
+
+    def token_matrix(self, step: ReferenceStep, table: Tensor, offset: Tensor, x: Tensor) -> Tensor:
+        size = x.shape[1]
+        matrices = (table[step.tokens] + offset).view(-1, size, size)
+        return (x.unsqueeze(1) @ matrices).squeeze(1)
 
     def wkv7(self, step: ReferenceStep, layer: int, rows: HeadRows, weights: HeadWeights) -> Tensor:
         r, w, k, v, a, g = rows

@@ -17,7 +17,7 @@ from tests.model.hostile.packing import archive_of, legacy_pth, pth
 
 
 def not_files() -> Iterator[Case]:
-    yield Case("directory", lambda path: path.mkdir(), "this is a directory")
+    yield Case("directory", lambda path: path.mkdir(), "this directory has no weights")
     yield Case("fifo", os.mkfifo, "pipe, socket or device")
     yield Case("dangling-link", lambda path: path.symlink_to("nowhere"), "symbolic link to a file that is not there")
     yield Case("link-loop", lambda path: path.symlink_to(path.name), "cannot open it")

@@ -60,7 +60,9 @@ def wrong_tensors() -> Iterator[Case]:
     yield changed("layer-gap", "layer 2 is missing", **{"blocks.3.ln1.weight": torch.ones(64)})
     yield changed("layer-million", "layer 2 is missing", **{"blocks.999999.ln1.weight": torch.ones(64)})
     yield changed("layer-number-huge", "surplus", **{f"blocks.{'9' * 400}.ln1.weight": torch.ones(64)})
-    yield changed("deep-embed", "DeepEmbed", **{"blocks.0.ffn.s_emb.weight": torch.ones(97, 1024)})
+    yield changed(
+        "deep-embed-incomplete", "not those of RWKV-7a", **{"blocks.0.ffn.s_emb.weight": torch.ones(97, 1024)}
+    )
     older = {"emb.weight": torch.ones(9, 8), "blocks.0.att.time_decay": torch.ones(8)}
     yield from_bytes("older-incomplete", pth(older), "cannot load it")
     yield from_bytes(

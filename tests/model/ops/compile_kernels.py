@@ -29,6 +29,8 @@ KERNELS = [
     (shift._shift_mix, {**NORM, "MIXES": 6}, {"num_warps": 4}),
     (ends._end, {**END, "ACTIVATION": "sigmoid", "BIASED": True, "END": "blend"}, {"num_warps": 4}),
     (ends._end, {**END, **NO_END, "ACTIVATION": "tanh"}, {"num_warps": 4}),
+    (ends._end, {**END, "target_ptr": None, "ACTIVATION": "none", "BIASED": True, "END": "times"}, {"num_warps": 4}),
+    (few._token_matrix, {"SIZE": 32, "BLOCK": 32, "BLOCK_IN": 32}, {"num_warps": 4}),
     (scan._scan, HEADS, {"num_warps": 8}),
     (chunks._prepare, IN_CHUNKS, {"num_warps": 4, "maxnreg": chunks.MAX_REGISTERS}),
     (chunks._pass_on, {**IN_CHUNKS, "BLOCK_VALUES": chunks.BLOCK_VALUES}, {"num_warps": 4}),
@@ -52,7 +54,7 @@ LONG_INTEGERS = (
     *("top_k_ptr", "penalty_ids_ptr", "penalty_starts_ptr", "noise_keys_ptr", "turns_ptr", "steps_ptr"),
     *("given_ptr",),
 )
-HALVES = ("y_ptr", "r_ptr", "k_ptr", "v_ptr", "g_ptr", "out_ptr")
+HALVES = ("table_ptr", "offset_ptr", "y_ptr", "r_ptr", "k_ptr", "v_ptr", "g_ptr", "out_ptr")
 
 
 def kind_of(argument: str) -> str:
@@ -69,25 +71,26 @@ def kind_of(argument: str) -> str:
 
 
 GROUP_TYPES = {
-    "xs": ("*fp16", "*fp16"),
-    "weights": ("*fp16", "*fp16"),
-    "biases": (None, "*fp32"),
-    "starts": (None, "*fp16"),
-    "targets": (None, "*fp16"),
-    "outs": ("*fp16", "*fp32"),
+    "xs": ("*fp16", "*fp16", "*fp16"),
+    "weights": ("*fp16", "*fp16", "*fp16"),
+    "biases": (None, "*fp32", "*fp32"),
+    "starts": (None, "*fp16", "*fp16"),
+    "targets": (None, "*fp16", None),
+    "outs": ("*fp16", "*fp32", "*fp16"),
     "num_rows": "i32",
 }
 GROUP_CONSTANTS = {
-    "FIRST_PROGRAMS": (0, 6, 134),
-    "INS": (WIDTH, 96),
-    "OUTS": (96, WIDTH),
-    "BLOCKS_IN": (256, 128),
-    "ACTIVATIONS": ("tanh", "sigmoid"),
-    "COUNT": 2,
+    "TIMES": (False, False, True),
+    "FIRST_PROGRAMS": (0, 6, 134, 262),
+    "INS": (WIDTH, 96, 32),
+    "OUTS": (96, WIDTH, WIDTH),
+    "BLOCKS_IN": (256, 128, 32),
+    "ACTIVATIONS": ("tanh", "sigmoid", "none"),
+    "COUNT": 3,
     "BLOCK_OUT": few.BLOCK_OUT,
     "WIDEN": False,
 }
-"""A group of two layers: a first factor of a low-rank chain, and a second one with a bias and a blend."""
+"""A group of three layers: a first factor of a low-rank chain, a second one with a bias and a blend, DeepEmbed's."""
 
 
 def compile_group(target: GPUTarget) -> int:

@@ -1,4 +1,4 @@
-"""Linear layers of at most 16 rows, a whole group in one launch, so that weights are read without gaps.
+"""Linear layers of at most 16 rows, a whole group in one launch, so that weights are read without gaps; DeepEmbed.
 
 Each program computes 16 outputs of one layer, always for 16 rows, and adds up the inputs in order, so that a row's bits
 do not depend on the number of rows. cuBLAS computes products of more rows.
@@ -59,6 +59,8 @@ def _end(
     y = activate(y, ACTIVATION)
     if END == "add":
         y += tl.load(start_ptr + places, mask=inside, other=0.0).to(tl.float32)
+    elif END == "times":
+        y *= tl.load(start_ptr + places, mask=inside, other=0.0).to(tl.float32)
     elif END == "blend":
         start = tl.load(start_ptr + places, mask=inside, other=0.0).to(tl.float32)
         target = tl.load(target_ptr + places, mask=inside, other=0.0).to(tl.float32)
@@ -67,10 +69,10 @@ def _end(
 
 
 def end(y: Tensor, product: Product, out: Tensor) -> None:
-    """Everything of `product` after x W^T, from `y` [R, width] into `out`, which may be `y`, `add` or a start."""
+    """Everything of `product` after x W^T, from `y` [R, width] into `out`, which may be any of the arrays read."""
     bias = product.layer.bias
-    start, target = product.blend or (product.add, None)
-    ending = "none" if start is None else "add" if target is None else "blend"
+    start, target = product.blend or (product.times if product.add is None else product.add, None)
+    ending = "none" if start is None else "blend" if product.blend else "add" if product.times is None else "times"
     constants = {"WIDTH": y.shape[1], "ACTIVATION": product.layer.activation, "BIASED": bias is not None, "END": ending}
     _end[(triton.cdiv(y.numel(), BLOCK),)](y, bias, start, target, out, y.numel(), **constants, BLOCK=BLOCK)
 
@@ -119,6 +121,7 @@ def _linears(
     targets,
     outs,
     num_rows,
+    TIMES: tl.constexpr,
     FIRST_PROGRAMS: tl.constexpr,
     INS: tl.constexpr,
     OUTS: tl.constexpr,
@@ -144,6 +147,8 @@ def _linears(
                 start = tl.load(starts[p] + places, mask=inside, other=0.0).to(tl.float32)
                 target = tl.load(targets[p] + places, mask=inside, other=0.0).to(tl.float32)
                 y = start + (target - start) * y
+            elif TIMES[p]:
+                y *= tl.load(starts[p] + places, mask=inside, other=0.0).to(tl.float32)
             elif starts[p] is not None:
                 y += tl.load(starts[p] + places, mask=inside, other=0.0).to(tl.float32)
             tl.store(outs[p] + places, y.to(outs[p].dtype.element_ty), mask=inside)
@@ -153,7 +158,7 @@ def linears(products: Sequence[Product], outs: Sequence[Tensor]) -> None:
     """All of `products`, whose `x` have the same number of rows, at most `MAX_ROWS`, into `outs`."""
     layers = [product.layer for product in products]
     weights = [layer.weight for layer in layers]
-    blends = [product.blend or (product.add, None) for product in products]
+    blends = [product.blend or (product.times if product.add is None else product.add, None) for product in products]
     programs = [triton.cdiv(len(weight), BLOCK_OUT) for weight in weights]
     first_programs = (0, *accumulate(programs))
     _linears[(first_programs[-1],)](
@@ -164,6 +169,7 @@ def linears(products: Sequence[Product], outs: Sequence[Tensor]) -> None:
         tuple(target for _, target in blends),
         tuple(outs),
         len(products[0].x),
+        TIMES=tuple(product.times is not None for product in products),
         FIRST_PROGRAMS=first_programs,
         INS=tuple(weight.shape[1] for weight in weights),
         OUTS=tuple(weight.shape[0] for weight in weights),
@@ -180,3 +186,34 @@ def linears(products: Sequence[Product], outs: Sequence[Tensor]) -> None:
 
 def _block_in(weight: Tensor) -> int:
     return max(16, min(_BLOCK_IN_BYTES // weight.element_size(), triton.next_power_of_2(weight.shape[1])))
+
+
+@triton.jit
+def _token_matrix(
+    table_ptr, tokens_ptr, offset_ptr, x_ptr, out_ptr, SIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_IN: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    token = tl.load(tokens_ptr + row).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    y = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, SIZE, BLOCK_IN):
+        ins = first + tl.arange(0, BLOCK_IN)
+        inside = (ins < SIZE)[:, None] & (columns < SIZE)[None, :]
+        places = ins[:, None] * SIZE + columns[None, :]
+        matrix = tl.load(table_ptr + token * (SIZE * SIZE) + places, mask=inside, other=0.0).to(tl.float32)
+        matrix += tl.load(offset_ptr + row * (SIZE * SIZE) + places, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + row * SIZE + ins, mask=ins < SIZE, other=0.0).to(tl.float32)
+        y += tl.sum(matrix * x[:, None], 0)
+    tl.store(out_ptr + row * SIZE + columns, y.to(out_ptr.dtype.element_ty), mask=columns < SIZE)
+
+
+_MATRIX_BLOCK = 4096
+"""Elements of a matrix that a program holds at a time."""
+
+
+def token_matrix(table: Tensor, tokens: Tensor, offset: Tensor, x: Tensor, out: Tensor) -> None:
+    """`Operations.token_matrix` into `out` [R, D]; one program a row, fp32, a row's bits depend on that row alone."""
+    size = x.shape[1]
+    block = triton.next_power_of_2(size)
+    block_in = max(1, min(block, _MATRIX_BLOCK // block))
+    _token_matrix[(len(x),)](table, tokens, offset, x, out, SIZE=size, BLOCK=block, BLOCK_IN=block_in, num_warps=4)

@@ -1,0 +1,203 @@
+"""`open_tensors`: the tensors of a file or directory of any kind, under the names that they have there.
+
+Opening reads only tables of contents; each tensor is read when it is asked for. The claims of a table of contents are
+checked against the size of the file before anything of that size is allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model import pth, safetensors
+from rwkvbatch.model.tensor_file import Contents, NamedTensors, TensorFile, named_tensors, open_regular
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file.
+
+    Attributes:
+        name: as `model info` shows it.
+        matches: whether a file that begins with these `HEAD_BYTES` bytes is of this kind.
+        read: reads the table of contents; raises `CheckpointError`.
+    """
+
+    name: str
+    matches: Callable[[bytes], bool]
+    read: Callable[[int, Path], Contents]
+
+
+KINDS = (
+    Kind("pth", lambda head: head.startswith(pth.ZIP_MAGIC), pth.read_zip),
+    Kind("legacy pth", lambda head: head[2:].startswith(pth.LEGACY_MAGIC), pth.read_legacy),
+    Kind("safetensors", safetensors.is_safetensors, safetensors.read_header),
+)
+
+HEAD_BYTES = 256
+
+MAX_OVERLAP = 4
+"""Tensors may share storage (tied weights), but together have at most this many times the file's size."""
+
+MAX_JSON_BYTES = 16 << 20
+
+CONFIG = "config.json"
+INDEX_ENDING = ".index.json"
+VOCABULARY = "rwkv_vocab_v20230424.txt"
+"""The World vocabulary, as Hugging Face directories of RWKV models bring it."""
+
+WEIGHTS_ENDINGS = (".safetensors", ".pth", ".bin", ".pt", ".ckpt")
+"""Of the files that may hold a directory's weights; those of the first ending that occurs are taken."""
+
+_SHARD = re.compile(r"(.+)-(\d{1,6})-of-(\d{1,6})(\.\w+)")
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[NamedTensors]:
+    """Open a checkpoint or state: a file of any kind, a Hugging Face directory, or the index of its shards.
+
+    Raises:
+        CheckpointError: there is no such file, it is of no known kind, or its table of contents cannot be right.
+    """
+    with ExitStack() as stack:
+        if path.is_dir():
+            yield _open_directory(path, stack)
+        elif path.name.endswith(".json") and path.is_file():
+            yield _open_index(path, path.parent, stack)
+        else:
+            yield named_tensors(path, [_open_file(path, stack)])
+
+
+def _open_file(path: Path, stack: ExitStack) -> TensorFile:
+    descriptor = open_regular(path)
+    try:
+        head = os.pread(descriptor, HEAD_BYTES, 0)
+        kind = next((kind for kind in KINDS if kind.matches(head)), None)
+        if kind is None:
+            raise CheckpointError(
+                "not a checkpoint: neither a .pth file (torch.save) nor .safetensors, by its first bytes",
+                path=path,
+                hint="is it a download's error page, or a Git LFS pointer?" if head.isascii() else None,
+            )
+        contents = kind.read(descriptor, path)
+        _check_sizes(contents, os.fstat(descriptor).st_size, path)
+        file = TensorFile(path, descriptor, contents, kind.name)
+    except BaseException:  # nothing else would close the descriptor
+        os.close(descriptor)
+        raise
+    stack.callback(file.close)
+    return file
+
+
+def _check_sizes(contents: Contents, file_size: int, path: Path) -> None:
+    total = 0
+    for name, entry in contents.entries.items():
+        if entry.start + entry.span > file_size:
+            raise CheckpointError(f"the tensor {name!r} lies beyond the end of the file; cut off?", path=path)
+        total += max(entry.num_bytes, entry.span)
+        if total > MAX_OVERLAP * file_size:
+            raise CheckpointError(
+                f"its tensors are said to have more than {MAX_OVERLAP} times as many bytes as the file itself",
+                path=path,
+            )
+
+
+def _open_directory(path: Path, stack: ExitStack) -> NamedTensors:
+    """A Hugging Face directory: an index and its shards, or one weights file, beside `config.json`."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(path))
+    except OSError as error:
+        raise CheckpointError(f"cannot read the directory: {error.strerror}", path=path) from error
+    weights = next((found for ending in WEIGHTS_ENDINGS if (found := _ending(names, ending))), [])
+    indexes = [name for name in _ending(names, INDEX_ENDING) if Path(name.removesuffix(INDEX_ENDING)).suffix]
+    indexes = [name for name in indexes if _of_index(name, weights)] or indexes
+    if len(indexes) == 1:
+        return _open_index(path / indexes[0], path, stack)
+    if not weights:
+        found = ", ".join(repr(name[:60]) for name in names[:4]) or "nothing"
+        raise CheckpointError(
+            f"this directory has no weights: expected a file ending in {', '.join(WEIGHTS_ENDINGS)}, found {found}",
+            path=path,
+            hint="give the checkpoint's own file or directory",
+        )
+    shards = [match for name in weights if (match := _SHARD.fullmatch(name))]
+    if len(shards) == len(weights) and len({(match[1], match[3]) for match in shards}) == 1:
+        expected = int(shards[0][3])
+        if len(shards) != expected:
+            raise CheckpointError(f"{expected} shards were expected, {len(shards)} are there", path=path)
+    elif len(weights) > 1:
+        shown = ", ".join(repr(name[:60]) for name in weights[:4])
+        raise CheckpointError(
+            f"this directory has {len(weights)} weights files ({shown}) and no index of shards",
+            path=path,
+            hint=f"give one of them, such as --model {path / weights[0]}",
+        )
+    return _described(named_tensors(path, [_open_file(path / name, stack) for name in weights]), path)
+
+
+def _ending(names: Sequence[str], ending: str) -> list[str]:
+    return [name for name in names if name.endswith(ending) and not name.startswith(".")]
+
+
+def _of_index(index: str, weights: Sequence[str]) -> bool:
+    """Whether `weights` have the ending that an index is named for, as in `model.safetensors.index.json`."""
+    return bool(weights) and Path(weights[0]).suffix == Path(index.removesuffix(INDEX_ENDING)).suffix
+
+
+def _open_index(index: Path, folder: Path, stack: ExitStack) -> NamedTensors:
+    """The shards that an index names: a JSON object whose `weight_map` gives each tensor's file (transformers)."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        hint = f"give the directory, --model {folder}" if index.name == CONFIG else None
+        raise CheckpointError("not an index of shards: it has no 'weight_map'", path=index, hint=hint)
+    places = cast("dict[str, Any]", weight_map)
+    for name in places.values():
+        # A name that leads elsewhere could make the program read any file.
+        if not isinstance(name, str) or Path(name).name != name or not name:
+            raise CheckpointError(f"the index must name files beside it, it names {str(name)[:80]!r}", path=index)
+    missing = sorted(name for name in set(places.values()) if not (folder / name).exists())
+    if missing:
+        shown = ", ".join(repr(name[:80]) for name in missing[:4])
+        raise CheckpointError(
+            f"{len(missing)} of {len(set(places.values()))} shards that the index names are not there: {shown}",
+            path=index,
+            hint="download them too",
+        )
+    files = {name: _open_file(folder / name, stack) for name in sorted(set(places.values()))}
+    for tensor, name in places.items():
+        if tensor not in files[name].entries:
+            raise CheckpointError(
+                f"the tensor {tensor[:80]!r} is not in {name!r}, where the index says it is", path=index
+            )
+    return _described(named_tensors(folder, list(files.values())), folder)
+
+
+def _described(tensors: NamedTensors, folder: Path) -> NamedTensors:
+    """With what the directory says about them."""
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    vocabulary = folder / VOCABULARY
+    return replace(tensors, config=config, vocabulary_file=vocabulary if vocabulary.is_file() else None)
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """The JSON object in a file; raises `CheckpointError` unless it is one, of at most `MAX_JSON_BYTES`."""
+    descriptor = open_regular(path)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > MAX_JSON_BYTES:
+            raise CheckpointError(f"it has {size:,} bytes, at most {MAX_JSON_BYTES:,} are read", path=path)
+        value = json.loads(os.pread(descriptor, MAX_JSON_BYTES, 0))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"not JSON ({' '.join(str(error).split())[:200]})", path=path) from error
+    finally:
+        os.close(descriptor)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"expected a JSON object, found {type(value).__name__}", path=path)
+    return cast("dict[str, Any]", value)

@@ -1,0 +1,135 @@
+"""Checkpoints in the forms of other programs give the logits of the `.pth` of the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model.checkpoint import describe, open_checkpoint
+from rwkvbatch.model.load import load_model
+from tests.model.made_forms import Tensors, to_fla, to_transformers, write_directory
+from tests.model.older_generations import older_tensors
+
+
+def logits(path: Path, strategy: str = "cpu") -> torch.Tensor:
+    return load_model(path, strategy, threads=1).forward([[1, 2, 3, 4, 5]], every_token=True)[0]
+
+
+def assert_same_logits(path: Path, expected: Path) -> None:
+    assert torch.equal(logits(path), logits(expected))
+
+
+def prefixed(prefix: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def but_head(tensors: Tensors) -> Tensors:
+    return {name if name == "head.weight" else f"model.{name}": tensor for name, tensor in tensors.items()}
+
+
+def with_lm_head(tensors: Tensors) -> Tensors:
+    return {
+        "lm_head.weight" if name == "model.head.weight" else name: t for name, t in prefixed("model.")(tensors).items()
+    }
+
+
+FORMS: dict[str, Callable[[Tensors], Tensors]] = {
+    **{prefix: prefixed(prefix) for prefix in ("_forward_module.", "module.", "model.", "_orig_mod.")},
+    "nested": prefixed("module._orig_mod._forward_module.model."),
+    "unknown-prefix": prefixed("my.own.net."),
+    "but-head": but_head,
+    "lm-head": with_lm_head,
+    "fla": to_fla,
+    "fla-fused": lambda tensors: to_fla(tensors, fused=True),
+    "fla-prefixed": lambda tensors: prefixed("_forward_module.")(to_fla(tensors)),
+    "fla-compiled": lambda tensors: prefixed("_orig_mod.module.")(to_fla(tensors)),
+}
+
+
+@pytest.mark.parametrize("ending", [".pth", ".safetensors", "/"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_logits_of_the_pth(
+    form: str, ending: str, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
+) -> None:
+    made = FORMS[form](tiny_tensors)
+    path = tmp_path / f"made{ending.strip('/')}"
+    if ending == "/":
+        write_directory(path, made)
+    elif ending == ".pth":
+        torch.save(made, path)
+    else:
+        save_file({name: tensor.contiguous() for name, tensor in made.items()}, path)
+    assert_same_logits(path, tiny_file)
+
+
+@pytest.mark.parametrize("generation", ["4", "5.2"])
+def test_names_of_transformers_give_the_logits_of_the_pth(generation: str, tmp_path: Path) -> None:
+    tensors = older_tensors(generation)
+    torch.save(tensors, tmp_path / "official.pth")
+    write_directory(tmp_path / "hf", to_transformers(tensors), config={"model_type": "rwkv"})
+    assert_same_logits(tmp_path / "hf", tmp_path / "official.pth")
+
+
+def test_info_says_the_form_and_what_was_undone(tiny_tensors: Tensors, tmp_path: Path) -> None:
+    folder = write_directory(tmp_path / "hf", prefixed("module.")(to_fla(tiny_tensors)))
+    with open_checkpoint(folder) as checkpoint:
+        found = describe(checkpoint)
+    assert (found.form, found.kind, found.num_files) == ("flash-linear-attention", "safetensors", 3)
+    assert found.undone == (
+        "the prefix 'module.' of all names",
+        "names of flash-linear-attention",
+        "the low-rank matrices' transposition",
+    )
+    with open_checkpoint(write_directory(tmp_path / "official", tiny_tensors, shards=1)) as checkpoint:
+        assert (describe(checkpoint).form, describe(checkpoint).undone) == ("official", ())
+
+
+def test_an_index_is_read_as_its_directory(tiny_tensors: Tensors, tmp_path: Path) -> None:
+    folder = write_directory(tmp_path / "hf", to_fla(tiny_tensors))
+    index = folder / "model.safetensors.index.json"
+    with open_checkpoint(folder) as of_folder, open_checkpoint(index) as of_index:
+        assert of_folder.file.sha256() == of_index.file.sha256()
+        assert list(of_folder) == list(of_index)
+
+
+def test_two_networks_in_one_file_are_refused(tiny_tensors: Tensors, tmp_path: Path) -> None:
+    torch.save(prefixed("model.")(tiny_tensors) | prefixed("ema.")(tiny_tensors), tmp_path / "two.pth")
+    with pytest.raises(CheckpointError, match=r"more than one network: there are layers under 'ema\.' and 'model\.'"):
+        load_model(tmp_path / "two.pth")
+
+
+@pytest.mark.parametrize("key", ["norm_eps", "hidden_act", "norm_first"])
+def test_a_configuration_that_asks_for_another_computation_is_refused(
+    key: str, tiny_tensors: Tensors, tmp_path: Path
+) -> None:
+    config = {"model_type": "rwkv7", "norm_eps": 1e-5, "hidden_act": "sqrelu", "norm_first": True, "attn": None}
+    wrong = {"norm_eps": 1e-6, "hidden_act": "gelu", "norm_first": False}[key]
+    folder = write_directory(tmp_path / "hf", to_fla(tiny_tensors), config=config)
+    load_model(folder)
+    write_directory(folder, to_fla(tiny_tensors), config={**config, key: wrong})
+    with pytest.raises(CheckpointError, match=f"its config.json has {key} = "):
+        load_model(folder)
+
+
+def test_a_tied_head_is_the_embedding(tiny_tensors: Tensors, tmp_path: Path) -> None:
+    tied = {**tiny_tensors, "head.weight": tiny_tensors["emb.weight"]}
+    torch.save(tied, tmp_path / "tied.pth")
+    made = to_fla(tied)
+    del made["lm_head.weight"]
+    config = {"model_type": "rwkv7", "tie_word_embeddings": True}
+    assert_same_logits(write_directory(tmp_path / "hf", made, config=config), tmp_path / "tied.pth")
+    write_directory(tmp_path / "hf", made)
+    with pytest.raises(CheckpointError, match=r"missing: 'head\.weight'"):
+        load_model(tmp_path / "hf")
+
+
+def test_a_directory_brings_its_vocabulary(tiny_tensors: Tensors, tmp_path: Path) -> None:
+    folder = write_directory(tmp_path / "hf", to_fla(tiny_tensors))
+    assert load_model(folder).spec.vocabulary_file is None
+    (folder / "rwkv_vocab_v20230424.txt").write_text("1 'a' 1\n")
+    assert load_model(folder).spec.vocabulary_file == str(folder / "rwkv_vocab_v20230424.txt")
