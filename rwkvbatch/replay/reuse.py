@@ -129,6 +129,16 @@ class _Move(IntEnum):
     SET_ASIDE = 3
 
 
+@dataclass(frozen=True)
+class _TakenBack:
+    """Row `number` from `kept.jsonl`: the place of its new line, and the line of the error row that it replaces."""
+
+    number: int
+    span: tuple[int, int]
+    move: _Move
+    replaces: int | None
+
+
 class _Adapting:
     """Decides line by line what becomes of the rows of a directory, then writes it.
 
@@ -153,11 +163,14 @@ class _Adapting:
         # By line: what becomes of it, and its row in the plan, -1 for none.
         self._moves = bytearray()
         self._rows = array("q")
-        # By line that is written anew: its place in `rewritten`. Rows that are taken back come last.
+        # By line that is written anew: its place in `rewritten`.
         self._spans: dict[int, tuple[int, int]] = {}
-        self._taken_back: list[tuple[int, int]] = []
+        self._taken_back: list[tuple[int, int]] = []  # places in `rewritten`
         self._there = bytearray(plan.num_rows)
+        # By task: the first turn that a new check makes an error row. The rows as they were are set aside.
         self._broken_at: dict[int, int] = {}
+        self._broken_lines: set[int] = set()
+        self._error_lines: dict[int, int] = {}
         self._others: list[str] = []
         self.counts = Reuse(0)
 
@@ -178,8 +191,13 @@ class _Adapting:
                     number = found
                     self._there[number] = 1
                     new, move = self._renewed(row, data, number)
+                    line = len(self._moves)
                     if new is not None:
-                        self._spans[len(self._moves)] = self._keep(new)
+                        self._spans[line] = self._keep(new)
+                    if row.finish_reason == "error":
+                        self._error_lines[number] = line
+                    elif self._breaks(number):
+                        self._broken_lines.add(line)
             self._moves.append(move)
             self._rows.append(number)
         if any_row and not in_common:
@@ -190,8 +208,9 @@ class _Adapting:
                 hint="give the script that the run was started with, or another directory with --out",
             )
         back, back_judged = self._take_back()
-        for line in self._rows_after_broken():
-            self._moves[line] = _Move.SET_ASIDE
+        for line, row in enumerate(self._rows if self._broken_at else ()):
+            if row >= 0 and self._is_after_broken(row):
+                self._moves[line] = _Move.SET_ASIDE
         of_plan = [move for move, row in zip(self._moves, self._rows, strict=True) if row >= 0]
         self.counts = Reuse(
             kept=of_plan.count(_Move.STAY) + of_plan.count(_Move.REWRITE) + back - back_judged,
@@ -202,11 +221,16 @@ class _Adapting:
 
     def write(self) -> None:
         """Set rows aside, then replace `results.jsonl`; raises `StorageError`."""
-        if _Move.SET_ASIDE in self._moves:
+        if _Move.SET_ASIDE in self._moves or self._broken_lines:
             self._directory.set_aside(self._set_aside_lines())
         if any(self._moves) or self._taken_back:
             with self._directory.reading(RESULTS_NAME) as scanned, self._directory.reading(RESULTS_NAME) as copied:
                 self._directory.replace_rows(self._new_lines(scanned, copied))
+
+    def _breaks(self, row: int) -> bool:
+        """Whether a new check made an error row of it, or of one before it in its conversation."""
+        task, turn = self._plan.task_of_row(row)
+        return turn >= self._broken_at.get(task, turn + 1)
 
     def _has_cell(self, name: str) -> bool:
         return name in self._cells or name in self._same_cells
@@ -307,39 +331,40 @@ class _Adapting:
         return start, len(line)
 
     def _take_back(self) -> tuple[int, int]:
-        """Find rows in `kept.jsonl` that the plan has and the directory lacks; how many, and how many judged again."""
-        count = judged = 0
+        """Find rows in `kept.jsonl` that the plan has and the directory lacks; how many, and how many judged again.
+
+        A row that broke a check is found too, where its error row is to be judged by others now.
+        """
+        found: list[_TakenBack] = []
         for data in self._lines(KEPT_NAME):
             row, digest = _decoded(data), digest_of(data)
-            if row is None or digest is None:
+            number = None if row is None or digest is None else self._place(row, digest)
+            if row is None or number is None:
                 continue
-            number = self._place(row, digest)
-            if number is None or self._there[number]:
+            replaced = self._error_lines.pop(number, None) if row.finish_reason != "error" else None
+            if self._there[number] and replaced is None:
                 continue
             self._there[number] = 1
             new, move = self._renewed(row, data, number)
-            self._taken_back.append(self._keep(data if new is None else new))
-            count += 1
-            judged += move == _Move.JUDGE_AGAIN
-        return count, judged
+            found.append(_TakenBack(number, self._keep(data if new is None else new), move, replaced))
+        found = [taken for taken in found if not self._is_after_broken(taken.number)]
+        for taken in found:
+            if taken.replaces is not None:
+                self._moves[taken.replaces] = _Move.SET_ASIDE
+        self._taken_back = [taken.span for taken in found]
+        return len(found), sum(taken.move == _Move.JUDGE_AGAIN for taken in found)
 
-    def _rows_after_broken(self) -> list[int]:
-        """Lines of rows after one that a new check made an error row: in a new run these turns are not reached."""
-        if not self._broken_at:
-            return []
-        found: list[int] = []
-        for line, row in enumerate(self._rows):
-            if row >= 0:
-                task, turn = self._plan.task_of_row(row)
-                if turn > self._broken_at.get(task, turn):
-                    found.append(line)
-        return found
+    def _is_after_broken(self, row: int) -> bool:
+        """Whether it comes after a row that a new check made an error row: in a new run its turn is not reached."""
+        task, turn = self._plan.task_of_row(row)
+        return turn > self._broken_at.get(task, turn)
 
     def _set_aside_lines(self) -> Iterator[bytes]:
         """The lines to set aside, without those that are in `kept.jsonl` already."""
         there = {_name_of(data) for data in self._lines(KEPT_NAME)}
         for line, data in enumerate(self._lines(RESULTS_NAME)):
-            if self._moves[line] == _Move.SET_ASIDE and _name_of(data) not in there:
+            is_aside = self._moves[line] == _Move.SET_ASIDE or line in self._broken_lines
+            if is_aside and _name_of(data) not in there:
                 yield data
 
     def _new_lines(self, scanned: BinaryIO, copied: BinaryIO) -> Iterator[bytes]:

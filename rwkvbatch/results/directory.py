@@ -33,9 +33,16 @@ from rwkvbatch.files import (
     write_all,
 )
 from rwkvbatch.prompt.escaping import file_name
-from rwkvbatch.results.manifest import FORMER, JsonObject, read_manifest, refuse_other_run, write_manifest
+from rwkvbatch.results.manifest import (
+    FORMER,
+    MANIFEST_NAME,
+    JsonObject,
+    read_manifest,
+    refuse_other_run,
+    write_manifest,
+)
 from rwkvbatch.results.row import RowDigest, RowKey
-from rwkvbatch.results.script_copy import write_script
+from rwkvbatch.results.script_copy import COMPRESSED_NAME, SCRIPT_NAME, write_script
 from rwkvbatch.results.store import RESULTS_NAME, RowStore
 from rwkvbatch.results.summary import MAX_SUMMARY_BYTES, SUMMARY_NAME
 from rwkvbatch.script.records import Conversation
@@ -187,6 +194,7 @@ class RunDirectory:
             ) from None
         self._lock = DirectoryLock(path, command)
         try:
+            self._remove_leftovers()
             self.manifest = read_manifest(path)
             if self.manifest is None:
                 self._refuse_other_files()
@@ -236,17 +244,20 @@ class RunDirectory:
         names = (RESULTS_NAME, KEPT_NAME)
         return FORMER in self.manifest or any(self._files.size(self.path / name, self.at) for name in names)
 
-    def begin_change(self, identity: JsonObject, about: JsonObject, shard: JsonObject | None = None) -> None:
+    def begin_change(
+        self, identity: JsonObject, about: JsonObject, shard: JsonObject | None = None, *, by: str = "run"
+    ) -> None:
         """Write the manifest of another command before the rows are adapted to it; `end_change` follows.
 
         In between the manifest has the identity that rows without digests were made under as its `former`. Whoever
-        finds it there adapts the rows again, which changes nothing where it was done.
+        finds it there adapts the rows again, which changes nothing where it was done. `by` is the command that does it.
 
         Raises:
             StorageError: the manifest could not be written.
         """
         assert self.manifest is not None
         former = self.manifest.get(FORMER) or {key: self.manifest.get(key) for key in ("identity", "about")}
+        former = {**former, "by": by}
         write_manifest(self.path, identity, about, shard, former=former, files=self._files, at=self.at)
 
     def end_change(self, identity: JsonObject, about: JsonObject, shard: JsonObject | None = None) -> None:
@@ -326,6 +337,12 @@ class RunDirectory:
                 os.unlink(LOCK_NAME, dir_fd=self.at)
                 self.path.rmdir()
         self._lock.release()
+
+    def _remove_leftovers(self) -> None:
+        """Remove the temporary files of a process that was killed while it replaced one."""
+        for name in (MANIFEST_NAME, RESULTS_NAME, SCRIPT_NAME, COMPRESSED_NAME, SUMMARY_NAME, STATUS_NAME):
+            with contextlib.suppress(OSError):
+                os.unlink(f"{name}.tmp", dir_fd=self.at)
 
     def _refuse_other_files(self) -> None:
         names = set(os.listdir(self.at))  # noqa: PTH208 (a descriptor)

@@ -259,3 +259,26 @@ def test_every_row_says_what_it_was_made_from(tmp_path: Path) -> None:
     contents = {(line["content"], line["repeat"]) for line in lines}
     assert len(contents) == len(lines) == len(rows)
     assert len({line["content"] for line in lines}) == len(lines) // 2
+
+
+class TestAfterABrokenCheck:
+    def broken(self, old: list[Conversation]) -> list[Conversation]:
+        first, second, third = old[2].turns
+        breaking = replace(second, checks=(Check("broken", 1, Raises()),))
+        return [*old[:2], replace(old[2], turns=(first, breaking, third)), old[3]]
+
+    def test_the_replies_are_found_again_when_the_check_is_mended(self, tmp_path: Path) -> None:
+        old = script()
+        extend(tmp_path / "run", plan_of(old), plan_of(self.broken(old)))
+        result, loader = continue_with(tmp_path / "run", plan_of(old))
+        assert loader.num_generated == 0
+        assert result.summary.errors == 0
+
+    def test_another_broken_check_leaves_the_error_rows(self, tmp_path: Path) -> None:
+        old = script()
+        extend(tmp_path / "run", plan_of(old), plan_of(self.broken(old)))
+        again = self.broken([replace(each, tags=("new",)) for each in old])
+        _, loader = continue_with(tmp_path / "run", plan_of(again))
+        assert loader.num_generated == 0
+        result, loader = continue_with(tmp_path / "run", plan_of(old))
+        assert (loader.num_generated, result.summary.errors) == (0, 0)
