@@ -75,7 +75,7 @@ sweep: $(VENV)/.installed  ## Temperature x frequency penalty, 5 repeats, on the
 
 compare: $(VENV)/.installed  ## Compare the cells of runs/sweep and write its report
 	$(BIN)/rwkvbatch compare $(OUT)/sweep
-	$(BIN)/rwkvbatch compare $(OUT)/sweep --format html --out $(OUT)/sweep/report.html
+	$(BIN)/rwkvbatch compare $(OUT)/sweep --format html --replace --out $(OUT)/sweep/report.html
 
 gate: $(VENV)/.installed  ## Exit with 1 when greedy decoding on the bundled model has become worse
 	rm -rf $(OUT)/gate

@@ -1,4 +1,4 @@
-"""An RWKV-7 checkpoint as the GGUF file that llama.cpp reads. Needs the `gguf` package, which nothing else here does.
+"""An RWKV-7 checkpoint as the GGUF file that llama.cpp reads. Needs the `gguf` package.
 
 Tensors are stored as llama.cpp's own converter stores them: matrices in fp16, everything else in fp32; so are the
 factors of the decay's low-rank chain and the mixes.
@@ -67,28 +67,30 @@ def gguf_name(name: str) -> str:
     return f"blk.{layer}.{_IN_BLOCKS[inner]}.{ending}"
 
 
-def gguf_tensors(tensors: Mapping[str, torch.Tensor], num_layers: int) -> Iterator[GgufTensor]:
+def gguf_tensors(
+    tensors: Mapping[str, torch.Tensor], num_layers: int, matrix_dtype: torch.dtype = torch.float16
+) -> Iterator[GgufTensor]:
     """All tensors of an RWKV-7 checkpoint, renamed and laid out for llama.cpp."""
     unused = {f"blocks.0.att.v{part}" for part in "012"}
     for name in tensors:
         if name not in unused and ".att.x_" not in name:
             is_factor = name.partition(".")[2].partition(".")[2] in _FACTORS
             values = tensors[name].squeeze()
-            yield _stored(gguf_name(name), values.T if is_factor else values)
+            yield _stored(gguf_name(name), values.T if is_factor else values, matrix_dtype)
     for layer in range(num_layers):
         mixes = torch.stack([tensors[f"blocks.{layer}.att.{name}"].reshape(1, 1, -1) for name in MIX_NAMES])
-        yield _stored(f"blk.{layer}.time_mix_lerp_fused.weight", mixes)
+        yield _stored(f"blk.{layer}.time_mix_lerp_fused.weight", mixes, matrix_dtype)
     # llama.cpp insists on the value residual of layer 0, in the rate's shapes, and does not use it.
     for part in "012":
         rate = tensors[f"blocks.0.att.a{part}"].squeeze()
-        yield _stored(f"blk.0.time_mix_v{part}.weight", rate.T if part != "0" else rate)
+        yield _stored(f"blk.0.time_mix_v{part}.weight", rate.T if part != "0" else rate, matrix_dtype)
 
 
-def _stored(name: str, values: torch.Tensor) -> GgufTensor:
+def _stored(name: str, values: torch.Tensor, matrix_dtype: torch.dtype) -> GgufTensor:
     if name.endswith("time_mix_r_k.weight"):
         values = values.reshape(-1)
     is_matrix = values.ndim > 1 and not any(kept in name for kept in _KEPT_IN_FP32)
-    dtype = torch.float16 if is_matrix else torch.float32
+    dtype = matrix_dtype if is_matrix else torch.float32
     return GgufTensor(name, values.to(dtype).contiguous().numpy())
 
 
@@ -108,7 +110,7 @@ def gguf_package() -> Any:
     try:
         return importlib.import_module("gguf")
     except ImportError:
-        raise UsageError("GGUF files need the package `gguf`", hint="pip install gguf") from None
+        raise UsageError("GGUF files need the package `gguf`", hint="pip install 'rwkvbatch[gguf]'") from None
 
 
 def write_gguf(path: Path, checkpoint: Checkpoint) -> None:

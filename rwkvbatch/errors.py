@@ -2,7 +2,8 @@
 
     RwkvBatchError
     ├── UsageError              an invalid option or setting (exit code 2)
-    │   └── MissingExtraError   the setting needs an optional dependency
+    │   ├── MissingExtraError   the setting needs an optional dependency
+    │   └── TargetExistsError   a file to write exists, and nothing said that it may be replaced
     ├── InputError              a file that cannot be used (exit code 3)
     │   ├── ScriptError         a conversation script: file, line, column
     │   ├── CheckpointError     weights or a state file: file, tensor
@@ -61,6 +62,10 @@ class MissingExtraError(UsageError):
         if extra is not None:
             hint = f"pip install 'rwkvbatch[{extra}]', or in a clone: pip install -e '.[{extra}]'"
         super().__init__(message, hint=hint)
+
+
+class TargetExistsError(UsageError):
+    """A file to write exists already. It is of the kind that would be written, so the user may let it be replaced."""
 
 
 class InputError(RwkvBatchError):
@@ -140,6 +145,15 @@ class StorageError(RwkvBatchError):
 
 class RunReplacedError(StorageError):
     """A run's directory or rows were moved, replaced or edited by another program while the run wrote to them."""
+
+
+def in_words(error: BaseException) -> str:
+    """The type and text of an exception that may be of foreign code, whose text may fail too."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(without a text)"
+    return f"{type(error).__name__}: {text}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

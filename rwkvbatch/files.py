@@ -1,4 +1,4 @@
-"""Atomic and private writes, bounded reads of regular files, and the system calls that durability rests on.
+"""Atomic and private writes, what a command may overwrite, bounded reads of regular files, and the system calls.
 
 Written data is durable once `write` and then `sync` have returned; a replaced file once `rename` and then
 `sync_directory` have. Writing follows no symbolic link and reuses no temporary file. Tests make the system calls fail.
@@ -12,10 +12,11 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from rwkvbatch.errors import StorageError
+from rwkvbatch.errors import StorageError, TargetExistsError, UsageError
 
 BLOCK_BYTES = 1 << 20
 FILE_MODE = 0o644
@@ -273,3 +274,89 @@ def in_blocks(pieces: Iterable[bytes], size: int = BLOCK_BYTES) -> Iterator[byte
             waiting.clear()
     if waiting:
         yield bytes(waiting)
+
+
+HEAD_BYTES = 4096
+MANIFEST_NAME = "manifest.json"
+RESULTS_NAME = "results.jsonl"
+RUN_FILE_NAMES = frozenset(
+    {
+        MANIFEST_NAME,
+        RESULTS_NAME,
+        "results.damaged",
+        "results.torn",
+        "results.aside",
+        "summary.json",
+        "status.json",
+        "skipped.jsonl",
+    }
+    | {"verify.json", "shard.jsonl", "script.jsonl", ".lock"}
+)
+"""Files of a run directory, which only `run` and `merge` write."""
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file that a command writes.
+
+    Attributes:
+        name: for messages, with an article, such as `a saved session`.
+        matches: whether the file at a path is of this kind; may raise `OSError` or `ValueError` for no.
+    """
+
+    name: str
+    matches: Callable[[Path], bool]
+
+
+def file_head(path: Path) -> str:
+    """At most `HEAD_BYTES` of a file, without a byte order mark; bytes that are not UTF-8 are replaced."""
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES).decode("utf-8", "replace").lstrip("\ufeff")
+
+
+def check_target(
+    path: Path, kind: FileKind, *, option: str = "", replace: bool = False, append: bool = False, how: str | None = None
+) -> None:
+    """Raise unless a command may write a file of `kind` to `path`.
+
+    It may write a new file, or into an empty one. Another file is replaced only if it is of the same kind and `replace`
+    says so. A file of another kind, or of a run, is never touched.
+
+    Args:
+        option: the option or command that named the file, for messages.
+        append: the command adds to an existing file of its kind. Devices and pipes can be appended to as well.
+        how: the hint for an existing file of the same kind.
+
+    Raises:
+        UsageError: it is a directory, a file of another kind, or of a run.
+        TargetExistsError: it is a file of the same kind, which needs `replace`.
+    """
+    place = f"{option} {path}" if option else str(path)
+    another = "choose another name, or move that file away first"
+    if path.is_dir():
+        raise UsageError(f"{place}: is a directory; expected a file name", hint="add a file name")
+    target = path.resolve()
+    directory = target.parent
+    is_run = (directory / MANIFEST_NAME).exists() and (directory / RESULTS_NAME).exists()
+    if is_run and target.name in RUN_FILE_NAMES:
+        raise UsageError(
+            f"{place}: is a file of the run in {directory}, which no other command writes to",
+            hint="choose another name",
+        )
+    if not os.path.lexists(target):
+        return
+    if not target.is_file():
+        if append:
+            return
+        raise UsageError(f"{place}: is not a regular file", hint=another)
+    try:
+        if target.stat().st_size == 0:
+            return
+        same = kind.matches(target)
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        verb = "added to" if append else "replaced"
+        raise UsageError(f"{place}: already exists and is not {kind.name}, so it is not {verb}", hint=another)
+    if not (replace or append):
+        raise TargetExistsError(f"{place}: already exists ({kind.name})", hint=how or another)

@@ -28,6 +28,10 @@ class StoppedEarly(BaseException):
     """A signal arrived while models were loaded, before anything was written."""
 
 
+ENDS_PROCESS = (KeyboardInterrupt, Terminated, StoppedEarly)
+"""What is raised to end the process. Any other exception of foreign code, `SystemExit` included, is its own fault."""
+
+
 class _Arrivals:
     """Distinguishes the first signal, its duplicates and later signals.
 

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from rich.table import Table
 from rich.text import Text
 
-from rwkvbatch.chat.app import Chat
+from rwkvbatch.chat.app import Chat, OutputFile
 from rwkvbatch.chat.runs import export
 from rwkvbatch.chat.session import TURN_SETTINGS
 from rwkvbatch.chat.storage import load_session, save_session
-from rwkvbatch.config import PRESETS, SHORT_NAMES, Sampling, ThinkMode, full_name, preset
+from rwkvbatch.config import ORDERS, PRESETS, SHORT_NAMES, Sampling, ThinkMode, full_name, preset
 from rwkvbatch.errors import UsageError
+from rwkvbatch.files import check_target
+from rwkvbatch.model.safetensors import STATE
 from rwkvbatch.model.states import save_state
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.replay.layers import checked_values
@@ -30,12 +34,15 @@ NUM_CANDIDATES = 10
 SETTABLE = tuple(SHORT_NAMES.get(name, name) for name in TURN_SETTINGS)
 _VALUES = {
     "think": get_args(ThinkMode),
-    "order": ("top-p-first", "temperature-first"),
+    "order": tuple(ORDERS),
     "temp": ("0", "0.3", "0.7", "1.0", "1.2"),
     "top_p": ("0.1", "0.3", "0.5", "0.8", "1.0"),
+    "min_p": ("0", "0.05", "0.1"),
+    "no_penalty": ("none", r"\x20\t0123456789"),
     "max_seconds": ("none",),
     "ban": ("none", "0"),
     "stop": ("none",),
+    "reply_prefix": ("none",),
 }
 
 
@@ -69,7 +76,7 @@ def params(chat: Chat, _argument: None = None) -> None:
 
 
 def set_value(chat: Chat, argument: str) -> None:
-    name, _, text = argument.replace("=", " ", 1).partition(" ")
+    name, text = re.split(r"\s*=\s*|\s+|$", argument.strip(), maxsplit=1)
     if not name:
         params(chat)
         return
@@ -86,12 +93,14 @@ def _parse_setting(name: str, text: str) -> dict[str, Any]:
     if full not in (*TURN_SETTINGS, "seed"):
         raise UsageError(f"/set: expected one of {', '.join(SETTABLE)}, seed; got {name[:60]!r}")
     value: Any = text
-    if full in ("banned_token_ids", "stop"):
+    if full in ("banned_token_ids", "stop", "no_penalty"):
         value = [] if text in ("", "none") else [part.strip() for part in text.split(",")]
-        if full == "stop":
+        if full != "banned_token_ids":
             value = [part.encode().decode("unicode_escape") if part.isascii() else part for part in value]
     elif full == "max_seconds" and text == "none":
         return {full: None}
+    elif full == "reply_prefix" and text == "none":
+        return {full: ""}
     elif not text:
         raise UsageError(f"/set {name}: the value is missing")
     return checked_values({full: value}, lambda shown: f"/set {SHORT_NAMES.get(shown, shown)}:")
@@ -107,7 +116,7 @@ def _change(chat: Chat, values: dict[str, Any]) -> None:
 def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(repr, cast("Sequence[Any]", value))) or "none"
-    return "none" if value is None else str(value)
+    return "none" if value is None or value == "" else str(value)
 
 
 def use_preset(chat: Chat, name: str) -> None:
@@ -138,11 +147,27 @@ def seed(chat: Chat, number: int | None) -> None:
 def undo(chat: Chat, count: int) -> None:
     undone = chat.session.tree.undo(count)
     chat.transcript.record(chat.session)
-    chat.view.note(f"removed {_count(len(undone), 'turn')}, from {_short(undone[0].user)!r} on")
+    chat.view.note(f"removed {_count(len(undone), 'turn')}, from {_short(undone[0].user)!r} on{_kept(chat)}")
+
+
+def redo(chat: Chat, _argument: None) -> None:
+    cut = chat.session.redo()
+    chat.transcript.record(chat.session)
+    tree = chat.session.tree
+    there = f"; what this took back is on branch {cut.kept}" if cut.kept else ""
+    chat.view.note(f"back at {_count(tree.num_turns(), 'turn')} of branch {tree.current}{there}")
+    _replay_last(chat)
+
+
+def _kept(chat: Chat) -> str:
+    """Where the turns are that the last move cut off, as the end of a note."""
+    cut = chat.session.tree.last_cut
+    return f"; kept on branch {cut.kept} · /redo takes this back" if cut is not None and cut.kept else ""
 
 
 def retry(chat: Chat, _argument: None) -> None:
     chat.reply(chat.session.retry)
+    chat.view.note(f"another reply{_kept(chat)}")
     _note_greedy(chat)
 
 
@@ -167,7 +192,7 @@ def _note_greedy(chat: Chat) -> None:
 def pick(chat: Chat, number: int) -> None:
     chosen = chat.session.pick(number)
     chat.transcript.record(chat.session)
-    chat.view.note(f"continuing from {_short(chosen.reply)!r}")
+    chat.view.note(f"continuing from {_short(chosen.reply)!r}{_kept(chat)}")
 
 
 def edit(chat: Chat, _argument: None) -> None:
@@ -179,9 +204,9 @@ def edit(chat: Chat, _argument: None) -> None:
     if not edited.strip() or edited == last.user:
         chat.view.note("unchanged")
         return
-    chat.session.tree.undo()
     chat.transcript.typed(edited)
-    chat.ask(edited)
+    chat.reply(partial(chat.session.edit, edited))
+    chat.view.note(f"another message{_kept(chat)}")
 
 
 def edit_text(text: str) -> str:
@@ -251,13 +276,20 @@ def system(chat: Chat, text: str) -> None:
     chat.view.note(f"a new conversation, on branch {session.tree.current}; /switch {previous} goes back")
 
 
-def save(chat: Chat, path: Path) -> None:
-    save_session(chat.session, path)
-    chat.view.note(f"saved {path}: the settings and {_count(len(chat.session.tree.exchanges), 'exchange')}")
+def save(chat: Chat, target: OutputFile) -> None:
+    chat.write(target, lambda replace: save_session(chat.session, target.path, replace=replace))
+    chat.view.note(f"saved {target.path}: the settings and {_count(len(chat.session.tree.exchanges), 'exchange')}")
 
 
-def load(chat: Chat, path: Path) -> None:
+def load(chat: Chat, source: OutputFile) -> None:
     """Continue a saved session, or the session of a transcript."""
+    path = source.path
+    unsaved = bool(chat.session.tree.exchanges) and chat.transcript.path is None
+    if unsaved and chat.is_terminal and not source.replace:
+        question = "This session has no transcript and will be lost. Load another one?"
+        if not chat.view.confirm(question):
+            chat.view.note("not loaded; /save FILE saves this session")
+            return
     load_session(chat.session, path)
     chat.transcript.start(chat.session)
     tree = chat.session.tree
@@ -265,9 +297,9 @@ def load(chat: Chat, path: Path) -> None:
     chat.view.note(f"loaded {path}: branch {tree.current}, turn {tree.num_turns()}")
 
 
-def state(chat: Chat, argument: tuple[str, Path]) -> None:
-    action, path = argument
-    session = chat.session
+def state(chat: Chat, argument: tuple[str, OutputFile]) -> None:
+    action, target = argument
+    session, path = chat.session, target.path
     if action == "load":
         session.begin(state_file=path)
         chat.transcript.record(session)
@@ -278,15 +310,25 @@ def state(chat: Chat, argument: tuple[str, Path]) -> None:
         path = path.with_name(path.name + ".safetensors")
     # After an initial state the tokens alone do not determine the state.
     known = [tokens] if session.tree.opening.state is None else None
-    save_state(path, session.next_token().state, session.engine.model.spec, tokens=known, replace=True, private=True)
+
+    def write(replace: bool) -> None:
+        check_target(path, STATE, option="/state", replace=replace, how=f"/state save! {path} replaces it")
+        current, spec = session.next_token().state, session.engine.model.spec
+        save_state(path, current, spec, tokens=known, replace=replace, private=True)
+
+    chat.write(target, write)
     chat.view.note(f"saved {path}: the state after {len(tokens)} tokens; rwkvbatch chat --state {path} starts with it")
 
 
-def export_script(chat: Chat, path: Path) -> None:
-    exported = export(chat.session, path)
-    chat.view.note(f"wrote {path}; this command makes the same replies:\n  {exported.command}")
+def export_script(chat: Chat, target: OutputFile) -> None:
+    exported = chat.write(target, lambda replace: export(chat.session, target.path, replace=replace))
+    if not exported.caveats:
+        chat.view.note(f"wrote {target.path}; this command makes the same replies:\n  {exported.command}")
+        return
+    chat.view.note(f"wrote {target.path}; this command replays it:\n  {exported.command}")
+    chat.view.note("It does not make all of the same replies:")
     for caveat in exported.caveats:
-        chat.view.note(f"except that {caveat}")
+        chat.view.note(f"  {caveat}")
 
 
 def model(chat: Chat, argument: str) -> None:

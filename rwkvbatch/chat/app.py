@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -16,14 +17,24 @@ from rwkvbatch.chat.session import Session, ShouldStop
 from rwkvbatch.chat.storage import Transcript
 from rwkvbatch.chat.tree import Exchange
 from rwkvbatch.engine.engine import Engine
-from rwkvbatch.errors import RwkvBatchError
+from rwkvbatch.errors import RwkvBatchError, TargetExistsError
 from rwkvbatch.signals import stopping_on_interrupt
+
+_Written = TypeVar("_Written")
 
 _END_NOTES = {
     "length": "stopped at {tokens} tokens · /set max_tokens N allows more",
     "time": "stopped by the time limit",
     "cancelled": "stopped",
 }
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file that a command writes; `replace` after a `!`."""
+
+    path: Path
+    replace: bool = False
 
 
 class View(Protocol):
@@ -52,6 +63,10 @@ class View(Protocol):
 
     def problem(self, error: RwkvBatchError) -> None:
         """An error and its hint."""
+
+    def confirm(self, question: str) -> bool:
+        """Whether a person answers yes; false where nobody can be asked."""
+        ...
 
     def show(self, content: RenderableType) -> None:
         """The output of a command."""
@@ -95,7 +110,7 @@ class Chat:
             self.view.piece(text)
             self.transcript.piece(text)
 
-        self.view.begin_reply(self.session.template.shown_reply(""))
+        self.view.begin_reply(self.session.template.begun)
         try:
             with self.stoppable() as should_stop:
                 exchange = make(on_text=on_text, should_stop=should_stop)
@@ -104,6 +119,19 @@ class Chat:
             raise
         self.view.end_reply(exchange)
         self.transcript.record(self.session)
+
+    def write(self, target: OutputFile, write: Callable[[bool], _Written]) -> _Written:
+        """The result of `write`, which gets whether it may replace the file; a person is asked if it may not.
+
+        Raises:
+            TargetExistsError: the file exists and is to stay.
+        """
+        try:
+            return write(target.replace)
+        except TargetExistsError as error:
+            if not self.view.confirm(f"{error.message}. Replace it?"):
+                raise
+        return write(True)
 
     @contextlib.contextmanager
     def stoppable(self) -> Generator[ShouldStop]:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rwkvbatch.chat import actions
-from rwkvbatch.chat.app import Chat
+from rwkvbatch.chat.app import Chat, OutputFile
 from rwkvbatch.chat.session import SEED_LIMIT
 from rwkvbatch.config import PRESETS, ThinkMode
 from rwkvbatch.errors import RwkvBatchError, StorageError, UsageError
@@ -42,12 +42,15 @@ class Argument:
         usage: as the help shows it; optional in brackets.
         parse: the argument's value, given its text and the command's usage; raises `UsageError`.
         choices: completions of its last word, given the words before it. is_file: the last word is a file name.
+        takes_bang: the argument may begin with `!`, which lets the command replace what it would refuse to replace;
+            `/save! FILE` is the same as `/save ! FILE`.
     """
 
     usage: str
     parse: Callable[[str, str], Any] = lambda text, _usage: text
     choices: Callable[[Chat, str], Iterable[str]] = lambda _chat, _before: ()
     is_file: bool = False
+    takes_bang: bool = False
 
 
 def _none(text: str, usage: str) -> None:
@@ -61,11 +64,19 @@ def _path(text: str, usage: str) -> Path:
     return Path(text).expanduser()
 
 
-def _state_file(text: str, usage: str) -> tuple[str, Path]:
-    action, _, name = text.partition(" ")
-    if action not in ("save", "load"):
+def _output(text: str, usage: str) -> OutputFile:
+    name = text.removeprefix("!")
+    return OutputFile(_path(name.strip(), usage), replace=name != text)
+
+
+def _state_file(text: str, usage: str) -> tuple[str, OutputFile]:
+    name = text.removeprefix("!").strip()
+    bang = "!" if text.startswith("!") else ""
+    action, _, name = name.partition(" ")
+    if action.removesuffix("!") not in ("save", "load"):
         raise UsageError(f"{usage}: expected save or load, got {text[:60]!r}")
-    return action, _path(name.strip(), usage)
+    bang = "!" if action.endswith("!") else bang
+    return action.removesuffix("!"), _output(bang + name.strip(), usage)
 
 
 def number(usage: str, lowest: int = 1, highest: int = 10**9, default: int | None = None) -> Argument:
@@ -101,7 +112,10 @@ def _first_word(values: Iterable[str]) -> Callable[[Chat, str], Iterable[str]]:
 
 
 NOTHING = Argument("", _none)
-FILE = Argument("FILE", _path, is_file=True)
+NEW_FILE = Argument("FILE", _output, is_file=True, takes_bang=True)
+_REPLACES = (
+    "An existing file of the same kind is replaced after a `!`, as in /{} FILE. Files of another kind never are."
+)
 
 
 def _other_branches(chat: Chat, _before: str) -> Iterable[str]:
@@ -185,6 +199,11 @@ def handle_line(chat: Chat, line: str) -> bool:
 def _find(line: str) -> tuple[Command, str]:
     """The command of a line, and the text of its argument. An unambiguous beginning of a name is enough."""
     name, _, argument = line[1:].partition(" ")
+    if name.endswith("!"):
+        command, _ = _find(f"/{name.rstrip('!')}")
+        if not command.argument.takes_bang:
+            raise UsageError(f"/{command.name} takes no `!`: it replaces no file")
+        return command, f"! {argument.strip()}"
     matches = [name] if name in COMMANDS else [known for known in COMMANDS if name and known.startswith(name)]
     if len(matches) == 1:
         return COMMANDS[matches[0]], argument.strip()
@@ -250,7 +269,19 @@ COMMANDS: Mapping[str, Command] = {
         ),
         Command("fold", "Hide or show thinking parts.", actions.fold, one_of("[on|off]", ("on", "off"))),
         Command("seed", "Show or change the seed.", actions.seed, number("[N]", 0, SEED_LIMIT - 1)),
-        Command("undo", "Remove the last turn, or the last N turns.", actions.undo, number("[N]", default=1)),
+        Command(
+            "undo",
+            "Remove the last turn, or the last N turns.",
+            actions.undo,
+            number("[N]", default=1),
+            more="What is cut off stays as a branch; /redo takes it back.",
+        ),
+        Command(
+            "redo",
+            "Take back the last /undo, /retry, /edit or /pick.",
+            actions.redo,
+            more="Until the next message or /switch; several times for several of them.",
+        ),
         Command("retry", "Replace the last reply by one with another seed.", actions.retry),
         Command("edit", "Edit the last message in $EDITOR and send it in place of the old one.", actions.edit),
         Command(
@@ -273,20 +304,27 @@ COMMANDS: Mapping[str, Command] = {
             Argument("[TEXT|none]"),
             more="The current conversation stays as a branch.",
         ),
-        Command("save", "Save the session: all branches and the settings.", actions.save, FILE),
-        Command("load", "Continue a saved session, or a session from its transcript.", actions.load, FILE),
+        Command(
+            "save",
+            "Save the session: all branches and the settings.",
+            actions.save,
+            NEW_FILE,
+            more=_REPLACES.format("save!"),
+        ),
+        Command("load", "Continue a saved session, or a session from its transcript.", actions.load, NEW_FILE),
         Command(
             "state",
             "Save the model's state, or start a conversation with a saved one.",
             actions.state,
-            Argument("save|load FILE", _state_file, _first_word(("save", "load")), is_file=True),
-            more="Files are .safetensors; load also reads state-tuned .pth files.",
+            Argument("save|load FILE", _state_file, _first_word(("save", "load")), is_file=True, takes_bang=True),
+            more=f"Files are .safetensors; load also reads state-tuned .pth files. {_REPLACES.format('state save!')}",
         ),
         Command(
             "export",
             "Write this branch as a script that `rwkvbatch run` replays to the same replies.",
             actions.export_script,
-            Argument("FILE.jsonl", _path, is_file=True),
+            Argument("FILE.jsonl", _output, is_file=True, takes_bang=True),
+            more=_REPLACES.format("export!"),
         ),
         Command(
             "model",

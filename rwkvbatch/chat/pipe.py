@@ -64,6 +64,9 @@ class PlainView:
         if error.hint:
             self._messages.print(Text(printable(f"  {error.hint}")))
 
+    def confirm(self, question: str) -> bool:
+        return False
+
     def show(self, content: RenderableType) -> None:
         with self._output.capture() as capture:
             self._output.print(uncut(content))

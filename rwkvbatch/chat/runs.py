@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session
 from rwkvbatch.chat.tree import REFERENCE, Exchange
 from rwkvbatch.engine.request import FinishReason, closed_history
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
-from rwkvbatch.files import save_file
+from rwkvbatch.files import FileKind, check_target, file_head, save_file
 from rwkvbatch.prompt.templates import PRELUDES
 from rwkvbatch.results.manifest import read_manifest
 from rwkvbatch.results.recovery import read_results
@@ -184,14 +185,30 @@ class Exported:
     caveats: list[str]
 
 
-def export(session: Session, path: Path) -> Exported:
-    """Write the current branch to `path` as a script of one conversation in the native form."""
+SCRIPT = FileKind(
+    "a script",
+    lambda path: re.match(r'\s*\{[^\n]*"(messages|conversations|turns|defaults)":', file_head(path)) is not None,
+)
+PRELUDE = FileKind("the initial exchange of an export", lambda path: "\0" not in file_head(path))
+
+
+def export(session: Session, path: Path, *, replace: bool = False) -> Exported:
+    """Write the current branch to `path` as a script of one conversation in the native form.
+
+    Raises:
+        UsageError: the branch is empty, or `path` is a file of another kind, or without `replace` a script.
+    """
     exchanges, opening = session.tree.path(), session.tree.opening
     if not exchanges:
         raise UsageError("/export: the branch has no messages yet")
     import jsonlines
 
-    common = _params(exchanges[0])
+    named = next((name for name, text in PRELUDES.items() if text == opening.prelude), None)
+    prelude = path.with_name(path.name + ".prelude.txt") if opening.prelude and named is None else None
+    for target, kind in ((path, SCRIPT), (prelude, PRELUDE)):
+        if target is not None:
+            check_target(target, kind, option="/export", replace=replace, how=f"/export! {path} replaces it")
+    common = {**_params(exchanges[0]), **({"bos": "on"} if opening.bos else {})}
     messages: list[dict[str, Any]] = []
     if opening.system:
         messages.append({"role": "system", "content": opening.system})
@@ -207,15 +224,12 @@ def export(session: Session, path: Path) -> Exported:
     save_file(path, [text.getvalue().encode("utf-8", "backslashreplace")], private=True)
     options: list[str] = ["rwkvbatch", "run", str(path)]
     settings = session.settings
-    named = next((name for name, text in PRELUDES.items() if text == opening.prelude), None)
     if named is not None:
         options += ["--prelude", named]
-    elif opening.prelude:
-        prelude = path.with_name(path.name + ".prelude.txt")
+    elif prelude is not None and opening.prelude:
         save_file(prelude, [opening.prelude.encode("utf-8", "backslashreplace")], private=True)
         options += ["--prelude", str(prelude)]
     for option, value, default in (
-        ("--think", exchanges[0].settings["think"], "off"),
         ("--model", settings.model, None),
         ("--strategy", settings.strategy, "auto"),
         ("--backend", settings.backend, "auto"),
@@ -231,7 +245,7 @@ def export(session: Session, path: Path) -> Exported:
 
 def _params(exchange: Exchange) -> dict[str, Any]:
     """The exchange's settings in the form of a script's `params`."""
-    values = {name: value for name, value in exchange.settings.items() if name != "think" and value is not None}
+    values = {name: exchange.settings[name] for name in TURN_SETTINGS if exchange.settings.get(name) is not None}
     return {**values, "seed": exchange.seed}
 
 
@@ -247,8 +261,6 @@ def _caveats(session: Session, exchanges: Sequence[Exchange]) -> list[str]:
     weights = session.engine.model.spec.weights_sha256
     if turns := [str(each.turn + 1) for each in exchanges if each.weights_sha256 not in ("", weights)]:
         caveats.append(f"the reply of turn {', '.join(turns)} is another model's, and a replay uses one model")
-    if len({str(exchange.settings["think"]) for exchange in exchanges}) > 1:
-        caveats.append("the thinking mode changed, and a replay uses the first one")
     if session.identity.repeat:
         caveats.append(f"the replies are those of repeat {session.identity.repeat} of the replay")
     return caveats

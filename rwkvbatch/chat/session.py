@@ -12,23 +12,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rwkvbatch.chat.tree import ConversationTree, Exchange, Opening, Position
+from rwkvbatch.chat.tree import ConversationTree, Cut, Exchange, Opening, Position
 from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.engine import ZERO_ROOT, Engine, NextToken
 from rwkvbatch.engine.prefix_cache import Node
-from rwkvbatch.engine.request import NoiseKey, Reply, Request
+from rwkvbatch.engine.request import END_OF_TEXT, NoiseKey, Reply, Request
 from rwkvbatch.errors import InputError, NonFiniteLogitsError, UsageError
-from rwkvbatch.llm import chat_template
 from rwkvbatch.model.base import State
 from rwkvbatch.model.states import load_state
-from rwkvbatch.prompt.templates import PromptTemplate
+from rwkvbatch.prompt.templates import PromptTemplate, load_template
 from rwkvbatch.replay.identity import sha256_of_file
 
 CONVERSATION = "chat"
 SEED_LIMIT = 2**63
 TURN_SETTINGS = (
-    *("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "penalty_decay", "order"),
-    *("banned_token_ids", "max_tokens", "max_seconds", "stop", "think"),
+    *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "penalty_decay", "order"),
+    *("no_penalty", "banned_token_ids", "max_tokens", "max_seconds", "stop", "think", "reply_prefix"),
 )
 """The settings that may change from turn to turn."""
 
@@ -66,7 +65,7 @@ class Session:
 
     def __init__(self, engine: Engine, settings: CellSettings, identity: Identity | None = None) -> None:
         self.engine = engine
-        self._load_template = lru_cache(maxsize=16)(chat_template)
+        self._load_template = lru_cache(maxsize=16)(load_template)
         self.use_settings(settings)
         self.identity = identity or Identity()
         self.tree = ConversationTree()
@@ -85,7 +84,7 @@ class Session:
         return self._template_of(self.settings)
 
     def _template_of(self, settings: CellSettings) -> PromptTemplate:
-        return self._load_template(settings.think, settings.template)
+        return self._load_template(settings.prompting)
 
     def turn_settings(self) -> dict[str, Any]:
         """`TURN_SETTINGS` of the next reply as JSON values."""
@@ -104,7 +103,8 @@ class Session:
             InputError: the state's file cannot be read, or is not a state of this model.
             UsageError: the engine has no memory for another initial state.
         """
-        tokens = tuple(self.engine.tokenizer.encode(self.template.opening(system, prelude)))
+        begin = (END_OF_TEXT,) if self.settings.begins_with_bos() else ()
+        tokens = (*begin, *self.engine.tokenizer.encode(self.template.opening(system, prelude)))
         opening = Opening(len(self.tree.openings), system, prelude, tokens)
         if state_file is not None:
             state, sha256 = self._read_state(state_file)
@@ -156,6 +156,18 @@ class Session:
         last = self._last("/retry")
         return self._add_reply(self.tree.before(last), last.user, self.tree.next_attempt(last), on_text, should_stop)
 
+    def edit(self, user: str, *, on_text: OnText | None = None, should_stop: ShouldStop = never) -> Exchange:
+        """Reply to `user` in place of the last message."""
+        if not user.strip():
+            raise UsageError("the message is empty")
+        return self._add_reply(self.tree.before(self._last("/edit")), user, 0, on_text, should_stop)
+
+    def redo(self) -> Cut:
+        """Take back the last `undo`, `retry`, `edit` or `pick`."""
+        cut = self.tree.redo()
+        self._prefixes.pin_branch_states()
+        return cut
+
     def again(self, count: int, *, should_stop: ShouldStop = never) -> list[Exchange]:
         """`count` more replies to the last message, generated as one batch; `pick` chooses one."""
         last = self._last("/again")
@@ -174,7 +186,7 @@ class Session:
         if not 1 <= number <= len(self.alternatives):
             raise UsageError(f"/pick: the number must be in 1 to {len(self.alternatives)}, got {number}")
         chosen = self.alternatives[number - 1]
-        self.tree.move(chosen)
+        self.tree.pick(chosen)
         self._prefixes.pin_branch_states()
         return chosen
 
@@ -303,8 +315,9 @@ class PinnedPrefixes:
         return root
 
     def pin_branch_states(self) -> None:
-        """Pin the states at the ends of all branches, and no others."""
-        ends = set(self._tree.branches.values())
+        """Pin the states at the ends of the branches that the user made or went to, and no others."""
+        kept = self._tree.kept
+        ends = {position for name, position in self._tree.branches.items() if name not in kept}
         for position in [position for position in self._pinned_states if position not in ends]:
             self._engine.unpin_state(self._pinned_states.pop(position))
         for position in ends - self._pinned_states.keys():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkvbatch.chat.actions import load
-from rwkvbatch.chat.app import Chat, View
+from rwkvbatch.chat.app import Chat, OutputFile, View
 from rwkvbatch.chat.commands import run_lines
 from rwkvbatch.chat.pipe import JsonView, PlainView
 from rwkvbatch.chat.runs import RunPoint, read_point, replay, settings_of
@@ -129,7 +129,7 @@ def _open_chat(
     if point is not None:
         view.replay(session.tree.path())
     if arguments.load is not None:
-        load(chat, arguments.load)
+        load(chat, OutputFile(arguments.load))
     return chat
 
 

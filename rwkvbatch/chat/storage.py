@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Generator, Mapping
@@ -14,13 +15,15 @@ from typing import Any, cast
 
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.tree import read_tree, tree_values
-from rwkvbatch.config import with_full_names
+from rwkvbatch.config import with_later_settings
 from rwkvbatch.errors import InputError, StorageError
-from rwkvbatch.files import OS_FILES, PRIVATE_MODE, save_file, write_all
+from rwkvbatch.files import OS_FILES, PRIVATE_MODE, FileKind, check_target, file_head, save_file, write_all
 
 FORMAT = 1
 KIND = "rwkvbatch-chat"
 MAX_SESSION_BYTES = 2**30
+SESSION = FileKind("a saved session", lambda path: re.match(rf'\{{\s*"kind":\s*"{KIND}"', file_head(path)) is not None)
+TRANSCRIPT = FileKind("a transcript", lambda path: '"event": "start"' in file_head(path).partition("\n")[0])
 PIECE_S = 0.2
 """Seconds after which the text of a reply in progress is written."""
 
@@ -50,6 +53,7 @@ class Transcript:
         path: the file to append to; None to write nothing.
 
     Raises:
+        UsageError: the file exists and is not a transcript.
         StorageError: the file cannot be created.
     """
 
@@ -61,6 +65,7 @@ class Transcript:
         self._num_openings = self._num_exchanges = 0
         self._branches: dict[str, Any] = {}
         if path is not None:
+            check_target(path, TRANSCRIPT, option="--transcript", append=True)
             with self._naming_the_file():
                 self._descriptor = open_private(path)
 
@@ -149,12 +154,18 @@ def _session_values(session: Session) -> dict[str, Any]:
         "tokenizer_sha256": session.engine.tokenizer.sha256,
         **vars(session.identity),
         "template": session.settings.template,
-        "settings": session.turn_settings(),
+        "settings": {**session.turn_settings(), "bos": session.settings.bos},
     }
 
 
-def save_session(session: Session, path: Path) -> None:
-    """Write the whole session, atomically."""
+def save_session(session: Session, path: Path, *, replace: bool = False) -> None:
+    """Write the whole session, atomically.
+
+    Raises:
+        UsageError: `path` is a file of another kind, or without `replace` a saved session.
+        StorageError: it could not be written.
+    """
+    check_target(path, SESSION, option="/save", replace=replace, how=f"/save! {path} replaces it")
     content = {"kind": KIND, "format": FORMAT, **_session_values(session), "dialogue": tree_values(session.tree)}
     content["sha256"] = _checksum(content)
     save_file(path, [_encoded(content, indent=1)], private=True)
@@ -189,7 +200,7 @@ def load_session(session: Session, path: Path) -> None:
             )
         tree = read_tree(values["dialogue"])
         identity = Identity(int(values["seed"]), str(values["conversation"]), int(values["repeat"]))
-        settings = {"template": values["template"], **with_full_names(values["settings"])}
+        settings = {"template": values["template"], **with_later_settings(values["settings"])}
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(f"is not a complete session: {type(error).__name__}: {error}", path=path) from None
     session.adopt(tree, session.settings.replace(**settings), identity)

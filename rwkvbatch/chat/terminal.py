@@ -52,7 +52,7 @@ class TerminalView:
         self._last_frame_s = 0.0
 
     def begin_reply(self, begun: str) -> None:
-        self._text = begun.lstrip()
+        self._text = printable(begun.lstrip())
         self._thinking: LiveText | None = None
         self._answer: LiveText | None = None
         self._waiting: LiveText | None = None
@@ -108,6 +108,14 @@ class TerminalView:
         self.show(Text(printable(error.message), style="red"))
         if error.hint:
             self.note(error.hint)
+
+    def confirm(self, question: str) -> bool:
+        self._gap = False
+        self.console.print(Text(f"{printable(question, keep_newlines=False)} [y/N] "), end="", soft_wrap=True)
+        try:
+            return input().strip().lower() in ("y", "yes")
+        except EOFError:
+            return False
 
     def show(self, content: RenderableType) -> None:
         self._gap = False

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any
 
-from rwkvbatch.config import with_full_names
+from rwkvbatch.config import with_later_settings
+from rwkvbatch.engine.request import END_OF_TEXT
 from rwkvbatch.errors import UsageError
 
 MAIN = "main"
@@ -21,7 +22,7 @@ class Opening:
 
     Attributes:
         number: its index in `ConversationTree.openings`.
-        tokens: what the model reads before the first turn; may be empty.
+        tokens: what the model reads before the first turn, with `bos` token 0 first; may be empty.
         state: file of the initial state; None for the zero state. state_sha256: of that file.
     """
 
@@ -31,6 +32,11 @@ class Opening:
     tokens: tuple[int, ...]
     state: str | None = None
     state_sha256: str | None = None
+
+    @property
+    def bos(self) -> bool:
+        """Whether token 0 is read first."""
+        return self.tokens[:1] == (END_OF_TEXT,)
 
 
 @dataclass(frozen=True)
@@ -94,14 +100,37 @@ class Position:
     exchange: int | None = None
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A move of a branch's end to where it was not before, which `redo` takes back.
+
+    Attributes:
+        branch: the branch that moved, from `position`.
+        kept: the branch that holds the turns that were cut off; None if none were. made: whether the move made it.
+    """
+
+    branch: str
+    position: Position
+    kept: str | None
+    made: bool = False
+
+
 @dataclass
 class ConversationTree:
-    """All openings and exchanges, the branches' ends, and the current branch. A wrong move raises `UsageError`."""
+    """All openings and exchanges, the branches' ends, and the current branch. A wrong move raises `UsageError`.
+
+    No exchange leaves the branches: what a move cuts off the current branch stays as another one (see `Cut`).
+    """
 
     openings: list[Opening] = field(default_factory=list[Opening])
     exchanges: list[Exchange] = field(default_factory=list[Exchange])
     branches: dict[str, Position] = field(default_factory=dict[str, Position])
     current: str = MAIN
+    cuts: list[Cut] = field(default_factory=list[Cut], compare=False)
+    """The moves of the current branch that `redo` can take back, oldest first; none after a message or `switch`."""
+
+    kept: set[str] = field(default_factory=set[str], compare=False)
+    """Branches that a move made to keep what it cut off, and that nobody has gone to yet."""
 
     def __post_init__(self) -> None:
         self._num_attempts: dict[tuple[Position, str], int] = {}
@@ -153,6 +182,7 @@ class ConversationTree:
 
     def begin(self, opening: Opening) -> None:
         """Start a conversation at `opening`; existing branches stay, and a new one becomes the current one."""
+        self.cuts.clear()
         self.openings.append(opening)
         if self.branches:
             self.current = self._unused_name()
@@ -162,22 +192,73 @@ class ConversationTree:
         """Add `exchange`; with `move` it becomes the end of the current branch."""
         self.exchanges.append(exchange)
         self._count_attempt(exchange)
-        if move:
-            self.move(exchange)
+        if not move:
+            return
+        if self.before(exchange) == self.head:
+            self.cuts.clear()
+            self.branches[self.current] = Position(exchange.opening, exchange.number)
+        else:
+            self._move_to(Position(exchange.opening, exchange.number))
 
-    def move(self, exchange: Exchange) -> None:
+    def pick(self, exchange: Exchange) -> None:
         """Make `exchange` the end of the current branch."""
-        self.branches[self.current] = Position(exchange.opening, exchange.number)
+        self._move_to(Position(exchange.opening, exchange.number))
 
     def undo(self, num_turns: int = 1) -> list[Exchange]:
         """Remove the last `num_turns` exchanges from the current branch and return them, oldest first."""
         most = self.num_turns()
         if not 1 <= num_turns <= most:
-            allowed = f"the number of turns must be in 1 to {most}, got {num_turns}"
-            raise UsageError(f"/undo: {allowed if most else 'the branch has no turns'}")
+            allowed = {0: "the branch has no turns", 1: f"the branch has 1 turn, so N must be 1, got {num_turns}"}
+            several = f"the branch has {most} turns, so N must be in 1 to {most}, got {num_turns}"
+            raise UsageError(f"/undo: {allowed.get(most, several)}")
         undone = list(islice(self._newest_first(self.head), num_turns))[::-1]
-        self.branches[self.current] = self.before(undone[0])
+        self._move_to(self.before(undone[0]))
         return undone
+
+    def redo(self) -> Cut:
+        """Take back the last move that cut something off the current branch; returns what that cut off in turn."""
+        if not self.cuts:
+            raise UsageError(
+                "/redo takes back the last /undo, /retry, /edit or /pick, and there is none since the last message",
+                hint="/branches lists what was cut off; /switch NAME goes there",
+            )
+        last = self.cuts.pop()
+        earlier = self.cuts[:]
+        if last.made and last.kept is not None and self.branches.get(last.kept) == last.position:
+            del self.branches[last.kept]
+            self.kept.discard(last.kept)
+        cut = self._move_to(last.position)
+        self.cuts = earlier
+        return cut
+
+    @property
+    def last_cut(self) -> Cut | None:
+        """The last move that `redo` can take back."""
+        return self.cuts[-1] if self.cuts else None
+
+    def _move_to(self, position: Position) -> Cut:
+        """Move the end of the current branch; what that cuts off stays as a branch."""
+        before = self.head
+        self.branches[self.current] = position
+        if before.exchange is None or self._is_on_the_way(before.exchange, position):
+            cut = Cut(self.current, before, None)
+        else:
+            later = [name for name, end in self.branches.items() if (end.exchange or 0) >= before.exchange]
+            found = next((name for name in later if self._is_on_the_way(before.exchange, self.branches[name])), None)
+            kept = found or self._unused_name()
+            if found is None:
+                self.branches[kept] = before
+                self.kept.add(kept)
+            cut = Cut(self.current, before, kept, made=found is None)
+        self.cuts.append(cut)
+        return cut
+
+    def _is_on_the_way(self, number: int, position: Position) -> bool:
+        """Whether `position` is after exchange `number`, or behind it."""
+        at = position.exchange
+        while at is not None and at > number:  # an exchange has a higher number than those before it
+            at = self.exchanges[at].parent
+        return at == number
 
     def branch(self, name: str | None = None) -> str:
         """Start a branch at the head, make it the current one, and return its name."""
@@ -186,12 +267,16 @@ class ConversationTree:
             raise UsageError(f"a branch {chosen!r} exists already", hint=f"/switch {chosen} goes to it")
         self.branches[chosen] = self.head
         self.current = chosen
+        self.cuts.clear()
         return chosen
 
     def switch(self, name: str) -> None:
         """Make the branch `name` the current one."""
         if name not in self.branches:
             raise UsageError(f"/switch: the branch must be one of {', '.join(self.branches)}; got {name!r}")
+        if name != self.current:
+            self.cuts.clear()
+        self.kept.discard(name)
         self.current = name
 
     def _newest_first(self, position: Position) -> Iterator[Exchange]:
@@ -249,7 +334,7 @@ def read_tree(values: Mapping[str, Any]) -> ConversationTree:
 
 def _exchange(values: Mapping[str, Any]) -> Exchange:
     plain = _with_token_ids(values, "prompt", "ids", "rest")
-    plain["settings"] = with_full_names(values["settings"])
+    plain["settings"] = with_later_settings(values["settings"])
     if "finish" in plain:  # its name in sessions of older versions
         plain["finish_reason"] = plain.pop("finish")
     plain["logprobs"] = tuple(float(value) for value in values["logprobs"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from rwkvbatch import __version__
-from rwkvbatch.cli.exits import ExitCode, report
+from rwkvbatch.cli.exits import ExitCode, debugging, report
 
 COMMANDS: Mapping[str, str] = {
     "run": "Replay scripted conversations, turn by turn, many at once.",
@@ -74,7 +73,7 @@ def _root(
 
 def invoke(arguments: Sequence[str]) -> int:
     """Run one command line; every error ends here as one message on standard error and an exit code."""
-    debug = os.environ.get("RWKVBATCH_DEBUG", "") not in ("", "0")
+    debug = debugging()
     try:
         # Standalone: Typer prints its own usage errors (exit code 2) and ends in SystemExit; the rest comes here.
         app(args=list(arguments), prog_name="rwkvbatch")

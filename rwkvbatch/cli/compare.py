@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ import typer
 from rwkvbatch.cli.exits import ExitCode, message
 from rwkvbatch.cli.options import OUTPUT_PANEL, Command, JsonOption, QuietOption, command_app, option
 from rwkvbatch.errors import StorageError, UsageError
-from rwkvbatch.files import OS_FILES, replace_file
+from rwkvbatch.files import OS_FILES, FileKind, check_target, file_head, replace_file
 
 if TYPE_CHECKING:
     from rwkvbatch.comparison.analysis import Analysis
@@ -128,6 +129,9 @@ def compare_command(
     out: Annotated[
         Path | None, option("--out", "Write to this file instead of the terminal.", "FILE", OUTPUT_PANEL, flag="-o")
     ] = None,
+    replace: Annotated[
+        bool, option("--replace", "Let --out replace an earlier report of the same format.", panel=OUTPUT_PANEL)
+    ] = False,
     junit_cases: Annotated[
         bool, option("--junit-cases", "Add a test case for every conversation to JUnit.", panel=OUTPUT_PANEL)
     ] = False,
@@ -136,6 +140,8 @@ def compare_command(
 ) -> None:
     """Compare runs or cells: one verdict per variant, with the uncertainty of its difference."""
     chosen = _format(output_format, out, as_json=as_json)
+    if out is not None and show is None:
+        _check_out(out, chosen, replace=replace)
     if junit_cases and chosen != "junit":
         raise UsageError(f"--junit-cases needs the format junit; this command writes {chosen}", hint="--format junit")
     if by not in (None, "turn", "tag"):
@@ -165,6 +171,7 @@ def compare_command(
         _show(analysis, show)
     elif out is not None:
         text = _render(analysis, chosen, changes, junit_cases=junit_cases)
+        _check_out(out, chosen, replace=replace)
         _write(out, text)
         for line in (f"wrote {out}", *(gate.line for gate in analysis.gates)):
             message(line, quiet=quiet)
@@ -244,6 +251,27 @@ def _show(analysis: Analysis, conversation: str) -> None:
     from rwkvbatch.comparison.report.terminal import print_conversation
 
     print_conversation(analysis, conversation, console())
+
+
+_REPORT_HEADS = {
+    "html": r"<!doctype html>",
+    "json": r"\{\s*\"runs\":",
+    "csv": r"baseline,variant,",
+    "junit": r"<\?xml[^>]*>\s*<testsuites name=\"rwkvbatch",
+    "md": r"\*\*",
+    "table": r"(?![{<*])(?s:.*)(against |over |conversation|mean)",
+}
+"""How a report of each format begins."""
+
+
+def _check_out(path: Path, chosen: str, *, replace: bool) -> None:
+    """Raise `UsageError` if `--out` names a file that must not be replaced. Devices and pipes are written to."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return
+    kind = FileKind(
+        f"a report in the format {chosen}", lambda found: re.match(_REPORT_HEADS[chosen], file_head(found)) is not None
+    )
+    check_target(path, kind, option="--out", replace=replace, how="--replace replaces it")
 
 
 def _write(path: Path, text: str) -> None:

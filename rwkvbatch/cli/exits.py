@@ -27,10 +27,17 @@ class ExitCode(enum.IntEnum):
     USAGE = 2
     BAD_INPUT = 3
     INTERNAL = 4
+    UNFINISHED = 5
+    """The run ended before its last row, for another reason than a signal; the same command continues it."""
     INTERRUPTED = 130
     UNREAD = 141
     """The reader of the output is gone (`| head`); a shell's status of a program that SIGPIPE ended."""
     TERMINATED = 143
+
+
+def debugging() -> bool:
+    """Whether the environment asks for tracebacks."""
+    return os.environ.get("RWKVBATCH_DEBUG", "") not in ("", "0")
 
 
 def report(error: BaseException, *, debug: bool) -> ExitCode:

@@ -77,10 +77,10 @@ def random_command(
         raise UsageError(f"the width must be a multiple of --head-size {head_size}, got {width}")
 
     from rwkvbatch.model.random_checkpoint import random_tensors
-    from rwkvbatch.model.safetensors import check_target, save_tensors
+    from rwkvbatch.model.safetensors import check_tensor_target, save_tensors
     from rwkvbatch.model.strategy import DTYPES
 
-    check_target(output, replace=force)
+    check_tensor_target(output, replace=force)
     tensors = random_tensors(layers, width, vocab, head_size, seed, dtype=DTYPES[dtype])
     save_tensors(output, tensors, replace=force)
     message(f"wrote {output}, {sum(tensor.numel() for tensor in tensors.values()):,} parameters", quiet=quiet)
@@ -117,10 +117,10 @@ def convert_command(
     """Convert a checkpoint between .pth and .safetensors, or to another precision."""
     from rwkvbatch.model.checkpoint import Checkpoint, open_checkpoint
     from rwkvbatch.model.load import resolve_model_path
-    from rwkvbatch.model.safetensors import check_target, save_tensors
+    from rwkvbatch.model.safetensors import check_tensor_target, save_tensors
     from rwkvbatch.model.strategy import DTYPES
 
-    check_target(output, replace=force)
+    check_tensor_target(output, replace=force)
     wanted = None if dtype is None else DTYPES[dtype]
     with open_checkpoint(resolve_model_path(source).path) as opened:
         checkpoint = Checkpoint(opened.file, opened.architecture, wanted)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rwkvbatch.cli.exits import ExitCode, print_json, report
+from rwkvbatch.cli.exits import ExitCode, debugging, message, print_json, report
 from rwkvbatch.cli.options import (
     OUTPUT_PANEL,
     Command,
@@ -21,9 +22,11 @@ from rwkvbatch.cli.options import (
     option,
     with_settings,
 )
+from rwkvbatch.errors import RunReplacedError
 from rwkvbatch.signals import leaving_at_once
 
 if TYPE_CHECKING:
+    from rwkvbatch.replay.progress import Observer, Progress
     from rwkvbatch.replay.runner import RunResult
 
 SCRIPT_PANEL, RUN_PANEL = "What is replayed", "The run"
@@ -118,6 +121,34 @@ def run_command(
         raise typer.Exit(ExitCode.FAILED)
 
 
+@dataclass
+class _Latest:
+    """Passes progress on to `shown` and keeps the latest; None before the first row of the run may be written."""
+
+    shown: Observer | None
+    progress: Progress | None = None
+
+    def started(self, progress: Progress) -> None:
+        self.progress = progress
+        if self.shown is not None:
+            self.shown.started(progress)
+
+    def moved(self, progress: Progress) -> None:
+        self.progress = progress
+        if self.shown is not None:
+            self.shown.moved(progress)
+
+    def ended(self, progress: Progress) -> None:
+        self.progress = progress
+        if self.shown is not None:
+            self.shown.ended(progress)
+
+
+def _how_to_continue(error: BaseException, command: str) -> str:
+    """The end of the last message of an unfinished run; empty where the same command cannot continue it."""
+    return "" if isinstance(error, RunReplacedError) else f". To continue: {command}"
+
+
 def _run(scripts: list[str], options: dict[str, Any], out: Path | None, *, quiet: bool) -> RunResult:
     """Call `rwkvbatch.run` with progress on standard error, until it ends or a signal stops it."""
     import warnings
@@ -126,12 +157,11 @@ def _run(scripts: list[str], options: dict[str, Any], out: Path | None, *, quiet
 
     from rwkvbatch.prompt.escaping import printable
     from rwkvbatch.replay.api import run
-    from rwkvbatch.replay.driver import TooManyFailuresError
     from rwkvbatch.replay.logs import command_line, with_directory
-    from rwkvbatch.replay.progress import BarObserver, LineObserver, Observer
+    from rwkvbatch.replay.progress import BarObserver, LineObserver
     from rwkvbatch.replay.row_index import Shard
     from rwkvbatch.results.directory import default_directory
-    from rwkvbatch.signals import StoppedEarly, stop_on_signals
+    from rwkvbatch.signals import StoppedEarly, Terminated, stop_on_signals
 
     console = Console(stderr=True)
 
@@ -144,9 +174,11 @@ def _run(scripts: list[str], options: dict[str, Any], out: Path | None, *, quiet
 
     part = "" if options["shard"] is None else str(Shard.parse(options["shard"]))
     directory = default_directory(scripts, part=part) if out is None else out
-    observer: Observer | None = None
+    shown: Observer | None = None
     if not quiet:
-        observer = BarObserver(console) if console.is_terminal else LineObserver(notify)
+        shown = BarObserver(console) if console.is_terminal else LineObserver(notify)
+    observer = _Latest(shown)
+    again = with_directory(["rwkvbatch", *sys.argv[1:]], directory) if out is None else command_line()
     with warnings.catch_warnings(), stop_on_signals(notify) as stop:
         warnings.simplefilter("always")
         warnings.simplefilter("ignore", ResourceWarning)  # of files that a signal left open
@@ -162,16 +194,22 @@ def _run(scripts: list[str], options: dict[str, Any], out: Path | None, *, quiet
                 should_stop=stop,
                 loading=stop.interruptible,
             )
-        except TooManyFailuresError as error:
-            report(error, debug=False)
-            raise typer.Exit(ExitCode.FAILED) from None
         except StoppedEarly:
             notify("interrupted while loading: nothing was written; run the same command again")
             raise typer.Exit(128 + stop.signal_number) from None
+        except (KeyboardInterrupt, Terminated):
+            raise
+        except BaseException as error:
+            if observer.progress is None:  # nothing was begun
+                raise
+            report(error, debug=debugging())
+            done, total = observer.progress.rows_done, observer.progress.rows_total
+            message(f"unfinished: {done:,} of {total:,} rows are safe" + _how_to_continue(error, again))
+            raise typer.Exit(ExitCode.UNFINISHED) from None
     if result.interrupted:
         done, total = result.progress.rows_done, result.progress.rows_total
         notify(f"interrupted; {done:,} of {total:,} rows are safe. To continue:")
-        notify(f"  {with_directory(['rwkvbatch', *sys.argv[1:]], directory) if out is None else command_line()}")
+        notify(f"  {again}")
         if "-" in scripts:
             notify("  with the same standard input")
         raise typer.Exit(128 + stop.signal_number)

@@ -10,7 +10,7 @@ from operator import eq
 import numpy as np
 
 from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, ReplyTiming, Request, Score, closed_history
-from rwkvbatch.engine.sampling import Penalties, SampleRow, gather
+from rwkvbatch.engine.sampling import Penalties, SampleRow, exempt_tokens, gather
 from rwkvbatch.engine.scheduler import Chunk, SequenceState
 from rwkvbatch.model.base import Choices, RaggedBatch, SampleBatch
 from rwkvbatch.prompt.tokenizer import TextStream, Tokenizer
@@ -32,7 +32,7 @@ class Generation:
         self.fallback: tuple[int, int] | None = None
         self._tokenizer = tokenizer
         self._stream = TextStream(tokenizer.token_bytes, request.stop)
-        self._penalties = Penalties(request.sampling)
+        self._penalties = Penalties(request.sampling, exempt_tokens(tokenizer, request.sampling.no_penalty))
         self._noise_key = request.noise.philox_key
         self._submitted_s = now_s
         self._started_s: float | None = None

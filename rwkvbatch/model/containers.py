@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model import pth, safetensors
+from rwkvbatch.model import gguf, pth, safetensors
 from rwkvbatch.model.tensor_file import Contents, NamedTensors, TensorFile, named_tensors, open_regular
 
 
@@ -37,7 +37,8 @@ class Kind:
 
 KINDS = (
     Kind("pth", lambda head: head.startswith(pth.ZIP_MAGIC), pth.read_zip),
-    Kind("legacy pth", lambda head: head[2:].startswith(pth.LEGACY_MAGIC), pth.read_legacy),
+    Kind("legacy pth", pth.is_legacy, pth.read_legacy),
+    Kind("gguf", gguf.is_gguf, gguf.read_contents),
     Kind("safetensors", safetensors.is_safetensors, safetensors.read_header),
 )
 
@@ -56,6 +57,9 @@ VOCABULARY = "rwkv_vocab_v20230424.txt"
 WEIGHTS_ENDINGS = (".safetensors", ".pth", ".bin", ".pt", ".ckpt")
 """Of the files that may hold a directory's weights; those of the first ending that occurs are taken."""
 
+CONVENTIONAL = ("model.safetensors", "pytorch_model.bin")
+"""The names of the only weights file of a Hugging Face directory; others beside it are of something else."""
+
 _SHARD = re.compile(r"(.+)-(\d{1,6})-of-(\d{1,6})(\.\w+)")
 
 
@@ -70,7 +74,7 @@ def open_tensors(path: Path) -> Iterator[NamedTensors]:
         if path.is_dir():
             yield _open_directory(path, stack)
         elif path.name.endswith(".json") and path.is_file():
-            yield _open_index(path, path.parent, stack)
+            yield _open_index(path, path, stack)
         else:
             yield named_tensors(path, [_open_file(path, stack)])
 
@@ -120,6 +124,8 @@ def _open_directory(path: Path, stack: ExitStack) -> NamedTensors:
     indexes = [name for name in indexes if _of_index(name, weights)] or indexes
     if len(indexes) == 1:
         return _open_index(path / indexes[0], path, stack)
+    _refuse_training_directory(names, path)
+    weights = [name for name in weights if name in CONVENTIONAL] or weights
     if not weights:
         found = ", ".join(repr(name[:60]) for name in names[:4]) or "nothing"
         raise CheckpointError(
@@ -142,6 +148,24 @@ def _open_directory(path: Path, stack: ExitStack) -> NamedTensors:
     return _described(named_tensors(path, [_open_file(path / name, stack) for name in weights]), path)
 
 
+def _refuse_training_directory(names: Sequence[str], path: Path) -> None:
+    """Refuse directories in which a training program has spread every tensor over many files."""
+    if set(names) & set(CONVENTIONAL):
+        return
+    if any(name == "zero_to_fp32.py" or name.endswith("_optim_states.pt") for name in names):
+        raise CheckpointError(
+            "a DeepSpeed ZeRO checkpoint, whose weights are spread over one file per process",
+            path=path,
+            hint=pth.ZERO.replace("DIRECTORY", str(path.parent if path.name.startswith("global_step") else path)),
+        )
+    if any(name.endswith(".distcp") for name in names):
+        raise CheckpointError(
+            "a torch.distributed checkpoint, whose weights are spread over one file per process",
+            path=path,
+            hint=f"merge it first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} merged.pth",
+        )
+
+
 def _ending(names: Sequence[str], ending: str) -> list[str]:
     return [name for name in names if name.endswith(ending) and not name.startswith(".")]
 
@@ -151,8 +175,12 @@ def _of_index(index: str, weights: Sequence[str]) -> bool:
     return bool(weights) and Path(weights[0]).suffix == Path(index.removesuffix(INDEX_ENDING)).suffix
 
 
-def _open_index(index: Path, folder: Path, stack: ExitStack) -> NamedTensors:
-    """The shards that an index names: a JSON object whose `weight_map` gives each tensor's file (transformers)."""
+def _open_index(index: Path, path: Path, stack: ExitStack) -> NamedTensors:
+    """The shards that an index names: a JSON object whose `weight_map` gives each tensor's file (transformers).
+
+    `path` is what was given, the index or its directory.
+    """
+    folder = index.parent
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         hint = f"give the directory, --model {folder}" if index.name == CONFIG else None
@@ -176,7 +204,7 @@ def _open_index(index: Path, folder: Path, stack: ExitStack) -> NamedTensors:
             raise CheckpointError(
                 f"the tensor {tensor[:80]!r} is not in {name!r}, where the index says it is", path=index
             )
-    return _described(named_tensors(folder, list(files.values())), folder)
+    return _described(named_tensors(path, list(files.values())), folder)
 
 
 def _described(tensors: NamedTensors, folder: Path) -> NamedTensors:

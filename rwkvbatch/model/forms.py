@@ -12,11 +12,13 @@ of `containers.KINDS` instead. A new form also needs a row in `docs/models.md`, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model import gguf, web_rwkv
+from rwkvbatch.model.containers import CONFIG
 from rwkvbatch.model.strategy import PRECISIONS
 from rwkvbatch.model.tensor_file import Entry, NamedTensors
 
@@ -37,6 +39,7 @@ def official(tensors: NamedTensors) -> NamedTensors:
     Raises:
         CheckpointError: they are of a known form, but of one that this program cannot compute.
     """
+    _check_config(tensors)
     for form in FORMS:
         tensors = form.undo(tensors) or tensors
     return tensors
@@ -46,9 +49,9 @@ def official(tensors: NamedTensors) -> NamedTensors:
 # Parallel `module.`, torch.compile `_orig_mod.`, transformers the base model's name (`model.`, `rwkv.`).
 
 _ANCHOR = re.compile(
-    r"(.*?)(?:blocks\.\d+\.(?:att|ffn|ln[012]|attention|feed_forward)|(?:model\.)?layers\.\d+\.attn)\."
+    r"(.*?)(?:blocks\.\d+\.(?:att|ffn|ln[012]|attention|feed_forward)|(?:model\.)?layers\.\d+\.(?:linear_)?attn)\."
 )
-_ROOTS = {"blocks", "emb", "ln_out", "head", "layers", "embeddings", "norm", "lm_head"}
+_ROOTS = {"blocks", "emb", "ln_out", "head", "layers", "embeddings", "embed_tokens", "norm", "lm_head"}
 
 
 def _without_prefix(tensors: NamedTensors) -> NamedTensors | None:
@@ -87,121 +90,177 @@ def _common_prefix(names: list[str]) -> str:
     return "".join(parts)
 
 
-# fla: github.com/fla-org/flash-linear-attention, utils/convert_from_rwkv7.py (names and transposes),
-# fla/layers/rwkv7.py and fla/models/rwkv7 (shapes, eps, the older `x_x`).
+# Other programs' names. Sources (all on github.com):
+#   fla-org/flash-linear-attention, utils/convert_from_rwkv7.py, fla/layers/rwkv7.py, fla/models/rwkv7 (the older `x_x`)
+#   huggingface/transformers, src/transformers/models/rwkv/convert_rwkv_checkpoint_to_hf.py (RWKV-4; the code that
+#     Hugging Face's RWKV-5 and 6 bring has the same names)
+#   rwkv-rs/vllm-rwkv, vllm/transformers_utils/configs/rwkv7.py (`model.embeddings`, low-rank matrices as linear layers)
+#   rwkv-rs's transformers, convert_rwkv7_checkpoint_to_hf.py of 2026 (`linear_attn`), as in the release rwkv7-g1-st
 
-_FLA = re.compile(r"(?:model\.)?layers\.(\d{1,6})\.(.+)")
-_FLA_WHOLE = {
-    "embeddings.weight": "emb.weight",
-    "norm.weight": "ln_out.weight",
-    "norm.bias": "ln_out.bias",
-    "lm_head.weight": "head.weight",
+
+@dataclass(frozen=True)
+class _Naming:
+    """How a program names the tensors of RWKV.
+
+    Attributes:
+        name: the program.
+        mark: a name of a tensor that only this program gives, for recognising it.
+        parts: what it calls what, beside layers; the longest that fits is taken.
+    """
+
+    name: str
+    mark: re.Pattern[str]
+    parts: Mapping[str, str]
+
+
+_PROJECTIONS = {"r_proj": "receptance", "k_proj": "key", "v_proj": "value", "o_proj": "output", "g_norm": "ln_x"}
+_NAMINGS = (
+    _Naming(
+        "flash-linear-attention",
+        re.compile(r"layers\.\d+\.attn\.(?:r_k|[wa]_lora\.lora\.0\.weight)"),
+        {
+            "pre_norm": "ln0",
+            "attn_norm": "ln1",
+            "ffn_norm": "ln2",
+            "attn": "att",
+            **{f"attn.{theirs}": f"att.{ours}" for theirs, ours in _PROJECTIONS.items()},
+        },
+    ),
+    _Naming(
+        "transformers (RWKV-7)",
+        re.compile(r"layers\.\d+\.linear_attn\.(?:r_k|w0|k_k)"),
+        {
+            "input_layernorm": "ln1",
+            "post_attention_layernorm": "ln2",
+            "linear_attn": "att",
+            **{f"linear_attn.{theirs}": f"att.{ours}" for theirs, ours in _PROJECTIONS.items()},
+            "mlp": "ffn",
+            "mlp.up_proj": "ffn.key",
+            "mlp.down_proj": "ffn.value",
+        },
+    ),
+    _Naming(
+        "transformers (RWKV-4 to 6)",
+        re.compile(r"blocks\.\d+\.(?:attention|feed_forward)\..+"),
+        {
+            "pre_ln": "ln0",
+            "attention": "att",
+            "feed_forward": "ffn",
+            **{
+                f"{theirs}.time_mix_{word}": f"{ours}.time_mix_{word[0]}"
+                for theirs, ours in (("attention", "att"), ("feed_forward", "ffn"))
+                for word in ("key", "value", "receptance", "gate")
+            },
+        },
+    ),
+    _Naming("vllm-rwkv", re.compile(r"blocks\.\d+\.att\.[wavg][12]\.weight"), {}),
+)
+
+_WHOLE = {
+    "embeddings": "emb",
+    "embed_tokens": "emb",
+    "embedding_norm": "blocks.0.ln0",
+    "norm": "ln_out",
+    "lm_head": "head",
 }
-_FLA_PARTS = {
-    "pre_norm": "ln0",
-    "attn_norm": "ln1",
-    "ffn_norm": "ln2",
-    "attn.g_norm": "att.ln_x",
-    "attn.r_proj": "att.receptance",
-    "attn.k_proj": "att.key",
-    "attn.v_proj": "att.value",
-    "attn.o_proj": "att.output",
-}
-_FLA_LORA = re.compile(r"attn\.([wavg])_lora\.lora\.(0\.weight|2\.weight|2\.bias)")
-_FLA_LORA_NUMBER = {"2.bias": "0", "0.weight": "1", "2.weight": "2"}
+_IN_LAYER = re.compile(r"(?:layers|blocks)\.(\d{1,6})\.(.+)")
+_LORA = re.compile(r"att\.([wavg])_lora\.lora\.(0\.weight|2\.weight|2\.bias)")
+_LORA_NUMBER = {"2.bias": "0", "0.weight": "1", "2.weight": "2"}
+_AS_LINEAR_LAYER = re.compile(r"att\.([wavg])([12])\.weight")
 _FUSED_ORDER = "rwkvag"
 
 
-def _from_fla(tensors: NamedTensors) -> NamedTensors | None:
-    """Official names; the low-rank matrices transposed; the older `x_x` taken apart; a tied head repeated."""
-    if not any(
-        re.fullmatch(r"(?:model\.)?layers\.\d+\.attn\.(?:r_k|[wa]_lora\.lora\.0\.weight)", n) for n in tensors.entries
-    ):
+def _renamed(tensors: NamedTensors) -> NamedTensors | None:
+    """Official names for those of another program, with the low-rank matrices as the official files have them."""
+    short = {name.removeprefix("model."): entry for name, entry in tensors.entries.items()}
+    naming = next((naming for naming in _NAMINGS if any(map(naming.mark.fullmatch, short))), None)
+    if naming is None or len(short) != len(tensors.entries):
         return None
-    _check_config(
-        tensors, norm_eps=1e-5, hidden_act="sqrelu", norm_first=True, norm_bias=True, attn=None, rescale_every=0
-    )
     entries: Entries = {}
-    phrases = ["names of flash-linear-attention", "the low-rank matrices' transposition"]
-    for name, entry in tensors.entries.items():
-        match = _FLA.fullmatch(name)
+    phrases = dict.fromkeys([f"the names of {naming.name}"])
+    for name, entry in short.items():
+        match = _IN_LAYER.fullmatch(name)
         if match is None:
-            entries[_FLA_WHOLE.get(name.removeprefix("model."), name)] = entry
+            first, _, rest = name.partition(".")
+            entries[f"{_WHOLE.get(first, first)}.{rest}" if rest else name] = entry
             continue
-        block, rest = f"blocks.{match[1]}", match[2]
-        stem, _, ending = rest.rpartition(".")
-        if lora := _FLA_LORA.fullmatch(rest):
-            number = _FLA_LORA_NUMBER[lora[2]]
-            is_matrix = number != "0" and len(entry.shape) == 2
-            entries[f"{block}.att.{lora[1]}{number}"] = entry.transposed() if is_matrix else entry
-        elif rest == "attn.x_x" and entry.shape[:1] == (len(_FUSED_ORDER),):
-            for index, letter in enumerate(_FUSED_ORDER):
-                entries[f"{block}.att.x_{letter}"] = entry.part(index)
-            phrases.append("the six mixing vectors stored as one (x_x)")
-        elif stem in _FLA_PARTS:
-            entries[f"{block}.{_FLA_PARTS[stem]}.{ending}"] = entry
+        block, inner = f"blocks.{match[1]}", _translated(match[2], naming.parts)
+        is_matrix = len(entry.shape) == 2
+        if (lora := _LORA.fullmatch(inner)) and (number := _LORA_NUMBER[lora[2]]):
+            transpose = number != "0" and is_matrix
+            entries[f"{block}.att.{lora[1]}{number}"] = entry.transposed() if transpose else entry
+        elif linear := _AS_LINEAR_LAYER.fullmatch(inner):
+            transpose = is_matrix
+            entries[f"{block}.att.{linear[1]}{linear[2]}"] = entry.transposed() if transpose else entry
+        elif inner == "att.x_x" and entry.shape[:1] == (len(_FUSED_ORDER),):
+            transpose = False
+            phrases["the six mixing vectors stored as one (x_x)"] = None
+            entries |= {f"{block}.att.x_{letter}": entry.part(row) for row, letter in enumerate(_FUSED_ORDER)}
         else:
-            entries[f"{block}.{re.sub('^attn[.]', 'att.', rest)}"] = entry
-    return _tied(tensors.changed(entries, *dict.fromkeys(phrases), form="flash-linear-attention"))
+            transpose = False
+            entries[f"{block}.{inner}"] = entry
+        if transpose:
+            phrases["the transposition of the low-rank matrices"] = None
+    return tensors.changed(entries, *phrases, form=naming.name)
 
 
-# transformers: github.com/huggingface/transformers, src/transformers/models/rwkv/convert_rwkv_checkpoint_to_hf.py.
-
-_TRANSFORMERS = {
-    "embeddings.": "emb.",
-    ".pre_ln.": ".ln0.",
-    ".attention.": ".att.",
-    ".feed_forward.": ".ffn.",
-    ".time_mix_key": ".time_mix_k",
-    ".time_mix_value": ".time_mix_v",
-    ".time_mix_receptance": ".time_mix_r",
-    ".time_mix_gate": ".time_mix_g",
-}
+def _translated(name: str, parts: Mapping[str, str]) -> str:
+    """`name` with the longest of its leading components that `parts` has replaced."""
+    components = name.split(".")
+    for end in range(len(components), 0, -1):
+        if (ours := parts.get(".".join(components[:end]))) is not None:
+            return ".".join([ours, *components[end:]])
+    return name
 
 
-def _from_transformers(tensors: NamedTensors) -> NamedTensors | None:
-    """Official names for those of transformers' RWKV-4, and of the code that Hugging Face's RWKV-5 and 6 bring."""
-    if not any(re.match(r"blocks\.\d+\.(?:attention|feed_forward)\.", name) for name in tensors.entries):
+def _plain_head(tensors: NamedTensors) -> NamedTensors | None:
+    """Official names of the embedding and the head, which transformers names for itself whatever the layers' names."""
+    names = {"embeddings.weight": "emb.weight", "lm_head.weight": "head.weight"}
+    theirs = {name: ours for name, ours in names.items() if name in tensors.entries and ours not in tensors.entries}
+    if not theirs or not any(name.startswith("blocks.") for name in tensors.entries):
         return None
-    _check_config(tensors, layer_norm_epsilon=1e-5)
-    entries: Entries = {}
-    for name, entry in tensors.entries.items():
-        changed = name
-        for theirs, official_part in _TRANSFORMERS.items():
-            changed = changed.replace(theirs, official_part)
-        entries[changed] = entry
-    return _tied(tensors.changed(entries, "names of transformers", form="transformers"))
+    entries = {theirs.get(name, name): entry for name, entry in tensors.entries.items()}
+    return tensors.changed(entries, *(f"the name {name!r}" for name in theirs))
 
 
-def _with_head(tensors: NamedTensors) -> NamedTensors | None:
-    """`lm_head.weight`, as transformers calls the head, beside official names."""
-    if "lm_head.weight" not in tensors.entries or "head.weight" in tensors.entries:
-        return None
-    if "emb.weight" not in tensors.entries:
-        return None
-    entries = {"head.weight" if name == "lm_head.weight" else name: e for name, e in tensors.entries.items()}
-    return tensors.changed(entries, "the head's name 'lm_head.weight'")
-
-
-def _tied(tensors: NamedTensors) -> NamedTensors:
-    """With the embedding as the head, when there is none and the configuration says that they are the same."""
+def _tied_head(tensors: NamedTensors) -> NamedTensors | None:
+    """The embedding as the head, when there is none and the configuration says that they are the same."""
     if "head.weight" in tensors.entries or tensors.config.get("tie_word_embeddings") is not True:
-        return tensors
+        return None
     if "emb.weight" not in tensors.entries:
-        return tensors
+        return None
     head = {"head.weight": tensors.entries["emb.weight"]}
     return tensors.changed({**tensors.entries, **head}, "the head, which is the embedding (tie_word_embeddings)")
 
 
-def _check_config(tensors: NamedTensors, **computed: Any) -> None:
-    """Refuse a configuration that asks for another computation than this program's, which `computed` says."""
-    for key, expected in computed.items():
-        found = tensors.config.get(key, expected)
-        if found != expected and not (expected is None and not found):
-            raise CheckpointError(
-                f"its config.json has {key} = {str(found)[:80]!r}; this program computes {expected!r} only",
-                path=tensors.path,
-            )
+_COMPUTED: Mapping[str, Any] = {
+    "norm_eps": 1e-5,
+    "layer_norm_epsilon": 1e-5,
+    "group_norm_epsilon": 64e-5,
+    "norm_first": True,
+    "norm_bias": True,
+    "hidden_act": "sqrelu",
+    "attn": None,
+    "embedding_layer_norm_fused": False,
+    "quantization_config": None,
+}
+"""Keys of a `config.json` of RWKV that change the computation, and the only values that this program computes."""
+
+
+def _check_config(tensors: NamedTensors) -> None:
+    """Refuse a configuration of RWKV that asks for another computation than this program's."""
+    if not str(tensors.config.get("model_type", "rwkv")).startswith("rwkv"):
+        return  # not RWKV: refused by its names
+    for key, computed in _COMPUTED.items():
+        found = tensors.config.get(key, computed)
+        if found != computed and not (computed is None and not found):
+            only = f"only {computed!r} is computed" if computed is not None else "which is not supported"
+            raise CheckpointError(f"its {CONFIG} has {key} = {_shown(found)}; {only}", path=tensors.path)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _without_unused(tensors: NamedTensors) -> NamedTensors | None:
@@ -229,9 +288,11 @@ def _without_unused(tensors: NamedTensors) -> NamedTensors | None:
 
 
 FORMS = (
-    Form("prefix", _without_prefix),
-    Form("flash-linear-attention", _from_fla),
-    Form("transformers", _from_transformers),
-    Form("head", _with_head),
-    Form("unused tensors", _without_unused),
+    Form("llama.cpp", gguf.undo),
+    Form("a prefix", _without_prefix),
+    Form("another program's names", _renamed),
+    Form("web-rwkv", web_rwkv.undo),
+    Form("another name of the head", _plain_head),
+    Form("a tied head", _tied_head),
+    Form("unused tensors that do not fit", _without_unused),
 )

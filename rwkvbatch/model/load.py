@@ -25,6 +25,9 @@ from rwkvbatch.model.upstream import load_upstream
 
 Backend = Literal["auto", "cpu", "reference", "cuda", "upstream"]
 
+READ_SUFFIXES = (*SUFFIXES, ".st", ".gguf")
+"""Endings that may be left out of a model's name, in the order in which they are tried."""
+
 MODEL_VARIABLE = "RWKVBATCH_MODEL"
 BUNDLED_MODEL = Path(__file__).parent.parent / "demo" / "rwkv7-demo.safetensors"
 
@@ -45,7 +48,7 @@ class ResolvedModel:
 
 
 def resolve_model_path(path: str | os.PathLike[str] | None = None) -> ResolvedModel:
-    """The weights file that `path` names, with or without its suffix, `.pth` or `.safetensors`.
+    """The weights file that `path` names, with or without its suffix (`READ_SUFFIXES`).
 
     None means the environment variable `RWKVBATCH_MODEL`, and without that the bundled model.
 
@@ -67,7 +70,7 @@ def _resolve(path: str | os.PathLike[str] | None) -> ResolvedModel:
             )
         return ResolvedModel(BUNDLED_MODEL, bundled=True)
     wanted = Path(named).expanduser()
-    candidates = [wanted, *(Path(f"{wanted}{suffix}") for suffix in SUFFIXES)]
+    candidates = [wanted, *(Path(f"{wanted}{suffix}") for suffix in READ_SUFFIXES)]
     try:
         for candidate in candidates:
             if candidate.is_file():
@@ -95,7 +98,7 @@ def _naming_origin(path: str | os.PathLike[str] | None) -> Generator[None]:
 
 def _near_names(wanted: Path) -> str:
     try:
-        names = [entry.name for entry in os.scandir(wanted.parent) if entry.name.endswith(SUFFIXES)]
+        names = [entry.name for entry in os.scandir(wanted.parent) if entry.name.endswith(READ_SUFFIXES)]
     except OSError:
         return ""
     return " or ".join(repr(name) for name in difflib.get_close_matches(wanted.name, names, n=2))

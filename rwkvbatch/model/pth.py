@@ -1,51 +1,40 @@
 """The tensors of a `.pth` file, as `torch.save` writes it: a zip archive, or before torch 1.6 a plain stream.
 
-The list of tensors is a pickle program, with which a hostile file can call anything. `PickleReader` reads the program
-as data instead: it builds numbers, texts, tuples, lists and dicts, represents tensors by `StoredTensor` records, and
-refuses by name whatever else a file asks for. The number of bytes and of steps is bounded, and a step takes time and
-memory in proportion to its bytes, so no file can make it slow or large.
+The list of tensors is a pickle program, which `PickleReader` reads as data.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import pickletools
+import re
 import struct
 import zipfile
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model.pickle_reader import Opaque, PickleReader, StoredTensor
 from rwkvbatch.model.tensor_file import Contents, StoredBytes
 
 MAX_DIRECTORY_BYTES = 4 << 20
 MAX_PICKLE_BYTES = 16 << 20
 
 ZIP_MAGIC = b"PK\x03\x04"
-# Protocol byte, then the long integer 0x1950a86a20f9469cfc6c.
-LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+# Protocol, from protocol 4 on a frame, then the long integer 0x1950a86a20f9469cfc6c.
+_LEGACY_HEAD = re.compile(rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\.", re.DOTALL)
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
-_STORAGE_DTYPES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
+ZERO = "merge the checkpoint first: python -m deepspeed.utils.zero_to_fp32 DIRECTORY merged, then --model merged"
+"""How DeepSpeed merges its ZeRO checkpoints; it also copies that script into their directories."""
 
 # NotImplementedError: of archives that are split or made for later versions.
 _ZIP_ERRORS = (zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, OSError, struct.error, NotImplementedError)
+
+
+def is_legacy(head: bytes) -> bool:
+    """Whether a file that starts with `head` was written by `torch.save` in its older form, a plain stream."""
+    return _LEGACY_HEAD.match(head) is not None
 
 
 class _BoundedReads(io.FileIO):
@@ -85,13 +74,14 @@ def read_zip(descriptor: int, path: Path) -> Contents:
         )
     value = PickleReader(io.BytesIO(os.pread(descriptor, length, start)), path).run()
     entries: dict[str, StoredBytes] = {}
-    for name, tensor in _tensors(value, path).items():
+    tensors, undone = _tensors(value, path)
+    for name, tensor in tensors.items():
         key = tensor.storage.key
         location = locations.get(f"{root}data/{key}")
         if location is None:
             raise CheckpointError(f"its tensors need a record data/{key[:80]} that is not there", path=path)
         entries[name] = _stored(name, tensor, location, path)
-    return Contents(entries)
+    return Contents(entries, undone=undone)
 
 
 def _locations(descriptor: int, members: list[zipfile.ZipInfo], path: Path) -> dict[str, tuple[int, int]]:
@@ -133,8 +123,8 @@ def read_legacy(descriptor: int, path: Path) -> Contents:
         raise CheckpointError("its preamble is damaged", path=path)
     if system.get("little_endian") is not True:
         raise CheckpointError("written on a big-endian machine, which is not supported", path=path)
-    tensors = _tensors(value, path)
-    storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
+    tensors, undone = _tensors(value, path)
+    storages = reader.storages
     locations: dict[str, tuple[int, int]] = {}
     for key in keys:
         storage = storages.get(key) if isinstance(key, str) else None
@@ -149,26 +139,56 @@ def read_legacy(descriptor: int, path: Path) -> Contents:
     missing = storages.keys() - locations.keys()
     if missing:
         raise CheckpointError(f"its tensors need storages that are not there, such as {min(missing)[:80]!r}", path=path)
-    return Contents(
-        {name: _stored(name, tensor, locations[tensor.storage.key], path) for name, tensor in tensors.items()}
-    )
+    entries = {name: _stored(name, tensor, locations[tensor.storage.key], path) for name, tensor in tensors.items()}
+    return Contents(entries, undone=undone)
 
 
-def _tensors(value: Any, path: Path) -> dict[str, StoredTensor]:
+WRAPPERS = ("state_dict", "model", "module", "model_state_dict", "model_state", "weights")
+"""Keys under which training programs keep the tensors (Lightning: `state_dict`, DeepSpeed: `module`), best first."""
+
+MAX_WRAPPERS = 4
+
+
+def _tensors(value: Any, path: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
+    """The dict of tensors in `value`, which may be wrapped in others, and what was undone to find it."""
+    undone: tuple[str, ...] = ()
+    for _ in range(MAX_WRAPPERS):
+        if not isinstance(value, dict) or _is_state_dict(value):
+            break
+        inside = [key for key, item in value.items() if isinstance(item, dict) and _is_state_dict(item)]
+        deeper = [key for key in WRAPPERS if isinstance(value.get(key), dict)]
+        name = next((key for key in [*WRAPPERS, *inside] if key in inside), next(iter(deeper), None))
+        if name is None:
+            break
+        if "param_shapes" in value and any(0 in getattr(tensor, "shape", ()) for tensor in value[name].values()):
+            raise CheckpointError(
+                "a part of a DeepSpeed ZeRO-3 checkpoint; its weights are spread over other files", path=path, hint=ZERO
+            )
+        others = ", ".join(repr(str(key)[:60]) for key in inside if key != name)
+        undone += (f"the wrapper {name!r}" + (f" (not read: {others})" if others else ""),)
+        value = value[name]
     if not isinstance(value, dict):
-        raise CheckpointError(f"expected a dict of tensors, found one {type(value).__name__}", path=path)
-    hint = None
-    inner = next((key for key in ("state_dict", "model", "module") if isinstance(value.get(key), dict)), None)
-    if inner is not None:
-        hint = f"save its entry {inner!r} alone"
+        hint = "a whole module was pickled: save its state_dict() instead" if isinstance(value, Opaque) else None
+        raise CheckpointError(f"expected a dict of tensors, found one {_kind(value)}", path=path, hint=hint)
+    hint = "save its dict of tensors alone" if any(isinstance(item, dict) for item in value.values()) else None
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, StoredTensor):
             raise CheckpointError(
-                f"expected a dict of tensors; its entry {str(name)[:80]!r} is of type {type(tensor).__name__}",
+                f"expected a dict of tensors; its entry {str(name)[:80]!r} is of type {_kind(tensor)}",
                 path=path,
                 hint=hint,
             )
-    return value
+    return value, undone
+
+
+def _is_state_dict(value: dict[Any, Any]) -> bool:
+    """Whether most of the entries are tensors with names."""
+    tensors = sum(isinstance(item, StoredTensor) for item in value.values())
+    return 2 * tensors > len(value)
+
+
+def _kind(value: Any) -> str:
+    return value.name if isinstance(value, Opaque) else type(value).__name__
 
 
 def _stored(name: str, tensor: StoredTensor, location: tuple[int, int], path: Path) -> StoredBytes:
@@ -181,211 +201,10 @@ def _stored(name: str, tensor: StoredTensor, location: tuple[int, int], path: Pa
             f"the tensor {name[:80]!r} of shape {tensor.shape} needs more bytes than its record holds", path=path
         )
     return StoredBytes(
-        dtype, tensor.shape, tensor.strides, start + tensor.offset * dtype.itemsize, span * dtype.itemsize
+        dtype,
+        tensor.shape,
+        tensor.strides,
+        start + tensor.offset * dtype.itemsize,
+        span * dtype.itemsize,
+        tensor.negative,
     )
-
-
-MAX_STEPS = 1_000_000
-MAX_DIMENSIONS = 8
-
-
-@dataclass(frozen=True)
-class Global:
-    """A name that the file refers to; never imported."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"[:120]
-
-
-@dataclass(frozen=True)
-class StorageRef:
-    """A block of numbers in the file."""
-
-    dtype: torch.dtype
-    key: str
-    num_elements: int
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A view of a storage; offset and strides in elements."""
-
-    storage: StorageRef
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-_MARK = object()
-_CONSTANTS = {"MARK": _MARK, "NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_PARAMETER_TYPES = {"torch.nn.parameter.Parameter", "torch.Tensor", "torch._tensor.Tensor"}
-
-
-class PickleReader:
-    """Reads pickle programs as data: `run` returns the value of the next program in `stream`."""
-
-    def __init__(self, stream: io.BytesIO, path: Path) -> None:
-        self._stream = stream
-        self._path = path
-        self._stack: list[Any] = []
-        self._memo: dict[int, Any] = {}
-
-    def run(self) -> Any:
-        """The value that the program builds; `stream` is then behind it.
-
-        Raises:
-            CheckpointError: it is damaged, too long, or asks for something that no checkpoint needs.
-        """
-        self._stack, self._memo = [], {}
-        try:
-            for opcode, argument, _ in islice(pickletools.genops(self._stream), MAX_STEPS):
-                if opcode.name == "STOP":
-                    return self._stack.pop()
-                self._step(opcode.name, argument)
-        except (IndexError, KeyError, TypeError, ValueError) as error:
-            reason = str(error)[:80] or type(error).__name__
-            raise self._error(f"its list of tensors is damaged or cut off ({reason})") from error
-        raise self._error(f"its list of tensors takes more than {MAX_STEPS:,} steps")
-
-    def _error(self, message: str, hint: str | None = None) -> CheckpointError:
-        return CheckpointError(message, path=self._path, hint=hint)
-
-    def _pop(self, count: int) -> list[Any]:
-        if len(self._stack) < count:
-            raise IndexError
-        items = self._stack[-count:]
-        del self._stack[-count:]
-        return items
-
-    def _since_mark(self) -> list[Any]:
-        items: list[Any] = []
-        while (item := self._stack.pop()) is not _MARK:
-            items.append(item)
-        return items[::-1]
-
-    def _step(self, name: str, argument: Any) -> None:
-        stack = self._stack
-        match name:
-            case "BINPUT" | "LONG_BINPUT":
-                self._memo[argument] = stack[-1]
-            case "MEMOIZE":
-                self._memo[len(self._memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(self._memo[argument])
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
-                stack.append(argument)
-            case "MARK" | "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_TUPLE":
-                stack.append(_CONSTANTS[name])
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST":
-                stack.append([])
-            case "TUPLE":
-                stack.append(tuple(self._since_mark()))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple(self._pop(int(name[-1]))))
-            case "SETITEM":
-                self._set_items(self._pop(2))
-            case "SETITEMS":
-                self._set_items(self._since_mark())
-            case "APPEND":
-                self._extend(self._pop(1))
-            case "APPENDS":
-                self._extend(self._since_mark())
-            case "GLOBAL":
-                stack.append(Global(*argument.split(" ", 1)))
-            case "STACK_GLOBAL":
-                module, attribute = self._pop(2)
-                if not isinstance(module, str) or not isinstance(attribute, str):
-                    raise TypeError
-                stack.append(Global(module, attribute))
-            case "BINPERSID":
-                stack.append(self._storage(stack.pop()))
-            case "REDUCE":
-                stack.append(self._call(*self._pop(2)))
-            case "BUILD":
-                # Attributes of a container (a state dict's `_metadata`) are ignored.
-                stack.pop()
-                if not isinstance(stack[-1], dict):
-                    raise self._error("it sets attributes of an object that is not a dict; refused, nothing was run")
-            case "NEWOBJ" | "NEWOBJ_EX" | "INST" | "OBJ":
-                raise self._refused(next((item for item in reversed(stack) if isinstance(item, Global)), "an object"))
-            case "PROTO" | "FRAME":
-                pass
-            case _:
-                raise self._error(
-                    f"its list of tensors has an instruction ({name}) that checkpoints do not need; refused"
-                )
-
-    def _set_items(self, items: list[Any]) -> None:
-        target = self._stack[-1]
-        if not isinstance(target, dict):
-            raise TypeError
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            # No tuples: hashing a nested one can take exponential time.
-            if not isinstance(key, str | int):
-                raise TypeError
-            target[key] = value
-
-    def _extend(self, items: list[Any]) -> None:
-        target = self._stack[-1]
-        if not isinstance(target, list):
-            raise TypeError
-        target.extend(items)
-
-    def _refused(self, target: object) -> CheckpointError:
-        return self._error(
-            f"it asks to run {target}, which no checkpoint needs; refused, nothing was run",
-            hint="do not load this file elsewhere; a plain state dict saved with torch.save, or .safetensors, works",
-        )
-
-    def _storage(self, persistent_id: Any) -> StorageRef:
-        tag, kind, key, _location, num_elements = persistent_id[:5]
-        if tag != "storage" or not isinstance(kind, Global) or kind.module not in ("torch", "torch.storage"):
-            raise self._error("a tensor refers to a storage of an unknown kind")
-        if not isinstance(key, str) or not _is_size(num_elements):
-            raise TypeError
-        dtype = _STORAGE_DTYPES.get(kind.name)
-        if dtype is None:
-            raise self._error(f"a tensor has the unsupported type {kind.name[:80]}")
-        return StorageRef(dtype, key, num_elements)
-
-    def _call(self, function: Any, arguments: Any) -> Any:
-        if not isinstance(function, Global) or not isinstance(arguments, tuple):
-            raise TypeError
-        match str(function):
-            case "collections.OrderedDict" if arguments == ():
-                return {}
-            case "torch.Size":
-                return _sizes(arguments[0])
-            case "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2":
-                return _tensor(*arguments[:4])
-            case "torch._utils._rebuild_parameter" if isinstance(arguments[0], StoredTensor):
-                return arguments[0]
-            case "torch._tensor._rebuild_from_type_v2":
-                inner, kind, inner_arguments = arguments[:3]
-                plain = isinstance(kind, Global) and str(kind) in _PARAMETER_TYPES
-                # Only one level deep: `inner` must not be this same function again.
-                if plain and isinstance(inner, Global) and inner.module == "torch._utils":
-                    return self._call(inner, inner_arguments)
-        raise self._refused(function)
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> StoredTensor:
-    tensor = StoredTensor(storage, offset, _sizes(shape), _sizes(strides))
-    if not isinstance(storage, StorageRef) or not _is_size(offset) or len(tensor.shape) != len(tensor.strides):
-        raise TypeError
-    return tensor
-
-
-def _sizes(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, tuple | list) or len(values) > MAX_DIMENSIONS or not all(map(_is_size, values)):
-        raise TypeError
-    return tuple(values)
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62

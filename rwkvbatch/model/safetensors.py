@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rwkvbatch.errors import CheckpointError, StorageError, UsageError
-from rwkvbatch.files import FILE_MODE, PRIVATE_MODE, replacing
+from rwkvbatch.files import FILE_MODE, PRIVATE_MODE, FileKind, check_target, replacing
 from rwkvbatch.model.tensor_file import Contents, StoredBytes
 
 MAX_HEADER_BYTES = 16 << 20
@@ -83,10 +83,34 @@ def _reason(error: Exception) -> str:
 SUFFIXES = (".pth", ".safetensors")
 
 
+STATE_FORMAT = "rwkvbatch-state"
+"""What the metadata key `format` of a saved state says."""
+
+
+def _is_state(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == STATE_FORMAT
+    except SafetensorError:
+        return False
+
+
+def _is_checkpoint(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(64)
+    # A zip archive, or a pickle of protocol 2: what `torch.save` has written since and before version 1.6.
+    return head.startswith((b"PK\x03\x04", b"\x80\x02")) or (is_safetensors(head) and not _is_state(path))
+
+
+CHECKPOINT = FileKind("a checkpoint", _is_checkpoint)
+STATE = FileKind("a saved state", _is_state)
+
+
 def save_tensors(
     path: Path,
     tensors: Mapping[str, Tensor],
     *,
+    kind: FileKind = CHECKPOINT,
     metadata: Mapping[str, str] | None = None,
     replace: bool = False,
     private: bool = False,
@@ -94,15 +118,16 @@ def save_tensors(
     """Write `.pth` or `.safetensors`, as the name ends, so that the file is there complete or not at all.
 
     Args:
+        kind: of the file; one of another kind is never replaced.
         metadata: texts for the header of a `.safetensors` file.
-        replace: whether an existing file may be replaced.
+        replace: whether an existing file of the same kind may be replaced.
         private: whether only the owner may read it, at no time anyone else.
 
     Raises:
         UsageError: the name ends otherwise, or the file is there and may not be replaced.
         StorageError: it could not be written.
     """
-    check_target(path, replace=replace)
+    check_tensor_target(path, kind=kind, replace=replace)
     try:
         with replacing(path, mode=PRIVATE_MODE if private else FILE_MODE) as temporary:
             mode = stat.S_IMODE(temporary.stat().st_mode)
@@ -118,14 +143,13 @@ def save_tensors(
         raise StorageError(f"cannot write {str(path)!r}: {reason}", hint="is there room on the disk?") from error
 
 
-def check_target(path: Path, *, replace: bool) -> None:
+def check_tensor_target(path: Path, *, kind: FileKind = CHECKPOINT, replace: bool) -> None:
     """Raise `UsageError` unless `path` may be written."""
     if path.suffix not in SUFFIXES:
         raise UsageError(f"the name of the file to write must end in {' or '.join(SUFFIXES)}, got {str(path)!r}")
     if not path.parent.is_dir():
         raise UsageError(f"there is no directory {str(path.parent)!r} to write {path.name!r} in")
-    if os.path.lexists(path) and not (replace and path.is_file()):
-        raise UsageError(f"{str(path)!r} is already there", hint=None if path.is_dir() else "--force replaces it")
+    check_target(path, kind, replace=replace, how="--force replaces it")
 
 
 def _own_storages(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,11 +15,10 @@ from rwkvbatch.model.base import ModelSpec, State
 from rwkvbatch.model.checkpoint import check_finite, shape_text
 from rwkvbatch.model.containers import open_tensors
 from rwkvbatch.model.forms import official
-from rwkvbatch.model.safetensors import save_tensors
+from rwkvbatch.model.safetensors import STATE, STATE_FORMAT, save_tensors
 from rwkvbatch.model.strategy import PRECISIONS
 from rwkvbatch.model.tensor_file import NamedTensors
 
-FORMAT = "rwkvbatch-state"
 VERSION = "1"
 
 _SIZES = ("generation", "num_layers", "width", "num_heads", "head_size", "vocab_size")
@@ -38,7 +37,7 @@ def load_state(path: str | Path, spec: ModelSpec) -> State:
     """
     with open_tensors(Path(path)) as tensors:
         file = official(tensors)
-        if file.metadata.get("format") == FORMAT:
+        if file.metadata.get("format") == STATE_FORMAT:
             return _saved(file, spec)
         if any(_TUNED.fullmatch(name) for name in file.entries):
             return _tuned(file, spec)
@@ -63,7 +62,7 @@ def save_state(
 
     Args:
         tokens: the tokens that each sequence has read, saved with its state.
-        replace: whether an existing file may be replaced.
+        replace: whether an existing saved state may be replaced; no other file is.
         private: whether only the owner may read it, since a state reveals what was read.
 
     Raises:
@@ -75,7 +74,7 @@ def save_state(
         target = target.with_name(target.name + ".safetensors")
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.tensors.items()}
     metadata = {
-        "format": FORMAT,
+        "format": STATE_FORMAT,
         "version": VERSION,
         "weights_sha256": spec.weights_sha256,
         "model": json.dumps({name: getattr(spec, name) for name in _SIZES}, sort_keys=True),
@@ -83,7 +82,7 @@ def save_state(
     if tokens is not None:
         metadata["tokens"] = json.dumps([[int(token) for token in part] for part in tokens])
     metadata["checksum"] = _checksum(tensors, metadata)
-    save_tensors(target, tensors, metadata=metadata, replace=replace, private=private)
+    save_tensors(target, tensors, kind=STATE, metadata=metadata, replace=replace, private=private)
 
 
 def _tuned(file: NamedTensors, spec: ModelSpec) -> State:

@@ -30,6 +30,7 @@ class StoredBytes:
     """A tensor in a file: `span` bytes from `start`, viewed with `shape` and `strides` (in elements).
 
     `negative`: the numbers stand for their negatives (torch's negative bit).
+    `decode`: makes the tensor of the bytes, where they are not plain numbers.
     """
 
     dtype: torch.dtype
@@ -38,6 +39,7 @@ class StoredBytes:
     start: int
     span: int
     negative: bool = False
+    decode: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @property
     def num_elements(self) -> int:
@@ -102,6 +104,8 @@ class TensorFile:
             if count == 0:
                 raise CheckpointError("the file was cut off while it was being read", path=self.path)
             done += count
+        if entry.decode is not None:
+            return entry.decode(flat)
         tensor = flat.view(entry.dtype).as_strided(entry.shape, entry.strides)
         return tensor.neg() if entry.negative else tensor
 
@@ -154,9 +158,19 @@ class Entry:
         return math.prod(self.shape)
 
     def transposed(self) -> Entry:
-        """The matrix with its axes exchanged, contiguous."""
-        rows, columns = self.shape
-        return Entry(self.dtype, (columns, rows), lambda: self.load().t().contiguous())
+        """The matrix, or stack of matrices, with its last two axes exchanged, contiguous."""
+        *stack, rows, columns = self.shape
+        return Entry(self.dtype, (*stack, columns, rows), lambda: self.load().transpose(-1, -2).contiguous())
+
+    def reshaped(self, shape: tuple[int, ...], path: Path) -> Entry:
+        """The same numbers in the same order with another shape; raises `CheckpointError` unless it has as many."""
+        if math.prod(shape) != self.num_elements:
+            raise CheckpointError(f"a tensor of shape {self.shape} has not {math.prod(shape):,} numbers", path=path)
+        return Entry(self.dtype, shape, lambda: self.load().reshape(shape))
+
+    def column(self, index: int) -> Entry:
+        """One column of a matrix."""
+        return Entry(self.dtype, self.shape[:1], lambda: self.load()[:, index].clone())
 
     def part(self, index: int) -> Entry:
         """One element along the first axis."""

@@ -8,9 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
-from rwkvbatch.config import GRID_SETTINGS, HistoryMode, RunSettings, ThinkMode, full_name, option_name
+from rwkvbatch.config import (
+    GRID_SETTINGS,
+    TEXTS,
+    HistoryMode,
+    Order,
+    RunSettings,
+    Switch,
+    ThinkMode,
+    full_name,
+    option_name,
+)
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell, GridFile, make_cells
 from rwkvbatch.replay.layers import Layered, layer_settings, naming_origins, read_toml
@@ -32,7 +42,6 @@ SKIPPED_SHOWN = 5
 CELLS_SHOWN = 8
 
 PathLike = str | os.PathLike[str]
-_Order = Literal["top-p-first", "temperature-first"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,15 +54,19 @@ class RunKeywords(TypedDict, total=False):
     temp: float | Sequence[float]
     top_p: float | Sequence[float]
     top_k: int | Sequence[int]
+    min_p: float | Sequence[float]
     presence_penalty: float | Sequence[float]
     frequency_penalty: float | Sequence[float]
     penalty_decay: float | Sequence[float]
-    order: _Order | Sequence[_Order]
+    order: Order | Sequence[Order]
+    no_penalty: Sequence[str]
     banned_token_ids: Sequence[int]
     max_tokens: int | Sequence[int]
     max_seconds: float | Sequence[float] | None
     stop: Sequence[str]
     think: ThinkMode | Sequence[ThinkMode]
+    reply_prefix: str | Sequence[str]
+    bos: Switch | bool | Sequence[Switch | bool]
     history: HistoryMode | Sequence[HistoryMode]
     strategy: str | Sequence[str]
     backend: str | Sequence[str]
@@ -318,11 +331,11 @@ def split_lists(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, li
         full = full_name(key)
         parts: list[Any] = [value]
         if full in GRID_SETTINGS:
-            if isinstance(value, str) and "," in value:
+            if isinstance(value, str) and "," in value and full not in TEXTS:
                 parts = [part.strip() for part in value.split(",")]
             elif isinstance(value, (list, tuple)):
                 parts = list(value)  # pyright: ignore[reportUnknownArgumentType]
-            if not parts or "" in parts:
+            if not parts or ("" in parts and full not in TEXTS):
                 raise UsageError(f"{option_name(full)} has an empty item in {value!r}")
         if len(parts) == 1:
             single[full] = parts[0]

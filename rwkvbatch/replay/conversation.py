@@ -11,18 +11,19 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from itertools import takewhile
-from typing import TYPE_CHECKING, Any, cast
+from itertools import chain, takewhile
+from typing import TYPE_CHECKING, cast
 
 from rwkvbatch.config import CellSettings
-from rwkvbatch.engine.request import FinishReason, NoiseKey, Reply, Request, Score, closed_history
+from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, NoiseKey, Reply, Request, Score, closed_history
 from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError
-from rwkvbatch.prompt.templates import PromptTemplate, load_template, prompting_of
+from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer
 from rwkvbatch.replay.judging import explain, judge, not_judged
 from rwkvbatch.replay.plan import Plan, Task
 from rwkvbatch.results.row import NOT_REACHED, Logprob, Reference, Row, RowTiming, TokenCounts
-from rwkvbatch.script.records import ReplyFacts, Turn
+from rwkvbatch.script.records import Conversation, ReplyFacts, Turn
+from rwkvbatch.signals import ENDS_PROCESS
 
 if TYPE_CHECKING:
     from rwkvbatch.engine.engine import Engine
@@ -42,11 +43,18 @@ class PromptEncoder:
         self._roots = dict(roots or {})
         # Every cell and repetition encodes the same texts of a conversation.
         self.encode = lru_cache(maxsize=8192)(self._encode)
-        self._load = lru_cache(maxsize=256)(_load_prompting)
+        self._load_template = lru_cache(maxsize=256)(load_template)
+        self._load_prelude = lru_cache(maxsize=256)(load_prelude)
 
-    def prompting(self, settings: CellSettings) -> tuple[PromptTemplate, str | None]:
-        """The template, and the prelude if there is one."""
-        return self._load(settings.think, settings.template, settings.prelude)
+    def template(self, settings: CellSettings) -> PromptTemplate:
+        """The prompt template of a reply."""
+        return self._load_template(settings.prompting)
+
+    def opening(self, conversation: Conversation, settings: CellSettings) -> tuple[int, ...]:
+        """The tokens before the first turn: token 0 with `bos`, the system message and the prelude; may be empty."""
+        prelude = None if settings.prelude is None else self._load_prelude(settings.prelude)
+        begin = (END_OF_TEXT,) if settings.begins_with_bos() else ()
+        return (*begin, *self.encode(self.template(settings).opening(conversation.system, prelude)))
 
     def root(self, settings: CellSettings) -> int:
         """The engine's root number of the initial state."""
@@ -54,11 +62,6 @@ class PromptEncoder:
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text))
-
-
-def _load_prompting(think: Any, template: str | None, prelude: str | None) -> tuple[PromptTemplate, str | None]:
-    prompting = prompting_of(CellSettings(think=think, template=template, prelude=prelude))
-    return load_template(prompting), prompting.prelude
 
 
 class ConversationReplay:
@@ -76,8 +79,7 @@ class ConversationReplay:
         self._reply: Reply | None = None
         self._score: Score | None = None
         self._encoder = encoder
-        self._template, prelude = encoder.prompting(task.settings)
-        self._history = encoder.encode(self._template.opening(task.conversation.system, prelude))
+        self._history = encoder.opening(task.conversation, task.settings)
 
     @property
     def over(self) -> bool:
@@ -114,7 +116,8 @@ class ConversationReplay:
         self.pending = {engine.submit(self.request())}
         if self._next.reference is not None:
             root = self._encoder.root(self.task.settings)
-            self.pending.add(engine.submit_score(*self._with_reference(self._next.reference), root))
+            given = self._template.given_reply(self._next.reference)
+            self.pending.add(engine.submit_score(*self._with_reference(*given), root))
 
     def take_result(self, request_id: int, result: Reply | Score) -> Row | None:
         """Take a pending request's result. Returns the turn's row once all its results are there.
@@ -133,7 +136,9 @@ class ConversationReplay:
         text = self._template.shown_reply(reply.text)
         try:
             row = self._row(reply, score, text)
-        except Exception as error:  # checks are plug-ins: any exception fails the row, not the run
+        except ENDS_PROCESS:
+            raise
+        except BaseException as error:  # checks are plug-ins: any exception fails the row, not the run
             return error_row(self.task, self.turn, explain(error), reply, text)
         self._advance(reply.history)
         return row
@@ -153,14 +158,19 @@ class ConversationReplay:
     def _next(self) -> Turn:
         return self.task.conversation.turns[self.turn]
 
-    def _with_reference(self, reference: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The tokens before the turn's reference, and those of the reference."""
-        past = self._encoder.encode(self._template.past_turn(self._next.user))
-        return (*self._history, *past), self._encoder.encode(self._template.reply(reference))
+    @property
+    def _template(self) -> PromptTemplate:
+        return self._encoder.template(self.task.of_turn(self.turn).settings)
+
+    def _with_reference(self, *parts: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens before the last of a reference's `parts`, as the template writes them, and those of that part."""
+        texts = (self._template.past_turn(self._next.user), *parts)
+        *before, last = [self._encoder.encode(text) for text in texts]
+        return (*self._history, *chain.from_iterable(before)), last
 
     def _advance(self, history: tuple[int, ...]) -> None:
         if self.task.settings.history == "gold" and self._next.reference is not None:
-            prefix, reply = self._with_reference(self._next.reference)
+            prefix, reply = self._with_reference(self._template.reply(self._next.reference))
             history = (*prefix, *reply)
         self._history = history
         self.turn += 1
@@ -268,8 +278,8 @@ def preview(plan: Plan, encoder: PromptEncoder) -> Preview:
         # Prompts of different models or initial states share no cached state.
         prompts.add((f"{task.settings.model}\0{task.settings.state}", prompt))
         first += played * len(prompt)
-        template, _ = encoder.prompting(task.settings)
-        later += played * sum(len(encoder.encode(template.turn(turn.user))) for turn in turns[1:])
+        for number, turn in enumerate(turns[1:], start=1):
+            later += played * len(encoder.encode(encoder.template(task.of_turn(number).settings).turn(turn.user)))
         replies += played * sum(task.of_turn(turn).settings.max_tokens for turn in range(len(turns)))
     return Preview(
         rows=rows if plan.settings.race_rows is None else min(rows, plan.settings.race_rows),

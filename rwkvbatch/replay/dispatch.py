@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 
 MAX_ATTEMPTS = 3
 """Workers that may end while they hold a task, before it is given up."""
+MAX_HANGS = 2
+"""Workers that a task may hang before it is given up."""
 MAX_MOVES = 2
 MAX_COPIES = 2
 STRAGGLER_FACTOR = 3.0
@@ -65,6 +67,7 @@ class Dispatcher:
         self._with_room: dict[int, None] = {}  # a set in order of insertion
         self._holders: dict[int, list[int]] = {}
         self._attempts: dict[int, int] = {}
+        self._hangs: dict[int, int] = {}
         self._moves: dict[int, int] = {}
         self._num_left = len(tasks)
         self._mean_s = 0.0
@@ -90,8 +93,13 @@ class Dispatcher:
         if worker in self._workers:
             self._workers[worker].active = active
 
-    def left(self, worker: int) -> list[int]:
-        """Remove a worker. Returns the tasks that are given up, after `MAX_ATTEMPTS` lost workers."""
+    def left(self, worker: int, hung_by: int | None = None) -> list[int]:
+        """Remove a worker. Returns the tasks that are given up, after `MAX_ATTEMPTS` lost workers.
+
+        Args:
+            hung_by: the task that hung the worker. The worker's end is no attempt of its other tasks; this one is run
+                alone, and given up after `MAX_HANGS`.
+        """
         if (state := self._workers.pop(worker, None)) is None:
             return []
         self._with_room.pop(worker, None)
@@ -101,9 +109,16 @@ class Dispatcher:
         for task in state.held:
             self._holders[task].remove(worker)
             if self._holders[task]:
+                if task == hung_by:
+                    self._has_hung(task)
                 continue
             del self._holders[task]
+            if hung_by is not None and task != hung_by:
+                self._retries.append(task)
+                continue
             attempts = self._attempts[task] = self._attempts.get(task, 0) + 1
+            if task == hung_by:
+                attempts = self._attempts[task] = MAX_ATTEMPTS if self._has_hung(task) else MAX_ATTEMPTS - 1
             if attempts >= MAX_ATTEMPTS:
                 given_up.append(task)
                 self._forget(task)
@@ -113,6 +128,11 @@ class Dispatcher:
             else:
                 self._retries.append(task)
         return given_up
+
+    def _has_hung(self, task: int) -> bool:
+        """Count that a task hung a worker. Returns whether it has hung as many as it may."""
+        self._hangs[task] = self._hangs.get(task, 0) + 1
+        return self._hangs[task] >= MAX_HANGS
 
     def finish(self, worker: int, task: int) -> list[int]:
         """Record that `worker` finished a task. Returns the other workers that hold it."""
@@ -230,7 +250,10 @@ class Dispatcher:
         if self._num_timed == 0:
             return None
         held = ((since, task) for other in self._workers.values() for task, since in other.held.items())
-        since, task = min((pair for pair in held if len(self._holders[pair[1]]) < MAX_COPIES), default=(now, -1))
+        since, task = min(
+            (pair for pair in held if len(self._holders[pair[1]]) < MAX_COPIES and pair[1] not in self._hangs),
+            default=(now, -1),
+        )
         if now - since < max(STRAGGLER_S, STRAGGLER_FACTOR * self._mean_s):
             return None
         self._hold(worker, [task])
@@ -246,4 +269,5 @@ class Dispatcher:
     def _forget(self, task: int) -> None:
         self._num_left -= 1
         self._attempts.pop(task, None)
+        self._hangs.pop(task, None)
         self._moves.pop(task, None)

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 from rwkvbatch.errors import RwkvBatchError
 from rwkvbatch.replay.conversation import error_row, not_reached, was_reached
-from rwkvbatch.replay.dispatch import MAX_ATTEMPTS, Dispatcher
+from rwkvbatch.replay.dispatch import MAX_ATTEMPTS, MAX_HANGS, Dispatcher
 from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import Assign, Drop, Joined, Leave, Left, Report, WorkerPool
+from rwkvbatch.replay.pool import Assign, Drop, Joined, Judging, Leave, Left, Report, WorkerPool
 from rwkvbatch.replay.progress import Counts, WorkerProgress
 from rwkvbatch.replay.worker import Worker
 from rwkvbatch.results.row import EncodedRow, Row
@@ -26,6 +26,8 @@ WAIT_S = 0.25
 """How long the driver waits for events of its workers before it looks at the clock."""
 DRAIN_S = 10.0
 """How long workers may take to finish their step when the run is stopped."""
+JUDGING_S = 60.0
+"""How long a worker may take for the checks of one reply before it is killed, and the conversation run once more."""
 FAILURES_SHOWN = 20
 """Failed turns logged as warnings; later ones are logged at level `info`."""
 
@@ -75,11 +77,10 @@ class RowRecorder:
         for row in new.values():
             self._count(row.number, row.error, row.failed_checks, row.reply_tokens)
 
-    def add_lost(self, task: int, reason: str) -> None:
+    def add_lost(self, task: int, message: str) -> None:
         """Write error rows for all missing rows of a task whose workers crashed."""
         replayed = self._plan.task(task)
         first = replayed.first_row
-        message = f"{MAX_ATTEMPTS} workers ended while they ran this conversation; the last one: {reason}"
         lost: dict[int, Row] = {}
         for turn in range(len(replayed.conversation.turns)):
             if not self.rows.has(first + turn):
@@ -151,6 +152,15 @@ class LocalDriver:
 
 
 @dataclass
+class _Judged:
+    """A task whose reply a worker judges, for how long, and whether the worker was killed for it."""
+
+    task: int
+    seconds: float = 0.0
+    killed: bool = False
+
+
+@dataclass
 class PoolDriver:
     """Distributes tasks to the workers of a pool; checks `should_stop` and calls `after_step` after each wait."""
 
@@ -163,6 +173,8 @@ class PoolDriver:
     def __post_init__(self) -> None:
         self._workers = self.recorder.counts.workers
         self._draining = False
+        self._judging: dict[int, _Judged] = {}
+        self._looked_s = time.monotonic()
 
     def run(self, tasks: Iterable[int], setup: Setup) -> bool:
         """As `LocalDriver.run`; raises `WorkerError` when no worker can be started."""
@@ -196,7 +208,10 @@ class PoolDriver:
         rows: list[EncodedRow] = []
         finished: list[tuple[int, int]] = []
         for worker, event in self.pool.receive(WAIT_S):
+            judged = self._judging.pop(worker, None)
             match event:
+                case Judging(task):
+                    self._judging[worker] = _Judged(task)
                 case Joined(name, room):
                     if not self._draining:
                         self._workers[worker] = former.get(worker) or WorkerProgress(name)
@@ -216,8 +231,20 @@ class PoolDriver:
                     rows, finished = [], []
                     if error is not None:
                         raise error
-                    self._lose(worker, reason)
+                    self._lose(worker, reason, judged)
         self._record(rows, finished)
+        self._end_hung()
+
+    def _end_hung(self) -> None:
+        """Kill workers whose checks do not end."""
+        now = time.monotonic()
+        # A longer pause is one of this process, and of the workers too: a stopped terminal job, a sleeping machine.
+        passed, self._looked_s = min(now - self._looked_s, 4 * WAIT_S), now
+        for worker, judged in self._judging.items():
+            judged.seconds += passed
+            if judged.seconds >= JUDGING_S and not judged.killed:
+                judged.killed = True
+                self.pool.kill(worker)
 
     def _record(self, rows: Sequence[EncodedRow], finished: Sequence[tuple[int, int]]) -> None:
         self.recorder.add_encoded(rows)
@@ -225,14 +252,21 @@ class PoolDriver:
             for other in self._dispatcher.finish(worker, task):
                 self.pool.send(other, Drop((task,)))
 
-    def _lose(self, worker: int, reason: str) -> None:
+    def _lose(self, worker: int, reason: str, judged: _Judged | None) -> None:
         self._workers.pop(worker, None)
+        hung_by = judged.task if judged is not None and judged.killed else None
+        if hung_by is not None:
+            reason = f"a check gave no verdict within {JUDGING_S:g} s"
         if self._draining:
             return
         self.recorder.counts.lost_workers += 1
         _log.warning("worker %d is lost: %s", worker, reason)
-        for task in self._dispatcher.left(worker):
-            self.recorder.add_lost(task, reason)
+        for task in self._dispatcher.left(worker, hung_by):
+            if task == hung_by:
+                message = f"{MAX_HANGS} workers were killed while they judged this conversation: {reason}"
+            else:
+                message = f"{MAX_ATTEMPTS} workers ended while they ran this conversation; the last one: {reason}"
+            self.recorder.add_lost(task, message)
 
     def _drain(self) -> None:
         """Let the workers finish their step, and record the rows it finishes."""

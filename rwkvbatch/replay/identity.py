@@ -10,14 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, lru_cache
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rwkvbatch
 from rwkvbatch import __version__
-from rwkvbatch.config import CellSettings, Sampling, Stopping
+from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, Stopping
 from rwkvbatch.errors import InputError
-from rwkvbatch.prompt.templates import prompting_of
+from rwkvbatch.prompt.templates import load_prelude
 from rwkvbatch.results.manifest import FIRST_SETTINGS, GIVEN_FOR_ALL, default_settings
 from rwkvbatch.results.row import RowDigest
 from rwkvbatch.results.script_copy import script_sha256
@@ -57,9 +58,15 @@ def make_identity(
             else {}
         ),
         "max_prompt_tokens": settings.max_prompt_tokens,
-        GIVEN_FOR_ALL: sorted(plan.explicit & {"seed", *Sampling.model_fields, *Stopping.model_fields}),
+        GIVEN_FOR_ALL: sorted(plan.explicit & {"seed", *Sampling.model_fields, *Stopping.model_fields, *_own_of(plan)}),
         "cells": cell_identities(plan, specs, tokenizer_of),
     }
+
+
+def _own_of(plan: Plan) -> frozenset[str]:
+    """Settings of prompts that conversations have as params; runs of versions without such params name none."""
+    params = (part.params for c in plan.conversations for part in (c, *c.turns) if part.params)
+    return frozenset(DialoguePrompt.model_fields).intersection(chain.from_iterable(params))
 
 
 def cell_identities(
@@ -78,7 +85,8 @@ def cell_identities(
 
 def _cell_identity(settings: CellSettings, spec: ModelSpec, tokenizer: Tokenizer) -> dict[str, Any]:
     values = settings.model_dump(mode="json", include=CellSettings.model_fields.keys() - _FILES_OF_A_CELL)
-    state, template, prelude = settings.state, settings.template, prompting_of(settings).prelude
+    state, template = settings.state, settings.template
+    prelude = None if settings.prelude is None else load_prelude(settings.prelude)
     return {
         **values,
         "weights_sha256": spec.weights_sha256,
@@ -148,7 +156,8 @@ def judging_digest(conversation: Conversation, turn: int) -> str:
     return _digest([JUDGING_RULES, conversation.judging(turn)])[:16]
 
 
-_OF_REPLIES = frozenset({*Sampling.model_fields, *Stopping.model_fields})
+_OF_REPLIES = frozenset(CellSettings.model_fields) - _FILES_OF_A_CELL
+"""Settings of which a conversation or a turn may have its own."""
 
 
 def _reply_settings(settings: CellSettings) -> dict[str, Any]:

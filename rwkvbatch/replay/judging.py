@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rwkvbatch.errors import RowError, RwkvBatchError
+from rwkvbatch.errors import RowError, RwkvBatchError, in_words
 from rwkvbatch.results.row import CheckResult, Logprob, Row
 from rwkvbatch.script.records import Check, Conversation, ReplyFacts
+from rwkvbatch.signals import ENDS_PROCESS
 
 _NOT_JUDGED = "not judged: the turn ended in an error"
 
@@ -41,7 +42,9 @@ def judged_again(row: Row, conversation: Conversation) -> Row:
     facts = ReplyFacts(row.reply, row.finish_reason, len(row.reply_ids), turn.reference)
     try:
         return replace(row, checks=judge(turn.checks, facts))
-    except Exception as error:  # checks are plug-ins: any exception fails the row, not the run
+    except ENDS_PROCESS:
+        raise
+    except BaseException as error:  # checks are plug-ins: any exception fails the row, not the run
         return replace(
             row,
             finish_reason="error",
@@ -55,16 +58,16 @@ def judged_again(row: Row, conversation: Conversation) -> Row:
 
 def explain(error: BaseException) -> str:
     """The message of this program's errors; the type and text of others."""
-    return error.message if isinstance(error, RwkvBatchError) else f"{type(error).__name__}: {error}"
+    return error.message if isinstance(error, RwkvBatchError) else in_words(error)
 
 
 def _judge(check: Check, facts: ReplyFacts) -> CheckResult:
     try:
         verdict = check.judge(facts)
-    except RowError:
+    except (RowError, *ENDS_PROCESS):
         raise
-    except Exception as error:
-        raise RowError(f"check {check.kind!r} failed: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        raise RowError(f"check {check.kind!r} failed: {in_words(error)}") from error
     score = float(verdict.score)
     if not 0 <= score <= 1:
         raise RowError(f"check {check.kind!r} failed: its score must be in [0, 1], got {score}")

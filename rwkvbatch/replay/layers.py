@@ -36,7 +36,7 @@ from rwkvbatch.errors import InputError, RwkvBatchError, UsageError
 GRID_TABLES = ("grid", "zip", "cells", "override")
 """Tables of a settings file that make a grid, see `replay.grid`."""
 
-CHECKPOINT_ENDINGS = ("", ".pth", ".safetensors")
+CHECKPOINT_ENDINGS = ("", ".pth", ".safetensors", ".st", ".gguf")
 """A model's file may be named without its ending."""
 
 

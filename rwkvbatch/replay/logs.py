@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rwkvbatch.errors import UsageError
-from rwkvbatch.files import FILE_MODE
+from rwkvbatch.files import FILE_MODE, FileKind, check_target, file_head
 from rwkvbatch.prompt.escaping import printable, printable_json
 
 ROOT_NAME = "rwkvbatch"
@@ -40,6 +40,9 @@ class JsonFormatter(logging.Formatter):
 class _TerminalFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return printable(f"rwkvbatch: {record.levelname.lower()}: {record.getMessage()}")
+
+
+LOG = FileKind("a log of rwkvbatch", lambda path: file_head(path).startswith('{"time": "'))
 
 
 class _LogFile(logging.FileHandler):
@@ -68,7 +71,10 @@ def logging_to(path: Path | None, *, verbose: bool = False, quiet: bool = False)
     """Log this package's records to `path`, as JSON lines, and to standard error, inside.
 
     The file has levels from `info` up (`debug` with `verbose`); standard error has warnings (errors with `quiet`,
-    `info` with `verbose`). Raises `UsageError` when the file cannot be opened.
+    `info` with `verbose`).
+
+    Raises:
+        UsageError: the file cannot be opened, or is not a log.
     """
     logger = logging.getLogger(ROOT_NAME)
     terminal = logging.StreamHandler(sys.stderr)
@@ -76,6 +82,7 @@ def logging_to(path: Path | None, *, verbose: bool = False, quiet: bool = False)
     terminal.setLevel(logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING)
     handlers: list[logging.Handler] = [terminal]
     if path is not None:
+        check_target(path, LOG, option="--log-file", append=True)
         try:
             file = _LogFile(path)
         except OSError as error:

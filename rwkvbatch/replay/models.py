@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rwkvbatch.config import RunSettings
 from rwkvbatch.errors import UsageError
-from rwkvbatch.prompt.templates import load_template, prompting_of
+from rwkvbatch.prompt.templates import load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
 from rwkvbatch.replay.conversation import PromptEncoder
 from rwkvbatch.replay.plan import Plan
@@ -130,8 +130,8 @@ def refuse_unusable(plan: Plan, specs: Mapping[Setup, Any]) -> None:
     """
     for setup, spec in specs.items():
         _check_token_ids(plan, setup, spec.vocab_size)
-    for settings in {(s.template, s.think): s for s in plan.cell_settings if s.template is not None}.values():
-        load_template(prompting_of(settings))
+    for prompting in {settings.prompting for settings in plan.cell_settings}:
+        load_template(prompting)
     for setup, spec in specs.items():
         for path in ModelLoader.state_files(setup, plan):
             from rwkvbatch.model.states import load_state

@@ -61,6 +61,13 @@ class Joined:
 
 
 @dataclass(frozen=True, slots=True)
+class Judging:
+    """A worker begins to judge a turn of a task; its next event tells that the checks have ended."""
+
+    task: int
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What happened since the worker's last report.
 
@@ -85,7 +92,7 @@ class Left:
         return self.error is None and self.reason != LEFT_ON_REQUEST
 
 
-Event = Joined | Report | Left
+Event = Joined | Judging | Report | Left
 
 LEFT_ON_REQUEST = "was asked to leave"
 """`Left.reason` of a worker that ended because of `Leave`."""
@@ -108,6 +115,9 @@ class WorkerPool(Protocol):
 
     def send(self, worker: int, order: Order) -> None:
         """Send an order to a worker; ignored when the worker has ended."""
+
+    def kill(self, worker: int) -> None:
+        """Kill a worker that does not answer; `receive` returns its `Left`. Ignored when the worker has ended."""
 
     def receive(self, timeout_s: float) -> Sequence[tuple[int, Event]]:
         """Events since the last call in order, with the worker's number; waits up to `timeout_s` for the first."""

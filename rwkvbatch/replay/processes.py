@@ -8,11 +8,14 @@ its own. Models on a GPU are loaded by the workers themselves, since CUDA contex
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +34,8 @@ from rwkvbatch.replay.worker import LogCollector, Worker, collecting_logs, serve
 Channel: TypeAlias = "Connection[Any, Any]"
 MakeLoader = Callable[[], ModelLoader]
 
+_F_SETSIG = 10
+"""The operation's number on Linux, which the module `fcntl` does not name."""
 _START_TEMPLATE = "from rwkvbatch.replay.processes import template_main; template_main()"
 
 
@@ -75,13 +80,19 @@ class ProcessPool:
             self._events += [(n, w.joined) for n, w in self._workers.items() if w.joined is not None]
             return
         for device in self._devices:
-            self._start(device)
+            self._start_reloading(device)
 
     def send(self, worker: int, order: Order) -> None:
         process = self._workers.get(worker)
         if process is not None:
             with contextlib.suppress(OSError):  # `receive` notices that the process ended
                 process.channel.send(order)
+
+    def kill(self, worker: int) -> None:
+        process = self._workers.get(worker)
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.id, signal.SIGKILL)
 
     def receive(self, timeout_s: float) -> Sequence[tuple[int, Event]]:
         if not self._workers and not self._events:
@@ -153,18 +164,25 @@ class ProcessPool:
         left = self._restarts.check(left or Left(f"process {worker.id} {_describe(status)}"))
         self._events.append((number, left))
         if left.restartable:
-            self._restart(worker)
+            self._start_reloading(worker.device)
 
-    def _restart(self, worker: _Process) -> None:
+    def _start_reloading(self, device: str | None) -> None:
+        """Start a worker. Where the template process has ended, load it again while the other workers continue."""
         assert self._setup is not None
-        try:
-            self._start(worker.device)
-        except (OSError, EOFError):
-            # The template process has ended as well: load it again while the other workers continue.
-            others, self._workers = self._workers, {}
-            self._load(self._setup)
-            self._workers = others
-            self._start(worker.device)
+        while True:
+            try:
+                self._start(device)
+            except (OSError, EOFError) as error:
+                left = self._restarts.check(Left(f"the process that starts workers is gone: {error}"))
+                if left.error is not None:
+                    raise left.error from None
+                others, self._workers = self._workers, {}
+                try:
+                    self._load(self._setup)
+                finally:
+                    self._workers |= others
+            else:
+                return
 
 
 def _wants_gpu(setup: Setup) -> bool:
@@ -215,17 +233,20 @@ class _Template:
 
     def __init__(self) -> None:
         self._channel, theirs = Pipe()
-        command = [sys.executable, "-c", _START_TEMPLATE, str(theirs.fileno())]
+        # Nothing is ever written to this pipe: the system closes it with this process, however that ends.
+        lifeline, self._life = os.pipe()
+        command = [sys.executable, "-c", _START_TEMPLATE, str(theirs.fileno()), str(lifeline)]
         environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "OPENBLAS_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         # The new process inherits the mask, so that these signals do not end it before `template_main` ignores them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
-        inherited = [theirs.fileno()]
+        inherited = [theirs.fileno(), lifeline]
         try:
             self._process = subprocess.Popen(command, pass_fds=inherited, env=environment, stdin=subprocess.DEVNULL)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
+            os.close(lifeline)
 
     def ask(self, request: _Load | _Fork | _Wait, socket: Channel | None = None) -> Any:
         """The answer to a request, after which `socket` is sent. An answer that is an error is raised."""
@@ -245,17 +266,43 @@ class _Template:
         self._channel.close()
         self._process.kill()
         self._process.wait()
+        os.close(self._life)
 
 
 def template_main() -> None:
     """The template process: answers requests until the pool's end is closed."""
     signals.ignore()
+    lifeline = int(sys.argv[2])
+    end_with(lifeline)
     logs = LogCollector()
     with collecting_logs(logs):
-        _answer_requests(Connection(int(sys.argv[1])), logs)
+        _answer_requests(Connection(int(sys.argv[1])), logs, lifeline)
 
 
-def _answer_requests(channel: Channel, logs: LogCollector) -> None:
+def end_with(lifeline: int) -> None:
+    """Let the system kill this process when the other end of the pipe `lifeline` is closed, whatever it is doing then.
+
+    Code that never returns from a C function, such as a regular expression, keeps a thread that watches the pipe from
+    running. Linux sends SIGKILL for it (`F_SETSIG` of fcntl(2)); elsewhere a thread has to do.
+    """
+    if sys.platform == "linux":
+        # A description of this process's own: the one of the parent signals the parent.
+        descriptor = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(descriptor, _F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
+        if select.select([descriptor], [], [], 0)[0]:  # closed before this process could ask for the signal
+            os._exit(1)
+        return
+
+    def watch() -> None:
+        os.read(lifeline, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+def _answer_requests(channel: Channel, logs: LogCollector, lifeline: int) -> None:
     """Log records of the template itself go to the first worker, which reports them."""
     served: tuple[Plan, ModelLoader] | None = None
     while True:
@@ -276,6 +323,7 @@ def _answer_requests(channel: Channel, logs: LogCollector) -> None:
                 if answer == 0:
                     status = 1
                     try:
+                        end_with(lifeline)
                         channel.close()
                         serve(Connection(socket), partial(Worker, *served, request.setup), request.name, logs)
                         status = 0

@@ -349,6 +349,11 @@ class RayPool:
         if actor is not None and actor.serving:
             actor.handle.send.remote(order)
 
+    def kill(self, worker: int) -> None:
+        actor = self._actors.get(worker)
+        if actor is not None:
+            _ray.kill(actor.handle, no_restart=False)
+
     def receive(self, timeout_s: float) -> Sequence[tuple[int, Event]]:
         numbers = {actor.call: number for number, actor in self._actors.items() if actor.call is not None}
         if numbers:

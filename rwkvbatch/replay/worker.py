@@ -23,7 +23,7 @@ from rwkvbatch.errors import RowError, RwkvBatchError, is_out_of_memory
 from rwkvbatch.replay.conversation import ConversationReplay, error_row, not_reached
 from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import LEFT_ON_REQUEST, Assign, Drop, Joined, Leave, Left, LogEntry, Order, Report
+from rwkvbatch.replay.pool import LEFT_ON_REQUEST, Assign, Drop, Joined, Judging, Leave, Left, LogEntry, Order, Report
 from rwkvbatch.results.row import EncodedRow, Row
 
 HEARTBEAT_S = 0.5
@@ -42,7 +42,11 @@ class Step:
 
 
 class Worker:
-    """Runs tasks over an engine of its own, which is replaced by a smaller one when memory runs out."""
+    """Runs tasks over an engine of its own, which is replaced by a smaller one when memory runs out.
+
+    Attributes:
+        judging: called with the number of a task before a reply with checks is judged.
+    """
 
     def __init__(self, plan: Plan, loader: ModelLoader, setup: Setup) -> None:
         self._plan = plan
@@ -56,6 +60,7 @@ class Worker:
         self._rows_of: dict[int, dict[int, Row]] = {}
         self._requests: dict[int, ConversationReplay] = {}
         self._num_active = 0
+        self.judging: Callable[[int], None] = lambda task: None
         self._new_rows: dict[int, Row] = {}
         self._finished: list[int] = []
 
@@ -131,6 +136,8 @@ class Worker:
         if replay is None:  # dropped while it was generated
             return
         turn = replay.turn
+        if replay.task.conversation.turns[turn].checks:
+            self.judging(replay.task.number)
         if (row := replay.take_result(request_id, result)) is None:
             return
         self._add_row(replay, turn, row)
@@ -225,6 +232,7 @@ def serve(channel: Channel, make_worker: Callable[[], Worker], name: str, logs: 
         left = Left(LEFT_ON_REQUEST)
         try:
             worker = make_worker()
+            worker.judging = lambda task: channel.send(Judging(task))
             orders = _start_reading(channel)
             channel.send(Joined(name, worker.room))
             _carry_out_orders(channel, worker, orders, logs)

@@ -17,11 +17,10 @@ from typing import Any, cast
 
 from rwkvbatch.config import CellSettings, identity_with_full_names
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError
-from rwkvbatch.files import OS_FILES, Files, read_file, save_file
+from rwkvbatch.files import MANIFEST_NAME, OS_FILES, Files, read_file, save_file
 
 JsonObject = Mapping[str, Any]
 
-MANIFEST_NAME = "manifest.json"
 FORMAT = 1
 MAX_MANIFEST_BYTES = 64 * 2**20
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunReplacedError, StorageError
-from rwkvbatch.files import OS_FILES, Files, in_blocks, open_file, replace_file, write_all
+from rwkvbatch.files import OS_FILES, RESULTS_NAME, Files, in_blocks, open_file, replace_file, write_all
 from rwkvbatch.results.recovery import DAMAGED_NAME, TORN_NAME, LineIndex, keep_bytes, keep_damaged_lines, look_through
 from rwkvbatch.results.row import (
     BadLineError,
@@ -28,7 +28,6 @@ from rwkvbatch.results.row import (
 )
 
 ASIDE_NAME = "results.aside"
-RESULTS_NAME = "results.jsonl"
 FLUSH_ROWS = 64
 FLUSH_SECONDS = 2.0
 

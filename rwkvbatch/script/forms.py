@@ -17,7 +17,17 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
-from rwkvbatch.script.native import Message, Role, Shape, parse_params, read_id, read_native, read_tags, to_turns
+from rwkvbatch.script.native import (
+    OF_THE_REPLY,
+    Message,
+    Role,
+    Shape,
+    parse_params,
+    read_id,
+    read_native,
+    read_tags,
+    to_turns,
+)
 from rwkvbatch.script.records import Conversation, SourceLine, Turn, is_array, is_object, refuse, shown, type_name
 
 _ROLE_NAMES: Mapping[Role, tuple[str, ...]] = {
@@ -197,7 +207,7 @@ def _is_openai(line: Mapping[str, Any]) -> bool:
     if not is_array(messages) or not _NATIVE_KEYS.isdisjoint(line):
         return False
     plain = [message for message in messages if is_object(message)]
-    if any("expect" in message or "params" in message for message in plain):
+    if any(not OF_THE_REPLY.isdisjoint(message) for message in plain):
         return False
     return not _OPENAI_KEYS.isdisjoint(line) or any(
         not isinstance(message.get("content"), str)

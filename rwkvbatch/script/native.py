@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rwkvbatch.config import ALIASES, Sampling, Settings, Stopping, with_full_names
+from rwkvbatch.config import ALIASES, DialoguePrompt, Sampling, Settings, Stopping, with_full_names
 from rwkvbatch.errors import UsageError
 from rwkvbatch.script.checks import parse_checks
 from rwkvbatch.script.records import (
@@ -85,15 +85,17 @@ def read_tags(given: Sequence[str], source: SourceLine) -> tuple[str, ...]:
 
 
 SEED = "seed"
-_RECORDS: tuple[type[Settings], ...] = (Sampling, Stopping)
+_RECORDS: tuple[type[Settings], ...] = (Sampling, Stopping, DialoguePrompt)
+SWITCHES = frozenset({"bos"})
+"""Settings that may be given as true or false."""
 PARAM_NAMES = frozenset({SEED, *ALIASES}.union(*(record.model_fields for record in _RECORDS)))
 
 
 def parse_params(raw: Mapping[str, Any], source: SourceLine, where: str = "params") -> Mapping[str, Any]:
-    """Validated overrides, by the names of `config.Sampling` and `config.Stopping` (short names too), and `seed`."""
+    """Validated overrides: fields of `config.Sampling`, `Stopping` and `DialoguePrompt`, by any name, and `seed`."""
     refuse_unknown_keys(raw, PARAM_NAMES, source, where)
     for name, value in raw.items():
-        if isinstance(value, bool):
+        if isinstance(value, bool) and name not in SWITCHES:
             refuse(source, f"{where}.{name}: must not be a boolean, got {str(value).lower()}")
         if name in ALIASES and ALIASES[name] in raw:
             refuse(source, f"{where}: {name} and {ALIASES[name]} are one setting", "leave one of the two out")
@@ -119,7 +121,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Message:
-    """One message of any form; `expect` and `params` are not parsed yet.
+    """One message of any form; `expect` and `params` are not parsed yet. `reply_prefix` is one of the params.
 
     `where` names the message in its line, such as `messages[2]`.
     """
@@ -129,6 +131,11 @@ class Message:
     where: str
     expect: Any = None
     params: Mapping[str, Any] | None = None
+    reply_prefix: str | None = None
+
+
+OF_THE_REPLY = frozenset({"expect", "params", "reply_prefix"})
+"""Keys of a user message that are about the reply that it asks for."""
 
 
 def to_turns(messages: Sequence[Message], source: SourceLine) -> tuple[str | None, tuple[Turn, ...]]:
@@ -142,8 +149,8 @@ def to_turns(messages: Sequence[Message], source: SourceLine) -> tuple[str | Non
     for at, message in enumerate(messages):
         where = message.where
         if message.role != "user":
-            for key, value in (("expect", message.expect), ("params", message.params)):
-                if value is not None:
+            for key in sorted(OF_THE_REPLY):
+                if getattr(message, key) is not None:
                     refuse(source, f"{where}: `{key}` must be in the user message that asks for the reply", "move it")
         if message.role == "system":
             if at:
@@ -151,7 +158,7 @@ def to_turns(messages: Sequence[Message], source: SourceLine) -> tuple[str | Non
             system = message.content
         elif message.role == "user":
             checks = () if message.expect is None else parse_checks(message.expect, source, f"{where}.expect")
-            params = parse_params(message.params or {}, source, f"{where}.params")
+            params = _turn_params(message, source)
             turns.append(Turn(message.content, None, checks, params))
         elif not turns:
             hint = "begin with a user message, or give an initial exchange with `--prelude`"
@@ -168,6 +175,19 @@ def to_turns(messages: Sequence[Message], source: SourceLine) -> tuple[str | Non
                 hint = "add the assistant message that the reply is compared with"
                 refuse(source, f"turn {number}: the check {check.kind!r} needs a reference reply", hint)
     return system, tuple(turns)
+
+
+def _turn_params(message: Message, source: SourceLine) -> Mapping[str, Any]:
+    """The params of the reply that a user message asks for, its `reply_prefix` among them."""
+    where = f"{message.where}.params"
+    params = parse_params(message.params or {}, source, where)
+    if "bos" in params:
+        refuse(source, f"{where}.bos: token 0 is read before the conversation", "move it to the conversation's params")
+    if message.reply_prefix is None:
+        return params
+    if "reply_prefix" in params:
+        refuse(source, f"{message.where}: has reply_prefix beside its content and in its params", "keep one of the two")
+    return {**params, "reply_prefix": message.reply_prefix}
 
 
 @dataclass(frozen=True)
@@ -200,6 +220,7 @@ class _Message(Shape):
     content: str
     expect: Any = None
     params: dict[str, Any] | None = None
+    reply_prefix: str | None = None
 
 
 class _Additions(Shape):
@@ -232,7 +253,7 @@ def read_native(line: Mapping[str, Any], source: SourceLine, default_id: str) ->
     messages: list[Message] = []
     for at, item in enumerate(raw.messages):
         one = _Message.read(item, source, f"messages[{at}]")
-        messages.append(Message(one.role, one.content, f"messages[{at}]", one.expect, one.params))
+        messages.append(Message(one.role, one.content, f"messages[{at}]", one.expect, one.params, one.reply_prefix))
     bare = Conversation(read_id(raw.id, default_id, source), *to_turns(messages, source), (), {}, source)
     return raw.parsed(source).apply(bare)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rwkvbatch.config import ScriptLimits
+from rwkvbatch.config import MAX_COUNT, ScriptLimits
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.script.forms import read_conversation
 from rwkvbatch.script.native import MAX_ID_LENGTH, Additions, read_defaults
@@ -161,7 +161,7 @@ def read_copy(file: BinaryIO, path: str) -> tuple[Conversation, ...]:
         ScriptError: it is damaged.
         MissingExtraError: a check needs an optional dependency that is not installed.
     """
-    limits = ScriptLimits(max_line_bytes=MAX_COPY_LINE_BYTES, max_turns=2**31, max_conversations=2**31)
+    limits = ScriptLimits(max_line_bytes=MAX_COPY_LINE_BYTES, max_turns=MAX_COUNT, max_conversations=MAX_COUNT)
     reading = _Reading(limits, skip_bad=False, several=False)
     try:
         for line in _raw_lines(file, path, limits.max_line_bytes):

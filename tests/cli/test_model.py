@@ -103,11 +103,18 @@ def test_existing_file_is_replaced_only_by_force(
     output.write_bytes(b"precious")
     for command in (["convert", str(checkpoint), str(output)], ["random", "1x64", str(output), "--vocab", "65"]):
         assert invoke(["model", *command]) == 2
-        assert "already there" in capsys.readouterr().err
+        assert "already exists and is not a checkpoint" in capsys.readouterr().err
+        assert invoke(["model", *command, "--force"]) == 2
         assert output.read_bytes() == b"precious"
+    before = checkpoint.read_bytes()
+    for command in (["convert", str(checkpoint), str(output)], ["random", "1x64", str(output), "--vocab", "65"]):
+        output.write_bytes(before)
+        capsys.readouterr()
+        assert invoke(["model", *command]) == 2
+        assert "already exists (a checkpoint)" in capsys.readouterr().err
+        assert output.read_bytes() == before
         assert invoke(["model", *command, "--force"]) == 0
-        assert output.read_bytes() != b"precious"
-        output.write_bytes(b"precious")
+    assert output.read_bytes() != before
 
 
 @pytest.mark.parametrize(

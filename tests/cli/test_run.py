@@ -99,12 +99,14 @@ def test_after_a_failed_check_the_next_step_is_to_look_at_it(
     assert f"next: rwkvbatch show {out} --failed\n" in capsys.readouterr().err
 
 
-def test_too_many_failed_rows_end_the_run_with_exit_code_1(
+def test_too_many_failed_rows_leave_it_unfinished_with_exit_code_5(
     script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["run", str(script), "-o", str(tmp_path / "out"), "--max-prompt-tokens", "3", "--max-tokens", "2"]
-    assert invoke([*arguments, "--max-failures", "0"]) == 1
-    assert "--max-failures allows 0" in capsys.readouterr().err
+    assert invoke([*arguments, "--max-failures", "0"]) == 5
+    said = capsys.readouterr().err
+    assert "--max-failures allows 0" in said
+    assert "rows are safe. To continue: rwkvbatch" in said
     assert invoke(arguments) == 1
     assert "rows failed; --retry-errors runs them again" in capsys.readouterr().err
 

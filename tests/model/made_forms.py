@@ -1,6 +1,7 @@
 """Writes checkpoints in the forms that other programs write, from the name maps that these publish.
 
-Sources: flash-linear-attention, utils/convert_from_rwkv7.py; transformers, convert_rwkv_checkpoint_to_hf.py.
+Sources: flash-linear-attention, utils/convert_from_rwkv7.py; transformers, convert_rwkv_checkpoint_to_hf.py; web-rwkv
+and RWKV-Runner, convert_safetensors.py.
 """
 
 from __future__ import annotations
@@ -52,6 +53,47 @@ def to_fla(tensors: Mapping[str, torch.Tensor], *, fused: bool = False) -> Tenso
     return {name: tensor.contiguous() for name, tensor in made.items()}
 
 
+def to_transformers_7(tensors: Mapping[str, torch.Tensor], *, mlp: bool = True) -> Tensors:
+    """Names of rwkv-rs's transformers for RWKV-7; `mlp`: the revision that renames the channel mix too."""
+    whole = {
+        "emb": "model.embed_tokens",
+        "ln_out": "model.norm",
+        "head": "lm_head",
+        "blocks.0.ln0": "model.embedding_norm",
+    }
+    att = {"receptance": "r_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj", "ln_x": "g_norm"}
+    ffn = {"key": "up_proj", "value": "down_proj"} if mlp else {}
+    made: Tensors = {}
+    for name, tensor in tensors.items():
+        stem, _, leaf = name.rpartition(".")
+        if stem in whole:
+            made[f"{whole[stem]}.{leaf}"] = tensor
+            continue
+        _, layer, part, *rest = name.split(".")
+        theirs = {"ln1": "input_layernorm", "ln2": "post_attention_layernorm", "att": "linear_attn", "ffn": "mlp"}[part]
+        renamed = {"att": att, "ffn": ffn}.get(part, {}).get(rest[0], rest[0])
+        made[".".join(["model.layers", layer, theirs, renamed, *rest[1:]])] = tensor
+    return made
+
+
+def to_vllm(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Names and shapes of vllm-rwkv: low-rank matrices are linear layers."""
+    made: Tensors = {}
+    for name, tensor in tensors.items():
+        leaf = name.rpartition(".")[2]
+        if name.startswith("blocks.0.att.v") and len(leaf) == 2:
+            continue
+        if name == "emb.weight":
+            made["model.embeddings.weight"] = tensor
+        elif name == "head.weight":
+            made[name] = tensor
+        elif len(leaf) == 2 and leaf[0] in "wavg" and leaf[1] in "12":
+            made[f"model.{name}.weight"] = tensor.t().contiguous()
+        else:
+            made[f"model.{name}"] = tensor
+    return made
+
+
 def to_transformers(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     """Names of transformers' RWKV-4."""
     parts = {"att": "attention", "ffn": "feed_forward", "ln0": "pre_ln", "emb": "embeddings"}
@@ -63,6 +105,31 @@ def to_transformers(tensors: Mapping[str, torch.Tensor]) -> Tensors:
         else:
             made["rwkv." + ".".join(parts.get(p, leaves.get(p, p)) for p in name.split("."))] = tensor
     return made
+
+
+WEB_RWKV_TURNED = ("time_mix_w1", "time_mix_w2", "time_decay_w1", "time_decay_w2", "time_state")
+WEB_RWKV_TURNED_7 = tuple(f".att.{chain}{number}" for chain in "wavg" for number in "12")
+
+
+def to_web_rwkv(
+    tensors: Mapping[str, torch.Tensor], *, turned: tuple[str, ...] = (*WEB_RWKV_TURNED, *WEB_RWKV_TURNED_7)
+) -> Tensors:
+    """What web-rwkv's converters make: fp16, new names, low-rank matrices and states with their axes exchanged.
+
+    RWKV-5.1's numbers of heads become numbers of channels.
+    """
+    made = dict(tensors)
+    heads = made.get("blocks.0.att.time_decay", torch.empty(0)).shape
+    if "blocks.0.att.gate.weight" in made and len(heads) == 1:
+        width = made["emb.weight"].shape[1]
+        for name in made:
+            if "time_decay" in name or "time_faaaa" in name:
+                made[name] = made[name].unsqueeze(1).repeat(1, width // len(made[name]))
+    renamed = {n.replace("time_faaaa", "time_first").replace("time_maa", "time_mix"): t for n, t in made.items()}
+    return {
+        name: (t.transpose(-1, -2) if t.ndim > 1 and any(part in name for part in turned) else t).half().contiguous()
+        for name, t in renamed.items()
+    }
 
 
 def write_directory(
@@ -82,3 +149,47 @@ def write_directory(
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(config or {"model_type": "rwkv7"}))
     return folder
+
+
+def write_gguf(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    matrices: str = "F16",
+    architecture: str = "rwkv7",
+    eps: float = 1e-5,
+    changes: Mapping[str, tuple[str, object]] | None = None,
+) -> Path:
+    """A GGUF file as llama.cpp's converter and its quantizer write them, with the number format of matrices.
+
+    Args:
+        changes: further keys: method of `GGUFWriter`, value.
+    """
+    import gguf
+
+    from benchmarks.gguf_file import gguf_tensors
+
+    num_layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+    heads, head_size = tensors["blocks.0.att.r_k"].shape
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_embedding_length(heads * head_size)
+    writer.add_block_count(num_layers)
+    writer.add_layer_norm_eps(eps)
+    writer.add_wkv_head_size(head_size)
+    writer.add_token_list([b"a", b"bc"])
+    for key, (method, value) in (changes or {}).items():
+        getattr(writer, method)(key, value)
+    kind = gguf.GGMLQuantizationType[matrices]
+    for tensor in gguf_tensors({name: each.float() for name, each in tensors.items()}, num_layers, torch.float32):
+        values = tensor.values
+        if values.ndim != 2 or values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] or "_w1" in tensor.name:
+            writer.add_tensor(tensor.name, values)
+        elif kind == gguf.GGMLQuantizationType.F16:
+            writer.add_tensor(tensor.name, values.astype("float16"))
+        else:
+            writer.add_tensor(tensor.name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

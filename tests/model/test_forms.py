@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.checkpoint import describe, open_checkpoint
 from rwkvbatch.model.load import load_model
-from tests.model.made_forms import Tensors, to_fla, to_transformers, write_directory
+from tests.model.made_forms import Tensors, to_fla, to_transformers, to_transformers_7, to_vllm, write_directory
 from tests.model.older_generations import older_tensors
 
 
@@ -46,6 +46,10 @@ FORMS: dict[str, Callable[[Tensors], Tensors]] = {
     "lm-head": with_lm_head,
     "fla": to_fla,
     "fla-fused": lambda tensors: to_fla(tensors, fused=True),
+    "transformers-7": to_transformers_7,
+    "transformers-7-key": lambda tensors: to_transformers_7(tensors, mlp=False),
+    "transformers-7-prefixed": lambda tensors: prefixed("module.")(to_transformers_7(tensors)),
+    "vllm": to_vllm,
     "fla-prefixed": lambda tensors: prefixed("_forward_module.")(to_fla(tensors)),
     "fla-compiled": lambda tensors: prefixed("_orig_mod.module.")(to_fla(tensors)),
 }
@@ -82,8 +86,8 @@ def test_info_says_the_form_and_what_was_undone(tiny_tensors: Tensors, tmp_path:
     assert (found.form, found.kind, found.num_files) == ("flash-linear-attention", "safetensors", 3)
     assert found.undone == (
         "the prefix 'module.' of all names",
-        "names of flash-linear-attention",
-        "the low-rank matrices' transposition",
+        "the names of flash-linear-attention",
+        "the transposition of the low-rank matrices",
     )
     with open_checkpoint(write_directory(tmp_path / "official", tiny_tensors, shards=1)) as checkpoint:
         assert (describe(checkpoint).form, describe(checkpoint).undone) == ("official", ())
@@ -103,12 +107,12 @@ def test_two_networks_in_one_file_are_refused(tiny_tensors: Tensors, tmp_path: P
         load_model(tmp_path / "two.pth")
 
 
-@pytest.mark.parametrize("key", ["norm_eps", "hidden_act", "norm_first"])
+@pytest.mark.parametrize("key", ["norm_eps", "hidden_act", "norm_first", "embedding_layer_norm_fused"])
 def test_a_configuration_that_asks_for_another_computation_is_refused(
     key: str, tiny_tensors: Tensors, tmp_path: Path
 ) -> None:
     config = {"model_type": "rwkv7", "norm_eps": 1e-5, "hidden_act": "sqrelu", "norm_first": True, "attn": None}
-    wrong = {"norm_eps": 1e-6, "hidden_act": "gelu", "norm_first": False}[key]
+    wrong = {"norm_eps": 1e-6, "hidden_act": "gelu", "norm_first": False}.get(key, True)
     folder = write_directory(tmp_path / "hf", to_fla(tiny_tensors), config=config)
     load_model(folder)
     write_directory(folder, to_fla(tiny_tensors), config={**config, key: wrong})

@@ -17,6 +17,7 @@ from rwkvbatch.model.checkpoint import open_checkpoint
 from tests.model.hostile.case import WITNESS, tiny
 from tests.model.hostile.corpus import corpus
 from tests.model.hostile.packing import legacy_pth, pth
+from tests.model.made_forms import write_gguf
 
 ROOT = Path(__file__).parents[2]
 CPU_LIMIT_S = 2.0
@@ -60,10 +61,11 @@ def test_no_file_runs_code_or_stays_open(outcomes: dict[str, dict[str, Any]], co
 
 
 @pytest.fixture(scope="module")
-def sound_files() -> dict[str, bytes]:
+def sound_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     from safetensors.torch import save
 
-    return {"pth": pth(tiny()), "legacy": legacy_pth(tiny()), "safetensors": save(tiny())}
+    gguf = write_gguf(tmp_path_factory.mktemp("sound") / "tiny.gguf", tiny(), matrices="Q8_0").read_bytes()
+    return {"pth": pth(tiny()), "legacy": legacy_pth(tiny()), "safetensors": save(tiny()), "gguf": gguf}
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

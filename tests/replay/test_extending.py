@@ -227,9 +227,9 @@ class TestWhatDiffers:
 
 
 class TestAfterAnInterruption:
-    @pytest.mark.parametrize("steps", [1, 3, 6])
+    @pytest.mark.parametrize("steps", [1, 2, 3])
     def test_an_interrupted_run_may_be_extended(self, tmp_path: Path, steps: int) -> None:
-        assert run(tmp_path / "run", plan_of(repeats=1), should_stop=StopAfter(steps)).interrupted
+        assert run(tmp_path / "run", plan_of(repeats=1, batch_size=3), should_stop=StopAfter(steps)).interrupted
         continue_with(tmp_path / "run", plan_of(script(6), repeats=2))
 
     def test_a_torn_last_line_does_not_swallow_rows_that_are_taken_back(self, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -178,28 +177,6 @@ def test_no_worker_outlives_the_run(tmp_path: Path) -> None:
     before = set(children_of(os.getpid()))
     run(tmp_path / "run", make_plan(3))
     assert set(children_of(os.getpid())) == before
-
-
-def test_workers_end_when_the_driver_is_killed(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from tests.replay.test_processes import Slow, make_plan, run\n"
-        "run(Path(sys.argv[1]), make_plan(60), Slow(0.05))\n"
-    )
-    driver = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")])
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        template = children_of(driver.pid)
-        workers = children_of(template[0]) if template else []
-        if len(workers) == 2:
-            break
-        time.sleep(0.05)
-    assert len(workers) == 2
-    driver.kill()
-    driver.wait()
-    while time.monotonic() < deadline and any(is_alive(n) for n in (*template, *workers)):
-        time.sleep(0.05)
-    assert not any(is_alive(n) for n in (*template, *workers))
 
 
 def is_alive(process: int) -> bool:

@@ -35,7 +35,12 @@ def seeds() -> dict[str, bytes]:
 
     tensors = random_tensors(1, 2, 3, head_size=2, hidden=1, ranks=LowRankWidths(1, 1, 1, 1))
     few = {"emb.weight": torch.ones(2, 2), "blocks.0.att.r_k": torch.ones(1, 2)}
-    made = {"pth": pth(tensors, new=True), "old": pth(tensors, new=False), "safe": save(tensors)}
+    from tests.model.hostile.gguf_headers import file, tensor
+    from tests.model.made_forms import to_web_rwkv
+
+    made = {"gguf": file(tensor("token_embd.weight", [2, 2]), tensor("blk.0.time_mix_r_k.weight", [2]))}
+    made |= {"web-rwkv": save(to_web_rwkv(tensors))}
+    made |= {"pth": pth(tensors, new=True), "old": pth(tensors, new=False), "safe": save(tensors)}
     return made | {"few-pth": pth(few, new=True), "few-old": pth(few, new=False), "few-safe": save(few)}
 
 

@@ -202,7 +202,9 @@ class CpuOps:
 
     def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
         tokens, logprobs = np.empty(batch.num_rows, np.int64), np.empty(batch.num_rows, np.float32)
-        self.native.choose(_plain(logits), *batch.arrays, logprobs, tokens)
+        *settings, least_scores, given = batch.arrays
+        cuts = (least_scores,) if (least_scores > -np.inf).any() else ()
+        self.native.choose(_plain(logits), *settings, given, logprobs, tokens, *cuts)
         return Choices(tokens, logprobs)
 
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
-from rwkvbatch.errors import MissingExtraError, RowError, RwkvBatchError, UsageError
+from rwkvbatch.errors import MissingExtraError, RowError, RwkvBatchError, UsageError, in_words
 from rwkvbatch.script.checks import structured, text
 from rwkvbatch.script.records import (
     Check,
@@ -28,6 +28,7 @@ from rwkvbatch.script.records import (
     shown,
     type_name,
 )  # fmt: skip
+from rwkvbatch.signals import ENDS_PROCESS
 
 __all__ = ["ENTRY_POINTS", "Check", "ReplyFacts", "Rule", "Verdict", "check_kinds", "judge_all", "parse_checks"]
 
@@ -122,14 +123,15 @@ class _Guarded:
         try:
             verdict = self.rule.judge(facts)
             passed, score, detail = bool(verdict.passed), float(verdict.score), verdict.detail
-        except RwkvBatchError:
+            detail = None if detail is None else str(detail)
+        except (RwkvBatchError, *ENDS_PROCESS):
             raise
-        except Exception as error:
+        except BaseException as error:  # `SystemExit` too: a plug-in does not end the run
             hint = "the check is a plug-in: report this to its author"
-            raise RowError(f"the check {self.kind!r} failed with {type(error).__name__}: {error}", hint=hint) from error
+            raise RowError(f"the check {self.kind!r} failed with {in_words(error)}", hint=hint) from error
         if not 0 <= score <= 1:
             raise RowError(f"the check {self.kind!r} gave a score outside [0, 1]: {score}")
-        return Verdict(passed, score, None if detail is None else str(detail))
+        return Verdict(passed, score, detail)
 
 
 def _parse(raw: Any, source: SourceLine, where: str, depth: int) -> tuple[Check, ...]:
@@ -183,8 +185,10 @@ def _rule(
         raise MissingExtraError(f"{source}: {where}.{kind}: {error.message}", hint=error.hint) from None
     except RwkvBatchError:
         raise
-    except Exception as error:
-        refuse(source, f"{where}.{kind}: the plug-in cannot read this: {type(error).__name__}: {error}")
+    except ENDS_PROCESS:
+        raise
+    except BaseException as error:
+        refuse(source, f"{where}.{kind}: the plug-in cannot read this: {in_words(error)}")
 
 
 @lru_cache(maxsize=1)
@@ -201,9 +205,11 @@ def _load_plugin(kind: str) -> text.RuleKind:
         found: Any = point.load()
         if not callable(found.parse) or not all(isinstance(option, str) for option in found.options):
             raise TypeError("`parse` must be callable and `options` a set of names")
-    except Exception as error:
+    except ENDS_PROCESS:
+        raise
+    except BaseException as error:
         raise UsageError(
-            f"the check {kind!r} is a plug-in that cannot be loaded ({point.value}): {type(error).__name__}: {error}",
+            f"the check {kind!r} is a plug-in that cannot be loaded ({point.value}): {in_words(error)}",
             hint="reinstall or remove the package that contains it",
         ) from error
     return found

@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from tests.model.hostile.case import WITNESS, Case, from_bytes, tiny
-from tests.model.hostile.packing import archive_of, legacy_head, program, pth, tensor_item, unicode_item
+from tests.model.hostile.case import WITNESS, Case, from_bytes
+from tests.model.hostile.packing import archive_of, legacy_head, program, tensor_item, unicode_item
 
 
 def programs() -> Iterator[Case]:
@@ -85,7 +85,6 @@ def programs() -> Iterator[Case]:
     yield from_bytes("a-number", archive_of({"a/data.pkl": b"\x80\x02K\x01."}), "found one int")
     yield from_bytes("a-list", archive_of({"a/data.pkl": b"\x80\x02]."}), "found one list")
     yield from_bytes("nothing", archive_of({"a/data.pkl": b"\x80\x02."}), "damaged")
-    yield from_bytes("wrapped", pth({"state_dict": tiny()}), "'state_dict' is of type dict")
     yield from_bytes(
         "huge-shape", program(tensor_item(b"w", (1 << 40, 1 << 40), (1 << 40, 1))), "more bytes than its record"
     )

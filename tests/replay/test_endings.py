@@ -1,0 +1,244 @@
+"""Ways out of a run that is not complete: checks that never end or that exit, loaders and drivers that are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rwkvbatch.cli.app import invoke
+from rwkvbatch.errors import WorkerError
+from rwkvbatch.replay import driver
+from rwkvbatch.replay.dispatch import Dispatcher
+from rwkvbatch.replay.models import setups_of
+from rwkvbatch.replay.processes import ProcessPool
+from rwkvbatch.replay.progress import Progress
+from rwkvbatch.replay.runner import RunOptions, RunResult, execute
+from rwkvbatch.script.records import Check, ReplyFacts, Verdict
+from tests.replay.fakes import FakeLoader, make_conversation, make_plan
+from tests.replay.test_processes import children_of, is_alive, run
+
+
+@dataclass(frozen=True)
+class Hangs:
+    """A check that never returns to the interpreter: a C function that runs for ever."""
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        re.match(r"(a|aa)+$", "a" * 200 + "b")
+        raise AssertionError("it came back")
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """A check that wants to end the process."""
+
+    how: type[BaseException] = SystemExit
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        raise self.how(0)
+
+
+def with_check(rule: Any, others: int = 4) -> list[Any]:
+    """One conversation with the check, and others without."""
+    made = [make_conversation(f"c{number}", 2) for number in range(others)]
+    return [make_conversation("bad", 2, checks=[Check("bad", None, rule)]), *made]
+
+
+class TestHangingChecks:
+    def test_a_conversation_that_hangs_two_workers_becomes_error_rows_and_the_others_go_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(driver, "JUDGING_S", 0.3)
+        result = run(tmp_path / "run", make_plan(conversations=with_check(Hangs()), repeats=1))
+        rows = list(result.rows())
+        assert len(rows) == result.plan.num_rows
+        failed = [row for row in rows if row.finish_reason == "error"]
+        assert {row.conversation for row in failed} == {"bad"}
+        assert failed[0].error == (
+            "2 workers were killed while they judged this conversation: a check gave no verdict within 0.3 s"
+        )
+        assert failed[1].error is not None
+        assert failed[1].error.startswith("not reached")
+
+    def test_a_worker_s_other_tasks_are_not_blamed(self) -> None:
+        found = Dispatcher([0, 1, 2], lambda _: 0)
+        found.joined(0, 3)
+        assert [a.tasks for a in found.assignments()] == [(0, 1, 2)]
+        assert found.left(0, hung_by=0) == []
+        found.joined(1, 3)
+        assert [a.tasks for a in found.assignments()] == [(0,)]  # alone
+        assert found.left(1, hung_by=0) == [0]
+        for worker in (2, 3):  # the others have all their attempts
+            found.joined(worker, 3)
+            assert [sorted(a.tasks) for a in found.assignments()] == [[1, 2]]
+            assert found.left(worker) == []
+        assert not found.finished
+
+    def test_a_copy_on_another_worker_counts_too(self) -> None:
+        now = [0.0]
+        found = Dispatcher([0, 1], lambda task: task, clock=lambda: now[0])
+        found.joined(0, 1)
+        found.joined(1, 1)
+        found.assignments()
+        found.finish(1, 1)
+        now[0] = 100.0
+        (copy,) = found.assignments()
+        assert (copy.worker, copy.tasks) == (1, (0,))
+        assert found.left(0, 0) == []
+        assert found.left(1, 0) == [0]
+        assert found.finished
+
+    def test_workers_end_with_a_killed_driver_whatever_they_are_doing(self, tmp_path: Path) -> None:
+        code = (
+            "import sys; from pathlib import Path\n"
+            "from tests.replay.test_endings import Hangs, make_plan, run, with_check\n"
+            "run(Path(sys.argv[1]), make_plan(conversations=with_check(Hangs(), 0), repeats=2))\n"
+        )
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")])
+        deadline = time.monotonic() + 60
+        family: list[int] = []
+        while len(family) < 3 or not all(map(is_busy, family[1:])):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            template = children_of(process.pid)
+            family = [*template, *(children_of(template[0]) if template else [])]
+            time.sleep(0.1)
+        process.kill()
+        process.wait()
+        while any(map(is_alive, family)):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def is_busy(process: int) -> bool:
+    """Whether a process has used half a second of processor time."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return False
+    return int(fields[11]) / os.sysconf("SC_CLK_TCK") >= 0.5
+
+
+class TestForeignExits:
+    @pytest.mark.parametrize("how", [SystemExit, GeneratorExit, MemoryError, RecursionError])
+    def test_a_check_that_raises_what_is_no_exception_ends_its_row(
+        self, tmp_path: Path, how: type[BaseException]
+    ) -> None:
+        result = execute(make_plan(conversations=with_check(Leaves(how))), FakeLoader(), RunOptions(out=tmp_path / "x"))
+        rows = list(result.rows())
+        assert len(rows) == result.plan.num_rows
+        failed = [row for row in rows if row.finish_reason == "error"]
+        assert {row.conversation for row in failed} == {"bad"}
+        assert f"check 'bad' failed: {how.__name__}" in str(failed[0].error)
+
+    def test_so_does_one_in_a_worker(self, tmp_path: Path) -> None:
+        result = run(tmp_path / "run", make_plan(conversations=with_check(Leaves())))
+        assert {row.conversation for row in result.rows() if row.error} == {"bad"}
+
+    def test_ctrl_c_in_a_check_is_still_ctrl_c(self, tmp_path: Path) -> None:
+        plan = make_plan(conversations=with_check(Leaves(KeyboardInterrupt)))
+        with pytest.raises(KeyboardInterrupt):
+            execute(plan, FakeLoader(), RunOptions(out=tmp_path / "x"))
+        assert json.loads((tmp_path / "x" / "status.json").read_text())["state"] == "interrupted"
+
+
+class TestLoaderKilled:
+    def test_before_a_worker_is_started_it_is_loaded_again(self, tmp_path: Path) -> None:
+        class Killed(ProcessPool):
+            def begin(self, setup: Any) -> None:
+                template = self._template
+                assert template is not None
+                template._process.kill()  # pyright: ignore[reportPrivateUsage]
+                template._process.wait()  # pyright: ignore[reportPrivateUsage]
+                super().begin(setup)
+
+        plan = make_plan(6)
+        result = execute(plan, FakeLoader(), RunOptions(out=tmp_path, pool=lambda p: Killed(p, FakeLoader, 2)))
+        assert result.summary.complete
+
+    def test_again_and_again_it_ends_the_run_with_an_error_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pool = ProcessPool(make_plan(3), FakeLoader, 2)
+
+        def gone(_: Any) -> None:
+            raise EOFError("the process that loads the model ended with -9")
+
+        try:
+            setup = setups_of(make_plan(3))[0]
+            pool.specs([setup])
+            monkeypatch.setattr(pool, "_start", gone)
+            monkeypatch.setattr(pool, "_load", lambda _: None)
+            with pytest.raises(WorkerError, match=r"the process that starts workers is gone.*ended with -9"):
+                pool.begin(setup)
+        finally:
+            pool.close()
+
+
+class TestExitCode:
+    @pytest.fixture
+    def script(self, tmp_path: Path) -> Path:
+        path = tmp_path / "s.jsonl"
+        line = {"messages": [{"role": "user", "content": "Hi"}, {"role": "user", "content": "And?"}]}
+        path.write_text("".join(json.dumps({"id": f"c{n}", **line}) + "\n" for n in range(3)))
+        return path
+
+    @pytest.mark.parametrize(
+        "error", [WorkerError("no worker is left"), EOFError("x"), SystemExit(0), OSError(5, "I/O error"), ValueError()]
+    )
+    def test_a_run_that_ends_before_its_last_row_has_its_own(
+        self,
+        script: Path,
+        tmp_path: Path,
+        error: BaseException,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        def fail(*_: object) -> bool:
+            raise error
+
+        out = tmp_path / "out"
+        arguments = ["run", str(script), "--out", str(out), "--max-tokens", "2", "--quiet"]
+        with monkeypatch.context() as patch:
+            patch.setattr("rwkvbatch.replay.driver.LocalDriver.run", fail)
+            assert invoke(arguments) == 5
+        assert "unfinished: 0 of 6 rows are safe. To continue: rwkvbatch" in capsys.readouterr().err
+        assert json.loads((out / "status.json").read_text())["state"] != "running"
+        assert invoke(arguments) in (0, 1)
+
+    def test_a_stream_that_ends_early_is_no_user_who_cancels(
+        self, script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def end(*_: object, **__: object) -> RunResult:
+            raise EOFError("half a message")
+
+        monkeypatch.setattr("rwkvbatch.replay.api.prepare", end)
+        assert invoke(["run", str(script)]) == 4
+        assert "half a message" in capsys.readouterr().err
+
+
+class Kill:
+    """An observer that kills the process which loads the model, when the run begins."""
+
+    def started(self, progress: Progress) -> None:
+        for child in children_of(os.getpid()):
+            os.kill(child, signal.SIGKILL)
+
+    def moved(self, progress: Progress) -> None: ...
+
+    def ended(self, progress: Progress) -> None: ...
+
+
+def test_a_loader_that_is_killed_while_workers_start_costs_nothing_but_time(tmp_path: Path) -> None:
+    plan = make_plan(4)
+    pool = partial(ProcessPool, make_loader=FakeLoader, count=2)
+    result = execute(plan, FakeLoader(), RunOptions(out=tmp_path / "x", pool=pool, observers=[Kill()]))
+    assert result.summary.complete
