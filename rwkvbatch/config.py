@@ -413,6 +413,10 @@ class ScriptLimits(Settings):
     max_conversations: int = setting(1_000_000, "Conversations in all scripts together.", "N", None, ge=1, le=MAX_COUNT)
 
 
+NO_ADAPTER = "none"
+"""The value of `adapter` that merges none."""
+
+
 class CellSettings(Sampling, Stopping, DialoguePrompt, Prompting):
     """What decides about one reply, and may differ between the cells of a grid."""
 
@@ -426,6 +430,13 @@ class CellSettings(Sampling, Stopping, DialoguePrompt, Prompting):
         "FILE",
         "Model",
         "-m",
+    )
+    adapter: str = setting(
+        NO_ADAPTER,
+        "Adapter to merge into the weights: 'FILE alpha=NUMBER' (LoRA), 'FILE init=FILE' (PiSSA), FILE (DiSHA, Bone, "
+        "a PEFT directory), none.",
+        "TEXT",
+        "Model",
     )
     strategy: str = setting(
         "auto",

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session
 from rwkvbatch.chat.tree import REFERENCE, Exchange
+from rwkvbatch.config import NO_ADAPTER
 from rwkvbatch.engine.request import FinishReason, closed_history
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
 from rwkvbatch.files import FileKind, check_target, file_head, save_file
@@ -231,6 +232,7 @@ def export(session: Session, path: Path, *, replace: bool = False) -> Exported:
         options += ["--prelude", str(prelude)]
     for option, value, default in (
         ("--model", settings.model, None),
+        ("--adapter", settings.adapter, NO_ADAPTER),
         ("--strategy", settings.strategy, "auto"),
         ("--backend", settings.backend, "auto"),
         ("--state", opening.state, None),

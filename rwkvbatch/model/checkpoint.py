@@ -13,12 +13,14 @@ import numpy as np
 import torch
 
 from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model.adapters import Adapter, adapted, is_adapter_part
 from rwkvbatch.model.base import RWKV7, Dimensions, dimensions_of, is_rwkv7
 from rwkvbatch.model.containers import open_tensors
+from rwkvbatch.model.foreign import refuse_network, refuse_quantised, refuse_variant
 from rwkvbatch.model.forms import official
 from rwkvbatch.model.rwkv7 import state_bytes
 from rwkvbatch.model.strategy import PRECISIONS, Precision
-from rwkvbatch.model.tensor_file import NamedTensors
+from rwkvbatch.model.tensor_file import Entry, NamedTensors
 
 NAMES_SHOWN = 4
 
@@ -63,7 +65,9 @@ def _generation(file: NamedTensors) -> str:
         raise CheckpointError(
             "this is a state-tuned file (initial states), not a model", path=file.path, hint="give it as --state FILE"
         )
+    refuse_variant(names, file.path)
     if some(".att.r_k"):
+        refuse_quantised(names, file.path)
         return "7a" if some(".ffn.s_emb.") else "7"
     if some("time_maa"):
         return "6.0"
@@ -74,6 +78,14 @@ def _generation(file: NamedTensors) -> str:
         return "5.1" if some("gate.weight") else "5.0"
     if "blocks.0.att.time_decay" in names:
         return "4"
+    if any(map(is_adapter_part, names)):
+        raise CheckpointError(
+            "this is an adapter, not a model",
+            path=file.path,
+            hint=f"give the model it was trained on, and --adapter '{file.path}' (LoRA: '{file.path} alpha=NUMBER')",
+        )
+    refuse_network(names, file.config, file.path)
+    refuse_quantised(names, file.path)
     found = ", ".join(repr(name[:60]) for name in list(names)[:NAMES_SHOWN]) or "no tensors at all"
     raise CheckpointError(
         f"not an RWKV checkpoint: expected tensors such as 'blocks.0.att.r_k' and 'emb.weight', found {found}",
@@ -206,9 +218,17 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     Args:
         architecture: the result of `inspect`.
         dtype: what to round tensors to; None leaves them as they are.
+        adapter: the adapter merged into them, as it was given.
     """
 
-    def __init__(self, file: NamedTensors, architecture: Architecture, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        file: NamedTensors,
+        architecture: Architecture,
+        dtype: torch.dtype | None = None,
+        adapter: str | None = None,
+    ) -> None:
+        self.adapter = adapter
         self.file = file
         self.architecture = architecture
         self.dtype = dtype
@@ -239,6 +259,23 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             )
         return rounded
 
+    def rounded(self, dtype: torch.dtype | None) -> dict[str, Entry]:
+        """The tensors for another file, checked when they are loaded; with `dtype` None of the types that they have.
+
+        Layer 0's unused tensors are left out if they hold NaN or infinity, which would look like damage to others.
+        """
+        narrow = Checkpoint(self.file, self.architecture, dtype)
+
+        def entry(name: str, stored: Entry) -> Entry:
+            target = dtype or stored.dtype
+            return Entry(target, stored.shape, lambda: narrow[name].to(target))
+
+        return {
+            name: entry(name, stored)
+            for name, stored in self.file.entries.items()
+            if name not in UNUSED or bool(torch.isfinite(self.file.read(name)).all())
+        }
+
     def check(self, name: str) -> torch.Tensor:
         """The tensor `name` as it is in the file; errors as above."""
         tensor = self.file.read(name)
@@ -248,15 +285,16 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
 
 @contextmanager
-def open_checkpoint(path: Path) -> Iterator[Checkpoint]:
-    """Open a checkpoint and check names and shapes; values are checked when they are read.
+def open_checkpoint(path: Path, adapter: Adapter | None = None) -> Iterator[Checkpoint]:
+    """Open a checkpoint and check names and shapes; values are checked, and an adapter is merged, when they are read.
 
     Raises:
-        CheckpointError: not an RWKV checkpoint, or a tensor is missing, unexpected or misshapen.
+        CheckpointError: not an RWKV checkpoint, a tensor is missing, unexpected or misshapen, or the adapter does not
+            fit.
+        UsageError: see `adapters.adapted`.
     """
-    with open_tensors(path) as tensors:
-        file = official(tensors)
-        yield Checkpoint(file, inspect(file))
+    with open_tensors(path) as tensors, adapted(official(tensors), adapter) as file:
+        yield Checkpoint(file, inspect(file), adapter=None if adapter is None else str(adapter))
 
 
 def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:

@@ -10,6 +10,7 @@ import importlib.util
 import io
 import itertools
 import os
+import re
 import sys
 import tempfile
 import types
@@ -37,9 +38,10 @@ from rwkvbatch.model.base import (
     tf32,
 )
 from rwkvbatch.model.checkpoint import Checkpoint
+from rwkvbatch.model.memory import refuse_too_large
 from rwkvbatch.model.ops import reference
 from rwkvbatch.model.rwkv7 import forward
-from rwkvbatch.model.strategy import parse_upstream_strategy
+from rwkvbatch.model.strategy import Strategy, parse_upstream_strategy
 
 _COPIES = itertools.count()
 
@@ -48,8 +50,11 @@ _COPIES = itertools.count()
 _SWITCHES = {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_DML_ON": "0", "RWKV_DE_VERSION": "0"}
 
 
-def load_package_model(checkpoint: Checkpoint, strategy: str) -> Any:
+def load_package_model(checkpoint: Checkpoint, strategy: str, *, asked: str | None = None) -> Any:
     """The `rwkv` package's own model object for `checkpoint`; all tensors are checked first.
+
+    Args:
+        asked: the strategy that the user gave, for errors; by default `strategy`.
 
     Raises:
         CheckpointError: a tensor holds NaN or infinity, or the package cannot load it.
@@ -66,7 +71,8 @@ def load_package_model(checkpoint: Checkpoint, strategy: str) -> Any:
             target.symlink_to(checkpoint.file.files[0].path.resolve())
         else:
             torch.save(dict(checkpoint), target)
-        with _reported(checkpoint, f"cannot load it with the strategy {strategy!r}"):
+        given = "" if asked == "auto" else f" with --strategy {strategy!r}"
+        with _reported(checkpoint, f"cannot load it{given}"):
             if generation in RWKV7:
                 return module.RWKV_x070(str(target).removesuffix(".pth"), strategy)
             return module.RWKV(str(target), strategy, verbose=False)
@@ -261,8 +267,9 @@ def load_upstream(checkpoint: Checkpoint, strategy: str, *, threads: int | None 
     """
     architecture = checkpoint.architecture
     wanted = parse_upstream_strategy(strategy, architecture.generation)
+    _refuse_too_large(checkpoint, wanted)
     checkpoint.file.start_hashing()
-    package_model = load_package_model(checkpoint, wanted)
+    package_model = load_package_model(checkpoint, wanted, asked=strategy)
     with _reported(checkpoint, "loads it but cannot run it"), torch.no_grad(), num_threads(threads), tf32(False):
         zero = _zero_state(package_model, architecture.generation)
     vocabulary = checkpoint.file.vocabulary_file
@@ -276,8 +283,17 @@ def load_upstream(checkpoint: Checkpoint, strategy: str, *, threads: int | None 
         device=str(zero[0].device),
         bitwise=False,
         vocabulary_file=None if vocabulary is None else str(vocabulary),
+        adapter=checkpoint.adapter,
     )
     return UpstreamModel(package_model, zero, spec, threads=threads)
+
+
+def _refuse_too_large(checkpoint: Checkpoint, strategy: str) -> None:
+    """Raise `CheckpointError` when a strategy that keeps all weights on the CPU needs more memory than there is."""
+    match = re.fullmatch(r"cpu (fp32|bf16|fp16)(i8)?", strategy)
+    if match is not None:
+        precision: Any = "int8" if match[2] else match[1]
+        refuse_too_large(checkpoint, Strategy("cpu", precision), "cpu", in_fp32=match[0] == "cpu fp32")
 
 
 def _zero_state(package_model: Any, generation: str) -> PackageState:

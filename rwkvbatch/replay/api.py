@@ -32,6 +32,7 @@ from rwkvbatch.replay.race import FIRST_LOOK, turns_of_draws
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.results.directory import SKIPPED_NAME
+from rwkvbatch.script.documents import read_documents
 from rwkvbatch.script.reader import Script, read_scripts
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class RunKeywords(TypedDict, total=False):
     reply_prefix: str | Sequence[str]
     bos: Switch | bool | Sequence[Switch | bool]
     history: HistoryMode | Sequence[HistoryMode]
+    adapter: str | Sequence[str]
     strategy: str | Sequence[str]
     backend: str | Sequence[str]
     state: str | Sequence[str] | None
@@ -105,6 +107,7 @@ def run(
     grid: PathLike | None = None,
     config: PathLike | None = None,
     environment: Mapping[str, str] | None = None,
+    documents: bool = False,
     skip_bad: bool = False,
     shard: str | None = None,
     retry_errors: bool = False,
@@ -127,6 +130,7 @@ def run(
             bundled one.
         grid: a TOML file with a grid of settings. config: one with settings.
         environment: where `RWKVBATCH_*` settings are read from, such as `os.environ`; None reads none.
+        documents: score text files, JSON lines with `text` and folders of them, as `rwkvbatch score` does.
         skip_bad: leave bad lines of a script out.
         shard: run only this part of the conversations, such as `2/8`.
         retry_errors: run rows again that failed. repair: set damaged rows aside and run them again.
@@ -148,7 +152,7 @@ def run(
     loaded: Model | None = None
     if model is not None and not isinstance(model, (str, os.PathLike, Sequence)):
         loaded, model = cast("Model", getattr(model, "model", model)), None
-    where: dict[str, Any] = {"grid": grid, "config": config, "environment": environment}
+    where: dict[str, Any] = {"grid": grid, "config": config, "environment": environment, "documents": documents}
     prepared = prepare(scripts, model=model, skip_bad=skip_bad, shard=shard, **where, **settings)
     plan, skipped = prepared.plan, prepared.script.skipped
     observers = [] if observer is None else [observer]
@@ -194,6 +198,7 @@ def prepare(
     grid: PathLike | None = None,
     config: PathLike | None = None,
     environment: Mapping[str, str] | None = None,
+    documents: bool = False,
     skip_bad: bool = False,
     shard: str | None = None,
     **settings: Unpack[RunKeywords],
@@ -215,7 +220,8 @@ def prepare(
     with naming_origins(layered.origins):
         part = None if shard is None else Shard.parse(shard)
         _refuse_contradictions(layered, cells, part)
-        script = read_scripts(_script_names(scripts), limits=layered.settings.script_limits, skip_bad=skip_bad)
+        read = read_documents if documents else read_scripts
+        script = read(_script_names(scripts), limits=layered.settings.script_limits, skip_bad=skip_bad)
         _log_skipped(script)
         plan = Plan(select(script.conversations, layered.settings), cells, layered, part)
         if plan.settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):

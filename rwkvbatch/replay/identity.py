@@ -36,7 +36,7 @@ GENERATION_RULES = 1
 JUDGING_RULES = 1
 """Raised whenever a check would judge the same reply otherwise than before: rows are then judged again."""
 
-_FILES_OF_A_CELL = {"model", "strategy", "backend", "state", "template", "prelude"}
+_FILES_OF_A_CELL = {"model", "adapter", "strategy", "backend", "state", "template", "prelude"}
 
 
 def make_identity(
@@ -136,14 +136,18 @@ class RowDigests:
     def _contents(self, conversation: int, cell: int) -> tuple[str, ...]:
         task, values = self._plan.task(self._plan.number_of(conversation, cell, 0)), self.cells[cell]
         of_cell = {name: value for name, value in values.items() if name not in _OF_REPLIES and _is_set(name, value)}
-        digest = _digest([GENERATION_RULES, task.conversation.row_context, of_cell])
-        found: list[str] = []
+        replayed = task.conversation
+        before = _digest([GENERATION_RULES, replayed.row_context, of_cell])
+        found = [""] * len(replayed.turns)
         settings, shared = task.settings, _reply_settings(task.settings)
-        for turn, content in enumerate(task.conversation.row_contents):
-            asked = task.of_turn(turn)
+        for turn in replayed.order:
+            asked, probe = task.of_turn(turn), replayed.turns[turn].probe
             own = shared if asked.settings is settings else _reply_settings(asked.settings)
-            digest = _digest([digest, content, own, asked.seed])
-            found.append(digest)
+            # The random numbers of a reply depend on its turn's number, which a probe's place does not say.
+            number = [] if probe is None else [turn]
+            found[turn] = _digest([before, replayed.row_contents[turn], own, asked.seed, *number])
+            if probe is None:  # a probe leaves no trace
+                before = found[turn]
         return tuple(found)
 
     def _judging(self, conversation: int) -> tuple[str, ...]:
@@ -216,6 +220,7 @@ def make_about(plan: Plan, specs: Mapping[Setup, ModelSpec], scripts: list[str],
         "models": [
             {
                 "path": spec.path,
+                **({} if spec.adapter is None else {"adapter": spec.adapter}),
                 "generation": spec.generation,
                 "layers": spec.num_layers,
                 "width": spec.width,

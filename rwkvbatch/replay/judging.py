@@ -39,7 +39,7 @@ def judged_again(row: Row, conversation: Conversation) -> Row:
     row = replace(row, tags=conversation.tags)
     if row.finish_reason == "error":
         return replace(row, checks=not_judged(turn.checks))
-    facts = ReplyFacts(row.reply, row.finish_reason, len(row.reply_ids), turn.reference)
+    facts = ReplyFacts(row.reply, row.finish_reason, len(row.reply_ids), turn.reference, row.choices)
     try:
         return replace(row, checks=judge(turn.checks, facts))
     except ENDS_PROCESS:

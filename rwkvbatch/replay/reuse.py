@@ -10,6 +10,7 @@ the manifest has its `former`, the next command does all of it again, with the s
 
 from __future__ import annotations
 
+import math
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Mapping
@@ -167,8 +168,9 @@ class _Adapting:
         self._spans: dict[int, tuple[int, int]] = {}
         self._taken_back: list[tuple[int, int]] = []  # places in `rewritten`
         self._there = bytearray(plan.num_rows)
-        # By task: the first turn that a new check makes an error row. The rows as they were are set aside.
+        # By task: the place of the first turn that a new check makes an error row. Rows as they were are set aside.
         self._broken_at: dict[int, int] = {}
+        self._broken_rows: set[int] = set()
         self._broken_lines: set[int] = set()
         self._error_lines: dict[int, int] = {}
         self._others: list[str] = []
@@ -196,7 +198,7 @@ class _Adapting:
                         self._spans[line] = self._keep(new)
                     if row.finish_reason == "error":
                         self._error_lines[number] = line
-                    elif self._breaks(number):
+                    elif number in self._broken_rows:
                         self._broken_lines.add(line)
             self._moves.append(move)
             self._rows.append(number)
@@ -226,11 +228,6 @@ class _Adapting:
         if any(self._moves) or self._taken_back:
             with self._directory.reading(RESULTS_NAME) as scanned, self._directory.reading(RESULTS_NAME) as copied:
                 self._directory.replace_rows(self._new_lines(scanned, copied))
-
-    def _breaks(self, row: int) -> bool:
-        """Whether a new check made an error row of it, or of one before it in its conversation."""
-        task, turn = self._plan.task_of_row(row)
-        return turn >= self._broken_at.get(task, turn + 1)
 
     def _has_cell(self, name: str) -> bool:
         return name in self._cells or name in self._same_cells
@@ -322,7 +319,10 @@ class _Adapting:
         if not was_judged_so:
             renewed, move = judged_again(renewed, conversation), _Move.JUDGE_AGAIN
             if renewed.finish_reason == "error" and row.finish_reason != "error":
-                self._broken_at[task] = min(turn, self._broken_at.get(task, turn))
+                self._broken_rows.add(number)
+                if conversation.turns[turn].probe is None:  # without a probe the dialogue goes on
+                    place = self._place_in_dialogue(number)
+                    self._broken_at[task] = min(place, self._broken_at.get(task, place))
         return with_digest(encode_row(renewed), now), move
 
     def _keep(self, line: bytes) -> tuple[int, int]:
@@ -356,8 +356,12 @@ class _Adapting:
 
     def _is_after_broken(self, row: int) -> bool:
         """Whether it comes after a row that a new check made an error row: in a new run its turn is not reached."""
+        return self._place_in_dialogue(row) > self._broken_at.get(self._plan.task_of_row(row)[0], math.inf)
+
+    def _place_in_dialogue(self, row: int) -> int:
+        """The place of a row among those of its task, in the order in which they are made."""
         task, turn = self._plan.task_of_row(row)
-        return turn > self._broken_at.get(task, turn)
+        return self._plan.conversations[self._plan.conversation_of(task)].order.index(turn)
 
     def _set_aside_lines(self) -> Iterator[bytes]:
         """The lines to set aside, without those that are in `kept.jsonl` already."""

@@ -10,13 +10,22 @@ from typing import Any
 
 import pytest
 
-from rwkvbatch.errors import RunMismatchError
+from rwkvbatch.errors import RowError, RunMismatchError
 from rwkvbatch.replay.grid import Cell, make_cells
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.runner import RunResult, read_rows
-from rwkvbatch.script.records import Check, Conversation, Turn
-from tests.replay.fakes import FakeLoader, Longer, Raises, make_conversation, make_plan
+from rwkvbatch.script.choices import Choice
+from rwkvbatch.script.records import Check, Conversation, Probe, ReplyFacts, Turn, Verdict
+from tests.replay.fakes import FakeLoader, Longer, make_conversation, make_plan
 from tests.replay.runs import StopAfter, results, run
+
+
+class Breaks:
+    """A check that makes its row an error row."""
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        raise RowError("no verdict")
+
 
 TEMPERATURES = make_cells({"temperature": [0.3, 1.0]})
 
@@ -129,7 +138,7 @@ class TestRowsAreKept:
 
     def test_a_check_that_breaks_makes_the_error_rows_of_a_new_run(self, tmp_path: Path) -> None:
         old = script()
-        broken = replace(old[2].turns[1], checks=(Check("broken", 1, Raises()),))
+        broken = replace(old[2].turns[1], checks=(Check("broken", 1, Breaks()),))
         new = [*old[:2], replace(old[2], turns=(old[2].turns[0], broken, old[2].turns[2])), old[3]]
         result, loader = extend(tmp_path / "run", plan_of(old), plan_of(new))
         assert loader.num_generated == 0
@@ -264,7 +273,7 @@ def test_every_row_says_what_it_was_made_from(tmp_path: Path) -> None:
 class TestAfterABrokenCheck:
     def broken(self, old: list[Conversation]) -> list[Conversation]:
         first, second, third = old[2].turns
-        breaking = replace(second, checks=(Check("broken", 1, Raises()),))
+        breaking = replace(second, checks=(Check("broken", 1, Breaks()),))
         return [*old[:2], replace(old[2], turns=(first, breaking, third)), old[3]]
 
     def test_the_replies_are_found_again_when_the_check_is_mended(self, tmp_path: Path) -> None:
@@ -282,3 +291,22 @@ class TestAfterABrokenCheck:
         assert loader.num_generated == 0
         result, loader = continue_with(tmp_path / "run", plan_of(old))
         assert (loader.num_generated, result.summary.errors) == (0, 0)
+
+
+class TestProbesAndChoices:
+    def asked(self, *probes: str, chosen: str = "none") -> list[Conversation]:
+        turns = make_conversation("c", 3, checks=[checked()]).turns
+        check = Check("choice", "a", Longer(1), options={"normalize": chosen})
+        choosing = Turn("Which?", None, (check,), choices=(Choice("a", "a"), Choice("b", "b b")), generate=False)
+        own = [Turn(text, None, (checked(),), probe=Probe(at, 0)) for at, text in enumerate(probes)]
+        return [replace(make_conversation("c"), turns=(turns[0], choosing, turns[2], *own))]
+
+    def test_a_probe_may_be_added_and_changed_without_the_dialogue(self, tmp_path: Path) -> None:
+        result, loader = extend(tmp_path / "run", plan_of(self.asked("What?")), plan_of(self.asked("What?", "Who?")))
+        assert counts(result) == (4, 0, 4 * 4)
+        result, loader = continue_with(tmp_path / "run", plan_of(self.asked("Why?", "Who?")))
+        assert counts(result)[0] == loader.num_generated == 4
+
+    def test_what_decides_about_the_chosen_text_generates_the_turns_after_it(self, tmp_path: Path) -> None:
+        result, _ = extend(tmp_path / "run", plan_of(self.asked()), plan_of(self.asked(chosen="byte")))
+        assert counts(result) == (2 * 4, 0, 4)

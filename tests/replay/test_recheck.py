@@ -107,7 +107,7 @@ def test_a_check_that_breaks_changes_nothing(made: Path, tmp_path: Path, monkeyp
     rule = type(parse_checks({"max_tokens": 3}, None)[0].rule)  # type: ignore[arg-type]
 
     def breaks(*_: object) -> None:
-        raise ZeroDivisionError("broken")
+        raise RowError("broken")
 
     before = {path.name: path.read_bytes() for path in made.iterdir() if path.name != "manifest.json"}
     monkeypatch.setattr(rule, "judge", breaks)

@@ -40,9 +40,22 @@ def test_defaults_and_params_are_written_out(tmp_path: Path) -> None:
                 {"role": "system", "content": "Üb \u2028 🌲"},
                 {"role": "user", "content": "hi", "params": {"stop": ["x"], "banned_token_ids": [3]}},
                 {"role": "assistant", "content": "ho"},
-                {"role": "user", "content": "", "expect": {"all": [{"json": {"keys": ["a"]}}, {"not_contains": "b"}]}},
-            ]
+                {"role": "user", "content": "", "expect": {"all": [{"json": {}}, {"not_contains": "b"}]}},
+                {
+                    "role": "user",
+                    "content": "Which?",
+                    "choices": {"A": "x", "B": " y "},
+                    "expect": {"choice": "A", "normalize": "byte"},
+                    "probes": [
+                        {"content": "p", "reference": "q", "reply_prefix": "r", "since": 1, "choices": ["u", " v"]},
+                        {"content": "p2", "since": "system", "choices": ["u", "v"], "generate": True},
+                    ],
+                },
+            ],
+            "probes": [{"content": "standing", "expect": {"contains": "z"}}],
         },
+        {"text": "A plain text.", "tags": ["plain"]},
+        {"id": "x", "prompt": "A prompt", "continuation": " and more"},
     ]
     path = tmp_path / "s.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -50,12 +63,15 @@ def test_defaults_and_params_are_written_out(tmp_path: Path) -> None:
     write_script(tmp_path, found)
     assert read_script(tmp_path, manifest_of(found)) == found
     again = read_scripts([str(tmp_path / SCRIPT_NAME)]).conversations
+    assert again == found
     assert [each.sha256 for each in again] == [each.sha256 for each in found]
 
 
 def test_every_field_of_a_conversation_is_written() -> None:
     """A field that a later version adds must be in `native_record`, or the copy would not be what was replayed."""
-    assert {item.name for item in fields(Turn)} == {"user", "reference", "checks", "params"}
+    assert {item.name for item in fields(Turn)} == {
+        "user", "reference", "checks", "params", "choices", "generate", "plain", "probe"
+    }  # fmt: skip
     assert {item.name for item in fields(Conversation)} == {"id", "system", "turns", "tags", "params", "source"}
     turn = Turn("u", "r", (), {"top_k": 3})
     whole = Conversation("i", "s", (turn,), ("t",), {"seed": 1}, SourceLine("", 1))
