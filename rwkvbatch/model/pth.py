@@ -153,12 +153,17 @@ def read_legacy(descriptor: int, path: Path) -> Contents:
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict", "model_state", "weights")
 """Keys under which training programs keep the tensors (Lightning: `state_dict`, DeepSpeed: `module`), best first."""
 
+LIST_PREFIX = "list."
+"""A list of tensors, as a state of the `rwkv` package, is read as a dict with the names `list.0` and so on."""
+
 MAX_WRAPPERS = 4
 
 
 def _tensors(value: Any, path: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
     """The dict of tensors in `value`, which may be wrapped in others, and what was undone to find it."""
     undone: tuple[str, ...] = ()
+    if isinstance(value, list) and value and all(isinstance(item, StoredTensor) for item in value):
+        return {f"{LIST_PREFIX}{number}": item for number, item in enumerate(value)}, undone
     for _ in range(MAX_WRAPPERS):
         if not isinstance(value, dict) or _is_state_dict(value):
             break

@@ -5,6 +5,7 @@ All readers raise `ScriptError`, which names file, line and key, for an unknown 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -72,11 +73,21 @@ _REASONS = {
 }
 
 
+_BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def _is_printable(character: str) -> bool:
+    """Whether it is text: spaces of all widths and joiners are (which `str.isprintable` denies), controls are not."""
+    if character.isprintable():
+        return True
+    return unicodedata.category(character) in ("Zs", "Cf") and character not in _BIDI_CONTROLS
+
+
 def read_id(given: str | None, default: str, source: SourceLine, key: str = "id") -> str:
     """The id of a conversation. Ids are never used as file names, so `/` and `..` are allowed."""
     if given is None:
         return default
-    if not 0 < len(given) <= MAX_ID_LENGTH or not given.isprintable() or given != given.strip():
+    if not 0 < len(given) <= MAX_ID_LENGTH or not all(map(_is_printable, given)) or given != given.strip():
         hint = f"an id has 1 to {MAX_ID_LENGTH} printable characters and no space at its ends"
         refuse(source, f"{key}: cannot be an id: {shown(given)}", hint)
     return given

@@ -28,10 +28,14 @@ STDIN = "-"
 
 @dataclass(frozen=True)
 class SourceLine:
-    """A line of a script: the file as it was named (`-` is standard input) and the 1-based line number."""
+    """A line of a script: the file as it was named (`-` is standard input) and the 1-based line number.
+
+    `item` is the 1-based number in the array of a `.json` file, and None in other files.
+    """
 
     path: str
     line: int
+    item: int | None = None
 
     def __str__(self) -> str:
         return f"{shown_path(self.path)}:{self.line}"
@@ -310,6 +314,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 def refuse(source: SourceLine, message: str, hint: str | None = None, column: int | None = None) -> NoReturn:
     """Raise a `ScriptError` that names file and line."""
+    message = message if source.item is None else f"item {source.item}: {message}"
     raise ScriptError(message, path=shown_path(source.path), line=source.line, column=column, hint=hint)
 
 
@@ -326,7 +331,7 @@ def refuse_unknown_keys(
         if key in known:
             continue
         close = get_close_matches(key, sorted(known), n=3, cutoff=0.85 if close_only else 0.6)
-        if close_only and not (close and len(key) > 4):
+        if close_only and not (close and len(key) > 2):
             continue
         prefix = f"{where}: " if where else ""
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"allowed: {', '.join(sorted(known))}"
