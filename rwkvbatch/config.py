@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, cast, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -28,6 +28,7 @@ from rwkvbatch.errors import UsageError
 
 ThinkMode = Literal["off", "on", "fake", "short", "long"]
 HistoryMode = Literal["own", "gold"]
+Switch = Literal["auto", "on", "off"]
 _T = TypeVar("_T")
 _Record = TypeVar("_Record", bound=BaseModel)
 _LIMITS = ("ge", "gt", "le", "lt")
@@ -58,12 +59,19 @@ def with_full_names(values: Mapping[str, Any]) -> dict[str, Any]:
     return {ALIASES.get(key, key): value for key, value in values.items()}
 
 
+def with_later_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A reply's settings out of a file under their present names; what files of earlier versions lack is added."""
+    return {"min_p": 0.0, "no_penalty": [], "reply_prefix": "", **with_full_names(values)}
+
+
 def identity_with_full_names(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The `identity` of a manifest with the settings' present names."""
+    """The `identity` of a manifest with the settings' present names, those of later versions included."""
     result = dict(identity)
     if isinstance(cells := result.get("cells"), dict):
         result["cells"] = {
-            name: with_full_names(cast("dict[str, Any]", values)) if isinstance(values, dict) else values
+            name: {"bos": "auto", **with_later_settings(cast("dict[str, Any]", values))}
+            if isinstance(values, dict)
+            else values
             for name, values in cast("dict[str, Any]", cells).items()
         }
     if isinstance(given := result.get("given_for_all"), list):
@@ -119,6 +127,7 @@ class Setting:
         flag: a one-letter option.
         allowed: what may be given, for errors; None says the limits.
         split: one word of the command line may hold several values, separated by commas.
+        text: any text is a value, commas included; several values are several options.
     """
 
     help: str
@@ -127,15 +136,44 @@ class Setting:
     flag: str | None = None
     allowed: str | None = None
     split: bool = False
+    text: bool = False
 
 
 def setting(default: _T, help: str, metavar: str, panel: Panel | None, flag: str | None = None, **more: Any) -> _T:
-    """A field of a record with its `Setting`; `more` is `allowed`, `split`, and pydantic's limits (`ge`, `lt`, ...)."""
-    words = {name: more.pop(name) for name in ("allowed", "split") if name in more}
+    """A field of a record with its `Setting`; `more`: `allowed`, `split`, `text`, and pydantic's limits (`ge`, ...)."""
+    words = {name: more.pop(name) for name in ("allowed", "split", "text") if name in more}
     declared = Setting(help, metavar, panel, flag, **words)
     field: Any = Field(default, **more)
     field.metadata.append(declared)
     return field
+
+
+class CutOrder(NamedTuple):
+    """Whether the temperature comes before the cuts, and top-k before top-p, whose share is then of what top-k kept."""
+
+    temperature_first: bool
+    top_k_first: bool
+
+
+Order = Literal["top-p-first", "top-k-first", "temperature-first", "temperature-top-k"]
+ORDERS: Mapping[str, CutOrder] = {
+    "top-p-first": CutOrder(temperature_first=False, top_k_first=False),
+    "top-k-first": CutOrder(temperature_first=False, top_k_first=True),
+    "temperature-first": CutOrder(temperature_first=True, top_k_first=False),
+    "temperature-top-k": CutOrder(temperature_first=True, top_k_first=True),
+}
+"""Orders of the sampling steps: `top-p-first` is the `rwkv` package's; the evaluation engines for RWKV-7 apply the
+temperature, keep `top_k` tokens, renormalise, and then cut at `top_p` (`temperature-top-k`)."""
+
+MAX_COUNT = 2**31 - 1
+"""The largest value of a setting that counts something, so that it fits every file and array it is written to."""
+
+
+def _texts(value: object) -> object:
+    """One text as a list of one, and a list without its empty texts."""
+    if isinstance(value, str):
+        value = (value,)
+    return [text for text in cast("list[object]", value) if text != ""] if isinstance(value, list | tuple) else value
 
 
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -148,18 +186,28 @@ class Sampling(Settings):
     The kept probabilities are raised to 1 / temperature. Of tokens as likely as the last one that `top_p` keeps, all
     are kept. `presence_penalty` is subtracted once from the logit of every token that is already in the reply,
     `frequency_penalty` once for each occurrence; occurrence counts are multiplied by `penalty_decay` at each step.
-    `order`: `top-p-first` cuts before the temperature is applied (the `rwkv` package), `temperature-first` after it
-    (most other programs).
+    Tokens whose text is a part of one of the texts of `no_penalty` are not counted: only `presence_penalty` is
+    subtracted from their logits. `order` says whether the temperature is applied before or after the cuts, and which of
+    top-p and top-k cuts first, see `ORDERS`. `min_p` drops what is less likely than this share of the likeliest token.
     """
 
     temperature: float = setting(1.0, "Temperature; 0 is greedy.", "X", "Sampling", ge=0, le=100)
     top_p: _Share = setting(0.3, "Keep the likeliest tokens up to this probability; 0 is greedy.", "X", "Sampling")
-    top_k: int = setting(0, "Keep at most N tokens; 0 keeps all.", "N", "Sampling", ge=0)
+    top_k: int = setting(0, "Keep at most N tokens; 0 keeps all.", "N", "Sampling", ge=0, le=MAX_COUNT)
+    min_p: _Share = setting(
+        0.0, "Drop tokens less likely than X times the likeliest one; 0 keeps all.", "X", "Sampling"
+    )
     presence_penalty: _Penalty = setting(0.0, "Penalty on tokens that are in the reply.", "X", "Sampling")
     frequency_penalty: _Penalty = setting(0.0, "Penalty for each occurrence in the reply.", "X", "Sampling")
     penalty_decay: _Share = setting(0.996, "Factor on the counts of occurrences at each step.", "X", "Sampling")
-    order: Literal["top-p-first", "temperature-first"] = setting(
-        "top-p-first", "top-p-first (the rwkv package) or temperature-first.", "NAME", "Sampling"
+    order: Order = setting("top-p-first", f"Order of the cuts: {', '.join(get_args(Order))}.", "NAME", "Sampling")
+    no_penalty: Annotated[tuple[Annotated[str, Field(max_length=1000)], ...], BeforeValidator(_texts)] = setting(
+        (),
+        "Tokens that are a part of TEXT are exempt from --frequency; may be repeated. An empty TEXT exempts none.",
+        "TEXT",
+        "Sampling",
+        allowed="must be text of at most 1000 characters",
+        max_length=100,
     )
     banned_token_ids: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = setting(
         (),
@@ -199,13 +247,29 @@ PRESETS: Mapping[str, Sampling] = {
     "api-demo-chat-state": Sampling(
         temperature=1.0, top_p=0.2, presence_penalty=0.3, frequency_penalty=0.3, banned_token_ids=(0,)
     ),
-    # The rwkv package's PIPELINE_ARGS.
-    "rwkv-package": Sampling(temperature=1.0, top_p=0.85, presence_penalty=0.2, frequency_penalty=0.2),
+    # The rwkv package's PIPELINE_ARGS, and the tokens that its loop does not count.
+    "rwkv-package": Sampling(
+        temperature=1.0, top_p=0.85, presence_penalty=0.2, frequency_penalty=0.2, no_penalty=(" \t0123456789",)
+    ),
+    # The evaluation teams' settings for RWKV-7 G1, by thinking mode, and those of the demonstration.
+    "g1-think": Sampling(
+        temperature=0.96,
+        top_p=0.76,
+        top_k=32,
+        presence_penalty=1.0,
+        frequency_penalty=0.1,
+        penalty_decay=0.988,
+        order="temperature-top-k",
+    ),
+    "g1-fake-think": Sampling(temperature=1.0, top_p=0.28, top_k=32, order="temperature-top-k"),
+    "g1-tools": Sampling(temperature=0.96, top_p=0.76, top_k=32, order="temperature-top-k"),
+    "g1-demo": Sampling(temperature=1.0, top_p=0.5, presence_penalty=1.0, frequency_penalty=0.1, penalty_decay=0.99),
     "creative": Sampling(temperature=1.2, top_p=0.7, presence_penalty=0.4, frequency_penalty=0.4),
     "precise": Sampling(temperature=1.0, top_p=0.1),
     "model": Sampling(temperature=1.0, top_p=1.0),
 }
-"""Known-good combinations, by the name that `--preset` takes; `model` samples the model's own distribution."""
+"""Known-good combinations, by the name that `--preset` takes; `model` samples the model's own distribution. Sources and
+dates are in `docs/sampling.md`."""
 
 
 def preset(name: str) -> Sampling:
@@ -228,7 +292,7 @@ class Stopping(Settings):
 
     max_tokens: int = setting(256, "Tokens in a reply, at most.", "N", "End of a reply", ge=1, le=1_000_000)
     max_seconds: float | None = setting(
-        None, "Seconds for a reply, at most. Such an end is not reproducible.", "X", "End of a reply", gt=0
+        None, "Seconds for a reply, at most. Such an end is not reproducible.", "X", "End of a reply", gt=0, le=10**9
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = setting(
         (), "Text that ends a reply; may be repeated.", "TEXT", "End of a reply", allowed="must be non-empty text"
@@ -271,13 +335,62 @@ class SamplingParams(Sampling, Stopping):
         return self.part(Sampling)
 
 
-class Prompting(Settings):
-    """How turns become text: the settings of `CellSettings`, but `prelude` is the text itself."""
+def _switch(value: object) -> object:
+    """True and false as `on` and `off`, as a TOML file, a script and the library give them."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
-    think: ThinkMode = "off"
-    history: HistoryMode = "own"
-    template: str | None = None
-    prelude: str | None = None
+
+class ReplyPrompt(Settings):
+    """How a reply begins in the prompt; a conversation and a turn may have their own, as `params`.
+
+    `reply_prefix` is text that the reply begins with: it is read with the prompt, shown as a part of the reply, and not
+    scored.
+    """
+
+    think: ThinkMode = setting("off", "Thinking: off, on, fake, short, long.", "MODE", "Prompt")
+    reply_prefix: str = setting("", "Text that every reply begins with.", "TEXT", "Prompt", text=True)
+
+    def check_reply_prefix(self) -> None:
+        """Refuse a prefix of a reply that begins with thinking: there is no answer yet that it could begin.
+
+        Raises:
+            UsageError: names the thinking mode.
+        """
+        if self.reply_prefix and self.think in OPEN_THINKING:
+            raise UsageError(
+                f"--reply-prefix begins the answer, and with --think {self.think} the reply begins with thinking; "
+                f"got {shown_value(self.reply_prefix)}",
+                hint="use --think off or --think fake, or leave the prefix out",
+            )
+
+
+OPEN_THINKING: frozenset[ThinkMode] = frozenset({"on", "short", "long"})
+"""The thinking modes in which the model writes the thinking part."""
+
+
+class DialoguePrompt(ReplyPrompt):
+    """How a dialogue begins: `ReplyPrompt`, and whether token 0 (end of text) is read before everything else.
+
+    `bos` `auto` is off where a chat template makes the prompt (ChatRWKV's API_DEMO_CHAT.py reads none) and on for plain
+    text (RWKV-LM's `rwkv_mmlu_eval.py` and the authors' other evaluations begin with token 0).
+    """
+
+    bos: Annotated[Switch, BeforeValidator(_switch)] = setting(
+        "auto", "Token 0 before the first token: on, off; auto is off for chats, on for plain text.", "MODE", "Prompt"
+    )
+
+    def begins_with_bos(self, *, plain_text: bool = False) -> bool:
+        """Whether token 0 is read first; `plain_text` without a chat template."""
+        return plain_text if self.bos == "auto" else self.bos == "on"
+
+
+class Prompting(ReplyPrompt):
+    """How a turn becomes text: what a prompt template is loaded by."""
+
+    template: str | None = setting(None, "Jinja2 template in place of RWKV's official one.", "FILE", "Prompt")
+
+    def __hash__(self) -> int:
+        return hash(tuple(getattr(self, name) for name in type(self).model_fields))
 
 
 def _bytes(value: object) -> object:
@@ -288,7 +401,7 @@ def _bytes(value: object) -> object:
     return value if found is None else int(float(found[1]) * 1024 ** (1 + "kmgt".index(found[2].lower())))
 
 
-ByteCount = Annotated[int, BeforeValidator(_bytes), Field(ge=1)]
+ByteCount = Annotated[int, BeforeValidator(_bytes), Field(ge=1, lt=2**63)]
 _SIZE = "must be a number of bytes from 1 up, such as 512M or 2G"
 
 
@@ -296,14 +409,17 @@ class ScriptLimits(Settings):
     """What a script may hold; beyond it a line is refused."""
 
     max_line_bytes: ByteCount = setting(10_000_000, "Bytes of one line of a script.", "SIZE", None, allowed=_SIZE)
-    max_turns: int = setting(10_000, "User messages of one conversation.", "N", None, ge=1)
-    max_conversations: int = setting(1_000_000, "Conversations in all scripts together.", "N", None, ge=1)
+    max_turns: int = setting(10_000, "User messages of one conversation.", "N", None, ge=1, le=MAX_COUNT)
+    max_conversations: int = setting(1_000_000, "Conversations in all scripts together.", "N", None, ge=1, le=MAX_COUNT)
 
 
-class CellSettings(Sampling, Stopping):
+NO_ADAPTER = "none"
+"""The value of `adapter` that merges none."""
+
+
+class CellSettings(Sampling, Stopping, DialoguePrompt, Prompting):
     """What decides about one reply, and may differ between the cells of a grid."""
 
-    think: ThinkMode = setting("off", "Thinking: off, on, fake, short, long.", "MODE", "Prompt")
     history: HistoryMode = setting(
         "own", "What later turns see: own replies, or the script's (gold).", "MODE", "Prompt"
     )
@@ -315,6 +431,13 @@ class CellSettings(Sampling, Stopping):
         "Model",
         "-m",
     )
+    adapter: str = setting(
+        NO_ADAPTER,
+        "Adapter to merge into the weights: 'FILE alpha=NUMBER' (LoRA), 'FILE init=FILE' (PiSSA), FILE (DiSHA, Bone, "
+        "a PEFT directory), none.",
+        "TEXT",
+        "Model",
+    )
     strategy: str = setting(
         "auto",
         'Device and precision: "cpu fp32", "cpu bf16", "cpu int8", "cuda fp16", "cuda:1 bf16", auto.',
@@ -323,7 +446,6 @@ class CellSettings(Sampling, Stopping):
     )
     backend: str = setting("auto", "cpu, reference, cuda, upstream, auto.", "NAME", "Model")
     state: str | None = setting(None, "Initial state (a state-tuned file).", "FILE", "Model")
-    template: str | None = setting(None, "Jinja2 template in place of RWKV's official one.", "FILE", "Prompt")
     prelude: str | None = setting(
         None, "Text read before the first turn (an initial exchange), or the name api-demo-chat.", "FILE", "Prompt"
     )
@@ -335,6 +457,10 @@ class CellSettings(Sampling, Stopping):
     @cached_property
     def stopping(self) -> Stopping:
         return self.part(Stopping)
+
+    @cached_property
+    def prompting(self) -> Prompting:
+        return self.part(Prompting)
 
 
 class RunSettings(CellSettings, ScriptLimits):
@@ -369,21 +495,21 @@ class RunSettings(CellSettings, ScriptLimits):
         None, "Workers as actors of a Ray cluster: local, auto, or HOST:PORT.", "ADDRESS", "Model", min_length=1
     )
     max_prompt_tokens: int | None = setting(
-        None, "A turn with a longer history fails, and the run goes on.", "N", "Prompt", ge=1
+        None, "A turn with a longer history fails, and the run goes on.", "N", "Prompt", ge=1, le=MAX_COUNT
     )
     only: tuple[str, ...] = setting(
         (), "Only conversations with this id or tag; may be repeated.", "ID|TAG", "What is replayed"
     )
-    limit: int | None = setting(None, "At most N conversations.", "N", "What is replayed", ge=1)
+    limit: int | None = setting(None, "At most N conversations.", "N", "What is replayed", ge=1, le=MAX_COUNT)
     shuffle_seed: int | None = setting(
-        None, "Seed of another order of conversations, before --limit.", "N", "What is replayed"
+        None, "Seed of another order of conversations, before --limit.", "N", "What is replayed", ge=-(2**63), lt=2**63
     )
     repeats: Annotated[int, Field(ge=1, le=1_000_000)] = setting(
         1, "Repetitions per conversation and cell; N..M with --until-ci. [dim]Default: 1[/]", "N|N..M", "The run", "-r"
     )
     max_repeats: int | None = setting(None, "M of --repeats N..M.", "M", None, ge=2, le=1_000_000)
     until_ci: float | None = setting(
-        None, "Add repeats while a cell's interval against the first cell is wider.", "WIDTH", "The run", gt=0
+        None, "Add repeats while a cell's interval against the first cell is wider.", "WIDTH", "The run", gt=0, le=10**9
     )
     race: bool = setting(
         False,
@@ -403,8 +529,8 @@ class RunSettings(CellSettings, ScriptLimits):
     race_level: float = setting(
         0.05, "Probability that the race drops a best cell, at most. [dim]Default: 0.05[/]", "X", "The run", gt=0, lt=1
     )
-    race_rows: int | None = setting(None, "Rows of the whole race, at most.", "N", "The run", ge=1)
-    max_failures: int | None = setting(None, "Stop when more rows than this failed.", "N", "The run", ge=0)
+    race_rows: int | None = setting(None, "Rows of the whole race, at most.", "N", "The run", ge=1, lt=2**63)
+    max_failures: int | None = setting(None, "Stop when more rows than this failed.", "N", "The run", ge=0, lt=2**63)
 
     @cached_property
     def script_limits(self) -> ScriptLimits:
@@ -427,6 +553,9 @@ LISTS = frozenset(name for name, field in RunSettings.model_fields.items() if ge
 
 FLAGS = frozenset(name for name, field in RunSettings.model_fields.items() if field.annotation is bool)
 """Settings that are on or off; their options take no value."""
+
+TEXTS = frozenset(name for name, declared in SETTINGS.items() if declared.text)
+"""Settings whose value may be any text, commas included."""
 
 GRID_SETTINGS = ("preset", *(name for name in CellSettings.model_fields if name not in LISTS))
 """Settings that the command line and the library take as several values, each a dimension of the grid."""

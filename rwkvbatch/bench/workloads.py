@@ -127,13 +127,14 @@ def sampling(model: Model, clock: Clock = WALL) -> Workload:
             temperature=np.full(SAMPLE_ROWS, TEMPERATURE, np.float32),
             top_p=np.full(SAMPLE_ROWS, TOP_P, np.float32),
             top_k=np.zeros(SAMPLE_ROWS, np.int64),
-            temperature_first=np.zeros(SAMPLE_ROWS, np.bool_),
+            orders=np.zeros(SAMPLE_ROWS, np.uint8),
             penalty_ids=np.concatenate(penalised).astype(np.int64),
             penalty_values=np.full(SAMPLE_ROWS * count, 0.5, np.float32),
             penalty_starts=np.arange(0, SAMPLE_ROWS * count + 1, count, dtype=np.int64),
             noise_keys=np.arange(SAMPLE_ROWS, dtype=np.uint64),
             turns=np.zeros(SAMPLE_ROWS, np.int64),
             steps=np.full(SAMPLE_ROWS, next(steps), np.int64),
+            least_scores=np.full(SAMPLE_ROWS, -np.inf),
         )
         return timed(clock, model.choose, logits, batch)
 

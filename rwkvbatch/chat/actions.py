@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from rwkvbatch.chat.app import Chat, OutputFile
 from rwkvbatch.chat.runs import export
 from rwkvbatch.chat.session import TURN_SETTINGS
 from rwkvbatch.chat.storage import load_session, save_session
-from rwkvbatch.config import PRESETS, SHORT_NAMES, Sampling, ThinkMode, full_name, preset
+from rwkvbatch.config import NO_ADAPTER, ORDERS, PRESETS, SHORT_NAMES, Sampling, ThinkMode, full_name, preset
 from rwkvbatch.errors import UsageError
 from rwkvbatch.files import check_target, read_file
 from rwkvbatch.model.safetensors import STATE
@@ -33,12 +34,15 @@ NUM_CANDIDATES = 10
 SETTABLE = tuple(SHORT_NAMES.get(name, name) for name in TURN_SETTINGS)
 _VALUES = {
     "think": get_args(ThinkMode),
-    "order": ("top-p-first", "temperature-first"),
+    "order": tuple(ORDERS),
     "temp": ("0", "0.3", "0.7", "1.0", "1.2"),
     "top_p": ("0.1", "0.3", "0.5", "0.8", "1.0"),
+    "min_p": ("0", "0.05", "0.1"),
+    "no_penalty": ("none", r"\x20\t0123456789"),
     "max_seconds": ("none",),
     "ban": ("none", "0"),
     "stop": ("none",),
+    "reply_prefix": ("none",),
 }
 
 
@@ -72,7 +76,7 @@ def params(chat: Chat, _argument: None = None) -> None:
 
 
 def set_value(chat: Chat, argument: str) -> None:
-    name, _, text = argument.replace("=", " ", 1).partition(" ")
+    name, text = re.split(r"\s*=\s*|\s+|$", argument.strip(), maxsplit=1)
     if not name:
         params(chat)
         return
@@ -89,12 +93,14 @@ def _parse_setting(name: str, text: str) -> dict[str, Any]:
     if full not in (*TURN_SETTINGS, "seed"):
         raise UsageError(f"/set: expected one of {', '.join(SETTABLE)}, seed; got {name[:60]!r}")
     value: Any = text
-    if full in ("banned_token_ids", "stop"):
+    if full in ("banned_token_ids", "stop", "no_penalty"):
         value = [] if text in ("", "none") else [part.strip() for part in text.split(",")]
-        if full == "stop":
+        if full != "banned_token_ids":
             value = [part.encode().decode("unicode_escape") if part.isascii() else part for part in value]
     elif full == "max_seconds" and text == "none":
         return {full: None}
+    elif full == "reply_prefix" and text == "none":
+        return {full: ""}
     elif not text:
         raise UsageError(f"/set {name}: the value is missing")
     return checked_values({full: value}, lambda shown: f"/set {SHORT_NAMES.get(shown, shown)}:")
@@ -110,7 +116,7 @@ def _change(chat: Chat, values: dict[str, Any]) -> None:
 def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(repr, cast("Sequence[Any]", value))) or "none"
-    return "none" if value is None else str(value)
+    return "none" if value is None or value == "" else str(value)
 
 
 def use_preset(chat: Chat, name: str) -> None:
@@ -335,7 +341,7 @@ def model(chat: Chat, argument: str) -> None:
         return
     engine = chat.load_engine(str(Path(argument).expanduser()))
     session.use_engine(engine)
-    session.use_settings(session.settings.replace(model=argument))
+    session.use_settings(session.settings.replace(model=argument, adapter=NO_ADAPTER))
     chat.transcript.start(session)
     chat.view.note(f"{engine.model.spec.path} reads the conversation when the next message comes")
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.tree import read_tree, tree_values
-from rwkvbatch.config import with_full_names
+from rwkvbatch.config import with_later_settings
 from rwkvbatch.errors import InputError, StorageError
 from rwkvbatch.files import (
     OS_FILES,
@@ -165,7 +165,7 @@ def _session_values(session: Session) -> dict[str, Any]:
         "tokenizer_sha256": session.engine.tokenizer.sha256,
         **vars(session.identity),
         "template": session.settings.template,
-        "settings": session.turn_settings(),
+        "settings": {**session.turn_settings(), "bos": session.settings.bos},
     }
 
 
@@ -211,7 +211,7 @@ def load_session(session: Session, path: Path) -> None:
             )
         tree = read_tree(values["dialogue"], spec.vocab_size)
         identity = Identity(int(values["seed"]), str(values["conversation"]), int(values["repeat"]))
-        settings = {"template": values["template"], **with_full_names(values["settings"])}
+        settings = {"template": values["template"], **with_later_settings(values["settings"])}
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise InputError(f"is not a complete session: {type(error).__name__}: {error}", path=path) from None
     session.adopt(tree, session.settings.replace(**settings), identity)

@@ -2,27 +2,59 @@
 
 Penalties are those of ChatRWKV's `API_DEMO_CHAT.py`: logit -= presence_penalty + count * frequency_penalty
 for every token that is already in the reply; each step all counts are multiplied by `penalty_decay`, then the new
-token's count grows by 1.
+token's count grows by 1. Tokens of `no_penalty` keep the count 0, as those of ' \t0123456789' do in the loop of the
+`rwkv` package (`PIPELINE.generate`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 
-from rwkvbatch.config import Sampling
-from rwkvbatch.model.base import SampleBatch
+from rwkvbatch.config import ORDERS, Sampling
+from rwkvbatch.model.base import TEMPERATURE_FIRST, TOP_K_FIRST, SampleBatch
+from rwkvbatch.prompt.tokenizer import Tokenizer
+
+_ORDER_BITS = {
+    name: TEMPERATURE_FIRST * order.temperature_first | TOP_K_FIRST * order.top_k_first
+    for name, order in ORDERS.items()
+}
+
+
+@lru_cache(maxsize=64)
+def exempt_tokens(tokenizer: Tokenizer, texts: tuple[str, ...]) -> frozenset[int]:
+    """Ids of the tokens whose text is a part of one of `texts`; a token that is no whole characters is not."""
+    if not texts:
+        return frozenset()
+    found: set[int] = set()
+    longest = max(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    for token in range(tokenizer.vocab_size):
+        data = tokenizer.token_bytes(token)
+        if 0 < len(data) <= longest:
+            with suppress(UnicodeDecodeError):
+                part = data.decode("utf-8")
+                if any(part in text for text in texts):
+                    found.add(token)
+    return frozenset(found)
 
 
 class Penalties:
-    """Penalties of one reply: its banned tokens, and the decayed counts of its tokens."""
+    """Penalties of one reply: its banned tokens, and the decayed counts of its tokens.
 
-    def __init__(self, sampling: Sampling) -> None:
+    Args:
+        exempt: tokens that are never counted: only the presence penalty is subtracted from their logits.
+    """
+
+    def __init__(self, sampling: Sampling, exempt: frozenset[int] = frozenset()) -> None:
         self._sampling = sampling
+        self._exempt = exempt
         self._counting = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
         self._banned = np.array(sorted(set(sampling.banned_token_ids)), dtype=np.int64)
         self._index: dict[int, int] = {}
@@ -42,7 +74,8 @@ class Penalties:
                 self._counts = np.resize(self._counts, 2 * num_seen)
             index = self._index[token] = num_seen
             self._ids[index], self._counts[index] = token, 0.0
-        self._counts[index] += 1.0
+        if token not in self._exempt:
+            self._counts[index] += 1.0
 
     def subtracted(self, vocab_size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Token ids, and what is subtracted from their logits: infinity for banned tokens."""
@@ -66,6 +99,14 @@ class SampleRow:
     step: int
 
 
+def _least_score(sampling: Sampling) -> float:
+    """ln(min_p) in units of the logits: tokens below it have less than `min_p` times the largest probability."""
+    if sampling.min_p == 0:
+        return -math.inf
+    first = ORDERS[sampling.order].temperature_first
+    return math.log(sampling.min_p) * (float(np.float32(sampling.temperature)) if first else 1.0)
+
+
 def gather(rows: Sequence[SampleRow], given: Sequence[int], vocab_size: int) -> SampleBatch:
     """The arrays of one choice of tokens: `rows` to sample from, then one row for each of the `given` tokens."""
     penalties = [row.penalties.subtracted(vocab_size) for row in rows]
@@ -73,12 +114,13 @@ def gather(rows: Sequence[SampleRow], given: Sequence[int], vocab_size: int) -> 
         temperature=np.array([row.sampling.temperature for row in rows], dtype=np.float32),
         top_p=np.array([row.sampling.top_p for row in rows], dtype=np.float32),
         top_k=np.array([row.sampling.top_k for row in rows], dtype=np.int64),
-        temperature_first=np.array([row.sampling.order == "temperature-first" for row in rows], dtype=np.bool_),
+        orders=np.array([_ORDER_BITS[row.sampling.order] for row in rows], dtype=np.uint8),
         penalty_ids=np.concatenate([np.empty(0, dtype=np.int64), *(ids for ids, _ in penalties)]),
         penalty_values=np.concatenate([np.empty(0, dtype=np.float32), *(values for _, values in penalties)]),
         penalty_starts=np.array([0, *accumulate(len(ids) for ids, _ in penalties)], dtype=np.int64),
         noise_keys=np.array([row.noise_key for row in rows], dtype=np.uint64),
         turns=np.array([row.turn for row in rows], dtype=np.int64),
         steps=np.array([row.step for row in rows], dtype=np.int64),
+        least_scores=np.array([_least_score(row.sampling) for row in rows], dtype=np.float64),
         given=np.array(given, dtype=np.int64),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -10,7 +11,7 @@ from operator import eq
 import numpy as np
 
 from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, ReplyTiming, Request, Score, closed_history
-from rwkvbatch.engine.sampling import Penalties, SampleRow, gather
+from rwkvbatch.engine.sampling import Penalties, SampleRow, exempt_tokens, gather
 from rwkvbatch.engine.scheduler import Chunk, SequenceState
 from rwkvbatch.model.base import Choices, RaggedBatch, SampleBatch
 from rwkvbatch.prompt.tokenizer import TextStream, Tokenizer
@@ -32,7 +33,7 @@ class Generation:
         self.fallback: tuple[int, int] | None = None
         self._tokenizer = tokenizer
         self._stream = TextStream(tokenizer.token_bytes, request.stop)
-        self._penalties = Penalties(request.sampling)
+        self._penalties = Penalties(request.sampling, exempt_tokens(tokenizer, request.sampling.no_penalty))
         self._noise_key = request.noise.philox_key
         self._submitted_s = now_s
         self._started_s: float | None = None
@@ -114,12 +115,14 @@ class Scoring:
 
     Attributes:
         first_output: the position of the prefix's last token, whose logits predict the first token of the continuation.
+        cache: whether its last state is cached, for requests that continue the text.
     """
 
     sequence: SequenceState
     continuation: tuple[int, ...]
     first_output: int
-    logprobs: list[float] = field(default_factory=list[float])
+    cache: bool = True
+    logprobs: array[float] = field(default_factory=lambda: array("d"))
     num_matched: int = 0
 
     @property
@@ -138,11 +141,11 @@ class Scoring:
 
     def start_over(self) -> None:
         """Discard the results, since the text is read again from its beginning."""
-        self.logprobs.clear()
+        del self.logprobs[:]
         self.num_matched = 0
 
     def score(self) -> Score:
-        return Score(tuple(self.logprobs), self.num_matched)
+        return Score(self.logprobs, self.num_matched)
 
 
 Job = Generation | Scoring

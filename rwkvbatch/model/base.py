@@ -109,13 +109,14 @@ class ModelSpec(Dimensions):
 
     Attributes:
         state_bytes: size of one sequence's recurrent state in the backend's memory.
-        weights_sha256: hash of the checkpoint file.
+        weights_sha256: hash of the checkpoint file; with an adapter, of its files and options too.
         path: the checkpoint file.
         dtype: `fp32`, `bf16`, `fp16`, `int8` (the large matrices), or a whole strategy for the upstream backend.
         backend: `cpu` (native kernels), `reference`, `cuda` (`cuda rows=N` with a fixed row count) or `upstream`.
         device: torch device name.
         bitwise: whether replies are bit-identical for every batch (docs/design/reproducibility.md).
         vocabulary_file: the World vocabulary that the checkpoint's directory brings, if it does.
+        adapter: the adapter merged into the weights, as it was given; None without any.
     """
 
     state_bytes: int
@@ -126,6 +127,7 @@ class ModelSpec(Dimensions):
     device: str
     bitwise: bool
     vocabulary_file: str | None = None
+    adapter: str | None = None
 
     @property
     def in_words(self) -> str:
@@ -133,6 +135,7 @@ class ModelSpec(Dimensions):
         return (
             f"{PurePath(self.path).name}: RWKV-{self.generation}, {self.num_layers} layers, width {self.width}, "
             f"{self.num_parameters:,} parameters, {self.backend} {self.dtype}"
+            + (f", adapter {self.adapter}" if self.adapter else "")
         )
 
 
@@ -198,31 +201,38 @@ class RaggedBatch:
         return cls(flat, starts, np.asarray(slots, dtype=np.int64), outputs)
 
 
+TEMPERATURE_FIRST, TOP_K_FIRST = 1, 2
+"""Bits of `SampleBatch.orders`: the cuts are made after the temperature; top-k cuts before top-p."""
+
+
 @dataclass(frozen=True)
 class SampleBatch:
     """What to do with P rows of logits: sample a token from each of the first S, look up a given token in the others.
 
     Attributes:
         temperature, top_p: [S] fp32. top_k: [S] int64, 0 keeps all tokens.
-        temperature_first: [S] bool, see `Sampling.order`.
+        orders: [S] uint8, bits of `Sampling.order`: `TEMPERATURE_FIRST`, `TOP_K_FIRST`.
         penalty_ids, penalty_values: ragged over rows; `penalty_values` (fp32) is subtracted from the logits of
             `penalty_ids` (int64); infinity bans a token. No id twice in a row.
         penalty_starts: row s's penalties are penalty_starts[s]:penalty_starts[s + 1]; [S + 1].
         noise_keys: [S] uint64, the Philox key of the row's (run seed, conversation, repeat).
         turns, steps: [S] int64, the turn, and the token's position in the reply.
+        least_scores: [S] fp64, the `min_p` cut: a token whose logit less the row's largest one, both after the
+            penalties, is below this is dropped; minus infinity drops none.
         given: [P - S] int64, the tokens whose log-probabilities are wanted.
     """
 
     temperature: FloatArray
     top_p: FloatArray
     top_k: IntArray
-    temperature_first: npt.NDArray[np.bool_]
+    orders: npt.NDArray[np.uint8]
     penalty_ids: IntArray
     penalty_values: FloatArray
     penalty_starts: IntArray
     noise_keys: npt.NDArray[np.uint64]
     turns: IntArray
     steps: IntArray
+    least_scores: npt.NDArray[np.float64]
     given: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @property
@@ -237,9 +247,8 @@ class SampleBatch:
 
     @property
     def arrays(self) -> list[npt.NDArray[Any]]:
-        """All arrays in the order of the attributes, with truth values as bytes."""
-        arrays: list[npt.NDArray[Any]] = [getattr(self, field.name) for field in fields(self)]
-        return [array.view(np.uint8) if array.dtype == np.bool_ else array for array in arrays]
+        """All arrays in the order of the attributes."""
+        return [getattr(self, field.name) for field in fields(self)]
 
     def check(self, num_rows: int, vocab_size: int) -> None:
         """Raise `ValueError` unless this batch fits logits [num_rows, vocab_size]."""

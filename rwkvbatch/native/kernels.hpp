@@ -109,7 +109,8 @@ struct SampleRow {
     size_t vocab_size;
     float temperature, top_p;
     int64_t top_k;
-    bool temperature_first;
+    bool temperature_first, top_k_first;
+    double least_score;
     const int64_t* penalty_ids;
     const float* penalty_values;
     size_t num_penalties;

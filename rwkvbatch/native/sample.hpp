@@ -18,6 +18,7 @@ namespace rwkv {
 namespace RWKV_ISA {
 
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
+constexpr float LOWEST = -std::numeric_limits<float>::max();
 constexpr size_t STRETCH = 1024;
 
 // ln x for normal x > 0: 2^k (1 + f), s = f / (2 + f), ln(1 + f) by the polynomial in s^2 of FreeBSD's msun.
@@ -112,13 +113,13 @@ inline uint32_t ordered_key(float x) {
 constexpr float DEPTHS[] = {1.0f, 2.0f, 3.0f, 4.5f, 6.0f, 8.0f, 11.0f, 16.0f};
 constexpr size_t NUM_DEPTHS = sizeof DEPTHS / sizeof DEPTHS[0];
 
-// The cut that keeps the largest tokens until their weights reach `target`: top-p with probabilities, top-k with ones.
+// The cut that keeps the largest tokens until their weights reach `target`: top-p; `counted`, top-k: each weighs one.
 struct Cut {
     uint32_t key;      // the smallest key that is kept
     double above;      // weight of all larger keys
 };
 
-inline Cut find_cut(const Candidate* candidates, size_t count, double target, Candidate* work) {
+inline Cut find_cut(const Candidate* candidates, size_t count, double target, bool counted, Candidate* work) {
     constexpr unsigned DIGIT = 10;
     constexpr size_t BUCKETS = size_t(1) << DIGIT;
     double above = 0.0;
@@ -132,7 +133,8 @@ inline Cut find_cut(const Candidate* candidates, size_t count, double target, Ca
         unsigned shift = 0;
         while ((high - low) >> shift >= BUCKETS) ++shift;
         double weights[BUCKETS] = {};
-        for (size_t i = 0; i < count; ++i) weights[(current[i].key - low) >> shift] += current[i].weight;
+        for (size_t i = 0; i < count; ++i)
+            weights[(current[i].key - low) >> shift] += counted ? 1.0f : current[i].weight;
         size_t bucket = (high - low) >> shift;
         while (bucket > 0 && above + weights[bucket] < target) above += weights[bucket--];
         const uint32_t begin = low + (static_cast<uint32_t>(bucket) << shift);
@@ -188,24 +190,46 @@ private:
 
     void draw() {
         const bool cuts_p = row_.top_p < 1.0f, cuts_k = row_.top_k > 0 && row_.top_k < static_cast<int64_t>(size_);
+        const bool cuts_scores = row_.least_score > -HUGE_VAL;
         best_score_ = score(best_);
-        if (!cuts_p && !cuts_k) return draw_from_all();
+        if (!cuts_p && !cuts_k && !cuts_scores) return draw_from_all();
         size_t count;
-        if (cuts_p) {
+        if (cuts_p && !(cuts_k && row_.top_k_first)) {
             const double target = static_cast<double>(row_.top_p) * weigh(true);
-            count = gather(target);
-            const Cut cut = find_cut(candidates_, count, target, work_);
-            count = keep(count, cut.key, count);
-        } else {
+            count = keep_probable(gather(depth_of(target)), target);
+            if (cuts_k) count = keep_largest(count);
+        } else if (cuts_k) {
             weigh(false);
-            count = gather(static_cast<double>(row_.top_k));
+            count = keep_largest(gather(depth_of(static_cast<double>(row_.top_k))));
+            if (cuts_p) {
+                double total = 0.0;
+                for (size_t i = 0; i < count; ++i) total += static_cast<double>(candidates_[i].weight);
+                count = keep_probable(count, static_cast<double>(row_.top_p) * total);
+            }
+        } else {
+            const float near = static_cast<float>(static_cast<double>(largest_) + row_.least_score);
+            count = gather(std::max(std::nextafter(near, -INFINITE), LOWEST));
         }
-        if (cuts_k && count > static_cast<size_t>(row_.top_k)) {
-            for (size_t i = 0; i < count; ++i) candidates_[i].weight = 1.0f;
-            const Cut cut = find_cut(candidates_, count, static_cast<double>(row_.top_k), work_);
-            count = keep(count, cut.key, static_cast<size_t>(row_.top_k) - static_cast<size_t>(cut.above));
-        }
-        draw_from(count);
+        draw_from(cuts_scores ? keep_scores(count) : count);
+    }
+
+    size_t keep_probable(size_t count, double target) {
+        return keep(count, find_cut(candidates_, count, target, false, work_).key, count);
+    }
+
+    size_t keep_largest(size_t count) {
+        if (count <= static_cast<size_t>(row_.top_k)) return count;
+        const Cut cut = find_cut(candidates_, count, static_cast<double>(row_.top_k), true, work_);
+        return keep(count, cut.key, static_cast<size_t>(row_.top_k) - static_cast<size_t>(cut.above));
+    }
+
+    // Of the candidates, those that are not too far below the largest logit.
+    size_t keep_scores(size_t count) {
+        size_t kept = 0;
+        for (size_t i = 0; i < count; ++i)
+            if (static_cast<double>(candidates_[i].logit) - static_cast<double>(largest_) >= row_.least_score)
+                candidates_[kept++] = candidates_[i];
+        return kept;
     }
 
     // The weight of a logit in the cuts: its probability before it is divided by the sum.
@@ -239,11 +263,15 @@ private:
         return total;
     }
 
-    // Candidates: all tokens within the smallest depth that holds `target`, in the order of their ids.
-    size_t gather(double target) {
+    // The logit at the smallest depth that holds `target`.
+    float depth_of(double target) const {
         size_t d = 0;
         while (d < NUM_DEPTHS && within_[d] < target) ++d;
-        const float limit = d < NUM_DEPTHS ? largest_ - depth(d) : -std::numeric_limits<float>::max();
+        return d < NUM_DEPTHS ? largest_ - depth(d) : LOWEST;
+    }
+
+    // Candidates: all tokens from the logit `limit` up, in the order of their ids.
+    size_t gather(float limit) {
         size_t count = 0;
         for (size_t i = 0; i < size_; i += LANES) {
             const F16 x = load(logits_ + i);

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
-from rwkvbatch.config import GRID_SETTINGS, HistoryMode, RunSettings, ThinkMode, full_name, option_name
+from rwkvbatch.config import (
+    GRID_SETTINGS,
+    TEXTS,
+    HistoryMode,
+    Order,
+    RunSettings,
+    Switch,
+    ThinkMode,
+    full_name,
+    option_name,
+)
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell, GridFile, make_cells
 from rwkvbatch.replay.layers import Layered, layer_settings, naming_origins, read_toml
@@ -22,6 +33,8 @@ from rwkvbatch.replay.race import FIRST_LOOK, turns_of_draws
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.results.directory import SKIPPED_NAME
+from rwkvbatch.script.documents import read_documents
+from rwkvbatch.script.lint import lint
 from rwkvbatch.script.reader import Script, read_scripts
 
 if TYPE_CHECKING:
@@ -29,10 +42,10 @@ if TYPE_CHECKING:
     from rwkvbatch.model.base import Model
 
 SKIPPED_SHOWN = 5
+KEYS_SHOWN = 8
 CELLS_SHOWN = 8
 
 PathLike = str | os.PathLike[str]
-_Order = Literal["top-p-first", "temperature-first"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,16 +58,21 @@ class RunKeywords(TypedDict, total=False):
     temp: float | Sequence[float]
     top_p: float | Sequence[float]
     top_k: int | Sequence[int]
+    min_p: float | Sequence[float]
     presence_penalty: float | Sequence[float]
     frequency_penalty: float | Sequence[float]
     penalty_decay: float | Sequence[float]
-    order: _Order | Sequence[_Order]
+    order: Order | Sequence[Order]
+    no_penalty: Sequence[str]
     banned_token_ids: Sequence[int]
     max_tokens: int | Sequence[int]
     max_seconds: float | Sequence[float] | None
     stop: Sequence[str]
     think: ThinkMode | Sequence[ThinkMode]
+    reply_prefix: str | Sequence[str]
+    bos: Switch | bool | Sequence[Switch | bool]
     history: HistoryMode | Sequence[HistoryMode]
+    adapter: str | Sequence[str]
     strategy: str | Sequence[str]
     backend: str | Sequence[str]
     state: str | Sequence[str] | None
@@ -92,6 +110,7 @@ def run(
     grid: PathLike | None = None,
     config: PathLike | None = None,
     environment: Mapping[str, str] | None = None,
+    documents: bool = False,
     skip_bad: bool = False,
     shard: str | None = None,
     retry_errors: bool = False,
@@ -114,6 +133,7 @@ def run(
             bundled one.
         grid: a TOML file with a grid of settings. config: one with settings.
         environment: where `RWKVBATCH_*` settings are read from, such as `os.environ`; None reads none.
+        documents: score text files, JSON lines with `text` and folders of them, as `rwkvbatch score` does.
         skip_bad: leave bad lines of a script out.
         shard: run only this part of the conversations, such as `2/8`.
         retry_errors: run rows again that failed. repair: set damaged rows aside and run them again.
@@ -135,10 +155,11 @@ def run(
     loaded: Model | None = None
     if model is not None and not isinstance(model, (str, os.PathLike, Sequence)):
         loaded, model = cast("Model", getattr(model, "model", model)), None
-    where: dict[str, Any] = {"grid": grid, "config": config, "environment": environment}
+    where: dict[str, Any] = {"grid": grid, "config": config, "environment": environment, "documents": documents}
     with loading():  # a script may be a pipe that never ends
         prepared = prepare(scripts, model=model, skip_bad=skip_bad, shard=shard, **where, **settings)
     plan, skipped = prepared.plan, prepared.script.skipped
+    _log_lint(plan)
     observers = [] if observer is None else [observer]
     with ExitStack() as stack:
         if metrics_port is not None:
@@ -156,6 +177,7 @@ def run(
             skipped=skipped,
             observers=observers,
             should_stop=should_stop,
+            notify=notify,
             loading=loading,
             pool=pool_for(plan.settings, model_given=loaded is not None),
         )
@@ -181,6 +203,7 @@ def prepare(
     grid: PathLike | None = None,
     config: PathLike | None = None,
     environment: Mapping[str, str] | None = None,
+    documents: bool = False,
     skip_bad: bool = False,
     shard: str | None = None,
     **settings: Unpack[RunKeywords],
@@ -202,8 +225,10 @@ def prepare(
     with naming_origins(layered.origins):
         part = None if shard is None else Shard.parse(shard)
         _refuse_contradictions(layered, cells, part)
-        script = read_scripts(_script_names(scripts), limits=layered.settings.script_limits, skip_bad=skip_bad)
+        read = read_documents if documents else read_scripts
+        script = read(_script_names(scripts), limits=layered.settings.script_limits, skip_bad=skip_bad)
         _log_skipped(script)
+        _log_ignored(script)
         plan = Plan(select(script.conversations, layered.settings), cells, layered, part)
         if plan.settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
             raise UsageError("--until-ci compares the scores of checks, and the script has none")
@@ -310,6 +335,23 @@ def _log_skipped(script: Script) -> None:
         _log.warning("set aside: %d lines more", len(script.skipped) - SKIPPED_SHOWN)
 
 
+def _log_ignored(script: Script) -> None:
+    """Log the keys that were not read, once each."""
+    if script.ignored:
+        most = sorted(script.ignored.items(), key=lambda item: (-item[1], item[0]))
+        shown = ", ".join(f"{key} ({count:,})" for key, count in most[:KEYS_SHOWN])
+        rest = f" and {len(most) - KEYS_SHOWN} more" if len(most) > KEYS_SHOWN else ""
+        _log.warning("keys that are not read, with their numbers of lines: %s%s", shown, rest)
+
+
+def _log_lint(plan: Plan) -> None:
+    """Log how many contents are probably mistakes."""
+    counts = Counter(warning.code for warning in lint(plan.conversations))
+    if counts:
+        shown = ", ".join(f"{count:,} {code}" for code, count in counts.most_common())
+        _log.warning("probable mistakes in the script, which change replies or scores: %s; --dry-run lists them", shown)
+
+
 def split_lists(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Single values, and lists of values (`0.3,0.7` or a sequence) of settings that a grid may vary, by full names."""
     single: dict[str, Any] = {}
@@ -318,11 +360,11 @@ def split_lists(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, li
         full = full_name(key)
         parts: list[Any] = [value]
         if full in GRID_SETTINGS:
-            if isinstance(value, str) and "," in value:
+            if isinstance(value, str) and "," in value and full not in TEXTS:
                 parts = [part.strip() for part in value.split(",")]
             elif isinstance(value, (list, tuple)):
                 parts = list(value)  # pyright: ignore[reportUnknownArgumentType]
-            if not parts or "" in parts:
+            if not parts or ("" in parts and full not in TEXTS):
                 raise UsageError(f"{option_name(full)} has an empty item in {value!r}")
         if len(parts) == 1:
             single[full] = parts[0]

@@ -1,4 +1,4 @@
-"""Replies held against a plain chat loop over the `rwkv` package, as API_DEMO_CHAT has it."""
+"""Replies held against a plain chat loop over the `rwkv` package, as API_DEMO_CHAT has it, and against its own loop."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from rwkv.utils import PIPELINE, PIPELINE_ARGS
 
-from rwkvbatch.config import Sampling
+from rwkvbatch.config import Sampling, preset
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import Request
 from rwkvbatch.model.base import Model
@@ -75,3 +76,54 @@ def test_greedy_replies_with_penalties_are_those_of_a_plain_loop_over_the_packag
         expected = package_loop(prompt)
         assert len(set(expected)) > 20, "the loop must not be stuck, or the penalties are not tested"
         assert list(reply.ids) == expected
+
+
+PROMPT = [5, 17, 250]
+DIGITS = " \t0123456789"
+
+
+class PackageModel:
+    """The package's model, as `PIPELINE.generate` calls it; notes the tokens that it is fed."""
+
+    def __init__(self, path: Path) -> None:
+        self._model = load_model(path, strategy="cpu fp32", backend="upstream")
+        self.fed: list[int] = []
+
+    def forward(self, tokens: list[int], state: object) -> tuple[torch.Tensor, object]:
+        self.fed += tokens
+        logits, state = self._model.forward([tokens], state)  # type: ignore[arg-type]
+        return logits[0].clone(), state
+
+
+class Pipeline(PIPELINE):
+    """The package's pipeline with a prompt of token ids."""
+
+    def encode(self, x: list[int]) -> list[int]:
+        return list(x)
+
+
+def test_the_packages_preset_writes_the_tokens_of_its_own_loop_on_digits(tmp_path: Path) -> None:
+    tensors = random_tensors(2, 64, vocab_size=300, seed=5, dtype=torch.float32)
+    tensors["head.weight"][49:59] *= 2.0
+    path = tmp_path / "digits.pth"
+    torch.save(tensors, path)
+    # Temperature 0: both choose the largest logit after the penalties.
+    sampling = preset("rwkv-package").replace(temperature=0, banned_token_ids=(0,))
+    settings = PIPELINE_ARGS(
+        temperature=0,
+        alpha_frequency=sampling.frequency_penalty,
+        alpha_presence=sampling.presence_penalty,
+        alpha_decay=sampling.penalty_decay,
+        token_ban=[0],
+    )
+    model = PackageModel(path)
+    Pipeline(model, "rwkv_vocab_v20230424").generate(PROMPT, token_count=101, args=settings)
+    expected = model.fed[len(PROMPT) :]
+    engine = Engine(load_model(path, strategy="cpu fp32"))
+    with_all_counted = sampling.replace(no_penalty=())
+    exact, other = engine.generate(
+        [Request(tuple(PROMPT), each, max_tokens=100, stop=()) for each in (sampling, with_all_counted)]
+    )
+    assert sum(engine.tokenizer.decode([token]) in DIGITS for token in expected) > 25
+    assert list(exact.ids) == expected
+    assert list(other.ids) != expected

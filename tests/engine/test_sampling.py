@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from rwkv.utils import PIPELINE
 from scipy import stats
 
-from rwkvbatch.config import Sampling
+from rwkvbatch.config import Sampling, preset
 from rwkvbatch.engine.request import NoiseKey
-from rwkvbatch.engine.sampling import Penalties, SampleRow, gather
+from rwkvbatch.engine.sampling import Penalties, SampleRow, exempt_tokens, gather
 from rwkvbatch.model.ops import reference
+from rwkvbatch.prompt.tokenizer import world_tokenizer
 
 VOCAB = 40
 NUM_DRAWS = 4000
@@ -155,13 +156,14 @@ def test_the_arrays_have_the_types_that_every_implementation_expects() -> None:
             "temperature": "float32",
             "top_p": "float32",
             "top_k": "int64",
-            "temperature_first": "bool",
+            "orders": "uint8",
             "penalty_ids": "int64",
             "penalty_values": "float32",
             "penalty_starts": "int64",
             "noise_keys": "uint64",
             "turns": "int64",
             "steps": "int64",
+            "least_scores": "float64",
             "given": "int64",
         }
         assert (batch.num_sampled, batch.num_rows) == (len(rows), len(rows) + 2)
@@ -191,6 +193,38 @@ def test_one_kind_of_penalty_is_enough_to_count_for_and_none_is_not() -> None:
 def test_a_banned_token_beyond_the_vocabulary_is_left_out() -> None:
     penalties = Penalties(Sampling(banned_token_ids=(0, VOCAB - 1, VOCAB, VOCAB + 1)))
     assert penalties.subtracted(VOCAB)[0].tolist() == [0, VOCAB - 1]
+
+
+@given(st.lists(st.integers(0, 9), max_size=60))
+def test_exempt_tokens_are_penalised_for_their_presence_only(tokens: list[int]) -> None:
+    sampling = Sampling(presence_penalty=0.5, frequency_penalty=0.4, penalty_decay=0.9)
+    penalties, counted = Penalties(sampling, frozenset({3, 4})), Penalties(sampling)
+    for token in tokens:
+        penalties.count(token)
+        counted.count(token)
+    found, all_counted = (
+        dict(zip(ids.tolist(), values.tolist(), strict=True))
+        for ids, values in (penalties.subtracted(VOCAB), counted.subtracted(VOCAB))
+    )
+    assert found == {token: 0.5 if token in (3, 4) else value for token, value in all_counted.items()}
+
+
+def test_the_exempt_tokens_are_those_whose_text_is_a_part_of_a_text() -> None:
+    tokenizer = world_tokenizer()
+    package = exempt_tokens(tokenizer, (" \t0123456789",))
+    assert {tokenizer.decode([token]) for token in package} == {
+        *" \t0123456789",
+        *(" \t", "01", "12", "23", "34", "45", "56", "67", "78", "89"),
+    }
+    assert exempt_tokens(tokenizer, tuple(" \t0123456789")) == {33, 10, *range(49, 59)}
+    assert exempt_tokens(tokenizer, ()) == frozenset()
+    # Its first byte alone is no character.
+    assert [tokenizer.token_bytes(token) for token in exempt_tokens(tokenizer, ("é",))] == ["é".encode()]
+
+
+def test_an_empty_text_exempts_nothing_and_one_text_is_a_list_of_one() -> None:
+    assert preset("rwkv-package").replace(no_penalty=[""]).no_penalty == ()
+    assert Sampling.parse({"no_penalty": "01"}).no_penalty == ("01",)
 
 
 class TestReference:
@@ -246,7 +280,7 @@ def test_each_row_keeps_its_own_settings_in_the_batch() -> None:
     assert batch.temperature.tolist() == [0.5, 2.0]
     assert batch.top_p.tolist() == [0.25, 0.75]
     assert batch.top_k.tolist() == [3, 0]
-    assert batch.temperature_first.tolist() == [True, False]
+    assert batch.orders.tolist() == [1, 0]
     assert batch.noise_keys.tolist() == [0, 1]
     assert batch.turns.tolist() == [3, 4]
     assert batch.steps.tolist() == [6, 7]

@@ -43,11 +43,12 @@ def greedy_batch(rows: int) -> SampleBatch:
         temperature=np.zeros(rows, dtype=np.float32),
         top_p=np.ones(rows, dtype=np.float32),
         top_k=none,
-        temperature_first=np.zeros(rows, dtype=np.bool_),
+        orders=np.zeros(rows, dtype=np.uint8),
         penalty_ids=none[:0],
         penalty_values=np.zeros(0, dtype=np.float32),
         penalty_starts=np.zeros(rows + 1, dtype=np.int64),
         noise_keys=np.zeros(rows, dtype=np.uint64),
         turns=none,
         steps=none,
+        least_scores=np.full(rows, -np.inf),
     )

@@ -13,10 +13,11 @@ from rwkvbatch.config import (
     RunSettings,
     ScriptLimits,
     full_name,
+    identity_with_full_names,
     option_name,
 )
 from rwkvbatch.errors import ScriptError, UsageError
-from rwkvbatch.prompt.templates import prompting_of
+from rwkvbatch.prompt.templates import load_prelude
 from rwkvbatch.replay.api import RunKeywords, prepare, split_lists
 from rwkvbatch.replay.layers import layer_settings
 
@@ -92,10 +93,14 @@ class TestErrors:
         [
             ("top_p", "1.3", "--top-p must be a number in [0, 1], got 1.3"),
             ("temperature", "warm", "--temp must be a number in [0, 100], got warm"),
-            ("top_k", "2.5", "--top-k must be a whole number, at least 0, got 2.5"),
-            ("max_seconds", 0, "--max-seconds must be a number, above 0, got 0"),
+            ("top_k", "2.5", "--top-k must be a whole number in [0, 2147483647], got 2.5"),
+            ("max_seconds", 0, "--max-seconds must be a number in (0, 1e+09], got 0"),
             ("temperature", "nan", "--temp must be a number in [0, 100], got nan"),
-            ("order", "top", "--order must be 'top-p-first' or 'temperature-first', got top"),
+            (
+                "order",
+                "top",
+                "--order must be 'top-p-first', 'top-k-first', 'temperature-first' or 'temperature-top-k', got top",
+            ),
             (
                 "state_memory",
                 "much",
@@ -128,13 +133,11 @@ class TestErrors:
 
     def test_a_missing_prelude_names_the_known_ones(self) -> None:
         with pytest.raises(UsageError, match="cannot be read") as caught:
-            prompting_of(CellSettings(prelude="nowhere.txt"))
+            load_prelude("nowhere.txt")
         assert "api-demo-chat" in str(caught.value.hint)
 
     def test_a_known_prelude_needs_no_file(self) -> None:
-        text = prompting_of(CellSettings(prelude="api-demo-chat")).prelude
-        assert text is not None
-        assert text.startswith("User: hi\n\nAssistant:")
+        assert load_prelude("api-demo-chat").startswith("User: hi\n\nAssistant:")
 
 
 class TestLists:
@@ -226,4 +229,36 @@ def test_the_librarys_keywords_have_the_settings_types() -> None:
         assert declared <= kinds, name
         # `2G` bytes and `N..M` repeats are text.
         text = name in ("repeats", "state_memory", "max_line_bytes")
-        assert kinds - declared == ({str} if text else set()), name
+        assert kinds - declared == ({str} if text else {bool} if name == "bos" else set()), name
+
+
+NUMBERS = sorted(
+    name
+    for name, field in RunSettings.model_fields.items()
+    if set(get_args(field.annotation) or (field.annotation,)) & {int, float} and name not in ("race",)
+)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**400])
+def test_every_number_has_bounds_of_its_own(name: str, value: int) -> None:
+    with pytest.raises(UsageError, match=name):
+        RunSettings.parse({name: value})
+
+
+def test_a_number_that_no_array_holds_is_refused_where_the_script_has_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.jsonl"
+    line = '{"messages": [{"role": "user", "content": "x"}], "params": {"top_k": 9223372036854775808}}'
+    script.write_text(line + "\n")
+    with pytest.raises(
+        ScriptError, match=r"params: top_k: must be a whole number in \[0, 2147483647\], got 9223372036854"
+    ):
+        prepare([str(script)])
+
+
+def test_settings_of_later_versions_mean_in_earlier_manifests_what_replies_were() -> None:
+    identity = {"cells": {"base": {"temperature": 1.0, "presence": 0.5}}}
+    cell = identity_with_full_names(identity)["cells"]["base"]
+    assert cell["min_p"] == CellSettings().min_p
+    assert tuple(cell["no_penalty"]) == CellSettings().no_penalty
+    assert "presence" not in cell

@@ -5,12 +5,24 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkvbatch.results.row import BadLineError, Row, RowHead, RowKey, decode_head, decode_row, encode_row
+from rwkvbatch.engine.request import FinishReason
+from rwkvbatch.results.row import (
+    FINISH_REASONS,
+    SCORED,
+    BadLineError,
+    Row,
+    RowHead,
+    RowKey,
+    decode_head,
+    decode_row,
+    encode_row,
+)
 from tests.replay.fakes import make_row
 
 
@@ -87,3 +99,7 @@ class TestLines:
 
         with pytest.raises(ValueError, match="not JSON compliant"):
             encode_row(make_row("1", logprob=Logprob(float("inf"), 0.0)))
+
+
+def test_every_way_in_which_a_reply_of_a_run_can_end_is_known() -> None:
+    assert (set(get_args(FinishReason)) - {"cancelled"}) | {SCORED} == FINISH_REASONS

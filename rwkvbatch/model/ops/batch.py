@@ -87,6 +87,7 @@ _DTYPES = {
     np.dtype(np.int64): torch.int64,
     np.dtype(np.uint64): torch.int64,  # the same bits
     np.dtype(np.float32): torch.float32,
+    np.dtype(np.float64): torch.float64,
 }
 
 AnyArray = npt.NDArray[np.generic]

@@ -12,7 +12,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model.base import Choices, FloatArray, IntArray, RaggedBatch, SampleBatch, State, StatePool
+from rwkvbatch.model.base import (
+    TEMPERATURE_FIRST,
+    TOP_K_FIRST,
+    Choices,
+    FloatArray,
+    IntArray,
+    RaggedBatch,
+    SampleBatch,
+    State,
+    StatePool,
+)
 from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, ShiftKind
 
 SCALED_INPUTS = 128
@@ -47,14 +57,19 @@ NORMALIZE_EPS = 1e-12
 DECAY_SCALE = float(np.exp(-0.5))
 
 Vectors = tuple[Tensor, Tensor]
+Scores = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
 @dataclass(eq=False)
 class ReferencePool:
-    """State slots as torch tensors: shifts [2, L, capacity, C] (att, ffn) and wkv [L, capacity, H, N, N], fp32."""
+    """State slots as torch tensors: shifts [2, L, capacity, C] (att, ffn) and wkv [L, capacity, H, N, N], fp32.
+
+    `initial`: the wkv [L, H, N, N] of an empty sequence, None for zeros.
+    """
 
     shifts: Tensor
     wkv: Tensor
+    initial: Tensor | None = None
 
     @classmethod
     def zeros(cls, device: str, capacity: int, num_layers: int, num_heads: int, head_size: int) -> ReferencePool:
@@ -75,6 +90,12 @@ class ReferencePool:
     def clear(self, slot: int) -> None:
         for part in self._parts.values():
             part[:, slot] = 0
+        if self.initial is not None:
+            self.wkv[:, slot] = self.initial
+
+    def with_initial(self, wkv: Tensor) -> ReferencePool:
+        """The same slots, which `clear` sets to `wkv` [L, H, N, N]."""
+        return ReferencePool(self.shifts, self.wkv, wkv.to(self.wkv))
 
     def copy(self, source: int, target: int) -> None:
         for part in self._parts.values():
@@ -286,10 +307,11 @@ def sample(logits: Tensor, batch: SampleBatch) -> IntArray:
     """Choose a token for each row of `logits` [S, V], with cuts in the order of the `rwkv` package's `sample_logits`.
 
     Penalties are subtracted; of the softmax, the likeliest tokens whose probabilities reach top_p are kept (ties
-    with the last one too), then at most top_k (smaller ids first among equals); with `temperature_first` the
-    logits are divided by the temperature before these cuts. Of the kept tokens, the one with the largest
-    logit / temperature + Gumbel noise is chosen. Temperature 0, top_p 0 or top_k 1 choose the largest logit, the
-    smallest id among equals. Everything after the penalties is fp64. A row without a possible token gets -1.
+    with the last one too), then at most top_k (smaller ids first among equals). With `TOP_K_FIRST` these two cuts
+    change places, and top_p is a share of what top_k kept; with `TEMPERATURE_FIRST` the logits are divided by the
+    temperature before the cuts. Then tokens below `least_scores` are dropped. Of the kept tokens, the one with the
+    largest logit / temperature + Gumbel noise is chosen. Temperature 0, top_p 0 or top_k 1 choose the largest logit,
+    the smallest id among equals. Everything after the penalties is fp64. A row without a possible token gets -1.
     """
     rows = logits.float().cpu().numpy()
     return np.array([_sample_row(rows[row], batch, row) for row in range(len(rows))], dtype=np.int64)
@@ -309,26 +331,38 @@ def _sample_row(row_logits: FloatArray, batch: SampleBatch, row: int) -> int:
         return best
     scores = penalised.astype(np.float64) - float(penalised[best])
     scaled = scores / temperature
-    kept = _kept(scaled if batch.temperature_first[row] else scores, top_p, top_k)
+    order = int(batch.orders[row])
+    cut = scaled if order & TEMPERATURE_FIRST else scores
+    kept = _kept(cut, top_p, top_k, top_k_first=bool(order & TOP_K_FIRST))
+    kept = kept[scores[kept] >= batch.least_scores[row]]
     noise = gumbel(int(batch.noise_keys[row]), int(batch.turns[row]), int(batch.steps[row]), kept)
     return int(kept[np.argmax(scaled[kept] + noise)])
 
 
-def _kept(scores: np.ndarray[tuple[int], np.dtype[np.float64]], top_p: float, top_k: int) -> IntArray:
-    """Ascending ids of the tokens that survive the two cuts; `scores` are logits less their maximum."""
-    possible = np.flatnonzero(scores > -np.inf)
+def _kept(scores: Scores, top_p: float, top_k: int, *, top_k_first: bool = False) -> IntArray:
+    """Ascending ids of the tokens that survive top-p and top-k; `scores` are logits less their maximum."""
+    if top_k_first:
+        scores = _within_top_k(scores, top_k)
     if top_p < 1:
         probabilities = np.exp(scores)
         probabilities /= probabilities.sum()
-        cutoff = _top_p_cutoff(probabilities, top_p)
-        possible = np.flatnonzero(probabilities >= cutoff)
-    if 0 < top_k < len(possible):
-        by_score = possible[np.argsort(-scores[possible], kind="stable")]
-        possible = np.sort(by_score[:top_k])
-    return possible.astype(np.int64)
+        scores = np.where(probabilities >= _top_p_cutoff(probabilities, top_p), scores, -np.inf)
+    if not top_k_first:
+        scores = _within_top_k(scores, top_k)
+    return np.flatnonzero(scores > -np.inf).astype(np.int64)
 
 
-def _top_p_cutoff(probabilities: np.ndarray[tuple[int], np.dtype[np.float64]], top_p: float) -> float:
+def _within_top_k(scores: Scores, top_k: int) -> Scores:
+    """`scores` with minus infinity for all but the largest `top_k`, smaller ids first among equals; 0 keeps all."""
+    if not 0 < top_k < len(scores):
+        return scores
+    result = np.full_like(scores, -np.inf)
+    kept = np.argsort(-scores, kind="stable")[:top_k]
+    result[kept] = scores[kept]
+    return result
+
+
+def _top_p_cutoff(probabilities: Scores, top_p: float) -> float:
     """The smallest kept probability: that of the token with which the sorted sum reaches `top_p`."""
     # Most of a large vocabulary is far below any cut: sort the likeliest tokens first, and all only if needed.
     size = len(probabilities)

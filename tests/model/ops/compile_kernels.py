@@ -65,8 +65,10 @@ def kind_of(argument: str) -> str:
         return "*i32"
     if argument in LONG_INTEGERS:
         return "*i64"
-    if argument == "temperature_first_ptr":
+    if argument == "orders_ptr":
         return "*u8"
+    if argument == "least_scores_ptr":
+        return "*fp64"
     return "*fp16" if argument in HALVES else "*fp32"
 
 

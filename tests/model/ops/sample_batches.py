@@ -27,13 +27,14 @@ def batch_of(rows: int, vocab_size: int, *, seed: int = 0, **fixed: object) -> S
         temperature=generator.choice([0, 0.3, 1.0, 1.0, 2.0], rows).astype(np.float32),
         top_p=generator.choice([0, 0.1, 0.3, 0.8, 0.95, 1.0], rows).astype(np.float32),
         top_k=generator.choice([0, 0, 1, 5, 50, 10_000], rows).astype(np.int64),
-        temperature_first=generator.choice([False, True], rows),
+        orders=generator.integers(0, 4, rows, dtype=np.uint8),
         penalty_ids=np.concatenate(ids).astype(np.int64),
         penalty_values=values.astype(np.float32),
         penalty_starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         noise_keys=generator.integers(0, 2**64, rows, dtype=np.uint64),
         turns=generator.integers(0, 9, rows),
         steps=generator.integers(0, 999, rows),
+        least_scores=generator.choice([-np.inf, -np.inf, -6.0, -1.5, -0.25, 0.0], rows),
     )
     whole = {
         name: np.full(rows, value, dtype=getattr(batch, name).dtype)  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -46,7 +47,7 @@ def select(batch: SampleBatch, rows: Sequence[int], given: Sequence[int] = ()) -
     """Some rows that are sampled in `batch`, then rows with `given` tokens."""
     ends = list(pairwise(batch.penalty_starts.tolist()))
     penalties = np.array([place for row in rows for place in range(*ends[row])], dtype=np.int64)
-    by_row = ("temperature", "top_p", "top_k", "temperature_first", "noise_keys", "turns", "steps")
+    by_row = ("temperature", "top_p", "top_k", "orders", "noise_keys", "turns", "steps", "least_scores")
     return replace(
         batch,
         **{name: getattr(batch, name)[list(rows)] for name in by_row},
@@ -58,8 +59,13 @@ def select(batch: SampleBatch, rows: Sequence[int], given: Sequence[int] = ()) -
 
 
 def without_penalties(batch: SampleBatch) -> SampleBatch:
+    """`batch` with neither penalties nor the `min_p` cut."""
     rows = len(batch.temperature)
     none = np.zeros(0, dtype=np.int64)
     return replace(
-        batch, penalty_ids=none, penalty_values=none.astype(np.float32), penalty_starts=np.zeros(rows + 1, np.int64)
+        batch,
+        penalty_ids=none,
+        penalty_values=none.astype(np.float32),
+        penalty_starts=np.zeros(rows + 1, np.int64),
+        least_scores=np.full(rows, -np.inf),
     )

@@ -14,6 +14,7 @@ ARRAYS = [
     np.array([2**62, -1], np.int64),
     np.array([255], np.uint8),
     np.array([0.5, np.inf, -1.25, 1e-30, 7], np.float32),
+    np.array([-np.inf, 0.1, 1e-300]),
 ]
 
 
@@ -42,4 +43,4 @@ def test_arrays_that_are_not_contiguous_are_sent_in_their_order() -> None:
 
 def test_other_dtypes_are_refused() -> None:
     with pytest.raises(KeyError):
-        upload([np.zeros(1, np.float64)], "cpu")
+        upload([np.zeros(1, np.complex64)], "cpu")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 # Kernels are not quite Python: constants are passed as plain values, launches have options of their own.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false
 
 
 MAX_BLOCK = 1024
@@ -112,8 +113,23 @@ def _noise_words(start, key, turn, step, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _draw(row_ptr, largest, temperature, lowest, num_equal, key, turn, step, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
-    """Of the tokens above the key `lowest`, and of the first `num_equal` at it, the one that the noise picks."""
+def _draw(
+    row_ptr,
+    largest,
+    temperature,
+    lowest,
+    num_equal,
+    least_score,
+    key,
+    turn,
+    step,
+    VOCAB: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Of the tokens above the key `lowest`, and of the first `num_equal` at it, the one that the noise picks.
+
+    Without those whose logit less the largest is below `least_score`.
+    """
     best = tl.cast(0, tl.int32)
     best_score = tl.cast(float("-inf"), tl.float64)
     num_seen = tl.cast(0, tl.int64)
@@ -125,6 +141,7 @@ def _draw(row_ptr, largest, temperature, lowest, num_equal, key, turn, step, VOC
         rank = num_seen + tl.cumsum(equal, 0)
         num_seen += tl.sum(equal, 0)
         kept = (order > lowest) | ((equal == 1) & (rank <= num_equal))
+        kept = kept & (x.to(tl.float64) - largest.to(tl.float64) >= least_score)
         if tl.max(kept.to(tl.int32), 0) == 1:
             words = _noise_words(start, key, turn, step, BLOCK)
             rest = (words ^ 0xFFFFFFFF).to(tl.float32) * 2.3283064365386963e-10
@@ -164,13 +181,14 @@ def _sample(
     temperature_ptr,
     top_p_ptr,
     top_k_ptr,
-    temperature_first_ptr,
+    orders_ptr,
     penalty_ids_ptr,
     penalty_values_ptr,
     penalty_starts_ptr,
     noise_keys_ptr,
     turns_ptr,
     steps_ptr,
+    least_scores_ptr,
     tokens_ptr,
     logprobs_ptr,
     VOCAB: tl.constexpr,
@@ -188,10 +206,12 @@ def _sample(
     if (num_unusable > 0) | (largest == float("-inf")):
         token = tl.cast(-1, tl.int32)
     elif (temperature != 0.0) & (top_p != 0.0) & (top_k != 1):
-        divisor = tl.where(tl.load(temperature_first_ptr + row) == 1, temperature, 1.0)
+        order = tl.load(orders_ptr + row)
+        divisor = tl.where(order % 2 == 1, temperature, 1.0)
+        top_k_first = order >= 2
         lowest = tl.cast(_LOWEST_KEY + 1, tl.int64)
         num_equal = tl.cast(VOCAB, tl.int64)
-        if top_p < 1.0:
+        if (top_p < 1.0) & (top_k_first == 0):
             total = _total(work_ptr, lowest, largest, divisor, False, VOCAB, BLOCK)
             lowest = _cut(work_ptr, total * top_p.to(tl.float64), lowest, largest, divisor, False, VOCAB, BLOCK)
         if top_k > 0:
@@ -200,12 +220,24 @@ def _sample(
                 lowest = _cut(work_ptr, top_k.to(tl.float64), lowest, largest, divisor, True, VOCAB, BLOCK)
                 num_above = _total(work_ptr, lowest + 1, largest, divisor, True, VOCAB, BLOCK)
                 num_equal = top_k - num_above.to(tl.int64)
+        if (top_p < 1.0) & top_k_first:
+            # Of the tokens at the cut only the first `num_equal` are there, so the sum is not that from `lowest` on.
+            above = _total(work_ptr, lowest + 1, largest, divisor, False, VOCAB, BLOCK)
+            equal = _total(work_ptr, lowest, largest, divisor, False, VOCAB, BLOCK) - above
+            num_at = _total(work_ptr, lowest, largest, divisor, True, VOCAB, BLOCK)
+            num_at -= _total(work_ptr, lowest + 1, largest, divisor, True, VOCAB, BLOCK)
+            share = tl.minimum(num_equal.to(tl.float64), num_at) / tl.maximum(num_at, 1.0)
+            target = (above + equal * share) * top_p.to(tl.float64)
+            cut = _cut(work_ptr, target, lowest, largest, divisor, False, VOCAB, BLOCK)
+            num_equal = tl.where(cut > lowest, tl.cast(VOCAB, tl.int64), num_equal)
+            lowest = cut
         token = _draw(
             work_ptr,
             largest,
             temperature,
             lowest,
             num_equal,
+            tl.load(least_scores_ptr + row),
             tl.load(noise_keys_ptr + row),
             tl.load(turns_ptr + row),
             tl.load(steps_ptr + row),
