@@ -123,18 +123,17 @@ def convert_command(
 ) -> None:
     """Convert a checkpoint of any form to .pth or .safetensors with the official names, and merge an adapter."""
     from rwkvbatch.model.adapters import parse_adapter
-    from rwkvbatch.model.checkpoint import Checkpoint, open_checkpoint
+    from rwkvbatch.model.checkpoint import open_checkpoint
     from rwkvbatch.model.load import resolve_model_path
-    from rwkvbatch.model.safetensors import check_tensor_target, save_tensors
+    from rwkvbatch.model.safetensors import check_tensor_target, save_entries
     from rwkvbatch.model.strategy import DTYPES
 
     check_tensor_target(output, replace=force)
-    wanted = None if dtype is None else DTYPES[dtype]
-    with open_checkpoint(resolve_model_path(source).path, parse_adapter(adapter)) as opened:
-        checkpoint = Checkpoint(opened.file, opened.architecture, wanted)
-        tensors = {name: checkpoint[name] if wanted is None else checkpoint[name].to(wanted) for name in checkpoint}
-    save_tensors(output, tensors, replace=force)
-    message(f"wrote {output}, {len(tensors)} tensors", quiet=quiet)
+    with open_checkpoint(resolve_model_path(source).path, parse_adapter(adapter)) as checkpoint:
+        tensors = checkpoint.rounded(None if dtype is None else DTYPES[dtype])
+        save_entries(output, tensors, replace=force)
+        undone = "".join(f"; undone: {phrase}" for phrase in checkpoint.file.undone)
+    message(f"wrote {output}, {len(tensors)} tensors{undone}", quiet=quiet)
 
 
 @app.command("verify", cls=Command, epilog=VERIFY_EPILOG)

@@ -17,7 +17,8 @@ from rwkvbatch.config import NO_ADAPTER
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.adapters import parse_adapter
 from rwkvbatch.model.base import Model, ModelSpec, dimensions_of, is_rwkv7
-from rwkvbatch.model.checkpoint import Checkpoint, open_checkpoint
+from rwkvbatch.model.checkpoint import Checkpoint, initial_wkv, open_checkpoint
+from rwkvbatch.model.memory import refuse_too_large
 from rwkvbatch.model.ops import Operations
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.rwkv7 import Network, Rwkv7Model, Stepper, state_bytes
@@ -151,8 +152,10 @@ def load_model(
 
 def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, threads: int | None) -> Rwkv7Model:
     architecture = checkpoint.architecture
-    checkpoint.file.start_hashing()
     name, ops = _operations(checkpoint, strategy, backend, threads)
+    _refuse_unrunnable(checkpoint, ops)
+    refuse_too_large(checkpoint, strategy, ops.device, in_fp32=ops.name == "reference" and ops.device == "cpu")
+    checkpoint.file.start_hashing()
     tensors = Checkpoint(checkpoint.file, architecture, strategy.dtype)
     network = Network.build(tensors, architecture.num_layers, ops)
     vocabulary = checkpoint.file.vocabulary_file
@@ -177,7 +180,22 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
         from rwkvbatch.model.ops.cpu import TracedProgram
 
         stepper = TracedProgram(network)
-    return Rwkv7Model(stepper, ops, spec, threads=threads)
+    return Rwkv7Model(stepper, ops, spec, threads=threads, initial_wkv=initial_wkv(checkpoint))
+
+
+MAX_HEAD_SIZE = 256
+"""Of the native and the Triton kernels."""
+
+
+def _refuse_unrunnable(checkpoint: Checkpoint, ops: Operations) -> None:
+    """Raise `CheckpointError` when the backend's kernels do not run networks of this shape."""
+    head_size = checkpoint.architecture.head_size
+    if head_size > MAX_HEAD_SIZE and ops.name != "reference":
+        raise CheckpointError(
+            f"it has heads of size {head_size}; the kernels of --backend {ops.name} run heads up to {MAX_HEAD_SIZE}",
+            path=checkpoint.file.path,
+            hint="--backend reference runs them, many times slower",
+        )
 
 
 def _operations(
@@ -185,10 +203,9 @@ def _operations(
 ) -> tuple[str, Operations]:
     """The backend's name and its operations."""
     if backend == "cuda" and not strategy.device.startswith("cuda"):
-        raise UsageError(
-            f"--backend cuda needs an NVIDIA GPU, but the strategy is for {strategy.device!r}",
-            hint='use --strategy "cuda fp16"',
-        )
+        found = "none was found" if strategy.is_auto else f"--strategy is for {strategy.device!r}"
+        hint = "leave --backend out" if strategy.is_auto else 'use --strategy "cuda fp16"'
+        raise UsageError(f"--backend cuda needs an NVIDIA GPU, and {found}", hint=hint)
     if strategy.on_gpu:
         if backend == "cpu":
             raise UsageError(

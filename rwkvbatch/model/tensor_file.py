@@ -161,6 +161,17 @@ class Entry:
     def num_elements(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def num_bytes(self) -> int:
+        return self.num_elements * self.dtype.itemsize
+
+    def bytes(self) -> memoryview:
+        """Its numbers as a file has them, in the order of a contiguous tensor."""
+        tensor = self.load().detach().to("cpu").contiguous()
+        if tensor.dtype != self.dtype or tuple(tensor.shape) != self.shape:
+            raise ValueError(f"expected {self.dtype} {self.shape}, got {tensor.dtype} {tuple(tensor.shape)}")
+        return memoryview(tensor.flatten().view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
+
     def transposed(self) -> Entry:
         """The matrix, or stack of matrices, with its last two axes exchanged, contiguous."""
         *stack, rows, columns = self.shape

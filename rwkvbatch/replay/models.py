@@ -25,13 +25,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Setup:
-    """A model as some cells use it, and the numbers of those cells."""
+    """A model as some cells use it, and the numbers of those cells; on `device` if --devices names it."""
 
     model: str | None
     strategy: str
     backend: str
     cells: tuple[int, ...]
     adapter: str = NO_ADAPTER
+    device: str | None = None
 
     def on_device(self, device: str | None) -> Self:
         """The setup on another device, at the same precision; None leaves it as it is.
@@ -40,7 +41,7 @@ class Setup:
         'cuda:1 fp16'
         """
         precision = self.strategy.partition(" ")[2]
-        return self if device is None else replace(self, strategy=f"{device} {precision}".strip())
+        return self if device is None else replace(self, strategy=f"{device} {precision}".strip(), device=device)
 
 
 def setups_of(plan: Plan) -> tuple[Setup, ...]:
@@ -72,8 +73,11 @@ class ModelLoader:
         key = (setup.model, setup.strategy, setup.backend, setup.adapter)
         if self._loaded is None or self._loaded[0] != key:
             from rwkvbatch.model.load import load_model, resolve_model_path
+            from rwkvbatch.model.strategy import check_device
 
             self._loaded = None
+            if setup.device is not None:
+                check_device(setup.device, "--devices")
             if resolve_model_path(setup.model).bundled:
                 self._say("using the bundled demonstration model; --model FILE takes another one")
             began_s = time.monotonic()
