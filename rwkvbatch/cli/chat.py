@@ -37,7 +37,7 @@ app = command_app()
     ),
 )
 @with_settings(
-    *("model", "strategy", "backend", "state", "threads", "state_memory"),
+    *("model", "strategy", "backend", "state", "threads", "state_memory", "vocab"),
     *("preset", *Sampling.model_fields, "seed", *Stopping.model_fields, "think", "template", "prelude"),
     prelude="Initial exchange: a file, api-demo-chat, or none. "
     "[dim]Default: api-demo-chat; none with --state and with the bundled model[/]",

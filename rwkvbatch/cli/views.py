@@ -290,15 +290,16 @@ RACE_CELLS_SHOWN = 4
 
 
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:
-    """Print what would be run; loads the tokenizer, but no model."""
-    from rwkvbatch.prompt.tokenizer import world_tokenizer
+    """Print what would be run; opens the checkpoints' headers for their vocabularies, but loads no model."""
     from rwkvbatch.replay.conversation import PromptEncoder, preview
+    from rwkvbatch.replay.models import vocabularies
     from rwkvbatch.script.lint import lint
 
-    found = preview(prepared.plan, PromptEncoder(world_tokenizer()))
-    warnings = lint(prepared.plan.conversations)
+    tokenizer, about_vocabularies = vocabularies(prepared.plan)
+    found = preview(prepared.plan, PromptEncoder(tokenizer))
+    warnings = [*about_vocabularies, *map(str, lint(prepared.plan.conversations))]
     if as_json:
-        content = {**found.as_dict(), "warnings": [str(warning) for warning in warnings]}
+        content = {**found.as_dict(), "warnings": warnings}
         typer.echo(json.dumps(content, indent=2))
         return
     shared = found.first_prompt_tokens - found.first_prompt_distinct
