@@ -28,6 +28,7 @@ from rwkvbatch.errors import UsageError
 
 ThinkMode = Literal["off", "on", "fake", "short", "long"]
 HistoryMode = Literal["own", "gold"]
+Switch = Literal["auto", "on", "off"]
 _T = TypeVar("_T")
 _Record = TypeVar("_Record", bound=BaseModel)
 _LIMITS = ("ge", "gt", "le", "lt")
@@ -59,8 +60,8 @@ def with_full_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_later_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings out of a file, with what replies meant before a setting existed."""
-    return {"min_p": 0.0, "no_penalty": [], **with_full_names(values)}
+    """A reply's settings out of a file under their present names; what files of earlier versions lack is added."""
+    return {"min_p": 0.0, "no_penalty": [], "reply_prefix": "", **with_full_names(values)}
 
 
 def identity_with_full_names(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,7 +69,9 @@ def identity_with_full_names(identity: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(identity)
     if isinstance(cells := result.get("cells"), dict):
         result["cells"] = {
-            name: with_later_settings(cast("dict[str, Any]", values)) if isinstance(values, dict) else values
+            name: {"bos": "auto", **with_later_settings(cast("dict[str, Any]", values))}
+            if isinstance(values, dict)
+            else values
             for name, values in cast("dict[str, Any]", cells).items()
         }
     if isinstance(given := result.get("given_for_all"), list):
@@ -124,6 +127,7 @@ class Setting:
         flag: a one-letter option.
         allowed: what may be given, for errors; None says the limits.
         split: one word of the command line may hold several values, separated by commas.
+        text: any text is a value, commas included; several values are several options.
     """
 
     help: str
@@ -132,11 +136,12 @@ class Setting:
     flag: str | None = None
     allowed: str | None = None
     split: bool = False
+    text: bool = False
 
 
 def setting(default: _T, help: str, metavar: str, panel: Panel | None, flag: str | None = None, **more: Any) -> _T:
-    """A field of a record with its `Setting`; `more` is `allowed`, `split`, and pydantic's limits (`ge`, `lt`, ...)."""
-    words = {name: more.pop(name) for name in ("allowed", "split") if name in more}
+    """A field of a record with its `Setting`; `more`: `allowed`, `split`, `text`, and pydantic's limits (`ge`, ...)."""
+    words = {name: more.pop(name) for name in ("allowed", "split", "text") if name in more}
     declared = Setting(help, metavar, panel, flag, **words)
     field: Any = Field(default, **more)
     field.metadata.append(declared)
@@ -330,13 +335,62 @@ class SamplingParams(Sampling, Stopping):
         return self.part(Sampling)
 
 
-class Prompting(Settings):
-    """How turns become text: the settings of `CellSettings`, but `prelude` is the text itself."""
+def _switch(value: object) -> object:
+    """True and false as `on` and `off`, as a TOML file, a script and the library give them."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
-    think: ThinkMode = "off"
-    history: HistoryMode = "own"
-    template: str | None = None
-    prelude: str | None = None
+
+class ReplyPrompt(Settings):
+    """How a reply begins in the prompt; a conversation and a turn may have their own, as `params`.
+
+    `reply_prefix` is text that the reply begins with: it is read with the prompt, shown as a part of the reply, and not
+    scored.
+    """
+
+    think: ThinkMode = setting("off", "Thinking: off, on, fake, short, long.", "MODE", "Prompt")
+    reply_prefix: str = setting("", "Text that every reply begins with.", "TEXT", "Prompt", text=True)
+
+    def check_reply_prefix(self) -> None:
+        """Refuse a prefix of a reply that begins with thinking: there is no answer yet that it could begin.
+
+        Raises:
+            UsageError: names the thinking mode.
+        """
+        if self.reply_prefix and self.think in OPEN_THINKING:
+            raise UsageError(
+                f"--reply-prefix begins the answer, and with --think {self.think} the reply begins with thinking; "
+                f"got {shown_value(self.reply_prefix)}",
+                hint="use --think off or --think fake, or leave the prefix out",
+            )
+
+
+OPEN_THINKING: frozenset[ThinkMode] = frozenset({"on", "short", "long"})
+"""The thinking modes in which the model writes the thinking part."""
+
+
+class DialoguePrompt(ReplyPrompt):
+    """How a dialogue begins: `ReplyPrompt`, and whether token 0 (end of text) is read before everything else.
+
+    `bos` `auto` is off where a chat template makes the prompt (ChatRWKV's API_DEMO_CHAT.py reads none) and on for plain
+    text (RWKV-LM's `rwkv_mmlu_eval.py` and the authors' other evaluations begin with token 0).
+    """
+
+    bos: Annotated[Switch, BeforeValidator(_switch)] = setting(
+        "auto", "Token 0 before the first token: on, off; auto is off for chats, on for plain text.", "MODE", "Prompt"
+    )
+
+    def begins_with_bos(self, *, plain_text: bool = False) -> bool:
+        """Whether token 0 is read first; `plain_text` without a chat template."""
+        return plain_text if self.bos == "auto" else self.bos == "on"
+
+
+class Prompting(ReplyPrompt):
+    """How a turn becomes text: what a prompt template is loaded by."""
+
+    template: str | None = setting(None, "Jinja2 template in place of RWKV's official one.", "FILE", "Prompt")
+
+    def __hash__(self) -> int:
+        return hash(tuple(getattr(self, name) for name in type(self).model_fields))
 
 
 def _bytes(value: object) -> object:
@@ -359,10 +413,13 @@ class ScriptLimits(Settings):
     max_conversations: int = setting(1_000_000, "Conversations in all scripts together.", "N", None, ge=1, le=MAX_COUNT)
 
 
-class CellSettings(Sampling, Stopping):
+NO_ADAPTER = "none"
+"""The value of `adapter` that merges none."""
+
+
+class CellSettings(Sampling, Stopping, DialoguePrompt, Prompting):
     """What decides about one reply, and may differ between the cells of a grid."""
 
-    think: ThinkMode = setting("off", "Thinking: off, on, fake, short, long.", "MODE", "Prompt")
     history: HistoryMode = setting(
         "own", "What later turns see: own replies, or the script's (gold).", "MODE", "Prompt"
     )
@@ -374,6 +431,13 @@ class CellSettings(Sampling, Stopping):
         "Model",
         "-m",
     )
+    adapter: str = setting(
+        NO_ADAPTER,
+        "Adapter to merge into the weights: 'FILE alpha=NUMBER' (LoRA), 'FILE init=FILE' (PiSSA), FILE (DiSHA, Bone, "
+        "a PEFT directory), none.",
+        "TEXT",
+        "Model",
+    )
     strategy: str = setting(
         "auto",
         'Device and precision: "cpu fp32", "cpu bf16", "cpu int8", "cuda fp16", "cuda:1 bf16", auto.',
@@ -382,7 +446,6 @@ class CellSettings(Sampling, Stopping):
     )
     backend: str = setting("auto", "cpu, reference, cuda, upstream, auto.", "NAME", "Model")
     state: str | None = setting(None, "Initial state (a state-tuned file).", "FILE", "Model")
-    template: str | None = setting(None, "Jinja2 template in place of RWKV's official one.", "FILE", "Prompt")
     prelude: str | None = setting(
         None, "Text read before the first turn (an initial exchange), or the name api-demo-chat.", "FILE", "Prompt"
     )
@@ -394,6 +457,10 @@ class CellSettings(Sampling, Stopping):
     @cached_property
     def stopping(self) -> Stopping:
         return self.part(Stopping)
+
+    @cached_property
+    def prompting(self) -> Prompting:
+        return self.part(Prompting)
 
 
 class RunSettings(CellSettings, ScriptLimits):
@@ -494,6 +561,9 @@ LISTS = frozenset(name for name, field in RunSettings.model_fields.items() if ge
 
 FLAGS = frozenset(name for name, field in RunSettings.model_fields.items() if field.annotation is bool)
 """Settings that are on or off; their options take no value."""
+
+TEXTS = frozenset(name for name, declared in SETTINGS.items() if declared.text)
+"""Settings whose value may be any text, commas included."""
 
 GRID_SETTINGS = ("preset", *(name for name in CellSettings.model_fields if name not in LISTS))
 """Settings that the command line and the library take as several values, each a dimension of the grid."""

@@ -14,9 +14,18 @@ from functools import lru_cache
 from itertools import starmap
 from typing import Any, Self, TypedDict, Unpack, cast, overload
 
-from rwkvbatch.config import Prompting, SamplingParams, ThinkMode
+from rwkvbatch.config import NO_ADAPTER, Prompting, SamplingParams, ThinkMode
 from rwkvbatch.engine.engine import DEFAULT_STATE_MEMORY, Engine
-from rwkvbatch.engine.request import SHOWN_CHARACTERS, FinishReason, NoiseKey, Reply, ReplyTiming, Request, Score
+from rwkvbatch.engine.request import (
+    END_OF_TEXT,
+    SHOWN_CHARACTERS,
+    FinishReason,
+    NoiseKey,
+    Reply,
+    ReplyTiming,
+    Request,
+    Score,
+)
 from rwkvbatch.errors import InputError, NonFiniteLogitsError, RowError, UsageError
 from rwkvbatch.model.base import Model, ModelSpec, State, check_tokens
 from rwkvbatch.model.load import load_model
@@ -35,11 +44,13 @@ _Params = SamplingParams | Sequence[SamplingParams] | None
 
 class _Options(TypedDict, total=False):
     n: int
+    bos: bool
     initial_state: State | None
 
 
 class _ChatOptions(_Options, total=False):
     think: ThinkMode
+    reply_prefix: str
     template: str | None
     prelude: str | None
 
@@ -142,7 +153,7 @@ class LLM:
 
     Args:
         model: a checkpoint file, a loaded `Model`, or None for `RWKVBATCH_MODEL` or else the bundled model.
-        strategy, backend, threads: as `load_model`; only for a model that is loaded here.
+        strategy, backend, threads, adapter: as `load_model`; only for a model that is loaded here.
         max_batch: at most this many replies are generated at a time.
         state_memory: bytes for recurrent states and cached prefixes.
         vocab: the vocabulary's file, or `world`; None for the checkpoint's own, see docs/models.md.
@@ -160,16 +171,17 @@ class LLM:
         strategy: str = "auto",
         backend: str = "auto",
         threads: int | None = None,
+        adapter: str = NO_ADAPTER,
         max_batch: int = 64,
         state_memory: int = DEFAULT_STATE_MEMORY,
         vocab: str | None = None,
     ) -> None:
         if model is None or isinstance(model, str | os.PathLike):
-            loaded = load_model(model, strategy, backend, threads=threads)
-        elif (strategy, backend, threads) == ("auto", "auto", None):
+            loaded = load_model(model, strategy, backend, threads=threads, adapter=adapter)
+        elif (strategy, backend, threads, adapter) == ("auto", "auto", None, NO_ADAPTER):
             loaded = model
         else:
-            raise UsageError("strategy, backend and threads need a checkpoint to load, got a loaded model")
+            raise UsageError("strategy, backend, threads and adapter need a checkpoint to load, got a loaded model")
         self._model: Model | None = loaded
         tokenizer = tokenizer_of(loaded.spec, vocab)
         self._new_engine = lambda: _SharedEngine(
@@ -177,7 +189,7 @@ class LLM:
         )
         self._shared: _SharedEngine | None = self._new_engine()
         self._lock = threading.RLock()
-        self._template = lru_cache(maxsize=16)(chat_template)
+        self._template = lru_cache(maxsize=16)(_chat_template)
 
     def __repr__(self) -> str:
         return "<LLM, closed>" if self._model is None else f"<LLM {self._model.spec.in_words}>"
@@ -225,7 +237,7 @@ class LLM:
         self, prompts: Sequence[str] | Sequence[Sequence[int]], params: _Params = None, **options: Unpack[_Options]
     ) -> list[RequestOutput]: ...
     def generate(
-        self, prompts: Any, params: _Params = None, *, n: int = 1, initial_state: State | None = None
+        self, prompts: Any, params: _Params = None, *, n: int = 1, bos: bool = False, initial_state: State | None = None
     ) -> RequestOutput | list[RequestOutput]:
         """Continue prompts as they stand; no template is applied, and only `params.stop` and token 0 end a reply.
 
@@ -234,6 +246,7 @@ class LLM:
             params: for all prompts, or a list with one for each; None for the defaults.
             n: replies per prompt. They differ by their repetition index in the random key, so that reply i is the
                 same for every n; greedy replies are all equal.
+            bos: read token 0 (end of text) before each prompt, as the authors' evaluations do with plain text.
             initial_state: state that the prompts follow; None for the zero state.
 
         Returns:
@@ -246,7 +259,7 @@ class LLM:
             NonFiniteLogitsError: no token could be chosen.
         """
         given, is_single = _as_list(prompts)
-        prepared = [self._prompt(prompt, f"prompt {number}") for number, prompt in enumerate(given)]
+        prepared = [self._prompt(prompt, f"prompt {number}", bos) for number, prompt in enumerate(given)]
         outputs = self._outputs(prepared, params, n, initial_state)
         return outputs[0] if is_single else outputs
 
@@ -265,16 +278,19 @@ class LLM:
         *,
         n: int = 1,
         think: ThinkMode = "off",
+        reply_prefix: str = "",
         template: str | None = None,
         prelude: str | None = None,
+        bos: bool = False,
         initial_state: State | None = None,
     ) -> RequestOutput | list[RequestOutput]:
         """Reply to the last user message of a conversation, or of each in a list; the template's stop texts end it.
 
         Args:
             messages: an optional system message, then user and assistant messages in turn, ending with a user's.
-            params, n, initial_state: as `generate`.
+            params, n, bos, initial_state: as `generate`.
             think: thinking mode, see `rwkvbatch.prompt.templates`.
+            reply_prefix: text that every reply begins with; a part of the prompt and of the reply's `text`.
             template: a Jinja2 template file instead of the official template.
             prelude: text before the first message: a file, or the name of one of `PRELUDES`.
 
@@ -283,9 +299,12 @@ class LLM:
             TemplateError: the template's file cannot be used.
             CheckpointError, NonFiniteLogitsError: as `generate`.
         """
-        form, opening = self._template(think, template), None if prelude is None else load_prelude(prelude)
+        form, opening = (
+            _chat_template(think, reply_prefix, template),
+            None if prelude is None else load_prelude(prelude),
+        )
         given, is_single = _as_list(messages)
-        prepared = [self._conversation(item, form, opening, f"conversation {at}") for at, item in enumerate(given)]
+        prepared = [self._conversation(item, form, opening, f"conversation {at}", bos) for at, item in enumerate(given)]
         outputs = self._outputs(prepared, params, n, initial_state)
         return outputs[0] if is_single else outputs
 
@@ -295,8 +314,10 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         think: ThinkMode = "off",
+        reply_prefix: str = "",
         template: str | None = None,
         prelude: str | None = None,
+        bos: bool = False,
         initial_state: State | None = None,
     ) -> Generator[str, None, RequestOutput]:
         """The reply to one conversation (as `chat`) or one prompt (as `generate`), piece by piece.
@@ -310,12 +331,13 @@ class LLM:
         """
         is_prompt = isinstance(messages, str) or (len(messages) > 0 and not isinstance(messages[0], Mapping))
         if not is_prompt:
-            form, opening = self._template(think, template), None if prelude is None else load_prelude(prelude)
-            prepared = self._conversation(cast("Sequence[Message]", messages), form, opening, "conversation")
-        elif (think, template, prelude) != ("off", None, None):
-            raise UsageError("think, template and prelude need messages, got a prompt")
+            form = self._template(think, reply_prefix, template)
+            opening = None if prelude is None else load_prelude(prelude)
+            prepared = self._conversation(cast("Sequence[Message]", messages), form, opening, "conversation", bos)
+        elif (think, reply_prefix, template, prelude) != ("off", "", None, None):
+            raise UsageError("think, reply_prefix, template and prelude need messages, got a prompt")
         else:
-            prepared = self._prompt(cast("Prompt", messages), "the prompt")
+            prepared = self._prompt(cast("Prompt", messages), "the prompt", bos)
         with self._lock:
             shared, root = self._with_root(initial_state)
         request = prepared.request(params or SamplingParams(), root)
@@ -324,19 +346,20 @@ class LLM:
 
     @overload
     def score(  # pyright: ignore[reportOverlappingOverload]
-        self, prompt: Prompt, continuations: Prompt, *, initial_state: State | None = None
+        self, prompt: Prompt, continuations: Prompt, *, bos: bool = False, initial_state: State | None = None
     ) -> ScoreOutput: ...
     @overload
     def score(
-        self, prompt: Prompt, continuations: Sequence[Prompt], *, initial_state: State | None = None
+        self, prompt: Prompt, continuations: Sequence[Prompt], *, bos: bool = False, initial_state: State | None = None
     ) -> list[ScoreOutput]: ...
     def score(
-        self, prompt: Prompt, continuations: Any, *, initial_state: State | None = None
+        self, prompt: Prompt, continuations: Any, *, bos: bool = False, initial_state: State | None = None
     ) -> ScoreOutput | list[ScoreOutput]:
         """Log-probabilities of continuations of one prompt, batched; the prompt is read once.
 
         Prompt and continuation are encoded each on its own, so that a space between them belongs to the continuation
-        as it is written: `score("The sky is", [" blue", " green"])`.
+        as it is written: `score("The sky is", [" blue", " green"])`. With `bos` token 0 (end of text) is read first,
+        and the prompt may be empty: `score("", text, bos=True)` scores a whole text.
 
         Raises:
             UsageError: an empty prompt or continuation, or a token id outside the vocabulary.
@@ -344,7 +367,7 @@ class LLM:
             NonFiniteLogitsError: a log-probability is NaN or infinite.
         """
         given, is_single = _as_list(continuations)
-        prefix = self._prompt(prompt, "the prompt").tokens
+        prefix = self._prompt(prompt, "the prompt", bos).tokens
         tokens = [self._prompt(item, f"continuation {number}").tokens for number, item in enumerate(given)]
         with self._lock:
             shared, root = self._with_root(initial_state)
@@ -353,17 +376,20 @@ class LLM:
             if not all(map(math.isfinite, score.logprobs)):
                 raise NonFiniteLogitsError(f"continuation {number}: a log-probability is NaN or infinite")
         outputs = [
-            ScoreOutput(score.logprobs, score.num_matched, ids) for ids, score in zip(tokens, scores, strict=True)
+            ScoreOutput(tuple(score.logprobs), score.num_matched, ids)
+            for ids, score in zip(tokens, scores, strict=True)
         ]
         return outputs[0] if is_single else outputs
 
-    def state(self, prompt: Prompt, *, initial_state: State | None = None) -> State:
+    def state(self, prompt: Prompt, *, bos: bool = False, initial_state: State | None = None) -> State:
         """The recurrent state after a prompt (batch size 1); a value for `initial_state` and `save_state`.
+
+        `bos` as `generate`.
 
         Raises:
             UsageError, CheckpointError: as `generate`.
         """
-        tokens = self._prompt(prompt, "the prompt").tokens
+        tokens = self._prompt(prompt, "the prompt", bos).tokens
         with self._lock:
             shared, root = self._with_root(initial_state)
             with shared.broken_by_errors():
@@ -386,21 +412,22 @@ class LLM:
             self._shared = shared = self._new_engine()
             return shared, shared.root(state)
 
-    def _prompt(self, prompt: Prompt, name: str) -> _Prepared:
+    def _prompt(self, prompt: Prompt, name: str, bos: bool = False) -> _Prepared:
+        begin = (END_OF_TEXT,) if bos else ()
         if isinstance(prompt, str):
-            prepared = _Prepared(name, prompt, self._encode([prompt], name))
+            prepared = _Prepared(name, prompt, (*begin, *self._encode([prompt], name)))
         else:
             try:
-                prepared = _Prepared(name, None, tuple(map(operator.index, prompt)))
+                prepared = _Prepared(name, None, (*begin, *map(operator.index, prompt)))
                 check_tokens(prepared.tokens, self.spec.vocab_size)
             except (TypeError, ValueError) as error:
                 raise UsageError(f"{name}: must be text or token ids: {error}") from None
         if not prepared.tokens:
-            raise UsageError(f"{name}: must have at least one token, got none", hint="[0] is end of text alone")
+            raise UsageError(f"{name}: must have at least one token, got none", hint="bos=True reads token 0 first")
         return prepared
 
     def _conversation(
-        self, messages: Sequence[Message], form: PromptTemplate, prelude: str | None, name: str
+        self, messages: Sequence[Message], form: PromptTemplate, prelude: str | None, name: str, bos: bool
     ) -> _Prepared:
         given: list[Any] = list(messages)
         for number, message in enumerate(given):
@@ -422,7 +449,8 @@ class LLM:
         for user, assistant in zip(given[:-1:2], given[1::2], strict=True):
             segments += [form.past_turn(user["content"]), form.reply(assistant["content"])]
         segments.append(form.turn(given[-1]["content"]))
-        return _Prepared(name, "".join(segments), self._encode(segments, name), form)
+        begin = (END_OF_TEXT,) if bos else ()
+        return _Prepared(name, "".join(segments), (*begin, *self._encode(segments, name)), form)
 
     def _encode(self, segments: Iterable[str], name: str) -> tuple[int, ...]:
         # Each segment on its own, as in runs: a history never has to be encoded again.
@@ -454,9 +482,9 @@ class LLM:
         self, shared: _SharedEngine, request: Request, prompt: _Prepared
     ) -> Generator[str, None, RequestOutput]:
         pieces: list[str] = []
-        stripper = None if prompt.form is None else _Stripper(prompt.form.shown_reply(""))
-        if stripper is not None and stripper.begun:
-            yield stripper.begun
+        stripper = None if prompt.form is None else _Stripper()
+        if stripper is not None and prompt.form is not None and (begun := stripper.push(prompt.form.begun)):
+            yield begun
         with self._lock:
             number = shared.engine.submit(replace(request, on_text=pieces.append))
             shared.results[number] = None
@@ -586,17 +614,17 @@ class _SharedEngine:
 
 
 class _Stripper:
-    """Strips a text that comes in pieces; `begun` is what stands before the first of them."""
+    """Strips a text that comes in pieces."""
 
-    def __init__(self, begun: str) -> None:
-        self.begun = begun
+    def __init__(self) -> None:
+        self._has_begun = False
         self._held = ""
 
     def push(self, piece: str) -> str:
         """What of the text so far is certain not to be space at an end."""
-        text = self._held + (piece if self.begun else piece.lstrip())
+        text = self._held + (piece if self._has_begun else piece.lstrip())
         shown = text.rstrip()
-        self.begun = self.begun or shown
+        self._has_begun = self._has_begun or bool(shown)
         self._held = text[len(shown) :]
         return shown
 
@@ -613,14 +641,8 @@ def _as_list(given: Any) -> tuple[list[Any], bool]:
     return ([items], True) if is_single else (items, False)
 
 
-def chat_template(think: ThinkMode, template: str | None) -> PromptTemplate:
-    """The official template in the thinking mode, or that of the file `template`.
-
-    Raises:
-        UsageError: there is no such thinking mode.
-        TemplateError: the file cannot be used.
-    """
-    return load_template(Prompting.parse({"think": think, "template": template}))
+def _chat_template(think: ThinkMode, reply_prefix: str, template: str | None) -> PromptTemplate:
+    return load_template(Prompting.parse({"think": think, "reply_prefix": reply_prefix, "template": template}))
 
 
 def _shown(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from rwkvbatch.chat.app import Chat, OutputFile
 from rwkvbatch.chat.runs import export
 from rwkvbatch.chat.session import TURN_SETTINGS
 from rwkvbatch.chat.storage import load_session, save_session
-from rwkvbatch.config import ORDERS, PRESETS, SHORT_NAMES, Sampling, ThinkMode, full_name, preset
+from rwkvbatch.config import NO_ADAPTER, ORDERS, PRESETS, SHORT_NAMES, Sampling, ThinkMode, full_name, preset
 from rwkvbatch.errors import UsageError
 from rwkvbatch.files import check_target
 from rwkvbatch.model.safetensors import STATE
@@ -41,6 +42,7 @@ _VALUES = {
     "max_seconds": ("none",),
     "ban": ("none", "0"),
     "stop": ("none",),
+    "reply_prefix": ("none",),
 }
 
 
@@ -74,7 +76,7 @@ def params(chat: Chat, _argument: None = None) -> None:
 
 
 def set_value(chat: Chat, argument: str) -> None:
-    name, _, text = argument.replace("=", " ", 1).partition(" ")
+    name, text = re.split(r"\s*=\s*|\s+|$", argument.strip(), maxsplit=1)
     if not name:
         params(chat)
         return
@@ -97,6 +99,8 @@ def _parse_setting(name: str, text: str) -> dict[str, Any]:
             value = [part.encode().decode("unicode_escape") if part.isascii() else part for part in value]
     elif full == "max_seconds" and text == "none":
         return {full: None}
+    elif full == "reply_prefix" and text == "none":
+        return {full: ""}
     elif not text:
         raise UsageError(f"/set {name}: the value is missing")
     return checked_values({full: value}, lambda shown: f"/set {SHORT_NAMES.get(shown, shown)}:")
@@ -112,7 +116,7 @@ def _change(chat: Chat, values: dict[str, Any]) -> None:
 def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(repr, cast("Sequence[Any]", value))) or "none"
-    return "none" if value is None else str(value)
+    return "none" if value is None or value == "" else str(value)
 
 
 def use_preset(chat: Chat, name: str) -> None:
@@ -334,7 +338,7 @@ def model(chat: Chat, argument: str) -> None:
         return
     engine = chat.load_engine(str(Path(argument).expanduser()))
     session.use_engine(engine)
-    session.use_settings(session.settings.replace(model=argument))
+    session.use_settings(session.settings.replace(model=argument, adapter=NO_ADAPTER))
     chat.transcript.start(session)
     chat.view.note(f"{engine.model.spec.path} reads the conversation when the next message comes")
 

@@ -110,7 +110,7 @@ class Chat:
             self.view.piece(text)
             self.transcript.piece(text)
 
-        self.view.begin_reply(self.session.template.shown_reply(""))
+        self.view.begin_reply(self.session.template.begun)
         try:
             with self.stoppable() as should_stop:
                 exchange = make(on_text=on_text, should_stop=should_stop)

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session
 from rwkvbatch.chat.tree import REFERENCE, Exchange
+from rwkvbatch.config import NO_ADAPTER
 from rwkvbatch.engine.request import FinishReason, closed_history
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
 from rwkvbatch.files import FileKind, check_target, file_head, save_file
@@ -204,7 +205,7 @@ def export(session: Session, path: Path, *, replace: bool = False) -> Exported:
     for target, kind in ((path, SCRIPT), (prelude, PRELUDE)):
         if target is not None:
             check_target(target, kind, option="/export", replace=replace, how=f"/export! {path} replaces it")
-    common = _params(exchanges[0])
+    common = {**_params(exchanges[0]), **({"bos": "on"} if opening.bos else {})}
     messages: list[dict[str, Any]] = []
     if opening.system:
         messages.append({"role": "system", "content": opening.system})
@@ -226,8 +227,8 @@ def export(session: Session, path: Path, *, replace: bool = False) -> Exported:
         save_file(prelude, [opening.prelude.encode("utf-8", "backslashreplace")], private=True)
         options += ["--prelude", str(prelude)]
     for option, value, default in (
-        ("--think", exchanges[0].settings["think"], "off"),
         ("--model", settings.model, None),
+        ("--adapter", settings.adapter, NO_ADAPTER),
         ("--strategy", settings.strategy, "auto"),
         ("--backend", settings.backend, "auto"),
         ("--state", opening.state, None),
@@ -242,7 +243,7 @@ def export(session: Session, path: Path, *, replace: bool = False) -> Exported:
 
 def _params(exchange: Exchange) -> dict[str, Any]:
     """The exchange's settings in the form of a script's `params`."""
-    values = {name: value for name, value in exchange.settings.items() if name != "think" and value is not None}
+    values = {name: exchange.settings[name] for name in TURN_SETTINGS if exchange.settings.get(name) is not None}
     return {**values, "seed": exchange.seed}
 
 
@@ -258,8 +259,6 @@ def _caveats(session: Session, exchanges: Sequence[Exchange]) -> list[str]:
     weights = session.engine.model.spec.weights_sha256
     if turns := [str(each.turn + 1) for each in exchanges if each.weights_sha256 not in ("", weights)]:
         caveats.append(f"the reply of turn {', '.join(turns)} is another model's, and a replay uses one model")
-    if len({str(exchange.settings["think"]) for exchange in exchanges}) > 1:
-        caveats.append("the thinking mode changed, and a replay uses the first one")
     if session.identity.repeat:
         caveats.append(f"the replies are those of repeat {session.identity.repeat} of the replay")
     return caveats

@@ -16,19 +16,18 @@ from rwkvbatch.chat.tree import ConversationTree, Cut, Exchange, Opening, Positi
 from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.engine import ZERO_ROOT, Engine, NextToken
 from rwkvbatch.engine.prefix_cache import Node
-from rwkvbatch.engine.request import NoiseKey, Reply, Request
+from rwkvbatch.engine.request import END_OF_TEXT, NoiseKey, Reply, Request
 from rwkvbatch.errors import InputError, NonFiniteLogitsError, UsageError
-from rwkvbatch.llm import chat_template
 from rwkvbatch.model.base import State
 from rwkvbatch.model.states import load_state
-from rwkvbatch.prompt.templates import PromptTemplate
+from rwkvbatch.prompt.templates import PromptTemplate, load_template
 from rwkvbatch.replay.identity import sha256_of_file
 
 CONVERSATION = "chat"
 SEED_LIMIT = 2**63
 TURN_SETTINGS = (
     *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "penalty_decay", "order"),
-    *("no_penalty", "banned_token_ids", "max_tokens", "max_seconds", "stop", "think"),
+    *("no_penalty", "banned_token_ids", "max_tokens", "max_seconds", "stop", "think", "reply_prefix"),
 )
 """The settings that may change from turn to turn."""
 
@@ -66,7 +65,7 @@ class Session:
 
     def __init__(self, engine: Engine, settings: CellSettings, identity: Identity | None = None) -> None:
         self.engine = engine
-        self._load_template = lru_cache(maxsize=16)(chat_template)
+        self._load_template = lru_cache(maxsize=16)(load_template)
         self.use_settings(settings)
         self.identity = identity or Identity()
         self.tree = ConversationTree()
@@ -85,7 +84,7 @@ class Session:
         return self._template_of(self.settings)
 
     def _template_of(self, settings: CellSettings) -> PromptTemplate:
-        return self._load_template(settings.think, settings.template)
+        return self._load_template(settings.prompting)
 
     def turn_settings(self) -> dict[str, Any]:
         """`TURN_SETTINGS` of the next reply as JSON values."""
@@ -104,7 +103,8 @@ class Session:
             InputError: the state's file cannot be read, or is not a state of this model.
             UsageError: the engine has no memory for another initial state.
         """
-        tokens = tuple(self.engine.tokenizer.encode(self.template.opening(system, prelude)))
+        begin = (END_OF_TEXT,) if self.settings.begins_with_bos() else ()
+        tokens = (*begin, *self.engine.tokenizer.encode(self.template.opening(system, prelude)))
         opening = Opening(len(self.tree.openings), system, prelude, tokens)
         if state_file is not None:
             state, sha256 = self._read_state(state_file)
@@ -208,7 +208,7 @@ class Session:
         if exchange.logprobs or not exchange.ids:
             return exchange.logprobs
         root = self._prefixes.root_after(self.tree.before(exchange))
-        return self.engine.score(exchange.prompt, exchange.ids, root).logprobs
+        return tuple(self.engine.score(exchange.prompt, exchange.ids, root).logprobs)
 
     def _last(self, command: str) -> Exchange:
         last = self.tree.last

@@ -154,7 +154,7 @@ def _session_values(session: Session) -> dict[str, Any]:
         "tokenizer_sha256": session.engine.tokenizer.sha256,
         **vars(session.identity),
         "template": session.settings.template,
-        "settings": session.turn_settings(),
+        "settings": {**session.turn_settings(), "bos": session.settings.bos},
     }
 
 

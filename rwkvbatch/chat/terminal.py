@@ -52,7 +52,7 @@ class TerminalView:
         self._last_frame_s = 0.0
 
     def begin_reply(self, begun: str) -> None:
-        self._text = begun.lstrip()
+        self._text = printable(begun.lstrip())
         self._thinking: LiveText | None = None
         self._answer: LiveText | None = None
         self._waiting: LiveText | None = None

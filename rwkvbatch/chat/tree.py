@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any
 
-from rwkvbatch.config import with_full_names
+from rwkvbatch.config import with_later_settings
+from rwkvbatch.engine.request import END_OF_TEXT
 from rwkvbatch.errors import UsageError
 
 MAIN = "main"
@@ -21,7 +22,7 @@ class Opening:
 
     Attributes:
         number: its index in `ConversationTree.openings`.
-        tokens: what the model reads before the first turn; may be empty.
+        tokens: what the model reads before the first turn, with `bos` token 0 first; may be empty.
         state: file of the initial state; None for the zero state. state_sha256: of that file.
     """
 
@@ -31,6 +32,11 @@ class Opening:
     tokens: tuple[int, ...]
     state: str | None = None
     state_sha256: str | None = None
+
+    @property
+    def bos(self) -> bool:
+        """Whether token 0 is read first."""
+        return self.tokens[:1] == (END_OF_TEXT,)
 
 
 @dataclass(frozen=True)
@@ -328,7 +334,7 @@ def read_tree(values: Mapping[str, Any]) -> ConversationTree:
 
 def _exchange(values: Mapping[str, Any]) -> Exchange:
     plain = _with_token_ids(values, "prompt", "ids", "rest")
-    plain["settings"] = with_full_names(values["settings"])
+    plain["settings"] = with_later_settings(values["settings"])
     if "finish" in plain:  # its name in sessions of older versions
         plain["finish_reason"] = plain.pop("finish")
     plain["logprobs"] = tuple(float(value) for value in values["logprobs"])

@@ -15,6 +15,7 @@ from rwkvbatch.cli.exits import ExitCode, debugging, report
 
 COMMANDS: Mapping[str, str] = {
     "run": "Replay scripted conversations, turn by turn, many at once.",
+    "score": "Measure perplexity, bits per byte and accuracy on texts.",
     "plan": "Say how many conversations and repetitions it takes to find a difference.",
     "merge": "Put the parts of a run together.",
     "chat": "Talk to a model.",

@@ -18,7 +18,7 @@ from rwkvbatch.cli.options import (
     option,
     with_settings,
 )
-from rwkvbatch.config import Sampling, Stopping
+from rwkvbatch.config import DialoguePrompt, Sampling, Stopping
 
 PANEL = "The session"
 
@@ -37,8 +37,9 @@ app = command_app()
     ),
 )
 @with_settings(
-    *("model", "strategy", "backend", "state", "threads", "state_memory", "vocab"),
-    *("preset", *Sampling.model_fields, "seed", *Stopping.model_fields, "think", "template", "prelude"),
+    *("model", "adapter", "strategy", "backend", "state", "threads", "state_memory", "vocab"),
+    *("preset", *Sampling.model_fields, "seed", *Stopping.model_fields),
+    *(*DialoguePrompt.model_fields, "template", "prelude"),
     prelude="Initial exchange: a file, api-demo-chat, or none. "
     "[dim]Default: api-demo-chat; none with --state and with the bundled model[/]",
 )

@@ -104,7 +104,7 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
         names: of the settings; none for all that have an option.
         help_texts: help that differs for this command, by the setting's name.
     """
-    from rwkvbatch.config import FLAGS, LISTS, PANELS, SETTINGS, option_name
+    from rwkvbatch.config import FLAGS, LISTS, PANELS, SETTINGS, TEXTS, option_name
 
     chosen = [name for name in names or SETTINGS if SETTINGS[name].panel is not None]
     chosen.sort(key=lambda name: PANELS.index(SETTINGS[name].panel))
@@ -114,7 +114,7 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
         text = help_texts.get(name, setting.help)
         made = option(option_name(name), text, setting.metavar or None, setting.panel, flag=setting.flag)
         # Text: a comma list makes a grid, and the settings themselves say what they may be.
-        kind: Any = bool if name in FLAGS else list[str] | None if name in LISTS else str | None
+        kind: Any = bool if name in FLAGS else list[str] | None if name in LISTS | TEXTS else str | None
         default = False if name in FLAGS else None
         return inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, made]
@@ -127,6 +127,8 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
                 value = values[name]
                 if value is None or value is False or value == []:
                     del values[name]
+                elif SETTINGS[name].text:
+                    values[name] = value[0] if len(value) == 1 else value
                 elif SETTINGS[name].split:
                     values[name] = [part.strip() for text in value for part in text.split(",")]
             command(**values)

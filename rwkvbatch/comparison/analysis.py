@@ -30,6 +30,7 @@ from rwkvbatch.comparison.paired import (
     metrics_of,
     most_repeats,
     rows_of,
+    weights_of,
 )
 from rwkvbatch.comparison.pairing import Pair, Variant, check_pairs, check_runs, pair_up, refuse_parts, variants_of
 from rwkvbatch.comparison.ranking import Ranking, VariantMean, rank, variant_means
@@ -468,8 +469,11 @@ def _column(rows: pd.DataFrame, sides: tuple[str, str], name: str, of_baseline: 
         values = conversation_values(rows, metric, side).reindex(list(codes))
         numbers = np.array(list(codes.values()), dtype=np.int64)
         return Column(values.to_numpy(dtype=np.float64), numbers, np.zeros_like(numbers))
+    numbers = rows[f"{metric.column}{side}"].to_numpy(dtype=np.float64)
+    weights = weights_of(rows, metric, tuple(dict.fromkeys(sides)))
     return Column(
-        rows[f"{metric.column}{side}"].to_numpy(dtype=np.float64),
+        numbers if weights is None else np.where(np.isnan(weights), np.nan, numbers),
         rows["conversation_code"].to_numpy(dtype=np.int64),
         rows["repeat"].to_numpy(dtype=np.int64),
+        weights,
     )

@@ -24,12 +24,16 @@ from jinja2 import TemplateError as JinjaError
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from rwkvbatch.config import ThinkMode
+from rwkvbatch.config import ReplyPrompt, ThinkMode
+from rwkvbatch.deadline import deadline
 from rwkvbatch.errors import TemplateError
-from rwkvbatch.prompt.templates import THINK_OPENINGS, PromptTemplate, clean, read_text
+from rwkvbatch.prompt.templates import PromptTemplate, clean, read_text
 
 MAX_TEMPLATE_BYTES = 64 * 1024
 MAX_OUTPUT_CHARACTERS = 16_000_000
+DEADLINE_S = 5.0
+"""Seconds for one rendering."""
+
 _MACROS = ("system", "user", "reply")
 _FILTERS = ("trim", "upper", "lower", "default", "length")
 _TESTS = ("defined", "undefined", "none")
@@ -85,13 +89,13 @@ class JinjaTemplate(PromptTemplate):
         TemplateError: `source` is not a template, or uses a forbidden construct (file and line).
     """
 
-    def __init__(self, source: str, path: str, think: ThinkMode) -> None:
+    def __init__(self, source: str, path: str, begins: ReplyPrompt) -> None:
         self._path = path
         self._environment = _Environment()
         with self._guarded():
             _check_tree(self._environment.parse(source), path)
             self._compiled = self._environment.from_string(source)
-        self._now, self._past = self._module(think), self._module("off")
+        self._now, self._past = self._module(begins.think), self._module("off")
         for module in (self._now, self._past):
             for name in _MACROS:
                 self._render(module, name, "text")
@@ -101,15 +105,14 @@ class JinjaTemplate(PromptTemplate):
         stops: Any = getattr(self._now, "stops", (closing,) if closing else ())
         if type(stops) not in (list, tuple) or not all(isinstance(stop, str) and stop for stop in stops):
             raise TemplateError("`stops` must be a list of texts, none empty", path=path, hint=_HINT)
-        super().__init__(think, closing, tuple(stops))
+        super().__init__(begins, closing, tuple(stops))
 
     def _system(self, text: str) -> str:
         return self._render(self._now, "system", text)
 
     def turn(self, user: str) -> str:
         text = self._render(self._now, "user", clean(user))
-        begun = THINK_OPENINGS[self.think]
-        return text + (begun.lstrip() if text[-1:].isspace() else begun)
+        return text + (self.begun.removeprefix(" ") if text[-1:].isspace() else self.begun)
 
     def past_turn(self, user: str) -> str:
         return self._render(self._past, "user", clean(user))
@@ -131,10 +134,13 @@ class JinjaTemplate(PromptTemplate):
 
     @contextmanager
     def _guarded(self, prefix: str = "") -> Generator[None]:
-        """Gives one rendering its budget of characters; turns its errors into `TemplateError`."""
+        """Gives one rendering its budget of characters and its deadline; turns its errors into `TemplateError`."""
         self._environment.left = MAX_OUTPUT_CHARACTERS
         try:
-            yield
+            with deadline(DEADLINE_S):
+                yield
+        except TimeoutError as error:
+            raise TemplateError(f"{prefix}{error}", path=self._path, hint=_HINT) from None
         except (RecursionError, MemoryError):
             raise TemplateError(f"{prefix}nested too deeply", path=self._path, hint=_HINT) from None
         except (JinjaError, TypeError, ValueError) as error:
@@ -147,7 +153,7 @@ class JinjaTemplate(PromptTemplate):
         return self._compiled.get_corresponding_lineno(lines[-1]) if lines else None
 
 
-def read_template(path: str, think: ThinkMode) -> JinjaTemplate:
+def read_template(path: str, begins: ReplyPrompt) -> JinjaTemplate:
     """The prompt template in a file.
 
     Raises:
@@ -157,7 +163,7 @@ def read_template(path: str, think: ThinkMode) -> JinjaTemplate:
         source = read_text(path, MAX_TEMPLATE_BYTES)
     except ValueError as error:
         raise TemplateError(str(error), path=path, hint=_HINT) from None
-    return JinjaTemplate(source, path, think)
+    return JinjaTemplate(source, path, begins)
 
 
 def _check_tree(tree: nodes.Node, path: str) -> None:

@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
-from rwkvbatch.config import CellSettings, Prompting, ThinkMode
+from rwkvbatch.config import Prompting, ReplyPrompt, ThinkMode
 from rwkvbatch.errors import UsageError
 
 # A line end includes carriage returns before it. Matching only from the start of such a run keeps this linear.
@@ -90,12 +90,6 @@ def load_prelude(name_or_path: str) -> str:
         raise UsageError(f"--prelude {name_or_path}: {error}", hint=hint) from None
 
 
-def prompting_of(settings: CellSettings) -> Prompting:
-    """How turns become text under `settings`; reads the prelude's file and raises as `load_prelude`."""
-    text = None if settings.prelude is None else load_prelude(settings.prelude)
-    return Prompting(think=settings.think, history=settings.history, template=settings.template, prelude=text)
-
-
 def prelude_text(prelude: str | None, closing: str) -> str:
     """A prelude with `\\n` line ends, without outer white space, followed by the closing text."""
     text = re.sub(LINE_END, "\n", prelude or "").strip()
@@ -107,14 +101,32 @@ class PromptTemplate(ABC):
 
     Attributes:
         think: the thinking mode.
+        reply_prefix: text that every generated reply begins with.
         closing: the text that closes a turn; read after a reply that did not end with it.
         stops: texts that end a reply, besides token 0.
+
+    Raises:
+        UsageError: a prefix, and a thinking mode in which the reply begins with thinking.
     """
 
-    def __init__(self, think: ThinkMode, closing: str, stops: tuple[str, ...]) -> None:
-        self.think: ThinkMode = think
+    def __init__(self, begins: ReplyPrompt, closing: str, stops: tuple[str, ...]) -> None:
+        begins.check_reply_prefix()
+        self.think: ThinkMode = begins.think
+        self.reply_prefix = begins.reply_prefix.replace("\r\n", "\n")
         self.closing = closing
         self.stops = stops
+
+    @property
+    def begun(self) -> str:
+        """The beginning of a generated reply, which is the end of the prompt: thinking, and `reply_prefix`.
+
+        A space stands before a prefix, as before any reply, unless it begins with white space. After an empty thinking
+        part, the part's tag is completed and its line ended.
+        """
+        opening, prefix = THINK_OPENINGS[self.think], self.reply_prefix
+        if opening and prefix:
+            return f"{opening}>\n{prefix.lstrip()}"
+        return opening + (f" {prefix}" if prefix and not prefix[0].isspace() else prefix)
 
     def opening(self, system: str | None, prelude: str | None) -> str:
         """The text before the first turn; may be empty."""
@@ -137,21 +149,31 @@ class PromptTemplate(ABC):
         """A given reply as it follows `past_turn`, with the closing text."""
 
     def shown_reply(self, text: str) -> str:
-        """A generated reply as displayed: stripped, with the beginning of the thinking part from the prompt."""
-        return (THINK_OPENINGS[self.think] + text).strip()
+        """A generated reply as displayed: stripped, with the beginning of it that is in the prompt."""
+        return (self.begun + text).strip()
+
+    def given_reply(self, text: str) -> tuple[str, str]:
+        """A given reply as it follows `past_turn`, in two parts: what `reply_prefix` gives away, and the rest.
+
+        The first is empty for a reply that does not begin with the prefix.
+        """
+        whole, prefix = self.reply(text), self.reply_prefix.strip()
+        start = whole.find(prefix) + len(prefix) if prefix and whole.lstrip().startswith(prefix) else 0
+        return whole[:start], whole[start:]
 
 
 class OfficialTemplate(PromptTemplate):
     """`System: s`, `User: x`, `Assistant:`, a blank line after each."""
 
-    def __init__(self, think: ThinkMode = "off") -> None:
-        super().__init__(think, "\n\n", ("\n\n" if think == "off" else "\nUser:",))
+    def __init__(self, begins: ReplyPrompt | None = None) -> None:
+        begins = begins or ReplyPrompt()
+        super().__init__(begins, "\n\n", ("\n\n" if begins.think == "off" else "\nUser:",))
 
     def _system(self, text: str) -> str:
         return f"System: {text}\n\n"
 
     def turn(self, user: str) -> str:
-        return f"User: {clean(user)}{THINK_REQUESTS.get(self.think, '')}\n\nAssistant:{THINK_OPENINGS[self.think]}"
+        return f"User: {clean(user)}{THINK_REQUESTS.get(self.think, '')}\n\nAssistant:{self.begun}"
 
     def past_turn(self, user: str) -> str:
         return f"User: {clean(user)}\n\nAssistant:"
@@ -165,9 +187,10 @@ def load_template(prompting: Prompting) -> PromptTemplate:
 
     Raises:
         TemplateError: the template file cannot be read, or is not a prompt template (file and line).
+        UsageError: a prefix of replies that begin with thinking.
     """
     if prompting.template is None:
-        return OfficialTemplate(prompting.think)
+        return OfficialTemplate(prompting)
     from rwkvbatch.prompt.jinja import read_template
 
-    return read_template(prompting.template, prompting.think)
+    return read_template(prompting.template, prompting)

@@ -10,7 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
-from rwkvbatch.config import GRID_SETTINGS, HistoryMode, Order, RunSettings, ThinkMode, full_name, option_name
+from rwkvbatch.config import (
+    GRID_SETTINGS,
+    TEXTS,
+    HistoryMode,
+    Order,
+    RunSettings,
+    Switch,
+    ThinkMode,
+    full_name,
+    option_name,
+)
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell, GridFile, make_cells
 from rwkvbatch.replay.layers import Layered, layer_settings, naming_origins, read_toml
@@ -22,6 +32,7 @@ from rwkvbatch.replay.race import FIRST_LOOK, turns_of_draws
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.results.directory import SKIPPED_NAME
+from rwkvbatch.script.documents import read_documents
 from rwkvbatch.script.reader import Script, read_scripts
 
 if TYPE_CHECKING:
@@ -55,7 +66,10 @@ class RunKeywords(TypedDict, total=False):
     max_seconds: float | Sequence[float] | None
     stop: Sequence[str]
     think: ThinkMode | Sequence[ThinkMode]
+    reply_prefix: str | Sequence[str]
+    bos: Switch | bool | Sequence[Switch | bool]
     history: HistoryMode | Sequence[HistoryMode]
+    adapter: str | Sequence[str]
     strategy: str | Sequence[str]
     backend: str | Sequence[str]
     state: str | Sequence[str] | None
@@ -94,6 +108,7 @@ def run(
     grid: PathLike | None = None,
     config: PathLike | None = None,
     environment: Mapping[str, str] | None = None,
+    documents: bool = False,
     skip_bad: bool = False,
     shard: str | None = None,
     retry_errors: bool = False,
@@ -116,6 +131,7 @@ def run(
             bundled one.
         grid: a TOML file with a grid of settings. config: one with settings.
         environment: where `RWKVBATCH_*` settings are read from, such as `os.environ`; None reads none.
+        documents: score text files, JSON lines with `text` and folders of them, as `rwkvbatch score` does.
         skip_bad: leave bad lines of a script out.
         shard: run only this part of the conversations, such as `2/8`.
         retry_errors: run rows again that failed. repair: set damaged rows aside and run them again.
@@ -137,7 +153,7 @@ def run(
     loaded: Model | None = None
     if model is not None and not isinstance(model, (str, os.PathLike, Sequence)):
         loaded, model = cast("Model", getattr(model, "model", model)), None
-    where: dict[str, Any] = {"grid": grid, "config": config, "environment": environment}
+    where: dict[str, Any] = {"grid": grid, "config": config, "environment": environment, "documents": documents}
     prepared = prepare(scripts, model=model, skip_bad=skip_bad, shard=shard, **where, **settings)
     plan, skipped = prepared.plan, prepared.script.skipped
     observers = [] if observer is None else [observer]
@@ -182,6 +198,7 @@ def prepare(
     grid: PathLike | None = None,
     config: PathLike | None = None,
     environment: Mapping[str, str] | None = None,
+    documents: bool = False,
     skip_bad: bool = False,
     shard: str | None = None,
     **settings: Unpack[RunKeywords],
@@ -203,7 +220,8 @@ def prepare(
     with naming_origins(layered.origins):
         part = None if shard is None else Shard.parse(shard)
         _refuse_contradictions(layered, cells, part)
-        script = read_scripts(_script_names(scripts), limits=layered.settings.script_limits, skip_bad=skip_bad)
+        read = read_documents if documents else read_scripts
+        script = read(_script_names(scripts), limits=layered.settings.script_limits, skip_bad=skip_bad)
         _log_skipped(script)
         plan = Plan(select(script.conversations, layered.settings), cells, layered, part)
         if plan.settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
@@ -319,11 +337,11 @@ def split_lists(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, li
         full = full_name(key)
         parts: list[Any] = [value]
         if full in GRID_SETTINGS:
-            if isinstance(value, str) and "," in value:
+            if isinstance(value, str) and "," in value and full not in TEXTS:
                 parts = [part.strip() for part in value.split(",")]
             elif isinstance(value, (list, tuple)):
                 parts = list(value)  # pyright: ignore[reportUnknownArgumentType]
-            if not parts or "" in parts:
+            if not parts or ("" in parts and full not in TEXTS):
                 raise UsageError(f"{option_name(full)} has an empty item in {value!r}")
         if len(parts) == 1:
             single[full] = parts[0]

@@ -30,12 +30,14 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from rwkvbatch.config import SHORT_NAMES, CellSettings, Sampling, Stopping, full_name, option_name
+from rwkvbatch.config import SHORT_NAMES, TEXTS, CellSettings, Sampling, Stopping, full_name, option_name
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.layers import GRID_TABLES, Origin, checked_values
 
 BASE_CELL = "base"
 MAX_CELLS = 10_000
+MAX_TEXT_NAME = 24
+"""Characters of a text that stand for it in a cell's name."""
 
 _PATHS = ("model", "state", "template", "prelude")
 
@@ -157,6 +159,8 @@ def _overrides(values: Any, where: str) -> dict[str, Any]:
 def _choice_names(key: str, values: Sequence[Any]) -> list[str]:
     """Such as `temp=0.7` for each value. Files of one name get as many of their folders as tell them apart."""
     full = full_name(key)
+    if full in TEXTS:
+        return [f"{full}={name}" for name in _text_names(values)]
     names = [_value_name(full, value) for value in values]
     if full in _PATHS:
         paths = [str(value or "") for value in values]
@@ -165,6 +169,19 @@ def _choice_names(key: str, values: Sequence[Any]) -> list[str]:
             if paths[place] and len(alike) > 1:
                 names[place] = _name_with_folders(paths[place], alike)
     return [f"{SHORT_NAMES.get(full, full)}={name}" for name in names]
+
+
+def _text_names(texts: Iterable[object]) -> list[str]:
+    """The beginning of each text, numbered where an earlier one begins alike."""
+    names: list[str] = []
+    for text in texts:
+        name = begin = _as_name(str(text or "").strip()[:MAX_TEXT_NAME]).strip("_") or "none"
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{begin}-{number}"
+        names.append(name)
+    return names
 
 
 def _name_with_folders(path: str, others: Iterable[str]) -> str:
@@ -189,6 +206,8 @@ def _value_name(key: str, value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "+".join(_value_name(key, part) for part in value) or "none"  # pyright: ignore[reportUnknownVariableType]
     text = PurePath(value).stem if key in _PATHS and value else str(value)
+    if key == "adapter":  # files, followed by options
+        text = re.sub(r"[^\s=]*/", "", text)
     try:
         return f"{float(text):g}"
     except ValueError:

@@ -9,14 +9,15 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rwkvbatch
 from rwkvbatch import __version__
-from rwkvbatch.config import CellSettings, Sampling, Stopping
+from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, Stopping
 from rwkvbatch.errors import InputError
-from rwkvbatch.prompt.templates import prompting_of
+from rwkvbatch.prompt.templates import load_prelude
 from rwkvbatch.results.manifest import GIVEN_FOR_ALL
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 GENERATION_RULES = 1
 """Raised whenever this program would give other replies than before to the same weights, script and settings."""
 
-_FILES_OF_A_CELL = {"model", "strategy", "backend", "state", "template", "prelude"}
+_FILES_OF_A_CELL = {"model", "adapter", "strategy", "backend", "state", "template", "prelude"}
 
 
 def make_identity(
@@ -50,9 +51,15 @@ def make_identity(
             else {}
         ),
         "max_prompt_tokens": settings.max_prompt_tokens,
-        GIVEN_FOR_ALL: sorted(plan.explicit & {"seed", *Sampling.model_fields, *Stopping.model_fields}),
+        GIVEN_FOR_ALL: sorted(plan.explicit & {"seed", *Sampling.model_fields, *Stopping.model_fields, *_own_of(plan)}),
         "cells": cell_identities(plan, specs, tokenizer_of),
     }
+
+
+def _own_of(plan: Plan) -> frozenset[str]:
+    """Settings of prompts that conversations have as params; runs of versions without such params name none."""
+    params = (part.params for c in plan.conversations for part in (c, *c.turns) if part.params)
+    return frozenset(DialoguePrompt.model_fields).intersection(chain.from_iterable(params))
 
 
 def cell_identities(
@@ -71,7 +78,8 @@ def cell_identities(
 
 def _cell_identity(settings: CellSettings, spec: ModelSpec, tokenizer: Tokenizer) -> dict[str, Any]:
     values = settings.model_dump(mode="json", include=CellSettings.model_fields.keys() - _FILES_OF_A_CELL)
-    state, template, prelude = settings.state, settings.template, prompting_of(settings).prelude
+    state, template = settings.state, settings.template
+    prelude = None if settings.prelude is None else load_prelude(settings.prelude)
     return {
         **values,
         "weights_sha256": spec.weights_sha256,
@@ -119,6 +127,7 @@ def make_about(plan: Plan, specs: Mapping[Setup, ModelSpec], scripts: list[str],
         "models": [
             {
                 "path": spec.path,
+                **({} if spec.adapter is None else {"adapter": spec.adapter}),
                 "generation": spec.generation,
                 "layers": spec.num_layers,
                 "width": spec.width,

@@ -54,7 +54,8 @@ class Task:
     @property
     def greedy(self) -> bool:
         """Whether no reply is sampled."""
-        return all(self.of_turn(turn).settings.sampling.greedy for turn in range(len(self.conversation.turns)))
+        turns = enumerate(self.conversation.turns)
+        return all(not turn.generate or self.of_turn(number).settings.sampling.greedy for number, turn in turns)
 
     def key(self, turn: int) -> RowKey:
         return RowKey(self.conversation.id, self.cell.name, self.repeat, turn)
@@ -92,6 +93,8 @@ class Plan(RowIndex):
         self.explicit = layered.explicit
         self.origins = layered.origins
         self.cell_settings = tuple(settings.replace(**cell.overrides) for cell in self.cells)
+        for own in self.cell_settings:
+            own.check_reply_prefix()
         if len({conversation.id for conversation in self.conversations}) < len(self.conversations):
             raise UsageError("two conversations have the same id", hint="ids must differ between all scripts of a run")
         self.shard = shard
@@ -165,7 +168,9 @@ class Plan(RowIndex):
         own = {key: value for key, value in params.items() if key not in self.explicit and key not in cell.overrides}
         seed = own.pop("seed", given.seed)
         try:
-            return TurnSettings(given.settings.replace(**own) if own else given.settings, seed)
+            settings = given.settings.replace(**own) if own else given.settings
+            settings.check_reply_prefix()
+            return TurnSettings(settings, seed)
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from None
 

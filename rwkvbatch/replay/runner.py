@@ -29,7 +29,7 @@ from rwkvbatch.replay.race import Played, RaceResult, race_of, result_of
 from rwkvbatch.replay.row_index import write_members
 from rwkvbatch.results.directory import RunDirectory, State, StatusFile
 from rwkvbatch.results.recovery import read_results
-from rwkvbatch.results.row import Row
+from rwkvbatch.results.row import SCORED, Row
 from rwkvbatch.results.store import RESULTS_NAME, MemoryRows, Rows
 from rwkvbatch.results.summary import Summary, summarize, write_summary
 from rwkvbatch.script.reader import SkippedLine
@@ -312,13 +312,13 @@ def verdict(num_rows: int, differences: Sequence[Difference]) -> dict[str, Any]:
 
 
 def _is_verifiable(rows: Rows, number: int) -> bool:
-    return rows.has(number) and not rows.failed(number) and rows.read(number).finish_reason != "time"
+    return rows.has(number) and not rows.failed(number) and rows.read(number).finish_reason not in ("time", SCORED)
 
 
 def _request(plan: Plan, rows: Rows, number: int, encoder: PromptEncoder) -> Request:
     task, turn = plan.task_of_row(number)
     replay = ConversationReplay(plan.task(task), encoder)
-    while replay.turn < turn:
+    while replay.turn != turn:
         replay.skip_turn(rows.read(replay.task.first_row + replay.turn))
     return replay.request()
 

@@ -6,6 +6,7 @@
 | ShareGPT     | `conversations`                        | the same                                 |
 | MT-Bench     | `turns` or `question_id`               | the same                                 |
 | OpenAI chat  | `messages`, and keys or contents of its requests | the same                       |
+| plain text   | `text`, or `continuation`              | an error                                 |
 | native       | everything else                        | an error                                 |
 """
 
@@ -17,7 +18,19 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
-from rwkvbatch.script.native import Message, Role, Shape, parse_params, read_id, read_native, read_tags, to_turns
+from rwkvbatch.script.native import (
+    OF_THE_REPLY,
+    Message,
+    Role,
+    Shape,
+    is_plain_text,
+    parse_params,
+    read_id,
+    read_native,
+    read_plain_text,
+    read_tags,
+    to_turns,
+)
 from rwkvbatch.script.records import Conversation, SourceLine, Turn, is_array, is_object, refuse, shown, type_name
 
 _ROLE_NAMES: Mapping[Role, tuple[str, ...]] = {
@@ -173,7 +186,8 @@ def _content(content: Any, source: SourceLine, where: str) -> str:
     return "\n".join(texts)
 
 
-_NATIVE_KEYS = frozenset({"id", "tags", "params", "expect"})
+_NATIVE_KEYS = frozenset({"id", "tags", "params", "expect", "probes"})
+
 _OPENAI_KEYS = frozenset(_OPENAI_PARAMS) | {
     "model", "tools", "functions", "stream", "user", "metadata", "n", "parallel_tool_calls"
 }  # fmt: skip
@@ -197,7 +211,7 @@ def _is_openai(line: Mapping[str, Any]) -> bool:
     if not is_array(messages) or not _NATIVE_KEYS.isdisjoint(line):
         return False
     plain = [message for message in messages if is_object(message)]
-    if any("expect" in message or "params" in message for message in plain):
+    if any(not OF_THE_REPLY.isdisjoint(message) for message in plain):
         return False
     return not _OPENAI_KEYS.isdisjoint(line) or any(
         not isinstance(message.get("content"), str)
@@ -212,6 +226,7 @@ _FORMS: Sequence[tuple[Callable[[Mapping[str, Any]], bool], Callable[..., Conver
     (lambda line: "conversations" in line, _read_sharegpt),
     (lambda line: "turns" in line or "question_id" in line, _read_mt_bench),
     (_is_openai, _read_openai_chat),
+    (is_plain_text, read_plain_text),
     (lambda _: True, read_native),
 )
 """How each form is recognised, and what reads it; the first match wins."""

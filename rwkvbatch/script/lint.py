@@ -62,13 +62,16 @@ def _lint_one(conversation: Conversation, history: HistoryMode) -> Iterator[Lint
     source, name = conversation.source, conversation.id
     contents = [("system", "system", conversation.system)]
     for number, turn in enumerate(conversation.turns):
+        if turn.plain:  # read as it is, without a template
+            continue
         contents.append(("user", f"turn {number}", turn.user))
         contents.append(("reference", f"turn {number} reference", turn.reference))
     for kind, place, content in contents:
         for rule in _RULES:
             if content is not None and kind in rule.only_in and (message := rule.found(content)) is not None:
                 yield LintWarning(rule.code, source, name, place, message, rule.hint)
-    for number, turn in enumerate(conversation.turns[:-1]):
+    dialogue = [turn for turn in conversation.turns if turn.probe is None]
+    for number, turn in enumerate(dialogue[:-1]):
         if history == "gold" and turn.reference is None:
             hint = "with `--history gold` the next turn sees the model's own reply; add an assistant message"
             yield LintWarning("missing-reference", source, name, f"turn {number}", "has no reference reply", hint)

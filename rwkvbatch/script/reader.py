@@ -15,7 +15,14 @@ from typing import Any, BinaryIO
 from rwkvbatch.config import ScriptLimits
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.script.forms import read_conversation
-from rwkvbatch.script.native import MAX_ID_LENGTH, Additions, read_defaults
+from rwkvbatch.script.native import (
+    MAX_ID_LENGTH,
+    Additions,
+    is_plain_text,
+    read_defaults,
+    read_plain_text,
+    text_conversation,
+)
 from rwkvbatch.script.records import STDIN, Conversation, SourceLine, parse_line, refuse, shown_path
 
 _BOM = b"\xef\xbb\xbf"
@@ -90,6 +97,16 @@ def _raw_lines(file: BinaryIO, path: str, max_bytes: int) -> Iterator[_RawLine]:
         raise ScriptError(f"cannot be read: {error.strerror}", path=shown_path(path), line=number) from None
 
 
+def _whole_text(path: str, max_bytes: int) -> tuple[bytes, bool]:
+    """The content of a text file, of which at most `max_bytes` are read, and whether that is all of it."""
+    with _opened(path) as file:
+        try:
+            data = file.read(max_bytes + 1)
+        except OSError as error:
+            raise ScriptError(f"cannot be read: {error.strerror}", path=path, hint="name a text file") from None
+    return data[:max_bytes].removeprefix(_BOM), len(data) <= max_bytes
+
+
 KEPT_BYTES = 2**16
 """The stored part of a line that is too long and set aside."""
 
@@ -144,7 +161,7 @@ def read_scripts(paths: Sequence[str], *, limits: ScriptLimits | None = None, sk
         raise UsageError("the name of a script is empty" if paths else "no script is given", hint=_NAME_ONE)
     if list(paths).count(STDIN) > 1:
         raise UsageError("standard input (-) can be read only once", hint="give - once")
-    reading = _Reading(limits or ScriptLimits(), skip_bad, several=len(paths) > 1)
+    reading = Reading(limits or ScriptLimits(), skip_bad, several=len(paths) > 1)
     for path in paths:
         reading.read_file(path)
     digest = hashlib.sha256("".join(found.sha256 for found in reading.conversations).encode("ascii")).hexdigest()
@@ -152,12 +169,18 @@ def read_scripts(paths: Sequence[str], *, limits: ScriptLimits | None = None, sk
 
 
 @dataclass
-class _Reading:
-    """What has been read so far."""
+class Reading:
+    """What has been read so far.
+
+    Attributes:
+        several: whether there are several files, so that their names are part of ids.
+        documents: read lines as `rwkvbatch score` does: lines of plain text may have further keys.
+    """
 
     limits: ScriptLimits
     skip_bad: bool
     several: bool
+    documents: bool = False
     conversations: list[Conversation] = field(default_factory=list[Conversation])
     skipped: list[SkippedLine] = field(default_factory=list[SkippedLine])
     sources: dict[str, SourceLine] = field(default_factory=dict[str, SourceLine])
@@ -184,6 +207,19 @@ class _Reading:
             if len(self.skipped) > skipped_before:
                 message += f" that can be used; its first bad line: {self.skipped[skipped_before].error}"
             raise ScriptError(message, path=shown_path(path), hint="write one JSON object a line; see docs/scripts.md")
+
+    def add_text(self, path: str, name: str) -> None:
+        """Add a text file as one conversation with the id `name`; it may be as long as a line of a script."""
+        line = _RawLine(SourceLine(path, 1), *_whole_text(path, self.limits.max_line_bytes))
+        try:
+            text = self._text(line)
+            if not text:
+                refuse(line.source, "is empty, so there is nothing to score", "leave it out")
+            self._keep(text_conversation(name, text, line.source))
+        except ScriptError as error:
+            if not self.skip_bad:
+                raise
+            self._set_aside(line, error)
 
     def _read_line(self, line: _RawLine, defaults: Additions, *, is_first: bool) -> Additions:
         """Add the line's conversation; returns the defaults of the lines after it."""
@@ -232,16 +268,18 @@ class _Reading:
         return bad, True
 
     def _parse(self, line: _RawLine) -> Mapping[str, Any]:
+        return parse_line(self._text(line), line.source)
+
+    def _text(self, line: _RawLine) -> str:
         if not line.whole:
             hint = f"split it, or {_raise_limit('max_line_bytes')}"
             refuse(line.source, f"the line is longer than {self.limits.max_line_bytes:,} bytes", hint)
         try:
-            text = line.data.decode("utf-8")
+            return line.data.decode("utf-8")
         except UnicodeDecodeError as error:
             column = len(line.data[: error.start].decode("utf-8", "replace")) + 1
             byte = line.data[error.start]
             refuse(line.source, f"not UTF-8: byte 0x{byte:02x}", "save the file as UTF-8", column)
-        return parse_line(text, line.source)
 
     def _set_aside(self, line: _RawLine, error: ScriptError) -> None:
         if len(self.skipped) >= self.limits.max_conversations:
@@ -253,10 +291,23 @@ class _Reading:
         self.skipped.append(SkippedLine(line.source, raw, line.whole, error))
 
     def _add(self, value: Mapping[str, Any], source: SourceLine, defaults: Additions) -> None:
+        default_id = self._default_id(source)
+        if self.documents and is_plain_text(value):
+            found = read_plain_text(value, source, default_id, lenient=True)
+        else:
+            found = read_conversation(value, source, default_id)
+            if self.documents and not found.turns[0].plain:
+                hint = (
+                    'a line is {"text": ...} or {"prompt": ..., "continuation": ...}; `rwkvbatch run` replays scripts'
+                )
+                refuse(source, "is no text to score", hint)
+        self._keep(defaults.apply(found))
+
+    def _keep(self, found: Conversation) -> None:
+        source = found.source
         if len(self.conversations) >= self.limits.max_conversations:
             hint = f"use fewer, or {_raise_limit('max_conversations')}"
             raise UsageError(f"{source}: more than {self.limits.max_conversations:,} conversations", hint=hint)
-        found = read_conversation(value, source, self._default_id(source))
         if len(found.turns) > self.limits.max_turns:
             message = f"has {len(found.turns):,} turns, more than {self.limits.max_turns:,}"
             refuse(source, message, f"split it, or {_raise_limit('max_turns')}")
@@ -264,7 +315,7 @@ class _Reading:
             hint = "give one of the two another id, or leave ids out: they must be unique in a run"
             refuse(source, f"the id {found.id!r} was already used at {self.sources[found.id]}", hint)
         self.sources[found.id] = source
-        self.conversations.append(defaults.apply(found))
+        self.conversations.append(found)
 
     def _default_id(self, source: SourceLine) -> str:
         if not self.several:

@@ -12,6 +12,9 @@ from rwkvbatch.model.base import Choices, ModelSpec, RaggedBatch, SampleBatch, S
 from rwkvbatch.model.ops import reference
 from rwkvbatch.prompt.tokenizer import world_tokenizer
 
+REPLY_PREFIX = "So = yes:"
+"""The one prefix that it takes for the beginning of its reply."""
+
 VOCAB_SIZE = 300
 
 
@@ -76,7 +79,7 @@ class ScriptedModel:
         before, _, written = data.rpartition(b"\n\nAssistant:")
         if not before:
             return ord("?") + 1
-        written = written.removeprefix(b" <think")
+        written = written.removeprefix(b" <think").removeprefix(f" {REPLY_PREFIX}".encode())
         message = before.rpartition(b"User: ")[2].decode()
         reply = self.answer(message).encode() + b"\n\n\nUser:"
         return reply[len(written)] + 1 if len(written) < len(reply) else ord("\n") + 1

@@ -23,7 +23,7 @@ from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import StorageError, UsageError
 from rwkvbatch.model.checkpoint import open_tensors
-from tests.chat.scripted_model import ScriptedModel
+from tests.chat.scripted_model import REPLY_PREFIX, ScriptedModel, echo
 
 SETTINGS = CellSettings(temperature=0.0, top_p=0.0, max_tokens=200)
 
@@ -206,7 +206,7 @@ def test_another_model_goes_on(chat: PipeChat) -> None:
     assert chat.send("more") == "MORE\n"
 
 
-def test_the_replay_command_names_the_prelude_and_the_caveats(chat: PipeChat, tmp_path: Path) -> None:
+def test_an_export_names_the_prelude_and_has_the_settings_of_each_turn(chat: PipeChat, tmp_path: Path) -> None:
     chat.chat.session.begin(system="Be brief.", prelude="User: a\n\nAssistant: b\n\n")
     chat.send("/set max_tokens 3")
     assert "stopped at 3 tokens" in chat.send("hello")
@@ -214,9 +214,16 @@ def test_the_replay_command_names_the_prelude_and_the_caveats(chat: PipeChat, tm
     chat.send("more")
     output = chat.send(f"/export {tmp_path / 'e.jsonl'}")
     assert f"--prelude {tmp_path / 'e.jsonl.prelude.txt'}" in output
-    assert "the thinking mode changed" in output
     record = json.loads((tmp_path / "e.jsonl").read_text())
     assert record["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert [message.get("params") for message in record["messages"][1::2]] == [None, {"think": "fake"}]
+
+
+def test_a_prefix_begins_the_replies_until_it_is_taken_away(chat: PipeChat) -> None:
+    assert f"set reply_prefix {REPLY_PREFIX}" in chat.send(f"/set reply_prefix {REPLY_PREFIX}")
+    assert chat.send("hello") == f"{REPLY_PREFIX}{echo('hello')}\n"
+    assert "set reply_prefix none" in chat.send("/set reply_prefix none")
+    assert chat.send("more") == f"{echo('more')}\n"
 
 
 def test_an_unwritable_file_is_an_error_and_an_unwritable_transcript_ends_the_chat(tmp_path: Path) -> None:

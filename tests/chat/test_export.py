@@ -95,6 +95,18 @@ def test_thinking_and_a_system_message_replay(tmp_path: Path) -> None:
     assert replay(export(session, tmp_path / "a.jsonl").command) == replies
 
 
+def test_changed_thinking_modes_prefixes_and_token_0_replay(tmp_path: Path) -> None:
+    session = Session(Engine(HashModel()), SETTINGS.replace(think="on", bos="on"), Identity(3))
+    session.begin()
+    session.ask("first")
+    for changed in ({"think": "fake"}, {"reply_prefix": "So,"}, {"think": "off"}, {"reply_prefix": ""}):
+        session.use_settings(session.settings.replace(**changed))
+        session.ask("next")
+    done = export(session, tmp_path / "a.jsonl")
+    assert replay(done.command) == [exchange.ids for exchange in session.tree.path()]
+    assert not done.caveats
+
+
 def test_a_repeat_of_a_run_replays(tmp_path: Path) -> None:
     session = Session(Engine(HashModel()), SETTINGS, Identity(3, "other", 2))
     session.begin()
@@ -109,7 +121,6 @@ def test_replies_that_a_replay_does_not_repeat_are_listed(tmp_path: Path) -> Non
     session.ask("second")
     caveats = " ".join(export(session, tmp_path / "a.jsonl").caveats)
     assert "turn 1 was stopped" in caveats
-    assert "thinking mode changed" in caveats
 
 
 def test_replies_of_another_model_are_listed(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rwkvbatch.cli.app import COMMANDS, load_command
-from rwkvbatch.config import LISTS, SETTINGS, CellSettings, RunSettings, Setting, option_name
+from rwkvbatch.config import LISTS, SETTINGS, TEXTS, CellSettings, RunSettings, Setting, option_name
 
 
 def options_of(command: str) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def test_run_has_an_option_for_every_setting_that_has_one() -> None:
         assert (name in options) == (setting.panel is not None), name
         if setting.panel is not None:
             assert option_name(name) in options[name].opts
-            assert options[name].multiple == (name in LISTS)
+            assert options[name].multiple == (name in LISTS | TEXTS)
             assert (setting.flag in options[name].opts) == (setting.flag is not None)
             assert options[name].rich_help_panel == setting.panel
 

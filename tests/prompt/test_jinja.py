@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rwkvbatch.config import Prompting
+from rwkvbatch.config import Prompting, ReplyPrompt
 from rwkvbatch.errors import TemplateError
 from rwkvbatch.prompt import jinja
 from rwkvbatch.prompt.jinja import MAX_TEMPLATE_BYTES, JinjaTemplate, read_template
@@ -60,7 +60,7 @@ def test_the_official_template_written_as_a_file_is_the_official_template(think:
 
 
 def test_a_prelude_that_is_closed_already_is_not_closed_twice() -> None:
-    template = read_template(str(CHATML), "off")
+    template = read_template(str(CHATML), ReplyPrompt())
     closed = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nHi.<|im_end|>\n"
     assert template.opening(None, closed) == closed
     assert template.opening(None, closed.removesuffix("<|im_end|>\n")) == closed
@@ -97,17 +97,17 @@ def test_a_prelude_that_is_closed_already_is_not_closed_twice() -> None:
 )  # fmt: skip
 def test_what_a_prompt_template_may_not_do_is_refused_with_its_line(source: str, message: str) -> None:
     with pytest.raises(TemplateError, match=message):
-        JinjaTemplate(source + OFFICIAL * ("system" not in source), "t.jinja", "off")
+        JinjaTemplate(source + OFFICIAL * ("system" not in source), "t.jinja", ReplyPrompt())
 
 
 def test_an_undefined_name_in_a_macro_is_refused_with_its_line_before_any_turn() -> None:
     with pytest.raises(TemplateError, match=r"t\.jinja:2: in the macro 'system': 'nothing' is undefined"):
-        JinjaTemplate("{% macro system(text) %}\n{{ nothing }}{% endmacro %}" + REST, "t.jinja", "off")
+        JinjaTemplate("{% macro system(text) %}\n{{ nothing }}{% endmacro %}" + REST, "t.jinja", ReplyPrompt())
 
 
 def test_a_missing_macro_is_named() -> None:
     with pytest.raises(TemplateError, match="defines no macro 'system'") as caught:
-        JinjaTemplate(REST, "t.jinja", "off")
+        JinjaTemplate(REST, "t.jinja", ReplyPrompt())
     assert "{% macro system(text) %}" in str(caught.value.hint)
 
 
@@ -116,17 +116,19 @@ def test_output_is_bounded_however_it_is_made(monkeypatch: pytest.MonkeyPatch) -
     doubled = "{% set a = text %}" + "{% set a = a + a %}" * 60
     for body in (doubled + "{{ a }}", "{{ text }}" * 300):
         with pytest.raises(TemplateError, match="more than 1000 characters"):
-            JinjaTemplate("{% macro system(text) %}" + body + "{% endmacro %}" + REST, "t.jinja", "off")
+            JinjaTemplate("{% macro system(text) %}" + body + "{% endmacro %}" + REST, "t.jinja", ReplyPrompt())
 
 
 def test_doubling_at_the_top_of_the_file_is_bounded_too() -> None:
     with pytest.raises(TemplateError, match="more than"):
-        JinjaTemplate("{% set a = 'aaaaaaaaaaaaaaaa' %}" + "{% set a = a + a %}" * 60 + OFFICIAL, "t.jinja", "off")
+        JinjaTemplate(
+            "{% set a = 'aaaaaaaaaaaaaaaa' %}" + "{% set a = a + a %}" * 60 + OFFICIAL, "t.jinja", ReplyPrompt()
+        )
 
 
 def test_each_rendering_has_the_whole_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jinja, "MAX_OUTPUT_CHARACTERS", 100)
-    template = JinjaTemplate(OFFICIAL, "t.jinja", "off")
+    template = JinjaTemplate(OFFICIAL, "t.jinja", ReplyPrompt())
     assert [template.turn("x" * 80) for _ in range(5)] == ["User: " + "x" * 80 + "\n\nAssistant:"] * 5
 
 
@@ -135,10 +137,18 @@ def test_a_file_that_is_no_small_text_is_refused(content: bytes, tmp_path: Path)
     path = tmp_path / "t.jinja"
     path.write_bytes(content)
     with pytest.raises(TemplateError, match=r"t\.jinja: (cannot be read|is larger than)"):
-        read_template(str(path), "off")
+        read_template(str(path), ReplyPrompt())
 
 
 @pytest.mark.parametrize("name", ["none.jinja", ".", "a\x00b"])
 def test_a_file_that_cannot_be_opened_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(TemplateError, match="cannot be read"):
-        read_template(str(tmp_path / name), "off")
+        read_template(str(tmp_path / name), ReplyPrompt())
+
+
+def test_a_template_past_its_deadline_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = "{% macro system(text) %}" + "{{ text|upper|lower|length }}" * 100 + "{% endmacro %}"
+    template = JinjaTemplate(slow + REST, "t.jinja", ReplyPrompt())
+    monkeypatch.setattr(jinja, "DEADLINE_S", 0.05)
+    with pytest.raises(TemplateError, match=r"t\.jinja: in the macro 'system': took longer than 0.05 s"):
+        template.opening("a" * 3_000_000, None)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rwkvbatch.config import Prompting, ThinkMode
+from rwkvbatch.config import Prompting, ReplyPrompt, ThinkMode
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.templates import MAX_PRELUDE_BYTES, PRELUDES, OfficialTemplate, clean, load_prelude, load_template
 
@@ -74,8 +74,10 @@ def test_thinking_replies_may_hold_blank_lines_and_stop_before_the_next_user(thi
 
 
 def test_a_shown_reply_has_the_thinking_part_that_the_prompt_began() -> None:
-    assert OfficialTemplate("on").shown_reply(">\n1+1\n</think>\n2\n\n") == "<think>\n1+1\n</think>\n2"
-    assert OfficialTemplate("fake").shown_reply(">\n2\n\n") == "<think>\n</think>\n2"
+    assert (
+        OfficialTemplate(ReplyPrompt(think="on")).shown_reply(">\n1+1\n</think>\n2\n\n") == "<think>\n1+1\n</think>\n2"
+    )
+    assert OfficialTemplate(ReplyPrompt(think="fake")).shown_reply(">\n2\n\n") == "<think>\n</think>\n2"
 
 
 def test_an_empty_system_message_and_no_prelude_open_with_nothing() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.loading import varied_settings
 from rwkvbatch.comparison.metrics import TURN_METRICS, Metric
-from rwkvbatch.comparison.paired import rows_of
+from rwkvbatch.comparison.paired import rows_of, weights_of
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.ranking import VariantMean, mean_of
 from rwkvbatch.comparison.report.svg import (
@@ -280,7 +280,7 @@ def _turn_lines(metric: Metric, analysis: Analysis, variants: Sequence[Variant],
             values = own[metric.column].to_numpy(dtype=np.float64)
             if np.isnan(values).all():
                 continue
-            estimate = mean_of(metric, values, own["conversation"].to_numpy())
+            estimate = mean_of(metric, values, own["conversation"].to_numpy(), weights=weights_of(own, metric))
             x.append(turn + (i - (len(variants) - 1) / 2) * 0.05)
             y.append(estimate.mean)
             if not math.isnan(estimate.low):

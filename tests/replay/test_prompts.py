@@ -1,0 +1,123 @@
+"""The tokens that a turn's reply follows, and those that are scored: token 0, prefixes of replies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rwkvbatch.engine.request import Request
+from rwkvbatch.errors import UsageError
+from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder
+from rwkvbatch.replay.grid import Cell, make_cells
+from rwkvbatch.replay.layers import layer_settings
+from rwkvbatch.replay.plan import Plan
+from rwkvbatch.script.records import Conversation, SourceLine, Turn
+from tests.replay.fakes import ByteTokenizer, pure_reply, pure_score
+
+
+class Recorder:
+    """An engine that only remembers what it is asked."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.scored: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+
+    def submit(self, request: Request) -> int:
+        self.requests.append(request)
+        return 2 * len(self.requests)
+
+    def submit_score(self, prefix: tuple[int, ...], continuation: tuple[int, ...], root: int = 0) -> int:
+        self.scored.append((prefix, continuation))
+        return 2 * len(self.scored) + 1
+
+
+def texts(tokens: tuple[int, ...]) -> str:
+    """Text of tokens, token 0 as `|`."""
+    return "".join("|" if token == 0 else ByteTokenizer().decode([token]) for token in tokens)
+
+
+def replayed(*turns: Turn, params: dict[str, Any] | None = None, **settings: Any) -> tuple[Recorder, list[str]]:
+    """What a conversation's turns ask of the engine, and the replies as shown."""
+    conversation = Conversation("c", "s", turns, (), params or {}, SourceLine("s.jsonl", 1))
+    task = Plan([conversation], [Cell("base", {})], layer_settings(settings)).task(0)
+    engine, replay, shown = Recorder(), ConversationReplay(task, PromptEncoder(ByteTokenizer())), list[str]()
+    while not replay.over:
+        replay.submit(engine)  # type: ignore[arg-type]
+        row = None
+        for number in sorted(replay.pending, reverse=True):
+            request = engine.requests[-1]
+            row = replay.take_result(number, pure_score(*engine.scored[-1]) if number % 2 else pure_reply(request))
+        assert row is not None
+        shown.append(row.reply)
+    return engine, shown
+
+
+def test_token_0_is_read_once_before_everything_else() -> None:
+    engine, _ = replayed(Turn("a"), Turn("b"), bos="on")
+    first, second = (texts(request.tokens) for request in engine.requests)
+    assert first == "|System: s\n\nUser: a\n\nAssistant:"
+    assert second.startswith(first)
+    assert second.count("|") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "expected"),
+    [
+        ({}, {}, False),
+        ({}, {"bos": "on"}, True),
+        ({"bos": "off"}, {"bos": "on"}, False),
+        ({"bos": "auto"}, {"bos": "on"}, False),
+        ({"bos": True}, {}, True),
+    ],
+)
+def test_chats_begin_without_it_unless_the_command_or_the_conversation_says_so(
+    given: dict[str, Any], own: dict[str, Any], expected: bool
+) -> None:
+    engine, _ = replayed(Turn("a"), params=own, **given)
+    assert texts(engine.requests[0].tokens).startswith("|") == expected
+
+
+def test_a_prefix_is_read_with_the_prompt_and_shown_with_the_reply() -> None:
+    engine, shown = replayed(Turn("a", params={"reply_prefix": "The answer is"}), Turn("b"))
+    first, second = (texts(request.tokens) for request in engine.requests)
+    assert first.endswith("\n\nAssistant: The answer is")
+    assert second.startswith(first)
+    assert second.endswith("\n\nAssistant:")
+    assert shown[0].startswith("The answer is ")
+    assert not shown[1].startswith("The answer is ")
+
+
+def test_a_prefix_is_not_scored() -> None:
+    engine, _ = replayed(Turn("a", "The answer is 42."), Turn("b", "Not so."), reply_prefix="The answer is")
+    (before, scored), (other, whole) = (tuple(map(texts, part)) for part in engine.scored)
+    assert (before[-26:], scored) == ("\n\nAssistant: The answer is", " 42.\n\n")
+    # A reference that begins otherwise is scored as it stands.
+    assert (other[-12:], whole) == ("\n\nAssistant:", " Not so.\n\n")
+
+
+def test_the_gold_history_is_the_same_with_and_without_a_prefix() -> None:
+    turns = Turn("a", "The answer is 42."), Turn("b")
+    second = [replayed(*turns, history="gold", **more)[0].requests[1] for more in ({}, {"reply_prefix": "The answer"})]
+    assert texts(second[1].tokens) == texts(second[0].tokens) + " The answer"
+
+
+def test_a_prefix_follows_the_empty_thinking_part() -> None:
+    engine, shown = replayed(Turn("a"), reply_prefix="```json\n", think="fake")
+    assert texts(engine.requests[0].tokens).endswith("\n\nAssistant: <think>\n</think>\n```json\n")
+    assert shown[0].startswith("<think>\n</think>\n```json\n")
+
+
+@pytest.mark.parametrize("own", [{"think": "on"}, {"reply_prefix": "x"}])
+def test_a_prefix_of_a_reply_that_begins_with_thinking_is_refused(own: dict[str, Any]) -> None:
+    other = {"reply_prefix": "x"} if "think" in own else {"think": "on"}
+    with pytest.raises(UsageError, match=r"s\.jsonl:1: params of turn 0: --reply-prefix .* --think on"):
+        replayed(Turn("a", params=own), **other)
+    with pytest.raises(UsageError, match=r"--reply-prefix .* --think on"):
+        replayed(Turn("a"), **own, **other)
+
+
+def test_a_grid_over_prefixes_names_its_cells_by_their_beginnings() -> None:
+    texts = ["", "The answer, as I see it, is", "The answer, as I see it, isn't", "1", "1.0", "日本"]
+    names = [cell.name.removeprefix("reply_prefix=") for cell in make_cells({"reply_prefix": texts})]
+    assert names == ["none", "The_answer_as_I_see_it", "The_answer_as_I_see_it-2", "1", "1.0", "日本"]
