@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
-import typer
 from rich.box import SIMPLE_HEAD, Box
 from rich.cells import cell_len
 from rich.console import Console
@@ -320,6 +318,7 @@ RACE_CELLS_SHOWN = 4
 
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     """Print what would be run; opens the checkpoints' headers for their vocabularies, but loads no model."""
+    from rwkvbatch.cli.exits import print_json
     from rwkvbatch.replay.conversation import PromptEncoder, preview
     from rwkvbatch.replay.models import vocabularies
     from rwkvbatch.script.lint import lint
@@ -328,8 +327,7 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     found = preview(prepared.plan, PromptEncoder(tokenizer))
     warnings = [*about_vocabularies, *map(str, lint(prepared.plan.conversations))]
     if as_json:
-        content = {**found.as_dict(), "warnings": warnings}
-        typer.echo(json.dumps(content, indent=2))
+        print_json({**found.as_dict(), "warnings": warnings})
         return
     shared = found.first_prompt_tokens - found.first_prompt_distinct
     facts = {
