@@ -22,6 +22,7 @@ from rwkvbatch.prompt.templates import PRELUDES
 from rwkvbatch.results.manifest import read_manifest
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
+from rwkvbatch.results.script_copy import read_script
 from rwkvbatch.results.store import RESULTS_NAME
 from rwkvbatch.script.reader import read_scripts
 
@@ -159,7 +160,10 @@ def _parse(name: str) -> tuple[str, str, int]:
 
 
 def _system(manifest: dict[str, Any], conversation: str, directory: Path) -> str | None:
-    """The conversation's system message, from the run's scripts."""
+    """The conversation's system message, from the script's copy; in runs of earlier versions, from their scripts."""
+    for found in read_script(directory, manifest) or ():
+        if found.id == conversation:
+            return found.system
     names = [str(name) for name in cast("dict[str, Any]", manifest.get("about", {})).get("scripts", [])]
     if names and "-" not in names:
         with contextlib.suppress(RwkvBatchError):

@@ -35,8 +35,8 @@ app = command_app()
     ),
 )
 @with_settings(
-    "model", "strategy", "backend", "state", "batch_size", "threads", "workers", "devices", "ray", "state_memory",
-    "bos", "limit", "shuffle_seed", "max_failures",
+    "model", "adapter", "strategy", "backend", "state", "batch_size", "threads", "workers", "devices", "ray",
+    "state_memory", "bos", "limit", "shuffle_seed", "max_failures",
 )  # fmt: skip
 def score_command(
     files: Annotated[

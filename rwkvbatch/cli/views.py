@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
-import typer
 from rich.box import SIMPLE_HEAD, Box
 from rich.cells import cell_len
 from rich.console import Console
@@ -320,6 +318,7 @@ RACE_CELLS_SHOWN = 4
 
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     """Print what would be run; loads the tokenizer, but no model."""
+    from rwkvbatch.cli.exits import print_json
     from rwkvbatch.prompt.tokenizer import world_tokenizer
     from rwkvbatch.replay.conversation import PromptEncoder, preview
     from rwkvbatch.script.lint import lint
@@ -328,7 +327,7 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     warnings = lint(prepared.plan.conversations)
     if as_json:
         content = {**found.as_dict(), "warnings": [str(warning) for warning in warnings]}
-        typer.echo(json.dumps(content, indent=2))
+        print_json(content)
         return
     shared = found.first_prompt_tokens - found.first_prompt_distinct
     facts = {

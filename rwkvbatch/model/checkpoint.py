@@ -18,6 +18,7 @@ from rwkvbatch.model.base import RWKV7, Dimensions, dimensions_of, is_rwkv7
 from rwkvbatch.model.containers import open_tensors
 from rwkvbatch.model.foreign import refuse_network, refuse_quantised, refuse_variant
 from rwkvbatch.model.forms import official
+from rwkvbatch.model.pth import LIST_PREFIX
 from rwkvbatch.model.rwkv7 import state_bytes
 from rwkvbatch.model.strategy import PRECISIONS, Precision
 from rwkvbatch.model.tensor_file import Entry, NamedTensors
@@ -78,6 +79,12 @@ def _generation(file: NamedTensors) -> str:
         return "5.1" if some("gate.weight") else "5.0"
     if "blocks.0.att.time_decay" in names:
         return "4"
+    if names and all(name.startswith(LIST_PREFIX) for name in names):
+        raise CheckpointError(
+            "a list of tensors, such as a state of the `rwkv` package, not an RWKV checkpoint",
+            path=file.path,
+            hint="give a state as --state FILE",
+        )
     if any(map(is_adapter_part, names)):
         raise CheckpointError(
             "this is an adapter, not a model",
@@ -132,6 +139,9 @@ def _matrix(file: NamedTensors, name: str, meaning: str) -> tuple[int, int]:
 def _check_names(file: NamedTensors, dims: Dimensions) -> None:
     expected, optional = _expected_shapes(file, dims)
     missing = [name for name in expected if name not in file.entries]
+    states = [name for name in optional if name.endswith(".time_state")]
+    if any(name in file.entries for name in states):
+        missing += [name for name in states if name not in file.entries]
     surplus = [name for name in file.entries if name not in expected and name not in optional]
     if missing or surplus:
         parts = [f"{label}: {_listed(names)}" for label, names in (("missing", missing), ("surplus", surplus)) if names]
@@ -154,7 +164,10 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def _expected_shapes(file: NamedTensors, dims: Dimensions) -> tuple[Shapes, Shapes]:
-    """Names and shapes of required and of optional tensors (v0, v1, v2 of the first layer, which are not used)."""
+    """Names and shapes of required and of optional tensors.
+
+    Optional are `time_state` (an initial state that was tuned and merged), and v0, v1, v2 of layer 0, which are unused.
+    """
     width, square = (dims.width,), (dims.width, dims.width)
 
     def norm(name: str) -> Shapes:
@@ -187,6 +200,7 @@ def _expected_shapes(file: NamedTensors, dims: Dimensions) -> tuple[Shapes, Shap
         hidden = inner(f"{ffn}.key.weight", 0)
         expected |= {f"{ffn}.x_k": width}
         expected |= {f"{ffn}.key.weight": (hidden, dims.width), f"{ffn}.value.weight": (dims.width, hidden)}
+        optional |= {f"{att}.time_state": (dims.num_heads, dims.head_size, dims.head_size)}
         if dims.generation == "7a":
             size = inner(f"{ffn}.s1", 1)
             expected |= {f"{ffn}.s0": (hidden,), f"{ffn}.s1": (dims.width, size), f"{ffn}.s2": (size, hidden)}
@@ -295,6 +309,14 @@ def open_checkpoint(path: Path, adapter: Adapter | None = None) -> Iterator[Chec
     """
     with open_tensors(path) as tensors, adapted(official(tensors), adapter) as file:
         yield Checkpoint(file, inspect(file), adapter=None if adapter is None else str(adapter))
+
+
+def initial_wkv(checkpoint: Checkpoint) -> torch.Tensor | None:
+    """The tuned initial state that was merged into an RWKV-7 checkpoint, [L, H, N, N] fp32; None without any."""
+    names = [f"blocks.{layer}.att.time_state" for layer in range(checkpoint.architecture.num_layers)]
+    if names[0] not in checkpoint:
+        return None
+    return torch.stack([checkpoint.check(name).float() for name in names])
 
 
 def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:

@@ -17,7 +17,7 @@ from rwkvbatch.config import NO_ADAPTER
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.adapters import parse_adapter
 from rwkvbatch.model.base import Model, ModelSpec, dimensions_of, is_rwkv7
-from rwkvbatch.model.checkpoint import Checkpoint, open_checkpoint
+from rwkvbatch.model.checkpoint import Checkpoint, initial_wkv, open_checkpoint
 from rwkvbatch.model.memory import refuse_too_large
 from rwkvbatch.model.ops import Operations
 from rwkvbatch.model.ops.reference import ReferenceOps
@@ -180,7 +180,7 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
         from rwkvbatch.model.ops.cpu import TracedProgram
 
         stepper = TracedProgram(network)
-    return Rwkv7Model(stepper, ops, spec, threads=threads)
+    return Rwkv7Model(stepper, ops, spec, threads=threads, initial_wkv=initial_wkv(checkpoint))
 
 
 MAX_HEAD_SIZE = 256

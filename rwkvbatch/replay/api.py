@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.results.directory import SKIPPED_NAME
 from rwkvbatch.script.documents import read_documents
+from rwkvbatch.script.lint import lint
 from rwkvbatch.script.reader import Script, read_scripts
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from rwkvbatch.model.base import Model
 
 SKIPPED_SHOWN = 5
+KEYS_SHOWN = 8
 CELLS_SHOWN = 8
 
 PathLike = str | os.PathLike[str]
@@ -155,6 +158,7 @@ def run(
     where: dict[str, Any] = {"grid": grid, "config": config, "environment": environment, "documents": documents}
     prepared = prepare(scripts, model=model, skip_bad=skip_bad, shard=shard, **where, **settings)
     plan, skipped = prepared.plan, prepared.script.skipped
+    _log_lint(plan)
     observers = [] if observer is None else [observer]
     with ExitStack() as stack:
         if metrics_port is not None:
@@ -172,6 +176,7 @@ def run(
             skipped=skipped,
             observers=observers,
             should_stop=should_stop,
+            notify=notify,
             loading=loading,
             pool=pool_for(plan.settings, model_given=loaded is not None),
         )
@@ -222,6 +227,7 @@ def prepare(
         read = read_documents if documents else read_scripts
         script = read(_script_names(scripts), limits=layered.settings.script_limits, skip_bad=skip_bad)
         _log_skipped(script)
+        _log_ignored(script)
         plan = Plan(select(script.conversations, layered.settings), cells, layered, part)
         if plan.settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
             raise UsageError("--until-ci compares the scores of checks, and the script has none")
@@ -326,6 +332,23 @@ def _log_skipped(script: Script) -> None:
         _log.log(level, "set aside: %s", line.error, extra={"path": line.source.path, "line": line.source.line})
     if len(script.skipped) > SKIPPED_SHOWN:
         _log.warning("set aside: %d lines more", len(script.skipped) - SKIPPED_SHOWN)
+
+
+def _log_ignored(script: Script) -> None:
+    """Log the keys that were not read, once each."""
+    if script.ignored:
+        most = sorted(script.ignored.items(), key=lambda item: (-item[1], item[0]))
+        shown = ", ".join(f"{key} ({count:,})" for key, count in most[:KEYS_SHOWN])
+        rest = f" and {len(most) - KEYS_SHOWN} more" if len(most) > KEYS_SHOWN else ""
+        _log.warning("keys that are not read, with their numbers of lines: %s%s", shown, rest)
+
+
+def _log_lint(plan: Plan) -> None:
+    """Log how many contents are probably mistakes."""
+    counts = Counter(warning.code for warning in lint(plan.conversations))
+    if counts:
+        shown = ", ".join(f"{count:,} {code}" for code, count in counts.most_common())
+        _log.warning("probable mistakes in the script, which change replies or scores: %s; --dry-run lists them", shown)
 
 
 def split_lists(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:

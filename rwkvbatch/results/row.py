@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
@@ -249,6 +250,19 @@ class BadLineError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class RowDigest:
+    """Hex digests of what a row was made from; a line has them, a `Row` does not.
+
+    Attributes:
+        content: of all that the reply and its numbers depend on, but the repeat: rows with equal digests and repeats
+            are equal. judging: of the checks and tags.
+    """
+
+    content: str
+    judging: str
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedRow:
     """Row `number` of the plan as a line of the file, and what a run counts of it without decoding the line."""
 
@@ -278,6 +292,22 @@ def encode_row(row: Row) -> bytes:
     except UnicodeEncodeError:  # lone surrogates: UTF-8 has no bytes for them, JSON has escapes
         body = _ENCODE_ASCII(values).encode()
     return b'%s,"crc":"%08x"}\n' % (body[:-1], crc32(body))
+
+
+def with_digest(line: bytes, digest: RowDigest) -> bytes:
+    """A line of `encode_row` with its digests, under the keys `content` and `judging` before the checksum."""
+    keys = f',"content":"{digest.content}","judging":"{digest.judging}"}}'.encode()
+    body = line[: -_TAIL_BYTES - 1] + keys
+    return b'%s,"crc":"%08x"}\n' % (body[:-1], crc32(body))
+
+
+_DIGEST = re.compile(rb',"content":"([0-9a-f]+)","judging":"([0-9a-f]+)","crc":"[0-9a-f]{8}"}\n$')
+
+
+def digest_of(line: bytes) -> RowDigest | None:
+    """The digests in a line; None where it has none, as lines of earlier versions."""
+    found = _DIGEST.search(line, max(0, len(line) - 300))
+    return None if found is None else RowDigest(found[1].decode(), found[2].decode())
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
+import json
 import os
+import re
 import stat
 import sys
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rwkvbatch.config import ScriptLimits
+from rwkvbatch.config import MAX_COUNT, ScriptLimits
 from rwkvbatch.errors import ScriptError, UsageError
-from rwkvbatch.script.forms import read_conversation
+from rwkvbatch.script.forms import ignored_keys, read_conversation
 from rwkvbatch.script.native import (
     MAX_ID_LENGTH,
     Additions,
@@ -97,6 +102,76 @@ def _raw_lines(file: BinaryIO, path: str, max_bytes: int) -> Iterator[_RawLine]:
         raise ScriptError(f"cannot be read: {error.strerror}", path=shown_path(path), line=number) from None
 
 
+MAX_ARRAY_BYTES = 2**29
+"""The most bytes of a `.json` file that holds an array."""
+
+
+def _lines_of(file: BinaryIO, path: str, max_bytes: int) -> Iterator[_RawLine]:
+    """The lines of a file, or the items of the array in a `.json` file, which may also be one object, or lines."""
+    if not path.lower().endswith(".json"):
+        return _raw_lines(file, path, max_bytes)
+    try:
+        data = file.read(MAX_ARRAY_BYTES + 1)
+    except OSError as error:
+        raise ScriptError(f"cannot be read: {error.strerror}", path=path) from None
+    begin = data[:_CHUNK_BYTES].removeprefix(_BOM).lstrip()
+    if not begin.startswith((b"[", b"{")):
+        return _raw_lines(io.BytesIO(data), path, max_bytes)
+    if len(data) > MAX_ARRAY_BYTES:
+        hint = "write one object a line into a .jsonl file (`jq -c '.[]' FILE`)"
+        raise ScriptError(f"is larger than {MAX_ARRAY_BYTES:,} bytes, the most for a .json file", path=path, hint=hint)
+    text = data.removeprefix(_BOM).decode("utf-8", "surrogateescape")
+    if begin.startswith(b"["):
+        return _items(text, path, max_bytes)
+    with contextlib.suppress(ValueError, RecursionError):
+        whole = text.strip()
+        if "\n" in whole and json.JSONDecoder().raw_decode(whole)[1] == len(whole):
+            raw = whole.encode("utf-8", "surrogateescape")
+            return iter((_RawLine(SourceLine(path, 1), raw[:max_bytes], len(raw) <= max_bytes),))
+    return _raw_lines(io.BytesIO(data), path, max_bytes)
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _items(text: str, path: str, max_bytes: int) -> Iterator[_RawLine]:
+    """The items of a JSON array. Each is a line of its own for the reader, at the line where it begins."""
+    decoder = json.JSONDecoder()
+    line, counted, number = 1, 0, 0
+
+    def place(at: int) -> int:
+        nonlocal line, counted
+        line += text.count("\n", counted, at)
+        counted = at
+        return line
+
+    def skip(at: int) -> int:
+        found = _SPACE.match(text, at)
+        return at if found is None else found.end()
+
+    at = skip(skip(0) + 1)
+    while text[at : at + 1] != "]" or number:
+        number += 1
+        source = SourceLine(path, place(at), number)
+        try:
+            _, end = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            refuse(
+                SourceLine(path, error.lineno), f"not JSON: {error.msg}", "the file must be one JSON array", error.colno
+            )
+        except (ValueError, RecursionError) as error:
+            refuse(source, f"cannot be read: {error}", "remove the item")
+        raw = text[at:end].encode("utf-8", "surrogateescape")
+        yield _RawLine(source, raw[:max_bytes], len(raw) <= max_bytes)
+        at = skip(end)
+        if text[at : at + 1] != ",":
+            break
+        at = skip(at + 1)
+    if text[at : at + 1] != "]" or skip(at + 1) != len(text):
+        problem = "the array has no end" if at == len(text) else f"expected a comma or `]`, got {text[at : at + 1]!r}"
+        refuse(SourceLine(path, place(at)), f"not JSON: {problem}", "the file must be one JSON array and nothing else")
+
+
 def _whole_text(path: str, max_bytes: int) -> tuple[bytes, bool]:
     """The content of a text file, of which at most `max_bytes` are read, and whether that is all of it."""
     with _opened(path) as file:
@@ -109,6 +184,9 @@ def _whole_text(path: str, max_bytes: int) -> tuple[bytes, bool]:
 
 KEPT_BYTES = 2**16
 """The stored part of a line that is too long and set aside."""
+
+MAX_COPY_LINE_BYTES = 2**31 - 4
+"""The longest line of a script's copy in a run directory."""
 
 COUNTED_BYTES = 2**24
 """The most bytes that are read after a bad line, to count further bad lines."""
@@ -135,6 +213,7 @@ class Script:
 
     Attributes:
         conversations: in the order of the files and their lines.
+        ignored: keys that the forms of the lines do not have and that were not read, with the number of lines.
         sha256: hex digest of the conversations' own digests, in order.
         skipped: lines set aside, with `skip_bad` only.
     """
@@ -142,6 +221,7 @@ class Script:
     conversations: tuple[Conversation, ...]
     sha256: str
     skipped: tuple[SkippedLine, ...] = ()
+    ignored: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 def read_scripts(paths: Sequence[str], *, limits: ScriptLimits | None = None, skip_bad: bool = False) -> Script:
@@ -165,7 +245,24 @@ def read_scripts(paths: Sequence[str], *, limits: ScriptLimits | None = None, sk
     for path in paths:
         reading.read_file(path)
     digest = hashlib.sha256("".join(found.sha256 for found in reading.conversations).encode("ascii")).hexdigest()
-    return Script(tuple(reading.conversations), digest, tuple(reading.skipped))
+    return Script(tuple(reading.conversations), digest, tuple(reading.skipped), dict(reading.ignored))
+
+
+def read_copy(file: BinaryIO, path: str) -> tuple[Conversation, ...]:
+    """The conversations of a script in the native form that this program wrote, whatever their size.
+
+    Raises:
+        ScriptError: it is damaged.
+        MissingExtraError: a check needs an optional dependency that is not installed.
+    """
+    limits = ScriptLimits(max_line_bytes=MAX_COPY_LINE_BYTES, max_turns=MAX_COUNT, max_conversations=MAX_COUNT)
+    reading = Reading(limits, skip_bad=False, several=False)
+    try:
+        for line in _raw_lines(file, path, limits.max_line_bytes):
+            reading.read_line(line, Additions(), is_first=False)
+    except EOFError as error:
+        raise ScriptError(f"is cut short: {error}", path=path) from None
+    return tuple(reading.conversations)
 
 
 @dataclass
@@ -184,17 +281,18 @@ class Reading:
     conversations: list[Conversation] = field(default_factory=list[Conversation])
     skipped: list[SkippedLine] = field(default_factory=list[SkippedLine])
     sources: dict[str, SourceLine] = field(default_factory=dict[str, SourceLine])
+    ignored: Counter[str] = field(default_factory=Counter[str])
 
     def read_file(self, path: str) -> None:
         num_before, skipped_before = len(self.conversations), len(self.skipped)
         defaults, is_first = Additions(), True
         with _opened(path) as file:
-            lines = _raw_lines(file, path, self.limits.max_line_bytes)
+            lines = _lines_of(file, path, self.limits.max_line_bytes)
             for line in lines:
                 if not line.data.strip():
                     continue
                 try:
-                    defaults = self._read_line(line, defaults, is_first=is_first)
+                    defaults = self.read_line(line, defaults, is_first=is_first)
                 except ScriptError as error:
                     if not self.skip_bad:
                         others = lines if line.whole and _has_end(file) else None
@@ -221,7 +319,7 @@ class Reading:
                 raise
             self._set_aside(line, error)
 
-    def _read_line(self, line: _RawLine, defaults: Additions, *, is_first: bool) -> Additions:
+    def read_line(self, line: _RawLine, defaults: Additions, *, is_first: bool) -> Additions:
         """Add the line's conversation; returns the defaults of the lines after it."""
         value = self._parse(line)
         if "defaults" not in value:
@@ -260,7 +358,7 @@ class Reading:
                     return bad, False
                 try:
                     if line.data.strip():
-                        self._read_line(line, defaults, is_first=False)
+                        self.read_line(line, defaults, is_first=False)
                 except ScriptError:
                     bad += 1
         except (ScriptError, UsageError):  # past a limit, or a missing extra
@@ -302,6 +400,7 @@ class Reading:
                 )
                 refuse(source, "is no text to score", hint)
         self._keep(defaults.apply(found))
+        self.ignored.update(ignored_keys(value))
 
     def _keep(self, found: Conversation) -> None:
         source = found.source
@@ -319,8 +418,9 @@ class Reading:
 
     def _default_id(self, source: SourceLine) -> str:
         if not self.several:
-            return f"line-{source.line}"
-        named = f"{'stdin' if source.path == STDIN else Path(source.path).name}:{source.line}"
+            return f"line-{source.line}" if source.item is None else f"item-{source.item}"
+        number = source.line if source.item is None else source.item
+        named = f"{'stdin' if source.path == STDIN else Path(source.path).name}:{number}"
         return named if named.isprintable() and len(named) <= MAX_ID_LENGTH else f"line-{source.line}"
 
 

@@ -88,3 +88,13 @@ def test_a_missing_file_is_named(script: Path, tmp_path: Path, capsys: pytest.Ca
     assert run(str(script), "--adapter", "nowhere.pth alpha=3", "--out", str(tmp_path / "run")) == 3
     assert "nowhere.pth: there is no such file" in capsys.readouterr().err
     assert run(str(script), "--adapter", "nowhere.pth alpha=x", "--out", str(tmp_path / "run")) == 2
+
+
+def test_score_takes_it(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("My name is Ada.")
+    found: list[str] = []
+    for option in ("none", f"{adapter} alpha=64"):
+        assert invoke(["score", str(text), "--adapter", option, "--json", "--quiet"]) == 0
+        found.append(capsys.readouterr().out)
+    assert found[0] != found[1]

@@ -92,7 +92,7 @@ def test_unknown_keys_name_what_was_probably_meant(tmp_path: Path) -> None:
         read(tmp_path, {"mesages": []})
     assert caught.value.hint == "did you mean 'messages'?"
     with pytest.raises(ScriptError) as caught:
-        read(tmp_path, conversation(zzz=1, id="x"))
+        read(tmp_path, conversation(zzz=1, id="x", tags=[]))
     assert caught.value.hint == "allowed: expect, id, messages, params, probes, tags"
 
 
