@@ -425,7 +425,7 @@ class CellSettings(Sampling, Stopping, DialoguePrompt, Prompting):
     )
     model: str | None = setting(
         None,
-        "Checkpoint, .pth or .safetensors; the ending may be left out. "
+        "Checkpoint: a file, whose ending may be left out, or a Hugging Face directory. "
         "[dim]Default: $RWKVBATCH_MODEL, else the bundled one.[/]",
         "FILE",
         "Model",

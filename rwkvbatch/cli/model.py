@@ -50,7 +50,8 @@ ModelArgument = Annotated[
     typer.Argument(
         metavar="MODEL",
         show_default=False,
-        help="Checkpoint; the ending may be left out. [dim]Default: $RWKVBATCH_MODEL, else the bundled one.[/]",
+        help="Checkpoint: a file, whose ending may be left out, or a directory. "
+        "[dim]Default: $RWKVBATCH_MODEL, else the bundled one.[/]",
     ),
 ]
 AdapterOption = Annotated[
@@ -141,7 +142,7 @@ def _tokenizer(description: Description, vocab: str | None) -> dict[str, Any]:
 
 @app.command("convert", cls=Command)
 def convert_command(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Checkpoint; the ending may be left out.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Checkpoint of any form.")],
     output: Output,
     adapter: AdapterOption = "none",
     dtype: Annotated[Precision | None, typer.Option(help="How numbers are stored; as they are unless given.")] = None,

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from rwkvbatch.errors import CheckpointError
@@ -21,7 +20,7 @@ from rwkvbatch.model.forms import official
 from rwkvbatch.model.pth import LIST_PREFIX
 from rwkvbatch.model.rwkv7 import state_bytes
 from rwkvbatch.model.strategy import PRECISIONS, Precision
-from rwkvbatch.model.tensor_file import Entry, NamedTensors
+from rwkvbatch.model.tensor_file import Entry, NamedTensors, check_finite
 
 NAMES_SHOWN = 4
 
@@ -221,10 +220,6 @@ def shape_text(shape: tuple[int, ...]) -> str:
 UNUSED = ("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2")
 """Tensors of RWKV-7 that nothing reads, so that they may be absent or hold any values."""
 
-_EXPONENT_MASK = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
-_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
-_PIECE = 1 << 18
-
 
 class Checkpoint(Mapping[str, torch.Tensor]):
     """The tensors of a checkpoint. Each is read and checked for NaN and infinity when it is asked for.
@@ -328,19 +323,6 @@ def initial_wkv(checkpoint: Checkpoint) -> torch.Tensor | None:
     if names[0] not in checkpoint:
         return None
     return torch.stack([checkpoint.check(name).float() for name in names])
-
-
-def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
-    """Raise `CheckpointError` when `tensor` (fp32, bf16 or fp16) holds NaN or infinity."""
-    # With numpy, in one thread: for pieces this small, several threads on a busy machine would wait for each other.
-    bits = tensor.detach().view(_BITS[tensor.dtype]).contiguous().flatten().numpy()
-    mask = bits.dtype.type(_EXPONENT_MASK[tensor.dtype])
-    for start in range(0, len(bits), _PIECE):
-        if np.bitwise_and(bits[start : start + _PIECE], mask).max() == mask:
-            count = int((~torch.isfinite(tensor)).sum())
-            raise CheckpointError(
-                f"the tensor {name!r} holds NaN or infinity ({count:,} of {tensor.numel():,} numbers)", path=path
-            )
 
 
 _LAYER_NUMBER = re.compile(r"blocks\.\d+\.")

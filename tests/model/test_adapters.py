@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from rwkvbatch.errors import CheckpointError, UsageError
@@ -313,6 +315,37 @@ def test_products_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> N
     ops = cpu.CpuOps
     monkeypatch.setattr(cpu, "CpuOps", lambda: ops(5, "portable"))
     assert torch.equal(product(x, y), found)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_changed_bytes_of_an_adapter_are_refused_or_harmless(
+    data: st.DataObject, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "changed.safetensors"
+    save_file({name: part.contiguous() for name, part in lora(tiny_tensors).items()}, path)
+    changed = bytearray(path.read_bytes())
+    for place, value in data.draw(
+        st.lists(st.tuples(st.integers(0, 900), st.integers(0, 255)), min_size=1, max_size=4)
+    ):
+        changed[place] = value
+    path.write_bytes(changed)
+    try:
+        with open_checkpoint(tiny_file, Adapter(path, 16.0)) as checkpoint:
+            assert all(checkpoint[name].numel() for name in checkpoint)
+    except CheckpointError as error:
+        assert str(path) in str(error) or str(tiny_file) in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_an_adapter_with_numbers_that_are_not_finite_is_refused(
+    number: float, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
+) -> None:
+    parts = lora(tiny_tensors)
+    parts["blocks.0.att.receptance.lora_B"][0, 0] = number
+    path = saved(tmp_path / "lora.pth", parts)
+    with pytest.raises(CheckpointError, match=r"lora\.pth: the tensor 'blocks.0.att.receptance.lora_B' holds NaN"):
+        logits(tiny_file, f"{path} alpha=16")
 
 
 @pytest.mark.parametrize(
