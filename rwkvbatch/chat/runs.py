@@ -92,7 +92,7 @@ def replay(session: Session, point: RunPoint) -> None:
         raise UsageError(
             f"{point.directory} belongs to another model: expected weights {wanted[:12]}, "
             f"found {spec.weights_sha256[:12]} ({spec.path})",
-            hint="give the run's model with --model",
+            hint="give the run's model with --model, and its adapter with --adapter",
         )
     tokenizer, template = session.engine.tokenizer, session.template
     settings = session.turn_settings()

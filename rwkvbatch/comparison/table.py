@@ -30,12 +30,15 @@ if TYPE_CHECKING:
 # pyright: reportMissingTypeStubs=false
 
 
+PROBE_COLUMNS: Final = ("probe_turns", "probe_tokens")
+"""Distances of probes from what they ask about; NaN in other rows."""
 _CONTENT: Final = (
     "conversation", "cell", "repeat", "turn", "seed", "finish_reason", "error", "prompt", "reply", "tags", "reference",
-    "checks",
+    "checks", *PROBE_COLUMNS,
 )  # fmt: skip
 _TEXTS: Final = ("conversation", "cell", "finish_reason", "prompt", "reply")
 _INTEGERS: Final = ("repeat", "turn", "seed")
+_TYPES: Final = dict.fromkeys(_INTEGERS, "int64") | dict.fromkeys(PROBE_COLUMNS, "float64")
 _BY_ROW: Final = [metric for metric in TURN_METRICS if metric.of is not None and metric.of_ngrams is None]
 _BY_NGRAMS: Final = [metric for metric in TURN_METRICS if metric.of_ngrams is not None]
 
@@ -95,7 +98,7 @@ class _Columns:
         for metric, parts in zip(_BY_NGRAMS, zip(*self._by_ngrams, strict=True), strict=True):
             metrics[metric.name] = np.concatenate(parts)
         content: dict[str, Any] = {
-            name: pd.Series(values, dtype="int64" if name in _INTEGERS else "object")
+            name: pd.Series(values, dtype=_TYPES.get(name, "object"))
             for name, values in zip(_CONTENT, zip(*self.contents, strict=True), strict=False)
         }
         weights = np.array(self._weights, dtype=np.float64).reshape(len(self._weights), len(_WEIGHTS))
@@ -202,4 +205,12 @@ def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
         tuple(row["tags"]),
         None if text is None else shared.setdefault(text, text),
         row["checks"],
+        *_distances(row.get("probe")),
     )
+
+
+def _distances(probe: Any) -> tuple[float, float]:
+    """The columns of `PROBE_COLUMNS`."""
+    if probe is None:
+        return math.nan, math.nan
+    return float(probe["turns"]), math.nan if probe["tokens"] is None else float(probe["tokens"])

@@ -95,6 +95,7 @@ class RunKeywords(TypedDict, total=False):
     devices: Sequence[str]
     ray: str | None
     state_memory: int | str | None
+    vocab: str | None
     max_prompt_tokens: int | None
     max_failures: int | None
     max_line_bytes: int | str

@@ -243,6 +243,7 @@ def make_about(plan: Plan, specs: Mapping[Setup, ModelSpec], scripts: list[str],
         "workers": settings.workers,
         "devices": list(settings.devices),
         "state_memory": settings.state_memory,
+        "vocab": settings.vocab,
     }
 
 

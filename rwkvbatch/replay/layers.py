@@ -61,7 +61,8 @@ class Origin:
     def concerns(self, error: RwkvBatchError) -> bool:
         """Whether `error` is about this value: it names the option, or is about the file that the value names."""
         if isinstance(error, InputError) and error.path is not None and isinstance(self.value, str):
-            named = Path(self.value).expanduser()
+            # An adapter's file may be followed by its options.
+            named = Path(re.sub(r" +(alpha|init)=.*", "", self.value, flags=re.DOTALL)).expanduser()
             if str(error.path) in {f"{named}{ending}" for ending in CHECKPOINT_ENDINGS}:
                 return True
         text = f"{error.message} {error.hint}"
