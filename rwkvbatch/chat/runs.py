@@ -23,6 +23,7 @@ from rwkvbatch.prompt.templates import PRELUDES
 from rwkvbatch.results.manifest import read_manifest
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
+from rwkvbatch.results.script_copy import read_script
 from rwkvbatch.results.store import RESULTS_NAME
 from rwkvbatch.script.reader import read_scripts
 
@@ -92,7 +93,7 @@ def replay(session: Session, point: RunPoint) -> None:
         raise UsageError(
             f"{point.directory} belongs to another model: expected weights {wanted[:12]}, "
             f"found {spec.weights_sha256[:12]} ({spec.path})",
-            hint="give the run's model with --model",
+            hint="give the run's model with --model, and its adapter with --adapter",
         )
     tokenizer, template = session.engine.tokenizer, session.template
     settings = session.turn_settings()
@@ -160,7 +161,10 @@ def _parse(name: str) -> tuple[str, str, int]:
 
 
 def _system(manifest: dict[str, Any], conversation: str, directory: Path) -> str | None:
-    """The conversation's system message, from the run's scripts."""
+    """The conversation's system message, from the script's copy; in runs of earlier versions, from their scripts."""
+    for found in read_script(directory, manifest) or ():
+        if found.id == conversation:
+            return found.system
     names = [str(name) for name in cast("dict[str, Any]", manifest.get("about", {})).get("scripts", [])]
     if names and "-" not in names:
         with contextlib.suppress(RwkvBatchError):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvbatch.comparison.distance import distance_groups
 from rwkvbatch.comparison.loading import RunData, joined
 from rwkvbatch.comparison.metrics import TURN_METRICS, Metric, metric_named, pass_value
 from rwkvbatch.comparison.pairing import Pair, Variant
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
 
-Breakdown = Literal["turn", "tag"]
+Breakdown = Literal["turn", "tag", "distance"]
 Verdict = Literal[
     "better", "worse", "differs", "equivalent", "no difference found", "unclear", "too little data", "identical",
     "untested",
@@ -405,15 +406,19 @@ def _groups(rows: pd.DataFrame, by: Breakdown | None, side: str = "_a") -> Itera
     if by is None:
         yield None, rows
     elif by == "turn":
-        for turn in sorted(rows["turn"].unique()):
-            yield f"turn {turn}", rows.loc[rows["turn"] == turn]
+        dialogue = rows.loc[rows[f"probe_turns{side}"].isna()] if f"probe_turns{side}" in rows else rows
+        for turn in sorted(dialogue["turn"].unique()):
+            yield f"turn {turn}", dialogue.loc[dialogue["turn"] == turn]
+    elif by == "distance":
+        for group in distance_groups(rows, side):
+            yield group.label, rows.loc[group.rows]
     else:
         for tag in sorted({tag for tags in rows[f"tags{side}"] for tag in tags}):
             yield tag, rows.loc[[tag in tags for tags in rows[f"tags{side}"]]]
 
 
 def groups_of(rows: pd.DataFrame, by: Breakdown | None) -> Iterator[tuple[str | None, pd.DataFrame]]:
-    """The rows of one variant by turn or by tag, each with its name; all of them for None."""
+    """The rows of one variant by turn, tag or distance of probes, each with its name; all of them for None."""
     return _groups(rows, by, "")
 
 

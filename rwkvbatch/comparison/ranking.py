@@ -63,7 +63,7 @@ def variant_means(
                 values = rows[metric.column].to_numpy(dtype=np.float64)
                 weights = weights_of(rows, metric)
                 means.append(mean_of(metric, values, rows["conversation_code"].to_numpy(), group, weights))
-            elif by != "turn":
+            elif by in (None, "tag"):
                 values = conversation_values(rows, metric).to_numpy(dtype=np.float64)
                 if values.size:
                     means.append(mean_of(metric, values, np.arange(values.size), group))

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from rwkvbatch.comparison.metrics import TURN_METRICS
 from rwkvbatch.comparison.ngrams import count_ngrams
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError
-from rwkvbatch.results.row import decode_values
+from rwkvbatch.files import open_file
+from rwkvbatch.results.recovery import read_lines
+from rwkvbatch.results.row import check_values, decode_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,12 +30,15 @@ if TYPE_CHECKING:
 # pyright: reportMissingTypeStubs=false
 
 
+PROBE_COLUMNS: Final = ("probe_turns", "probe_tokens")
+"""Distances of probes from what they ask about; NaN in other rows."""
 _CONTENT: Final = (
     "conversation", "cell", "repeat", "turn", "seed", "finish_reason", "error", "prompt", "reply", "tags", "reference",
-    "checks",
+    "checks", *PROBE_COLUMNS,
 )  # fmt: skip
 _TEXTS: Final = ("conversation", "cell", "finish_reason", "prompt", "reply")
 _INTEGERS: Final = ("repeat", "turn", "seed")
+_TYPES: Final = dict.fromkeys(_INTEGERS, "int64") | dict.fromkeys(PROBE_COLUMNS, "float64")
 _BY_ROW: Final = [metric for metric in TURN_METRICS if metric.of is not None and metric.of_ngrams is None]
 _BY_NGRAMS: Final = [metric for metric in TURN_METRICS if metric.of_ngrams is not None]
 
@@ -93,7 +98,7 @@ class _Columns:
         for metric, parts in zip(_BY_NGRAMS, zip(*self._by_ngrams, strict=True), strict=True):
             metrics[metric.name] = np.concatenate(parts)
         content: dict[str, Any] = {
-            name: pd.Series(values, dtype="int64" if name in _INTEGERS else "object")
+            name: pd.Series(values, dtype=_TYPES.get(name, "object"))
             for name, values in zip(_CONTENT, zip(*self.contents, strict=True), strict=False)
         }
         weights = np.array(self._weights, dtype=np.float64).reshape(len(self._weights), len(_WEIGHTS))
@@ -124,15 +129,19 @@ def read_results(path: Path, notes: list[str], *, needs_checksum: bool = True) -
     """
     columns = _Columns()
     try:
-        with path.open("rb") as file, _no_collection():
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
+        with open_file(path) as file, _no_collection():
+            for stored in read_lines(file):
+                number, line = stored.number, stored.data
+                if not stored.is_long and not line.endswith(b"\n"):
                     notes.append(f"{path}: the last line is incomplete (an interrupted run?) and is left out")
                     break
                 if line.isspace():
                     continue
                 try:
-                    columns.add(decode_values(line, needs_checksum=needs_checksum))
+                    values = decode_values(line, needs_checksum=needs_checksum)
+                    if needs_checksum:
+                        check_values(values)
+                    columns.add(values)
                 except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
                     raise RunDamagedError(
                         f"is not a row of a run: {_reason(error)}",
@@ -196,4 +205,12 @@ def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
         tuple(row["tags"]),
         None if text is None else shared.setdefault(text, text),
         row["checks"],
+        *_distances(row.get("probe")),
     )
+
+
+def _distances(probe: Any) -> tuple[float, float]:
+    """The columns of `PROBE_COLUMNS`."""
+    if probe is None:
+        return math.nan, math.nan
+    return float(probe["turns"]), math.nan if probe["tokens"] is None else float(probe["tokens"])

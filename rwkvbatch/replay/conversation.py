@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, cast
 
 from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, NoiseKey, Reply, Request, Score, closed_history
-from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError, RwkvBatchError, in_words
+from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError
 from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer
+from rwkvbatch.replay.judging import explain, judge, not_judged
 from rwkvbatch.replay.plan import Plan, Task
 from rwkvbatch.results.row import (
     NOT_REACHED,
     SCORED,
-    CheckResult,
     Logprob,
     ProbePlace,
     Reference,
@@ -34,13 +34,11 @@ from rwkvbatch.results.row import (
 )
 from rwkvbatch.script.checks.structured import Chosen
 from rwkvbatch.script.choices import Choice, ChoiceScore, ChoiceScores
-from rwkvbatch.script.records import Check, Conversation, ReplyFacts, Turn
+from rwkvbatch.script.records import Conversation, ReplyFacts, Turn
 from rwkvbatch.signals import ENDS_PROCESS
 
 if TYPE_CHECKING:
     from rwkvbatch.engine.engine import Engine
-
-_NOT_JUDGED = "not judged: the turn ended in an error"
 
 
 class PromptEncoder:
@@ -324,7 +322,7 @@ class ConversationReplay:
             tokens=row.tokens if reply is not None else TokenCounts(max(len(prefix) for prefix, _ in work.texts), 0),
             logprob=Logprob(total / num_ids if num_ids else None, total),
             reference=reference,
-            checks=tuple(_check(check, facts) for check in turn.checks),
+            checks=judge(turn.checks, facts),
             error=None,
             choices=choices,
             probe=probe,
@@ -392,10 +390,7 @@ def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, t
         tokens=TokenCounts(num_prompt, len(ids)),
         logprob=Logprob(None, 0.0),
         reference=None,
-        checks=tuple(
-            CheckResult(check.kind, check.expected, passed=False, score=0.0, weight=check.weight, detail=_NOT_JUDGED)
-            for check in asked.checks
-        ),
+        checks=not_judged(asked.checks),
         error=message,
         timing=_timing(reply),
         probe=None if probe is None else ProbePlace(probe.after, probe.number, probe.distance, None),
@@ -410,24 +405,6 @@ def not_reached(failed_turn: int) -> str:
 def was_reached(error: str) -> bool:
     """Whether an error message is of a turn that failed itself, rather than one that follows a failed turn."""
     return not error.startswith(NOT_REACHED)
-
-
-def explain(error: BaseException) -> str:
-    """The message of this program's errors; the type and text of others."""
-    return error.message if isinstance(error, RwkvBatchError) else in_words(error)
-
-
-def _check(check: Check, facts: ReplyFacts) -> CheckResult:
-    try:
-        verdict = check.judge(facts)
-    except (RowError, *ENDS_PROCESS):
-        raise
-    except BaseException as error:
-        raise RowError(f"check {check.kind!r} failed: {in_words(error)}") from error
-    score = float(verdict.score)
-    if not 0 <= score <= 1:
-        raise RowError(f"check {check.kind!r} failed: its score must be in [0, 1], got {score}")
-    return CheckResult(check.kind, check.expected, bool(verdict.passed), score, check.weight, verdict.detail)
 
 
 def _timing(reply: Reply | None) -> RowTiming:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -17,8 +18,12 @@ import rwkvbatch
 from rwkvbatch import __version__
 from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, Stopping
 from rwkvbatch.errors import InputError
+from rwkvbatch.files import open_file
 from rwkvbatch.prompt.templates import load_prelude
-from rwkvbatch.results.manifest import GIVEN_FOR_ALL
+from rwkvbatch.results.manifest import FIRST_SETTINGS, GIVEN_FOR_ALL, default_settings
+from rwkvbatch.results.row import RowDigest
+from rwkvbatch.results.script_copy import script_sha256
+from rwkvbatch.script.records import Conversation
 
 if TYPE_CHECKING:
     from rwkvbatch.model.base import ModelSpec
@@ -29,6 +34,9 @@ if TYPE_CHECKING:
 GENERATION_RULES = 1
 """Raised whenever this program would give other replies than before to the same weights, script and settings."""
 
+JUDGING_RULES = 1
+"""Raised whenever a check would judge the same reply otherwise than before: rows are then judged again."""
+
 _FILES_OF_A_CELL = {"model", "adapter", "strategy", "backend", "state", "template", "prelude"}
 
 
@@ -36,10 +44,10 @@ def make_identity(
     plan: Plan, specs: Mapping[Setup, ModelSpec], tokenizer_of: Callable[[ModelSpec], Tokenizer]
 ) -> dict[str, Any]:
     """All that the rows of `plan` depend on, as JSON values; raises as `cell_identities`."""
-    settings, script = plan.settings, "".join(conversation.sha256 for conversation in plan.conversations)
+    settings = plan.settings
     return {
         "generation_rules": GENERATION_RULES,
-        "script": {"sha256": _sha256(script.encode()), "conversations": len(plan.conversations)},
+        "script": {"sha256": script_sha256(plan.conversations), "conversations": len(plan.conversations)},
         "seed": settings.seed,
         "repeats": settings.repeats,
         "max_repeats": settings.max_repeats,
@@ -93,10 +101,95 @@ def _cell_identity(settings: CellSettings, spec: ModelSpec, tokenizer: Tokenizer
     }
 
 
+class RowDigests:
+    """Digests of a plan's rows (`RowDigest`), which say whether a row of another command is one of this plan.
+
+    The content is a chain over the turns of a conversation up to the row's: each has the turn's content (its message
+    and reference), the settings and the seed of its reply. The chain begins with the program's version of replies, the
+    conversation's id and system message, and the settings and file hashes of the cell. Checks and tags, other
+    conversations and cells, the order and the number of repeats are not in it.
+
+    Args:
+        cells: the identity of each cell in order, as `cell_identities` has it.
+    """
+
+    def __init__(self, plan: Plan, cells: Sequence[Mapping[str, Any]]) -> None:
+        self._plan = plan
+        self.cells = cells
+        self._contents_of = lru_cache(maxsize=4096)(self._contents)
+        self._judging_of = lru_cache(maxsize=256)(self._judging)
+
+    def of_row(self, row: int) -> RowDigest:
+        """The digests of row `row` of the plan."""
+        task, turn = self._plan.task_of_row(row)
+        conversation = self._plan.conversation_of(task)
+        contents = self.contents(conversation, self._plan.cell_of(task))
+        return RowDigest(contents[turn], self.judging(conversation)[turn])
+
+    def contents(self, conversation: int, cell: int) -> tuple[str, ...]:
+        """`[turns]` the contents of a conversation's rows in a cell."""
+        return self._contents_of(conversation, cell)
+
+    def judging(self, conversation: int) -> tuple[str, ...]:
+        """`[turns]` the digests of a conversation's checks and tags."""
+        return self._judging_of(conversation)
+
+    def _contents(self, conversation: int, cell: int) -> tuple[str, ...]:
+        task, values = self._plan.task(self._plan.number_of(conversation, cell, 0)), self.cells[cell]
+        of_cell = {name: value for name, value in values.items() if name not in _OF_REPLIES and _is_set(name, value)}
+        replayed = task.conversation
+        before = _digest([GENERATION_RULES, replayed.row_context, of_cell])
+        found = [""] * len(replayed.turns)
+        settings, shared = task.settings, _reply_settings(task.settings)
+        for turn in replayed.order:
+            asked, probe = task.of_turn(turn), replayed.turns[turn].probe
+            own = shared if asked.settings is settings else _reply_settings(asked.settings)
+            # The random numbers of a reply depend on its turn's number, which a probe's place does not say.
+            number = [] if probe is None else [turn]
+            found[turn] = _digest([before, replayed.row_contents[turn], own, asked.seed, *number])
+            if probe is None:  # a probe leaves no trace
+                before = found[turn]
+        return tuple(found)
+
+    def _judging(self, conversation: int) -> tuple[str, ...]:
+        judged = self._plan.conversations[conversation]
+        return tuple(judging_digest(judged, turn) for turn in range(len(judged.turns)))
+
+
+def judging_digest(conversation: Conversation, turn: int) -> str:
+    """The digest of a turn's checks and of the conversation's tags."""
+    return _digest([JUDGING_RULES, conversation.judging(turn)])[:16]
+
+
+_OF_REPLIES = frozenset(CellSettings.model_fields) - _FILES_OF_A_CELL
+"""Settings of which a conversation or a turn may have its own."""
+
+
+def _reply_settings(settings: CellSettings) -> dict[str, Any]:
+    values = settings.model_dump(mode="json", include=set(_OF_REPLIES))
+    return {name: value for name, value in values.items() if _is_set(name, value)}
+
+
+def _is_set(name: str, value: Any) -> bool:
+    """Whether a setting is part of a digest: those of later versions are not, at their defaults."""
+    if name in FIRST_SETTINGS or name not in CellSettings.model_fields:
+        return True
+    return value != default_settings()[name]
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=list)
+    return _sha256(text.encode("ascii"))[:32]
+
+
+MAX_STATE_BYTES = 2**34
+"""The largest state file; one of a model of 14 billion parameters has 82 MB."""
+
+
 def sha256_of_file(path: str, option: str) -> str:
     """Hex digest of a file that an option names; raises `InputError` if it cannot be read."""
     try:
-        with Path(path).expanduser().open("rb") as file:
+        with open_file(Path(path).expanduser(), MAX_STATE_BYTES) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{option} {path}: cannot be read: {error.strerror}") from None
@@ -121,6 +214,11 @@ def make_about(plan: Plan, specs: Mapping[Setup, ModelSpec], scripts: list[str],
         "versions": versions,
         "machine": {"system": platform.platform(), "processor": platform.machine()},
         "scripts": scripts,
+        "files": {
+            plan.cells[cell].name: _files_of(plan.cell_settings[cell], spec)
+            for setup, spec in specs.items()
+            for cell in setup.cells
+        },
         "only": list(settings.only),
         "limit": settings.limit,
         "shuffle_seed": settings.shuffle_seed,
@@ -145,7 +243,13 @@ def make_about(plan: Plan, specs: Mapping[Setup, ModelSpec], scripts: list[str],
         "workers": settings.workers,
         "devices": list(settings.devices),
         "state_memory": settings.state_memory,
+        "vocab": settings.vocab,
     }
+
+
+def _files_of(settings: CellSettings, spec: ModelSpec) -> dict[str, str | None]:
+    """The names of the files whose hashes are in a cell's identity."""
+    return {"model": spec.path, "state": settings.state, "template": settings.template, "prelude": settings.prelude}
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The native form of a conversation, the `defaults` line of a file, and what all forms share: ids, params, turns.
+"""The native form of a conversation, read and written, the `defaults` line of a file, and what all forms share.
 
 All readers raise `ScriptError`, which names file, line and key, for an unknown key or a wrong value.
 """
@@ -372,6 +372,7 @@ class _Text(Shape):
     text: str
     id: str | None = None
     tags: list[str] = Field(default_factory=list[str])
+    params: Any = None
 
 
 class _Continuation(Shape):
@@ -379,6 +380,7 @@ class _Continuation(Shape):
     continuation: str
     id: str | None = None
     tags: list[str] = Field(default_factory=list[str])
+    params: Any = None
 
 
 class _AnyText(_Text):
@@ -435,9 +437,14 @@ def read_plain_text(
         prompt, text, key = "", raw.text, "text"
     if not text:
         refuse(source, f"{key}: is empty, so there is nothing to score", "remove the line")
-    return text_conversation(
+    found = text_conversation(
         read_id(raw.id, default_id, source), text, source, prompt=prompt, tags=read_tags(raw.tags, source)
     )
+    if lenient or raw.params is None:
+        return found
+    if not is_object(raw.params):
+        refuse(source, f"params: must be an object, got {type_name(raw.params)}")
+    return replace(found, params=parse_params(raw.params, source))
 
 
 def text_conversation(
@@ -445,3 +452,59 @@ def text_conversation(
 ) -> Conversation:
     """The conversation with the id `name` that stands for a plain text, scored after `prompt`."""
     return Conversation(name, None, (Turn(prompt, text, generate=False, plain=True),), tags, {}, source)
+
+
+def native_record(conversation: Conversation) -> dict[str, Any]:
+    """The conversation as a line of a script, of which the reader makes an equal one.
+
+    What `defaults` added, an id that the line did not have, and probes that stood on the conversation are written out.
+    """
+    record: dict[str, Any] = {"id": conversation.id}
+    first = conversation.turns[0]
+    if first.plain:
+        record |= {"prompt": first.user, "continuation": first.reference} if first.user else {"text": first.reference}
+    else:
+        messages: list[dict[str, Any]] = []
+        if conversation.system is not None:
+            messages.append({"role": "system", "content": conversation.system})
+        probes: dict[int, list[dict[str, Any]]] = {}
+        for turn in conversation.turns:
+            if turn.probe is not None:
+                probes.setdefault(turn.probe.after, []).append(_probe_record(turn, turn.probe))
+        for number, turn in enumerate(conversation.turns):
+            if turn.probe is not None:
+                continue
+            message = {"role": "user", **_asked(turn)}
+            if number in probes:
+                message["probes"] = probes[number]
+            messages.append(message)
+            if turn.reference is not None:
+                messages.append({"role": "assistant", "content": turn.reference})
+        record["messages"] = messages
+    if conversation.tags:
+        record["tags"] = list(conversation.tags)
+    if conversation.params:
+        record["params"] = dict(conversation.params)
+    return record
+
+
+def _asked(turn: Turn) -> dict[str, Any]:
+    """The keys of a user message or a probe that `_turn` reads."""
+    record: dict[str, Any] = {"content": turn.user}
+    if turn.checks:
+        record["expect"] = [check.as_dict() for check in turn.checks]
+    if turn.params:
+        record["params"] = dict(turn.params)
+    if turn.choices:
+        named = any(choice.name != choice.text.strip() for choice in turn.choices)
+        texts = {choice.name: choice.text for choice in turn.choices}
+        record["choices"] = texts if named else list(texts.values())
+        if turn.generate:
+            record["generate"] = True
+    return record
+
+
+def _probe_record(turn: Turn, probe: Probe) -> dict[str, Any]:
+    since = probe.since
+    given = {} if turn.reference is None else {"reference": turn.reference}
+    return {**_asked(turn), **given, "since": "system" if since < 0 else since}

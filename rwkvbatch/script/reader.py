@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rwkvbatch.config import ScriptLimits
+from rwkvbatch.config import MAX_COUNT, ScriptLimits
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.script.forms import ignored_keys, read_conversation
 from rwkvbatch.script.native import (
@@ -185,6 +185,9 @@ def _whole_text(path: str, max_bytes: int) -> tuple[bytes, bool]:
 KEPT_BYTES = 2**16
 """The stored part of a line that is too long and set aside."""
 
+MAX_COPY_LINE_BYTES = 2**31 - 4
+"""The longest line of a script's copy in a run directory."""
+
 COUNTED_BYTES = 2**24
 """The most bytes that are read after a bad line, to count further bad lines."""
 
@@ -245,6 +248,23 @@ def read_scripts(paths: Sequence[str], *, limits: ScriptLimits | None = None, sk
     return Script(tuple(reading.conversations), digest, tuple(reading.skipped), dict(reading.ignored))
 
 
+def read_copy(file: BinaryIO, path: str) -> tuple[Conversation, ...]:
+    """The conversations of a script in the native form that this program wrote, whatever their size.
+
+    Raises:
+        ScriptError: it is damaged.
+        MissingExtraError: a check needs an optional dependency that is not installed.
+    """
+    limits = ScriptLimits(max_line_bytes=MAX_COPY_LINE_BYTES, max_turns=MAX_COUNT, max_conversations=MAX_COUNT)
+    reading = Reading(limits, skip_bad=False, several=False)
+    try:
+        for line in _raw_lines(file, path, limits.max_line_bytes):
+            reading.read_line(line, Additions(), is_first=False)
+    except EOFError as error:
+        raise ScriptError(f"is cut short: {error}", path=path) from None
+    return tuple(reading.conversations)
+
+
 @dataclass
 class Reading:
     """What has been read so far.
@@ -272,7 +292,7 @@ class Reading:
                 if not line.data.strip():
                     continue
                 try:
-                    defaults = self._read_line(line, defaults, is_first=is_first)
+                    defaults = self.read_line(line, defaults, is_first=is_first)
                 except ScriptError as error:
                     if not self.skip_bad:
                         others = lines if line.whole and _has_end(file) else None
@@ -299,7 +319,7 @@ class Reading:
                 raise
             self._set_aside(line, error)
 
-    def _read_line(self, line: _RawLine, defaults: Additions, *, is_first: bool) -> Additions:
+    def read_line(self, line: _RawLine, defaults: Additions, *, is_first: bool) -> Additions:
         """Add the line's conversation; returns the defaults of the lines after it."""
         value = self._parse(line)
         if "defaults" not in value:
@@ -338,7 +358,7 @@ class Reading:
                     return bad, False
                 try:
                     if line.data.strip():
-                        self._read_line(line, defaults, is_first=False)
+                        self.read_line(line, defaults, is_first=False)
                 except ScriptError:
                     bad += 1
         except (ScriptError, UsageError):  # past a limit, or a missing extra

@@ -13,10 +13,10 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Any, NoReturn, Protocol, TypeGuard
+from typing import Any, NoReturn, Protocol, TypeGuard, cast
 
 from rwkvbatch.config import PENALTY_ALIASES
 from rwkvbatch.errors import RwkvBatchError, ScriptError
@@ -248,6 +248,63 @@ class Conversation:
         }
         text = json.dumps(record, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+    @cached_property
+    def row_contents(self) -> tuple[dict[str, Any], ...]:
+        """What the rows of each turn depend on besides the turns before it, as JSON values; params are not among it.
+
+        Neither are checks, which judge replies and do not change them. What a later version adds to a turn stands
+        there only where it differs from its default, so that the digests of other rows stay as they were.
+        """
+        return tuple(
+            {"user": turn.user, "reference": turn.reference, **_further(turn, _OF_TURNS), **_choosing(turn)}
+            for turn in self.turns
+        )
+
+    @cached_property
+    def row_context(self) -> dict[str, Any]:
+        """What the rows of all turns depend on, as JSON values; params are not among it."""
+        return {"id": self.id, "system": self.system, **_further(self, _OF_CONVERSATIONS)}
+
+    def judging(self, turn: int) -> dict[str, Any]:
+        """What the verdicts and tags of a turn's row depend on besides the row, as JSON values."""
+        return {"checks": [check.as_dict() for check in self.turns[turn].checks], "tags": self.tags}
+
+
+_OF_TURNS = frozenset({"user", "reference", "checks", "params"})
+_OF_CONVERSATIONS = frozenset({"id", "system", "turns", "tags", "params", "source"})
+
+
+def _further(record: Turn | Conversation, without: AbstractSet[str]) -> dict[str, Any]:
+    """The fields of `record` that are not `without` and differ from their defaults."""
+    found: dict[str, Any] = {}
+    for item in fields(record):
+        value = getattr(record, item.name)
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        if item.name not in without and value != default:
+            found[item.name] = _plain(value)
+    return found
+
+
+def _choosing(turn: Turn) -> dict[str, Any]:
+    """How the first check of choices compares them, where the dialogue goes on with the choice that it finds."""
+    if not turn.choices or turn.generate:
+        return {}
+    found = [str(check.options.get("normalize", "none")) for check in turn.checks if check.kind == "choice"]
+    return {"normalize": found[0] if found else "none"}
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON values."""
+    if isinstance(value, Check):
+        return value.as_dict()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in cast("Iterable[Any]", value)]
+    return value
 
 
 MAX_DEPTH = 64
