@@ -296,7 +296,13 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     from rwkvbatch.script.lint import lint
 
     found = preview(prepared.plan, PromptEncoder(world_tokenizer()))
-    warnings = lint(prepared.plan.conversations)
+    cells = prepared.plan.cell_settings
+    warnings = lint(
+        prepared.plan.conversations,
+        history="gold" if any(cell.history == "gold" for cell in cells) else "own",
+        turn_end="blank-line" if any(cell.turn_end == "blank-line" for cell in cells) else "auto",
+        reply_prefix=cells[0].reply_prefix,
+    )
     if as_json:
         content = {**found.as_dict(), "warnings": [str(warning) for warning in warnings]}
         typer.echo(json.dumps(content, indent=2))

@@ -17,7 +17,7 @@ import rwkvbatch
 from rwkvbatch import __version__
 from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, Stopping
 from rwkvbatch.errors import InputError
-from rwkvbatch.prompt.templates import load_prelude
+from rwkvbatch.prompt.templates import clean, clean_reply, load_prelude, with_turn_end
 from rwkvbatch.results.manifest import GIVEN_FOR_ALL
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def make_identity(
     plan: Plan, specs: Mapping[Setup, ModelSpec], tokenizer_of: Callable[[ModelSpec], Tokenizer]
 ) -> dict[str, Any]:
     """All that the rows of `plan` depend on, as JSON values; raises as `cell_identities`."""
+    cells = cell_identities(plan, specs, tokenizer_of)
     settings, script = plan.settings, "".join(conversation.sha256 for conversation in plan.conversations)
     return {
         "generation_rules": GENERATION_RULES,
@@ -52,8 +53,16 @@ def make_identity(
         ),
         "max_prompt_tokens": settings.max_prompt_tokens,
         GIVEN_FOR_ALL: sorted(plan.explicit & {"seed", *Sampling.model_fields, *Stopping.model_fields, *_own_of(plan)}),
-        "cells": cell_identities(plan, specs, tokenizer_of),
+        **_paragraphs(plan, cells),
+        "cells": cells,
     }
+
+
+def _paragraphs(plan: Plan, cells: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """That references keep their blank lines, where there are some to keep; earlier versions removed them."""
+    references = (turn.reference for c in plan.conversations for turn in c.turns if turn.reference)
+    kept = any(cell["turn_end"] != "blank-line" for cell in cells.values())
+    return {"blank_lines_in_references": "kept"} if kept and any(clean(r) != clean_reply(r) for r in references) else {}
 
 
 def _own_of(plan: Plan) -> frozenset[str]:
@@ -77,7 +86,8 @@ def cell_identities(
 
 
 def _cell_identity(settings: CellSettings, spec: ModelSpec, tokenizer: Tokenizer) -> dict[str, Any]:
-    values = settings.model_dump(mode="json", include=CellSettings.model_fields.keys() - _FILES_OF_A_CELL)
+    resolved = with_turn_end(settings, spec.weights_sha256)
+    values = resolved.model_dump(mode="json", include=CellSettings.model_fields.keys() - _FILES_OF_A_CELL)
     state, template = settings.state, settings.template
     prelude = None if settings.prelude is None else load_prelude(settings.prelude)
     return {

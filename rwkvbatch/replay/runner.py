@@ -7,15 +7,15 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.engine.request import Reply, Request
-from rwkvbatch.errors import StorageError
+from rwkvbatch.errors import RwkvBatchError, StorageError
 from rwkvbatch.files import OS_FILES, Files, save_file
 from rwkvbatch.replay.adaptive import Reached, Wanted, first_round, reached, rounds
 from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder, explain
@@ -28,6 +28,7 @@ from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
 from rwkvbatch.replay.race import Played, RaceResult, race_of, result_of
 from rwkvbatch.replay.row_index import write_members
 from rwkvbatch.results.directory import RunDirectory, State, StatusFile
+from rwkvbatch.results.manifest import read_manifest
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.store import RESULTS_NAME, MemoryRows, Rows
@@ -113,6 +114,7 @@ def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
         StorageError: a write failed; rows before it are kept.
         TooManyFailuresError: more rows failed than the settings allow.
     """
+    plan = _continued(plan, options.out)
     with ExitStack() as stack:
         pool = None if options.pool is None else stack.enter_context(closing(options.pool(plan)))
         directory = None
@@ -135,6 +137,16 @@ def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
             directory.keep_skipped(line.raw for line in options.skipped)
         store = stack.enter_context(closing(directory.open_rows(plan.num_rows, plan.row_number, repair=options.repair)))
         return _Session(plan, loader, pool, options, store, directory).run()
+
+
+def _continued(plan: Plan, out: Path | None) -> Plan:
+    """The plan with what a run in the directory `out` meant by settings that are not given."""
+    manifest = None
+    if out is not None:
+        with suppress(RwkvBatchError):  # taking the directory says what is wrong with it
+            manifest = read_manifest(out)
+    cells: Any = None if manifest is None else manifest["identity"].get("cells")
+    return plan.continuing(cast("dict[str, Any]", cells)) if isinstance(cells, dict) else plan
 
 
 def read_rows(directory: Path) -> Iterator[Row]:
