@@ -61,14 +61,15 @@ def with_full_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_later_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A reply's settings out of a file under their present names; what files of earlier versions lack is added.
-
-    Before `turn_end` existed, a blank line ended replies without thinking by the official template.
-    """
+    """A reply's settings out of a file under their present names; what files of earlier versions lack is added."""
     found = with_full_names(values)
-    is_blank_line = found.get("think", "off") == "off" and found.get("template_sha256") is None
-    turn_end = "blank-line" if is_blank_line else "next-role"
+    turn_end = first_turn_end(found.get("think", "off"), has_template=found.get("template_sha256") is not None)
     return {"min_p": 0.0, "no_penalty": [], "reply_prefix": "", "turn_end": turn_end, **found}
+
+
+def first_turn_end(think: str, *, has_template: bool) -> TurnEnd:
+    """What ended replies before `turn_end` existed: a blank line without thinking, or what the template's file said."""
+    return "blank-line" if think == "off" and not has_template else "next-role"
 
 
 def identity_with_full_names(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -440,6 +441,10 @@ class ScriptLimits(Settings):
     max_conversations: int = setting(1_000_000, "Conversations in all scripts together.", "N", None, ge=1, le=MAX_COUNT)
 
 
+NO_ADAPTER = "none"
+"""The value of `adapter` that merges none."""
+
+
 class CellSettings(Sampling, Stopping, DialoguePrompt, Prompting):
     """What decides about one reply, and may differ between the cells of a grid."""
 
@@ -453,6 +458,13 @@ class CellSettings(Sampling, Stopping, DialoguePrompt, Prompting):
         "FILE",
         "Model",
         "-m",
+    )
+    adapter: str = setting(
+        NO_ADAPTER,
+        "Adapter to merge into the weights: 'FILE alpha=NUMBER' (LoRA), 'FILE init=FILE' (PiSSA), FILE (DiSHA, Bone, "
+        "a PEFT directory), none.",
+        "TEXT",
+        "Model",
     )
     strategy: str = setting(
         "auto",

@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import starmap
 from typing import Any, Self, TypedDict, Unpack, cast, overload
 
-from rwkvbatch.config import Prompting, SamplingParams, ThinkMode, TurnEnd
+from rwkvbatch.config import NO_ADAPTER, Prompting, SamplingParams, ThinkMode, TurnEnd
 from rwkvbatch.engine.engine import DEFAULT_STATE_MEMORY, Engine
 from rwkvbatch.engine.request import (
     END_OF_TEXT,
@@ -153,7 +153,7 @@ class LLM:
 
     Args:
         model: a checkpoint file, a loaded `Model`, or None for `RWKVBATCH_MODEL` or else the bundled model.
-        strategy, backend, threads: as `load_model`; only for a model that is loaded here.
+        strategy, backend, threads, adapter: as `load_model`; only for a model that is loaded here.
         max_batch: at most this many replies are generated at a time.
         state_memory: bytes for recurrent states and cached prefixes.
 
@@ -169,15 +169,16 @@ class LLM:
         strategy: str = "auto",
         backend: str = "auto",
         threads: int | None = None,
+        adapter: str = NO_ADAPTER,
         max_batch: int = 64,
         state_memory: int = DEFAULT_STATE_MEMORY,
     ) -> None:
         if model is None or isinstance(model, str | os.PathLike):
-            loaded = load_model(model, strategy, backend, threads=threads)
-        elif (strategy, backend, threads) == ("auto", "auto", None):
+            loaded = load_model(model, strategy, backend, threads=threads, adapter=adapter)
+        elif (strategy, backend, threads, adapter) == ("auto", "auto", None, NO_ADAPTER):
             loaded = model
         else:
-            raise UsageError("strategy, backend and threads need a checkpoint to load, got a loaded model")
+            raise UsageError("strategy, backend, threads and adapter need a checkpoint to load, got a loaded model")
         self._model: Model | None = loaded
         self._new_engine = lambda: _SharedEngine(Engine(self.model, max_batch=max_batch, state_memory=state_memory))
         self._shared: _SharedEngine | None = self._new_engine()
@@ -372,7 +373,8 @@ class LLM:
             if not all(map(math.isfinite, score.logprobs)):
                 raise NonFiniteLogitsError(f"continuation {number}: a log-probability is NaN or infinite")
         outputs = [
-            ScoreOutput(score.logprobs, score.num_matched, ids) for ids, score in zip(tokens, scores, strict=True)
+            ScoreOutput(tuple(score.logprobs), score.num_matched, ids)
+            for ids, score in zip(tokens, scores, strict=True)
         ]
         return outputs[0] if is_single else outputs
 

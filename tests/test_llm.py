@@ -242,7 +242,9 @@ def test_scores_are_the_engines_and_the_prompt_is_read_once() -> None:
     prompt, continuations = list(range(1, 60)), [[5, 6], [7], [5, 6]]
     engine = Engine(HashModel())
     found = LLM(model).score(prompt, continuations)
-    assert [score.logprobs for score in found] == [engine.score(prompt, tokens).logprobs for tokens in continuations]
+    assert [score.logprobs for score in found] == [
+        tuple(engine.score(prompt, tokens).logprobs) for tokens in continuations
+    ]
     assert sum(model.num_rows) < 2 * len(prompt)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,69 @@ from tools.demo.scripts import SCRIPTS, demo, in_forms  # noqa: E402
 def files() -> dict[str, str]:
     """Text of every generated file by its path below `datasets/`."""
     made = {f"{name}.jsonl": _lines([entry.record for entry in make()]) for name, make in SCRIPTS.items()}
+    made["probes.jsonl"] = _lines(list(probes(made["memory.jsonl"])))
+    made["choices.jsonl"] = _lines(list(choices(made["arithmetic.jsonl"])))
+    made["texts.jsonl"] = _lines(list(texts(made["arithmetic.jsonl"])))
     shown = [entry for entry in demo() if entry.record["messages"][0]["role"] == "user"][::6]
     for form, records in in_forms(shown).items():
         made[f"formats/{form}.jsonl"] = _lines(records)
     return made
+
+
+PROBED_TURNS = 40
+
+
+def probes(memory: str) -> Iterator[dict[str, Any]]:
+    """Ten facts of `memory.jsonl`, each before the fillers of other conversations, asked back at some distances."""
+    facts = [record for record in map(json.loads, memory.splitlines()) if record["id"].startswith("fact-")]
+    fillers = [message for record in facts for message in record["messages"][1:-2]]
+    starts = [at for at, message in enumerate(fillers) if message["role"] == "user"]
+    for number, record in enumerate(facts[::5][:10]):
+        said, question = record["messages"][0], record["messages"][-2]
+        asked = {"content": question["content"], "expect": question["expect"]}
+        first = starts[number * 11]
+        messages: list[dict[str, Any]] = [{**said, "probes": [asked]}]
+        turn = 0
+        for message in fillers[first:] + fillers[:first]:
+            if message["role"] == "user":
+                turn += 1
+                if turn >= PROBED_TURNS:
+                    break
+                message = {"role": "user", "content": message["content"]}
+                if turn in (1, 2, 3, 5, 8, 12, 16, 20, 25, 30, 35, 39):
+                    message["probes"] = [asked]
+            messages.append(message)
+        yield {"id": record["id"].replace("fact", "probe"), "tags": ["probes", record["tags"][1]], "messages": messages}
+
+
+def choices(arithmetic: str) -> Iterator[dict[str, Any]]:
+    """The small sums of `arithmetic.jsonl`, with four choices each."""
+    for record, message, number in _sums(arithmetic):
+        wrong = [number + 1, abs(number - 1) or number + 3, number + 10]
+        place = number % 4
+        texts = [str(value) for value in (*wrong[:place], number, *wrong[place:])]
+        asked = {"role": "user", "content": message["content"], "choices": texts, "expect": [{"choice": str(number)}]}
+        yield {"id": record["id"].replace("small", "choice"), "tags": ["choices"], "messages": [asked]}
+
+
+def texts(arithmetic: str) -> Iterator[dict[str, Any]]:
+    """The same sums as plain text: a prompt and its continuation."""
+    for record, message, number in _sums(arithmetic):
+        prompt = f"User: {message['content']}\n\nAssistant:"
+        yield {
+            "id": record["id"].replace("small", "text"),
+            "tags": ["texts"],
+            "prompt": prompt,
+            "continuation": f" {number}",
+        }
+
+
+def _sums(arithmetic: str) -> Iterator[tuple[dict[str, Any], dict[str, Any], int]]:
+    """The first turns of conversations of small sums, and the right numbers."""
+    for record in map(json.loads, arithmetic.splitlines()):
+        message = record["messages"][0]
+        if record["tags"][0] == "sums" and "number" in message.get("expect", [{}])[0]:
+            yield record, message, int(message["expect"][0]["number"])
 
 
 def _lines(records: Sequence[dict[str, Any]]) -> str:

@@ -22,7 +22,17 @@ from rwkvbatch.chat.app import Chat, OutputFile
 from rwkvbatch.chat.runs import export
 from rwkvbatch.chat.session import TURN_SETTINGS
 from rwkvbatch.chat.storage import load_session, save_session
-from rwkvbatch.config import ORDERS, PRESETS, SHORT_NAMES, Sampling, ThinkMode, TurnEnd, full_name, preset_settings
+from rwkvbatch.config import (
+    NO_ADAPTER,
+    ORDERS,
+    PRESETS,
+    SHORT_NAMES,
+    Sampling,
+    ThinkMode,
+    TurnEnd,
+    full_name,
+    preset_settings,
+)
 from rwkvbatch.errors import UsageError
 from rwkvbatch.files import check_target
 from rwkvbatch.model.safetensors import STATE
@@ -339,7 +349,7 @@ def model(chat: Chat, argument: str) -> None:
         return
     engine = chat.load_engine(str(Path(argument).expanduser()))
     session.use_engine(engine)
-    session.use_settings(session.settings.replace(model=argument))
+    session.use_settings(session.settings.replace(model=argument, adapter=NO_ADAPTER))
     chat.transcript.start(session)
     chat.view.note(f"{engine.model.spec.path} reads the conversation when the next message comes")
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session
 from rwkvbatch.chat.tree import REFERENCE, Exchange
+from rwkvbatch.config import NO_ADAPTER
 from rwkvbatch.engine.request import FinishReason, closed_history
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
 from rwkvbatch.files import FileKind, check_target, file_head, save_file
@@ -21,6 +22,7 @@ from rwkvbatch.prompt.templates import PRELUDES
 from rwkvbatch.results.manifest import read_manifest
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
+from rwkvbatch.results.script_copy import read_script
 from rwkvbatch.results.store import RESULTS_NAME
 from rwkvbatch.script.reader import read_scripts
 
@@ -158,7 +160,10 @@ def _parse(name: str) -> tuple[str, str, int]:
 
 
 def _system(manifest: dict[str, Any], conversation: str, directory: Path) -> str | None:
-    """The conversation's system message, from the run's scripts."""
+    """The conversation's system message, from the script's copy; in runs of earlier versions, from their scripts."""
+    for found in read_script(directory, manifest) or ():
+        if found.id == conversation:
+            return found.system
     names = [str(name) for name in cast("dict[str, Any]", manifest.get("about", {})).get("scripts", [])]
     if names and "-" not in names:
         with contextlib.suppress(RwkvBatchError):
@@ -227,6 +232,7 @@ def export(session: Session, path: Path, *, replace: bool = False) -> Exported:
         options += ["--prelude", str(prelude)]
     for option, value, default in (
         ("--model", settings.model, None),
+        ("--adapter", settings.adapter, NO_ADAPTER),
         ("--strategy", settings.strategy, "auto"),
         ("--backend", settings.backend, "auto"),
         ("--state", opening.state, None),

@@ -208,7 +208,7 @@ class Session:
         if exchange.logprobs or not exchange.ids:
             return exchange.logprobs
         root = self._prefixes.root_after(self.tree.before(exchange))
-        return self.engine.score(exchange.prompt, exchange.ids, root).logprobs
+        return tuple(self.engine.score(exchange.prompt, exchange.ids, root).logprobs)
 
     def _last(self, command: str) -> Exchange:
         last = self.tree.last

@@ -18,7 +18,7 @@ from rwkvbatch.chat.pipe import JsonView, PlainView
 from rwkvbatch.chat.runs import RunPoint, read_point, replay, settings_of
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.storage import Transcript, default_path, state_directory
-from rwkvbatch.config import CellSettings, RunSettings, preset
+from rwkvbatch.config import NO_ADAPTER, CellSettings, RunSettings, preset
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.load import load_model, resolve_model_path
@@ -109,7 +109,9 @@ def _open_chat(
     prelude = choose_prelude(settings, bundled=bundled or point is not None)
 
     def load_engine(path: str | None) -> Engine:
-        model = load_model(path, settings.strategy, settings.backend, threads=run_settings.threads)
+        # Another model, which /model names, is loaded without the first one's adapter.
+        adapter = settings.adapter if path == run_settings.model else NO_ADAPTER
+        model = load_model(path, settings.strategy, settings.backend, threads=run_settings.threads, adapter=adapter)
         memory = run_settings.state_memory or min(STATE_MEMORY, MAX_STATES * model.spec.state_bytes)
         return Engine(model, max_batch=64, state_memory=max(memory, 8 * model.spec.state_bytes))
 

@@ -15,9 +15,11 @@ from rwkvbatch.cli.exits import ExitCode, debugging, report
 
 COMMANDS: Mapping[str, str] = {
     "run": "Replay scripted conversations, turn by turn, many at once.",
+    "score": "Measure perplexity, bits per byte and accuracy on texts.",
     "plan": "Say how many conversations and repetitions it takes to find a difference.",
     "merge": "Put the parts of a run together.",
     "chat": "Talk to a model.",
+    "check": "Judge the replies of a run again, without a model.",
     "compare": "Compare runs or cells: one verdict per variant, with the uncertainty of its difference.",
     "show": "Print the conversations of a run.",
     "bench": "Measure decoding, prefill, sampling, tokenizing, loading, and the machine's own limits.",

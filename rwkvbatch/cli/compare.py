@@ -43,6 +43,8 @@ EPILOG = """[bold]Examples[/]
 
   rwkvbatch compare runs/step-* --over step --out trend.html
 
+  rwkvbatch compare runs/probes --by distance
+
   rwkvbatch compare runs/main runs/branch --fail-if "score < baseline - 0.02"
 
   rwkvbatch compare runs/main runs/branch --fail-unless "score >= baseline - 0.02 significantly"
@@ -86,7 +88,9 @@ def compare_command(
             "NAME|N,...",
         ),
     ] = None,
-    by: Annotated[str | None, option("--by", "Show each turn or tag as well (exploratory).", "turn|tag")] = None,
+    by: Annotated[
+        str | None, option("--by", "Show each turn, tag or distance of probes (exploratory).", "turn|tag|distance")
+    ] = None,
     k: Annotated[str | None, option("--k", "The k of pass@k. [dim]Default: the repeats[/]", "N,...")] = None,
     force: Annotated[bool, option("--force", "Compare the turns that different scripts share.")] = False,
     show: Annotated[str | None, option("--show", "Print one conversation side by side, and no table.", "ID")] = None,
@@ -144,8 +148,8 @@ def compare_command(
         _check_out(out, chosen, replace=replace)
     if junit_cases and chosen != "junit":
         raise UsageError(f"--junit-cases needs the format junit; this command writes {chosen}", hint="--format junit")
-    if by not in (None, "turn", "tag"):
-        raise UsageError(f"--by must be turn or tag; got {by!r}")
+    if by not in (None, "turn", "tag", "distance"):
+        raise UsageError(f"--by must be turn, tag or distance; got {by!r}")
     from rwkvbatch.comparison import compare
 
     analysis = compare(

@@ -53,6 +53,10 @@ ModelArgument = Annotated[
         help="Checkpoint; the ending may be left out. [dim]Default: $RWKVBATCH_MODEL, else the bundled one.[/]",
     ),
 ]
+AdapterOption = Annotated[
+    str,
+    option("--adapter", "Adapter to merge: 'FILE alpha=NUMBER' (LoRA), 'FILE init=FILE' (PiSSA), FILE, none.", "TEXT"),
+]
 Output = Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .pth or .safetensors.")]
 
 _SIZE = re.compile(r"(0*[1-9]\d{0,3})x(0*[1-9]\d{0,5})")
@@ -89,16 +93,18 @@ def random_command(
 @app.command("info", cls=Command)
 def info_command(
     model: ModelArgument = None,
+    adapter: AdapterOption = "none",
     json_output: JsonOption = False,
     verify: Annotated[
         bool, option("--verify", "Also read all values, look for NaN and infinity, and hash the file.")
     ] = False,
 ) -> None:
     """Describe a checkpoint: its architecture, tensors and sizes."""
+    from rwkvbatch.model.adapters import parse_adapter
     from rwkvbatch.model.checkpoint import describe, open_checkpoint
     from rwkvbatch.model.load import resolve_model_path
 
-    with open_checkpoint(resolve_model_path(model).path) as checkpoint:
+    with open_checkpoint(resolve_model_path(model).path, parse_adapter(adapter)) as checkpoint:
         description = describe(checkpoint, read_values=verify)
     if json_output:
         print_json(asdict(description), indent=None)
@@ -110,23 +116,24 @@ def info_command(
 def convert_command(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Checkpoint; the ending may be left out.")],
     output: Output,
+    adapter: AdapterOption = "none",
     dtype: Annotated[Precision | None, typer.Option(help="How numbers are stored; as they are unless given.")] = None,
     force: Force = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Convert a checkpoint between .pth and .safetensors, or to another precision."""
-    from rwkvbatch.model.checkpoint import Checkpoint, open_checkpoint
+    """Convert a checkpoint of any form to .pth or .safetensors with the official names, and merge an adapter."""
+    from rwkvbatch.model.adapters import parse_adapter
+    from rwkvbatch.model.checkpoint import open_checkpoint
     from rwkvbatch.model.load import resolve_model_path
-    from rwkvbatch.model.safetensors import check_tensor_target, save_tensors
+    from rwkvbatch.model.safetensors import check_tensor_target, save_entries
     from rwkvbatch.model.strategy import DTYPES
 
     check_tensor_target(output, replace=force)
-    wanted = None if dtype is None else DTYPES[dtype]
-    with open_checkpoint(resolve_model_path(source).path) as opened:
-        checkpoint = Checkpoint(opened.file, opened.architecture, wanted)
-        tensors = {name: checkpoint[name] if wanted is None else checkpoint[name].to(wanted) for name in checkpoint}
-    save_tensors(output, tensors, replace=force)
-    message(f"wrote {output}, {len(tensors)} tensors", quiet=quiet)
+    with open_checkpoint(resolve_model_path(source).path, parse_adapter(adapter)) as checkpoint:
+        tensors = checkpoint.rounded(None if dtype is None else DTYPES[dtype])
+        save_entries(output, tensors, replace=force)
+        undone = "".join(f"; undone: {phrase}" for phrase in checkpoint.file.undone)
+    message(f"wrote {output}, {len(tensors)} tensors{undone}", quiet=quiet)
 
 
 @app.command("verify", cls=Command, epilog=VERIFY_EPILOG)

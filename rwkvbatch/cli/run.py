@@ -108,7 +108,12 @@ def run_command(
             return
         settings |= {"retry_errors": retry_errors, "repair": repair}
         settings |= {"verify_rows": verify_batch or 0, "metrics_port": metrics}
-        result = _run(scripts, settings, out, quiet=quiet)
+        result = run_with_progress(scripts, settings, out, quiet=quiet)
+    show_result(result, json_output=json_output, quiet=quiet)
+
+
+def show_result(result: RunResult, *, json_output: bool, quiet: bool) -> None:
+    """Print the summary; leaves with exit code 1 if a row failed or a check did not pass."""
     from rwkvbatch.cli.views import show_summary, until_ci_record
 
     if not quiet:
@@ -149,7 +154,7 @@ def _how_to_continue(error: BaseException, command: str) -> str:
     return "" if isinstance(error, RunReplacedError) else f". To continue: {command}"
 
 
-def _run(scripts: list[str], options: dict[str, Any], out: Path | None, *, quiet: bool) -> RunResult:
+def run_with_progress(scripts: list[str], options: dict[str, Any], out: Path | None, *, quiet: bool) -> RunResult:
     """Call `rwkvbatch.run` with progress on standard error, until it ends or a signal stops it."""
     import warnings
 

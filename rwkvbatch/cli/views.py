@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
-import typer
 from rich.box import SIMPLE_HEAD, Box
 from rich.cells import cell_len
 from rich.console import Console
@@ -16,6 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rwkvbatch.prompt.escaping import printable
+from rwkvbatch.results.row import SCORED
 from rwkvbatch.results.summary import CellSummary, Summary, worst
 
 if TYPE_CHECKING:
@@ -145,7 +144,7 @@ def summary_table(summary: Summary, width: int = 100) -> Table:
         header="cell",
         least_name=min(24, longest),
         folded=["ended by"],
-        less_wanted=["first token\np50 / p95", "reply\ntokens", "ended by"],
+        less_wanted=["first token\np50 / p95", "reply\ntokens", "ended by", "tokens\nscored", "perplexity\nof texts"],
         box=SIMPLE_HEAD,
     )
 
@@ -163,9 +162,31 @@ def _columns(summary: Summary) -> dict[str, list[str]]:
         "ended by": [_ends(cell) for cell in cells],
         "first token\np50 / p95": [_waits(cell.first_token_p50_s, cell.first_token_p95_s) for cell in cells],
     }
+    if all(set(cell.finish_reasons) <= {SCORED, "error"} and cell.rows for cell in cells):
+        for name in ("reply\ntokens", "first token\np50 / p95"):
+            del columns[name]
+        if not any(cell.checks for cell in cells):
+            del columns["checks\npassed"]
+    if any(cell.plain_text is not None for cell in cells):
+        texts = [cell.plain_text for cell in cells]
+        columns |= {
+            "tokens\nscored": ["-" if text is None else f"{text.tokens:,}" for text in texts],
+            "nll": ["-" if text is None else f"{text.nll:.4f}" for text in texts],
+            "perplexity": [_number(text and text.perplexity) for text in texts],
+            "bits per\nbyte": ["-" if text is None else f"{text.bits_per_byte:.4f}" for text in texts],
+        }
+        if any(text is not None and text.accuracy is not None for text in texts):
+            columns["perplexity\nof texts"] = [_number(text and text.text_perplexity) for text in texts]
+            columns["accuracy"] = [
+                "-" if text is None or text.accuracy is None else f"{text.accuracy:.2%}" for text in texts
+            ]
     if any(cell.reference_nll is not None for cell in cells):
         columns["ref.\nnll"] = ["-" if cell.reference_nll is None else f"{cell.reference_nll:.3f}" for cell in cells]
     return columns
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.3f}" if value < 1e6 else f"{value:.4g}"
 
 
 def _ends(cell: CellSummary) -> str:
@@ -186,11 +207,15 @@ def _summary_lines(result: RunResult) -> list[str]:
 
     summary, progress = result.summary, result.progress
     read = summary.prompt_tokens - summary.cached_tokens
+    only_scored = all(set(cell.finish_reasons) <= {SCORED, "error"} and cell.rows for cell in summary.cells)
     done = "no reply was generated" if progress.failures else "all rows were there already"
     if progress.reply_tokens:
         tokens, elapsed = progress.reply_tokens, duration(progress.elapsed_s)
-        done = f"{tokens:,} reply tokens in {elapsed}, {progress.tokens_per_s:,.0f} tokens/s"
-    lines = [done, f"{summary.prompt_tokens:,} prompt tokens: {read:,} read, {summary.cached_tokens:,} reused"]
+        kind = "scored" if only_scored else "reply"
+        done = f"{tokens:,} {kind} tokens in {elapsed}, {progress.tokens_per_s:,.0f} tokens/s"
+    lines = [done]
+    if not only_scored:
+        lines.append(f"{summary.prompt_tokens:,} prompt tokens: {read:,} read, {summary.cached_tokens:,} reused")
     if summary.errors:
         some, them = ("1 row", "it") if summary.errors == 1 else (f"{summary.errors:,} rows", "them")
         lines.append(f"{some} failed; --retry-errors runs {them} again")
@@ -211,6 +236,8 @@ def _summary_lines(result: RunResult) -> list[str]:
         lines.append(f"next: rwkvbatch compare {directory}")
     elif summary.errors or any(cell.checks_passed < cell.checks for cell in summary.cells):
         lines.append(f"next: rwkvbatch show {directory} --failed")
+    elif only_scored:
+        lines.append(f"next: rwkvbatch show {directory}, or score with another --model and compare")
     else:
         lines.append(f"next: rwkvbatch show {directory}, or run again with --temp 0.3,1.0 and compare")
     return lines
@@ -291,6 +318,7 @@ RACE_CELLS_SHOWN = 4
 
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     """Print what would be run; loads the tokenizer, but no model."""
+    from rwkvbatch.cli.exits import print_json
     from rwkvbatch.prompt.tokenizer import world_tokenizer
     from rwkvbatch.replay.conversation import PromptEncoder, preview
     from rwkvbatch.script.lint import lint
@@ -305,7 +333,7 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     )
     if as_json:
         content = {**found.as_dict(), "warnings": [str(warning) for warning in warnings]}
-        typer.echo(json.dumps(content, indent=2))
+        print_json(content)
         return
     shared = found.first_prompt_tokens - found.first_prompt_distinct
     facts = {

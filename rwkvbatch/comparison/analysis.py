@@ -30,6 +30,7 @@ from rwkvbatch.comparison.paired import (
     metrics_of,
     most_repeats,
     rows_of,
+    weights_of,
 )
 from rwkvbatch.comparison.pairing import Pair, Variant, check_pairs, check_runs, pair_up, refuse_parts, variants_of
 from rwkvbatch.comparison.ranking import Ranking, VariantMean, rank, variant_means
@@ -220,7 +221,8 @@ def compare(
         margin: differences of the primary metric up to this size count as equivalent.
         over: test the trend of the primary metric over checkpoints, which are compared with the earliest one: the word
             before the number in their names, such as `step`, or a number for each in their order, such as `100,200`.
-        by: show also each turn or tag (exploratory). ks: the k of pass@k and all-k.
+        by: show also each turn, tag, or distance of probes from what they ask about (exploratory).
+        ks: the k of pass@k and all-k.
         fail_if: gates (`rwkvbatch.comparison.gates`) that fail where they hold. fail_unless: gates that fail where they
             do not. gate_significant: add `significantly` to all gates.
         allow_missing: judge gates on what is there where rows are missing or ended in an error. partial: judge gates on
@@ -245,6 +247,8 @@ def compare(
         baseline = variants[0].label if baseline is None else baseline
     pairs, unpaired = pair_up(loaded, variants, baseline)
     table = comparable_rows(loaded)
+    if by == "distance" and not bool(table["probe_turns"].notna().any()):
+        raise UsageError("--by distance: no run has probes", hint="see docs/scripts.md for `probes`")
     every = [match(pair, table) for pair in pairs]
     notes += unpaired + check_pairs(pairs, loaded)
     for side_by_side in every:
@@ -277,7 +281,7 @@ def compare(
             ranking, why_not = rank(ranked, metric, table, lines)
             rankings += [] if ranking is None else [ranking]
             notes += [] if why_not is None else [why_not]
-        if by is not None and not (by == "turn" and metric.level == "conversation"):
+        if by is not None and not (by != "tag" and metric.level == "conversation"):
             lines, family = compare_metric(metric, matched, by=by, exploratory=True)
             comparisons += lines
             families.append(family)
@@ -468,8 +472,11 @@ def _column(rows: pd.DataFrame, sides: tuple[str, str], name: str, of_baseline: 
         values = conversation_values(rows, metric, side).reindex(list(codes))
         numbers = np.array(list(codes.values()), dtype=np.int64)
         return Column(values.to_numpy(dtype=np.float64), numbers, np.zeros_like(numbers))
+    numbers = rows[f"{metric.column}{side}"].to_numpy(dtype=np.float64)
+    weights = weights_of(rows, metric, tuple(dict.fromkeys(sides)))
     return Column(
-        rows[f"{metric.column}{side}"].to_numpy(dtype=np.float64),
+        numbers if weights is None else np.where(np.isnan(weights), np.nan, numbers),
         rows["conversation_code"].to_numpy(dtype=np.int64),
         rows["repeat"].to_numpy(dtype=np.int64),
+        weights,
     )

@@ -10,7 +10,7 @@ from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
-from rwkvbatch.comparison.loading import RunData
+from rwkvbatch.comparison.loading import RunData, system_messages
 from rwkvbatch.comparison.metrics import TURN_METRICS
 from rwkvbatch.comparison.paired import MatchedRows
 from rwkvbatch.errors import UsageError
@@ -31,13 +31,17 @@ _MAX_WORDS = 4000
 
 @dataclass(frozen=True)
 class Dialogue:
-    """One conversation in one cell and repeat, with its turns as records (see `turn_record`)."""
+    """One conversation in one cell and repeat, with its turns as records (see `turn_record`).
+
+    `system` is None without a system message, and where the run does not have it.
+    """
 
     conversation: str
     cell: str
     repeat: int
     tags: tuple[str, ...]
     turns: tuple[dict[str, Any], ...]
+    system: str | None = None
 
     def as_record(self) -> dict[str, Any]:
         return {**vars(self), "tags": list(self.tags), "turns": list(self.turns)}
@@ -70,8 +74,9 @@ def dialogues(
     groups: dict[tuple[str, str, int], list[dict[Any, Any]]] = {}
     for row in rows.sort_values("turn", kind="stable").to_dict("records"):
         groups.setdefault((row["conversation"], row["cell"], row["repeat"]), []).append(row)
+    systems = system_messages(run) or {}
     found = [
-        Dialogue(name, cell, number, tuple(own[0]["tags"]), tuple(map(turn_record, own)))
+        Dialogue(name, cell, number, tuple(own[0]["tags"]), tuple(map(turn_record, own)), systems.get(name))
         for (name, cell, number), own in groups.items()
         if not failed_only or any(_failed(row) for row in own)
     ]

@@ -39,11 +39,15 @@ _SMALLEST_DISTANCE: Final = 1e-6
 
 @dataclass(frozen=True)
 class Column:
-    """One metric of one side: `values` `[n]`, NaN where unknown; `conversations` and `repeats` `[n]` integer codes."""
+    """One metric of one side: `values` `[n]`, NaN where unknown; `conversations` and `repeats` `[n]` integer codes.
+
+    `weights` `[n]`: how much each counts in the mean; None where all count equally.
+    """
 
     values: Floats
     conversations: NDArray[np.int64]
     repeats: NDArray[np.int64]
+    weights: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,7 @@ class _Numbers:
     values: Floats
     conversations: NDArray[np.int64]
     repeats: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    weights: Floats | None = None
 
     @property
     def num_conversations(self) -> int:
@@ -277,7 +282,8 @@ def _statistic(value: Value, scope: GateScope) -> float:
         return scope.count(value)
     if scope.unpaired:
         raise _CannotJudgeError(scope.unpaired)
-    numbers = scope.column(metric.name, value.of_baseline).values
+    column = scope.column(metric.name, value.of_baseline)
+    numbers = column.values
     known = ~np.isnan(numbers)
     if scope.baseline_label is not None:
         known &= ~np.isnan(scope.column(metric.name, not value.of_baseline).values)
@@ -287,6 +293,8 @@ def _statistic(value: Value, scope: GateScope) -> float:
     percentile = PERCENTILE.fullmatch(value.statistic)
     if percentile:
         return metric.shown(float(np.percentile(numbers[known], int(percentile[1]))))
+    if value.statistic == "mean" and column.weights is not None:
+        return metric.shown(float(np.average(numbers[known], weights=column.weights[known])))
     return metric.shown(float(STATISTICS[value.statistic](numbers[known])))
 
 
@@ -317,7 +325,10 @@ def _numbers(form: LinearForm, scope: GateScope) -> _Numbers:
         if scope.baseline_label is not None:
             total = total + 0.0 * scope.column(value.metric, not value.of_baseline).values
     known = ~np.isnan(total)
-    return _Numbers(total[known], column.conversations[known], column.repeats[known])
+    weights = column.weights
+    if weights is not None:
+        weights = weights[known] / weights[known].mean() if known.any() else weights[known]
+    return _Numbers(total[known], column.conversations[known], column.repeats[known], weights)
 
 
 def _paired_intervals(gate: Gate, form: LinearForm, numbers: Sequence[_Numbers | None]) -> list[_Interval]:
@@ -336,8 +347,10 @@ def _paired_intervals(gate: Gate, form: LinearForm, numbers: Sequence[_Numbers |
     for column, found in enumerate(numbers):
         if found is not None:
             values = (found.values + inside) / scale
+            if found.weights is not None:
+                values = values * found.weights
             sums[:, column] = np.bincount(found.conversations, values, minlength=size)
-            counts[:, column] = np.bincount(found.conversations, minlength=size)
+            counts[:, column] = np.bincount(found.conversations, found.weights, minlength=size)
     family = compare_family(sums, counts, level=LEVEL, widest=widest)
     judged = sum(found is not None and found.values.size > 0 for found in numbers)
     intervals: list[_Interval] = []
@@ -372,7 +385,7 @@ def _alone_interval(gate: Gate, form: LinearForm, found: _Numbers | None, level:
         return _Interval(reason=_too_few(found), level_each=level)
     lowest, highest = replace(form, constant=0.0).limits
     if not math.isfinite(highest - lowest):
-        low, high = clustered_mean(found.values, found.conversations).interval(1 - level)
+        low, high = clustered_mean(found.values, found.conversations, found.weights).interval(1 - level)
         reason = _too_few(found) if math.isnan(low) else ""
         return _Interval(low + form.constant, high + form.constant, reason=reason, level_each=level)
 

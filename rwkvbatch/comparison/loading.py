@@ -6,6 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +16,7 @@ from rwkvbatch import __version__
 from rwkvbatch.comparison.table import read_results, tabulate
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
 from rwkvbatch.results.directory import planned_rows, why_unfinished
-from rwkvbatch.results.manifest import read_manifest, shard_text
+from rwkvbatch.results.manifest import FORMER, read_manifest, shard_text
 from rwkvbatch.results.store import RESULTS_NAME
 
 if TYPE_CHECKING:
@@ -133,7 +134,8 @@ class RunData:
         facts: what was run; empty without a manifest.
         manifest: the content of `manifest.json`; empty where there is none.
         rows: one row per turn; the columns are `conversation, cell, repeat, turn, seed, finish_reason, error, prompt,
-            reply, tags, reference, checks` and one per metric (NaN where a turn has no number).
+            reply, tags, reference, checks, probe_turns, probe_tokens`, one per metric, and one per weight (NaN where a
+            turn has no number).
         notes: warnings for readers of a comparison.
         unfinished: by cell, the number of planned rows that are not there (yet); empty for a finished run, or where
             nothing says how many were planned. Of runs whose cells have different numbers of rows only the total is
@@ -248,14 +250,21 @@ MAX_SCRIPT_BYTES: Final = 1 << 28
 
 
 def system_messages(run: RunData) -> Mapping[str, str] | None:
-    """The system messages by conversation, from the script that was run; None where it is gone or has changed.
+    """The system messages by conversation; None where the run does not have them.
 
-    Rows do not hold them. The script is at the path of the manifest, and its hash must be that of the run.
+    Rows do not hold them; the script's copy does. Of runs of earlier versions, which have none, the script is read
+    again, whose hash must be that of the run.
     """
     if run.systems is not None:
         return run.systems
+    from rwkvbatch.results.script_copy import read_script
     from rwkvbatch.script.reader import read_scripts
 
+    source = Path(run.source)
+    with suppress(RwkvBatchError):  # damaged, or a check's extra is not installed here
+        copy = read_script(source if source.is_dir() else source.parent, run.manifest) if run.manifest else None
+        if copy is not None:
+            return {each.id: each.system for each in copy if each.system}
     paths = [Path(path) for path in run.facts.scripts]
     expected, number = run.facts.script_sha256, _record(run.facts.identity.get("script")).get("conversations")
     try:
@@ -320,6 +329,8 @@ def _load_run(source: str, name: str) -> RunData:
         notes.append(f"{source} is one part of a run; `rwkvbatch merge` combines the parts")
     if manifest is not None and manifest["identity"].get("race") is not None:
         notes.append(_raced(source, f"`rwkvbatch show {source}`"))
+    if manifest is not None and FORMER in manifest:
+        notes.append(f"{source}: a command was interrupted while it adapted the rows; run it again to finish")
     rows = read_results(results, notes, needs_checksum=manifest is not None)
     if manifest is not None and (reason := why_unfinished(results.parent, len(rows))) is not None:
         notes.append(f"{source} is not finished: {reason}")

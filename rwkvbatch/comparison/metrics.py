@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from rwkvbatch.comparison.ngrams import NgramCounts, shares
 from rwkvbatch.errors import UsageError
-from rwkvbatch.results.row import weighted_score
+from rwkvbatch.results.row import SCORED, weighted_score
+from rwkvbatch.script.choices import find_choice, probability_among
 
 RawRow = Mapping[str, Any]
 """One line of `results.jsonl` as parsed JSON; the keys are the fields of `rwkvbatch.results.row.Row`."""
@@ -41,6 +42,8 @@ class Metric:
         log_of: the metric whose mean's exponential this one's mean is (perplexity: of nll).
         heavy_tailed: a few extreme values can decide the mean; the signed-rank test is shown where it disagrees.
         lowest, highest: the range of the number (of `log_of`'s, where that is set); no interval leaves it.
+        weight: how much a row counts in a mean, where rows do not count equally: a perplexity is of all tokens of a
+            variant, whatever texts they are in.
     """
 
     name: str
@@ -56,6 +59,12 @@ class Metric:
     heavy_tailed: bool = False
     lowest: float = 0.0
     highest: float = math.inf
+    weight: Callable[[RawRow], float | None] | None = None
+
+    @property
+    def weight_column(self) -> str | None:
+        """The column of the table of rows that has the weights; None where all rows count equally."""
+        return None if self.weight is None else f"{self.column}_weight"
 
     @property
     def column(self) -> str:
@@ -110,12 +119,50 @@ def _passed(row: RawRow) -> float | None:
 
 
 def _of_reply(value: Callable[[RawRow], float | None]) -> Callable[[RawRow], float | None]:
-    """`value` of rows that have a reply: not of turns that ended in an error."""
-    return lambda row: None if row["finish_reason"] == "error" else value(row)
+    """`value` of rows that have a reply: not of turns that ended in an error, or in which texts were only scored."""
+    return lambda row: None if row["finish_reason"] in ("error", SCORED) else value(row)
 
 
 def _of_reference(name: str) -> Callable[[RawRow], float | None]:
     return lambda row: None if row["reference"] is None else row["reference"][name]
+
+
+def _plain(row: RawRow) -> Mapping[str, Any] | None:
+    """The likelihood of a row's plain text (`text`, or `prompt` and `continuation`); None in other rows."""
+    reference = row["reference"]
+    return None if reference is None or reference.get("bytes") is None else reference
+
+
+def _of_plain(value: Callable[[Mapping[str, Any]], float]) -> Callable[[RawRow], float | None]:
+    def of(row: RawRow) -> float | None:
+        text = _plain(row)
+        return None if text is None else value(text)
+
+    return of
+
+
+def _nll_weight(row: RawRow) -> float | None:
+    """Tokens of a plain text. The reference replies of a dialogue count equally."""
+    text = _plain(row)
+    return (None if row["reference"] is None else 1.0) if text is None else float(text["tokens"])
+
+
+def _accuracy(row: RawRow) -> float | None:
+    """Whether greedy decoding writes the whole continuation of a prompt; of whole texts nobody would ask it."""
+    text = _plain(row)
+    return float(text["matched"] == 1) if text is not None and row["prompt"] else None
+
+
+def _probability(row: RawRow) -> float | None:
+    """The probability of the right choice, named by the row's check `choice`, if the reply is one of the choices."""
+    scores, checks = row.get("choices"), [check for check in row["checks"] if check["kind"] == "choice"]
+    if scores is None or not checks:
+        return None
+    names, logprobs = ([score[key] for score in scores["scores"]] for key in ("name", "logprob"))
+    try:
+        return probability_among(logprobs, find_choice(names, checks[0]["expected"]))
+    except KeyError:  # judged against other choices since
+        return None
 
 
 def _perplexity(row: RawRow) -> float | None:
@@ -137,8 +184,28 @@ def _share(count: Callable[[Sequence[int]], int], of: int = 0) -> Callable[[RawR
 TURN_METRICS: Final[tuple[Metric, ...]] = (
     Metric("score", "score", "higher", of=_score, highest=1.0),
     Metric("passed", "all checks passed", "higher", of=_passed, highest=1.0),
-    Metric("nll", "reference nll", "lower", unit="nats/token", of=_of_reference("nll"), heavy_tailed=True),
-    Metric("perplexity", "reference perplexity", "lower", of=_perplexity, tested=False, log_of="nll"),
+    Metric(
+        "nll", "reference nll", "lower", unit="nats/token", of=_of_reference("nll"), heavy_tailed=True,
+        weight=_nll_weight,
+    ),
+    Metric(
+        "perplexity", "reference perplexity", "lower", of=_perplexity, tested=False, log_of="nll", weight=_nll_weight
+    ),
+    Metric(
+        "bits_per_byte", "bits per byte", "lower", unit="bits/byte", heavy_tailed=True,
+        of=_of_plain(lambda text: -text["logprob"] / text["bytes"] / math.log(2)),
+        weight=_of_plain(lambda text: float(text["bytes"])),
+    ),
+    Metric("probability", "probability of the right choice", "higher", of=_probability, highest=1.0),
+    Metric("accuracy", "continuation is greedy", "higher", of=_accuracy, highest=1.0),
+    Metric(
+        "text_nll", "nll of a whole text", "lower", unit="nats/text", of=_of_plain(lambda text: -text["logprob"]),
+        heavy_tailed=True,
+    ),
+    Metric(
+        "text_perplexity", "perplexity of whole texts", "lower", tested=False, log_of="text_nll",
+        of=_of_plain(lambda text: exponential(min(-text["logprob"], _MAX_NLL))),
+    ),
     Metric("matched", "reference tokens matched", "higher", of=_of_reference("matched"), highest=1.0),
     Metric(
         "stopped", "ended by itself", "higher",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvbatch.comparison.distance import distance_groups
 from rwkvbatch.comparison.loading import RunData, joined
 from rwkvbatch.comparison.metrics import TURN_METRICS, Metric, metric_named, pass_value
 from rwkvbatch.comparison.pairing import Pair, Variant
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
 
-Breakdown = Literal["turn", "tag"]
+Breakdown = Literal["turn", "tag", "distance"]
 Verdict = Literal[
     "better", "worse", "differs", "equivalent", "no difference found", "unclear", "too little data", "identical",
     "untested",
@@ -60,11 +61,19 @@ class MatchedRows:
 
 @dataclass(frozen=True)
 class Paired:
-    """Matched numbers: `baseline` and `variant` `[n]`, `conversations` `[n]` integer codes."""
+    """Matched numbers: `baseline` and `variant` `[n]`, `conversations` `[n]` integer codes.
+
+    `weights` `[n]` say how much a pair counts in the means, 1 on average; None where all count equally.
+    """
 
     baseline: NDArray[np.float64]
     variant: NDArray[np.float64]
     conversations: NDArray[np.int64]
+    weights: NDArray[np.float64] | None = None
+
+    def weighted(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`values` `[n]` times the weights."""
+        return values if self.weights is None else values * self.weights
 
 
 @dataclass(frozen=True)
@@ -335,8 +344,8 @@ def compare_metric(
     sums, counts = np.zeros((size, len(lines))), np.zeros((size, len(lines)))
     for column, (_, _, values) in enumerate(lines):
         differences = values.variant - values.baseline
-        sums[:, column] = np.bincount(values.conversations, differences, minlength=size)
-        counts[:, column] = np.bincount(values.conversations, minlength=size)
+        sums[:, column] = np.bincount(values.conversations, values.weighted(differences), minlength=size)
+        counts[:, column] = np.bincount(values.conversations, values.weights, minlength=size)
     if not metric.tested:
         found = [_line(metric, name, *line, None, level, level, margin, exploratory) for line in lines]
         return found, Family(name, metric, by, exploratory, 0, level, level, exact=False)
@@ -356,14 +365,16 @@ def _line(
     """One line of the table; without a `test`, only what needs none."""
     unknown = math.nan
     num_values, conversations = values.baseline.size, int(np.unique(values.conversations).size)
-    baseline = metric.shown(float(values.baseline.mean())) if num_values else unknown
-    variant = metric.shown(float(values.variant.mean())) if num_values else unknown
+    baseline = metric.shown(float(values.weighted(values.baseline).mean())) if num_values else unknown
+    variant = metric.shown(float(values.weighted(values.variant).mean())) if num_values else unknown
     up, same, down = _directions(values)
     wins, losses = (down, up) if metric.better == "lower" else (up, down)
     if test is None:
         error = unknown
         if num_values and not metric.log_of:
-            error = clustered_mean(values.variant - values.baseline, values.conversations).standard_error
+            error = clustered_mean(
+                values.variant - values.baseline, values.conversations, values.weights
+            ).standard_error
         test = Difference(
             mean=variant - baseline, low=unknown, high=unknown, low_alone=unknown, high_alone=unknown, p=unknown,
             p_adjusted=unknown, p_rank=unknown, clusters=conversations, pairs=num_values, standard_error=error,
@@ -395,15 +406,19 @@ def _groups(rows: pd.DataFrame, by: Breakdown | None, side: str = "_a") -> Itera
     if by is None:
         yield None, rows
     elif by == "turn":
-        for turn in sorted(rows["turn"].unique()):
-            yield f"turn {turn}", rows.loc[rows["turn"] == turn]
+        dialogue = rows.loc[rows[f"probe_turns{side}"].isna()] if f"probe_turns{side}" in rows else rows
+        for turn in sorted(dialogue["turn"].unique()):
+            yield f"turn {turn}", dialogue.loc[dialogue["turn"] == turn]
+    elif by == "distance":
+        for group in distance_groups(rows, side):
+            yield group.label, rows.loc[group.rows]
     else:
         for tag in sorted({tag for tags in rows[f"tags{side}"] for tag in tags}):
             yield tag, rows.loc[[tag in tags for tags in rows[f"tags{side}"]]]
 
 
 def groups_of(rows: pd.DataFrame, by: Breakdown | None) -> Iterator[tuple[str | None, pd.DataFrame]]:
-    """The rows of one variant by turn or by tag, each with its name; all of them for None."""
+    """The rows of one variant by turn, tag or distance of probes, each with its name; all of them for None."""
     return _groups(rows, by, "")
 
 
@@ -418,7 +433,26 @@ def paired_values(rows: pd.DataFrame, metric: Metric) -> Paired:
     a = rows[f"{metric.column}_a"].to_numpy(dtype=np.float64)
     b = rows[f"{metric.column}_b"].to_numpy(dtype=np.float64)
     known = ~(np.isnan(a) | np.isnan(b))
-    return Paired(a[known], b[known], rows["conversation_code"].to_numpy()[known])
+    weights = weights_of(rows, metric, ("_a", "_b"))
+    if weights is not None:
+        known &= ~np.isnan(weights)
+        weights = weights[known]
+        weights = weights / weights.mean() if weights.size else weights
+    return Paired(a[known], b[known], rows["conversation_code"].to_numpy()[known], weights)
+
+
+def weights_of(rows: pd.DataFrame, metric: Metric, sides: Sequence[str] = ("",)) -> NDArray[np.float64] | None:
+    """`[rows]` the weights of a metric; None where all rows count equally.
+
+    NaN where a row has none, and where the two sides of matched rows differ: two vocabularies make different numbers of
+    tokens of a text, and numbers by token cannot be compared then.
+    """
+    if metric.weight_column is None or f"{metric.weight_column}{sides[0]}" not in rows:
+        return None  # tables of other origin hold no weights
+    first, *others = [rows[f"{metric.weight_column}{side}"].to_numpy(dtype=np.float64) for side in sides]
+    for other in others:
+        first = np.where(first == other, first, np.nan)
+    return first
 
 
 def conversation_values(rows: pd.DataFrame, metric: Metric, side: str = "") -> pd.Series:

@@ -19,6 +19,7 @@ from rwkvbatch.comparison.paired import (
     groups_of,
     metrics_of,
     rows_of,
+    weights_of,
 )
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.stats.bounded import bounded_interval
@@ -60,8 +61,9 @@ def variant_means(
         for metric in metrics_of(rows, ks=ks):
             if metric.level == "turn":
                 values = rows[metric.column].to_numpy(dtype=np.float64)
-                means.append(mean_of(metric, values, rows["conversation_code"].to_numpy(), group))
-            elif by != "turn":
+                weights = weights_of(rows, metric)
+                means.append(mean_of(metric, values, rows["conversation_code"].to_numpy(), group, weights))
+            elif by in (None, "tag"):
                 values = conversation_values(rows, metric).to_numpy(dtype=np.float64)
                 if values.size:
                     means.append(mean_of(metric, values, np.arange(values.size), group))
@@ -69,11 +71,12 @@ def variant_means(
 
 
 def mean_of(
-    metric: Metric, values: NDArray[np.float64], conversations: NDArray[Any], group: str | None = None
-) -> VariantMean:
+    metric: Metric, values: NDArray[np.float64], conversations: NDArray[Any], group: str | None = None,
+    weights: NDArray[np.float64] | None = None,
+) -> VariantMean:  # fmt: skip
     """The mean of `values` `[n]` of `metric.column`, of which at least one is not NaN; `conversations` `[n]`."""
     known = ~np.isnan(values)
-    estimate = clustered_mean(values[known], conversations[known])
+    estimate = clustered_mean(values[known], conversations[known], None if weights is None else weights[known])
     if math.isfinite(metric.widest) and not metric.log_of:
         low, high = bounded_interval(
             values[known], conversations[known], lowest=metric.lowest, highest=metric.highest, level=1 - LEVEL
@@ -219,7 +222,8 @@ def _beaten_in(lines: Iterable[Comparison]) -> dict[Variant, str]:
 class Values:
     """One metric of all variants: `rows` `[n, variants]` with NaN for unknown, of `n` (conversation, turn, repeat).
 
-    For metrics of conversations, `rows` says whether the turn passed.
+    For metrics of conversations, `rows` says whether the turn passed. `weights` `[n]` say how much a row counts; NaN
+    where the variants differ in it, None where all count equally.
     """
 
     metric: Metric
@@ -227,6 +231,7 @@ class Values:
     conversations: NDArray[np.int64]
     repeats: NDArray[np.int64]
     num_conversations: int
+    weights: NDArray[np.float64] | None = None
 
     @classmethod
     def of(cls, variants: Sequence[Variant], metric: Metric, table: pd.DataFrame) -> Values:
@@ -239,23 +244,33 @@ class Values:
         wide = wide.loc[wide.notna().any(axis=1)]
         codes = wide.index.get_level_values("conversation_code").to_numpy(dtype=np.int64)
         repeats = wide.index.get_level_values("repeat").to_numpy(dtype=np.int64)
-        return cls(metric, wide.to_numpy(dtype=np.float64), codes, repeats, int(codes.max(initial=-1)) + 1)
+        rows, weights = wide.to_numpy(dtype=np.float64), None
+        if metric.weight_column in table:
+            each = [rows_of(table, variant).set_index(keys)[metric.weight_column] for variant in variants]
+            all_weights = pd.concat(each, axis=1, join="outer").loc[wide.index].to_numpy(dtype=np.float64)
+            weights = np.nanmax(all_weights, axis=1)
+            weights[np.nanmin(all_weights, axis=1) != weights] = np.nan
+            rows = np.where(np.isnan(weights)[:, None], np.nan, rows)
+        return cls(metric, rows, codes, repeats, int(codes.max(initial=-1)) + 1, weights)
 
     def sums(self, one: int, other: int) -> NDArray[np.float64]:
         """`[conversations]` the differences of `other` minus `one`, added up."""
-        differences, conversations = self._differences(one, other)
+        differences, conversations, weights = self._differences(one, other)
+        if weights is not None:
+            differences = differences * weights
         sums = np.bincount(conversations, differences, minlength=self.num_conversations)
         return sums.astype(np.float64)
 
     def difference(self, one: int, other: int) -> float:
         """The mean of `other` minus `one`; NaN without common rows."""
-        differences, _ = self._differences(one, other)
-        return float(differences.mean()) if differences.size else math.nan
+        differences, _, weights = self._differences(one, other)
+        return float(np.average(differences, weights=weights)) if differences.size else math.nan
 
     def mean(self, one: int) -> float:
         """The mean of one variant over all its rows."""
         known = ~np.isnan(self.rows[:, one])
-        return float(self._of(self.rows[:, one], known)[0].mean())
+        weights = None if self.weights is None else self.weights[known]
+        return float(np.average(self._of(self.rows[:, one], known)[0], weights=weights))
 
     def extent(self) -> tuple[int, int, int]:
         """Rows (or conversations) that all have, conversations of these, and rows that only some have."""
@@ -265,11 +280,13 @@ class Values:
             return conversations, conversations, int(np.unique(self.conversations).size) - conversations
         return int(known.sum()), conversations, int((~known).sum())
 
-    def _differences(self, one: int, other: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def _differences(
+        self, one: int, other: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64] | None]:
         a, b = self.rows[:, one], self.rows[:, other]
         known = ~(np.isnan(a) | np.isnan(b))
         first, conversations = self._of(a, known)
-        return self._of(b, known)[0] - first, conversations
+        return self._of(b, known)[0] - first, conversations, None if self.weights is None else self.weights[known]
 
     def _of(self, column: NDArray[np.float64], known: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[Any]]:
         """The known numbers and their conversations: of turns, or made of them conversation by conversation."""

@@ -28,14 +28,21 @@ if TYPE_CHECKING:
 # pyright: reportMissingTypeStubs=false
 
 
+PROBE_COLUMNS: Final = ("probe_turns", "probe_tokens")
+"""Distances of probes from what they ask about; NaN in other rows."""
 _CONTENT: Final = (
     "conversation", "cell", "repeat", "turn", "seed", "finish_reason", "error", "prompt", "reply", "tags", "reference",
-    "checks",
+    "checks", *PROBE_COLUMNS,
 )  # fmt: skip
 _TEXTS: Final = ("conversation", "cell", "finish_reason", "prompt", "reply")
 _INTEGERS: Final = ("repeat", "turn", "seed")
+_TYPES: Final = dict.fromkeys(_INTEGERS, "int64") | dict.fromkeys(PROBE_COLUMNS, "float64")
 _BY_ROW: Final = [metric for metric in TURN_METRICS if metric.of is not None and metric.of_ngrams is None]
 _BY_NGRAMS: Final = [metric for metric in TURN_METRICS if metric.of_ngrams is not None]
+
+_WEIGHTS: Final = {
+    metric.weight_column: metric.weight for metric in TURN_METRICS if metric.weight is not None and not metric.log_of
+}
 
 _MAX_VALUE: Final = 1e100
 
@@ -50,6 +57,7 @@ class _Columns:
     def __init__(self) -> None:
         self.contents: list[tuple[Any, ...]] = []
         self._by_row: list[list[float | None]] = []
+        self._weights: list[list[float | None]] = []
         self._by_ngrams: list[list[NDArray[np.float64]]] = []
         self._replies: list[array[int]] = []
         self._num_tokens = 0
@@ -63,9 +71,11 @@ class _Columns:
         # Raises where one is not a number; a sum of squares of larger ones would overflow.
         if not abs(math.fsum(filter(None, numbers))) < _MAX_VALUE:
             raise ValueError(f"it has a number beyond {_MAX_VALUE:g}")
+        weights = [of_row(row) for of_row in _WEIGHTS.values()]
         reply = array("q", row["reply_ids"])
         self.contents.append(content)
         self._by_row.append(numbers)
+        self._weights.append(weights)
         self._replies.append(reply)
         self._num_tokens += len(reply)
         if len(self._replies) == _BATCH_REPLIES or self._num_tokens >= _BATCH_TOKENS:
@@ -77,7 +87,7 @@ class _Columns:
         self._replies, self._num_tokens = [], 0
 
     def frame(self) -> pd.DataFrame:
-        """The table: the columns of `_CONTENT`, and those of `TURN_METRICS` with NaN where a row has no number."""
+        """The table: the columns of `_CONTENT`, of `TURN_METRICS` and of their weights, NaN where a row has none."""
         import pandas as pd
 
         self._count()
@@ -86,10 +96,15 @@ class _Columns:
         for metric, parts in zip(_BY_NGRAMS, zip(*self._by_ngrams, strict=True), strict=True):
             metrics[metric.name] = np.concatenate(parts)
         content: dict[str, Any] = {
-            name: pd.Series(values, dtype="int64" if name in _INTEGERS else "object")
+            name: pd.Series(values, dtype=_TYPES.get(name, "object"))
             for name, values in zip(_CONTENT, zip(*self.contents, strict=True), strict=False)
         }
-        return pd.DataFrame(content | {metric.name: metrics[metric.name] for metric in TURN_METRICS})
+        weights = np.array(self._weights, dtype=np.float64).reshape(len(self._weights), len(_WEIGHTS))
+        return pd.DataFrame(
+            content
+            | {metric.name: metrics[metric.name] for metric in TURN_METRICS}
+            | {name: weights[:, column] for column, name in enumerate(_WEIGHTS)}
+        )
 
 
 def tabulate(rows: Iterable[Row]) -> pd.DataFrame:
@@ -184,4 +199,12 @@ def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
         tuple(row["tags"]),
         None if text is None else shared.setdefault(text, text),
         row["checks"],
+        *_distances(row.get("probe")),
     )
+
+
+def _distances(probe: Any) -> tuple[float, float]:
+    """The columns of `PROBE_COLUMNS`."""
+    if probe is None:
+        return math.nan, math.nan
+    return float(probe["turns"]), math.nan if probe["tokens"] is None else float(probe["tokens"])

@@ -175,18 +175,18 @@ def trend_over(over: str, positions: Mapping[Variant, float], metric: Metric, ta
         RunMismatchError: no row is in all variants.
     """
     variants = sorted(positions, key=positions.__getitem__)
-    values, conversations, num_left_out = _common(variants, metric, table)
+    values, conversations, num_left_out, weights = _common(variants, metric, table)
     if not len(values):
         raise RunMismatchError(
             f"--over: no {metric.level} with a number of {metric.name} is in all {len(variants)} checkpoints",
             hint="compare finished runs of the same script",
         )
     codes, labels = np.unique(conversations, return_inverse=True)
-    counts = np.bincount(labels).astype(np.float64)
-    sums = np.stack([np.bincount(labels, column) for column in values.T], axis=1)
-    each, ends = band(metric, values, labels)
+    counts = np.bincount(labels, weights)
+    sums = np.stack([np.bincount(labels, column * weights) for column in values.T], axis=1)
+    each, ends = band(metric, values, labels, weights)
     points = [
-        TrendPoint(variant, positions[variant], float(column.mean()), *own)
+        TrendPoint(variant, positions[variant], float(np.average(column, weights=weights)), *own)
         for variant, column, own in zip(variants, values.T, ends, strict=True)
     ]
     means = sums / counts[:, None]
@@ -204,23 +204,30 @@ def trend_over(over: str, positions: Mapping[Variant, float], metric: Metric, ta
 
 
 def band(
-    metric: Metric, values: NDArray[np.float64], conversations: NDArray[np.int64]
+    metric: Metric,
+    values: NDArray[np.float64],
+    conversations: NDArray[np.int64],
+    weights: NDArray[np.float64] | None = None,
 ) -> tuple[float, list[tuple[float, float]]]:
     """The level of each interval of a band that holds all means together, and the intervals.
 
     Args:
-        values: `[rows, checkpoints]`. conversations: `[rows]` codes from 0 up.
+        values: `[rows, checkpoints]`. conversations: `[rows]` codes from 0 up. weights: `[rows]`, how much a row
+            counts; None where all count equally.
     """
-    sums = np.stack([np.bincount(conversations, column) for column in values.T], axis=1)
-    deviations = sums - np.bincount(conversations)[:, None] * values.mean(axis=0)
+    weights = np.ones(len(values)) if weights is None else weights
+    sums = np.stack([np.bincount(conversations, column * weights) for column in values.T], axis=1)
+    means = np.average(values, axis=0, weights=weights)
+    deviations = sums - np.bincount(conversations, weights)[:, None] * means
     each = simultaneous_level(deviations, level=LEVEL) if len(sums) > 1 else LEVEL / values.shape[1]
-    return each, [_ends(metric, column, conversations, each) for column in values.T]
+    return each, [_ends(metric, column, conversations, weights, each) for column in values.T]
 
 
 def _common(
     variants: Sequence[Variant], metric: Metric, table: pd.DataFrame
-) -> tuple[NDArray[np.float64], NDArray[Any], int]:
-    """`[rows, variants]` values of the rows that all variants have, their conversations, and the number of others."""
+) -> tuple[NDArray[np.float64], NDArray[Any], int, NDArray[np.float64]]:
+    """`[rows, variants]` values of the rows that all variants have, their conversations, the number of other rows, and
+    `[rows]` how much each counts."""
     import pandas as pd
 
     if metric.level == "conversation":
@@ -231,15 +238,27 @@ def _common(
     wide = pd.concat(columns, axis=1, join="outer", keys=range(len(columns)))
     wide = wide.loc[wide.notna().any(axis=1)]
     found = wide.dropna()
-    return (found.to_numpy(dtype=np.float64), found.index.get_level_values(0).to_numpy(), len(wide) - len(found))
+    weights = np.ones(len(found))
+    if metric.weight_column in table:
+        keys = ["conversation", "turn", "repeat", "question"]
+        each = [rows_of(table, variant).set_index(keys)[metric.weight_column] for variant in variants]
+        all_weights = pd.concat(each, axis=1, join="outer").loc[found.index].to_numpy(dtype=np.float64)
+        same = all_weights.min(axis=1) == all_weights.max(axis=1)
+        found, weights = found.loc[same], all_weights[same, 0]
+    return (
+        found.to_numpy(dtype=np.float64),
+        found.index.get_level_values(0).to_numpy(),
+        len(wide) - len(found),
+        weights,
+    )
 
 
 def _ends(
-    metric: Metric, values: NDArray[np.float64], conversations: NDArray[Any], level: float
+    metric: Metric, values: NDArray[np.float64], conversations: NDArray[Any], weights: NDArray[np.float64], level: float
 ) -> tuple[float, float]:
     if math.isfinite(metric.widest):
         return bounded_interval(values, conversations, lowest=metric.lowest, highest=metric.highest, level=1 - level)
-    low, high = clustered_mean(values, conversations).interval(1 - level)
+    low, high = clustered_mean(values, conversations, weights).interval(1 - level)
     return max(low, metric.lowest), min(high, metric.highest)
 
 

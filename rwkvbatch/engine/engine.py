@@ -198,15 +198,23 @@ class Engine:
         self._jobs[sequence.id] = Generation(request, sequence, self.tokenizer, self._clock())
         return sequence.id
 
-    def submit_score(self, prefix: Sequence[int], continuation: Sequence[int], root: int = ZERO_ROOT) -> int:
+    def submit_score(
+        self, prefix: Sequence[int], continuation: Sequence[int], root: int = ZERO_ROOT, *, cache: bool = True
+    ) -> int:
         """Queue the scoring of `continuation` after `prefix`; neither may be empty.
+
+        A long continuation is read in chunks, like a prompt, and its logits are dropped chunk by chunk. States at which
+        several queued texts fork are cached whatever `cache` says.
+
+        Args:
+            cache: keep the state at the end, for requests that continue the text.
 
         Raises:
             ValueError: as `submit`, or one of them is empty.
         """
         if not prefix or not continuation:
             raise ValueError("scoring needs at least one token in the prefix and one in the continuation")
-        return self._submit_scoring(self._scheduler.tree.base(root), prefix, continuation)
+        return self._submit_scoring(self._scheduler.tree.base(root), prefix, continuation, cache=cache)
 
     def cancel(self, request_id: int) -> None:
         """End a request now; the next `step` returns its reply so far, as `cancelled`."""
@@ -215,7 +223,7 @@ class Engine:
             self._end(job, "cancelled")
         elif job is not None:
             del self._jobs[request_id]
-            self._scheduler.finish(job.sequence, cache=True)
+            self._scheduler.finish(job.sequence, cache=job.cache)
 
     def step(self) -> list[Finished]:
         """Advance all active requests by one forward pass; returns the finished ones."""
@@ -279,11 +287,13 @@ class Engine:
         self._done.extend(others)
         return results
 
-    def _submit_scoring(self, base: Node, prefix: Sequence[int], continuation: Sequence[int]) -> int:
+    def _submit_scoring(
+        self, base: Node, prefix: Sequence[int], continuation: Sequence[int], *, cache: bool = True
+    ) -> int:
         check_tokens(continuation[-1:], self.model.spec.vocab_size)
         first_output = base.depth + len(prefix) - 1
         sequence = self._new_sequence(base, (*prefix, *continuation[:-1]), num_unread_at_end=len(continuation))
-        self._jobs[sequence.id] = Scoring(sequence, tuple(continuation), first_output)
+        self._jobs[sequence.id] = Scoring(sequence, tuple(continuation), first_output, cache)
         return sequence.id
 
     def _new_sequence(self, base: Node, tokens: Sequence[int], num_unread_at_end: int = 1) -> SequenceState:
@@ -327,7 +337,7 @@ class Engine:
         now_s = self._clock()
         for scoring in work.take_scores(choices):
             del self._jobs[scoring.sequence.id]
-            self._scheduler.finish(scoring.sequence, cache=True)
+            self._scheduler.finish(scoring.sequence, cache=scoring.cache)
             self._done.append((scoring.sequence.id, scoring.score()))
         # Rows of scored texts come after those of replies.
         for job, token, logprob in zip(work.sampled, choices.tokens.tolist(), choices.logprobs.tolist(), strict=False):

@@ -138,11 +138,11 @@ class Score:
     """Log-probabilities of a given text.
 
     Attributes:
-        logprobs: natural log, one for each token of the continuation.
+        logprobs: natural log, one for each token of the continuation; an array of 8 bytes each, as documents are long.
         num_matched: number of tokens that were the likeliest at their position.
     """
 
-    logprobs: tuple[float, ...]
+    logprobs: Sequence[float]
     num_matched: int
 
     def __repr__(self) -> str:

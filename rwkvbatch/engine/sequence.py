@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -114,12 +115,14 @@ class Scoring:
 
     Attributes:
         first_output: the position of the prefix's last token, whose logits predict the first token of the continuation.
+        cache: whether its last state is cached, for requests that continue the text.
     """
 
     sequence: SequenceState
     continuation: tuple[int, ...]
     first_output: int
-    logprobs: list[float] = field(default_factory=list[float])
+    cache: bool = True
+    logprobs: array[float] = field(default_factory=lambda: array("d"))
     num_matched: int = 0
 
     @property
@@ -138,11 +141,11 @@ class Scoring:
 
     def start_over(self) -> None:
         """Discard the results, since the text is read again from its beginning."""
-        self.logprobs.clear()
+        del self.logprobs[:]
         self.num_matched = 0
 
     def score(self) -> Score:
-        return Score(tuple(self.logprobs), self.num_matched)
+        return Score(self.logprobs, self.num_matched)
 
 
 Job = Generation | Scoring

@@ -109,13 +109,14 @@ class ModelSpec(Dimensions):
 
     Attributes:
         state_bytes: size of one sequence's recurrent state in the backend's memory.
-        weights_sha256: hash of the checkpoint file.
+        weights_sha256: hash of the checkpoint file; with an adapter, of its files and options too.
         path: the checkpoint file.
         dtype: `fp32`, `bf16`, `fp16`, `int8` (the large matrices), or a whole strategy for the upstream backend.
         backend: `cpu` (native kernels), `reference`, `cuda` (`cuda rows=N` with a fixed row count) or `upstream`.
         device: torch device name.
         bitwise: whether replies are bit-identical for every batch (docs/design/reproducibility.md).
         vocabulary_file: the World vocabulary that the checkpoint's directory brings, if it does.
+        adapter: the adapter merged into the weights, as it was given; None without any.
     """
 
     state_bytes: int
@@ -126,6 +127,7 @@ class ModelSpec(Dimensions):
     device: str
     bitwise: bool
     vocabulary_file: str | None = None
+    adapter: str | None = None
 
     @property
     def in_words(self) -> str:
@@ -133,6 +135,7 @@ class ModelSpec(Dimensions):
         return (
             f"{PurePath(self.path).name}: RWKV-{self.generation}, {self.num_layers} layers, width {self.width}, "
             f"{self.num_parameters:,} parameters, {self.backend} {self.dtype}"
+            + (f", adapter {self.adapter}" if self.adapter else "")
         )
 
 

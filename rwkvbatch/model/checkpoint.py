@@ -13,12 +13,15 @@ import numpy as np
 import torch
 
 from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model.adapters import Adapter, adapted, is_adapter_part
 from rwkvbatch.model.base import RWKV7, Dimensions, dimensions_of, is_rwkv7
 from rwkvbatch.model.containers import open_tensors
+from rwkvbatch.model.foreign import refuse_network, refuse_quantised, refuse_variant
 from rwkvbatch.model.forms import official
+from rwkvbatch.model.pth import LIST_PREFIX
 from rwkvbatch.model.rwkv7 import state_bytes
 from rwkvbatch.model.strategy import PRECISIONS, Precision
-from rwkvbatch.model.tensor_file import NamedTensors
+from rwkvbatch.model.tensor_file import Entry, NamedTensors
 
 NAMES_SHOWN = 4
 
@@ -63,7 +66,9 @@ def _generation(file: NamedTensors) -> str:
         raise CheckpointError(
             "this is a state-tuned file (initial states), not a model", path=file.path, hint="give it as --state FILE"
         )
+    refuse_variant(names, file.path)
     if some(".att.r_k"):
+        refuse_quantised(names, file.path)
         return "7a" if some(".ffn.s_emb.") else "7"
     if some("time_maa"):
         return "6.0"
@@ -74,6 +79,20 @@ def _generation(file: NamedTensors) -> str:
         return "5.1" if some("gate.weight") else "5.0"
     if "blocks.0.att.time_decay" in names:
         return "4"
+    if names and all(name.startswith(LIST_PREFIX) for name in names):
+        raise CheckpointError(
+            "a list of tensors, such as a state of the `rwkv` package, not an RWKV checkpoint",
+            path=file.path,
+            hint="give a state as --state FILE",
+        )
+    if any(map(is_adapter_part, names)):
+        raise CheckpointError(
+            "this is an adapter, not a model",
+            path=file.path,
+            hint=f"give the model it was trained on, and --adapter '{file.path}' (LoRA: '{file.path} alpha=NUMBER')",
+        )
+    refuse_network(names, file.config, file.path)
+    refuse_quantised(names, file.path)
     found = ", ".join(repr(name[:60]) for name in list(names)[:NAMES_SHOWN]) or "no tensors at all"
     raise CheckpointError(
         f"not an RWKV checkpoint: expected tensors such as 'blocks.0.att.r_k' and 'emb.weight', found {found}",
@@ -120,6 +139,9 @@ def _matrix(file: NamedTensors, name: str, meaning: str) -> tuple[int, int]:
 def _check_names(file: NamedTensors, dims: Dimensions) -> None:
     expected, optional = _expected_shapes(file, dims)
     missing = [name for name in expected if name not in file.entries]
+    states = [name for name in optional if name.endswith(".time_state")]
+    if any(name in file.entries for name in states):
+        missing += [name for name in states if name not in file.entries]
     surplus = [name for name in file.entries if name not in expected and name not in optional]
     if missing or surplus:
         parts = [f"{label}: {_listed(names)}" for label, names in (("missing", missing), ("surplus", surplus)) if names]
@@ -142,7 +164,10 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def _expected_shapes(file: NamedTensors, dims: Dimensions) -> tuple[Shapes, Shapes]:
-    """Names and shapes of required and of optional tensors (v0, v1, v2 of the first layer, which are not used)."""
+    """Names and shapes of required and of optional tensors.
+
+    Optional are `time_state` (an initial state that was tuned and merged), and v0, v1, v2 of layer 0, which are unused.
+    """
     width, square = (dims.width,), (dims.width, dims.width)
 
     def norm(name: str) -> Shapes:
@@ -175,6 +200,7 @@ def _expected_shapes(file: NamedTensors, dims: Dimensions) -> tuple[Shapes, Shap
         hidden = inner(f"{ffn}.key.weight", 0)
         expected |= {f"{ffn}.x_k": width}
         expected |= {f"{ffn}.key.weight": (hidden, dims.width), f"{ffn}.value.weight": (dims.width, hidden)}
+        optional |= {f"{att}.time_state": (dims.num_heads, dims.head_size, dims.head_size)}
         if dims.generation == "7a":
             size = inner(f"{ffn}.s1", 1)
             expected |= {f"{ffn}.s0": (hidden,), f"{ffn}.s1": (dims.width, size), f"{ffn}.s2": (size, hidden)}
@@ -206,9 +232,17 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     Args:
         architecture: the result of `inspect`.
         dtype: what to round tensors to; None leaves them as they are.
+        adapter: the adapter merged into them, as it was given.
     """
 
-    def __init__(self, file: NamedTensors, architecture: Architecture, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        file: NamedTensors,
+        architecture: Architecture,
+        dtype: torch.dtype | None = None,
+        adapter: str | None = None,
+    ) -> None:
+        self.adapter = adapter
         self.file = file
         self.architecture = architecture
         self.dtype = dtype
@@ -239,6 +273,23 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             )
         return rounded
 
+    def rounded(self, dtype: torch.dtype | None) -> dict[str, Entry]:
+        """The tensors for another file, checked when they are loaded; with `dtype` None of the types that they have.
+
+        Layer 0's unused tensors are left out if they hold NaN or infinity, which would look like damage to others.
+        """
+        narrow = Checkpoint(self.file, self.architecture, dtype)
+
+        def entry(name: str, stored: Entry) -> Entry:
+            target = dtype or stored.dtype
+            return Entry(target, stored.shape, lambda: narrow[name].to(target))
+
+        return {
+            name: entry(name, stored)
+            for name, stored in self.file.entries.items()
+            if name not in UNUSED or bool(torch.isfinite(self.file.read(name)).all())
+        }
+
     def check(self, name: str) -> torch.Tensor:
         """The tensor `name` as it is in the file; errors as above."""
         tensor = self.file.read(name)
@@ -248,15 +299,24 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
 
 @contextmanager
-def open_checkpoint(path: Path) -> Iterator[Checkpoint]:
-    """Open a checkpoint and check names and shapes; values are checked when they are read.
+def open_checkpoint(path: Path, adapter: Adapter | None = None) -> Iterator[Checkpoint]:
+    """Open a checkpoint and check names and shapes; values are checked, and an adapter is merged, when they are read.
 
     Raises:
-        CheckpointError: not an RWKV checkpoint, or a tensor is missing, unexpected or misshapen.
+        CheckpointError: not an RWKV checkpoint, a tensor is missing, unexpected or misshapen, or the adapter does not
+            fit.
+        UsageError: see `adapters.adapted`.
     """
-    with open_tensors(path) as tensors:
-        file = official(tensors)
-        yield Checkpoint(file, inspect(file))
+    with open_tensors(path) as tensors, adapted(official(tensors), adapter) as file:
+        yield Checkpoint(file, inspect(file), adapter=None if adapter is None else str(adapter))
+
+
+def initial_wkv(checkpoint: Checkpoint) -> torch.Tensor | None:
+    """The tuned initial state that was merged into an RWKV-7 checkpoint, [L, H, N, N] fp32; None without any."""
+    names = [f"blocks.{layer}.att.time_state" for layer in range(checkpoint.architecture.num_layers)]
+    if names[0] not in checkpoint:
+        return None
+    return torch.stack([checkpoint.check(name).float() for name in names])
 
 
 def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model import gguf, pth, safetensors
+from rwkvbatch.model import foreign, gguf, pth, safetensors
 from rwkvbatch.model.tensor_file import Contents, NamedTensors, TensorFile, named_tensors, open_regular
 
 
@@ -42,7 +42,7 @@ KINDS = (
     Kind("safetensors", safetensors.is_safetensors, safetensors.read_header),
 )
 
-HEAD_BYTES = 256
+HEAD_BYTES = 512
 
 MAX_OVERLAP = 4
 """Tensors may share storage (tied weights), but together have at most this many times the file's size."""
@@ -85,10 +85,10 @@ def _open_file(path: Path, stack: ExitStack) -> TensorFile:
         head = os.pread(descriptor, HEAD_BYTES, 0)
         kind = next((kind for kind in KINDS if kind.matches(head)), None)
         if kind is None:
+            foreign.refuse_kind(head, path)
             raise CheckpointError(
-                "not a checkpoint: neither a .pth file (torch.save) nor .safetensors, by its first bytes",
+                "not a checkpoint: neither a .pth file (torch.save) nor .safetensors nor GGUF, by its first bytes",
                 path=path,
-                hint="is it a download's error page, or a Git LFS pointer?" if head.isascii() else None,
             )
         contents = kind.read(descriptor, path)
         _check_sizes(contents, os.fstat(descriptor).st_size, path)

@@ -13,9 +13,12 @@ from typing import Literal, get_args
 
 import torch
 
+from rwkvbatch.config import NO_ADAPTER
 from rwkvbatch.errors import CheckpointError, UsageError
+from rwkvbatch.model.adapters import parse_adapter
 from rwkvbatch.model.base import Model, ModelSpec, dimensions_of, is_rwkv7
-from rwkvbatch.model.checkpoint import Checkpoint, open_checkpoint
+from rwkvbatch.model.checkpoint import Checkpoint, initial_wkv, open_checkpoint
+from rwkvbatch.model.memory import refuse_too_large
 from rwkvbatch.model.ops import Operations
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.rwkv7 import Network, Rwkv7Model, Stepper, state_bytes
@@ -110,6 +113,7 @@ def load_model(
     backend: str = "auto",
     *,
     threads: int | None = None,
+    adapter: str = NO_ADAPTER,
 ) -> Model:
     """Load a model.
 
@@ -124,6 +128,7 @@ def load_model(
             `upstream` (the `rwkv` package), or `auto`: the fastest for the strategy, and `upstream` for checkpoints
             older than RWKV-7.
         threads: number of threads on the CPU; None for all processors.
+        adapter: an adapter to merge into the weights, see `parse_adapter`; `none` for none.
 
     Raises:
         UsageError: an unknown strategy or backend, or one that this machine does not support.
@@ -133,7 +138,8 @@ def load_model(
         raise UsageError(f"--backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
     if threads is not None and threads < 1:
         raise UsageError(f"--threads must be at least 1, got {threads}")
-    with _naming_origin(path), open_checkpoint(resolve_model_path(path).path) as checkpoint:
+    chosen = parse_adapter(adapter)
+    with _naming_origin(path), open_checkpoint(resolve_model_path(path).path, chosen) as checkpoint:
         generation = checkpoint.architecture.generation
         native = is_rwkv7(checkpoint.architecture)
         if backend == "upstream" or (not native and backend == "auto"):
@@ -146,8 +152,10 @@ def load_model(
 
 def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, threads: int | None) -> Rwkv7Model:
     architecture = checkpoint.architecture
-    checkpoint.file.start_hashing()
     name, ops = _operations(checkpoint, strategy, backend, threads)
+    _refuse_unrunnable(checkpoint, ops)
+    refuse_too_large(checkpoint, strategy, ops.device, in_fp32=ops.name == "reference" and ops.device == "cpu")
+    checkpoint.file.start_hashing()
     tensors = Checkpoint(checkpoint.file, architecture, strategy.dtype)
     network = Network.build(tensors, architecture.num_layers, ops)
     vocabulary = checkpoint.file.vocabulary_file
@@ -161,6 +169,7 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
         device=ops.device,
         bitwise=ops.bitwise,
         vocabulary_file=None if vocabulary is None else str(vocabulary),
+        adapter=checkpoint.adapter,
     )
     stepper: Stepper = network
     if ops.name == "cuda":
@@ -171,7 +180,22 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
         from rwkvbatch.model.ops.cpu import TracedProgram
 
         stepper = TracedProgram(network)
-    return Rwkv7Model(stepper, ops, spec, threads=threads)
+    return Rwkv7Model(stepper, ops, spec, threads=threads, initial_wkv=initial_wkv(checkpoint))
+
+
+MAX_HEAD_SIZE = 256
+"""Of the native and the Triton kernels."""
+
+
+def _refuse_unrunnable(checkpoint: Checkpoint, ops: Operations) -> None:
+    """Raise `CheckpointError` when the backend's kernels do not run networks of this shape."""
+    head_size = checkpoint.architecture.head_size
+    if head_size > MAX_HEAD_SIZE and ops.name != "reference":
+        raise CheckpointError(
+            f"it has heads of size {head_size}; the kernels of --backend {ops.name} run heads up to {MAX_HEAD_SIZE}",
+            path=checkpoint.file.path,
+            hint="--backend reference runs them, many times slower",
+        )
 
 
 def _operations(
@@ -179,10 +203,9 @@ def _operations(
 ) -> tuple[str, Operations]:
     """The backend's name and its operations."""
     if backend == "cuda" and not strategy.device.startswith("cuda"):
-        raise UsageError(
-            f"--backend cuda needs an NVIDIA GPU, but the strategy is for {strategy.device!r}",
-            hint='use --strategy "cuda fp16"',
-        )
+        found = "none was found" if strategy.is_auto else f"--strategy is for {strategy.device!r}"
+        hint = "leave --backend out" if strategy.is_auto else 'use --strategy "cuda fp16"'
+        raise UsageError(f"--backend cuda needs an NVIDIA GPU, and {found}", hint=hint)
     if strategy.on_gpu:
         if backend == "cpu":
             raise UsageError(

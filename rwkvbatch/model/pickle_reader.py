@@ -22,7 +22,7 @@ import torch
 
 from rwkvbatch.errors import CheckpointError
 
-_STORAGE_DTYPES = {
+STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -278,7 +278,7 @@ class PickleReader:
             raise self._error("a tensor refers to a storage of an unknown kind")
         if not isinstance(key, str) or not _is_size(num_elements):
             raise TypeError
-        dtype = _STORAGE_DTYPES.get(kind.name)
+        dtype = STORAGE_DTYPES.get(kind.name)
         if dtype is None:
             raise self._error(f"a tensor has the unsupported type {kind.name[:80]}")
         storage = StorageRef(dtype, key, num_elements)

@@ -6,16 +6,23 @@ The list of tensors is a pickle program, which `PickleReader` reads as data.
 from __future__ import annotations
 
 import io
+import math
 import os
+import pickle
 import re
 import struct
 import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import torch
+from torch._utils import _rebuild_tensor_v2  # pyright: ignore[reportPrivateUsage]
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model.pickle_reader import Opaque, PickleReader, StoredTensor
-from rwkvbatch.model.tensor_file import Contents, StoredBytes
+from rwkvbatch.model.pickle_reader import STORAGE_DTYPES, Opaque, PickleReader, StoredTensor
+from rwkvbatch.model.tensor_file import Contents, Entry, StoredBytes
 
 MAX_DIRECTORY_BYTES = 4 << 20
 MAX_PICKLE_BYTES = 16 << 20
@@ -146,12 +153,17 @@ def read_legacy(descriptor: int, path: Path) -> Contents:
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict", "model_state", "weights")
 """Keys under which training programs keep the tensors (Lightning: `state_dict`, DeepSpeed: `module`), best first."""
 
+LIST_PREFIX = "list."
+"""A list of tensors, as a state of the `rwkv` package, is read as a dict with the names `list.0` and so on."""
+
 MAX_WRAPPERS = 4
 
 
 def _tensors(value: Any, path: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
     """The dict of tensors in `value`, which may be wrapped in others, and what was undone to find it."""
     undone: tuple[str, ...] = ()
+    if isinstance(value, list) and value and all(isinstance(item, StoredTensor) for item in value):
+        return {f"{LIST_PREFIX}{number}": item for number, item in enumerate(value)}, undone
     for _ in range(MAX_WRAPPERS):
         if not isinstance(value, dict) or _is_state_dict(value):
             break
@@ -208,3 +220,65 @@ def _stored(name: str, tensor: StoredTensor, location: tuple[int, int], path: Pa
         span * dtype.itemsize,
         tensor.negative,
     )
+
+
+_ALIGNMENT = 64
+_LARGE = 1 << 31
+
+
+class _Numbers:
+    """A storage to be written, of which a pickle only has the key."""
+
+    def __init__(self, dtype: torch.dtype, key: str, num_elements: int) -> None:
+        self.persistent_id = ("storage", getattr(torch, _STORAGE_NAMES[dtype]), key, "cpu", num_elements)
+
+
+class _View:
+    """A tensor to be written, which is pickled as `torch.save` does."""
+
+    def __init__(self, numbers: _Numbers, shape: tuple[int, ...]) -> None:
+        self._numbers = numbers
+        self._shape = shape
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        strides = tuple(math.prod(self._shape[axis + 1 :]) for axis in range(len(self._shape)))
+        return _rebuild_tensor_v2, (self._numbers, 0, self._shape, strides, False, OrderedDict())
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, obj: Any) -> Any:
+        return obj.persistent_id if isinstance(obj, _Numbers) else None
+
+
+_STORAGE_NAMES = {dtype: name for name, dtype in STORAGE_DTYPES.items()}
+
+
+def write_zip(file: BinaryIO, entries: Mapping[str, Entry]) -> None:
+    """Write what `torch.save` writes for a dict of these tensors, with one of them in memory at a time.
+
+    Raises:
+        OSError: it could not be written. Also what loading an entry raises.
+    """
+    contents = io.BytesIO()
+    tensors = {
+        name: _View(_Numbers(entry.dtype, str(number), entry.num_elements), entry.shape)
+        for number, (name, entry) in enumerate(entries.items())
+    }
+    _Pickler(contents, protocol=2).dump(tensors)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(_member("data.pkl"), contents.getvalue())
+        archive.writestr(_member("byteorder"), b"little")
+        for number, entry in enumerate(entries.values()):
+            member = _member(f"data/{number}")
+            is_large = entry.num_bytes >= _LARGE
+            # Numbers begin at a multiple of 64 bytes, so that torch can map them.
+            begin = file.tell() + _LOCAL_HEADER.size + len(member.filename) + (20 if is_large else 0) + 4
+            padding = -begin % _ALIGNMENT
+            member.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
+            with archive.open(member, "w", force_zip64=is_large) as record:
+                record.write(entry.bytes())
+        archive.writestr(_member("version"), b"3\n")
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    return zipfile.ZipInfo(f"archive/{name}", date_time=(1980, 1, 1, 0, 0, 0))

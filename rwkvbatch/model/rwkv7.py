@@ -285,10 +285,21 @@ class Rwkv7Model:
     Args:
         network: weights, packed by `ops`.
         threads: the number of threads that torch may use while this model runs; None for torch's own setting.
+        initial_wkv: the matrices of an empty sequence [L, H, N, N], which were tuned and merged into the checkpoint;
+            None for zeros.
     """
 
-    def __init__(self, network: Stepper, ops: Operations, spec: ModelSpec, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        network: Stepper,
+        ops: Operations,
+        spec: ModelSpec,
+        *,
+        threads: int | None = None,
+        initial_wkv: Tensor | None = None,
+    ) -> None:
         self.ops = ops
+        self._initial_wkv = initial_wkv
         self._network = network
         self.spec = spec
         self._threads = threads
@@ -298,7 +309,8 @@ class Rwkv7Model:
 
     def make_pool(self, capacity: int) -> StatePool:
         spec = self.spec
-        return self.ops.make_pool(capacity, spec.num_layers, spec.num_heads, spec.head_size)
+        pool = self.ops.make_pool(capacity, spec.num_layers, spec.num_heads, spec.head_size)
+        return pool if self._initial_wkv is None else pool.with_initial(self._initial_wkv)
 
     def step(self, batch: RaggedBatch, pool: StatePool) -> Tensor:
         if not self.ops.in_torch:

@@ -6,19 +6,18 @@ import json
 import math
 import os
 import re
-import stat
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rwkvbatch.errors import CheckpointError, StorageError, UsageError
 from rwkvbatch.files import FILE_MODE, PRIVATE_MODE, FileKind, check_target, replacing
-from rwkvbatch.model.tensor_file import Contents, StoredBytes
+from rwkvbatch.model import pth
+from rwkvbatch.model.tensor_file import Contents, Entry, StoredBytes
 
 MAX_HEADER_BYTES = 16 << 20
 
@@ -34,6 +33,21 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_OTHER_TYPES = {
+    "F8_E4M3",
+    "F8_E5M2",
+    "F8_E4M3FNUZ",
+    "F8_E5M2FNUZ",
+    "F8_E8M0",
+    "F6_E2M3",
+    "F6_E3M2",
+    "F4",
+    "C64",
+    "U16",
+    "U32",
+    "U64",
+}
+"""Types of the format that weights of RWKV do not have."""
 
 
 def is_safetensors(head: bytes) -> bool:
@@ -42,7 +56,10 @@ def is_safetensors(head: bytes) -> bool:
 
 
 def read_header(descriptor: int, path: Path) -> Contents:
-    """The contents of a `.safetensors` file.
+    """The contents of a `.safetensors` file, by its header alone: the file may be larger than the memory.
+
+    The rules are those of the format (github.com/huggingface/safetensors, README): the tensors lie one after the other
+    in any order, without gaps or overlaps, and fill the file.
 
     Raises:
         CheckpointError: the header is damaged, or its sizes or offsets cannot be right.
@@ -53,27 +70,74 @@ def read_header(descriptor: int, path: Path) -> Contents:
             f"its header is said to have {length:,} bytes, at most {MAX_HEADER_BYTES:,} are read; damaged?", path=path
         )
     try:
-        # The library checks that tensors fill the file without gaps or overlaps, and fit their shapes.
-        with safe_open(path, framework="pt"):
-            pass
-        header: dict[str, Any] = json.loads(os.pread(descriptor, length, 8))
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        text = os.pread(descriptor, length, 8)
+        if len(text) < length:
+            raise ValueError("its header is cut off")
+        header: dict[str, Any] = json.loads(text, object_pairs_hook=_unique)
+        metadata = _metadata(header.pop("__metadata__", None))
+        entries = {name: _entry(name, info, 8 + length) for name, info in header.items()}
+        _check_layout(entries, 8 + length, os.fstat(descriptor).st_size)
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"damaged or cut off safetensors file ({_reason(error)})", path=path) from error
-    metadata = header.pop("__metadata__", None) or {}
-    entries: dict[str, StoredBytes] = {}
-    for name, info in header.items():
-        dtype = _DTYPES.get(info["dtype"])
-        if dtype is None:
-            raise CheckpointError(f"the tensor {name!r} has the unsupported type {info['dtype']}", path=path)
-        shape = tuple(info["shape"])
-        start, end = info["data_offsets"]
+    for name, entry in entries.items():
+        if entry.dtype is None:
+            raise CheckpointError(f"the tensor {name!r} has the unsupported type {header[name]['dtype']}", path=path)
+    return Contents({name: entry.stored() for name, entry in entries.items()}, metadata)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a name occurs twice in its header")
+    return made
+
+
+def _metadata(value: Any) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in cast("dict[Any, Any]", value).values()):
+        raise ValueError("its metadata must be texts")
+    return cast("dict[str, str]", value)
+
+
+class _Entry(NamedTuple):
+    """What the header says about a tensor; `dtype` is None for types that torch or this program does not have."""
+
+    dtype: torch.dtype | None
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    def stored(self) -> StoredBytes:
+        assert self.dtype is not None
         # Contiguous: the last axis has stride 1, each other one the product of the sizes after it.
-        strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-        entry = StoredBytes(dtype, shape, strides, 8 + length + start, end - start)
-        if entry.num_bytes != entry.span:
-            raise CheckpointError(f"the tensor {name!r} has a size that does not fit its shape", path=path)
-        entries[name] = entry
-    return Contents(entries, metadata)
+        strides = tuple(math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape)))
+        return StoredBytes(self.dtype, self.shape, strides, self.start, self.end - self.start)
+
+
+def _entry(name: str, info: Any, data_start: int) -> _Entry:
+    try:
+        kind, shape, (start, end) = info["dtype"], tuple(info["shape"]), info["data_offsets"]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"the entry {name[:80]!r} of its header is not one of a tensor") from None
+    if not all(type(number) is int and 0 <= number < 2**62 for number in (*shape, start, end)):
+        raise ValueError(f"the tensor {name[:80]!r} has impossible sizes or offsets")
+    if kind not in _DTYPES and kind not in _OTHER_TYPES:
+        raise ValueError(f"the tensor {name[:80]!r} has the unknown type {str(kind)[:40]!r}")
+    dtype = _DTYPES.get(kind)
+    if start > end or (dtype is not None and math.prod(shape) * dtype.itemsize != end - start):
+        raise ValueError(f"the tensor {name[:80]!r} has a size that does not fit its shape")
+    return _Entry(dtype, shape, data_start + start, data_start + end)
+
+
+def _check_layout(entries: Mapping[str, _Entry], start: int, file_size: int) -> None:
+    position = start
+    for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
+        if entry.start != position:
+            raise ValueError("its tensors overlap, or leave gaps")
+        position = entry.end
+    if position != file_size:
+        raise ValueError(f"its tensors end at byte {position:,}, the file at {file_size:,}")
 
 
 def _reason(error: Exception) -> str:
@@ -89,9 +153,9 @@ STATE_FORMAT = "rwkvbatch-state"
 
 def _is_state(path: Path) -> bool:
     try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") == STATE_FORMAT
-    except SafetensorError:
+        with path.open("rb") as file:
+            return read_header(file.fileno(), path).metadata.get("format") == STATE_FORMAT
+    except CheckpointError:
         return False
 
 
@@ -127,20 +191,61 @@ def save_tensors(
         UsageError: the name ends otherwise, or the file is there and may not be replaced.
         StorageError: it could not be written.
     """
+    entries = {
+        name: Entry(tensor.dtype, tuple(tensor.shape), partial(_itself, tensor)) for name, tensor in tensors.items()
+    }
+    save_entries(path, entries, kind=kind, metadata=metadata, replace=replace, private=private)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def save_entries(
+    path: Path,
+    entries: Mapping[str, Entry],
+    *,
+    kind: FileKind = CHECKPOINT,
+    metadata: Mapping[str, str] | None = None,
+    replace: bool = False,
+    private: bool = False,
+) -> None:
+    """As `save_tensors`, with one tensor in memory at a time; also raises what loading an entry raises."""
     check_tensor_target(path, kind=kind, replace=replace)
     try:
-        with replacing(path, mode=PRIVATE_MODE if private else FILE_MODE) as temporary:
-            mode = stat.S_IMODE(temporary.stat().st_mode)
-            plain = _own_storages(tensors)
+        mode = PRIVATE_MODE if private else FILE_MODE
+        with replacing(path, mode=mode) as temporary, temporary.open("r+b") as file:
             if path.suffix == ".safetensors":
-                save_file(plain, temporary, dict(metadata) if metadata else None)
+                _write(file, entries, metadata or {})
             else:
-                torch.save(plain, temporary)
-            temporary.chmod(mode)  # safetensors makes a file of its own, for the owner only
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # torch and safetensors report a full disk as errors of their own.
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:200]
-        raise StorageError(f"cannot write {str(path)!r}: {reason}", hint="is there room on the disk?") from error
+                pth.write_zip(file, entries)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {str(path)!r}: {error.strerror or error}", hint="is there room on the disk?"
+        ) from error
+
+
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_ALIGNMENT = 8
+
+
+def _write(file: BinaryIO, entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> None:
+    # Wide types first, so that every tensor is aligned to its type.
+    order = sorted(entries, key=lambda name: -entries[name].dtype.itemsize)
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in order:
+        start, end = end, end + entries[name].num_bytes
+        header[name] = {
+            "dtype": _NAMES[entries[name].dtype],
+            "shape": list(entries[name].shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    text += b" " * (-len(text) % _ALIGNMENT)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        file.write(entries[name].bytes())
 
 
 def check_tensor_target(path: Path, *, kind: FileKind = CHECKPOINT, replace: bool) -> None:
@@ -150,19 +255,3 @@ def check_tensor_target(path: Path, *, kind: FileKind = CHECKPOINT, replace: boo
     if not path.parent.is_dir():
         raise UsageError(f"there is no directory {str(path.parent)!r} to write {path.name!r} in")
     check_target(path, kind, replace=replace, how="--force replaces it")
-
-
-def _own_storages(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same numbers, each tensor contiguous and with a storage of its own.
-
-    `torch.save` writes the whole storage that a view looks at; `.safetensors` has neither views nor shared storage.
-    """
-    plain: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        storage = tensor.untyped_storage()
-        whole = tensor.is_contiguous() and storage.nbytes() == tensor.numel() * tensor.element_size()
-        alone = whole and storage.data_ptr() not in seen
-        plain[name] = tensor.detach() if alone else tensor.detach().clone(memory_format=torch.contiguous_format)
-        seen.add(storage.data_ptr())
-    return plain

@@ -15,9 +15,11 @@ from rwkvbatch.model.base import ModelSpec, State
 from rwkvbatch.model.checkpoint import check_finite, shape_text
 from rwkvbatch.model.containers import open_tensors
 from rwkvbatch.model.forms import official
+from rwkvbatch.model.pth import LIST_PREFIX
 from rwkvbatch.model.safetensors import STATE, STATE_FORMAT, save_tensors
 from rwkvbatch.model.strategy import PRECISIONS
 from rwkvbatch.model.tensor_file import NamedTensors
+from rwkvbatch.model.upstream import PACKAGE_STATE, PACKAGE_STATE_4
 
 VERSION = "1"
 
@@ -30,7 +32,7 @@ def load_state(path: str | Path, spec: ModelSpec) -> State:
 
     Accepts state-tuned files (one `blocks.{i}.att.time_state` [H, N, N] per layer; used as stored for RWKV-7,
     transposed for RWKV-5 and 6, as the `rwkv` package's demo does), which give the state of one sequence with zero
-    shifts, and files that `save_state` wrote.
+    shifts; files that `save_state` wrote; and the list that the `rwkv` package's `forward` returns, after `torch.save`.
 
     Raises:
         CheckpointError: it is damaged, neither of these, or of another model.
@@ -41,10 +43,12 @@ def load_state(path: str | Path, spec: ModelSpec) -> State:
             return _saved(file, spec)
         if any(_TUNED.fullmatch(name) for name in file.entries):
             return _tuned(file, spec)
+        if file.entries and all(name.startswith(LIST_PREFIX) for name in file.entries):
+            return _of_package(file, spec)
         found = ", ".join(repr(name[:60]) for name in list(file.entries)[:4]) or "no tensors at all"
         raise CheckpointError(
-            "not a state file: expected 'blocks.0.att.time_state' and so on, or a state saved by rwkvbatch; "
-            f"found {found}",
+            "not a state file: expected 'blocks.0.att.time_state' and so on, a state saved by rwkvbatch, or a list of "
+            f"tensors of the `rwkv` package; found {found}",
             path=file.path,
         )
 
@@ -111,6 +115,31 @@ def _tuned(file: NamedTensors, spec: ModelSpec) -> State:
         wkv = wkv.transpose(-2, -1).contiguous()
     shift = torch.zeros(1, spec.num_layers, spec.width)
     return State({"att_shift": shift, "ffn_shift": shift.clone(), "wkv": wkv})
+
+
+def _of_package(file: NamedTensors, spec: ModelSpec) -> State:
+    """A state of the `rwkv` package, `torch.save(state)`: a list of 3 tensors a layer, of RWKV-4 of 5."""
+    names = PACKAGE_STATE_4 if spec.generation == "4" else PACKAGE_STATE
+    count = len(names) * spec.num_layers
+    if len(file.entries) != count:
+        raise CheckpointError(
+            f"this state is not for this model: a list of {len(file.entries)} tensors, expected {count} "
+            f"({len(names)} for each of {spec.num_layers} layers)",
+            path=file.path,
+        )
+    vector, matrix = (spec.width,), (spec.num_heads, spec.head_size, spec.head_size)
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    for number in range(count):
+        name = names[number % len(names)]
+        entry, shape = file.entries[f"{LIST_PREFIX}{number}"], matrix if name == "wkv" else vector
+        if entry.shape != shape:
+            raise CheckpointError(
+                f"this state is not for this model: tensor {number} of its list must be {shape_text(shape)} ({name}), "
+                f"it is {shape_text(entry.shape)}",
+                path=file.path,
+            )
+        parts[name].append(_values(file, f"{LIST_PREFIX}{number}"))
+    return State({name: torch.stack(tensors).unsqueeze(0) for name, tensors in parts.items()})
 
 
 def _values(file: NamedTensors, name: str) -> torch.Tensor:

@@ -44,11 +44,13 @@ class Strategy:
             matrices, on the CPU (`ops.reference.rounded_to_int8`), and leaves all else as it is.
         fixed_rows: the number of rows of every matrix product on a GPU, so that a reply does not depend on how many
             others there are; None for no fixed number.
+        is_auto: whether the device was chosen by what this machine has.
     """
 
     device: str
     precision: Precision | Literal["int8"] | None
     fixed_rows: int | None = None
+    is_auto: bool = False
 
     @property
     def on_gpu(self) -> bool:
@@ -77,7 +79,7 @@ def parse_strategy(text: str) -> Strategy:
     """
     wanted = " ".join(text.split())
     if wanted == "auto":
-        return Strategy("cuda" if torch.cuda.is_available() else "cpu", None)
+        return Strategy("cuda" if torch.cuda.is_available() else "cpu", None, is_auto=True)
     match = _PLAIN.fullmatch(wanted)
     if match is None:
         hint = None
@@ -127,8 +129,8 @@ def parse_upstream_strategy(text: str, generation: str) -> str:
     return " -> ".join(parts)
 
 
-def check_device(device: str) -> None:
-    """Raise `UsageError` when this machine lacks `device`."""
+def check_device(device: str, option: str = "--strategy") -> None:
+    """Raise `UsageError` when this machine lacks `device`, which `option` asks for."""
     found = None
     if device == "mps" and not torch.backends.mps.is_available():
         found = "no Apple GPU was found"
@@ -137,5 +139,7 @@ def check_device(device: str) -> None:
         if int(device.partition(":")[2] or 0) >= count:
             found = f"found {count}, numbered from 0" if count else "no CUDA device was found"
     if found is not None:
-        hint = 'use --strategy "cpu" or "auto"'
-        raise UsageError(f"--strategy asks for the device {device!r}, but {found}", hint=hint)
+        hint = (
+            'use "cpu" or "auto"' if option == "--strategy" else "name devices that this machine has, or leave it out"
+        )
+        raise UsageError(f"{option} asks for the device {device!r}, but {found}", hint=hint)

@@ -109,6 +109,10 @@ class TensorFile:
         tensor = flat.view(entry.dtype).as_strided(entry.shape, entry.strides)
         return tensor.neg() if entry.negative else tensor
 
+    def is_same_file(self, other: TensorFile) -> bool:
+        """Whether both are one file, by device and number."""
+        return os.path.samestat(self._before, other._before)
+
     def start_hashing(self) -> threading.Thread:
         """Start to compute `sha256` in the background; returns the thread that does."""
         self._hashing = threading.Thread(target=self._hash_all, name="checkpoint-hash", daemon=True)
@@ -157,6 +161,17 @@ class Entry:
     def num_elements(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def num_bytes(self) -> int:
+        return self.num_elements * self.dtype.itemsize
+
+    def bytes(self) -> memoryview:
+        """Its numbers as a file has them, in the order of a contiguous tensor."""
+        tensor = self.load().detach().to("cpu").contiguous()
+        if tensor.dtype != self.dtype or tuple(tensor.shape) != self.shape:
+            raise ValueError(f"expected {self.dtype} {self.shape}, got {tensor.dtype} {tuple(tensor.shape)}")
+        return memoryview(tensor.flatten().view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
+
     def transposed(self) -> Entry:
         """The matrix, or stack of matrices, with its last two axes exchanged, contiguous."""
         *stack, rows, columns = self.shape
@@ -191,6 +206,7 @@ class NamedTensors:
         vocabulary_file: the World vocabulary in a directory, if it has one.
         form: how the tensors were named, see `forms`.
         undone: what was changed to get from the files' tensors to `entries`, a phrase each.
+        recipe: what `entries` depend on beside the files' bytes.
     """
 
     path: Path
@@ -202,6 +218,7 @@ class NamedTensors:
     vocabulary_file: Path | None = None
     form: str = "official"
     undone: tuple[str, ...] = ()
+    recipe: tuple[str, ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -221,11 +238,11 @@ class NamedTensors:
         return [file.start_hashing() for file in self.files][-1]
 
     def sha256(self) -> str:
-        """Hash in hex: of the only file, or of the hashes of all files in their order; raises as `TensorFile.sha256`.
+        """Hash in hex: of the only file, or of the hashes of all files in their order and of `recipe`.
 
-        The tensors that a form makes depend on these bytes alone.
+        The tensors depend on nothing else. Raises as `TensorFile.sha256`.
         """
-        hashes = [file.sha256() for file in self.files]
+        hashes = [*(file.sha256() for file in self.files), *self.recipe]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 

@@ -10,6 +10,7 @@ import importlib.util
 import io
 import itertools
 import os
+import re
 import sys
 import tempfile
 import types
@@ -33,13 +34,15 @@ from rwkvbatch.model.base import (
     StatePool,
     check_tokens,
     dimensions_of,
+    is_rwkv7,
     num_threads,
     tf32,
 )
-from rwkvbatch.model.checkpoint import Checkpoint
+from rwkvbatch.model.checkpoint import Checkpoint, initial_wkv
+from rwkvbatch.model.memory import refuse_too_large
 from rwkvbatch.model.ops import reference
 from rwkvbatch.model.rwkv7 import forward
-from rwkvbatch.model.strategy import parse_upstream_strategy
+from rwkvbatch.model.strategy import Strategy, parse_upstream_strategy
 
 _COPIES = itertools.count()
 
@@ -48,8 +51,11 @@ _COPIES = itertools.count()
 _SWITCHES = {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_DML_ON": "0", "RWKV_DE_VERSION": "0"}
 
 
-def load_package_model(checkpoint: Checkpoint, strategy: str) -> Any:
+def load_package_model(checkpoint: Checkpoint, strategy: str, *, asked: str | None = None) -> Any:
     """The `rwkv` package's own model object for `checkpoint`; all tensors are checked first.
+
+    Args:
+        asked: the strategy that the user gave, for errors; by default `strategy`.
 
     Raises:
         CheckpointError: a tensor holds NaN or infinity, or the package cannot load it.
@@ -66,7 +72,8 @@ def load_package_model(checkpoint: Checkpoint, strategy: str) -> Any:
             target.symlink_to(checkpoint.file.files[0].path.resolve())
         else:
             torch.save(dict(checkpoint), target)
-        with _reported(checkpoint, f"cannot load it with the strategy {strategy!r}"):
+        given = "" if asked == "auto" else f" with --strategy {strategy!r}"
+        with _reported(checkpoint, f"cannot load it{given}"):
             if generation in RWKV7:
                 return module.RWKV_x070(str(target).removesuffix(".pth"), strategy)
             return module.RWKV(str(target), strategy, verbose=False)
@@ -148,8 +155,8 @@ PackageState = list[Tensor]
 """The package's own layout: `len(names)` tensors for layer 0, then those of layer 1, and so on."""
 
 # In the package's order. RWKV-4 has numerator, denominator and exponent of the attention; the others a matrix per head.
-_NAMES_4 = ("att_shift", "att_numerator", "att_denominator", "att_exponent", "ffn_shift")
-_NAMES = ("att_shift", "wkv", "ffn_shift")
+PACKAGE_STATE_4 = ("att_shift", "att_numerator", "att_denominator", "att_exponent", "ffn_shift")
+PACKAGE_STATE = ("att_shift", "wkv", "ffn_shift")
 _EMPTY_EXPONENT = -1e30
 
 
@@ -215,7 +222,7 @@ class UpstreamModel:
         self._zero = zero
         self.spec = spec
         self._threads = threads
-        self._names = _NAMES_4 if spec.generation == "4" else _NAMES
+        self._names = PACKAGE_STATE_4 if spec.generation == "4" else PACKAGE_STATE
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.spec.in_words}>"
@@ -261,10 +268,13 @@ def load_upstream(checkpoint: Checkpoint, strategy: str, *, threads: int | None 
     """
     architecture = checkpoint.architecture
     wanted = parse_upstream_strategy(strategy, architecture.generation)
+    _refuse_too_large(checkpoint, wanted)
     checkpoint.file.start_hashing()
-    package_model = load_package_model(checkpoint, wanted)
+    package_model = load_package_model(checkpoint, wanted, asked=strategy)
     with _reported(checkpoint, "loads it but cannot run it"), torch.no_grad(), num_threads(threads), tf32(False):
-        zero = _zero_state(package_model, architecture.generation)
+        zero = _zero_state(
+            package_model, architecture.generation, initial_wkv(checkpoint) if is_rwkv7(architecture) else None
+        )
     vocabulary = checkpoint.file.vocabulary_file
     spec = ModelSpec(
         **dimensions_of(architecture),
@@ -276,15 +286,31 @@ def load_upstream(checkpoint: Checkpoint, strategy: str, *, threads: int | None 
         device=str(zero[0].device),
         bitwise=False,
         vocabulary_file=None if vocabulary is None else str(vocabulary),
+        adapter=checkpoint.adapter,
     )
     return UpstreamModel(package_model, zero, spec, threads=threads)
 
 
-def _zero_state(package_model: Any, generation: str) -> PackageState:
-    """The package's initial state; runs the model once, which also shows whether it works."""
+def _refuse_too_large(checkpoint: Checkpoint, strategy: str) -> None:
+    """Raise `CheckpointError` when a strategy that keeps all weights on the CPU needs more memory than there is."""
+    match = re.fullmatch(r"cpu (fp32|bf16|fp16)(i8)?", strategy)
+    if match is not None:
+        precision: Any = "int8" if match[2] else match[1]
+        refuse_too_large(checkpoint, Strategy("cpu", precision), "cpu", in_fp32=match[0] == "cpu fp32")
+
+
+def _zero_state(package_model: Any, generation: str, initial: Tensor | None) -> PackageState:
+    """The package's initial state; runs the model once, which also shows whether it works.
+
+    Args:
+        initial: a tuned state of RWKV-7 [L, H, N, N], which the package leaves to its caller.
+    """
     _, after = package_model.forward([0], None)
     if generation in RWKV7:
-        return list(package_model.generate_zero_state())
+        state = list(package_model.generate_zero_state())
+        if initial is not None:
+            state[1::3] = [wkv.to(zero, copy=True) for wkv, zero in zip(initial, state[1::3], strict=True)]
+        return state
     # Older generations return no state before the first token.
     zero = [torch.zeros_like(tensor) for tensor in after]
     if generation == "4":

@@ -26,11 +26,15 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rwkvbatch.config import ReplyPrompt, ThinkMode
+from rwkvbatch.deadline import deadline
 from rwkvbatch.errors import TemplateError
 from rwkvbatch.prompt.templates import THINK_REQUESTS, PromptTemplate, clean, read_text
 
 MAX_TEMPLATE_BYTES = 64 * 1024
 MAX_OUTPUT_CHARACTERS = 16_000_000
+DEADLINE_S = 5.0
+"""Seconds for one rendering."""
+
 _MACROS = ("system", "user", "reply")
 _FILTERS = ("trim", "upper", "lower", "default", "length")
 _TESTS = ("defined", "undefined", "none")
@@ -131,10 +135,13 @@ class JinjaTemplate(PromptTemplate):
 
     @contextmanager
     def _guarded(self, prefix: str = "") -> Generator[None]:
-        """Gives one rendering its budget of characters; turns its errors into `TemplateError`."""
+        """Gives one rendering its budget of characters and its deadline; turns its errors into `TemplateError`."""
         self._environment.left = MAX_OUTPUT_CHARACTERS
         try:
-            yield
+            with deadline(DEADLINE_S):
+                yield
+        except TimeoutError as error:
+            raise TemplateError(f"{prefix}{error}", path=self._path, hint=_HINT) from None
         except (RecursionError, MemoryError):
             raise TemplateError(f"{prefix}nested too deeply", path=self._path, hint=_HINT) from None
         except (JinjaError, TypeError, ValueError) as error:

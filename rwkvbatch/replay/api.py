@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ from rwkvbatch.replay.race import FIRST_LOOK, turns_of_draws
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.results.directory import SKIPPED_NAME
+from rwkvbatch.script.documents import read_documents
+from rwkvbatch.script.lint import lint
 from rwkvbatch.script.reader import Script, read_scripts
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from rwkvbatch.model.base import Model
 
 SKIPPED_SHOWN = 5
+KEYS_SHOWN = 8
 CELLS_SHOWN = 8
 
 PathLike = str | os.PathLike[str]
@@ -70,6 +74,7 @@ class RunKeywords(TypedDict, total=False):
     reply_prefix: str | Sequence[str]
     bos: Switch | bool | Sequence[Switch | bool]
     history: HistoryMode | Sequence[HistoryMode]
+    adapter: str | Sequence[str]
     strategy: str | Sequence[str]
     backend: str | Sequence[str]
     state: str | Sequence[str] | None
@@ -107,6 +112,7 @@ def run(
     grid: PathLike | None = None,
     config: PathLike | None = None,
     environment: Mapping[str, str] | None = None,
+    documents: bool = False,
     skip_bad: bool = False,
     shard: str | None = None,
     retry_errors: bool = False,
@@ -129,6 +135,7 @@ def run(
             bundled one.
         grid: a TOML file with a grid of settings. config: one with settings.
         environment: where `RWKVBATCH_*` settings are read from, such as `os.environ`; None reads none.
+        documents: score text files, JSON lines with `text` and folders of them, as `rwkvbatch score` does.
         skip_bad: leave bad lines of a script out.
         shard: run only this part of the conversations, such as `2/8`.
         retry_errors: run rows again that failed. repair: set damaged rows aside and run them again.
@@ -150,9 +157,10 @@ def run(
     loaded: Model | None = None
     if model is not None and not isinstance(model, (str, os.PathLike, Sequence)):
         loaded, model = cast("Model", getattr(model, "model", model)), None
-    where: dict[str, Any] = {"grid": grid, "config": config, "environment": environment}
+    where: dict[str, Any] = {"grid": grid, "config": config, "environment": environment, "documents": documents}
     prepared = prepare(scripts, model=model, skip_bad=skip_bad, shard=shard, **where, **settings)
     plan, skipped = prepared.plan, prepared.script.skipped
+    _log_lint(plan)
     observers = [] if observer is None else [observer]
     with ExitStack() as stack:
         if metrics_port is not None:
@@ -170,6 +178,7 @@ def run(
             skipped=skipped,
             observers=observers,
             should_stop=should_stop,
+            notify=notify,
             loading=loading,
             pool=pool_for(plan.settings, model_given=loaded is not None),
         )
@@ -195,6 +204,7 @@ def prepare(
     grid: PathLike | None = None,
     config: PathLike | None = None,
     environment: Mapping[str, str] | None = None,
+    documents: bool = False,
     skip_bad: bool = False,
     shard: str | None = None,
     **settings: Unpack[RunKeywords],
@@ -216,8 +226,10 @@ def prepare(
     with naming_origins(layered.origins):
         part = None if shard is None else Shard.parse(shard)
         _refuse_contradictions(layered, cells, part)
-        script = read_scripts(_script_names(scripts), limits=layered.settings.script_limits, skip_bad=skip_bad)
+        read = read_documents if documents else read_scripts
+        script = read(_script_names(scripts), limits=layered.settings.script_limits, skip_bad=skip_bad)
         _log_skipped(script)
+        _log_ignored(script)
         plan = Plan(select(script.conversations, layered.settings), cells, layered, part)
         if plan.settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
             raise UsageError("--until-ci compares the scores of checks, and the script has none")
@@ -322,6 +334,23 @@ def _log_skipped(script: Script) -> None:
         _log.log(level, "set aside: %s", line.error, extra={"path": line.source.path, "line": line.source.line})
     if len(script.skipped) > SKIPPED_SHOWN:
         _log.warning("set aside: %d lines more", len(script.skipped) - SKIPPED_SHOWN)
+
+
+def _log_ignored(script: Script) -> None:
+    """Log the keys that were not read, once each."""
+    if script.ignored:
+        most = sorted(script.ignored.items(), key=lambda item: (-item[1], item[0]))
+        shown = ", ".join(f"{key} ({count:,})" for key, count in most[:KEYS_SHOWN])
+        rest = f" and {len(most) - KEYS_SHOWN} more" if len(most) > KEYS_SHOWN else ""
+        _log.warning("keys that are not read, with their numbers of lines: %s%s", shown, rest)
+
+
+def _log_lint(plan: Plan) -> None:
+    """Log how many contents are probably mistakes."""
+    counts = Counter(warning.code for warning in lint(plan.conversations))
+    if counts:
+        shown = ", ".join(f"{count:,} {code}" for code, count in counts.most_common())
+        _log.warning("probable mistakes in the script, which change replies or scores: %s; --dry-run lists them", shown)
 
 
 def split_lists(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:

@@ -8,26 +8,37 @@ A turn passes these records on its way from the script to the run directory: `Co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, takewhile
 from typing import TYPE_CHECKING, cast
 
 from rwkvbatch.config import CellSettings, Prompting
 from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, NoiseKey, Reply, Request, Score, closed_history
-from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError, RwkvBatchError, in_words
+from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError
 from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template, with_turn_end
 from rwkvbatch.prompt.tokenizer import Tokenizer
+from rwkvbatch.replay.judging import explain, judge, not_judged
 from rwkvbatch.replay.plan import Plan, Task
-from rwkvbatch.results.row import NOT_REACHED, CheckResult, Logprob, Reference, Row, RowTiming, TokenCounts
-from rwkvbatch.script.records import Check, Conversation, ReplyFacts, Turn
+from rwkvbatch.results.row import (
+    NOT_REACHED,
+    SCORED,
+    Logprob,
+    ProbePlace,
+    Reference,
+    Row,
+    RowTiming,
+    TokenCounts,
+    short_text,
+)
+from rwkvbatch.script.checks.structured import Chosen
+from rwkvbatch.script.choices import Choice, ChoiceScore, ChoiceScores
+from rwkvbatch.script.records import Conversation, ReplyFacts, Turn
 from rwkvbatch.signals import ENDS_PROCESS
 
 if TYPE_CHECKING:
     from rwkvbatch.engine.engine import Engine
-
-_NOT_JUDGED = "not judged: the turn ended in an error"
 
 
 class PromptEncoder:
@@ -77,22 +88,38 @@ class ConversationReplay:
     """A task and the state of its replay.
 
     Attributes:
-        turn: number of the next turn; the number of turns when `over`.
         pending: engine requests of the next turn that have no result yet.
     """
 
     def __init__(self, task: Task, encoder: PromptEncoder) -> None:
         self.task = task
-        self.turn = 0
         self.pending: set[int] = set()
-        self._reply: Reply | None = None
-        self._score: Score | None = None
+        self._place = 0
+        self._work: _Work | None = None
+        # By turn of the dialogue, the tokens up to the end of its user message: probes count from there.
+        self._said: dict[int, int] = {}
         self._encoder = encoder
         self._history = encoder.opening(task.conversation, task.settings)
 
     @property
     def over(self) -> bool:
-        return self.turn >= len(self.task.conversation.turns)
+        return self._place >= len(self.task.conversation.order)
+
+    @property
+    def turn(self) -> int:
+        """The number of the next turn, in the order of the replay; the number of turns when `over`."""
+        order = self.task.conversation.order
+        return len(order) if self.over else order[self._place]
+
+    @property
+    def turns_after(self) -> tuple[int, ...]:
+        """The numbers of the turns that follow the next one."""
+        return self.task.conversation.order[self._place + 1 :]
+
+    @property
+    def is_at_probe(self) -> bool:
+        """Whether the next turn is a probe, whose failure does not end the dialogue."""
+        return not self.over and self._next.probe is not None
 
     def prompt(self) -> tuple[int, ...]:
         """All tokens before the next reply."""
@@ -101,15 +128,13 @@ class ConversationReplay:
     def request(self) -> Request:
         """The engine request for the next turn's reply; raises `PromptTooLongError`."""
         tokens = self.prompt()
-        limit = self._encoder.max_prompt_tokens
-        if limit is not None and len(tokens) > limit:
-            raise PromptTooLongError(f"the prompt has {len(tokens)} tokens; --max-prompt-tokens allows {limit}")
-        task, turn = self.task, self.task.of_turn(self.turn)
+        self._check_length(len(tokens))
+        turn = self.task.of_turn(self.turn)
         settings = turn.settings
         return Request(
             tokens=tokens,
             sampling=settings.sampling,
-            noise=NoiseKey(turn.seed, task.conversation.id, task.repeat, self.turn),
+            noise=self._noise(turn.seed),
             max_tokens=settings.max_tokens,
             max_seconds=settings.max_seconds,
             stop=(*self._template.stops, *settings.stop),
@@ -117,51 +142,95 @@ class ConversationReplay:
             root=self._encoder.root(settings),
         )
 
+    def _check_length(self, num_tokens: int) -> None:
+        limit = self._encoder.max_prompt_tokens
+        if limit is not None and num_tokens > limit:
+            raise PromptTooLongError(f"the prompt has {num_tokens} tokens; --max-prompt-tokens allows {limit}")
+
+    def _noise(self, seed: int) -> NoiseKey:
+        """The key of the turn's random numbers; that of a probe does not depend on how many turns there are."""
+        conversation, probe = self.task.conversation.id, self._next.probe
+        if probe is None:
+            return NoiseKey(seed, conversation, self.task.repeat, self.turn)
+        return NoiseKey(seed, f"{conversation}\x1fprobe {probe.number}", self.task.repeat, probe.after)
+
     def submit(self, engine: Engine) -> None:
-        """Submit the next turn's request, and the scoring of its reference reply when it has one.
+        """Submit the work of the next turn: its reply, its reference reply, its choices.
 
         Raises `RwkvBatchError` or `ValueError` when the prompt is too long or the engine refuses the request.
         """
-        self.pending = {engine.submit(self.request())}
-        if self._next.reference is not None:
-            root = self._encoder.root(self.task.settings)
-            given = self._template.given_reply(self._next.reference)
-            self.pending.add(engine.submit_score(*self._with_reference(*given), root))
+        turn = self._next
+        texts = [] if turn.reference is None else [self._reference_tokens(turn.reference)]
+        texts += map(self._choice_tokens, turn.choices)
+        if not turn.generate:
+            for prefix, _ in texts:
+                self._check_length(len(prefix))
+        self._work = _Work(self.request() if turn.generate else None, texts)
+        self.submit_more(engine)
+
+    def submit_more(self, engine: Engine) -> None:
+        """Submit what is left of the next turn's work, as far as `MAX_PENDING` allows: each request has its tokens."""
+        work = self._work
+        if work is None:
+            return
+        root = self._encoder.root(self.task.of_turn(self.turn).settings)
+        try:
+            while work.num_submitted < work.num_parts and len(self.pending) < MAX_PENDING:
+                part = work.num_submitted
+                if work.request is not None and part == 0:
+                    number = engine.submit(work.request)
+                else:
+                    place = part - (work.request is not None)
+                    # Only a reference reply can be part of a later history.
+                    cache = place == 0 and self._next.reference is not None and not self._next.plain
+                    number = engine.submit_score(*work.texts[place], root, cache=cache)
+                work.part_of[number] = part
+                self.pending.add(number)
+                work.num_submitted += 1
+        except BaseException:
+            for number in self.pending:
+                engine.cancel(number)
+            raise
 
     def take_result(self, request_id: int, result: Reply | Score) -> Row | None:
         """Take a pending request's result. Returns the turn's row once all its results are there.
 
-        The replay has then moved to the next turn, unless the row is an error row.
+        Without a row, the caller calls `submit_more`. With one, the replay has moved to the next turn, unless it is an
+        error row.
         """
         self.pending.remove(request_id)
-        if isinstance(result, Reply):
-            self._reply = result
-        else:
-            self._score = result
-        if self.pending or self._reply is None:
+        work = self._work
+        assert work is not None
+        work.results[work.part_of.pop(request_id)] = result
+        if len(work.results) < work.num_parts:
             return None
-        reply, score = self._reply, self._score
-        self._reply = self._score = None
-        text = self._template.shown_reply(reply.text)
+        self._work = None
+        reply = work.results[0] if work.request is not None else None
+        assert reply is None or isinstance(reply, Reply)
+        scores = [found for _, found in sorted(work.results.items()) if isinstance(found, Score)]
+        text = "" if reply is None else self._template.shown_reply(reply.text)
         try:
-            row = self._row(reply, score, text)
+            row = self._row(work, reply, scores, text)
         except ENDS_PROCESS:
             raise
         except BaseException as error:  # checks are plug-ins: any exception fails the row, not the run
             return error_row(self.task, self.turn, explain(error), reply, text)
-        self._advance(reply.history)
+        self._advance(() if reply is None else reply.history, row)
         return row
 
     def fail_turn(self, error: Exception) -> Row:
         """The error row of the next turn. The replay stays at that turn."""
         self.pending = set()
-        self._reply = self._score = None
+        self._work = None
         return error_row(self.task, self.turn, explain(error))
 
     def skip_turn(self, row: Row) -> None:
         """Move past a turn whose row exists: its tokens are added to the history, nothing is generated."""
-        end = cast("FinishReason", row.finish_reason), row.stopped_by, self._template.closing
-        self._advance(closed_history(self._encoder.tokenizer, self.prompt(), row.reply_ids, *end))
+        history: tuple[int, ...] = ()
+        if self._next.generate and self._next.probe is None:
+            end = cast("FinishReason", row.finish_reason), row.stopped_by, self._template.closing
+            history = closed_history(self._encoder.tokenizer, self.prompt(), row.reply_ids, *end)
+        self._advance(history, row)
 
     @property
     def _next(self) -> Turn:
@@ -171,50 +240,157 @@ class ConversationReplay:
     def _template(self) -> PromptTemplate:
         return self._encoder.template(self.task.of_turn(self.turn).settings)
 
-    def _with_reference(self, *parts: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The tokens before the last of a reference's `parts`, as the template writes them, and those of that part."""
+    def _reference_tokens(self, reference: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens before the turn's reference that are not scored, and those that are.
+
+        Of a plain text that nothing is read before (`bos` off), the first token cannot be scored.
+        """
+        if not self._next.plain:
+            return self._with_given(*self._template.given_reply(reference))
+        # Not through the cache of encoded texts, which would keep documents.
+        encode = self._encoder.tokenizer.encode
+        settings = self.task.of_turn(self.turn).settings
+        begin = (END_OF_TEXT,) if settings.begins_with_bos(plain_text=True) else ()
+        before, text = (*begin, *encode(self._next.user)), tuple(encode(reference))
+        if not before and len(text) < 2:
+            raise RowError("the text has one token, and nothing is read before it: use --bos on")
+        return (before, text) if before else (text[:1], text[1:])
+
+    def _choice_tokens(self, choice: Choice) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens before a choice, and those of the choice, as the beginning of the reply."""
+        return self._with_choice(self._choice_text(choice))
+
+    def _choice_text(self, choice: Choice) -> str:
+        """A choice as the template writes a reply; after a `reply_prefix` exactly as it stands in the script."""
+        if self._template.reply_prefix:
+            return choice.text
+        return self._template.reply(choice.text).removesuffix(self._template.closing)
+
+    def _with_choice(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (self.prompt(), self._encoder.encode(text)) if self._template.reply_prefix else self._with_given(text)
+
+    def _with_given(self, *parts: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens before the last of a reply's `parts`, as the template writes them, and those of that part."""
         texts = (self._template.past_turn(self._next.user), *parts)
         *before, last = [self._encoder.encode(text) for text in texts]
         return (*self._history, *chain.from_iterable(before)), last
 
-    def _advance(self, history: tuple[int, ...]) -> None:
-        if self.task.settings.history == "gold" and self._next.reference is not None:
-            prefix, reply = self._with_reference(self._template.reply(self._next.reference))
-            history = (*prefix, *reply)
-        self._history = history
-        self.turn += 1
+    def _advance(self, history: tuple[int, ...], row: Row) -> None:
+        """Move to the next turn, after `history` if this one had a generated reply.
 
-    def _row(self, reply: Reply, score: Score | None, text: str) -> Row:
+        A probe and a plain text leave the history as it is. A turn of choices without a reply goes on with the choice
+        that is the likeliest by its first check of choices, or else by the sum of the log-probabilities.
+        """
+        turn, settings = self._next, self.task.settings
+        if turn.probe is None and not turn.plain:
+            self._said[self.turn] = len(self.prompt())
+            if settings.history == "gold" and turn.reference is not None:
+                prefix, reply = self._with_given(self._template.reply(turn.reference))
+                history = (*prefix, *reply)
+            elif not turn.generate:
+                chosen = self._choice_text(_chosen(turn, row.choices))
+                prefix, reply = self._with_choice(chosen + self._template.closing)
+                history = (*prefix, *reply)
+            self._history = history
+        self._place += 1
+
+    def _row(self, work: _Work, reply: Reply | None, scores: list[Score], text: str) -> Row:
         turn = self._next
-        if reply.finish_reason == "error":
+        if reply is not None and reply.finish_reason == "error":
             raise RowError(reply.error or "the engine could not make this reply")
-        total = math.fsum(reply.logprobs)
-        if not math.isfinite(total) or (score is not None and not math.isfinite(score.nll)):
+        total = 0.0 if reply is None else math.fsum(reply.logprobs)
+        sums = [math.fsum(score.logprobs) for score in scores]
+        if not all(map(math.isfinite, (total, *sums))):
             raise NonFiniteLogitsError("the model's log-probabilities hold NaN or infinity")
-        reference = None
-        if turn.reference is not None and score is not None:
-            num_tokens = len(score.logprobs)
-            reference = Reference(turn.reference, score.nll, score.num_matched / num_tokens, num_tokens)
-        facts = ReplyFacts(text, reply.finish_reason, len(reply.ids), turn.reference)
+        reference, choices = None, None
+        if turn.reference is not None:
+            reference = self._reference(scores[0], sums[0], work.texts[0][1])
+            scores, sums = scores[1:], sums[1:]
+        if turn.choices:
+            choices = ChoiceScores(
+                tuple(
+                    ChoiceScore(choice.name, logprob, len(score.logprobs), len(self._choice_text(choice).encode()))
+                    for choice, score, logprob in zip(turn.choices, scores, sums, strict=True)
+                )
+            )
+            if reply is None:
+                text = _chosen(turn, choices).text.strip()
+        num_ids = 0 if reply is None else len(reply.ids)
+        finish_reason = SCORED if reply is None else reply.finish_reason
+        facts = ReplyFacts(text, finish_reason, num_ids, turn.reference, choices)
+        row = error_row(self.task, self.turn, "", reply, text)
+        probe = row.probe
+        if probe is not None and turn.probe is not None:
+            said = 0 if turn.probe.since < 0 else self._said[turn.probe.since]
+            probe = replace(probe, tokens=len(self._history) - said)
         return replace(
-            error_row(self.task, self.turn, "", reply, text),
-            finish_reason=reply.finish_reason,
-            stopped_by=reply.stopped_by,
-            logprob=Logprob(total / len(reply.ids) if reply.ids else None, total),
+            row,
+            finish_reason=finish_reason,
+            stopped_by=None if reply is None else reply.stopped_by,
+            tokens=row.tokens if reply is not None else TokenCounts(max(len(prefix) for prefix, _ in work.texts), 0),
+            logprob=Logprob(total / num_ids if num_ids else None, total),
             reference=reference,
-            checks=tuple(_check(check, facts) for check in turn.checks),
+            checks=judge(turn.checks, facts),
             error=None,
+            choices=choices,
+            probe=probe,
         )
+
+    def _reference(self, score: Score, logprob: float, tokens: tuple[int, ...]) -> Reference:
+        turn, num_tokens = self._next, len(tokens)
+        assert turn.reference is not None
+        matched = score.num_matched / num_tokens
+        if not turn.plain:
+            return Reference(turn.reference, score.nll, matched, num_tokens)
+        token_bytes = self._encoder.tokenizer.token_bytes
+        num_bytes = sum(len(token_bytes(token)) for token in tokens)
+        return Reference(short_text(turn.reference), -logprob / num_tokens, matched, num_tokens, logprob, num_bytes)
+
+
+MAX_PENDING = 256
+"""The most requests of one turn that are in the engine at a time."""
+
+
+@dataclass
+class _Work:
+    """What the engine does for one turn: a request, then the scoring of `texts` (tokens before, and of the text).
+
+    The first text is the reference where the turn has one; the others are its choices.
+
+    Attributes:
+        part_of: by number of a pending request, its place among them. results: by place.
+    """
+
+    request: Request | None
+    texts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+    num_submitted: int = 0
+    part_of: dict[int, int] = field(default_factory=dict[int, int])
+    results: dict[int, Reply | Score] = field(default_factory=dict["int", "Reply | Score"])
+
+    @property
+    def num_parts(self) -> int:
+        return len(self.texts) + (self.request is not None)
+
+
+def _chosen(turn: Turn, scores: ChoiceScores | None) -> Choice:
+    """The choice that the dialogue goes on with."""
+    if scores is None:
+        raise RowError("the row of this turn has no choices")
+    rules = [check.rule for check in turn.checks if isinstance(check.rule, Chosen)]
+    best = scores.best(rules[0].normalize if rules else "none").name
+    return next(choice for choice in turn.choices if choice.name == best)
 
 
 def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, text: str = "") -> Row:
     """The row of a failed turn, whose checks count as failed; `reply` and `text` hold what was generated."""
     num_prompt, ids = (0, ()) if reply is None else (reply.num_prompt, reply.ids)
+    asked = task.conversation.turns[turn]
+    probe = asked.probe
     return Row(
         **vars(task.key(turn)),
         seed=task.of_turn(turn).seed,
         tags=task.conversation.tags,
-        prompt=task.conversation.turns[turn].user,
+        prompt=short_text(asked.user) if asked.plain else asked.user,
         reply=text,
         reply_ids=ids,
         finish_reason="error",
@@ -222,12 +398,10 @@ def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, t
         tokens=TokenCounts(num_prompt, len(ids)),
         logprob=Logprob(None, 0.0),
         reference=None,
-        checks=tuple(
-            CheckResult(check.kind, check.expected, passed=False, score=0.0, weight=check.weight, detail=_NOT_JUDGED)
-            for check in task.conversation.turns[turn].checks
-        ),
+        checks=not_judged(asked.checks),
         error=message,
         timing=_timing(reply),
+        probe=None if probe is None else ProbePlace(probe.after, probe.number, probe.distance, None),
     )
 
 
@@ -239,24 +413,6 @@ def not_reached(failed_turn: int) -> str:
 def was_reached(error: str) -> bool:
     """Whether an error message is of a turn that failed itself, rather than one that follows a failed turn."""
     return not error.startswith(NOT_REACHED)
-
-
-def explain(error: BaseException) -> str:
-    """The message of this program's errors; the type and text of others."""
-    return error.message if isinstance(error, RwkvBatchError) else in_words(error)
-
-
-def _check(check: Check, facts: ReplyFacts) -> CheckResult:
-    try:
-        verdict = check.judge(facts)
-    except (RowError, *ENDS_PROCESS):
-        raise
-    except BaseException as error:
-        raise RowError(f"check {check.kind!r} failed: {in_words(error)}") from error
-    score = float(verdict.score)
-    if not 0 <= score <= 1:
-        raise RowError(f"check {check.kind!r} failed: its score must be in [0, 1], got {score}")
-    return CheckResult(check.kind, check.expected, bool(verdict.passed), score, check.weight, verdict.detail)
 
 
 def _timing(reply: Reply | None) -> RowTiming:

@@ -64,7 +64,7 @@ class RowRecorder:
         if rows:
             self.rows.append(rows)
         for number, row in rows.items():
-            self._count(number, row.error, row.failed_checks, row.tokens.reply)
+            self._count(number, row.error, row.failed_checks, row.num_tokens)
 
     def add_encoded(self, rows: Sequence[EncodedRow]) -> None:
         """Write rows, as `add` does. Two workers may send a row, with the same content: the first one counts."""

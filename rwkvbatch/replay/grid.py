@@ -206,6 +206,8 @@ def _value_name(key: str, value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "+".join(_value_name(key, part) for part in value) or "none"  # pyright: ignore[reportUnknownVariableType]
     text = PurePath(value).stem if key in _PATHS and value else str(value)
+    if key == "adapter":  # files, followed by options
+        text = re.sub(r"[^\s=]*/", "", text)
     try:
         return f"{float(text):g}"
     except ValueError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -15,10 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import rwkvbatch
 from rwkvbatch import __version__
-from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, Stopping
+from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, Stopping, first_turn_end
 from rwkvbatch.errors import InputError
 from rwkvbatch.prompt.templates import clean, clean_reply, load_prelude, with_turn_end
-from rwkvbatch.results.manifest import GIVEN_FOR_ALL
+from rwkvbatch.results.manifest import FIRST_SETTINGS, GIVEN_FOR_ALL, default_settings
+from rwkvbatch.results.row import RowDigest
+from rwkvbatch.results.script_copy import script_sha256
+from rwkvbatch.script.records import Conversation
 
 if TYPE_CHECKING:
     from rwkvbatch.model.base import ModelSpec
@@ -29,7 +33,10 @@ if TYPE_CHECKING:
 GENERATION_RULES = 1
 """Raised whenever this program would give other replies than before to the same weights, script and settings."""
 
-_FILES_OF_A_CELL = {"model", "strategy", "backend", "state", "template", "prelude"}
+JUDGING_RULES = 1
+"""Raised whenever a check would judge the same reply otherwise than before: rows are then judged again."""
+
+_FILES_OF_A_CELL = {"model", "adapter", "strategy", "backend", "state", "template", "prelude"}
 
 
 def make_identity(
@@ -37,10 +44,10 @@ def make_identity(
 ) -> dict[str, Any]:
     """All that the rows of `plan` depend on, as JSON values; raises as `cell_identities`."""
     cells = cell_identities(plan, specs, tokenizer_of)
-    settings, script = plan.settings, "".join(conversation.sha256 for conversation in plan.conversations)
+    settings = plan.settings
     return {
         "generation_rules": GENERATION_RULES,
-        "script": {"sha256": _sha256(script.encode()), "conversations": len(plan.conversations)},
+        "script": {"sha256": script_sha256(plan.conversations), "conversations": len(plan.conversations)},
         "seed": settings.seed,
         "repeats": settings.repeats,
         "max_repeats": settings.max_repeats,
@@ -103,6 +110,91 @@ def _cell_identity(settings: CellSettings, spec: ModelSpec, tokenizer: Tokenizer
     }
 
 
+class RowDigests:
+    """Digests of a plan's rows (`RowDigest`), which say whether a row of another command is one of this plan.
+
+    The content is a chain over the turns of a conversation up to the row's: each has the turn's content (its message
+    and reference), the settings and the seed of its reply. The chain begins with the program's version of replies, the
+    conversation's id and system message, and the settings and file hashes of the cell. Checks and tags, other
+    conversations and cells, the order and the number of repeats are not in it.
+
+    Args:
+        cells: the identity of each cell in order, as `cell_identities` has it.
+    """
+
+    def __init__(self, plan: Plan, cells: Sequence[Mapping[str, Any]]) -> None:
+        self._plan = plan
+        self.cells = cells
+        self._contents_of = lru_cache(maxsize=4096)(self._contents)
+        self._judging_of = lru_cache(maxsize=256)(self._judging)
+
+    def of_row(self, row: int) -> RowDigest:
+        """The digests of row `row` of the plan."""
+        task, turn = self._plan.task_of_row(row)
+        conversation = self._plan.conversation_of(task)
+        contents = self.contents(conversation, self._plan.cell_of(task))
+        return RowDigest(contents[turn], self.judging(conversation)[turn])
+
+    def contents(self, conversation: int, cell: int) -> tuple[str, ...]:
+        """`[turns]` the contents of a conversation's rows in a cell."""
+        return self._contents_of(conversation, cell)
+
+    def judging(self, conversation: int) -> tuple[str, ...]:
+        """`[turns]` the digests of a conversation's checks and tags."""
+        return self._judging_of(conversation)
+
+    def _contents(self, conversation: int, cell: int) -> tuple[str, ...]:
+        task, values = self._plan.task(self._plan.number_of(conversation, cell, 0)), self.cells[cell]
+        of_cell = {name: value for name, value in values.items() if name not in _OF_REPLIES and _is_set(name, value)}
+        replayed = task.conversation
+        before = _digest([GENERATION_RULES, replayed.row_context, of_cell])
+        found = [""] * len(replayed.turns)
+        weights = str(values["weights_sha256"])
+        settings, shared = task.settings, _reply_settings(task.settings, weights)
+        for turn in replayed.order:
+            asked, probe = task.of_turn(turn), replayed.turns[turn].probe
+            own = shared if asked.settings is settings else _reply_settings(asked.settings, weights)
+            # The random numbers of a reply depend on its turn's number, which a probe's place does not say.
+            number = [] if probe is None else [turn]
+            found[turn] = _digest([before, replayed.row_contents[turn], own, asked.seed, *number])
+            if probe is None:  # a probe leaves no trace
+                before = found[turn]
+        return tuple(found)
+
+    def _judging(self, conversation: int) -> tuple[str, ...]:
+        judged = self._plan.conversations[conversation]
+        return tuple(judging_digest(judged, turn) for turn in range(len(judged.turns)))
+
+
+def judging_digest(conversation: Conversation, turn: int) -> str:
+    """The digest of a turn's checks and of the conversation's tags."""
+    return _digest([JUDGING_RULES, conversation.judging(turn)])[:16]
+
+
+_OF_REPLIES = frozenset(CellSettings.model_fields) - _FILES_OF_A_CELL
+"""Settings of which a conversation or a turn may have its own."""
+
+
+def _reply_settings(settings: CellSettings, weights_sha256: str) -> dict[str, Any]:
+    resolved = with_turn_end(settings, weights_sha256)
+    values = resolved.model_dump(mode="json", include=set(_OF_REPLIES))
+    if resolved.turn_end == first_turn_end(settings.think, has_template=settings.template is not None):
+        del values["turn_end"]  # as in digests of rows of earlier versions
+    return {name: value for name, value in values.items() if _is_set(name, value)}
+
+
+def _is_set(name: str, value: Any) -> bool:
+    """Whether a setting is part of a digest: those of later versions are not, at their defaults."""
+    if name in FIRST_SETTINGS or name not in CellSettings.model_fields:
+        return True
+    return value != default_settings()[name]
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=list)
+    return _sha256(text.encode("ascii"))[:32]
+
+
 def sha256_of_file(path: str, option: str) -> str:
     """Hex digest of a file that an option names; raises `InputError` if it cannot be read."""
     try:
@@ -131,12 +223,18 @@ def make_about(plan: Plan, specs: Mapping[Setup, ModelSpec], scripts: list[str],
         "versions": versions,
         "machine": {"system": platform.platform(), "processor": platform.machine()},
         "scripts": scripts,
+        "files": {
+            plan.cells[cell].name: _files_of(plan.cell_settings[cell], spec)
+            for setup, spec in specs.items()
+            for cell in setup.cells
+        },
         "only": list(settings.only),
         "limit": settings.limit,
         "shuffle_seed": settings.shuffle_seed,
         "models": [
             {
                 "path": spec.path,
+                **({} if spec.adapter is None else {"adapter": spec.adapter}),
                 "generation": spec.generation,
                 "layers": spec.num_layers,
                 "width": spec.width,
@@ -155,6 +253,11 @@ def make_about(plan: Plan, specs: Mapping[Setup, ModelSpec], scripts: list[str],
         "devices": list(settings.devices),
         "state_memory": settings.state_memory,
     }
+
+
+def _files_of(settings: CellSettings, spec: ModelSpec) -> dict[str, str | None]:
+    """The names of the files whose hashes are in a cell's identity."""
+    return {"model": spec.path, "state": settings.state, "template": settings.template, "prelude": settings.prelude}
 
 
 @cache

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError
-from rwkvbatch.files import OS_FILES, Files, in_blocks, open_file, save_file
+from rwkvbatch.files import OS_FILES, Files, in_blocks, open_file, read_spans, save_file
 from rwkvbatch.replay.logs import with_directory, without_options
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.row_index import SHARD_NAME, RowIndex, Shard, read_members
 from rwkvbatch.results.directory import SKIPPED_NAME, RunDirectory, StatusFile
-from rwkvbatch.results.manifest import read_manifest, refuse_other_run, write_manifest
+from rwkvbatch.results.manifest import FORMER, read_manifest, refuse_other_run, write_manifest
 from rwkvbatch.results.recovery import LineIndex, ScannedLine, scan_lines
 from rwkvbatch.results.row import BadLineError, RowKey, decode_head, decode_row
+from rwkvbatch.results.script_copy import COMPRESSED_NAME, SCRIPT_NAME
 from rwkvbatch.results.store import RESULTS_NAME
 from rwkvbatch.results.summary import Summary, Tallies, write_summary
 
@@ -77,6 +78,9 @@ def _read_part(path: Path) -> Part:
         problem = "holds no run" if path.is_dir() else "there is no such directory"
         hint = "`rwkvbatch run SCRIPT --shard 1/2 --out DIR` makes the first of two parts"
         raise RunDirectoryError(problem, path=path, hint=hint)
+    if FORMER in manifest:
+        problem = "a command was interrupted while it adapted the rows of this part"
+        raise RunDirectoryError(problem, path=path, hint="run the part's command again")
     match manifest.get("shard"):
         case {"part": int(part), "parts": int(parts), "rows_of_run": int(rows)} if 1 <= part <= parts and rows > 0:
             return Part(path, Shard(part, parts), manifest)
@@ -296,6 +300,7 @@ class _Merge:
         self._directory.claim(identity, lambda: about)
         if self._directory.continued:
             write_manifest(path, identity, about, files=files, at=at)
+        self._copy_script()
         self._copy_skipped()
         tallies = Tallies(self._cells)
         lines = in_blocks(self._lines(tallies))
@@ -326,6 +331,16 @@ class _Merge:
     def _line(self, row: int) -> bytes | None:
         reader = self._readers[self._owner(row)]
         return self._index.read(row, reader) if reader is not None and self._index.has(row) else None
+
+    def _copy_script(self) -> None:
+        """Copy the script of one part: every part has all conversations, those of earlier versions none."""
+        for part in self._parts:
+            for name in (SCRIPT_NAME, COMPRESSED_NAME):
+                with suppress(OSError), open_file(part.path / name) as file:
+                    span = 0, file.seek(0, 2)
+                    path = self._directory.path / name
+                    save_file(path, read_spans(file, [span]), files=self._files, at=self._directory.at)
+                    return
 
     def _copy_skipped(self) -> None:
         """Copy the script's bad lines from one part: every part reads the whole script."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from rwkvbatch.config import RunSettings
+from rwkvbatch.config import NO_ADAPTER, RunSettings
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.templates import load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
@@ -25,12 +25,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Setup:
-    """A model as some cells use it, and the numbers of those cells."""
+    """A model as some cells use it, and the numbers of those cells; on `device` if --devices names it."""
 
     model: str | None
     strategy: str
     backend: str
     cells: tuple[int, ...]
+    adapter: str = NO_ADAPTER
+    device: str | None = None
 
     def on_device(self, device: str | None) -> Self:
         """The setup on another device, at the same precision; None leaves it as it is.
@@ -39,15 +41,15 @@ class Setup:
         'cuda:1 fp16'
         """
         precision = self.strategy.partition(" ")[2]
-        return self if device is None else replace(self, strategy=f"{device} {precision}".strip())
+        return self if device is None else replace(self, strategy=f"{device} {precision}".strip(), device=device)
 
 
 def setups_of(plan: Plan) -> tuple[Setup, ...]:
     """The different models of the plan's cells, in the cells' order."""
-    groups: dict[tuple[str | None, str, str], list[int]] = {}
-    for number, settings in enumerate(plan.cell_settings):
-        groups.setdefault((settings.model, settings.strategy, settings.backend), []).append(number)
-    return tuple(Setup(*key, tuple(cells)) for key, cells in groups.items())
+    groups: dict[tuple[str | None, str, str, str], list[int]] = {}
+    for number, each in enumerate(plan.cell_settings):
+        groups.setdefault((each.model, each.strategy, each.backend, each.adapter), []).append(number)
+    return tuple(Setup(*key[:3], tuple(cells), key[3]) for key, cells in groups.items())
 
 
 class ModelLoader:
@@ -62,21 +64,24 @@ class ModelLoader:
         self._settings = settings
         self._say = say
         self._given = model
-        self._loaded: tuple[tuple[str | None, str, str], Model] | None = None
+        self._loaded: tuple[tuple[str | None, str, str, str], Model] | None = None
 
     def model(self, setup: Setup) -> Model:
         """The setup's model, loaded unless it is the one in memory; raises `CheckpointError` or `UsageError`."""
         if self._given is not None:
             return self._given
-        key = (setup.model, setup.strategy, setup.backend)
+        key = (setup.model, setup.strategy, setup.backend, setup.adapter)
         if self._loaded is None or self._loaded[0] != key:
             from rwkvbatch.model.load import load_model, resolve_model_path
+            from rwkvbatch.model.strategy import check_device
 
             self._loaded = None
+            if setup.device is not None:
+                check_device(setup.device, "--devices")
             if resolve_model_path(setup.model).bundled:
                 self._say("using the bundled demonstration model; --model FILE takes another one")
             began_s = time.monotonic()
-            model = load_model(*key, threads=self._settings.threads)
+            model = load_model(*key[:3], threads=self._settings.threads, adapter=setup.adapter)
             seconds = round(time.monotonic() - began_s, 3)
             _log.info("loaded the model", extra={"path": model.spec.path, "seconds": seconds})
             self._loaded = (key, model)

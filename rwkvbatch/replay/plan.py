@@ -54,7 +54,8 @@ class Task:
     @property
     def greedy(self) -> bool:
         """Whether no reply is sampled."""
-        return all(self.of_turn(turn).settings.sampling.greedy for turn in range(len(self.conversation.turns)))
+        turns = enumerate(self.conversation.turns)
+        return all(not turn.generate or self.of_turn(number).settings.sampling.greedy for number, turn in turns)
 
     def key(self, turn: int) -> RowKey:
         return RowKey(self.conversation.id, self.cell.name, self.repeat, turn)

@@ -488,4 +488,5 @@ def _start_error(name: str, error: RayError) -> WorkerError:
 def _setup_on(slot: Slot, setup: Setup) -> Setup:
     """The setup as an actor sees it: Ray shows it one GPU, which is `cuda` whatever its number."""
     moved = setup.on_device(slot.device)
-    return replace(moved, strategy=re.sub(r"cuda:\d+", "cuda", moved.strategy))
+    device = None if moved.device is None else re.sub(r"cuda:\d+", "cuda", moved.device)
+    return replace(moved, strategy=re.sub(r"cuda:\d+", "cuda", moved.strategy), device=device)

@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -18,19 +18,21 @@ from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import RwkvBatchError, StorageError
 from rwkvbatch.files import OS_FILES, Files, save_file
 from rwkvbatch.replay.adaptive import Reached, Wanted, first_round, reached, rounds
-from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder, explain
+from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder
 from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
-from rwkvbatch.replay.identity import make_about, make_identity
+from rwkvbatch.replay.identity import RowDigests, make_about, make_identity
+from rwkvbatch.replay.judging import explain
 from rwkvbatch.replay.models import ModelLoader, Setup, refuse_unusable, setups_of
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import MakePool, WorkerPool
 from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
 from rwkvbatch.replay.race import Played, RaceResult, race_of, result_of
+from rwkvbatch.replay.reuse import Reuse, adopt, missing_rows
 from rwkvbatch.replay.row_index import write_members
 from rwkvbatch.results.directory import RunDirectory, State, StatusFile
 from rwkvbatch.results.manifest import read_manifest
 from rwkvbatch.results.recovery import read_results
-from rwkvbatch.results.row import Row
+from rwkvbatch.results.row import SCORED, Row
 from rwkvbatch.results.store import RESULTS_NAME, MemoryRows, Rows
 from rwkvbatch.results.summary import Summary, summarize, write_summary
 from rwkvbatch.script.reader import SkippedLine
@@ -62,6 +64,7 @@ class RunOptions:
     skipped: Sequence[SkippedLine] = ()
     observers: Sequence[Observer] = ()
     should_stop: Callable[[], bool] = lambda: False
+    notify: Callable[[str], None] = lambda _: None
     loading: Callable[[], AbstractContextManager[None]] = nullcontext
     pool: MakePool | None = None
     files: Files = OS_FILES
@@ -79,6 +82,7 @@ class RunResult:
         verified: the content of `verify.json`, when rows were verified.
         reached: the precision of each cell; empty without `--until-ci`.
         race: what a race came to; None without `--race`.
+        reuse: what became of the rows that the directory held before; None for a new run.
     """
 
     directory: Path | None
@@ -90,6 +94,7 @@ class RunResult:
     verified: Mapping[str, Any] | None = None
     reached: tuple[Reached, ...] = ()
     race: RaceResult | None = None
+    reuse: Reuse | None = None
 
     def to_pandas(self) -> pd.DataFrame:
         """The rows as a table, one per turn, with the metrics of `compare`; raises `RunDirectoryError` without rows."""
@@ -128,15 +133,23 @@ def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
         identity = make_identity(plan, specs, loader.tokenizer)
         refuse_unusable(plan, specs)
         make = partial(make_about, plan, specs, list(options.scripts), options.command)
-        directory.claim(identity, make, plan.shard and {**vars(plan.shard), "rows_of_run": plan.num_rows})
+        shard = plan.shard and {**vars(plan.shard), "rows_of_run": plan.num_rows}
+        digests = RowDigests(plan, list(identity["cells"].values()))
+        reuse = None
+        if directory.holds_rows:
+            reuse = adopt(directory, plan, digests, identity, make, shard) or Reuse(0)
+        else:
+            directory.claim(identity, make, shard)
+            directory.write_script(plan.conversations)
         if plan.shard is not None:
             write_members(
                 options.files, directory.path, [plan.members[number] for number in plan.chosen], at=directory.at
             )
         if options.skipped:
             directory.keep_skipped(line.raw for line in options.skipped)
-        store = stack.enter_context(closing(directory.open_rows(plan.num_rows, plan.row_number, repair=options.repair)))
-        return _Session(plan, loader, pool, options, store, directory).run()
+        rows = directory.open_rows(plan.num_rows, plan.row_number, digest=digests.of_row, repair=options.repair)
+        store = stack.enter_context(closing(rows))
+        return _Session(plan, loader, pool, options, store, directory, reuse).run()
 
 
 def _continued(plan: Plan, out: Path | None) -> Plan:
@@ -165,6 +178,7 @@ class _Session:
         options: RunOptions,
         rows: Rows,
         directory: RunDirectory | None,
+        reuse: Reuse | None = None,
     ) -> None:
         self._plan = plan
         self._loader = loader
@@ -182,12 +196,20 @@ class _Session:
         self._differences: list[Difference] = []
         if options.retry_errors:
             rows.discard([number for number in range(plan.num_rows) if rows.failed(number)])
+        self._reuse = None if reuse is None else self._counted(reuse)
         self._counts = Counts(rows.num_durable)
         recorder = RowRecorder(plan, rows, self._counts, plan.settings.max_failures)
         hooks = (recorder, options.should_stop, self._after_step)
         self._driver = LocalDriver(plan, loader, *hooks) if pool is None else PoolDriver(plan, pool, *hooks)
 
+    def _counted(self, reuse: Reuse) -> Reuse:
+        """The counts with the rows that the store has and lacks, after repairs and `--retry-errors`."""
+        missing = missing_rows(self._plan, self._wanted.tasks(), self._rows.has)
+        return replace(reuse, kept=self._rows.num_rows - reuse.judged_again, to_generate=missing)
+
     def run(self) -> RunResult:
+        if self._reuse is not None and self._options.out is not None:
+            self._options.notify(self._reuse.in_words(self._options.out))
         for observer in self._options.observers:
             observer.started(self._progress())
         self._update_status("running")
@@ -195,6 +217,7 @@ class _Session:
             complete = self._run_rounds()
             self._rows.flush()
             if complete:
+                self._set_unwanted_aside()
                 self._rows.finalize()
         except BaseException as error:  # Ctrl-C too: the status file says how the run ended
             self._fail(error)
@@ -222,6 +245,19 @@ class _Session:
             for setup in setups:
                 self._verify(setup, max(1, self._options.verify_rows // len(setups)))
         return True
+
+    def _set_unwanted_aside(self) -> None:
+        """Set rows aside that a new run would not have, because the verdicts now ask for fewer repeats or draws."""
+        directory, rows = self._directory, self._rows
+        if directory is None or rows.num_rows <= self._wanted.num_rows:
+            return
+        wanted = bytearray(self._plan.num_rows)
+        for task in self._wanted.tasks():
+            for row in range(*self._plan.rows_of(task)):
+                wanted[row] = 1
+        others = [row for row in range(self._plan.num_rows) if rows.has(row) and not wanted[row]]
+        directory.set_aside(map(rows.read_line, others))
+        rows.discard(others)
 
     def _tasks(self, setup: Setup, *, longest_first: bool = False) -> Iterator[int]:
         return (
@@ -288,7 +324,7 @@ class _Session:
                 content = [json.dumps(verified, indent=2).encode(), b"\n"]
                 save_file(directory.path / VERIFY_NAME, content, files=files, at=directory.at)
         precision = () if isinstance(self._wanted, Played) else reached(self._plan, self._rows, self._wanted)
-        return RunResult(path, summary, progress, interrupted, self._plan, rows, verified, precision, race)
+        return RunResult(path, summary, progress, interrupted, self._plan, rows, verified, precision, race, self._reuse)
 
 
 @dataclass(frozen=True)
@@ -324,13 +360,13 @@ def verdict(num_rows: int, differences: Sequence[Difference]) -> dict[str, Any]:
 
 
 def _is_verifiable(rows: Rows, number: int) -> bool:
-    return rows.has(number) and not rows.failed(number) and rows.read(number).finish_reason != "time"
+    return rows.has(number) and not rows.failed(number) and rows.read(number).finish_reason not in ("time", SCORED)
 
 
 def _request(plan: Plan, rows: Rows, number: int, encoder: PromptEncoder) -> Request:
     task, turn = plan.task_of_row(number)
     replay = ConversationReplay(plan.task(task), encoder)
-    while replay.turn < turn:
+    while replay.turn != turn:
         replay.skip_turn(rows.read(replay.task.first_row + replay.turn))
     return replay.request()
 

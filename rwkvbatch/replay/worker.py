@@ -116,20 +116,22 @@ class Worker:
     def _advance(self, replay: ConversationReplay) -> None:
         """Skip turns that have rows, then submit the next turn; or end the task."""
         rows = self._rows_of[replay.task.number]
-        while not replay.over and (row := rows.get(replay.turn)) is not None:
-            if row.finish_reason == "error":
+        while not replay.over:
+            if (row := rows.get(replay.turn)) is None:
+                try:
+                    replay.submit(self._engine)
+                except (RwkvBatchError, ValueError) as error:
+                    row = replay.fail_turn(error)
+                    self._add_row(replay, replay.turn, row)
+                else:
+                    self._requests |= dict.fromkeys(replay.pending, replay)
+                    return
+            # A probe is no part of the dialogue, which goes on without it.
+            if row.finish_reason == "error" and not replay.is_at_probe:
                 self._end_with_error(replay)
                 return
             replay.skip_turn(row)
-        if replay.over:
-            self._end(replay)
-            return
-        try:
-            replay.submit(self._engine)
-        except (RwkvBatchError, ValueError) as error:
-            self._fail(replay, error)
-        else:
-            self._requests |= dict.fromkeys(replay.pending, replay)
+        self._end(replay)
 
     def _take_result(self, request_id: int, result: Reply | Score) -> None:
         replay = self._requests.pop(request_id, None)
@@ -138,22 +140,28 @@ class Worker:
         turn = replay.turn
         if replay.task.conversation.turns[turn].checks:
             self.judging(replay.task.number)
-        if (row := replay.take_result(request_id, result)) is None:
+        try:
+            row = replay.take_result(request_id, result)
+            if row is None:
+                replay.submit_more(self._engine)
+                self._requests |= dict.fromkeys(replay.pending, replay)
+                return
+        except (RwkvBatchError, ValueError) as error:
+            for number in replay.pending:
+                self._requests.pop(number, None)
+            self._fail(replay, error)
             return
         self._add_row(replay, turn, row)
-        if row.finish_reason == "error":
-            self._end_with_error(replay)
-        else:
-            self._advance(replay)
+        self._advance(replay)
 
     def _fail(self, replay: ConversationReplay, error: Exception) -> None:
         self._add_row(replay, replay.turn, replay.fail_turn(error))
-        self._end_with_error(replay)
+        self._advance(replay)
 
     def _end_with_error(self, replay: ConversationReplay) -> None:
         """Make error rows for the turns after a failed one, so that every row of the plan exists."""
         rows = self._rows_of[replay.task.number]
-        for turn in range(replay.turn + 1, len(replay.task.conversation.turns)):
+        for turn in replay.turns_after:
             if turn not in rows:
                 self._add_row(replay, turn, error_row(replay.task, turn, not_reached(replay.turn)))
         self._end(replay)

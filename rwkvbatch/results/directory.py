@@ -8,27 +8,49 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import itertools
 import json
 import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
-from rwkvbatch.errors import RunDirectoryError, RunLockedError, RunReplacedError
-from rwkvbatch.files import OS_FILES, Files, make_directory, read_file, replace_file, save_file
+from rwkvbatch.errors import RunDirectoryError, RunLockedError, RunReplacedError, StorageError
+from rwkvbatch.files import (
+    OS_FILES,
+    Files,
+    in_blocks,
+    make_directory,
+    open_file,
+    read_file,
+    replace_file,
+    save_file,
+    write_all,
+)
 from rwkvbatch.prompt.escaping import file_name
-from rwkvbatch.results.manifest import JsonObject, read_manifest, refuse_other_run, write_manifest
-from rwkvbatch.results.row import RowKey
+from rwkvbatch.results.manifest import (
+    FORMER,
+    MANIFEST_NAME,
+    JsonObject,
+    read_manifest,
+    refuse_other_run,
+    write_manifest,
+)
+from rwkvbatch.results.row import RowDigest, RowKey
+from rwkvbatch.results.script_copy import COMPRESSED_NAME, SCRIPT_NAME, write_script
 from rwkvbatch.results.store import RESULTS_NAME, RowStore
 from rwkvbatch.results.summary import MAX_SUMMARY_BYTES, SUMMARY_NAME
+from rwkvbatch.script.records import Conversation
 
 LOCK_NAME = ".lock"
 SKIPPED_NAME = "skipped.jsonl"
+KEPT_NAME = "kept.jsonl"
+"""Rows of earlier commands in a directory that the present command does not have; one that has them takes them back."""
 STATUS_NAME = "status.json"
 STATUS_EVERY_S = 2.0
 STATUS_BYTES = 4096
@@ -172,6 +194,7 @@ class RunDirectory:
             ) from None
         self._lock = DirectoryLock(path, command)
         try:
+            self._remove_leftovers()
             self.manifest = read_manifest(path)
             if self.manifest is None:
                 self._refuse_other_files()
@@ -213,10 +236,91 @@ class RunDirectory:
             write_manifest(self.path, identity, make_about(), shard, files=self._files, at=self.at)
         self._is_new = False
 
-    def open_rows(self, num_rows: int, place: Callable[[RowKey], int | None], *, repair: bool = False) -> RowStore:
+    @property
+    def holds_rows(self) -> bool:
+        """Whether rows of an earlier command may be in the directory, the kept ones included."""
+        if self.manifest is None:
+            return False
+        names = (RESULTS_NAME, KEPT_NAME)
+        return FORMER in self.manifest or any(self._files.size(self.path / name, self.at) for name in names)
+
+    def begin_change(
+        self, identity: JsonObject, about: JsonObject, shard: JsonObject | None = None, *, by: str = "run"
+    ) -> None:
+        """Write the manifest of another command before the rows are adapted to it; `end_change` follows.
+
+        In between the manifest has the identity that rows without digests were made under as its `former`. Whoever
+        finds it there adapts the rows again, which changes nothing where it was done. `by` is the command that does it.
+
+        Raises:
+            StorageError: the manifest could not be written.
+        """
+        assert self.manifest is not None
+        former = self.manifest.get(FORMER) or {key: self.manifest.get(key) for key in ("identity", "about")}
+        former = {**former, "by": by}
+        write_manifest(self.path, identity, about, shard, former=former, files=self._files, at=self.at)
+
+    def end_change(self, identity: JsonObject, about: JsonObject, shard: JsonObject | None = None) -> None:
+        """Write the manifest of a command whose rows are adapted; raises `StorageError`."""
+        write_manifest(self.path, identity, about, shard, files=self._files, at=self.at)
+
+    def write_script(self, conversations: Sequence[Conversation]) -> None:
+        """Write the script's copy, see `results.script_copy`; raises `StorageError`."""
+        write_script(self.path, conversations, files=self._files, at=self.at)
+
+    @contextlib.contextmanager
+    def reading(self, name: str) -> Generator[BinaryIO]:
+        """A file of the directory; empty where there is none. Raises `RunDirectoryError`."""
+        path = self.path / name
+        try:
+            with open_file(path, at=self.at) if self._files.size(path, self.at) else io.BytesIO() as file:
+                yield file
+        except OSError as error:
+            raise RunDirectoryError(f"cannot be read: {error.strerror or error}", path=path) from None
+
+    def replace_rows(self, lines: Iterable[bytes]) -> None:
+        """Replace `results.jsonl`, at once; raises `StorageError`."""
+        save_file(self.path / RESULTS_NAME, in_blocks(lines), files=self._files, at=self.at, check=self.check)
+
+    def set_aside(self, lines: Iterable[bytes]) -> None:
+        """Append lines of rows to `kept.jsonl`, durably; raises `StorageError`."""
+        path, files = self.path / KEPT_NAME, self._files
+        try:
+            descriptor = files.open_append(path, self.at)
+            try:
+                if (size := files.size(path, self.at)) > 0:
+                    with open_file(path, at=self.at) as file:
+                        file.seek(size - 1)
+                        if file.read(1) != b"\n":  # a crash cut the last line off
+                            write_all(files, descriptor, b"\n")
+                for block in in_blocks(lines):
+                    write_all(files, descriptor, block)
+                files.sync(descriptor)
+                files.sync_directory(self.path, self.at)
+            finally:
+                files.close(descriptor)
+        except OSError as error:
+            raise StorageError(f"{path}: write failed: {error.strerror or error}") from error
+
+    def open_rows(
+        self,
+        num_rows: int,
+        place: Callable[[RowKey], int | None],
+        *,
+        digest: Callable[[int], RowDigest] | None = None,
+        repair: bool = False,
+    ) -> RowStore:
         """The rows so far, see `RowStore`."""
-        files = self._files
-        return RowStore(self.path, num_rows, place, repair=repair, files=files, at=self.at, lost=self._lock.lost)
+        return RowStore(
+            self.path,
+            num_rows,
+            place,
+            digest=digest,
+            repair=repair,
+            files=self._files,
+            at=self.at,
+            lost=self._lock.lost,
+        )
 
     def keep_skipped(self, lines: Iterable[bytes]) -> None:
         """Keep the script's bad lines, as they were, in `skipped.jsonl`.
@@ -233,6 +337,12 @@ class RunDirectory:
                 os.unlink(LOCK_NAME, dir_fd=self.at)
                 self.path.rmdir()
         self._lock.release()
+
+    def _remove_leftovers(self) -> None:
+        """Remove the temporary files of a process that was killed while it replaced one."""
+        for name in (MANIFEST_NAME, RESULTS_NAME, SCRIPT_NAME, COMPRESSED_NAME, SUMMARY_NAME, STATUS_NAME):
+            with contextlib.suppress(OSError):
+                os.unlink(f"{name}.tmp", dir_fd=self.at)
 
     def _refuse_other_files(self) -> None:
         names = set(os.listdir(self.at))  # noqa: PTH208 (a descriptor)

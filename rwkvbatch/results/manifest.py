@@ -1,18 +1,21 @@
-"""`manifest.json`: what was run, written once before the first row.
+"""`manifest.json`: what was run, written before the first row, and replaced when another command extends the run.
 
-`identity` holds all that a reply depends on: a directory is continued only by a run of the same identity. `shard` is
-present when the run is a part of a whole (`--shard`), and then only the same part continues it. `about` says how and
-where the run was started; nothing compares it.
+`identity` holds all that replies depend on, and which rows there are. A command continues a directory if the settings
+of the whole run and of the cells that both have are the same; its script, cells and repeats may be others
+(`refuse_other_run`). `shard` is present when the run is a part of a whole (`--shard`), and then only the same part
+continues it. `about` says how and where the run was started; nothing compares it. `former` is present while rows are
+adapted to another command, see `RunDirectory.begin_change`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from rwkvbatch.config import identity_with_full_names
+from rwkvbatch.config import CellSettings, identity_with_full_names
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError
 from rwkvbatch.files import MANIFEST_NAME, OS_FILES, Files, read_file, save_file
 
@@ -24,6 +27,19 @@ MAX_MANIFEST_BYTES = 64 * 2**20
 GIVEN_FOR_ALL = "given_for_all"
 """Key of the identity: names of the settings that take the place of a conversation's own params."""
 
+FORMER = "former"
+"""Key of the manifest while rows are adapted: `identity` and `about` of the command before."""
+
+EXTENDABLE = frozenset({"script", "repeats", "max_repeats", "until_ci", "race", GIVEN_FOR_ALL, "cells"})
+"""Keys of the identity that say which rows a run has; a row depends on the settings of its own cell only."""
+
+FIRST_SETTINGS = frozenset(
+    {"temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "penalty_decay", "order",
+     "banned_token_ids", "max_tokens", "max_seconds", "stop", "think", "history", "model", "strategy", "backend",
+     "state", "template", "prelude"}
+)  # fmt: skip
+"""Settings of a cell that the first version had. Every later one has a default that leaves replies as they were."""
+
 _MAX_SHOWN = 12
 
 
@@ -33,10 +49,11 @@ def write_manifest(
     about: JsonObject,
     shard: JsonObject | None = None,
     *,
+    former: JsonObject | None = None,
     files: Files = OS_FILES,
     at: int | None = None,
 ) -> None:
-    """Write the manifest atomically.
+    """Write the manifest atomically; `former` is that of the command before, while rows are adapted.
 
     Args:
         at: the open directory; `directory` is opened without it.
@@ -45,7 +62,8 @@ def write_manifest(
         StorageError: it could not be written.
     """
     part = {} if shard is None else {"shard": shard}
-    content = {"format": FORMAT, "identity": identity, **part, "about": about}
+    before = {} if former is None else {FORMER: former}
+    content = {"format": FORMAT, "identity": identity, **part, "about": about, **before}
     text = json.dumps(content, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
     save_file(directory / MANIFEST_NAME, [text, b"\n"], files=files, at=at)
 
@@ -76,6 +94,11 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
             hint="use the version that wrote it",
         )
     manifest["identity"] = identity_with_full_names(manifest["identity"])
+    match manifest.get(FORMER):
+        case {"identity": dict()} as former:
+            former["identity"] = identity_with_full_names(former["identity"])
+        case _:
+            manifest.pop(FORMER, None)
     return manifest
 
 
@@ -85,6 +108,8 @@ def refuse_other_run(
     identity: JsonObject,
     shard: JsonObject | None = None,
     *,
+    about: JsonObject | None = None,
+    extend: bool = False,
     sides: tuple[str, str] = ("existing run", "this command"),
     hint: str = "give the settings that the run was started with, or another directory with --out",
 ) -> None:
@@ -92,7 +117,9 @@ def refuse_other_run(
 
     Args:
         existing: a manifest.
-        identity, shard: what it should hold.
+        identity, shard, about: what it should hold; `about` names the files of differing hashes.
+        extend: accept another script, other repeats and other cells, if at least one cell is in both: by its name, and
+            then with the same settings, or by its settings.
         sides: what a message calls the existing and the wanted run.
 
     Raises:
@@ -101,15 +128,105 @@ def refuse_other_run(
     wanted = json.loads(json.dumps({**_shard_name(shard), **identity}))
     found = {**_shard_name(existing.get("shard")), **existing["identity"]}
     before, now = found.pop(GIVEN_FOR_ALL, []), wanted.pop(GIVEN_FOR_ALL, [])
+    old_cells, new_cells = _complete_cells(found.get("cells")), _complete_cells(wanted.get("cells"))
+    found, wanted = {**found, "cells": old_cells}, {**wanted, "cells": new_cells}
+    if extend:
+        found, wanted = ({k: v for k, v in side.items() if k not in EXTENDABLE} for side in (found, wanted))
+        same = equal_cells(old_cells, new_cells)
+        both = [name for name in old_cells if name in new_cells]
+        pairs = {name: name for name in both} if both or same else _nearest(old_cells, new_cells)
+        for old, new in pairs.items():
+            name = f"cells.{old}" if old == new else f"cells.{old} (this command: {new})"
+            found[name], wanted[name] = old_cells[old], new_cells[new]
     differences = _differences("", found, wanted)
-    if before != now and not differences:
+    if before != now and not differences and not extend:
         name = "settings given for all conversations, which override a script's `params`"
         differences = [(name, ", ".join(before) or "none", ", ".join(now) or "none")]
     if differences:
-        lines = [f"    {name}: {sides[0]}: {old}; {sides[1]}: {new}" for name, old, new in differences[:_MAX_SHOWN]]
+        named = [_with_files(each, existing.get("about"), about) for each in differences[:_MAX_SHOWN]]
+        lines = [f"    {name}: {sides[0]}: {old}; {sides[1]}: {new}" for name, old, new in named]
         if len(differences) > _MAX_SHOWN:
             lines.append(f"    and {len(differences) - _MAX_SHOWN} more")
         raise RunMismatchError("\n".join(["holds another run:", *lines]), path=directory, hint=hint)
+
+
+@cache
+def default_settings() -> dict[str, Any]:
+    """The settings of a cell at their defaults, as JSON values."""
+    return json.loads(json.dumps(CellSettings().model_dump(mode="json")))
+
+
+def is_same_run(existing: JsonObject, identity: JsonObject, shard: JsonObject | None = None) -> bool:
+    """Whether a manifest is of the very run, or part of it, that is wanted."""
+    sides = [
+        {**_shard_name(part), **json.loads(json.dumps(values)), "cells": _complete_cells(values.get("cells"))}
+        for part, values in ((existing.get("shard"), existing["identity"]), (shard, identity))
+    ]
+    return sides[0] == sides[1]
+
+
+def equal_cells(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """By name of each old cell, the new cell of the same settings, if any; the one of the same name if it is one."""
+    old, new = _complete_cells(old), _complete_cells(new)
+    by_settings: dict[str, str] = {}
+    for name, values in new.items():
+        by_settings.setdefault(json.dumps(values, sort_keys=True), name)
+    return {
+        name: name if new.get(name) == values else same
+        for name, values in old.items()
+        if (same := by_settings.get(json.dumps(values, sort_keys=True))) is not None
+    }
+
+
+def _complete_cells(cells: Any) -> dict[str, Any]:
+    """Cells with the settings that later versions added, at their defaults, which earlier versions acted by."""
+    found = cast("dict[str, Any]", json.loads(json.dumps(cells)) if isinstance(cells, dict) else {})
+    later = {name: value for name, value in default_settings().items() if name not in FIRST_SETTINGS}
+    return {name: {**later, **values} if isinstance(values, dict) else values for name, values in found.items()}
+
+
+def _nearest(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """The first old cell, and the new one with the fewest differences."""
+    for name, values in old.items():
+        return {name: min(new, key=lambda other: len(_differences("", values, new[other])))} if new else {}
+    return {}
+
+
+_FILES = {
+    "weights_sha256": "model",
+    "tokenizer_sha256": "tokenizer",
+    "state_sha256": "state",
+    "template_sha256": "template",
+    "prelude_sha256": "prelude",
+}
+"""The hashes of a cell, and what of `about.files` they are of."""
+
+
+def _with_files(difference: tuple[str, str, str], old: Any, new: Any) -> tuple[str, str, str]:
+    """A difference of two hashes with the names of the files."""
+    name, *values = difference
+    cell, _, key = name.removeprefix("cells.").rpartition(".")
+    if key not in _FILES:
+        return difference
+    old_cell, _, new_cell = cell.removesuffix(")").partition(" (this command: ")
+    files = [_file_of(about, cell, key) for about, cell in ((old, old_cell), (new, new_cell or old_cell))]
+    shown = [f"{file} ({value})" if file else value for file, value in zip(files, values, strict=True)]
+    return f"{name} ({_FILES[key]})", shown[0], shown[1]
+
+
+def _file_of(about: Any, cell: str, key: str) -> str | None:
+    """The file that a cell's hash is of, from a manifest's `about`; None where it does not say."""
+    match about:
+        case {"files": {**cells}} if isinstance(named := cells.get(cell), dict):
+            file = cast("dict[str, Any]", named).get(_FILES[key])
+            return None if file is None else str(file)
+        case {"models": [*models]} if key == "weights_sha256":  # earlier versions named only these
+            for model in models:
+                if isinstance(model, dict) and cell in cast("dict[str, Any]", model).get("cells", ()):
+                    return str(cast("dict[str, Any]", model).get("path"))
+        case _:
+            pass
+    return None
 
 
 def shard_text(shard: Any) -> str | None:

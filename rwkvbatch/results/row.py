@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from typing import Any, Self, cast
 from zlib import crc32
 
+from rwkvbatch.script.choices import ChoiceScores
+
 NOT_REACHED = "not reached:"
 """How the error of a turn begins that was not run because an earlier one of its conversation failed."""
+
+SCORED = "scored"
+"""The `finish_reason` of a row whose texts were scored and no reply was generated."""
 
 
 @dataclass(frozen=True, order=True)
@@ -43,17 +50,53 @@ class Logprob:
 
 @dataclass(frozen=True)
 class Reference:
-    """The script's reply and its likelihood under the model.
+    """The script's reply, or its plain text, and the likelihood under the model.
 
     Attributes:
+        text: as in the script; a long plain text as `short_text` gives it.
         nll: mean negative log-likelihood per token, in nats.
-        matched: share of the tokens that the model found likeliest.
+        matched: share of the tokens that the model found likeliest; 1 if greedy decoding would write the text.
+        logprob, bytes: of plain text only: the sum of its log-probabilities, in nats, and its UTF-8 bytes.
     """
 
     text: str
     nll: float
     matched: float
     tokens: int
+    logprob: float | None = None
+    bytes: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values; those of plain text only where it is one."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ProbePlace:
+    """Where a probe was asked.
+
+    Attributes:
+        after: the turn after which it was asked. number: its number among the probes of that turn.
+        turns, tokens: distance from the user message that says what it asks about to the end of the dialogue so far:
+            turns after that one, and tokens after the end of that message; `tokens` is None in a row of an error.
+    """
+
+    after: int
+    number: int
+    turns: int
+    tokens: int | None
+
+
+SHORT_TEXT = 2_000
+"""The most characters of a plain text that its row holds."""
+
+
+def short_text(text: str) -> str:
+    """A plain text as its row holds it: beyond `SHORT_TEXT` characters its beginning, its size and its SHA-256."""
+    if len(text) <= SHORT_TEXT:
+        return text
+    data = text.encode("utf-8", "surrogatepass")
+    return f"{text[:200]}… [{len(data):,} bytes, sha256 {sha256(data).hexdigest()}]"
 
 
 @dataclass(frozen=True)
@@ -92,8 +135,10 @@ class Row:
         prompt: the user's text. reply: the model's, as the template shows it.
         reply_ids: the tokens as generated, including those of a stop text; with `finish_reason` and `stopped_by`
             they determine the history of the next turn (`docs/design/durability.md`).
-        finish_reason: `stop`, `eos`, `length`, `time` or `error`; with `error` the text of the error is in `error`.
+        finish_reason: `stop`, `eos`, `length`, `time`, `error` or `scored`; with `error` the text of the error is in
+            `error`; with `scored` no reply was generated, and `reply` is the chosen text where the turn has choices.
         stopped_by: the stop text that ended the reply, when `finish_reason` is `stop`.
+        choices: the likelihoods of the turn's choices, where it has any. probe: where a probe was asked.
     """
 
     conversation: str
@@ -113,6 +158,8 @@ class Row:
     checks: tuple[CheckResult, ...]
     error: str | None
     timing: RowTiming
+    choices: ChoiceScores | None = None
+    probe: ProbePlace | None = None
 
     @property
     def key(self) -> RowKey:
@@ -127,16 +174,27 @@ class Row:
     def failed_checks(self) -> int:
         return sum(not check.passed for check in self.checks)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the row took: generated ones, or where there are none those of the scored texts."""
+        if self.finish_reason != SCORED:
+            return self.tokens.reply
+        choices = 0 if self.choices is None else sum(score.tokens for score in self.choices.scores)
+        return choices + (0 if self.reference is None else self.reference.tokens)
+
     def as_dict(self) -> dict[str, Any]:
         """JSON values in the order of the fields; `asdict` would copy every token id."""
-        return {
+        values = {
             **vars(self),
             "tokens": vars(self.tokens),
             "logprob": vars(self.logprob),
-            "reference": None if self.reference is None else vars(self.reference),
+            "reference": None if self.reference is None else self.reference.as_dict(),
             "checks": [vars(check) for check in self.checks],
             "timing": vars(self.timing),
+            "choices": None if self.choices is None else self.choices.as_dict(),
+            "probe": None if self.probe is None else vars(self.probe),
         }
+        return {name: value for name, value in values.items() if value is not None or name not in _OPTIONAL}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -154,10 +212,16 @@ class Row:
         plain["reference"] = None if reference is None else Reference(**reference)
         plain["checks"] = tuple(CheckResult(**check) for check in values["checks"])
         plain["timing"] = RowTiming(**values["timing"])
+        if (choices := values.get("choices")) is not None:
+            plain["choices"] = ChoiceScores.from_dict(choices)
+        if (probe := values.get("probe")) is not None:
+            plain["probe"] = ProbePlace(**probe)
         return cls(**plain)
 
 
-_ROW_FIELDS = tuple(field.name for field in fields(Row))
+_OPTIONAL = frozenset({"choices", "probe"})
+"""Fields that only the rows of some turns have; earlier versions wrote none of them."""
+_ROW_FIELDS = tuple(field.name for field in fields(Row) if field.name not in _OPTIONAL)
 
 
 def weighted_score(checks: Sequence[tuple[float, float]]) -> float | None:
@@ -186,6 +250,19 @@ class BadLineError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class RowDigest:
+    """Hex digests of what a row was made from; a line has them, a `Row` does not.
+
+    Attributes:
+        content: of all that the reply and its numbers depend on, but the repeat: rows with equal digests and repeats
+            are equal. judging: of the checks and tags.
+    """
+
+    content: str
+    judging: str
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedRow:
     """Row `number` of the plan as a line of the file, and what a run counts of it without decoding the line."""
 
@@ -197,7 +274,7 @@ class EncodedRow:
 
     @classmethod
     def of(cls, number: int, row: Row) -> Self:
-        return cls(number, encode_row(row), row.error, row.failed_checks, row.tokens.reply)
+        return cls(number, encode_row(row), row.error, row.failed_checks, row.num_tokens)
 
 
 def encode_row(row: Row) -> bytes:
@@ -215,6 +292,22 @@ def encode_row(row: Row) -> bytes:
     except UnicodeEncodeError:  # lone surrogates: UTF-8 has no bytes for them, JSON has escapes
         body = _ENCODE_ASCII(values).encode()
     return b'%s,"crc":"%08x"}\n' % (body[:-1], crc32(body))
+
+
+def with_digest(line: bytes, digest: RowDigest) -> bytes:
+    """A line of `encode_row` with its digests, under the keys `content` and `judging` before the checksum."""
+    keys = f',"content":"{digest.content}","judging":"{digest.judging}"}}'.encode()
+    body = line[: -_TAIL_BYTES - 1] + keys
+    return b'%s,"crc":"%08x"}\n' % (body[:-1], crc32(body))
+
+
+_DIGEST = re.compile(rb',"content":"([0-9a-f]+)","judging":"([0-9a-f]+)","crc":"[0-9a-f]{8}"}\n$')
+
+
+def digest_of(line: bytes) -> RowDigest | None:
+    """The digests in a line; None where it has none, as lines of earlier versions."""
+    found = _DIGEST.search(line, max(0, len(line) - 300))
+    return None if found is None else RowDigest(found[1].decode(), found[2].decode())
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,24 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunReplacedError, StorageError
 from rwkvbatch.files import OS_FILES, RESULTS_NAME, Files, in_blocks, open_file, replace_file, write_all
 from rwkvbatch.results.recovery import DAMAGED_NAME, TORN_NAME, LineIndex, keep_bytes, keep_damaged_lines, look_through
-from rwkvbatch.results.row import BadLineError, EncodedRow, Row, RowKey, content_of_line, decode_row
+from rwkvbatch.results.row import (
+    BadLineError,
+    EncodedRow,
+    Row,
+    RowDigest,
+    RowKey,
+    content_of_line,
+    decode_row,
+    encode_row,
+    with_digest,
+)
 
 ASIDE_NAME = "results.aside"
 FLUSH_ROWS = 64
@@ -37,6 +48,7 @@ class RowStore:
         lost: why the directory is not the run's any more; None while it is.
         num_rows: rows in the plan.
         place: a row's number in the plan; None for a row that is not in it.
+        digest: of a row by its number, to be written with it; None writes rows without digests.
         repair: set damaged lines aside in `results.damaged` instead of refusing them.
         flush_rows, flush_seconds: at most this much is lost in a power cut; a killed process loses nothing.
         clock: monotonic seconds.
@@ -56,6 +68,7 @@ class RowStore:
         num_rows: int,
         place: Callable[[RowKey], int | None],
         *,
+        digest: Callable[[int], RowDigest] | None = None,
         repair: bool = False,
         files: Files = OS_FILES,
         at: int | None = None,
@@ -69,6 +82,7 @@ class RowStore:
         self._at = at
         self._lost = lost
         self._place = place
+        self._digest = digest
         self._flush_rows = flush_rows
         self._flush_seconds = flush_seconds
         self._clock = clock
@@ -107,12 +121,16 @@ class RowStore:
             KeyError: it was not written.
             RunDamagedError: it changed on the disk since.
         """
-        if not self.has(number):
-            raise KeyError(number)
         try:
-            return decode_row(self._index.read(number, self._open_reader))
+            return decode_row(self.read_line(number))
         except BadLineError as error:
             raise RunDamagedError(f"a row changed on the disk during the run: {error}", path=self._path) from None
+
+    def read_line(self, number: int) -> bytes:
+        """The line of row `number` as it is in the file; raises `KeyError` if it was not written."""
+        if not self.has(number):
+            raise KeyError(number)
+        return self._index.read(number, self._open_reader)
 
     def rows(self) -> Iterator[Row]:
         """All rows in the plan's order."""
@@ -136,6 +154,8 @@ class RowStore:
             if self.has(row.number) or row.number in numbers:
                 raise ValueError(f"row {row.number} was written before")
             numbers.add(row.number)
+        if self._digest is not None:
+            rows = [replace(row, line=with_digest(row.line, self._digest(row.number))) for row in rows]
         if self.num_rows - self.num_durable + len(rows) > self._flush_rows:
             self.flush()
         self._check_file()
@@ -366,6 +386,9 @@ class MemoryRows:
 
     def read(self, number: int) -> Row:
         return self._rows[number]
+
+    def read_line(self, number: int) -> bytes:
+        return encode_row(self._rows[number])
 
     def rows(self) -> Iterator[Row]:
         return (self._rows[number] for number in sorted(self._rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rwkvbatch.files import OS_FILES, Files, read_file, save_file
-from rwkvbatch.results.row import Row
+from rwkvbatch.results.row import SCORED, Row
 
 SUMMARY_NAME = "summary.json"
 MAX_SUMMARY_BYTES = 256 * 2**20
@@ -32,6 +33,27 @@ def worst(shares: Mapping[str, FailureShare], number: int = 3) -> list[tuple[str
 
 
 @dataclass(frozen=True)
+class TextSummary:
+    """Likelihood of one cell's plain texts.
+
+    Attributes:
+        texts, tokens, bytes: how many were scored.
+        nll: mean per token over all tokens, in nats. perplexity: its exponential. bits_per_byte: over all bytes.
+        text_perplexity: exponential of the mean over texts of their negative log-likelihoods, as LAMBADA's is.
+        accuracy: share of the continuations that greedy decoding would write; None where no text had a prompt.
+    """
+
+    texts: int
+    tokens: int
+    bytes: int
+    nll: float
+    perplexity: float | None
+    bits_per_byte: float
+    text_perplexity: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
 class CellSummary:
     """One cell's figures.
 
@@ -42,6 +64,7 @@ class CellSummary:
         first_token_p50_s, first_token_p95_s: from a request's submission to its first token.
         prompt_tokens: of the prompts with their whole histories. cached_tokens: those taken from the prefix cache.
         logprob_mean: mean per reply token, in nats. reference_nll: mean per token of the reference replies, in nats.
+        plain_text: None without plain texts.
     """
 
     name: str
@@ -58,6 +81,7 @@ class CellSummary:
     cached_tokens: int
     logprob_mean: float | None
     reference_nll: float | None
+    plain_text: TextSummary | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +131,8 @@ class _Tally:
         self.scores, self.first_token_s = array("d"), array("d")
         self.logprob_sum = self.reference_sum = 0.0
         self.reference_tokens = 0
+        self.text_tokens, self.text_bytes, self.continuations, self.greedy = 0, 0, 0, 0
+        self.text_logprobs = array("d")
 
     def add(self, row: Row) -> None:
         counts = self.counts
@@ -123,9 +149,16 @@ class _Tally:
         if row.finish_reason == "error":
             counts["errors"] += 1
             return
-        self.first_token_s.append(row.timing.first_token_s)
+        if row.finish_reason != SCORED:
+            self.first_token_s.append(row.timing.first_token_s)
         self.logprob_sum += row.logprob.sum
-        if row.reference is not None:
+        if row.reference is not None and row.reference.logprob is not None:
+            self.text_tokens += row.reference.tokens
+            self.text_bytes += row.reference.bytes or 0
+            self.text_logprobs.append(row.reference.logprob)
+            self.continuations += bool(row.prompt)
+            self.greedy += bool(row.prompt) and row.reference.matched == 1
+        elif row.reference is not None:
             self.reference_sum += row.reference.nll * row.reference.tokens
             self.reference_tokens += row.reference.tokens
 
@@ -140,7 +173,27 @@ class _Tally:
             first_token_p95_s=percentile(waits, 0.95),
             logprob_mean=self.logprob_sum / reply_tokens if reply_tokens else None,
             reference_nll=self.reference_sum / self.reference_tokens if self.reference_tokens else None,
+            plain_text=self._plain_text() if self.text_logprobs else None,
         )
+
+    def _plain_text(self) -> TextSummary:
+        # The sum does not depend on the order of the rows.
+        total, texts = -math.fsum(self.text_logprobs), len(self.text_logprobs)
+        return TextSummary(
+            texts,
+            self.text_tokens,
+            self.text_bytes,
+            nll=total / self.text_tokens,
+            perplexity=_exponential(total / self.text_tokens),
+            bits_per_byte=total / math.log(2) / self.text_bytes,
+            text_perplexity=_exponential(total / texts),
+            accuracy=self.greedy / self.continuations if self.continuations else None,
+        )
+
+
+def _exponential(value: float) -> float | None:
+    """exp(value); None where that is too large for a float."""
+    return math.exp(value) if value < 709 else None
 
 
 class Tallies:

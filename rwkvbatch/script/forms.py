@@ -4,16 +4,19 @@
 |--------------|----------------------------------------|------------------------------------------|
 | OpenAI batch | `custom_id` or `body`                  | ignored, unless they resemble a known key |
 | ShareGPT     | `conversations`                        | the same                                 |
+| LMSYS        | `conversation`                         | the same                                 |
 | MT-Bench     | `turns` or `question_id`               | the same                                 |
-| OpenAI chat  | `messages`, and keys or contents of its requests | the same                       |
-| native       | everything else                        | an error                                 |
+| OpenAI chat  | `messages`, and keys or contents that the native form has not | the same          |
+| plain text   | `text`, or `continuation`              | an error                                 |
+| native       | `messages`                             | an error                                 |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import zip_longest
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NoReturn
 
 from pydantic import BeforeValidator, Field
 
@@ -22,9 +25,11 @@ from rwkvbatch.script.native import (
     Message,
     Role,
     Shape,
+    is_plain_text,
     parse_params,
     read_id,
     read_native,
+    read_plain_text,
     read_tags,
     to_turns,
 )
@@ -46,6 +51,9 @@ _OPENAI_PARAMS = (
     "presence_penalty",
     "frequency_penalty",
 )
+_NOT_REPLAYED = ("tool_calls", "function_call", "audio", "refusal")
+"""Fields of a message that are a part of it and have no counterpart here."""
+
 _CHANGING_FIELDS = ("tools", "functions", "tool_choice", "function_call", "logit_bias", "response_format")
 """Fields of a request that change its reply and have no counterpart here."""
 
@@ -65,13 +73,18 @@ _LooseId = Annotated[str | None, BeforeValidator(lambda value: str(value) if typ
 
 
 class _OpenAiMessage(_Lenient):
+    also_known: ClassVar[frozenset[str]] = OF_THE_REPLY
     role: str
     content: Any = None
 
 
+_NATIVE_KEYS = frozenset({"tags", "params", "expect", "probes"})
+
+
 class _OpenAi(_Lenient):
-    also_known: ClassVar[frozenset[str]] = frozenset(_OPENAI_PARAMS)
+    also_known: ClassVar[frozenset[str]] = _NATIVE_KEYS | {*_OPENAI_PARAMS, "defaults"}
     messages: list[Any]
+    id: _LooseId = None
 
 
 class _OpenAiBatch(_Lenient):
@@ -86,9 +99,17 @@ class _ShareGptMessage(_Lenient):
 
 
 class _ShareGpt(_Lenient):
+    also_known: ClassVar[frozenset[str]] = frozenset({"conversation_id"})
     conversations: list[Any]
     id: _LooseId = None
     system: str | None = None
+
+
+class _Lmsys(_Lenient):
+    conversation: list[Any]
+    conversation_id: _LooseId = None
+    conversation_hash: _LooseId = None
+    id: _LooseId = None
 
 
 class _MtBench(_Lenient):
@@ -96,6 +117,7 @@ class _MtBench(_Lenient):
     question_id: _LooseId = None
     category: str | None = None
     reference: list[str | None] | None = None
+    required_temperature: float | int | None = None
 
 
 def _read_openai_batch(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
@@ -111,6 +133,9 @@ def _read_sharegpt(line: Mapping[str, Any], source: SourceLine, default_id: str)
     messages = [Message("system", raw.system, "system")] if raw.system else []
     for at, item in enumerate(raw.conversations):
         where = f"conversations[{at}]"
+        if is_object(item) and "role" in item and "from" not in item:
+            messages.append(_openai_message(item, source, where))
+            continue
         message = _ShareGptMessage.read(item, source, where)
         role = _role(message.role, source, f"{where}.from")
         if role == "assistant" and all(earlier.role == "system" for earlier in messages):
@@ -124,6 +149,15 @@ def _read_sharegpt(line: Mapping[str, Any], source: SourceLine, default_id: str)
     return Conversation(read_id(raw.id, default_id, source), *to_turns(messages, source), (), {}, source)
 
 
+def _read_lmsys(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
+    """The form of LMSYS-Chat-1M and WildChat: https://huggingface.co/datasets/lmsys/lmsys-chat-1m."""
+    raw = _Lmsys.read(line, source)
+    messages = [_openai_message(item, source, f"conversation[{at}]") for at, item in enumerate(raw.conversation)]
+    names = {"id": raw.id, "conversation_id": raw.conversation_id, "conversation_hash": raw.conversation_hash}
+    key = next((key for key, value in names.items() if value is not None), "id")
+    return Conversation(read_id(names[key], default_id, source, key), *to_turns(messages, source), (), {}, source)
+
+
 def _read_mt_bench(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
     """References where they are not empty; the category becomes a tag."""
     raw = _MtBench.read(line, source)
@@ -134,14 +168,21 @@ def _read_mt_bench(line: Mapping[str, Any], source: SourceLine, default_id: str)
         refuse(source, f"reference: has {len(references)} texts for {len(raw.turns)} turns")
     turns = tuple(Turn(user, reference or None) for user, reference in zip_longest(raw.turns, references))
     tags = read_tags([raw.category], source) if raw.category else ()
-    return Conversation(read_id(raw.question_id, default_id, source, "question_id"), None, turns, tags, {}, source)
+    # The question's own temperature, as FastChat's gen_model_answer.py uses it.
+    own = {} if raw.required_temperature is None else {"temperature": raw.required_temperature}
+    params = parse_params(own, source, "required_temperature")
+    return Conversation(read_id(raw.question_id, default_id, source, "question_id"), None, turns, tags, params, source)
 
 
-def _read_openai_chat(
-    request: Mapping[str, Any], source: SourceLine, conversation_id: str, where: str = ""
-) -> Conversation:
+def _read_openai_chat(request: Mapping[str, Any], source: SourceLine, default_id: str, where: str = "") -> Conversation:
     prefix = f"{where}." if where else ""
     raw = _OpenAi.read(request, source, where)
+    for name in sorted(_NATIVE_KEYS & request.keys()):
+        refuse(
+            source,
+            f"{prefix}{name}: belongs to the native form, and this line has another one",
+            "remove one of the two",
+        )
     for name in _CHANGING_FIELDS:
         if request.get(name) not in (None, [], {}, "none", "auto", {"type": "text"}):
             refuse(source, f"{prefix}{name}: has no counterpart here", "remove it from the line")
@@ -149,16 +190,28 @@ def _read_openai_chat(
         refuse(source, f"{prefix}n: must be 1, got {shown(request['n'])}", "use `--repeats` for several replies")
     messages: list[Message] = []
     for at, item in enumerate(raw.messages):
-        place = f"{prefix}messages[{at}]"
-        one = _OpenAiMessage.read(item, source, place)
-        messages.append(Message(_role(one.role, source, f"{place}.role"), _content(one.content, source, place), place))
+        messages.append(_openai_message(item, source, f"{prefix}messages[{at}]"))
     params = {name: request[name] for name in _OPENAI_PARAMS if request.get(name) is not None}
     if "max_completion_tokens" in params:
         params["max_tokens"] = params.pop("max_completion_tokens")
     if isinstance(params.get("stop"), str):
         params["stop"] = [params["stop"]]
     parsed = parse_params(params, source, where or "line")
-    return Conversation(conversation_id, *to_turns(messages, source), (), parsed, source)
+    # The id of a batch request is its `custom_id`.
+    name = default_id if where else read_id(raw.id, default_id, source)
+    return Conversation(name, *to_turns(messages, source), (), parsed, source)
+
+
+def _openai_message(item: Any, source: SourceLine, where: str) -> Message:
+    one = _OpenAiMessage.read(item, source, where)
+    for name in _NOT_REPLAYED:
+        if item.get(name) not in (None, [], {}, ""):
+            refuse(
+                source, f"{where}.{name}: cannot be replayed", "remove it, or leave the conversation out (--skip-bad)"
+            )
+    if "content" not in item:
+        refuse(source, f"{where}.content: is missing")
+    return Message(_role(one.role, source, f"{where}.role"), _content(one.content, source, where), where)
 
 
 def _role(name: str, source: SourceLine, where: str) -> Role:
@@ -178,15 +231,28 @@ def _content(content: Any, source: SourceLine, where: str) -> str:
     for at, part in enumerate(content):
         if not is_object(part) or not isinstance(part.get("text"), str):
             hint = "images, sounds and files cannot be replayed"
-            refuse(source, f"{where}.content[{at}]: must be a text part", hint)
+            found = part.get("type") if is_object(part) else None
+            what = f"an object of the type {shown(found)}" if isinstance(found, str) else type_name(part)
+            refuse(source, f"{where}.content[{at}]: must be a text part, got {what}", hint)
         texts.append(part["text"])
     return "\n".join(texts)
 
 
-_NATIVE_KEYS = frozenset({"id", "tags", "params", "expect"})
-_OPENAI_KEYS = frozenset(_OPENAI_PARAMS) | {
-    "model", "tools", "functions", "stream", "user", "metadata", "n", "parallel_tool_calls"
-}  # fmt: skip
+_WITHOUT_EFFECT = frozenset(
+    {
+        "model",
+        "stream",
+        "stream_options",
+        "user",
+        "metadata",
+        "n",
+        "parallel_tool_calls",
+        "store",
+        "service_tier",
+        "method",
+    }
+)
+"""Keys of requests that are ignored without a note: they are about how a server works, not about what it replies."""
 
 
 def read_conversation(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
@@ -209,7 +275,9 @@ def _is_openai(line: Mapping[str, Any]) -> bool:
     plain = [message for message in messages if is_object(message)]
     if any(not OF_THE_REPLY.isdisjoint(message) for message in plain):
         return False
-    return not _OPENAI_KEYS.isdisjoint(line) or any(
+    if "id" in line and not line.keys().isdisjoint(_OPENAI_PARAMS):
+        return False  # a native line, whose settings belong into its `params`
+    return not line.keys() <= {"messages", "id"} or any(
         not isinstance(message.get("content"), str)
         or message.get("role") not in ("system", "user", "assistant")
         or not message.keys() <= {"role", "content"}
@@ -217,11 +285,57 @@ def _is_openai(line: Mapping[str, Any]) -> bool:
     )
 
 
+_MESSAGES = ("messages", "conversations", "conversation", "turns")
+_CONVERTED = {
+    "instruction": 'jq -c \'{messages: [{role: "user", content: ([.instruction, .input] | map(values) | join("\\n"))}, '
+    '{role: "assistant", content: .output}]}\'',
+    "prompt": "jq -c '{messages: [{role: \"user\", content: .prompt}]}'",
+    "question": "jq -c '{messages: [{role: \"user\", content: .question}]}'",
+}
+"""Keys of other data sets, and the filter that makes messages of their lines."""
+
+
+def _refuse_form(line: Mapping[str, Any], source: SourceLine, _default_id: str) -> NoReturn:
+    keys = ", ".join(map(shown, list(line)[:8])) + (", ..." if len(line) > 8 else "")
+    for key in line:
+        if close := get_close_matches(key, _MESSAGES, n=1, cutoff=0.8):
+            refuse(source, f"unknown key {shown(key)}", f"did you mean {close[0]!r}?")
+    known = (
+        "known forms have `messages` (native, OpenAI), `conversations` (ShareGPT), `conversation` (LMSYS), "
+        "`turns` (MT-Bench), `text` or `prompt` and `continuation` (plain text)"
+    )
+    filters = [
+        f"; this makes messages of such lines: {made} FILE > NEW" for key, made in _CONVERTED.items() if key in line
+    ]
+    hint = f"{known} or `custom_id` and `body` (OpenAI batch); see docs/scripts.md{filters[0] if filters else ''}"
+    refuse(source, f"is of no known form; its keys are {keys or 'none'}", hint)
+
+
+def ignored_keys(line: Mapping[str, Any]) -> set[str]:
+    """The keys of a line of a known form, and of its messages, that are read by nobody."""
+    body: Any = line.get("body", line)
+    if not is_object(body):
+        return set()
+    messages: list[Any] | None = next((body[key] for key in _MESSAGES if is_array(body.get(key))), None)
+    if messages is None:
+        return set()
+    known = _OpenAi.known_keys() | _ShareGpt.known_keys() | _Lmsys.known_keys() | _MtBench.known_keys()
+    known |= _OpenAiBatch.known_keys() | set(_CHANGING_FIELDS) | _WITHOUT_EFFECT
+    in_messages = _OpenAiMessage.known_keys() | _ShareGptMessage.known_keys() | OF_THE_REPLY | set(_NOT_REPLAYED)
+    found = {key for key in (*line, *body) if key not in known}
+    return found | {
+        f"messages[].{key}" for item in messages if is_object(item) for key in item if key not in in_messages
+    }
+
+
 _FORMS: Sequence[tuple[Callable[[Mapping[str, Any]], bool], Callable[..., Conversation]]] = (
     (lambda line: "custom_id" in line or "body" in line, _read_openai_batch),
     (lambda line: "conversations" in line, _read_sharegpt),
+    (lambda line: "conversation" in line and "messages" not in line, _read_lmsys),
     (lambda line: "turns" in line or "question_id" in line, _read_mt_bench),
     (_is_openai, _read_openai_chat),
+    (lambda line: is_plain_text(line) and not line.keys().isdisjoint(("text", "continuation")), read_plain_text),
+    (lambda line: "messages" not in line and not line.keys() <= _NATIVE_KEYS | {"id"}, _refuse_form),
     (lambda _: True, read_native),
 )
 """How each form is recognised, and what reads it; the first match wins."""

@@ -76,6 +76,8 @@ def _lint_one(
     source, name = conversation.source, conversation.id
     contents = [("system", "system", conversation.system)]
     for number, turn in enumerate(conversation.turns):
+        if turn.plain:  # read as it is, without a template
+            continue
         contents.append(("user", f"turn {number}", turn.user))
         contents.append(("reference", f"turn {number} reference", turn.reference))
     for kind, place, content in contents:
@@ -88,7 +90,8 @@ def _lint_one(
             found = f"does not begin with the reply prefix {shown(prefix)}"
             hint = "it is scored without a prefix, as it stands; begin it with the prefix to score the rest of it"
             yield LintWarning("reference-without-prefix", source, name, f"turn {number} reference", found, hint)
-    for number, turn in enumerate(conversation.turns[:-1]):
+    dialogue = [turn for turn in conversation.turns if turn.probe is None]
+    for number, turn in enumerate(dialogue[:-1]):
         if history == "gold" and turn.reference is None:
             hint = "with `--history gold` the next turn sees the model's own reply; add an assistant message"
             yield LintWarning("missing-reference", source, name, f"turn {number}", "has no reference reply", hint)

@@ -1,10 +1,11 @@
-"""The native form of a conversation, the `defaults` line of a file, and what all forms share: ids, params, turns.
+"""The native form of a conversation, read and written, the `defaults` line of a file, and what all forms share.
 
 All readers raise `ScriptError`, which names file, line and key, for an unknown key or a wrong value.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -15,11 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rwkvbatch.config import ALIASES, DialoguePrompt, Sampling, Settings, Stopping, with_full_names
 from rwkvbatch.errors import UsageError
 from rwkvbatch.script.checks import parse_checks
+from rwkvbatch.script.choices import MAX_CHOICES, MIN_CHOICES, Choice, find_choice
 from rwkvbatch.script.records import (
     Check,
     Conversation,
+    Probe,
     SourceLine,
     Turn,
+    is_array,
     is_object,
     refuse,
     refuse_unknown_keys,
@@ -69,11 +73,21 @@ _REASONS = {
 }
 
 
+_BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def _is_printable(character: str) -> bool:
+    """Whether it is text: spaces of all widths and joiners are (which `str.isprintable` denies), controls are not."""
+    if character.isprintable():
+        return True
+    return unicodedata.category(character) in ("Zs", "Cf") and character not in _BIDI_CONTROLS
+
+
 def read_id(given: str | None, default: str, source: SourceLine, key: str = "id") -> str:
     """The id of a conversation. Ids are never used as file names, so `/` and `..` are allowed."""
     if given is None:
         return default
-    if not 0 < len(given) <= MAX_ID_LENGTH or not given.isprintable() or given != given.strip():
+    if not 0 < len(given) <= MAX_ID_LENGTH or not all(map(_is_printable, given)) or given != given.strip():
         hint = f"an id has 1 to {MAX_ID_LENGTH} printable characters and no space at its ends"
         refuse(source, f"{key}: cannot be an id: {shown(given)}", hint)
     return given
@@ -121,7 +135,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Message:
-    """One message of any form; `expect` and `params` are not parsed yet. `reply_prefix` is one of the params.
+    """One message of any form; what belongs to the reply is not parsed yet. `reply_prefix` is one of the params.
 
     `where` names the message in its line, such as `messages[2]`.
     """
@@ -132,20 +146,26 @@ class Message:
     expect: Any = None
     params: Mapping[str, Any] | None = None
     reply_prefix: str | None = None
+    choices: Any = None
+    generate: bool | None = None
+    probes: Any = None
 
 
-OF_THE_REPLY = frozenset({"expect", "params", "reply_prefix"})
+OF_THE_REPLY = frozenset({"expect", "params", "reply_prefix", "choices", "generate", "probes"})
 """Keys of a user message that are about the reply that it asks for."""
 
 
-def to_turns(messages: Sequence[Message], source: SourceLine) -> tuple[str | None, tuple[Turn, ...]]:
-    """The system message, if any, and the turns.
+def to_turns(
+    messages: Sequence[Message], source: SourceLine, standing: Any = None
+) -> tuple[str | None, tuple[Turn, ...]]:
+    """The system message, if any, and the turns; `standing` are the probes that are asked after every turn.
 
     Every user message begins a turn; an assistant message right after it is the turn's reference. Of two user messages
     in a row the first is a turn without a reference.
     """
     system: str | None = None
     turns: list[Turn] = []
+    probes: list[tuple[int, Any, str]] = []
     for at, message in enumerate(messages):
         where = message.where
         if message.role != "user":
@@ -157,9 +177,9 @@ def to_turns(messages: Sequence[Message], source: SourceLine) -> tuple[str | Non
                 refuse(source, f"{where}: a system message may only be the first", "join it with the first message")
             system = message.content
         elif message.role == "user":
-            checks = () if message.expect is None else parse_checks(message.expect, source, f"{where}.expect")
-            params = _turn_params(message, source)
-            turns.append(Turn(message.content, None, checks, params))
+            if message.probes is not None:
+                probes.append((len(turns), message.probes, f"{where}.probes"))
+            turns.append(_turn(message, source))
         elif not turns:
             hint = "begin with a user message, or give an initial exchange with `--prelude`"
             refuse(source, f"{where}: an assistant message needs a user message before it", hint)
@@ -170,11 +190,114 @@ def to_turns(messages: Sequence[Message], source: SourceLine) -> tuple[str | Non
     if not turns:
         refuse(source, "has no user message, so there is nothing to reply to", "add a message of role user")
     for number, turn in enumerate(turns):
-        for check in turn.checks:
-            if check.needs_reference and turn.reference is None:
-                hint = "add the assistant message that the reply is compared with"
-                refuse(source, f"turn {number}: the check {check.kind!r} needs a reference reply", hint)
-    return system, tuple(turns)
+        _check_needs(turn, source, f"turn {number}")
+    if standing is not None:
+        probes += [(number, standing, "probes") for number in range(len(turns))]
+    return system, (*turns, *_read_probes(probes, len(turns), system is not None, source))
+
+
+def _turn(message: Message, source: SourceLine) -> Turn:
+    """The turn that a user message begins."""
+    where = message.where
+    checks = () if message.expect is None else parse_checks(message.expect, source, f"{where}.expect")
+    params = _turn_params(message, source)
+    choices = () if message.choices is None else parse_choices(message.choices, source, f"{where}.choices")
+    if message.generate is not None and not choices:
+        refuse(source, f"{where}: `generate` belongs to `choices`, and there are none", "leave it out")
+    return Turn(message.content, None, checks, params, choices, generate=not choices or bool(message.generate))
+
+
+def _check_needs(turn: Turn, source: SourceLine, where: str) -> None:
+    """Refuse checks that lack the reference or the choices that they compare with."""
+    names = [choice.name for choice in turn.choices]
+    for check in turn.checks:
+        if check.needs_reference and turn.reference is None:
+            hint = "add the assistant message that the reply is compared with"
+            refuse(source, f"{where}: the check {check.kind!r} needs a reference reply", hint)
+        for wanted in check.choices:
+            if not names:
+                hint = 'add `"choices": ["...", "..."]` to the user message'
+                refuse(source, f"{where}: the check {check.kind!r} needs choices", hint)
+            try:
+                find_choice(names, wanted)
+            except KeyError:
+                some = ", ".join(map(shown, names[:8])) + (", ..." if len(names) > 8 else "")
+                hint = f"they are {some}; an index counts from 0, to {len(names) - 1}"
+                refuse(source, f"{where}: the check {check.kind!r} names no choice of the turn: {shown(wanted)}", hint)
+
+
+def parse_choices(raw: Any, source: SourceLine, where: str = "choices") -> tuple[Choice, ...]:
+    """The `choices` of a message: an array of texts, which are their own names, or an object of names and texts."""
+    if is_object(raw):
+        pairs = list(raw.items())
+    elif is_array(raw):
+        pairs = [(text.strip() if isinstance(text, str) else "", text) for text in raw]
+    else:
+        hint = 'write ["Paris", "Rome"], or {"A": "Paris", "B": "Rome"}'
+        refuse(
+            source, f"{where}: must be an array of texts or an object of names and texts, got {type_name(raw)}", hint
+        )
+    if not MIN_CHOICES <= len(pairs) <= MAX_CHOICES:
+        refuse(source, f"{where}: must be {MIN_CHOICES} to {MAX_CHOICES:,} choices, got {len(pairs):,}")
+    texts: dict[str, str] = {}
+    for at, (name, text) in enumerate(pairs):
+        place = f"{where}[{at}]" if is_array(raw) else f"{where}.{shown(name)}"
+        if not isinstance(text, str):
+            refuse(source, f"{place}: must be a text, got {type_name(text)}")
+        if not text.strip():
+            refuse(source, f"{place}: is empty, so it has no likelihood", "remove it, or write what the reply would be")
+        if not name.strip():
+            refuse(source, f"{place}: its name is empty", "name it, such as A")
+        if (other := texts.setdefault(" ".join(text.split()), place)) != place:
+            refuse(source, f"{place}: is the same text as {other}", "remove one of the two")
+    return tuple(Choice(name, text) for name, text in pairs)
+
+
+class _Probe(Shape):
+    content: str
+    expect: Any = None
+    params: dict[str, Any] | None = None
+    choices: Any = None
+    generate: bool | None = None
+    reply_prefix: str | None = None
+    reference: str | None = None
+    since: int | Literal["system"] = 0
+
+
+def _read_probes(
+    given: Sequence[tuple[int, Any, str]], num_turns: int, has_system: bool, source: SourceLine
+) -> list[Turn]:
+    """The turns of `probes`, each with the number of its turn and its place in the line, in the order of the dialogue.
+
+    A probe that stands on the conversation is asked after every turn from `since` on.
+    """
+    found: list[Turn] = []
+    count = dict.fromkeys(range(num_turns), 0)
+    for after, raw, where in sorted(given, key=lambda item: item[0]):
+        if not is_array(raw) or not raw:
+            got = "none" if is_array(raw) else type_name(raw)
+            refuse(
+                source, f"{where}: must be an array of probes, got {got}", 'write [{"content": "...", "expect": ...}]'
+            )
+        for at, item in enumerate(raw):
+            place = f"{where}[{at}]"
+            one = _Probe.read(item, source, place)
+            if one.since == "system" and not has_system:
+                refuse(source, f"{place}.since: there is no system message", "name the turn that says it, from 0 up")
+            since = -1 if one.since == "system" else one.since
+            latest = num_turns - 1 if where == "probes" else after
+            if not -1 <= since <= latest or one.since == -1:
+                hint = "turns count from 0; since is the turn that says what the probe asks about"
+                refuse(source, f'{place}.since: must be a turn from 0 to {latest}, or "system"; got {since}', hint)
+            if since > after:
+                continue
+            own = (one.expect, one.params, one.reply_prefix, one.choices, one.generate)
+            message = Message("user", one.content, place, *own)
+            turn = replace(_turn(message, source), reference=one.reference, probe=Probe(after, count[after], since))
+            _check_needs(turn, source, place)
+            found.append(turn)
+            count[after] += 1
+    return found
 
 
 def _turn_params(message: Message, source: SourceLine) -> Mapping[str, Any]:
@@ -201,10 +324,13 @@ class Additions:
     def apply(self, conversation: Conversation) -> Conversation:
         """The conversation with these tags first, these params unless it has its own, and these checks after its own.
 
-        Turns without a reference do not get checks that compare with it.
+        Turns without a reference do not get checks that compare with it; plain texts and probes get none at all.
         """
         turns: list[Turn] = []
         for turn in conversation.turns:
+            if turn.plain or turn.probe is not None:  # no reply of the dialogue
+                turns.append(turn)
+                continue
             added = [check for check in self.checks if turn.reference is not None or not check.needs_reference]
             turns.append(replace(turn, checks=(*turn.checks, *added)))
         return replace(
@@ -221,6 +347,9 @@ class _Message(Shape):
     expect: Any = None
     params: dict[str, Any] | None = None
     reply_prefix: str | None = None
+    choices: Any = None
+    generate: bool | None = None
+    probes: Any = None
 
 
 class _Additions(Shape):
@@ -236,6 +365,30 @@ class _Additions(Shape):
 class _Conversation(_Additions):
     messages: list[Any]
     id: str | None = None
+    probes: Any = None
+
+
+class _Text(Shape):
+    text: str
+    id: str | None = None
+    tags: list[str] = Field(default_factory=list[str])
+    params: Any = None
+
+
+class _Continuation(Shape):
+    prompt: str
+    continuation: str
+    id: str | None = None
+    tags: list[str] = Field(default_factory=list[str])
+    params: Any = None
+
+
+class _AnyText(_Text):
+    lenient: ClassVar[bool] = True
+
+
+class _AnyContinuation(_Continuation):
+    lenient: ClassVar[bool] = True
 
 
 class _DefaultsLine(Shape):
@@ -252,7 +405,106 @@ def read_native(line: Mapping[str, Any], source: SourceLine, default_id: str) ->
     raw = _Conversation.read(line, source)
     messages: list[Message] = []
     for at, item in enumerate(raw.messages):
-        one = _Message.read(item, source, f"messages[{at}]")
-        messages.append(Message(one.role, one.content, f"messages[{at}]", one.expect, one.params, one.reply_prefix))
-    bare = Conversation(read_id(raw.id, default_id, source), *to_turns(messages, source), (), {}, source)
+        where = f"messages[{at}]"
+        one = _Message.read(item, source, where)
+        own = (one.expect, one.params, one.reply_prefix, one.choices, one.generate, one.probes)
+        messages.append(Message(one.role, one.content, where, *own))
+    turns = to_turns(messages, source, raw.probes)
+    bare = Conversation(read_id(raw.id, default_id, source), *turns, (), {}, source)
     return raw.parsed(source).apply(bare)
+
+
+def is_plain_text(line: Mapping[str, Any]) -> bool:
+    """Whether a line holds plain text: `text`, or `prompt` and `continuation`."""
+    return "messages" not in line and not {"text", "prompt", "continuation"}.isdisjoint(line)
+
+
+def read_plain_text(
+    line: Mapping[str, Any], source: SourceLine, default_id: str, *, lenient: bool = False
+) -> Conversation:
+    """A line of plain text that is scored: `text`, or `prompt` and `continuation`; see `docs/scripts.md`.
+
+    Args:
+        lenient: ignore unknown keys that resemble no known one, as the lines of published data sets have them.
+    """
+    if "continuation" in line or (not lenient and "prompt" in line):
+        raw = (_AnyContinuation if lenient else _Continuation).read(line, source)
+        prompt, text, key = raw.prompt, raw.continuation, "continuation"
+        if not prompt:
+            refuse(source, "prompt: is empty", "write `text` alone to score a whole text")
+    else:
+        raw = (_AnyText if lenient else _Text).read(line, source)
+        prompt, text, key = "", raw.text, "text"
+    if not text:
+        refuse(source, f"{key}: is empty, so there is nothing to score", "remove the line")
+    found = text_conversation(
+        read_id(raw.id, default_id, source), text, source, prompt=prompt, tags=read_tags(raw.tags, source)
+    )
+    if lenient or raw.params is None:
+        return found
+    if not is_object(raw.params):
+        refuse(source, f"params: must be an object, got {type_name(raw.params)}")
+    return replace(found, params=parse_params(raw.params, source))
+
+
+def text_conversation(
+    name: str, text: str, source: SourceLine, *, prompt: str = "", tags: tuple[str, ...] = ()
+) -> Conversation:
+    """The conversation with the id `name` that stands for a plain text, scored after `prompt`."""
+    return Conversation(name, None, (Turn(prompt, text, generate=False, plain=True),), tags, {}, source)
+
+
+def native_record(conversation: Conversation) -> dict[str, Any]:
+    """The conversation as a line of a script, of which the reader makes an equal one.
+
+    What `defaults` added, an id that the line did not have, and probes that stood on the conversation are written out.
+    """
+    record: dict[str, Any] = {"id": conversation.id}
+    first = conversation.turns[0]
+    if first.plain:
+        record |= {"prompt": first.user, "continuation": first.reference} if first.user else {"text": first.reference}
+    else:
+        messages: list[dict[str, Any]] = []
+        if conversation.system is not None:
+            messages.append({"role": "system", "content": conversation.system})
+        probes: dict[int, list[dict[str, Any]]] = {}
+        for turn in conversation.turns:
+            if turn.probe is not None:
+                probes.setdefault(turn.probe.after, []).append(_probe_record(turn, turn.probe))
+        for number, turn in enumerate(conversation.turns):
+            if turn.probe is not None:
+                continue
+            message = {"role": "user", **_asked(turn)}
+            if number in probes:
+                message["probes"] = probes[number]
+            messages.append(message)
+            if turn.reference is not None:
+                messages.append({"role": "assistant", "content": turn.reference})
+        record["messages"] = messages
+    if conversation.tags:
+        record["tags"] = list(conversation.tags)
+    if conversation.params:
+        record["params"] = dict(conversation.params)
+    return record
+
+
+def _asked(turn: Turn) -> dict[str, Any]:
+    """The keys of a user message or a probe that `_turn` reads."""
+    record: dict[str, Any] = {"content": turn.user}
+    if turn.checks:
+        record["expect"] = [check.as_dict() for check in turn.checks]
+    if turn.params:
+        record["params"] = dict(turn.params)
+    if turn.choices:
+        named = any(choice.name != choice.text.strip() for choice in turn.choices)
+        texts = {choice.name: choice.text for choice in turn.choices}
+        record["choices"] = texts if named else list(texts.values())
+        if turn.generate:
+            record["generate"] = True
+    return record
+
+
+def _probe_record(turn: Turn, probe: Probe) -> dict[str, Any]:
+    since = probe.since
+    given = {} if turn.reference is None else {"reference": turn.reference}
+    return {**_asked(turn), **given, "since": "system" if since < 0 else since}

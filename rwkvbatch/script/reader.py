@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
+import json
 import os
+import re
 import stat
 import sys
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rwkvbatch.config import ScriptLimits
+from rwkvbatch.config import MAX_COUNT, ScriptLimits
 from rwkvbatch.errors import ScriptError, UsageError
-from rwkvbatch.script.forms import read_conversation
-from rwkvbatch.script.native import MAX_ID_LENGTH, Additions, read_defaults
+from rwkvbatch.script.forms import ignored_keys, read_conversation
+from rwkvbatch.script.native import (
+    MAX_ID_LENGTH,
+    Additions,
+    is_plain_text,
+    read_defaults,
+    read_plain_text,
+    text_conversation,
+)
 from rwkvbatch.script.records import STDIN, Conversation, SourceLine, parse_line, refuse, shown_path
 
 _BOM = b"\xef\xbb\xbf"
@@ -90,8 +102,91 @@ def _raw_lines(file: BinaryIO, path: str, max_bytes: int) -> Iterator[_RawLine]:
         raise ScriptError(f"cannot be read: {error.strerror}", path=shown_path(path), line=number) from None
 
 
+MAX_ARRAY_BYTES = 2**29
+"""The most bytes of a `.json` file that holds an array."""
+
+
+def _lines_of(file: BinaryIO, path: str, max_bytes: int) -> Iterator[_RawLine]:
+    """The lines of a file, or the items of the array in a `.json` file, which may also be one object, or lines."""
+    if not path.lower().endswith(".json"):
+        return _raw_lines(file, path, max_bytes)
+    try:
+        data = file.read(MAX_ARRAY_BYTES + 1)
+    except OSError as error:
+        raise ScriptError(f"cannot be read: {error.strerror}", path=path) from None
+    begin = data[:_CHUNK_BYTES].removeprefix(_BOM).lstrip()
+    if not begin.startswith((b"[", b"{")):
+        return _raw_lines(io.BytesIO(data), path, max_bytes)
+    if len(data) > MAX_ARRAY_BYTES:
+        hint = "write one object a line into a .jsonl file (`jq -c '.[]' FILE`)"
+        raise ScriptError(f"is larger than {MAX_ARRAY_BYTES:,} bytes, the most for a .json file", path=path, hint=hint)
+    text = data.removeprefix(_BOM).decode("utf-8", "surrogateescape")
+    if begin.startswith(b"["):
+        return _items(text, path, max_bytes)
+    with contextlib.suppress(ValueError, RecursionError):
+        whole = text.strip()
+        if "\n" in whole and json.JSONDecoder().raw_decode(whole)[1] == len(whole):
+            raw = whole.encode("utf-8", "surrogateescape")
+            return iter((_RawLine(SourceLine(path, 1), raw[:max_bytes], len(raw) <= max_bytes),))
+    return _raw_lines(io.BytesIO(data), path, max_bytes)
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _items(text: str, path: str, max_bytes: int) -> Iterator[_RawLine]:
+    """The items of a JSON array. Each is a line of its own for the reader, at the line where it begins."""
+    decoder = json.JSONDecoder()
+    line, counted, number = 1, 0, 0
+
+    def place(at: int) -> int:
+        nonlocal line, counted
+        line += text.count("\n", counted, at)
+        counted = at
+        return line
+
+    def skip(at: int) -> int:
+        found = _SPACE.match(text, at)
+        return at if found is None else found.end()
+
+    at = skip(skip(0) + 1)
+    while text[at : at + 1] != "]" or number:
+        number += 1
+        source = SourceLine(path, place(at), number)
+        try:
+            _, end = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            refuse(
+                SourceLine(path, error.lineno), f"not JSON: {error.msg}", "the file must be one JSON array", error.colno
+            )
+        except (ValueError, RecursionError) as error:
+            refuse(source, f"cannot be read: {error}", "remove the item")
+        raw = text[at:end].encode("utf-8", "surrogateescape")
+        yield _RawLine(source, raw[:max_bytes], len(raw) <= max_bytes)
+        at = skip(end)
+        if text[at : at + 1] != ",":
+            break
+        at = skip(at + 1)
+    if text[at : at + 1] != "]" or skip(at + 1) != len(text):
+        problem = "the array has no end" if at == len(text) else f"expected a comma or `]`, got {text[at : at + 1]!r}"
+        refuse(SourceLine(path, place(at)), f"not JSON: {problem}", "the file must be one JSON array and nothing else")
+
+
+def _whole_text(path: str, max_bytes: int) -> tuple[bytes, bool]:
+    """The content of a text file, of which at most `max_bytes` are read, and whether that is all of it."""
+    with _opened(path) as file:
+        try:
+            data = file.read(max_bytes + 1)
+        except OSError as error:
+            raise ScriptError(f"cannot be read: {error.strerror}", path=path, hint="name a text file") from None
+    return data[:max_bytes].removeprefix(_BOM), len(data) <= max_bytes
+
+
 KEPT_BYTES = 2**16
 """The stored part of a line that is too long and set aside."""
+
+MAX_COPY_LINE_BYTES = 2**31 - 4
+"""The longest line of a script's copy in a run directory."""
 
 COUNTED_BYTES = 2**24
 """The most bytes that are read after a bad line, to count further bad lines."""
@@ -118,6 +213,7 @@ class Script:
 
     Attributes:
         conversations: in the order of the files and their lines.
+        ignored: keys that the forms of the lines do not have and that were not read, with the number of lines.
         sha256: hex digest of the conversations' own digests, in order.
         skipped: lines set aside, with `skip_bad` only.
     """
@@ -125,6 +221,7 @@ class Script:
     conversations: tuple[Conversation, ...]
     sha256: str
     skipped: tuple[SkippedLine, ...] = ()
+    ignored: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 def read_scripts(paths: Sequence[str], *, limits: ScriptLimits | None = None, skip_bad: bool = False) -> Script:
@@ -144,34 +241,58 @@ def read_scripts(paths: Sequence[str], *, limits: ScriptLimits | None = None, sk
         raise UsageError("the name of a script is empty" if paths else "no script is given", hint=_NAME_ONE)
     if list(paths).count(STDIN) > 1:
         raise UsageError("standard input (-) can be read only once", hint="give - once")
-    reading = _Reading(limits or ScriptLimits(), skip_bad, several=len(paths) > 1)
+    reading = Reading(limits or ScriptLimits(), skip_bad, several=len(paths) > 1)
     for path in paths:
         reading.read_file(path)
     digest = hashlib.sha256("".join(found.sha256 for found in reading.conversations).encode("ascii")).hexdigest()
-    return Script(tuple(reading.conversations), digest, tuple(reading.skipped))
+    return Script(tuple(reading.conversations), digest, tuple(reading.skipped), dict(reading.ignored))
+
+
+def read_copy(file: BinaryIO, path: str) -> tuple[Conversation, ...]:
+    """The conversations of a script in the native form that this program wrote, whatever their size.
+
+    Raises:
+        ScriptError: it is damaged.
+        MissingExtraError: a check needs an optional dependency that is not installed.
+    """
+    limits = ScriptLimits(max_line_bytes=MAX_COPY_LINE_BYTES, max_turns=MAX_COUNT, max_conversations=MAX_COUNT)
+    reading = Reading(limits, skip_bad=False, several=False)
+    try:
+        for line in _raw_lines(file, path, limits.max_line_bytes):
+            reading.read_line(line, Additions(), is_first=False)
+    except EOFError as error:
+        raise ScriptError(f"is cut short: {error}", path=path) from None
+    return tuple(reading.conversations)
 
 
 @dataclass
-class _Reading:
-    """What has been read so far."""
+class Reading:
+    """What has been read so far.
+
+    Attributes:
+        several: whether there are several files, so that their names are part of ids.
+        documents: read lines as `rwkvbatch score` does: lines of plain text may have further keys.
+    """
 
     limits: ScriptLimits
     skip_bad: bool
     several: bool
+    documents: bool = False
     conversations: list[Conversation] = field(default_factory=list[Conversation])
     skipped: list[SkippedLine] = field(default_factory=list[SkippedLine])
     sources: dict[str, SourceLine] = field(default_factory=dict[str, SourceLine])
+    ignored: Counter[str] = field(default_factory=Counter[str])
 
     def read_file(self, path: str) -> None:
         num_before, skipped_before = len(self.conversations), len(self.skipped)
         defaults, is_first = Additions(), True
         with _opened(path) as file:
-            lines = _raw_lines(file, path, self.limits.max_line_bytes)
+            lines = _lines_of(file, path, self.limits.max_line_bytes)
             for line in lines:
                 if not line.data.strip():
                     continue
                 try:
-                    defaults = self._read_line(line, defaults, is_first=is_first)
+                    defaults = self.read_line(line, defaults, is_first=is_first)
                 except ScriptError as error:
                     if not self.skip_bad:
                         others = lines if line.whole and _has_end(file) else None
@@ -185,7 +306,20 @@ class _Reading:
                 message += f" that can be used; its first bad line: {self.skipped[skipped_before].error}"
             raise ScriptError(message, path=shown_path(path), hint="write one JSON object a line; see docs/scripts.md")
 
-    def _read_line(self, line: _RawLine, defaults: Additions, *, is_first: bool) -> Additions:
+    def add_text(self, path: str, name: str) -> None:
+        """Add a text file as one conversation with the id `name`; it may be as long as a line of a script."""
+        line = _RawLine(SourceLine(path, 1), *_whole_text(path, self.limits.max_line_bytes))
+        try:
+            text = self._text(line)
+            if not text:
+                refuse(line.source, "is empty, so there is nothing to score", "leave it out")
+            self._keep(text_conversation(name, text, line.source))
+        except ScriptError as error:
+            if not self.skip_bad:
+                raise
+            self._set_aside(line, error)
+
+    def read_line(self, line: _RawLine, defaults: Additions, *, is_first: bool) -> Additions:
         """Add the line's conversation; returns the defaults of the lines after it."""
         value = self._parse(line)
         if "defaults" not in value:
@@ -224,7 +358,7 @@ class _Reading:
                     return bad, False
                 try:
                     if line.data.strip():
-                        self._read_line(line, defaults, is_first=False)
+                        self.read_line(line, defaults, is_first=False)
                 except ScriptError:
                     bad += 1
         except (ScriptError, UsageError):  # past a limit, or a missing extra
@@ -232,16 +366,18 @@ class _Reading:
         return bad, True
 
     def _parse(self, line: _RawLine) -> Mapping[str, Any]:
+        return parse_line(self._text(line), line.source)
+
+    def _text(self, line: _RawLine) -> str:
         if not line.whole:
             hint = f"split it, or {_raise_limit('max_line_bytes')}"
             refuse(line.source, f"the line is longer than {self.limits.max_line_bytes:,} bytes", hint)
         try:
-            text = line.data.decode("utf-8")
+            return line.data.decode("utf-8")
         except UnicodeDecodeError as error:
             column = len(line.data[: error.start].decode("utf-8", "replace")) + 1
             byte = line.data[error.start]
             refuse(line.source, f"not UTF-8: byte 0x{byte:02x}", "save the file as UTF-8", column)
-        return parse_line(text, line.source)
 
     def _set_aside(self, line: _RawLine, error: ScriptError) -> None:
         if len(self.skipped) >= self.limits.max_conversations:
@@ -253,10 +389,24 @@ class _Reading:
         self.skipped.append(SkippedLine(line.source, raw, line.whole, error))
 
     def _add(self, value: Mapping[str, Any], source: SourceLine, defaults: Additions) -> None:
+        default_id = self._default_id(source)
+        if self.documents and is_plain_text(value):
+            found = read_plain_text(value, source, default_id, lenient=True)
+        else:
+            found = read_conversation(value, source, default_id)
+            if self.documents and not found.turns[0].plain:
+                hint = (
+                    'a line is {"text": ...} or {"prompt": ..., "continuation": ...}; `rwkvbatch run` replays scripts'
+                )
+                refuse(source, "is no text to score", hint)
+        self._keep(defaults.apply(found))
+        self.ignored.update(ignored_keys(value))
+
+    def _keep(self, found: Conversation) -> None:
+        source = found.source
         if len(self.conversations) >= self.limits.max_conversations:
             hint = f"use fewer, or {_raise_limit('max_conversations')}"
             raise UsageError(f"{source}: more than {self.limits.max_conversations:,} conversations", hint=hint)
-        found = read_conversation(value, source, self._default_id(source))
         if len(found.turns) > self.limits.max_turns:
             message = f"has {len(found.turns):,} turns, more than {self.limits.max_turns:,}"
             refuse(source, message, f"split it, or {_raise_limit('max_turns')}")
@@ -264,12 +414,13 @@ class _Reading:
             hint = "give one of the two another id, or leave ids out: they must be unique in a run"
             refuse(source, f"the id {found.id!r} was already used at {self.sources[found.id]}", hint)
         self.sources[found.id] = source
-        self.conversations.append(defaults.apply(found))
+        self.conversations.append(found)
 
     def _default_id(self, source: SourceLine) -> str:
         if not self.several:
-            return f"line-{source.line}"
-        named = f"{'stdin' if source.path == STDIN else Path(source.path).name}:{source.line}"
+            return f"line-{source.line}" if source.item is None else f"item-{source.item}"
+        number = source.line if source.item is None else source.item
+        named = f"{'stdin' if source.path == STDIN else Path(source.path).name}:{number}"
         return named if named.isprintable() and len(named) <= MAX_ID_LENGTH else f"line-{source.line}"
 
 

@@ -70,15 +70,17 @@ def t_quantile(probability: float, degrees: float) -> float:
     return float(stdtrit(degrees, probability))
 
 
-def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> MeanEstimate:
+def clustered_mean(values: ArrayLike, clusters: ArrayLike, weights: ArrayLike | None = None) -> MeanEstimate:
     """The mean of `values` with a standard error (CR2) that is robust to dependence within clusters.
 
     Args:
         values: `[n]` finite numbers.
         clusters: `[n]` labels or codes; equal ones belong together.
+        weights: `[n]` positive numbers, such as the tokens of each text; None for equal ones. The mean is then a ratio
+            of two sums, and the error that of its linearisation (Cochran 1977, section 6.3).
 
     Raises:
-        ValueError: the two differ in length, or `values` is empty.
+        ValueError: they differ in length, or `values` is empty.
     """
     numbers = np.asarray(values, dtype=np.float64)
     labels = np.asarray(clusters)
@@ -87,13 +89,17 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> MeanEstimate:
     if numbers.size == 0:
         raise ValueError("no values")
     codes = np.unique(labels, return_inverse=True)[1]
-    sizes = np.bincount(codes).astype(np.float64)
-    mean = float(numbers.mean())
+    each = np.ones(numbers.size) if weights is None else np.asarray(weights, dtype=np.float64)
+    if each.shape != numbers.shape:
+        raise ValueError(f"values and weights must be of equal length; got {numbers.shape} and {each.shape}")
+    total = float(each.sum())
+    sizes = np.bincount(codes, weights=each)
+    mean = float(numbers.mean()) if weights is None else float((each * numbers).sum()) / total
     if sizes.size < 2:
         return MeanEstimate(mean, math.nan, math.nan, numbers.size, int(sizes.size))
-    residual_sums = np.bincount(codes, weights=numbers - mean)
-    share = sizes / numbers.size
-    variance = float((residual_sums**2 / (1 - share)).sum()) / numbers.size**2
+    residual_sums = np.bincount(codes, weights=each * (numbers - mean))
+    share = sizes / total
+    variance = float((residual_sums**2 / (1 - share)).sum()) / total**2
     standard_error = math.sqrt(variance)
     # Rounding of equal numbers is not a spread.
     if standard_error < 1e-12 * max(1e-300, float(np.abs(numbers).max())):

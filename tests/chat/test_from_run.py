@@ -96,3 +96,19 @@ def test_turns_of_a_run_over_references_follow_those(tmp_path: Path) -> None:
     assert session.ask("And what is 1 plus 2?").ids == rows(out, 0)[2].reply_ids
     (caveat,) = export(session, tmp_path / "e.jsonl").caveats
     assert "turn 1 is the run's reference" in caveat
+
+
+def test_a_run_is_continued_where_its_script_is_not(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    script = run.parent / "s.jsonl"
+    content = script.read_text()
+    try:
+        script.write_text(content.replace("Be brief.", "Be long."))
+        assert read_point(f"{moved}:c:1:1").system == "Be brief."
+        script.unlink()
+        assert read_point(f"{moved}:c:1:1").system == "Be brief."
+    finally:
+        script.write_text(content)

@@ -47,6 +47,7 @@ def test_a_run_writes_its_directory_and_shows_a_table(
     assert {path.name for path in out.iterdir()} == {
         ".lock",
         "manifest.json",
+        "script.jsonl",
         "results.jsonl",
         "status.json",
         "summary.json",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from rwkvbatch.errors import StorageError, UsageError
@@ -24,6 +27,22 @@ def test_tensors_come_back(suffix: str, tmp_path: Path) -> None:
     found = load_file(path) if suffix == ".safetensors" else torch.load(path, weights_only=True)
     assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_is_written_can_be_mapped_and_read_by_every_reader(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(5, dtype=torch.int8), "b": torch.tensor(1.5), "c": torch.ones(3, 0), **TENSORS}
+    tensors |= {f"d{dtype}": torch.arange(4).to(dtype) for dtype in (torch.float16, torch.float64, torch.bool)}
+    save_tensors(tmp_path / "x.pth", tensors)
+    save_tensors(tmp_path / "x.safetensors", tensors, metadata={"format": "pt", "é": '"'})
+    mapped = torch.load(tmp_path / "x.pth", weights_only=True, mmap=True)
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in mapped.values() if tensor.numel())
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", "é": '"'}
+    for found in (mapped, torch.load(tmp_path / "x.pth"), load_file(tmp_path / "x.safetensors")):
+        assert found.keys() == tensors.keys()
+        assert all(
+            torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items()
+        )
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -82,16 +101,16 @@ def test_private_file_is_its_owners_alone_from_the_first_byte_on(
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.pth"
-    path.write_bytes(b"old")
+    path.write_bytes(b"PK\x03\x04 old")
 
-    def full(_value: object, target: Path) -> None:
-        target.write_bytes(b"half")
-        raise RuntimeError("PytorchStreamWriter failed writing file: file write failed")
+    def full(file: BinaryIO, _entries: object) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tensor_write.torch, "save", full)
-    with pytest.raises(StorageError, match=r"cannot write .*file write failed"):
+    monkeypatch.setattr(tensor_write.pth, "write_zip", full)
+    with pytest.raises(StorageError, match=r"cannot write .*No space left"):
         save_tensors(path, TENSORS, replace=True)
-    assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"PK\x03\x04 old"
     assert [file.name for file in tmp_path.iterdir()] == ["x.pth"]
 
 

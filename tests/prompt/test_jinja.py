@@ -144,3 +144,11 @@ def test_a_file_that_is_no_small_text_is_refused(content: bytes, tmp_path: Path)
 def test_a_file_that_cannot_be_opened_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(TemplateError, match="cannot be read"):
         read_template(str(tmp_path / name), ReplyPrompt())
+
+
+def test_a_template_past_its_deadline_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = "{% macro system(text) %}" + "{{ text|upper|lower|length }}" * 100 + "{% endmacro %}"
+    template = JinjaTemplate(slow + REST, "t.jinja", ReplyPrompt())
+    monkeypatch.setattr(jinja, "DEADLINE_S", 0.05)
+    with pytest.raises(TemplateError, match=r"t\.jinja: in the macro 'system': took longer than 0.05 s"):
+        template.opening("a" * 3_000_000, None)

@@ -1,8 +1,9 @@
 """Runs that are killed, each in a process of its own; a program, so that it can fork without torch's threads.
 
-    `python -m tests.replay.crash_harness DIRECTORY every-point|random [SEED]`
+    `python -m tests.replay.crash_harness DIRECTORY every-point|random|extend|check [SEED]`
 
-Prints a JSON object: how many processes were killed, and a list of what went wrong (empty when all is well).
+`extend` kills commands that extend and change a run, `check` kills `rwkvbatch check`. Prints a JSON object: how many
+processes were killed, and a list of what went wrong (empty when all is well).
 """
 
 from __future__ import annotations
@@ -15,18 +16,26 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rwkvbatch.files import OS_FILES, Files
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.progress import Progress
+from rwkvbatch.replay.recheck import recheck
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.recovery import read_results
+from rwkvbatch.results.row import BadLineError, decode_row
+from rwkvbatch.script.reader import read_scripts
+from rwkvbatch.script.records import Check, Conversation
 from tests.replay.disks import CountedFiles, KillingFiles
-from tests.replay.fakes import FakeLoader, make_plan
+from tests.replay.fakes import FakeLoader, Longer, make_conversation, make_plan
 
 DONE_NAME = "rows-reported-as-done"
+ADAPTING_CALLS = 32
+"""Calls after which a command that extends a run has adapted its rows, at the least."""
 
 
 class Reporter:
@@ -141,13 +150,130 @@ def random_times(root: Path, expected: bytes, seed: int, wanted_kills: int = 40)
     return {"runs": number, "kills": kills, "problems": problems}
 
 
+def first_plan() -> Plan:
+    return make_plan(conversations=script(5), repeats=1, batch_size=3, seed=5)
+
+
+def extended_plan() -> Plan:
+    """More repeats, one conversation less, one more, one changed, and other checks."""
+    old = script(5, minimum=20)
+    turns = old[3].turns
+    changed = replace(old[3], turns=(*turns[:-1], replace(turns[-1], user="Something else")))
+    return make_plan(
+        conversations=[make_conversation("new", 2), *old[1:3], changed, old[4]], repeats=2, batch_size=3, seed=5
+    )
+
+
+def script(number: int, minimum: int = 12) -> list[Conversation]:
+    check = Check("longer", minimum, Longer(minimum))
+    return [make_conversation(f"c{n}", 1 + n % 3, checks=[check] if n % 2 else []) for n in range(number)]
+
+
+def extending(directory: Path, plan: Plan, files: Files = OS_FILES) -> None:
+    execute(plan, FakeLoader(), RunOptions(out=directory, files=files))
+
+
+def extend_at_every_point(root: Path) -> dict[str, Any]:
+    """Kill a command that extends a run at every call; then it is given again, or the first command is, and then it."""
+    for name, plan in (("first", first_plan()), ("extended", extended_plan())):
+        extending(root / name, plan)
+    expected = {name: (root / name / "results.jsonl").read_bytes() for name in ("first", "extended")}
+    counted = CountedFiles()
+    shutil.copytree(root / "first", root / "counted")
+    extending(root / "counted", extended_plan(), counted)
+    kills, problems = 0, list[str]()
+    plans = {"first": first_plan, "extended": extended_plan}
+    for at, name in enumerate(counted.calls):
+        if at > ADAPTING_CALLS and at % 5:  # then rows are generated: `every_point` kills at all of these
+            continue
+        for moment in ("half", "after"):
+            if moment == "half" and name != "write":
+                continue
+            for then in (("extended",), ("first", "extended")):
+                directory = root / f"{at}-{moment}-{len(then)}"
+                shutil.copytree(root / "first", directory)
+                for point in (at, (at * 7 + 3) % len(counted.calls)):
+                    files = KillingFiles(point, moment)
+                    status = in_child(lambda d=directory, f=files: extending(d, extended_plan(), f))
+                    kills += status == -signal.SIGKILL
+                    if status not in (0, -signal.SIGKILL):
+                        problems.append(f"{directory}: ended with {status}")
+                problems += lost_replies(directory, root / "first")
+                for wanted in then:
+                    if in_child(lambda d=directory, p=plans[wanted]: extending(d, p())) != 0:
+                        problems.append(f"{directory}: {wanted} could not be continued")
+                    problems += compare(directory, expected[wanted])
+                shutil.rmtree(directory)
+    return {"points": len(counted.calls), "kills": kills, "problems": problems}
+
+
+def lost_replies(directory: Path, before: Path) -> list[str]:
+    """Rows of the run before that are neither in the results nor among the kept rows."""
+    there = {row.key: row.reply_ids for row in read_results(before / "results.jsonl")}
+    found: dict[tuple[Any, ...], set[tuple[int, ...]]] = {}
+    for name in ("results.jsonl", "kept.jsonl"):
+        for line in (directory / name).read_bytes().splitlines(keepends=True) if (directory / name).exists() else ():
+            with suppress(BadLineError):
+                row = decode_row(line)
+                found.setdefault(row.key, set()).add(row.reply_ids)
+    return [f"{directory}: lost {key.in_words()}" for key, ids in there.items() if ids not in found.get(key, set())]
+
+
+def check_at_every_point(root: Path) -> dict[str, Any]:
+    """Kill `rwkvbatch check` at every call; then it is given again, or the run's own command is."""
+    made: dict[str, Path] = {}
+    for name, expected in (("old", "elm"), ("new", "fir")):
+        asked = [{"role": "user", "content": f"Say {turn}", "expect": {"contains": expected}} for turn in range(2)]
+        made[name] = root / f"{name}.jsonl"
+        made[name].write_text("".join(json.dumps({"id": f"c{n}", "messages": asked}) + "\n" for n in range(3)))
+        extending(root / name, checked_plan(made[name]))
+    results = {name: (root / name / "results.jsonl").read_bytes() for name in made}
+    counted = CountedFiles()
+    shutil.copytree(root / "old", root / "counted")
+    recheck(root / "counted", [str(made["new"])], files=counted)
+    kills, problems = 0, list[str]()
+    for at, call in enumerate(counted.calls):
+        for moment in ("half", "after"):
+            if moment == "half" and call != "write":
+                continue
+            for then in ("check", "old", "new"):
+                directory = root / f"check-{at}-{moment}-{then}"
+                shutil.copytree(root / "old", directory)
+                files = KillingFiles(at, moment)
+                status = in_child(lambda d=directory, f=files: recheck(d, [str(made["new"])], files=f) and None)
+                kills += status == -signal.SIGKILL
+                if status not in (0, -signal.SIGKILL):
+                    problems.append(f"{directory}: ended with {status}")
+                if (directory / "results.jsonl").read_bytes() not in results.values():
+                    problems.append(f"{directory}: half of the verdicts are new")
+                if then == "check":
+                    recheck(directory, [str(made["new"])])
+                else:
+                    extending(directory, checked_plan(made[then]))
+                problems += compare(directory, results["old" if then == "old" else "new"])
+                shutil.rmtree(directory)
+    return {"points": len(counted.calls), "kills": kills, "problems": problems}
+
+
+def checked_plan(path: Path) -> Plan:
+    return make_plan(conversations=read_scripts([str(path)]).conversations)
+
+
 def main() -> None:
     root, mode = Path(sys.argv[1]), sys.argv[2]
     root.mkdir(parents=True, exist_ok=True)
     run_once(root / "expected")
     expected = (root / "expected" / "results.jsonl").read_bytes()
     seed = int(sys.argv[3]) if len(sys.argv) > 3 else 0
-    found = every_point(root, expected) if mode == "every-point" else random_times(root, expected, seed)
+    match mode:
+        case "every-point":
+            found = every_point(root, expected)
+        case "extend":
+            found = extend_at_every_point(root)
+        case "check":
+            found = check_at_every_point(root)
+        case _:
+            found = random_times(root, expected, seed)
     print(json.dumps(found))  # noqa: T201
 
 

@@ -60,6 +60,7 @@ class FakeSpec:
     backend: str = "fake"
     device: str = "cpu"
     bitwise: bool = True
+    adapter: str | None = None
 
 
 def pure_reply(request: Request) -> Reply:
@@ -102,7 +103,9 @@ class FakeEngine:
         self.submitted.append(request)
         return self._queue(request, 1 + len(request.tokens) % 3)
 
-    def submit_score(self, prefix: Sequence[int], continuation: Sequence[int], root: int = 0) -> int:
+    def submit_score(
+        self, prefix: Sequence[int], continuation: Sequence[int], root: int = 0, *, cache: bool = True
+    ) -> int:
         return self._queue(pure_score(prefix, continuation), 1 + len(continuation) % 2)
 
     def cancel(self, request_id: int) -> None:

@@ -51,9 +51,12 @@ class TestContinuing:
         [
             ({"max_tokens": 9}, "cells.temp=0.3.max_tokens: existing run: 256; this command: 9"),
             ({"seed": 4}, "seed: existing run: 0; this command: 4"),
-            ({"repeats": 2}, "repeats: existing run: 1; this command: 2"),
-            ({"num_conversations": 4}, "script.sha256"),
-            ({"cells": [Cell("base", {})]}, "cells.base"),
+            ({"max_prompt_tokens": 900}, "max_prompt_tokens: existing run: null; this command: 900"),
+            (
+                {"cells": [Cell("base", {"temperature": 0.4})]},
+                "cells.temp=0.3 (this command: base).temperature: existing run: 0.3; this command: 0.4",
+            ),
+            ({"conversations": [make_conversation("other")]}, "conversation c0, cell temp=0.3, repeat 0, turn 0"),
         ],
     )
     def test_a_directory_of_another_run_is_refused_with_the_difference(

@@ -53,3 +53,12 @@ def test_killed_at_random_times_under_load(fast_directory: Path) -> None:
     found = harness(str(fast_directory), "random", "20261123")
     assert found["problems"] == []
     assert found["kills"] >= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["extend", "check"])
+def test_killed_at_every_point_while_rows_are_adapted_and_judged_again(fast_directory: Path, mode: str) -> None:
+    found = harness(str(fast_directory), mode)
+    assert found["problems"] == []
+    assert found["points"] > 20
+    assert found["kills"] > found["points"]

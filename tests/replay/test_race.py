@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.race_simulation import simulate
 from rwkvbatch.engine.request import Reply, Request
-from rwkvbatch.errors import RunMismatchError, UsageError
+from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.api import prepare
 from rwkvbatch.replay.conversation import PromptEncoder, preview
 from rwkvbatch.replay.grid import make_cells
@@ -170,12 +170,14 @@ class TestRun:
     def test_the_batch_size_decides_nothing(self) -> None:
         assert run_race(None, race_plan(batch_size=3)).race == run_race(None, race_plan(batch_size=64)).race
 
-    def test_another_level_is_another_run(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("then", [{"race_level": 0.01}, {"race_level": 0.2}, {"race_rows": 200}, {"race": False}])
+    def test_another_race_over_the_same_rows_ends_as_a_new_one(self, tmp_path: Path, then: dict[str, Any]) -> None:
         run_race(tmp_path / "race", race_plan(2))
-        with pytest.raises(RunMismatchError, match=r"race\.level"):
-            run_race(tmp_path / "race", race_plan(2, race_level=0.01))
-        with pytest.raises(RunMismatchError, match="race"):
-            run_race(tmp_path / "race", race_plan(2, race=False))
+        result, fresh = (run_race(tmp_path / name, race_plan(2, **then)) for name in ("race", "fresh"))
+        assert result.race == fresh.race
+        assert without_timing(tmp_path / "race") == without_timing(tmp_path / "fresh")
+        assert result.reuse is not None
+        assert result.reuse.kept > 0
 
     def test_failed_turns_score_nothing(self) -> None:
         def fails_when_cold(request: Request, reply: Reply) -> Reply:

@@ -92,8 +92,8 @@ def test_unknown_keys_name_what_was_probably_meant(tmp_path: Path) -> None:
         read(tmp_path, {"mesages": []})
     assert caught.value.hint == "did you mean 'messages'?"
     with pytest.raises(ScriptError) as caught:
-        read(tmp_path, conversation(zzz=1, id="x"))
-    assert caught.value.hint == "allowed: expect, id, messages, params, tags"
+        read(tmp_path, conversation(zzz=1, id="x", tags=[]))
+    assert caught.value.hint == "allowed: expect, id, messages, params, probes, tags"
 
 
 def test_indented_json_and_arrays_are_told_how_to_become_lines(tmp_path: Path) -> None:

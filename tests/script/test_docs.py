@@ -17,14 +17,14 @@ TEXT = (ROOT / "docs" / "scripts.md").read_text(encoding="utf-8")
 EXAMPLES = [
     json.loads(line) for block in re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()
 ]
-SCRIPT_KEYS = {"messages", "body", "conversations", "turns"}
+SCRIPT_KEYS = {"messages", "body", "conversations", "turns", "text", "prompt"}
 
 
 def test_the_scripts_in_the_documentation_are_read(tmp_path: Path) -> None:
     defaults = [line for line in EXAMPLES if "defaults" in line]
     conversations = [line for line in EXAMPLES if SCRIPT_KEYS & line.keys()]
     script = read(tmp_path, *defaults, *conversations)
-    assert len(script.conversations) == 5
+    assert len(script.conversations) == 10
     assert all(found.tags[0] == "smoke" for found in script.conversations)
 
 

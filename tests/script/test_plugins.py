@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
 from rwkvbatch.errors import RowError, ScriptError, UsageError
 from rwkvbatch.script import checks
-from rwkvbatch.script.checks import ReplyFacts, check_kinds, parse_checks
+from rwkvbatch.script.checks import ReplyFacts, Verdict, _Guarded, check_kinds, judge_all, parse_checks
+from rwkvbatch.script.records import SourceLine
 from tests.script.writing import HERE
 
+FACTS = ReplyFacts("abc", "stop", 1)
 PACKAGE = Path(__file__).parents[1] / "plugins" / "rwkvbatch_example_check"
 PROGRAM = """
 import json, sys
@@ -153,3 +158,56 @@ def test_the_former_name_of_the_finish_reason_still_works() -> None:
         assert facts.finish == "length"
     with pytest.raises(AttributeError):
         facts.finish = "stop"  # type: ignore[misc]
+
+
+class _Foreign:
+    def __init__(self, act: Callable[[], Any]) -> None:
+        self._act = act
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        return self._act()
+
+
+def _endless() -> NoReturn:
+    while True:
+        with contextlib.suppress(Exception):
+            sum(range(100))
+
+
+def test_a_plug_in_past_its_deadline_has_failed() -> None:
+    found = _Guarded("words", _Foreign(_endless), deadline_s=0.05).judge(FACTS)
+    assert found == Verdict(False, 0.0, "gave up: took longer than 0.05 s", undecided=True)
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), ValueError("no"), GeneratorExit()])
+def test_whatever_a_plug_in_raises_is_an_error_of_its_row(error: BaseException) -> None:
+    def act() -> NoReturn:
+        raise error
+
+    with pytest.raises(RowError, match=f"the check 'words' failed with {type(error).__name__}"):
+        _Guarded("words", _Foreign(act)).judge(FACTS)
+
+
+def test_ctrl_c_in_a_plug_in_is_ctrl_c() -> None:
+    def act() -> NoReturn:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _Guarded("words", _Foreign(act)).judge(FACTS)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [lambda entry: entry, lambda entry: {"not": entry}, lambda entry: {"not": {"all": [entry, {"equals": "x"}]}}],
+)
+def test_a_check_that_cannot_judge_has_failed_whatever_stands_around_it(
+    around: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge(*_: object) -> NoReturn:
+        raise MemoryError
+
+    monkeypatch.setattr("rwkvbatch.script.checks.text.Contains.judge", judge)
+    found = judge_all(parse_checks(around({"contains": "a"}), SourceLine("a", 1)), FACTS)
+    assert not found.passed
+    assert found.score == 0
+    assert "could not judge: MemoryError" in str(found.detail)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rwkvbatch.comparison.analysis import Analysis
+from rwkvbatch.comparison.distance import UNITS, Unit, distance_groups
 from rwkvbatch.comparison.loading import varied_settings
-from rwkvbatch.comparison.metrics import TURN_METRICS, Metric
-from rwkvbatch.comparison.paired import rows_of
+from rwkvbatch.comparison.metrics import TURN_METRICS, Metric, metric_named
+from rwkvbatch.comparison.paired import rows_of, weights_of
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.ranking import VariantMean, mean_of
 from rwkvbatch.comparison.report.svg import (
@@ -33,6 +34,9 @@ from rwkvbatch.comparison.report.svg import (
 from rwkvbatch.comparison.trend import Trend
 from rwkvbatch.comparison.wording import TREND_NOTE, interval, metric_title, number, trend_title
 from rwkvbatch.prompt.escaping import printable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # matplotlib and pandas are partly typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -233,7 +237,8 @@ def turn_figures(analysis: Analysis) -> list[Figure]:
 
     Of more variants than there are colours, the baselines and those that differ most are shown.
     """
-    turns = sorted(int(turn) for turn in analysis.table["turn"].unique())
+    dialogue = analysis.table.loc[analysis.table["probe_turns"].isna()]
+    turns = sorted(int(turn) for turn in dialogue["turn"].unique())
     if len(turns) < 2:
         return []
     variants, caption = most_different(analysis, len(SERIES)), "Mean and 95 % interval at each turn."
@@ -269,32 +274,73 @@ def most_different(analysis: Analysis, at_most: int) -> list[Variant]:
 
 
 def _turn_lines(metric: Metric, analysis: Analysis, variants: Sequence[Variant], turns: Sequence[int]) -> str:
+    def groups(rows: pd.DataFrame) -> Iterator[tuple[float, str, pd.DataFrame]]:
+        for turn in turns:
+            yield turn, f"turn {turn}", rows.loc[(rows["turn"] == turn) & rows["probe_turns"].isna()]
+
+    return _lines(metric, analysis, variants, groups, "turn", f"t-{metric.name}", ticks=turns)
+
+
+def _lines(
+    metric: Metric, analysis: Analysis, variants: Sequence[Variant],
+    groups: Callable[[pd.DataFrame], Iterable[tuple[float, str, pd.DataFrame]]], axis: str, prefix: str,
+    *, ticks: Sequence[int] = (), log: bool = False,
+) -> str:  # fmt: skip
+    """The mean and interval of each group, a line per variant; `groups` gives places on the axis, names and rows."""
     figure, plot = canvas(8.4, 3.2, grid="y")
     tips: dict[str, str] = {}
     for i, (variant, colour) in enumerate(zip(variants, SERIES, strict=False)):
-        rows = rows_of(analysis.table, variant)
         x: list[float] = []
         y: list[float] = []
-        for turn in turns:
-            own = rows.loc[rows["turn"] == turn]
+        offset = (i - (len(variants) - 1) / 2) * 0.05
+        for place, (at, name, own) in enumerate(groups(rows_of(analysis.table, variant))):
             values = own[metric.column].to_numpy(dtype=np.float64)
             if np.isnan(values).all():
                 continue
-            estimate = mean_of(metric, values, own["conversation"].to_numpy())
-            x.append(turn + (i - (len(variants) - 1) / 2) * 0.05)
+            estimate = mean_of(metric, values, own["conversation"].to_numpy(), weights=weights_of(own, metric))
+            x.append(at * (1 + offset) if log else at + offset)
             y.append(estimate.mean)
             if not math.isnan(estimate.low):
                 plot.plot([x[-1]] * 2, [estimate.low, estimate.high], color=colour, linewidth=1.6, alpha=0.45)
-            gid = f"tip-{i}-{turn}"
+            gid = f"tip-{i}-{place}"
             plot.plot([x[-1]], [y[-1]], "o", markersize=6.5, color=colour, markeredgecolor=PAPER, gid=gid)
-            tips[gid] = printable(f"{variant.label}, turn {turn}: {number(estimate.mean, metric.digits)}")
+            tips[gid] = printable(f"{variant.label}, {name}: {number(estimate.mean, metric.digits)}")
         plot.plot(x, y, color=colour, linewidth=1.6, label=label_of(variant.label), zorder=1.5)
-    plot.set_xticks(list(turns))
-    plot.set_xlabel("turn")
+    if ticks:
+        plot.set_xticks(list(ticks))
+    if log:
+        plot.set_xscale("log", base=2)
+    plot.set_xlabel(axis)
     longest = max(len(label_of(variant.label)) for variant in variants)
     plot.legend(
         frameon=False, labelcolor=FAINT, loc="lower left", bbox_to_anchor=(0, 1),
         ncols=max(1, min(4, _LEGEND_CHARACTERS // (longest + 6))),
         handlelength=1.2, borderaxespad=0.2,
     )  # fmt: skip
-    return inline_svg(figure, label=f"{metric.title} by turn", tips=tips, prefix=f"t-{metric.name}")
+    return inline_svg(figure, label=f"{metric.title} by {axis}", tips=tips, prefix=prefix)
+
+
+def memory_figures(analysis: Analysis) -> list[Figure]:
+    """What probes remember: the share that passed against turns, and against tokens, since the fact was said."""
+    metric = metric_named("passed")
+    probes = analysis.table.loc[analysis.table["probe_turns"].notna()]
+    if not bool(probes["passed"].notna().any()):
+        return []
+    variants = most_different(analysis, len(SERIES))
+    found: list[Figure] = []
+    for unit in UNITS:
+        if probes[f"probe_{unit}"].nunique() < 2:
+            continue
+        log = unit == "tokens"
+
+        def groups(rows: pd.DataFrame, unit: Unit = unit, log: bool = log) -> Iterator[tuple[float, str, pd.DataFrame]]:
+            for group in distance_groups(rows):
+                if group.unit == unit:
+                    yield max(group.middle, 1.0) if log else group.middle, group.label, rows.loc[group.rows]
+
+        with report_style():
+            axis = f"{unit} since the fact was said"
+            svg = _lines(metric, analysis, variants, groups, axis, f"m-{unit}", log=log)
+        caption = "Share of probes whose checks all passed, with 95 % intervals."
+        found.append(Figure(f"by {unit}", f"Probes passed by {axis}", caption, svg, exploratory=True))
+    return found

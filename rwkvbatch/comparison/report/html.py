@@ -19,7 +19,7 @@ from rwkvbatch.comparison.loading import system_messages, varied_settings
 from rwkvbatch.comparison.metrics import TURN_METRICS
 from rwkvbatch.comparison.paired import Comparison, rows_of
 from rwkvbatch.comparison.pairing import Variant
-from rwkvbatch.comparison.report.charts import most_different, sweep_figures, trend_figure, turn_figures
+from rwkvbatch.comparison.report.charts import memory_figures, most_different, sweep_figures, trend_figure, turn_figures
 from rwkvbatch.comparison.wording import (
     RANKING_NOTE,
     by_family,
@@ -202,6 +202,7 @@ def as_html(analysis: Analysis) -> str:
         notes=analysis.notes,
         # The SVG is generated here, with all texts escaped by the XML writer.
         sweep=[vars(figure) | {"svg": Markup(figure.svg)} for figure in sweep_figures(analysis)],
+        memory=[vars(figure) | {"svg": Markup(figure.svg)} for figure in memory_figures(analysis)],
         turns=[vars(figure) | {"svg": Markup(figure.svg)} for figure in turn_figures(analysis)],
         others=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in others],
         asked=asked,

@@ -151,7 +151,7 @@ def print_conversation(analysis: Analysis, conversation: str, console: Console) 
 
 
 def print_dialogues(shown: Sequence[Dialogue], console: Console, *, many_cells: bool, many_repeats: bool) -> None:
-    """Each dialogue under its name: prompts, replies, references, checks and metrics."""
+    """Each dialogue under its name: system message, prompts, replies, references, checks and metrics."""
     for dialogue in shown:
         title = dialogue.conversation
         if many_cells:
@@ -159,6 +159,11 @@ def print_dialogues(shown: Sequence[Dialogue], console: Console, *, many_cells: 
         if many_repeats:
             title += f"  repeat {dialogue.repeat}"
         console.print(_headline(title, console.width, "left"))
+        if dialogue.system is not None:
+            system = Table.grid(padding=(0, 2, 0, 0))
+            system.add_row(Text("system", "dim"), Text(printable(dialogue.system), overflow="fold"))
+            console.print(system)
+            console.print()
         for record in dialogue.turns:
             console.print(_turn(record))
             console.print()

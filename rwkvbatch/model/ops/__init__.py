@@ -120,6 +120,14 @@ class StepOperations(Protocol):
         ...
 
 
+class Rwkv7Pool(StatePool, Protocol):
+    """State slots of RWKV-7."""
+
+    def with_initial(self, wkv: Tensor) -> StatePool:
+        """The same slots, which `clear` sets to the matrices `wkv` [L, H, N, N] and zero shifts."""
+        ...
+
+
 class Operations(StepOperations, Protocol):
     """A backend: packs weights, allocates states, runs steps and chooses tokens.
 
@@ -155,7 +163,7 @@ class Operations(StepOperations, Protocol):
         """Pack an embedding table [vocab, C]."""
         ...
 
-    def make_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> StatePool:
+    def make_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> Rwkv7Pool:
         """State slots for `capacity` sequences."""
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -32,11 +32,15 @@ _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 @dataclass(frozen=True)
 class CpuPool:
-    """State slots, fp32: shifts [capacity, L, 2, C] (att, ffn) and wkv [capacity, L, H, N, N], keys before values."""
+    """State slots, fp32: shifts [capacity, L, 2, C] (att, ffn) and wkv [capacity, L, H, N, N], keys before values.
+
+    `initial`: the wkv [L, H, N, N] of an empty sequence, keys before values; None for zeros.
+    """
 
     shifts: Tensor
     wkv: Tensor
     native: _native.Pool
+    initial: FloatArray | None = None
 
     @property
     def capacity(self) -> int:
@@ -44,7 +48,11 @@ class CpuPool:
 
     def clear(self, slot: int) -> None:
         self.shifts.numpy()[slot] = 0
-        self.wkv.numpy()[slot] = 0
+        self.wkv.numpy()[slot] = 0 if self.initial is None else self.initial
+
+    def with_initial(self, wkv: Tensor) -> CpuPool:
+        """The same slots, which `clear` sets to `wkv` [L, H, N, N], values before keys."""
+        return replace(self, initial=_plain(wkv.transpose(-1, -2)))
 
     def copy(self, source: int, target: int) -> None:
         # With numpy: a state is too small to be worth torch's threads.

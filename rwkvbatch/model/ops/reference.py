@@ -62,10 +62,14 @@ Scores = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 @dataclass(eq=False)
 class ReferencePool:
-    """State slots as torch tensors: shifts [2, L, capacity, C] (att, ffn) and wkv [L, capacity, H, N, N], fp32."""
+    """State slots as torch tensors: shifts [2, L, capacity, C] (att, ffn) and wkv [L, capacity, H, N, N], fp32.
+
+    `initial`: the wkv [L, H, N, N] of an empty sequence, None for zeros.
+    """
 
     shifts: Tensor
     wkv: Tensor
+    initial: Tensor | None = None
 
     @classmethod
     def zeros(cls, device: str, capacity: int, num_layers: int, num_heads: int, head_size: int) -> ReferencePool:
@@ -86,6 +90,12 @@ class ReferencePool:
     def clear(self, slot: int) -> None:
         for part in self._parts.values():
             part[:, slot] = 0
+        if self.initial is not None:
+            self.wkv[:, slot] = self.initial
+
+    def with_initial(self, wkv: Tensor) -> ReferencePool:
+        """The same slots, which `clear` sets to `wkv` [L, H, N, N]."""
+        return ReferencePool(self.shifts, self.wkv, wkv.to(self.wkv))
 
     def copy(self, source: int, target: int) -> None:
         for part in self._parts.values():

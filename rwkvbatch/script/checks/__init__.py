@@ -12,8 +12,9 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
+from rwkvbatch.deadline import deadline
 from rwkvbatch.errors import MissingExtraError, RowError, RwkvBatchError, UsageError, in_words
-from rwkvbatch.script.checks import structured, text
+from rwkvbatch.script.checks import numbers, structured, text
 from rwkvbatch.script.records import (
     Check,
     ReplyFacts,
@@ -35,6 +36,9 @@ __all__ = ["ENTRY_POINTS", "Check", "ReplyFacts", "Rule", "Verdict", "check_kind
 ENTRY_POINTS = "rwkvbatch.checks"
 """The entry point group of plug-ins: the name is the kind, the object a `RuleKind`."""
 
+PLUGIN_DEADLINE_S = 60.0
+"""Seconds for one reply; a plug-in's kind may have another number as `deadline_s`."""
+
 MAX_NESTING = 8
 MAX_WEIGHT = 1e6
 _BUILT_IN: Mapping[str, text.RuleKind] = {
@@ -44,13 +48,14 @@ _BUILT_IN: Mapping[str, text.RuleKind] = {
     "regex": text.Matches,
     "starts_with": text.StartsWith,
     "one_of": text.OneOf,
-    "number": text.Number,
+    "number": numbers.Number,
     "json": structured.JsonRule,
     "max_tokens": text.MaxTokens,
     "min_tokens": text.MinTokens,
     "finish": text.Finished,
     "finish_reason": text.Finished,
     "similarity": structured.Similarity,
+    "choice": structured.Chosen,
 }
 
 
@@ -78,18 +83,22 @@ def judge_all(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
     total = sum(check.weight for check in checks)
     weighted = sum(check.weight * verdict.score for check, verdict in zip(checks, verdicts, strict=True))
     failed = _failures(checks, verdicts)
-    return Verdict(failed is None, min(1.0, weighted / total) if total else 1.0, failed)
+    undecided = any(verdict.undecided for verdict in verdicts)
+    return Verdict(failed is None, min(1.0, weighted / total) if total else 1.0, failed, undecided)
 
 
 def _judge_any(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
     verdicts = [check.judge(facts) for check in checks]
     passed = any(verdict.passed for verdict in verdicts)
     score = max(verdict.score for verdict in verdicts)
-    return Verdict(passed, score, None if passed else _failures(checks, verdicts))
+    undecided = not passed and any(verdict.undecided for verdict in verdicts)
+    return Verdict(passed, score, None if passed else _failures(checks, verdicts), undecided)
 
 
 def _judge_not(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
     inner = judge_all(checks, facts)
+    if inner.undecided:
+        return Verdict(False, 0.0, inner.detail, undecided=True)
     return Verdict(not inner.passed, 1.0 - inner.score, "passed, and should not have" if inner.passed else None)
 
 
@@ -114,24 +123,29 @@ class _Combination:
 
 @dataclass(frozen=True)
 class _Guarded:
-    """A plug-in's rule, whose errors become `RowError`."""
+    """A plug-in's rule, whose errors become `RowError`; past its deadline the check has failed."""
 
     kind: str
     rule: Rule
+    deadline_s: float = PLUGIN_DEADLINE_S
 
     def judge(self, facts: ReplyFacts) -> Verdict:
         try:
-            verdict = self.rule.judge(facts)
-            passed, score, detail = bool(verdict.passed), float(verdict.score), verdict.detail
-            detail = None if detail is None else str(detail)
+            with deadline(self.deadline_s):
+                verdict = self.rule.judge(facts)
+                passed, score, detail = bool(verdict.passed), float(verdict.score), verdict.detail
+                detail = None if detail is None else str(detail)
         except (RwkvBatchError, *ENDS_PROCESS):
             raise
+        except TimeoutError as error:
+            return Verdict(False, 0.0, f"gave up: {error}", undecided=True)
         except BaseException as error:  # `SystemExit` too: a plug-in does not end the run
             hint = "the check is a plug-in: report this to its author"
             raise RowError(f"the check {self.kind!r} failed with {in_words(error)}", hint=hint) from error
         if not 0 <= score <= 1:
             raise RowError(f"the check {self.kind!r} gave a score outside [0, 1]: {score}")
-        return Verdict(passed, score, detail)
+        undecided = bool(getattr(verdict, "undecided", False))
+        return Verdict(passed and not undecided, score, detail, undecided)
 
 
 def _parse(raw: Any, source: SourceLine, where: str, depth: int) -> tuple[Check, ...]:
@@ -165,12 +179,15 @@ def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int) -> list[C
             if not checks:
                 refuse(source, f"{where}.{kind}: must contain at least one check")
             rule, needs_reference = _Combination(kind, checks), any(check.needs_reference for check in checks)
+            choices = tuple(choice for check in checks for choice in check.choices)
         else:
             options = {key: raw[key] for key in raw if key in makers[kind].options}
             rule = _rule(kind, makers[kind], raw[kind], options, source, where)
             needs_reference = bool(getattr(rule, "needs_reference", False))
-            rule = rule if kind in _BUILT_IN else _Guarded(kind, rule)
-        made.append(Check(kind, raw[kind], rule, float(weight), options, needs_reference))
+            choices = (rule.choice,) if isinstance(rule, structured.Chosen) else ()
+            if kind not in _BUILT_IN:
+                rule = _Guarded(kind, rule, float(getattr(makers[kind], "deadline_s", PLUGIN_DEADLINE_S)))
+        made.append(Check(kind, raw[kind], rule, float(weight), options, needs_reference, choices))
     return made
 
 

@@ -1,4 +1,4 @@
-"""The checks `json` (with JSON Schema) and `similarity` (sacrebleu's chrF: character n-grams; Popović 2015)."""
+"""The checks `json` (with JSON Schema), `similarity` (sacrebleu's chrF: character n-grams; Popović 2015), `choice`."""
 
 from __future__ import annotations
 
@@ -6,48 +6,98 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
+from fractions import Fraction
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, ClassVar, Self
 
+from rwkvbatch.deadline import deadline
 from rwkvbatch.errors import MissingExtraError
-from rwkvbatch.script.checks.text import answer, compile_pattern, excerpt, search, text_of, verdict, wrong
+from rwkvbatch.script.checks.text import answer, compile_pattern, excerpt, flag, search, text_of, verdict, wrong
+from rwkvbatch.script.choices import NORMALIZE, Normalize
 from rwkvbatch.script.records import ReplyFacts, Verdict, is_array, is_number, is_object
 
 MAX_REFERENCES = 10_000
+DEADLINE_S = 5.0
+"""Seconds that validating one reply may take."""
+
 _REFUSED_KEYWORDS = frozenset(
     {"patternProperties", "unevaluatedItems", "unevaluatedProperties", "$dynamicRef", "$recursiveRef"}
 )
-_FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n?```", re.DOTALL)
-_MAX_JSON_DEPTH = 200
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^`]*)")
+_INFO = ("", "json", "application/json")
+"""What a fenced block of JSON may be called, in any case."""
 
 
 @dataclass(frozen=True)
 class JsonRule:
-    """The answer, or the fenced block that it consists of, is JSON, and valid by the schema if there is one."""
+    """The answer, or the fenced block that it consists of, is JSON, and valid by the schema if there is one.
 
-    options: ClassVar[frozenset[str]] = frozenset()
+    With `prose`, other text may stand before and after the one fenced block.
+    """
+
+    options: ClassVar[frozenset[str]] = frozenset({"prose"})
     schema: Mapping[str, Any] | None
+    prose: bool
 
     @classmethod
     def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
+        prose = flag(options, "prose")
         if expected is True or expected == "valid":
-            return cls(None)
+            return cls(None, prose)
         if not is_object(expected):
             wrong('must be true, "valid" or a JSON Schema', expected)
         _check_schema(expected)
-        return cls(expected)
+        return cls(expected, prose)
 
     def judge(self, facts: ReplyFacts) -> Verdict:
         text = answer(facts)
-        fenced = _FENCED.fullmatch(text)
+        blocks, has_prose = _fenced_blocks(text)
+        if self.prose and len(blocks) > 1:
+            return verdict(False, f"has {len(blocks)} fenced blocks of JSON, expected one: {excerpt(text)}")
+        fenced = len(blocks) == 1 and (self.prose or not has_prose)
         try:
-            value = json.loads(fenced[1] if fenced else text, parse_constant=_no_constant)
+            value = json.loads(blocks[0] if fenced else text, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             return verdict(False, f"not JSON ({error}): {excerpt(text)}")
-        problem = None if self.schema is None else _first_problem(self.schema, value)
+        if self.schema is None:
+            return verdict(True, "")
+        try:
+            with deadline(DEADLINE_S):
+                problem = _first_problem(self.schema, value)
+        except (TimeoutError, RecursionError, MemoryError) as error:
+            reason = str(error) or "it is nested too deeply"
+            return Verdict(False, 0.0, f"gave up validating by the schema: {reason}", undecided=True)
         return verdict(problem is None, problem or "")
+
+
+def _fenced_blocks(text: str) -> tuple[list[str], bool]:
+    """The contents of the fenced blocks of JSON, and whether there is other text.
+
+    Source: https://spec.commonmark.org/0.31.2/#fenced-code-blocks. A block without an end is none.
+    """
+    blocks: list[str] = []
+    has_prose = False
+    inside: list[str] | None = None
+    fence, is_json = "", False
+    for line in text.replace("\r\n", "\n").split("\n"):
+        mark = _FENCE.fullmatch(line)
+        if inside is None:
+            if mark is None:
+                has_prose = has_prose or bool(line.strip())
+                continue
+            fence, inside = mark[1], []
+            is_json = mark[2].strip().lower() in _INFO
+        elif mark is not None and mark[1].startswith(fence) and not mark[2].strip():
+            if is_json:
+                blocks.append("\n".join(inside))
+            has_prose, inside = has_prose or not is_json, None
+        else:
+            inside.append(line)
+    return blocks, has_prose or inside is not None
 
 
 def _no_constant(name: str) -> float:
@@ -56,12 +106,15 @@ def _no_constant(name: str) -> float:
 
 def _check_schema(schema: Mapping[str, Any]) -> None:
     library = _library()
-    if found := next((key for key, _ in _items(schema) if key in _REFUSED_KEYWORDS), None):
+    if found := next((key for key, _ in _keywords(schema) if key in _REFUSED_KEYWORDS), None):
         wrong(f"is a JSON Schema with {found!r}, which checks cannot use", schema)
     try:
-        library.validators.validator_for(schema, default=library.Draft202012Validator).check_schema(schema)
+        with deadline(DEADLINE_S):
+            library.validators.validator_for(schema, default=library.Draft202012Validator).check_schema(schema)
     except library.exceptions.SchemaError as error:
         wrong(f"is not a JSON Schema ({error.message})", schema)
+    except TimeoutError as error:
+        wrong(f"is a JSON Schema that {error} to check", schema)
     for pattern in _texts(schema, "pattern"):
         try:
             compile_pattern(pattern)
@@ -70,9 +123,17 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
     for reference in _texts(schema, "$ref"):
         if not reference.startswith("#"):
             wrong(f"is a JSON Schema that refers to {reference!r}; references must stay inside the schema", schema)
+    for name in _texts(schema, "format"):
+        if name not in FORMATS:
+            wrong(f"is a JSON Schema with the format {name!r}, which is not checked; known: {', '.join(FORMATS)}", name)
 
 
 def _first_problem(schema: Mapping[str, Any], value: Any) -> str | None:
+    """The first way in which `value` is not valid.
+
+    Raises:
+        TimeoutError: too many references were followed, or a pattern took too long.
+    """
     library = _library()
     base = library.validators.validator_for(schema, default=library.Draft202012Validator)
     followed = 0
@@ -81,25 +142,102 @@ def _first_problem(schema: Mapping[str, Any], value: Any) -> str | None:
         nonlocal followed
         followed += 1
         if followed > MAX_REFERENCES:
-            raise TimeoutError(f"gave up after {MAX_REFERENCES} references of the schema")
+            raise TimeoutError(f"it follows more than {MAX_REFERENCES:,} references")
         yield from base.VALIDATORS["$ref"](validator, reference, instance, inside)
 
     def by_pattern(validator: Any, pattern: Any, instance: Any, inside: Any) -> Iterator[Any]:
         if isinstance(instance, str) and not search(compile_pattern(pattern), instance):
             yield library.ValidationError(f"{excerpt(instance)} does not match {pattern!r}")
 
-    limited = library.validators.extend(base, {"$ref": by_reference, "pattern": by_pattern})
+    def unique(validator: Any, wanted: Any, instance: Any, inside: Any) -> Iterator[Any]:
+        if wanted and is_array(instance) and len({_hashable(item) for item in instance}) < len(instance):
+            yield library.ValidationError("has two equal items, and they must be unique")
+
+    def multiple(validator: Any, step: Any, instance: Any, inside: Any) -> Iterator[Any]:
+        if is_number(instance) and (_exact(instance) / _exact(step)).denominator != 1:
+            yield library.ValidationError(f"{instance!r} is not a multiple of {step!r}")
+
+    def by_format(validator: Any, name: Any, instance: Any, inside: Any) -> Iterator[Any]:
+        if isinstance(instance, str) and not _has_format(name, instance):
+            yield library.ValidationError(f"{excerpt(instance)} is not a {name!r}")
+
+    keywords = {
+        "$ref": by_reference,
+        "pattern": by_pattern,
+        "uniqueItems": unique,
+        "multipleOf": multiple,
+        "format": by_format,
+    }
+    limited = library.validators.extend(base, keywords)
     try:
         # With an empty registry nothing is fetched.
         registry = import_module("referencing").Registry()
         error = next(limited(schema, registry=registry).iter_errors(value), None)
-    except (RecursionError, TimeoutError) as error:
-        return str(error) or "nested too deeply to be validated"
     except import_module("referencing.exceptions").Unresolvable as error:
         return f"the schema refers to something that is not in it: {error}"
     if error is None:
         return None
     return f"{error.json_path}: {error.message[:200]}"
+
+
+def _exact(number: float) -> Fraction:
+    """The number as it was written, so that 19.99 is a multiple of 0.01."""
+    return Fraction(repr(number))
+
+
+def _hashable(value: Any) -> Any:
+    """A value that is equal for equal JSON values: 1 and 1.0 are equal, 1 and true are not."""
+    if is_object(value):
+        return "object", frozenset((key, _hashable(item)) for key, item in value.items())
+    if is_array(value):
+        return "array", tuple(_hashable(item) for item in value)
+    return type(value) is bool, value
+
+
+_DATE = r"\d{4}-\d\d-\d\d"
+_TIME = r"\d\d:\d\d:(?:\d\d)(?:\.\d+)?(?:[zZ]|[+-]\d\d:\d\d)"
+FORMATS: Mapping[str, re.Pattern[str]] = {
+    "date": re.compile(_DATE),
+    "time": re.compile(_TIME),
+    "date-time": re.compile(rf"{_DATE}[tT ]{_TIME}"),
+    "email": re.compile(r"[^\s@<>(),;:\"\[\]\\]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*"),
+    "hostname": re.compile(r"(?=.{1,253}\Z)(?!-)[A-Za-z0-9-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*"),
+    "ipv4": re.compile(r"[\d.]+"),
+    "ipv6": re.compile(r"[0-9A-Fa-f:.]+"),
+    "uri": re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?:[\w.~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+", re.ASCII),
+    "uuid": re.compile(r"[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}"),
+    "regex": re.compile(r"(?s).*"),
+}
+"""The formats that are checked (JSON Schema Validation 2020-12, section 7.3); dates and addresses are parsed too."""
+
+
+def _has_format(name: str, text: str) -> bool:
+    if FORMATS[name].fullmatch(text) is None:
+        return False
+    try:
+        match name:
+            case "date":
+                date.fromisoformat(text)
+            case "time" | "date-time":
+                clock = text if name == "time" else text[11:]
+                if name == "date-time":
+                    date.fromisoformat(text[:10])
+                # A leap second is valid by RFC 3339, section 5.6, and unknown to Python.
+                hour, minute, second = int(clock[:2]), int(clock[3:5]), int(clock[6:8])
+                offset = re.search(r"[+-](\d\d):(\d\d)$", clock)
+                zone = offset is None or (int(offset[1]) < 24 and int(offset[2]) < 60)
+                return hour < 24 and minute < 60 and (second < 60 or (second == 60 and minute == 59)) and zone
+            case "ipv4":
+                IPv4Address(text)
+            case "ipv6":
+                IPv6Address(text)
+            case "regex":
+                compile_pattern(text)
+            case _:
+                pass
+    except ValueError:
+        return False
+    return True
 
 
 def _library() -> Any:
@@ -112,17 +250,26 @@ def _library() -> Any:
     return jsonschema
 
 
-def _items(schema: Any) -> Iterator[tuple[str, Any]]:
-    """The keys and values of all objects in `schema`."""
-    if is_object(schema):
+_DATA = frozenset({"const", "default", "enum", "examples"})
+_NAMED = frozenset({"properties", "$defs", "definitions", "dependentSchemas", "dependencies", "patternProperties"})
+
+
+def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
+    """The keywords and their values of all schemas in `schema`; not the data in it, and not names of properties."""
+    if is_array(schema):
+        for item in schema:
+            yield from _keywords(item)
+    elif is_object(schema):
         yield from schema.items()
-    if is_object(schema) or is_array(schema):
-        for item in schema.values() if is_object(schema) else schema:
-            yield from _items(item)
+        for key, value in schema.items():
+            if key in _NAMED and is_object(value):
+                yield from _keywords(list(value.values()))
+            elif key not in _DATA:
+                yield from _keywords(value)
 
 
 def _texts(schema: Any, key: str) -> Iterator[str]:
-    return (value for name, value in _items(schema) if name == key and isinstance(value, str))
+    return (value for name, value in _keywords(schema) if name == key and isinstance(value, str))
 
 
 MAX_COMPARED_CHARACTERS = 20_000
@@ -156,7 +303,7 @@ class Similarity:
     def judge(self, facts: ReplyFacts) -> Verdict:
         wanted = self.to if self.to is not None else facts.reference
         if wanted is None:
-            return Verdict(False, 0.0, "the turn has no reference reply")
+            return Verdict(False, 0.0, "the turn has no reference reply", undecided=True)
         text = answer(facts)
         found = _metric().sentence_score(text[:MAX_COMPARED_CHARACTERS], [wanted[:MAX_COMPARED_CHARACTERS]])
         score = min(1.0, max(0.0, float(found.score) / 100))
@@ -169,3 +316,27 @@ def _metric() -> Any:
     from sacrebleu.metrics.chrf import CHRF
 
     return CHRF()
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The likeliest of the turn's choices is the one of this name or index; the first of equally likely ones counts."""
+
+    options: ClassVar[frozenset[str]] = frozenset({"normalize"})
+    choice: str | int
+    normalize: Normalize
+
+    @classmethod
+    def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
+        if isinstance(expected, bool) or not isinstance(expected, str | int):
+            wrong("must be the name of a choice, or its index from 0 up", expected)
+        normalize = options.get("normalize", "none")
+        if normalize not in NORMALIZE:
+            wrong(f"must be one of {', '.join(NORMALIZE)}", normalize, key="normalize")
+        return cls(expected, normalize)
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        if facts.choices is None:
+            return Verdict(False, 0.0, "the turn has no choices")
+        found, wanted = facts.choices.best(self.normalize).name, facts.choices.named(self.choice).name
+        return verdict(found == wanted, f"chose {excerpt(found)}")

@@ -1,7 +1,7 @@
-"""Checks of text, numbers, token counts and finish reasons, and the helpers that all checks (and plug-ins) use.
+"""Checks of text, token counts and finish reasons, and the helpers that all checks (and plug-ins) use.
 
-Patterns come from scripts, so they are matched by the `regex` library, which has a deadline. A pattern must be valid
-for `re`: extensions of the `regex` library, such as recursion, can take any amount of memory.
+Patterns come from scripts, so they are matched by the `regex` library, which has a deadline, after `patterns` has
+translated them from the syntax of `re`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, ClassVar, NoReturn, Protocol, Self
 
 import regex
 
-from rwkvbatch.script.records import ReplyFacts, Rule, Verdict, is_array, is_number
+from rwkvbatch.script.checks.patterns import compiled_size, translate
+from rwkvbatch.script.records import ReplyFacts, Rule, Verdict, is_array
 
 FINISH_REASONS = ("stop", "eos", "length", "time")
 IGNORE_CASE = frozenset({"ignore_case"})
@@ -169,39 +169,6 @@ class StartsWith(_TextRule):
         return verdict(text.startswith(texts), got)
 
 
-# A sign is part of a number only if it cannot be a hyphen, or a minus between two numbers.
-_NUMBER = re.compile(
-    r"(?<![\d.])(?:(?<![\w)])[-−])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?!\d))?"
-)
-_MAX_NUMBER_LENGTH = 400
-
-
-@dataclass(frozen=True)
-class Number:
-    """The last number in the answer is within `tolerance` of the value, in exact decimal arithmetic."""
-
-    options: ClassVar[frozenset[str]] = frozenset({"tolerance"})
-    value: Decimal
-    tolerance: Decimal
-
-    @classmethod
-    def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
-        tolerance = options.get("tolerance", 0)
-        if not is_number(expected):
-            wrong("must be a number", expected)
-        if not is_number(tolerance) or tolerance < 0:
-            wrong("must be a number that is not negative", tolerance, key="tolerance")
-        return cls(Decimal(repr(expected)), Decimal(repr(tolerance)))
-
-    def judge(self, facts: ReplyFacts) -> Verdict:
-        text = answer(facts)
-        found = [match[0] for match in _NUMBER.finditer(text) if len(match[0]) <= _MAX_NUMBER_LENGTH]
-        if not found:
-            return verdict(False, f"no number in {excerpt(text)}")
-        number = Decimal(found[-1].replace(",", "").replace("−", "-"))
-        return verdict(abs(number - self.value) <= self.tolerance, f"got {found[-1]}")
-
-
 @dataclass(frozen=True)
 class _TokenLimit:
     options: ClassVar[frozenset[str]] = frozenset()
@@ -253,31 +220,24 @@ MAX_COMPILED_SIZE = 500_000
 MAX_SEARCHED_CHARACTERS = 100_000
 DEADLINE_S = 1.0
 
-# The library expands counted repeats when it compiles. In verbose patterns a count may contain spaces.
-_COUNTED = re.compile(r"\{([0-9]+(?:,[0-9]*)?|,[0-9]+)\}")
-_VERBOSE = re.compile(r"\(\?[a-zA-Z]*x")
-
 
 def compile_pattern(pattern: str, flags: int = 0) -> regex.Pattern[str]:
-    """`pattern` compiled.
+    """`pattern` compiled; it matches what it matches in Python's `re`.
 
     Raises:
         ValueError: not a regular expression of `re`, or too long or too deep to compile.
     """
     if len(pattern) > MAX_PATTERN_LENGTH:
         raise ValueError(f"longer than {MAX_PATTERN_LENGTH} characters")
-    if _VERBOSE.search(pattern):
-        raise ValueError("the flag x (verbose) is not supported")
-    size = len(pattern)
-    for counts in _COUNTED.findall(pattern):
-        size *= max(1, *(int(count[:9]) for count in counts.split(",") if count))
-    if size > MAX_COMPILED_SIZE:
-        raise ValueError("its counted repeats, such as {1000}, are too large together")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if compiled_size(pattern) > MAX_COMPILED_SIZE:
+                raise ValueError("its counted repeats, such as {1000}, are too large together")
             re.compile(pattern)
-            return regex.compile(pattern, flags | regex.VERSION0)
+            translated, ignores_case = translate(pattern)
+            flags |= regex.IGNORECASE if ignores_case else 0
+            return regex.compile(translated, flags | regex.VERSION0)
     except (re.error, regex.error) as error:
         raise ValueError(str(error)) from None
     except (RecursionError, MemoryError, OverflowError):
@@ -313,4 +273,5 @@ class Matches:
         try:
             return verdict(search(self.pattern, text), f"got {excerpt(text)}")
         except TimeoutError:
-            return verdict(False, f"gave up: matching took longer than {DEADLINE_S:g} s; simplify the pattern")
+            detail = f"gave up: matching took longer than {DEADLINE_S:g} s; simplify the pattern"
+            return Verdict(False, 0.0, detail, undecided=True)

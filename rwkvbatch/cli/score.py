@@ -1,0 +1,79 @@
+"""`rwkvbatch score`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rwkvbatch.cli.options import (
+    OUTPUT_PANEL,
+    Command,
+    ConfigOption,
+    JsonOption,
+    QuietOption,
+    command_app,
+    examples,
+    option,
+    with_settings,
+)
+from rwkvbatch.cli.run import RUN_PANEL, SCRIPT_PANEL, run_with_progress, show_result
+from rwkvbatch.signals import leaving_at_once
+
+app = command_app()
+
+
+@app.command(
+    "score",
+    cls=Command,
+    epilog=examples(
+        "rwkvbatch score README.md",
+        "rwkvbatch score books/ wiki.jsonl --model rwkv7-1.5b --out runs/texts",
+        "rwkvbatch score wiki.jsonl --model step-1000.pth,step-2000.pth --out runs/steps",
+    ),
+)
+@with_settings(
+    "model", "adapter", "strategy", "backend", "state", "batch_size", "threads", "workers", "devices", "ray",
+    "state_memory", "bos", "limit", "shuffle_seed", "max_failures",
+)  # fmt: skip
+def score_command(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE", help="Text files, JSON lines with text, folders; - is JSON lines.")
+    ],
+    skip_bad: Annotated[
+        bool, option("--skip-bad", "Set files and lines that cannot be used aside.", panel=SCRIPT_PANEL)
+    ] = False,
+    retry_errors: Annotated[bool, option("--retry-errors", "Score failed texts again.", panel=RUN_PANEL)] = False,
+    out: Annotated[
+        Path | None,
+        option(
+            "--out",
+            "Run directory, new or one to continue. [dim]Default: runs/FILE-TIME[/]",
+            "DIR",
+            OUTPUT_PANEL,
+            flag="-o",
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: Annotated[bool, option("--verbose", "Log more on standard error.", panel=OUTPUT_PANEL, flag="-v")] = False,
+    **settings: Any,
+) -> None:
+    """Measure perplexity, bits per byte and accuracy on texts, without a script.
+
+    A text file is one document. A line of a [bold].jsonl[/] file is one: [bold]text[/], scored whole, or
+    [bold]prompt[/] and [bold]continuation[/], of which the continuation is scored.
+
+    The result is a run directory, a row a document: [bold]rwkvbatch compare[/] compares it, and the same command with
+    its [bold]--out[/] continues it.
+    """
+    from rwkvbatch.replay.logs import logging_to
+
+    settings |= {"config": config, "environment": os.environ, "skip_bad": skip_bad, "shard": None, "documents": True}
+    settings |= {"retry_errors": retry_errors}
+    with leaving_at_once(), logging_to(None, verbose=verbose, quiet=quiet):
+        result = run_with_progress(files, settings, out, quiet=quiet)
+    show_result(result, json_output=json_output, quiet=quiet)

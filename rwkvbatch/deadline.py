@@ -1,0 +1,49 @@
+"""A deadline for Python code that has none of its own: checks of plug-ins and schemas, and templates."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+
+_set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
+_set_exception.argtypes = (ctypes.c_ulong, ctypes.py_object)
+
+
+class _PassedError(BaseException):
+    """Raised in the thread whose deadline has passed. Not an `Exception`, so that its code does not catch it."""
+
+
+@contextmanager
+def deadline(seconds: float) -> Generator[None]:
+    """Ends its block after `seconds` with a `TimeoutError`, in any thread.
+
+    It interrupts Python code between two of its instructions; one call of a C function is not interrupted. See
+    https://docs.python.org/3/c-api/init.html#c.PyThreadState_SetAsyncExc.
+
+    Raises:
+        TimeoutError: the block took longer.
+    """
+    thread = threading.get_ident()
+    lock = threading.Lock()
+    ended = False
+
+    def interrupt() -> None:
+        with lock:
+            if not ended:
+                _set_exception(thread, _PassedError)
+
+    timer = threading.Timer(seconds, interrupt)
+    timer.daemon = True
+    try:
+        try:
+            timer.start()
+            yield
+        finally:
+            with lock:
+                ended = True
+            timer.cancel()
+            _set_exception(thread, ctypes.py_object())  # of an interruption that has not been delivered yet
+    except _PassedError:
+        raise TimeoutError(f"took longer than {seconds:g} s") from None

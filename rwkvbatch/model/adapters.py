@@ -1,0 +1,361 @@
+"""Adapters (LoRA, PiSSA, DiSHA, Bone) merged into a checkpoint's matrices while these are read.
+
+Files as RWKV-PEFT saves them (github.com/JL-er/RWKV-PEFT; merge/merge.py, merge_disha.py and merge_bone.py have the
+formulas, rwkvt/peft/rwkvLinear.py the layers), as web-rwkv's converter changes them (`lora.0`, `lora.1`), and LoRA
+directories of Hugging Face's PEFT. For a matrix W [out, in]:
+
+    LoRA    W + alpha / rank * B A, with lora_B [out, rank] and lora_A [rank, in]
+    PiSSA   W - B0 A0 + B A, with B0 A0 from the file that training began with (init_lora_A, init_lora_B)
+    Bone    W + W_ab bone_b + bone_b for each block [rank, rank] of W, with bone [in / rank, rank, rank]; DiSHA's `bat`
+    DiSHA   W[o, i] + disha[i mod rank, o], with disha [rank, out]; later called MiSS
+
+A file with LoRA's tensors says neither alpha nor whether it is PiSSA's, so one of `alpha=` and `init=` is required.
+Other tensors in an adapter, which were trained whole, replace those of the checkpoint. Sums are in fp32 and rounded
+once, to the type that the checkpoint has.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rwkvbatch.config import NO_ADAPTER
+from rwkvbatch.errors import CheckpointError, UsageError
+from rwkvbatch.model.containers import open_tensors, read_json
+from rwkvbatch.model.forms import official
+from rwkvbatch.model.strategy import PRECISIONS
+from rwkvbatch.model.tensor_file import Entry, NamedTensors
+
+_OPTIONS = re.compile(r"(?P<path>.*?)(?: +alpha=(?P<alpha>\S+)| +init=(?P<init>.+))?", re.DOTALL)
+_PART = re.compile(
+    r"(.+)\.(?:(lora_A|lora_B|init_lora_A|init_lora_B)(?:\.default)?(?:\.weight)?|(bone|disha)|lora\.([01]))"
+)
+_PEFT_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What `--adapter` names.
+
+    Attributes:
+        path: an adapter's file, or a directory of Hugging Face's PEFT.
+        alpha: LoRA's alpha; the product is multiplied by alpha / rank.
+        init: PiSSA's initial adapter, which was subtracted from the weights before training.
+    """
+
+    path: Path
+    alpha: float | None = None
+    init: Path | None = None
+
+    def __str__(self) -> str:
+        alpha = "" if self.alpha is None else f" alpha={self.alpha:g}"
+        return f"{self.path}{alpha}" + ("" if self.init is None else f" init={self.init}")
+
+
+def parse_adapter(text: str) -> Adapter | None:
+    """The adapter that `FILE`, `FILE alpha=NUMBER` or `FILE init=FILE` names, None for `none`; raises `UsageError`."""
+    if text == NO_ADAPTER:
+        return None
+    if text and Path(text).expanduser().exists():
+        return Adapter(Path(text).expanduser())
+    match = _OPTIONS.fullmatch(text)
+    assert match is not None
+    path, alpha, init = match["path"], match["alpha"], match["init"]
+    if not path:
+        raise UsageError(f"--adapter must begin with a file, got {text!r}")
+    try:
+        number = None if alpha is None else float(alpha)
+    except ValueError:
+        number = math.nan
+    if number is not None and not (math.isfinite(number) and number > 0):
+        raise UsageError(f"--adapter: alpha must be a number above 0, got {alpha!r}")
+    return Adapter(Path(path).expanduser(), number, None if init is None else Path(init).expanduser())
+
+
+def is_adapter_part(name: str) -> bool:
+    """Whether a tensor's name is that of a part of an adapter."""
+    return _PART.fullmatch(name) is not None
+
+
+@contextmanager
+def adapted(base: NamedTensors, adapter: Adapter | None) -> Iterator[NamedTensors]:
+    """`base` (official names) with the adapter merged, or with one that was left in the file; unchanged without any.
+
+    Raises:
+        CheckpointError: an adapter is damaged, of an unknown kind or for another model, or LoRA's alpha is unknown.
+        UsageError: an option has no use for this kind of adapter.
+    """
+    own = {name: entry for name, entry in base.entries.items() if is_adapter_part(name)}
+    plain = {name: entry for name, entry in base.entries.items() if name not in own}
+    with ExitStack() as stack:
+        if adapter is None:
+            if not own or "emb.weight" not in plain:
+                yield base
+                return
+            parts = own
+            choice = Adapter(base.path)
+            merged = _merged(base, plain, parts, choice, base, None)
+        else:
+            opened = stack.enter_context(_opened(adapter.path))
+            is_own = opened.files[0].is_same_file(base.files[0])
+            if own and not is_own:
+                raise CheckpointError("it has an adapter left in it already; another cannot be merged", path=base.path)
+            parts = own if is_own else dict(opened.entries)
+            init = None if adapter.init is None else stack.enter_context(_opened(adapter.init))
+            merged = _merged(base, plain, parts, adapter, opened, init)
+            added = [file for file in (opened, init) if file is not None and not (file is opened and is_own)]
+            files = (*base.files, *(each for file in added for each in file.files))
+            merged = replace(merged, files=files)
+        yield merged
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[NamedTensors]:
+    with open_tensors(path) as tensors:
+        yield official(tensors)
+
+
+def _merged(
+    base: NamedTensors,
+    plain: Mapping[str, Entry],
+    parts: Mapping[str, Entry],
+    adapter: Adapter,
+    source: NamedTensors,
+    init: NamedTensors | None,
+) -> NamedTensors:
+    groups: dict[str, dict[str, Entry]] = {}
+    whole: dict[str, Entry] = {}
+    for name, entry in parts.items():
+        if entry.dtype not in PRECISIONS:
+            raise CheckpointError(f"the tensor {name[:80]!r} must hold bf16, fp16 or fp32 numbers", path=source.path)
+        if match := _PART.fullmatch(name):
+            groups.setdefault(match[1], {})[match[2] or match[3] or f"lora.{match[4]}"] = entry
+        else:
+            whole[name] = entry
+    if not groups:
+        shown = ", ".join(repr(name[:60]) for name in list(parts)[:3]) or "no tensors at all"
+        raise CheckpointError(f"not an adapter: expected tensors such as '...lora_A', found {shown}", path=source.path)
+    kinds = {target: _kind(target, group, adapter, source.path) for target, group in groups.items()}
+    scale = _scale(groups, adapter, source)
+    initial = _initial(init)
+    entries = dict(plain)
+    for name, entry in whole.items():
+        entries[name] = _replaced(name, entry, plain, source.path)
+    for target, group in groups.items():
+        name = f"{target}.weight"
+        if name not in plain:
+            raise CheckpointError(
+                f"this adapter is for another model: {str(base.path)!r} has no tensor {name[:80]!r}", path=source.path
+            )
+        entries[name] = _entry(kinds[target], name, entries[name], group, scale, initial, source.path)
+    phrases = [
+        f"the {kind} adapter {'in the file' if source is base else repr(source.path.name)} merged into {count} matrices"
+        for kind, count in Counter(kinds.values()).items()
+    ]
+    if whole:
+        phrases.append(f"{len(whole)} tensors replaced by those of {source.path.name!r}")
+    factors = sorted({repr(factor) for factor in scale.values()})
+    return replace(base.changed(entries, *phrases), recipe=(*base.recipe, "adapter", *factors))
+
+
+def _kind(target: str, group: Mapping[str, Entry], adapter: Adapter, path: Path) -> str:
+    names = set(group)
+    if names in ({"lora_A", "lora_B"}, {"lora.0", "lora.1"}):
+        return "LoRA" if adapter.init is None else "PiSSA"
+    if names == {"bone"}:
+        return "Bone"
+    if names == {"disha"}:
+        return "Bone" if len(group["disha"].shape) == 3 else "DiSHA"
+    if names <= {"init_lora_A", "init_lora_B"}:
+        hint = f"give the trained adapter, and this file as in --adapter 'FILE init={path}'"
+        raise CheckpointError("this is the initial adapter of PiSSA, not a trained one", path=path, hint=hint)
+    shown = ", ".join(sorted(names))
+    raise CheckpointError(f"the adapter of {target[:80]!r} is incomplete: it has only {shown}", path=path)
+
+
+def _scale(groups: Mapping[str, Mapping[str, Entry]], adapter: Adapter, source: NamedTensors) -> Mapping[str, float]:
+    """The factor of B A for each matrix with a LoRA pair."""
+    pairs = {target: group for target, group in groups.items() if {"lora_B", "lora.1"} & set(group)}
+    if not pairs:
+        if adapter.alpha is not None or adapter.init is not None:
+            raise UsageError(f"--adapter: {adapter.path} is neither LoRA nor PiSSA, so alpha= and init= have no use")
+        return {}
+    ranks = {target: (group.get("lora_B") or group["lora.1"]).shape[-1:] for target, group in pairs.items()}
+    if any(not rank or rank[0] == 0 for rank in ranks.values()):
+        raise CheckpointError("an adapter's matrix has no columns", path=source.path)
+    if adapter.init is not None:
+        return dict.fromkeys(pairs, 1.0)
+    config = _peft_config(adapter.path)
+    if config:
+        if adapter.alpha is not None:
+            raise UsageError(f"--adapter: {_PEFT_CONFIG} has LoRA's alpha, so alpha= has no use")
+        return {target: _peft_scale(config, rank[0], adapter.path) for target, rank in ranks.items()}
+    if adapter.alpha is None:
+        raise CheckpointError(
+            "this adapter is LoRA's or PiSSA's, which its tensors do not say",
+            path=adapter.path,
+            hint=f"--adapter '{adapter.path} alpha=NUMBER' for LoRA, with the lora_alpha of the training; "
+            f"--adapter '{adapter.path} init=init_lora.pth' for PiSSA",
+        )
+    return {target: adapter.alpha / rank[0] for target, rank in ranks.items()}
+
+
+def _peft_config(path: Path) -> Mapping[str, Any]:
+    return read_json(path / _PEFT_CONFIG) if path.is_dir() and (path / _PEFT_CONFIG).is_file() else {}
+
+
+def _peft_scale(config: Mapping[str, Any], rank: int, path: Path) -> float:
+    """LoRA's factor by PEFT's `adapter_config.json`; raises `CheckpointError` for what is not computed here."""
+    if config.get("peft_type") != "LORA":
+        raise CheckpointError(f"an adapter of PEFT's type {config.get('peft_type')!r:.40}; LORA is read", path=path)
+    plain = {"use_dora": False, "fan_in_fan_out": False, "bias": "none", "alpha_pattern": {}, "rank_pattern": {}}
+    for key, usual in plain.items():
+        if config.get(key, usual) not in (usual, None):
+            raise CheckpointError(
+                f"its {_PEFT_CONFIG} has {key} = {config[key]!r:.60}, which is not computed", path=path
+            )
+    alpha = config.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise CheckpointError(f"its {_PEFT_CONFIG} has lora_alpha = {alpha!r:.40}, not a number", path=path)
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def _initial(init: NamedTensors | None) -> Mapping[str, tuple[Entry, Entry]] | None:
+    """PiSSA's initial pairs, B and A, by the matrix that they belong to."""
+    if init is None:
+        return None
+    found: dict[str, dict[str, Entry]] = {}
+    for name, entry in init.entries.items():
+        if match := _PART.fullmatch(name):
+            found.setdefault(match[1], {})[str(match[2])] = entry
+    pairs = {
+        target: (group["init_lora_B"], group["init_lora_A"])
+        for target, group in found.items()
+        if {"init_lora_A", "init_lora_B"} <= set(group)
+    }
+    if not pairs:
+        raise CheckpointError("no initial adapter of PiSSA: it has no '...init_lora_A'", path=init.path)
+    return pairs
+
+
+def _replaced(name: str, entry: Entry, plain: Mapping[str, Entry], path: Path) -> Entry:
+    """A whole tensor of an adapter in place of the checkpoint's."""
+    before = plain.get(name)
+    if before is None and not name.endswith(".att.time_state"):
+        raise CheckpointError(f"the tensor {name[:80]!r} is neither a part of an adapter nor of the model", path=path)
+    if before is not None and _sizes(before.shape) != _sizes(entry.shape):
+        raise CheckpointError(
+            f"this adapter is for another model: {name[:80]!r} is {entry.shape}, the model's {before.shape}", path=path
+        )
+    return entry if before is None else entry.reshaped(before.shape, path)
+
+
+def _sizes(shape: Iterable[int]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
+
+
+def _entry(
+    kind: str,
+    name: str,
+    weight: Entry,
+    group: Mapping[str, Entry],
+    scale: Mapping[str, float],
+    initial: Mapping[str, tuple[Entry, Entry]] | None,
+    path: Path,
+) -> Entry:
+    """The merged matrix, computed when it is read."""
+
+    def misshapen(parts: Iterable[Entry]) -> CheckpointError:
+        shapes = " and ".join(str(part.shape) for part in parts)
+        return CheckpointError(
+            f"this adapter is for another model: its parts of {name[:80]!r} are {shapes}, the matrix is {weight.shape}",
+            path=path,
+        )
+
+    if len(weight.shape) != 2:
+        raise misshapen(group.values())
+    out, width = weight.shape
+    target = name.removesuffix(".weight")
+    if kind in ("LoRA", "PiSSA"):
+        products = [(*_pair(group), scale[target])]
+        if initial is not None:
+            if target not in initial:
+                raise CheckpointError(f"the initial adapter has nothing for {target[:80]!r}", path=path)
+            products.insert(0, (*initial[target], -1.0))
+        for b, a, _ in products:
+            if (
+                len(a.shape) != 2
+                or len(b.shape) != 2
+                or (b.shape[0], a.shape[1]) != (out, width)
+                or b.shape[1] != a.shape[0]
+            ):
+                raise misshapen((b, a))
+        return Entry(weight.dtype, weight.shape, lambda: _add_products(weight, products))
+    part = next(iter(group.values()))
+    if kind == "DiSHA":
+        if len(part.shape) != 2 or part.shape[1] != out or part.shape[0] == 0:
+            raise misshapen([part])
+        return Entry(weight.dtype, weight.shape, lambda: _add_shards(weight, part))
+    if len(part.shape) != 3 or part.shape[1] != part.shape[2] or 0 in part.shape:
+        raise misshapen([part])
+    count, rank, _ = part.shape
+    if count * rank != width or out % rank:
+        # An older Bone had a block for each block of outputs; its formula is another.
+        raise misshapen([part])
+    return Entry(weight.dtype, weight.shape, lambda: _add_blocks(weight, part))
+
+
+def _pair(group: Mapping[str, Entry]) -> tuple[Entry, Entry]:
+    """B [out, rank] and A [rank, in]; some of web-rwkv's converters exchange A's axes."""
+    if "lora_B" in group:
+        return group["lora_B"], group["lora_A"]
+    b, a = group["lora.1"], group["lora.0"]
+    is_turned = len(a.shape) == 2 and len(b.shape) == 2 and a.shape[1] == b.shape[1] and a.shape[0] != b.shape[1]
+    return b, a.transposed() if is_turned else a
+
+
+def _add_products(weight: Entry, products: Iterable[tuple[Entry, Entry, float]]) -> Tensor:
+    total = weight.load().float()
+    for b, a, factor in products:
+        total = total + product(b.load().float() * factor, a.load().float())
+    return total.to(weight.dtype)
+
+
+def _add_shards(weight: Entry, shard: Entry) -> Tensor:
+    width = weight.shape[1]
+    rows = shard.load().float().t()
+    repeated = rows.repeat(1, -(-width // rows.shape[1]))[:, :width]
+    return (weight.load().float() + repeated).to(weight.dtype)
+
+
+def _add_blocks(weight: Entry, blocks: Entry) -> Tensor:
+    W, bones = weight.load().float(), blocks.load().float()
+    rank = bones.shape[1]
+    parts: list[Tensor] = []
+    for block, bone in zip(W.split(rank, dim=1), bones, strict=True):
+        parts.append(block + (product(block, bone) + bone.repeat(len(W) // rank, 1)))
+    return torch.cat(parts, dim=1).to(weight.dtype)
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """x y of fp32 matrices, with the same bits on every processor and for every number of threads.
+
+    Without the native kernels torch multiplies, whose bits depend on both.
+    """
+    try:
+        from rwkvbatch.model.ops import Product
+        from rwkvbatch.model.ops.cpu import CpuOps
+    except ImportError:
+        return x @ y
+    ops = CpuOps()
+    (result,) = ops.linears([Product(ops.array(x), ops.linear_layer(y.t()))])
+    return ops.values(result)

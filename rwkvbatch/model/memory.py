@@ -1,0 +1,130 @@
+"""Free memory of this process, and whether a model's weights fit into it before they are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model.strategy import Strategy
+
+if TYPE_CHECKING:
+    from rwkvbatch.model.checkpoint import Checkpoint
+
+_INT8_BYTES = 1 + 4 / 128
+"""Of one weight: 8 bits, and a share of the fp32 scale of its group."""
+
+_LARGE = re.compile(r"(?:.*\.(?:receptance|key|value|output)|head)\.weight")
+"""The matrices that int8 rounds, as `Network.build` packs them."""
+
+
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process can still take: the least of the machine's and of its cgroups'; None if unknown.
+
+    Memory of the page cache, which the system frees when it is needed, counts as free. Sources: Linux's proc(5)
+    (`MemAvailable`), admin-guide/cgroup-v2.rst (`memory.max`, `memory.current`) and cgroup-v1/memory.rst.
+    """
+    found = [*_of_machine(root), *_of_cgroups(root)]
+    return max(0, min(found)) if found else None
+
+
+def _of_machine(root: Path) -> Iterator[int]:
+    match = re.search(r"^MemAvailable:\s+(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
+    if match is not None:
+        yield 1024 * int(match[1])
+
+
+_CGROUPS = (
+    # Version, the file with the limit, the one with the use, and the line of memory.stat with what can be freed.
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def _of_cgroups(root: Path) -> Iterator[int]:
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, own = [*line.split(":", 2), "", ""][:3]
+        for controller, limit_name, use_name, freeable_name in _CGROUPS:
+            if controller not in controllers.split(","):
+                continue
+            base = root / "sys/fs/cgroup" / controller
+            # In a container the path may be that of the host, and only the root is there.
+            place = base / own.lstrip("/")
+            for folder in {place, *place.parents, base}:
+                if folder != base and base not in folder.parents:
+                    continue
+                limit, use = _number(folder / limit_name), _number(folder / use_name)
+                if limit is not None and use is not None:
+                    freeable = re.search(rf"^{freeable_name} (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+                    yield limit - use + (0 if freeable is None else int(freeable[1]))
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path).strip()
+    return int(text) if text.isdigit() else None  # "max" is no limit
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+
+
+def packed_bytes(checkpoint: Checkpoint, bytes_of: Callable[[str, torch.dtype], float]) -> int:
+    """Bytes of the weights in memory, and of the largest tensor as it is in the file, which is there beside them."""
+    entries = checkpoint.file.entries
+    weights = sum(entry.num_elements * bytes_of(name, entry.dtype) for name, entry in entries.items())
+    return round(weights + max(entry.num_bytes for entry in entries.values()))
+
+
+def bytes_of_weights(strategy: Strategy, *, in_fp32: bool = False) -> Callable[[str, torch.dtype], float]:
+    """Bytes that a weight of a tensor takes, by the tensor's name and type; `in_fp32`: whatever the strategy says."""
+
+    def bytes_of(name: str, stored: torch.dtype) -> float:
+        if in_fp32:
+            return 4
+        if strategy.int8 and _LARGE.fullmatch(name):
+            return _INT8_BYTES
+        return min(stored.itemsize, (strategy.dtype or stored).itemsize)
+
+    return bytes_of
+
+
+def refuse_too_large(checkpoint: Checkpoint, strategy: Strategy, device: str, *, in_fp32: bool = False) -> None:
+    """Raise `CheckpointError` when the weights will not fit into the memory of `device`.
+
+    Args:
+        in_fp32: whether the backend keeps all weights in fp32.
+    """
+    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else free_memory()
+    needed = packed_bytes(checkpoint, bytes_of_weights(strategy, in_fp32=in_fp32))
+    if free is None or needed <= free:
+        return
+    raise CheckpointError(
+        f"its weights need {_gib(needed)} of memory, and {_gib(free)} are free",
+        path=checkpoint.file.path,
+        hint=_smaller(checkpoint, device, needed, free),
+    )
+
+
+def _smaller(checkpoint: Checkpoint, device: str, needed: int, free: int) -> str:
+    """What to do: the largest strategy that fits, else what the smallest one needs."""
+    others = [Strategy(device, "bf16"), *([Strategy(device, "int8")] if device == "cpu" else [])]
+    sizes = {f"{device} {each.precision}": packed_bytes(checkpoint, bytes_of_weights(each)) for each in others}
+    smaller = {name: size for name, size in sizes.items() if size < needed}
+    fitting = next((name for name, size in smaller.items() if size <= free), None)
+    if fitting is not None:
+        return f'use --strategy "{fitting}", which needs {_gib(sizes[fitting])}'
+    if smaller:
+        name, size = min(smaller.items(), key=lambda item: item[1])
+        return f'even --strategy "{name}" needs {_gib(size)}; free memory, or use another machine'
+    return "free memory, or use another machine"
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:,.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.1f} MiB"

@@ -1,0 +1,239 @@
+"""Judges the replies of a run again, by the checks of its script's copy or of another script; needs no model.
+
+The new rows are written beside the old ones and take their place at once, when all of them are judged. While the
+manifest has its `former`, the same command does it again, with the same result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from rwkvbatch.errors import RowError, RunDamagedError, RunDirectoryError, RunMismatchError
+from rwkvbatch.files import OS_FILES, Files, read_file, read_spans
+from rwkvbatch.replay.identity import judging_digest
+from rwkvbatch.replay.judging import judged_again
+from rwkvbatch.results.directory import RunDirectory, planned_rows
+from rwkvbatch.results.manifest import FORMER, read_manifest
+from rwkvbatch.results.recovery import StoredLine, read_lines
+from rwkvbatch.results.row import BadLineError, Row, RowDigest, decode_row, digest_of, encode_row, with_digest
+from rwkvbatch.results.script_copy import read_script, script_sha256
+from rwkvbatch.results.store import RESULTS_NAME
+from rwkvbatch.results.summary import MAX_SUMMARY_BYTES, SUMMARY_NAME, Summary, Tallies, write_summary
+from rwkvbatch.script.reader import read_scripts
+from rwkvbatch.script.records import Conversation
+
+BY_CHECK = "check"
+"""`by` of a manifest's `former` while this module changes verdicts."""
+
+
+@dataclass(frozen=True)
+class Rechecked:
+    """What judging again changed.
+
+    Attributes:
+        rows: of the run. judged: rows with checks, now. changed: rows of which a verdict, a check or a tag is another.
+        now_pass, now_fail: rows that passed all their checks before and now do not, and the other way round.
+        unjudged: rows with checks that ended in an error: their checks count as failed, before and now.
+        summary: the run's figures with the new verdicts.
+        left_out: conversations of the given script that the run does not have.
+        notes: remarks for display.
+    """
+
+    directory: Path
+    rows: int
+    judged: int
+    changed: int
+    now_pass: int
+    now_fail: int
+    unjudged: int
+    summary: Summary
+    left_out: int
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "directory": str(self.directory), "summary": self.summary.as_dict()}
+
+
+def recheck(
+    path: Path,
+    scripts: Sequence[str] = (),
+    *,
+    command: str = "",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    files: Files = OS_FILES,
+) -> Rechecked:
+    """Judge the replies of the run at `path` again.
+
+    Args:
+        scripts: with the checks and tags to judge by; their conversations must otherwise be those of the run. Without
+            any, the script's copy in the directory is used.
+        command: how this was called, for other processes that want the directory.
+        progress: called with bytes done and bytes in all.
+
+    Raises:
+        RunDirectoryError: there is no run, it is locked, or another command was interrupted while it changed it.
+        RunMismatchError: a script's conversation is not the one that was replayed.
+        RunDamagedError: a row or the script's copy is damaged.
+        ScriptError, MissingExtraError: a script cannot be read.
+        RowError: a check fails to give a verdict; nothing was changed.
+        StorageError: a write failed; the verdicts are the old ones.
+    """
+    if read_manifest(path) is None:
+        hint = "`rwkvbatch run SCRIPT --out DIR` makes one"
+        raise RunDirectoryError("holds no run" if path.is_dir() else "there is no such run", path=path, hint=hint)
+    with closing(RunDirectory(path, command, files)) as directory:
+        return _Recheck(directory, scripts, progress, files).run()
+
+
+class _Recheck:
+    def __init__(
+        self, directory: RunDirectory, scripts: Sequence[str], progress: Callable[[int, int], None], files: Files
+    ) -> None:
+        manifest = directory.manifest
+        assert manifest is not None
+        self._directory = directory
+        self._manifest: Mapping[str, Any] = manifest
+        self._progress = progress
+        self._files = files
+        former = manifest.get(FORMER)
+        if former is not None and former.get("by") != BY_CHECK:
+            raise RunDirectoryError(
+                "the last `rwkvbatch run` in it was interrupted while it adapted the rows",
+                path=directory.path,
+                hint=f"run it again first: {manifest.get('about', {}).get('command') or 'rwkvbatch run ...'}",
+            )
+        replayed = read_script(directory.path, manifest)
+        if replayed is None:
+            raise RunDirectoryError(
+                "holds no copy of its script: an earlier version of rwkvbatch made it",
+                path=directory.path,
+                hint="run its command again, with the script as it was: this keeps all rows and adds the copy",
+            )
+        self._conversations, self._num_left_out = replayed, 0
+        if scripts:
+            given = {each.id: each for each in read_scripts(scripts).conversations}
+            self._conversations = tuple(self._same(each, given.get(each.id)) for each in replayed)
+            self._num_left_out = len(given) - len(replayed)
+        self._by_id = {each.id: each for each in self._conversations}
+        self._digests: dict[tuple[str, int], str] = {}
+
+    def run(self) -> Rechecked:
+        directory, manifest = self._directory, self._manifest
+        notes: list[str] = []
+        identity = json.loads(json.dumps(manifest["identity"]))
+        identity["script"] = {**identity.get("script", {}), "sha256": script_sha256(self._conversations)}
+        if identity.get("race") is not None or identity.get("until_ci") is not None:
+            notes.append("the former verdicts decided which rows the run has; run its command again to decide anew")
+        about, shard = manifest.get("about", {}), manifest.get("shard")
+        counts = {"rows": 0, "judged": 0, "changed": 0, "now_pass": 0, "now_fail": 0, "unjudged": 0}
+        tallies = Tallies(identity.get("cells", {}))
+        planned = planned_rows(directory.path)
+        with directory.reading(RESULTS_NAME) as scanned, directory.reading(RESULTS_NAME) as copied:
+            lines = self._lines(scanned, copied, tallies, counts)
+            directory.begin_change(identity, about, shard, by=BY_CHECK)
+            try:
+                directory.replace_rows(lines)
+            except (RowError, RunDamagedError):  # before anything was replaced: the manifest is put back
+                if FORMER not in manifest:
+                    directory.end_change(manifest["identity"], about, shard)
+                raise
+        directory.write_script(self._conversations)
+        summary = tallies.summary(counts["rows"] if planned is None else max(planned, counts["rows"]))
+        session = _session(directory.path)
+        write_summary(directory.path, summary, session, files=self._files, at=directory.at)
+        directory.end_change(identity, about, shard)
+        return Rechecked(directory.path, **counts, summary=summary, left_out=self._num_left_out, notes=tuple(notes))
+
+    def _same(self, old: Conversation, new: Conversation | None) -> Conversation:
+        """`new`, with the checks and tags to judge by; refused when it is not the conversation that was replayed."""
+        hint = "`rwkvbatch run` with this script generates what is missing and judges the rest again"
+        if new is None:
+            problem = f"the script has no conversation {old.id!r}, of which the run has rows"
+            raise RunMismatchError(problem, path=self._directory.path, hint=hint)
+        where = f"conversation {old.id}"
+        pairs: list[tuple[str, Any, Any]] = [("params", dict(old.params), dict(new.params))]
+        pairs += [
+            (key, old.row_context.get(key), new.row_context.get(key))
+            for key in dict.fromkeys([*old.row_context, *new.row_context])
+        ]
+        for turn, (then, now) in enumerate(zip(old.row_contents, new.row_contents, strict=False)):
+            keys = dict.fromkeys([*then, *now])
+            pairs += [(f"turn {turn}, {key}", then.get(key), now.get(key)) for key in keys]
+            pairs.append((f"turn {turn}, params", dict(old.turns[turn].params), dict(new.turns[turn].params)))
+        pairs.append(("turns", len(old.turns), len(new.turns)))
+        for name, then, now in pairs:
+            if then != now:
+                shown = [_short(value) for value in (then, now)]
+                problem = f"{where}: {name}: replayed: {shown[0]}; the script: {shown[1]}"
+                raise RunMismatchError(problem, path=self._directory.path, hint=hint)
+        return new
+
+    def _lines(self, scanned: BinaryIO, copied: BinaryIO, tallies: Tallies, counts: dict[str, int]) -> Iterator[bytes]:
+        """The lines with the new verdicts; a torn last line stays as it is."""
+        total = scanned.seek(0, 2)
+        scanned.seek(0)
+        bad: StoredLine | None = None
+        for line in read_lines(scanned):
+            try:
+                row = decode_row(line.data)
+            except BadLineError:
+                bad = bad or line
+                yield from read_spans(copied, [(line.start, line.end)])
+                continue
+            if bad is not None:
+                hint = "continue the run with --repair to set damaged rows aside and run them again"
+                path = self._directory.path / RESULTS_NAME
+                raise RunDamagedError("the row is damaged", path=path, line=bad.number, hint=hint)
+            yield self._judged(row, line.data, tallies, counts)
+            self._progress(line.end, total)
+
+    def _judged(self, row: Row, line: bytes, tallies: Tallies, counts: dict[str, int]) -> bytes:
+        conversation = self._by_id.get(row.conversation)
+        if conversation is None or row.turn >= len(conversation.turns):
+            problem = f"a row is of {row.key.in_words()}, which the script's copy does not have"
+            raise RunDamagedError(problem, path=self._directory.path)
+        new = judged_again(row, conversation)
+        if new.finish_reason == "error" and row.finish_reason != "error":
+            raise RowError(
+                f"{self._directory.path}: {row.key.in_words()}: {new.error}; nothing was changed",
+                hint="mend the check, or its value in the script",
+            )
+        tallies.add(new)
+        counts["rows"] += 1
+        counts["judged"] += bool(new.checks) and new.error is None
+        counts["unjudged"] += bool(new.checks) and new.error is not None
+        counts["changed"] += (new.checks, new.tags) != (row.checks, row.tags)
+        if row.checks and new.checks and row.error is None:
+            counts["now_pass"] += bool(row.failed_checks) and not new.failed_checks
+            counts["now_fail"] += not row.failed_checks and bool(new.failed_checks)
+        digest = digest_of(line)
+        encoded = encode_row(new)
+        if digest is None:  # of an earlier version
+            return encoded
+        return with_digest(encoded, RowDigest(digest.content, self._judging(conversation, row.turn)))
+
+    def _judging(self, conversation: Conversation, turn: int) -> str:
+        key = conversation.id, turn
+        if key not in self._digests:
+            self._digests[key] = judging_digest(conversation, turn)
+        return self._digests[key]
+
+
+def _session(path: Path) -> Mapping[str, Any]:
+    """The figures of the session that generated the rows last."""
+    try:
+        content = json.loads(read_file(path / SUMMARY_NAME, MAX_SUMMARY_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    session = cast("dict[str, Any]", content).get("session") if isinstance(content, dict) else None
+    return cast("dict[str, Any]", session) if isinstance(session, dict) else {}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:79] + "…"

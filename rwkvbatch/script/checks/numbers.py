@@ -1,0 +1,211 @@
+"""The check `number`: the last number in an answer, exactly, or a refusal where a text could mean different numbers.
+
+A number that is read wrong is worse than one that is not read. So texts such as `3,5` (a decimal comma, or two numbers)
+and `10:30` fail the check, and the verdict says why. `docs/scripts.md` lists what is read and what is refused.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, ClassVar, Self
+
+from rwkvbatch.script.checks.text import answer, excerpt, verdict, wrong
+from rwkvbatch.script.records import ReplyFacts, Verdict, is_number
+
+MAX_DIGITS = 400
+MAX_TEN_EXPONENT = 999
+MAX_EXPONENT = 64
+
+# Scripts that put spaces between words: `CO2` is no number, and `答案是42` is one.
+_LETTER = "A-Za-z\u00c0-\u02af\u0370-\u052f"
+_CURRENCY = r"(?:[A-Z]{0,2}[$€£¥₹₩₽₺₫₴₪฿]|(?:USD|EUR|GBP|JPY|CNY|INR|CHF)) ?"
+_DIGITS = r"(?:\d+(?:[.,'_\u00a0]\d+)*|\.\d+)"
+_POWER = r"\^\{?\s?(?P<NAME>[-+]?\d{1,6})\s?\}?(?![\d.]*\d)"
+_TEN_TO, _TO = _POWER.replace("NAME", "ten"), _POWER.replace("NAME", "own")
+_NUMBER = re.compile(
+    # A minus is a sign only where it cannot be a hyphen, or stand between two numbers.
+    rf"(?P<sign>(?<![\w)\]}}%-])[-+])?(?:{_CURRENCY}(?P<inner_sign>[-+])?)?"
+    r"(?:"
+    rf"(?:(?P<whole>{_DIGITS})[ \u00a0]?)?\\frac\s?\{{\s?(?P<over>-?\d+)\s?\}}\s?\{{\s?(?P<under>\d+)\s?\}}"
+    r"|(?:(?P<units>\d+)[ \u00a0-])?(?P<top>\d+) ?/ ?(?P<bottom>\d+)(?![.,]?\d)"
+    rf"|(?P<digits>(?<![\d.]){_DIGITS})(?:[eE](?P<e>[-+]?\d{{1,6}})(?![.,]?\d)| ?[×*xX] ?10{_TEN_TO}"
+    rf"|{_TO})?"
+    r")"
+)
+_GROUPINGS: tuple[tuple[re.Pattern[str], str, str], ...] = (
+    # How the digits are grouped, the mark between the groups, the decimal mark.
+    (re.compile(r"\d+|\d*\.\d+"), "", "."),
+    (re.compile(r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?"), ",", "."),
+    (re.compile(r"[1-9]\d?(?:,\d\d)+,\d{3}(?:\.\d+)?"), ",", "."),  # India
+    (re.compile(r"[1-9]\d{0,2}(?:\.\d{3})+,\d+|[1-9]\d{0,2}(?:\.\d{3}){2,}"), ".", ","),
+    (re.compile(r"[1-9]\d{0,2}(?:'\d{3})+(?:\.\d+)?"), "'", "."),  # Switzerland
+    (re.compile(r"[1-9]\d{0,2}(?:\u00a0\d{3})+(?:\.\d+)?"), "\u00a0", "."),  # ISO 80000-1
+    (re.compile(r"[1-9]\d{0,2}(?:\u00a0\d{3})+(?:,\d+)?"), "\u00a0", ","),
+    (re.compile(r"[1-9]\d{0,2}(?:_\d{3})+"), "_", "."),
+)
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALE = re.compile(rf"[ \u00a0-]?({'|'.join(_SCALES)})s?\b", re.IGNORECASE)
+_UNIT = re.compile(
+    r"(?:[mcdk]?m|k?g|mg|lbs?|oz|t|[mcd]?[lL]|m?s|mins?|hr?s?|[ap]\.?m|[mk]?W|kWh|m?[VA]|[kMG]?Hz|[kKMGT]B|px|pt|ft|in|yd|mi"
+    r"|mph|km?h|rpm|[kMm]?N|k?J|k?cal|k?Pa|mol|deg|rad|[CF]|USD|EUR|GBP)"
+    rf"(?![{_LETTER}\d_])"
+)
+"""Letters that may follow a number without a space."""
+_NO_NUMBER_BEFORE = re.compile(rf"(?:[{_LETTER}]-?|[{_LETTER})\]}}]_\{{?-?|\^\{{?\s?[-+]?|[{_LETTER}]\*\*)$")
+_NO_NUMBER_AFTER = re.compile(rf"(?:st|nd|rd|th)(?![{_LETTER}\d])")
+_UNCLEAR_BEFORE = re.compile(
+    r"(?:--|[√±]\s?|\\(?:sqrt|pm)(?:\[\d+\])?\s?\{?|\\frac\s?\{[^{}]*\}?\s?\{?[^{}]*"  # roots, tolerances, fractions
+    r"|\d[:.,'_\u00a0]|/ ?|\d-\d{1,2}-"  # times, dates, versions
+    rf"|(?:{'|'.join(_SCALES)})s? (?:and )?)$",
+    re.IGNORECASE,
+)
+_UNCLEAR_AFTER = re.compile(
+    rf"[{_LETTER}]|[ \u00a0]?(?:π|\\pi|√|\\sqrt|‰|[万亿億千百十만억]|(?:dozen|lakh|crore|bn|mn)s?\b)"
+    r"|!\s?[=+*/×-]|\^(?!\{?\\circ)|[:/]\d|[.,'_\u00a0]\d|\*\*\d| and (?:a|an|one) (?:half|third|quarter)",
+    re.IGNORECASE,
+)
+_SPACED_GROUP = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})* $")
+
+
+class UnclearNumberError(Exception):
+    """A text that could mean different numbers; the argument is an excerpt."""
+
+
+_PLAIN = str.maketrans(
+    {
+        **dict.fromkeys("−–－﹣", "-"),
+        **dict.fromkeys("\u2009\u202f\u2007", "\u00a0"),
+        **dict.fromkeys("✕·⋅", "×"),
+        **{"’": "'", "＋": "+", "⁄": "/", "٫": ".", "٬": ",", "￥": "¥", "％": "%"},
+    }
+)
+_RAISED = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
+_SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(r"\\[dtc]frac"), r"\\frac"),
+    (re.compile(r"\\frac\s?(\d)\s?(\d)"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"(?<=\d)\\[,;](?=\d)"), "\u00a0"),
+    (re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\(?=[$%€£])"), ""),
+    (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "×"),
+    (re.compile(r"\+/-"), "±"),
+    (re.compile(r"(?<=\d)\*\*(?=[-+]?\d+(?!\d|\*\*))"), "^"),
+    (re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+"), lambda found: "^{" + found[0].translate(_RAISED) + "}"),
+    (re.compile("[¼-¾⅐-⅞↉]"), lambda found: _fraction(found[0])),
+)
+"""What becomes one spelling before the numbers are looked for."""
+
+
+def _fraction(mark: str) -> str:
+    top, _, bottom = unicodedata.normalize("NFKC", mark).partition("⁄")
+    return f"\\frac{{{top}}}{{{bottom}}}"
+
+
+def last_number(text: str) -> Fraction | None:
+    """The last number in `text`; None if there is none.
+
+    Digits after a letter (`CO2`), an exponent mark (`m^2`) or a subscript mark (`x_1`), and ordinals, are no numbers.
+
+    Raises:
+        UnclearNumberError: it could mean different numbers, or is too large.
+    """
+    for pattern, replacement in _SPELLINGS:
+        text = pattern.sub(replacement, text)
+    text = text.translate(_PLAIN)
+    last: re.Match[str] | None = None
+    for found in _NUMBER.finditer(text):
+        no_number = _NO_NUMBER_BEFORE.search(text, max(0, found.start() - 5), found.start())
+        if not no_number and not _NO_NUMBER_AFTER.match(text, found.end()):
+            last = found
+    return None if last is None else _value(last, text)
+
+
+def _value(found: re.Match[str], text: str) -> Fraction:
+    before, after = text[max(0, found.start() - 60) : found.start()], text[found.end() : found.end() + 40]
+    unclear = UnclearNumberError(f"{before[-12:]}{found[0][:40]}{after[:12]}".strip())
+    parts = found.groupdict()
+    scale = _SCALE.match(after)
+    starts_group = re.match(r"\d{3}(?!\d)", found[0]) and _SPACED_GROUP.search(before)
+    rest = after[scale.end() :] if scale else after
+    is_unit = _UNIT.match(rest) is not None
+    if len(found[0]) > MAX_DIGITS or starts_group or _UNCLEAR_BEFORE.search(before):
+        raise unclear
+    if (_UNCLEAR_AFTER.match(rest) and not is_unit) or (parts["sign"] and parts["inner_sign"]):
+        raise unclear
+    try:
+        number = _magnitude(parts)
+    except (ValueError, ZeroDivisionError):
+        raise unclear from None
+    if scale is not None:
+        number *= 10 ** _SCALES[scale[1].lower()]
+    return -number if "-" in (parts["sign"], parts["inner_sign"]) else number
+
+
+def _magnitude(parts: Mapping[str, str | None]) -> Fraction:
+    """The number without its sign.
+
+    Raises:
+        ValueError, ZeroDivisionError: it is not clear, or has no value.
+    """
+    if over := parts["over"]:
+        if over.startswith("-") and parts["whole"]:
+            raise ValueError("a mixed number with a negative part")
+        return _decimal(parts["whole"] or "0") + Fraction(int(over), int(parts["under"] or 0))
+    if top := parts["top"]:
+        return int(parts["units"] or 0) + Fraction(int(top), int(parts["bottom"] or 0))
+    number = _decimal(parts["digits"] or "")
+    if exponent := parts["e"] or parts["ten"]:
+        return number * _power(Fraction(10), int(exponent))
+    return number if parts["own"] is None else _power(number, int(parts["own"]))
+
+
+def _power(base: Fraction, exponent: int) -> Fraction:
+    if abs(exponent) > (MAX_TEN_EXPONENT if base == 10 else MAX_EXPONENT):
+        raise ValueError("too large")
+    return base**exponent
+
+
+def _decimal(text: str) -> Fraction:
+    for pattern, between, point in _GROUPINGS:
+        if pattern.fullmatch(text):
+            plain = text.replace(between, "") if between else text
+            return Fraction(Decimal(plain.replace(point, ".")))
+    raise ValueError("the digits are grouped in no known way")
+
+
+@dataclass(frozen=True)
+class Number:
+    """The last number in the answer is within `tolerance` of the value, in exact arithmetic."""
+
+    options: ClassVar[frozenset[str]] = frozenset({"tolerance"})
+    value: Fraction
+    tolerance: Fraction
+
+    @classmethod
+    def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
+        tolerance = options.get("tolerance", 0)
+        if not is_number(expected):
+            wrong("must be a number", expected)
+        if not is_number(tolerance) or tolerance < 0:
+            wrong("must be a number that is not negative", tolerance, key="tolerance")
+        return cls(Fraction(Decimal(repr(expected))), Fraction(Decimal(repr(tolerance))))
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        text = answer(facts)
+        try:
+            number = last_number(text)
+        except UnclearNumberError as error:
+            return Verdict(False, 0.0, f"cannot tell which number is meant: {excerpt(str(error))}", undecided=True)
+        if number is None:
+            return verdict(False, f"no number in {excerpt(text)}")
+        return verdict(abs(number - self.value) <= self.tolerance, f"got {_shown(number)}")
+
+
+def _shown(number: Fraction) -> str:
+    """The number as a decimal if it has a short one, or as a fraction."""
+    text = format(Decimal(number.numerator) / Decimal(number.denominator), "f" if abs(number) < 10**15 else "e")
+    return (text if Fraction(Decimal(text)) == number else f"{text[:12]}…")[:40]

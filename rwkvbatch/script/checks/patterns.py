@@ -1,0 +1,184 @@
+"""Regular expressions of Python's `re`, written so that the `regex` library matches the same texts.
+
+The `regex` library has a deadline, which `re` has not, but other rules: `{e}` is fuzzy matching, `[[:alpha:]]` a class,
+and `\\w` includes combining marks. So `re` parses a pattern, and its tree is written again in a form that both read the
+same way: https://docs.python.org/3/library/re.html#regular-expression-syntax. The tree is that of the standard
+library's private parser (`re._parser`, the same since Python 3.11).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_parser: Any = re._parser  # type: ignore[attr-defined]
+_constants: Any = re._constants  # type: ignore[attr-defined]
+
+# What `str.isalnum`, `isdecimal` and `isspace` accept, which `re` uses.
+_SPACES = "".join(f"\\u{code:04x}" for code in range(0x10000) if chr(code).isspace())
+_UNICODE = {"WORD": r"\p{L}\p{N}_", "DIGIT": r"\p{Nd}", "SPACE": _SPACES}
+_ASCII = {"WORD": "a-zA-Z0-9_", "DIGIT": "0-9", "SPACE": r"\t\n\r\x0b\x0c\x20"}
+_INSIDE_EMPTY = re.search(r"\B", "") is not None
+"""Whether `\\B` matches in an empty text, as from Python 3.14 on."""
+
+_SCOPED = re.IGNORECASE | re.MULTILINE | re.DOTALL | re.ASCII | re.UNICODE
+
+
+def translate(pattern: str) -> tuple[str, bool]:
+    """`pattern` for the `regex` library, and whether case is ignored everywhere.
+
+    Raises:
+        ValueError: it is not a pattern of `re`, or has a feature that cannot be translated.
+        RecursionError: it is nested too deeply.
+    """
+    try:
+        tree = _parser.parse(pattern)
+    except re.error as error:
+        raise ValueError(str(error)) from None
+    flags = re.RegexFlag(tree.state.flags)
+    if flags & (re.VERBOSE | re.DEBUG):
+        raise ValueError("the flag x (verbose) is not supported")
+    if flags & re.ASCII and flags & re.IGNORECASE:
+        raise ValueError("the flags a and i cannot be combined")
+    return _sequence(tree, flags), bool(flags & re.IGNORECASE)
+
+
+def compiled_size(pattern: str) -> int:
+    """The number of nodes of `pattern` when its counted repeats are expanded, as the `regex` library does.
+
+    Raises:
+        ValueError, RecursionError: as `translate`.
+    """
+    try:
+        return _size(_parser.parse(pattern))
+    except re.error as error:
+        raise ValueError(str(error)) from None
+
+
+def _size(node: Any) -> int:
+    if isinstance(node, _parser.SubPattern):
+        return 1 + sum(_size(item) for item in node.data)
+    if isinstance(node, tuple | list):
+        items: list[Any] = list(node)  # pyright: ignore[reportUnknownArgumentType]
+        if len(items) == 2 and str(items[0]).endswith("_REPEAT"):
+            least, most, item = items[1]
+            return max(1, least, 0 if most is _constants.MAXREPEAT else most) * _size(item)
+        return 1 + sum(_size(item) for item in items)
+    return 0
+
+
+def _sequence(items: Iterable[Any], flags: re.RegexFlag) -> str:
+    return "".join(_item(str(name), value, flags) for name, value in items)
+
+
+def _literal(code: int) -> str:
+    return f"\\U{code:08x}"
+
+
+def _category(name: str, flags: re.RegexFlag) -> tuple[str, bool]:
+    """The contents of a character class, and whether it is negated."""
+    name = name.removeprefix("CATEGORY_")
+    table: Mapping[str, str] = _ASCII if flags & re.ASCII else _UNICODE
+    return table[name.removeprefix("NOT_")], name.startswith("NOT_")
+
+
+def _class(items: list[Any], flags: re.RegexFlag) -> str:
+    """A character class. Complements of categories cannot stand in one, so the class is a choice then."""
+    negated = bool(items) and str(items[0][0]) == "NEGATE"
+    inside: list[str] = []
+    choices: list[str] = []
+    for name, value in items[negated:]:
+        match str(name):
+            case "LITERAL":
+                inside.append(_literal(value))
+            case "RANGE":
+                inside.append(f"{_literal(value[0])}-{_literal(value[1])}")
+            case _:
+                contents, complement = _category(str(value), flags)
+                if complement:
+                    choices.append(f"[^{contents}]")
+                else:
+                    inside.append(contents)
+    if inside:
+        choices.insert(0, f"[{''.join(inside)}]")
+    if not negated:
+        return choices[0] if len(choices) == 1 else f"(?:{'|'.join(choices)})"
+    if len(choices) == 1 and inside:
+        return f"[^{''.join(inside)}]"
+    return f"(?:(?!{'|'.join(choices)})(?s:.))"
+
+
+def _place(name: str, flags: re.RegexFlag) -> str:
+    word = f"[{_category('WORD', flags)[0]}]"
+    not_empty = "" if _INSIDE_EMPTY else r"(?!\A\Z)"
+    at = {
+        "AT_BEGINNING": "(?m:^)" if flags & re.MULTILINE else r"\A",
+        "AT_BEGINNING_STRING": r"\A",
+        "AT_END": r"(?=\n|\Z)" if flags & re.MULTILINE else r"(?=\n?\Z)",
+        "AT_END_STRING": r"\Z",
+        "AT_BOUNDARY": f"(?:(?<={word})(?!{word})|(?<!{word})(?={word}))",
+        "AT_NON_BOUNDARY": f"(?:(?<={word})(?={word})|(?<!{word})(?!{word}){not_empty})",
+    }
+    return at[name]
+
+
+def _item(name: str, value: Any, flags: re.RegexFlag) -> str:
+    match name:
+        case "LITERAL":
+            return _literal(value)
+        case "NOT_LITERAL":
+            return f"[^{_literal(value)}]"
+        case "ANY":
+            return "(?s:.)" if flags & re.DOTALL else r"[^\n]"
+        case "IN":
+            return _class(value, flags)
+        case "CATEGORY":
+            contents, complement = _category(str(value), flags)
+            return f"[{'^' if complement else ''}{contents}]"
+        case "AT":
+            return _place(str(value), flags)
+        case "BRANCH":
+            return f"(?:{'|'.join(_sequence(choice, flags) for choice in value[1])})"
+        case "SUBPATTERN":
+            group, added, removed, item = value
+            return _group(group, added, removed, item, flags)
+        case "ATOMIC_GROUP":
+            return f"(?>{_sequence(value, flags)})"
+        case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT":
+            least, most, item = value
+            ending = {"MAX_REPEAT": "", "MIN_REPEAT": "?", "POSSESSIVE_REPEAT": "+"}[name]
+            counts = f"{least}," if most is _constants.MAXREPEAT else f"{least},{most}"
+            return f"(?:{_sequence(item, flags)}){{{counts}}}{ending}"
+        case "ASSERT" | "ASSERT_NOT":
+            direction, item = value
+            mark = ("<" if direction < 0 else "") + ("=" if name == "ASSERT" else "!")
+            return f"(?{mark}{_sequence(item, flags)})"
+        case "GROUPREF":
+            return f"(?:\\{value})"
+        case "GROUPREF_EXISTS":
+            group, yes, no = value
+            return f"(?({group}){_sequence(yes, flags)}|{_sequence(no or (), flags)})"
+        case "FAILURE":
+            return r"(?!)"
+        case _:
+            raise ValueError(f"{name.lower()} is not supported")
+
+
+def _group(group: int | None, added: int, removed: int, item: Any, flags: re.RegexFlag) -> str:
+    inner = (flags | re.RegexFlag(added)) & ~re.RegexFlag(removed)
+    if added & re.ASCII:
+        inner &= ~re.UNICODE
+    if added & re.UNICODE:
+        inner &= ~re.ASCII
+    if added & re.VERBOSE:
+        raise ValueError("the flag x (verbose) is not supported")
+    if (added | removed) & ~_SCOPED:
+        raise ValueError("only the flags a, i, m, s and u may be given for a group")
+    if inner & re.ASCII and inner & re.IGNORECASE:
+        raise ValueError("the flags a and i cannot be combined")
+    text = _sequence(item, inner)
+    changed = (inner ^ flags) & re.IGNORECASE
+    if changed:
+        text = f"(?{'' if inner & re.IGNORECASE else '-'}i:{text})"
+    return f"({text})" if group is not None else f"(?:{text})"

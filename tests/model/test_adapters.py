@@ -1,0 +1,336 @@
+"""`--adapter`: the logits are those of a `.pth` into which the adapter was merged by its formula."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rwkvbatch.errors import CheckpointError, UsageError
+from rwkvbatch.model.adapters import Adapter, parse_adapter, product
+from rwkvbatch.model.checkpoint import describe, open_checkpoint
+from rwkvbatch.model.load import load_model
+from tests.model.made_forms import Tensors
+
+RANK = 8
+TARGETS = ("blocks.0.att.receptance", "blocks.1.att.key", "blocks.1.ffn.key", "blocks.0.ffn.value")
+
+
+def normal(*shape: int, seed: int, scale: float = 0.1) -> torch.Tensor:
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).bfloat16()
+
+
+def shapes(tensors: Tensors) -> dict[str, tuple[int, int]]:
+    return {target: (*tensors[f"{target}.weight"].shape,) for target in TARGETS}  # pyright: ignore[reportReturnType]
+
+
+def lora(tensors: Tensors, seed: int = 0, prefix: str = "") -> Tensors:
+    made: Tensors = {}
+    for number, (target, (out, width)) in enumerate(shapes(tensors).items()):
+        made[f"{target}.{prefix}lora_A"] = normal(RANK, width, seed=seed + 2 * number)
+        made[f"{target}.{prefix}lora_B"] = normal(out, RANK, seed=seed + 2 * number + 1)
+    return made
+
+
+def bone(tensors: Tensors, name: str = "bone") -> Tensors:
+    sizes = shapes(tensors).items()
+    return {
+        f"{target}.{name}": normal(width // RANK, RANK, RANK, seed=number)
+        for number, (target, (_, width)) in enumerate(sizes)
+    }
+
+
+def disha(tensors: Tensors, rank: int = RANK) -> Tensors:
+    sizes = shapes(tensors).items()
+    return {f"{target}.disha": normal(rank, out, seed=number) for number, (target, (out, _)) in enumerate(sizes)}
+
+
+def of(tensors: Tensors, target: str) -> torch.Tensor:
+    return tensors[f"{target}.weight"].double()
+
+
+def merged(tensors: Tensors, change: Callable[[str], torch.Tensor]) -> Tensors:
+    return {**tensors, **{f"{target}.weight": change(target).to(torch.bfloat16) for target in TARGETS}}
+
+
+def with_lora(tensors: Tensors, parts: Tensors, factor: float) -> Tensors:
+    def change(target: str) -> torch.Tensor:
+        return of(tensors, target) + factor * parts[f"{target}.lora_B"].double() @ parts[f"{target}.lora_A"].double()
+
+    return merged(tensors, change)
+
+
+def with_pissa(tensors: Tensors, parts: Tensors, init: Tensors) -> Tensors:
+    def change(target: str) -> torch.Tensor:
+        before = init[f"{target}.init_lora_B"].double() @ init[f"{target}.init_lora_A"].double()
+        return of(tensors, target) - before + parts[f"{target}.lora_B"].double() @ parts[f"{target}.lora_A"].double()
+
+    return merged(tensors, change)
+
+
+def with_bone(tensors: Tensors, parts: Tensors) -> Tensors:
+    def change(target: str) -> torch.Tensor:
+        result, blocks = of(tensors, target), parts[f"{target}.bone"].double()
+        for row in range(0, result.shape[0], RANK):
+            for number, block in enumerate(blocks):
+                place = slice(row, row + RANK), slice(number * RANK, (number + 1) * RANK)
+                result[place] = result[place] + result[place] @ block + block
+        return result
+
+    return merged(tensors, change)
+
+
+def with_disha(tensors: Tensors, parts: Tensors) -> Tensors:
+    def change(target: str) -> torch.Tensor:
+        result, shard = of(tensors, target), parts[f"{target}.disha"].double()
+        for column in range(result.shape[1]):
+            result[:, column] += shard[column % len(shard)]
+        return result
+
+    return merged(tensors, change)
+
+
+def logits(path: Path, adapter: str = "none", backend: str = "auto") -> torch.Tensor:
+    strategy = "cpu fp32" if backend == "upstream" else "cpu"
+    model = load_model(path, strategy, backend, adapter=adapter)
+    return model.forward([[1, 2, 3, 4, 5]], every_token=True)[0]
+
+
+def saved(path: Path, tensors: Tensors) -> Path:
+    torch.save(tensors, path)
+    return path
+
+
+def assert_merged(base: Path, adapter: str, expected: Tensors, folder: Path, parts: tuple[str, ...] = ()) -> None:
+    found = logits(base, adapter)
+    torch.testing.assert_close(found, logits(saved(folder / "merged.pth", expected)), rtol=0, atol=2e-3)
+    assert (found - logits(base)).abs().max() > 0.05
+
+
+def test_lora(tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
+    parts = lora(tiny_tensors)
+    path = saved(tmp_path / "lora.pth", parts)
+    assert_merged(tiny_file, f"{path} alpha=24", with_lora(tiny_tensors, parts, 24 / RANK), tmp_path)
+
+
+@pytest.mark.parametrize("backend", ["reference", "upstream"])
+def test_other_backends_merge_too(backend: str, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
+    path = saved(tmp_path / "lora.pth", lora(tiny_tensors))
+    found = logits(tiny_file, f"{path} alpha=24", backend)
+    torch.testing.assert_close(found, logits(tiny_file, f"{path} alpha=24"), rtol=0, atol=2e-3)
+
+
+def test_pissa(tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
+    parts, init = lora(tiny_tensors), lora(tiny_tensors, seed=50, prefix="init_")
+    path, first = saved(tmp_path / "rwkv-0.pth", parts), saved(tmp_path / "init_lora.pth", init)
+    assert_merged(tiny_file, f"{path} init={first}", with_pissa(tiny_tensors, parts, init), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bone", "disha"])
+def test_bone_and_bat(name: str, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
+    path = saved(tmp_path / "bone.pth", bone(tiny_tensors, name))
+    assert_merged(tiny_file, str(path), with_bone(tiny_tensors, bone(tiny_tensors)), tmp_path)
+
+
+@pytest.mark.parametrize("rank", [8, 24])
+def test_disha_also_of_a_rank_that_does_not_divide_the_width(
+    rank: int, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
+) -> None:
+    parts = disha(tiny_tensors, rank)
+    path = saved(tmp_path / "disha.pth", parts)
+    assert_merged(tiny_file, str(path), with_disha(tiny_tensors, parts), tmp_path)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_lora_as_web_rwkv_converts_it(turned: bool, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
+    parts = lora(tiny_tensors)
+    made = {
+        name.replace("lora_A", "lora.0").replace("lora_B", "lora.1"): (
+            part.t() if turned and name.endswith("lora_A") else part
+        )
+        .half()
+        .contiguous()
+        for name, part in parts.items()
+    }
+    save_file(made, tmp_path / "made.lora")
+    expected = with_lora(tiny_tensors, {name: part.half() for name, part in parts.items()}, 2.0)
+    assert_merged(tiny_file, f"{tmp_path / 'made.lora'} alpha=16", expected, tmp_path)
+
+
+def peft_directory(folder: Path, tensors: Tensors, **config: object) -> Path:
+    folder.mkdir()
+    made = {f"base_model.model.{name}.weight": part.contiguous() for name, part in lora(tensors).items()}
+    save_file(made, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": 32, "bias": "none", **config}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize(("config", "factor"), [({}, 4.0), ({"use_rslora": True}, 32 / RANK**0.5)])
+def test_a_directory_of_peft_has_its_alpha(
+    config: dict[str, object], factor: float, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
+) -> None:
+    folder = peft_directory(tmp_path / "peft", tiny_tensors, **config)
+    assert_merged(tiny_file, str(folder), with_lora(tiny_tensors, lora(tiny_tensors), factor), tmp_path)
+    with pytest.raises(UsageError, match="alpha= has no use"):
+        logits(tiny_file, f"{folder} alpha=3")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"peft_type": "IA3"}, "PEFT's type 'IA3'"),
+        ({"use_dora": True}, "use_dora = True"),
+        ({"rank_pattern": {"key": 4}}, "rank_pattern"),
+        ({"lora_alpha": "much"}, "lora_alpha = 'much'"),
+    ],
+)
+def test_what_peft_does_otherwise_is_refused(
+    config: dict[str, object], message: str, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
+) -> None:
+    folder = peft_directory(tmp_path / "peft", tiny_tensors, **config)
+    with pytest.raises(CheckpointError, match=message):
+        logits(tiny_file, str(folder))
+
+
+def test_tensors_that_were_trained_whole_replace_those_of_the_model(
+    tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
+) -> None:
+    whole = {"blocks.0.ln1.weight": normal(64, seed=9, scale=1.0), "blocks.1.att.x_r": normal(64, seed=8)}
+    path = saved(tmp_path / "lora.pth", {**lora(tiny_tensors), **whole})
+    expected = {**with_lora(tiny_tensors, lora(tiny_tensors), 1.0), **whole}
+    assert_merged(tiny_file, f"{path} alpha={RANK}", expected, tmp_path)
+
+
+def test_lora_without_alpha_or_init_is_refused(tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
+    path = saved(tmp_path / "lora.pth", lora(tiny_tensors))
+    with pytest.raises(CheckpointError, match="LoRA's or PiSSA's") as refusal:
+        logits(tiny_file, str(path))
+    assert "alpha=NUMBER" in str(refusal.value.hint)
+    assert "init=init_lora.pth" in str(refusal.value.hint)
+
+
+def test_options_without_use_are_refused(tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
+    path = saved(tmp_path / "disha.pth", disha(tiny_tensors))
+    for option in ("alpha=16", f"init={path}"):
+        with pytest.raises(UsageError, match="neither LoRA nor PiSSA"):
+            logits(tiny_file, f"{path} {option}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"blocks.0.att.key.lora_A": normal(RANK, 64, seed=1)}, "is incomplete: it has only lora_A"),
+        (
+            {"blocks.7.att.key.lora_A": normal(RANK, 64, seed=1), "blocks.7.att.key.lora_B": normal(64, RANK, seed=1)},
+            "has no tensor 'blocks.7.att.key.weight'",
+        ),
+        ({"blocks.0.att.receptance.lora_A": normal(RANK, 65, seed=1)}, "its parts of 'blocks.0.att.receptance.weight'"),
+        ({"blocks.0.att.receptance.lora_A": normal(RANK + 1, 64, seed=1)}, "its parts of"),
+        ({"blocks.0.att.receptance.lora_B": normal(64, 0, seed=1)}, "no columns"),
+        ({"blocks.0.att.receptance.bone": normal(8, 8, 8, seed=1)}, "is incomplete"),
+        ({"something.else": normal(3, seed=1)}, "neither a part of an adapter nor of the model"),
+        ({"blocks.0.ln1.weight": normal(65, seed=1)}, "'blocks.0.ln1.weight' is"),
+        ({"blocks.0.att.receptance.lora_A": torch.ones(RANK, 64, dtype=torch.int64)}, "must hold bf16"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(
+    change: Tensors, message: str, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "lora.pth", {**lora(tiny_tensors), **change})
+    with pytest.raises(CheckpointError, match=message):
+        logits(tiny_file, f"{path} alpha=16")
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 8), (8, 8, 7), (64, 8)])
+def test_a_bone_of_another_shape_is_refused(
+    shape: tuple[int, ...], tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "bone.pth", {**bone(tiny_tensors), "blocks.0.att.receptance.bone": normal(*shape, seed=1)})
+    with pytest.raises(CheckpointError, match="for another model: its parts of"):
+        logits(tiny_file, str(path))
+
+
+def test_not_an_adapter_and_an_adapter_as_a_model_are_named(
+    tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="not an adapter: expected tensors such as"):
+        logits(tiny_file, f"{tiny_file} alpha=3")
+    path = saved(tmp_path / "lora.pth", lora(tiny_tensors))
+    with pytest.raises(CheckpointError, match="this is an adapter, not a model") as refusal:
+        load_model(path)
+    assert "--adapter" in str(refusal.value.hint)
+    init = saved(tmp_path / "init.pth", lora(tiny_tensors, prefix="init_"))
+    with pytest.raises(CheckpointError, match="the initial adapter of PiSSA"):
+        logits(tiny_file, f"{init} alpha=3")
+
+
+def test_an_adapter_left_in_a_full_file(tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
+    # DiSHA needs nothing else: merged, and said.
+    path = saved(tmp_path / "disha.pth", {**tiny_tensors, **disha(tiny_tensors)})
+    expected = saved(tmp_path / "expected.pth", with_disha(tiny_tensors, disha(tiny_tensors)))
+    torch.testing.assert_close(logits(path), logits(expected), rtol=0, atol=2e-3)
+    with open_checkpoint(path) as checkpoint:
+        assert describe(checkpoint).undone == ("the DiSHA adapter in the file merged into 4 matrices",)
+    # LoRA's alpha is not in the file: refused, until it is given.
+    path = saved(tmp_path / "lora.pth", {**tiny_tensors, **lora(tiny_tensors)})
+    with pytest.raises(CheckpointError, match="LoRA's or PiSSA's"):
+        load_model(path)
+    other = saved(tmp_path / "alone.pth", lora(tiny_tensors))
+    assert torch.equal(logits(path, f"{path} alpha=16"), logits(tiny_file, f"{other} alpha=16"))
+    with pytest.raises(CheckpointError, match="has an adapter left in it already"):
+        logits(path, f"{other} alpha=16")
+
+
+def test_the_hash_is_that_of_weights_adapter_and_factor(tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path) -> None:
+    path = saved(tmp_path / "lora.pth", lora(tiny_tensors))
+    copy = saved(tmp_path / "other-name.pth", lora(tiny_tensors))
+    other = saved(tmp_path / "other.pth", lora(tiny_tensors, seed=99))
+    adapters = ["none", f"{path} alpha=16", f"{path} alpha=17", f"{other} alpha=16"]
+    hashes = [load_model(tiny_file, "cpu", adapter=each).spec.weights_sha256 for each in adapters]
+    assert len(set(hashes)) == 4
+    assert hashes[0] == load_model(tiny_file, "cpu").spec.weights_sha256
+    again = load_model(tiny_file, "cpu", adapter=f"{copy} alpha=16").spec
+    assert again.adapter == f"{copy} alpha=16"
+    folder = peft_directory(tmp_path / "peft", tiny_tensors)
+    first = load_model(tiny_file, "cpu", adapter=str(folder)).spec.weights_sha256
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 33}))
+    assert load_model(tiny_file, "cpu", adapter=str(folder)).spec.weights_sha256 != first
+
+
+def test_products_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rwkvbatch.model.ops import cpu
+
+    x, y = normal(70, 40, seed=1).float(), normal(40, 130, seed=2).float()
+    expected = (x.double() @ y.double()).float()
+    found = product(x, y)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    ops = cpu.CpuOps
+    monkeypatch.setattr(cpu, "CpuOps", lambda: ops(5, "portable"))
+    assert torch.equal(product(x, y), found)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("none", None),
+        ("a.pth", Adapter(Path("a.pth"))),
+        ("a b.pth alpha=16", Adapter(Path("a b.pth"), 16.0)),
+        ("a.pth init=b c.pth", Adapter(Path("a.pth"), None, Path("b c.pth"))),
+    ],
+)
+def test_the_option_is_read(text: str, expected: Adapter | None) -> None:
+    assert parse_adapter(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", " alpha=3", "a.pth alpha=x", "a.pth alpha=0", "a.pth alpha=nan", "a.pth alpha=-1"]
+)
+def test_an_option_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--adapter"):
+        parse_adapter(text)

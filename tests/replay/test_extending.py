@@ -1,0 +1,312 @@
+"""Commands that extend or change a run: rows that are the same are kept, others are judged again or generated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rwkvbatch.errors import RowError, RunMismatchError
+from rwkvbatch.replay.grid import Cell, make_cells
+from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.runner import RunResult, read_rows
+from rwkvbatch.script.choices import Choice
+from rwkvbatch.script.records import Check, Conversation, Probe, ReplyFacts, Turn, Verdict
+from tests.replay.fakes import FakeLoader, Longer, make_conversation, make_plan
+from tests.replay.runs import StopAfter, results, run
+
+
+class Breaks:
+    """A check that makes its row an error row."""
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        raise RowError("no verdict")
+
+
+TEMPERATURES = make_cells({"temperature": [0.3, 1.0]})
+
+
+def checked(minimum: int = 12, name: str = "longer") -> Check:
+    return Check(name, minimum, Longer(minimum))
+
+
+def script(number: int = 4, **changes: Any) -> list[Conversation]:
+    return [make_conversation(f"c{n}", 1 + n % 3, checks=[checked()], **changes) for n in range(number)]
+
+
+def plan_of(conversations: Sequence[Conversation] | None = None, **settings: Any) -> Plan:
+    chosen = script() if conversations is None else conversations
+    return make_plan(conversations=chosen, **{"cells": TEMPERATURES, "repeats": 2, **settings})
+
+
+def extend(directory: Path, first: Plan, then: Plan) -> tuple[RunResult, FakeLoader]:
+    """Run `first`, then `then` in the same directory; its rows must be those of a new run of `then`."""
+    run(directory, first)
+    return continue_with(directory, then)
+
+
+def continue_with(directory: Path, then: Plan) -> tuple[RunResult, FakeLoader]:
+    loader = FakeLoader()
+    result = run(directory, then, loader)
+    fresh = directory.with_name(f"{directory.name}-fresh-{len(list(directory.parent.iterdir()))}")
+    run(fresh, then)
+    assert results(directory) == results(fresh)
+    for name in ("manifest.json", "summary.json"):
+        ours, theirs = (json.loads((where / name).read_text()) for where in (directory, fresh))
+        assert ours.keys() - {"session"} == theirs.keys() - {"session"}
+        assert all(ours[key] == theirs[key] for key in ours if key not in ("about", "session"))
+    assert (directory / "script.jsonl").read_bytes() == (fresh / "script.jsonl").read_bytes()
+    return result, loader
+
+
+def counts(result: RunResult) -> tuple[int, int, int]:
+    assert result.reuse is not None
+    return result.reuse.to_generate, result.reuse.judged_again, result.reuse.kept
+
+
+class TestRowsAreKept:
+    def test_more_repeats_generate_the_new_ones_only(self, tmp_path: Path) -> None:
+        result, loader = extend(tmp_path / "run", plan_of(repeats=1), plan_of(repeats=3))
+        rows = plan_of(repeats=1).num_rows
+        assert counts(result) == (2 * rows, 0, rows)
+        assert loader.num_generated == 2 * rows
+
+    def test_more_cells(self, tmp_path: Path) -> None:
+        wider = make_cells({"temperature": [0.1, 0.3, 1.0]})
+        result, loader = extend(tmp_path / "run", plan_of(), plan_of(cells=wider))
+        rows = plan_of().num_rows
+        assert counts(result) == (rows // 2, 0, rows)
+        assert loader.num_generated == rows // 2
+
+    def test_a_single_cell_becomes_one_of_a_grid(self, tmp_path: Path) -> None:
+        single = plan_of(cells=[Cell("base", {})], temperature=0.3)
+        result, _ = extend(tmp_path / "run", single, plan_of())
+        assert counts(result) == (single.num_rows, 0, single.num_rows)
+
+    def test_conversations_may_be_added_anywhere_and_reordered(self, tmp_path: Path) -> None:
+        old = script()
+        new = [make_conversation("first", 2), old[2], old[0], make_conversation("middle", 1), old[3], old[1]]
+        result, loader = extend(tmp_path / "run", plan_of(old), plan_of(new))
+        assert counts(result) == (3 * 4, 0, plan_of(old).num_rows)
+        assert loader.num_generated == 3 * 4
+
+    def test_a_changed_turn_is_generated_again_with_those_after_it(self, tmp_path: Path) -> None:
+        old = script(6)
+        turns = old[5].turns
+        new = [*old[:5], replace(old[5], turns=(turns[0], replace(turns[1], user="Something else"), turns[2]))]
+        result, loader = extend(tmp_path / "run", plan_of(old), plan_of(new))
+        assert counts(result)[0] == loader.num_generated == 2 * 4
+        assert result.reuse is not None
+        assert result.reuse.set_aside == 2 * 4
+
+    @pytest.mark.parametrize(
+        "change", [{"system": "Be verbose."}, {"params": {"temperature": 0.7}}, {"params": {"seed": 9}}]
+    )
+    def test_what_concerns_a_whole_conversation_generates_it_again(
+        self, tmp_path: Path, change: dict[str, Any]
+    ) -> None:
+        old = script()
+        cells = [Cell("base", {})]
+        new = [*old[:3], replace(old[3], **change)]
+        result, loader = extend(tmp_path / "run", plan_of(old, cells=cells), plan_of(new, cells=cells))
+        assert counts(result)[0] == loader.num_generated == 2 * len(old[3].turns)
+
+    def test_a_turn_may_be_added_to_a_conversation(self, tmp_path: Path) -> None:
+        old = script()
+        new = [replace(old[0], turns=(*old[0].turns, Turn("And more?"))), *old[1:]]
+        result, loader = extend(tmp_path / "run", plan_of(old), plan_of(new))
+        assert counts(result) == (4, 0, plan_of(old).num_rows)
+        assert loader.num_generated == 4
+
+    def test_a_reference_that_changes_generates_its_turn_again(self, tmp_path: Path) -> None:
+        old = script(reference="a reference")
+        turns = old[2].turns
+        new = [*old[:2], replace(old[2], turns=(*turns[:2], replace(turns[2], reference="another"))), old[3]]
+        result, _ = extend(tmp_path / "run", plan_of(old), plan_of(new))
+        assert counts(result)[0] == 4
+
+    def test_other_checks_and_tags_are_judged_without_generating(self, tmp_path: Path) -> None:
+        old = script()
+        new = [replace(c, tags=("new",), turns=tuple(replace(t, checks=(checked(20),)) for t in c.turns)) for c in old]
+        result, loader = extend(tmp_path / "run", plan_of(old), plan_of(new))
+        assert counts(result) == (0, plan_of(old).num_rows, 0)
+        assert loader.num_generated == 0
+
+    def test_a_check_that_breaks_makes_the_error_rows_of_a_new_run(self, tmp_path: Path) -> None:
+        old = script()
+        broken = replace(old[2].turns[1], checks=(Check("broken", 1, Breaks()),))
+        new = [*old[:2], replace(old[2], turns=(old[2].turns[0], broken, old[2].turns[2])), old[3]]
+        result, loader = extend(tmp_path / "run", plan_of(old), plan_of(new))
+        assert loader.num_generated == 0
+        assert result.summary.errors == 2 * 4
+
+    def test_the_same_command_keeps_everything(self, tmp_path: Path) -> None:
+        said: list[str] = []
+        run(tmp_path / "run", plan_of())
+        before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name == "manifest.json"}
+        result = run(tmp_path / "run", plan_of(), notify=said.append)
+        assert counts(result) == (0, 0, plan_of().num_rows)
+        assert said == [f"{tmp_path / 'run'}: 0 rows to generate, 0 judged again, {plan_of().num_rows} kept"]
+        assert all(path.read_bytes() == content for path, content in before.items())
+
+    def test_the_counts_are_given_before_anything_is_generated(self, tmp_path: Path) -> None:
+        said: list[str] = []
+        run(tmp_path / "run", plan_of(repeats=1))
+        run(tmp_path / "run", plan_of(), notify=said.append, should_stop=StopAfter(0))
+        rows = plan_of(repeats=1).num_rows
+        assert said == [f"{tmp_path / 'run'}: {rows} rows to generate, 0 judged again, {rows} kept"]
+
+
+class TestRowsThatACommandDoesNotHave:
+    def test_they_are_set_aside_and_taken_back(self, tmp_path: Path) -> None:
+        whole, less = plan_of(), plan_of(script(2), repeats=1)
+        result, loader = extend(tmp_path / "run", whole, less)
+        assert loader.num_generated == 0
+        assert result.reuse is not None
+        assert result.reuse.set_aside == whole.num_rows - less.num_rows
+        result, loader = continue_with(tmp_path / "run", whole)
+        assert loader.num_generated == 0
+        assert result.reuse is not None
+        assert (result.reuse.taken_back, counts(result)) == (result.reuse.kept - less.num_rows, (0, 0, whole.num_rows))
+
+    def test_rows_that_are_taken_back_are_judged_by_the_checks_of_now(self, tmp_path: Path) -> None:
+        old = script()
+        new = [replace(c, turns=tuple(replace(t, checks=(checked(20),)) for t in c.turns)) for c in old]
+        extend(tmp_path / "run", plan_of(old), plan_of(old[:1]))
+        result, loader = continue_with(tmp_path / "run", plan_of(new))
+        assert counts(result) == (0, plan_of(old).num_rows, 0)
+        assert loader.num_generated == 0
+
+    def test_a_script_that_is_changed_back_finds_its_rows(self, tmp_path: Path) -> None:
+        old, changed = script(), script()
+        changed[1] = replace(changed[1], system="Be long.")
+        extend(tmp_path / "run", plan_of(old), plan_of(changed))
+        _, loader = continue_with(tmp_path / "run", plan_of(old))
+        assert loader.num_generated == 0
+        _, loader = continue_with(tmp_path / "run", plan_of(changed))
+        assert loader.num_generated == 0
+        kept = (tmp_path / "run" / "kept.jsonl").read_bytes().splitlines()
+        assert len(kept) == len(set(kept)) == 2 * 2 * 4
+
+    def test_a_cut_line_of_the_kept_rows_is_passed_over(self, tmp_path: Path) -> None:
+        old = script()
+        run(tmp_path / "run", plan_of(old))
+        run(tmp_path / "run", plan_of(old[:2]))
+        kept = tmp_path / "run" / "kept.jsonl"
+        kept.write_bytes(kept.read_bytes()[:-10])
+        run(tmp_path / "run", plan_of(old[:1]))
+        _, loader = continue_with(tmp_path / "run", plan_of(old))
+        assert loader.num_generated == 1
+
+
+class TestWhatDiffers:
+    def test_weights_are_named_by_their_files(self, tmp_path: Path) -> None:
+        from tests.replay.fakes import FakeSpec
+
+        run(tmp_path / "run", plan_of(), FakeLoader(FakeSpec(path="a.pth")))
+        with pytest.raises(RunMismatchError) as caught:
+            run(tmp_path / "run", plan_of(repeats=3), FakeLoader(FakeSpec(path="b.pth", weights_sha256="0" * 64)))
+        assert "weights_sha256 (model): existing run: a.pth" in str(caught.value)
+        assert "this command: b.pth" in str(caught.value)
+
+    def test_nothing_is_changed_by_a_refused_command(self, tmp_path: Path) -> None:
+        run(tmp_path / "run", plan_of())
+        before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+        with pytest.raises(RunMismatchError, match=r"seed: existing run: 0; this command: 1"):
+            run(tmp_path / "run", plan_of(script(5), seed=1))
+        with pytest.raises(RunMismatchError, match=r"cells\.temp=1\.max_tokens: existing run: 256; this command: 9"):
+            run(
+                tmp_path / "run",
+                plan_of(cells=[TEMPERATURES[0], Cell("temp=1", {"temperature": 1.0, "max_tokens": 9})]),
+            )
+        assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+    def test_a_setting_that_takes_the_place_of_params_is_refused(self, tmp_path: Path) -> None:
+        own = script(params={"temperature": 0.5})
+        cells = [Cell("base", {})]
+        run(tmp_path / "run", plan_of(own, cells=cells))
+        with pytest.raises(RunMismatchError, match=r"settings given for all conversations.*temperature"):
+            run(tmp_path / "run", plan_of(own, cells=cells, explicit=["temperature"]))
+        result, _ = continue_with(tmp_path / "run", plan_of(own, cells=cells, explicit=["top_k"]))
+        assert counts(result)[0] == 0
+
+
+class TestAfterAnInterruption:
+    @pytest.mark.parametrize("steps", [1, 2, 3])
+    def test_an_interrupted_run_may_be_extended(self, tmp_path: Path, steps: int) -> None:
+        assert run(tmp_path / "run", plan_of(repeats=1, batch_size=3), should_stop=StopAfter(steps)).interrupted
+        continue_with(tmp_path / "run", plan_of(script(6), repeats=2))
+
+    def test_a_torn_last_line_does_not_swallow_rows_that_are_taken_back(self, tmp_path: Path) -> None:
+        run(tmp_path / "run", plan_of())
+        run(tmp_path / "run", plan_of(script(2)))
+        path = tmp_path / "run" / "results.jsonl"
+        path.write_bytes(path.read_bytes()[:-20])
+        continue_with(tmp_path / "run", plan_of())
+
+    def test_damaged_rows_are_repaired_as_before(self, tmp_path: Path) -> None:
+        run(tmp_path / "run", plan_of())
+        path = tmp_path / "run" / "results.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True)
+        lines[3] = lines[3].replace(b"Be", b"We").replace(b"asks", b"sask")
+        path.write_bytes(b"".join(lines))
+        loader = FakeLoader()
+        run(tmp_path / "run", plan_of(repeats=3), loader, repair=True)
+        run(tmp_path / "fresh", plan_of(repeats=3))
+        assert results(tmp_path / "run") == results(tmp_path / "fresh")
+        assert loader.num_generated == plan_of(repeats=1).num_rows + 1
+
+
+def test_every_row_says_what_it_was_made_from(tmp_path: Path) -> None:
+    run(tmp_path / "run", plan_of())
+    lines = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_bytes().splitlines()]
+    rows = list(read_rows(tmp_path / "run"))
+    contents = {(line["content"], line["repeat"]) for line in lines}
+    assert len(contents) == len(lines) == len(rows)
+    assert len({line["content"] for line in lines}) == len(lines) // 2
+
+
+class TestAfterABrokenCheck:
+    def broken(self, old: list[Conversation]) -> list[Conversation]:
+        first, second, third = old[2].turns
+        breaking = replace(second, checks=(Check("broken", 1, Breaks()),))
+        return [*old[:2], replace(old[2], turns=(first, breaking, third)), old[3]]
+
+    def test_the_replies_are_found_again_when_the_check_is_mended(self, tmp_path: Path) -> None:
+        old = script()
+        extend(tmp_path / "run", plan_of(old), plan_of(self.broken(old)))
+        result, loader = continue_with(tmp_path / "run", plan_of(old))
+        assert loader.num_generated == 0
+        assert result.summary.errors == 0
+
+    def test_another_broken_check_leaves_the_error_rows(self, tmp_path: Path) -> None:
+        old = script()
+        extend(tmp_path / "run", plan_of(old), plan_of(self.broken(old)))
+        again = self.broken([replace(each, tags=("new",)) for each in old])
+        _, loader = continue_with(tmp_path / "run", plan_of(again))
+        assert loader.num_generated == 0
+        result, loader = continue_with(tmp_path / "run", plan_of(old))
+        assert (loader.num_generated, result.summary.errors) == (0, 0)
+
+
+class TestProbesAndChoices:
+    def asked(self, *probes: str, chosen: str = "none") -> list[Conversation]:
+        turns = make_conversation("c", 3, checks=[checked()]).turns
+        check = Check("choice", "a", Longer(1), options={"normalize": chosen})
+        choosing = Turn("Which?", None, (check,), choices=(Choice("a", "a"), Choice("b", "b b")), generate=False)
+        own = [Turn(text, None, (checked(),), probe=Probe(at, 0)) for at, text in enumerate(probes)]
+        return [replace(make_conversation("c"), turns=(turns[0], choosing, turns[2], *own))]
+
+    def test_a_probe_may_be_added_and_changed_without_the_dialogue(self, tmp_path: Path) -> None:
+        result, loader = extend(tmp_path / "run", plan_of(self.asked("What?")), plan_of(self.asked("What?", "Who?")))
+        assert counts(result) == (4, 0, 4 * 4)
+        result, loader = continue_with(tmp_path / "run", plan_of(self.asked("Why?", "Who?")))
+        assert counts(result)[0] == loader.num_generated == 4
+
+    def test_what_decides_about_the_chosen_text_generates_the_turns_after_it(self, tmp_path: Path) -> None:
+        result, _ = extend(tmp_path / "run", plan_of(self.asked()), plan_of(self.asked(chosen="byte")))
+        assert counts(result) == (2 * 4, 0, 4)

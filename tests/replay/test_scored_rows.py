@@ -1,0 +1,206 @@
+"""Plain texts in runs and in `rwkvbatch score`: likelihoods, pieces, resuming, documents of every kind."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import rwkvbatch
+from rwkvbatch.engine.engine import Engine
+from rwkvbatch.errors import ScriptError, UsageError
+from rwkvbatch.model.base import Model
+from rwkvbatch.model.load import load_model
+from rwkvbatch.model.random_checkpoint import random_tensors
+from rwkvbatch.results.row import SHORT_TEXT, Row, decode_row, encode_row
+from rwkvbatch.script.documents import read_documents
+from tests.replay.fakes import make_plan
+from tests.replay.runs import StopAfter, results, run
+
+TEXTS = ["One small text.", "Another text, which is a little longer than the first one.", "größe 🌲"]
+PAIRS = [("The sky is", " blue"), ("My name is Ada. What is my name? It is", " Ada"), ("1, 2, 3,", " 4")]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load_model(None)
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def script(path: Path) -> Path:
+    lines: list[dict[str, Any]] = [{"text": text} for text in TEXTS]
+    return write_lines(path, lines + [{"prompt": prompt, "continuation": text} for prompt, text in PAIRS])
+
+
+def rows_of(path: Path, **options: Any) -> list[Row]:
+    return sorted(rwkvbatch.run(path, **options).rows(), key=lambda row: row.conversation)
+
+
+def test_a_text_has_the_log_probability_that_the_library_gives_it_after_token_0(tmp_path: Path, model: Model) -> None:
+    rows = rows_of(script(tmp_path / "s.jsonl"), model=model)
+    llm = rwkvbatch.LLM(model)
+    encode = llm.tokenizer.encode
+    parts = [([0], text) for text in TEXTS] + [([0, *encode(prompt)], text) for prompt, text in PAIRS]
+    for row, (prefix, text) in zip(rows, parts, strict=True):
+        expected = llm.score(prefix, text)
+        assert row.reference is not None
+        assert row.reference.logprob == expected.logprob
+        assert row.reference.tokens == len(expected.token_ids)
+        assert row.reference.bytes == len(text.encode())
+        assert (row.reference.matched == 1) == expected.is_greedy
+        assert row.finish_reason == "scored"
+        assert row.tokens.prompt == len(prefix)
+
+
+@pytest.mark.parametrize("step_rows", [1, 7, 64, 512])
+def test_a_long_text_has_the_same_bits_whatever_the_piece(model: Model, step_rows: int) -> None:
+    tokens = [1 + number * 37 % 90 for number in range(300)]
+    whole = Engine(model, step_rows=4096).score([0], tokens)
+    engine = Engine(model, step_rows=step_rows)
+    other = engine.submit_score([0], tokens[:50])
+    number = engine.submit_score([0], tokens, cache=False)
+    found = dict(engine.step())
+    while engine.busy:
+        found |= dict(engine.step())
+    assert found[number] == whole
+    assert found[other].logprobs == whole.logprobs[:50]  # type: ignore[union-attr]
+
+
+def test_rows_do_not_depend_on_the_batch_and_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    from rwkvbatch.script.reader import read_scripts
+
+    conversations = read_scripts([str(script(tmp_path / "s.jsonl"))]).conversations
+    whole, parts, alone = tmp_path / "whole", tmp_path / "parts", tmp_path / "alone"
+    run(whole, make_plan(conversations=conversations))
+    interrupted = run(parts, make_plan(conversations=conversations), should_stop=StopAfter(1)).interrupted
+    assert interrupted
+    run(parts, make_plan(conversations=conversations))
+    run(alone, make_plan(conversations=conversations, batch_size=1))
+    assert results(parts) == results(whole) == results(alone)
+
+
+def test_rows_are_read_back_as_written_and_rows_of_replies_have_no_new_keys(tmp_path: Path, model: Model) -> None:
+    for row in rows_of(script(tmp_path / "s.jsonl"), model=model):
+        assert decode_row(encode_row(row)) == row
+    line = write_lines(tmp_path / "c.jsonl", [{"messages": [{"role": "user", "content": "Hi"}]}])
+    (row,) = rows_of(line, model=model, max_tokens=2)
+    assert list(row.as_dict()) == [
+        "conversation", "cell", "repeat", "turn", "seed", "tags", "prompt", "reply", "reply_ids", "finish_reason",
+        "stopped_by", "tokens", "logprob", "reference", "checks", "error", "timing",
+    ]  # fmt: skip
+
+
+def test_the_summary_and_compare_take_perplexity_over_all_tokens_of_a_cell(tmp_path: Path, model: Model) -> None:
+    result = rwkvbatch.run(script(tmp_path / "s.jsonl"), model=model, out=tmp_path / "run")
+    references = [row.reference for row in result.rows() if row.reference is not None]
+    total = -math.fsum(reference.logprob or 0.0 for reference in references)
+    tokens = sum(reference.tokens for reference in references)
+    text = result.summary.cells[0].plain_text
+    assert text is not None
+    assert text.nll == pytest.approx(total / tokens, rel=1e-12)
+    assert text.perplexity == pytest.approx(math.exp(total / tokens), rel=1e-12)
+    assert text.bits_per_byte == pytest.approx(
+        total / math.log(2) / sum(len(t.encode()) for t in TEXTS + [p[1] for p in PAIRS])
+    )
+    assert text.text_perplexity == pytest.approx(math.exp(total / 6), rel=1e-12)
+    (run_name,) = (variant for variant in rwkvbatch.compare(tmp_path / "run").variants)
+    means = {mean.metric.name: mean.mean for mean in rwkvbatch.compare(tmp_path / "run").means(run_name)}
+    assert means["nll"] == pytest.approx(text.nll, rel=1e-12)
+    assert means["perplexity"] == pytest.approx(text.perplexity, rel=1e-12)
+    assert means["bits_per_byte"] == pytest.approx(text.bits_per_byte, rel=1e-12)
+    assert means["text_perplexity"] == pytest.approx(text.text_perplexity, rel=1e-12)
+    assert means["accuracy"] == text.accuracy
+    assert "stopped" not in means
+    assert "tokens" not in means
+
+
+def test_two_models_are_compared_by_all_their_tokens(tmp_path: Path) -> None:
+    np.random.seed(3)
+    path = tmp_path / "other.pth"
+    torch.save(random_tensors(1, 64, vocab_size=load_model(None).spec.vocab_size), path)
+    lines = script(tmp_path / "s.jsonl")
+    for name, checkpoint in (("a", None), ("b", path)):
+        rwkvbatch.run(lines, model=checkpoint, out=tmp_path / name)
+    analysis = rwkvbatch.compare([tmp_path / "a", tmp_path / "b"], fail_if=["nll < baseline.nll"])
+    (line,) = analysis.comparisons
+    assert line.metric.name == "nll"
+    found = [json.loads(row)["reference"] for row in (tmp_path / "b" / "results.jsonl").read_text().splitlines()]
+    assert line.variant_mean == pytest.approx(
+        -sum(one["logprob"] for one in found) / sum(one["tokens"] for one in found), rel=1e-12
+    )
+    assert line.difference == pytest.approx(line.variant_mean - line.baseline_mean, rel=1e-9)
+    assert analysis.gates[0].left == pytest.approx(line.variant_mean, rel=1e-12)
+
+
+def test_a_long_text_is_not_repeated_in_its_row(tmp_path: Path, model: Model) -> None:
+    text = "abc " * SHORT_TEXT
+    (row,) = rows_of(write_lines(tmp_path / "s.jsonl", [{"text": text}]), model=model)
+    assert row.reference is not None
+    assert len(row.reference.text) < 400
+    assert f"[{len(text):,} bytes, sha256 " in row.reference.text
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"text": ""}, "text: is empty"),
+        ({"text": 3}, "text: must be a string"),
+        ({"text": "a", "txet": 1}, "unknown key 'txet'"),
+        ({"text": "a", "expect": []}, "unknown key 'expect'"),
+        ({"prompt": "a", "continuation": ""}, "continuation: is empty"),
+        ({"prompt": "", "continuation": "a"}, "prompt: is empty"),
+        ({"prompt": "a"}, "continuation: is missing"),
+        ({"continuation": "a"}, "prompt: is missing"),
+    ],
+)
+def test_bad_lines_of_text_are_refused(tmp_path: Path, line: dict[str, Any], message: str) -> None:
+    with pytest.raises(ScriptError, match=message):
+        rwkvbatch.run(write_lines(tmp_path / "s.jsonl", [line]))
+
+
+def test_documents_are_files_lines_and_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "books"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "b.txt").write_text("Second.")
+    (folder / "a.md").write_text("First.\r\n\r\nKept as it is. ")
+    (folder / "deep" / "c").write_text("Third.")
+    (folder / "picture.png").write_bytes(b"\x89PNG\0\0")
+    (folder / ".hidden").write_text("no")
+    write_lines(folder / "d.jsonl", [{"text": "Fourth.", "meta": {"source": "web"}}])
+    found = read_documents([str(folder)]).conversations
+    assert [one.turns[0].reference for one in found] == [
+        "First.\r\n\r\nKept as it is. ",
+        "Second.",
+        "Fourth.",
+        "Third.",
+    ]
+    assert found[0].id == str(folder / "a.md")
+    assert found[2].id == "d.jsonl:1"
+
+
+def test_documents_that_cannot_be_scored_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes("größe".encode("latin-1"))
+    (tmp_path / "none").mkdir()
+    chats = write_lines(tmp_path / "chats.jsonl", [{"messages": [{"role": "user", "content": "Hi"}]}])
+    for path, message in (
+        (tmp_path / "empty.txt", r"empty.txt:1: is empty"),
+        (tmp_path / "latin.txt", "not UTF-8"),
+        (tmp_path / "missing.txt", "cannot be read"),
+        (chats, "is no text to score"),
+    ):
+        with pytest.raises(ScriptError, match=message):
+            read_documents([str(path)])
+    with pytest.raises(UsageError, match="holds no document"):
+        read_documents([str(tmp_path / "none")])
+    found = read_documents([str(tmp_path / "empty.txt"), str(script(tmp_path / "s.jsonl"))], skip_bad=True)
+    assert (len(found.conversations), len(found.skipped)) == (6, 1)

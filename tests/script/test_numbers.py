@@ -1,0 +1,108 @@
+"""Numbers in answers: read exactly, or refused, and never misread."""
+
+# ruff: noqa: E501 (tables of cases)
+
+from __future__ import annotations
+
+import contextlib
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rwkvbatch.script.checks import judge_all, parse_checks
+from rwkvbatch.script.checks.numbers import UnclearNumberError, last_number
+from rwkvbatch.script.records import ReplyFacts, SourceLine
+
+READ: list[tuple[str, str]] = [
+    ("50 m^2", "50"), ("5 kg CO2", "5"), ("5 m/s²", "5"), ("x_1 = 4", "4"), ("log_{10}(100) = 2", "2"),
+    ("-$5", "-5"), ("$-5", "-5"), ("−€5", "-5"), ("-US$5", "-5"), ("- $5", "5"), ("(-5)", "-5"), ("3-5", "5"), ("–5", "-5"),
+    ("1,234,567.5", "1234567.5"), ("1.234.567,89", "1234567.89"), ("1.234,56", "1234.56"), ("12,34,567", "1234567"),
+    ("1'234'567.8", "1234567.8"), ("1\u00a0234\u202f567", "1234567"), ("1_000", "1000"), ("1{,}234", "1234"), (r"1\,234", "1234"),
+    ("3 \\times 10^5", "300000"), ("3 × 10⁵", "300000"), ("3*10^{-2}", "0.03"), ("3x10^5", "300000"), ("6.022e23", "6.022e23"),
+    ("10^5", "100000"), ("2^10", "1024"), ("2**10", "1024"), ("5²", "25"), ("1E-3", "0.001"),
+    ("\\frac{3}{4}", "3/4"), ("\\dfrac34", "3/4"), ("-\\frac{3}{4}", "-3/4"), ("1\\frac{1}{2}", "3/2"), ("3/4", "3/4"),
+    ("1 3/4", "7/4"), ("½", "1/2"), ("1½", "3/2"), ("3 1/2 cups", "7/2"), ("1⁄3", "1/3"),
+    ("50%", "50"), ("50 %", "50"), (r"5\%", "5"), (r"\$5", "5"), ("$5.00.", "5"), (".5", "1/2"), ("-.5", "-1/2"),
+    ("5 million", "5000000"), ("2.5 thousand", "2500"), ("**42**", "42"), ("Answer:**42**", "42"), (r"\boxed{42}", "42"),
+    ("答案是42。", "42"), ("共5个", "5"), ("１２３", "123"), ("٣٫٥", "7/2"), ("30km/h", "30"), ("90^\\circ", "90"), ("#### 18", "18"),
+    ("5! = 120", "120"), ("12 on May 3rd", "12"), ("2 doses for COVID-19", "2"),
+]  # fmt: skip
+NONE = ["forty", "CO2", "H2O", "m²", "x^2", "x_1", "5th", "RWKV7", "COVID-19", "", "e^{2}"]
+REFUSED = [
+    "3,5", "1,2,3", "12 345", "100 200 300", "10:30", "2020-05-03", "12-05-2020", "3/4/2020", "1.2.3", "192.168.1.1",
+    "0,123", "1234,567", "12x5", "0x1F", "3D", "2x", "5K", "7B", "$5M", "5万", "5 dozen", "3 and a half",
+    "√2", "\\sqrt{2}", "2π", "2\\pi", "\\frac{\\pi}{2}", "5 ± 2", "2^n", "10^x", "1/0", "1e5000", "9" * 5000,
+    "3 million 500 thousand", "5'10\"", "--5", "9^9999", "2h30",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), READ)
+def test_a_number_is_read_exactly(text: str, value: str) -> None:
+    for around in ("{}", "It is {}.", "First 7, then {}", "= {}\n"):
+        assert last_number(around.format(text)) == Fraction(value)
+
+
+@pytest.mark.parametrize("text", NONE)
+def test_digits_glued_to_letters_or_an_exponent_mark_are_no_number(text: str) -> None:
+    assert last_number(text) is None
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_what_could_mean_different_numbers_is_refused(text: str) -> None:
+    with pytest.raises(UnclearNumberError):
+        last_number(f"It is {text}")
+
+
+def test_only_the_last_number_has_to_be_clear() -> None:
+    assert last_number("At 10:30 and 3,5 and 12 345, so 7") == 7
+
+
+@pytest.mark.parametrize(
+    "entry", [{"number": 5}, {"not": {"number": 5}}, {"any": [{"number": 5}, {"not": {"number": 6}}]}]
+)
+def test_a_refused_number_fails_the_check_whatever_stands_around_it(entry: object) -> None:
+    found = judge_all(parse_checks(entry, SourceLine("a", 1)), ReplyFacts("3,5", "stop", 1))
+    assert not found.passed
+    assert found.score == 0
+
+
+_GROUPED = st.sampled_from(["{:,}", "{:_}", "{}"])
+_MARKS = st.sampled_from(["", "$", "€ ", "USD ", "\\$"])
+_AFTER = st.sampled_from(["", ".", " kg CO2", " m^2", "%", " km/h", " (exactly)", ", as x_2 shows", "\u00a0€", "!"])
+
+
+@given(st.integers(-(10**15), 10**15), st.integers(0, 999), _GROUPED, _MARKS, _AFTER, st.sampled_from(["-", "−", "–"]))
+def test_a_number_is_found_however_it_is_written(
+    whole: int, rest: int, form: str, mark: str, after: str, minus: str
+) -> None:
+    decimals = f".{rest:03}" if "_" not in form else ""
+    value = (1 if whole >= 0 else -1) * Fraction(f"{abs(whole)}{decimals}")
+    written = f"{minus if whole < 0 else ''}{mark}{form.format(abs(whole))}{decimals}"
+    assert last_number(f"The 2 of them have {written}{after}") == value
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [*"0123456789", *",.'-+/^_ x×%$€eE", "½", "²", "\\frac{", "}", "{", "\\times", "10", " kg", "π", "\u00a0"]
+        ),
+        max_size=12,
+    ).map("".join)
+)
+def test_any_text_is_read_or_refused(text: str) -> None:
+    with contextlib.suppress(UnclearNumberError):
+        last_number(text)
+
+
+@given(st.integers(1, 999), st.integers(1, 999))
+def test_two_numbers_with_a_mark_between_them_are_never_read_as_the_second_alone(first: int, second: int) -> None:
+    for mark in (",", "/", ":", ".", "'", "^", "e"):
+        try:
+            found = last_number(f"{first}{mark}{second}")
+        except UnclearNumberError:
+            continue
+        exact = {"/": Fraction(first, second), ".": Fraction(f"{first}.{second}"), "^": None, "e": None}
+        joined = Fraction(f"{first}{second}")
+        assert found in (exact.get(mark, joined), joined) or (mark in "^e" and found is not None and found >= first)

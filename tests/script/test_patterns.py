@@ -1,0 +1,135 @@
+"""Patterns of checks match what they match in Python's `re`."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import warnings
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from rwkvbatch.script.checks.patterns import translate
+from rwkvbatch.script.checks.text import compile_pattern
+
+PIECES = (
+    *"ab1 {}[],:e<=-_()|*+?.^$",
+    *("\n", "\\w", "\\W", "\\d", "\\D", "\\s", "\\S", "\\b", "\\B", "\\Z", "\\A", "\\{", "\\}", "\\x41", "\\N{BULLET}"),
+    *(
+        "(?:",
+        "*?",
+        "+?",
+        "??",
+        "*+",
+        "++",
+        "(?=",
+        "(?!",
+        "(?<=",
+        "(?<!",
+        "(?>",
+        "(?i:",
+        "(?i)",
+        "(?s:",
+        "(?m:",
+        "(?-i:",
+    ),
+    *("{2}", "{1,2}", "{,2}", "{1,}", "{,}", "{e}", "{e<=1}", "{ 1}", "{1", "{i<=1,d<=1}", "a{2}{e}"),
+    *(
+        "[[:alpha:]]",
+        "[a-b]",
+        "[^a]",
+        "[\\w]",
+        "[^\\W]",
+        "[^\\W1]",
+        "[\\Wa]",
+        "[]a]",
+        "[^]a]",
+        "[a||b]",
+        "[a--b]",
+        "[a&&b]",
+    ),
+    *("\\1", "(?P<n>", "(?P=n)", "(?(1)a|b)", "(?a:", "(?u:", "(?#c)", "é", "\u0301", "\x1c"),
+)
+TEXTS = (
+    "",
+    "a",
+    "ab",
+    "aab",
+    "b1",
+    "a{e}",
+    "a{1",
+    "{",
+    "}",
+    "a{,}",
+    "a{ 1}",
+    "aaa\n",
+    "\n",
+    "a b",
+    "é",
+    "e\u0301",
+    "\x1c",
+    ":]",
+)
+
+
+def assert_same_matches(pattern: str, texts: list[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            expected = re.compile(pattern)
+        except (re.error, RecursionError, OverflowError):
+            with pytest.raises(ValueError, match=r".+"):
+                compile_pattern(pattern)
+            return
+        try:
+            found = compile_pattern(pattern)
+        except ValueError:
+            assert re.search(r"\(\?[imsaux-]*[ax]", pattern)  # flags that are refused
+            return
+    for text in texts:
+        one, other = expected.search(text), found.search(text, timeout=5)
+        assert (one and one.span()) == (other and other.span()), (pattern, text)
+
+
+@given(
+    st.lists(st.sampled_from(PIECES), max_size=8).map("".join),
+    st.text(st.sampled_from("ab1{}e \n:[]é\u0301"), max_size=8),
+)
+@settings(max_examples=400, deadline=None)
+@example("a{e}", "ab")
+@example("x{,}", "xx")
+@example("[[:alpha:]]", "a")
+def test_a_pattern_matches_exactly_what_it_matches_in_re(pattern: str, text: str) -> None:
+    assert_same_matches(pattern, [*TEXTS, text])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "matches"),
+    [
+        ("^a{e}$", "a{e}", True),  # fuzzy matching in the regex library
+        ("^a{e}$", "b", False),
+        ("^a{,2}$", "aa", True),
+        ("^a{2,1x}$", "a{2,1x}", True),
+        ('^{"a": 1}$', '{"a": 1}', True),
+        (r"^\w$", "\u0301", False),  # a combining mark is a word character for the regex library
+        (r"^\s$", "\x1c", True),
+        ("^[[:alpha:]]$", "l]", True),
+    ],
+)
+def test_braces_and_classes_have_the_meaning_that_re_gives_them(pattern: str, text: str, matches: bool) -> None:
+    assert (compile_pattern(pattern).search(text) is not None) == matches == (re.search(pattern, text) is not None)
+
+
+@pytest.mark.parametrize("name", ["w", "d", "s", "W", "D", "S"])
+def test_character_classes_are_those_of_re(name: str) -> None:
+    # The two libraries may know different versions of Unicode.
+    known = (chr(code) for code in range(0x32000) if unicodedata.category(chr(code)) not in ("Cn", "Cs"))
+    text = "".join(known)
+    assert compile_pattern(f"\\{name}").findall(text) == re.findall(f"\\{name}", text)
+
+
+@pytest.mark.parametrize("pattern", ["(?x)a", "(?ai)a", "(?a:(?i:a))", "(?x:a)"])
+def test_flags_without_the_same_meaning_are_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match="flag"):
+        translate(pattern)
