@@ -277,7 +277,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """
         metadata = self.file.metadata
         bundled = bool(metadata.get("licence")) and metadata.get("architecture") == "RWKV-7"
-        return "world" if metadata.get("vocabulary") == "world" or bundled else None
+        declared = metadata.get("vocabulary") == "world" or metadata.get("tokenizer.ggml.model") == "rwkv"
+        return "world" if declared or bundled else None
 
     def rounded(self, dtype: torch.dtype | None) -> dict[str, Entry]:
         """The tensors for another file, checked when they are loaded; with `dtype` None of the types that they have.

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rwkvbatch.errors import InputError, UsageError
-from rwkvbatch.files import OS_FILES, PRIVATE_MODE, replace_file
+from rwkvbatch.files import OS_FILES, PRIVATE_MODE, read_file, replace_file
 
 FILE_NAME = "rwkv_vocab_v20230424.txt"
 _MAGIC = b"rwkvbatch vocabulary 1\n"
+MAX_VOCABULARY_BYTES = 2**26
 _HASH_BYTES = 32
 _REINSTALL = "reinstall the `rwkv` package, which carries the vocabulary"
 
@@ -60,7 +61,7 @@ def load_entries(path: Path | None = None, cache: Path | None = None) -> tuple[b
 
         cache = user_cache_path("rwkvbatch") / "world-vocabulary-1.bin"
     try:
-        source = path.read_bytes()
+        source = read_file(path, MAX_VOCABULARY_BYTES)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", path=path, hint=_REINSTALL) from None
     source_hash = hashlib.sha256(source).digest()
@@ -107,7 +108,7 @@ def pack(entries: tuple[bytes, ...]) -> bytes:
 
 def _read_cache(cache: Path, source_hash: bytes) -> tuple[bytes, ...] | None:
     try:
-        content = cache.read_bytes()
+        content = read_file(cache, MAX_VOCABULARY_BYTES)
     except OSError:
         return None
     head, packed = content[: len(_MAGIC) + 2 * _HASH_BYTES], content[len(_MAGIC) + 2 * _HASH_BYTES :]
