@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
 
 from rwkvbatch import __version__
+from rwkvbatch.comparison.foreign import read_foreign
 from rwkvbatch.comparison.table import read_results, tabulate
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
 from rwkvbatch.results.directory import planned_rows, why_unfinished
@@ -222,7 +223,7 @@ def load_runs(sources: Source | Iterable[Source]) -> list[RunData]:
         if path in in_memory:
             runs.append(_in_memory(path, in_memory[path]))
             continue
-        run = _load_run(path, names[path])
+        run = _load_foreign(path, names[path], cells) or _load_run(path, names[path])
         _check_cells(run, cells)
         if path not in whole:
             rows = run.rows.loc[run.rows["cell"].isin(cells)].reset_index(drop=True)
@@ -313,6 +314,21 @@ def _raced(name: str, where: str) -> str:
         f"{name} is a race: cells that scored worse were dropped early, so cells have different numbers of rows; "
         f"intervals and p-values here do not allow for that, {where} has the race's own result"
     )
+
+
+def _load_foreign(source: str, name: str, cells: Sequence[str]) -> RunData | None:
+    """The results of another program, in which `cells` are chosen; None for a run of this one."""
+    path = Path(source)
+    if (path / RESULTS_NAME).is_file() or (found := read_foreign(path)) is None:
+        return None
+    rows, notes = found.rows, found.notes
+    names = list(dict.fromkeys(row.cell for row in rows))
+    if found.is_metric and not cells:
+        rows = [row for row in rows if row.cell == names[0]]
+        if others := ", ".join(names[1:]):
+            notes.append(f"{source}: the score is {names[0]}; another one is named as {source}::METRIC: {others}")
+    notes = [f"{source} is of {found.program}: that both sides had the same prompts cannot be checked", *notes]
+    return RunData(name, source, RunFacts(), {}, tabulate(rows), tuple(notes))
 
 
 def _load_run(source: str, name: str) -> RunData:

@@ -33,7 +33,7 @@ from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.containers import open_tensors, read_json
 from rwkvbatch.model.forms import official
 from rwkvbatch.model.strategy import PRECISIONS
-from rwkvbatch.model.tensor_file import Entry, NamedTensors
+from rwkvbatch.model.tensor_file import Entry, NamedTensors, check_finite
 
 _OPTIONS = re.compile(r"(?P<path>.*?)(?: +alpha=(?P<alpha>\S+)| +init=(?P<init>.+))?", re.DOTALL)
 _PART = re.compile(
@@ -137,6 +137,7 @@ def _merged(
     for name, entry in parts.items():
         if entry.dtype not in PRECISIONS:
             raise CheckpointError(f"the tensor {name[:80]!r} must hold bf16, fp16 or fp32 numbers", path=source.path)
+        entry = _checked(name, entry, source.path)
         if match := _PART.fullmatch(name):
             groups.setdefault(match[1], {})[match[2] or match[3] or f"lora.{match[4]}"] = entry
         else:
@@ -165,6 +166,17 @@ def _merged(
         phrases.append(f"{len(whole)} tensors replaced by those of {source.path.name!r}")
     factors = sorted({repr(factor) for factor in scale.values()})
     return replace(base.changed(entries, *phrases), recipe=(*base.recipe, "adapter", *factors))
+
+
+def _checked(name: str, entry: Entry, path: Path) -> Entry:
+    """The tensor, checked for NaN and infinity when it is read."""
+
+    def load() -> Tensor:
+        tensor = entry.load()
+        check_finite(tensor, name, path)
+        return tensor
+
+    return Entry(entry.dtype, entry.shape, load)
 
 
 def _kind(target: str, group: Mapping[str, Entry], adapter: Adapter, path: Path) -> str:
@@ -236,7 +248,7 @@ def _initial(init: NamedTensors | None) -> Mapping[str, tuple[Entry, Entry]] | N
     found: dict[str, dict[str, Entry]] = {}
     for name, entry in init.entries.items():
         if match := _PART.fullmatch(name):
-            found.setdefault(match[1], {})[str(match[2])] = entry
+            found.setdefault(match[1], {})[str(match[2])] = _checked(name, entry, init.path)
     pairs = {
         target: (group["init_lora_B"], group["init_lora_A"])
         for target, group in found.items()

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from rwkvbatch.errors import CheckpointError
@@ -21,7 +20,7 @@ from rwkvbatch.model.forms import official
 from rwkvbatch.model.pth import LIST_PREFIX
 from rwkvbatch.model.rwkv7 import state_bytes
 from rwkvbatch.model.strategy import PRECISIONS, Precision
-from rwkvbatch.model.tensor_file import Entry, NamedTensors
+from rwkvbatch.model.tensor_file import Entry, NamedTensors, check_finite
 
 NAMES_SHOWN = 4
 
@@ -221,10 +220,6 @@ def shape_text(shape: tuple[int, ...]) -> str:
 UNUSED = ("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2")
 """Tensors of RWKV-7 that nothing reads, so that they may be absent or hold any values."""
 
-_EXPONENT_MASK = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
-_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
-_PIECE = 1 << 18
-
 
 class Checkpoint(Mapping[str, torch.Tensor]):
     """The tensors of a checkpoint. Each is read and checked for NaN and infinity when it is asked for.
@@ -273,6 +268,18 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             )
         return rounded
 
+    @property
+    def vocabulary(self) -> str | None:
+        """The vocabulary that the file's metadata declare, `world` or nothing.
+
+        The bundled model was written before there was a key for it, and its bytes stay as they are: its hash is in
+        the manifests of runs.
+        """
+        metadata = self.file.metadata
+        bundled = bool(metadata.get("licence")) and metadata.get("architecture") == "RWKV-7"
+        declared = metadata.get("vocabulary") == "world" or metadata.get("tokenizer.ggml.model") == "rwkv"
+        return "world" if declared or bundled else None
+
     def rounded(self, dtype: torch.dtype | None) -> dict[str, Entry]:
         """The tensors for another file, checked when they are loaded; with `dtype` None of the types that they have.
 
@@ -319,19 +326,6 @@ def initial_wkv(checkpoint: Checkpoint) -> torch.Tensor | None:
     return torch.stack([checkpoint.check(name).float() for name in names])
 
 
-def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
-    """Raise `CheckpointError` when `tensor` (fp32, bf16 or fp16) holds NaN or infinity."""
-    # With numpy, in one thread: for pieces this small, several threads on a busy machine would wait for each other.
-    bits = tensor.detach().view(_BITS[tensor.dtype]).contiguous().flatten().numpy()
-    mask = bits.dtype.type(_EXPONENT_MASK[tensor.dtype])
-    for start in range(0, len(bits), _PIECE):
-        if np.bitwise_and(bits[start : start + _PIECE], mask).max() == mask:
-            count = int((~torch.isfinite(tensor)).sum())
-            raise CheckpointError(
-                f"the tensor {name!r} holds NaN or infinity ({count:,} of {tensor.numel():,} numbers)", path=path
-            )
-
-
 _LAYER_NUMBER = re.compile(r"blocks\.\d+\.")
 
 
@@ -359,6 +353,7 @@ class Description(Dimensions):
         num_bytes: size of the files.
         state_bytes: size of one sequence's state, None for generations that only the `rwkv` package runs.
         sha256: hash of the file, or of the hashes of the files; None when the values were not read.
+        vocabulary, vocabulary_file: as in `ModelSpec`.
     """
 
     path: str
@@ -371,6 +366,8 @@ class Description(Dimensions):
     state_bytes: int | None
     sha256: str | None
     tensors: tuple[TensorGroup, ...]
+    vocabulary: str | None = None
+    vocabulary_file: str | None = None
 
 
 def describe(checkpoint: Checkpoint, *, read_values: bool = False) -> Description:
@@ -403,4 +400,6 @@ def describe(checkpoint: Checkpoint, *, read_values: bool = False) -> Descriptio
         state_bytes=state_bytes(architecture) if is_rwkv7(architecture) else None,
         sha256=file.sha256() if read_values else None,
         tensors=tuple(TensorGroup(*key, len(sizes), sum(sizes)) for key, sizes in groups.items()),
+        vocabulary=checkpoint.vocabulary,
+        vocabulary_file=None if file.vocabulary_file is None else str(file.vocabulary_file),
     )

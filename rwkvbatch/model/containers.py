@@ -71,12 +71,20 @@ def open_tensors(path: Path) -> Iterator[NamedTensors]:
         CheckpointError: there is no such file, it is of no known kind, or its table of contents cannot be right.
     """
     with ExitStack() as stack:
-        if path.is_dir():
+        if _holds(path.is_dir):
             yield _open_directory(path, stack)
-        elif path.name.endswith(".json") and path.is_file():
+        elif path.name.endswith(".json") and _holds(path.is_file):
             yield _open_index(path, path, stack)
         else:
             yield named_tensors(path, [_open_file(path, stack)])
+
+
+def _holds(question: Callable[[], bool]) -> bool:
+    """The answer to a question about a path; no where the system does not say, as for names that are too long."""
+    try:
+        return question()
+    except (OSError, ValueError):
+        return False
 
 
 def _open_file(path: Path, stack: ExitStack) -> TensorFile:
@@ -190,7 +198,7 @@ def _open_index(index: Path, path: Path, stack: ExitStack) -> NamedTensors:
         # A name that leads elsewhere could make the program read any file.
         if not isinstance(name, str) or Path(name).name != name or not name:
             raise CheckpointError(f"the index must name files beside it, it names {str(name)[:80]!r}", path=index)
-    missing = sorted(name for name in set(places.values()) if not (folder / name).exists())
+    missing = sorted(name for name in set(places.values()) if not _holds((folder / name).exists))
     if missing:
         shown = ", ".join(repr(name[:80]) for name in missing[:4])
         raise CheckpointError(
@@ -209,9 +217,9 @@ def _open_index(index: Path, path: Path, stack: ExitStack) -> NamedTensors:
 
 def _described(tensors: NamedTensors, folder: Path) -> NamedTensors:
     """With what the directory says about them."""
-    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    config = read_json(folder / CONFIG) if _holds((folder / CONFIG).is_file) else {}
     vocabulary = folder / VOCABULARY
-    return replace(tensors, config=config, vocabulary_file=vocabulary if vocabulary.is_file() else None)
+    return replace(tensors, config=config, vocabulary_file=vocabulary if _holds(vocabulary.is_file) else None)
 
 
 def read_json(path: Path) -> Mapping[str, Any]:

@@ -12,8 +12,10 @@ of `containers.KINDS` instead. A new form also needs a row in `docs/models.md`, 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rwkvbatch.errors import CheckpointError
@@ -23,6 +25,13 @@ from rwkvbatch.model.strategy import PRECISIONS
 from rwkvbatch.model.tensor_file import Entry, NamedTensors
 
 Entries = dict[str, Entry]
+
+
+FLA = "flash-linear-attention"
+
+
+class DifferentNormWarning(UserWarning):
+    """Another program computes a network of these weights with another constant."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,7 @@ class _Naming:
 _PROJECTIONS = {"r_proj": "receptance", "k_proj": "key", "v_proj": "value", "o_proj": "output", "g_norm": "ln_x"}
 _NAMINGS = (
     _Naming(
-        "flash-linear-attention",
+        FLA,
         re.compile(r"layers\.\d+\.attn\.(?:r_k|[wa]_lora\.lora\.0\.weight)"),
         {
             "pre_norm": "ln0",
@@ -201,7 +210,22 @@ def _renamed(tensors: NamedTensors) -> NamedTensors | None:
             entries[f"{block}.{inner}"] = entry
         if transpose:
             phrases["the transposition of the low-rank matrices"] = None
+    if naming.name == FLA:
+        _warn_of_head_size(entries, tensors.path)
     return tensors.changed(entries, *phrases, form=naming.name)
+
+
+def _warn_of_head_size(entries: Entries, path: Path) -> None:
+    """Warn of heads for which flash-linear-attention's own code computes another norm than the official one does."""
+    r_k = entries.get("blocks.0.att.r_k")
+    head_size = r_k.shape[-1] if r_k is not None and r_k.shape else 64
+    if head_size != 64:
+        warnings.warn(
+            f"{path}: its heads have size {head_size}, for which {FLA} adds {head_size}e-5 to the variance in the norm "
+            "of a head; 64e-5 is added here, as in official code, so that the logits may differ a little from its own",
+            DifferentNormWarning,
+            stacklevel=2,
+        )
 
 
 def _translated(name: str, parts: Mapping[str, str]) -> str:
@@ -270,21 +294,22 @@ def _without_unused(tensors: NamedTensors) -> NamedTensors | None:
     width = next((entry.shape[-1:] for name, entry in tensors.entries.items() if name == "emb.weight"), ())
     if f"{att}r_k" not in tensors.entries or not width:
         return None
-    v0, v1, v2 = (tensors.entries.get(name) for name in names)
+    v0, v1, v2 = (_usable(tensors.entries.get(name)) for name in names)
+    pair = v1 is not None and v2 is not None and v1.shape == (*width, *v2.shape[:1]) and v2.shape[1:] == width
     sound = {
         names[0]: v0 is not None and tuple(size for size in v0.shape if size != 1) == width,
-        names[1]: v1 is not None and v2 is not None and v1.shape == (*width, *v2.shape[:1]),
-        names[2]: v1 is not None and v2 is not None and v2.shape == (*v1.shape[1:], *width),
+        names[1]: pair,
+        names[2]: pair,
     }
-    unsound = [
-        name
-        for name, is_sound in sound.items()
-        if (entry := tensors.entries.get(name)) and not (is_sound and entry.num_elements and entry.dtype in PRECISIONS)
-    ]
+    unsound = [name for name, is_sound in sound.items() if name in tensors.entries and not is_sound]
     if not unsound:
         return None
     entries = {name: entry for name, entry in tensors.entries.items() if name not in unsound}
     return tensors.changed(entries, f"{', '.join(unsound)}, which nothing reads and which do not fit, left out")
+
+
+def _usable(entry: Entry | None) -> Entry | None:
+    return entry if entry is not None and entry.num_elements and entry.dtype in PRECISIONS else None
 
 
 FORMS = (

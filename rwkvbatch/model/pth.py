@@ -8,17 +8,12 @@ from __future__ import annotations
 import io
 import math
 import os
-import pickle
 import re
 import struct
 import zipfile
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import torch
-from torch._utils import _rebuild_tensor_v2  # pyright: ignore[reportPrivateUsage]
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.pickle_reader import STORAGE_DTYPES, Opaque, PickleReader, StoredTensor
@@ -226,31 +221,38 @@ _ALIGNMENT = 64
 _LARGE = 1 << 31
 
 
-class _Numbers:
-    """A storage to be written, of which a pickle only has the key."""
-
-    def __init__(self, dtype: torch.dtype, key: str, num_elements: int) -> None:
-        self.persistent_id = ("storage", getattr(torch, _STORAGE_NAMES[dtype]), key, "cpu", num_elements)
-
-
-class _View:
-    """A tensor to be written, which is pickled as `torch.save` does."""
-
-    def __init__(self, numbers: _Numbers, shape: tuple[int, ...]) -> None:
-        self._numbers = numbers
-        self._shape = shape
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        strides = tuple(math.prod(self._shape[axis + 1 :]) for axis in range(len(self._shape)))
-        return _rebuild_tensor_v2, (self._numbers, 0, self._shape, strides, False, OrderedDict())
-
-
-class _Pickler(pickle.Pickler):
-    def persistent_id(self, obj: Any) -> Any:
-        return obj.persistent_id if isinstance(obj, _Numbers) else None
-
-
 _STORAGE_NAMES = {dtype: name for name, dtype in STORAGE_DTYPES.items()}
+
+
+def _list_of(entries: Mapping[str, Entry]) -> bytes:
+    """The pickle program that `torch.save` writes for a dict of contiguous tensors (opcodes: Python's pickletools)."""
+    items = [_text(name) + _tensor(entry, str(number)) for number, (name, entry) in enumerate(entries.items())]
+    return b"\x80\x02}(" + b"".join(items) + b"u."
+
+
+def _text(text: str) -> bytes:
+    data = text.encode("utf-8", "surrogatepass")
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def _integer(number: int) -> bytes:
+    data = number.to_bytes(9, "little", signed=True)
+    return b"\x8a" + bytes([len(data)]) + data
+
+
+def _integers(numbers: Iterable[int]) -> bytes:
+    return b"(" + b"".join(map(_integer, numbers)) + b"t"
+
+
+def _tensor(entry: Entry, key: str) -> bytes:
+    storage = (
+        b"(" + _text("storage") + f"ctorch\n{_STORAGE_NAMES[entry.dtype]}\n".encode()
+        + _text(key) + _text("cpu") + _integer(entry.num_elements) + b"tQ"
+    )  # fmt: skip
+    strides = (math.prod(entry.shape[axis + 1 :]) for axis in range(len(entry.shape)))
+    place = storage + _integer(0) + _integers(entry.shape) + _integers(strides)
+    # No gradient, and no hooks.
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + place + b"\x89ccollections\nOrderedDict\n)RtR"
 
 
 def write_zip(file: BinaryIO, entries: Mapping[str, Entry]) -> None:
@@ -259,14 +261,8 @@ def write_zip(file: BinaryIO, entries: Mapping[str, Entry]) -> None:
     Raises:
         OSError: it could not be written. Also what loading an entry raises.
     """
-    contents = io.BytesIO()
-    tensors = {
-        name: _View(_Numbers(entry.dtype, str(number), entry.num_elements), entry.shape)
-        for number, (name, entry) in enumerate(entries.items())
-    }
-    _Pickler(contents, protocol=2).dump(tensors)
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr(_member("data.pkl"), contents.getvalue())
+        archive.writestr(_member("data.pkl"), _list_of(entries))
         archive.writestr(_member("byteorder"), b"little")
         for number, entry in enumerate(entries.values()):
             member = _member(f"data/{number}")

@@ -12,13 +12,13 @@ import torch
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.base import ModelSpec, State
-from rwkvbatch.model.checkpoint import check_finite, shape_text
+from rwkvbatch.model.checkpoint import shape_text
 from rwkvbatch.model.containers import open_tensors
 from rwkvbatch.model.forms import official
 from rwkvbatch.model.pth import LIST_PREFIX
 from rwkvbatch.model.safetensors import STATE, STATE_FORMAT, save_tensors
 from rwkvbatch.model.strategy import PRECISIONS
-from rwkvbatch.model.tensor_file import NamedTensors
+from rwkvbatch.model.tensor_file import NamedTensors, check_finite
 from rwkvbatch.model.upstream import PACKAGE_STATE, PACKAGE_STATE_4
 
 VERSION = "1"

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rwkvbatch.errors import CheckpointError
@@ -263,6 +264,24 @@ def named_tensors(path: Path, files: Sequence[TensorFile]) -> NamedTensors:
     metadata = {key: text for file in files for key, text in file.metadata.items()}
     undone = tuple(dict.fromkeys(phrase for file in files for phrase in file.undone))
     return NamedTensors(path, files[0].kind, tuple(files), entries, metadata, undone=undone)
+
+
+_EXPONENT_MASK = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
+_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+_CHECKED_PIECE = 1 << 18
+
+
+def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
+    """Raise `CheckpointError` when `tensor` (fp32, bf16 or fp16) holds NaN or infinity."""
+    # With numpy, in one thread: for pieces this small, several threads on a busy machine would wait for each other.
+    bits = tensor.detach().view(_BITS[tensor.dtype]).contiguous().flatten().numpy()
+    mask = bits.dtype.type(_EXPONENT_MASK[tensor.dtype])
+    for start in range(0, len(bits), _CHECKED_PIECE):
+        if np.bitwise_and(bits[start : start + _CHECKED_PIECE], mask).max() == mask:
+            count = int((~torch.isfinite(tensor)).sum())
+            raise CheckpointError(
+                f"the tensor {name!r} holds NaN or infinity ({count:,} of {tensor.numel():,} numbers)", path=path
+            )
 
 
 def _memory(num_bytes: int) -> torch.Tensor:

@@ -98,3 +98,11 @@ def test_score_takes_it(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFix
         assert invoke(["score", str(text), "--adapter", option, "--json", "--quiet"]) == 0
         found.append(capsys.readouterr().out)
     assert found[0] != found[1]
+
+
+def test_an_error_names_the_variable_that_gave_it(
+    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RWKVBATCH_ADAPTER", "nowhere.pth alpha=3")
+    assert run(str(script), "--out", str(tmp_path / "run")) == 3
+    assert "RWKVBATCH_ADAPTER" in capsys.readouterr().err

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from rwkvbatch.errors import CheckpointError, UsageError
@@ -315,6 +317,37 @@ def test_products_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(product(x, y), found)
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_changed_bytes_of_an_adapter_are_refused_or_harmless(
+    data: st.DataObject, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "changed.safetensors"
+    save_file({name: part.contiguous() for name, part in lora(tiny_tensors).items()}, path)
+    changed = bytearray(path.read_bytes())
+    for place, value in data.draw(
+        st.lists(st.tuples(st.integers(0, 900), st.integers(0, 255)), min_size=1, max_size=4)
+    ):
+        changed[place] = value
+    path.write_bytes(changed)
+    try:
+        with open_checkpoint(tiny_file, Adapter(path, 16.0)) as checkpoint:
+            assert all(checkpoint[name].numel() for name in checkpoint)
+    except CheckpointError as error:
+        assert str(path) in str(error) or str(tiny_file) in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_an_adapter_with_numbers_that_are_not_finite_is_refused(
+    number: float, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
+) -> None:
+    parts = lora(tiny_tensors)
+    parts["blocks.0.att.receptance.lora_B"][0, 0] = number
+    path = saved(tmp_path / "lora.pth", parts)
+    with pytest.raises(CheckpointError, match=r"lora\.pth: the tensor 'blocks.0.att.receptance.lora_B' holds NaN"):
+        logits(tiny_file, f"{path} alpha=16")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -334,3 +367,14 @@ def test_the_option_is_read(text: str, expected: Adapter | None) -> None:
 def test_an_option_that_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--adapter"):
         parse_adapter(text)
+
+
+def test_the_library_takes_an_adapter(tmp_path: Path) -> None:
+    from rwkvbatch import LLM
+
+    path = saved(tmp_path / "disha.pth", {"blocks.0.att.output.disha": normal(8, 128, seed=1)})
+    with LLM(strategy="cpu", adapter=str(path)) as llm:
+        assert llm.spec.adapter == str(path)
+        assert llm.spec.in_words.endswith(f"adapter {path}")
+    with pytest.raises(UsageError, match="adapter need a checkpoint"):
+        LLM(load_model(strategy="cpu"), adapter=str(path))

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model.checkpoint import Checkpoint, check_finite, open_checkpoint
+from rwkvbatch.model.checkpoint import Checkpoint, open_checkpoint
 from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors
+from rwkvbatch.model.tensor_file import check_finite
 from tests.model.hostile.case import tiny
 
 Tensors = dict[str, torch.Tensor]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,15 @@ from safetensors.torch import save_file
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.checkpoint import describe, open_checkpoint
+from rwkvbatch.model.forms import DifferentNormWarning
 from rwkvbatch.model.load import load_model
+from rwkvbatch.model.random_checkpoint import random_tensors
+from rwkvbatch.model.safetensors import save_entries
 from tests.model.made_forms import Tensors, to_fla, to_transformers, to_transformers_7, to_vllm, write_directory
 from tests.model.older_generations import older_tensors
+
+# Tiny networks have heads of 32, of which the last test here is.
+pytestmark = pytest.mark.filterwarnings("ignore::rwkvbatch.model.forms.DifferentNormWarning")
 
 
 def logits(path: Path, strategy: str = "cpu") -> torch.Tensor:
@@ -137,3 +144,48 @@ def test_a_directory_brings_its_vocabulary(tiny_tensors: Tensors, tmp_path: Path
     assert load_model(folder).spec.vocabulary_file is None
     (folder / "rwkv_vocab_v20230424.txt").write_text("1 'a' 1\n")
     assert load_model(folder).spec.vocabulary_file == str(folder / "rwkv_vocab_v20230424.txt")
+
+
+def test_a_head_size_that_flash_linear_attention_norms_otherwise_is_warned_of(
+    tiny_tensors: Tensors, tmp_path: Path
+) -> None:
+    with pytest.warns(DifferentNormWarning, match="its heads have size 32"):
+        load_model(write_directory(tmp_path / "hf", to_fla(tiny_tensors)))
+    usual = random_tensors(1, 64, 97)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_model(write_directory(tmp_path / "usual", to_fla(usual)))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference", "upstream"])
+@pytest.mark.parametrize("what", ["absent", "partly", "lone v1", "empty", "misshapen", "nan", "whole numbers"])
+def test_nothing_depends_on_the_unused_tensors_of_layer_0(
+    what: str, backend: str, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
+) -> None:
+    v0, v1, v2 = (f"blocks.0.att.v{number}" for number in range(3))
+    tensors = dict(tiny_tensors)
+    match what:
+        case "absent":
+            del tensors[v0], tensors[v1], tensors[v2]
+        case "partly":
+            del tensors[v1]
+        case "lone v1":
+            del tensors[v0], tensors[v2]
+        case "empty":
+            tensors |= dict.fromkeys((v0, v1, v2), torch.empty(0))
+        case "misshapen":
+            tensors |= {v0: torch.ones(3), v1: torch.ones(64, 5), v2: torch.ones(64, 7)}
+        case "nan":
+            tensors |= {name: torch.full_like(tensors[name], float("nan")) for name in (v0, v1, v2)}
+        case _:
+            tensors |= {v0: torch.ones(1, 1, 64, dtype=torch.int64), v1: torch.ones(64, 32, dtype=torch.float64)}
+    path = tmp_path / "made.pth"
+    torch.save(tensors, path)
+    made, plain = (
+        load_model(each, "cpu fp32", backend, threads=1).forward([[1, 2, 3]])[0] for each in (path, tiny_file)
+    )
+    assert torch.equal(made, plain)
+    with open_checkpoint(path) as checkpoint:
+        describe(checkpoint, read_values=True)
+        save_entries(tmp_path / "out.safetensors", checkpoint.rounded(None))
+    assert torch.equal(logits(tmp_path / "out.safetensors"), logits(tiny_file))

@@ -116,15 +116,15 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monke
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("x.bin", "must end in .pth or .safetensors"), ("absent/x.pth", "no directory"), ("there.pth", "already there")],
+    [("x.bin", "must end in .pth or .safetensors"), ("absent/x.pth", "no directory"), ("there.pth", "already")],
 )
 def test_bad_target_is_a_usage_error(name: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "there.pth").touch()
+    (tmp_path / "there.pth").write_bytes(b"PK\x03\x04")
     with pytest.raises(UsageError, match=message):
         save_tensors(tmp_path / name, TENSORS)
 
 
 def test_directory_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "d.pth").mkdir()
-    with pytest.raises(UsageError, match="already there"):
+    with pytest.raises(UsageError, match="is a directory"):
         save_tensors(tmp_path / "d.pth", TENSORS, replace=True)

@@ -22,7 +22,9 @@ MAX_BYTES = 1 << 16
 def seeds() -> dict[str, bytes]:
     """Sound files, as small as can be, for the fuzzer to begin with."""
     import io
+    from argparse import Namespace
 
+    import numpy as np
     import torch
     from safetensors.torch import save
 
@@ -36,10 +38,13 @@ def seeds() -> dict[str, bytes]:
     tensors = random_tensors(1, 2, 3, head_size=2, hidden=1, ranks=LowRankWidths(1, 1, 1, 1))
     few = {"emb.weight": torch.ones(2, 2), "blocks.0.att.r_k": torch.ones(1, 2)}
     from tests.model.hostile.gguf_headers import file, tensor
-    from tests.model.made_forms import to_web_rwkv
+    from tests.model.made_forms import to_fla, to_transformers_7, to_vllm, to_web_rwkv
 
     made = {"gguf": file(tensor("token_embd.weight", [2, 2]), tensor("blk.0.time_mix_r_k.weight", [2]))}
-    made |= {"web-rwkv": save(to_web_rwkv(tensors))}
+    made |= {"web-rwkv": save(to_web_rwkv(tensors)), "fla": save(to_fla(tensors)), "vllm": save(to_vllm(tensors))}
+    made |= {"transformers": save({f"module.{name}": part for name, part in to_transformers_7(tensors).items()})}
+    wrapped = {"state_dict": tensors, "hyper_parameters": Namespace(lr=1.0, seen=np.float64(1), betas=(1, 2))}
+    made |= {"lightning": pth(wrapped, new=True), "lightning-old": pth(wrapped, new=False)}
     made |= {"pth": pth(tensors, new=True), "old": pth(tensors, new=False), "safe": save(tensors)}
     return made | {"few-pth": pth(few, new=True), "few-old": pth(few, new=False), "few-safe": save(few)}
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from tests.model.hostile.archives import zips
 from tests.model.hostile.case import Case
+from tests.model.hostile.directories import directories
 from tests.model.hostile.gguf_headers import gguf
 from tests.model.hostile.other_files import not_checkpoints, not_files, truncated
 from tests.model.hostile.programs import programs
@@ -32,6 +33,7 @@ def corpus() -> Iterator[Case]:
     yield from programs()
     yield from zips()
     yield from safetensors()
+    yield from directories()
     yield from gguf()
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from tests.model.hostile.case import WITNESS, Case, from_bytes
-from tests.model.hostile.packing import archive_of, legacy_head, program, tensor_item, unicode_item
+import torch
+
+from tests.model.hostile.case import WITNESS, Case, from_bytes, tiny
+from tests.model.hostile.packing import archive_of, legacy_head, program, pth, tensor_item, unicode_item
 
 
 def programs() -> Iterator[Case]:
@@ -85,6 +87,20 @@ def programs() -> Iterator[Case]:
     yield from_bytes("a-number", archive_of({"a/data.pkl": b"\x80\x02K\x01."}), "found one int")
     yield from_bytes("a-list", archive_of({"a/data.pkl": b"\x80\x02]."}), "found one list")
     yield from_bytes("nothing", archive_of({"a/data.pkl": b"\x80\x02."}), "damaged")
+    yield from_bytes("wrapped-number", pth({"state_dict": 1, "epoch": 2}), "'state_dict' is of type int")
+    yield from_bytes("wrapped-nothing", pth({"state_dict": {}}), "no tensors at all")
+    yield from_bytes("wrapped-often", pth(_nested(9)), "is of type dict")
+    yield from_bytes("wrapped-object", pth({"model": torch.nn.Linear(2, 2)}), "torch.nn.modules.linear.Linear")
+    own = b"cmy.trainer\nArgs\n)\x81}b"
+    yield from_bytes("own-object-alone", program(name + own), "is of type my.trainer.Args")
+    yield from_bytes("own-function", program(name + b"cmy.trainer\nrun\n)\x81"), "refused, nothing was run")
+    yield from_bytes("own-class-called", program(name + b"cmy.trainer\nArgs\n)R"), "refused, nothing was run")
+    yield from_bytes("library-class", program(name + b"csubprocess\nPopen\n)\x81"), "refused, nothing was run")
+    yield from_bytes("numpy-function", program(name + b"cnumpy\nload\n)R"), "refused, nothing was run")
+    yield from_bytes("torch-function", program(name + b"ctorch.hub\nload\n)R"), "refused, nothing was run")
+    yield from_bytes("set-of-a-number", program(name + b"K\x01(K\x02\x90"), "damaged")
+    yield from_bytes("negative-bit-number", program(_with_bits(b"K\x01")), "damaged")
+    yield from_bytes("conjugate-bit", program(_with_bits(b"}" + unicode_item(b"conj") + b"\x88s")), "not supported")
     yield from_bytes(
         "huge-shape", program(tensor_item(b"w", (1 << 40, 1 << 40), (1 << 40, 1))), "more bytes than its record"
     )
@@ -104,3 +120,13 @@ def programs() -> Iterator[Case]:
     yield from_bytes(
         "many-views", program(*(tensor_item(b"w%d" % number, (100, 100), (0, 0)) for number in range(9))), "more than 4"
     )
+
+
+def _nested(depth: int) -> dict[str, object]:
+    return {"model": _nested(depth - 1)} if depth else dict(tiny())
+
+
+def _with_bits(bits: bytes) -> bytes:
+    """A tensor with `bits` as torch's properties."""
+    plain = tensor_item(b"w", (1,), (1,))
+    return plain.removesuffix(b"tR") + bits + b"tR"

@@ -1,0 +1,235 @@
+"""Results of other programs, compared as ours."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rwkvbatch.cli.app import invoke
+from rwkvbatch.cli.exits import ExitCode
+from rwkvbatch.comparison import load
+from rwkvbatch.comparison.loading import load_runs
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RwkvBatchError, UsageError
+
+
+def scores(seed: int, chance: float, number: int = 60) -> list[float]:
+    source = random.Random(seed)
+    return [float(source.random() < chance) for _ in range(number)]
+
+
+def lm_eval(path: Path, values: list[float], **changes: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {
+            "doc_id": number,
+            "doc": {"question": f"q{number}"},
+            "target": "A",
+            "arguments": {"gen_args_0": {"arg_0": "context"}},
+            "resps": [["A"]],
+            "filtered_resps": ["A"],
+            "filter": "none",
+            "metrics": ["acc", "acc_norm", "perplexity"],
+            "doc_hash": f"{number:064x}"[::-1],
+            "acc": value,
+            "acc_norm": 1.0 - value,
+            "perplexity": -12.5,
+            **changes,
+        }
+        for number, value in enumerate(values)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def inspect(path: Path, values: list[Any], model: str = "m", **changes: Any) -> Path:
+    samples = [
+        {"id": number // 2, "epoch": number % 2 + 1, "input": "q", "target": "t", "scores": {"match": {"value": value}}}
+        for number, value in enumerate(values)
+    ]
+    path.write_text(
+        json.dumps(
+            {"version": 2, "status": "success", "eval": {"model": model, "task": "t"}, "samples": samples, **changes}
+        )
+    )
+    return path
+
+
+def promptfoo(path: Path, values: list[Any], providers: tuple[str, ...] = ("a", "b")) -> Path:
+    results = [
+        {"promptIdx": 0, "testIdx": number, "provider": {"id": provider}, "vars": {"q": f"q{number}"}, "score": value,
+         "success": value == 1, "failureReason": 0, "response": {"output": "r"}, "namedScores": {}}
+        for number, value in enumerate(values)
+        for provider in providers
+    ]  # fmt: skip
+    path.write_text(json.dumps({"evalId": "e", "results": {"version": 3, "results": results}}))
+    return path
+
+
+def table(path: Path, records: list[dict[str, Any]]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)
+    return path
+
+
+def records(number: int = 3, **changes: Any) -> list[dict[str, Any]]:
+    return [{"id": f"q{n}", "variant": v, "repeat": 0, "score": n % 2, **changes} for n in range(number) for v in "ab"]
+
+
+def test_the_difference_is_paired_and_that_of_a_table_of_the_same_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = scores(1, 0.5), scores(2, 0.8)
+    pairs = {
+        "lm_eval": [lm_eval(tmp_path / name / "samples_arc_2024-01-02T03-04-05.678.jsonl", values)
+                    for name, values in (("x", one), ("y", other))],
+        "inspect": [inspect(tmp_path / f"{name}.json", [v for value in values for v in (value, value)])
+                    for name, values in (("i", one), ("j", other))],
+        "table": [table(tmp_path / f"{name}.csv", [{"id": n, "score": value} for n, value in enumerate(values)])
+                  for name, values in (("u", one), ("v", other))],
+    }  # fmt: skip
+    found: dict[str, Any] = {}
+    for name, paths in pairs.items():
+        assert invoke(["compare", *map(str, paths), "--json"]) == ExitCode.DONE
+        rows = json.loads(capsys.readouterr().out)["comparisons"]
+        found[name] = next(row for row in rows if row["metric"] == "score")
+    for row in found.values():
+        assert row["difference"] == pytest.approx(sum(other) / 60 - sum(one) / 60)
+        assert row["low"] == pytest.approx(found["table"]["low"])
+
+
+def test_lm_eval_compares_one_metric_and_others_by_name(tmp_path: Path) -> None:
+    path = lm_eval(tmp_path / "model" / "samples_arc_easy_2024-01-02T03-04-05.678.jsonl", [1.0, 0.0])
+    (first,) = load_runs([path])
+    assert list(first.rows["score"]) == [1.0, 0.0]
+    assert first.rows["conversation"][0].startswith("arc_easy/0#")
+    assert list(first.rows["tags"]) == [("arc_easy",)] * 2
+    assert any("the score is acc;" in note and "acc_norm" in note for note in first.notes)
+    assert any("perplexity is left out" in note for note in first.notes)
+    (second,) = load_runs([f"{path}::acc_norm"])
+    assert list(second.rows["score"]) == [0.0, 1.0]
+    for directory in (tmp_path, tmp_path / "model"):
+        assert len(load(directory)) == 2
+    with pytest.raises(RunDirectoryError, match="no cell 'f1'"):
+        load_runs([f"{path}::f1"])
+
+
+def test_lm_eval_s_filters_are_cells(tmp_path: Path) -> None:
+    path = tmp_path / "samples_gsm8k_2024-01-02T03-04-05.678.jsonl"
+    both = [lm_eval(path, [1.0], filter=name).read_text() for name in ("strict-match", "flexible-extract")]
+    path.write_text("".join(both))
+    assert len(load(f"{path}::acc,flexible-extract")) == 1
+    assert load(path)["cell"].tolist() == ["acc,strict-match"]
+
+
+def test_inspect_s_letters_errors_and_epochs(tmp_path: Path) -> None:
+    path = inspect(tmp_path / "log.json", ["C", "I", "P", "N", True, "0.25"])
+    frame = load(path)
+    assert frame["score"].tolist() == [1.0, 0.0, 0.5, 0.0, 1.0, 0.25]
+    assert frame["repeat"].tolist() == [0, 1, 0, 1, 0, 1]
+    content = json.loads(path.read_text())
+    content["samples"][0] |= {"error": {"message": "out of time"}, "scores": None}
+    path.write_text(json.dumps(content))
+    (run,) = load_runs([path])
+    assert run.rows["score"].isna().tolist() == [True, *[False] * 5]
+    assert run.rows["error"][0] == "out of time"
+    assert any("1 results ended in an error" in note for note in run.notes)
+
+
+def test_promptfoo_s_providers_are_cells_and_repeated_tests_repeats(tmp_path: Path) -> None:
+    path = promptfoo(tmp_path / "p.json", [1, 0, 0.5])
+    content = json.loads(path.read_text())
+    content["results"]["results"] *= 2
+    content["results"]["results"][0] |= {"failureReason": 2, "error": "no answer"}
+    path.write_text(json.dumps(content))
+    frame = load(path)
+    assert sorted(set(frame["cell"])) == ["a", "b"]
+    assert sorted(set(frame["repeat"])) == [0, 1]
+    assert len(set(frame["conversation"])) == 3
+    assert frame["score"].isna().sum() == 2
+    assert frame["passed"].sum() == 2
+    assert invoke(["compare", str(path), "--quiet"]) == ExitCode.DONE
+
+
+def test_parquet_and_csv_are_the_same(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    content = records(4)
+    pq.write_table(pa.Table.from_pylist(content), tmp_path / "t.parquet")
+    one, other = load(tmp_path / "t.parquet"), load(table(tmp_path / "t.csv", content))
+    columns = ["conversation", "cell", "repeat", "score", "tags"]
+    assert one[columns].equals(other[columns])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"score": 87}, "score must be in [0, 1], got 87"),
+        ({"score": "nan"}, "score must be a number in [0, 1]"),
+        ({"score": "good"}, 'score must be a number in [0, 1], got "good"'),
+        ({"repeat": "x"}, "repeat must be a whole number"),
+        ({"repeat": -1}, "repeat must be a whole number"),
+        ({"id": ""}, "id is empty"),
+        ({"id": "same"}, "3 results have the same place"),
+    ],
+)
+def test_a_wrong_table_is_one_clear_error(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    path = table(tmp_path / "t.csv", records(**change))
+    with pytest.raises(RunDamagedError) as caught:
+        load(path)
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", "question,points\na,1\n"),
+        ("t.csv", "id,score\na,1,2\n"),
+        ("t.csv", 'id,score\n"a,1\n'),
+        ("t.csv", "id,score\n"),
+        ("t.csv", ""),
+        ("t.csv", b"id,score\n\xff\xfe,1\n"),
+        ("t.parquet", "no parquet"),
+        ("t.json", "{"),
+        ("t.json", "[]"),
+        ("t.json", '{"eval": {}, "samples": [3]}'),
+        ("t.json", '{"eval": {}, "samples": []}'),
+        ("t.json", '{"eval": {}, "status": "started"}'),
+        ("t.json", '{"eval": {}, "samples": [{"id": 1, "epoch": 0}]}'),
+        ("t.json", '{"eval": {}, "samples": [{"id": 1, "scores": {"m": {"value": "maybe"}}}]}'),
+        ("t.json", '{"results": {"results": [{}]}}'),
+        ("t.json", '{"results": {"results": [{"score": 7}]}}'),
+        ("t.jsonl", '{"doc_id": 1, "metrics": ["p"], "p": -3.5}\n'),
+        ("t.jsonl", '{"doc_id": 1}\n[]\n'),
+        ("t.jsonl", '{"doc_id": 1, "acc": 1}\n{"acc": 1}\n'),
+    ],
+)
+def test_hostile_files_are_refused_by_name(tmp_path: Path, name: str, content: str | bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(RwkvBatchError) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+    assert not isinstance(caught.value, UsageError) or "[0, 1]" in str(caught.value)
+
+
+def test_an_empty_score_is_a_missing_one(tmp_path: Path) -> None:
+    (run,) = load_runs([table(tmp_path / "t.csv", records(score=""))])
+    assert run.rows["score"].isna().all()
+    assert any("6 results have no score" in note for note in run.notes)
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    (tmp_path / "t.parquet").write_bytes(b"x")
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path / "t.parquet")
+    assert "rwkvbatch[parquet]" in str(caught.value.hint)
