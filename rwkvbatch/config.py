@@ -477,6 +477,14 @@ class RunSettings(CellSettings, ScriptLimits):
         32, "Replies generated at the same time by a worker. Changes no reply. [dim]Default: 32[/]", "N", "Model", "-b"
     )
     threads: int | None = setting(None, "CPU threads of a worker. Changes no reply.", "N", "Model", ge=1, le=1024)
+    vocab: str | None = setting(
+        None,
+        "Vocabulary of all models: a file (World format or tokenizer.json), or world. "
+        "[dim]Default: the checkpoint's own.[/]",
+        "FILE|world",
+        "Model",
+        min_length=1,
+    )
     state_memory: ByteCount | None = setting(
         None, "Memory for recurrent states, such as 512M or 2G.", "SIZE", "Model", allowed=_SIZE
     )

@@ -13,6 +13,7 @@ import secrets
 import stat
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +24,7 @@ FILE_MODE = 0o644
 DIRECTORY_MODE = 0o755
 """Results are readable by others where the umask allows it, and writable by their owner only, whatever the umask."""
 PRIVATE_MODE = 0o600
+PRIVATE_DIRECTORY_MODE = 0o700
 
 
 _KINDS = (
@@ -60,7 +62,7 @@ def open_regular(path: Path | str, *, at: int | None = None) -> int:
         raise OSError(errno.EINVAL, str(error)) from None
 
 
-def open_file(path: Path | str, max_bytes: int | None = None, *, at: int | None = None) -> BinaryIO:
+def open_file(path: Path | str, max_bytes: int | None = None, *, at: int | None = None) -> BufferedReader:
     """A regular file, open for reading.
 
     Raises:
@@ -310,7 +312,7 @@ class FileKind:
 
 def file_head(path: Path) -> str:
     """At most `HEAD_BYTES` of a file, without a byte order mark; bytes that are not UTF-8 are replaced."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file.read(HEAD_BYTES).decode("utf-8", "replace").lstrip("\ufeff")
 
 

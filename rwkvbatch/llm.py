@@ -31,6 +31,7 @@ from rwkvbatch.model.base import Model, ModelSpec, State, check_tokens
 from rwkvbatch.model.load import load_model
 from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer
+from rwkvbatch.prompt.vocabulary import tokenizer_of
 
 Prompt = str | Sequence[int]
 """Text, or token ids."""
@@ -155,8 +156,10 @@ class LLM:
         strategy, backend, threads, adapter: as `load_model`; only for a model that is loaded here.
         max_batch: at most this many replies are generated at a time.
         state_memory: bytes for recurrent states and cached prefixes.
+        vocab: the vocabulary's file, or `world`; None for the checkpoint's own, see docs/models.md.
 
     Raises:
+        InputError: the vocabulary's file cannot be used.
         UsageError: a strategy, a backend or a size that cannot be used.
         CheckpointError: the checkpoint is missing, damaged, or not of RWKV.
     """
@@ -171,6 +174,7 @@ class LLM:
         adapter: str = NO_ADAPTER,
         max_batch: int = 64,
         state_memory: int = DEFAULT_STATE_MEMORY,
+        vocab: str | None = None,
     ) -> None:
         if model is None or isinstance(model, str | os.PathLike):
             loaded = load_model(model, strategy, backend, threads=threads, adapter=adapter)
@@ -179,7 +183,10 @@ class LLM:
         else:
             raise UsageError("strategy, backend, threads and adapter need a checkpoint to load, got a loaded model")
         self._model: Model | None = loaded
-        self._new_engine = lambda: _SharedEngine(Engine(self.model, max_batch=max_batch, state_memory=state_memory))
+        tokenizer = tokenizer_of(loaded.spec, vocab)
+        self._new_engine = lambda: _SharedEngine(
+            Engine(self.model, tokenizer=tokenizer, max_batch=max_batch, state_memory=state_memory)
+        )
         self._shared: _SharedEngine | None = self._new_engine()
         self._lock = threading.RLock()
         self._template = lru_cache(maxsize=16)(_chat_template)

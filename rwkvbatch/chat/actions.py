@@ -24,7 +24,7 @@ from rwkvbatch.chat.session import TURN_SETTINGS
 from rwkvbatch.chat.storage import load_session, save_session
 from rwkvbatch.config import NO_ADAPTER, ORDERS, PRESETS, SHORT_NAMES, Sampling, ThinkMode, full_name, preset
 from rwkvbatch.errors import UsageError
-from rwkvbatch.files import check_target
+from rwkvbatch.files import check_target, read_file
 from rwkvbatch.model.safetensors import STATE
 from rwkvbatch.model.states import save_state
 from rwkvbatch.prompt.escaping import printable
@@ -209,6 +209,9 @@ def edit(chat: Chat, _argument: None) -> None:
     chat.view.note(f"another message{_kept(chat)}")
 
 
+MAX_EDITED_BYTES = 2**24
+
+
 def edit_text(text: str) -> str:
     """`text` after the user has edited it."""
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
@@ -221,7 +224,7 @@ def edit_text(text: str) -> str:
         path.write_text(text, encoding="utf-8")
         try:
             status = subprocess.run([*shlex.split(editor), str(path)], check=False).returncode
-            edited = path.read_text(encoding="utf-8")
+            edited = read_file(path, MAX_EDITED_BYTES).decode("utf-8")
         except (OSError, ValueError) as error:
             raise UsageError(f"the editor {editor!r} cannot be used: {error}", hint="set $EDITOR") from None
     if status:

@@ -23,6 +23,7 @@ from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.load import load_model, resolve_model_path
 from rwkvbatch.prompt.templates import load_prelude
+from rwkvbatch.prompt.vocabulary import tokenizer_of
 from rwkvbatch.replay.layers import layer_settings, naming_origins
 
 NO_PRELUDE = "none"
@@ -113,7 +114,8 @@ def _open_chat(
         adapter = settings.adapter if path == run_settings.model else NO_ADAPTER
         model = load_model(path, settings.strategy, settings.backend, threads=run_settings.threads, adapter=adapter)
         memory = run_settings.state_memory or min(STATE_MEMORY, MAX_STATES * model.spec.state_bytes)
-        return Engine(model, max_batch=64, state_memory=max(memory, 8 * model.spec.state_bytes))
+        tokenizer = tokenizer_of(model.spec, run_settings.vocab)
+        return Engine(model, tokenizer=tokenizer, max_batch=64, state_memory=max(memory, 8 * model.spec.state_bytes))
 
     engine = load_engine(run_settings.model)
     settings.check_vocabulary(engine.model.spec.vocab_size, "--ban")

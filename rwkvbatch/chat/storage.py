@@ -17,7 +17,19 @@ from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.tree import read_tree, tree_values
 from rwkvbatch.config import with_later_settings
 from rwkvbatch.errors import InputError, StorageError
-from rwkvbatch.files import OS_FILES, PRIVATE_MODE, FileKind, check_target, file_head, save_file, write_all
+from rwkvbatch.files import (
+    OS_FILES,
+    PRIVATE_DIRECTORY_MODE,
+    PRIVATE_MODE,
+    FileKind,
+    check_target,
+    file_head,
+    make_directory,
+    read_file,
+    save_file,
+    write_all,
+)
+from rwkvbatch.prompt.escaping import one_line
 
 FORMAT = 1
 KIND = "rwkvbatch-chat"
@@ -42,7 +54,7 @@ def state_directory() -> Path:
 
 def open_private(path: Path) -> int:
     """A descriptor that appends to `path`; a new file is readable by its owner only."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_directory(path.parent, PRIVATE_DIRECTORY_MODE)
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, PRIVATE_MODE)
 
 
@@ -143,7 +155,7 @@ class Transcript:
 
 
 def _encoded(values: Mapping[str, Any], indent: int | None = None) -> bytes:
-    return f"{json.dumps(values, ensure_ascii=False, indent=indent)}\n".encode("utf-8", "backslashreplace")
+    return f"{one_line(json.dumps(values, ensure_ascii=False, indent=indent))}\n".encode("utf-8", "backslashreplace")
 
 
 def _session_values(session: Session) -> dict[str, Any]:
@@ -180,8 +192,8 @@ def load_session(session: Session, path: Path) -> None:
     """
     spec = session.engine.model.spec
     content = _read(path)
-    lines = [line for line in content.split("\n") if line.strip()]
-    is_transcript = bool(lines) and '"event": "start"' in lines[0]
+    lines = [line for line in content.split(b"\n") if line.strip()]
+    is_transcript = bool(lines) and b'"event": "start"' in lines[0]
     values = _from_transcript(path, lines) if is_transcript else _from_session(path, content)
     if values.get("format") != FORMAT:
         raise InputError(
@@ -198,17 +210,19 @@ def load_session(session: Session, path: Path) -> None:
                 path=path,
                 hint="load that model with /model or --model first",
             )
-        tree = read_tree(values["dialogue"])
+        tree = read_tree(values["dialogue"], spec.vocab_size)
         identity = Identity(int(values["seed"]), str(values["conversation"]), int(values["repeat"]))
         settings = {"template": values["template"], **with_later_settings(values["settings"])}
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise InputError(f"is not a complete session: {type(error).__name__}: {error}", path=path) from None
     session.adopt(tree, session.settings.replace(**settings), identity)
 
 
-def _from_session(path: Path, content: str) -> dict[str, Any]:
+def _from_session(path: Path, content: bytes) -> dict[str, Any]:
     try:
-        values = json.loads(content)
+        values = json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise InputError("is not a saved session: it is not UTF-8 text", path=path) from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"is not a saved session: {error}", path=path) from None
     if not isinstance(values, dict) or cast("dict[str, Any]", values).get("kind") != KIND:
@@ -219,13 +233,14 @@ def _from_session(path: Path, content: str) -> dict[str, Any]:
     return found
 
 
-def _from_transcript(path: Path, lines: list[str]) -> dict[str, Any]:
-    """The values of the session that the last `start` began; an incomplete last line is ignored."""
+def _from_transcript(path: Path, lines: list[bytes]) -> dict[str, Any]:
+    """The values of the session that the last `start` began; an incomplete last line is ignored,
+    also where a crash cut it off inside a character."""
     values: dict[str, Any] = {}
     tree: dict[str, Any] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            event = json.loads(line)
+            event = json.loads(line.decode("utf-8"))
             kind = event.pop("event")
         except (ValueError, AttributeError, KeyError, RecursionError):
             if number == len(lines):
@@ -244,15 +259,11 @@ def _from_transcript(path: Path, lines: list[str]) -> dict[str, Any]:
     return {**values, "dialogue": tree}
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
-        if path.stat().st_size > MAX_SESSION_BYTES:
-            raise InputError(f"is larger than {MAX_SESSION_BYTES:,} bytes, the most for a session", path=path)
-        return path.read_text(encoding="utf-8")
+        return read_file(path, MAX_SESSION_BYTES)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", path=path) from None
-    except UnicodeDecodeError:
-        raise InputError("is not a saved session: it is not UTF-8 text", path=path) from None
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

@@ -305,15 +305,18 @@ def tree_values(tree: ConversationTree, first_opening: int = 0, first_exchange: 
     }
 
 
-def read_tree(values: Mapping[str, Any]) -> ConversationTree:
+def read_tree(values: Mapping[str, Any], vocab_size: int) -> ConversationTree:
     """The inverse of `tree_values`.
+
+    Args:
+        vocab_size: of the model, to which the token ids belong.
 
     Raises:
         KeyError, TypeError, ValueError: `values` is not a consistent tree.
     """
     tree = ConversationTree(
-        [Opening(**_with_token_ids(item, "tokens")) for item in values["openings"]],
-        [_exchange(item) for item in values["exchanges"]],
+        [_opening(item, vocab_size) for item in values["openings"]],
+        [_exchange(item, vocab_size) for item in values["exchanges"]],
         {str(name): Position(**position) for name, position in values["branches"].items()},
         str(values["current"]),
     )
@@ -332,8 +335,29 @@ def read_tree(values: Mapping[str, Any]) -> ConversationTree:
     return tree
 
 
-def _exchange(values: Mapping[str, Any]) -> Exchange:
-    plain = _with_token_ids(values, "prompt", "ids", "rest")
+_TEXTS = ("user", "reply", "raw", "finish_reason")
+_TEXTS_OR_NULL = ("system", "prelude", "state", "state_sha256", "stopped_by")
+_COUNTS = ("number", "opening", "turn", "attempt", "seed", "num_read", "num_cached")
+
+
+def _check_types(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if name in _TEXTS and not isinstance(value, str):
+            raise TypeError(f"{name} must be a string, got {value!r:.60}")
+        if name in _TEXTS_OR_NULL and not isinstance(value, str | None):
+            raise TypeError(f"{name} must be a string or null, got {value!r:.60}")
+        if name in _COUNTS and not (type(value) is int and 0 <= value < 2**64):
+            raise TypeError(f"{name} must be an integer that is not negative, got {value!r:.60}")
+
+
+def _opening(values: Mapping[str, Any], vocab_size: int) -> Opening:
+    _check_types(values)
+    return Opening(**_with_token_ids(values, vocab_size, "tokens"))
+
+
+def _exchange(values: Mapping[str, Any], vocab_size: int) -> Exchange:
+    _check_types(values)
+    plain = _with_token_ids(values, vocab_size, "prompt", "ids", "rest")
     plain["settings"] = with_later_settings(values["settings"])
     if "finish" in plain:  # its name in sessions of older versions
         plain["finish_reason"] = plain.pop("finish")
@@ -341,10 +365,10 @@ def _exchange(values: Mapping[str, Any]) -> Exchange:
     return Exchange(**plain)
 
 
-def _with_token_ids(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+def _with_token_ids(values: Mapping[str, Any], vocab_size: int, *names: str) -> dict[str, Any]:
     """`values` with checked token ids under `names`."""
-    if not all(type(value) is int and value >= 0 for name in names for value in values[name]):
-        raise ValueError("token ids must be non-negative integers")
+    if not all(type(value) is int and 0 <= value < vocab_size for name in names for value in values[name]):
+        raise ValueError(f"token ids must be integers in 0 to {vocab_size - 1}")
     return {**values, **{name: tuple(values[name]) for name in names}}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from typer.main import get_command
 
 from rwkvbatch import __version__
 from rwkvbatch.cli.exits import ExitCode, debugging, report
+from rwkvbatch.prompt.escaping import output_as_log
 
 COMMANDS: Mapping[str, str] = {
     "run": "Replay scripted conversations, turn by turn, many at once.",
@@ -72,12 +74,18 @@ def _root(
     del version
 
 
+def _is_log(arguments: Sequence[str]) -> bool:
+    """Whether the output may get into a log. The replies of a chat in a pipe are data for another program."""
+    return arguments[:1] != ["chat"] and not (sys.stdout.isatty() and sys.stderr.isatty())
+
+
 def invoke(arguments: Sequence[str]) -> int:
     """Run one command line; every error ends here as one message on standard error and an exit code."""
     debug = debugging()
     try:
         # Standalone: Typer prints its own usage errors (exit code 2) and ends in SystemExit; the rest comes here.
-        app(args=list(arguments), prog_name="rwkvbatch")
+        with output_as_log(_is_log(arguments)):
+            app(args=list(arguments), prog_name="rwkvbatch")
     except SystemExit as leaving:
         if isinstance(leaving.__context__, BrokenPipeError):  # Typer exits with 1, which means a failed check here
             return ExitCode.UNREAD

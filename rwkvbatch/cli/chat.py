@@ -37,7 +37,7 @@ app = command_app()
     ),
 )
 @with_settings(
-    *("model", "adapter", "strategy", "backend", "state", "threads", "state_memory"),
+    *("model", "adapter", "strategy", "backend", "state", "threads", "state_memory", "vocab"),
     *("preset", *Sampling.model_fields, "seed", *Stopping.model_fields),
     *(*DialoguePrompt.model_fields, "template", "prelude"),
     prelude="Initial exchange: a file, api-demo-chat, or none. "

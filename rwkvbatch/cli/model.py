@@ -68,13 +68,16 @@ def random_command(
     size: Annotated[str, typer.Argument(metavar="LAYERSxWIDTH", help="Such as 12x768.")],
     output: Output,
     vocab: Annotated[int, typer.Option(min=1, max=1 << 20, help="Vocabulary size.")] = 65536,
-    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the weights.")] = 0,
     dtype: Annotated[Precision, typer.Option(help="How numbers are stored.")] = "bf16",
     head_size: Annotated[int, typer.Option(min=1, max=1024, help="Width of a head.")] = 64,
     force: Force = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write an RWKV-7 checkpoint of random weights, for measurements."""
+    """Write an RWKV-7 checkpoint of random weights, for measurements.
+
+    A .safetensors file declares the World vocabulary, cut to its size; with a .pth of another size give --vocab world.
+    """
     if (match := _SIZE.fullmatch(size)) is None:
         raise UsageError(f"the size must be LAYERSxWIDTH, such as 12x768; got {size!r}")
     layers, width = map(int, match.groups())
@@ -84,14 +87,16 @@ def random_command(
     from rwkvbatch.model.random_checkpoint import random_tensors
     from rwkvbatch.model.safetensors import check_tensor_target, save_tensors
     from rwkvbatch.model.strategy import DTYPES
+    from rwkvbatch.prompt.vocabulary import METADATA_KEY, WORLD
 
     check_tensor_target(output, replace=force)
     tensors = random_tensors(layers, width, vocab, head_size, seed, dtype=DTYPES[dtype])
-    save_tensors(output, tensors, replace=force)
+    save_tensors(output, tensors, metadata={METADATA_KEY: WORLD}, replace=force)
     message(f"wrote {output}, {sum(tensor.numel() for tensor in tensors.values()):,} parameters", quiet=quiet)
 
 
 @app.command("info", cls=Command)
+@with_settings("vocab", vocab="Describe it with this vocabulary: a file, or world.")
 def info_command(
     model: ModelArgument = None,
     adapter: AdapterOption = "none",
@@ -99,18 +104,40 @@ def info_command(
     verify: Annotated[
         bool, option("--verify", "Also read all values, look for NaN and infinity, and hash the file.")
     ] = False,
+    **settings: Any,
 ) -> None:
-    """Describe a checkpoint: its architecture, tensors and sizes."""
+    """Describe a checkpoint: its architecture, vocabulary, tensors and sizes."""
     from rwkvbatch.model.adapters import parse_adapter
     from rwkvbatch.model.checkpoint import describe, open_checkpoint
     from rwkvbatch.model.load import resolve_model_path
 
     with open_checkpoint(resolve_model_path(model).path, parse_adapter(adapter)) as checkpoint:
         description = describe(checkpoint, read_values=verify)
+    tokenizer = _tokenizer(description, settings.get("vocab"))
     if json_output:
-        print_json(asdict(description), indent=None)
+        print_json({**asdict(description), "tokenizer": tokenizer}, indent=None)
     else:
-        _show(description)
+        _show(description, tokenizer)
+
+
+def _tokenizer(description: Description, vocab: str | None) -> dict[str, Any]:
+    """The tokenizer that the checkpoint is used with, or why there is none, as JSON values."""
+    from rwkvbatch.errors import InputError
+    from rwkvbatch.prompt.vocabulary import shown_ids, textless_ids, tokenizer_of
+
+    try:
+        tokenizer = tokenizer_of(description, vocab)
+    except (InputError, UsageError) as error:
+        if vocab is not None:
+            raise
+        return {"unknown": error.message, "hint": error.hint}
+    textless = textless_ids(tokenizer)
+    return {
+        "name": tokenizer.name,
+        "sha256": tokenizer.sha256,
+        "num_textless": len(textless),
+        "textless": shown_ids(textless),
+    }
 
 
 @app.command("convert", cls=Command)
@@ -119,20 +146,31 @@ def convert_command(
     output: Output,
     adapter: AdapterOption = "none",
     dtype: Annotated[Precision | None, typer.Option(help="How numbers are stored; as they are unless given.")] = None,
+    vocab: Annotated[
+        Literal["world"] | None, option("--vocab", "Declare the World vocabulary, cut to the checkpoint's size.")
+    ] = None,
     force: Force = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Convert a checkpoint of any form to .pth or .safetensors with the official names, and merge an adapter."""
+    """Convert a checkpoint of any form to .pth or .safetensors with the official names, and merge an adapter.
+
+    A .safetensors file keeps what the checkpoint declares about its vocabulary; --vocab world declares World ids.
+    """
     from rwkvbatch.model.adapters import parse_adapter
     from rwkvbatch.model.checkpoint import open_checkpoint
     from rwkvbatch.model.load import resolve_model_path
     from rwkvbatch.model.safetensors import check_tensor_target, save_entries
     from rwkvbatch.model.strategy import DTYPES
+    from rwkvbatch.prompt.vocabulary import METADATA_KEY
 
     check_tensor_target(output, replace=force)
+    if vocab is not None and output.suffix != ".safetensors":
+        raise UsageError("--vocab is written into a .safetensors file; a .pth has no place for it")
     with open_checkpoint(resolve_model_path(source).path, parse_adapter(adapter)) as checkpoint:
         tensors = checkpoint.rounded(None if dtype is None else DTYPES[dtype])
-        save_entries(output, tensors, replace=force)
+        declared = vocab or checkpoint.vocabulary
+        metadata = None if declared is None else {METADATA_KEY: declared}
+        save_entries(output, tensors, metadata=metadata, replace=force)
         undone = "".join(f"; undone: {phrase}" for phrase in checkpoint.file.undone)
     message(f"wrote {output}, {len(tensors)} tensors{undone}", quiet=quiet)
 
@@ -196,7 +234,16 @@ def _show_verdict(found: Verification) -> None:
         )
 
 
-def _show(description: Description) -> None:
+def _tokenizer_text(tokenizer: dict[str, Any]) -> str:
+    if "unknown" in tokenizer:
+        hint = f"; {tokenizer['hint']}" if tokenizer["hint"] else ""
+        return f"unknown: {tokenizer['unknown']}{hint}"
+    if not tokenizer["num_textless"]:
+        return f"{tokenizer['name']}; every id has a text"
+    return f"{tokenizer['name']}; {tokenizer['num_textless']:,} ids decode to nothing: {tokenizer['textless']}"
+
+
+def _show(description: Description, tokenizer: dict[str, Any]) -> None:
     from rwkvbatch.cli.views import console, facts_table, fitted_table
 
     files = "" if description.num_files == 1 else f", {description.num_files} files"
@@ -209,6 +256,7 @@ def _show(description: Description) -> None:
         "width": f"{description.width:,}",
         "heads": f"{description.num_heads} x {description.head_size}" if description.num_heads else "none",
         "vocabulary": f"{description.vocab_size:,}",
+        "tokenizer": _tokenizer_text(tokenizer),
         "parameters": f"{description.num_parameters:,}",
         "precision": description.dtype,
         "file size": _size(description.num_bytes),

@@ -317,17 +317,17 @@ RACE_CELLS_SHOWN = 4
 
 
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:
-    """Print what would be run; loads the tokenizer, but no model."""
+    """Print what would be run; opens the checkpoints' headers for their vocabularies, but loads no model."""
     from rwkvbatch.cli.exits import print_json
-    from rwkvbatch.prompt.tokenizer import world_tokenizer
     from rwkvbatch.replay.conversation import PromptEncoder, preview
+    from rwkvbatch.replay.models import vocabularies
     from rwkvbatch.script.lint import lint
 
-    found = preview(prepared.plan, PromptEncoder(world_tokenizer()))
-    warnings = lint(prepared.plan.conversations)
+    tokenizer, about_vocabularies = vocabularies(prepared.plan)
+    found = preview(prepared.plan, PromptEncoder(tokenizer))
+    warnings = [*about_vocabularies, *map(str, lint(prepared.plan.conversations))]
     if as_json:
-        content = {**found.as_dict(), "warnings": [str(warning) for warning in warnings]}
-        print_json(content)
+        print_json({**found.as_dict(), "warnings": warnings})
         return
     shared = found.first_prompt_tokens - found.first_prompt_distinct
     facts = {

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from rwkvbatch.comparison.metrics import TURN_METRICS
 from rwkvbatch.comparison.ngrams import count_ngrams
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError
-from rwkvbatch.results.row import decode_values
+from rwkvbatch.files import open_file
+from rwkvbatch.results.recovery import read_lines
+from rwkvbatch.results.row import check_values, decode_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,15 +129,19 @@ def read_results(path: Path, notes: list[str], *, needs_checksum: bool = True) -
     """
     columns = _Columns()
     try:
-        with path.open("rb") as file, _no_collection():
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
+        with open_file(path) as file, _no_collection():
+            for stored in read_lines(file):
+                number, line = stored.number, stored.data
+                if not stored.is_long and not line.endswith(b"\n"):
                     notes.append(f"{path}: the last line is incomplete (an interrupted run?) and is left out")
                     break
                 if line.isspace():
                     continue
                 try:
-                    columns.add(decode_values(line, needs_checksum=needs_checksum))
+                    values = decode_values(line, needs_checksum=needs_checksum)
+                    if needs_checksum:
+                        check_values(values)
+                    columns.add(values)
                 except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
                     raise RunDamagedError(
                         f"is not a row of a run: {_reason(error)}",

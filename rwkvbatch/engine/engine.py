@@ -19,7 +19,8 @@ from rwkvbatch.engine.scheduler import Chunk, Scheduler, SequenceState
 from rwkvbatch.engine.sequence import Generation, Job, Scoring, StepWork
 from rwkvbatch.errors import UsageError, is_out_of_memory
 from rwkvbatch.model.base import Choices, Model, State, check_tokens
-from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
+from rwkvbatch.prompt.tokenizer import Tokenizer
+from rwkvbatch.prompt.vocabulary import textless_ids, tokenizer_of
 
 DEFAULT_STATE_MEMORY = 2**30
 MAX_SLOTS = 4096
@@ -65,7 +66,7 @@ class Engine:
 
     Args:
         model: a model of any backend.
-        tokenizer: None for the World vocabulary, truncated to the model's vocabulary size.
+        tokenizer: None for the model's own, see `tokenizer_of`.
         max_batch: the most requests that are active at a time.
         step_rows: approximate number of token rows per step; prompts are read in chunks that fit.
         state_memory: bytes for recurrent states, cached ones included. Requests wait while it is full.
@@ -73,6 +74,7 @@ class Engine:
 
     Raises:
         UsageError: `state_memory` does not hold a single state, or a size is below 1.
+        InputError: as `tokenizer_of`.
     """
 
     def __init__(
@@ -94,7 +96,8 @@ class Engine:
                 hint="raise --state-memory",
             )
         self.model = model
-        self.tokenizer = tokenizer if tokenizer is not None else world_tokenizer(model.spec.vocab_size)
+        self.tokenizer = tokenizer if tokenizer is not None else tokenizer_of(model.spec)
+        self._textless_left = set(textless_ids(self.tokenizer))
         self.stats = EngineStats()
         self._clock = clock
         self._pool = model.make_pool(capacity)
@@ -345,10 +348,21 @@ class Engine:
             finish_reason = job.take(token, logprob, now_s)
             if job.sequence.id not in self._jobs:
                 continue  # its own `on_text` cancelled it
+            if token in self._textless_left:
+                self._report_textless(token)
             if finish_reason is not None:
                 self._end(job, finish_reason)
             elif job.wants_fallback and job.holds_back and not held_back:
                 self._save_fallback(job)
+
+    def _report_textless(self, token: int) -> None:
+        """Say, once for each id, that a reply holds a token without text: its text and its tokens do not agree."""
+        self._textless_left.discard(token)
+        _log.warning(
+            "the model chose token id %d, which no text of the vocabulary (%s) stands for; is it the model's "
+            "vocabulary? --ban %d excludes the id",
+            *(token, self.tokenizer.name, token),
+        )
 
     def _save_fallback(self, job: Generation) -> None:
         """Save the state before the last token, which may begin a stop text and has not been read yet."""

@@ -115,6 +115,7 @@ class ModelSpec(Dimensions):
         backend: `cpu` (native kernels), `reference`, `cuda` (`cuda rows=N` with a fixed row count) or `upstream`.
         device: torch device name.
         bitwise: whether replies are bit-identical for every batch (docs/design/reproducibility.md).
+        vocabulary: what the checkpoint declares (`world`), or None.
         vocabulary_file: the World vocabulary that the checkpoint's directory brings, if it does.
         adapter: the adapter merged into the weights, as it was given; None without any.
     """
@@ -127,6 +128,7 @@ class ModelSpec(Dimensions):
     device: str
     bitwise: bool
     vocabulary_file: str | None = None
+    vocabulary: str | None = None
     adapter: str | None = None
 
     @property

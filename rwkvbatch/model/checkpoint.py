@@ -268,6 +268,18 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             )
         return rounded
 
+    @property
+    def vocabulary(self) -> str | None:
+        """The vocabulary that the file's metadata declare, `world` or nothing.
+
+        The bundled model was written before there was a key for it, and its bytes stay as they are: its hash is in
+        the manifests of runs.
+        """
+        metadata = self.file.metadata
+        bundled = bool(metadata.get("licence")) and metadata.get("architecture") == "RWKV-7"
+        declared = metadata.get("vocabulary") == "world" or metadata.get("tokenizer.ggml.model") == "rwkv"
+        return "world" if declared or bundled else None
+
     def rounded(self, dtype: torch.dtype | None) -> dict[str, Entry]:
         """The tensors for another file, checked when they are loaded; with `dtype` None of the types that they have.
 
@@ -341,6 +353,7 @@ class Description(Dimensions):
         num_bytes: size of the files.
         state_bytes: size of one sequence's state, None for generations that only the `rwkv` package runs.
         sha256: hash of the file, or of the hashes of the files; None when the values were not read.
+        vocabulary, vocabulary_file: as in `ModelSpec`.
     """
 
     path: str
@@ -353,6 +366,8 @@ class Description(Dimensions):
     state_bytes: int | None
     sha256: str | None
     tensors: tuple[TensorGroup, ...]
+    vocabulary: str | None = None
+    vocabulary_file: str | None = None
 
 
 def describe(checkpoint: Checkpoint, *, read_values: bool = False) -> Description:
@@ -385,4 +400,6 @@ def describe(checkpoint: Checkpoint, *, read_values: bool = False) -> Descriptio
         state_bytes=state_bytes(architecture) if is_rwkv7(architecture) else None,
         sha256=file.sha256() if read_values else None,
         tensors=tuple(TensorGroup(*key, len(sizes), sum(sizes)) for key, sizes in groups.items()),
+        vocabulary=checkpoint.vocabulary,
+        vocabulary_file=None if file.vocabulary_file is None else str(file.vocabulary_file),
     )

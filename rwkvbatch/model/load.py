@@ -169,6 +169,7 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
         device=ops.device,
         bitwise=ops.bitwise,
         vocabulary_file=None if vocabulary is None else str(vocabulary),
+        vocabulary=checkpoint.vocabulary,
         adapter=checkpoint.adapter,
     )
     stepper: Stepper = network

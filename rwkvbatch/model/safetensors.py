@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rwkvbatch.errors import CheckpointError, StorageError, UsageError
-from rwkvbatch.files import FILE_MODE, PRIVATE_MODE, FileKind, check_target, replacing
+from rwkvbatch.files import FILE_MODE, PRIVATE_MODE, FileKind, check_target, open_file, replacing
 from rwkvbatch.model import pth
 from rwkvbatch.model.tensor_file import Contents, Entry, StoredBytes
 
@@ -160,7 +160,7 @@ def _is_state(path: Path) -> bool:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         head = file.read(64)
     # A zip archive, or a pickle of protocol 2: what `torch.save` has written since and before version 1.6.
     return head.startswith((b"PK\x03\x04", b"\x80\x02")) or (is_safetensors(head) and not _is_state(path))

@@ -286,6 +286,7 @@ def load_upstream(checkpoint: Checkpoint, strategy: str, *, threads: int | None 
         device=str(zero[0].device),
         bitwise=False,
         vocabulary_file=None if vocabulary is None else str(vocabulary),
+        vocabulary=checkpoint.vocabulary,
         adapter=checkpoint.adapter,
     )
     return UpstreamModel(package_model, zero, spec, threads=threads)

@@ -141,7 +141,7 @@ class JinjaTemplate(PromptTemplate):
                 yield
         except TimeoutError as error:
             raise TemplateError(f"{prefix}{error}", path=self._path, hint=_HINT) from None
-        except (RecursionError, MemoryError):
+        except (RecursionError, MemoryError, SyntaxError):  # Python's parser allows 100 levels of blocks
             raise TemplateError(f"{prefix}nested too deeply", path=self._path, hint=_HINT) from None
         except (JinjaError, TypeError, ValueError) as error:
             line = error.lineno if isinstance(error, TemplateSyntaxError) else self._line(error)

@@ -18,10 +18,10 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 
 from rwkvbatch.config import Prompting, ReplyPrompt, ThinkMode
 from rwkvbatch.errors import UsageError
+from rwkvbatch.files import read_file
 
 # A line end includes carriage returns before it. Matching only from the start of such a run keeps this linear.
 LINE_END = r"(?<!\r)\r*\n"
@@ -65,13 +65,9 @@ def read_text(path: str, max_bytes: int) -> str:
         ValueError: it cannot be read, is not UTF-8, or is larger than `max_bytes`; the message says which.
     """
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(max_bytes + 1)
-        text = data.decode("utf-8-sig")
+        text = read_file(path, max_bytes).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(data) > max_bytes:
-        raise ValueError(f"is larger than {max_bytes} bytes")
     return text
 
 

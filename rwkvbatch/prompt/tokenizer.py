@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rwkvbatch.errors import InputError, UsageError
-from rwkvbatch.files import OS_FILES, PRIVATE_MODE, replace_file
+from rwkvbatch.files import OS_FILES, PRIVATE_MODE, read_file, replace_file
 
 FILE_NAME = "rwkv_vocab_v20230424.txt"
 _MAGIC = b"rwkvbatch vocabulary 1\n"
+MAX_VOCABULARY_BYTES = 2**26
 _HASH_BYTES = 32
 _REINSTALL = "reinstall the `rwkv` package, which carries the vocabulary"
 
@@ -60,7 +61,7 @@ def load_entries(path: Path | None = None, cache: Path | None = None) -> tuple[b
 
         cache = user_cache_path("rwkvbatch") / "world-vocabulary-1.bin"
     try:
-        source = path.read_bytes()
+        source = read_file(path, MAX_VOCABULARY_BYTES)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", path=path, hint=_REINSTALL) from None
     source_hash = hashlib.sha256(source).digest()
@@ -71,7 +72,7 @@ def load_entries(path: Path | None = None, cache: Path | None = None) -> tuple[b
     return entries
 
 
-def parse_entries(source: bytes, path: Path) -> tuple[bytes, ...]:
+def parse_entries(source: bytes, path: Path, hint: str = _REINSTALL) -> tuple[bytes, ...]:
     """Entries of a vocabulary file: lines of `ID LITERAL LENGTH`, the literal a Python `str` or `bytes`.
 
     Raises:
@@ -92,11 +93,11 @@ def parse_entries(source: bytes, path: Path) -> tuple[bytes, ...]:
                 raise ValueError("the id is out of range or comes twice")
         except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
             raise InputError(
-                f"not an entry of a World vocabulary: {error}", path=path, line=number, hint=_REINSTALL
+                f"not an entry of a World vocabulary: {error}", path=path, line=number, hint=hint
             ) from None
         by_id[int(token)] = entry
     if not by_id:
-        raise InputError("contains no vocabulary entry", path=path, hint=_REINSTALL)
+        raise InputError("contains no vocabulary entry", path=path, hint=hint)
     return tuple(by_id.get(token, b"") for token in range(max(by_id) + 1))
 
 
@@ -107,7 +108,7 @@ def pack(entries: tuple[bytes, ...]) -> bytes:
 
 def _read_cache(cache: Path, source_hash: bytes) -> tuple[bytes, ...] | None:
     try:
-        content = cache.read_bytes()
+        content = read_file(cache, MAX_VOCABULARY_BYTES)
     except OSError:
         return None
     head, packed = content[: len(_MAGIC) + 2 * _HASH_BYTES], content[len(_MAGIC) + 2 * _HASH_BYTES :]
@@ -173,17 +174,28 @@ class Tokenizer(Protocol):
     def token_bytes(self, token: int) -> bytes: ...
 
 
+def refuse_surrogates(text: str) -> bytes:
+    """`text` in UTF-8; raises `InputError` for a lone surrogate, which has no bytes."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"character {error.start + 1} of a text, U+{ord(text[error.start]):04X}, is half of a surrogate pair",
+            hint="write the whole character, or remove it",
+        ) from None
+
+
 class WorldTokenizer:
     """The World vocabulary's entries with ids below `vocab_size`; see `world_tokenizer`.
 
     Args:
         entries: the bytes of each id, empty for ids without an entry; must include the 256 single bytes.
         vocab_size: the model's vocabulary size; may be larger than the table.
+        name: for messages.
     """
 
-    name = "rwkv-world"
-
-    def __init__(self, entries: Sequence[bytes], vocab_size: int) -> None:
+    def __init__(self, entries: Sequence[bytes], vocab_size: int, name: str = "rwkv-world") -> None:
+        self.name = name
         self.vocab_size = vocab_size
         self._bytes_of = tuple(entries[:vocab_size])
         self._id_of = {entry: token for token, entry in enumerate(self._bytes_of) if entry}
@@ -209,13 +221,7 @@ class WorldTokenizer:
         Raises:
             InputError: `text` contains a lone surrogate, which has no bytes.
         """
-        try:
-            data = text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"character {error.start + 1} of a text, U+{ord(text[error.start]):04X}, is half of a surrogate pair",
-                hint="write the whole character, or remove it",
-            ) from None
+        data = refuse_surrogates(text)
         if not self._ends_with_words:
             return self._encode_bytes(data)
         id_of, pieces, ids = self._id_of, self._pieces, list[int]()

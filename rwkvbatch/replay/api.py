@@ -95,6 +95,7 @@ class RunKeywords(TypedDict, total=False):
     devices: Sequence[str]
     ray: str | None
     state_memory: int | str | None
+    vocab: str | None
     max_prompt_tokens: int | None
     max_failures: int | None
     max_line_bytes: int | str
@@ -141,7 +142,7 @@ def run(
         metrics_port: serve metrics for Prometheus on this port of 127.0.0.1 while it runs; 0 takes a free one.
         observer: receives progress. notify: receives messages for people.
         should_stop: called between steps; true ends the run, which can be continued.
-        loading: entered while the models are loaded; what it raises leaves no trace.
+        loading: entered while files are read and the models are loaded; what it raises leaves no trace.
         command: how the run was started, for the manifest.
         settings: fields of `RunSettings`, see `RunKeywords`; a list of values makes a dimension of the grid. They
             win over a conversation's own params.
@@ -156,7 +157,8 @@ def run(
     if model is not None and not isinstance(model, (str, os.PathLike, Sequence)):
         loaded, model = cast("Model", getattr(model, "model", model)), None
     where: dict[str, Any] = {"grid": grid, "config": config, "environment": environment, "documents": documents}
-    prepared = prepare(scripts, model=model, skip_bad=skip_bad, shard=shard, **where, **settings)
+    with loading():  # a script may be a pipe that never ends
+        prepared = prepare(scripts, model=model, skip_bad=skip_bad, shard=shard, **where, **settings)
     plan, skipped = prepared.plan, prepared.script.skipped
     _log_lint(plan)
     observers = [] if observer is None else [observer]

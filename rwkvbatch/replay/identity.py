@@ -18,6 +18,7 @@ import rwkvbatch
 from rwkvbatch import __version__
 from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, Stopping
 from rwkvbatch.errors import InputError
+from rwkvbatch.files import open_file
 from rwkvbatch.prompt.templates import load_prelude
 from rwkvbatch.results.manifest import FIRST_SETTINGS, GIVEN_FOR_ALL, default_settings
 from rwkvbatch.results.row import RowDigest
@@ -181,10 +182,14 @@ def _digest(value: Any) -> str:
     return _sha256(text.encode("ascii"))[:32]
 
 
+MAX_STATE_BYTES = 2**34
+"""The largest state file; one of a model of 14 billion parameters has 82 MB."""
+
+
 def sha256_of_file(path: str, option: str) -> str:
     """Hex digest of a file that an option names; raises `InputError` if it cannot be read."""
     try:
-        with Path(path).expanduser().open("rb") as file:
+        with open_file(Path(path).expanduser(), MAX_STATE_BYTES) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{option} {path}: cannot be read: {error.strerror}") from None
@@ -238,6 +243,7 @@ def make_about(plan: Plan, specs: Mapping[Setup, ModelSpec], scripts: list[str],
         "workers": settings.workers,
         "devices": list(settings.devices),
         "state_memory": settings.state_memory,
+        "vocab": settings.vocab,
     }
 
 

@@ -32,6 +32,12 @@ from rwkvbatch.config import (
     shown_value,
 )
 from rwkvbatch.errors import InputError, RwkvBatchError, UsageError
+from rwkvbatch.files import read_file
+
+MAX_TOML_BYTES = 2**20
+MAX_KEY_PARTS = 16
+_PART = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')"""
+_LONG_KEY = re.compile(rf"(?:^|[{{,\[])[ \t]*{_PART}(?:[ \t]*\.[ \t]*{_PART}){{{MAX_KEY_PARTS}}}", re.MULTILINE)
 
 GRID_TABLES = ("grid", "zip", "cells", "override")
 """Tables of a settings file that make a grid, see `replay.grid`."""
@@ -188,11 +194,15 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def read_toml(path: Path, option: str) -> dict[str, Any]:
     """The content of a TOML file that an option names; raises `UsageError` if it cannot be read or is not TOML."""
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        text = read_file(path, MAX_TOML_BYTES).decode("utf-8-sig")
+        # The parser's memory grows with the square of the number of parts.
+        if _LONG_KEY.search(text):
+            raise UsageError(f"{option} {path}: has a key of more than {MAX_KEY_PARTS} parts, joined by dots")
+        return tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"{option} {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         where = f"not UTF-8: byte 0x{error.object[error.start]:02x} at place {error.start + 1}"
         raise UsageError(f"{option} {path}: not a TOML file: {where}", hint="save the file as UTF-8") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # `ValueError`: an integer of thousands of digits, for one
         raise UsageError(f"{option} {path}: not a TOML file: {error}") from None

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from rwkvbatch.config import NO_ADAPTER, RunSettings
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import InputError, UsageError
 from rwkvbatch.prompt.templates import load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
+from rwkvbatch.prompt.vocabulary import shown_ids, textless_ids, tokenizer_of
 from rwkvbatch.replay.conversation import PromptEncoder
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.script.records import refuse
@@ -88,7 +89,8 @@ class ModelLoader:
         return self._loaded[1]
 
     def tokenizer(self, spec: ModelSpec) -> Tokenizer:
-        return world_tokenizer(spec.vocab_size)
+        """The tokenizer of a model; raises as `tokenizer_of`."""
+        return tokenizer_of(spec, self._settings.vocab)
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, ModelSpec]:
         """The spec of every setup's model. The first setup's model stays in memory."""
@@ -126,6 +128,33 @@ def forkable_loader(settings: RunSettings) -> ModelLoader:
 
     torch.set_num_threads(1)
     return ModelLoader(settings)
+
+
+def vocabularies(plan: Plan) -> tuple[Tokenizer, list[str]]:
+    """The tokenizer of the first cell's model, by the checkpoints' headers, and warnings about every cell's.
+
+    A checkpoint that cannot be opened has a warning, and World's tokenizer stands for its own.
+    """
+    from rwkvbatch.model.checkpoint import describe, open_checkpoint
+    from rwkvbatch.model.load import resolve_model_path
+
+    found: list[Tokenizer] = []
+    warnings: list[str] = []
+    for model in dict.fromkeys(settings.model for settings in plan.cell_settings):
+        try:
+            with open_checkpoint(resolve_model_path(model).path) as checkpoint:
+                tokenizer = tokenizer_of(describe(checkpoint), plan.settings.vocab)
+        except InputError as error:
+            warnings.append(f"{error}; tokens are counted with the World vocabulary")
+            tokenizer = world_tokenizer()
+        found.append(tokenizer)
+        if textless := textless_ids(tokenizer):
+            name = "the bundled model" if model is None else model
+            warnings.append(
+                f"{name}: {len(textless):,} of {tokenizer.vocab_size:,} token ids decode to nothing with the "
+                f"vocabulary {tokenizer.name} ({shown_ids(textless)}); a reply that holds one is reported"
+            )
+    return found[0], warnings
 
 
 def refuse_unusable(plan: Plan, specs: Mapping[Setup, Any]) -> None:

@@ -145,7 +145,10 @@ def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
             )
         if options.skipped:
             directory.keep_skipped(line.raw for line in options.skipped)
-        rows = directory.open_rows(plan.num_rows, plan.row_number, digest=digests.of_row, repair=options.repair)
+        vocabulary = {plan.cells[cell].name: spec.vocab_size for setup, spec in specs.items() for cell in setup.cells}
+        rows = directory.open_rows(
+            plan.num_rows, plan.row_number, digest=digests.of_row, repair=options.repair, vocab_size=vocabulary.get
+        )
         store = stack.enter_context(closing(rows))
         return _Session(plan, loader, pool, options, store, directory, reuse).run()
 

@@ -309,6 +309,7 @@ class RunDirectory:
         *,
         digest: Callable[[int], RowDigest] | None = None,
         repair: bool = False,
+        vocab_size: Callable[[str], int | None] = lambda cell: None,
     ) -> RowStore:
         """The rows so far, see `RowStore`."""
         return RowStore(
@@ -317,6 +318,7 @@ class RunDirectory:
             place,
             digest=digest,
             repair=repair,
+            vocab_size=vocab_size,
             files=self._files,
             at=self.at,
             lost=self._lock.lost,

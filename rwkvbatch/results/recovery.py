@@ -12,10 +12,11 @@ from typing import BinaryIO
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError
 from rwkvbatch.files import BLOCK_BYTES, Files, open_file, read_spans, replace_file, write_all
-from rwkvbatch.results.row import MAX_LINE_BYTES, BadLineError, Row, RowHead, RowKey, decode_row
+from rwkvbatch.results.row import MAX_LINE_BYTES, BadLineError, Row, RowHead, RowKey, WrongValuesError, decode_row
 
 _BUFFER_BYTES = 2**16
 _KEPT_BYTES = 64
+_TOO_LONG = f"it is longer than {MAX_LINE_BYTES:,} bytes"
 
 
 class LineIndex:
@@ -102,21 +103,28 @@ class ScannedLine:
 
 
 def scan_lines(
-    reader: BinaryIO, place: Callable[[RowKey], int | None], decode: Callable[[bytes], Row | RowHead] = decode_row
+    reader: BinaryIO,
+    place: Callable[[RowKey], int | None],
+    decode: Callable[[bytes], Row | RowHead] = decode_row,
+    *,
+    skip_long: bool = False,
 ) -> Iterator[ScannedLine]:
     """The lines of a results file.
 
     Args:
         place: a row's number in the plan; None for a row that is not in it.
         decode: `decode_head` where the rest of the row need not be checked.
+        skip_long: as of `read_lines`; without it, a line that is too long counts as damage, not as a torn write.
     """
     seen: set[int] = set()
-    for line in read_lines(reader):
+    for line in read_lines(reader, skip_long=skip_long):
         number, failed, problem, whole = -1, False, None, True
         try:
             row = decode(line.data)
         except BadLineError as error:
-            problem, whole = str(error), False
+            problem, whole = str(error), isinstance(error, WrongValuesError)
+            if line.is_long:
+                problem, whole = _TOO_LONG, not skip_long
         else:
             found = place(row.key)
             if found is None:
@@ -133,30 +141,38 @@ def scan_lines(
 class StoredLine:
     """A line of a file with its line end, its number from 1, its first byte, and the one after its last.
 
-    `data` of a line longer than `MAX_LINE_BYTES` is only its beginning, which is not a row.
+    `data` of a line longer than `MAX_LINE_BYTES` (`is_long`) is only its beginning, which is not a row.
     """
 
     number: int
     start: int
     end: int
     data: bytes
+    is_long: bool = False
 
 
-def read_lines(reader: BinaryIO) -> Iterator[StoredLine]:
-    """The lines of an open file, with at most `MAX_LINE_BYTES` of a line in memory."""
+def read_lines(reader: BinaryIO, *, skip_long: bool = False) -> Iterator[StoredLine]:
+    """The lines of an open file, with at most `MAX_LINE_BYTES` of a line in memory.
+
+    A longer line is the last one, and has no known end: a file may be larger than can be read. With `skip_long` it is
+    read to its end, and others follow.
+    """
     start = 0
     for number in itertools.count(1):
         data = reader.readline(MAX_LINE_BYTES)
         if not data:
             return
         end = start + len(data)
-        if len(data) == MAX_LINE_BYTES and not data.endswith(b"\n"):
+        is_long = len(data) == MAX_LINE_BYTES and not data.endswith(b"\n")
+        if is_long:
             data = data[:_KEPT_BYTES]
-            while rest := reader.readline(BLOCK_BYTES):
+            while skip_long and (rest := reader.readline(BLOCK_BYTES)):
                 end += len(rest)
                 if rest.endswith(b"\n"):
                     break
-        yield StoredLine(number, start, end, data)
+        yield StoredLine(number, start, end, data, is_long)
+        if is_long and not skip_long:
+            return
         start = end
 
 
@@ -175,8 +191,10 @@ def read_results(path: Path) -> Iterator[Row]:
                     row = decode_row(line.data)
                 except BadLineError as error:
                     hint = "continue the run with --repair to set damaged rows aside and run them again"
-                    problem = f"the row is damaged: {error}"
+                    problem = f"the row is damaged: {_TOO_LONG if line.is_long else error}"
                     damage = damage or RunDamagedError(problem, path=path, line=line.number, hint=hint)
+                    if line.is_long or isinstance(error, WrongValuesError):
+                        raise damage from None
                     continue
                 if damage is not None:
                     raise damage
@@ -204,11 +222,26 @@ class Findings:
     end: int
 
 
-def look_through(reader: BinaryIO, place: Callable[[RowKey], int | None], index: LineIndex) -> Findings:
-    """Scan an open file and add its rows to `index`."""
+def look_through(
+    reader: BinaryIO,
+    place: Callable[[RowKey], int | None],
+    index: LineIndex,
+    vocab_size: Callable[[str], int | None] = lambda cell: None,
+    *,
+    skip_long: bool = False,
+) -> Findings:
+    """Scan an open file and add its rows to `index`; `vocab_size` is that of a cell's model, where it is known."""
+
+    def decode(line: bytes) -> Row:
+        row = decode_row(line)
+        size, largest = vocab_size(row.cell), max(row.reply_ids, default=0)
+        if size is not None and largest >= size:
+            raise WrongValuesError(f"its token id {largest} is not in the model's vocabulary, which ends at {size - 1}")
+        return row
+
     bad: list[ScannedLine] = []
     end_of_rows = end = 0
-    for line in scan_lines(reader, place):
+    for line in scan_lines(reader, place, decode, skip_long=skip_long):
         end = line.end
         if line.whole:
             end_of_rows = line.end

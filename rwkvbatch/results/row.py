@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from typing import Any, Self, cast
 from zlib import crc32
 
+from rwkvbatch.prompt.escaping import one_line
 from rwkvbatch.script.choices import ChoiceScores
 
 NOT_REACHED = "not reached:"
@@ -34,10 +35,18 @@ class RowKey:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """`prompt` counts the whole history that the reply followed, `reply` the tokens generated."""
+    """`prompt` counts the whole history that the reply followed, `reply` the tokens generated.
+
+    `thinking` of the latter belong to the thinking part, its end included; None in replies without one.
+    """
 
     prompt: int
     reply: int
+    thinking: int | None = None
+
+    def as_dict(self) -> dict[str, int]:
+        """JSON values; `thinking` only where there is any."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -186,7 +195,7 @@ class Row:
         """JSON values in the order of the fields; `asdict` would copy every token id."""
         values = {
             **vars(self),
-            "tokens": vars(self.tokens),
+            "tokens": self.tokens.as_dict(),
             "logprob": vars(self.logprob),
             "reference": None if self.reference is None else self.reference.as_dict(),
             "checks": [vars(check) for check in self.checks],
@@ -223,6 +232,117 @@ _OPTIONAL = frozenset({"choices", "probe"})
 """Fields that only the rows of some turns have; earlier versions wrote none of them."""
 _ROW_FIELDS = tuple(field.name for field in fields(Row) if field.name not in _OPTIONAL)
 
+FINISH_REASONS = frozenset({"stop", "eos", "length", "time", "error", SCORED})
+MAX_COUNT = 2**31 - 1
+"""The largest token id, turn and number of tokens."""
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_text_or_null(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_COUNT
+
+
+def _is_seed(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**64
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -1e300 < value < 1e300
+
+
+def _is_number_or_null(value: Any) -> bool:
+    return value is None or _is_number(value)
+
+
+_Kind = tuple[Callable[[Any], bool], str]
+_TEXT: _Kind = (_is_text, "a string")
+_TEXT_OR_NULL: _Kind = (_is_text_or_null, "a string or null")
+_COUNT: _Kind = (_is_count, f"an integer in 0 to {MAX_COUNT}")
+_NUMBER: _Kind = (_is_number, "a finite number")
+_NUMBER_OR_NULL: _Kind = (_is_number_or_null, "a finite number or null")
+
+_ROW_KINDS: Mapping[str, _Kind] = {
+    **dict.fromkeys(("conversation", "cell", "prompt", "reply"), _TEXT),
+    **dict.fromkeys(("repeat", "turn"), _COUNT),
+    **dict.fromkeys(("stopped_by", "error"), _TEXT_OR_NULL),
+    "seed": (_is_seed, "an integer in 0 to 2^64 - 1"),
+    "finish_reason": (FINISH_REASONS.__contains__, f"one of {', '.join(sorted(FINISH_REASONS))}"),
+}
+_PART_KINDS: Mapping[str, Mapping[str, _Kind]] = {
+    "tokens": {"prompt": _COUNT, "reply": _COUNT},
+    "logprob": {"mean": _NUMBER_OR_NULL, "sum": _NUMBER},
+    "reference": {"text": _TEXT, "nll": _NUMBER, "matched": _NUMBER, "tokens": _COUNT},
+    "timing": {
+        **dict.fromkeys(("queued_s", "prefill_s", "first_token_s", "total_s", "tokens_per_s"), _NUMBER),
+        "cached_tokens": _COUNT,
+    },
+}
+_CHECK_KINDS: Mapping[str, _Kind] = {
+    "kind": _TEXT,
+    "passed": (lambda value: type(value) is bool, "true or false"),
+    "score": (lambda value: _is_number(value) and 0 <= value <= 1, "a number in [0, 1]"),
+    "weight": (lambda value: _is_number(value) and value >= 0, "a number that is not negative"),
+    "detail": _TEXT_OR_NULL,
+}
+
+
+def check_values(values: Mapping[str, Any]) -> None:
+    """Raise unless the JSON values of a row have the types and ranges of `Row`: a checksum only says who wrote them.
+
+    Raises:
+        KeyError, TypeError, ValueError: which key has what, and what was expected.
+    """
+    _check_kinds(values, _ROW_KINDS, "")
+    for name, kinds in _PART_KINDS.items():
+        part = values[name]
+        if part is None and name == "reference":
+            continue
+        if type(part) is not dict:
+            raise TypeError(f"{name} must be an object, got {_shown(part)}")
+        _check_kinds(cast("dict[str, Any]", part), kinds, f"{name}.")
+    for check in _listed(values, "checks"):
+        if type(check) is not dict:
+            raise TypeError(f"checks must contain objects, got {_shown(check)}")
+        _check_kinds({"weight": 1.0, "detail": None, **cast("dict[str, Any]", check)}, _CHECK_KINDS, "checks.")
+    for tag in _listed(values, "tags"):
+        if not isinstance(tag, str):
+            raise TypeError(f"tags must contain strings, got {_shown(tag)}")
+    ids = _listed(values, "reply_ids")
+    # `set` of the types: one pass in C over thousands of ids.
+    if ids and not (set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) <= MAX_COUNT):
+        wrong = next(value for value in ids if not _is_count(value))
+        raise ValueError(f"reply_ids must contain token ids, got {_shown(wrong)}")
+
+
+def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, _Kind], prefix: str) -> None:
+    for name, (is_right, expected) in kinds.items():
+        value = values[name]
+        try:
+            right = is_right(value)
+        except TypeError:  # a list is no member of a set
+            right = False
+        if not right:
+            raise TypeError(f"{prefix}{name} must be {expected}, got {_shown(value)}")
+
+
+def _listed(values: Mapping[str, Any], name: str) -> list[Any]:
+    found = values[name]
+    if type(found) is not list:
+        raise TypeError(f"{name} must be an array, got {_shown(found)}")
+    return cast("list[Any]", found)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 60 else text[:57] + "..."
+
 
 def weighted_score(checks: Sequence[tuple[float, float]]) -> float | None:
     """A row's score: the mean of its checks' scores by their weights, in [0, 1]; None if the weights sum to zero.
@@ -234,7 +354,7 @@ def weighted_score(checks: Sequence[tuple[float, float]]) -> float | None:
     return sum(score * weight for score, weight in checks) / weight if weight > 0 else None
 
 
-MAX_LINE_BYTES = 256 * 2**20
+MAX_LINE_BYTES = 64 * 2**20
 """The longest line that is read into memory; a longer one is damage."""
 
 _KEY = b',"crc":"'
@@ -247,6 +367,10 @@ _ENCODE_ASCII = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 class BadLineError(ValueError):
     """A line is not a whole row with the right checksum; the text says what is wrong with it."""
+
+
+class WrongValuesError(BadLineError):
+    """A line has the right checksum, so it is not torn, and is not a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +412,7 @@ def encode_row(row: Row) -> bytes:
     """
     values = row.as_dict()
     try:
-        body = _ENCODE(values).encode()
+        body = one_line(_ENCODE(values)).encode()
     except UnicodeEncodeError:  # lone surrogates: UTF-8 has no bytes for them, JSON has escapes
         body = _ENCODE_ASCII(values).encode()
     return b'%s,"crc":"%08x"}\n' % (body[:-1], crc32(body))
@@ -326,11 +450,13 @@ def decode_row(line: bytes) -> Row:
     """
     content = content_of_line(line)
     try:
-        return Row.from_dict(_current(json.loads(content)))  # not orjson, which rounds integers above 64 bits
+        values = _current(json.loads(content))  # not orjson, which rounds integers above 64 bits
+        check_values(values)
+        return Row.from_dict(values)
     except BadLineError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BadLineError(f"it is not a row of this version ({type(error).__name__}: {error})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise WrongValuesError(f"it is not a row of this version ({type(error).__name__}: {error})") from None
 
 
 def decode_head(line: bytes) -> RowHead:
@@ -342,10 +468,10 @@ def decode_head(line: bytes) -> RowHead:
             "repeat": int(repeat),
             "turn": int(turn),
             "finish_reason": str(finish_reason),
-        }:
+        } if finish_reason in FINISH_REASONS:
             return RowHead(RowKey(conversation, cell, repeat, turn), finish_reason)
         case _:
-            raise BadLineError("it is not a row of this version")
+            raise WrongValuesError("it is not a row of this version")
 
 
 def decode_values(line: bytes, *, needs_checksum: bool = True) -> dict[str, Any]:

@@ -50,6 +50,7 @@ class RowStore:
         place: a row's number in the plan; None for a row that is not in it.
         digest: of a row by its number, to be written with it; None writes rows without digests.
         repair: set damaged lines aside in `results.damaged` instead of refusing them.
+        vocab_size: of a cell's model, where it is known; a row with a larger token id is damaged.
         flush_rows, flush_seconds: at most this much is lost in a power cut; a killed process loses nothing.
         clock: monotonic seconds.
 
@@ -70,6 +71,7 @@ class RowStore:
         *,
         digest: Callable[[int], RowDigest] | None = None,
         repair: bool = False,
+        vocab_size: Callable[[str], int | None] = lambda cell: None,
         files: Files = OS_FILES,
         at: int | None = None,
         lost: Callable[[], str | None] = lambda: None,
@@ -96,7 +98,7 @@ class RowStore:
         self._reader: BinaryIO | None = None  # of the same open file as `_descriptor`
         self._descriptor = -1
         try:
-            self._open(repair)
+            self._open(repair, vocab_size)
         except BaseException:  # Ctrl-C too: nobody can close an object whose construction failed
             self._release()
             raise
@@ -240,10 +242,10 @@ class RowStore:
         assert self._reader is not None
         return self._reader
 
-    def _open(self, repair: bool) -> None:
+    def _open(self, repair: bool, vocab_size: Callable[[str], int | None]) -> None:
         try:
             self._open_file()
-            found = look_through(self._open_reader, self._place, self._index)
+            found = look_through(self._open_reader, self._place, self._index, vocab_size, skip_long=repair)
         except OSError as error:
             problem = f"cannot be opened for writing: {error.strerror or error}"
             raise RunDirectoryError(problem, path=self._path) from None

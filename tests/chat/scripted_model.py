@@ -55,7 +55,8 @@ class ScriptedModel:
 
     @property
     def spec(self) -> ModelSpec:
-        return ModelSpec("7", 1, 64, 1, 64, VOCAB_SIZE, 0, 1024, "5c", "scripted.pth", "fp32", "scripted", "cpu", True)
+        sizes = ("7", 1, 64, 1, 64, VOCAB_SIZE, 0, 1024)
+        return ModelSpec(*sizes, "5c", "scripted.pth", "fp32", "scripted", "cpu", True, vocabulary="world")
 
     def make_pool(self, capacity: int) -> StatePool:
         return TokensPool([()] * capacity)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rwkvbatch.chat import storage
 from rwkvbatch.chat.session import Session
 from rwkvbatch.chat.storage import Transcript, load_session, save_session
 from rwkvbatch.config import CellSettings
@@ -135,3 +138,52 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="transcript cannot be written"):
         Transcript(tmp_path / "file" / "t.jsonl")
+
+
+def test_a_transcript_that_a_crash_cut_off_inside_a_character_loads_up_to_there(tmp_path: Path) -> None:
+    session, path = new_session(), tmp_path / "t.jsonl"
+    transcript = Transcript(path)
+    transcript.start(session)
+    session.ask("a")
+    transcript.record(session)
+    transcript.close()
+    with path.open("ab") as file:
+        file.write('{"event": "typed", "text": "größe'.encode()[:-3])
+    other = empty()
+    load_session(other, path)
+    assert other.tree == session.tree
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tree: tree["exchanges"][0].update(ids=[10**9]), "token ids must be integers in 0 to"),
+        (lambda tree: tree["openings"][0].update(tokens=[-1]), "token ids must be integers in 0 to"),
+        (lambda tree: tree["exchanges"][0].update(reply=3), "reply must be a string, got 3"),
+        (lambda tree: tree["exchanges"][0].update(seed="x"), "seed must be an integer"),
+        (lambda tree: tree["exchanges"][0].update(opening=1.5), "opening must be an integer"),
+        (lambda tree: tree["exchanges"][1].update(parent=9), "out of order"),
+    ],
+)
+def test_a_session_whose_checksum_is_right_and_whose_values_are_not_is_bad_input(
+    change: Callable[[Any], None], said: str, tmp_path: Path
+) -> None:
+    save_session(filled(), tmp_path / "s.json")
+    values = json.loads((tmp_path / "s.json").read_text())
+    del values["sha256"]
+    change(values["dialogue"])
+    values["sha256"] = storage._checksum(values)  # pyright: ignore[reportPrivateUsage]
+    (tmp_path / "s.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=said):
+        load_session(empty(), tmp_path / "s.json")
+
+
+def test_the_chat_s_directory_is_its_owner_s_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        Transcript(tmp_path / "state" / "chats" / "t.jsonl").close()
+    finally:
+        os.umask(before)
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "state", tmp_path / "state" / "chats")]
+    assert modes == [0o700, 0o700]
+    assert (tmp_path / "state" / "chats" / "t.jsonl").stat().st_mode & 0o777 == 0o600

@@ -308,7 +308,7 @@ def test_a_tree_is_the_same_after_writing_and_reading() -> None:
     session.retry()
     session.tree.branch("b")
     session.ask("c")
-    read = read_tree(tree_values(session.tree))
+    read = read_tree(tree_values(session.tree), session.engine.model.spec.vocab_size)
     assert read == session.tree
     assert read.history() == session.tree.history()
 
@@ -319,21 +319,21 @@ def test_an_inconsistent_tree_is_refused() -> None:
     values = tree_values(session.tree)
     values["branches"]["main"]["exchange"] = 7
     with pytest.raises(ValueError, match="7"):
-        read_tree(values)
+        read_tree(values, session.engine.model.spec.vocab_size)
     values = tree_values(session.tree)
     values["exchanges"][0]["parent"] = 0
     with pytest.raises(ValueError, match="exchange 0"):
-        read_tree(values)
+        read_tree(values, session.engine.model.spec.vocab_size)
     values = tree_values(session.tree)
     values["exchanges"][0]["turn"] = 1
     with pytest.raises(ValueError, match="turn 0, got 1"):
-        read_tree(values)
+        read_tree(values, session.engine.model.spec.vocab_size)
     session.ask("b")
     session.begin()
     values = tree_values(session.tree)
     values["exchanges"][1]["opening"] = 1
     with pytest.raises(ValueError, match="another opening"):
-        read_tree(values)
+        read_tree(values, session.engine.model.spec.vocab_size)
 
 
 @pytest.mark.parametrize("count", [0, 3, -1])

@@ -367,3 +367,14 @@ def test_the_option_is_read(text: str, expected: Adapter | None) -> None:
 def test_an_option_that_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--adapter"):
         parse_adapter(text)
+
+
+def test_the_library_takes_an_adapter(tmp_path: Path) -> None:
+    from rwkvbatch import LLM
+
+    path = saved(tmp_path / "disha.pth", {"blocks.0.att.output.disha": normal(8, 128, seed=1)})
+    with LLM(strategy="cpu", adapter=str(path)) as llm:
+        assert llm.spec.adapter == str(path)
+        assert llm.spec.in_words.endswith(f"adapter {path}")
+    with pytest.raises(UsageError, match="adapter need a checkpoint"):
+        LLM(load_model(strategy="cpu"), adapter=str(path))

@@ -113,3 +113,11 @@ def test_a_big_endian_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"GGUF" + (3).to_bytes(4, "big") + bytes(64))
     with pytest.raises(CheckpointError, match="big-endian"):
         load_model(path)
+
+
+def test_the_world_vocabulary_is_declared_by_llama_cpps_name_for_it(tiny_tensors: Tensors, tmp_path: Path) -> None:
+    changes = {"tokenizer.ggml.model": ("add_string", "rwkv")}
+    with open_checkpoint(write_gguf(tmp_path / "world.gguf", tiny_tensors, changes=changes)) as checkpoint:
+        assert checkpoint.vocabulary == "world"
+    with open_checkpoint(write_gguf(tmp_path / "none.gguf", tiny_tensors)) as checkpoint:
+        assert checkpoint.vocabulary is None

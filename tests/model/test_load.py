@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rwkvbatch.config import RunSettings
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model import load
 from rwkvbatch.model.base import Model
@@ -20,6 +21,7 @@ from rwkvbatch.model.load import SlowBackendWarning, load_model, resolve_model_p
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.model.rwkv7 import Rwkv7Model
+from rwkvbatch.replay.models import ModelLoader, Setup
 from tests.model.loading_memory import memory_of_loading
 
 
@@ -270,3 +272,24 @@ def test_loading_frees_the_file(tiny_file: Path, tmp_path: Path) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     path.unlink()
     assert model.forward([[1]])[0].shape == (1, 97)
+
+
+def test_heads_that_the_kernels_do_not_run_are_refused_with_the_backend_that_does(tmp_path: Path) -> None:
+    torch.save(random_tensors(1, 512, 20, head_size=512), tmp_path / "a.pth")
+    for backend in ("auto", "cpu"):
+        with pytest.raises(CheckpointError, match=r"it has heads of size 512; .* run heads up to 256") as caught:
+            load_model(tmp_path / "a.pth", "cpu", backend)
+        assert "--backend reference" in str(caught.value.hint)
+    assert load_model(tmp_path / "a.pth", "cpu", "reference").forward([[1]])[0].shape == (1, 20)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows what is said without a GPU")
+def test_the_strategy_is_named_only_if_it_was_given(tiny_file: Path) -> None:
+    with pytest.raises(UsageError, match="and none was found") as caught:
+        load_model(tiny_file, backend="cuda")
+    assert "--strategy" not in f"{caught.value}{caught.value.hint}"
+    with pytest.raises(UsageError, match="--strategy is for 'cpu'"):
+        load_model(tiny_file, "cpu", "cuda")
+    loader = ModelLoader(RunSettings())
+    with pytest.raises(UsageError, match="--devices asks for the device 'cuda:0', but no CUDA device was found"):
+        loader.model(Setup(str(tiny_file), "auto", "auto", (0,)).on_device("cuda:0"))

@@ -357,7 +357,7 @@ class Recorder(FakeLoader):
     """Writes where it runs to a file whose path is relative to the driver's directory."""
 
     def specs(self, setups: Any) -> Any:
-        Path("found.txt").write_text("\n".join(name for name in os.environ if name.startswith("RWKVBATCH_")))
+        Path("found.txt").write_text("\n".join(name for name in os.environ if name.startswith("RWKVBATCH_OF_")))
         return super().specs(setups)
 
 

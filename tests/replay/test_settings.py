@@ -94,7 +94,7 @@ class TestErrors:
             ("top_p", "1.3", "--top-p must be a number in [0, 1], got 1.3"),
             ("temperature", "warm", "--temp must be a number in [0, 100], got warm"),
             ("top_k", "2.5", "--top-k must be a whole number in [0, 2147483647], got 2.5"),
-            ("max_seconds", 0, "--max-seconds must be a number in (0, 1e+09], got 0"),
+            ("max_seconds", 0, "--max-seconds must be a number in (0, 1000000000], got 0"),
             ("temperature", "nan", "--temp must be a number in [0, 100], got nan"),
             (
                 "order",

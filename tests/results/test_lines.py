@@ -5,17 +5,29 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkvbatch.results.row import BadLineError, Row, RowHead, RowKey, decode_head, decode_row, encode_row
+from rwkvbatch.engine.request import FinishReason
+from rwkvbatch.results.row import (
+    FINISH_REASONS,
+    SCORED,
+    BadLineError,
+    Row,
+    RowHead,
+    RowKey,
+    decode_head,
+    decode_row,
+    encode_row,
+)
 from tests.replay.fakes import make_row
 
 
 class TestLines:
-    @given(reply=st.text(), prompt=st.text(st.characters()), ids=st.lists(st.integers(0, 2**31)))
+    @given(reply=st.text(), prompt=st.text(st.characters()), ids=st.lists(st.integers(0, 2**31 - 1)))
     def test_a_row_comes_back_from_its_line(self, reply: str, prompt: str, ids: list[int]) -> None:
         row = make_row("1", reply=reply, prompt=prompt, reply_ids=tuple(ids))
         line = encode_row(row)
@@ -36,7 +48,7 @@ class TestLines:
     @given(
         prompt=st.text(st.characters()),
         finish_reason=st.sampled_from(["stop", "error"]),
-        ids=st.lists(st.integers()),
+        ids=st.lists(st.integers(0, 2**31 - 1)),
         change=st.none() | st.tuples(st.integers(0, 10_000), st.integers(1, 255)),
     )
     def test_the_head_alone_is_that_of_the_whole_row_and_as_easily_refused(
@@ -87,3 +99,7 @@ class TestLines:
 
         with pytest.raises(ValueError, match="not JSON compliant"):
             encode_row(make_row("1", logprob=Logprob(float("inf"), 0.0)))
+
+
+def test_every_way_in_which_a_reply_of_a_run_can_end_is_known() -> None:
+    assert (set(get_args(FinishReason)) - {"cancelled"}) | {SCORED} == FINISH_REASONS

@@ -258,9 +258,10 @@ def test_of_a_line_without_an_end_only_the_beginning_is_kept_in_memory(
         file.write(bytes(5 * end))
     monkeypatch.setattr(scan, "MAX_LINE_BYTES", end)
     with (tmp_path / "results.jsonl").open("rb") as reader:
-        lines = list(scan.scan_lines(reader, lambda key: 0))
+        lines = list(scan.scan_lines(reader, lambda key: 0, skip_long=True))
         reader.seek(0)
         kept = [len(line.data) for line in scan.read_lines(reader)]
     assert [line.end - line.start for line in lines] == [end, 5 * end]
     assert kept == [end, 64]
-    assert [row.conversation for row in read_results(tmp_path / "results.jsonl")] == ["0"]
+    with pytest.raises(RunDamagedError, match="it is longer than"):
+        list(read_results(tmp_path / "results.jsonl"))

@@ -17,7 +17,7 @@ def save_weights(network: Network, path: Path) -> None:
     tensors = {
         name: value.detach().cpu().to(torch.bfloat16).contiguous() for name, value in network.state_dict().items()
     }
-    _replace(tensors, path, {"format": "pt", "architecture": "RWKV-7", "licence": "Apache-2.0"})
+    _replace(tensors, path, {"format": "pt", "architecture": "RWKV-7", "vocabulary": "world", "licence": "Apache-2.0"})
 
 
 def load_weights(network: Network, path: Path) -> None:

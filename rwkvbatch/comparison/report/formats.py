@@ -98,7 +98,7 @@ def as_json(analysis: Analysis) -> str:
         ],
         "notes": list(analysis.notes),
     }
-    return printable_json(json.dumps(_plain(content), ensure_ascii=False, indent=1)) + "\n"
+    return printable_json(json.dumps(_plain(content), ensure_ascii=False, indent=1), log=True) + "\n"
 
 
 def as_csv(analysis: Analysis) -> str:
@@ -118,7 +118,7 @@ def harmless(value: Any) -> Any:
     """
     if not isinstance(value, str):
         return value
-    shown = printable(value, keep_newlines=False)
+    shown = printable(value, keep_newlines=False, log=True)
     return f"'{shown}" if _begins_formula(value) else shown
 
 
@@ -219,7 +219,7 @@ def _trend(trend: Trend) -> str:
 
 def escaped(text: str) -> str:
     """`text` on one line, with all Markdown syntax escaped."""
-    return _SPECIAL.sub(r"\\\1", printable(text, keep_newlines=False))
+    return _SPECIAL.sub(r"\\\1", printable(text, keep_newlines=False, log=True))
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -43,6 +43,7 @@ from rwkvbatch.comparison.wording import (
     trend_sentence,
     verdict,
 )
+from rwkvbatch.prompt.escaping import printable_json
 
 # pandas has no type stubs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -73,6 +74,7 @@ class PageData:
     def as_script(self) -> str:
         """JSON without characters that could end its element or begin a comment."""
         text = json.dumps(self.content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text = printable_json(text, log=True)
         for character in "<>&\u2028\u2029":
             text = text.replace(character, f"\\u{ord(character):04x}")
         return text

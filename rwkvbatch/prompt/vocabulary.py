@@ -1,0 +1,149 @@
+"""The tokenizer of a checkpoint: by what it declares or brings, by its number of token ids, or as it is told.
+
+World checkpoints have 65,536 ids, with few exceptions down to 65,525; RWKV-4 Pile and Raven have the GPT-NeoX 20B
+tokenizer's (50,254 to 50,304 rows, padded), whose file `20B_tokenizer.json` is in the repository BlinkDL/ChatRWKV. Ids
+of one vocabulary fed to a checkpoint of another give replies that look like those of a bad model: nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
+
+from rwkvbatch.errors import CheckpointError, InputError
+from rwkvbatch.prompt.bpe import BpeTokenizer
+from rwkvbatch.prompt.tokenizer import Tokenizer, WorldTokenizer, parse_entries, world_tokenizer
+
+WORLD = "world"
+"""What `--vocab` and a checkpoint's metadata call the World vocabulary, cut to the number of ids."""
+
+METADATA_KEY = "vocabulary"
+"""The key of a `.safetensors` file's metadata that declares the vocabulary."""
+
+VOCAB_VARIABLE = "RWKVBATCH_VOCAB"
+WORLD_SIZES = range(65_525, 65_537)
+NEOX_SIZES = range(50_254, 50_305)
+NEOX_FILE = "20B_tokenizer.json"
+HF_FILE = "tokenizer.json"
+MAX_FILE_BYTES = 256 << 20
+END_OF_TEXT = 0
+
+_WAY_OUT = "--vocab FILE (World format, or a tokenizer.json), or --vocab world for World ids cut to its size"
+
+
+class HasVocabulary(Protocol):
+    """What a model says about its vocabulary, see `ModelSpec`."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def vocabulary(self) -> str | None: ...
+    @property
+    def vocabulary_file(self) -> str | None: ...
+
+
+def tokenizer_of(model: HasVocabulary, vocab: str | None = None) -> Tokenizer:
+    """The tokenizer of a model.
+
+    Args:
+        vocab: `world`, or a vocabulary file; None for the environment variable `RWKVBATCH_VOCAB`, and without that the
+            file that the checkpoint's directory brings, what its metadata declare, or what its number of ids says. A
+            model that was not loaded from a file has World ids.
+
+    Raises:
+        CheckpointError: the checkpoint does not say which vocabulary it has.
+        InputError: the vocabulary's file is missing, damaged or of another kind.
+        UsageError: fewer ids than the World vocabulary's single bytes.
+    """
+    size = model.vocab_size
+    vocab = vocab or os.environ.get(VOCAB_VARIABLE) or model.vocabulary_file
+    if vocab is not None and vocab != WORLD:
+        return read_vocabulary(Path(vocab).expanduser(), size)
+    if vocab == WORLD or model.vocabulary == WORLD or size in WORLD_SIZES or not model.path:
+        return world_tokenizer(size)
+    checkpoint = Path(model.path)
+    is_folder = checkpoint.is_dir()
+    names = ((NEOX_FILE,) if size in NEOX_SIZES else ()) + ((HF_FILE,) if is_folder else ())
+    for file in ((checkpoint if is_folder else checkpoint.parent) / name for name in names):
+        if file.is_file():
+            return read_vocabulary(file, size)
+    if size in NEOX_SIZES:
+        raise CheckpointError(
+            f"has {size:,} token ids, as checkpoints of the GPT-NeoX 20B tokenizer have; {NEOX_FILE} is not beside it",
+            path=checkpoint,
+            hint=f"put that file of BlinkDL/ChatRWKV there, or give {_WAY_OUT}",
+        )
+    raise CheckpointError(
+        f"has {size:,} token ids, and no known vocabulary has: World {_range(WORLD_SIZES)}, "
+        f"GPT-NeoX 20B {_range(NEOX_SIZES)}",
+        path=checkpoint,
+        hint=f"give {_WAY_OUT}",
+    )
+
+
+def _range(sizes: range) -> str:
+    return f"{sizes[0]:,} to {sizes[-1]:,}"
+
+
+def read_vocabulary(path: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer in a file: a `tokenizer.json` with byte-level BPE, or entries in the World format.
+
+    Raises:
+        InputError: the file cannot be read, is of neither format, or does not fit `vocab_size` ids.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=path, hint=f"give {_WAY_OUT}") from None
+    return _read(path, vocab_size, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, vocab_size: int, _modified_ns: int, num_bytes: int) -> Tokenizer:
+    if num_bytes > MAX_FILE_BYTES:
+        raise InputError(f"is larger than {MAX_FILE_BYTES:,} bytes, the most of a vocabulary", path=path)
+    if not path.is_file():
+        raise InputError("is not a file", path=path, hint=f"give {_WAY_OUT}")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+    if content.lstrip()[:1] == b"{":
+        return BpeTokenizer(content, vocab_size, path)
+    entries = parse_entries(content, path, "a vocabulary file is in the World format or a tokenizer.json")
+    known = set(entries[:vocab_size])
+    missing = [byte for byte in range(256) if bytes([byte]) not in known]
+    if missing:
+        raise InputError(
+            f"below id {vocab_size:,} {len(missing)} of the 256 single bytes have no entry, such as 0x{missing[0]:02x}",
+            path=path,
+            hint="text with such a byte could not be encoded: is it the vocabulary of this model?",
+        )
+    return WorldTokenizer(entries, vocab_size, name=f"World format, {path.name}")
+
+
+@lru_cache(maxsize=16)
+def textless_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids that decode to nothing, but for end of text (0): rows of the model that no entry stands for."""
+    return frozenset(
+        token for token in range(tokenizer.vocab_size) if token != END_OF_TEXT and not tokenizer.token_bytes(token)
+    )
+
+
+def shown_ids(ids: Sequence[int] | frozenset[int], most: int = 6) -> str:
+    """Ids in words, neighbours as ranges.
+
+    >>> shown_ids([5, 7, 8, 9])
+    '5, 7 to 9'
+    """
+    ordered = sorted(ids)
+    starts = [at for at, (one, two) in enumerate(pairwise(ordered), start=1) if two != one + 1]
+    runs = [ordered[a:b] for a, b in pairwise([0, *starts, len(ordered)])] if ordered else []
+    words = [f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
+    return ", ".join(words[:most]) + (f" and {len(ordered):,} in all" if len(words) > most else "")

@@ -1,0 +1,323 @@
+"""Which tokenizer a checkpoint gets: declared, brought, by its number of ids, or as told; and byte-level BPE."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rwkvbatch.cli.app import invoke
+from rwkvbatch.cli.exits import ExitCode
+from rwkvbatch.config import Sampling
+from rwkvbatch.engine.engine import Engine
+from rwkvbatch.engine.request import Request
+from rwkvbatch.errors import CheckpointError, InputError, MissingExtraError
+from rwkvbatch.model.random_checkpoint import random_tensors
+from rwkvbatch.prompt.bpe import BpeTokenizer
+from rwkvbatch.prompt.tokenizer import TextStream, vocabulary_path, world_tokenizer
+from rwkvbatch.prompt.vocabulary import read_vocabulary, shown_ids, textless_ids, tokenizer_of
+from tests.engine.hash_model import HashModel
+
+tokenizers = pytest.importorskip("tokenizers")
+
+CORPUS = [
+    "Hello, world! Hello, wörld!",
+    "def f(x):\n    return x\n",
+    "日本語 日本語 😀 😀",
+    "\nUser: hi\n\nAssistant: hi",
+]
+SIZE = 330
+
+
+def made_tokenizer(**changes: Any) -> bytes:
+    """A byte-level BPE tokenizer of up to 320 ids as a tokenizer.json; `changes` to its JSON."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|endoftext|>", "<|padding|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(CORPUS, trainer)
+    return json.dumps({**json.loads(made.to_str()), **changes}).encode()
+
+
+CONTENT = made_tokenizer()
+BPE = BpeTokenizer(CONTENT, SIZE, Path("tokenizer.json"))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a model says about its vocabulary."""
+
+    vocab_size: int
+    path: str = "models/some.pth"
+    vocabulary: str | None = None
+    vocabulary_file: str | None = None
+
+
+@pytest.fixture(autouse=True)
+def _not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RWKVBATCH_VOCAB")
+
+
+class TestBytePairs:
+    @pytest.mark.parametrize("text", [*CORPUS, "", " ", "e\u0301", "\x00\x7f", "  \t 1234\r\n"])
+    def test_ids_and_text_are_those_of_the_package(self, text: str) -> None:
+        package = tokenizers.Tokenizer.from_str(CONTENT.decode())
+        assert BPE.encode(text) == package.encode(text).ids
+        assert BPE.decode(BPE.encode(text)) == text == package.decode(BPE.encode(text))
+
+    @given(st.text(max_size=40))
+    def test_every_text_comes_back_whole_and_in_pieces(self, text: str) -> None:
+        ids = BPE.encode(text)
+        assert BPE.decode(ids) == text
+        stream = TextStream(BPE.token_bytes)
+        assert "".join([*(stream.push(token) for token in ids), stream.finish()]) == text
+
+    def test_a_character_spread_over_tokens_is_returned_when_it_is_complete(self) -> None:
+        ids = BPE.encode("ü")
+        assert len(ids) == 2
+        stream = TextStream(BPE.token_bytes)
+        assert [stream.push(token) for token in ids] == ["", "ü"]
+
+    def test_a_special_token_in_a_text_is_the_text_that_it_is(self) -> None:
+        ids = BPE.encode("a<|endoftext|>b")
+        assert 0 not in ids
+        assert BPE.decode(ids) == "a<|endoftext|>b"
+
+    def test_half_a_surrogate_pair_is_refused(self) -> None:
+        with pytest.raises(InputError, match=r"U\+D800, is half of a surrogate pair"):
+            BPE.encode("\ud800")
+
+    def test_ids_of_the_model_that_the_file_lacks_decode_to_nothing(self) -> None:
+        last = max(json.loads(CONTENT)["model"]["vocab"].values())
+        assert textless_ids(BPE) == frozenset(range(last + 1, SIZE))
+        assert BPE.token_bytes(0) == b""
+
+    def test_another_file_has_another_hash(self) -> None:
+        other = BpeTokenizer(CONTENT + b"\n", SIZE, Path("tokenizer.json"))
+        assert other.sha256 != BPE.sha256
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"{", "is not JSON"),
+            (b"[1]", "not a JSON object"),
+            (b"{}", "is not byte-level BPE"),
+            (made_tokenizer(decoder={"type": "WordPiece", "prefix": "##", "cleanup": True}), "its decoder WordPiece"),
+            (
+                made_tokenizer(model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}),
+                "its model is WordLevel",
+            ),
+            (made_tokenizer(model={"type": "BPE", "vocab": 3}), "is not a tokenizer"),
+            (
+                made_tokenizer(added_tokens=[]),
+                r"id 0 must be a special token that ends the text, it is '<\|endoftext\|>'",
+            ),
+        ],
+    )
+    def test_what_is_no_byte_level_bpe_is_refused(self, content: bytes, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            BpeTokenizer(content, SIZE, Path("tokenizer.json"))
+
+    def test_a_model_with_fewer_ids_is_refused(self) -> None:
+        with pytest.raises(InputError, match=r"has ids up to .* and the model only 300"):
+            BpeTokenizer(CONTENT, 300, Path("tokenizer.json"))
+
+    def test_without_the_package_the_error_names_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "tokenizers", None)
+        with pytest.raises(MissingExtraError, match="needs the `tokenizers` package") as caught:
+            BpeTokenizer(CONTENT, SIZE, Path("tokenizer.json"))
+        assert "rwkvbatch[tokenizers]" in str(caught.value.hint)
+
+
+class TestChoice:
+    @pytest.mark.parametrize("size", [65525, 65529, 65536])
+    def test_world_is_known_by_its_size(self, size: int) -> None:
+        assert tokenizer_of(Checkpoint(size)).sha256 == world_tokenizer(size).sha256
+
+    @pytest.mark.parametrize("size", [300, 20_096, 50_253, 50_305, 65_524, 65_537, 151_936])
+    def test_an_unknown_size_is_refused_with_the_way_out(self, size: int) -> None:
+        with pytest.raises(CheckpointError, match=f"has {size:,} token ids, and no known vocabulary has") as caught:
+            tokenizer_of(Checkpoint(size))
+        assert "--vocab FILE" in str(caught.value.hint)
+        assert "--vocab world" in str(caught.value.hint)
+        assert "models/some.pth" in str(caught.value)
+
+    @pytest.mark.parametrize("size", [50_254, 50_277, 50_304])
+    def test_the_20b_tokenizer_is_taken_from_beside_the_checkpoint(self, size: int, tmp_path: Path) -> None:
+        checkpoint = Checkpoint(size, str(tmp_path / "RWKV-4-Pile.pth"))
+        with pytest.raises(CheckpointError, match=r"20B_tokenizer\.json is not beside it"):
+            tokenizer_of(checkpoint)
+        (tmp_path / "20B_tokenizer.json").write_bytes(CONTENT)
+        found = tokenizer_of(checkpoint)
+        assert (found.sha256, found.vocab_size) == (BPE.sha256, size)
+
+    def test_a_file_beside_a_checkpoint_of_another_size_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "20B_tokenizer.json").write_bytes(CONTENT)
+        (tmp_path / "tokenizer.json").write_bytes(CONTENT)
+        with pytest.raises(CheckpointError):
+            tokenizer_of(Checkpoint(SIZE, str(tmp_path / "some.pth")))
+
+    def test_a_directory_brings_its_own(self, tmp_path: Path) -> None:
+        (tmp_path / "tokenizer.json").write_bytes(CONTENT)
+        assert tokenizer_of(Checkpoint(SIZE, str(tmp_path))).sha256 == BPE.sha256
+        world = Checkpoint(300, str(tmp_path), vocabulary_file=str(vocabulary_path()))
+        assert tokenizer_of(world).sha256 == world_tokenizer(300).sha256
+
+    def test_what_the_metadata_declare_and_what_is_told_go_before_the_size(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "mine.json"
+        path.write_bytes(CONTENT)
+        assert tokenizer_of(Checkpoint(300, vocabulary="world")).name == "rwkv-world"
+        assert tokenizer_of(Checkpoint(50_277), "world").sha256 == world_tokenizer(50_277).sha256
+        assert tokenizer_of(Checkpoint(65_536), str(path)).sha256 == BPE.sha256
+        monkeypatch.setenv("RWKVBATCH_VOCAB", str(path))
+        assert tokenizer_of(Checkpoint(65_536)).sha256 == BPE.sha256
+        assert tokenizer_of(Checkpoint(65_536), "world").name == "rwkv-world"
+
+    def test_metadata_that_declare_something_else_do_not_count(self) -> None:
+        with pytest.raises(CheckpointError):
+            tokenizer_of(Checkpoint(300, vocabulary="martian"))
+
+    def test_a_world_file_is_cut_to_the_model(self) -> None:
+        found = read_vocabulary(vocabulary_path(), 512)
+        assert found.sha256 == world_tokenizer(512).sha256
+        assert found.encode("Hello world") == world_tokenizer(512).encode("Hello world")
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"\xff\xfe", "not an entry of a World vocabulary"),
+            (b"1 'a' 1\n2 'b' 1\n", "254 of the 256 single bytes have no entry, such as 0x00"),
+            (b"", "contains no vocabulary entry"),
+        ],
+    )
+    def test_a_file_that_is_no_vocabulary_is_refused(self, content: bytes, message: str, tmp_path: Path) -> None:
+        path = tmp_path / "vocabulary.txt"
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            read_vocabulary(path, 65_536)
+
+    def test_a_missing_file_and_a_directory_are_refused(self, tmp_path: Path) -> None:
+        for path in (tmp_path / "none.json", tmp_path):
+            with pytest.raises(InputError) as caught:
+                read_vocabulary(path, 65_536)
+            assert "--vocab FILE" in str(caught.value.hint)
+
+
+def test_ids_are_shown_as_ranges() -> None:
+    assert shown_ids(textless_ids(world_tokenizer(65_536))) == "65530 to 65535"
+    assert shown_ids(range(1, 40, 2)) == "1, 3, 5, 7, 9, 11 and 20 in all"
+    assert shown_ids([]) == ""
+
+
+def test_an_id_without_text_in_a_reply_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = HashModel(vocab_size=SIZE)
+    engine = Engine(model, tokenizer=BPE)
+    textless = min(textless_ids(BPE))
+    # Everything else is banned.
+    sampling = Sampling(banned_token_ids=tuple(token for token in range(SIZE) if token != textless))
+    with caplog.at_level(logging.WARNING):
+        replies = engine.generate([Request((1, 2), sampling, max_tokens=3), Request((3,), sampling, max_tokens=2)])
+    assert [reply.text for reply in replies] == ["", ""]
+    assert [record.message for record in caplog.records] == [
+        f"the model chose token id {textless}, which no text of the vocabulary (tokenizer.json) stands for; is it the "
+        f"model's vocabulary? --ban {textless} excludes the id"
+    ]
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with a model of 330 ids, its vocabulary and a script."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(random_tensors(1, 64, SIZE, seed=1, dtype=torch.float32), tmp_path / "small.pth")
+    (tmp_path / "vocabulary.json").write_bytes(CONTENT)
+    messages = [{"role": "user", "content": text} for text in ("日本", "x")]
+    (tmp_path / "s.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    return tmp_path
+
+
+def run(*options: str) -> int:
+    return invoke(["run", "s.jsonl", "-m", "small.pth", "--max-tokens", "5", "--quiet", "--out", "out", *options])
+
+
+def test_a_run_with_an_unknown_vocabulary_is_refused_and_goes_on_when_told(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run() == ExitCode.BAD_INPUT
+    assert "small.pth: has 330 token ids, and no known vocabulary has" in capsys.readouterr().err.replace("\n", " ")
+    assert not (files / "out").exists()
+    assert run("--vocab", "world") == ExitCode.DONE
+    cells = json.loads((files / "out" / "manifest.json").read_text())["identity"]["cells"]
+    assert {cell["tokenizer_sha256"] for cell in cells.values()} == {world_tokenizer(SIZE).sha256}
+    # Another vocabulary is another run.
+    assert run("--vocab", "vocabulary.json") == ExitCode.BAD_INPUT
+    assert "tokenizer_sha256" in capsys.readouterr().err
+
+
+def test_a_run_reads_and_writes_with_the_vocabulary_that_it_is_given(files: Path) -> None:
+    assert run("--vocab", "vocabulary.json") == ExitCode.DONE
+    rows = [json.loads(line) for line in (files / "out" / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    for row in rows:
+        ids = row["reply_ids"]
+        assert BPE.decode(ids).startswith(row["reply"])
+
+
+def test_info_names_the_tokenizer_and_the_ids_without_text(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def tokenizer(*options: str) -> dict[str, Any]:
+        assert invoke(["model", "info", "small.pth", "--json", *options]) == ExitCode.DONE
+        return json.loads(capsys.readouterr().out)["tokenizer"]
+
+    assert "no known vocabulary has" in tokenizer()["unknown"]
+    assert tokenizer("--vocab", "world")["name"] == "rwkv-world"
+    found = tokenizer("--vocab", "vocabulary.json")
+    assert (found["sha256"], found["num_textless"]) == (BPE.sha256, len(textless_ids(BPE)))
+    assert found["textless"] == shown_ids(textless_ids(BPE))
+    assert invoke(["model", "info", "small.pth", "--vocab", "none.json"]) == ExitCode.BAD_INPUT
+
+
+def test_a_safetensors_file_declares_the_world_vocabulary(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["model", "convert", "small.pth", "plain.safetensors"]) == ExitCode.DONE
+    assert invoke(["model", "convert", "small.pth", "told.safetensors", "--vocab", "world"]) == ExitCode.DONE
+    assert invoke(["model", "convert", "told.safetensors", "again.safetensors", "--dtype", "bf16"]) == ExitCode.DONE
+    assert invoke(["model", "convert", "small.pth", "told.pth", "--vocab", "world"]) == ExitCode.USAGE
+    assert invoke(["model", "random", "1x64", "random.safetensors", "--vocab", "400"]) == ExitCode.DONE
+    for name, known in (("plain", False), ("told", True), ("again", True), ("random", True)):
+        capsys.readouterr()
+        assert invoke(["model", "info", f"{name}.safetensors", "--json"]) == ExitCode.DONE
+        assert ("name" in json.loads(capsys.readouterr().out)["tokenizer"]) == known
+
+
+def test_the_bundled_model_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["model", "info", "--json"]) == ExitCode.DONE
+    found = json.loads(capsys.readouterr().out)["tokenizer"]
+    assert (found["name"], found["num_textless"]) == ("rwkv-world", 0)
+
+
+def test_a_plan_counts_with_the_checkpoints_tokenizer_and_names_ids_without_text(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def plan(*options: str) -> dict[str, Any]:
+        assert invoke(["run", "s.jsonl", "--dry-run", "--json", *options]) == ExitCode.DONE
+        return json.loads(capsys.readouterr().out)
+
+    found = plan("-m", "small.pth", "--vocab", "vocabulary.json")
+    expected = f"token ids decode to nothing with the vocabulary vocabulary.json ({shown_ids(textless_ids(BPE))})"
+    assert any(expected in warning for warning in found["warnings"])
+    unknown = plan("-m", "small.pth")
+    assert any("no known vocabulary has" in warning for warning in unknown["warnings"])
+    assert plan()["warnings"] == []
