@@ -327,7 +327,9 @@ class ConversationReplay:
             row,
             finish_reason=finish_reason,
             stopped_by=None if reply is None else reply.stopped_by,
-            tokens=row.tokens if reply is not None else TokenCounts(max(len(prefix) for prefix, _ in work.texts), 0),
+            tokens=TokenCounts(max(len(prefix) for prefix, _ in work.texts), 0)
+            if reply is None
+            else replace(row.tokens, thinking=self._num_thinking(reply)),
             logprob=Logprob(total / num_ids if num_ids else None, total),
             reference=reference,
             checks=judge(turn.checks, facts),
@@ -335,6 +337,24 @@ class ConversationReplay:
             choices=choices,
             probe=probe,
         )
+
+    def _num_thinking(self, reply: Reply) -> int | None:
+        """Tokens of the reply's thinking part; None if it has none, all if that has no end."""
+        begun = self._template.begun
+        text = begun + reply.text
+        if not text.lstrip().startswith("<think"):
+            return None
+        end = text.find("</think>")
+        if end < 0:
+            return len(reply.ids)
+        num_bytes = len(text[len(begun) : end + len("</think>")].encode("utf-8", "surrogatepass"))
+        count = 0
+        for token in reply.ids:
+            if num_bytes <= 0:
+                break
+            num_bytes -= len(self._encoder.tokenizer.token_bytes(token))
+            count += 1
+        return count
 
     def _reference(self, score: Score, logprob: float, tokens: tuple[int, ...]) -> Reference:
         turn, num_tokens = self._next, len(tokens)
