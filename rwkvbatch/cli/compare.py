@@ -92,6 +92,10 @@ def compare_command(
         str | None, option("--by", "Show each turn, tag or distance of probes (exploratory).", "turn|tag|distance")
     ] = None,
     k: Annotated[str | None, option("--k", "The k of pass@k. [dim]Default: the repeats[/]", "N,...")] = None,
+    blame: Annotated[
+        bool,
+        option("--blame", "Show the turns at which dialogues went wrong; needs cells with --history own and gold."),
+    ] = False,
     force: Annotated[bool, option("--force", "Compare the turns that different scripts share.")] = False,
     show: Annotated[str | None, option("--show", "Print one conversation side by side, and no table.", "ID")] = None,
     changes: Annotated[int, option("--changes", "Show the N most changed conversations.", "N", min=0)] = 0,
@@ -172,6 +176,7 @@ def compare_command(
         allow_missing=allow_missing,
         partial=partial,
         force=force,
+        blame=blame,
     )
     for note in analysis.notes:
         message(f"note: {note}", quiet=quiet)
