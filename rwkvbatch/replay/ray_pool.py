@@ -145,7 +145,7 @@ def connect(address: str, num_cpus: int) -> bool:
 
 
 def _auto_address() -> str:
-    """What `auto` means for Ray: `RAY_ADDRESS`, or the cluster that `ray start` wrote down here; empty if there is none.
+    """What `auto` means for Ray: `RAY_ADDRESS`, or the cluster of `ray start` on this machine; empty if there is none.
 
     Source: `read_ray_address` in https://github.com/ray-project/ray/blob/master/python/ray/_private/services.py.
     """
