@@ -265,7 +265,10 @@ COMMANDS: Mapping[str, Command] = {
         ),
         Command("preset", "Use a preset of sampling settings.", actions.use_preset, one_of("NAME", tuple(PRESETS))),
         Command(
-            "think", "Thinking mode: off, on, fake, short, long.", actions.think, one_of("[MODE]", get_args(ThinkMode))
+            "think",
+            "Thinking mode: off, on, fake, short, long, on-parens, ...; see docs/prompts.md.",
+            actions.think,
+            one_of("[MODE]", get_args(ThinkMode)),
         ),
         Command("fold", "Hide or show thinking parts.", actions.fold, one_of("[on|off]", ("on", "off"))),
         Command("seed", "Show or change the seed.", actions.seed, number("[N]", 0, SEED_LIMIT - 1)),

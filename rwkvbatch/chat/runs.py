@@ -18,6 +18,7 @@ from rwkvbatch.config import NO_ADAPTER
 from rwkvbatch.engine.request import FinishReason, closed_history
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
 from rwkvbatch.files import FileKind, check_target, file_head, save_file
+from rwkvbatch.prompt.escaping import one_line
 from rwkvbatch.prompt.templates import PRELUDES
 from rwkvbatch.results.manifest import read_manifest
 from rwkvbatch.results.recovery import read_results
@@ -222,7 +223,7 @@ def export(session: Session, path: Path, *, replace: bool = False) -> Exported:
     text = io.StringIO()
     with jsonlines.Writer(text) as writer:
         writer.write(record)
-    save_file(path, [text.getvalue().encode("utf-8", "backslashreplace")], private=True)
+    save_file(path, [one_line(text.getvalue()).encode("utf-8", "backslashreplace")], private=True)
     options: list[str] = ["rwkvbatch", "run", str(path)]
     settings = session.settings
     if named is not None:

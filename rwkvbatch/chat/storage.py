@@ -29,6 +29,7 @@ from rwkvbatch.files import (
     save_file,
     write_all,
 )
+from rwkvbatch.prompt.escaping import one_line
 
 FORMAT = 1
 KIND = "rwkvbatch-chat"
@@ -154,7 +155,7 @@ class Transcript:
 
 
 def _encoded(values: Mapping[str, Any], indent: int | None = None) -> bytes:
-    return f"{json.dumps(values, ensure_ascii=False, indent=indent)}\n".encode("utf-8", "backslashreplace")
+    return f"{one_line(json.dumps(values, ensure_ascii=False, indent=indent))}\n".encode("utf-8", "backslashreplace")
 
 
 def _session_values(session: Session) -> dict[str, Any]:
@@ -209,6 +210,10 @@ def load_session(session: Session, path: Path) -> None:
                 path=path,
                 hint="load that model with /model or --model first",
             )
+        if values["template"] is not None:
+            # Before `turn_end` existed, a template's file alone said what ends a reply.
+            for each in (values, *values["dialogue"]["exchanges"]):
+                each["settings"].setdefault("turn_end", "next-role")
         tree = read_tree(values["dialogue"], spec.vocab_size)
         identity = Identity(int(values["seed"]), str(values["conversation"]), int(values["repeat"]))
         settings = {"template": values["template"], **with_later_settings(values["settings"])}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+import sys
+from collections.abc import Generator, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +16,7 @@ from typer.main import get_command
 
 from rwkvbatch import __version__
 from rwkvbatch.cli.exits import ExitCode, debugging, report
+from rwkvbatch.prompt.escaping import output_as_log
 
 COMMANDS: Mapping[str, str] = {
     "run": "Replay scripted conversations, turn by turn, many at once.",
@@ -72,12 +77,36 @@ def _root(
     del version
 
 
+@contextlib.contextmanager
+def _usable_width() -> Generator[None]:
+    """80 columns where the terminal or `COLUMNS` has no usable number, for all that format text (rich, typer)."""
+    given = os.environ.get("COLUMNS")
+    columns = shutil.get_terminal_size((80, 24)).columns if given is None else int(given) if given.isdecimal() else 0
+    if 1 < columns < 10**6:
+        yield
+        return
+    os.environ["COLUMNS"] = "80"
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = given
+
+
+def _is_log(arguments: Sequence[str]) -> bool:
+    """Whether the output may get into a log. The replies of a chat in a pipe are data for another program."""
+    return arguments[:1] != ["chat"] and not (sys.stdout.isatty() and sys.stderr.isatty())
+
+
 def invoke(arguments: Sequence[str]) -> int:
     """Run one command line; every error ends here as one message on standard error and an exit code."""
     debug = debugging()
     try:
         # Standalone: Typer prints its own usage errors (exit code 2) and ends in SystemExit; the rest comes here.
-        app(args=list(arguments), prog_name="rwkvbatch")
+        with output_as_log(_is_log(arguments)), _usable_width():
+            app(args=list(arguments), prog_name="rwkvbatch")
     except SystemExit as leaving:
         if isinstance(leaving.__context__, BrokenPipeError):  # Typer exits with 1, which means a failed check here
             return ExitCode.UNREAD

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -50,7 +50,7 @@ class Strategy:
     device: str
     precision: Precision | Literal["int8"] | None
     fixed_rows: int | None = None
-    is_auto: bool = False
+    is_auto: bool = field(default=False, compare=False)
 
     @property
     def on_gpu(self) -> bool:

@@ -7,9 +7,11 @@ Actions and Azure Pipelines act upon lines of a job's log (`::add-mask::x`, `##[
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import unicodedata
+from collections.abc import Generator
 
 _BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -32,28 +34,29 @@ _NOT_IN_FILE_NAMES = re.compile(r"[^\w.+=@~-]+")
 _MAX_FILE_NAME = 100
 
 
-def printable(text: str, *, keep_newlines: bool = True, before: str = "") -> str:
+def printable(text: str, *, keep_newlines: bool = True, before: str = "", log: bool | None = None) -> str:
     """`text` with every character that a terminal could act upon escaped as `\\xNN` or `\\uNNNN`.
 
-    Tabs become spaces; newlines are kept or escaped. Where one of `CI_VARIABLES` is set, workflow commands lose a
-    character to an escape as well.
+    Tabs become spaces; newlines are kept or escaped. In a log, workflow commands lose a character to an escape as well.
 
     Args:
         before: for text that is given in pieces, at least the last `CONTEXT` characters of the pieces before this one.
+        log: whether the text may get into the log of a workflow, as files do; None where `is_ci_log` says so.
     """
-    if is_ci_log():
+    if is_ci_log() if log is None else log:
         text = _without_commands(text, before, "\\x{:02x}", "\\u{:04x}")
     if text.isascii() and text.isprintable():
         return text
     return "".join(_shown(character, keep_newlines) for character in text)
 
 
-def printable_json(text: str) -> str:
+def printable_json(text: str, *, log: bool | None = None) -> str:
     """A JSON text written by `json.dumps`, with the same meaning, that is safe for a terminal and a workflow's log.
 
     Characters that a terminal could act upon, and workflow commands, occur only in strings; they become `\\uNNNN`.
+    `log` is as for `printable`.
     """
-    if is_ci_log():
+    if is_ci_log() if log is None else log:
         text = _without_commands(text, "", "\\u{:04x}", "\\u{:04x}")
     if text.isascii() and "\x7f" not in text:
         return text
@@ -62,9 +65,43 @@ def printable_json(text: str) -> str:
     )
 
 
+_LINE_SEPARATORS = re.compile("[\x85\u2028\u2029]")
+
+
+def one_line(text: str) -> str:
+    """A JSON text of one line, with the same meaning, that is one line for every reader.
+
+    `str.splitlines` and others also split at U+0085, U+2028 and U+2029, which JSON strings may contain.
+    """
+    return _LINE_SEPARATORS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+_output_is_log = False
+
+
+@contextlib.contextmanager
+def output_as_log(is_log: bool) -> Generator[None]:
+    """Whether text that is printed inside may get into the log of a workflow: anything but a terminal may."""
+    global _output_is_log
+    before, _output_is_log = _output_is_log, is_log
+    try:
+        yield
+    finally:
+        _output_is_log = before
+
+
 def is_ci_log() -> bool:
-    """Whether the output is a log that is read for workflow commands."""
+    """Whether the output may be a log that is read for workflow commands."""
+    return _output_is_log or _in_workflow()
+
+
+def _in_workflow() -> bool:
     return any(os.environ.get(name) for name in CI_VARIABLES)
+
+
+def _is_ignored(character: str) -> bool:
+    """Whether the runners may ignore the character when they look for commands."""
+    return not character.isascii() and (unicodedata.category(character) == "Cf" or character in _VARIANT_MARKS)
 
 
 def _without_commands(text: str, before: str, short: str, long: str) -> str:
@@ -74,6 +111,9 @@ def _without_commands(text: str, before: str, short: str, long: str) -> str:
         short, long: formats of the escapes of characters below U+0100 and of others.
     """
     whole = before + text
+    # Joiners are a part of many scripts: where no runner is known to read the text they stay, if there is no command.
+    if not _in_workflow() and not _WORKFLOW_COMMAND.search("".join(c for c in whole if not _is_ignored(c))):
+        return text
     cut = {found.end() - 1 for found in _WORKFLOW_COMMAND.finditer(whole)}
     parts: list[str] = []
     for place in range(len(before), len(whole)):

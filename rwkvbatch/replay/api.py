@@ -19,6 +19,7 @@ from rwkvbatch.config import (
     RunSettings,
     Switch,
     ThinkMode,
+    TurnEnd,
     full_name,
     option_name,
 )
@@ -69,6 +70,7 @@ class RunKeywords(TypedDict, total=False):
     max_seconds: float | Sequence[float] | None
     stop: Sequence[str]
     think: ThinkMode | Sequence[ThinkMode]
+    turn_end: TurnEnd | Sequence[TurnEnd]
     reply_prefix: str | Sequence[str]
     bos: Switch | bool | Sequence[Switch | bool]
     history: HistoryMode | Sequence[HistoryMode]

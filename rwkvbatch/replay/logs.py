@@ -34,7 +34,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             content["traceback"] = self.formatException(record.exc_info)
-        return printable_json(json.dumps(content, ensure_ascii=True, default=str))
+        return printable_json(json.dumps(content, ensure_ascii=True, default=str), log=True)
 
 
 class _TerminalFormatter(logging.Formatter):

@@ -10,6 +10,7 @@ from hashlib import sha256
 from typing import Any, Self, cast
 from zlib import crc32
 
+from rwkvbatch.prompt.escaping import one_line
 from rwkvbatch.script.choices import ChoiceScores
 
 NOT_REACHED = "not reached:"
@@ -34,10 +35,18 @@ class RowKey:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """`prompt` counts the whole history that the reply followed, `reply` the tokens generated."""
+    """`prompt` counts the whole history that the reply followed, `reply` the tokens generated.
+
+    `thinking` of the latter belong to the thinking part, its end included; None in replies without one.
+    """
 
     prompt: int
     reply: int
+    thinking: int | None = None
+
+    def as_dict(self) -> dict[str, int]:
+        """JSON values; `thinking` only where there is any."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -186,7 +195,7 @@ class Row:
         """JSON values in the order of the fields; `asdict` would copy every token id."""
         values = {
             **vars(self),
-            "tokens": vars(self.tokens),
+            "tokens": self.tokens.as_dict(),
             "logprob": vars(self.logprob),
             "reference": None if self.reference is None else self.reference.as_dict(),
             "checks": [vars(check) for check in self.checks],
@@ -403,7 +412,7 @@ def encode_row(row: Row) -> bytes:
     """
     values = row.as_dict()
     try:
-        body = _ENCODE(values).encode()
+        body = one_line(_ENCODE(values)).encode()
     except UnicodeEncodeError:  # lone surrogates: UTF-8 has no bytes for them, JSON has escapes
         body = _ENCODE_ASCII(values).encode()
     return b'%s,"crc":"%08x"}\n' % (body[:-1], crc32(body))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rwkvbatch.files import OS_FILES, Files, read_file, save_file
+from rwkvbatch.prompt.escaping import printable_json
 from rwkvbatch.results.row import SCORED, Row
 
 SUMMARY_NAME = "summary.json"
@@ -267,7 +268,12 @@ def write_summary(
         StorageError: it could not be written; the rows are safe.
     """
     content = {**summary.as_dict(), **({} if race is None else {"race": dict(race)}), "session": dict(session)}
-    save_file(directory / SUMMARY_NAME, [json.dumps(content, indent=2).encode(), b"\n"], files=files, at=at)
+    save_file(
+        directory / SUMMARY_NAME,
+        [printable_json(json.dumps(content, indent=2), log=True).encode(), b"\n"],
+        files=files,
+        at=at,
+    )
 
 
 def read_race(directory: Path) -> Mapping[str, Any] | None:

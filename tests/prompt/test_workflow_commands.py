@@ -18,7 +18,7 @@ from rwkvbatch.chat.pipe import JsonView, PlainView
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.cli.exits import message, report
 from rwkvbatch.errors import RowError
-from rwkvbatch.prompt.escaping import CONTEXT, printable, printable_json
+from rwkvbatch.prompt.escaping import CONTEXT, one_line, output_as_log, printable, printable_json
 from tests.chat.test_start import exchange
 from tests.comparison.make_run import make_run
 
@@ -156,3 +156,21 @@ def test_a_chat_through_pipes_writes_no_command_even_token_by_token() -> None:
     JsonView(lines, err).alternatives([exchange(HOSTILE)])
     assert_no_command(lines.getvalue())
     assert json.loads(lines.getvalue())["reply"] == HOSTILE
+
+
+def test_files_and_output_that_is_no_terminal_have_no_commands_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GITHUB_ACTIONS", "TF_BUILD"):
+        monkeypatch.delenv(name, raising=False)
+    for command in COMMANDS:
+        assert_no_command(printable(command, log=True))
+        with output_as_log(True):
+            assert_no_command(printable(command))
+        assert printable(command) == printable(command, log=False)
+    assert printable("👩\u200d🔬 می\u200cخواهم", log=True) == "👩\u200d🔬 می\u200cخواهم"
+
+
+@given(st.text())
+def test_a_json_line_is_one_line_for_every_reader(text: str) -> None:
+    line = one_line(json.dumps([text], ensure_ascii=False))
+    assert json.loads(line) == [text]
+    assert len(line.splitlines()) == 1

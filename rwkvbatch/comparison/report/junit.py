@@ -138,7 +138,7 @@ def _add_suite(root: ET.Element, name: str, cases: Iterable[_Case]) -> tuple[int
 
 def safe(text: str, *, keep_newlines: bool = True) -> str:
     """`text` without characters that a terminal acts upon or that XML 1.0 does not allow."""
-    shown = printable(text, keep_newlines=keep_newlines)
+    shown = printable(text, keep_newlines=keep_newlines, log=True)
     return shown.replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff")
 
 
