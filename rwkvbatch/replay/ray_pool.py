@@ -377,10 +377,13 @@ class RayPool:
         elif not self._events:
             time.sleep(timeout_s)
         self._check_room()
+        self._check_node()
         events, self._events = self._events, []
         return events
 
     def close(self) -> None:
+        if not _node_is_alive():  # calls to it would wait until Ray ends this process
+            self._actors.clear()
         for number in list(self._actors):
             self._remove(number)
         self._events.clear()
@@ -467,6 +470,14 @@ class RayPool:
         else:
             self._remove(number)
 
+    def _check_node(self) -> None:
+        """End the run when Ray's process on this node has ended: Ray ends this process too, some seconds later."""
+        if not _node_is_alive():
+            problem = "Ray's process on this machine (the raylet) has ended"
+            self._events.append(
+                (-1, Left(problem, WorkerError(problem, hint="start the cluster again, or give local")))
+            )
+
     def _check_room(self) -> None:
         """Warn of actors that the cluster has no room for; they may still start. No actor at all is an error."""
         none_runs = not any(actor.name for actor in self._actors.values())
@@ -484,6 +495,14 @@ class RayPool:
 
     def _remove(self, number: int) -> None:
         _ray.kill(self._actors.pop(number).handle)
+
+
+def _node_is_alive() -> bool:
+    """Whether the raylet that this process started still runs; True where another program started it."""
+    worker: Any = getattr(_ray._private, "worker", None)
+    node: Any = getattr(worker, "_global_node", None)
+    started: list[Any] = [] if node is None else node.all_processes.get("raylet", [])
+    return all(info.process.poll() is None for info in started)
 
 
 def _reason(error: RayError) -> str:
