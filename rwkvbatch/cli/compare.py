@@ -148,6 +148,10 @@ def compare_command(
 ) -> None:
     """Compare runs or cells: one verdict per variant, with the uncertainty of its difference."""
     chosen = _format(output_format, out, as_json=as_json)
+    if chosen == "html" and out is None and show is None and sys.stdout.isatty():
+        raise UsageError(
+            "the format html is for a file or a pipe, and standard output is a terminal", hint="add --out report.html"
+        )
     if out is not None and show is None:
         _check_out(out, chosen, replace=replace)
     if junit_cases and chosen != "junit":

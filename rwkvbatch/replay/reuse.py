@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from rwkvbatch.errors import RunMismatchError, RwkvBatchError
+from rwkvbatch.errors import RunDamagedError, RunMismatchError, RwkvBatchError
 from rwkvbatch.files import read_spans
 from rwkvbatch.replay.identity import RowDigests
 from rwkvbatch.replay.judging import judged_again
@@ -68,6 +68,31 @@ class Reuse:
         if self.set_aside:
             text += f"; {self.set_aside:,} that this command does not have set aside in {KEPT_NAME}"
         return text
+
+
+def check_rows_of_plan(directory: RunDirectory, plan: Plan, digests: RowDigests, identity: JsonObject) -> None:
+    """Raise unless every row of a directory whose manifest is damaged is one of `plan`, and so is the script's copy.
+
+    Raises:
+        RunDamagedError: a row is of another run, or of an earlier version, whose rows do not say what they were made
+            from; or the script's copy is missing or of another run.
+    """
+    assert directory.damage is not None
+    hint = "give the settings and the script that the run was started with, or another directory with --out"
+    if read_script(directory.path, {"identity": identity}) is None:
+        raise RunDamagedError(
+            f"{directory.damage.message}; there is no copy of the script to repair it from", hint=hint
+        )
+    with directory.reading(RESULTS_NAME) as reader:
+        for line in read_lines(reader):
+            try:
+                number = plan.row_number(decode_row(line.data).key)
+            except BadLineError:
+                continue  # the store reports and repairs it
+            digest = digest_of(line.data)
+            if number is None or digest is None or digest.content != digests.of_row(number).content:
+                problem = f"{directory.damage.message}; and this row is not of this command's run"
+                raise RunDamagedError(problem, path=directory.path / RESULTS_NAME, line=line.number, hint=hint)
 
 
 def adopt(
