@@ -14,10 +14,10 @@ from functools import lru_cache
 from itertools import chain, takewhile
 from typing import TYPE_CHECKING, cast
 
-from rwkvbatch.config import CellSettings
+from rwkvbatch.config import CellSettings, Prompting
 from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, NoiseKey, Reply, Request, Score, closed_history
 from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError
-from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template
+from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template, with_turn_end
 from rwkvbatch.prompt.tokenizer import Tokenizer
 from rwkvbatch.replay.judging import explain, judge, not_judged
 from rwkvbatch.replay.plan import Plan, Task
@@ -48,19 +48,27 @@ class PromptEncoder:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, roots: dict[str, int] | None = None, max_prompt_tokens: int | None = None
+        self,
+        tokenizer: Tokenizer,
+        roots: dict[str, int] | None = None,
+        max_prompt_tokens: int | None = None,
+        weights_sha256: str = "",
     ) -> None:
+        self._weights_sha256 = weights_sha256
         self.tokenizer = tokenizer
         self.max_prompt_tokens = max_prompt_tokens
         self._roots = dict(roots or {})
         # Every cell and repetition encodes the same texts of a conversation.
         self.encode = lru_cache(maxsize=8192)(self._encode)
-        self._load_template = lru_cache(maxsize=256)(load_template)
+        self._load_template = lru_cache(maxsize=256)(self._make_template)
         self._load_prelude = lru_cache(maxsize=256)(load_prelude)
 
     def template(self, settings: CellSettings) -> PromptTemplate:
         """The prompt template of a reply."""
         return self._load_template(settings.prompting)
+
+    def _make_template(self, prompting: Prompting) -> PromptTemplate:
+        return load_template(with_turn_end(prompting, self._weights_sha256))
 
     def opening(self, conversation: Conversation, settings: CellSettings) -> tuple[int, ...]:
         """The tokens before the first turn: token 0 with `bos`, the system message and the prelude; may be empty."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from rwkvbatch.config import CellSettings, RunSettings
+from rwkvbatch.config import CellSettings, RunSettings, TurnEnd
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.layers import Layered
@@ -78,7 +78,12 @@ class Plan(RowIndex):
     """
 
     def __init__(
-        self, conversations: Sequence[Conversation], cells: Sequence[Cell], layered: Layered, shard: Shard | None = None
+        self,
+        conversations: Sequence[Conversation],
+        cells: Sequence[Cell],
+        layered: Layered,
+        shard: Shard | None = None,
+        turn_ends: Mapping[str, TurnEnd] | None = None,
     ) -> None:
         if not conversations:
             raise UsageError("there is no conversation to replay", hint="check the script, --only and --limit")
@@ -92,7 +97,7 @@ class Plan(RowIndex):
         self.settings = settings
         self.explicit = layered.explicit
         self.origins = layered.origins
-        self.cell_settings = tuple(settings.replace(**cell.overrides) for cell in self.cells)
+        self.cell_settings = tuple(_cell_settings(settings, cell, turn_ends or {}) for cell in self.cells)
         for own in self.cell_settings:
             own.check_reply_prefix()
         if len({conversation.id for conversation in self.conversations}) < len(self.conversations):
@@ -103,7 +108,7 @@ class Plan(RowIndex):
         if shard is not None:
             self.chosen = shard.share([member.turns for member in members])
             self._chosen_ids = frozenset(self.conversations[number].id for number in self.chosen)
-        self._arguments = conversations, cells, layered, shard
+        self._arguments = conversations, cells, layered, shard, turn_ends
         self._settings_of = lru_cache(maxsize=4096)(self._resolve)
         for number, conversation in enumerate(self.conversations):
             if _has_params(conversation):
@@ -116,6 +121,22 @@ class Plan(RowIndex):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._arguments
+
+    def continuing(self, cells: Mapping[str, Any]) -> Plan:
+        """The plan with the turn ends of an existing run where none is given: a run goes on as it began.
+
+        Args:
+            cells: the identities of the run's cells, by name, with the turn end that `auto` meant then.
+        """
+        turn_ends: dict[str, TurnEnd] = {}
+        for name, values in cells.items():
+            match values:
+                case {"turn_end": "next-role" | "blank-line" | "end-of-text" as turn_end}:
+                    turn_ends[name] = turn_end
+                case _:
+                    pass
+        conversations, own_cells, layered, shard, _ = self._arguments
+        return Plan(conversations, own_cells, layered, shard, turn_ends)
 
     def times_played(self) -> dict[int, int]:
         """How often a cell plays each conversation, by number; in a race at most, without those that are not drawn."""
@@ -173,6 +194,13 @@ class Plan(RowIndex):
             return TurnSettings(settings, seed)
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from None
+
+
+def _cell_settings(settings: RunSettings, cell: Cell, turn_ends: Mapping[str, TurnEnd]) -> RunSettings:
+    found = settings.replace(**cell.overrides)
+    if found.turn_end != "auto" or cell.name not in turn_ends:
+        return found
+    return found.replace(turn_end=turn_ends[cell.name])
 
 
 def _draws(settings: RunSettings, conversations: Sequence[Conversation]) -> Draws:

@@ -27,7 +27,9 @@ class Recorder:
         self.requests.append(request)
         return 2 * len(self.requests)
 
-    def submit_score(self, prefix: tuple[int, ...], continuation: tuple[int, ...], root: int = 0) -> int:
+    def submit_score(
+        self, prefix: tuple[int, ...], continuation: tuple[int, ...], root: int = 0, *, cache: bool = True
+    ) -> int:
         self.scored.append((prefix, continuation))
         return 2 * len(self.scored) + 1
 

@@ -44,7 +44,8 @@ def test_every_code_but_the_one_without_has_an_example() -> None:
 def test_the_lint_examples_in_the_documentation_are_found(code: str, content: str, tmp_path: Path) -> None:
     text = json.loads(content)
     messages = [user(), assistant(text)] if "reference" in code else [user(text)]
-    assert code in [warning.code for warning in lint(read(tmp_path, conversation(*messages)).conversations)]
+    script = read(tmp_path, conversation(*messages)).conversations
+    assert code in [warning.code for warning in lint(script, turn_end="blank-line")]
 
 
 def test_the_template_in_the_documentation_is_the_tested_one() -> None:
