@@ -254,6 +254,12 @@ def compare(
         baseline = variants[0].label if baseline is None else baseline
     pairs, unpaired = pair_up(loaded, variants, baseline)
     table = comparable_rows(loaded)
+    is_text = table["bits_per_byte"].notna()
+    if bool(is_text.any()) and bool((table["nll"].notna() & ~is_text).any()):
+        notes += [
+            "nll is of plain texts, which count by their tokens, and of reference replies, which count equally; "
+            "compare them apart, in runs of their own or with --by tag"
+        ]
     if by == "distance" and not bool(table["probe_turns"].notna().any()):
         raise UsageError("--by distance: no run has probes", hint="see docs/scripts.md for `probes`")
     every = [match(pair, table) for pair in pairs]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -37,6 +37,8 @@ from rwkvbatch.script.records import Conversation
 
 _IN_MEMORY_BYTES = 2**26
 _SHOWN = 3
+MAX_TRIED = 2000
+"""The longest script in which new conversations are looked for at every place; in longer ones only at the end."""
 
 
 @dataclass(frozen=True)
@@ -302,12 +304,12 @@ class _Adapting:
         )
 
     def _read_former_script(self) -> dict[str, Conversation]:
-        """The script of rows without digests: the beginning of this one, its copy, or the file it was read from."""
+        """The script of rows without digests: a part of this one, its copy, or the file it was read from."""
         former = self._former["identity"].get("script")
         script = cast("dict[str, Any]", former) if isinstance(former, dict) else {}
         count, sha256 = script.get("conversations"), script.get("sha256")
-        if script_sha256(self._plan.conversations[:count]) == sha256:
-            return {each.id: each for each in self._plan.conversations[:count]}
+        if (part := _without_new_ones(self._plan.conversations, count, sha256)) is not None:
+            return {each.id: each for each in part}
         about = self._former.get("about")
         names = [str(name) for name in cast("dict[str, Any]", about).get("scripts", [])] if about else []
         with suppress(RwkvBatchError):
@@ -325,7 +327,7 @@ class _Adapting:
             f"version of rwkvbatch that made the run kept no copy; this command: "
             f"{len(self._plan.conversations)} conversations, other ones or changed",
             path=self._path,
-            hint="give the script as it was, with new conversations at its end, or another directory with --out",
+            hint="give the script as it was, with new conversations in one place, or another directory with --out",
         )
 
     def _renewed(self, row: Row, data: bytes, number: int) -> tuple[bytes | None, _Move]:
@@ -415,6 +417,23 @@ class _Adapting:
     def _read_kept(self, span: tuple[int, int]) -> bytes:
         self._rewritten.seek(span[0])
         return self._rewritten.read(span[1])
+
+
+def _without_new_ones(
+    conversations: Sequence[Conversation], count: object, sha256: object
+) -> Sequence[Conversation] | None:
+    """The `count` conversations whose script has a hash, if the others stand together, as at the end of a file."""
+    if not isinstance(count, int) or not 0 < count <= len(conversations):
+        return None
+    num_new = len(conversations) - count
+    starts = range(count, -1, -1) if len(conversations) <= MAX_TRIED else (count,)
+    for start in starts:
+        part = (*conversations[:start], *conversations[start + num_new :])
+        if script_sha256(part) == sha256:
+            return part
+        if num_new == 0:
+            break
+    return None
 
 
 def _named(plan: Plan, digests: RowDigests) -> dict[str, Mapping[str, Any]]:
