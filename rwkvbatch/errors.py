@@ -15,6 +15,7 @@
     ├── RowError                one reply could not be made; the run goes on
     │   ├── PromptTooLongError
     │   └── NonFiniteLogitsError
+    │                           (NoClusterError, below, is a UsageError and a WorkerError)
     ├── WorkerError             no worker can be started or reached (exit code 4)
     └── StorageError            a write or flush failed (exit code 4)
         └── RunReplacedError        the run's directory or rows are no longer those that this process writes
@@ -137,6 +138,10 @@ class NonFiniteLogitsError(RowError):
 
 class WorkerError(RwkvBatchError):
     """No worker can be started, or none is left. The rows so far are kept."""
+
+
+class NoClusterError(UsageError, WorkerError):
+    """`--ray` names no cluster that can be reached (exit code 2)."""
 
 
 class StorageError(RwkvBatchError):

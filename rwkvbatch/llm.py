@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import starmap
 from typing import Any, Self, TypedDict, Unpack, cast, overload
 
-from rwkvbatch.config import NO_ADAPTER, Prompting, SamplingParams, ThinkMode
+from rwkvbatch.config import NO_ADAPTER, Prompting, SamplingParams, ThinkMode, TurnEnd
 from rwkvbatch.engine.engine import DEFAULT_STATE_MEMORY, Engine
 from rwkvbatch.engine.request import (
     END_OF_TEXT,
@@ -29,7 +29,7 @@ from rwkvbatch.engine.request import (
 from rwkvbatch.errors import InputError, NonFiniteLogitsError, RowError, UsageError
 from rwkvbatch.model.base import Model, ModelSpec, State, check_tokens
 from rwkvbatch.model.load import load_model
-from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template
+from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template, with_turn_end
 from rwkvbatch.prompt.tokenizer import Tokenizer
 from rwkvbatch.prompt.vocabulary import tokenizer_of
 
@@ -50,6 +50,7 @@ class _Options(TypedDict, total=False):
 
 class _ChatOptions(_Options, total=False):
     think: ThinkMode
+    turn_end: TurnEnd
     reply_prefix: str
     template: str | None
     prelude: str | None
@@ -189,7 +190,7 @@ class LLM:
         )
         self._shared: _SharedEngine | None = self._new_engine()
         self._lock = threading.RLock()
-        self._template = lru_cache(maxsize=16)(_chat_template)
+        self._template = lru_cache(maxsize=16)(self._load_template)
 
     def __repr__(self) -> str:
         return "<LLM, closed>" if self._model is None else f"<LLM {self._model.spec.in_words}>"
@@ -278,6 +279,7 @@ class LLM:
         *,
         n: int = 1,
         think: ThinkMode = "off",
+        turn_end: TurnEnd = "auto",
         reply_prefix: str = "",
         template: str | None = None,
         prelude: str | None = None,
@@ -290,6 +292,7 @@ class LLM:
             messages: an optional system message, then user and assistant messages in turn, ending with a user's.
             params, n, bos, initial_state: as `generate`.
             think: thinking mode, see `rwkvbatch.prompt.templates`.
+            turn_end: what ends a reply, besides token 0, see `config.ReplyPrompt`.
             reply_prefix: text that every reply begins with; a part of the prompt and of the reply's `text`.
             template: a Jinja2 template file instead of the official template.
             prelude: text before the first message: a file, or the name of one of `PRELUDES`.
@@ -300,7 +303,7 @@ class LLM:
             CheckpointError, NonFiniteLogitsError: as `generate`.
         """
         form, opening = (
-            _chat_template(think, reply_prefix, template),
+            self._template(think, turn_end, reply_prefix, template),
             None if prelude is None else load_prelude(prelude),
         )
         given, is_single = _as_list(messages)
@@ -314,6 +317,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         think: ThinkMode = "off",
+        turn_end: TurnEnd = "auto",
         reply_prefix: str = "",
         template: str | None = None,
         prelude: str | None = None,
@@ -331,11 +335,11 @@ class LLM:
         """
         is_prompt = isinstance(messages, str) or (len(messages) > 0 and not isinstance(messages[0], Mapping))
         if not is_prompt:
-            form = self._template(think, reply_prefix, template)
+            form = self._template(think, turn_end, reply_prefix, template)
             opening = None if prelude is None else load_prelude(prelude)
             prepared = self._conversation(cast("Sequence[Message]", messages), form, opening, "conversation", bos)
-        elif (think, reply_prefix, template, prelude) != ("off", "", None, None):
-            raise UsageError("think, reply_prefix, template and prelude need messages, got a prompt")
+        elif (think, turn_end, reply_prefix, template, prelude) != ("off", "auto", "", None, None):
+            raise UsageError("think, turn_end, reply_prefix, template and prelude need messages, got a prompt")
         else:
             prepared = self._prompt(cast("Prompt", messages), "the prompt", bos)
         with self._lock:
@@ -425,6 +429,12 @@ class LLM:
         if not prepared.tokens:
             raise UsageError(f"{name}: must have at least one token, got none", hint="bos=True reads token 0 first")
         return prepared
+
+    def _load_template(
+        self, think: ThinkMode, turn_end: TurnEnd, reply_prefix: str, template: str | None
+    ) -> PromptTemplate:
+        values = {"think": think, "turn_end": turn_end, "reply_prefix": reply_prefix, "template": template}
+        return load_template(with_turn_end(Prompting.parse(values), self.spec.weights_sha256))
 
     def _conversation(
         self, messages: Sequence[Message], form: PromptTemplate, prelude: str | None, name: str, bos: bool
@@ -639,10 +649,6 @@ def _as_list(given: Any) -> tuple[list[Any], bool]:
     is_token = hasattr(first, "__index__") and getattr(first, "ndim", 0) == 0
     is_single = is_token or isinstance(first, Mapping)
     return ([items], True) if is_single else (items, False)
-
-
-def _chat_template(think: ThinkMode, reply_prefix: str, template: str | None) -> PromptTemplate:
-    return load_template(Prompting.parse({"think": think, "reply_prefix": reply_prefix, "template": template}))
 
 
 def _shown(text: str) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -75,6 +78,24 @@ def _root(
     del version
 
 
+@contextlib.contextmanager
+def _usable_width() -> Generator[None]:
+    """80 columns where the terminal or `COLUMNS` has no usable number, for all that format text (rich, typer)."""
+    given = os.environ.get("COLUMNS")
+    columns = shutil.get_terminal_size((80, 24)).columns if given is None else int(given) if given.isdecimal() else 0
+    if 1 < columns < 10**6:
+        yield
+        return
+    os.environ["COLUMNS"] = "80"
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = given
+
+
 def _is_log(arguments: Sequence[str]) -> bool:
     """Whether the output may get into a log. The replies of a chat in a pipe are data for another program."""
     return arguments[:1] != ["chat"] and not (sys.stdout.isatty() and sys.stderr.isatty())
@@ -85,7 +106,7 @@ def invoke(arguments: Sequence[str]) -> int:
     debug = debugging()
     try:
         # Standalone: Typer prints its own usage errors (exit code 2) and ends in SystemExit; the rest comes here.
-        with output_as_log(_is_log(arguments)):
+        with output_as_log(_is_log(arguments)), _usable_width():
             app(args=list(arguments), prog_name="rwkvbatch")
     except SystemExit as leaving:
         if isinstance(leaving.__context__, BrokenPipeError):  # Typer exits with 1, which means a failed check here

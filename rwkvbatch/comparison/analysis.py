@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from rwkvbatch.comparison.blame import Blame
+from rwkvbatch.comparison.blame import blame as find_blame
 from rwkvbatch.comparison.gates import parse_gate
 from rwkvbatch.comparison.judging import Column, GateResult, GateScope, judge
 from rwkvbatch.comparison.loading import RunData, Source, load_runs
@@ -87,6 +89,7 @@ class Analysis:
         dropped: what each variant lacks.
         by, ks, margin: as given to `compare`.
         trend: of the primary metric over checkpoints, with `over`.
+        blame: the turns at which dialogues went wrong, with `blame`; else empty.
     """
 
     runs: tuple[RunData, ...]
@@ -106,6 +109,7 @@ class Analysis:
     ks: tuple[int, ...] | None = None
     margin: float | None = None
     trend: Trend | None = None
+    blame: tuple[Blame, ...] = ()
 
     @property
     def available(self) -> tuple[Metric, ...]:
@@ -208,6 +212,7 @@ def compare(
     allow_missing: bool = False,
     partial: bool = False,
     force: bool = False,
+    blame: bool = False,
 ) -> Analysis:
     """Compare runs: directories, results files, cells (`PATH::CELL`) or results of `rwkvbatch.run` in memory.
 
@@ -228,6 +233,8 @@ def compare(
         allow_missing: judge gates on what is there where rows are missing or ended in an error. partial: judge gates on
             unfinished runs. Otherwise gates fail there.
         force: compare runs of different scripts: the turns whose questions are equal.
+        blame: find the turns at which dialogues went wrong; needs cells with `history` own and gold that are otherwise
+            the same.
 
     Raises:
         UsageError: an unknown baseline or metric, no primary metric, or an invalid gate.
@@ -247,6 +254,12 @@ def compare(
         baseline = variants[0].label if baseline is None else baseline
     pairs, unpaired = pair_up(loaded, variants, baseline)
     table = comparable_rows(loaded)
+    is_text = table["bits_per_byte"].notna()
+    if bool(is_text.any()) and bool((table["nll"].notna() & ~is_text).any()):
+        notes += [
+            "nll is of plain texts, which count by their tokens, and of reference replies, which count equally; "
+            "compare them apart, in runs of their own or with --by tag"
+        ]
     if by == "distance" and not bool(table["probe_turns"].notna().any()):
         raise UsageError("--by distance: no run has probes", hint="see docs/scripts.md for `probes`")
     every = [match(pair, table) for pair in pairs]
@@ -305,6 +318,7 @@ def compare(
         ks=None if ks is None else tuple(ks),
         margin=margin,
         trend=trend,
+        blame=find_blame(variants, loaded, table) if blame else (),
     )
 
 

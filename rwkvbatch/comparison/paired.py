@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from rwkvbatch.comparison.distance import distance_groups
 from rwkvbatch.comparison.loading import RunData, joined
-from rwkvbatch.comparison.metrics import TURN_METRICS, Metric, metric_named, pass_value
+from rwkvbatch.comparison.metrics import (
+    TURN_METRICS,
+    Metric,
+    is_majority,
+    majority_at_k,
+    metric_named,
+    pass_value,
+    vote_of,
+)
 from rwkvbatch.comparison.pairing import Pair, Variant
 from rwkvbatch.results.row import NOT_REACHED
 from rwkvbatch.stats.clustered import clustered_mean
@@ -310,13 +318,15 @@ def metrics_of(rows: pd.DataFrame, sides: Sequence[str] = ("",), ks: Sequence[in
     if ks is None:
         fewest = min((len(passed) for side in sides for passed in _outcomes(rows, side).values()), default=0)
         ks = [fewest] if fewest > 1 else []
-    return found + [metric_named(f"{name}_{k}") for k in ks for name in ("pass_at", "all")]
+    return found + [metric_named(f"{name}_{k}") for k in ks for name in ("pass_at", "all", "majority_at")]
 
 
 def _redundant(metric: Metric, columns: Mapping[str, Sequence[NDArray[np.float64]]]) -> bool:
     """`passed` where it equals `score` in all rows, and `failed` where nothing failed."""
     if metric.name == "failed":
         return not any(np.nan_to_num(column).any() for column in columns["failed"])
+    if metric.name == "truncated":
+        return not any(np.nan_to_num(column).any() for column in columns["truncated"])
     if metric.name == "passed":
         pairs = zip(columns["passed"], columns["score"], strict=True)
         return all(np.array_equal(passed, score, equal_nan=True) for passed, score in pairs)
@@ -463,7 +473,12 @@ def conversation_values(rows: pd.DataFrame, metric: Metric, side: str = "") -> p
     """
     import pandas as pd
 
-    values = {name: pass_value(metric.name, passed) for name, passed in _outcomes(rows, side).items()}
+    if is_majority(metric):
+        k = int(metric.name.rpartition("_")[2])
+        votes = _votes(rows, side)
+        values = {name: majority_at_k(own, k) if len(own) >= k else math.nan for name, own in votes.items()}
+    else:
+        values = {name: pass_value(metric.name, passed) for name, passed in _outcomes(rows, side).items()}
     return pd.Series(values, dtype=np.float64).rename_axis("conversation").dropna()
 
 
@@ -481,6 +496,20 @@ def _outcomes(rows: pd.DataFrame, side: str) -> dict[str, list[bool]]:
     for key, value in passed.items():
         outcomes.setdefault(key[0], []).append(bool(value))  # pyright: ignore[reportIndexIssue]
     return outcomes
+
+
+def _votes(rows: pd.DataFrame, side: str) -> dict[str, list[tuple[tuple[str, ...], bool]]]:
+    """By conversation with checks, the answers to all its turns with checks in each repeat, and whether all passed."""
+    judged = rows.loc[rows[f"passed{side}"].notna()].sort_values(["repeat", "turn"], kind="stable")
+    found: dict[str, dict[int, tuple[tuple[str, ...], bool]]] = {}
+    columns = (f"reply{side}", f"checks{side}", f"passed{side}")
+    for name, repeat, reply, checks, passed in zip(
+        judged["conversation"], judged["repeat"], *(judged[column] for column in columns), strict=True
+    ):
+        own = found.setdefault(name, {})
+        answers, before = own.get(int(repeat), ((), True))
+        own[int(repeat)] = (*answers, vote_of(reply, checks)), before and passed == 1.0
+    return {name: list(own.values()) for name, own in found.items()}
 
 
 def _directions(values: Paired) -> tuple[int, int, int]:

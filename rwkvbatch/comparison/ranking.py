@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.metrics import Metric, pass_value
+from rwkvbatch.comparison.metrics import Metric, is_majority, pass_value
 from rwkvbatch.comparison.paired import (
     LEVEL,
     Breakdown,
@@ -150,7 +150,7 @@ def rank(
     Args:
         table: see `comparable_rows`. comparisons: those of `metric` over all rows.
     """
-    if len(variants) < MIN_VARIANTS or not metric.ranked:
+    if len(variants) < MIN_VARIANTS or not metric.ranked or is_majority(metric):
         return None, None
     lines = [line for line in comparisons if line.group is None]
     return rank_values(variants, Values.of(variants, metric, table), lines)

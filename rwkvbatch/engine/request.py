@@ -179,6 +179,8 @@ def closed_history(
     kept = tuple(reply)
     if finish_reason == "stop" and stopped_by:
         kept = _before_stop(tokenizer, kept, stopped_by)
+    elif closing and tokenizer.decode_bytes(kept).endswith(closing.encode()):
+        return (*prompt, *kept)
     return (*prompt, *kept, *tokenizer.encode(closing))
 
 

@@ -14,10 +14,10 @@ from functools import lru_cache
 from itertools import chain, takewhile
 from typing import TYPE_CHECKING, cast
 
-from rwkvbatch.config import CellSettings
+from rwkvbatch.config import CellSettings, Prompting
 from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, NoiseKey, Reply, Request, Score, closed_history
 from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError
-from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template
+from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template, with_turn_end
 from rwkvbatch.prompt.tokenizer import Tokenizer
 from rwkvbatch.replay.judging import explain, judge, not_judged
 from rwkvbatch.replay.plan import Plan, Task
@@ -35,6 +35,7 @@ from rwkvbatch.results.row import (
 from rwkvbatch.script.checks.structured import Chosen
 from rwkvbatch.script.choices import Choice, ChoiceScore, ChoiceScores
 from rwkvbatch.script.records import Conversation, ReplyFacts, Turn
+from rwkvbatch.script.tools import with_tools
 from rwkvbatch.signals import ENDS_PROCESS
 
 if TYPE_CHECKING:
@@ -48,25 +49,34 @@ class PromptEncoder:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, roots: dict[str, int] | None = None, max_prompt_tokens: int | None = None
+        self,
+        tokenizer: Tokenizer,
+        roots: dict[str, int] | None = None,
+        max_prompt_tokens: int | None = None,
+        weights_sha256: str = "",
     ) -> None:
+        self._weights_sha256 = weights_sha256
         self.tokenizer = tokenizer
         self.max_prompt_tokens = max_prompt_tokens
         self._roots = dict(roots or {})
         # Every cell and repetition encodes the same texts of a conversation.
         self.encode = lru_cache(maxsize=8192)(self._encode)
-        self._load_template = lru_cache(maxsize=256)(load_template)
+        self._load_template = lru_cache(maxsize=256)(self._make_template)
         self._load_prelude = lru_cache(maxsize=256)(load_prelude)
 
     def template(self, settings: CellSettings) -> PromptTemplate:
         """The prompt template of a reply."""
         return self._load_template(settings.prompting)
 
+    def _make_template(self, prompting: Prompting) -> PromptTemplate:
+        return load_template(with_turn_end(prompting, self._weights_sha256))
+
     def opening(self, conversation: Conversation, settings: CellSettings) -> tuple[int, ...]:
         """The tokens before the first turn: token 0 with `bos`, the system message and the prelude; may be empty."""
         prelude = None if settings.prelude is None else self._load_prelude(settings.prelude)
         begin = (END_OF_TEXT,) if settings.begins_with_bos() else ()
-        return (*begin, *self.encode(self.template(settings).opening(conversation.system, prelude)))
+        system = with_tools(conversation.system, conversation.tools)
+        return (*begin, *self.encode(self.template(settings).opening(system, prelude)))
 
     def root(self, settings: CellSettings) -> int:
         """The engine's root number of the initial state."""
@@ -324,7 +334,9 @@ class ConversationReplay:
             row,
             finish_reason=finish_reason,
             stopped_by=None if reply is None else reply.stopped_by,
-            tokens=row.tokens if reply is not None else TokenCounts(max(len(prefix) for prefix, _ in work.texts), 0),
+            tokens=TokenCounts(max(len(prefix) for prefix, _ in work.texts), 0)
+            if reply is None
+            else replace(row.tokens, thinking=self._num_thinking(reply)),
             logprob=Logprob(total / num_ids if num_ids else None, total),
             reference=reference,
             checks=judge(turn.checks, facts),
@@ -332,6 +344,24 @@ class ConversationReplay:
             choices=choices,
             probe=probe,
         )
+
+    def _num_thinking(self, reply: Reply) -> int | None:
+        """Tokens of the reply's thinking part; None if it has none, all if that has no end."""
+        begun = self._template.begun
+        text = begun + reply.text
+        if not text.lstrip().startswith("<think"):
+            return None
+        end = text.find("</think>")
+        if end < 0:
+            return len(reply.ids)
+        num_bytes = len(text[len(begun) : end + len("</think>")].encode("utf-8", "surrogatepass"))
+        count = 0
+        for token in reply.ids:
+            if num_bytes <= 0:
+                break
+            num_bytes -= len(self._encoder.tokenizer.token_bytes(token))
+            count += 1
+        return count
 
     def _reference(self, score: Score, logprob: float, tokens: tuple[int, ...]) -> Reference:
         turn, num_tokens = self._next, len(tokens)

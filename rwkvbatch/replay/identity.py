@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import rwkvbatch
 from rwkvbatch import __version__
-from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, Stopping
+from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, Stopping, first_turn_end
 from rwkvbatch.errors import InputError
 from rwkvbatch.files import open_file
-from rwkvbatch.prompt.templates import load_prelude
+from rwkvbatch.prompt.templates import clean, clean_reply, load_prelude, with_turn_end
 from rwkvbatch.results.manifest import FIRST_SETTINGS, GIVEN_FOR_ALL, default_settings
 from rwkvbatch.results.row import RowDigest
 from rwkvbatch.results.script_copy import script_sha256
@@ -44,6 +44,7 @@ def make_identity(
     plan: Plan, specs: Mapping[Setup, ModelSpec], tokenizer_of: Callable[[ModelSpec], Tokenizer]
 ) -> dict[str, Any]:
     """All that the rows of `plan` depend on, as JSON values; raises as `cell_identities`."""
+    cells = cell_identities(plan, specs, tokenizer_of)
     settings = plan.settings
     return {
         "generation_rules": GENERATION_RULES,
@@ -60,8 +61,16 @@ def make_identity(
         ),
         "max_prompt_tokens": settings.max_prompt_tokens,
         GIVEN_FOR_ALL: sorted(plan.explicit & {"seed", *Sampling.model_fields, *Stopping.model_fields, *_own_of(plan)}),
-        "cells": cell_identities(plan, specs, tokenizer_of),
+        **_paragraphs(plan, cells),
+        "cells": cells,
     }
+
+
+def _paragraphs(plan: Plan, cells: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """That references keep their blank lines, where there are some to keep; earlier versions removed them."""
+    references = (turn.reference for c in plan.conversations for turn in c.turns if turn.reference)
+    kept = any(cell["turn_end"] != "blank-line" for cell in cells.values())
+    return {"blank_lines_in_references": "kept"} if kept and any(clean(r) != clean_reply(r) for r in references) else {}
 
 
 def _own_of(plan: Plan) -> frozenset[str]:
@@ -85,7 +94,8 @@ def cell_identities(
 
 
 def _cell_identity(settings: CellSettings, spec: ModelSpec, tokenizer: Tokenizer) -> dict[str, Any]:
-    values = settings.model_dump(mode="json", include=CellSettings.model_fields.keys() - _FILES_OF_A_CELL)
+    resolved = with_turn_end(settings, spec.weights_sha256)
+    values = resolved.model_dump(mode="json", include=CellSettings.model_fields.keys() - _FILES_OF_A_CELL)
     state, template = settings.state, settings.template
     prelude = None if settings.prelude is None else load_prelude(settings.prelude)
     return {
@@ -140,10 +150,11 @@ class RowDigests:
         replayed = task.conversation
         before = _digest([GENERATION_RULES, replayed.row_context, of_cell])
         found = [""] * len(replayed.turns)
-        settings, shared = task.settings, _reply_settings(task.settings)
+        weights = str(values["weights_sha256"])
+        settings, shared = task.settings, _reply_settings(task.settings, weights)
         for turn in replayed.order:
             asked, probe = task.of_turn(turn), replayed.turns[turn].probe
-            own = shared if asked.settings is settings else _reply_settings(asked.settings)
+            own = shared if asked.settings is settings else _reply_settings(asked.settings, weights)
             # The random numbers of a reply depend on its turn's number, which a probe's place does not say.
             number = [] if probe is None else [turn]
             found[turn] = _digest([before, replayed.row_contents[turn], own, asked.seed, *number])
@@ -165,8 +176,11 @@ _OF_REPLIES = frozenset(CellSettings.model_fields) - _FILES_OF_A_CELL
 """Settings of which a conversation or a turn may have its own."""
 
 
-def _reply_settings(settings: CellSettings) -> dict[str, Any]:
-    values = settings.model_dump(mode="json", include=set(_OF_REPLIES))
+def _reply_settings(settings: CellSettings, weights_sha256: str) -> dict[str, Any]:
+    resolved = with_turn_end(settings, weights_sha256)
+    values = resolved.model_dump(mode="json", include=set(_OF_REPLIES))
+    if resolved.turn_end == first_turn_end(settings.think, has_template=settings.template is not None):
+        del values["turn_end"]  # as in digests of rows of earlier versions
     return {name: value for name, value in values.items() if _is_set(name, value)}
 
 

@@ -98,8 +98,9 @@ class ModelLoader:
 
     def encoder(self, setup: Setup, plan: Plan) -> PromptEncoder:
         """The prompt encoder of a setup. State files have the roots 1, 2, ... in the order of the cells."""
-        tokenizer = self.tokenizer(self.model(setup).spec)
-        return PromptEncoder(tokenizer, self.state_files(setup, plan), self._settings.max_prompt_tokens)
+        spec = self.model(setup).spec
+        limit, roots = self._settings.max_prompt_tokens, self.state_files(setup, plan)
+        return PromptEncoder(self.tokenizer(spec), roots, limit, spec.weights_sha256)
 
     def engine(self, setup: Setup, plan: Plan, batch: int) -> Engine:
         """An engine that generates `batch` replies at once, with the initial states of the setup's cells."""

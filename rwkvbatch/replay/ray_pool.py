@@ -34,7 +34,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rwkvbatch import __version__
 from rwkvbatch.config import ENVIRONMENT_PREFIX, RunSettings
-from rwkvbatch.errors import RwkvBatchError, UsageError, WorkerError
+from rwkvbatch.errors import NoClusterError, RwkvBatchError, UsageError, WorkerError
 from rwkvbatch.replay.identity import cell_identities, code_sha256
 from rwkvbatch.replay.models import ModelLoader, Setup, setups_of
 from rwkvbatch.replay.plan import Plan
@@ -123,14 +123,14 @@ def connect(address: str, num_cpus: int) -> bool:
     """Connect this process to a cluster; `local` starts one on this machine, with `num_cpus` processors.
 
     Returns False when the process was connected before; the caller must not close that connection. Raises `UsageError`
-    when it is connected to some other cluster, and `WorkerError` when there is none or it runs other versions.
+    when it is connected to some other cluster, and `NoClusterError` when there is none or it runs other versions.
     """
     if _ray.is_initialized():
         if address != "auto":
             problem = f"--ray {address}: this process is connected to a Ray cluster already"
             raise UsageError(problem, hint="give auto to use it, or call ray.shutdown() first")
         return False
-    check_listening(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
+    check_listening(_auto_address() if address == "auto" else address)
     options: dict[str, Any] = {}
     if address == "local":
         options = {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE_BYTES}
@@ -140,19 +140,32 @@ def connect(address: str, num_cpus: int) -> bool:
             _ray.init(address, namespace=namespace, log_to_driver=False, logging_level=logging.CRITICAL, **options)
     except (OSError, RuntimeError, ValueError) as error:
         _ray.shutdown()
-        raise WorkerError(f"--ray {address}: {' '.join(str(error).split())}", hint=_START_HINT) from None
+        raise NoClusterError(f"--ray {address}: {' '.join(str(error).split())}", hint=_START_HINT) from None
     return True
 
 
+def _auto_address() -> str:
+    """What `auto` means for Ray: `RAY_ADDRESS`, or the cluster of `ray start` on this machine; empty if there is none.
+
+    Source: `read_ray_address` in https://github.com/ray-project/ray/blob/master/python/ray/_private/services.py.
+    """
+    if given := os.environ.get("RAY_ADDRESS"):
+        return given
+    try:
+        return (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster").read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 def check_listening(address: str) -> None:
-    """Raise `WorkerError` when nothing listens at HOST:PORT, where Ray would try for minutes; other forms are Ray's."""
+    """Raise `NoClusterError` when nothing listens at HOST:PORT, where Ray tries for minutes; other forms are Ray's."""
     host, colon, port = address.rpartition(":")
     if not (colon and port.isdecimal()):
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
     except (OSError, OverflowError) as error:
-        raise WorkerError(f"--ray {address}: nothing listens there: {error}", hint=_START_HINT) from None
+        raise NoClusterError(f"--ray {address}: nothing listens there: {error}", hint=_START_HINT) from None
 
 
 @contextmanager
@@ -364,10 +377,13 @@ class RayPool:
         elif not self._events:
             time.sleep(timeout_s)
         self._check_room()
+        self._check_node()
         events, self._events = self._events, []
         return events
 
     def close(self) -> None:
+        if not _node_is_alive():  # calls to it would wait until Ray ends this process
+            self._actors.clear()
         for number in list(self._actors):
             self._remove(number)
         self._events.clear()
@@ -454,6 +470,14 @@ class RayPool:
         else:
             self._remove(number)
 
+    def _check_node(self) -> None:
+        """End the run when Ray's process on this node has ended: Ray ends this process too, some seconds later."""
+        if not _node_is_alive():
+            problem = "Ray's process on this machine (the raylet) has ended"
+            self._events.append(
+                (-1, Left(problem, WorkerError(problem, hint="start the cluster again, or give local")))
+            )
+
     def _check_room(self) -> None:
         """Warn of actors that the cluster has no room for; they may still start. No actor at all is an error."""
         none_runs = not any(actor.name for actor in self._actors.values())
@@ -471,6 +495,14 @@ class RayPool:
 
     def _remove(self, number: int) -> None:
         _ray.kill(self._actors.pop(number).handle)
+
+
+def _node_is_alive() -> bool:
+    """Whether the raylet that this process started still runs; True where another program started it."""
+    worker: Any = getattr(_ray._private, "worker", None)
+    node: Any = getattr(worker, "_global_node", None)
+    started: list[Any] = [] if node is None else node.all_processes.get("raylet", [])
+    return all(info.process.poll() is None for info in started)
 
 
 def _reason(error: RayError) -> str:

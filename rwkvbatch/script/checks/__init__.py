@@ -60,6 +60,7 @@ _BUILT_IN: Mapping[str, text.RuleKind] = {
     "boxed": answers.Boxed,
     "math": answers.Mathematics,
     "ifeval": instructions.Instructions,
+    "tool_call": structured.ToolCall,
 }
 
 
