@@ -35,6 +35,7 @@ from rwkvbatch.results.row import (
 from rwkvbatch.script.checks.structured import Chosen
 from rwkvbatch.script.choices import Choice, ChoiceScore, ChoiceScores
 from rwkvbatch.script.records import Conversation, ReplyFacts, Turn
+from rwkvbatch.script.tools import with_tools
 from rwkvbatch.signals import ENDS_PROCESS
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ class PromptEncoder:
         """The tokens before the first turn: token 0 with `bos`, the system message and the prelude; may be empty."""
         prelude = None if settings.prelude is None else self._load_prelude(settings.prelude)
         begin = (END_OF_TEXT,) if settings.begins_with_bos() else ()
-        return (*begin, *self.encode(self.template(settings).opening(conversation.system, prelude)))
+        system = with_tools(conversation.system, conversation.tools)
+        return (*begin, *self.encode(self.template(settings).opening(system, prelude)))
 
     def root(self, settings: CellSettings) -> int:
         """The engine's root number of the initial state."""

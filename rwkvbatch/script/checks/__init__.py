@@ -56,6 +56,7 @@ _BUILT_IN: Mapping[str, text.RuleKind] = {
     "finish_reason": text.Finished,
     "similarity": structured.Similarity,
     "choice": structured.Chosen,
+    "tool_call": structured.ToolCall,
 }
 
 
