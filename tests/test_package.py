@@ -120,6 +120,7 @@ NETWORK_MODULES = {
 MAY_TOUCH_THE_NETWORK = {
     "replay/progress.py": {"prometheus_client"},
     "replay/ray_pool.py": {"ray", "socket"},
+    "replay/ray_cluster.py": {"ray", "socket"},
     "serve/app.py": {"asyncio", "starlette"},
     "serve/batcher.py": {"asyncio"},
     "serve/metrics.py": {"prometheus_client"},

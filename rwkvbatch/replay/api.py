@@ -24,8 +24,8 @@ from rwkvbatch.config import (
     option_name,
 )
 from rwkvbatch.errors import UsageError
-from rwkvbatch.replay.grid import Cell, GridFile, make_cells
-from rwkvbatch.replay.layers import Layered, layer_settings, naming_origins, read_toml
+from rwkvbatch.replay.grid import PATHS, Cell, GridFile, make_cells
+from rwkvbatch.replay.layers import CHECKPOINT_ENDINGS, Layered, layer_settings, naming_origins, read_toml
 from rwkvbatch.replay.models import ModelLoader
 from rwkvbatch.replay.plan import Plan, select
 from rwkvbatch.replay.pool import pool_for
@@ -364,7 +364,7 @@ def split_lists(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, li
         parts: list[Any] = [value]
         if full in GRID_SETTINGS:
             if isinstance(value, str) and "," in value and full not in TEXTS:
-                parts = [part.strip() for part in value.split(",")]
+                parts = _split_paths(value) if full in PATHS else [part.strip() for part in value.split(",")]
             elif isinstance(value, (list, tuple)):
                 parts = list(value)  # pyright: ignore[reportUnknownArgumentType]
             if not parts or ("" in parts and full not in TEXTS):
@@ -374,3 +374,21 @@ def split_lists(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, li
         else:
             several[full] = parts
     return single, several
+
+
+def _split_paths(text: str) -> list[str]:
+    """The paths of a comma list. Of its parts, the most that are together the name of a file are one path."""
+    parts, found = text.split(","), list[str]()
+    while parts:
+        sizes = range(len(parts), 1, -1)
+        size = next((n for n in sizes if _is_path(",".join(parts[:n]).strip())), 1)
+        found.append(",".join(parts[:size]).strip())
+        parts = parts[size:]
+    return found
+
+
+def _is_path(name: str) -> bool:
+    try:
+        return any(Path(f"{name}{ending}").expanduser().exists() for ending in CHECKPOINT_ENDINGS)
+    except (OSError, ValueError, RuntimeError):
+        return False

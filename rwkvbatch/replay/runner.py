@@ -27,7 +27,7 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import MakePool, WorkerPool
 from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
 from rwkvbatch.replay.race import Played, RaceResult, race_of, result_of
-from rwkvbatch.replay.reuse import Reuse, adopt, missing_rows
+from rwkvbatch.replay.reuse import Reuse, adopt, check_rows_of_plan, missing_rows
 from rwkvbatch.replay.row_index import write_members
 from rwkvbatch.results.directory import RunDirectory, State, StatusFile
 from rwkvbatch.results.manifest import read_manifest
@@ -124,7 +124,8 @@ def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
         pool = None if options.pool is None else stack.enter_context(closing(options.pool(plan)))
         directory = None
         if options.out is not None:
-            directory = stack.enter_context(closing(RunDirectory(options.out, options.command, options.files)))
+            opened = RunDirectory(options.out, options.command, options.files, repair=options.repair)
+            directory = stack.enter_context(closing(opened))
         with options.loading():
             specs = (loader if pool is None else pool).specs(setups_of(plan))
         if directory is None:
@@ -136,6 +137,9 @@ def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
         shard = plan.shard and {**vars(plan.shard), "rows_of_run": plan.num_rows}
         digests = RowDigests(plan, list(identity["cells"].values()))
         reuse = None
+        if directory.damage is not None:
+            check_rows_of_plan(directory, plan, digests, identity)
+            directory.set_manifest_aside()
         if directory.holds_rows:
             reuse = adopt(directory, plan, digests, identity, make, shard) or Reuse(0)
         else:
