@@ -6,8 +6,9 @@ from __future__ import annotations
 def _leave_on_signals() -> None:
     """What `leave_at_once` does, without an import that takes time: signals may come that early."""
     import os
+    from importlib import import_module
 
-    _signal = __import__("_signal")  # built in, as `signal` is not
+    _signal = import_module("_signal")  # built in, as `signal` is not
     for number, message in ((_signal.SIGINT, b"interrupted"), (_signal.SIGTERM, b"terminated")):
 
         def leave(number: int, _: object, message: bytes = message) -> None:

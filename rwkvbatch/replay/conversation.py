@@ -35,6 +35,7 @@ from rwkvbatch.results.row import (
 from rwkvbatch.script.checks.structured import Chosen
 from rwkvbatch.script.choices import Choice, ChoiceScore, ChoiceScores
 from rwkvbatch.script.records import Conversation, ReplyFacts, Turn
+from rwkvbatch.script.tools import with_tools
 from rwkvbatch.signals import ENDS_PROCESS
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ class PromptEncoder:
         """The tokens before the first turn: token 0 with `bos`, the system message and the prelude; may be empty."""
         prelude = None if settings.prelude is None else self._load_prelude(settings.prelude)
         begin = (END_OF_TEXT,) if settings.begins_with_bos() else ()
-        return (*begin, *self.encode(self.template(settings).opening(conversation.system, prelude)))
+        system = with_tools(conversation.system, conversation.tools)
+        return (*begin, *self.encode(self.template(settings).opening(system, prelude)))
 
     def root(self, settings: CellSettings) -> int:
         """The engine's root number of the initial state."""
@@ -255,22 +257,27 @@ class ConversationReplay:
         """
         if not self._next.plain:
             return self._with_given(*self._template.given_reply(reference))
-        # Not through the cache of encoded texts, which would keep documents.
-        encode = self._encoder.tokenizer.encode
-        settings = self.task.of_turn(self.turn).settings
-        begin = (END_OF_TEXT,) if settings.begins_with_bos(plain_text=True) else ()
-        before, text = (*begin, *encode(self._next.user)), tuple(encode(reference))
+        before, text = self._plain_prompt(), tuple(self._encoder.tokenizer.encode(reference))
         if not before and len(text) < 2:
             raise RowError("the text has one token, and nothing is read before it: use --bos on")
         return (before, text) if before else (text[:1], text[1:])
 
+    def _plain_prompt(self) -> tuple[int, ...]:
+        """The tokens before a plain text: token 0 (unless `bos` is off) and its prompt, read without a template."""
+        settings = self.task.of_turn(self.turn).settings
+        begin = (END_OF_TEXT,) if settings.begins_with_bos(plain_text=True) else ()
+        # Not through the cache of encoded texts, which would keep documents.
+        return (*begin, *self._encoder.tokenizer.encode(self._next.user))
+
     def _choice_tokens(self, choice: Choice) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The tokens before a choice, and those of the choice, as the beginning of the reply."""
+        """The tokens before a choice, and those of the choice, as a reply's beginning or after a plain prompt."""
+        if self._next.plain:
+            return self._plain_prompt(), tuple(self._encoder.encode(choice.text))
         return self._with_choice(self._choice_text(choice))
 
     def _choice_text(self, choice: Choice) -> str:
-        """A choice as the template writes a reply; after a `reply_prefix` exactly as it stands in the script."""
-        if self._template.reply_prefix:
+        """A choice as the template writes a reply; after a `reply_prefix` or a plain prompt as the script has it."""
+        if self._template.reply_prefix or self._next.plain:
             return choice.text
         return self._template.reply(choice.text).removesuffix(self._template.closing)
 
