@@ -93,7 +93,7 @@ FUZZ_CORPUS  ?= build/fuzz
 
 fuzz: $(VENV)/.installed-test  ## Fuzz each reader of foreign input for FUZZ_SECONDS=60; ends at a finding
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
-	for target in gates text script checkpoint; do \
+	for target in gates text checks script checkpoint; do \
 		$(BIN)/python -m tools.fuzz.fuzz_$$target $(FUZZ_SECONDS) $(FUZZ_CORPUS)/$$target || exit 1; \
 	done
 

@@ -26,9 +26,11 @@ from pydantic import (
 
 from rwkvbatch.errors import UsageError
 
-ThinkMode = Literal["off", "on", "fake", "short", "long"]
+ThinkMode = Literal["off", "on", "fake", "short", "long", "on-parens", "short-parens", "long-parens", "fake-oneline"]
+TurnEnd = Literal["auto", "next-role", "blank-line", "end-of-text"]
 HistoryMode = Literal["own", "gold"]
 Switch = Literal["auto", "on", "off"]
+EndpointApi = Literal["completions", "completions-ids", "chat"]
 _T = TypeVar("_T")
 _Record = TypeVar("_Record", bound=BaseModel)
 _LIMITS = ("ge", "gt", "le", "lt")
@@ -61,7 +63,14 @@ def with_full_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def with_later_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """A reply's settings out of a file under their present names; what files of earlier versions lack is added."""
-    return {"min_p": 0.0, "no_penalty": [], "reply_prefix": "", **with_full_names(values)}
+    found = with_full_names(values)
+    turn_end = first_turn_end(found.get("think", "off"), has_template=found.get("template_sha256") is not None)
+    return {"min_p": 0.0, "no_penalty": [], "reply_prefix": "", "turn_end": turn_end, **found}
+
+
+def first_turn_end(think: str, *, has_template: bool) -> TurnEnd:
+    """What ended replies before `turn_end` existed: a blank line without thinking, or what the template's file said."""
+    return "blank-line" if think == "off" and not has_template else "next-role"
 
 
 def identity_with_full_names(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +120,7 @@ class Settings(BaseModel):
         return record(**{name: getattr(self, name) for name in record.model_fields})
 
 
-Panel = Literal["Model", "Sampling", "End of a reply", "Prompt", "What is replayed", "The run", "Output"]
+Panel = Literal["Model", "Endpoint", "Sampling", "End of a reply", "Prompt", "What is replayed", "The run", "Output"]
 PANELS: tuple[Panel, ...] = get_args(Panel)
 """Groups of options in `--help`, in their order."""
 
@@ -272,6 +281,16 @@ PRESETS: Mapping[str, Sampling] = {
 dates are in `docs/sampling.md`."""
 
 
+PRESET_TURN_ENDS: Mapping[str, TurnEnd] = {"api-demo-chat": "blank-line", "api-demo-chat-state": "blank-line"}
+"""What ends a reply with a preset of another program, beside how that program samples."""
+
+
+def preset_settings(name: str) -> dict[str, Any]:
+    """All settings that `--preset NAME` stands for; raises as `preset`."""
+    found = dict(preset(name))
+    return {**found, "turn_end": PRESET_TURN_ENDS[name]} if name in PRESET_TURN_ENDS else found
+
+
 def preset(name: str) -> Sampling:
     """The sampling preset called `name`.
 
@@ -287,7 +306,7 @@ class Stopping(Settings):
     """When a reply ends, besides token 0 (end of text), which always ends it unless it is banned.
 
     A reply that ends by `max_seconds`, which counts from its first step, is not reproducible, and its `finish_reason`
-    is `time`. `stop` adds to the template's own ends (a blank line, or `\\nUser:` in thinking modes).
+    is `time`. `stop` adds to what `turn_end` says.
     """
 
     max_tokens: int = setting(256, "Tokens in a reply, at most.", "N", "End of a reply", ge=1, le=1_000_000)
@@ -341,13 +360,23 @@ def _switch(value: object) -> object:
 
 
 class ReplyPrompt(Settings):
-    """How a reply begins in the prompt; a conversation and a turn may have their own, as `params`.
+    """How a reply begins in the prompt and what ends it; a conversation and a turn may have their own, as `params`.
 
+    `turn_end`: `next-role` is a line that begins with `User:` (the template's stop texts), `blank-line` the first blank
+    line (ChatRWKV's API_DEMO_CHAT.py), `end-of-text` token 0 alone, which ends a reply in the other cases too.
     `reply_prefix` is text that the reply begins with: it is read with the prompt, shown as a part of the reply, and not
     scored.
     """
 
-    think: ThinkMode = setting("off", "Thinking: off, on, fake, short, long.", "MODE", "Prompt")
+    think: ThinkMode = setting(
+        "off", "Thinking: off, on, fake, short, long, and newer forms (docs/prompts.md).", "MODE", "Prompt"
+    )
+    turn_end: TurnEnd = setting(
+        "auto",
+        "What ends a reply: next-role, blank-line, end-of-text; auto is next-role. The bundled model's is blank-line.",
+        "NAME",
+        "End of a reply",
+    )
     reply_prefix: str = setting("", "Text that every reply begins with.", "TEXT", "Prompt", text=True)
 
     def check_reply_prefix(self) -> None:
@@ -364,7 +393,7 @@ class ReplyPrompt(Settings):
             )
 
 
-OPEN_THINKING: frozenset[ThinkMode] = frozenset({"on", "short", "long"})
+OPEN_THINKING: frozenset[ThinkMode] = frozenset({"on", "short", "long", "on-parens", "short-parens", "long-parens"})
 """The thinking modes in which the model writes the thinking part."""
 
 
@@ -449,6 +478,28 @@ class CellSettings(Sampling, Stopping, DialoguePrompt, Prompting):
     prelude: str | None = setting(
         None, "Text read before the first turn (an initial exchange), or the name api-demo-chat.", "FILE", "Prompt"
     )
+    endpoint: str | None = setting(
+        None,
+        "Base URL of an OpenAI-compatible server whose model replies, such as http://127.0.0.1:8080/v1. "
+        "[dim]The key is $RWKVBATCH_ENDPOINT_KEY.[/]",
+        "URL",
+        "Endpoint",
+    )
+    endpoint_model: str | None = setting(
+        None, "The model's name there. [dim]Default: the only one that the server lists.[/]", "NAME", "Endpoint"
+    )
+    endpoint_api: EndpointApi = setting(
+        "completions",
+        "completions (this program's template, as text), completions-ids (as token ids), chat (the server's template).",
+        "NAME",
+        "Endpoint",
+    )
+    endpoint_body: str = setting("", "Further fields of each request, as a JSON object.", "JSON", "Endpoint", text=True)
+
+    @property
+    def uses_chat_api(self) -> bool:
+        """Whether the template of a server makes the prompt."""
+        return self.endpoint is not None and self.endpoint_api == "chat"
 
     @cached_property
     def sampling(self) -> Sampling:
@@ -501,6 +552,23 @@ class RunSettings(CellSettings, ScriptLimits):
     )
     ray: str | None = setting(
         None, "Workers as actors of a Ray cluster: local, auto, or HOST:PORT.", "ADDRESS", "Model", min_length=1
+    )
+    concurrency: int = setting(
+        8, "Requests at a time to an endpoint. [dim]Default: 8[/]", "N", "Endpoint", ge=1, le=1024
+    )
+    max_requests: int | None = setting(
+        None, "Send at most N requests, retries included; then the run stops.", "N", "Endpoint", ge=1, le=MAX_COUNT
+    )
+    endpoint_timeout: float = setting(
+        600.0, "Seconds for a whole answer, at most. [dim]Default: 600[/]", "X", "Endpoint", gt=0, le=10**6
+    )
+    endpoint_retries: int = setting(
+        5,
+        "Further attempts after status 429, 5xx, a timeout or a broken connection. [dim]Default: 5[/]",
+        "N",
+        "Endpoint",
+        ge=0,
+        le=100,
     )
     max_prompt_tokens: int | None = setting(
         None, "A turn with a longer history fails, and the run goes on.", "N", "Prompt", ge=1, le=MAX_COUNT

@@ -109,3 +109,33 @@ def test_a_saved_chat_is_continued(
     reply = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert reply["turn"] == last.turn + 1
     assert reply["finish_reason"] in ("stop", "eos", "length")
+
+
+def test_a_run_is_extended_by_new_conversations_and_repeats(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = json.loads((old / "whole" / "manifest.json").read_text())
+    command = shlex.split(manifest["about"]["command"])[1:]
+    before = rows(old / "whole")
+    script = old / next(word for word in command if word.endswith(".jsonl"))
+    script.write_text(
+        script.read_text() + json.dumps({"id": "new", "messages": [{"role": "user", "content": "Hi"}]}) + "\n"
+    )
+    for name in ("whole", "fresh"):
+        command[command.index("--out") + 1] = name
+        assert invoke(command) in (ExitCode.DONE, ExitCode.FAILED)
+    assert rows(old / "whole") == rows(old / "fresh")
+    assert [row for row in rows(old / "whole") if row["conversation"] != "new"] == before
+    # Rows get what they were made from when they are taken over.
+    assert all("content" in found for found in keys(old / "whole"))
+
+
+def test_a_changed_script_whose_former_text_is_gone_is_refused(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = json.loads((old / "whole" / "manifest.json").read_text())
+    command = shlex.split(manifest["about"]["command"])[1:]
+    command[command.index("--out") + 1] = "whole"
+    script = old / next(word for word in command if word.endswith(".jsonl"))
+    first, *others = script.read_text().splitlines(keepends=True)
+    script.write_text("".join([*others, first]))
+    before = (old / "whole" / "results.jsonl").read_bytes()
+    assert invoke(command) == ExitCode.BAD_INPUT
+    assert "kept no copy" in capsys.readouterr().err
+    assert (old / "whole" / "results.jsonl").read_bytes() == before

@@ -22,7 +22,17 @@ from rwkvbatch.chat.app import Chat, OutputFile
 from rwkvbatch.chat.runs import export
 from rwkvbatch.chat.session import TURN_SETTINGS
 from rwkvbatch.chat.storage import load_session, save_session
-from rwkvbatch.config import NO_ADAPTER, ORDERS, PRESETS, SHORT_NAMES, Sampling, ThinkMode, full_name, preset
+from rwkvbatch.config import (
+    NO_ADAPTER,
+    ORDERS,
+    PRESETS,
+    SHORT_NAMES,
+    Sampling,
+    ThinkMode,
+    TurnEnd,
+    full_name,
+    preset_settings,
+)
 from rwkvbatch.errors import UsageError
 from rwkvbatch.files import check_target, read_file
 from rwkvbatch.model.safetensors import STATE
@@ -34,6 +44,7 @@ NUM_CANDIDATES = 10
 SETTABLE = tuple(SHORT_NAMES.get(name, name) for name in TURN_SETTINGS)
 _VALUES = {
     "think": get_args(ThinkMode),
+    "turn_end": get_args(TurnEnd),
     "order": tuple(ORDERS),
     "temp": ("0", "0.3", "0.7", "1.0", "1.2"),
     "top_p": ("0.1", "0.3", "0.5", "0.8", "1.0"),
@@ -120,7 +131,7 @@ def _plain(value: Any) -> str:
 
 
 def use_preset(chat: Chat, name: str) -> None:
-    _change(chat, dict(preset(name)))
+    _change(chat, preset_settings(name))
 
 
 def think(chat: Chat, mode: str) -> None:

@@ -17,7 +17,7 @@ from rwkvbatch.chat import actions
 from rwkvbatch.chat.app import Chat, OutputFile
 from rwkvbatch.chat.session import SEED_LIMIT
 from rwkvbatch.config import PRESETS, ThinkMode
-from rwkvbatch.errors import RwkvBatchError, StorageError, UsageError
+from rwkvbatch.errors import InputError, RwkvBatchError, StorageError, UsageError
 
 MIN_LIST_WIDTH = 60
 MAX_LINE_CHARACTERS = 10_000_000
@@ -154,6 +154,7 @@ def run_lines(chat: Chat, lines: TextIO, prompt: TextIO | None = None) -> bool:
         prompt: where to ask for a line, if a person types them.
 
     Raises:
+        InputError: the lines are not UTF-8.
         UsageError: a line has more than `MAX_LINE_CHARACTERS`.
         StorageError: the transcript cannot be written.
     """
@@ -161,7 +162,13 @@ def run_lines(chat: Chat, lines: TextIO, prompt: TextIO | None = None) -> bool:
     while not chat.left:
         if prompt is not None:
             print("> ", end="", file=prompt, flush=True)
-        line = lines.readline(MAX_LINE_CHARACTERS + 1)
+        try:
+            line = lines.readline(MAX_LINE_CHARACTERS + 1)
+        except UnicodeDecodeError as error:
+            found = f"found byte 0x{error.object[error.start]:02x}"
+            raise InputError(
+                f"standard input: messages must be UTF-8, {found}", hint="convert the file, for example with iconv"
+            ) from None
         if not line:
             break
         if len(line) > MAX_LINE_CHARACTERS:
@@ -265,7 +272,10 @@ COMMANDS: Mapping[str, Command] = {
         ),
         Command("preset", "Use a preset of sampling settings.", actions.use_preset, one_of("NAME", tuple(PRESETS))),
         Command(
-            "think", "Thinking mode: off, on, fake, short, long.", actions.think, one_of("[MODE]", get_args(ThinkMode))
+            "think",
+            "Thinking mode: off, on, fake, short, long, on-parens, ...; see docs/prompts.md.",
+            actions.think,
+            one_of("[MODE]", get_args(ThinkMode)),
         ),
         Command("fold", "Hide or show thinking parts.", actions.fold, one_of("[on|off]", ("on", "off"))),
         Command("seed", "Show or change the seed.", actions.seed, number("[N]", 0, SEED_LIMIT - 1)),

@@ -12,14 +12,14 @@ from rich.text import Text
 from rwkvbatch.chat.app import end_note, uncut
 from rwkvbatch.chat.tree import Exchange
 from rwkvbatch.errors import RwkvBatchError
-from rwkvbatch.prompt.escaping import CONTEXT, printable, printable_json
+from rwkvbatch.prompt.escaping import CONTEXT, printable, printable_json, without_hidden
 
 
 class PlainView:
     """Writes replies and the output of commands to `out`, messages of the program to `err`.
 
     Args:
-        raw: write the control characters of model text as they are; only where `out` is not a terminal.
+        raw: write model text as it is but for DEL, 8-bit and bidirectional controls; only where `out` is no terminal.
         quiet: write no messages but errors.
     """
 
@@ -91,7 +91,7 @@ class PlainView:
         self._out.flush()
 
     def _safe(self, text: str, before: str = "") -> str:
-        return text if self._raw else printable(text, before=before[-CONTEXT:])
+        return without_hidden(text) if self._raw else printable(text, before=before[-CONTEXT:])
 
 
 class JsonView(PlainView):

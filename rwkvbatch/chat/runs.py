@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import re
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
 from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session
 from rwkvbatch.chat.tree import REFERENCE, Exchange
-from rwkvbatch.config import NO_ADAPTER
+from rwkvbatch.config import NO_ADAPTER, CellSettings
 from rwkvbatch.engine.request import FinishReason, closed_history
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
 from rwkvbatch.files import FileKind, check_target, file_head, save_file
 from rwkvbatch.prompt.escaping import one_line
-from rwkvbatch.prompt.templates import PRELUDES
+from rwkvbatch.prompt.templates import PRELUDES, load_prelude
+from rwkvbatch.replay.identity import sha256_of_file
 from rwkvbatch.results.manifest import read_manifest
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
@@ -36,12 +38,14 @@ class RunPoint:
         rows: the turns up to this one, oldest first.
         cell: the cell's settings and the hash of its model's weights, from the manifest.
         system: the conversation's system message.
+        files: names of the cell's files (`model`, `state`, `template`, `prelude`), as far as the manifest has them.
     """
 
     directory: Path
     rows: tuple[Row, ...]
     cell: dict[str, Any]
     system: str | None
+    files: Mapping[str, str | None] = field(default_factory=dict[str, "str | None"])
 
     @property
     def identity(self) -> Identity:
@@ -83,7 +87,8 @@ def read_point(name: str, cell: str | None = None, repeat: int = 0) -> RunPoint:
     if turn >= num_good:
         raise UsageError(f"--from {name}: the turn must be in 0 to {num_good - 1}, got {turn}")
     path = tuple(rows[number] for number in range(turn + 1))
-    return RunPoint(directory, path, cells[cell], _system(manifest, conversation, directory))
+    files = manifest.get("about", {}).get("files", {}).get(cell, {})
+    return RunPoint(directory, path, cells[cell], _system(manifest, conversation, directory), files)
 
 
 def replay(session: Session, point: RunPoint) -> None:
@@ -143,7 +148,42 @@ def replay(session: Session, point: RunPoint) -> None:
 
 def settings_of(point: RunPoint) -> dict[str, Any]:
     """The settings of the run's replies, by name."""
-    return {name: point.cell[name] for name in TURN_SETTINGS if name in point.cell}
+    found = {name: point.cell[name] for name in (*TURN_SETTINGS, "bos") if name in point.cell}
+    return {**found, **{name: point.files[name] for name in _FILES if point.files.get(name) is not None}}
+
+
+_FILES = ("state", "template", "prelude")
+
+
+def refuse_other_files(point: RunPoint, settings: CellSettings) -> None:
+    """Compare the files that a session begins with, by content, with those of the run.
+
+    Raises:
+        UsageError: a file is another one than the run's, or was changed since, or is not known.
+        InputError: a file cannot be read.
+    """
+    for name in _FILES:
+        wanted, given = point.cell.get(f"{name}_sha256"), getattr(settings, name)
+        option, found = f"--{name}", None
+        if name == "prelude" and given not in (None, "none"):
+            found = hashlib.sha256(load_prelude(given).encode("utf-8", "surrogatepass")).hexdigest()
+        elif name != "prelude" and given is not None:
+            found = sha256_of_file(given, option)
+        if found == wanted:
+            continue
+        if found is None:
+            message = f"{point.directory} began with {_ARTICLES[name]} that its manifest does not name"
+            raise UsageError(f"--from: {message}", hint=f"give the file of the run with {option}")
+        if wanted is None:
+            raise UsageError(f"--from: {point.directory} began without {_ARTICLES[name]}, got {option} {given}")
+        raise UsageError(
+            f"--from: {option} {given} is not the file of {point.directory}, or was changed since: expected SHA-256 "
+            f"{str(wanted)[:12]}, found {found[:12]}",
+            hint=f"restore the file, or give a copy of the run's with {option}",
+        )
+
+
+_ARTICLES = {"state": "an initial state", "template": "a prompt template", "prelude": "a prelude"}
 
 
 def _parse(name: str) -> tuple[str, str, int]:

@@ -20,14 +20,14 @@ from rwkvbatch.engine.request import END_OF_TEXT, NoiseKey, Reply, Request
 from rwkvbatch.errors import InputError, NonFiniteLogitsError, UsageError
 from rwkvbatch.model.base import State
 from rwkvbatch.model.states import load_state
-from rwkvbatch.prompt.templates import PromptTemplate, load_template
+from rwkvbatch.prompt.templates import PromptTemplate, load_template, with_turn_end
 from rwkvbatch.replay.identity import sha256_of_file
 
 CONVERSATION = "chat"
 SEED_LIMIT = 2**63
 TURN_SETTINGS = (
     *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "penalty_decay", "order"),
-    *("no_penalty", "banned_token_ids", "max_tokens", "max_seconds", "stop", "think", "reply_prefix"),
+    *("no_penalty", "banned_token_ids", "max_tokens", "max_seconds", "stop", "think", "turn_end", "reply_prefix"),
 )
 """The settings that may change from turn to turn."""
 
@@ -84,7 +84,7 @@ class Session:
         return self._template_of(self.settings)
 
     def _template_of(self, settings: CellSettings) -> PromptTemplate:
-        return self._load_template(settings.prompting)
+        return self._load_template(with_turn_end(settings.prompting, self.engine.model.spec.weights_sha256))
 
     def turn_settings(self) -> dict[str, Any]:
         """`TURN_SETTINGS` of the next reply as JSON values."""

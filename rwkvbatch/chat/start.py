@@ -15,7 +15,7 @@ from rwkvbatch.chat.actions import load
 from rwkvbatch.chat.app import Chat, OutputFile, View
 from rwkvbatch.chat.commands import run_lines
 from rwkvbatch.chat.pipe import JsonView, PlainView
-from rwkvbatch.chat.runs import RunPoint, read_point, replay, settings_of
+from rwkvbatch.chat.runs import RunPoint, read_point, refuse_other_files, replay, settings_of
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.storage import Transcript, default_path, state_directory
 from rwkvbatch.config import NO_ADAPTER, CellSettings, RunSettings, preset
@@ -107,6 +107,8 @@ def _open_chat(
 ) -> Chat:
     bundled = resolve_model_path(run_settings.model).bundled
     settings = chat_settings(run_settings, bundled=bundled, point=point)
+    if point is not None:
+        refuse_other_files(point, settings)
     prelude = choose_prelude(settings, bundled=bundled or point is not None)
 
     def load_engine(path: str | None) -> Engine:
@@ -174,7 +176,11 @@ def _show_model(chat: Chat, *, bundled: bool) -> None:
 
 
 def _use_utf8() -> None:
-    """Read and write UTF-8 in any locale; invalid input is replaced, and unencodable output is escaped."""
-    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
+    """Read and write UTF-8 in any locale, without a byte order mark; unencodable output is escaped."""
+    for stream, encoding, errors in (
+        (sys.stdin, "utf-8-sig", "strict"),
+        (sys.stdout, "utf-8", "backslashreplace"),
+        (sys.stderr, "utf-8", "backslashreplace"),
+    ):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors=errors)
+            stream.reconfigure(encoding=encoding, errors=errors)

@@ -210,6 +210,10 @@ def load_session(session: Session, path: Path) -> None:
                 path=path,
                 hint="load that model with /model or --model first",
             )
+        if values["template"] is not None:
+            # Before `turn_end` existed, a template's file alone said what ends a reply.
+            for each in (values, *values["dialogue"]["exchanges"]):
+                each["settings"].setdefault("turn_end", "next-role")
         tree = read_tree(values["dialogue"], spec.vocab_size)
         identity = Identity(int(values["seed"]), str(values["conversation"]), int(values["repeat"]))
         settings = {"template": values["template"], **with_later_settings(values["settings"])}

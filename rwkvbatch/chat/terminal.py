@@ -34,6 +34,8 @@ FRAME_S = 1 / 30
 STATUS_S = 0.5
 """The status row is drawn at least this often while a reply is generated."""
 
+_THINKING_MARK, _ANSWER_MARK = "[thinking]", "[answer]"
+
 MIN_COLUMN_WIDTH = 36
 """Alternatives are shown side by side where each has this many columns."""
 
@@ -121,6 +123,11 @@ class TerminalView:
         self._gap = False
         self.console.print(uncut(content))
 
+    @property
+    def _is_plain(self) -> bool:
+        """Whether there are no styles to tell the thinking part and the answer apart."""
+        return self.console.no_color or self.console.color_system is None
+
     def replay(self, exchanges: Sequence[Exchange]) -> None:
         for exchange in exchanges:
             self.console.print(Text.assemble(("› ", "bold cyan"), (printable(exchange.user), "bold")))
@@ -147,13 +154,17 @@ class TerminalView:
         shown = ChatMarkdown(printable(answer.strip()))
         if thought is None:
             return shown
-        return Group(_folded(thought) if self.folded else thinking_text(thought.strip()), shown)
+        marks = (_THINKING_MARK, _ANSWER_MARK) if self._is_plain and not self.folded else ()
+        inside = _folded(thought) if self.folded else thinking_text(thought.strip())
+        return Group(*map(Text, marks[:1]), inside, *map(Text, marks[1:]), shown)
 
     def _draw(self, status: Text | None) -> None:
         thought, answer = split_thinking(self._text)
         if thought is not None and self._answer is None:
             if self._thinking is None:
                 self._thinking = LiveText(self.console, THINKING)
+                if self._is_plain and not self.folded:
+                    self._mark(_THINKING_MARK)
             if not self.folded:
                 shown = thought.strip("\n") if answer else thought.lstrip("\n")
                 self._thinking.push(shown[self._thinking.num_pushed :])
@@ -165,6 +176,8 @@ class TerminalView:
                 if self._thinking is not None:
                     self._thinking.draw(_folded(thought) if self.folded and thought and thought.strip() else None)
                     self._thinking.finish(draw=False)
+                    if self._is_plain and not self.folded:
+                        self._mark(_ANSWER_MARK)
                 self._answer = LiveText(self.console, MARKDOWN)
             self._answer.push(answer[self._answer.num_pushed :])
         live = self._answer or self._thinking
@@ -175,6 +188,12 @@ class TerminalView:
             self._waiting.draw()
             self._waiting = None
         live.draw(status)
+
+    def _mark(self, mark: str) -> None:
+        if self._waiting is not None:
+            self._waiting.draw()
+            self._waiting = None
+        self.console.print(Text(mark))
 
     def _status(self, now_s: float) -> Text:
         seconds = now_s - self._begun_s

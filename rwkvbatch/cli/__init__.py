@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 
+def _leave_on_signals() -> None:
+    """What `leave_at_once` does, without an import that takes time: signals may come that early."""
+    import os
+    from importlib import import_module
+
+    _signal = import_module("_signal")  # built in, as `signal` is not
+    for number, message in ((_signal.SIGINT, b"interrupted"), (_signal.SIGTERM, b"terminated")):
+
+        def leave(number: int, _: object, message: bytes = message) -> None:
+            os.write(2, b"rwkvbatch: " + message + b"\n")
+            os._exit(128 + number)
+
+        if _signal.getsignal(number) != _signal.SIG_IGN:
+            _signal.signal(number, leave)
+
+
 def main() -> None:
     """Entry point of the `rwkvbatch` program; exits with its code."""
+    _leave_on_signals()
     from rwkvbatch.signals import leave_at_once, unwind
 
     leave_at_once()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -18,9 +21,11 @@ from rwkvbatch.prompt.escaping import output_as_log
 COMMANDS: Mapping[str, str] = {
     "run": "Replay scripted conversations, turn by turn, many at once.",
     "score": "Measure perplexity, bits per byte and accuracy on texts.",
+    "script": "Make scripts of the files of published benchmarks.",
     "plan": "Say how many conversations and repetitions it takes to find a difference.",
     "merge": "Put the parts of a run together.",
     "chat": "Talk to a model.",
+    "serve": "Serve a model over HTTP with OpenAI's interface.",
     "check": "Judge the replies of a run again, without a model.",
     "compare": "Compare runs or cells: one verdict per variant, with the uncertainty of its difference.",
     "show": "Print the conversations of a run.",
@@ -74,6 +79,24 @@ def _root(
     del version
 
 
+@contextlib.contextmanager
+def _usable_width() -> Generator[None]:
+    """80 columns where the terminal or `COLUMNS` has no usable number, for all that format text (rich, typer)."""
+    given = os.environ.get("COLUMNS")
+    columns = shutil.get_terminal_size((80, 24)).columns if given is None else int(given) if given.isdecimal() else 0
+    if 1 < columns < 10**6:
+        yield
+        return
+    os.environ["COLUMNS"] = "80"
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = given
+
+
 def _is_log(arguments: Sequence[str]) -> bool:
     """Whether the output may get into a log. The replies of a chat in a pipe are data for another program."""
     return arguments[:1] != ["chat"] and not (sys.stdout.isatty() and sys.stderr.isatty())
@@ -84,7 +107,7 @@ def invoke(arguments: Sequence[str]) -> int:
     debug = debugging()
     try:
         # Standalone: Typer prints its own usage errors (exit code 2) and ends in SystemExit; the rest comes here.
-        with output_as_log(_is_log(arguments)):
+        with output_as_log(_is_log(arguments)), _usable_width():
             app(args=list(arguments), prog_name="rwkvbatch")
     except SystemExit as leaving:
         if isinstance(leaving.__context__, BrokenPipeError):  # Typer exits with 1, which means a failed check here

@@ -68,8 +68,7 @@ def chat_command(
     ] = None,
     no_transcript: Annotated[bool, option("--no-transcript", "Write no transcript.", panel=PANEL)] = False,
     raw: Annotated[
-        bool,
-        option("--raw", "Model text as it is, control characters included; not on a terminal.", panel=OUTPUT_PANEL),
+        bool, option("--raw", "Model text with its 7-bit control characters; not on a terminal.", panel=OUTPUT_PANEL)
     ] = False,
     json_output: Annotated[
         bool,

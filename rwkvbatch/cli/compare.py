@@ -92,6 +92,10 @@ def compare_command(
         str | None, option("--by", "Show each turn, tag or distance of probes (exploratory).", "turn|tag|distance")
     ] = None,
     k: Annotated[str | None, option("--k", "The k of pass@k. [dim]Default: the repeats[/]", "N,...")] = None,
+    blame: Annotated[
+        bool,
+        option("--blame", "Show the turns at which dialogues went wrong; needs cells with --history own and gold."),
+    ] = False,
     force: Annotated[bool, option("--force", "Compare the turns that different scripts share.")] = False,
     show: Annotated[str | None, option("--show", "Print one conversation side by side, and no table.", "ID")] = None,
     changes: Annotated[int, option("--changes", "Show the N most changed conversations.", "N", min=0)] = 0,
@@ -144,6 +148,10 @@ def compare_command(
 ) -> None:
     """Compare runs or cells: one verdict per variant, with the uncertainty of its difference."""
     chosen = _format(output_format, out, as_json=as_json)
+    if chosen == "html" and out is None and show is None and sys.stdout.isatty():
+        raise UsageError(
+            "the format html is for a file or a pipe, and standard output is a terminal", hint="add --out report.html"
+        )
     if out is not None and show is None:
         _check_out(out, chosen, replace=replace)
     if junit_cases and chosen != "junit":
@@ -168,6 +176,7 @@ def compare_command(
         allow_missing=allow_missing,
         partial=partial,
         force=force,
+        blame=blame,
     )
     for note in analysis.notes:
         message(f"note: {note}", quiet=quiet)

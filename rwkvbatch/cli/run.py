@@ -120,8 +120,9 @@ def show_result(result: RunResult, *, json_output: bool, quiet: bool) -> None:
         show_summary(result)
     if json_output:
         about = {"directory": str(result.directory), "verify": result.verified, "until_ci": until_ci_record(result)}
+        reuse = None if result.reuse is None else vars(result.reuse)
         race = None if result.race is None else result.race.as_dict()
-        print_json({**result.summary.as_dict(), **about, "race": race})
+        print_json({**result.summary.as_dict(), **about, "race": race, "reuse": reuse})
     if not result.summary.passed:
         raise typer.Exit(ExitCode.FAILED)
 

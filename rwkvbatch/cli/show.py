@@ -30,7 +30,7 @@ def show_command(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or results file.", show_default=False)],
     conversations: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ID]...", help="Conversations, by id or pattern (names-*).", show_default=False),
+        typer.Argument(metavar="[ID]...", help="Conversations, by id, tag or pattern (names-*).", show_default=False),
     ] = None,
     cell: Annotated[list[str] | None, option("--cell", "Only this cell, or pattern; may be repeated.", "NAME")] = None,
     repeat: Annotated[int | None, option("--repeat", "Only this repeat, from 0.", "N")] = None,

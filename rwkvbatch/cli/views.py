@@ -325,7 +325,14 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
 
     tokenizer, about_vocabularies = vocabularies(prepared.plan)
     found = preview(prepared.plan, PromptEncoder(tokenizer))
-    warnings = [*about_vocabularies, *map(str, lint(prepared.plan.conversations))]
+    cells = prepared.plan.cell_settings
+    found_in_script = lint(
+        prepared.plan.conversations,
+        history="gold" if any(cell.history == "gold" for cell in cells) else "own",
+        turn_end="blank-line" if any(cell.turn_end == "blank-line" for cell in cells) else "auto",
+        reply_prefix=cells[0].reply_prefix,
+    )
+    warnings = [*about_vocabularies, *map(str, found_in_script)]
     if as_json:
         print_json({**found.as_dict(), "warnings": warnings})
         return

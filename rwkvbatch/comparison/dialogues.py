@@ -11,8 +11,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 from rwkvbatch.comparison.loading import RunData, system_messages
+from rwkvbatch.comparison.matching import MatchedRows
 from rwkvbatch.comparison.metrics import TURN_METRICS
-from rwkvbatch.comparison.paired import MatchedRows
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,13 +59,17 @@ def dialogues(
     """Selects dialogues of `run`, in the order of the cells, then of the rows.
 
     Args:
-        conversations: ids, or patterns with `*` and `?`; empty for all. cells: the same for cells.
+        conversations: ids or tags, or patterns of them with `*` and `?`; empty for all. cells: the same for cells.
         failed_only: only dialogues with an error or a failed check.
 
     Raises:
-        UsageError: the run has no such conversation, cell, repeat or turn.
+        UsageError: the run has no such conversation, tag, cell, repeat or turn.
     """
-    names = _chosen("conversation", conversations, run.conversations)
+    tags: dict[str, list[str]] = {}
+    for name, own in zip(run.rows["conversation"], run.rows["tags"], strict=True) if conversations else ():
+        for tag in own:
+            tags.setdefault(tag, []).append(name)
+    names = _chosen("conversation", conversations, run.conversations, tags)
     wanted_cells = _chosen("--cell", cells, [*run.facts.cells, *run.cells])
     rows = run.rows.loc[run.rows["conversation"].isin(names) & run.rows["cell"].isin(wanted_cells)]
     for name, wanted in (("repeat", repeat), ("turn", turn)):
@@ -110,13 +114,20 @@ def _failed(row: dict[Any, Any]) -> bool:
     return row["finish_reason"] == "error" or any(not check["passed"] for check in row["checks"])
 
 
-def _chosen(what: str, patterns: Sequence[str], known: Sequence[str]) -> list[str]:
+def _chosen(
+    what: str, patterns: Sequence[str], known: Sequence[str], tags: Mapping[str, Sequence[str]] | None = None
+) -> list[str]:
+    """The names that match; a pattern of none of them may match a tag, and stands for the names that have it."""
     names = list(dict.fromkeys(known))
     if not patterns:
         return names
     chosen: list[str] = []
     for pattern in patterns:
         found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
+        if not found:
+            found = [
+                name for tag in tags or () if tag == pattern or fnmatchcase(tag, pattern) for name in (tags or {})[tag]
+            ]
         if not found:
             some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
             raise UsageError(f"{what}: the run has none called {pattern!r}", hint=f"known: {some}")

@@ -166,9 +166,11 @@ def _unique(run: ForeignRun, path: Path) -> ForeignRun:
 
 
 def _begins_as_lm_eval(path: Path) -> bool:
-    for record in _json_lines(path):
-        return "doc_id" in record and "conversation" not in record
-    return False
+    try:
+        first = next(_json_lines(path), {})
+    except RunDirectoryError:  # damaged or unreadable: the reader of runs says so
+        return False
+    return "doc_id" in first and "conversation" not in first
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import comb
@@ -171,6 +172,11 @@ def _perplexity(row: RawRow) -> float | None:
     return None if nll is None or nll > _MAX_NLL else exponential(nll)
 
 
+def _thinking(row: RawRow) -> float | None:
+    part = row["tokens"].get("thinking")
+    return None if part is None else float(part)
+
+
 def _share(count: Callable[[Sequence[int]], int], of: int = 0) -> Callable[[RawRow], float | None]:
     """`count` of the reply's tokens over the number of tokens less `of`."""
 
@@ -210,6 +216,22 @@ TURN_METRICS: Final[tuple[Metric, ...]] = (
     Metric(
         "stopped", "ended by itself", "higher",
         of=_of_reply(lambda row: float(row["finish_reason"] in ("stop", "eos"))), highest=1.0,
+    ),
+    Metric(
+        "truncated", "ended by its length", "lower", of=_of_reply(lambda row: float(row["finish_reason"] == "length")),
+        highest=1.0,
+    ),
+    Metric(
+        "think_closed", "thinking has an end", "higher", highest=1.0,
+        of=_of_reply(lambda row: float("</think>" in row["reply"]) if row["reply"].startswith("<think") else None),
+    ),
+    Metric(
+        "think_tokens", "length of the thinking part", "none", unit="tokens", digits=1,
+        of=_of_reply(lambda row: _thinking(row)),
+    ),
+    Metric(
+        "answer_tokens", "length of the answer", "none", unit="tokens", digits=1,
+        of=_of_reply(lambda row: None if (part := _thinking(row)) is None else row["tokens"]["reply"] - part),
     ),
     Metric("failed", "ended in an error", "lower", of=lambda row: float(row["finish_reason"] == "error"), highest=1.0),
     Metric(
@@ -254,15 +276,19 @@ VARIANT_METRICS: Final[tuple[Metric, ...]] = tuple(
 )
 """Counts of a whole variant: the fields of `rwkvbatch.comparison.paired.Dropped`."""
 
-KNOWN_NAMES: Final = ", ".join((*(metric.name for metric in (*TURN_METRICS, *VARIANT_METRICS)), "pass_at_K", "all_K"))
+KNOWN_NAMES: Final = ", ".join(
+    (*(metric.name for metric in (*TURN_METRICS, *VARIANT_METRICS)), "pass_at_K", "all_K", "majority_at_K")
+)
 _BY_NAME: Final = {metric.name: metric for metric in (*TURN_METRICS, *VARIANT_METRICS)}
 ALIASES: Final = {metric.title: metric.name for metric in TURN_METRICS if metric.title != metric.name}
 """Names that are accepted in place of a metric's own."""
-_OF_REPEATS: Final = re.compile(r"(?:(pass_at_|pass@)|all_|all )([1-9][0-9]{0,5})(?(1)|(?: pass)?)")
+_OF_REPEATS: Final = re.compile(
+    r"(?:(pass_at_|pass@|majority_at_|majority@)|all_|all )([1-9][0-9]{0,5})(?(1)|(?: pass)?)"
+)
 
 
 def metric_named(name: str) -> Metric:
-    """The metric of a name or alias; `pass_at_K` (or `pass@K`) and `all_K` for a number K.
+    """The metric of a name or alias; `pass_at_K`, `majority_at_K` (or `pass@K`, `majority@K`) and `all_K`, K a number.
 
     Raises:
         UsageError: no metric has that name.
@@ -272,7 +298,8 @@ def metric_named(name: str) -> Metric:
         return known
     if found := _OF_REPEATS.fullmatch(name):
         passes, k = found.groups()
-        own, title = (f"pass_at_{k}", f"pass@{k}") if passes else (f"all_{k}", f"all {k} pass")
+        family = passes.partition("_")[0].rstrip("@") if passes else ""
+        own, title = (f"{family}_at_{k}", f"{family}@{k}") if passes else (f"all_{k}", f"all {k} pass")
         return Metric(own, title, "higher", level="conversation", highest=1.0)
     raise UsageError(f"--metric must be one of {KNOWN_NAMES}; got {name!r}")
 
@@ -282,6 +309,47 @@ def pass_value(metric: str, outcomes: Sequence[bool]) -> float:
     family, _, k = metric.rpartition("_")
     estimate = pass_at_k if family == "pass_at" else all_k_pass
     return estimate(len(outcomes), sum(outcomes), int(k)) if len(outcomes) >= int(k) else math.nan
+
+
+def is_majority(metric: Metric) -> bool:
+    """Whether it is `majority_at_K`."""
+    return metric.name.startswith("majority_at_")
+
+
+def majority_at_k(votes: Sequence[tuple[Hashable, bool]], k: int) -> float:
+    """The share of votes of `k` repeats each whose most frequent answer passes (self-consistency, Wang et al. 2023).
+
+    The repeats are cut into votes of `k` in their order; a rest is left out. Of equally frequent answers each counts
+    with its share.
+
+    Args:
+        votes: the answer of each repeat, and whether it passed; all answers that pass are one answer.
+
+    Raises:
+        ValueError: not 1 <= k <= the number of repeats.
+    """
+    _check_counts(len(votes), 0, k)
+    results: list[float] = []
+    for start in range(0, len(votes) - k + 1, k):
+        counts = Counter(None if passed else (answer,) for answer, passed in votes[start : start + k])
+        most = max(counts.values())
+        results.append((counts[None] == most) / sum(count == most for count in counts.values()))
+    return sum(results) / len(results)
+
+
+def vote_of(reply: str, checks: Sequence[Mapping[str, Any]]) -> str:
+    """The answer that a reply votes for: its last number where a check asks for one, else its text without thinking.
+
+    Case, outer white space and a final stop are ignored.
+    """
+    text = reply.rpartition("</think>")[2].strip().casefold().removesuffix(".")
+    if any(check.get("kind") in ("number", "boxed", "math") for check in checks):
+        numbers = _NUMBERS.findall(text)
+        return numbers[-1].replace(",", "") if numbers else text
+    return text
+
+
+_NUMBERS: Final = re.compile(r"[-−]?\d[\d,]*(?:\.\d+)?")
 
 
 def pass_at_k(num_repeats: int, num_passed: int, k: int) -> float:

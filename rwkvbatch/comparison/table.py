@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from array import array
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -38,7 +38,7 @@ _CONTENT: Final = (
 )  # fmt: skip
 _TEXTS: Final = ("conversation", "cell", "finish_reason", "prompt", "reply")
 _INTEGERS: Final = ("repeat", "turn", "seed")
-_TYPES: Final = dict.fromkeys(_INTEGERS, "int64") | dict.fromkeys(PROBE_COLUMNS, "float64")
+_TYPES: Final[Mapping[str, Any]] = {**dict.fromkeys(_INTEGERS, "int64"), **dict.fromkeys(PROBE_COLUMNS, "float64")}
 _BY_ROW: Final = [metric for metric in TURN_METRICS if metric.of is not None and metric.of_ngrams is None]
 _BY_NGRAMS: Final = [metric for metric in TURN_METRICS if metric.of_ngrams is not None]
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from rwkvbatch.comparison.blame import Blame
+from rwkvbatch.comparison.matching import Dropped
 from rwkvbatch.comparison.metrics import Metric
-from rwkvbatch.comparison.paired import Comparison, Dropped, Family
+from rwkvbatch.comparison.paired import Comparison, Family
 from rwkvbatch.comparison.ranking import Candidate, Ranking, VariantMean
 from rwkvbatch.comparison.trend import Trend
 
@@ -302,3 +304,14 @@ def _with_mean(candidate: Candidate, ranking: Ranking) -> str:
 def _count(number: int, noun: str) -> str:
     first, separator, rest = noun.partition(" ")
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {first}s{separator}{rest}"
+
+
+BLAME_TITLE: Final = "The first turn that fails after the model's own history and passes after the script's replies"
+
+
+def named_dialogues(blame: Blame, turn: int, most: int = 5) -> str:
+    """The conversations that went wrong at a turn, with their repeats where there are several."""
+    found = [each for each in blame.dialogues if each.turn == turn]
+    several = any(each.repeat for each in blame.dialogues)
+    names = [f"{each.conversation}, repeat {each.repeat}" if several else each.conversation for each in found[:most]]
+    return "; ".join(names) + ("; ..." if len(found) > most else "")

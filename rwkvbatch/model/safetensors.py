@@ -153,7 +153,7 @@ STATE_FORMAT = "rwkvbatch-state"
 
 def _is_state(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return read_header(file.fileno(), path).metadata.get("format") == STATE_FORMAT
     except CheckpointError:
         return False

@@ -152,6 +152,14 @@ def _acts(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _BIDI_CONTROLS
 
 
+_HIDDEN = re.compile("[\x7f-\x9f" + "".join(sorted(_BIDI_CONTROLS)) + "]")
+
+
+def without_hidden(text: str) -> str:
+    """`text` with DEL, 8-bit and bidirectional controls escaped, which no text needs and no reader sees."""
+    return _HIDDEN.sub(lambda found: _shown(found[0], keep_newlines=True), text)
+
+
 def _shown(character: str, keep_newlines: bool) -> str:
     if character == "\n":
         return "\n" if keep_newlines else "\\n"

@@ -8,8 +8,9 @@ A file defines three macros and may set two variables:
     {% macro user(text) %}...{% endmacro %}       a user message and the beginning of the reply
     {% macro reply(text) %}...{% endmacro %}      a given reply, with the closing text
 
-`think` is the thinking mode. There are no loops, calls or includes: a template always ends, its output is bounded, and
-it has access to nothing but its text. See `docs/prompts.md`.
+`think` is the thinking mode, `think_request` the text in which it asks for thinking, such as ` (think a bit)`. There
+are no loops, calls or includes: a template always ends, its output is bounded, and it has access to nothing but its
+text. See `docs/prompts.md`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from rwkvbatch.config import ReplyPrompt, ThinkMode
 from rwkvbatch.deadline import deadline
 from rwkvbatch.errors import TemplateError
-from rwkvbatch.prompt.templates import PromptTemplate, clean, read_text
+from rwkvbatch.prompt.templates import THINK_REQUESTS, PromptTemplate, clean, read_text
 
 MAX_TEMPLATE_BYTES = 64 * 1024
 MAX_OUTPUT_CHARACTERS = 16_000_000
@@ -118,11 +119,11 @@ class JinjaTemplate(PromptTemplate):
         return self._render(self._past, "user", clean(user))
 
     def reply(self, text: str) -> str:
-        return self._render(self._past, "reply", clean(text))
+        return self._render(self._past, "reply", self._clean_reply(text))
 
     def _module(self, think: ThinkMode) -> Any:
         with self._guarded():
-            return self._compiled.make_module({"think": think})
+            return self._compiled.make_module({"think": think, "think_request": THINK_REQUESTS.get(think, "")})
 
     def _render(self, module: Any, name: str, text: str) -> str:
         macro = getattr(module, name, None)

@@ -4,13 +4,20 @@ Each segment (opening, turn, reference reply, closing) is encoded on its own and
 that a history is never encoded again. The texts are those of ChatRWKV's `API_DEMO_CHAT.py` and of the RWKV-7 model
 cards.
 
-| `--think` | the prompt's end                              | a reply ends on     |
-|-----------|-----------------------------------------------|---------------------|
-| `off`     | `User: x`, blank line, `Assistant:`           | a blank line        |
-| `on`      | ... `Assistant: <think`                       | newline and `User:` |
-| `short`   | `User: x think a bit` ... `Assistant: <think` | newline and `User:` |
-| `long`    | `User: x think a lot` ... `Assistant: <think` | newline and `User:` |
-| `fake`    | ... `Assistant: <think`, newline, `</think`   | newline and `User:` |
+| `--think`      | the prompt's end                                  |
+|----------------|---------------------------------------------------|
+| `off`          | `User: x`, blank line, `Assistant:`               |
+| `on`           | ... `Assistant: <think`                           |
+| `short`        | `User: x think a bit` ... `Assistant: <think`     |
+| `long`         | `User: x think a lot` ... `Assistant: <think`     |
+| `on-parens`    | `User: x (think)` ... `Assistant: <think`         |
+| `short-parens` | `User: x (think a bit)` ... `Assistant: <think`   |
+| `long-parens`  | `User: x (think a lot)` ... `Assistant: <think`   |
+| `fake`         | ... `Assistant: <think>`, newline, `</think`      |
+| `fake-oneline` | ... `Assistant: <think></think`                   |
+
+The forms with parentheses and `fake-oneline` are those of RWKV-LM's `RWKV-v7/RWKV7-G1x-templates.txt` since 2026-04-18;
+it cleans System and User messages only.
 """
 
 from __future__ import annotations
@@ -18,10 +25,13 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import TypeVar
 
 from rwkvbatch.config import Prompting, ReplyPrompt, ThinkMode
 from rwkvbatch.errors import UsageError
 from rwkvbatch.files import read_file
+
+Begins = TypeVar("Begins", bound=ReplyPrompt)
 
 # A line end includes carriage returns before it. Matching only from the start of such a run keeps this linear.
 LINE_END = r"(?<!\r)\r*\n"
@@ -33,17 +43,43 @@ def clean(text: str) -> str:
     return _LINE_ENDS.sub("\n", text).strip()
 
 
+def clean_reply(text: str) -> str:
+    """A given reply for a prompt: `\\r\\n` becomes `\\n`, outer white space is removed; paragraphs stay."""
+    return re.sub(LINE_END, "\n", text).strip()
+
+
 THINK_OPENINGS: Mapping[ThinkMode, str] = {
     "off": "",
     "on": " <think",
     "short": " <think",
     "long": " <think",
     "fake": " <think>\n</think",
+    "on-parens": " <think",
+    "short-parens": " <think",
+    "long-parens": " <think",
+    "fake-oneline": " <think></think",
 }
 """The text after `Assistant:` in each thinking mode."""
 
-THINK_REQUESTS: Mapping[ThinkMode, str] = {"short": " think a bit", "long": " think a lot"}
-"""The end of a user's text that asks for little or much thinking."""
+THINK_REQUESTS: Mapping[ThinkMode, str] = {
+    "short": " think a bit",
+    "long": " think a lot",
+    "on-parens": " (think)",
+    "short-parens": " (think a bit)",
+    "long-parens": " (think a lot)",
+}
+"""The end of a user's text that asks for thinking, or for little or much of it."""
+
+BUNDLED_SHA256 = "390e982f9c02ee1a2bf1b8dec070c2490e44c74f8d325faa1232e657609e6f1a"
+"""The hash of the bundled model's file, which was trained to end a reply without thinking with a blank line."""
+
+
+def with_turn_end(begins: Begins, weights_sha256: str) -> Begins:
+    """`begins` with `turn_end` `auto` replaced: by `blank-line` where the model was trained so, else `next-role`."""
+    if begins.turn_end != "auto":
+        return begins
+    is_blank_line = weights_sha256 == BUNDLED_SHA256 and begins.think == "off"
+    return begins.replace(turn_end="blank-line" if is_blank_line else "next-role")
 
 
 PRELUDES: Mapping[str, str] = {
@@ -92,6 +128,9 @@ def prelude_text(prelude: str | None, closing: str) -> str:
     return text.removesuffix(closing.strip()).rstrip() + closing if text else ""
 
 
+BLANK_LINE = "\n\n"
+
+
 class PromptTemplate(ABC):
     """A template of segments. Nothing is added between their texts.
 
@@ -99,7 +138,7 @@ class PromptTemplate(ABC):
         think: the thinking mode.
         reply_prefix: text that every generated reply begins with.
         closing: the text that closes a turn; read after a reply that did not end with it.
-        stops: texts that end a reply, besides token 0.
+        stops: texts that end a reply, besides token 0. With `turn_end` `next-role` (and `auto`) the template's own.
 
     Raises:
         UsageError: a prefix, and a thinking mode in which the reply begins with thinking.
@@ -107,10 +146,12 @@ class PromptTemplate(ABC):
 
     def __init__(self, begins: ReplyPrompt, closing: str, stops: tuple[str, ...]) -> None:
         begins.check_reply_prefix()
+        # No reply that a blank line ends has paragraphs.
+        self._clean_reply = clean if begins.turn_end == "blank-line" else clean_reply
         self.think: ThinkMode = begins.think
         self.reply_prefix = begins.reply_prefix.replace("\r\n", "\n")
         self.closing = closing
-        self.stops = stops
+        self.stops = {"blank-line": (BLANK_LINE,), "end-of-text": ()}.get(begins.turn_end, stops)
 
     @property
     def begun(self) -> str:
@@ -162,8 +203,7 @@ class OfficialTemplate(PromptTemplate):
     """`System: s`, `User: x`, `Assistant:`, a blank line after each."""
 
     def __init__(self, begins: ReplyPrompt | None = None) -> None:
-        begins = begins or ReplyPrompt()
-        super().__init__(begins, "\n\n", ("\n\n" if begins.think == "off" else "\nUser:",))
+        super().__init__(begins or ReplyPrompt(), BLANK_LINE, ("\nUser:",))
 
     def _system(self, text: str) -> str:
         return f"System: {text}\n\n"
@@ -175,7 +215,7 @@ class OfficialTemplate(PromptTemplate):
         return f"User: {clean(user)}\n\nAssistant:"
 
     def reply(self, text: str) -> str:
-        return f" {clean(text)}\n\n"
+        return f" {self._clean_reply(text)}\n\n"
 
 
 def load_template(prompting: Prompting) -> PromptTemplate:

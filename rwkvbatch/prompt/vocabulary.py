@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rwkvbatch.errors import CheckpointError, InputError
+from rwkvbatch.files import read_file
 from rwkvbatch.prompt.bpe import BpeTokenizer
 from rwkvbatch.prompt.tokenizer import Tokenizer, WorldTokenizer, parse_entries, world_tokenizer
 
@@ -111,7 +112,7 @@ def _read(path: Path, vocab_size: int, _modified_ns: int, num_bytes: int) -> Tok
     if not path.is_file():
         raise InputError("is not a file", path=path, hint=f"give {_WAY_OUT}")
     try:
-        content = path.read_bytes()
+        content = read_file(path, MAX_FILE_BYTES)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", path=path) from None
     if content.lstrip()[:1] == b"{":

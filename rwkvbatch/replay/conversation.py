@@ -14,10 +14,10 @@ from functools import lru_cache
 from itertools import chain, takewhile
 from typing import TYPE_CHECKING, cast
 
-from rwkvbatch.config import CellSettings
+from rwkvbatch.config import CellSettings, Prompting
 from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, NoiseKey, Reply, Request, Score, closed_history
 from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError
-from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template
+from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template, with_turn_end
 from rwkvbatch.prompt.tokenizer import Tokenizer
 from rwkvbatch.replay.judging import explain, judge, not_judged
 from rwkvbatch.replay.plan import Plan, Task
@@ -35,9 +35,11 @@ from rwkvbatch.results.row import (
 from rwkvbatch.script.checks.structured import Chosen
 from rwkvbatch.script.choices import Choice, ChoiceScore, ChoiceScores
 from rwkvbatch.script.records import Conversation, ReplyFacts, Turn
+from rwkvbatch.script.tools import with_tools
 from rwkvbatch.signals import ENDS_PROCESS
 
 if TYPE_CHECKING:
+    from rwkvbatch.endpoint.engine import EndpointEngine
     from rwkvbatch.engine.engine import Engine
 
 
@@ -48,25 +50,34 @@ class PromptEncoder:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, roots: dict[str, int] | None = None, max_prompt_tokens: int | None = None
+        self,
+        tokenizer: Tokenizer,
+        roots: dict[str, int] | None = None,
+        max_prompt_tokens: int | None = None,
+        weights_sha256: str = "",
     ) -> None:
+        self._weights_sha256 = weights_sha256
         self.tokenizer = tokenizer
         self.max_prompt_tokens = max_prompt_tokens
         self._roots = dict(roots or {})
         # Every cell and repetition encodes the same texts of a conversation.
         self.encode = lru_cache(maxsize=8192)(self._encode)
-        self._load_template = lru_cache(maxsize=256)(load_template)
+        self._load_template = lru_cache(maxsize=256)(self._make_template)
         self._load_prelude = lru_cache(maxsize=256)(load_prelude)
 
     def template(self, settings: CellSettings) -> PromptTemplate:
         """The prompt template of a reply."""
         return self._load_template(settings.prompting)
 
+    def _make_template(self, prompting: Prompting) -> PromptTemplate:
+        return load_template(with_turn_end(prompting, self._weights_sha256))
+
     def opening(self, conversation: Conversation, settings: CellSettings) -> tuple[int, ...]:
         """The tokens before the first turn: token 0 with `bos`, the system message and the prelude; may be empty."""
         prelude = None if settings.prelude is None else self._load_prelude(settings.prelude)
         begin = (END_OF_TEXT,) if settings.begins_with_bos() else ()
-        return (*begin, *self.encode(self.template(settings).opening(conversation.system, prelude)))
+        system = with_tools(conversation.system, conversation.tools)
+        return (*begin, *self.encode(self.template(settings).opening(system, prelude)))
 
     def root(self, settings: CellSettings) -> int:
         """The engine's root number of the initial state."""
@@ -92,6 +103,9 @@ class ConversationReplay:
         self._said: dict[int, int] = {}
         self._encoder = encoder
         self._history = encoder.opening(task.conversation, task.settings)
+        system = task.conversation.system
+        # The dialogue so far as messages, for a served model that has a template of its own.
+        self._messages = [] if not system else [{"role": "system", "content": system}]
 
     @property
     def over(self) -> bool:
@@ -123,15 +137,19 @@ class ConversationReplay:
         self._check_length(len(tokens))
         turn = self.task.of_turn(self.turn)
         settings = turn.settings
+        # Where a server's template makes the prompt, it also says what ends a reply.
+        is_chat = settings.uses_chat_api
+        messages = (*self._messages, {"role": "user", "content": self._next.user}) if is_chat else ()
         return Request(
             tokens=tokens,
             sampling=settings.sampling,
             noise=self._noise(turn.seed),
             max_tokens=settings.max_tokens,
             max_seconds=settings.max_seconds,
-            stop=(*self._template.stops, *settings.stop),
+            stop=settings.stop if is_chat else (*self._template.stops, *settings.stop),
             closing=self._template.closing,
             root=self._encoder.root(settings),
+            messages=messages,
         )
 
     def _check_length(self, num_tokens: int) -> None:
@@ -146,7 +164,7 @@ class ConversationReplay:
             return NoiseKey(seed, conversation, self.task.repeat, self.turn)
         return NoiseKey(seed, f"{conversation}\x1fprobe {probe.number}", self.task.repeat, probe.after)
 
-    def submit(self, engine: Engine) -> None:
+    def submit(self, engine: Engine | EndpointEngine) -> None:
         """Submit the work of the next turn: its reply, its reference reply, its choices.
 
         Raises `RwkvBatchError` or `ValueError` when the prompt is too long or the engine refuses the request.
@@ -160,7 +178,7 @@ class ConversationReplay:
         self._work = _Work(self.request() if turn.generate else None, texts)
         self.submit_more(engine)
 
-    def submit_more(self, engine: Engine) -> None:
+    def submit_more(self, engine: Engine | EndpointEngine) -> None:
         """Submit what is left of the next turn's work, as far as `MAX_PENDING` allows: each request has its tokens."""
         work = self._work
         if work is None:
@@ -239,22 +257,27 @@ class ConversationReplay:
         """
         if not self._next.plain:
             return self._with_given(*self._template.given_reply(reference))
-        # Not through the cache of encoded texts, which would keep documents.
-        encode = self._encoder.tokenizer.encode
-        settings = self.task.of_turn(self.turn).settings
-        begin = (END_OF_TEXT,) if settings.begins_with_bos(plain_text=True) else ()
-        before, text = (*begin, *encode(self._next.user)), tuple(encode(reference))
+        before, text = self._plain_prompt(), tuple(self._encoder.tokenizer.encode(reference))
         if not before and len(text) < 2:
             raise RowError("the text has one token, and nothing is read before it: use --bos on")
         return (before, text) if before else (text[:1], text[1:])
 
+    def _plain_prompt(self) -> tuple[int, ...]:
+        """The tokens before a plain text: token 0 (unless `bos` is off) and its prompt, read without a template."""
+        settings = self.task.of_turn(self.turn).settings
+        begin = (END_OF_TEXT,) if settings.begins_with_bos(plain_text=True) else ()
+        # Not through the cache of encoded texts, which would keep documents.
+        return (*begin, *self._encoder.tokenizer.encode(self._next.user))
+
     def _choice_tokens(self, choice: Choice) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The tokens before a choice, and those of the choice, as the beginning of the reply."""
+        """The tokens before a choice, and those of the choice, as a reply's beginning or after a plain prompt."""
+        if self._next.plain:
+            return self._plain_prompt(), tuple(self._encoder.encode(choice.text))
         return self._with_choice(self._choice_text(choice))
 
     def _choice_text(self, choice: Choice) -> str:
-        """A choice as the template writes a reply; after a `reply_prefix` exactly as it stands in the script."""
-        if self._template.reply_prefix:
+        """A choice as the template writes a reply; after a `reply_prefix` or a plain prompt as the script has it."""
+        if self._template.reply_prefix or self._next.plain:
             return choice.text
         return self._template.reply(choice.text).removesuffix(self._template.closing)
 
@@ -284,19 +307,24 @@ class ConversationReplay:
                 prefix, reply = self._with_choice(chosen + self._template.closing)
                 history = (*prefix, *reply)
             self._history = history
+            is_given = settings.history == "gold" and turn.reference is not None
+            said = turn.reference if is_given and turn.reference is not None else row.reply
+            self._messages += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": said}]
         self._place += 1
 
     def _row(self, work: _Work, reply: Reply | None, scores: list[Score], text: str) -> Row:
         turn = self._next
         if reply is not None and reply.finish_reason == "error":
             raise RowError(reply.error or "the engine could not make this reply")
+        self._check_scores(turn, scores)
         total = 0.0 if reply is None else math.fsum(reply.logprobs)
         sums = [math.fsum(score.logprobs) for score in scores]
         if not all(map(math.isfinite, (total, *sums))):
             raise NonFiniteLogitsError("the model's log-probabilities hold NaN or infinity")
         reference, choices = None, None
         if turn.reference is not None:
-            reference = self._reference(scores[0], sums[0], work.texts[0][1])
+            if not scores[0].unavailable:
+                reference = self._reference(scores[0], sums[0], work.texts[0][1])
             scores, sums = scores[1:], sums[1:]
         if turn.choices:
             choices = ChoiceScores(
@@ -308,6 +336,8 @@ class ConversationReplay:
             if reply is None:
                 text = _chosen(turn, choices).text.strip()
         num_ids = 0 if reply is None else len(reply.ids)
+        # A served model may give none, or count other tokens than those of this vocabulary.
+        num_logprobs = 0 if reply is None else len(reply.logprobs)
         finish_reason = SCORED if reply is None else reply.finish_reason
         facts = ReplyFacts(text, finish_reason, num_ids, turn.reference, choices)
         row = error_row(self.task, self.turn, "", reply, text)
@@ -319,14 +349,43 @@ class ConversationReplay:
             row,
             finish_reason=finish_reason,
             stopped_by=None if reply is None else reply.stopped_by,
-            tokens=row.tokens if reply is not None else TokenCounts(max(len(prefix) for prefix, _ in work.texts), 0),
-            logprob=Logprob(total / num_ids if num_ids else None, total),
+            tokens=TokenCounts(max(len(prefix) for prefix, _ in work.texts), 0)
+            if reply is None
+            else replace(row.tokens, thinking=self._num_thinking(reply)),
+            logprob=Logprob(total / num_logprobs if num_logprobs else None, total),
             reference=reference,
             checks=judge(turn.checks, facts),
             error=None,
             choices=choices,
             probe=probe,
         )
+
+    @staticmethod
+    def _check_scores(turn: Turn, scores: Sequence[Score]) -> None:
+        """Raise `RowError` where a served model did not score a text that the row cannot do without."""
+        for score in scores:
+            if score.error is not None:
+                raise RowError(score.error)
+            if score.unavailable and (turn.choices or not turn.generate):
+                raise RowError(f"{score.unavailable}, so that neither choices nor texts can be scored")
+
+    def _num_thinking(self, reply: Reply) -> int | None:
+        """Tokens of the reply's thinking part; None if it has none, all if that has no end."""
+        begun = self._template.begun
+        text = begun + reply.text
+        if not text.lstrip().startswith("<think"):
+            return None
+        end = text.find("</think>")
+        if end < 0:
+            return len(reply.ids)
+        num_bytes = len(text[len(begun) : end + len("</think>")].encode("utf-8", "surrogatepass"))
+        count = 0
+        for token in reply.ids:
+            if num_bytes <= 0:
+                break
+            num_bytes -= len(self._encoder.tokenizer.token_bytes(token))
+            count += 1
+        return count
 
     def _reference(self, score: Score, logprob: float, tokens: tuple[int, ...]) -> Reference:
         turn, num_tokens = self._next, len(tokens)

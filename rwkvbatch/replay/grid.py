@@ -39,7 +39,7 @@ MAX_CELLS = 10_000
 MAX_TEXT_NAME = 24
 """Characters of a text that stand for it in a cell's name."""
 
-_PATHS = ("model", "state", "template", "prelude")
+PATHS = ("model", "state", "template", "prelude")
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _choice_names(key: str, values: Sequence[Any]) -> list[str]:
     if full in TEXTS:
         return [f"{full}={name}" for name in _text_names(values)]
     names = [_value_name(full, value) for value in values]
-    if full in _PATHS:
+    if full in PATHS:
         paths = [str(value or "") for value in values]
         same_name = [{path for path, other in zip(paths, names, strict=True) if other == name} for name in names]
         for place, alike in enumerate(same_name):
@@ -205,7 +205,7 @@ def _value_name(key: str, value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, (list, tuple)):
         return "+".join(_value_name(key, part) for part in value) or "none"  # pyright: ignore[reportUnknownVariableType]
-    text = PurePath(value).stem if key in _PATHS and value else str(value)
+    text = PurePath(value).stem if key in PATHS and value else str(value)
     if key == "adapter":  # files, followed by options
         text = re.sub(r"[^\s=]*/", "", text)
     try:

@@ -28,7 +28,7 @@ from rwkvbatch.config import (
     environment_name,
     full_name,
     option_name,
-    preset,
+    preset_settings,
     shown_value,
 )
 from rwkvbatch.errors import InputError, RwkvBatchError, UsageError
@@ -144,7 +144,7 @@ def checked_values(values: Mapping[str, Any], name: Callable[[str], str] = optio
     for raw_key, value in values.items():
         key = full_name(raw_key)
         if key == "preset":
-            result.update(dict(preset(str(value))))
+            result.update(preset_settings(str(value)))
         elif key not in SETTINGS:
             raise UsageError(f"{name(raw_key)}: unknown setting{_close(key)}")
         elif key in plain:

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
-from rwkvbatch.config import CellSettings, RunSettings
+from rwkvbatch.config import OPEN_THINKING, CellSettings, RunSettings, TurnEnd
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.layers import Layered
@@ -22,6 +22,7 @@ from rwkvbatch.replay.race import FIRST_LOOK, Draws
 from rwkvbatch.replay.row_index import Member, RowIndex, Shard
 from rwkvbatch.results.row import RowKey
 from rwkvbatch.script.records import Conversation
+from rwkvbatch.script.tools import CALL_PREFIX
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,12 @@ class Plan(RowIndex):
     """
 
     def __init__(
-        self, conversations: Sequence[Conversation], cells: Sequence[Cell], layered: Layered, shard: Shard | None = None
+        self,
+        conversations: Sequence[Conversation],
+        cells: Sequence[Cell],
+        layered: Layered,
+        shard: Shard | None = None,
+        turn_ends: Mapping[str, TurnEnd] | None = None,
     ) -> None:
         if not conversations:
             raise UsageError("there is no conversation to replay", hint="check the script, --only and --limit")
@@ -92,7 +98,7 @@ class Plan(RowIndex):
         self.settings = settings
         self.explicit = layered.explicit
         self.origins = layered.origins
-        self.cell_settings = tuple(settings.replace(**cell.overrides) for cell in self.cells)
+        self.cell_settings = tuple(_cell_settings(settings, cell, turn_ends or {}) for cell in self.cells)
         for own in self.cell_settings:
             own.check_reply_prefix()
         if len({conversation.id for conversation in self.conversations}) < len(self.conversations):
@@ -103,7 +109,7 @@ class Plan(RowIndex):
         if shard is not None:
             self.chosen = shard.share([member.turns for member in members])
             self._chosen_ids = frozenset(self.conversations[number].id for number in self.chosen)
-        self._arguments = conversations, cells, layered, shard
+        self._arguments = conversations, cells, layered, shard, turn_ends
         self._settings_of = lru_cache(maxsize=4096)(self._resolve)
         for number, conversation in enumerate(self.conversations):
             if _has_params(conversation):
@@ -116,6 +122,22 @@ class Plan(RowIndex):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._arguments
+
+    def continuing(self, cells: Mapping[str, Any]) -> Plan:
+        """The plan with the turn ends of an existing run where none is given: a run goes on as it began.
+
+        Args:
+            cells: the identities of the run's cells, by name, with the turn end that `auto` meant then.
+        """
+        turn_ends: dict[str, TurnEnd] = {}
+        for name, values in cells.items():
+            match values:
+                case {"turn_end": "next-role" | "blank-line" | "end-of-text" as turn_end}:
+                    turn_ends[name] = turn_end
+                case _:
+                    pass
+        conversations, own_cells, layered, shard, _ = self._arguments
+        return Plan(conversations, own_cells, layered, shard, turn_ends)
 
     def times_played(self) -> dict[int, int]:
         """How often a cell plays each conversation, by number; in a race at most, without those that are not drawn."""
@@ -156,23 +178,51 @@ class Plan(RowIndex):
         """The settings of a task, and those of its turns that have params of their own."""
         conversation, cell = self.conversations[conversation_number], self.cells[cell_number]
         default = TurnSettings(self.cell_settings[cell_number], self.settings.seed)
-        whole = self._with_params(default, conversation.params, cell, f"{conversation.source}: params")
+        source, has_tools = conversation.source, bool(conversation.tools)
+        whole = self._with_params(default, conversation.params, cell, f"{source}: params", has_tools=has_tools)
         turns = {
-            number: self._with_params(whole, turn.params, cell, f"{conversation.source}: params of turn {number}")
+            number: self._with_params(
+                whole, turn.params, cell, f"{source}: params of turn {number}", has_tools=has_tools
+            )
             for number, turn in enumerate(conversation.turns)
             if turn.params
         }
         return whole, turns
 
-    def _with_params(self, given: TurnSettings, params: Mapping[str, Any], cell: Cell, where: str) -> TurnSettings:
+    def _with_params(
+        self, given: TurnSettings, params: Mapping[str, Any], cell: Cell, where: str, *, has_tools: bool
+    ) -> TurnSettings:
         own = {key: value for key, value in params.items() if key not in self.explicit and key not in cell.overrides}
         seed = own.pop("seed", given.seed)
         try:
-            settings = given.settings.replace(**own) if own else given.settings
+            settings = with_params(given.settings, own, has_tools=has_tools)
             settings.check_reply_prefix()
             return TurnSettings(settings, seed)
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from None
+
+
+_Settings = TypeVar("_Settings", bound=CellSettings)
+
+
+def with_params(settings: _Settings, params: Mapping[str, Any], *, has_tools: bool) -> _Settings:
+    """`settings` with those of a conversation or a turn. A reply that begins with thinking does not begin with a call.
+
+    Raises:
+        UsageError: a value is not allowed.
+    """
+    if not params:
+        return settings
+    found = settings.replace(**params)
+    is_call = has_tools and str(params.get("reply_prefix", "")).startswith(CALL_PREFIX)
+    return found.replace(reply_prefix="") if is_call and found.think in OPEN_THINKING else found
+
+
+def _cell_settings(settings: RunSettings, cell: Cell, turn_ends: Mapping[str, TurnEnd]) -> RunSettings:
+    found = settings.replace(**cell.overrides)
+    if found.turn_end != "auto" or cell.name not in turn_ends:
+        return found
+    return found.replace(turn_end=turn_ends[cell.name])
 
 
 def _draws(settings: RunSettings, conversations: Sequence[Conversation]) -> Draws:

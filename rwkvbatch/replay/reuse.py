@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from rwkvbatch.errors import RunMismatchError, RwkvBatchError
+from rwkvbatch.errors import RunDamagedError, RunMismatchError, RwkvBatchError
 from rwkvbatch.files import read_spans
 from rwkvbatch.replay.identity import RowDigests
 from rwkvbatch.replay.judging import judged_again
@@ -37,6 +37,8 @@ from rwkvbatch.script.records import Conversation
 
 _IN_MEMORY_BYTES = 2**26
 _SHOWN = 3
+MAX_TRIED = 2000
+"""The longest script in which new conversations are looked for at every place; in longer ones only at the end."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,31 @@ class Reuse:
         if self.set_aside:
             text += f"; {self.set_aside:,} that this command does not have set aside in {KEPT_NAME}"
         return text
+
+
+def check_rows_of_plan(directory: RunDirectory, plan: Plan, digests: RowDigests, identity: JsonObject) -> None:
+    """Raise unless every row of a directory whose manifest is damaged is one of `plan`, and so is the script's copy.
+
+    Raises:
+        RunDamagedError: a row is of another run, or of an earlier version, whose rows do not say what they were made
+            from; or the script's copy is missing or of another run.
+    """
+    assert directory.damage is not None
+    hint = "give the settings and the script that the run was started with, or another directory with --out"
+    if read_script(directory.path, {"identity": identity}) is None:
+        raise RunDamagedError(
+            f"{directory.damage.message}; there is no copy of the script to repair it from", hint=hint
+        )
+    with directory.reading(RESULTS_NAME) as reader:
+        for line in read_lines(reader):
+            try:
+                number = plan.row_number(decode_row(line.data).key)
+            except BadLineError:
+                continue  # the store reports and repairs it
+            digest = digest_of(line.data)
+            if number is None or digest is None or digest.content != digests.of_row(number).content:
+                problem = f"{directory.damage.message}; and this row is not of this command's run"
+                raise RunDamagedError(problem, path=directory.path / RESULTS_NAME, line=line.number, hint=hint)
 
 
 def adopt(
@@ -277,12 +304,12 @@ class _Adapting:
         )
 
     def _read_former_script(self) -> dict[str, Conversation]:
-        """The script of rows without digests: the beginning of this one, its copy, or the file it was read from."""
+        """The script of rows without digests: a part of this one, its copy, or the file it was read from."""
         former = self._former["identity"].get("script")
         script = cast("dict[str, Any]", former) if isinstance(former, dict) else {}
         count, sha256 = script.get("conversations"), script.get("sha256")
-        if script_sha256(self._plan.conversations[:count]) == sha256:
-            return {each.id: each for each in self._plan.conversations[:count]}
+        if (part := _without_new_ones(self._plan.conversations, count, sha256)) is not None:
+            return {each.id: each for each in part}
         about = self._former.get("about")
         names = [str(name) for name in cast("dict[str, Any]", about).get("scripts", [])] if about else []
         with suppress(RwkvBatchError):
@@ -300,7 +327,7 @@ class _Adapting:
             f"version of rwkvbatch that made the run kept no copy; this command: "
             f"{len(self._plan.conversations)} conversations, other ones or changed",
             path=self._path,
-            hint="give the script as it was, with new conversations at its end, or another directory with --out",
+            hint="give the script as it was, with new conversations in one place, or another directory with --out",
         )
 
     def _renewed(self, row: Row, data: bytes, number: int) -> tuple[bytes | None, _Move]:
@@ -390,6 +417,23 @@ class _Adapting:
     def _read_kept(self, span: tuple[int, int]) -> bytes:
         self._rewritten.seek(span[0])
         return self._rewritten.read(span[1])
+
+
+def _without_new_ones(
+    conversations: Sequence[Conversation], count: object, sha256: object
+) -> Sequence[Conversation] | None:
+    """The `count` conversations whose script has a hash, if the others stand together, as at the end of a file."""
+    if not isinstance(count, int) or not 0 < count <= len(conversations):
+        return None
+    num_new = len(conversations) - count
+    starts = range(count, -1, -1) if len(conversations) <= MAX_TRIED else (count,)
+    for start in starts:
+        part = (*conversations[:start], *conversations[start + num_new :])
+        if script_sha256(part) == sha256:
+            return part
+        if num_new == 0:
+            break
+    return None
 
 
 def _named(plan: Plan, digests: RowDigests) -> dict[str, Mapping[str, Any]]:

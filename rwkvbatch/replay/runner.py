@@ -7,15 +7,15 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rwkvbatch.engine.request import Reply, Request
-from rwkvbatch.errors import StorageError
+from rwkvbatch.errors import RwkvBatchError, StorageError
 from rwkvbatch.files import OS_FILES, Files, save_file
 from rwkvbatch.replay.adaptive import Reached, Wanted, first_round, reached, rounds
 from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder
@@ -27,9 +27,10 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import MakePool, WorkerPool
 from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
 from rwkvbatch.replay.race import Played, RaceResult, race_of, result_of
-from rwkvbatch.replay.reuse import Reuse, adopt, missing_rows
+from rwkvbatch.replay.reuse import Reuse, adopt, check_rows_of_plan, missing_rows
 from rwkvbatch.replay.row_index import write_members
 from rwkvbatch.results.directory import RunDirectory, State, StatusFile
+from rwkvbatch.results.manifest import read_manifest
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import SCORED, Row
 from rwkvbatch.results.store import RESULTS_NAME, MemoryRows, Rows
@@ -118,11 +119,13 @@ def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
         StorageError: a write failed; rows before it are kept.
         TooManyFailuresError: more rows failed than the settings allow.
     """
+    plan = _continued(plan, options.out)
     with ExitStack() as stack:
         pool = None if options.pool is None else stack.enter_context(closing(options.pool(plan)))
         directory = None
         if options.out is not None:
-            directory = stack.enter_context(closing(RunDirectory(options.out, options.command, options.files)))
+            opened = RunDirectory(options.out, options.command, options.files, repair=options.repair)
+            directory = stack.enter_context(closing(opened))
         with options.loading():
             specs = (loader if pool is None else pool).specs(setups_of(plan))
         if directory is None:
@@ -134,6 +137,9 @@ def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
         shard = plan.shard and {**vars(plan.shard), "rows_of_run": plan.num_rows}
         digests = RowDigests(plan, list(identity["cells"].values()))
         reuse = None
+        if directory.damage is not None:
+            check_rows_of_plan(directory, plan, digests, identity)
+            directory.set_manifest_aside()
         if directory.holds_rows:
             reuse = adopt(directory, plan, digests, identity, make, shard) or Reuse(0)
         else:
@@ -151,6 +157,16 @@ def execute(plan: Plan, loader: ModelLoader, options: RunOptions) -> RunResult:
         )
         store = stack.enter_context(closing(rows))
         return _Session(plan, loader, pool, options, store, directory, reuse).run()
+
+
+def _continued(plan: Plan, out: Path | None) -> Plan:
+    """The plan with what a run in the directory `out` meant by settings that are not given."""
+    manifest = None
+    if out is not None:
+        with suppress(RwkvBatchError):  # taking the directory says what is wrong with it
+            manifest = read_manifest(out)
+    cells: Any = None if manifest is None else manifest["identity"].get("cells")
+    return plan.continuing(cast("dict[str, Any]", cells)) if isinstance(cells, dict) else plan
 
 
 def read_rows(directory: Path) -> Iterator[Row]:

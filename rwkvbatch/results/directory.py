@@ -11,6 +11,7 @@ import fcntl
 import io
 import itertools
 import json
+import logging
 import os
 import socket
 import stat
@@ -20,7 +21,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from rwkvbatch.errors import RunDirectoryError, RunLockedError, RunReplacedError, StorageError
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunLockedError, RunReplacedError, StorageError
 from rwkvbatch.files import (
     OS_FILES,
     Files,
@@ -34,6 +35,7 @@ from rwkvbatch.files import (
 )
 from rwkvbatch.prompt.escaping import file_name
 from rwkvbatch.results.manifest import (
+    DAMAGED_MANIFEST_NAME,
     FORMER,
     MANIFEST_NAME,
     JsonObject,
@@ -41,6 +43,7 @@ from rwkvbatch.results.manifest import (
     refuse_other_run,
     write_manifest,
 )
+from rwkvbatch.results.recovery import keep_bytes
 from rwkvbatch.results.row import RowDigest, RowKey
 from rwkvbatch.results.script_copy import COMPRESSED_NAME, SCRIPT_NAME, write_script
 from rwkvbatch.results.store import RESULTS_NAME, RowStore
@@ -55,6 +58,8 @@ STATUS_NAME = "status.json"
 STATUS_EVERY_S = 2.0
 STATUS_BYTES = 4096
 MAX_STATUS_BYTES = 2**20
+
+_log = logging.getLogger(__name__)
 
 State = Literal["running", "done", "interrupted", "failed"]
 
@@ -172,9 +177,11 @@ class RunDirectory:
     Args:
         path: made if missing; may only hold a run, or nothing.
         command: shown to other processes that want the directory.
+        repair: accept a damaged manifest; `set_manifest_aside` follows.
 
     Attributes:
-        manifest: of the run that the directory held before; None for a new run.
+        manifest: of the run that the directory held before; None for a new run, and where it is damaged.
+        damage: what is wrong with the manifest; None where nothing is.
 
     Raises:
         RunDirectoryError: it cannot be made or written, holds other files, or results without a manifest.
@@ -182,8 +189,9 @@ class RunDirectory:
         RunDamagedError: the manifest is damaged.
     """
 
-    def __init__(self, path: Path, command: str, files: Files = OS_FILES) -> None:
+    def __init__(self, path: Path, command: str, files: Files = OS_FILES, *, repair: bool = False) -> None:
         self.path = path
+        self.damage: RunDamagedError | None = None
         self._files = files
         self._is_new = not path.exists()
         try:
@@ -195,8 +203,13 @@ class RunDirectory:
         self._lock = DirectoryLock(path, command)
         try:
             self._remove_leftovers()
-            self.manifest = read_manifest(path)
-            if self.manifest is None:
+            try:
+                self.manifest = read_manifest(path)
+            except RunDamagedError as error:
+                if not repair:
+                    raise
+                self.manifest, self.damage = None, error
+            if self.manifest is None and self.damage is None:
                 self._refuse_other_files()
         except BaseException:  # Ctrl-C too: nobody can close an object whose construction failed
             self._lock.release()
@@ -235,6 +248,18 @@ class RunDirectory:
         else:
             write_manifest(self.path, identity, make_about(), shard, files=self._files, at=self.at)
         self._is_new = False
+
+    def set_manifest_aside(self) -> None:
+        """Keep the damaged manifest under another name; raises `StorageError`."""
+        path = self.path / MANIFEST_NAME
+        try:
+            with open_file(path, at=self.at) as file:
+                span = 0, os.fstat(file.fileno()).st_size
+                kept = keep_bytes(self._files, file, span, self.path / DAMAGED_MANIFEST_NAME, self.at)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be set aside: {error.strerror or error}") from error
+        self.damage = None
+        _log.warning("%s: is damaged; it is set aside in %s and written anew", path, kept.name)
 
     @property
     def holds_rows(self) -> bool:

@@ -9,6 +9,7 @@ adapted to another command, see `RunDirectory.begin_change`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -40,7 +41,13 @@ FIRST_SETTINGS = frozenset(
 )  # fmt: skip
 """Settings of a cell that the first version had. Every later one has a default that leaves replies as they were."""
 
+CHECKSUM = "sha256"
+"""Key of the manifest: the hash of its other keys but `about`, as sorted JSON without spaces."""
+
+DAMAGED_MANIFEST_NAME = "manifest.damaged"
+
 _MAX_SHOWN = 12
+_REPAIR = "the run's command with --repair writes it anew, if the rows and the script's copy are of that command"
 
 
 def write_manifest(
@@ -63,7 +70,8 @@ def write_manifest(
     """
     part = {} if shard is None else {"shard": shard}
     before = {} if former is None else {FORMER: former}
-    content = {"format": FORMAT, "identity": identity, **part, "about": about, **before}
+    content: dict[str, Any] = {"format": FORMAT, "identity": identity, **part, "about": about, **before}
+    content[CHECKSUM] = _checksum(json.loads(json.dumps(content)))
     text = json.dumps(content, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
     save_file(directory / MANIFEST_NAME, [text, b"\n"], files=files, at=at)
 
@@ -83,10 +91,13 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise RunDirectoryError(f"cannot be read: {error.strerror or error}", path=path) from None
     except (ValueError, RecursionError) as error:
-        raise RunDamagedError(f"is not JSON: {error}", path=path) from None
+        raise RunDamagedError(f"is not JSON: {error}", path=path, hint=_REPAIR) from None
     manifest = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
+    checksum = manifest.pop(CHECKSUM, None)  # earlier versions wrote none
+    if checksum is not None and checksum != _checksum(manifest):
+        raise RunDamagedError("was changed: its checksum does not match", path=path, hint=_REPAIR)
     if not isinstance(manifest.get("identity"), dict):
-        raise RunDamagedError("is not the manifest of a run: it has no object `identity`", path=path)
+        raise RunDamagedError("is not the manifest of a run: it has no object `identity`", path=path, hint=_REPAIR)
     if manifest.get("format") != FORMAT:
         raise RunDirectoryError(
             f"has format {manifest.get('format')!r}; this version reads {FORMAT}",
@@ -100,6 +111,12 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         case _:
             manifest.pop(FORMER, None)
     return manifest
+
+
+def _checksum(values: JsonObject) -> str:
+    checked = {key: value for key, value in values.items() if key != "about"}
+    text = json.dumps(checked, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def refuse_other_run(

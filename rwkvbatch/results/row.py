@@ -35,10 +35,18 @@ class RowKey:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """`prompt` counts the whole history that the reply followed, `reply` the tokens generated."""
+    """`prompt` counts the whole history that the reply followed, `reply` the tokens generated.
+
+    `thinking` of the latter belong to the thinking part, its end included; None in replies without one.
+    """
 
     prompt: int
     reply: int
+    thinking: int | None = None
+
+    def as_dict(self) -> dict[str, int]:
+        """JSON values; `thinking` only where there is any."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -187,7 +195,7 @@ class Row:
         """JSON values in the order of the fields; `asdict` would copy every token id."""
         values = {
             **vars(self),
-            "tokens": vars(self.tokens),
+            "tokens": self.tokens.as_dict(),
             "logprob": vars(self.logprob),
             "reference": None if self.reference is None else self.reference.as_dict(),
             "checks": [vars(check) for check in self.checks],

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rwkvbatch.config import ScriptLimits
 from rwkvbatch.errors import ScriptError, UsageError
+from rwkvbatch.files import open_file
 from rwkvbatch.script.native import MAX_ID_LENGTH
 from rwkvbatch.script.reader import Reading, Script
 from rwkvbatch.script.records import STDIN
@@ -72,7 +73,7 @@ def _files(path: str) -> Iterator[str]:
 def _is_text(path: str) -> bool:
     """Whether a file of a folder begins like text: UTF-8 without NUL bytes."""
     try:
-        with Path(path).open("rb") as file:
+        with open_file(path) as file:
             data = file.read(_CHUNK_BYTES)
     except OSError:
         return True  # reading it says why it cannot be read

@@ -7,8 +7,10 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from rwkvbatch.config import HistoryMode
-from rwkvbatch.script.records import Conversation, SourceLine
+from rwkvbatch.config import HistoryMode, TurnEnd
+from rwkvbatch.script.checks.structured import ToolCall
+from rwkvbatch.script.records import Conversation, SourceLine, shown
+from rwkvbatch.script.tools import calls_in
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,30 @@ _ROLE_LINE = re.compile(rf"(?:^|\n)\s*({_ROLE}\s?:)")
 _ROLE_END = re.compile(rf"(?:^|\n)\s*{_ROLE}:[ \t]*$")
 
 
-def lint(conversations: Iterable[Conversation], *, history: HistoryMode = "own") -> tuple[LintWarning, ...]:
+def lint(
+    conversations: Iterable[Conversation],
+    *,
+    history: HistoryMode = "own",
+    turn_end: TurnEnd = "auto",
+    reply_prefix: str = "",
+) -> tuple[LintWarning, ...]:
     """All warnings, in the order of the conversations and their messages. Never raises: the reader reports errors.
 
     Args:
         history: the mode of the run; with `gold`, turns without a reference are reported too.
+        turn_end: the run's; with `blank-line`, references with a blank line inside are reported too.
+        reply_prefix: the run's; references that do not begin with it, or with their turn's own, are reported.
     """
-    return tuple(warning for conversation in conversations for warning in _lint_one(conversation, history))
+    return tuple(
+        warning
+        for conversation in conversations
+        for warning in _lint_one(conversation, history, turn_end, reply_prefix)
+    )
 
 
-def _lint_one(conversation: Conversation, history: HistoryMode) -> Iterator[LintWarning]:
+def _lint_one(
+    conversation: Conversation, history: HistoryMode, turn_end: TurnEnd, reply_prefix: str
+) -> Iterator[LintWarning]:
     source, name = conversation.source, conversation.id
     contents = [("system", "system", conversation.system)]
     for number, turn in enumerate(conversation.turns):
@@ -67,14 +83,40 @@ def _lint_one(conversation: Conversation, history: HistoryMode) -> Iterator[Lint
         contents.append(("user", f"turn {number}", turn.user))
         contents.append(("reference", f"turn {number} reference", turn.reference))
     for kind, place, content in contents:
-        for rule in _RULES:
+        for rule in _RULES if turn_end == "blank-line" else _RULES_WITH_PARAGRAPHS:
             if content is not None and kind in rule.only_in and (message := rule.found(content)) is not None:
                 yield LintWarning(rule.code, source, name, place, message, rule.hint)
+    for number, turn in enumerate(conversation.turns):
+        prefix = str(turn.params.get("reply_prefix", conversation.params.get("reply_prefix", reply_prefix))).strip()
+        if turn.reference is not None and not turn.reference.strip().startswith(prefix):
+            found = f"does not begin with the reply prefix {shown(prefix)}"
+            hint = "it is scored without a prefix, as it stands; begin it with the prefix to score the rest of it"
+            yield LintWarning("reference-without-prefix", source, name, f"turn {number} reference", found, hint)
+    yield from _unknown_functions(conversation)
     dialogue = [turn for turn in conversation.turns if turn.probe is None]
     for number, turn in enumerate(dialogue[:-1]):
         if history == "gold" and turn.reference is None:
             hint = "with `--history gold` the next turn sees the model's own reply; add an assistant message"
             yield LintWarning("missing-reference", source, name, f"turn {number}", "has no reference reply", hint)
+
+
+def _unknown_functions(conversation: Conversation) -> Iterator[LintWarning]:
+    """Calls in references and checks of functions that are none of the conversation's tools."""
+    names = [str(tool["name"]) for tool in conversation.tools]
+    if not names:
+        return
+    known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    hint = f"the model cannot know it; the tools are {known}"
+    for number, turn in enumerate(conversation.turns):
+        found = calls_in(turn.reference or "")
+        for place, called in (
+            (f"turn {number} reference", [] if isinstance(found, str) else [call.name for call in found]),
+            (f"turn {number}", [n for c in turn.checks if isinstance(c.rule, ToolCall) for n in c.rule.names]),
+        ):
+            for name in dict.fromkeys(called):
+                if name not in names:
+                    message = f"calls {shown(name)}, which is none of the tools"
+                    yield LintWarning("unknown-function", conversation.source, conversation.id, place, message, hint)
 
 
 def _empty(text: str) -> str | None:
@@ -115,10 +157,17 @@ _RULES = (
     _Rule("empty-reference", _empty, "write a text, or remove the message", ("reference",)),
     _Rule("carriage-return", _carriage_return, r"write \n; \r\n is read as \n, other carriage returns stay"),
     _Rule("blank-line", _blank_line, "it ends a message for RWKV, so it is read as one line end", ("user", "system")),
-    _Rule("blank-line-in-reference", _blank_line, "no reply can have one: it ends there", ("reference",)),
+    _Rule(
+        "blank-line-in-reference",
+        _blank_line,
+        "with `--turn-end blank-line` no reply can have one: it ends there",
+        ("reference",),
+    ),
     _Rule("outer-space", _outer_space, "it is not read; remove it"),
     _Rule("role-space", _role_end, "the template adds the role; remove it"),
     _Rule("role-line", _role_line, "the model reads it as a new message; quote or rephrase it"),
     _Rule("control-character", _control_character, "remove it"),
 )
 """The rules for contents. `docs/scripts.md` lists them, and a test compares the two."""
+
+_RULES_WITH_PARAGRAPHS = tuple(rule for rule in _RULES if rule.code != "blank-line-in-reference")

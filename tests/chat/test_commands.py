@@ -344,4 +344,4 @@ def test_tokens_that_are_not_text_are_shown_as_bytes(chat: PipeChat) -> None:
     output = chat.send("/tokens")
     assert "c3" in output
     assert "a9" in output
-    assert "and 2 more; /tokens 7 shows all of them" in chat.send("/tokens 5")
+    assert "and 8 more; /tokens 13 shows all of them" in chat.send("/tokens 5")

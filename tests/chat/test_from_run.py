@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +16,7 @@ from rwkvbatch.cli.app import invoke
 from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import RunDirectoryError, UsageError
-from rwkvbatch.model.load import load_model
+from rwkvbatch.model.load import BUNDLED_MODEL, load_model
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
 from tests.chat.test_session import new_session
@@ -112,3 +115,46 @@ def test_a_run_is_continued_where_its_script_is_not(run: Path, tmp_path: Path) -
         assert read_point(f"{moved}:c:1:1").system == "Be brief."
     finally:
         script.write_text(content)
+
+
+def test_the_state_the_prompts_settings_and_the_prelude_are_those_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, prelude = tmp_path / "state.safetensors", tmp_path / "prelude.txt"
+    shutil.copyfile(BUNDLED_MODEL.with_name("uppercase-state.safetensors"), state)
+    prelude.write_text("User: hi\n\nAssistant: Hi.\n")
+    script, out = tmp_path / "s.jsonl", tmp_path / "out"
+    messages = [{"role": "user", "content": text} for text in TURNS[:2]]
+    script.write_text(json.dumps({"id": "c", "messages": messages}) + "\n")
+    options = ["--preset", "greedy", "--bos", "on", "--turn-end", "next-role", "--reply-prefix", "Well,"]
+    files = ["--state", str(state), "--prelude", str(prelude)]
+    assert invoke(["run", str(script), *options, *files, "--out", str(out), "--quiet"]) == 0
+    chat = ["chat", "--from", f"{out}:c:0", "--json", "--no-transcript", "--quiet"]
+
+    def reply() -> dict[str, Any]:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{TURNS[1]}\n".encode())))
+        assert invoke(chat) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    expected = rows(out, 0)[1]
+    assert reply()["reply_ids"] == list(expected.reply_ids)
+    prelude.write_text("User: hi\n\nAssistant: Hello.\n")
+    assert invoke(chat) == 2
+    assert "--prelude" in (problem := capsys.readouterr().err)
+    assert "changed since" in problem
+    prelude.unlink()
+    state.unlink()
+    assert invoke(chat) == 3
+    assert "--state" in capsys.readouterr().err
+
+
+def test_bytes_that_are_not_utf_8_are_an_error_and_a_byte_order_mark_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["chat", "--json", "--no-transcript", "--quiet"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfhi\n")))
+    assert invoke(command) == 0
+    assert json.loads(capsys.readouterr().out)["prompt"] == "hi"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"h\xff\n")))
+    assert invoke(command) == 3
+    assert "must be UTF-8, found byte 0xff" in capsys.readouterr().err

@@ -107,3 +107,17 @@ def test_hostile_text_does_not_reach_the_terminal(tmp_path: Path, capsys: pytest
     out = capsys.readouterr().out
     assert not set(out) & set("\x1b\x07\x00\u202e\u2028\r")
     assert "\\x1b]0;owned" in out
+
+
+def test_a_tag_stands_for_the_conversations_that_have_it(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator) -> None:
+        del rng
+        row["tags"] = ["odd" if row["conversation"] in ("talk-1", "talk-3") else "even"]
+
+    tagged = str(make_run(tmp_path / "tagged", conversations=4, change=change))
+    for pattern in ("odd", "o*"):
+        found = records(tagged, pattern, capsys=capsysbinary)
+        assert {record["conversation"] for record in found} == {"talk-1", "talk-3"}
+    assert invoke(["show", tagged, "nobody"]) == ExitCode.USAGE

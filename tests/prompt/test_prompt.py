@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rwkvbatch.config import Prompting, ReplyPrompt, ThinkMode
+from rwkvbatch.config import Prompting, ReplyPrompt, ThinkMode, TurnEnd
 from rwkvbatch.errors import UsageError
-from rwkvbatch.prompt.templates import MAX_PRELUDE_BYTES, PRELUDES, OfficialTemplate, clean, load_prelude, load_template
+from rwkvbatch.model.load import BUNDLED_MODEL
+from rwkvbatch.prompt.templates import (
+    BUNDLED_SHA256,
+    MAX_PRELUDE_BYTES,
+    PRELUDES,
+    OfficialTemplate,
+    clean,
+    load_prelude,
+    load_template,
+    with_turn_end,
+)
+from rwkvbatch.replay.identity import sha256_of_file
 
 THINKING: list[ThinkMode] = ["on", "short", "long", "fake"]
 
@@ -46,8 +58,8 @@ def test_the_official_template_segment_by_segment() -> None:
     template = load_template(Prompting())
     assert template.opening("Be\r\n\r\nbrief. ", None) == "System: Be\nbrief.\n\n"
     assert template.turn(" Hi\n\n\nthere ") == "User: Hi\nthere\n\nAssistant:"
-    assert template.reply("Hello\n\nyou") == " Hello\nyou\n\n"
-    assert (template.closing, template.stops) == ("\n\n", ("\n\n",))
+    assert template.reply("Hello\r\n\r\nyou ") == " Hello\n\nyou\n\n"
+    assert (template.closing, template.stops) == ("\n\n", ("\nUser:",))
     assert template.shown_reply(" Hello \n") == "Hello"
 
 
@@ -59,6 +71,10 @@ def test_the_official_template_segment_by_segment() -> None:
         ("short", "User: x think a bit\n\nAssistant: <think"),
         ("long", "User: x think a lot\n\nAssistant: <think"),
         ("fake", "User: x\n\nAssistant: <think>\n</think"),
+        ("fake-oneline", "User: x\n\nAssistant: <think></think"),
+        ("on-parens", "User: x (think)\n\nAssistant: <think"),
+        ("short-parens", "User: x (think a bit)\n\nAssistant: <think"),
+        ("long-parens", "User: x (think a lot)\n\nAssistant: <think"),
     ],
 )
 def test_each_thinking_mode_ends_the_prompt_in_its_way(think: ThinkMode, end: str) -> None:
@@ -66,6 +82,31 @@ def test_each_thinking_mode_ends_the_prompt_in_its_way(think: ThinkMode, end: st
     assert template.turn("x") == end
     assert template.past_turn("x") == "User: x\n\nAssistant:"
     assert template.reply("y") == " y\n\n"
+
+
+@pytest.mark.parametrize(
+    ("turn_end", "stops", "reply"),
+    [
+        ("auto", ("\nUser:",), " a\n\nb\n\n"),
+        ("next-role", ("\nUser:",), " a\n\nb\n\n"),
+        ("blank-line", ("\n\n",), " a\nb\n\n"),
+        ("end-of-text", (), " a\n\nb\n\n"),
+    ],
+)
+@pytest.mark.parametrize("think", ["off", "on", "fake"])
+def test_what_ends_a_reply_does_not_depend_on_thinking(
+    think: ThinkMode, turn_end: TurnEnd, stops: tuple[str, ...], reply: str
+) -> None:
+    template = load_template(Prompting(think=think, turn_end=turn_end))
+    assert (template.stops, template.reply("a\n\nb")) == (stops, reply)
+
+
+def test_the_bundled_model_ends_replies_without_thinking_with_a_blank_line() -> None:
+    assert sha256_of_file(str(BUNDLED_MODEL), "") == BUNDLED_SHA256
+    found = [with_turn_end(ReplyPrompt(think=think), BUNDLED_SHA256).turn_end for think in get_args(ThinkMode)]
+    assert found == ["blank-line", *["next-role"] * 8]
+    assert with_turn_end(ReplyPrompt(), "0" * 64).turn_end == "next-role"
+    assert with_turn_end(ReplyPrompt(turn_end="end-of-text"), BUNDLED_SHA256).turn_end == "end-of-text"
 
 
 @pytest.mark.parametrize("think", THINKING)

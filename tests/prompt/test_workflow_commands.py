@@ -174,3 +174,12 @@ def test_a_json_line_is_one_line_for_every_reader(text: str) -> None:
     line = one_line(json.dumps([text], ensure_ascii=False))
     assert json.loads(line) == [text]
     assert len(line.splitlines()) == 1
+
+
+def test_hidden_controls_of_replies_are_escaped_with_raw_too() -> None:
+    out = io.StringIO()
+    view = PlainView(out, io.StringIO(), raw=True)
+    view.begin_reply("")
+    view.piece("a\x1b[1m\tb\x9b2J\x7f\u202ec\x85")
+    view.end_reply(None)
+    assert out.getvalue() == "a\x1b[1m\tb\\x9b2J\\x7f\\u202ec\n"

@@ -27,7 +27,9 @@ class Recorder:
         self.requests.append(request)
         return 2 * len(self.requests)
 
-    def submit_score(self, prefix: tuple[int, ...], continuation: tuple[int, ...], root: int = 0) -> int:
+    def submit_score(
+        self, prefix: tuple[int, ...], continuation: tuple[int, ...], root: int = 0, *, cache: bool = True
+    ) -> int:
         self.scored.append((prefix, continuation))
         return 2 * len(self.scored) + 1
 
@@ -51,6 +53,31 @@ def replayed(*turns: Turn, params: dict[str, Any] | None = None, **settings: Any
         assert row is not None
         shown.append(row.reply)
     return engine, shown
+
+
+TOOL = {"name": "f", "description": "Do it"}
+SHOWN = (
+    'System: s\nTools:\n[\n{"name":"f","description":"Do it","arguments":{}}\n]\nReturn only a JSON function call.\n\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "end"),
+    [
+        ({}, "Assistant: ```json"),
+        ({"reply_prefix": ""}, "Assistant:"),
+        ({"think": "on"}, "Assistant: <think"),
+        ({"think": "fake"}, "Assistant: <think>\n</think>\n```json"),
+    ],
+)
+def test_tools_are_listed_and_replies_begin_with_a_call_unless_they_begin_with_thinking(
+    settings: dict[str, Any], end: str
+) -> None:
+    turn = Turn("a", params={"reply_prefix": "```json"})
+    conversation = Conversation("c", "s", (turn,), (), {}, SourceLine("s.jsonl", 1), (TOOL,))
+    task = Plan([conversation], [Cell("base", {})], layer_settings(settings)).task(0)
+    replay = ConversationReplay(task, PromptEncoder(ByteTokenizer()))
+    assert texts(replay.prompt()) == f"{SHOWN}User: a\n\n{end}"
 
 
 def test_token_0_is_read_once_before_everything_else() -> None:

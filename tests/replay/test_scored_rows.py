@@ -158,7 +158,7 @@ def test_a_long_text_is_not_repeated_in_its_row(tmp_path: Path, model: Model) ->
         ({"text": "a", "expect": []}, "unknown key 'expect'"),
         ({"prompt": "a", "continuation": ""}, "continuation: is empty"),
         ({"prompt": "", "continuation": "a"}, "prompt: is empty"),
-        ({"prompt": "a"}, "continuation: is missing"),
+        ({"prompt": "a"}, "is of no known form"),
         ({"continuation": "a"}, "prompt: is missing"),
     ],
 )

@@ -141,6 +141,16 @@ class TestErrors:
 
 
 class TestLists:
+    def test_a_path_with_a_comma_whose_file_exists_is_one_path(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for name in ("a,b.pth", "c.pth"):
+            (tmp_path / name).touch()
+        assert split_lists({"model": "a,b.pth"}) == ({"model": "a,b.pth"}, {})
+        assert split_lists({"model": "a,b"}) == ({"model": "a,b"}, {})
+        assert split_lists({"model": "c.pth, a,b.pth,x,y"})[1] == {"model": ["c.pth", "a,b.pth", "x", "y"]}
+
     def test_a_comma_list_is_a_dimension_and_one_value_is_none(self) -> None:
         single, several = split_lists({"temp": "0.3, 0.7", "top_p": "0.5", "stop": ["a,b"]})
         assert several == {"temperature": ["0.3", "0.7"]}

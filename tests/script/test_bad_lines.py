@@ -93,7 +93,7 @@ def test_unknown_keys_name_what_was_probably_meant(tmp_path: Path) -> None:
     assert caught.value.hint == "did you mean 'messages'?"
     with pytest.raises(ScriptError) as caught:
         read(tmp_path, conversation(zzz=1, id="x", tags=[]))
-    assert caught.value.hint == "allowed: expect, id, messages, params, probes, tags"
+    assert caught.value.hint == "allowed: expect, id, messages, params, probes, tags, tool_choice, tools"
 
 
 def test_indented_json_and_arrays_are_told_how_to_become_lines(tmp_path: Path) -> None:
@@ -132,7 +132,10 @@ def test_a_file_of_bad_lines_alone_says_why_the_first_one_is_bad(tmp_path: Path)
     [
         ({"temperature": -1}, "params: temperature: must be a number in [0, 100], got -1"),
         ({"ban": ["a"]}, "params: banned_token_ids.0: must be token ids, whole numbers from 0 up, got 'a'"),
-        ({"order": "up"}, "params: order: must be 'top-p-first' or 'temperature-first', got 'up'"),
+        (
+            {"order": "up"},
+            "params: order: must be 'top-p-first', 'top-k-first', 'temperature-first' or 'temperature-top-k', got 'up'",
+        ),
     ],
 )
 def test_a_param_says_what_it_may_be(params: dict[str, object], said: str, tmp_path: Path) -> None:

@@ -53,8 +53,19 @@ def test_the_place_names_system_turn_or_reference(tmp_path: Path) -> None:
 
 
 def test_a_blank_line_in_a_reference_has_its_own_warning(tmp_path: Path) -> None:
-    assert codes(tmp_path, user(), assistant("a\n\nb")) == [("blank-line-in-reference", "turn 0 reference")]
+    script = read(tmp_path, conversation(user(), assistant("a\n\nb"))).conversations
+    assert [(w.code, w.place) for w in lint(script, turn_end="blank-line")] == [
+        ("blank-line-in-reference", "turn 0 reference")
+    ]
+    assert lint(script) == ()
     assert codes(tmp_path, user(), assistant(" ")) == [("empty-reference", "turn 0 reference")]
+
+
+def test_a_reference_that_does_not_begin_with_the_prefix_is_found(tmp_path: Path) -> None:
+    messages = user(), assistant("So it is."), {**user(), "reply_prefix": "Yes"}, assistant("No.")
+    script = read(tmp_path, conversation(*messages)).conversations
+    assert [w.place for w in lint(script)] == ["turn 1 reference"]
+    assert [w.code for w in lint(script, reply_prefix=" So")] == ["reference-without-prefix"]
 
 
 def test_a_clean_conversation_has_no_warnings(tmp_path: Path) -> None:

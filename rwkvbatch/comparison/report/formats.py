@@ -13,12 +13,14 @@ from typing import Any, cast
 
 from rwkvbatch.comparison.analysis import COLUMNS as FIELDS
 from rwkvbatch.comparison.analysis import Analysis
+from rwkvbatch.comparison.blame import Blame
 from rwkvbatch.comparison.dialogues import most_changed
 from rwkvbatch.comparison.paired import Comparison
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.ranking import Ranking
 from rwkvbatch.comparison.trend import Trend
 from rwkvbatch.comparison.wording import (
+    BLAME_TITLE,
     COLUMNS,
     RANKING_NOTE,
     TREND_NOTE,
@@ -31,6 +33,7 @@ from rwkvbatch.comparison.wording import (
     heading,
     interval,
     left_out,
+    named_dialogues,
     number,
     power,
     question,
@@ -49,7 +52,7 @@ _FORMULA_SIGNS = frozenset("=+-@＝＋－＠")
 def as_json(analysis: Analysis) -> str:
     """The whole comparison as one JSON object.
 
-    `primary`, `families`, `trend` (null without `--over`), `comparisons`, `best`,
+    `primary`, `families`, `trend` (null without `--over`), `blame` (empty without `--blame`), `comparisons`, `best`,
     `means`, `dropped`, `gates`, `changes`, `runs`, `notes`.
     """
     content = {
@@ -57,6 +60,7 @@ def as_json(analysis: Analysis) -> str:
         "primary": None if analysis.primary is None else analysis.primary.name,
         "families": [vars(family) | {"metric": family.metric.name} for family in analysis.families],
         "trend": None if analysis.trend is None else analysis.trend.as_dict(),
+        "blame": [found.as_dict() for found in analysis.blame],
         "comparisons": analysis.records() if analysis.comparisons else [],
         "best": [_best(ranking) for ranking in analysis.rankings],
         "means": [
@@ -181,9 +185,18 @@ def as_markdown(analysis: Analysis) -> str:
         parts.append(f"### {escaped(question(lines))}\n\n{escaped(about)}\n\n{_table(lines)}")
     if not analysis.comparisons:
         parts.extend(f"### {escaped(variant.label)}\n\n{_means(analysis, variant)}" for variant in analysis.variants)
+    parts += [_blame(found) for found in analysis.blame]
     if analysis.notes:
         parts.append("\n".join(f"> {escaped(note)}" for note in analysis.notes))
     return "\n\n".join(parts) + "\n"
+
+
+def _blame(blame: Blame) -> str:
+    head = [f"### {escaped(BLAME_TITLE)}", escaped(blame.sentence) + "."]
+    if not blame.by_turn:
+        return "\n\n".join(head)
+    rows = [_row((str(turn), str(count), named_dialogues(blame, turn))) for turn, count in blame.by_turn.items()]
+    return "\n\n".join([*head, "\n".join(["| turn | dialogues | such as |", "|---:|---:|---|", *rows])])
 
 
 def _trend(trend: Trend) -> str:

@@ -16,11 +16,13 @@ from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.dialogues import SHOWN_METRICS, most_changed, turn_record
 from rwkvbatch.comparison.failures import FailureCount, failures_by_check, failures_by_tag
 from rwkvbatch.comparison.loading import system_messages, varied_settings
+from rwkvbatch.comparison.matching import rows_of
 from rwkvbatch.comparison.metrics import TURN_METRICS
-from rwkvbatch.comparison.paired import Comparison, rows_of
+from rwkvbatch.comparison.paired import Comparison
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.report.charts import memory_figures, most_different, sweep_figures, trend_figure, turn_figures
 from rwkvbatch.comparison.wording import (
+    BLAME_TITLE,
     RANKING_NOTE,
     by_family,
     by_heading,
@@ -32,6 +34,7 @@ from rwkvbatch.comparison.wording import (
     interval,
     left_out,
     metric_title,
+    named_dialogues,
     number,
     p_value,
     power,
@@ -122,6 +125,12 @@ def page_data(analysis: Analysis, *, max_turns: int = MAX_TURNS) -> PageData:
         "pairs": pairs,
         "conversations": conversations,
         "systems": systems,
+        "blame": [
+            [analysis.variants.index(found.own), each.conversation, each.repeat, each.turn]
+            for found in analysis.blame
+            for each in found.dialogues
+            if each.turn is not None and each.conversation in conversations
+        ],
     }
     return PageData(content, len(order) - len(conversations), unknown_systems and not systems)
 
@@ -205,6 +214,9 @@ def as_html(analysis: Analysis) -> str:
         # The SVG is generated here, with all texts escaped by the XML writer.
         sweep=[vars(figure) | {"svg": Markup(figure.svg)} for figure in sweep_figures(analysis)],
         memory=[vars(figure) | {"svg": Markup(figure.svg)} for figure in memory_figures(analysis)],
+        blame=analysis.blame,
+        blame_title=BLAME_TITLE,
+        named_dialogues=named_dialogues,
         turns=[vars(figure) | {"svg": Markup(figure.svg)} for figure in turn_figures(analysis)],
         others=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in others],
         asked=asked,

@@ -317,6 +317,11 @@
       sides.append(side(before ? data.variants[pair.variant] : "", right, pieces, ["same", "new"]));
       box.append(sides);
       if (reference) box.append(make("p", "reference", `reference: ${reference}`));
+      for (const [variant, name, repeat, at] of data.blame) {
+        if (name === state.selected && repeat === state.repeat && at === turn) {
+          box.append(make("p", "blame", `${data.variants[variant]} went wrong here: it passes after the script's replies`));
+        }
+      }
       place.append(box);
     }
   }

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rwkvbatch.comparison.analysis import Analysis
+from rwkvbatch.comparison.blame import Blame
 from rwkvbatch.comparison.dialogues import (
     SHOWN_METRICS,
     ConversationChange,
@@ -28,11 +29,13 @@ from rwkvbatch.comparison.dialogues import (
     most_changed_turn,
     turn_changes,
 )
+from rwkvbatch.comparison.matching import MatchedRows
 from rwkvbatch.comparison.metrics import metric_named
-from rwkvbatch.comparison.paired import Comparison, MatchedRows
+from rwkvbatch.comparison.paired import Comparison
 from rwkvbatch.comparison.ranking import VariantMean
 from rwkvbatch.comparison.trend import sparkline
 from rwkvbatch.comparison.wording import (
+    BLAME_TITLE,
     COLUMNS,
     TableColumn,
     by_family,
@@ -42,6 +45,7 @@ from rwkvbatch.comparison.wording import (
     interval,
     left_out,
     metric_title,
+    named_dialogues,
     number,
     power,
     question,
@@ -100,8 +104,25 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0
         console.print(safe(gate.line, "bold red" if gate.failed else "green"))
     if analysis.comparisons and (hidden := _hidden(analysis)):
         _print_wrapped(hidden, console, "dim")
+    for found in analysis.blame:
+        _print_blame(found, console)
     for matched in analysis.matched if num_changes else ():
         _print_changes(matched, console, num_changes)
+
+
+def _print_blame(blame: Blame, console: Console) -> None:
+    console.print()
+    _print_wrapped(BLAME_TITLE, console, "bold")
+    _print_wrapped(blame.sentence, console)
+    if not blame.by_turn:
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("turn", justify="right")
+    table.add_column("dialogues", justify="right")
+    table.add_column("such as", overflow="fold")
+    for turn, count in blame.by_turn.items():
+        table.add_row(str(turn), f"{count:,}", safe(named_dialogues(blame, turn)))
+    console.print(table)
 
 
 def _hidden(analysis: Analysis) -> str:

@@ -59,7 +59,7 @@ _UNIT = re.compile(
 _NO_NUMBER_BEFORE = re.compile(rf"(?:[{_LETTER}]-?|[{_LETTER})\]}}]_\{{?-?|\^\{{?\s?[-+]?|[{_LETTER}]\*\*)$")
 _NO_NUMBER_AFTER = re.compile(rf"(?:st|nd|rd|th)(?![{_LETTER}\d])")
 _UNCLEAR_BEFORE = re.compile(
-    r"(?:--|[√±]\s?|\\(?:sqrt|pm)(?:\[\d+\])?\s?\{?|\\frac\s?\{[^{}]*\}?\s?\{?[^{}]*"  # roots, tolerances, fractions
+    r"(?:--|[√±] ?|\\(?:sqrt|pm)(?:\[\d+\])? ?\{?|\\frac ?\{[^{}\n]*\}? ?\{?[^{}\n]*"  # roots, tolerances, fractions
     r"|\d[:.,'_\u00a0]|/ ?|\d-\d{1,2}-"  # times, dates, versions
     rf"|(?:{'|'.join(_SCALES)})s? (?:and )?)$",
     re.IGNORECASE,

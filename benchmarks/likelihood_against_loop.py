@@ -1,0 +1,233 @@
+"""LAMBADA and MMLU: `rwkvbatch` against the RWKV authors' evaluation loops over the `rwkv` package.
+
+The loops are those of the authors' own evaluations, as any user of the package writes them: RWKV-LM's
+`RWKV-v7/rwkv_mmlu_eval.py` (token 0 and the published prompt, one forward pass a question, arg max over the tokens of
+" A" to " D") and the LAMBADA part of `RWKV-v7/rwkv_v7_demo.py` (token 0 and all but the last word, one forward pass for
+the text, accuracy: every token of the last word is the likeliest; perplexity: exp of minus the mean of the sums).
+
+On a random checkpoint with the World vocabulary, accuracy must be equal, and perplexity equal to 6 digits with the
+backend `reference`, whose operations are the package's. The native kernels round in another order: their perplexity may
+differ by `KERNEL_TOLERANCE`, and the difference is printed. Then speed is measured in turns.
+
+    python benchmarks/likelihood_against_loop.py [--shape 12x768] [--lambada FILE] [--texts 64] [--loop 4] [--rounds 3]
+
+`--lambada FILE` has lines of `text`; without it, texts are made of words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import rwkvbatch
+from rwkvbatch.model.base import Model
+from rwkvbatch.model.load import load_model
+from rwkvbatch.model.random_checkpoint import random_tensors
+from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
+
+WORDS = (
+    "time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state",
+    "family", "student", "group",
+)  # fmt: skip
+SUBJECTS = ("abstract algebra", "world history", "anatomy")
+LETTERS = "ABCD"
+KERNEL_TOLERANCE = 2e-5
+"""The most by which the perplexity of the native kernels may differ from the loop's, relatively."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """All but the last word of a text, and the last word with the space before it."""
+
+    prompt: str
+    continuation: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with four answers, as MMLU has them; `right` is the index of the right one."""
+
+    subject: str
+    text: str
+    answers: tuple[str, ...]
+    right: int
+
+    @property
+    def user(self) -> str:
+        """The published prompt's user message."""
+        answers = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, self.answers, strict=True))
+        return f"You are a very talented expert in {self.subject}. Answer this question:\n{self.text}\n{answers}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The result of one evaluation; `sums` of the log-probabilities, by text."""
+
+    accuracy: float
+    perplexity: float
+    sums: tuple[float, ...] = ()
+
+
+def lambada_texts(path: Path | None, count: int) -> list[Text]:
+    """The first `count` texts of a file, or made ones of LAMBADA's usual length."""
+    if path is None:
+        rng = random.Random(0)
+        whole = [" ".join(rng.choices(WORDS, k=rng.randint(55, 95))) for _ in range(count)]
+    else:
+        with path.open(encoding="utf-8") as lines:
+            whole = [json.loads(line)["text"].strip() for line, _ in zip(lines, range(count), strict=False)]
+    return [Text(text.rpartition(" ")[0], " " + text.rpartition(" ")[2]) for text in whole]
+
+
+def mmlu_questions(count: int) -> list[Question]:
+    """Made questions of MMLU's usual length."""
+    rng = random.Random(1)
+    return [
+        Question(
+            rng.choice(SUBJECTS),
+            " ".join(rng.choices(WORDS, k=rng.randint(20, 60))) + "?",
+            tuple(" ".join(rng.choices(WORDS, k=rng.randint(1, 8))) for _ in LETTERS),
+            rng.randrange(len(LETTERS)),
+        )
+        for _ in range(count)
+    ]
+
+
+def lambada_loop(package: Model, tokenizer: Tokenizer, texts: Sequence[Text]) -> Found:
+    """The authors' loop: one text at a time."""
+    sums: list[float] = []
+    num_right = 0
+    for text in texts:
+        before, after = [0, *tokenizer.encode(text.prompt)], tokenizer.encode(text.continuation)
+        logits, _ = package.forward([before + after], every_token=True)
+        rows = logits[len(before) - 1 : -1].log_softmax(-1)
+        sums.append(sum(float(row[token]) for row, token in zip(rows, after, strict=True)))
+        num_right += all(int(row.argmax()) == token for row, token in zip(rows, after, strict=True))
+    return Found(num_right / len(texts), math.exp(-sum(sums) / len(sums)), tuple(sums))
+
+
+def mmlu_loop(package: Model, tokenizer: Tokenizer, questions: Sequence[Question]) -> Found:
+    """The authors' loop: one question at a time."""
+    letters = [tokenizer.encode(f" {letter}") for letter in LETTERS]
+    num_right = 0
+    for question in questions:
+        tokens = [0, *tokenizer.encode(f"User: {question.user}\n\nAssistant: The answer is")]
+        logits, _ = package.forward([tokens])
+        num_right += int(torch.stack([logits[0][letter[0]] for letter in letters]).argmax()) == question.right
+    return Found(num_right / len(questions), math.nan)
+
+
+def lambada_run(model: Model, texts: Sequence[Text], folder: Path, **settings: object) -> Found:
+    """`rwkvbatch score` on the same texts, durable rows included."""
+    lines = [{"prompt": text.prompt, "continuation": text.continuation} for text in texts]
+    path = folder / "lambada.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    out = folder / f"lambada-{time.monotonic_ns()}"
+    result = rwkvbatch.run(path, model=model, out=out, documents=True, batch_size=64, **settings)  # type: ignore[arg-type]
+    text = result.summary.cells[0].plain_text
+    assert text is not None
+    assert text.accuracy is not None
+    assert text.text_perplexity is not None
+    rows = sorted(result.rows(), key=lambda row: int(row.conversation.removeprefix("line-")))
+    sums = tuple(row.reference.logprob for row in rows if row.reference and row.reference.logprob is not None)
+    return Found(text.accuracy, text.text_perplexity, sums)
+
+
+def mmlu_run(model: Model, questions: Sequence[Question], folder: Path, **settings: object) -> Found:
+    """A script of choices with the published prompt."""
+    choices = {letter: f" {letter}" for letter in LETTERS}
+    path = folder / "mmlu.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for question in questions:
+            message = {"role": "user", "content": question.user, "reply_prefix": "The answer is", "choices": choices}
+            file.write(json.dumps({"messages": [{**message, "expect": {"choice": question.right}}]}) + "\n")
+    out = folder / f"mmlu-{time.monotonic_ns()}"
+    result = rwkvbatch.run(path, model=model, out=out, bos="on", batch_size=64, **settings)  # type: ignore[arg-type]
+    score = result.summary.cells[0].score
+    assert score is not None
+    return Found(score, math.nan)
+
+
+def perplexity(found: Found) -> str:
+    """The perplexity, where the task has one."""
+    return "" if math.isnan(found.perplexity) else f", perplexity {found.perplexity:.6g}"
+
+
+def check_equal(ours: Found, loop: Found, name: str) -> None:
+    """Raises where accuracy differs, or perplexity in its first 6 digits."""
+    if ours.accuracy != loop.accuracy:
+        raise SystemExit(f"{name}: accuracy differs: {ours.accuracy} here, {loop.accuracy} in the loop")
+    if not math.isnan(loop.perplexity) and f"{ours.perplexity:.6g}" != f"{loop.perplexity:.6g}":
+        raise SystemExit(f"{name}: perplexity differs: {ours.perplexity:.9g} here, {loop.perplexity:.9g} in the loop")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="12x768")
+    parser.add_argument("--strategy", default="cpu fp32", help="of rwkvbatch; the loop has fp32")
+    parser.add_argument("--lambada", type=Path)
+    parser.add_argument("--texts", type=int, default=64)
+    parser.add_argument("--loop", type=int, default=4, help="texts of the loop in a round of speed")
+    parser.add_argument("--check", type=int, default=24, help="texts on which equality is checked")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    layers, width = (int(part) for part in arguments.shape.split("x"))
+    np.random.seed(0)
+    texts, questions = lambada_texts(arguments.lambada, arguments.texts), mmlu_questions(arguments.texts)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        torch.save(random_tensors(layers, width), folder / "random.pth")
+        ours = load_model(folder / "random.pth", arguments.strategy)
+        reference = load_model(folder / "random.pth", "cpu fp32", "reference")
+        package = load_model(folder / "random.pth", "cpu fp32", "upstream")
+        tokenizer = world_tokenizer(ours.spec.vocab_size)
+        tasks: dict[str, tuple[Callable[[Model, int], Found], Callable[[int], Found]]] = {
+            "LAMBADA": (
+                lambda model, count: lambada_run(model, texts[:count], folder),
+                lambda count: lambada_loop(package, tokenizer, texts[:count]),
+            ),
+            "MMLU": (
+                lambda model, count: mmlu_run(model, questions[:count], folder),
+                lambda count: mmlu_loop(package, tokenizer, questions[:count]),
+            ),
+        }
+        for task, (run, loop) in tasks.items():
+            one, other = run(reference, arguments.check), loop(arguments.check)
+            check_equal(one, other, task)
+            print(f"{task}: equal on {arguments.check}: accuracy {one.accuracy:.4f}{perplexity(one)}", flush=True)
+            native = run(ours, arguments.check)
+            apart = 0.0 if math.isnan(other.perplexity) else abs(native.perplexity / other.perplexity - 1)
+            if native.accuracy != other.accuracy or apart > KERNEL_TOLERANCE:
+                raise SystemExit(f"{task}: {ours.spec.backend} differs: {native.accuracy} and relatively {apart:.2g}")
+            print(f"{task}: {ours.spec.backend}: same accuracy, perplexity relatively {apart:.1g} apart", flush=True)
+            ours_s: list[float] = []
+            loop_s: list[float] = []
+            for _ in range(arguments.rounds):
+                started_s = time.perf_counter()
+                run(ours, arguments.texts)
+                middle_s = time.perf_counter()
+                loop(arguments.loop)
+                ended_s = time.perf_counter()
+                ours_s.append((middle_s - started_s) / arguments.texts)
+                loop_s.append((ended_s - middle_s) / arguments.loop)
+            ratios = [loop / own for own, loop in zip(ours_s, loop_s, strict=True)]
+            print(
+                f"{task}: {1 / statistics.median(ours_s):.1f} texts/s here, "
+                f"{1 / statistics.median(loop_s):.2f} in the loop; "
+                f"ratio: median {statistics.median(ratios):.1f}, {min(ratios):.1f} to {max(ratios):.1f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

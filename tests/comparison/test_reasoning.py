@@ -1,0 +1,79 @@
+"""Metrics of runs with thinking: truncated, closed, lengths of both parts, votes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from rwkvbatch.comparison.matching import conversation_values
+from rwkvbatch.comparison.metrics import majority_at_k, metric_named, vote_of
+from rwkvbatch.comparison.table import tabulate
+from rwkvbatch.errors import UsageError
+from rwkvbatch.results.row import CheckResult, TokenCounts, decode_row, encode_row
+from tests.replay.fakes import make_row
+
+
+def value(name: str, **changes: Any) -> float | None:
+    metric = metric_named(name)
+    assert metric.of is not None
+    return metric.of(make_row("c", **changes).as_dict())
+
+
+def test_truncated_and_closed() -> None:
+    assert value("truncated", finish_reason="length") == 1.0
+    assert value("truncated", finish_reason="stop") == 0.0
+    assert value("truncated", finish_reason="scored") is None
+    assert value("think_closed", reply="<think>hm</think> 4") == 1.0
+    assert value("think_closed", reply="<think>hm") == 0.0
+    assert value("think_closed", reply="4") is None
+
+
+def test_tokens_of_thinking_and_of_the_answer() -> None:
+    row = replace(make_row("c"), tokens=TokenCounts(5, 9, 6))
+    assert decode_row(encode_row(row)).tokens == TokenCounts(5, 9, 6)
+    found = {name: metric_named(name).of(row.as_dict()) for name in ("think_tokens", "answer_tokens")}  # type: ignore[misc]
+    assert found == {"think_tokens": 6, "answer_tokens": 3}
+    assert value("think_tokens") is None
+    assert "thinking" not in make_row("c").as_dict()["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("votes", "k", "expected"),
+    [
+        ([("a", False), ("4", True), ("4", True)], 3, 1.0),
+        ([("a", False), ("a", False), ("4", True)], 3, 0.0),
+        ([("a", False), ("4", True)], 2, 0.5),
+        ([("a", False), ("b", False), ("4", True)], 3, 1 / 3),
+        ([("a", False), ("4", True), ("4", True), ("a", False), ("a", False)], 1, 0.4),
+        ([("4", True), ("four", True), ("a", False), ("a", False), ("4", True)], 2, 0.5),
+    ],
+)
+def test_majority(votes: list[tuple[str, bool]], k: int, expected: float) -> None:
+    assert majority_at_k(votes, k) == pytest.approx(expected)
+
+
+def test_majority_needs_as_many_repeats() -> None:
+    with pytest.raises(ValueError, match="k must be in"):
+        majority_at_k([("a", True)], 2)
+    assert metric_named("majority@3").name == "majority_at_3"
+    with pytest.raises(UsageError):
+        metric_named("majority_3")
+
+
+def test_a_vote_is_the_last_number_or_the_text() -> None:
+    number = [{"kind": "number"}]
+    assert vote_of("<think>7</think> It is 1,234 or 5.0.", number) == "5.0"
+    assert vote_of(" Paris. ", []) == vote_of("paris", [])
+    assert vote_of("nothing", number) == "nothing"
+
+
+def test_the_majority_of_a_conversation() -> None:
+    def row(repeat: int, reply: str, passed: bool) -> Any:
+        check = CheckResult("number", 4, passed, float(passed))
+        return replace(make_row("c", reply=reply), repeat=repeat, checks=(check,))
+
+    rows = tabulate([row(0, "It is 4.", True), row(1, "5", False), row(2, "It is 5", False)])
+    assert conversation_values(rows, metric_named("majority_at_3"))["c"] == 0.0
+    assert conversation_values(rows, metric_named("pass_at_3"))["c"] == 1.0

@@ -1,0 +1,129 @@
+"""Runs of a model that answers in paragraphs: they stay whole in all modes, and in runs that are resumed or merged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rwkvbatch.engine.engine import Engine
+from rwkvbatch.errors import RunMismatchError
+from rwkvbatch.prompt.tokenizer import world_tokenizer
+from rwkvbatch.replay.conversation import PromptEncoder
+from rwkvbatch.replay.grid import make_cells
+from rwkvbatch.replay.layers import layer_settings
+from rwkvbatch.replay.merge import merge
+from rwkvbatch.replay.models import Setup
+from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.row_index import Shard
+from rwkvbatch.replay.runner import RunOptions, execute
+from rwkvbatch.results.manifest import read_manifest
+from rwkvbatch.results.recovery import read_results
+from rwkvbatch.results.row import Row
+from rwkvbatch.script.records import Conversation, SourceLine, Turn
+from tests.chat.scripted_model import VOCAB_SIZE, ScriptedModel
+
+ANSWER = "First.\n\n- one\n- two\n\nLast."
+GOLD = "One.\n\nTwo."
+GREEDY = {"temperature": 0.0, "max_tokens": 100}
+
+
+class ScriptedLoader:
+    """Loads a model that gives `ANSWER` to everything."""
+
+    def __init__(self) -> None:
+        self._engine = Engine(ScriptedModel(lambda _: ANSWER))
+
+    def specs(self, setups: Any) -> dict[Setup, Any]:
+        return dict.fromkeys(setups, self._engine.model.spec)
+
+    def tokenizer(self, _: Any) -> Any:
+        return self._engine.tokenizer
+
+    def encoder(self, *_: Any) -> PromptEncoder:
+        return PromptEncoder(self._engine.tokenizer)
+
+    def engine(self, *_: Any) -> Engine:
+        return self._engine
+
+
+def conversations() -> list[Conversation]:
+    turns = Turn("a", GOLD), Turn("b", GOLD), Turn("c")
+    return [Conversation(f"c{n}", None, turns, (), {}, SourceLine("s.jsonl", n)) for n in range(4)]
+
+
+def run(out: Path | None = None, steps: int | None = None, shard: Shard | None = None, **settings: Any) -> list[Row]:
+    """The rows of a run, which ends after `steps` of its steps."""
+    left = iter(range(steps)) if steps is not None else None
+    stop = (lambda: False) if left is None else (lambda: next(left, None) is None)
+    plan = Plan(conversations(), make_cells({}), layer_settings({**GREEDY, "batch_size": 2, **settings}), shard)
+    return list(execute(plan, ScriptedLoader(), RunOptions(out=out, should_stop=stop)).rows())  # type: ignore[arg-type]
+
+
+def num_tokens(text: str) -> int:
+    return len(world_tokenizer(VOCAB_SIZE).encode(text))
+
+
+def facts(rows: list[Row]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.as_dict().items() if key != "timing"} for row in rows]
+
+
+@pytest.mark.parametrize("history", ["own", "gold"])
+@pytest.mark.parametrize("think", ["off", "on"])
+def test_replies_have_all_their_paragraphs_in_every_mode(think: str, history: str) -> None:
+    begun = "<think" if think == "on" else ""
+    rows = run(think=think, history=history)
+    assert [(row.reply, row.finish_reason, row.stopped_by) for row in rows] == [
+        (begun + ANSWER, "stop", "\nUser:")
+    ] * len(rows)
+
+
+def test_a_blank_line_ends_them_on_request() -> None:
+    assert {row.reply for row in run(turn_end="blank-line")} == {"First."}
+    assert {row.reply for row in run(preset="api-demo-chat")} == {"First."}
+    assert {row.finish_reason for row in run(turn_end="end-of-text")} == {"length"}
+
+
+@pytest.mark.parametrize("history", ["own", "gold"])
+def test_a_history_has_the_paragraphs_and_one_blank_line_after_them(history: str) -> None:
+    rows = run(history=history)
+    turn = num_tokens("User: a\n\nAssistant:")
+    # The model's own tokens are bytes.
+    last = num_tokens(f" {GOLD}\n\n") if history == "gold" else len(ANSWER) + num_tokens("\n\n")
+    assert [row.tokens.prompt for row in rows[:3]] == [turn * (n + 1) + last * n for n in range(3)]
+
+
+def test_the_whole_reference_is_scored() -> None:
+    found = run()[0].reference
+    assert found is not None
+    assert found.tokens == num_tokens(f" {GOLD}\n\n")
+
+
+@pytest.mark.parametrize("history", ["own", "gold"])
+def test_a_resumed_run_and_merged_parts_are_the_whole_run(tmp_path: Path, history: str) -> None:
+    whole = facts(run(history=history))
+    done = len(run(tmp_path / "cut", steps=60, history=history))
+    assert 0 < done < len(whole)
+    assert facts(run(tmp_path / "cut", history=history)) == whole
+    for part in (1, 2):
+        run(tmp_path / f"part-{part}", shard=Shard(part, 2), history=history)
+    merge([tmp_path / "part-1", tmp_path / "part-2"], tmp_path / "merged")
+    assert facts(list(read_results(tmp_path / "merged" / "results.jsonl"))) == whole
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_its_blank_line(tmp_path: Path) -> None:
+    rows = run(turn_end="blank-line")
+    run(tmp_path / "old", steps=40, turn_end="blank-line")
+    path = tmp_path / "old" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for cell in manifest["identity"]["cells"].values():
+        del cell["turn_end"], cell["bos"], cell["reply_prefix"]
+    path.write_text(json.dumps(manifest))
+    assert facts(run(tmp_path / "old")) == facts(rows)
+    found = read_manifest(tmp_path / "old")
+    assert found is not None
+    assert found["identity"]["cells"]["base"]["turn_end"] == "blank-line"
+    with pytest.raises(RunMismatchError, match=r"turn_end: existing run: \"blank-line\"; this command: \"next-role\""):
+        run(tmp_path / "old", turn_end="next-role")
