@@ -22,9 +22,11 @@ from rwkvbatch.prompt.escaping import output_as_log
 COMMANDS: Mapping[str, str] = {
     "run": "Replay scripted conversations, turn by turn, many at once.",
     "score": "Measure perplexity, bits per byte and accuracy on texts.",
+    "script": "Make scripts of the files of published benchmarks.",
     "plan": "Say how many conversations and repetitions it takes to find a difference.",
     "merge": "Put the parts of a run together.",
     "chat": "Talk to a model.",
+    "serve": "Serve a model over HTTP with OpenAI's interface.",
     "check": "Judge the replies of a run again, without a model.",
     "compare": "Compare runs or cells: one verdict per variant, with the uncertainty of its difference.",
     "show": "Print the conversations of a run.",

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
-from rwkvbatch.config import CellSettings, RunSettings, TurnEnd
+from rwkvbatch.config import OPEN_THINKING, CellSettings, RunSettings, TurnEnd
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.layers import Layered
@@ -22,6 +22,7 @@ from rwkvbatch.replay.race import FIRST_LOOK, Draws
 from rwkvbatch.replay.row_index import Member, RowIndex, Shard
 from rwkvbatch.results.row import RowKey
 from rwkvbatch.script.records import Conversation
+from rwkvbatch.script.tools import CALL_PREFIX
 
 
 @dataclass(frozen=True)
@@ -177,23 +178,44 @@ class Plan(RowIndex):
         """The settings of a task, and those of its turns that have params of their own."""
         conversation, cell = self.conversations[conversation_number], self.cells[cell_number]
         default = TurnSettings(self.cell_settings[cell_number], self.settings.seed)
-        whole = self._with_params(default, conversation.params, cell, f"{conversation.source}: params")
+        source, has_tools = conversation.source, bool(conversation.tools)
+        whole = self._with_params(default, conversation.params, cell, f"{source}: params", has_tools=has_tools)
         turns = {
-            number: self._with_params(whole, turn.params, cell, f"{conversation.source}: params of turn {number}")
+            number: self._with_params(
+                whole, turn.params, cell, f"{source}: params of turn {number}", has_tools=has_tools
+            )
             for number, turn in enumerate(conversation.turns)
             if turn.params
         }
         return whole, turns
 
-    def _with_params(self, given: TurnSettings, params: Mapping[str, Any], cell: Cell, where: str) -> TurnSettings:
+    def _with_params(
+        self, given: TurnSettings, params: Mapping[str, Any], cell: Cell, where: str, *, has_tools: bool
+    ) -> TurnSettings:
         own = {key: value for key, value in params.items() if key not in self.explicit and key not in cell.overrides}
         seed = own.pop("seed", given.seed)
         try:
-            settings = given.settings.replace(**own) if own else given.settings
+            settings = with_params(given.settings, own, has_tools=has_tools)
             settings.check_reply_prefix()
             return TurnSettings(settings, seed)
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from None
+
+
+_Settings = TypeVar("_Settings", bound=CellSettings)
+
+
+def with_params(settings: _Settings, params: Mapping[str, Any], *, has_tools: bool) -> _Settings:
+    """`settings` with those of a conversation or a turn. A reply that begins with thinking does not begin with a call.
+
+    Raises:
+        UsageError: a value is not allowed.
+    """
+    if not params:
+        return settings
+    found = settings.replace(**params)
+    is_call = has_tools and str(params.get("reply_prefix", "")).startswith(CALL_PREFIX)
+    return found.replace(reply_prefix="") if is_call and found.think in OPEN_THINKING else found
 
 
 def _cell_settings(settings: RunSettings, cell: Cell, turn_ends: Mapping[str, TurnEnd]) -> RunSettings:
