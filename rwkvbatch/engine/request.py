@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -54,6 +54,7 @@ class Request:
         closing: the text that closes a turn (the template's blank line); added to `Reply.history` if the reply did not
             end with it.
         root: what the tokens follow: an initial state (`Engine.add_root`) or a pinned prefix (`Engine.pin_prefix`).
+        messages: the dialogue that `tokens` write out, for a served model whose own template makes the prompt.
         num_top: how many of the likeliest tokens `Reply.details` has at each position; None for no details.
         on_text: called with each new piece of text once it can be part of neither a stop text nor an incomplete
             character.
@@ -67,6 +68,7 @@ class Request:
     stop: tuple[str, ...] = ("\n\n",)
     closing: str = "\n\n"
     root: int = 0
+    messages: tuple[Mapping[str, str], ...] = field(default=(), compare=False)
     num_top: int | None = None
     on_text: Callable[[str], None] | None = field(default=None, compare=False)
 
@@ -158,11 +160,14 @@ class Score:
     Attributes:
         logprobs: natural log, one for each token of the continuation; an array of 8 bytes each, as documents are long.
         num_matched: number of tokens that were the likeliest at their position.
+        unavailable: why there are none, where a served model gives none of any text. error: why this text has none.
         details: of each token; empty unless `Engine.submit_score` was asked for them.
     """
 
     logprobs: Sequence[float]
     num_matched: int
+    unavailable: str | None = field(default=None, kw_only=True)
+    error: str | None = field(default=None, kw_only=True)
     details: tuple[TokenDetails, ...] = field(default=(), kw_only=True)
 
     def __repr__(self) -> str:
