@@ -75,7 +75,8 @@ class PromptEncoder:
         """The tokens before the first turn: token 0 with `bos`, the system message and the prelude; may be empty."""
         prelude = None if settings.prelude is None else self._load_prelude(settings.prelude)
         begin = (END_OF_TEXT,) if settings.begins_with_bos() else ()
-        system = with_tools(conversation.system, conversation.tools)
+        system = conversation.system if settings.system is None else settings.system
+        system = with_tools(system, conversation.tools)
         return (*begin, *self.encode(self.template(settings).opening(system, prelude)))
 
     def root(self, settings: CellSettings) -> int:

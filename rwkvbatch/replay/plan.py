@@ -158,6 +158,13 @@ class Plan(RowIndex):
             turns=turns,
         )
 
+    def replaces_system(self, cell: int) -> bool:
+        """Whether the cell's system message, if any, stands in place of those of the script, or only where it has none.
+
+        The command line's and the grid's do, those of the environment and the config file do not.
+        """
+        return "system" in self.explicit or "system" in self.cells[cell].overrides
+
     def greedy_cells(self) -> tuple[Cell, ...]:
         """The cells in which every reply is greedy, so that repetitions cannot differ."""
         own = [number for number in self.chosen if _has_params(self.conversations[number])]
@@ -179,6 +186,9 @@ class Plan(RowIndex):
         conversation, cell = self.conversations[conversation_number], self.cells[cell_number]
         default = TurnSettings(self.cell_settings[cell_number], self.settings.seed)
         source, has_tools = conversation.source, bool(conversation.tools)
+        fills_in = default.settings.system is not None and not self.replaces_system(cell_number)
+        if fills_in and conversation.system is not None:
+            default = TurnSettings(default.settings.replace(system=None), default.seed)
         whole = self._with_params(default, conversation.params, cell, f"{source}: params", has_tools=has_tools)
         turns = {
             number: self._with_params(
