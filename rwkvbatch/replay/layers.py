@@ -8,7 +8,6 @@ of `Sampling` at once.
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import tomllib
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -167,7 +166,7 @@ def checked_values(values: Mapping[str, Any], name: Callable[[str], str] = optio
 def _system_text(path: Any, shown: str) -> str:
     """The content of a file with a system message."""
     try:
-        return read_text(str(os.fspath(path)), MAX_PRELUDE_BYTES)
+        return read_text(str(Path(path)), MAX_PRELUDE_BYTES)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{shown} {path}: {error}", hint="name a text file in UTF-8") from None
 
