@@ -22,7 +22,7 @@ from rwkvbatch.replay.race import FIRST_LOOK, Draws
 from rwkvbatch.replay.row_index import Member, RowIndex, Shard
 from rwkvbatch.results.row import RowKey
 from rwkvbatch.script.records import Conversation
-from rwkvbatch.script.tools import CALL_PREFIX
+from rwkvbatch.script.tools import CALL_PREFIX, with_tools
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,12 @@ class Task:
     settings: CellSettings
     seed: int
     turns: Mapping[int, TurnSettings] = field(default_factory=dict["int", "TurnSettings"])
+
+    @property
+    def system(self) -> str | None:
+        """The system message that is read: the settings', else the conversation's, and the list of its tools."""
+        own = self.conversation.system if self.settings.system is None else self.settings.system
+        return with_tools(own, self.conversation.tools)
 
     def of_turn(self, turn: int) -> TurnSettings:
         return self.turns.get(turn) or TurnSettings(self.settings, self.seed)
@@ -216,7 +222,9 @@ _Settings = TypeVar("_Settings", bound=CellSettings)
 
 
 def with_params(settings: _Settings, params: Mapping[str, Any], *, has_tools: bool) -> _Settings:
-    """`settings` with those of a conversation or a turn. A reply that begins with thinking does not begin with a call.
+    """`settings` with those of a conversation or a turn.
+
+    A reply does not begin with a call of a tool where it begins with thinking, or where a server makes the prompt.
 
     Raises:
         UsageError: a value is not allowed.
@@ -225,7 +233,8 @@ def with_params(settings: _Settings, params: Mapping[str, Any], *, has_tools: bo
         return settings
     found = settings.replace(**params)
     is_call = has_tools and str(params.get("reply_prefix", "")).startswith(CALL_PREFIX)
-    return found.replace(reply_prefix="") if is_call and found.think in OPEN_THINKING else found
+    is_left_out = is_call and (found.think in OPEN_THINKING or found.uses_chat_api)
+    return found.replace(reply_prefix="") if is_left_out else found
 
 
 def _cell_settings(settings: RunSettings, cell: Cell, turn_ends: Mapping[str, TurnEnd]) -> RunSettings:

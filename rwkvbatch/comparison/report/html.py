@@ -16,8 +16,9 @@ from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.dialogues import SHOWN_METRICS, most_changed, turn_record
 from rwkvbatch.comparison.failures import FailureCount, failures_by_check, failures_by_tag
 from rwkvbatch.comparison.loading import system_messages, varied_settings
+from rwkvbatch.comparison.matching import rows_of
 from rwkvbatch.comparison.metrics import TURN_METRICS
-from rwkvbatch.comparison.paired import Comparison, rows_of
+from rwkvbatch.comparison.paired import Comparison
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.report.charts import memory_figures, most_different, sweep_figures, trend_figure, turn_figures
 from rwkvbatch.comparison.wording import (
