@@ -39,8 +39,8 @@ Say = Callable[[str], None]
 
 SAME_GAP = 1e-3
 """The largest gap of any token that is not called rounding: what printing 4 digits and another order of sums make."""
-ROUNDED_GAP, ROUNDED_AGREEMENT = 0.2, 0.8
-"""The largest mean gap, and the least agreement, of a network that is only rounded (measured ones: docs/endpoints.md)."""
+ROUNDED_GAP, ROUNDED_AGREEMENT = 0.1, 0.95
+"""The largest mean gap, and the least agreement, of a network that is only rounded; docs/endpoints.md has figures."""
 MIN_TOKENS = 50
 """Fewer tokens decide nothing."""
 
@@ -68,7 +68,8 @@ class Certificate:
         same_replies: replies that are the same text as here.
         repeated, under_load: replies that were the same, log-probabilities included, when asked once more alone, and
             all at once.
-        at_once: how many that were. begins_with_0: the server reads token 0 (end of text) before a prompt; here too then.
+        at_once: how many that were.
+        begins_with_0: the server reads token 0 (end of text) before a prompt, and so does the model here then.
     """
 
     verdict: Verdict
