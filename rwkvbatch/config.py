@@ -469,7 +469,7 @@ class CellSettings(Sampling, Stopping, DialoguePrompt, Prompting):
     )
     strategy: str = setting(
         "auto",
-        'Device and precision: "cpu fp32", "cpu bf16", "cpu int8", "cuda fp16", "cuda:1 bf16", auto.',
+        'Device and precision: "cpu fp32", "cpu bf16", "cpu int8", "cpu w8a8", "cpu int4", "cuda fp16", auto.',
         "TEXT",
         "Model",
     )

@@ -23,10 +23,13 @@ from rwkvbatch.model.base import (
     State,
     StatePool,
 )
-from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, ShiftKind
+from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, Rounding, ShiftKind
 
 SCALED_INPUTS = 128
 """This many inputs of an output share a scale."""
+
+INT4_SCALED_INPUTS = 32
+"""The same in 4 bits."""
 
 _PIECE = 1 << 20
 
@@ -49,6 +52,67 @@ def rounded_to_int8(weight: Tensor) -> Tensor:
             integers[scale.squeeze(1) == 0] = 0
             result[start : start + step, begin : begin + SCALED_INPUTS] = integers * scale
     return result
+
+
+def rounded_to_int4(weight: Tensor) -> Tensor:
+    """`weight` [out, in] rounded to 4 bits and multiplied out again, fp32.
+
+    Each block of 32 inputs of an output becomes round(w / scale) * scale, halves rounded to even, clamped to [-8, 7].
+    The scale is the weight of the greatest size, the first of them, divided by -8 and rounded to bf16.
+    """
+    out, inputs = weight.shape
+    result = torch.empty(out, inputs)
+    for begin in range(0, inputs, INT4_SCALED_INPUTS):
+        block = weight[:, begin : begin + INT4_SCALED_INPUTS].float()
+        largest = block.gather(1, block.abs().argmax(1, keepdim=True))
+        scale = (largest / -8).to(torch.bfloat16).float()
+        integers = (block / scale).round().clamp(-8, 7)
+        integers[scale.squeeze(1) == 0] = 0
+        result[:, begin : begin + INT4_SCALED_INPUTS] = integers * scale
+    return result
+
+
+@dataclass(frozen=True)
+class RoundingRule:
+    """How a strategy rounds the large matrices.
+
+    Attributes:
+        weights: a weight [out, in] to what it is rounded to, fp32.
+        input_group: inputs that share a scale where they are rounded too, None where they are not.
+        bytes_per_weight: in memory, with the share of the scale.
+    """
+
+    weights: Callable[[Tensor], Tensor]
+    input_group: int | None
+    bytes_per_weight: float
+
+
+ROUNDINGS: dict[Rounding, RoundingRule] = {
+    "int8": RoundingRule(rounded_to_int8, None, 1 + 4 / SCALED_INPUTS),
+    "w8a8": RoundingRule(rounded_to_int8, SCALED_INPUTS, 1 + 4 / SCALED_INPUTS),
+    "int4": RoundingRule(rounded_to_int4, INT4_SCALED_INPUTS, 1 / 2 + 2 / INT4_SCALED_INPUTS),
+}
+
+LEAST_INPUT = 2.0**-100
+"""Groups of inputs that are all smaller are zeros to products of integers."""
+
+
+def quantized(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Inputs x [R, in] rounded for products of integers: integers [R, in] (fp32) and their scales [R, groups].
+
+    Per row and `group` inputs (the last ones may be fewer) the scale is max |x| / 127, and the integers are
+    round(x * (1 / scale)), halves to even, in fp32. Where all are below `LEAST_INPUT` both are zero; where one is NaN
+    or infinite the integers are zero and the scale is NaN.
+    """
+    rows, width = x.shape
+    blocks = F.pad(x.float(), (0, -width % group)).view(rows, -1, group)
+    largest = blocks.abs().amax(2, keepdim=True)
+    scales = largest / 127
+    integers = (blocks * (1 / scales)).round()
+    bad, small = ~blocks.isfinite().all(2, keepdim=True), largest < LEAST_INPUT
+    integers = integers.masked_fill(bad | small, 0)
+    scales = scales.masked_fill(small, 0).masked_fill(bad, float("nan"))
+    return integers.view(rows, -1)[:, :width], scales.squeeze(2)
 
 
 LAYER_NORM_EPS = 1e-5
@@ -141,11 +205,15 @@ class ReferenceStep:
 
 @dataclass(frozen=True)
 class TorchLinear:
-    """A linear layer: weight [out, in] in the dtype of the products, bias [out] fp32."""
+    """A linear layer: weight [out, in] in the dtype of the products, bias [out] fp32.
+
+    `input_group`: inputs that share a scale where inputs are rounded (`quantized`), else None.
+    """
 
     weight: Tensor
     bias: Tensor | None
     activation: Activation
+    input_group: int | None = None
 
 
 class ReferenceOps:
@@ -155,16 +223,18 @@ class ReferenceOps:
         device: any torch device.
         dtype: what weights are rounded to at loading; None leaves them as they are. Arithmetic is fp32 on the CPU;
             elsewhere matrix products run in `dtype` and the rest in fp32.
-        int8: whether large matrices are rounded to int8 (`rounded_to_int8`).
+        rounding: what large matrices, and with `w8a8` and `int4` their inputs, are rounded to; None for nothing.
     """
 
     name = "reference"
     bitwise = False
     in_torch = True
 
-    def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None, *, int8: bool = False) -> None:
+    def __init__(
+        self, device: str = "cpu", dtype: torch.dtype | None = None, *, rounding: Rounding | None = None
+    ) -> None:
         self.device = device
-        self._int8 = int8
+        self._rule = None if rounding is None else ROUNDINGS[rounding]
         self._weight_dtype = dtype
         self._matmul_dtype = torch.float32 if device == "cpu" or dtype is None else dtype
 
@@ -174,9 +244,11 @@ class ReferenceOps:
     def linear_layer(
         self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", *, large: bool = False
     ) -> TorchLinear:
-        rounded = rounded_to_int8(weight) if large and self._int8 else self._rounded(weight)
+        rule = self._rule if large else None
+        rounded = self._rounded(weight) if rule is None else rule.weights(weight)
         kept = rounded.to(self.device, self._matmul_dtype).contiguous()
-        return TorchLinear(kept, None if bias is None else self.vector(bias), activation)
+        group = None if rule is None else rule.input_group
+        return TorchLinear(kept, None if bias is None else self.vector(bias), activation, group)
 
     def table(self, weight: Tensor) -> Tensor:
         return self.vector(weight)
@@ -212,6 +284,9 @@ class ReferenceOps:
 
     def _linear(self, product: Product) -> Tensor:
         x, layer, add, blend, times = product
+        if layer.input_group is not None:
+            integers, scales = quantized(x, layer.input_group)
+            x = integers * scales.repeat_interleave(layer.input_group, 1)[:, : x.shape[1]]
         y = F.linear(x.to(self._matmul_dtype), layer.weight).float()
         y = _ACTIVATIONS[layer.activation](y if layer.bias is None else y + layer.bias)
         if add is not None:
