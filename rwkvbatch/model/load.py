@@ -227,10 +227,11 @@ def _operations(
             if backend == "cpu":
                 raise UsageError(
                     f"--backend cpu needs the native kernels, which cannot be imported: {error}",
-                    hint="install the package with a C++ compiler at hand, or use --backend reference",
+                    hint="install rwkvbatch from a wheel or with GCC or Clang at hand, or use --backend reference",
                 ) from error
             warnings.warn(
-                "the native kernels are not installed; using the reference operations, many times slower",
+                "the native kernels are not installed; using the reference operations, many times slower; to get them, "
+                "install rwkvbatch from a wheel, or again with GCC or Clang at hand",
                 SlowBackendWarning,
                 stacklevel=4,
             )
