@@ -11,6 +11,7 @@ import orjson
 
 from rwkvbatch.config import CellSettings
 from rwkvbatch.engine.request import END_OF_TEXT, Reply, Score, TokenDetails
+from rwkvbatch.engine.sampling import exempt_tokens
 from rwkvbatch.errors import NonFiniteLogitsError, RwkvBatchError
 from rwkvbatch.model.base import ModelSpec
 from rwkvbatch.prepared import PreparedPrompt, PromptBuilder, TextStripper
@@ -19,6 +20,7 @@ from rwkvbatch.serve.answers import Head, TokenNames, finish_reason, usage
 from rwkvbatch.serve.batcher import Flight, ScoreRequest, Work
 from rwkvbatch.serve.protocol import (
     ROOT_FIELD,
+    SHOWN_NAME,
     Asked,
     ChatFields,
     CompletionFields,
@@ -250,9 +252,11 @@ def prepare(
     asked = ask(decoded, kind, served.defaults, served.seed, served.limits)
     fields, settings = asked.fields, asked.settings
     if fields.model != served.name:
-        problem = f"model: {fields.model[:80]!r} is not served here, {served.name!r} is"
+        problem = f"model: {fields.model[:SHOWN_NAME]!r} is not served here, {served.name!r} is"
         raise RequestError(problem, param="model", status=404, code="model_not_found")
     job = Job(served, names, asked)
+    # Kept for the engine, whose thread must not look through the vocabulary.
+    exempt_tokens(served.tokenizer, asked.params.no_penalty)
     try:
         asked.params.sampling.check_vocabulary(served.spec.vocab_size)
         root = _root(fields.initial_state, served)
@@ -276,5 +280,5 @@ def _root(name: str | None, served: Served) -> int:
         return served.root
     if name not in served.roots:
         known = ", ".join(served.roots)
-        raise RequestError(f"{ROOT_FIELD}: must be one of {known}; got {name[:80]!r}", param=ROOT_FIELD)
+        raise RequestError(f"{ROOT_FIELD}: must be one of {known}; got {name[:SHOWN_NAME]!r}", param=ROOT_FIELD)
     return served.roots[name]
