@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from rwkvbatch.config import CellSettings
-from rwkvbatch.engine.request import END_OF_TEXT, Reply, Score, TokenDetails
+from rwkvbatch.engine.request import Reply, Score, TokenDetails
 from rwkvbatch.engine.sampling import exempt_tokens
 from rwkvbatch.errors import NonFiniteLogitsError, RwkvBatchError
 from rwkvbatch.model.base import ModelSpec
@@ -195,7 +195,9 @@ class Job:
         if not self._echoes:
             return ""
         text = choice.prompt.text
-        return self.served.tokenizer.decode(choice.prompt.tokens) if text is None else text
+        if text is not None:
+            return text
+        return self.served.tokenizer.decode(choice.prompt.tokens[int(self.asked.settings.begins_with_bos()) :])
 
     def _chunk(
         self, choice: _Choice, text: str, *, begins: bool = False, end: Mapping[str, Any] | None = None
@@ -226,12 +228,8 @@ class Job:
         """Of the tokens of an echoed prompt; token 0 that was read before a text is not among them."""
         if not self._echoes:
             return []
-        first: list[int] = [] if self._has_bos(choice.prompt) else list(choice.prompt.tokens[:1])
+        first: list[int] = [] if self.asked.settings.begins_with_bos() else list(choice.prompt.tokens[:1])
         return [*first, *(() if score is None else score.details)]
-
-    def _has_bos(self, prompt: PreparedPrompt) -> bool:
-        is_text = prompt.text is not None
-        return prompt.tokens[0] == END_OF_TEXT and self.asked.settings.begins_with_bos(plain_text=is_text)
 
     def _usage(self, results: Sequence[Reply | Score | None]) -> dict[str, Any]:
         return usage(self.num_prompt, [result for result in results if isinstance(result, Reply)])
@@ -260,13 +258,13 @@ def prepare(
     try:
         asked.params.sampling.check_vocabulary(served.spec.vocab_size)
         root = _root(fields.initial_state, served)
+        # A client that has a template of its own sends text: nothing is read before it unless it says so.
+        bos = settings.begins_with_bos()
         if isinstance(fields, ChatFields):
             form = builder.template(settings.think, settings.turn_end, settings.reply_prefix, settings.template)
-            bos = settings.begins_with_bos()
             job.add(builder.conversation(messages_of(fields), form, served.prelude, "messages", bos), root)
         else:
             for number, prompt in enumerate(prompts_of(fields)):
-                bos = settings.begins_with_bos(plain_text=isinstance(prompt, str))
                 job.add(builder.prompt(prompt, f"prompt {number}", bos), root)
     except RequestError:
         raise
