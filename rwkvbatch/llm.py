@@ -358,18 +358,39 @@ class LLM:
         """
         given, is_single = _as_list(continuations)
         prefix = self._builder.prompt(prompt, "the prompt", bos).tokens
-        tokens = [self._builder.prompt(item, f"continuation {number}").tokens for number, item in enumerate(given)]
+        outputs = self._scores([(prefix, item, f"continuation {at}") for at, item in enumerate(given)], initial_state)
+        return outputs[0] if is_single else outputs
+
+    def score_pairs(
+        self, pairs: Iterable[tuple[Prompt, Prompt]], *, bos: bool = False, initial_state: State | None = None
+    ) -> list[ScoreOutput]:
+        """Log-probabilities of continuations, each after a prompt of its own, batched; as `score` otherwise.
+
+        What prompts have in common at their beginning is read once.
+
+        Raises:
+            As `score`.
+        """
+        prepared = [
+            (self._builder.prompt(prompt, f"prompt {at}", bos).tokens, continuation, f"continuation {at}")
+            for at, (prompt, continuation) in enumerate(pairs)
+        ]
+        return self._scores(prepared, initial_state)
+
+    def _scores(
+        self, pairs: Sequence[tuple[tuple[int, ...], Prompt, str]], initial_state: State | None
+    ) -> list[ScoreOutput]:
+        """The scores of continuations, each with the tokens before it and its name for errors."""
+        tokens = [(prefix, self._builder.prompt(item, name).tokens) for prefix, item, name in pairs]
         with self._lock:
             shared, root = self._with_root(initial_state)
-            scores: list[Score] = shared.run(shared.engine.submit_score(prefix, ids, root) for ids in tokens)
-        for number, score in enumerate(scores):
+            scores: list[Score] = shared.run(shared.engine.submit_score(*both, root) for both in tokens)
+        outputs: list[ScoreOutput] = []
+        for (_, _, name), (_, ids), score in zip(pairs, tokens, scores, strict=True):
             if not all(map(math.isfinite, score.logprobs)):
-                raise NonFiniteLogitsError(f"continuation {number}: a log-probability is NaN or infinite")
-        outputs = [
-            ScoreOutput(tuple(score.logprobs), score.num_matched, ids)
-            for ids, score in zip(tokens, scores, strict=True)
-        ]
-        return outputs[0] if is_single else outputs
+                raise NonFiniteLogitsError(f"{name}: a log-probability is NaN or infinite")
+            outputs.append(ScoreOutput(tuple(score.logprobs), score.num_matched, ids))
+        return outputs
 
     def state(self, prompt: Prompt, *, bos: bool = False, initial_state: State | None = None) -> State:
         """The recurrent state after a prompt (batch size 1); a value for `initial_state` and `save_state`.

@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = {
     "run": "Replay scripted conversations, turn by turn, many at once.",
     "score": "Measure perplexity, bits per byte and accuracy on texts.",
     "script": "Make scripts of the files of published benchmarks.",
+    "lm-eval": "Run lm-evaluation-harness on a model, batched.",
     "plan": "Say how many conversations and repetitions it takes to find a difference.",
     "merge": "Put the parts of a run together.",
     "chat": "Talk to a model.",
@@ -33,12 +34,12 @@ COMMANDS: Mapping[str, str] = {
     "bench": "Measure decoding, prefill, sampling, tokenizing, loading, and the machine's own limits.",
     "model": "Make, describe and convert checkpoints, and verify that they run right on this machine.",
 }
-"""What each command does. Its module in this package has the command's name and is imported when it is called."""
+"""What each command does. Its module here has its name, with `_` for `-`, and is imported when it is called."""
 
 
 def load_command(name: str) -> Any:
     """The command with its options, or the group of commands."""
-    return get_command(importlib.import_module(f"rwkvbatch.cli.{name}").app)
+    return get_command(importlib.import_module(f"rwkvbatch.cli.{name.replace('-', '_')}").app)
 
 
 class _CommandGroup(TyperGroup):
