@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, str] = {
     "compare": "Compare runs or cells: one verdict per variant, with the uncertainty of its difference.",
     "show": "Print the conversations of a run.",
     "bench": "Measure decoding, prefill, sampling, tokenizing, loading, and the machine's own limits.",
+    "certify": "Say whether a served model is the network in a file: the same, rounded (how much), or damaged.",
     "model": "Make, describe and convert checkpoints, and verify that they run right on this machine.",
 }
 """What each command does. Its module here has its name, with `_` for `-`, and is imported when it is called."""

@@ -254,6 +254,8 @@ class EndpointEngine:
             if answer is None:
                 return None
             finish, stop = ("time", None) if self._timed_out(job) else answer.end(request.stop)
+            if finish == "stop" and stop is None:
+                stop = _stop_among(answer.tokens, answer.text, request.stop)
         except EndpointError as error:
             if self._without_logprobs(error):
                 return self._reply(job)
@@ -320,15 +322,20 @@ class EndpointEngine:
         stop: str | None,
         error: str | None = None,
     ) -> Reply:
-        request, now_s = job.request, self._clock()
+        request, now_s, answer = job.request, self._clock(), job.answer
         assert request is not None
-        ids = self._ids(text, stop, tokens)
+        if answer.prompt_tokens == len(request.tokens) + 1 and self._spec.api == "completions":
+            self._warn(
+                "begin",
+                "the server reads one token more than the prompt has, as it would with a token 0 before it; "
+                "--endpoint-api completions-ids sends what a model in this process reads",
+            )
         kept = _within(tokens, len((text + (stop or "")).encode()))
+        ids = self._ids(text, stop, kept)
         values = [token.logprob for token in kept if token.logprob is not None]
         closed = closed_history(self.tokenizer, request.tokens, ids, finish, stop, request.closing)
         started_s = job.submitted_s if job.started_s is None else job.started_s
         first_s = now_s if job.first_s is None else job.first_s
-        answer = job.answer
         return Reply(
             text=text,
             ids=ids,
@@ -349,13 +356,21 @@ class EndpointEngine:
 
     def _ids(self, text: str, stop: str | None, tokens: Sequence[ServedToken]) -> tuple[int, ...]:
         """The reply's ids: the server's, where they are of this vocabulary and make the text; else the text's own."""
-        whole, size = text + (stop or ""), self.tokenizer.vocab_size
-        named = [token.id for token in tokens if token.id is not None and 0 < token.id < size]
-        if named and len(named) == len(tokens):
-            for count in (len(named), len(named) - 1):
-                if self.tokenizer.decode_bytes(named[:count]) == whole.encode():
-                    return tuple(named[:count])
+        whole = text + (stop or "")
+        named = [self._id_of(token) for token in tokens]
+        found = tuple(token for token in named if token is not None)
+        if len(found) == len(named) and self.tokenizer.decode_bytes(found) == whole.encode():
+            return found
         return tuple(self.tokenizer.encode(whole))
+
+    def _id_of(self, token: ServedToken) -> int | None:
+        """A token's id: as the server gives it, or by its text."""
+        if token.id is not None:
+            return token.id if 0 < token.id < self.tokenizer.vocab_size else None
+        if REPLACEMENT in token.text:
+            return None
+        ids = self.tokenizer.encode(token.text)
+        return ids[0] if len(ids) == 1 else None
 
     def _score(self, job: _Job) -> Score | None:
         prefix, continuation = job.texts
@@ -428,6 +443,15 @@ def _within(tokens: Sequence[ServedToken], num_bytes: int) -> Sequence[ServedTok
             return tokens[:place]
         size += token.num_bytes
     return tokens
+
+
+def _stop_among(tokens: Sequence[ServedToken], text: str, stops: Sequence[str]) -> str | None:
+    """The stop text that the tokens hold after the reply's text, where the server lists the tokens of it."""
+    held = b"".join(token.text.encode("utf-8", "replace") if token.data is None else token.data for token in tokens)
+    if not held.startswith(text.encode()):
+        return None
+    rest = held[len(text.encode()) :]
+    return max((stop for stop in stops if rest.startswith(stop.encode())), key=len, default=None)
 
 
 def _work(todo: queue.SimpleQueue[Callable[[], None] | None]) -> None:

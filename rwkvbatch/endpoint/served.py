@@ -49,8 +49,8 @@ class ServedSpec:
     Attributes:
         name: the model's, as the server calls it.
         weights_sha256: not of weights, which nobody can see: of the URL and the name.
-        vocab_size: of the vocabulary that counts tokens: what the server's list says, as llama.cpp's and our own do
-            (`meta.n_vocab`), or World's.
+        vocab_size: of the vocabulary that counts tokens: what the server's list says, as llama.cpp's (`meta.n_vocab`)
+            and our own (`vocab_size`) do, or World's.
     """
 
     url: str
@@ -115,6 +115,8 @@ def _entries(listed: Mapping[str, Any] | None) -> dict[str, int | None]:
             for each in entries:
                 match each:
                     case {"id": str() as name, "meta": {"n_vocab": int() as size}} if MIN_VOCAB_SIZE <= size < 2**31:
+                        found[name] = size
+                    case {"id": str() as name, "vocab_size": int() as size} if MIN_VOCAB_SIZE <= size < 2**31:
                         found[name] = size
                     case {"id": str() as name}:
                         found[name] = None
