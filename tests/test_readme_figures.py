@@ -56,7 +56,7 @@ def test_readme_and_compare_md_show_what_compare_prints_for_the_sweep(
 def test_the_readme_shows_the_tokens_of_the_demo() -> None:
     summary = rwkvbatch.run(ROOT / "datasets/demo.jsonl").summary
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"{summary.total.reply_tokens:,} reply tokens in" in readme
+    assert f"{summary.reply_tokens:,} reply tokens in" in readme
 
 
 @pytest.mark.slow
