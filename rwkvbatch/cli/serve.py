@@ -39,6 +39,7 @@ app = command_app()
     *(*DialoguePrompt.model_fields, "template", "prelude", "max_prompt_tokens"),
     seed="Of requests that give none. [dim]Default: another one for each, which the response names[/]",
     batch_size="Replies generated at the same time. Changes no reply. [dim]Default: 32[/]",
+    bos="Token 0 before the first token: on, off; auto is off.",
     max_prompt_tokens="A request with a longer prompt is refused. [dim]Default: 65536[/]",
 )
 def serve_command(
