@@ -47,6 +47,24 @@ constexpr size_t LINEAR_ROW_BLOCK = 240;
 constexpr size_t LINEAR_MAX_PANELS_PER_TASK = 8;
 constexpr size_t LINEAR_SCRATCH = LINEAR_ROW_BLOCK * PANEL * LINEAR_MAX_PANELS_PER_TASK;
 
+// Rows rounded for integer weights: `width` inputs, `dtype` that of the weights. See `integer.hpp`; the floats of a row hold
+// the records of its groups and then its quads of integers.
+struct QuantizeJob {
+    ConstRows x;
+    size_t width;
+    Dtype dtype;
+    Rows out;
+};
+
+constexpr size_t INPUT_GROUP_BYTES = 8, MAX_QUAD_BYTES = 8;
+constexpr size_t input_groups_bytes(size_t in, Dtype dtype) {
+    return ceil_div(ceil_div(in, scaled_inputs(dtype)) * INPUT_GROUP_BYTES, 64) * 64;
+}
+// Floats that a rounded row takes.
+constexpr size_t quantized_floats(size_t in, Dtype dtype) {
+    return (input_groups_bytes(in, dtype) + ceil_div(in, PANEL) * PANEL / QUAD * MAX_QUAD_BYTES) / sizeof(float);
+}
+
 // out[i] = layer_norm(x[rows ? rows[i] : i])
 struct NormJob {
     ConstRows x;
@@ -144,8 +162,23 @@ struct Kernels {
     float (*multiply_add)(size_t rounds);  // MULTIPLY_ADDS fused multiply-adds a round: measures the peak
 };
 
+// Where no product of integers is wanted, these are not needed; they belong to the same instruction set, or to an extension.
+struct IntegerKernels {
+    void (*quantize)(const QuantizeJob&, size_t begin, size_t end);
+    void (*linear)(const LinearJob&, size_t task, float* scratch, const uint8_t* next);  // of rows from `quantize`
+};
+
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();    // null where they were not built
 const Kernels* avx512_kernels();
+
+// To be asked for only where the kernels above are there. The last two are null where the processor lacks the extension.
+const IntegerKernels* portable_integer_kernels();
+#if defined(__x86_64__) || defined(_M_X64)
+const IntegerKernels* avx2_integer_kernels();
+const IntegerKernels* avx512_integer_kernels();
+const IntegerKernels* avxvnni_integer_kernels();
+const IntegerKernels* avx512vnni_integer_kernels();
+#endif
 
 }  // namespace rwkv

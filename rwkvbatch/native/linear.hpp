@@ -116,7 +116,7 @@ inline void linear(const LinearJob& job, size_t task, float* sums, const uint8_t
             case Dtype::FP32: return linear_one_row<Dtype::FP32>(job, first_panel, end_panel);
             case Dtype::BF16: return linear_one_row<Dtype::BF16>(job, first_panel, end_panel);
             case Dtype::FP16: return linear_one_row<Dtype::FP16>(job, first_panel, end_panel);
-            case Dtype::INT8: return linear_one_row<Dtype::INT8>(job, first_panel, end_panel);
+            default: return linear_one_row<Dtype::INT8>(job, first_panel, end_panel);
         }
     }
 

@@ -7,7 +7,7 @@
 | LMSYS        | `conversation`                         | the same                                 |
 | MT-Bench     | `turns` or `question_id`               | the same                                 |
 | OpenAI chat  | `messages`, and keys or contents that the native form has not | the same          |
-| plain text   | `text`, or `continuation`              | an error                                 |
+| plain text   | `text`, `continuation`, or `prompt` and `choices` | an error                       |
 | native       | `messages`                             | an error                                 |
 """
 
@@ -364,7 +364,10 @@ _FORMS: Sequence[tuple[Callable[[Mapping[str, Any]], bool], Callable[..., Conver
     (lambda line: "conversation" in line and "messages" not in line, _read_lmsys),
     (lambda line: "turns" in line or "question_id" in line, _read_mt_bench),
     (_is_openai, _read_openai_chat),
-    (lambda line: is_plain_text(line) and not line.keys().isdisjoint(("text", "continuation")), read_plain_text),
+    (
+        lambda line: is_plain_text(line) and not line.keys().isdisjoint(("text", "continuation", "choices")),
+        read_plain_text,
+    ),
     (lambda line: "messages" not in line and not line.keys() <= _NATIVE_KEYS | {"id"}, _refuse_form),
     (lambda _: True, read_native),
 )

@@ -449,6 +449,15 @@ class _Continuation(Shape):
     params: Any = None
 
 
+class _PlainChoices(Shape):
+    prompt: str
+    choices: Any
+    expect: Any = None
+    id: str | None = None
+    tags: list[str] = Field(default_factory=list[str])
+    params: Any = None
+
+
 class _AnyText(_Text):
     lenient: ClassVar[bool] = True
 
@@ -502,11 +511,13 @@ def is_plain_text(line: Mapping[str, Any]) -> bool:
 def read_plain_text(
     line: Mapping[str, Any], source: SourceLine, default_id: str, *, lenient: bool = False
 ) -> Conversation:
-    """A line of plain text that is scored: `text`, or `prompt` and `continuation`; see `docs/scripts.md`.
+    """A line of plain text that is scored: `text`, or `prompt` and `continuation` or `choices`; see `docs/scripts.md`.
 
     Args:
         lenient: ignore unknown keys that resemble no known one, as the lines of published data sets have them.
     """
+    if "choices" in line and not lenient:
+        return _read_plain_choices(line, source, default_id)
     if "continuation" in line or (not lenient and "prompt" in line):
         raw = (_AnyContinuation if lenient else _Continuation).read(line, source)
         prompt, text, key = raw.prompt, raw.continuation, "continuation"
@@ -520,11 +531,30 @@ def read_plain_text(
     found = text_conversation(
         read_id(raw.id, default_id, source), text, source, prompt=prompt, tags=read_tags(raw.tags, source)
     )
-    if lenient or raw.params is None:
+    return found if lenient else _with_params(found, raw.params, source)
+
+
+def _read_plain_choices(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
+    """A prompt without a template, whose choices are scored after it exactly as they are written."""
+    raw = _PlainChoices.read(line, source)
+    if not raw.prompt:
+        refuse(source, "prompt: is empty, so the choices have nothing to follow", "write what they continue")
+    checks = () if raw.expect is None else parse_checks(raw.expect, source)
+    choices = parse_choices(raw.choices, source)
+    turn = Turn(raw.prompt, None, checks, choices=choices, generate=False, plain=True)
+    _check_needs(turn, source, "the prompt")
+    tags = read_tags(raw.tags, source)
+    found = Conversation(read_id(raw.id, default_id, source), None, (turn,), tags, {}, source)
+    return _with_params(found, raw.params, source)
+
+
+def _with_params(found: Conversation, params: Any, source: SourceLine) -> Conversation:
+    """A plain text with the params of its line."""
+    if params is None:
         return found
-    if not is_object(raw.params):
-        refuse(source, f"params: must be an object, got {type_name(raw.params)}")
-    return replace(found, params=parse_params(raw.params, source))
+    if not is_object(params):
+        refuse(source, f"params: must be an object, got {type_name(params)}")
+    return replace(found, params=parse_params(params, source))
 
 
 def text_conversation(
@@ -541,7 +571,10 @@ def native_record(conversation: Conversation) -> dict[str, Any]:
     """
     record: dict[str, Any] = {"id": conversation.id}
     first = conversation.turns[0]
-    if first.plain:
+    if first.plain and first.choices:
+        asked = _asked(first)
+        record |= {"prompt": asked.pop("content"), **asked}
+    elif first.plain:
         record |= {"prompt": first.user, "continuation": first.reference} if first.user else {"text": first.reference}
     else:
         messages: list[dict[str, Any]] = []
