@@ -2,10 +2,10 @@
 
     python benchmarks/comparison_simulation.py --samples 2000
 
-Conversations differ in hardness, which both runs and all repetitions and turns of a conversation share. The unpaired
-test is Welch's over all rows, as of two lists of scores: it ignores that both runs replayed the same conversations, which
-costs power, and that the rows of a conversation resemble each other, which makes false alarms where the runs are of
-different conversations. Trends are of checkpoints that do not differ.
+Conversations differ in hardness, which both runs and all repetitions and turns of a conversation share. The
+unpaired test is Welch's over all rows, as of two lists of scores: it ignores that both runs replayed the same
+conversations, which costs power, and that the rows of a conversation resemble each other, which makes false alarms
+where the runs are of different conversations. Trends are of checkpoints that do not differ.
 """
 
 from __future__ import annotations
