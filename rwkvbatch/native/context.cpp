@@ -22,6 +22,9 @@ constexpr size_t MAX_NOTED_JOBS = 1 << 12;
 constexpr size_t TASK_BYTES = size_t(64) << 10;
 constexpr size_t FEW_ROWS = 6;
 
+// Weights are read one input at a time only if at most so large a part of the inputs is not zero.
+constexpr float MAX_SPARSE_SHARE = 0.7f;
+
 constexpr float LAYER_NORM_EPS = 1e-5f;
 
 const Kernels* kernels_of(const std::string& isa) {
@@ -80,6 +83,7 @@ Step::Step(std::vector<int64_t> tokens_, std::vector<int64_t> starts_, std::vect
     });
     carried.assign(tokens.size(), nullptr);
     states.assign(slots.size(), nullptr);
+    starting_states.assign(slots.size(), nullptr);
 }
 
 Context::Context(size_t num_threads, const std::string& isa)
@@ -268,13 +272,46 @@ void fetch_inputs(const std::vector<LinearJob>& jobs, size_t first, size_t end) 
         const size_t begin = next;
         next += job.num_tasks();
         if (begin >= end || next <= first) continue;
-        fetch_rows(job.x, job.num_rows, job.weight.in);
+        if (job.sparse.places == nullptr) {
+            fetch_rows(job.x, job.num_rows, job.weight.in);
+        } else {
+            fetch(job.sparse.places, job.sparse.count * sizeof(uint32_t));
+            fetch_rows({job.sparse.x, job.sparse.x_stride}, job.num_rows, job.sparse.count);
+        }
         for (const ConstRows& rows : {job.add, job.start, job.target}) fetch_rows(rows, job.num_rows, job.weight.out);
         if (job.bias != nullptr) fetch_floats(job.bias, job.weight.out);
     }
 }
 
 }  // namespace
+
+void Context::skip_zeros(LinearJob& job) {
+    const size_t in = job.weight.in, rows = job.num_rows, stride = ceil_div(in, PANEL) * PANEL + PANEL;
+    const size_t num_blocks = ceil_div(in, SCALED_INPUTS);
+    places_.resize(in + SPARSE_AHEAD);
+    block_ends_.resize(num_blocks);
+    dense_x_.resize(MAX_SPARSE_ROWS * stride);
+    const size_t scales = job.weight.dtype == Dtype::INT8 ? sizeof(float) : 0;
+    size_t count = 0;
+    for (size_t block = 0; block < num_blocks; ++block) {
+        const size_t end = std::min((block + 1) * SCALED_INPUTS, in);
+        for (size_t k = block * SCALED_INPUTS; k < end; ++k) {
+            bool needed = false;
+            for (size_t i = 0; i < rows; ++i) {
+                const float x = job.x.data[i * job.x.stride + k];
+                dense_x_[i * stride + count] = x;
+                needed |= x != 0.0f;  // NaN too
+            }
+            places_[count] = static_cast<uint32_t>(k + block * scales);
+            count += needed;
+        }
+        block_ends_[block] = static_cast<uint32_t>(count);
+    }
+    if (static_cast<float>(count) > MAX_SPARSE_SHARE * static_cast<float>(in)) return;
+    std::fill_n(places_.begin() + static_cast<ptrdiff_t>(count), SPARSE_AHEAD, count > 0 ? places_[count - 1] : 0);
+    skipped_bytes_ += (in - count) * job.weight.input_bytes(job.weight.num_panels());
+    job.sparse = {places_.data(), block_ends_.data(), count, dense_x_.data(), stride};
+}
 
 void Context::run_linears(std::vector<LinearJob>& jobs) {
     size_t num_tasks = 0, products = 0;
@@ -318,8 +355,12 @@ std::vector<ArrayPtr> Context::linears(const std::vector<Product>& products) {
                   "linears: what a result is added to or blended with is not of its shape");
         results.push_back(array(x.rows, weight.out));
         jobs.push_back({x.view(), x.rows, weight, layer.bias, layer.activation, rows_of(product.add),
-                        rows_of(product.start), rows_of(product.target), results.back()->view(), 0});
+                        rows_of(product.start), rows_of(product.target), results.back()->view(), 0, {}});
+        results.back()->mostly_zero = layer.activation == Activation::RELU_SQUARED ||
+                                      (product.start == nullptr && product.target != nullptr && product.target->mostly_zero);
     }
+    if (sparse_ && products.size() == 1 && products[0].x->mostly_zero && products[0].x->rows <= MAX_SPARSE_ROWS)
+        skip_zeros(jobs[0]);
     run_linears(jobs);
     return results;
 }
@@ -334,7 +375,13 @@ ArrayPtr Context::wkv7(Step& step, size_t layer, const Array& r, const Array& w,
         check(vector->width * vector->rows == width, "wkv7: the weights are not of the activations' width");
     check(layer < step.pool.num_layers && step.pool.head_size <= MAX_HEAD_SIZE, "wkv7: no such layer or head size");
 
-    for (size_t b = 0; b < step.slots.size(); ++b) step.states[b] = step.pool.head_states(step.slots[b], layer);
+    const size_t layer_floats = width * step.pool.head_size;
+    for (size_t b = 0; b < step.slots.size(); ++b) {
+        step.states[b] = step.pool.head_states(step.slots[b], layer);
+        step.starting_states[b] = step.start_wkv == nullptr
+                                      ? step.states[b]
+                                      : step.start_wkv + (b * step.pool.num_layers + layer) * layer_floats;
+    }
     // Whole sequences where there are enough of them to share.
     const size_t heads = step.pool.num_heads;
     const size_t heads_per_task = step.slots.size() >= 8 * threads_->size() ? heads
@@ -344,14 +391,14 @@ ArrayPtr Context::wkv7(Step& step, size_t layer, const Array& r, const Array& w,
     note_job([&](size_t thread) -> Range {
         const size_t first = threads_->first_task(thread, num_tasks), end = threads_->first_task(thread + 1, num_tasks);
         if (step.slots.size() > 1) return {};
-        return {reinterpret_cast<const uint8_t*>(step.states[0]) + first * head_bytes,
+        return {reinterpret_cast<const uint8_t*>(step.starting_states[0]) + first * head_bytes,
                 std::min((end - first) * head_bytes, MAX_EXPECTED_BYTES)};
     });
     ArrayPtr out = array(rows, width);
     const Wkv7Job job{r.view(), w.view(), k.view(), v.view(), a.view(), g.view(),
                       vectors.k_k.data, vectors.k_a.data, vectors.r_k.data, vectors.norm_weight.data,
                       vectors.norm_bias.data, heads, step.pool.head_size, heads_per_task, step.starts.data(),
-                      step.longest_first.data(), step.states.data(), out->view()};
+                      step.longest_first.data(), step.states.data(), step.starting_states.data(), out->view()};
     if (rows * width * step.pool.head_size < MIN_SHARED_STATE) {
         for (size_t task = 0; task < num_tasks; ++task) kernels_->wkv7(job, task);
         return out;
@@ -382,7 +429,7 @@ void Context::head(const Step& step, const Array& x, const Vector& weight, const
     const PackedMatrix& matrix = head.weight.packed;
     const ConstRows none(nullptr, 0);
     std::vector<LinearJob> jobs{{normed->view(), rows, matrix, head.bias, head.activation, none, none, none,
-                                 {logits, matrix.out}, 0}};
+                                 {logits, matrix.out}, 0, {}}};
     run_linears(jobs);
 }
 

@@ -25,6 +25,17 @@ struct ConstRows {
     ConstRows(Rows rows) : data(rows.data), stride(rows.stride) {}
 };
 
+// The inputs of a linear layer that are not zero in all of its rows, in ascending order. What the others would add is zero.
+struct SparseInputs {
+    const uint32_t* places;      // of each, its distance from the first in a band, in inputs; with int8, scales count as four
+    const uint32_t* block_ends;  // with int8: how many there are to the end of each block that shares a scale
+    size_t count;                // those beyond, up to SPARSE_AHEAD, may be read too
+    const float* x;              // their values, rows `x_stride` apart
+    size_t x_stride;
+};
+constexpr size_t MAX_SPARSE_ROWS = 4;
+constexpr size_t SPARSE_AHEAD = 24;  // as many inputs before they are needed, weights are asked for
+
 // y = activation(x W^T + bias); out = y, add + y, start + (target - start) * y or, with a target alone, target * y. What is
 // null is left out.
 struct LinearJob {
@@ -37,6 +48,7 @@ struct LinearJob {
     ConstRows start, target;
     Rows out;
     size_t panels_per_task;
+    SparseInputs sparse;  // `places` is null where all inputs are to be read
 
     size_t num_tasks() const { return ceil_div(weight.num_panels(), panels_per_task); }
     const uint8_t* weights_of(size_t task) const { return weight.at(task * panels_per_task, 0); }
@@ -96,7 +108,8 @@ struct Wkv7Job {
     size_t num_heads, head_size, heads_per_task;
     const int64_t* starts;
     const int64_t* order;
-    float* const* states;  // of each sequence, [H, N, N], keys before values
+    float* const* states;  // of each sequence after its rows, [H, N, N], keys before values
+    const float* const* starting_states;  // before them; may be the same memory
     Rows out;
 };
 
