@@ -9,10 +9,10 @@ JOBS   ?= auto
 # A run ends with 1 when checks on replies failed: that is a result here, not a reason to stop.
 CHECKS_FAILED := [ $$? -eq 1 ]
 
-.PHONY: help setup demo test lint types contracts documents unit fix check bench sweep compare gate train datasets fuzz sanitize clean
+.PHONY: help setup demo test test-ecosystem lint types contracts documents unit fix check bench sweep compare gate train datasets fuzz sanitize docs wheels test-oldest clean
 
 help:  ## Say what each target does
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -47,7 +47,7 @@ types: $(VENV)/.installed-test
 contracts: $(VENV)/.installed-test
 	$(BIN)/lint-imports
 
-GENERATED := docs/commands.md
+GENERATED := docs/commands.md docs/install.md
 
 documents: $(VENV)/.installed-test
 	$(BIN)/cog --check -I . $(GENERATED)
@@ -59,6 +59,10 @@ unit: $(VENV)/.installed-test  ## Run the tests that take less than 5 seconds ea
 
 test: check  ## Lint, types, import contracts, generated documents and all tests
 	$(PYTEST)
+
+test-ecosystem: $(VENV)/.installed-test  ## Test with lm-evaluation-harness and Inspect, which are large to install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lm-eval,ifeval]'
+	$(BIN)/pytest tests/integrations tests/script/test_answers.py
 
 fix: $(VENV)/.installed-test  ## Format, fix what can be fixed, renew the generated documents
 	$(BIN)/ruff format .
@@ -110,6 +114,20 @@ sanitize: $(VENV)/.installed-test  ## Run the tests of the kernels with the addr
 	RWKVBATCH_SANITIZED=$$(ls $(abspath $(SANITIZED))/_native*.so) LD_PRELOAD=$(PRELOAD) \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 		$(BIN)/python -m pytest -p tools.sanitized -p no:cacheprovider tests/native tests/model/ops
+
+docs: $(VENV)/.installed  ## Build the site into build/site; a broken link or anchor is an error
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --quiet
+
+# One wheel for Python 3.11, and one for the stable ABI of 3.12 and newer; `--no-deps`, since an environment for the
+# smoke test takes the dependencies of .venv's index as any installation does.
+WHEEL_PYTHONS ?= python3.11 python3.12
+
+wheels:  ## Build this platform's wheels into dist/ and try each in a fresh environment without a compiler
+	for python in $(WHEEL_PYTHONS); do tools/build_wheel.sh $$python dist || exit 1; done
+
+test-oldest:  ## Run the tests with the oldest version of every dependency that pyproject.toml allows
+	tools/test_oldest.sh $(PYTHON) build/oldest
 
 clean:  ## Remove the virtual environment and all caches
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis .import_linter_cache

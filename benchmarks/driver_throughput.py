@@ -67,6 +67,7 @@ class SimulatedPool:
         self._joining = [0.0] * count
         self._next = 0
         self._turn = itertools.count()
+        self._killed: list[int] = []
         self.num_lost = self.num_lags = self.num_joins = 0
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
@@ -90,9 +91,16 @@ class SimulatedPool:
             case _:
                 pass
 
+    def kill(self, worker: int) -> None:
+        if worker in self._workers:
+            self._killed.append(worker)
+
     def receive(self, timeout_s: float) -> list[tuple[int, Event]]:
         now = time.monotonic()
         events: list[tuple[int, Event]] = []
+        for worker in self._killed:
+            self._lose(worker, now, "killed", events)
+        self._killed.clear()
         for at_s in [at_s for at_s in self._joining if at_s <= now]:
             self._joining.remove(at_s)
             self._workers[self._next] = _Simulated()
@@ -114,10 +122,7 @@ class SimulatedPool:
             return
         chance = self._random.random()
         if chance < LOSS:
-            self.num_lost += 1
-            del self._workers[number]
-            self._joining.append(now + self._random.uniform(*REJOIN_S))
-            events.append((number, Left("lost by chance")))
+            self._lose(number, now, "lost by chance", events)
         elif chance < LOSS + LAG:
             self.num_lags += 1
             worker.wakes_s = now + self._random.uniform(*LAG_S)
@@ -125,6 +130,12 @@ class SimulatedPool:
             done = [worker.held.popleft() for _ in range(min(len(worker.held), 4))]
             rows = tuple(row for task in done for row in self._rows(task))
             events.append((number, Report(rows, tuple(done), len(worker.held))))
+
+    def _lose(self, worker: int, now: float, reason: str, events: list[tuple[int, Event]]) -> None:
+        if self._workers.pop(worker, None) is not None:
+            self.num_lost += 1
+            self._joining.append(now + self._random.uniform(*REJOIN_S))
+            events.append((worker, Left(reason)))
 
     def _rows(self, task: int) -> list[EncodedRow]:
         first, last = self._plan.rows_of(task)

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.comparison.gates import Gate, parse_gate
-from rwkvbatch.comparison.judging import Column, GateScope, judge
-from rwkvbatch.comparison.paired import Dropped
+from rwkvbatch.comparison.judging import judge
+from rwkvbatch.comparison.matching import Dropped
+from rwkvbatch.comparison.scopes import Column, GateScope
 from rwkvbatch.stats.bounded import conversations_needed
 
 Numbers = NDArray[np.float64]

@@ -211,17 +211,20 @@ def main() -> None:
             if native.accuracy != other.accuracy or apart > KERNEL_TOLERANCE:
                 raise SystemExit(f"{task}: {ours.spec.backend} differs: {native.accuracy} and relatively {apart:.2g}")
             print(f"{task}: {ours.spec.backend}: same accuracy, perplexity relatively {apart:.1g} apart", flush=True)
-            ratios: list[float] = []
+            ours_s: list[float] = []
+            loop_s: list[float] = []
             for _ in range(arguments.rounds):
                 started_s = time.perf_counter()
                 run(ours, arguments.texts)
                 middle_s = time.perf_counter()
                 loop(arguments.loop)
                 ended_s = time.perf_counter()
-                each, theirs = (middle_s - started_s) / arguments.texts, (ended_s - middle_s) / arguments.loop
-                ratios.append(theirs / each)
+                ours_s.append((middle_s - started_s) / arguments.texts)
+                loop_s.append((ended_s - middle_s) / arguments.loop)
+            ratios = [loop / own for own, loop in zip(ours_s, loop_s, strict=True)]
             print(
-                f"{task}: {1 / each:.1f} texts/s here, {1 / theirs:.2f} in the loop; "
+                f"{task}: {1 / statistics.median(ours_s):.1f} texts/s here, "
+                f"{1 / statistics.median(loop_s):.2f} in the loop; "
                 f"ratio: median {statistics.median(ratios):.1f}, {min(ratios):.1f} to {max(ratios):.1f}"
             )
 

@@ -6,8 +6,12 @@ first used, so that `import rwkvbatch` loads neither torch nor pandas.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":
+    raise ImportError("rwkvbatch runs on Linux and macOS; on Windows, install and use it in WSL (wsl --install)")
 
 if TYPE_CHECKING:
     from rwkvbatch.comparison import compare as compare

@@ -30,6 +30,7 @@ ThinkMode = Literal["off", "on", "fake", "short", "long", "on-parens", "short-pa
 TurnEnd = Literal["auto", "next-role", "blank-line", "end-of-text"]
 HistoryMode = Literal["own", "gold"]
 Switch = Literal["auto", "on", "off"]
+EndpointApi = Literal["completions", "completions-ids", "chat"]
 _T = TypeVar("_T")
 _Record = TypeVar("_Record", bound=BaseModel)
 _LIMITS = ("ge", "gt", "le", "lt")
@@ -119,7 +120,7 @@ class Settings(BaseModel):
         return record(**{name: getattr(self, name) for name in record.model_fields})
 
 
-Panel = Literal["Model", "Sampling", "End of a reply", "Prompt", "What is replayed", "The run", "Output"]
+Panel = Literal["Model", "Endpoint", "Sampling", "End of a reply", "Prompt", "What is replayed", "The run", "Output"]
 PANELS: tuple[Panel, ...] = get_args(Panel)
 """Groups of options in `--help`, in their order."""
 
@@ -468,15 +469,40 @@ class CellSettings(Sampling, Stopping, DialoguePrompt, Prompting):
     )
     strategy: str = setting(
         "auto",
-        'Device and precision: "cpu fp32", "cpu bf16", "cpu int8", "cuda fp16", "cuda:1 bf16", auto.',
+        'Device and precision: "cpu fp32", "cpu bf16", "cpu int8", "cpu w8a8", "cpu int4", "cuda fp16", auto.',
         "TEXT",
         "Model",
     )
     backend: str = setting("auto", "cpu, reference, cuda, upstream, auto.", "NAME", "Model")
     state: str | None = setting(None, "Initial state (a state-tuned file).", "FILE", "Model")
+    system: str | None = setting(
+        None, "System message, in place of the script's; an empty one is none.", "TEXT", "Prompt", text=True
+    )
     prelude: str | None = setting(
         None, "Text read before the first turn (an initial exchange), or the name api-demo-chat.", "FILE", "Prompt"
     )
+    endpoint: str | None = setting(
+        None,
+        "Base URL of an OpenAI-compatible server whose model replies, such as http://127.0.0.1:8080/v1. "
+        "[dim]The key is $RWKVBATCH_ENDPOINT_KEY.[/]",
+        "URL",
+        "Endpoint",
+    )
+    endpoint_model: str | None = setting(
+        None, "The model's name there. [dim]Default: the only one that the server lists.[/]", "NAME", "Endpoint"
+    )
+    endpoint_api: EndpointApi = setting(
+        "completions",
+        "completions (this program's template, as text), completions-ids (as token ids), chat (the server's template).",
+        "NAME",
+        "Endpoint",
+    )
+    endpoint_body: str = setting("", "Further fields of each request, as a JSON object.", "JSON", "Endpoint", text=True)
+
+    @property
+    def uses_chat_api(self) -> bool:
+        """Whether the template of a server makes the prompt."""
+        return self.endpoint is not None and self.endpoint_api == "chat"
 
     @cached_property
     def sampling(self) -> Sampling:
@@ -530,6 +556,23 @@ class RunSettings(CellSettings, ScriptLimits):
     ray: str | None = setting(
         None, "Workers as actors of a Ray cluster: local, auto, or HOST:PORT.", "ADDRESS", "Model", min_length=1
     )
+    concurrency: int = setting(
+        8, "Requests at a time to an endpoint. [dim]Default: 8[/]", "N", "Endpoint", ge=1, le=1024
+    )
+    max_requests: int | None = setting(
+        None, "Send at most N requests, retries included; then the run stops.", "N", "Endpoint", ge=1, le=MAX_COUNT
+    )
+    endpoint_timeout: float = setting(
+        600.0, "Seconds for a whole answer, at most. [dim]Default: 600[/]", "X", "Endpoint", gt=0, le=10**6
+    )
+    endpoint_retries: int = setting(
+        5,
+        "Further attempts after status 429, 5xx, a timeout or a broken connection. [dim]Default: 5[/]",
+        "N",
+        "Endpoint",
+        ge=0,
+        le=100,
+    )
     max_prompt_tokens: int | None = setting(
         None, "A turn with a longer history fails, and the run goes on.", "N", "Prompt", ge=1, le=MAX_COUNT
     )
@@ -573,8 +616,11 @@ class RunSettings(CellSettings, ScriptLimits):
         return self.part(ScriptLimits)
 
 
+SYSTEM_FILE = "system_file"
+
 SETTINGS: Mapping[str, Setting] = {
     "preset": Setting(f"A known-good combination: {', '.join(PRESETS)}. Other options change it.", "NAME", "Sampling"),
+    SYSTEM_FILE: Setting("File with the system message, as --system.", "FILE", "Prompt"),
     **{
         name: item
         for name, field in RunSettings.model_fields.items()
@@ -582,7 +628,8 @@ SETTINGS: Mapping[str, Setting] = {
         if isinstance(item, Setting)
     },
 }
-"""The declaration of every setting, by name. `preset` stands for all fields of `Sampling` at once."""
+"""The declaration of every setting, by name. `preset` stands for all fields of `Sampling` at once, `system_file` for
+`system` with the content of a file."""
 
 LISTS = frozenset(name for name, field in RunSettings.model_fields.items() if get_origin(field.annotation) is tuple)
 """Settings whose value is a list."""
@@ -593,10 +640,15 @@ FLAGS = frozenset(name for name, field in RunSettings.model_fields.items() if fi
 TEXTS = frozenset(name for name, declared in SETTINGS.items() if declared.text)
 """Settings whose value may be any text, commas included."""
 
-GRID_SETTINGS = ("preset", *(name for name in CellSettings.model_fields if name not in LISTS))
+GRID_SETTINGS = ("preset", SYSTEM_FILE, *(name for name in CellSettings.model_fields if name not in LISTS))
 """Settings that the command line and the library take as several values, each a dimension of the grid."""
 
 ENVIRONMENT_PREFIX = "RWKVBATCH_"
+
+
+def stands_for(key: str) -> str:
+    """The setting that `key`, a full name, gives a value to: `system` for `system_file`, else itself."""
+    return "system" if key == SYSTEM_FILE else key
 
 
 def option_name(key: str) -> str:

@@ -14,9 +14,11 @@
     │       └── RunDamagedError     a row in the middle of the file is damaged
     ├── RowError                one reply could not be made; the run goes on
     │   ├── PromptTooLongError
-    │   └── NonFiniteLogitsError
+    │   ├── NonFiniteLogitsError
+    │   └── EndpointError       a served model's answer is missing or cannot be used
     │                           (NoClusterError, below, is a UsageError and a WorkerError)
     ├── WorkerError             no worker can be started or reached (exit code 4)
+    ├── RequestsSpentError      `--max-requests` are sent (exit code 4)
     └── StorageError            a write or flush failed (exit code 4)
         └── RunReplacedError        the run's directory or rows are no longer those that this process writes
 
@@ -134,6 +136,18 @@ class PromptTooLongError(RowError):
 
 class NonFiniteLogitsError(RowError):
     """The model's logits hold NaN or infinity, so no token can be chosen."""
+
+
+class EndpointError(RowError):
+    """A server's answer is missing or cannot be used. `status` is that of its HTTP answer, where it refused."""
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class RequestsSpentError(RwkvBatchError):
+    """All requests that `--max-requests` allows were sent. The rows so far are kept."""
 
 
 class WorkerError(RwkvBatchError):

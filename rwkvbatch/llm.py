@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import operator
 import os
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import starmap
 from typing import Any, Self, TypedDict, Unpack, cast, overload
 
-from rwkvbatch.config import NO_ADAPTER, Prompting, SamplingParams, ThinkMode, TurnEnd
+from rwkvbatch.config import NO_ADAPTER, SamplingParams, ThinkMode, TurnEnd
 from rwkvbatch.engine.engine import DEFAULT_STATE_MEMORY, Engine
-from rwkvbatch.engine.request import (
-    END_OF_TEXT,
-    SHOWN_CHARACTERS,
-    FinishReason,
-    NoiseKey,
-    Reply,
-    ReplyTiming,
-    Request,
-    Score,
-)
-from rwkvbatch.errors import InputError, NonFiniteLogitsError, RowError, UsageError
-from rwkvbatch.model.base import Model, ModelSpec, State, check_tokens
+from rwkvbatch.engine.request import SHOWN_CHARACTERS, FinishReason, Reply, ReplyTiming, Request, Score
+from rwkvbatch.errors import NonFiniteLogitsError, RowError, UsageError
+from rwkvbatch.model.base import Model, ModelSpec, State
 from rwkvbatch.model.load import load_model
-from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template, with_turn_end
+from rwkvbatch.prepared import Message, PreparedPrompt, Prompt, PromptBuilder, TextStripper
+from rwkvbatch.prompt.templates import load_prelude
 from rwkvbatch.prompt.tokenizer import Tokenizer
 from rwkvbatch.prompt.vocabulary import tokenizer_of
-
-Prompt = str | Sequence[int]
-"""Text, or token ids."""
-
-Message = Mapping[str, str]
-"""`{"role": "system", "user" or "assistant", "content": text}`."""
 
 _Params = SamplingParams | Sequence[SamplingParams] | None
 
@@ -190,7 +172,7 @@ class LLM:
         )
         self._shared: _SharedEngine | None = self._new_engine()
         self._lock = threading.RLock()
-        self._template = lru_cache(maxsize=16)(self._load_template)
+        self._builder = PromptBuilder(loaded.spec, tokenizer)
 
     def __repr__(self) -> str:
         return "<LLM, closed>" if self._model is None else f"<LLM {self._model.spec.in_words}>"
@@ -260,7 +242,7 @@ class LLM:
             NonFiniteLogitsError: no token could be chosen.
         """
         given, is_single = _as_list(prompts)
-        prepared = [self._prompt(prompt, f"prompt {number}", bos) for number, prompt in enumerate(given)]
+        prepared = [self._builder.prompt(prompt, f"prompt {number}", bos) for number, prompt in enumerate(given)]
         outputs = self._outputs(prepared, params, n, initial_state)
         return outputs[0] if is_single else outputs
 
@@ -303,11 +285,13 @@ class LLM:
             CheckpointError, NonFiniteLogitsError: as `generate`.
         """
         form, opening = (
-            self._template(think, turn_end, reply_prefix, template),
+            self._builder.template(think, turn_end, reply_prefix, template),
             None if prelude is None else load_prelude(prelude),
         )
         given, is_single = _as_list(messages)
-        prepared = [self._conversation(item, form, opening, f"conversation {at}", bos) for at, item in enumerate(given)]
+        prepared = [
+            self._builder.conversation(item, form, opening, f"conversation {at}", bos) for at, item in enumerate(given)
+        ]
         outputs = self._outputs(prepared, params, n, initial_state)
         return outputs[0] if is_single else outputs
 
@@ -335,13 +319,15 @@ class LLM:
         """
         is_prompt = isinstance(messages, str) or (len(messages) > 0 and not isinstance(messages[0], Mapping))
         if not is_prompt:
-            form = self._template(think, turn_end, reply_prefix, template)
+            form = self._builder.template(think, turn_end, reply_prefix, template)
             opening = None if prelude is None else load_prelude(prelude)
-            prepared = self._conversation(cast("Sequence[Message]", messages), form, opening, "conversation", bos)
+            prepared = self._builder.conversation(
+                cast("Sequence[Message]", messages), form, opening, "conversation", bos
+            )
         elif (think, turn_end, reply_prefix, template, prelude) != ("off", "auto", "", None, None):
             raise UsageError("think, turn_end, reply_prefix, template and prelude need messages, got a prompt")
         else:
-            prepared = self._prompt(cast("Prompt", messages), "the prompt", bos)
+            prepared = self._builder.prompt(cast("Prompt", messages), "the prompt", bos)
         with self._lock:
             shared, root = self._with_root(initial_state)
         request = prepared.request(params or SamplingParams(), root)
@@ -371,19 +357,40 @@ class LLM:
             NonFiniteLogitsError: a log-probability is NaN or infinite.
         """
         given, is_single = _as_list(continuations)
-        prefix = self._prompt(prompt, "the prompt", bos).tokens
-        tokens = [self._prompt(item, f"continuation {number}").tokens for number, item in enumerate(given)]
+        prefix = self._builder.prompt(prompt, "the prompt", bos).tokens
+        outputs = self._scores([(prefix, item, f"continuation {at}") for at, item in enumerate(given)], initial_state)
+        return outputs[0] if is_single else outputs
+
+    def score_pairs(
+        self, pairs: Iterable[tuple[Prompt, Prompt]], *, bos: bool = False, initial_state: State | None = None
+    ) -> list[ScoreOutput]:
+        """Log-probabilities of continuations, each after a prompt of its own, batched; as `score` otherwise.
+
+        What prompts have in common at their beginning is read once.
+
+        Raises:
+            As `score`.
+        """
+        prepared = [
+            (self._builder.prompt(prompt, f"prompt {at}", bos).tokens, continuation, f"continuation {at}")
+            for at, (prompt, continuation) in enumerate(pairs)
+        ]
+        return self._scores(prepared, initial_state)
+
+    def _scores(
+        self, pairs: Sequence[tuple[tuple[int, ...], Prompt, str]], initial_state: State | None
+    ) -> list[ScoreOutput]:
+        """The scores of continuations, each with the tokens before it and its name for errors."""
+        tokens = [(prefix, self._builder.prompt(item, name).tokens) for prefix, item, name in pairs]
         with self._lock:
             shared, root = self._with_root(initial_state)
-            scores: list[Score] = shared.run(shared.engine.submit_score(prefix, ids, root) for ids in tokens)
-        for number, score in enumerate(scores):
+            scores: list[Score] = shared.run(shared.engine.submit_score(*both, root) for both in tokens)
+        outputs: list[ScoreOutput] = []
+        for (_, _, name), (_, ids), score in zip(pairs, tokens, scores, strict=True):
             if not all(map(math.isfinite, score.logprobs)):
-                raise NonFiniteLogitsError(f"continuation {number}: a log-probability is NaN or infinite")
-        outputs = [
-            ScoreOutput(tuple(score.logprobs), score.num_matched, ids)
-            for ids, score in zip(tokens, scores, strict=True)
-        ]
-        return outputs[0] if is_single else outputs
+                raise NonFiniteLogitsError(f"{name}: a log-probability is NaN or infinite")
+            outputs.append(ScoreOutput(tuple(score.logprobs), score.num_matched, ids))
+        return outputs
 
     def state(self, prompt: Prompt, *, bos: bool = False, initial_state: State | None = None) -> State:
         """The recurrent state after a prompt (batch size 1); a value for `initial_state` and `save_state`.
@@ -393,7 +400,7 @@ class LLM:
         Raises:
             UsageError, CheckpointError: as `generate`.
         """
-        tokens = self._prompt(prompt, "the prompt", bos).tokens
+        tokens = self._builder.prompt(prompt, "the prompt", bos).tokens
         with self._lock:
             shared, root = self._with_root(initial_state)
             with shared.broken_by_errors():
@@ -416,62 +423,8 @@ class LLM:
             self._shared = shared = self._new_engine()
             return shared, shared.root(state)
 
-    def _prompt(self, prompt: Prompt, name: str, bos: bool = False) -> _Prepared:
-        begin = (END_OF_TEXT,) if bos else ()
-        if isinstance(prompt, str):
-            prepared = _Prepared(name, prompt, (*begin, *self._encode([prompt], name)))
-        else:
-            try:
-                prepared = _Prepared(name, None, (*begin, *map(operator.index, prompt)))
-                check_tokens(prepared.tokens, self.spec.vocab_size)
-            except (TypeError, ValueError) as error:
-                raise UsageError(f"{name}: must be text or token ids: {error}") from None
-        if not prepared.tokens:
-            raise UsageError(f"{name}: must have at least one token, got none", hint="bos=True reads token 0 first")
-        return prepared
-
-    def _load_template(
-        self, think: ThinkMode, turn_end: TurnEnd, reply_prefix: str, template: str | None
-    ) -> PromptTemplate:
-        values = {"think": think, "turn_end": turn_end, "reply_prefix": reply_prefix, "template": template}
-        return load_template(with_turn_end(Prompting.parse(values), self.spec.weights_sha256))
-
-    def _conversation(
-        self, messages: Sequence[Message], form: PromptTemplate, prelude: str | None, name: str, bos: bool
-    ) -> _Prepared:
-        given: list[Any] = list(messages)
-        for number, message in enumerate(given):
-            match message:
-                case {"role": str(), "content": str()} if len(message) == 2:
-                    continue
-                case _:
-                    problem = f"must be a role and a content, two texts; got {message!r:.80}"
-                    raise UsageError(f"{name}, message {number}: {problem}")
-        system = given.pop(0)["content"] if given and given[0]["role"] == "system" else None
-        roles = [message["role"] for message in given]
-        if not roles or roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
-            raise UsageError(
-                f"{name}: after an optional system message, user and assistant messages must take turns, the last one "
-                f"a user's; got {', '.join(roles)[:80] or 'none'}",
-                hint="prelude= gives text before the first message",
-            )
-        segments = [form.opening(system, prelude)]
-        for user, assistant in zip(given[:-1:2], given[1::2], strict=True):
-            segments += [form.past_turn(user["content"]), form.reply(assistant["content"])]
-        segments.append(form.turn(given[-1]["content"]))
-        begin = (END_OF_TEXT,) if bos else ()
-        return _Prepared(name, "".join(segments), (*begin, *self._encode(segments, name)), form)
-
-    def _encode(self, segments: Iterable[str], name: str) -> tuple[int, ...]:
-        # Each segment on its own, as in runs: a history never has to be encoded again.
-        try:
-            return tuple(token for segment in segments for token in self.tokenizer.encode(segment))
-        except InputError as error:
-            error.add_origin(name)
-            raise
-
     def _outputs(
-        self, prompts: Sequence[_Prepared], params: _Params, n: int, initial_state: State | None
+        self, prompts: Sequence[PreparedPrompt], params: _Params, n: int, initial_state: State | None
     ) -> list[RequestOutput]:
         if n < 1:
             raise UsageError(f"n must be at least 1, got {n}")
@@ -486,13 +439,13 @@ class LLM:
                 for request in requests
                 for index in range(n)
             )
-        return [prompt.output(replies[at * n : (at + 1) * n]) for at, prompt in enumerate(prompts)]
+        return [_output(prompt, replies[at * n : (at + 1) * n]) for at, prompt in enumerate(prompts)]
 
     def _stream(
-        self, shared: _SharedEngine, request: Request, prompt: _Prepared
+        self, shared: _SharedEngine, request: Request, prompt: PreparedPrompt
     ) -> Generator[str, None, RequestOutput]:
         pieces: list[str] = []
-        stripper = None if prompt.form is None else _Stripper()
+        stripper = None if prompt.form is None else TextStripper()
         if stripper is not None and prompt.form is not None and (begun := stripper.push(prompt.form.begun)):
             yield begun
         with self._lock:
@@ -508,57 +461,31 @@ class LLM:
                     piece = "".join(pieces)
                     pieces.clear()
                 if reply is not None and not piece:
-                    return prompt.output([reply])
+                    return _output(prompt, [reply])
                 if shown := piece if stripper is None else stripper.push(piece):
                     yield shown
         finally:
             shared.abandoned.append(number)
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A prompt or a conversation as tokens.
+def _output(prompt: PreparedPrompt, replies: Iterable[Reply]) -> RequestOutput:
+    outputs = tuple(_completion(prompt, index, reply) for index, reply in enumerate(replies))
+    return RequestOutput(prompt.text, prompt.tokens, outputs)
 
-    Attributes:
-        name: for errors.
-        text: None when token ids were given.
-        form: the conversation's template.
-    """
 
-    name: str
-    text: str | None
-    tokens: tuple[int, ...]
-    form: PromptTemplate | None = None
-
-    def request(self, params: SamplingParams, root: int) -> Request:
-        content = hashlib.blake2b(" ".join(map(str, self.tokens)).encode(), digest_size=16).hexdigest()
-        return Request(
-            tokens=self.tokens,
-            sampling=params.sampling,
-            noise=NoiseKey(params.seed, content),
-            max_tokens=params.max_tokens,
-            max_seconds=params.max_seconds,
-            stop=params.stop if self.form is None else (*self.form.stops, *params.stop),
-            closing="" if self.form is None else self.form.closing,
-            root=root,
-        )
-
-    def output(self, replies: Iterable[Reply]) -> RequestOutput:
-        return RequestOutput(self.text, self.tokens, tuple(starmap(self._completion, enumerate(replies))))
-
-    def _completion(self, index: int, reply: Reply) -> CompletionOutput:
-        if reply.finish_reason == "error":
-            raise NonFiniteLogitsError(f"{self.name}: {reply.error}")
-        return CompletionOutput(
-            index=index,
-            text=reply.text if self.form is None else self.form.shown_reply(reply.text),
-            token_ids=reply.ids,
-            finish_reason=reply.finish_reason,
-            stopped_by=reply.stopped_by,
-            logprobs=reply.logprobs,
-            num_cached_tokens=reply.num_cached,
-            timing=reply.timing,
-        )
+def _completion(prompt: PreparedPrompt, index: int, reply: Reply) -> CompletionOutput:
+    if reply.finish_reason == "error":
+        raise NonFiniteLogitsError(f"{prompt.name}: {reply.error}")
+    return CompletionOutput(
+        index=index,
+        text=prompt.shown(reply.text),
+        token_ids=reply.ids,
+        finish_reason=reply.finish_reason,
+        stopped_by=reply.stopped_by,
+        logprobs=reply.logprobs,
+        num_cached_tokens=reply.num_cached,
+        timing=reply.timing,
+    )
 
 
 class _SharedEngine:
@@ -621,22 +548,6 @@ class _SharedEngine:
         except BaseException:  # an interrupt too: states may have read tokens that the scheduler does not count
             self.is_broken = True
             raise
-
-
-class _Stripper:
-    """Strips a text that comes in pieces."""
-
-    def __init__(self) -> None:
-        self._has_begun = False
-        self._held = ""
-
-    def push(self, piece: str) -> str:
-        """What of the text so far is certain not to be space at an end."""
-        text = self._held + (piece if self._has_begun else piece.lstrip())
-        shown = text.rstrip()
-        self._has_begun = self._has_begun or bool(shown)
-        self._held = text[len(shown) :]
-        return shown
 
 
 def _as_list(given: Any) -> tuple[list[Any], bool]:

@@ -142,6 +142,25 @@ def unwind() -> None:
     _handle_unless_ignored(handle)
 
 
+@contextmanager
+def calling(stop: Callable[[], None]) -> Generator[None]:
+    """The first SIGINT or SIGTERM calls `stop` inside; a later one ends the process. For the main thread only."""
+    arrivals = _Arrivals()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        match arrivals.take(number):
+            case "first":
+                stop()
+            case "later":
+                _leave(number, frame)
+            case "duplicate":
+                pass
+
+    with _handlers_restored():
+        _handle_unless_ignored(handle)
+        yield
+
+
 def ignore() -> None:
     """Ignore SIGINT and SIGTERM in a worker process, also when they were blocked while it started.
 

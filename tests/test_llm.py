@@ -358,3 +358,15 @@ def test_what_a_notebook_shows_is_short(llm: LLM) -> None:
     output = llm.generate(PROMPTS, WARM, n=3)
     for shown in (llm, output, output[0].outputs[0], llm.score("a", ["b"] * 20)):
         assert len(repr(shown)) < 2_000
+
+
+def test_pairs_have_the_scores_that_each_has_alone_in_their_order(llm: LLM) -> None:
+    pairs = [("User: hi\n\nAssistant:", " Hello"), ("Count: 1 2", " 3"), ("User: hi\n\nAssistant:", " Bye"), ("C", "D")]
+    found = llm.score_pairs(pairs, bos=True)
+    for (prompt, continuation), score in zip(pairs, found, strict=True):
+        assert score == llm.score(prompt, continuation, bos=True)
+    with pytest.raises(UsageError, match="continuation 1"):
+        llm.score_pairs([("a", "b"), ("a", "")])
+    with pytest.raises(UsageError, match="prompt 0"):
+        llm.score_pairs([("", "b")])
+    assert llm.score_pairs([]) == []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 WIDTH = 100
 
@@ -66,3 +68,34 @@ def settings_table() -> str:
         lines.append(f"| {names} | {option} | {shown} | {allowed} | {cell} |")
     note = f"The environment variable of a setting is `{ENVIRONMENT_PREFIX}` and one of its names in capitals."
     return "\n".join([*lines, "", note, ""])
+
+
+EXTRAS = {
+    "checks": "checks of replies against a JSON Schema",
+    "metrics": "chrF and BLEU against references",
+    "gguf": "GGUF files of RWKV-7",
+    "tokenizers": "vocabularies in `tokenizer.json` files, such as GPT-NeoX's",
+    "parquet": "other programs' results in Parquet files in `compare`, and benchmarks published as Parquet",
+    "math": "checks of mathematical answers",
+    "prometheus": "figures of a running command for Prometheus",
+    "ray": "runs on a Ray cluster (`--ray`)",
+    "endpoint": "served models (`run --endpoint`, `chat --endpoint`, `certify`)",
+    "serve": "the server (`rwkvbatch serve`)",
+    "lm-eval": "`rwkvbatch lm-eval`",
+    "inspect": "Inspect's model provider",
+    "docs": "building this site (`make docs`)",
+    "fuzz": "`make fuzz`",
+    "test": "the project's own tests (`make test`)",
+}
+"""What each optional dependency of pyproject.toml is for."""
+
+
+def extras_table() -> str:
+    """A line for each extra that `pyproject.toml` declares."""
+    with Path("pyproject.toml").open("rb") as file:
+        declared = tomllib.load(file)["project"]["optional-dependencies"]
+    undescribed = declared.keys() - EXTRAS.keys()
+    if undescribed:
+        raise ValueError(f"tools/documents.py: EXTRAS must say what these are for: {', '.join(sorted(undescribed))}")
+    rows = [f"| `{name}` | {purpose} |" for name, purpose in EXTRAS.items() if name in declared]
+    return "\n".join(["", "| extra | for |", "|---|---|", *rows, ""])

@@ -46,6 +46,8 @@ LIMITS = {
     "fp16": Limit(rms=0.03, largest=0.3),
     "bf16": Limit(rms=0.15, largest=1.5),
     "int8": Limit(rms=0.3, largest=3.0),
+    "w8a8": Limit(rms=0.3, largest=3.0),
+    "int4": Limit(rms=1.0, largest=8.0),
 }
 """By precision, finest first; docs/models.md has the measured differences."""
 

@@ -7,6 +7,7 @@ import importlib
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -15,27 +16,31 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from rwkvbatch import __version__
-from rwkvbatch.cli.exits import ExitCode, debugging, report
+from rwkvbatch.cli.exits import ExitCode, debugging, message, report
 from rwkvbatch.prompt.escaping import output_as_log
 
 COMMANDS: Mapping[str, str] = {
     "run": "Replay scripted conversations, turn by turn, many at once.",
     "score": "Measure perplexity, bits per byte and accuracy on texts.",
+    "script": "Make scripts of the files of published benchmarks.",
+    "lm-eval": "Run lm-evaluation-harness on a model, batched.",
     "plan": "Say how many conversations and repetitions it takes to find a difference.",
     "merge": "Put the parts of a run together.",
     "chat": "Talk to a model.",
+    "serve": "Serve a model over HTTP with OpenAI's interface.",
     "check": "Judge the replies of a run again, without a model.",
     "compare": "Compare runs or cells: one verdict per variant, with the uncertainty of its difference.",
     "show": "Print the conversations of a run.",
     "bench": "Measure decoding, prefill, sampling, tokenizing, loading, and the machine's own limits.",
+    "certify": "Say whether a served model is the network in a file: the same, rounded (how much), or damaged.",
     "model": "Make, describe and convert checkpoints, and verify that they run right on this machine.",
 }
-"""What each command does. Its module in this package has the command's name and is imported when it is called."""
+"""What each command does. Its module here has its name, with `_` for `-`, and is imported when it is called."""
 
 
 def load_command(name: str) -> Any:
     """The command with its options, or the group of commands."""
-    return get_command(importlib.import_module(f"rwkvbatch.cli.{name}").app)
+    return get_command(importlib.import_module(f"rwkvbatch.cli.{name.replace('-', '_')}").app)
 
 
 class _CommandGroup(TyperGroup):
@@ -95,6 +100,18 @@ def _usable_width() -> Generator[None]:
             os.environ["COLUMNS"] = given
 
 
+@contextlib.contextmanager
+def _warnings_as_messages() -> Generator[None]:
+    """Each warning of the library as one line on standard error, without the source line that Python adds."""
+
+    def show(text: Warning | str, *_: object, **__: object) -> None:
+        message(f"warning: {text}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
 def _is_log(arguments: Sequence[str]) -> bool:
     """Whether the output may get into a log. The replies of a chat in a pipe are data for another program."""
     return arguments[:1] != ["chat"] and not (sys.stdout.isatty() and sys.stderr.isatty())
@@ -105,7 +122,7 @@ def invoke(arguments: Sequence[str]) -> int:
     debug = debugging()
     try:
         # Standalone: Typer prints its own usage errors (exit code 2) and ends in SystemExit; the rest comes here.
-        with output_as_log(_is_log(arguments)), _usable_width():
+        with output_as_log(_is_log(arguments)), _usable_width(), _warnings_as_messages():
             app(args=list(arguments), prog_name="rwkvbatch")
     except SystemExit as leaving:
         if isinstance(leaving.__context__, BrokenPipeError):  # Typer exits with 1, which means a failed check here

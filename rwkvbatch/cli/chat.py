@@ -39,12 +39,12 @@ app = command_app()
 @with_settings(
     *("model", "adapter", "strategy", "backend", "state", "threads", "state_memory", "vocab"),
     *("preset", *Sampling.model_fields, "seed", *Stopping.model_fields),
-    *(*DialoguePrompt.model_fields, "template", "prelude"),
+    *(*DialoguePrompt.model_fields, "template", "prelude", "system", "system_file"),
+    system="System message.",
     prelude="Initial exchange: a file, api-demo-chat, or none. "
     "[dim]Default: api-demo-chat; none with --state and with the bundled model[/]",
 )
 def chat_command(
-    system: Annotated[str | None, option("--system", "System message.", "TEXT", "Prompt")] = None,
     load: Annotated[
         Path | None,
         option("--load", "Continue a saved session, or the transcript of one that was cut off.", "FILE", PANEL),
@@ -86,7 +86,6 @@ def chat_command(
 
     arguments = ChatArguments(
         values=settings,
-        system=system,
         transcript=transcript,
         no_transcript=no_transcript,
         load=load,

@@ -38,6 +38,15 @@ VERIFY_EPILOG = """[bold]Examples[/]
 On a GPU, try fp32 too: the same kernels with the tightest limit. The exit code is 1 when the logits differ by more.
 """
 
+QUANTIZE_EPILOG = """[bold]Examples[/]
+
+  rwkvbatch model quantize NAME name-int4.safetensors
+
+  rwkvbatch model quantize NAME name-w8a8.safetensors --to w8a8
+
+  rwkvbatch model damage name-int4 --against NAME --texts texts.txt
+"""
+
 
 app = command_app(
     help="Make, describe and convert checkpoints, and verify that they run right on this machine.", no_args_is_help=True
@@ -175,6 +184,47 @@ def convert_command(
     message(f"wrote {output}, {len(tensors)} tensors{undone}", quiet=quiet)
 
 
+@app.command("quantize", cls=Command, epilog=QUANTIZE_EPILOG)
+def quantize_command(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Checkpoint of RWKV-7, of any form.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .safetensors.")],
+    to: Annotated[Literal["w8a8", "int4"], option("--to", "8 bits a weight, or 4.")] = "int4",
+    adapter: AdapterOption = "none",
+    force: Force = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a checkpoint whose large matrices are rounded to 8 or 4 bits; it loads without the original.
+
+    Its strategy on the CPU is the same without --strategy: what the file is rounded to.
+    """
+    from rwkvbatch.model.adapters import parse_adapter
+    from rwkvbatch.model.base import is_rwkv7
+    from rwkvbatch.model.checkpoint import open_checkpoint
+    from rwkvbatch.model.load import resolve_model_path
+    from rwkvbatch.model.quantised import quantised, rounding_of
+    from rwkvbatch.model.safetensors import check_tensor_target, save_entries
+    from rwkvbatch.prompt.vocabulary import METADATA_KEY
+
+    if output.suffix != ".safetensors":
+        raise UsageError(f"the name of a quantised file must end in .safetensors, got {str(output)!r}")
+    check_tensor_target(output, replace=force)
+    with open_checkpoint(resolve_model_path(source).path, parse_adapter(adapter)) as checkpoint:
+        if not is_rwkv7(checkpoint.architecture):
+            raise UsageError(f"{source} is RWKV-{checkpoint.architecture.generation}; only RWKV-7 is quantised")
+        before = rounding_of(checkpoint.file.metadata)
+        if before is not None and before != to:
+            raise UsageError(
+                f"{source} is quantised already, to {before}; rounding it again to {to} would add to the loss",
+                hint="give the unquantised checkpoint",
+            )
+        entries, metadata = quantised(checkpoint.rounded(None), to)
+        declared = {} if checkpoint.vocabulary is None else {METADATA_KEY: checkpoint.vocabulary}
+        save_entries(output, entries, metadata={**declared, **metadata}, replace=force)
+        size = checkpoint.file.num_bytes
+    written = output.stat().st_size
+    message(f"wrote {output}, {to}, {_size(written)}, {written / size:.0%} of the original", quiet=quiet)
+
+
 @app.command("verify", cls=Command, epilog=VERIFY_EPILOG)
 @with_settings("strategy", "backend")
 def verify_command(
@@ -259,6 +309,7 @@ def _show(description: Description, tokenizer: dict[str, Any]) -> None:
         "tokenizer": _tokenizer_text(tokenizer),
         "parameters": f"{description.num_parameters:,}",
         "precision": description.dtype,
+        **({"quantised": f"{description.quantised}, the large matrices"} if description.quantised else {}),
         "file size": _size(description.num_bytes),
     }
     if description.state_bytes is not None:

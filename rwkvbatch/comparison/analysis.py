@@ -4,38 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from functools import partial as bound
 from typing import TYPE_CHECKING, Any, Final
-
-import numpy as np
 
 from rwkvbatch.comparison.blame import Blame
 from rwkvbatch.comparison.blame import blame as find_blame
 from rwkvbatch.comparison.gates import parse_gate
-from rwkvbatch.comparison.judging import Column, GateResult, GateScope, judge
+from rwkvbatch.comparison.judging import GateResult, judge
 from rwkvbatch.comparison.loading import RunData, Source, load_runs
-from rwkvbatch.comparison.metrics import KNOWN_NAMES, Metric, metric_named
-from rwkvbatch.comparison.paired import (
+from rwkvbatch.comparison.matching import (
     Breakdown,
-    Comparison,
     Dropped,
-    Family,
     MatchedRows,
     comparable_rows,
-    compare_counts,
-    compare_metric,
-    conversation_values,
     count_dropped,
     match,
     metrics_of,
     most_repeats,
     rows_of,
-    weights_of,
 )
+from rwkvbatch.comparison.metrics import KNOWN_NAMES, Metric, metric_named
+from rwkvbatch.comparison.paired import Comparison, Family, compare_counts, compare_metric
 from rwkvbatch.comparison.pairing import Pair, Variant, check_pairs, check_runs, pair_up, refuse_parts, variants_of
 from rwkvbatch.comparison.ranking import Ranking, VariantMean, rank, variant_means
+from rwkvbatch.comparison.scopes import scopes_of
 from rwkvbatch.comparison.trend import Trend, positions_over, trend_over
 from rwkvbatch.comparison.wording import conclusion, heading, interval, number, p_value, signed, standing
 from rwkvbatch.errors import RunMismatchError, UsageError
@@ -298,6 +291,7 @@ def compare(
             lines, family = compare_metric(metric, matched, by=by, exploratory=True)
             comparisons += lines
             families.append(family)
+    scopes = scopes_of(every, variants, table, dropped, loaded)
     return Analysis(
         runs=tuple(loaded),
         variants=tuple(variants),
@@ -306,9 +300,7 @@ def compare(
         primary=decisive,
         comparisons=tuple(comparisons),
         families=tuple(families),
-        gates=tuple(
-            judge(gates, _scopes(every, variants, table, dropped, loaded), allow_missing=allow_missing, partial=partial)
-        ),
+        gates=tuple(judge(gates, scopes, allow_missing=allow_missing, partial=partial)),
         notes=tuple(dict.fromkeys(notes)),
         table=table,
         metrics=asked,
@@ -433,64 +425,3 @@ def _matching_notes(matched: MatchedRows) -> list[str]:
             f"{b} against {a}: {matched.num_different} turns left out: their prompts, references or checks differ"
         )
     return notes
-
-
-def _scopes(
-    matched: Sequence[MatchedRows],
-    variants: Sequence[Variant],
-    table: pd.DataFrame,
-    dropped: Sequence[Dropped],
-    runs: Sequence[RunData],
-) -> list[GateScope]:
-    """Every pair, and every variant without one."""
-    lacks = {each.label: each for each in dropped}
-    unfinished = {
-        run.name: f"{run.source} is not finished: {'' if len(run.unfinished) == 1 else 'at least '}"
-        f"{max(run.unfinished.values()):,} planned turns are not there"
-        for run in runs
-        if run.unfinished
-    }
-
-    def sentences(*sides: Variant) -> tuple[str, ...]:
-        return tuple(unfinished[name] for name in dict.fromkeys(side.run for side in sides) if name in unfinished)
-
-    scopes: list[GateScope] = []
-    for each in matched:
-        baseline, variant = each.pair.baseline, each.pair.variant
-        scopes.append(
-            GateScope(
-                variant.label,
-                baseline.label,
-                bound(_column, each.rows, ("_b", "_a")),
-                (
-                    replace(lacks[variant.label], missing=each.only_baseline, different=each.num_different),
-                    replace(lacks[baseline.label], missing=each.only_variant, different=0),
-                ),
-                sentences(baseline, variant),
-                "" if len(each.rows) else f"{variant.label} and {baseline.label} have no turn in common",
-            )
-        )
-    paired = {side for each in matched for side in (each.pair.baseline, each.pair.variant)}
-    for variant in variants:
-        if variant not in paired:
-            alone = bound(_column, rows_of(table, variant), ("", ""))
-            scopes.append(GateScope(variant.label, None, alone, (lacks[variant.label],), sentences(variant)))
-    return scopes
-
-
-def _column(rows: pd.DataFrame, sides: tuple[str, str], name: str, of_baseline: bool) -> Column:
-    """The numbers of a metric by row, or by conversation; `sides` are the suffixes of variant and baseline."""
-    metric, side = metric_named(name), sides[of_baseline]
-    if metric.level == "conversation":
-        codes = dict(zip(rows["conversation"], rows["conversation_code"], strict=True))
-        values = conversation_values(rows, metric, side).reindex(list(codes))
-        numbers = np.array(list(codes.values()), dtype=np.int64)
-        return Column(values.to_numpy(dtype=np.float64), numbers, np.zeros_like(numbers))
-    numbers = rows[f"{metric.column}{side}"].to_numpy(dtype=np.float64)
-    weights = weights_of(rows, metric, tuple(dict.fromkeys(sides)))
-    return Column(
-        numbers if weights is None else np.where(np.isnan(weights), np.nan, numbers),
-        rows["conversation_code"].to_numpy(dtype=np.int64),
-        rows["repeat"].to_numpy(dtype=np.int64),
-        weights,
-    )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from rwkvbatch.comparison.loading import RunData
-from rwkvbatch.comparison.paired import rows_of
+from rwkvbatch.comparison.matching import rows_of
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.errors import UsageError
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rwkvbatch.comparison.paired import rows_of
+from rwkvbatch.comparison.matching import rows_of
 from rwkvbatch.comparison.pairing import Variant
 
 if TYPE_CHECKING:

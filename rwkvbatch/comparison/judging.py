@@ -7,71 +7,23 @@ A gate can only pass on data that it was meant for. It fails with a reason where
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.gates import (
-    COMPARATORS,
-    OPERATORS,
-    PERCENTILE,
-    STATISTICS,
-    Floats,
-    Gate,
-    LinearForm,
-    Value,
-    evaluated,
-)
+from rwkvbatch.comparison.gate_intervals import Interval, gate_intervals, numbers_of, wanted_sign
+from rwkvbatch.comparison.gates import COMPARATORS, OPERATORS, PERCENTILE, STATISTICS, Floats, Gate, Value, evaluated
 from rwkvbatch.comparison.metrics import metric_named
-from rwkvbatch.comparison.paired import LEVEL, Dropped
+from rwkvbatch.comparison.scopes import GateScope
 from rwkvbatch.errors import UsageError
-from rwkvbatch.stats.bounded import bounded_interval, components, conversations_needed
-from rwkvbatch.stats.clustered import clustered_mean
-from rwkvbatch.stats.signflip import compare_family
+from rwkvbatch.stats.bounded import components, conversations_needed
 
 POWER: Final = 0.8
 """The probability with which the sample size that is printed shows what the gate asks for."""
 _SMALLEST_DISTANCE: Final = 1e-6
-
-
-@dataclass(frozen=True)
-class Column:
-    """One metric of one side: `values` `[n]`, NaN where unknown; `conversations` and `repeats` `[n]` integer codes.
-
-    `weights` `[n]`: how much each counts in the mean; None where all count equally.
-    """
-
-    values: Floats
-    conversations: NDArray[np.int64]
-    repeats: NDArray[np.int64]
-    weights: Floats | None = None
-
-
-@dataclass(frozen=True)
-class GateScope:
-    """A variant that gates are judged on.
-
-    Attributes:
-        baseline_label: None for a variant without a baseline.
-        column: the numbers of a metric, of the variant or of the baseline; both have the same pairs in the same order.
-        dropped: what variant and baseline lack; `missing` is what this side lacks of the other.
-        unfinished: a sentence on each run that is not finished.
-        unpaired: why there is no pair to judge, else empty.
-    """
-
-    label: str
-    baseline_label: str | None
-    column: Callable[[str, bool], Column]
-    dropped: tuple[Dropped, ...] = ()
-    unfinished: tuple[str, ...] = ()
-    unpaired: str = ""
-
-    def count(self, value: Value) -> float:
-        """A count of the variant or of its baseline, such as `errors`."""
-        return float(getattr(self.dropped[value.of_baseline], value.metric))
 
 
 @dataclass(frozen=True)
@@ -131,38 +83,6 @@ class GateResult:
         return f"{'FAILED' if self.failed else 'passed'}: {unless}{self.gate.text} [{self.label}: {self.found}]"
 
 
-@dataclass(frozen=True)
-class _Interval:
-    """Simultaneous ends of a linear form, and its p-value. `reason`: why no data of this extent could decide.
-
-    `exact`: all pairs are equal and the metric has no limits, so that the ends are those of the sample.
-    """
-
-    low: float = math.nan
-    high: float = math.nan
-    p: float = math.nan
-    reason: str = ""
-    exact: bool = False
-    level_each: float = LEVEL
-
-
-_NOTHING: Final = _Interval(reason="no pair has all metrics of the gate")
-
-
-@dataclass(frozen=True)
-class _Numbers:
-    """A linear form without its constant on `n` pairs."""
-
-    values: Floats
-    conversations: NDArray[np.int64]
-    repeats: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    weights: Floats | None = None
-
-    @property
-    def num_conversations(self) -> int:
-        return int(np.unique(self.conversations).size)
-
-
 def judge(
     gates: Sequence[Gate], scopes: Sequence[GateScope], *, allow_missing: bool = False, partial: bool = False
 ) -> list[GateResult]:
@@ -192,7 +112,7 @@ def _judge_everywhere(
             f"{gate.option} {gate.text!r} needs a baseline, and only one variant is given",
             hint="give a second run or cell, or compare with a number: --fail-if 'score < 0.8'",
         )
-    intervals = _intervals(gate, scopes) if gate.significantly else [None] * len(scopes)
+    intervals = gate_intervals(gate, scopes) if gate.significantly else [None] * len(scopes)
     results: list[GateResult] = []
     for scope, interval in zip(scopes, intervals, strict=True):
         result = _judge(gate, scope, interval)
@@ -232,7 +152,7 @@ def _turns(count: int) -> str:
     return f"{count:,} turn{'' if count == 1 else 's'}"
 
 
-def _judge(gate: Gate, scope: GateScope, interval: _Interval | None) -> GateResult:
+def _judge(gate: Gate, scope: GateScope, interval: Interval | None) -> GateResult:
     result = GateResult(gate, scope.label, scope.baseline_label, failed=True)
     try:
         left, right = (_number(gate, scope, side) for side in ("left", "right"))
@@ -298,140 +218,21 @@ def _statistic(value: Value, scope: GateScope) -> float:
     return metric.shown(float(STATISTICS[value.statistic](numbers[known])))
 
 
-def _intervals(gate: Gate, scopes: Sequence[GateScope]) -> list[_Interval]:
-    """Simultaneous intervals of `left - right`."""
-    form = gate.form
-    if form is None:
-        raise AssertionError("a significant gate has a linear form")
-    numbers = [None if _unjudged(form, scope) else _numbers(form, scope) for scope in scopes]
-    if any(value.of_baseline for value in form.weights):
-        return _paired_intervals(gate, form, numbers)
-    some = sum(found is not None and found.values.size > 0 for found in numbers)
-    return [_alone_interval(gate, form, found, LEVEL / max(1, some)) for found in numbers]
-
-
-def _unjudged(form: LinearForm, scope: GateScope) -> bool:
-    """Whether `_statistic` says why there is nothing to judge."""
-    return bool(scope.unpaired) or (scope.baseline_label is None and any(value.of_baseline for value in form.weights))
-
-
-def _numbers(form: LinearForm, scope: GateScope) -> _Numbers:
-    """The form on the pairs that have all of its metrics on both sides, as the table has them."""
-    first = next(iter(form.weights))
-    column = scope.column(first.metric, first.of_baseline)
-    total = np.zeros(column.values.size)
-    for value, weight in form.weights.items():
-        total = total + weight * scope.column(value.metric, value.of_baseline).values
-        if scope.baseline_label is not None:
-            total = total + 0.0 * scope.column(value.metric, not value.of_baseline).values
-    known = ~np.isnan(total)
-    weights = column.weights
-    if weights is not None:
-        weights = weights[known] / weights[known].mean() if known.any() else weights[known]
-    return _Numbers(total[known], column.conversations[known], column.repeats[known], weights)
-
-
-def _paired_intervals(gate: Gate, form: LinearForm, numbers: Sequence[_Numbers | None]) -> list[_Interval]:
-    """By sign flips. For a difference of means they are the table's intervals, moved by the margin.
-
-    Where all pairs are equal, the table has the interval [0, 0] of the sample. A gate asks about other conversations
-    too: if none of n differs, at most a share 1 - (level / 2)^(1 / n) of all may (Clopper and Pearson 1934).
-    """
-    difference = form.difference
-    # Of a difference, the constant is a margin around the table's interval; of other forms, a part of the values.
-    shift, inside = (form.constant, 0.0) if difference else (0.0, form.constant)
-    scale = difference[1] if difference else 1.0
-    widest = form.reach / abs(scale)
-    size = 1 + max((int(found.conversations.max(initial=-1)) for found in numbers if found), default=-1)
-    sums, counts = np.zeros((size, len(numbers))), np.zeros((size, len(numbers)))
-    for column, found in enumerate(numbers):
-        if found is not None:
-            values = (found.values + inside) / scale
-            if found.weights is not None:
-                values = values * found.weights
-            sums[:, column] = np.bincount(found.conversations, values, minlength=size)
-            counts[:, column] = np.bincount(found.conversations, found.weights, minlength=size)
-    family = compare_family(sums, counts, level=LEVEL, widest=widest)
-    judged = sum(found is not None and found.values.size > 0 for found in numbers)
-    intervals: list[_Interval] = []
-    for column, (found, test) in enumerate(zip(numbers, family.differences, strict=True)):
-        if found is None or not found.values.size:
-            intervals.append(_NOTHING)
-            continue
-        ends = sorted((scale * test.low + shift, scale * test.high + shift))
-        p = test.p_adjusted if difference and shift == 0 else math.nan
-        interval = _Interval(ends[0], ends[1], p, exact=test.identical, level_each=family.level_each)
-        if test.identical and math.isfinite(widest):
-            most = form.reach * (1 - (family.level_each / 2) ** (1 / test.clusters))
-            interval = replace(interval, low=shift - most, high=shift + most, exact=False)
-        if not test.decidable:
-            interval = replace(interval, reason=_too_few(found))
-        elif math.isfinite(widest):
-            best = widest * math.copysign(1.0, _wanted(gate) * scale)
-            own = counts[:, column : column + 1]
-            # At the level that holds for any data, so that it does not depend on the data what can be judged.
-            extreme = compare_family(best * own, own, level=LEVEL / judged, widest=widest).differences[0]
-            limits = sorted((scale * extreme.low + shift, scale * extreme.high + shift))
-            interval = replace(interval, reason=_undecidable(gate, scale * best + shift, limits, found))
-        intervals.append(interval)
-    return intervals
-
-
-def _alone_interval(gate: Gate, form: LinearForm, found: _Numbers | None, level: float) -> _Interval:
-    """Of a variant's own means against a number, without a pairing."""
-    if found is None or not found.values.size:
-        return _NOTHING
-    if found.num_conversations < 2:
-        return _Interval(reason=_too_few(found), level_each=level)
-    lowest, highest = replace(form, constant=0.0).limits
-    if not math.isfinite(highest - lowest):
-        low, high = clustered_mean(found.values, found.conversations, found.weights).interval(1 - level)
-        reason = _too_few(found) if math.isnan(low) else ""
-        return _Interval(low + form.constant, high + form.constant, reason=reason, level_each=level)
-
-    def ends(of: Floats) -> tuple[float, float]:
-        low, high = bounded_interval(of, found.conversations, lowest=lowest, highest=highest, level=1 - level)
-        return low + form.constant, high + form.constant
-
-    best = highest if _wanted(gate) > 0 else lowest
-    reason = _undecidable(gate, best + form.constant, ends(np.full(found.values.size, best)), found)
-    return _Interval(*ends(np.clip(found.values, lowest, highest)), reason=reason, level_each=level)
-
-
-def _wanted(gate: Gate) -> int:
-    """The sign of `left - right` where the condition holds."""
-    return -1 if gate.comparator in ("<", "<=") else 1
-
-
-def _undecidable(gate: Gate, best: float, ends: Sequence[float], found: _Numbers) -> str:
-    """Why not even the most extreme outcome, with the mean `best` and the interval `ends`, would show the condition.
-
-    Empty where it would, and where it is not on the condition's side: then the condition can never hold.
-    """
-    shown = ends[1] < 0 if _wanted(gate) < 0 else ends[0] > 0
-    return "" if shown or not COMPARATORS[gate.comparator](best, 0.0) or best == 0 else _too_few(found)
-
-
-def _too_few(found: _Numbers) -> str:
-    number = found.num_conversations
-    return f"{number} conversation{'' if number == 1 else 's'} cannot show it, whatever the outcome"
-
-
-def _with_sample_size(result: GateResult, scope: GateScope, interval: _Interval) -> GateResult:
+def _with_sample_size(result: GateResult, scope: GateScope, interval: Interval) -> GateResult:
     """Adds the conversations that would show the condition if the variants are equal, or else if they are as found."""
     gate, form = result.gate, result.gate.form
     if form is None:
         raise AssertionError("a significant gate has a linear form")
     # Where the opposite is shown, more data would show it again.
-    if not interval.reason and (interval.low > 0 if _wanted(gate) < 0 else interval.high < 0):
+    if not interval.reason and (interval.low > 0 if wanted_sign(gate) < 0 else interval.high < 0):
         return result
-    equal = _wanted(gate) * form.constant if form.difference else 0.0
+    equal = wanted_sign(gate) * form.constant if form.difference else 0.0
     distance, given = equal, "if there is no true difference"
     if not distance > _SMALLEST_DISTANCE:
-        distance, given = _wanted(gate) * (result.left - result.right), "if the true values are those found"
+        distance, given = wanted_sign(gate) * (result.left - result.right), "if the true values are those found"
     if not distance > _SMALLEST_DISTANCE:
         return result
-    found = _numbers(form, scope)
+    found = numbers_of(form, scope)
     between, within, repeats = variances(found.values, found.conversations, found.repeats)
     if math.isnan(between):
         return replace(result, note="the number of conversations that it takes cannot be told from one")

@@ -11,8 +11,9 @@ import numpy as np
 
 from rwkvbatch.comparison.judging import variances
 from rwkvbatch.comparison.loading import Source, load_runs
+from rwkvbatch.comparison.matching import comparable_rows, match, rows_of
 from rwkvbatch.comparison.metrics import Metric, metric_named
-from rwkvbatch.comparison.paired import LEVEL, comparable_rows, match, rows_of
+from rwkvbatch.comparison.paired import LEVEL
 from rwkvbatch.comparison.pairing import pair_up, variants_of
 from rwkvbatch.errors import UsageError
 from rwkvbatch.script.records import Conversation, Turn

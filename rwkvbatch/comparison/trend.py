@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.comparison.loading import RunData
+from rwkvbatch.comparison.matching import conversation_values, rows_of
 from rwkvbatch.comparison.metrics import Metric
-from rwkvbatch.comparison.paired import LEVEL, conversation_values, rows_of
+from rwkvbatch.comparison.paired import LEVEL
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.errors import RunMismatchError, UsageError
 from rwkvbatch.stats.bounded import bounded_interval

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from rwkvbatch.comparison.blame import Blame
+from rwkvbatch.comparison.matching import Dropped
 from rwkvbatch.comparison.metrics import Metric
-from rwkvbatch.comparison.paired import Comparison, Dropped, Family
+from rwkvbatch.comparison.paired import Comparison, Family
 from rwkvbatch.comparison.ranking import Candidate, Ranking, VariantMean
 from rwkvbatch.comparison.trend import Trend
 

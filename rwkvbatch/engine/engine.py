@@ -202,7 +202,13 @@ class Engine:
         return sequence.id
 
     def submit_score(
-        self, prefix: Sequence[int], continuation: Sequence[int], root: int = ZERO_ROOT, *, cache: bool = True
+        self,
+        prefix: Sequence[int],
+        continuation: Sequence[int],
+        root: int = ZERO_ROOT,
+        *,
+        cache: bool = True,
+        num_top: int | None = None,
     ) -> int:
         """Queue the scoring of `continuation` after `prefix`; neither may be empty.
 
@@ -211,13 +217,15 @@ class Engine:
 
         Args:
             cache: keep the state at the end, for requests that continue the text.
+            num_top: how many of the likeliest tokens `Score.details` has at each position; None for no details.
 
         Raises:
             ValueError: as `submit`, or one of them is empty.
         """
         if not prefix or not continuation:
             raise ValueError("scoring needs at least one token in the prefix and one in the continuation")
-        return self._submit_scoring(self._scheduler.tree.base(root), prefix, continuation, cache=cache)
+        base = self._scheduler.tree.base(root)
+        return self._submit_scoring(base, prefix, continuation, cache=cache, num_top=num_top)
 
     def cancel(self, request_id: int) -> None:
         """End a request now; the next `step` returns its reply so far, as `cancelled`."""
@@ -237,7 +245,9 @@ class Engine:
             self._begin(work.chunks, now_s)
             logits = self._forward(work)
             if logits is not None and len(logits):
-                self._collect(work, self.model.choose(logits, work.wanted(self.model.spec.vocab_size)))
+                choices = self.model.choose(logits, work.wanted(self.model.spec.vocab_size))
+                work.take_details(logits, choices)
+                self._collect(work, choices)
         done, self._done = self._done, []
         return done
 
@@ -291,12 +301,18 @@ class Engine:
         return results
 
     def _submit_scoring(
-        self, base: Node, prefix: Sequence[int], continuation: Sequence[int], *, cache: bool = True
+        self,
+        base: Node,
+        prefix: Sequence[int],
+        continuation: Sequence[int],
+        *,
+        cache: bool = True,
+        num_top: int | None = None,
     ) -> int:
         check_tokens(continuation[-1:], self.model.spec.vocab_size)
         first_output = base.depth + len(prefix) - 1
         sequence = self._new_sequence(base, (*prefix, *continuation[:-1]), num_unread_at_end=len(continuation))
-        self._jobs[sequence.id] = Scoring(sequence, tuple(continuation), first_output, cache)
+        self._jobs[sequence.id] = Scoring(sequence, tuple(continuation), first_output, cache, num_top)
         return sequence.id
 
     def _new_sequence(self, base: Node, tokens: Sequence[int], num_unread_at_end: int = 1) -> SequenceState:

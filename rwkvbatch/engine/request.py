@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -54,6 +54,8 @@ class Request:
         closing: the text that closes a turn (the template's blank line); added to `Reply.history` if the reply did not
             end with it.
         root: what the tokens follow: an initial state (`Engine.add_root`) or a pinned prefix (`Engine.pin_prefix`).
+        messages: the dialogue that `tokens` write out, for a served model whose own template makes the prompt.
+        num_top: how many of the likeliest tokens `Reply.details` has at each position; None for no details.
         on_text: called with each new piece of text once it can be part of neither a stop text nor an incomplete
             character.
     """
@@ -66,6 +68,8 @@ class Request:
     stop: tuple[str, ...] = ("\n\n",)
     closing: str = "\n\n"
     root: int = 0
+    messages: tuple[Mapping[str, str], ...] = field(default=(), compare=False)
+    num_top: int | None = None
     on_text: Callable[[str], None] | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
@@ -78,7 +82,7 @@ class Request:
 
 
 _PLAIN_REQUEST = Request(())
-_SHOWN_IF_CHANGED = ("sampling", "noise", "max_tokens", "max_seconds", "stop", "closing", "root")
+_SHOWN_IF_CHANGED = ("sampling", "noise", "max_tokens", "max_seconds", "stop", "closing", "root", "num_top")
 
 
 def _shown_ids(ids: Sequence[int], most: int = 6) -> str:
@@ -98,6 +102,20 @@ class ReplyTiming:
 
 
 @dataclass(frozen=True)
+class TokenDetails:
+    """One position under the model's own distribution.
+
+    Attributes:
+        token: its token, end of text (0) included. logprob: of the token, natural log.
+        top: the likeliest tokens and their log-probabilities, the likeliest first, the smaller id among equals.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
 class Reply:
     """A finished reply.
 
@@ -111,6 +129,7 @@ class Reply:
         logprobs: natural-log probability of each of `ids` under the model's own distribution.
         num_prompt: tokens before the reply, from the initial state on. num_cached: how many of them were cached.
         error: what went wrong, when `finish_reason` is `error`.
+        details: of each sampled token, that of `eos` included; empty unless `Request.num_top` asks for them.
     """
 
     text: str
@@ -123,6 +142,7 @@ class Reply:
     num_cached: int
     timing: ReplyTiming
     error: str | None = None
+    details: tuple[TokenDetails, ...] = ()
 
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= SHOWN_CHARACTERS else f"{self.text[:SHOWN_CHARACTERS]}…"
@@ -140,10 +160,15 @@ class Score:
     Attributes:
         logprobs: natural log, one for each token of the continuation; an array of 8 bytes each, as documents are long.
         num_matched: number of tokens that were the likeliest at their position.
+        unavailable: why there are none, where a served model gives none of any text. error: why this text has none.
+        details: of each token; empty unless `Engine.submit_score` was asked for them.
     """
 
     logprobs: Sequence[float]
     num_matched: int
+    unavailable: str | None = field(default=None, kw_only=True)
+    error: str | None = field(default=None, kw_only=True)
+    details: tuple[TokenDetails, ...] = field(default=(), kw_only=True)
 
     def __repr__(self) -> str:
         return f"<Score of {len(self.logprobs)} tokens: nll {self.nll:.4f}, {self.num_matched} matched>"

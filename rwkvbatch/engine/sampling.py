@@ -17,6 +17,7 @@ from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from rwkvbatch.config import ORDERS, Sampling
 from rwkvbatch.model.base import TEMPERATURE_FIRST, TOP_K_FIRST, SampleBatch
@@ -105,6 +106,31 @@ def _least_score(sampling: Sampling) -> float:
         return -math.inf
     first = ORDERS[sampling.order].temperature_first
     return math.log(sampling.min_p) * (float(np.float32(sampling.temperature)) if first else 1.0)
+
+
+def likeliest(
+    logits: torch.Tensor, tokens: Sequence[int], logprobs: Sequence[float], counts: Sequence[int]
+) -> list[tuple[tuple[int, float], ...]]:
+    """The `counts[r]` likeliest tokens of each row of `logits` [R, vocab_size] and their log-probabilities.
+
+    Args:
+        tokens, logprobs: of each row, one token (-1 for none: its row's list is empty) and its log-probability, from
+            which the others' follow: log p(i) = log p(j) + logit(i) - logit(j).
+    """
+    found: list[tuple[tuple[int, float], ...]] = [()] * len(tokens)
+    for count in set(counts) - {0}:
+        rows = [row for row, wanted in enumerate(counts) if wanted == count and tokens[row] >= 0]
+        if not rows:
+            continue
+        part = logits[rows]
+        values, ids = part.topk(min(count, part.shape[1]), dim=1)
+        own_values: list[float] = logits[rows, [tokens[row] for row in rows]].cpu().numpy().tolist()
+        top_values: list[list[float]] = values.cpu().numpy().tolist()
+        top_ids: list[list[int]] = ids.cpu().numpy().tolist()
+        for row, own, top, of_top in zip(rows, own_values, top_values, top_ids, strict=True):
+            pairs = sorted(zip(of_top, top, strict=True), key=lambda pair: (-pair[1], pair[0]))
+            found[row] = tuple((token, logprobs[row] + (value - own)) for token, value in pairs)
+    return found
 
 
 def gather(rows: Sequence[SampleRow], given: Sequence[int], vocab_size: int) -> SampleBatch:

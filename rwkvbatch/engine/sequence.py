@@ -9,9 +9,19 @@ from itertools import accumulate
 from operator import eq
 
 import numpy as np
+import torch
 
-from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, ReplyTiming, Request, Score, closed_history
-from rwkvbatch.engine.sampling import Penalties, SampleRow, exempt_tokens, gather
+from rwkvbatch.engine.request import (
+    END_OF_TEXT,
+    FinishReason,
+    Reply,
+    ReplyTiming,
+    Request,
+    Score,
+    TokenDetails,
+    closed_history,
+)
+from rwkvbatch.engine.sampling import Penalties, SampleRow, exempt_tokens, gather, likeliest
 from rwkvbatch.engine.scheduler import Chunk, SequenceState
 from rwkvbatch.model.base import Choices, RaggedBatch, SampleBatch
 from rwkvbatch.prompt.tokenizer import TextStream, Tokenizer
@@ -30,6 +40,7 @@ class Generation:
         self.sequence = sequence
         self.ids: list[int] = []
         self.logprobs: list[float] = []
+        self.details: list[TokenDetails] = []
         self.fallback: tuple[int, int] | None = None
         self._tokenizer = tokenizer
         self._stream = TextStream(tokenizer.token_bytes, request.stop)
@@ -102,6 +113,7 @@ class Generation:
                 total_s=now_s - self._submitted_s,
             ),
             error=error,
+            details=tuple(self.details),
         )
 
     def _emit(self, text: str) -> None:
@@ -116,13 +128,16 @@ class Scoring:
     Attributes:
         first_output: the position of the prefix's last token, whose logits predict the first token of the continuation.
         cache: whether its last state is cached, for requests that continue the text.
+        num_top: as `Request.num_top`.
     """
 
     sequence: SequenceState
     continuation: tuple[int, ...]
     first_output: int
     cache: bool = True
+    num_top: int | None = None
     logprobs: array[float] = field(default_factory=lambda: array("d"))
+    details: list[TokenDetails] = field(default_factory=list[TokenDetails])
     num_matched: int = 0
 
     @property
@@ -142,10 +157,11 @@ class Scoring:
     def start_over(self) -> None:
         """Discard the results, since the text is read again from its beginning."""
         del self.logprobs[:]
+        del self.details[:]
         self.num_matched = 0
 
     def score(self) -> Score:
-        return Score(self.logprobs, self.num_matched)
+        return Score(self.logprobs, self.num_matched, details=tuple(self.details))
 
 
 Job = Generation | Scoring
@@ -195,6 +211,25 @@ class StepWork:
         """What to do with the logits of `rows`."""
         given = [token for _, tokens in self.scored for token in tokens]
         return gather([job.sample_row() for job in self.sampled], given, vocab_size)
+
+    def take_details(self, logits: torch.Tensor, choices: Choices) -> None:
+        """Add the details of this step's tokens to the requests that ask for them; `logits` are [P, vocab_size]."""
+        wanted = [(row, job, None) for row, job in enumerate(self.sampled) if job.request.num_top is not None]
+        row = len(self.sampled)
+        details: list[tuple[int, Job, int | None]] = list(wanted)
+        for job, given in self.scored:
+            if job.num_top is not None:
+                details += [(row + at, job, token) for at, token in enumerate(given)]
+            row += len(given)
+        if not details:
+            return
+        counts = [job.request.num_top if isinstance(job, Generation) else job.num_top for _, job, _ in details]
+        tokens = [int(choices.tokens[row]) if given is None else given for row, _, given in details]
+        rows = [row for row, _, _ in details]
+        tops = likeliest(logits[rows], tokens, choices.logprobs[rows].tolist(), [count or 0 for count in counts])
+        for (row, job, _), token, top in zip(details, tokens, tops, strict=True):
+            if token >= 0:
+                job.details.append(TokenDetails(token, float(choices.logprobs[row]), top))
 
     def take_scores(self, choices: Choices) -> list[Scoring]:
         """Add the results of this step to the scores; returns the complete ones."""

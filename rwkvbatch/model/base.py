@@ -111,7 +111,8 @@ class ModelSpec(Dimensions):
         state_bytes: size of one sequence's recurrent state in the backend's memory.
         weights_sha256: hash of the checkpoint file; with an adapter, of its files and options too.
         path: the checkpoint file.
-        dtype: `fp32`, `bf16`, `fp16`, `int8` (the large matrices), or a whole strategy for the upstream backend.
+        dtype: `fp32`, `bf16`, `fp16`; `int8`, `w8a8`, `int4` (the large matrices); a whole strategy for the upstream
+            backend.
         backend: `cpu` (native kernels), `reference`, `cuda` (`cuda rows=N` with a fixed row count) or `upstream`.
         device: torch device name.
         bitwise: whether replies are bit-identical for every batch (docs/design/reproducibility.md).

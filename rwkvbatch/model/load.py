@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,6 +21,7 @@ from rwkvbatch.model.checkpoint import Checkpoint, initial_wkv, open_checkpoint
 from rwkvbatch.model.memory import refuse_too_large
 from rwkvbatch.model.ops import Operations
 from rwkvbatch.model.ops.reference import ReferenceOps
+from rwkvbatch.model.quantised import rounding_of
 from rwkvbatch.model.rwkv7 import Network, Rwkv7Model, Stepper, state_bytes
 from rwkvbatch.model.safetensors import SUFFIXES
 from rwkvbatch.model.strategy import DTYPES, Strategy, parse_strategy
@@ -120,10 +121,10 @@ def load_model(
     Args:
         path: a checkpoint; see `resolve_model_path`.
         strategy: `auto`, or device and precision as in `cpu fp32`, `cpu bf16`, `cuda fp16`, `cuda:1 bf16`. Weights are
-            rounded to the precision, with `cpu int8` only those of the large matrices; arithmetic on the CPU is always
-            fp32. `auto` takes a GPU if there is one, and leaves the weights as they are. `cuda fp16 rows=64` gives
-            every matrix product 64 rows (docs/design/reproducibility.md). With `upstream`, any strategy of the `rwkv`
-            package.
+            rounded to the precision, with `cpu int8`, `cpu w8a8` and `cpu int4` only those of the large matrices;
+            arithmetic on the CPU is fp32, but with the last two the large matrices are products of integers. `auto`
+            takes a GPU if there is one, and leaves the weights as they are. `cuda fp16 rows=64` gives every matrix
+            product 64 rows (docs/design/reproducibility.md). With `upstream`, any strategy of the `rwkv` package.
         backend: `cpu` (native kernels), `reference` (plain torch; also for AMD and Apple GPUs), `cuda` (NVIDIA GPUs),
             `upstream` (the `rwkv` package), or `auto`: the fastest for the strategy, and `upstream` for checkpoints
             older than RWKV-7.
@@ -152,6 +153,9 @@ def load_model(
 
 def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, threads: int | None) -> Rwkv7Model:
     architecture = checkpoint.architecture
+    stored = rounding_of(checkpoint.file.metadata)
+    if strategy.precision is None and not strategy.on_gpu and stored is not None:
+        strategy = replace(strategy, precision=stored)  # as the file is
     name, ops = _operations(checkpoint, strategy, backend, threads)
     _refuse_unrunnable(checkpoint, ops)
     refuse_too_large(checkpoint, strategy, ops.device, in_fp32=ops.name == "reference" and ops.device == "cpu")
@@ -220,19 +224,20 @@ def _operations(
         try:
             from rwkvbatch.model.ops.cpu import CpuOps
 
-            return "cpu", CpuOps(threads=threads, int8=strategy.int8)
+            return "cpu", CpuOps(threads=threads, rounding=strategy.rounding)
         except ImportError as error:
             if backend == "cpu":
                 raise UsageError(
                     f"--backend cpu needs the native kernels, which cannot be imported: {error}",
-                    hint="install the package with a C++ compiler at hand, or use --backend reference",
+                    hint="install rwkvbatch from a wheel or with GCC or Clang at hand, or use --backend reference",
                 ) from error
             warnings.warn(
-                "the native kernels are not installed; using the reference operations, many times slower",
+                "the native kernels are not installed; using the reference operations, many times slower; to get them, "
+                "install rwkvbatch from a wheel, or again with GCC or Clang at hand",
                 SlowBackendWarning,
                 stacklevel=4,
             )
-    return "reference", ReferenceOps("cpu", int8=strategy.int8)
+    return "reference", ReferenceOps("cpu", rounding=strategy.rounding)
 
 
 def _gpu_operations(strategy: Strategy, dtype: torch.dtype, backend: str) -> tuple[str, Operations]:

@@ -10,16 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from rwkvbatch.errors import CheckpointError
+from rwkvbatch.model.ops.reference import ROUNDINGS
+from rwkvbatch.model.quantised import LARGE
 from rwkvbatch.model.strategy import Strategy
 
 if TYPE_CHECKING:
     from rwkvbatch.model.checkpoint import Checkpoint
-
-_INT8_BYTES = 1 + 4 / 128
-"""Of one weight: 8 bits, and a share of the fp32 scale of its group."""
-
-_LARGE = re.compile(r"(?:.*\.(?:receptance|key|value|output)|head)\.weight")
-"""The matrices that int8 rounds, as `Network.build` packs them."""
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
@@ -88,8 +84,8 @@ def bytes_of_weights(strategy: Strategy, *, in_fp32: bool = False) -> Callable[[
     def bytes_of(name: str, stored: torch.dtype) -> float:
         if in_fp32:
             return 4
-        if strategy.int8 and _LARGE.fullmatch(name):
-            return _INT8_BYTES
+        if strategy.rounding is not None and LARGE.fullmatch(name):
+            return ROUNDINGS[strategy.rounding].bytes_per_weight
         return min(stored.itemsize, (strategy.dtype or stored).itemsize)
 
     return bytes_of
@@ -114,7 +110,10 @@ def refuse_too_large(checkpoint: Checkpoint, strategy: Strategy, device: str, *,
 
 def _smaller(checkpoint: Checkpoint, device: str, needed: int, free: int) -> str:
     """What to do: the largest strategy that fits, else what the smallest one needs."""
-    others = [Strategy(device, "bf16"), *([Strategy(device, "int8")] if device == "cpu" else [])]
+    others = [
+        Strategy(device, "bf16"),
+        *([Strategy(device, "int8"), Strategy(device, "int4")] if device == "cpu" else []),
+    ]
     sizes = {f"{device} {each.precision}": packed_bytes(checkpoint, bytes_of_weights(each)) for each in others}
     smaller = {name: size for name, size in sizes.items() if size < needed}
     fitting = next((name for name, size in smaller.items() if size <= free), None)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
 
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import RWKV7
+from rwkvbatch.model.ops import Rounding
 
 Precision = Literal["fp32", "bf16", "fp16"]
 """Number format of a stored tensor."""
@@ -18,15 +19,16 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 PRECISIONS: dict[torch.dtype, Precision] = {dtype: precision for precision, dtype in DTYPES.items()}
 
 _PLAIN = re.compile(
-    r"(?P<device>cpu|mps|cuda(?::\d{1,3})?)(?: +(?P<precision>fp32|bf16|fp16|int8))?(?: +rows=(?P<rows>[1-9]\d{0,3}))?"
+    r"(?P<device>cpu|mps|cuda(?::\d{1,3})?)"
+    r"(?: +(?P<precision>fp32|bf16|fp16|int8|w8a8|int4))?(?: +rows=(?P<rows>[1-9]\d{0,3}))?"
 )
 
 # The `rwkv` package's own grammar: parts joined by `->`, each a device, a precision, perhaps i8, perhaps a layer count.
 _UPSTREAM_PART = re.compile(r"(?:cpu|mps|dml|cuda(?::\d{1,3})?) +(?:fp32|bf16|fp16)(?:i8)?(?: +\*\d{1,6}\+?)?")
 
 ALLOWED = (
-    '"auto", "cpu", "cpu fp32", "cpu bf16", "cpu fp16", "cpu int8", "cuda", "cuda fp16", "cuda:1 bf16", '
-    '"cuda fp16 rows=64", "mps fp16" and the like'
+    '"auto", "cpu", "cpu fp32", "cpu bf16", "cpu fp16", "cpu int8", "cpu w8a8", "cpu int4", "cuda", "cuda fp16", '
+    '"cuda:1 bf16", "cuda fp16 rows=64", "mps fp16" and the like'
 )
 ALLOWED_UPSTREAM = (
     '"cpu fp32", "cuda fp16", "cuda fp16i8", "cuda fp16 *10 -> cpu fp32", "cuda fp16i8 *0+ -> cpu fp32 *1" '
@@ -40,15 +42,16 @@ class Strategy:
 
     Attributes:
         device: `cpu`, `cuda`, `cuda:N` or `mps`.
-        precision: what weights are rounded to at loading; None leaves them as they are. `int8` rounds the large
-            matrices, on the CPU (`ops.reference.rounded_to_int8`), and leaves all else as it is.
+        precision: what weights are rounded to at loading; None leaves them as they are. `int8`, `w8a8` and `int4` round
+            the large matrices, on the CPU (`ops.reference.ROUNDINGS`), and leave all else as it is; `w8a8` and `int4`
+            round the inputs of these to 8 bits too.
         fixed_rows: the number of rows of every matrix product on a GPU, so that a reply does not depend on how many
             others there are; None for no fixed number.
         is_auto: whether the device was chosen by what this machine has.
     """
 
     device: str
-    precision: Precision | Literal["int8"] | None
+    precision: Precision | Rounding | None
     fixed_rows: int | None = None
     is_auto: bool = field(default=False, compare=False)
 
@@ -59,11 +62,13 @@ class Strategy:
     @property
     def dtype(self) -> torch.dtype | None:
         """What every tensor is rounded to; None if they stay as they are, or if operations do the rounding."""
-        return None if self.precision is None or self.precision == "int8" else DTYPES[self.precision]
+        is_dtype = self.precision is not None and self.rounding is None
+        return DTYPES[cast(Precision, self.precision)] if is_dtype else None
 
     @property
-    def int8(self) -> bool:
-        return self.precision == "int8"
+    def rounding(self) -> Rounding | None:
+        """What the large matrices alone are rounded to."""
+        return cast(Rounding, self.precision) if self.precision in get_args(Rounding) else None
 
 
 def is_upstream(text: str) -> bool:
@@ -93,10 +98,10 @@ def parse_strategy(text: str) -> Strategy:
             f"rows= in --strategy is for NVIDIA GPUs; got {text!r}",
             hint="on the CPU replies never depend on the rest of the batch",
         )
-    if strategy.int8 and strategy.on_gpu:
+    if strategy.rounding is not None and strategy.on_gpu:
         raise UsageError(
-            f"int8 in --strategy is for the CPU; got {text!r}",
-            hint=f'use "cpu int8", or "{strategy.device} fp16" on the GPU',
+            f"{strategy.rounding} in --strategy is for the CPU; got {text!r}",
+            hint=f'use "cpu {strategy.rounding}", or "{strategy.device} fp16" on the GPU',
         )
     check_device(strategy.device)
     return strategy
@@ -115,7 +120,7 @@ def parse_upstream_strategy(text: str, generation: str) -> str:
         wanted += " fp16" if wanted == "cuda" else " fp32"
     if not is_upstream(wanted):
         hint = None
-        if wanted == "cpu int8":
+        if wanted in {f"cpu {rounding}" for rounding in get_args(Rounding)}:
             hint = 'that is for RWKV-7 without --backend upstream; for RWKV-4, 5 and 6 the package has "cpu fp32i8"'
         raise UsageError(f"--strategy must be one of {ALLOWED_UPSTREAM}; got {text!r}", hint=hint)
     parts = [" ".join(part.split()) for part in wanted.split("->")]

@@ -22,14 +22,22 @@ constexpr size_t MAX_NOTED_JOBS = 1 << 12;
 constexpr size_t TASK_BYTES = size_t(64) << 10;
 constexpr size_t FEW_ROWS = 6;
 
-// Weights are read one input at a time only if at most so large a part of the inputs is not zero.
-constexpr float MAX_SPARSE_SHARE = 0.7f;
-
 constexpr float LAYER_NORM_EPS = 1e-5f;
 
-const Kernels* kernels_of(const std::string& isa) {
-    for (const Kernels* kernels : {avx512_kernels(), avx2_kernels(), portable_kernels()})
-        if (kernels != nullptr && (isa == "auto" || isa == kernels->name)) return kernels;
+InstructionSet instruction_set(const std::string& isa) {
+    std::vector<InstructionSet> found;
+    const auto add = [&](const char* name, const Kernels* kernels, const IntegerKernels* (*integer)()) {
+        if (kernels != nullptr && integer() != nullptr) found.push_back({name, kernels, integer()});
+    };
+#if defined(__x86_64__) || defined(_M_X64)
+    add("avx512vnni", avx512_kernels(), avx512vnni_integer_kernels);
+    add("avx512", avx512_kernels(), avx512_integer_kernels);
+    add("avxvnni", avx2_kernels(), avxvnni_integer_kernels);
+    add("avx2", avx2_kernels(), avx2_integer_kernels);
+#endif
+    add("portable", portable_kernels(), portable_integer_kernels);
+    for (const InstructionSet& each : found)
+        if (isa == "auto" || isa == each.name) return each;
     throw std::invalid_argument("instruction set '" + isa + "' is not to be had here; 'auto' and 'portable' always are");
 }
 
@@ -87,7 +95,7 @@ Step::Step(std::vector<int64_t> tokens_, std::vector<int64_t> starts_, std::vect
 }
 
 Context::Context(size_t num_threads, const std::string& isa)
-    : kernels_(kernels_of(isa)), scratch_(std::max<size_t>(num_threads, 1)), threads_(new ThreadPool(scratch_.size())) {
+    : isa_(instruction_set(isa)), kernels_(isa_.kernels), scratch_(std::max<size_t>(num_threads, 1)), threads_(new ThreadPool(scratch_.size())) {
     need_scratch(LINEAR_SCRATCH);
 }
 
@@ -120,9 +128,9 @@ template <class Work> void Context::run_rows(size_t rows, size_t floats_per_row,
 }
 
 LinearLayer Context::linear_layer(const StoredMatrix& stored, size_t out, size_t in, const float* bias,
-                                  Activation activation, bool as_int8) {
+                                  Activation activation, Dtype dtype) {
     const StandardArithmetic arithmetic;
-    PackedMatrix packed{nullptr, as_int8 ? Dtype::INT8 : stored.dtype, out, in};
+    PackedMatrix packed{nullptr, dtype, out, in};
     uint8_t* const memory = store_->allocate(packed.num_bytes());
     threads().run(packed.num_panels(), [&](size_t panel, size_t) { pack_panel(packed, stored, panel, memory); });
     packed.data = memory;
@@ -272,12 +280,8 @@ void fetch_inputs(const std::vector<LinearJob>& jobs, size_t first, size_t end) 
         const size_t begin = next;
         next += job.num_tasks();
         if (begin >= end || next <= first) continue;
-        if (job.sparse.places == nullptr) {
-            fetch_rows(job.x, job.num_rows, job.weight.in);
-        } else {
-            fetch(job.sparse.places, job.sparse.count * sizeof(uint32_t));
-            fetch_rows({job.sparse.x, job.sparse.x_stride}, job.num_rows, job.sparse.count);
-        }
+        const bool rounded = is_integer(job.weight.dtype);
+        fetch_rows(job.x, job.num_rows, rounded ? quantized_floats(job.weight.in, job.weight.dtype) : job.weight.in);
         for (const ConstRows& rows : {job.add, job.start, job.target}) fetch_rows(rows, job.num_rows, job.weight.out);
         if (job.bias != nullptr) fetch_floats(job.bias, job.weight.out);
     }
@@ -285,35 +289,27 @@ void fetch_inputs(const std::vector<LinearJob>& jobs, size_t first, size_t end) 
 
 }  // namespace
 
-void Context::skip_zeros(LinearJob& job) {
-    const size_t in = job.weight.in, rows = job.num_rows, stride = ceil_div(in, PANEL) * PANEL + PANEL;
-    const size_t num_blocks = ceil_div(in, SCALED_INPUTS);
-    places_.resize(in + SPARSE_AHEAD);
-    block_ends_.resize(num_blocks);
-    dense_x_.resize(MAX_SPARSE_ROWS * stride);
-    const size_t scales = job.weight.dtype == Dtype::INT8 ? sizeof(float) : 0;
-    size_t count = 0;
-    for (size_t block = 0; block < num_blocks; ++block) {
-        const size_t end = std::min((block + 1) * SCALED_INPUTS, in);
-        for (size_t k = block * SCALED_INPUTS; k < end; ++k) {
-            bool needed = false;
-            for (size_t i = 0; i < rows; ++i) {
-                const float x = job.x.data[i * job.x.stride + k];
-                dense_x_[i * stride + count] = x;
-                needed |= x != 0.0f;  // NaN too
-            }
-            places_[count] = static_cast<uint32_t>(k + block * scales);
-            count += needed;
-        }
-        block_ends_[block] = static_cast<uint32_t>(count);
+std::vector<ArrayPtr> Context::quantize_inputs(std::vector<LinearJob>& jobs) {
+    std::vector<ArrayPtr> rounded;
+    std::vector<QuantizeJob> rounding;
+    size_t width = 0, rows = 0;
+    for (LinearJob& job : jobs) {
+        if (!is_integer(job.weight.dtype)) continue;
+        rounded.push_back(array(job.num_rows, quantized_floats(job.weight.in, job.weight.dtype)));
+        rounding.push_back({job.x, job.weight.in, job.weight.dtype, rounded.back()->view()});
+        width += job.weight.in;
+        rows = job.num_rows;
+        job.x = rounded.back()->view();
     }
-    if (static_cast<float>(count) > MAX_SPARSE_SHARE * static_cast<float>(in)) return;
-    std::fill_n(places_.begin() + static_cast<ptrdiff_t>(count), SPARSE_AHEAD, count > 0 ? places_[count - 1] : 0);
-    skipped_bytes_ += (in - count) * job.weight.input_bytes(job.weight.num_panels());
-    job.sparse = {places_.data(), block_ends_.data(), count, dense_x_.data(), stride};
+    if (!rounding.empty())
+        run_rows(rows, width, [&](size_t begin, size_t end, size_t) {
+            for (const QuantizeJob& job : rounding) isa_.integer_kernels->quantize(job, begin, end);
+        });
+    return rounded;
 }
 
 void Context::run_linears(std::vector<LinearJob>& jobs) {
+    const std::vector<ArrayPtr> rounded = quantize_inputs(jobs);
     size_t num_tasks = 0, products = 0;
     for (LinearJob& job : jobs) {
         job.panels_per_task = panels_per_task(job, threads_->size());
@@ -334,7 +330,8 @@ void Context::run_linears(std::vector<LinearJob>& jobs) {
         const uint8_t* next = task.weights();
         if (!last && number + 1 < num_tasks) next = LinearTask(jobs, number + 1).weights();
         else if (next_job_ < first_reads_.size()) next = first_reads_[next_job_][thread].data;
-        kernels_->linear(*task.job, task.task, scratch(thread), next);
+        (is_integer(task.job->weight.dtype) ? isa_.integer_kernels->linear : kernels_->linear)(*task.job, task.task,
+                                                                                               scratch(thread), next);
     };
     if (products >= MIN_SHARED_PRODUCTS) threads().run(num_tasks, work);
     else for (size_t task = 0; task < num_tasks; ++task) work(task, 0);
@@ -344,6 +341,7 @@ std::vector<ArrayPtr> Context::linears(const std::vector<Product>& products) {
     const StandardArithmetic arithmetic;
     std::vector<ArrayPtr> results;
     std::vector<LinearJob> jobs;
+    for (const Product& product : products) check(product.x->rows == products[0].x->rows, "linears: the layers' rows differ in number");
     const auto rows_of = [](const Array* array) { return array != nullptr ? ConstRows(array->view()) : ConstRows(nullptr, 0); };
     for (const Product& product : products) {
         const Array& x = *product.x;
@@ -355,12 +353,8 @@ std::vector<ArrayPtr> Context::linears(const std::vector<Product>& products) {
                   "linears: what a result is added to or blended with is not of its shape");
         results.push_back(array(x.rows, weight.out));
         jobs.push_back({x.view(), x.rows, weight, layer.bias, layer.activation, rows_of(product.add),
-                        rows_of(product.start), rows_of(product.target), results.back()->view(), 0, {}});
-        results.back()->mostly_zero = layer.activation == Activation::RELU_SQUARED ||
-                                      (product.start == nullptr && product.target != nullptr && product.target->mostly_zero);
+                        rows_of(product.start), rows_of(product.target), results.back()->view(), 0});
     }
-    if (sparse_ && products.size() == 1 && products[0].x->mostly_zero && products[0].x->rows <= MAX_SPARSE_ROWS)
-        skip_zeros(jobs[0]);
     run_linears(jobs);
     return results;
 }
@@ -429,7 +423,7 @@ void Context::head(const Step& step, const Array& x, const Vector& weight, const
     const PackedMatrix& matrix = head.weight.packed;
     const ConstRows none(nullptr, 0);
     std::vector<LinearJob> jobs{{normed->view(), rows, matrix, head.bias, head.activation, none, none, none,
-                                 {logits, matrix.out}, 0, {}}};
+                                 {logits, matrix.out}, 0}};
     run_linears(jobs);
 }
 

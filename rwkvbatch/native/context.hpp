@@ -55,7 +55,6 @@ public:
     // A cache line more than the width, so that rows do not all fall into the same sets of the cache.
     const size_t stride;
     float* data;
-    bool mostly_zero = false;  // as a layer with relu squared makes them: reading weights only for what is not zero may pay
 
 private:
     std::shared_ptr<Arena> arena_;
@@ -107,25 +106,28 @@ struct Product {
     const Array *add, *start, *target;  // or null
 };
 
+// The kernels that serve under a name.
+struct InstructionSet {
+    const char* name;
+    const Kernels* kernels;
+    const IntegerKernels* integer_kernels;
+};
+
 class Context {
 public:
     // `isa`: "auto" or the name of an instruction set. Throws std::invalid_argument where it is not to be had.
     Context(size_t num_threads, const std::string& isa);
 
-    const char* isa() const { return kernels_->name; }
+    const char* isa() const { return isa_.name; }
     const Kernels& kernels() const { return *kernels_; }
     size_t num_threads() const { return threads_->size(); }
     ThreadPool& threads();
     Arena& arena() { return *arena_; }
     size_t weight_bytes() const { return store_->num_bytes(); }
-    // Weights that all steps so far did not read, as their inputs were zero.
-    size_t skipped_bytes() const { return skipped_bytes_; }
-    // For tests and measurements: read all weights, whatever the inputs are.
-    void set_sparse(bool sparse) { sparse_ = sparse; }
 
-    // `as_int8` rounds the weight, see `pack_panel`; otherwise it is kept as it is.
+    // `dtype` is that of the packed weight: the stored one, or one that it is rounded to, see `pack_panel`.
     LinearLayer linear_layer(const StoredMatrix& stored, size_t out, size_t in, const float* bias, Activation activation,
-                             bool as_int8);
+                             Dtype dtype);
     Vector vector(const float* data, size_t rows, size_t width);
     Table table(const uint8_t* data, Dtype dtype, size_t vocab_size, size_t width);
     ArrayPtr array(size_t rows, size_t width);
@@ -151,14 +153,15 @@ private:
     void need_scratch(size_t count);
     void check_tokens(const Step& step, const Table& table) const;
     void run_linears(std::vector<LinearJob>& jobs);
-    // Have `job` read only the weights whose inputs are not zero, where that pays.
-    void skip_zeros(LinearJob& job);
+    // Round the inputs of jobs with integer weights; what is returned holds them.
+    std::vector<ArrayPtr> quantize_inputs(std::vector<LinearJob>& jobs);
     // Note what each thread reads first in the step's next job, and have it expect what it read first in the job after
     // that in the step before.
     template <class FirstRead> void note_job(const FirstRead& first_read);
     // Call work(begin, end, thread) on parts of `rows` rows that cost about `floats_per_row` each.
     template <class Work> void run_rows(size_t rows, size_t floats_per_row, const Work& work);
 
+    const InstructionSet isa_;
     const Kernels* kernels_;
     std::shared_ptr<Arena> arena_ = std::make_shared<Arena>();
     std::shared_ptr<WeightStore> store_ = std::make_shared<WeightStore>();
@@ -166,10 +169,6 @@ private:
     size_t scratch_size_ = 0;
     std::vector<std::vector<Range>> first_reads_;  // of each job of a step, by each thread
     size_t next_job_ = 0;
-    std::vector<uint32_t> places_, block_ends_;  // of the inputs that are not zero
-    std::vector<float> dense_x_;
-    size_t skipped_bytes_ = 0;
-    bool sparse_ = true;
     std::unique_ptr<ThreadPool> threads_;
 };
 

@@ -25,17 +25,6 @@ struct ConstRows {
     ConstRows(Rows rows) : data(rows.data), stride(rows.stride) {}
 };
 
-// The inputs of a linear layer that are not zero in all of its rows, in ascending order. What the others would add is zero.
-struct SparseInputs {
-    const uint32_t* places;      // of each, its distance from the first in a band, in inputs; with int8, scales count as four
-    const uint32_t* block_ends;  // with int8: how many there are to the end of each block that shares a scale
-    size_t count;                // those beyond, up to SPARSE_AHEAD, may be read too
-    const float* x;              // their values, rows `x_stride` apart
-    size_t x_stride;
-};
-constexpr size_t MAX_SPARSE_ROWS = 4;
-constexpr size_t SPARSE_AHEAD = 24;  // as many inputs before they are needed, weights are asked for
-
 // y = activation(x W^T + bias); out = y, add + y, start + (target - start) * y or, with a target alone, target * y. What is
 // null is left out.
 struct LinearJob {
@@ -48,7 +37,6 @@ struct LinearJob {
     ConstRows start, target;
     Rows out;
     size_t panels_per_task;
-    SparseInputs sparse;  // `places` is null where all inputs are to be read
 
     size_t num_tasks() const { return ceil_div(weight.num_panels(), panels_per_task); }
     const uint8_t* weights_of(size_t task) const { return weight.at(task * panels_per_task, 0); }
@@ -58,6 +46,24 @@ struct LinearJob {
 constexpr size_t LINEAR_ROW_BLOCK = 240;
 constexpr size_t LINEAR_MAX_PANELS_PER_TASK = 8;
 constexpr size_t LINEAR_SCRATCH = LINEAR_ROW_BLOCK * PANEL * LINEAR_MAX_PANELS_PER_TASK;
+
+// Rows rounded for integer weights: `width` inputs, `dtype` that of the weights. See `integer.hpp`; the floats of a row hold
+// the records of its groups and then its quads of integers.
+struct QuantizeJob {
+    ConstRows x;
+    size_t width;
+    Dtype dtype;
+    Rows out;
+};
+
+constexpr size_t INPUT_GROUP_BYTES = 8, MAX_QUAD_BYTES = 8;
+constexpr size_t input_groups_bytes(size_t in, Dtype dtype) {
+    return ceil_div(ceil_div(in, scaled_inputs(dtype)) * INPUT_GROUP_BYTES, 64) * 64;
+}
+// Floats that a rounded row takes.
+constexpr size_t quantized_floats(size_t in, Dtype dtype) {
+    return (input_groups_bytes(in, dtype) + ceil_div(in, PANEL) * PANEL / QUAD * MAX_QUAD_BYTES) / sizeof(float);
+}
 
 // out[i] = layer_norm(x[rows ? rows[i] : i])
 struct NormJob {
@@ -157,8 +163,23 @@ struct Kernels {
     float (*multiply_add)(size_t rounds);  // MULTIPLY_ADDS fused multiply-adds a round: measures the peak
 };
 
+// Where no product of integers is wanted, these are not needed; they belong to the same instruction set, or to an extension.
+struct IntegerKernels {
+    void (*quantize)(const QuantizeJob&, size_t begin, size_t end);
+    void (*linear)(const LinearJob&, size_t task, float* scratch, const uint8_t* next);  // of rows from `quantize`
+};
+
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();    // null where they were not built
 const Kernels* avx512_kernels();
+
+// To be asked for only where the kernels above are there. The last two are null where the processor lacks the extension.
+const IntegerKernels* portable_integer_kernels();
+#if defined(__x86_64__) || defined(_M_X64)
+const IntegerKernels* avx2_integer_kernels();
+const IntegerKernels* avx512_integer_kernels();
+const IntegerKernels* avxvnni_integer_kernels();
+const IntegerKernels* avx512vnni_integer_kernels();
+#endif
 
 }  // namespace rwkv

@@ -106,15 +106,17 @@ template <Dtype D> void linear_one_row(const LinearJob& job, size_t first_panel,
     }
 }
 
-// Panels of all inputs. `next` are the weights that this thread will read after these.
-inline void linear_dense(const LinearJob& job, size_t first_panel, size_t end_panel, float* sums, const uint8_t* next) {
+// `next` are the weights that this thread will read after these.
+inline void linear(const LinearJob& job, size_t task, float* sums, const uint8_t* next) {
     const PackedMatrix& weight = job.weight;
+    const size_t first_panel = task * job.panels_per_task;
+    const size_t end_panel = std::min(first_panel + job.panels_per_task, weight.num_panels());
     if (job.num_rows == 1) {
         switch (weight.dtype) {
             case Dtype::FP32: return linear_one_row<Dtype::FP32>(job, first_panel, end_panel);
             case Dtype::BF16: return linear_one_row<Dtype::BF16>(job, first_panel, end_panel);
             case Dtype::FP16: return linear_one_row<Dtype::FP16>(job, first_panel, end_panel);
-            case Dtype::INT8: return linear_one_row<Dtype::INT8>(job, first_panel, end_panel);
+            default: return linear_one_row<Dtype::INT8>(job, first_panel, end_panel);
         }
     }
 
@@ -156,108 +158,6 @@ inline void linear_dense(const LinearJob& job, size_t first_panel, size_t end_pa
                 store_upto(job.out.data + (first_row + row) * job.out.stride + column,
                            finish(job, sum, first_row + row, column, width), width);
             }
-    }
-}
-
-// The chains of `sum_one_row` and of tiles, without the inputs that are zero in all rows: fma(0, w, sum) leaves a sum as it
-// is, but for the sign of a sum that is zero.
-template <Dtype D, size_t ROWS, size_t PANELS>
-RWKV_INLINE void sum_sparse(const SparseInputs& inputs, const PackedMatrix& weight, size_t first_panel,
-                            F16 (&total)[ROWS][PANELS]) {
-    constexpr size_t BYTES = PANELS * PANEL * size_of(D);
-    const size_t input_bytes = weight.input_bytes(weight.band_width(first_panel));
-    const uint8_t* const weights = weight.at(first_panel, 0);
-    const auto add = [&](size_t begin, size_t end, F16 (&sum)[ROWS][PANELS]) __attribute__((always_inline)) {
-        for (size_t k = begin; k < end; ++k) {
-            const uint8_t* const ahead = weights + inputs.places[k + SPARSE_AHEAD] * input_bytes;
-            for (size_t byte = 0; byte < BYTES; byte += LINE) __builtin_prefetch(ahead + byte);
-            const uint8_t* const from = weights + inputs.places[k] * input_bytes;
-            F16 column[PANELS];
-            for (size_t p = 0; p < PANELS; ++p) column[p] = weights_at<D>(from + p * PANEL * size_of(D));
-            for (size_t i = 0; i < ROWS; ++i) {
-                const F16 input = set1(inputs.x[i * inputs.x_stride + k]);
-                for (size_t p = 0; p < PANELS; ++p) sum[i][p] = fma(input, column[p], sum[i][p]);
-            }
-        }
-    };
-    for (size_t i = 0; i < ROWS; ++i)
-        for (size_t p = 0; p < PANELS; ++p) total[i][p] = zero();
-    if constexpr (D != Dtype::INT8) return add(0, inputs.count, total);
-    for (size_t block = 0, begin = 0, end; block * SCALED_INPUTS < weight.in; ++block, begin = end) {
-        end = inputs.block_ends[block];
-        if (begin == end) continue;
-        F16 sum[ROWS][PANELS];
-        for (size_t i = 0; i < ROWS; ++i)
-            for (size_t p = 0; p < PANELS; ++p) sum[i][p] = zero();
-        add(begin, end, sum);
-        const size_t size = std::min(SCALED_INPUTS, weight.in - block * SCALED_INPUTS);
-        const Scales scales{weights + weight.bytes_before(block * SCALED_INPUTS, weight.band_width(first_panel)) +
-                            scales_after(size, input_bytes, first_panel % BAND)};
-        for (size_t p = 0; p < PANELS; ++p) {
-            const F16 scale = scales[p];
-            for (size_t i = 0; i < ROWS; ++i) total[i][p] = fma(sum[i][p], scale, total[i][p]);
-        }
-    }
-}
-
-RWKV_INLINE bool has_zero(F16 x, size_t width) {
-    const uint32_t others = bitmask(x < zero()) | bitmask(zero() < x) | bitmask(unordered(x));
-    return (~others & ((1u << width) - 1u)) != 0;
-}
-
-// The sums of some panels of the rows, [row][panel][16].
-template <Dtype D, size_t ROWS, size_t PANELS> void store_sparse(const LinearJob& job, size_t first_panel, float* sums) {
-    F16 sum[ROWS][PANELS];
-    sum_sparse<D>(job.sparse, job.weight, first_panel, sum);
-    for (size_t i = 0; i < ROWS; ++i)
-        for (size_t p = 0; p < PANELS; ++p) store(sums + (i * PANELS + p) * PANEL, sum[i][p]);
-}
-
-// The ends of the sums of some panels; false, and nothing done, where a sum is zero.
-inline bool finish_sparse(const LinearJob& job, size_t first_panel, size_t panels, const float* sums) {
-    const auto column = [&](size_t p) { return (first_panel + p) * PANEL; };
-    const auto width = [&](size_t p) { return std::min(PANEL, job.weight.out - column(p)); };
-    const auto sum = [&](size_t row, size_t p) { return load(sums + (row * panels + p) * PANEL); };
-    for (size_t row = 0; row < job.num_rows; ++row)
-        for (size_t p = 0; p < panels; ++p)
-            if (has_zero(sum(row, p), width(p))) return false;
-    for (size_t row = 0; row < job.num_rows; ++row)
-        for (size_t p = 0; p < panels; ++p)
-            store_upto(job.out.data + row * job.out.stride + column(p), finish(job, sum(row, p), row, column(p), width(p)),
-                       width(p));
-    return true;
-}
-
-template <Dtype D, size_t ROWS>
-void linear_sparse(const LinearJob& job, size_t first_panel, size_t end_panel, float* sums, const uint8_t* next) {
-    constexpr size_t PANELS = tile_panels(ROWS);
-    for (size_t panel = first_panel, panels; panel < end_panel; panel += panels) {
-        panels = std::min(end_panel - panel, job.weight.band_width(panel) - panel % BAND) >= PANELS ? PANELS : 1;
-        (panels == PANELS ? store_sparse<D, ROWS, PANELS> : store_sparse<D, ROWS, 1>)(job, panel, sums);
-        if (!finish_sparse(job, panel, panels, sums)) linear_dense(job, panel, panel + panels, sums, next);
-    }
-}
-
-template <Dtype D>
-void linear_sparse(const LinearJob& job, size_t first_panel, size_t end_panel, float* sums, const uint8_t* next) {
-    switch (job.num_rows) {
-        case 1: return linear_sparse<D, 1>(job, first_panel, end_panel, sums, next);
-        case 2: return linear_sparse<D, 2>(job, first_panel, end_panel, sums, next);
-        case 3: return linear_sparse<D, 3>(job, first_panel, end_panel, sums, next);
-        default: return linear_sparse<D, MAX_SPARSE_ROWS>(job, first_panel, end_panel, sums, next);
-    }
-}
-
-// A task of a layer, in scratch memory for its sums; `next` are the weights that this thread will read after these.
-inline void linear(const LinearJob& job, size_t task, float* sums, const uint8_t* next) {
-    const size_t first_panel = task * job.panels_per_task;
-    const size_t end_panel = std::min(first_panel + job.panels_per_task, job.weight.num_panels());
-    if (job.sparse.places == nullptr) return linear_dense(job, first_panel, end_panel, sums, next);
-    switch (job.weight.dtype) {
-        case Dtype::FP32: return linear_sparse<Dtype::FP32>(job, first_panel, end_panel, sums, next);
-        case Dtype::BF16: return linear_sparse<Dtype::BF16>(job, first_panel, end_panel, sums, next);
-        case Dtype::FP16: return linear_sparse<Dtype::FP16>(job, first_panel, end_panel, sums, next);
-        case Dtype::INT8: return linear_sparse<Dtype::INT8>(job, first_panel, end_panel, sums, next);
     }
 }
 

@@ -40,6 +40,13 @@ Dtype dtype_of(const std::string& name) {
     throw nb::value_error("a weight's dtype must be fp32, bf16 or fp16");
 }
 
+// What a large matrix is rounded to for products of integers.
+Dtype integer_dtype(const std::string& rounding) {
+    if (rounding == "w8a8") return Dtype::W8A8;
+    if (rounding == "int4") return Dtype::INT4;
+    throw nb::value_error("a weight's rounding must be w8a8 or int4");
+}
+
 Activation activation_of(const char* name) {
     switch (name[0]) {
         case 't': return Activation::TANH;
@@ -227,17 +234,22 @@ NB_MODULE(_native, m) {
         .def_prop_ro("isa", &Context::isa)
         .def_prop_ro("threads", &Context::num_threads)
         .def_prop_ro("weight_bytes", &Context::weight_bytes)
-        .def_prop_ro("skipped_bytes", &Context::skipped_bytes)
-        .def("set_sparse", &Context::set_sparse)
         .def("set_guard", [](Context& c, bool guard) { c.arena().set_guard(guard); })
         .def("take_damage", [](Context& c) { return c.arena().take_damage(); })
         .def("array", &array_of)
         .def("linear_layer", [](Context& c, const Weight& weight, const std::string& dtype,
                                 std::optional<Input<float, 1>> bias, const char* activation, bool as_int8) {
             if (bias && bias->size() != weight.shape(0)) throw nb::value_error("a linear layer needs one bias for each output");
-            return c.linear_layer(stored_matrix(weight, dtype_of(dtype)), weight.shape(0), weight.shape(1),
-                                  bias ? bias->data() : nullptr, activation_of(activation), as_int8);
+            const Dtype stored = dtype_of(dtype);
+            return c.linear_layer(stored_matrix(weight, stored), weight.shape(0), weight.shape(1),
+                                  bias ? bias->data() : nullptr, activation_of(activation), as_int8 ? Dtype::INT8 : stored);
         }, "weight"_a, "dtype"_a, "bias"_a.none(), "activation"_a, "as_int8"_a)
+        .def("integer_layer", [](Context& c, const Weight& weight, const std::string& dtype,
+                                 std::optional<Input<float, 1>> bias, const char* activation, const std::string& rounding) {
+            if (bias && bias->size() != weight.shape(0)) throw nb::value_error("a linear layer needs one bias for each output");
+            return c.linear_layer(stored_matrix(weight, dtype_of(dtype)), weight.shape(0), weight.shape(1),
+                                  bias ? bias->data() : nullptr, activation_of(activation), integer_dtype(rounding));
+        }, "weight"_a, "dtype"_a, "bias"_a.none(), "activation"_a, "rounding"_a)
         .def("vector", [](Context& c, Input<float, 2> weight) {
             return c.vector(weight.data(), weight.shape(0), weight.shape(1));
         })

@@ -71,7 +71,7 @@ RWKV_INLINE void widen_row(const uint8_t* table, Dtype dtype, int64_t row, size_
                 store_upto(out + c, widen_fp16(halves), width - c);
             }
             break;
-        case Dtype::INT8: break;  // no table is kept in it
+        default: break;  // no table is kept in what weights are rounded to
     }
 }
 

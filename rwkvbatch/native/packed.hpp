@@ -7,21 +7,40 @@
 
 namespace rwkv {
 
-enum class Dtype { FP32, BF16, FP16, INT8 };
+// W8A8 and INT4 are for products of integers, see `integer.hpp`: there the inputs are rounded too.
+enum class Dtype { FP32, BF16, FP16, INT8, W8A8, INT4 };
 
 constexpr size_t PANEL = 16;  // columns (outputs) that lie together in a packed matrix
 constexpr size_t BAND = 4;    // panels that lie together input by input
 
 // int8 weights: so many inputs of an output share a scale in fp32. Each weight of them is its integer times the scale.
 constexpr size_t SCALED_INPUTS = 128;
+// The same for four bits, with scales in bf16.
+constexpr size_t INT4_SCALED_INPUTS = 32;
 
 constexpr size_t size_of(Dtype dtype) { return dtype == Dtype::FP32 ? 4 : dtype == Dtype::INT8 ? 1 : 2; }
 constexpr size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
+constexpr bool is_integer(Dtype dtype) { return dtype == Dtype::W8A8 || dtype == Dtype::INT4; }
+// Inputs that share a scale; 0 where weights have none.
+constexpr size_t scaled_inputs(Dtype dtype) {
+    return dtype == Dtype::INT4 ? INT4_SCALED_INPUTS : dtype == Dtype::INT8 || dtype == Dtype::W8A8 ? SCALED_INPUTS : 0;
+}
+// What stands for a weight of zero: integer weights are unsigned.
+constexpr int zero_weight(Dtype dtype) { return dtype == Dtype::INT4 ? 8 : 128; }
+// Inputs whose weights lie together for each output, and the bytes of a panel's weights of these.
+constexpr size_t QUAD = 4;
+constexpr size_t unit_inputs(Dtype dtype) { return dtype == Dtype::W8A8 ? QUAD : dtype == Dtype::INT4 ? 2 * QUAD : 1; }
+constexpr size_t unit_bytes(Dtype dtype) { return PANEL * (is_integer(dtype) ? QUAD : size_of(dtype)); }
+// Bytes of a panel's scales of one group of inputs.
+constexpr size_t scale_bytes(Dtype dtype) { return PANEL * (dtype == Dtype::INT4 ? sizeof(uint16_t) : sizeof(float)); }
+
 // Panels of 16 outputs in bands of four panels (the last band may have fewer). A band is one stretch of memory: for each
 // input in turn the weights of its outputs; with int8, the scales of its outputs follow each SCALED_INPUTS inputs, and the
 // last. bf16 panels hold their columns in the order 0, 8, 1, 9, ..., so that widening is a shift and a mask. Missing
-// columns are zero.
+// columns are zero. W8A8: four inputs in turn, for each output its four weights as bytes, 128 more than they are. INT4: eight
+// inputs in turn, for each output four bytes, which hold the weights of the first four inputs below and of the others
+// above, 8 more than they are.
 struct PackedMatrix {
     const uint8_t* data;
     Dtype dtype;
@@ -30,17 +49,21 @@ struct PackedMatrix {
     size_t num_panels() const { return ceil_div(out, PANEL); }
     size_t panel_bytes() const { return bytes_before(in, 1); }
     size_t num_bytes() const { return num_panels() * panel_bytes(); }
-    // Bytes of one input's weights in so many panels.
-    size_t input_bytes(size_t panels) const { return panels * PANEL * size_of(dtype); }
+    // Bytes of one unit of inputs (`unit_inputs`) in so many panels.
+    size_t input_bytes(size_t panels) const { return panels * unit_bytes(dtype); }
     size_t band_width(size_t panel) const { return std::min(BAND, num_panels() - panel / BAND * BAND); }
     // Bytes of so many first inputs in so many panels: whole blocks that share a scale, or all.
     size_t bytes_before(size_t inputs, size_t panels) const {
-        const size_t scales = dtype == Dtype::INT8 ? ceil_div(inputs, SCALED_INPUTS) * sizeof(float) : 0;
-        return (inputs + scales) * input_bytes(panels);
+        const size_t group = scaled_inputs(dtype);
+        const size_t scales = group == 0 ? 0 : ceil_div(inputs, group) * panels * scale_bytes(dtype);
+        return ceil_div(inputs, unit_inputs(dtype)) * input_bytes(panels) + scales;
     }
     // The first input of the block that an input is in.
-    size_t block_of(size_t input) const { return dtype == Dtype::INT8 ? input / SCALED_INPUTS * SCALED_INPUTS : input; }
-    // Where a panel's weights of one input lie, which must be the first of a block; those of the block's next are
+    size_t block_of(size_t input) const {
+        const size_t group = scaled_inputs(dtype);
+        return group == 0 ? input : input / group * group;
+    }
+    // Where a panel's weights of one input lie, which must be the first of a block; those of the block's next unit are
     // `input_bytes(band_width(panel))` on.
     size_t offset(size_t panel, size_t input) const {
         return panel / BAND * BAND * panel_bytes() + bytes_before(input, band_width(panel)) + input_bytes(panel % BAND);
@@ -53,10 +76,15 @@ constexpr size_t scales_after(size_t inputs, size_t input_bytes, size_t panel_in
     return inputs * input_bytes + panel_in_band * PANEL * (sizeof(float) - 1);
 }
 
+// From where a panel's integer weights of a block begin to where its scales do.
+constexpr size_t integer_scales_after(Dtype dtype, size_t inputs, size_t input_bytes, size_t panel_in_band) {
+    return ceil_div(inputs, unit_inputs(dtype)) * input_bytes - panel_in_band * (unit_bytes(dtype) - scale_bytes(dtype));
+}
+
 // A weight as it is in a checkpoint. Strides count bytes.
 struct StoredMatrix {
     const uint8_t* data;
-    Dtype dtype;  // not INT8
+    Dtype dtype;  // a floating one
     int64_t out_stride, in_stride;
 
     const uint8_t* at(size_t out, size_t in) const {
@@ -66,7 +94,9 @@ struct StoredMatrix {
 
 // Write one panel of `matrix` to `memory`, which will be its `data`. Into int8 each block of an output's weights w is
 // rounded as scale = max |w| / 127 and round(w / scale), halves to the even integer, at most 127 either way; both
-// divisions are fp32's. `rounded_to_int8` in model/ops/reference.py is the reference implementation.
+// divisions are fp32's. W8A8 has the same integers and scales. Into INT4
+// the scale is the weight of the greatest size, the first of them, / -8, rounded to bf16, and integers are -8 to 7.
+// `rounded_to_int8` and `rounded_to_int4` in model/ops/reference.py are the reference implementations.
 void pack_panel(const PackedMatrix& matrix, const StoredMatrix& stored, size_t panel, uint8_t* memory);
 
 }  // namespace rwkv

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 from rwkvbatch.config import (
     GRID_SETTINGS,
     TEXTS,
+    EndpointApi,
     HistoryMode,
     Order,
     RunSettings,
@@ -23,6 +24,7 @@ from rwkvbatch.config import (
     full_name,
     option_name,
 )
+from rwkvbatch.endpoint.served import check_settings
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import PATHS, Cell, GridFile, make_cells
 from rwkvbatch.replay.layers import CHECKPOINT_ENDINGS, Layered, layer_settings, naming_origins, read_toml
@@ -52,7 +54,7 @@ _log = logging.getLogger(__name__)
 
 
 class RunKeywords(TypedDict, total=False):
-    """Fields of `RunSettings`, and `preset`; a list of values makes a dimension of the grid."""
+    """Fields of `RunSettings`, `preset` and `system_file`; a list of values makes a dimension of the grid."""
 
     preset: str | Sequence[str]
     temperature: float | Sequence[float]
@@ -80,6 +82,16 @@ class RunKeywords(TypedDict, total=False):
     state: str | Sequence[str] | None
     template: str | Sequence[str] | None
     prelude: str | Sequence[str] | None
+    system: str | Sequence[str] | None
+    system_file: PathLike | Sequence[PathLike]
+    endpoint: str | Sequence[str] | None
+    endpoint_model: str | Sequence[str] | None
+    endpoint_api: EndpointApi | Sequence[EndpointApi]
+    endpoint_body: str | Sequence[str]
+    concurrency: int
+    max_requests: int | None
+    endpoint_timeout: float
+    endpoint_retries: int
     seed: int
     repeats: int | str
     max_repeats: int | None
@@ -228,6 +240,7 @@ def prepare(
     with naming_origins(layered.origins):
         part = None if shard is None else Shard.parse(shard)
         _refuse_contradictions(layered, cells, part)
+        layered = _with_endpoint(layered, cells)
         read = read_documents if documents else read_scripts
         script = read(_script_names(scripts), limits=layered.settings.script_limits, skip_bad=skip_bad)
         _log_skipped(script)
@@ -267,6 +280,30 @@ def _refuse_contradictions(layered: Layered, cells: Sequence[Cell], shard: Shard
     if shard is not None:
         message = "--until-ci decides by the rows of all conversations, and --shard runs only some of them"
         raise UsageError(message, hint=leave_out)
+
+
+def _with_endpoint(layered: Layered, cells: Sequence[Cell]) -> Layered:
+    """The settings with as many conversations at a time as an endpoint takes requests, if there is one.
+
+    Raises `UsageError` for settings that a served model cannot have, see `check_settings`.
+    """
+    settings, served = layered.settings, False
+    for cell in cells:
+        own = settings.replace(**cell.overrides)
+        check_settings(own, layered.named | cell.overrides.keys())
+        served |= own.endpoint is not None
+    if not served:
+        if settings.max_requests is not None:
+            raise UsageError("--max-requests belongs to --endpoint, which is not given")
+        return layered
+    if settings.workers is not None or settings.devices or settings.ray is not None:
+        raise UsageError(
+            "--workers, --devices and --ray spread the work of a model over processes, and --endpoint has a server",
+            hint="--concurrency N sends N requests at a time",
+        )
+    if "batch_size" in layered.named:
+        raise UsageError("--batch-size is of an engine, and --endpoint has a server", hint="give --concurrency N")
+    return replace(layered, settings=settings.replace(batch_size=settings.concurrency))
 
 
 def _refuse_in_race(settings: RunSettings, cells: Sequence[Cell], shard: Shard | None) -> None:

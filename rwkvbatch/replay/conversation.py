@@ -34,10 +34,11 @@ from rwkvbatch.results.row import (
 )
 from rwkvbatch.script.checks.structured import Chosen
 from rwkvbatch.script.choices import Choice, ChoiceScore, ChoiceScores
-from rwkvbatch.script.records import Conversation, ReplyFacts, Turn
+from rwkvbatch.script.records import ReplyFacts, Turn
 from rwkvbatch.signals import ENDS_PROCESS
 
 if TYPE_CHECKING:
+    from rwkvbatch.endpoint.engine import EndpointEngine
     from rwkvbatch.engine.engine import Engine
 
 
@@ -70,11 +71,12 @@ class PromptEncoder:
     def _make_template(self, prompting: Prompting) -> PromptTemplate:
         return load_template(with_turn_end(prompting, self._weights_sha256))
 
-    def opening(self, conversation: Conversation, settings: CellSettings) -> tuple[int, ...]:
+    def opening(self, task: Task) -> tuple[int, ...]:
         """The tokens before the first turn: token 0 with `bos`, the system message and the prelude; may be empty."""
+        settings = task.settings
         prelude = None if settings.prelude is None else self._load_prelude(settings.prelude)
         begin = (END_OF_TEXT,) if settings.begins_with_bos() else ()
-        return (*begin, *self.encode(self.template(settings).opening(conversation.system, prelude)))
+        return (*begin, *self.encode(self.template(settings).opening(task.system, prelude)))
 
     def root(self, settings: CellSettings) -> int:
         """The engine's root number of the initial state."""
@@ -99,7 +101,9 @@ class ConversationReplay:
         # By turn of the dialogue, the tokens up to the end of its user message: probes count from there.
         self._said: dict[int, int] = {}
         self._encoder = encoder
-        self._history = encoder.opening(task.conversation, task.settings)
+        self._history = encoder.opening(task)
+        # The dialogue so far as messages, for a served model that has a template of its own.
+        self._messages = [{"role": "system", "content": task.system}] if task.system else []
 
     @property
     def over(self) -> bool:
@@ -131,15 +135,19 @@ class ConversationReplay:
         self._check_length(len(tokens))
         turn = self.task.of_turn(self.turn)
         settings = turn.settings
+        # Where a server's template makes the prompt, it also says what ends a reply.
+        is_chat = settings.uses_chat_api
+        messages = (*self._messages, {"role": "user", "content": self._next.user}) if is_chat else ()
         return Request(
             tokens=tokens,
             sampling=settings.sampling,
             noise=self._noise(turn.seed),
             max_tokens=settings.max_tokens,
             max_seconds=settings.max_seconds,
-            stop=(*self._template.stops, *settings.stop),
+            stop=settings.stop if is_chat else (*self._template.stops, *settings.stop),
             closing=self._template.closing,
             root=self._encoder.root(settings),
+            messages=messages,
         )
 
     def _check_length(self, num_tokens: int) -> None:
@@ -154,7 +162,7 @@ class ConversationReplay:
             return NoiseKey(seed, conversation, self.task.repeat, self.turn)
         return NoiseKey(seed, f"{conversation}\x1fprobe {probe.number}", self.task.repeat, probe.after)
 
-    def submit(self, engine: Engine) -> None:
+    def submit(self, engine: Engine | EndpointEngine) -> None:
         """Submit the work of the next turn: its reply, its reference reply, its choices.
 
         Raises `RwkvBatchError` or `ValueError` when the prompt is too long or the engine refuses the request.
@@ -168,7 +176,7 @@ class ConversationReplay:
         self._work = _Work(self.request() if turn.generate else None, texts)
         self.submit_more(engine)
 
-    def submit_more(self, engine: Engine) -> None:
+    def submit_more(self, engine: Engine | EndpointEngine) -> None:
         """Submit what is left of the next turn's work, as far as `MAX_PENDING` allows: each request has its tokens."""
         work = self._work
         if work is None:
@@ -247,22 +255,27 @@ class ConversationReplay:
         """
         if not self._next.plain:
             return self._with_given(*self._template.given_reply(reference))
-        # Not through the cache of encoded texts, which would keep documents.
-        encode = self._encoder.tokenizer.encode
-        settings = self.task.of_turn(self.turn).settings
-        begin = (END_OF_TEXT,) if settings.begins_with_bos(plain_text=True) else ()
-        before, text = (*begin, *encode(self._next.user)), tuple(encode(reference))
+        before, text = self._plain_prompt(), tuple(self._encoder.tokenizer.encode(reference))
         if not before and len(text) < 2:
             raise RowError("the text has one token, and nothing is read before it: use --bos on")
         return (before, text) if before else (text[:1], text[1:])
 
+    def _plain_prompt(self) -> tuple[int, ...]:
+        """The tokens before a plain text: token 0 (unless `bos` is off) and its prompt, read without a template."""
+        settings = self.task.of_turn(self.turn).settings
+        begin = (END_OF_TEXT,) if settings.begins_with_bos(plain_text=True) else ()
+        # Not through the cache of encoded texts, which would keep documents.
+        return (*begin, *self._encoder.tokenizer.encode(self._next.user))
+
     def _choice_tokens(self, choice: Choice) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The tokens before a choice, and those of the choice, as the beginning of the reply."""
+        """The tokens before a choice, and those of the choice, as a reply's beginning or after a plain prompt."""
+        if self._next.plain:
+            return self._plain_prompt(), tuple(self._encoder.encode(choice.text))
         return self._with_choice(self._choice_text(choice))
 
     def _choice_text(self, choice: Choice) -> str:
-        """A choice as the template writes a reply; after a `reply_prefix` exactly as it stands in the script."""
-        if self._template.reply_prefix:
+        """A choice as the template writes a reply; after a `reply_prefix` or a plain prompt as the script has it."""
+        if self._template.reply_prefix or self._next.plain:
             return choice.text
         return self._template.reply(choice.text).removesuffix(self._template.closing)
 
@@ -292,19 +305,24 @@ class ConversationReplay:
                 prefix, reply = self._with_choice(chosen + self._template.closing)
                 history = (*prefix, *reply)
             self._history = history
+            is_given = settings.history == "gold" and turn.reference is not None
+            said = turn.reference if is_given and turn.reference is not None else row.reply
+            self._messages += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": said}]
         self._place += 1
 
     def _row(self, work: _Work, reply: Reply | None, scores: list[Score], text: str) -> Row:
         turn = self._next
         if reply is not None and reply.finish_reason == "error":
             raise RowError(reply.error or "the engine could not make this reply")
+        self._check_scores(turn, scores)
         total = 0.0 if reply is None else math.fsum(reply.logprobs)
         sums = [math.fsum(score.logprobs) for score in scores]
         if not all(map(math.isfinite, (total, *sums))):
             raise NonFiniteLogitsError("the model's log-probabilities hold NaN or infinity")
         reference, choices = None, None
         if turn.reference is not None:
-            reference = self._reference(scores[0], sums[0], work.texts[0][1])
+            if not scores[0].unavailable:
+                reference = self._reference(scores[0], sums[0], work.texts[0][1])
             scores, sums = scores[1:], sums[1:]
         if turn.choices:
             choices = ChoiceScores(
@@ -316,6 +334,8 @@ class ConversationReplay:
             if reply is None:
                 text = _chosen(turn, choices).text.strip()
         num_ids = 0 if reply is None else len(reply.ids)
+        # A served model may give none, or count other tokens than those of this vocabulary.
+        num_logprobs = 0 if reply is None else len(reply.logprobs)
         finish_reason = SCORED if reply is None else reply.finish_reason
         facts = ReplyFacts(text, finish_reason, num_ids, turn.reference, choices)
         row = error_row(self.task, self.turn, "", reply, text)
@@ -330,13 +350,22 @@ class ConversationReplay:
             tokens=TokenCounts(max(len(prefix) for prefix, _ in work.texts), 0)
             if reply is None
             else replace(row.tokens, thinking=self._num_thinking(reply)),
-            logprob=Logprob(total / num_ids if num_ids else None, total),
+            logprob=Logprob(total / num_logprobs if num_logprobs else None, total),
             reference=reference,
             checks=judge(turn.checks, facts),
             error=None,
             choices=choices,
             probe=probe,
         )
+
+    @staticmethod
+    def _check_scores(turn: Turn, scores: Sequence[Score]) -> None:
+        """Raise `RowError` where a served model did not score a text that the row cannot do without."""
+        for score in scores:
+            if score.error is not None:
+                raise RowError(score.error)
+            if score.unavailable and (turn.choices or not turn.generate):
+                raise RowError(f"{score.unavailable}, so that neither choices nor texts can be scored")
 
     def _num_thinking(self, reply: Reply) -> int | None:
         """Tokens of the reply's thinking part; None if it has none, all if that has no end."""

@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Any
 import rwkvbatch
 from rwkvbatch import __version__
 from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, Stopping, first_turn_end
+from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.errors import InputError
 from rwkvbatch.files import open_file
 from rwkvbatch.prompt.templates import clean, clean_reply, load_prelude, with_turn_end
-from rwkvbatch.results.manifest import FIRST_SETTINGS, GIVEN_FOR_ALL, default_settings
+from rwkvbatch.results.manifest import FILLS_IN_SYSTEM, FIRST_SETTINGS, GIVEN_FOR_ALL, default_settings
 from rwkvbatch.results.row import RowDigest
 from rwkvbatch.results.script_copy import script_sha256
 from rwkvbatch.script.records import Conversation
 
 if TYPE_CHECKING:
-    from rwkvbatch.model.base import ModelSpec
     from rwkvbatch.prompt.tokenizer import Tokenizer
-    from rwkvbatch.replay.models import Setup
+    from rwkvbatch.replay.models import Setup, Spec
     from rwkvbatch.replay.plan import Plan
 
 GENERATION_RULES = 1
@@ -37,12 +37,11 @@ GENERATION_RULES = 1
 JUDGING_RULES = 1
 """Raised whenever a check would judge the same reply otherwise than before: rows are then judged again."""
 
-_FILES_OF_A_CELL = {"model", "adapter", "strategy", "backend", "state", "template", "prelude"}
+_OF_ENDPOINT = ("endpoint", "endpoint_model", "endpoint_api", "endpoint_body")
+_FILES_OF_A_CELL = {"model", "adapter", "strategy", "backend", "state", "template", "prelude", *_OF_ENDPOINT}
 
 
-def make_identity(
-    plan: Plan, specs: Mapping[Setup, ModelSpec], tokenizer_of: Callable[[ModelSpec], Tokenizer]
-) -> dict[str, Any]:
+def make_identity(plan: Plan, specs: Mapping[Setup, Spec], tokenizer_of: Callable[[Spec], Tokenizer]) -> dict[str, Any]:
     """All that the rows of `plan` depend on, as JSON values; raises as `cell_identities`."""
     cells = cell_identities(plan, specs, tokenizer_of)
     settings = plan.settings
@@ -80,7 +79,7 @@ def _own_of(plan: Plan) -> frozenset[str]:
 
 
 def cell_identities(
-    plan: Plan, specs: Mapping[Setup, ModelSpec], tokenizer_of: Callable[[ModelSpec], Tokenizer]
+    plan: Plan, specs: Mapping[Setup, Spec], tokenizer_of: Callable[[Spec], Tokenizer]
 ) -> dict[str, dict[str, Any]]:
     """What the rows of one cell depend on and those of others do not, by name, for the cells of `specs`, in order.
 
@@ -88,18 +87,30 @@ def cell_identities(
     """
     spec_of = {cell: spec for setup, spec in specs.items() for cell in setup.cells}
     return {
-        plan.cells[cell].name: _cell_identity(plan.cell_settings[cell], spec_of[cell], tokenizer_of(spec_of[cell]))
+        plan.cells[cell].name: {
+            **_cell_identity(plan.cell_settings[cell], spec_of[cell], tokenizer_of(spec_of[cell])),
+            **({FILLS_IN_SYSTEM: True} if _fills_in_system(plan, cell) else {}),
+        }
         for cell in sorted(spec_of)
     }
 
 
-def _cell_identity(settings: CellSettings, spec: ModelSpec, tokenizer: Tokenizer) -> dict[str, Any]:
+def _fills_in_system(plan: Plan, cell: int) -> bool:
+    return plan.cell_settings[cell].system is not None and not plan.replaces_system(cell)
+
+
+def _cell_identity(settings: CellSettings, spec: Spec, tokenizer: Tokenizer) -> dict[str, Any]:
     resolved = with_turn_end(settings, spec.weights_sha256)
     values = resolved.model_dump(mode="json", include=CellSettings.model_fields.keys() - _FILES_OF_A_CELL)
     state, template = settings.state, settings.template
+    # Only for served models, so that other runs have the manifests that they had before.
+    served = {} if settings.endpoint is None else {name: getattr(settings, name) for name in _OF_ENDPOINT}
+    if isinstance(spec, ServedSpec):
+        served["endpoint_model"] = spec.name
     prelude = None if settings.prelude is None else load_prelude(settings.prelude)
     return {
         **values,
+        **served,
         "weights_sha256": spec.weights_sha256,
         "dtype": spec.dtype,
         "backend": spec.backend,
@@ -213,7 +224,7 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def make_about(plan: Plan, specs: Mapping[Setup, ModelSpec], scripts: list[str], command: str) -> dict[str, Any]:
+def make_about(plan: Plan, specs: Mapping[Setup, Spec], scripts: list[str], command: str) -> dict[str, Any]:
     """How the run was started: versions, machine, paths, and settings that do not change replies."""
     settings = plan.settings
     versions = {"python": platform.python_version()}
@@ -237,19 +248,7 @@ def make_about(plan: Plan, specs: Mapping[Setup, ModelSpec], scripts: list[str],
         "limit": settings.limit,
         "shuffle_seed": settings.shuffle_seed,
         "models": [
-            {
-                "path": spec.path,
-                **({} if spec.adapter is None else {"adapter": spec.adapter}),
-                "generation": spec.generation,
-                "layers": spec.num_layers,
-                "width": spec.width,
-                "parameters": spec.num_parameters,
-                "vocabulary": spec.vocab_size,
-                "weights_sha256": spec.weights_sha256,
-                "device": spec.device,
-                "bitwise": spec.bitwise,
-                "cells": [plan.cells[cell].name for cell in setup.cells],
-            }
+            {**_about_model(spec), "cells": [plan.cells[cell].name for cell in setup.cells]}
             for setup, spec in specs.items()
         ],
         "batch_size": settings.batch_size,
@@ -261,7 +260,24 @@ def make_about(plan: Plan, specs: Mapping[Setup, ModelSpec], scripts: list[str],
     }
 
 
-def _files_of(settings: CellSettings, spec: ModelSpec) -> dict[str, str | None]:
+def _about_model(spec: Spec) -> dict[str, Any]:
+    if isinstance(spec, ServedSpec):
+        return {"path": spec.path, "endpoint": spec.url, "name": spec.name, "bitwise": False}
+    return {
+        "path": spec.path,
+        **({} if spec.adapter is None else {"adapter": spec.adapter}),
+        "generation": spec.generation,
+        "layers": spec.num_layers,
+        "width": spec.width,
+        "parameters": spec.num_parameters,
+        "vocabulary": spec.vocab_size,
+        "weights_sha256": spec.weights_sha256,
+        "device": spec.device,
+        "bitwise": spec.bitwise,
+    }
+
+
+def _files_of(settings: CellSettings, spec: Spec) -> dict[str, str | None]:
     """The names of the files whose hashes are in a cell's identity."""
     return {"model": spec.path, "state": settings.state, "template": settings.template, "prelude": settings.prelude}
 

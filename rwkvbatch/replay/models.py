@@ -6,9 +6,12 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Union
 
 from rwkvbatch.config import NO_ADAPTER, RunSettings
+from rwkvbatch.endpoint.client import Budget, Client, ClientOptions, check_url
+from rwkvbatch.endpoint.engine import EndpointEngine
+from rwkvbatch.endpoint.served import Endpoint, ServedSpec, served_spec
 from rwkvbatch.errors import InputError, UsageError
 from rwkvbatch.prompt.templates import load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
@@ -23,10 +26,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+Spec = Union["ModelSpec", ServedSpec]
+"""What is known about the model of a setup."""
+
 
 @dataclass(frozen=True)
 class Setup:
-    """A model as some cells use it, and the numbers of those cells; on `device` if --devices names it."""
+    """A model as some cells use it, and the numbers of those cells; on `device` if --devices names it.
+
+    With an `endpoint` a server has the model, and the fields about one in this process say nothing.
+    """
 
     model: str | None
     strategy: str
@@ -34,6 +43,7 @@ class Setup:
     cells: tuple[int, ...]
     adapter: str = NO_ADAPTER
     device: str | None = None
+    endpoint: Endpoint | None = None
 
     def on_device(self, device: str | None) -> Self:
         """The setup on another device, at the same precision; None leaves it as it is.
@@ -47,10 +57,12 @@ class Setup:
 
 def setups_of(plan: Plan) -> tuple[Setup, ...]:
     """The different models of the plan's cells, in the cells' order."""
-    groups: dict[tuple[str | None, str, str, str], list[int]] = {}
+    groups: dict[tuple[str | None, str, str, str, Endpoint | None], list[int]] = {}
     for number, each in enumerate(plan.cell_settings):
-        groups.setdefault((each.model, each.strategy, each.backend, each.adapter), []).append(number)
-    return tuple(Setup(*key[:3], tuple(cells), key[3]) for key, cells in groups.items())
+        endpoint = Endpoint.of(each)
+        model = each.model if endpoint is None else None
+        groups.setdefault((model, each.strategy, each.backend, each.adapter, endpoint), []).append(number)
+    return tuple(Setup(*key[:3], tuple(cells), key[3], endpoint=key[4]) for key, cells in groups.items())
 
 
 class ModelLoader:
@@ -66,6 +78,8 @@ class ModelLoader:
         self._say = say
         self._given = model
         self._loaded: tuple[tuple[str | None, str, str, str], Model] | None = None
+        self._served: dict[Endpoint, tuple[Client, ServedSpec]] = {}
+        self._budget = Budget(settings.max_requests)
 
     def model(self, setup: Setup) -> Model:
         """The setup's model, loaded unless it is the one in memory; raises `CheckpointError` or `UsageError`."""
@@ -88,22 +102,38 @@ class ModelLoader:
             self._loaded = (key, model)
         return self._loaded[1]
 
-    def tokenizer(self, spec: ModelSpec) -> Tokenizer:
+    def spec(self, setup: Setup) -> Spec:
+        """The setup's model in words and numbers; raises as `model`, or as `served_spec`."""
+        return self.model(setup).spec if setup.endpoint is None else self._serving(setup.endpoint)[1]
+
+    def _serving(self, endpoint: Endpoint) -> tuple[Client, ServedSpec]:
+        if endpoint not in self._served:
+            settings = self._settings
+            options = ClientOptions(settings.concurrency, settings.endpoint_timeout, settings.endpoint_retries)
+            client = Client(check_url(endpoint.url), options, budget=self._budget)
+            self._served[endpoint] = client, served_spec(endpoint, client)
+        return self._served[endpoint]
+
+    def tokenizer(self, spec: Spec) -> Tokenizer:
         """The tokenizer of a model; raises as `tokenizer_of`."""
         return tokenizer_of(spec, self._settings.vocab)
 
-    def specs(self, setups: Sequence[Setup]) -> dict[Setup, ModelSpec]:
+    def specs(self, setups: Sequence[Setup]) -> dict[Setup, Spec]:
         """The spec of every setup's model. The first setup's model stays in memory."""
-        return {setup: self.model(setup).spec for setup in reversed(setups)}
+        return {setup: self.spec(setup) for setup in reversed(setups)}
 
     def encoder(self, setup: Setup, plan: Plan) -> PromptEncoder:
         """The prompt encoder of a setup. State files have the roots 1, 2, ... in the order of the cells."""
-        spec = self.model(setup).spec
+        spec = self.spec(setup)
         limit, roots = self._settings.max_prompt_tokens, self.state_files(setup, plan)
         return PromptEncoder(self.tokenizer(spec), roots, limit, spec.weights_sha256)
 
-    def engine(self, setup: Setup, plan: Plan, batch: int) -> Engine:
+    def engine(self, setup: Setup, plan: Plan, batch: int) -> Engine | EndpointEngine:
         """An engine that generates `batch` replies at once, with the initial states of the setup's cells."""
+        if setup.endpoint is not None:
+            client, spec = self._serving(setup.endpoint)
+            extra = setup.endpoint.extra
+            return EndpointEngine(client, spec, self.tokenizer(spec), extra=extra, max_batch=batch)
         from rwkvbatch.engine.engine import Engine
         from rwkvbatch.model.states import load_state
 
@@ -141,7 +171,10 @@ def vocabularies(plan: Plan) -> tuple[Tokenizer, list[str]]:
 
     found: list[Tokenizer] = []
     warnings: list[str] = []
-    for model in dict.fromkeys(settings.model for settings in plan.cell_settings):
+    for model, url in dict.fromkeys((settings.model, settings.endpoint) for settings in plan.cell_settings):
+        if url is not None:
+            found.append(tokenizer_of(ServedSpec(url, "", "completions", ""), plan.settings.vocab))
+            continue
         try:
             with open_checkpoint(resolve_model_path(model).path) as checkpoint:
                 tokenizer = tokenizer_of(describe(checkpoint), plan.settings.vocab)

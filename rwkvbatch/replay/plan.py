@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
-from rwkvbatch.config import CellSettings, RunSettings, TurnEnd
+from rwkvbatch.config import OPEN_THINKING, CellSettings, RunSettings, TurnEnd
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.layers import Layered
@@ -22,6 +22,7 @@ from rwkvbatch.replay.race import FIRST_LOOK, Draws
 from rwkvbatch.replay.row_index import Member, RowIndex, Shard
 from rwkvbatch.results.row import RowKey
 from rwkvbatch.script.records import Conversation
+from rwkvbatch.script.tools import CALL_PREFIX, with_tools
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ class Task:
     settings: CellSettings
     seed: int
     turns: Mapping[int, TurnSettings] = field(default_factory=dict["int", "TurnSettings"])
+
+    @property
+    def system(self) -> str | None:
+        """The system message that is read: the settings', else the conversation's, and the list of its tools."""
+        own = self.conversation.system if self.settings.system is None else self.settings.system
+        return with_tools(own, self.conversation.tools)
 
     def of_turn(self, turn: int) -> TurnSettings:
         return self.turns.get(turn) or TurnSettings(self.settings, self.seed)
@@ -157,6 +164,13 @@ class Plan(RowIndex):
             turns=turns,
         )
 
+    def replaces_system(self, cell: int) -> bool:
+        """Whether the cell's system message, if any, stands in place of those of the script, or only where it has none.
+
+        The command line's and the grid's do, those of the environment and the config file do not.
+        """
+        return "system" in self.explicit or "system" in self.cells[cell].overrides
+
     def greedy_cells(self) -> tuple[Cell, ...]:
         """The cells in which every reply is greedy, so that repetitions cannot differ."""
         own = [number for number in self.chosen if _has_params(self.conversations[number])]
@@ -177,23 +191,50 @@ class Plan(RowIndex):
         """The settings of a task, and those of its turns that have params of their own."""
         conversation, cell = self.conversations[conversation_number], self.cells[cell_number]
         default = TurnSettings(self.cell_settings[cell_number], self.settings.seed)
-        whole = self._with_params(default, conversation.params, cell, f"{conversation.source}: params")
+        source, has_tools = conversation.source, bool(conversation.tools)
+        fills_in = default.settings.system is not None and not self.replaces_system(cell_number)
+        if fills_in and conversation.system is not None:
+            default = TurnSettings(default.settings.replace(system=None), default.seed)
+        whole = self._with_params(default, conversation.params, cell, f"{source}: params", has_tools=has_tools)
         turns = {
-            number: self._with_params(whole, turn.params, cell, f"{conversation.source}: params of turn {number}")
+            number: self._with_params(
+                whole, turn.params, cell, f"{source}: params of turn {number}", has_tools=has_tools
+            )
             for number, turn in enumerate(conversation.turns)
             if turn.params
         }
         return whole, turns
 
-    def _with_params(self, given: TurnSettings, params: Mapping[str, Any], cell: Cell, where: str) -> TurnSettings:
+    def _with_params(
+        self, given: TurnSettings, params: Mapping[str, Any], cell: Cell, where: str, *, has_tools: bool
+    ) -> TurnSettings:
         own = {key: value for key, value in params.items() if key not in self.explicit and key not in cell.overrides}
         seed = own.pop("seed", given.seed)
         try:
-            settings = given.settings.replace(**own) if own else given.settings
+            settings = with_params(given.settings, own, has_tools=has_tools)
             settings.check_reply_prefix()
             return TurnSettings(settings, seed)
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from None
+
+
+_Settings = TypeVar("_Settings", bound=CellSettings)
+
+
+def with_params(settings: _Settings, params: Mapping[str, Any], *, has_tools: bool) -> _Settings:
+    """`settings` with those of a conversation or a turn.
+
+    A reply does not begin with a call of a tool where it begins with thinking, or where a server makes the prompt.
+
+    Raises:
+        UsageError: a value is not allowed.
+    """
+    if not params:
+        return settings
+    found = settings.replace(**params)
+    is_call = has_tools and str(params.get("reply_prefix", "")).startswith(CALL_PREFIX)
+    is_left_out = is_call and (found.think in OPEN_THINKING or found.uses_chat_api)
+    return found.replace(reply_prefix="") if is_left_out else found
 
 
 def _cell_settings(settings: RunSettings, cell: Cell, turn_ends: Mapping[str, TurnEnd]) -> RunSettings:

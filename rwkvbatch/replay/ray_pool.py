@@ -10,20 +10,15 @@ from __future__ import annotations
 import logging
 import math
 import os
-import platform
 import queue
 import re
-import signal
 import socket
 import threading
 import time
-import uuid
-import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -32,164 +27,23 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rwkvbatch import __version__
 from rwkvbatch.config import ENVIRONMENT_PREFIX, RunSettings
-from rwkvbatch.errors import NoClusterError, RwkvBatchError, UsageError, WorkerError
-from rwkvbatch.replay.identity import cell_identities, code_sha256
+from rwkvbatch.errors import RwkvBatchError, WorkerError
+from rwkvbatch.replay.identity import cell_identities
 from rwkvbatch.replay.models import ModelLoader, Setup, setups_of
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Event, Joined, Left, Order, RestartLimit, processors
+from rwkvbatch.replay.ray_cluster import Slot, cluster_nodes, connect, make_slots, raylet_is_alive, versions
 from rwkvbatch.replay.worker import LogCollector, Worker, collecting_logs, serve
 
-CONNECT_S = 5.0
-LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
-"""Object store of a cluster that `--ray local` starts: it holds the plan and events in transit."""
 PLACEMENT_S = 60.0
 """How long an actor may wait for room on the cluster before a warning or an error."""
 
-_START_HINT = "start a cluster with `ray start --head`, or give local"
+_RAYLET_ENDED = "Ray's process on this machine (the raylet) has ended"
 
 _ray = cast("Any", ray)  # most of its functions have no types
 _log = logging.getLogger(__name__)
 _MakeLoader = Callable[[], ModelLoader]
-
-
-@dataclass(frozen=True)
-class Node:
-    """A machine of the cluster, and what it offers."""
-
-    id: str
-    cpus: float
-    gpus: float
-
-
-@dataclass(frozen=True)
-class Slot:
-    """What one worker reserves: `cpus` or `gpus` below one where workers share it, and threads of its kernels.
-
-    Its strategies are moved to the kind of device `device`, unless that is None. Without `node`, the id of the
-    preferred one, Ray spreads the workers.
-    """
-
-    cpus: float
-    gpus: float
-    threads: int
-    device: str | None = None
-    node: str | None = None
-
-
-def make_slots(nodes: Sequence[Node], settings: RunSettings, strategies: Sequence[str]) -> list[Slot]:
-    """Slots of a run's workers: as many as were asked for; else one a GPU; else one a node, with all its processors."""
-    device = settings.devices[0].partition(":")[0] if settings.devices else None
-    on_cpu = device == "cpu" or (device is None and all(text.startswith("cpu") for text in strategies))
-    num_gpus = int(sum(node.gpus for node in nodes))
-    if not on_cpu and not num_gpus and (device == "cuda" or any("cuda" in text for text in strategies)):
-        raise WorkerError("GPUs are asked for, and the cluster has none", hint="give --strategy cpu")
-    count = settings.workers or len(settings.devices)
-    if num_gpus and not on_cpu:
-        count = count or num_gpus
-        workers_per_gpu = math.ceil(count / num_gpus)
-        cpus = min(_share(node.cpus, int(node.gpus) * workers_per_gpu) for node in nodes if node.gpus)
-        threads = settings.threads or max(1, int(cpus))
-        return [Slot(min(1.0, cpus), _share(1.0, workers_per_gpu), threads, device)] * count
-
-    def slot(cpus: float, node: str | None = None) -> Slot:
-        threads = settings.threads or max(1, int(cpus))
-        return Slot(min(float(threads), cpus), 0.0, threads, device, node)
-
-    if not any(node.cpus for node in nodes):
-        raise WorkerError("the cluster offers no processors")
-    if count:
-        return [slot(_largest_share([node.cpus for node in nodes], count))] * count
-    return [slot(node.cpus, node.id) for node in nodes if node.cpus]
-
-
-def _largest_share(amounts: Sequence[float], count: int) -> float:
-    """The largest share of which `count` fit on nodes that have `amounts`."""
-    counts = [0] * len(amounts)
-    for _ in range(count):
-        best = max(range(len(amounts)), key=lambda node: amounts[node] / (counts[node] + 1))
-        counts[best] += 1
-    return min(_share(amount, num) for amount, num in zip(amounts, counts, strict=True) if num)
-
-
-def _share(amount: float, count: int) -> float:
-    """An even share, as Ray can reserve it: a whole number, or below 1 a multiple of 0.0001."""
-    share = amount / count
-    return float(int(share)) if share >= 1 else int(share * 10_000) / 10_000
-
-
-def connect(address: str, num_cpus: int) -> bool:
-    """Connect this process to a cluster; `local` starts one on this machine, with `num_cpus` processors.
-
-    Returns False when the process was connected before; the caller must not close that connection. Raises `UsageError`
-    when it is connected to some other cluster, and `NoClusterError` when there is none or it runs other versions.
-    """
-    if _ray.is_initialized():
-        if address != "auto":
-            problem = f"--ray {address}: this process is connected to a Ray cluster already"
-            raise UsageError(problem, hint="give auto to use it, or call ray.shutdown() first")
-        return False
-    check_listening(_auto_address() if address == "auto" else address)
-    options: dict[str, Any] = {}
-    if address == "local":
-        options = {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE_BYTES}
-    try:
-        with _quiet_ray():
-            namespace = f"rwkvbatch-{uuid.uuid4().hex[:8]}"
-            _ray.init(address, namespace=namespace, log_to_driver=False, logging_level=logging.CRITICAL, **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        _ray.shutdown()
-        raise NoClusterError(f"--ray {address}: {' '.join(str(error).split())}", hint=_START_HINT) from None
-    return True
-
-
-def _auto_address() -> str:
-    """What `auto` means for Ray: `RAY_ADDRESS`, or the cluster of `ray start` on this machine; empty if there is none.
-
-    Source: `read_ray_address` in https://github.com/ray-project/ray/blob/master/python/ray/_private/services.py.
-    """
-    if given := os.environ.get("RAY_ADDRESS"):
-        return given
-    try:
-        return (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster").read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
-def check_listening(address: str) -> None:
-    """Raise `NoClusterError` when nothing listens at HOST:PORT, where Ray tries for minutes; other forms are Ray's."""
-    host, colon, port = address.rpartition(":")
-    if not (colon and port.isdecimal()):
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
-    except (OSError, OverflowError) as error:
-        raise NoClusterError(f"--ray {address}: nothing listens there: {error}", hint=_START_HINT) from None
-
-
-@contextmanager
-def _quiet_ray() -> Generator[None]:
-    """Ignore Ray's warnings, and restore the signal handlers that `ray.init` replaces."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-
-
-def versions() -> dict[str, str]:
-    """What must be the same on every node, by name."""
-    return {
-        "rwkvbatch": __version__,
-        "rwkvbatch's code": code_sha256()[:12],
-        "Python": ".".join(platform.python_version_tuple()[:2]),
-        "Ray": metadata.version("ray"),
-    }
 
 
 def _own_variables() -> dict[str, str]:
@@ -377,12 +231,14 @@ class RayPool:
         elif not self._events:
             time.sleep(timeout_s)
         self._check_room()
-        self._check_node()
+        if not raylet_is_alive():  # Ray ends this process too, some seconds later
+            error = WorkerError(_RAYLET_ENDED, hint="start the cluster again, or give local")
+            self._events.append((-1, Left(_RAYLET_ENDED, error)))
         events, self._events = self._events, []
         return events
 
     def close(self) -> None:
-        if not _node_is_alive():  # calls to it would wait until Ray ends this process
+        if not raylet_is_alive():  # calls to it would wait until Ray ends this process
             self._actors.clear()
         for number in list(self._actors):
             self._remove(number)
@@ -395,9 +251,7 @@ class RayPool:
     def _start(self) -> None:
         settings = self._plan.settings
         self._owns_connection = connect(settings.ray or "auto", processors())
-        alive = {node["NodeID"]: node["Resources"] for node in _ray.nodes() if node["Alive"]}
-        nodes = [Node(name, offered.get("CPU", 0.0), offered.get("GPU", 0.0)) for name, offered in alive.items()]
-        slots = make_slots(nodes, settings, [setup.strategy for setup in setups_of(self._plan)])
+        slots = make_slots(cluster_nodes(), settings, [setup.strategy for setup in setups_of(self._plan)])
         self._restarts = RestartLimit(len(slots))
         self._plan_ref = _ray.put(self._plan)
         actor_class = _ray.remote(concurrency_groups={"control": 1})(RayWorker)
@@ -416,7 +270,7 @@ class RayPool:
                     if isinstance(event, Left) and event.error is not None:
                         raise event.error
             number, actor = next((number, actor) for number, actor in self._actors.items() if actor.name)
-            there = [_setup_on(actor.slot, setup) for setup in setups]
+            there = [actor.slot.setup(setup) for setup in setups]
             try:
                 specs = _ray.get(actor.handle.specs.remote(self._loader_for(actor), actor.name, there))
             except RayTaskError as error:
@@ -430,7 +284,7 @@ class RayPool:
 
     def _serve(self, actor: _Actor) -> None:
         assert self._setup is not None
-        setup = _setup_on(actor.slot, self._setup)
+        setup = actor.slot.setup(self._setup)
         expected = self._identities[self._setup]
         actor.call = actor.handle.serve.remote(self._loader_for(actor), actor.name, setup, self._plan_ref, expected)
 
@@ -470,14 +324,6 @@ class RayPool:
         else:
             self._remove(number)
 
-    def _check_node(self) -> None:
-        """End the run when Ray's process on this node has ended: Ray ends this process too, some seconds later."""
-        if not _node_is_alive():
-            problem = "Ray's process on this machine (the raylet) has ended"
-            self._events.append(
-                (-1, Left(problem, WorkerError(problem, hint="start the cluster again, or give local")))
-            )
-
     def _check_room(self) -> None:
         """Warn of actors that the cluster has no room for; they may still start. No actor at all is an error."""
         none_runs = not any(actor.name for actor in self._actors.values())
@@ -497,14 +343,6 @@ class RayPool:
         _ray.kill(self._actors.pop(number).handle)
 
 
-def _node_is_alive() -> bool:
-    """Whether the raylet that this process started still runs; True where another program started it."""
-    worker: Any = getattr(_ray._private, "worker", None)
-    node: Any = getattr(worker, "_global_node", None)
-    started: list[Any] = [] if node is None else node.all_processes.get("raylet", [])
-    return all(info.process.poll() is None for info in started)
-
-
 def _reason(error: RayError) -> str:
     """Why a call failed, in one line."""
     if isinstance(error, ActorUnavailableError):
@@ -515,10 +353,3 @@ def _reason(error: RayError) -> str:
 def _start_error(name: str, error: RayError) -> WorkerError:
     hint = "the driver and every node need the same rwkvbatch (one wheel), plug-ins, Python 3.x and Ray"
     return WorkerError(f"{name} cannot start: {_reason(error)}", hint=hint)
-
-
-def _setup_on(slot: Slot, setup: Setup) -> Setup:
-    """The setup as an actor sees it: Ray shows it one GPU, which is `cuda` whatever its number."""
-    moved = setup.on_device(slot.device)
-    device = None if moved.device is None else re.sub(r"cuda:\d+", "cuda", moved.device)
-    return replace(moved, strategy=re.sub(r"cuda:\d+", "cuda", moved.strategy), device=device)

@@ -7,7 +7,7 @@
 | LMSYS        | `conversation`                         | the same                                 |
 | MT-Bench     | `turns` or `question_id`               | the same                                 |
 | OpenAI chat  | `messages`, and keys or contents that the native form has not | the same          |
-| plain text   | `text`, or `continuation`              | an error                                 |
+| plain text   | `text`, `continuation`, or `prompt` and `choices` | an error                       |
 | native       | `messages`                             | an error                                 |
 """
 
@@ -31,6 +31,7 @@ from rwkvbatch.script.native import (
     read_native,
     read_plain_text,
     read_tags,
+    read_tooling,
     to_turns,
 )
 from rwkvbatch.script.records import Conversation, SourceLine, Turn, is_array, is_object, refuse, shown, type_name
@@ -39,6 +40,7 @@ _ROLE_NAMES: Mapping[Role, tuple[str, ...]] = {
     "system": ("system", "developer"),
     "user": ("user", "human"),
     "assistant": ("assistant", "gpt", "chatgpt", "bing", "bard", "model"),
+    "tool": ("tool", "function"),
 }
 _ROLES: Mapping[str, Role] = {name: role for role, names in _ROLE_NAMES.items() for name in names}
 _OPENAI_PARAMS = (
@@ -51,10 +53,10 @@ _OPENAI_PARAMS = (
     "presence_penalty",
     "frequency_penalty",
 )
-_NOT_REPLAYED = ("tool_calls", "function_call", "audio", "refusal")
+_NOT_REPLAYED = ("audio", "refusal")
 """Fields of a message that are a part of it and have no counterpart here."""
 
-_CHANGING_FIELDS = ("tools", "functions", "tool_choice", "function_call", "logit_bias", "response_format")
+_CHANGING_FIELDS = ("logit_bias", "response_format")
 """Fields of a request that change its reply and have no counterpart here."""
 
 
@@ -73,16 +75,17 @@ _LooseId = Annotated[str | None, BeforeValidator(lambda value: str(value) if typ
 
 
 class _OpenAiMessage(_Lenient):
-    also_known: ClassVar[frozenset[str]] = OF_THE_REPLY
+    also_known: ClassVar[frozenset[str]] = OF_THE_REPLY | {"tool_calls", "function_call", "tool_call_id", "name"}
     role: str
     content: Any = None
 
 
+_TOOL_KEYS = frozenset({"tools", "tool_choice", "functions", "function_call"})
 _NATIVE_KEYS = frozenset({"tags", "params", "expect", "probes"})
 
 
 class _OpenAi(_Lenient):
-    also_known: ClassVar[frozenset[str]] = _NATIVE_KEYS | {*_OPENAI_PARAMS, "defaults"}
+    also_known: ClassVar[frozenset[str]] = _NATIVE_KEYS | _TOOL_KEYS | {*_OPENAI_PARAMS, "defaults"}
     messages: list[Any]
     id: _LooseId = None
 
@@ -138,6 +141,10 @@ def _read_sharegpt(line: Mapping[str, Any], source: SourceLine, default_id: str)
             continue
         message = _ShareGptMessage.read(item, source, where)
         role = _role(message.role, source, f"{where}.from")
+        if role == "tool":
+            hint = "tool calls of this form have no common notation; write them as OpenAI messages"
+            known = ", ".join(name for name, role in _ROLES.items() if role != "tool")
+            refuse(source, f"{where}.from: must be one of {known}, got {shown(message.role)}", hint)
         if role == "assistant" and all(earlier.role == "system" for earlier in messages):
             # Conversations that were cut out of longer ones begin with a reply.
             refuse(
@@ -199,7 +206,21 @@ def _read_openai_chat(request: Mapping[str, Any], source: SourceLine, default_id
     parsed = parse_params(params, source, where or "line")
     # The id of a batch request is its `custom_id`.
     name = default_id if where else read_id(raw.id, default_id, source)
-    return Conversation(name, *to_turns(messages, source), (), parsed, source)
+    tools, begins = _openai_tools(request, source, prefix)
+    return Conversation(name, *to_turns(messages, source, begins=begins), (), parsed, source, tools)
+
+
+def _openai_tools(
+    request: Mapping[str, Any], source: SourceLine, prefix: str
+) -> tuple[tuple[Mapping[str, Any], ...], str | None]:
+    """As `read_tooling`; `functions` and `function_call` are the former names of `tools` and `tool_choice`."""
+    keys = ("functions", "function_call") if request.get("functions") is not None else ("tools", "tool_choice")
+    for former, now in (("functions", "tools"), ("function_call", "tool_choice")):
+        if request.get(former) not in (None, "none", "auto") and request.get(now) is not None:
+            refuse(
+                source, f"{prefix}{former}: is the former name of {now}, which is there too", "remove one of the two"
+            )
+    return read_tooling(request.get(keys[0]), request.get(keys[1]), source, prefix, keys)
 
 
 def _openai_message(item: Any, source: SourceLine, where: str) -> Message:
@@ -209,16 +230,25 @@ def _openai_message(item: Any, source: SourceLine, where: str) -> Message:
             refuse(
                 source, f"{where}.{name}: cannot be replayed", "remove it, or leave the conversation out (--skip-bad)"
             )
-    if "content" not in item:
+    calls = item.get("tool_calls") or None
+    if (former := item.get("function_call")) is not None:
+        if calls is not None:
+            refuse(source, f"{where}.function_call: is the former name of tool_calls, which is there too", "remove it")
+        calls = [former]
+    if "content" not in item and calls is None:
         refuse(source, f"{where}.content: is missing")
-    return Message(_role(one.role, source, f"{where}.role"), _content(one.content, source, where), where)
+    role = _role(one.role, source, f"{where}.role")
+    content = "" if calls is not None and one.content is None else _content(one.content, source, where)
+    tool_call_id = item.get("tool_call_id")
+    if not isinstance(tool_call_id, str | None):
+        refuse(source, f"{where}.tool_call_id: must be a string, got {type_name(tool_call_id)}")
+    return Message(role, content, where, tool_calls=calls, tool_call_id=tool_call_id)
 
 
 def _role(name: str, source: SourceLine, where: str) -> Role:
     role = _ROLES.get(name)
     if role is None:
-        hint = "tool messages cannot be replayed"
-        refuse(source, f"{where}: must be one of {', '.join(_ROLES)}, got {shown(name)}", hint)
+        refuse(source, f"{where}: must be one of {', '.join(_ROLES)}, got {shown(name)}")
     return role
 
 
@@ -334,7 +364,10 @@ _FORMS: Sequence[tuple[Callable[[Mapping[str, Any]], bool], Callable[..., Conver
     (lambda line: "conversation" in line and "messages" not in line, _read_lmsys),
     (lambda line: "turns" in line or "question_id" in line, _read_mt_bench),
     (_is_openai, _read_openai_chat),
-    (lambda line: is_plain_text(line) and not line.keys().isdisjoint(("text", "continuation")), read_plain_text),
+    (
+        lambda line: is_plain_text(line) and not line.keys().isdisjoint(("text", "continuation", "choices")),
+        read_plain_text,
+    ),
     (lambda line: "messages" not in line and not line.keys() <= _NATIVE_KEYS | {"id"}, _refuse_form),
     (lambda _: True, read_native),
 )

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from rwkvbatch.config import HistoryMode, TurnEnd
+from rwkvbatch.script.checks.structured import ToolCall
 from rwkvbatch.script.records import Conversation, SourceLine, shown
+from rwkvbatch.script.tools import calls_in
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,31 @@ def _lint_one(
             found = f"does not begin with the reply prefix {shown(prefix)}"
             hint = "it is scored without a prefix, as it stands; begin it with the prefix to score the rest of it"
             yield LintWarning("reference-without-prefix", source, name, f"turn {number} reference", found, hint)
+    yield from _unknown_functions(conversation)
     dialogue = [turn for turn in conversation.turns if turn.probe is None]
     for number, turn in enumerate(dialogue[:-1]):
         if history == "gold" and turn.reference is None:
             hint = "with `--history gold` the next turn sees the model's own reply; add an assistant message"
             yield LintWarning("missing-reference", source, name, f"turn {number}", "has no reference reply", hint)
+
+
+def _unknown_functions(conversation: Conversation) -> Iterator[LintWarning]:
+    """Calls in references and checks of functions that are none of the conversation's tools."""
+    names = [str(tool["name"]) for tool in conversation.tools]
+    if not names:
+        return
+    known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    hint = f"the model cannot know it; the tools are {known}"
+    for number, turn in enumerate(conversation.turns):
+        found = calls_in(turn.reference or "")
+        for place, called in (
+            (f"turn {number} reference", [] if isinstance(found, str) else [call.name for call in found]),
+            (f"turn {number}", [n for c in turn.checks if isinstance(c.rule, ToolCall) for n in c.rule.names]),
+        ):
+            for name in dict.fromkeys(called):
+                if name not in names:
+                    message = f"calls {shown(name)}, which is none of the tools"
+                    yield LintWarning("unknown-function", conversation.source, conversation.id, place, message, hint)
 
 
 def _empty(text: str) -> str | None:

@@ -30,6 +30,7 @@ from rwkvbatch.script.records import (
     shown,
     type_name,
 )
+from rwkvbatch.script.tools import RESULT_PREFIX, calls_text, read_calls, read_choice, read_tools
 
 MAX_ID_LENGTH = 200
 
@@ -130,14 +131,15 @@ def parse_params(raw: Mapping[str, Any], source: SourceLine, where: str = "param
     return found
 
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True)
 class Message:
     """One message of any form; what belongs to the reply is not parsed yet. `reply_prefix` is one of the params.
 
-    `where` names the message in its line, such as `messages[2]`.
+    A message of the role `tool` is the result of a call, the content of an assistant message with `tool_calls` what is
+    said before them. `where` names the message in its line, such as `messages[2]`.
     """
 
     role: Role
@@ -149,24 +151,30 @@ class Message:
     choices: Any = None
     generate: bool | None = None
     probes: Any = None
+    tool_calls: Any = None
+    tool_call_id: str | None = None
 
 
 OF_THE_REPLY = frozenset({"expect", "params", "reply_prefix", "choices", "generate", "probes"})
-"""Keys of a user message that are about the reply that it asks for."""
+"""Keys of a user or tool message that are about the reply that it asks for."""
 
 
 def to_turns(
-    messages: Sequence[Message], source: SourceLine, standing: Any = None
+    messages: Sequence[Message], source: SourceLine, standing: Any = None, begins: str | None = None
 ) -> tuple[str | None, tuple[Turn, ...]]:
     """The system message, if any, and the turns; `standing` are the probes that are asked after every turn.
 
     Every user message begins a turn; an assistant message right after it is the turn's reference. Of two user messages
-    in a row the first is a turn without a reference.
+    in a row the first is a turn without a reference. Tool messages in a row are one turn.
+
+    Args:
+        begins: what every reply begins with unless its message says so, or its reference does not begin so: where tools
+            are called.
     """
     system: str | None = None
     turns: list[Turn] = []
     probes: list[tuple[int, Any, str]] = []
-    for at, message in enumerate(messages):
+    for at, message in enumerate(_as_text(messages, source)):
         where = message.where
         if message.role != "user":
             for key in sorted(OF_THE_REPLY):
@@ -189,11 +197,64 @@ def to_turns(
             turns[-1] = replace(turns[-1], reference=message.content)
     if not turns:
         refuse(source, "has no user message, so there is nothing to reply to", "add a message of role user")
+    if begins is not None:
+        turns = [_beginning(turn, begins) for turn in turns]
     for number, turn in enumerate(turns):
         _check_needs(turn, source, f"turn {number}")
     if standing is not None:
         probes += [(number, standing, "probes") for number in range(len(turns))]
     return system, (*turns, *_read_probes(probes, len(turns), system is not None, source))
+
+
+def _as_text(messages: Sequence[Message], source: SourceLine) -> list[Message]:
+    """The messages with tool calls as text of the reply, and their results as a user message."""
+    found: list[Message] = []
+    ids: tuple[str | None, ...] = ()
+    results: list[Message] = []
+
+    def end_results() -> None:
+        if results:
+            # In the order of the calls, which is all that tells results apart.
+            ordered = sorted(results, key=lambda one: ids.index(one.tool_call_id) if one.tool_call_id in ids else 0)
+            content = RESULT_PREFIX + "\n".join(one.content for one in ordered)
+            found.append(replace(results[-1], role="user", content=content, tool_call_id=None))
+            results.clear()
+
+    for message in messages:
+        where = message.where
+        if message.tool_calls is not None and message.role != "assistant":
+            refuse(source, f"{where}.tool_calls: must be in an assistant message", "move it")
+        if message.role != "tool":
+            end_results()
+            if message.tool_calls is not None:
+                calls, ids = read_calls(message.tool_calls, source, f"{where}.tool_calls")
+                text = "\n".join(filter(None, (message.content.strip(), calls_text(calls))))
+                message = replace(message, content=text, tool_calls=None)
+            elif message.role == "assistant":
+                ids = ()
+            found.append(message)
+            continue
+        if not any(earlier.role == "user" for earlier in found):
+            refuse(source, f"{where}: a tool message is the result of a call, and there is none before it", "move it")
+        if message.tool_call_id is not None and any(ids) and message.tool_call_id not in ids:
+            known = ", ".join(shown(name) for name in ids if name)
+            refuse(
+                source, f"{where}.tool_call_id: {shown(message.tool_call_id)} is of no call before it", f"it is {known}"
+            )
+        if results and any(getattr(results[-1], key) is not None for key in OF_THE_REPLY):
+            hint = "the reply comes after all of them: move it to the last one"
+            refuse(source, f"{results[-1].where}: asks for a reply, and another tool message follows", hint)
+        results.append(message)
+    end_results()
+    return found
+
+
+def _beginning(turn: Turn, begins: str) -> Turn:
+    """The turn with a reply that begins with `begins`, unless its message or its reference says another beginning."""
+    is_other = turn.reference is not None and not turn.reference.startswith(begins)
+    if "reply_prefix" in turn.params or turn.choices:
+        return turn
+    return replace(turn, params={**turn.params, "reply_prefix": "" if is_other else begins})
 
 
 def _turn(message: Message, source: SourceLine) -> Turn:
@@ -343,13 +404,16 @@ class Additions:
 
 class _Message(Shape):
     role: Role
-    content: str
+    content: str | None = None
     expect: Any = None
     params: dict[str, Any] | None = None
     reply_prefix: str | None = None
     choices: Any = None
     generate: bool | None = None
     probes: Any = None
+    tool_calls: Any = None
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 class _Additions(Shape):
@@ -366,6 +430,8 @@ class _Conversation(_Additions):
     messages: list[Any]
     id: str | None = None
     probes: Any = None
+    tools: Any = None
+    tool_choice: Any = None
 
 
 class _Text(Shape):
@@ -378,6 +444,15 @@ class _Text(Shape):
 class _Continuation(Shape):
     prompt: str
     continuation: str
+    id: str | None = None
+    tags: list[str] = Field(default_factory=list[str])
+    params: Any = None
+
+
+class _PlainChoices(Shape):
+    prompt: str
+    choices: Any
+    expect: Any = None
     id: str | None = None
     tags: list[str] = Field(default_factory=list[str])
     params: Any = None
@@ -407,11 +482,25 @@ def read_native(line: Mapping[str, Any], source: SourceLine, default_id: str) ->
     for at, item in enumerate(raw.messages):
         where = f"messages[{at}]"
         one = _Message.read(item, source, where)
+        if one.content is None and (one.tool_calls is None or "content" not in item):
+            refuse(source, f"{where}.content: {'must be a string, got None' if 'content' in item else 'is missing'}")
+        if one.role != "tool" and (key := next((k for k in ("tool_call_id", "name") if k in item), None)):
+            refuse(source, f"{where}.{key}: belongs to tool messages", "remove it")
         own = (one.expect, one.params, one.reply_prefix, one.choices, one.generate, one.probes)
-        messages.append(Message(one.role, one.content, where, *own))
-    turns = to_turns(messages, source, raw.probes)
-    bare = Conversation(read_id(raw.id, default_id, source), *turns, (), {}, source)
+        messages.append(Message(one.role, one.content or "", where, *own, one.tool_calls, one.tool_call_id))
+    tools, begins = read_tooling(raw.tools, raw.tool_choice, source)
+    system, turns = to_turns(messages, source, raw.probes, None if "reply_prefix" in raw.params else begins)
+    bare = Conversation(read_id(raw.id, default_id, source), system, turns, (), {}, source, tools)
     return raw.parsed(source).apply(bare)
+
+
+def read_tooling(
+    tools: Any, choice: Any, source: SourceLine, prefix: str = "", keys: tuple[str, str] = ("tools", "tool_choice")
+) -> tuple[tuple[Mapping[str, Any], ...], str | None]:
+    """The tools that a conversation shows, and what its replies begin with; none and None with the choice `none`."""
+    found = () if tools is None else read_tools(tools, source, f"{prefix}{keys[0]}")
+    begins = read_choice(choice, found, source, f"{prefix}{keys[1]}")
+    return (() if begins is None else found), begins
 
 
 def is_plain_text(line: Mapping[str, Any]) -> bool:
@@ -422,11 +511,13 @@ def is_plain_text(line: Mapping[str, Any]) -> bool:
 def read_plain_text(
     line: Mapping[str, Any], source: SourceLine, default_id: str, *, lenient: bool = False
 ) -> Conversation:
-    """A line of plain text that is scored: `text`, or `prompt` and `continuation`; see `docs/scripts.md`.
+    """A line of plain text that is scored: `text`, or `prompt` and `continuation` or `choices`; see `docs/scripts.md`.
 
     Args:
         lenient: ignore unknown keys that resemble no known one, as the lines of published data sets have them.
     """
+    if "choices" in line and not lenient:
+        return _read_plain_choices(line, source, default_id)
     if "continuation" in line or (not lenient and "prompt" in line):
         raw = (_AnyContinuation if lenient else _Continuation).read(line, source)
         prompt, text, key = raw.prompt, raw.continuation, "continuation"
@@ -440,11 +531,30 @@ def read_plain_text(
     found = text_conversation(
         read_id(raw.id, default_id, source), text, source, prompt=prompt, tags=read_tags(raw.tags, source)
     )
-    if lenient or raw.params is None:
+    return found if lenient else _with_params(found, raw.params, source)
+
+
+def _read_plain_choices(line: Mapping[str, Any], source: SourceLine, default_id: str) -> Conversation:
+    """A prompt without a template, whose choices are scored after it exactly as they are written."""
+    raw = _PlainChoices.read(line, source)
+    if not raw.prompt:
+        refuse(source, "prompt: is empty, so the choices have nothing to follow", "write what they continue")
+    checks = () if raw.expect is None else parse_checks(raw.expect, source)
+    choices = parse_choices(raw.choices, source)
+    turn = Turn(raw.prompt, None, checks, choices=choices, generate=False, plain=True)
+    _check_needs(turn, source, "the prompt")
+    tags = read_tags(raw.tags, source)
+    found = Conversation(read_id(raw.id, default_id, source), None, (turn,), tags, {}, source)
+    return _with_params(found, raw.params, source)
+
+
+def _with_params(found: Conversation, params: Any, source: SourceLine) -> Conversation:
+    """A plain text with the params of its line."""
+    if params is None:
         return found
-    if not is_object(raw.params):
-        refuse(source, f"params: must be an object, got {type_name(raw.params)}")
-    return replace(found, params=parse_params(raw.params, source))
+    if not is_object(params):
+        refuse(source, f"params: must be an object, got {type_name(params)}")
+    return replace(found, params=parse_params(params, source))
 
 
 def text_conversation(
@@ -461,7 +571,10 @@ def native_record(conversation: Conversation) -> dict[str, Any]:
     """
     record: dict[str, Any] = {"id": conversation.id}
     first = conversation.turns[0]
-    if first.plain:
+    if first.plain and first.choices:
+        asked = _asked(first)
+        record |= {"prompt": asked.pop("content"), **asked}
+    elif first.plain:
         record |= {"prompt": first.user, "continuation": first.reference} if first.user else {"text": first.reference}
     else:
         messages: list[dict[str, Any]] = []
@@ -481,6 +594,8 @@ def native_record(conversation: Conversation) -> dict[str, Any]:
             if turn.reference is not None:
                 messages.append({"role": "assistant", "content": turn.reference})
         record["messages"] = messages
+    if conversation.tools:
+        record["tools"] = [{"type": "function", "function": dict(tool)} for tool in conversation.tools]
     if conversation.tags:
         record["tags"] = list(conversation.tags)
     if conversation.params:

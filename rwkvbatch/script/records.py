@@ -208,6 +208,8 @@ class Conversation:
         tags: for `--only` and for grouping.
         params: validated settings that replace the run's: fields of `config.Sampling` and `Stopping`, and `seed`.
         source: file and line.
+        tools: functions that replies may call, each with `name` and, if given, `description` and `parameters` (a JSON
+            Schema); the system message lists them (`tools.with_tools`).
     """
 
     id: str
@@ -216,6 +218,7 @@ class Conversation:
     tags: tuple[str, ...]
     params: Mapping[str, Any]
     source: SourceLine = field(compare=False)
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @cached_property
     def order(self) -> tuple[int, ...]:
@@ -245,9 +248,15 @@ class Conversation:
             ],
             "tags": self.tags,
             "params": _digested(self.params),
+            **self._shown_tools,
         }
         text = json.dumps(record, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+    @property
+    def _shown_tools(self) -> dict[str, Any]:
+        """The tools in digests, with the order of their keys, in which the prompt lists them."""
+        return {"tools": [json.dumps(tool) for tool in self.tools]} if self.tools else {}
 
     @cached_property
     def row_contents(self) -> tuple[dict[str, Any], ...]:
@@ -264,7 +273,7 @@ class Conversation:
     @cached_property
     def row_context(self) -> dict[str, Any]:
         """What the rows of all turns depend on, as JSON values; params are not among it."""
-        return {"id": self.id, "system": self.system, **_further(self, _OF_CONVERSATIONS)}
+        return {"id": self.id, "system": self.system, **self._shown_tools, **_further(self, _OF_CONVERSATIONS)}
 
     def judging(self, turn: int) -> dict[str, Any]:
         """What the verdicts and tags of a turn's row depend on besides the row, as JSON values."""
@@ -272,7 +281,7 @@ class Conversation:
 
 
 _OF_TURNS = frozenset({"user", "reference", "checks", "params"})
-_OF_CONVERSATIONS = frozenset({"id", "system", "turns", "tags", "params", "source"})
+_OF_CONVERSATIONS = frozenset({"id", "system", "turns", "tags", "params", "source", "tools"})
 
 
 def _further(record: Turn | Conversation, without: AbstractSet[str]) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def test_nobody_else_may_write_a_report_whatever_the_umask(sweep: str, tmp_path:
     [
         (["--fail-if", "scor < 1"], ExitCode.USAGE, "no metric is called 'scor'"),
         (["--format", "pdf"], ExitCode.USAGE, "--format must be one of table, md"),
-        (["--by", "mood"], ExitCode.USAGE, "--by must be turn or tag"),
+        (["--by", "mood"], ExitCode.USAGE, "--by must be turn, tag or distance"),
         (["--margin", "0"], ExitCode.USAGE, "--margin must be a positive number"),
         (["--primary", "perplexity"], ExitCode.USAGE, "cannot decide; nll can"),
         (["--baseline", "t=1", "--baseline=t=2"], ExitCode.USAGE, "--baseline is given twice"),

@@ -12,7 +12,7 @@ from rich.console import Console
 from rwkvbatch.chat.terminal import TerminalView
 from rwkvbatch.cli.app import _usable_width, invoke
 from rwkvbatch.errors import NoClusterError
-from rwkvbatch.replay.ray_pool import check_listening
+from rwkvbatch.replay.ray_cluster import check_listening
 from tests.chat.test_start import exchange
 
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkvbatch.comparison.gates import parse_gate
-from rwkvbatch.comparison.judging import Column, GateResult, GateScope, judge
-from rwkvbatch.comparison.paired import Dropped
+from rwkvbatch.comparison.judging import GateResult, judge
+from rwkvbatch.comparison.matching import Dropped
+from rwkvbatch.comparison.scopes import Column, GateScope
 from rwkvbatch.errors import UsageError
 
 NAN = float("nan")

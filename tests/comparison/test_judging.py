@@ -13,8 +13,9 @@ import pytest
 
 from rwkvbatch.comparison.analysis import Analysis, compare
 from rwkvbatch.comparison.gates import parse_gate
-from rwkvbatch.comparison.judging import Column, GateResult, GateScope, judge
-from rwkvbatch.comparison.paired import Dropped
+from rwkvbatch.comparison.judging import GateResult, judge
+from rwkvbatch.comparison.matching import Dropped
+from rwkvbatch.comparison.scopes import Column, GateScope
 from rwkvbatch.errors import UsageError
 from tests.comparison.make_run import encode, make_row, make_run
 

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from rwkvbatch.comparison import compare, load
+from rwkvbatch.comparison.matching import MatchedRows
 from rwkvbatch.comparison.metrics import metric_named
-from rwkvbatch.comparison.paired import MatchedRows, compare_metric
+from rwkvbatch.comparison.paired import compare_metric
 from rwkvbatch.comparison.pairing import Pair, Variant
 from rwkvbatch.comparison.ranking import Candidate, Ranking, Values, rank_values
 from rwkvbatch.comparison.wording import common_rows, standing

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from rwkvbatch.comparison.matching import conversation_values
 from rwkvbatch.comparison.metrics import majority_at_k, metric_named, vote_of
-from rwkvbatch.comparison.paired import conversation_values
 from rwkvbatch.comparison.table import tabulate
 from rwkvbatch.errors import UsageError
 from rwkvbatch.results.row import CheckResult, TokenCounts, decode_row, encode_row

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
+from rwkvbatch.comparison.matching import MatchedRows
 from rwkvbatch.comparison.metrics import Metric, metric_named
-from rwkvbatch.comparison.paired import Comparison, MatchedRows, compare_metric
+from rwkvbatch.comparison.paired import Comparison, compare_metric
 from rwkvbatch.comparison.pairing import Pair, Variant
 from rwkvbatch.comparison.ranking import Ranking, Values, rank_values
 from rwkvbatch.comparison.wording import interval

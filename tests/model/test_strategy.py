@@ -27,6 +27,8 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cpu fp32", "cpu", "fp32"),
         ("  cpu   bf16 ", "cpu", "bf16"),
         ("cpu int8", "cpu", "int8"),
+        ("cpu w8a8", "cpu", "w8a8"),
+        ("cpu  int4", "cpu", "int4"),
         ("cuda fp16", "cuda", "fp16"),
         ("cuda:1 bf16", "cuda:1", "bf16"),
         ("cuda", "cuda", None),

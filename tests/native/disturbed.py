@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rwkvbatch.model.ops import Product
+from rwkvbatch.model.ops import Product, Rounding
 from rwkvbatch.model.ops.cpu import CpuOps, Isa
 
 Fault = Callable[[CpuOps, np.ndarray], None]
@@ -50,8 +50,8 @@ def groups_take_another_path(ops: CpuOps, values: np.ndarray) -> None:
 class DisturbedOps(CpuOps):
     """`CpuOps` with `fault` in every linear layer but the head."""
 
-    def __init__(self, fault: Fault, threads: int = 1, isa: Isa = "auto", *, int8: bool = False) -> None:
-        super().__init__(threads, isa, int8=int8)
+    def __init__(self, fault: Fault, threads: int = 1, isa: Isa = "auto", *, rounding: Rounding | None = None) -> None:
+        super().__init__(threads, isa, rounding=rounding)
         self._fault = fault
         self.group_size = 0
 

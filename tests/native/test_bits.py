@@ -16,7 +16,7 @@ import torch
 
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import RaggedBatch, State
-from rwkvbatch.model.ops import Product
+from rwkvbatch.model.ops import Product, Rounding
 from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors
 from rwkvbatch.model.rwkv7 import Network
 
@@ -34,7 +34,7 @@ class Shape:
     head_size: int
     vocab_size: int
     dtype: torch.dtype
-    int8: bool = False
+    rounding: Rounding | None = None
     deep_embed: int | None = None
 
 
@@ -43,7 +43,9 @@ SHAPES = {
     "heads of 32, fp16": Shape(96, 32, 131, torch.float16),
     "heads of 16, fp32": Shape(80, 16, 77, torch.float32),
     # More inputs than share a scale, and in the channel mix more than a block of tiles has.
-    "heads of 64, int8": Shape(192, 64, 203, torch.bfloat16, int8=True),
+    "heads of 64, int8": Shape(192, 64, 203, torch.bfloat16, rounding="int8"),
+    "heads of 64, w8a8": Shape(192, 64, 203, torch.bfloat16, rounding="w8a8"),
+    "heads of 16, int4": Shape(80, 16, 203, torch.bfloat16, rounding="int4"),
     "DeepEmbed, bf16": Shape(96, 32, 67, torch.bfloat16, deep_embed=20),
 }
 MAX_BATCH = 130
@@ -221,7 +223,7 @@ def instruction_sets(shape: Shape, make: Make) -> None:
 def vector_sets() -> list[Isa]:
     """The instruction sets besides the portable one that this machine has."""
     found: list[Isa] = []
-    for isa in ("avx2", "avx512"):
+    for isa in ("avx2", "avxvnni", "avx512", "avx512vnni"):
         with suppress(UsageError):
             found.append(CpuOps(1, isa).isa)
     return found
@@ -252,17 +254,19 @@ NAMES = [check.__name__ for check, _ in CHECKS]
 @pytest.mark.parametrize("check", [check for check, _ in CHECKS], ids=NAMES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_bits_do_not_depend_on(check: Check, shape: Shape) -> None:
-    check(shape, lambda count, isa: CpuOps(count, isa, int8=shape.int8))
+    check(shape, lambda count, isa: CpuOps(count, isa, rounding=shape.rounding))
 
 
 @pytest.mark.parametrize(("check", "fault"), CHECKS, ids=NAMES)
-@pytest.mark.parametrize("name", ["heads of 64, bf16", "heads of 64, int8", "DeepEmbed, bf16"])
+@pytest.mark.parametrize(
+    "name", ["heads of 64, bf16", "heads of 64, int8", "heads of 64, w8a8", "heads of 16, int4", "DeepEmbed, bf16"]
+)
 def test_a_fault_is_noticed_by(check: Check, fault: Fault, name: str) -> None:
     if check is instruction_sets and not vector_sets():
         pytest.skip("this machine has only the portable path")
     shape = SHAPES[name]
     with pytest.raises(AssertionError):
-        check(shape, lambda count, isa: DisturbedOps(fault, count, isa, int8=shape.int8))
+        check(shape, lambda count, isa: DisturbedOps(fault, count, isa, rounding=shape.rounding))
 
 
 @pytest.mark.parametrize("rows", [1, 400])

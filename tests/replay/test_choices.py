@@ -17,6 +17,7 @@ from rwkvbatch.model.load import load_model
 from rwkvbatch.replay.grid import make_cells
 from rwkvbatch.results.row import Row, decode_row, encode_row
 from rwkvbatch.script.choices import ChoiceScore, ChoiceScores
+from rwkvbatch.script.native import native_record
 from rwkvbatch.script.reader import read_scripts
 from tests.replay.fakes import make_plan
 from tests.replay.runs import StopAfter, results, run
@@ -172,3 +173,53 @@ def test_ten_thousand_choices_that_begin_with_each_other(tmp_path: Path) -> None
 def test_bad_choices_are_refused(tmp_path: Path, more: dict[str, Any], message: str) -> None:
     with pytest.raises(ScriptError, match=message):
         read_scripts([str(write(tmp_path / "s.jsonl", user("Which?", **more)))])
+
+
+def test_choices_of_a_plain_prompt_are_read_exactly_as_they_are_written(tmp_path: Path, model: Model) -> None:
+    prompt = "User: Is it\n\n\nblue?\n\nAssistant: The answer is"
+    line = {"id": "p", "prompt": prompt, "choices": {"A": " A", "B": " B"}, "expect": {"choice": "B"}}
+    path = tmp_path / "s.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    llm = rwkvbatch.LLM(model)
+    for bos, begin in (("auto", [0]), ("on", [0]), ("off", [])):
+        (row,) = rows_of(path, model=model, bos=bos, reply_prefix="Hm", think="fake")
+        assert row.choices is not None
+        for score, text in zip(row.choices.scores, (" A", " B"), strict=True):
+            expected = llm.score([*begin, *llm.tokenizer.encode(prompt)], text)
+            assert score == ChoiceScore(text.strip(), expected.logprob, len(expected.token_ids), 2)
+        assert row.tokens.prompt == len([*begin, *llm.tokenizer.encode(prompt)])
+        assert row.reply == row.choices.best().name
+        assert row.checks[0].passed == (row.reply == "B")
+        assert row.reference is None
+        assert decode_row(encode_row(row)) == row
+
+
+def test_choices_of_a_plain_prompt_are_in_the_script_of_the_run(tmp_path: Path) -> None:
+    line = {"id": "p", "prompt": "The sky is", "choices": [" blue", " green"], "expect": {"choice": 0}, "tags": ["t"]}
+    path = tmp_path / "s.jsonl"
+    path.write_text(json.dumps(line | {"params": {"bos": "off"}}) + "\n")
+    (found,) = read_scripts([str(path)]).conversations
+    path.write_text(json.dumps(native_record(found)) + "\n")
+    (again,) = read_scripts([str(path)]).conversations
+    assert again == found
+    assert again.sha256 == found.sha256
+    assert again.row_contents == found.row_contents
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"prompt": ""}, "prompt: is empty"),
+        ({"choices": ["a"]}, "must be 2 to 10,000 choices"),
+        ({"expect": {"choice": "c"}}, "names no choice"),
+        ({"generate": True}, "unknown key 'generate'"),
+        ({"continuation": "x"}, "unknown key 'continuation'"),
+        ({"params": []}, "params: must be an object"),
+        ({"params": {"temp": -1}}, "temperature"),
+    ],
+)
+def test_wrong_choices_of_a_plain_prompt_are_errors(change: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "choices": ["a", "b"]} | change) + "\n")
+    with pytest.raises(ScriptError, match=problem):
+        read_scripts([str(path)])

@@ -55,6 +55,31 @@ def replayed(*turns: Turn, params: dict[str, Any] | None = None, **settings: Any
     return engine, shown
 
 
+TOOL = {"name": "f", "description": "Do it"}
+SHOWN = (
+    'System: s\nTools:\n[\n{"name":"f","description":"Do it","arguments":{}}\n]\nReturn only a JSON function call.\n\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "end"),
+    [
+        ({}, "Assistant: ```json"),
+        ({"reply_prefix": ""}, "Assistant:"),
+        ({"think": "on"}, "Assistant: <think"),
+        ({"think": "fake"}, "Assistant: <think>\n</think>\n```json"),
+    ],
+)
+def test_tools_are_listed_and_replies_begin_with_a_call_unless_they_begin_with_thinking(
+    settings: dict[str, Any], end: str
+) -> None:
+    turn = Turn("a", params={"reply_prefix": "```json"})
+    conversation = Conversation("c", "s", (turn,), (), {}, SourceLine("s.jsonl", 1), (TOOL,))
+    task = Plan([conversation], [Cell("base", {})], layer_settings(settings)).task(0)
+    replay = ConversationReplay(task, PromptEncoder(ByteTokenizer()))
+    assert texts(replay.prompt()) == f"{SHOWN}User: a\n\n{end}"
+
+
 def test_token_0_is_read_once_before_everything_else() -> None:
     engine, _ = replayed(Turn("a"), Turn("b"), bos="on")
     first, second = (texts(request.tokens) for request in engine.requests)

@@ -37,6 +37,7 @@ from tests.replay.fakes import Deadly, FakeLoader, FakeSpec, Slow, make_conversa
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
+ray_cluster = pytest.importorskip("rwkvbatch.replay.ray_cluster")
 ray_pool = pytest.importorskip("rwkvbatch.replay.ray_pool")
 
 ROOT = Path(__file__).parents[2]
@@ -436,7 +437,7 @@ def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, and not listening
         with pytest.raises(WorkerError, match="nothing listens there"):
-            ray_pool.check_listening(f"127.0.0.1:{taken.getsockname()[1]}")
+            ray_cluster.check_listening(f"127.0.0.1:{taken.getsockname()[1]}")
 
 
 class WarningLoader(FakeLoader):

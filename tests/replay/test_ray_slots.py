@@ -10,7 +10,7 @@ import pytest
 from rwkvbatch.config import RunSettings
 from rwkvbatch.errors import MissingExtraError, UsageError, WorkerError
 from rwkvbatch.replay.pool import check_ray, pool_for
-from rwkvbatch.replay.ray_pool import Node, Slot, make_slots
+from rwkvbatch.replay.ray_cluster import Node, Slot, make_slots
 
 SMALL, BIG = Node("small", 4, 0), Node("big", 8, 0)
 GPUS = [Node("a", 16, 2), Node("b", 16, 2)]

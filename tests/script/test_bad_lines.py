@@ -93,7 +93,7 @@ def test_unknown_keys_name_what_was_probably_meant(tmp_path: Path) -> None:
     assert caught.value.hint == "did you mean 'messages'?"
     with pytest.raises(ScriptError) as caught:
         read(tmp_path, conversation(zzz=1, id="x", tags=[]))
-    assert caught.value.hint == "allowed: expect, id, messages, params, probes, tags"
+    assert caught.value.hint == "allowed: expect, id, messages, params, probes, tags, tool_choice, tools"
 
 
 def test_indented_json_and_arrays_are_told_how_to_become_lines(tmp_path: Path) -> None:

@@ -24,13 +24,13 @@ def test_the_scripts_in_the_documentation_are_read(tmp_path: Path) -> None:
     defaults = [line for line in EXAMPLES if "defaults" in line]
     conversations = [line for line in EXAMPLES if SCRIPT_KEYS & line.keys()]
     script = read(tmp_path, *defaults, *conversations)
-    assert len(script.conversations) == 10
+    assert len(script.conversations) == 12
     assert all(found.tags[0] == "smoke" for found in script.conversations)
 
 
 def test_the_checks_in_the_documentation_are_read() -> None:
     entries = [line.get("expect", line) for line in EXAMPLES if not ({"defaults"} | SCRIPT_KEYS) & line.keys()]
-    assert sum(len(parse_checks(entry, HERE)) for entry in entries) == 6
+    assert sum(len(parse_checks(entry, HERE)) for entry in entries) == 8
 
 
 LINT_EXAMPLES = re.findall(r"\| `([a-z-]+)` \| [^|]* \| `(\".*?\")` \|", TEXT)

@@ -104,10 +104,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"custom_id": "x", "body": {"messages": [user()], "temperture": 1}}, "body: unknown key 'temperture'"),
     ({"custom_id": "x", "body": {"messages": [user()], "temperature": "hot"}}, "body: temperature: .*got 'hot'"),
     ({"custom_id": "x", "body": {"messages": [user()], "n": 2}}, r"body\.n: must be 1, got 2"),
-    ({"custom_id": "x", "body": {"messages": [user()], "tools": [{}]}}, r"body\.tools: has no counterpart"),
+    (
+        {"custom_id": "x", "body": {"messages": [user()], "tools": [{}]}},
+        r"body\.tools\[0\]\.name: must be the function's name",
+    ),
     ({"custom_id": "x", "body": {"messages": [user()], "logit_bias": {"1": 2}}}, r"body\.logit_bias: has no"),
     ({"custom_id": "\n", "body": {"messages": [user()]}}, "custom_id: cannot be an id"),
-    (conversation({"role": "tool", "content": "x"}), r"messages\[0\]\.role: must be one of .*got 'tool'"),
+    (conversation({"role": "critic", "content": "x"}), r"messages\[0\]\.role: must be one of .*got 'critic'"),
     (
         conversation({"role": "user", "content": None}),
         r"messages\[0\]\.content: must be a string or an array.*got null",

@@ -61,9 +61,10 @@ ROLES: list[tuple[list[dict[str, Any]], str]] = [
     ([assistant(), user()], "needs a user message before it"),
     ([user(), assistant(), assistant()], "two assistant messages in a row"),
     ([user(), {"role": "system", "content": "x"}], "a system message may only be the first"),
-    ([user(), {"role": "tool", "content": "x"}], "role: must be one of"),
-    ([user(), {**assistant(), "tool_calls": [{"id": "x"}]}], r"\[1\]\.tool_calls: cannot be replayed"),
-    ([user(), {"role": "assistant", "content": None, "function_call": {"name": "f"}}], "function_call: cannot be replayed"),
+    ([user(), {"role": "critic", "content": "x"}], "role: must be one of"),
+    ([{"role": "tool", "content": "x"}, user()], "there is none before it"),
+    ([user(), {**assistant(), "tool_calls": [{"id": "x"}]}], r"tool_calls\[0\]\.name: must be the function's name"),
+    ([user(), {"role": "assistant", "content": None, "audio": {"id": "a"}}], "audio: cannot be replayed"),
     ([user(content=[{"type": "image_url", "image_url": {}}])], "must be a text part, got an object of the type 'image_url'"),
 ]  # fmt: skip
 

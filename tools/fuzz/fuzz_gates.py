@@ -14,9 +14,10 @@ with instrumented("rwkvbatch"):
     import numpy as np
 
     from rwkvbatch.comparison.gates import parse_gate
-    from rwkvbatch.comparison.judging import Column, GateScope, judge
+    from rwkvbatch.comparison.judging import judge
+    from rwkvbatch.comparison.matching import Dropped
     from rwkvbatch.comparison.metrics import TURN_METRICS, VARIANT_METRICS
-    from rwkvbatch.comparison.paired import Dropped
+    from rwkvbatch.comparison.scopes import Column, GateScope
     from rwkvbatch.errors import UsageError
 
 _SEEDS = (

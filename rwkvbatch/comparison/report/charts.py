@@ -12,8 +12,8 @@ import numpy as np
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.distance import UNITS, Unit, distance_groups
 from rwkvbatch.comparison.loading import varied_settings
+from rwkvbatch.comparison.matching import rows_of, weights_of
 from rwkvbatch.comparison.metrics import TURN_METRICS, Metric, metric_named
-from rwkvbatch.comparison.paired import rows_of, weights_of
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.ranking import VariantMean, mean_of
 from rwkvbatch.comparison.report.svg import (

@@ -16,8 +16,9 @@ from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.dialogues import SHOWN_METRICS, most_changed, turn_record
 from rwkvbatch.comparison.failures import FailureCount, failures_by_check, failures_by_tag
 from rwkvbatch.comparison.loading import system_messages, varied_settings
+from rwkvbatch.comparison.matching import rows_of
 from rwkvbatch.comparison.metrics import TURN_METRICS
-from rwkvbatch.comparison.paired import Comparison, rows_of
+from rwkvbatch.comparison.paired import Comparison
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.report.charts import memory_figures, most_different, sweep_figures, trend_figure, turn_figures
 from rwkvbatch.comparison.wording import (
@@ -44,6 +45,7 @@ from rwkvbatch.comparison.wording import (
     verdict,
 )
 from rwkvbatch.prompt.escaping import printable_json
+from rwkvbatch.results.manifest import system_of
 
 # pandas has no type stubs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -114,7 +116,11 @@ def page_data(analysis: Analysis, *, max_turns: int = MAX_TURNS) -> PageData:
     for run in analysis.runs:
         known = system_messages(run)
         unknown_systems |= known is None
-        systems |= {name: text for name, text in (known or {}).items() if name in conversations}
+        for name in conversations:
+            found = {system_of(settings, (known or {}).get(name)) for settings in run.facts.cells.values() or [{}]}
+            # One that differs between cells is a setting of theirs, which the labels name.
+            if len(found) == 1 and (text := found.pop()) is not None:
+                systems[name] = text
     content = {
         "variants": [variant.label for variant in analysis.variants],
         "metrics": [

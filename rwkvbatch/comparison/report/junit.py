@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from rwkvbatch.comparison.analysis import Analysis
-from rwkvbatch.comparison.paired import rows_of
+from rwkvbatch.comparison.matching import rows_of
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.wording import by_heading, interval, number, p_value, signed
 from rwkvbatch.prompt.escaping import printable

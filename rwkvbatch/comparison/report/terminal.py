@@ -29,8 +29,9 @@ from rwkvbatch.comparison.dialogues import (
     most_changed_turn,
     turn_changes,
 )
+from rwkvbatch.comparison.matching import MatchedRows
 from rwkvbatch.comparison.metrics import metric_named
-from rwkvbatch.comparison.paired import Comparison, MatchedRows
+from rwkvbatch.comparison.paired import Comparison
 from rwkvbatch.comparison.ranking import VariantMean
 from rwkvbatch.comparison.trend import sparkline
 from rwkvbatch.comparison.wording import (

@@ -23,6 +23,10 @@ Activation = Literal["none", "tanh", "sigmoid", "decay", "relu_squared"]
 
 ShiftKind = Literal["att", "ffn"]
 
+Rounding = Literal["int8", "w8a8", "int4"]
+"""What the large matrices are rounded to, group by group of inputs: 8 bits, 8 bits with inputs rounded to 8 bits
+too, or 4 bits with such inputs."""
+
 
 class Product(NamedTuple):
     """One application of a linear layer, y = activation(x W^T + bias), and what is done with y.
@@ -154,8 +158,8 @@ class Operations(StepOperations, Protocol):
     ) -> Array:
         """Pack a linear layer: weight [out, in], bias and activation.
 
-        `large` marks the matrices that hold nearly all weights; those are rounded with the strategy `cpu int8`
-        (`reference.rounded_to_int8`).
+        `large` marks the matrices that hold nearly all weights; those are rounded with the strategies `cpu int8`,
+        `cpu w8a8` and `cpu int4` (`reference.ROUNDINGS`).
         """
         ...
 

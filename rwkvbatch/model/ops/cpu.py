@@ -17,11 +17,11 @@ from torch import Tensor
 from rwkvbatch import _native
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.base import Choices, FloatArray, ModelSpec, RaggedBatch, SampleBatch, State, StatePool
-from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, ShiftKind
+from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, Rounding, ShiftKind
 from rwkvbatch.model.ops.reference import check_state
 from rwkvbatch.model.rwkv7 import ROWS_PER_STEP, Network, Rwkv7Model, token_lists
 
-Isa = Literal["auto", "avx512", "avx2", "portable"]
+Isa = Literal["auto", "avx512vnni", "avx512", "avxvnni", "avx2", "portable"]
 """Instruction set of the kernels; all of them give the same bits."""
 
 HUGE_PAGE = 2 << 20
@@ -119,7 +119,8 @@ class CpuOps:
     Args:
         threads: how many threads share an operation; None for as many processors as this process may use.
         isa: instruction set, for tests and measurements; `auto` takes the best that the machine has.
-        int8: whether large matrices are rounded to int8, see `reference.rounded_to_int8`.
+        rounding: what large matrices, and with `w8a8` and `int4` their inputs, are rounded to, see
+            `reference.ROUNDINGS`; None for nothing.
 
     Raises:
         ImportError: on import of this module, when the package was installed without its native extension.
@@ -131,7 +132,7 @@ class CpuOps:
     in_torch = False
     device = "cpu"
 
-    def __init__(self, threads: int | None = None, isa: Isa = "auto", *, int8: bool = False) -> None:
+    def __init__(self, threads: int | None = None, isa: Isa = "auto", *, rounding: Rounding | None = None) -> None:
         if threads is None:
             threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if threads < 1:
@@ -142,7 +143,7 @@ class CpuOps:
             raise UsageError(str(error)) from error
         self.threads: int = self.native.threads
         self.isa: Isa = self.native.isa
-        self._int8 = int8
+        self._rounding: Rounding | None = rounding
         self._table_bytes = 0
         self._state_memory, self._logits_memory = RecycledMemory(), RecycledMemory()
         self._logits = torch.empty(0)
@@ -173,7 +174,10 @@ class CpuOps:
         self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", *, large: bool = False
     ) -> _native.LinearLayer:
         bias_values = None if bias is None else _plain(bias)
-        return self.native.linear_layer(*_words(weight), bias_values, activation, large and self._int8)
+        rounding = self._rounding if large else None
+        if rounding is None or rounding == "int8":
+            return self.native.linear_layer(*_words(weight), bias_values, activation, rounding == "int8")
+        return self.native.integer_layer(*_words(weight), bias_values, activation, rounding)
 
     def table(self, weight: Tensor) -> _native.Table:
         self._table_bytes += weight.nbytes

@@ -23,12 +23,81 @@ from rwkvbatch.model.base import (
     State,
     StatePool,
 )
-from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, ShiftKind
+from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, Rounding, ShiftKind
 
 SCALED_INPUTS = 128
 """This many inputs of an output share a scale."""
 
+INT4_SCALED_INPUTS = 32
+"""The same in 4 bits."""
+
 _PIECE = 1 << 20
+
+
+Block = tuple[Tensor, Tensor]
+"""Integers [out, inputs] and their scale [out, 1], fp32."""
+
+
+def _int8_block(block: Tensor) -> Block:
+    scale = block.abs().amax(1, keepdim=True) / 127
+    integers = (block / scale).round().clamp(-127, 127)
+    # Zeros, and denormals so small that their scale is zero.
+    integers[scale.squeeze(1) == 0] = 0
+    return integers, scale
+
+
+def _int4_block(block: Tensor) -> Block:
+    largest = block.gather(1, block.abs().argmax(1, keepdim=True))
+    scale = (largest / -8).to(torch.bfloat16).float()
+    integers = (block / scale).round().clamp(-8, 7)
+    integers[scale.squeeze(1) == 0] = 0
+    return integers, scale
+
+
+@dataclass(frozen=True)
+class RoundingRule:
+    """How a strategy rounds the large matrices.
+
+    Attributes:
+        block: rounds a block of inputs of each output, fp32.
+        group: inputs in a block, which share a scale; the last block may have fewer.
+        rounds_inputs: whether inputs are rounded too, by the same groups (`quantized`).
+        bytes_per_weight: in memory, with the share of the scale.
+    """
+
+    block: Callable[[Tensor], Block]
+    group: int
+    rounds_inputs: bool
+    bytes_per_weight: float
+
+    @property
+    def input_group(self) -> int | None:
+        return self.group if self.rounds_inputs else None
+
+    def integers(self, weight: Tensor) -> Block:
+        """Integers [out, in] and scales [out, groups] of a weight [out, in], fp32."""
+        blocks = [self.block(part.float()) for part in weight.split(self.group, 1)]
+        return torch.cat([integers for integers, _ in blocks], 1), torch.cat([scale for _, scale in blocks], 1)
+
+    def multiplied_out(self, integers: Tensor, scales: Tensor) -> Tensor:
+        """The weight [out, in] of integers and scales, fp32."""
+        return integers * scales.repeat_interleave(self.group, 1)[:, : integers.shape[1]]
+
+    def weights(self, weight: Tensor) -> Tensor:
+        """A weight [out, in] rounded and multiplied out again, fp32."""
+        out, inputs = weight.shape
+        result = torch.empty(out, inputs)
+        step = max(1, _PIECE // inputs)
+        for start in range(0, out, step):
+            result[start : start + step] = self.multiplied_out(*self.integers(weight[start : start + step]))
+        return result
+
+
+ROUNDINGS: dict[Rounding, RoundingRule] = {
+    "int8": RoundingRule(_int8_block, SCALED_INPUTS, False, 1 + 4 / SCALED_INPUTS),
+    "w8a8": RoundingRule(_int8_block, SCALED_INPUTS, True, 1 + 4 / SCALED_INPUTS),
+    "int4": RoundingRule(_int4_block, INT4_SCALED_INPUTS, True, 1 / 2 + 2 / INT4_SCALED_INPUTS),
+}
 
 
 def rounded_to_int8(weight: Tensor) -> Tensor:
@@ -37,18 +106,38 @@ def rounded_to_int8(weight: Tensor) -> Tensor:
     Each block of 128 inputs of an output (the last one may be shorter) becomes round(w / scale) * scale with the scale
     max |w| / 127, halves rounded to even, clamped to [-127, 127]. All arithmetic is fp32.
     """
-    out, inputs = weight.shape
-    result = torch.empty(out, inputs)
-    step = max(1, _PIECE // inputs)
-    for start in range(0, out, step):
-        for begin in range(0, inputs, SCALED_INPUTS):
-            block = weight[start : start + step, begin : begin + SCALED_INPUTS].float()
-            scale = block.abs().amax(1, keepdim=True) / 127
-            integers = (block / scale).round().clamp(-127, 127)
-            # Zeros, and denormals so small that their scale is zero.
-            integers[scale.squeeze(1) == 0] = 0
-            result[start : start + step, begin : begin + SCALED_INPUTS] = integers * scale
-    return result
+    return ROUNDINGS["int8"].weights(weight)
+
+
+def rounded_to_int4(weight: Tensor) -> Tensor:
+    """`weight` [out, in] rounded to 4 bits and multiplied out again, fp32.
+
+    Each block of 32 inputs of an output becomes round(w / scale) * scale, halves rounded to even, clamped to [-8, 7].
+    The scale is the weight of the greatest size, the first of them, divided by -8 and rounded to bf16.
+    """
+    return ROUNDINGS["int4"].weights(weight)
+
+
+LEAST_INPUT = 2.0**-100
+"""Groups of inputs that are all smaller are zeros to products of integers."""
+
+
+def quantized(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Inputs x [R, in] rounded for products of integers: integers [R, in] (fp32) and their scales [R, groups].
+
+    Per row and `group` inputs (the last ones may be fewer) the scale is max |x| / 127, and the integers are
+    round(x * (1 / scale)), halves to even, in fp32. Where all are below `LEAST_INPUT` both are zero; where one is NaN
+    or infinite the integers are zero and the scale is NaN.
+    """
+    rows, width = x.shape
+    blocks = F.pad(x.float(), (0, -width % group)).view(rows, -1, group)
+    largest = blocks.abs().amax(2, keepdim=True)
+    scales = largest / 127
+    integers = (blocks * (1 / scales)).round()
+    bad, small = ~blocks.isfinite().all(2, keepdim=True), largest < LEAST_INPUT
+    integers = integers.masked_fill(bad | small, 0)
+    scales = scales.masked_fill(small, 0).masked_fill(bad, float("nan"))
+    return integers.view(rows, -1)[:, :width], scales.squeeze(2)
 
 
 LAYER_NORM_EPS = 1e-5
@@ -141,11 +230,15 @@ class ReferenceStep:
 
 @dataclass(frozen=True)
 class TorchLinear:
-    """A linear layer: weight [out, in] in the dtype of the products, bias [out] fp32."""
+    """A linear layer: weight [out, in] in the dtype of the products, bias [out] fp32.
+
+    `input_group`: inputs that share a scale where inputs are rounded (`quantized`), else None.
+    """
 
     weight: Tensor
     bias: Tensor | None
     activation: Activation
+    input_group: int | None = None
 
 
 class ReferenceOps:
@@ -155,16 +248,18 @@ class ReferenceOps:
         device: any torch device.
         dtype: what weights are rounded to at loading; None leaves them as they are. Arithmetic is fp32 on the CPU;
             elsewhere matrix products run in `dtype` and the rest in fp32.
-        int8: whether large matrices are rounded to int8 (`rounded_to_int8`).
+        rounding: what large matrices, and with `w8a8` and `int4` their inputs, are rounded to; None for nothing.
     """
 
     name = "reference"
     bitwise = False
     in_torch = True
 
-    def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None, *, int8: bool = False) -> None:
+    def __init__(
+        self, device: str = "cpu", dtype: torch.dtype | None = None, *, rounding: Rounding | None = None
+    ) -> None:
         self.device = device
-        self._int8 = int8
+        self._rule = None if rounding is None else ROUNDINGS[rounding]
         self._weight_dtype = dtype
         self._matmul_dtype = torch.float32 if device == "cpu" or dtype is None else dtype
 
@@ -174,9 +269,11 @@ class ReferenceOps:
     def linear_layer(
         self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", *, large: bool = False
     ) -> TorchLinear:
-        rounded = rounded_to_int8(weight) if large and self._int8 else self._rounded(weight)
+        rule = self._rule if large else None
+        rounded = self._rounded(weight) if rule is None else rule.weights(weight)
         kept = rounded.to(self.device, self._matmul_dtype).contiguous()
-        return TorchLinear(kept, None if bias is None else self.vector(bias), activation)
+        group = None if rule is None else rule.input_group
+        return TorchLinear(kept, None if bias is None else self.vector(bias), activation, group)
 
     def table(self, weight: Tensor) -> Tensor:
         return self.vector(weight)
@@ -212,6 +309,9 @@ class ReferenceOps:
 
     def _linear(self, product: Product) -> Tensor:
         x, layer, add, blend, times = product
+        if layer.input_group is not None:
+            integers, scales = quantized(x, layer.input_group)
+            x = integers * scales.repeat_interleave(layer.input_group, 1)[:, : x.shape[1]]
         y = F.linear(x.to(self._matmul_dtype), layer.weight).float()
         y = _ACTIVATIONS[layer.activation](y if layer.bias is None else y + layer.bias)
         if add is not None:

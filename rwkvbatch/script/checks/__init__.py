@@ -14,7 +14,7 @@ from typing import Any
 
 from rwkvbatch.deadline import deadline
 from rwkvbatch.errors import MissingExtraError, RowError, RwkvBatchError, UsageError, in_words
-from rwkvbatch.script.checks import numbers, structured, text
+from rwkvbatch.script.checks import answers, instructions, numbers, structured, text
 from rwkvbatch.script.records import (
     Check,
     ReplyFacts,
@@ -56,6 +56,11 @@ _BUILT_IN: Mapping[str, text.RuleKind] = {
     "finish_reason": text.Finished,
     "similarity": structured.Similarity,
     "choice": structured.Chosen,
+    "letter": answers.Letter,
+    "boxed": answers.Boxed,
+    "math": answers.Mathematics,
+    "ifeval": instructions.Instructions,
+    "tool_call": structured.ToolCall,
 }
 
 

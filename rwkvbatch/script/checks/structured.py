@@ -1,4 +1,5 @@
-"""The checks `json` (with JSON Schema), `similarity` (sacrebleu's chrF: character n-grams; Popović 2015), `choice`."""
+"""The checks `json` (with JSON Schema), `similarity` (sacrebleu's chrF: character n-grams; Popović 2015), `choice`,
+`tool_call`."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from rwkvbatch.errors import MissingExtraError
 from rwkvbatch.script.checks.text import answer, compile_pattern, excerpt, flag, search, text_of, verdict, wrong
 from rwkvbatch.script.choices import NORMALIZE, Normalize
 from rwkvbatch.script.records import ReplyFacts, Verdict, is_array, is_number, is_object
+from rwkvbatch.script.tools import Call, calls_in, calls_text
 
 MAX_REFERENCES = 10_000
 DEADLINE_S = 5.0
@@ -340,3 +342,81 @@ class Chosen:
             return Verdict(False, 0.0, "the turn has no choices")
         found, wanted = facts.choices.best(self.normalize).name, facts.choices.named(self.choice).name
         return verdict(found == wanted, f"chose {excerpt(found)}")
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """The answer makes these calls, in any order: the same functions with equal arguments, compared as JSON values.
+
+    Attributes:
+        calls: the expected ones; None for those of the reference. A call without arguments leaves them open.
+        allow_extra: whether a call may have further arguments.
+    """
+
+    options: ClassVar[frozenset[str]] = frozenset({"allow_extra"})
+    calls: tuple[tuple[str, Mapping[str, Any] | None], ...] | None
+    allow_extra: bool
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.calls is None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The functions that it expects by name."""
+        return tuple(name for name, _ in self.calls or ())
+
+    @classmethod
+    def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
+        extra = flag(options, "allow_extra")
+        if expected is True:
+            return cls(None, extra)
+        items: list[Any] = expected if is_array(expected) else [expected]
+        return cls(tuple(map(_expected_call, items)), extra)
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        wanted = self.calls
+        if wanted is None:
+            if facts.reference is None:
+                return Verdict(False, 0.0, "the turn has no reference reply", undecided=True)
+            reference = calls_in(answer(ReplyFacts(facts.reference, facts.finish_reason, 0)))
+            if isinstance(reference, str):
+                return Verdict(False, 0.0, f"the reference {reference}", undecided=True)
+            wanted = tuple((call.name, call.arguments) for call in reference)
+        text = answer(facts)
+        found = calls_in(text)
+        if isinstance(found, str):
+            return verdict(False, f"{found}: {excerpt(text)}")
+        left = list(found)
+        # The calls with the most said about them choose first.
+        for name, arguments in sorted(wanted, key=lambda call: -1 if call[1] is None else -1 - len(call[1])):
+            match = next((call for call in left if self._is_same(call, name, arguments)), None)
+            if match is None:
+                called = excerpt(calls_text(found)) if found else f"no call: {excerpt(text)}"
+                return verdict(False, f"expected a call of {name!r}{_with(arguments)}; got {called}")
+            left.remove(match)
+        return verdict(not left, f"makes {len(found)} calls, expected {len(wanted)}" if left else "")
+
+    def _is_same(self, call: Call, name: str, arguments: Mapping[str, Any] | None) -> bool:
+        if call.name != name:
+            return False
+        if arguments is None:
+            return True
+        kept = {key: value for key, value in call.arguments.items() if key in arguments or not self.allow_extra}
+        return _hashable(kept) == _hashable(arguments)
+
+
+def _with(arguments: Mapping[str, Any] | None) -> str:
+    return "" if arguments is None else f" with {excerpt(json.dumps(arguments, ensure_ascii=False))}"
+
+
+def _expected_call(item: Any) -> tuple[str, Mapping[str, Any] | None]:
+    name, arguments = item, None
+    if is_object(item) and "name" in item and item.keys() <= {"name", "arguments"}:
+        name, arguments = item["name"], item.get("arguments")
+        if "arguments" in item and not is_object(arguments):
+            wrong("must have arguments that are an object", arguments)
+    if not isinstance(name, str) or not name.strip():
+        hint = 'write "NAME", {"name": "...", "arguments": {...}}, an array of such, or true for those of the reference'
+        wrong("must be a call, an array of calls, or true", item, hint=hint)
+    return name, arguments

@@ -68,7 +68,7 @@ class TestNative:
     @pytest.fixture(params=["portable", "auto"])
     def ops(self, request: pytest.FixtureRequest):
         cpu = pytest.importorskip("rwkvbatch.model.ops.cpu")
-        ops = cpu.CpuOps(threads=2, isa=request.param, int8=True)
+        ops = cpu.CpuOps(threads=2, isa=request.param, rounding="int8")
         ops.native.set_guard(True)
         yield ops
         assert ops.native.take_damage() == 0
@@ -113,7 +113,7 @@ class TestNative:
         generator = torch.Generator().manual_seed(rows)
         weight = torch.randn(out, width, generator=generator).bfloat16() / width**0.5
         bias, x = torch.randn(out, generator=generator), torch.randn(rows, width, generator=generator)
-        reference = ReferenceOps(int8=True)
+        reference = ReferenceOps(rounding="int8")
         (found,) = ops.linears([Product(ops.array(x), ops.linear_layer(weight, bias, large=True))])
         (expected,) = reference.linears([Product(x, reference.linear_layer(weight, bias, large=True))])
         torch.testing.assert_close(ops.values(found), expected, **TOLERANCE)

@@ -1,0 +1,94 @@
+"""`rwkvbatch certify`."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rwkvbatch.cli.exits import ExitCode, message, print_json
+from rwkvbatch.cli.options import Command, JsonOption, QuietOption, command_app, examples, option, with_settings
+
+if TYPE_CHECKING:
+    from rwkvbatch.bench.certify import Certificate
+
+app = command_app()
+
+
+@app.command(
+    "certify",
+    cls=Command,
+    epilog=examples(
+        "rwkvbatch certify http://127.0.0.1:8080/v1 --model models/rwkv7-1.5b.pth",
+        "rwkvbatch certify http://127.0.0.1:8080/v1 --model m.pth --script chats.jsonl --json",
+    ),
+)
+@with_settings(
+    *("model", "strategy", "backend", "vocab", "endpoint_model", "endpoint_api", "endpoint_timeout"),
+    *("endpoint_retries", "concurrency", "max_tokens", "limit"),
+    endpoint_api="completions-ids (prompts as token ids), or completions (as text). [dim]Default: completions-ids[/]",
+    concurrency="Requests at a time under load. [dim]Default: 16[/]",
+    max_tokens="Tokens in a reply, at most. [dim]Default: 48[/]",
+    endpoint_model="The model's name at the server. [dim]Default: the only one that it lists.[/]",
+)
+def certify_command(
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="Base URL of the server, such as http://127.0.0.1:8080/v1.")
+    ],
+    script: Annotated[
+        Path | None, option("--script", "Conversations to compare on. [dim]Default: a few short ones[/]", "FILE")
+    ] = None,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+    **settings: Any,
+) -> None:
+    """Say whether a served model is the network in a file: the same, rounded (how much), or damaged.
+
+    Also whether it gives the same answer twice, and under load. Exit code 1 if it is damaged.
+    """
+    from rwkvbatch.bench.certify import certify, options_of
+    from rwkvbatch.replay.layers import layer_settings, naming_origins
+
+    environment = {name: value for name, value in os.environ.items() if name in ("RWKVBATCH_MODEL", "RWKVBATCH_VOCAB")}
+    layered = layer_settings(settings, environment=environment)
+    with naming_origins(layered.origins):
+        found = certify(url, options_of(layered.settings, script), partial(message, quiet=quiet))
+    if json_output:
+        print_json(found.as_dict(), indent=None)
+    else:
+        _show(found)
+    if found.verdict == "damaged":
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _show(found: Certificate) -> None:
+    from rwkvbatch.prompt.escaping import printable
+
+    def line(text: str) -> None:
+        typer.echo(printable(text, keep_newlines=False))
+
+    words = {
+        "same": "THE SAME network",
+        "rounded": "the same network, ROUNDED",
+        "damaged": "DAMAGED: not the network in the file",
+    }
+    line(f"here    {found.model}")
+    line(f"there   {found.server}")
+    if found.begins_with_0:
+        line("        it reads token 0 before each prompt, which was done here too")
+    if found.mean_gap is None:
+        line("log-probabilities: the server gives none; the verdict is by the tokens alone, and coarse")
+    else:
+        line(
+            f"log-probabilities of {found.num_scored:,} of {found.num_tokens:,} tokens differ by {found.mean_gap:.2g} "
+            f"on average, {found.largest_gap:.2g} at most"
+        )
+        line(f"        the most at {found.worst}")
+    line(f"greedy tokens of the server that are greedy here too: {found.agreement:.1%}")
+    line(f"replies: {found.same_replies} of {found.num_replies} are the same text as here")
+    line(f"asked twice: {found.repeated} of {found.num_replies} answers are the same")
+    line(f"under load, {found.at_once} at a time: {found.under_load} of {found.num_replies} are as alone")
+    line(f"verdict: {words[found.verdict]}")

@@ -1,0 +1,88 @@
+"""`rwkvbatch script`: scripts from the files of published benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rwkvbatch.cli.exits import message, print_json
+from rwkvbatch.cli.options import Command, JsonOption, QuietOption, command_app, examples, option
+
+MAX_SHOWN = 5
+
+app = command_app(help="Make scripts of the files of published benchmarks.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `import` a command of its own."""
+
+
+@app.command(
+    "import",
+    cls=Command,
+    epilog=examples(
+        "rwkvbatch script import lambada lambada_test_en.jsonl --out lambada.jsonl",
+        "rwkvbatch script import mmlu data/test/*.csv --out mmlu.jsonl",
+        "rwkvbatch script import mmlu data/test/*.csv --style plain --shots 5 --dev data/dev --out mmlu-5.jsonl",
+        "rwkvbatch script import gsm8k test.jsonl --out gsm8k.jsonl",
+        "rwkvbatch script import arc ARC-Challenge-Test.jsonl --style chat --out arc.jsonl",
+        "rwkvbatch run mmlu.jsonl --out runs/mmlu && rwkvbatch compare runs/mmlu",
+    ),
+)
+def import_command(
+    benchmark: Annotated[
+        str,
+        typer.Argument(
+            metavar="BENCHMARK", help="lambada, mmlu, gsm8k, arc, hellaswag, ifeval or mt-bench.", show_default=False
+        ),
+    ],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...",
+            help="Its files: .jsonl, .json, .csv, .parquet or .arrow; or folders.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, option("--out", "Script to write.", "FILE", flag="-o", show_default=False)],
+    style: Annotated[
+        str | None,
+        option("--style", "How it is asked: rwkv, plain, chat. [dim]Default: rwkv or plain, else chat[/]", "NAME"),
+    ] = None,
+    shots: Annotated[int, option("--shots", "Examples before each question.", "N")] = 0,
+    dev: Annotated[
+        list[str] | None, option("--dev", "File or folder that the examples come from; may be repeated.", "FILE")
+    ] = None,
+    skip_bad: Annotated[bool, option("--skip-bad", "Leave records out that cannot be used.")] = False,
+    force: Annotated[bool, option("--force", "Replace the script if it is there.")] = False,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a script of a benchmark's own files, with the prompts of its source and the checks that it needs.
+
+    Nothing is downloaded. [bold]docs/scripts.md[/] says what the files are and where the prompts come from. Examples
+    are the first ones of the dev files, for mmlu those of the same subject.
+    """
+    from rwkvbatch.script.benchmarks import import_benchmark
+    from rwkvbatch.script.tables import data_files
+
+    result = import_benchmark(
+        benchmark,
+        data_files(files),
+        out,
+        style=style,
+        shots=shots,
+        dev=data_files(dev or ()),
+        skip_bad=skip_bad,
+        replace=force,
+    )
+    for problem in result.left_out[:MAX_SHOWN]:
+        message(f"left out: {problem}", quiet=quiet)
+    if len(result.left_out) > MAX_SHOWN:
+        message(f"left out: {len(result.left_out) - MAX_SHOWN:,} more", quiet=quiet)
+    message(f"wrote {out}: {result.conversations:,} conversations of {benchmark} ({result.style})", quiet=quiet)
+    if json_output:
+        print_json(vars(result) | {"out": str(out)})

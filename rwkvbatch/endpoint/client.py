@@ -1,0 +1,377 @@
+"""HTTP to an OpenAI-compatible server: bounded answers, retries with backoff and jitter, a budget of requests.
+
+The server is not trusted: an answer has a limit of bytes and of seconds, no redirect is followed (the key would go
+along), no compressed body is accepted, and its words are shown with control characters escaped and without the key.
+Proxies of the environment and `.netrc` are not used: nothing but `KEY_VARIABLE` decides what is sent to whom.
+
+Server-sent events are read as the HTML standard defines them (section 9.2.6, "Interpreting an event stream"), as far as
+OpenAI's API uses them: `data` fields, each of one JSON value, up to `[DONE]`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+from urllib.parse import urlsplit
+
+from rwkvbatch.errors import EndpointError, MissingExtraError, RequestsSpentError, UsageError, WorkerError
+from rwkvbatch.prompt.escaping import printable
+
+if TYPE_CHECKING:
+    import urllib3
+
+KEY_VARIABLE = "RWKVBATCH_ENDPOINT_KEY"
+"""The environment variable of the key, which is sent as a bearer token. It is nowhere else: no option, no file."""
+
+CONNECT_S = 10.0
+MAX_BODY_BYTES = 64 * 2**20
+"""Bytes of one answer, at most, whatever it says about its length."""
+MAX_SHOWN = 300
+"""Characters of a server's words in a message."""
+FIRST_BACKOFF_S, MAX_BACKOFF_S, MAX_RETRY_AFTER_S = 0.5, 30.0, 60.0
+RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+"""Statuses after which the same request may succeed."""
+
+Json = Mapping[str, Any]
+_T = TypeVar("_T")
+
+
+class _PassingError(Exception):
+    """One attempt failed in a way that may pass. `after_s` is what the server asked to wait, if it did."""
+
+    def __init__(self, reason: str, after_s: float | None = None, *, unreachable: bool = False) -> None:
+        super().__init__(reason)
+        self.after_s = after_s
+        self.unreachable = unreachable
+
+
+class Budget:
+    """Requests that may still be sent, retries included; None for any number. Shared by all clients of a run."""
+
+    def __init__(self, max_requests: int | None = None) -> None:
+        self._limit = max_requests
+        self._lock = threading.Lock()
+        self.num_sent = 0
+
+    def spend(self) -> None:
+        """Count one request; raises `RequestsSpentError` if there is none left."""
+        with self._lock:
+            if self._limit is not None and self.num_sent >= self._limit:
+                raise RequestsSpentError(
+                    f"--max-requests allows {self._limit:,} requests, and all were sent",
+                    hint="the same command continues the run, with as many requests again",
+                )
+            self.num_sent += 1
+
+
+@dataclass(frozen=True)
+class ClientOptions:
+    """How to call a server: at most `concurrency` requests at a time, `timeout_s` seconds and `retries` for each."""
+
+    concurrency: int = 8
+    timeout_s: float = 600.0
+    retries: int = 5
+
+
+def check_url(url: str, option: str = "--endpoint") -> str:
+    """The base URL without its last slash; raises `UsageError` for what is none or may hold a secret."""
+    try:
+        parts = urlsplit(url)
+        host, _port = parts.hostname, parts.port
+    except ValueError as error:
+        raise UsageError(f"{option}: not a URL: {error}") from None
+    example = "give the URL that clients call their base URL, such as http://127.0.0.1:8080/v1"
+    if parts.username is not None or parts.password is not None:
+        raise UsageError(f"{option} must not hold a user or a key", hint=f"the key belongs into ${KEY_VARIABLE}")
+    if parts.query or parts.fragment:
+        raise UsageError(f"{option} must have no query and no fragment", hint=example)
+    if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
+        raise UsageError(f"{option} must be an http or https URL, got {printable(url)[:80]!r}", hint=example)
+    return url.rstrip("/")
+
+
+class Client:
+    """Sends requests to one server, from any thread.
+
+    Args:
+        url: as `check_url` returns it.
+        key: sent as `Authorization: Bearer KEY`; None for the environment's, an empty one for none.
+        budget: counts the requests, see `Budget`.
+        jitter: a number in [0, 1) for each wait.
+
+    Raises:
+        MissingExtraError: urllib3 is not installed.
+        UsageError: the key has characters that a header cannot have.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        options: ClientOptions | None = None,
+        *,
+        key: str | None = None,
+        budget: Budget | None = None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        if importlib.util.find_spec("urllib3") is None:
+            raise MissingExtraError("--endpoint needs the package urllib3, which is not installed", extra="endpoint")
+        import urllib3
+
+        self.url = url
+        self.options = options or ClientOptions()
+        self._key = os.environ.get(KEY_VARIABLE, "") if key is None else key
+        if not self._key.isascii() or not self._key.isprintable():
+            raise UsageError(f"${KEY_VARIABLE} must be printable ASCII", hint="is there a line end at its end?")
+        self._budget = budget or Budget()
+        self._jitter = jitter
+        timeout = urllib3.Timeout(
+            connect=min(CONNECT_S, self.options.timeout_s), read=min(self.options.timeout_s, 2.0**20)
+        )
+        self._http = urllib3.PoolManager(
+            num_pools=1, maxsize=self.options.concurrency, retries=False, timeout=timeout, block=False
+        )
+
+    def get(self, path: str) -> Json | None:
+        """The JSON object at `path`; None where the server has none. Raises as `call`."""
+        return self.call("GET", path, None, lambda events: next(events, None), optional=True)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Json | None,
+        read: Callable[[Iterator[Json]], _T],
+        *,
+        max_bytes: int = MAX_BODY_BYTES,
+        cancelled: threading.Event | None = None,
+        optional: bool = False,
+    ) -> _T | None:
+        """Send a request and give its answer's JSON objects to `read`: one, or those of a stream of events.
+
+        After a failure that may pass everything is done again, with a new call of `read`.
+
+        Args:
+            max_bytes: the most of the answer's body.
+            cancelled: ends waiting and reading early; the result is None then.
+            optional: the result is None for status 404.
+
+        Raises:
+            EndpointError: the server refused the request, or did not answer it in all attempts.
+            UsageError: it refuses the key, or does not know the path or the model.
+            WorkerError: it cannot be reached in any attempt.
+            RequestsSpentError: the budget is spent.
+        """
+        cancelled = cancelled or threading.Event()
+        content = None if body is None else json.dumps(body, ensure_ascii=True, allow_nan=False).encode("ascii")
+        for attempt in range(self.options.retries + 1):
+            self._budget.spend()
+            try:
+                return self._attempt(method, path, content, read, max_bytes, cancelled, optional=optional)
+            except _PassingError as error:
+                if attempt == self.options.retries:
+                    tried = f" ({attempt + 1} attempts)" if attempt else ""
+                    if error.unreachable:
+                        raise WorkerError(
+                            f"{self.url}: {error}{tried}", hint="is the server up, and is this its address?"
+                        ) from None
+                    raise EndpointError(f"{error}{tried}") from None
+                wait_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0**attempt) * self._jitter()
+                wait_s += min(MAX_RETRY_AFTER_S, error.after_s or 0.0)
+                if cancelled.wait(wait_s):
+                    return None
+        raise AssertionError
+
+    def _attempt(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        read: Callable[[Iterator[Json]], _T],
+        max_bytes: int,
+        cancelled: threading.Event,
+        *,
+        optional: bool,
+    ) -> _T | None:
+        import urllib3
+
+        headers = {"Accept": "application/json, text/event-stream", "Accept-Encoding": "identity"}
+        if content is not None:
+            headers["Content-Type"] = "application/json"
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        ends_s = time.monotonic() + self.options.timeout_s
+        response: urllib3.BaseHTTPResponse | None = None
+        try:
+            response = self._http.request(
+                method, f"{self.url}/{path}", body=content, headers=headers, redirect=False, preload_content=False
+            )
+            if response.status == 404 and optional:
+                return None
+            self._check(response, ends_s)
+            coding = response.headers.get("Content-Encoding", "").strip().lower()
+            if coding not in ("", "identity"):
+                coding = self.words(coding)
+                raise EndpointError(f"the server compressed its answer ({coding}), which was not asked for")
+            chunks = self._chunks(response, max_bytes, ends_s, cancelled)
+            kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            return read(_events(chunks) if kind == "text/event-stream" else iter([_object(b"".join(chunks))]))
+        except _CancelledError:
+            return None
+        except urllib3.exceptions.HTTPError as error:
+            # Connections that were never made, as against those that broke.
+            refused = isinstance(error, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))
+            raise _PassingError(_reason(error, self.options.timeout_s), unreachable=refused) from None
+        finally:
+            if response is not None:
+                # What is unread is dropped with the connection: it may have no end.
+                response.close()
+
+    def _check(self, response: urllib3.BaseHTTPResponse, ends_s: float) -> None:
+        status = response.status
+        if 200 <= status < 300:
+            return
+        if 300 <= status < 400:
+            place = self.words(response.headers.get("Location", "nowhere"))
+            raise UsageError(
+                f"{self.url} redirects to {place} (status {status}), and redirects are not followed",
+                hint="if that is the server you mean, give its URL with --endpoint",
+            )
+        body = b""
+        try:
+            for chunk in self._chunks(response, 2**20, ends_s, threading.Event()):
+                body += chunk
+        except (EndpointError, _PassingError):
+            pass  # the status says enough
+        text = self.words(_error_text(body) or response.reason or "no text")
+        if status in RETRIED:
+            raise _PassingError(f"status {status}: {text}", _retry_after(response.headers.get("Retry-After")))
+        if status in (401, 403):
+            given = "the key in" if self._key else "no key in"
+            raise UsageError(f"{self.url} refuses access (status {status}, {given} ${KEY_VARIABLE}): {text}")
+        if status == 404:
+            raise UsageError(
+                f"{self.url} has no such address or model (status 404): {text}",
+                hint="the URL ends as clients call their base URL (.../v1); --endpoint-model names the model, "
+                "--endpoint-api the interface",
+            )
+        raise EndpointError(f"the server refuses the request (status {status}): {text}", status=status)
+
+    def words(self, text: str) -> str:
+        """A server's text for a message: without the key, one line, no control characters, not long."""
+        if self._key:
+            text = text.replace(self._key, "[key]")
+        text = " ".join(printable(text, keep_newlines=False).split())
+        return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
+
+    def _chunks(
+        self, response: urllib3.BaseHTTPResponse, max_bytes: int, ends_s: float, cancelled: threading.Event
+    ) -> Generator[bytes]:
+        size = 0
+        while chunk := response.read1(2**16, decode_content=False):
+            size += len(chunk)
+            if cancelled.is_set():
+                raise _CancelledError
+            if size > max_bytes:
+                raise EndpointError(f"the answer is longer than {max_bytes:,} bytes")
+            if time.monotonic() > ends_s:
+                raise _PassingError(f"no end of the answer within {self.options.timeout_s:g} s (--endpoint-timeout)")
+            yield chunk
+
+
+class _CancelledError(Exception):
+    """The caller does not want the answer any more."""
+
+
+def _reason(error: Exception, timeout_s: float) -> str:
+    import urllib3
+
+    if isinstance(error, urllib3.exceptions.NewConnectionError):  # a kind of the next one
+        return f"cannot be reached: {printable(str(error).rpartition(':')[2].strip())[:MAX_SHOWN]}"
+    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
+        return "cannot be reached: no connection within the time limit"
+    if isinstance(error, urllib3.exceptions.TimeoutError):
+        return f"no answer within {timeout_s:g} s (--endpoint-timeout)"
+    return f"the connection failed: {printable(str(error), keep_newlines=False)[:MAX_SHOWN]}"
+
+
+def _retry_after(value: str | None) -> float | None:
+    import urllib3
+
+    if value is None:
+        return None
+    try:
+        return urllib3.Retry().parse_retry_after(value)
+    except (urllib3.exceptions.HTTPError, ValueError, OverflowError):
+        return None
+
+
+def _error_text(body: bytes) -> str:
+    """The message in the body of a refusal: OpenAI's form `{"error": {"message": ...}}`, others', or plain text."""
+    try:
+        content: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        return body[:4096].decode("utf-8", "replace")
+    for _ in range(2):
+        if isinstance(content, dict):
+            named = cast("dict[str, Any]", content)
+            content = next((named[key] for key in ("error", "message", "detail") if named.get(key)), named)
+    return content if isinstance(content, str) else json.dumps(content)[:4096]
+
+
+def _object(data: bytes) -> Json:
+    """The JSON object in `data`; strict about UTF-8 and numbers."""
+    import orjson
+
+    try:
+        found = orjson.loads(data)
+    except ValueError as error:
+        if not data:
+            raise _PassingError("the answer is empty") from None
+        # Half an answer cannot be told from nonsense; both may be better the next time.
+        raise _PassingError(
+            f"the answer is not JSON: {printable(str(error), keep_newlines=False)[:MAX_SHOWN]}"
+        ) from None
+    if not isinstance(found, dict):
+        raise EndpointError(f"the answer must be a JSON object, found {type(found).__name__}")
+    return cast("Json", found)
+
+
+def _events(chunks: Iterator[bytes]) -> Generator[Json]:
+    """The objects of a stream of server-sent events; raises `_PassingError` when it ends before `[DONE]`."""
+    held, data = list[bytes](), list[bytes]()
+    for chunk in chunks:
+        held.append(chunk)
+        if b"\n" not in chunk and b"\r" not in chunk:
+            continue
+        text = b"".join(held)
+        # A carriage return at the end may be the first half of a line end.
+        *lines, rest = re.split(rb"\r\n|\n|\r(?!\Z)", text)
+        held = [rest]
+        for line in lines:
+            if line.startswith(b"data:"):
+                data.append(line[5:].removeprefix(b" "))
+            elif not line and data:
+                content = b"\n".join(data)
+                data.clear()
+                if content.strip() == b"[DONE]":
+                    return
+                yield _object(content)
+    if (rest := b"".join(held).rstrip(b"\r")).startswith(b"data:"):
+        data.append(rest[5:].removeprefix(b" "))
+    if data:  # an event before the end without its blank line
+        content = b"\n".join(data)
+        if content.strip() != b"[DONE]":
+            yield _object(content)
+
+
+def incomplete(reason: str) -> Exception:
+    """What `read` raises for an answer that ended too early; it is asked for again."""
+    return _PassingError(reason)

@@ -1,0 +1,251 @@
+"""Bodies of requests and answers of OpenAI's API, as its servers speak it: completions and chat completions.
+
+OpenAI's API reference defines both interfaces. What differs between servers:
+
+- Log-probabilities of a completion: lists `tokens`, `token_logprobs`, `top_logprobs` and `text_offset` (OpenAI, vLLM,
+  SGLang), or `content`, as in a chat (llama.cpp's server, `to_json_oaicompat`); there with `id` and `bytes`.
+- Log-probabilities of a given text: `echo` with `logprobs` and one token more, as lm-evaluation-harness's
+  `local-completions` asks for them (`lm_eval/models/openai_completions.py`); llama.cpp's server has no `echo`.
+- vLLM says in `stop_reason` which stop text ended a reply, or null for end of text; others do not say it.
+- `top_k` and `min_p` are fields of vLLM, SGLang and llama.cpp; `penalty_decay`, `order` and `no_penalty` of
+  `rwkvbatch serve` alone. They are sent where they are not at their defaults.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from rwkvbatch.config import EndpointApi, Sampling
+from rwkvbatch.endpoint.client import Json, incomplete
+from rwkvbatch.engine.request import FinishReason, NoiseKey, Request
+from rwkvbatch.errors import EndpointError
+
+STANDARD = frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias"})
+"""Fields about sampling that OpenAI's API has; others are extensions of servers, which may ignore them."""
+
+REPLACEMENT = "\ufffd"
+
+
+def sampling_fields(sampling: Sampling) -> dict[str, Any]:
+    """The fields of a body that say how tokens are chosen. Greedy decoding is temperature 0."""
+    values: dict[str, Any] = {"temperature": 0.0}
+    if not sampling.greedy:
+        values = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        cuts = {"top_k": sampling.top_k, "min_p": sampling.min_p}
+        values |= {name: value for name, value in cuts.items() if value}
+        if sampling.order != "top-p-first" and (sampling.temperature != 1 or len(values) > 2):
+            values["order"] = sampling.order
+    penalties = {name: getattr(sampling, name) for name in ("presence_penalty", "frequency_penalty")}
+    if any(penalties.values()):
+        values |= penalties
+        if sampling.penalty_decay != 1:
+            values["penalty_decay"] = sampling.penalty_decay
+        if sampling.no_penalty and sampling.frequency_penalty:
+            values["no_penalty"] = list(sampling.no_penalty)
+    if sampling.banned_token_ids:
+        values["logit_bias"] = {str(token): -100 for token in sampling.banned_token_ids}
+    return values
+
+
+def seed_of(noise: NoiseKey) -> int:
+    """The seed of a reply in [0, 2^31): a hash of its place in the run, the same in all cells."""
+    digest = hashlib.blake2b(b"%d %d" % (noise.philox_key, noise.turn), digest_size=4).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def reply_body(
+    request: Request, prompt: str | Sequence[int], *, model: str, api: EndpointApi, logprobs: bool
+) -> dict[str, Any]:
+    """The body that asks for one reply, as a stream."""
+    body: dict[str, Any] = {"model": model, "max_tokens": request.max_tokens, **sampling_fields(request.sampling)}
+    if api == "chat":
+        body["messages"] = [dict(message) for message in request.messages]
+        body |= {"logprobs": True, "top_logprobs": 1} if logprobs else {}
+    else:
+        body["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
+        body |= {"logprobs": 1} if logprobs else {}
+    if request.stop:
+        body["stop"] = list(request.stop)
+    if not request.sampling.greedy:
+        body["seed"] = seed_of(request.noise)
+    return {**body, "stream": True, "stream_options": {"include_usage": True}}
+
+
+def score_body(prompt: str | Sequence[int], *, model: str) -> dict[str, Any]:
+    """The body that asks for the log-probabilities of the prompt's own tokens."""
+    text = prompt if isinstance(prompt, str) else list(prompt)
+    return {"model": model, "prompt": text, "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}
+
+
+@dataclass(frozen=True)
+class ServedToken:
+    """A token as the server names it.
+
+    Attributes:
+        text: its text; may hold U+FFFD for a part of a character. data: its bytes, where the server gives them.
+        id: where the server gives it. logprob: natural log; None where the server has none (the first token).
+        best: the highest log-probability of any token at its place, where the server says so.
+    """
+
+    text: str
+    logprob: float | None
+    id: int | None = None
+    data: bytes | None = None
+    best: float | None = None
+    offset: int | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.text.encode("utf-8", "replace") if self.data is None else self.data)
+
+
+@dataclass
+class Answer:
+    """One choice of an answer, put together from its events."""
+
+    pieces: list[str] = field(default_factory=list[str])
+    tokens: list[ServedToken] = field(default_factory=list[ServedToken])
+    finish_reason: str | None = None
+    says_stop: bool = False
+    stop_reason: str | int | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int = 0
+
+    @property
+    def text(self) -> str:
+        if len(self.pieces) > 1:
+            self.pieces = ["".join(self.pieces)]
+        return self.pieces[0] if self.pieces else ""
+
+    def take(self, event: Json) -> str:
+        """Add an event, or a whole answer; returns its text.
+
+        Raises:
+            EndpointError: it is not an answer of this API. What may be better the next time is asked for again.
+        """
+        if error := event.get("error"):
+            words = cast("dict[str, Any]", error).get("message", error) if isinstance(error, dict) else error
+            raise incomplete(f"the server reports an error in its answer: {str(words)[:200]}")
+        self._take_usage(event.get("usage"))
+        piece = ""
+        for choice in _list(event, "choices"):
+            if not isinstance(choice, dict):
+                raise EndpointError("`choices` of the answer must hold objects")
+            found = cast("dict[str, Any]", choice)
+            if found.get("index", 0) != 0:
+                continue
+            piece += self._text_of(found)
+            self.tokens += _tokens(found.get("logprobs"))
+            if (reason := found.get("finish_reason")) is not None:
+                self.finish_reason = str(reason)[:60]
+            if "stop_reason" in found:
+                self.says_stop, stop = True, found["stop_reason"]
+                self.stop_reason = stop if isinstance(stop, (str, int)) else None
+        if piece:
+            self.pieces.append(piece)
+        return piece
+
+    @staticmethod
+    def _text_of(choice: Mapping[str, Any]) -> str:
+        content: Any = choice.get("text")
+        for name in ("delta", "message"):
+            part = choice.get(name)
+            if isinstance(part, dict) and content is None:
+                content = cast("dict[str, Any]", part).get("content")
+        if content is not None and not isinstance(content, str):
+            raise EndpointError(f"the text of the answer must be a string, found {type(content).__name__}")
+        return content or ""
+
+    def _take_usage(self, usage: Any) -> None:
+        match usage:
+            case {"prompt_tokens": int() as count} if 0 <= count < 2**31:
+                self.prompt_tokens = count
+                match usage:
+                    case {"prompt_tokens_details": {"cached_tokens": int() as cached}} if 0 <= cached <= count:
+                        self.cached_tokens = cached
+                    case _:
+                        pass
+            case _:
+                pass
+
+    def end(self, stops: Sequence[str]) -> tuple[FinishReason, str | None]:
+        """Why the reply ended, and the stop text that ended it, where the server says which.
+
+        Raises:
+            EndpointError: for a reason that is not an end of a reply.
+        """
+        match self.finish_reason:
+            case "length":
+                return "length", None
+            case "stop" | "stop_sequence" | "eos_token" | "eos":
+                if isinstance(self.stop_reason, str) and self.stop_reason in stops:
+                    return "stop", self.stop_reason
+                knows = self.says_stop or not stops or self.finish_reason in ("eos_token", "eos")
+                return ("eos", None) if knows else ("stop", None)
+            case None:
+                raise incomplete("the answer ended before the reply did")
+            case reason:
+                raise EndpointError(f"the server ended the reply with finish_reason {reason!r}")
+
+
+def read_answer(events: Iterator[Json]) -> Answer:
+    """The whole answer; raises as `Answer.take`."""
+    answer = Answer()
+    for event in events:
+        answer.take(event)
+    return answer
+
+
+def _list(values: Mapping[str, Any], name: str) -> list[Any]:
+    found: Any = values.get(name)
+    if found is None:
+        return []
+    if not isinstance(found, list):
+        raise EndpointError(f"`{name}` of the answer must be a list, found {type(found).__name__}")
+    return cast("list[Any]", found)
+
+
+def _tokens(logprobs: Any) -> list[ServedToken]:
+    if not isinstance(logprobs, dict):
+        return []
+    found = cast("dict[str, Any]", logprobs)
+    if isinstance(found.get("content"), list):
+        return [_token_of_chat(cast("dict[str, Any]", each)) for each in found["content"] if isinstance(each, dict)]
+    texts, values = _list(found, "tokens"), _list(found, "token_logprobs")
+    tops, offsets = _list(found, "top_logprobs"), _list(found, "text_offset")
+    if len(texts) != len(values):
+        raise EndpointError(f"the answer has {len(texts)} tokens and {len(values)} log-probabilities")
+    result: list[ServedToken] = []
+    for place, (text, value) in enumerate(zip(texts, values, strict=True)):
+        top: Any = tops[place] if place < len(tops) else None
+        best = [_number(each) for each in cast("dict[str, Any]", top).values()] if isinstance(top, dict) else []
+        offset = offsets[place] if place < len(offsets) and type(offsets[place]) is int else None
+        known = max((each for each in best if each is not None), default=None)
+        result.append(ServedToken(str(text), _number(value), best=known, offset=offset))
+    return result
+
+
+def _token_of_chat(values: Mapping[str, Any]) -> ServedToken:
+    data: Any = values.get("bytes")
+    try:
+        held = bytes(cast("list[int]", data)) if isinstance(data, list) else None
+    except (TypeError, ValueError):
+        held = None
+    token_id = values.get("id")
+    tops = [cast("dict[str, Any]", top) for top in _list(values, "top_logprobs") if isinstance(top, dict)]
+    best = [value for top in tops if (value := _number(top.get("logprob"))) is not None]
+    return ServedToken(
+        str(values.get("token", "")),
+        _number(values.get("logprob")),
+        id=token_id if type(token_id) is int else None,
+        data=held,
+        best=max(best, default=None),
+    )
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) and math.isfinite(value) else None

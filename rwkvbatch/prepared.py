@@ -1,0 +1,148 @@
+"""Prompts and conversations as tokens: what the library and the server make engine requests of."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from rwkvbatch.config import Prompting, SamplingParams, ThinkMode, TurnEnd
+from rwkvbatch.engine.request import END_OF_TEXT, NoiseKey, Request
+from rwkvbatch.errors import InputError, UsageError
+from rwkvbatch.model.base import ModelSpec, check_tokens
+from rwkvbatch.prompt.templates import PromptTemplate, load_template, with_turn_end
+from rwkvbatch.prompt.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+"""Text, or token ids."""
+
+Message = Mapping[str, str]
+"""`{"role": "system", "user" or "assistant", "content": text}`."""
+
+
+@dataclass(frozen=True)
+class PreparedPrompt:
+    """A prompt or a conversation as tokens.
+
+    Attributes:
+        name: for errors.
+        text: None when token ids were given.
+        form: the conversation's template.
+    """
+
+    name: str
+    text: str | None
+    tokens: tuple[int, ...]
+    form: PromptTemplate | None = None
+
+    def request(self, params: SamplingParams, root: int) -> Request:
+        """The engine request of its first reply; randomness is keyed by the seed and the tokens."""
+        content = hashlib.blake2b(" ".join(map(str, self.tokens)).encode(), digest_size=16).hexdigest()
+        return Request(
+            tokens=self.tokens,
+            sampling=params.sampling,
+            noise=NoiseKey(params.seed, content),
+            max_tokens=params.max_tokens,
+            max_seconds=params.max_seconds,
+            stop=params.stop if self.form is None else (*self.form.stops, *params.stop),
+            closing="" if self.form is None else self.form.closing,
+            root=root,
+        )
+
+    def shown(self, text: str) -> str:
+        """A reply's text as displayed: that of a conversation is stripped, after the beginning that the prompt has."""
+        return text if self.form is None else self.form.shown_reply(text)
+
+
+class PromptBuilder:
+    """Encodes prompts and conversations for one model."""
+
+    def __init__(self, spec: ModelSpec, tokenizer: Tokenizer) -> None:
+        self._spec = spec
+        self._tokenizer = tokenizer
+        self.template = lru_cache(maxsize=256)(self._load_template)
+
+    def _load_template(
+        self, think: ThinkMode, turn_end: TurnEnd, reply_prefix: str, template: str | None
+    ) -> PromptTemplate:
+        values = {"think": think, "turn_end": turn_end, "reply_prefix": reply_prefix, "template": template}
+        return load_template(with_turn_end(Prompting.parse(values), self._spec.weights_sha256))
+
+    def prompt(self, prompt: Prompt, name: str, bos: bool = False) -> PreparedPrompt:
+        """A text or token ids, after token 0 with `bos`; `name` is for errors.
+
+        Raises:
+            UsageError: no tokens, or one outside the vocabulary.
+            InputError: the text holds half of a surrogate pair.
+        """
+        begin = (END_OF_TEXT,) if bos else ()
+        if isinstance(prompt, str):
+            prepared = PreparedPrompt(name, prompt, (*begin, *self._encode([prompt], name)))
+        else:
+            try:
+                prepared = PreparedPrompt(name, None, (*begin, *map(operator.index, prompt)))
+                check_tokens(prepared.tokens, self._spec.vocab_size)
+            except (TypeError, ValueError) as error:
+                raise UsageError(f"{name}: must be text or token ids: {error}") from None
+        if not prepared.tokens:
+            raise UsageError(f"{name}: must have at least one token, got none", hint="bos=True reads token 0 first")
+        return prepared
+
+    def conversation(
+        self, messages: Sequence[Message], form: PromptTemplate, prelude: str | None, name: str, bos: bool
+    ) -> PreparedPrompt:
+        """A conversation up to the reply to its last user message, which `form` begins.
+
+        Raises:
+            UsageError: messages in an order that has no reply.
+            InputError: as `prompt`.
+        """
+        given: list[Any] = list(messages)
+        for number, message in enumerate(given):
+            match message:
+                case {"role": str(), "content": str()} if len(message) == 2:
+                    continue
+                case _:
+                    problem = f"must be a role and a content, two texts; got {message!r:.80}"
+                    raise UsageError(f"{name}, message {number}: {problem}")
+        system = given.pop(0)["content"] if given and given[0]["role"] == "system" else None
+        roles = [message["role"] for message in given]
+        if not roles or roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
+            raise UsageError(
+                f"{name}: after an optional system message, user and assistant messages must take turns, the last one "
+                f"a user's; got {', '.join(roles)[:80] or 'none'}",
+                hint="prelude= gives text before the first message",
+            )
+        segments = [form.opening(system, prelude)]
+        for user, assistant in zip(given[:-1:2], given[1::2], strict=True):
+            segments += [form.past_turn(user["content"]), form.reply(assistant["content"])]
+        segments.append(form.turn(given[-1]["content"]))
+        begin = (END_OF_TEXT,) if bos else ()
+        return PreparedPrompt(name, "".join(segments), (*begin, *self._encode(segments, name)), form)
+
+    def _encode(self, segments: Iterable[str], name: str) -> tuple[int, ...]:
+        # Each segment on its own, as in runs: a history never has to be encoded again.
+        try:
+            return tuple(token for segment in segments for token in self._tokenizer.encode(segment))
+        except InputError as error:
+            error.add_origin(name)
+            raise
+
+
+class TextStripper:
+    """Strips a text that comes in pieces."""
+
+    def __init__(self) -> None:
+        self._has_begun = False
+        self._held = ""
+
+    def push(self, piece: str) -> str:
+        """What of the text so far is certain not to be space at an end."""
+        text = self._held + (piece if self._has_begun else piece.lstrip())
+        shown = text.rstrip()
+        self._has_begun = self._has_begun or bool(shown)
+        self._held = text[len(shown) :]
+        return shown

@@ -1,0 +1,183 @@
+"""Records of data files: JSON Lines, JSON arrays, CSV, Parquet and Arrow, as published data sets have them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rwkvbatch.errors import MissingExtraError, ScriptError
+from rwkvbatch.files import open_file
+from rwkvbatch.script.records import SourceLine, is_array, is_object, parse_line, refuse
+
+MAX_BYTES = 2**31
+_MAX_FIELD = 2**24
+
+ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".arrow")
+"""The endings of files that can be read."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record.
+
+    Attributes:
+        values: by column; of a CSV file without a header the columns are their numbers, from 0 up, as text.
+        number: 1-based, in its file.
+        source: file and line; of Parquet and Arrow files the line is the number.
+    """
+
+    values: Mapping[str, Any]
+    number: int
+    source: SourceLine
+
+
+def read_records(path: str, *, header: frozenset[str] = frozenset()) -> Iterator[Record]:
+    """The records of a file, by its ending.
+
+    Args:
+        header: columns that the first line of a CSV file has, all of them, if it is a header.
+
+    Raises:
+        ScriptError: the file cannot be read, or a record is damaged.
+        MissingExtraError: a Parquet or Arrow file, and `pyarrow` is not installed.
+    """
+    readers = {
+        ".csv": _csv,
+        ".parquet": _parquet,
+        ".arrow": _arrow,
+        ".json": _json,
+        ".jsonl": _lines,
+        ".ndjson": _lines,
+    }
+    ending = Path(path).suffix.lower()
+    if ending not in readers:
+        hint = "it is known by its ending; give the file one"
+        raise ScriptError(f"must be a file that ends in {', '.join(ENDINGS)}", path=path, hint=hint)
+    number = 0
+    try:
+        for number, (line, values) in enumerate(readers[ending](path, header), 1):
+            yield Record(values, number, SourceLine(path, line))
+    except OSError as error:
+        raise ScriptError(f"cannot be read: {error.strerror or error}", path=path) from None
+    if not number:
+        raise ScriptError("holds no record", path=path, hint="is it the right file?")
+
+
+_Found = Iterator[tuple[int, Mapping[str, Any]]]
+
+
+def _lines(path: str, _: frozenset[str]) -> _Found:
+    with open_file(Path(path), MAX_BYTES) as file:
+        for line, data in enumerate(file, 1):
+            source = SourceLine(path, line)
+            try:
+                text = data.decode("utf-8-sig" if line == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                refuse(source, f"not UTF-8: byte 0x{data[error.start]:02x}", "save the file as UTF-8")
+            if text.strip():
+                yield line, parse_line(text, source)
+
+
+def _json(path: str, _: frozenset[str]) -> _Found:
+    """An array of objects, one object, or, whatever the ending says, JSON Lines."""
+    with open_file(Path(path), MAX_BYTES) as file:
+        data = file.read()
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        yield from _lines(path, frozenset())
+        return
+    items = value if is_array(value) else [value]
+    for number, item in enumerate(items, 1):
+        if not is_object(item):
+            raise ScriptError(f"item {number}: must be an object, got {type(item).__name__}", path=path)
+        yield number, item
+
+
+def _csv(path: str, header: frozenset[str]) -> _Found:
+    csv.field_size_limit(_MAX_FIELD)
+    line = 1
+    try:
+        with open_file(Path(path), MAX_BYTES) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+            reader = csv.reader(text, strict=True)
+            names: list[str] | None = None
+            for row in reader:
+                begin, line = line, reader.line_num + 1
+                if not row:
+                    continue
+                if names is None:
+                    is_header = bool(header) and header <= set(row)
+                    names = row if is_header else [str(at) for at in range(len(row))]
+                    if is_header:
+                        continue
+                if len(row) != len(names):
+                    refuse(SourceLine(path, begin), f"has {len(row)} columns, and the first line has {len(names)}")
+                yield begin, dict(zip(names, row, strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ScriptError(f"is not a line of CSV: {error}", path=path, line=line) from None
+
+
+def _arrow_library(path: str) -> Any:
+    try:
+        for name in ("pyarrow.ipc", "pyarrow.parquet"):
+            import_module(name)
+    except ImportError:
+        raise MissingExtraError(f"{path}: reading Parquet and Arrow files needs pyarrow", extra="parquet") from None
+    return import_module("pyarrow")
+
+
+def _parquet(path: str, _: frozenset[str]) -> _Found:
+    library = _arrow_library(path)
+    try:
+        with open_file(Path(path), MAX_BYTES) as file:
+            yield from _batches(library.parquet.ParquetFile(file).iter_batches())
+    except library.ArrowException as error:
+        raise ScriptError(f"is not a Parquet file: {error}", path=path) from None
+
+
+def _arrow(path: str, _: frozenset[str]) -> _Found:
+    """Both forms of Arrow's IPC: the stream, which the `datasets` library writes, and the file."""
+    library = _arrow_library(path)
+    try:
+        with open_file(Path(path), MAX_BYTES) as file:
+            is_file = file.read(6) == b"ARROW1"
+            file.seek(0)
+            if is_file:
+                reader = library.ipc.open_file(file)
+                yield from _batches(reader.get_batch(at) for at in range(reader.num_record_batches))
+            else:
+                yield from _batches(library.ipc.open_stream(file))
+    except library.ArrowException as error:
+        raise ScriptError(f"is not an Arrow file: {error}", path=path) from None
+
+
+def _batches(batches: Any) -> _Found:
+    number = 0
+    for batch in batches:
+        for record in batch.to_pylist():
+            number += 1
+            yield number, record
+
+
+def data_files(paths: Sequence[str]) -> list[str]:
+    """The files among `paths`, and in folders the files with one of `ENDINGS`, by name.
+
+    Raises:
+        ScriptError: a folder without such a file.
+    """
+    found: list[str] = []
+    for path in paths:
+        if not Path(path).is_dir():
+            found.append(path)
+            continue
+        inside = sorted(str(file) for file in Path(path).iterdir() if file.suffix.lower() in ENDINGS)
+        if not inside:
+            raise ScriptError(f"holds no file that ends in {', '.join(ENDINGS)}", path=path)
+        found += inside
+    return found

@@ -1,0 +1,237 @@
+"""Tool calls of scripts: OpenAI's `tools`, `tool_calls` and `tool` messages, as the texts that RWKV-7 G1 models read.
+
+The texts are those of RWKV-LM's `RWKV-v7/RWKV7-G1x-templates.txt` (2026-07-18):
+
+    System: Tools:
+    [
+    {"name":"find_slots","description":"Find free slots","arguments":{"date":{"type":"string"}}}
+    ]
+    Return only a JSON function call.
+
+    User: Find a slot on 2026-05-08.
+
+    Assistant: ```json
+    {"name":"find_slots","arguments":{"date":"2026-05-08"}}
+    ```
+
+    User: Function output:
+    {"free_slots":[]}
+
+    Assistant: ```json
+
+OpenAI's fields: https://platform.openai.com/docs/api-reference/chat/create. What the templates file has not is written
+here in its manner: several calls are an array with one call a line, several results one below the other; parameters
+that the short form would lose (`$defs`, `required` of some only) stay with the tool.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rwkvbatch.script.records import SourceLine, is_array, is_object, refuse, shown, type_name
+
+CALL_PREFIX = "```json"
+"""What the reply to a message begins with where tools may be called."""
+
+RESULT_PREFIX = "Function output:\n"
+MAX_TOOLS = 1000
+_PLAIN_SCHEMA = frozenset({"type", "properties", "required", "additionalProperties", "$schema", "title", "description"})
+"""Keywords of parameters of which the short form shows all that matters for a call."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call: the function's name, and its arguments as JSON values."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        return compact({"name": self.name, "arguments": self.arguments})
+
+
+def compact(value: Any) -> str:
+    """JSON on one line without spaces, as the templates file writes it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def tools_text(tools: Sequence[Mapping[str, Any]]) -> str:
+    """The end of a system message that lists `tools`, which are of the form of `read_tools`."""
+    lines = ",\n".join(compact(_shown_tool(tool)) for tool in tools)
+    return f"Tools:\n[\n{lines}\n]\nReturn only a JSON function call."
+
+
+def with_tools(system: str | None, tools: Sequence[Mapping[str, Any]]) -> str | None:
+    """A system message followed by the list of tools, if there are any."""
+    return "\n".join(filter(None, (system, tools_text(tools)))) if tools else system
+
+
+def _shown_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    schema: Mapping[str, Any] = tool.get("parameters") or {}
+    found = {key: tool[key] for key in ("name", "description") if tool.get(key)}
+    properties, required = schema.get("properties", {}), schema.get("required", [])
+    if not _PLAIN_SCHEMA.issuperset(schema):
+        return {**found, "parameters": schema}
+    needed: dict[str, Any] = {"required": required} if required and set(required) != set(properties) else {}
+    return {**found, "arguments": properties, **needed}
+
+
+def calls_text(calls: Sequence[Call]) -> str:
+    """The reply that makes `calls`."""
+    lines = calls[0].text if len(calls) == 1 else "[\n" + ",\n".join(call.text for call in calls) + "\n]"
+    return f"{CALL_PREFIX}\n{lines}\n```"
+
+
+def read_tools(raw: Any, source: SourceLine, where: str) -> tuple[Mapping[str, Any], ...]:
+    """The functions of a `tools` array, each an object of `name`, `description` and `parameters` (a JSON Schema)."""
+    if not is_array(raw):
+        refuse(source, f"{where}: must be an array of tools, got {type_name(raw)}")
+    if len(raw) > MAX_TOOLS:
+        refuse(source, f"{where}: must be at most {MAX_TOOLS:,} tools, got {len(raw):,}")
+    found: dict[str, Mapping[str, Any]] = {}
+    for at, item in enumerate(raw):
+        tool = _read_tool(item, source, f"{where}[{at}]")
+        if tool["name"] in found:
+            refuse(source, f"{where}[{at}]: a second tool is called {shown(tool['name'])}", "rename one of the two")
+        found[tool["name"]] = tool
+    return tuple(found.values())
+
+
+def _read_tool(item: Any, source: SourceLine, where: str) -> Mapping[str, Any]:
+    if not is_object(item):
+        refuse(source, f"{where}: must be an object, got {type_name(item)}")
+    if item.get("type", "function") != "function":
+        hint = "only functions can be called; remove the others"
+        refuse(source, f'{where}.type: must be "function", got {shown(item["type"])}', hint)
+    inner = f"{where}.function" if "function" in item else where
+    function = item.get("function", item)
+    if not is_object(function):
+        refuse(source, f"{inner}: must be an object, got {type_name(function)}")
+    name, description, schema = (function.get(key) for key in ("name", "description", "parameters"))
+    if not isinstance(name, str) or not name.strip():
+        refuse(source, f"{inner}.name: must be the function's name, got {shown(name)}")
+    if not isinstance(description, str | None):
+        refuse(source, f"{inner}.description: must be a string, got {type_name(description)}")
+    if schema is not None and not is_object(schema):
+        refuse(source, f"{inner}.parameters: must be a JSON Schema, got {type_name(schema)}")
+    for key, kind, is_kind in (("properties", "an object", is_object), ("required", "an array", is_array)):
+        if schema and key in schema and not is_kind(schema[key]):
+            refuse(source, f"{inner}.parameters.{key}: must be {kind}, got {type_name(schema[key])}")
+    if schema and not all(isinstance(needed, str) for needed in schema.get("required", ())):
+        refuse(source, f"{inner}.parameters.required: must be names of arguments, got {shown(schema['required'])}")
+    given = {"name": name, "description": description, "parameters": schema}
+    return {key: value for key, value in given.items() if value not in (None, "")}
+
+
+def read_choice(raw: Any, tools: Sequence[Mapping[str, Any]], source: SourceLine, where: str) -> str | None:
+    """What replies begin with by a `tool_choice`; None where tools are not shown (`none`, or no tools)."""
+    if not tools:
+        if raw not in (None, "none", "auto"):
+            refuse(source, f"{where}: needs `tools`, and there are none", "add them, or leave it out")
+        return None
+    if raw == "none":
+        return None
+    if raw in (None, "auto", "required"):
+        return CALL_PREFIX
+    match raw:
+        case {"function": {"name": str(name)}} | {"name": str(name)}:
+            if name not in (tool["name"] for tool in tools):
+                refuse(source, f"{where}: names no tool: {shown(name)}", f"they are {_names(tools)}")
+        case _:
+            hint = 'write "auto", "required", "none" or {"type": "function", "function": {"name": "..."}}'
+            refuse(source, f"{where}: is no choice of a tool: {shown(raw)}", hint)
+    return f"{CALL_PREFIX}\n" + '{"name":' + compact(name) + ',"arguments":'
+
+
+def _names(tools: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(str(tool["name"]) for tool in tools[:8]) + (", ..." if len(tools) > 8 else "")
+
+
+def read_calls(raw: Any, source: SourceLine, where: str) -> tuple[tuple[Call, ...], tuple[str | None, ...]]:
+    """The calls of an assistant message's `tool_calls`, at least one, and their ids."""
+    if not is_array(raw) or not raw:
+        refuse(source, f"{where}: must be an array of calls, got {type_name(raw) if raw != [] else 'none'}")
+    calls: list[Call] = []
+    ids: list[str | None] = []
+    for at, item in enumerate(raw):
+        place = f"{where}[{at}]"
+        if not is_object(item) or not is_object(item.get("function", item)):
+            refuse(source, f"{place}: must be an object with a `function`, got {shown(item)}")
+        if item.get("type", "function") != "function":
+            refuse(source, f'{place}.type: must be "function", got {shown(item["type"])}')
+        inner = f"{place}.function" if "function" in item else place
+        calls.append(read_call(item.get("function", item), source, inner))
+        ids.append(item["id"] if isinstance(item.get("id"), str) else None)
+    return tuple(calls), tuple(ids)
+
+
+def read_call(raw: Mapping[str, Any], source: SourceLine, where: str) -> Call:
+    """A call: `name`, and `arguments` as an object or as JSON of one."""
+    name = raw.get("name")
+    arguments: Any = raw.get("arguments", {})
+    if not isinstance(name, str) or not name:
+        refuse(source, f"{where}.name: must be the function's name, got {shown(name)}")
+    if isinstance(arguments, str):
+        try:
+            arguments = strict_json(arguments) if arguments.strip() else {}
+        except ValueError as error:
+            refuse(source, f"{where}.arguments: is not JSON ({error}): {shown(arguments)}")
+    if not is_object(arguments):
+        refuse(source, f"{where}.arguments: must be an object, or JSON of one, got {type_name(arguments)}")
+    return Call(name, arguments)
+
+
+def strict_json(text: str) -> Any:
+    """The JSON value of `text`; raises `ValueError` for what JSON readers disagree about, as well."""
+    try:
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key comes twice in one object")
+    return found
+
+
+def calls_in(text: str) -> tuple[Call, ...] | str:
+    """The calls that an answer makes, none if it is text without JSON, or what is wrong with them.
+
+    A call is an object of `name` and `arguments` (none if left out), or an array of such, in one fenced block or alone.
+    Text may stand around the block. A block that a stop text cut before its end is read to the end of the answer.
+    """
+    text = text.strip()
+    is_bare = text.startswith(("{", "["))
+    _, fence, rest = ("", "", text) if is_bare else text.partition("```")
+    label, _, inside = rest.partition("\n") if fence else ("", "", rest)
+    if (not fence and not is_bare) or label.strip().lower() not in ("", "json"):
+        return ()
+    block, _, after = (inside, "", "") if is_bare else inside.partition("\n```")
+    if "```" in after:
+        return "has more than one fenced block"
+    try:
+        value = strict_json(block)
+    except ValueError as error:
+        return () if fence and not label.strip() else f"not JSON ({error})"
+    items: list[Any] = value if is_array(value) else [value]
+    calls: list[Call] = []
+    for item in items:
+        if not is_object(item) or not isinstance(item.get("name"), str):
+            return "is no call: an object with a `name` and `arguments` was expected"
+        arguments: Any = item.get("arguments", {})
+        if not is_object(arguments):
+            return f"has arguments that are {type_name(arguments)}, not an object"
+        if further := sorted(item.keys() - {"name", "arguments"}):
+            return f"is no call: it has the key {further[0]!r}"
+        calls.append(Call(item["name"], arguments))
+    return tuple(calls)

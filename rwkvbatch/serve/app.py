@@ -1,0 +1,344 @@
+"""The HTTP application: routes, keys, limits, errors, streams."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import orjson
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rwkvbatch.engine.request import END_OF_TEXT
+from rwkvbatch.errors import RwkvBatchError, in_words
+from rwkvbatch.model.base import check_tokens
+from rwkvbatch.prepared import PromptBuilder
+from rwkvbatch.serve.answers import END_OF_TEXT_NAME, TokenNames
+from rwkvbatch.serve.batcher import Batcher, EngineFailedError, Flight, QueueFullError
+from rwkvbatch.serve.metrics import ServerFigures
+from rwkvbatch.serve.protocol import ChatFields, CompletionFields, RequestError
+from rwkvbatch.serve.replies import Job, Served, prepare
+
+_log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 10_000_000
+BODY_SECONDS = 30.0
+"""For a request's body to arrive."""
+_LARGE_BODY = 16_384
+"""Bytes of a body from which it is read in another thread, so that other clients' streams go on."""
+_CLOSE = {"connection": "close"}
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask. `key`: the bearer token of every request but /health, if there is one. `hosts`: names by which the
+    server may be addressed, None for any: a page in a browser must not reach a loopback server under its own name."""
+
+    key: str | None = None
+    hosts: frozenset[str] | None = None
+    body_seconds: float = BODY_SECONDS
+
+
+class Service:
+    """The handlers of all routes."""
+
+    def __init__(self, served: Served, batcher: Batcher, access: Access) -> None:
+        self.served = served
+        self.batcher = batcher
+        self.figures = ServerFigures(batcher)
+        self._access = access
+        self._builder = PromptBuilder(served.spec, served.tokenizer)
+        self._names = TokenNames(served.tokenizer)
+
+    def app(self) -> ASGIApp:
+        """The ASGI application."""
+        routes = [
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            Route("/v1/completions", self._complete, methods=["POST"]),
+            Route("/v1/models", self._models, methods=["GET"]),
+            Route("/v1/models/{name:path}", self._model, methods=["GET"]),
+            Route("/tokenize", self._tokenize, methods=["POST"]),
+            Route("/detokenize", self._detokenize, methods=["POST"]),
+            Route("/tokenizer_info", self._tokenizer_info, methods=["GET"]),
+            Route("/health", self._health, methods=["GET"]),
+            Route("/metrics", self._metrics, methods=["GET"]),
+        ]
+        handlers: dict[Any, Any] = {HTTPException: self._http_error, RwkvBatchError: self._error}
+        app = Starlette(routes=routes, exception_handlers=handlers)
+        app.router.redirect_slashes = False
+        return _Gate(app, self._access, self.figures, {route.path for route in routes})
+
+    async def _chat(self, request: Request) -> Response:
+        return await self._reply(request, ChatFields)
+
+    async def _complete(self, request: Request) -> Response:
+        return await self._reply(request, CompletionFields)
+
+    async def _reply(self, request: Request, kind: type[ChatFields | CompletionFields]) -> Response:
+        body = await self._body(request)
+        arguments = body, kind, self.served, self._builder, self._names
+        job = await run_in_threadpool(prepare, *arguments) if len(body) > _LARGE_BODY else prepare(*arguments)
+        flight = self.batcher.submit(job.works, streams=job.asked.fields.stream)
+        if job.asked.fields.stream:
+            leave = self.batcher.cancel
+            return _EventStream(self._events(job, flight), flight, leave, headers=job.headers)
+        try:
+            await _until_done(request, flight)
+            return _json(job.body(flight.results), headers=job.headers)
+        finally:
+            self.batcher.cancel(flight)
+
+    async def _events(self, job: Job, flight: Flight) -> AsyncGenerator[bytes]:
+        try:
+            async for event in job.events(flight):
+                yield b"data: " + orjson.dumps(event) + b"\n\n"
+        except RwkvBatchError as error:  # too late for a status
+            yield b"data: " + orjson.dumps(_error_object(error)[1]) + b"\n\n"
+        else:
+            yield b"data: [DONE]\n\n"
+
+    async def _body(self, request: Request) -> bytes:
+        """The request's body.
+
+        Raises:
+            HTTPException: it is not JSON by its type, too large, or too slow.
+        """
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # what a page in a browser may send elsewhere without asking is not
+            raise HTTPException(415, f"content-type must be application/json, got {kind[:80] or 'none'}", _CLOSE)
+        too_large = HTTPException(413, f"the body may have at most {MAX_BODY_BYTES:,} bytes", _CLOSE)
+        length = request.headers.get("content-length", "0")
+        if not length.isdecimal() or int(length[:20]) > MAX_BODY_BYTES:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._access.body_seconds):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > MAX_BODY_BYTES:
+                        raise too_large
+        except TimeoutError:
+            problem = f"the body did not arrive within {self._access.body_seconds:g} s"
+            raise HTTPException(408, problem, _CLOSE) from None
+        return bytes(body)
+
+    async def _models(self, request: Request) -> Response:
+        del request
+        return _json({"object": "list", "data": [self._model_object()]})
+
+    async def _model(self, request: Request) -> Response:
+        name = str(request.path_params["name"])
+        if name != self.served.name:
+            problem = f"model {name[:80]!r} is not served here, {self.served.name!r} is"
+            raise RequestError(problem, status=404, code="model_not_found")
+        return _json(self._model_object())
+
+    def _model_object(self) -> dict[str, Any]:
+        served = self.served
+        names = ("generation", "num_parameters", "vocab_size", "dtype", "backend", "device", "weights_sha256")
+        return {
+            "id": served.name,
+            "object": "model",
+            "created": served.created,
+            "owned_by": "rwkvbatch",
+            "max_model_len": served.limits.max_prompt_tokens + served.limits.max_reply_tokens,
+            "initial_states": list(served.roots),
+            **{name: getattr(served.spec, name) for name in names},
+        }
+
+    async def _tokenize(self, request: Request) -> Response:
+        fields = self._object(await self._body(request), {"model", "prompt", "add_special_tokens"})
+        text = fields.get("prompt")
+        if not isinstance(text, str):
+            raise RequestError("prompt: must be text", param="prompt")
+        if text == END_OF_TEXT_NAME:
+            tokens = [END_OF_TEXT]
+        else:
+            tokens = await run_in_threadpool(self.served.tokenizer.encode, text)
+        limit = self.served.limits.max_prompt_tokens
+        return _json({"tokens": tokens, "count": len(tokens), "max_model_len": limit})
+
+    async def _detokenize(self, request: Request) -> Response:
+        fields = self._object(await self._body(request), {"model", "tokens"})
+        tokens = fields.get("tokens")
+        if not isinstance(tokens, list) or any(type(token) is not int for token in cast("list[object]", tokens)):
+            raise RequestError("tokens: must be a list of token ids", param="tokens")
+        ids = cast("list[int]", tokens)
+        try:
+            check_tokens(ids, self.served.spec.vocab_size)
+        except ValueError as error:
+            raise RequestError(f"tokens: {error}", param="tokens") from None
+        return _json({"prompt": await run_in_threadpool(self.served.tokenizer.decode, ids)})
+
+    async def _tokenizer_info(self, request: Request) -> Response:
+        del request
+        tokenizer = self.served.tokenizer
+        info = {"eos_token": END_OF_TEXT_NAME, "bos_token": None, "pad_token": None, "chat_template": None}
+        return _json({**info, "name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256})
+
+    @staticmethod
+    def _object(body: bytes, known: set[str]) -> dict[str, Any]:
+        try:
+            fields: object = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise RequestError(f"the body is not JSON: {error}") from None
+        if not isinstance(fields, dict):
+            raise RequestError("the body must be a JSON object")
+        values = cast("dict[str, Any]", fields)
+        for name in values.keys() - known:
+            raise RequestError(f"{name}: unknown field", param=name, code="unknown_parameter")
+        return values
+
+    async def _health(self, request: Request) -> Response:
+        del request
+        if not self.batcher.is_healthy:
+            return _json({"status": "failed"}, status=503)
+        return _json({"status": "ok", "unfinished": self.batcher.num_unfinished})
+
+    async def _metrics(self, request: Request) -> Response:
+        del request
+        return Response(self.figures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _error(self, request: Request, error: Exception) -> Response:
+        del request
+        status, content, headers = _error_object(error)
+        return _json(content, status=status, headers=headers)
+
+    async def _http_error(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        del request
+        return _json(_content(error.detail, error.status_code), status=error.status_code, headers=error.headers)
+
+
+class _Gate:
+    """Counts responses, refuses strangers, and answers for handlers that fail."""
+
+    def __init__(self, app: ASGIApp, access: Access, figures: ServerFigures, paths: set[str]) -> None:
+        self._app = app
+        self._access = access
+        self._figures = figures
+        self._paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        begun = False
+
+        async def counting(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                path = scope["path"] if scope["path"] in self._paths else "other"
+                self._figures.answered[path, message["status"]] += 1
+            await send(message)
+
+        try:
+            refusal = self._refusal(scope)
+            await (self._app if refusal is None else refusal)(scope, receive, counting)
+        except ClientDisconnect:
+            pass
+        except Exception as error:
+            _log.error("a request failed", exc_info=error)
+            if begun:  # the connection is closed, so that the client sees that the response is not whole
+                raise
+            await _json(_content(f"internal error: {in_words(error)[:500]}", 500), 500)(scope, receive, counting)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers = dict(cast("list[tuple[bytes, bytes]]", scope["headers"]))
+        hosts, key = self._access.hosts, self._access.key
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        host = host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
+        if hosts is not None and host not in hosts:
+            text = f"this server is addressed as {', '.join(sorted(hosts))}; got {host[:80]!r}"
+            return _json(_content(text, 403), 403, _CLOSE)
+        if key is not None and scope["path"] != "/health":
+            given = headers.get(b"authorization", b"")
+            kind, _, token = given.partition(b" ")
+            if kind.lower() != b"bearer" or not hmac.compare_digest(token.strip(), key.encode()):
+                more = {"www-authenticate": "Bearer", **_CLOSE}
+                return _json(
+                    _content("a valid key is needed: Authorization: Bearer KEY", 401, "invalid_api_key"), 401, more
+                )
+        return None
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events. However it ends, the requests that are left are cancelled."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        content: AsyncGenerator[bytes],
+        flight: Flight,
+        leave: Callable[[Flight], None],
+        headers: Mapping[str, str],
+    ) -> None:
+        super().__init__(content, headers={"cache-control": "no-cache", **headers})
+        self._flight = flight
+        self._leave = leave
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._leave(self._flight)
+
+
+async def _until_done(request: Request, flight: Flight) -> None:
+    """Wait for the results of a flight; raises `ClientDisconnect` when the client leaves, or the flight's error."""
+
+    async def finished() -> None:
+        while not flight.is_done:
+            await flight.change()
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    waits: list[Awaitable[None]] = [finished(), left()]
+    done, leaving = tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            raise ClientDisconnect
+        await done
+    finally:
+        done.cancel()
+        leaving.cancel()
+    if flight.error is not None:
+        raise flight.error
+
+
+def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(content), status, headers, media_type="application/json")
+
+
+def _content(message: str, status: int, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+    """An error as OpenAI's interfaces have it."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(status, kind)
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _error_object(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, body and headers of an error of this program."""
+    text = str(error) + (f"; {error.hint}" if isinstance(error, RwkvBatchError) and error.hint else "")
+    match error:
+        case RequestError():
+            return error.status, _content(text, error.status, error.code, error.param), {}
+        case QueueFullError():
+            return 429, _content(text, 429, "queue_full"), {"retry-after": "1"}
+        case EngineFailedError():
+            return 503, _content(text, 503, "engine_failed"), {"retry-after": "1"}
+        case _:
+            return 500, _content(text, 500), {}

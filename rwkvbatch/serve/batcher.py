@@ -1,0 +1,299 @@
+"""The thread that owns the engine: requests of all clients in one batch, results handed back to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from rwkvbatch.engine.engine import Engine, EngineStats
+from rwkvbatch.engine.request import Reply, Request, Score
+from rwkvbatch.errors import RowError, RwkvBatchError, in_words
+
+_log = logging.getLogger(__name__)
+
+
+class QueueFullError(RowError):
+    """More requests are unfinished than the server takes."""
+
+
+class EngineFailedError(RowError):
+    """The engine failed during a step; all its requests ended, and a new engine was made."""
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """A text to score: `continuation` after `prefix`, with the `num_top` likeliest tokens at each position."""
+
+    prefix: tuple[int, ...]
+    continuation: tuple[int, ...]
+    root: int
+    num_top: int
+
+
+Work = Request | ScoreRequest
+_Update = tuple["Flight", int, "str | Reply | Score | RwkvBatchError"]
+
+
+class Flight:
+    """The requests of one HTTP request under way. Only the event loop's thread uses it.
+
+    Attributes:
+        results: of each request; None until it ends.
+        error: why all of them ended without results.
+    """
+
+    def __init__(self, works: Sequence[Work], *, streams: bool) -> None:
+        self.works = works
+        self.streams = streams
+        self.results: list[Reply | Score | None] = [None] * len(works)
+        self.error: RwkvBatchError | None = None
+        self.is_cancelled = False
+        self._pieces: list[list[str]] = [[] for _ in works]
+        self._num_left = len(works)
+        self._changed = asyncio.Event()
+        if not works:
+            self._changed.set()
+
+    @property
+    def is_done(self) -> bool:
+        return self._num_left == 0 or self.error is not None
+
+    async def change(self) -> None:
+        """Wait for new text or a result.
+
+        Raises:
+            RwkvBatchError: the requests ended without results.
+        """
+        await self._changed.wait()
+        self._changed.clear()
+        if self.error is not None:
+            raise self.error
+
+    def take_text(self, index: int) -> str:
+        """The text of request `index` since the last call."""
+        pieces = self._pieces[index]
+        text = "".join(pieces)
+        pieces.clear()
+        return text
+
+    def put(self, index: int, value: str | Reply | Score | RwkvBatchError) -> None:
+        """Add a piece of text, a result, or the error that ended all requests."""
+        if isinstance(value, str):
+            self._pieces[index].append(value)
+        elif isinstance(value, RwkvBatchError):
+            self.error = self.error or value
+        elif self.results[index] is None:
+            self.results[index] = value
+            self._num_left -= 1
+        self._changed.set()
+
+
+class Batcher:
+    """Runs an engine in a thread of its own.
+
+    Args:
+        make_engine: called in that thread, again after a failure of the engine.
+        max_unfinished: the most requests that may be unfinished, those that wait included.
+
+    Raises:
+        RwkvBatchError: `start`, what `make_engine` raises.
+    """
+
+    def __init__(self, make_engine: Callable[[], Engine], max_unfinished: int) -> None:
+        self._make_engine = make_engine
+        self._max_unfinished = max_unfinished
+        self._engine: Engine | None = None
+        self._past = EngineStats()
+        self._wake = threading.Condition()
+        self._commands: deque[Callable[[], None]] = deque()
+        self._closing = False
+        self._failure: str | None = None
+        self._thread: threading.Thread | None = None
+        # Of the engine's thread:
+        self._running: dict[int, tuple[Flight, int]] = {}
+        self._updates: list[_Update] = []
+        # Of the event loop's thread:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._flights: set[Flight] = set()
+        self.num_unfinished = 0
+        self.num_cancelled = 0
+
+    @property
+    def is_healthy(self) -> bool:
+        return self._failure is None and self._engine is not None
+
+    @property
+    def stats(self) -> EngineStats:
+        """Counts of this engine and of those before it."""
+        engine = self._engine
+        if engine is None:
+            return self._past
+        now = asdict(engine.stats)
+        return EngineStats(**{name: count + now[name] for name, count in asdict(self._past).items()})
+
+    @property
+    def num_cached_states(self) -> int:
+        return 0 if self._engine is None else self._engine.num_cached_states
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that are unfinished and do not fit into the batch."""
+        return 0 if self._engine is None else max(0, self.num_unfinished - self._engine.max_batch)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Make the engine and start its thread; results are handed to `loop`."""
+        self._loop = loop
+        self._engine = self._make_engine()
+        self._thread = threading.Thread(target=self._run, name="rwkvbatch-engine", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread after its step; requests under way end with an error. For the event loop's thread."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread is not None:
+            self._thread.join()
+        for flight in list(self._flights):
+            self._deliver([(flight, 0, EngineFailedError("the server is shutting down"))])
+
+    def submit(self, works: Sequence[Work], *, streams: bool) -> Flight:
+        """Queue requests of one client.
+
+        Raises:
+            QueueFullError: too many requests are unfinished.
+            EngineFailedError: there is no engine any more.
+        """
+        if self._failure is not None:
+            raise EngineFailedError(f"the engine failed and could not be made again: {self._failure}")
+        if self.num_unfinished + len(works) > self._max_unfinished:
+            raise QueueFullError(
+                f"{self.num_unfinished} replies are under way or wait, this request adds {len(works)}, and the server "
+                f"takes {self._max_unfinished}",
+                hint="try again later",
+            )
+        flight = Flight(works, streams=streams)
+        if not works:
+            return flight
+        self._flights.add(flight)
+        self.num_unfinished += len(works)
+        self._command(lambda: self._begin(flight))
+        return flight
+
+    def cancel(self, flight: Flight) -> None:
+        """End the requests that are not finished; without effect on a flight that is done."""
+        if flight.is_cancelled or flight.is_done:
+            return
+        flight.is_cancelled = True
+        self.num_cancelled += 1
+        self._leave(flight)
+        self._command(lambda: self._drop(flight))
+
+    def _command(self, command: Callable[[], None]) -> None:
+        with self._wake:
+            self._commands.append(command)
+            self._wake.notify()
+
+    def _leave(self, flight: Flight) -> None:
+        if flight in self._flights:
+            self._flights.remove(flight)
+            self.num_unfinished -= len(flight.works)
+
+    def _deliver(self, updates: list[_Update]) -> None:
+        for flight, index, value in updates:
+            flight.put(index, value)
+            if flight.is_done:
+                self._leave(flight)
+
+    # In the engine's thread:
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._commands or self._closing or self._is_busy):
+                    self._wake.wait()
+                if self._closing:
+                    break
+            try:
+                while self._commands:
+                    self._commands.popleft()()
+                if self._engine is not None and self._engine.busy:
+                    self._take(self._engine.step())
+            except Exception as error:
+                self._fail(error)
+            self._hand_over()
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._engine is not None and self._engine.busy
+
+    def _begin(self, flight: Flight) -> None:
+        engine = self._engine
+        if engine is None:
+            self._updates.append((flight, 0, EngineFailedError("there is no engine")))
+            return
+        try:
+            for index, work in enumerate(flight.works):
+                self._running[self._submit(engine, flight, index, work)] = flight, index
+        except (RwkvBatchError, ValueError) as error:
+            self._drop(flight)
+            wrong = error if isinstance(error, RwkvBatchError) else RowError(str(error))
+            self._updates.append((flight, 0, wrong))
+
+    def _submit(self, engine: Engine, flight: Flight, index: int, work: Work) -> int:
+        if isinstance(work, ScoreRequest):
+            return engine.submit_score(work.prefix, work.continuation, work.root, num_top=work.num_top)
+        if flight.streams:
+
+            def on_text(text: str) -> None:
+                self._updates.append((flight, index, text))
+
+            work = replace(work, on_text=on_text)
+        return engine.submit(work)
+
+    def _drop(self, flight: Flight) -> None:
+        for number in [number for number, (owner, _) in self._running.items() if owner is flight]:
+            del self._running[number]
+            if self._engine is not None:
+                self._engine.cancel(number)
+
+    def _take(self, finished: Sequence[tuple[int, Reply | Score]]) -> None:
+        for number, result in finished:
+            place = self._running.pop(number, None)
+            if place is not None:
+                self._updates.append((*place, result))
+
+    def _fail(self, error: Exception) -> None:
+        """End all requests: states may be ahead of their tokens. A new engine takes the next ones."""
+        _log.error("the engine failed", exc_info=error)
+        self._past = self.stats
+        self._engine = None
+        self._end_all(EngineFailedError(f"the engine failed: {in_words(error)}"))
+        try:
+            self._engine = self._make_engine()
+        except Exception as again:
+            self._failure = in_words(again)
+
+    def _end_all(self, error: EngineFailedError) -> None:
+        flights = {flight for flight, _ in self._running.values()}
+        self._running.clear()
+        self._updates += [(flight, 0, error) for flight in flights]
+
+    def _hand_over(self) -> None:
+        # Text callbacks hold this list: it is emptied, not replaced.
+        updates = list(self._updates)
+        self._updates.clear()
+        if updates and self._loop is not None and not self._loop.is_closed():
+            self._call_in_loop(self._deliver, updates)
+
+    def _call_in_loop(self, function: Callable[..., Any], *arguments: Any) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:  # closed meanwhile: nobody waits for results any more
+            _log.debug("the event loop is closed")

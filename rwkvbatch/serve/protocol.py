@@ -1,0 +1,281 @@
+"""What clients may ask for: the fields of OpenAI's two interfaces, the program's own settings, and their limits.
+
+Field names and meanings: OpenAI's API reference, "Create chat completion" and "Create completion". Settings of this
+program (`top_k`, `min_p`, `think`, ...) are further fields of the same object, as vLLM's server has it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, SamplingParams, allowed_values, shown_value
+from rwkvbatch.errors import UsageError
+
+MAX_STOPS = 32
+MAX_STOP_CHARACTERS = 1000
+MAX_REPLIES = 128
+"""Replies to one HTTP request: prompts times `n`."""
+MAX_TOP = 20
+MAX_MESSAGES = 10_000
+ROOT_FIELD = "initial_state"
+
+OWN_FIELDS = (*Sampling.model_fields, "max_seconds", *DialoguePrompt.model_fields)
+"""Settings that a request may give, under their own names."""
+CHAT_ONLY = ("think", "turn_end", "reply_prefix")
+
+IGNORED = frozenset(
+    {"user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier"}
+)
+"""Fields that decide nothing about a reply."""
+
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "modalities": (["text"],),
+    "suffix": ("",),
+    "repetition_penalty": (1, 1.0),
+}
+"""Fields that are accepted with the value that changes nothing, and refused with another one."""
+
+
+class RequestError(UsageError):
+    """A request that cannot be served. `param` is the field, `status` the HTTP status, `code` OpenAI's error code."""
+
+    def __init__(
+        self, message: str, *, param: str | None = None, status: int = 400, code: str | None = None, hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint or None)
+        self.param = param
+        self.status = status
+        self.code = code
+
+
+class _StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class _Fields(BaseModel):
+    """The fields that both interfaces have, besides settings; null is as good as absent."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    model: str = Field(min_length=1)
+    n: int = Field(1, ge=1, le=MAX_REPLIES)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    stream: bool = False
+    stream_options: _StreamOptions = _StreamOptions()
+    stop: str | list[str] = []
+    max_tokens: int | None = None
+    initial_state: str | None = None
+
+
+class ChatFields(_Fields):
+    """The body of `/v1/chat/completions`, besides settings."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: int | None = None
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=MAX_TOP)
+
+
+class CompletionFields(_Fields):
+    """The body of `/v1/completions`, besides settings."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    echo: bool = False
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP)
+    best_of: int | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most of what a client may ask for."""
+
+    max_prompt_tokens: int
+    max_reply_tokens: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A checked request, whose settings are complete.
+
+    Attributes:
+        fields: of the interface. settings: the server's, with the request's in their place.
+        params: how replies are sampled and when they end. max_tokens: 0 scores the prompt only (completions).
+        num_top: how many of the likeliest tokens to report; None for no log-probabilities.
+    """
+
+    fields: ChatFields | CompletionFields
+    settings: CellSettings
+    params: SamplingParams
+    max_tokens: int
+    num_top: int | None
+
+
+def ask(
+    body: object, kind: type[ChatFields | CompletionFields], defaults: CellSettings, seed: int | None, limits: Limits
+) -> Asked:
+    """The request in a decoded JSON body, laid over the server's settings.
+
+    Args:
+        seed: for a request without one; None draws one at random.
+
+    Raises:
+        RequestError: a field that is unknown, not of its type, or out of range.
+    """
+    if not isinstance(body, dict):
+        raise RequestError(f"the body must be a JSON object, got {shown_value(body)}")
+    values = {name: value for name, value in cast("dict[str, Any]", body).items() if value is not None}
+    for name in [name for name in values if name in IGNORED]:
+        del values[name]
+    for name in [name for name in values if name in NEUTRAL and name not in kind.model_fields]:
+        if (value := values.pop(name)) not in NEUTRAL[name]:
+            raise RequestError(f"{name}: this server does not support it, got {shown_value(value)}", param=name)
+    own = {name: values.pop(name) for name in OWN_FIELDS if name in values and _is_setting(name, kind)}
+    fields = _fields(values, kind)
+    stops = _stops(fields.stop)
+    max_tokens = _max_tokens(fields, defaults, limits)
+    for name, value in own.items():
+        _check_number(name, value)
+    # Only what the client sent is shown in errors.
+    given: dict[str, Any] = {**own, **({"stop": stops} if "stop" in fields.model_fields_set else {})}
+    try:
+        checked = CellSettings.parse(given)
+        settings = defaults.replace(**{name: getattr(checked, name) for name in given})
+        settings.check_reply_prefix()
+        replied: dict[str, Any] = {
+            name: getattr(settings, name) for name in SamplingParams.model_fields if name != "seed"
+        }
+        replied["max_tokens"] = max(max_tokens, 1)
+        chosen = fields.seed if fields.seed is not None else seed
+        params = SamplingParams(**replied, seed=secrets.randbelow(2**32) if chosen is None else chosen)
+    except UsageError as error:
+        param = next((name for name in given if error.message.startswith(name)), None)
+        raise RequestError(error.message, param=param) from None
+    return Asked(fields, settings, params, max_tokens, _num_top(fields))
+
+
+def _is_setting(name: str, kind: type[ChatFields | CompletionFields]) -> bool:
+    return kind is ChatFields or name not in CHAT_ONLY
+
+
+def _fields(values: Mapping[str, Any], kind: type[ChatFields | CompletionFields]) -> ChatFields | CompletionFields:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        item = error.errors()[0]
+        name = str(item["loc"][0]) if item["loc"] else None
+        place = ".".join(str(part) for part in item["loc"][:3])
+        if item["type"] == "extra_forbidden":
+            raise RequestError(f"{place}: unknown field", param=name, code="unknown_parameter") from None
+        if item["type"] == "missing":
+            raise RequestError(f"{place}: is required", param=name) from None
+        raise RequestError(
+            f"{place}: {item['msg'].replace('Input should', 'must')}, got {shown_value(item['input'])}", param=name
+        ) from None
+
+
+def _check_number(name: str, value: object) -> None:
+    """Refuse texts and true or false for a number, which the settings would convert."""
+    words = allowed_values(CellSettings, name, "")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if words.startswith(("must be a number", "must be a whole number")) and not is_number:
+        raise RequestError(f"{name}: {words}, got {shown_value(value)}", param=name)
+
+
+def _stops(stop: str | list[str]) -> list[str]:
+    stops = [stop] if isinstance(stop, str) else stop
+    if len(stops) > MAX_STOPS:
+        raise RequestError(f"stop: must be at most {MAX_STOPS} texts, got {len(stops)}", param="stop")
+    for text in stops:
+        if not 1 <= len(text) <= MAX_STOP_CHARACTERS:
+            problem = f"must be texts of 1 to {MAX_STOP_CHARACTERS} characters, got one of {len(text)}"
+            raise RequestError(f"stop: {problem}", param="stop")
+    return stops
+
+
+def _max_tokens(fields: ChatFields | CompletionFields, defaults: CellSettings, limits: Limits) -> int:
+    name, asked = "max_tokens", fields.max_tokens
+    if isinstance(fields, ChatFields) and fields.max_completion_tokens is not None:
+        if asked is not None and asked != fields.max_completion_tokens:
+            raise RequestError("max_tokens and max_completion_tokens differ", param="max_completion_tokens")
+        name, asked = "max_completion_tokens", fields.max_completion_tokens
+    if asked is None:
+        return min(defaults.max_tokens, limits.max_reply_tokens)
+    least = 0 if isinstance(fields, CompletionFields) and fields.echo else 1
+    if not least <= asked <= limits.max_reply_tokens:
+        hint = "echo allows 0" if least else ""
+        words = f"must be a whole number in [{least}, {limits.max_reply_tokens}]"
+        raise RequestError(f"{name}: {words}, got {asked}", param=name, hint=hint)
+    return asked
+
+
+def _num_top(fields: ChatFields | CompletionFields) -> int | None:
+    if isinstance(fields, CompletionFields):
+        if fields.best_of not in (None, fields.n):
+            raise RequestError(f"best_of: must be n, which is {fields.n}; got {fields.best_of}", param="best_of")
+        return fields.logprobs
+    if fields.top_logprobs and not fields.logprobs:
+        raise RequestError("top_logprobs: needs logprobs to be true", param="top_logprobs")
+    return fields.top_logprobs if fields.logprobs else None
+
+
+def prompts_of(fields: CompletionFields) -> list[str | Sequence[int]]:
+    """The prompts of a completion request, one or several; raises `RequestError`."""
+    prompt = fields.prompt
+    if isinstance(prompt, str):
+        prompts: list[str | Sequence[int]] = [prompt]
+    elif prompt and isinstance(prompt[0], int):
+        prompts = [cast("list[int]", prompt)]
+    else:
+        prompts = list(cast("list[str] | list[list[int]]", prompt))
+    if not 1 <= len(prompts) * fields.n <= MAX_REPLIES:
+        words = f"prompts times n must be 1 to {MAX_REPLIES}"
+        raise RequestError(f"prompt: {words}, got {len(prompts)} times {fields.n}", param="prompt")
+    return prompts
+
+
+def messages_of(fields: ChatFields) -> list[dict[str, str]]:
+    """The messages with their texts; `developer` is `system`, text parts are joined.
+
+    Raises:
+        RequestError: a message has something else than a role and a text.
+    """
+    return [_message(number, message) for number, message in enumerate(fields.messages)]
+
+
+def _message(number: int, message: Mapping[str, Any]) -> dict[str, str]:
+    where = f"messages.{number}"
+    given = {name: value for name, value in message.items() if value not in (None, [])}
+    for name in given.keys() - {"role", "content"}:
+        raise RequestError(f"{where}.{name}: this server does not support it", param="messages")
+    role, content = given.get("role"), given.get("content", "")
+    if role not in ("system", "developer", "user", "assistant"):
+        words = "must be system, developer, user or assistant"
+        raise RequestError(f"{where}.role: {words}, got {shown_value(role)}", param="messages")
+    if isinstance(content, list):
+        content = "".join(_part(where, part) for part in cast("list[object]", content))
+    if not isinstance(content, str):
+        raise RequestError(f"{where}.content: must be text, got {shown_value(content)}", param="messages")
+    return {"role": "system" if role == "developer" else role, "content": content}
+
+
+def _part(where: str, part: object) -> str:
+    match part:
+        case {"type": "text", "text": str(text)}:
+            return text
+        case _:
+            raise RequestError(f"{where}.content: only text parts, got {shown_value(part)}", param="messages")

@@ -1,0 +1,280 @@
+"""From a request's body to engine requests, and from their results to the response."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+
+from rwkvbatch.config import CellSettings
+from rwkvbatch.engine.request import END_OF_TEXT, Reply, Score, TokenDetails
+from rwkvbatch.errors import NonFiniteLogitsError, RwkvBatchError
+from rwkvbatch.model.base import ModelSpec
+from rwkvbatch.prepared import PreparedPrompt, PromptBuilder, TextStripper
+from rwkvbatch.prompt.tokenizer import Tokenizer
+from rwkvbatch.serve.answers import Head, TokenNames, finish_reason, usage
+from rwkvbatch.serve.batcher import Flight, ScoreRequest, Work
+from rwkvbatch.serve.protocol import (
+    ROOT_FIELD,
+    Asked,
+    ChatFields,
+    CompletionFields,
+    Limits,
+    RequestError,
+    ask,
+    messages_of,
+    prompts_of,
+)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server serves.
+
+    Attributes:
+        name: the model's, for clients. created: when it was loaded, seconds since 1970.
+        defaults: settings of requests that do not give their own. prelude: text before the first message.
+        roots: the engine's root of each initial state, by name; `none` is the zero state.
+        root: of requests that name no initial state.
+        seed: for requests without one; None draws one for each.
+        fingerprint: of the weights, the backend and the program's version.
+    """
+
+    spec: ModelSpec
+    tokenizer: Tokenizer
+    name: str
+    created: int
+    defaults: CellSettings
+    prelude: str | None
+    roots: Mapping[str, int]
+    root: int
+    seed: int | None
+    limits: Limits
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """One choice of the response: where the results of its engine requests are, if it has them."""
+
+    index: int
+    prompt: PreparedPrompt
+    reply_at: int | None
+    score_at: int | None
+
+    def reply(self, results: Sequence[Reply | Score | None]) -> Reply | None:
+        """Its reply, if it is there; raises `NonFiniteLogitsError`."""
+        found = None if self.reply_at is None else results[self.reply_at]
+        if not isinstance(found, Reply):
+            return None
+        if found.finish_reason == "error" or not all(map(math.isfinite, found.logprobs)):
+            raise NonFiniteLogitsError(found.error or "a log-probability is NaN or infinite")
+        return found
+
+    def score(self, results: Sequence[Reply | Score | None]) -> Score | None:
+        """The prompt's score, if it is there; raises `NonFiniteLogitsError`."""
+        found = None if self.score_at is None else results[self.score_at]
+        if not isinstance(found, Score):
+            return None
+        if not all(map(math.isfinite, found.logprobs)):
+            raise NonFiniteLogitsError("a log-probability of the prompt is NaN or infinite")
+        return found
+
+    def is_over(self, results: Sequence[Reply | Score | None]) -> bool:
+        return all(at is None or results[at] is not None for at in (self.reply_at, self.score_at))
+
+
+@dataclass
+class Job:
+    """One HTTP request as engine requests, and how their results become its response."""
+
+    served: Served
+    names: TokenNames
+    asked: Asked
+    head: Head = field(init=False)
+    works: list[Work] = field(default_factory=list[Work])
+    choices: list[_Choice] = field(default_factory=list[_Choice])
+    num_prompt: int = 0
+
+    def __post_init__(self) -> None:
+        kind = "text_completion" if not self.is_chat else "chat.completion"
+        kind += ".chunk" if self.is_chat and self.asked.fields.stream else ""
+        self.head = Head.of(kind, self.served.name, self.served.fingerprint)
+
+    @property
+    def is_chat(self) -> bool:
+        return isinstance(self.asked.fields, ChatFields)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The seed, and whether the same request gets the same replies whatever else is served."""
+        spec = self.served.spec
+        reproducible = "bitwise" if spec.bitwise else f"no; backend {spec.backend} on {spec.device}"
+        if self.asked.params.max_seconds is not None:
+            reproducible = "no; max_seconds"
+        return {"x-rwkvbatch-seed": str(self.asked.params.seed), "x-rwkvbatch-reproducible": reproducible}
+
+    def add(self, prompt: PreparedPrompt, root: int) -> None:
+        """Add a prompt: its score if that is wanted, and its replies."""
+        limit = self.served.limits.max_prompt_tokens
+        if len(prompt.tokens) > limit:
+            raise RequestError(
+                f"{prompt.name} has {len(prompt.tokens):,} tokens; this server reads at most {limit:,}",
+                param="messages" if self.is_chat else "prompt",
+                code="context_length_exceeded",
+            )
+        asked, score_at = self.asked, None
+        self.num_prompt += len(prompt.tokens)
+        if self._echoes and asked.num_top is not None and len(prompt.tokens) > 1:
+            score_at = len(self.works)
+            self.works.append(ScoreRequest(prompt.tokens[:1], prompt.tokens[1:], root, asked.num_top))
+        request = replace(prompt.request(asked.params, root), num_top=asked.num_top)
+        for repeat in range(asked.fields.n):
+            reply_at = None
+            if asked.max_tokens:
+                reply_at = len(self.works)
+                self.works.append(replace(request, noise=replace(request.noise, repeat=repeat)))
+            self.choices.append(_Choice(len(self.choices), prompt, reply_at, score_at))
+
+    def body(self, results: Sequence[Reply | Score | None]) -> dict[str, Any]:
+        """The response that is not streamed.
+
+        Raises:
+            NonFiniteLogitsError: no token could be chosen, or a log-probability is not finite.
+        """
+        choices: list[dict[str, Any]] = []
+        for choice in self.choices:
+            reply = choice.reply(results)
+            text = "" if reply is None else choice.prompt.shown(reply.text)
+            content = self._echo(choice) + text
+            message = {"role": "assistant", "content": content, "refusal": None}
+            part = {"message": message} if self.is_chat else {"text": content}
+            choices.append({"index": choice.index, **part, **self._end(choice, results)})
+        return self.head.object(choices, usage=self._usage(results), seed=self.asked.params.seed)
+
+    async def events(self, flight: Flight) -> AsyncGenerator[dict[str, Any]]:
+        """The objects of a streamed response. Log-probabilities come with the last one of a choice.
+
+        Raises:
+            RwkvBatchError: as `body`, or the requests ended without results.
+        """
+        # A text is cut at both ends as it comes, after the beginning that the prompt has.
+        strippers = {choice.index: TextStripper() for choice in self.choices if self.is_chat}
+        for choice in self.choices:
+            yield self._chunk(choice, self._echo(choice), begins=True)
+            form = choice.prompt.form
+            if form is not None and (begun := strippers[choice.index].push(form.begun)):
+                yield self._chunk(choice, begun)
+        unfinished = list(self.choices)
+        while unfinished:
+            # All text since the last event goes into one: a busy loop makes fewer, larger events.
+            await flight.change()
+            for choice in list(unfinished):
+                text = "" if choice.reply_at is None else flight.take_text(choice.reply_at)
+                if choice.index in strippers:
+                    text = strippers[choice.index].push(text)
+                if text:
+                    yield self._chunk(choice, text)
+                if choice.is_over(flight.results):
+                    unfinished.remove(choice)
+                    yield self._chunk(choice, "", end=self._end(choice, flight.results))
+        if self.asked.fields.stream_options.include_usage:
+            yield self.head.object([], usage=self._usage(flight.results))
+
+    @property
+    def _echoes(self) -> bool:
+        return isinstance(self.asked.fields, CompletionFields) and self.asked.fields.echo
+
+    def _echo(self, choice: _Choice) -> str:
+        """The prompt's text where it is wanted; token 0 has none."""
+        if not self._echoes:
+            return ""
+        text = choice.prompt.text
+        return self.served.tokenizer.decode(choice.prompt.tokens) if text is None else text
+
+    def _chunk(
+        self, choice: _Choice, text: str, *, begins: bool = False, end: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        delta: dict[str, Any] = {"role": "assistant"} if begins else {}
+        if begins or text:
+            delta["content"] = text
+        part = {"delta": delta} if self.is_chat else {"text": text}
+        return self.head.object(
+            [{"index": choice.index, **part, **(end or {"logprobs": None, "finish_reason": None})}],
+            **({"usage": None} if self.asked.fields.stream_options.include_usage else {}),
+        )
+
+    def _end(self, choice: _Choice, results: Sequence[Reply | Score | None]) -> dict[str, Any]:
+        """Log-probabilities and the reason of the end; raises `NonFiniteLogitsError`."""
+        reply, score = choice.reply(results), choice.score(results)
+        details = () if reply is None else reply.details
+        logprobs = None
+        if self.asked.num_top is not None and self.is_chat:
+            logprobs = self.names.chat_logprobs(details)
+        elif self.asked.num_top is not None:
+            known: list[TokenDetails | int] = [*self._prompt_details(choice, score), *details]
+            logprobs = self.names.completion_logprobs(known)
+        # A prompt without a reply ends where it was asked to: after 0 tokens.
+        return {"logprobs": logprobs, "finish_reason": "length" if reply is None else finish_reason(reply)}
+
+    def _prompt_details(self, choice: _Choice, score: Score | None) -> list[TokenDetails | int]:
+        """Of the tokens of an echoed prompt; token 0 that was read before a text is not among them."""
+        if not self._echoes:
+            return []
+        first: list[int] = [] if self._has_bos(choice.prompt) else list(choice.prompt.tokens[:1])
+        return [*first, *(() if score is None else score.details)]
+
+    def _has_bos(self, prompt: PreparedPrompt) -> bool:
+        is_text = prompt.text is not None
+        return prompt.tokens[0] == END_OF_TEXT and self.asked.settings.begins_with_bos(plain_text=is_text)
+
+    def _usage(self, results: Sequence[Reply | Score | None]) -> dict[str, Any]:
+        return usage(self.num_prompt, [result for result in results if isinstance(result, Reply)])
+
+
+def prepare(
+    body: bytes, kind: type[ChatFields | CompletionFields], served: Served, builder: PromptBuilder, names: TokenNames
+) -> Job:
+    """The job of a request's body.
+
+    Raises:
+        RequestError: what cannot be served, and why.
+    """
+    try:
+        decoded: object = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"the body is not JSON: {error}") from None
+    asked = ask(decoded, kind, served.defaults, served.seed, served.limits)
+    fields, settings = asked.fields, asked.settings
+    if fields.model != served.name:
+        problem = f"model: {fields.model[:80]!r} is not served here, {served.name!r} is"
+        raise RequestError(problem, param="model", status=404, code="model_not_found")
+    job = Job(served, names, asked)
+    try:
+        asked.params.sampling.check_vocabulary(served.spec.vocab_size)
+        root = _root(fields.initial_state, served)
+        if isinstance(fields, ChatFields):
+            form = builder.template(settings.think, settings.turn_end, settings.reply_prefix, settings.template)
+            bos = settings.begins_with_bos()
+            job.add(builder.conversation(messages_of(fields), form, served.prelude, "messages", bos), root)
+        else:
+            for number, prompt in enumerate(prompts_of(fields)):
+                bos = settings.begins_with_bos(plain_text=isinstance(prompt, str))
+                job.add(builder.prompt(prompt, f"prompt {number}", bos), root)
+    except RequestError:
+        raise
+    except RwkvBatchError as error:
+        raise RequestError(error.message, hint=error.hint or "") from None
+    return job
+
+
+def _root(name: str | None, served: Served) -> int:
+    if name is None:
+        return served.root
+    if name not in served.roots:
+        known = ", ".join(served.roots)
+        raise RequestError(f"{ROOT_FIELD}: must be one of {known}; got {name[:80]!r}", param=ROOT_FIELD)
+    return served.roots[name]

@@ -1,0 +1,318 @@
+"""Loads the model and runs the HTTP server: address, connections, signals.
+
+Starlette and uvicorn are the extra `serve`; this module and `app` are the only ones that import them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import ipaddress
+import logging
+import os
+import resource
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from rwkvbatch import __version__
+from rwkvbatch.config import CellSettings, RunSettings
+from rwkvbatch.engine.engine import DEFAULT_STATE_MEMORY, Engine
+from rwkvbatch.errors import UsageError
+from rwkvbatch.model.base import Model, State
+from rwkvbatch.model.load import load_model, resolve_model_path
+from rwkvbatch.model.states import load_state
+from rwkvbatch.prompt.templates import load_prelude, load_template, with_turn_end
+from rwkvbatch.prompt.tokenizer import Tokenizer
+from rwkvbatch.prompt.vocabulary import tokenizer_of
+from rwkvbatch.serve.app import Access, Service
+from rwkvbatch.serve.batcher import Batcher
+from rwkvbatch.serve.protocol import Limits
+from rwkvbatch.serve.replies import Served
+from rwkvbatch.signals import calling
+
+KEY_VARIABLE = "RWKVBATCH_API_KEY"
+BUNDLED_NAME = "rwkvbatch-demo"
+NO_STATE = "none"
+"""The name of the zero state."""
+DEFAULT_STATE = "default"
+"""The name of the state that --state gives."""
+
+DEFAULT_MAX_PROMPT_TOKENS = 65_536
+MAX_HEAD_BYTES = 65_536
+HEAD_SECONDS = 30.0
+"""For the head of a request to arrive."""
+WRITE_SECONDS = 60.0
+"""For a client to read something of what waits to be sent."""
+KEEP_ALIVE_SECONDS = 30
+GRACE_SECONDS = 10
+"""For replies under way when the server is told to stop."""
+SWITCH_SECONDS = 0.0005
+"""How long a thread keeps the interpreter while another one waits for it: the engine's must not wait for the HTTP
+server's 5 ms, the default, after each of its forward passes."""
+
+
+@dataclass(frozen=True)
+class ServeArguments:
+    """The command line's arguments.
+
+    Attributes:
+        settings: of the model and of requests that do not give their own.
+        seed: of requests without one; None draws one for each.
+        named_states: initial states, files by name.
+        max_queue: replies that may wait besides those of a full batch.
+        key: what clients must send; None for none.
+    """
+
+    settings: RunSettings
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_name: str | None = None
+    seed: int | None = None
+    named_states: Mapping[str, str] = field(default_factory=dict[str, str])
+    max_queue: int = 1024
+    max_reply_tokens: int = 4096
+    key: str | None = None
+
+
+def named_states(texts: list[str]) -> dict[str, str]:
+    """Initial states given as `NAME=FILE`; raises `UsageError`."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, sign, path = text.partition("=")
+        if not sign or not name or not path or name in (NO_STATE, DEFAULT_STATE):
+            words = f"must be NAME=FILE, and {NO_STATE} and {DEFAULT_STATE} are taken"
+            raise UsageError(f"--named-state {words}; got {text!r}")
+        if name in found:
+            raise UsageError(f"--named-state gives {name!r} twice")
+        found[name] = path
+    return found
+
+
+class Opened:
+    """A loaded model and what is served of it; a batcher that makes engines for it.
+
+    Raises:
+        RwkvBatchError: the model, a state, a template or a setting cannot be used.
+    """
+
+    def __init__(self, arguments: ServeArguments) -> None:
+        settings = arguments.settings
+        self.arguments = arguments
+        resolved = resolve_model_path(settings.model)
+        defaults = settings.part(CellSettings)
+        model = load_model(
+            settings.model, settings.strategy, settings.backend, threads=settings.threads, adapter=settings.adapter
+        )
+        tokenizer = tokenizer_of(model.spec, settings.vocab)
+        defaults.check_vocabulary(model.spec.vocab_size, "--ban")
+        load_template(with_turn_end(defaults.prompting, model.spec.weights_sha256))
+        paths = {**({} if settings.state is None else {DEFAULT_STATE: settings.state}), **arguments.named_states}
+        states = {name: load_state(path, model.spec) for name, path in paths.items()}
+        self.model = model
+        self.served = Served(
+            spec=model.spec,
+            tokenizer=tokenizer,
+            name=arguments.served_name or (BUNDLED_NAME if resolved.bundled else Path(model.spec.path).stem),
+            created=int(time.time()),
+            defaults=defaults,
+            prelude=None if settings.prelude is None else load_prelude(settings.prelude),
+            roots={NO_STATE: 0, **{name: number for number, name in enumerate(states, start=1)}},
+            root=0 if settings.state is None else 1,
+            seed=arguments.seed,
+            limits=Limits(settings.max_prompt_tokens or DEFAULT_MAX_PROMPT_TOKENS, arguments.max_reply_tokens),
+            fingerprint=_fingerprint(model, tokenizer),
+        )
+        memory = settings.state_memory or DEFAULT_STATE_MEMORY
+        self.batcher = Batcher(
+            lambda: _engine(model, tokenizer, settings.batch_size, memory, states),
+            settings.batch_size + arguments.max_queue,
+        )
+
+    @property
+    def open_to_others(self) -> bool:
+        """Whether other machines can use the server without a key."""
+        return self.arguments.key is None and not _is_loopback(self.arguments.host)
+
+    def service(self) -> Service:
+        """The HTTP handlers."""
+        arguments = self.arguments
+        loopback = frozenset({"localhost", "127.0.0.1", "[::1]", arguments.host})
+        return Service(
+            self.served, self.batcher, Access(arguments.key, loopback if _is_loopback(arguments.host) else None)
+        )
+
+
+def _engine(model: Model, tokenizer: Tokenizer, batch: int, memory: int, states: Mapping[str, State]) -> Engine:
+    engine = Engine(model, tokenizer=tokenizer, max_batch=batch, state_memory=memory)
+    for state in states.values():
+        engine.add_root(state)
+    return engine
+
+
+def _fingerprint(model: Model, tokenizer: Tokenizer) -> str:
+    spec = model.spec
+    parts = (__version__, spec.weights_sha256, spec.backend, spec.device, spec.dtype, tokenizer.sha256)
+    return "fp_" + hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's HTTP/1.1 connection, with ends for clients that send a head or read a response too slowly."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timers()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._head_timer = _stopped(self._head_timer)
+        elif self._head_timer is None and not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._head_timer = _stopped(self._head_timer)
+        if self.conn.their_state is h11.SEND_BODY:  # a body that nobody wanted
+            self.transport.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._write_timer = _stopped(self._write_timer)
+        super().resume_writing()
+
+    def _stop_timers(self) -> None:
+        self._head_timer = _stopped(self._head_timer)
+        self._write_timer = _stopped(self._write_timer)
+
+
+def _stopped(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server with this program's signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        with calling(self.stop):
+            yield
+
+    def stop(self) -> None:
+        """Take no more requests and end when those under way have ended, `GRACE_SECONDS` at most."""
+        self.should_exit = True
+
+
+class Serving:
+    """A server that listens at `url`. `run` serves until `stop` is called, from any thread, or a signal arrives.
+
+    Raises:
+        UsageError: the address cannot be used.
+    """
+
+    def __init__(self, opened: Opened) -> None:
+        arguments = opened.arguments
+        self._batcher = opened.batcher
+        self.service = opened.service()
+        self._socket = _listen(arguments.host, arguments.port)
+        port = self._socket.getsockname()[1]
+        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        self.url = f"http://{host}:{port}"
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        options: dict[str, Any] = {
+            "http": _Protocol,
+            "ws": "none",
+            "loop": "asyncio",
+            "lifespan": "off",
+            "log_config": None,
+            "access_log": False,
+            "server_header": False,
+            "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+            "timeout_graceful_shutdown": GRACE_SECONDS,
+            "h11_max_incomplete_event_size": MAX_HEAD_BYTES,
+            "limit_concurrency": max(16, min(8192, files - 128)),
+        }
+        self._server = _Server(uvicorn.Config(self.service.app(), **options))
+
+    def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve; `ready` is called when requests are accepted."""
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_SECONDS)
+        try:
+            asyncio.run(self._serve(ready))
+        finally:
+            sys.setswitchinterval(before)
+            self._socket.close()
+
+    def stop(self) -> None:
+        """End `run` when the replies under way have ended, `GRACE_SECONDS` at most."""
+        self._server.stop()
+
+    async def _serve(self, ready: Callable[[], None]) -> None:
+        self._batcher.start(asyncio.get_running_loop())
+        try:
+            ready()
+            await self._server.serve(sockets=[self._socket])
+        finally:
+            self._batcher.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that accepts connections at once."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(2048)
+        except BaseException:
+            listening.close()
+            raise
+    except (OSError, UnicodeError, OverflowError) as error:
+        problem = getattr(error, "strerror", None) or error
+        raise UsageError(f"--host {host} --port {port}: cannot listen there: {problem}", hint="try --port 0") from None
+    return listening
+
+
+def key_from_environment() -> str | None:
+    """The key that clients must send; raises `UsageError` if it cannot be one."""
+    key = os.environ.get(KEY_VARIABLE, "")
+    if not key:
+        return None
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UsageError(f"{KEY_VARIABLE} must be ASCII characters without spaces")
+    return key

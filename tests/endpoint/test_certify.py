@@ -1,0 +1,90 @@
+"""`certify` against servers of the same, a rounded and a damaged network, and of ones whose answers vary."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from rwkvbatch.bench.certify import Certificate, CertifyOptions, certify
+from rwkvbatch.cli.app import invoke
+from rwkvbatch.engine.engine import Engine
+from rwkvbatch.engine.request import Reply
+from rwkvbatch.errors import UsageError
+from rwkvbatch.model.load import load_model, resolve_model_path
+from tests.endpoint.server import FakeServer, serving
+
+OPTIONS = CertifyOptions(max_tokens=16, concurrency=4)
+
+
+def certified(engine: Engine, *, style: str | None = "lists", **changes: Any) -> Certificate:
+    with serving(FakeServer(engine, style=style)) as server:
+        return certify(server.url, replace(OPTIONS, **changes))
+
+
+@pytest.mark.parametrize("api", ["completions", "completions-ids"])
+def test_the_network_itself_is_the_same(demo_engine: Engine, api: Any) -> None:
+    found = certified(demo_engine, endpoint_api=api)
+    assert (found.verdict, found.agreement, found.largest_gap) == ("same", 1.0, 0.0)
+    assert found.repeated == found.under_load == found.same_replies == found.num_replies == 12
+    assert found.num_scored == found.num_tokens > 50
+
+
+def test_int8_is_rounded() -> None:
+    found = certified(Engine(load_model(None, "cpu int8")))
+    assert found.verdict == "rounded"
+    assert found.mean_gap is not None
+    assert 1e-4 < found.mean_gap < 0.05
+
+
+@pytest.mark.parametrize("name", ["blocks.1.att.output.weight", "blocks.2.att.key.weight"])
+@pytest.mark.parametrize("style", ["lists", None])
+def test_a_transposed_matrix_is_damage(tmp_path: Path, name: str, style: str | None) -> None:
+    tensors = load_file(resolve_model_path(None).path)
+    tensors[name] = tensors[name].T.contiguous()
+    path = tmp_path / "damaged.safetensors"
+    save_file(tensors, path)
+    found = certified(Engine(load_model(path)), style=style)
+    assert found.verdict == "damaged"
+    assert (found.mean_gap is None) == (style is None)
+
+
+def test_answers_that_vary_are_counted(demo_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = 0
+    replies = FakeServer.reply
+
+    def varying(self: FakeServer, body: dict[str, Any]) -> Reply:
+        nonlocal number
+        number += 1
+        reply = replies(self, body)
+        return replace(reply, logprobs=tuple(value - 1e-4 * number for value in reply.logprobs))
+
+    monkeypatch.setattr(FakeServer, "reply", varying)
+    found = certified(demo_engine)
+    assert (found.repeated, found.under_load, found.verdict) == (0, 0, "rounded")
+
+
+def test_the_command_says_it_and_damage_is_exit_code_1(
+    server: FakeServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["certify", server.url, "--max-tokens", "16", "--quiet"]
+    assert invoke(arguments) == 0
+    assert "THE SAME network" in capsys.readouterr().out
+    monkeypatch.setattr("rwkvbatch.bench.certify.SAME_GAP", -1.0)
+    monkeypatch.setattr("rwkvbatch.bench.certify.ROUNDED_GAP", -1.0)
+    assert invoke([*arguments, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["verdict"] == "damaged"
+
+
+def test_too_few_tokens_decide_nothing(demo_engine: Engine) -> None:
+    with pytest.raises(UsageError, match="at least 50"):
+        certified(demo_engine, max_tokens=1)
+
+
+def test_the_chat_interface_is_refused(server: FakeServer) -> None:
+    with pytest.raises(UsageError, match="--endpoint-api chat"):
+        certify(server.url, replace(OPTIONS, endpoint_api="chat"))

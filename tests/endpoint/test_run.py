@@ -1,0 +1,230 @@
+"""`run` with a served model: the same rows as with the model in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rwkvbatch
+from rwkvbatch.engine.engine import Engine
+from rwkvbatch.errors import RequestsSpentError, UsageError, WorkerError
+from rwkvbatch.results.row import Row
+from tests.endpoint.server import FakeServer, serving
+
+CHATS: list[dict[str, Any]] = [
+    {
+        "id": "names",
+        "messages": [
+            {"role": "system", "content": "Be short."},
+            {"role": "user", "content": "My name is Ada."},
+            {"role": "assistant", "content": "Hi Ada!"},
+            {"role": "user", "content": "What is my name?", "expect": [{"contains": "Ada"}]},
+        ],
+    },
+    {
+        "id": "two",
+        "messages": [{"role": "user", "content": "Say a word."}, {"role": "user", "content": "And one more."}],
+    },
+]
+GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12, "turn_end": "blank-line"}
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in CHATS))
+    return path
+
+
+def plain(row: Row) -> dict[str, Any]:
+    values = row.as_dict()
+    del values["timing"]
+    values["logprob"] = {name: round(value, 5) for name, value in values["logprob"].items()}
+    if values.get("reference"):
+        values["reference"]["nll"] = round(values["reference"]["nll"], 5)
+    return values
+
+
+@pytest.mark.parametrize("api", ["completions", "completions-ids"])
+@pytest.mark.parametrize("style", ["lists", "content"])
+def test_greedy_rows_are_those_of_the_model_in_this_process(
+    script: Path, demo_engine: Engine, api: str, style: str
+) -> None:
+    here = rwkvbatch.run(script, **GREEDY)
+    with serving(FakeServer(demo_engine, style=style)) as server:
+        there = rwkvbatch.run(script, endpoint=server.url, endpoint_api=api, **GREEDY)
+    assert list(map(plain, there.rows())) == list(map(plain, here.rows()))
+    prompts = [body["prompt"] for body in server.bodies]
+    assert all(isinstance(prompt, str if api == "completions" else list) for prompt in prompts)
+
+
+def test_choices_are_scored_by_the_server(tmp_path: Path, server: FakeServer) -> None:
+    path = tmp_path / "choices.jsonl"
+    turn = {"role": "user", "content": "Sky?", "choices": ["blue", "a green one"], "expect": [{"choice": "blue"}]}
+    path.write_text(json.dumps({"id": "sky", "messages": [turn]}) + "\n")
+    (here,) = rwkvbatch.run(path, **GREEDY).rows()
+    (there,) = rwkvbatch.run(path, endpoint=server.url, endpoint_api="completions-ids", **GREEDY).rows()
+    assert here.choices is not None
+    assert there.choices is not None
+    assert there.error is None
+    assert [(s.name, round(s.logprob, 4)) for s in there.choices.scores] == [
+        (s.name, round(s.logprob, 4)) for s in here.choices.scores
+    ]
+
+
+def test_without_echo_references_are_left_out_and_choices_are_errors(tmp_path: Path, demo_engine: Engine) -> None:
+    path = tmp_path / "mixed.jsonl"
+    turn = {"role": "user", "content": "Sky?", "choices": ["blue", "green"]}
+    lines = [CHATS[0], {"id": "sky", "messages": [turn]}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with serving(FakeServer(demo_engine, echo=False)) as server:
+        rows = list(rwkvbatch.run(path, endpoint=server.url, **GREEDY).rows())
+    assert [row.reference for row in rows] == [None, None, None]
+    assert [row.error is None for row in rows] == [True, True, False]
+    assert "echo" in (rows[2].error or "")
+
+
+def test_chat_interface_sends_messages_with_the_replies_so_far(script: Path, server: FakeServer) -> None:
+    settings = {**GREEDY, "turn_end": "auto"}
+    rows = list(rwkvbatch.run(script, endpoint=server.url, endpoint_api="chat", **settings).rows())
+    assert [row.error for row in rows] == [None] * 4
+    second = next(body for body in server.bodies if body["messages"][-1]["content"] == "What is my name?")
+    assert [message["role"] for message in second["messages"]] == ["system", "user", "assistant", "user"]
+    assert second["messages"][2]["content"] == rows[0].reply
+    assert "stop" not in second
+    gold = list(rwkvbatch.run(script, endpoint=server.url, endpoint_api="chat", history="gold", **settings).rows())
+    assert gold[0].reply == rows[0].reply
+    assert server.bodies[-1]["messages"][2]["content"] in ("Hi Ada!", rows[2].reply)
+
+
+def test_interrupted_run_continues_with_the_same_history(script: Path, server: FakeServer, tmp_path: Path) -> None:
+    whole = rwkvbatch.run(script, endpoint=server.url, **GREEDY)
+    out = tmp_path / "run"
+    with pytest.raises(RequestsSpentError, match="--max-requests allows 3"):
+        rwkvbatch.run(script, endpoint=server.url, out=out, max_requests=3, concurrency=1, **GREEDY)
+    first = len((out / "results.jsonl").read_text().splitlines())
+    assert 0 < first < 4
+    done = rwkvbatch.run(script, endpoint=server.url, out=out, max_requests=20, **GREEDY)
+    assert list(map(plain, done.rows())) == list(map(plain, whole.rows()))
+
+
+def test_seed_differs_by_row_and_not_by_cell(script: Path, server: FakeServer) -> None:
+    rwkvbatch.run(script, endpoint=server.url, temperature=[0.7, 1.0], repeats=2, max_tokens=3)
+    seeds: dict[float, set[int]] = {}
+    for body in server.bodies:
+        if not body.get("echo"):
+            seeds.setdefault(body["temperature"], set()).add(body["seed"])
+    assert seeds[0.7] == seeds[1.0]
+    assert len(seeds[0.7]) == 8
+
+
+def test_concurrency_is_the_most_requests_at_a_time(tmp_path: Path, server: FakeServer) -> None:
+    path = tmp_path / "many.jsonl"
+    path.write_text(
+        "".join(json.dumps({"id": f"c{n}", "messages": [CHATS[0]["messages"][1]]}) + "\n" for n in range(9))
+    )
+    server.delay_s = 0.02
+    rwkvbatch.run(path, endpoint=server.url, concurrency=3, temperature=0.0, max_tokens=1)
+    assert server.most_at_once == 3
+
+
+def test_busy_server_is_asked_again(script: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rwkvbatch.endpoint.client.FIRST_BACKOFF_S", 0.001)
+    server.statuses = [429, 503, 500, 408]
+    rows = list(rwkvbatch.run(script, endpoint=server.url, concurrency=1, **GREEDY).rows())
+    assert [row.error for row in rows] == [None] * 4
+
+
+def test_refused_request_is_an_error_row_without_the_key(
+    script: Path, server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RWKVBATCH_ENDPOINT_KEY", "sk-secret-1")
+    server.statuses, server.refusal = [400], "bad \x1b[31mkey sk-secret-1"
+    out = tmp_path / "run"
+    rows = list(rwkvbatch.run(script, endpoint=server.url, out=out, concurrency=1, **GREEDY).rows())
+    assert rows[0].error is not None
+    assert "bad \\x1b[31mkey [key]" in rows[0].error
+    assert server.headers[-1]["Authorization"] == "Bearer sk-secret-1"
+    for path in out.iterdir():
+        assert b"sk-secret" not in path.read_bytes()
+
+
+def test_log_probabilities_that_are_refused_are_not_asked_for_again(script: Path, server: FakeServer) -> None:
+    server.statuses, server.refusal = [400], "logprobs are not supported"
+    rows = list(rwkvbatch.run(script, endpoint=server.url, concurrency=1, **GREEDY).rows())
+    assert [row.error for row in rows] == [None] * 4
+    assert "logprobs" in server.bodies[0]
+    assert not any("logprobs" in body for body in server.bodies[1:])
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_refused_key_or_unknown_model_ends_the_run(script: Path, server: FakeServer, status: int) -> None:
+    server.statuses = [status] * 9
+    with pytest.raises(UsageError, match=f"status {status}"):
+        rwkvbatch.run(script, endpoint=server.url, **GREEDY)
+
+
+def test_server_that_is_gone_ends_the_run(script: Path) -> None:
+    with pytest.raises(WorkerError, match="cannot be reached"):
+        rwkvbatch.run(script, endpoint="http://127.0.0.1:9/v1", endpoint_retries=0, **GREEDY)
+
+
+def test_grid_of_a_served_model_and_one_in_this_process(script: Path, server: FakeServer, tmp_path: Path) -> None:
+    grid = tmp_path / "grid.toml"
+    grid.write_text(f'[cells.here]\nmax_tokens = 12\n[cells.there]\nmax_tokens = 12\nendpoint = "{server.url}"\n')
+    rows = list(rwkvbatch.run(script, grid=grid, temperature=0.0, turn_end="blank-line", only=["two"]).rows())
+    replies: dict[str, list[str]] = {}
+    for row in rows:
+        replies.setdefault(row.cell, []).append(row.reply)
+    assert replies["here"] == replies["there"]
+    assert len(replies["here"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"endpoint_model": "x"}, "--endpoint-model belongs to --endpoint"),
+        ({"max_requests": 3}, "--max-requests belongs to --endpoint"),
+        ({"endpoint": "127.0.0.1:8080"}, "must be an http or https URL"),
+        ({"endpoint": "http://me:secret@127.0.0.1/v1"}, "must not hold a user or a key"),
+        ({"endpoint": "http://127.0.0.1/v1?key=secret"}, "must have no query"),
+        ({"endpoint": "http://127.0.0.1/v1", "state": "s.pth"}, "--state is of a model in this process"),
+        ({"endpoint": "http://127.0.0.1/v1", "model": "m.pth"}, "--model and --endpoint"),
+        ({"endpoint": "http://127.0.0.1/v1", "workers": 2}, "--workers"),
+        ({"endpoint": "http://127.0.0.1/v1", "batch_size": 2}, "--batch-size"),
+        ({"endpoint": "http://127.0.0.1/v1", "endpoint_body": "[1]"}, "must be a JSON object"),
+        ({"endpoint": "http://127.0.0.1/v1", "endpoint_body": '{"stream": 1}'}, "must not set stream"),
+        ({"endpoint": "http://127.0.0.1/v1", "endpoint_api": "chat", "think": "on"}, "--think changes the prompt"),
+        ({"endpoint": "http://127.0.0.1/v1", "endpoint_api": "chat", "reply_prefix": "A"}, "--reply-prefix"),
+    ],
+)
+def test_what_a_server_cannot_do_is_refused(script: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        rwkvbatch.run(script, **settings)
+    assert "secret" not in str(caught.value)
+
+
+def test_several_models_need_a_name(script: Path, server: FakeServer) -> None:
+    server.models = ["a", "b"]
+    with pytest.raises(UsageError, match="lists 2 models: a, b"):
+        rwkvbatch.run(script, endpoint=server.url)
+    (row, *_) = rwkvbatch.run(script, endpoint=server.url, endpoint_model="b", **GREEDY).rows()
+    assert row.error is None
+    assert server.bodies[-1]["model"] == "b"
+
+
+def test_manifest_names_the_endpoint(script: Path, server: FakeServer, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    rwkvbatch.run(script, endpoint=server.url, out=out, endpoint_body='{"x": 1}', **GREEDY)
+    cell = json.loads((out / "manifest.json").read_text())["identity"]["cells"]["base"]
+    assert (cell["endpoint"], cell["endpoint_model"], cell["endpoint_api"]) == (server.url, "demo", "completions")
+    assert server.bodies[-1]["x"] == 1
+
+
+def test_run_elsewhere_has_no_trace_of_endpoints_in_its_manifest(script: Path, tmp_path: Path) -> None:
+    rwkvbatch.run(script, out=tmp_path / "run", **GREEDY)
+    identity = json.loads((tmp_path / "run" / "manifest.json").read_text())["identity"]
+    assert "endpoint" not in json.dumps(identity)

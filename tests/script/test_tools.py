@@ -1,0 +1,259 @@
+"""OpenAI's tools, tool calls and results become the texts of RWKV-LM's templates file; the check `tool_call`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rwkvbatch.errors import ScriptError
+from rwkvbatch.prompt.templates import OfficialTemplate
+from rwkvbatch.script.checks import parse_checks
+from rwkvbatch.script.lint import lint
+from rwkvbatch.script.native import native_record
+from rwkvbatch.script.records import Conversation, ReplyFacts
+from rwkvbatch.script.tools import calls_in, with_tools
+from tests.script.writing import HERE, assistant, conversation, read, user
+
+SLOTS = {
+    "name": "find_free_slots",
+    "description": "Find free calendar slots",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "date": {"type": "string"},
+            "duration_minutes": {"type": "integer"},
+            "time_window": {"type": "string"},
+        },
+        "required": ["date", "duration_minutes", "time_window"],
+    },
+}
+EVENT = {
+    "name": "create_calendar_event",
+    "description": "Create a calendar event",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "title": {"type": "string"},
+            "start_time": {"type": "string"},
+            "end_time": {"type": "string"},
+            "attendees": {"type": "array", "items": {"type": "string"}},
+        },
+    },
+}
+TOOLS = [{"type": "function", "function": SLOTS}, {"type": "function", "function": EVENT}]
+ASKED = user("Schedule a 30-minute sync with Bob on 2026-05-08 afternoon.")
+ARGUMENTS = {"date": "2026-05-08", "duration_minutes": 30, "time_window": "afternoon"}
+CALL = {"id": "c1", "type": "function", "function": {"name": "find_free_slots", "arguments": json.dumps(ARGUMENTS)}}
+CALLS = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+RESULT = {
+    "role": "tool",
+    "tool_call_id": "c1",
+    "content": '{"free_slots":[{"start":"2026-05-08T15:00:00+09:00","end":"2026-05-08T15:30:00+09:00"}],'
+    '"bob_email":"bob@example.com"}',
+}
+EXAMPLE = json.loads(
+    r'''"System: Tools:\n[\n{\"name\":\"find_free_slots\",\"description\":\"Find free calendar slots\",\"arguments\":{\"date\":{\"type\":\"string\"},\"duration_minutes\":{\"type\":\"integer\"},\"time_window\":{\"type\":\"string\"}}},\n{\"name\":\"create_calendar_event\",\"description\":\"Create a calendar event\",\"arguments\":{\"title\":{\"type\":\"string\"},\"start_time\":{\"type\":\"string\"},\"end_time\":{\"type\":\"string\"},\"attendees\":{\"type\":\"array\",\"items\":{\"type\":\"string\"}}}}\n]\nReturn only a JSON function call.\n\nUser: Schedule a 30-minute sync with Bob on 2026-05-08 afternoon.\n\nAssistant: ```json\n{\"name\":\"find_free_slots\",\"arguments\":{\"date\":\"2026-05-08\",\"duration_minutes\":30,\"time_window\":\"afternoon\"}}\n```\n\nUser: Function output:\n{\"free_slots\":[{\"start\":\"2026-05-08T15:00:00+09:00\",\"end\":\"2026-05-08T15:30:00+09:00\"}],\"bob_email\":\"bob@example.com\"}\n\nAssistant: ```json"'''  # noqa: E501
+)
+"""The second example of function calls in RWKV-LM's `RWKV-v7/RWKV7-G1x-templates.txt` (2026-07-18), as it stands."""
+
+
+def prompt(conversation: Conversation) -> str:
+    """The text before the last reply, with the script's references as history."""
+    *past, last = conversation.turns
+    form = OfficialTemplate()
+    parts = [form.opening(with_tools(conversation.system, conversation.tools), None)]
+    parts += [form.past_turn(turn.user) + form.reply(turn.reference or "") for turn in past]
+    prefix = last.params.get("reply_prefix", "")
+    return "".join(parts) + form.turn(last.user) + (f" {prefix}" if prefix else "")
+
+
+def one(tmp_path: Path, line: dict[str, Any]) -> Conversation:
+    return read(tmp_path, line).conversations[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        conversation(ASKED, CALLS, RESULT, tools=TOOLS),
+        conversation(ASKED, CALLS, RESULT, tools=TOOLS, tags=["native"]),
+        conversation(ASKED, CALLS, RESULT, tools=[SLOTS, EVENT], tool_choice="required", id="x", tags=[]),
+        {"custom_id": "a", "body": conversation(ASKED, CALLS, RESULT, tools=TOOLS)},
+        conversation(
+            ASKED,
+            {"role": "assistant", "content": None, "function_call": CALL["function"]},
+            {"role": "function", "name": "find_free_slots", "content": RESULT["content"]},
+            functions=[SLOTS, EVENT],
+        ),
+    ],
+    ids=["openai", "native", "bare functions", "batch", "former names"],
+)
+def test_the_prompt_is_the_example_of_the_templates_file(line: dict[str, Any], tmp_path: Path) -> None:
+    found = one(tmp_path, line)
+    assert prompt(found) == EXAMPLE
+    assert one(tmp_path, native_record(found)) == found
+
+
+def test_the_tools_stand_after_the_scripts_own_system_message(tmp_path: Path) -> None:
+    found = one(tmp_path, conversation({"role": "system", "content": "Be brief."}, ASKED, tools=TOOLS))
+    assert found.system == "Be brief."
+    assert prompt(found).startswith("System: Be brief.\nTools:\n[\n{")
+
+
+def test_required_arguments_are_shown_where_others_are_optional(tmp_path: Path) -> None:
+    some = {**SLOTS, "parameters": {**SLOTS["parameters"], "required": ["date"]}}  # type: ignore[dict-item]
+    assert '}},"required":["date"]}' in prompt(one(tmp_path, conversation(ASKED, tools=[some])))
+
+
+def test_a_schema_that_the_short_form_would_cut_stays_whole(tmp_path: Path) -> None:
+    schema = {"$defs": {"d": {"type": "string"}}, "properties": {"date": {"$ref": "#/$defs/d"}}}
+    text = prompt(one(tmp_path, conversation(ASKED, tools=[{"name": "f", "parameters": schema}])))
+    assert '{"name":"f","parameters":{"$defs":{"d":{"type":"string"}},"properties":' in text
+
+
+def test_a_reply_in_words_does_not_begin_with_a_call(tmp_path: Path) -> None:
+    found = one(tmp_path, conversation(ASKED, CALLS, RESULT, assistant("At 15:00."), user("Thanks"), tools=TOOLS))
+    assert [turn.params["reply_prefix"] for turn in found.turns] == ["```json", "", "```json"]
+
+
+def test_a_named_function_is_begun_and_none_shows_no_tools(tmp_path: Path) -> None:
+    chosen = {"type": "function", "function": {"name": "find_free_slots"}}
+    found = one(tmp_path, conversation(ASKED, CALLS, tools=TOOLS, tool_choice=chosen))
+    begun = found.turns[0].params["reply_prefix"]
+    assert begun == '```json\n{"name":"find_free_slots","arguments":'
+    assert (found.turns[0].reference or "").startswith(begun)
+    without = one(tmp_path, conversation(ASKED, tools=TOOLS, tool_choice="none"))
+    assert (without.tools, without.turns[0].params) == ((), {})
+
+
+def test_a_messages_own_prefix_stays(tmp_path: Path) -> None:
+    found = one(tmp_path, conversation({**ASKED, "reply_prefix": "Well,"}, tools=TOOLS))
+    assert found.turns[0].params["reply_prefix"] == "Well,"
+    found = one(tmp_path, conversation(ASKED, tools=TOOLS, params={"reply_prefix": "Well,"}))
+    assert (found.params["reply_prefix"], found.turns[0].params) == ("Well,", {})
+
+
+def test_several_calls_and_their_results_stand_below_each_other_in_the_order_of_the_calls(tmp_path: Path) -> None:
+    calls = {**CALLS, "tool_calls": [CALL, {**CALL, "id": "c2"}]}
+    results = [{"role": "tool", "tool_call_id": name, "content": name.upper()} for name in ("c2", "c1")]
+    found = one(tmp_path, conversation(ASKED, calls, *results, tools=TOOLS))
+    text = CALL["function"]["name"]  # type: ignore[index]
+    assert len(found.turns) == 2
+    assert (found.turns[0].reference or "").startswith(f'```json\n[\n{{"name":"{text}",')
+    assert found.turns[1].user == "Function output:\nC1\nC2"
+    assert len(calls_in(found.turns[0].reference or "")) == 2
+
+
+def test_a_result_may_follow_the_models_own_call_and_have_checks(tmp_path: Path) -> None:
+    result = {"role": "tool", "content": "{}", "expect": {"contains": "x"}}
+    found = one(tmp_path, conversation({**ASKED, "expect": {"tool_call": "find_free_slots"}}, result, tools=TOOLS))
+    assert [len(turn.checks) for turn in found.turns] == [1, 1]
+    assert found.turns[1].user == "Function output:\n{}"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (conversation(ASKED, tools={}), "tools: must be an array of tools, got an object"),
+        (conversation(ASKED, tools=[SLOTS, SLOTS]), r"tools\[1\]: a second tool is called"),
+        (conversation(ASKED, tools=[{"type": "web_search"}]), r'tools\[0\].type: must be "function"'),
+        (conversation(ASKED, tools=[{"name": "f", "parameters": []}]), "parameters: must be a JSON Schema"),
+        (conversation(ASKED, tools=[{"name": "f", "parameters": {"properties": []}}]), "properties: must be an object"),
+        (conversation(ASKED, tools=[{"name": "f", "parameters": {"required": [1]}}]), "required: must be names"),
+        (conversation(ASKED, tool_choice="required", tags=[]), "tool_choice: needs `tools`"),
+        (conversation(ASKED, tools=TOOLS, tool_choice={"function": {"name": "g"}}), "names no tool: 'g'"),
+        (conversation(ASKED, tools=TOOLS, tool_choice="always"), "is no choice of a tool"),
+        (conversation({**ASKED, "tool_calls": [CALL]}, tools=TOOLS), "must be in an assistant message"),
+        (conversation(ASKED, {**CALLS, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}), "not JSON"),
+        (conversation(ASKED, {**CALLS, "tool_calls": [{"function": {"name": "f", "arguments": "1"}}]}), "an object"),
+        (conversation(ASKED, CALLS, {**RESULT, "tool_call_id": "c9"}), "'c9' is of no call before it"),
+        (conversation(ASKED, {"role": "tool", "content": "", "expect": []}, RESULT), "another tool message follows"),
+        (conversation({**ASKED, "name": "Bob"}, tags=[]), r"messages\[0\].name: belongs to tool messages"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_its_place(line: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ScriptError, match=message):
+        read(tmp_path, line)
+
+
+def fenced(name: str = "f", arguments: Any = None) -> str:
+    return "```json\n" + json.dumps({"name": name, "arguments": arguments or {}}) + "\n```"
+
+
+CHECKED: list[tuple[Any, str, bool]] = [
+    ("f", fenced(), True),
+    ("f", fenced("g"), False),
+    ("f", '{"name": "f"}', True),
+    ("f", '```json\n{"name": "f", "arguments": {"a": 1}}', True),
+    ("f", '```json\n{"name": "f", "arguments": {"a": 1}', False),
+    ("f", "I would call f.", False),
+    ("f", f"Let me see.\n{fenced()}\nDone.", True),
+    ("f", f"{fenced()}\n{fenced()}", False),
+    ("f", f"<think>{fenced('g')}</think>{fenced()}", True),
+    ("f", '{"name": "f", "name": "g"}', False),
+    ("f", '{"name": "f", "arguments": "{}"}', False),
+    ("f", '{"name": "f", "arguments": {}, "id": 1}', False),
+    ({"name": "f", "arguments": {"n": 1}}, fenced("f", {"n": 1.0}), True),
+    ({"name": "f", "arguments": {"n": 1}}, fenced("f", {"n": True}), False),
+    ({"name": "f", "arguments": {"n": 1}}, fenced("f", {"n": "1"}), False),
+    ({"name": "f", "arguments": {"n": 1}}, fenced("f", {"n": 1, "m": 2}), False),
+    ({"name": "f", "arguments": {"a": {"x": 1, "y": [1, 2]}}}, fenced("f", {"a": {"y": [1, 2], "x": 1}}), True),
+    ({"name": "f", "arguments": {"a": [1, 2]}}, fenced("f", {"a": [2, 1]}), False),
+    (["f", "g"], '```json\n[{"name": "g"}, {"name": "f"}]\n```', True),
+    (["f", "f"], fenced(), False),
+    (["f", {"name": "f", "arguments": {"a": 1}}], '[{"name": "f", "arguments": {"a": 1}}, {"name": "f"}]', True),
+    ([], "In words.", True),
+    ([], fenced(), False),
+    ([], "Run this:\n```python\nf()\n```", True),
+]
+
+
+@pytest.mark.parametrize(("expected", "reply", "passes"), CHECKED)
+def test_calls_are_compared_by_name_and_by_arguments_as_json_values(expected: Any, reply: str, passes: bool) -> None:
+    (check,) = parse_checks({"tool_call": expected}, HERE)
+    verdict = check.judge(ReplyFacts(reply, "stop", 5))
+    assert (verdict.passed, verdict.detail is None) == (passes, passes)
+
+
+@pytest.mark.parametrize(("reply", "passes"), [(fenced("f", {"a": 1}), True), (fenced("f"), False), ("No.", False)])
+def test_true_expects_the_calls_of_the_reference(reply: str, passes: bool) -> None:
+    (check,) = parse_checks({"tool_call": True}, HERE)
+    assert check.needs_reference
+    assert check.judge(ReplyFacts(reply, "stop", 5, fenced("f", {"a": 1}))).passed == passes
+    assert check.judge(ReplyFacts(reply, "stop", 5, "In words.")).passed == (reply == "No.")
+    assert check.judge(ReplyFacts(reply, "stop", 5)).undecided
+
+
+def test_further_arguments_may_be_allowed() -> None:
+    (check,) = parse_checks({"tool_call": {"name": "f", "arguments": {"a": 1}}, "allow_extra": True}, HERE)
+    assert check.judge(ReplyFacts(fenced("f", {"a": 1, "b": 2}), "stop", 5)).passed
+    assert not check.judge(ReplyFacts(fenced("f", {"b": 2}), "stop", 5)).passed
+
+
+@pytest.mark.parametrize("wrong", [False, 1, "", {}, {"name": "f", "args": {}}, {"name": "f", "arguments": "{}"}, [1]])
+def test_a_wrong_expectation_is_refused(wrong: Any) -> None:
+    with pytest.raises(ScriptError, match="tool_call"):
+        parse_checks({"tool_call": wrong}, HERE)
+
+
+def test_calls_of_unknown_functions_are_found_by_lint(tmp_path: Path) -> None:
+    other = {**CALLS, "tool_calls": [{"function": {"name": "g", "arguments": "{}"}}]}
+    found = lint([one(tmp_path, conversation({**ASKED, "expect": {"tool_call": "h"}}, other, tools=TOOLS))])
+    assert [(warning.code, warning.place) for warning in found] == [
+        ("unknown-function", "turn 0 reference"),
+        ("unknown-function", "turn 0"),
+    ]
+    assert not lint([one(tmp_path, conversation(ASKED, CALLS, RESULT, tools=TOOLS))])
+
+
+def test_the_order_of_keys_that_the_prompt_shows_is_part_of_the_digest(tmp_path: Path) -> None:
+    other = {**SLOTS, "parameters": {"properties": dict(reversed(SLOTS["parameters"]["properties"].items()))}}  # type: ignore[index]
+    first, second = (
+        one(tmp_path, conversation(ASKED, tools=[tool], id="x", tags=[]))
+        for tool in ({**SLOTS, "parameters": {"properties": SLOTS["parameters"]["properties"]}}, other)  # type: ignore[index]
+    )
+    assert prompt(first) != prompt(second)
+    assert first.sha256 != second.sha256
+    assert first.row_context != second.row_context

@@ -1,0 +1,79 @@
+"""A server on a free port of this process, over the bundled model."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from rwkvbatch.config import RunSettings
+from rwkvbatch.serve.server import Opened, ServeArguments, Serving
+
+MODEL = "rwkvbatch-demo"
+SETTINGS = RunSettings(threads=1, max_tokens=24)
+
+
+class Server:
+    """A running server and a plain client of it."""
+
+    def __init__(self, serving: Serving, opened: Opened) -> None:
+        self.serving = serving
+        self.opened = opened
+        self.url = serving.url
+        self.batcher = opened.batcher
+        self.address = (str(urlsplit(self.url).hostname), int(urlsplit(self.url).port or 0))
+
+    def send(
+        self, path: str, body: object = None, headers: Mapping[str, str] | None = None, method: str | None = None
+    ) -> tuple[int, Any, Mapping[str, str]]:
+        """Status, decoded JSON body and headers; `body` is an object for JSON, or bytes."""
+        connection = http.client.HTTPConnection(*self.address, timeout=20)
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        given = {"content-type": "application/json", **(headers or {})}
+        try:
+            connection.request(method or ("GET" if body is None else "POST"), path, data, given)
+            response = connection.getresponse()
+            content = response.read()
+            kind = response.headers.get("content-type", "")
+            return response.status, json.loads(content) if "json" in kind else content.decode(), response.headers
+        finally:
+            connection.close()
+
+    def chat(self, text: str, **fields: Any) -> tuple[int, Any, Mapping[str, str]]:
+        messages = [{"role": "user", "content": text}]
+        return self.send("/v1/chat/completions", {"model": MODEL, "messages": messages, **fields})
+
+    def complete(self, prompt: object, **fields: Any) -> tuple[int, Any, Mapping[str, str]]:
+        return self.send("/v1/completions", {"model": MODEL, "prompt": prompt, **fields})
+
+
+@contextmanager
+def running(change: Callable[[Opened], None] = lambda _: None, **arguments: Any) -> Generator[Server]:
+    opened = Opened(replace(ServeArguments(SETTINGS, port=0), **arguments))
+    change(opened)
+    serving = Serving(opened)
+    ready = threading.Event()
+    thread = threading.Thread(target=serving.run, args=(ready.set,))
+    thread.start()
+    try:
+        assert ready.wait(20)
+        yield Server(serving, opened)
+    finally:
+        serving.stop()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return True

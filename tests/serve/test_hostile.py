@@ -1,0 +1,335 @@
+"""Clients that send what they should not, or too much, or too slowly."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import socket
+import time
+from collections.abc import Generator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from rwkvbatch.engine.engine import Engine
+from rwkvbatch.serve import server as server_module
+from rwkvbatch.serve.app import Access
+from tests.serve.running import MODEL, Server, eventually, running
+
+KEY = "s3cret"
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+ENDLESS = {"banned_token_ids": [0], "turn_end": "end-of-text", "max_tokens": 4096}
+
+
+@pytest.fixture(scope="module")
+def server() -> Generator[Server]:
+    with running() as started:
+        yield started
+
+
+def still_serves(server: Server) -> bool:
+    status, body, _ = server.chat("hi", temperature=0)
+    return status == 200 and bool(body["choices"][0]["message"]["content"])
+
+
+def problem(answer: tuple[int, Any, Any]) -> tuple[int, str, str | None]:
+    status, body, _ = answer
+    return status, body["error"]["message"], body["error"]["param"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message", "param"),
+    [
+        ({"temperature": 101}, "temperature: must be a number in [0, 100], got 101", "temperature"),
+        ({"temperature": True}, "temperature: must be a number in [0, 100], got True", "temperature"),
+        ({"top_k": "5"}, "top_k: must be a whole number in [0, 2147483647], got '5'", "top_k"),
+        ({"top_k": -1}, "top_k: must be a whole number in [0, 2147483647], got -1", "top_k"),
+        ({"order": "none"}, "order: must be 'top-p-first'", "order"),
+        ({"banned_token_ids": [10**6]}, "token ids, 0 to ", None),
+        ({"max_tokens": 0}, "max_tokens: must be a whole number in [1, 4096], got 0", "max_tokens"),
+        ({"max_tokens": 10**9}, "max_tokens: must be a whole number in [1, 4096], got 1000000000", "max_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens and max_completion_tokens differ", None),
+        ({"n": 129}, "n: must be less than or equal to 128, got 129", "n"),
+        ({"seed": -1}, "seed: must be greater than or equal to 0, got -1", "seed"),
+        ({"seed": 1.5}, "seed: must be a valid integer, got 1.5", "seed"),
+        ({"stop": ["x"] * 1000}, "stop: must be at most 32 texts, got 1000", "stop"),
+        ({"stop": "x" * 1001}, "stop: must be texts of 1 to 1000 characters, got one of 1001", "stop"),
+        ({"stop": ""}, "stop: must be texts of 1 to 1000 characters, got one of 0", "stop"),
+        ({"tools": [{"type": "function"}]}, "tools: this server does not support it", "tools"),
+        ({"logit_bias": {"1": 5}}, "logit_bias: this server does not support it", "logit_bias"),
+        ({"response_format": {"type": "json_object"}}, "response_format: this server does not support it", None),
+        ({"temprature": 1}, "temprature: unknown field", "temprature"),
+        ({"template": "/etc/passwd"}, "template: unknown field", "template"),
+        ({"state": "/etc/passwd"}, "state: unknown field", "state"),
+        ({"initial_state": "poet"}, "initial_state: must be one of none; got 'poet'", "initial_state"),
+        ({"top_logprobs": 2}, "top_logprobs: needs logprobs to be true", "top_logprobs"),
+        ({"think": "on", "reply_prefix": "x"}, "--think on the reply begins with thinking", None),
+        ({"messages": []}, "messages: List should have at least 1 item", "messages"),
+        ({"messages": [{"role": "user"}, {"role": "user"}]}, "user and assistant messages must take turns", None),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role: must be system, developer", "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "only text parts", "messages"),
+        ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages.0.name: this server", "messages"),
+        ({"messages": [{"role": "user", "content": "x" * 200_000}]}, "this server reads at most 65,536", "messages"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_by_name(
+    server: Server, fields: dict[str, Any], message: str, param: str | None
+) -> None:
+    status, text, found = problem(server.send("/v1/chat/completions", {**CHAT, **fields}))
+    assert status == 400
+    assert message in text
+    assert param in (None, found)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt": []}, "prompts times n must be 1 to 128, got 0 times 1"),
+        ({"prompt": ["x"] * 65, "n": 2}, "prompts times n must be 1 to 128, got 65 times 2"),
+        ({"prompt": [-1]}, "token"),
+        ({"prompt": [10**9]}, "token"),
+        ({"prompt": [[1], ["x"]]}, "prompt"),
+        ({"prompt": [True]}, "prompt"),
+        ({"prompt": "x", "max_tokens": 0}, "max_tokens: must be a whole number in [1, 4096], got 0; echo allows 0"),
+        ({"prompt": "x", "best_of": 2}, "best_of: must be n, which is 1; got 2"),
+        ({"prompt": "x", "suffix": "y"}, "suffix: this server does not support it"),
+        ({"prompt": "x", "think": "on"}, "think: unknown field"),
+        ({"prompt": "x", "logprobs": 21}, "logprobs: must be less than or equal to 20"),
+        ({}, "prompt"),
+    ],
+)
+def test_completions_that_cannot_be_served_are_refused(server: Server, fields: dict[str, Any], message: str) -> None:
+    status, text, _ = problem(server.send("/v1/completions", {"model": MODEL, **fields}))
+    assert status == 400
+    assert message in text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe{}", b"[" * 100_000, b'{"model": NaN}'),
+        *(b'{"messages": [{"role": "user", "content": "\\ud800"}], "model": "rwkvbatch-demo"}', b'{"model": 1e999}'),
+        b'{"model": ' + b'{"a":' * 900 + b"1" + b"}" * 900 + b"}",
+    ],
+    ids=range(11),
+)
+def test_bodies_that_are_no_requests_are_refused(server: Server, body: bytes) -> None:
+    for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"):
+        assert server.send(path, body, method="POST")[0] == 400
+    assert still_serves(server)
+
+
+def test_bodies_that_are_too_large_are_refused_without_being_read(server: Server) -> None:
+    with socket.create_connection(server.address, 10) as connection:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: 10000000000\r\n\r\n".encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+    with socket.create_connection(server.address, 10) as connection:
+        connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+        chunk = b"100000\r\n" + b" " * 0x100000 + b"\r\n"
+        with suppress(OSError):
+            for _ in range(100):
+                connection.sendall(chunk)
+            pytest.fail("100 MB were taken")
+    assert still_serves(server)
+
+
+def test_a_page_of_another_site_cannot_ask(server: Server) -> None:
+    body = json.dumps(CHAT).encode()
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+        assert server.send("/v1/chat/completions", body, {"content-type": kind})[0] == 415
+    status, text, _ = problem(server.send("/v1/models", headers={"host": "attacker.example:8000"}))
+    assert status == 403
+    assert "attacker.example" in text
+    assert server.send("/v1/models", headers={"host": "[::1]:8000"})[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/chat/completions/", "/v1/models/../health", "/docs", "/%00", "/%ff", "//health"]
+)
+def test_other_paths_and_methods_are_refused_as_json(server: Server, path: str) -> None:
+    assert server.send(path, method="GET")[0] in (404, 405)
+    status, _, _ = problem(server.send("/health", CHAT))
+    assert status == 405
+
+
+def read_all(connection: socket.socket) -> bytes:
+    data = b""
+    try:
+        while part := connection.recv(65536):
+            data += part
+    except ConnectionResetError:
+        pass
+    return data
+
+
+def test_a_huge_head_is_refused(server: Server) -> None:
+    with socket.create_connection(server.address, 10) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: ")
+        try:
+            for _ in range(64):
+                connection.sendall(b"a" * 65536)
+        except OSError:
+            pass
+        data = read_all(connection)
+    assert data == b"" or data.startswith(b"HTTP/1.1 400 ")
+    assert still_serves(server)
+
+
+def test_slow_heads_and_bodies_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "HEAD_SECONDS", 0.2)
+
+    def make_service(opened: server_module.Opened) -> None:
+        access = Access(body_seconds=0.2)
+        service = server_module.Service(opened.served, opened.batcher, access)
+        opened.service = lambda: service  # type: ignore[method-assign]
+
+    with running(make_service) as server:
+        for data in (b"", b"GET /health HT"):
+            with socket.create_connection(server.address, 10) as connection:
+                connection.sendall(data)
+                assert read_all(connection) == b""
+        with socket.create_connection(server.address, 10) as connection:
+            connection.sendall(b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+            connection.sendall(b"Content-Length: 100\r\n\r\n{")
+            assert read_all(connection).startswith(b"HTTP/1.1 408 ")
+        # A second request of the same connection, begun and not ended.
+        with socket.create_connection(server.address, 10) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            assert response.read().startswith(b'{"status":"ok"')
+            connection.sendall(b"GET /hea")
+            assert read_all(connection) == b""
+        assert still_serves(server)
+
+
+def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "WRITE_SECONDS", 0.2)
+    with running() as server, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(server.address)
+        # Longer than what the two sockets hold.
+        fields = {"model": MODEL, "prompt": "x" * 60_000, "echo": True, "stream": True, "n": 128}
+        body = json.dumps(fields).encode()
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert eventually(lambda: server.batcher.num_unfinished == 128)
+        assert eventually(lambda: server.batcher.num_cancelled == 1 and server.batcher.num_unfinished == 0)
+
+
+def test_a_client_that_leaves_before_its_reply_frees_its_place(server: Server) -> None:
+    cancelled = server.batcher.num_cancelled
+    body = json.dumps({**CHAT, **ENDLESS, "n": 4}).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(server.address, 10) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert eventually(lambda: server.batcher.num_unfinished == 4)
+    assert eventually(lambda: server.batcher.num_cancelled == cancelled + 1 and server.batcher.num_unfinished == 0)
+
+
+def test_more_than_the_queue_is_refused_with_429() -> None:
+    settings = server_module.RunSettings(threads=1, batch_size=1)
+    with running(settings=settings, max_queue=2) as server:
+        answer = server.chat("hi", n=4)
+        assert problem(answer)[0] == 429
+        assert answer[2]["retry-after"] == "1"
+        assert "the server takes 3" in problem(answer)[1]
+        assert server.chat("hi", n=3)[0] == 200
+
+
+def test_a_key_is_needed_for_everything_but_health() -> None:
+    with running(key=KEY) as server:
+        assert server.send("/health")[0] == 200
+        for headers in (
+            {},
+            {"authorization": "Bearer wrong"},
+            {"authorization": KEY},
+            {"authorization": f"Basic {KEY}"},
+        ):
+            for path in ("/v1/models", "/metrics", "/nowhere"):
+                status, text, _ = problem(server.send(path, headers=headers))
+                assert status == 401
+                assert KEY not in text
+        assert server.send("/v1/models", headers={"authorization": f"bearer {KEY}"})[0] == 200
+
+
+def test_an_engine_that_fails_ends_its_replies_and_is_made_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    before = server.batcher.stats.num_generated
+    step, fails = Engine.step, [True]
+
+    def fail_once(engine: Engine) -> Any:
+        if fails and fails.pop():
+            raise RuntimeError("device lost")
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", fail_once)
+    status, text, _ = problem(server.chat("hi"))
+    assert status == 503
+    assert "device lost" in text
+    assert still_serves(server)
+    assert server.batcher.stats.num_generated > before
+
+
+def test_an_engine_that_cannot_be_made_again_is_not_healthy(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    with running() as server:
+        server.batcher._make_engine = lambda: (_ for _ in ()).throw(MemoryError("none left"))
+        server.batcher._command(lambda: 1 / 0)
+        assert eventually(lambda: server.send("/health")[0] == 503)
+        status, text, _ = problem(server.chat("hi"))
+        assert status == 503
+        assert "none left" in text
+
+
+def test_errors_in_the_middle_of_a_stream_are_its_last_event(server: Server) -> None:
+    banned = list(range(server.opened.model.spec.vocab_size))
+    status, body, _ = server.chat("hi", stream=True, banned_token_ids=banned)
+    assert status == 200
+    *_, last, end = body.split("\n\n")
+    assert "every token is banned" in json.loads(last.removeprefix("data: "))["error"]["message"]
+    assert end == ""
+    status, text, _ = problem(server.chat("hi", banned_token_ids=banned))
+    assert status == 500
+    assert "every token is banned" in text
+
+
+def test_the_server_stops_while_a_stream_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "GRACE_SECONDS", 0)
+    with running() as server, socket.create_connection(server.address, 10) as connection:
+        body = json.dumps({**CHAT, **ENDLESS, "stream": True}).encode()
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+        time.sleep(0.05)
+
+
+def test_figures_count_what_was_served(server: Server) -> None:
+    def figures() -> dict[str, float]:
+        lines = [line for line in server.send("/metrics")[1].splitlines() if not line.startswith("#")]
+        return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
+
+    before = figures()
+    reply = server.chat("hi", max_tokens=3)[1]
+    after = figures()
+    name = 'rwkvbatch_http_responses_total{path="/v1/chat/completions",status="200"}'
+    assert after[name] - before.get(name, 0) == 1
+    assert after["rwkvbatch_generated_tokens_total"] - before["rwkvbatch_generated_tokens_total"] == 3
+    prompt = ("rwkvbatch_prompt_tokens_read_total", "rwkvbatch_prompt_tokens_cached_total")
+    assert sum(after[each] - before[each] for each in prompt) == reply["usage"]["prompt_tokens"]
+    assert after["rwkvbatch_unfinished_replies"] == 0
+
+
+def test_the_vocabulary_is_served(server: Server) -> None:
+    text = "Grüße, 世界"
+    tokens = server.send("/tokenize", {"prompt": text, "add_special_tokens": False})[1]["tokens"]
+    assert server.send("/detokenize", {"tokens": tokens})[1] == {"prompt": text}
+    info = server.send("/tokenizer_info")[1]
+    assert server.send("/tokenize", {"prompt": info["eos_token"]})[1]["tokens"] == [0]
+    assert server.send("/detokenize", {"tokens": [True]})[0] == 400
+    assert server.send("/detokenize", {"tokens": [10**9]})[0] == 400

@@ -1,0 +1,217 @@
+"""The `openai` package as a client: replies are those of the library, whatever else is served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from typing import Any
+
+import openai
+import pytest
+
+from rwkvbatch import LLM, SamplingParams
+from tests.serve.running import MODEL, Server, running
+
+SAMPLED = {"temperature": 1.5, "top_p": 0.9}
+MESSAGES: list[Any] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "My name is Ada."},
+    {"role": "assistant", "content": "Hi Ada!"},
+    {"role": "user", "content": "What is my name?"},
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Generator[Server]:
+    with running() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM(threads=1)
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def params(seed: int, **more: Any) -> SamplingParams:
+    return SamplingParams(**{"max_tokens": 24, **SAMPLED, **more}, seed=seed)
+
+
+def test_a_chat_reply_is_the_librarys(client: openai.OpenAI, llm: LLM) -> None:
+    reply = client.chat.completions.create(model=MODEL, messages=MESSAGES, seed=7, n=3, **SAMPLED)
+    expected = llm.chat(MESSAGES, params(7), n=3)
+    assert [choice.message.content for choice in reply.choices] == [output.text for output in expected.outputs]
+    reasons = {"eos": "stop", "stop": "stop", "length": "length"}
+    assert [choice.finish_reason for choice in reply.choices] == [reasons[o.finish_reason] for o in expected.outputs]
+    assert reply.usage is not None
+    assert reply.usage.prompt_tokens == expected.num_prompt_tokens
+    assert reply.usage.completion_tokens == sum(len(output.token_ids) for output in expected.outputs)
+
+
+def test_the_pieces_of_a_stream_join_to_the_reply(client: openai.OpenAI, llm: LLM) -> None:
+    extra = {"think": "fake", "top_k": 30}
+    stream = client.chat.completions.create(
+        model=MODEL,
+        messages=MESSAGES,
+        seed=9,
+        n=2,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body=extra,
+        **SAMPLED,
+    )
+    texts, ends, usage = ["", ""], dict[int, str](), None
+    for chunk in stream:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            if choice.finish_reason:
+                ends[choice.index] = choice.finish_reason
+    expected = llm.chat(MESSAGES, params(9, top_k=30), n=2, think="fake")
+    assert texts == [output.text for output in expected.outputs]
+    assert sorted(ends) == [0, 1]
+    assert usage is not None
+    assert usage.completion_tokens == sum(len(output.token_ids) for output in expected.outputs)
+
+
+def test_a_completion_is_the_librarys_after_token_0(client: openai.OpenAI, llm: LLM) -> None:
+    reply = client.completions.create(
+        model=MODEL, prompt=["Once", "The sky is"], seed=3, n=2, max_tokens=9, stop="e", **SAMPLED
+    )
+    expected = llm.generate(["Once", "The sky is"], params(3, max_tokens=9, stop=("e",)), n=2, bos=True)
+    assert [choice.text for choice in reply.choices] == [o.text for output in expected for o in output.outputs]
+    assert [choice.index for choice in reply.choices] == [0, 1, 2, 3]
+
+
+def test_token_ids_are_read_as_they_are_given(client: openai.OpenAI, llm: LLM) -> None:
+    ids = llm.tokenizer.encode("User: hi\n\nAssistant:")
+    reply = client.completions.create(model=MODEL, prompt=ids, seed=3, max_tokens=5, echo=True, **SAMPLED)
+    expected = llm.generate(ids, params(3, max_tokens=5))
+    assert reply.choices[0].text == "User: hi\n\nAssistant:" + expected.text
+
+
+def test_a_streamed_completion_with_echo_begins_with_the_prompt(client: openai.OpenAI, llm: LLM) -> None:
+    chunks = client.completions.create(model=MODEL, prompt="Once", seed=3, stream=True, echo=True, **SAMPLED)
+    text = "".join(choice.text for chunk in chunks for choice in chunk.choices)
+    assert text == "Once" + llm.generate("Once", params(3), bos=True).text
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1])
+def test_echoed_logprobs_are_the_librarys_scores(client: openai.OpenAI, llm: LLM, max_tokens: int) -> None:
+    text = "User: Grüße\n\nAssistant: Hi"
+    reply = client.completions.create(
+        model=MODEL, prompt=text, echo=True, logprobs=1, max_tokens=max_tokens, temperature=0, seed=0
+    )
+    score = llm.score("", text, bos=True)
+    logprobs = reply.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.token_logprobs is not None
+    assert logprobs.top_logprobs is not None
+    assert logprobs.text_offset is not None
+    size = len(score.token_ids)
+    assert tuple(logprobs.token_logprobs[:size]) == tuple(score.logprobs)
+    assert len(logprobs.token_logprobs) == size + max_tokens
+    tops = [max(top.values()) for top in logprobs.top_logprobs[:size] if top is not None]
+    greedy = [own == top for own, top in zip(score.logprobs, tops, strict=True)]
+    assert sum(greedy) == score.num_matched
+    assert logprobs.text_offset[-1 - max_tokens] == len(text) - 1
+    assert reply.choices[0].text.startswith(text)
+    if not max_tokens:
+        assert reply.choices[0].text == text
+
+
+def test_the_first_token_of_given_ids_has_no_logprob(client: openai.OpenAI, llm: LLM) -> None:
+    reply = client.completions.create(model=MODEL, prompt=[0, 10, 20], echo=True, logprobs=0, max_tokens=0)
+    assert reply.choices[0].logprobs is not None
+    found = reply.choices[0].logprobs.token_logprobs
+    assert found is not None
+    assert found[0] is None
+    assert found[1:] == list(llm.score([0], [10, 20]).logprobs)
+    assert reply.choices[0].logprobs.tokens is not None
+    assert reply.choices[0].logprobs.tokens[0] == "<|endoftext|>"
+
+
+def test_a_reply_that_ends_at_once_still_has_the_logprob_of_its_end(client: openai.OpenAI) -> None:
+    """lm-evaluation-harness drops the last of the listed tokens, which is the generated one."""
+    banned = {"banned_token_ids": list(range(1, 512))}
+    reply = client.completions.create(
+        model=MODEL, prompt="ab", echo=True, logprobs=1, max_tokens=1, temperature=0, extra_body=banned
+    )
+    assert reply.choices[0].text == "ab"
+    assert reply.choices[0].logprobs is not None
+    assert reply.choices[0].logprobs.tokens == ["a", "b", "<|endoftext|>"]
+
+
+def test_chat_logprobs_name_tokens_and_their_bytes(client: openai.OpenAI, llm: LLM) -> None:
+    reply = client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, seed=7, logprobs=True, top_logprobs=2, **SAMPLED
+    )
+    expected = llm.chat(MESSAGES, params(7)).outputs[0]
+    assert reply.choices[0].logprobs is not None
+    content = reply.choices[0].logprobs.content
+    assert content is not None
+    assert [each.logprob for each in content][: len(expected.token_ids)] == list(expected.logprobs)
+    data = b"".join(bytes(each.bytes or []) for each in content)
+    assert data == llm.tokenizer.decode_bytes(expected.token_ids)
+    assert {len(each.top_logprobs) for each in content} == {2}
+
+
+def test_replies_do_not_depend_on_what_else_is_served(server: Server, llm: LLM) -> None:
+    texts = [f"Question {number}: what is {number} plus {number}?" for number in range(24)]
+
+    async def ask_all() -> list[str | None]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+
+            async def ask(text: str) -> str | None:
+                messages: list[Any] = [{"role": "user", "content": text}]
+                reply = await client.chat.completions.create(
+                    model=MODEL, messages=messages, seed=len(text), max_tokens=len(text), **SAMPLED
+                )
+                return reply.choices[0].message.content
+
+            return await asyncio.gather(*map(ask, texts))
+
+    together = asyncio.run(ask_all())
+    for text, reply in zip(texts, together, strict=True):
+        messages = [{"role": "user", "content": text}]
+        assert reply == llm.chat(messages, params(len(text), max_tokens=len(text))).text
+
+
+def test_headers_say_the_seed_and_what_is_promised(client: openai.OpenAI) -> None:
+    raw = client.chat.completions.with_raw_response.create(model=MODEL, messages=MESSAGES, **SAMPLED)
+    assert raw.headers["x-rwkvbatch-reproducible"] == "bitwise"
+    seed = int(raw.headers["x-rwkvbatch-seed"])
+    again = client.chat.completions.create(model=MODEL, messages=MESSAGES, seed=seed, **SAMPLED)
+    first = raw.parse()
+    assert again.choices[0].message.content == first.choices[0].message.content
+    assert again.system_fingerprint == first.system_fingerprint
+    timed = client.chat.completions.with_raw_response.create(
+        model=MODEL, messages=MESSAGES, extra_body={"max_seconds": 60}
+    )
+    assert timed.headers["x-rwkvbatch-reproducible"] == "no; max_seconds"
+
+
+def test_a_client_that_closes_its_stream_frees_its_place(server: Server, client: openai.OpenAI) -> None:
+    from tests.serve.running import eventually
+
+    cancelled = server.batcher.num_cancelled
+    extra = {"banned_token_ids": [0], "turn_end": "end-of-text"}
+    with client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, stream=True, max_tokens=4096, extra_body=extra
+    ) as stream:
+        next(iter(stream))
+    assert eventually(lambda: server.batcher.num_cancelled == cancelled + 1 and server.batcher.num_unfinished == 0)
+
+
+def test_models_are_listed(server: Server, client: openai.OpenAI) -> None:
+    (model,) = client.models.list().data
+    assert model.id == MODEL
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError, match="'gpt-4' is not served here"):
+        client.models.retrieve("gpt-4")
+    with pytest.raises(openai.NotFoundError, match="'gpt-4' is not served here"):
+        client.chat.completions.create(model="gpt-4", messages=MESSAGES)

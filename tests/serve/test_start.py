@@ -1,0 +1,132 @@
+"""`rwkvbatch serve` as a program: address, key, states, signals, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+from rwkvbatch import LLM, SamplingParams
+from rwkvbatch.cli.app import invoke
+from rwkvbatch.config import RunSettings
+from rwkvbatch.errors import UsageError
+from rwkvbatch.model.base import State
+from rwkvbatch.serve.server import key_from_environment, named_states
+from rwkvbatch.signals import calling
+from tests.serve.running import running
+
+PROGRAM = [sys.executable, "-m", "rwkvbatch", "serve", "--port", "0", "--json", "--quiet", "--threads", "1"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_and_its_duplicate_stop_the_server_once(number: signal.Signals) -> None:
+    before, stops = signal.getsignal(number), list[str]()
+    with calling(lambda: stops.append("stop")):
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+    assert stops == ["stop"]
+    assert signal.getsignal(number) == before
+
+
+def test_the_program_says_its_address_and_ends_in_order() -> None:
+    with subprocess.Popen(PROGRAM, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        assert ready["pid"] == process.pid
+        assert ready["url"].startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(f"{ready['url']}/health", timeout=10) as response:
+            assert json.load(response)["status"] == "ok"
+        process.send_signal(signal.SIGTERM)
+        rest, errors = process.communicate(timeout=20)
+    assert (process.returncode, rest, errors) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "text"),
+    [
+        (["--host", "203.0.113.1"], 2, "--host 203.0.113.1 --port 0: cannot listen there"),
+        (["--host", "no such host"], 2, "cannot listen there"),
+        (["--named-state", "x"], 2, "--named-state must be NAME=FILE"),
+        (["--named-state", "none=x"], 2, "none and default are taken"),
+        (["--named-state", "x=missing.pth"], 3, "missing.pth"),
+        (["--model", "missing.pth"], 3, "missing.pth"),
+        (["--template", "missing.jinja"], 3, "missing.jinja"),
+        (["--ban", "999999"], 2, "--ban: the model's vocabulary"),
+        (["--temp", "0.1,0.2"], 2, "--temp must be a number"),
+    ],
+)
+def test_what_cannot_be_served_ends_with_one_message(
+    options: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["serve", "--port", "0", *options]) == code
+    error = capsys.readouterr().err
+    assert text in error
+    assert "Traceback" not in error
+
+
+def test_a_port_that_is_taken_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert invoke(["serve", "--port", str(port)]) == 2
+    assert f"--host 127.0.0.1 --port {port}: cannot listen there: Address already in use" in capsys.readouterr().err
+
+
+def test_a_missing_extra_names_the_way_out() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['uvicorn'] = None\n"
+        "from rwkvbatch.cli.app import invoke\n"
+        "raise SystemExit(invoke(['serve']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install 'rwkvbatch[serve]'" in done.stderr
+
+
+def test_keys_come_from_the_environment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert key_from_environment() is None
+    monkeypatch.setenv("RWKVBATCH_API_KEY", "s3cret")
+    assert key_from_environment() == "s3cret"
+    monkeypatch.setenv("RWKVBATCH_API_KEY", "two words")
+    with pytest.raises(UsageError, match="RWKVBATCH_API_KEY must be ASCII characters without spaces") as caught:
+        key_from_environment()
+    assert "two words" not in str(caught.value)
+
+
+def test_named_states_are_given_once() -> None:
+    assert named_states(["a=x.pth", "b=y=z.pth"]) == {"a": "x.pth", "b": "y=z.pth"}
+    with pytest.raises(UsageError, match="gives 'a' twice"):
+        named_states(["a=x", "a=y"])
+
+
+def test_initial_states_are_chosen_by_name(tmp_path: Path) -> None:
+    llm = LLM(threads=1)
+    spec = llm.spec
+    torch.manual_seed(1)
+    shape = (spec.num_heads, spec.head_size, spec.head_size)
+    tuned = {f"blocks.{at}.att.time_state": 10 * torch.randn(shape) for at in range(spec.num_layers)}
+    file = tmp_path / "poet.pth"
+    torch.save(tuned, file)
+    wkv = torch.stack(list(tuned.values())).unsqueeze(0)
+    shift = torch.zeros(1, spec.num_layers, spec.width)
+    state = State({"att_shift": shift, "ffn_shift": shift.clone(), "wkv": wkv})
+    messages = [{"role": "user", "content": "hi"}]
+    params = SamplingParams(temperature=0, max_tokens=24)
+    with_state = llm.chat(messages, params, initial_state=state).text
+    without = llm.chat(messages, params).text
+    assert with_state != without
+    settings = RunSettings(threads=1, temperature=0, max_tokens=24, state=str(file))
+    with running(settings=settings, named_states={"poet": str(file)}) as server:
+        answers = [server.chat("hi", **more) for more in ({}, {"initial_state": "poet"}, {"initial_state": "none"})]
+        assert server.send("/v1/models")[1]["data"][0]["initial_states"] == ["none", "default", "poet"]
+    assert [body["choices"][0]["message"]["content"] for _, body, _ in answers] == [with_state, with_state, without]

@@ -1,0 +1,72 @@
+"""An installation without native kernels (no compiler was there) and one on Windows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = '{"id": "a", "messages": [{"role": "user", "content": "hi"}]}\n'
+
+
+@pytest.fixture(scope="module")
+def without_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose `rwkvbatch` is this one, but for the native kernels."""
+    place = tmp_path_factory.mktemp("without_kernels")
+    (place / "rwkvbatch").mkdir()
+    for entry in (ROOT / "rwkvbatch").iterdir():
+        if not entry.name.startswith(("_native", "__pycache__")):
+            (place / "rwkvbatch" / entry.name).symlink_to(entry)
+    return place
+
+
+def rwkvbatch(place: Path, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    start = (
+        "import sys; sys.argv[0] = 'rwkvbatch'; import rwkvbatch; rwkvbatch.__path__[:] = [sys.argv.pop(1)]\n"
+        "from rwkvbatch.cli import main; main()"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", start, str(place / "rwkvbatch"), *arguments],
+        input=given,
+        capture_output=True,
+        text=True,
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(place)},
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [[], ["--workers", "2"]])
+def test_a_run_warns_once_and_says_the_way_out(workers: list[str], without_kernels: Path, tmp_path: Path) -> None:
+    script = tmp_path / "a.jsonl"
+    script.write_text(SCRIPT)
+    done = rwkvbatch(without_kernels, "run", str(script), "--max-tokens", "1", "--out", str(tmp_path / "r"), *workers)
+    assert done.returncode == 0, done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if "native kernels" in line]
+    assert "from a wheel" in said
+    assert "Clang" in said
+
+
+@pytest.mark.slow
+def test_a_chat_warns_in_one_line_without_a_line_of_source(without_kernels: Path) -> None:
+    done = rwkvbatch(without_kernels, "chat", "--max-tokens", "1", "--no-transcript", given="hi\n")
+    assert done.returncode == 0, done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if "native kernels" in line]
+    assert said.startswith("warning: ")
+    assert "SlowBackendWarning" not in done.stderr
+    assert ".py" not in done.stderr
+
+
+def test_windows_is_pointed_to_wsl() -> None:
+    program = "import sys; sys.platform = 'win32'; import rwkvbatch"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: ")
+    assert "WSL" in last
