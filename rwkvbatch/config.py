@@ -416,7 +416,9 @@ class DialoguePrompt(ReplyPrompt):
 class Prompting(ReplyPrompt):
     """How a turn becomes text: what a prompt template is loaded by."""
 
-    template: str | None = setting(None, "Jinja2 template in place of RWKV's official one.", "FILE", "Prompt")
+    template: str | None = setting(
+        None, "Jinja2 template in place of RWKV's official one: a file, or markdown.", "FILE", "Prompt"
+    )
 
     def __hash__(self) -> int:
         return hash(tuple(getattr(self, name) for name in type(self).model_fields))

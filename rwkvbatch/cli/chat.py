@@ -30,7 +30,7 @@ app = command_app()
     cls=Command,
     epilog=examples(
         "rwkvbatch chat",
-        "rwkvbatch chat --model rwkv7-1.5b --temp 0.7 --think on",
+        "rwkvbatch chat --model rwkv7-g1i-1.5b --temp 0.7 --think on",
         "rwkvbatch chat --from runs/first:names-1:0",
         "printf 'hi\\n' | rwkvbatch chat",
         "printf 'hi\\n' | rwkvbatch chat --json --quiet",
