@@ -68,7 +68,7 @@ def main(shape: str = "12x768", count: str = "20", turns: str = "2") -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = str(write_random(shape, Path(folder)))
         package = load_model(path, "cpu fp32", "upstream")
-        for turn in range(int(turns)):
+        for _ in range(int(turns)):
             lm = RwkvBatchLM(path)
             begin = time.perf_counter()
             ours = lm.loglikelihood(asked, disable_tqdm=True)
