@@ -638,6 +638,9 @@ GRID_SETTINGS = ("preset", *(name for name in CellSettings.model_fields if name 
 
 ENVIRONMENT_PREFIX = "RWKVBATCH_"
 
+ENDPOINT_KEY_VARIABLE = "RWKVBATCH_ENDPOINT_KEY"
+"""The environment variable of an endpoint's key. It is no setting: no file, option or manifest may hold it."""
+
 
 def option_name(key: str) -> str:
     """The command line's name of a setting."""
