@@ -2,7 +2,7 @@
 
 The server is not trusted: an answer has a limit of bytes and of seconds, no redirect is followed (the key would go
 along), no compressed body is accepted, and its words are shown with control characters escaped and without the key.
-Proxies of the environment and `.netrc` are not used; the key is that of `config.ENDPOINT_KEY_VARIABLE` and of nothing else.
+Proxies of the environment and `.netrc` are not used; the key comes from `config.ENDPOINT_KEY_VARIABLE` alone.
 
 Server-sent events are read as the HTML standard defines them (section 9.2.6, "Interpreting an event stream"), as far as
 OpenAI's API uses them: `data` fields, each of one JSON value, up to `[DONE]`.
