@@ -416,7 +416,9 @@ class DialoguePrompt(ReplyPrompt):
 class Prompting(ReplyPrompt):
     """How a turn becomes text: what a prompt template is loaded by."""
 
-    template: str | None = setting(None, "Jinja2 template in place of RWKV's official one.", "FILE", "Prompt")
+    template: str | None = setting(
+        None, "Jinja2 template in place of RWKV's official one: a file, or markdown.", "FILE", "Prompt"
+    )
 
     def __hash__(self) -> int:
         return hash(tuple(getattr(self, name) for name in type(self).model_fields))
@@ -475,6 +477,9 @@ class CellSettings(Sampling, Stopping, DialoguePrompt, Prompting):
     )
     backend: str = setting("auto", "cpu, reference, cuda, upstream, auto.", "NAME", "Model")
     state: str | None = setting(None, "Initial state (a state-tuned file).", "FILE", "Model")
+    system: str | None = setting(
+        None, "System message, in place of the script's; an empty one is none.", "TEXT", "Prompt", text=True
+    )
     prelude: str | None = setting(
         None, "Text read before the first turn (an initial exchange), or the name api-demo-chat.", "FILE", "Prompt"
     )
@@ -613,8 +618,11 @@ class RunSettings(CellSettings, ScriptLimits):
         return self.part(ScriptLimits)
 
 
+SYSTEM_FILE = "system_file"
+
 SETTINGS: Mapping[str, Setting] = {
     "preset": Setting(f"A known-good combination: {', '.join(PRESETS)}. Other options change it.", "NAME", "Sampling"),
+    SYSTEM_FILE: Setting("File with the system message, as --system.", "FILE", "Prompt"),
     **{
         name: item
         for name, field in RunSettings.model_fields.items()
@@ -622,7 +630,8 @@ SETTINGS: Mapping[str, Setting] = {
         if isinstance(item, Setting)
     },
 }
-"""The declaration of every setting, by name. `preset` stands for all fields of `Sampling` at once."""
+"""The declaration of every setting, by name. `preset` stands for all fields of `Sampling` at once, `system_file` for
+`system` with the content of a file."""
 
 LISTS = frozenset(name for name, field in RunSettings.model_fields.items() if get_origin(field.annotation) is tuple)
 """Settings whose value is a list."""
@@ -633,13 +642,18 @@ FLAGS = frozenset(name for name, field in RunSettings.model_fields.items() if fi
 TEXTS = frozenset(name for name, declared in SETTINGS.items() if declared.text)
 """Settings whose value may be any text, commas included."""
 
-GRID_SETTINGS = ("preset", *(name for name in CellSettings.model_fields if name not in LISTS))
+GRID_SETTINGS = ("preset", SYSTEM_FILE, *(name for name in CellSettings.model_fields if name not in LISTS))
 """Settings that the command line and the library take as several values, each a dimension of the grid."""
 
 ENVIRONMENT_PREFIX = "RWKVBATCH_"
 
 ENDPOINT_KEY_VARIABLE = "RWKVBATCH_ENDPOINT_KEY"
 """The environment variable of an endpoint's key. It is no setting: no file, option or manifest may hold it."""
+
+
+def stands_for(key: str) -> str:
+    """The setting that `key`, a full name, gives a value to: `system` for `system_file`, else itself."""
+    return "system" if key == SYSTEM_FILE else key
 
 
 def option_name(key: str) -> str:

@@ -286,7 +286,7 @@ def system(chat: Chat, text: str) -> None:
     if not text:
         chat.view.show(Text(printable(opening.system or "(no system message)")))
         return
-    session.begin(system=None if text == "none" else text, prelude=opening.prelude)
+    session.begin_again(None if text == "none" else text)
     chat.transcript.record(session)
     chat.view.note(f"a new conversation, on branch {session.tree.current}; /switch {previous} goes back")
 

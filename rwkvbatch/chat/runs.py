@@ -13,21 +13,25 @@ from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
-from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session
+from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session, turn_values
 from rwkvbatch.chat.tree import REFERENCE, Exchange
 from rwkvbatch.config import NO_ADAPTER, CellSettings
 from rwkvbatch.engine.request import FinishReason, closed_history
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
 from rwkvbatch.files import FileKind, check_target, file_head, save_file
 from rwkvbatch.prompt.escaping import one_line
-from rwkvbatch.prompt.templates import PRELUDES, load_prelude
+from rwkvbatch.prompt.templates import PRELUDES, load_prelude, template_path
 from rwkvbatch.replay.identity import sha256_of_file
-from rwkvbatch.results.manifest import read_manifest
+from rwkvbatch.replay.plan import with_params
+from rwkvbatch.results.manifest import GIVEN_FOR_ALL, read_manifest, system_of
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.script_copy import read_script
 from rwkvbatch.results.store import RESULTS_NAME
+from rwkvbatch.script.native import SEED
 from rwkvbatch.script.reader import read_scripts
+from rwkvbatch.script.records import Conversation
+from rwkvbatch.script.tools import with_tools
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,29 @@ class RunPoint:
     Attributes:
         rows: the turns up to this one, oldest first.
         cell: the cell's settings and the hash of its model's weights, from the manifest.
-        system: the conversation's system message.
+        conversation: as it is in the script's copy.
         files: names of the cell's files (`model`, `state`, `template`, `prelude`), as far as the manifest has them.
+        not_params: settings that the command line or the grid gave, in whose place no params of the script stand.
+        vocab: the run's `--vocab`.
     """
 
     directory: Path
     rows: tuple[Row, ...]
     cell: dict[str, Any]
-    system: str | None
+    conversation: Conversation
     files: Mapping[str, str | None] = field(default_factory=dict[str, "str | None"])
+    not_params: frozenset[str] = frozenset()
+    vocab: str | None = None
+
+    @property
+    def system(self) -> str | None:
+        """The system message of the cell, with the conversation's tools."""
+        return with_tools(system_of(self.cell, self.conversation.system), self.conversation.tools)
+
+    def with_params(self, settings: CellSettings, params: Mapping[str, Any]) -> CellSettings:
+        """`settings` with the script's `params`, as far as the run had them."""
+        own = {name: value for name, value in params.items() if name not in self.not_params and name != SEED}
+        return with_params(settings, own, has_tools=bool(self.conversation.tools))
 
     @property
     def identity(self) -> Identity:
@@ -87,8 +105,13 @@ def read_point(name: str, cell: str | None = None, repeat: int = 0) -> RunPoint:
     if turn >= num_good:
         raise UsageError(f"--from {name}: the turn must be in 0 to {num_good - 1}, got {turn}")
     path = tuple(rows[number] for number in range(turn + 1))
-    files = manifest.get("about", {}).get("files", {}).get(cell, {})
-    return RunPoint(directory, path, cells[cell], _system(manifest, conversation, directory), files)
+    about = manifest.get("about", {})
+    files, vocab = about.get("files", {}).get(cell, {}), about.get("vocab")
+    # The manifest does not name what the grid gave; it varied what differs between cells.
+    varied = {name for each in cells.values() for name, value in each.items() if value != cells[cell].get(name)}
+    given = manifest["identity"].get(GIVEN_FOR_ALL, [])
+    found = _conversation(manifest, conversation, directory)
+    return RunPoint(directory, path, cells[cell], found, files, frozenset(given) | varied, vocab)
 
 
 def replay(session: Session, point: RunPoint) -> None:
@@ -100,17 +123,27 @@ def replay(session: Session, point: RunPoint) -> None:
             f"found {spec.weights_sha256[:12]} ({spec.path})",
             hint="give the run's model with --model, and its adapter with --adapter",
         )
-    tokenizer, template = session.engine.tokenizer, session.template
-    settings = session.turn_settings()
+    tokenizer = session.engine.tokenizer
+    expected, found = str(point.cell.get("tokenizer_sha256", tokenizer.sha256)), tokenizer.sha256
+    if found != expected:
+        raise UsageError(
+            f"{point.directory} has another vocabulary: expected SHA-256 {expected[:12]}, found {found[:12]}",
+            hint="give the run's vocabulary with --vocab",
+        )
+    # The rows were made with the run's settings; others that the chat was given are those of its own replies.
+    of_run = session.settings.replace(**_of_cell(point))
+    of_run = point.with_params(of_run, point.conversation.params)
     gold = point.cell.get("history") == "gold"
     num_history = len(session.tree.history())
     for row in point.rows:
+        own = point.with_params(of_run, point.conversation.turns[row.turn].params)
+        template, settings = session.template_of(own), turn_values(own)
         prompt = tuple(tokenizer.encode(template.turn(row.prompt)))
         if num_history + len(prompt) != row.tokens.prompt:
             raise UsageError(
                 f"{point.directory}: the prompt of turn {row.turn} had {row.tokens.prompt} tokens, "
                 f"here it has {num_history + len(prompt)}",
-                hint="give the run's --prelude, --template and --think; its script must be unchanged",
+                hint="give the run's --prelude and --template; its script must be unchanged",
             )
         if gold and row.reference is not None and row is not point.rows[-1]:
             # The next turn of the run followed the reference, not this reply.
@@ -148,8 +181,13 @@ def replay(session: Session, point: RunPoint) -> None:
 
 def settings_of(point: RunPoint) -> dict[str, Any]:
     """The settings of the run's replies, by name."""
-    found = {name: point.cell[name] for name in (*TURN_SETTINGS, "bos") if name in point.cell}
+    own = point.with_params(CellSettings.parse(_of_cell(point)), point.conversation.params)
+    found = own.model_dump(include={*TURN_SETTINGS, "bos"})
     return {**found, **{name: point.files[name] for name in _FILES if point.files.get(name) is not None}}
+
+
+def _of_cell(point: RunPoint) -> dict[str, Any]:
+    return {name: point.cell[name] for name in (*TURN_SETTINGS, "bos") if name in point.cell}
 
 
 _FILES = ("state", "template", "prelude")
@@ -168,7 +206,7 @@ def refuse_other_files(point: RunPoint, settings: CellSettings) -> None:
         if name == "prelude" and given not in (None, "none"):
             found = hashlib.sha256(load_prelude(given).encode("utf-8", "surrogatepass")).hexdigest()
         elif name != "prelude" and given is not None:
-            found = sha256_of_file(given, option)
+            found = sha256_of_file(template_path(given) if name == "template" else given, option)
         if found == wanted:
             continue
         if found is None:
@@ -200,17 +238,17 @@ def _parse(name: str) -> tuple[str, str, int]:
     )
 
 
-def _system(manifest: dict[str, Any], conversation: str, directory: Path) -> str | None:
-    """The conversation's system message, from the script's copy; in runs of earlier versions, from their scripts."""
+def _conversation(manifest: dict[str, Any], conversation: str, directory: Path) -> Conversation:
+    """The conversation, from the script's copy; in runs of earlier versions, from their scripts."""
     for found in read_script(directory, manifest) or ():
         if found.id == conversation:
-            return found.system
+            return found
     names = [str(name) for name in cast("dict[str, Any]", manifest.get("about", {})).get("scripts", [])]
     if names and "-" not in names:
         with contextlib.suppress(RwkvBatchError):
             for found in read_scripts(names, skip_bad=True).conversations:
                 if found.id == conversation:
-                    return found.system
+                    return found
     raise RunDirectoryError(
         f"the system message of conversation {conversation!r} is unknown: its script is missing or has changed "
         f"({', '.join(names) or 'unknown'})",

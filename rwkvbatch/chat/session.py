@@ -33,6 +33,13 @@ TURN_SETTINGS = (
 )
 """The settings that may change from turn to turn."""
 
+
+def turn_values(settings: CellSettings) -> dict[str, Any]:
+    """`TURN_SETTINGS` as JSON values."""
+    values = settings.model_dump(mode="json")
+    return {name: values[name] for name in TURN_SETTINGS}
+
+
 OnText = Callable[[str], None]
 """Receives the text of a reply piece by piece."""
 
@@ -79,21 +86,21 @@ class Session:
     def use_settings(self, settings: CellSettings) -> None:
         """Use `settings` for the next replies."""
         settings.check_vocabulary(self.engine.model.spec.vocab_size)
-        self._template_of(settings)
+        self.template_of(settings)
         self.settings = settings
 
     @property
     def template(self) -> PromptTemplate:
         """Of the next reply."""
-        return self._template_of(self.settings)
+        return self.template_of(self.settings)
 
-    def _template_of(self, settings: CellSettings) -> PromptTemplate:
+    def template_of(self, settings: CellSettings) -> PromptTemplate:
+        """Of a reply with `settings`."""
         return self._load_template(with_turn_end(settings.prompting, self.engine.model.spec.weights_sha256))
 
     def turn_settings(self) -> dict[str, Any]:
         """`TURN_SETTINGS` of the next reply as JSON values."""
-        values = self.settings.model_dump(mode="json")
-        return {name: values[name] for name in TURN_SETTINGS}
+        return turn_values(self.settings)
 
     def begin(
         self, *, system: str | None = None, prelude: str | None = None, state_file: str | Path | None = None
@@ -107,15 +114,28 @@ class Session:
             InputError: the state's file cannot be read, or is not a state of this model.
             UsageError: the engine has no memory for another initial state.
         """
-        begin = (END_OF_TEXT,) if self.settings.begins_with_bos() else ()
-        tokens = (*begin, *self.engine.tokenizer.encode(self.template.opening(system, prelude)))
-        opening = Opening(len(self.tree.openings), system, prelude, tokens)
+        opening = self._opening(system, prelude)
         if state_file is not None:
             state, sha256 = self._read_state(state_file)
             self._prefixes.add_state(opening.number, state)
             opening = replace(opening, state=str(Path(state_file).resolve()), state_sha256=sha256)
         self.tree.begin(opening)
         self._prefixes.pin_branch_states()
+
+    def begin_again(self, system: str | None) -> None:
+        """Start a conversation with another system message, and the prelude and the state that this one began with."""
+        present = self.tree.opening
+        opening = replace(
+            self._opening(system, present.prelude), state=present.state, state_sha256=present.state_sha256
+        )
+        self._prefixes.share_state(present.number, opening.number)
+        self.tree.begin(opening)
+        self._prefixes.pin_branch_states()
+
+    def _opening(self, system: str | None, prelude: str | None) -> Opening:
+        begin = (END_OF_TEXT,) if self.settings.begins_with_bos() else ()
+        tokens = (*begin, *self.engine.tokenizer.encode(self.template.opening(system, prelude)))
+        return Opening(len(self.tree.openings), system, prelude, tokens)
 
     def adopt(self, tree: ConversationTree, settings: CellSettings, identity: Identity) -> None:
         """Continue a saved conversation."""
@@ -315,6 +335,11 @@ class PinnedPrefixes:
     def add_state(self, opening: int, state: State) -> None:
         """Use `state` as the initial state of `opening`, which has no exchanges yet."""
         self._initial_roots[opening] = self._engine.add_root(state)
+
+    def share_state(self, opening: int, other: int) -> None:
+        """Use the initial state of `opening` for `other` too, which has no exchanges yet."""
+        if opening in self._initial_roots:
+            self._initial_roots[other] = self._initial_roots[opening]
 
     def initial_root(self, position: Position) -> int:
         """The root of the initial state of the position's opening."""

@@ -18,7 +18,7 @@ from rwkvbatch.chat.pipe import JsonView, PlainView
 from rwkvbatch.chat.runs import RunPoint, read_point, refuse_other_files, replay, settings_of
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.storage import Transcript, default_path, state_directory
-from rwkvbatch.config import NO_ADAPTER, CellSettings, RunSettings, preset
+from rwkvbatch.config import NO_ADAPTER, SYSTEM_FILE, CellSettings, RunSettings, preset
 from rwkvbatch.endpoint.client import Client, ClientOptions, check_url
 from rwkvbatch.endpoint.engine import EndpointEngine
 from rwkvbatch.endpoint.served import Endpoint, ServedSpec, check_settings, served_spec
@@ -48,7 +48,6 @@ class ChatArguments:
     """
 
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    system: str | None = None
     transcript: Path | None = None
     no_transcript: bool = False
     load: Path | None = None
@@ -119,18 +118,24 @@ def _open_chat(
         refuse_other_files(point, settings)
     prelude = choose_prelude(settings, bundled=bundled or point is not None)
 
+    of_run = None if point is None or "vocab" in arguments.values else point.vocab
+    vocab = of_run or run_settings.vocab
+
     def load_engine(path: str | None) -> Engine:
         # Another model, which /model names, is loaded without the first one's adapter.
         adapter = settings.adapter if path == run_settings.model else NO_ADAPTER
         model = load_model(path, settings.strategy, settings.backend, threads=run_settings.threads, adapter=adapter)
         memory = run_settings.state_memory or min(STATE_MEMORY, MAX_STATES * model.spec.state_bytes)
-        tokenizer = tokenizer_of(model.spec, run_settings.vocab)
+        tokenizer = tokenizer_of(model.spec, vocab)
         return Engine(model, tokenizer=tokenizer, max_batch=64, state_memory=max(memory, 8 * model.spec.state_bytes))
 
     engine = load_engine(run_settings.model)
     settings.check_vocabulary(engine.model.spec.vocab_size, "--ban")
     session = Session(engine, settings, Identity(run_settings.seed) if point is None else point.identity)
-    system = arguments.system if point is None else point.system
+    system = settings.system if point is None else point.system
+    if point is not None and {"system", SYSTEM_FILE} & arguments.values.keys() and (settings.system or None) != system:
+        message = f"--from: {point.directory} began with another system message than --system gives"
+        raise UsageError(message, hint="leave --system out: the run's is taken")
     session.begin(system=system, prelude=prelude, state_file=settings.state)
     if point is not None:
         replay(session, point)
@@ -172,7 +177,7 @@ def _open_served_chat(arguments: ChatArguments, run_settings: RunSettings, view:
 
     session = Session(engine, settings, Identity(run_settings.seed))
     prelude = settings.prelude
-    session.begin(system=arguments.system, prelude=None if prelude in (None, NO_PRELUDE) else load_prelude(prelude))
+    session.begin(system=settings.system, prelude=None if prelude in (None, NO_PRELUDE) else load_prelude(prelude))
     path = arguments.transcript or default_path(state_directory() / "chats")
     transcript = Transcript(None if arguments.no_transcript else path)
     chat = Chat(session, view, transcript, refuse_model, is_terminal=is_terminal)

@@ -30,7 +30,7 @@ app = command_app()
     cls=Command,
     epilog=examples(
         "rwkvbatch chat",
-        "rwkvbatch chat --model rwkv7-1.5b --temp 0.7 --think on",
+        "rwkvbatch chat --model rwkv7-g1i-1.5b --temp 0.7 --think on",
         "rwkvbatch chat --from runs/first:names-1:0",
         "rwkvbatch chat --endpoint http://127.0.0.1:8080/v1",
         "printf 'hi\\n' | rwkvbatch chat",
@@ -41,12 +41,12 @@ app = command_app()
     *("model", "adapter", "strategy", "backend", "state", "threads", "state_memory", "vocab"),
     *("endpoint", "endpoint_model", "endpoint_api", "endpoint_body", "endpoint_timeout", "endpoint_retries"),
     *("preset", *Sampling.model_fields, "seed", *Stopping.model_fields),
-    *(*DialoguePrompt.model_fields, "template", "prelude"),
+    *(*DialoguePrompt.model_fields, "template", "prelude", "system", "system_file"),
+    system="System message.",
     prelude="Initial exchange: a file, api-demo-chat, or none. "
     "[dim]Default: api-demo-chat; none with --state and with the bundled model[/]",
 )
 def chat_command(
-    system: Annotated[str | None, option("--system", "System message.", "TEXT", "Prompt")] = None,
     load: Annotated[
         Path | None,
         option("--load", "Continue a saved session, or the transcript of one that was cut off.", "FILE", PANEL),
@@ -88,7 +88,6 @@ def chat_command(
 
     arguments = ChatArguments(
         values=settings,
-        system=system,
         transcript=transcript,
         no_transcript=no_transcript,
         load=load,

@@ -38,6 +38,26 @@ VERIFY_EPILOG = """[bold]Examples[/]
 On a GPU, try fp32 too: the same kernels with the tightest limit. The exit code is 1 when the logits differ by more.
 """
 
+DAMAGE_EPILOG = """[bold]Examples[/]
+
+  rwkvbatch model damage NAME --strategy "cpu int4" --against "cpu bf16" --texts wiki.jsonl
+
+  rwkvbatch model damage name-int4 --against NAME --texts texts/
+
+  rwkvbatch model damage step-2000.pth --against step-1000.pth --texts wiki.jsonl
+
+Nll alone does not clear a rounding: long reasoning suffers first. Replay scripts with both too, and compare the runs.
+"""
+
+QUANTIZE_EPILOG = """[bold]Examples[/]
+
+  rwkvbatch model quantize NAME name-int4.safetensors
+
+  rwkvbatch model quantize NAME name-w8a8.safetensors --to w8a8
+
+  rwkvbatch model damage name-int4 --against NAME --texts texts/
+"""
+
 
 app = command_app(
     help="Make, describe and convert checkpoints, and verify that they run right on this machine.", no_args_is_help=True
@@ -175,6 +195,47 @@ def convert_command(
     message(f"wrote {output}, {len(tensors)} tensors{undone}", quiet=quiet)
 
 
+@app.command("quantize", cls=Command, epilog=QUANTIZE_EPILOG)
+def quantize_command(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Checkpoint of RWKV-7, of any form.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .safetensors.")],
+    to: Annotated[Literal["w8a8", "int4"], option("--to", "8 bits a weight, or 4.")] = "int4",
+    adapter: AdapterOption = "none",
+    force: Force = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a checkpoint whose large matrices are rounded to 8 or 4 bits; it loads without the original.
+
+    Its strategy on the CPU is the same without --strategy: what the file is rounded to.
+    """
+    from rwkvbatch.model.adapters import parse_adapter
+    from rwkvbatch.model.base import is_rwkv7
+    from rwkvbatch.model.checkpoint import open_checkpoint
+    from rwkvbatch.model.load import resolve_model_path
+    from rwkvbatch.model.quantised import quantised, rounding_of
+    from rwkvbatch.model.safetensors import check_tensor_target, save_entries
+    from rwkvbatch.prompt.vocabulary import METADATA_KEY
+
+    if output.suffix != ".safetensors":
+        raise UsageError(f"the name of a quantised file must end in .safetensors, got {str(output)!r}")
+    check_tensor_target(output, replace=force)
+    with open_checkpoint(resolve_model_path(source).path, parse_adapter(adapter)) as checkpoint:
+        if not is_rwkv7(checkpoint.architecture):
+            raise UsageError(f"{source} is RWKV-{checkpoint.architecture.generation}; only RWKV-7 is quantised")
+        before = rounding_of(checkpoint.file.metadata)
+        if before is not None and before != to:
+            raise UsageError(
+                f"{source} is quantised already, to {before}; rounding it again to {to} would add to the loss",
+                hint="give the unquantised checkpoint",
+            )
+        entries, metadata = quantised(checkpoint.rounded(None), to)
+        declared = {} if checkpoint.vocabulary is None else {METADATA_KEY: checkpoint.vocabulary}
+        save_entries(output, entries, metadata={**declared, **metadata}, replace=force)
+        size = checkpoint.file.num_bytes
+    written = output.stat().st_size
+    message(f"wrote {output}, {to}, {_size(written)}, {written / size:.0%} of the original", quiet=quiet)
+
+
 @app.command("verify", cls=Command, epilog=VERIFY_EPILOG)
 @with_settings("strategy", "backend")
 def verify_command(
@@ -199,6 +260,74 @@ def verify_command(
         _show_verdict(found)
     if not found.same:
         raise typer.Exit(ExitCode.FAILED)
+
+
+@app.command("damage", cls=Command, epilog=DAMAGE_EPILOG)
+@with_settings("strategy", "backend", "threads", "vocab")
+def damage_command(
+    texts: Annotated[
+        list[str], option("--texts", "Text files, JSON lines with text, folders; may be repeated.", "FILE")
+    ],
+    against: Annotated[
+        str, option("--against", 'What it is compared with: a strategy, such as "cpu bf16", or a checkpoint.', "TEXT")
+    ],
+    model: ModelArgument = None,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+    **settings: Any,
+) -> None:
+    """Measure on texts what a rounding changes: next-token distributions, likeliest tokens, perplexity.
+
+    Compares a checkpoint under --strategy with itself under the strategy --against, or with the checkpoint --against.
+    Both are in memory. Intervals are of 95 %, clustered by document.
+    """
+    from rwkvbatch.bench.damage import damage
+    from rwkvbatch.config import CellSettings
+    from rwkvbatch.model.load import load_model, resolve_model_path
+    from rwkvbatch.model.strategy import looks_like_strategy, parse_strategy
+    from rwkvbatch.prompt.vocabulary import tokenizer_of
+    from rwkvbatch.replay.layers import checked_values
+    from rwkvbatch.script.documents import read_documents
+
+    vocab = settings.pop("vocab", None)
+    threads = settings.pop("threads", None)
+    if threads is not None and not str(threads).isdecimal():
+        raise UsageError(f"--threads must be a number, got {threads!r}")
+    given = CellSettings(**checked_values(settings))
+    load = partial(load_model, backend=given.backend, threads=None if threads is None else int(threads))
+    documents = read_documents(texts).conversations
+    if looks_like_strategy(against):
+        parse_strategy(against)
+        reference = load(model, against)
+    else:
+        reference = load(resolve_model_path(against).path, "auto")
+    other = load(model, given.strategy)
+    tokenizer = tokenizer_of(other.spec, vocab)
+    found = damage(reference, other, documents, tokenizer.encode, partial(message, quiet=quiet))
+    if json_output:
+        print_json(asdict(found), indent=None)
+        return
+    from rwkvbatch.cli.views import console, facts_table
+    from rwkvbatch.prompt.escaping import printable
+
+    def interval(estimate: Any, style: str) -> str:
+        if estimate.low is None:
+            return f"{estimate.mean:{style}} (no interval: one document)"
+        return f"{estimate.mean:{style}} ({estimate.low:{style}} to {estimate.high:{style}})"
+
+    worst = found.worst
+    facts = {
+        "model": printable(found.other),
+        "against": printable(found.reference),
+        "texts": f"{found.num_documents:,} documents, {found.num_tokens:,} tokens",
+        "KL, nats a token": interval(found.divergence, ".5f"),
+        "KL, 99 %": f"{found.divergence_tail:.5f}",
+        "KL, worst": f"{worst.divergence:.3f} (token {worst.position:,} of {printable(worst.document)})",
+        "same likeliest token": interval(found.same_token, ".2%"),
+        "perplexity": f"{found.other_perplexity:.5g} against {found.reference_perplexity:.5g}",
+        "perplexity ratio": interval(found.perplexity_ratio, ".5f"),
+    }
+    console().print(facts_table(facts))
 
 
 def _show_verdict(found: Verification) -> None:
@@ -259,6 +388,7 @@ def _show(description: Description, tokenizer: dict[str, Any]) -> None:
         "tokenizer": _tokenizer_text(tokenizer),
         "parameters": f"{description.num_parameters:,}",
         "precision": description.dtype,
+        **({"quantised": f"{description.quantised}, the large matrices"} if description.quantised else {}),
         "file size": _size(description.num_bytes),
     }
     if description.state_bytes is not None:

@@ -14,6 +14,7 @@ from rwkvbatch.comparison.loading import RunData, system_messages
 from rwkvbatch.comparison.matching import MatchedRows
 from rwkvbatch.comparison.metrics import TURN_METRICS
 from rwkvbatch.errors import UsageError
+from rwkvbatch.results.manifest import system_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,9 +79,16 @@ def dialogues(
     groups: dict[tuple[str, str, int], list[dict[Any, Any]]] = {}
     for row in rows.sort_values("turn", kind="stable").to_dict("records"):
         groups.setdefault((row["conversation"], row["cell"], row["repeat"]), []).append(row)
-    systems = system_messages(run) or {}
+    systems, settings = system_messages(run) or {}, run.facts.cells
     found = [
-        Dialogue(name, cell, number, tuple(own[0]["tags"]), tuple(map(turn_record, own)), systems.get(name))
+        Dialogue(
+            name,
+            cell,
+            number,
+            tuple(own[0]["tags"]),
+            tuple(map(turn_record, own)),
+            system_of(settings.get(cell, {}), systems.get(name)),
+        )
         for (name, cell, number), own in groups.items()
         if not failed_only or any(_failed(row) for row in own)
     ]

@@ -130,6 +130,7 @@ _PROMPT_SETTINGS = (
     ("think", "different thinking modes: the prompts are not the same"),
     ("template_sha256", "different templates: the prompts are not the same"),
     ("prelude_sha256", "different preludes: the prompts are not the same"),
+    ("system", "different system messages: the prompts are not the same"),
     ("template", "different templates: the prompts are not the same"),
     ("prelude", "different preludes: the prompts are not the same"),
 )

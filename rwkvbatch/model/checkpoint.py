@@ -18,6 +18,7 @@ from rwkvbatch.model.containers import open_tensors
 from rwkvbatch.model.foreign import refuse_network, refuse_quantised, refuse_variant
 from rwkvbatch.model.forms import official
 from rwkvbatch.model.pth import LIST_PREFIX
+from rwkvbatch.model.quantised import rounding_of
 from rwkvbatch.model.rwkv7 import state_bytes
 from rwkvbatch.model.strategy import PRECISIONS, Precision
 from rwkvbatch.model.tensor_file import Entry, NamedTensors, check_finite
@@ -354,6 +355,7 @@ class Description(Dimensions):
         state_bytes: size of one sequence's state, None for generations that only the `rwkv` package runs.
         sha256: hash of the file, or of the hashes of the files; None when the values were not read.
         vocabulary, vocabulary_file: as in `ModelSpec`.
+        quantised: what the large matrices are rounded to in the file (`quantised.FileRounding`), None if they are not.
     """
 
     path: str
@@ -368,6 +370,7 @@ class Description(Dimensions):
     tensors: tuple[TensorGroup, ...]
     vocabulary: str | None = None
     vocabulary_file: str | None = None
+    quantised: str | None = None
 
 
 def describe(checkpoint: Checkpoint, *, read_values: bool = False) -> Description:
@@ -401,5 +404,6 @@ def describe(checkpoint: Checkpoint, *, read_values: bool = False) -> Descriptio
         sha256=file.sha256() if read_values else None,
         tensors=tuple(TensorGroup(*key, len(sizes), sum(sizes)) for key, sizes in groups.items()),
         vocabulary=checkpoint.vocabulary,
+        quantised=rounding_of(file.metadata),
         vocabulary_file=None if file.vocabulary_file is None else str(file.vocabulary_file),
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model import foreign, gguf, pth, safetensors
+from rwkvbatch.model import foreign, gguf, pth, quantised, safetensors
 from rwkvbatch.model.tensor_file import Contents, NamedTensors, TensorFile, named_tensors, open_regular
 
 
@@ -35,11 +35,15 @@ class Kind:
     read: Callable[[int, Path], Contents]
 
 
+def _read_safetensors(descriptor: int, path: Path) -> Contents:
+    return quantised.unpacked(safetensors.read_header(descriptor, path), path)
+
+
 KINDS = (
     Kind("pth", lambda head: head.startswith(pth.ZIP_MAGIC), pth.read_zip),
     Kind("legacy pth", pth.is_legacy, pth.read_legacy),
     Kind("gguf", gguf.is_gguf, gguf.read_contents),
-    Kind("safetensors", safetensors.is_safetensors, safetensors.read_header),
+    Kind("safetensors", safetensors.is_safetensors, _read_safetensors),
 )
 
 HEAD_BYTES = 512
@@ -113,7 +117,8 @@ def _check_sizes(contents: Contents, file_size: int, path: Path) -> None:
     for name, entry in contents.entries.items():
         if entry.start + entry.span > file_size:
             raise CheckpointError(f"the tensor {name!r} lies beyond the end of the file; cut off?", path=path)
-        total += max(entry.num_bytes, entry.span)
+        # What is decoded has at most eight times the bytes of its span.
+        total += max(entry.num_bytes, entry.span) if entry.decode is None else entry.span
         if total > MAX_OVERLAP * file_size:
             raise CheckpointError(
                 f"its tensors are said to have more than {MAX_OVERLAP} times as many bytes as the file itself",

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,6 +21,7 @@ from rwkvbatch.model.checkpoint import Checkpoint, initial_wkv, open_checkpoint
 from rwkvbatch.model.memory import refuse_too_large
 from rwkvbatch.model.ops import Operations
 from rwkvbatch.model.ops.reference import ReferenceOps
+from rwkvbatch.model.quantised import rounding_of
 from rwkvbatch.model.rwkv7 import Network, Rwkv7Model, Stepper, state_bytes
 from rwkvbatch.model.safetensors import SUFFIXES
 from rwkvbatch.model.strategy import DTYPES, Strategy, parse_strategy
@@ -152,6 +153,9 @@ def load_model(
 
 def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, threads: int | None) -> Rwkv7Model:
     architecture = checkpoint.architecture
+    stored = rounding_of(checkpoint.file.metadata)
+    if strategy.precision is None and not strategy.on_gpu and stored is not None:
+        strategy = replace(strategy, precision=stored)  # as the file is
     name, ops = _operations(checkpoint, strategy, backend, threads)
     _refuse_unrunnable(checkpoint, ops)
     refuse_too_large(checkpoint, strategy, ops.device, in_fp32=ops.name == "reference" and ops.device == "cpu")

@@ -11,13 +11,11 @@ import torch
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.ops.reference import ROUNDINGS
+from rwkvbatch.model.quantised import LARGE
 from rwkvbatch.model.strategy import Strategy
 
 if TYPE_CHECKING:
     from rwkvbatch.model.checkpoint import Checkpoint
-
-_LARGE = re.compile(r"(?:.*\.(?:receptance|key|value|output)|head)\.weight")
-"""The matrices that int8, w8a8 and int4 round, as `Network.build` packs them."""
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
@@ -86,7 +84,7 @@ def bytes_of_weights(strategy: Strategy, *, in_fp32: bool = False) -> Callable[[
     def bytes_of(name: str, stored: torch.dtype) -> float:
         if in_fp32:
             return 4
-        if strategy.rounding is not None and _LARGE.fullmatch(name):
+        if strategy.rounding is not None and LARGE.fullmatch(name):
             return ROUNDINGS[strategy.rounding].bytes_per_weight
         return min(stored.itemsize, (strategy.dtype or stored).itemsize)
 

@@ -54,7 +54,7 @@ _log = logging.getLogger(__name__)
 
 
 class RunKeywords(TypedDict, total=False):
-    """Fields of `RunSettings`, and `preset`; a list of values makes a dimension of the grid."""
+    """Fields of `RunSettings`, `preset` and `system_file`; a list of values makes a dimension of the grid."""
 
     preset: str | Sequence[str]
     temperature: float | Sequence[float]
@@ -82,6 +82,8 @@ class RunKeywords(TypedDict, total=False):
     state: str | Sequence[str] | None
     template: str | Sequence[str] | None
     prelude: str | Sequence[str] | None
+    system: str | Sequence[str] | None
+    system_file: PathLike | Sequence[PathLike]
     endpoint: str | Sequence[str] | None
     endpoint_model: str | Sequence[str] | None
     endpoint_api: EndpointApi | Sequence[EndpointApi]

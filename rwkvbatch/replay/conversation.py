@@ -34,8 +34,7 @@ from rwkvbatch.results.row import (
 )
 from rwkvbatch.script.checks.structured import Chosen
 from rwkvbatch.script.choices import Choice, ChoiceScore, ChoiceScores
-from rwkvbatch.script.records import Conversation, ReplyFacts, Turn
-from rwkvbatch.script.tools import with_tools
+from rwkvbatch.script.records import ReplyFacts, Turn
 from rwkvbatch.signals import ENDS_PROCESS
 
 if TYPE_CHECKING:
@@ -72,12 +71,12 @@ class PromptEncoder:
     def _make_template(self, prompting: Prompting) -> PromptTemplate:
         return load_template(with_turn_end(prompting, self._weights_sha256))
 
-    def opening(self, conversation: Conversation, settings: CellSettings) -> tuple[int, ...]:
+    def opening(self, task: Task) -> tuple[int, ...]:
         """The tokens before the first turn: token 0 with `bos`, the system message and the prelude; may be empty."""
+        settings = task.settings
         prelude = None if settings.prelude is None else self._load_prelude(settings.prelude)
         begin = (END_OF_TEXT,) if settings.begins_with_bos() else ()
-        system = with_tools(conversation.system, conversation.tools)
-        return (*begin, *self.encode(self.template(settings).opening(system, prelude)))
+        return (*begin, *self.encode(self.template(settings).opening(task.system, prelude)))
 
     def root(self, settings: CellSettings) -> int:
         """The engine's root number of the initial state."""
@@ -102,10 +101,9 @@ class ConversationReplay:
         # By turn of the dialogue, the tokens up to the end of its user message: probes count from there.
         self._said: dict[int, int] = {}
         self._encoder = encoder
-        self._history = encoder.opening(task.conversation, task.settings)
-        system = task.conversation.system
+        self._history = encoder.opening(task)
         # The dialogue so far as messages, for a served model that has a template of its own.
-        self._messages = [] if not system else [{"role": "system", "content": system}]
+        self._messages = [{"role": "system", "content": task.system}] if task.system else []
 
     @property
     def over(self) -> bool:

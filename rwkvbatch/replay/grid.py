@@ -30,7 +30,17 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from rwkvbatch.config import SHORT_NAMES, TEXTS, CellSettings, Sampling, Stopping, full_name, option_name
+from rwkvbatch.config import (
+    SHORT_NAMES,
+    SYSTEM_FILE,
+    TEXTS,
+    CellSettings,
+    Sampling,
+    Stopping,
+    full_name,
+    option_name,
+    stands_for,
+)
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.layers import GRID_TABLES, Origin, checked_values
 
@@ -39,7 +49,7 @@ MAX_CELLS = 10_000
 MAX_TEXT_NAME = 24
 """Characters of a text that stand for it in a cell's name."""
 
-PATHS = ("model", "state", "template", "prelude")
+PATHS = ("model", "state", "template", "prelude", SYSTEM_FILE)
 
 
 @dataclass(frozen=True)
@@ -77,19 +87,16 @@ def make_cells(lists: Mapping[str, Sequence[Any]], *files: GridFile) -> tuple[Ce
     `lists` has the command line's comma lists, by setting. Raises `UsageError`, which names the file: an unknown table
     or setting, a value that is not allowed, a cell or setting given twice.
     """
+    varied: set[str] = set()
+    _note_varied(lists, varied)
     dimensions = [_dimension(key, values, option_name(key)) for key, values in lists.items()]
-    varied = {full_name(key) for key in lists}
     named: list[Cell] = []
     changes: dict[str, dict[str, Any]] = {}
     file_of_change: dict[str, str] = {}
     for file in files:
         with _naming_file(file.name):
             grid, together, cells_by_name, override = _checked_tables(file.tables)
-            for key in (*grid, *together):
-                if full_name(key) in varied:
-                    hint = "give it on the command line or in one table of the grid"
-                    raise UsageError(f"{key} is varied twice", hint=hint)
-                varied.add(full_name(key))
+            _note_varied((*grid, *together), varied)
             for key, values in grid.items():
                 where = f"[grid] {key}"
                 dimensions.append(_dimension(key, _sequence(values, where), where))
@@ -112,6 +119,17 @@ def make_cells(lists: Mapping[str, Sequence[Any]], *files: GridFile) -> tuple[Ce
         hint = f"the cells are: {'; '.join(names[:20])}"
         raise UsageError(f"{file_of_change[name]}: [override.{name!r}]: no cell has this name", hint=hint)
     return tuple(Cell(cell.name, {**cell.overrides, **changes.get(cell.name, {})}) for cell in cells)
+
+
+def _note_varied(keys: Iterable[str], varied: set[str]) -> None:
+    """Add the settings that `keys` give to `varied`; refuses one that is there."""
+    for key in keys:
+        given = stands_for(full_name(key))
+        if given in varied:
+            both = ", by --system and by --system-file" if given == "system" else ""
+            hint = "give it on the command line or in one table of the grid"
+            raise UsageError(f"{key} is varied twice{both}", hint=hint)
+        varied.add(given)
 
 
 def _product(dimensions: Sequence[Sequence[Cell]]) -> list[Cell]:

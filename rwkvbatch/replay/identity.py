@@ -20,8 +20,8 @@ from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, Stopping, f
 from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.errors import InputError
 from rwkvbatch.files import open_file
-from rwkvbatch.prompt.templates import clean, clean_reply, load_prelude, with_turn_end
-from rwkvbatch.results.manifest import FIRST_SETTINGS, GIVEN_FOR_ALL, default_settings
+from rwkvbatch.prompt.templates import clean, clean_reply, load_prelude, template_path, with_turn_end
+from rwkvbatch.results.manifest import FILLS_IN_SYSTEM, FIRST_SETTINGS, GIVEN_FOR_ALL, default_settings
 from rwkvbatch.results.row import RowDigest
 from rwkvbatch.results.script_copy import script_sha256
 from rwkvbatch.script.records import Conversation
@@ -87,9 +87,16 @@ def cell_identities(
     """
     spec_of = {cell: spec for setup, spec in specs.items() for cell in setup.cells}
     return {
-        plan.cells[cell].name: _cell_identity(plan.cell_settings[cell], spec_of[cell], tokenizer_of(spec_of[cell]))
+        plan.cells[cell].name: {
+            **_cell_identity(plan.cell_settings[cell], spec_of[cell], tokenizer_of(spec_of[cell])),
+            **({FILLS_IN_SYSTEM: True} if _fills_in_system(plan, cell) else {}),
+        }
         for cell in sorted(spec_of)
     }
+
+
+def _fills_in_system(plan: Plan, cell: int) -> bool:
+    return plan.cell_settings[cell].system is not None and not plan.replaces_system(cell)
 
 
 def _cell_identity(settings: CellSettings, spec: Spec, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -110,7 +117,7 @@ def _cell_identity(settings: CellSettings, spec: Spec, tokenizer: Tokenizer) -> 
         "device": spec.device.partition(":")[0],
         "tokenizer_sha256": tokenizer.sha256,
         "state_sha256": None if state is None else sha256_of_file(state, "--state"),
-        "template_sha256": None if template is None else sha256_of_file(template, "--template"),
+        "template_sha256": None if template is None else sha256_of_file(template_path(template), "--template"),
         "prelude_sha256": None if prelude is None else _sha256(prelude.encode("utf-8", "surrogatepass")),
     }
 

@@ -24,6 +24,7 @@ from rwkvbatch.config import (
     ENVIRONMENT_PREFIX,
     LISTS,
     SETTINGS,
+    SYSTEM_FILE,
     RunSettings,
     allowed_values,
     environment_name,
@@ -31,9 +32,11 @@ from rwkvbatch.config import (
     option_name,
     preset_settings,
     shown_value,
+    stands_for,
 )
 from rwkvbatch.errors import InputError, RwkvBatchError, UsageError
 from rwkvbatch.files import read_file
+from rwkvbatch.prompt.templates import MAX_PRELUDE_BYTES, read_text
 
 MAX_TOML_BYTES = 2**20
 MAX_KEY_PARTS = 16
@@ -124,11 +127,11 @@ def layer_settings(
         found = _from_environment(environment)
         layers.append(checked_values(found, environment_name))
         places |= dict.fromkeys(layers[-1], environment_name("preset"))
-        places |= {full_name(key): environment_name(key) for key in found}
+        places |= {stands_for(full_name(key)): environment_name(key) for key in found}
     explicit = checked_values(given, option_name)
     layers.append(explicit)
     merged = {key: value for layer in layers for key, value in layer.items()}
-    named = frozenset(full_name(key) for key in given) - {"preset"}
+    named = frozenset(stands_for(full_name(key)) for key in given) - {"preset"}
     given_elsewhere = [key for key in places if key in merged and key not in explicit]
     origins = tuple(Origin(option_name(key), merged[key], places[key]) for key in given_elsewhere)
     return Layered(RunSettings.parse(merged), frozenset(explicit), named, tables, origins)
@@ -148,14 +151,25 @@ def checked_values(values: Mapping[str, Any], name: Callable[[str], str] = optio
             result.update(preset_settings(str(value)))
         elif key not in SETTINGS:
             raise UsageError(f"{name(raw_key)}: unknown setting{_close(key)}")
-        elif key in plain:
-            raise UsageError(f"{name(raw_key)}: given twice")
+        elif stands_for(key) in plain:
+            both = f" with {name('system')} and {name(SYSTEM_FILE)}" if stands_for(key) == "system" else ""
+            raise UsageError(f"{name(raw_key)}: given twice{both}")
+        elif key == SYSTEM_FILE:
+            plain["system"] = _system_text(value, name(raw_key))
         elif key == "repeats" and isinstance(value, str) and ".." in value:
             low, _, high = value.partition("..")
             plain |= {"repeats": _checked(key, low, name(raw_key)), "max_repeats": _checked(key, high, name(raw_key))}
         else:
             plain[key] = _checked(key, value, name(raw_key))
     return {**result, **plain}
+
+
+def _system_text(path: Any, shown: str) -> str:
+    """The content of a file with a system message."""
+    try:
+        return read_text(str(Path(path)), MAX_PRELUDE_BYTES)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{shown} {path}: {error}", hint="name a text file in UTF-8") from None
 
 
 def _checked(key: str, value: Any, shown: str) -> Any:

@@ -22,7 +22,7 @@ from rwkvbatch.replay.race import FIRST_LOOK, Draws
 from rwkvbatch.replay.row_index import Member, RowIndex, Shard
 from rwkvbatch.results.row import RowKey
 from rwkvbatch.script.records import Conversation
-from rwkvbatch.script.tools import CALL_PREFIX
+from rwkvbatch.script.tools import CALL_PREFIX, with_tools
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,12 @@ class Task:
     settings: CellSettings
     seed: int
     turns: Mapping[int, TurnSettings] = field(default_factory=dict["int", "TurnSettings"])
+
+    @property
+    def system(self) -> str | None:
+        """The system message that is read: the settings', else the conversation's, and the list of its tools."""
+        own = self.conversation.system if self.settings.system is None else self.settings.system
+        return with_tools(own, self.conversation.tools)
 
     def of_turn(self, turn: int) -> TurnSettings:
         return self.turns.get(turn) or TurnSettings(self.settings, self.seed)
@@ -158,6 +164,13 @@ class Plan(RowIndex):
             turns=turns,
         )
 
+    def replaces_system(self, cell: int) -> bool:
+        """Whether the cell's system message, if any, stands in place of those of the script, or only where it has none.
+
+        The command line's and the grid's do, those of the environment and the config file do not.
+        """
+        return "system" in self.explicit or "system" in self.cells[cell].overrides
+
     def greedy_cells(self) -> tuple[Cell, ...]:
         """The cells in which every reply is greedy, so that repetitions cannot differ."""
         own = [number for number in self.chosen if _has_params(self.conversations[number])]
@@ -179,6 +192,9 @@ class Plan(RowIndex):
         conversation, cell = self.conversations[conversation_number], self.cells[cell_number]
         default = TurnSettings(self.cell_settings[cell_number], self.settings.seed)
         source, has_tools = conversation.source, bool(conversation.tools)
+        fills_in = default.settings.system is not None and not self.replaces_system(cell_number)
+        if fills_in and conversation.system is not None:
+            default = TurnSettings(default.settings.replace(system=None), default.seed)
         whole = self._with_params(default, conversation.params, cell, f"{source}: params", has_tools=has_tools)
         turns = {
             number: self._with_params(
@@ -206,7 +222,9 @@ _Settings = TypeVar("_Settings", bound=CellSettings)
 
 
 def with_params(settings: _Settings, params: Mapping[str, Any], *, has_tools: bool) -> _Settings:
-    """`settings` with those of a conversation or a turn. A reply that begins with thinking does not begin with a call.
+    """`settings` with those of a conversation or a turn.
+
+    A reply does not begin with a call of a tool where it begins with thinking, or where a server makes the prompt.
 
     Raises:
         UsageError: a value is not allowed.
@@ -215,7 +233,8 @@ def with_params(settings: _Settings, params: Mapping[str, Any], *, has_tools: bo
         return settings
     found = settings.replace(**params)
     is_call = has_tools and str(params.get("reply_prefix", "")).startswith(CALL_PREFIX)
-    return found.replace(reply_prefix="") if is_call and found.think in OPEN_THINKING else found
+    is_left_out = is_call and (found.think in OPEN_THINKING or found.uses_chat_api)
+    return found.replace(reply_prefix="") if is_left_out else found
 
 
 def _cell_settings(settings: RunSettings, cell: Cell, turn_ends: Mapping[str, TurnEnd]) -> RunSettings:

@@ -28,6 +28,9 @@ MAX_MANIFEST_BYTES = 64 * 2**20
 GIVEN_FOR_ALL = "given_for_all"
 """Key of the identity: names of the settings that take the place of a conversation's own params."""
 
+FILLS_IN_SYSTEM = "system_only_where_script_has_none"
+"""Key of a cell whose `system` leaves the system messages of the script as they are."""
+
 FORMER = "former"
 """Key of the manifest while rows are adapted: `identity` and `about` of the command before."""
 
@@ -165,6 +168,14 @@ def refuse_other_run(
         if len(differences) > _MAX_SHOWN:
             lines.append(f"    and {len(differences) - _MAX_SHOWN} more")
         raise RunMismatchError("\n".join(["holds another run:", *lines]), path=directory, hint=hint)
+
+
+def system_of(cell: Mapping[str, Any], own: str | None) -> str | None:
+    """The system message of a conversation in a cell, None for none, given the conversation's `own`."""
+    given = cell.get("system")
+    if not isinstance(given, str) or (own is not None and cell.get(FILLS_IN_SYSTEM)):
+        return own
+    return given or None
 
 
 @cache

@@ -117,6 +117,46 @@ def test_a_run_is_continued_where_its_script_is_not(run: Path, tmp_path: Path) -
         script.write_text(content)
 
 
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"n": {"type": "integer"}}}}}]
+
+
+def test_params_of_the_script_and_its_turns_and_its_tools_are_taken_from_the_run(tmp_path: Path) -> None:
+    """Each row is read with its own settings, in whose place those of the command line stand."""
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": TURNS[0], "params": {"think": "fake", "max_tokens": 3}},
+        {"role": "tool", "content": "{}", "reply_prefix": "Well,"},
+        {"role": "user", "content": TURNS[2], "reply_prefix": ""},
+    ]
+    line = {"id": "c", "messages": messages, "params": {"turn_end": "next-role", "max_tokens": 9}, "tools": TOOLS}
+    script, out = tmp_path / "s.jsonl", tmp_path / "out"
+    script.write_text(json.dumps(line) + "\n")
+    options = ["--preset", "greedy", "--max-tokens", "6", "--system", "Be kind.", "--out", str(out), "--quiet"]
+    assert invoke(["run", str(script), *options]) in (0, 1)
+    point = read_point(f"{out}:c:1")
+    assert (point.system or "").startswith("Be kind.\nTools:\n[\n")
+    session = Session(Engine(load_model()), CellSettings(**settings_of(point)), Identity(0, "c"))
+    session.begin(system=point.system)
+    replay(session, point)
+    first, second = session.tree.path()
+    assert [first.settings[name] for name in ("think", "max_tokens", "reply_prefix")] == ["fake", 6, "```json"]
+    assert [second.settings[name] for name in ("think", "turn_end", "reply_prefix")] == ["off", "next-role", "Well,"]
+    assert session.ask(TURNS[2]).ids == rows(out, 0)[2].reply_ids
+
+
+def test_the_vocabulary_is_that_of_the_run_and_another_system_message_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(run, tmp_path / "out")
+    content = json.loads((out / "manifest.json").read_text())
+    content["about"]["vocab"] = str(tmp_path / "gone.txt")
+    (out / "manifest.json").write_text(json.dumps(content))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"hi\n")))
+    assert invoke(["chat", "--from", f"{out}:c:1:0", "--no-transcript"]) in (2, 3)
+    assert "gone.txt" in capsys.readouterr().err
+    assert invoke(["chat", "--from", f"{run}:c:1:0", "--no-transcript", "--system", "Other."]) == 2
+    assert "began with another system message" in capsys.readouterr().err
+
+
 def test_the_state_the_prompts_settings_and_the_prelude_are_those_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -268,6 +268,22 @@ def test_another_system_message_begins_a_conversation_and_the_old_one_stays() ->
     assert len(session.tree.path()) == 1
 
 
+def test_another_system_message_keeps_the_initial_state_and_the_prelude(tmp_path: Path) -> None:
+    session = new_session()
+    model = session.engine.model
+    session.ask("a")
+    save_state(tmp_path / "x.safetensors", session.next_token().state, model.spec)
+    session.begin(prelude="User: hi", state_file=tmp_path / "x.safetensors")
+    before = session.tree.opening
+    session.begin_again("Be brief.")
+    after = session.tree.opening
+    assert (after.prelude, after.state, after.state_sha256) == (before.prelude, before.state, before.state_sha256)
+    with_state = session.next_token().logits
+    session.begin(system="Be brief.", prelude="User: hi")
+    assert session.tree.opening.tokens == after.tokens
+    assert (with_state != session.next_token().logits).any()
+
+
 def test_another_model_reads_the_conversation_again() -> None:
     session = new_session()
     session.ask("a")

@@ -209,7 +209,7 @@ class TestPreparing:
 
 def test_the_librarys_keywords_are_the_settings() -> None:
     fields = set(RunSettings.model_fields) - {"model"}  # a parameter of its own
-    assert set(RunKeywords.__annotations__) == fields | {"preset", "temp"}
+    assert set(RunKeywords.__annotations__) == fields | {"preset", "temp", "system_file"}
 
 
 def test_the_librarys_keywords_take_lists_where_settings_can_be_a_dimension() -> None:
@@ -234,6 +234,9 @@ def test_the_librarys_keywords_have_the_settings_types() -> None:
         kinds = kinds_of(annotation)
         if name == "preset":
             assert kinds == {str}
+            continue
+        if name == "system_file":  # whose content is a setting
+            assert str in kinds
             continue
         declared = kinds_of(RunSettings.model_fields[full_name(name)].annotation)
         assert declared <= kinds, name

@@ -34,24 +34,79 @@ INT4_SCALED_INPUTS = 32
 _PIECE = 1 << 20
 
 
+Block = tuple[Tensor, Tensor]
+"""Integers [out, inputs] and their scale [out, 1], fp32."""
+
+
+def _int8_block(block: Tensor) -> Block:
+    scale = block.abs().amax(1, keepdim=True) / 127
+    integers = (block / scale).round().clamp(-127, 127)
+    # Zeros, and denormals so small that their scale is zero.
+    integers[scale.squeeze(1) == 0] = 0
+    return integers, scale
+
+
+def _int4_block(block: Tensor) -> Block:
+    largest = block.gather(1, block.abs().argmax(1, keepdim=True))
+    scale = (largest / -8).to(torch.bfloat16).float()
+    integers = (block / scale).round().clamp(-8, 7)
+    integers[scale.squeeze(1) == 0] = 0
+    return integers, scale
+
+
+@dataclass(frozen=True)
+class RoundingRule:
+    """How a strategy rounds the large matrices.
+
+    Attributes:
+        block: rounds a block of inputs of each output, fp32.
+        group: inputs in a block, which share a scale; the last block may have fewer.
+        rounds_inputs: whether inputs are rounded too, by the same groups (`quantized`).
+        bytes_per_weight: in memory, with the share of the scale.
+    """
+
+    block: Callable[[Tensor], Block]
+    group: int
+    rounds_inputs: bool
+    bytes_per_weight: float
+
+    @property
+    def input_group(self) -> int | None:
+        return self.group if self.rounds_inputs else None
+
+    def integers(self, weight: Tensor) -> Block:
+        """Integers [out, in] and scales [out, groups] of a weight [out, in], fp32."""
+        blocks = [self.block(part.float()) for part in weight.split(self.group, 1)]
+        return torch.cat([integers for integers, _ in blocks], 1), torch.cat([scale for _, scale in blocks], 1)
+
+    def multiplied_out(self, integers: Tensor, scales: Tensor) -> Tensor:
+        """The weight [out, in] of integers and scales, fp32."""
+        return integers * scales.repeat_interleave(self.group, 1)[:, : integers.shape[1]]
+
+    def weights(self, weight: Tensor) -> Tensor:
+        """A weight [out, in] rounded and multiplied out again, fp32."""
+        out, inputs = weight.shape
+        result = torch.empty(out, inputs)
+        step = max(1, _PIECE // inputs)
+        for start in range(0, out, step):
+            result[start : start + step] = self.multiplied_out(*self.integers(weight[start : start + step]))
+        return result
+
+
+ROUNDINGS: dict[Rounding, RoundingRule] = {
+    "int8": RoundingRule(_int8_block, SCALED_INPUTS, False, 1 + 4 / SCALED_INPUTS),
+    "w8a8": RoundingRule(_int8_block, SCALED_INPUTS, True, 1 + 4 / SCALED_INPUTS),
+    "int4": RoundingRule(_int4_block, INT4_SCALED_INPUTS, True, 1 / 2 + 2 / INT4_SCALED_INPUTS),
+}
+
+
 def rounded_to_int8(weight: Tensor) -> Tensor:
     """`weight` [out, in] rounded to int8 and multiplied out again, fp32.
 
     Each block of 128 inputs of an output (the last one may be shorter) becomes round(w / scale) * scale with the scale
     max |w| / 127, halves rounded to even, clamped to [-127, 127]. All arithmetic is fp32.
     """
-    out, inputs = weight.shape
-    result = torch.empty(out, inputs)
-    step = max(1, _PIECE // inputs)
-    for start in range(0, out, step):
-        for begin in range(0, inputs, SCALED_INPUTS):
-            block = weight[start : start + step, begin : begin + SCALED_INPUTS].float()
-            scale = block.abs().amax(1, keepdim=True) / 127
-            integers = (block / scale).round().clamp(-127, 127)
-            # Zeros, and denormals so small that their scale is zero.
-            integers[scale.squeeze(1) == 0] = 0
-            result[start : start + step, begin : begin + SCALED_INPUTS] = integers * scale
-    return result
+    return ROUNDINGS["int8"].weights(weight)
 
 
 def rounded_to_int4(weight: Tensor) -> Tensor:
@@ -60,38 +115,8 @@ def rounded_to_int4(weight: Tensor) -> Tensor:
     Each block of 32 inputs of an output becomes round(w / scale) * scale, halves rounded to even, clamped to [-8, 7].
     The scale is the weight of the greatest size, the first of them, divided by -8 and rounded to bf16.
     """
-    out, inputs = weight.shape
-    result = torch.empty(out, inputs)
-    for begin in range(0, inputs, INT4_SCALED_INPUTS):
-        block = weight[:, begin : begin + INT4_SCALED_INPUTS].float()
-        largest = block.gather(1, block.abs().argmax(1, keepdim=True))
-        scale = (largest / -8).to(torch.bfloat16).float()
-        integers = (block / scale).round().clamp(-8, 7)
-        integers[scale.squeeze(1) == 0] = 0
-        result[:, begin : begin + INT4_SCALED_INPUTS] = integers * scale
-    return result
+    return ROUNDINGS["int4"].weights(weight)
 
-
-@dataclass(frozen=True)
-class RoundingRule:
-    """How a strategy rounds the large matrices.
-
-    Attributes:
-        weights: a weight [out, in] to what it is rounded to, fp32.
-        input_group: inputs that share a scale where they are rounded too, None where they are not.
-        bytes_per_weight: in memory, with the share of the scale.
-    """
-
-    weights: Callable[[Tensor], Tensor]
-    input_group: int | None
-    bytes_per_weight: float
-
-
-ROUNDINGS: dict[Rounding, RoundingRule] = {
-    "int8": RoundingRule(rounded_to_int8, None, 1 + 4 / SCALED_INPUTS),
-    "w8a8": RoundingRule(rounded_to_int8, SCALED_INPUTS, 1 + 4 / SCALED_INPUTS),
-    "int4": RoundingRule(rounded_to_int4, INT4_SCALED_INPUTS, 1 / 2 + 2 / INT4_SCALED_INPUTS),
-}
 
 LEAST_INPUT = 2.0**-100
 """Groups of inputs that are all smaller are zeros to products of integers."""
