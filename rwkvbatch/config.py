@@ -647,6 +647,9 @@ GRID_SETTINGS = ("preset", SYSTEM_FILE, *(name for name in CellSettings.model_fi
 
 ENVIRONMENT_PREFIX = "RWKVBATCH_"
 
+ENDPOINT_KEY_VARIABLE = "RWKVBATCH_ENDPOINT_KEY"
+"""The environment variable of an endpoint's key. It is no setting: no file, option or manifest may hold it."""
+
 
 def stands_for(key: str) -> str:
     """The setting that `key`, a full name, gives a value to: `system` for `system_file`, else itself."""
