@@ -72,9 +72,11 @@ def test_every_field_of_a_conversation_is_written() -> None:
     assert {item.name for item in fields(Turn)} == {
         "user", "reference", "checks", "params", "choices", "generate", "plain", "probe"
     }  # fmt: skip
-    assert {item.name for item in fields(Conversation)} == {"id", "system", "turns", "tags", "params", "source"}
+    assert {item.name for item in fields(Conversation)} == {
+        "id", "system", "turns", "tags", "params", "source", "tools"
+    }  # fmt: skip
     turn = Turn("u", "r", (), {"top_k": 3})
-    whole = Conversation("i", "s", (turn,), ("t",), {"seed": 1}, SourceLine("", 1))
+    whole = Conversation("i", "s", (turn,), ("t",), {"seed": 1}, SourceLine("", 1), ({"name": "f"},))
     assert native_record(whole) == {
         "id": "i",
         "messages": [
@@ -84,6 +86,7 @@ def test_every_field_of_a_conversation_is_written() -> None:
         ],
         "tags": ["t"],
         "params": {"seed": 1},
+        "tools": [{"type": "function", "function": {"name": "f"}}],
     }
 
 
