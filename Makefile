@@ -61,7 +61,7 @@ test: check  ## Lint, types, import contracts, generated documents and all tests
 	$(PYTEST)
 
 test-ecosystem: $(VENV)/.installed-test  ## Test with lm-evaluation-harness and Inspect, which are large to install
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lm-eval,ifeval]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lm-eval,ifeval,inspect]'
 	$(BIN)/pytest tests/integrations tests/script/test_answers.py
 
 fix: $(VENV)/.installed-test  ## Format, fix what can be fixed, renew the generated documents

@@ -30,6 +30,7 @@ from rwkvbatch import __version__
 from rwkvbatch.bench.measure import write_random
 from rwkvbatch.bench.workloads import TEXT, Meter, Workload, decode, native_ops, prompt
 from rwkvbatch.errors import RwkvBatchError, UsageError
+from rwkvbatch.files import replacing
 from rwkvbatch.model.base import Model
 from rwkvbatch.model.checkpoint import open_checkpoint
 from rwkvbatch.model.load import load_model
@@ -63,13 +64,12 @@ def make_files(folder: Path, shape: str, kinds: Sequence[str], llama_cpp: LlamaC
     paths = {kind: folder / f"random-{shape}-{kind}.gguf" for kind in [BASE_KIND, *kinds]}
     for kind, path in paths.items():
         if not path.is_file():
-            unfinished = path.with_suffix(".part")
-            if kind == BASE_KIND:
-                with open_checkpoint(checkpoint) as opened:
-                    write_gguf(unfinished, opened)
-            else:
-                llama_cpp.write_quantized(paths[BASE_KIND], unfinished, kind)
-            unfinished.replace(path)
+            with replacing(path, durable=False) as unfinished:
+                if kind == BASE_KIND:
+                    with open_checkpoint(checkpoint) as opened:
+                        write_gguf(unfinished, opened)
+                else:
+                    llama_cpp.write_quantized(paths[BASE_KIND], unfinished, kind)
     return Files(checkpoint, paths)
 
 

@@ -210,6 +210,7 @@ def main() -> int:
     parser.add_argument("--conversations", type=int, default=1024)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--state-memory", default="128M")
     parser.add_argument("--leaving", type=float, default=0.3, help="share of requests whose client leaves early")
     arguments = parser.parse_args()
     texts = texts_of(arguments.conversations)
@@ -223,7 +224,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         speed = run_speed(texts, arguments, Path(folder))
     print(f"rwkvbatch run: {speed:,.0f} tokens/s", flush=True)
-    server = Server(["--served-name", MODEL, "--batch-size", str(arguments.batch_size)])
+    # Little memory for states, so that it is full, and its pages touched, before the first figures.
+    server = Server(
+        ["--served-name", MODEL, "--batch-size", str(arguments.batch_size), "--state-memory", arguments.state_memory]
+    )
     try:
         begun_s = time.monotonic()
         counts = asyncio.run(load(server, work, arguments.streams, arguments.max_tokens, 0.0, 0.0))

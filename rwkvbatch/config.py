@@ -416,7 +416,9 @@ class DialoguePrompt(ReplyPrompt):
 class Prompting(ReplyPrompt):
     """How a turn becomes text: what a prompt template is loaded by."""
 
-    template: str | None = setting(None, "Jinja2 template in place of RWKV's official one.", "FILE", "Prompt")
+    template: str | None = setting(
+        None, "Jinja2 template in place of RWKV's official one: a file, or markdown.", "FILE", "Prompt"
+    )
 
     def __hash__(self) -> int:
         return hash(tuple(getattr(self, name) for name in type(self).model_fields))
@@ -644,6 +646,9 @@ GRID_SETTINGS = ("preset", SYSTEM_FILE, *(name for name in CellSettings.model_fi
 """Settings that the command line and the library take as several values, each a dimension of the grid."""
 
 ENVIRONMENT_PREFIX = "RWKVBATCH_"
+
+ENDPOINT_KEY_VARIABLE = "RWKVBATCH_ENDPOINT_KEY"
+"""The environment variable of an endpoint's key. It is no setting: no file, option or manifest may hold it."""
 
 
 def stands_for(key: str) -> str:

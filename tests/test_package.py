@@ -119,6 +119,7 @@ NETWORK_MODULES = {
 }
 MAY_TOUCH_THE_NETWORK = {
     "endpoint/client.py": {"urllib3"},
+    "integrations/inspect_provider.py": {"asyncio"},
     "replay/progress.py": {"prometheus_client"},
     "replay/ray_pool.py": {"ray", "socket"},
     "replay/ray_cluster.py": {"ray", "socket"},

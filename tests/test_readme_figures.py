@@ -53,6 +53,12 @@ def test_readme_and_compare_md_show_what_compare_prints_for_the_sweep(
     assert indented in (ROOT / "docs/compare.md").read_text(encoding="utf-8")
 
 
+def test_the_readme_shows_the_tokens_of_the_demo() -> None:
+    summary = rwkvbatch.run(ROOT / "datasets/demo.jsonl").summary
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{summary.reply_tokens:,} reply tokens in" in readme
+
+
 @pytest.mark.slow
 def test_the_stored_scores_are_those_of_the_program(tmp_path: Path) -> None:
     grid = tomllib.loads((ROOT / "datasets/grid.toml").read_text(encoding="utf-8"))["grid"]

@@ -33,6 +33,7 @@ from rwkvbatch.config import (
     full_name,
     preset_settings,
 )
+from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.errors import UsageError
 from rwkvbatch.files import check_target, read_file
 from rwkvbatch.model.safetensors import STATE
@@ -328,6 +329,7 @@ def state(chat: Chat, argument: tuple[str, OutputFile]) -> None:
     def write(replace: bool) -> None:
         check_target(path, STATE, option="/state", replace=replace, how=f"/state save! {path} replaces it")
         current, spec = session.next_token().state, session.engine.model.spec
+        assert not isinstance(spec, ServedSpec)  # which has no next token
         save_state(path, current, spec, tokens=known, replace=replace, private=True)
 
     chat.write(target, write)

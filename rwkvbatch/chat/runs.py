@@ -20,7 +20,7 @@ from rwkvbatch.engine.request import FinishReason, closed_history
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
 from rwkvbatch.files import FileKind, check_target, file_head, save_file
 from rwkvbatch.prompt.escaping import one_line
-from rwkvbatch.prompt.templates import PRELUDES, load_prelude
+from rwkvbatch.prompt.templates import PRELUDES, load_prelude, template_path
 from rwkvbatch.replay.identity import sha256_of_file
 from rwkvbatch.replay.plan import with_params
 from rwkvbatch.results.manifest import GIVEN_FOR_ALL, read_manifest, system_of
@@ -206,7 +206,7 @@ def refuse_other_files(point: RunPoint, settings: CellSettings) -> None:
         if name == "prelude" and given not in (None, "none"):
             found = hashlib.sha256(load_prelude(given).encode("utf-8", "surrogatepass")).hexdigest()
         elif name != "prelude" and given is not None:
-            found = sha256_of_file(given, option)
+            found = sha256_of_file(template_path(given) if name == "template" else given, option)
         if found == wanted:
             continue
         if found is None:

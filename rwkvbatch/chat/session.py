@@ -14,6 +14,8 @@ from typing import Any
 
 from rwkvbatch.chat.tree import ConversationTree, Cut, Exchange, Opening, Position
 from rwkvbatch.config import CellSettings
+from rwkvbatch.endpoint.engine import EndpointEngine
+from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.engine.engine import ZERO_ROOT, Engine, NextToken
 from rwkvbatch.engine.prefix_cache import Node
 from rwkvbatch.engine.request import END_OF_TEXT, NoiseKey, Reply, Request
@@ -70,7 +72,9 @@ class Session:
         alternatives: the replies of the last `again`, for `pick`.
     """
 
-    def __init__(self, engine: Engine, settings: CellSettings, identity: Identity | None = None) -> None:
+    def __init__(
+        self, engine: Engine | EndpointEngine, settings: CellSettings, identity: Identity | None = None
+    ) -> None:
         self.engine = engine
         self._load_template = lru_cache(maxsize=16)(load_template)
         self.use_settings(settings)
@@ -152,9 +156,12 @@ class Session:
         sha256 = sha256_of_file(str(path), "initial state")
         if saved_sha256 not in (None, sha256):
             raise InputError("the initial state has changed since the session was saved", path=path)
-        return load_state(path, self.engine.model.spec), sha256
+        spec = self.engine.model.spec
+        if isinstance(spec, ServedSpec):
+            raise UsageError("a served model takes no initial state", hint="this needs --model FILE")
+        return load_state(path, spec), sha256
 
-    def use_engine(self, engine: Engine) -> None:
+    def use_engine(self, engine: Engine | EndpointEngine) -> None:
         """Continue with another model, which reads the conversation when the next message comes."""
         hint = "leave, and start again with --model"
         if any(opening.state is not None for opening in self.tree.openings):
@@ -253,6 +260,7 @@ class Session:
         root, prompt = self._prefixes.root_after(position), self._encode_turn(user)
         turn = self.tree.num_turns(position)
         seed, conversation, repeat = self.identity.seed, self.identity.conversation, self.identity.repeat
+        messages = self._messages(position, user) if self.settings.uses_chat_api else ()
         requests = [
             Request(
                 tokens=prompt,
@@ -260,9 +268,10 @@ class Session:
                 noise=NoiseKey((seed + attempt) % SEED_LIMIT, conversation, repeat, turn),
                 max_tokens=self.settings.max_tokens,
                 max_seconds=self.settings.max_seconds,
-                stop=(*self.template.stops, *self.settings.stop),
+                stop=self.settings.stop if self.settings.uses_chat_api else (*self.template.stops, *self.settings.stop),
                 closing=self.template.closing,
                 root=root,
+                messages=messages,
             )
             for attempt in attempts
         ]
@@ -296,6 +305,18 @@ class Session:
             )
         ]
 
+    def _messages(self, position: Position, user: str) -> tuple[dict[str, str], ...]:
+        """The dialogue up to `position` and the next message, for a served model's own template."""
+        newest_first = [{"role": "user", "content": user}]
+        while position.exchange is not None:
+            exchange = self.tree.exchanges[position.exchange]
+            newest_first.append({"role": "assistant", "content": exchange.reply})
+            newest_first.append({"role": "user", "content": exchange.user})
+            position = self.tree.before(exchange)
+        if system := self.tree.openings[position.opening].system:
+            newest_first.append({"role": "system", "content": system})
+        return tuple(newest_first[::-1])
+
 
 class PinnedPrefixes:
     """The positions of one tree in one engine's prefix cache.
@@ -304,7 +325,7 @@ class PinnedPrefixes:
     The states at the branches' ends are pinned. Openings begin with the zero state unless `add_state` set another one.
     """
 
-    def __init__(self, engine: Engine, tree: ConversationTree) -> None:
+    def __init__(self, engine: Engine | EndpointEngine, tree: ConversationTree) -> None:
         self._engine = engine
         self._tree = tree
         self._roots: dict[Position, int] = {}
@@ -359,7 +380,7 @@ class PinnedPrefixes:
 
 
 def generate(
-    engine: Engine, requests: Sequence[Request], on_text: OnText | None, should_stop: ShouldStop
+    engine: Engine | EndpointEngine, requests: Sequence[Request], on_text: OnText | None, should_stop: ShouldStop
 ) -> list[Reply]:
     """Replies to `requests`, in their order. The engine holds none of the requests afterwards, also after an error.
 

@@ -19,6 +19,9 @@ from rwkvbatch.chat.runs import RunPoint, read_point, refuse_other_files, replay
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.storage import Transcript, default_path, state_directory
 from rwkvbatch.config import NO_ADAPTER, SYSTEM_FILE, CellSettings, RunSettings, preset
+from rwkvbatch.endpoint.client import Client, ClientOptions, check_url
+from rwkvbatch.endpoint.engine import EndpointEngine
+from rwkvbatch.endpoint.served import Endpoint, ServedSpec, check_settings, served_spec
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError
 from rwkvbatch.model.load import load_model, resolve_model_path
@@ -29,6 +32,8 @@ from rwkvbatch.replay.layers import layer_settings, naming_origins
 NO_PRELUDE = "none"
 DEFAULT_PRELUDE = "api-demo-chat"
 STATE_MEMORY = 2**28
+MAX_AT_ONCE = 8
+"""Requests at a time to an endpoint, of `/again N`."""
 MAX_STATES = 64
 """Number of turns that `/undo` takes back without reading the conversation again."""
 
@@ -104,6 +109,9 @@ def open_chat(arguments: ChatArguments, view: View, *, is_terminal: bool) -> Cha
 def _open_chat(
     arguments: ChatArguments, run_settings: RunSettings, point: RunPoint | None, view: View, *, is_terminal: bool
 ) -> Chat:
+    if run_settings.endpoint is not None:
+        return _open_served_chat(arguments, run_settings, view, is_terminal=is_terminal)
+    check_settings(run_settings, frozenset(arguments.values))
     bundled = resolve_model_path(run_settings.model).bundled
     settings = chat_settings(run_settings, bundled=bundled, point=point)
     if point is not None:
@@ -144,6 +152,42 @@ def _open_chat(
     return chat
 
 
+def _open_served_chat(arguments: ChatArguments, run_settings: RunSettings, view: View, *, is_terminal: bool) -> Chat:
+    """A chat with a served model, without what needs the engine's inside.
+
+    Raises:
+        UsageError: an option of a model in this process, see `check_settings`.
+    """
+    check_settings(run_settings, frozenset(arguments.values))
+    if arguments.from_run is not None or arguments.load is not None:
+        raise UsageError(
+            "--from and --load continue a dialogue of a model in this process, and --endpoint is given",
+            hint="leave one of the two out",
+        )
+    settings = CellSettings.parse({name: getattr(run_settings, name) for name in CellSettings.model_fields})
+    endpoint = Endpoint.of(settings)
+    assert endpoint is not None
+    options = ClientOptions(MAX_AT_ONCE, run_settings.endpoint_timeout, run_settings.endpoint_retries)
+    client = Client(check_url(endpoint.url), options)
+    spec = served_spec(endpoint, client)
+    engine = EndpointEngine(client, spec, tokenizer_of(spec, run_settings.vocab), extra=endpoint.extra)
+
+    def refuse_model(path: str | None) -> Engine:
+        raise UsageError(f"/model {path}: the model of this session is served", hint="leave, and use --model FILE")
+
+    session = Session(engine, settings, Identity(run_settings.seed))
+    prelude = settings.prelude
+    session.begin(system=settings.system, prelude=None if prelude in (None, NO_PRELUDE) else load_prelude(prelude))
+    path = arguments.transcript or default_path(state_directory() / "chats")
+    transcript = Transcript(None if arguments.no_transcript else path)
+    chat = Chat(session, view, transcript, refuse_model, is_terminal=is_terminal)
+    transcript.start(session)
+    if not arguments.quiet:
+        view.note(f"{spec.in_words}, {spec.api}")
+        _show_keys(chat)
+    return chat
+
+
 def chat_settings(settings: RunSettings, *, bundled: bool, point: RunPoint | None = None) -> CellSettings:
     """The settings of a session: those that were given, over the model's defaults.
 
@@ -169,12 +213,18 @@ def choose_prelude(settings: CellSettings, *, bundled: bool) -> str | None:
 
 def _show_model(chat: Chat, *, bundled: bool) -> None:
     spec = chat.session.engine.model.spec
+    if isinstance(spec, ServedSpec):
+        return
     unit, scale = ("M", 1e6) if spec.num_parameters < 1e9 else ("B", 1e9)
     size = f"{spec.num_parameters / scale:.1f} {unit}"
     name = "the bundled demo model" if bundled else Path(spec.path).name
     chat.view.note(f"{name} · RWKV-{spec.generation}, {size} parameters, {spec.backend} {spec.dtype}")
     if bundled:
         chat.view.note("greedy, without penalties and initial exchange; use another model with --model FILE")
+    _show_keys(chat)
+
+
+def _show_keys(chat: Chat) -> None:
     if chat.is_terminal:
         chat.view.note("/help lists the commands · Ctrl-C stops a reply · Ctrl-D leaves")
         chat.view.gap()

@@ -30,14 +30,16 @@ app = command_app()
     cls=Command,
     epilog=examples(
         "rwkvbatch chat",
-        "rwkvbatch chat --model rwkv7-1.5b --temp 0.7 --think on",
+        "rwkvbatch chat --model rwkv7-g1i-1.5b --temp 0.7 --think on",
         "rwkvbatch chat --from runs/first:names-1:0",
+        "rwkvbatch chat --endpoint http://127.0.0.1:8080/v1",
         "printf 'hi\\n' | rwkvbatch chat",
         "printf 'hi\\n' | rwkvbatch chat --json --quiet",
     ),
 )
 @with_settings(
     *("model", "adapter", "strategy", "backend", "state", "threads", "state_memory", "vocab"),
+    *("endpoint", "endpoint_model", "endpoint_api", "endpoint_body", "endpoint_timeout", "endpoint_retries"),
     *("preset", *Sampling.model_fields, "seed", *Stopping.model_fields),
     *(*DialoguePrompt.model_fields, "template", "prelude", "system", "system_file"),
     system="System message.",

@@ -84,7 +84,8 @@ def compare_command(
         str | None,
         option(
             "--over",
-            "Test the trend over checkpoints: the word before the number in their names (step), or a list of numbers.",
+            "Test the trend over checkpoints of the primary metric and of each --metric: the word before the number in "
+            "their names (step), or a list of numbers.",
             "NAME|N,...",
         ),
     ] = None,

@@ -28,7 +28,7 @@ app = command_app()
     cls=Command,
     epilog=examples(
         "rwkvbatch serve",
-        "rwkvbatch serve --model rwkv7-1.5b --preset g1-demo --served-name g1",
+        "rwkvbatch serve --model rwkv7-g1i-1.5b --preset g1-demo --served-name g1",
         "RWKVBATCH_API_KEY=secret rwkvbatch serve --host 0.0.0.0 --port 8080",
         "rwkvbatch serve --named-state poet=poet.pth --named-state coder=coder.pth",
     ),
@@ -39,6 +39,7 @@ app = command_app()
     *(*DialoguePrompt.model_fields, "template", "prelude", "max_prompt_tokens"),
     seed="Of requests that give none. [dim]Default: another one for each, which the response names[/]",
     batch_size="Replies generated at the same time. Changes no reply. [dim]Default: 32[/]",
+    bos="Token 0 before the first token: on, off; auto is off.",
     max_prompt_tokens="A request with a longer prompt is refused. [dim]Default: 65536[/]",
 )
 def serve_command(

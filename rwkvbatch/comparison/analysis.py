@@ -81,7 +81,7 @@ class Analysis:
         rankings: of three or more variants, by the primary metric first, then by those that were asked for.
         dropped: what each variant lacks.
         by, ks, margin: as given to `compare`.
-        trend: of the primary metric over checkpoints, with `over`.
+        trends: with `over`, of the primary metric over checkpoints, then of those of `metrics`, which are exploratory.
         blame: the turns at which dialogues went wrong, with `blame`; else empty.
     """
 
@@ -101,8 +101,13 @@ class Analysis:
     by: Breakdown | None = None
     ks: tuple[int, ...] | None = None
     margin: float | None = None
-    trend: Trend | None = None
+    trends: tuple[Trend, ...] = ()
     blame: tuple[Blame, ...] = ()
+
+    @property
+    def trend(self) -> Trend | None:
+        """Of the primary metric; None without `over`."""
+        return next(iter(self.trends), None)
 
     @property
     def available(self) -> tuple[Metric, ...]:
@@ -217,8 +222,9 @@ def compare(
         metrics: names of the metrics to show instead of the primary one; each is corrected by itself, and all but the
             primary one are exploratory. all_metrics: show the primary metric and all others.
         margin: differences of the primary metric up to this size count as equivalent.
-        over: test the trend of the primary metric over checkpoints, which are compared with the earliest one: the word
-            before the number in their names, such as `step`, or a number for each in their order, such as `100,200`.
+        over: test the trend of the primary metric, and of `metrics`, over checkpoints, which are compared with the
+            earliest one: the word before the number in their names, such as `step`, or a number for each in their
+            order, such as `100,200`.
         by: show also each turn, tag, or distance of probes from what they ask about (exploratory).
         ks: the k of pass@k and all-k.
         fail_if: gates (`rwkvbatch.comparison.gates`) that fail where they hold. fail_unless: gates that fail where they
@@ -267,7 +273,16 @@ def compare(
     notes += _repeat_notes(ks, matched, variants, table)
     decisive = _primary(primary, asked, matched, variants, table)
     shown = _shown(decisive, asked, matched, ks, all_metrics=all_metrics)
-    trend = None if over is None or decisive is None else trend_over(over, positions, decisive, table)
+    trends: list[Trend] = []
+    if over is not None and decisive is not None:
+        others = [] if asked is None else [metric for metric in shown if metric != decisive]
+        trends.append(trend_over(over, positions, decisive, table))
+        for metric in others:
+            try:
+                trends += [trend_over(over, positions, metric, table)] if metric.tested else []
+                notes += [] if metric.tested else [f"{metric.name} has no trend: it is not tested"]
+            except RunMismatchError as error:
+                notes.append(f"{metric.name} has no trend: {error.message}")
     comparisons: list[Comparison] = []
     families: list[Family] = []
     rankings: list[Ranking] = []
@@ -309,7 +324,7 @@ def compare(
         by=by,
         ks=None if ks is None else tuple(ks),
         margin=margin,
-        trend=trend,
+        trends=tuple(trends),
         blame=find_blame(variants, loaded, table) if blame else (),
     )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 # pandas has no type stubs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
+
+_JUDGED: Final = ["conversation", "turn", "question", "checks", "finish_reason"]
 
 
 @dataclass(frozen=True)
@@ -58,22 +61,23 @@ def failures_by_check(table: pd.DataFrame, variants: Sequence[Variant]) -> list[
 
     A turn that ended in an error counts with all checks of the same turn elsewhere, as failed.
     """
-    kinds: dict[tuple[Any, Any, Any], list[str]] = {}
-    keys = list(zip(table["conversation"], table["turn"], table["question"], strict=True))
-    for key, checks in zip(keys, table["checks"], strict=True):
-        if len(checks):
-            kinds.setdefault(key, [check["kind"] for check in checks])
-    outcomes = [
-        [(kind, True) for kind in kinds.get(key, ())]
-        if reason == "error"
-        else [(check["kind"], not check["passed"]) for check in checks]
-        for key, checks, reason in zip(keys, table["checks"], table["finish_reason"], strict=True)
-    ]
-    places = np.arange(len(table))
+    kinds: dict[tuple[Any, ...], list[str]] = {}
+    if bool((table["finish_reason"] == "error").any()):
+        for *key, checks, _ in zip(*(table[name] for name in _JUDGED), strict=True):
+            if len(checks):
+                kinds.setdefault(tuple(key), [check["kind"] for check in checks])
     found: list[dict[str, tuple[int, int]]] = []
     for variant in variants:
-        own = places[((table["run"] == variant.run) & (table["cell"] == variant.cell)).to_numpy()]
-        found.append(_counted(outcome for place in own for outcome in outcomes[int(place)]))
+        rows = table.loc[(table["run"] == variant.run) & (table["cell"] == variant.cell), _JUDGED]
+        counts: Counter[tuple[str, bool]] = Counter()
+        for *key, checks, reason in zip(*(rows[name] for name in _JUDGED), strict=True):
+            if reason == "error":
+                counts.update((kind, True) for kind in kinds.get(tuple(key), ()))
+            else:
+                for check in checks:
+                    counts[check["kind"], not check["passed"]] += 1
+        names = dict.fromkeys(name for name, _ in counts)
+        found.append({name: (counts[name, True], counts[name, True] + counts[name, False]) for name in names})
     return _by_name(found)
 
 

@@ -315,13 +315,14 @@ def _outcomes(rows: pd.DataFrame, side: str) -> dict[str, list[bool]]:
 
 def _votes(rows: pd.DataFrame, side: str) -> dict[str, list[tuple[tuple[str, ...], bool]]]:
     """By conversation with checks, the answers to all its turns with checks in each repeat, and whether all passed."""
-    judged = rows.loc[rows[f"passed{side}"].notna()].sort_values(["repeat", "turn"], kind="stable")
-    found: dict[str, dict[int, tuple[tuple[str, ...], bool]]] = {}
     columns = (f"reply{side}", f"checks{side}", f"passed{side}")
+    judged = rows.loc[rows[columns[-1]].notna(), ["conversation", "repeat", "turn", *columns]]
+    judged = judged.sort_values(["repeat", "turn"], kind="stable")
+    found: dict[str, dict[int, tuple[tuple[str, ...], bool]]] = {}
     for name, repeat, reply, checks, passed in zip(
         judged["conversation"], judged["repeat"], *(judged[column] for column in columns), strict=True
     ):
         own = found.setdefault(name, {})
-        answers, before = own.get(int(repeat), ((), True))
-        own[int(repeat)] = (*answers, vote_of(reply, checks)), before and passed == 1.0
+        answers, before = own.get(repeat, ((), True))
+        own[repeat] = (*answers, vote_of(reply, checks)), before and passed == 1.0
     return {name: list(own.values()) for name, own in found.items()}

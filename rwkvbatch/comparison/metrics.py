@@ -343,9 +343,10 @@ def vote_of(reply: str, checks: Sequence[Mapping[str, Any]]) -> str:
     Case, outer white space and a final stop are ignored.
     """
     text = reply.rpartition("</think>")[2].strip().casefold().removesuffix(".")
-    if any(check.get("kind") in ("number", "boxed", "math") for check in checks):
-        numbers = _NUMBERS.findall(text)
-        return numbers[-1].replace(",", "") if numbers else text
+    for check in checks:
+        if check.get("kind") in ("number", "boxed", "math"):
+            numbers = _NUMBERS.findall(text)
+            return numbers[-1].replace(",", "") if numbers else text
     return text
 
 

@@ -267,14 +267,15 @@ def common_rows(ranking: Ranking) -> str:
     return text
 
 
-def trend_title(trend: Trend) -> str:
+def trend_title(trend: Trend, *, exploratory: bool = False) -> str:
     """What a trend is of: the metric, the axis, and the numbers of checkpoints and conversations."""
     rows = f", {_count(trend.num_values, 'turn')} each" if trend.metric.level == "turn" else ""
     left = (
         f"; {_count(trend.num_left_out, trend.metric.level)} not in all of them left out" if trend.num_left_out else ""
     )
+    mark = " (exploratory)" if exploratory else ""
     return (
-        f"{metric_title(trend.metric)} over {trend.over}: {_count(len(trend.points), 'checkpoint')}, "
+        f"{metric_title(trend.metric)}{mark} over {trend.over}: {_count(len(trend.points), 'checkpoint')}, "
         f"{_count(trend.num_conversations, 'conversation')}{rows}{left}"
     )
 

@@ -2,7 +2,7 @@
 
 The server is not trusted: an answer has a limit of bytes and of seconds, no redirect is followed (the key would go
 along), no compressed body is accepted, and its words are shown with control characters escaped and without the key.
-Proxies of the environment and `.netrc` are not used: nothing but `KEY_VARIABLE` decides what is sent to whom.
+Proxies of the environment and `.netrc` are not used; the key comes from `config.ENDPOINT_KEY_VARIABLE` alone.
 
 Server-sent events are read as the HTML standard defines them (section 9.2.6, "Interpreting an event stream"), as far as
 OpenAI's API uses them: `data` fields, each of one JSON value, up to `[DONE]`.
@@ -22,14 +22,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
+from rwkvbatch.config import ENDPOINT_KEY_VARIABLE
 from rwkvbatch.errors import EndpointError, MissingExtraError, RequestsSpentError, UsageError, WorkerError
 from rwkvbatch.prompt.escaping import printable
 
 if TYPE_CHECKING:
     import urllib3
-
-KEY_VARIABLE = "RWKVBATCH_ENDPOINT_KEY"
-"""The environment variable of the key, which is sent as a bearer token. It is nowhere else: no option, no file."""
 
 CONNECT_S = 10.0
 MAX_BODY_BYTES = 64 * 2**20
@@ -90,7 +88,9 @@ def check_url(url: str, option: str = "--endpoint") -> str:
         raise UsageError(f"{option}: not a URL: {error}") from None
     example = "give the URL that clients call their base URL, such as http://127.0.0.1:8080/v1"
     if parts.username is not None or parts.password is not None:
-        raise UsageError(f"{option} must not hold a user or a key", hint=f"the key belongs into ${KEY_VARIABLE}")
+        raise UsageError(
+            f"{option} must not hold a user or a key", hint=f"the key belongs into ${ENDPOINT_KEY_VARIABLE}"
+        )
     if parts.query or parts.fragment:
         raise UsageError(f"{option} must have no query and no fragment", hint=example)
     if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
@@ -127,9 +127,11 @@ class Client:
 
         self.url = url
         self.options = options or ClientOptions()
-        self._key = os.environ.get(KEY_VARIABLE, "") if key is None else key
+        self._key = os.environ.get(ENDPOINT_KEY_VARIABLE, "") if key is None else key
         if not self._key.isascii() or not self._key.isprintable():
-            raise UsageError(f"${KEY_VARIABLE} must be printable ASCII", hint="is there a line end at its end?")
+            raise UsageError(
+                f"${ENDPOINT_KEY_VARIABLE} must be printable ASCII", hint="is there a line end at its end?"
+            )
         self._budget = budget or Budget()
         self._jitter = jitter
         timeout = urllib3.Timeout(
@@ -255,7 +257,7 @@ class Client:
             raise _PassingError(f"status {status}: {text}", _retry_after(response.headers.get("Retry-After")))
         if status in (401, 403):
             given = "the key in" if self._key else "no key in"
-            raise UsageError(f"{self.url} refuses access (status {status}, {given} ${KEY_VARIABLE}): {text}")
+            raise UsageError(f"{self.url} refuses access (status {status}, {given} ${ENDPOINT_KEY_VARIABLE}): {text}")
         if status == 404:
             raise UsageError(
                 f"{self.url} has no such address or model (status 404): {text}",

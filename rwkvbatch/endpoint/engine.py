@@ -34,7 +34,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class _Job:
-    """A request in a thread. `answer` is what came so far of a reply; `ended` also when nobody waits for it."""
+    """A request in a thread. `answer` is what came so far of a reply; `ended` also when nobody waits for it.
+
+    The first `num_before` tokens of the request are those of its root.
+    """
 
     id: int
     request: Request | None
@@ -42,6 +45,7 @@ class _Job:
     submitted_s: float
     ended: threading.Event = field(default_factory=threading.Event)
     answer: Answer = field(default_factory=Answer)
+    num_before: int = 0
     started_s: float | None = None
     first_s: float | None = None
 
@@ -58,7 +62,8 @@ class EndpointStats:
     num_halvings: int = 0
 
 
-_Results = queue.SimpleQueue[tuple[int, Reply | Score | BaseException]]
+_Results = queue.SimpleQueue[tuple[int, Reply | Score | BaseException | str]]
+"""What threads give to `step`: pieces of text, and results or what went wrong."""
 
 
 class EndpointEngine:
@@ -136,8 +141,9 @@ class EndpointEngine:
     def submit(self, request: Request) -> int:
         """Queue a request; returns its number. Raises `UsageError` for a banned id outside the vocabulary."""
         request.sampling.check_vocabulary(self.tokenizer.vocab_size)
-        request = replace(request, tokens=(*self._prefixes[request.root], *request.tokens), root=0)
-        return self._start(request, ((), ()), self._reply)
+        before = self._prefixes[request.root]
+        request = replace(request, tokens=(*before, *request.tokens), root=0)
+        return self._start(request, ((), ()), self._reply, len(before))
 
     def submit_score(
         self, prefix: Sequence[int], continuation: Sequence[int], root: int = 0, *, cache: bool = True
@@ -173,6 +179,9 @@ class EndpointEngine:
             except queue.Empty:
                 return found
             wait_s = 0.0
+            if isinstance(result, str):
+                self._show(number, result)
+                continue
             if self._jobs.pop(number, None) is None:
                 continue
             if isinstance(result, BaseException):
@@ -182,6 +191,11 @@ class EndpointEngine:
                 self.stats.num_prompt_read += result.num_prompt - result.num_cached
                 self.stats.num_prompt_cached += result.num_cached
             found.append((number, result))
+
+    def _show(self, number: int, piece: str) -> None:
+        job = self._jobs.get(number)
+        if job is not None and job.request is not None and job.request.on_text is not None and not job.ended.is_set():
+            job.request.on_text(piece)
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Replies to all requests, in their order."""
@@ -207,8 +221,9 @@ class EndpointEngine:
         request: Request | None,
         texts: tuple[tuple[int, ...], tuple[int, ...]],
         work: Callable[[_Job], Reply | Score | None],
+        num_before: int = 0,
     ) -> int:
-        job = _Job(self._next_id, request, texts, self._clock())
+        job = _Job(self._next_id, request, texts, self._clock(), num_before=num_before)
         self._next_id += 1
         self._jobs[job.id] = job
         results = self._results
@@ -275,9 +290,9 @@ class EndpointEngine:
                 piece = answer.take(event)
                 if job.first_s is None and (piece or answer.tokens):
                     job.first_s = self._clock()
-                if piece and request.on_text is not None and not job.ended.is_set():
+                if piece and request.on_text is not None:
                     shown += 1
-                    request.on_text(piece)
+                    self._results.put((job.id, piece))
                 if self._timed_out(job):
                     return answer
             if answer.finish_reason is None:
@@ -339,7 +354,7 @@ class EndpointEngine:
         return Reply(
             text=text,
             ids=ids,
-            history=closed,
+            history=closed[job.num_before :],
             finish_reason=finish,
             stopped_by=stop,
             logprobs=tuple(values) if len(values) == len(kept) else (),

@@ -24,7 +24,7 @@ from rwkvbatch.engine.request import END_OF_TEXT
 from rwkvbatch.errors import UsageError
 from rwkvbatch.llm import LLM
 from rwkvbatch.model.states import load_state
-from rwkvbatch.prompt.templates import load_template
+from rwkvbatch.prompt.templates import load_template, with_turn_end
 
 # An extra, which need not be installed where types are checked.
 # pyright: reportMissingImports=false, reportMissingModuleSource=false
@@ -77,7 +77,7 @@ class RwkvBatchLM(TemplateLM):
         think: str = "off",
         template: str | None = None,
         reply_prefix: str = "",
-        turn_end: str = "next-role",
+        turn_end: str = "auto",
         seed: int = 0,
         max_gen_toks: int = MAX_GEN_TOKS,
         **unknown: Any,
@@ -99,7 +99,8 @@ class RwkvBatchLM(TemplateLM):
         self._state = None if state is None else load_state(state, self.llm.spec)
         self._bos, self._seed, self._max_gen_toks = switches[bos], seed, max_gen_toks
         given = {"think": think, "template": template, "reply_prefix": reply_prefix, "turn_end": turn_end}
-        self._template = load_template(Prompting.parse(given, where="--model_args"))
+        prompting = with_turn_end(Prompting.parse(given, where="--model_args"), self.llm.spec.weights_sha256)
+        self._template = load_template(prompting)
         self._described = ", ".join(f"{key}={value}" for key, value in given.items() if value)
         self._in_chat = False
 

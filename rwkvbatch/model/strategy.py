@@ -76,6 +76,11 @@ def is_upstream(text: str) -> bool:
     return all(_UPSTREAM_PART.fullmatch(part.strip()) for part in text.split("->"))
 
 
+def looks_like_strategy(text: str) -> bool:
+    """Whether `text` begins as a strategy does, not as the name of a file."""
+    return re.fullmatch(r"auto|(?:cpu|mps|cuda(?::\d+)?)(?: .*)?", " ".join(text.split())) is not None
+
+
 def parse_strategy(text: str) -> Strategy:
     """Parse a strategy of rwkvbatch's own backends.
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TypeVar
 
 from rwkvbatch.config import Prompting, ReplyPrompt, ThinkMode
@@ -218,6 +219,15 @@ class OfficialTemplate(PromptTemplate):
         return f" {self._clean_reply(text)}\n\n"
 
 
+TEMPLATES: Mapping[str, str] = {"markdown": str(Path(__file__).with_name("markdown.jinja"))}
+"""The template files that come with the program, by their names for `--template`."""
+
+
+def template_path(name_or_path: str) -> str:
+    """The path of a template: of one of `TEMPLATES`, or as it is."""
+    return TEMPLATES.get(name_or_path, name_or_path)
+
+
 def load_template(prompting: Prompting) -> PromptTemplate:
     """The template that `prompting` names.
 
@@ -229,4 +239,4 @@ def load_template(prompting: Prompting) -> PromptTemplate:
         return OfficialTemplate(prompting)
     from rwkvbatch.prompt.jinja import read_template
 
-    return read_template(prompting.template, prompting)
+    return read_template(template_path(prompting.template), prompting)

@@ -20,7 +20,7 @@ from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, Stopping, f
 from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.errors import InputError
 from rwkvbatch.files import open_file
-from rwkvbatch.prompt.templates import clean, clean_reply, load_prelude, with_turn_end
+from rwkvbatch.prompt.templates import clean, clean_reply, load_prelude, template_path, with_turn_end
 from rwkvbatch.results.manifest import FILLS_IN_SYSTEM, FIRST_SETTINGS, GIVEN_FOR_ALL, default_settings
 from rwkvbatch.results.row import RowDigest
 from rwkvbatch.results.script_copy import script_sha256
@@ -117,7 +117,7 @@ def _cell_identity(settings: CellSettings, spec: Spec, tokenizer: Tokenizer) -> 
         "device": spec.device.partition(":")[0],
         "tokenizer_sha256": tokenizer.sha256,
         "state_sha256": None if state is None else sha256_of_file(state, "--state"),
-        "template_sha256": None if template is None else sha256_of_file(template, "--template"),
+        "template_sha256": None if template is None else sha256_of_file(template_path(template), "--template"),
         "prelude_sha256": None if prelude is None else _sha256(prelude.encode("utf-8", "surrogatepass")),
     }
 

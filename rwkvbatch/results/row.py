@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 from zlib import crc32
 
 from rwkvbatch.prompt.escaping import one_line
@@ -237,43 +238,28 @@ MAX_COUNT = 2**31 - 1
 """The largest token id, turn and number of tokens."""
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+class _Kind(NamedTuple):
+    """What a value may be: its types, its range where it is a number, and both in words."""
+
+    types: frozenset[type]
+    expected: str
+    lowest: float | None = None
+    highest: float = math.inf
 
 
-def _is_text_or_null(value: Any) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= MAX_COUNT
-
-
-def _is_seed(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**64
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and -1e300 < value < 1e300
-
-
-def _is_number_or_null(value: Any) -> bool:
-    return value is None or _is_number(value)
-
-
-_Kind = tuple[Callable[[Any], bool], str]
-_TEXT: _Kind = (_is_text, "a string")
-_TEXT_OR_NULL: _Kind = (_is_text_or_null, "a string or null")
-_COUNT: _Kind = (_is_count, f"an integer in 0 to {MAX_COUNT}")
-_NUMBER: _Kind = (_is_number, "a finite number")
-_NUMBER_OR_NULL: _Kind = (_is_number_or_null, "a finite number or null")
+_NULL = type(None)
+_MOST = math.nextafter(1e300, 0.0)  # sums of squares of numbers beyond it would overflow
+_TEXT = _Kind(frozenset({str}), "a string")
+_TEXT_OR_NULL = _Kind(frozenset({str, _NULL}), "a string or null")
+_COUNT = _Kind(frozenset({int}), f"an integer in 0 to {MAX_COUNT}", 0, MAX_COUNT)
+_NUMBER = _Kind(frozenset({int, float}), "a finite number", -_MOST, _MOST)
+_NUMBER_OR_NULL = _Kind(frozenset({int, float, _NULL}), "a finite number or null", -_MOST, _MOST)
 
 _ROW_KINDS: Mapping[str, _Kind] = {
-    **dict.fromkeys(("conversation", "cell", "prompt", "reply"), _TEXT),
+    **dict.fromkeys(("conversation", "cell", "prompt", "reply", "finish_reason"), _TEXT),
     **dict.fromkeys(("repeat", "turn"), _COUNT),
     **dict.fromkeys(("stopped_by", "error"), _TEXT_OR_NULL),
-    "seed": (_is_seed, "an integer in 0 to 2^64 - 1"),
-    "finish_reason": (FINISH_REASONS.__contains__, f"one of {', '.join(sorted(FINISH_REASONS))}"),
+    "seed": _Kind(frozenset({int}), "an integer in 0 to 2^64 - 1", 0, 2**64 - 1),
 }
 _PART_KINDS: Mapping[str, Mapping[str, _Kind]] = {
     "tokens": {"prompt": _COUNT, "reply": _COUNT},
@@ -286,11 +272,12 @@ _PART_KINDS: Mapping[str, Mapping[str, _Kind]] = {
 }
 _CHECK_KINDS: Mapping[str, _Kind] = {
     "kind": _TEXT,
-    "passed": (lambda value: type(value) is bool, "true or false"),
-    "score": (lambda value: _is_number(value) and 0 <= value <= 1, "a number in [0, 1]"),
-    "weight": (lambda value: _is_number(value) and value >= 0, "a number that is not negative"),
+    "passed": _Kind(frozenset({bool}), "true or false"),
+    "score": _Kind(frozenset({int, float}), "a number in [0, 1]", 0, 1),
+    "weight": _Kind(frozenset({int, float}), "a number that is not negative", 0, _MOST),
     "detail": _TEXT_OR_NULL,
 }
+_CHECK_DEFAULTS: Mapping[str, Any] = {"weight": 1.0, "detail": None}
 
 
 def check_values(values: Mapping[str, Any]) -> None:
@@ -300,6 +287,9 @@ def check_values(values: Mapping[str, Any]) -> None:
         KeyError, TypeError, ValueError: which key has what, and what was expected.
     """
     _check_kinds(values, _ROW_KINDS, "")
+    if values["finish_reason"] not in FINISH_REASONS:
+        expected = f"one of {', '.join(sorted(FINISH_REASONS))}"
+        raise TypeError(f"finish_reason must be {expected}, got {_shown(values['finish_reason'])}")
     for name, kinds in _PART_KINDS.items():
         part = values[name]
         if part is None and name == "reference":
@@ -310,25 +300,22 @@ def check_values(values: Mapping[str, Any]) -> None:
     for check in _listed(values, "checks"):
         if type(check) is not dict:
             raise TypeError(f"checks must contain objects, got {_shown(check)}")
-        _check_kinds({"weight": 1.0, "detail": None, **cast("dict[str, Any]", check)}, _CHECK_KINDS, "checks.")
+        own = cast("dict[str, Any]", check)
+        _check_kinds(own if own.keys() >= _CHECK_KINDS.keys() else {**_CHECK_DEFAULTS, **own}, _CHECK_KINDS, "checks.")
     for tag in _listed(values, "tags"):
         if not isinstance(tag, str):
             raise TypeError(f"tags must contain strings, got {_shown(tag)}")
     ids = _listed(values, "reply_ids")
     # `set` of the types: one pass in C over thousands of ids.
     if ids and not (set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) <= MAX_COUNT):
-        wrong = next(value for value in ids if not _is_count(value))
+        wrong = next(value for value in ids if type(value) is not int or not 0 <= value <= MAX_COUNT)
         raise ValueError(f"reply_ids must contain token ids, got {_shown(wrong)}")
 
 
 def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, _Kind], prefix: str) -> None:
-    for name, (is_right, expected) in kinds.items():
+    for name, (types, expected, lowest, highest) in kinds.items():
         value = values[name]
-        try:
-            right = is_right(value)
-        except TypeError:  # a list is no member of a set
-            right = False
-        if not right:
+        if type(value) not in types or not (lowest is None or value is None or lowest <= value <= highest):
             raise TypeError(f"{prefix}{name} must be {expected}, got {_shown(value)}")
 
 

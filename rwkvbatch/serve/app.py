@@ -25,7 +25,7 @@ from rwkvbatch.prepared import PromptBuilder
 from rwkvbatch.serve.answers import END_OF_TEXT_NAME, TokenNames
 from rwkvbatch.serve.batcher import Batcher, EngineFailedError, Flight, QueueFullError
 from rwkvbatch.serve.metrics import ServerFigures
-from rwkvbatch.serve.protocol import ChatFields, CompletionFields, RequestError
+from rwkvbatch.serve.protocol import SHOWN_NAME, ChatFields, CompletionFields, RequestError, unknown_field
 from rwkvbatch.serve.replies import Job, Served, prepare
 
 _log = logging.getLogger(__name__)
@@ -86,7 +86,8 @@ class Service:
     async def _reply(self, request: Request, kind: type[ChatFields | CompletionFields]) -> Response:
         body = await self._body(request)
         arguments = body, kind, self.served, self._builder, self._names
-        job = await run_in_threadpool(prepare, *arguments) if len(body) > _LARGE_BODY else prepare(*arguments)
+        is_slow = len(body) > _LARGE_BODY or b"no_penalty" in body
+        job = await run_in_threadpool(prepare, *arguments) if is_slow else prepare(*arguments)
         flight = self.batcher.submit(job.works, streams=job.asked.fields.stream)
         if job.asked.fields.stream:
             leave = self.batcher.cancel
@@ -138,7 +139,7 @@ class Service:
     async def _model(self, request: Request) -> Response:
         name = str(request.path_params["name"])
         if name != self.served.name:
-            problem = f"model {name[:80]!r} is not served here, {self.served.name!r} is"
+            problem = f"model {name[:SHOWN_NAME]!r} is not served here, {self.served.name!r} is"
             raise RequestError(problem, status=404, code="model_not_found")
         return _json(self._model_object())
 
@@ -195,7 +196,7 @@ class Service:
             raise RequestError("the body must be a JSON object")
         values = cast("dict[str, Any]", fields)
         for name in values.keys() - known:
-            raise RequestError(f"{name}: unknown field", param=name, code="unknown_parameter")
+            raise unknown_field(name)
         return values
 
     async def _health(self, request: Request) -> Response:

@@ -17,12 +17,16 @@ from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, SamplingPar
 from rwkvbatch.errors import UsageError
 
 MAX_STOPS = 32
-MAX_STOP_CHARACTERS = 1000
+MAX_STOP_CHARACTERS = 256
+MAX_EXEMPT = 8
+MAX_PREFIX_CHARACTERS = 10_000
 MAX_REPLIES = 128
 """Replies to one HTTP request: prompts times `n`."""
 MAX_TOP = 20
 MAX_MESSAGES = 10_000
 ROOT_FIELD = "initial_state"
+SHOWN_NAME = 80
+"""Characters of a client's name for something in an error."""
 
 OWN_FIELDS = (*Sampling.model_fields, "max_seconds", *DialoguePrompt.model_fields)
 """Settings that a request may give, under their own names."""
@@ -150,6 +154,7 @@ def ask(
     max_tokens = _max_tokens(fields, defaults, limits)
     for name, value in own.items():
         _check_number(name, value)
+    _check_sizes(own)
     # Only what the client sent is shown in errors.
     given: dict[str, Any] = {**own, **({"stop": stops} if "stop" in fields.model_fields_set else {})}
     try:
@@ -177,10 +182,10 @@ def _fields(values: Mapping[str, Any], kind: type[ChatFields | CompletionFields]
         return kind.model_validate(values)
     except ValidationError as error:
         item = error.errors()[0]
-        name = str(item["loc"][0]) if item["loc"] else None
-        place = ".".join(str(part) for part in item["loc"][:3])
+        name = str(item["loc"][0])[:SHOWN_NAME] if item["loc"] else None
+        place = ".".join(str(part)[:SHOWN_NAME] for part in item["loc"][:3])
         if item["type"] == "extra_forbidden":
-            raise RequestError(f"{place}: unknown field", param=name, code="unknown_parameter") from None
+            raise unknown_field(place) from None
         if item["type"] == "missing":
             raise RequestError(f"{place}: is required", param=name) from None
         raise RequestError(
@@ -194,6 +199,21 @@ def _check_number(name: str, value: object) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if words.startswith(("must be a number", "must be a whole number")) and not is_number:
         raise RequestError(f"{name}: {words}, got {shown_value(value)}", param=name)
+
+
+def _check_sizes(values: Mapping[str, Any]) -> None:
+    """Refuse what would hold up all other clients: looking for exempt tokens takes time for each text."""
+    exempt, prefix = values.get("no_penalty", ()), values.get("reply_prefix", "")
+    if isinstance(exempt, list) and len(cast("list[object]", exempt)) > MAX_EXEMPT:
+        raise RequestError(f"no_penalty: must be at most {MAX_EXEMPT} texts", param="no_penalty")
+    if isinstance(prefix, str) and len(prefix) > MAX_PREFIX_CHARACTERS:
+        words = f"must be at most {MAX_PREFIX_CHARACTERS} characters, got {len(prefix)}"
+        raise RequestError(f"reply_prefix: {words}", param="reply_prefix")
+
+
+def unknown_field(name: str) -> RequestError:
+    """The error about a field that this server does not know."""
+    return RequestError(f"{name[:SHOWN_NAME]}: unknown field", param=name[:SHOWN_NAME], code="unknown_parameter")
 
 
 def _stops(stop: str | list[str]) -> list[str]:
@@ -261,7 +281,7 @@ def _message(number: int, message: Mapping[str, Any]) -> dict[str, str]:
     where = f"messages.{number}"
     given = {name: value for name, value in message.items() if value not in (None, [])}
     for name in given.keys() - {"role", "content"}:
-        raise RequestError(f"{where}.{name}: this server does not support it", param="messages")
+        raise RequestError(f"{where}.{name[:SHOWN_NAME]}: this server does not support it", param="messages")
     role, content = given.get("role"), given.get("content", "")
     if role not in ("system", "developer", "user", "assistant"):
         words = "must be system, developer, user or assistant"

@@ -10,7 +10,8 @@ from typing import Any
 import orjson
 
 from rwkvbatch.config import CellSettings
-from rwkvbatch.engine.request import END_OF_TEXT, Reply, Score, TokenDetails
+from rwkvbatch.engine.request import Reply, Score, TokenDetails
+from rwkvbatch.engine.sampling import exempt_tokens
 from rwkvbatch.errors import NonFiniteLogitsError, RwkvBatchError
 from rwkvbatch.model.base import ModelSpec
 from rwkvbatch.prepared import PreparedPrompt, PromptBuilder, TextStripper
@@ -19,6 +20,7 @@ from rwkvbatch.serve.answers import Head, TokenNames, finish_reason, usage
 from rwkvbatch.serve.batcher import Flight, ScoreRequest, Work
 from rwkvbatch.serve.protocol import (
     ROOT_FIELD,
+    SHOWN_NAME,
     Asked,
     ChatFields,
     CompletionFields,
@@ -193,7 +195,9 @@ class Job:
         if not self._echoes:
             return ""
         text = choice.prompt.text
-        return self.served.tokenizer.decode(choice.prompt.tokens) if text is None else text
+        if text is not None:
+            return text
+        return self.served.tokenizer.decode(choice.prompt.tokens[int(self.asked.settings.begins_with_bos()) :])
 
     def _chunk(
         self, choice: _Choice, text: str, *, begins: bool = False, end: Mapping[str, Any] | None = None
@@ -224,12 +228,8 @@ class Job:
         """Of the tokens of an echoed prompt; token 0 that was read before a text is not among them."""
         if not self._echoes:
             return []
-        first: list[int] = [] if self._has_bos(choice.prompt) else list(choice.prompt.tokens[:1])
+        first: list[int] = [] if self.asked.settings.begins_with_bos() else list(choice.prompt.tokens[:1])
         return [*first, *(() if score is None else score.details)]
-
-    def _has_bos(self, prompt: PreparedPrompt) -> bool:
-        is_text = prompt.text is not None
-        return prompt.tokens[0] == END_OF_TEXT and self.asked.settings.begins_with_bos(plain_text=is_text)
 
     def _usage(self, results: Sequence[Reply | Score | None]) -> dict[str, Any]:
         return usage(self.num_prompt, [result for result in results if isinstance(result, Reply)])
@@ -250,19 +250,21 @@ def prepare(
     asked = ask(decoded, kind, served.defaults, served.seed, served.limits)
     fields, settings = asked.fields, asked.settings
     if fields.model != served.name:
-        problem = f"model: {fields.model[:80]!r} is not served here, {served.name!r} is"
+        problem = f"model: {fields.model[:SHOWN_NAME]!r} is not served here, {served.name!r} is"
         raise RequestError(problem, param="model", status=404, code="model_not_found")
     job = Job(served, names, asked)
+    # Kept for the engine, whose thread must not look through the vocabulary.
+    exempt_tokens(served.tokenizer, asked.params.no_penalty)
     try:
         asked.params.sampling.check_vocabulary(served.spec.vocab_size)
         root = _root(fields.initial_state, served)
+        # A client that has a template of its own sends text: nothing is read before it unless it says so.
+        bos = settings.begins_with_bos()
         if isinstance(fields, ChatFields):
             form = builder.template(settings.think, settings.turn_end, settings.reply_prefix, settings.template)
-            bos = settings.begins_with_bos()
             job.add(builder.conversation(messages_of(fields), form, served.prelude, "messages", bos), root)
         else:
             for number, prompt in enumerate(prompts_of(fields)):
-                bos = settings.begins_with_bos(plain_text=isinstance(prompt, str))
                 job.add(builder.prompt(prompt, f"prompt {number}", bos), root)
     except RequestError:
         raise
@@ -276,5 +278,5 @@ def _root(name: str | None, served: Served) -> int:
         return served.root
     if name not in served.roots:
         known = ", ".join(served.roots)
-        raise RequestError(f"{ROOT_FIELD}: must be one of {known}; got {name[:80]!r}", param=ROOT_FIELD)
+        raise RequestError(f"{ROOT_FIELD}: must be one of {known}; got {name[:SHOWN_NAME]!r}", param=ROOT_FIELD)
     return served.roots[name]

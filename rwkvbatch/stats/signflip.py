@@ -419,12 +419,14 @@ def _level_each(ascending: NDArray[np.float64], level: float) -> float:
 
 
 def _signed_ranks(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`[clusters, variants]`: ranks of the sizes of the clusters' means, with their signs; 0 for no difference."""
-    from scipy.stats import rankdata  # pyright: ignore[reportMissingTypeStubs]
+    """`[clusters, variants]`: ranks of the sizes of the clusters' means, with their signs; 0 for no difference.
 
+    Equal sizes share the mean of their ranks.
+    """
     means = np.round(np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0), 12)
     ranks = np.zeros_like(means)
     for column in range(means.shape[1]):
         some = means[:, column] != 0
-        ranks[some, column] = np.asarray(rankdata(np.abs(means[some, column]))) * np.sign(means[some, column])
+        _, place, same = np.unique(np.abs(means[some, column]), return_inverse=True, return_counts=True)
+        ranks[some, column] = (np.cumsum(same) - (same - 1) / 2)[place] * np.sign(means[some, column])
     return np.asarray(ranks, dtype=np.float64)

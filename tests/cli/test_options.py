@@ -24,7 +24,7 @@ def test_every_setting_is_declared_once() -> None:
     for name, field in RunSettings.model_fields.items():
         (declared,) = [item for item in field.metadata if isinstance(item, Setting)]
         assert SETTINGS[name] is declared
-    assert set(SETTINGS) == {*RunSettings.model_fields, "preset"}
+    assert set(SETTINGS) == {*RunSettings.model_fields, "preset", "system_file"}
 
 
 def test_run_has_an_option_for_every_setting_that_has_one() -> None:

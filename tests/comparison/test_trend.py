@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,29 @@ def test_the_verdict_follows_the_direction_of_the_metric(tmp_path: Path, slope: 
     assert (trend.p <= 0.05) == (verdict != "no trend found") == (not trend.low <= 0 <= trend.high)
     if slope:
         assert abs(trend.concordance) > 0.8
+
+
+def test_other_metrics_have_trends_that_are_exploratory(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], rng: np.random.Generator, place: int) -> None:
+        row["checks"][0]["score"] = float(np.clip(0.3 + 0.1 * place + rng.normal(0, 0.05), 0, 1))
+        row["reference"]["nll"] = 2.0 + 0.2 * place + float(rng.normal(0, 0.02))
+
+    paths = [
+        str(make_run(tmp_path / f"step-{n}", conversations=12, seed=n, change=partial(change, place=n)))
+        for n in range(4)
+    ]
+    analysis = compare(paths, over="step", metrics=["nll", "perplexity", "score", "accuracy"])
+    assert [(trend.metric.name, trend.verdict) for trend in analysis.trends] == [
+        ("score", "improves"),
+        ("nll", "worsens"),
+    ]
+    assert analysis.trend is analysis.trends[0]
+    for name in ("perplexity", "accuracy"):
+        assert any(note.startswith(f"{name} has no trend") for note in analysis.notes)
+    shown = json.loads(as_json(analysis))["trends"]
+    assert [(trend["metric"], trend["exploratory"]) for trend in shown] == [("score", False), ("nll", True)]
+    assert as_html(analysis).count('class="trend-figure"') == 2
+    assert "(exploratory) over step: 4 checkpoints" in as_markdown(analysis).replace("\\", "")
 
 
 def test_few_conversations_decide_nothing(tmp_path: Path) -> None:

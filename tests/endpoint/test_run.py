@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import rwkvbatch
+from rwkvbatch.cli.app import invoke
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import RequestsSpentError, UsageError, WorkerError
 from rwkvbatch.results.row import Row
@@ -150,6 +151,26 @@ def test_refused_request_is_an_error_row_without_the_key(
     assert server.headers[-1]["Authorization"] == "Bearer sk-secret-1"
     for path in out.iterdir():
         assert b"sk-secret" not in path.read_bytes()
+
+
+def test_the_command_takes_the_key_from_the_environment_and_shows_it_nowhere(
+    script: Path,
+    server: FakeServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("RWKVBATCH_ENDPOINT_KEY", "sk-secret-2")
+    server.statuses, server.refusal = [400], "no: sk-secret-2"
+    options = ["--endpoint", server.url, "--temp", "0", "--max-tokens", "4", "--concurrency", "1"]
+    out, log = tmp_path / "run", tmp_path / "log"
+    assert invoke(["run", str(script), *options, "--out", str(out), "--log-file", str(log), "--json"]) == 1
+    captured = capsys.readouterr()
+    assert "no: [key]" in log.read_text()
+    for text in (captured.out, captured.err, log.read_text(), *(path.read_text() for path in out.iterdir())):
+        assert "secret" not in text
+    assert invoke(["run", str(script), *options, "--out", str(out), "--retry-errors", "--quiet"]) in (0, 1)
+    assert invoke(["show", str(out), "--failed"]) == 0
 
 
 def test_log_probabilities_that_are_refused_are_not_asked_for_again(script: Path, server: FakeServer) -> None:

@@ -10,7 +10,7 @@ from rwkvbatch.config import Prompting, ReplyPrompt
 from rwkvbatch.errors import TemplateError
 from rwkvbatch.prompt import jinja
 from rwkvbatch.prompt.jinja import MAX_TEMPLATE_BYTES, JinjaTemplate, read_template
-from rwkvbatch.prompt.templates import load_template
+from rwkvbatch.prompt.templates import TEMPLATES, load_template
 
 CHATML = Path(__file__).with_name("chatml.jinja")
 OFFICIAL = """\
@@ -152,3 +152,20 @@ def test_a_template_past_its_deadline_is_an_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(jinja, "DEADLINE_S", 0.05)
     with pytest.raises(TemplateError, match=r"t\.jinja: in the macro 'system': took longer than 0.05 s"):
         template.opening("a" * 3_000_000, None)
+
+
+def test_the_template_markdown_writes_the_sample_of_the_templates_file() -> None:
+    """The frame of the first sample in RWKV-LM's `RWKV7-G1x-templates.txt` of 2026-04-18 (commit b562542)."""
+    system = '### `f`\n**Description:** Fetches.\n**Parameters:**\n```json\n{\n  "type": "object"\n}\n```'
+    form = load_template(Prompting(template="markdown", think="on"))
+    first = form.opening(system, None) + form.turn("Can you?")
+    assert first == f"### System\n{system}\n### User\nCan you?\n### Assistant\n<think"
+    assert form.past_turn("a") + form.reply("b\n\nc") == "### User\na\n### Assistant\nb\n\nc\n"
+    assert (form.closing, form.stops[0]) == ("\n", "\n### User\n")
+    request = load_template(Prompting(template="markdown", think="short-parens")).turn("a")
+    assert request == "### User\na (think a bit)\n### Assistant\n<think"
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_template_that_comes_with_the_program_is_documented(name: str) -> None:
+    assert f"--template {name}" in (Path(__file__).parents[2] / "docs" / "prompts.md").read_text(encoding="utf-8")

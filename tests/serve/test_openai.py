@@ -78,11 +78,19 @@ def test_the_pieces_of_a_stream_join_to_the_reply(client: openai.OpenAI, llm: LL
     assert usage.completion_tokens == sum(len(output.token_ids) for output in expected.outputs)
 
 
-def test_a_completion_is_the_librarys_after_token_0(client: openai.OpenAI, llm: LLM) -> None:
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_completion_is_the_librarys(client: openai.OpenAI, llm: LLM, bos: bool) -> None:
     reply = client.completions.create(
-        model=MODEL, prompt=["Once", "The sky is"], seed=3, n=2, max_tokens=9, stop="e", **SAMPLED
+        model=MODEL,
+        prompt=["Once", "The sky is"],
+        seed=3,
+        n=2,
+        max_tokens=9,
+        stop="e",
+        extra_body={"bos": "on" if bos else "auto"},
+        **SAMPLED,
     )
-    expected = llm.generate(["Once", "The sky is"], params(3, max_tokens=9, stop=("e",)), n=2, bos=True)
+    expected = llm.generate(["Once", "The sky is"], params(3, max_tokens=9, stop=("e",)), n=2, bos=bos)
     assert [choice.text for choice in reply.choices] == [o.text for output in expected for o in output.outputs]
     assert [choice.index for choice in reply.choices] == [0, 1, 2, 3]
 
@@ -97,14 +105,14 @@ def test_token_ids_are_read_as_they_are_given(client: openai.OpenAI, llm: LLM) -
 def test_a_streamed_completion_with_echo_begins_with_the_prompt(client: openai.OpenAI, llm: LLM) -> None:
     chunks = client.completions.create(model=MODEL, prompt="Once", seed=3, stream=True, echo=True, **SAMPLED)
     text = "".join(choice.text for chunk in chunks for choice in chunk.choices)
-    assert text == "Once" + llm.generate("Once", params(3), bos=True).text
+    assert text == "Once" + llm.generate("Once", params(3)).text
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1])
 def test_echoed_logprobs_are_the_librarys_scores(client: openai.OpenAI, llm: LLM, max_tokens: int) -> None:
     text = "User: Grüße\n\nAssistant: Hi"
     reply = client.completions.create(
-        model=MODEL, prompt=text, echo=True, logprobs=1, max_tokens=max_tokens, temperature=0, seed=0
+        model=MODEL, prompt=text, echo=True, logprobs=1, max_tokens=max_tokens, temperature=0, extra_body={"bos": "on"}
     )
     score = llm.score("", text, bos=True)
     logprobs = reply.choices[0].logprobs
@@ -126,6 +134,12 @@ def test_echoed_logprobs_are_the_librarys_scores(client: openai.OpenAI, llm: LLM
 
 def test_the_first_token_of_given_ids_has_no_logprob(client: openai.OpenAI, llm: LLM) -> None:
     reply = client.completions.create(model=MODEL, prompt=[0, 10, 20], echo=True, logprobs=0, max_tokens=0)
+    with_bos = client.completions.create(
+        model=MODEL, prompt=[10, 20], echo=True, logprobs=0, max_tokens=0, extra_body={"bos": "on"}
+    )
+    assert with_bos.choices[0].logprobs is not None
+    assert with_bos.choices[0].logprobs.token_logprobs == list(llm.score([0], [10, 20]).logprobs)
+    assert with_bos.choices[0].text == reply.choices[0].text
     assert reply.choices[0].logprobs is not None
     found = reply.choices[0].logprobs.token_logprobs
     assert found is not None
@@ -139,7 +153,7 @@ def test_a_reply_that_ends_at_once_still_has_the_logprob_of_its_end(client: open
     """lm-evaluation-harness drops the last of the listed tokens, which is the generated one."""
     banned = {"banned_token_ids": list(range(1, 512))}
     reply = client.completions.create(
-        model=MODEL, prompt="ab", echo=True, logprobs=1, max_tokens=1, temperature=0, extra_body=banned
+        model=MODEL, prompt="ab", echo=True, logprobs=1, max_tokens=1, temperature=0, extra_body={**banned, "bos": "on"}
     )
     assert reply.choices[0].text == "ab"
     assert reply.choices[0].logprobs is not None

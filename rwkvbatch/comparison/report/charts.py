@@ -205,8 +205,9 @@ def _error_dots(plot: Any, positions: Sequence[float], points: Sequence[_Point],
     return tips
 
 
-def trend_figure(trend: Trend) -> Figure:
+def trend_figure(trend: Trend, *, exploratory: bool = False) -> Figure:
     """The means over the checkpoints, with the simultaneous band."""
+    title = trend_title(trend, exploratory=exploratory)
     figure_tips: dict[str, str] = {}
     x = [point.x for point in trend.points]
     with report_style():
@@ -223,9 +224,9 @@ def trend_figure(trend: Trend) -> Figure:
             plot.set_xscale("log")
         plot.set_xlabel(label_of(trend.over))
         plot.margins(x=0.03, y=0.12)
-        svg = inline_svg(figure, label=trend_title(trend), tips=figure_tips, prefix="trend")
+        svg = inline_svg(figure, label=title, tips=figure_tips, prefix=f"trend-{trend.metric.name}")
     caption = f"Mean of each checkpoint; the band holds all true means together at 95 %. {TREND_NOTE}"
-    return Figure(trend.metric.name, trend_title(trend), caption, svg)
+    return Figure(trend.metric.name, title, caption, svg, exploratory=exploratory)
 
 
 def _ordered(values: set[Any]) -> list[Any]:

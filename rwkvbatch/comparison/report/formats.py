@@ -52,14 +52,15 @@ _FORMULA_SIGNS = frozenset("=+-@＝＋－＠")
 def as_json(analysis: Analysis) -> str:
     """The whole comparison as one JSON object.
 
-    `primary`, `families`, `trend` (null without `--over`), `blame` (empty without `--blame`), `comparisons`, `best`,
-    `means`, `dropped`, `gates`, `changes`, `runs`, `notes`.
+    `primary`, `families`, `trend` (null without `--over`), `trends` (that, and those of `--metric`), `blame` (empty
+    without `--blame`), `comparisons`, `best`, `means`, `dropped`, `gates`, `changes`, `runs`, `notes`.
     """
     content = {
         "runs": [{"name": run.name, "path": run.source, "manifest": run.manifest} for run in analysis.runs],
         "primary": None if analysis.primary is None else analysis.primary.name,
         "families": [vars(family) | {"metric": family.metric.name} for family in analysis.families],
         "trend": None if analysis.trend is None else analysis.trend.as_dict(),
+        "trends": [trend.as_dict() | {"exploratory": trend is not analysis.trend} for trend in analysis.trends],
         "blame": [found.as_dict() for found in analysis.blame],
         "comparisons": analysis.records() if analysis.comparisons else [],
         "best": [_best(ranking) for ranking in analysis.rankings],
@@ -169,8 +170,8 @@ def as_markdown(analysis: Analysis) -> str:
     if analysis.rankings:
         best = [f"- {escaped(f'{standing(line)} ({common_rows(line)})')}" for line in analysis.rankings]
         parts.append("\n".join(best) + f"\n\n{escaped(RANKING_NOTE)}")
-    if analysis.trend is not None:
-        parts.append(_trend(analysis.trend))
+    parts += [_trend(trend, exploratory=trend is not analysis.trend) for trend in analysis.trends]
+    parts += [escaped(TREND_NOTE)] if analysis.trends else []
     if sentence := left_out(analysis.dropped):
         parts.append(escaped(sentence))
     if analysis.gates:
@@ -199,7 +200,7 @@ def _blame(blame: Blame) -> str:
     return "\n\n".join([*head, "\n".join(["| turn | dialogues | such as |", "|---:|---:|---|", *rows])])
 
 
-def _trend(trend: Trend) -> str:
+def _trend(trend: Trend, *, exploratory: bool) -> str:
     digits = trend.metric.digits
     rows = [
         _row(
@@ -213,8 +214,8 @@ def _trend(trend: Trend) -> str:
         for p in trend.points
     ]
     table = "\n".join([f"| {escaped(trend.over)} | checkpoint | mean | 95 % band |", "|---:|---|---:|---|", *rows])
-    text = f"### {escaped(trend_title(trend))}\n\n**{escaped(trend_sentence(trend))}**\n\n{table}"
-    return f"{text}\n\n{escaped(TREND_NOTE)}"
+    title = escaped(trend_title(trend, exploratory=exploratory))
+    return f"### {title}\n\n**{escaped(trend_sentence(trend))}**\n\n{table}"
 
 
 def escaped(text: str) -> str:

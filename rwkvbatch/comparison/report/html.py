@@ -181,7 +181,7 @@ def as_html(analysis: Analysis) -> str:
     asked = bool(others)
     others += analysis.secondary if analysis.metrics is None else ()
     ranges = _ranges((*decisive, *others))
-    trend = None if analysis.trend is None else trend_figure(analysis.trend)
+    trends = [(trend, trend is not analysis.trend) for trend in analysis.trends]
     failing = most_different(analysis, MAX_FAILURE_COLUMNS)
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -191,9 +191,12 @@ def as_html(analysis: Analysis) -> str:
         title=_title(analysis),
         facts=_headline_facts(analysis),
         conclusion=conclusion(analysis.comparisons),
-        trend=analysis.trend,
+        trends=[
+            (trend, vars(figure) | {"svg": Markup(figure.svg)})
+            for trend, exploratory in trends
+            for figure in (trend_figure(trend, exploratory=exploratory),)
+        ],
         trend_sentence=_typeset(trend_sentence),
-        trend_figure=trend and vars(trend) | {"svg": Markup(trend.svg)},
         about=_about(analysis, decisive) if decisive else [],
         decisive=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in decisive],
         several_baselines=len({line.pair.baseline for line in decisive}) > 1,

@@ -76,10 +76,11 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0
         for table in _means(analysis):
             console.print(table)
         console.print(Text(conclusion(analysis.comparisons), style="bold"))
-    if (trend := analysis.trend) is not None:
-        _print_wrapped(trend_title(trend), console, "bold")
+    for trend in analysis.trends:
+        exploratory = trend is not analysis.trend
+        _print_wrapped(trend_title(trend, exploratory=exploratory), console, "bold")
         console.print(Text(sparkline(trend, console.width)))
-        style = {"improves": "bold green", "worsens": "bold red"}.get(trend.verdict, "bold")
+        style = {"improves": "bold green", "worsens": "bold red"}.get("" if exploratory else trend.verdict, "bold")
         _print_wrapped(trend_sentence(trend), console, style)
         console.print()
     rankings = {ranking.metric.name: ranking for ranking in analysis.rankings}

@@ -1,0 +1,271 @@
+"""The model provider `rwkvbatch` of Inspect: `inspect eval task.py --model rwkvbatch/NAME`.
+
+The interface is that of `inspect_ai/model/_model.py` (`ModelAPI`); the provider is found through the entry point group
+`inspect_ai`. Samples that are under way at the same time are one batch of the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import weakref
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from inspect_ai.model import (
+    ChatCompletionChoice,
+    ChatMessage,
+    ChatMessageAssistant,
+    ContentReasoning,
+    ContentText,
+    GenerateConfig,
+    Logprob,
+    Logprobs,
+    ModelAPI,
+    ModelOutput,
+    ModelUsage,
+    TopLogprob,
+)
+
+from rwkvbatch.config import NO_ADAPTER, SamplingParams, ThinkMode, TurnEnd
+from rwkvbatch.engine.engine import DEFAULT_STATE_MEMORY, Engine
+from rwkvbatch.engine.request import Reply, TokenDetails
+from rwkvbatch.errors import NonFiniteLogitsError, UsageError
+from rwkvbatch.model.load import load_model
+from rwkvbatch.model.states import load_state
+from rwkvbatch.prepared import PreparedPrompt, PromptBuilder
+from rwkvbatch.prompt.templates import load_prelude
+from rwkvbatch.prompt.vocabulary import tokenizer_of
+from rwkvbatch.serve.answers import TokenNames
+from rwkvbatch.serve.batcher import Batcher
+
+# An extra, which need not be installed where types are checked.
+# pyright: reportMissingImports=false
+
+BUNDLED = "demo"
+"""The name of the bundled model: `--model rwkvbatch/demo`."""
+
+MAX_TOKENS = 2048
+"""Tokens of a reply where neither the task nor the command line says how many, as of Inspect's local models."""
+
+MODEL_ARGS = (
+    "strategy", "backend", "threads", "adapter", "vocab", "state", "think", "template", "reply_prefix", "turn_end",
+    "prelude", "bos", "preset", "seed", "max_batch", "state_memory",
+)  # fmt: skip
+_REFUSED = ("logit_bias", "best_of", "response_schema", "prompt_logprobs", "extra_body")
+"""Settings that would change the reply and have no counterpart here."""
+
+
+class RwkvBatchAPI(ModelAPI):
+    """RWKV behind one engine.
+
+    Args:
+        model_name: a checkpoint, or `demo` for the bundled model.
+        strategy, backend, threads, adapter, vocab: as of `LLM`.
+        state: a state file that every conversation follows.
+        think, template, reply_prefix, turn_end, prelude, bos: of the prompt, as the options of `rwkvbatch run`.
+        preset: sampling parameters where the task says nothing; a temperature of 0 is greedy whatever it is.
+        seed: for tasks without one. Epochs of a sample have the random numbers of its repetitions.
+
+    Raises:
+        UsageError: an unknown argument, or a value that cannot be used.
+        CheckpointError: as `load_model` and `load_state`.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        config: GenerateConfig = GenerateConfig(),  # noqa: B008 (as the base class has it)
+        *,
+        strategy: str = "auto",
+        backend: str = "auto",
+        threads: int | None = None,
+        adapter: str = NO_ADAPTER,
+        vocab: str | None = None,
+        state: str | None = None,
+        think: str = "off",
+        template: str | None = None,
+        reply_prefix: str = "",
+        turn_end: str = "auto",
+        prelude: str | None = None,
+        bos: bool = False,
+        preset: str = "default",
+        seed: int = 0,
+        max_batch: int = 64,
+        state_memory: int = DEFAULT_STATE_MEMORY,
+        **unknown: Any,
+    ) -> None:
+        super().__init__(model_name, base_url, api_key, [], config)
+        if unknown:
+            hint = f"the arguments are {', '.join(MODEL_ARGS)}"
+            raise UsageError(f"-M: unknown argument {next(iter(unknown))!r}", hint=hint)
+        path = None if model_name == BUNDLED and not Path(model_name).exists() else model_name
+        model = load_model(path, strategy, backend, threads=threads, adapter=adapter)
+        tokenizer = tokenizer_of(model.spec, vocab)
+        self._builder, self._names = PromptBuilder(model.spec, tokenizer), TokenNames(tokenizer)
+        self._form = self._builder.template(cast("ThinkMode", think), cast("TurnEnd", turn_end), reply_prefix, template)
+        self._prelude = None if prelude is None else load_prelude(prelude)
+        self._bos, self._preset, self._seed, self._max_batch = bos, preset, seed, max_batch
+        SamplingParams.from_preset(preset)
+        initial = None if state is None else load_state(state, model.spec)
+        self._root = 0 if initial is None else 1
+
+        def make_engine() -> Engine:
+            engine = Engine(model, tokenizer=tokenizer, max_batch=max_batch, state_memory=state_memory)
+            if initial is not None:
+                engine.add_root(initial)
+            return engine
+
+        self._make_engine = make_engine
+        self._batcher: tuple[asyncio.AbstractEventLoop, Batcher] | None = None
+        self._seen: Counter[tuple[str, int]] = Counter()
+
+    async def generate(
+        self, input: list[ChatMessage], tools: list[Any], tool_choice: Any, config: GenerateConfig
+    ) -> ModelOutput:
+        """The reply to the last user message, or `num_choices` of them.
+
+        Raises:
+            UsageError: tools, settings without a counterpart, or messages in an order that has no reply.
+            NonFiniteLogitsError: no token could be chosen.
+        """
+        if tools:
+            raise UsageError("tools cannot be called: RWKV's prompt format has no form of tool calls", hint="see docs")
+        params = self._params(config)
+        prompt = self._builder.conversation(_messages(input), self._form, self._prelude, "input", self._bos)
+        num_top = (config.top_logprobs or 0) if config.logprobs or config.top_logprobs else None
+        first = replace(prompt.request(params, self._root), num_top=num_top)
+        key = first.noise.conversation, params.seed
+        begin, count = self._seen[key], config.num_choices or 1
+        # Epochs give the same messages again: each is another repetition.
+        self._seen[key] += count
+        works = [replace(first, noise=replace(first.noise, repeat=repeat)) for repeat in range(begin, begin + count)]
+        batcher = self._running()
+        flight = batcher.submit(works, streams=False)
+        try:
+            while not flight.is_done:
+                await flight.change()
+        finally:
+            batcher.cancel(flight)
+        if flight.error is not None:
+            raise flight.error
+        replies = [cast("Reply", result) for result in flight.results]
+        return self._output(prompt, replies, with_logprobs=num_top is not None)
+
+    def _params(self, config: GenerateConfig) -> SamplingParams:
+        for name in _REFUSED:
+            if getattr(config, name, None) is not None:
+                raise UsageError(f"{name} has no counterpart here", hint="remove it from the task's GenerateConfig")
+        names = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "max_tokens", "seed")
+        given = {name: value for name in names if (value := getattr(config, name)) is not None}
+        preset = "greedy" if given.get("temperature") == 0 else self._preset
+        values = {"max_tokens": MAX_TOKENS, "seed": self._seed, **given}
+        return SamplingParams.from_preset(preset, stop=tuple(config.stop_seqs or ()), **values)
+
+    def _running(self) -> Batcher:
+        """The batcher of the running event loop; each evaluation has a loop of its own.
+
+        Raises:
+            UsageError: another library than asyncio runs.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise UsageError("the provider runs in asyncio only", hint="unset INSPECT_ASYNC_BACKEND=trio") from None
+        if self._batcher is None or self._batcher[0] is not loop:
+            self.close()
+            batcher = Batcher(self._make_engine, max_unfinished=1 << 30)
+            batcher.start(loop)
+            self._batcher = loop, batcher
+            weakref.finalize(self, batcher.close)  # at the end of the process too, before native code is unloaded
+        return self._batcher[1]
+
+    def _output(self, prompt: PreparedPrompt, replies: Sequence[Reply], *, with_logprobs: bool) -> ModelOutput:
+        choices: list[ChatCompletionChoice] = []
+        for reply in replies:
+            if reply.finish_reason == "error" or not all(map(math.isfinite, reply.logprobs)):
+                raise NonFiniteLogitsError(reply.error or "a log-probability is NaN or infinite")
+            message = ChatMessageAssistant(
+                content=_content(prompt.shown(reply.text)), source="generate", model=self.model_name
+            )
+            choices.append(
+                ChatCompletionChoice(
+                    message=message,
+                    stop_reason="max_tokens" if reply.finish_reason in ("length", "time") else "stop",
+                    logprobs=self._logprobs(reply.details) if with_logprobs else None,
+                )
+            )
+        cached = min((reply.num_cached for reply in replies), default=0)
+        num_prompt, num_reply = len(prompt.tokens), sum(len(reply.ids) for reply in replies)
+        usage = ModelUsage(
+            input_tokens=max(0, num_prompt - cached), input_tokens_cache_read=min(cached, num_prompt),
+            output_tokens=num_reply, total_tokens=num_prompt + num_reply,
+        )  # fmt: skip
+        return ModelOutput(model=self.model_name, choices=choices, usage=usage)
+
+    def _logprobs(self, details: Sequence[TokenDetails]) -> Logprobs:
+        content = [
+            Logprob(
+                token=self._names.name(each.token),
+                logprob=each.logprob,
+                bytes=list(self._names.data(each.token)),
+                top_logprobs=[
+                    TopLogprob(token=self._names.name(token), logprob=value, bytes=list(self._names.data(token)))
+                    for token, value in each.top
+                ]
+                or None,
+            )
+            for each in details
+        ]
+        return Logprobs(content=content)
+
+    def close(self) -> None:
+        """End the engine's thread."""
+        if self._batcher is not None:
+            self._batcher[1].close()
+            self._batcher = None
+
+    def max_tokens(self) -> int:
+        return MAX_TOKENS
+
+    def max_connections(self) -> int:
+        return self._max_batch
+
+    def connection_key(self) -> str:
+        return self.model_name
+
+    def collapse_user_messages(self) -> bool:
+        return True
+
+    def collapse_assistant_messages(self) -> bool:
+        return True
+
+    def should_retry(self, ex: Exception) -> bool:
+        return False
+
+
+def _messages(given: Sequence[ChatMessage]) -> list[Mapping[str, str]]:
+    """Messages as of the library: all system messages become one, and contents must be text."""
+    system = [message.text for message in given if message.role == "system"]
+    found: list[Mapping[str, str]] = [{"role": "system", "content": "\n".join(system)}] if system else []
+    for message in given:
+        parts = [] if isinstance(message.content, str) else message.content
+        if wrong := [part.type for part in parts if part.type not in ("text", "reasoning")]:
+            raise UsageError(f"a message holds {wrong[0]}: contents must be text")
+        if message.role != "system":
+            found.append({"role": message.role, "content": message.text})
+    return found
+
+
+def _content(text: str) -> Any:
+    """A reply as Inspect's contents: what comes before `</think>` is reasoning; without an end, all of it is."""
+    if not text.startswith("<think"):
+        return text
+    thinking, end, answer = text.partition("</think>")
+    reasoning = thinking.removeprefix("<think").removeprefix(">").strip()
+    return [ContentReasoning(reasoning=reasoning), ContentText(text=answer.strip() if end else "")]

@@ -1,0 +1,35 @@
+"""`rwkvbatch run --endpoint` against this server: greedy replies are those of `rwkvbatch run` on the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rwkvbatch.cli.app import invoke
+from tests.serve.running import MODEL, running
+
+CONVERSATIONS = [
+    {"id": "name", "messages": [{"role": "user", "content": text} for text in ("My name is Ada.", "What is my name?")]},
+    {"id": "sum", "messages": [{"role": "user", "content": "What is 2 + 3?"}]},
+    {"id": "hi", "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]},
+]
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_a_script_replayed_through_the_server_has_the_replies_of_a_run(tmp_path: Path, api: str) -> None:
+    script = tmp_path / "script.jsonl"
+    script.write_text("".join(json.dumps(each) + "\n" for each in CONVERSATIONS))
+
+    def replies(name: str, *options: str) -> list[str]:
+        settings = ["--preset", "greedy", "--max-tokens", "24", "--threads", "1", "--quiet"]
+        assert invoke(["run", str(script), "--out", str(tmp_path / name), *settings, *options]) == 0
+        rows = [json.loads(line) for line in (tmp_path / name / "results.jsonl").read_text().splitlines()]
+        return [row["reply"] for row in sorted(rows, key=lambda row: (row["conversation"], row["turn"]))]
+
+    with running() as server:
+        options = ("--endpoint", f"{server.url}/v1", "--endpoint-model", MODEL, "--endpoint-api", api)
+        served = replies("served", *options)
+    assert served == replies("own")
+    assert len(served) == 4
