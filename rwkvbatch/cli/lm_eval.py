@@ -21,7 +21,9 @@ app = command_app()
     ),
 )
 def lm_eval_command(context: typer.Context) -> None:
-    """Run lm-evaluation-harness on a model, batched. Needs the extra [bold]\\[lm-eval][/].
+    """Run lm-evaluation-harness on a model, batched.
+
+    Needs the extra [bold]\\[lm-eval][/].
 
     All arguments are those of its command line, whose [bold]--model[/] is rwkvbatch unless they say otherwise. The
     arguments of [bold]--model_args[/] are in [bold]docs/ecosystem.md[/]; without them the bundled model is evaluated.

@@ -22,7 +22,7 @@ from rwkvbatch.cli.options import (
     option,
     with_settings,
 )
-from rwkvbatch.errors import RunReplacedError
+from rwkvbatch.errors import RunReplacedError, UsageError
 from rwkvbatch.signals import leaving_at_once
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class _Latest:
 
 def _how_to_continue(error: BaseException, command: str) -> str:
     """The end of the last message of an unfinished run; empty where the same command cannot continue it."""
-    return "" if isinstance(error, RunReplacedError) else f". To continue: {command}"
+    return "" if isinstance(error, (RunReplacedError, UsageError)) else f". To continue: {command}"
 
 
 def run_with_progress(scripts: list[str], options: dict[str, Any], out: Path | None, *, quiet: bool) -> RunResult:
@@ -208,10 +208,11 @@ def run_with_progress(scripts: list[str], options: dict[str, Any], out: Path | N
         except BaseException as error:
             if observer.progress is None:  # nothing was begun
                 raise
-            report(error, debug=debugging())
+            code = report(error, debug=debugging())
             done, total = observer.progress.rows_done, observer.progress.rows_total
             message(f"unfinished: {done:,} of {total:,} rows are safe" + _how_to_continue(error, again))
-            raise typer.Exit(ExitCode.UNFINISHED) from None
+            # Options that cannot work (too little memory for states) end every run of the same command.
+            raise typer.Exit(code if isinstance(error, UsageError) else ExitCode.UNFINISHED) from None
     if result.interrupted:
         done, total = result.progress.rows_done, result.progress.rows_total
         notify(f"interrupted; {done:,} of {total:,} rows are safe. To continue:")

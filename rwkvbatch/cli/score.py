@@ -62,10 +62,10 @@ def score_command(
     verbose: Annotated[bool, option("--verbose", "Log more on standard error.", panel=OUTPUT_PANEL, flag="-v")] = False,
     **settings: Any,
 ) -> None:
-    """Measure perplexity, bits per byte and accuracy on texts, without a script.
+    """Measure perplexity, bits per byte and accuracy on texts.
 
-    A text file is one document. A line of a [bold].jsonl[/] file is one: [bold]text[/], scored whole, or
-    [bold]prompt[/] and [bold]continuation[/], of which the continuation is scored.
+    Texts need no script. A text file is one document. A line of a [bold].jsonl[/] file is one: [bold]text[/], scored
+    whole, or [bold]prompt[/] and [bold]continuation[/], of which the continuation is scored.
 
     The result is a run directory, a row a document: [bold]rwkvbatch compare[/] compares it, and the same command with
     its [bold]--out[/] continues it.

@@ -129,7 +129,7 @@ def read_results(path: Path, notes: list[str], *, needs_checksum: bool = True) -
     """
     columns = _Columns()
     try:
-        with open_file(path) as file, _no_collection():
+        with open_file(path) as file, without_collection():
             for stored in read_lines(file):
                 number, line = stored.number, stored.data
                 if not stored.is_long and not line.endswith(b"\n"):
@@ -167,7 +167,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _no_collection() -> Generator[None]:
+def without_collection() -> Generator[None]:
     """Pauses garbage collection: rows hold no cycles, and searching the growing heap takes a fifth of the time."""
     was_on = gc.isenabled()
     gc.disable()

@@ -148,7 +148,8 @@ class State:
 
     Attributes:
         tensors: named CPU or device tensors, each of shape [B, ...]. RWKV-7 has `att_shift` [B, L, C],
-            `ffn_shift` [B, L, C] and `wkv` [B, L, H, N, N] (rows = value, columns = key), all fp32.
+            `ffn_shift` [B, L, C] and `wkv` [B, L, H, N, N] (rows = value, columns = key), all fp32. They need not be
+            contiguous: those of `Model.forward` on the CPU are views of memory in the kernels' order.
     """
 
     tensors: Mapping[str, Tensor]

@@ -176,16 +176,18 @@ def _load_rwkv7(checkpoint: Checkpoint, strategy: Strategy, backend: str, thread
         vocabulary=checkpoint.vocabulary,
         adapter=checkpoint.adapter,
     )
+    initial = initial_wkv(checkpoint)
+    if ops.name == "cpu":
+        from rwkvbatch.model.ops.cpu import CpuModel, CpuOps
+
+        assert isinstance(ops, CpuOps)
+        return CpuModel(network, ops, spec, initial_wkv=initial)
     stepper: Stepper = network
     if ops.name == "cuda":
         from rwkvbatch.model.ops.graphs import GraphedNetwork, cuda_capture
 
         stepper = GraphedNetwork(network, cuda_capture())
-    elif ops.name == "cpu":
-        from rwkvbatch.model.ops.cpu import TracedProgram
-
-        stepper = TracedProgram(network)
-    return Rwkv7Model(stepper, ops, spec, threads=threads, initial_wkv=initial_wkv(checkpoint))
+    return Rwkv7Model(stepper, ops, spec, threads=threads, initial_wkv=initial)
 
 
 MAX_HEAD_SIZE = 256

@@ -18,6 +18,7 @@ from torch import Tensor
 from rwkvbatch.model.base import (
     Choices,
     Dimensions,
+    IntArray,
     Model,
     ModelSpec,
     RaggedBatch,
@@ -222,6 +223,24 @@ class Network:
         return ops.head(step, x, self.out_norm, self.head)
 
 
+def token_lists(tokens: Sequence[Sequence[int]], state: State | None, vocab_size: int) -> list[IntArray]:
+    """The arguments of `Model.forward` as arrays.
+
+    Raises:
+        ValueError: no list, an empty one, a token id outside the vocabulary, or a state of another batch size.
+    """
+    if len(tokens) == 0:
+        raise ValueError("tokens must hold at least one list of token ids")
+    lists = [np.asarray(part, dtype=np.int64) for part in tokens]
+    for index, part in enumerate(lists):
+        if part.ndim != 1 or len(part) == 0:
+            raise ValueError(f"tokens[{index}] must be a list of at least one token id")
+    check_tokens(np.concatenate(lists), vocab_size)
+    if state is not None and state.batch_size != len(lists):
+        raise ValueError(f"the state is of {state.batch_size} sequences, tokens of {len(lists)}")
+    return lists
+
+
 ROWS_PER_STEP = 1024
 """Longer inputs of `forward` are read in pieces, so that memory does not grow with their length."""
 
@@ -231,16 +250,8 @@ def forward(
 ) -> tuple[Tensor, State]:
     """See `Model.forward`."""
     vocab_size = model.spec.vocab_size
-    batch_size = len(tokens)
-    if batch_size == 0:
-        raise ValueError("tokens must hold at least one list of token ids")
-    lists = [np.asarray(part, dtype=np.int64) for part in tokens]
-    for index, part in enumerate(lists):
-        if part.ndim != 1 or len(part) == 0:
-            raise ValueError(f"tokens[{index}] must be a list of at least one token id")
-        check_tokens(part, vocab_size)
-    if state is not None and state.batch_size != batch_size:
-        raise ValueError(f"the state is of {state.batch_size} sequences, tokens of {batch_size}")
+    lists = token_lists(tokens, state, vocab_size)
+    batch_size = len(lists)
 
     pool = model.make_pool(batch_size)
     if state is None:

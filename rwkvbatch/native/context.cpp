@@ -91,6 +91,7 @@ Step::Step(std::vector<int64_t> tokens_, std::vector<int64_t> starts_, std::vect
     });
     carried.assign(tokens.size(), nullptr);
     states.assign(slots.size(), nullptr);
+    starting_states.assign(slots.size(), nullptr);
 }
 
 Context::Context(size_t num_threads, const std::string& isa)
@@ -368,7 +369,13 @@ ArrayPtr Context::wkv7(Step& step, size_t layer, const Array& r, const Array& w,
         check(vector->width * vector->rows == width, "wkv7: the weights are not of the activations' width");
     check(layer < step.pool.num_layers && step.pool.head_size <= MAX_HEAD_SIZE, "wkv7: no such layer or head size");
 
-    for (size_t b = 0; b < step.slots.size(); ++b) step.states[b] = step.pool.head_states(step.slots[b], layer);
+    const size_t layer_floats = width * step.pool.head_size;
+    for (size_t b = 0; b < step.slots.size(); ++b) {
+        step.states[b] = step.pool.head_states(step.slots[b], layer);
+        step.starting_states[b] = step.start_wkv == nullptr
+                                      ? step.states[b]
+                                      : step.start_wkv + (b * step.pool.num_layers + layer) * layer_floats;
+    }
     // Whole sequences where there are enough of them to share.
     const size_t heads = step.pool.num_heads;
     const size_t heads_per_task = step.slots.size() >= 8 * threads_->size() ? heads
@@ -378,14 +385,14 @@ ArrayPtr Context::wkv7(Step& step, size_t layer, const Array& r, const Array& w,
     note_job([&](size_t thread) -> Range {
         const size_t first = threads_->first_task(thread, num_tasks), end = threads_->first_task(thread + 1, num_tasks);
         if (step.slots.size() > 1) return {};
-        return {reinterpret_cast<const uint8_t*>(step.states[0]) + first * head_bytes,
+        return {reinterpret_cast<const uint8_t*>(step.starting_states[0]) + first * head_bytes,
                 std::min((end - first) * head_bytes, MAX_EXPECTED_BYTES)};
     });
     ArrayPtr out = array(rows, width);
     const Wkv7Job job{r.view(), w.view(), k.view(), v.view(), a.view(), g.view(),
                       vectors.k_k.data, vectors.k_a.data, vectors.r_k.data, vectors.norm_weight.data,
                       vectors.norm_bias.data, heads, step.pool.head_size, heads_per_task, step.starts.data(),
-                      step.longest_first.data(), step.states.data(), out->view()};
+                      step.longest_first.data(), step.states.data(), step.starting_states.data(), out->view()};
     if (rows * width * step.pool.head_size < MIN_SHARED_STATE) {
         for (size_t task = 0; task < num_tasks; ++task) kernels_->wkv7(job, task);
         return out;

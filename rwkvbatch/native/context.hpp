@@ -90,6 +90,9 @@ struct Step {
     // sequence its state.
     std::vector<const float*> carried;
     std::vector<float*> states;
+    std::vector<const float*> starting_states;
+    // The matrices of the sequences before the step, [sequences, L, H, N, N], where they are not in the pool's slots; else null.
+    const float* start_wkv = nullptr;
 };
 
 struct LayerVectors {

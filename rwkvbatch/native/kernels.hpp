@@ -114,7 +114,8 @@ struct Wkv7Job {
     size_t num_heads, head_size, heads_per_task;
     const int64_t* starts;
     const int64_t* order;
-    float* const* states;  // of each sequence, [H, N, N], keys before values
+    float* const* states;  // of each sequence after its rows, [H, N, N], keys before values
+    const float* const* starting_states;  // before them; may be the same memory
     Rows out;
 };
 

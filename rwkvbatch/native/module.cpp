@@ -276,11 +276,19 @@ NB_MODULE(_native, m) {
             c.head(step, x, weight, bias, head, logits.data());
         })
         .def("run", [](Context& c, const Program& program, Input<int64_t, 1> tokens, Input<int64_t, 1> starts,
-                       Input<int64_t, 1> slots, Input<int64_t, 1> outputs, const Pool& pool, States<2> logits) {
+                       Input<int64_t, 1> slots, Input<int64_t, 1> outputs, const Pool& pool, States<2> logits,
+                       std::optional<Input<float, 5>> start_wkv) {
             Step step = begin(c, tokens, starts, slots, outputs, pool);
             check_head_logits(logits, step, program.num_logits());
+            if (start_wkv) {
+                for (size_t axis = 0; axis < 5; ++axis)
+                    if (start_wkv->shape(axis) != (axis == 0 ? step.slots.size() : pool.wkv.shape(axis)))
+                        throw nb::value_error("start_wkv must be [sequences, L, H, N, N]");
+                step.start_wkv = start_wkv->data();
+            }
             program.run(c, step, logits.data());
-        })
+        }, nb::arg("program"), nb::arg("tokens"), nb::arg("starts"), nb::arg("slots"), nb::arg("outputs"), nb::arg("pool"),
+             nb::arg("logits"), nb::arg("start_wkv") = nb::none())
         .def("activate", [](Context& c, States<1> values, const char* activation) {
             c.kernels().activate(values.data(), values.size(), activation_of(activation));
         })

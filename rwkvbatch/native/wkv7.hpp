@@ -59,10 +59,11 @@ RWKV_INLINE void prepare_row(const Wkv7Job& job, size_t row, size_t offset, Head
     }
 }
 
-// S <- S diag(w) - (S kk)(kk * a)^T + v k^T for BLOCKS * 16 values from `first`; y = S r. SIZE is the head's size where
-// it is known to the compiler, otherwise 0; then the last block may reach beyond it. The state at `ahead` is asked for.
+// S <- S diag(w) - (S kk)(kk * a)^T + v k^T for BLOCKS * 16 values from `first`; y = S r. S is read from `before`, which may
+// be `state`. SIZE is the head's size where it is known to the compiler, otherwise 0; then the last block may reach beyond
+// it. The state at `ahead` is asked for.
 template <size_t BLOCKS, size_t SIZE>
-RWKV_INLINE void advance_state(float* state, const float* ahead, size_t head_size, size_t first, const HeadRow& head,
+RWKV_INLINE void advance_state(float* state, const float* before, const float* ahead, size_t head_size, size_t first, const HeadRow& head,
                                const float* w, const float* r, const float* v, float* y) {
     const size_t size = SIZE > 0 ? SIZE : head_size;
     const auto at = [&](const float* row, size_t i) { return SIZE > 0 ? load(row + i) : load_upto(row + i, size - i); };
@@ -74,7 +75,7 @@ RWKV_INLINE void advance_state(float* state, const float* ahead, size_t head_siz
     for (size_t j = 0; j < size; ++j) {
         const F16 direction = set1(head.removal_key[j]);
         for (size_t b = 0; b < BLOCKS; ++b)
-            removed[b] = fma(at(state + j * size, first + b * LANES), direction, removed[b]);
+            removed[b] = fma(at(before + j * size, first + b * LANES), direction, removed[b]);
     }
     for (size_t b = 0; b < BLOCKS; ++b) removed[b] = zero() - removed[b];
     for (size_t j = 0; j < size; ++j) {
@@ -83,7 +84,7 @@ RWKV_INLINE void advance_state(float* state, const float* ahead, size_t head_siz
         for (size_t b = 0; b < BLOCKS; ++b) {
             const size_t i = first + b * LANES;
             __builtin_prefetch(ahead + j * size + i, 0, 2);
-            F16 s = at(state + j * size, i) * decay;
+            F16 s = at(before + j * size, i) * decay;
             s = fma(removed[b], back, s);
             s = fma(value[b], key, s);
             if constexpr (SIZE > 0) store(state + j * size + i, s);
@@ -111,23 +112,25 @@ RWKV_INLINE void finish_row(const Wkv7Job& job, size_t row, size_t offset, const
 
 inline void wkv7_head(const Wkv7Job& job, size_t sequence, size_t number) {
     const size_t size = job.head_size, offset = number * size;
-    float* state = job.states[sequence] + offset * size;
+    float* const state = job.states[sequence] + offset * size;
+    const float* const start = job.starting_states[sequence] + offset * size;
+    const float* before = start;
     HeadRow head;
     float y[MAX_HEAD_SIZE + LANES];
     const size_t last = static_cast<size_t>(job.starts[sequence + 1]) - 1;
-    for (size_t row = static_cast<size_t>(job.starts[sequence]); row <= last; ++row) {
+    for (size_t row = static_cast<size_t>(job.starts[sequence]); row <= last; ++row, before = state) {
         prepare_row(job, row, offset, head);
         const float* w = job.w.data + row * job.w.stride + offset;
         const float* r = job.r.data + row * job.r.stride + offset;
         const float* v = job.v.data + row * job.v.stride + offset;
         // A decoded token touches each state once, so what costs is to fetch it: ask for the next head's.
-        const float* ahead = row == last ? state + size * size : state;
+        const float* ahead = row == last ? start + size * size : state;
         if (size == 64) {
             for (size_t first = 0; first < size; first += WKV_BLOCKS * LANES)
-                advance_state<WKV_BLOCKS, 64>(state, ahead, size, first, head, w, r, v, y);
+                advance_state<WKV_BLOCKS, 64>(state, before, ahead, size, first, head, w, r, v, y);
         } else {
             for (size_t first = 0; first < size; first += LANES)
-                advance_state<1, 0>(state, ahead, size, first, head, w, r, v, y);
+                advance_state<1, 0>(state, before, ahead, size, first, head, w, r, v, y);
         }
         finish_row(job, row, offset, head, y);
     }

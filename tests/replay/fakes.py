@@ -15,6 +15,7 @@ from typing import Any
 
 from rwkvbatch.config import RunSettings
 from rwkvbatch.engine.request import FinishReason, Reply, ReplyTiming, Request, Score, closed_history
+from rwkvbatch.errors import RowError
 from rwkvbatch.replay.conversation import PromptEncoder
 from rwkvbatch.replay.grid import Cell, make_cells
 from rwkvbatch.replay.layers import Layered
@@ -202,10 +203,10 @@ class Longer:
 
 @dataclass(frozen=True)
 class Raises:
-    """A check that is broken."""
+    """A plug-in that is broken, as the guard of plug-ins reports it."""
 
     def judge(self, facts: ReplyFacts) -> Verdict:
-        raise ZeroDivisionError("broken plug-in")
+        raise RowError("the check 'mine' failed with ZeroDivisionError: broken plug-in")
 
 
 def make_conversation(

@@ -44,7 +44,7 @@ class TestFailedRows:
         result = run(tmp_path / "run", plan)
         rows = list(result.rows())
         assert [row.finish_reason == "error" for row in rows] == [True, True, True, False, False]
-        assert rows[0].error == "check 'mine' failed: ZeroDivisionError: broken plug-in"
+        assert rows[0].error == "the check 'mine' failed with ZeroDivisionError: broken plug-in"
         assert rows[0].reply
         assert rows[1].error == "not reached: turn 0 of this conversation failed"
         assert (result.summary.errors, result.summary.passed, result.summary.complete) == (3, False, True)
@@ -90,7 +90,7 @@ class TestFailedRows:
         assert len(failures) == 60
         told = [record.message for record in failures if record.levelname == "WARNING"]
         assert len(told) == FAILURES_SHOWN
-        assert told[0].startswith("conversation c0, cell base, repeat 0, turn 0: failed: check 'mine' failed")
+        assert told[0].startswith("conversation c0, cell base, repeat 0, turn 0: failed: the check 'mine' failed")
 
     def test_max_failures_ends_the_run_and_keeps_what_is_done(self, tmp_path: Path) -> None:
         conversations = [make_conversation(f"c{n}", 1, checks=[Check("mine", 1, Raises())]) for n in range(9)]

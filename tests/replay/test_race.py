@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.race_simulation import simulate
 from rwkvbatch.engine.request import Reply, Request
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import RowError, UsageError
 from rwkvbatch.replay.api import prepare
 from rwkvbatch.replay.conversation import PromptEncoder, preview
 from rwkvbatch.replay.grid import make_cells
@@ -34,7 +34,7 @@ BREAKS = "this breaks the check"
 class SaysGood:
     def judge(self, facts: ReplyFacts) -> Verdict:
         if BREAKS in facts.text:
-            raise ZeroDivisionError("broken plug-in")
+            raise RowError("the plug-in is broken")
         passed = "good" in facts.text
         return Verdict(passed, float(passed), None)
 

@@ -21,6 +21,7 @@ from rwkvbatch.comparison.metrics import TURN_METRICS
 from rwkvbatch.comparison.paired import Comparison
 from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.comparison.report.charts import memory_figures, most_different, sweep_figures, trend_figure, turn_figures
+from rwkvbatch.comparison.table import without_collection
 from rwkvbatch.comparison.wording import (
     BLAME_TITLE,
     RANKING_NOTE,
@@ -167,6 +168,7 @@ class Bar:
     mean: float
 
 
+@without_collection()
 def as_html(analysis: Analysis) -> str:
     """The whole report as one HTML document."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined

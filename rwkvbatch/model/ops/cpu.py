@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -14,10 +16,10 @@ from torch import Tensor
 
 from rwkvbatch import _native
 from rwkvbatch.errors import UsageError
-from rwkvbatch.model.base import Choices, FloatArray, RaggedBatch, SampleBatch, State, StatePool
+from rwkvbatch.model.base import Choices, FloatArray, ModelSpec, RaggedBatch, SampleBatch, State, StatePool
 from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, Rounding, ShiftKind
 from rwkvbatch.model.ops.reference import check_state
-from rwkvbatch.model.rwkv7 import Network
+from rwkvbatch.model.rwkv7 import ROWS_PER_STEP, Network, Rwkv7Model, token_lists
 
 Isa = Literal["auto", "avx512vnni", "avx512", "avxvnni", "avx2", "portable"]
 """Instruction set of the kernels; all of them give the same bits."""
@@ -71,9 +73,35 @@ class CpuPool:
             }
         )
 
-    def write(self, slots: Sequence[int], state: State) -> None:
+    def as_value(self) -> State:
+        """The states of all slots without a copy: the pool must not be used afterwards."""
+        shifts = self.shifts
+        return State({"att_shift": shifts[:, :, 0], "ffn_shift": shifts[:, :, 1], "wkv": self.wkv.transpose(-1, -2)})
+
+    def write_shifts(self, state: State) -> FloatArray | None:
+        """Copy the shifts of `state` into all slots, in order.
+
+        Returns:
+            The matrices of `state`, keys before values, if they lie in memory as the kernels have them; else None, and
+            nothing was copied.
+
+        Raises:
+            CheckpointError: as `write`.
+        """
+        self._check(state, self.capacity)
+        wkv = state.tensors["wkv"].detach().transpose(-1, -2)
+        if wkv.device.type != "cpu" or wkv.dtype != torch.float32 or not wkv.is_contiguous():
+            return None
+        self.shifts[:, :, 0] = state.tensors["att_shift"].detach()
+        self.shifts[:, :, 1] = state.tensors["ffn_shift"].detach()
+        return wkv.numpy()
+
+    def _check(self, state: State, batch_size: int) -> None:
         num_layers, num_heads, head_size = self.wkv.shape[1:4]
-        check_state(state, (num_layers, self.capacity, num_heads, head_size, head_size), len(slots))
+        check_state(state, (num_layers, self.capacity, num_heads, head_size, head_size), batch_size)
+
+    def write(self, slots: Sequence[int], state: State) -> None:
+        self._check(state, len(slots))
         index = list(slots)
         self.shifts[index, :, 0] = state.tensors["att_shift"].to(self.shifts)
         self.shifts[index, :, 1] = state.tensors["ffn_shift"].to(self.shifts)
@@ -117,6 +145,7 @@ class CpuOps:
         self.isa: Isa = self.native.isa
         self._rounding: Rounding | None = rounding
         self._table_bytes = 0
+        self._state_memory, self._logits_memory = RecycledMemory(), RecycledMemory()
         self._logits = torch.empty(0)
         self._views: dict[tuple[int, int], tuple[Tensor, FloatArray]] = {}
 
@@ -155,8 +184,17 @@ class CpuOps:
         return self.native.table(*_words(weight.contiguous()))
 
     def make_pool(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> CpuPool:
+        wkv = _on_huge_pages(capacity * num_layers * num_heads * head_size**2)
+        return self._pool_in(wkv.view(capacity, num_layers, num_heads, head_size, head_size))
+
+    def make_value(self, capacity: int, num_layers: int, num_heads: int, head_size: int) -> CpuPool:
+        """A pool for one step, in memory that serves again when nothing refers to it any more."""
+        wkv = self._state_memory.take(capacity * num_layers * num_heads * head_size**2)
+        return self._pool_in(wkv.view(capacity, num_layers, num_heads, head_size, head_size))
+
+    def _pool_in(self, wkv: Tensor) -> CpuPool:
+        capacity, num_layers, num_heads, head_size, _ = wkv.shape
         shifts = torch.empty(capacity, num_layers, 2, num_heads * head_size)
-        wkv = _on_huge_pages(capacity, num_layers, num_heads, head_size, head_size)
         return CpuPool(shifts, wkv, self.native.pool(shifts.numpy(), wkv.numpy()))
 
     # One step
@@ -198,6 +236,22 @@ class CpuOps:
         self.native.run(program, batch.tokens, batch.starts, batch.slots, batch.outputs, pool.native, memory)
         return logits
 
+    def run_from(
+        self, program: _native.Program, batch: RaggedBatch, pool: CpuPool, start_wkv: FloatArray | None
+    ) -> Tensor:
+        """`run` with logits of its own.
+
+        Args:
+            start_wkv: the matrices of the batch's sequences before the step, [B, L, H, N, N], keys before values, which
+                are not changed; None where `pool` has them. `pool` has the shifts.
+        """
+        shape = len(batch.outputs), program.num_logits
+        logits = self._logits_memory.take(math.prod(shape)).view(shape)
+        starts = () if start_wkv is None else (start_wkv,)
+        arguments = batch.tokens, batch.starts, batch.slots, batch.outputs, pool.native, logits.numpy()
+        self.native.run(program, *arguments, *starts)
+        return logits
+
     def _logits_of(self, num_outputs: int, vocab_size: int) -> tuple[Tensor, FloatArray]:
         """Memory for logits [P, vocab], reused by every step, as a tensor and as a numpy array."""
         size = num_outputs * vocab_size
@@ -220,12 +274,35 @@ class CpuOps:
         return Choices(tokens, logprobs)
 
 
-def _on_huge_pages(*shape: int) -> Tensor:
-    """Memory aligned to huge pages whose last page is not shared."""
-    count, page = math.prod(shape), HUGE_PAGE // 4
+def _on_huge_pages(count: int) -> Tensor:
+    """Memory for so many floats, aligned to huge pages, whose last page is not shared."""
+    page = HUGE_PAGE // 4
     memory = torch.empty(count + 2 * page)
     start = -(memory.data_ptr() // 4) % page
-    return memory[start : start + count].view(shape)
+    return memory[start : start + count]
+
+
+class RecycledMemory:
+    """Memory for results, of which one block that nobody refers to any more is kept for the next of its size.
+
+    The system clears every page that it hands out, which takes longer than writing results to it.
+    """
+
+    def __init__(self) -> None:
+        self._unused: Tensor | None = None
+
+    def take(self, count: int) -> Tensor:
+        """Undefined memory for `count` floats, [count]. It comes back when no tensor, view or array refers to it."""
+        block, self._unused = self._unused, None
+        if block is None or block.numel() != count:
+            block = _on_huge_pages(count)
+        array = block.numpy()[:]
+        # All tensors that share this array's memory keep it alive, and it keeps nothing of them.
+        weakref.finalize(array, self._give_back, block).atexit = False
+        return torch.from_numpy(array)
+
+    def _give_back(self, block: Tensor) -> None:
+        self._unused = block
 
 
 def _plain(values: Tensor) -> FloatArray:
@@ -255,10 +332,10 @@ class TracedProgram:
     def __init__(self, network: Network) -> None:
         tracer = _Tracer()
         network.run(tracer, None)
-        self._program = tracer.program
+        self.native = tracer.program
 
     def step(self, ops: CpuOps, batch: RaggedBatch, pool: StatePool) -> Tensor:
-        return ops.run(self._program, batch, pool)
+        return ops.run(self.native, batch, pool)
 
 
 class _Tracer:
@@ -287,3 +364,38 @@ class _Tracer:
     def head(self, step: None, x: Register, norm: Vectors, layer: _native.LinearLayer) -> Tensor:
         self.program.head(x, *norm, layer)
         return torch.empty(0, layer.outputs)
+
+
+class CpuModel(Rwkv7Model):
+    """`Rwkv7Model` over the native kernels, whose `forward` copies no states.
+
+    A step reads the matrices of the state that it is given, and writes those of the state that it returns: views of the
+    memory in which the kernels left them.
+    """
+
+    def __init__(self, network: Network, ops: CpuOps, spec: ModelSpec, *, initial_wkv: Tensor | None = None) -> None:
+        program = TracedProgram(network)
+        super().__init__(program, ops, spec, initial_wkv=initial_wkv)
+        self._cpu, self._program = ops, program.native
+
+    def forward(
+        self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False
+    ) -> tuple[Tensor, State]:
+        spec = self.spec
+        lists = token_lists(tokens, state, spec.vocab_size)
+        starts = np.array([0, *accumulate(len(part) for part in lists)])
+        if starts[-1] > ROWS_PER_STEP:
+            return super().forward(tokens, state, every_token)
+        pool = self._cpu.make_value(len(lists), spec.num_layers, spec.num_heads, spec.head_size)
+        slots = np.arange(len(lists))
+        start_wkv = None
+        if state is None:
+            if self._initial_wkv is not None:
+                pool = pool.with_initial(self._initial_wkv)
+            for slot in range(len(lists)):
+                pool.clear(slot)
+        elif (start_wkv := pool.write_shifts(state)) is None:
+            pool.write(range(len(lists)), state)
+        outputs = np.arange(starts[-1]) if every_token else starts[1:] - 1
+        batch = RaggedBatch(np.concatenate(lists), starts, slots, outputs)
+        return self._cpu.run_from(self._program, batch, pool, start_wkv), pool.as_value()

@@ -100,6 +100,6 @@ def test_an_operation_cannot_need_what_none_before_it_makes(ops: CpuOps) -> None
 def test_logits_must_have_room_for_every_output(ops: CpuOps, network: Network) -> None:
     batch, pool = RaggedBatch.of([[1], [2]], [0, 1]), make_pool(ops, 2)
     parts = batch.tokens, batch.starts, batch.slots, batch.outputs, pool.native
-    program = TracedProgram(network)._program
+    program = TracedProgram(network).native
     with pytest.raises(ValueError, match="the logits must be"):
         ops.native.run(program, *parts, np.empty((1, VOCAB_SIZE), np.float32))
