@@ -43,7 +43,8 @@ def welch(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """The p-value of Welch's test of two lists of numbers."""
     from scipy.stats import ttest_ind
 
-    return float(ttest_ind(a, b, equal_var=False).pvalue)
+    _, p = ttest_ind(a, b, equal_var=False)
+    return float(p)
 
 
 def differences(effect: float, conversations: int, samples: int, *, same: bool = True) -> Rates:
