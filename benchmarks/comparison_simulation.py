@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +44,8 @@ def welch(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """The p-value of Welch's test of two lists of numbers."""
     from scipy.stats import ttest_ind
 
-    _, p = ttest_ind(a, b, equal_var=False)
-    return float(p)
+    result: Any = ttest_ind(a, b, equal_var=False)  # its type does not declare its attributes
+    return float(result.pvalue)
 
 
 def differences(effect: float, conversations: int, samples: int, *, same: bool = True) -> Rates:
