@@ -81,6 +81,7 @@ EXTRAS = {
     "ray": "runs on a Ray cluster (`--ray`)",
     "endpoint": "served models (`run --endpoint`, `chat --endpoint`, `certify`)",
     "serve": "the server (`rwkvbatch serve`)",
+    "ifeval": "checks of IFEval's instructions",
     "lm-eval": "`rwkvbatch lm-eval`",
     "inspect": "Inspect's model provider",
     "docs": "building this site (`make docs`)",
