@@ -10,31 +10,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPT = '{"id": "a", "messages": [{"role": "user", "content": "hi"}]}\n'
+SCRIPT = "".join(f'{{"id": "{n}", "messages": [{{"role": "user", "content": "hi {n}"}}]}}\n' for n in range(40))
+"""Of several conversations, so that each worker reports before the run ends."""
 
 
 @pytest.fixture(scope="module")
 def without_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose `rwkvbatch` is this one, but for the native kernels."""
+    """A folder for `PYTHONPATH`: in every process that has it, the native kernels cannot be imported."""
     place = tmp_path_factory.mktemp("without_kernels")
-    (place / "rwkvbatch").mkdir()
-    for entry in (ROOT / "rwkvbatch").iterdir():
-        if not entry.name.startswith(("_native", "__pycache__")):
-            (place / "rwkvbatch" / entry.name).symlink_to(entry)
+    hide = "import sys\nsys.modules['rwkvbatch._native'] = None\n"
+    (place / "sitecustomize.py").write_text(hide, encoding="utf-8")
     return place
 
 
 def rwkvbatch(place: Path, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    start = (
-        "import sys; sys.argv[0] = 'rwkvbatch'; import rwkvbatch; rwkvbatch.__path__[:] = [sys.argv.pop(1)]\n"
-        "from rwkvbatch.cli import main; main()"
-    )
     return subprocess.run(
-        [sys.executable, "-c", start, str(place / "rwkvbatch"), *arguments],
+        [sys.executable, "-m", "rwkvbatch", *arguments],
         input=given,
         capture_output=True,
         text=True,
-        cwd=place,
+        cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(place)},
         check=False,
         timeout=120,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gc
+import logging
 import os
 import select
 import signal
@@ -28,7 +29,7 @@ from rwkvbatch import signals
 from rwkvbatch.errors import RwkvBatchError, WorkerError
 from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.replay.pool import Event, Joined, Left, Order, RestartLimit
+from rwkvbatch.replay.pool import Event, Joined, Left, LogEntry, Order, RestartLimit
 from rwkvbatch.replay.worker import LogCollector, Worker, collecting_logs, serve
 
 Channel: TypeAlias = "Connection[Any, Any]"
@@ -228,6 +229,13 @@ class _Wait:
     process: int
 
 
+@dataclass(frozen=True)
+class _Logged:
+    """What was logged while a model was loaded; sent before the answer, since a worker may end before it reports."""
+
+    entries: tuple[LogEntry, ...]
+
+
 class _Template:
     """The pool's end: starts the template process and sends it requests."""
 
@@ -254,7 +262,9 @@ class _Template:
         if socket is not None:
             send_handle(self._channel, socket.fileno(), self._process.pid)
         try:
-            answer = self._channel.recv()
+            while isinstance(answer := self._channel.recv(), _Logged):
+                for entry in answer.entries:
+                    logging.getLogger(entry.logger).log(entry.level, entry.text)
         except EOFError:
             code = self._process.wait()
             raise EOFError(f"the process that loads the model ended with {code}") from None
@@ -303,7 +313,7 @@ def end_with(lifeline: int) -> None:
 
 
 def _answer_requests(channel: Channel, logs: LogCollector, lifeline: int) -> None:
-    """Log records of the template itself go to the first worker, which reports them."""
+    """Log records of the template go to the pool with the answer, or to the next worker, which reports them."""
     served: tuple[Plan, ModelLoader] | None = None
     while True:
         try:
@@ -336,6 +346,8 @@ def _answer_requests(channel: Channel, logs: LogCollector, lifeline: int) -> Non
             case _:
                 raise TypeError(f"not a request: {request!r}")
         with contextlib.suppress(BrokenPipeError):  # the pool has ended: the next `recv` ends this process
+            if isinstance(request, _Load) and (entries := logs.take()):
+                channel.send(_Logged(entries))
             channel.send(answer)
 
 

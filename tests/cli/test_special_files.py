@@ -197,7 +197,7 @@ class TestRowsOfAnotherProgram:
             ({"turn": -1}, "turn must be an integer in 0 to"),
             ({"seed": 2**64}, "seed must be an integer"),
             ({"finish_reason": "tired"}, "finish_reason must be one of eos, error, length, scored, stop"),
-            ({"finish_reason": []}, "finish_reason must be one of"),
+            ({"finish_reason": []}, "finish_reason must be a string"),
             ({"reply_ids": [1, 2**31]}, "reply_ids must contain token ids, got 2147483648"),
             ({"reply_ids": [1, True]}, "reply_ids must contain token ids, got true"),
             ({"reply_ids": "abc"}, "reply_ids must be an array"),

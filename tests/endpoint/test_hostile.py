@@ -151,7 +151,7 @@ def test_waits_grow_and_follow_the_server(monkeypatch: pytest.MonkeyPatch) -> No
             waits.append(seconds)
             return False
 
-    busy = b"HTTP/1.1 429 Busy\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n"
+    busy = b"HTTP/1.1 429 Busy\r\nRetry-After: 7\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
     with raw_server(answering(busy)) as url:
         caller = Client(url, ClientOptions(retries=4), key="", jitter=lambda: 0.5)
         cancelled: Any = Never()
@@ -162,7 +162,7 @@ def test_waits_grow_and_follow_the_server(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_budget_counts_retries() -> None:
     budget = Budget(3)
-    with raw_server(answering(b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n")) as url:
+    with raw_server(answering(b"HTTP/1.1 500 Oops\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")) as url:
         caller = Client(url, ClientOptions(retries=9), key="", budget=budget, jitter=lambda: 0.0)
         with pytest.raises(RequestsSpentError):
             caller.call("POST", "completions", {}, list)
