@@ -99,7 +99,7 @@ def texts_of(number: int) -> list[str]:
 
 
 async def ask(server: Server, text: str, seed: int, max_tokens: int, leave_after: int | None) -> str | None:
-    """The text of a streamed reply; None if the client left after so many events."""
+    """The text of a streamed reply; None if the client left early."""
     # HTTP/1.0: the body is not in chunks, so that its lines can be read as they are.
     body = {"model": MODEL, "messages": [{"role": "user", "content": text}], "seed": seed, "stream": True}
     data = json.dumps({**body, **PARAMS, "max_tokens": max_tokens}).encode()
@@ -134,7 +134,7 @@ async def ask(server: Server, text: str, seed: int, max_tokens: int, leave_after
 async def load(
     server: Server, work: list[tuple[str, int, str]], streams: int, max_tokens: int, leaving: float, until_s: float
 ) -> Counts:
-    """Ask all of `work` once, or again and again until `until_s`, in so many streams."""
+    """Ask all of `work` once, or again and again until `until_s`, in `streams` streams at once."""
     counts, source = Counts(), random.Random(2)
     queue = iter(work)
 

@@ -170,7 +170,7 @@ def in_words(error: BaseException) -> str:
     """The type and text of an exception that may be of foreign code, whose text may fail too."""
     try:
         text = str(error)
-    except Exception:
+    except Exception:  # `__str__` is foreign code as well
         text = "(without a text)"
     return f"{type(error).__name__}: {text}"
 

@@ -19,7 +19,7 @@ def loop() -> None:
 def loop_and_catch_everything() -> None:
     try:
         loop()
-    except BaseException:
+    except BaseException:  # as careless foreign code does
         return
 
 

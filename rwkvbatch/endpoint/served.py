@@ -78,7 +78,7 @@ class ServedSpec:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """Stands where an engine has its model."""
+    """Takes the place of an engine's model."""
 
     spec: ServedSpec
 

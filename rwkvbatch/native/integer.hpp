@@ -200,7 +200,7 @@ struct IntegerTile {
     float* sums;             // [panel][row][16]
     size_t panel_sums;       // distance between panels there
     const uint8_t* ahead;    // weights to ask the memory for meanwhile,
-    size_t ahead_step;       // so many bytes for each quad
+    size_t ahead_step;       // bytes for each quad
 };
 
 template <size_t GROUP, size_t ROWS, size_t PANELS> void integer_tile(const IntegerTile& tile) {

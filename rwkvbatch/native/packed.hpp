@@ -49,7 +49,7 @@ struct PackedMatrix {
     size_t num_panels() const { return ceil_div(out, PANEL); }
     size_t panel_bytes() const { return bytes_before(in, 1); }
     size_t num_bytes() const { return num_panels() * panel_bytes(); }
-    // Bytes of one unit of inputs (`unit_inputs`) in so many panels.
+    // Bytes of one unit of inputs (`unit_inputs`) in that number of panels.
     size_t input_bytes(size_t panels) const { return panels * unit_bytes(dtype); }
     size_t band_width(size_t panel) const { return std::min(BAND, num_panels() - panel / BAND * BAND); }
     // Bytes of so many first inputs in so many panels: whole blocks that share a scale, or all.

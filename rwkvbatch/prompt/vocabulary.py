@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint: by what it declares or brings, by its number of token ids, or as it is told.
+"""The tokenizer of a checkpoint: by what it declares or brings, by its number of token ids, or by `--vocab`.
 
 World checkpoints have 65,536 ids, with few exceptions down to 65,525; RWKV-4 Pile and Raven have the GPT-NeoX 20B
 tokenizer's (50,254 to 50,304 rows, padded), whose file `20B_tokenizer.json` is in the repository BlinkDL/ChatRWKV. Ids

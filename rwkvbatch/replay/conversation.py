@@ -195,7 +195,7 @@ class ConversationReplay:
                 work.part_of[number] = part
                 self.pending.add(number)
                 work.num_submitted += 1
-        except BaseException:
+        except BaseException:  # Ctrl-C too: the engine would go on with requests that nobody takes
             for number in self.pending:
                 engine.cancel(number)
             raise

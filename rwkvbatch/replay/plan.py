@@ -165,7 +165,7 @@ class Plan(RowIndex):
         )
 
     def replaces_system(self, cell: int) -> bool:
-        """Whether the cell's system message, if any, stands in place of those of the script, or only where it has none.
+        """Whether the cell's system message, if any, replaces those of the script, or only where it has none.
 
         The command line's and the grid's do, those of the environment and the config file do not.
         """

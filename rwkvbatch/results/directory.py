@@ -96,7 +96,7 @@ class DirectoryLock:
                 path=directory / name,
                 hint="give another directory with --out",
             ) from None
-        except BaseException:
+        except BaseException:  # Ctrl-C too: nobody can release an object whose construction failed
             self.release()
             raise
         about = {"pid": os.getpid(), "host": socket.gethostname(), "command": command}

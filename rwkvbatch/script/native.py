@@ -330,7 +330,7 @@ def _read_probes(
 ) -> list[Turn]:
     """The turns of `probes`, each with the number of its turn and its place in the line, in the order of the dialogue.
 
-    A probe that stands on the conversation is asked after every turn from `since` on.
+    A probe of the conversation is asked after every turn from `since` on.
     """
     found: list[Turn] = []
     count = dict.fromkeys(range(num_turns), 0)

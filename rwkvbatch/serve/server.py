@@ -56,7 +56,7 @@ WRITE_SECONDS = 60.0
 """For a client to read something of what waits to be sent."""
 KEEP_ALIVE_SECONDS = 30
 GRACE_SECONDS = 10
-"""For replies under way when the server is told to stop."""
+"""For replies under way when the server is asked to stop."""
 SWITCH_SECONDS = 0.0005
 """How long a thread keeps the interpreter while another one waits for it: the engine's must not wait for the HTTP
 server's 5 ms, the default, after each of its forward passes."""
@@ -299,7 +299,7 @@ def _listen(host: str, port: int) -> socket.socket:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
             listening.listen(2048)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: nothing else would close the socket
             listening.close()
             raise
     except (OSError, UnicodeError, OverflowError) as error:

@@ -275,7 +275,7 @@ class CpuOps:
 
 
 def _on_huge_pages(count: int) -> Tensor:
-    """Memory for so many floats, aligned to huge pages, whose last page is not shared."""
+    """Memory for a number of floats, aligned to huge pages, whose last page is not shared."""
     page = HUGE_PAGE // 4
     memory = torch.empty(count + 2 * page)
     start = -(memory.data_ptr() // 4) % page
