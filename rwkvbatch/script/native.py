@@ -434,28 +434,25 @@ class _Conversation(_Additions):
     tool_choice: Any = None
 
 
-class _Text(Shape):
-    text: str
+class _Plain(Shape):
     id: str | None = None
     tags: list[str] = Field(default_factory=list[str])
     params: Any = None
 
 
-class _Continuation(Shape):
+class _Text(_Plain):
+    text: str
+
+
+class _Continuation(_Plain):
     prompt: str
     continuation: str
-    id: str | None = None
-    tags: list[str] = Field(default_factory=list[str])
-    params: Any = None
 
 
-class _PlainChoices(Shape):
+class _PlainChoices(_Plain):
     prompt: str
     choices: Any
     expect: Any = None
-    id: str | None = None
-    tags: list[str] = Field(default_factory=list[str])
-    params: Any = None
 
 
 class _AnyText(_Text):
