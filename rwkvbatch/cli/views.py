@@ -321,7 +321,7 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     from rwkvbatch.cli.exits import print_json
     from rwkvbatch.replay.conversation import PromptEncoder, preview
     from rwkvbatch.replay.models import vocabularies
-    from rwkvbatch.script.lint import lint
+    from rwkvbatch.script.lint import lint, lint_system
 
     tokenizer, about_vocabularies = vocabularies(prepared.plan)
     found = preview(prepared.plan, PromptEncoder(tokenizer))
@@ -332,7 +332,8 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
         turn_end="blank-line" if any(cell.turn_end == "blank-line" for cell in cells) else "auto",
         reply_prefix=cells[0].reply_prefix,
     )
-    warnings = [*about_vocabularies, *map(str, found_in_script)]
+    found_in_options = lint_system(cell.system for cell in cells if cell.system is not None)
+    warnings = [*about_vocabularies, *map(str, (*found_in_options, *found_in_script))]
     if as_json:
         print_json({**found.as_dict(), "warnings": warnings})
         return
