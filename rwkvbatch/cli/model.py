@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,7 @@ from rwkvbatch.errors import UsageError
 if TYPE_CHECKING:
     from rwkvbatch.bench.verify import Verification
     from rwkvbatch.model.checkpoint import Description
+    from rwkvbatch.model.tensor_file import Entry, OnWritten
 
 VERIFY_EPILOG = """[bold]Examples[/]
 
@@ -190,9 +193,20 @@ def convert_command(
         tensors = checkpoint.rounded(None if dtype is None else DTYPES[dtype])
         declared = vocab or checkpoint.vocabulary
         metadata = None if declared is None else {METADATA_KEY: declared}
-        save_entries(output, tensors, metadata=metadata, replace=force)
+        with _written(output, tensors, quiet=quiet) as on_written:
+            save_entries(output, tensors, metadata=metadata, replace=force, on_written=on_written)
         undone = "".join(f"; undone: {phrase}" for phrase in checkpoint.file.undone)
     message(f"wrote {output}, {len(tensors)} tensors{undone}", quiet=quiet)
+
+
+@contextmanager
+def _written(output: Path, entries: Mapping[str, Entry], *, quiet: bool) -> Generator[OnWritten]:
+    """A bar of the bytes of `entries` that are written."""
+    from rwkvbatch.cli.views import progress_bar
+
+    whole = sum(entry.num_bytes for entry in entries.values())
+    with progress_bar(f"writing {output.name}", quiet=quiet, of_bytes=True) as shown:
+        yield lambda done: shown(done, whole)
 
 
 @app.command("quantize", cls=Command, epilog=QUANTIZE_EPILOG)
@@ -230,7 +244,8 @@ def quantize_command(
             )
         entries, metadata = quantised(checkpoint.rounded(None), to)
         declared = {} if checkpoint.vocabulary is None else {METADATA_KEY: checkpoint.vocabulary}
-        save_entries(output, entries, metadata={**declared, **metadata}, replace=force)
+        with _written(output, entries, quiet=quiet) as on_written:
+            save_entries(output, entries, metadata={**declared, **metadata}, replace=force, on_written=on_written)
         size = checkpoint.file.num_bytes
     written = output.stat().st_size
     message(f"wrote {output}, {to}, {_size(written)}, {written / size:.0%} of the original", quiet=quiet)
