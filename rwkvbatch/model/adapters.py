@@ -227,7 +227,7 @@ def _warn_of_quantised_base(config: Mapping[str, Any], path: Path) -> None:
     if (why := peft_config.quantised_base(config, path)) is not None:
         warnings.warn(
             f"{path}: this adapter was trained over a quantised base (QLoRA): {why}. It is merged into the weights as "
-            "they are, without that rounding, so replies are not exactly those of the training; for these, merge it with "
+            "they are, without that rounding, so replies are not exactly the training's; for those, merge it with "
             "the tool that trained it, which rounds the base first, and give the result as --model",
             peft_config.QuantisedBaseWarning,
             stacklevel=2,
