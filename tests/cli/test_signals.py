@@ -34,7 +34,8 @@ def test_while_modules_are_imported_a_signal_ends_the_process_with_a_word(
 def test_nothing_is_imported_before_signals_are_handled() -> None:
     # `typing` alone took 15 times as long as the rest; until then a signal ends Python's way, with a traceback.
     program = (
-        f"import importlib, os, sys, warnings; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); before = set(sys.modules)\n"
+        "import importlib, os, sys, warnings\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[2])!r}); before = set(sys.modules)\n"
         "import rwkvbatch.cli; rwkvbatch.cli._leave_on_signals(); print(sorted(set(sys.modules) - before))"
     )
     found = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True)
