@@ -22,6 +22,7 @@ from rwkvbatch.replay.pool import Event, Left, Order
 from rwkvbatch.replay.ray_cluster import versions
 from rwkvbatch.replay.worker import LogCollector, Worker, collecting_logs, serve
 from rwkvbatch.setting_names import ENVIRONMENT_PREFIX
+from rwkvbatch.signals import end_process
 
 _ray = cast("Any", ray)  # most of its functions have no types
 MakeLoader = Callable[[], ModelLoader]
@@ -57,7 +58,7 @@ class RayWorker:
     def place(self) -> str:
         """Host name and device. A process that served before ends instead: Ray restarts it and repeats the call."""
         if self._served:
-            os._exit(1)
+            end_process(1)
         gpus = _ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
         return f"{socket.gethostname()}, {f'cuda:{gpus[0]}' if gpus else 'cpu'}"
 
