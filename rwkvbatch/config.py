@@ -272,7 +272,15 @@ PRESETS: Mapping[str, Sampling] = {
     ),
     "g1-fake-think": Sampling(temperature=1.0, top_p=0.28, top_k=32, order="temperature-top-k"),
     "g1-tools": Sampling(temperature=0.96, top_p=0.76, top_k=32, order="temperature-top-k"),
-    "g1-demo": Sampling(temperature=1.0, top_p=0.5, presence_penalty=1.0, frequency_penalty=0.1, penalty_decay=0.99),
+    "g1-demo": Sampling(
+        temperature=1.0,
+        top_p=0.5,
+        top_k=500,
+        presence_penalty=1.0,
+        frequency_penalty=0.1,
+        penalty_decay=0.99,
+        order="temperature-top-k",
+    ),
     "creative": Sampling(temperature=1.2, top_p=0.7, presence_penalty=0.4, frequency_penalty=0.4),
     "precise": Sampling(temperature=1.0, top_p=0.1),
     "model": Sampling(temperature=1.0, top_p=1.0),
@@ -417,7 +425,7 @@ class Prompting(ReplyPrompt):
     """How a turn becomes text: what a prompt template is loaded by."""
 
     template: str | None = setting(
-        None, "Jinja2 template in place of RWKV's official one: a file, or markdown.", "FILE", "Prompt"
+        None, "Jinja2 template in place of RWKV's official one: a file, bot or markdown.", "FILE", "Prompt"
     )
 
     def __hash__(self) -> int:

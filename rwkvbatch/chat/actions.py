@@ -40,6 +40,7 @@ from rwkvbatch.model.safetensors import STATE
 from rwkvbatch.model.states import save_state
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.replay.layers import checked_values
+from rwkvbatch.script.lint import lint_system
 
 NUM_CANDIDATES = 10
 SETTABLE = tuple(SHORT_NAMES.get(name, name) for name in TURN_SETTINGS)
@@ -289,6 +290,13 @@ def system(chat: Chat, text: str) -> None:
     session.begin_again(None if text == "none" else text)
     chat.transcript.record(session)
     chat.view.note(f"a new conversation, on branch {session.tree.current}; /switch {previous} goes back")
+    note_probable_mistakes(chat, session.tree.opening.system, "/system")
+
+
+def note_probable_mistakes(chat: Chat, system: str | None, option: str) -> None:
+    """Note what the prompt's format changes in a system message, and what the model may read as another role."""
+    for warning in lint_system([system or ""], option):
+        chat.view.note(str(warning))
 
 
 def save(chat: Chat, target: OutputFile) -> None:

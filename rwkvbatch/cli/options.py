@@ -82,6 +82,15 @@ ConfigOption = Annotated[
     Path | None,
     option("--config", "TOML file with settings. The command line and $RWKVBATCH_* win over it.", "FILE", OUTPUT_PANEL),
 ]
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="Checkpoint: a file, whose ending may be left out, or a directory. "
+        "[dim]Default: $RWKVBATCH_MODEL, else the bundled one.[/]",
+    ),
+]
 RandomOption = Annotated[
     str | None, option("--random", "Take random weights of this shape, such as 12x768.", "LAYERSxWIDTH")
 ]

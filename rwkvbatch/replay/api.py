@@ -37,7 +37,7 @@ from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.results.directory import SKIPPED_NAME
 from rwkvbatch.script.documents import read_documents
-from rwkvbatch.script.lint import lint
+from rwkvbatch.script.lint import lint, lint_system
 from rwkvbatch.script.reader import Script, read_scripts
 
 if TYPE_CHECKING:
@@ -385,7 +385,9 @@ def _log_ignored(script: Script) -> None:
 
 
 def _log_lint(plan: Plan) -> None:
-    """Log how many contents are probably mistakes."""
+    """Log how many contents are probably mistakes, and each probable mistake in the system messages of the settings."""
+    for warning in lint_system(cell.system for cell in plan.cell_settings if cell.system is not None):
+        _log.warning("%s", warning)
     counts = Counter(warning.code for warning in lint(plan.conversations))
     if counts:
         shown = ", ".join(f"{count:,} {code}" for code, count in counts.most_common())

@@ -35,6 +35,7 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Event, Joined, Left, Order, RestartLimit, processors
 from rwkvbatch.replay.ray_cluster import Slot, cluster_nodes, connect, make_slots, raylet_is_alive, versions
 from rwkvbatch.replay.worker import LogCollector, Worker, collecting_logs, serve
+from rwkvbatch.signals import end_process
 
 PLACEMENT_S = 60.0
 """How long an actor may wait for room on the cluster before a warning or an error."""
@@ -76,7 +77,7 @@ class RayWorker:
     def place(self) -> str:
         """Host name and device. A process that served before ends instead: Ray restarts it and repeats the call."""
         if self._served:
-            os._exit(1)
+            end_process(1)
         gpus = _ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
         return f"{socket.gethostname()}, {f'cuda:{gpus[0]}' if gpus else 'cpu'}"
 
