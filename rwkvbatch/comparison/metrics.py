@@ -29,15 +29,15 @@ Part = Literal["any", "text", "choices", "thinking"]
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
 
 
-def parts_of(row: RawRow) -> tuple[Part, ...]:
+def parts_of(row: RawRow) -> list[Part]:
     """The parts that a row has."""
-    parts: tuple[Part, ...] = ("any",)
+    parts: list[Part] = ["any"]
     if (reference := row["reference"]) is not None and reference.get("bytes") is not None:
-        parts += ("text",)
+        parts.append("text")
     if row.get("choices") is not None:
-        parts += ("choices",)
+        parts.append("choices")
     if row["reply"].startswith("<think") or row["tokens"].get("thinking") is not None:
-        parts += ("thinking",)
+        parts.append("thinking")
     return parts
 
 

@@ -55,11 +55,11 @@ class _Numbers:
 
     def __init__(self, part: Part) -> None:
         metrics = [metric for metric in TURN_METRICS if metric.part == part]
-        by_row = {metric.name: metric.of for metric in metrics if metric.of and not metric.of_ngrams}
-        weights = {metric.weight_column: metric.weight for metric in metrics if metric in _WEIGHTS}
-        self._functions: dict[str | None, Any] = by_row | weights
-        self._of = list(by_row.values())
-        self._weights = list(weights.values())
+        by_row = [(metric.name, metric.of) for metric in metrics if metric.of and not metric.of_ngrams]
+        weights = [(metric.weight_column, metric.weight) for metric in metrics if metric in _WEIGHTS and metric.weight]
+        self._names = [str(name) for name, _ in (*by_row, *weights)]
+        self._of = [of for _, of in by_row]
+        self._weights = [weight for _, weight in weights]
         self._rows = array("q")
         self._values: list[list[float | None]] = []
 
@@ -74,10 +74,10 @@ class _Numbers:
 
     def columns(self, size: int) -> dict[str, NDArray[np.float64]]:
         """By name, `[size]` numbers; NaN where a row has none."""
-        found = np.full((size, len(self._functions)), np.nan)
+        found = np.full((size, len(self._names)), np.nan)
         if self._rows:
             found[np.array(self._rows)] = self._values
-        return {str(name): found[:, column] for column, name in enumerate(self._functions)}
+        return {name: found[:, column] for column, name in enumerate(self._names)}
 
 
 class _Columns:
