@@ -240,9 +240,8 @@ class Values:
         codes = wide.index.get_level_values("conversation_code").to_numpy(dtype=np.int64)
         repeats = wide.index.get_level_values("repeat").to_numpy(dtype=np.int64)
         rows, weights = wide.to_numpy(dtype=np.float64), None
-        if metric.weight_column in table:
-            columns = [*keys, metric.weight_column]
-            each = [rows_of(table, variant, columns).set_index(keys)[metric.weight_column] for variant in variants]
+        if (weight := metric.weight_column) is not None and weight in table:
+            each = [rows_of(table, variant, [*keys, weight]).set_index(keys)[weight] for variant in variants]
             all_weights = pd.concat(each, axis=1, join="outer").loc[wide.index].to_numpy(dtype=np.float64)
             weights = np.nanmax(all_weights, axis=1)
             weights[np.nanmin(all_weights, axis=1) != weights] = np.nan
