@@ -147,6 +147,30 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
     return decorate
 
 
+JUDGE_SETTINGS = (
+    "judge",
+    "judge_strategy",
+    "judge_vocab",
+    "judge_url",
+    "judge_model",
+    "judge_body",
+    "batch_size",
+    "threads",
+    "concurrency",
+    "max_requests",
+    "endpoint_timeout",
+    "endpoint_retries",
+)
+"""The settings of commands that ask a judge about rows that exist."""
+
+JUDGE_HELP = {
+    "batch_size": "Texts that a judge of this machine reads at the same time. Changes no verdict. [dim]Default: 32[/]",
+    "threads": "CPU threads of the judge.",
+    "concurrency": "Requests at a time to the judge's server. [dim]Default: 8[/]",
+    "max_requests": "Send at most N requests to it, retries included; verdicts that need more are missing.",
+}
+
+
 @contextmanager
 def model_path(model: str | None, random: str | None, *, named: str, quiet: bool) -> Generator[str | None]:
     """The path of the checkpoint `model`, which errors call `named`, or of one with random weights of shape `random`.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD, Box
@@ -33,6 +34,23 @@ class TrimmedConsole(Console):
             super().print(*objects, **options)
         self.file.write(re.sub(r"[ \t]+$", "", captured.get(), flags=re.MULTILINE))
         self.file.flush()
+
+
+@contextmanager
+def progress_bars(*, quiet: bool) -> Generator[Callable[[str, int, int], None]]:
+    """Bars on standard error, if that is a terminal; called with a bar's name, what is done, and all of it."""
+    from rich.progress import Progress, TaskID
+
+    err = Console(stderr=True)
+    with Progress(console=err, transient=True, disable=quiet or not err.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=None)
+            bars.update(tasks[name], completed=done, total=total)
+
+        yield show
 
 
 def console(*, stderr: bool = False, file: IO[str] | None = None, width: int | None = None) -> Console:
@@ -155,7 +173,9 @@ def _columns(summary: Summary) -> dict[str, list[str]]:
     columns = {
         "rows": [f"{cell.rows:,}" for cell in cells],
         "checks\npassed": [
-            f"{cell.checks_passed}/{cell.checks} {cell.checks_passed / cell.checks:.0%}" if cell.checks else "-"
+            f"{cell.checks_passed}/{judged} {cell.checks_passed / judged:.0%}"
+            if (judged := cell.checks - cell.unjudged)
+            else "-"
             for cell in cells
         ],
         "reply\ntokens": [f"{cell.reply_tokens:,}" for cell in cells],
@@ -219,6 +239,8 @@ def _summary_lines(result: RunResult) -> list[str]:
     if summary.errors:
         some, them = ("1 row", "it") if summary.errors == 1 else (f"{summary.errors:,} rows", "them")
         lines.append(f"{some} failed; --retry-errors runs {them} again")
+    if summary.unjudged:
+        lines.append(f"no verdict of {summary.unjudged:,} checks: their scores are missing")
     for what, shares in (("tags", summary.failed_tags), ("checks", summary.failed_checks)):
         if some := worst(shares):
             named = ", ".join(f"{name} {share.failed:,} of {share.of:,}" for name, share in some)

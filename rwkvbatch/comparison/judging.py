@@ -139,6 +139,7 @@ def _incomplete(gate: Gate, scope: GateScope, *, allow_missing: bool, partial: b
             "unreached": f"{_turns(dropped.unreached)} not reached after an error",
             "missing": f"{_turns(dropped.missing)} missing",
             "different": f"{_turns(dropped.different)} asked differently",
+            "unjudged": f"{_turns(dropped.unjudged)} without a judge's verdict",
         }
         texts = [text for name, text in counts.items() if getattr(dropped, name) and name not in named]
         if texts:

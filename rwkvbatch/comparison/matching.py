@@ -90,6 +90,7 @@ class Dropped:
         missing: rows without a counterpart here: those of the baseline, or for a baseline those of its variants.
         different: rows left out because the baseline was asked something else.
         unfinished: planned rows that are not there (yet).
+        unjudged: rows of which a judge gave no verdict; they have no `score` and are neither passed nor failed.
     """
 
     label: str
@@ -98,10 +99,11 @@ class Dropped:
     missing: int = 0
     different: int = 0
     unfinished: int = 0
+    unjudged: int = 0
 
     @property
     def any(self) -> bool:
-        return bool(self.errors or self.unreached or self.missing or self.different or self.unfinished)
+        return any(count for name, count in vars(self).items() if name != "label")
 
 
 def comparable_rows(runs: Sequence[RunData]) -> pd.DataFrame:
@@ -182,13 +184,14 @@ def count_dropped(
     unfinished = {(run.name, cell): count for run in runs for cell, count in run.unfinished.items()}
     found: list[Dropped] = []
     for variant in variants:
-        errors = rows_of(table, variant)
-        errors = errors.loc[errors["finish_reason"] == "error", "error"]
+        rows = rows_of(table, variant)
+        errors = rows.loc[rows["finish_reason"] == "error", "error"]
+        unjudged = int(np.count_nonzero(rows["unjudged"]))
         unreached = sum(str(text).startswith(NOT_REACHED) for text in errors)
         found.append(
             Dropped(
                 variant.label, len(errors) - unreached, unreached, missing.get(variant, 0), different.get(variant, 0),
-                unfinished.pop((variant.run, variant.cell), 0),
+                unfinished.pop((variant.run, variant.cell), 0), unjudged,
             )
         )  # fmt: skip
     several = len(runs) > 1
@@ -305,7 +308,7 @@ def most_repeats(rows: pd.DataFrame, side: str = "") -> int:
 def _outcomes(rows: pd.DataFrame, side: str) -> dict[str, list[bool]]:
     """By conversation with checks, whether all checks of all turns passed in each repeat."""
     column = f"passed{side}"
-    judged = rows.loc[rows[column].notna(), ["conversation", "repeat", column]]
+    judged = _judged(rows, side, ("conversation", "repeat", column))
     passed = judged.groupby(["conversation", "repeat"], sort=False)[column].min() == 1.0
     outcomes: dict[str, list[bool]] = {}
     for key, value in passed.items():
@@ -313,10 +316,21 @@ def _outcomes(rows: pd.DataFrame, side: str) -> dict[str, list[bool]]:
     return outcomes
 
 
+def _judged(rows: pd.DataFrame, side: str, columns: Sequence[str]) -> Any:
+    """`columns` of the rows with a verdict, of the repeats of conversations in which no judge's verdict is missing."""
+    judged = rows.loc[rows[f"passed{side}"].notna(), list(columns)]
+    unjudged = rows.loc[rows[f"unjudged{side}"], ["conversation", "repeat"]]
+    if not len(unjudged):
+        return judged
+    gone = set(zip(unjudged["conversation"], unjudged["repeat"], strict=True))
+    kept = [key not in gone for key in zip(judged["conversation"], judged["repeat"], strict=True)]
+    return judged.loc[kept]
+
+
 def _votes(rows: pd.DataFrame, side: str) -> dict[str, list[tuple[tuple[str, ...], bool]]]:
     """By conversation with checks, the answers to all its turns with checks in each repeat, and whether all passed."""
     columns = (f"reply{side}", f"checks{side}", f"passed{side}")
-    judged = rows.loc[rows[columns[-1]].notna(), ["conversation", "repeat", "turn", *columns]]
+    judged = _judged(rows, side, ("conversation", "repeat", "turn", *columns))
     judged = judged.sort_values(["repeat", "turn"], kind="stable")
     found: dict[str, dict[int, tuple[tuple[str, ...], bool]]] = {}
     for name, repeat, reply, checks, passed in zip(

@@ -116,7 +116,11 @@ def _score(row: RawRow) -> float | None:
 
 
 def _passed(row: RawRow) -> float | None:
-    return float(all(check["passed"] for check in row["checks"])) if row["checks"] else None
+    """None also where a judge gave no verdict, whatever the other checks say: failures alone would be counted."""
+    checks = row["checks"]
+    if not checks or any(check["passed"] is None for check in checks):
+        return None
+    return float(all(check["passed"] for check in checks))
 
 
 def _of_reply(value: Callable[[RawRow], float | None]) -> Callable[[RawRow], float | None]:
@@ -271,6 +275,7 @@ VARIANT_METRICS: Final[tuple[Metric, ...]] = tuple(
         ("errors", "turns that ended in an error"),
         ("unreached", "turns after an error"),
         ("missing", "turns that the other side has"),
+        ("unjudged", "turns without a verdict"),
         ("unfinished", "planned turns not there yet"),
     )
 )

@@ -34,11 +34,15 @@ PROBE_COLUMNS: Final = ("probe_turns", "probe_tokens")
 """Distances of probes from what they ask about; NaN in other rows."""
 _CONTENT: Final = (
     "conversation", "cell", "repeat", "turn", "seed", "finish_reason", "error", "prompt", "reply", "tags", "reference",
-    "checks", *PROBE_COLUMNS,
+    "checks", "unjudged", *PROBE_COLUMNS,
 )  # fmt: skip
 _TEXTS: Final = ("conversation", "cell", "finish_reason", "prompt", "reply")
 _INTEGERS: Final = ("repeat", "turn", "seed")
-_TYPES: Final[Mapping[str, Any]] = {**dict.fromkeys(_INTEGERS, "int64"), **dict.fromkeys(PROBE_COLUMNS, "float64")}
+_TYPES: Final[Mapping[str, Any]] = {
+    **dict.fromkeys(_INTEGERS, "int64"),
+    **dict.fromkeys(PROBE_COLUMNS, "float64"),
+    "unjudged": "bool",
+}
 _BY_ROW: Final = [metric for metric in TURN_METRICS if metric.of is not None and metric.of_ngrams is None]
 _BY_NGRAMS: Final = [metric for metric in TURN_METRICS if metric.of_ngrams is not None]
 
@@ -205,6 +209,7 @@ def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
         tuple(row["tags"]),
         None if text is None else shared.setdefault(text, text),
         row["checks"],
+        any(check["passed"] is None for check in row["checks"]),
         *_distances(row.get("probe")),
     )
 
