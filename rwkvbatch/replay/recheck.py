@@ -140,7 +140,10 @@ class _Recheck:
             self._jury = Jury(asked.opinions, asked.judge, self._finding(rows), self._is_gold)
             if asked.opinions is not None:
                 asked.opinions.settle(self._asks, asking)
-            return self._run()
+            result = self._run()
+            if asked.drop_unused is not None:
+                asked.drop_unused()
+            return result
 
     def _finding(self, reader: BinaryIO) -> Callable[[Row, int], Row | None]:
         """Finds the row of another turn of a dialogue; indexes the file where a rubric needs that."""

@@ -234,6 +234,7 @@ class _Session:
             self._fail(error)
             raise
         finally:
+            self._verdicts.close(complete=False)
             for observer in self._options.observers:
                 observer.ended(self._progress())
         self._update_status("done" if complete else "interrupted")
@@ -250,6 +251,7 @@ class _Session:
                     return False
             if not self._judge():
                 return False
+        self._verdicts.close(complete=True)  # `--verify-batch` loads a model
         if self._race is not None:
             self._counts.cells_left = len(self._race.state.left)
         if self._options.verify_rows:

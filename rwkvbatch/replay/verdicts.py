@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from rwkvbatch.judges.opinions import Judge, MemoryRecord, Opinions, digest_of
@@ -34,17 +35,19 @@ class OpensJudge(Protocol):
 
 @dataclass(frozen=True)
 class Asked:
-    """A judge's opinions, and the name and digest of the judge; both None where no judge is known."""
+    """A judge's opinions, and the name and digest of the judge; all None where no judge is known.
 
-    opinions: Opinions | None
-    judge: str | None
+    `drop_unused` drops answers in the directory that no question used.
+    """
+
+    opinions: Opinions | None = None
+    judge: str | None = None
+    drop_unused: Callable[[], None] | None = None
 
 
 @contextmanager
 def opened_opinions(source: OpensJudge | None, directory: RunDirectory | None) -> Generator[Asked]:
     """The opinions of the judge that a command names, or without one those of the directory's last judge.
-
-    On leaving without an exception, answers that are not used any more are dropped.
 
     Raises:
         RunDirectoryError: the file of verdicts cannot be used. StorageError: it cannot be written.
@@ -62,13 +65,12 @@ def opened_opinions(source: OpensJudge | None, directory: RunDirectory | None) -
         else:
             digest, record = store.use(judge), store
         if digest is None:
-            yield Asked(None, None)
+            yield Asked()
             return
         name = judge.name if judge is not None else store.judge.name if store is not None and store.judge else ""
         opinions = Opinions(judge, digest, record)
-        yield Asked(opinions, f"{name}#{digest}")
-        if store is not None:
-            store.drop_unused(opinions.used)
+        drop = None if store is None else partial(store.drop_unused, opinions.used)
+        yield Asked(opinions, f"{name}#{digest}", drop)
 
 
 class RunVerdicts:
@@ -87,6 +89,9 @@ class RunVerdicts:
         self._gold = {
             cell.name: settings.history == "gold" for cell, settings in zip(plan.cells, plan.cell_settings, strict=True)
         }
+        self._done = bytearray(plan.num_rows if self._turns else 0)
+        self._asked: Asked | None = None
+        self._stack = ExitStack()
 
     @property
     def needed(self) -> bool:
@@ -99,33 +104,47 @@ class RunVerdicts:
         return self._source is not None and self._source.is_local
 
     def judge(self, rows: Rows, progress: Shown, should_stop: Callable[[], bool]) -> bool:
-        """Ask about all rows that are there, and give them their verdicts; False when it was stopped before the end.
+        """Ask about the rows of a round, and give them their verdicts; False when it was stopped before the end.
+
+        Rows that an earlier round judged are left as they are. The judge stays open until `close`.
 
         Raises:
             StorageError, and what `opened_opinions` raises.
         """
-        numbers = [number for number in range(self._plan.num_rows) if rows.has(number) and self._is_asked(number)]
+        plan, done = self._plan, self._done
+        numbers = [n for n in range(plan.num_rows) if not done[n] and rows.has(n) and self._is_asked(n)]
         if not numbers:
             return True
+        if self._asked is None:
+            self._asked = self._stack.enter_context(opened_opinions(self._source, self._directory))
+        asked = self._asked
 
         def row_of(row: Row, turn: int) -> Row | None:
-            number = self._plan.row_number(row.key)
+            number = plan.row_number(row.key)
             other = None if number is None else number - row.turn + turn
             return None if other is None or not rows.has(other) else rows.read(other)
 
-        with opened_opinions(self._source, self._directory) as asked:
-            jury = Jury(asked.opinions, asked.judge, row_of, lambda cell: self._gold[cell])
+        jury = Jury(asked.opinions, asked.judge, row_of, lambda cell: self._gold[cell])
 
-            def judged(number: int) -> Row:
-                row = rows.read(number)
-                return jury.judged(row, self._by_id[row.conversation])
+        def judged(number: int) -> Row:
+            row = rows.read(number)
+            return jury.judged(row, self._by_id[row.conversation])
 
-            if asked.opinions is not None and not asked.opinions.settle(
-                lambda: asks_of(jury, map(rows.read, numbers), self._by_id, self._turns), progress, should_stop
-            ):
-                return False
-            rows.renew([number for number in numbers if judged(number).checks != rows.read(number).checks], judged)
+        if asked.opinions is not None and not asked.opinions.settle(
+            lambda: asks_of(jury, map(rows.read, numbers), self._by_id, self._turns), progress, should_stop
+        ):
+            return False
+        rows.renew([number for number in numbers if judged(number).checks != rows.read(number).checks], judged)
+        for number in numbers:
+            done[number] = 1
         return True
+
+    def close(self, *, complete: bool) -> None:
+        """Release the judge and the file of its answers; those that a complete run does not use are dropped."""
+        if complete and self._asked is not None and self._asked.drop_unused is not None:
+            self._asked.drop_unused()
+        self._asked = None
+        self._stack.close()
 
     def _is_asked(self, number: int) -> bool:
         task, turn = self._plan.task_of_row(number)
