@@ -11,6 +11,7 @@ import typer
 from rwkvbatch.cli.exits import ExitCode, message, print_json
 from rwkvbatch.cli.options import (
     JUDGE_HELP,
+    JUDGE_PANEL,
     JUDGE_SETTINGS,
     Command,
     JsonOption,
@@ -34,7 +35,7 @@ app = command_app()
         "RWKVBATCH_JUDGE_KEY=... rwkvbatch check runs/chats --judge-url https://HOST/v1 --judge-model NAME",
     ),
 )
-@with_settings(*JUDGE_SETTINGS, **JUDGE_HELP)
+@with_settings(*JUDGE_SETTINGS, panel=JUDGE_PANEL, **JUDGE_HELP)
 def check_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)],
     script: Annotated[

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rwkvbatch.comparison.distance import distance_groups
 from rwkvbatch.comparison.loading import RunData, joined
 from rwkvbatch.comparison.metrics import (
+    PAIR_METRICS,
     TURN_METRICS,
     Metric,
     is_majority,
@@ -216,6 +217,7 @@ def metrics_of(rows: pd.DataFrame, sides: Sequence[str] = ("",), ks: Sequence[in
     if ks is None:
         fewest = min((len(passed) for side in sides for passed in _outcomes(rows, side).values()), default=0)
         ks = [fewest] if fewest > 1 else []
+    found += [metric for metric in PAIR_METRICS if all(f"{metric.column}{side}" in rows for side in sides)]
     return found + [metric_named(f"{name}_{k}") for k in ks for name in ("pass_at", "all", "majority_at")]
 
 

@@ -23,12 +23,12 @@ RawRow = Mapping[str, Any]
 """One line of `results.jsonl` as parsed JSON; the keys are the fields of `rwkvbatch.results.row.Row`."""
 
 Better = Literal["higher", "lower", "none"]
-Level = Literal["turn", "conversation", "variant"]
+Level = Literal["turn", "pair", "conversation", "variant"]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number per turn, per conversation or per variant (`level`).
+    """One number per turn, per pair of turns, per conversation or per variant (`level`).
 
     Attributes:
         name: the column's name, and the name in tables, options and gates.
@@ -79,8 +79,8 @@ class Metric:
 
     @property
     def ranked(self) -> bool:
-        """Whether variants can be ranked by it: it is tested and has a better direction."""
-        return self.tested and self.better != "none"
+        """Whether variants can be ranked by it: it is tested, has a better direction, and is not of pairs."""
+        return self.tested and self.better != "none" and self.level != "pair"
 
     def shown(self, mean: float) -> float:
         """A mean of `column` in the metric's own unit."""
@@ -269,6 +269,9 @@ TURN_METRICS: Final[tuple[Metric, ...]] = (
 )  # fmt: skip
 """The metrics of single turns."""
 
+PAIR_METRICS: Final = (Metric("preference", "preferred by the judge", "higher", level="pair", highest=1.0),)
+"""The metrics of matched turns, which a variant by itself does not have."""
+
 VARIANT_METRICS: Final[tuple[Metric, ...]] = tuple(
     Metric(name, title, "lower", digits=0, level="variant", tested=False)
     for name, title in (
@@ -282,10 +285,13 @@ VARIANT_METRICS: Final[tuple[Metric, ...]] = tuple(
 """Counts of a whole variant: the fields of `rwkvbatch.comparison.paired.Dropped`."""
 
 KNOWN_NAMES: Final = ", ".join(
-    (*(metric.name for metric in (*TURN_METRICS, *VARIANT_METRICS)), "pass_at_K", "all_K", "majority_at_K")
+    (
+        *(metric.name for metric in (*TURN_METRICS, *PAIR_METRICS, *VARIANT_METRICS)),
+        *("pass_at_K", "all_K", "majority_at_K"),
+    )
 )
-_BY_NAME: Final = {metric.name: metric for metric in (*TURN_METRICS, *VARIANT_METRICS)}
-ALIASES: Final = {metric.title: metric.name for metric in TURN_METRICS if metric.title != metric.name}
+_BY_NAME: Final = {metric.name: metric for metric in (*TURN_METRICS, *PAIR_METRICS, *VARIANT_METRICS)}
+ALIASES: Final = {metric.title: metric.name for metric in (*TURN_METRICS, *PAIR_METRICS) if metric.title != metric.name}
 """Names that are accepted in place of a metric's own."""
 _OF_REPEATS: Final = re.compile(
     r"(?:(pass_at_|pass@|majority_at_|majority@)|all_|all )([1-9][0-9]{0,5})(?(1)|(?: pass)?)"
