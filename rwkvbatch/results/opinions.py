@@ -259,6 +259,14 @@ class OpinionStore:
             _log.info("%s: %d damaged lines are not used", self._path, num_wrong)
 
 
+def read_lines_of(directory: Path, name: str = VERDICTS_NAME) -> Iterator[bytes]:
+    """The whole lines of a file of answers; none where there is no file, or none that can be read."""
+    with suppress(OSError), open_file(directory / name, MAX_FILE_BYTES) as file:
+        for line in read_lines(file):
+            if len(line.data) <= MAX_LINE_BYTES and _parsed(line.data) is not None:
+                yield line.data
+
+
 def _line(values: Mapping[str, Any]) -> bytes:
     return with_checksum(json.dumps(values, separators=(",", ":"), allow_nan=False).encode("ascii"))
 

@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 
+from rwkvbatch.cli.app import invoke
 from rwkvbatch.errors import RowError, StorageError
 from rwkvbatch.files import Files
 from rwkvbatch.judges.opinions import Opinion
 from rwkvbatch.judges.questions import Ask
 from rwkvbatch.replay.grid import make_cells
+from rwkvbatch.replay.merge import merge
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.recheck import recheck
+from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.summary import FailureShare
 from rwkvbatch.script.checks.judged import NOT_ASKED
@@ -285,3 +288,35 @@ def test_verdicts_decide_how_many_repeats_until_ci_takes(tmp_path: Path) -> None
     result = run(None, plan_of(tmp_path, **settings), judge=FakeSource())
     assert all(cell.repeats == 6 for cell in result.reached)
     assert all(row.checks[0].passed is not None for row in result.rows())
+
+
+def test_a_merge_has_the_answers_of_all_parts(tmp_path: Path) -> None:
+    paths = [tmp_path / "1", tmp_path / "2"]
+    for number, path in enumerate(paths, start=1):
+        run(path, plan_of(tmp_path, shard=Shard(number, 2)), judge=FakeSource())
+    merge(paths, tmp_path / "whole")
+    run(tmp_path / "undivided", plan_of(tmp_path), judge=FakeSource())
+    assert results(tmp_path / "whole") == results(tmp_path / "undivided")
+    source = FakeSource()
+    assert recheck(tmp_path / "whole", judge=source).changed == 0
+    assert not source.judge.asked
+
+
+def test_a_judge_beside_a_script_without_rubrics_is_a_note_and_without_one_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan_of(tmp_path, {"min_tokens": 1}, number=1)
+    options = ["--max-tokens", "2", "--preset", "greedy"]
+    script = str(tmp_path / "script.jsonl")
+    assert invoke(["run", script, *options, "--judge", "bundled", "--out", str(tmp_path / "a")]) == 0
+    assert "the script has no check `judge`" in capsys.readouterr().err
+    plan_of(tmp_path, number=1)
+    assert invoke(["run", script, *options, "--out", str(tmp_path / "b")]) == 1
+    shown = capsys.readouterr().err
+    assert "none is given (--judge FILE, --judge-url URL)" in shown
+    assert "no verdict of 2 checks" in shown
+    assert invoke(["check", str(tmp_path / "b"), "--judge", "bundled"]) in (0, 1)
+    assert "no verdict" not in capsys.readouterr().out
+    assert {row.checks[0].judge is None for row in rows_of(tmp_path / "b")} == {False}
+    assert invoke(["run", script, *options, "--judge", "no-such", "--out", str(tmp_path / "c")]) == 3
+    assert not (tmp_path / "c").exists()
