@@ -7,8 +7,8 @@ first used, so that `import rwkvbatch` loads neither torch nor pandas.
 from __future__ import annotations
 
 import sys
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # as type checkers know it: `typing` takes most of the time before signals are handled
 
 if sys.platform == "win32":
     raise ImportError("rwkvbatch runs on Linux and macOS; on Windows, install and use it in WSL (wsl --install)")
@@ -73,7 +73,9 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
     module = _MODULES.get(name)
     if module is None:
         raise AttributeError(f"module 'rwkvbatch' has no attribute {name!r}")

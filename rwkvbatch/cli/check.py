@@ -64,8 +64,8 @@ def check_command(
             script or (),
             judge=judge,
             command=command_line(),
-            progress=lambda done, total: bars("judging", done, total),
-            asking=lambda done, total: bars("asking the judge", done, total),
+            asking=bars("asking the judge") if judge is not None else lambda done, total: None,
+            progress=bars("judging"),
         )
     if json_output:
         print_json(result.as_dict())

@@ -50,9 +50,7 @@ def pair_judge(
         if store is not None:
             store.use(judge)
         opinions = Opinions(judge, digest, MemoryRecord() if store is None else store)
-        yield PairJudge(
-            opinions, f"{judge.name}#{digest}", wanted, lambda done, total: bars("asking the judge", done, total)
-        )
+        yield PairJudge(opinions, f"{judge.name}#{digest}", wanted, bars("asking the judge"))
         if store is not None:
             store.drop_unused(opinions.used)
 
