@@ -206,16 +206,10 @@ class ConversationReplay:
         Without a row, the caller calls `submit_more`. With one, the replay has moved to the next turn, unless it is an
         error row.
         """
-        self.pending.remove(request_id)
-        work = self._work
-        assert work is not None
-        work.results[work.part_of.pop(request_id)] = result
-        if len(work.results) < work.num_parts:
+        work, results = self._work, self.collect(request_id, result)
+        if work is None or results is None:
             return None
-        self._work = None
-        reply = work.results[0] if work.request is not None else None
-        assert reply is None or isinstance(reply, Reply)
-        scores = [found for _, found in sorted(work.results.items()) if isinstance(found, Score)]
+        reply, scores = results.reply, results.scores
         text = "" if reply is None else self._template.shown_reply(reply.text)
         try:
             row = self._row(work, reply, scores, text)
@@ -225,6 +219,23 @@ class ConversationReplay:
             return error_row(self.task, self.turn, explain(error), reply, text)
         self._advance(() if reply is None else reply.history, row)
         return row
+
+    def collect(self, request_id: int, result: Reply | Score) -> TurnResults | None:
+        """Take a pending request's result, as `take_result` does, and stay at the turn: nothing is judged.
+
+        Returns:
+            All results of the turn once they are there; before that None, and the caller calls `submit_more`.
+        """
+        self.pending.remove(request_id)
+        work = self._work
+        assert work is not None
+        work.results[work.part_of.pop(request_id)] = result
+        if len(work.results) < work.num_parts:
+            return None
+        self._work = None
+        reply = work.results[0] if work.request is not None else None
+        assert reply is None or isinstance(reply, Reply)
+        return TurnResults(reply, [found for _, found in sorted(work.results.items()) if isinstance(found, Score)])
 
     def fail_turn(self, error: Exception) -> Row:
         """The error row of the next turn. The replay stays at that turn."""
@@ -394,6 +405,14 @@ class ConversationReplay:
         token_bytes = self._encoder.tokenizer.token_bytes
         num_bytes = sum(len(token_bytes(token)) for token in tokens)
         return Reference(short_text(turn.reference), -logprob / num_tokens, matched, num_tokens, logprob, num_bytes)
+
+
+@dataclass(frozen=True)
+class TurnResults:
+    """What the engine made for one turn: the reply, if one is generated, and the scores of reference and choices."""
+
+    reply: Reply | None
+    scores: list[Score]
 
 
 MAX_PENDING = 256
