@@ -18,7 +18,7 @@ from rwkvbatch.config import CellSettings, Prompting
 from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, NoiseKey, Reply, Request, Score, closed_history
 from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError
 from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template, with_turn_end
-from rwkvbatch.prompt.tokenizer import Tokenizer
+from rwkvbatch.prompt.tokenizer import Tokenizer, encode_long
 from rwkvbatch.replay.judging import explain, judge, not_judged
 from rwkvbatch.replay.plan import Plan, Task
 from rwkvbatch.results.row import (
@@ -259,14 +259,14 @@ class ConversationReplay:
     def _template(self) -> PromptTemplate:
         return self._encoder.template(self.task.of_turn(self.turn).settings)
 
-    def _reference_tokens(self, reference: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _reference_tokens(self, reference: str) -> tuple[Sequence[int], Sequence[int]]:
         """The tokens before the turn's reference that are not scored, and those that are.
 
         Of a plain text that nothing is read before (`bos` off), the first token cannot be scored.
         """
         if not self._next.plain:
             return self._with_given(*self._template.given_reply(reference))
-        before, text = self._plain_prompt(), tuple(self._encoder.tokenizer.encode(reference))
+        before, text = self._plain_prompt(), encode_long(self._encoder.tokenizer, reference)
         if not before and len(text) < 2:
             raise RowError("the text has one token, and nothing is read before it: use --bos on")
         return (before, text) if before else (text[:1], text[1:])
@@ -278,7 +278,7 @@ class ConversationReplay:
         # Not through the cache of encoded texts, which would keep documents.
         return (*begin, *self._encoder.tokenizer.encode(self._next.user))
 
-    def _choice_tokens(self, choice: Choice) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _choice_tokens(self, choice: Choice) -> tuple[Sequence[int], Sequence[int]]:
         """The tokens before a choice, and those of the choice, as a reply's beginning or after a plain prompt."""
         if self._next.plain:
             return self._plain_prompt(), tuple(self._encoder.encode(choice.text))
@@ -396,7 +396,7 @@ class ConversationReplay:
             count += 1
         return count
 
-    def _reference(self, score: Score, logprob: float, tokens: tuple[int, ...]) -> Reference:
+    def _reference(self, score: Score, logprob: float, tokens: Sequence[int]) -> Reference:
         turn, num_tokens = self._next, len(tokens)
         assert turn.reference is not None
         matched = score.num_matched / num_tokens
@@ -430,7 +430,7 @@ class _Work:
     """
 
     request: Request | None
-    texts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+    texts: Sequence[tuple[Sequence[int], Sequence[int]]]
     num_submitted: int = 0
     part_of: dict[int, int] = field(default_factory=dict[int, int])
     results: dict[int, Reply | Score] = field(default_factory=dict["int", "Reply | Score"])
