@@ -130,7 +130,6 @@ def test_long_pieces_are_not_remembered() -> None:
     assert all(len(piece) <= tokenizer_module.MAX_PIECE_BYTES for piece in tokenizer._pieces)
 
 
-@given(text=st.text(st.sampled_from("ab. é")))
 @given(text=TEXTS)
 @settings(max_examples=40, deadline=None)
 @pytest.mark.parametrize("size", [1, 7])
@@ -142,7 +141,8 @@ def test_a_text_that_is_encoded_in_slabs_has_the_same_ids(size: int, text: str, 
         assert list(encode_long(world, text * 3)) == whole
 
 
-def test_a_long_text_takes_a_few_times_its_memory() -> None:
+def test_a_long_text_takes_a_few_times_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_module, "_SLAB_BYTES", 4096)
     text = "It was a bright cold day in April, and the clocks were striking thirteen. " * 4000
     tokenizer = world_tokenizer(512)
     tracemalloc.start()
@@ -152,9 +152,10 @@ def test_a_long_text_takes_a_few_times_its_memory() -> None:
     finally:
         tracemalloc.stop()
     assert len(tokens) > len(text) // 4
-    assert peak < 6 * len(text)
+    assert peak < 5 * len(text)
 
 
+@given(text=st.text(st.sampled_from("ab. é")))
 def test_entries_that_go_on_after_a_word_are_found_all_the_same(text: str) -> None:
     entries = [b"", *(bytes([byte]) for byte in range(256)), b"a b", b"b.", b"\xc3\xa9 a"]
     ids = {entry: token for token, entry in enumerate(entries) if entry}

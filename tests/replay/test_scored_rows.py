@@ -90,7 +90,8 @@ def test_progress_moves_inside_a_long_text(tmp_path: Path) -> None:
     read = [progress.reading.num_read for progress in seen if progress.reading.num_texts]
     assert len(set(read)) > 5
     assert read == sorted(read)
-    assert {progress.reading.num_tokens for progress in seen if progress.reading.num_texts} == {max(read) + 512}
+    (num_tokens,) = {progress.reading.num_tokens for progress in seen if progress.reading.num_texts}
+    assert num_tokens / 2 < max(read) < num_tokens
 
 
 def test_a_scored_text_takes_few_bytes_a_token(model: Model) -> None:
