@@ -129,7 +129,8 @@ def _promptfoo(path: Path, content: Mapping[str, Any]) -> ForeignRun:
     repeats: Counter[tuple[str, str]] = Counter()
     # They stand in the order in which they ended.
     for number, record in sorted(enumerate(records), key=lambda each: _promptfoo_place(each[1])):
-        cell, name = cells[_promptfoo_place(record)[0]], _promptfoo_id(record)
+        cell = cells[_promptfoo_place(record)[0], _promptfoo_provider(record)]
+        name = _promptfoo_id(record)
         repeat = repeats[cell, name]
         repeats[cell, name] += 1
         error = record.get("error") if record.get("failureReason") == 2 else None
@@ -159,21 +160,28 @@ def _promptfoo_place(record: Mapping[str, Any]) -> tuple[int, int]:
     return places
 
 
-def _promptfoo_cells(records: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+def _promptfoo_provider(record: Mapping[str, Any]) -> str:
+    provider = record.get("provider")
+    name = provider.get("label") or provider.get("id") if isinstance(provider, dict) else provider
+    return str(name or BASE)
+
+
+def _promptfoo_cells(records: Sequence[Mapping[str, Any]]) -> dict[tuple[int, str], str]:
     """The cell of each pair of provider and prompt: providers of the same name are numbered from the second one on."""
-    pairs: dict[int, tuple[str, str]] = {}
+    prompt_of: dict[tuple[int, str], str] = {}
     for record in records:
-        provider, prompt = record.get("provider"), record.get("prompt")
-        name = provider.get("label") or provider.get("id") if isinstance(provider, dict) else provider
+        prompt = record.get("prompt")
         label = prompt.get("label") if isinstance(prompt, dict) else prompt
-        pairs[_promptfoo_place(record)[0]] = str(name or BASE), str(record.get("promptId") or label or "")
-    prompts = list(dict.fromkeys(prompt for _, (_, prompt) in sorted(pairs.items())))
+        pair = _promptfoo_place(record)[0], _promptfoo_provider(record)
+        prompt_of[pair] = str(record.get("promptId") or label or "")
+    prompts = list(dict.fromkeys(prompt_of[pair] for pair in sorted(prompt_of)))
     seen: Counter[tuple[str, str]] = Counter()
-    cells: dict[int, str] = {}
-    for place, (name, prompt) in sorted(pairs.items()):
+    cells: dict[tuple[int, str], str] = {}
+    for pair in sorted(prompt_of):
+        name, prompt = pair[1], prompt_of[pair]
         seen[name, prompt] += 1
         copy = f"#{seen[name, prompt]}" if seen[name, prompt] > 1 else ""
-        cells[place] = name + copy + (f",prompt={prompts.index(prompt)}" if len(prompts) > 1 else "")
+        cells[pair] = name + copy + (f",prompt={prompts.index(prompt)}" if len(prompts) > 1 else "")
     return cells
 
 
