@@ -193,6 +193,14 @@ class Entry:
         return Entry(self.dtype, self.shape[1:], lambda: self.load()[index].clone())
 
 
+OnWritten = Callable[[int], None]
+"""Receives the number of bytes of the tensors that are written so far."""
+
+
+def ignored(num_bytes: int) -> None:
+    """The `OnWritten` of one who does not look."""
+
+
 @dataclass(frozen=True)
 class NamedTensors:
     """The tensors of a checkpoint or state, of one file or of several.

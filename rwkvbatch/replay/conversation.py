@@ -8,7 +8,7 @@ A turn passes these records on its way from the script to the run directory: `Co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, takewhile
@@ -251,6 +251,33 @@ class ConversationReplay:
             history = closed_history(self._encoder.tokenizer, self.prompt(), row.reply_ids, *end)
         self._advance(history, row)
 
+    def take_references(self) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """The tokens before each of the next references, and those of the reference, as rows score them.
+
+        Goes past their turns, with the references as history, and stops before a turn of the dialogue without one;
+        probes without one are passed over.
+        """
+        while not self.over:
+            turn = self._next
+            if turn.reference is not None:
+                yield self._reference_tokens(turn.reference)
+                if turn.probe is None and not turn.plain:
+                    self._history = self._given_history(turn.reference)
+            elif turn.probe is None:
+                return
+            self._place += 1
+
+    def take_reply(self, reply: Reply) -> None:
+        """Go past the next turn with the model's reply as history, and make no row of it.
+
+        Raises:
+            RowError: the engine could not make the reply.
+        """
+        if reply.finish_reason == "error":
+            raise RowError(reply.error or "the engine could not make this reply")
+        self._history = reply.history
+        self._place += 1
+
     @property
     def _next(self) -> Turn:
         return self.task.conversation.turns[self.turn]
@@ -299,6 +326,11 @@ class ConversationReplay:
         *before, last = [self._encoder.encode(text) for text in texts]
         return (*self._history, *chain.from_iterable(before)), last
 
+    def _given_history(self, reference: str) -> tuple[int, ...]:
+        """All tokens after a turn whose reply is its reference."""
+        prefix, reply = self._with_given(self._template.reply(reference))
+        return (*prefix, *reply)
+
     def _advance(self, history: tuple[int, ...], row: Row) -> None:
         """Move to the next turn, after `history` if this one had a generated reply.
 
@@ -309,8 +341,7 @@ class ConversationReplay:
         if turn.probe is None and not turn.plain:
             self._said[self.turn] = len(self.prompt())
             if settings.history == "gold" and turn.reference is not None:
-                prefix, reply = self._with_given(self._template.reply(turn.reference))
-                history = (*prefix, *reply)
+                history = self._given_history(turn.reference)
             elif not turn.generate:
                 chosen = self._choice_text(_chosen(turn, row.choices))
                 prefix, reply = self._with_choice(chosen + self._template.closing)
