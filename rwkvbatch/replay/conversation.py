@@ -251,7 +251,7 @@ class ConversationReplay:
             history = closed_history(self._encoder.tokenizer, self.prompt(), row.reply_ids, *end)
         self._advance(history, row)
 
-    def take_references(self) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    def take_references(self) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
         """The tokens before each of the next references, and those of the reference, as rows score them.
 
         Goes past their turns, with the references as history, and stops before a turn of the dialogue without one;
