@@ -55,8 +55,8 @@ def test_no_error_acts_upon_a_terminal(debug: bool, text: str, capsys: pytest.Ca
         (MemoryError(), "not enough memory"),
         (OSError(12, "Cannot allocate memory"), "not enough memory"),
         (
-            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
-            "not enough memory: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.",
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."),
+            "not enough memory: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes.",
         ),
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), "not enough memory: CUDA out of memory. Tried"),
     ],
