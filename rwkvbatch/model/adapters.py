@@ -98,8 +98,8 @@ def adapted(base: NamedTensors, adapter: Adapter | None) -> Iterator[NamedTensor
     own = {name: entry for name, entry in base.entries.items() if is_adapter_part(name)}
     if base.is_rescaled and (adapter is not None or own):
         raise CheckpointError(
-            "an adapter cannot be merged into it: matrices were rescaled for the norm that flash-linear-attention has for "
-            "heads of this size",
+            "an adapter cannot be merged into it: matrices were rescaled for the norm that flash-linear-attention has "
+            "for heads of this size",
             path=base.path,
             hint="merge it with flash-linear-attention, and give the result",
         )
