@@ -53,7 +53,8 @@ def _takes_one_value(option: TyperOption) -> bool:
 
 
 def _given_twice(option: TyperOption, args: Sequence[str], *, grid: bool) -> UsageError:
-    from rwkvbatch.config import CellSettings, full_name
+    from rwkvbatch.config import CellSettings
+    from rwkvbatch.setting_names import full_name
 
     name = max(option.opts, key=len)
     values: list[str] = []
@@ -113,7 +114,9 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
         names: of the settings; none for all that have an option.
         help_texts: help that differs for this command, by the setting's name.
     """
-    from rwkvbatch.config import FLAGS, LISTS, PANELS, SETTINGS, TEXTS, option_name
+    from rwkvbatch.config import FLAGS, LISTS, SETTINGS, TEXTS
+    from rwkvbatch.setting import PANELS
+    from rwkvbatch.setting_names import option_name
 
     chosen = [name for name in names or SETTINGS if SETTINGS[name].panel is not None]
     chosen.sort(key=lambda name: PANELS.index(SETTINGS[name].panel))

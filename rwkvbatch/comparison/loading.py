@@ -16,8 +16,8 @@ from rwkvbatch import __version__
 from rwkvbatch.comparison.foreign import read_foreign
 from rwkvbatch.comparison.table import read_results, tabulate
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
-from rwkvbatch.results.directory import planned_rows, why_unfinished
 from rwkvbatch.results.manifest import FORMER, read_manifest, shard_text
+from rwkvbatch.results.status import planned_rows, why_unfinished
 from rwkvbatch.results.store import RESULTS_NAME
 
 if TYPE_CHECKING:

@@ -21,8 +21,6 @@ from rwkvbatch.config import (
     Switch,
     ThinkMode,
     TurnEnd,
-    full_name,
-    option_name,
 )
 from rwkvbatch.endpoint.served import check_settings
 from rwkvbatch.errors import UsageError
@@ -39,6 +37,7 @@ from rwkvbatch.results.directory import SKIPPED_NAME
 from rwkvbatch.script.documents import read_documents
 from rwkvbatch.script.lint import lint, lint_system
 from rwkvbatch.script.reader import Script, read_scripts
+from rwkvbatch.setting_names import full_name, option_name
 
 if TYPE_CHECKING:
     from rwkvbatch.llm import LLM

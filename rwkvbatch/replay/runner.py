@@ -29,10 +29,11 @@ from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
 from rwkvbatch.replay.race import Played, RaceResult, race_of, result_of
 from rwkvbatch.replay.reuse import Reuse, adopt, check_rows_of_plan, missing_rows
 from rwkvbatch.replay.row_index import write_members
-from rwkvbatch.results.directory import RunDirectory, State, StatusFile
+from rwkvbatch.results.directory import RunDirectory
 from rwkvbatch.results.manifest import read_manifest
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import SCORED, Row
+from rwkvbatch.results.status import State, StatusFile
 from rwkvbatch.results.store import RESULTS_NAME, MemoryRows, Rows
 from rwkvbatch.results.summary import Summary, summarize, write_summary
 from rwkvbatch.script.reader import SkippedLine

@@ -20,7 +20,7 @@ from rwkvbatch.replay.progress import (
     duration,
     progress_line,
 )
-from rwkvbatch.results.directory import StatusFile
+from rwkvbatch.results.status import StatusFile
 
 MOMENT = Progress(
     rows_done=30,

@@ -14,7 +14,7 @@ from rwkvbatch.config import ORDERS, Sampling
 from rwkvbatch.engine.request import NoiseKey
 from rwkvbatch.engine.sampling import Penalties, SampleRow, gather
 from rwkvbatch.model.ops import Operations
-from rwkvbatch.model.ops.reference import gumbel
+from rwkvbatch.model.ops.choosing import gumbel
 from tests.model.ops.device import DEVICE
 from tests.model.ops.test_choose import MAKE
 
