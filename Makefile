@@ -28,6 +28,12 @@ $(VENV)/.installed-test: $(BIN)/python $(INPUTS)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $(VENV)/.installed $@
 
+# One installation with all extras: each one builds the kernels.
+$(VENV)/.installed-ecosystem: $(BIN)/python $(INPUTS)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lm-eval,ifeval,inspect]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt llm
+	@touch $(VENV)/.installed $(VENV)/.installed-test $@
+
 setup: $(VENV)/.installed-test  ## Make .venv with the package (editable) and all that the tests need
 
 demo: $(VENV)/.installed  ## Replay datasets/demo.jsonl on the bundled model into runs/demo
@@ -63,8 +69,8 @@ test: check  ## Lint, types, import contracts, generated documents and all tests
 test-arm: $(VENV)/.installed-test  ## Run the kernels of 64-bit ARM under emulation: the bits must be those of x86-64
 	$(BIN)/pytest tests/native/test_processors.py -rs
 
-test-ecosystem: $(VENV)/.installed-test  ## Test with lm-evaluation-harness and Inspect, which are large to install
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lm-eval,ifeval,inspect]'
+# The program `promptfoo` is Node.js's: its tests are skipped where it is not on the PATH.
+test-ecosystem: $(VENV)/.installed-ecosystem  ## Test with lm-evaluation-harness, Inspect, llm and promptfoo
 	$(BIN)/pytest tests/integrations tests/script/test_answers.py
 
 fix: $(VENV)/.installed-test  ## Format, fix what can be fixed, renew the generated documents
