@@ -237,7 +237,7 @@ def quantize_command(
 
 
 @app.command("verify", cls=Command, epilog=VERIFY_EPILOG)
-@with_settings("strategy", "backend")
+@with_settings("strategy", "backend", "threads")
 def verify_command(
     model: ModelArgument = None,
     random: RandomOption = None,
@@ -250,10 +250,11 @@ def verify_command(
     from rwkvbatch.config import CellSettings
     from rwkvbatch.replay.layers import checked_values
 
+    threads = _threads(settings.pop("threads", None))
     given = CellSettings(**checked_values(settings))
     with model_path(model, random, named="MODEL", quiet=quiet) as path:
         say = partial(message, quiet=quiet)
-        found = verify_model(path, strategy=given.strategy, backend=given.backend, say=say)
+        found = verify_model(path, strategy=given.strategy, backend=given.backend, threads=threads, say=say)
     if json_output:
         print_json(asdict(found), indent=None)
     else:
@@ -290,11 +291,9 @@ def damage_command(
     from rwkvbatch.script.documents import read_documents
 
     vocab = settings.pop("vocab", None)
-    threads = settings.pop("threads", None)
-    if threads is not None and not str(threads).isdecimal():
-        raise UsageError(f"--threads must be a number, got {threads!r}")
+    threads = _threads(settings.pop("threads", None))
     given = CellSettings(**checked_values(settings))
-    load = partial(load_model, backend=given.backend, threads=None if threads is None else int(threads))
+    load = partial(load_model, backend=given.backend, threads=threads)
     documents = read_documents(texts).conversations
     if looks_like_strategy(against):
         parse_strategy(against)
@@ -328,6 +327,17 @@ def damage_command(
         "perplexity ratio": interval(found.perplexity_ratio, ".5f"),
     }
     console().print(facts_table(facts))
+
+
+def _threads(given: str | int | None) -> int | None:
+    """The value of --threads.
+
+    Raises:
+        UsageError: it is not a number.
+    """
+    if given is not None and not str(given).isdecimal():
+        raise UsageError(f"--threads must be a number, got {given!r}")
+    return None if given is None else int(given)
 
 
 def _show_verdict(found: Verification) -> None:
