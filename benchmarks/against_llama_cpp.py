@@ -1,128 +1,193 @@
 """rwkvbatch against llama.cpp on the CPU: the same random RWKV-7, the same number of threads, in turns.
 
-    python benchmarks/against_llama_cpp.py --llama-cpp BUILD [--shape 12x768] [--kinds F16,BF16,Q8_0] [--rounds 5]
+    python benchmarks/against_llama_cpp.py --llama-cpp BUILD [--shapes 12x768,24x1024] [--rounds 5]
+    python benchmarks/against_llama_cpp.py --llama-cpp BUILD --folder FILES --shapes 24x2048,32x2560 --json
 
-BUILD is a folder in which llama.cpp was built; the package `gguf` has to be installed. First llama.cpp's logits of a
-text are compared with ours: if they are of another network, nothing is measured. Then rounds: each thing is done by us
-and by llama.cpp with each kind of GGUF file, one right after the other, and before each of these the rate is measured
-at which the machine reads memory.
+BUILD is a folder in which llama.cpp was built; the package `gguf` has to be installed. Each kind of GGUF file is
+compared with the strategies that belong to it (`PAIRS`). First llama.cpp's logits of a text are compared with ours: if
+they are of another network, nothing is measured. Then rounds: each thing is done by us and by llama.cpp, one right
+after the other, and before each of these the rate is measured at which the machine reads memory. With --folder what was
+measured is kept after each group of kinds, and the same command goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-
-from benchmarks.gguf_file import write_gguf
-from benchmarks.llama_cpp_figures import OURS, Agreement, Measurement, figures_of, groups_of, show
+from benchmarks.llama_cpp_agreement import BASE_KIND, Files, check, make_files
+from benchmarks.llama_cpp_figures import Agreement, Measurement, figures_of, groups_of, idle_text, is_ours, show
 from benchmarks.llama_cpp_programs import LlamaCpp
-from rwkvbatch import __version__
-from rwkvbatch.bench.measure import write_random
-from rwkvbatch.bench.workloads import TEXT, Meter, Workload, decode, native_ops, prompt
+from benchmarks.machine_load import IDLE, LoadReading, load_of_others, share_of_others
+from rwkvbatch import __version__, _native
+from rwkvbatch.bench.workloads import Meter, Workload, decode, prompt
 from rwkvbatch.errors import RwkvBatchError, UsageError
 from rwkvbatch.files import replacing
 from rwkvbatch.model.base import Model
-from rwkvbatch.model.checkpoint import open_checkpoint
 from rwkvbatch.model.load import load_model
-from rwkvbatch.prompt.tokenizer import world_tokenizer
+from rwkvbatch.model.ops.cpu import CpuOps
 
-BASE_KIND = "F16"
-"""The kind that is written from the checkpoint, and that `llama-quantize` makes the others of."""
-STEPS = {1: 32, 32: 8, 64: 8}
-"""Decode steps of one measurement, by rows."""
-PROMPT_TOKENS = 512
-EXACT = "cpu"
-"""The strategy that leaves the weights as they are: the one that llama.cpp's logits are held against."""
-CHECKED_TEXT = TEXT[:200]
-TOLERANCE = 0.02
-"""Of the logits' standard deviation. llama.cpp rounds activations to fp16 where weights are: 0.002 to 0.005."""
+GROUPS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("cpu bf16",), ("F16", "BF16")),
+    (("cpu int8", "cpu w8a8"), ("Q8_0",)),
+    (("cpu int4",), ("Q4_0", "Q4_K_M")),
+)
+"""Strategies of ours and kinds of GGUF file with about as many bits a weight; their models are in memory together."""
+PAIRS: dict[str, tuple[str, ...]] = {kind: strategies for strategies, kinds in GROUPS for kind in kinds}
+MOST_STEPS, LEAST_STEPS = 32, 8
+"""Decode steps of one measurement: 32 rows' worth, within these bounds."""
+FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Files:
-    """The checkpoint, and llama.cpp's files of it by kind."""
+class Plan:
+    """What is measured of each shape; `rows` are of decode steps, `prompt` is in tokens, 0 for none."""
 
-    checkpoint: Path
-    gguf: Mapping[str, Path]
+    kinds: tuple[str, ...]
+    rows: tuple[int, ...]
+    prompt: int
+    rounds: int
+    threads: int
+
+    def groups(self) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+        """`GROUPS` without the kinds that are not wanted."""
+        found = [(ours, tuple(kind for kind in kinds if kind in self.kinds)) for ours, kinds in GROUPS]
+        return [(ours, kinds) for ours, kinds in found if kinds]
+
+    @property
+    def count(self) -> int:
+        """Measurements of one shape."""
+        who = sum(len(ours) + len(kinds) for ours, kinds in self.groups())
+        return who * (len(self.rows) + bool(self.prompt)) * self.rounds
 
 
-def make_files(folder: Path, shape: str, kinds: Sequence[str], llama_cpp: LlamaCpp) -> Files:
-    """What is not in `folder` yet is made there."""
-    checkpoint = folder / f"random-{shape}.safetensors"
-    if not checkpoint.is_file():
-        checkpoint = write_random(shape, folder)
-    paths = {kind: folder / f"random-{shape}-{kind}.gguf" for kind in [BASE_KIND, *kinds]}
-    for kind, path in paths.items():
+@dataclass
+class Shape:
+    """What was found of one shape."""
+
+    facts: dict[str, Any]
+    agreements: list[Agreement]
+    measurements: list[Measurement]
+
+    @classmethod
+    def read(cls, path: Path, facts: dict[str, Any]) -> Shape:
+        """What an earlier run with the same facts kept, or nothing.
+
+        Raises:
+            UsageError: the file is of other facts, or no such file.
+        """
         if not path.is_file():
-            with replacing(path, durable=False) as unfinished:
-                if kind == BASE_KIND:
-                    with open_checkpoint(checkpoint) as opened:
-                        write_gguf(unfinished, opened)
-                else:
-                    llama_cpp.write_quantized(paths[BASE_KIND], unfinished, kind)
-    return Files(checkpoint, paths)
-
-
-def check(model: Model, files: Files, llama_cpp: LlamaCpp, threads: int) -> list[Agreement]:
-    """The agreement of every kind.
-
-    Raises:
-        RwkvBatchError: llama.cpp reads other tokens, or the fp16 file is of another network than ours.
-    """
-    tokens = world_tokenizer().encode(CHECKED_TEXT)
-    ours = model.forward([tokens], every_token=True)[0].numpy().copy()
-    found: list[Agreement] = []
-    for kind, path in files.gguf.items():
-        with tempfile.TemporaryDirectory() as folder:
-            theirs = llama_cpp.logits(path, threads, CHECKED_TEXT, Path(folder) / "logits.gguf")
-        if theirs.tokens != tokens:
-            raise RwkvBatchError(f"llama.cpp reads other tokens than we do: {theirs.tokens[:8]}, {tokens[:8]}")
-        error = float(np.sqrt(np.mean((ours - theirs.values) ** 2)) / ours.std())
-        same_choice = float(np.mean(ours.argmax(1) == theirs.values.argmax(1)))
-        found.append(Agreement(kind, error, same_choice))
-        if kind == BASE_KIND and not error <= TOLERANCE:
-            raise RwkvBatchError(
-                f"llama.cpp's logits differ from ours by {error:.1%} of their standard deviation, "
-                f"of which {TOLERANCE:.0%} are allowed: it computes something else"
+            return cls(facts, [], [])
+        try:
+            kept = json.loads(path.read_text())
+            shape = cls(
+                kept["facts"],
+                [Agreement(**one) for one in kept["agreements"]],
+                [Measurement(**one) for one in kept["measurements"]],
             )
-    return found
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{path} was not written by this benchmark: {error}", hint="remove it") from None
+        differing = [name for name in facts if shape.facts.get(name) != facts[name]]
+        if differing:
+            raise UsageError(
+                f"{path} was measured with another {', '.join(differing)}: "
+                + ", ".join(f"{shape.facts.get(name)} there, {facts[name]} now" for name in differing),
+                hint="use another --folder, or remove the file",
+            )
+        return shape
+
+    def write(self, path: Path) -> None:
+        with replacing(path) as unfinished:
+            unfinished.write_text(json.dumps(self.as_json()))
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "facts": self.facts,
+            "agreements": [asdict(one) for one in self.agreements],
+            "measurements": [asdict(one) for one in self.measurements],
+        }
 
 
-def measure(
-    model: Model, files: Files, llama_cpp: LlamaCpp, threads: int, rounds: int, say: Callable[[Measurement], None]
-) -> list[Measurement]:
-    meter = Meter.of(model)
-    found: list[Measurement] = []
-    workloads = [*(decode(model, rows) for rows in STEPS), prompt(model, PROMPT_TOKENS)]
-    for workload in workloads:
-        workload.once()
-    for number in range(1, rounds + 1):
-        for workload in workloads:
-            for who in [OURS, *files.gguf]:
+def measure_shape(
+    files: Files, plan: Plan, llama_cpp: LlamaCpp, shape: Shape, keep: Callable[[], None], say: Callable[[str], None]
+) -> None:
+    """Add to `shape` the groups that were not measured yet, calling `keep` after each."""
+    started, done_before = time.monotonic(), len(shape.measurements)
+    for strategies, kinds in plan.groups():
+        wanted = {*strategies, *kinds}
+        if wanted <= {one.who for one in shape.measurements}:
+            continue
+        models: dict[str, Model] = {}
+        for strategy in strategies:
+            say(f"loading {strategy}")
+            models[strategy] = load_model(files.checkpoint, strategy, "cpu", threads=plan.threads)
+        found: list[Measurement] = []
+
+        def tell(one: Measurement, found: list[Measurement] = found) -> None:
+            found.append(one)
+            done = len(shape.measurements) + len(found)
+            left = (time.monotonic() - started) / (done - done_before) * (plan.count - done)
+            say(progress_line(one, done, plan, left))
+
+        measure_group(models, {kind: files.gguf[kind] for kind in kinds}, plan, llama_cpp, tell)
+        shape.measurements = [one for one in shape.measurements if one.who not in wanted] + found
+        keep()
+        del models
+        gc.collect()
+
+
+def measure_group(
+    models: Mapping[str, Model],
+    gguf: Mapping[str, Path],
+    plan: Plan,
+    llama_cpp: LlamaCpp,
+    tell: Callable[[Measurement], None],
+) -> None:
+    """All rounds of some strategies and kinds."""
+    meter = Meter.of(next(iter(models.values())))
+    workloads = {name: _workloads(model, plan) for name, model in models.items()}
+    for of_model in workloads.values():
+        for workload in of_model:
+            workload.once()
+    for number in range(1, plan.rounds + 1):
+        for place, workload in enumerate(next(iter(workloads.values()))):
+            for who in [*models, *gguf]:
                 rates = meter.measure()
                 assert rates is not None
-                if who == OURS:
-                    speed = our_speed(workload)
+                before = LoadReading.now()
+                if is_ours(who):
+                    speed = our_speed(workloads[who][place])
                 else:
-                    speed = their_speed(workload, llama_cpp, files.gguf[who], threads)
-                found.append(Measurement(number, workload.name, who, speed, rates.read / 1e9))
-                say(found[-1])
-    return found
+                    speed = their_speed(workload, llama_cpp, gguf[who], plan.threads)
+                others = share_of_others(before, LoadReading.now())
+                tell(Measurement(number, workload.name, who, speed, rates.read / 1e9, others))
+
+
+def _workloads(model: Model, plan: Plan) -> list[Workload]:
+    of_prompt = [prompt(model, plan.prompt)] if plan.prompt else []
+    return [*(decode(model, rows) for rows in plan.rows), *of_prompt]
+
+
+def steps_of(rows: int) -> int:
+    """Decode steps of one measurement."""
+    return max(LEAST_STEPS, MOST_STEPS // rows)
 
 
 def our_speed(workload: Workload) -> float:
     """Tokens per second."""
-    steps = 1 if workload.kind == "prompt" else STEPS[workload.size]
+    steps = 1 if workload.kind == "prompt" else steps_of(workload.size)
     return workload.size * steps / sum(workload.once() for _ in range(steps))
 
 
@@ -131,20 +196,38 @@ def their_speed(workload: Workload, llama_cpp: LlamaCpp, path: Path, threads: in
     if workload.kind == "prompt":
         return llama_cpp.read_prompt(path, threads, workload.size)
     if workload.size == 1:
-        return llama_cpp.decode_one(path, threads, STEPS[1])
-    return llama_cpp.decode_many(path, threads, workload.size, STEPS[workload.size])
+        return llama_cpp.decode_one(path, threads, steps_of(1))
+    return llama_cpp.decode_many(path, threads, workload.size, steps_of(workload.size))
+
+
+def progress_line(one: Measurement, done: int, plan: Plan, left_s: float) -> str:
+    others = "" if one.others is None else f", others use {one.others:.0%}"
+    return (
+        f"{done}/{plan.count}, {left_s / 60:.1f} min left: round {one.round}, {one.what:18} {one.who:9} "
+        f"{one.tokens_per_s:9.1f} tokens/s, memory {one.read_gb_s:.1f} GB/s{others}"
+    )
+
+
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """Numbers from 1 up, separated by commas; raises `UsageError`."""
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise UsageError(f"{option} must be numbers from 1 up, separated by commas; got {text!r}")
+    return tuple(map(int, parts))
 
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama-cpp", type=Path, required=True, metavar="BUILD")
-    parser.add_argument("--shape", default="12x768")
-    parser.add_argument("--kinds", default="F16,BF16,Q8_0", help="as llama-quantize names them")
-    parser.add_argument("--strategy", default=EXACT, help='of ours, when it is measured: "cpu", "cpu int8"')
+    parser.add_argument("--shapes", default="12x768", help="LAYERSxWIDTH, separated by commas")
+    parser.add_argument("--kinds", default=",".join(PAIRS), help="as llama-quantize names them")
+    parser.add_argument("--rows", default="1,8,32,64", help="of decode steps")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt; 0 for none")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one round of 1 and 32 rows and the prompt")
     parser.add_argument("--threads", type=int, default=None, help="of both; all that there are unless given")
     parser.add_argument(
-        "--folder", type=Path, default=None, help="where the files are made, and found again the next time"
+        "--folder", type=Path, default=None, help="where files and figures are kept, and found again the next time"
     )
     parser.add_argument(
         "--split",
@@ -157,46 +240,80 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(arguments: argparse.Namespace) -> None:
-    llama_cpp = LlamaCpp.find(arguments.llama_cpp)
+def plan_of(arguments: argparse.Namespace) -> Plan:
+    """Raises `UsageError` for options out of their limits."""
     if arguments.rounds < 1:
         raise UsageError(f"--rounds must be at least 1, got {arguments.rounds}")
+    if arguments.prompt < 0:
+        raise UsageError(f"--prompt must be at least 0, got {arguments.prompt}")
+    kinds = tuple(arguments.kinds.split(","))
+    if unknown := [kind for kind in kinds if kind not in PAIRS]:
+        raise UsageError(f"--kinds must be some of {', '.join(PAIRS)}; got {unknown[0]!r}")
+    rows = (1, 32) if arguments.quick else numbers(arguments.rows, "--rows")
+    threads = CpuOps(threads=arguments.threads).threads
+    return Plan(kinds, rows, arguments.prompt, 1 if arguments.quick else arguments.rounds, threads)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    llama_cpp, plan, shapes = LlamaCpp.find(arguments.llama_cpp), plan_of(arguments), arguments.shapes.split(",")
+    if (load := load_of_others()) is not None and load > IDLE:
+        tell(f"warning: the machine is not idle, other programs use {load:.0%} of the processors")
+    found: dict[str, Shape] = {}
     with ExitStack() as stack:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        files = make_files(folder, arguments.shape, arguments.kinds.split(","), llama_cpp)
-        model = load_model(files.checkpoint, EXACT, "cpu", threads=arguments.threads)
-        ops = native_ops(model)
-        assert ops is not None
-        agreements = check(model, files, llama_cpp, ops.threads)
-        if arguments.strategy != EXACT:
-            del model
-            model = load_model(files.checkpoint, arguments.strategy, "cpu", threads=arguments.threads)
-        facts = {
-            "rwkvbatch": __version__,
-            "instructions": ops.isa,
-            "llama_cpp": llama_cpp.build(files.gguf[BASE_KIND]),
-            "shape": arguments.shape,
-            "threads": ops.threads,
-            "weights": model.spec.dtype,
-        }
-        print(", ".join(f"{name} {fact}" for name, fact in facts.items()), file=sys.stderr)
-        found = measure(model, files, llama_cpp, ops.threads, arguments.rounds, tell)
-    figures = {title: figures_of(group) for title, group in groups_of(found, arguments.split).items()}
+        for name in shapes:
+
+            def say(text: str, name: str = name) -> None:
+                tell(f"[{name}] {text}")
+
+            files = make_files(folder, name, plan.kinds, llama_cpp, say)
+            path = folder / f"figures-{name}.json"
+            shape = Shape.read(path, facts_of(name, plan, llama_cpp, files))
+            found[name] = shape
+            if not shape.agreements:
+                shape.agreements += check(files, llama_cpp, plan.threads, folder, say)
+                shape.write(path)
+            measure_shape(files, plan, llama_cpp, shape, lambda shape=shape, path=path: shape.write(path), say)
     if arguments.json:
-        parts = {"agreements": agreements, "measurements": found, **figures}
-        print(json.dumps(facts | {name: [asdict(record) for record in part] for name, part in parts.items()}))
+        print(json.dumps({name: shape.as_json() | figures(shape, arguments.split) for name, shape in found.items()}))
     else:
-        show(agreements, figures)
+        for shape in found.values():
+            print(", ".join(f"{name} {fact}" for name, fact in shape.facts.items()))
+            groups = groups_of(shape.measurements, arguments.split)
+            show(shape.agreements, {title: figures_of(group, PAIRS) for title, group in groups.items()})
+    for name, shape in found.items():
+        tell(f"[{name}] {idle_text(shape.measurements)}")
 
 
-def tell(measurement: Measurement) -> None:
+def figures(shape: Shape, split_gb_s: float | None) -> dict[str, Any]:
+    groups = groups_of(shape.measurements, split_gb_s)
+    return {
+        "figures": {title: [asdict(one) for one in figures_of(group, PAIRS)] for title, group in groups.items()},
+        "idle": idle_text(shape.measurements),
+    }
+
+
+def facts_of(name: str, plan: Plan, llama_cpp: LlamaCpp, files: Files) -> dict[str, Any]:
+    """What figures that are kept together must have in common."""
+    kernels = hashlib.sha256(Path(_native.__file__).read_bytes()).hexdigest()[:12]
+    return {
+        "format": FORMAT,
+        "shape": name,
+        "rwkvbatch": __version__,
+        "kernels": kernels,
+        "instructions": CpuOps(threads=1).isa,
+        "llama_cpp": llama_cpp.build(files.gguf[BASE_KIND]),
+        "threads": plan.threads,
+        "rows": list(plan.rows),
+        "prompt": plan.prompt,
+        "rounds": plan.rounds,
+    }
+
+
+def tell(text: str) -> None:
     """A line on standard error."""
-    print(
-        f"round {measurement.round}  {measurement.what:18} {measurement.who:10} "
-        f"{measurement.tokens_per_s:9.1f} tokens/s, memory {measurement.read_gb_s:.1f} GB/s",
-        file=sys.stderr,
-    )
+    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:

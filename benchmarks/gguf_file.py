@@ -113,8 +113,11 @@ def gguf_package() -> Any:
         raise UsageError("GGUF files need the package `gguf`", hint="pip install 'rwkvbatch[gguf]'") from None
 
 
-def write_gguf(path: Path, checkpoint: Checkpoint) -> None:
+def write_gguf(path: Path, checkpoint: Checkpoint, matrix_dtype: torch.dtype = torch.float16) -> None:
     """Write `checkpoint`, which is of RWKV-7, with the World vocabulary.
+
+    Args:
+        matrix_dtype: fp16 as llama.cpp's converter has it, or fp32.
 
     Raises:
         UsageError: `gguf` is not installed.
@@ -135,18 +138,22 @@ def write_gguf(path: Path, checkpoint: Checkpoint) -> None:
     # A model of one layer has no value residual, but the format wants a width.
     residual = "blocks.1.att.v1" if shape.num_layers > 1 else "blocks.0.att.a1"
     writer.add_value_residual_mix_lora_rank(_length(checkpoint, residual, 1))
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    kind = gguf.LlamaFileType.ALL_F32 if matrix_dtype == torch.float32 else gguf.LlamaFileType.MOSTLY_F16
+    writer.add_file_type(kind)
     texts = token_texts(load_entries(), shape.vocab_size)
     types = [gguf.TokenType.NORMAL] * len(texts)
     types[0] = gguf.TokenType.CONTROL
     writer.add_tokenizer_model("rwkv")
     writer.add_token_list(texts)
     writer.add_token_types(types)
-    for tensor in gguf_tensors(checkpoint, shape.num_layers):
-        writer.add_tensor(tensor.name, tensor.values)
+    # Twice through the checkpoint, so that one tensor is in memory at a time.
+    for tensor in gguf_tensors(checkpoint, shape.num_layers, matrix_dtype):
+        writer.add_tensor_info(tensor.name, tensor.values.shape, tensor.values.dtype, tensor.values.nbytes)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in gguf_tensors(checkpoint, shape.num_layers, matrix_dtype):
+        writer.write_tensor_data(tensor.values)
     writer.close()
 
 

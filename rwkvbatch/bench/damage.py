@@ -1,6 +1,6 @@
 """What a rounding, or another checkpoint, does to the next-token distributions on real texts.
 
-Both models read the same tokens of every document, each from an empty state, with token 0 before it. With p the
+Both models read the same tokens of every text, each from an empty state. With p the
 reference's distribution after a position and q the other's, the divergence is KL(p || q) = sum p (ln p - ln q) in nats,
 in fp64 from the logits (Kullback and Leibler, 1951); 0 means that nothing changed.
 """
@@ -8,13 +8,14 @@ in fp64 from the logits (Kullback and Leibler, 1951); 0 means that nothing chang
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from rwkvbatch.engine.request import END_OF_TEXT
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.base import Model, RaggedBatch
 from rwkvbatch.script.records import Conversation
@@ -25,6 +26,9 @@ CHUNK = 64
 
 TAIL = 0.99
 
+MESSAGES = 10
+"""About as many texts are named as they are read."""
+
 Say = Callable[[str], None]
 Encode = Callable[[str], Sequence[int]]
 FloatArray = npt.NDArray[np.float64]
@@ -32,23 +36,24 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over tokens with its 95 % interval, clustered by document; no interval with fewer than two documents."""
+    """A mean over tokens with its 95 % interval, clustered by text; no interval with fewer than two texts."""
 
     mean: float
     low: float | None
     high: float | None
 
     @classmethod
-    def of(cls, found: MeanEstimate, transform: Callable[[float], float] = float) -> Estimate:
+    def of(cls, found: MeanEstimate, transform: Callable[[float], float] = float, most: float = math.inf) -> Estimate:
+        """The transformed estimate, whose values lie in [0, `most`]."""
         low, high = found.interval()
         if math.isnan(low):
             return cls(transform(found.mean), None, None)
-        return cls(transform(found.mean), transform(low), transform(high))
+        return cls(transform(found.mean), max(0.0, transform(low)), min(most, transform(high)))
 
 
 @dataclass(frozen=True)
 class Worst:
-    """The token with the greatest divergence: its document's id, its place among the document's tokens, from 0."""
+    """The token with the greatest divergence: its text's id, its place among those of the text that count, from 0."""
 
     divergence: float
     document: str
@@ -81,29 +86,58 @@ class Damage:
     other_perplexity: float
 
 
-def damage(
-    reference: Model, other: Model, documents: Sequence[Conversation], encode: Encode, say: Say = lambda _: None
-) -> Damage:
-    """Compare two models on documents (`script.documents.read_documents`).
+@dataclass(frozen=True)
+class ScoredPart:
+    """Tokens that are read, at least one, and those after them that count."""
 
-    A document's prompt, if it has one, is read and not counted.
+    prefix: tuple[int, ...]
+    scored: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """A document or a dialogue, the unit of the intervals: its parts in order, of which each is read from the start.
+
+    What consecutive parts have in common is read once.
+    """
+
+    id: str
+    parts: tuple[ScoredPart, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that count."""
+        return sum(len(part.scored) for part in self.parts)
+
+
+def texts_of_documents(documents: Sequence[Conversation], encode: Encode) -> list[ScoredText]:
+    """Documents (`script.documents.read_documents`) after token 0; a document's prompt is read and does not count."""
+    found: list[ScoredText] = []
+    for document in documents:
+        turn = document.turns[0]
+        part = ScoredPart((END_OF_TEXT, *encode(turn.user)), tuple(encode(turn.reference or "")))
+        found.append(ScoredText(document.id, (part,)))
+    return found
+
+
+def damage(reference: Model, other: Model, texts: Sequence[ScoredText], say: Say = lambda _: None) -> Damage:
+    """Compare two models on texts.
 
     Raises:
-        UsageError: the models have vocabularies of different sizes, or the documents have no token.
+        UsageError: the models have vocabularies of different sizes, or no token counts.
         CheckpointError: logits that are not finite.
     """
     sizes = reference.spec.vocab_size, other.spec.vocab_size
     if sizes[0] != sizes[1]:
         raise UsageError(f"the models have vocabularies of {sizes[0]:,} and {sizes[1]:,} tokens and cannot be compared")
     parts: list[FloatArray] = []
-    for number, document in enumerate(documents):
-        turn = document.turns[0]
-        before, text = list(encode(turn.user)), list(encode(turn.reference or ""))
-        say(f"document {number + 1:,} of {len(documents):,}, {len(text):,} tokens")
-        parts.append(_of_document(reference, other, [0, *before, *text], len(text)))
+    for number, text in enumerate(texts):
+        if number % max(1, len(texts) // MESSAGES) == 0:
+            say(f"text {number + 1:,} of {len(texts):,}, {text.num_tokens:,} tokens")
+        parts.append(_of_text((reference, other), text))
     lengths = [part.shape[1] for part in parts]
     if not sum(lengths):
-        raise UsageError("the documents have no tokens", hint="give texts that are not empty")
+        raise UsageError("the texts have no tokens that count", hint="give texts that are not empty")
     divergences, same, theirs, mine = np.concatenate(parts, axis=1)
     clusters = np.repeat(np.arange(len(parts)), lengths)
     worst = int(divergences.argmax())
@@ -111,37 +145,75 @@ def damage(
     return Damage(
         reference=reference.spec.in_words,
         other=other.spec.in_words,
-        num_documents=len(documents),
+        num_documents=len(texts),
         num_tokens=len(divergences),
         divergence=Estimate.of(clustered_mean(divergences, clusters)),
         divergence_tail=float(np.quantile(divergences, TAIL)),
-        worst=Worst(float(divergences[worst]), documents[clusters[worst]].id, worst - int(starts[clusters[worst]])),
-        same_token=Estimate.of(clustered_mean(same, clusters)),
+        worst=Worst(float(divergences[worst]), texts[clusters[worst]].id, worst - int(starts[clusters[worst]])),
+        same_token=Estimate.of(clustered_mean(same, clusters), most=1.0),
         perplexity_ratio=Estimate.of(clustered_mean(mine - theirs, clusters), math.exp),
         reference_perplexity=math.exp(theirs.mean()),
         other_perplexity=math.exp(mine.mean()),
     )
 
 
-def _of_document(reference: Model, other: Model, tokens: Sequence[int], counted: int) -> FloatArray:
-    """Divergence, same token (0 or 1), and both models' nll in nats, of the last `counted` tokens: [4, counted]."""
-    pools = [model.make_pool(1) for model in (reference, other)]
-    for pool in pools:
-        pool.clear(0)
+def _of_text(models: tuple[Model, Model], text: ScoredText) -> FloatArray:
+    """Divergence, same token (0 or 1), and both models' nll in nats, of the text's scored tokens: [4, num_tokens]."""
+    readers = [_Reader(model) for model in models]
+    following = [part.prefix for part in text.parts[1:]]
     found: list[FloatArray] = []
-    first = len(tokens) - counted  # the first token that counts; the one before it predicts it
-    for begin in range(0, len(tokens) - 1, CHUNK):
-        read, following = tokens[begin : begin + CHUNK], tokens[begin + 1 : begin + CHUNK + 1]
-        batch = RaggedBatch.of([read], [0], every_token=True)
-        logits = [
-            model.step(batch, pool).detach().to("cpu", torch.float64)
-            for model, pool in zip((reference, other), pools, strict=True)
-        ]
-        kept = slice(max(0, first - 1 - begin), len(following))
-        if kept.start < kept.stop:
-            theirs, mine = (each[kept] for each in logits)
-            found.append(_of_rows(theirs, mine, torch.tensor(following[kept]), (reference, other)))
+    for number, part in enumerate(text.parts):
+        tokens = (*part.prefix, *part.scored)
+        # Not the last token, which is not read, nor that of the next prefix, whose logits are needed.
+        kept = _common(tokens[:-1], following[number][:-1]) if number < len(following) else 0
+        pieces = [reader.read(tokens, kept, len(part.prefix) - 1) for reader in readers]
+        for (start, theirs), (_, mine) in zip(*pieces, strict=True):
+            scored = torch.tensor(tokens[start + 1 : start + 1 + len(theirs)])
+            found.append(_of_rows(theirs, mine, scored, models))
     return np.concatenate(found, axis=1) if found else np.empty((4, 0))
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """The length of the longest common prefix."""
+    pairs = zip(one, other, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+class _Reader:
+    """Reads texts that begin alike with one model, each common beginning once."""
+
+    CURRENT, KEPT = 0, 1
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._pool = model.make_pool(2)
+        self._pool.clear(self.KEPT)
+        self._kept = 0
+
+    def read(self, tokens: Sequence[int], kept: int, first: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Pieces of the logits after each token but the last, from place `first` on: (place, [n, vocab]) in fp64.
+
+        `tokens` begin as the last ones did, up to that call's `kept`; after `kept` of them the state is kept for the
+        next call. If that lies before what was kept, the next call reads everything.
+        """
+        begin, self._kept = self._kept, kept
+        self._pool.copy(self.KEPT, self.CURRENT)
+        if kept < begin:
+            self._kept = 0
+            self._pool.clear(self.KEPT)
+        while begin < len(tokens) - 1:
+            end = min(begin + CHUNK, len(tokens) - 1)
+            if begin < kept < end:
+                end = kept
+            batch = RaggedBatch.of([tokens[begin:end]], [self.CURRENT], every_token=True)
+            logits = self._model.step(batch, self._pool)
+            skipped = min(max(0, first - begin), end - begin)
+            piece = logits[skipped:].detach().to("cpu", torch.float64)
+            if end == kept:
+                self._pool.copy(self.CURRENT, self.KEPT)
+            if len(piece):
+                yield begin + skipped, piece
+            begin = end
 
 
 def _of_rows(

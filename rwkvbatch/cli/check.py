@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -33,10 +31,11 @@ def check_command(
     Without [bold]--script[/] by the checks that the run was made with, such as after an upgrade. The old verdicts are
     kept until all new ones are written. The exit code is 1 when a check fails.
     """
+    from rwkvbatch.cli.views import progress_bar
     from rwkvbatch.replay.logs import command_line
     from rwkvbatch.replay.recheck import recheck
 
-    with _progress_bar(quiet=quiet) as progress:
+    with progress_bar("judging", quiet=quiet) as progress:
         result = recheck(run, script or (), command=command_line(), progress=progress)
     if json_output:
         print_json(result.as_dict())
@@ -58,15 +57,3 @@ def check_command(
         console().print(f"checks passed: {summary.checks_passed:,} of {summary.checks:,}", highlight=False)
     if not summary.passed:
         raise typer.Exit(ExitCode.FAILED)
-
-
-@contextmanager
-def _progress_bar(*, quiet: bool) -> Generator[Callable[[int, int], None]]:
-    """A bar on standard error, if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("judging", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -10,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from rwkvbatch.cli.damage import DAMAGE_EPILOG, damage_command
 from rwkvbatch.cli.exits import ExitCode, message, print_json
 from rwkvbatch.cli.options import (
     Command,
     JsonOption,
+    ModelArgument,
     QuietOption,
     RandomOption,
+    thread_count,
     command_app,
     model_path,
     option,
@@ -26,6 +31,7 @@ from rwkvbatch.errors import UsageError
 if TYPE_CHECKING:
     from rwkvbatch.bench.verify import Verification
     from rwkvbatch.model.checkpoint import Description
+    from rwkvbatch.model.tensor_file import Entry, OnWritten
 
 VERIFY_EPILOG = """[bold]Examples[/]
 
@@ -36,17 +42,6 @@ VERIFY_EPILOG = """[bold]Examples[/]
   rwkvbatch model verify --random 4x1024 --strategy "cuda fp32"
 
 On a GPU, try fp32 too: the same kernels with the tightest limit. The exit code is 1 when the logits differ by more.
-"""
-
-DAMAGE_EPILOG = """[bold]Examples[/]
-
-  rwkvbatch model damage NAME --strategy "cpu int4" --against "cpu bf16" --texts wiki.jsonl
-
-  rwkvbatch model damage name-int4 --against NAME --texts texts/
-
-  rwkvbatch model damage step-2000.pth --against step-1000.pth --texts wiki.jsonl
-
-Nll alone does not clear a rounding: long reasoning suffers first. Replay scripts with both too, and compare the runs.
 """
 
 QUANTIZE_EPILOG = """[bold]Examples[/]
@@ -65,15 +60,6 @@ app = command_app(
 
 Precision = Literal["bf16", "fp16", "fp32"]
 Force = Annotated[bool, option("--force", "Replace the file if it is there.")]
-ModelArgument = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="MODEL",
-        show_default=False,
-        help="Checkpoint: a file, whose ending may be left out, or a directory. "
-        "[dim]Default: $RWKVBATCH_MODEL, else the bundled one.[/]",
-    ),
-]
 AdapterOption = Annotated[
     str,
     option("--adapter", "Adapter to merge: 'FILE alpha=NUMBER' (LoRA), 'FILE init=FILE' (PiSSA), FILE, none.", "TEXT"),
@@ -190,9 +176,20 @@ def convert_command(
         tensors = checkpoint.rounded(None if dtype is None else DTYPES[dtype])
         declared = vocab or checkpoint.vocabulary
         metadata = None if declared is None else {METADATA_KEY: declared}
-        save_entries(output, tensors, metadata=metadata, replace=force)
+        with _written(output, tensors, quiet=quiet) as on_written:
+            save_entries(output, tensors, metadata=metadata, replace=force, on_written=on_written)
         undone = "".join(f"; undone: {phrase}" for phrase in checkpoint.file.undone)
     message(f"wrote {output}, {len(tensors)} tensors{undone}", quiet=quiet)
+
+
+@contextmanager
+def _written(output: Path, entries: Mapping[str, Entry], *, quiet: bool) -> Generator[OnWritten]:
+    """A bar of the bytes of `entries` that are written."""
+    from rwkvbatch.cli.views import progress_bar
+
+    whole = sum(entry.num_bytes for entry in entries.values())
+    with progress_bar(f"writing {output.name}", quiet=quiet, of_bytes=True) as shown:
+        yield lambda done: shown(done, whole)
 
 
 @app.command("quantize", cls=Command, epilog=QUANTIZE_EPILOG)
@@ -230,7 +227,8 @@ def quantize_command(
             )
         entries, metadata = quantised(checkpoint.rounded(None), to)
         declared = {} if checkpoint.vocabulary is None else {METADATA_KEY: checkpoint.vocabulary}
-        save_entries(output, entries, metadata={**declared, **metadata}, replace=force)
+        with _written(output, entries, quiet=quiet) as on_written:
+            save_entries(output, entries, metadata={**declared, **metadata}, replace=force, on_written=on_written)
         size = checkpoint.file.num_bytes
     written = output.stat().st_size
     message(f"wrote {output}, {to}, {_size(written)}, {written / size:.0%} of the original", quiet=quiet)
@@ -250,7 +248,7 @@ def verify_command(
     from rwkvbatch.config import CellSettings
     from rwkvbatch.replay.layers import checked_values
 
-    threads = _threads(settings.pop("threads", None))
+    threads = thread_count(settings.pop("threads", None))
     given = CellSettings(**checked_values(settings))
     with model_path(model, random, named="MODEL", quiet=quiet) as path:
         say = partial(message, quiet=quiet)
@@ -263,81 +261,7 @@ def verify_command(
         raise typer.Exit(ExitCode.FAILED)
 
 
-@app.command("damage", cls=Command, epilog=DAMAGE_EPILOG)
-@with_settings("strategy", "backend", "threads", "vocab")
-def damage_command(
-    texts: Annotated[
-        list[str], option("--texts", "Text files, JSON lines with text, folders; may be repeated.", "FILE")
-    ],
-    against: Annotated[
-        str, option("--against", 'What it is compared with: a strategy, such as "cpu bf16", or a checkpoint.', "TEXT")
-    ],
-    model: ModelArgument = None,
-    json_output: JsonOption = False,
-    quiet: QuietOption = False,
-    **settings: Any,
-) -> None:
-    """Measure on texts what a rounding changes: next-token distributions, likeliest tokens, perplexity.
-
-    Compares a checkpoint under --strategy with itself under the strategy --against, or with the checkpoint --against.
-    Both are in memory. Intervals are of 95 %, clustered by document.
-    """
-    from rwkvbatch.bench.damage import damage
-    from rwkvbatch.config import CellSettings
-    from rwkvbatch.model.load import load_model, resolve_model_path
-    from rwkvbatch.model.strategy import looks_like_strategy, parse_strategy
-    from rwkvbatch.prompt.vocabulary import tokenizer_of
-    from rwkvbatch.replay.layers import checked_values
-    from rwkvbatch.script.documents import read_documents
-
-    vocab = settings.pop("vocab", None)
-    threads = _threads(settings.pop("threads", None))
-    given = CellSettings(**checked_values(settings))
-    load = partial(load_model, backend=given.backend, threads=threads)
-    documents = read_documents(texts).conversations
-    if looks_like_strategy(against):
-        parse_strategy(against)
-        reference = load(model, against)
-    else:
-        reference = load(resolve_model_path(against).path, "auto")
-    other = load(model, given.strategy)
-    tokenizer = tokenizer_of(other.spec, vocab)
-    found = damage(reference, other, documents, tokenizer.encode, partial(message, quiet=quiet))
-    if json_output:
-        print_json(asdict(found), indent=None)
-        return
-    from rwkvbatch.cli.views import console, facts_table
-    from rwkvbatch.prompt.escaping import printable
-
-    def interval(estimate: Any, style: str) -> str:
-        if estimate.low is None:
-            return f"{estimate.mean:{style}} (no interval: one document)"
-        return f"{estimate.mean:{style}} ({estimate.low:{style}} to {estimate.high:{style}})"
-
-    worst = found.worst
-    facts = {
-        "model": printable(found.other),
-        "against": printable(found.reference),
-        "texts": f"{found.num_documents:,} documents, {found.num_tokens:,} tokens",
-        "KL, nats a token": interval(found.divergence, ".5f"),
-        "KL, 99 %": f"{found.divergence_tail:.5f}",
-        "KL, worst": f"{worst.divergence:.3f} (token {worst.position:,} of {printable(worst.document)})",
-        "same likeliest token": interval(found.same_token, ".2%"),
-        "perplexity": f"{found.other_perplexity:.5g} against {found.reference_perplexity:.5g}",
-        "perplexity ratio": interval(found.perplexity_ratio, ".5f"),
-    }
-    console().print(facts_table(facts))
-
-
-def _threads(given: str | int | None) -> int | None:
-    """The value of --threads.
-
-    Raises:
-        UsageError: it is not a number.
-    """
-    if given is not None and not str(given).isdecimal():
-        raise UsageError(f"--threads must be a number, got {given!r}")
-    return None if given is None else int(given)
+app.command("damage", cls=Command, epilog=DAMAGE_EPILOG)(damage_command)
 
 
 def _show_verdict(found: Verification) -> None:

@@ -53,7 +53,8 @@ def _takes_one_value(option: TyperOption) -> bool:
 
 
 def _given_twice(option: TyperOption, args: Sequence[str], *, grid: bool) -> UsageError:
-    from rwkvbatch.config import CellSettings, full_name
+    from rwkvbatch.config import CellSettings
+    from rwkvbatch.setting_names import full_name
 
     name = max(option.opts, key=len)
     values: list[str] = []
@@ -90,9 +91,29 @@ SparsityOption = Annotated[
         "SHARE",
     ),
 ]
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="Checkpoint: a file, whose ending may be left out, or a directory. "
+        "[dim]Default: $RWKVBATCH_MODEL, else the bundled one.[/]",
+    ),
+]
 RandomOption = Annotated[
     str | None, option("--random", "Take random weights of this shape, such as 12x768.", "LAYERSxWIDTH")
 ]
+
+
+def thread_count(given: str | int | None) -> int | None:
+    """The value of --threads.
+
+    Raises:
+        UsageError: it is not a number.
+    """
+    if given is not None and not str(given).isdecimal():
+        raise UsageError(f"--threads must be a number, got {given!r}")
+    return None if given is None else int(given)
 
 
 def command_app(**options: Any) -> typer.Typer:
@@ -112,7 +133,9 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
         names: of the settings; none for all that have an option.
         help_texts: help that differs for this command, by the setting's name.
     """
-    from rwkvbatch.config import FLAGS, LISTS, PANELS, SETTINGS, TEXTS, option_name
+    from rwkvbatch.config import FLAGS, LISTS, SETTINGS, TEXTS
+    from rwkvbatch.setting import PANELS
+    from rwkvbatch.setting_names import option_name
 
     chosen = [name for name in names or SETTINGS if SETTINGS[name].panel is not None]
     chosen.sort(key=lambda name: PANELS.index(SETTINGS[name].panel))

@@ -138,11 +138,15 @@ class Analysis:
             if metric.name not in shown
         ]
 
-    def means(self, variant: Variant) -> list[VariantMean]:
-        """The means of one variant by itself, in the requested metrics (all where none was), by `by`."""
+    def means(self, variant: Variant, *, turns_only: bool = False) -> list[VariantMean]:
+        """The means of one variant by itself, in the requested metrics (all where none was), by `by`.
+
+        `turns_only`: without the metrics of conversations.
+        """
+        ks, by = () if turns_only else self.ks, self.by if not self.pairs else None
         return [
             mean
-            for mean in variant_means(self.table, variant, by=self.by if not self.pairs else None, ks=self.ks)
+            for mean in variant_means(self.table, variant, by=by, ks=ks)
             if self.metrics is None or mean.metric.name in self.metrics
         ]
 

@@ -16,8 +16,8 @@ from rwkvbatch import __version__
 from rwkvbatch.comparison.foreign import read_foreign
 from rwkvbatch.comparison.table import read_results, tabulate
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
-from rwkvbatch.results.directory import planned_rows, why_unfinished
 from rwkvbatch.results.manifest import FORMER, read_manifest, shard_text
+from rwkvbatch.results.status import planned_rows, why_unfinished
 from rwkvbatch.results.store import RESULTS_NAME
 
 if TYPE_CHECKING:
@@ -324,7 +324,10 @@ def _load_foreign(source: str, name: str, cells: Sequence[str]) -> RunData | Non
     rows, notes = found.rows, found.notes
     names = list(dict.fromkeys(row.cell for row in rows))
     if found.is_metric and not cells:
-        rows = [row for row in rows if row.cell == names[0]]
+        rows = [row for row in found.rows if row.cell == names[0]]
+        without = {tag for row in found.rows for tag in row.tags} - {tag for row in rows for tag in row.tags}
+        if without:
+            notes.append(f"{source}: tasks without {names[0]} are left out: {', '.join(sorted(without))}")
         if others := ", ".join(names[1:]):
             notes.append(f"{source}: the score is {names[0]}; another one is named as {source}::METRIC: {others}")
     notes = [f"{source} is of {found.program}: that both sides had the same prompts cannot be checked", *notes]

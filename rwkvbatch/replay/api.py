@@ -21,8 +21,6 @@ from rwkvbatch.config import (
     Switch,
     ThinkMode,
     TurnEnd,
-    full_name,
-    option_name,
 )
 from rwkvbatch.endpoint.served import check_settings
 from rwkvbatch.errors import UsageError
@@ -37,8 +35,9 @@ from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.results.directory import SKIPPED_NAME
 from rwkvbatch.script.documents import read_documents
-from rwkvbatch.script.lint import lint
+from rwkvbatch.script.lint import lint, lint_system
 from rwkvbatch.script.reader import Script, read_scripts
+from rwkvbatch.setting_names import full_name, option_name
 
 if TYPE_CHECKING:
     from rwkvbatch.llm import LLM
@@ -385,7 +384,9 @@ def _log_ignored(script: Script) -> None:
 
 
 def _log_lint(plan: Plan) -> None:
-    """Log how many contents are probably mistakes."""
+    """Log how many contents are probably mistakes, and each probable mistake in the system messages of the settings."""
+    for warning in lint_system(cell.system for cell in plan.cell_settings if cell.system is not None):
+        _log.warning("%s", warning)
     counts = Counter(warning.code for warning in lint(plan.conversations))
     if counts:
         shown = ", ".join(f"{count:,} {code}" for code, count in counts.most_common())

@@ -17,11 +17,12 @@ from rwkvbatch.errors import RowError, RunDamagedError, RunDirectoryError, RunMi
 from rwkvbatch.files import OS_FILES, Files, read_file, read_spans
 from rwkvbatch.replay.identity import judging_digest
 from rwkvbatch.replay.judging import judged_again
-from rwkvbatch.results.directory import RunDirectory, planned_rows
+from rwkvbatch.results.directory import RunDirectory
 from rwkvbatch.results.manifest import FORMER, read_manifest
 from rwkvbatch.results.recovery import StoredLine, read_lines
 from rwkvbatch.results.row import BadLineError, Row, RowDigest, decode_row, digest_of, encode_row, with_digest
 from rwkvbatch.results.script_copy import read_script, script_sha256
+from rwkvbatch.results.status import planned_rows
 from rwkvbatch.results.store import RESULTS_NAME
 from rwkvbatch.results.summary import MAX_SUMMARY_BYTES, SUMMARY_NAME, Summary, Tallies, write_summary
 from rwkvbatch.script.reader import read_scripts

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError
 from rwkvbatch.files import BLOCK_BYTES, Files, open_file, read_spans, replace_file, write_all
@@ -137,8 +137,7 @@ def scan_lines(
         yield ScannedLine(line.start, line.end, line.number, number, failed, problem, whole)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredLine:
+class StoredLine(NamedTuple):
     """A line of a file with its line end, its number from 1, its first byte, and the one after its last.
 
     `data` of a line longer than `MAX_LINE_BYTES` (`is_long`) is only its beginning, which is not a row.

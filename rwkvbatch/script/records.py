@@ -18,9 +18,9 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, NoReturn, Protocol, TypeGuard, cast
 
-from rwkvbatch.config import PENALTY_ALIASES
 from rwkvbatch.errors import RwkvBatchError, ScriptError
 from rwkvbatch.script.choices import Choice, ChoiceScores
+from rwkvbatch.setting_names import PENALTY_ALIASES
 
 STDIN = "-"
 """The path that stands for standard input."""

@@ -10,7 +10,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from rwkvbatch.bench.damage import CHUNK, damage
+from rwkvbatch import run as run_scripts
+from rwkvbatch.bench.damage import CHUNK, ScoredPart, ScoredText, damage, texts_of_documents
 from rwkvbatch.cli.app import app
 from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.load import load_model
@@ -30,7 +31,7 @@ def models(tmp_path_factory: pytest.TempPathFactory):
 def documents(folder: Path, texts: list[dict[str, str]]):
     path = folder / "texts.jsonl"
     path.write_text("".join(json.dumps(text) + "\n" for text in texts))
-    return read_documents([str(path)]).conversations
+    return texts_of_documents(read_documents([str(path)]).conversations, encode)
 
 
 def encode(text: str) -> list[int]:
@@ -39,7 +40,7 @@ def encode(text: str) -> list[int]:
 
 def test_the_figures_are_those_of_whole_distributions(models, tmp_path: Path) -> None:
     texts = [{"text": "ab" * (CHUNK + 3)}, {"prompt": "some prompt", "continuation": " and its end"}, {"text": "x"}]
-    found = damage(models["cpu"], models["cpu int4"], documents(tmp_path, texts), encode)
+    found = damage(models["cpu"], models["cpu int4"], documents(tmp_path, texts))
     kl, same, nll = [], [], [[], []]
     for text in texts:
         before = encode(text.get("prompt", ""))
@@ -67,13 +68,37 @@ def test_the_figures_are_those_of_whole_distributions(models, tmp_path: Path) ->
 
 def test_a_model_against_itself_is_undamaged_and_coarser_rounding_damages_more(models, tmp_path: Path) -> None:
     texts = documents(tmp_path, [{"text": "a text of some length"}, {"text": "and another one"}])
-    none, some, much = (damage(models["cpu"], models[name], texts, encode) for name in ("cpu", "cpu int8", "cpu int4"))
+    none, some, much = (damage(models["cpu"], models[name], texts) for name in ("cpu", "cpu int8", "cpu int4"))
     assert (none.divergence.mean, none.same_token.mean, none.perplexity_ratio.mean) == (0, 1, 1)
     assert 0 < some.divergence.mean < 0.1 * much.divergence.mean
 
 
+def test_parts_that_begin_alike_give_the_figures_of_each_part_alone(tmp_path: Path) -> None:
+    torch.save(random_tensors(1, 64, VOCAB), tmp_path / "a.pth")
+    models = [load_model(tmp_path / "a.pth", name, "cpu", threads=1) for name in ("cpu", "cpu int4")]
+    generator = torch.Generator().manual_seed(3)
+    tokens = tuple(torch.randint(1, VOCAB, (3 * CHUNK,), generator=generator).tolist())
+    long, fork = tokens[: 2 * CHUNK + 5], (*tokens[: CHUNK + 9], 7, 8, 9)
+    parts = [
+        ScoredPart(tokens[:5], tokens[5:20]),  # a part of the next one as a whole
+        ScoredPart(long[:-2], long[-2:]),
+        ScoredPart(fork, (1, 2, 3)),  # leaves the one before it early
+        ScoredPart((*fork, 1), (4, 5)),
+        ScoredPart(tokens[:3], tokens[3:4]),  # begins before what was kept
+        ScoredPart((200,), (1,)),  # has nothing in common with it
+        ScoredPart((200,), (1,)),
+        ScoredPart(long, tokens[len(long) :]),
+    ]
+    whole = damage(models[0], models[1], [ScoredText("a", tuple(parts))])
+    apart = damage(models[0], models[1], [ScoredText(str(n), (part,)) for n, part in enumerate(parts)])
+    assert whole.num_tokens == sum(len(part.scored) for part in parts)
+    for name in ("num_tokens", "divergence_tail", "reference_perplexity", "other_perplexity"):
+        assert getattr(whole, name) == getattr(apart, name)
+    assert whole.divergence.mean == apart.divergence.mean
+
+
 def test_one_document_has_no_interval(models, tmp_path: Path) -> None:
-    found = damage(models["cpu"], models["cpu int8"], documents(tmp_path, [{"text": "only one"}]), encode)
+    found = damage(models["cpu"], models["cpu int8"], documents(tmp_path, [{"text": "only one"}]))
     assert (found.divergence.low, found.same_token.high) == (None, None)
 
 
@@ -81,12 +106,12 @@ def test_different_vocabularies_and_logits_that_are_not_finite_are_refused(model
     texts = documents(tmp_path, [{"text": "a"}])
     torch.save(random_tensors(1, 64, VOCAB + 1), tmp_path / "b.pth")
     with pytest.raises(UsageError, match="vocabularies of 256 and 257 tokens"):
-        damage(models["cpu"], load_model(tmp_path / "b.pth", "cpu", "reference"), texts, encode)
+        damage(models["cpu"], load_model(tmp_path / "b.pth", "cpu", "reference"), texts)
     tensors = random_tensors(1, 64, VOCAB, dtype=torch.float32)
     tensors["head.weight"] *= 1e38
     torch.save(tensors, tmp_path / "c.pth")
     with pytest.raises(CheckpointError, match="not finite"):
-        damage(models["cpu"], load_model(tmp_path / "c.pth", "cpu", "reference"), texts, encode)
+        damage(models["cpu"], load_model(tmp_path / "c.pth", "cpu", "reference"), texts)
 
 
 def test_the_command_compares_strategies_and_checkpoints(tmp_path: Path) -> None:
@@ -105,3 +130,55 @@ def test_the_command_compares_strategies_and_checkpoints(tmp_path: Path) -> None
     shown = run(app, by_strategy[:-1])
     assert "same likeliest token" in shown.stdout
     assert "2 documents" in shown.stdout
+
+
+DIALOGUES = [
+    {
+        "id": "a",
+        "messages": [
+            {"role": "system", "content": "Be short."},
+            {"role": "user", "content": "My name is Ada."},
+            {"role": "user", "content": "What is 3 + 4?"},
+            {"role": "assistant", "content": "7"},
+            {"role": "user", "content": "Who am I?"},
+            {"role": "assistant", "content": "Your name is Ada."},
+            {"role": "user", "content": "Thank you."},
+        ],
+    },
+    {"id": "b", "messages": [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello."}]},
+    {"id": "c", "messages": [{"role": "user", "content": "Has no reference."}]},
+]
+
+
+def test_dialogues_are_scored_as_a_run_with_gold_history_scores_them(tmp_path: Path) -> None:
+    script = tmp_path / "s.jsonl"
+    script.write_text("".join(json.dumps(line) + "\n" for line in DIALOGUES))
+    arguments = ["model", "damage", "--strategy", "cpu int4", "--against", "cpu", "--script", str(script), "--json"]
+    found = json.loads(CliRunner().invoke(app, arguments).stdout)
+    rows = run_scripts(script, preset="greedy", history="gold", strategy="cpu").rows()
+    references = [row.reference for row in rows if row.reference is not None]
+    assert found["num_documents"] == 2
+    assert found["num_tokens"] == sum(reference.tokens for reference in references)
+    nll = sum(reference.nll * reference.tokens for reference in references) / found["num_tokens"]
+    assert found["reference_perplexity"] == pytest.approx(math.exp(nll), rel=1e-5)
+    assert found["divergence"]["mean"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ([], "needs texts"),
+        (["--texts", "t.txt", "--script", "s.jsonl"], "needs texts"),
+        (["--texts", "t.txt", "--turn-end", "next-role"], "--turn-end belongs to --script"),
+        (["--script", "none.jsonl"], "no reference replies"),
+        (["--script", "none.jsonl", "--think", "off,fake"], "no place there"),
+    ],
+)
+def test_what_to_compare_on_has_to_be_clear(
+    arguments: list[str], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("none.jsonl").write_text(json.dumps(DIALOGUES[2]) + "\n")
+    result = CliRunner().invoke(app, ["model", "damage", "--against", "cpu", *arguments])
+    assert isinstance(result.exception, UsageError)
+    assert problem in result.exception.message

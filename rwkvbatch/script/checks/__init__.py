@@ -29,7 +29,7 @@ from rwkvbatch.script.records import (
     shown,
     type_name,
 )  # fmt: skip
-from rwkvbatch.signals import ENDS_PROCESS
+from rwkvbatch.signals import ENDS_PROCESS, staying_alive
 
 __all__ = ["ENTRY_POINTS", "Check", "ReplyFacts", "Rule", "Verdict", "check_kinds", "judge_all", "parse_checks"]
 
@@ -136,7 +136,7 @@ class _Guarded:
 
     def judge(self, facts: ReplyFacts) -> Verdict:
         try:
-            with deadline(self.deadline_s):
+            with staying_alive(), deadline(self.deadline_s):
                 verdict = self.rule.judge(facts)
                 passed, score, detail = bool(verdict.passed), float(verdict.score), verdict.detail
                 detail = None if detail is None else str(detail)
@@ -144,7 +144,7 @@ class _Guarded:
             raise
         except TimeoutError as error:
             return Verdict(False, 0.0, f"gave up: {error}", undecided=True)
-        except BaseException as error:  # `SystemExit` too: a plug-in does not end the run
+        except BaseException as error:  # `SystemExit` and `os._exit` too: a plug-in does not end the run
             hint = "the check is a plug-in: report this to its author"
             raise RowError(f"the check {self.kind!r} failed with {in_words(error)}", hint=hint) from error
         if not 0 <= score <= 1:
@@ -200,7 +200,8 @@ def _rule(
     kind: str, maker: text.RuleKind, expected: Any, options: Mapping[str, Any], source: SourceLine, where: str
 ) -> Rule:
     try:
-        return maker.parse(expected, options)
+        with staying_alive():
+            return maker.parse(expected, options)
     except text.WrongValueError as error:
         refuse(source, f"{where}.{error.key or kind}: {error.message}, got {shown(error.got)}", error.hint)
     except MissingExtraError as error:
@@ -224,7 +225,8 @@ def _plugins() -> Mapping[str, Any]:
 def _load_plugin(kind: str) -> text.RuleKind:
     point = _plugins()[kind]
     try:
-        found: Any = point.load()
+        with staying_alive():
+            found: Any = point.load()
         if not callable(found.parse) or not all(isinstance(option, str) for option in found.options):
             raise TypeError("`parse` must be callable and `options` a set of names")
     except ENDS_PROCESS:

@@ -1,0 +1,119 @@
+"""llama.cpp's files of a random checkpoint, and whether it computes the same network from them as we do.
+
+What decides is a GGUF file with every tensor in fp32, for which llama.cpp rounds nothing that we do not round: the two
+differ by the order of sums only, 0.001 % to 0.01 % of the logits' standard deviation at every size. Rounded kinds
+cannot decide: even F16, for which llama.cpp rounds the activations, is 0.24 % away at 12 x 768 and 6.5 % at 24 x 2048,
+because random networks amplify a rounding from layer to layer.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmarks.gguf_file import write_gguf
+from benchmarks.llama_cpp_figures import Agreement
+from benchmarks.llama_cpp_programs import LlamaCpp, Logits
+from rwkvbatch.bench.measure import write_random
+from rwkvbatch.bench.workloads import TEXT
+from rwkvbatch.errors import RwkvBatchError
+from rwkvbatch.files import replacing
+from rwkvbatch.model.checkpoint import open_checkpoint
+from rwkvbatch.model.load import load_model
+from rwkvbatch.prompt.tokenizer import world_tokenizer
+
+BASE_KIND = "F16"
+"""The kind that is written from the checkpoint, and that `llama-quantize` makes the others of."""
+EXACT_KIND = "F32"
+"""The kind that decides; written for that, and removed afterwards."""
+TOLERANCE = 0.005
+"""Of the logits' standard deviation, for `EXACT_KIND`."""
+CHECKED_TEXT = TEXT[:200]
+
+
+@dataclass(frozen=True)
+class Files:
+    """The checkpoint, and llama.cpp's files of it by kind."""
+
+    checkpoint: Path
+    gguf: Mapping[str, Path]
+
+
+def make_files(
+    folder: Path, shape: str, kinds: Sequence[str], llama_cpp: LlamaCpp, say: Callable[[str], None]
+) -> Files:
+    """The files of a shape; what is not in `folder` yet is made there."""
+    checkpoint = folder / f"random-{shape}.safetensors"
+    if not checkpoint.is_file():
+        say("writing random weights")
+        checkpoint = write_random(shape, folder)
+    paths = {kind: folder / f"random-{shape}-{kind}.gguf" for kind in dict.fromkeys([BASE_KIND, *kinds])}
+    for kind, path in paths.items():
+        if not path.is_file():
+            say(f"writing {kind}")
+            with replacing(path, durable=False) as unfinished:
+                if kind == BASE_KIND:
+                    with open_checkpoint(checkpoint) as opened:
+                        write_gguf(unfinished, opened)
+                else:
+                    llama_cpp.write_quantized(paths[BASE_KIND], unfinished, kind)
+    return Files(checkpoint, paths)
+
+
+def our_logits(checkpoint: Path, threads: int | None) -> Logits:
+    """Ours after each token of `CHECKED_TEXT`, with the weights as they are and all arithmetic in fp32."""
+    tokens = world_tokenizer().encode(CHECKED_TEXT)
+    model = load_model(checkpoint, "cpu", "cpu", threads=threads)
+    return Logits(tokens, model.forward([tokens], every_token=True)[0].numpy().copy())
+
+
+def agreement_of(kind: str, ours: Logits, theirs: Logits) -> Agreement:
+    """How near `theirs` are to `ours`.
+
+    Raises:
+        RwkvBatchError: they are of other tokens, or, for `EXACT_KIND`, of another network.
+    """
+    if theirs.tokens != ours.tokens:
+        raise RwkvBatchError(f"llama.cpp reads other tokens than we do: {theirs.tokens[:8]}, {ours.tokens[:8]}")
+    error = relative_error(ours.values, theirs.values)
+    same_choice = float(np.mean(ours.values.argmax(1) == theirs.values.argmax(1)))
+    if kind == EXACT_KIND and not error <= TOLERANCE:
+        raise RwkvBatchError(
+            f"llama.cpp's logits, with all weights in fp32, differ from ours by {error:.2%} of their standard "
+            f"deviation, of which {TOLERANCE:.1%} are allowed: it computes something else"
+        )
+    return Agreement(kind, error, same_choice)
+
+
+def relative_error(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> float:
+    """Root of the mean squared difference over the standard deviation of ours; NaN if one of theirs is NaN."""
+    return float(np.sqrt(np.mean((ours - theirs) ** 2)) / ours.std())
+
+
+def check(files: Files, llama_cpp: LlamaCpp, threads: int, folder: Path, say: Callable[[str], None]) -> list[Agreement]:
+    """The agreement of `EXACT_KIND`, of which a file is written to `folder` for the time, and of every kind.
+
+    Raises:
+        RwkvBatchError: see `agreement_of`.
+    """
+    say("our logits")
+    ours = our_logits(files.checkpoint, threads)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        exact = Path(temporary) / f"{EXACT_KIND}.gguf"
+        say(f"writing {EXACT_KIND}")
+        with open_checkpoint(files.checkpoint) as opened:
+            write_gguf(exact, opened, torch.float32)
+        found: list[Agreement] = []
+        for kind, path in {EXACT_KIND: exact, **files.gguf}.items():
+            say(f"llama.cpp's logits, {kind}")
+            theirs = llama_cpp.logits(path, threads, CHECKED_TEXT, Path(temporary) / "logits.gguf")
+            found.append(agreement_of(kind, ours, theirs))
+            if kind == EXACT_KIND:
+                exact.unlink()
+    return found

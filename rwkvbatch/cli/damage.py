@@ -1,0 +1,162 @@
+"""`rwkvbatch model damage`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from rwkvbatch.cli.exits import message, print_json
+from rwkvbatch.cli.options import JsonOption, ModelArgument, QuietOption, option, thread_count, with_settings
+from rwkvbatch.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from rwkvbatch.bench.damage import Damage, Estimate, ScoredText
+    from rwkvbatch.model.base import Model
+    from rwkvbatch.prompt.tokenizer import Tokenizer
+
+DAMAGE_EPILOG = """[bold]Examples[/]
+
+  rwkvbatch model damage NAME --strategy "cpu int4" --against "cpu bf16" --texts wiki.jsonl
+
+  rwkvbatch model damage NAME --strategy "cpu int4" --against "cpu bf16" --script chats.jsonl
+
+  rwkvbatch model damage name-int4 --against NAME --texts texts/
+
+  rwkvbatch model damage step-2000.pth --against step-1000.pth --texts wiki.jsonl
+
+Nll alone does not clear a rounding: long reasoning suffers first. Replay scripts with both too, and compare the runs.
+"""
+
+DIALOGUE_SETTINGS = (
+    *("template", "think", "turn_end", "reply_prefix", "bos", "system", "prelude", "max_tokens", "only", "limit"),
+)
+"""Settings of `--script`."""
+
+
+@with_settings("strategy", "backend", "threads", "vocab", *DIALOGUE_SETTINGS)
+def damage_command(
+    against: Annotated[
+        str, option("--against", 'What it is compared with: a strategy, such as "cpu bf16", or a checkpoint.', "TEXT")
+    ],
+    model: ModelArgument = None,
+    texts: Annotated[
+        list[str] | None, option("--texts", "Text files, JSON lines with text, folders; may be repeated.", "FILE")
+    ] = None,
+    script: Annotated[
+        list[Path] | None, option("--script", "Conversations, whose references count; may be repeated.", "FILE")
+    ] = None,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+    **settings: Any,
+) -> None:
+    """Measure on texts or dialogues what a rounding changes: next-token distributions, likeliest tokens, perplexity.
+
+    Compares a checkpoint under --strategy with itself under the strategy --against, or with the checkpoint --against.
+    Both are in memory. With --script the reference replies count, each after the dialogue before it; turns without one
+    are answered greedily by the model that is compared with. Intervals are of 95 %, clustered by document or
+    conversation.
+    """
+    from rwkvbatch.bench.damage import damage
+
+    if bool(texts) == bool(script):
+        raise UsageError("model damage needs texts to compare on", hint="give one of --texts and --script")
+    dialogue = {name: settings.pop(name) for name in DIALOGUE_SETTINGS if name in settings}
+    if texts and dialogue:
+        raise UsageError(f"--{next(iter(dialogue)).replace('_', '-')} belongs to --script, which is not given")
+    vocab = settings.pop("vocab", None)
+    reference, other = _models(model, against, settings)
+    tokenizer = _tokenizer(reference, other, vocab)
+    say = partial(message, quiet=quiet)
+    if texts:
+        found = _of_documents(texts, tokenizer)
+    else:
+        found = _of_dialogues(script or [], {**dialogue, "vocab": vocab}, (reference, other), tokenizer, say)
+    result = damage(reference, other, found, say)
+    if json_output:
+        print_json(asdict(result), indent=None)
+    else:
+        _show(result, "conversation" if script else "document")
+
+
+def _models(model: str | None, against: str, settings: dict[str, Any]) -> tuple[Model, Model]:
+    """What it is compared with, and the model."""
+    from rwkvbatch.config import CellSettings
+    from rwkvbatch.model.load import load_model, resolve_model_path
+    from rwkvbatch.model.strategy import looks_like_strategy, parse_strategy
+    from rwkvbatch.replay.layers import checked_values
+
+    threads = thread_count(settings.pop("threads", None))
+    given = CellSettings(**checked_values(settings))
+    load = partial(load_model, backend=given.backend, threads=threads)
+    if looks_like_strategy(against):
+        parse_strategy(against)
+        reference = load(model, against)
+    else:
+        reference = load(resolve_model_path(against).path, "auto")
+    return reference, load(model, given.strategy)
+
+
+def _tokenizer(reference: Model, other: Model, vocab: str | None) -> Tokenizer:
+    """The one that both models have; raises `UsageError` if theirs differ."""
+    from rwkvbatch.prompt.vocabulary import tokenizer_of
+
+    found = tokenizer_of(other.spec, vocab)
+    try:
+        theirs = tokenizer_of(reference.spec, vocab)
+    except (InputError, UsageError):  # nothing is known of it, so it is taken as the other's
+        return found
+    if theirs.sha256 != found.sha256:
+        raise UsageError(
+            f"the models have different tokenizers, {theirs.name} and {found.name}, and cannot be compared",
+            hint="--vocab FILE gives both the same one",
+        )
+    return found
+
+
+def _of_documents(paths: list[str], tokenizer: Tokenizer) -> list[ScoredText]:
+    from rwkvbatch.bench.damage import texts_of_documents
+    from rwkvbatch.script.documents import read_documents
+
+    return texts_of_documents(read_documents(paths).conversations, tokenizer.encode)
+
+
+def _of_dialogues(
+    script: list[Path], settings: dict[str, Any], models: tuple[Model, Model], tokenizer: Tokenizer, say: Any
+) -> list[ScoredText]:
+    from rwkvbatch.bench.damage_dialogues import texts_of_dialogues
+    from rwkvbatch.engine.engine import Engine
+    from rwkvbatch.replay.api import prepare
+
+    reference, other = models
+    chosen: Any = {**settings, "preset": "greedy", "history": "gold"}
+    plan = prepare([str(path) for path in script], **chosen).plan
+    if len(plan.cells) > 1:
+        raise UsageError("model damage compares two models, and a grid of other settings has no place there")
+    return texts_of_dialogues(Engine(reference, tokenizer=tokenizer), plan, other.spec.weights_sha256, say)
+
+
+def _show(found: Damage, unit: str) -> None:
+    from rwkvbatch.cli.views import console, facts_table
+    from rwkvbatch.prompt.escaping import printable
+
+    def interval(estimate: Estimate, style: str) -> str:
+        if estimate.low is None:
+            why = f"one {unit}" if found.num_documents == 1 else f"the same in every {unit}"
+            return f"{estimate.mean:{style}} (no interval: {why})"
+        return f"{estimate.mean:{style}} ({estimate.low:{style}} to {estimate.high:{style}})"
+
+    worst = found.worst
+    facts = {
+        "model": printable(found.other),
+        "against": printable(found.reference),
+        "texts": f"{found.num_documents:,} {unit}s, {found.num_tokens:,} tokens",
+        "KL, nats a token": interval(found.divergence, ".5f"),
+        "KL, 99 %": f"{found.divergence_tail:.5f}",
+        "KL, worst": f"{worst.divergence:.3f} (token {worst.position:,} of {printable(worst.document)})",
+        "same likeliest token": interval(found.same_token, ".2%"),
+        "perplexity": f"{found.other_perplexity:.5g} against {found.reference_perplexity:.5g}",
+        "perplexity ratio": interval(found.perplexity_ratio, ".5f"),
+    }
+    console().print(facts_table(facts))
