@@ -20,10 +20,10 @@ from rwkvbatch.cli.options import (
     ModelArgument,
     QuietOption,
     RandomOption,
-    thread_count,
     command_app,
     model_path,
     option,
+    thread_count,
     with_settings,
 )
 from rwkvbatch.errors import UsageError
