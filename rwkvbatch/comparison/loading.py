@@ -135,8 +135,8 @@ class RunData:
         facts: what was run; empty without a manifest.
         manifest: the content of `manifest.json`; empty where there is none.
         rows: one row per turn; the columns are `conversation, cell, repeat, turn, seed, finish_reason, error, prompt,
-            reply, tags, reference, checks, probe_turns, probe_tokens`, one per metric, and one per weight (NaN where a
-            turn has no number).
+            reply, tags, reference, checks, unjudged, judge, probe_turns, probe_tokens, probe_after`, one per metric,
+            and one per weight (NaN where a turn has no number).
         notes: warnings for readers of a comparison.
         unfinished: by cell, the number of planned rows that are not there (yet); empty for a finished run, or where
             nothing says how many were planned. Of runs whose cells have different numbers of rows only the total is

@@ -64,6 +64,7 @@ class Progress:
         seconds_left: estimated; None before this session's first durable row, or tokens of a long text.
         workers: those running. lost_workers: workers that crashed in this session.
         cells_left, cells: of a race, in which `rows_total` is that of the next look; None for other runs.
+        questions_done, questions: answered by the judge, and asked of it; 0 before it is asked.
         reading: how far the long texts under way have been read.
     """
 
@@ -79,6 +80,8 @@ class Progress:
     lost_workers: int = 0
     cells_left: int | None = None
     cells: int | None = None
+    questions_done: int = 0
+    questions: int = 0
     reading: Reading = NO_READING
 
     @property
@@ -122,6 +125,8 @@ class Counts:
     workers: dict[int, WorkerProgress] = field(default_factory=dict[int, WorkerProgress])
     cells_left: int | None = None
     cells: int | None = None
+    questions_done: int = 0
+    questions: int = 0
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -149,6 +154,8 @@ class Counts:
             lost_workers=self.lost_workers,
             cells_left=self.cells_left,
             cells=self.cells,
+            questions_done=self.questions_done,
+            questions=self.questions,
             reading=reading,
         )
 
@@ -196,10 +203,12 @@ def figures(progress: Progress) -> str:
     """Speed, long texts under way, cells left in a race, time left and failures."""
     left_s = progress.seconds_left if progress.rows_done < progress.rows_total else None
     checks, lost = progress.failed_checks, progress.lost_workers
+    only_reads = progress.reading.num_texts > 0 and not progress.reply_tokens
     parts = (
-        f"{progress.tokens_per_s:,.0f} tokens/s",
+        "" if only_reads else f"{progress.tokens_per_s:,.0f} tokens/s",
         _reading_in_words(progress.reading),
         f"{progress.cells_left} of {progress.cells} cells left" if progress.cells_left is not None else "",
+        f"judge: {progress.questions_done:,} of {progress.questions:,} questions" if progress.questions else "",
         f"{duration(left_s)} left" if left_s is not None else "",
         f"{progress.failures:,} failed" if progress.failures else "",
         f"{checks:,} check{'s' if checks > 1 else ''} not passed" if checks else "",

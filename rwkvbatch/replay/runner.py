@@ -25,6 +25,7 @@ from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
 from rwkvbatch.replay.race import Played, RaceResult, race_of, result_of
 from rwkvbatch.replay.reuse import Reuse, adopt, check_rows_of_plan, missing_rows
 from rwkvbatch.replay.row_index import write_members
+from rwkvbatch.replay.verdicts import OpensJudge, RunVerdicts
 from rwkvbatch.replay.verify import Difference, is_verifiable, verdict, verify_rows
 from rwkvbatch.results.directory import RunDirectory
 from rwkvbatch.results.manifest import read_manifest
@@ -50,6 +51,7 @@ class RunOptions:
     Attributes:
         skipped: bad lines of the scripts, to be kept in the directory.
         pool: makes the workers; None runs one worker in this process.
+        judge: answers the checks `judge`; None for the verdicts that the directory has.
         files: system calls of the store.
     """
 
@@ -65,6 +67,7 @@ class RunOptions:
     notify: Callable[[str], None] = lambda _: None
     loading: Callable[[], AbstractContextManager[None]] = nullcontext
     pool: MakePool | None = None
+    judge: OpensJudge | None = None
     files: Files = OS_FILES
 
 
@@ -194,6 +197,7 @@ class _Session:
         if directory is not None:
             may_write = directory.may_write
             self._status = StatusFile(directory.path, files=options.files, at=directory.at, may_write=may_write)
+        self._verdicts = RunVerdicts(plan, options.judge, directory)
         self._race = race_of(plan, rows) if plan.settings.race else None
         self._wanted: Wanted | Played = first_round(plan)
         self._steps = StepLog()
@@ -228,6 +232,7 @@ class _Session:
             self._fail(error)
             raise
         finally:
+            self._verdicts.close(complete=False)
             for observer in self._options.observers:
                 observer.ended(self._progress())
         self._update_status("done" if complete else "interrupted")
@@ -242,6 +247,9 @@ class _Session:
             for setup in setups:
                 if not self._driver.run(self._tasks(setup, longest_first=True), setup):
                     return False
+            if not self._judge():
+                return False
+        self._verdicts.close(complete=True)  # `--verify-batch` loads a model
         if self._race is not None:
             self._counts.cells_left = len(self._race.state.left)
         if self._options.verify_rows:
@@ -250,6 +258,22 @@ class _Session:
             for setup in setups:
                 self._verify(setup, max(1, self._options.verify_rows // len(setups)))
         return True
+
+    def _judge(self) -> bool:
+        """Ask the judge about the rows so far; False when it was stopped before the end."""
+        if not self._verdicts.needed:
+            return True
+        settings = self._plan.settings
+        if self._verdicts.is_local and not settings.race and settings.max_repeats is None:
+            # No further round: the judge takes the place of the model.
+            self._driver.close()
+            self._loader.release()
+
+        def shown(done: int, total: int) -> None:
+            self._counts.questions_done, self._counts.questions = done, total
+            self._after_step()
+
+        return self._verdicts.judge(self._rows, shown, self._options.should_stop)
 
     def _set_unwanted_aside(self) -> None:
         """Set rows aside that a new run would not have, because the verdicts now ask for fewer repeats or draws."""
