@@ -347,8 +347,9 @@ RACE_CELLS_SHOWN = 4
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     """Print what would be run; opens the checkpoints' headers for their vocabularies, but loads no model."""
     from rwkvbatch.cli.exits import print_json
-    from rwkvbatch.replay.conversation import PromptEncoder, preview
     from rwkvbatch.replay.models import vocabularies
+    from rwkvbatch.replay.preview import preview
+    from rwkvbatch.replay.prompts import PromptEncoder
     from rwkvbatch.script.lint import lint, lint_system
 
     tokenizer, about_vocabularies = vocabularies(prepared.plan)
