@@ -9,7 +9,7 @@ JOBS   ?= auto
 # A run ends with 1 when checks on replies failed: that is a result here, not a reason to stop.
 CHECKS_FAILED := [ $$? -eq 1 ]
 
-.PHONY: help setup demo test test-ecosystem lint types contracts documents unit fix check bench sweep compare gate train datasets fuzz sanitize docs wheels test-oldest clean
+.PHONY: help setup demo test test-ecosystem lint types contracts documents unit fix check bench gpu sweep compare gate train datasets fuzz sanitize docs wheels test-oldest clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -71,6 +71,9 @@ fix: $(VENV)/.installed-test  ## Format, fix what can be fixed, renew the genera
 
 bench: $(VENV)/.installed  ## Measure this machine, the kernels and the rwkv package in one run
 	$(BIN)/rwkvbatch bench --random 12x768 --against rwkv
+
+gpu: $(VENV)/.installed-test  ## Verify, test and measure everything on an NVIDIA GPU in ten minutes: gpu-report.json, .md
+	$(BIN)/python benchmarks/gpu_report.py --out gpu-report
 
 sweep: $(VENV)/.installed  ## Temperature x frequency penalty, 5 repeats, on the bundled model, into runs/sweep
 	rm -rf $(OUT)/sweep
