@@ -142,10 +142,10 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"bytes": size, "ratio": ratio, "rounds": [asdict(one) for one in rounds]}))
         return
-    speed = median(size / one.read for one in rounds) / 1e9
+    speed, imported = median(size / one.read for one in rounds) / 1e9, median(one.imported for one in rounds)
     print(
         f"{arguments.shape}, {arguments.strategy}, {size / 1e9:.2f} GB: read at {speed:.2f} GB/s, loading and the "
-        f"first token take {ratio:.2f} x as long as reading; importing the package {median(r.imported for r in rounds):.2f} s"
+        f"first token take {ratio:.2f} x as long as reading; importing the package {imported:.2f} s"
     )
 
 

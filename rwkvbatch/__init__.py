@@ -7,13 +7,15 @@ first used, so that `import rwkvbatch` loads neither torch nor pandas.
 from __future__ import annotations
 
 import sys
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # as type checkers know it: `typing` takes most of the time before signals are handled
 
 if sys.platform == "win32":
     raise ImportError("rwkvbatch runs on Linux and macOS; on Windows, install and use it in WSL (wsl --install)")
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from rwkvbatch.comparison import compare as compare
     from rwkvbatch.config import Sampling as Sampling
     from rwkvbatch.config import SamplingParams as SamplingParams
@@ -74,6 +76,8 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     module = _MODULES.get(name)
     if module is None:
         raise AttributeError(f"module 'rwkvbatch' has no attribute {name!r}")

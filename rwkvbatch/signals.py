@@ -1,16 +1,20 @@
-"""SIGINT and SIGTERM: stop a run after its step, unwind a command, stop a chat's reply, or end the process at once."""
+"""How the process ends: what SIGINT and SIGTERM do, and that foreign code does not end it in the middle of a run.
+
+A signal stops a run after its step, unwinds a command, stops a chat's reply, or ends the process at once.
+"""
 
 from __future__ import annotations
 
 import os
+import posix
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TOGETHER_S = 0.1
@@ -18,6 +22,14 @@ TOGETHER_S = 0.1
 
 _SHOW_CURSOR = b"\x1b[?25h"
 _MESSAGES = {signal.SIGINT: b"rwkvbatch: interrupted\n", signal.SIGTERM: b"rwkvbatch: terminated\n"}
+
+
+end_process = os._exit
+"""`os._exit` itself, for this program's own use: see `staying_alive`."""
+
+_ENDINGS: dict[str, Callable[..., NoReturn]] = {"_exit": os._exit, "execv": os.execv, "execve": os.execve}
+_endings_lock = threading.Lock()
+_num_staying_alive = 0
 
 
 class Terminated(BaseException):
@@ -30,6 +42,10 @@ class StoppedEarly(BaseException):
 
 ENDS_PROCESS = (KeyboardInterrupt, Terminated, StoppedEarly)
 """What is raised to end the process. Any other exception of foreign code, `SystemExit` included, is its own fault."""
+
+
+class ProcessEndedError(BaseException):
+    """Foreign code tried to end the process. Not an `Exception`, so that its code does not catch it."""
 
 
 class _Arrivals:
@@ -184,6 +200,45 @@ def stopping_on_interrupt() -> Generator[list[int]]:
 
 
 @contextmanager
+def staying_alive() -> Generator[None]:
+    """Inside, `os._exit` and `os.exec*` raise `ProcessEndedError` instead of ending this process, in every thread.
+
+    They would end a run before its last row with any exit code, 0 among them. Child processes may end as they do. What
+    C code does is not seen.
+    """
+    global _num_staying_alive
+    with _endings_lock:
+        _num_staying_alive += 1
+        if _num_staying_alive == 1:
+            _set_endings({name: _refusing(name, real) for name, real in _ENDINGS.items()})
+    try:
+        yield
+    finally:
+        with _endings_lock:
+            _num_staying_alive -= 1
+            if not _num_staying_alive:
+                _set_endings(_ENDINGS)
+
+
+def _set_endings(functions: Mapping[str, Callable[..., NoReturn]]) -> None:
+    for module in (os, posix):
+        for name, function in functions.items():
+            setattr(module, name, function)
+
+
+def _refusing(name: str, real: Callable[..., NoReturn]) -> Callable[..., NoReturn]:
+    process = os.getpid()
+
+    def refuse(*arguments: Any) -> NoReturn:
+        if os.getpid() != process:
+            real(*arguments)
+        shown = ", ".join(map(repr, arguments))
+        raise ProcessEndedError(f"it tried to end the process: os.{name}({shown[:80]})")
+
+    return refuse
+
+
+@contextmanager
 def _handlers_restored() -> Generator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
@@ -205,7 +260,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def _exit(number: int, message: bytes) -> None:
     os.write(2, message)
-    os._exit(128 + number)
+    end_process(128 + number)  # also while foreign code runs
 
 
 def _is_importing(frame: FrameType | None) -> bool:

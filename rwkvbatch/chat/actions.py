@@ -22,17 +22,7 @@ from rwkvbatch.chat.app import Chat, OutputFile
 from rwkvbatch.chat.runs import export
 from rwkvbatch.chat.session import TURN_SETTINGS
 from rwkvbatch.chat.storage import load_session, save_session
-from rwkvbatch.config import (
-    NO_ADAPTER,
-    ORDERS,
-    PRESETS,
-    SHORT_NAMES,
-    Sampling,
-    ThinkMode,
-    TurnEnd,
-    full_name,
-    preset_settings,
-)
+from rwkvbatch.config import NO_ADAPTER, ORDERS, PRESETS, Sampling, ThinkMode, TurnEnd, preset_settings
 from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.errors import UsageError
 from rwkvbatch.files import check_target, read_file
@@ -40,6 +30,8 @@ from rwkvbatch.model.safetensors import STATE
 from rwkvbatch.model.states import save_state
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.replay.layers import checked_values
+from rwkvbatch.script.lint import lint_system
+from rwkvbatch.setting_names import SHORT_NAMES, full_name
 
 NUM_CANDIDATES = 10
 SETTABLE = tuple(SHORT_NAMES.get(name, name) for name in TURN_SETTINGS)
@@ -289,6 +281,13 @@ def system(chat: Chat, text: str) -> None:
     session.begin_again(None if text == "none" else text)
     chat.transcript.record(session)
     chat.view.note(f"a new conversation, on branch {session.tree.current}; /switch {previous} goes back")
+    note_probable_mistakes(chat, session.tree.opening.system, "/system")
+
+
+def note_probable_mistakes(chat: Chat, system: str | None, option: str) -> None:
+    """Note what the prompt's format changes in a system message, and what the model may read as another role."""
+    for warning in lint_system([system or ""], option):
+        chat.view.note(str(warning))
 
 
 def save(chat: Chat, target: OutputFile) -> None:

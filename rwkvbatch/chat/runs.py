@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session, turn_values
 from rwkvbatch.chat.tree import REFERENCE, Exchange
-from rwkvbatch.config import NO_ADAPTER, CellSettings
+from rwkvbatch.config import CellSettings, RunSettings
 from rwkvbatch.engine.request import FinishReason, closed_history
 from rwkvbatch.errors import RunDirectoryError, RwkvBatchError, UsageError
 from rwkvbatch.files import FileKind, check_target, file_head, save_file
@@ -32,6 +32,7 @@ from rwkvbatch.script.native import SEED
 from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Conversation
 from rwkvbatch.script.tools import with_tools
+from rwkvbatch.setting_names import option_name
 
 
 @dataclass(frozen=True)
@@ -265,6 +266,12 @@ class Exported:
     caveats: list[str]
 
 
+OF_THE_COMMAND = (
+    *("model", "adapter", "strategy", "backend", "template"),
+    *("endpoint", "endpoint_model", "endpoint_api", "endpoint_body"),
+)
+"""The session's settings that an exported command names; the others are in the script, or come from the opening."""
+
 SCRIPT = FileKind(
     "a script",
     lambda path: re.match(r'\s*\{[^\n]*"(messages|conversations|turns|defaults)":', file_head(path)) is not None,
@@ -303,22 +310,15 @@ def export(session: Session, path: Path, *, replace: bool = False) -> Exported:
         writer.write(record)
     save_file(path, [one_line(text.getvalue()).encode("utf-8", "backslashreplace")], private=True)
     options: list[str] = ["rwkvbatch", "run", str(path)]
-    settings = session.settings
     if named is not None:
         options += ["--prelude", named]
     elif prelude is not None and opening.prelude:
         save_file(prelude, [opening.prelude.encode("utf-8", "backslashreplace")], private=True)
         options += ["--prelude", str(prelude)]
-    for option, value, default in (
-        ("--model", settings.model, None),
-        ("--adapter", settings.adapter, NO_ADAPTER),
-        ("--strategy", settings.strategy, "auto"),
-        ("--backend", settings.backend, "auto"),
-        ("--state", opening.state, None),
-        ("--template", settings.template, None),
-    ):
-        if value is not None and value != default:
-            options += [option, str(value)]
+    values = {name: getattr(session.settings, name) for name in OF_THE_COMMAND}
+    for name, value in {**values, "vocab": session.vocab, "state": opening.state}.items():
+        if value is not None and value != RunSettings.model_fields[name].default:
+            options += [option_name(name), str(value)]
     if session.identity.repeat:
         options += ["--repeats", str(session.identity.repeat + 1)]
     return Exported(shlex.join(options), _caveats(session, exchanges))

@@ -69,13 +69,20 @@ class Session:
     Attributes:
         tree: the exchanges.
         settings: of the next reply; changed by `use_settings`.
+        vocab: `--vocab` of the engine's tokenizer; None for the checkpoint's own.
         alternatives: the replies of the last `again`, for `pick`.
     """
 
     def __init__(
-        self, engine: Engine | EndpointEngine, settings: CellSettings, identity: Identity | None = None
+        self,
+        engine: Engine | EndpointEngine,
+        settings: CellSettings,
+        identity: Identity | None = None,
+        *,
+        vocab: str | None = None,
     ) -> None:
         self.engine = engine
+        self.vocab = vocab
         self._load_template = lru_cache(maxsize=16)(load_template)
         self.use_settings(settings)
         self.identity = identity or Identity()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rwkvbatch.chat.actions import load
+from rwkvbatch.chat.actions import load, note_probable_mistakes
 from rwkvbatch.chat.app import Chat, OutputFile, View
 from rwkvbatch.chat.commands import run_lines
 from rwkvbatch.chat.pipe import JsonView, PlainView
@@ -131,7 +131,8 @@ def _open_chat(
 
     engine = load_engine(run_settings.model)
     settings.check_vocabulary(engine.model.spec.vocab_size, "--ban")
-    session = Session(engine, settings, Identity(run_settings.seed) if point is None else point.identity)
+    identity = Identity(run_settings.seed) if point is None else point.identity
+    session = Session(engine, settings, identity, vocab=vocab)
     system = settings.system if point is None else point.system
     if point is not None and {"system", SYSTEM_FILE} & arguments.values.keys() and (settings.system or None) != system:
         message = f"--from: {point.directory} began with another system message than --system gives"
@@ -145,6 +146,8 @@ def _open_chat(
     transcript.start(session)
     if not arguments.quiet:
         _show_model(chat, bundled=bundled)
+    if point is None and not arguments.quiet:
+        note_probable_mistakes(chat, system, "--system")
     if point is not None:
         view.replay(session.tree.path())
     if arguments.load is not None:
@@ -175,7 +178,7 @@ def _open_served_chat(arguments: ChatArguments, run_settings: RunSettings, view:
     def refuse_model(path: str | None) -> Engine:
         raise UsageError(f"/model {path}: the model of this session is served", hint="leave, and use --model FILE")
 
-    session = Session(engine, settings, Identity(run_settings.seed))
+    session = Session(engine, settings, Identity(run_settings.seed), vocab=run_settings.vocab)
     prelude = settings.prelude
     session.begin(system=settings.system, prelude=None if prelude in (None, NO_PRELUDE) else load_prelude(prelude))
     path = arguments.transcript or default_path(state_directory() / "chats")
@@ -185,6 +188,7 @@ def _open_served_chat(arguments: ChatArguments, run_settings: RunSettings, view:
     if not arguments.quiet:
         view.note(f"{spec.in_words}, {spec.api}")
         _show_keys(chat)
+        note_probable_mistakes(chat, settings.system, "--system")
     return chat
 
 

@@ -22,7 +22,7 @@ app = command_app()
     "certify",
     cls=Command,
     epilog=examples(
-        "rwkvbatch certify http://127.0.0.1:8080/v1 --model models/rwkv7-g1i-1.5b.pth",
+        "rwkvbatch certify http://127.0.0.1:8080/v1 --model models/rwkv7-g1k-1.5b.pth",
         "rwkvbatch certify http://127.0.0.1:8080/v1 --model m.pth --script chats.jsonl --json",
     ),
 )

@@ -30,7 +30,7 @@ app = command_app()
     cls=Command,
     epilog=examples(
         "rwkvbatch chat",
-        "rwkvbatch chat --model rwkv7-g1i-1.5b --temp 0.7 --think on",
+        "rwkvbatch chat --model rwkv7-g1k-1.5b --temp 0.7 --think on",
         "rwkvbatch chat --from runs/first:names-1:0",
         "rwkvbatch chat --endpoint http://127.0.0.1:8080/v1",
         "printf 'hi\\n' | rwkvbatch chat",

@@ -13,7 +13,7 @@ app = command_app()
     "lm-eval",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     epilog=examples(
-        "rwkvbatch lm-eval --tasks arc_easy,hellaswag --model_args pretrained=rwkv7-g1i-1.5b.pth",
+        "rwkvbatch lm-eval --tasks arc_easy,hellaswag --model_args pretrained=rwkv7-g1k-1.5b.pth",
         "rwkvbatch lm-eval --tasks my_task --include_path tasks/ --output_path results --log_samples",
         "rwkvbatch lm-eval --tasks gsm8k --apply_chat_template --fewshot_as_multiturn true",
         "rwkvbatch lm-eval run --help",

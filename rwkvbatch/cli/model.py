@@ -25,7 +25,7 @@ from rwkvbatch.cli.options import (
     option,
     with_settings,
 )
-from rwkvbatch.cli.quantize import QUANTIZE_EPILOG, quantize_command
+from rwkvbatch.cli.quantize import QUANTIZE_EPILOG, quantize_command, written_bar
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -160,7 +160,8 @@ def convert_command(
         tensors = checkpoint.rounded(None if dtype is None else DTYPES[dtype])
         declared = vocab or checkpoint.vocabulary
         metadata = None if declared is None else {METADATA_KEY: declared}
-        save_entries(output, tensors, metadata=metadata, replace=force)
+        with written_bar(output, tensors, quiet=quiet) as on_written:
+            save_entries(output, tensors, metadata=metadata, replace=force, on_written=on_written)
         undone = "".join(f"; undone: {phrase}" for phrase in checkpoint.file.undone)
     message(f"wrote {output}, {len(tensors)} tensors{undone}", quiet=quiet)
 

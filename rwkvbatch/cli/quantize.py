@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from rwkvbatch.model.checkpoint import Checkpoint
     from rwkvbatch.model.quantised import Fit
+    from rwkvbatch.model.tensor_file import Entry, OnWritten
 
 QUANTIZE_EPILOG = """[bold]Examples[/]
 
@@ -88,7 +89,8 @@ def quantize_command(
             fitted, fit = _fitted(checkpoint, calibrate, calibrate_tokens, vocab, quiet=quiet)
         entries, metadata = quantised(checkpoint.rounded(None), to, fitted, fit)
         declared = {} if checkpoint.vocabulary is None else {METADATA_KEY: checkpoint.vocabulary}
-        save_entries(output, entries, metadata={**declared, **metadata}, replace=force)
+        with written_bar(output, entries, quiet=quiet) as on_written:
+            save_entries(output, entries, metadata={**declared, **metadata}, replace=force, on_written=on_written)
         size = checkpoint.file.num_bytes
     from rwkvbatch.cli.views import size_text
 
@@ -101,6 +103,7 @@ def _fitted(
     checkpoint: Checkpoint, paths: list[str], limit: int, vocab: str | None, *, quiet: bool
 ) -> tuple[dict[str, Tensor], Fit]:
     """The large matrices as the file has them, fitted to texts."""
+    from rwkvbatch.cli.views import progress_bar
     from rwkvbatch.model.calibration import fitted, pieces
     from rwkvbatch.model.checkpoint import describe
     from rwkvbatch.model.quantised import Fit, packed
@@ -116,24 +119,16 @@ def _fitted(
             f"--calibrate needs at least {FEWEST_TOKENS:,} tokens, the texts have {count:,}", hint="give more texts"
         )
     digest = hashlib.sha256(" ".join(str(token) for text in texts for token in text).encode()).hexdigest()
-    with _progress_bar(quiet=quiet) as say:
-        made = {name: packed(*rounded, "int4") for name, rounded in fitted(checkpoint, texts, say)}
+    with progress_bar(f"fitting to {count:,} tokens", quiet=quiet) as shown:
+        made = {name: packed(*rounded, "int4") for name, rounded in fitted(checkpoint, texts, shown)}
     return made, Fit(count, digest)
 
 
 @contextmanager
-def _progress_bar(*, quiet: bool) -> Generator[Callable[[str, int, int], None]]:
-    """A bar on standard error, if that is a terminal; else a message for each layer."""
-    from rich.console import Console
-    from rich.progress import Progress
+def written_bar(output: Path, entries: Mapping[str, Entry], *, quiet: bool) -> Generator[OnWritten]:
+    """A bar of the bytes of `entries` that are written."""
+    from rwkvbatch.cli.views import progress_bar
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("fitting", total=None)
-
-        def say(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-            if not console.is_terminal and (what.endswith("reading") or what == "head") and done < total:
-                message(what, quiet=quiet)
-
-        yield say
+    whole = sum(entry.num_bytes for entry in entries.values())
+    with progress_bar(f"writing {output.name}", quiet=quiet, of_bytes=True) as shown:
+        yield lambda done: shown(done, whole)

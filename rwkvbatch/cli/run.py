@@ -39,7 +39,7 @@ app = command_app()
     cls=Command,
     epilog=examples(
         "rwkvbatch run datasets/demo.jsonl",
-        "rwkvbatch run chats.jsonl --model rwkv7-g1i-1.5b --temp 0.3,0.7,1.0 --repeats 5 --out runs/temps",
+        "rwkvbatch run chats.jsonl --model rwkv7-g1k-1.5b --temp 0.3,0.7,1.0 --repeats 5 --out runs/temps",
         "rwkvbatch run chats.jsonl --devices cuda:0,cuda:1 --out runs/big",
         "rwkvbatch run a.jsonl b.jsonl --only memory --dry-run",
     ),

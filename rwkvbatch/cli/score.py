@@ -30,7 +30,7 @@ app = command_app()
     cls=Command,
     epilog=examples(
         "rwkvbatch score README.md",
-        "rwkvbatch score books/ wiki.jsonl --model rwkv7-g1i-1.5b --out runs/texts",
+        "rwkvbatch score books/ wiki.jsonl --model rwkv7-g1k-1.5b --out runs/texts",
         "rwkvbatch score wiki.jsonl --model step-1000.pth,step-2000.pth --out runs/steps",
     ),
 )

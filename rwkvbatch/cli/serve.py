@@ -28,7 +28,7 @@ app = command_app()
     cls=Command,
     epilog=examples(
         "rwkvbatch serve",
-        "rwkvbatch serve --model rwkv7-g1i-1.5b --preset g1-demo --served-name g1",
+        "rwkvbatch serve --model rwkv7-g1k-1.5b --preset g1-demo --served-name g1",
         "RWKVBATCH_API_KEY=secret rwkvbatch serve --host 0.0.0.0 --port 8080",
         "rwkvbatch serve --named-state poet=poet.pth --named-state coder=coder.pth",
     ),

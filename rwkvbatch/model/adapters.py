@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -30,7 +31,8 @@ from torch import Tensor
 
 from rwkvbatch.config import NO_ADAPTER
 from rwkvbatch.errors import CheckpointError, UsageError
-from rwkvbatch.model.containers import open_tensors, read_json
+from rwkvbatch.model import peft_config
+from rwkvbatch.model.containers import open_tensors
 from rwkvbatch.model.forms import official
 from rwkvbatch.model.strategy import PRECISIONS
 from rwkvbatch.model.tensor_file import Entry, NamedTensors, check_finite
@@ -39,7 +41,6 @@ _OPTIONS = re.compile(r"(?P<path>.*?)(?: +alpha=(?P<alpha>\S+)| +init=(?P<init>.
 _PART = re.compile(
     r"(.+)\.(?:(lora_A|lora_B|init_lora_A|init_lora_B)(?:\.default)?(?:\.weight)?|(bone|disha)|lora\.([01]))"
 )
-_PEFT_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,13 @@ def adapted(base: NamedTensors, adapter: Adapter | None) -> Iterator[NamedTensor
         UsageError: an option has no use for this kind of adapter.
     """
     own = {name: entry for name, entry in base.entries.items() if is_adapter_part(name)}
+    if base.is_rescaled and (adapter is not None or own):
+        raise CheckpointError(
+            "an adapter cannot be merged into it: matrices were rescaled for the norm that flash-linear-attention has "
+            "for heads of this size",
+            path=base.path,
+            hint="merge it with flash-linear-attention, and give the result",
+        )
     plain = {name: entry for name, entry in base.entries.items() if name not in own}
     with ExitStack() as stack:
         if adapter is None:
@@ -206,11 +214,12 @@ def _scale(groups: Mapping[str, Mapping[str, Entry]], adapter: Adapter, source: 
         raise CheckpointError("an adapter's matrix has no columns", path=source.path)
     if adapter.init is not None:
         return dict.fromkeys(pairs, 1.0)
-    config = _peft_config(adapter.path)
+    config = peft_config.read_config(adapter.path)
     if config:
         if adapter.alpha is not None:
-            raise UsageError(f"--adapter: {_PEFT_CONFIG} has LoRA's alpha, so alpha= has no use")
-        return {target: _peft_scale(config, rank[0], adapter.path) for target, rank in ranks.items()}
+            raise UsageError(f"--adapter: {peft_config.NAME} has LoRA's alpha, so alpha= has no use")
+        _warn_of_quantised_base(config, adapter.path)
+        return {target: peft_config.factor(config, rank[0], adapter.path) for target, rank in ranks.items()}
     if adapter.alpha is None:
         raise CheckpointError(
             "this adapter is LoRA's or PiSSA's, which its tensors do not say",
@@ -221,24 +230,15 @@ def _scale(groups: Mapping[str, Mapping[str, Entry]], adapter: Adapter, source: 
     return {target: adapter.alpha / rank[0] for target, rank in ranks.items()}
 
 
-def _peft_config(path: Path) -> Mapping[str, Any]:
-    return read_json(path / _PEFT_CONFIG) if path.is_dir() and (path / _PEFT_CONFIG).is_file() else {}
-
-
-def _peft_scale(config: Mapping[str, Any], rank: int, path: Path) -> float:
-    """LoRA's factor by PEFT's `adapter_config.json`; raises `CheckpointError` for what is not computed here."""
-    if config.get("peft_type") != "LORA":
-        raise CheckpointError(f"an adapter of PEFT's type {config.get('peft_type')!r:.40}; LORA is read", path=path)
-    plain = {"use_dora": False, "fan_in_fan_out": False, "bias": "none", "alpha_pattern": {}, "rank_pattern": {}}
-    for key, usual in plain.items():
-        if config.get(key, usual) not in (usual, None):
-            raise CheckpointError(
-                f"its {_PEFT_CONFIG} has {key} = {config[key]!r:.60}, which is not computed", path=path
-            )
-    alpha = config.get("lora_alpha")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise CheckpointError(f"its {_PEFT_CONFIG} has lora_alpha = {alpha!r:.40}, not a number", path=path)
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+def _warn_of_quantised_base(config: Mapping[str, Any], path: Path) -> None:
+    if (why := peft_config.quantised_base(config, path)) is not None:
+        warnings.warn(
+            f"{path}: this adapter was trained over a quantised base (QLoRA): {why}. It is merged into the weights as "
+            "they are, without that rounding, so replies are not exactly the training's; for those, merge it with "
+            "the tool that trained it, which rounds the base first, and give the result as --model",
+            peft_config.QuantisedBaseWarning,
+            stacklevel=2,
+        )
 
 
 def _initial(init: NamedTensors | None) -> Mapping[str, tuple[Entry, Entry]] | None:

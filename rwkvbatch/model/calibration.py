@@ -48,8 +48,8 @@ LOWEST, HIGHEST = -8, 7
 
 LARGE_IN_BLOCK = ("att.receptance", "att.key", "att.value", "att.output", "ffn.key", "ffn.value")
 
-Say = Callable[[str, int, int], None]
-"""Called with what is done next, how many matrices are done, and how many there are."""
+Shown = Callable[[int, int], None]
+"""Called with how many matrices are done, and how many there are."""
 
 
 def fitted_scales(weight: Tensor, importance: Tensor, group: int) -> tuple[Tensor, Tensor]:
@@ -197,7 +197,7 @@ def pieces(tokens: Iterable[Sequence[int]], limit: int) -> list[list[int]]:
     return found
 
 
-def fitted(checkpoint: Checkpoint, texts: Sequence[Sequence[int]], say: Say) -> Iterator[tuple[str, Rounded]]:
+def fitted(checkpoint: Checkpoint, texts: Sequence[Sequence[int]], shown: Shown) -> Iterator[tuple[str, Rounded]]:
     """Each large matrix' name with its integers and scales for int4, fitted to pieces of text.
 
     Args:
@@ -205,11 +205,11 @@ def fitted(checkpoint: Checkpoint, texts: Sequence[Sequence[int]], say: Say) -> 
     """
     rule = ROUNDINGS["int4"]
     with torch.no_grad():
-        yield from _fitted(checkpoint, texts, rule, say)
+        yield from _fitted(checkpoint, texts, rule, shown)
 
 
 def _fitted(
-    checkpoint: Checkpoint, texts: Sequence[Sequence[int]], rule: RoundingRule, say: Say
+    checkpoint: Checkpoint, texts: Sequence[Sequence[int]], rule: RoundingRule, shown: Shown
 ) -> Iterator[tuple[str, Rounded]]:
     shape, total = checkpoint.architecture, len(LARGE_IN_BLOCK) * checkpoint.architecture.num_layers + 1
     streams = list(_streams(checkpoint, texts))
@@ -218,7 +218,7 @@ def _fitted(
     for layer in range(shape.num_layers):
         prefix = f"blocks.{layer}."
         initial = None if tuned is None else tuned[layer : layer + 1]
-        say(f"layer {layer + 1} of {shape.num_layers}: reading", done, total)
+        shown(done, total)
         tensors = {name: checkpoint[name] for name in checkpoint if name.startswith(prefix)}
         ops = _MomentOps(rule, record=True)
         block = Block.build(tensors, layer, ops)
@@ -227,16 +227,15 @@ def _fitted(
         del block
         for name, moments in zip(LARGE_IN_BLOCK, ops.moments, strict=True):
             full = f"{prefix}{name}.weight"
-            say(f"layer {layer + 1} of {shape.num_layers}: {name}", done, total)
             found = rounded_with_feedback(tensors[full], moments, rule)
             tensors[full] = rule.multiplied_out(*found)
             done += 1
+            shown(done, total)
             yield full, found
         ops = _MomentOps(rule, record=False)
         block = Block.build(tensors, layer, ops)
         for stream in streams:
             stream.x, stream.v_first = _run(block, ops, stream, shape, initial)
-    say("head", done, total)
     weight = checkpoint["head.weight"]
     ops = _MomentOps(rule, record=True)
     ops.linear_layer(weight, large=True)
@@ -244,7 +243,7 @@ def _fitted(
     for stream in streams:
         ops.add(0, layer_norm(stream.x, norm))
     yield "head.weight", rounded_with_feedback(weight, ops.moments[0], rule)
-    say("head", total, total)
+    shown(total, total)
 
 
 def _streams(checkpoint: Checkpoint, texts: Sequence[Sequence[int]]) -> Iterator[_Stream]:

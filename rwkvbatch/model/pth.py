@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.pickle_reader import STORAGE_DTYPES, Opaque, PickleReader, StoredTensor
-from rwkvbatch.model.tensor_file import Contents, Entry, StoredBytes
+from rwkvbatch.model.tensor_file import Contents, Entry, OnWritten, StoredBytes, ignored
 
 MAX_DIRECTORY_BYTES = 4 << 20
 MAX_PICKLE_BYTES = 16 << 20
@@ -255,7 +255,7 @@ def _tensor(entry: Entry, key: str) -> bytes:
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + place + b"\x89ccollections\nOrderedDict\n)RtR"
 
 
-def write_zip(file: BinaryIO, entries: Mapping[str, Entry]) -> None:
+def write_zip(file: BinaryIO, entries: Mapping[str, Entry], on_written: OnWritten = ignored) -> None:
     """Write what `torch.save` writes for a dict of these tensors, with one of them in memory at a time.
 
     Raises:
@@ -264,6 +264,7 @@ def write_zip(file: BinaryIO, entries: Mapping[str, Entry]) -> None:
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr(_member("data.pkl"), _list_of(entries))
         archive.writestr(_member("byteorder"), b"little")
+        done = 0
         for number, entry in enumerate(entries.values()):
             member = _member(f"data/{number}")
             is_large = entry.num_bytes >= _LARGE
@@ -273,6 +274,8 @@ def write_zip(file: BinaryIO, entries: Mapping[str, Entry]) -> None:
             member.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
             with archive.open(member, "w", force_zip64=is_large) as record:
                 record.write(entry.bytes())
+            done += entry.num_bytes
+            on_written(done)
         archive.writestr(_member("version"), b"3\n")
 
 

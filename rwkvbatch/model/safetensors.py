@@ -17,7 +17,7 @@ from torch import Tensor
 from rwkvbatch.errors import CheckpointError, StorageError, UsageError
 from rwkvbatch.files import FILE_MODE, PRIVATE_MODE, FileKind, check_target, open_file, replacing
 from rwkvbatch.model import pth
-from rwkvbatch.model.tensor_file import Contents, Entry, StoredBytes
+from rwkvbatch.model.tensor_file import Contents, Entry, OnWritten, StoredBytes, ignored
 
 MAX_HEADER_BYTES = 16 << 20
 
@@ -209,16 +209,20 @@ def save_entries(
     metadata: Mapping[str, str] | None = None,
     replace: bool = False,
     private: bool = False,
+    on_written: OnWritten = ignored,
 ) -> None:
-    """As `save_tensors`, with one tensor in memory at a time; also raises what loading an entry raises."""
+    """As `save_tensors`, with one tensor in memory at a time; also raises what loading an entry raises.
+
+    `on_written` is called after each tensor with the number of bytes of all that are written.
+    """
     check_tensor_target(path, kind=kind, replace=replace)
     try:
         mode = PRIVATE_MODE if private else FILE_MODE
         with replacing(path, mode=mode) as temporary, temporary.open("r+b") as file:
             if path.suffix == ".safetensors":
-                _write(file, entries, metadata or {})
+                _write(file, entries, metadata or {}, on_written)
             else:
-                pth.write_zip(file, entries)
+                pth.write_zip(file, entries, on_written)
     except OSError as error:
         raise StorageError(
             f"cannot write {str(path)!r}: {error.strerror or error}", hint="is there room on the disk?"
@@ -229,7 +233,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _ALIGNMENT = 8
 
 
-def _write(file: BinaryIO, entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> None:
+def _write(file: BinaryIO, entries: Mapping[str, Entry], metadata: Mapping[str, str], on_written: OnWritten) -> None:
     # Wide types first, so that every tensor is aligned to its type.
     order = sorted(entries, key=lambda name: -entries[name].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -246,6 +250,7 @@ def _write(file: BinaryIO, entries: Mapping[str, Entry], metadata: Mapping[str, 
     file.write(len(text).to_bytes(8, "little") + text)
     for name in order:
         file.write(entries[name].bytes())
+        on_written(header[name]["data_offsets"][1])
 
 
 def check_tensor_target(path: Path, *, kind: FileKind = CHECKPOINT, replace: bool) -> None:

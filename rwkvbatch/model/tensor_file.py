@@ -193,6 +193,14 @@ class Entry:
         return Entry(self.dtype, self.shape[1:], lambda: self.load()[index].clone())
 
 
+OnWritten = Callable[[int], None]
+"""Receives the number of bytes of the tensors that are written so far."""
+
+
+def ignored(num_bytes: int) -> None:
+    """The `OnWritten` of one who does not look."""
+
+
 @dataclass(frozen=True)
 class NamedTensors:
     """The tensors of a checkpoint or state, of one file or of several.
@@ -208,6 +216,7 @@ class NamedTensors:
         form: how the tensors were named, see `forms`.
         undone: what was changed to get from the files' tensors to `entries`, a phrase each.
         recipe: what `entries` depend on beside the files' bytes.
+        is_rescaled: whether matrices are multiples of those in the files, so that no adapter of these belongs to them.
     """
 
     path: Path
@@ -220,6 +229,7 @@ class NamedTensors:
     form: str = "official"
     undone: tuple[str, ...] = ()
     recipe: tuple[str, ...] = ()
+    is_rescaled: bool = False
 
     @property
     def num_bytes(self) -> int:

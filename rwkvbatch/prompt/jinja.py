@@ -1,9 +1,10 @@
 """Prompt templates from files: a sandboxed subset of Jinja2.
 
-A file defines three macros and may set two variables:
+A file defines three macros and may set three variables:
 
     {% set closing = "<|im_end|>\\n" %}
     {% set stops = ["<|im_end|>"] %}
+    {% set reply_space = false %}                 a reply begins without a space after what `user` writes
     {% macro system(text) %}...{% endmacro %}     the system message
     {% macro user(text) %}...{% endmacro %}       a user message and the beginning of the reply
     {% macro reply(text) %}...{% endmacro %}      a given reply, with the closing text
@@ -106,6 +107,10 @@ class JinjaTemplate(PromptTemplate):
         stops: Any = getattr(self._now, "stops", (closing,) if closing else ())
         if type(stops) not in (list, tuple) or not all(isinstance(stop, str) and stop for stop in stops):
             raise TemplateError("`stops` must be a list of texts, none empty", path=path, hint=_HINT)
+        reply_space: Any = getattr(self._now, "reply_space", True)
+        if not isinstance(reply_space, bool):
+            raise TemplateError("`reply_space` must be true or false", path=path, hint=_HINT)
+        self._reply_space = reply_space
         super().__init__(begins, closing, tuple(stops))
 
     def _system(self, text: str) -> str:
@@ -113,7 +118,8 @@ class JinjaTemplate(PromptTemplate):
 
     def turn(self, user: str) -> str:
         text = self._render(self._now, "user", clean(user))
-        return text + (self.begun.removeprefix(" ") if text[-1:].isspace() else self.begun)
+        spaced = self._reply_space and not text[-1:].isspace()
+        return text + (self.begun if spaced else self.begun.removeprefix(" "))
 
     def past_turn(self, user: str) -> str:
         return self._render(self._past, "user", clean(user))

@@ -219,7 +219,7 @@ class OfficialTemplate(PromptTemplate):
         return f" {self._clean_reply(text)}\n\n"
 
 
-TEMPLATES: Mapping[str, str] = {"markdown": str(Path(__file__).with_name("markdown.jinja"))}
+TEMPLATES: Mapping[str, str] = {name: str(Path(__file__).with_name(f"{name}.jinja")) for name in ("bot", "markdown")}
 """The template files that come with the program, by their names for `--template`."""
 
 

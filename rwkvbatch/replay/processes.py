@@ -31,6 +31,7 @@ from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Event, Joined, Left, LogEntry, Order, RestartLimit
 from rwkvbatch.replay.worker import LogCollector, Worker, collecting_logs, serve
+from rwkvbatch.signals import end_process
 
 Channel: TypeAlias = "Connection[Any, Any]"
 MakeLoader = Callable[[], ModelLoader]
@@ -302,12 +303,12 @@ def end_with(lifeline: int) -> None:
         fcntl.fcntl(descriptor, _F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
         if select.select([descriptor], [], [], 0)[0]:  # closed before this process could ask for the signal
-            os._exit(1)
+            end_process(1)
         return
 
     def watch() -> None:
         os.read(lifeline, 1)
-        os._exit(1)
+        end_process(1)
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
@@ -338,7 +339,7 @@ def _answer_requests(channel: Channel, logs: LogCollector, lifeline: int) -> Non
                         serve(Connection(socket), partial(Worker, *served, request.setup), request.name, logs)
                         status = 0
                     finally:
-                        os._exit(status)
+                        end_process(status)
                 logs.take()
                 os.close(socket)
             case _Wait(process):
@@ -376,7 +377,7 @@ def _load_spec_in_child(loader: ModelLoader, setup: Setup) -> Any:
                 answer = error
             theirs.send(answer)
         finally:
-            os._exit(0)
+            end_process(0)
     theirs.close()
     with ours:
         try:

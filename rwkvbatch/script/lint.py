@@ -19,13 +19,13 @@ class LintWarning:
 
     Attributes:
         code: stable name, see `docs/scripts.md`.
-        source: file and line. conversation: its id.
+        source: file and line; the option for a text of the command line. conversation: its id; empty for an option.
         place: the message: `system`, `turn 2` or `turn 2 reference`.
         message: what was found. hint: what to do.
     """
 
     code: str
-    source: SourceLine
+    source: SourceLine | str
     conversation: str
     place: str
     message: str
@@ -77,14 +77,15 @@ def _lint_one(
 ) -> Iterator[LintWarning]:
     source, name = conversation.source, conversation.id
     contents = [("system", "system", conversation.system)]
+    rules = _RULES if turn_end == "blank-line" else _RULES_WITH_PARAGRAPHS
     for number, turn in enumerate(conversation.turns):
         if turn.plain:  # read as it is, without a template
             continue
         contents.append(("user", f"turn {number}", turn.user))
         contents.append(("reference", f"turn {number} reference", turn.reference))
     for kind, place, content in contents:
-        for rule in _RULES if turn_end == "blank-line" else _RULES_WITH_PARAGRAPHS:
-            if content is not None and kind in rule.only_in and (message := rule.found(content)) is not None:
+        if content is not None:
+            for rule, message in _broken(rules, kind, content):
                 yield LintWarning(rule.code, source, name, place, message, rule.hint)
     for number, turn in enumerate(conversation.turns):
         prefix = str(turn.params.get("reply_prefix", conversation.params.get("reply_prefix", reply_prefix))).strip()
@@ -98,6 +99,26 @@ def _lint_one(
         if history == "gold" and turn.reference is None:
             hint = "with `--history gold` the next turn sees the model's own reply; add an assistant message"
             yield LintWarning("missing-reference", source, name, f"turn {number}", "has no reference reply", hint)
+
+
+def lint_system(texts: Iterable[str], option: str = "--system") -> tuple[LintWarning, ...]:
+    """All warnings about system messages that an option gives; a line end at the end is that of a file."""
+    different = list(dict.fromkeys(texts))
+    return tuple(
+        LintWarning(
+            rule.code, option if len(different) == 1 else f"{option} {shown(text)}", "", "system", message, rule.hint
+        )
+        for text in different
+        if text
+        for rule, message in _broken(_RULES, "system", re.sub(r"(?<=\S)\r?\n\Z", "", text))
+    )
+
+
+def _broken(rules: Iterable[_Rule], kind: str, content: str) -> Iterator[tuple[_Rule, str]]:
+    """The rules that a message does not keep, and what was found."""
+    for rule in rules:
+        if kind in rule.only_in and (message := rule.found(content)) is not None:
+            yield rule, message
 
 
 def _unknown_functions(conversation: Conversation) -> Iterator[LintWarning]:

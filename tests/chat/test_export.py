@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from rwkvbatch.chat.runs import export
-from rwkvbatch.chat.session import Identity, Session
+from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session
+from rwkvbatch.config import RunSettings
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.conversation import PromptEncoder
@@ -112,6 +113,70 @@ def test_a_repeat_of_a_run_replays(tmp_path: Path) -> None:
     session.begin()
     replies = [session.ask("first").ids]
     assert replay(export(session, tmp_path / "a.jsonl").command) == replies
+
+
+IN_THE_COMMAND = {
+    "model": "m.pth",
+    "adapter": "a.pth alpha=2",
+    "strategy": "cpu fp32",
+    "backend": "reference",
+    "template": "bot",
+    "endpoint": "http://127.0.0.1:1/v1",
+    "endpoint_model": "g1",
+    "endpoint_api": "completions-ids",
+    "endpoint_body": '{"a": 1}',
+    "vocab": "words.txt",
+}
+IN_THE_SCRIPT = {
+    "temperature": 0.5,
+    "top_p": 0.6,
+    "top_k": 7,
+    "min_p": 0.01,
+    "presence_penalty": 0.2,
+    "frequency_penalty": 0.3,
+    "penalty_decay": 0.9,
+    "order": "top-k-first",
+    "no_penalty": (" ",),
+    "banned_token_ids": (3,),
+    "max_tokens": 5,
+    "max_seconds": 900.0,
+    "stop": ("xyz",),
+    "think": "fake",
+    "turn_end": "end-of-text",
+    "reply_prefix": "So",
+    "bos": "on",
+}
+FROM_THE_OPENING_OR_THE_SEED = {"system", "prelude", "state", "seed", "repeats"}
+OF_NO_CHAT = {"history"}
+"""A chat's next turn sees the reply that it showed."""
+
+CHANGE_NO_REPLY = {
+    *("threads", "batch_size", "state_memory", "workers", "devices", "ray"),
+    *("concurrency", "max_requests", "endpoint_timeout", "endpoint_retries"),
+    *("max_line_bytes", "max_turns", "max_conversations", "max_prompt_tokens", "only", "limit", "shuffle_seed"),
+    *("max_repeats", "until_ci", "race", "race_margin", "race_level", "race_rows", "max_failures"),
+}
+
+
+def test_every_declared_setting_is_exported_or_changes_no_reply() -> None:
+    declared = {*IN_THE_COMMAND, *IN_THE_SCRIPT, *FROM_THE_OPENING_OR_THE_SEED, *OF_NO_CHAT, *CHANGE_NO_REPLY}
+    assert declared == set(RunSettings.model_fields)
+    assert set(IN_THE_SCRIPT) == {*TURN_SETTINGS, "bos"}
+
+
+@pytest.mark.parametrize("name", [*IN_THE_COMMAND, *IN_THE_SCRIPT])
+def test_a_setting_of_a_chat_is_that_of_the_exported_run(tmp_path: Path, name: str) -> None:
+    value = {**IN_THE_COMMAND, **IN_THE_SCRIPT}[name]
+    assert value != RunSettings.model_fields[name].default
+    changed = {} if name == "vocab" else {name: value}
+    session = Session(Engine(HashModel()), SETTINGS.replace(**changed), vocab=str(value) if name == "vocab" else None)
+    session.begin()
+    session.ask("first")
+    scripts, given = options_of(export(session, tmp_path / "a.jsonl").command)
+    layered = layer_settings(given)
+    plan = Plan(read_scripts(scripts).conversations, [Cell("base", {})], layered)
+    settings = plan.settings if name == "vocab" else plan.task(0).of_turn(0).settings
+    assert getattr(settings, name) == value
 
 
 def test_replies_that_a_replay_does_not_repeat_are_listed(tmp_path: Path) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
+from rwkvbatch.cli import views
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.model.checkpoint import open_checkpoint
 from rwkvbatch.model.load import BUNDLED_MODEL
+from rwkvbatch.model.safetensors import save_entries
+from rwkvbatch.model.tensor_file import Entry
 
 
 @pytest.fixture
@@ -145,3 +152,36 @@ def test_bad_checkpoint_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixtu
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "not a checkpoint" in captured.err
+
+
+@pytest.mark.parametrize("command", [["convert", "--dtype", "fp32"], ["quantize"]])
+def test_what_is_written_is_shown_on_a_terminal_and_nowhere_else(
+    command: list[str],
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["model", command[0], str(checkpoint), str(tmp_path / "a.safetensors"), *command[1:], "--force"]
+    assert invoke(arguments) == 0
+    assert capsys.readouterr().err.count("\n") == 1  # what was written, no bar
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(views, "console", lambda **_: terminal)
+    assert invoke(arguments) == 0
+    shown = terminal.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    whole, unit = re.findall(r"writing a\.safetensors.*?([\d.]+)/\1 (KiB|MiB)", re.sub(r"\x1b\[[\d;]*m", "", shown))[-1]
+    size = (tmp_path / "a.safetensors").stat().st_size / {"KiB": 2**10, "MiB": 2**20}[unit]
+    assert 0.8 * size < float(whole) < size
+    assert invoke([*arguments, "--quiet"]) == 0
+    assert terminal.file.getvalue() == shown  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_the_bytes_that_are_written_are_reported_after_each_tensor(name: str, tmp_path: Path) -> None:
+    tensors = {"a": torch.zeros(3, 5), "b": torch.zeros(7, dtype=torch.bfloat16)}
+    entries = {
+        key: Entry(value.dtype, tuple(value.shape), partial(torch.clone, value)) for key, value in tensors.items()
+    }
+    reported: list[int] = []
+    save_entries(tmp_path / name, entries, on_written=reported.append)
+    assert reported == [60, 74]

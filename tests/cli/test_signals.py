@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import subprocess
@@ -28,6 +29,17 @@ def test_while_modules_are_imported_a_signal_ends_the_process_with_a_word(
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (found.returncode, found.stderr) == (code, f"rwkvbatch: {word}\n")
+
+
+def test_nothing_is_imported_before_signals_are_handled() -> None:
+    # `typing` alone took 15 times as long as the rest; until then a signal ends Python's way, with a traceback.
+    program = (
+        "import importlib, os, sys, warnings\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[2])!r}); before = set(sys.modules)\n"
+        "import rwkvbatch.cli; rwkvbatch.cli._leave_on_signals(); print(sorted(set(sys.modules) - before))"
+    )
+    found = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True)
+    assert ast.literal_eval(found.stdout) == ["__future__", "rwkvbatch", "rwkvbatch.cli"]
 
 
 @pytest.mark.parametrize(("number", "code", "word"), SIGNALS)

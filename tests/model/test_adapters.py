@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from rwkvbatch.errors import CheckpointError, UsageError
 from rwkvbatch.model.adapters import Adapter, parse_adapter, product
 from rwkvbatch.model.checkpoint import describe, open_checkpoint
 from rwkvbatch.model.load import load_model
+from rwkvbatch.model.peft_config import QuantisedBaseWarning
 from tests.model.made_forms import Tensors
 
 RANK = 8
@@ -189,6 +191,12 @@ def test_a_directory_of_peft_has_its_alpha(
         ({"use_dora": True}, "use_dora = True"),
         ({"rank_pattern": {"key": 4}}, "rank_pattern"),
         ({"lora_alpha": "much"}, "lora_alpha = 'much'"),
+        ({"use_qalora": True}, "use_qalora = True"),
+        ({"alora_invocation_tokens": [1, 2]}, r"alora_invocation_tokens = \[1, 2\]"),
+        ({"layer_replication": [[0, 1], [0, 1]]}, "layer_replication"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changing the base's weights"),
+        ({"init_lora_weights": "olora"}, "changing the base's weights"),
+        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}, "changing the base's weights"),
     ],
 )
 def test_what_peft_does_otherwise_is_refused(
@@ -197,6 +205,34 @@ def test_what_peft_does_otherwise_is_refused(
     folder = peft_directory(tmp_path / "peft", tiny_tensors, **config)
     with pytest.raises(CheckpointError, match=message):
         logits(tiny_file, str(folder))
+
+
+@pytest.mark.parametrize(
+    ("config", "card", "named"),
+    [
+        ({"base_model_name_or_path": "unsloth/rwkv7-g1-bnb-4bit"}, "", "names the base 'unsloth/rwkv7-g1-bnb-4bit'"),
+        ({"quantization_config": {"load_in_4bit": True}}, "", "quantization_config = {'load_in_4bit': True}"),
+        ({"load_in_8bit": True}, "", "load_in_8bit = True"),
+        ({}, "- load_in_8bit: False\n- load_in_4bit: True\n- bnb_4bit_quant_type: nf4\n", "load_in_4bit: True"),
+    ],
+)
+def test_an_adapter_of_a_quantised_base_is_merged_with_a_warning(
+    config: dict[str, object], card: str, named: str, tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path
+) -> None:
+    folder = peft_directory(tmp_path / "peft", tiny_tensors, **config)
+    (folder / "README.md").write_text(card)
+    with pytest.warns(QuantisedBaseWarning, match=f"peft: .*QLoRA.*{re.escape(named)}"):
+        assert_merged(tiny_file, str(folder), with_lora(tiny_tensors, lora(tiny_tensors), 4.0), tmp_path)
+
+
+def test_other_adapters_of_peft_are_merged_without_a_warning(
+    tiny_tensors: Tensors, tiny_file: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    plain = {"init_lora_weights": "gaussian", "base_model_name_or_path": "fla-hub/rwkv7-g1k-1.5b", "use_dora": False}
+    folder = peft_directory(tmp_path / "peft", tiny_tensors, **plain, alora_invocation_tokens=None)
+    (folder / "README.md").write_text("- load_in_4bit: False\n")
+    assert_merged(tiny_file, str(folder), with_lora(tiny_tensors, lora(tiny_tensors), 4.0), tmp_path)
+    assert [one for one in recwarn if issubclass(one.category, QuantisedBaseWarning)] == []
 
 
 def test_tensors_that_were_trained_whole_replace_those_of_the_model(

@@ -166,6 +166,24 @@ def test_the_template_markdown_writes_the_sample_of_the_templates_file() -> None
     assert request == "### User\na (think a bit)\n### Assistant\n<think"
 
 
+@pytest.mark.parametrize(("think", "reply"), [("off", ""), ("on", "<think"), ("fake-oneline", "<think></think")])
+def test_the_template_bot_writes_what_the_chat_template_of_transformers_rwkv_writes(think: str, reply: str) -> None:
+    """As its `tests/models/rwkv/test_tokenization_rwkv.py` of 2026-08-11 (commit c29f4fb) has the prompts."""
+    form = load_template(Prompting.parse({"template": "bot", "think": think}))
+    assert form.opening("Be brief.", None) == "System✿Be brief.✿\n"
+    assert form.turn("A\r\n\r\nB\n\n\n") == f"User✿A\nB✿\nBot✿{reply}"
+    assert form.past_turn("Hi") + form.reply("Done") == "User✿Hi✿\nBot✿Done✿\n"
+    assert (form.closing, form.stops) == ("✿\n", ("✿",))
+
+
+def test_a_template_without_a_space_before_replies_has_none_before_a_prefix_either() -> None:
+    form = load_template(Prompting(template="bot", reply_prefix="The answer is"))
+    assert form.turn("a") == "User✿a✿\nBot✿The answer is"
+    assert form.given_reply("The answer is 3") == ("The answer is", " 3✿\n")
+    with pytest.raises(TemplateError, match="`reply_space` must be true or false"):
+        JinjaTemplate("{% set reply_space = 'no' %}" + OFFICIAL, "t.jinja", ReplyPrompt())
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_every_template_that_comes_with_the_program_is_documented(name: str) -> None:
     assert f"--template {name}" in (Path(__file__).parents[2] / "docs" / "prompts.md").read_text(encoding="utf-8")

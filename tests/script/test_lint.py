@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rwkvbatch.script import lint as lint_module
-from rwkvbatch.script.lint import lint
+from rwkvbatch.script.lint import lint, lint_system
 from tests.script.writing import assistant, conversation, read, user
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -44,6 +44,14 @@ def test_a_trap_in_a_user_message_is_found(
     message: dict[str, Any], expected: list[tuple[str, str]], tmp_path: Path
 ) -> None:
     assert codes(tmp_path, message) == expected
+
+
+def test_system_messages_of_options_are_linted() -> None:
+    assert [w.code for w in lint_system(["Be brief.\n\nBe kind.\nUser: x"])] == ["blank-line", "role-line"]
+    assert [w.code for w in lint_system([" Be brief.", "a\rb"])] == ["outer-space", "carriage-return"]
+    assert str(lint_system(["a\n\nb"])[0]).startswith("--system: blank-line: system: has a blank line inside")
+    assert str(lint_system(["fine", "a\n\nb"])[0]).startswith(r"--system 'a\n\nb': blank-line: system:")
+    assert lint_system(["", "Be brief.", "the end of a file\n", "also\r\n"]) == ()
 
 
 def test_the_place_names_system_turn_or_reference(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import posix
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -186,6 +188,47 @@ def test_whatever_a_plug_in_raises_is_an_error_of_its_row(error: BaseException) 
 
     with pytest.raises(RowError, match=f"the check 'words' failed with {type(error).__name__}"):
         _Guarded("words", _Foreign(act)).judge(FACTS)
+
+
+ENDINGS: dict[str, Callable[[], None]] = {
+    "os._exit(0)": lambda: os._exit(0),
+    "os._exit(1)": lambda: posix._exit(1),
+    "os.execv('/bin/true', ['true'])": lambda: os.execv("/bin/true", ["true"]),
+    "os.execve('/bin/true'": lambda: os.execlpe("/bin/true", "true", {}),
+}
+
+
+@pytest.mark.parametrize("shown", ENDINGS)
+def test_a_plug_in_cannot_end_the_process(shown: str) -> None:
+    def act() -> Verdict:
+        with contextlib.suppress(Exception):
+            ENDINGS[shown]()
+        return Verdict(True, 1.0)
+
+    real = os._exit
+    with pytest.raises(RowError, match=re.escape(f"it tried to end the process: {shown}")):
+        _Guarded("words", _Foreign(act)).judge(FACTS)
+    assert os._exit is posix._exit is real
+
+
+def test_child_processes_of_a_plug_in_end_as_they_do() -> None:
+    def act() -> Verdict:
+        child = os.fork()
+        if child == 0:
+            os._exit(7)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return Verdict(code == 7, 1.0, str(code))
+
+    assert _Guarded("words", _Foreign(act)).judge(FACTS) == Verdict(True, 1.0, "7")
+
+
+def test_a_signal_ends_the_process_also_while_a_plug_in_runs() -> None:
+    program = (
+        "import signal, time; from rwkvbatch.signals import leave_at_once, staying_alive; leave_at_once()\n"
+        "with staying_alive(): signal.raise_signal(signal.SIGTERM)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (143, "rwkvbatch: terminated\n")
 
 
 def test_ctrl_c_in_a_plug_in_is_ctrl_c() -> None:

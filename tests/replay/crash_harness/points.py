@@ -1,10 +1,4 @@
-"""Runs that are killed, each in a process of its own; a program, so that it can fork without torch's threads.
-
-    `python -m tests.replay.crash_harness DIRECTORY every-point|random|extend|check [SEED]`
-
-`extend` kills commands that extend and change a run, `check` kills `rwkvbatch check`. Prints a JSON object: how many
-processes were killed, and a list of what went wrong (empty when all is well).
-"""
+"""Runs that are killed at every call that changes the disk, or at random times, over a model that answers at once."""
 
 from __future__ import annotations
 
@@ -15,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +21,7 @@ from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.recheck import recheck
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.recovery import read_results
-from rwkvbatch.results.row import BadLineError, decode_row
+from rwkvbatch.results.row import BadLineError, RowKey, decode_row
 from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Check, Conversation
 from tests.replay.disks import CountedFiles, KillingFiles
@@ -123,7 +117,7 @@ def every_point(root: Path, expected: bytes) -> dict[str, Any]:
     return {"points": len(counted.calls), "kills": kills, "problems": problems}
 
 
-def random_times(root: Path, expected: bytes, seed: int, wanted_kills: int = 40) -> dict[str, Any]:
+def random_times(root: Path, expected: bytes, seed: int, wanted_kills: int) -> dict[str, Any]:
     """Kill at random times, again and again, until the run is done; so many runs as it takes."""
     chance = random.Random(seed)
     kills, problems = 0, list[str]()
@@ -210,7 +204,7 @@ def extend_at_every_point(root: Path) -> dict[str, Any]:
 def lost_replies(directory: Path, before: Path) -> list[str]:
     """Rows of the run before that are neither in the results nor among the kept rows."""
     there = {row.key: row.reply_ids for row in read_results(before / "results.jsonl")}
-    found: dict[tuple[Any, ...], set[tuple[int, ...]]] = {}
+    found: dict[RowKey, set[tuple[int, ...]]] = {}
     for name in ("results.jsonl", "kept.jsonl"):
         for line in (directory / name).read_bytes().splitlines(keepends=True) if (directory / name).exists() else ():
             with suppress(BadLineError):
@@ -259,23 +253,15 @@ def checked_plan(path: Path) -> Plan:
     return make_plan(conversations=read_scripts([str(path)]).conversations)
 
 
-def main() -> None:
-    root, mode = Path(sys.argv[1]), sys.argv[2]
-    root.mkdir(parents=True, exist_ok=True)
+def uninterrupted(root: Path) -> bytes:
     run_once(root / "expected")
-    expected = (root / "expected" / "results.jsonl").read_bytes()
-    seed = int(sys.argv[3]) if len(sys.argv) > 3 else 0
-    match mode:
-        case "every-point":
-            found = every_point(root, expected)
-        case "extend":
-            found = extend_at_every_point(root)
-        case "check":
-            found = check_at_every_point(root)
-        case _:
-            found = random_times(root, expected, seed)
-    print(json.dumps(found))  # noqa: T201
+    return (root / "expected" / "results.jsonl").read_bytes()
 
 
-if __name__ == "__main__":
-    main()
+KINDS: Mapping[str, Callable[[Path, int, int], dict[str, Any]]] = {
+    "every-point": lambda root, seed, kills: every_point(root, uninterrupted(root)),
+    "random": lambda root, seed, kills: random_times(root, uninterrupted(root), seed, kills),
+    "extend": lambda root, seed, kills: extend_at_every_point(root),
+    "check": lambda root, seed, kills: check_at_every_point(root),
+}
+"""By name: with the directory to work in, a seed, and the number of kills, where these are random."""
