@@ -32,6 +32,8 @@ from rwkvbatch.results.row import SCORED, CheckResult, Logprob, Row, RowTiming, 
 MAX_BYTES = 2**31
 _MAX_FIELD = 2**24
 _MAX_ID = 120
+MAX_REPEAT = 2**31 - 1
+"""Of repeats and turns."""
 _BASE = "base"
 
 # JSON values, and pyarrow, have no types.
@@ -281,10 +283,13 @@ def _inspect(path: Path, content: Mapping[str, Any]) -> ForeignRun:
         if not isinstance(sample, dict) or "id" not in sample:
             raise _BadRecordError(f"{where} has no `id`")
         epoch = sample.get("epoch", 1)
-        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1:
-            raise _BadRecordError(f"{where}.epoch must be a number from 1 up, got {_short(epoch)}")
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or not 1 <= epoch <= MAX_REPEAT:
+            raise _BadRecordError(f"{where}.epoch must be a number from 1 to {MAX_REPEAT:,}, got {_short(epoch)}")
         scores: list[tuple[str, float]] = []
-        for scorer, score in cast("dict[str, Any]", sample.get("scores") or {}).items():
+        scored = sample.get("scores") or {}
+        if not isinstance(scored, dict):
+            raise _BadRecordError(f"{where}.scores must be an object, got {_short(scored)}")
+        for scorer, score in cast("dict[str, Any]", scored).items():
             value = score.get("value") if isinstance(score, dict) else None
             parts = value.items() if isinstance(value, dict) else [("", value)]
             for key, part in parts:
@@ -332,7 +337,7 @@ def _promptfoo(path: Path, content: Mapping[str, Any]) -> ForeignRun:
     for number, record in enumerate(records):
         if not isinstance(record, dict) or "score" not in record:
             raise _BadRecordError(f"results.results[{number}] has no `score`")
-    several = len({record.get("promptIdx", 0) for record in records}) > 1
+    several = len({str(record.get("promptIdx", 0)) for record in records}) > 1
     repeats: Counter[tuple[str, str]] = Counter()
     for number, record in enumerate(records):
         provider = record.get("provider")
@@ -404,7 +409,8 @@ def _parquet_records(path: Path) -> Iterator[dict[str, Any]]:
                     number += 1
                     yield {**record, "": number}
     except (OSError, pa.ArrowException) as error:
-        raise RunDirectoryError(f"cannot be read: {getattr(error, 'strerror', None) or error}", path=path) from None
+        problem = getattr(error, "strerror", None) or " ".join(str(error).split())  # of several lines
+        raise RunDirectoryError(f"cannot be read: {problem}", path=path) from None
 
 
 def _table(path: Path, records: Iterable[dict[str, Any]]) -> ForeignRun:
@@ -456,6 +462,8 @@ def _whole(value: object, where: str) -> int:
     if value is None or value == "":
         return 0
     number = _number(value, where)
-    if isinstance(number, bool) or not isinstance(number, int | float) or number != int(number) or number < 0:
-        raise _BadRecordError(f"{where} must be a whole number from 0 up, got {_short(value)}")
-    return int(number)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= MAX_REPEAT:
+        return number
+    raise _BadRecordError(f"{where} must be a whole number from 0 to {MAX_REPEAT:,}, got {_short(value)}")
