@@ -10,151 +10,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Self, cast, get_args, get_origin
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from rwkvbatch.errors import UsageError
+from rwkvbatch.setting import Setting, Settings, explain, setting, shown_value
 
 ThinkMode = Literal["off", "on", "fake", "short", "long", "on-parens", "short-parens", "long-parens", "fake-oneline"]
 TurnEnd = Literal["auto", "next-role", "blank-line", "end-of-text"]
 HistoryMode = Literal["own", "gold"]
 Switch = Literal["auto", "on", "off"]
 EndpointApi = Literal["completions", "completions-ids", "chat"]
-_T = TypeVar("_T")
-_Record = TypeVar("_Record", bound=BaseModel)
-_LIMITS = ("ge", "gt", "le", "lt")
-
-PENALTY_ALIASES: Mapping[str, str] = {
-    "presence": "presence_penalty",
-    "frequency": "frequency_penalty",
-    "decay": "penalty_decay",
-    "ban": "banned_token_ids",
-}
-"""Short names of settings, which files written by earlier versions use as keys."""
-
-ALIASES: Mapping[str, str] = {"temp": "temperature", **PENALTY_ALIASES}
-"""Short names, accepted wherever a setting is named, and the settings' names."""
-
-SHORT_NAMES: Mapping[str, str] = {name: alias for alias, name in ALIASES.items()}
-"""The name of a setting in options and cell names, where it is not the setting's own."""
-
-
-def full_name(key: str) -> str:
-    """The setting's own name: aliases are resolved, `-` is read as `_`."""
-    key = key.replace("-", "_")
-    return ALIASES.get(key, key)
-
-
-def with_full_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings out of a file under their present names; files of earlier versions have the short ones."""
-    return {ALIASES.get(key, key): value for key, value in values.items()}
-
-
-def with_later_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A reply's settings out of a file under their present names; what files of earlier versions lack is added."""
-    found = with_full_names(values)
-    turn_end = first_turn_end(found.get("think", "off"), has_template=found.get("template_sha256") is not None)
-    return {"min_p": 0.0, "no_penalty": [], "reply_prefix": "", "turn_end": turn_end, **found}
-
-
-def first_turn_end(think: str, *, has_template: bool) -> TurnEnd:
-    """What ended replies before `turn_end` existed: a blank line without thinking, or what the template's file said."""
-    return "blank-line" if think == "off" and not has_template else "next-role"
-
-
-def identity_with_full_names(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The `identity` of a manifest with the settings' present names, those of later versions included."""
-    result = dict(identity)
-    if isinstance(cells := result.get("cells"), dict):
-        result["cells"] = {
-            name: {"bos": "auto", **with_later_settings(cast("dict[str, Any]", values))}
-            if isinstance(values, dict)
-            else values
-            for name, values in cast("dict[str, Any]", cells).items()
-        }
-    if isinstance(given := result.get("given_for_all"), list):
-        result["given_for_all"] = sorted(ALIASES.get(str(name), str(name)) for name in cast("list[Any]", given))
-    return result
-
-
-class Settings(BaseModel):
-    """A frozen record that refuses unknown keys; invalid values raise `UsageError`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any], *, where: str = "") -> Self:
-        """Validate `values`; `where` names their origin (a file, an option) in the error.
-
-        Raises:
-            UsageError: names the key, what was allowed and what was there.
-        """
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            raise UsageError(
-                _explain(error, where, cls), hint="see `rwkvbatch run --help` for what is allowed"
-            ) from None
-
-    def replace(self, **changes: Any) -> Self:
-        """A copy with `changes` applied and validated.
-
-        Raises:
-            UsageError: as `parse`.
-        """
-        return self.parse({**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
-
-    def part(self, record: type[_Record]) -> _Record:
-        """The fields of `record` alone."""
-        return record(**{name: getattr(self, name) for name in record.model_fields})
-
-
-Panel = Literal["Model", "Endpoint", "Sampling", "End of a reply", "Prompt", "What is replayed", "The run", "Output"]
-PANELS: tuple[Panel, ...] = get_args(Panel)
-"""Groups of options in `--help`, in their order."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How a setting is given and explained, besides its name, type, limits and default.
-
-    Attributes:
-        help: for `--help` and the documents; Rich markup.
-        metavar: stands for the value.
-        panel: the option's group in `--help`; None for what only the environment, files and the library give.
-        flag: a one-letter option.
-        allowed: what may be given, for errors; None says the limits.
-        split: one word of the command line may hold several values, separated by commas.
-        text: any text is a value, commas included; several values are several options.
-    """
-
-    help: str
-    metavar: str
-    panel: Panel | None
-    flag: str | None = None
-    allowed: str | None = None
-    split: bool = False
-    text: bool = False
-
-
-def setting(default: _T, help: str, metavar: str, panel: Panel | None, flag: str | None = None, **more: Any) -> _T:
-    """A field of a record with its `Setting`; `more`: `allowed`, `split`, `text`, and pydantic's limits (`ge`, ...)."""
-    words = {name: more.pop(name) for name in ("allowed", "split", "text") if name in more}
-    declared = Setting(help, metavar, panel, flag, **words)
-    field: Any = Field(default, **more)
-    field.metadata.append(declared)
-    return field
 
 
 class CutOrder(NamedTuple):
@@ -345,7 +213,7 @@ class SamplingParams(Sampling, Stopping):
             return handler(values)
         except ValidationError as error:
             hint = f"the fields are {', '.join(cls.model_fields)}"
-            raise UsageError(_explain(error, cls.__name__, cls), hint=hint) from None
+            raise UsageError(explain(error, cls.__name__, cls), hint=hint) from None
 
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> Self:
@@ -583,6 +451,26 @@ class RunSettings(CellSettings, ScriptLimits):
         ge=0,
         le=100,
     )
+    judge: str | None = setting(
+        None,
+        "Checkpoint that answers the checks `judge`: a file, or bundled for the bundled model.",
+        "FILE",
+        "Judge",
+        min_length=1,
+        allowed="must be a file, or bundled",
+    )
+    judge_strategy: str = setting("auto", "Device and precision of the judge, as --strategy.", "TEXT", "Judge")
+    judge_vocab: str | None = setting(None, "Vocabulary of the judge, as --vocab.", "FILE|world", "Judge", min_length=1)
+    judge_url: str | None = setting(
+        None,
+        "Base URL of an OpenAI-compatible server whose model judges. [dim]The key is $RWKVBATCH_JUDGE_KEY.[/]",
+        "URL",
+        "Judge",
+    )
+    judge_model: str | None = setting(
+        None, "The judge's name there. [dim]Default: the only one that the server lists.[/]", "NAME", "Judge"
+    )
+    judge_body: str = setting("", "Further fields of each request to the judge, as JSON.", "JSON", "Judge", text=True)
     max_prompt_tokens: int | None = setting(
         None, "A turn with a longer history fails, and the run goes on.", "N", "Prompt", ge=1, le=MAX_COUNT
     )
@@ -653,58 +541,13 @@ TEXTS = frozenset(name for name, declared in SETTINGS.items() if declared.text)
 GRID_SETTINGS = ("preset", SYSTEM_FILE, *(name for name in CellSettings.model_fields if name not in LISTS))
 """Settings that the command line and the library take as several values, each a dimension of the grid."""
 
-ENVIRONMENT_PREFIX = "RWKVBATCH_"
-
 ENDPOINT_KEY_VARIABLE = "RWKVBATCH_ENDPOINT_KEY"
 """The environment variable of an endpoint's key. It is no setting: no file, option or manifest may hold it."""
+
+JUDGE_KEY_VARIABLE = "RWKVBATCH_JUDGE_KEY"
+"""The environment variable of the key of a judge's server, likewise."""
 
 
 def stands_for(key: str) -> str:
     """The setting that `key`, a full name, gives a value to: `system` for `system_file`, else itself."""
     return "system" if key == SYSTEM_FILE else key
-
-
-def option_name(key: str) -> str:
-    """The command line's name of a setting."""
-    return "--" + SHORT_NAMES.get(key, key).replace("_", "-")
-
-
-def environment_name(key: str) -> str:
-    """The environment variable of a setting."""
-    return ENVIRONMENT_PREFIX + key.upper()
-
-
-def allowed_values(record: type[BaseModel], key: str, message: str) -> str:
-    """What the setting `key` may be: `must be a number in [0, 1]`; pydantic's `message` where no limits say it."""
-    if key not in record.model_fields:
-        return message.replace("Input should", "must")
-    field = record.model_fields[key]
-    declared = next((item.allowed for item in field.metadata if isinstance(item, Setting)), None)
-    annotation: Any = field.annotation
-    kinds = {int: "a whole number", float: "a number"}
-    kind = next((text for number, text in kinds.items() if annotation in (number, number | None)), None)
-    if declared or kind is None:
-        return declared or message.replace("Input should", "must")
-    bounds = {limit: getattr(item, limit) for item in field.metadata for limit in _LIMITS if hasattr(item, limit)}
-    low = f"[{bounds['ge']}" if "ge" in bounds else f"({bounds['gt']}" if "gt" in bounds else ""
-    high = f"{bounds['le']}]" if "le" in bounds else f"{bounds['lt']})" if "lt" in bounds else ""
-    if low and high:
-        return f"must be {kind} in {low}, {high}"
-    return f"must be {kind}" + (f", {'at least' if 'ge' in bounds else 'above'} {low[1:]}" if low else "")
-
-
-def _explain(error: ValidationError, where: str, record: type[BaseModel]) -> str:
-    parts: list[str] = []
-    for item in error.errors():
-        name = ".".join(map(str, item["loc"])) or "value"
-        problem = f"unknown setting {name!r}"
-        if item["type"] != "extra_forbidden":
-            words = allowed_values(record, str(item["loc"][0]), item["msg"]) if item["loc"] else item["msg"]
-            problem = f"{name}: {words}, got {shown_value(item['input'])}"
-        parts.append(f"{where}: {problem}" if where else problem)
-    return "; ".join(parts)
-
-
-def shown_value(value: object, limit: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -46,16 +46,9 @@ def command_reference() -> str:
 
 def settings_table() -> str:
     """A line for each setting: its names, default, limits, and whether a grid can vary it."""
-    from rwkvbatch.config import (
-        ENVIRONMENT_PREFIX,
-        GRID_SETTINGS,
-        SETTINGS,
-        SHORT_NAMES,
-        CellSettings,
-        RunSettings,
-        allowed_values,
-        option_name,
-    )
+    from rwkvbatch.config import GRID_SETTINGS, SETTINGS, CellSettings, RunSettings
+    from rwkvbatch.setting import allowed_values
+    from rwkvbatch.setting_names import ENVIRONMENT_PREFIX, SHORT_NAMES, option_name
 
     lines = ["", "| setting | option | default | allowed | in a grid |", "|---|---|---|---|---|"]
     for name, setting in SETTINGS.items():

@@ -22,17 +22,7 @@ from rwkvbatch.chat.app import Chat, OutputFile
 from rwkvbatch.chat.runs import export
 from rwkvbatch.chat.session import TURN_SETTINGS
 from rwkvbatch.chat.storage import load_session, save_session
-from rwkvbatch.config import (
-    NO_ADAPTER,
-    ORDERS,
-    PRESETS,
-    SHORT_NAMES,
-    Sampling,
-    ThinkMode,
-    TurnEnd,
-    full_name,
-    preset_settings,
-)
+from rwkvbatch.config import NO_ADAPTER, ORDERS, PRESETS, Sampling, ThinkMode, TurnEnd, preset_settings
 from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.errors import UsageError
 from rwkvbatch.files import check_target, read_file
@@ -41,6 +31,7 @@ from rwkvbatch.model.states import save_state
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.replay.layers import checked_values
 from rwkvbatch.script.lint import lint_system
+from rwkvbatch.setting_names import SHORT_NAMES, full_name
 
 NUM_CANDIDATES = 10
 SETTABLE = tuple(SHORT_NAMES.get(name, name) for name in TURN_SETTINGS)

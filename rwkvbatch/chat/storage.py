@@ -15,7 +15,6 @@ from typing import Any, cast
 
 from rwkvbatch.chat.session import Identity, Session
 from rwkvbatch.chat.tree import read_tree, tree_values
-from rwkvbatch.config import with_later_settings
 from rwkvbatch.errors import InputError, StorageError
 from rwkvbatch.files import (
     OS_FILES,
@@ -30,6 +29,7 @@ from rwkvbatch.files import (
     write_all,
 )
 from rwkvbatch.prompt.escaping import one_line
+from rwkvbatch.setting_names import with_later_settings
 
 FORMAT = 1
 KIND = "rwkvbatch-chat"

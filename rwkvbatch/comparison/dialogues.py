@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 SHOWN_METRICS = ("score", "nll", "tokens", "logprob", "loop", "first_token_s")
 """The metrics under each reply of a printed dialogue."""
 
+_TURN_TEXTS = ("prompt", "reply", "finish_reason", "error", "reference", "checks")
+TURN_COLUMNS = ("turn", *_TURN_TEXTS, *(metric.name for metric in TURN_METRICS))
+"""The columns of a table of rows that `turn_record` reads."""
 _WORDS = re.compile(r"\w+|\s+|[^\w\s]")
 _MAX_WORDS = 4000
 
@@ -113,13 +116,13 @@ def turn_record(row: Mapping[Any, Any], side: str = "") -> dict[str, Any]:
     numbers = {metric.name: row[f"{metric.name}{side}"] for metric in TURN_METRICS}
     return {
         "turn": row["turn"],
-        **{name: row[f"{name}{side}"] for name in ("prompt", "reply", "finish_reason", "error", "reference", "checks")},
+        **{name: row[f"{name}{side}"] for name in _TURN_TEXTS},
         "metrics": {name: value for name, value in numbers.items() if not math.isnan(value)},
     }
 
 
 def _failed(row: dict[Any, Any]) -> bool:
-    return row["finish_reason"] == "error" or any(not check["passed"] for check in row["checks"])
+    return row["finish_reason"] == "error" or any(check["passed"] is False for check in row["checks"])
 
 
 def _chosen(

@@ -43,7 +43,7 @@ def failures_by_tag(table: pd.DataFrame, variants: Sequence[Variant]) -> list[Fa
     """
     found: list[dict[str, tuple[int, int]]] = []
     for variant in variants:
-        rows = rows_of(table, variant)
+        rows = rows_of(table, variant, ["tags", "passed"])
         passed = rows["passed"].to_numpy(dtype=np.float64)
         found.append(
             _counted(
@@ -68,14 +68,15 @@ def failures_by_check(table: pd.DataFrame, variants: Sequence[Variant]) -> list[
                 kinds.setdefault(tuple(key), [check["kind"] for check in checks])
     found: list[dict[str, tuple[int, int]]] = []
     for variant in variants:
-        rows = table.loc[(table["run"] == variant.run) & (table["cell"] == variant.cell), _JUDGED]
+        rows = rows_of(table, variant, _JUDGED)
         counts: Counter[tuple[str, bool]] = Counter()
         for *key, checks, reason in zip(*(rows[name] for name in _JUDGED), strict=True):
             if reason == "error":
                 counts.update((kind, True) for kind in kinds.get(tuple(key), ()))
             else:
                 for check in checks:
-                    counts[check["kind"], not check["passed"]] += 1
+                    if check["passed"] is not None:
+                        counts[check["kind"], not check["passed"]] += 1
         names = dict.fromkeys(name for name, _ in counts)
         found.append({name: (counts[name, True], counts[name, True] + counts[name, False]) for name in names})
     return _by_name(found)

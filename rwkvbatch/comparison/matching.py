@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rwkvbatch.comparison.distance import distance_groups
 from rwkvbatch.comparison.loading import RunData, joined
 from rwkvbatch.comparison.metrics import (
+    PAIR_METRICS,
     TURN_METRICS,
     Metric,
     is_majority,
@@ -90,6 +91,7 @@ class Dropped:
         missing: rows without a counterpart here: those of the baseline, or for a baseline those of its variants.
         different: rows left out because the baseline was asked something else.
         unfinished: planned rows that are not there (yet).
+        unjudged: rows of which a judge gave no verdict; they have no `score` and are neither passed nor failed.
     """
 
     label: str
@@ -98,10 +100,11 @@ class Dropped:
     missing: int = 0
     different: int = 0
     unfinished: int = 0
+    unjudged: int = 0
 
     @property
     def any(self) -> bool:
-        return bool(self.errors or self.unreached or self.missing or self.different or self.unfinished)
+        return any(count for name, count in vars(self).items() if name != "label")
 
 
 def comparable_rows(runs: Sequence[RunData]) -> pd.DataFrame:
@@ -153,9 +156,10 @@ def _questions_of(run: RunData, codes: dict[Any, int]) -> NDArray[np.int64]:
     return np.array([code_of[conversation, int(turn)] for conversation, turn in pairs], dtype=np.int64)
 
 
-def rows_of(table: pd.DataFrame, variant: Variant) -> pd.DataFrame:
-    """The rows of one cell of one run."""
-    return table.loc[(table["run"] == variant.run) & (table["cell"] == variant.cell)]
+def rows_of(table: pd.DataFrame, variant: Variant, columns: Iterable[str] | None = None) -> pd.DataFrame:
+    """The rows of one cell of one run, with some `columns` or (slower) with all."""
+    own = (table["run"] == variant.run) & (table["cell"] == variant.cell)
+    return (table if columns is None else table[list(columns)]).loc[own]
 
 
 def match(pair: Pair, table: pd.DataFrame) -> MatchedRows:
@@ -182,13 +186,14 @@ def count_dropped(
     unfinished = {(run.name, cell): count for run in runs for cell, count in run.unfinished.items()}
     found: list[Dropped] = []
     for variant in variants:
-        errors = rows_of(table, variant)
-        errors = errors.loc[errors["finish_reason"] == "error", "error"]
+        rows = rows_of(table, variant, ["finish_reason", "error", "unjudged"])
+        errors = rows.loc[rows["finish_reason"] == "error", "error"]
+        unjudged = int(np.count_nonzero(rows["unjudged"]))
         unreached = sum(str(text).startswith(NOT_REACHED) for text in errors)
         found.append(
             Dropped(
                 variant.label, len(errors) - unreached, unreached, missing.get(variant, 0), different.get(variant, 0),
-                unfinished.pop((variant.run, variant.cell), 0),
+                unfinished.pop((variant.run, variant.cell), 0), unjudged,
             )
         )  # fmt: skip
     several = len(runs) > 1
@@ -213,6 +218,7 @@ def metrics_of(rows: pd.DataFrame, sides: Sequence[str] = ("",), ks: Sequence[in
     if ks is None:
         fewest = min((len(passed) for side in sides for passed in _outcomes(rows, side).values()), default=0)
         ks = [fewest] if fewest > 1 else []
+    found += [metric for metric in PAIR_METRICS if all(f"{metric.column}{side}" in rows for side in sides)]
     return found + [metric_named(f"{name}_{k}") for k in ks for name in ("pass_at", "all", "majority_at")]
 
 
@@ -304,25 +310,63 @@ def most_repeats(rows: pd.DataFrame, side: str = "") -> int:
 
 def _outcomes(rows: pd.DataFrame, side: str) -> dict[str, list[bool]]:
     """By conversation with checks, whether all checks of all turns passed in each repeat."""
-    column = f"passed{side}"
-    judged = rows.loc[rows[column].notna(), ["conversation", "repeat", column]]
-    passed = judged.groupby(["conversation", "repeat"], sort=False)[column].min() == 1.0
+    passed = rows[f"passed{side}"].to_numpy(dtype=np.float64)
+    judged = _judged(rows, side)
+    repeats = _repeats_of(rows, judged)
+    failed = np.bincount(repeats.codes, weights=passed[judged] < 1.0, minlength=repeats.firsts.size) > 0
     outcomes: dict[str, list[bool]] = {}
-    for key, value in passed.items():
-        outcomes.setdefault(key[0], []).append(bool(value))  # pyright: ignore[reportIndexIssue]
+    for name, has_failed in zip(rows["conversation"].to_numpy()[repeats.firsts], failed.tolist(), strict=True):
+        outcomes.setdefault(name, []).append(not has_failed)
     return outcomes
 
 
+def _judged(rows: pd.DataFrame, side: str) -> NDArray[np.int64]:
+    """The positions of rows with a verdict, of the repeats of conversations in which no judge's verdict is missing."""
+    judged = np.flatnonzero(~np.isnan(rows[f"passed{side}"].to_numpy(dtype=np.float64)))
+    unjudged = np.flatnonzero(rows[f"unjudged{side}"].to_numpy(dtype=bool))
+    if not unjudged.size:
+        return judged
+    codes = _repeats_of(rows, np.concatenate([judged, unjudged])).codes
+    return judged[~np.isin(codes[: judged.size], codes[judged.size :])]
+
+
+@dataclass(frozen=True)
+class _Repeats:
+    """`codes` `[n]`: a number for each (conversation, repeat), from 0, in the order of their `firsts` in the table."""
+
+    codes: NDArray[np.int64]
+    firsts: NDArray[np.int64]
+
+
+def _repeats_of(rows: pd.DataFrame, chosen: NDArray[np.int64]) -> _Repeats:
+    """The repeats that the rows at the positions `chosen` `[n]` are of."""
+    import pandas as pd
+
+    conversations = pd.factorize(rows["conversation"].to_numpy()[chosen])[0].astype(np.int64)
+    numbers, names = pd.factorize(rows["repeat"].to_numpy()[chosen])
+    codes, found = pd.factorize(conversations * max(1, len(names)) + numbers)
+    firsts = np.full(len(found), chosen.size, dtype=np.int64)
+    np.minimum.at(firsts, codes, np.arange(chosen.size))
+    return _Repeats(codes.astype(np.int64), chosen[firsts])
+
+
 def _votes(rows: pd.DataFrame, side: str) -> dict[str, list[tuple[tuple[str, ...], bool]]]:
-    """By conversation with checks, the answers to all its turns with checks in each repeat, and whether all passed."""
-    columns = (f"reply{side}", f"checks{side}", f"passed{side}")
-    judged = rows.loc[rows[columns[-1]].notna(), ["conversation", "repeat", "turn", *columns]]
-    judged = judged.sort_values(["repeat", "turn"], kind="stable")
-    found: dict[str, dict[int, tuple[tuple[str, ...], bool]]] = {}
-    for name, repeat, reply, checks, passed in zip(
-        judged["conversation"], judged["repeat"], *(judged[column] for column in columns), strict=True
-    ):
-        own = found.setdefault(name, {})
-        answers, before = own.get(repeat, ((), True))
-        own[repeat] = (*answers, vote_of(reply, checks)), before and passed == 1.0
-    return {name: list(own.values()) for name, own in found.items()}
+    """By conversation with checks, the answers to all its turns with checks in each repeat, and whether all passed.
+
+    The repeats of a conversation are in their order. Those that passed have no answers: all answers that pass are one.
+    """
+    passed = rows[f"passed{side}"].to_numpy(dtype=np.float64)
+    judged = _judged(rows, side)
+    judged = judged[np.lexsort((rows["turn"].to_numpy()[judged], rows["repeat"].to_numpy()[judged]))]
+    repeats = _repeats_of(rows, judged)
+    failed = np.bincount(repeats.codes, weights=passed[judged] < 1.0, minlength=repeats.firsts.size) > 0
+    answers: list[list[str]] = [[] for _ in repeats.firsts]
+    asked = failed[repeats.codes]
+    replies, checks = (rows[f"{name}{side}"].to_numpy()[judged[asked]] for name in ("reply", "checks"))
+    for code, reply, own in zip(repeats.codes[asked].tolist(), replies, checks, strict=True):
+        answers[code].append(vote_of(reply, own))
+    votes: dict[str, list[tuple[tuple[str, ...], bool]]] = {}
+    names = rows["conversation"].to_numpy()[repeats.firsts]
+    for name, own, has_failed in zip(names, answers, failed.tolist(), strict=True):
+        votes.setdefault(name, []).append((tuple(own), not has_failed))
+    return votes

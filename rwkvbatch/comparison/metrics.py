@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import comb
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,27 @@ RawRow = Mapping[str, Any]
 """One line of `results.jsonl` as parsed JSON; the keys are the fields of `rwkvbatch.results.row.Row`."""
 
 Better = Literal["higher", "lower", "none"]
-Level = Literal["turn", "conversation", "variant"]
+Level = Literal["turn", "pair", "conversation", "variant"]
+Part = Literal["any", "text", "choices", "thinking"]
+"""A part that not every row has: a plain text that was scored, the likelihoods of choices, or a thinking part."""
+PARTS: Final[tuple[Part, ...]] = get_args(Part)
+
+
+def parts_of(row: RawRow) -> list[Part]:
+    """The parts that a row has."""
+    parts: list[Part] = ["any"]
+    if (reference := row["reference"]) is not None and reference.get("bytes") is not None:
+        parts.append("text")
+    if row.get("choices") is not None:
+        parts.append("choices")
+    if row["reply"].startswith("<think") or row["tokens"].get("thinking") is not None:
+        parts.append("thinking")
+    return parts
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number per turn, per conversation or per variant (`level`).
+    """One number per turn, per pair of turns, per conversation or per variant (`level`).
 
     Attributes:
         name: the column's name, and the name in tables, options and gates.
@@ -37,6 +52,7 @@ class Metric:
         unit: of the number; empty for shares and scores.
         digits: decimals shown.
         of: the number of one row, None where the row has none. Metrics of conversations and variants have no `of`.
+        part: rows without it have no number: `of` is not called for them.
         of_ngrams: a batched equivalent of `of` for many replies, with NaN for None.
         tested: whether differences get an interval and a p-value. False for timings, whose noise (the machine's load)
             is not independent between conversations, for restatements, and for counts of a whole variant.
@@ -61,6 +77,7 @@ class Metric:
     lowest: float = 0.0
     highest: float = math.inf
     weight: Callable[[RawRow], float | None] | None = None
+    part: Part = "any"
 
     @property
     def weight_column(self) -> str | None:
@@ -79,8 +96,8 @@ class Metric:
 
     @property
     def ranked(self) -> bool:
-        """Whether variants can be ranked by it: it is tested and has a better direction."""
-        return self.tested and self.better != "none"
+        """Whether variants can be ranked by it: it is tested, has a better direction, and is not of pairs."""
+        return self.tested and self.better != "none" and self.level != "pair"
 
     def shown(self, mean: float) -> float:
         """A mean of `column` in the metric's own unit."""
@@ -116,7 +133,11 @@ def _score(row: RawRow) -> float | None:
 
 
 def _passed(row: RawRow) -> float | None:
-    return float(all(check["passed"] for check in row["checks"])) if row["checks"] else None
+    """None also where a judge gave no verdict, whatever the other checks say: failures alone would be counted."""
+    checks = row["checks"]
+    if not checks or any(check["passed"] is None for check in checks):
+        return None
+    return float(all(check["passed"] for check in checks))
 
 
 def _of_reply(value: Callable[[RawRow], float | None]) -> Callable[[RawRow], float | None]:
@@ -168,7 +189,7 @@ def _probability(row: RawRow) -> float | None:
 
 def _perplexity(row: RawRow) -> float | None:
     """exp(nll); None also where that is no number to calculate with (an nll of more than 200 nats per token)."""
-    nll = _of_reference("nll")(row)
+    nll = None if row["reference"] is None else row["reference"]["nll"]
     return None if nll is None or nll > _MAX_NLL else exponential(nll)
 
 
@@ -200,17 +221,19 @@ TURN_METRICS: Final[tuple[Metric, ...]] = (
     Metric(
         "bits_per_byte", "bits per byte", "lower", unit="bits/byte", heavy_tailed=True,
         of=_of_plain(lambda text: -text["logprob"] / text["bytes"] / math.log(2)),
-        weight=_of_plain(lambda text: float(text["bytes"])),
+        weight=_of_plain(lambda text: float(text["bytes"])), part="text",
     ),
-    Metric("probability", "probability of the right choice", "higher", of=_probability, highest=1.0),
-    Metric("accuracy", "continuation is greedy", "higher", of=_accuracy, highest=1.0),
+    Metric(
+        "probability", "probability of the right choice", "higher", of=_probability, highest=1.0, part="choices"
+    ),
+    Metric("accuracy", "continuation is greedy", "higher", of=_accuracy, highest=1.0, part="text"),
     Metric(
         "text_nll", "nll of a whole text", "lower", unit="nats/text", of=_of_plain(lambda text: -text["logprob"]),
-        heavy_tailed=True,
+        heavy_tailed=True, part="text",
     ),
     Metric(
         "text_perplexity", "perplexity of whole texts", "lower", tested=False, log_of="text_nll",
-        of=_of_plain(lambda text: exponential(min(-text["logprob"], _MAX_NLL))),
+        of=_of_plain(lambda text: exponential(min(-text["logprob"], _MAX_NLL))), part="text",
     ),
     Metric("matched", "reference tokens matched", "higher", of=_of_reference("matched"), highest=1.0),
     Metric(
@@ -222,16 +245,17 @@ TURN_METRICS: Final[tuple[Metric, ...]] = (
         highest=1.0,
     ),
     Metric(
-        "think_closed", "thinking has an end", "higher", highest=1.0,
+        "think_closed", "thinking has an end", "higher", highest=1.0, part="thinking",
         of=_of_reply(lambda row: float("</think>" in row["reply"]) if row["reply"].startswith("<think") else None),
     ),
     Metric(
         "think_tokens", "length of the thinking part", "none", unit="tokens", digits=1,
-        of=_of_reply(lambda row: _thinking(row)),
+        of=_of_reply(lambda row: _thinking(row)), part="thinking",
     ),
     Metric(
         "answer_tokens", "length of the answer", "none", unit="tokens", digits=1,
         of=_of_reply(lambda row: None if (part := _thinking(row)) is None else row["tokens"]["reply"] - part),
+        part="thinking",
     ),
     Metric("failed", "ended in an error", "lower", of=lambda row: float(row["finish_reason"] == "error"), highest=1.0),
     Metric(
@@ -265,22 +289,29 @@ TURN_METRICS: Final[tuple[Metric, ...]] = (
 )  # fmt: skip
 """The metrics of single turns."""
 
+PAIR_METRICS: Final = (Metric("preference", "preferred by the judge", "higher", level="pair", highest=1.0),)
+"""The metrics of matched turns, which a variant by itself does not have."""
+
 VARIANT_METRICS: Final[tuple[Metric, ...]] = tuple(
     Metric(name, title, "lower", digits=0, level="variant", tested=False)
     for name, title in (
         ("errors", "turns that ended in an error"),
         ("unreached", "turns after an error"),
         ("missing", "turns that the other side has"),
+        ("unjudged", "turns without a verdict"),
         ("unfinished", "planned turns not there yet"),
     )
 )
 """Counts of a whole variant: the fields of `rwkvbatch.comparison.paired.Dropped`."""
 
 KNOWN_NAMES: Final = ", ".join(
-    (*(metric.name for metric in (*TURN_METRICS, *VARIANT_METRICS)), "pass_at_K", "all_K", "majority_at_K")
+    (
+        *(metric.name for metric in (*TURN_METRICS, *PAIR_METRICS, *VARIANT_METRICS)),
+        *("pass_at_K", "all_K", "majority_at_K"),
+    )
 )
-_BY_NAME: Final = {metric.name: metric for metric in (*TURN_METRICS, *VARIANT_METRICS)}
-ALIASES: Final = {metric.title: metric.name for metric in TURN_METRICS if metric.title != metric.name}
+_BY_NAME: Final = {metric.name: metric for metric in (*TURN_METRICS, *PAIR_METRICS, *VARIANT_METRICS)}
+ALIASES: Final = {metric.title: metric.name for metric in (*TURN_METRICS, *PAIR_METRICS) if metric.title != metric.name}
 """Names that are accepted in place of a metric's own."""
 _OF_REPEATS: Final = re.compile(
     r"(?:(pass_at_|pass@|majority_at_|majority@)|all_|all )([1-9][0-9]{0,5})(?(1)|(?: pass)?)"

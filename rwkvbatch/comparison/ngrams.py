@@ -133,7 +133,7 @@ def _longest_repeats(levels: Sequence[_Level], owners: Integers, num_replies: in
         starts, follows = starts[fits], follows[fits]
         longer = _level(starts, classes[starts] * owners.size + levels[j].classes[follows], owners.size)
         classes[longer.positions] = longer.classes[longer.positions] + next_class
-        gained = np.unique(owners[longer.positions])
+        gained = np.flatnonzero(np.bincount(owners[longer.positions], minlength=num_replies))
         lengths[gained] += 1 << j
         floors[gained] = next_class
         next_class += longer.firsts.size

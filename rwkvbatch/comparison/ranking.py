@@ -47,7 +47,10 @@ class VariantMean:
 def variant_means(
     table: pd.DataFrame, variant: Variant, *, by: Breakdown | None = None, ks: Sequence[int] | None = None
 ) -> list[VariantMean]:
-    """The means of all metrics that `variant` has numbers for, of all its rows or group by group."""
+    """The means of all metrics that `variant` has numbers for, of all its rows or group by group.
+
+    `ks`: of pass@k and all-k, see `metrics_of`.
+    """
     means: list[VariantMean] = []
     for group, rows in groups_of(rows_of(table, variant), by):
         for metric in metrics_of(rows, ks=ks):
@@ -231,14 +234,14 @@ class Values:
 
         column = "passed" if metric.level == "conversation" else metric.column
         keys = ["conversation_code", "turn", "repeat", "question"]
-        columns = [rows_of(table, variant).set_index(keys)[column] for variant in variants]
+        columns = [rows_of(table, variant, [*keys, column]).set_index(keys)[column] for variant in variants]
         wide = pd.concat(columns, axis=1, join="outer", keys=range(len(columns)))
         wide = wide.loc[wide.notna().any(axis=1)]
         codes = wide.index.get_level_values("conversation_code").to_numpy(dtype=np.int64)
         repeats = wide.index.get_level_values("repeat").to_numpy(dtype=np.int64)
         rows, weights = wide.to_numpy(dtype=np.float64), None
-        if metric.weight_column in table:
-            each = [rows_of(table, variant).set_index(keys)[metric.weight_column] for variant in variants]
+        if (weight := metric.weight_column) is not None and weight in table:
+            each = [rows_of(table, variant, [*keys, weight]).set_index(keys)[weight] for variant in variants]
             all_weights = pd.concat(each, axis=1, join="outer").loc[wide.index].to_numpy(dtype=np.float64)
             weights = np.nanmax(all_weights, axis=1)
             weights[np.nanmin(all_weights, axis=1) != weights] = np.nan

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvbatch.comparison.metrics import TURN_METRICS
+from rwkvbatch.comparison.metrics import PARTS, TURN_METRICS, Part, parts_of
 from rwkvbatch.comparison.ngrams import count_ngrams
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError
 from rwkvbatch.files import open_file
 from rwkvbatch.results.recovery import read_lines
-from rwkvbatch.results.row import check_values, decode_values
+from rwkvbatch.results.row import decode_values
+from rwkvbatch.results.row_values import check_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,17 +35,17 @@ PROBE_COLUMNS: Final = ("probe_turns", "probe_tokens")
 """Distances of probes from what they ask about; NaN in other rows."""
 _CONTENT: Final = (
     "conversation", "cell", "repeat", "turn", "seed", "finish_reason", "error", "prompt", "reply", "tags", "reference",
-    "checks", *PROBE_COLUMNS,
+    "checks", "unjudged", "judge", *PROBE_COLUMNS, "probe_after",
 )  # fmt: skip
 _TEXTS: Final = ("conversation", "cell", "finish_reason", "prompt", "reply")
 _INTEGERS: Final = ("repeat", "turn", "seed")
-_TYPES: Final[Mapping[str, Any]] = {**dict.fromkeys(_INTEGERS, "int64"), **dict.fromkeys(PROBE_COLUMNS, "float64")}
-_BY_ROW: Final = [metric for metric in TURN_METRICS if metric.of is not None and metric.of_ngrams is None]
-_BY_NGRAMS: Final = [metric for metric in TURN_METRICS if metric.of_ngrams is not None]
-
-_WEIGHTS: Final = {
-    metric.weight_column: metric.weight for metric in TURN_METRICS if metric.weight is not None and not metric.log_of
+_TYPES: Final[Mapping[str, Any]] = {
+    **dict.fromkeys(_INTEGERS, "int64"),
+    **dict.fromkeys((*PROBE_COLUMNS, "probe_after"), "float64"),
+    "unjudged": "bool",
 }
+_BY_NGRAMS: Final = [metric for metric in TURN_METRICS if metric.of_ngrams is not None]
+_WEIGHTS: Final = [metric for metric in TURN_METRICS if metric.weight is not None and not metric.log_of]
 
 _MAX_VALUE: Final = 1e100
 
@@ -53,13 +54,42 @@ _BATCH_REPLIES: Final = 512
 _BATCH_TOKENS: Final = 2**17
 
 
+class _Numbers:
+    """The metrics and weights of rows that have a `part`."""
+
+    def __init__(self, part: Part) -> None:
+        metrics = [metric for metric in TURN_METRICS if metric.part == part]
+        by_row = [(metric.name, metric.of) for metric in metrics if metric.of and not metric.of_ngrams]
+        weights = [(metric.weight_column, metric.weight) for metric in metrics if metric in _WEIGHTS and metric.weight]
+        self._names = [str(name) for name, _ in (*by_row, *weights)]
+        self._of = [of for _, of in by_row]
+        self._weights = [weight for _, weight in weights]
+        self._rows = array("q")
+        self._values: list[list[float | None]] = []
+
+    def add(self, number: int, row: dict[str, Any]) -> None:
+        """Row `number` of the table; raises as `_Columns.add`."""
+        numbers = [of(row) for of in self._of]
+        # Raises where one is not a number; a sum of squares of larger ones would overflow.
+        if not abs(math.fsum(filter(None, numbers))) < _MAX_VALUE:
+            raise ValueError(f"it has a number beyond {_MAX_VALUE:g}")
+        self._rows.append(number)
+        self._values.append(numbers + [weight(row) for weight in self._weights])
+
+    def columns(self, size: int) -> dict[str, NDArray[np.float64]]:
+        """By name, `[size]` numbers; NaN where a row has none."""
+        found = np.full((size, len(self._names)), np.nan)
+        if self._rows:
+            found[np.array(self._rows)] = self._values
+        return {name: found[:, column] for column, name in enumerate(self._names)}
+
+
 class _Columns:
     """Collects the content and the metrics of rows."""
 
     def __init__(self) -> None:
         self.contents: list[tuple[Any, ...]] = []
-        self._by_row: list[list[float | None]] = []
-        self._weights: list[list[float | None]] = []
+        self._numbers: dict[Part, _Numbers] = {part: _Numbers(part) for part in PARTS}
         self._by_ngrams: list[list[NDArray[np.float64]]] = []
         self._replies: list[array[int]] = []
         self._num_tokens = 0
@@ -69,15 +99,10 @@ class _Columns:
     def add(self, row: dict[str, Any]) -> None:
         """Raises ValueError, KeyError, TypeError, AttributeError or OverflowError where `row` is not a row."""
         content = _content(row, self._shared)
-        numbers = [metric.of(row) for metric in _BY_ROW]  # pyright: ignore[reportOptionalCall]
-        # Raises where one is not a number; a sum of squares of larger ones would overflow.
-        if not abs(math.fsum(filter(None, numbers))) < _MAX_VALUE:
-            raise ValueError(f"it has a number beyond {_MAX_VALUE:g}")
-        weights = [of_row(row) for of_row in _WEIGHTS.values()]
         reply = array("q", row["reply_ids"])
+        for part in parts_of(row):
+            self._numbers[part].add(len(self.contents), row)
         self.contents.append(content)
-        self._by_row.append(numbers)
-        self._weights.append(weights)
         self._replies.append(reply)
         self._num_tokens += len(reply)
         if len(self._replies) == _BATCH_REPLIES or self._num_tokens >= _BATCH_TOKENS:
@@ -93,20 +118,16 @@ class _Columns:
         import pandas as pd
 
         self._count()
-        numbers = np.array(self._by_row, dtype=np.float64).reshape(len(self._by_row), len(_BY_ROW))
-        metrics = {metric.name: numbers[:, column] for column, metric in enumerate(_BY_ROW)}
+        size = len(self.contents)
+        metrics = {name: column for part in self._numbers.values() for name, column in part.columns(size).items()}
         for metric, parts in zip(_BY_NGRAMS, zip(*self._by_ngrams, strict=True), strict=True):
             metrics[metric.name] = np.concatenate(parts)
         content: dict[str, Any] = {
             name: pd.Series(values, dtype=_TYPES.get(name, "object"))
             for name, values in zip(_CONTENT, zip(*self.contents, strict=True), strict=False)
         }
-        weights = np.array(self._weights, dtype=np.float64).reshape(len(self._weights), len(_WEIGHTS))
-        return pd.DataFrame(
-            content
-            | {metric.name: metrics[metric.name] for metric in TURN_METRICS}
-            | {name: weights[:, column] for column, name in enumerate(_WEIGHTS)}
-        )
+        names = [*(metric.name for metric in TURN_METRICS), *(str(metric.weight_column) for metric in _WEIGHTS)]
+        return pd.DataFrame(content | {name: metrics[name] for name in names})
 
 
 def tabulate(rows: Iterable[Row]) -> pd.DataFrame:
@@ -205,12 +226,15 @@ def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
         tuple(row["tags"]),
         None if text is None else shared.setdefault(text, text),
         row["checks"],
+        any(check["passed"] is None for check in row["checks"]),
+        next((check["judge"] for check in row["checks"] if check.get("judge")), None),
         *_distances(row.get("probe")),
     )
 
 
-def _distances(probe: Any) -> tuple[float, float]:
-    """The columns of `PROBE_COLUMNS`."""
+def _distances(probe: Any) -> tuple[float, float, float]:
+    """The columns of `PROBE_COLUMNS`, and the turn after which the probe was asked."""
     if probe is None:
-        return math.nan, math.nan
-    return float(probe["turns"]), math.nan if probe["tokens"] is None else float(probe["tokens"])
+        return math.nan, math.nan, math.nan
+    tokens = math.nan if probe["tokens"] is None else float(probe["tokens"])
+    return float(probe["turns"]), tokens, float(probe["after"])

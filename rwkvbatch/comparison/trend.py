@@ -235,7 +235,9 @@ def _common(
         columns = [conversation_values(rows_of(table, variant), metric) for variant in variants]
     else:
         keys = ["conversation", "turn", "repeat", "question"]
-        columns = [rows_of(table, variant).set_index(keys)[metric.column] for variant in variants]
+        columns = [
+            rows_of(table, variant, [*keys, metric.column]).set_index(keys)[metric.column] for variant in variants
+        ]
     wide = pd.concat(columns, axis=1, join="outer", keys=range(len(columns)))
     wide = wide.loc[wide.notna().any(axis=1)]
     found = wide.dropna()

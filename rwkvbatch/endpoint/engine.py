@@ -19,7 +19,16 @@ from typing import Any
 from rwkvbatch.endpoint.client import Client, Json
 from rwkvbatch.endpoint.protocol import REPLACEMENT, STANDARD, Answer, ServedToken, read_answer, reply_body, score_body
 from rwkvbatch.endpoint.served import ServedModel, ServedSpec
-from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, ReplyTiming, Request, Score, closed_history
+from rwkvbatch.engine.request import (
+    END_OF_TEXT,
+    FinishReason,
+    Reading,
+    Reply,
+    ReplyTiming,
+    Request,
+    Score,
+    closed_history,
+)
 from rwkvbatch.errors import EndpointError, UsageError
 from rwkvbatch.prompt.tokenizer import Tokenizer
 
@@ -113,6 +122,11 @@ class EndpointEngine:
     @property
     def busy(self) -> bool:
         return bool(self._jobs) or not self._results.empty()
+
+    @property
+    def reading(self) -> Reading:
+        """Nothing: a server does not say how far it has read."""
+        return Reading()
 
     def add_root(self, state: Any) -> int:
         """Raises `UsageError`: a server takes no initial state."""

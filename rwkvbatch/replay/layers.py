@@ -1,8 +1,8 @@
 """Settings from the command line, the environment, a file and the defaults, laid over each other.
 
 The command line wins over the environment, that over `--config FILE.toml`, that over the defaults. Keys are the names
-of `RunSettings`' fields or their short names (`config.ALIASES`), `-` is read as `_`, and `preset` stands for all fields
-of `Sampling` at once.
+of `RunSettings`' fields or their short names (`setting_names.ALIASES`), `-` is read as `_`, and `preset` stands for
+all fields of `Sampling` at once.
 """
 
 from __future__ import annotations
@@ -19,24 +19,20 @@ from typing import Any
 from pydantic import ValidationError
 
 from rwkvbatch.config import (
-    ALIASES,
     ENDPOINT_KEY_VARIABLE,
-    ENVIRONMENT_PREFIX,
+    JUDGE_KEY_VARIABLE,
     LISTS,
     SETTINGS,
     SYSTEM_FILE,
     RunSettings,
-    allowed_values,
-    environment_name,
-    full_name,
-    option_name,
     preset_settings,
-    shown_value,
     stands_for,
 )
 from rwkvbatch.errors import InputError, RwkvBatchError, UsageError
 from rwkvbatch.files import read_file
 from rwkvbatch.prompt.templates import MAX_PRELUDE_BYTES, read_text
+from rwkvbatch.setting import allowed_values, shown_value
+from rwkvbatch.setting_names import ALIASES, ENVIRONMENT_PREFIX, environment_name, full_name, option_name
 
 MAX_TOML_BYTES = 2**20
 MAX_KEY_PARTS = 16
@@ -200,7 +196,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         full = full_name(key)
         if full in SETTINGS:
             values[key] = [part.strip() for part in text.split(",")] if full in LISTS else text
-        elif variable != ENDPOINT_KEY_VARIABLE and _close(key):
+        elif variable not in (ENDPOINT_KEY_VARIABLE, JUDGE_KEY_VARIABLE) and _close(key):
             # Other parts of the program have variables of their own: only what looks like a slip is refused.
             raise UsageError(f"{variable}: unknown setting{_close(key)}")
     return values

@@ -16,9 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from rwkvbatch.config import CellSettings, identity_with_full_names
+from rwkvbatch.config import CellSettings
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchError
 from rwkvbatch.files import MANIFEST_NAME, OS_FILES, Files, read_file, save_file
+from rwkvbatch.setting_names import identity_with_full_names
 
 JsonObject = Mapping[str, Any]
 

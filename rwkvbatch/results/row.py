@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Self, cast
 from zlib import crc32
 
 from rwkvbatch.prompt.escaping import one_line
+from rwkvbatch.results.row_values import FINISH_REASONS, SCORED, check_values
 from rwkvbatch.script.choices import ChoiceScores
 
 NOT_REACHED = "not reached:"
 """How the error of a turn begins that was not run because an earlier one of its conversation failed."""
-
-SCORED = "scored"
-"""The `finish_reason` of a row whose texts were scored and no reply was generated."""
 
 
 @dataclass(frozen=True, order=True)
@@ -111,14 +108,24 @@ def short_text(text: str) -> str:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check's verdict; `score` is in [0, 1], `detail` says what was found."""
+    """One check's verdict; `score` is in [0, 1], `detail` says what was found.
+
+    Where a judge gave no verdict, `passed` and `score` are both None, and `detail` says why. `judge` is the name and
+    the digest of the judge that gave it, if one did.
+    """
 
     kind: str
     expected: Any
-    passed: bool
-    score: float
+    passed: bool | None
+    score: float | None
     weight: float = 1.0
     detail: str | None = None
+    judge: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values; `judge` only where there is one."""
+        values = vars(self)
+        return values if self.judge is not None else {name: values[name] for name in values if name != "judge"}
 
 
 @dataclass(frozen=True)
@@ -182,7 +189,12 @@ class Row:
 
     @property
     def failed_checks(self) -> int:
-        return sum(not check.passed for check in self.checks)
+        return sum(check.passed is False for check in self.checks)
+
+    @property
+    def unjudged_checks(self) -> int:
+        """Checks without a verdict."""
+        return sum(check.passed is None for check in self.checks)
 
     @property
     def num_tokens(self) -> int:
@@ -199,7 +211,7 @@ class Row:
             "tokens": self.tokens.as_dict(),
             "logprob": vars(self.logprob),
             "reference": None if self.reference is None else self.reference.as_dict(),
-            "checks": [vars(check) for check in self.checks],
+            "checks": [check.as_dict() for check in self.checks],
             "timing": vars(self.timing),
             "choices": None if self.choices is None else self.choices.as_dict(),
             "probe": None if self.probe is None else vars(self.probe),
@@ -233,112 +245,22 @@ _OPTIONAL = frozenset({"choices", "probe"})
 """Fields that only the rows of some turns have; earlier versions wrote none of them."""
 _ROW_FIELDS = tuple(field.name for field in fields(Row) if field.name not in _OPTIONAL)
 
-FINISH_REASONS = frozenset({"stop", "eos", "length", "time", "error", SCORED})
-MAX_COUNT = 2**31 - 1
-"""The largest token id, turn and number of tokens."""
 
+def weighted_score(checks: Sequence[tuple[float | None, float]]) -> float | None:
+    """A row's score: the mean of its checks' scores by their weights, in [0, 1].
 
-class _Kind(NamedTuple):
-    """What a value may be: its types, its range where it is a number, and both in words."""
-
-    types: frozenset[type]
-    expected: str
-    lowest: float | None = None
-    highest: float = math.inf
-
-
-_NULL = type(None)
-_MOST = math.nextafter(1e300, 0.0)  # sums of squares of numbers beyond it would overflow
-_TEXT = _Kind(frozenset({str}), "a string")
-_TEXT_OR_NULL = _Kind(frozenset({str, _NULL}), "a string or null")
-_COUNT = _Kind(frozenset({int}), f"an integer in 0 to {MAX_COUNT}", 0, MAX_COUNT)
-_NUMBER = _Kind(frozenset({int, float}), "a finite number", -_MOST, _MOST)
-_NUMBER_OR_NULL = _Kind(frozenset({int, float, _NULL}), "a finite number or null", -_MOST, _MOST)
-
-_ROW_KINDS: Mapping[str, _Kind] = {
-    **dict.fromkeys(("conversation", "cell", "prompt", "reply", "finish_reason"), _TEXT),
-    **dict.fromkeys(("repeat", "turn"), _COUNT),
-    **dict.fromkeys(("stopped_by", "error"), _TEXT_OR_NULL),
-    "seed": _Kind(frozenset({int}), "an integer in 0 to 2^64 - 1", 0, 2**64 - 1),
-}
-_PART_KINDS: Mapping[str, Mapping[str, _Kind]] = {
-    "tokens": {"prompt": _COUNT, "reply": _COUNT},
-    "logprob": {"mean": _NUMBER_OR_NULL, "sum": _NUMBER},
-    "reference": {"text": _TEXT, "nll": _NUMBER, "matched": _NUMBER, "tokens": _COUNT},
-    "timing": {
-        **dict.fromkeys(("queued_s", "prefill_s", "first_token_s", "total_s", "tokens_per_s"), _NUMBER),
-        "cached_tokens": _COUNT,
-    },
-}
-_CHECK_KINDS: Mapping[str, _Kind] = {
-    "kind": _TEXT,
-    "passed": _Kind(frozenset({bool}), "true or false"),
-    "score": _Kind(frozenset({int, float}), "a number in [0, 1]", 0, 1),
-    "weight": _Kind(frozenset({int, float}), "a number that is not negative", 0, _MOST),
-    "detail": _TEXT_OR_NULL,
-}
-_CHECK_DEFAULTS: Mapping[str, Any] = {"weight": 1.0, "detail": None}
-
-
-def check_values(values: Mapping[str, Any]) -> None:
-    """Raise unless the JSON values of a row have the types and ranges of `Row`: a checksum only says who wrote them.
-
-    Raises:
-        KeyError, TypeError, ValueError: which key has what, and what was expected.
-    """
-    _check_kinds(values, _ROW_KINDS, "")
-    if values["finish_reason"] not in FINISH_REASONS:
-        expected = f"one of {', '.join(sorted(FINISH_REASONS))}"
-        raise TypeError(f"finish_reason must be {expected}, got {_shown(values['finish_reason'])}")
-    for name, kinds in _PART_KINDS.items():
-        part = values[name]
-        if part is None and name == "reference":
-            continue
-        if type(part) is not dict:
-            raise TypeError(f"{name} must be an object, got {_shown(part)}")
-        _check_kinds(cast("dict[str, Any]", part), kinds, f"{name}.")
-    for check in _listed(values, "checks"):
-        if type(check) is not dict:
-            raise TypeError(f"checks must contain objects, got {_shown(check)}")
-        own = cast("dict[str, Any]", check)
-        _check_kinds(own if own.keys() >= _CHECK_KINDS.keys() else {**_CHECK_DEFAULTS, **own}, _CHECK_KINDS, "checks.")
-    for tag in _listed(values, "tags"):
-        if not isinstance(tag, str):
-            raise TypeError(f"tags must contain strings, got {_shown(tag)}")
-    ids = _listed(values, "reply_ids")
-    # `set` of the types: one pass in C over thousands of ids.
-    if ids and not (set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) <= MAX_COUNT):
-        wrong = next(value for value in ids if type(value) is not int or not 0 <= value <= MAX_COUNT)
-        raise ValueError(f"reply_ids must contain token ids, got {_shown(wrong)}")
-
-
-def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, _Kind], prefix: str) -> None:
-    for name, (types, expected, lowest, highest) in kinds.items():
-        value = values[name]
-        if type(value) not in types or not (lowest is None or value is None or lowest <= value <= highest):
-            raise TypeError(f"{prefix}{name} must be {expected}, got {_shown(value)}")
-
-
-def _listed(values: Mapping[str, Any], name: str) -> list[Any]:
-    found = values[name]
-    if type(found) is not list:
-        raise TypeError(f"{name} must be an array, got {_shown(found)}")
-    return cast("list[Any]", found)
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=True)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def weighted_score(checks: Sequence[tuple[float, float]]) -> float | None:
-    """A row's score: the mean of its checks' scores by their weights, in [0, 1]; None if the weights sum to zero.
+    None if the weights sum to zero, or a score is missing: the mean of the others would be another measure.
 
     Args:
         checks: score and weight of each check.
     """
-    weight = sum(weight for _, weight in checks)
-    return sum(score * weight for score, weight in checks) / weight if weight > 0 else None
+    total = weights = 0.0
+    for score, weight in checks:
+        if score is None:
+            return None
+        total += score * weight
+        weights += weight
+    return total / weights if weights > 0 else None
 
 
 MAX_LINE_BYTES = 64 * 2**20
@@ -402,14 +324,18 @@ def encode_row(row: Row) -> bytes:
         body = one_line(_ENCODE(values)).encode()
     except UnicodeEncodeError:  # lone surrogates: UTF-8 has no bytes for them, JSON has escapes
         body = _ENCODE_ASCII(values).encode()
+    return with_checksum(body)
+
+
+def with_checksum(body: bytes) -> bytes:
+    """A JSON object as a line with the key `crc`, which `content_of_line` checks."""
     return b'%s,"crc":"%08x"}\n' % (body[:-1], crc32(body))
 
 
 def with_digest(line: bytes, digest: RowDigest) -> bytes:
     """A line of `encode_row` with its digests, under the keys `content` and `judging` before the checksum."""
     keys = f',"content":"{digest.content}","judging":"{digest.judging}"}}'.encode()
-    body = line[: -_TAIL_BYTES - 1] + keys
-    return b'%s,"crc":"%08x"}\n' % (body[:-1], crc32(body))
+    return with_checksum(line[: -_TAIL_BYTES - 1] + keys)
 
 
 _DIGEST = re.compile(rb',"content":"([0-9a-f]+)","judging":"([0-9a-f]+)","crc":"[0-9a-f]{8}"}\n$')

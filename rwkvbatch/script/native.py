@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rwkvbatch.config import ALIASES, DialoguePrompt, Sampling, Settings, Stopping, with_full_names
+from rwkvbatch.config import DialoguePrompt, Sampling, Stopping
 from rwkvbatch.errors import UsageError
 from rwkvbatch.script.checks import parse_checks
 from rwkvbatch.script.choices import MAX_CHOICES, MIN_CHOICES, Choice, find_choice
@@ -31,6 +31,8 @@ from rwkvbatch.script.records import (
     type_name,
 )
 from rwkvbatch.script.tools import RESULT_PREFIX, calls_text, read_calls, read_choice, read_tools
+from rwkvbatch.setting import Settings
+from rwkvbatch.setting_names import ALIASES, with_full_names
 
 MAX_ID_LENGTH = 200
 

@@ -13,9 +13,10 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, SamplingParams, allowed_values, shown_value
+from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, SamplingParams
 from rwkvbatch.errors import UsageError
 from rwkvbatch.prompt.escaping import printable
+from rwkvbatch.setting import allowed_values, shown_value
 
 MAX_STOPS = 32
 MAX_STOP_CHARACTERS = 256

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -88,7 +89,7 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike, weights: ArrayLike | 
         raise ValueError(f"values and clusters must be 1-D and of equal length; got {numbers.shape} and {labels.shape}")
     if numbers.size == 0:
         raise ValueError("no values")
-    codes = np.unique(labels, return_inverse=True)[1]
+    codes = _codes(labels)
     each = np.ones(numbers.size) if weights is None else np.asarray(weights, dtype=np.float64)
     if each.shape != numbers.shape:
         raise ValueError(f"values and weights must be of equal length; got {numbers.shape} and {each.shape}")
@@ -105,6 +106,15 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike, weights: ArrayLike | 
     if standard_error < 1e-12 * max(1e-300, float(np.abs(numbers).max())):
         standard_error = 0.0
     return MeanEstimate(mean, standard_error, _satterthwaite(share), numbers.size, int(sizes.size))
+
+
+def _codes(labels: NDArray[Any]) -> NDArray[np.int64]:
+    """Numbers from 0 for different labels, in the order of the labels."""
+    if labels.dtype.kind == "i" and labels.min() >= 0 and labels.max() <= 4 * labels.size:
+        # As `np.unique` does, without sorting.
+        there = np.bincount(labels) > 0
+        return (np.cumsum(there) - 1)[labels]
+    return np.unique(labels, return_inverse=True)[1]
 
 
 def _satterthwaite(share: NDArray[np.float64]) -> float:

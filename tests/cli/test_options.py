@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from rwkvbatch.cli.app import COMMANDS, load_command
-from rwkvbatch.config import LISTS, SETTINGS, TEXTS, CellSettings, RunSettings, Setting, option_name
+from rwkvbatch.config import LISTS, SETTINGS, TEXTS, CellSettings, RunSettings
+from rwkvbatch.setting import Setting
+from rwkvbatch.setting_names import option_name
 
 
 def options_of(command: str) -> dict[str, Any]:

@@ -170,6 +170,27 @@ def test_metrics_do_not_depend_on_how_many_replies_are_counted_at_once(
         np.testing.assert_array_equal(table[metric.name].to_numpy(), alone, err_msg=metric.name)
 
 
+def test_rows_have_the_numbers_of_every_metric_whatever_parts_they_have(tmp_path: Path) -> None:
+    text = {"text": "x", "nll": 1.0, "matched": 1.0, "tokens": 3, "logprob": -3.0, "bytes": 9}
+    check = {"kind": "choice", "expected": "a", "passed": True, "score": 1.0, "weight": 1.0, "detail": None}
+    scores = [{"name": name, "logprob": -1.0, "tokens": 2, "bytes": 5} for name in "ab"]
+    rows = [
+        make_row("plain"),
+        make_row("text", reference=text, finish_reason="scored", reply=""),
+        make_row("choices", checks=[check], choices={"scores": scores, "chosen": "a"}),
+        make_row("thinking", reply="<think>hm</think> 4", tokens={"prompt": 5, "reply": 9, "thinking": 6}),
+        make_row("unclosed", reply="<think>hm"),
+        make_row("counted", tokens={"prompt": 5, "reply": 9, "thinking": 6}),
+    ]
+    write_run(tmp_path / "a", rows, manifest={})
+    table = load(tmp_path / "a")
+    for metric in TURN_METRICS:
+        assert metric.of is not None
+        alone = np.array([metric.of(row) for row in rows], dtype=np.float64)
+        np.testing.assert_array_equal(table[metric.name].to_numpy(), alone, err_msg=metric.name)
+        assert not np.isnan(alone).all(), metric.name
+
+
 @pytest.mark.parametrize("collected", [True, False])
 def test_the_collector_of_garbage_is_left_as_it_was(tmp_path: Path, *, collected: bool) -> None:
     path = make_run(tmp_path / "a", conversations=1)

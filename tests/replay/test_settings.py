@@ -5,21 +5,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from rwkvbatch.config import (
-    ALIASES,
-    GRID_SETTINGS,
-    PRESETS,
-    CellSettings,
-    RunSettings,
-    ScriptLimits,
-    full_name,
-    identity_with_full_names,
-    option_name,
-)
+from rwkvbatch.config import GRID_SETTINGS, PRESETS, CellSettings, RunSettings, ScriptLimits
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.prompt.templates import load_prelude
 from rwkvbatch.replay.api import RunKeywords, prepare, split_lists
 from rwkvbatch.replay.layers import layer_settings
+from rwkvbatch.setting_names import ALIASES, full_name, identity_with_full_names, option_name
 
 
 def config_file(tmp_path: Path, text: str) -> Path:

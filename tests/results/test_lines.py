@@ -23,6 +23,7 @@ from rwkvbatch.results.row import (
     decode_row,
     encode_row,
 )
+from rwkvbatch.results.row_values import check_values
 from tests.replay.fakes import make_row
 
 
@@ -33,6 +34,13 @@ class TestLines:
         line = encode_row(row)
         assert line.count(b"\n") == 1
         assert decode_row(line) == row
+
+    @pytest.mark.parametrize(("name", "value"), [("repeat", -1), ("turn", 2**31), ("seed", 2**64), ("cell", None)])
+    def test_a_wrong_value_is_found_after_rows_that_are_right(self, name: str, value: object) -> None:
+        values = json.loads(json.dumps(make_row("1").as_dict()))
+        check_values(values)
+        with pytest.raises(TypeError, match=f"^{name} must be"):
+            check_values({**values, name: value})
 
     def test_a_lone_surrogate_is_kept(self) -> None:
         row = make_row("1", prompt="\ud800 and 树")

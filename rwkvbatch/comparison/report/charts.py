@@ -31,6 +31,7 @@ from rwkvbatch.comparison.report.svg import (
     label_of,
     report_style,
 )
+from rwkvbatch.comparison.table import PROBE_COLUMNS
 from rwkvbatch.comparison.trend import Trend
 from rwkvbatch.comparison.wording import TREND_NOTE, interval, metric_title, number, trend_title
 from rwkvbatch.prompt.escaping import printable
@@ -47,6 +48,8 @@ _LOG_AXIS = 50
 """The ratio of the last to the first checkpoint from which their axis is logarithmic."""
 _LEGEND_CHARACTERS = 78
 """The characters that fit into a row of the legend."""
+_GROUP_COLUMNS = ("conversation_code", "turn", *PROBE_COLUMNS)
+"""What `_lines` needs of the table beside its metric: copies of whole rows would take longer than the charts."""
 _TURN_METRICS = ("nll", "score", "tokens", "loop")
 _COLOURS = {"better": GOOD, "worse": BAD}
 
@@ -73,7 +76,7 @@ def sweep_figures(analysis: Analysis) -> list[Figure]:
 
     Only differences in the primary metric are coloured by their verdicts.
     """
-    means = {v: {m.metric.name: m for m in analysis.means(v)} for v in analysis.variants}
+    means = {v: {m.metric.name: m for m in analysis.means(v, turns_only=True)} for v in analysis.variants}
     verdicts = {
         (line.pair.variant, line.metric.name): line.verdict for line in analysis.comparisons if not line.exploratory
     }
@@ -290,15 +293,18 @@ def _lines(
     """The mean and interval of each group, a line per variant; `groups` gives places on the axis, names and rows."""
     figure, plot = canvas(8.4, 3.2, grid="y")
     tips: dict[str, str] = {}
+    weights = [] if metric.weight_column is None else [metric.weight_column]
+    needed = dict.fromkeys([*_GROUP_COLUMNS, metric.column, *weights])
+    columns = [name for name in needed if name in analysis.table]
     for i, (variant, colour) in enumerate(zip(variants, SERIES, strict=False)):
         x: list[float] = []
         y: list[float] = []
         offset = (i - (len(variants) - 1) / 2) * 0.05
-        for place, (at, name, own) in enumerate(groups(rows_of(analysis.table, variant))):
+        for place, (at, name, own) in enumerate(groups(rows_of(analysis.table, variant, columns))):
             values = own[metric.column].to_numpy(dtype=np.float64)
             if np.isnan(values).all():
                 continue
-            estimate = mean_of(metric, values, own["conversation"].to_numpy(), weights=weights_of(own, metric))
+            estimate = mean_of(metric, values, own["conversation_code"].to_numpy(), weights=weights_of(own, metric))
             x.append(at * (1 + offset) if log else at + offset)
             y.append(estimate.mean)
             if not math.isnan(estimate.low):

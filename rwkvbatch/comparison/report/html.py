@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 
 from rwkvbatch import __version__
 from rwkvbatch.comparison.analysis import Analysis
-from rwkvbatch.comparison.dialogues import SHOWN_METRICS, most_changed, turn_record
+from rwkvbatch.comparison.dialogues import SHOWN_METRICS, TURN_COLUMNS, most_changed, turn_record
 from rwkvbatch.comparison.failures import FailureCount, failures_by_check, failures_by_tag
 from rwkvbatch.comparison.loading import system_messages, varied_settings
 from rwkvbatch.comparison.matching import rows_of
@@ -58,6 +58,7 @@ MAX_FAILURE_COLUMNS: Final = 6
 """The most variants in the tables of failures; those that differ most are shown."""
 MAX_FAILURE_ROWS: Final = 30
 _HERE = Path(__file__).parent
+_ROW_COLUMNS: Final = ("conversation", "repeat", "tags", *TURN_COLUMNS)
 _MAX_NAMED_RUNS = 3
 _MAX_VALUE = 400
 """The most characters of a value in the table of settings."""
@@ -76,7 +77,12 @@ class PageData:
 
     def as_script(self) -> str:
         """JSON without characters that could end its element or begin a comment."""
-        text = json.dumps(self.content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        import orjson
+
+        try:
+            text = orjson.dumps(self.content).decode()
+        except TypeError:  # a lone surrogate, or an integer above 64 bits
+            text = json.dumps(self.content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         text = printable_json(text, log=True)
         for character in "<>&\u2028\u2029":
             text = text.replace(character, f"\\u{ord(character):04x}")
@@ -109,7 +115,7 @@ def page_data(analysis: Analysis, *, max_turns: int = MAX_TURNS) -> PageData:
         pair["changes"] = {name: change for name, change in pair["changes"].items() if name in conversations}
     metrics = [metric for metric in TURN_METRICS if bool(analysis.table[metric.name].notna().any())]
     for index, variant in enumerate(analysis.variants):
-        rows = rows_of(analysis.table, variant)
+        rows = rows_of(analysis.table, variant, _ROW_COLUMNS)
         for row in rows.loc[rows["conversation"].isin(list(conversations))].to_dict("records"):
             _add(conversations[row["conversation"]], index, row, [metric.name for metric in metrics])
     systems: dict[str, str] = {}
@@ -150,7 +156,7 @@ def _add(conversation: dict[str, Any], variant: int, row: Mapping[Any, Any], met
             "repeat": row["repeat"],
             **{name: record[name] for name in ("turn", "reply", "finish_reason", "error")},
             "numbers": [_number(record["metrics"].get(name, math.nan)) for name in metrics],
-            "checks": [[check["kind"], bool(check["passed"]), check.get("detail")] for check in record["checks"]],
+            "checks": [[check["kind"], check["passed"], check.get("detail")] for check in record["checks"]],
         }
     )
 

@@ -63,6 +63,7 @@ STYLE: Final[Mapping[str, object]] = {
     "grid.color": GRID,
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
+    "svg.hashsalt": "rwkvbatch",  # else the ids of shapes are other ones in each process
 }
 
 

@@ -51,6 +51,12 @@ def grid_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     return as_html(compare([str(path)], fail_if=["score < 2"]))
 
 
+def test_the_same_runs_make_the_same_bytes(tmp_path: Path) -> None:
+    paths = [str(make_run(tmp_path / name, seed=seed)) for seed, name in enumerate("ab")]
+    analysis = compare(paths)
+    assert as_html(analysis) == as_html(analysis)
+
+
 def _pairs() -> list[tuple[float, float]]:
     return [(t, f) for t in (0.3, 1.0) for f in (0.0, 0.5)]
 

@@ -1,0 +1,73 @@
+"""The names of settings: in the program, on the command line, in the environment, and in files of earlier versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from rwkvbatch.config import TurnEnd
+
+PENALTY_ALIASES: Mapping[str, str] = {
+    "presence": "presence_penalty",
+    "frequency": "frequency_penalty",
+    "decay": "penalty_decay",
+    "ban": "banned_token_ids",
+}
+"""Short names of settings, which files written by earlier versions use as keys."""
+
+ALIASES: Mapping[str, str] = {"temp": "temperature", **PENALTY_ALIASES}
+"""Short names, accepted wherever a setting is named, and the settings' names."""
+
+SHORT_NAMES: Mapping[str, str] = {name: alias for alias, name in ALIASES.items()}
+"""The name of a setting in options and cell names, where it is not the setting's own."""
+
+
+def full_name(key: str) -> str:
+    """The setting's own name: aliases are resolved, `-` is read as `_`."""
+    key = key.replace("-", "_")
+    return ALIASES.get(key, key)
+
+
+def with_full_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings out of a file under their present names; files of earlier versions have the short ones."""
+    return {ALIASES.get(key, key): value for key, value in values.items()}
+
+
+def with_later_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A reply's settings out of a file under their present names; what files of earlier versions lack is added."""
+    found = with_full_names(values)
+    turn_end = first_turn_end(found.get("think", "off"), has_template=found.get("template_sha256") is not None)
+    return {"min_p": 0.0, "no_penalty": [], "reply_prefix": "", "turn_end": turn_end, **found}
+
+
+def first_turn_end(think: str, *, has_template: bool) -> TurnEnd:
+    """What ended replies before `turn_end` existed: a blank line without thinking, or what the template's file said."""
+    return "blank-line" if think == "off" and not has_template else "next-role"
+
+
+def identity_with_full_names(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The `identity` of a manifest with the settings' present names, those of later versions included."""
+    result = dict(identity)
+    if isinstance(cells := result.get("cells"), dict):
+        result["cells"] = {
+            name: {"bos": "auto", **with_later_settings(cast("dict[str, Any]", values))}
+            if isinstance(values, dict)
+            else values
+            for name, values in cast("dict[str, Any]", cells).items()
+        }
+    if isinstance(given := result.get("given_for_all"), list):
+        result["given_for_all"] = sorted(ALIASES.get(str(name), str(name)) for name in cast("list[Any]", given))
+    return result
+
+
+ENVIRONMENT_PREFIX = "RWKVBATCH_"
+
+
+def option_name(key: str) -> str:
+    """The command line's name of a setting."""
+    return "--" + SHORT_NAMES.get(key, key).replace("_", "-")
+
+
+def environment_name(key: str) -> str:
+    """The environment variable of a setting."""
+    return ENVIRONMENT_PREFIX + key.upper()
