@@ -106,11 +106,16 @@ datasets: $(VENV)/.installed-test  ## Write datasets/ anew from the generator
 
 FUZZ_SECONDS ?= 60
 FUZZ_CORPUS  ?= build/fuzz
+FUZZED_READERS := gguf safetensors hf-config hf-index quantised adapter peft-config tokenizer world-vocabulary state \
+	lm-eval inspect promptfoo csv parquet benchmark chats chat-array stream request
 
 fuzz: $(VENV)/.installed-test  ## Fuzz each reader of foreign input for FUZZ_SECONDS=60; ends at a finding
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
 	for target in gates text checks script checkpoint; do \
 		$(BIN)/python -m tools.fuzz.fuzz_$$target $(FUZZ_SECONDS) $(FUZZ_CORPUS)/$$target || exit 1; \
+	done
+	for reader in $(FUZZED_READERS); do \
+		$(BIN)/python -m tools.fuzz.fuzz_reader $$reader $(FUZZ_SECONDS) $(FUZZ_CORPUS)/$$reader || exit 1; \
 	done
 
 # Leaks are not looked for: the interpreter and torch keep what they have until the end. The C++ library is loaded first

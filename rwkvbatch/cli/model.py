@@ -23,6 +23,7 @@ from rwkvbatch.cli.options import (
     command_app,
     model_path,
     option,
+    thread_count,
     with_settings,
 )
 from rwkvbatch.cli.quantize import QUANTIZE_EPILOG, quantize_command, written_bar
@@ -170,7 +171,7 @@ app.command("quantize", cls=Command, epilog=QUANTIZE_EPILOG)(quantize_command)
 
 
 @app.command("verify", cls=Command, epilog=VERIFY_EPILOG)
-@with_settings("strategy", "backend")
+@with_settings("strategy", "backend", "threads")
 def verify_command(
     model: ModelArgument = None,
     random: RandomOption = None,
@@ -183,10 +184,11 @@ def verify_command(
     from rwkvbatch.config import CellSettings
     from rwkvbatch.replay.layers import checked_values
 
+    threads = thread_count(settings.pop("threads", None))
     given = CellSettings(**checked_values(settings))
     with model_path(model, random, named="MODEL", quiet=quiet) as path:
         say = partial(message, quiet=quiet)
-        found = verify_model(path, strategy=given.strategy, backend=given.backend, say=say)
+        found = verify_model(path, strategy=given.strategy, backend=given.backend, threads=threads, say=say)
     if json_output:
         print_json(asdict(found), indent=None)
     else:

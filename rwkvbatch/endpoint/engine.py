@@ -283,13 +283,28 @@ class EndpointEngine:
             if answer is None:
                 return None
             finish, stop = ("time", None) if self._timed_out(job) else answer.end(request.stop)
+            tokens = self._by_ids(answer.tokens, answer.text)
             if finish == "stop" and stop is None:
-                stop = _stop_among(answer.tokens, answer.text, request.stop)
+                stop = _stop_among(tokens, answer.text, request.stop)
         except EndpointError as error:
             if self._without_logprobs(error):
                 return self._reply(job)
             return self._made(job, job.answer.text, (), "error", None, self._client.words(error.message))
-        return self._made(job, answer.text, answer.tokens, finish, stop)
+        return self._made(job, answer.text, tokens, finish, stop)
+
+    def _by_ids(self, tokens: Sequence[ServedToken], text: str) -> Sequence[ServedToken]:
+        """The tokens with the text that their ids have here, where the server gives ids and those make the reply.
+
+        While it holds back what may become a stop text or a character, llama.cpp's server names with each token the
+        text that it sends, none at first and all of it with a later token (`text_to_send` in its `server-context.cpp`).
+        """
+        ids = [token.id for token in tokens if token.id is not None and 0 <= token.id < self.tokenizer.vocab_size]
+        if len(ids) < len(tokens) or not self.tokenizer.decode_bytes(ids).startswith(text.encode()):
+            return tokens
+        return [
+            replace(token, text=data.decode("utf-8", "replace"), data=data)
+            for token, data in zip(tokens, map(self.tokenizer.token_bytes, ids), strict=True)
+        ]
 
     def _ask(self, job: _Job, body: Json, request: Request) -> Answer | None:
         path = "chat/completions" if self._spec.api == "chat" else "completions"

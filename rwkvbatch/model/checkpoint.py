@@ -302,7 +302,12 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """The tensor `name` as it is in the file; errors as above."""
         tensor = self.file.read(name)
         if name not in UNUSED:
-            check_finite(tensor, name, self.file.path)
+            try:
+                check_finite(tensor, name, self.file.path)
+            except CheckpointError as error:
+                if self.adapter is not None:
+                    error.hint = f"so it is with the adapter {self.adapter}: are its numbers and its alpha right?"
+                raise
         return tensor
 
 
