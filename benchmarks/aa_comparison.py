@@ -28,7 +28,7 @@ from rwkvbatch.comparison import load
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.stats.signflip import compare_family
 
-METRICS = ("score", "passed", "matched", "tokens", "logprob", "distinct2", "loop")
+METRICS = ("score", "tokens", "logprob", "loop")
 DESIGNS = ((8, 1, 1), (12, 1, 1), (30, 1, 1), (30, 4, 1), (30, 1, 4))
 """Conversations, repetitions of each side, variants against one baseline."""
 

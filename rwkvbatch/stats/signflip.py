@@ -58,7 +58,7 @@ class Difference:
         clusters: conversations with pairs. pairs: matched pairs.
         standard_error: of the mean, from the spread of the clusters around it; NaN with fewer than two.
         detectable: the smallest true difference that this design finds at the family's level 4 times in 5; NaN where
-            unknown.
+            unknown, and where nothing can be found.
         decidable: False where too few conversations are there for any outcome to be significant.
         identical: every pair is equal.
     """
@@ -156,11 +156,12 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
     found: dict[int, Difference] = {}
     for column in np.flatnonzero(identical):
         clusters, pairs = int((n[:, column] > 0).sum()), round(float(n[:, column].sum()))
-        end = 0.0 if clusters else math.nan
+        decidable, end = clusters > 0 and 2.0 ** (1 - clusters) <= level, 0.0 if clusters else math.nan
+        far = 0.0 if decidable else widest if clusters else math.nan
         found[int(column)] = Difference(
-            mean=end, low=end, high=end, low_alone=end, high_alone=end, p=1.0, p_adjusted=1.0, p_rank=1.0,
-            clusters=clusters, pairs=pairs, standard_error=end, detectable=math.nan,
-            decidable=clusters > 0 and 2.0 ** (1 - clusters) <= level, identical=clusters > 0,
+            mean=end, low=-far, high=far, low_alone=-far, high_alone=far, p=1.0, p_adjusted=1.0, p_rank=1.0,
+            clusters=clusters, pairs=pairs, standard_error=end, detectable=math.nan, decidable=decidable,
+            identical=clusters > 0,
         )  # fmt: skip
     for block in blocks:
         width = len(block)
@@ -190,7 +191,7 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
                 clusters,
                 round(float(n[:, column].sum())),
                 spread.standard_error,
-                spread.detectable(level_each),
+                spread.detectable(level_each) if 2.0 ** (1 - clusters) <= level else math.nan,
                 2.0 ** (1 - clusters) <= level,
                 False,
             )
