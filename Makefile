@@ -9,7 +9,7 @@ JOBS   ?= auto
 # A run ends with 1 when checks on replies failed: that is a result here, not a reason to stop.
 CHECKS_FAILED := [ $$? -eq 1 ]
 
-.PHONY: help setup demo test test-ecosystem lint types contracts documents unit fix check bench sweep compare gate train datasets fuzz sanitize docs wheels test-oldest clean
+.PHONY: help setup demo test test-arm test-ecosystem lint types contracts documents unit fix check bench sweep compare gate train datasets fuzz sanitize docs wheels test-oldest clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,12 @@ $(VENV)/.installed: $(BIN)/python $(INPUTS)
 $(VENV)/.installed-test: $(BIN)/python $(INPUTS)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $(VENV)/.installed $@
+
+# One installation with all extras: each one builds the kernels.
+$(VENV)/.installed-ecosystem: $(BIN)/python $(INPUTS)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lm-eval,ifeval,inspect]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt llm
+	@touch $(VENV)/.installed $(VENV)/.installed-test $@
 
 setup: $(VENV)/.installed-test  ## Make .venv with the package (editable) and all that the tests need
 
@@ -60,8 +66,11 @@ unit: $(VENV)/.installed-test  ## Run the tests that take less than 5 seconds ea
 test: check  ## Lint, types, import contracts, generated documents and all tests
 	$(PYTEST)
 
-test-ecosystem: $(VENV)/.installed-test  ## Test with lm-evaluation-harness and Inspect, which are large to install
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lm-eval,ifeval,inspect]'
+test-arm: $(VENV)/.installed-test  ## Run the kernels of 64-bit ARM under emulation: the bits must be those of x86-64
+	$(BIN)/pytest tests/native/test_processors.py -rs
+
+# The program `promptfoo` is Node.js's: its tests are skipped where it is not on the PATH.
+test-ecosystem: $(VENV)/.installed-ecosystem  ## Test with lm-evaluation-harness, Inspect, llm and promptfoo
 	$(BIN)/pytest tests/integrations tests/script/test_answers.py
 
 fix: $(VENV)/.installed-test  ## Format, fix what can be fixed, renew the generated documents

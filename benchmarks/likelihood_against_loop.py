@@ -7,9 +7,11 @@ the text, accuracy: every token of the last word is the likeliest; perplexity: e
 
 On a random checkpoint with the World vocabulary, accuracy must be equal, and perplexity equal to 6 digits with the
 backend `reference`, whose operations are the package's. The native kernels round in another order: their perplexity may
-differ by `KERNEL_TOLERANCE`, and the difference is printed. Then speed is measured in turns.
+differ by `KERNEL_TOLERANCE`, and the difference is printed. Then speed is measured in turns, by the clock and in CPU
+seconds of all threads, which other programs on the machine disturb less.
 
-    python benchmarks/likelihood_against_loop.py [--shape 12x768] [--lambada FILE] [--texts 64] [--loop 4] [--rounds 3]
+    python benchmarks/likelihood_against_loop.py [--shape 12x768] [--tasks LAMBADA MMLU] [--lambada FILE] [--texts 64]
+        [--loop 4] [--rounds 3]
 
 `--lambada FILE` has lines of `text`; without it, texts are made of words.
 """
@@ -42,8 +44,24 @@ WORDS = (
 )  # fmt: skip
 SUBJECTS = ("abstract algebra", "world history", "anatomy")
 LETTERS = "ABCD"
+TASKS = ("LAMBADA", "MMLU")
 KERNEL_TOLERANCE = 2e-5
 """The most by which the perplexity of the native kernels may differ from the loop's, relatively."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds by the clock, and of all threads on the processor."""
+
+    wall_s: float
+    cpu_s: float
+
+    @classmethod
+    def on(cls, work: Callable[[], object], texts: int) -> Spent:
+        """What `work` takes, a text."""
+        wall_s, cpu_s = time.perf_counter(), time.process_time()
+        work()
+        return cls((time.perf_counter() - wall_s) / texts, (time.process_time() - cpu_s) / texts)
 
 
 @dataclass(frozen=True)
@@ -176,6 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="12x768")
     parser.add_argument("--strategy", default="cpu fp32", help="of rwkvbatch; the loop has fp32")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--lambada", type=Path)
     parser.add_argument("--texts", type=int, default=64)
     parser.add_argument("--loop", type=int, default=4, help="texts of the loop in a round of speed")
@@ -202,7 +221,8 @@ def main() -> None:
                 lambda count: mmlu_loop(package, tokenizer, questions[:count]),
             ),
         }
-        for task, (run, loop) in tasks.items():
+        for task in arguments.tasks:
+            run, loop = tasks[task]
             one, other = run(reference, arguments.check), loop(arguments.check)
             check_equal(one, other, task)
             print(f"{task}: equal on {arguments.check}: accuracy {one.accuracy:.4f}{perplexity(one)}", flush=True)
@@ -211,22 +231,21 @@ def main() -> None:
             if native.accuracy != other.accuracy or apart > KERNEL_TOLERANCE:
                 raise SystemExit(f"{task}: {ours.spec.backend} differs: {native.accuracy} and relatively {apart:.2g}")
             print(f"{task}: {ours.spec.backend}: same accuracy, perplexity relatively {apart:.1g} apart", flush=True)
-            ours_s: list[float] = []
-            loop_s: list[float] = []
+            spent: list[tuple[Spent, Spent]] = []
             for _ in range(arguments.rounds):
-                started_s = time.perf_counter()
-                run(ours, arguments.texts)
-                middle_s = time.perf_counter()
-                loop(arguments.loop)
-                ended_s = time.perf_counter()
-                ours_s.append((middle_s - started_s) / arguments.texts)
-                loop_s.append((ended_s - middle_s) / arguments.loop)
-            ratios = [loop / own for own, loop in zip(ours_s, loop_s, strict=True)]
-            print(
-                f"{task}: {1 / statistics.median(ours_s):.1f} texts/s here, "
-                f"{1 / statistics.median(loop_s):.2f} in the loop; "
-                f"ratio: median {statistics.median(ratios):.1f}, {min(ratios):.1f} to {max(ratios):.1f}"
-            )
+                here = Spent.on(lambda run=run: run(ours, arguments.texts), arguments.texts)
+                spent.append((here, Spent.on(lambda loop=loop: loop(arguments.loop), arguments.loop)))
+            own_s, loop_s = (statistics.median(one.wall_s for one in each) for each in zip(*spent, strict=True))
+            print(f"{task}: {1 / own_s:.1f} texts/s here, {1 / loop_s:.2f} in the loop")
+            for name, ratios in (
+                ("wall time", [loop.wall_s / own.wall_s for own, loop in spent]),
+                ("CPU time", [loop.cpu_s / own.cpu_s for own, loop in spent]),
+            ):
+                print(
+                    f"{task}: ratio of {name}: median {statistics.median(ratios):.1f}, "
+                    f"{min(ratios):.1f} to {max(ratios):.1f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ if sys.platform == "win32":
     raise ImportError("rwkvbatch runs on Linux and macOS; on Windows, install and use it in WSL (wsl --install)")
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from rwkvbatch.comparison import compare as compare
     from rwkvbatch.config import Sampling as Sampling
     from rwkvbatch.config import SamplingParams as SamplingParams
@@ -73,7 +75,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     module = _MODULES.get(name)

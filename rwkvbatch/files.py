@@ -292,7 +292,7 @@ RUN_FILE_NAMES = frozenset(
         "status.json",
         "skipped.jsonl",
     }
-    | {"verify.json", "shard.jsonl", "script.jsonl", ".lock"}
+    | {"verify.json", "shard.jsonl", "script.jsonl", ".lock", "verdicts.jsonl", "preferences.jsonl"}
 )
 """Files of a run directory, which only `run` and `merge` write."""
 

@@ -7,15 +7,16 @@ import os
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Self, TypedDict, Unpack, cast, overload
 
 from rwkvbatch.config import NO_ADAPTER, SamplingParams, ThinkMode, TurnEnd
 from rwkvbatch.engine.engine import DEFAULT_STATE_MEMORY, Engine
-from rwkvbatch.engine.request import SHOWN_CHARACTERS, FinishReason, Reply, ReplyTiming, Request, Score
+from rwkvbatch.engine.request import Reply, Request, Score
 from rwkvbatch.errors import NonFiniteLogitsError, RowError, UsageError
 from rwkvbatch.model.base import Model, ModelSpec, State
 from rwkvbatch.model.load import load_model
+from rwkvbatch.outputs import RequestOutput, ScoreOutput, output_of
 from rwkvbatch.prepared import Message, PreparedPrompt, Prompt, PromptBuilder, TextStripper
 from rwkvbatch.prompt.templates import load_prelude
 from rwkvbatch.prompt.tokenizer import Tokenizer
@@ -40,88 +41,6 @@ class _ChatOptions(_Options, total=False):
 
 MAX_INITIAL_STATES = 16
 """Initial states that one engine keeps. One more makes a new engine, without cached prefixes."""
-
-
-@dataclass(frozen=True)
-class CompletionOutput:
-    """One reply.
-
-    Attributes:
-        index: its repetition, from 0 to n - 1.
-        text: without the stop text. `generate` leaves it as it is; `chat` strips it and puts the part of the thinking
-            that the prompt began in front.
-        token_ids: with the tokens of the stop text, without end of text (0).
-        finish_reason: `stop` (a stop text), `eos` (token 0), `length` (max_tokens) or `time` (max_seconds).
-        stopped_by: the stop text, when that is the reason.
-        logprobs: natural-log probability of each of `token_ids` under the model's own distribution.
-        num_cached_tokens: prompt tokens that did not have to be read.
-        timing: seconds.
-    """
-
-    index: int
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    stopped_by: str | None
-    logprobs: tuple[float, ...]
-    num_cached_tokens: int
-    timing: ReplyTiming
-
-    @property
-    def cumulative_logprob(self) -> float:
-        """Sum of `logprobs`, in nats."""
-        return math.fsum(self.logprobs)
-
-    def __repr__(self) -> str:
-        return f"<CompletionOutput {_shown(self.text)}: {len(self.token_ids)} tokens, {self.finish_reason}>"
-
-
-@dataclass(frozen=True)
-class RequestOutput:
-    """The replies to one prompt.
-
-    Attributes:
-        prompt: the text that was read; None when token ids were given.
-        prompt_token_ids: its tokens, those of an initial state not among them.
-        outputs: n replies, by repetition.
-    """
-
-    prompt: str | None
-    prompt_token_ids: tuple[int, ...]
-    outputs: tuple[CompletionOutput, ...]
-
-    @property
-    def text(self) -> str:
-        """Text of the first reply."""
-        return self.outputs[0].text
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.prompt_token_ids)
-
-    def __repr__(self) -> str:
-        more = f" and {len(self.outputs) - 1} more" if len(self.outputs) > 1 else ""
-        return f"<RequestOutput {_shown(self.text)}{more}, after {self.num_prompt_tokens} tokens>"
-
-
-@dataclass(frozen=True)
-class ScoreOutput(Score):
-    """Log-probabilities of one continuation, and its `token_ids`."""
-
-    token_ids: tuple[int, ...]
-
-    @property
-    def logprob(self) -> float:
-        """Sum of `logprobs`: the continuation's log-probability, in nats."""
-        return math.fsum(self.logprobs)
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether greedy decoding would generate the continuation."""
-        return self.num_matched == len(self.token_ids)
-
-    def __repr__(self) -> str:
-        return f"<ScoreOutput: {len(self.token_ids)} tokens, logprob {self.logprob:.4f}, {self.num_matched} matched>"
 
 
 class LLM:
@@ -439,7 +358,7 @@ class LLM:
                 for request in requests
                 for index in range(n)
             )
-        return [_output(prompt, replies[at * n : (at + 1) * n]) for at, prompt in enumerate(prompts)]
+        return [output_of(prompt, replies[at * n : (at + 1) * n]) for at, prompt in enumerate(prompts)]
 
     def _stream(
         self, shared: _SharedEngine, request: Request, prompt: PreparedPrompt
@@ -461,31 +380,11 @@ class LLM:
                     piece = "".join(pieces)
                     pieces.clear()
                 if reply is not None and not piece:
-                    return _output(prompt, [reply])
+                    return output_of(prompt, [reply])
                 if shown := piece if stripper is None else stripper.push(piece):
                     yield shown
         finally:
             shared.abandoned.append(number)
-
-
-def _output(prompt: PreparedPrompt, replies: Iterable[Reply]) -> RequestOutput:
-    outputs = tuple(_completion(prompt, index, reply) for index, reply in enumerate(replies))
-    return RequestOutput(prompt.text, prompt.tokens, outputs)
-
-
-def _completion(prompt: PreparedPrompt, index: int, reply: Reply) -> CompletionOutput:
-    if reply.finish_reason == "error":
-        raise NonFiniteLogitsError(f"{prompt.name}: {reply.error}")
-    return CompletionOutput(
-        index=index,
-        text=prompt.shown(reply.text),
-        token_ids=reply.ids,
-        finish_reason=reply.finish_reason,
-        stopped_by=reply.stopped_by,
-        logprobs=reply.logprobs,
-        num_cached_tokens=reply.num_cached,
-        timing=reply.timing,
-    )
 
 
 class _SharedEngine:
@@ -560,7 +459,3 @@ def _as_list(given: Any) -> tuple[list[Any], bool]:
     is_token = hasattr(first, "__index__") and getattr(first, "ndim", 0) == 0
     is_single = is_token or isinstance(first, Mapping)
     return ([items], True) if is_single else (items, False)
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…")

@@ -38,7 +38,7 @@ def hashing() -> LLM:
     return LLM(HashModel())
 
 
-def contents(output: rwkvbatch.llm.RequestOutput) -> list[tuple[Any, ...]]:
+def contents(output: rwkvbatch.outputs.RequestOutput) -> list[tuple[Any, ...]]:
     return [(reply.text, reply.token_ids, reply.logprobs, reply.finish_reason) for reply in output.outputs]
 
 

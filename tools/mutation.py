@@ -46,7 +46,7 @@ AREAS = {
         "sweeps or stopping_on_significance or any_false_alarm or cover_the_truth or would_cover",
     ),
     "sampling": Area(
-        ("rwkvbatch/engine/sampling.py", "rwkvbatch/model/ops/reference.py"),
+        ("rwkvbatch/engine/sampling.py", "rwkvbatch/model/ops/choosing.py"),
         (
             "tests/engine/test_sampling.py",
             "tests/model/ops/test_noise.py",
@@ -57,7 +57,7 @@ AREAS = {
         (
             "rwkvbatch.engine.sampling*",
             *(
-                f"rwkvbatch.model.ops.reference.x_{name}*"
+                f"rwkvbatch.model.ops.choosing.x_{name}*"
                 for name in ("choose", "sample", "_sample_row", "_kept", "_top_p", "look_up", "philox", "gumbel")
             ),
         ),

@@ -31,7 +31,8 @@ def texts_of_dialogues(engine: Engine, plan: Plan, weights_sha256: str, say: Say
     waiting = list(range(len(replays)))
     while waiting:
         for number in waiting:
-            parts[number] += [ScoredPart(*tokens) for tokens in replays[number].take_references() if all(tokens)]
+            given = replays[number].take_references()
+            parts[number] += [ScoredPart(tuple(before), tuple(scored)) for before, scored in given if before and scored]
         waiting = [number for number in waiting if _goes_on(replays[number])]
         if waiting:
             say(f"replies to {len(waiting):,} turns without a reference")

@@ -107,11 +107,14 @@ def examples(*commands: str) -> str:
     return "\n\n  ".join(["[bold]Examples[/]", *commands])
 
 
-def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_settings(
+    *names: str, panel: str | None = None, **help_texts: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command the options of settings; it gets those that were given as `**settings`, by full name, as text.
 
     Args:
         names: of the settings; none for all that have an option.
+        panel: the group of all these options in `--help`, which then comes last; None for the settings' own.
         help_texts: help that differs for this command, by the setting's name.
     """
     from rwkvbatch.config import FLAGS, LISTS, SETTINGS, TEXTS
@@ -124,7 +127,13 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
     def parameter(name: str) -> inspect.Parameter:
         setting = SETTINGS[name]
         text = help_texts.get(name, setting.help)
-        made = option(option_name(name), text, setting.metavar or None, setting.panel, flag=setting.flag)
+        made = option(
+            option_name(name),
+            text,
+            setting.metavar or None,
+            panel or setting.panel,
+            flag=None if panel else setting.flag,
+        )
         # Text: a comma list makes a grid, and the settings themselves say what they may be.
         kind: Any = bool if name in FLAGS else list[str] | None if name in LISTS | TEXTS else str | None
         default = False if name in FLAGS else None
@@ -145,18 +154,45 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
                     values[name] = [part.strip() for text in value for part in text.split(",")]
             command(**values)
 
-        # Typer groups options in the order of the parameters: the settings' panels come first.
-        parameters = [parameter(name) for name in chosen]
-        parameters += [
-            own.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for own in inspect.signature(command, eval_str=True).parameters.values()
-            if own.kind is not inspect.Parameter.VAR_KEYWORD
+        # Typer groups options in the order of the parameters: the settings' panels come first, a panel of all last.
+        of_settings = [parameter(name) for name in chosen]
+        own = [
+            each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for each in inspect.signature(command, eval_str=True).parameters.values()
+            if each.kind is not inspect.Parameter.VAR_KEYWORD
         ]
+        parameters = [*of_settings, *own] if panel is None else [*own, *of_settings]
         call.__annotations__ = {made.name: made.annotation for made in parameters}
         call.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
         return call
 
     return decorate
+
+
+JUDGE_SETTINGS = (
+    "judge",
+    "judge_strategy",
+    "judge_vocab",
+    "judge_url",
+    "judge_model",
+    "judge_body",
+    "batch_size",
+    "threads",
+    "concurrency",
+    "max_requests",
+    "endpoint_timeout",
+    "endpoint_retries",
+)
+"""The settings of commands that ask a judge about rows that exist."""
+
+JUDGE_PANEL = "Judge"
+JUDGE_HELP = {
+    "batch_size": "Texts that a judge of this machine reads at the same time. Changes no verdict. [dim]Default: 32[/]",
+    "threads": "CPU threads of the judge.",
+    "concurrency": "Requests at a time to the judge's server. [dim]Default: 8[/]",
+    "max_requests": "Send at most N requests to it, retries included; verdicts that need more are missing.",
+    "endpoint_timeout": "Seconds for a whole answer of the server, at most. [dim]Default: 600[/]",
+}
 
 
 @contextmanager

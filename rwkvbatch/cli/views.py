@@ -45,12 +45,23 @@ def console(*, stderr: bool = False, file: IO[str] | None = None, width: int | N
 @contextmanager
 def progress_bar(what: str, *, quiet: bool, of_bytes: bool = False) -> Generator[Callable[[int, int], None]]:
     """A bar on standard error, if that is a terminal, named `what`; the function takes what is done, and the whole."""
+    with progress_bars(quiet=quiet, of_bytes=of_bytes) as shown:
+        yield shown(what)
+
+
+@contextmanager
+def progress_bars(*, quiet: bool, of_bytes: bool = False) -> Generator[Callable[[str], Callable[[int, int], None]]]:
+    """Several bars, one under the other: the function takes a bar's name, and gives that of `progress_bar`."""
     out = console(stderr=True)
     numbers = (DownloadColumn(binary_units=True),) if of_bytes else (TaskProgressColumn(),)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), *numbers, TimeRemainingColumn())
-    with Progress(*columns, console=out, transient=True, disable=quiet or not out.is_terminal) as bar:
-        task = bar.add_task(printable(what, keep_newlines=False), total=None)
-        yield lambda done, whole: bar.update(task, completed=done, total=whole)
+    with Progress(*columns, console=out, transient=True, disable=quiet or not out.is_terminal) as bars:
+
+        def shown(what: str) -> Callable[[int, int], None]:
+            task = bars.add_task(printable(what, keep_newlines=False), total=None)
+            return lambda done, whole: bars.update(task, completed=done, total=whole)
+
+        yield shown
 
 
 def fitted_table(
@@ -168,7 +179,9 @@ def _columns(summary: Summary) -> dict[str, list[str]]:
     columns = {
         "rows": [f"{cell.rows:,}" for cell in cells],
         "checks\npassed": [
-            f"{cell.checks_passed}/{cell.checks} {cell.checks_passed / cell.checks:.0%}" if cell.checks else "-"
+            f"{cell.checks_passed}/{judged} {cell.checks_passed / judged:.0%}"
+            if (judged := cell.checks - cell.unjudged)
+            else "-"
             for cell in cells
         ],
         "reply\ntokens": [f"{cell.reply_tokens:,}" for cell in cells],
@@ -232,6 +245,8 @@ def _summary_lines(result: RunResult) -> list[str]:
     if summary.errors:
         some, them = ("1 row", "it") if summary.errors == 1 else (f"{summary.errors:,} rows", "them")
         lines.append(f"{some} failed; --retry-errors runs {them} again")
+    if summary.unjudged:
+        lines.append(f"no verdict of {summary.unjudged:,} checks: their scores are missing")
     for what, shares in (("tags", summary.failed_tags), ("checks", summary.failed_checks)):
         if some := worst(shares):
             named = ", ".join(f"{name} {share.failed:,} of {share.of:,}" for name, share in some)

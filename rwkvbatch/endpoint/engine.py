@@ -19,7 +19,16 @@ from typing import Any
 from rwkvbatch.endpoint.client import Client, Json
 from rwkvbatch.endpoint.protocol import REPLACEMENT, STANDARD, Answer, ServedToken, read_answer, reply_body, score_body
 from rwkvbatch.endpoint.served import ServedModel, ServedSpec
-from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, ReplyTiming, Request, Score, closed_history
+from rwkvbatch.engine.request import (
+    END_OF_TEXT,
+    FinishReason,
+    Reading,
+    Reply,
+    ReplyTiming,
+    Request,
+    Score,
+    closed_history,
+)
 from rwkvbatch.errors import EndpointError, UsageError
 from rwkvbatch.prompt.tokenizer import Tokenizer
 
@@ -113,6 +122,11 @@ class EndpointEngine:
     @property
     def busy(self) -> bool:
         return bool(self._jobs) or not self._results.empty()
+
+    @property
+    def reading(self) -> Reading:
+        """Nothing: a server does not say how far it has read."""
+        return Reading()
 
     def add_root(self, state: Any) -> int:
         """Raises `UsageError`: a server takes no initial state."""
@@ -269,13 +283,28 @@ class EndpointEngine:
             if answer is None:
                 return None
             finish, stop = ("time", None) if self._timed_out(job) else answer.end(request.stop)
+            tokens = self._by_ids(answer.tokens, answer.text)
             if finish == "stop" and stop is None:
-                stop = _stop_among(answer.tokens, answer.text, request.stop)
+                stop = _stop_among(tokens, answer.text, request.stop)
         except EndpointError as error:
             if self._without_logprobs(error):
                 return self._reply(job)
             return self._made(job, job.answer.text, (), "error", None, self._client.words(error.message))
-        return self._made(job, answer.text, answer.tokens, finish, stop)
+        return self._made(job, answer.text, tokens, finish, stop)
+
+    def _by_ids(self, tokens: Sequence[ServedToken], text: str) -> Sequence[ServedToken]:
+        """The tokens with the text that their ids have here, where the server gives ids and those make the reply.
+
+        While it holds back what may become a stop text or a character, llama.cpp's server names with each token the
+        text that it sends, none at first and all of it with a later token (`text_to_send` in its `server-context.cpp`).
+        """
+        ids = [token.id for token in tokens if token.id is not None and 0 <= token.id < self.tokenizer.vocab_size]
+        if len(ids) < len(tokens) or not self.tokenizer.decode_bytes(ids).startswith(text.encode()):
+            return tokens
+        return [
+            replace(token, text=data.decode("utf-8", "replace"), data=data)
+            for token, data in zip(tokens, map(self.tokenizer.token_bytes, ids), strict=True)
+        ]
 
     def _ask(self, job: _Job, body: Json, request: Request) -> Answer | None:
         path = "chat/completions" if self._spec.api == "chat" else "completions"

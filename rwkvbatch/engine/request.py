@@ -179,6 +179,36 @@ class Score:
         return -sum(self.logprobs) / len(self.logprobs)
 
 
+LONG_TEXT_TOKENS = 4096
+"""From this length on, how far a text has been read is part of a run's progress."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How far the long prompts and texts under way have been read.
+
+    Attributes:
+        num_texts: of at least `LONG_TEXT_TOKENS`. num_read, num_tokens: tokens of all of them, read and in all.
+    """
+
+    num_texts: int = 0
+    num_read: int = 0
+    num_tokens: int = 0
+
+    def __add__(self, other: Reading) -> Reading:
+        return Reading(
+            self.num_texts + other.num_texts, self.num_read + other.num_read, self.num_tokens + other.num_tokens
+        )
+
+    @property
+    def share_of_texts(self) -> float:
+        """The number of texts times the share of their tokens that has been read."""
+        return self.num_texts * self.num_read / self.num_tokens if self.num_tokens else 0.0
+
+
+NO_READING = Reading()
+
+
 def closed_history(
     tokenizer: Tokenizer,
     prompt: Sequence[int],

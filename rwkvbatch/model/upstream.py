@@ -40,7 +40,7 @@ from rwkvbatch.model.base import (
 )
 from rwkvbatch.model.checkpoint import Checkpoint, initial_wkv
 from rwkvbatch.model.memory import refuse_too_large
-from rwkvbatch.model.ops import reference
+from rwkvbatch.model.ops import choosing
 from rwkvbatch.model.rwkv7 import forward
 from rwkvbatch.model.strategy import Strategy, parse_upstream_strategy
 
@@ -248,7 +248,7 @@ class UpstreamModel:
         return torch.stack(logits) if logits else torch.empty(0, self.spec.vocab_size)
 
     def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
-        return reference.choose(logits, batch)
+        return choosing.choose(logits, batch)
 
     def forward(
         self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False

@@ -29,11 +29,15 @@ InstructionSet instruction_set(const std::string& isa) {
     const auto add = [&](const char* name, const Kernels* kernels, const IntegerKernels* (*integer)()) {
         if (kernels != nullptr && integer() != nullptr) found.push_back({name, kernels, integer()});
     };
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(RWKV_X86)
     add("avx512vnni", avx512_kernels(), avx512vnni_integer_kernels);
     add("avx512", avx512_kernels(), avx512_integer_kernels);
     add("avxvnni", avx2_kernels(), avxvnni_integer_kernels);
     add("avx2", avx2_kernels(), avx2_integer_kernels);
+#elif defined(RWKV_ARM64)
+    add("neoni8mm", neon_kernels(), neoni8mm_integer_kernels);
+    add("neondot", neon_kernels(), neondot_integer_kernels);
+    add("neon", neon_kernels(), neon_integer_kernels);
 #endif
     add("portable", portable_kernels(), portable_integer_kernels);
     for (const InstructionSet& each : found)

@@ -1,12 +1,35 @@
 // The integer kernels of one instruction set. Compiled once for each, with RWKV_ISA naming it.
 #include "kernels.hpp"
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 #include "integer.hpp"
 
 namespace rwkv {
 namespace {
 
 constexpr IntegerKernels KERNELS = {RWKV_ISA::quantize, RWKV_ISA::integer_linear};
+
+#if defined(RWKV_DOT) && defined(__APPLE__)
+bool has_feature(const char* name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+bool has_products_of_bytes() { return has_feature("hw.optional.arm.FEAT_DotProd"); }
+[[maybe_unused]] bool has_products_of_matrices() { return has_feature("hw.optional.arm.FEAT_I8MM"); }
+#elif defined(RWKV_DOT) && defined(__linux__)
+bool has_products_of_bytes() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+[[maybe_unused]] bool has_products_of_matrices() { return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
+#elif defined(RWKV_DOT)
+bool has_products_of_bytes() { return false; }
+[[maybe_unused]] bool has_products_of_matrices() { return false; }
+#endif
 
 }  // namespace
 
@@ -25,6 +48,14 @@ const IntegerKernels* avxvnni_integer_kernels() {
 }
 #elif defined(RWKV_ISA_AVX2)
 const IntegerKernels* avx2_integer_kernels() { return &KERNELS; }
+#elif defined(RWKV_MATRIX)
+const IntegerKernels* neoni8mm_integer_kernels() {
+    return has_products_of_bytes() && has_products_of_matrices() ? &KERNELS : nullptr;
+}
+#elif defined(RWKV_DOT)
+const IntegerKernels* neondot_integer_kernels() { return has_products_of_bytes() ? &KERNELS : nullptr; }
+#elif defined(RWKV_ISA_NEON)
+const IntegerKernels* neon_integer_kernels() { return &KERNELS; }
 #else
 const IntegerKernels* portable_integer_kernels() { return &KERNELS; }
 #endif

@@ -13,109 +13,14 @@
 #include <cmath>
 #include <cstring>
 
+#include "integer_tile.hpp"
 #include "kernels.hpp"
 #include "linear.hpp"
+#include "quads.hpp"
 #include "vec.hpp"
 
 namespace rwkv {
 namespace RWKV_ISA {
-
-// A quad: four inputs. Its weights for 16 outputs, its inputs of a row, and the sum of their products.
-//
-// Weights are unsigned bytes (`zero_weight` more than they are), inputs signed: what `vpdpbusd` multiplies, without
-// saturation. The excess, zero times the sum of a group's inputs, is taken off where a sum begins. Without that instruction
-// the bytes are widened to 16 bits for `vpmaddwd`: `vpmaddubsw` would saturate.
-#if defined(RWKV_VNNI)
-
-constexpr size_t QUAD_BYTES = 4;
-struct QuadWeights { I16 bytes; };
-struct QuadInputs { I16 bytes; };
-
-RWKV_INLINE QuadWeights split_quad(I16 bytes) { return {bytes}; }
-RWKV_INLINE QuadInputs load_inputs(const uint8_t* from) {
-    uint32_t word;
-    std::memcpy(&word, from, sizeof word);
-    return {set1(word)};
-}
-#if defined(RWKV_ISA_AVX512)
-RWKV_INLINE I16 add_products(I16 sum, QuadWeights w, QuadInputs x) {
-    // As assembly, since GCC 12 copies the sums of a tile around the intrinsic.
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(w.bytes.v), "v"(x.bytes.v));
-    return sum;
-}
-RWKV_INLINE void store_inputs(uint8_t* to, I16 integers) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(integers.v));
-}
-#else
-RWKV_INLINE I16 add_products(I16 sum, QuadWeights w, QuadInputs x) {
-    return {_mm256_dpbusd_avx_epi32(sum.a, w.bytes.a, x.bytes.a), _mm256_dpbusd_avx_epi32(sum.b, w.bytes.b, x.bytes.b)};
-}
-RWKV_INLINE void store_inputs(uint8_t* to, I16 integers) {
-    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(integers.a, integers.b), 0xD8);
-    const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(words, words), 0xD8);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(bytes));
-}
-#endif
-
-#else
-
-// Inputs as 16 bits in the order 0, 2, 1, 3, the even ones and the odd ones together.
-constexpr size_t QUAD_BYTES = 8;
-struct QuadWeights { I16 even, odd; };
-struct QuadInputs { I16 even, odd; };
-
-RWKV_INLINE QuadWeights split_quad(I16 bytes) {
-    const I16 low = set1(0x00ff00ffu);
-    return {bytes & low, shift_right<8>(bytes) & low};
-}
-RWKV_INLINE QuadInputs load_inputs(const uint8_t* from) {
-    uint32_t words[2];
-    std::memcpy(words, from, sizeof words);
-    return {set1(words[0]), set1(words[1])};
-}
-#if defined(RWKV_ISA_AVX512)
-RWKV_INLINE I16 pairs(I16 w, I16 x) { return {_mm512_madd_epi16(w.v, x.v)}; }
-RWKV_INLINE void store_inputs(uint8_t* to, I16 integers) {
-    const __m256i words = _mm512_cvtepi32_epi16(integers.v);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xD8), 0xD8));
-}
-#elif defined(RWKV_ISA_AVX2)
-RWKV_INLINE I16 pairs(I16 w, I16 x) { return {_mm256_madd_epi16(w.a, x.a), _mm256_madd_epi16(w.b, x.b)}; }
-RWKV_INLINE void store_inputs(uint8_t* to, I16 integers) {
-    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(integers.a, integers.b), 0xD8);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xD8), 0xD8));
-}
-#else
-RWKV_INLINE I16 pairs(I16 w, I16 x) {
-    I16 r;
-    for (size_t i = 0; i < LANES; ++i) {
-        const int32_t low = static_cast<int16_t>(w.v[i] & 0xffffu) * static_cast<int16_t>(x.v[i] & 0xffffu);
-        const int32_t high = static_cast<int16_t>(w.v[i] >> 16) * static_cast<int16_t>(x.v[i] >> 16);
-        r.v[i] = static_cast<uint32_t>(low + high);
-    }
-    return r;
-}
-RWKV_INLINE void store_inputs(uint8_t* to, I16 integers) {
-    int16_t words[LANES];
-    constexpr size_t ORDER[QUAD] = {0, 2, 1, 3};
-    for (size_t i = 0; i < LANES; ++i) words[i] = static_cast<int16_t>(integers.v[i / QUAD * QUAD + ORDER[i % QUAD]]);
-    std::memcpy(to, words, sizeof words);
-}
-#endif
-RWKV_INLINE I16 add_products(I16 sum, QuadWeights w, QuadInputs x) {
-    return sum + pairs(w.even, x.even) + pairs(w.odd, x.odd);
-}
-
-#endif
-
-static_assert(QUAD_BYTES <= MAX_QUAD_BYTES);
-
-// Of one row and group of inputs: what its integers are multiplied by, and what every sum of their products begins with.
-struct InputGroup {
-    float scale;
-    int32_t start;
-};
-static_assert(sizeof(InputGroup) == INPUT_GROUP_BYTES);
 
 // Rounds one row of inputs for weights of `dtype`: its groups' scales and starts, then its quads.
 //
@@ -153,7 +58,7 @@ inline void quantize_row(const float* x, size_t in, Dtype dtype, uint8_t* to) {
                 store_inputs(quads, bits(shifted) + set1(0u - 0x4B400000u));
                 quads += LANES / QUAD * QUAD_BYTES;
             }
-            record.start = -zero_weight(dtype) * static_cast<int32_t>(sum_lanes(sum));
+            record.start = -weight_excess(dtype) * static_cast<int32_t>(sum_lanes(sum));
         }
         std::memcpy(to, &record, sizeof record);
     }
@@ -163,101 +68,6 @@ inline void quantize(const QuantizeJob& job, size_t begin, size_t end) {
     for (size_t row = begin; row < end; ++row)
         quantize_row(job.x.data + row * job.x.stride, job.width, job.dtype,
                      reinterpret_cast<uint8_t*>(job.out.data + row * job.out.stride));
-}
-
-#if defined(RWKV_ISA_AVX512) && defined(RWKV_VNNI)
-constexpr size_t MAX_INTEGER_ROWS = 6, INTEGER_PANELS = 4;
-#elif defined(RWKV_ISA_AVX512)
-constexpr size_t MAX_INTEGER_ROWS = 4, INTEGER_PANELS = 4;
-#elif defined(RWKV_VNNI)
-constexpr size_t MAX_INTEGER_ROWS = 6, INTEGER_PANELS = 1;
-#else
-constexpr size_t MAX_INTEGER_ROWS = 4, INTEGER_PANELS = 1;
-#endif
-
-// Inputs in a block that several tiles share.
-constexpr size_t INTEGER_BLOCK = 256;
-static_assert(INTEGER_BLOCK % SCALED_INPUTS == 0);
-
-// Rounded inputs of some rows: of the first, its records and its quads.
-struct QuantizedRows {
-    const uint8_t *groups, *quads;
-    size_t stride;  // bytes
-
-    RWKV_INLINE InputGroup group(size_t row, size_t number) const {
-        InputGroup record;
-        std::memcpy(&record, groups + row * stride + number * sizeof record, sizeof record);
-        return record;
-    }
-};
-
-// One register tile's work on one block of inputs.
-struct IntegerTile {
-    QuantizedRows x;
-    size_t begin, end;       // inputs
-    const uint8_t* weights;  // of the first of them, as W8A8
-    size_t quad_bytes;       // from one quad to the next; a group's scales in fp32 follow its quads
-    float* sums;             // [panel][row][16]
-    size_t panel_sums;       // distance between panels there
-    const uint8_t* ahead;    // weights to ask the memory for meanwhile,
-    size_t ahead_step;       // bytes for each quad
-};
-
-template <size_t GROUP, size_t ROWS, size_t PANELS> void integer_tile(const IntegerTile& tile) {
-    const uint8_t *weights = tile.weights, *ahead = tile.ahead;
-    const size_t quad_bytes = tile.quad_bytes, stride = tile.x.stride;
-    for (size_t begin = tile.begin, end; begin < tile.end; begin = end) {
-        end = std::min(begin + GROUP, tile.end);
-        I16 sum[ROWS][PANELS];
-        for (size_t i = 0; i < ROWS; ++i) {
-            const I16 start = set1(static_cast<uint32_t>(tile.x.group(i, begin / GROUP).start));
-            for (size_t p = 0; p < PANELS; ++p) sum[i][p] = start;
-        }
-        const uint8_t* x = tile.x.quads + begin / QUAD * QUAD_BYTES;
-        for (size_t k = begin; k < end; k += QUAD, weights += quad_bytes, x += QUAD_BYTES, ahead += tile.ahead_step) {
-            for (size_t byte = 0; byte < tile.ahead_step; byte += LINE) __builtin_prefetch(ahead + byte, 0, 2);
-            QuadWeights weight[PANELS];
-            for (size_t p = 0; p < PANELS; ++p)
-                weight[p] = split_quad(load(reinterpret_cast<const uint32_t*>(weights) + p * PANEL));
-            for (size_t i = 0; i < ROWS; ++i) {
-                const QuadInputs inputs = load_inputs(x + i * stride);
-                for (size_t p = 0; p < PANELS; ++p) sum[i][p] = add_products(sum[i][p], weight[p], inputs);
-            }
-        }
-        // Unrolled, or the sums would live in memory.
-#pragma GCC unroll 4
-        for (size_t p = 0; p < PANELS; ++p) {
-            const F16 scale = load(reinterpret_cast<const float*>(weights) + p * PANEL);
-#pragma GCC unroll 6
-            for (size_t i = 0; i < ROWS; ++i) {
-                float* const total = tile.sums + p * tile.panel_sums + i * PANEL;
-                const F16 both = scale * set1(tile.x.group(i, begin / GROUP).scale);
-                store(total, fma(from_int(sum[i][p]), both, begin == 0 ? zero() : load(total)));
-            }
-        }
-        weights += quad_bytes;
-    }
-}
-
-using IntegerTileFunction = void (*)(const IntegerTile&);
-
-template <size_t GROUP, size_t PANELS> IntegerTileFunction integer_tile_of(size_t rows) {
-    switch (rows) {
-        case 1: return integer_tile<GROUP, 1, PANELS>;
-        case 2: return integer_tile<GROUP, 2, PANELS>;
-        case 3: return integer_tile<GROUP, 3, PANELS>;
-        case 5: if constexpr (MAX_INTEGER_ROWS >= 5) return integer_tile<GROUP, 5, PANELS>; [[fallthrough]];
-        case 6: if constexpr (MAX_INTEGER_ROWS >= 6) return integer_tile<GROUP, 6, PANELS>; [[fallthrough]];
-        default: return integer_tile<GROUP, 4, PANELS>;
-    }
-}
-
-template <size_t GROUP> IntegerTileFunction integer_tile_of(size_t rows, size_t panels) {
-    if constexpr (INTEGER_PANELS > 1) {
-        if (panels == 4) return integer_tile_of<GROUP, 4>(rows);
-        if (panels == 2) return integer_tile_of<GROUP, 2>(rows);
-    }
-    return integer_tile_of<GROUP, 1>(rows);
 }
 
 RWKV_INLINE F16 load_bf16(const uint8_t* from) {
@@ -317,10 +127,10 @@ RWKV_INLINE void sum_one_integer_row(const QuantizedRows& x, const PackedMatrix&
             for (size_t p = 0; p < PANELS; ++p) {
                 const I16 bytes = load(reinterpret_cast<const uint32_t*>(weights) + p * PANEL);
                 if constexpr (D == Dtype::INT4) {
-                    sum[p] = add_products(sum[p], split_quad(bytes & low), first);
-                    sum[p] = add_products(sum[p], split_quad(shift_right<4>(bytes) & low), second);
+                    add_products(sum[p], split_quad<D>(bytes & low), first);
+                    add_products(sum[p], split_quad<D>(shift_right<4>(bytes) & low), second);
                 } else {
-                    sum[p] = add_products(sum[p], split_quad(bytes), first);
+                    add_products(sum[p], split_quad<D>(bytes), first);
                 }
             }
         }
@@ -372,7 +182,7 @@ inline void integer_linear(const LinearJob& job, size_t task, float* sums, const
     alignas(64) uint8_t unpacked[UNPACKED_BYTES];
     for (size_t first_row = 0; first_row < job.num_rows; first_row += LINEAR_ROW_BLOCK) {
         const size_t num_rows = std::min(LINEAR_ROW_BLOCK, job.num_rows - first_row);
-        const size_t num_tiles = ceil_div(num_rows, MAX_INTEGER_ROWS);
+        const size_t units = ceil_div(num_rows, ROW_UNIT), num_tiles = ceil_div(units, MAX_INTEGER_ROWS / ROW_UNIT);
         const size_t panel_sums = num_rows * PANEL;
         for (size_t begin = 0; begin < weight.in; begin += INTEGER_BLOCK) {
             const size_t end = std::min(begin + INTEGER_BLOCK, weight.in);
@@ -400,9 +210,10 @@ inline void integer_linear(const LinearJob& job, size_t task, float* sums, const
                                      begin, end, weights + in_width * PANEL * QUAD, quad_bytes,
                                      sums + (panel - first_panel + in_width) * panel_sums, panel_sums, ahead, ahead_step};
                     for (size_t t = 0, row = 0; t < num_tiles; ++t) {
-                        const size_t tile_rows = num_rows / num_tiles + (t < num_rows % num_tiles ? 1 : 0);
-                        const IntegerTileFunction advance = int4 ? integer_tile_of<INT4_SCALED_INPUTS>(tile_rows, panels)
-                                                                 : integer_tile_of<SCALED_INPUTS>(tile_rows, panels);
+                        const size_t tile_units = units / num_tiles + (t < units % num_tiles ? 1 : 0);
+                        const size_t tile_rows = std::min(tile_units * ROW_UNIT, num_rows - row);
+                        const IntegerTileFunction advance = int4 ? integer_tile_of<Dtype::INT4>(tile_rows, panels)
+                                                                 : integer_tile_of<Dtype::W8A8>(tile_rows, panels);
                         advance(tile);
                         row += tile_rows;
                         tile.x.groups += tile_rows * all.stride;

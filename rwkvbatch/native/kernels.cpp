@@ -34,12 +34,10 @@ const Kernels* avx2_kernels() {
     // Every processor with AVX2 and FMA has F16C.
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &KERNELS : nullptr;
 }
+#elif defined(RWKV_ISA_NEON)
+const Kernels* neon_kernels() { return &KERNELS; }  // every 64-bit ARM processor has it
 #else
 const Kernels* portable_kernels() { return &KERNELS; }
-#if !defined(RWKV_HAS_X86)
-const Kernels* avx2_kernels() { return nullptr; }
-const Kernels* avx512_kernels() { return nullptr; }
-#endif
 #endif
 
 }  // namespace rwkv

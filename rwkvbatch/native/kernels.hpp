@@ -169,17 +169,28 @@ struct IntegerKernels {
     void (*linear)(const LinearJob&, size_t task, float* scratch, const uint8_t* next);  // of rows from `quantize`
 };
 
-const Kernels* portable_kernels();
-const Kernels* avx2_kernels();    // null where they were not built
-const Kernels* avx512_kernels();
-
-// To be asked for only where the kernels above are there. The last two are null where the processor lacks the extension.
-const IntegerKernels* portable_integer_kernels();
 #if defined(__x86_64__) || defined(_M_X64)
+#define RWKV_X86 1
+#elif defined(__aarch64__)
+#define RWKV_ARM64 1
+#endif
+
+// What this machine has of the instruction sets that its family may have; null where it lacks one. Integer kernels are to be
+// asked for only where the kernels of the same set, or of the one that they extend, are there.
+const Kernels* portable_kernels();
+const IntegerKernels* portable_integer_kernels();
+#if defined(RWKV_X86)
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
 const IntegerKernels* avx2_integer_kernels();
 const IntegerKernels* avx512_integer_kernels();
 const IntegerKernels* avxvnni_integer_kernels();
 const IntegerKernels* avx512vnni_integer_kernels();
+#elif defined(RWKV_ARM64)
+const Kernels* neon_kernels();
+const IntegerKernels* neon_integer_kernels();
+const IntegerKernels* neondot_integer_kernels();
+const IntegerKernels* neoni8mm_integer_kernels();
 #endif
 
 }  // namespace rwkv

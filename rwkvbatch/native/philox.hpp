@@ -1,4 +1,4 @@
-// Philox 4x32-10 for sixteen counters at once; model/ops/reference.py has the reference implementation in numpy, with its source.
+// Philox 4x32-10 for sixteen counters at once; model/ops/choosing.py has the reference implementation in numpy, with its source.
 #pragma once
 
 #include "vec.hpp"

@@ -1,4 +1,4 @@
-// The choice of one token, and log-probabilities. ops/reference.py defines what is chosen.
+// The choice of one token, and log-probabilities. ops/choosing.py defines what is chosen.
 //
 // Nothing is sorted: the few logits near the largest are gathered, and the one at which the sum of probabilities (or the
 // count) reaches its target is found among them digit by digit. Probabilities are fp32 exponentials, added up in fp32

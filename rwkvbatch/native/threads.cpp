@@ -25,22 +25,41 @@ inline void relax() {
 
 }  // namespace
 
-#if defined(__x86_64__) || defined(__i386__)
 namespace {
-constexpr unsigned STANDARD = 0x1f80, CONTROL = 0xffc0;  // of the control and status register; the rest are flags
-}
 
-StandardArithmetic::StandardArithmetic() : before_(_mm_getcsr()) {
-    if ((before_ & CONTROL) != STANDARD) _mm_setcsr(STANDARD);
+// The register that says what becomes of denormals and how results are rounded, its bits that matter, and what they are to
+// be. The others are flags.
+#if defined(__x86_64__) || defined(__i386__)
+using Control = unsigned;
+constexpr Control CONTROL = 0xffc0, STANDARD = 0x1f80;
+Control control() { return _mm_getcsr(); }
+void set_control(Control value) { _mm_setcsr(value); }
+#elif defined(__aarch64__)
+using Control = uint64_t;
+// Traps, FZ16, rounding, FZ, DN, AHP; FIZ, AH and NEP.
+constexpr Control CONTROL = 0x7c89f07, STANDARD = 0;
+Control control() {
+    Control value;
+    asm volatile("mrs %0, fpcr" : "=r"(value));
+    return value;
+}
+void set_control(Control value) { asm volatile("msr fpcr, %0" : : "r"(value)); }
+#else
+using Control = unsigned;
+constexpr Control CONTROL = 0, STANDARD = 0;
+Control control() { return 0; }
+void set_control(Control) {}
+#endif
+
+}  // namespace
+
+StandardArithmetic::StandardArithmetic() : before_(control()) {
+    if ((before_ & CONTROL) != STANDARD) set_control(STANDARD);
 }
 
 StandardArithmetic::~StandardArithmetic() {
-    if ((before_ & CONTROL) != STANDARD) _mm_setcsr(before_);
+    if ((before_ & CONTROL) != STANDARD) set_control(static_cast<Control>(before_));
 }
-#else
-StandardArithmetic::StandardArithmetic() : before_(0) {}
-StandardArithmetic::~StandardArithmetic() {}
-#endif
 
 ThreadPool::ThreadPool(size_t num_threads) : lanes_(num_threads), process_(getpid()) {
     for (size_t thread = 1; thread < num_threads; ++thread) workers_.emplace_back([this, thread] { serve(thread); });
@@ -151,7 +170,8 @@ void ThreadPool::serve(size_t thread) {
         if (!spin(thread, is_new, SPIN_TIME)) {
             std::unique_lock<std::mutex> lock(mutex_);
             sleepers_.fetch_add(1, std::memory_order_seq_cst);
-            wake_.wait(lock, is_new);
+            // In one order with `announce`, which looks for sleepers after it has counted the job.
+            wake_.wait(lock, [&] { return job_.load(std::memory_order_seq_cst) != seen; });
             sleepers_.fetch_sub(1, std::memory_order_relaxed);
         }
         seen = job_.load(std::memory_order_acquire);

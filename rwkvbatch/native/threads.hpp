@@ -25,7 +25,7 @@ public:
     StandardArithmetic& operator=(const StandardArithmetic&) = delete;
 
 private:
-    unsigned before_;
+    uint64_t before_;
 };
 
 // Memory that a thread will read.

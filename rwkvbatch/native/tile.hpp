@@ -90,12 +90,16 @@ template <Dtype D, size_t ROWS, size_t PANELS> void advance_tile(const Tile& til
     if constexpr (D == Dtype::INT8) {
         for (size_t begin = tile.begin, stop; begin < end; begin = stop) {
             stop = std::min(begin + SCALED_INPUTS, end);
+#pragma GCC unroll 6
             for (size_t i = 0; i < ROWS; ++i)
+#pragma GCC unroll 4
                 for (size_t p = 0; p < PANELS; ++p) sum[i][p] = zero();
             const Scales scales{stream.weights + scales_after(stop - begin, tile.input_bytes, tile.panel_in_band)};
             add_products<D>(x, x_stride, begin, stop, stream, sum);
+#pragma GCC unroll 4
             for (size_t p = 0; p < PANELS; ++p) {
                 const F16 scale = scales[p];
+#pragma GCC unroll 6
                 for (size_t i = 0; i < ROWS; ++i)
                     store(sums(i, p), fma(sum[i][p], scale, begin == 0 ? zero() : load(sums(i, p))));
             }
@@ -105,10 +109,15 @@ template <Dtype D, size_t ROWS, size_t PANELS> void advance_tile(const Tile& til
             }
         }
     } else {
+        // Unrolled, or the sums would live in memory.
+#pragma GCC unroll 6
         for (size_t i = 0; i < ROWS; ++i)
+#pragma GCC unroll 4
             for (size_t p = 0; p < PANELS; ++p) sum[i][p] = tile.begin == 0 ? zero() : load(sums(i, p));
         add_products<D>(x, x_stride, tile.begin, end, stream, sum);
+#pragma GCC unroll 6
         for (size_t i = 0; i < ROWS; ++i)
+#pragma GCC unroll 4
             for (size_t p = 0; p < PANELS; ++p) store(sums(i, p), sum[i][p]);
     }
 }
@@ -150,23 +159,29 @@ RWKV_INLINE void sum_one_row(const float* x, const PackedMatrix& weight, size_t 
     constexpr size_t PANEL_BYTES = PANEL * size_of(D);
     const size_t inputs = weight.in, input_bytes = weight.input_bytes(weight.band_width(first_panel));
     const uint8_t* weights = weight.at(first_panel, 0);
-    for (size_t p = 0; p < PANELS; ++p) total[p] = zero();
     const auto add = [&](size_t begin, size_t end, F16 (&sum)[PANELS]) __attribute__((always_inline)) {
         for (size_t k = begin; k < end; ++k, weights += input_bytes) {
             const F16 input = set1(x[k]);
+#pragma GCC unroll 4
             for (size_t p = 0; p < PANELS; ++p) sum[p] = fma(input, weights_at<D>(weights + p * PANEL_BYTES), sum[p]);
         }
     };
-    if constexpr (D != Dtype::INT8) return add(0, inputs, total);
-    for (size_t begin = 0, end; begin < inputs; begin = end) {
+    F16 whole[PANELS];
+#pragma GCC unroll 4
+    for (size_t p = 0; p < PANELS; ++p) whole[p] = zero();
+    if constexpr (D != Dtype::INT8) add(0, inputs, whole);
+    for (size_t begin = 0, end; D == Dtype::INT8 && begin < inputs; begin = end) {
         end = std::min(begin + SCALED_INPUTS, inputs);
         F16 sum[PANELS];
         for (size_t p = 0; p < PANELS; ++p) sum[p] = zero();
         const Scales scales{weights + scales_after(end - begin, input_bytes, first_panel % BAND)};
         add(begin, end, sum);
-        for (size_t p = 0; p < PANELS; ++p) total[p] = fma(sum[p], scales[p], total[p]);
+        for (size_t p = 0; p < PANELS; ++p) whole[p] = fma(sum[p], scales[p], whole[p]);
         weights += sizeof(float) * input_bytes;
     }
+    // Unrolled, or the sums would live in memory.
+#pragma GCC unroll 4
+    for (size_t p = 0; p < PANELS; ++p) total[p] = whole[p];
 }
 
 }  // namespace RWKV_ISA

@@ -18,6 +18,10 @@
 
 #define RWKV_INLINE inline __attribute__((always_inline))
 
+#if defined(RWKV_ISA_NEON)
+#include "neon.hpp"
+#endif
+
 namespace rwkv {
 namespace RWKV_ISA {
 
@@ -176,7 +180,7 @@ RWKV_INLINE F16 widen_int8(const int8_t* p) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
 }
 
-#else  // portable: plain loops, which a compiler may turn into whatever the machine has
+#elif !defined(RWKV_ISA_NEON)  // portable: plain loops, which a compiler may turn into whatever the machine has
 
 struct F16 { float v[LANES]; };
 struct I16 { uint32_t v[LANES]; };

@@ -18,7 +18,7 @@ from rwkvbatch.config import CellSettings, Prompting
 from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, NoiseKey, Reply, Request, Score, closed_history
 from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError
 from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template, with_turn_end
-from rwkvbatch.prompt.tokenizer import Tokenizer
+from rwkvbatch.prompt.tokenizer import Tokenizer, encode_long
 from rwkvbatch.replay.judging import explain, judge, not_judged
 from rwkvbatch.replay.plan import Plan, Task
 from rwkvbatch.results.row import (
@@ -206,16 +206,10 @@ class ConversationReplay:
         Without a row, the caller calls `submit_more`. With one, the replay has moved to the next turn, unless it is an
         error row.
         """
-        self.pending.remove(request_id)
-        work = self._work
-        assert work is not None
-        work.results[work.part_of.pop(request_id)] = result
-        if len(work.results) < work.num_parts:
+        work, results = self._work, self.collect(request_id, result)
+        if work is None or results is None:
             return None
-        self._work = None
-        reply = work.results[0] if work.request is not None else None
-        assert reply is None or isinstance(reply, Reply)
-        scores = [found for _, found in sorted(work.results.items()) if isinstance(found, Score)]
+        reply, scores = results.reply, results.scores
         text = "" if reply is None else self._template.shown_reply(reply.text)
         try:
             row = self._row(work, reply, scores, text)
@@ -225,6 +219,23 @@ class ConversationReplay:
             return error_row(self.task, self.turn, explain(error), reply, text)
         self._advance(() if reply is None else reply.history, row)
         return row
+
+    def collect(self, request_id: int, result: Reply | Score) -> TurnResults | None:
+        """Take a pending request's result, as `take_result` does, and stay at the turn: nothing is judged.
+
+        Returns:
+            All results of the turn once they are there; before that None, and the caller calls `submit_more`.
+        """
+        self.pending.remove(request_id)
+        work = self._work
+        assert work is not None
+        work.results[work.part_of.pop(request_id)] = result
+        if len(work.results) < work.num_parts:
+            return None
+        self._work = None
+        reply = work.results[0] if work.request is not None else None
+        assert reply is None or isinstance(reply, Reply)
+        return TurnResults(reply, [found for _, found in sorted(work.results.items()) if isinstance(found, Score)])
 
     def fail_turn(self, error: Exception) -> Row:
         """The error row of the next turn. The replay stays at that turn."""
@@ -240,7 +251,7 @@ class ConversationReplay:
             history = closed_history(self._encoder.tokenizer, self.prompt(), row.reply_ids, *end)
         self._advance(history, row)
 
-    def take_references(self) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    def take_references(self) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
         """The tokens before each of the next references, and those of the reference, as rows score them.
 
         Goes past their turns, with the references as history, and stops before a turn of the dialogue without one;
@@ -275,14 +286,14 @@ class ConversationReplay:
     def _template(self) -> PromptTemplate:
         return self._encoder.template(self.task.of_turn(self.turn).settings)
 
-    def _reference_tokens(self, reference: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _reference_tokens(self, reference: str) -> tuple[Sequence[int], Sequence[int]]:
         """The tokens before the turn's reference that are not scored, and those that are.
 
         Of a plain text that nothing is read before (`bos` off), the first token cannot be scored.
         """
         if not self._next.plain:
             return self._with_given(*self._template.given_reply(reference))
-        before, text = self._plain_prompt(), tuple(self._encoder.tokenizer.encode(reference))
+        before, text = self._plain_prompt(), encode_long(self._encoder.tokenizer, reference)
         if not before and len(text) < 2:
             raise RowError("the text has one token, and nothing is read before it: use --bos on")
         return (before, text) if before else (text[:1], text[1:])
@@ -294,7 +305,7 @@ class ConversationReplay:
         # Not through the cache of encoded texts, which would keep documents.
         return (*begin, *self._encoder.tokenizer.encode(self._next.user))
 
-    def _choice_tokens(self, choice: Choice) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _choice_tokens(self, choice: Choice) -> tuple[Sequence[int], Sequence[int]]:
         """The tokens before a choice, and those of the choice, as a reply's beginning or after a plain prompt."""
         if self._next.plain:
             return self._plain_prompt(), tuple(self._encoder.encode(choice.text))
@@ -416,7 +427,7 @@ class ConversationReplay:
             count += 1
         return count
 
-    def _reference(self, score: Score, logprob: float, tokens: tuple[int, ...]) -> Reference:
+    def _reference(self, score: Score, logprob: float, tokens: Sequence[int]) -> Reference:
         turn, num_tokens = self._next, len(tokens)
         assert turn.reference is not None
         matched = score.num_matched / num_tokens
@@ -425,6 +436,14 @@ class ConversationReplay:
         token_bytes = self._encoder.tokenizer.token_bytes
         num_bytes = sum(len(token_bytes(token)) for token in tokens)
         return Reference(short_text(turn.reference), -logprob / num_tokens, matched, num_tokens, logprob, num_bytes)
+
+
+@dataclass(frozen=True)
+class TurnResults:
+    """What the engine made for one turn: the reply, if one is generated, and the scores of reference and choices."""
+
+    reply: Reply | None
+    scores: list[Score]
 
 
 MAX_PENDING = 256
@@ -442,7 +461,7 @@ class _Work:
     """
 
     request: Request | None
-    texts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+    texts: Sequence[tuple[Sequence[int], Sequence[int]]]
     num_submitted: int = 0
     part_of: dict[int, int] = field(default_factory=dict[int, int])
     results: dict[int, Reply | Score] = field(default_factory=dict["int", "Reply | Score"])

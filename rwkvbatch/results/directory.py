@@ -1,39 +1,21 @@
-"""A run directory: made or continued, locked, refused when it holds another run or other files.
-
-`status.json` in it says how far the run is, for readers in other processes.
-"""
+"""A run directory: made or continued, locked, refused when it holds another run or other files."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import io
 import itertools
-import json
 import logging
 import os
-import socket
-import stat
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO
 
-from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunLockedError, RunReplacedError, StorageError
-from rwkvbatch.files import (
-    OS_FILES,
-    Files,
-    in_blocks,
-    make_directory,
-    open_file,
-    read_file,
-    replace_file,
-    save_file,
-    write_all,
-)
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunReplacedError, StorageError
+from rwkvbatch.files import OS_FILES, Files, in_blocks, make_directory, open_file, save_file, write_all
 from rwkvbatch.prompt.escaping import file_name
+from rwkvbatch.results.lock import LOCK_NAME, DirectoryLock
 from rwkvbatch.results.manifest import (
     DAMAGED_MANIFEST_NAME,
     FORMER,
@@ -43,132 +25,20 @@ from rwkvbatch.results.manifest import (
     refuse_other_run,
     write_manifest,
 )
+from rwkvbatch.results.opinions import VERDICTS_NAME
 from rwkvbatch.results.recovery import keep_bytes
 from rwkvbatch.results.row import RowDigest, RowKey
 from rwkvbatch.results.script_copy import COMPRESSED_NAME, SCRIPT_NAME, write_script
+from rwkvbatch.results.status import STATUS_NAME
 from rwkvbatch.results.store import RESULTS_NAME, RowStore
-from rwkvbatch.results.summary import MAX_SUMMARY_BYTES, SUMMARY_NAME
+from rwkvbatch.results.summary import SUMMARY_NAME
 from rwkvbatch.script.records import Conversation
 
-LOCK_NAME = ".lock"
 SKIPPED_NAME = "skipped.jsonl"
 KEPT_NAME = "kept.jsonl"
 """Rows of earlier commands in a directory that the present command does not have; one that has them takes them back."""
-STATUS_NAME = "status.json"
-STATUS_EVERY_S = 2.0
-STATUS_BYTES = 4096
-MAX_STATUS_BYTES = 2**20
 
 _log = logging.getLogger(__name__)
-
-State = Literal["running", "done", "interrupted", "failed"]
-
-
-class DirectoryLock:
-    """Held from construction to `release`. The empty file stays: removing it would let two processes in.
-
-    The directory itself is locked too, where its file system allows that, so that removing the file lets nobody in.
-
-    Args:
-        directory: an existing directory.
-        command: shown to other processes that want the directory.
-
-    Attributes:
-        handle: the open directory.
-
-    Raises:
-        RunLockedError: another process holds it; names the process.
-        RunDirectoryError: the lock file cannot be made, or is a link or a special file.
-    """
-
-    def __init__(self, directory: Path, command: str = "") -> None:
-        self._path = directory
-        self._descriptor = self.handle = -1
-        try:
-            self.handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self._descriptor = OS_FILES.open_append(directory / LOCK_NAME, self.handle)
-            self._lock()
-        except OSError as error:
-            self.release()
-            name = LOCK_NAME if error.errno in (errno.ELOOP, errno.EINVAL) else ""
-            raise RunDirectoryError(
-                f"cannot be written to: {error.strerror}",
-                path=directory / name,
-                hint="give another directory with --out",
-            ) from None
-        except BaseException:  # Ctrl-C too: nobody can release an object whose construction failed
-            self.release()
-            raise
-        about = {"pid": os.getpid(), "host": socket.gethostname(), "command": command}
-        os.ftruncate(self._descriptor, 0)
-        with contextlib.suppress(OSError):  # the lock holds without it; on a full disk the run's own files fail
-            os.write(self._descriptor, json.dumps(about).encode())
-
-    def _lock(self) -> None:
-        for descriptor in (self._descriptor, self.handle):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunLockedError(
-                    f"is locked by another process ({_holder(self._path, self.handle)})",
-                    path=self._path,
-                    hint="wait until it ends, stop it, or give another directory with --out",
-                ) from None
-            except OSError:
-                if descriptor == self._descriptor:
-                    raise
-        if os.fstat(self._descriptor).st_nlink > 1:  # writing to it would change its other names
-            own = OS_FILES.create(self._path / LOCK_NAME, at=self.handle)
-            os.close(own)
-            os.close(self._descriptor)
-            self._descriptor = OS_FILES.open_append(self._path / LOCK_NAME, self.handle)
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether the lock file in the directory is still the one that this process holds."""
-        try:
-            found = os.stat(LOCK_NAME, dir_fd=self.handle, follow_symlinks=False)
-        except OSError:
-            return False
-        return os.path.samestat(found, os.fstat(self._descriptor))
-
-    def lost(self) -> str | None:
-        """Why the directory is not this process's any more; None while it is."""
-        try:
-            is_there = os.path.samestat(self._path.stat(), os.fstat(self.handle))
-        except OSError:
-            is_there = False
-        if not is_there:
-            return f"the directory was moved, removed or replaced during the run{self._whereabouts()}"
-        return None if self.is_ours else f"{LOCK_NAME} was removed or replaced during the run"
-
-    def _whereabouts(self) -> str:
-        """Where a moved directory is now, on systems that tell."""
-        try:
-            where = Path(f"/proc/self/fd/{self.handle}").readlink()
-        except OSError:
-            return ""
-        return f" (it is now {where})" if where.is_dir() else ""
-
-    def release(self) -> None:
-        """Release the lock; may be called again."""
-        if self._descriptor >= 0:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, 0)
-            os.close(self._descriptor)
-            self._descriptor = -1
-        if self.handle >= 0:
-            os.close(self.handle)
-            self.handle = -1
-
-
-def _holder(directory: Path, at: int) -> str:
-    try:
-        about = json.loads(read_file(directory / LOCK_NAME, 2**16, at=at))
-        return f"process {int(about['pid'])} on {about['host']}: {about['command']}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "unknown process"
 
 
 class RunDirectory:
@@ -214,6 +84,11 @@ class RunDirectory:
         except BaseException:  # Ctrl-C too: nobody can close an object whose construction failed
             self._lock.release()
             raise
+
+    @property
+    def files(self) -> Files:
+        """The system calls that it is written with."""
+        return self._files
 
     @property
     def at(self) -> int:
@@ -367,7 +242,8 @@ class RunDirectory:
 
     def _remove_leftovers(self) -> None:
         """Remove the temporary files of a process that was killed while it replaced one."""
-        for name in (MANIFEST_NAME, RESULTS_NAME, SCRIPT_NAME, COMPRESSED_NAME, SUMMARY_NAME, STATUS_NAME):
+        written = (MANIFEST_NAME, RESULTS_NAME, SCRIPT_NAME, COMPRESSED_NAME, SUMMARY_NAME, STATUS_NAME, VERDICTS_NAME)
+        for name in written:
             with contextlib.suppress(OSError):
                 os.unlink(f"{name}.tmp", dir_fd=self.at)
 
@@ -399,122 +275,3 @@ def default_directory(scripts: Sequence[str], parent: Path = Path("runs"), *, pa
     name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}{suffix}"
     paths = itertools.chain([parent / name], (parent / f"{name}-{count}" for count in itertools.count(2)))
     return next(path for path in paths if not path.exists())
-
-
-@dataclass
-class StatusFile:
-    """Replaces `status.json` at most every two seconds. A failure to write it does not stop the run.
-
-    Args:
-        at: the open directory. may_write: whether it is still this process's.
-        clock: monotonic seconds. wall_clock: seconds since 1970, shown and not compared.
-    """
-
-    directory: Path
-    _: KW_ONLY
-    files: Files = OS_FILES
-    at: int | None = None
-    may_write: Callable[[], bool] = lambda: True
-    clock: Callable[[], float] = time.monotonic
-    wall_clock: Callable[[], float] = time.time
-
-    def __post_init__(self) -> None:
-        self._started = self.wall_clock()
-        self._written_s: float | None = None
-
-    def update(self, figures: JsonObject, state: State = "running", error: str | None = None) -> None:
-        """Write the run's figures, at most every `STATUS_EVERY_S` while it is running.
-
-        Args:
-            figures: JSON values; `rows_total` among them.
-        """
-        now = self.clock()
-        if state == "running" and self._written_s is not None and 0 <= now - self._written_s < STATUS_EVERY_S:
-            return
-        self._written_s = now
-        content = {
-            "state": state,
-            "error": error,
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "started": _iso(self._started),
-            "updated": _iso(self.wall_clock()),
-            **figures,
-        }
-        # Padded, so that on a full disk, which has no room for a new file, it can be overwritten.
-        text = json.dumps(content, indent=2).encode() + b"\n"
-        data = text.ljust(-(-len(text) // STATUS_BYTES) * STATUS_BYTES)
-        path = self.directory / STATUS_NAME
-        if not self.may_write():
-            return
-        try:
-            replace_file(self.files, path, [data], durable=False, at=self.at)
-        except OSError:
-            with contextlib.suppress(OSError):
-                self._overwrite(path, text)
-
-    def _overwrite(self, path: Path, text: bytes) -> None:
-        """Write over the existing file; a reader may see half of it."""
-        descriptor = os.open(
-            path if self.at is None else path.name,
-            os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
-            dir_fd=self.at,
-        )
-        try:
-            found = os.fstat(descriptor)
-            if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size >= len(text):
-                os.pwrite(descriptor, text.ljust(found.st_size), 0)
-        finally:
-            os.close(descriptor)
-
-
-def planned_rows(directory: Path) -> int | None:
-    """The number of rows that the run is to have, from `status.json` or `summary.json`; None if neither says so."""
-    for name, key in ((STATUS_NAME, "rows_total"), (SUMMARY_NAME, "planned")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            return int(json.loads(read_file(directory / name, MAX_SUMMARY_BYTES))[key])
-    return None
-
-
-def why_unfinished(directory: Path, num_rows: int) -> str | None:
-    """Why a run does not have all of its rows; None where it has, or where the file does not say.
-
-    A killed process cannot write that it was: `running` without such a process on this machine means that.
-
-    Args:
-        num_rows: rows in the directory now; the file may be older.
-    """
-    try:
-        status: Any = json.loads(read_file(directory / STATUS_NAME, MAX_STATUS_BYTES))
-        state, total = status["state"], int(status["rows_total"])
-        process, host, updated = int(status["pid"]), str(status["host"]), str(status["updated"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    count = f"it has {num_rows:,} of {total:,} rows"
-    match state:
-        case "running" if host != socket.gethostname():
-            return f"{count}; it was running on {host} at {updated}"
-        case "running" if _is_alive(process):
-            return f"{count}; it is still running, as process {process}"
-        case "running":
-            return f"{count}; its process ended early; run the same command again to continue"
-        case "interrupted":
-            return f"{count}; it was interrupted; run the same command again to continue"
-        case "failed":
-            return f"{count}; it failed ({status.get('error')})"
-        case _:
-            return None
-
-
-def _iso(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        pass
-    return True

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from rwkvbatch.model.base import Choices, ModelSpec, RaggedBatch, SampleBatch, State, StatePool
-from rwkvbatch.model.ops import reference
+from rwkvbatch.model.ops import choosing
 from rwkvbatch.prompt.tokenizer import world_tokenizer
 
 REPLY_PREFIX = "So = yes:"
@@ -85,7 +85,7 @@ class ScriptedModel:
         return reply[len(written)] + 1 if len(written) < len(reply) else ord("\n") + 1
 
     def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
-        return reference.choose(logits, batch)
+        return choosing.choose(logits, batch)
 
     def forward(
         self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False

@@ -10,7 +10,7 @@ import torch
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.base import Choices, ModelSpec, RaggedBatch, SampleBatch, State, StatePool
-from rwkvbatch.model.ops import reference
+from rwkvbatch.model.ops import choosing
 
 MODULUS = 2**31 - 1
 
@@ -91,7 +91,7 @@ class HashModel:
 
     def choose(self, logits: torch.Tensor, batch: SampleBatch) -> Choices:
         self.num_choices += 1
-        return reference.choose(logits, batch)
+        return choosing.choose(logits, batch)
 
     def forward(
         self, tokens: Sequence[Sequence[int]], state: State | None = None, every_token: bool = False

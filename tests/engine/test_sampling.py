@@ -16,7 +16,7 @@ from scipy import stats
 from rwkvbatch.config import Sampling, preset
 from rwkvbatch.engine.request import NoiseKey
 from rwkvbatch.engine.sampling import Penalties, SampleRow, exempt_tokens, gather
-from rwkvbatch.model.ops import reference
+from rwkvbatch.model.ops import choosing
 from rwkvbatch.prompt.tokenizer import world_tokenizer
 
 VOCAB = 40
@@ -31,7 +31,7 @@ def draws(logits: torch.Tensor, sampling: Sampling, count: int = NUM_DRAWS) -> n
             SampleRow(sampling, Penalties(sampling), NoiseKey(7, f"c{place}").philox_key, place % 5, place % 11)
             for place in range(first, first + 500)
         ]
-        chosen += reference.choose(logits.expand(500, -1), gather(rows, (), VOCAB)).tokens.tolist()
+        chosen += choosing.choose(logits.expand(500, -1), gather(rows, (), VOCAB)).tokens.tolist()
     return np.bincount(chosen, minlength=VOCAB)
 
 
@@ -102,7 +102,7 @@ def test_greedy_is_the_largest_logit_with_the_smallest_id(values: list[float], h
     sampling = Sampling(**how)  # type: ignore[arg-type]
     assert sampling.greedy
     row = SampleRow(sampling, Penalties(sampling), 1, 0, 0)
-    chosen = reference.choose(torch.tensor([values]), gather([row], (), VOCAB)).tokens[0]
+    chosen = choosing.choose(torch.tensor([values]), gather([row], (), VOCAB)).tokens[0]
     assert chosen == int(np.argmax(np.array(values, dtype=np.float32)))
 
 
@@ -111,13 +111,13 @@ def test_a_banned_token_is_never_chosen(values: list[float], seed: int) -> None:
     banned = tuple(range(0, VOCAB, 2))
     sampling = Sampling(temperature=1.0, top_p=1.0, banned_token_ids=banned)
     row = SampleRow(sampling, Penalties(sampling), seed, 0, 0)
-    assert reference.choose(torch.tensor([values]), gather([row], (), VOCAB)).tokens[0] % 2 == 1
+    assert choosing.choose(torch.tensor([values]), gather([row], (), VOCAB)).tokens[0] % 2 == 1
 
 
 def test_when_all_tokens_are_banned_none_is_chosen() -> None:
     sampling = Sampling(banned_token_ids=tuple(range(VOCAB)))
     row = SampleRow(sampling, Penalties(sampling), 1, 0, 0)
-    assert reference.choose(torch.zeros(1, VOCAB), gather([row], (), VOCAB)).tokens[0] == -1
+    assert choosing.choose(torch.zeros(1, VOCAB), gather([row], (), VOCAB)).tokens[0] == -1
 
 
 @given(st.lists(st.integers(0, 30), max_size=60))
@@ -235,7 +235,7 @@ class TestReference:
         sampling = Sampling(**{"temperature": 1.0, "top_p": 1.0, "banned_token_ids": (), **settings})
         rows = [SampleRow(sampling, Penalties(sampling), place, 0, 0) for place in range(places)]
         table = torch.tensor(logits).expand(places, -1)
-        return reference.choose(table, gather(rows, (), len(logits))).tokens.tolist()
+        return choosing.choose(table, gather(rows, (), len(logits))).tokens.tolist()
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
     def test_logits_that_are_no_numbers_give_no_token(self, bad: float) -> None:
@@ -256,7 +256,7 @@ class TestReference:
             assert self.choose(huge, places=64, **settings) == self.choose(small, places=64, **settings)
 
     def test_top_p_of_one_keeps_the_likeliest_and_the_least_likely(self) -> None:
-        kept = reference._kept(np.array([0.0, -50.0, -np.inf, -700.0]), 1.0, 0)  # pyright: ignore[reportPrivateUsage]
+        kept = choosing._kept(np.array([0.0, -50.0, -np.inf, -700.0]), 1.0, 0)  # pyright: ignore[reportPrivateUsage]
         assert kept.tolist() == [0, 1, 3]
 
     @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ class TestReference:
     def test_the_cutoff_is_the_probability_with_which_the_sum_reaches_top_p(
         self, probabilities: list[float], top_p: float, cutoff: float
     ) -> None:
-        found = reference._top_p_cutoff(np.array(probabilities), top_p)  # pyright: ignore[reportPrivateUsage]
+        found = choosing._top_p_cutoff(np.array(probabilities), top_p)  # pyright: ignore[reportPrivateUsage]
         assert found == cutoff
 
 
@@ -291,6 +291,6 @@ def test_logprobs_are_of_the_models_own_distribution_before_penalties() -> None:
     sampling = Sampling(temperature=0.5, presence_penalty=3.0, banned_token_ids=(0,))
     penalties = Penalties(sampling)
     penalties.count(4)
-    sampled = reference.choose(logits, gather([SampleRow(sampling, penalties, 1, 0, 0)], (), VOCAB))
+    sampled = choosing.choose(logits, gather([SampleRow(sampling, penalties, 1, 0, 0)], (), VOCAB))
     expected = logits.log_softmax(-1)[0, int(sampled.tokens[0])]
     assert sampled.logprobs[0] == pytest.approx(float(expected), abs=1e-6)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from tests.native import disturbed
 from tests.native.disturbed import DisturbedOps, Fault
 
 NUM_LAYERS = 2
+ISAS: tuple[Isa, ...] = tuple(isa for isa in get_args(Isa) if isa not in ("auto", "portable"))
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ def instruction_sets(shape: Shape, make: Make) -> None:
 def vector_sets() -> list[Isa]:
     """The instruction sets besides the portable one that this machine has."""
     found: list[Isa] = []
-    for isa in ("avx2", "avxvnni", "avx512", "avx512vnni"):
+    for isa in ISAS:
         with suppress(UsageError):
             found.append(CpuOps(1, isa).isa)
     return found

@@ -10,7 +10,7 @@ import pytest
 from rwkvbatch.errors import RunDirectoryError, RunLockedError, RunMismatchError, StorageError
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.runner import read_rows
-from rwkvbatch.results.directory import DirectoryLock
+from rwkvbatch.results.lock import DirectoryLock
 from tests.replay.fakes import FakeLoader, FakeSpec, make_conversation, make_plan
 from tests.replay.runs import StopAfter, results, run
 

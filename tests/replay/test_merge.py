@@ -28,7 +28,7 @@ from rwkvbatch.replay.merge import Merged, merge
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.replay.runner import RunOptions, execute
-from rwkvbatch.results.directory import DirectoryLock
+from rwkvbatch.results.lock import DirectoryLock
 from rwkvbatch.results.row import decode_row, encode_row
 from rwkvbatch.script.reader import SkippedLine
 from rwkvbatch.script.records import SourceLine

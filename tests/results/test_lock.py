@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rwkvbatch.errors import RunDirectoryError, RunLockedError
-from rwkvbatch.results.directory import DirectoryLock
+from rwkvbatch.results.lock import DirectoryLock
 
 
 class TestLock:

@@ -13,8 +13,10 @@ import pytest
 from rwkvbatch.errors import RunDirectoryError, RunLockedError, RunReplacedError, StorageError
 from rwkvbatch.files import OS_FILES
 from rwkvbatch.replay.progress import Progress
-from rwkvbatch.results.directory import DirectoryLock, RunDirectory, StatusFile
+from rwkvbatch.results.directory import RunDirectory
+from rwkvbatch.results.lock import DirectoryLock
 from rwkvbatch.results.recovery import read_results
+from rwkvbatch.results.status import StatusFile
 from rwkvbatch.results.store import RowStore
 from tests.replay.fakes import FakeLoader, make_plan, make_row
 from tests.replay.runs import results, run

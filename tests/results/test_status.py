@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rwkvbatch.replay.progress import Progress
-from rwkvbatch.results.directory import STATUS_NAME, State, StatusFile, why_unfinished
+from rwkvbatch.results.status import STATUS_NAME, State, StatusFile, why_unfinished
 
 PROGRESS = Progress(
     rows_done=5, rows_total=2000, failures=0, failed_checks=0, active=1, reply_tokens=9, elapsed_s=1.0,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from rwkvbatch.errors import RunLockedError
-from rwkvbatch.results.directory import DirectoryLock
+from rwkvbatch.results.lock import DirectoryLock
 from rwkvbatch.results.row import Row
 from tests.replay.disks import PowerCutFiles
 from tests.replay.fakes import make_row

@@ -178,5 +178,5 @@ class Operations(StepOperations, Protocol):
     # Choosing tokens
 
     def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
-        """See `Model.choose`, and `reference.choose` for the definition."""
+        """See `Model.choose`, and `choosing.choose` for the definition."""
         ...

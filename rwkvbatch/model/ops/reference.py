@@ -6,24 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from rwkvbatch.errors import CheckpointError
-from rwkvbatch.model.base import (
-    TEMPERATURE_FIRST,
-    TOP_K_FIRST,
-    Choices,
-    FloatArray,
-    IntArray,
-    RaggedBatch,
-    SampleBatch,
-    State,
-    StatePool,
-)
+from rwkvbatch.model.base import Choices, RaggedBatch, SampleBatch, State, StatePool
 from rwkvbatch.model.ops import Activation, HeadRows, HeadWeights, Product, Rounding, ShiftKind
+from rwkvbatch.model.ops.choosing import choose
 
 SCALED_INPUTS = 128
 """This many inputs of an output share a scale."""
@@ -146,7 +136,6 @@ NORMALIZE_EPS = 1e-12
 DECAY_SCALE = float(np.exp(-0.5))
 
 Vectors = tuple[Tensor, Tensor]
-Scores = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
 @dataclass(eq=False)
@@ -378,152 +367,3 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "decay": lambda x: torch.exp(-DECAY_SCALE * torch.sigmoid(x)),
     "relu_squared": lambda x: torch.relu(x) ** 2,
 }
-
-
-def choose(logits: Tensor, batch: SampleBatch) -> Choices:
-    """The definition of `Model.choose`: `sample` of the first rows of `logits` [P, V], `look_up` of the others.
-
-    Log-probabilities are computed in fp64 and rounded to fp32 at the end.
-
-    Raises:
-        ValueError: see `Model.choose`.
-    """
-    batch.check(*logits.shape)
-    sampled = sample(logits[: batch.num_sampled], batch)
-    found = look_up(logits, np.concatenate([np.maximum(sampled, 0), batch.given]))
-    return Choices(np.concatenate([sampled, found.tokens[batch.num_sampled :]]), found.logprobs)
-
-
-def look_up(logits: Tensor, given: IntArray) -> Choices:
-    """The likeliest token of each row of `logits` [P, V], and the log-probabilities of `given` [P]."""
-    # Apple's GPUs have no fp64.
-    rows = (logits.cpu() if logits.device.type == "mps" else logits).double()
-    chosen = rows.gather(1, torch.from_numpy(given).to(rows.device).unsqueeze(1)).squeeze(1)
-    logprobs = (chosen - torch.logsumexp(rows, dim=1)).float().cpu().numpy()
-    return Choices(rows.argmax(dim=1).cpu().numpy(), logprobs)
-
-
-def sample(logits: Tensor, batch: SampleBatch) -> IntArray:
-    """Choose a token for each row of `logits` [S, V], with cuts in the order of the `rwkv` package's `sample_logits`.
-
-    Penalties are subtracted; of the softmax, the likeliest tokens whose probabilities reach top_p are kept (ties
-    with the last one too), then at most top_k (smaller ids first among equals). With `TOP_K_FIRST` these two cuts
-    change places, and top_p is a share of what top_k kept; with `TEMPERATURE_FIRST` the logits are divided by the
-    temperature before the cuts. Then tokens below `least_scores` are dropped. Of the kept tokens, the one with the
-    largest logit / temperature + Gumbel noise is chosen. Temperature 0, top_p 0 or top_k 1 choose the largest logit,
-    the smallest id among equals. Everything after the penalties is fp64. A row without a possible token gets -1.
-    """
-    rows = logits.float().cpu().numpy()
-    return np.array([_sample_row(rows[row], batch, row) for row in range(len(rows))], dtype=np.int64)
-
-
-def _sample_row(row_logits: FloatArray, batch: SampleBatch, row: int) -> int:
-    if np.isnan(row_logits).any() or np.isposinf(row_logits).any():
-        return -1
-    start, stop = batch.penalty_starts[row : row + 2]
-    penalised = row_logits.copy()
-    penalised[batch.penalty_ids[start:stop]] -= batch.penalty_values[start:stop]
-    best = int(penalised.argmax())
-    if np.isneginf(penalised[best]):
-        return -1
-    temperature, top_p, top_k = float(batch.temperature[row]), float(batch.top_p[row]), int(batch.top_k[row])
-    if temperature == 0 or top_p == 0 or top_k == 1:
-        return best
-    scores = penalised.astype(np.float64) - float(penalised[best])
-    scaled = scores / temperature
-    order = int(batch.orders[row])
-    cut = scaled if order & TEMPERATURE_FIRST else scores
-    kept = _kept(cut, top_p, top_k, top_k_first=bool(order & TOP_K_FIRST))
-    kept = kept[scores[kept] >= batch.least_scores[row]]
-    noise = gumbel(int(batch.noise_keys[row]), int(batch.turns[row]), int(batch.steps[row]), kept)
-    return int(kept[np.argmax(scaled[kept] + noise)])
-
-
-def _kept(scores: Scores, top_p: float, top_k: int, *, top_k_first: bool = False) -> IntArray:
-    """Ascending ids of the tokens that survive top-p and top-k; `scores` are logits less their maximum."""
-    if top_k_first:
-        scores = _within_top_k(scores, top_k)
-    if top_p < 1:
-        probabilities = np.exp(scores)
-        probabilities /= probabilities.sum()
-        scores = np.where(probabilities >= _top_p_cutoff(probabilities, top_p), scores, -np.inf)
-    if not top_k_first:
-        scores = _within_top_k(scores, top_k)
-    return np.flatnonzero(scores > -np.inf).astype(np.int64)
-
-
-def _within_top_k(scores: Scores, top_k: int) -> Scores:
-    """`scores` with minus infinity for all but the largest `top_k`, smaller ids first among equals; 0 keeps all."""
-    if not 0 < top_k < len(scores):
-        return scores
-    result = np.full_like(scores, -np.inf)
-    kept = np.argsort(-scores, kind="stable")[:top_k]
-    result[kept] = scores[kept]
-    return result
-
-
-def _top_p_cutoff(probabilities: Scores, top_p: float) -> float:
-    """The smallest kept probability: that of the token with which the sorted sum reaches `top_p`."""
-    # Most of a large vocabulary is far below any cut: sort the likeliest tokens first, and all only if needed.
-    size = len(probabilities)
-    for count in (512, size):
-        if count < size:
-            descending = -np.sort(-np.partition(probabilities, size - count)[size - count :])
-        else:
-            descending = -np.sort(-probabilities)
-        reached = np.cumsum(descending) >= top_p
-        if reached.any():
-            return float(descending[int(np.argmax(reached))])
-    return 0.0
-
-
-# Philox 4x32 with 10 rounds (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The
-# key is the row's 64-bit noise key; the counter is (token id // 4, step, turn, 0), and word `token id % 4` of the block
-# belongs to the token. Nothing depends on the batch, the worker or the order of calls.
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_MASK = 0xFFFFFFFF
-ROUNDS = 10
-
-
-def philox_4x32(counter: npt.NDArray[np.uint32], key: int) -> npt.NDArray[np.uint32]:
-    """The Philox 4x32-10 block of each counter.
-
-    Args:
-        counter: [n, 4] uint32.
-        key: 64 bits; the low word is the first key word.
-
-    Returns:
-        [n, 4] uint32.
-    """
-    words = [counter[:, i].astype(np.uint64) for i in range(4)]
-    key_words = [key & _MASK, (key >> 32) & _MASK]
-    mask = np.uint64(_MASK)
-    for _ in range(ROUNDS):
-        products = [words[0] * np.uint64(_MULTIPLIERS[0]), words[2] * np.uint64(_MULTIPLIERS[1])]
-        high = [product >> np.uint64(32) for product in products]
-        low = [product & mask for product in products]
-        words = [
-            high[1] ^ words[1] ^ np.uint64(key_words[0]),
-            low[1],
-            high[0] ^ words[3] ^ np.uint64(key_words[1]),
-            low[0],
-        ]
-        key_words = [(key_words[i] + _WEYL[i]) & _MASK for i in range(2)]
-    return np.stack(words, axis=1).astype(np.uint32)
-
-
-def gumbel(key: int, turn: int, step: int, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Standard Gumbel noise of `tokens` [n] at one step of one turn; [n] float64.
-
-    -ln(-ln u) with u = (word + 1/2) / 2^32: adding it to log-probabilities and taking the largest draws a token from
-    them (Gumbel-max).
-    """
-    blocks, inverse = np.unique(tokens // 4, return_inverse=True)
-    counter = np.zeros((len(blocks), 4), dtype=np.uint32)
-    counter[:, 0] = blocks
-    counter[:, 1] = step
-    counter[:, 2] = turn
-    words = philox_4x32(counter, key)[inverse, tokens % 4]
-    uniform = (words.astype(np.float64) + 0.5) * 2.0**-32
-    return -np.log(-np.log(uniform))

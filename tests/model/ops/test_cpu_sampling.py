@@ -1,4 +1,4 @@
-"""The native choice of tokens against the definition in `reference.choose`."""
+"""The native choice of tokens against the definition in `choosing.choose`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from rwkvbatch.model.ops import reference
+from rwkvbatch.model.ops import choosing
 from tests.model.ops.sample_batches import batch_of, logits_of, select, without_penalties
 
 pytest.importorskip("rwkvbatch._native")
@@ -30,7 +30,7 @@ def test_the_same_tokens_and_probabilities_as_the_definition(
     batch = batch_of(rows, vocab_size)
     before = logits.clone()
     found = CpuOps(threads=2, isa=isa).choose(logits, batch)  # pyright: ignore[reportArgumentType]
-    expected = reference.choose(logits, batch)
+    expected = choosing.choose(logits, batch)
     assert torch.equal(logits, before)
     assert found.tokens.tolist() == expected.tokens.tolist()
     np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=1e-5, atol=2e-5)
@@ -40,7 +40,7 @@ def test_the_same_tokens_and_probabilities_as_the_definition(
 def test_a_whole_vocabulary(fixed: dict[str, float]) -> None:
     logits = logits_of(12, 65536, 2.0)
     batch = batch_of(12, 65536, temperature=1.0, **fixed)
-    found, expected = CpuOps().choose(logits, batch), reference.choose(logits, batch)
+    found, expected = CpuOps().choose(logits, batch), choosing.choose(logits, batch)
     assert found.tokens.tolist() == expected.tokens.tolist()
 
 
@@ -84,7 +84,7 @@ def test_log_probabilities_and_the_first_of_equal_maxima(vocab_size: int, isa: s
     tokens = np.random.default_rng(1).integers(0, vocab_size, 30)
     batch = select(batch_of(1, vocab_size), [], tokens)
     found = CpuOps(threads=2, isa=isa).choose(logits, batch)  # pyright: ignore[reportArgumentType]
-    expected = reference.choose(logits, batch)
+    expected = choosing.choose(logits, batch)
     assert found.tokens.tolist() == expected.tokens.tolist()
     np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=1e-6, atol=5e-6)
 

@@ -114,7 +114,7 @@ def exact_product(x: torch.Tensor, weight: torch.Tensor, rounding: Rounding) -> 
 
 
 class TestNative:
-    @pytest.fixture(params=["portable", "avx2", "avxvnni", "avx512", "avx512vnni"])
+    @pytest.fixture(params=["portable", "avx2", "avxvnni", "avx512", "avx512vnni", "neon", "neondot", "neoni8mm"])
     def make(self, request: pytest.FixtureRequest):
         cpu = pytest.importorskip("rwkvbatch.model.ops.cpu")
         made = []

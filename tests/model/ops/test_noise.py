@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rwkvbatch.model.ops import reference as noise
-from rwkvbatch.model.ops.reference import gumbel, philox_4x32
+from rwkvbatch.model.ops import choosing as noise
+from rwkvbatch.model.ops.choosing import gumbel, philox_4x32
 
 # The known answers that the authors of Random123 publish with it (kat_vectors, philox4x32 10).
 KNOWN = [

@@ -1,4 +1,4 @@
-"""The choice of tokens as kernels, against the definition in `reference.choose`."""
+"""The choice of tokens as kernels, against the definition in `choosing.choose`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rwkvbatch.model.base import SampleBatch
-from rwkvbatch.model.ops import reference
+from rwkvbatch.model.ops import choosing
 from rwkvbatch.model.ops.batch import upload
 from tests.model.ops.device import DEVICE, guarded, untouched
 from tests.model.ops.sample_batches import batch_of, logits_of, select, without_penalties
@@ -18,8 +18,8 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
+from rwkvbatch.model.ops.choosing import philox_4x32
 from rwkvbatch.model.ops.cuda import CudaOps
-from rwkvbatch.model.ops.reference import philox_4x32
 from rwkvbatch.model.ops.triton import sample
 
 # exp(-infinity - -infinity) of rows that have no token to choose.
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:Runtim
 def compare(logits: torch.Tensor, batch: SampleBatch) -> np.ndarray:
     """The device's tokens, which have to be the definition's, with their log-probabilities."""
     on_device = logits.to(DEVICE)
-    found, expected = CudaOps(DEVICE).choose(on_device, batch), reference.choose(logits, batch)
+    found, expected = CudaOps(DEVICE).choose(on_device, batch), choosing.choose(logits, batch)
     assert found.tokens.tolist() == expected.tokens.tolist()
     np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=1e-5, atol=2e-5)
     assert torch.equal(on_device.cpu(), logits)
@@ -74,7 +74,7 @@ def test_unusable_rows_get_minus_one_and_their_neighbours_a_token() -> None:
     batch = without_penalties(batch_of(5, 50, temperature=1.0, top_p=0.9, top_k=0))
     tokens = CudaOps(DEVICE).choose(logits.to(DEVICE), batch).tokens
     assert (tokens == -1).tolist() == [False, True, True, True, False]
-    assert tokens.tolist() == reference.choose(logits, batch).tokens.tolist()
+    assert tokens.tolist() == choosing.choose(logits, batch).tokens.tolist()
 
 
 def test_a_row_of_which_every_token_is_banned_gets_minus_one() -> None:
@@ -103,7 +103,7 @@ def test_log_probabilities_and_the_first_of_equal_maxima(vocab_size: int) -> Non
     logits = logits_of(6, vocab_size, 3.0, ties=True)
     tokens = np.random.default_rng(1).integers(0, vocab_size, 6)
     batch = select(batch_of(1, vocab_size), [], tokens)
-    found, expected = CudaOps(DEVICE).choose(logits.to(DEVICE), batch), reference.choose(logits, batch)
+    found, expected = CudaOps(DEVICE).choose(logits.to(DEVICE), batch), choosing.choose(logits, batch)
     assert found.tokens.tolist() == expected.tokens.tolist()
     np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=1e-6, atol=5e-6)
 
@@ -115,7 +115,7 @@ def test_nothing_is_written_but_one_token_and_one_log_probability_a_row() -> Non
     tokens, token_memory = guarded(3, dtype=torch.int32)
     logprobs, logprob_memory = guarded(3)
     sample.sample(logits.to(DEVICE), settings, work, tokens, logprobs)
-    assert tokens.tolist() == reference.choose(logits, batch).tokens.tolist()
+    assert tokens.tolist() == choosing.choose(logits, batch).tokens.tolist()
     assert untouched(work_memory)
     assert untouched(token_memory)
     assert untouched(logprob_memory)

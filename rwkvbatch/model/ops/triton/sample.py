@@ -1,6 +1,6 @@
 """The choice of tokens on the device: penalties, cuts and keyed noise. One program per row; nothing is sorted.
 
-The definition is `reference.sample`. Precision: exponentials are fp32, added in fp32 within a block of the vocabulary
+The definition is `choosing.sample`. Precision: exponentials are fp32, added in fp32 within a block of the vocabulary
 and in fp64 from block to block, so the top-p cut can fall differently where a sum of probabilities is within about
 1e-6 of top_p. The noise and the scores that decide are fp64, as in the definition. fp32 bounds only rule out tokens
 that cannot win: -ln u >= 1 - u, so a token's noise is at most -ln(1 - u).
@@ -260,7 +260,7 @@ def _look_up(logits_ptr, given_ptr, best_ptr, logprobs_ptr, VOCAB: tl.constexpr,
 
 
 def sample(logits: Tensor, settings: Sequence[Tensor], work: Tensor, tokens: Tensor, logprobs: Tensor) -> None:
-    """`reference.sample` of `logits` [P, V] fp32 into `tokens` [P] int32 and `logprobs` [P] fp32.
+    """`choosing.sample` of `logits` [P, V] fp32 into `tokens` [P] int32 and `logprobs` [P] fp32.
 
     Args:
         settings: `SampleBatch.arrays` but for the last, on the device.
@@ -273,7 +273,7 @@ def sample(logits: Tensor, settings: Sequence[Tensor], work: Tensor, tokens: Ten
 
 
 def look_up(logits: Tensor, given: Tensor, best: Tensor, logprobs: Tensor) -> None:
-    """`reference.look_up` of `given` [P] in `logits` [P, V] fp32 into `best` [P] int32 and `logprobs` [P] fp32."""
+    """`choosing.look_up` of `given` [P] in `logits` [P, V] fp32 into `best` [P] int32 and `logprobs` [P] fp32."""
     num_rows, vocab_size = logits.shape
     _look_up[(num_rows,)](logits, given, best, logprobs, VOCAB=vocab_size, BLOCK=_block(vocab_size), num_warps=8)
 

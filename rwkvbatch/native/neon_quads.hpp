@@ -1,0 +1,116 @@
+// The quads of `quads.hpp` with NEON: by `usdot` and `usmmla` (RWKV_MATRIX), by `sdot` (RWKV_DOT), or by widening products.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstring>
+
+#include "kernels.hpp"
+#include "vec.hpp"
+
+namespace rwkv {
+namespace RWKV_ISA {
+
+constexpr size_t QUAD_BYTES = 4;
+struct QuadWeights { I16 bytes; };
+
+RWKV_INLINE void store_inputs(uint8_t* to, I16 integers) {
+    const uint16x8_t first = vcombine_u16(vmovn_u32(integers.a), vmovn_u32(integers.b));
+    const uint16x8_t second = vcombine_u16(vmovn_u32(integers.c), vmovn_u32(integers.d));
+    vst1q_u8(to, vcombine_u8(vmovn_u16(first), vmovn_u16(second)));
+}
+
+#if defined(RWKV_MATRIX)
+
+// Unsigned weights times signed inputs.
+constexpr int weight_excess(Dtype dtype) { return zero_weight(dtype); }
+template <Dtype> RWKV_INLINE QuadWeights split_quad(I16 bytes) { return {bytes}; }
+
+#else
+
+// Both signed: the weights of W8A8 lose their excess by the flip of a bit, those of INT4 are small enough.
+constexpr int weight_excess(Dtype dtype) { return dtype == Dtype::W8A8 ? 0 : zero_weight(dtype); }
+template <Dtype D> RWKV_INLINE QuadWeights split_quad(I16 bytes) {
+    return {D == Dtype::W8A8 ? bytes ^ set1(0x80808080u) : bytes};
+}
+
+#endif
+
+#if defined(RWKV_DOT) || defined(RWKV_MATRIX)
+
+struct QuadInputs { int8x8_t bytes; };  // in the first lane
+
+RWKV_INLINE QuadInputs load_inputs(const uint8_t* from) {
+    uint32_t word;
+    std::memcpy(&word, from, sizeof word);
+    return {vcreate_s8(word)};
+}
+// As assembly, since GCC 12 copies the sums of a tile around the intrinsics.
+RWKV_INLINE uint32x4_t add_products(uint32x4_t sum, uint32x4_t w, QuadInputs x) {
+#if defined(RWKV_MATRIX)
+    __asm__("usdot %0.4s, %1.16b, %2.4b[0]" : "+w"(sum) : "w"(w), "w"(x.bytes));
+#else
+    __asm__("sdot %0.4s, %1.16b, %2.4b[0]" : "+w"(sum) : "w"(w), "w"(x.bytes));
+#endif
+    return sum;
+}
+
+#else
+
+struct QuadInputs { int8x16_t bytes; };
+
+RWKV_INLINE QuadInputs load_inputs(const uint8_t* from) {
+    uint32_t word;
+    std::memcpy(&word, from, sizeof word);
+    return {vreinterpretq_s8_u32(vdupq_n_u32(word))};
+}
+// The products of two inputs fit into 16 bits: 2 x 127 x 127.
+RWKV_INLINE uint32x4_t add_products(uint32x4_t sum, uint32x4_t w, QuadInputs x) {
+    const int8x16_t weights = vreinterpretq_s8_u32(w);
+    const int16x8_t low = vmull_s8(vget_low_s8(weights), vget_low_s8(x.bytes)), high = vmull_high_s8(weights, x.bytes);
+    return vreinterpretq_u32_s32(vpadalq_s16(vreinterpretq_s32_u32(sum), vpaddq_s16(low, high)));
+}
+
+#endif
+
+RWKV_INLINE void add_products(I16& sum, QuadWeights w, QuadInputs x) {
+    const auto add = [&](uint32x4_t p, uint32x4_t q) __attribute__((always_inline)) { return add_products(p, q, x); };
+    sum = each<I16>(add, sum, w.bytes);
+}
+
+#if defined(RWKV_MATRIX)
+
+// Eight inputs of two rows, eight weights of four outputs, and the sums of their products: of each output with both rows.
+struct RowPair { int8x16_t bytes; };
+struct OutputPairs { uint8x16_t first, second; };
+struct MatrixSums { int32x4_t v[8]; };
+
+RWKV_INLINE MatrixSums start_sums(int32_t first, int32_t second) {
+    const int32x4_t both = vzip1q_s32(vdupq_n_s32(first), vdupq_n_s32(second));
+    return {{both, both, both, both, both, both, both, both}};
+}
+RWKV_INLINE RowPair load_pair(const uint8_t* first, const uint8_t* second) {
+    return {vreinterpretq_s8_u8(vcombine_u8(vld1_u8(first), vld1_u8(second)))};
+}
+// From the two quads' weights of four outputs.
+RWKV_INLINE OutputPairs load_outputs(const uint8_t* first, const uint8_t* second) {
+    const uint32x4_t low = vreinterpretq_u32_u8(vld1q_u8(first)), high = vreinterpretq_u32_u8(vld1q_u8(second));
+    return {vreinterpretq_u8_u32(vzip1q_u32(low, high)), vreinterpretq_u8_u32(vzip2q_u32(low, high))};
+}
+// To the sums of outputs 4 `four` to 4 `four` + 3.
+RWKV_INLINE void add_products(MatrixSums& sums, size_t four, const OutputPairs& outputs, RowPair rows) {
+    sums.v[2 * four] = vusmmlaq_s32(sums.v[2 * four], outputs.first, rows.bytes);
+    sums.v[2 * four + 1] = vusmmlaq_s32(sums.v[2 * four + 1], outputs.second, rows.bytes);
+}
+RWKV_INLINE I16 sums_of_row(const MatrixSums& sums, size_t second) {
+    const auto four = [&](size_t i) {
+        const int32x4_t a = sums.v[2 * i], b = sums.v[2 * i + 1];
+        return vreinterpretq_u32_s32(second != 0 ? vuzp2q_s32(a, b) : vuzp1q_s32(a, b));
+    };
+    return {four(0), four(1), four(2), four(3)};
+}
+
+#endif
+
+}  // namespace RWKV_ISA
+}  // namespace rwkv

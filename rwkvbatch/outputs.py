@@ -1,0 +1,117 @@
+"""What `LLM` returns: the replies to a prompt, and scores of continuations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rwkvbatch.engine.request import SHOWN_CHARACTERS, FinishReason, Reply, ReplyTiming, Score
+from rwkvbatch.errors import NonFiniteLogitsError
+from rwkvbatch.prepared import PreparedPrompt
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """One reply.
+
+    Attributes:
+        index: its repetition, from 0 to n - 1.
+        text: without the stop text. `generate` leaves it as it is; `chat` strips it and puts the part of the thinking
+            that the prompt began in front.
+        token_ids: with the tokens of the stop text, without end of text (0).
+        finish_reason: `stop` (a stop text), `eos` (token 0), `length` (max_tokens) or `time` (max_seconds).
+        stopped_by: the stop text, when that is the reason.
+        logprobs: natural-log probability of each of `token_ids` under the model's own distribution.
+        num_cached_tokens: prompt tokens that did not have to be read.
+        timing: seconds.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stopped_by: str | None
+    logprobs: tuple[float, ...]
+    num_cached_tokens: int
+    timing: ReplyTiming
+
+    @property
+    def cumulative_logprob(self) -> float:
+        """Sum of `logprobs`, in nats."""
+        return math.fsum(self.logprobs)
+
+    def __repr__(self) -> str:
+        return f"<CompletionOutput {_shown(self.text)}: {len(self.token_ids)} tokens, {self.finish_reason}>"
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """The replies to one prompt.
+
+    Attributes:
+        prompt: the text that was read; None when token ids were given.
+        prompt_token_ids: its tokens, those of an initial state not among them.
+        outputs: n replies, by repetition.
+    """
+
+    prompt: str | None
+    prompt_token_ids: tuple[int, ...]
+    outputs: tuple[CompletionOutput, ...]
+
+    @property
+    def text(self) -> str:
+        """Text of the first reply."""
+        return self.outputs[0].text
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    def __repr__(self) -> str:
+        more = f" and {len(self.outputs) - 1} more" if len(self.outputs) > 1 else ""
+        return f"<RequestOutput {_shown(self.text)}{more}, after {self.num_prompt_tokens} tokens>"
+
+
+@dataclass(frozen=True)
+class ScoreOutput(Score):
+    """Log-probabilities of one continuation, and its `token_ids`."""
+
+    token_ids: tuple[int, ...]
+
+    @property
+    def logprob(self) -> float:
+        """Sum of `logprobs`: the continuation's log-probability, in nats."""
+        return math.fsum(self.logprobs)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether greedy decoding would generate the continuation."""
+        return self.num_matched == len(self.token_ids)
+
+    def __repr__(self) -> str:
+        return f"<ScoreOutput: {len(self.token_ids)} tokens, logprob {self.logprob:.4f}, {self.num_matched} matched>"
+
+
+def output_of(prompt: PreparedPrompt, replies: Iterable[Reply]) -> RequestOutput:
+    outputs = tuple(completion_of(prompt, index, reply) for index, reply in enumerate(replies))
+    return RequestOutput(prompt.text, prompt.tokens, outputs)
+
+
+def completion_of(prompt: PreparedPrompt, index: int, reply: Reply) -> CompletionOutput:
+    if reply.finish_reason == "error":
+        raise NonFiniteLogitsError(f"{prompt.name}: {reply.error}")
+    return CompletionOutput(
+        index=index,
+        text=prompt.shown(reply.text),
+        token_ids=reply.ids,
+        finish_reason=reply.finish_reason,
+        stopped_by=reply.stopped_by,
+        logprobs=reply.logprobs,
+        num_cached_tokens=reply.num_cached,
+        timing=reply.timing,
+    )
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…")

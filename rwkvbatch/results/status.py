@@ -1,0 +1,144 @@
+"""`status.json`: how far a run is, for readers in other processes, and why a run is unfinished."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rwkvbatch.files import OS_FILES, Files, read_file, replace_file
+from rwkvbatch.results.manifest import JsonObject
+from rwkvbatch.results.summary import MAX_SUMMARY_BYTES, SUMMARY_NAME
+
+STATUS_NAME = "status.json"
+STATUS_EVERY_S = 2.0
+STATUS_BYTES = 4096
+MAX_STATUS_BYTES = 2**20
+
+State = Literal["running", "done", "interrupted", "failed"]
+
+
+@dataclass
+class StatusFile:
+    """Replaces `status.json` at most every two seconds. A failure to write it does not stop the run.
+
+    Args:
+        at: the open directory. may_write: whether it is still this process's.
+        clock: monotonic seconds. wall_clock: seconds since 1970, shown and not compared.
+    """
+
+    directory: Path
+    _: KW_ONLY
+    files: Files = OS_FILES
+    at: int | None = None
+    may_write: Callable[[], bool] = lambda: True
+    clock: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
+        self._started = self.wall_clock()
+        self._written_s: float | None = None
+
+    def update(self, figures: JsonObject, state: State = "running", error: str | None = None) -> None:
+        """Write the run's figures, at most every `STATUS_EVERY_S` while it is running.
+
+        Args:
+            figures: JSON values; `rows_total` among them.
+        """
+        now = self.clock()
+        if state == "running" and self._written_s is not None and 0 <= now - self._written_s < STATUS_EVERY_S:
+            return
+        self._written_s = now
+        content = {
+            "state": state,
+            "error": error,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": _iso(self._started),
+            "updated": _iso(self.wall_clock()),
+            **figures,
+        }
+        # Padded, so that on a full disk, which has no room for a new file, it can be overwritten.
+        text = json.dumps(content, indent=2).encode() + b"\n"
+        data = text.ljust(-(-len(text) // STATUS_BYTES) * STATUS_BYTES)
+        path = self.directory / STATUS_NAME
+        if not self.may_write():
+            return
+        try:
+            replace_file(self.files, path, [data], durable=False, at=self.at)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._overwrite(path, text)
+
+    def _overwrite(self, path: Path, text: bytes) -> None:
+        """Write over the existing file; a reader may see half of it."""
+        descriptor = os.open(
+            path if self.at is None else path.name,
+            os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
+            dir_fd=self.at,
+        )
+        try:
+            found = os.fstat(descriptor)
+            if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size >= len(text):
+                os.pwrite(descriptor, text.ljust(found.st_size), 0)
+        finally:
+            os.close(descriptor)
+
+
+def planned_rows(directory: Path) -> int | None:
+    """The number of rows that the run is to have, from `status.json` or `summary.json`; None if neither says so."""
+    for name, key in ((STATUS_NAME, "rows_total"), (SUMMARY_NAME, "planned")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            return int(json.loads(read_file(directory / name, MAX_SUMMARY_BYTES))[key])
+    return None
+
+
+def why_unfinished(directory: Path, num_rows: int) -> str | None:
+    """Why a run does not have all of its rows; None where it has, or where the file does not say.
+
+    A killed process cannot write that it was: `running` without such a process on this machine means that.
+
+    Args:
+        num_rows: rows in the directory now; the file may be older.
+    """
+    try:
+        status: Any = json.loads(read_file(directory / STATUS_NAME, MAX_STATUS_BYTES))
+        state, total = status["state"], int(status["rows_total"])
+        process, host, updated = int(status["pid"]), str(status["host"]), str(status["updated"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    count = f"it has {num_rows:,} of {total:,} rows"
+    match state:
+        case "running" if host != socket.gethostname():
+            return f"{count}; it was running on {host} at {updated}"
+        case "running" if _is_alive(process):
+            return f"{count}; it is still running, as process {process}"
+        case "running":
+            return f"{count}; its process ended early; run the same command again to continue"
+        case "interrupted":
+            return f"{count}; it was interrupted; run the same command again to continue"
+        case "failed":
+            return f"{count}; it failed ({status.get('error')})"
+        case _:
+            return None
+
+
+def _iso(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
