@@ -55,6 +55,13 @@ def test_one_more_conversation_for_the_better_is_never_less_significant(clusters
         assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(ps))
 
 
+@pytest.mark.parametrize("outcome", [[0.0] * 5, [1.0, 1.0, 1.0, 0.0, 0.0]])
+def test_where_nothing_can_be_decided_the_interval_is_the_whole_range(outcome: list[float]) -> None:
+    found = one(outcome, widest=1.0)
+    assert (found.low, found.high, found.low_alone, found.high_alone) == (-1.0, 1.0, -1.0, 1.0)
+    assert math.isnan(found.detectable)
+
+
 def test_five_conversations_cannot_decide_and_six_can() -> None:
     five, six = one([1.0] * 5, widest=1.0), one([1.0] * 6, widest=1.0)
     assert (five.p, five.decidable, five.significant) == (0.0625, False, False)
