@@ -9,7 +9,7 @@ JOBS   ?= auto
 # A run ends with 1 when checks on replies failed: that is a result here, not a reason to stop.
 CHECKS_FAILED := [ $$? -eq 1 ]
 
-.PHONY: help setup demo test test-arm test-ecosystem lint types contracts documents unit fix check bench sweep compare gate train datasets fuzz sanitize docs wheels test-oldest clean
+.PHONY: help setup demo test test-arm test-ecosystem lint types contracts documents unit fix check bench gpu sweep compare gate train datasets fuzz sanitize docs wheels test-oldest clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -81,6 +81,9 @@ fix: $(VENV)/.installed-test  ## Format, fix what can be fixed, renew the genera
 bench: $(VENV)/.installed  ## Measure this machine, the kernels and the rwkv package in one run
 	$(BIN)/rwkvbatch bench --random 12x768 --against rwkv
 
+gpu: $(VENV)/.installed-test  ## Verify, test and measure everything on an NVIDIA GPU in ten minutes: gpu-report.json, .md
+	$(BIN)/python benchmarks/gpu_report.py --out gpu-report
+
 sweep: $(VENV)/.installed  ## Temperature x frequency penalty, 5 repeats, on the bundled model, into runs/sweep
 	rm -rf $(OUT)/sweep
 	$(BIN)/rwkvbatch run datasets/styles.jsonl datasets/copying.jsonl --grid datasets/grid.toml --top-p 1 \
@@ -103,11 +106,16 @@ datasets: $(VENV)/.installed-test  ## Write datasets/ anew from the generator
 
 FUZZ_SECONDS ?= 60
 FUZZ_CORPUS  ?= build/fuzz
+FUZZED_READERS := gguf safetensors hf-config hf-index quantised adapter peft-config tokenizer world-vocabulary state \
+	lm-eval inspect promptfoo csv parquet benchmark chats chat-array stream request
 
 fuzz: $(VENV)/.installed-test  ## Fuzz each reader of foreign input for FUZZ_SECONDS=60; ends at a finding
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
 	for target in gates text checks script checkpoint; do \
 		$(BIN)/python -m tools.fuzz.fuzz_$$target $(FUZZ_SECONDS) $(FUZZ_CORPUS)/$$target || exit 1; \
+	done
+	for reader in $(FUZZED_READERS); do \
+		$(BIN)/python -m tools.fuzz.fuzz_reader $$reader $(FUZZ_SECONDS) $(FUZZ_CORPUS)/$$reader || exit 1; \
 	done
 
 # Leaks are not looked for: the interpreter and torch keep what they have until the end. The C++ library is loaded first

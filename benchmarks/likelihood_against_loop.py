@@ -13,6 +13,10 @@ seconds of all threads, which other programs on the machine disturb less.
     python benchmarks/likelihood_against_loop.py [--shape 12x768] [--tasks LAMBADA MMLU] [--lambada FILE] [--texts 64]
         [--loop 4] [--rounds 3]
 
+`MMLU-few-shot` is the form of hendrycks/test's `evaluate.py`: five examples of the subject before each question. Its
+loop reads them for every question, `rwkvbatch` once for each subject. Where nothing is shared, both read all tokens,
+and no more can be gained than the loop loses against the processor's arithmetic.
+
 `--lambada FILE` has lines of `text`; without it, texts are made of words.
 """
 
@@ -44,7 +48,8 @@ WORDS = (
 )  # fmt: skip
 SUBJECTS = ("abstract algebra", "world history", "anatomy")
 LETTERS = "ABCD"
-TASKS = ("LAMBADA", "MMLU")
+TASKS = ("LAMBADA", "MMLU", "MMLU-few-shot")
+NUM_SHOTS = 5
 KERNEL_TOLERANCE = 2e-5
 """The most by which the perplexity of the native kernels may differ from the loop's, relatively."""
 
@@ -82,10 +87,30 @@ class Question:
     right: int
 
     @property
+    def lines(self) -> str:
+        """The question and its answers, a line each."""
+        return "\n".join(
+            [self.text, *(f"{letter}. {text}" for letter, text in zip(LETTERS, self.answers, strict=True))]
+        )
+
+    @property
     def user(self) -> str:
         """The published prompt's user message."""
-        answers = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, self.answers, strict=True))
-        return f"You are a very talented expert in {self.subject}. Answer this question:\n{self.text}\n{answers}"
+        return f"You are a very talented expert in {self.subject}. Answer this question:\n{self.lines}"
+
+    @property
+    def prompt(self) -> str:
+        """The published prompt of RWKV's authors."""
+        return f"User: {self.user}\n\nAssistant: The answer is"
+
+    @property
+    def few_shot_prompt(self) -> str:
+        """The question after examples of its subject, as hendrycks/test has them."""
+        rng = random.Random(self.subject)
+        examples = [made_question(rng, self.subject) for _ in range(NUM_SHOTS)]
+        shots = "".join(f"{one.lines}\nAnswer: {LETTERS[one.right]}\n\n" for one in examples)
+        begin = f"The following are multiple choice questions (with answers) about {self.subject}.\n\n"
+        return f"{begin}{shots}{self.lines}\nAnswer:"
 
 
 @dataclass(frozen=True)
@@ -108,18 +133,20 @@ def lambada_texts(path: Path | None, count: int) -> list[Text]:
     return [Text(text.rpartition(" ")[0], " " + text.rpartition(" ")[2]) for text in whole]
 
 
+def made_question(rng: random.Random, subject: str) -> Question:
+    """A made question of MMLU's usual length."""
+    return Question(
+        subject,
+        " ".join(rng.choices(WORDS, k=rng.randint(20, 60))) + "?",
+        tuple(" ".join(rng.choices(WORDS, k=rng.randint(1, 8))) for _ in LETTERS),
+        rng.randrange(len(LETTERS)),
+    )
+
+
 def mmlu_questions(count: int) -> list[Question]:
-    """Made questions of MMLU's usual length."""
+    """Made questions of several subjects."""
     rng = random.Random(1)
-    return [
-        Question(
-            rng.choice(SUBJECTS),
-            " ".join(rng.choices(WORDS, k=rng.randint(20, 60))) + "?",
-            tuple(" ".join(rng.choices(WORDS, k=rng.randint(1, 8))) for _ in LETTERS),
-            rng.randrange(len(LETTERS)),
-        )
-        for _ in range(count)
-    ]
+    return [made_question(rng, rng.choice(SUBJECTS)) for _ in range(count)]
 
 
 def lambada_loop(package: Model, tokenizer: Tokenizer, texts: Sequence[Text]) -> Found:
@@ -135,12 +162,12 @@ def lambada_loop(package: Model, tokenizer: Tokenizer, texts: Sequence[Text]) ->
     return Found(num_right / len(texts), math.exp(-sum(sums) / len(sums)), tuple(sums))
 
 
-def mmlu_loop(package: Model, tokenizer: Tokenizer, questions: Sequence[Question]) -> Found:
+def mmlu_loop(package: Model, tokenizer: Tokenizer, questions: Sequence[Question], *, few_shot: bool = False) -> Found:
     """The authors' loop: one question at a time."""
     letters = [tokenizer.encode(f" {letter}") for letter in LETTERS]
     num_right = 0
     for question in questions:
-        tokens = [0, *tokenizer.encode(f"User: {question.user}\n\nAssistant: The answer is")]
+        tokens = [0, *tokenizer.encode(question.few_shot_prompt if few_shot else question.prompt)]
         logits, _ = package.forward([tokens])
         num_right += int(torch.stack([logits[0][letter[0]] for letter in letters]).argmax()) == question.right
     return Found(num_right / len(questions), math.nan)
@@ -162,14 +189,18 @@ def lambada_run(model: Model, texts: Sequence[Text], folder: Path, **settings: o
     return Found(text.accuracy, text.text_perplexity, sums)
 
 
-def mmlu_run(model: Model, questions: Sequence[Question], folder: Path, **settings: object) -> Found:
+def mmlu_run(
+    model: Model, questions: Sequence[Question], folder: Path, *, few_shot: bool = False, **settings: object
+) -> Found:
     """A script of choices with the published prompt."""
     choices = {letter: f" {letter}" for letter in LETTERS}
     path = folder / "mmlu.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for question in questions:
-            message = {"role": "user", "content": question.user, "reply_prefix": "The answer is", "choices": choices}
-            file.write(json.dumps({"messages": [{**message, "expect": {"choice": question.right}}]}) + "\n")
+            asked = {"choices": choices, "expect": {"choice": question.right}}
+            message = {"role": "user", "content": question.user, "reply_prefix": "The answer is", **asked}
+            line = {"prompt": question.few_shot_prompt, **asked} if few_shot else {"messages": [message]}
+            file.write(json.dumps(line) + "\n")
     out = folder / f"mmlu-{time.monotonic_ns()}"
     result = rwkvbatch.run(path, model=model, out=out, bos="on", batch_size=64, **settings)  # type: ignore[arg-type]
     score = result.summary.cells[0].score
@@ -219,6 +250,10 @@ def main() -> None:
             "MMLU": (
                 lambda model, count: mmlu_run(model, questions[:count], folder),
                 lambda count: mmlu_loop(package, tokenizer, questions[:count]),
+            ),
+            "MMLU-few-shot": (
+                lambda model, count: mmlu_run(model, questions[:count], folder, few_shot=True),
+                lambda count: mmlu_loop(package, tokenizer, questions[:count], few_shot=True),
             ),
         }
         for task in arguments.tasks:

@@ -83,6 +83,14 @@ ConfigOption = Annotated[
     Path | None,
     option("--config", "TOML file with settings. The command line and $RWKVBATCH_* win over it.", "FILE", OUTPUT_PANEL),
 ]
+SparsityOption = Annotated[
+    float | None,
+    option(
+        "--sparsity",
+        "With --random: so large a part of the channel mix's hidden layer is zero after relu squared.",
+        "SHARE",
+    ),
+]
 ModelArgument = Annotated[
     str | None,
     typer.Argument(
@@ -92,9 +100,25 @@ ModelArgument = Annotated[
         "[dim]Default: $RWKVBATCH_MODEL, else the bundled one.[/]",
     ),
 ]
+Force = Annotated[bool, option("--force", "Replace the file if it is there.")]
+AdapterOption = Annotated[
+    str,
+    option("--adapter", "Adapter to merge: 'FILE alpha=NUMBER' (LoRA), 'FILE init=FILE' (PiSSA), FILE, none.", "TEXT"),
+]
 RandomOption = Annotated[
     str | None, option("--random", "Take random weights of this shape, such as 12x768.", "LAYERSxWIDTH")
 ]
+
+
+def thread_count(given: str | int | None) -> int | None:
+    """The value of --threads.
+
+    Raises:
+        UsageError: it is not a number.
+    """
+    if given is not None and not str(given).isdecimal():
+        raise UsageError(f"--threads must be a number, got {given!r}")
+    return None if given is None else int(given)
 
 
 def command_app(**options: Any) -> typer.Typer:
@@ -196,12 +220,22 @@ JUDGE_HELP = {
 
 
 @contextmanager
-def model_path(model: str | None, random: str | None, *, named: str, quiet: bool) -> Generator[str | None]:
+def model_path(
+    model: str | None, random: str | None, *, named: str, quiet: bool, sparsity: float | None = None
+) -> Generator[str | None]:
     """The path of the checkpoint `model`, which errors call `named`, or of one with random weights of shape `random`.
 
+    Args:
+        sparsity: of the channel mix's hidden layer, with `random` only; None for about a half.
+
     Raises:
-        UsageError: both are given, or the shape is wrong.
+        UsageError: both are given, or the shape or sparsity is wrong.
     """
+    if sparsity is not None:
+        if random is None:
+            raise UsageError("--sparsity is of random weights: give --random LAYERSxWIDTH too")
+        if not 0 <= sparsity < 1:
+            raise UsageError(f"--sparsity must be in [0, 1), got {sparsity:g}")
     if random is None:
         yield model
         return
@@ -211,4 +245,4 @@ def model_path(model: str | None, random: str | None, *, named: str, quiet: bool
 
     with tempfile.TemporaryDirectory(prefix="rwkvbatch-random-") as folder:
         message(f"making a random checkpoint, {random}", quiet=quiet)
-        yield str(write_random(random, Path(folder)))
+        yield str(write_random(random, Path(folder), sparsity))

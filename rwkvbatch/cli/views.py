@@ -347,8 +347,9 @@ RACE_CELLS_SHOWN = 4
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     """Print what would be run; opens the checkpoints' headers for their vocabularies, but loads no model."""
     from rwkvbatch.cli.exits import print_json
-    from rwkvbatch.replay.conversation import PromptEncoder, preview
     from rwkvbatch.replay.models import vocabularies
+    from rwkvbatch.replay.preview import preview
+    from rwkvbatch.replay.prompts import PromptEncoder
     from rwkvbatch.script.lint import lint, lint_system
 
     tokenizer, about_vocabularies = vocabularies(prepared.plan)
@@ -381,3 +382,11 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
         err.print(Text(printable(f"warning: {warning}", keep_newlines=False)), soft_wrap=True)
     if len(warnings) > MAX_WARNINGS:
         err.print(f"and {len(warnings) - MAX_WARNINGS} more warnings")
+
+
+def size_text(num_bytes: int) -> str:
+    """A size in the largest unit that leaves a number of at least 1."""
+    from rich.filesize import pick_unit_and_suffix
+
+    unit, suffix = pick_unit_and_suffix(num_bytes, ["bytes", "KiB", "MiB", "GiB"], 1024)
+    return f"{num_bytes / unit:,.{0 if unit == 1 else 1}f} {suffix}"

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from rwkvbatch.config import NO_ADAPTER, CellSettings, EndpointApi
 from rwkvbatch.endpoint.client import Client, check_url
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import EndpointError, UnreachableError, UsageError, WorkerError
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.prompt.tokenizer import MIN_VOCAB_SIZE
 from rwkvbatch.setting_names import option_name
@@ -90,9 +90,13 @@ def served_spec(endpoint: Endpoint, client: Client) -> ServedSpec:
     Raises:
         UsageError: the server lists several and none is named, or the key is refused. A named model that the list
             lacks is taken: servers list aliases, or nothing.
-        WorkerError, EndpointError: as `Client.call`.
+        UnreachableError: the server cannot be reached, or does not answer.
     """
-    listed = client.get("models")
+    try:
+        listed = client.get("models")
+    except (WorkerError, EndpointError) as error:
+        named = error.message if endpoint.url in error.message else f"{endpoint.url}/models: {error.message}"
+        raise UnreachableError(f"--endpoint {named}", hint=error.hint) from None
     entries = _entries(listed)
     names = list(entries)
     name = endpoint.model

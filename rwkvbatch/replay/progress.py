@@ -203,8 +203,9 @@ def figures(progress: Progress) -> str:
     """Speed, long texts under way, cells left in a race, time left and failures."""
     left_s = progress.seconds_left if progress.rows_done < progress.rows_total else None
     checks, lost = progress.failed_checks, progress.lost_workers
+    only_reads = progress.reading.num_texts > 0 and not progress.reply_tokens
     parts = (
-        f"{progress.tokens_per_s:,.0f} tokens/s",
+        "" if only_reads else f"{progress.tokens_per_s:,.0f} tokens/s",
         _reading_in_words(progress.reading),
         f"{progress.cells_left} of {progress.cells} cells left" if progress.cells_left is not None else "",
         f"judge: {progress.questions_done:,} of {progress.questions:,} questions" if progress.questions else "",

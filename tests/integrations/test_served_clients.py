@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Generator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,15 @@ def server() -> Generator[Server]:
         yield started
 
 
+@cache
+def library() -> rwkvbatch.LLM:
+    return rwkvbatch.LLM(threads=1)
+
+
 def chat(*messages: str, params: rwkvbatch.SamplingParams = GREEDY) -> str:
     """The library's reply after token 0, as the server reads it."""
     roles = [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(messages)]
-    return rwkvbatch.LLM(threads=1).chat(roles, params, bos=True).text
+    return library().chat(roles, params, bos=True).text
 
 
 @pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs lm-evaluation-harness: make test-ecosystem")

@@ -86,8 +86,8 @@ class TestLines:
         assert progress_line(failing).endswith("23 s left, 2 failed, 3 checks not passed")
 
     def test_long_texts_under_way_are_in_the_line_the_bar_and_the_status(self) -> None:
-        reading = replace(MOMENT, rows_done=0, rows_total=1, reading=Reading(1, 12_400, 45_300_000))
-        assert "12,400 of 45,300,000 tokens of a long text read" in progress_line(reading)
+        reading = replace(MOMENT, rows_done=0, rows_total=1, reply_tokens=0, reading=Reading(1, 12_400, 45_300_000))
+        assert progress_line(reading) == "0/1 rows, 12,400 of 45,300,000 tokens of a long text read, 23 s left"
         assert reading.as_dict()["reading"] == {"num_texts": 1, "num_read": 12_400, "num_tokens": 45_300_000}
         assert "reading" not in MOMENT.as_dict()
         observer = BarObserver(Console(file=io.StringIO(), width=100))

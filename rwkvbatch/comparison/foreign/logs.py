@@ -19,6 +19,7 @@ from typing import Any, cast
 from rwkvbatch.comparison.foreign.rows import (
     BASE,
     MAX_BYTES,
+    MAX_REPEAT,
     BadRecordError,
     ForeignRun,
     as_id,
@@ -74,10 +75,13 @@ def _inspect(path: Path, content: Mapping[str, Any]) -> ForeignRun:
         if not isinstance(sample, dict) or "id" not in sample:
             raise BadRecordError(f"{where} has no `id`")
         epoch = sample.get("epoch", 1)
-        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1:
-            raise BadRecordError(f"{where}.epoch must be a number from 1 up, got {shown(epoch)}")
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or not 1 <= epoch <= MAX_REPEAT:
+            raise BadRecordError(f"{where}.epoch must be a number from 1 to {MAX_REPEAT:,}, got {shown(epoch)}")
         scores: list[tuple[str, float]] = []
-        for scorer, score in cast("dict[str, Any]", sample.get("scores") or {}).items():
+        scored = sample.get("scores") or {}
+        if not isinstance(scored, dict):
+            raise BadRecordError(f"{where}.scores must be an object, got {shown(scored)}")
+        for scorer, score in cast("dict[str, Any]", scored).items():
             value = score.get("value") if isinstance(score, dict) else None
             parts = value.items() if isinstance(value, dict) else [("", value)]
             for key, part in parts:

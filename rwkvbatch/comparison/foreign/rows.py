@@ -15,6 +15,8 @@ from rwkvbatch.results.row import SCORED, CheckResult, Logprob, Row, RowTiming, 
 
 MAX_BYTES = 2**31
 MAX_ID = 120
+MAX_REPEAT = 2**31 - 1
+"""Of repeats and turns."""
 BASE = "base"
 """The cell of results without a name."""
 

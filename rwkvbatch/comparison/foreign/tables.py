@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from rwkvbatch.comparison.foreign.rows import (
     BASE,
     MAX_BYTES,
+    MAX_REPEAT,
     BadRecordError,
     ForeignRun,
     as_id,
@@ -24,6 +25,7 @@ from rwkvbatch.comparison.foreign.rows import (
 from rwkvbatch.errors import MissingExtraError, RunDirectoryError
 from rwkvbatch.files import open_file
 
+_MAX_NAMES = 200
 _MAX_FIELD = 2**24
 
 # JSON values, and pyarrow, have no types.
@@ -40,7 +42,7 @@ def csv_records(path: Path) -> Iterator[dict[str, Any]]:
             for record in reader:
                 line = reader.line_num
                 if None in record or None in record.values():
-                    raise csv.Error(f"it has other columns than the first line: {', '.join(reader.fieldnames or ())}")
+                    raise csv.Error(f"it has other columns than the first line: {_listed(reader.fieldnames or ())}")
                 yield {**record, "": line}
     except OSError as error:
         raise RunDirectoryError(f"cannot be read: {error.strerror or error}", path=path) from None
@@ -62,7 +64,8 @@ def parquet_records(path: Path) -> Iterator[dict[str, Any]]:
                     number += 1
                     yield {**record, "": number}
     except (OSError, pa.ArrowException) as error:
-        raise RunDirectoryError(f"cannot be read: {getattr(error, 'strerror', None) or error}", path=path) from None
+        problem = getattr(error, "strerror", None) or " ".join(str(error).split())  # of several lines
+        raise RunDirectoryError(f"cannot be read: {problem}", path=path) from None
 
 
 def read_table(path: Path, records: Iterable[dict[str, Any]]) -> ForeignRun:
@@ -73,7 +76,7 @@ def read_table(path: Path, records: Iterable[dict[str, Any]]) -> ForeignRun:
         try:
             for column in ("id", "score"):
                 if column not in record:
-                    columns = ", ".join(name for name in record if name) or "none"
+                    columns = _listed(list(filter(None, record)))
                     raise BadRecordError(f"it must have the columns id and score, and has {columns}")
             name = _text(record["id"])
             if not name:
@@ -97,6 +100,12 @@ def read_table(path: Path, records: Iterable[dict[str, Any]]) -> ForeignRun:
     return checked(run, path)
 
 
+def _listed(names: Sequence[str]) -> str:
+    """Names of columns on one line, which is not long."""
+    text = " ".join(", ".join(names).split()) or "none"
+    return text if len(text) <= _MAX_NAMES else text[:_MAX_NAMES] + "…"
+
+
 def _text(value: object) -> str:
     return "" if value is None else str(value)
 
@@ -114,6 +123,8 @@ def _whole(value: object, where: str) -> int:
     if value is None or value == "":
         return 0
     number = _number(value, where)
-    if isinstance(number, bool) or not isinstance(number, int | float) or number != int(number) or number < 0:
-        raise BadRecordError(f"{where} must be a whole number from 0 up, got {shown(value)}")
-    return int(number)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= MAX_REPEAT:
+        return number
+    raise BadRecordError(f"{where} must be a whole number from 0 to {MAX_REPEAT:,}, got {shown(value)}")
