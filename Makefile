@@ -9,7 +9,7 @@ JOBS   ?= auto
 # A run ends with 1 when checks on replies failed: that is a result here, not a reason to stop.
 CHECKS_FAILED := [ $$? -eq 1 ]
 
-.PHONY: help setup demo test test-arm test-ecosystem lint types contracts documents unit fix check bench sweep compare gate train datasets fuzz sanitize docs wheels test-oldest clean
+.PHONY: help setup demo test test-arm test-ecosystem lint types contracts documents unit fix check bench gpu sweep compare gate train datasets fuzz sanitize docs wheels test-oldest clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,12 @@ $(VENV)/.installed: $(BIN)/python $(INPUTS)
 $(VENV)/.installed-test: $(BIN)/python $(INPUTS)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $(VENV)/.installed $@
+
+# One installation with all extras: each one builds the kernels.
+$(VENV)/.installed-ecosystem: $(BIN)/python $(INPUTS)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lm-eval,ifeval,inspect]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt llm
+	@touch $(VENV)/.installed $(VENV)/.installed-test $@
 
 setup: $(VENV)/.installed-test  ## Make .venv with the package (editable) and all that the tests need
 
@@ -63,8 +69,8 @@ test: check  ## Lint, types, import contracts, generated documents and all tests
 test-arm: $(VENV)/.installed-test  ## Run the kernels of 64-bit ARM under emulation: the bits must be those of x86-64
 	$(BIN)/pytest tests/native/test_processors.py -rs
 
-test-ecosystem: $(VENV)/.installed-test  ## Test with lm-evaluation-harness and Inspect, which are large to install
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lm-eval,ifeval,inspect]'
+# The program `promptfoo` is Node.js's: its tests are skipped where it is not on the PATH.
+test-ecosystem: $(VENV)/.installed-ecosystem  ## Test with lm-evaluation-harness, Inspect, llm and promptfoo
 	$(BIN)/pytest tests/integrations tests/script/test_answers.py
 
 fix: $(VENV)/.installed-test  ## Format, fix what can be fixed, renew the generated documents
@@ -74,6 +80,9 @@ fix: $(VENV)/.installed-test  ## Format, fix what can be fixed, renew the genera
 
 bench: $(VENV)/.installed  ## Measure this machine, the kernels and the rwkv package in one run
 	$(BIN)/rwkvbatch bench --random 12x768 --against rwkv
+
+gpu: $(VENV)/.installed-test  ## Verify, test and measure everything on an NVIDIA GPU in ten minutes: gpu-report.json, .md
+	$(BIN)/python benchmarks/gpu_report.py --out gpu-report
 
 sweep: $(VENV)/.installed  ## Temperature x frequency penalty, 5 repeats, on the bundled model, into runs/sweep
 	rm -rf $(OUT)/sweep
@@ -97,11 +106,16 @@ datasets: $(VENV)/.installed-test  ## Write datasets/ anew from the generator
 
 FUZZ_SECONDS ?= 60
 FUZZ_CORPUS  ?= build/fuzz
+FUZZED_READERS := gguf safetensors hf-config hf-index quantised adapter peft-config tokenizer world-vocabulary state \
+	lm-eval inspect promptfoo csv parquet benchmark chats chat-array stream request
 
 fuzz: $(VENV)/.installed-test  ## Fuzz each reader of foreign input for FUZZ_SECONDS=60; ends at a finding
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
 	for target in gates text checks script checkpoint; do \
 		$(BIN)/python -m tools.fuzz.fuzz_$$target $(FUZZ_SECONDS) $(FUZZ_CORPUS)/$$target || exit 1; \
+	done
+	for reader in $(FUZZED_READERS); do \
+		$(BIN)/python -m tools.fuzz.fuzz_reader $$reader $(FUZZ_SECONDS) $(FUZZ_CORPUS)/$$reader || exit 1; \
 	done
 
 # Leaks are not looked for: the interpreter and torch keep what they have until the end. The C++ library is loaded first

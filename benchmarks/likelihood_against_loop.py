@@ -7,9 +7,15 @@ the text, accuracy: every token of the last word is the likeliest; perplexity: e
 
 On a random checkpoint with the World vocabulary, accuracy must be equal, and perplexity equal to 6 digits with the
 backend `reference`, whose operations are the package's. The native kernels round in another order: their perplexity may
-differ by `KERNEL_TOLERANCE`, and the difference is printed. Then speed is measured in turns.
+differ by `KERNEL_TOLERANCE`, and the difference is printed. Then speed is measured in turns, by the clock and in CPU
+seconds of all threads, which other programs on the machine disturb less.
 
-    python benchmarks/likelihood_against_loop.py [--shape 12x768] [--lambada FILE] [--texts 64] [--loop 4] [--rounds 3]
+    python benchmarks/likelihood_against_loop.py [--shape 12x768] [--tasks LAMBADA MMLU] [--lambada FILE] [--texts 64]
+        [--loop 4] [--rounds 3]
+
+`MMLU-few-shot` is the form of hendrycks/test's `evaluate.py`: five examples of the subject before each question. Its
+loop reads them for every question, `rwkvbatch` once for each subject. Where nothing is shared, both read all tokens,
+and no more can be gained than the loop loses against the processor's arithmetic.
 
 `--lambada FILE` has lines of `text`; without it, texts are made of words.
 """
@@ -42,8 +48,25 @@ WORDS = (
 )  # fmt: skip
 SUBJECTS = ("abstract algebra", "world history", "anatomy")
 LETTERS = "ABCD"
+TASKS = ("LAMBADA", "MMLU", "MMLU-few-shot")
+NUM_SHOTS = 5
 KERNEL_TOLERANCE = 2e-5
 """The most by which the perplexity of the native kernels may differ from the loop's, relatively."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds by the clock, and of all threads on the processor."""
+
+    wall_s: float
+    cpu_s: float
+
+    @classmethod
+    def on(cls, work: Callable[[], object], texts: int) -> Spent:
+        """What `work` takes, a text."""
+        wall_s, cpu_s = time.perf_counter(), time.process_time()
+        work()
+        return cls((time.perf_counter() - wall_s) / texts, (time.process_time() - cpu_s) / texts)
 
 
 @dataclass(frozen=True)
@@ -64,10 +87,30 @@ class Question:
     right: int
 
     @property
+    def lines(self) -> str:
+        """The question and its answers, a line each."""
+        return "\n".join(
+            [self.text, *(f"{letter}. {text}" for letter, text in zip(LETTERS, self.answers, strict=True))]
+        )
+
+    @property
     def user(self) -> str:
         """The published prompt's user message."""
-        answers = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, self.answers, strict=True))
-        return f"You are a very talented expert in {self.subject}. Answer this question:\n{self.text}\n{answers}"
+        return f"You are a very talented expert in {self.subject}. Answer this question:\n{self.lines}"
+
+    @property
+    def prompt(self) -> str:
+        """The published prompt of RWKV's authors."""
+        return f"User: {self.user}\n\nAssistant: The answer is"
+
+    @property
+    def few_shot_prompt(self) -> str:
+        """The question after examples of its subject, as hendrycks/test has them."""
+        rng = random.Random(self.subject)
+        examples = [made_question(rng, self.subject) for _ in range(NUM_SHOTS)]
+        shots = "".join(f"{one.lines}\nAnswer: {LETTERS[one.right]}\n\n" for one in examples)
+        begin = f"The following are multiple choice questions (with answers) about {self.subject}.\n\n"
+        return f"{begin}{shots}{self.lines}\nAnswer:"
 
 
 @dataclass(frozen=True)
@@ -90,18 +133,20 @@ def lambada_texts(path: Path | None, count: int) -> list[Text]:
     return [Text(text.rpartition(" ")[0], " " + text.rpartition(" ")[2]) for text in whole]
 
 
+def made_question(rng: random.Random, subject: str) -> Question:
+    """A made question of MMLU's usual length."""
+    return Question(
+        subject,
+        " ".join(rng.choices(WORDS, k=rng.randint(20, 60))) + "?",
+        tuple(" ".join(rng.choices(WORDS, k=rng.randint(1, 8))) for _ in LETTERS),
+        rng.randrange(len(LETTERS)),
+    )
+
+
 def mmlu_questions(count: int) -> list[Question]:
-    """Made questions of MMLU's usual length."""
+    """Made questions of several subjects."""
     rng = random.Random(1)
-    return [
-        Question(
-            rng.choice(SUBJECTS),
-            " ".join(rng.choices(WORDS, k=rng.randint(20, 60))) + "?",
-            tuple(" ".join(rng.choices(WORDS, k=rng.randint(1, 8))) for _ in LETTERS),
-            rng.randrange(len(LETTERS)),
-        )
-        for _ in range(count)
-    ]
+    return [made_question(rng, rng.choice(SUBJECTS)) for _ in range(count)]
 
 
 def lambada_loop(package: Model, tokenizer: Tokenizer, texts: Sequence[Text]) -> Found:
@@ -117,12 +162,12 @@ def lambada_loop(package: Model, tokenizer: Tokenizer, texts: Sequence[Text]) ->
     return Found(num_right / len(texts), math.exp(-sum(sums) / len(sums)), tuple(sums))
 
 
-def mmlu_loop(package: Model, tokenizer: Tokenizer, questions: Sequence[Question]) -> Found:
+def mmlu_loop(package: Model, tokenizer: Tokenizer, questions: Sequence[Question], *, few_shot: bool = False) -> Found:
     """The authors' loop: one question at a time."""
     letters = [tokenizer.encode(f" {letter}") for letter in LETTERS]
     num_right = 0
     for question in questions:
-        tokens = [0, *tokenizer.encode(f"User: {question.user}\n\nAssistant: The answer is")]
+        tokens = [0, *tokenizer.encode(question.few_shot_prompt if few_shot else question.prompt)]
         logits, _ = package.forward([tokens])
         num_right += int(torch.stack([logits[0][letter[0]] for letter in letters]).argmax()) == question.right
     return Found(num_right / len(questions), math.nan)
@@ -144,14 +189,18 @@ def lambada_run(model: Model, texts: Sequence[Text], folder: Path, **settings: o
     return Found(text.accuracy, text.text_perplexity, sums)
 
 
-def mmlu_run(model: Model, questions: Sequence[Question], folder: Path, **settings: object) -> Found:
+def mmlu_run(
+    model: Model, questions: Sequence[Question], folder: Path, *, few_shot: bool = False, **settings: object
+) -> Found:
     """A script of choices with the published prompt."""
     choices = {letter: f" {letter}" for letter in LETTERS}
     path = folder / "mmlu.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for question in questions:
-            message = {"role": "user", "content": question.user, "reply_prefix": "The answer is", "choices": choices}
-            file.write(json.dumps({"messages": [{**message, "expect": {"choice": question.right}}]}) + "\n")
+            asked = {"choices": choices, "expect": {"choice": question.right}}
+            message = {"role": "user", "content": question.user, "reply_prefix": "The answer is", **asked}
+            line = {"prompt": question.few_shot_prompt, **asked} if few_shot else {"messages": [message]}
+            file.write(json.dumps(line) + "\n")
     out = folder / f"mmlu-{time.monotonic_ns()}"
     result = rwkvbatch.run(path, model=model, out=out, bos="on", batch_size=64, **settings)  # type: ignore[arg-type]
     score = result.summary.cells[0].score
@@ -176,6 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="12x768")
     parser.add_argument("--strategy", default="cpu fp32", help="of rwkvbatch; the loop has fp32")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--lambada", type=Path)
     parser.add_argument("--texts", type=int, default=64)
     parser.add_argument("--loop", type=int, default=4, help="texts of the loop in a round of speed")
@@ -201,8 +251,13 @@ def main() -> None:
                 lambda model, count: mmlu_run(model, questions[:count], folder),
                 lambda count: mmlu_loop(package, tokenizer, questions[:count]),
             ),
+            "MMLU-few-shot": (
+                lambda model, count: mmlu_run(model, questions[:count], folder, few_shot=True),
+                lambda count: mmlu_loop(package, tokenizer, questions[:count], few_shot=True),
+            ),
         }
-        for task, (run, loop) in tasks.items():
+        for task in arguments.tasks:
+            run, loop = tasks[task]
             one, other = run(reference, arguments.check), loop(arguments.check)
             check_equal(one, other, task)
             print(f"{task}: equal on {arguments.check}: accuracy {one.accuracy:.4f}{perplexity(one)}", flush=True)
@@ -211,22 +266,21 @@ def main() -> None:
             if native.accuracy != other.accuracy or apart > KERNEL_TOLERANCE:
                 raise SystemExit(f"{task}: {ours.spec.backend} differs: {native.accuracy} and relatively {apart:.2g}")
             print(f"{task}: {ours.spec.backend}: same accuracy, perplexity relatively {apart:.1g} apart", flush=True)
-            ours_s: list[float] = []
-            loop_s: list[float] = []
+            spent: list[tuple[Spent, Spent]] = []
             for _ in range(arguments.rounds):
-                started_s = time.perf_counter()
-                run(ours, arguments.texts)
-                middle_s = time.perf_counter()
-                loop(arguments.loop)
-                ended_s = time.perf_counter()
-                ours_s.append((middle_s - started_s) / arguments.texts)
-                loop_s.append((ended_s - middle_s) / arguments.loop)
-            ratios = [loop / own for own, loop in zip(ours_s, loop_s, strict=True)]
-            print(
-                f"{task}: {1 / statistics.median(ours_s):.1f} texts/s here, "
-                f"{1 / statistics.median(loop_s):.2f} in the loop; "
-                f"ratio: median {statistics.median(ratios):.1f}, {min(ratios):.1f} to {max(ratios):.1f}"
-            )
+                here = Spent.on(lambda run=run: run(ours, arguments.texts), arguments.texts)
+                spent.append((here, Spent.on(lambda loop=loop: loop(arguments.loop), arguments.loop)))
+            own_s, loop_s = (statistics.median(one.wall_s for one in each) for each in zip(*spent, strict=True))
+            print(f"{task}: {1 / own_s:.1f} texts/s here, {1 / loop_s:.2f} in the loop")
+            for name, ratios in (
+                ("wall time", [loop.wall_s / own.wall_s for own, loop in spent]),
+                ("CPU time", [loop.cpu_s / own.cpu_s for own, loop in spent]),
+            ):
+                print(
+                    f"{task}: ratio of {name}: median {statistics.median(ratios):.1f}, "
+                    f"{min(ratios):.1f} to {max(ratios):.1f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -452,6 +452,26 @@ class RunSettings(CellSettings, ScriptLimits):
         ge=0,
         le=100,
     )
+    judge: str | None = setting(
+        None,
+        "Checkpoint that answers the checks `judge`: a file, or bundled for the bundled model.",
+        "FILE",
+        "Judge",
+        min_length=1,
+        allowed="must be a file, or bundled",
+    )
+    judge_strategy: str = setting("auto", "Device and precision of the judge, as --strategy.", "TEXT", "Judge")
+    judge_vocab: str | None = setting(None, "Vocabulary of the judge, as --vocab.", "FILE|world", "Judge", min_length=1)
+    judge_url: str | None = setting(
+        None,
+        "Base URL of an OpenAI-compatible server whose model judges. [dim]The key is $RWKVBATCH_JUDGE_KEY.[/]",
+        "URL",
+        "Judge",
+    )
+    judge_model: str | None = setting(
+        None, "The judge's name there. [dim]Default: the only one that the server lists.[/]", "NAME", "Judge"
+    )
+    judge_body: str = setting("", "Further fields of each request to the judge, as JSON.", "JSON", "Judge", text=True)
     max_prompt_tokens: int | None = setting(
         None, "A turn with a longer history fails, and the run goes on.", "N", "Prompt", ge=1, le=MAX_COUNT
     )
@@ -524,6 +544,9 @@ GRID_SETTINGS = ("preset", SYSTEM_FILE, *(name for name in CellSettings.model_fi
 
 ENDPOINT_KEY_VARIABLE = "RWKVBATCH_ENDPOINT_KEY"
 """The environment variable of an endpoint's key. It is no setting: no file, option or manifest may hold it."""
+
+JUDGE_KEY_VARIABLE = "RWKVBATCH_JUDGE_KEY"
+"""The environment variable of the key of a judge's server, likewise."""
 
 
 def stands_for(key: str) -> str:

@@ -16,7 +16,7 @@
     │   ├── PromptTooLongError
     │   ├── NonFiniteLogitsError
     │   └── EndpointError       a served model's answer is missing or cannot be used
-    │                           (NoClusterError, below, is a UsageError and a WorkerError)
+    │                           (NoClusterError and UnreachableError, below, are each a UsageError and a WorkerError)
     ├── WorkerError             no worker can be started or reached (exit code 4)
     ├── RequestsSpentError      `--max-requests` are sent (exit code 4)
     └── StorageError            a write or flush failed (exit code 4)
@@ -156,6 +156,10 @@ class WorkerError(RwkvBatchError):
 
 class NoClusterError(UsageError, WorkerError):
     """`--ray` names no cluster that can be reached (exit code 2)."""
+
+
+class UnreachableError(UsageError, WorkerError):
+    """`--endpoint` names no server that can be reached and answers (exit code 2)."""
 
 
 class StorageError(RwkvBatchError):

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import stat
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
@@ -25,6 +27,9 @@ DIRECTORY_MODE = 0o755
 """Results are readable by others where the umask allows it, and writable by their owner only, whatever the umask."""
 PRIVATE_MODE = 0o600
 PRIVATE_DIRECTORY_MODE = 0o700
+ABANDONED_S = 600.0
+"""Age at which a temporary file that no process holds is one that a killed process left."""
+_TEMPORARY = ".rwkvbatch-"
 
 
 _KINDS = (
@@ -179,17 +184,25 @@ def replacing(
     Args:
         mode: the file's permissions, less the umask.
         durable: wait until the new content would survive a power cut; otherwise only the switch is atomic.
-        unique: give the temporary file a name of its own, for directories that other processes may write to. In a
-            locked directory the name is always the same, so that what a crash leaves is replaced.
+        unique: give the temporary file a name of its own, for directories that other processes may write to; what
+            killed processes left there is removed. In a locked directory the name is always the same, so that what a
+            crash leaves is replaced.
         at: the open directory to write in, whose path is that of `path`'s parent or was.
         check: called before the switch; an exception leaves `path` as it is.
 
     Raises:
         OSError: a call failed; `path` is unchanged.
     """
-    temporary = path.with_name(f".rwkvbatch-{secrets.token_hex(8)}.tmp" if unique else path.name + ".tmp")
-    files.close(files.create(temporary, mode, at))
+    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}.tmp" if unique else path.name + ".tmp")
+    if unique:
+        _remove_abandoned(path.parent)
+    held = files.create(temporary, mode, at)
     try:
+        if unique:
+            with contextlib.suppress(OSError):  # no locks in this file system: then nothing is removed there either
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            files.close(held)
         yield temporary
         if durable:
             descriptor = files.open_append(temporary, at)
@@ -203,8 +216,29 @@ def replacing(
         with contextlib.suppress(OSError):
             os.unlink(_place(temporary, at), dir_fd=at)
         raise
+    finally:
+        if unique:
+            files.close(held)
     if durable:
         files.sync_directory(path.parent, at)
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Remove temporary files of processes that were killed: those that nobody holds and that are not new."""
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            if not (entry.name.startswith(_TEMPORARY) and entry.name.endswith(".tmp")):
+                continue
+            with contextlib.suppress(OSError):
+                found = entry.stat(follow_symlinks=False)
+                if found.st_uid != os.geteuid() or time.time() - found.st_mtime < ABANDONED_S:
+                    continue
+                descriptor = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    Path(entry.path).unlink()
+                finally:
+                    os.close(descriptor)
 
 
 def replace_file(
@@ -292,7 +326,7 @@ RUN_FILE_NAMES = frozenset(
         "status.json",
         "skipped.jsonl",
     }
-    | {"verify.json", "shard.jsonl", "script.jsonl", ".lock"}
+    | {"verify.json", "shard.jsonl", "script.jsonl", ".lock", "verdicts.jsonl", "preferences.jsonl"}
 )
 """Files of a run directory, which only `run` and `merge` write."""
 

@@ -31,12 +31,14 @@ class PreparedPrompt:
         name: for errors.
         text: None when token ids were given.
         form: the conversation's template.
+        bos: whether `tokens` begin with token 0 that was not given.
     """
 
     name: str
     text: str | None
     tokens: tuple[int, ...]
     form: PromptTemplate | None = None
+    bos: bool = False
 
     def request(self, params: SamplingParams, root: int) -> Request:
         """The engine request of its first reply; randomness is keyed by the seed and the tokens."""
@@ -80,10 +82,10 @@ class PromptBuilder:
         """
         begin = (END_OF_TEXT,) if bos else ()
         if isinstance(prompt, str):
-            prepared = PreparedPrompt(name, prompt, (*begin, *self._encode([prompt], name)))
+            prepared = PreparedPrompt(name, prompt, (*begin, *self._encode([prompt], name)), bos=bos)
         else:
             try:
-                prepared = PreparedPrompt(name, None, (*begin, *map(operator.index, prompt)))
+                prepared = PreparedPrompt(name, None, (*begin, *map(operator.index, prompt)), bos=bos)
                 check_tokens(prepared.tokens, self._spec.vocab_size)
             except (TypeError, ValueError) as error:
                 raise UsageError(f"{name}: must be text or token ids: {error}") from None
@@ -121,7 +123,7 @@ class PromptBuilder:
             segments += [form.past_turn(user["content"]), form.reply(assistant["content"])]
         segments.append(form.turn(given[-1]["content"]))
         begin = (END_OF_TEXT,) if bos else ()
-        return PreparedPrompt(name, "".join(segments), (*begin, *self._encode(segments, name)), form)
+        return PreparedPrompt(name, "".join(segments), (*begin, *self._encode(segments, name)), form, bos)
 
     def _encode(self, segments: Iterable[str], name: str) -> tuple[int, ...]:
         # Each segment on its own, as in runs: a history never has to be encoded again.

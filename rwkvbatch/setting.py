@@ -50,7 +50,9 @@ class Settings(BaseModel):
         return record(**{name: getattr(self, name) for name in record.model_fields})
 
 
-Panel = Literal["Model", "Endpoint", "Sampling", "End of a reply", "Prompt", "What is replayed", "The run", "Output"]
+Panel = Literal[
+    "Model", "Endpoint", "Judge", "Sampling", "End of a reply", "Prompt", "What is replayed", "The run", "Output"
+]
 PANELS: tuple[Panel, ...] = get_args(Panel)
 """Groups of options in `--help`, in their order."""
 

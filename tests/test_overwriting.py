@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,16 @@ from rwkvbatch.chat.storage import Transcript
 from rwkvbatch.cli.compare import _check_out
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import TargetExistsError, UsageError
-from rwkvbatch.files import RUN_FILE_NAMES, FileKind, check_target, file_head
+from rwkvbatch.files import (
+    ABANDONED_S,
+    OS_FILES,
+    RUN_FILE_NAMES,
+    FileKind,
+    check_target,
+    file_head,
+    replace_file,
+    replacing,
+)
 from rwkvbatch.model.safetensors import CHECKPOINT, STATE, check_tensor_target, save_tensors
 from rwkvbatch.model.states import save_state
 from rwkvbatch.replay.logs import logging_to
@@ -74,6 +86,31 @@ def test_the_files_of_a_run_are_never_touched_whether_they_exist_or_not(run: Pat
 def test_a_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a directory"):
         check_target(tmp_path, NOTE, replace=True)
+
+
+def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
+    old = time.time() - ABANDONED_S - 9
+    names = {name: tmp_path / f".rwkvbatch-{name}.tmp" for name in ("left", "new", "held", "link")}
+    (tmp_path / "precious").write_text("kept")
+    names["link"].symlink_to("precious")
+    for name in ("left", "new", "held"):
+        names[name].write_text(name)
+    for name in ("left", "held"):
+        os.utime(names[name], (old, old))
+    os.utime(names["link"], (old, old), follow_symlinks=False)
+    with names["held"].open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        save_tensors(tmp_path / "out.safetensors", {"a": torch.ones(1)})
+    there = {path.name for path in tmp_path.iterdir()}
+    assert there == {"precious", "out.safetensors", *(names[name].name for name in ("new", "held", "link"))}
+
+
+def test_a_temporary_file_is_held_while_it_is_written(tmp_path: Path) -> None:
+    with replacing(tmp_path / "out") as temporary:
+        os.utime(temporary, (0, 0))
+        replace_file(OS_FILES, tmp_path / "other", [b"x"], unique=True)
+        assert temporary.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "other"}
 
 
 def _chat() -> PipeChat:

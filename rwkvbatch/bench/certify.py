@@ -23,7 +23,7 @@ from typing import Any, Literal, cast
 import orjson
 
 from rwkvbatch.config import EndpointApi, RunSettings
-from rwkvbatch.endpoint.client import Client, ClientOptions, check_url
+from rwkvbatch.endpoint.client import Client, ClientOptions, OptionNames, check_url
 from rwkvbatch.endpoint.engine import EndpointEngine
 from rwkvbatch.endpoint.served import Endpoint, ServedSpec, served_spec
 from rwkvbatch.engine.engine import Engine
@@ -32,7 +32,8 @@ from rwkvbatch.errors import RowError, UsageError
 from rwkvbatch.model.load import load_model
 from rwkvbatch.prompt.vocabulary import tokenizer_of
 from rwkvbatch.replay.api import run
-from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder
+from rwkvbatch.replay.conversation import ConversationReplay
+from rwkvbatch.replay.prompts import PromptEncoder
 
 Verdict = Literal["same", "rounded", "damaged"]
 Say = Callable[[str], None]
@@ -120,7 +121,7 @@ def certify(url: str, options: CertifyOptions, say: Say = lambda _: None) -> Cer
     """
     if options.endpoint_api == "chat":
         raise UsageError("certify compares the same prompts, and with --endpoint-api chat the server makes them")
-    endpoint = Endpoint(check_url(url, "URL"), options.endpoint_model or "", options.endpoint_api, "")
+    endpoint = Endpoint(check_url(url, OptionNames("URL")), options.endpoint_model or "", options.endpoint_api, "")
     client = Client(endpoint.url, ClientOptions(options.concurrency, options.timeout_s, options.retries))
     spec = served_spec(endpoint, client)
     model = load_model(options.model, options.strategy, options.backend)

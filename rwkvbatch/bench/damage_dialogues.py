@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from rwkvbatch.bench.damage import Say, ScoredPart, ScoredText
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError
-from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder
+from rwkvbatch.replay.conversation import ConversationReplay
 from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.prompts import PromptEncoder
 
 
 def texts_of_dialogues(engine: Engine, plan: Plan, weights_sha256: str, say: Say = lambda _: None) -> list[ScoredText]:
@@ -31,7 +32,8 @@ def texts_of_dialogues(engine: Engine, plan: Plan, weights_sha256: str, say: Say
     waiting = list(range(len(replays)))
     while waiting:
         for number in waiting:
-            parts[number] += [ScoredPart(*tokens) for tokens in replays[number].take_references() if all(tokens)]
+            given = replays[number].take_references()
+            parts[number] += [ScoredPart(tuple(before), tuple(scored)) for before, scored in given if before and scored]
         waiting = [number for number in waiting if _goes_on(replays[number])]
         if waiting:
             say(f"replies to {len(waiting):,} turns without a reference")

@@ -43,8 +43,11 @@ _SIZE = re.compile(r"(\d{1,4})x(\d{1,6})")
 HEAD_SIZE = 64
 
 
-def write_random(size: str, folder: Path) -> Path:
+def write_random(size: str, folder: Path, sparsity: float | None = None) -> Path:
     """Write random bf16 weights of the shape `size` (such as `12x768`) into `folder`; the file's path.
+
+    Args:
+        sparsity: see `random_tensors`.
 
     Raises:
         UsageError: `size` is not LAYERSxWIDTH, or the width is no multiple of 64.
@@ -53,7 +56,9 @@ def write_random(size: str, folder: Path) -> Path:
     if match is None or not int(match[1]) or not int(match[2]) or int(match[2]) % HEAD_SIZE:
         raise UsageError(f"--random must be LAYERSxWIDTH with a width that is a multiple of 64, got {size!r}")
     path = folder / f"random-{size}.safetensors"
-    process = multiprocessing.get_context("spawn").Process(target=_write, args=(path, int(match[1]), int(match[2])))
+    process = multiprocessing.get_context("spawn").Process(
+        target=_write, args=(path, int(match[1]), int(match[2]), sparsity)
+    )
     process.start()
     process.join()
     if process.exitcode != 0 or not path.is_file():
@@ -61,11 +66,11 @@ def write_random(size: str, folder: Path) -> Path:
     return path
 
 
-def _write(path: Path, num_layers: int, width: int) -> None:
+def _write(path: Path, num_layers: int, width: int, sparsity: float | None) -> None:
     from rwkvbatch.model.random_checkpoint import random_tensors
     from rwkvbatch.model.safetensors import save_tensors
 
-    save_tensors(path, random_tensors(num_layers, width))
+    save_tensors(path, random_tensors(num_layers, width, sparsity=sparsity))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
@@ -106,16 +107,41 @@ class Verification:
 
 
 def verify_model(
-    path: str | None, *, strategy: str = "auto", backend: str = "auto", say: Say = lambda _: None
+    path: str | None,
+    *,
+    strategy: str = "auto",
+    backend: str = "auto",
+    threads: int | None = None,
+    say: Say = lambda _: None,
 ) -> Verification:
     """Compare the logits of `backend` with those of the reference operations, fp32 on the CPU, from the same file.
 
     One model is in memory at a time, with about 150 MB of logits for a vocabulary of 65,536.
 
+    Args:
+        threads: of both models on the CPU; None for all processors, of which the reference operations take those that
+            are idle.
+
     Raises:
         RwkvBatchError: one of the two models cannot be loaded.
     """
-    return verify(lambda: load_model(path, "cpu", "reference"), lambda: load_model(path, strategy, backend), say=say)
+    reference_threads = idle_processors() if threads is None else threads
+    return verify(
+        lambda: load_model(path, "cpu", "reference", threads=reference_threads),
+        lambda: load_model(path, strategy, backend, threads=threads),
+        say=say,
+    )
+
+
+def idle_processors() -> int:
+    """Processors that other programs leave idle, at least one, by the load of the last minute.
+
+    Torch's threads wait for each other by spinning. Where other programs have the processors, two threads took 15 times
+    the processor time of one.
+    """
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(1, processors - round(load))
 
 
 def verify(

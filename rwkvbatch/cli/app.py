@@ -28,7 +28,7 @@ COMMANDS: Mapping[str, str] = {
     "merge": "Put the parts of a run together.",
     "chat": "Talk to a model.",
     "serve": "Serve a model over HTTP with OpenAI's interface.",
-    "check": "Judge the replies of a run again, without a model.",
+    "check": "Judge the replies of a run again, without generating any.",
     "compare": "Compare runs or cells: one verdict per variant, with the uncertainty of its difference.",
     "show": "Print the conversations of a run.",
     "bench": "Measure decoding, prefill, sampling, tokenizing, loading, and the machine's own limits.",

@@ -12,6 +12,7 @@ from rwkvbatch.cli.options import (
     JsonOption,
     QuietOption,
     RandomOption,
+    SparsityOption,
     command_app,
     model_path,
     option,
@@ -38,6 +39,7 @@ app = command_app()
 @with_settings("model", "strategy", "backend", "threads")
 def bench_command(
     random: RandomOption = None,
+    sparsity: SparsityOption = None,
     against: Annotated[
         Literal["rwkv"] | None,
         option("--against", "Time the rwkv package in turns with this program, and print the ratios."),
@@ -61,7 +63,7 @@ def bench_command(
     plan = Plan(against_package=against is not None, processor_time=cpu_time)
     if quick:
         plan = replace(plan, rows=(1, 8, 64), rounds=3)
-    with model_path(given.model, random, named="--model", quiet=quiet) as path:
+    with model_path(given.model, random, named="--model", quiet=quiet, sparsity=sparsity) as path:
         report = run_benchmark(
             path,
             plan,

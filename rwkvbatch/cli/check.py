@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rwkvbatch.cli.exits import ExitCode, message, print_json
-from rwkvbatch.cli.options import Command, JsonOption, QuietOption, command_app, examples, option
+from rwkvbatch.cli.options import (
+    JUDGE_HELP,
+    JUDGE_PANEL,
+    JUDGE_SETTINGS,
+    Command,
+    JsonOption,
+    QuietOption,
+    command_app,
+    examples,
+    option,
+    with_settings,
+)
 
 app = command_app()
 
@@ -16,8 +28,14 @@ app = command_app()
 @app.command(
     "check",
     cls=Command,
-    epilog=examples("rwkvbatch check runs/demo", "rwkvbatch check runs/demo --script datasets/demo.jsonl"),
+    epilog=examples(
+        "rwkvbatch check runs/demo",
+        "rwkvbatch check runs/demo --script datasets/demo.jsonl",
+        "rwkvbatch check runs/chats --judge rwkv7-g1i-2.9b",
+        "RWKVBATCH_JUDGE_KEY=... rwkvbatch check runs/chats --judge-url https://HOST/v1 --judge-model NAME",
+    ),
 )
+@with_settings(*JUDGE_SETTINGS, panel=JUDGE_PANEL, **JUDGE_HELP)
 def check_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)],
     script: Annotated[
@@ -25,18 +43,30 @@ def check_command(
     ] = None,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
+    **settings: Any,
 ) -> None:
-    """Judge the replies of a run again, without a model.
+    """Judge the replies of a run again, without generating any.
 
-    Without [bold]--script[/] by the checks that the run was made with, such as after an upgrade. The old verdicts are
-    kept until all new ones are written. The exit code is 1 when a check fails.
+    Without [bold]--script[/] by the checks that the run was made with, such as after an upgrade. Checks [bold]judge[/]
+    keep their verdicts; with [bold]--judge[/] or [bold]--judge-url[/] a model gives those that are missing, changed, or
+    of another judge. The old verdicts are kept until all new ones are written. The exit code is 1 when a check fails.
     """
-    from rwkvbatch.cli.views import progress_bar
+    from rwkvbatch.cli.views import progress_bars
+    from rwkvbatch.judges.source import judge_source
+    from rwkvbatch.replay.layers import layer_settings
     from rwkvbatch.replay.logs import command_line
     from rwkvbatch.replay.recheck import recheck
 
-    with progress_bar("judging", quiet=quiet) as progress:
-        result = recheck(run, script or (), command=command_line(), progress=progress)
+    judge = judge_source(layer_settings(settings, environment=os.environ).settings)
+    with progress_bars(quiet=quiet) as bars:
+        result = recheck(
+            run,
+            script or (),
+            judge=judge,
+            command=command_line(),
+            asking=bars("asking the judge") if judge is not None else lambda done, total: None,
+            progress=bars("judging"),
+        )
     if json_output:
         print_json(result.as_dict())
     for note in result.notes:
@@ -54,6 +84,7 @@ def check_command(
     if not json_output and not quiet:
         from rwkvbatch.cli.views import console
 
-        console().print(f"checks passed: {summary.checks_passed:,} of {summary.checks:,}", highlight=False)
+        missing = f"; no verdict: {summary.unjudged:,}" if summary.unjudged else ""
+        console().print(f"checks passed: {summary.checks_passed:,} of {summary.checks:,}{missing}", highlight=False)
     if not summary.passed:
         raise typer.Exit(ExitCode.FAILED)

@@ -6,12 +6,23 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rwkvbatch.cli.exits import ExitCode, message
-from rwkvbatch.cli.options import OUTPUT_PANEL, Command, JsonOption, QuietOption, command_app, option
+from rwkvbatch.cli.options import (
+    JUDGE_HELP,
+    JUDGE_PANEL,
+    JUDGE_SETTINGS,
+    OUTPUT_PANEL,
+    Command,
+    JsonOption,
+    QuietOption,
+    command_app,
+    option,
+    with_settings,
+)
 from rwkvbatch.errors import StorageError, UsageError
 from rwkvbatch.files import OS_FILES, FileKind, check_target, file_head, replace_file
 
@@ -48,6 +59,8 @@ EPILOG = """[bold]Examples[/]
   rwkvbatch compare runs/main runs/branch --fail-if "score < baseline - 0.02"
 
   rwkvbatch compare runs/main runs/branch --fail-unless "score >= baseline - 0.02 significantly"
+
+  rwkvbatch compare runs/before runs/after --judge rwkv7-g1i-2.9b
 """
 
 
@@ -55,6 +68,11 @@ app = command_app()
 
 
 @app.command("compare", cls=Command, epilog=EPILOG)
+@with_settings(
+    *JUDGE_SETTINGS,
+    panel=JUDGE_PANEL,
+    **{**JUDGE_HELP, "judge": "Checkpoint that says which of each two replies is better: a file, or bundled."},
+)
 def compare_command(
     sources: Annotated[
         list[str],
@@ -144,8 +162,12 @@ def compare_command(
     junit_cases: Annotated[
         bool, option("--junit-cases", "Add a test case for every conversation to JUnit.", panel=OUTPUT_PANEL)
     ] = False,
+    judge_criterion: Annotated[
+        str | None, option("--judge-criterion", "What makes a reply the better one, in words.", "TEXT", JUDGE_PANEL)
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    **settings: Any,
 ) -> None:
     """Compare runs or cells: one verdict per variant, with the uncertainty of its difference."""
     chosen = _format(output_format, out, as_json=as_json)
@@ -159,26 +181,29 @@ def compare_command(
         raise UsageError(f"--junit-cases needs the format junit; this command writes {chosen}", hint="--format junit")
     if by not in (None, "turn", "tag", "distance"):
         raise UsageError(f"--by must be turn, tag or distance; got {by!r}")
+    from rwkvbatch.cli.judge import pair_judge
     from rwkvbatch.comparison import compare
 
-    analysis = compare(
-        sources,
-        baseline=baseline,
-        primary=primary,
-        metrics=metric or None,
-        all_metrics=all_metrics,
-        margin=margin,
-        over=over,
-        by=by,
-        ks=_ks(k),
-        fail_if=fail_if or (),
-        fail_unless=fail_unless or (),
-        gate_significant=gate_significant,
-        allow_missing=allow_missing,
-        partial=partial,
-        force=force,
-        blame=blame,
-    )
+    with pair_judge(sources, settings, judge_criterion, quiet=quiet) as judge:
+        analysis = compare(
+            sources,
+            baseline=baseline,
+            primary=primary,
+            metrics=metric or None,
+            all_metrics=all_metrics,
+            margin=margin,
+            over=over,
+            by=by,
+            ks=_ks(k),
+            fail_if=fail_if or (),
+            fail_unless=fail_unless or (),
+            gate_significant=gate_significant,
+            allow_missing=allow_missing,
+            partial=partial,
+            force=force,
+            blame=blame,
+            judge=judge,
+        )
     for note in analysis.notes:
         message(f"note: {note}", quiet=quiet)
     if show is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rwkvbatch.cli.exits import message, print_json
-from rwkvbatch.cli.options import JsonOption, ModelArgument, QuietOption, option, with_settings
+from rwkvbatch.cli.options import JsonOption, ModelArgument, QuietOption, option, thread_count, with_settings
 from rwkvbatch.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -87,11 +87,9 @@ def _models(model: str | None, against: str, settings: dict[str, Any]) -> tuple[
     from rwkvbatch.model.strategy import looks_like_strategy, parse_strategy
     from rwkvbatch.replay.layers import checked_values
 
-    threads = settings.pop("threads", None)
-    if threads is not None and not str(threads).isdecimal():
-        raise UsageError(f"--threads must be a number, got {threads!r}")
+    threads = thread_count(settings.pop("threads", None))
     given = CellSettings(**checked_values(settings))
-    load = partial(load_model, backend=given.backend, threads=None if threads is None else int(threads))
+    load = partial(load_model, backend=given.backend, threads=threads)
     if looks_like_strategy(against):
         parse_strategy(against)
         reference = load(model, against)

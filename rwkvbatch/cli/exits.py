@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 import io
 import json
 import os
@@ -62,17 +63,29 @@ def _explain(error: BaseException) -> tuple[ExitCode, str]:
             code = ExitCode.BAD_INPUT if isinstance(error, InputError) else ExitCode.INTERNAL
             code = ExitCode.USAGE if isinstance(error, UsageError) else code
             return code, f"error: {error}" + (f"\n  {error.hint}" if error.hint else "")
+        case _ if _is_out_of_memory(error):
+            detail = "" if isinstance(error, OSError) else " ".join(str(error).split())[:200]
+            between = ": " if isinstance(error, RuntimeError) else " "
+            text = f"error: not enough memory{between}{detail}".rstrip()
+            hint = "take a smaller model, a smaller --batch-size, or a smaller --state-memory"
         case OSError():
             place = "" if error.filename is None else f": {error.filename}"
             text = f"error: input or output failed: {error.strerror or error}{place}"
             hint = "check free space and permissions; RWKVBATCH_DEBUG=1 shows the traceback"
-        case MemoryError():
-            text = f"error: not enough memory {error}".rstrip()
-            hint = "take a smaller model or a smaller --batch-size"
         case _:
             text = f"internal error: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
             hint = "this is a bug in rwkvbatch; run again with RWKVBATCH_DEBUG=1 for the traceback"
     return ExitCode.INTERNAL, f"{text}\n  {hint}"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused: by Python or the kernels, the system, or torch (on the CPU, or on a GPU)."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    refused = ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in refused)
+    )
 
 
 def _print(text: str) -> None:

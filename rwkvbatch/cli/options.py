@@ -83,6 +83,14 @@ ConfigOption = Annotated[
     Path | None,
     option("--config", "TOML file with settings. The command line and $RWKVBATCH_* win over it.", "FILE", OUTPUT_PANEL),
 ]
+SparsityOption = Annotated[
+    float | None,
+    option(
+        "--sparsity",
+        "With --random: so large a part of the channel mix's hidden layer is zero after relu squared.",
+        "SHARE",
+    ),
+]
 ModelArgument = Annotated[
     str | None,
     typer.Argument(
@@ -92,9 +100,25 @@ ModelArgument = Annotated[
         "[dim]Default: $RWKVBATCH_MODEL, else the bundled one.[/]",
     ),
 ]
+Force = Annotated[bool, option("--force", "Replace the file if it is there.")]
+AdapterOption = Annotated[
+    str,
+    option("--adapter", "Adapter to merge: 'FILE alpha=NUMBER' (LoRA), 'FILE init=FILE' (PiSSA), FILE, none.", "TEXT"),
+]
 RandomOption = Annotated[
     str | None, option("--random", "Take random weights of this shape, such as 12x768.", "LAYERSxWIDTH")
 ]
+
+
+def thread_count(given: str | int | None) -> int | None:
+    """The value of --threads.
+
+    Raises:
+        UsageError: it is not a number.
+    """
+    if given is not None and not str(given).isdecimal():
+        raise UsageError(f"--threads must be a number, got {given!r}")
+    return None if given is None else int(given)
 
 
 def command_app(**options: Any) -> typer.Typer:
@@ -107,11 +131,14 @@ def examples(*commands: str) -> str:
     return "\n\n  ".join(["[bold]Examples[/]", *commands])
 
 
-def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_settings(
+    *names: str, panel: str | None = None, **help_texts: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command the options of settings; it gets those that were given as `**settings`, by full name, as text.
 
     Args:
         names: of the settings; none for all that have an option.
+        panel: the group of all these options in `--help`, which then comes last; None for the settings' own.
         help_texts: help that differs for this command, by the setting's name.
     """
     from rwkvbatch.config import FLAGS, LISTS, SETTINGS, TEXTS
@@ -124,7 +151,13 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
     def parameter(name: str) -> inspect.Parameter:
         setting = SETTINGS[name]
         text = help_texts.get(name, setting.help)
-        made = option(option_name(name), text, setting.metavar or None, setting.panel, flag=setting.flag)
+        made = option(
+            option_name(name),
+            text,
+            setting.metavar or None,
+            panel or setting.panel,
+            flag=None if panel else setting.flag,
+        )
         # Text: a comma list makes a grid, and the settings themselves say what they may be.
         kind: Any = bool if name in FLAGS else list[str] | None if name in LISTS | TEXTS else str | None
         default = False if name in FLAGS else None
@@ -145,13 +178,14 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
                     values[name] = [part.strip() for text in value for part in text.split(",")]
             command(**values)
 
-        # Typer groups options in the order of the parameters: the settings' panels come first.
-        parameters = [parameter(name) for name in chosen]
-        parameters += [
-            own.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for own in inspect.signature(command, eval_str=True).parameters.values()
-            if own.kind is not inspect.Parameter.VAR_KEYWORD
+        # Typer groups options in the order of the parameters: the settings' panels come first, a panel of all last.
+        of_settings = [parameter(name) for name in chosen]
+        own = [
+            each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for each in inspect.signature(command, eval_str=True).parameters.values()
+            if each.kind is not inspect.Parameter.VAR_KEYWORD
         ]
+        parameters = [*of_settings, *own] if panel is None else [*own, *of_settings]
         call.__annotations__ = {made.name: made.annotation for made in parameters}
         call.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
         return call
@@ -159,13 +193,49 @@ def with_settings(*names: str, **help_texts: str) -> Callable[[Callable[..., Non
     return decorate
 
 
+JUDGE_SETTINGS = (
+    "judge",
+    "judge_strategy",
+    "judge_vocab",
+    "judge_url",
+    "judge_model",
+    "judge_body",
+    "batch_size",
+    "threads",
+    "concurrency",
+    "max_requests",
+    "endpoint_timeout",
+    "endpoint_retries",
+)
+"""The settings of commands that ask a judge about rows that exist."""
+
+JUDGE_PANEL = "Judge"
+JUDGE_HELP = {
+    "batch_size": "Texts that a judge of this machine reads at the same time. Changes no verdict. [dim]Default: 32[/]",
+    "threads": "CPU threads of the judge.",
+    "concurrency": "Requests at a time to the judge's server. [dim]Default: 8[/]",
+    "max_requests": "Send at most N requests to it, retries included; verdicts that need more are missing.",
+    "endpoint_timeout": "Seconds for a whole answer of the server, at most. [dim]Default: 600[/]",
+}
+
+
 @contextmanager
-def model_path(model: str | None, random: str | None, *, named: str, quiet: bool) -> Generator[str | None]:
+def model_path(
+    model: str | None, random: str | None, *, named: str, quiet: bool, sparsity: float | None = None
+) -> Generator[str | None]:
     """The path of the checkpoint `model`, which errors call `named`, or of one with random weights of shape `random`.
 
+    Args:
+        sparsity: of the channel mix's hidden layer, with `random` only; None for about a half.
+
     Raises:
-        UsageError: both are given, or the shape is wrong.
+        UsageError: both are given, or the shape or sparsity is wrong.
     """
+    if sparsity is not None:
+        if random is None:
+            raise UsageError("--sparsity is of random weights: give --random LAYERSxWIDTH too")
+        if not 0 <= sparsity < 1:
+            raise UsageError(f"--sparsity must be in [0, 1), got {sparsity:g}")
     if random is None:
         yield model
         return
@@ -175,4 +245,4 @@ def model_path(model: str | None, random: str | None, *, named: str, quiet: bool
 
     with tempfile.TemporaryDirectory(prefix="rwkvbatch-random-") as folder:
         message(f"making a random checkpoint, {random}", quiet=quiet)
-        yield str(write_random(random, Path(folder)))
+        yield str(write_random(random, Path(folder), sparsity))

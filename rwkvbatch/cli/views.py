@@ -45,12 +45,23 @@ def console(*, stderr: bool = False, file: IO[str] | None = None, width: int | N
 @contextmanager
 def progress_bar(what: str, *, quiet: bool, of_bytes: bool = False) -> Generator[Callable[[int, int], None]]:
     """A bar on standard error, if that is a terminal, named `what`; the function takes what is done, and the whole."""
+    with progress_bars(quiet=quiet, of_bytes=of_bytes) as shown:
+        yield shown(what)
+
+
+@contextmanager
+def progress_bars(*, quiet: bool, of_bytes: bool = False) -> Generator[Callable[[str], Callable[[int, int], None]]]:
+    """Several bars, one under the other: the function takes a bar's name, and gives that of `progress_bar`."""
     out = console(stderr=True)
     numbers = (DownloadColumn(binary_units=True),) if of_bytes else (TaskProgressColumn(),)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), *numbers, TimeRemainingColumn())
-    with Progress(*columns, console=out, transient=True, disable=quiet or not out.is_terminal) as bar:
-        task = bar.add_task(printable(what, keep_newlines=False), total=None)
-        yield lambda done, whole: bar.update(task, completed=done, total=whole)
+    with Progress(*columns, console=out, transient=True, disable=quiet or not out.is_terminal) as bars:
+
+        def shown(what: str) -> Callable[[int, int], None]:
+            task = bars.add_task(printable(what, keep_newlines=False), total=None)
+            return lambda done, whole: bars.update(task, completed=done, total=whole)
+
+        yield shown
 
 
 def fitted_table(
@@ -168,7 +179,9 @@ def _columns(summary: Summary) -> dict[str, list[str]]:
     columns = {
         "rows": [f"{cell.rows:,}" for cell in cells],
         "checks\npassed": [
-            f"{cell.checks_passed}/{cell.checks} {cell.checks_passed / cell.checks:.0%}" if cell.checks else "-"
+            f"{cell.checks_passed}/{judged} {cell.checks_passed / judged:.0%}"
+            if (judged := cell.checks - cell.unjudged)
+            else "-"
             for cell in cells
         ],
         "reply\ntokens": [f"{cell.reply_tokens:,}" for cell in cells],
@@ -232,6 +245,8 @@ def _summary_lines(result: RunResult) -> list[str]:
     if summary.errors:
         some, them = ("1 row", "it") if summary.errors == 1 else (f"{summary.errors:,} rows", "them")
         lines.append(f"{some} failed; --retry-errors runs {them} again")
+    if summary.unjudged:
+        lines.append(f"no verdict of {summary.unjudged:,} checks: their scores are missing")
     for what, shares in (("tags", summary.failed_tags), ("checks", summary.failed_checks)):
         if some := worst(shares):
             named = ", ".join(f"{name} {share.failed:,} of {share.of:,}" for name, share in some)
@@ -332,8 +347,10 @@ RACE_CELLS_SHOWN = 4
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     """Print what would be run; opens the checkpoints' headers for their vocabularies, but loads no model."""
     from rwkvbatch.cli.exits import print_json
-    from rwkvbatch.replay.conversation import PromptEncoder, preview
+    from rwkvbatch.replay.jury import questions_of
     from rwkvbatch.replay.models import vocabularies
+    from rwkvbatch.replay.preview import preview
+    from rwkvbatch.replay.prompts import PromptEncoder
     from rwkvbatch.script.lint import lint, lint_system
 
     tokenizer, about_vocabularies = vocabularies(prepared.plan)
@@ -348,7 +365,7 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     found_in_options = lint_system(cell.system for cell in cells if cell.system is not None)
     warnings = [*about_vocabularies, *map(str, (*found_in_options, *found_in_script))]
     if as_json:
-        print_json({**found.as_dict(), "warnings": warnings})
+        print_json({**found.as_dict(), "judge_questions": questions_of(prepared.plan), "warnings": warnings})
         return
     shared = found.first_prompt_tokens - found.first_prompt_distinct
     facts = {
@@ -360,9 +377,19 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
         "tokens of later turns": f"{found.later_turn_tokens:,}, and the replies before them",
         "tokens of replies": f"at most {found.max_reply_tokens:,}",
     }
+    if questions := questions_of(prepared.plan):
+        facts["questions to the judge"] = f"at most {questions:,}, and more where it gives no probabilities"
     console().print(facts_table(facts))
     err = console(stderr=True)
     for warning in warnings[:MAX_WARNINGS]:
         err.print(Text(printable(f"warning: {warning}", keep_newlines=False)), soft_wrap=True)
     if len(warnings) > MAX_WARNINGS:
         err.print(f"and {len(warnings) - MAX_WARNINGS} more warnings")
+
+
+def size_text(num_bytes: int) -> str:
+    """A size in the largest unit that leaves a number of at least 1."""
+    from rich.filesize import pick_unit_and_suffix
+
+    unit, suffix = pick_unit_and_suffix(num_bytes, ["bytes", "KiB", "MiB", "GiB"], 1024)
+    return f"{num_bytes / unit:,.{0 if unit == 1 else 1}f} {suffix}"

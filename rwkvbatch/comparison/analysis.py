@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from rwkvbatch.comparison.blame import Blame
 from rwkvbatch.comparison.blame import blame as find_blame
 from rwkvbatch.comparison.gates import parse_gate
-from rwkvbatch.comparison.judging import GateResult, judge
+from rwkvbatch.comparison.judging import GateResult
+from rwkvbatch.comparison.judging import judge as judge_gates
 from rwkvbatch.comparison.loading import RunData, Source, load_runs
 from rwkvbatch.comparison.matching import (
     Breakdown,
@@ -27,6 +28,14 @@ from rwkvbatch.comparison.matching import (
 from rwkvbatch.comparison.metrics import KNOWN_NAMES, Metric, metric_named
 from rwkvbatch.comparison.paired import Comparison, Family, compare_counts, compare_metric
 from rwkvbatch.comparison.pairing import Pair, Variant, check_pairs, check_runs, pair_up, refuse_parts, variants_of
+from rwkvbatch.comparison.preference import (
+    PREFERENCE,
+    JudgesPairs,
+    Preferences,
+    judge_notes,
+    refuse_without_judge,
+    with_preference,
+)
 from rwkvbatch.comparison.ranking import Ranking, VariantMean, rank, variant_means
 from rwkvbatch.comparison.scopes import scopes_of
 from rwkvbatch.comparison.trend import Trend, positions_over, trend_over
@@ -83,6 +92,7 @@ class Analysis:
         by, ks, margin: as given to `compare`.
         trends: with `over`, of the primary metric over checkpoints, then of those of `metrics`, which are exploratory.
         blame: the turns at which dialogues went wrong, with `blame`; else empty.
+        preferences: with `judge`, what it said about each pair's replies; else empty.
     """
 
     runs: tuple[RunData, ...]
@@ -103,6 +113,7 @@ class Analysis:
     margin: float | None = None
     trends: tuple[Trend, ...] = ()
     blame: tuple[Blame, ...] = ()
+    preferences: tuple[Preferences, ...] = ()
 
     @property
     def trend(self) -> Trend | None:
@@ -215,6 +226,7 @@ def compare(
     partial: bool = False,
     force: bool = False,
     blame: bool = False,
+    judge: JudgesPairs | None = None,
 ) -> Analysis:
     """Compare runs: directories, results files, cells (`PATH::CELL`) or results of `rwkvbatch.run` in memory.
 
@@ -238,6 +250,8 @@ def compare(
         force: compare runs of different scripts: the turns whose questions are equal.
         blame: find the turns at which dialogues went wrong; needs cells with `history` own and gold that are otherwise
             the same.
+        judge: asked which of each pair of replies is better: the metric `preference`, which is then the primary one
+            where none is named.
 
     Raises:
         UsageError: an unknown baseline or metric, no primary metric, or an invalid gate.
@@ -248,6 +262,8 @@ def compare(
     asked = None if metrics is None else tuple(dict.fromkeys(metric_named(name).name for name in metrics))
     if margin is not None and not (math.isfinite(margin) and margin > 0):
         raise UsageError(f"--margin must be a positive number, in the unit of the primary metric; got {margin}")
+    if judge is None:
+        refuse_without_judge([primary, *(metrics or ())], gates)
     loaded = load_runs(runs)
     notes = check_runs(loaded, force=force)
     variants = variants_of(loaded)
@@ -274,16 +290,32 @@ def compare(
     if not matched and len(variants) > 1:
         raise _no_common_turn(empty, loaded)
     dropped = count_dropped(variants, every, table, loaded)
+    preferences: list[Preferences] = []
+    if judge is not None:
+        if not matched:
+            raise UsageError(
+                "--judge compares replies of two variants, and only one is given", hint="give a second run"
+            )
+        matched, preferences = with_preference(matched, judge, table, loaded)
+        judged = {each.pair: each for each in matched}
+        every = [judged.get(each.pair, each) for each in every]
+        notes += [each.sentence for each in preferences]
+    notes += judge_notes(pairs, table)
     notes += _repeat_notes(ks, matched, variants, table)
+    if judge is not None and primary is None:
+        primary = PREFERENCE
     decisive = _primary(primary, asked, matched, variants, table)
     shown = _shown(decisive, asked, matched, ks, all_metrics=all_metrics)
     trends: list[Trend] = []
     if over is not None and decisive is not None:
         others = [] if asked is None else [metric for metric in shown if metric != decisive]
+        if decisive.level == "pair":
+            raise UsageError(f"--over has no trend of {decisive.name}: it is of pairs", hint="--primary names another")
         trends.append(trend_over(over, positions, decisive, table))
         for metric in others:
             try:
-                trends += [trend_over(over, positions, metric, table)] if metric.tested else []
+                has_trend = metric.tested and metric.level != "pair"
+                trends += [trend_over(over, positions, metric, table)] if has_trend else []
                 notes += [] if metric.tested else [f"{metric.name} has no trend: it is not tested"]
             except RunMismatchError as error:
                 notes.append(f"{metric.name} has no trend: {error.message}")
@@ -319,7 +351,7 @@ def compare(
         primary=decisive,
         comparisons=tuple(comparisons),
         families=tuple(families),
-        gates=tuple(judge(gates, scopes, allow_missing=allow_missing, partial=partial)),
+        gates=tuple(judge_gates(gates, scopes, allow_missing=allow_missing, partial=partial)),
         notes=tuple(dict.fromkeys(notes)),
         table=table,
         metrics=asked,
@@ -330,6 +362,7 @@ def compare(
         margin=margin,
         trends=tuple(trends),
         blame=find_blame(variants, loaded, table) if blame else (),
+        preferences=tuple(preferences),
     )
 
 
@@ -357,7 +390,7 @@ def _primary(
 
     def has_numbers(metric: Metric) -> bool:
         if not matched:
-            return bool(table[metric.column].notna().any()) if metric.level == "turn" else True
+            return bool(table[metric.column].notna().any()) if metric.level == "turn" else metric.level != "pair"
         return any(each.values(metric).baseline.size for each in matched)
 
     if name is not None:

@@ -122,7 +122,7 @@ def turn_record(row: Mapping[Any, Any], side: str = "") -> dict[str, Any]:
 
 
 def _failed(row: dict[Any, Any]) -> bool:
-    return row["finish_reason"] == "error" or any(not check["passed"] for check in row["checks"])
+    return row["finish_reason"] == "error" or any(check["passed"] is False for check in row["checks"])
 
 
 def _chosen(

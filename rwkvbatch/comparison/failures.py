@@ -75,7 +75,8 @@ def failures_by_check(table: pd.DataFrame, variants: Sequence[Variant]) -> list[
                 counts.update((kind, True) for kind in kinds.get(tuple(key), ()))
             else:
                 for check in checks:
-                    counts[check["kind"], not check["passed"]] += 1
+                    if check["passed"] is not None:
+                        counts[check["kind"], not check["passed"]] += 1
         names = dict.fromkeys(name for name, _ in counts)
         found.append({name: (counts[name, True], counts[name, True] + counts[name, False]) for name in names})
     return _by_name(found)

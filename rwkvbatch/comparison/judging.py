@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rwkvbatch.comparison.gate_intervals import Interval, gate_intervals, numbers_of, wanted_sign
 from rwkvbatch.comparison.gates import COMPARATORS, OPERATORS, PERCENTILE, STATISTICS, Floats, Gate, Value, evaluated
 from rwkvbatch.comparison.metrics import metric_named
+from rwkvbatch.comparison.preference import PREFERENCE
 from rwkvbatch.comparison.scopes import GateScope
 from rwkvbatch.errors import UsageError
 from rwkvbatch.stats.bounded import components, conversations_needed
@@ -131,6 +132,8 @@ def _incomplete(gate: Gate, scope: GateScope, *, allow_missing: bool, partial: b
     named = {value.metric for value in gate.values}
     if "failed" in named:
         named |= {"errors", "unreached"}
+    if PREFERENCE in named and scope.unpreferred:
+        problems.append(f"{scope.unpreferred:,} pairs have no verdict of the judge (--allow-missing judges the rest)")
     labels = (scope.label, scope.baseline_label)
     found: list[str] = []
     for label, dropped in zip(labels, scope.dropped, strict=False):
@@ -139,6 +142,7 @@ def _incomplete(gate: Gate, scope: GateScope, *, allow_missing: bool, partial: b
             "unreached": f"{_turns(dropped.unreached)} not reached after an error",
             "missing": f"{_turns(dropped.missing)} missing",
             "different": f"{_turns(dropped.different)} asked differently",
+            "unjudged": f"{_turns(dropped.unjudged)} without a judge's verdict",
         }
         texts = [text for name, text in counts.items() if getattr(dropped, name) and name not in named]
         if texts:
@@ -200,6 +204,8 @@ def _statistic(value: Value, scope: GateScope) -> float:
         raise _CannotJudgeError(scope.unpaired or "there is no baseline")
     if metric.level == "variant":
         return scope.count(value)
+    if metric.level == "pair" and scope.baseline_label is None:
+        raise _CannotJudgeError(f"{metric.name} is of a variant and its baseline, and there is no baseline")
     if scope.unpaired:
         raise _CannotJudgeError(scope.unpaired)
     column = scope.column(metric.name, value.of_baseline)

@@ -135,8 +135,8 @@ class RunData:
         facts: what was run; empty without a manifest.
         manifest: the content of `manifest.json`; empty where there is none.
         rows: one row per turn; the columns are `conversation, cell, repeat, turn, seed, finish_reason, error, prompt,
-            reply, tags, reference, checks, probe_turns, probe_tokens`, one per metric, and one per weight (NaN where a
-            turn has no number).
+            reply, tags, reference, checks, unjudged, judge, probe_turns, probe_tokens, probe_after`, one per metric,
+            and one per weight (NaN where a turn has no number).
         notes: warnings for readers of a comparison.
         unfinished: by cell, the number of planned rows that are not there (yet); empty for a finished run, or where
             nothing says how many were planned. Of runs whose cells have different numbers of rows only the total is
@@ -324,7 +324,10 @@ def _load_foreign(source: str, name: str, cells: Sequence[str]) -> RunData | Non
     rows, notes = found.rows, found.notes
     names = list(dict.fromkeys(row.cell for row in rows))
     if found.is_metric and not cells:
-        rows = [row for row in rows if row.cell == names[0]]
+        rows = [row for row in found.rows if row.cell == names[0]]
+        without = {tag for row in found.rows for tag in row.tags} - {tag for row in rows for tag in row.tags}
+        if without:
+            notes.append(f"{source}: tasks without {names[0]} are left out: {', '.join(sorted(without))}")
         if others := ", ".join(names[1:]):
             notes.append(f"{source}: the score is {names[0]}; another one is named as {source}::METRIC: {others}")
     notes = [f"{source} is of {found.program}: that both sides had the same prompts cannot be checked", *notes]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rwkvbatch.comparison.distance import distance_groups
 from rwkvbatch.comparison.loading import RunData, joined
 from rwkvbatch.comparison.metrics import (
+    PAIR_METRICS,
     TURN_METRICS,
     Metric,
     is_majority,
@@ -90,6 +91,7 @@ class Dropped:
         missing: rows without a counterpart here: those of the baseline, or for a baseline those of its variants.
         different: rows left out because the baseline was asked something else.
         unfinished: planned rows that are not there (yet).
+        unjudged: rows of which a judge gave no verdict; they have no `score` and are neither passed nor failed.
     """
 
     label: str
@@ -98,10 +100,11 @@ class Dropped:
     missing: int = 0
     different: int = 0
     unfinished: int = 0
+    unjudged: int = 0
 
     @property
     def any(self) -> bool:
-        return bool(self.errors or self.unreached or self.missing or self.different or self.unfinished)
+        return any(count for name, count in vars(self).items() if name != "label")
 
 
 def comparable_rows(runs: Sequence[RunData]) -> pd.DataFrame:
@@ -183,13 +186,14 @@ def count_dropped(
     unfinished = {(run.name, cell): count for run in runs for cell, count in run.unfinished.items()}
     found: list[Dropped] = []
     for variant in variants:
-        errors = rows_of(table, variant, ["finish_reason", "error"])
-        errors = errors.loc[errors["finish_reason"] == "error", "error"]
+        rows = rows_of(table, variant, ["finish_reason", "error", "unjudged"])
+        errors = rows.loc[rows["finish_reason"] == "error", "error"]
+        unjudged = int(np.count_nonzero(rows["unjudged"]))
         unreached = sum(str(text).startswith(NOT_REACHED) for text in errors)
         found.append(
             Dropped(
                 variant.label, len(errors) - unreached, unreached, missing.get(variant, 0), different.get(variant, 0),
-                unfinished.pop((variant.run, variant.cell), 0),
+                unfinished.pop((variant.run, variant.cell), 0), unjudged,
             )
         )  # fmt: skip
     several = len(runs) > 1
@@ -214,6 +218,7 @@ def metrics_of(rows: pd.DataFrame, sides: Sequence[str] = ("",), ks: Sequence[in
     if ks is None:
         fewest = min((len(passed) for side in sides for passed in _outcomes(rows, side).values()), default=0)
         ks = [fewest] if fewest > 1 else []
+    found += [metric for metric in PAIR_METRICS if all(f"{metric.column}{side}" in rows for side in sides)]
     return found + [metric_named(f"{name}_{k}") for k in ks for name in ("pass_at", "all", "majority_at")]
 
 
@@ -306,13 +311,23 @@ def most_repeats(rows: pd.DataFrame, side: str = "") -> int:
 def _outcomes(rows: pd.DataFrame, side: str) -> dict[str, list[bool]]:
     """By conversation with checks, whether all checks of all turns passed in each repeat."""
     passed = rows[f"passed{side}"].to_numpy(dtype=np.float64)
-    judged = np.flatnonzero(~np.isnan(passed))
+    judged = _judged(rows, side)
     repeats = _repeats_of(rows, judged)
     failed = np.bincount(repeats.codes, weights=passed[judged] < 1.0, minlength=repeats.firsts.size) > 0
     outcomes: dict[str, list[bool]] = {}
     for name, has_failed in zip(rows["conversation"].to_numpy()[repeats.firsts], failed.tolist(), strict=True):
         outcomes.setdefault(name, []).append(not has_failed)
     return outcomes
+
+
+def _judged(rows: pd.DataFrame, side: str) -> NDArray[np.int64]:
+    """The positions of rows with a verdict, of the repeats of conversations in which no judge's verdict is missing."""
+    judged = np.flatnonzero(~np.isnan(rows[f"passed{side}"].to_numpy(dtype=np.float64)))
+    unjudged = np.flatnonzero(rows[f"unjudged{side}"].to_numpy(dtype=bool))
+    if not unjudged.size:
+        return judged
+    codes = _repeats_of(rows, np.concatenate([judged, unjudged])).codes
+    return judged[~np.isin(codes[: judged.size], codes[judged.size :])]
 
 
 @dataclass(frozen=True)
@@ -341,7 +356,7 @@ def _votes(rows: pd.DataFrame, side: str) -> dict[str, list[tuple[tuple[str, ...
     The repeats of a conversation are in their order. Those that passed have no answers: all answers that pass are one.
     """
     passed = rows[f"passed{side}"].to_numpy(dtype=np.float64)
-    judged = np.flatnonzero(~np.isnan(passed))
+    judged = _judged(rows, side)
     judged = judged[np.lexsort((rows["turn"].to_numpy()[judged], rows["repeat"].to_numpy()[judged]))]
     repeats = _repeats_of(rows, judged)
     failed = np.bincount(repeats.codes, weights=passed[judged] < 1.0, minlength=repeats.firsts.size) > 0

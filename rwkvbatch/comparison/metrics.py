@@ -23,7 +23,7 @@ RawRow = Mapping[str, Any]
 """One line of `results.jsonl` as parsed JSON; the keys are the fields of `rwkvbatch.results.row.Row`."""
 
 Better = Literal["higher", "lower", "none"]
-Level = Literal["turn", "conversation", "variant"]
+Level = Literal["turn", "pair", "conversation", "variant"]
 Part = Literal["any", "text", "choices", "thinking"]
 """A part that not every row has: a plain text that was scored, the likelihoods of choices, or a thinking part."""
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
@@ -43,7 +43,7 @@ def parts_of(row: RawRow) -> list[Part]:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number per turn, per conversation or per variant (`level`).
+    """One number per turn, per pair of turns, per conversation or per variant (`level`).
 
     Attributes:
         name: the column's name, and the name in tables, options and gates.
@@ -96,8 +96,8 @@ class Metric:
 
     @property
     def ranked(self) -> bool:
-        """Whether variants can be ranked by it: it is tested and has a better direction."""
-        return self.tested and self.better != "none"
+        """Whether variants can be ranked by it: it is tested, has a better direction, and is not of pairs."""
+        return self.tested and self.better != "none" and self.level != "pair"
 
     def shown(self, mean: float) -> float:
         """A mean of `column` in the metric's own unit."""
@@ -133,7 +133,11 @@ def _score(row: RawRow) -> float | None:
 
 
 def _passed(row: RawRow) -> float | None:
-    return float(all(check["passed"] for check in row["checks"])) if row["checks"] else None
+    """None also where a judge gave no verdict, whatever the other checks say: failures alone would be counted."""
+    checks = row["checks"]
+    if not checks or any(check["passed"] is None for check in checks):
+        return None
+    return float(all(check["passed"] for check in checks))
 
 
 def _of_reply(value: Callable[[RawRow], float | None]) -> Callable[[RawRow], float | None]:
@@ -285,22 +289,29 @@ TURN_METRICS: Final[tuple[Metric, ...]] = (
 )  # fmt: skip
 """The metrics of single turns."""
 
+PAIR_METRICS: Final = (Metric("preference", "preferred by the judge", "higher", level="pair", highest=1.0),)
+"""The metrics of matched turns, which a variant by itself does not have."""
+
 VARIANT_METRICS: Final[tuple[Metric, ...]] = tuple(
     Metric(name, title, "lower", digits=0, level="variant", tested=False)
     for name, title in (
         ("errors", "turns that ended in an error"),
         ("unreached", "turns after an error"),
         ("missing", "turns that the other side has"),
+        ("unjudged", "turns without a verdict"),
         ("unfinished", "planned turns not there yet"),
     )
 )
 """Counts of a whole variant: the fields of `rwkvbatch.comparison.paired.Dropped`."""
 
 KNOWN_NAMES: Final = ", ".join(
-    (*(metric.name for metric in (*TURN_METRICS, *VARIANT_METRICS)), "pass_at_K", "all_K", "majority_at_K")
+    (
+        *(metric.name for metric in (*TURN_METRICS, *PAIR_METRICS, *VARIANT_METRICS)),
+        *("pass_at_K", "all_K", "majority_at_K"),
+    )
 )
-_BY_NAME: Final = {metric.name: metric for metric in (*TURN_METRICS, *VARIANT_METRICS)}
-ALIASES: Final = {metric.title: metric.name for metric in TURN_METRICS if metric.title != metric.name}
+_BY_NAME: Final = {metric.name: metric for metric in (*TURN_METRICS, *PAIR_METRICS, *VARIANT_METRICS)}
+ALIASES: Final = {metric.title: metric.name for metric in (*TURN_METRICS, *PAIR_METRICS) if metric.title != metric.name}
 """Names that are accepted in place of a metric's own."""
 _OF_REPEATS: Final = re.compile(
     r"(?:(pass_at_|pass@|majority_at_|majority@)|all_|all )([1-9][0-9]{0,5})(?(1)|(?: pass)?)"

@@ -15,6 +15,7 @@ from rwkvbatch.comparison.loading import RunData
 from rwkvbatch.comparison.matching import Dropped, MatchedRows, conversation_values, rows_of, weights_of
 from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.pairing import Variant
+from rwkvbatch.comparison.preference import missing_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +48,7 @@ class GateScope:
         dropped: what variant and baseline lack; `missing` is what this side lacks of the other.
         unfinished: a sentence on each run that is not finished.
         unpaired: why there is no pair to judge, else empty.
+        unpreferred: pairs of replies of which the judge gave no verdict.
     """
 
     label: str
@@ -55,6 +57,7 @@ class GateScope:
     dropped: tuple[Dropped, ...] = ()
     unfinished: tuple[str, ...] = ()
     unpaired: str = ""
+    unpreferred: int = 0
 
     def count(self, value: Value) -> float:
         """A count of the variant or of its baseline, such as `errors`."""
@@ -94,6 +97,7 @@ def scopes_of(
                 ),
                 sentences(baseline, variant),
                 "" if len(each.rows) else f"{variant.label} and {baseline.label} have no turn in common",
+                missing_in(each.rows),
             )
         )
     paired = {side for each in matched for side in (each.pair.baseline, each.pair.variant)}

@@ -35,11 +35,15 @@ PROBE_COLUMNS: Final = ("probe_turns", "probe_tokens")
 """Distances of probes from what they ask about; NaN in other rows."""
 _CONTENT: Final = (
     "conversation", "cell", "repeat", "turn", "seed", "finish_reason", "error", "prompt", "reply", "tags", "reference",
-    "checks", *PROBE_COLUMNS,
+    "checks", "unjudged", "judge", *PROBE_COLUMNS, "probe_after",
 )  # fmt: skip
 _TEXTS: Final = ("conversation", "cell", "finish_reason", "prompt", "reply")
 _INTEGERS: Final = ("repeat", "turn", "seed")
-_TYPES: Final[Mapping[str, Any]] = {**dict.fromkeys(_INTEGERS, "int64"), **dict.fromkeys(PROBE_COLUMNS, "float64")}
+_TYPES: Final[Mapping[str, Any]] = {
+    **dict.fromkeys(_INTEGERS, "int64"),
+    **dict.fromkeys((*PROBE_COLUMNS, "probe_after"), "float64"),
+    "unjudged": "bool",
+}
 _BY_NGRAMS: Final = [metric for metric in TURN_METRICS if metric.of_ngrams is not None]
 _WEIGHTS: Final = [metric for metric in TURN_METRICS if metric.weight is not None and not metric.log_of]
 
@@ -222,12 +226,15 @@ def _content(row: dict[str, Any], shared: dict[str, str]) -> tuple[Any, ...]:
         tuple(row["tags"]),
         None if text is None else shared.setdefault(text, text),
         row["checks"],
+        any(check["passed"] is None for check in row["checks"]),
+        next((check["judge"] for check in row["checks"] if check.get("judge")), None),
         *_distances(row.get("probe")),
     )
 
 
-def _distances(probe: Any) -> tuple[float, float]:
-    """The columns of `PROBE_COLUMNS`."""
+def _distances(probe: Any) -> tuple[float, float, float]:
+    """The columns of `PROBE_COLUMNS`, and the turn after which the probe was asked."""
     if probe is None:
-        return math.nan, math.nan
-    return float(probe["turns"]), math.nan if probe["tokens"] is None else float(probe["tokens"])
+        return math.nan, math.nan, math.nan
+    tokens = math.nan if probe["tokens"] is None else float(probe["tokens"])
+    return float(probe["turns"]), tokens, float(probe["after"])

@@ -198,6 +198,7 @@ def left_out(dropped: Iterable[Dropped], *, named: bool = True) -> str:
         ("missing", "turn without a counterpart", "left out"),
         ("different", "turn not asked the same", "left out"),
         ("unfinished", "turn not there yet", ""),
+        ("unjudged", "turn without a judge's verdict", "left out"),
     ):
         own = [(each.label, getattr(each, name)) for each in every if getattr(each, name)]
         if own:

@@ -2,7 +2,8 @@
 
 The server is not trusted: an answer has a limit of bytes and of seconds, no redirect is followed (the key would go
 along), no compressed body is accepted, and its words are shown with control characters escaped and without the key.
-Proxies of the environment and `.netrc` are not used; the key comes from `config.ENDPOINT_KEY_VARIABLE` alone.
+Proxies of the environment and `.netrc` are not used; the key comes from one variable of the environment alone: the
+server of a judge (`config.JUDGE_KEY_VARIABLE`) does not get the key of an endpoint (`config.ENDPOINT_KEY_VARIABLE`).
 
 Server-sent events are read as the HTML standard defines them (section 9.2.6, "Interpreting an event stream"), as far as
 OpenAI's API uses them: `data` fields, each of one JSON value, up to `[DONE]`.
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
-from rwkvbatch.config import ENDPOINT_KEY_VARIABLE
+from rwkvbatch.config import ENDPOINT_KEY_VARIABLE, JUDGE_KEY_VARIABLE
 from rwkvbatch.errors import EndpointError, MissingExtraError, RequestsSpentError, UsageError, WorkerError
 from rwkvbatch.prompt.escaping import printable
 
@@ -71,16 +72,32 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class OptionNames:
+    """The options that name a server, and the environment variable of its key, for messages and to read the key."""
+
+    url: str = "--endpoint"
+    key: str = ENDPOINT_KEY_VARIABLE
+    models: str = "--endpoint-model names the model, --endpoint-api the interface"
+    model: str = "--endpoint-model"
+
+
+JUDGE_OPTIONS = OptionNames("--judge-url", JUDGE_KEY_VARIABLE, "--judge-model names the model", "--judge-model")
+
+
+@dataclass(frozen=True)
 class ClientOptions:
     """How to call a server: at most `concurrency` requests at a time, `timeout_s` seconds and `retries` for each."""
 
     concurrency: int = 8
     timeout_s: float = 600.0
     retries: int = 5
+    names: OptionNames = OptionNames()
 
 
-def check_url(url: str, option: str = "--endpoint") -> str:
+def check_url(url: str, names: OptionNames | None = None) -> str:
     """The base URL without its last slash; raises `UsageError` for what is none or may hold a secret."""
+    names = names or OptionNames()
+    option = names.url
     try:
         parts = urlsplit(url)
         host, _port = parts.hostname, parts.port
@@ -88,9 +105,7 @@ def check_url(url: str, option: str = "--endpoint") -> str:
         raise UsageError(f"{option}: not a URL: {error}") from None
     example = "give the URL that clients call their base URL, such as http://127.0.0.1:8080/v1"
     if parts.username is not None or parts.password is not None:
-        raise UsageError(
-            f"{option} must not hold a user or a key", hint=f"the key belongs into ${ENDPOINT_KEY_VARIABLE}"
-        )
+        raise UsageError(f"{option} must not hold a user or a key", hint=f"the key belongs into ${names.key}")
     if parts.query or parts.fragment:
         raise UsageError(f"{option} must have no query and no fragment", hint=example)
     if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
@@ -122,16 +137,16 @@ class Client:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         if importlib.util.find_spec("urllib3") is None:
-            raise MissingExtraError("--endpoint needs the package urllib3, which is not installed", extra="endpoint")
+            named = (options or ClientOptions()).names.url
+            raise MissingExtraError(f"{named} needs the package urllib3, which is not installed", extra="endpoint")
         import urllib3
 
         self.url = url
         self.options = options or ClientOptions()
-        self._key = os.environ.get(ENDPOINT_KEY_VARIABLE, "") if key is None else key
+        self._names = self.options.names
+        self._key = os.environ.get(self._names.key, "") if key is None else key
         if not self._key.isascii() or not self._key.isprintable():
-            raise UsageError(
-                f"${ENDPOINT_KEY_VARIABLE} must be printable ASCII", hint="is there a line end at its end?"
-            )
+            raise UsageError(f"${self._names.key} must be printable ASCII", hint="is there a line end at its end?")
         self._budget = budget or Budget()
         self._jitter = jitter
         timeout = urllib3.Timeout(
@@ -244,7 +259,7 @@ class Client:
             place = self.words(response.headers.get("Location", "nowhere"))
             raise UsageError(
                 f"{self.url} redirects to {place} (status {status}), and redirects are not followed",
-                hint="if that is the server you mean, give its URL with --endpoint",
+                hint=f"if that is the server you mean, give its URL with {self._names.url}",
             )
         body = b""
         try:
@@ -257,12 +272,11 @@ class Client:
             raise _PassingError(f"status {status}: {text}", _retry_after(response.headers.get("Retry-After")))
         if status in (401, 403):
             given = "the key in" if self._key else "no key in"
-            raise UsageError(f"{self.url} refuses access (status {status}, {given} ${ENDPOINT_KEY_VARIABLE}): {text}")
+            raise UsageError(f"{self.url} refuses access (status {status}, {given} ${self._names.key}): {text}")
         if status == 404:
             raise UsageError(
                 f"{self.url} has no such address or model (status 404): {text}",
-                hint="the URL ends as clients call their base URL (.../v1); --endpoint-model names the model, "
-                "--endpoint-api the interface",
+                hint=f"the URL ends as clients call their base URL (.../v1); {self._names.models}",
             )
         raise EndpointError(f"the server refuses the request (status {status}): {text}", status=status)
 

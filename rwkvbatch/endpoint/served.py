@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from rwkvbatch.config import NO_ADAPTER, CellSettings, EndpointApi
 from rwkvbatch.endpoint.client import Client, check_url
-from rwkvbatch.errors import UsageError
+from rwkvbatch.errors import EndpointError, UnreachableError, UsageError, WorkerError
 from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.prompt.tokenizer import MIN_VOCAB_SIZE
 from rwkvbatch.setting_names import option_name
@@ -90,18 +90,21 @@ def served_spec(endpoint: Endpoint, client: Client) -> ServedSpec:
     Raises:
         UsageError: the server lists several and none is named, or the key is refused. A named model that the list
             lacks is taken: servers list aliases, or nothing.
-        WorkerError, EndpointError: as `Client.call`.
+        UnreachableError: the server cannot be reached, or does not answer.
     """
-    listed = client.get("models")
+    try:
+        listed = client.get("models")
+    except (WorkerError, EndpointError) as error:
+        named = error.message if endpoint.url in error.message else f"{endpoint.url}/models: {error.message}"
+        raise UnreachableError(f"--endpoint {named}", hint=error.hint) from None
     entries = _entries(listed)
     names = list(entries)
     name = endpoint.model
     if not name:
         if len(names) != 1:
             shown = ", ".join(client.words(each) for each in names[:MAX_NAMES]) or "none"
-            raise UsageError(
-                f"{endpoint.url} lists {len(names)} models: {shown}", hint="name one with --endpoint-model"
-            )
+            option = client.options.names.model
+            raise UsageError(f"{endpoint.url} lists {len(names)} models: {shown}", hint=f"name one with {option}")
         name = names[0]
     sha256 = hashlib.sha256(f"endpoint\0{endpoint.url}\0{name}".encode("utf-8", "replace")).hexdigest()
     shown = printable(name, keep_newlines=False)
@@ -128,20 +131,20 @@ def _entries(listed: Mapping[str, Any] | None) -> dict[str, int | None]:
             return {}
 
 
-def extra_fields(body: str) -> dict[str, Any]:
-    """The fields that `--endpoint-body` gives; raises `UsageError` if it is not an object, or has a reserved one."""
+def extra_fields(body: str, option: str = "--endpoint-body") -> dict[str, Any]:
+    """The fields that an option gives; raises `UsageError` if it is not an object, or has a reserved one."""
     if not body:
         return {}
     example = """such as '{"chat_template_kwargs": {"enable_thinking": false}}'"""
     try:
         found: Any = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"--endpoint-body is not JSON: {error}", hint=f"give an object, {example}") from None
+        raise UsageError(f"{option} is not JSON: {error}", hint=f"give an object, {example}") from None
     if not isinstance(found, dict):
-        raise UsageError(f"--endpoint-body must be a JSON object, {example}")
+        raise UsageError(f"{option} must be a JSON object, {example}")
     fields = cast("dict[str, Any]", found)
     if own := sorted(fields.keys() & RESERVED):
-        raise UsageError(f"--endpoint-body must not set {', '.join(own)}, which this program sets")
+        raise UsageError(f"{option} must not set {', '.join(own)}, which this program sets")
     return fields
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from rwkvbatch.engine.prefix_cache import Node, PrefixTree
-from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, Reply, Request, Score
+from rwkvbatch.engine.request import END_OF_TEXT, LONG_TEXT_TOKENS, FinishReason, Reading, Reply, Request, Score
 from rwkvbatch.engine.scheduler import Chunk, Scheduler, SequenceState
 from rwkvbatch.engine.sequence import Generation, Job, Scoring, StepWork
 from rwkvbatch.errors import UsageError, is_out_of_memory
@@ -126,6 +127,14 @@ class Engine:
     def busy(self) -> bool:
         """Whether `step` has work to do or results to return."""
         return bool(self._jobs or self._done)
+
+    @property
+    def reading(self) -> Reading:
+        """How far the long texts under way have been read."""
+        long = [each for each in self._scheduler.active if len(each.tokens) >= LONG_TEXT_TOKENS]
+        return Reading(
+            len(long), sum(each.position - each.base.depth for each in long), sum(len(each.tokens) for each in long)
+        )
 
     @property
     def max_batch(self) -> int:
@@ -309,10 +318,14 @@ class Engine:
         cache: bool = True,
         num_top: int | None = None,
     ) -> int:
-        check_tokens(continuation[-1:], self.model.spec.vocab_size)
+        for part in (prefix, continuation):
+            check_tokens(part, self.model.spec.vocab_size)
         first_output = base.depth + len(prefix) - 1
-        sequence = self._new_sequence(base, (*prefix, *continuation[:-1]), num_unread_at_end=len(continuation))
-        self._jobs[sequence.id] = Scoring(sequence, tuple(continuation), first_output, cache, num_top)
+        tokens = array("i", prefix)
+        tokens.extend(continuation)
+        last = tokens.pop()
+        sequence = self._new_sequence(base, tokens, num_unread_at_end=len(continuation))
+        self._jobs[sequence.id] = Scoring(sequence, last, len(continuation), first_output, cache, num_top)
         return sequence.id
 
     def _new_sequence(self, base: Node, tokens: Sequence[int], num_unread_at_end: int = 1) -> SequenceState:
@@ -320,7 +333,8 @@ class Engine:
             raise ValueError("a request needs at least one token")
         check_tokens(tokens, self.model.spec.vocab_size)
         num_prompt = base.depth + len(tokens)
-        sequence = SequenceState(self._next_id, base, list(tokens), num_prompt, num_unread_at_end=num_unread_at_end)
+        tokens = tokens if isinstance(tokens, array) else array("i", tokens)
+        sequence = SequenceState(self._next_id, base, tokens, num_prompt, num_unread_at_end=num_unread_at_end)
         self._next_id += 1
         self._scheduler.add(sequence)
         return sequence

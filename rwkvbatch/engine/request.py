@@ -158,7 +158,7 @@ class Score:
     """Log-probabilities of a given text.
 
     Attributes:
-        logprobs: natural log, one for each token of the continuation; an array of 8 bytes each, as documents are long.
+        logprobs: natural log, one for each token of the continuation; an array of fp32, as documents are long.
         num_matched: number of tokens that were the likeliest at their position.
         unavailable: why there are none, where a served model gives none of any text. error: why this text has none.
         details: of each token; empty unless `Engine.submit_score` was asked for them.
@@ -177,6 +177,36 @@ class Score:
     def nll(self) -> float:
         """Mean negative log-probability per token, in nats."""
         return -sum(self.logprobs) / len(self.logprobs)
+
+
+LONG_TEXT_TOKENS = 4096
+"""From this length on, how far a text has been read is part of a run's progress."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How far the long prompts and texts under way have been read.
+
+    Attributes:
+        num_texts: of at least `LONG_TEXT_TOKENS`. num_read, num_tokens: tokens of all of them, read and in all.
+    """
+
+    num_texts: int = 0
+    num_read: int = 0
+    num_tokens: int = 0
+
+    def __add__(self, other: Reading) -> Reading:
+        return Reading(
+            self.num_texts + other.num_texts, self.num_read + other.num_read, self.num_tokens + other.num_tokens
+        )
+
+    @property
+    def share_of_texts(self) -> float:
+        """The number of texts times the share of their tokens that has been read."""
+        return self.num_texts * self.num_read / self.num_tokens if self.num_tokens else 0.0
+
+
+NO_READING = Reading()
 
 
 def closed_history(

@@ -6,8 +6,10 @@ order of submission only, never on the clock.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 
 from rwkvbatch.engine.prefix_cache import Node, PrefixTree
 from rwkvbatch.model.base import StatePool
@@ -24,7 +26,7 @@ class SequenceState:
 
     Attributes:
         base: the tree node that `tokens` follow.
-        tokens: all tokens known so far: the prompt, then generated ones.
+        tokens: all tokens known so far: the prompt, then generated ones; 4 bytes each (array type `i`).
         num_prompt: the length of the prompt.
         position: number of tokens that have been read.
         num_cached: number of prompt tokens that did not have to be read.
@@ -36,7 +38,7 @@ class SequenceState:
 
     id: int
     base: Node
-    tokens: list[int]
+    tokens: array[int]
     num_prompt: int
     position: int = 0
     num_cached: int = 0
@@ -52,7 +54,7 @@ class SequenceState:
     def num_unread(self) -> int:
         return self.end - self.position
 
-    def part(self, start: int, stop: int) -> list[int]:
+    def part(self, start: int, stop: int) -> array[int]:
         """The tokens at positions `start` to `stop`, which may not lie before `base`."""
         return self.tokens[start - self.base.depth : stop - self.base.depth]
 
@@ -171,7 +173,7 @@ class Scheduler:
             return
         self._end_pending(sequence)
         before = [node.edge for node in sequence.base.path(start)]
-        sequence.tokens[:0] = [token for edge in reversed(before) for token in edge]
+        sequence.tokens[:0] = array("i", chain.from_iterable(reversed(before)))
         self.tree.pin(start)
         self.tree.unpin(sequence.base)
         sequence.base = start

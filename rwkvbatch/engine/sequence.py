@@ -123,31 +123,35 @@ class Generation:
 
 @dataclass
 class Scoring:
-    """A score in progress: the log-probabilities of `continuation` known so far.
+    """A score in progress: the log-probabilities known so far of a continuation, whose tokens `sequence` has.
 
     Attributes:
+        last: the last token of the continuation, which is not read. num_tokens: the length of the continuation.
         first_output: the position of the prefix's last token, whose logits predict the first token of the continuation.
         cache: whether its last state is cached, for requests that continue the text.
         num_top: as `Request.num_top`.
     """
 
     sequence: SequenceState
-    continuation: tuple[int, ...]
+    last: int
+    num_tokens: int
     first_output: int
     cache: bool = True
     num_top: int | None = None
-    logprobs: array[float] = field(default_factory=lambda: array("d"))
+    logprobs: array[float] = field(default_factory=lambda: array("f"))
     details: list[TokenDetails] = field(default_factory=list[TokenDetails])
     num_matched: int = 0
 
     @property
     def is_complete(self) -> bool:
-        return len(self.logprobs) == len(self.continuation)
+        return len(self.logprobs) == self.num_tokens
 
-    def given(self, chunk: Chunk) -> tuple[int, ...]:
+    def given(self, chunk: Chunk) -> array[int]:
         """The tokens of the continuation that the last rows of `chunk` predict, one per row."""
-        start, stop = chunk.start - self.first_output, chunk.stop - self.first_output
-        return self.continuation[max(0, start) : max(0, stop)]
+        tokens = self.sequence.part(max(chunk.start, self.first_output) + 1, chunk.stop + 1)
+        if chunk.ends:
+            tokens.append(self.last)
+        return tokens
 
     def take(self, given: Sequence[int], likeliest: Sequence[int], logprobs: Sequence[float]) -> None:
         """Add the results of the next tokens, `given`."""
@@ -181,7 +185,7 @@ class StepWork:
     chunks: list[Chunk]
     num_outputs: list[int]
     sampled: list[Generation]
-    scored: list[tuple[Scoring, tuple[int, ...]]]
+    scored: list[tuple[Scoring, array[int]]]
 
     @classmethod
     def of(cls, chunks: Iterable[Chunk], jobs: Mapping[int, Job]) -> StepWork:

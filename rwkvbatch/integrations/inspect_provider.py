@@ -7,6 +7,7 @@ The interface is that of `inspect_ai/model/_model.py` (`ModelAPI`); the provider
 from __future__ import annotations
 
 import asyncio
+import atexit
 import math
 import weakref
 from collections import Counter
@@ -122,6 +123,8 @@ class RwkvBatchAPI(ModelAPI):
             return engine
 
         self._make_engine = make_engine
+        # Inspect keeps its models until the interpreter has gone, when native objects would be reported as leaked.
+        atexit.register(_release, weakref.ref(self))
         self._batcher: tuple[asyncio.AbstractEventLoop, Batcher] | None = None
         self._seen: Counter[tuple[str, int]] = Counter()
 
@@ -182,7 +185,7 @@ class RwkvBatchAPI(ModelAPI):
             batcher = Batcher(self._make_engine, max_unfinished=1 << 30)
             batcher.start(loop)
             self._batcher = loop, batcher
-            weakref.finalize(self, batcher.close)  # at the end of the process too, before native code is unloaded
+            weakref.finalize(self, batcher.close)
         return self._batcher[1]
 
     def _output(self, prompt: PreparedPrompt, replies: Sequence[Reply], *, with_logprobs: bool) -> ModelOutput:
@@ -247,6 +250,13 @@ class RwkvBatchAPI(ModelAPI):
 
     def should_retry(self, ex: Exception) -> bool:
         return False
+
+
+def _release(model: weakref.ref[RwkvBatchAPI]) -> None:
+    """Let go of a provider's engine and weights at the end of the process."""
+    if (api := model()) is not None:
+        api.close()
+        del api._make_engine
 
 
 def _messages(given: Sequence[ChatMessage]) -> list[Mapping[str, str]]:

@@ -96,6 +96,13 @@ def adapted(base: NamedTensors, adapter: Adapter | None) -> Iterator[NamedTensor
         UsageError: an option has no use for this kind of adapter.
     """
     own = {name: entry for name, entry in base.entries.items() if is_adapter_part(name)}
+    if base.is_rescaled and (adapter is not None or own):
+        raise CheckpointError(
+            "an adapter cannot be merged into it: matrices were rescaled for the norm that flash-linear-attention has "
+            "for heads of this size",
+            path=base.path,
+            hint="merge it with flash-linear-attention, and give the result",
+        )
     plain = {name: entry for name, entry in base.entries.items() if name not in own}
     with ExitStack() as stack:
         if adapter is None:

@@ -11,12 +11,13 @@ of `containers.KINDS` instead. A new form also needs a row in `docs/models.md`, 
 
 from __future__ import annotations
 
+import math
 import re
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model import gguf, web_rwkv
@@ -26,12 +27,7 @@ from rwkvbatch.model.tensor_file import Entry, NamedTensors
 
 Entries = dict[str, Entry]
 
-
 FLA = "flash-linear-attention"
-
-
-class DifferentNormWarning(UserWarning):
-    """Another program computes a network of these weights with another constant."""
 
 
 @dataclass(frozen=True)
@@ -210,22 +206,47 @@ def _renamed(tensors: NamedTensors) -> NamedTensors | None:
             entries[f"{block}.{inner}"] = entry
         if transpose:
             phrases["the transposition of the low-rank matrices"] = None
-    if naming.name == FLA:
-        _warn_of_head_size(entries, tensors.path)
-    return tensors.changed(entries, *phrases, form=naming.name)
+    named = tensors.changed(entries, *phrases, form=naming.name)
+    return _with_official_norm(named) if naming.name == FLA else named
 
 
-def _warn_of_head_size(entries: Entries, path: Path) -> None:
-    """Warn of heads for which flash-linear-attention's own code computes another norm than the official one does."""
-    r_k = entries.get("blocks.0.att.r_k")
-    head_size = r_k.shape[-1] if r_k is not None and r_k.shape else 64
-    if head_size != 64:
-        warnings.warn(
-            f"{path}: its heads have size {head_size}, for which {FLA} adds {head_size}e-5 to the variance in the norm "
-            "of a head; 64e-5 is added here, as in official code, so that the logits may differ a little from its own",
-            DifferentNormWarning,
-            stacklevel=2,
+USUAL_HEAD_SIZE = 64
+_SCALED = re.compile(r"blocks\.\d+\.att\.(value\.weight|r_k)")
+
+
+def _with_official_norm(tensors: NamedTensors) -> NamedTensors:
+    """The network that flash-linear-attention computes, for heads of a size N other than 64.
+
+    Its norm of a head adds N * 1e-5 to the variance (`eps=self.head_dim*norm_eps` in `fla/layers/rwkv7.py`; bc3b101d,
+    2026-08-22), the official one 64e-5 whatever N is. If values, and with them the states and the outputs of heads, are
+    c = sqrt(64 / N) times as large, the latter does what the former did. The only other place where values go is the
+    bonus, whose factor `r_k` is divided by c. Both become fp32, so that the products are rounded by 2^-24 at most.
+
+    Raises:
+        CheckpointError: the configuration says another size of heads than the tensors have.
+    """
+    r_k = tensors.entries.get("blocks.0.att.r_k")
+    if r_k is None or len(r_k.shape) != 2 or 0 in r_k.shape:
+        return tensors
+    size = r_k.shape[1]
+    said = tensors.config.get("head_dim")
+    if said is not None and said != size:
+        raise CheckpointError(
+            f"its {CONFIG} has head_dim = {_shown(said)}, and its heads have size {size}", path=tensors.path
         )
+    if size == USUAL_HEAD_SIZE:
+        return tensors
+    factor = math.sqrt(USUAL_HEAD_SIZE / size)
+    entries = dict(tensors.entries)
+    for name, entry in entries.items():
+        if (match := _SCALED.fullmatch(name)) and entry.dtype in PRECISIONS:
+            entries[name] = _times(entry, factor if match[1] == "value.weight" else 1 / factor)
+    phrase = f"the norm of heads of {size}, which adds {size}e-5: value.weight and r_k scaled so that 64e-5 is the same"
+    return replace(tensors.changed(entries, phrase), is_rescaled=True)
+
+
+def _times(entry: Entry, factor: float) -> Entry:
+    return Entry(torch.float32, entry.shape, lambda: entry.load().float() * factor)
 
 
 def _translated(name: str, parts: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ def random_tensors(
     ranks: LowRankWidths | None = None,
     first_value_residual: bool = True,
     deep_embed: int | None = None,
+    sparsity: float | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, Tensor]:
     """An RWKV-7 checkpoint of random weights.
@@ -48,10 +50,14 @@ def random_tensors(
         ranks: inner widths of the low-rank chains, by default those of official models.
         first_value_residual: whether layer 0 has the `v0`, `v1`, `v2` that official files have and nothing uses.
         deep_embed: the size of DeepEmbed's matrices (32 in official files) for RWKV-7a; None for RWKV-7.
+        sparsity: about so large a part of the channel mix's hidden layer is zero after relu squared, in [0, 1), at
+            other places for each token; None for about a half, which weights without a bias have.
 
     Raises:
-        ValueError: `width` is not a multiple of `head_size`.
+        ValueError: `width` is not a multiple of `head_size`, or `sparsity` is not in [0, 1).
     """
+    if sparsity is not None and not 0 <= sparsity < 1:
+        raise ValueError(f"the sparsity must be in [0, 1), got {sparsity}")
     if width % head_size:
         raise ValueError(f"the width must be a multiple of the head size {head_size}, got {width}")
     generator = torch.Generator().manual_seed(seed)
@@ -95,6 +101,8 @@ def random_tensors(
         tensors[f"{ffn}.x_k"] = uniform(0, 1)
         tensors[f"{ffn}.key.weight"] = linear(hidden, width)
         tensors[f"{ffn}.value.weight"] = linear(width, hidden, gain=0.5)
+        if sparsity is not None:
+            _shift_hidden(tensors, layer, sparsity)
         if deep_embed is not None:
             tensors[f"{ffn}.s_emb.weight"] = normal(vocab_size, deep_embed**2, scale=0.5 * deep_embed**-0.5)
             tensors[f"{ffn}.s_emb_x.weight"] = linear(deep_embed**2, width, gain=0.5 * deep_embed**-0.5)
@@ -104,3 +112,24 @@ def random_tensors(
     tensors |= norm("ln_out")
     tensors["head.weight"] = linear(vocab_size, width, gain=2.0)
     return tensors
+
+
+MAX_SHIFT = 5.0
+"""Standard deviations; beyond them hardly any value is on the other side."""
+
+
+def _shift_hidden(tensors: dict[str, Tensor], layer: int, sparsity: float) -> None:
+    """Make `sparsity` of a layer's hidden values negative.
+
+    All channels of the normed input have 1 added, which a key's weights sum up to a constant: the quantile of the
+    sparsity in standard deviations of the other inputs' part. Those are 2/3 in variance per channel, as a mix of two
+    tokens at a uniform factor, and the 1.
+    """
+    ffn = f"blocks.{layer}.ffn"
+    quantile = NormalDist().inv_cdf(sparsity) if sparsity > 0 else -MAX_SHIFT
+    shift = max(-MAX_SHIFT, min(MAX_SHIFT, quantile)) * (2 / 3 + 1) ** 0.5
+    bias, key, value = f"blocks.{layer}.ln2.bias", f"{ffn}.key.weight", f"{ffn}.value.weight"
+    tensors[bias] = (tensors[bias].float() + 1).to(tensors[bias].dtype)
+    tensors[key] = (tensors[key].float() - shift / tensors[key].shape[1]).to(tensors[key].dtype)
+    # A shift to the other side makes the squares larger.
+    tensors[value] = (tensors[value].float() / (1 + max(0.0, -shift) ** 2)).to(tensors[value].dtype)

@@ -122,7 +122,7 @@ def _entry(name: str, info: Any, data_start: int) -> _Entry:
         raise ValueError(f"the entry {name[:80]!r} of its header is not one of a tensor") from None
     if not all(type(number) is int and 0 <= number < 2**62 for number in (*shape, start, end)):
         raise ValueError(f"the tensor {name[:80]!r} has impossible sizes or offsets")
-    if kind not in _DTYPES and kind not in _OTHER_TYPES:
+    if not isinstance(kind, str) or (kind not in _DTYPES and kind not in _OTHER_TYPES):
         raise ValueError(f"the tensor {name[:80]!r} has the unknown type {str(kind)[:40]!r}")
     dtype = _DTYPES.get(kind)
     if start > end or (dtype is not None and math.prod(shape) * dtype.itemsize != end - start):

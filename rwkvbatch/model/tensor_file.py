@@ -216,6 +216,7 @@ class NamedTensors:
         form: how the tensors were named, see `forms`.
         undone: what was changed to get from the files' tensors to `entries`, a phrase each.
         recipe: what `entries` depend on beside the files' bytes.
+        is_rescaled: whether matrices are multiples of those in the files, so that no adapter of these belongs to them.
     """
 
     path: Path
@@ -228,6 +229,7 @@ class NamedTensors:
     form: str = "official"
     undone: tuple[str, ...] = ()
     recipe: tuple[str, ...] = ()
+    is_rescaled: bool = False
 
     @property
     def num_bytes(self) -> int:

@@ -22,6 +22,15 @@ constexpr size_t MAX_NOTED_JOBS = 1 << 12;
 constexpr size_t TASK_BYTES = size_t(64) << 10;
 constexpr size_t FEW_ROWS = 6;
 
+// Weights are read one input at a time only if at most so large a part of the inputs is not zero. The shorter the stretch
+// that an input has in a band, the slower it comes.
+constexpr size_t LONG_STRETCH = 256, SHORT_STRETCH = 64;
+size_t max_nonzero(const PackedMatrix& weight) {
+    const size_t stretch = weight.input_bytes(weight.band_width(0));
+    const size_t percent = stretch >= LONG_STRETCH ? 42 : stretch > SHORT_STRETCH ? 36 : 28;
+    return weight.in * percent / 100;
+}
+
 constexpr float LAYER_NORM_EPS = 1e-5f;
 
 InstructionSet instruction_set(const std::string& isa) {
@@ -285,7 +294,12 @@ void fetch_inputs(const std::vector<LinearJob>& jobs, size_t first, size_t end) 
         next += job.num_tasks();
         if (begin >= end || next <= first) continue;
         const bool rounded = is_integer(job.weight.dtype);
-        fetch_rows(job.x, job.num_rows, rounded ? quantized_floats(job.weight.in, job.weight.dtype) : job.weight.in);
+        if (job.sparse.places != nullptr) {
+            fetch(job.sparse.places, job.sparse.count * sizeof(uint32_t));
+            fetch_rows({job.sparse.x, job.sparse.x_stride}, job.num_rows, job.sparse.count);
+        } else {
+            fetch_rows(job.x, job.num_rows, rounded ? quantized_floats(job.weight.in, job.weight.dtype) : job.weight.in);
+        }
         for (const ConstRows& rows : {job.add, job.start, job.target}) fetch_rows(rows, job.num_rows, job.weight.out);
         if (job.bias != nullptr) fetch_floats(job.bias, job.weight.out);
     }
@@ -310,6 +324,38 @@ std::vector<ArrayPtr> Context::quantize_inputs(std::vector<LinearJob>& jobs) {
             for (const QuantizeJob& job : rounding) isa_.integer_kernels->quantize(job, begin, end);
         });
     return rounded;
+}
+
+void Context::skip_zeros(LinearJob& job) {
+    const size_t in = job.weight.in, rows = job.num_rows, stride = ceil_div(in, PANEL) * PANEL + PANEL;
+    fetch_rows(job.x, rows, in);
+    if (kernels_->count_nonzero(job.x, rows, in) > max_nonzero(job.weight)) return;
+
+    const size_t num_blocks = ceil_div(in, SCALED_INPUTS);
+    places_.resize(in + MAX_SPARSE_AHEAD);
+    block_ends_.resize(num_blocks);
+    nonzero_x_.resize(MAX_SPARSE_ROWS * stride);
+    const size_t scales = job.weight.dtype == Dtype::INT8 ? sizeof(float) : 0;
+    size_t count = 0;
+    for (size_t block = 0; block < num_blocks; ++block) {
+        const size_t end = std::min((block + 1) * SCALED_INPUTS, in);
+        for (size_t k = block * SCALED_INPUTS; k < end; ++k) {
+            bool needed = false;
+            for (size_t i = 0; i < rows; ++i) {
+                const float x = job.x.data[i * job.x.stride + k];
+                nonzero_x_[i * stride + count] = x;
+                needed |= x != 0.0f;  // NaN too
+            }
+            places_[count] = static_cast<uint32_t>(k + block * scales);
+            count += needed;
+        }
+        block_ends_[block] = static_cast<uint32_t>(count);
+    }
+    // Behind the last come those of the next band.
+    const auto band = static_cast<uint32_t>(in + num_blocks * scales);
+    for (size_t i = 0; i < MAX_SPARSE_AHEAD; ++i) places_[count + i] = band + (i < count ? places_[i] : 0);
+    skipped_bytes_ += (in - count) * job.weight.input_bytes(job.weight.num_panels());
+    job.sparse = {places_.data(), block_ends_.data(), count, nonzero_x_.data(), stride};
 }
 
 void Context::run_linears(std::vector<LinearJob>& jobs) {
@@ -357,8 +403,13 @@ std::vector<ArrayPtr> Context::linears(const std::vector<Product>& products) {
                   "linears: what a result is added to or blended with is not of its shape");
         results.push_back(array(x.rows, weight.out));
         jobs.push_back({x.view(), x.rows, weight, layer.bias, layer.activation, rows_of(product.add),
-                        rows_of(product.start), rows_of(product.target), results.back()->view(), 0});
+                        rows_of(product.start), rows_of(product.target), results.back()->view(), 0, {}});
+        results.back()->mostly_zero = layer.activation == Activation::RELU_SQUARED ||
+                                      (product.start == nullptr && product.target != nullptr && product.target->mostly_zero);
     }
+    if (sparse_ && products.size() == 1 && products[0].x->mostly_zero && products[0].x->rows <= MAX_SPARSE_ROWS &&
+        !is_integer(jobs[0].weight.dtype))
+        skip_zeros(jobs[0]);
     run_linears(jobs);
     return results;
 }
@@ -427,7 +478,7 @@ void Context::head(const Step& step, const Array& x, const Vector& weight, const
     const PackedMatrix& matrix = head.weight.packed;
     const ConstRows none(nullptr, 0);
     std::vector<LinearJob> jobs{{normed->view(), rows, matrix, head.bias, head.activation, none, none, none,
-                                 {logits, matrix.out}, 0}};
+                                 {logits, matrix.out}, 0, {}}};
     run_linears(jobs);
 }
 

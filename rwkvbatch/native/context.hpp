@@ -55,6 +55,7 @@ public:
     // A cache line more than the width, so that rows do not all fall into the same sets of the cache.
     const size_t stride;
     float* data;
+    bool mostly_zero = false;  // as a layer with relu squared makes them: reading weights only for what is not zero may pay
 
 private:
     std::shared_ptr<Arena> arena_;
@@ -124,6 +125,10 @@ public:
     ThreadPool& threads();
     Arena& arena() { return *arena_; }
     size_t weight_bytes() const { return store_->num_bytes(); }
+    // Weights that all steps so far did not read, as their inputs were zero.
+    size_t skipped_bytes() const { return skipped_bytes_; }
+    // For tests and measurements: read all weights, whatever the inputs are.
+    void set_sparse(bool sparse) { sparse_ = sparse; }
 
     // `dtype` is that of the packed weight: the stored one, or one that it is rounded to, see `pack_panel`.
     LinearLayer linear_layer(const StoredMatrix& stored, size_t out, size_t in, const float* bias, Activation activation,
@@ -155,6 +160,8 @@ private:
     void run_linears(std::vector<LinearJob>& jobs);
     // Round the inputs of jobs with integer weights; what is returned holds them.
     std::vector<ArrayPtr> quantize_inputs(std::vector<LinearJob>& jobs);
+    // Have `job` read only the weights whose inputs are not zero, where that pays.
+    void skip_zeros(LinearJob& job);
     // Note what each thread reads first in the step's next job, and have it expect what it read first in the job after
     // that in the step before.
     template <class FirstRead> void note_job(const FirstRead& first_read);
@@ -169,6 +176,10 @@ private:
     size_t scratch_size_ = 0;
     std::vector<std::vector<Range>> first_reads_;  // of each job of a step, by each thread
     size_t next_job_ = 0;
+    std::vector<uint32_t> places_, block_ends_;  // of the inputs that are not zero
+    std::vector<float> nonzero_x_;
+    size_t skipped_bytes_ = 0;
+    bool sparse_ = true;
     std::unique_ptr<ThreadPool> threads_;
 };
 

@@ -5,6 +5,7 @@
 #include "linear.hpp"
 #include "norm.hpp"
 #include "sample.hpp"
+#include "sparse.hpp"
 #include "wkv7.hpp"
 
 namespace rwkv {
@@ -14,8 +15,8 @@ namespace {
 #define RWKV_STRING(name) RWKV_NAME(name)
 
 constexpr Kernels KERNELS = {
-    RWKV_STRING(RWKV_ISA), RWKV_ISA::linear,       RWKV_ISA::layer_norm, RWKV_ISA::embed,   RWKV_ISA::mix,
-    RWKV_ISA::token_matrix, RWKV_ISA::wkv7,        RWKV_ISA::activate_all, RWKV_ISA::sample,     RWKV_ISA::logprob, RWKV_ISA::read,
+    RWKV_STRING(RWKV_ISA), RWKV_ISA::linear, RWKV_ISA::count_nonzero, RWKV_ISA::layer_norm,   RWKV_ISA::embed,  RWKV_ISA::mix,
+    RWKV_ISA::token_matrix, RWKV_ISA::wkv7,  RWKV_ISA::activate_all,  RWKV_ISA::sample,       RWKV_ISA::logprob, RWKV_ISA::read,
     RWKV_ISA::multiply_add,
 };
 

@@ -25,6 +25,17 @@ struct ConstRows {
     ConstRows(Rows rows) : data(rows.data), stride(rows.stride) {}
 };
 
+// The inputs of a linear layer that are not zero in all of its rows, in ascending order. What the others would add is zero.
+struct SparseInputs {
+    const uint32_t* places;      // of each, its distance from the first in a band, in inputs; with int8, scales count as four
+    const uint32_t* block_ends;  // with int8: how many there are to the end of each block that shares a scale
+    size_t count;                // behind them the first of the next band, up to MAX_SPARSE_AHEAD
+    const float* x;              // their values, rows `x_stride` apart
+    size_t x_stride;
+};
+constexpr size_t MAX_SPARSE_ROWS = 3;
+constexpr size_t MAX_SPARSE_AHEAD = 128;
+
 // y = activation(x W^T + bias); out = y, add + y, start + (target - start) * y or, with a target alone, target * y. What is
 // null is left out.
 struct LinearJob {
@@ -37,6 +48,7 @@ struct LinearJob {
     ConstRows start, target;
     Rows out;
     size_t panels_per_task;
+    SparseInputs sparse;  // `places` is null where all inputs are to be read
 
     size_t num_tasks() const { return ceil_div(weight.num_panels(), panels_per_task); }
     const uint8_t* weights_of(size_t task) const { return weight.at(task * panels_per_task, 0); }
@@ -151,6 +163,7 @@ constexpr size_t MULTIPLY_ADDS = 12 * PANEL;
 struct Kernels {
     const char* name;
     void (*linear)(const LinearJob&, size_t task, float* scratch, const uint8_t* next);  // weights to read after these
+    size_t (*count_nonzero)(ConstRows x, size_t num_rows, size_t width);  // inputs that are not zero in all rows
     void (*layer_norm)(const NormJob&, size_t begin, size_t end);
     void (*embed)(const EmbedJob&, size_t begin, size_t end, float* scratch);
     void (*mix)(const MixJob&, size_t begin, size_t end);

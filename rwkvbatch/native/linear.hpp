@@ -106,11 +106,9 @@ template <Dtype D> void linear_one_row(const LinearJob& job, size_t first_panel,
     }
 }
 
-// `next` are the weights that this thread will read after these.
-inline void linear(const LinearJob& job, size_t task, float* sums, const uint8_t* next) {
+// Panels of all inputs, in scratch memory for their sums. `next` are the weights that this thread will read after these.
+inline void linear_dense(const LinearJob& job, size_t first_panel, size_t end_panel, float* sums, const uint8_t* next) {
     const PackedMatrix& weight = job.weight;
-    const size_t first_panel = task * job.panels_per_task;
-    const size_t end_panel = std::min(first_panel + job.panels_per_task, weight.num_panels());
     if (job.num_rows == 1) {
         switch (weight.dtype) {
             case Dtype::FP32: return linear_one_row<Dtype::FP32>(job, first_panel, end_panel);

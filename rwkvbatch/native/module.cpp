@@ -234,6 +234,8 @@ NB_MODULE(_native, m) {
         .def_prop_ro("isa", &Context::isa)
         .def_prop_ro("threads", &Context::num_threads)
         .def_prop_ro("weight_bytes", &Context::weight_bytes)
+        .def_prop_ro("skipped_bytes", &Context::skipped_bytes)
+        .def("set_sparse", &Context::set_sparse)
         .def("set_guard", [](Context& c, bool guard) { c.arena().set_guard(guard); })
         .def("take_damage", [](Context& c) { return c.arena().take_damage(); })
         .def("array", &array_of)

@@ -24,7 +24,9 @@ from rwkvbatch.config import (
 )
 from rwkvbatch.endpoint.served import check_settings
 from rwkvbatch.errors import UsageError
+from rwkvbatch.judges.source import JudgeSource, judge_source
 from rwkvbatch.replay.grid import PATHS, Cell, GridFile, make_cells
+from rwkvbatch.replay.jury import turns_with_rubrics
 from rwkvbatch.replay.layers import CHECKPOINT_ENDINGS, Layered, layer_settings, naming_origins, read_toml
 from rwkvbatch.replay.models import ModelLoader
 from rwkvbatch.replay.plan import Plan, select
@@ -91,6 +93,12 @@ class RunKeywords(TypedDict, total=False):
     max_requests: int | None
     endpoint_timeout: float
     endpoint_retries: int
+    judge: str | None
+    judge_strategy: str
+    judge_vocab: str | None
+    judge_url: str | None
+    judge_model: str | None
+    judge_body: str
     seed: int
     repeats: int | str
     max_repeats: int | None
@@ -175,6 +183,9 @@ def run(
     plan, skipped = prepared.plan, prepared.script.skipped
     _log_lint(plan)
     observers = [] if observer is None else [observer]
+    loader = ModelLoader(plan.settings, loaded, notify)
+    with loading(), naming_origins(plan.origins):
+        judge = _judge(plan, loader, notify)
     with ExitStack() as stack:
         if metrics_port is not None:
             served = stack.enter_context(serving_metrics(metrics_port))
@@ -194,12 +205,30 @@ def run(
             notify=notify,
             loading=loading,
             pool=pool_for(plan.settings, model_given=loaded is not None),
+            judge=judge,
         )
-        result = execute(plan, ModelLoader(plan.settings, loaded, notify), options)
+        result = execute(plan, loader, options)
     if skipped and result.directory is not None:
         count, path = len(skipped), result.directory / SKIPPED_NAME
         notify(f"{count} bad line{'s' if count > 1 else ''} set aside in {path}")
     return result
+
+
+def _judge(plan: Plan, loader: ModelLoader, notify: Callable[[str], None]) -> JudgeSource | None:
+    """The judge that the settings name, if the script has rubrics; raises as `JudgeSource.check`."""
+    source = judge_source(plan.settings, loader.budget)
+    if not turns_with_rubrics(plan.conversations):
+        if source is not None:
+            notify("note: a judge is given, and the script has no check `judge`")
+        return None
+    if source is None:
+        notify(
+            "note: the script has checks that a judge answers, and none is given (--judge FILE, --judge-url URL): "
+            "verdicts that are not there already are missing; `rwkvbatch check RUN --judge FILE` adds them"
+        )
+    else:
+        source.check()
+    return source
 
 
 @dataclass(frozen=True)
@@ -292,8 +321,8 @@ def _with_endpoint(layered: Layered, cells: Sequence[Cell]) -> Layered:
         check_settings(own, layered.named | cell.overrides.keys())
         served |= own.endpoint is not None
     if not served:
-        if settings.max_requests is not None:
-            raise UsageError("--max-requests belongs to --endpoint, which is not given")
+        if settings.max_requests is not None and settings.judge_url is None:
+            raise UsageError("--max-requests belongs to --endpoint or --judge-url, which are not given")
         return layered
     if settings.workers is not None or settings.devices or settings.ray is not None:
         raise UsageError(

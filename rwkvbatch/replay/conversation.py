@@ -8,30 +8,20 @@ A turn passes these records on its way from the script to the run directory: `Co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
-from itertools import chain, takewhile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, cast
 
-from rwkvbatch.config import CellSettings, Prompting
 from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, NoiseKey, Reply, Request, Score, closed_history
 from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError
-from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template, with_turn_end
-from rwkvbatch.prompt.tokenizer import Tokenizer
-from rwkvbatch.replay.judging import explain, judge, not_judged
-from rwkvbatch.replay.plan import Plan, Task
-from rwkvbatch.results.row import (
-    NOT_REACHED,
-    SCORED,
-    Logprob,
-    ProbePlace,
-    Reference,
-    Row,
-    RowTiming,
-    TokenCounts,
-    short_text,
-)
+from rwkvbatch.prompt.templates import PromptTemplate
+from rwkvbatch.prompt.tokenizer import encode_long
+from rwkvbatch.replay.failed import error_row
+from rwkvbatch.replay.judging import explain, judge
+from rwkvbatch.replay.plan import Task
+from rwkvbatch.replay.prompts import PromptEncoder
+from rwkvbatch.results.row import SCORED, Logprob, Reference, Row, TokenCounts, short_text
 from rwkvbatch.script.checks.structured import Chosen
 from rwkvbatch.script.choices import Choice, ChoiceScore, ChoiceScores
 from rwkvbatch.script.records import ReplyFacts, Turn
@@ -40,50 +30,6 @@ from rwkvbatch.signals import ENDS_PROCESS
 if TYPE_CHECKING:
     from rwkvbatch.endpoint.engine import EndpointEngine
     from rwkvbatch.engine.engine import Engine
-
-
-class PromptEncoder:
-    """Tokenizer, templates and initial states of one model, shared by its tasks. Caches encoded texts.
-
-    `roots` has the engine's root number of each initial state file; root 0 is the empty state.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        roots: dict[str, int] | None = None,
-        max_prompt_tokens: int | None = None,
-        weights_sha256: str = "",
-    ) -> None:
-        self._weights_sha256 = weights_sha256
-        self.tokenizer = tokenizer
-        self.max_prompt_tokens = max_prompt_tokens
-        self._roots = dict(roots or {})
-        # Every cell and repetition encodes the same texts of a conversation.
-        self.encode = lru_cache(maxsize=8192)(self._encode)
-        self._load_template = lru_cache(maxsize=256)(self._make_template)
-        self._load_prelude = lru_cache(maxsize=256)(load_prelude)
-
-    def template(self, settings: CellSettings) -> PromptTemplate:
-        """The prompt template of a reply."""
-        return self._load_template(settings.prompting)
-
-    def _make_template(self, prompting: Prompting) -> PromptTemplate:
-        return load_template(with_turn_end(prompting, self._weights_sha256))
-
-    def opening(self, task: Task) -> tuple[int, ...]:
-        """The tokens before the first turn: token 0 with `bos`, the system message and the prelude; may be empty."""
-        settings = task.settings
-        prelude = None if settings.prelude is None else self._load_prelude(settings.prelude)
-        begin = (END_OF_TEXT,) if settings.begins_with_bos() else ()
-        return (*begin, *self.encode(self.template(settings).opening(task.system, prelude)))
-
-    def root(self, settings: CellSettings) -> int:
-        """The engine's root number of the initial state."""
-        return 0 if settings.state is None else self._roots[settings.state]
-
-    def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(text))
 
 
 class ConversationReplay:
@@ -206,16 +152,10 @@ class ConversationReplay:
         Without a row, the caller calls `submit_more`. With one, the replay has moved to the next turn, unless it is an
         error row.
         """
-        self.pending.remove(request_id)
-        work = self._work
-        assert work is not None
-        work.results[work.part_of.pop(request_id)] = result
-        if len(work.results) < work.num_parts:
+        work, results = self._work, self.collect(request_id, result)
+        if work is None or results is None:
             return None
-        self._work = None
-        reply = work.results[0] if work.request is not None else None
-        assert reply is None or isinstance(reply, Reply)
-        scores = [found for _, found in sorted(work.results.items()) if isinstance(found, Score)]
+        reply, scores = results.reply, results.scores
         text = "" if reply is None else self._template.shown_reply(reply.text)
         try:
             row = self._row(work, reply, scores, text)
@@ -225,6 +165,23 @@ class ConversationReplay:
             return error_row(self.task, self.turn, explain(error), reply, text)
         self._advance(() if reply is None else reply.history, row)
         return row
+
+    def collect(self, request_id: int, result: Reply | Score) -> TurnResults | None:
+        """Take a pending request's result, as `take_result` does, and stay at the turn: nothing is judged.
+
+        Returns:
+            All results of the turn once they are there; before that None, and the caller calls `submit_more`.
+        """
+        self.pending.remove(request_id)
+        work = self._work
+        assert work is not None
+        work.results[work.part_of.pop(request_id)] = result
+        if len(work.results) < work.num_parts:
+            return None
+        self._work = None
+        reply = work.results[0] if work.request is not None else None
+        assert reply is None or isinstance(reply, Reply)
+        return TurnResults(reply, [found for _, found in sorted(work.results.items()) if isinstance(found, Score)])
 
     def fail_turn(self, error: Exception) -> Row:
         """The error row of the next turn. The replay stays at that turn."""
@@ -240,7 +197,7 @@ class ConversationReplay:
             history = closed_history(self._encoder.tokenizer, self.prompt(), row.reply_ids, *end)
         self._advance(history, row)
 
-    def take_references(self) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    def take_references(self) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
         """The tokens before each of the next references, and those of the reference, as rows score them.
 
         Goes past their turns, with the references as history, and stops before a turn of the dialogue without one;
@@ -275,14 +232,14 @@ class ConversationReplay:
     def _template(self) -> PromptTemplate:
         return self._encoder.template(self.task.of_turn(self.turn).settings)
 
-    def _reference_tokens(self, reference: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _reference_tokens(self, reference: str) -> tuple[Sequence[int], Sequence[int]]:
         """The tokens before the turn's reference that are not scored, and those that are.
 
         Of a plain text that nothing is read before (`bos` off), the first token cannot be scored.
         """
         if not self._next.plain:
             return self._with_given(*self._template.given_reply(reference))
-        before, text = self._plain_prompt(), tuple(self._encoder.tokenizer.encode(reference))
+        before, text = self._plain_prompt(), encode_long(self._encoder.tokenizer, reference)
         if not before and len(text) < 2:
             raise RowError("the text has one token, and nothing is read before it: use --bos on")
         return (before, text) if before else (text[:1], text[1:])
@@ -294,7 +251,7 @@ class ConversationReplay:
         # Not through the cache of encoded texts, which would keep documents.
         return (*begin, *self._encoder.tokenizer.encode(self._next.user))
 
-    def _choice_tokens(self, choice: Choice) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _choice_tokens(self, choice: Choice) -> tuple[Sequence[int], Sequence[int]]:
         """The tokens before a choice, and those of the choice, as a reply's beginning or after a plain prompt."""
         if self._next.plain:
             return self._plain_prompt(), tuple(self._encoder.encode(choice.text))
@@ -416,7 +373,7 @@ class ConversationReplay:
             count += 1
         return count
 
-    def _reference(self, score: Score, logprob: float, tokens: tuple[int, ...]) -> Reference:
+    def _reference(self, score: Score, logprob: float, tokens: Sequence[int]) -> Reference:
         turn, num_tokens = self._next, len(tokens)
         assert turn.reference is not None
         matched = score.num_matched / num_tokens
@@ -425,6 +382,14 @@ class ConversationReplay:
         token_bytes = self._encoder.tokenizer.token_bytes
         num_bytes = sum(len(token_bytes(token)) for token in tokens)
         return Reference(short_text(turn.reference), -logprob / num_tokens, matched, num_tokens, logprob, num_bytes)
+
+
+@dataclass(frozen=True)
+class TurnResults:
+    """What the engine made for one turn: the reply, if one is generated, and the scores of reference and choices."""
+
+    reply: Reply | None
+    scores: list[Score]
 
 
 MAX_PENDING = 256
@@ -442,7 +407,7 @@ class _Work:
     """
 
     request: Request | None
-    texts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+    texts: Sequence[tuple[Sequence[int], Sequence[int]]]
     num_submitted: int = 0
     part_of: dict[int, int] = field(default_factory=dict[int, int])
     results: dict[int, Reply | Score] = field(default_factory=dict["int", "Reply | Score"])
@@ -459,112 +424,3 @@ def _chosen(turn: Turn, scores: ChoiceScores | None) -> Choice:
     rules = [check.rule for check in turn.checks if isinstance(check.rule, Chosen)]
     best = scores.best(rules[0].normalize if rules else "none").name
     return next(choice for choice in turn.choices if choice.name == best)
-
-
-def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, text: str = "") -> Row:
-    """The row of a failed turn, whose checks count as failed; `reply` and `text` hold what was generated."""
-    num_prompt, ids = (0, ()) if reply is None else (reply.num_prompt, reply.ids)
-    asked = task.conversation.turns[turn]
-    probe = asked.probe
-    return Row(
-        **vars(task.key(turn)),
-        seed=task.of_turn(turn).seed,
-        tags=task.conversation.tags,
-        prompt=short_text(asked.user) if asked.plain else asked.user,
-        reply=text,
-        reply_ids=ids,
-        finish_reason="error",
-        stopped_by=None,
-        tokens=TokenCounts(num_prompt, len(ids)),
-        logprob=Logprob(None, 0.0),
-        reference=None,
-        checks=not_judged(asked.checks),
-        error=message,
-        timing=_timing(reply),
-        probe=None if probe is None else ProbePlace(probe.after, probe.number, probe.distance, None),
-    )
-
-
-def not_reached(failed_turn: int) -> str:
-    """The error message of a turn after a failed one."""
-    return f"{NOT_REACHED} turn {failed_turn} of this conversation failed"
-
-
-def was_reached(error: str) -> bool:
-    """Whether an error message is of a turn that failed itself, rather than one that follows a failed turn."""
-    return not error.startswith(NOT_REACHED)
-
-
-def _timing(reply: Reply | None) -> RowTiming:
-    if reply is None:
-        return RowTiming(0.0, 0.0, 0.0, 0.0, 0.0, 0)
-    timing = reply.timing
-    generating_s = timing.total_s - timing.queued_s
-    rate = len(reply.ids) / generating_s if generating_s > 0 else 0.0
-    seconds = [round(s, 6) for s in (timing.queued_s, timing.prefill_s, timing.first_token_s, timing.total_s)]
-    return RowTiming(*seconds, tokens_per_s=round(rate, 3), cached_tokens=reply.num_cached)
-
-
-@dataclass(frozen=True)
-class Preview:
-    """Numbers of rows, tasks and tokens of a plan (`--dry-run`), or of its shard.
-
-    Attributes:
-        dialogues: tasks.
-        first_prompt_tokens: in the first turns' prompts of all tasks.
-        first_prompt_distinct: those of them to compute when shared prefixes are computed once.
-        later_turn_tokens: tokens of the later turns' user messages, without the replies.
-        max_reply_tokens: upper bound of all replies together.
-    """
-
-    rows: int
-    dialogues: int
-    conversations: int
-    cells: tuple[str, ...]
-    repeats: int
-    first_prompt_tokens: int
-    first_prompt_distinct: int
-    later_turn_tokens: int
-    max_reply_tokens: int
-
-    as_dict = asdict
-
-
-def preview(plan: Plan, encoder: PromptEncoder) -> Preview:
-    """Count a plan's work without a model, of a race at most; `encoder` needs no initial states."""
-    times = plan.times_played()
-    first = later = replies = rows = dialogues = 0
-    prompts: set[tuple[str, tuple[int, ...]]] = set()
-    numbers = [plan.number_of(conversation, cell, 0) for conversation in times for cell in range(len(plan.cells))]
-    for task in map(plan.task, numbers):
-        turns, played = task.conversation.turns, times[plan.conversation_of(task.number)]
-        dialogues += played
-        rows += played * len(turns)
-        prompt = ConversationReplay(task, encoder).prompt()
-        # Prompts of different models or initial states share no cached state.
-        prompts.add((f"{task.settings.model}\0{task.settings.state}", prompt))
-        first += played * len(prompt)
-        for number, turn in enumerate(turns[1:], start=1):
-            later += played * len(encoder.encode(encoder.template(task.of_turn(number).settings).turn(turn.user)))
-        replies += played * sum(task.of_turn(turn).settings.max_tokens for turn in range(len(turns)))
-    return Preview(
-        rows=rows if plan.settings.race_rows is None else min(rows, plan.settings.race_rows),
-        dialogues=dialogues,
-        conversations=len(times),
-        cells=tuple(cell.name for cell in plan.cells),
-        repeats=plan.settings.repeats if plan.settings.race else plan.repeats,
-        first_prompt_tokens=first,
-        first_prompt_distinct=_num_distinct(prompts),
-        later_turn_tokens=later,
-        max_reply_tokens=replies,
-    )
-
-
-def _num_distinct(prompts: Iterable[tuple[str, tuple[int, ...]]]) -> int:
-    """Nodes of the prompts' prefix tree: in sorted order, each prompt adds the tokens that its predecessor lacks."""
-    count, previous = 0, ("", ())
-    for key, tokens in sorted(prompts):
-        pairs = zip(previous[1], tokens, strict=False) if previous[0] == key else ()
-        count += len(tokens) - sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        previous = (key, tokens)
-    return count

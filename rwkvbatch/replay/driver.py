@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rwkvbatch.errors import RwkvBatchError
-from rwkvbatch.replay.conversation import error_row, not_reached, was_reached
 from rwkvbatch.replay.dispatch import MAX_ATTEMPTS, MAX_HANGS, Dispatcher
+from rwkvbatch.replay.failed import error_row, not_reached, was_reached
 from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Assign, Drop, Joined, Judging, Leave, Left, Report, WorkerPool
@@ -141,7 +141,7 @@ class LocalDriver:
                 task = next(todo, None)
             step = worker.step()
             tokens = sum(row.tokens.reply for row in step.rows.values())
-            counts.workers[0] = progress = progress.after(step.active, len(step.rows), tokens)
+            counts.workers[0] = progress = progress.after(step.active, len(step.rows), tokens, step.reading)
             recorder.add(step.rows)
             recorder.rows.tick()
             self.after_step()
@@ -224,7 +224,7 @@ class PoolDriver:
                     self._dispatcher.reported(worker, event.active)
                     if (progress := self._workers.get(worker)) is not None:  # else it failed before it joined
                         tokens = sum(row.reply_tokens for row in event.rows)
-                        self._workers[worker] = progress.after(event.active, len(event.rows), tokens)
+                        self._workers[worker] = progress.after(event.active, len(event.rows), tokens, event.reading)
                 case Left(reason, error):
                     # Record what was reported before, so that its tasks are not assigned again.
                     self._record(rows, finished)

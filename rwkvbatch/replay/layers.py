@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from rwkvbatch.config import (
     ENDPOINT_KEY_VARIABLE,
+    JUDGE_KEY_VARIABLE,
     LISTS,
     SETTINGS,
     SYSTEM_FILE,
@@ -195,7 +196,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         full = full_name(key)
         if full in SETTINGS:
             values[key] = [part.strip() for part in text.split(",")] if full in LISTS else text
-        elif variable != ENDPOINT_KEY_VARIABLE and _close(key):
+        elif variable not in (ENDPOINT_KEY_VARIABLE, JUDGE_KEY_VARIABLE) and _close(key):
             # Other parts of the program have variables of their own: only what looks like a slip is refused.
             raise UsageError(f"{variable}: unknown setting{_close(key)}")
     return values

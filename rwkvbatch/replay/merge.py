@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -22,6 +23,7 @@ from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.row_index import SHARD_NAME, RowIndex, Shard, read_members
 from rwkvbatch.results.directory import SKIPPED_NAME, RunDirectory
 from rwkvbatch.results.manifest import FORMER, read_manifest, refuse_other_run, write_manifest
+from rwkvbatch.results.opinions import VERDICTS_NAME, read_lines_of
 from rwkvbatch.results.recovery import LineIndex, ScannedLine, scan_lines
 from rwkvbatch.results.row import BadLineError, RowKey, decode_head, decode_row
 from rwkvbatch.results.script_copy import COMPRESSED_NAME, SCRIPT_NAME
@@ -303,6 +305,7 @@ class _Merge:
             write_manifest(path, identity, about, files=files, at=at)
         self._copy_script()
         self._copy_skipped()
+        self._copy_verdicts()
         tallies = Tallies(self._cells)
         lines = in_blocks(self._lines(tallies))
         save_file(path / RESULTS_NAME, lines, files=files, at=at, check=self._directory.check)
@@ -342,6 +345,14 @@ class _Merge:
                     path = self._directory.path / name
                     save_file(path, read_spans(file, [span]), files=self._files, at=self._directory.at)
                     return
+
+    def _copy_verdicts(self) -> None:
+        """Copy a judge's answers of all parts."""
+        path = self._directory.path / VERDICTS_NAME
+        lines = chain.from_iterable(read_lines_of(part.path) for part in self._parts)
+        if (first := next(lines, None)) is not None:
+            blocks = in_blocks(chain([first], lines))
+            save_file(path, blocks, files=self._files, at=self._directory.at, check=self._directory.check)
 
     def _copy_skipped(self) -> None:
         """Copy the script's bad lines from one part: every part reads the whole script."""

@@ -16,8 +16,8 @@ from rwkvbatch.errors import InputError, UsageError
 from rwkvbatch.prompt.templates import load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
 from rwkvbatch.prompt.vocabulary import shown_ids, textless_ids, tokenizer_of
-from rwkvbatch.replay.conversation import PromptEncoder
 from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.prompts import PromptEncoder
 from rwkvbatch.script.records import refuse
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ class ModelLoader:
         self._given = model
         self._loaded: tuple[tuple[str | None, str, str, str], Model] | None = None
         self._served: dict[Endpoint, tuple[Client, ServedSpec]] = {}
-        self._budget = Budget(settings.max_requests)
+        self.budget = Budget(settings.max_requests)
+        """Of all requests to servers."""
 
     def model(self, setup: Setup) -> Model:
         """The setup's model, loaded unless it is the one in memory; raises `CheckpointError` or `UsageError`."""
@@ -102,6 +103,10 @@ class ModelLoader:
             self._loaded = (key, model)
         return self._loaded[1]
 
+    def release(self) -> None:
+        """Forget the loaded model, so that another one has room."""
+        self._loaded = None
+
     def spec(self, setup: Setup) -> Spec:
         """The setup's model in words and numbers; raises as `model`, or as `served_spec`."""
         return self.model(setup).spec if setup.endpoint is None else self._serving(setup.endpoint)[1]
@@ -110,7 +115,7 @@ class ModelLoader:
         if endpoint not in self._served:
             settings = self._settings
             options = ClientOptions(settings.concurrency, settings.endpoint_timeout, settings.endpoint_retries)
-            client = Client(check_url(endpoint.url), options, budget=self._budget)
+            client = Client(check_url(endpoint.url), options, budget=self.budget)
             self._served[endpoint] = client, served_spec(endpoint, client)
         return self._served[endpoint]
 

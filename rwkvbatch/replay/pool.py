@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from rwkvbatch.config import RunSettings
+from rwkvbatch.engine.request import NO_READING, Reading
 from rwkvbatch.errors import MissingExtraError, RwkvBatchError, UsageError, WorkerError
 from rwkvbatch.replay.models import ModelLoader, Setup, forkable_loader
 from rwkvbatch.replay.plan import Plan
@@ -71,13 +72,15 @@ class Judging:
 class Report:
     """What happened since the worker's last report.
 
-    `finished` are tasks that have all their rows; `active` is the number under way, the first ones that it holds.
+    `finished` are tasks that have all their rows; `active` is the number under way, the first ones that it holds;
+    `reading` is how far their long texts have been read.
     """
 
     rows: tuple[EncodedRow, ...] = ()
     finished: tuple[int, ...] = ()
     active: int = 0
     logs: tuple[LogEntry, ...] = ()
+    reading: Reading = NO_READING
 
 
 @dataclass(frozen=True, slots=True)

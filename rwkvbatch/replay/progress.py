@@ -16,6 +16,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from rwkvbatch.engine.request import NO_READING, Reading
 from rwkvbatch.errors import MissingExtraError, UsageError
 from rwkvbatch.prompt.escaping import printable
 
@@ -32,15 +33,23 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class WorkerProgress:
-    """What one worker did in this session; `rows` includes those that another worker had finished first."""
+    """What one worker did in this session; `rows` includes those that another worker had finished first.
+
+    `reading` is how far it has read the long texts under way.
+    """
 
     name: str
     active: int = 0
     rows: int = 0
     reply_tokens: int = 0
+    reading: Reading = NO_READING
 
-    def after(self, active: int, rows: int, reply_tokens: int) -> WorkerProgress:
-        return WorkerProgress(self.name, active, self.rows + rows, self.reply_tokens + reply_tokens)
+    def after(self, active: int, rows: int, reply_tokens: int, reading: Reading = NO_READING) -> WorkerProgress:
+        return WorkerProgress(self.name, active, self.rows + rows, self.reply_tokens + reply_tokens, reading)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures as `status.json` has them."""
+        return {key: value for key, value in vars(self).items() if key != "reading"}
 
 
 @dataclass(frozen=True)
@@ -52,9 +61,11 @@ class Progress:
         failures: rows that failed in this session. failed_checks: checks that failed in this session.
         active: conversations under way.
         reply_tokens: generated in this session. elapsed_s: length of this session.
-        seconds_left: estimated; None before this session's first durable row.
+        seconds_left: estimated; None before this session's first durable row, or tokens of a long text.
         workers: those running. lost_workers: workers that crashed in this session.
         cells_left, cells: of a race, in which `rows_total` is that of the next look; None for other runs.
+        questions_done, questions: answered by the judge, and asked of it; 0 before it is asked.
+        reading: how far the long texts under way have been read.
     """
 
     rows_done: int
@@ -69,6 +80,9 @@ class Progress:
     lost_workers: int = 0
     cells_left: int | None = None
     cells: int | None = None
+    questions_done: int = 0
+    questions: int = 0
+    reading: Reading = NO_READING
 
     @property
     def tokens_per_s(self) -> float:
@@ -81,13 +95,15 @@ class Progress:
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as `status.json` has them."""
+        reading = self.reading
         return {
-            **vars(self),
+            **{key: value for key, value in vars(self).items() if key != "reading"},
             "elapsed_s": round(self.elapsed_s, 3),
             "tokens_per_s": round(self.tokens_per_s, 3),
-            "workers": [vars(worker) for worker in self.workers],
+            "workers": [worker.as_dict() for worker in self.workers],
             "seconds_left": None if self.seconds_left is None else round(self.seconds_left, 1),
             **({} if self.cells_left is None else {"cells_left": self.cells_left, "cells": self.cells}),
+            **({"reading": vars(reading)} if reading.num_texts else {}),
         }
 
 
@@ -109,15 +125,20 @@ class Counts:
     workers: dict[int, WorkerProgress] = field(default_factory=dict[int, WorkerProgress])
     cells_left: int | None = None
     cells: int | None = None
+    questions_done: int = 0
+    questions: int = 0
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         self._started_s = self.clock()
 
     def progress(self, rows_done: int, rows_total: int) -> Progress:
-        """The progress now; the remaining time is estimated from this session's rows."""
+        """The progress now; the remaining time is estimated from this session's rows and shares of long texts."""
         elapsed_s = max(0.0, self.clock() - self._started_s)
-        rows_new, workers = rows_done - self.rows_before, tuple(self.workers.values())
+        workers = tuple(self.workers.values())
+        reading = sum((worker.reading for worker in workers), NO_READING)
+        rows_new = rows_done - self.rows_before + reading.share_of_texts
+        rows_left = max(0.0, rows_total - rows_done - reading.share_of_texts)
         # How long a race goes on is not known beforehand.
         is_known = rows_new > 0 and self.cells_left is None
         return Progress(
@@ -128,11 +149,14 @@ class Counts:
             active=sum(worker.active for worker in workers),
             reply_tokens=self.reply_tokens,
             elapsed_s=elapsed_s,
-            seconds_left=elapsed_s / rows_new * (rows_total - rows_done) if is_known else None,
+            seconds_left=elapsed_s / rows_new * rows_left if is_known else None,
             workers=workers,
             lost_workers=self.lost_workers,
             cells_left=self.cells_left,
             cells=self.cells,
+            questions_done=self.questions_done,
+            questions=self.questions,
+            reading=reading,
         )
 
 
@@ -176,18 +200,28 @@ def progress_line(progress: Progress) -> str:
 
 
 def figures(progress: Progress) -> str:
-    """Speed, cells left in a race, time left and failures."""
+    """Speed, long texts under way, cells left in a race, time left and failures."""
     left_s = progress.seconds_left if progress.rows_done < progress.rows_total else None
     checks, lost = progress.failed_checks, progress.lost_workers
+    only_reads = progress.reading.num_texts > 0 and not progress.reply_tokens
     parts = (
-        f"{progress.tokens_per_s:,.0f} tokens/s",
+        "" if only_reads else f"{progress.tokens_per_s:,.0f} tokens/s",
+        _reading_in_words(progress.reading),
         f"{progress.cells_left} of {progress.cells} cells left" if progress.cells_left is not None else "",
+        f"judge: {progress.questions_done:,} of {progress.questions:,} questions" if progress.questions else "",
         f"{duration(left_s)} left" if left_s is not None else "",
         f"{progress.failures:,} failed" if progress.failures else "",
         f"{checks:,} check{'s' if checks > 1 else ''} not passed" if checks else "",
         f"{lost} worker{'s' if lost > 1 else ''} lost" if lost else "",
     )
     return ", ".join(filter(None, parts))
+
+
+def _reading_in_words(reading: Reading) -> str:
+    if not reading.num_texts:
+        return ""
+    texts = "a long text" if reading.num_texts == 1 else f"{reading.num_texts:,} long texts"
+    return f"{reading.num_read:,} of {reading.num_tokens:,} tokens of {texts} read"
 
 
 def duration(seconds: float) -> str:
@@ -219,7 +253,8 @@ class BarObserver(Bar):
         self._latest = progress
         done, total = progress.rows_done, progress.rows_total
         rows = f"{done:,}/{total:,}"
-        self.update(self._task, completed=done, total=total, rows=rows, figures=figures(progress))
+        completed = done + progress.reading.share_of_texts
+        self.update(self._task, completed=completed, total=total, rows=rows, figures=figures(progress))
 
     def ended(self, progress: Progress) -> None:
         self.moved(progress)

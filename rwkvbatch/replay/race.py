@@ -21,6 +21,8 @@ from functools import cached_property
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Literal
 
+from rwkvbatch.errors import RowError
+
 if TYPE_CHECKING:
     from rwkvbatch.replay.plan import Plan
     from rwkvbatch.results.store import Rows
@@ -229,11 +231,22 @@ def race_of(plan: Plan, rows: Rows) -> Race:
     assert draws is not None
 
     def score_of(draw: int, cell: int) -> float:
-        """The mean over the turns with checks; a turn that failed or was not reached scores 0."""
+        """The mean over the turns with checks; a turn that failed or was not reached scores 0.
+
+        Raises `RowError` where a judge gave no verdict: a race cannot go on without it.
+        """
         conversation = draws.conversation[draw]
         first, _ = plan.rows_of(plan.number_of(conversation, cell, draws.repeat[draw]))
         checked = [turn for turn, asked in enumerate(plan.conversations[conversation].turns) if asked.checks]
-        return sum(rows.read(first + turn).score or 0.0 for turn in checked) / len(checked)
+        played = [rows.read(first + turn) for turn in checked]
+        for row in played:
+            missing = next((check for check in row.checks if check.passed is None), None)
+            if missing is not None:
+                raise RowError(
+                    f"--race decides by verdicts, and there is none on {row.key.in_words()}: {missing.detail}",
+                    hint="the same command asks the judge again, and goes on with the race",
+                )
+        return sum(row.score or 0.0 for row in played) / len(played)
 
     return Race(
         draws,

@@ -1,4 +1,6 @@
-"""Judges the replies of a run again, by the checks of its script's copy or of another script; needs no model.
+"""Judges the replies of a run again, by the checks of its script's copy or of another script; needs no model to reply.
+
+Checks that a judge answers take the verdicts that are there, and a given judge is asked the others first.
 
 The new rows are written beside the old ones and take their place at once, when all of them are judged. While the
 manifest has its `former`, the same command does it again, with the same result.
@@ -8,19 +10,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from rwkvbatch.errors import RowError, RunDamagedError, RunDirectoryError, RunMismatchError
 from rwkvbatch.files import OS_FILES, Files, read_file, read_spans
+from rwkvbatch.judges.questions import Ask
 from rwkvbatch.replay.identity import judging_digest
-from rwkvbatch.replay.judging import judged_again
+from rwkvbatch.replay.jury import Jury, asks_of, rubrics_of, turns_with_rubrics
+from rwkvbatch.replay.verdicts import OpensJudge, opened_opinions
 from rwkvbatch.results.directory import RunDirectory
 from rwkvbatch.results.manifest import FORMER, read_manifest
 from rwkvbatch.results.recovery import StoredLine, read_lines
-from rwkvbatch.results.row import BadLineError, Row, RowDigest, decode_row, digest_of, encode_row, with_digest
+from rwkvbatch.results.row import BadLineError, Row, RowDigest, RowKey, decode_row, digest_of, encode_row, with_digest
 from rwkvbatch.results.script_copy import read_script, script_sha256
 from rwkvbatch.results.status import planned_rows
 from rwkvbatch.results.store import RESULTS_NAME
@@ -64,8 +68,10 @@ def recheck(
     path: Path,
     scripts: Sequence[str] = (),
     *,
+    judge: OpensJudge | None = None,
     command: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
+    asking: Callable[[int, int], None] = lambda done, total: None,
     files: Files = OS_FILES,
 ) -> Rechecked:
     """Judge the replies of the run at `path` again.
@@ -73,8 +79,9 @@ def recheck(
     Args:
         scripts: with the checks and tags to judge by; their conversations must otherwise be those of the run. Without
             any, the script's copy in the directory is used.
+        judge: answers the checks `judge`; None for the verdicts that are there.
         command: how this was called, for other processes that want the directory.
-        progress: called with bytes done and bytes in all.
+        progress: called with bytes done and bytes in all. asking: with the judge's answers, and questions in all.
 
     Raises:
         RunDirectoryError: there is no run, it is locked, or another command was interrupted while it changed it.
@@ -88,7 +95,7 @@ def recheck(
         hint = "`rwkvbatch run SCRIPT --out DIR` makes one"
         raise RunDirectoryError("holds no run" if path.is_dir() else "there is no such run", path=path, hint=hint)
     with closing(RunDirectory(path, command, files)) as directory:
-        return _Recheck(directory, scripts, progress, files).run()
+        return _Recheck(directory, scripts, progress, files).run(judge, asking)
 
 
 class _Recheck:
@@ -122,8 +129,51 @@ class _Recheck:
             self._num_left_out = len(given) - len(replayed)
         self._by_id = {each.id: each for each in self._conversations}
         self._digests: dict[tuple[str, int], str] = {}
+        self._turns = turns_with_rubrics(self._conversations)
+        self._jury = Jury(None, None, lambda row, turn: None, self._is_gold)
 
-    def run(self) -> Rechecked:
+    def run(self, judge: OpensJudge | None, asking: Callable[[int, int], None]) -> Rechecked:
+        if not self._turns:
+            return self._run()
+        with ExitStack() as stack:
+            asked = stack.enter_context(opened_opinions(judge, self._directory))
+            rows = stack.enter_context(self._directory.reading(RESULTS_NAME))
+            self._jury = Jury(asked.opinions, asked.judge, self._finding(rows), self._is_gold)
+            if asked.opinions is not None:
+                asked.opinions.settle(self._asks, asking)
+            result = self._run()
+            if asked.drop_unused is not None:
+                asked.drop_unused()
+            return result
+
+    def _finding(self, reader: BinaryIO) -> Callable[[Row, int], Row | None]:
+        """Finds the row of another turn of a dialogue; indexes the file where a rubric needs that."""
+        spans: dict[RowKey, tuple[int, int]] = {}
+        rubrics = (r for each in self._conversations for turn in range(len(each.turns)) for r in rubrics_of(each, turn))
+        if any(rubric.context == "dialogue" for rubric in rubrics):
+            spans = {row.key: span for row, span in self._whole_rows() if row.conversation in self._turns}
+
+        def row_of(row: Row, turn: int) -> Row | None:
+            span = spans.get(replace(row.key, turn=turn))
+            return None if span is None else decode_row(b"".join(read_spans(reader, [span])))
+
+        return row_of
+
+    def _whole_rows(self) -> Iterator[tuple[Row, tuple[int, int]]]:
+        """The rows that are not damaged, with their places; damage is reported when verdicts are written."""
+        with self._directory.reading(RESULTS_NAME) as reader:
+            for line in read_lines(reader):
+                with suppress(BadLineError):
+                    yield decode_row(line.data), (line.start, line.end)
+
+    def _asks(self) -> Iterator[Ask]:
+        return asks_of(self._jury, (row for row, _ in self._whole_rows()), self._by_id, self._turns)
+
+    def _is_gold(self, cell: str) -> bool:
+        cells = self._manifest["identity"].get("cells")
+        return isinstance(cells, dict) and cast("dict[str, Any]", cells).get(cell, {}).get("history") == "gold"
+
+    def _run(self) -> Rechecked:
         directory, manifest = self._directory, self._manifest
         notes: list[str] = []
         identity = json.loads(json.dumps(manifest["identity"]))
@@ -198,7 +248,7 @@ class _Recheck:
         if conversation is None or row.turn >= len(conversation.turns):
             problem = f"a row is of {row.key.in_words()}, which the script's copy does not have"
             raise RunDamagedError(problem, path=self._directory.path)
-        new = judged_again(row, conversation)
+        new = self._jury.judged(row, conversation)
         if new.finish_reason == "error" and row.finish_reason != "error":
             raise RowError(
                 f"{self._directory.path}: {row.key.in_words()}: {new.error}; nothing was changed",
@@ -209,7 +259,7 @@ class _Recheck:
         counts["judged"] += bool(new.checks) and new.error is None
         counts["unjudged"] += bool(new.checks) and new.error is not None
         counts["changed"] += (new.checks, new.tags) != (row.checks, row.tags)
-        if row.checks and new.checks and row.error is None:
+        if row.checks and new.checks and row.error is None and not row.unjudged_checks and not new.unjudged_checks:
             counts["now_pass"] += bool(row.failed_checks) and not new.failed_checks
             counts["now_fail"] += not row.failed_checks and bool(new.failed_checks)
         digest = digest_of(line)

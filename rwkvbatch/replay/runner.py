@@ -5,20 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import RwkvBatchError, StorageError
 from rwkvbatch.files import OS_FILES, Files, save_file
 from rwkvbatch.replay.adaptive import Reached, Wanted, first_round, reached, rounds
-from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder
 from rwkvbatch.replay.driver import LocalDriver, PoolDriver, RowRecorder
 from rwkvbatch.replay.identity import RowDigests, make_about, make_identity
 from rwkvbatch.replay.judging import explain
@@ -29,10 +25,12 @@ from rwkvbatch.replay.progress import Counts, Observer, Progress, StepLog
 from rwkvbatch.replay.race import Played, RaceResult, race_of, result_of
 from rwkvbatch.replay.reuse import Reuse, adopt, check_rows_of_plan, missing_rows
 from rwkvbatch.replay.row_index import write_members
+from rwkvbatch.replay.verdicts import OpensJudge, RunVerdicts
+from rwkvbatch.replay.verify import Difference, is_verifiable, verdict, verify_rows
 from rwkvbatch.results.directory import RunDirectory
 from rwkvbatch.results.manifest import read_manifest
 from rwkvbatch.results.recovery import read_results
-from rwkvbatch.results.row import SCORED, Row
+from rwkvbatch.results.row import Row
 from rwkvbatch.results.status import State, StatusFile
 from rwkvbatch.results.store import RESULTS_NAME, MemoryRows, Rows
 from rwkvbatch.results.summary import Summary, summarize, write_summary
@@ -53,6 +51,7 @@ class RunOptions:
     Attributes:
         skipped: bad lines of the scripts, to be kept in the directory.
         pool: makes the workers; None runs one worker in this process.
+        judge: answers the checks `judge`; None for the verdicts that the directory has.
         files: system calls of the store.
     """
 
@@ -68,6 +67,7 @@ class RunOptions:
     notify: Callable[[str], None] = lambda _: None
     loading: Callable[[], AbstractContextManager[None]] = nullcontext
     pool: MakePool | None = None
+    judge: OpensJudge | None = None
     files: Files = OS_FILES
 
 
@@ -197,6 +197,7 @@ class _Session:
         if directory is not None:
             may_write = directory.may_write
             self._status = StatusFile(directory.path, files=options.files, at=directory.at, may_write=may_write)
+        self._verdicts = RunVerdicts(plan, options.judge, directory)
         self._race = race_of(plan, rows) if plan.settings.race else None
         self._wanted: Wanted | Played = first_round(plan)
         self._steps = StepLog()
@@ -231,6 +232,7 @@ class _Session:
             self._fail(error)
             raise
         finally:
+            self._verdicts.close(complete=False)
             for observer in self._options.observers:
                 observer.ended(self._progress())
         self._update_status("done" if complete else "interrupted")
@@ -245,6 +247,9 @@ class _Session:
             for setup in setups:
                 if not self._driver.run(self._tasks(setup, longest_first=True), setup):
                     return False
+            if not self._judge():
+                return False
+        self._verdicts.close(complete=True)  # `--verify-batch` loads a model
         if self._race is not None:
             self._counts.cells_left = len(self._race.state.left)
         if self._options.verify_rows:
@@ -253,6 +258,22 @@ class _Session:
             for setup in setups:
                 self._verify(setup, max(1, self._options.verify_rows // len(setups)))
         return True
+
+    def _judge(self) -> bool:
+        """Ask the judge about the rows so far; False when it was stopped before the end."""
+        if not self._verdicts.needed:
+            return True
+        settings = self._plan.settings
+        if self._verdicts.is_local and not settings.race and settings.max_repeats is None:
+            # No further round: the judge takes the place of the model.
+            self._driver.close()
+            self._loader.release()
+
+        def shown(done: int, total: int) -> None:
+            self._counts.questions_done, self._counts.questions = done, total
+            self._after_step()
+
+        return self._verdicts.judge(self._rows, shown, self._options.should_stop)
 
     def _set_unwanted_aside(self) -> None:
         """Set rows aside that a new run would not have, because the verdicts now ask for fewer repeats or draws."""
@@ -273,21 +294,12 @@ class _Session:
         )
 
     def _verify(self, setup: Setup, count: int) -> None:
-        """Generate `count` finished rows again, each alone and all in one batch in another order."""
+        """Make `count` finished rows again, each alone and all in one batch in another order."""
         plan, rows = self._plan, self._rows
-        numbers = [
-            row for task in self._tasks(setup) for row in range(*plan.rows_of(task)) if _is_verifiable(rows, row)
-        ]
+        numbers = [row for task in self._tasks(setup) for row in range(*plan.rows_of(task)) if is_verifiable(rows, row)]
         numbers.sort(key=lambda number: hashlib.blake2b(b"%d" % number).digest())
         del numbers[count:]
-        encoder = self._loader.encoder(setup, plan)
-        requests = [_request(plan, rows, number, encoder) for number in numbers]
-        lone = [self._loader.engine(setup, plan, 1).generate([request])[0] for request in requests]
-        shuffled = self._loader.engine(setup, plan, max(1, len(requests))).generate(requests[::-1])[::-1]
-        for number, *replies in zip(numbers, lone, shuffled, strict=True):
-            for where, reply in zip(("alone", "shuffled"), replies, strict=True):
-                if found := _compare(number, where, rows.read(number), reply, replies[0]):
-                    self._differences.append(found)
+        self._differences += verify_rows(plan, rows, numbers, setup, self._loader)
         self._verified += numbers
 
     def _after_step(self) -> None:
@@ -333,57 +345,3 @@ class _Session:
                 save_file(directory.path / VERIFY_NAME, content, files=files, at=directory.at)
         precision = () if isinstance(self._wanted, Played) else reached(self._plan, self._rows, self._wanted)
         return RunResult(path, summary, progress, interrupted, self._plan, rows, verified, precision, race, self._reuse)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A row that was generated differently, `alone` or `shuffled`.
-
-    Attributes:
-        first_token: position of the first different token; None when only log-probabilities differ.
-        gap: difference of the log-probabilities at that position (their largest difference without one), in nats.
-    """
-
-    row: int
-    where: str
-    first_token: int | None
-    gap: float
-
-
-def verdict(num_rows: int, differences: Sequence[Difference]) -> dict[str, Any]:
-    """The content of `verify.json`."""
-    tokens_differ = [d for d in differences if d.first_token is not None]
-    if not differences:
-        held = f"bitwise: tokens and log-probabilities of {num_rows} rows, alone and shuffled"
-    elif not tokens_differ:
-        held = f"tokens of {num_rows} rows; log-probabilities differ by up to {max(d.gap for d in differences):.3g}"
-    else:
-        first = tokens_differ[0]
-        held = (
-            f"not for {len({d.row for d in tokens_differ})} of {num_rows} rows; first: row {first.row} {first.where}, "
-            f"token {first.first_token}, log-probabilities differ by {first.gap:.3g}"
-        )
-    listed = [vars(difference) for difference in differences]
-    return {"rows": num_rows, "held": held, "bitwise": not differences, "differences": listed}
-
-
-def _is_verifiable(rows: Rows, number: int) -> bool:
-    return rows.has(number) and not rows.failed(number) and rows.read(number).finish_reason not in ("time", SCORED)
-
-
-def _request(plan: Plan, rows: Rows, number: int, encoder: PromptEncoder) -> Request:
-    task, turn = plan.task_of_row(number)
-    replay = ConversationReplay(plan.task(task), encoder)
-    while replay.turn != turn:
-        replay.skip_turn(rows.read(replay.task.first_row + replay.turn))
-    return replay.request()
-
-
-def _compare(number: int, where: str, row: Row, reply: Reply, alone: Reply) -> Difference | None:
-    """Compare a reply with a row, which has only the sum of its log-probabilities; each is compared with `alone`."""
-    gaps = [abs(one - other) for one, other in zip(reply.logprobs, alone.logprobs, strict=False)]
-    gap = max([*gaps, abs(row.logprob.sum - math.fsum(reply.logprobs))])
-    for position, (before, now) in enumerate(zip_longest(row.reply_ids, reply.ids)):
-        if before != now:
-            return Difference(number, where, position, gaps[position] if position < len(gaps) else gap)
-    return Difference(number, where, None, gap) if gap > 0 else None

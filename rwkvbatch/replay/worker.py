@@ -18,9 +18,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rwkvbatch.engine.request import Reply, Score
+from rwkvbatch.engine.request import NO_READING, Reading, Reply, Score
 from rwkvbatch.errors import RowError, RwkvBatchError, is_out_of_memory
-from rwkvbatch.replay.conversation import ConversationReplay, error_row, not_reached
+from rwkvbatch.replay.conversation import ConversationReplay
+from rwkvbatch.replay.failed import error_row, not_reached
 from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import LEFT_ON_REQUEST, Assign, Drop, Joined, Judging, Leave, Left, LogEntry, Order, Report
@@ -34,11 +35,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step finished: rows by number, and tasks that have all their rows. `active` tasks are under way."""
+    """What one step finished: rows by number, and tasks that have all their rows.
+
+    `active` tasks are under way; `reading` is how far their long texts have been read.
+    """
 
     rows: dict[int, Row]
     finished: tuple[int, ...]
     active: int
+    reading: Reading = NO_READING
 
 
 class Worker:
@@ -109,7 +114,7 @@ class Worker:
             else:
                 for request_id, result in results:
                     self._take_result(request_id, result)
-        step = Step(self._new_rows, tuple(self._finished), self._num_active)
+        step = Step(self._new_rows, tuple(self._finished), self._num_active, self._engine.reading)
         self._new_rows, self._finished = {}, []
         return step
 
@@ -279,7 +284,7 @@ def _carry_out_orders(channel: Channel, worker: Worker, orders: _Orders, logs: L
         step, entries, now = worker.step(), logs.take(), time.monotonic()
         if step.rows or step.finished or entries or not worker.num_held or now - sent_s >= HEARTBEAT_S:
             rows = tuple(EncodedRow.of(number, row) for number, row in step.rows.items())
-            channel.send(Report(rows, step.finished, step.active, entries))
+            channel.send(Report(rows, step.finished, step.active, entries, step.reading))
             sent_s = now
 
 

@@ -25,6 +25,7 @@ from rwkvbatch.results.manifest import (
     refuse_other_run,
     write_manifest,
 )
+from rwkvbatch.results.opinions import VERDICTS_NAME
 from rwkvbatch.results.recovery import keep_bytes
 from rwkvbatch.results.row import RowDigest, RowKey
 from rwkvbatch.results.script_copy import COMPRESSED_NAME, SCRIPT_NAME, write_script
@@ -83,6 +84,11 @@ class RunDirectory:
         except BaseException:  # Ctrl-C too: nobody can close an object whose construction failed
             self._lock.release()
             raise
+
+    @property
+    def files(self) -> Files:
+        """The system calls that it is written with."""
+        return self._files
 
     @property
     def at(self) -> int:
@@ -236,7 +242,8 @@ class RunDirectory:
 
     def _remove_leftovers(self) -> None:
         """Remove the temporary files of a process that was killed while it replaced one."""
-        for name in (MANIFEST_NAME, RESULTS_NAME, SCRIPT_NAME, COMPRESSED_NAME, SUMMARY_NAME, STATUS_NAME):
+        written = (MANIFEST_NAME, RESULTS_NAME, SCRIPT_NAME, COMPRESSED_NAME, SUMMARY_NAME, STATUS_NAME, VERDICTS_NAME)
+        for name in written:
             with contextlib.suppress(OSError):
                 os.unlink(f"{name}.tmp", dir_fd=self.at)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -71,14 +71,9 @@ class LineIndex:
         """The added rows in the order of their file."""
         return array("q", sorted(self.rows(), key=self._offsets.__getitem__))
 
-    def rewritten(self, rows: Iterable[int]) -> LineIndex:
-        """The index of a file with the lines of `rows`, in that order."""
-        index = LineIndex(len(self._offsets))
-        offset = 0
-        for row in rows:
-            index.add(row, offset, self._lengths[row], failed=self.failed(row))
-            offset += self._lengths[row]
-        return index
+    def emptied(self) -> LineIndex:
+        """The index of an empty file of the same run."""
+        return LineIndex(len(self._offsets))
 
 
 @dataclass(frozen=True)

@@ -108,14 +108,24 @@ def short_text(text: str) -> str:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check's verdict; `score` is in [0, 1], `detail` says what was found."""
+    """One check's verdict; `score` is in [0, 1], `detail` says what was found.
+
+    Where a judge gave no verdict, `passed` and `score` are both None, and `detail` says why. `judge` is the name and
+    the digest of the judge that gave it, if one did.
+    """
 
     kind: str
     expected: Any
-    passed: bool
-    score: float
+    passed: bool | None
+    score: float | None
     weight: float = 1.0
     detail: str | None = None
+    judge: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values; `judge` only where there is one."""
+        values = vars(self)
+        return values if self.judge is not None else {name: values[name] for name in values if name != "judge"}
 
 
 @dataclass(frozen=True)
@@ -179,7 +189,12 @@ class Row:
 
     @property
     def failed_checks(self) -> int:
-        return sum(not check.passed for check in self.checks)
+        return sum(check.passed is False for check in self.checks)
+
+    @property
+    def unjudged_checks(self) -> int:
+        """Checks without a verdict."""
+        return sum(check.passed is None for check in self.checks)
 
     @property
     def num_tokens(self) -> int:
@@ -196,7 +211,7 @@ class Row:
             "tokens": self.tokens.as_dict(),
             "logprob": vars(self.logprob),
             "reference": None if self.reference is None else self.reference.as_dict(),
-            "checks": [vars(check) for check in self.checks],
+            "checks": [check.as_dict() for check in self.checks],
             "timing": vars(self.timing),
             "choices": None if self.choices is None else self.choices.as_dict(),
             "probe": None if self.probe is None else vars(self.probe),
@@ -231,14 +246,21 @@ _OPTIONAL = frozenset({"choices", "probe"})
 _ROW_FIELDS = tuple(field.name for field in fields(Row) if field.name not in _OPTIONAL)
 
 
-def weighted_score(checks: Sequence[tuple[float, float]]) -> float | None:
-    """A row's score: the mean of its checks' scores by their weights, in [0, 1]; None if the weights sum to zero.
+def weighted_score(checks: Sequence[tuple[float | None, float]]) -> float | None:
+    """A row's score: the mean of its checks' scores by their weights, in [0, 1].
+
+    None if the weights sum to zero, or a score is missing: the mean of the others would be another measure.
 
     Args:
         checks: score and weight of each check.
     """
-    weight = sum(weight for _, weight in checks)
-    return sum(score * weight for score, weight in checks) / weight if weight > 0 else None
+    total = weights = 0.0
+    for score, weight in checks:
+        if score is None:
+            return None
+        total += score * weight
+        weights += weight
+    return total / weights if weights > 0 else None
 
 
 MAX_LINE_BYTES = 64 * 2**20
@@ -302,14 +324,18 @@ def encode_row(row: Row) -> bytes:
         body = one_line(_ENCODE(values)).encode()
     except UnicodeEncodeError:  # lone surrogates: UTF-8 has no bytes for them, JSON has escapes
         body = _ENCODE_ASCII(values).encode()
+    return with_checksum(body)
+
+
+def with_checksum(body: bytes) -> bytes:
+    """A JSON object as a line with the key `crc`, which `content_of_line` checks."""
     return b'%s,"crc":"%08x"}\n' % (body[:-1], crc32(body))
 
 
 def with_digest(line: bytes, digest: RowDigest) -> bytes:
     """A line of `encode_row` with its digests, under the keys `content` and `judging` before the checksum."""
     keys = f',"content":"{digest.content}","judging":"{digest.judging}"}}'.encode()
-    body = line[: -_TAIL_BYTES - 1] + keys
-    return b'%s,"crc":"%08x"}\n' % (body[:-1], crc32(body))
+    return with_checksum(line[: -_TAIL_BYTES - 1] + keys)
 
 
 _DIGEST = re.compile(rb',"content":"([0-9a-f]+)","judging":"([0-9a-f]+)","crc":"[0-9a-f]{8}"}\n$')

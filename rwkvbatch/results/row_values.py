@@ -99,13 +99,14 @@ _CHECK = _Record(
     "checks.",
     {
         "kind": _TEXT,
-        "passed": _Kind(frozenset({bool}), "true or false"),
-        "score": _Kind(frozenset({int, float}), "a number in [0, 1]", 0, 1),
+        "passed": _Kind(frozenset({bool, _NULL}), "true, false or null"),
+        "score": _Kind(frozenset({int, float, _NULL}), "a number in [0, 1] or null", 0, 1),
         "weight": _Kind(frozenset({int, float}), "a number that is not negative", 0, _MOST),
         "detail": _TEXT_OR_NULL,
     },
     {"weight": 1.0, "detail": None},
 )
+_JUDGE = _Record("checks.", {"judge": _TEXT})
 
 
 def check_values(values: Mapping[str, Any]) -> None:
@@ -128,7 +129,12 @@ def check_values(values: Mapping[str, Any]) -> None:
     for check in _listed(values, "checks"):
         if type(check) is not dict:
             raise TypeError(f"checks must contain objects, got {_shown(check)}")
-        _CHECK.check(cast("dict[str, Any]", check))
+        own = cast("dict[str, Any]", check)
+        _CHECK.check(own)
+        if (own["passed"] is None) != (own["score"] is None):
+            raise TypeError("checks must have both `passed` and `score`, or null for both")
+        if "judge" in own:
+            _JUDGE.check(own)
     for tag in _listed(values, "tags"):
         if not isinstance(tag, str):
             raise TypeError(f"tags must contain strings, got {_shown(tag)}")

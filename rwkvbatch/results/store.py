@@ -207,6 +207,12 @@ class RowStore:
         if gone:
             self._rewrite([n for n in self._index.rows_in_file_order() if n not in gone])
 
+    def renew(self, numbers: Iterable[int], row_of: Callable[[int], Row]) -> None:
+        """Replace rows by others of the same numbers, in a file that takes the place of this one at once."""
+        changed = set(numbers)
+        if changed:
+            self._rewrite(self._index.rows_in_file_order(), lambda n: row_of(n) if n in changed else None)
+
     def finalize(self) -> None:
         """Sort the rows into the plan's order, which does not depend on how the run went."""
         self.flush()
@@ -286,20 +292,33 @@ class RowStore:
             )
         self.num_durable = self.num_rows
 
-    def _rewrite(self, numbers: Sequence[int]) -> None:
-        """Replace the file by the lines of `numbers`, in that order."""
+    def _rewrite(self, numbers: Sequence[int], renewed: Callable[[int], Row | None] = lambda number: None) -> None:
+        """Replace the file by the lines of `numbers`, in that order, or those of the rows that `renewed` gives."""
         self._refuse_if_broken()
         self._check_file()
         reader = self._open_reader
-        lines = (self._checked_line(number, reader) for number in numbers)
+        index = self._index.emptied()
+        size = 0
+
+        def lines() -> Iterator[bytes]:
+            nonlocal size
+            for number in numbers:
+                line, failed = self._checked_line(number, reader), self._index.failed(number)
+                if (row := renewed(number)) is not None:
+                    line, failed = encode_row(row), row.error is not None
+                    if self._digest is not None:
+                        line = with_digest(line, self._digest(number))
+                index.add(number, size, len(line), failed=failed)
+                size += len(line)
+                yield line
+
         try:
-            replace_file(self._files, self._path, in_blocks(lines), at=self._at, check=self._check_file)
+            replace_file(self._files, self._path, in_blocks(lines()), at=self._at, check=self._check_file)
             self._release()
             self._open_file()
         except OSError as error:
             raise self._break(error, "rewrite") from error
-        self._index = self._index.rewritten(numbers)
-        self._size = sum(end - start for start, end in map(self._index.span, numbers))
+        self._index, self._size = index, size
         self.num_durable = self.num_rows
         self._oldest_pending = None
 
@@ -410,6 +429,9 @@ class MemoryRows:
     def discard(self, numbers: Iterable[int]) -> None:
         for number in numbers:
             del self._rows[number]
+
+    def renew(self, numbers: Iterable[int], row_of: Callable[[int], Row]) -> None:
+        self._rows.update({number: row_of(number) for number in numbers})
 
 
 Rows = RowStore | MemoryRows

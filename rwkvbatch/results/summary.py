@@ -60,7 +60,8 @@ class CellSummary:
 
     Attributes:
         rows: turns, including those that failed. errors: those that failed.
-        checks, checks_passed: over all rows. score: mean of the rows' scores.
+        checks, checks_passed: over all rows. unjudged: checks of which a judge gave no verdict.
+        score: mean of the rows' scores.
         finish_reasons: number of rows by why the reply ended.
         first_token_p50_s, first_token_p95_s: from a request's submission to its first token.
         prompt_tokens: of the prompts with their whole histories. cached_tokens: those taken from the prefix cache.
@@ -83,6 +84,7 @@ class CellSummary:
     logprob_mean: float | None
     reference_nll: float | None
     plain_text: TextSummary | None = None
+    unjudged: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class Summary:
     Attributes:
         planned: the number of rows of the complete run.
         failed_tags: by tag, the turns that ended in an error or of which a check failed, of those and the turns with
-            checks. failed_checks: by kind of check, those that failed. Both over all cells.
+            checks. failed_checks: by kind of check, those that failed. Both over all cells, without what a judge gave
+            no verdict of. unjudged: checks without one.
     """
 
     planned: int
@@ -106,6 +109,7 @@ class Summary:
     cells: tuple[CellSummary, ...]
     failed_tags: Mapping[str, FailureShare] = field(default_factory=dict[str, FailureShare])
     failed_checks: Mapping[str, FailureShare] = field(default_factory=dict[str, FailureShare])
+    unjudged: int = 0
 
     @property
     def complete(self) -> bool:
@@ -120,7 +124,7 @@ class Summary:
         return asdict(self)
 
 
-_TOTALS = ("rows", "errors", "checks", "checks_passed", "reply_tokens", "prompt_tokens", "cached_tokens")
+_TOTALS = ("rows", "errors", "checks", "checks_passed", "unjudged", "reply_tokens", "prompt_tokens", "cached_tokens")
 
 
 class _Tally:
@@ -144,7 +148,8 @@ class _Tally:
         counts["cached_tokens"] += row.timing.cached_tokens
         # The checks of a turn that ended in an error count as failed.
         counts["checks"] += len(row.checks)
-        counts["checks_passed"] += len(row.checks) - row.failed_checks
+        counts["checks_passed"] += sum(bool(check.passed) for check in row.checks)
+        counts["unjudged"] += row.unjudged_checks
         if (score := row.score) is not None:
             self.scores.append(score)
         if row.finish_reason == "error":
@@ -212,10 +217,10 @@ class Tallies:
     def add(self, row: Row) -> None:
         self._cells[row.cell].add(row)
         is_error = row.finish_reason == "error"
-        if row.checks or is_error:
-            failed = is_error or row.failed_checks > 0
+        failed = is_error or row.failed_checks > 0
+        if failed or (row.checks and not row.unjudged_checks):
             self._tags.update((tag, failed) for tag in row.tags)
-        self._kinds.update((check.kind, is_error or not check.passed) for check in row.checks)
+        self._kinds.update((c.kind, is_error or not c.passed) for c in row.checks if is_error or c.passed is not None)
 
     def summary(self, planned: int) -> Summary:
         """The figures so far of a run of `planned` rows."""

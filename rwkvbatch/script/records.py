@@ -47,6 +47,19 @@ def shown_path(path: str) -> str:
 
 
 @dataclass(frozen=True)
+class Ruling:
+    """What a judge says about a reply by one rubric.
+
+    Attributes:
+        passed: None where it gave no verdict. detail: why not, or how the votes fell. judge: its name and digest.
+    """
+
+    passed: bool | None
+    detail: str
+    judge: str | None = None
+
+
+@dataclass(frozen=True)
 class ReplyFacts:
     """The facts about a reply that checks judge.
 
@@ -56,6 +69,7 @@ class ReplyFacts:
         num_tokens: tokens in the reply.
         reference: the script's reply to the same turn, if it has one.
         choices: the likelihoods of the turn's choices, if it has any.
+        rulings: what a judge says, by the rubric (`checks.judged.Rubric`); those that it was not asked yet are missing.
     """
 
     text: str
@@ -63,6 +77,7 @@ class ReplyFacts:
     num_tokens: int
     reference: str | None = None
     choices: ChoiceScores | None = None
+    rulings: Mapping[Any, Ruling] = field(default_factory=dict[Any, Ruling], compare=False)
 
     @property
     def finish(self) -> str:
@@ -80,12 +95,15 @@ class Verdict:
         detail: what was found if it did not pass.
         undecided: the check could not judge, such as after its deadline. It has failed, and `not` does not turn that
             into a pass.
+        missing: there is no verdict: a judge gave none, or was not asked yet; `detail` says why. The check has neither
+            passed nor failed, and `passed` and `score` say nothing.
     """
 
     passed: bool
     score: float
     detail: str | None = None
     undecided: bool = False
+    missing: bool = False
 
 
 class Rule(Protocol):
@@ -106,6 +124,7 @@ class Check:
         options: further keys of its entry, such as `ignore_case`.
         needs_reference: whether it compares with the turn's reference reply.
         choices: names or indexes of choices that the turn must have, of the checks that it combines too.
+        rubrics: what a judge is asked (`checks.judged.Rubric`), of the checks that it combines too.
     """
 
     kind: str
@@ -115,6 +134,7 @@ class Check:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     needs_reference: bool = False
     choices: tuple[str | int, ...] = ()
+    rubrics: tuple[Any, ...] = field(default=(), repr=False)
 
     def judge(self, facts: ReplyFacts) -> Verdict:
         """The verdict on a reply.

@@ -138,7 +138,7 @@ def _parquet(path: str, _: frozenset[str]) -> _Found:
         with open_file(Path(path), MAX_BYTES) as file:
             yield from _batches(library.parquet.ParquetFile(file).iter_batches())
     except library.ArrowException as error:
-        raise ScriptError(f"is not a Parquet file: {error}", path=path) from None
+        raise ScriptError(f"is not a Parquet file: {' '.join(str(error).split())}", path=path) from None
 
 
 def _arrow(path: str, _: frozenset[str]) -> _Found:
@@ -154,7 +154,7 @@ def _arrow(path: str, _: frozenset[str]) -> _Found:
             else:
                 yield from _batches(library.ipc.open_stream(file))
     except library.ArrowException as error:
-        raise ScriptError(f"is not an Arrow file: {error}", path=path) from None
+        raise ScriptError(f"is not an Arrow file: {' '.join(str(error).split())}", path=path) from None
 
 
 def _batches(batches: Any) -> _Found:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, SamplingParams
 from rwkvbatch.errors import UsageError
+from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.setting import allowed_values, shown_value
 
 MAX_STOPS = 32
@@ -59,7 +60,8 @@ class RequestError(UsageError):
     def __init__(
         self, message: str, *, param: str | None = None, status: int = 400, code: str | None = None, hint: str = ""
     ) -> None:
-        super().__init__(message, hint=hint or None)
+        # A message may quote the client, and gets into the logs of others.
+        super().__init__(printable(message, keep_newlines=False), hint=hint or None)
         self.param = param
         self.status = status
         self.code = code

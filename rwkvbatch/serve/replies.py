@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from rwkvbatch.config import CellSettings
-from rwkvbatch.engine.request import Reply, Score, TokenDetails
+from rwkvbatch.engine.request import END_OF_TEXT, Reply, Score, TokenDetails
 from rwkvbatch.engine.sampling import exempt_tokens
 from rwkvbatch.errors import NonFiniteLogitsError, RwkvBatchError
 from rwkvbatch.model.base import ModelSpec
@@ -197,7 +197,7 @@ class Job:
         text = choice.prompt.text
         if text is not None:
             return text
-        return self.served.tokenizer.decode(choice.prompt.tokens[int(self.asked.settings.begins_with_bos()) :])
+        return self.served.tokenizer.decode(choice.prompt.tokens[int(choice.prompt.bos) :])
 
     def _chunk(
         self, choice: _Choice, text: str, *, begins: bool = False, end: Mapping[str, Any] | None = None
@@ -228,7 +228,7 @@ class Job:
         """Of the tokens of an echoed prompt; token 0 that was read before a text is not among them."""
         if not self._echoes:
             return []
-        first: list[int] = [] if self.asked.settings.begins_with_bos() else list(choice.prompt.tokens[:1])
+        first: list[int] = [] if choice.prompt.bos else list(choice.prompt.tokens[:1])
         return [*first, *(() if score is None else score.details)]
 
     def _usage(self, results: Sequence[Reply | Score | None]) -> dict[str, Any]:
@@ -265,7 +265,9 @@ def prepare(
             job.add(builder.conversation(messages_of(fields), form, served.prelude, "messages", bos), root)
         else:
             for number, prompt in enumerate(prompts_of(fields)):
-                job.add(builder.prompt(prompt, f"prompt {number}", bos), root)
+                # lm-evaluation-harness scores whole texts after the end of text, which is not read twice.
+                begun = not isinstance(prompt, str) and list(prompt[:1]) == [END_OF_TEXT]
+                job.add(builder.prompt(prompt, f"prompt {number}", bos and not begun), root)
     except RequestError:
         raise
     except RwkvBatchError as error:

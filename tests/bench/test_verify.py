@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from rwkvbatch.bench import verify as verification
 from rwkvbatch.bench.verify import DECODE_ROWS, LENGTHS, LIMITS, Verification, plan, precision_of, verify
 from rwkvbatch.model.base import Model, RaggedBatch, StatePool
 from rwkvbatch.model.load import load_model
@@ -165,3 +166,24 @@ def test_the_limit_is_that_of_the_coarsest_precision_in_use(
 ) -> None:
     spec = replace(load_model(path, "cpu", "reference").spec, device=device, backend=backend, dtype=dtype)
     assert precision_of(spec, stored="bf16") == precision
+
+
+@pytest.mark.parametrize(("load", "expected"), [(0.2, 4), (1.6, 2), (27.0, 1)])
+def test_the_reference_takes_the_processors_that_are_idle(
+    load: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    assert verification.idle_processors() == expected
+
+
+def test_both_models_are_loaded_with_the_threads_given(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int | None] = []
+
+    def load(*arguments: Any, threads: int | None) -> Model:
+        given.append(threads)
+        return load_model(*arguments, threads=threads)
+
+    monkeypatch.setattr(verification, "load_model", load)
+    assert verification.verify_model(str(path), strategy="cpu fp32", threads=1).same
+    assert given == [1, 1]

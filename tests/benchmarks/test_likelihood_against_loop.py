@@ -57,11 +57,12 @@ def test_lambada_is_that_of_the_authors_loop(models: tuple[Model, Model], tmp_pa
     np.testing.assert_allclose(found.sums, expected.sums, rtol=1e-5)
 
 
-def test_mmlu_is_that_of_the_authors_loop(models: tuple[Model, Model], tmp_path: Path) -> None:
+@pytest.mark.parametrize("few_shot", [False, True])
+def test_mmlu_is_that_of_the_authors_loop(models: tuple[Model, Model], tmp_path: Path, few_shot: bool) -> None:
     ours, package = models
-    questions = mmlu_questions(8)
-    found = mmlu_run(ours, questions, tmp_path)
-    assert found.accuracy == mmlu_loop(package, world_tokenizer(ours.spec.vocab_size), questions).accuracy
+    questions, tokenizer = mmlu_questions(8), world_tokenizer(ours.spec.vocab_size)
+    found = mmlu_run(ours, questions, tmp_path, few_shot=few_shot)
+    assert found.accuracy == mmlu_loop(package, tokenizer, questions, few_shot=few_shot).accuracy
 
 
 def test_a_difference_in_the_sixth_digit_is_reported() -> None:

@@ -66,3 +66,14 @@ def test_a_size_that_cannot_be_is_a_usage_error(size: str, capsys: pytest.Captur
 def test_a_model_and_a_random_one_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["bench", "--random", "1x64", "--model", "x.pth"]) == 2
     assert "--model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(["--random", "1x64", "--sparsity", "1"], "[0, 1), got 1"), (["--sparsity", "0.5"], "--random LAYERSxWIDTH")],
+)
+def test_a_sparsity_that_cannot_be_is_a_usage_error(
+    options: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["bench", *options]) == 2
+    assert named in " ".join(capsys.readouterr().err.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -52,6 +53,12 @@ def test_no_error_acts_upon_a_terminal(debug: bool, text: str, capsys: pytest.Ca
         (OSError("no reason"), "input or output failed: no reason"),
         (MemoryError("for 9 GB"), "not enough memory for 9 GB"),
         (MemoryError(), "not enough memory"),
+        (OSError(12, "Cannot allocate memory"), "not enough memory"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."),
+            "not enough memory: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes.",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "not enough memory: CUDA out of memory. Tried"),
     ],
 )
 def test_what_the_machine_lacks_is_not_called_a_fault_of_the_program(

@@ -55,8 +55,8 @@ def test_another_network_is_exit_code_1_and_the_parts_are_named(
     save_tensors(other, random_tensors(1, 32, 60, 16, seed=9, dtype=torch.bfloat16))
     load: Callable[..., Any] = verify.load_model
 
-    def load_wrongly(path: str, strategy: str, backend: str) -> Any:
-        return load(path if backend == "reference" else other, strategy, backend)
+    def load_wrongly(path: str, strategy: str, backend: str, threads: int | None) -> Any:
+        return load(path if backend == "reference" else other, strategy, backend, threads=threads)
 
     monkeypatch.setattr(verify, "load_model", load_wrongly)
     assert invoke(["model", "verify", str(model_file), "--strategy", "cpu", "--quiet"]) == 1

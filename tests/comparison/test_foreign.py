@@ -16,6 +16,12 @@ from rwkvbatch.comparison import load
 from rwkvbatch.comparison.loading import load_runs
 from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RwkvBatchError, UsageError
 
+FILES = Path(__file__).parents[1] / "fixtures" / "foreign"
+"""Files that the programs wrote, without what is not read: promptfoo 0.121.20, Inspect 0.3.285, lm-eval 0.4.13."""
+
+
+OWN_DOCUMENTS = ("0#f04af639", "1#7a746b15", "2#897346fd")
+
 
 def scores(seed: int, chance: float, number: int = 60) -> list[float]:
     source = random.Random(seed)
@@ -155,6 +161,71 @@ def test_promptfoo_s_providers_are_cells_and_repeated_tests_repeats(tmp_path: Pa
     assert frame["score"].isna().sum() == 2
     assert frame["passed"].sum() == 2
     assert invoke(["compare", str(path), "--quiet"]) == ExitCode.DONE
+
+
+def test_promptfoo_s_own_file_has_cells_by_provider_and_prompt_in_their_order(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = FILES / "promptfoo.json"
+    frame = load(path)
+    name = "openai:chat:rwkvbatch-demo"
+    cells = [f"{provider},prompt={prompt}" for provider in (name, f"{name}#2") for prompt in (0, 1)]
+    assert list(dict.fromkeys(frame["cell"])) == cells
+    first = frame[frame["cell"] == cells[0]]
+    assert len(set(first["conversation"])) == 2
+    assert sorted(first["repeat"]) == [0, 0, 1, 1]
+    assert sorted(first["score"]) == [0.5, 0.5, 1.0, 1.0]
+    assert first["reply"].iloc[0] == "Nice to meet you, Ada."
+    assert not first["passed"].iloc[0]  # one of its two assertions failed
+    assert invoke(["compare", str(path), "--json"]) == ExitCode.DONE
+    found = json.loads(capsys.readouterr().out)
+    row = next(row for row in found["comparisons"] if row["metric"] == "score" and row["variant"] == cells[2])
+    assert row["difference"] == -0.75
+
+
+def test_promptfoo_s_own_file_of_an_aborted_evaluation_has_a_missing_score() -> None:
+    (run,) = load_runs([FILES / "promptfoo_aborted.json"])
+    failed = run.rows[run.rows["cell"] == "openai:chat:other,prompt=0"]
+    assert failed["score"].isna().tolist() == [True]
+    assert "404" in failed["error"].iloc[0]
+    assert run.rows["cell"].iloc[0] == "openai:chat:rwkvbatch-demo,prompt=0"
+
+
+def test_inspect_s_own_logs_of_two_settings_are_compared_by_sample(capsys: pytest.CaptureFixture[str]) -> None:
+    greedy, sampled = FILES / "inspect_greedy.json", FILES / "inspect_sampled.json"
+    frame = load(greedy)
+    assert set(frame["conversation"]) == {"Ada", "Bob", "3"}
+    assert set(frame["repeat"]) == {0, 1}
+    assert frame["score"].tolist() == pytest.approx([0.5, *[2.5 / 3] * 2, 0.5, *[2.5 / 3] * 2])
+    assert invoke(["compare", str(greedy), str(sampled), "--json"]) == ExitCode.DONE
+    found = json.loads(capsys.readouterr().out)["comparisons"]
+    assert next(row for row in found if row["metric"] == "score")["difference"] == 0
+
+
+def test_an_inspect_log_of_another_form_names_the_command_that_converts_it(tmp_path: Path) -> None:
+    path = tmp_path / "log.eval"
+    path.write_bytes(b"PK\3\4")
+    with pytest.raises(RunDirectoryError, match=r"log\.eval.* is not read") as caught:
+        load(path)
+    assert "inspect log convert --to json" in str(caught.value.hint)
+
+
+def test_of_lm_eval_s_own_folder_the_last_evaluation_of_each_task_is_read() -> None:
+    (run,) = load_runs([FILES / "lm_eval"])
+    assert run.rows["conversation"].tolist() == [f"own_replies/{name}" for name in OWN_DOCUMENTS]
+    assert any("own_sums was evaluated 2 times; the last one, of 2026-11-28T23-49-07.350313" in n for n in run.notes)
+    assert any("tasks without exact_match are left out: own_sums" in note for note in run.notes)
+    (sums,) = load_runs([f"{FILES / 'lm_eval'}::acc_norm"])
+    assert sums.rows["conversation"].tolist() == [f"own_sums/{name}" for name in OWN_DOCUMENTS]
+    assert sums.rows["score"].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_the_folders_of_several_models_are_refused_and_named(tmp_path: Path) -> None:
+    for model in ("one", "two"):
+        lm_eval(tmp_path / model / "samples_arc_2024-01-02T03-04-05.678.jsonl", [1.0])
+    with pytest.raises(RunDirectoryError, match="results of 2 models") as caught:
+        load(tmp_path)
+    assert f"{tmp_path / 'one'} {tmp_path / 'two'}" in str(caught.value.hint)
 
 
 def test_parquet_and_csv_are_the_same(tmp_path: Path) -> None:

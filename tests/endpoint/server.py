@@ -23,7 +23,9 @@ class FakeServer:
     Attributes:
         bodies: of all requests so far. headers: theirs. most_at_once: the most that ran at a time.
         statuses: given to the next requests, one each, instead of an answer. delay_s: before each answer.
-        style: of log-probabilities: `lists` (vLLM), `content` (llama.cpp), or none. echo: whether prompts are scored.
+        style: of log-probabilities: `lists` (vLLM), `content` (llama.cpp), `held` (llama.cpp, which does not say what
+            stopped a reply, and names tokens of a stop text by the empty text sent with them), or none.
+        echo: whether prompts are scored.
     """
 
     def __init__(self, engine: Engine, *, style: str | None = "lists", echo: bool = True) -> None:
@@ -90,9 +92,13 @@ class FakeServer:
     def logprobs(self, reply: Reply) -> dict[str, Any] | None:
         data = [self.engine.tokenizer.token_bytes(token) for token in reply.ids]
         texts = [each.decode("utf-8", "replace") for each in data]
+        if self.style == "held":
+            num_shown = len(self.engine.tokenizer.encode(reply.text))
+            data = [*data[:num_shown], *[b""] * (len(data) - num_shown)]
+            texts = [each.decode("utf-8", "replace") for each in data]
         if self.style == "lists":
             return {"tokens": texts, "token_logprobs": list(reply.logprobs)}
-        if self.style == "content":
+        if self.style in ("content", "held"):
             each = zip(texts, reply.logprobs, reply.ids, data, strict=True)
             content = [{"token": t, "logprob": p, "id": i, "bytes": list(d)} for t, p, i, d in each]
             return {"content": content}
@@ -140,6 +146,8 @@ def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
             pieces = [reply.text[:half], reply.text[half:]]
             reason = "length" if reply.finish_reason == "length" else "stop"
             ending = {"finish_reason": reason, "stop_reason": reply.stopped_by, "logprobs": server.logprobs(reply)}
+            if server.style == "held":
+                del ending["stop_reason"]
             events = []
             for number, piece in enumerate(pieces):
                 text = {"delta": {"content": piece}} if "messages" in body else {"text": piece}

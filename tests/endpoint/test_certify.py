@@ -34,6 +34,12 @@ def test_the_network_itself_is_the_same(demo_engine: Engine, api: Any) -> None:
     assert found.num_scored == found.num_tokens > 50
 
 
+def test_a_server_that_names_tokens_by_the_text_it_sends_is_read_by_their_ids(demo_engine: Engine) -> None:
+    found = certified(demo_engine, style="held")
+    assert (found.verdict, found.agreement, found.largest_gap) == ("same", 1.0, 0.0)
+    assert found.num_scored == found.num_tokens > 50
+
+
 def test_int8_is_rounded() -> None:
     found = certified(Engine(load_model(None, "cpu int8")))
     assert found.verdict == "rounded"

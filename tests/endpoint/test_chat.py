@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shlex
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +93,20 @@ def test_options_of_a_model_in_this_process_are_refused(capsys: pytest.CaptureFi
     for options in (["--state", "s.pth"], ["--model", "m.pth"], ["--load", "x.json"]):
         assert invoke(["chat", "--endpoint", "http://127.0.0.1:9/v1", *options]) in (2, 3)
         assert options[0] in capsys.readouterr().err
+
+
+def test_the_command_of_an_export_asks_the_same_server(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = f"My name is Ada.\n/export {tmp_path / 'a.jsonl'}\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode()), "utf-8"))
+    assert invoke(["chat", "--json", *GREEDY, "--endpoint", server.url]) == 0
+    captured = capsys.readouterr()
+    shown = json.loads(captured.out.splitlines()[0])
+    (command,) = re.findall(r"rwkvbatch (run .*)", captured.err)
+    assert f"--endpoint {server.url}" in command
+    num_before = len(server.bodies)
+    assert invoke([*shlex.split(command), "--out", str(tmp_path / "run"), "--quiet"]) in (0, 1)
+    assert len(server.bodies) > num_before
+    (row,) = [json.loads(line) for line in (tmp_path / "run/results.jsonl").read_text().splitlines()]
+    assert row["reply"] == shown["reply"]

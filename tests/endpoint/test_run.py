@@ -13,7 +13,7 @@ from rwkvbatch.cli.app import invoke
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import RequestsSpentError, UsageError, WorkerError
 from rwkvbatch.results.row import Row
-from tests.endpoint.server import FakeServer, serving
+from tests.endpoint.server import FakeServer, raw_server, serving
 
 CHATS: list[dict[str, Any]] = [
     {
@@ -191,6 +191,23 @@ def test_refused_key_or_unknown_model_ends_the_run(script: Path, server: FakeSer
 def test_server_that_is_gone_ends_the_run(script: Path) -> None:
     with pytest.raises(WorkerError, match="cannot be reached"):
         rwkvbatch.run(script, endpoint="http://127.0.0.1:9/v1", endpoint_retries=0, **GREEDY)
+
+
+@pytest.mark.parametrize("status", [500, 418])
+def test_server_that_is_broken_from_the_start_is_a_usage_error(
+    status: int, script: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n".encode()
+    with raw_server(lambda connection: connection.sendall(head)) as url:
+        assert invoke(["run", str(script), "--endpoint", url, "--endpoint-retries", "0"]) == 2
+    assert f"--endpoint {url}" in capsys.readouterr().err
+
+
+def test_server_that_is_not_there_from_the_start_is_a_usage_error(
+    script: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["run", str(script), "--endpoint", "http://127.0.0.1:9/v1", "--endpoint-retries", "0"]) == 2
+    assert "--endpoint http://127.0.0.1:9/v1: cannot be reached" in capsys.readouterr().err
 
 
 def test_grid_of_a_served_model_and_one_in_this_process(script: Path, server: FakeServer, tmp_path: Path) -> None:

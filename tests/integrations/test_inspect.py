@@ -91,6 +91,7 @@ def test_a_task_with_its_own_scorers_gives_the_replies_of_the_library(tmp_path: 
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "leaked" not in done.stdout + done.stderr
     (path,) = (tmp_path / "logs").glob("*.json")
     log = json.loads(path.read_text())
     assert log["status"] == "success"

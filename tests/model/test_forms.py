@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,15 +11,25 @@ from safetensors.torch import save_file
 
 from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model.checkpoint import describe, open_checkpoint
-from rwkvbatch.model.forms import DifferentNormWarning
 from rwkvbatch.model.load import load_model
+from rwkvbatch.model.ops import reference
 from rwkvbatch.model.random_checkpoint import random_tensors
 from rwkvbatch.model.safetensors import save_entries
 from tests.model.made_forms import Tensors, to_fla, to_transformers, to_transformers_7, to_vllm, write_directory
 from tests.model.older_generations import older_tensors
 
-# Tiny networks have heads of 32, of which the last test here is.
-pytestmark = pytest.mark.filterwarnings("ignore::rwkvbatch.model.forms.DifferentNormWarning")
+
+@pytest.fixture(scope="module")
+def tiny_tensors() -> Tensors:
+    """2 layers x 128, 2 heads of 64, for which all programs compute the same norm; vocabulary 97, bf16."""
+    return random_tensors(2, 128, 97, seed=1)
+
+
+@pytest.fixture(scope="module")
+def tiny_file(tiny_tensors: Tensors, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("forms") / "tiny.pth"
+    torch.save(tiny_tensors, path)
+    return path
 
 
 def logits(path: Path, strategy: str = "cpu") -> torch.Tensor:
@@ -146,15 +155,42 @@ def test_a_directory_brings_its_vocabulary(tiny_tensors: Tensors, tmp_path: Path
     assert load_model(folder).spec.vocabulary_file == str(folder / "rwkv_vocab_v20230424.txt")
 
 
-def test_a_head_size_that_flash_linear_attention_norms_otherwise_is_warned_of(
-    tiny_tensors: Tensors, tmp_path: Path
+@pytest.mark.parametrize("head_size", [16, 32, 128])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_heads_of_other_sizes_are_normed_as_flash_linear_attention_does(
+    head_size: int, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.warns(DifferentNormWarning, match="its heads have size 32"):
-        load_model(write_directory(tmp_path / "hf", to_fla(tiny_tensors)))
-    usual = random_tensors(1, 64, 97)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        load_model(write_directory(tmp_path / "usual", to_fla(usual)))
+    """With `head_dim * norm_eps` added to the variance, which the reference operations are made to do here."""
+    tensors = random_tensors(3, 128, 97, head_size=head_size, seed=7)
+    torch.save(tensors, tmp_path / "a.pth")
+    folder = write_directory(tmp_path / "hf", to_fla(tensors))
+    found = load_model(folder, "cpu", backend).forward([[1, 2, 3, 4, 5]], every_token=True)[0]
+    official = load_model(tmp_path / "a.pth", "cpu", "reference")
+    other = official.forward([[1, 2, 3, 4, 5]], every_token=True)[0]
+    monkeypatch.setattr(reference, "GROUP_NORM_EPS", head_size * 1e-5)
+    wanted = official.forward([[1, 2, 3, 4, 5]], every_token=True)[0]
+    assert (wanted - other).abs().max() > 20 * (found - wanted).abs().max()
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+def test_what_is_converted_from_such_heads_is_the_same_network(tmp_path: Path) -> None:
+    folder = write_directory(tmp_path / "hf", to_fla(random_tensors(2, 64, 97, head_size=32)))
+    with open_checkpoint(folder) as checkpoint:
+        save_entries(tmp_path / "a.pth", checkpoint.rounded(None))
+        assert any("the norm of heads of 32" in phrase for phrase in checkpoint.file.undone)
+    assert_same_logits(tmp_path / "a.pth", folder)
+    lora = {"blocks.0.att.key.lora_A": torch.zeros(2, 64), "blocks.0.att.key.lora_B": torch.zeros(64, 2)}
+    torch.save(lora, tmp_path / "lora.pth")
+    with pytest.raises(CheckpointError, match="an adapter cannot be merged into it"):
+        load_model(folder, adapter=f"{tmp_path / 'lora.pth'} alpha=2")
+
+
+def test_a_configuration_of_other_heads_than_the_tensors_have_is_refused(tmp_path: Path) -> None:
+    tensors = to_fla(random_tensors(1, 64, 97, head_size=32))
+    with pytest.raises(CheckpointError, match="head_dim = 64, and its heads have size 32"):
+        load_model(write_directory(tmp_path / "hf", tensors, config={"model_type": "rwkv7", "head_dim": 64}))
+    right = write_directory(tmp_path / "right", tensors, config={"model_type": "rwkv7", "head_dim": 32})
+    assert load_model(right).spec.head_size == 32
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference", "upstream"])

@@ -19,8 +19,10 @@ from rwkvbatch.errors import CheckpointError
 from rwkvbatch.model import memory
 from rwkvbatch.model.checkpoint import describe, open_checkpoint
 from rwkvbatch.model.load import load_model
-from rwkvbatch.model.memory import free_memory
+from rwkvbatch.model.memory import bytes_of_weights, free_memory, packed_bytes
 from rwkvbatch.model.random_checkpoint import LowRankWidths, random_tensors
+from rwkvbatch.model.safetensors import save_entries
+from rwkvbatch.model.strategy import parse_strategy
 
 MIB = 2**20
 
@@ -172,3 +174,42 @@ def test_converting_takes_the_memory_of_one_tensor(tmp_path: Path) -> None:
     assert int(done.stdout) * 1024 < 0.4 * size
     for found in (load_file(tmp_path / "large-out.safetensors"), torch.load(tmp_path / "large-out.pth", mmap=True)):
         assert found["blocks.2.ffn.key.weight"].shape == (4096, 1024)
+
+
+_RUN = """
+import sys
+from rwkvbatch.cli import main
+script, ending = sys.argv[1:]
+def run(name):
+    options = ["--limit", "1", "--max-tokens", "2", "--threads", "2", "--quiet", "--vocab", "world"]
+    sys.argv = ["rwkvbatch", "run", script, "--model", name + ending, "--out", f"{name}.run", *options]
+    try:
+        main()
+    except SystemExit as end:
+        assert end.code in (0, 1), end.code
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+run("small")
+before = peak()
+run("large")
+print((peak() - before) * 1024, file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of the memory is what Linux's /proc says")
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+def test_a_run_takes_the_memory_of_the_weights_and_one_tensor(ending: str, tmp_path: Path) -> None:
+    pytest.importorskip("rwkvbatch._native", reason="installed without the native kernels", exc_type=ImportError)
+    for name, *sizes in (("small", 1, 64, 300), ("large", 3, 1024, 4000)):
+        sparse(tmp_path / f"{name}.safetensors", *sizes)
+        if ending == ".pth":
+            with open_checkpoint(tmp_path / f"{name}.safetensors") as checkpoint:
+                save_entries(tmp_path / f"{name}.pth", checkpoint.rounded(None))
+            (tmp_path / f"{name}.safetensors").unlink()
+    with open_checkpoint(tmp_path / f"large{ending}") as checkpoint:
+        needed = packed_bytes(checkpoint, bytes_of_weights(parse_strategy("cpu")))
+    script = tmp_path / "s.jsonl"
+    script.write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
+    command = [sys.executable, "-c", _RUN, str(script), ending]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path)
+    assert 0.5 * needed < int(done.stderr.split()[-1]) < needed + 24 * MIB

@@ -38,6 +38,7 @@ class Shape:
     dtype: torch.dtype
     rounding: Rounding | None = None
     deep_embed: int | None = None
+    sparsity: float | None = None
 
 
 SHAPES = {
@@ -49,6 +50,8 @@ SHAPES = {
     "heads of 64, w8a8": Shape(192, 64, 203, torch.bfloat16, rounding="w8a8"),
     "heads of 16, int4": Shape(80, 16, 203, torch.bfloat16, rounding="int4"),
     "DeepEmbed, bf16": Shape(96, 32, 67, torch.bfloat16, deep_embed=20),
+    # Few rows read only the weights whose inputs are not zero.
+    "mostly zeros, bf16": Shape(128, 64, 67, torch.bfloat16, sparsity=0.85),
 }
 MAX_BATCH = 130
 
@@ -64,6 +67,7 @@ def tensors_of(shape: Shape) -> dict[str, torch.Tensor]:
         hidden=3 * shape.width + 8,
         ranks=LowRankWidths(decay=24, rate=40, value=16, gate=56),
         deep_embed=shape.deep_embed,
+        sparsity=shape.sparsity,
         dtype=shape.dtype,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
 
 import rwkvbatch.prompt.tokenizer as tokenizer_module
 from rwkvbatch.errors import InputError, UsageError
-from rwkvbatch.prompt.tokenizer import WorldTokenizer, load_entries, vocabulary_path, world_tokenizer
+from rwkvbatch.prompt.tokenizer import WorldTokenizer, encode_long, load_entries, vocabulary_path, world_tokenizer
 
 # Texts that are likely to hit long entries: words, repeated characters, code, several scripts.
 _PIECES = st.sampled_from(
@@ -127,6 +128,31 @@ def test_long_pieces_are_not_remembered() -> None:
     tokenizer = WorldTokenizer(load_entries(), 65536)
     tokenizer.encode("你" * 1000 + " " * 1000 + "x" * 1000)
     assert all(len(piece) <= tokenizer_module.MAX_PIECE_BYTES for piece in tokenizer._pieces)
+
+
+@given(text=TEXTS)
+@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("size", [1, 7])
+def test_a_text_that_is_encoded_in_slabs_has_the_same_ids(size: int, text: str, world: WorldTokenizer) -> None:
+    whole = world.encode(text * 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_module, "_SLAB_BYTES", size)
+        assert world.encode(text * 3) == whole
+        assert list(encode_long(world, text * 3)) == whole
+
+
+def test_a_long_text_takes_a_few_times_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_module, "_SLAB_BYTES", 4096)
+    text = "It was a bright cold day in April, and the clocks were striking thirteen. " * 4000
+    tokenizer = world_tokenizer(512)
+    tracemalloc.start()
+    try:
+        tokens = encode_long(tokenizer, text)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(tokens) > len(text) // 4
+    assert peak < 5 * len(text)
 
 
 @given(text=st.text(st.sampled_from("ab. é")))

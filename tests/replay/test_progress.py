@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from rwkvbatch.engine.request import Reading
 from rwkvbatch.files import FILE_MODE, Files
 from rwkvbatch.replay.progress import (
     BarObserver,
@@ -51,6 +52,15 @@ class TestCounts:
         assert progress.seconds_left == pytest.approx(10.0)
         assert progress.tokens_per_s == pytest.approx(50.0)
 
+    def test_a_long_text_under_way_counts_by_the_share_that_was_read(self) -> None:
+        clock = Clock()
+        counts = Counts(clock=clock)
+        counts.workers = {n: WorkerProgress("w").after(1, 0, 0, Reading(1, 25, 100)) for n in range(2)}
+        clock.now += 10
+        progress = counts.progress(rows_done=0, rows_total=2)
+        assert progress.reading == Reading(2, 50, 200)
+        assert progress.seconds_left == pytest.approx(30.0)
+
     def test_nothing_done_is_no_estimate(self) -> None:
         assert Counts(60, clock=Clock()).progress(60, 100).seconds_left is None
 
@@ -74,6 +84,15 @@ class TestLines:
         assert progress_line(MOMENT) == "30/100 rows, 500 tokens/s, 23 s left"
         failing = replace(MOMENT, failures=2, failed_checks=3)
         assert progress_line(failing).endswith("23 s left, 2 failed, 3 checks not passed")
+
+    def test_long_texts_under_way_are_in_the_line_the_bar_and_the_status(self) -> None:
+        reading = replace(MOMENT, rows_done=0, rows_total=1, reply_tokens=0, reading=Reading(1, 12_400, 45_300_000))
+        assert progress_line(reading) == "0/1 rows, 12,400 of 45,300,000 tokens of a long text read, 23 s left"
+        assert reading.as_dict()["reading"] == {"num_texts": 1, "num_read": 12_400, "num_tokens": 45_300_000}
+        assert "reading" not in MOMENT.as_dict()
+        observer = BarObserver(Console(file=io.StringIO(), width=100))
+        observer.moved(replace(reading, reading=Reading(1, 50, 100)))
+        assert observer.tasks[0].completed == 0.5
 
     def test_there_is_a_line_a_minute(self) -> None:
         clock, said = Clock(), list[str]()

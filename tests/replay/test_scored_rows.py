@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,19 @@ import torch
 
 import rwkvbatch
 from rwkvbatch.engine.engine import Engine
+from rwkvbatch.engine.request import LONG_TEXT_TOKENS
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.model.base import Model
 from rwkvbatch.model.load import load_model
 from rwkvbatch.model.random_checkpoint import random_tensors
+from rwkvbatch.replay.grid import make_cells
+from rwkvbatch.replay.models import ModelLoader
+from rwkvbatch.replay.progress import Progress
+from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.row import SHORT_TEXT, Row, decode_row, encode_row
 from rwkvbatch.script.documents import read_documents
 from tests.replay.fakes import make_plan
-from tests.replay.runs import StopAfter, results, run
+from tests.replay.runs import StopAfter, Watcher, results, run
 
 TEXTS = ["One small text.", "Another text, which is a little longer than the first one.", "größe 🌲"]
 PAIRS = [("The sky is", " blue"), ("My name is Ada. What is my name? It is", " Ada"), ("1, 2, 3,", " 4")]
@@ -73,6 +80,30 @@ def test_a_long_text_has_the_same_bits_whatever_the_piece(model: Model, step_row
         found |= dict(engine.step())
     assert found[number] == whole
     assert found[other].logprobs == whole.logprobs[:50]  # type: ignore[union-attr]
+
+
+def test_progress_moves_inside_a_long_text(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    path = write_lines(tmp_path / "s.jsonl", [{"text": "a b " * LONG_TEXT_TOKENS}])
+    plan = make_plan(conversations=read_documents([str(path)]).conversations, cells=make_cells({}), threads=1)
+    execute(plan, ModelLoader(plan.settings), RunOptions(observers=[Watcher(seen)]))
+    read = [progress.reading.num_read for progress in seen if progress.reading.num_texts]
+    assert len(set(read)) > 5
+    assert read == sorted(read)
+    (num_tokens,) = {progress.reading.num_tokens for progress in seen if progress.reading.num_texts}
+    assert num_tokens / 2 < max(read) < num_tokens
+
+
+def test_a_scored_text_takes_few_bytes_a_token(model: Model) -> None:
+    tokens = array("i", [1 + number % 90 for number in range(100_000)])
+    engine = Engine(model)
+    tracemalloc.start()
+    try:
+        engine.submit_score([0], tokens, cache=False)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * len(tokens)
 
 
 def test_rows_do_not_depend_on_the_batch_and_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Path) -> None:

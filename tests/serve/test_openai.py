@@ -149,6 +149,17 @@ def test_the_first_token_of_given_ids_has_no_logprob(client: openai.OpenAI, llm:
     assert reply.choices[0].logprobs.tokens[0] == "<|endoftext|>"
 
 
+def test_given_ids_that_begin_with_token_0_do_not_get_another(client: openai.OpenAI) -> None:
+    given, other = (
+        client.completions.create(
+            model=MODEL, prompt=[0, 10, 20], echo=True, logprobs=0, max_tokens=1, temperature=0, extra_body={"bos": bos}
+        )
+        for bos in ("on", "off")
+    )
+    assert given.choices == other.choices
+    assert given.usage == other.usage
+
+
 def test_a_reply_that_ends_at_once_still_has_the_logprob_of_its_end(client: openai.OpenAI) -> None:
     """lm-evaluation-harness drops the last of the listed tokens, which is the generated one."""
     banned = {"banned_token_ids": list(range(1, 512))}

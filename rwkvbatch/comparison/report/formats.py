@@ -53,7 +53,8 @@ def as_json(analysis: Analysis) -> str:
     """The whole comparison as one JSON object.
 
     `primary`, `families`, `trend` (null without `--over`), `trends` (that, and those of `--metric`), `blame` (empty
-    without `--blame`), `comparisons`, `best`, `means`, `dropped`, `gates`, `changes`, `runs`, `notes`.
+    without `--blame`), `preferences` (empty without `--judge`), `comparisons`, `best`, `means`, `dropped`, `gates`,
+    `changes`, `runs`, `notes`.
     """
     content = {
         "runs": [{"name": run.name, "path": run.source, "manifest": run.manifest} for run in analysis.runs],
@@ -62,6 +63,7 @@ def as_json(analysis: Analysis) -> str:
         "trend": None if analysis.trend is None else analysis.trend.as_dict(),
         "trends": [trend.as_dict() | {"exploratory": trend is not analysis.trend} for trend in analysis.trends],
         "blame": [found.as_dict() for found in analysis.blame],
+        "preferences": [found.as_dict() for found in analysis.preferences],
         "comparisons": analysis.records() if analysis.comparisons else [],
         "best": [_best(ranking) for ranking in analysis.rankings],
         "means": [

@@ -156,7 +156,7 @@ def _add(conversation: dict[str, Any], variant: int, row: Mapping[Any, Any], met
             "repeat": row["repeat"],
             **{name: record[name] for name in ("turn", "reply", "finish_reason", "error")},
             "numbers": [_number(record["metrics"].get(name, math.nan)) for name in metrics],
-            "checks": [[check["kind"], bool(check["passed"]), check.get("detail")] for check in record["checks"]],
+            "checks": [[check["kind"], check["passed"], check.get("detail")] for check in record["checks"]],
         }
     )
 
@@ -198,7 +198,7 @@ def as_html(analysis: Analysis) -> str:
     return template.render(
         title=_title(analysis),
         facts=_headline_facts(analysis),
-        conclusion=conclusion(analysis.comparisons),
+        conclusion=_typeset(conclusion)(analysis.comparisons),
         trends=[
             (trend, vars(figure) | {"svg": Markup(figure.svg)})
             for trend, exploratory in trends

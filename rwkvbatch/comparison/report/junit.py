@@ -35,7 +35,7 @@ class _Case:
 
     classname: str
     name: str
-    kind: Literal["failure", "error"] | None = None
+    kind: Literal["failure", "error", "skipped"] | None = None
     type: str = ""
     message: str = ""
     text: str = ""
@@ -46,7 +46,7 @@ def as_junit(analysis: Analysis, *, conversations: bool = False) -> str:
 
     Args:
         conversations: add a suite per variant (not for baselines) with a case per conversation, which fails where a
-            check failed, and is an error where a turn ended in one.
+            check failed, is an error where a turn ended in one, and else is skipped where a judge gave no verdict.
     """
     suites = {"gates": [_of_gate(gate.gate.text, gate.label, gate.line, gate.failed) for gate in analysis.gates]}
     for title, lines in by_heading(analysis.comparisons).items():
@@ -86,6 +86,11 @@ def _of_conversations(analysis: Analysis, variant: Variant) -> Iterable[_Case]:
         found.setdefault(record["conversation"], []).append(record)
     for conversation, turns in found.items():
         failed = [(turn, problem) for turn in turns if (problem := _problem(turn))]
+        unjudged = [turn for turn in turns if any(check["passed"] is None for check in turn["checks"])]
+        if not failed and unjudged:
+            message = f"{len(unjudged)} of {len(turns)} turns have no verdict of a judge: {_unjudged(unjudged[0])}"
+            yield _Case(variant.label, conversation, "skipped", "judge", message, message)
+            continue
         if not failed:
             yield _Case(variant.label, conversation)
             continue
@@ -106,12 +111,17 @@ def _problem(turn: Mapping[str, Any]) -> str:
     """What failed in a turn; empty where nothing did."""
     if turn["finish_reason"] == "error":
         return f"error: {_short(turn['error'] or '')}"
-    failed = [check for check in turn["checks"] if not check["passed"]]
+    failed = [check for check in turn["checks"] if check["passed"] is False]
     return "; ".join(
         f"{check['kind']} {_short(repr(check['expected']))} failed"
         + (f" ({_short(check['detail'])})" if check.get("detail") else "")
         for check in failed
     )
+
+
+def _unjudged(turn: Mapping[str, Any]) -> str:
+    """Why a turn's first check without a verdict has none."""
+    return next(_short(str(check.get("detail"))) for check in turn["checks"] if check["passed"] is None)
 
 
 def _short(text: str) -> str:
@@ -121,7 +131,7 @@ def _short(text: str) -> str:
 def _add_suite(root: ET.Element, name: str, cases: Iterable[_Case]) -> tuple[int, int, int]:
     """Adds a suite; returns its numbers of tests, failures and errors."""
     suite = ET.SubElement(root, "testsuite", name=_on_one_line(name))
-    counts = {None: 0, "failure": 0, "error": 0}
+    counts = {None: 0, "failure": 0, "error": 0, "skipped": 0}
     for case in cases:
         counts[case.kind] += 1
         element = ET.SubElement(suite, "testcase", classname=_on_one_line(case.classname), name=_on_one_line(case.name))

@@ -255,7 +255,8 @@
     });
     add("ended by", row.finish_reason);
     for (const [kind, passed, detail] of row.checks) {
-      add(kind, (passed ? "passed" : "failed") + (detail ? `: ${detail}` : ""), passed ? "better" : "worse");
+      const verdict = passed === null ? "no verdict" : passed ? "passed" : "failed";
+      add(kind, verdict + (detail ? `: ${detail}` : ""), passed === null ? "" : passed ? "better" : "worse");
     }
     box.append(reply, figures);
     return box;

@@ -69,6 +69,13 @@ _MAX_DIFF_CHARACTERS = 600
 _RULE_ENDS = 4
 """The width of a rule's line and blank on both sides of its title."""
 
+_CHECK_MARKS: Final[Mapping[bool | None, tuple[str, str]]] = {
+    True: ("✓", "green"),
+    False: ("✗", "bold red"),
+    None: ("?", "yellow"),
+}
+"""The mark and the style of a check's verdict; None where a judge gave none."""
+
 
 def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0) -> None:
     """The verdicts, family by family, and the `num_changes` most changed conversations of each pair."""
@@ -232,7 +239,7 @@ def _turn(record: Mapping[str, Any]) -> Table:
     if record["reference"]:
         table.add_row(Text("Reference", "dim"), Text(printable(record["reference"]), "dim"))
     for check in record["checks"]:
-        mark, style = ("✓", "green") if check["passed"] else ("✗", "bold red")
+        mark, style = _CHECK_MARKS[check["passed"]]
         text = f"{mark} {check['kind']} {check['expected']!r}"
         if not check["passed"] and check.get("detail"):
             text += f": {check['detail']}"

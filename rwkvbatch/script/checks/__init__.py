@@ -14,7 +14,7 @@ from typing import Any
 
 from rwkvbatch.deadline import deadline
 from rwkvbatch.errors import MissingExtraError, RowError, RwkvBatchError, UsageError, in_words
-from rwkvbatch.script.checks import answers, instructions, numbers, structured, text
+from rwkvbatch.script.checks import answers, instructions, judged, numbers, structured, text
 from rwkvbatch.script.records import (
     Check,
     ReplyFacts,
@@ -61,6 +61,7 @@ _BUILT_IN: Mapping[str, text.RuleKind] = {
     "math": answers.Mathematics,
     "ifeval": instructions.Instructions,
     "tool_call": structured.ToolCall,
+    "judge": judged.Rubric,
 }
 
 
@@ -83,8 +84,13 @@ def parse_checks(raw: Any, source: SourceLine, where: str = "expect") -> tuple[C
 
 
 def judge_all(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
-    """All checks as one: passes if all pass; the score is the weighted mean, 1 without checks."""
+    """All checks as one: passes if all pass; the score is the weighted mean, 1 without checks.
+
+    Without the verdict of a judge there is none.
+    """
     verdicts = [check.judge(facts) for check in checks]
+    if missing := _missing(checks, verdicts):
+        return missing
     total = sum(check.weight for check in checks)
     weighted = sum(check.weight * verdict.score for check, verdict in zip(checks, verdicts, strict=True))
     failed = _failures(checks, verdicts)
@@ -94,17 +100,30 @@ def judge_all(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
 
 def _judge_any(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
     verdicts = [check.judge(facts) for check in checks]
-    passed = any(verdict.passed for verdict in verdicts)
-    score = max(verdict.score for verdict in verdicts)
+    known = [verdict for verdict in verdicts if not verdict.missing]
+    passed = any(verdict.passed for verdict in known)
+    score = max((verdict.score for verdict in known), default=0.0)
+    # No missing verdict can change a pass with the highest score.
+    if not (passed and score == 1) and (missing := _missing(checks, verdicts)):
+        return missing
     undecided = not passed and any(verdict.undecided for verdict in verdicts)
     return Verdict(passed, score, None if passed else _failures(checks, verdicts), undecided)
 
 
 def _judge_not(checks: Sequence[Check], facts: ReplyFacts) -> Verdict:
     inner = judge_all(checks, facts)
+    if inner.missing:
+        return inner
     if inner.undecided:
         return Verdict(False, 0.0, inner.detail, undecided=True)
     return Verdict(not inner.passed, 1.0 - inner.score, "passed, and should not have" if inner.passed else None)
+
+
+def _missing(checks: Sequence[Check], verdicts: Sequence[Verdict]) -> Verdict | None:
+    """The verdict of a combination that lacks one of its checks' verdicts; None where none is missing."""
+    pairs = zip(checks, verdicts, strict=True)
+    reasons = [f"{check.kind}: {found.detail}" for check, found in pairs if found.missing]
+    return Verdict(False, 0.0, "; ".join(dict.fromkeys(reasons)), missing=True) if reasons else None
 
 
 def _failures(checks: Sequence[Check], verdicts: Sequence[Verdict]) -> str | None:
@@ -185,14 +204,16 @@ def _parse_entry(raw: Any, source: SourceLine, where: str, depth: int) -> list[C
                 refuse(source, f"{where}.{kind}: must contain at least one check")
             rule, needs_reference = _Combination(kind, checks), any(check.needs_reference for check in checks)
             choices = tuple(choice for check in checks for choice in check.choices)
+            rubrics = tuple(rubric for check in checks for rubric in check.rubrics)
         else:
             options = {key: raw[key] for key in raw if key in makers[kind].options}
             rule = _rule(kind, makers[kind], raw[kind], options, source, where)
             needs_reference = bool(getattr(rule, "needs_reference", False))
             choices = (rule.choice,) if isinstance(rule, structured.Chosen) else ()
+            rubrics = (rule,) if isinstance(rule, judged.Rubric) else ()
             if kind not in _BUILT_IN:
                 rule = _Guarded(kind, rule, float(getattr(makers[kind], "deadline_s", PLUGIN_DEADLINE_S)))
-        made.append(Check(kind, raw[kind], rule, float(weight), options, needs_reference, choices))
+        made.append(Check(kind, raw[kind], rule, float(weight), options, needs_reference, choices, rubrics))
     return made
 
 

@@ -23,13 +23,14 @@ class Job:
         arguments: of the program, for the path that it is to write or change.
         before: a directory of the same kind that `path` is a copy of at first.
         result: what is at a path in the end, without timings.
-        serving: arguments of a server that runs meanwhile, and is killed instead.
+        serving: arguments of a server that runs meanwhile, and is killed instead. port: it listens there.
     """
 
     arguments: Callable[[Path], list[str]]
     result: Callable[[Path], Any]
     before: Path | None = None
     serving: list[str] | None = None
+    port: int = 0
 
 
 def rows(run: Path) -> dict[RowKey, dict[str, Any]]:
@@ -237,7 +238,7 @@ def serve(root: Path) -> Job:
     url = f"http://127.0.0.1:{port}/v1"
     arguments = (some(root, "demo", 4), "--endpoint", url, *ENDPOINT, "--endpoint-retries", "2", "--retry-errors")
     job = replay(*arguments)
-    return Job(job.arguments, job.result, None, ["serve", "--port", str(port), "--threads", "1", "--quiet"])
+    return Job(job.arguments, job.result, None, ["serve", "--port", str(port), "--threads", "1", "--quiet"], port)
 
 
 def content(path: Path) -> bytes | None:

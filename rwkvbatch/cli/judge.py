@@ -1,0 +1,71 @@
+"""The judge of pairs of replies that options of `rwkvbatch compare` name, with its progress and its kept answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rwkvbatch.cli.exits import message
+from rwkvbatch.errors import RunDirectoryError, UsageError
+
+if TYPE_CHECKING:
+    from rwkvbatch.judges.pairs import PairJudge
+    from rwkvbatch.results.opinions import OpinionStore
+
+
+@contextmanager
+def pair_judge(
+    sources: Sequence[str], settings: dict[str, Any], criterion: str | None, *, quiet: bool
+) -> Generator[PairJudge | None]:
+    """The judge that the options name, with progress on standard error; None without one."""
+    from rwkvbatch.cli.views import progress_bars
+    from rwkvbatch.judges.opinions import MemoryRecord, Opinions, digest_of
+    from rwkvbatch.judges.pairs import PairJudge
+    from rwkvbatch.judges.questions import DEFAULT_CRITERION, check_criterion
+    from rwkvbatch.judges.source import judge_source
+    from rwkvbatch.replay.layers import layer_settings
+
+    given = settings.keys() & {"judge", "judge_url"}
+    # A judge of the environment answers checks; which replies are compared is asked for here.
+    source = judge_source(layer_settings(settings, environment=os.environ).settings) if given else None
+    if source is None:
+        if settings or criterion is not None:
+            raise UsageError(
+                "options of a judge need --judge FILE or --judge-url URL", hint="give one, or leave them out"
+            )
+        yield None
+        return
+    wanted = DEFAULT_CRITERION if criterion is None else check_criterion(criterion)
+    source.check()
+    with ExitStack() as stack:
+        store = _store_of(sources, quiet=quiet)
+        if store is not None:
+            stack.enter_context(store)
+        judge = source.open()
+        bars = stack.enter_context(progress_bars(quiet=quiet))
+        digest = digest_of(judge.identity)
+        if store is not None:
+            store.use(judge)
+        opinions = Opinions(judge, digest, MemoryRecord() if store is None else store)
+        yield PairJudge(opinions, f"{judge.name}#{digest}", wanted, bars("asking the judge"))
+        if store is not None:
+            store.drop_unused(opinions.used)
+
+
+def _store_of(sources: Sequence[str], *, quiet: bool) -> OpinionStore | None:
+    """The answers that are kept beside one of the runs, whichever order they are named in; None where none can be."""
+    from rwkvbatch.results.opinions import PREFERENCES_NAME, OpinionStore
+
+    paths = sorted({Path(source.partition("::")[0]).resolve() for source in sources})
+    for path in paths:
+        if (path / "manifest.json").is_file():
+            try:
+                return OpinionStore(path, PREFERENCES_NAME, alone=True)
+            except RunDirectoryError as error:
+                message(f"note: {error}; the judge's answers are not kept", quiet=quiet)
+                return None
+    message("note: no run directory is compared, so the judge's answers are not kept", quiet=quiet)
+    return None

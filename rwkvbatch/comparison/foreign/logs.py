@@ -1,0 +1,199 @@
+"""Logs of Inspect, and results of promptfoo, in JSON.
+
+- Inspect: `eval.model`, and `samples` with `id`, `epoch`, `scores` by scorer and `error` (`inspect_ai/log/_log.py`);
+  `C`, `P`, `I` and `N` stand for 1, 0.5, 0 and 0 (`value_to_float`).
+- promptfoo: `results.results`, one object a test, prompt and provider, in the order in which they ended, with `score`,
+  `success`, `failureReason` (2 is an error) and `vars` (`src/types/index.ts`). `promptIdx` numbers the pairs of a
+  provider and a prompt, `promptId` is the prompt's, and `testIdx` counts repeats of a test too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from rwkvbatch.comparison.foreign.rows import (
+    BASE,
+    MAX_BYTES,
+    MAX_REPEAT,
+    BadRecordError,
+    ForeignRun,
+    as_id,
+    checked,
+    damaged,
+    make_row,
+    read_score,
+    shown,
+)
+from rwkvbatch.errors import RunDirectoryError
+from rwkvbatch.files import open_file
+
+# JSON values have no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+
+def read_json_log(path: Path) -> ForeignRun | None:
+    try:
+        with open_file(path, MAX_BYTES) as file:
+            content: Any = json.load(file)
+    except OSError as error:
+        raise RunDirectoryError(f"cannot be read: {error.strerror or error}", path=path) from None
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, f"is not JSON: {error}") from None
+    reader: Callable[[Path, Any], ForeignRun] | None = None
+    match content:
+        case {"eval": {}, "samples": list()}:
+            reader = _inspect
+        case {"eval": {}, "status": _}:
+            hint = "log samples (`--log-samples`), and convert a log of the form .eval: inspect log convert --to json"
+            raise RunDirectoryError("is an Inspect log without samples", path=path, hint=hint)
+        case {"results": {"results": list()}}:
+            reader = _promptfoo
+        case _:
+            return None
+    try:
+        return checked(reader(path, content), path)
+    except BadRecordError as error:
+        raise damaged(path, error) from None
+
+
+_LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
+_WORDS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
+
+
+def _inspect(path: Path, content: Mapping[str, Any]) -> ForeignRun:
+    """A conversation a sample, a repeat an epoch, a check a scorer (or a key of its value)."""
+    run = ForeignRun("Inspect")
+    cell = str(content["eval"].get("model") or BASE)
+    task = str(content["eval"].get("task") or "")
+    for number, sample in enumerate(content["samples"]):
+        where = f"samples[{number}]"
+        if not isinstance(sample, dict) or "id" not in sample:
+            raise BadRecordError(f"{where} has no `id`")
+        epoch = sample.get("epoch", 1)
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or not 1 <= epoch <= MAX_REPEAT:
+            raise BadRecordError(f"{where}.epoch must be a number from 1 to {MAX_REPEAT:,}, got {shown(epoch)}")
+        scores: list[tuple[str, float]] = []
+        scored = sample.get("scores") or {}
+        if not isinstance(scored, dict):
+            raise BadRecordError(f"{where}.scores must be an object, got {shown(scored)}")
+        for scorer, score in cast("dict[str, Any]", scored).items():
+            value = score.get("value") if isinstance(score, dict) else None
+            parts = value.items() if isinstance(value, dict) else [("", value)]
+            for key, part in parts:
+                if part is not None and not (isinstance(part, float) and math.isnan(part)):
+                    kind = f"{scorer}.{key}" if key else scorer
+                    scores.append((kind, _inspect_value(part, f"{where}.scores.{kind}")))
+        error = sample.get("error")
+        text = None if error is None else str(error.get("message") if isinstance(error, dict) else error)
+        output = sample.get("output")
+        reply = output.get("completion") if isinstance(output, dict) else None
+        given = sample.get("input")
+        run.rows.append(
+            make_row(
+                as_id(str(sample["id"])),
+                cell,
+                epoch - 1,
+                [] if text is not None else scores,
+                tags=(task,) if task else (),
+                prompt=given if isinstance(given, str) else "",
+                reply=reply if isinstance(reply, str) else "",
+                error=text,
+            )
+        )
+    if content.get("status") not in (None, "success"):
+        run.notes.append(f"{path} is not finished: its status is {content['status']!r}")
+    return run
+
+
+def _inspect_value(value: object, where: str) -> float:
+    if isinstance(value, str):
+        known = _LETTERS.get(value, _WORDS.get(value.lower()))
+        if known is not None:
+            return known
+        try:
+            value = float(value)
+        except ValueError:
+            raise BadRecordError(f"{where} must be a number in [0, 1], C, P, I or N; got {shown(value)}") from None
+    return read_score(value, where)
+
+
+def _promptfoo(path: Path, content: Mapping[str, Any]) -> ForeignRun:
+    """A conversation a test, a cell a provider (and prompt, where there are several), a repeat each time it was run."""
+    run = ForeignRun("promptfoo")
+    records: list[Any] = content["results"]["results"]
+    for number, record in enumerate(records):
+        if not isinstance(record, dict) or "score" not in record:
+            raise BadRecordError(f"results.results[{number}] has no `score`")
+    cells = _promptfoo_cells(records)
+    repeats: Counter[tuple[str, str]] = Counter()
+    # They stand in the order in which they ended.
+    for number, record in sorted(enumerate(records), key=lambda each: _promptfoo_place(each[1])):
+        cell = cells[_promptfoo_place(record)[0], _promptfoo_provider(record)]
+        name = _promptfoo_id(record)
+        repeat = repeats[cell, name]
+        repeats[cell, name] += 1
+        error = record.get("error") if record.get("failureReason") == 2 else None
+        response = record.get("response")
+        reply = response.get("output") if isinstance(response, dict) else None
+        score = read_score(record["score"], f"results.results[{number}].score")
+        success = record.get("success")
+        run.rows.append(
+            make_row(
+                name,
+                cell,
+                repeat,
+                [] if error is not None else [("score", score)],
+                reply=reply if isinstance(reply, str) else "",
+                error=None if error is None else str(error),
+                passed=success if isinstance(success, bool) else None,
+            )
+        )
+    return run
+
+
+def _promptfoo_place(record: Mapping[str, Any]) -> tuple[int, int]:
+    """The number of a result's pair of provider and prompt, and of its test."""
+    places = record.get("promptIdx", 0), record.get("testIdx", 0)
+    if not all(isinstance(place, int) for place in places):
+        raise BadRecordError(f"promptIdx and testIdx must be numbers, got {shown(places)}")
+    return places
+
+
+def _promptfoo_provider(record: Mapping[str, Any]) -> str:
+    provider = record.get("provider")
+    name = provider.get("label") or provider.get("id") if isinstance(provider, dict) else provider
+    return str(name or BASE)
+
+
+def _promptfoo_cells(records: Sequence[Mapping[str, Any]]) -> dict[tuple[int, str], str]:
+    """The cell of each pair of provider and prompt: providers of the same name are numbered from the second one on."""
+    prompt_of: dict[tuple[int, str], str] = {}
+    for record in records:
+        prompt = record.get("prompt")
+        label = prompt.get("label") if isinstance(prompt, dict) else prompt
+        pair = _promptfoo_place(record)[0], _promptfoo_provider(record)
+        prompt_of[pair] = str(record.get("promptId") or label or "")
+    prompts = list(dict.fromkeys(prompt_of[pair] for pair in sorted(prompt_of)))
+    seen: Counter[tuple[str, str]] = Counter()
+    cells: dict[tuple[int, str], str] = {}
+    for pair in sorted(prompt_of):
+        name, prompt = pair[1], prompt_of[pair]
+        seen[name, prompt] += 1
+        copy = f"#{seen[name, prompt]}" if seen[name, prompt] > 1 else ""
+        cells[pair] = name + copy + (f",prompt={prompts.index(prompt)}" if len(prompts) > 1 else "")
+    return cells
+
+
+def _promptfoo_id(record: Mapping[str, Any]) -> str:
+    """A test's description and variables: its number depends on the others, and counts repeats too."""
+    case = record.get("testCase")
+    case = cast("dict[str, Any]", case) if isinstance(case, dict) else {}
+    given = record.get("vars") or case.get("vars") or {}
+    text = json.dumps(given, sort_keys=True, ensure_ascii=False) if given else ""
+    description = str(case.get("description") or record.get("description") or "")
+    return as_id(" ".join(filter(None, (description, text))) or f"test {record.get('testIdx', 0)}")

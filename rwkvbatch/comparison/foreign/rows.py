@@ -1,0 +1,118 @@
+"""Rows of other programs' results: what all readers of foreign files share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rwkvbatch.errors import RunDamagedError, RunDirectoryError
+from rwkvbatch.results.row import SCORED, CheckResult, Logprob, Row, RowTiming, TokenCounts
+
+MAX_BYTES = 2**31
+MAX_ID = 120
+MAX_REPEAT = 2**31 - 1
+"""Of repeats and turns."""
+BASE = "base"
+"""The cell of results without a name."""
+
+
+@dataclass
+class ForeignRun:
+    """The rows of another program's file.
+
+    Attributes:
+        program: that wrote it, for notes.
+        rows: one a sample, repeat and variant. notes: remarks for readers of a comparison.
+        is_metric: cells are metrics of the same replies, of which the first is compared unless another is named.
+    """
+
+    program: str
+    rows: list[Row] = field(default_factory=list[Row])
+    notes: list[str] = field(default_factory=list[str])
+    is_metric: bool = False
+
+
+class BadRecordError(Exception):
+    """A record that is not of its format; the text says what is wrong."""
+
+
+def make_row(
+    name: str,
+    cell: str,
+    repeat: int,
+    scores: Sequence[tuple[str, float]],
+    *,
+    turn: int = 0,
+    tags: tuple[str, ...] = (),
+    prompt: str = "",
+    reply: str = "",
+    error: str | None = None,
+    passed: bool | None = None,
+) -> Row:
+    """A row with the scores as checks; without a pass of its own a check passes with a score of 1."""
+    checks = tuple(CheckResult(kind, None, value >= 1 if passed is None else passed, value) for kind, value in scores)
+    return Row(
+        conversation=name,
+        cell=cell,
+        repeat=repeat,
+        turn=turn,
+        seed=0,
+        tags=tags,
+        prompt=prompt,
+        reply=reply,
+        reply_ids=(),
+        finish_reason=SCORED if error is None else "error",
+        stopped_by=None,
+        tokens=TokenCounts(0, 0),
+        logprob=Logprob(None, 0.0),
+        reference=None,
+        checks=checks,
+        error=error,
+        timing=RowTiming(0.0, 0.0, 0.0, 0.0, 0.0, 0),
+    )
+
+
+def read_score(value: object, where: str) -> float:
+    if isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRecordError(f"{where} must be a number in [0, 1], got {shown(value)}")
+    if not 0 <= value <= 1:
+        raise BadRecordError(f"{where} must be in [0, 1], got {value:g}; divide it by the highest score there is")
+    return float(value)
+
+
+def shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def as_id(text: str) -> str:
+    """`text` as an id, cut to a length that can be shown, with a hash where it is cut."""
+    text = " ".join(text.split())
+    if len(text) <= MAX_ID:
+        return text
+    return f"{text[: MAX_ID - 10]}…{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+def damaged(path: Path, problem: object, *, line: int | None = None) -> RunDamagedError:
+    return RunDamagedError(str(problem), path=path, line=line, hint="docs/compare.md says what is read of such a file")
+
+
+def checked(run: ForeignRun, path: Path) -> ForeignRun:
+    """Refuse a file without rows, and two rows of one place; says how many rows have no score."""
+    if not run.rows:
+        raise RunDirectoryError("it holds no result", path=path)
+    [(key, count)] = Counter(row.key for row in run.rows).most_common(1)
+    if count > 1:
+        raise damaged(path, f"{count} results have the same place: {key.in_words()}; number them by `repeat`")
+    if errors := sum(row.error is not None for row in run.rows):
+        run.notes.append(f"{path}: {errors:,} results ended in an error and have no score")
+    if unscored := sum(row.error is None and not row.checks for row in run.rows):
+        run.notes.append(f"{path}: {unscored:,} results have no score")
+    return run

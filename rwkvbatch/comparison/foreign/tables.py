@@ -1,0 +1,130 @@
+"""Tables (CSV, Parquet) with the columns `id` and `score`, and maybe `variant`, `repeat`, `turn`, `tags`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from rwkvbatch.comparison.foreign.rows import (
+    BASE,
+    MAX_BYTES,
+    MAX_REPEAT,
+    BadRecordError,
+    ForeignRun,
+    as_id,
+    checked,
+    damaged,
+    make_row,
+    read_score,
+    shown,
+)
+from rwkvbatch.errors import MissingExtraError, RunDirectoryError
+from rwkvbatch.files import open_file
+
+_MAX_NAMES = 200
+_MAX_FIELD = 2**24
+
+# JSON values, and pyarrow, have no types.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
+
+def csv_records(path: Path) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(_MAX_FIELD)
+    line = 1
+    try:
+        with open_file(path, MAX_BYTES) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+            reader = csv.DictReader(text, strict=True)
+            for record in reader:
+                line = reader.line_num
+                if None in record or None in record.values():
+                    raise csv.Error(f"it has other columns than the first line: {_listed(reader.fieldnames or ())}")
+                yield {**record, "": line}
+    except OSError as error:
+        raise RunDirectoryError(f"cannot be read: {error.strerror or error}", path=path) from None
+    except (csv.Error, ValueError) as error:
+        raise damaged(path, f"is not a line of CSV: {error}", line=line) from None
+
+
+def parquet_records(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise MissingExtraError(f"{path}: reading Parquet files needs pyarrow", extra="parquet") from None
+    try:
+        with open_file(path, MAX_BYTES) as file:
+            number = 0
+            for batch in pq.ParquetFile(file).iter_batches():
+                for record in batch.to_pylist():
+                    number += 1
+                    yield {**record, "": number}
+    except (OSError, pa.ArrowException) as error:
+        problem = getattr(error, "strerror", None) or " ".join(str(error).split())  # of several lines
+        raise RunDirectoryError(f"cannot be read: {problem}", path=path) from None
+
+
+def read_table(path: Path, records: Iterable[dict[str, Any]]) -> ForeignRun:
+    """A conversation an `id`, a cell a `variant`; an empty score is a missing one."""
+    run = ForeignRun("a table")
+    for record in records:
+        line = int(record[""])
+        try:
+            for column in ("id", "score"):
+                if column not in record:
+                    columns = _listed(list(filter(None, record)))
+                    raise BadRecordError(f"it must have the columns id and score, and has {columns}")
+            name = _text(record["id"])
+            if not name:
+                raise BadRecordError("id is empty")
+            value = record["score"]
+            scores = [] if value is None or value == "" else [("score", read_score(_number(value, "score"), "score"))]
+            tags = record.get("tags")
+            listed = cast("list[Any]", tags) if isinstance(tags, list) else re.split(r"[;,]", _text(tags))
+            run.rows.append(
+                make_row(
+                    as_id(name),
+                    _text(record.get("variant")) or BASE,
+                    _whole(record.get("repeat"), "repeat"),
+                    scores,
+                    turn=_whole(record.get("turn"), "turn"),
+                    tags=tuple(filter(None, (_text(tag).strip() for tag in listed))),
+                )
+            )
+        except BadRecordError as error:
+            raise damaged(path, error, line=line) from None
+    return checked(run, path)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names of columns on one line, which is not long."""
+    text = " ".join(", ".join(names).split()) or "none"
+    return text if len(text) <= _MAX_NAMES else text[:_MAX_NAMES] + "…"
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _number(value: object, where: str) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return {"true": 1.0, "false": 0.0}[value.lower()] if value.lower() in ("true", "false") else value
+
+
+def _whole(value: object, where: str) -> int:
+    if value is None or value == "":
+        return 0
+    number = _number(value, where)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= MAX_REPEAT:
+        return number
+    raise BadRecordError(f"{where} must be a whole number from 0 to {MAX_REPEAT:,}, got {shown(value)}")

@@ -1,0 +1,187 @@
+"""A judge's opinions: what it says to a question, how votes come of it, and the questions that it has answered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from rwkvbatch.judges.questions import Ask, Question
+
+Seed = int | None
+
+STOPPED = "the judge was stopped before it answered"
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """An answer.
+
+    Attributes:
+        probability: of the first word, of the two; None where the judge gives none.
+        votes: without a probability, whether the answer was the first word, by the vote's seed.
+        problem: why there is no answer, or not to every vote.
+    """
+
+    probability: float | None = None
+    votes: Mapping[Seed, bool] = field(default_factory=dict[Seed, bool])
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Votes:
+    """The votes on a question: `first` of `number` for the first word."""
+
+    first: int
+    number: int
+    probability: float | None
+
+    @property
+    def passed(self) -> bool:
+        return 2 * self.first > self.number
+
+
+class Judge(Protocol):
+    """Answers questions; `identity` is all that its answers depend on, as JSON values."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
+
+    def answers(self, asks: Iterator[Ask]) -> Iterator[tuple[Ask, Opinion] | None]:
+        """The opinions on all `asks`, in any order; None from time to time while it works. It never raises for one."""
+        ...
+
+
+class OpinionRecord(Protocol):
+    """Where opinions are kept, see `results.opinions.OpinionStore`."""
+
+    def probability(self, key: str) -> float | None: ...
+    def vote(self, key: str, seed: Seed) -> bool | None: ...
+    def add(self, key: str, opinion: Opinion) -> None: ...
+    def flush(self) -> None: ...
+
+
+class MemoryRecord:
+    """Opinions in memory."""
+
+    def __init__(self) -> None:
+        self._probabilities: dict[str, float] = {}
+        self._votes: dict[tuple[str, Seed], bool] = {}
+
+    def probability(self, key: str) -> float | None:
+        return self._probabilities.get(key)
+
+    def vote(self, key: str, seed: Seed) -> bool | None:
+        return self._votes.get((key, seed))
+
+    def add(self, key: str, opinion: Opinion) -> None:
+        if opinion.probability is not None:
+            self._probabilities[key] = opinion.probability
+        self._votes.update({(key, seed): vote for seed, vote in opinion.votes.items()})
+
+    def flush(self) -> None: ...
+
+
+def digest_of(identity: Mapping[str, Any]) -> str:
+    """16 hex digits of a judge's identity."""
+    text = json.dumps(identity, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode("ascii"), digest_size=8).hexdigest()
+
+
+class Opinions:
+    """A judge's answers to questions, of which each is asked once.
+
+    Args:
+        judge: None for the answers of before alone. digest: of its identity. record: where answers are kept.
+
+    Attributes:
+        used: the keys of the questions that were looked up, which the record must keep.
+        num_asked: questions that the judge was asked. num_missing: of those, without an answer.
+    """
+
+    def __init__(self, judge: Judge | None, digest: str, record: OpinionRecord) -> None:
+        self._judge = judge
+        self._record = record
+        self._digest = digest
+        self._problems: dict[str, str] = {}
+        self.used = set[str]()
+        self.num_asked = self.num_missing = 0
+
+    def key(self, question: Question) -> str:
+        return question.key(self._digest)
+
+    def votes(self, ask: Ask) -> Votes | str:
+        """The votes on a question, or why there are none."""
+        key = self.key(ask.question)
+        self.used.add(key)
+        probability = self._record.probability(key)
+        if probability is not None:
+            drawn = [probability > 0.5 if seed is None else _uniform(seed) < probability for seed in ask.seeds]
+            return Votes(sum(drawn), len(drawn), probability)
+        found = [self._record.vote(key, seed) for seed in ask.seeds]
+        votes = [vote for vote in found if vote is not None]
+        if len(votes) == len(found):
+            return Votes(sum(votes), len(votes), None)
+        return self._problems.get(key, "the judge was not asked")
+
+    def settle(
+        self,
+        asks: Callable[[], Iterable[Ask]],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Ask the judge what it was not asked before; False when it was stopped before the end.
+
+        Args:
+            asks: gives all questions, each time it is called. progress: called with answers and questions in all.
+        """
+        if self._judge is None:
+            return True
+        # The votes that a question lacks: by its key, as cells may have other repeats of the same question.
+        lacking: dict[str, dict[Seed, None]] = {}
+        for ask in asks():
+            if isinstance(self.votes(ask), str):
+                lacking.setdefault(self.key(ask.question), {}).update(
+                    (seed, None) for seed in ask.seeds if self._record.vote(self.key(ask.question), seed) is None
+                )
+        if not lacking:
+            return True
+        total, done, stopped = len(lacking), 0, False
+
+        def outstanding() -> Iterator[Ask]:
+            for ask in asks():
+                if (seeds := lacking.pop(self.key(ask.question), None)) is not None:
+                    yield Ask(ask.question, tuple(seeds))
+
+        progress(0, total)
+        shown_s = time.monotonic()
+        for answer in self._judge.answers(outstanding()):
+            if answer is not None:
+                ask, opinion = answer
+                key = self.key(ask.question)
+                done += 1
+                self.num_asked += 1
+                self._record.add(key, opinion)
+                if opinion.problem is not None:
+                    self.num_missing += 1
+                    self._problems[key] = opinion.problem
+            if answer is None or time.monotonic() - shown_s > 0.1:
+                shown_s = time.monotonic()
+                progress(done, total)
+                if should_stop():
+                    stopped = True
+                    break
+        self._record.flush()
+        progress(done, total)
+        return not stopped
+
+
+def _uniform(seed: int) -> float:
+    """A number in [0, 1) of a seed, by hash."""
+    digest = hashlib.blake2b(b"vote %d" % seed, digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) / 2**53

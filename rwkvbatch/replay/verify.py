@@ -1,0 +1,155 @@
+"""Makes finished rows again, alone and in another batch, and says what held (`--verify-batch`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+from rwkvbatch.engine.request import Reply, Score
+from rwkvbatch.replay.conversation import ConversationReplay, TurnResults
+from rwkvbatch.replay.models import ModelLoader, Setup
+from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.prompts import PromptEncoder
+from rwkvbatch.results.row import Row
+from rwkvbatch.results.store import Rows
+
+if TYPE_CHECKING:
+    from rwkvbatch.endpoint.engine import EndpointEngine
+    from rwkvbatch.engine.engine import Engine
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row that came out differently, `alone` or `shuffled`.
+
+    Attributes:
+        first_token: position of the reply's first different token; None when only log-probabilities, or the number of
+            tokens that a reference matched, differ.
+        gap: difference of the log-probabilities at that position (their largest difference without one), in nats.
+    """
+
+    row: int
+    where: str
+    first_token: int | None
+    gap: float
+
+
+def is_verifiable(rows: Rows, number: int) -> bool:
+    """Whether a row is there and would be the same again: not failed, and not ended by the clock."""
+    return rows.has(number) and not rows.failed(number) and rows.read(number).finish_reason != "time"
+
+
+def verify_rows(
+    plan: Plan, rows: Rows, numbers: Sequence[int], setup: Setup, loader: ModelLoader
+) -> Iterator[Difference]:
+    """Make the rows `numbers` again, each alone and all in one batch in another order: replies, references, choices.
+
+    Raises:
+        RwkvBatchError: as the loading of the model and its engine.
+    """
+    encoder = loader.encoder(setup, plan)
+    turns = [_at_turn(plan, rows, number, encoder) for number in numbers]
+    alone = [_results(loader.engine(setup, plan, 1), [turn])[0] for turn in turns]
+    shuffled = _results(loader.engine(setup, plan, max(1, len(turns))), turns[::-1])[::-1]
+    for number, *results in zip(numbers, alone, shuffled, strict=True):
+        for where, found in zip(("alone", "shuffled"), results, strict=True):
+            if difference := _compare(number, where, rows.read(number), found, results[0]):
+                yield difference
+
+
+def verdict(num_rows: int, differences: Sequence[Difference]) -> dict[str, Any]:
+    """The content of `verify.json`; a `gap` is None where a log-probability is not a number."""
+    tokens_differ = [d for d in differences if d.first_token is not None]
+    if not differences:
+        held = f"bitwise: tokens and log-probabilities of {num_rows} rows, alone and shuffled"
+    elif not tokens_differ and (gap := max(d.gap for d in differences)) > 0:
+        held = f"tokens of {num_rows} rows; log-probabilities differ by up to {gap:.3g}"
+    elif not tokens_differ:
+        held = f"tokens and log-probabilities of {num_rows} rows; other tokens of a reference are the likeliest"
+    else:
+        first = tokens_differ[0]
+        held = (
+            f"not for {len({d.row for d in tokens_differ})} of {num_rows} rows; first: row {first.row} {first.where}, "
+            f"token {first.first_token}, log-probabilities differ by {first.gap:.3g}"
+        )
+    # JSON has no infinity.
+    listed = [{**vars(each), "gap": each.gap if math.isfinite(each.gap) else None} for each in differences]
+    return {"rows": num_rows, "held": held, "bitwise": not differences, "differences": listed}
+
+
+def _at_turn(plan: Plan, rows: Rows, number: int, encoder: PromptEncoder) -> ConversationReplay:
+    """The replay of the row's task at the row's turn, after the turns that have rows."""
+    task, turn = plan.task_of_row(number)
+    replay = ConversationReplay(plan.task(task), encoder)
+    while replay.turn != turn:
+        replay.skip_turn(rows.read(replay.task.first_row + replay.turn))
+    return replay
+
+
+def _results(engine: Engine | EndpointEngine, turns: Sequence[ConversationReplay]) -> list[TurnResults]:
+    """What the engine makes for all `turns` at once, in their order."""
+    places: dict[int, int] = {}
+    for place, turn in enumerate(turns):
+        turn.submit(engine)
+        places |= dict.fromkeys(turn.pending, place)
+    made: dict[int, TurnResults] = {}
+    while len(made) < len(turns):
+        for request_id, result in engine.step():
+            place = places.pop(request_id)
+            turn = turns[place]
+            if (results := turn.collect(request_id, result)) is not None:
+                made[place] = results
+            else:
+                turn.submit_more(engine)
+                places |= dict.fromkeys(turn.pending, place)
+    return [made[place] for place in range(len(turns))]
+
+
+def _compare(number: int, where: str, row: Row, found: TurnResults, alone: TurnResults) -> Difference | None:
+    """Compare results with a row, which has only sums of log-probabilities; each of those is compared with `alone`."""
+    gap = 0.0
+    if found.reply is not None and alone.reply is not None:
+        gaps = [_gap(one, other) for one, other in zip(found.reply.logprobs, alone.reply.logprobs, strict=False)]
+        gap = max([*gaps, _gap(row.logprob.sum, math.fsum(found.reply.logprobs))])
+        if (position := _first_different(row, found.reply)) is not None:
+            return Difference(number, where, position, gaps[position] if position < len(gaps) else gap)
+    gap = max([gap, *_score_gaps(row, found.scores, alone.scores)])
+    reference = row.reference
+    same_matches = reference is None or reference.matched == found.scores[0].num_matched / reference.tokens
+    return None if gap == 0 and same_matches else Difference(number, where, None, gap)
+
+
+def _score_gaps(row: Row, found: Sequence[Score], alone: Sequence[Score]) -> Iterator[float]:
+    """Differences of scores from those made alone and from the row's."""
+    for score, other in zip(found, alone, strict=True):
+        yield from map(_gap, score.logprobs, other.logprobs)
+    choices = row.choices.scores if row.choices is not None else ()
+    num_references = len(found) - len(choices)
+    for score, choice in zip(found[num_references:], choices, strict=True):
+        yield _gap(choice.logprob, _sum(score))
+    reference = row.reference
+    if reference is not None and reference.logprob is not None:
+        yield _gap(reference.logprob, _sum(found[0]))
+    elif reference is not None:
+        yield _gap(reference.nll, found[0].nll if found[0].logprobs else math.nan)
+
+
+def _sum(score: Score) -> float:
+    """The log-probability of a text; NaN where a server that scored it before did not now."""
+    return math.fsum(score.logprobs) if score.logprobs else math.nan
+
+
+def _first_different(row: Row, reply: Reply) -> int | None:
+    for position, (before, now) in enumerate(zip_longest(row.reply_ids, reply.ids)):
+        if before != now:
+            return position
+    return None
+
+
+def _gap(one: float, other: float) -> float:
+    """The difference of two log-probabilities; infinite where one is not a number."""
+    gap = abs(one - other)
+    return math.inf if math.isnan(gap) else gap

@@ -1,0 +1,303 @@
+"""`verdicts.jsonl`, a judge's answers, kept so that no question is asked twice; `preferences.jsonl`, those on pairs.
+
+A line is JSON with a checksum as its last key, as in `results.jsonl`, and is of one of three kinds:
+
+    {"judge": DIGEST, "name": ..., "identity": {...}}       a judge; the last such line is of the present one
+    {"by": DIGEST, "key": KEY, "probability": 0.93}         its probability that the answer is the first word
+    {"by": DIGEST, "key": KEY, "seed": 7, "vote": true}     its answer under a seed, where it gives no probability
+
+Lines are appended and flushed as rows are. A damaged or torn line is left out, and its question is asked again. Lines
+that are not used any more, such as those of other judges, are kept up to `MAX_UNUSED`; then the oldest are dropped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self, cast
+
+from rwkvbatch.errors import RunDirectoryError, StorageError
+from rwkvbatch.files import OS_FILES, Files, in_blocks, open_file, save_file, write_all
+from rwkvbatch.judges.opinions import Opinion, Seed, digest_of
+from rwkvbatch.results.recovery import read_lines
+from rwkvbatch.results.row import BadLineError, content_of_line, with_checksum
+
+VERDICTS_NAME = "verdicts.jsonl"
+PREFERENCES_NAME = "preferences.jsonl"
+MAX_FILE_BYTES = 2**30
+MAX_LINE_BYTES = 2**16
+MAX_NAME = 200
+"""Characters of a judge's name."""
+MAX_UNUSED = 20_000
+"""Lines of questions that are not asked any more, and of other judges, that a file keeps."""
+FLUSH_LINES, FLUSH_SECONDS = 64, 2.0
+
+_DIGEST, _KEY = re.compile(r"[0-9a-f]{16}"), re.compile(r"[0-9a-f]{32}")
+_log = logging.getLogger(__name__)
+
+
+class NamedJudge(Protocol):
+    """What a file records of a judge."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class JudgeLine:
+    """A judge that answered questions in a file."""
+
+    digest: str
+    name: str
+
+
+class OpinionStore:
+    """The answers of one judge in a file of a run directory.
+
+    Args:
+        directory: of the run. name: of the file. at: the open directory; `directory` is opened without it.
+        alone: the file is locked, for a directory that this process did not lock.
+
+    Attributes:
+        judge: the one that answered last, None for a new file; then that of `use`.
+
+    Raises:
+        RunDirectoryError: the file cannot be read or written, is of another kind, or is locked.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        name: str = VERDICTS_NAME,
+        *,
+        files: Files = OS_FILES,
+        at: int | None = None,
+        alone: bool = False,
+        check: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path = directory / name
+        self._files, self._at, self._check, self._clock = files, at, check, clock
+        self._probabilities: dict[str, float] = {}
+        self._votes: dict[tuple[str, Seed], bool] = {}
+        self._descriptor = -1
+        self._num_pending, self._pending_since = 0, 0.0
+        self.judge: JudgeLine | None = None
+        try:
+            if alone:
+                self._open()
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for values in self._read():
+                if (found := _judge_of(values)) is not None:
+                    self.judge = found
+        except BlockingIOError:
+            self.close()
+            raise RunDirectoryError("another process is writing it", path=self._path) from None
+        except OSError as error:
+            self.close()
+            raise RunDirectoryError(f"cannot be used: {error.strerror or error}", path=self._path) from None
+
+    def use(self, judge: NamedJudge | None) -> str | None:
+        """Take the answers of a judge, or without one of the judge that answered last; returns its digest.
+
+        Raises:
+            StorageError: the judge could not be recorded.
+        """
+        if judge is not None:
+            digest, name = digest_of(judge.identity), judge.name[:MAX_NAME]
+            if self.judge is None or self.judge.digest != digest:
+                self._append({"judge": digest, "name": name, "identity": dict(judge.identity)})
+            self.judge = JudgeLine(digest, name)
+        if self.judge is None:
+            return None
+        for values in self._read():
+            if values.get("by") == self.judge.digest:
+                self._take(values)
+        return self.judge.digest
+
+    def probability(self, key: str) -> float | None:
+        """The recorded probability of the first word; None without one."""
+        return self._probabilities.get(key)
+
+    def vote(self, key: str, seed: Seed) -> bool | None:
+        """The recorded vote under a seed; None without one."""
+        return self._votes.get((key, seed))
+
+    def add(self, key: str, opinion: Opinion) -> None:
+        """Append an answer; raises `StorageError`. It is durable when `flush` returns."""
+        assert self.judge is not None
+        head: dict[str, Any] = {"by": self.judge.digest, "key": key}
+        lines = [{**head, "seed": seed, "vote": vote} for seed, vote in opinion.votes.items()]
+        if opinion.probability is not None:
+            lines.append({**head, "probability": opinion.probability})
+        for values in lines:
+            self._take(values)
+            self._append(values)
+
+    def flush(self) -> None:
+        """Wait until all answers are on the disk; raises `StorageError`."""
+        if self._num_pending:
+            try:
+                self._files.sync(self._descriptor)
+            except OSError as error:
+                raise self._failed(error) from error
+            self._num_pending = 0
+
+    def drop_unused(self, used: Collection[str], most: int = MAX_UNUSED) -> None:
+        """Drop answers beyond `most` that are not to the questions `used`; raises `StorageError`.
+
+        The file is replaced at once.
+        """
+        self.flush()
+        digest = None if self.judge is None else self.judge.digest
+
+        def is_used(values: Mapping[str, Any]) -> bool:
+            return "judge" not in values and values.get("by") == digest and values.get("key") in used
+
+        try:
+            num_unused = sum("judge" not in values and not is_used(values) for values in self._read())
+            if num_unused <= 2 * most:
+                return
+            lines = self._kept_lines(num_unused - most, is_used)
+            save_file(self._path, in_blocks(lines), files=self._files, at=self._at, check=self._check)
+        except OSError as error:
+            raise self._failed(error) from error
+        self.close()
+
+    def _kept_lines(self, left: int, is_used: Callable[[Mapping[str, Any]], bool]) -> Iterator[bytes]:
+        """The lines but the first `left` unused ones, and of judges only those with answers that are kept."""
+        later: dict[str, None] = {}
+        unused = 0
+        for values in self._read():
+            if "judge" not in values:
+                unused += not is_used(values)
+                if is_used(values) or unused > left:
+                    later[str(values["by"])] = None
+        unused = 0
+        for values in self._read():
+            if "judge" in values:
+                is_kept = values["judge"] in later or (self.judge is not None and values["judge"] == self.judge.digest)
+            else:
+                unused += not is_used(values)
+                is_kept = is_used(values) or unused > left
+            if is_kept:
+                yield _line(values)
+
+    def close(self) -> None:
+        """Flush and release the file."""
+        if self._descriptor >= 0:
+            try:
+                self.flush()
+            finally:
+                self._files.close(self._descriptor)
+                self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(StorageError):
+            self.close()
+
+    def _take(self, values: Mapping[str, Any]) -> None:
+        if "probability" in values:
+            self._probabilities[values["key"]] = float(values["probability"])
+        else:
+            self._votes[values["key"], values["seed"]] = values["vote"]
+
+    def _open(self) -> None:
+        """Open the file for appending; a line that a crash cut off is ended."""
+        self._descriptor = self._files.open_append(self._path, self._at)
+        if (size := self._files.size(self._path, self._at)) > 0:
+            with open_file(self._path, at=self._at) as file:
+                file.seek(size - 1)
+                if file.read(1) != b"\n":
+                    write_all(self._files, self._descriptor, b"\n")
+        else:
+            self._files.sync_directory(self._path.parent, self._at)
+
+    def _append(self, values: Mapping[str, Any]) -> None:
+        try:
+            self._check()
+            if self._descriptor < 0:
+                self._open()
+            write_all(self._files, self._descriptor, _line(values))
+        except OSError as error:
+            raise self._failed(error) from error
+        now = self._clock()
+        if not self._num_pending:
+            self._pending_since = now
+        self._num_pending += 1
+        if self._num_pending >= FLUSH_LINES or now - self._pending_since >= FLUSH_SECONDS:
+            self.flush()
+
+    def _failed(self, error: OSError) -> StorageError:
+        return StorageError(f"{self._path}: write failed: {error.strerror or error}")
+
+    def _read(self) -> Iterator[Mapping[str, Any]]:
+        """The lines that are whole and of one of the three kinds; raises `OSError`."""
+        if not self._files.size(self._path, self._at):
+            return
+        num_wrong = 0
+        with open_file(self._path, MAX_FILE_BYTES, at=self._at) as file:
+            for line in read_lines(file):
+                values = None if line.is_long or len(line.data) > MAX_LINE_BYTES else _parsed(line.data)
+                if values is None:
+                    num_wrong += bool(line.data.strip())
+                else:
+                    yield values
+        if num_wrong:
+            _log.info("%s: %d damaged lines are not used", self._path, num_wrong)
+
+
+def read_lines_of(directory: Path, name: str = VERDICTS_NAME) -> Iterator[bytes]:
+    """The whole lines of a file of answers; none where there is no file, or none that can be read."""
+    with suppress(OSError), open_file(directory / name, MAX_FILE_BYTES) as file:
+        for line in read_lines(file):
+            if len(line.data) <= MAX_LINE_BYTES and _parsed(line.data) is not None:
+                yield line.data
+
+
+def _line(values: Mapping[str, Any]) -> bytes:
+    return with_checksum(json.dumps(values, separators=(",", ":"), allow_nan=False).encode("ascii"))
+
+
+def _parsed(data: bytes) -> Mapping[str, Any] | None:
+    """The values of a line; None where it is none of this file."""
+    try:
+        values: Any = json.loads(content_of_line(data))
+    except (BadLineError, ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict):
+        return None
+    found = cast("dict[str, Any]", values)
+    if _judge_of(found) is not None:
+        return found
+    by, key = found.get("by"), found.get("key")
+    if not (isinstance(by, str) and _DIGEST.fullmatch(by) and isinstance(key, str) and _KEY.fullmatch(key)):
+        return None
+    match found:
+        case {"probability": int() | float() as share, **rest} if not isinstance(share, bool) and 0 <= share <= 1:
+            return None if rest.keys() & {"seed", "vote"} else found
+        case {"seed": int() | None as seed, "vote": bool()} if seed is None or 0 <= seed < 2**31:
+            return None if isinstance(seed, bool) else found
+        case _:
+            return None
+
+
+def _judge_of(values: Mapping[str, Any]) -> JudgeLine | None:
+    """The judge of a line, whose digest must be of its identity; None for another line."""
+    match values:
+        case {"judge": str(digest), "name": str(name), "identity": {**identity}} if len(name) <= MAX_NAME:
+            return JudgeLine(digest, name) if digest == digest_of(identity) else None
+        case _:
+            return None

@@ -1,0 +1,63 @@
+"""The check `judge`: a model says whether a reply meets a rubric, see `rwkvbatch.judges`.
+
+The rule itself asks nobody. It looks its ruling up among those in the facts; without one there is no verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self, get_args
+
+from rwkvbatch.script.checks.text import flag, wrong
+from rwkvbatch.script.records import ReplyFacts, Verdict
+
+MAX_RUBRIC = 10_000
+"""Characters of a rubric, at most."""
+MAX_VOTES = 99
+
+NOT_ASKED = "no judge was asked: give one with --judge FILE or --judge-url URL"
+
+Context = Literal["turn", "dialogue"]
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """The reply meets a requirement in words, in the opinion of a judge.
+
+    Attributes:
+        votes: odd; most of them decide. context: what the judge sees besides the reply: the user's message, or all of
+            the dialogue before it. reference: whether it sees the turn's reference reply.
+    """
+
+    options: ClassVar[frozenset[str]] = frozenset({"votes", "context", "reference"})
+    text: str
+    votes: int = 1
+    context: Context = "turn"
+    reference: bool = False
+
+    @classmethod
+    def parse(cls, expected: Any, options: Mapping[str, Any]) -> Self:
+        if not isinstance(expected, str) or not expected.strip():
+            wrong("must be a rubric: text that says what the reply must do", expected)
+        if len(expected) > MAX_RUBRIC:
+            wrong(f"must have at most {MAX_RUBRIC:,} characters", f"{len(expected):,} characters")
+        votes = options.get("votes", 1)
+        if not isinstance(votes, int) or isinstance(votes, bool) or not 1 <= votes <= MAX_VOTES or votes % 2 == 0:
+            wrong(f"must be an odd number in [1, {MAX_VOTES}], so that most votes decide", votes, key="votes")
+        context = options.get("context", "turn")
+        if context not in get_args(Context):
+            wrong(f"must be one of {', '.join(get_args(Context))}", context, key="context")
+        return cls(expected.strip(), votes, context, flag(options, "reference"))
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.reference
+
+    def judge(self, facts: ReplyFacts) -> Verdict:
+        ruling = facts.rulings.get(self)
+        if ruling is None:
+            return Verdict(False, 0.0, NOT_ASKED, missing=True)
+        if ruling.passed is None:
+            return Verdict(False, 0.0, ruling.detail, missing=True)
+        return Verdict(ruling.passed, float(ruling.passed), ruling.detail)

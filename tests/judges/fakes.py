@@ -1,0 +1,58 @@
+"""A judge that answers at once, and remembers what it was asked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rwkvbatch.judges.opinions import Opinion
+from rwkvbatch.judges.questions import Ask
+
+
+def reply_in(text: str, name: str = "reply") -> str:
+    """A reply that a question shows."""
+    found = re.search(rf"<{name}>\n(.*?)\n</{name}>", text, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def mentions_elm(ask: Ask) -> Opinion:
+    return Opinion(0.9 if "elm" in reply_in(ask.question.text) else 0.1)
+
+
+@dataclass
+class FakeJudge:
+    """Answers by `says`; `stop_after` ends its process' patience after so many answers, by an exception."""
+
+    says: Callable[[Ask], Opinion] = mentions_elm
+    name: str = "fake"
+    version: int = 1
+    stop_after: int | None = None
+    asked: list[Ask] = field(default_factory=list[Ask])
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"kind": "fake", "version": self.version}
+
+    def answers(self, asks: Iterator[Ask]) -> Iterator[tuple[Ask, Opinion] | None]:
+        for ask in asks:
+            if self.stop_after is not None and len(self.asked) >= self.stop_after:
+                raise KeyboardInterrupt
+            self.asked.append(ask)
+            yield ask, self.says(ask)
+            yield None
+
+
+@dataclass
+class FakeSource:
+    """Opens a judge."""
+
+    judge: FakeJudge = field(default_factory=FakeJudge)
+    is_local: bool = False
+    num_opened: int = 0
+
+    def open(self) -> FakeJudge:
+        self.num_opened += 1
+        return self.judge

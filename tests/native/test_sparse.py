@@ -1,0 +1,139 @@
+"""Weights whose inputs are zero are not read, and the bits are those of reading them all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from rwkvbatch.model.ops import Product
+
+pytest.importorskip("rwkvbatch._native")
+from rwkvbatch.model.ops.cpu import CpuOps, Isa
+from tests.native.test_bits import assert_same_bits, vector_sets
+
+INPUTS, OUTPUTS = 300, 203
+"""Neither is a multiple of what lies together in memory."""
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
+
+
+def channel_mix(ops: CpuOps, hidden: Tensor, weight: Tensor, *, sparse: bool, add: Tensor | None = None) -> Tensor:
+    """add + relu(hidden)^2 W^T by the kernels, with all weights read or only those that are needed."""
+    ops.native.set_guard(True)
+    ops.native.set_sparse(sparse)
+    inner = ops.linear_layer(torch.eye(hidden.shape[1]), activation="relu_squared")
+    value = ops.linear_layer(weight, large=True)
+    (squares,) = ops.linears([Product(ops.array(hidden), inner)])
+    (found,) = ops.linears([Product(squares, value, add=None if add is None else ops.array(add))])
+    values = ops.values(found)
+    del squares, found
+    assert ops.native.take_damage() == 0
+    return values
+
+
+def hidden_rows(rows: int, zeros: float, seed: int = 0) -> Tensor:
+    """Random hidden values, so large a part of which is negative, in each row at other places."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.rand(rows, INPUTS, generator=generator) + 0.1
+    return torch.where(torch.rand(rows, INPUTS, generator=generator) < zeros, -sizes, sizes)
+
+
+def random_weight(dtype: torch.dtype) -> Tensor:
+    return torch.randn(OUTPUTS, INPUTS, generator=torch.Generator().manual_seed(5)).to(dtype)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("isa", ["portable", *vector_sets()])
+def test_the_bits_are_those_of_reading_all_weights(precision: str, isa: Isa) -> None:
+    weight = random_weight(PRECISIONS[precision])
+    for threads in (1, 2):
+        ops = CpuOps(threads, isa, rounding="int8" if precision == "int8" else None)
+        for rows in range(1, 5):
+            for zeros in (0.0, 0.75, 0.9, 0.99, 1.0):
+                hidden = hidden_rows(rows, zeros)
+                add = torch.randn(rows, OUTPUTS, generator=torch.Generator().manual_seed(rows))
+                expected = channel_mix(ops, hidden, weight, sparse=False, add=add)
+                assert_same_bits(channel_mix(ops, hidden, weight, sparse=True, add=add), expected)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_what_is_skipped_is_counted(precision: str) -> None:
+    ops = CpuOps(1, rounding="int8" if precision == "int8" else None)
+    panels = -(-OUTPUTS // 16)
+    for rows, zeros, fewest, most in (
+        (1, 0.75, 200, 260),
+        (3, 0.95, 220, 275),
+        (3, 0.6, 0, 0),
+        (4, 1.0, 0, 0),
+        (1, 0.5, 0, 0),
+        (1, 0.0, 0, 0),
+    ):
+        before = ops.native.skipped_bytes
+        hidden = hidden_rows(rows, zeros)
+        channel_mix(ops, hidden, random_weight(PRECISIONS[precision]), sparse=True)
+        skipped = ops.native.skipped_bytes - before
+        assert fewest <= skipped / (panels * 16 * (1 if precision == "int8" else 2)) <= most
+    ops = CpuOps(1)
+    channel_mix(ops, hidden_rows(1, 0.9), random_weight(torch.bfloat16), sparse=False)
+    assert ops.native.skipped_bytes == 0
+
+
+def test_a_layer_whose_inputs_are_not_of_relu_squared_reads_all() -> None:
+    ops = CpuOps(1)
+    layer = ops.linear_layer(random_weight(torch.bfloat16))
+    ops.linears([Product(ops.array(torch.zeros(1, INPUTS)), layer)])
+    assert ops.native.skipped_bytes == 0
+
+
+def test_a_sum_that_is_zero_has_the_sign_of_all_products() -> None:
+    # The first product is -1e-50, which rounds to -0. Those of zeros with positive weights make it +0, and +0 added to
+    # -0 is +0; without them it would stay -0.
+    hidden = torch.full((1, INPUTS), -1.0)
+    hidden[0, 0] = 1e-20
+    weight = torch.full((OUTPUTS, INPUTS), 1.0)
+    weight[:, 0] = -1e-10
+    add = torch.full((1, OUTPUTS), -0.0)
+    for isa in ("portable", *vector_sets()):
+        ops = CpuOps(1, isa)
+        found = channel_mix(ops, hidden, weight, sparse=True, add=add)
+        assert ops.native.skipped_bytes > 0
+        assert_same_bits(found, torch.zeros(1, OUTPUTS))
+        assert_same_bits(found, channel_mix(ops, hidden, weight, sparse=False, add=add))
+
+
+def test_an_infinite_input_is_read() -> None:
+    weight = random_weight(torch.bfloat16)
+    hidden = hidden_rows(2, 0.9)
+    hidden[1, 77] = 1e30  # its square overflows
+    for isa in ("portable", *vector_sets()):
+        ops = CpuOps(1, isa)
+        found = channel_mix(ops, hidden, weight, sparse=True)
+        assert ops.native.skipped_bytes > 0
+        assert torch.isfinite(found[0]).all()
+        assert torch.isinf(found[1]).all()
+        assert_same_bits(found, channel_mix(ops, hidden, weight, sparse=False))
+
+
+def test_a_single_input_that_is_missed_is_noticed() -> None:
+    weight = random_weight(torch.bfloat16)
+    hidden = hidden_rows(1, 0.75)
+    without = hidden.clone()
+    without[0, hidden[0].clamp(min=1e-9).masked_fill(hidden[0] < 0, torch.inf).argmin()] = -1.0  # the least that counts
+    ops = CpuOps(1)
+    expected = channel_mix(ops, hidden, weight, sparse=False)
+    with pytest.raises(AssertionError):
+        assert_same_bits(channel_mix(ops, without, weight, sparse=True), expected)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_row_has_the_bits_of_a_larger_batch(precision: str) -> None:
+    ops = CpuOps(2, rounding="int8" if precision == "int8" else None)
+    weight = random_weight(torch.bfloat16)
+    hidden = hidden_rows(9, 0.8)
+    hidden[4] = torch.nan
+    expected = channel_mix(ops, hidden, weight, sparse=True)  # nine rows read all weights
+    assert ops.native.skipped_bytes == 0
+    for row in range(9):
+        assert_same_bits(channel_mix(ops, hidden[row : row + 1], weight, sparse=True), expected[row : row + 1])
+    assert ops.native.skipped_bytes > 0

@@ -1,0 +1,179 @@
+"""`verdicts.jsonl`: answers are kept, damage is asked again, nothing hostile is used, and the file is bounded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rwkvbatch.errors import RunDirectoryError, StorageError
+from rwkvbatch.files import Files
+from rwkvbatch.judges.opinions import Opinion
+from rwkvbatch.results.opinions import MAX_LINE_BYTES, VERDICTS_NAME, OpinionStore
+from rwkvbatch.results.row import with_checksum
+from tests.judges.fakes import FakeJudge
+
+KEYS = [f"{number:032x}" for number in range(1000)]
+
+
+def filled(path: Path, number: int = 3, judge: FakeJudge | None = None) -> str:
+    with OpinionStore(path) as store:
+        digest = store.use(judge or FakeJudge())
+        for key in KEYS[:number]:
+            store.add(key, Opinion(0.25))
+    assert digest is not None
+    return digest
+
+
+def found(path: Path, number: int = 3, judge: FakeJudge | None = None) -> list[float | None]:
+    with OpinionStore(path) as store:
+        store.use(judge or FakeJudge())
+        return [store.probability(key) for key in KEYS[:number]]
+
+
+def line(**values: Any) -> bytes:
+    return with_checksum(json.dumps(values).encode())
+
+
+def test_answers_are_found_again_by_the_judge_that_gave_them(tmp_path: Path) -> None:
+    filled(tmp_path)
+    with OpinionStore(tmp_path) as store:
+        store.use(FakeJudge())
+        store.add(KEYS[5], Opinion(votes={7: True, None: False}))
+    before = (tmp_path / VERDICTS_NAME).read_bytes()
+    assert found(tmp_path) == [0.25] * 3
+    with OpinionStore(tmp_path) as store:
+        assert store.use(None) is not None  # the one that answered last
+        assert (store.vote(KEYS[5], 7), store.vote(KEYS[5], None), store.vote(KEYS[5], 8)) == (True, False, None)
+    assert (tmp_path / VERDICTS_NAME).read_bytes() == before
+    assert found(tmp_path, judge=FakeJudge(version=2)) == [None] * 3
+    assert found(tmp_path) == [0.25] * 3
+
+
+def test_without_a_file_there_is_no_judge(tmp_path: Path) -> None:
+    with OpinionStore(tmp_path) as store:
+        assert store.use(None) is None
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cut", [1, 20, 60])
+def test_a_torn_line_is_asked_again_and_does_not_spoil_the_next_one(tmp_path: Path, cut: int) -> None:
+    filled(tmp_path)
+    path = tmp_path / VERDICTS_NAME
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert found(tmp_path) == [0.25, 0.25, None]
+    with OpinionStore(tmp_path) as store:
+        store.use(FakeJudge())
+        store.add(KEYS[2], Opinion(0.75))
+    assert found(tmp_path) == [0.25, 0.25, 0.75]
+
+
+def hostile(digest: str) -> list[bytes]:
+    by = {"by": digest, "key": KEYS[0]}
+    return [
+        line(**by, probability=2.0),
+        line(**by, probability=True),
+        line(**by, probability="1"),
+        line(**by, probability=None),
+        line(**by, probability=1.0, vote=True, seed=1),
+        line(**by, vote=1, seed=1),
+        line(**by, vote=True, seed=-1),
+        line(**by, vote=True, seed=2**40),
+        line(**by, vote=True, seed=True),
+        line(**by, vote=True),
+        line(by=digest, key="x" * 32, probability=1.0),
+        line(by=digest, key=7, probability=1.0),
+        line(by=[digest], key=KEYS[0], probability=1.0),
+        b'{"by":"%s","key":"%s","probability":1.0}\n' % (digest.encode(), KEYS[0].encode()),
+        line(**by, probability=1.0).replace(b"1.0", b"0.9"),
+        b'{"a":' + b"[" * 100_000 + b"\n",
+        b"\xff\xfe\x00\n",
+        line(judge=digest, name="liar", identity={"kind": "other"}),
+        line(judge="x", name=1, identity=[]),
+        line(**by, probability=1.0, filler="x" * MAX_LINE_BYTES),
+        with_checksum(b'{"by":"%s","key":"%s","probability":NaN}' % (digest.encode(), KEYS[0].encode())),
+        with_checksum(b'{"by":"%s","key":"%s","probability":1e999}' % (digest.encode(), KEYS[0].encode())),
+    ]
+
+
+@pytest.mark.parametrize("number", range(22))
+def test_a_line_that_is_none_of_ours_is_not_used(tmp_path: Path, number: int) -> None:
+    digest = filled(tmp_path, 2)
+    lines = hostile(digest)
+    assert len(lines) == 22
+    path = tmp_path / VERDICTS_NAME
+    head, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([head, *rest[1:], lines[number]]))
+    with OpinionStore(tmp_path) as store:
+        assert store.judge is not None
+        assert store.judge.name == "fake"
+        assert store.use(None) == digest
+        assert store.probability(KEYS[0]) is None
+        assert all(store.vote(KEYS[0], seed) is None for seed in (None, 1, True))
+        assert store.probability(KEYS[1]) == 0.25
+
+
+@pytest.mark.parametrize("kind", ["link", "directory"])
+def test_a_link_or_a_special_file_is_refused(tmp_path: Path, kind: str) -> None:
+    target, path = tmp_path / "other", tmp_path / "run" / VERDICTS_NAME
+    path.parent.mkdir()
+    target.write_bytes(b"")
+    path.symlink_to(target) if kind == "link" else path.mkdir()
+    with pytest.raises((RunDirectoryError, StorageError)), OpinionStore(path.parent) as store:
+        store.use(FakeJudge())
+    assert target.read_bytes() == b""
+
+
+def test_a_file_of_another_process_is_refused_where_the_directory_is_not_locked(tmp_path: Path) -> None:
+    with OpinionStore(tmp_path, alone=True), pytest.raises(RunDirectoryError, match="another process"):
+        OpinionStore(tmp_path, alone=True)
+    OpinionStore(tmp_path, alone=True).close()
+
+
+def test_a_write_that_fails_stops(tmp_path: Path) -> None:
+    class Full(Files):
+        def write(self, descriptor: int, data: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+    with OpinionStore(tmp_path, files=Full()) as store, pytest.raises(StorageError, match="No space left"):
+        store.use(FakeJudge())
+
+
+def test_every_answer_is_flushed_before_it_is_64_lines_old(tmp_path: Path) -> None:
+    synced: list[int] = []
+
+    class Counting(Files):
+        written = 0
+
+        def write(self, descriptor: int, data: bytes) -> int:
+            self.written += 1
+            return super().write(descriptor, data)
+
+        def sync(self, descriptor: int) -> None:
+            synced.append(self.written)
+            super().sync(descriptor)
+
+    files = Counting()
+    with OpinionStore(tmp_path, files=files, clock=lambda: 0.0) as store:
+        store.use(FakeJudge())
+        for key in KEYS[:200]:
+            store.add(key, Opinion(0.5))
+    assert synced == [64, 128, 192, 201]
+
+
+def test_unused_answers_beyond_a_limit_are_dropped_the_oldest_first(tmp_path: Path) -> None:
+    filled(tmp_path, 30, FakeJudge(version=2))
+    digest = filled(tmp_path, 40)
+    with OpinionStore(tmp_path) as store:
+        store.use(FakeJudge())
+        store.drop_unused(set(KEYS[:10]), most=30)
+    assert found(tmp_path, 40) == [0.25] * 40  # 60 unused lines are allowed
+    with OpinionStore(tmp_path) as store:
+        store.use(FakeJudge())
+        store.drop_unused(set(KEYS[:10]), most=20)
+    assert found(tmp_path, 40) == [0.25] * 10 + [None] * 10 + [0.25] * 20
+    lines = (tmp_path / VERDICTS_NAME).read_bytes().splitlines()
+    assert len(lines) == 1 + 30
+    assert json.loads(lines[0])["judge"] == digest
