@@ -225,7 +225,7 @@ def test_the_program_goes_on_when_a_node_of_a_cluster_that_others_started_is_kil
 ) -> None:
     victim = cluster.add_node(num_cpus=2)
     out = tmp_path / "out"
-    command = ["run", "datasets/demo.jsonl", "--ray", "auto", "--repeats", "60", "--max-tokens", "16", "--temp", "1"]
+    command = ["run", "datasets/demo.jsonl", "--ray", "auto", "--repeats", "6", "--max-tokens", "16", "--temp", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "rwkvbatch", *command, "--out", str(out)],
         cwd=ROOT,
