@@ -136,9 +136,9 @@ docs: $(VENV)/.installed  ## Build the site into build/site; a broken link or an
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/mkdocs build --quiet
 
-# One wheel for Python 3.11, and one for the stable ABI of 3.12 and newer; `--no-deps`, since an environment for the
-# smoke test takes the dependencies of .venv's index as any installation does.
+# One wheel for Python 3.11, and one for the stable ABI of 3.12 and newer. TRY_WITH and KERNELS_ONLY: see the script.
 WHEEL_PYTHONS ?= python3.11 python3.12
+export TRY_WITH KERNELS_ONLY OVERRIDES PYTEST_OPTIONS
 
 wheels:  ## Build this platform's wheels into dist/ and try each in a fresh environment without a compiler
 	for python in $(WHEEL_PYTHONS); do tools/build_wheel.sh $$python dist || exit 1; done

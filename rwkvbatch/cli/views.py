@@ -347,6 +347,7 @@ RACE_CELLS_SHOWN = 4
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     """Print what would be run; opens the checkpoints' headers for their vocabularies, but loads no model."""
     from rwkvbatch.cli.exits import print_json
+    from rwkvbatch.replay.jury import questions_of
     from rwkvbatch.replay.models import vocabularies
     from rwkvbatch.replay.preview import preview
     from rwkvbatch.replay.prompts import PromptEncoder
@@ -364,7 +365,7 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     found_in_options = lint_system(cell.system for cell in cells if cell.system is not None)
     warnings = [*about_vocabularies, *map(str, (*found_in_options, *found_in_script))]
     if as_json:
-        print_json({**found.as_dict(), "warnings": warnings})
+        print_json({**found.as_dict(), "judge_questions": questions_of(prepared.plan), "warnings": warnings})
         return
     shared = found.first_prompt_tokens - found.first_prompt_distinct
     facts = {
@@ -376,6 +377,8 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
         "tokens of later turns": f"{found.later_turn_tokens:,}, and the replies before them",
         "tokens of replies": f"at most {found.max_reply_tokens:,}",
     }
+    if questions := questions_of(prepared.plan):
+        facts["questions to the judge"] = f"at most {questions:,}, and more where it gives no probabilities"
     console().print(facts_table(facts))
     err = console(stderr=True)
     for warning in warnings[:MAX_WARNINGS]:
