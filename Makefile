@@ -9,7 +9,7 @@ JOBS   ?= auto
 # A run ends with 1 when checks on replies failed: that is a result here, not a reason to stop.
 CHECKS_FAILED := [ $$? -eq 1 ]
 
-.PHONY: help setup demo test test-arm test-ecosystem lint types contracts documents unit fix check bench sweep compare gate train datasets fuzz sanitize docs wheels test-oldest clean
+.PHONY: help setup demo test test-arm test-ecosystem lint types contracts documents unit fix check bench gpu sweep compare gate train datasets fuzz sanitize docs wheels test-oldest clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -81,6 +81,9 @@ fix: $(VENV)/.installed-test  ## Format, fix what can be fixed, renew the genera
 bench: $(VENV)/.installed  ## Measure this machine, the kernels and the rwkv package in one run
 	$(BIN)/rwkvbatch bench --random 12x768 --against rwkv
 
+gpu: $(VENV)/.installed-test  ## Verify, test and measure everything on an NVIDIA GPU in ten minutes: gpu-report.json, .md
+	$(BIN)/python benchmarks/gpu_report.py --out gpu-report
+
 sweep: $(VENV)/.installed  ## Temperature x frequency penalty, 5 repeats, on the bundled model, into runs/sweep
 	rm -rf $(OUT)/sweep
 	$(BIN)/rwkvbatch run datasets/styles.jsonl datasets/copying.jsonl --grid datasets/grid.toml --top-p 1 \
@@ -133,9 +136,9 @@ docs: $(VENV)/.installed  ## Build the site into build/site; a broken link or an
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/mkdocs build --quiet
 
-# One wheel for Python 3.11, and one for the stable ABI of 3.12 and newer; `--no-deps`, since an environment for the
-# smoke test takes the dependencies of .venv's index as any installation does.
+# One wheel for Python 3.11, and one for the stable ABI of 3.12 and newer. TRY_WITH and KERNELS_ONLY: see the script.
 WHEEL_PYTHONS ?= python3.11 python3.12
+export TRY_WITH KERNELS_ONLY OVERRIDES PYTEST_OPTIONS
 
 wheels:  ## Build this platform's wheels into dist/ and try each in a fresh environment without a compiler
 	for python in $(WHEEL_PYTHONS); do tools/build_wheel.sh $$python dist || exit 1; done

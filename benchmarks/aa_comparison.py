@@ -1,10 +1,14 @@
-"""A/A: the same thing twice, with other seeds. How often does `compare` find a difference that is not there?
+"""A/A: the same thing twice. How often does `compare` find a difference that is not there?
 
-Every try runs the same settings under two seeds and compares their primary metric; a try counts as a false alarm when
-the difference is significant. At 5 %, about 5 of 100 tries may.
+The bundled model replays a script under one setting, many times. Each try deals repetitions at random to a baseline and
+its variants, as if they were runs under different seeds, and tests them as `rwkvbatch compare` does: repetitions have
+random numbers of their own, so nothing but chance differs. A try counts as a false alarm when a difference of the
+family is significant. At 5 %, about 5 of 100 tries may; exact tests of yes/no outcomes may do so less often, since
+their p-values come in steps.
 
-    python benchmarks/aa_comparison.py                   # the bundled model, 100 tries
-    python benchmarks/aa_comparison.py --synthetic       # made-up rows, without a model; seconds
+    python benchmarks/aa_comparison.py                         # the bundled model: replay, then 2,000 tries
+    python benchmarks/aa_comparison.py --run runs/aa           # replay into a directory, or continue there
+    python benchmarks/aa_comparison.py --synthetic             # made-up rows, without a model
 """
 
 from __future__ import annotations
@@ -13,94 +17,133 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rwkvbatch.comparison import compare
-from rwkvbatch.comparison.wording import finding, significant
+from rwkvbatch.comparison import load
+from rwkvbatch.comparison.metrics import metric_named
+from rwkvbatch.stats.signflip import compare_family
 
-MakeRun = Callable[[Path, int], None]
-"""Write a run directory at a path, with a seed."""
-
-
-def false_alarms(make_run: MakeRun, tries: int) -> int:
-    alarms = 0
-    for number in range(tries):
-        with tempfile.TemporaryDirectory() as folder:
-            paths = [Path(folder) / name for name in ("a", "b")]
-            for offset, path in enumerate(paths):
-                make_run(path, 2 * number + offset)
-            found = significant(compare(paths).comparisons)
-        if found:
-            alarms += 1
-            print(f"try {number}: {finding(found[0])}", flush=True)
-    return alarms
+METRICS = ("score", "tokens", "logprob", "loop")
+DESIGNS = ((8, 1, 1), (12, 1, 1), (30, 1, 1), (30, 4, 1), (30, 1, 4))
+"""Conversations, repetitions of each side, variants against one baseline."""
 
 
-def model_runs(script: Path, repeats: int, conversations: int) -> MakeRun:
-    """Runs of the bundled model that sample its whole distribution."""
+@dataclass(frozen=True)
+class Sums:
+    """A metric added up by conversation and repetition: `sums` and `counts` are `[conversations, repetitions]`."""
+
+    sums: NDArray[np.float64]
+    counts: NDArray[np.float64]
+
+
+def sums_of(table: Any, metric: str) -> Sums | None:
+    """Of the repetitions that all conversations have; None where all rows have the same number."""
+    if metric not in table or table[metric].nunique() < 2:
+        return None
+    codes, numbers = table["conversation"].factorize()[0], table["repeat"].to_numpy(dtype=np.int64)
+    values = table[metric].to_numpy(dtype=np.float64)
+    known = ~np.isnan(values)
+    shape = (int(codes.max()) + 1, int(numbers.max()) + 1)
+    place = (codes * shape[1] + numbers)[known]
+    sums = np.bincount(place, values[known], minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
+    counts = np.bincount(place, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
+    whole = (counts == counts.max(axis=1, keepdims=True)).all(axis=0)
+    return Sums(sums[:, whole], counts[:, whole])
+
+
+def alarms(
+    metric: str, values: Sums, conversations: int, repeats: int, variants: int, tries: int
+) -> tuple[int, int, float]:
+    """Tries with a significant difference, tries in which anything differs, and the first interval's coverage of 0."""
+    rng = np.random.default_rng((conversations, repeats, variants))
+    widest = metric_named(metric).widest
+    judged = np.flatnonzero(values.counts[:, 0])
+    found = differing = covered = 0
+    for _ in range(tries):
+        chosen = rng.permutation(judged)[:conversations]
+        dealt = rng.permutation(values.sums.shape[1])[: repeats * (variants + 1)].reshape(variants + 1, repeats)
+        sides = [values.sums[np.ix_(chosen, side)].sum(axis=1) for side in dealt]
+        counts = values.counts[np.ix_(chosen, dealt[0])].sum(axis=1)
+        differences = np.stack([side - sides[0] for side in sides[1:]], axis=1)
+        family = compare_family(differences, np.stack([counts] * variants, axis=1), widest=widest)
+        found += any(each.significant for each in family.differences)
+        differing += any(not each.identical for each in family.differences)
+        covered += family.differences[0].low <= 0 <= family.differences[0].high
+    return found, differing, covered / tries
+
+
+def replay(directory: Path, script: Path, repeats: int, conversations: int) -> Any:
+    """Rows of the bundled model, which samples its whole distribution; continues a run in `directory`."""
     import rwkvbatch
 
-    model = rwkvbatch.load_model()
-
-    def make(path: Path, seed: int) -> None:
-        rwkvbatch.run(
-            script, out=path, model=model, preset="model", temperature=1.0, seed=seed, repeats=repeats,
-            limit=conversations, max_tokens=48,
-        )  # fmt: skip
-
-    return make
+    rwkvbatch.run(
+        script, out=directory, preset="model", temperature=1.0, repeats=repeats, limit=conversations, max_tokens=48
+    )
+    return load(directory)
 
 
-def synthetic_runs(repeats: int, conversations: int) -> MakeRun:
-    """Rows in which conversations differ (in hardness and length) and seeds do not."""
-    nature = np.random.default_rng(0)
-    hardness, length = nature.normal(size=conversations), nature.integers(20, 80, conversations)
-
-    def make(path: Path, seed: int) -> None:
-        rng = np.random.default_rng(seed + 1)
-        path.mkdir()
-        rows: list[str] = []
-        for number in range(conversations):
-            for repeat in range(repeats):
-                mood = rng.normal()  # what the turns of one dialogue share
-                for turn in range(3):
-                    ids = rng.integers(0, 200, int(rng.poisson(length[number])) + 2).tolist()
-                    score = float(rng.random() < 1 / (1 + np.exp(hardness[number] + mood)))
-                    check = {"kind": "k", "expected": "", "passed": bool(score), "score": score, "weight": 1.0}
-                    nll = float(2 + hardness[number] + 0.5 * mood + 0.3 * rng.normal())
-                    row = {
-                        "conversation": f"c{number}", "cell": "base", "repeat": repeat, "turn": turn, "seed": seed,
-                        "tags": [], "prompt": "", "reply": "", "reply_ids": ids, "finish_reason": "stop",
-                        "tokens": {"prompt": 1, "reply": len(ids)}, "error": None, "checks": [check],
-                        "logprob": {"mean": float(rng.normal(-1, 0.2)), "sum": 0.0},
-                        "reference": {"text": "", "nll": nll, "matched": float(rng.random()), "tokens": 1},
-                        "timing": {"first_token_s": 0.1, "tokens_per_s": 1.0},
-                    }  # fmt: skip
-                    rows.append(json.dumps(row) + "\n")
-        (path / "results.jsonl").write_text("".join(rows))
-
-    return make
+def synthetic(directory: Path, repeats: int, conversations: int) -> Any:
+    """Rows in which conversations differ in hardness and length, and the turns of a dialogue share a mood."""
+    rng = np.random.default_rng(0)
+    hardness, length = rng.normal(size=conversations), rng.integers(20, 80, conversations)
+    rows: list[str] = []
+    for number in range(conversations):
+        for repeat in range(repeats):
+            mood = rng.normal()
+            for turn in range(3):
+                ids = rng.integers(0, 200, int(rng.poisson(length[number])) + 2).tolist()
+                score = float(rng.random() < 1 / (1 + np.exp(hardness[number] + mood)))
+                check = {"kind": "k", "expected": "", "passed": bool(score), "score": score, "weight": 1.0}
+                row = {
+                    "conversation": f"c{number}", "cell": "base", "repeat": repeat, "turn": turn, "seed": 0,
+                    "tags": [], "prompt": "", "reply": "", "reply_ids": ids, "finish_reason": "stop",
+                    "tokens": {"prompt": 1, "reply": len(ids)}, "error": None, "checks": [check],
+                    "logprob": {"mean": float(rng.normal(-1, 0.2)), "sum": 0.0},
+                    "reference": {"text": "", "nll": 1.0, "matched": float(rng.random()), "tokens": 1},
+                    "timing": {"first_token_s": 0.1, "tokens_per_s": 1.0},
+                }  # fmt: skip
+                rows.append(json.dumps(row) + "\n")
+    (directory / "results.jsonl").write_text("".join(rows))
+    return load(directory)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tries", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--tries", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=200, help="repetitions to deal from")
     parser.add_argument("--conversations", type=int, default=30)
     parser.add_argument("--script", type=Path, default=Path("datasets/memory.jsonl"))
+    parser.add_argument("--run", type=Path, help="where the rows are, or are to be")
     parser.add_argument("--synthetic", action="store_true", help="made-up rows instead of the bundled model")
     chosen = parser.parse_args()
     started_s = time.perf_counter()
-    if chosen.synthetic:
-        make_run = synthetic_runs(chosen.repeats, chosen.conversations)
-    else:
-        make_run = model_runs(chosen.script, chosen.repeats, chosen.conversations)
-    alarms = false_alarms(make_run, chosen.tries)
-    quiet, took_s = chosen.tries - alarms, time.perf_counter() - started_s
-    print(f"nothing found in {quiet} of {chosen.tries} A/A comparisons ({took_s:.0f} s)")
+    with tempfile.TemporaryDirectory() as folder:
+        if chosen.synthetic:
+            table = synthetic(Path(folder), chosen.repeats, chosen.conversations)
+        else:
+            table = replay(chosen.run or Path(folder) / "run", chosen.script, chosen.repeats, chosen.conversations)
+    print(f"{len(table):,} rows; {chosen.tries} tries of each design")
+    print("conversations, repetitions, variants: false alarms (of tries in which anything differs), coverage of 0")
+    for metric in METRICS:
+        values = sums_of(table, metric)
+        if values is None:
+            continue
+        for conversations, own, variants in DESIGNS:
+            there = int((values.counts[:, 0] > 0).sum())
+            if conversations > there or own * (variants + 1) > values.sums.shape[1]:
+                continue
+            found, differing, covered = alarms(metric, values, conversations, own, variants, chosen.tries)
+            print(
+                f"{metric:10} {conversations:3} {own:2} {variants:2}: {found / chosen.tries:6.2%} "
+                f"({found / max(1, differing):6.2%}), {covered:.3f}",
+                flush=True,
+            )
+    print(f"{time.perf_counter() - started_s:.0f} s")
 
 
 if __name__ == "__main__":

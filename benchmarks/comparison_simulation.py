@@ -6,6 +6,9 @@ Conversations differ in hardness, which both runs and all repetitions and turns 
 unpaired test is Welch's over all rows, as of two lists of scores: it ignores that both runs replayed the same
 conversations, which costs power, and that the rows of a conversation resemble each other, which makes false alarms
 where the runs are of different conversations. Trends are of checkpoints that do not differ.
+
+Further cases: few conversations; rows of the variant that are missing by chance, whose pairs are left out; rows that
+ended in an error, which count as failed; and nll, whose conversations have a lognormal mean and rows with heavy tails.
 """
 
 from __future__ import annotations
@@ -48,17 +51,48 @@ def welch(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return float(result.pvalue)
 
 
-def differences(effect: float, conversations: int, samples: int, *, same: bool = True) -> Rates:
-    """How often a true difference of `effect` is found. `same`: both runs have the same conversations."""
-    rng = np.random.default_rng(conversations)
+@dataclass(frozen=True)
+class Case:
+    """What a pair of runs is like.
+
+    Attributes:
+        effect: the true difference. conversations: how many. same: both runs have the same ones.
+        missing: the share of the variant's rows that are not there. errors: that ended in an error.
+        nll: numbers without limits instead of yes/no outcomes.
+    """
+
+    effect: float
+    conversations: int
+    same: bool = True
+    missing: float = 0.0
+    errors: float = 0.0
+    nll: bool = False
+
+    def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+        """`[conversations, ROWS]` the numbers of baseline and variant, and which pairs there are."""
+        shape = (self.conversations, ROWS)
+        if self.nll:
+            level = rng.lognormal(0.5, 0.5, self.conversations)[:, None]
+            a, b = (level * (1 + 0.2 * rng.standard_t(4, shape)) for _ in range(2))
+            b = b + self.effect * level
+        else:
+            hardness = 0.5 + HARDNESS * rng.standard_normal(self.conversations)
+            other = hardness if self.same else 0.5 + HARDNESS * rng.standard_normal(self.conversations)
+            a, b = passes(rng, hardness), passes(rng, other + self.effect)
+        b = np.where(rng.random(shape) < self.errors, 0.0, b)
+        return a, b, rng.random(shape) >= self.missing
+
+
+def found_in(case: Case, samples: int) -> Rates:
+    """How often a difference is found."""
+    rng = np.random.default_rng(case.conversations)
     paired = unpaired = 0
     for _ in range(samples):
-        hardness = 0.5 + HARDNESS * rng.standard_normal(conversations)
-        other = hardness if same else 0.5 + HARDNESS * rng.standard_normal(conversations)
-        a, b = passes(rng, hardness), passes(rng, other + effect)
-        sums = (b - a).sum(axis=1)[:, None]
-        paired += compare_family(sums, np.full_like(sums, ROWS), widest=1.0).differences[0].p <= LEVEL
-        unpaired += welch(a.ravel(), b.ravel()) <= LEVEL
+        a, b, there = case.draw(rng)
+        sums, counts = np.where(there, b - a, 0.0).sum(axis=1), there.sum(axis=1).astype(np.float64)
+        widest = np.inf if case.nll else 1.0
+        paired += compare_family(sums[:, None], counts[:, None], widest=widest).differences[0].p <= LEVEL
+        unpaired += welch(a.ravel(), b[there]) <= LEVEL
     return Rates(paired / samples, unpaired / samples)
 
 
@@ -76,17 +110,27 @@ def trend_alarms(conversations: int, checkpoints: int, samples: int) -> float:
     return alarms / samples
 
 
+CASES = (
+    *(("yes/no", Case(effect, conversations)) for conversations in (10, 30) for effect in (0.0, 0.05, 0.1)),
+    *(("different conversations", Case(0.0, conversations, same=False)) for conversations in (10, 30)),
+    *(("few conversations", Case(effect, conversations)) for conversations in (6, 8) for effect in (0.0, 0.2)),
+    *(("20 % of rows missing", Case(effect, 30, missing=0.2)) for effect in (0.0, 0.1)),
+    ("20 % of rows errors", Case(0.0, 30, errors=0.2)),
+    *(("nll", Case(effect, conversations, nll=True)) for conversations in (10, 30) for effect in (0.0, 0.05, 0.1)),
+)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=2000)
     samples = parser.parse_args().samples
     print("conversations, true difference: paired clustered test, unpaired test of rows")
-    for conversations in (10, 30):
-        for effect in (0.0, 0.05, 0.1):
-            found = differences(effect, conversations, samples)
-            print(f"{conversations:3}, {effect:4.2f}: {found.paired:6.1%} {found.unpaired:6.1%}", flush=True)
-        found = differences(0.0, conversations, samples, same=False)
-        print(f"{conversations:3}, 0.00, different conversations: unpaired {found.unpaired:.1%}", flush=True)
+    for name, case in CASES:
+        found = found_in(case, samples)
+        print(
+            f"{name:28} {case.conversations:3}, {case.effect:4.2f}: {found.paired:6.1%} {found.unpaired:6.1%}",
+            flush=True,
+        )
     print("conversations, checkpoints without a difference: trends found")
     for conversations, checkpoints in ((10, 5), (30, 5), (30, 30)):
         alarms = trend_alarms(conversations, checkpoints, samples)

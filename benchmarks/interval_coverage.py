@@ -3,8 +3,12 @@
     python benchmarks/interval_coverage.py --samples 1000
 
 Each sample has one difference per conversation. Yes/no outcomes differ with the given probabilities of a gain and a
-loss; the lognormal differences (sigma 1, less their mean) are the skewed case that a sign-flip test does not promise.
-Samples in which all pairs are equal are left out: their interval, [0, 0], describes these conversations only.
+loss; exponential and lognormal differences (less their mean) are skewed, and those of t with 3 degrees of freedom have
+heavy tails. Samples in which all pairs are equal are left out: their interval, [0, 0], describes these conversations
+only.
+
+Before that, by enumeration, the levels that the test can attain: the largest p-value that is at most 5 %. An interval
+of 95 % holds the truth in at least 100 % less this level, and cannot be narrower.
 """
 
 from __future__ import annotations
@@ -12,12 +16,14 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rwkvbatch.stats.signflip import compare_family
 
+LEVEL = 0.05
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
 
 
@@ -32,16 +38,43 @@ def normal(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
     return rng.normal(0.3, 1.0, n)
 
 
-def lognormal(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
-    return rng.lognormal(0.0, 1.0, n) - math.exp(0.5)
+def heavy(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+    return 0.3 + rng.standard_t(3, n)
+
+
+def exponential(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+    return rng.exponential(1.0, n) - 1
+
+
+def lognormal(sigma: float) -> Draw:
+    def draw(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+        return rng.lognormal(0.0, sigma, n) - math.exp(sigma**2 / 2)
+
+    return draw
 
 
 CASES: dict[str, tuple[Draw, float, float]] = {
     "yes/no, 20 % gains, 10 % losses": (yes_no(0.2, 0.1), 0.1, 1.0),
     "yes/no, 5 % gains, no losses": (yes_no(0.05, 0.0), 0.05, 1.0),
     "normal": (normal, 0.3, math.inf),
-    "lognormal": (lognormal, 0.0, math.inf),
+    "t, 3 degrees of freedom": (heavy, 0.3, math.inf),
+    "exponential": (exponential, 0.0, math.inf),
+    "lognormal, sigma 0.5": (lognormal(0.5), 0.0, math.inf),
+    "lognormal, sigma 1": (lognormal(1.0), 0.0, math.inf),
 }
+
+
+def attainable(differing: int) -> float:
+    """Of yes/no outcomes of which `differing` conversations differ: the largest p-value that is at most `LEVEL`."""
+    tails = [
+        2 * sum(comb(differing, j) for j in range(k, differing + 1)) for k in range(differing // 2 + 1, differing + 1)
+    ]
+    return max((tail / 2**differing for tail in tails if tail <= LEVEL * 2**differing), default=0.0)
+
+
+def attainable_of_numbers(conversations: int) -> float:
+    """Of differences without ties: all sign patterns have different means, and come in pairs."""
+    return 2 * math.floor(LEVEL * 2**conversations / 2) / 2**conversations
 
 
 def coverage(draw: Draw, truth: float, widest: float, conversations: int, samples: int) -> float:
@@ -61,6 +94,12 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--conversations", type=int, nargs="+", default=[8, 12, 40, 100])
     given = parser.parse_args()
+    numbers = (6, 7, 8, 9, 10, 12, 15, 20, 30)
+    print("attainable levels, % (yes/no: by the conversations that differ)")
+    print(f"{'conversations':14}", *(f"{n:5}" for n in numbers))
+    print(f"{'yes/no':14}", *(f"{100 * attainable(n):5.2f}" for n in numbers))
+    print(f"{'no ties':14}", *(f"{100 * attainable_of_numbers(n):5.2f}" for n in numbers))
+    print()
     print(f"{'differences':34}", *(f"{n:>6}" for n in given.conversations))
     for name, (draw, truth, widest) in CASES.items():
         shares = (coverage(draw, truth, widest, n, given.samples) for n in given.conversations)

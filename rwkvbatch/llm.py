@@ -6,14 +6,14 @@ import math
 import os
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self, TypedDict, Unpack, cast, overload
 
 from rwkvbatch.config import NO_ADAPTER, SamplingParams, ThinkMode, TurnEnd
 from rwkvbatch.engine.engine import DEFAULT_STATE_MEMORY, Engine
 from rwkvbatch.engine.request import Reply, Request, Score
-from rwkvbatch.errors import NonFiniteLogitsError, RowError, UsageError
+from rwkvbatch.engine.shared import SharedEngine
+from rwkvbatch.errors import NonFiniteLogitsError, UsageError
 from rwkvbatch.model.base import Model, ModelSpec, State
 from rwkvbatch.model.load import load_model
 from rwkvbatch.outputs import RequestOutput, ScoreOutput, output_of
@@ -37,10 +37,6 @@ class _ChatOptions(_Options, total=False):
     reply_prefix: str
     template: str | None
     prelude: str | None
-
-
-MAX_INITIAL_STATES = 16
-"""Initial states that one engine keeps. One more makes a new engine, without cached prefixes."""
 
 
 class LLM:
@@ -86,10 +82,10 @@ class LLM:
             raise UsageError("strategy, backend, threads and adapter need a checkpoint to load, got a loaded model")
         self._model: Model | None = loaded
         tokenizer = tokenizer_of(loaded.spec, vocab)
-        self._new_engine = lambda: _SharedEngine(
+        self._new_engine = lambda: SharedEngine(
             Engine(self.model, tokenizer=tokenizer, max_batch=max_batch, state_memory=state_memory)
         )
-        self._shared: _SharedEngine | None = self._new_engine()
+        self._shared: SharedEngine | None = self._new_engine()
         self._lock = threading.RLock()
         self._builder = PromptBuilder(loaded.spec, tokenizer)
 
@@ -325,13 +321,13 @@ class LLM:
             with shared.broken_by_errors():
                 return shared.engine.next_logits(tokens, root).state
 
-    def _open(self) -> _SharedEngine:
+    def _open(self) -> SharedEngine:
         _ = self.model  # raises when closed
         if self._shared is None or self._shared.is_broken:
             self._shared = self._new_engine()
         return self._shared
 
-    def _with_root(self, state: State | None) -> tuple[_SharedEngine, int]:
+    def _with_root(self, state: State | None) -> tuple[SharedEngine, int]:
         """The engine to use, and its root for `state`. Streams keep the engine that they began with."""
         shared = self._open()
         if state is None:
@@ -361,7 +357,7 @@ class LLM:
         return [output_of(prompt, replies[at * n : (at + 1) * n]) for at, prompt in enumerate(prompts)]
 
     def _stream(
-        self, shared: _SharedEngine, request: Request, prompt: PreparedPrompt
+        self, shared: SharedEngine, request: Request, prompt: PreparedPrompt
     ) -> Generator[str, None, RequestOutput]:
         pieces: list[str] = []
         stripper = None if prompt.form is None else TextStripper()
@@ -385,68 +381,6 @@ class LLM:
                     yield shown
         finally:
             shared.abandoned.append(number)
-
-
-class _SharedEngine:
-    """An engine that calls and open streams share.
-
-    Attributes:
-        results: of the requests of running calls and open streams, by number; None until they end.
-        abandoned: requests that nobody waits for any more. They are cancelled before the next step, not at once:
-            the garbage collector may close a stream in the middle of a step.
-        is_broken: an error ended a step half way, so that states may be ahead of their tokens.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.results: dict[int, Reply | Score | None] = {}
-        self.abandoned: list[int] = []
-        self.is_broken = False
-        # The engine keeps a root for its whole life. The state is kept beside it, so that its id stays its own.
-        self._roots: dict[int, tuple[State, int]] = {}
-
-    def root(self, state: State) -> int:
-        """The engine's root for `state`. Raises `UsageError` when no room is left for another one."""
-        if id(state) not in self._roots:
-            if len(self._roots) == MAX_INITIAL_STATES:
-                raise UsageError(f"an engine keeps at most {MAX_INITIAL_STATES} initial states")
-            self._roots[id(state)] = state, self.engine.add_root(state)
-        return self._roots[id(state)][1]
-
-    def step(self) -> list[int]:
-        """Advance all requests by one forward pass; returns the numbers of those that ended."""
-        if self.is_broken:
-            raise RowError("the reply was given up: another call on this LLM was interrupted", hint="make it again")
-        with self.broken_by_errors():
-            while self.abandoned:
-                number = self.abandoned.pop()
-                if self.results.pop(number) is None:
-                    self.engine.cancel(number)
-            done = [(number, result) for number, result in self.engine.step() if number in self.results]
-            self.results.update(done)
-        return [number for number, _ in done]
-
-    def run(self, submitted: Iterable[int]) -> list[Any]:
-        """The results of requests, in their order; `submitted` submits them and gives their numbers."""
-        numbers: list[int] = []
-        try:
-            for number in submitted:
-                numbers.append(number)
-                self.results[number] = None
-            unfinished = set(numbers)
-            while unfinished:
-                unfinished.difference_update(self.step())
-            return [self.results.pop(number) for number in numbers]
-        finally:
-            self.abandoned += [number for number in numbers if number in self.results]
-
-    @contextmanager
-    def broken_by_errors(self) -> Generator[None]:
-        try:
-            yield
-        except BaseException:  # an interrupt too: states may have read tokens that the scheduler does not count
-            self.is_broken = True
-            raise
 
 
 def _as_list(given: Any) -> tuple[list[Any], bool]:

@@ -16,8 +16,8 @@ import torch
 import rwkvbatch
 from rwkvbatch import LLM, Engine, NoiseKey, Request, SamplingParams
 from rwkvbatch.config import Stopping, preset
+from rwkvbatch.engine.shared import MAX_INITIAL_STATES
 from rwkvbatch.errors import CheckpointError, InputError, NonFiniteLogitsError, RowError, UsageError
-from rwkvbatch.llm import MAX_INITIAL_STATES
 from rwkvbatch.prompt.templates import OfficialTemplate
 from tests.engine.hash_model import HashModel
 

@@ -32,7 +32,8 @@ from rwkvbatch.errors import RowError, UsageError
 from rwkvbatch.model.load import load_model
 from rwkvbatch.prompt.vocabulary import tokenizer_of
 from rwkvbatch.replay.api import run
-from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder
+from rwkvbatch.replay.conversation import ConversationReplay
+from rwkvbatch.replay.prompts import PromptEncoder
 
 Verdict = Literal["same", "rounded", "damaged"]
 Say = Callable[[str], None]

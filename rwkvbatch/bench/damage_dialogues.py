@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from rwkvbatch.bench.damage import Say, ScoredPart, ScoredText
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError
-from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder
+from rwkvbatch.replay.conversation import ConversationReplay
 from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.prompts import PromptEncoder
 
 
 def texts_of_dialogues(engine: Engine, plan: Plan, weights_sha256: str, say: Say = lambda _: None) -> list[ScoredText]:

@@ -28,9 +28,9 @@ from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.script_copy import read_script
 from rwkvbatch.results.store import RESULTS_NAME
-from rwkvbatch.script.native import SEED
 from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Conversation
+from rwkvbatch.script.shape import SEED
 from rwkvbatch.script.tools import with_tools
 from rwkvbatch.setting_names import option_name
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,7 +13,9 @@ import typer
 from rwkvbatch.cli.damage import DAMAGE_EPILOG, damage_command
 from rwkvbatch.cli.exits import ExitCode, message, print_json
 from rwkvbatch.cli.options import (
+    AdapterOption,
     Command,
+    Force,
     JsonOption,
     ModelArgument,
     QuietOption,
@@ -26,12 +26,12 @@ from rwkvbatch.cli.options import (
     thread_count,
     with_settings,
 )
+from rwkvbatch.cli.quantize import QUANTIZE_EPILOG, quantize_command, written_bar
 from rwkvbatch.errors import UsageError
 
 if TYPE_CHECKING:
     from rwkvbatch.bench.verify import Verification
     from rwkvbatch.model.checkpoint import Description
-    from rwkvbatch.model.tensor_file import Entry, OnWritten
 
 VERIFY_EPILOG = """[bold]Examples[/]
 
@@ -44,26 +44,11 @@ VERIFY_EPILOG = """[bold]Examples[/]
 On a GPU, try fp32 too: the same kernels with the tightest limit. The exit code is 1 when the logits differ by more.
 """
 
-QUANTIZE_EPILOG = """[bold]Examples[/]
-
-  rwkvbatch model quantize NAME name-int4.safetensors
-
-  rwkvbatch model quantize NAME name-w8a8.safetensors --to w8a8
-
-  rwkvbatch model damage name-int4 --against NAME --texts texts/
-"""
-
-
 app = command_app(
     help="Make, describe and convert checkpoints, and verify that they run right on this machine.", no_args_is_help=True
 )
 
 Precision = Literal["bf16", "fp16", "fp32"]
-Force = Annotated[bool, option("--force", "Replace the file if it is there.")]
-AdapterOption = Annotated[
-    str,
-    option("--adapter", "Adapter to merge: 'FILE alpha=NUMBER' (LoRA), 'FILE init=FILE' (PiSSA), FILE, none.", "TEXT"),
-]
 Output = Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .pth or .safetensors.")]
 
 _SIZE = re.compile(r"(0*[1-9]\d{0,3})x(0*[1-9]\d{0,5})")
@@ -176,62 +161,13 @@ def convert_command(
         tensors = checkpoint.rounded(None if dtype is None else DTYPES[dtype])
         declared = vocab or checkpoint.vocabulary
         metadata = None if declared is None else {METADATA_KEY: declared}
-        with _written(output, tensors, quiet=quiet) as on_written:
+        with written_bar(output, tensors, quiet=quiet) as on_written:
             save_entries(output, tensors, metadata=metadata, replace=force, on_written=on_written)
         undone = "".join(f"; undone: {phrase}" for phrase in checkpoint.file.undone)
     message(f"wrote {output}, {len(tensors)} tensors{undone}", quiet=quiet)
 
 
-@contextmanager
-def _written(output: Path, entries: Mapping[str, Entry], *, quiet: bool) -> Generator[OnWritten]:
-    """A bar of the bytes of `entries` that are written."""
-    from rwkvbatch.cli.views import progress_bar
-
-    whole = sum(entry.num_bytes for entry in entries.values())
-    with progress_bar(f"writing {output.name}", quiet=quiet, of_bytes=True) as shown:
-        yield lambda done: shown(done, whole)
-
-
-@app.command("quantize", cls=Command, epilog=QUANTIZE_EPILOG)
-def quantize_command(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Checkpoint of RWKV-7, of any form.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .safetensors.")],
-    to: Annotated[Literal["w8a8", "int4"], option("--to", "8 bits a weight, or 4.")] = "int4",
-    adapter: AdapterOption = "none",
-    force: Force = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Write a checkpoint whose large matrices are rounded to 8 or 4 bits; it loads without the original.
-
-    Its strategy on the CPU is the same without --strategy: what the file is rounded to.
-    """
-    from rwkvbatch.model.adapters import parse_adapter
-    from rwkvbatch.model.base import is_rwkv7
-    from rwkvbatch.model.checkpoint import open_checkpoint
-    from rwkvbatch.model.load import resolve_model_path
-    from rwkvbatch.model.quantised import quantised, rounding_of
-    from rwkvbatch.model.safetensors import check_tensor_target, save_entries
-    from rwkvbatch.prompt.vocabulary import METADATA_KEY
-
-    if output.suffix != ".safetensors":
-        raise UsageError(f"the name of a quantised file must end in .safetensors, got {str(output)!r}")
-    check_tensor_target(output, replace=force)
-    with open_checkpoint(resolve_model_path(source).path, parse_adapter(adapter)) as checkpoint:
-        if not is_rwkv7(checkpoint.architecture):
-            raise UsageError(f"{source} is RWKV-{checkpoint.architecture.generation}; only RWKV-7 is quantised")
-        before = rounding_of(checkpoint.file.metadata)
-        if before is not None and before != to:
-            raise UsageError(
-                f"{source} is quantised already, to {before}; rounding it again to {to} would add to the loss",
-                hint="give the unquantised checkpoint",
-            )
-        entries, metadata = quantised(checkpoint.rounded(None), to)
-        declared = {} if checkpoint.vocabulary is None else {METADATA_KEY: checkpoint.vocabulary}
-        with _written(output, entries, quiet=quiet) as on_written:
-            save_entries(output, entries, metadata={**declared, **metadata}, replace=force, on_written=on_written)
-        size = checkpoint.file.num_bytes
-    written = output.stat().st_size
-    message(f"wrote {output}, {to}, {_size(written)}, {written / size:.0%} of the original", quiet=quiet)
+app.command("quantize", cls=Command, epilog=QUANTIZE_EPILOG)(quantize_command)
 
 
 @app.command("verify", cls=Command, epilog=VERIFY_EPILOG)
@@ -306,8 +242,13 @@ def _tokenizer_text(tokenizer: dict[str, Any]) -> str:
     return f"{tokenizer['name']}; {tokenizer['num_textless']:,} ids decode to nothing: {tokenizer['textless']}"
 
 
+def _quantised_text(description: Description) -> str:
+    tokens = description.fitted_tokens
+    return f"{description.quantised}, the large matrices" + (f", fitted to {tokens:,} tokens" if tokens else "")
+
+
 def _show(description: Description, tokenizer: dict[str, Any]) -> None:
-    from rwkvbatch.cli.views import console, facts_table, fitted_table
+    from rwkvbatch.cli.views import console, facts_table, fitted_table, size_text
 
     files = "" if description.num_files == 1 else f", {description.num_files} files"
     facts = {
@@ -322,11 +263,11 @@ def _show(description: Description, tokenizer: dict[str, Any]) -> None:
         "tokenizer": _tokenizer_text(tokenizer),
         "parameters": f"{description.num_parameters:,}",
         "precision": description.dtype,
-        **({"quantised": f"{description.quantised}, the large matrices"} if description.quantised else {}),
-        "file size": _size(description.num_bytes),
+        **({"quantised": _quantised_text(description)} if description.quantised else {}),
+        "file size": size_text(description.num_bytes),
     }
     if description.state_bytes is not None:
-        facts["state of one sequence"] = _size(description.state_bytes)
+        facts["state of one sequence"] = size_text(description.state_bytes)
     if description.sha256 is not None:
         facts["sha256"] = f"{description.sha256} (all values are finite)"
     groups = description.tensors
@@ -341,11 +282,3 @@ def _show(description: Description, tokenizer: dict[str, Any]) -> None:
     out.print()
     look: dict[str, Any] = {"header": "tensor", "left": ["shape", "type"], "less_wanted": ["parameters", "type"]}
     out.print(fitted_table([group.name for group in groups], columns, out.width, least_name=17, **look))
-
-
-def _size(num_bytes: int) -> str:
-    """A size in the largest unit that leaves a number of at least 1."""
-    from rich.filesize import pick_unit_and_suffix
-
-    unit, suffix = pick_unit_and_suffix(num_bytes, ["bytes", "KiB", "MiB", "GiB"], 1024)
-    return f"{num_bytes / unit:,.{0 if unit == 1 else 1}f} {suffix}"

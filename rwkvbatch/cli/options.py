@@ -100,6 +100,11 @@ ModelArgument = Annotated[
         "[dim]Default: $RWKVBATCH_MODEL, else the bundled one.[/]",
     ),
 ]
+Force = Annotated[bool, option("--force", "Replace the file if it is there.")]
+AdapterOption = Annotated[
+    str,
+    option("--adapter", "Adapter to merge: 'FILE alpha=NUMBER' (LoRA), 'FILE init=FILE' (PiSSA), FILE, none.", "TEXT"),
+]
 RandomOption = Annotated[
     str | None, option("--random", "Take random weights of this shape, such as 12x768.", "LAYERSxWIDTH")
 ]

@@ -347,8 +347,10 @@ RACE_CELLS_SHOWN = 4
 def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     """Print what would be run; opens the checkpoints' headers for their vocabularies, but loads no model."""
     from rwkvbatch.cli.exits import print_json
-    from rwkvbatch.replay.conversation import PromptEncoder, preview
+    from rwkvbatch.replay.jury import questions_of
     from rwkvbatch.replay.models import vocabularies
+    from rwkvbatch.replay.preview import preview
+    from rwkvbatch.replay.prompts import PromptEncoder
     from rwkvbatch.script.lint import lint, lint_system
 
     tokenizer, about_vocabularies = vocabularies(prepared.plan)
@@ -363,7 +365,7 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
     found_in_options = lint_system(cell.system for cell in cells if cell.system is not None)
     warnings = [*about_vocabularies, *map(str, (*found_in_options, *found_in_script))]
     if as_json:
-        print_json({**found.as_dict(), "warnings": warnings})
+        print_json({**found.as_dict(), "judge_questions": questions_of(prepared.plan), "warnings": warnings})
         return
     shared = found.first_prompt_tokens - found.first_prompt_distinct
     facts = {
@@ -375,9 +377,19 @@ def show_plan(prepared: Prepared, *, as_json: bool) -> None:
         "tokens of later turns": f"{found.later_turn_tokens:,}, and the replies before them",
         "tokens of replies": f"at most {found.max_reply_tokens:,}",
     }
+    if questions := questions_of(prepared.plan):
+        facts["questions to the judge"] = f"at most {questions:,}, and more where it gives no probabilities"
     console().print(facts_table(facts))
     err = console(stderr=True)
     for warning in warnings[:MAX_WARNINGS]:
         err.print(Text(printable(f"warning: {warning}", keep_newlines=False)), soft_wrap=True)
     if len(warnings) > MAX_WARNINGS:
         err.print(f"and {len(warnings) - MAX_WARNINGS} more warnings")
+
+
+def size_text(num_bytes: int) -> str:
+    """A size in the largest unit that leaves a number of at least 1."""
+    from rich.filesize import pick_unit_and_suffix
+
+    unit, suffix = pick_unit_and_suffix(num_bytes, ["bytes", "KiB", "MiB", "GiB"], 1024)
+    return f"{num_bytes / unit:,.{0 if unit == 1 else 1}f} {suffix}"

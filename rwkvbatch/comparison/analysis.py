@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rwkvbatch.comparison.blame import Blame
 from rwkvbatch.comparison.blame import blame as find_blame
-from rwkvbatch.comparison.gates import Gate, parse_gate
+from rwkvbatch.comparison.gates import parse_gate
 from rwkvbatch.comparison.judging import GateResult
 from rwkvbatch.comparison.judging import judge as judge_gates
 from rwkvbatch.comparison.loading import RunData, Source, load_runs
@@ -28,7 +28,14 @@ from rwkvbatch.comparison.matching import (
 from rwkvbatch.comparison.metrics import KNOWN_NAMES, Metric, metric_named
 from rwkvbatch.comparison.paired import Comparison, Family, compare_counts, compare_metric
 from rwkvbatch.comparison.pairing import Pair, Variant, check_pairs, check_runs, pair_up, refuse_parts, variants_of
-from rwkvbatch.comparison.preference import PREFERENCE, JudgesPairs, Preferences, with_preference
+from rwkvbatch.comparison.preference import (
+    PREFERENCE,
+    JudgesPairs,
+    Preferences,
+    judge_notes,
+    refuse_without_judge,
+    with_preference,
+)
 from rwkvbatch.comparison.ranking import Ranking, VariantMean, rank, variant_means
 from rwkvbatch.comparison.scopes import scopes_of
 from rwkvbatch.comparison.trend import Trend, positions_over, trend_over
@@ -256,7 +263,7 @@ def compare(
     if margin is not None and not (math.isfinite(margin) and margin > 0):
         raise UsageError(f"--margin must be a positive number, in the unit of the primary metric; got {margin}")
     if judge is None:
-        _refuse_without_judge([primary, *(metrics or ())], gates)
+        refuse_without_judge([primary, *(metrics or ())], gates)
     loaded = load_runs(runs)
     notes = check_runs(loaded, force=force)
     variants = variants_of(loaded)
@@ -293,7 +300,7 @@ def compare(
         judged = {each.pair: each for each in matched}
         every = [judged.get(each.pair, each) for each in every]
         notes += [each.sentence for each in preferences]
-    notes += _judge_notes(pairs, table)
+    notes += judge_notes(pairs, table)
     notes += _repeat_notes(ks, matched, variants, table)
     if judge is not None and primary is None:
         primary = PREFERENCE
@@ -357,36 +364,6 @@ def compare(
         blame=find_blame(variants, loaded, table) if blame else (),
         preferences=tuple(preferences),
     )
-
-
-def _refuse_without_judge(names: Iterable[str | None], gates: Sequence[Gate]) -> None:
-    """Raise `UsageError` where a metric of a judge is named, and there is none."""
-    named = [name for name in names if name is not None] + [value.metric for gate in gates for value in gate.values]
-    if any(metric_named(name).level == "pair" for name in named):
-        raise UsageError(
-            f"{PREFERENCE} is what a judge says about pairs of replies, and none is given",
-            hint="add --judge FILE, or --judge-url URL",
-        )
-
-
-def _judge_notes(pairs: Sequence[Pair], table: pd.DataFrame) -> list[str]:
-    """Notes on variants whose checks were judged by other judges than those of their baselines."""
-    if not bool(table["judge"].notna().any()):
-        return []
-    judges = {
-        side: sorted(set(rows_of(table, side)["judge"].dropna().tolist()))
-        for pair in pairs
-        for side in (pair.baseline, pair.variant)
-    }
-    notes: list[str] = []
-    for pair in pairs:
-        a, b = judges[pair.baseline], judges[pair.variant]
-        if a and b and (a != b or len(a) > 1):
-            notes.append(
-                f"checks were judged by different judges ({pair.baseline.label}: {', '.join(a)}; "
-                f"{pair.variant.label}: {', '.join(b)}): `rwkvbatch check RUN --judge` asks one for both"
-            )
-    return notes
 
 
 def _available(matched: Sequence[MatchedRows], ks: Sequence[int] | None) -> list[Metric]:

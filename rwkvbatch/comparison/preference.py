@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from rwkvbatch.comparison.gates import Gate
 from rwkvbatch.comparison.loading import RunData
 from rwkvbatch.comparison.matching import MatchedRows, rows_of
+from rwkvbatch.comparison.metrics import metric_named
 from rwkvbatch.comparison.pairing import Pair, Variant
+from rwkvbatch.errors import UsageError
 from rwkvbatch.judges.pairs import PairOutcome, SidesOf
 from rwkvbatch.judges.questions import Exchange, Side
 from rwkvbatch.results.row import SCORED
@@ -200,3 +203,33 @@ def missing_in(rows: pd.DataFrame) -> int:
         return 0
     scored = (rows["finish_reason_a"] == SCORED) | (rows["finish_reason_b"] == SCORED)
     return int(np.count_nonzero(rows[f"{PREFERENCE}_b"].isna() & ~scored))
+
+
+def refuse_without_judge(names: Iterable[str | None], gates: Sequence[Gate]) -> None:
+    """Raise `UsageError` where a metric of a judge is named, and there is none."""
+    named = [name for name in names if name is not None] + [value.metric for gate in gates for value in gate.values]
+    if any(metric_named(name).level == "pair" for name in named):
+        raise UsageError(
+            f"{PREFERENCE} is what a judge says about pairs of replies, and none is given",
+            hint="add --judge FILE, or --judge-url URL",
+        )
+
+
+def judge_notes(pairs: Sequence[Pair], table: pd.DataFrame) -> list[str]:
+    """Notes on variants whose checks were judged by other judges than those of their baselines."""
+    if not bool(table["judge"].notna().any()):
+        return []
+    judges = {
+        side: sorted(set(rows_of(table, side)["judge"].dropna().tolist()))
+        for pair in pairs
+        for side in (pair.baseline, pair.variant)
+    }
+    notes: list[str] = []
+    for pair in pairs:
+        a, b = judges[pair.baseline], judges[pair.variant]
+        if a and b and (a != b or len(a) > 1):
+            notes.append(
+                f"checks were judged by different judges ({pair.baseline.label}: {', '.join(a)}; "
+                f"{pair.variant.label}: {', '.join(b)}): `rwkvbatch check RUN --judge` asks one for both"
+            )
+    return notes

@@ -13,12 +13,12 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from typing import Any
 
 from rwkvbatch.endpoint.client import Client, Json
-from rwkvbatch.endpoint.protocol import REPLACEMENT, STANDARD, Answer, ServedToken, read_answer, reply_body, score_body
+from rwkvbatch.endpoint.protocol import STANDARD, Answer, ServedToken, read_answer, reply_body, score_body
 from rwkvbatch.endpoint.served import ServedModel, ServedSpec
+from rwkvbatch.endpoint.tokens import TokenReader, stop_among, within
 from rwkvbatch.engine.request import (
     END_OF_TEXT,
     FinishReason,
@@ -99,6 +99,7 @@ class EndpointEngine:
     ) -> None:
         self.model = ServedModel(spec)
         self.tokenizer = tokenizer
+        self._reader = TokenReader(tokenizer)
         self.stats = EndpointStats()
         self.max_batch = max_batch or client.options.concurrency
         self.asks_logprobs = True
@@ -283,28 +284,14 @@ class EndpointEngine:
             if answer is None:
                 return None
             finish, stop = ("time", None) if self._timed_out(job) else answer.end(request.stop)
-            tokens = self._by_ids(answer.tokens, answer.text)
+            tokens = self._reader.by_ids(answer.tokens, answer.text)
             if finish == "stop" and stop is None:
-                stop = _stop_among(tokens, answer.text, request.stop)
+                stop = stop_among(tokens, answer.text, request.stop)
         except EndpointError as error:
             if self._without_logprobs(error):
                 return self._reply(job)
             return self._made(job, job.answer.text, (), "error", None, self._client.words(error.message))
         return self._made(job, answer.text, tokens, finish, stop)
-
-    def _by_ids(self, tokens: Sequence[ServedToken], text: str) -> Sequence[ServedToken]:
-        """The tokens with the text that their ids have here, where the server gives ids and those make the reply.
-
-        While it holds back what may become a stop text or a character, llama.cpp's server names with each token the
-        text that it sends, none at first and all of it with a later token (`text_to_send` in its `server-context.cpp`).
-        """
-        ids = [token.id for token in tokens if token.id is not None and 0 <= token.id < self.tokenizer.vocab_size]
-        if len(ids) < len(tokens) or not self.tokenizer.decode_bytes(ids).startswith(text.encode()):
-            return tokens
-        return [
-            replace(token, text=data.decode("utf-8", "replace"), data=data)
-            for token, data in zip(tokens, map(self.tokenizer.token_bytes, ids), strict=True)
-        ]
 
     def _ask(self, job: _Job, body: Json, request: Request) -> Answer | None:
         path = "chat/completions" if self._spec.api == "chat" else "completions"
@@ -374,8 +361,8 @@ class EndpointEngine:
                 "the server reads one token more than the prompt has, as it would with a token 0 before it; "
                 "--endpoint-api completions-ids sends what a model in this process reads",
             )
-        kept = _within(tokens, len((text + (stop or "")).encode()))
-        ids = self._ids(text, stop, kept)
+        kept = within(tokens, len((text + (stop or "")).encode()))
+        ids = self._reader.ids(text, stop, kept)
         values = [token.logprob for token in kept if token.logprob is not None]
         closed = closed_history(self.tokenizer, request.tokens, ids, finish, stop, request.closing)
         started_s = job.submitted_s if job.started_s is None else job.started_s
@@ -398,24 +385,6 @@ class EndpointEngine:
             error=error,
         )
 
-    def _ids(self, text: str, stop: str | None, tokens: Sequence[ServedToken]) -> tuple[int, ...]:
-        """The reply's ids: the server's, where they are of this vocabulary and make the text; else the text's own."""
-        whole = text + (stop or "")
-        named = [self._id_of(token) for token in tokens]
-        found = tuple(token for token in named if token is not None)
-        if len(found) == len(named) and self.tokenizer.decode_bytes(found) == whole.encode():
-            return found
-        return tuple(self.tokenizer.encode(whole))
-
-    def _id_of(self, token: ServedToken) -> int | None:
-        """A token's id: as the server gives it, or by its text."""
-        if token.id is not None:
-            return token.id if 0 < token.id < self.tokenizer.vocab_size else None
-        if REPLACEMENT in token.text:
-            return None
-        ids = self.tokenizer.encode(token.text)
-        return ids[0] if len(ids) == 1 else None
-
     def _score(self, job: _Job) -> Score | None:
         prefix, continuation = job.texts
         if self._spec.api == "chat" or not self.asks_logprobs:
@@ -435,7 +404,7 @@ class EndpointEngine:
             tokens = answer.tokens
             if len(tokens) < 3 or len(answer.text.encode()) < len(self.tokenizer.decode_bytes(continuation)):
                 return self._not_scored(NOT_SCORED)
-            found = self._continued(tokens, prefix, continuation, by_ids=not isinstance(prompt, str))
+            found = self._reader.continued(tokens, prefix, continuation, by_ids=not isinstance(prompt, str))
         except EndpointError as error:
             refused = error.status is not None and any(word in error.message.lower() for word in ("logprob", "echo"))
             if refused:
@@ -451,51 +420,6 @@ class EndpointEngine:
     def _not_scored(self, why: str) -> Score:
         self._warn("score", f"{why}: references are not scored")
         return Score((), 0, unavailable=why)
-
-    def _continued(
-        self, tokens: Sequence[ServedToken], prefix: Sequence[int], continuation: Sequence[int], *, by_ids: bool
-    ) -> Sequence[ServedToken]:
-        """The tokens of the continuation among those of the whole text and the one after it."""
-        before, text = self.tokenizer.decode_bytes(prefix), self.tokenizer.decode_bytes(continuation)
-        if by_ids:
-            start, stop = len(prefix), len(prefix) + len(continuation)
-            if not stop <= len(tokens) <= stop + 1:
-                raise EndpointError(f"the server counts {len(tokens)} tokens where {stop} ids and one were sent")
-        else:
-            ends = list(accumulate(token.num_bytes for token in tokens))
-            places = {0: 0, **{end: place + 1 for place, end in enumerate(ends)}}
-            if len(before) not in places or len(before) + len(text) not in places:
-                raise EndpointError(
-                    "no token of the server begins where the scored text does: use --endpoint-api completions-ids, "
-                    "if its model has the same vocabulary"
-                )
-            start, stop = places[len(before)], places[len(before) + len(text)]
-        found = tokens[start:stop]
-        shown = "".join(token.text for token in found)
-        if REPLACEMENT not in shown and shown.encode("utf-8", "replace") != text:
-            raise EndpointError(
-                "the server's tokens are not those of the scored text: has its model another vocabulary?"
-            )
-        return found
-
-
-def _within(tokens: Sequence[ServedToken], num_bytes: int) -> Sequence[ServedToken]:
-    """The tokens of the first `num_bytes` of text: without end of text, and what a stop text cut off."""
-    size = 0
-    for place, token in enumerate(tokens):
-        if size >= num_bytes:
-            return tokens[:place]
-        size += token.num_bytes
-    return tokens
-
-
-def _stop_among(tokens: Sequence[ServedToken], text: str, stops: Sequence[str]) -> str | None:
-    """The stop text that the tokens hold after the reply's text, where the server lists the tokens of it."""
-    held = b"".join(token.text.encode("utf-8", "replace") if token.data is None else token.data for token in tokens)
-    if not held.startswith(text.encode()):
-        return None
-    rest = held[len(text.encode()) :]
-    return max((stop for stop in stops if rest.startswith(stop.encode())), key=len, default=None)
 
 
 def _work(todo: queue.SimpleQueue[Callable[[], None] | None]) -> None:

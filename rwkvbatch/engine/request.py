@@ -158,7 +158,7 @@ class Score:
     """Log-probabilities of a given text.
 
     Attributes:
-        logprobs: natural log, one for each token of the continuation; an array of 8 bytes each, as documents are long.
+        logprobs: natural log, one for each token of the continuation; an array of fp32, as documents are long.
         num_matched: number of tokens that were the likeliest at their position.
         unavailable: why there are none, where a served model gives none of any text. error: why this text has none.
         details: of each token; empty unless `Engine.submit_score` was asked for them.

@@ -138,7 +138,7 @@ class Scoring:
     first_output: int
     cache: bool = True
     num_top: int | None = None
-    logprobs: array[float] = field(default_factory=lambda: array("d"))
+    logprobs: array[float] = field(default_factory=lambda: array("f"))
     details: list[TokenDetails] = field(default_factory=list[TokenDetails])
     num_matched: int = 0
 

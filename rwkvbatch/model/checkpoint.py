@@ -18,7 +18,7 @@ from rwkvbatch.model.containers import open_tensors
 from rwkvbatch.model.foreign import refuse_network, refuse_quantised, refuse_variant
 from rwkvbatch.model.forms import official
 from rwkvbatch.model.pth import LIST_PREFIX
-from rwkvbatch.model.quantised import rounding_of
+from rwkvbatch.model.quantised import fit_of, rounding_of
 from rwkvbatch.model.rwkv7 import state_bytes
 from rwkvbatch.model.strategy import PRECISIONS, Precision
 from rwkvbatch.model.tensor_file import Entry, NamedTensors, check_finite
@@ -361,6 +361,7 @@ class Description(Dimensions):
         sha256: hash of the file, or of the hashes of the files; None when the values were not read.
         vocabulary, vocabulary_file: as in `ModelSpec`.
         quantised: what the large matrices are rounded to in the file (`quantised.FileRounding`), None if they are not.
+        fitted_tokens: of the texts that this rounding was fitted to; None if it was not.
     """
 
     path: str
@@ -376,6 +377,7 @@ class Description(Dimensions):
     vocabulary: str | None = None
     vocabulary_file: str | None = None
     quantised: str | None = None
+    fitted_tokens: int | None = None
 
 
 def describe(checkpoint: Checkpoint, *, read_values: bool = False) -> Description:
@@ -410,5 +412,6 @@ def describe(checkpoint: Checkpoint, *, read_values: bool = False) -> Descriptio
         tensors=tuple(TensorGroup(*key, len(sizes), sum(sizes)) for key, sizes in groups.items()),
         vocabulary=checkpoint.vocabulary,
         quantised=rounding_of(file.metadata),
+        fitted_tokens=None if (fit := fit_of(file.metadata)) is None else fit.tokens,
         vocabulary_file=None if file.vocabulary_file is None else str(file.vocabulary_file),
     )

@@ -3,7 +3,7 @@
 A `.safetensors` file with the official names. A large matrix is a U8 tensor with one row an output: its integers
 (`w8a8`: a byte each; `int4`: two in a byte, the first one below, 8 more than they are), then its scales (fp32; `int4`:
 bf16), little endian. The metadata key `rwkvbatch_quantised` holds the rounding and each matrix' number of inputs as
-JSON.
+JSON, and, if the rounding was fitted to texts (`model/calibration.py`), `fitted` with `tokens` and `texts_sha256`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -40,6 +40,20 @@ def rounding_of(metadata: Mapping[str, str]) -> FileRounding | None:
     return None if METADATA_KEY not in metadata else json.loads(metadata[METADATA_KEY])["rounding"]
 
 
+@dataclass(frozen=True)
+class Fit:
+    """What a rounding was fitted to: how many tokens, and the hash of their ids."""
+
+    tokens: int
+    texts_sha256: str
+
+
+def fit_of(metadata: Mapping[str, str]) -> Fit | None:
+    """What the rounding of a file was fitted to, by its checked metadata; None if it was rounded to the nearest."""
+    found = None if METADATA_KEY not in metadata else json.loads(metadata[METADATA_KEY]).get("fitted")
+    return None if found is None else Fit(found["tokens"], found["texts_sha256"])
+
+
 def settled(weight: Tensor, rule: RoundingRule) -> tuple[Tensor, Tensor]:
     """Integers and scales that rounding what they multiply out to leaves as they are.
 
@@ -54,15 +68,27 @@ def settled(weight: Tensor, rule: RoundingRule) -> tuple[Tensor, Tensor]:
     raise AssertionError("rounding does not settle")
 
 
-def quantised(entries: Mapping[str, Entry], rounding: FileRounding) -> tuple[dict[str, Entry], dict[str, str]]:
-    """The tensors of a quantised file, rounded when they are loaded, and its metadata."""
+def quantised(
+    entries: Mapping[str, Entry],
+    rounding: FileRounding,
+    fitted: Mapping[str, Tensor] | None = None,
+    fit: Fit | None = None,
+) -> tuple[dict[str, Entry], dict[str, str]]:
+    """The tensors of a quantised file, rounded when they are loaded, and its metadata.
+
+    Args:
+        fitted: matrices that are rounded already, as `packed` returns them.
+        fit: what the rounding was fitted to.
+    """
     made, inputs = dict(entries), dict[str, int]()
     for name, entry in entries.items():
         if LARGE.fullmatch(name):
             out, inputs[name] = entry.shape
             shape = (out, _row_bytes(rounding, inputs[name]))
-            made[name] = Entry(torch.uint8, shape, partial(_packed, entry, rounding))
-    return made, {METADATA_KEY: json.dumps({"rounding": rounding, "inputs": inputs})}
+            load = partial(_settled, entry, rounding) if fitted is None else partial(fitted.__getitem__, name)
+            made[name] = Entry(torch.uint8, shape, load)
+    described = {"rounding": rounding, "inputs": inputs, **({} if fit is None else {"fitted": asdict(fit)})}
+    return made, {METADATA_KEY: json.dumps(described)}
 
 
 def _integer_bytes(rounding: FileRounding, inputs: int) -> int:
@@ -74,14 +100,18 @@ def _row_bytes(rounding: FileRounding, inputs: int) -> int:
     return _integer_bytes(rounding, inputs) + groups * _SCALES[rounding].itemsize
 
 
-def _packed(entry: Entry, rounding: FileRounding) -> Tensor:
-    integers, scales = settled(entry.load(), ROUNDINGS[rounding])
+def _settled(entry: Entry, rounding: FileRounding) -> Tensor:
+    return packed(*settled(entry.load(), ROUNDINGS[rounding]), rounding)
+
+
+def packed(integers: Tensor, scales: Tensor, rounding: FileRounding) -> Tensor:
+    """A matrix as the file has it: U8, one row an output."""
     if rounding == "w8a8":
-        packed = integers.to(torch.int8).view(torch.uint8)
+        words = integers.to(torch.int8).view(torch.uint8)
     else:
         halves = torch.nn.functional.pad((integers + 8).to(torch.uint8), (0, integers.shape[1] % 2))
-        packed = halves[:, ::2] | halves[:, 1::2] << 4
-    return torch.cat([packed, scales.to(_SCALES[rounding]).contiguous().view(torch.uint8)], 1)
+        words = halves[:, ::2] | halves[:, 1::2] << 4
+    return torch.cat([words, scales.to(_SCALES[rounding]).contiguous().view(torch.uint8)], 1)
 
 
 def _unpacked(rounding: FileRounding, inputs: int, flat: Tensor) -> Tensor:
@@ -109,6 +139,11 @@ def unpacked(contents: Contents, path: Path) -> Contents:
         rounding, inputs = described["rounding"], cast("dict[str, Any]", described["inputs"])
         if rounding not in get_args(FileRounding):
             raise ValueError(f"the rounding {str(rounding)[:40]!r} is not known")
+        match described.get("fitted"):
+            case None | {"tokens": int(), "texts_sha256": str()}:
+                pass
+            case other:
+                raise ValueError(f"it is said to be fitted to {str(other)[:40]!r}")
         made: dict[str, StoredBytes] = dict(contents.entries)
         for name, count in inputs.items():
             stored = made[name]

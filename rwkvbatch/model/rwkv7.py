@@ -90,23 +90,12 @@ class Block:
     att: TimeMix
     ffn: ChannelMix
 
-
-@dataclass(frozen=True)
-class Network:
-    """The weights of one RWKV-7 model, packed by `Operations`."""
-
-    embedding: Array
-    embedding_norm: Norm
-    blocks: tuple[Block, ...]
-    out_norm: Norm
-    head: Array
-
     @classmethod
-    def build(cls, tensors: Mapping[str, Tensor], num_layers: int, ops: Operations) -> Network:
-        """Pack checkpoint tensors (official names, already checked) for `ops`."""
+    def build(cls, tensors: Mapping[str, Tensor], layer: int, ops: Operations) -> Block:
+        """Pack the tensors of one layer."""
 
         def norm(name: str) -> Norm:
-            return ops.vector(tensors[f"{name}.weight"]), ops.vector(tensors[f"{name}.bias"])
+            return packed_norm(tensors, name, ops)
 
         def large(name: str, activation: Activation = "none") -> Array:
             return ops.linear_layer(tensors[f"{name}.weight"], activation=activation, large=True)
@@ -118,7 +107,7 @@ class Network:
                 up=ops.linear_layer(tensors[f"{att}.{letter}2"].t(), None if bias is None else bias.flatten(), outer),
             )
 
-        def time_mix(layer: int) -> TimeMix:
+        def time_mix() -> TimeMix:
             att = f"blocks.{layer}.att"
 
             def vector(name: str) -> Array:
@@ -148,7 +137,7 @@ class Network:
                 up=ops.linear_layer(tensors[f"{ffn}.s2"].t(), tensors[f"{ffn}.s0"].flatten()),
             )
 
-        def channel_mix(layer: int) -> ChannelMix:
+        def channel_mix() -> ChannelMix:
             ffn = f"blocks.{layer}.ffn"
             mix, deep = tensors[f"{ffn}.x_k"].flatten().unsqueeze(0), deep_embed(ffn)
             return ChannelMix(
@@ -159,13 +148,87 @@ class Network:
                 deep_embed=deep,
             )
 
+        return cls(time_mix(), channel_mix())
+
+    def run(
+        self, ops: StepOperations, step: Array, layer: int, x: Array, v_first: Array | None, x0: Array | None
+    ) -> tuple[Array, Array]:
+        """One layer of a step: the residual stream after it, and the values of layer 0.
+
+        Args:
+            layer: whose state of the step's pool is used.
+            v_first: None in layer 0.
+            x0: the normed embedding, for DeepEmbed; else None.
+        """
+        att, ffn = self.att, self.ffn
+
+        x_r, x_w, x_k, x_v, x_a, x_g = ops.shift_mix(step, "att", layer, x, att.norm, att.mix)
+        first = [
+            Product(x_r, att.receptance),
+            Product(x_k, att.key),
+            Product(x_v, att.value),
+            Product(x_w, att.decay.down),
+            Product(x_a, att.rate.down),
+            Product(x_g, att.gate.down),
+        ]
+        if v_first is None or att.value_residual is None:
+            r, k, v, w, a, g = ops.linears(first)
+            w, a, g = ops.linears([Product(w, att.decay.up), Product(a, att.rate.up), Product(g, att.gate.up)])
+            v_first = v
+        else:
+            r, k, v, w, a, g, amount = ops.linears([*first, Product(x_v, att.value_residual.down)])
+            w, a, g, v = ops.linears(
+                [
+                    Product(w, att.decay.up),
+                    Product(a, att.rate.up),
+                    Product(g, att.gate.up),
+                    Product(amount, att.value_residual.up, blend=(v, v_first)),
+                ]
+            )
+        y = ops.wkv7(step, layer, HeadRows(r, w, k, v, a, g), att.head_weights)
+        (x,) = ops.linears([Product(y, att.output, add=x)])
+
+        deep = ffn.deep_embed
+        if deep is None:
+            (x_k,) = ops.shift_mix(step, "ffn", layer, x, ffn.norm, ffn.mix)
+            (k,) = ops.linears([Product(x_k, ffn.key)])
+        else:
+            x_k, normed = ops.shift_mix(step, "ffn", layer, x, ffn.norm, ffn.mix)
+            k, inner, offset = ops.linears(
+                [Product(x_k, ffn.key), Product(normed, deep.down), Product(x0, deep.projection)]
+            )
+            inner = ops.token_matrix(step, deep.table, offset, inner)
+            (k,) = ops.linears([Product(inner, deep.up, times=k)])
+        (x,) = ops.linears([Product(k, ffn.value, add=x)])
+        return x, v_first
+
+
+def packed_norm(tensors: Mapping[str, Tensor], name: str, ops: Operations) -> Norm:
+    """A norm's weight and bias."""
+    return ops.vector(tensors[f"{name}.weight"]), ops.vector(tensors[f"{name}.bias"])
+
+
+@dataclass(frozen=True)
+class Network:
+    """The weights of one RWKV-7 model, packed by `Operations`."""
+
+    embedding: Array
+    embedding_norm: Norm
+    blocks: tuple[Block, ...]
+    out_norm: Norm
+    head: Array
+
+    @classmethod
+    def build(cls, tensors: Mapping[str, Tensor], num_layers: int, ops: Operations) -> Network:
+        """Pack checkpoint tensors (official names, already checked) for `ops`."""
+
         # The largest tensors first, while little else is in memory: packing needs memory for both copies.
-        head = large("head")
+        head = ops.linear_layer(tensors["head.weight"], large=True)
         return cls(
             embedding=ops.table(tensors["emb.weight"]),
-            embedding_norm=norm("blocks.0.ln0"),
-            blocks=tuple(Block(time_mix(layer), channel_mix(layer)) for layer in range(num_layers)),
-            out_norm=norm("ln_out"),
+            embedding_norm=packed_norm(tensors, "blocks.0.ln0", ops),
+            blocks=tuple(Block.build(tensors, layer, ops) for layer in range(num_layers)),
+            out_norm=packed_norm(tensors, "ln_out", ops),
             head=head,
         )
 
@@ -180,46 +243,7 @@ class Network:
         if any(block.ffn.deep_embed is not None for block in self.blocks):
             x0 = ops.embed(step, self.embedding, self.embedding_norm, as_input=True)
         for layer, block in enumerate(self.blocks):
-            att, ffn = block.att, block.ffn
-
-            x_r, x_w, x_k, x_v, x_a, x_g = ops.shift_mix(step, "att", layer, x, att.norm, att.mix)
-            first = [
-                Product(x_r, att.receptance),
-                Product(x_k, att.key),
-                Product(x_v, att.value),
-                Product(x_w, att.decay.down),
-                Product(x_a, att.rate.down),
-                Product(x_g, att.gate.down),
-            ]
-            if v_first is None or att.value_residual is None:
-                r, k, v, w, a, g = ops.linears(first)
-                w, a, g = ops.linears([Product(w, att.decay.up), Product(a, att.rate.up), Product(g, att.gate.up)])
-                v_first = v
-            else:
-                r, k, v, w, a, g, amount = ops.linears([*first, Product(x_v, att.value_residual.down)])
-                w, a, g, v = ops.linears(
-                    [
-                        Product(w, att.decay.up),
-                        Product(a, att.rate.up),
-                        Product(g, att.gate.up),
-                        Product(amount, att.value_residual.up, blend=(v, v_first)),
-                    ]
-                )
-            y = ops.wkv7(step, layer, HeadRows(r, w, k, v, a, g), att.head_weights)
-            (x,) = ops.linears([Product(y, att.output, add=x)])
-
-            deep = ffn.deep_embed
-            if deep is None:
-                (x_k,) = ops.shift_mix(step, "ffn", layer, x, ffn.norm, ffn.mix)
-                (k,) = ops.linears([Product(x_k, ffn.key)])
-            else:
-                x_k, normed = ops.shift_mix(step, "ffn", layer, x, ffn.norm, ffn.mix)
-                k, inner, offset = ops.linears(
-                    [Product(x_k, ffn.key), Product(normed, deep.down), Product(x0, deep.projection)]
-                )
-                inner = ops.token_matrix(step, deep.table, offset, inner)
-                (k,) = ops.linears([Product(inner, deep.up, times=k)])
-            (x,) = ops.linears([Product(k, ffn.value, add=x)])
+            x, v_first = block.run(ops, step, layer, x, v_first, x0)
         return ops.head(step, x, self.out_norm, self.head)
 
 

@@ -8,30 +8,20 @@ A turn passes these records on its way from the script to the run directory: `Co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
-from itertools import chain, takewhile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, cast
 
-from rwkvbatch.config import CellSettings, Prompting
 from rwkvbatch.engine.request import END_OF_TEXT, FinishReason, NoiseKey, Reply, Request, Score, closed_history
 from rwkvbatch.errors import NonFiniteLogitsError, PromptTooLongError, RowError
-from rwkvbatch.prompt.templates import PromptTemplate, load_prelude, load_template, with_turn_end
-from rwkvbatch.prompt.tokenizer import Tokenizer, encode_long
-from rwkvbatch.replay.judging import explain, judge, not_judged
-from rwkvbatch.replay.plan import Plan, Task
-from rwkvbatch.results.row import (
-    NOT_REACHED,
-    SCORED,
-    Logprob,
-    ProbePlace,
-    Reference,
-    Row,
-    RowTiming,
-    TokenCounts,
-    short_text,
-)
+from rwkvbatch.prompt.templates import PromptTemplate
+from rwkvbatch.prompt.tokenizer import encode_long
+from rwkvbatch.replay.failed import error_row
+from rwkvbatch.replay.judging import explain, judge
+from rwkvbatch.replay.plan import Task
+from rwkvbatch.replay.prompts import PromptEncoder
+from rwkvbatch.results.row import SCORED, Logprob, Reference, Row, TokenCounts, short_text
 from rwkvbatch.script.checks.structured import Chosen
 from rwkvbatch.script.choices import Choice, ChoiceScore, ChoiceScores
 from rwkvbatch.script.records import ReplyFacts, Turn
@@ -40,50 +30,6 @@ from rwkvbatch.signals import ENDS_PROCESS
 if TYPE_CHECKING:
     from rwkvbatch.endpoint.engine import EndpointEngine
     from rwkvbatch.engine.engine import Engine
-
-
-class PromptEncoder:
-    """Tokenizer, templates and initial states of one model, shared by its tasks. Caches encoded texts.
-
-    `roots` has the engine's root number of each initial state file; root 0 is the empty state.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        roots: dict[str, int] | None = None,
-        max_prompt_tokens: int | None = None,
-        weights_sha256: str = "",
-    ) -> None:
-        self._weights_sha256 = weights_sha256
-        self.tokenizer = tokenizer
-        self.max_prompt_tokens = max_prompt_tokens
-        self._roots = dict(roots or {})
-        # Every cell and repetition encodes the same texts of a conversation.
-        self.encode = lru_cache(maxsize=8192)(self._encode)
-        self._load_template = lru_cache(maxsize=256)(self._make_template)
-        self._load_prelude = lru_cache(maxsize=256)(load_prelude)
-
-    def template(self, settings: CellSettings) -> PromptTemplate:
-        """The prompt template of a reply."""
-        return self._load_template(settings.prompting)
-
-    def _make_template(self, prompting: Prompting) -> PromptTemplate:
-        return load_template(with_turn_end(prompting, self._weights_sha256))
-
-    def opening(self, task: Task) -> tuple[int, ...]:
-        """The tokens before the first turn: token 0 with `bos`, the system message and the prelude; may be empty."""
-        settings = task.settings
-        prelude = None if settings.prelude is None else self._load_prelude(settings.prelude)
-        begin = (END_OF_TEXT,) if settings.begins_with_bos() else ()
-        return (*begin, *self.encode(self.template(settings).opening(task.system, prelude)))
-
-    def root(self, settings: CellSettings) -> int:
-        """The engine's root number of the initial state."""
-        return 0 if settings.state is None else self._roots[settings.state]
-
-    def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(text))
 
 
 class ConversationReplay:
@@ -478,112 +424,3 @@ def _chosen(turn: Turn, scores: ChoiceScores | None) -> Choice:
     rules = [check.rule for check in turn.checks if isinstance(check.rule, Chosen)]
     best = scores.best(rules[0].normalize if rules else "none").name
     return next(choice for choice in turn.choices if choice.name == best)
-
-
-def error_row(task: Task, turn: int, message: str, reply: Reply | None = None, text: str = "") -> Row:
-    """The row of a failed turn, whose checks count as failed; `reply` and `text` hold what was generated."""
-    num_prompt, ids = (0, ()) if reply is None else (reply.num_prompt, reply.ids)
-    asked = task.conversation.turns[turn]
-    probe = asked.probe
-    return Row(
-        **vars(task.key(turn)),
-        seed=task.of_turn(turn).seed,
-        tags=task.conversation.tags,
-        prompt=short_text(asked.user) if asked.plain else asked.user,
-        reply=text,
-        reply_ids=ids,
-        finish_reason="error",
-        stopped_by=None,
-        tokens=TokenCounts(num_prompt, len(ids)),
-        logprob=Logprob(None, 0.0),
-        reference=None,
-        checks=not_judged(asked.checks),
-        error=message,
-        timing=_timing(reply),
-        probe=None if probe is None else ProbePlace(probe.after, probe.number, probe.distance, None),
-    )
-
-
-def not_reached(failed_turn: int) -> str:
-    """The error message of a turn after a failed one."""
-    return f"{NOT_REACHED} turn {failed_turn} of this conversation failed"
-
-
-def was_reached(error: str) -> bool:
-    """Whether an error message is of a turn that failed itself, rather than one that follows a failed turn."""
-    return not error.startswith(NOT_REACHED)
-
-
-def _timing(reply: Reply | None) -> RowTiming:
-    if reply is None:
-        return RowTiming(0.0, 0.0, 0.0, 0.0, 0.0, 0)
-    timing = reply.timing
-    generating_s = timing.total_s - timing.queued_s
-    rate = len(reply.ids) / generating_s if generating_s > 0 else 0.0
-    seconds = [round(s, 6) for s in (timing.queued_s, timing.prefill_s, timing.first_token_s, timing.total_s)]
-    return RowTiming(*seconds, tokens_per_s=round(rate, 3), cached_tokens=reply.num_cached)
-
-
-@dataclass(frozen=True)
-class Preview:
-    """Numbers of rows, tasks and tokens of a plan (`--dry-run`), or of its shard.
-
-    Attributes:
-        dialogues: tasks.
-        first_prompt_tokens: in the first turns' prompts of all tasks.
-        first_prompt_distinct: those of them to compute when shared prefixes are computed once.
-        later_turn_tokens: tokens of the later turns' user messages, without the replies.
-        max_reply_tokens: upper bound of all replies together.
-    """
-
-    rows: int
-    dialogues: int
-    conversations: int
-    cells: tuple[str, ...]
-    repeats: int
-    first_prompt_tokens: int
-    first_prompt_distinct: int
-    later_turn_tokens: int
-    max_reply_tokens: int
-
-    as_dict = asdict
-
-
-def preview(plan: Plan, encoder: PromptEncoder) -> Preview:
-    """Count a plan's work without a model, of a race at most; `encoder` needs no initial states."""
-    times = plan.times_played()
-    first = later = replies = rows = dialogues = 0
-    prompts: set[tuple[str, tuple[int, ...]]] = set()
-    numbers = [plan.number_of(conversation, cell, 0) for conversation in times for cell in range(len(plan.cells))]
-    for task in map(plan.task, numbers):
-        turns, played = task.conversation.turns, times[plan.conversation_of(task.number)]
-        dialogues += played
-        rows += played * len(turns)
-        prompt = ConversationReplay(task, encoder).prompt()
-        # Prompts of different models or initial states share no cached state.
-        prompts.add((f"{task.settings.model}\0{task.settings.state}", prompt))
-        first += played * len(prompt)
-        for number, turn in enumerate(turns[1:], start=1):
-            later += played * len(encoder.encode(encoder.template(task.of_turn(number).settings).turn(turn.user)))
-        replies += played * sum(task.of_turn(turn).settings.max_tokens for turn in range(len(turns)))
-    return Preview(
-        rows=rows if plan.settings.race_rows is None else min(rows, plan.settings.race_rows),
-        dialogues=dialogues,
-        conversations=len(times),
-        cells=tuple(cell.name for cell in plan.cells),
-        repeats=plan.settings.repeats if plan.settings.race else plan.repeats,
-        first_prompt_tokens=first,
-        first_prompt_distinct=_num_distinct(prompts),
-        later_turn_tokens=later,
-        max_reply_tokens=replies,
-    )
-
-
-def _num_distinct(prompts: Iterable[tuple[str, tuple[int, ...]]]) -> int:
-    """Nodes of the prompts' prefix tree: in sorted order, each prompt adds the tokens that its predecessor lacks."""
-    count, previous = 0, ("", ())
-    for key, tokens in sorted(prompts):
-        pairs = zip(previous[1], tokens, strict=False) if previous[0] == key else ()
-        count += len(tokens) - sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        previous = (key, tokens)
-    return count

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rwkvbatch.errors import RwkvBatchError
-from rwkvbatch.replay.conversation import error_row, not_reached, was_reached
 from rwkvbatch.replay.dispatch import MAX_ATTEMPTS, MAX_HANGS, Dispatcher
+from rwkvbatch.replay.failed import error_row, not_reached, was_reached
 from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Assign, Drop, Joined, Judging, Leave, Left, Report, WorkerPool

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rwkvbatch.judges.opinions import Opinions, Votes
 from rwkvbatch.judges.questions import Ask, Exchange, Question, Side, about_reply, seeds_of
 from rwkvbatch.replay.judging import judged_again
+from rwkvbatch.replay.plan import Plan
 from rwkvbatch.results.row import Row
 from rwkvbatch.script.checks.judged import NOT_ASKED, Rubric
 from rwkvbatch.script.checks.text import answer
@@ -28,6 +29,16 @@ def turns_with_rubrics(conversations: Iterable[Conversation]) -> dict[str, froze
         each.id: frozenset(turn for turn in range(len(each.turns)) if rubrics_of(each, turn)) for each in conversations
     }
     return {name: turns for name, turns in found.items() if turns}
+
+
+def questions_of(plan: Plan) -> int:
+    """The questions that a judge is asked about a complete run, at most: equal replies are one question."""
+    asked = sum(
+        len(rubrics_of(plan.conversations[number], turn))
+        for number in plan.chosen
+        for turn in range(len(plan.conversations[number].turns))
+    )
+    return asked * len(plan.cells) * plan.repeats
 
 
 @dataclass(frozen=True)

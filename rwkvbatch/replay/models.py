@@ -16,8 +16,8 @@ from rwkvbatch.errors import InputError, UsageError
 from rwkvbatch.prompt.templates import load_template
 from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
 from rwkvbatch.prompt.vocabulary import shown_ids, textless_ids, tokenizer_of
-from rwkvbatch.replay.conversation import PromptEncoder
 from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.prompts import PromptEncoder
 from rwkvbatch.script.records import refuse
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from rwkvbatch.engine.request import Reply, Score
-from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder, TurnResults
+from rwkvbatch.replay.conversation import ConversationReplay, TurnResults
 from rwkvbatch.replay.models import ModelLoader, Setup
 from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.prompts import PromptEncoder
 from rwkvbatch.results.row import Row
 from rwkvbatch.results.store import Rows
 

@@ -45,6 +45,7 @@ class _Rule:
     only_in: tuple[str, ...] = ("system", "user", "reference")
 
 
+_REFERENCE = re.compile(r"\breference\b", re.IGNORECASE)
 _ROLE = r"(?:User|Assistant|System|Human|Bot|Question|Answer)"
 _BLANK_LINE = re.compile(r"\n[ \t]*\r?\n")
 _ROLE_LINE = re.compile(rf"(?:^|\n)\s*({_ROLE}\s?:)")
@@ -93,6 +94,10 @@ def _lint_one(
             found = f"does not begin with the reply prefix {shown(prefix)}"
             hint = "it is scored without a prefix, as it stands; begin it with the prefix to score the rest of it"
             yield LintWarning("reference-without-prefix", source, name, f"turn {number} reference", found, hint)
+        for rubric in (rubric for check in turn.checks for rubric in check.rubrics):
+            if not rubric.reference and _REFERENCE.search(rubric.text):
+                found, hint = "a rubric names the reference", 'the judge does not see it; add `"reference": true`'
+                yield LintWarning("rubric-without-reference", source, name, f"turn {number}", found, hint)
     yield from _unknown_functions(conversation)
     dialogue = [turn for turn in conversation.turns if turn.probe is None]
     for number, turn in enumerate(dialogue[:-1]):

@@ -10,6 +10,10 @@ The interval is the set of differences that the same test does not reject. Its e
 conversations (Hartigan 1969, Using subsample values as typical values), made wider where few conversations happen to
 agree, and it excludes 0 exactly when the test rejects.
 
+Differences of metrics without limits (nll, token counts) can be skewed, which flipping signs does not allow for: a
+sample may lack the long tail, and its mean is then too far on the other side. Towards the long tail the mean must
+therefore also be significant by Hall's transformation of its t statistic (`rwkvbatch.stats.spread`).
+
 A family is corrected by the smallest p-value under common flips (Westfall and Young 1993, Resampling-based multiple
 testing). `Family.level_each` is the level at which each single test keeps the chance of any false alarm at the
 family's level. Adjusted p-values and simultaneous intervals both follow from it, so they cannot contradict each other.
@@ -24,7 +28,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rwkvbatch.stats.clustered import t_quantile
+from rwkvbatch.stats.spread import Spread
 
 # The stubs of numpy do not know the types of rounded and divided arrays.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
@@ -47,13 +51,14 @@ class Difference:
         mean: of the paired differences, each pair counting once; NaN without pairs.
         low, high: the simultaneous interval within the family; infinite where no outcome could be excluded.
         low_alone, high_alone: the interval of this comparison by itself, without correction.
-        p: two-sided p-value by itself. p_adjusted: corrected within the family.
+        p: two-sided p-value by itself: of the flips, or where it is larger that of Hall's transformation.
+        p_adjusted: corrected within the family.
         p_rank: two-sided p-value of the signed-rank test (Wilcoxon 1945) by the same flips, by itself; a few extreme
             conversations do not move it.
         clusters: conversations with pairs. pairs: matched pairs.
         standard_error: of the mean, from the spread of the clusters around it; NaN with fewer than two.
         detectable: the smallest true difference that this design finds at the family's level 4 times in 5; NaN where
-            unknown.
+            unknown, and where nothing can be found.
         decidable: False where too few conversations are there for any outcome to be significant.
         identical: every pair is equal.
     """
@@ -128,6 +133,11 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
     smallest = np.ones(flips.count)
     blocks = _blocks(tested)
     subsets = np.empty(0)
+    spreads = {
+        int(column): Spread.of(s[own, column] * scale[column], n[own, column], widest)
+        for column in tested
+        for own in (n[:, column] > 0,)
+    }
     for block in blocks:
         width = len(block)
         subsets = flips.subset_sums(np.concatenate([s[:, block], n[:, block], ranks[:, block]], axis=1))
@@ -135,7 +145,7 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
             tails = _two_sided(_flipped_sums(s[:, column], subsets[:, place]))
             exact = None if flips.exact else _exact_tail(s[:, column])
             drawn[column] = tails[0]
-            p[column] = tails[0] if exact is None else exact
+            p[column] = max(tails[0] if exact is None else exact, spreads[int(column)].tail_p)
             np.minimum(smallest, tails, out=smallest)
     smallest.sort()
     level_each = _level_each(smallest, level) if tested.size > 1 else level
@@ -146,11 +156,12 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
     found: dict[int, Difference] = {}
     for column in np.flatnonzero(identical):
         clusters, pairs = int((n[:, column] > 0).sum()), round(float(n[:, column].sum()))
-        end = 0.0 if clusters else math.nan
+        decidable, end = clusters > 0 and 2.0 ** (1 - clusters) <= level, 0.0 if clusters else math.nan
+        far = 0.0 if decidable else widest if clusters else math.nan
         found[int(column)] = Difference(
-            mean=end, low=end, high=end, low_alone=end, high_alone=end, p=1.0, p_adjusted=1.0, p_rank=1.0,
-            clusters=clusters, pairs=pairs, standard_error=end, detectable=math.nan,
-            decidable=clusters > 0 and 2.0 ** (1 - clusters) <= level, identical=clusters > 0,
+            mean=end, low=-far, high=far, low_alone=-far, high_alone=far, p=1.0, p_adjusted=1.0, p_rank=1.0,
+            clusters=clusters, pairs=pairs, standard_error=end, detectable=math.nan, decidable=decidable,
+            identical=clusters > 0,
         )  # fmt: skip
     for block in blocks:
         width = len(block)
@@ -165,7 +176,7 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
             # As in the test: a subset whose differences cancel has mean 0 exactly.
             means = np.sort(np.where(np.abs(total) < 0.6e-11, 0.0, total)[some] / size[some]) * scale[column]
             sides = _Sides(means, flips.count - means.size, flips.count)
-            spread = _Spread.of(s[own, column] * scale[column], n[own, column], widest)
+            spread = spreads[int(column)]
             alone = sides.interval(level, spread, significant=bool(p[column] <= level))
             together = sides.interval(level_each, spread, significant=bool(adjusted[column] <= level))
             rank_sums = np.round(ranks[:, column].sum() - 2 * subsets[:, 2 * width + place], 6)
@@ -180,7 +191,7 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
                 clusters,
                 round(float(n[:, column].sum())),
                 spread.standard_error,
-                spread.detectable(level_each),
+                spread.detectable(level_each) if 2.0 ** (1 - clusters) <= level else math.nan,
                 2.0 ** (1 - clusters) <= level,
                 False,
             )
@@ -301,52 +312,6 @@ class _Flips:
 
 
 @dataclass(frozen=True)
-class _Spread:
-    """The mean of clusters of unequal size, and how precise it is.
-
-    `shrunk` and `shrunk_error` are of the sample with two more average clusters: half of one at each end of the range
-    and one at 0 (Agresti and Min 2005, Simple improved confidence intervals for comparing matched proportions). They
-    know a spread even where all clusters agree.
-    """
-
-    mean: float
-    standard_error: float
-    clusters: int
-    shrunk: float
-    shrunk_error: float
-    widest: float
-
-    @classmethod
-    def of(cls, sums: NDArray[np.float64], counts: NDArray[np.float64], widest: float) -> _Spread:
-        size, num = float(counts.sum()), sums.size
-        mean = float(sums.sum()) / size
-        error = math.nan
-        if num > 1:
-            share = counts / size
-            error = math.sqrt(float(((sums - mean * counts) ** 2 / (1 - share)).sum())) / size
-        reach = widest if math.isfinite(widest) else float(np.abs(sums / counts).max())
-        average = size / num
-        more = size + 2 * average
-        shrunk = float(sums.sum()) / more
-        squares = float(((sums - shrunk * counts) ** 2).sum())
-        squares += average**2 * ((reach - shrunk) ** 2 + (reach + shrunk) ** 2) / 2 + average**2 * shrunk**2
-        return cls(mean, error, num, shrunk, math.sqrt(squares * (num + 2) / (num + 1)) / more, widest)
-
-    def around(self, level: float) -> tuple[float, float]:
-        """The interval of the enlarged sample."""
-        half = t_quantile(1 - level / 2, self.clusters + 1) * self.shrunk_error
-        return self.shrunk - half, self.shrunk + half
-
-    def detectable(self, level: float) -> float:
-        """A true mean that is found 4 times in 5 (Bloom 1995), at least: with the error that the interval uses."""
-        if self.clusters < 2 or not self.standard_error > 0 or not level > 0:
-            return math.nan
-        degrees = self.clusters - 1
-        error = max(self.standard_error, self.shrunk_error)
-        return (t_quantile(1 - level / 2, degrees) + t_quantile(0.8, degrees)) * error
-
-
-@dataclass(frozen=True)
 class _Sides:
     """Means over subsets of the clusters, ascending; `num_empty` subsets hold no pairs; `count` patterns in all."""
 
@@ -354,8 +319,8 @@ class _Sides:
     num_empty: int
     count: int
 
-    def interval(self, level: float, spread: _Spread, *, significant: bool) -> tuple[float, float]:
-        """The differences that the test does not reject, made wider where clusters agree by chance.
+    def interval(self, level: float, spread: Spread, *, significant: bool) -> tuple[float, float]:
+        """The differences that the test does not reject, made wider where clusters may agree by chance.
 
         It excludes 0 exactly if the test is `significant`.
         """
@@ -363,9 +328,10 @@ class _Sides:
         low, high = -math.inf, math.inf
         if skipped >= 0 and level > 0:
             skipped = min(skipped, (self.means.size - 1) // 2)
-            around = spread.around(level)
-            low = min(float(self.means[skipped]), around[0])
-            high = max(float(self.means[-1 - skipped]), around[1])
+            ends = [(float(self.means[skipped]), float(self.means[-1 - skipped])), spread.tail(level)]
+            if spread.ties:
+                ends.append(spread.around(level))
+            low, high = min(end[0] for end in ends), max(end[1] for end in ends)
         low, high = max(low, -spread.widest), min(high, spread.widest)
         if not significant:
             return min(low, 0.0), max(high, 0.0)

@@ -15,11 +15,11 @@ from rwkvbatch.chat.session import TURN_SETTINGS, Identity, Session
 from rwkvbatch.config import RunSettings
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import UsageError
-from rwkvbatch.replay.conversation import PromptEncoder
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.layers import layer_settings
 from rwkvbatch.replay.models import Setup
 from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.prompts import PromptEncoder
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.script.reader import read_scripts
 from tests.chat.test_session import SETTINGS, NamedModel, new_session

@@ -206,7 +206,10 @@ class TestRowsOfAnotherProgram:
             ({"tokens": []}, "tokens must be an object"),
             ({"logprob__sum": float("nan")}, "logprob.sum must be a finite number"),
             ({"timing__total_s": "1"}, "timing.total_s must be a finite number"),
-            ({"checks": [{"kind": "x", "expected": 1, "passed": 1, "score": 1.0}]}, "checks.passed must be true or"),
+            (
+                {"checks": [{"kind": "x", "expected": 1, "passed": 1, "score": 1.0}]},
+                "checks.passed must be true, false or",
+            ),
             ({"checks": [{"kind": "x", "expected": 1, "passed": True, "score": 2.0}]}, "checks.score must be a number"),
             ({"reference": {"text": "x"}}, "KeyError: 'nll'"),
         ],

@@ -197,8 +197,9 @@ def test_a_check_without_a_verdict_is_missing_in_means_and_gates_and_counted(tmp
     make_run(tmp_path / "a", change=unjudged)
     make_run(tmp_path / "b", change=unjudged)
     paths = [str(tmp_path / "a"), str(tmp_path / "b")]
-    analysis = compare(paths, fail_if=["score < 0.5"], metrics=["score", "pass_at_2", "unjudged"])
-    score, passes, counts = analysis.comparisons
+    analysis = compare(paths, fail_if=["score < 0.5"], metrics=["score", "passed", "pass_at_2", "unjudged"])
+    score, passed, passes, counts = analysis.comparisons
+    assert (passed.variant_mean, passed.num_values) == (1.0, 46)
     assert (score.variant_mean, score.num_values) == (1.0, 46)
     assert (passes.num_conversations, counts.variant_mean) == (11, 2.0)
     (gate,) = analysis.gates

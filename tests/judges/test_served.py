@@ -8,10 +8,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import rwkvbatch
 from rwkvbatch.config import RunSettings
 from rwkvbatch.endpoint.client import JUDGE_OPTIONS, Budget, Client, ClientOptions
 from rwkvbatch.errors import UsageError, WorkerError
@@ -253,3 +255,20 @@ def test_a_server_without_a_named_model_is_asked_for_it_at_once() -> None:
     assert source is not None
     with pytest.raises(WorkerError):
         source.check()
+
+
+def test_a_run_asks_the_server_and_a_spent_budget_is_a_missing_score(tmp_path: Path) -> None:
+    script = tmp_path / "s.jsonl"
+    ask_for = [{"role": "user", "content": f"Say {n}.", "expect": {"judge": "Brief."}} for n in range(3)]
+    script.write_text(json.dumps({"id": "c", "messages": ask_for}) + "\n")
+    options: dict[str, Any] = {"out": tmp_path / "run", "max_tokens": 3, "temperature": 0.0, "concurrency": 1}
+    with serving(lambda body: chat("Yes" if "Say 1" in body["messages"][0]["content"] else "No")) as (url, bodies):
+        judge = {"judge_url": url, "judge_model": "grader"}
+        first = rwkvbatch.run(script, max_requests=2, **judge, **options)
+        checks = [row.checks[0] for row in first.rows()]
+        assert [check.passed for check in checks] == [False, True, None]
+        assert "--max-requests allows 2" in (checks[2].detail or "")
+        second = rwkvbatch.run(script, **judge, **options)
+        assert [row.checks[0].passed for row in second.rows()] == [False, True, False]
+    assert len(bodies) == 3
+    assert second.summary.unjudged == 0

@@ -108,6 +108,8 @@ def test_settled_integers_stay(rounding: str) -> None:
         '{"rounding": "int4", "inputs": {"head.weight": -1}}',
         '{"rounding": "int4", "inputs": {"emb.weight": 64}}',
         '{"rounding": "int4", "inputs": 5}',
+        '{"rounding": "int4", "inputs": {}, "fitted": 5}',
+        '{"rounding": "int4", "inputs": {}, "fitted": {"tokens": "many", "texts_sha256": ""}}',
     ],
 )
 def test_a_damaged_description_is_refused(description: str, original: Path, tmp_path: Path) -> None:

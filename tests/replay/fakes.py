@@ -16,11 +16,11 @@ from typing import Any
 from rwkvbatch.config import RunSettings
 from rwkvbatch.engine.request import FinishReason, Reading, Reply, ReplyTiming, Request, Score, closed_history
 from rwkvbatch.errors import RowError
-from rwkvbatch.replay.conversation import PromptEncoder
 from rwkvbatch.replay.grid import Cell, make_cells
 from rwkvbatch.replay.layers import Layered
 from rwkvbatch.replay.models import Setup
 from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.prompts import PromptEncoder
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.results.row import CheckResult, Logprob, Row, RowTiming, TokenCounts
 from rwkvbatch.script.records import Check, Conversation, ReplyFacts, SourceLine, Turn, Verdict

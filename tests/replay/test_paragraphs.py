@@ -11,12 +11,12 @@ import pytest
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.errors import RunMismatchError
 from rwkvbatch.prompt.tokenizer import world_tokenizer
-from rwkvbatch.replay.conversation import PromptEncoder
 from rwkvbatch.replay.grid import make_cells
 from rwkvbatch.replay.layers import layer_settings
 from rwkvbatch.replay.merge import merge
 from rwkvbatch.replay.models import Setup
 from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.prompts import PromptEncoder
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.manifest import CHECKSUM, read_manifest

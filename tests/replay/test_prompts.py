@@ -8,10 +8,11 @@ import pytest
 
 from rwkvbatch.engine.request import Request
 from rwkvbatch.errors import UsageError
-from rwkvbatch.replay.conversation import ConversationReplay, PromptEncoder
+from rwkvbatch.replay.conversation import ConversationReplay
 from rwkvbatch.replay.grid import Cell, make_cells
 from rwkvbatch.replay.layers import layer_settings
 from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.prompts import PromptEncoder
 from rwkvbatch.script.records import Conversation, SourceLine, Turn
 from tests.replay.fakes import ByteTokenizer, pure_reply, pure_score
 

@@ -16,10 +16,11 @@ from benchmarks.race_simulation import simulate
 from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import RowError, UsageError
 from rwkvbatch.replay.api import prepare
-from rwkvbatch.replay.conversation import PromptEncoder, preview
 from rwkvbatch.replay.grid import make_cells
 from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.preview import preview
 from rwkvbatch.replay.progress import Progress
+from rwkvbatch.replay.prompts import PromptEncoder
 from rwkvbatch.replay.race import Draws, Played, Race
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
 from rwkvbatch.script.records import Check, ReplyFacts, Verdict

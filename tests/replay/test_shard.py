@@ -13,8 +13,9 @@ from rwkvbatch.errors import RunDamagedError, RunDirectoryError, RunMismatchErro
 from rwkvbatch.files import OS_FILES
 from rwkvbatch.replay.adaptive import first_round
 from rwkvbatch.replay.api import prepare
-from rwkvbatch.replay.conversation import PromptEncoder, preview
 from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.preview import preview
+from rwkvbatch.replay.prompts import PromptEncoder
 from rwkvbatch.replay.row_index import Member, Shard, read_members, write_members
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.directory import default_directory

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import pytest
 
 from rwkvbatch.errors import ScriptError
-from rwkvbatch.script.native import parse_params
 from rwkvbatch.script.records import Conversation, SourceLine, Turn
+from rwkvbatch.script.shape import parse_params
 from tests.script.writing import assistant, conversation, read, user
 
 FULL: dict[str, Any] = conversation(

@@ -26,7 +26,7 @@ def test_p_is_the_share_of_all_sign_patterns_as_far_from_zero() -> None:
         abs(sum(sign * value for sign, value in zip(signs, values, strict=True))) >= abs(sum(values)) - 1e-12
         for signs in itertools.product((1, -1), repeat=len(values))
     ]
-    assert one(values).p == pytest.approx(sum(far) / len(far))
+    assert one(values, widest=1.0).p == pytest.approx(sum(far) / len(far))
 
 
 @pytest.mark.parametrize("discordant", range(2, 31))
@@ -42,16 +42,24 @@ def test_false_alarms_on_yes_no_outcomes_are_at_most_the_level(discordant: int) 
 @pytest.mark.parametrize("ties", [1, 7, 20])
 def test_conversations_without_a_difference_do_not_change_p(ties: int) -> None:
     outcome = [1.0] * 7 + [-1.0] * 2
-    assert one(outcome + [0.0] * ties).p == pytest.approx(one(outcome).p)
+    assert one(outcome + [0.0] * ties, widest=1.0).p == pytest.approx(one(outcome, widest=1.0).p)
 
 
 @pytest.mark.parametrize("clusters", [5, 8, 14, 20])
 def test_one_more_conversation_for_the_better_is_never_less_significant(clusters: int) -> None:
     for worse in range(3):
         ps = [
-            one([1.0] * n + [-1.0] * worse + [0.0] * (clusters - n - worse)).p for n in range(worse, clusters - worse)
+            one([1.0] * n + [-1.0] * worse + [0.0] * (clusters - n - worse), widest=1.0).p
+            for n in range(worse, clusters - worse)
         ]
         assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(ps))
+
+
+@pytest.mark.parametrize("outcome", [[0.0] * 5, [1.0, 1.0, 1.0, 0.0, 0.0]])
+def test_where_nothing_can_be_decided_the_interval_is_the_whole_range(outcome: list[float]) -> None:
+    found = one(outcome, widest=1.0)
+    assert (found.low, found.high, found.low_alone, found.high_alone) == (-1.0, 1.0, -1.0, 1.0)
+    assert math.isnan(found.detectable)
 
 
 def test_five_conversations_cannot_decide_and_six_can() -> None:

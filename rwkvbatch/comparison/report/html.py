@@ -198,7 +198,7 @@ def as_html(analysis: Analysis) -> str:
     return template.render(
         title=_title(analysis),
         facts=_headline_facts(analysis),
-        conclusion=conclusion(analysis.comparisons),
+        conclusion=_typeset(conclusion)(analysis.comparisons),
         trends=[
             (trend, vars(figure) | {"svg": Markup(figure.svg)})
             for trend, exploratory in trends

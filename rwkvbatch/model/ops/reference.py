@@ -24,11 +24,11 @@ INT4_SCALED_INPUTS = 32
 _PIECE = 1 << 20
 
 
-Block = tuple[Tensor, Tensor]
-"""Integers [out, inputs] and their scale [out, 1], fp32."""
+Rounded = tuple[Tensor, Tensor]
+"""Integers [out, inputs] and their scales [out, groups], fp32; one group in a block."""
 
 
-def _int8_block(block: Tensor) -> Block:
+def _int8_block(block: Tensor) -> Rounded:
     scale = block.abs().amax(1, keepdim=True) / 127
     integers = (block / scale).round().clamp(-127, 127)
     # Zeros, and denormals so small that their scale is zero.
@@ -36,7 +36,7 @@ def _int8_block(block: Tensor) -> Block:
     return integers, scale
 
 
-def _int4_block(block: Tensor) -> Block:
+def _int4_block(block: Tensor) -> Rounded:
     largest = block.gather(1, block.abs().argmax(1, keepdim=True))
     scale = (largest / -8).to(torch.bfloat16).float()
     integers = (block / scale).round().clamp(-8, 7)
@@ -55,7 +55,7 @@ class RoundingRule:
         bytes_per_weight: in memory, with the share of the scale.
     """
 
-    block: Callable[[Tensor], Block]
+    block: Callable[[Tensor], Rounded]
     group: int
     rounds_inputs: bool
     bytes_per_weight: float
@@ -64,7 +64,7 @@ class RoundingRule:
     def input_group(self) -> int | None:
         return self.group if self.rounds_inputs else None
 
-    def integers(self, weight: Tensor) -> Block:
+    def integers(self, weight: Tensor) -> Rounded:
         """Integers [out, in] and scales [out, groups] of a weight [out, in], fp32."""
         blocks = [self.block(part.float()) for part in weight.split(self.group, 1)]
         return torch.cat([integers for integers, _ in blocks], 1), torch.cat([scale for _, scale in blocks], 1)
@@ -280,13 +280,13 @@ class ReferenceOps:
         return ReferenceStep(batch, pool, *(torch.from_numpy(part).to(self.device) for part in parts))
 
     def embed(self, step: ReferenceStep, table: Tensor, norm: Vectors, *, as_input: bool = False) -> Tensor:
-        return _layer_norm(table[step.tokens], norm)
+        return layer_norm(table[step.tokens], norm)
 
     def shift_mix(
         self, step: ReferenceStep, kind: ShiftKind, layer: int, x: Tensor, norm: Vectors, mix: Tensor
     ) -> list[Tensor]:
         carried = step.pool.shifts[0 if kind == "att" else 1, layer]
-        x = _layer_norm(x, norm)
+        x = layer_norm(x, norm)
         previous = torch.roll(x, 1, dims=0)
         previous[step.first_rows] = carried[step.slots]
         carried[step.slots] = x[step.last_rows]
@@ -350,13 +350,14 @@ class ReferenceOps:
         return (normed + bonus.view(num_rows, width)) * g
 
     def head(self, step: ReferenceStep, x: Tensor, norm: Vectors, layer: TorchLinear) -> Tensor:
-        return self._linear(Product(_layer_norm(x[step.outputs], norm), layer))
+        return self._linear(Product(layer_norm(x[step.outputs], norm), layer))
 
     def choose(self, logits: Tensor, batch: SampleBatch) -> Choices:
         return choose(logits, batch)
 
 
-def _layer_norm(x: Tensor, norm: Vectors) -> Tensor:
+def layer_norm(x: Tensor, norm: Vectors) -> Tensor:
+    """Rows [R, C] normed, with weight and bias."""
     return F.layer_norm(x, x.shape[-1:], norm[0], norm[1], eps=LAYER_NORM_EPS)
 
 

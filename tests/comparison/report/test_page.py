@@ -57,6 +57,14 @@ def test_the_same_runs_make_the_same_bytes(tmp_path: Path) -> None:
     assert as_html(analysis) == as_html(analysis)
 
 
+def test_long_labels_break_behind_their_commas_and_the_verdict_has_minus_signs(grid_page: str, tmp_path: Path) -> None:
+    assert "temp=0.3,<wbr>frequency=0.0</th>" in grid_page
+    paths = [str(make_run(tmp_path / name, seed=seed)) for seed, name in enumerate("ab")]
+    (headline,) = re.findall(r'id="verdict">\s*<p>(.*?)</p>', as_html(compare(paths)))
+    assert "-" not in headline
+    assert "\u2212" in headline
+
+
 def _pairs() -> list[tuple[float, float]]:
     return [(t, f) for t in (0.3, 1.0) for f in (0.0, 0.5)]
 

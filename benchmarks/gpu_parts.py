@@ -1,0 +1,251 @@
+"""The parts of `make gpu` that need a GPU: `python benchmarks/gpu_parts.py PART [ARGUMENTS]` prints one JSON object.
+
+Weights are random and made in memory: one layer, which all layers repeat, since speed does not depend on values.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import rwkvbatch
+from rwkvbatch.bench.measure import Figure, figure_of
+from rwkvbatch.bench.verify import verify
+from rwkvbatch.bench.workloads import Clock, Meter, Rates, Workload, decode, prompt, stored_bytes, timed
+from rwkvbatch.model.base import Model, ModelSpec, RaggedBatch
+from rwkvbatch.model.ops.reference import ReferenceOps
+from rwkvbatch.model.random_checkpoint import random_tensors
+from rwkvbatch.model.rwkv7 import Network, Rwkv7Model
+from rwkvbatch.model.strategy import DTYPES
+
+HEAD_SIZE, VOCAB_SIZE = 64, 65536
+ROWS = (1, 8, 32, 128, 320)
+PROMPTS = (32, 1024)
+"""Sequences and tokens of each, of the batch of prompts that other programs' figures are of."""
+ROUNDS = 3
+VERIFIED_SHAPE = "4x1024"
+NEIGHBOURS = (0, 1, 5, 31, 63)
+"""Other sequences in the steps that must not change a sequence's logits."""
+FIXED_ROWS = 64
+
+
+class RepeatedLayers(Mapping[str, Tensor]):
+    """Random weights of a shape, whose layers from the second on are one layer."""
+
+    def __init__(
+        self, num_layers: int, width: int, dtype: torch.dtype = torch.bfloat16, vocab_size: int = VOCAB_SIZE
+    ) -> None:
+        self.num_layers, self.width = num_layers, width
+        self._tensors = random_tensors(min(2, num_layers), width, vocab_size, HEAD_SIZE, dtype=dtype)
+
+    def __getitem__(self, name: str) -> Tensor:
+        part, _, rest = name.partition(".")
+        number, _, inner = rest.partition(".")
+        if part == "blocks" and 1 < int(number) < self.num_layers:
+            name = f"blocks.1.{inner}"
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        for name in self._tensors:
+            if name.startswith("blocks.1."):
+                yield from (f"blocks.{layer}.{name[len('blocks.1.') :]}" for layer in range(1, self.num_layers))
+            else:
+                yield name
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def model_of(tensors: RepeatedLayers, precision: str, *, graphs: bool = True, fixed_rows: int | None = None) -> Model:
+    """The model on the GPU, in `fp32`, `fp16` or `bf16`."""
+    from rwkvbatch.model.ops.cuda import CudaOps
+    from rwkvbatch.model.ops.graphs import GraphedNetwork, cuda_capture
+
+    ops = CudaOps("cuda", DTYPES[precision], fixed_rows)  # pyright: ignore[reportArgumentType]
+    network = Network.build(tensors, tensors.num_layers, ops)
+    spec = spec_of(tensors, precision, "cuda")
+    return Rwkv7Model(GraphedNetwork(network, cuda_capture() if graphs else None), ops, spec)
+
+
+def reference_of(tensors: RepeatedLayers) -> Model:
+    """The model by the reference operations, fp32 on the CPU."""
+    ops = ReferenceOps("cpu")
+    return Rwkv7Model(Network.build(tensors, tensors.num_layers, ops), ops, spec_of(tensors, "fp32", "cpu"))
+
+
+def spec_of(tensors: RepeatedLayers, dtype: str, device: str) -> ModelSpec:
+    heads = tensors.width // HEAD_SIZE
+    return ModelSpec(
+        generation="7",
+        num_layers=tensors.num_layers,
+        width=tensors.width,
+        num_heads=heads,
+        head_size=HEAD_SIZE,
+        vocab_size=tensors["emb.weight"].shape[0],
+        num_parameters=sum(tensors[name].numel() for name in tensors),
+        state_bytes=4 * tensors.num_layers * tensors.width * (2 + HEAD_SIZE),
+        weights_sha256="",
+        path=f"random-{tensors.num_layers}x{tensors.width}",
+        dtype=dtype,
+        backend="reference" if device == "cpu" else "cuda",
+        device=device,
+        bitwise=False,
+    )
+
+
+def weights_of(shape: str, dtype: torch.dtype = torch.bfloat16) -> RepeatedLayers:
+    num_layers, width = map(int, shape.split("x"))
+    return RepeatedLayers(num_layers, width, dtype)
+
+
+def versions() -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "rwkvbatch": rwkvbatch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+    }
+    try:
+        import triton
+
+        found["triton"] = triton.__version__
+    except ImportError:
+        found["triton"] = None
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        found |= {
+            "gpu": properties.name,
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory_gb": round(properties.total_memory / 1e9, 1),
+            "driver": _driver(),
+        }
+    return found
+
+
+def _driver() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout.split("\n")[0]
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def verified(precision: str) -> dict[str, Any]:
+    """`model verify` with graphs and without; ok if both are the same network."""
+    tensors = weights_of(VERIFIED_SHAPE, DTYPES[precision])  # pyright: ignore[reportArgumentType]
+    found: dict[str, Any] = {}
+    for name, graphs in (("with graphs", True), ("without graphs", False)):
+        found[name] = asdict(
+            verify(partial(reference_of, tensors), partial(model_of, tensors, precision, graphs=graphs))
+        )
+    return {"ok": all(each["same"] for each in found.values()), **found}
+
+
+def invariance(model: Model, counts: tuple[int, ...] = NEIGHBOURS) -> dict[str, Any]:
+    """Whether a sequence's logits are the same bits beside other sequences: a prompt and four decode steps."""
+    generator = np.random.default_rng(1)
+    own = generator.integers(1, model.spec.vocab_size, 37).tolist()
+    steps = generator.integers(1, model.spec.vocab_size, 4).tolist()
+    found: list[list[Tensor]] = []
+    for others in counts:
+        pool = model.make_pool(others + 1)
+        for slot in range(others + 1):
+            pool.clear(slot)
+        neighbours = [generator.integers(1, model.spec.vocab_size, 1 + n % 7).tolist() for n in range(others)]
+        parts = [[own, *neighbours], *([[token], *([[7]] * others)] for token in steps)]
+        slots = [others, *range(others)]
+        found.append([model.step(RaggedBatch.of(part, slots), pool)[0].cpu().clone() for part in parts])
+    same = [all(map(torch.equal, found[0], each)) for each in found[1:]]
+    return {"ok": all(same), "same_beside": dict(zip(map(str, counts[1:]), same, strict=True))}
+
+
+def prompts(model: Model, sequences: int, length: int, clock: Clock, weight_bytes: float) -> Workload:
+    """Prompts of several sequences in one step; the size is all their tokens."""
+    one = prompt(model, length)
+    pool = model.make_pool(sequences)
+    tokens = np.random.default_rng(0).integers(1, model.spec.vocab_size, (sequences, length)).tolist()
+
+    def once() -> float:
+        for slot in range(sequences):
+            pool.clear(slot)
+        return timed(clock, model.step, RaggedBatch.of(tokens, range(sequences)), pool)
+
+    name = f"prompts, {sequences} x {length:,} tokens"
+    return Workload(name, "prompt", sequences * length, once, sequences * one.operations, weight_bytes)
+
+
+def speed(
+    model: Model,
+    meter: Meter,
+    rows: tuple[int, ...] = ROWS,
+    prompt_tokens: int = 512,
+    batch: tuple[int, int] = PROMPTS,
+    rounds: int = ROUNDS,
+) -> list[Figure]:
+    """Figures of decode steps, a prompt and a batch of prompts, each with its share of the limit."""
+    clock, weight_bytes = meter.clock, stored_bytes(model.spec)
+    workloads = [decode(model, count, clock, weight_bytes) for count in rows]
+    workloads.append(prompt(model, prompt_tokens, clock, weight_bytes))
+    workloads.append(prompts(model, *batch, clock, weight_bytes))
+    found: list[Figure] = []
+    for workload in workloads:
+        for _ in range(4):  # kernels are compiled, graphs are made
+            workload.once()
+        seconds, rates = list[float](), list[Rates]()
+        for _ in range(rounds):
+            if (possible := meter.measure()) is not None:
+                rates.append(possible)
+            seconds.append(median(workload.once() for _ in range(workload.repeats)))
+        found.append(figure_of(workload, seconds, (), rates))
+    return found
+
+
+def benchmarked(shape: str, precision: str) -> dict[str, Any]:
+    tensors = weights_of(shape)
+    model = model_of(tensors, precision)
+    del tensors
+    weights_gb = torch.cuda.memory_allocated() / 1e9
+    torch.cuda.reset_peak_memory_stats()
+    figures = speed(model, meter := Meter.of(model))
+    return {
+        "ok": True,
+        "figures": [asdict(figure) for figure in figures],
+        "limits": asdict(limits) if (limits := meter.found()) is not None else None,
+        "memory": {"weights_gb": weights_gb, "peak_gb": torch.cuda.max_memory_allocated() / 1e9},
+    }
+
+
+def main(arguments: list[str]) -> None:
+    with torch.no_grad():
+        match arguments:
+            case ["versions"]:
+                found = versions()
+            case ["verify", precision]:
+                found = verified(precision)
+            case ["invariance", precision]:
+                found = invariance(model_of(weights_of(VERIFIED_SHAPE), precision, fixed_rows=FIXED_ROWS))
+            case ["bench", shape, precision]:
+                found = benchmarked(shape, precision)
+            case _:
+                raise SystemExit(f"unknown part: {' '.join(arguments)}")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,216 @@
+"""What rounding each class of matrices costs: one class at a time, and all but one, against the unrounded model.
+
+    python benchmarks/rounding_by_class.py [--model NAME] [--texts FILE ...] [--to int4] [--fit 16384]
+
+Without --texts the dialogues of datasets/ are read, as plain text. Prints for each class the divergence of the
+next-token distributions, how often the likeliest token is the same, and the bytes that the rounding saves of the
+class in bf16: the recipe of `model quantize` (`model/quantised.py`) is to round what saves much and costs little.
+With --fit TOKENS the usual classes are rounded to 4 bits fitted to every other text instead, and that and rounding to
+the nearest are measured on the texts in between.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+
+from rwkvbatch import _native
+from rwkvbatch.bench.damage import Damage, ScoredPart, ScoredText, damage, texts_of_documents
+from rwkvbatch.bench.damage_dialogues import texts_of_dialogues
+from rwkvbatch.engine.engine import Engine
+from rwkvbatch.errors import RwkvBatchError
+from rwkvbatch.model.base import Model
+from rwkvbatch.model.calibration import fitted, pieces
+from rwkvbatch.model.checkpoint import open_checkpoint
+from rwkvbatch.model.load import load_model, resolve_model_path
+from rwkvbatch.model.ops import Activation, Rounding
+from rwkvbatch.model.ops.cpu import CpuModel, CpuOps
+from rwkvbatch.model.ops.reference import ROUNDINGS
+from rwkvbatch.model.rwkv7 import Network
+from rwkvbatch.prompt.vocabulary import tokenizer_of
+from rwkvbatch.replay.api import prepare
+from rwkvbatch.script.documents import read_documents
+
+DATASETS = Path(__file__).resolve().parents[1] / "datasets"
+SCRIPTS = ("memory", "copying", "arithmetic", "styles")
+CLASSES: dict[str, str] = {
+    "att.receptance": r"blocks\.\d+\.att\.receptance\.weight",
+    "att.key": r"blocks\.\d+\.att\.key\.weight",
+    "att.value": r"blocks\.\d+\.att\.value\.weight",
+    "att.output": r"blocks\.\d+\.att\.output\.weight",
+    "ffn.key": r"blocks\.\d+\.ffn\.key\.weight",
+    "ffn.value": r"blocks\.\d+\.ffn\.value\.weight",
+    "head": r"head\.weight",
+    "emb": r"emb\.weight",
+    "low-rank chains": r"blocks\.\d+\.att\.[wavg][12]",
+}
+"""Names of tensors by class."""
+USUAL = tuple(name for name in CLASSES if name not in ("emb", "low-rank chains"))
+"""The classes that `model quantize` rounds."""
+
+
+Recipe = Callable[[str], Rounding | None]
+"""What a tensor is rounded to, by its name."""
+
+
+class RecipeOps(CpuOps):
+    """Native operations that round each linear layer by a recipe, whatever the network says is large."""
+
+    def __init__(self, recipe: Recipe, names: Mapping[int, str], threads: int | None) -> None:
+        super().__init__(threads)
+        self._names, self._recipe = names, recipe
+
+    def linear_layer(
+        self, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none", *, large: bool = False
+    ) -> _native.LinearLayer:
+        self._rounding = self._recipe(self._names[weight.data_ptr()])
+        return super().linear_layer(weight, bias, activation, large=True)
+
+
+@dataclass(frozen=True)
+class Checkpointed:
+    """A checkpoint in memory."""
+
+    tensors: dict[str, Tensor]
+    unrounded: Model
+    threads: int | None
+
+    @classmethod
+    def load(cls, model: str | None, threads: int | None) -> Checkpointed:
+        with open_checkpoint(resolve_model_path(model).path) as checkpoint:
+            tensors = {name: checkpoint[name] for name in checkpoint}
+        return cls(tensors, load_model(model, "cpu", "cpu", threads=threads), threads)
+
+    def rounded(self, recipe: Recipe, weights: Mapping[str, Tensor] | None = None) -> Model:
+        """The model with tensors rounded by the recipe, and their inputs where the rounding says so.
+
+        Args:
+            weights: to be rounded in the place of some of the checkpoint's.
+        """
+        tensors = {**self.tensors, **(weights or {})}
+        if (rounding := recipe("emb.weight")) is not None:
+            tensors["emb.weight"] = ROUNDINGS[rounding].weights(tensors["emb.weight"])
+        names = {tensor.data_ptr(): name for name, tensor in tensors.items()}
+        ops = RecipeOps(recipe, names, self.threads)
+        spec = self.unrounded.spec
+        return CpuModel(Network.build(tensors, spec.num_layers, ops), ops, spec)
+
+    def bytes_saved(self, recipe: Recipe) -> int:
+        """Of weights in bf16."""
+        saved = 0.0
+        for name, tensor in self.tensors.items():
+            if (rounding := recipe(name)) is not None:
+                saved += tensor.numel() * (2 - ROUNDINGS[rounding].bytes_per_weight)
+        return round(saved)
+
+    def fitted(self, model: str | None, texts: list[ScoredText], tokens: int) -> dict[str, Tensor]:
+        """The large matrices in 4 bits fitted to texts, multiplied out."""
+        with open_checkpoint(resolve_model_path(model).path) as checkpoint:
+            cut = pieces((text.parts[0].scored for text in texts), tokens)
+            found = fitted(checkpoint, cut, lambda *_: None)
+            return {name: ROUNDINGS["int4"].multiplied_out(*rounded) for name, rounded in found}
+
+
+def recipe_of(by_class: Mapping[str, Rounding]) -> Recipe:
+    """The recipe that rounds classes."""
+    patterns: dict[re.Pattern[str], Rounding] = {
+        re.compile(CLASSES[name]): rounding for name, rounding in by_class.items()
+    }
+
+    def recipe(name: str) -> Rounding | None:
+        return next((found for pattern, found in patterns.items() if pattern.fullmatch(name)), None)
+
+    return recipe
+
+
+def dialogues(model: Model, names: tuple[str, ...] = SCRIPTS) -> list[ScoredText]:
+    """The dialogues of scripts in datasets/, of which every token after the first counts."""
+    engine = Engine(model, tokenizer=tokenizer_of(model.spec, None))
+    plan = prepare([DATASETS / f"{name}.jsonl" for name in names], preset="greedy", history="gold").plan
+    found: list[ScoredText] = []
+    for text in texts_of_dialogues(engine, plan, model.spec.weights_sha256):
+        last = text.parts[-1]
+        found.append(ScoredText(text.id, (ScoredPart((0,), (*last.prefix, *last.scored)),)))
+    return found
+
+
+def texts_of(arguments: argparse.Namespace, model: Model) -> list[ScoredText]:
+    if not arguments.texts:
+        return dialogues(model)
+    encode = tokenizer_of(model.spec, None).encode
+    return texts_of_documents(read_documents(arguments.texts).conversations, encode)
+
+
+def variants(rounding: Rounding) -> dict[str, dict[str, Rounding]]:
+    """What is rounded to what, by the name of the measurement."""
+    usual: dict[str, Rounding] = dict.fromkeys(USUAL, rounding)
+    found: dict[str, dict[str, Rounding]] = {f"only {name}": {name: rounding} for name in CLASSES}
+    found |= {f"usual, not {left}": {name: rounding for name in USUAL if name != left} for left in USUAL}
+    found |= {"usual": usual, "usual and low-rank chains": {**usual, "low-rank chains": rounding}}
+    if rounding == "int4":
+        fine: Rounding = "w8a8"
+        found["usual, head in w8a8"] = {**usual, "head": fine}
+        found["usual, head and chains w8a8"] = {**usual, "head": fine, "low-rank chains": fine}
+    found["all"] = dict.fromkeys(CLASSES, rounding)
+    return found
+
+
+def line(name: str, found: Damage, saved: int) -> str:
+    kl = found.divergence
+    interval = "" if kl.low is None else f"({kl.low:.5f} to {kl.high:.5f})"
+    return (
+        f"{name:26} KL {kl.mean:.5f} {interval:22} 99 % {found.divergence_tail:.4f}  same token "
+        f"{found.same_token.mean:.2%}  perplexity x {found.perplexity_ratio.mean:.4f}  saves {saved / 1e6:,.2f} MB"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=None, help="the bundled one unless given")
+    parser.add_argument("--texts", nargs="+", default=[])
+    parser.add_argument("--to", choices=("int8", "w8a8", "int4"), default="int4")
+    parser.add_argument("--fit", type=int, default=0, metavar="TOKENS", help="measure fitting to so many tokens")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--limit", type=int, default=None, help="texts")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    rounding = cast("Rounding", arguments.to)
+    try:
+        checkpoint = Checkpointed.load(arguments.model, arguments.threads)
+        texts = texts_of(arguments, checkpoint.unrounded)[: arguments.limit]
+        results: dict[str, dict[str, object]] = {}
+
+        def measure(name: str, recipe: Recipe, held: list[ScoredText], weights: dict[str, Tensor]) -> None:
+            found = damage(checkpoint.unrounded, checkpoint.rounded(recipe, weights), held)
+            saved = checkpoint.bytes_saved(recipe)
+            results[name] = {**asdict(found), "bytes_saved": saved}
+            print(line(name, found, saved), file=sys.stderr if arguments.json else sys.stdout, flush=True)
+
+        if arguments.fit:
+            usual = recipe_of(variants("int4")["usual"])
+            weights = checkpoint.fitted(arguments.model, texts[::2], arguments.fit)
+            measure("held out, to the nearest", usual, texts[1::2], {})
+            measure("held out, fitted", usual, texts[1::2], weights)
+        else:
+            for name, by_class in variants(rounding).items():
+                measure(name, recipe_of(by_class), texts, {})
+    except RwkvBatchError as error:
+        raise SystemExit(f"error: {error}") from None
+    if arguments.json:
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()

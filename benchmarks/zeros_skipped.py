@@ -1,0 +1,121 @@
+"""Steps that skip the weights whose inputs are zero, against steps that read all weights.
+
+Both in one process with the same random checkpoint, in which `--sparsity` is the share of the inputs of `ffn.value`
+that are zero, in turns; first their logits are compared bit for bit. Prints for each number of rows how much was not
+read, the median times, and the median, the least and the greatest ratio of the rounds.
+
+    python benchmarks/zeros_skipped.py [--shape 24x2048] [--sparsity 0.75] [--strategy "cpu bf16"] [--rows 1 2 3]
+        [--threads 2] [--rounds 15] [--cpu-time]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from rwkvbatch.bench.measure import write_random
+from rwkvbatch.bench.workloads import native_ops
+from rwkvbatch.model.base import FloatArray, Model, RaggedBatch
+from rwkvbatch.model.load import load_model
+from rwkvbatch.model.ops.cpu import CpuOps
+
+Clock = Callable[[], float]
+
+STEPS = 4
+"""Steps of one turn, of which the fastest counts; one more before them is not timed."""
+
+
+class Steps:
+    """Decode steps of random tokens over a pool of states."""
+
+    def __init__(self, model: Model, rows: int) -> None:
+        self._model, self._pool, self._rows = model, model.make_pool(rows), rows
+        self.restart()
+
+    def restart(self) -> None:
+        self._tokens = np.random.default_rng(self._rows)
+        for slot in range(self._rows):
+            self._pool.clear(slot)
+
+    def seconds(self, clock: Clock) -> float:
+        tokens = self._tokens.integers(1, self._model.spec.vocab_size, self._rows)
+        batch = RaggedBatch.of([[int(token)] for token in tokens], range(self._rows))
+        started_s = clock()
+        self._logits = self._model.step(batch, self._pool)
+        return clock() - started_s
+
+    def logits(self) -> FloatArray:
+        """Logits of three steps from the empty state."""
+        self.restart()
+        found = []
+        for _ in range(3):
+            self.seconds(time.perf_counter)
+            found.append(self._logits.numpy().copy())
+        return np.concatenate(found)
+
+
+def turn(ops: CpuOps, steps: Steps, clock: Clock, skip: bool) -> float:
+    """Seconds of a step that skips zeros, or reads all weights."""
+    ops.native.set_sparse(skip)
+    steps.seconds(clock)
+    return min(steps.seconds(clock) for _ in range(STEPS))
+
+
+def measured(model: Model, ops: CpuOps, rows: int, rounds: int, clock: Clock) -> str:
+    """One line of the table.
+
+    Raises:
+        AssertionError: logits differ.
+    """
+    steps = Steps(model, rows)
+    ops.native.set_sparse(False)
+    expected = steps.logits()
+    ops.native.set_sparse(True)
+    assert np.array_equal(steps.logits().view(np.int32), expected.view(np.int32)), "logits differ"
+    before = ops.native.skipped_bytes
+    steps.seconds(clock)
+    skipped = ops.native.skipped_bytes - before
+    read_s, skip_s, ratios = [], [], []
+    for _ in range(rounds):
+        read_s.append(turn(ops, steps, clock, skip=False))
+        skip_s.append(turn(ops, steps, clock, skip=True))
+        ratios.append(read_s[-1] / skip_s[-1])
+    return (
+        f"{rows} row{'s' if rows > 1 else ' '}  skipped {skipped / 1e6:,.0f} of {ops.step_bytes / 1e6:,.0f} MB  "
+        f"all read {median(read_s) * 1e3:.2f} ms, skipped {median(skip_s) * 1e3:.2f} ms, "
+        f"{median(ratios):.3f} times ({min(ratios):.3f} to {max(ratios):.3f})"
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="24x2048")
+    parser.add_argument("--sparsity", type=float, default=0.75)
+    parser.add_argument("--strategy", default="cpu bf16")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--cpu-time", action="store_true", help="processor time of one thread, on a busy machine")
+    given = parser.parse_args()
+    clock = time.thread_time if given.cpu_time else time.perf_counter
+    with tempfile.TemporaryDirectory() as folder:
+        load = partial(load_model, strategy=given.strategy, threads=1 if given.cpu_time else given.threads)
+        model = load(write_random(given.shape, Path(folder), given.sparsity))
+    ops = native_ops(model)
+    assert ops is not None, "only the native operations skip zeros"
+    threads = f"{ops.threads} thread{'s' if ops.threads > 1 else ''}"
+    print(f"{given.shape}, {given.sparsity:.0%} zeros, {given.strategy}, {ops.isa}, {threads}")
+    for rows in given.rows:
+        print(measured(model, ops, rows, given.rounds, clock), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""`rwkvbatch model quantize`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from rwkvbatch.cli.exits import message
+from rwkvbatch.cli.options import AdapterOption, Force, QuietOption, option
+from rwkvbatch.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rwkvbatch.model.checkpoint import Checkpoint
+    from rwkvbatch.model.quantised import Fit
+    from rwkvbatch.model.tensor_file import Entry, OnWritten
+
+QUANTIZE_EPILOG = """[bold]Examples[/]
+
+  rwkvbatch model quantize NAME name-int4.safetensors
+
+  rwkvbatch model quantize NAME name-int4.safetensors --calibrate texts/
+
+  rwkvbatch model quantize NAME name-w8a8.safetensors --to w8a8
+
+  rwkvbatch model damage name-int4 --against NAME --texts other-texts/
+"""
+
+FEWEST_TOKENS, MOST_TOKENS = 256, 4_194_304
+
+
+def quantize_command(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Checkpoint of RWKV-7, of any form.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .safetensors.")],
+    to: Annotated[Literal["w8a8", "int4"], option("--to", "8 bits a weight, or 4.")] = "int4",
+    calibrate: Annotated[
+        list[str] | None,
+        option("--calibrate", "Fit int4 to texts: text files, JSON lines, folders; may be repeated.", "FILE"),
+    ] = None,
+    calibrate_tokens: Annotated[
+        int, option("--calibrate-tokens", "Tokens of them, at most.", "N", min=FEWEST_TOKENS, max=MOST_TOKENS)
+    ] = 32768,
+    vocab: Annotated[str | None, option("--vocab", "Vocabulary of --calibrate: a file, or world.", "FILE")] = None,
+    adapter: AdapterOption = "none",
+    force: Force = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a checkpoint whose large matrices are rounded to 8 or 4 bits; it loads without the original.
+
+    Its strategy on the CPU is the same without --strategy: what the file is rounded to. With --calibrate the errors of
+    rounding are fed back to weights that are not rounded yet, by the second moments of the inputs that texts give
+    (GPTQ). Take texts of the kind that the model is for, and others for model damage.
+    """
+    from rwkvbatch.model.adapters import parse_adapter
+    from rwkvbatch.model.base import is_rwkv7
+    from rwkvbatch.model.checkpoint import open_checkpoint
+    from rwkvbatch.model.load import resolve_model_path
+    from rwkvbatch.model.quantised import fit_of, quantised, rounding_of
+    from rwkvbatch.model.safetensors import check_tensor_target, save_entries
+    from rwkvbatch.prompt.vocabulary import METADATA_KEY
+
+    if output.suffix != ".safetensors":
+        raise UsageError(f"the name of a quantised file must end in .safetensors, got {str(output)!r}")
+    if calibrate and to != "int4":
+        raise UsageError(
+            f"--calibrate is for --to int4; got --to {to}", hint="in 8 bits there is next to nothing to gain"
+        )
+    if vocab is not None and not calibrate:
+        raise UsageError("--vocab belongs to --calibrate, which is not given")
+    check_tensor_target(output, replace=force)
+    with open_checkpoint(resolve_model_path(source).path, parse_adapter(adapter)) as checkpoint:
+        if not is_rwkv7(checkpoint.architecture):
+            raise UsageError(f"{source} is RWKV-{checkpoint.architecture.generation}; only RWKV-7 is quantised")
+        before = rounding_of(checkpoint.file.metadata)
+        if before is not None and (before != to or calibrate):
+            again = "fitting it" if before == to else f"rounding it again to {to}"
+            raise UsageError(
+                f"{source} is quantised already, to {before}; {again} would add to the loss",
+                hint="give the unquantised checkpoint",
+            )
+        fitted, fit = None, fit_of(checkpoint.file.metadata)
+        if calibrate:
+            fitted, fit = _fitted(checkpoint, calibrate, calibrate_tokens, vocab, quiet=quiet)
+        entries, metadata = quantised(checkpoint.rounded(None), to, fitted, fit)
+        declared = {} if checkpoint.vocabulary is None else {METADATA_KEY: checkpoint.vocabulary}
+        with written_bar(output, entries, quiet=quiet) as on_written:
+            save_entries(output, entries, metadata={**declared, **metadata}, replace=force, on_written=on_written)
+        size = checkpoint.file.num_bytes
+    from rwkvbatch.cli.views import size_text
+
+    written = output.stat().st_size
+    how = f"{to}, fitted to {fit.tokens:,} tokens" if fit is not None else to
+    message(f"wrote {output}, {how}, {size_text(written)}, {written / size:.0%} of the original", quiet=quiet)
+
+
+def _fitted(
+    checkpoint: Checkpoint, paths: list[str], limit: int, vocab: str | None, *, quiet: bool
+) -> tuple[dict[str, Tensor], Fit]:
+    """The large matrices as the file has them, fitted to texts."""
+    from rwkvbatch.cli.views import progress_bar
+    from rwkvbatch.model.calibration import fitted, pieces
+    from rwkvbatch.model.checkpoint import describe
+    from rwkvbatch.model.quantised import Fit, packed
+    from rwkvbatch.prompt.vocabulary import tokenizer_of
+    from rwkvbatch.script.documents import read_documents
+
+    tokenizer = tokenizer_of(describe(checkpoint), vocab)
+    turns = (document.turns[0] for document in read_documents(paths).conversations)
+    texts = pieces((tokenizer.encode(turn.user + (turn.reference or "")) for turn in turns), limit)
+    count = sum(map(len, texts))
+    if count < FEWEST_TOKENS:
+        raise UsageError(
+            f"--calibrate needs at least {FEWEST_TOKENS:,} tokens, the texts have {count:,}", hint="give more texts"
+        )
+    digest = hashlib.sha256(" ".join(str(token) for text in texts for token in text).encode()).hexdigest()
+    with progress_bar(f"fitting to {count:,} tokens", quiet=quiet) as shown:
+        made = {name: packed(*rounded, "int4") for name, rounded in fitted(checkpoint, texts, shown)}
+    return made, Fit(count, digest)
+
+
+@contextmanager
+def written_bar(output: Path, entries: Mapping[str, Entry], *, quiet: bool) -> Generator[OnWritten]:
+    """A bar of the bytes of `entries` that are written."""
+    from rwkvbatch.cli.views import progress_bar
+
+    whole = sum(entry.num_bytes for entry in entries.values())
+    with progress_bar(f"writing {output.name}", quiet=quiet, of_bytes=True) as shown:
+        yield lambda done: shown(done, whole)

@@ -1,0 +1,255 @@
+"""From the messages of a conversation, whatever their form, to its turns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from rwkvbatch.script.checks import parse_checks
+from rwkvbatch.script.choices import MAX_CHOICES, MIN_CHOICES, Choice, find_choice
+from rwkvbatch.script.records import Probe, SourceLine, Turn, is_array, is_object, refuse, shown, type_name
+from rwkvbatch.script.shape import Shape, parse_params
+from rwkvbatch.script.tools import RESULT_PREFIX, calls_text, read_calls
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of any form; what belongs to the reply is not parsed yet. `reply_prefix` is one of the params.
+
+    A message of the role `tool` is the result of a call, the content of an assistant message with `tool_calls` what is
+    said before them. `where` names the message in its line, such as `messages[2]`.
+    """
+
+    role: Role
+    content: str
+    where: str
+    expect: Any = None
+    params: Mapping[str, Any] | None = None
+    reply_prefix: str | None = None
+    choices: Any = None
+    generate: bool | None = None
+    probes: Any = None
+    tool_calls: Any = None
+    tool_call_id: str | None = None
+
+
+OF_THE_REPLY = frozenset({"expect", "params", "reply_prefix", "choices", "generate", "probes"})
+"""Keys of a user or tool message that are about the reply that it asks for."""
+
+
+def to_turns(
+    messages: Sequence[Message], source: SourceLine, standing: Any = None, begins: str | None = None
+) -> tuple[str | None, tuple[Turn, ...]]:
+    """The system message, if any, and the turns; `standing` are the probes that are asked after every turn.
+
+    Every user message begins a turn; an assistant message right after it is the turn's reference. Of two user messages
+    in a row the first is a turn without a reference. Tool messages in a row are one turn.
+
+    Args:
+        begins: what every reply begins with unless its message says so, or its reference does not begin so: where tools
+            are called.
+    """
+    system: str | None = None
+    turns: list[Turn] = []
+    probes: list[tuple[int, Any, str]] = []
+    for at, message in enumerate(_as_text(messages, source)):
+        where = message.where
+        if message.role != "user":
+            for key in sorted(OF_THE_REPLY):
+                if getattr(message, key) is not None:
+                    refuse(source, f"{where}: `{key}` must be in the user message that asks for the reply", "move it")
+        if message.role == "system":
+            if at:
+                refuse(source, f"{where}: a system message may only be the first", "join it with the first message")
+            system = message.content
+        elif message.role == "user":
+            if message.probes is not None:
+                probes.append((len(turns), message.probes, f"{where}.probes"))
+            turns.append(_turn(message, source))
+        elif not turns:
+            hint = "begin with a user message, or give an initial exchange with `--prelude`"
+            refuse(source, f"{where}: an assistant message needs a user message before it", hint)
+        elif turns[-1].reference is not None:
+            refuse(source, f"{where}: two assistant messages in a row", "join them, or put a user message between")
+        else:
+            turns[-1] = replace(turns[-1], reference=message.content)
+    if not turns:
+        refuse(source, "has no user message, so there is nothing to reply to", "add a message of role user")
+    if begins is not None:
+        turns = [_beginning(turn, begins) for turn in turns]
+    for number, turn in enumerate(turns):
+        check_needs(turn, source, f"turn {number}")
+    if standing is not None:
+        probes += [(number, standing, "probes") for number in range(len(turns))]
+    return system, (*turns, *_read_probes(probes, len(turns), system is not None, source))
+
+
+def _as_text(messages: Sequence[Message], source: SourceLine) -> list[Message]:
+    """The messages with tool calls as text of the reply, and their results as a user message."""
+    found: list[Message] = []
+    ids: tuple[str | None, ...] = ()
+    results: list[Message] = []
+
+    def end_results() -> None:
+        if results:
+            # In the order of the calls, which is all that tells results apart.
+            ordered = sorted(results, key=lambda one: ids.index(one.tool_call_id) if one.tool_call_id in ids else 0)
+            content = RESULT_PREFIX + "\n".join(one.content for one in ordered)
+            found.append(replace(results[-1], role="user", content=content, tool_call_id=None))
+            results.clear()
+
+    for message in messages:
+        where = message.where
+        if message.tool_calls is not None and message.role != "assistant":
+            refuse(source, f"{where}.tool_calls: must be in an assistant message", "move it")
+        if message.role != "tool":
+            end_results()
+            if message.tool_calls is not None:
+                calls, ids = read_calls(message.tool_calls, source, f"{where}.tool_calls")
+                text = "\n".join(filter(None, (message.content.strip(), calls_text(calls))))
+                message = replace(message, content=text, tool_calls=None)
+            elif message.role == "assistant":
+                ids = ()
+            found.append(message)
+            continue
+        if not any(earlier.role == "user" for earlier in found):
+            refuse(source, f"{where}: a tool message is the result of a call, and there is none before it", "move it")
+        if message.tool_call_id is not None and any(ids) and message.tool_call_id not in ids:
+            known = ", ".join(shown(name) for name in ids if name)
+            refuse(
+                source, f"{where}.tool_call_id: {shown(message.tool_call_id)} is of no call before it", f"it is {known}"
+            )
+        if results and any(getattr(results[-1], key) is not None for key in OF_THE_REPLY):
+            hint = "the reply comes after all of them: move it to the last one"
+            refuse(source, f"{results[-1].where}: asks for a reply, and another tool message follows", hint)
+        results.append(message)
+    end_results()
+    return found
+
+
+def _beginning(turn: Turn, begins: str) -> Turn:
+    """The turn with a reply that begins with `begins`, unless its message or its reference says another beginning."""
+    is_other = turn.reference is not None and not turn.reference.startswith(begins)
+    if "reply_prefix" in turn.params or turn.choices:
+        return turn
+    return replace(turn, params={**turn.params, "reply_prefix": "" if is_other else begins})
+
+
+def _turn(message: Message, source: SourceLine) -> Turn:
+    """The turn that a user message begins."""
+    where = message.where
+    checks = () if message.expect is None else parse_checks(message.expect, source, f"{where}.expect")
+    params = _turn_params(message, source)
+    choices = () if message.choices is None else parse_choices(message.choices, source, f"{where}.choices")
+    if message.generate is not None and not choices:
+        refuse(source, f"{where}: `generate` belongs to `choices`, and there are none", "leave it out")
+    return Turn(message.content, None, checks, params, choices, generate=not choices or bool(message.generate))
+
+
+def check_needs(turn: Turn, source: SourceLine, where: str) -> None:
+    """Refuse checks that lack the reference or the choices that they compare with."""
+    names = [choice.name for choice in turn.choices]
+    for check in turn.checks:
+        if check.needs_reference and turn.reference is None:
+            hint = "add the assistant message that the reply is compared with"
+            refuse(source, f"{where}: the check {check.kind!r} needs a reference reply", hint)
+        for wanted in check.choices:
+            if not names:
+                hint = 'add `"choices": ["...", "..."]` to the user message'
+                refuse(source, f"{where}: the check {check.kind!r} needs choices", hint)
+            try:
+                find_choice(names, wanted)
+            except KeyError:
+                some = ", ".join(map(shown, names[:8])) + (", ..." if len(names) > 8 else "")
+                hint = f"they are {some}; an index counts from 0, to {len(names) - 1}"
+                refuse(source, f"{where}: the check {check.kind!r} names no choice of the turn: {shown(wanted)}", hint)
+
+
+def parse_choices(raw: Any, source: SourceLine, where: str = "choices") -> tuple[Choice, ...]:
+    """The `choices` of a message: an array of texts, which are their own names, or an object of names and texts."""
+    if is_object(raw):
+        pairs = list(raw.items())
+    elif is_array(raw):
+        pairs = [(text.strip() if isinstance(text, str) else "", text) for text in raw]
+    else:
+        hint = 'write ["Paris", "Rome"], or {"A": "Paris", "B": "Rome"}'
+        refuse(
+            source, f"{where}: must be an array of texts or an object of names and texts, got {type_name(raw)}", hint
+        )
+    if not MIN_CHOICES <= len(pairs) <= MAX_CHOICES:
+        refuse(source, f"{where}: must be {MIN_CHOICES} to {MAX_CHOICES:,} choices, got {len(pairs):,}")
+    texts: dict[str, str] = {}
+    for at, (name, text) in enumerate(pairs):
+        place = f"{where}[{at}]" if is_array(raw) else f"{where}.{shown(name)}"
+        if not isinstance(text, str):
+            refuse(source, f"{place}: must be a text, got {type_name(text)}")
+        if not text.strip():
+            refuse(source, f"{place}: is empty, so it has no likelihood", "remove it, or write what the reply would be")
+        if not name.strip():
+            refuse(source, f"{place}: its name is empty", "name it, such as A")
+        if (other := texts.setdefault(" ".join(text.split()), place)) != place:
+            refuse(source, f"{place}: is the same text as {other}", "remove one of the two")
+    return tuple(Choice(name, text) for name, text in pairs)
+
+
+class _Probe(Shape):
+    content: str
+    expect: Any = None
+    params: dict[str, Any] | None = None
+    choices: Any = None
+    generate: bool | None = None
+    reply_prefix: str | None = None
+    reference: str | None = None
+    since: int | Literal["system"] = 0
+
+
+def _read_probes(
+    given: Sequence[tuple[int, Any, str]], num_turns: int, has_system: bool, source: SourceLine
+) -> list[Turn]:
+    """The turns of `probes`, each with the number of its turn and its place in the line, in the order of the dialogue.
+
+    A probe of the conversation is asked after every turn from `since` on.
+    """
+    found: list[Turn] = []
+    count = dict.fromkeys(range(num_turns), 0)
+    for after, raw, where in sorted(given, key=lambda item: item[0]):
+        if not is_array(raw) or not raw:
+            got = "none" if is_array(raw) else type_name(raw)
+            refuse(
+                source, f"{where}: must be an array of probes, got {got}", 'write [{"content": "...", "expect": ...}]'
+            )
+        for at, item in enumerate(raw):
+            place = f"{where}[{at}]"
+            one = _Probe.read(item, source, place)
+            if one.since == "system" and not has_system:
+                refuse(source, f"{place}.since: there is no system message", "name the turn that says it, from 0 up")
+            since = -1 if one.since == "system" else one.since
+            latest = num_turns - 1 if where == "probes" else after
+            if not -1 <= since <= latest or one.since == -1:
+                hint = "turns count from 0; since is the turn that says what the probe asks about"
+                refuse(source, f'{place}.since: must be a turn from 0 to {latest}, or "system"; got {since}', hint)
+            if since > after:
+                continue
+            own = (one.expect, one.params, one.reply_prefix, one.choices, one.generate)
+            message = Message("user", one.content, place, *own)
+            turn = replace(_turn(message, source), reference=one.reference, probe=Probe(after, count[after], since))
+            check_needs(turn, source, place)
+            found.append(turn)
+            count[after] += 1
+    return found
+
+
+def _turn_params(message: Message, source: SourceLine) -> Mapping[str, Any]:
+    """The params of the reply that a user message asks for, its `reply_prefix` among them."""
+    where = f"{message.where}.params"
+    params = parse_params(message.params or {}, source, where)
+    if "bos" in params:
+        refuse(source, f"{where}.bos: token 0 is read before the conversation", "move it to the conversation's params")
+    if message.reply_prefix is None:
+        return params
+    if "reply_prefix" in params:
+        refuse(source, f"{message.where}: has reply_prefix beside its content and in its params", "keep one of the two")
+    return {**params, "reply_prefix": message.reply_prefix}

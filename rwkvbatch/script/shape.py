@@ -1,0 +1,114 @@
+"""What all forms of a script share: objects with known keys, ids, tags, and the settings of conversations and turns."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rwkvbatch.config import DialoguePrompt, Sampling, Stopping
+from rwkvbatch.errors import UsageError
+from rwkvbatch.script.records import SourceLine, is_object, refuse, refuse_unknown_keys, shown, type_name
+from rwkvbatch.setting import Settings
+from rwkvbatch.setting_names import ALIASES, with_full_names
+
+MAX_ID_LENGTH = 200
+
+
+class Shape(BaseModel):
+    """A JSON object of a line, with strict types.
+
+    `lenient` shapes belong to forms that others define: unknown keys are ignored unless they resemble a known one.
+    """
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+    lenient: ClassVar[bool] = False
+    also_known: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    @cache
+    def known_keys(cls) -> frozenset[str]:
+        return cls.also_known.union(field.alias or name for name, field in cls.model_fields.items())
+
+    @classmethod
+    def read(cls, value: Any, source: SourceLine, where: str = "") -> Self:
+        """`value` as this shape."""
+        if not is_object(value):
+            refuse(source, f"{where}: must be an object, got {type_name(value)}")
+        refuse_unknown_keys(value, cls.known_keys(), source, where, close_only=cls.lenient)
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+            reason = _REASONS.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
+            got = "" if first["type"] == "missing" else f", got {shown(first['input'])}"
+            refuse(source, f"{place.removeprefix('.')}: {reason}{got}")
+
+
+_REASONS = {
+    "missing": "is missing",
+    "string_type": "must be a string",
+    "list_type": "must be an array",
+    "dict_type": "must be an object",
+}
+
+
+_BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def _is_printable(character: str) -> bool:
+    """Whether it is text: spaces of all widths and joiners are (which `str.isprintable` denies), controls are not."""
+    if character.isprintable():
+        return True
+    return unicodedata.category(character) in ("Zs", "Cf") and character not in _BIDI_CONTROLS
+
+
+def read_id(given: str | None, default: str, source: SourceLine, key: str = "id") -> str:
+    """The id of a conversation. Ids are never used as file names, so `/` and `..` are allowed."""
+    if given is None:
+        return default
+    if not 0 < len(given) <= MAX_ID_LENGTH or not all(map(_is_printable, given)) or given != given.strip():
+        hint = f"an id has 1 to {MAX_ID_LENGTH} printable characters and no space at its ends"
+        refuse(source, f"{key}: cannot be an id: {shown(given)}", hint)
+    return given
+
+
+def read_tags(given: Sequence[str], source: SourceLine) -> tuple[str, ...]:
+    """Tags without repetition, in their order; the same texts as ids."""
+    return tuple(dict.fromkeys(read_id(tag, "", source, "tags") for tag in given))
+
+
+SEED = "seed"
+_RECORDS: tuple[type[Settings], ...] = (Sampling, Stopping, DialoguePrompt)
+SWITCHES = frozenset({"bos"})
+"""Settings that may be given as true or false."""
+PARAM_NAMES = frozenset({SEED, *ALIASES}.union(*(record.model_fields for record in _RECORDS)))
+
+
+def parse_params(raw: Mapping[str, Any], source: SourceLine, where: str = "params") -> Mapping[str, Any]:
+    """Validated overrides: fields of `config.Sampling`, `Stopping` and `DialoguePrompt`, by any name, and `seed`."""
+    refuse_unknown_keys(raw, PARAM_NAMES, source, where)
+    for name, value in raw.items():
+        if isinstance(value, bool) and name not in SWITCHES:
+            refuse(source, f"{where}.{name}: must not be a boolean, got {str(value).lower()}")
+        if name in ALIASES and ALIASES[name] in raw:
+            refuse(source, f"{where}: {name} and {ALIASES[name]} are one setting", "leave one of the two out")
+    raw = with_full_names(raw)
+    found: dict[str, Any] = {}
+    for record in _RECORDS:
+        given = {name: value for name, value in raw.items() if name in record.model_fields}
+        try:
+            parsed = record.parse(given, where=where)
+        except UsageError as error:
+            refuse(source, error.message, "see `docs/scripts.md` for the settings a conversation may have")
+        found |= {name: getattr(parsed, name) for name in given}
+    if SEED in raw:
+        seed = raw[SEED]
+        if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+            refuse(source, f"{where}.seed: must be an integer of at most 64 bits, got {shown(seed)}")
+        found[SEED] = seed
+    return found

@@ -1,0 +1,118 @@
+"""The check `judge`: its values, its verdict from a ruling, and combinations with a missing one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rwkvbatch.cli.app import invoke
+from rwkvbatch.errors import ScriptError
+from rwkvbatch.script.checks import judge_all, parse_checks
+from rwkvbatch.script.checks.judged import MAX_RUBRIC, NOT_ASKED, Rubric
+from rwkvbatch.script.lint import lint
+from rwkvbatch.script.reader import read_scripts
+from rwkvbatch.script.records import ReplyFacts, Ruling, SourceLine, Verdict
+
+HERE = SourceLine("s.jsonl", 3)
+KIND = {"judge": "Kind."}
+
+
+def verdict(expect: Any, passed: bool | str | None = "not asked", reply: str = "Hello elm") -> Verdict:
+    checks = parse_checks(expect, HERE)
+    rulings = {} if passed == "not asked" else {Rubric("Kind."): Ruling(passed, "so it is", "j#1")}  # type: ignore[arg-type]
+    return judge_all(checks, ReplyFacts(reply, "stop", 3, rulings=rulings))
+
+
+@pytest.mark.parametrize(
+    ("expect", "named"),
+    [
+        ({"judge": ""}, "must be a rubric"),
+        ({"judge": ["Kind."]}, "must be a rubric"),
+        ({"judge": "x" * (MAX_RUBRIC + 1)}, "at most 10,000 characters"),
+        ({**KIND, "votes": 2}, r"odd number in \[1, 99\]"),
+        ({**KIND, "votes": 0}, "odd number"),
+        ({**KIND, "votes": -1}, "odd number"),
+        ({**KIND, "votes": 101}, "odd number"),
+        ({**KIND, "votes": 3.0}, "odd number"),
+        ({**KIND, "votes": True}, "odd number"),
+        ({**KIND, "context": "all"}, "one of turn, dialogue"),
+        ({**KIND, "reference": "yes"}, "true or false"),
+        ({**KIND, "vote": 3}, "unknown key 'vote'"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_place(expect: dict[str, Any], named: str) -> None:
+    with pytest.raises(ScriptError, match=f"^s.jsonl:3: .*{named}"):
+        parse_checks(expect, HERE)
+
+
+def test_what_the_judge_sees_is_part_of_the_rubric() -> None:
+    (check,) = parse_checks({"judge": " Kind. ", "votes": 5, "context": "dialogue", "reference": True}, HERE)
+    assert check.rubrics == (Rubric("Kind.", 5, "dialogue", True),)
+    assert check.needs_reference
+    nested = parse_checks({"any": [{"all": [KIND, {"contains": "x"}]}, {"not": {"judge": "Rude."}}]}, HERE)
+    assert nested[0].rubrics == (Rubric("Kind."), Rubric("Rude."))
+
+
+def test_a_rubric_with_a_reference_needs_one(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    turn = {"role": "user", "content": "Hi", "expect": {**KIND, "reference": True}}
+    path.write_text(json.dumps({"messages": [turn]}) + "\n")
+    with pytest.raises(ScriptError, match="needs a reference reply"):
+        read_scripts([str(path)])
+
+
+@pytest.mark.parametrize(
+    ("expect", "passed", "found"),
+    [
+        (KIND, True, (True, 1.0)),
+        (KIND, False, (False, 0.0)),
+        (KIND, None, None),
+        (KIND, "not asked", None),
+        ({"not": KIND}, False, (True, 1.0)),
+        ({"not": KIND}, None, None),
+        ({"all": [KIND, {"contains": "elm"}]}, None, None),
+        ({"all": [KIND, {"contains": "fir"}]}, None, None),
+        ({"any": [KIND, {"contains": "elm"}]}, None, (True, 1.0)),
+        ({"any": [KIND, {"contains": ["elm", "fir"]}]}, None, None),
+        ({"any": [KIND, {"contains": "fir"}]}, None, None),
+        ({"any": [KIND, {"contains": "fir"}]}, True, (True, 1.0)),
+        ([{"contains": "fir"}, {"not": {"any": [KIND]}}], None, None),
+    ],
+)
+def test_a_missing_verdict_is_neither_a_pass_nor_a_fail_in_any_combination(
+    expect: Any, passed: Any, found: tuple[bool, float] | None
+) -> None:
+    result = verdict(expect, passed)
+    assert result.missing == (found is None)
+    if found is None:
+        assert result.detail is not None
+        assert (NOT_ASKED if passed == "not asked" else "so it is") in result.detail
+    else:
+        assert (result.passed, result.score) == found
+
+
+def test_a_rubric_that_names_a_reference_it_does_not_show_is_a_probable_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    rubric = {"judge": "Says the same as the reference."}
+    messages = [
+        {"role": "user", "content": "Hi", "expect": rubric},
+        {"role": "user", "content": "Hi", "expect": {**rubric, "reference": True}},
+        {"role": "assistant", "content": "Hello"},
+    ]
+    path.write_text(json.dumps({"messages": messages}) + "\n")
+    (warning,) = lint(read_scripts([str(path)]).conversations)
+    assert (warning.code, warning.place) == ("rubric-without-reference", "turn 0")
+
+
+def test_a_dry_run_says_how_much_a_judge_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s.jsonl"
+    turn = {"role": "user", "content": "Hi", "expect": [KIND, KIND, {"not": {"judge": "Rude."}}]}
+    path.write_text(json.dumps({"messages": [turn, turn]}) + "\n")
+    options = ["--temp", "0.5,1", "--repeats", "3", "--dry-run"]
+    assert invoke(["run", str(path), *options]) == 0
+    assert "questions to the judge   at most 24" in capsys.readouterr().out
+    assert invoke(["run", str(path), *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["judge_questions"] == 24
