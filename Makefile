@@ -107,7 +107,7 @@ datasets: $(VENV)/.installed-test  ## Write datasets/ anew from the generator
 FUZZ_SECONDS ?= 60
 FUZZ_CORPUS  ?= build/fuzz
 FUZZED_READERS := gguf safetensors hf-config hf-index quantised adapter peft-config tokenizer world-vocabulary state \
-	lm-eval inspect promptfoo csv parquet benchmark chats chat-array stream request
+	lm-eval inspect promptfoo csv parquet benchmark benchmark-parquet chats chat-array stream request
 
 fuzz: $(VENV)/.installed-test  ## Fuzz each reader of foreign input for FUZZ_SECONDS=60; ends at a finding
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'

@@ -15,7 +15,7 @@ import pytest
 
 from tests.hostile.readers import READERS
 
-FILES_A_READER = 60
+FILES_A_READER = 40
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ def read_records(path: str, *, header: frozenset[str] = frozenset()) -> Iterator
         for number, (line, values) in enumerate(readers[ending](path, header), 1):
             yield Record(values, number, SourceLine(path, line))
     except OSError as error:
-        raise ScriptError(f"cannot be read: {error.strerror or error}", path=path) from None
+        raise ScriptError(f"cannot be read: {error.strerror or ' '.join(str(error).split())}", path=path) from None
     if not number:
         raise ScriptError("holds no record", path=path, hint="is it the right file?")
 
@@ -137,7 +137,7 @@ def _parquet(path: str, _: frozenset[str]) -> _Found:
     try:
         with open_file(Path(path), MAX_BYTES) as file:
             yield from _batches(library.parquet.ParquetFile(file).iter_batches())
-    except library.ArrowException as error:
+    except (ValueError, library.ArrowException) as error:  # names that are not UTF-8 among them
         raise ScriptError(f"is not a Parquet file: {' '.join(str(error).split())}", path=path) from None
 
 
@@ -153,7 +153,7 @@ def _arrow(path: str, _: frozenset[str]) -> _Found:
                 yield from _batches(reader.get_batch(at) for at in range(reader.num_record_batches))
             else:
                 yield from _batches(library.ipc.open_stream(file))
-    except library.ArrowException as error:
+    except (ValueError, library.ArrowException) as error:  # names that are not UTF-8 among them
         raise ScriptError(f"is not an Arrow file: {' '.join(str(error).split())}", path=path) from None
 
 

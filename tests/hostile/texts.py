@@ -79,6 +79,20 @@ def benchmark_files() -> list[bytes]:
     return [lines(record) for record in (LAMBADA, MMLU, ARC, HELLASWAG, GSM8K, MT_BENCH)]
 
 
+def benchmark_tables() -> list[bytes]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tests.script.test_benchmarks import LAMBADA, MMLU
+
+    made: list[bytes] = []
+    for record in (LAMBADA, MMLU):
+        file = io.BytesIO()
+        pq.write_table(pa.table({name: [value] for name, value in record.items()}), file)
+        made.append(file.getvalue())
+    return made
+
+
 def read_benchmark(path: Path) -> None:
     """Import it as each benchmark: the last refusal is raised if none takes it."""
     from rwkvbatch.errors import ScriptError
@@ -266,6 +280,9 @@ READERS: Mapping[str, Reader] = {
     "benchmark": Reader(
         "in.jsonl", read_benchmark, benchmark_files, [of_json_lines, of_bytes], _DEEP,
         words=('"question"', '"choices"', '"answer"', '"endings"', '"label"', '"turns"', '"text"', '"answerKey"'),
+    ),
+    "benchmark-parquet": Reader(
+        "in.parquet", read_benchmark, benchmark_tables, [of_bytes], _DEEP, words=("PAR1", "text", "question", "choices")
     ),
     "chats": Reader(
         "chats.jsonl", read_chats, chats, [of_json_lines, of_bytes], _DEEP,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
 import signal
@@ -216,6 +217,36 @@ def test_the_others_go_on_when_a_node_is_killed(cluster: Any, tmp_path: Path) ->
     assert len(watcher.latest.workers) == 2
     assert rows_in(tmp_path / "ray") == in_one_process(tmp_path / "one", plan)
     wait_until(lambda: sum(node["Alive"] for node in ray.nodes()) == 2)
+
+
+@pytest.mark.slow
+def test_the_program_goes_on_when_a_node_of_a_cluster_that_others_started_is_killed(
+    cluster: Any, tmp_path: Path
+) -> None:
+    victim = cluster.add_node(num_cpus=2)
+    out = tmp_path / "out"
+    command = ["run", "datasets/demo.jsonl", "--ray", "auto", "--repeats", "6", "--max-tokens", "16", "--temp", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rwkvbatch", *command, "--out", str(out)],
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": cluster.address},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not (out / "results.jsonl").exists() or not (out / "results.jsonl").stat().st_size:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        cluster.remove_node(victim, allow_graceful=False)
+        _, said = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode in (0, 1), said
+    status = json.loads((out / "status.json").read_text())
+    assert (status["state"], status["rows_done"]) == ("done", status["rows_total"])
+    assert "is lost" in said
 
 
 def test_each_actor_has_a_gpu_of_its_own(cluster: Any, tmp_path: Path) -> None:

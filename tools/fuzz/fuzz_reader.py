@@ -34,8 +34,8 @@ def main() -> None:
     target = Path(tempfile.mkdtemp(prefix=f"rwkvbatch-fuzz-{name}-", dir=parent)) / "files" / reader.file
     target.parent.mkdir(parents=True)
     reader.prepare(target.parent)
-    sound = list(reader.seeds())
     with instrumented("rwkvbatch"):  # imports what the reader needs
+        sound = list(reader.seeds())
         for data in sound:
             target.write_bytes(data)
             reader.read(target)

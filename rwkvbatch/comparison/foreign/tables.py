@@ -63,7 +63,7 @@ def parquet_records(path: Path) -> Iterator[dict[str, Any]]:
                 for record in batch.to_pylist():
                     number += 1
                     yield {**record, "": number}
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:  # names that are not UTF-8 among them
         problem = getattr(error, "strerror", None) or " ".join(str(error).split())  # of several lines
         raise RunDirectoryError(f"cannot be read: {problem}", path=path) from None
 

@@ -160,7 +160,7 @@ def write_gguf_file(path: Path) -> None:
 def hf_directory(root: Path) -> Job:
     path = root / "model"
     sound(run_program(lambda: write_hf_directory(path)))
-    return replay(some(root, "demo", 4), *SAMPLED, "--model", path, "--repeats", "2")
+    return replay(some(root, "demo", 4), *SAMPLED, "--model", path, "--vocab", "world", "--repeats", "2")
 
 
 def write_hf_directory(path: Path) -> None:
