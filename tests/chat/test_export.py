@@ -147,8 +147,8 @@ IN_THE_SCRIPT = {
     "bos": "on",
 }
 FROM_THE_OPENING_OR_THE_SEED = {"system", "prelude", "state", "seed", "repeats"}
-OF_NO_CHAT = {"history"}
-"""A chat's next turn sees the reply that it showed."""
+OF_NO_CHAT = {"history", "judge", "judge_strategy", "judge_vocab", "judge_url", "judge_model", "judge_body"}
+"""A chat's next turn sees the reply that it showed, and no check judges it."""
 
 CHANGE_NO_REPLY = {
     *("threads", "batch_size", "state_memory", "workers", "devices", "ray"),

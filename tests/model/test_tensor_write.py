@@ -103,7 +103,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monke
     path = tmp_path / "x.pth"
     path.write_bytes(b"PK\x03\x04 old")
 
-    def full(file: BinaryIO, _entries: object) -> None:
+    def full(file: BinaryIO, _entries: object, _on_written: object) -> None:
         file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 

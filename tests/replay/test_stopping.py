@@ -115,7 +115,7 @@ def test_two_signals_at_the_same_time_are_one(
     number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left: list[int] = []
-    monkeypatch.setattr("os._exit", left.append)
+    monkeypatch.setattr("rwkvbatch.signals.end_process", left.append)
     said: list[str] = []
     with stop_on_signals(said.append) as stop:
         signal.raise_signal(number)
