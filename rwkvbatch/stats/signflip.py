@@ -159,7 +159,7 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
         decidable, end = clusters > 0 and 2.0 ** (1 - clusters) <= level, 0.0 if clusters else math.nan
         far = 0.0 if decidable else widest if clusters else math.nan
         found[int(column)] = Difference(
-            mean=end, low=-far, high=far, low_alone=-far, high_alone=far, p=1.0, p_adjusted=1.0, p_rank=1.0,
+            mean=end, low=0.0 - far, high=far, low_alone=0.0 - far, high_alone=far, p=1.0, p_adjusted=1.0, p_rank=1.0,
             clusters=clusters, pairs=pairs, standard_error=end, detectable=math.nan, decidable=decidable,
             identical=clusters > 0,
         )  # fmt: skip

@@ -79,6 +79,7 @@ def test_pairs_that_are_all_equal_are_identical_and_do_not_count() -> None:
     among = compare_family(np.hstack([real, nothing]), np.ones((40, 7)))
     assert among.differences[0] == alone.differences[0]
     assert all(d.identical and d.p == 1 and not d.significant for d in among.differences[1:])
+    assert all(math.copysign(1, d.low) == 1 for d in among.differences[1:])  # no -0.0
 
 
 @settings(max_examples=150)
