@@ -33,7 +33,8 @@ from rwkvbatch.replay.pool import Assign, Drop, Event, Joined, Left, Order, Repo
 from rwkvbatch.replay.progress import Counts
 from rwkvbatch.results.row import EncodedRow
 from rwkvbatch.results.store import RowStore
-from rwkvbatch.script.records import Conversation, SourceLine, Turn
+from rwkvbatch.script.lines import SourceLine
+from rwkvbatch.script.records import Conversation, Turn
 
 TURNS = 4
 REPEATS = 100

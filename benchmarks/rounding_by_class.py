@@ -180,7 +180,13 @@ def main() -> None:
     parser.add_argument("--model", default=None, help="the bundled one unless given")
     parser.add_argument("--texts", nargs="+", default=[])
     parser.add_argument("--to", choices=("int8", "w8a8", "int4"), default="int4")
-    parser.add_argument("--fit", type=int, default=0, metavar="TOKENS", help="measure fitting to so many tokens")
+    parser.add_argument(
+        "--fit",
+        type=int,
+        default=0,
+        metavar="TOKENS",
+        help="also measure weights that are fitted to TOKENS tokens of the texts",
+    )
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--limit", type=int, default=None, help="texts")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

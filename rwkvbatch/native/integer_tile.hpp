@@ -31,7 +31,7 @@ constexpr size_t MAX_INTEGER_ROWS = 6, INTEGER_PANELS = 1;
 constexpr size_t MAX_INTEGER_ROWS = 4, INTEGER_PANELS = 1;
 #endif
 
-// Rows are divided among tiles in units of so many.
+// Rows are divided among tiles in multiples of this number.
 #if defined(RWKV_MATRIX)
 constexpr size_t ROW_UNIT = 2;
 #else

@@ -18,7 +18,7 @@ from rwkvbatch.prompt.tokenizer import Tokenizer, world_tokenizer
 from rwkvbatch.prompt.vocabulary import shown_ids, textless_ids, tokenizer_of
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.prompts import PromptEncoder
-from rwkvbatch.script.records import refuse
+from rwkvbatch.script.lines import refuse
 
 if TYPE_CHECKING:
     from rwkvbatch.engine.engine import Engine

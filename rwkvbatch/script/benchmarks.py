@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.files import FileKind, check_target, file_head, save_file
 from rwkvbatch.script.forms import read_conversation
-from rwkvbatch.script.records import SourceLine, is_array, is_object, refuse, shown
+from rwkvbatch.script.lines import SourceLine, is_array, is_object, refuse, shown
 from rwkvbatch.script.tables import Record, read_records
 
 MAX_SHOTS = 100

@@ -13,8 +13,8 @@ from pathlib import Path
 from rwkvbatch.config import ScriptLimits
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.files import open_file
+from rwkvbatch.script.lines import STDIN
 from rwkvbatch.script.reader import Reading, Script
-from rwkvbatch.script.records import STDIN
 from rwkvbatch.script.shape import MAX_ID_LENGTH
 
 JSON_ENDINGS = frozenset({".jsonl", ".ndjson"})

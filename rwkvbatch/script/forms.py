@@ -20,9 +20,10 @@ from typing import Annotated, Any, ClassVar, NoReturn
 
 from pydantic import BeforeValidator, Field
 
+from rwkvbatch.script.lines import SourceLine, is_array, is_object, refuse, shown, type_name
 from rwkvbatch.script.messages import OF_THE_REPLY, Message, Role, to_turns
 from rwkvbatch.script.native import is_plain_text, read_native, read_plain_text, read_tooling
-from rwkvbatch.script.records import Conversation, SourceLine, Turn, is_array, is_object, refuse, shown, type_name
+from rwkvbatch.script.records import Conversation, Turn
 from rwkvbatch.script.shape import Shape, parse_params, read_id, read_tags
 
 _ROLE_NAMES: Mapping[Role, tuple[str, ...]] = {

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from rwkvbatch.config import HistoryMode, TurnEnd
 from rwkvbatch.script.checks.structured import ToolCall
-from rwkvbatch.script.records import Conversation, SourceLine, shown
+from rwkvbatch.script.lines import SourceLine, shown
+from rwkvbatch.script.records import Conversation
 from rwkvbatch.script.tools import calls_in
 
 

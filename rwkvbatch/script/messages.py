@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from rwkvbatch.script.checks import parse_checks
 from rwkvbatch.script.choices import MAX_CHOICES, MIN_CHOICES, Choice, find_choice
-from rwkvbatch.script.records import Probe, SourceLine, Turn, is_array, is_object, refuse, shown, type_name
+from rwkvbatch.script.lines import SourceLine, is_array, is_object, refuse, shown, type_name
+from rwkvbatch.script.records import Probe, Turn
 from rwkvbatch.script.shape import Shape, parse_params
 from rwkvbatch.script.tools import RESULT_PREFIX, calls_text, read_calls
 

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from rwkvbatch.script.checks import parse_checks
+from rwkvbatch.script.lines import SourceLine, is_object, refuse, type_name
 from rwkvbatch.script.messages import Message, Role, check_needs, parse_choices, to_turns
-from rwkvbatch.script.records import Check, Conversation, Probe, SourceLine, Turn, is_object, refuse, type_name
+from rwkvbatch.script.records import Check, Conversation, Probe, Turn
 from rwkvbatch.script.shape import Shape, parse_params, read_id, read_tags
 from rwkvbatch.script.tools import read_choice, read_tools
 

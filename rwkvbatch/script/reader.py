@@ -20,8 +20,9 @@ from typing import Any, BinaryIO
 from rwkvbatch.config import MAX_COUNT, ScriptLimits
 from rwkvbatch.errors import ScriptError, UsageError
 from rwkvbatch.script.forms import ignored_keys, read_conversation
+from rwkvbatch.script.lines import STDIN, SourceLine, parse_line, refuse, shown_path
 from rwkvbatch.script.native import Additions, is_plain_text, read_defaults, read_plain_text, text_conversation
-from rwkvbatch.script.records import STDIN, Conversation, SourceLine, parse_line, refuse, shown_path
+from rwkvbatch.script.records import Conversation
 from rwkvbatch.script.shape import MAX_ID_LENGTH
 
 _BOM = b"\xef\xbb\xbf"

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rwkvbatch.config import DialoguePrompt, Sampling, Stopping
 from rwkvbatch.errors import UsageError
-from rwkvbatch.script.records import SourceLine, is_object, refuse, refuse_unknown_keys, shown, type_name
+from rwkvbatch.script.lines import SourceLine, is_object, refuse, refuse_unknown_keys, shown, type_name
 from rwkvbatch.setting import Settings
 from rwkvbatch.setting_names import ALIASES, with_full_names
 

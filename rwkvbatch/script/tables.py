@@ -13,7 +13,7 @@ from typing import Any
 
 from rwkvbatch.errors import MissingExtraError, ScriptError
 from rwkvbatch.files import open_file
-from rwkvbatch.script.records import SourceLine, is_array, is_object, parse_line, refuse
+from rwkvbatch.script.lines import SourceLine, is_array, is_object, parse_line, refuse
 
 MAX_BYTES = 2**31
 _MAX_FIELD = 2**24

@@ -31,7 +31,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rwkvbatch.script.records import SourceLine, is_array, is_object, refuse, shown, type_name
+from rwkvbatch.script.lines import SourceLine, is_array, is_object, refuse, shown, type_name
 
 CALL_PREFIX = "```json"
 """What the reply to a message begins with where tools may be called."""

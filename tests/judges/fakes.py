@@ -24,7 +24,7 @@ def mentions_elm(ask: Ask) -> Opinion:
 
 @dataclass
 class FakeJudge:
-    """Answers by `says`; `stop_after` ends its process' patience after so many answers, by an exception."""
+    """Answers by `says`; it raises an exception after `stop_after` answers."""
 
     says: Callable[[Ask], Opinion] = mentions_elm
     name: str = "fake"

@@ -23,7 +23,8 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.prompts import PromptEncoder
 from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.results.row import CheckResult, Logprob, Row, RowTiming, TokenCounts
-from rwkvbatch.script.records import Check, Conversation, ReplyFacts, SourceLine, Turn, Verdict
+from rwkvbatch.script.lines import SourceLine
+from rwkvbatch.script.records import Check, Conversation, ReplyFacts, Turn, Verdict
 
 WORDS = ("alder", "birch", "cedar", "dogwood", "elm", "fir", "größe", "树", "🌲")
 

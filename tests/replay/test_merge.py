@@ -30,8 +30,8 @@ from rwkvbatch.replay.row_index import Shard
 from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.lock import DirectoryLock
 from rwkvbatch.results.row import decode_row, encode_row
+from rwkvbatch.script.lines import SourceLine
 from rwkvbatch.script.reader import SkippedLine
-from rwkvbatch.script.records import SourceLine
 from tests.replay.disks import CountedFiles, FailingFiles, PowerCutFiles
 from tests.replay.fakes import FakeLoader, make_conversation, make_plan
 from tests.replay.runs import results

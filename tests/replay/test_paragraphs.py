@@ -22,7 +22,8 @@ from rwkvbatch.replay.runner import RunOptions, execute
 from rwkvbatch.results.manifest import CHECKSUM, read_manifest
 from rwkvbatch.results.recovery import read_results
 from rwkvbatch.results.row import Row
-from rwkvbatch.script.records import Conversation, SourceLine, Turn
+from rwkvbatch.script.lines import SourceLine
+from rwkvbatch.script.records import Conversation, Turn
 from tests.chat.scripted_model import VOCAB_SIZE, ScriptedModel
 
 ANSWER = "First.\n\n- one\n- two\n\nLast."

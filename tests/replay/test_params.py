@@ -10,7 +10,8 @@ from rwkvbatch.errors import UsageError
 from rwkvbatch.replay.grid import Cell
 from rwkvbatch.replay.layers import layer_settings
 from rwkvbatch.replay.plan import Plan
-from rwkvbatch.script.records import Conversation, SourceLine, Turn
+from rwkvbatch.script.lines import SourceLine
+from rwkvbatch.script.records import Conversation, Turn
 from tests.replay.fakes import make_conversation, make_plan
 
 

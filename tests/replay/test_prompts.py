@@ -13,7 +13,8 @@ from rwkvbatch.replay.grid import Cell, make_cells
 from rwkvbatch.replay.layers import layer_settings
 from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.prompts import PromptEncoder
-from rwkvbatch.script.records import Conversation, SourceLine, Turn
+from rwkvbatch.script.lines import SourceLine
+from rwkvbatch.script.records import Conversation, Turn
 from tests.replay.fakes import ByteTokenizer, pure_reply, pure_score
 
 

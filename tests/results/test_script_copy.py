@@ -12,9 +12,10 @@ import pytest
 
 from rwkvbatch.errors import RunDamagedError
 from rwkvbatch.results.script_copy import COMPRESSED_NAME, SCRIPT_NAME, read_script, script_sha256, write_script
+from rwkvbatch.script.lines import SourceLine
 from rwkvbatch.script.native import native_record
 from rwkvbatch.script.reader import read_scripts
-from rwkvbatch.script.records import Conversation, SourceLine, Turn
+from rwkvbatch.script.records import Conversation, Turn
 
 DATASETS = Path(__file__).parent.parent.parent / "datasets"
 

@@ -12,9 +12,10 @@ from rwkvbatch.cli.app import invoke
 from rwkvbatch.errors import ScriptError
 from rwkvbatch.script.checks import judge_all, parse_checks
 from rwkvbatch.script.checks.judged import MAX_RUBRIC, NOT_ASKED, Rubric
+from rwkvbatch.script.lines import SourceLine
 from rwkvbatch.script.lint import lint
 from rwkvbatch.script.reader import read_scripts
-from rwkvbatch.script.records import ReplyFacts, Ruling, SourceLine, Verdict
+from rwkvbatch.script.records import ReplyFacts, Ruling, Verdict
 
 HERE = SourceLine("s.jsonl", 3)
 KIND = {"judge": "Kind."}

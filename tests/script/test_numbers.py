@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from rwkvbatch.script.checks import judge_all, parse_checks
 from rwkvbatch.script.checks.numbers import UnclearNumberError, last_number
-from rwkvbatch.script.records import ReplyFacts, SourceLine
+from rwkvbatch.script.lines import SourceLine
+from rwkvbatch.script.records import ReplyFacts
 
 READ: list[tuple[str, str]] = [
     ("50 m^2", "50"), ("5 kg CO2", "5"), ("5 m/s²", "5"), ("x_1 = 4", "4"), ("log_{10}(100) = 2", "2"),

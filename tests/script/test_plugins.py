@@ -19,7 +19,7 @@ import pytest
 from rwkvbatch.errors import RowError, ScriptError, UsageError
 from rwkvbatch.script import checks
 from rwkvbatch.script.checks import ReplyFacts, Verdict, _Guarded, check_kinds, judge_all, parse_checks
-from rwkvbatch.script.records import SourceLine
+from rwkvbatch.script.lines import SourceLine
 from tests.script.writing import HERE
 
 FACTS = ReplyFacts("abc", "stop", 1)
@@ -28,7 +28,7 @@ PROGRAM = """
 import json, sys
 from rwkvbatch.errors import RwkvBatchError
 from rwkvbatch.script.checks import ReplyFacts, check_kinds, parse_checks
-from rwkvbatch.script.records import SourceLine
+from rwkvbatch.script.lines import SourceLine
 for line in sys.stdin:
     try:
         (check,) = parse_checks(json.loads(line), SourceLine("demo.jsonl", 3))

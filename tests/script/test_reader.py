@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rwkvbatch.errors import ScriptError, UsageError
+from rwkvbatch.script.lines import SourceLine
 from rwkvbatch.script.reader import read_scripts
-from rwkvbatch.script.records import SourceLine
 from tests.script.writing import assistant, conversation, read, user, write
 
 

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import pytest
 
 from rwkvbatch.errors import ScriptError
-from rwkvbatch.script.records import Conversation, SourceLine, Turn
+from rwkvbatch.script.lines import SourceLine
+from rwkvbatch.script.records import Conversation, Turn
 from rwkvbatch.script.shape import parse_params
 from tests.script.writing import assistant, conversation, read, user
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from rwkvbatch.errors import ScriptError
 from rwkvbatch.script.checks import judge_all, parse_checks
 from rwkvbatch.script.checks import structured as module
-from rwkvbatch.script.records import ReplyFacts, SourceLine, Verdict
+from rwkvbatch.script.lines import SourceLine
+from rwkvbatch.script.records import ReplyFacts, Verdict
 
 
 def judge(entry: dict[str, Any], text: str) -> Verdict:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rwkvbatch.script.lines import SourceLine
 from rwkvbatch.script.reader import Script, read_scripts
-from rwkvbatch.script.records import SourceLine
 
 HERE = SourceLine("demo.jsonl", 3)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from rwkvbatch.script.checks import judge_all, parse_checks
-from rwkvbatch.script.records import ReplyFacts, SourceLine
+from rwkvbatch.script.lines import SourceLine
+from rwkvbatch.script.records import ReplyFacts
 
 _NOWHERE = SourceLine("corpus", 1)
 

@@ -20,7 +20,8 @@ with instrumented("rwkvbatch"):
     from rwkvbatch.script.checks import judge_all, parse_checks
     from rwkvbatch.script.checks.numbers import UnclearNumberError, last_number
     from rwkvbatch.script.checks.text import compile_pattern
-    from rwkvbatch.script.records import ReplyFacts, SourceLine
+    from rwkvbatch.script.lines import SourceLine
+    from rwkvbatch.script.records import ReplyFacts
 
 _CHECKS = parse_checks({"json": True, "prose": True}, SourceLine("fuzz.jsonl", 1))
 

@@ -15,12 +15,8 @@ from typing import Any
 from rwkvbatch.deadline import deadline
 from rwkvbatch.errors import MissingExtraError, RowError, RwkvBatchError, UsageError, in_words
 from rwkvbatch.script.checks import answers, instructions, judged, numbers, structured, text
-from rwkvbatch.script.records import (
-    Check,
-    ReplyFacts,
-    Rule,
+from rwkvbatch.script.lines import (
     SourceLine,
-    Verdict,
     is_array,
     is_number,
     is_object,
@@ -28,7 +24,8 @@ from rwkvbatch.script.records import (
     refuse_unknown_keys,
     shown,
     type_name,
-)  # fmt: skip
+)
+from rwkvbatch.script.records import Check, ReplyFacts, Rule, Verdict
 from rwkvbatch.signals import ENDS_PROCESS, staying_alive
 
 __all__ = ["ENTRY_POINTS", "Check", "ReplyFacts", "Rule", "Verdict", "check_kinds", "judge_all", "parse_checks"]

@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Self
 from rwkvbatch.deadline import deadline
 from rwkvbatch.errors import MissingExtraError
 from rwkvbatch.script.checks.text import answer, flag, wrong
-from rwkvbatch.script.records import ReplyFacts, Verdict, is_array, is_object
+from rwkvbatch.script.lines import is_array, is_object
+from rwkvbatch.script.records import ReplyFacts, Verdict
 
 # lm_eval and nltk have no types.
 # pyright: reportMissingImports=false, reportUnknownArgumentType=false, reportMissingTypeStubs=false

@@ -15,7 +15,8 @@ from fractions import Fraction
 from typing import Any, ClassVar, Self
 
 from rwkvbatch.script.checks.text import answer, excerpt, verdict, wrong
-from rwkvbatch.script.records import ReplyFacts, Verdict, is_number
+from rwkvbatch.script.lines import is_number
+from rwkvbatch.script.records import ReplyFacts, Verdict
 
 MAX_DIGITS = 400
 MAX_TEN_EXPONENT = 999

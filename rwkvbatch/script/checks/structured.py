@@ -19,7 +19,8 @@ from rwkvbatch.deadline import deadline
 from rwkvbatch.errors import MissingExtraError
 from rwkvbatch.script.checks.text import answer, compile_pattern, excerpt, flag, search, text_of, verdict, wrong
 from rwkvbatch.script.choices import NORMALIZE, Normalize
-from rwkvbatch.script.records import ReplyFacts, Verdict, is_array, is_number, is_object
+from rwkvbatch.script.lines import is_array, is_number, is_object
+from rwkvbatch.script.records import ReplyFacts, Verdict
 from rwkvbatch.script.tools import Call, calls_in, calls_text
 
 MAX_REFERENCES = 10_000

@@ -17,7 +17,8 @@ from typing import Any, ClassVar, NoReturn, Protocol, Self
 import regex
 
 from rwkvbatch.script.checks.patterns import compiled_size, translate
-from rwkvbatch.script.records import ReplyFacts, Rule, Verdict, is_array
+from rwkvbatch.script.lines import is_array
+from rwkvbatch.script.records import ReplyFacts, Rule, Verdict
 
 FINISH_REASONS = ("stop", "eos", "length", "time")
 IGNORE_CASE = frozenset({"ignore_case"})

@@ -1,0 +1,181 @@
+"""Lines of scripts: where a line is, strict parsing of its JSON, and refusing it.
+
+Every refusal of a line names file, line, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, NoReturn, TypeGuard
+
+from rwkvbatch.errors import ScriptError
+
+STDIN = "-"
+"""The path that stands for standard input."""
+
+
+@dataclass(frozen=True)
+class SourceLine:
+    """A line of a script: the file as it was named (`-` is standard input) and the 1-based line number.
+
+    `item` is the 1-based number in the array of a `.json` file, and None in other files.
+    """
+
+    path: str
+    line: int
+    item: int | None = None
+
+    def __str__(self) -> str:
+        return f"{shown_path(self.path)}:{self.line}"
+
+
+def shown_path(path: str) -> str:
+    """The name of a script in messages."""
+    return "<stdin>" if path == STDIN else path
+
+
+MAX_DEPTH = 64
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels", "no form of a conversation needs that; remove the line"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def refuse(source: SourceLine, message: str, hint: str | None = None, column: int | None = None) -> NoReturn:
+    """Raise a `ScriptError` that names file and line."""
+    message = message if source.item is None else f"item {source.item}: {message}"
+    raise ScriptError(message, path=shown_path(source.path), line=source.line, column=column, hint=hint)
+
+
+def refuse_unknown_keys(
+    keys: Iterable[str], known: AbstractSet[str], source: SourceLine, where: str = "", *, close_only: bool = False
+) -> None:
+    """Refuse the first unknown key, naming similar known ones.
+
+    Args:
+        where: the object that has the keys, such as `messages[2]`.
+        close_only: accept unknown keys unless they resemble a known one; for forms that others define.
+    """
+    for key in keys:
+        if key in known:
+            continue
+        close = get_close_matches(key, sorted(known), n=3, cutoff=0.85 if close_only else 0.6)
+        if close_only and not (close and len(key) > 2):
+            continue
+        prefix = f"{where}: " if where else ""
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"allowed: {', '.join(sorted(known))}"
+        refuse(source, f"{prefix}unknown key {shown(key)}", hint)
+
+
+def parse_line(text: str, source: SourceLine) -> Mapping[str, Any]:
+    """The JSON object of one line.
+
+    Raises:
+        ScriptError: the line is not a JSON object, contains what JSON readers disagree about (duplicate keys, NaN,
+            numbers out of a float's range, lone surrogates), or is nested deeper than `MAX_DEPTH`.
+    """
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
+        )
+        if is_object(value):
+            _check_strings_and_depth(value)
+            return value
+    except json.JSONDecodeError as error:
+        hint = "every line must be one whole JSON object; control characters in strings must be escaped"
+        if text.strip() in ("{", "["):
+            hint = "it seems to be indented JSON; write one conversation a line (`jq -c . FILE`, `jq -c '.[]' FILE`)"
+        refuse(source, f"not JSON: {error.msg}", hint, error.colno)
+    except _NotStrictError as error:
+        refuse(source, *error.args)
+    except RecursionError:
+        refuse(source, *_TOO_DEEP)
+    hint = "write one conversation a line (`jq -c '.[]' FILE` does that to an array)" if is_array(value) else None
+    refuse(source, f"must be a JSON object, got {type_name(value)}", hint)
+
+
+def is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    """Whether a JSON value is an object."""
+    return isinstance(value, dict)
+
+
+def is_array(value: object) -> TypeGuard[list[Any]]:
+    """Whether a JSON value is an array."""
+    return isinstance(value, list)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a JSON value is a number; Python counts booleans among the integers."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_TYPE_NAMES: Mapping[type, str] = {
+    bool: "a boolean",
+    str: "a string",
+    dict: "an object",
+    list: "an array",
+    type(None): "null",
+}
+
+
+def type_name(value: object) -> str:
+    """The JSON name of a value's type, for messages."""
+    return _TYPE_NAMES.get(type(value), "a number")
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """The representation of a value, shortened for a message."""
+    text = repr(value[: limit + 1] if isinstance(value, str) else value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+class _NotStrictError(Exception):
+    """Accepted by Python's JSON reader, refused here: a message and a hint."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise _NotStrictError(f"the key {shown(twice)} comes twice in one object", "keep one of the two")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise _NotStrictError(f"{name} is not a JSON number", "write a finite number, or null")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise _NotStrictError(f"the number {shown(digits)[1:-1]} is out of range", "write a number below 1e308")
+    return number
+
+
+def _bounded(digits: str) -> int:
+    if len(digits) > 100:
+        raise _NotStrictError(f"a number with {len(digits)} digits is out of range", "write it as a string")
+    return int(digits)
+
+
+def _check_strings_and_depth(value: Any) -> None:
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            if is_object(item):
+                below += (*item.keys(), *item.values())
+            elif is_array(item):
+                below += item
+            elif isinstance(item, str) and not item.isascii() and (found := _SURROGATE.search(item)):
+                message = f"half of a surrogate pair, \\u{ord(found[0]):04x}"
+                raise _NotStrictError(message, "write the whole character, or remove it")
+        if not below:
+            return
+        level = below
+    raise _NotStrictError(*_TOO_DEEP)
