@@ -106,24 +106,19 @@ class TokenNames:
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
         return {"token": self.name(token), "logprob": logprob, "bytes": list(self.data(token))}
 
-    def completion_logprobs(self, details: Sequence[TokenDetails | int]) -> dict[str, Any]:
+    def completion_logprobs(self, details: Sequence[TokenDetails | int], offsets: TextOffsets) -> dict[str, Any]:
         """`logprobs` of a completion choice.
 
         Args:
             details: of each token; a number is a token whose probability is unknown, since nothing is before it.
+            offsets: of the text before these tokens; counts theirs.
         """
         tokens = [each if isinstance(each, int) else each.token for each in details]
-        offset, offsets = 0, list[int]()
-        text = Utf8Stream()
-        for token in tokens:
-            # A character counts where its last byte is.
-            offsets.append(offset)
-            offset += len(text.push(self.data(token)))
         return {
             "tokens": [self.name(token) for token in tokens],
             "token_logprobs": [None if isinstance(each, int) else each.logprob for each in details],
             "top_logprobs": [None if isinstance(each, int) else self._top(each) for each in details],
-            "text_offset": offsets,
+            "text_offset": [offsets.take(token) for token in tokens],
         }
 
     def _top(self, each: TokenDetails) -> dict[str, float]:
@@ -132,3 +127,18 @@ class TokenNames:
         for token, logprob in (*each.top, (each.token, each.logprob)):
             found.setdefault(self.name(token), logprob)
         return found
+
+
+class TextOffsets:
+    """Where the tokens of a completion begin, in characters of its text."""
+
+    def __init__(self, names: TokenNames) -> None:
+        self._names = names
+        self._text = Utf8Stream()
+        self._offset = 0
+
+    def take(self, token: int) -> int:
+        """The offset of the next token. A character counts where its last byte is."""
+        offset = self._offset
+        self._offset += len(self._text.push(self._names.data(token)))
+        return offset
