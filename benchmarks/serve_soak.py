@@ -7,7 +7,8 @@ at random, every reply that was read to its end against the one of `LLM.chat` (w
 server's memory, open files, threads and unfinished replies. Exit code 1 if a reply differs or something leaks.
 
 The clients share the machine with the server. They are one thread over plain sockets, which reads the responses of the
-throughput only when the time has been taken; its processor time is printed beside the result.
+throughput only when the time has been taken; its processor time is printed beside the result. As the usual packages do,
+they keep a connection for their next request.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from rwkvbatch import LLM, SamplingParams
 
 MODEL = "soak"
 PARAMS: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9}
+END_OF_BODY = b"\r\n0\r\n\r\n"
 MAX_RSS_GROWTH = 64 << 20
 """Bytes between the first quarter of the soak and its end: caches fill until then."""
 
@@ -131,7 +133,7 @@ def request(work: Work, max_tokens: int) -> bytes:
     body = {"model": MODEL, "messages": [{"role": "user", "content": work.text}], "seed": work.seed, "stream": True}
     data = json.dumps({**body, **PARAMS, "max_tokens": max_tokens}).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    return f"{head}Connection: close\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+    return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
 
 
 def text_of(data: bytes) -> str:
@@ -186,26 +188,33 @@ class Load:
 
     def run(self, streams: int, next_work: Callable[[], Work | None]) -> None:
         """Keep `streams` streams open until there is no more work and all have ended."""
-        num_open = sum(self._begin(next_work()) for _ in range(streams))
+        num_open = sum(self._begin(next_work(), None) for _ in range(streams))
         while num_open:
             for key, _ in self._selector.select():
-                if self._read(key.data):
-                    num_open -= 1
-                    num_open += self._begin(next_work())
+                client: Client = key.data
+                if self._read(client):
+                    num_open += self._begin(next_work(), client.connection) - 1
         self._selector.close()
 
-    def _begin(self, work: Work | None) -> bool:
+    def _begin(self, work: Work | None, connection: socket.socket | None) -> bool:
+        """Ask for `work` with a connection that was used before, or a new one; without work, end the connection."""
+        is_open = connection is not None and connection.fileno() >= 0
         if work is None:
+            if connection is not None and is_open:
+                self._selector.unregister(connection)
+                connection.close()
             return False
-        connection = socket.create_connection(self._server.address)
-        connection.sendall(request(work, self._max_tokens))
+        if connection is None or not is_open:
+            connection = socket.create_connection(self._server.address)
+            self._selector.register(connection, selectors.EVENT_READ)
         leaves = self._source.random() < self._leaving
         client = Client(connection, work, self._source.randint(0, 12) if leaves else None)
-        self._selector.register(connection, selectors.EVENT_READ, client)
+        self._selector.modify(connection, selectors.EVENT_READ, client)
+        connection.sendall(request(work, self._max_tokens))
         return True
 
     def _read(self, client: Client) -> bool:
-        """Whether the client has ended."""
+        """Whether the client has ended; if not with a whole response, its connection is closed."""
         try:
             part = client.connection.recv(1 << 16) if client.leave_after != 0 else b""
         except OSError as error:
@@ -213,10 +222,12 @@ class Load:
             self._counts.problems.append(f"{client.work.text!r}: {error}")
         client.data += part
         leaves = client.leave_after is not None and client.data.count(b"data: ") >= client.leave_after
-        if part and not leaves:
+        is_whole = client.data.endswith(END_OF_BODY)
+        if part and not leaves and not is_whole:
             return False
-        self._selector.unregister(client.connection)
-        client.connection.close()
+        if leaves or not is_whole:
+            self._selector.unregister(client.connection)
+            client.connection.close()
         if leaves:
             self._counts.left += 1
         else:

@@ -6,8 +6,8 @@ completion object". A token that is not whole characters is named `bytes:\\xe2\\
 
 from __future__ import annotations
 
+import random
 import time
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,9 @@ from rwkvbatch.prompt.tokenizer import Tokenizer, Utf8Stream
 
 END_OF_TEXT_NAME = "<|endoftext|>"
 """How token 0 is named to clients; it has no text."""
+
+_names = random.Random()
+"""Names of responses. They are no secrets, and the system's generator takes a call of the system for each."""
 
 _REASONS: dict[FinishReason, str] = {"stop": "stop", "eos": "stop", "length": "length", "time": "length"}
 
@@ -44,7 +47,7 @@ class Head:
     @classmethod
     def of(cls, kind: str, model: str, fingerprint: str) -> Head:
         prefix = "cmpl" if kind == "text_completion" else "chatcmpl"
-        return cls(kind, model, fingerprint, f"{prefix}-{uuid.uuid4().hex}", int(time.time()))
+        return cls(kind, model, fingerprint, f"{prefix}-{_names.getrandbits(128):032x}", int(time.time()))
 
     def object(self, choices: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
         return {

@@ -21,6 +21,7 @@ from rwkvbatch.engine.request import END_OF_TEXT
 from rwkvbatch.errors import RwkvBatchError, in_words
 from rwkvbatch.model.base import check_tokens
 from rwkvbatch.prepared import PromptBuilder
+from rwkvbatch.prompt.escaping import printable
 from rwkvbatch.serve.answers import END_OF_TEXT_NAME, TokenNames
 from rwkvbatch.serve.batcher import Batcher, ClientLeftError, EngineFailedError, Flight, QueueFullError
 from rwkvbatch.serve.metrics import ServerFigures
@@ -86,7 +87,7 @@ class Service:
         leaving.add_done_callback(lambda _: flight.leave())
         try:
             if job.asked.fields.stream:
-                await _send_stream(job, flight, send, in_parts=request.scope["http_version"] != "1.0")
+                await _send_stream(job, flight, send)
             else:
                 while not flight.is_done:
                     await flight.change()
@@ -104,7 +105,8 @@ class Service:
         """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # what a page in a browser may send elsewhere without asking is not
-            raise HTTPException(415, f"content-type must be application/json, got {kind[:80] or 'none'}", _CLOSE)
+            words = f"content-type must be application/json, got {kind[:80] or 'none'}"
+            raise HTTPException(415, f"{words}; with curl: -H 'content-type: application/json'", _CLOSE)
         too_large = HTTPException(413, f"the body may have at most {MAX_BODY_BYTES:,} bytes", _CLOSE)
         length = request.headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:20]) > MAX_BODY_BYTES:
@@ -242,7 +244,19 @@ class _Gate:
             if begun:  # the connection is closed, so that the client sees that the response is not whole
                 _log.error("a response failed", exc_info=error)
                 raise
+            if isinstance(error, HTTPException) and error.status_code in (404, 405):
+                error = self._unrouted(scope, error)
             await _error_response(error)(scope, receive, counting)
+
+    def _unrouted(self, scope: Scope, error: HTTPException) -> HTTPException:
+        """The router's refusal in words of use to somebody who mistyped an address."""
+        asked = f"{scope['method']} {printable(scope['path'], keep_newlines=False)[:SHOWN_NAME]}"
+        if error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "").split(", ")
+            words = f"{asked}: this route takes {', '.join(sorted(allowed))}"
+        else:
+            words = f"{asked}: no such route; there are {', '.join(sorted(self._paths))}"
+        return HTTPException(error.status_code, words, error.headers)
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = dict(cast("list[tuple[bytes, bytes]]", scope["headers"]))
@@ -269,38 +283,29 @@ async def _left(request: Request) -> None:
         pass
 
 
-async def _send_stream(job: Job, flight: Flight, send: Send, *, in_parts: bool) -> None:
+async def _send_stream(job: Job, flight: Flight, send: Send) -> None:
     """Send a response as server-sent events.
-
-    Args:
-        in_parts: as they come. A client of HTTP/1.0 knows no parts of a body and gets it when it is complete.
 
     Raises:
         RwkvBatchError: what ended the requests before something was sent; later it is the last event.
         ClientLeftError: nobody reads it.
     """
-    stream, has_begun, events = ReplyStream(job, flight), False, b""
-    is_last = False
+    stream, has_begun, is_last = ReplyStream(job, flight), False, False
     while not is_last:
         try:
             await flight.change()
-            events += stream.take()
-            is_last = stream.is_over
+            events, is_last = stream.take(), stream.is_over
         except RwkvBatchError as error:
             if not has_begun:
                 raise
             events, is_last = event(_error_object(error)[1]), True
-        if not is_last and not (events and in_parts):
-            continue
-        if not has_begun:
+        if events and not has_begun:
             has_begun = True
             headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", **job.headers}
-            if not in_parts:
-                headers["content-length"] = str(len(events))
             raw = [(name.encode(), value.encode()) for name, value in headers.items()]
             await send({"type": "http.response.start", "status": 200, "headers": raw})
-        await send({"type": "http.response.body", "body": events, "more_body": not is_last})
-        events = b""
+        if events:
+            await send({"type": "http.response.body", "body": events, "more_body": not is_last})
 
 
 def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

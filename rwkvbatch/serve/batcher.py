@@ -40,10 +40,9 @@ Work = Request | ScoreRequest
 News = str | TokenDetails | Reply | Score | RwkvBatchError
 """Of one request: a piece of its text, a token's details, its result, or the error that ended all of its flight."""
 
-FEW_STREAMS = 16
-STREAM_SECONDS = 0.05
-"""When more than `FEW_STREAMS` streams get text in a step, each is handed its text once in this time at most: a few
-large events take much less of the processors, which the engine needs, than one for each token."""
+EVENTS_PER_SECOND = 2000
+"""About how many pieces of text the event loop is handed. With many streams each gets fewer and larger ones: an event
+for each token takes the processors that compute the tokens."""
 
 
 class ClientLeftError(Exception):
@@ -326,13 +325,13 @@ class Batcher:
 
     def _hand_over(self) -> None:
         """Hand news to the event loop, with one call for all flights."""
-        now_s, is_crowded = time.monotonic(), len(self._fresh) > FEW_STREAMS
+        now_s, next_s = time.monotonic(), time.monotonic() + len(self._fresh) / EVENTS_PER_SECOND
         news: list[tuple[Flight, list[tuple[int, News]]]] = []
         for flight, is_urgent in list(self._fresh.items()):
-            if is_urgent or not is_crowded or now_s >= flight.next_s:
+            if is_urgent or now_s >= flight.next_s:
                 del self._fresh[flight]
                 news.append((flight, flight.fresh))
-                flight.fresh, flight.next_s = [], now_s + STREAM_SECONDS
+                flight.fresh, flight.next_s = [], next_s
         if news and self._loop is not None and not self._loop.is_closed():
             self._call_in_loop(self._deliver, news)
 

@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h11
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rwkvbatch import __version__
 from rwkvbatch.config import CellSettings, RunSettings
@@ -173,74 +174,31 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class _HeadTooLargeError(Exception):
-    """A request's head is larger than `MAX_HEAD_BYTES`."""
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 connection, with ends for heads that are too large or too slow, and for slow readers.
-
-    Attributes:
-        _num_head: bytes of the request line and the fields of a message, those after its body included.
-        _num_unparsed: bytes that arrived since the parser found a part of a message.
-        _found: what it found last in the data that has just arrived: "begin", "head", "body", "end" or nothing.
-    """
+class _Protocol(H11Protocol):
+    """uvicorn's HTTP/1.1 connection, with ends for clients that send a head or read a response too slowly."""
 
     _head_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
-    _awaits_head = True
-    _num_head = 0
-    _num_unparsed = 0
-    _found = ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
-        self._start_head_timer()
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_timer = _stopped(self._head_timer)
-        self._write_timer = _stopped(self._write_timer)
+        self._stop_timers()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        found, self._found = self._found, ""
-        if self.transport.is_closing():
-            return
-        self._num_unparsed = 0 if found else self._num_unparsed + len(data)
-        if self._num_unparsed > MAX_HEAD_BYTES:
-            self.send_400_response("The request's head is too large.")
-        elif self._awaits_head and found != "end" and self._head_timer is None:
-            self._start_head_timer()
-
-    def on_message_begin(self) -> None:
-        self._found, self._num_head = "begin", 0
-        super().on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        self._count_head(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_head(len(name) + len(value))
-        super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        self._awaits_head = False
-        self._head_timer = _stopped(self._head_timer)
-        super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        self._found = "body"
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        self._found, self._awaits_head = "end", True
-        super().on_message_complete()
+        if self.conn.their_state is not h11.IDLE:
+            self._head_timer = _stopped(self._head_timer)
+        elif self._head_timer is None and not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.cycle.response_complete and self.cycle.more_body:  # a body that nobody wanted
+        self._head_timer = _stopped(self._head_timer)
+        if self.conn.their_state is h11.SEND_BODY:  # a body that nobody wanted
             self.transport.close()
 
     def pause_writing(self) -> None:
@@ -251,20 +209,9 @@ class _Protocol(HttpToolsProtocol):
         self._write_timer = _stopped(self._write_timer)
         super().resume_writing()
 
-    def _count_head(self, num_bytes: int) -> None:
-        self._found = "head"
-        self._num_head += num_bytes
-        if self._num_head > MAX_HEAD_BYTES:
-            raise _HeadTooLargeError  # the parser ends with an error of its own
-
-    def _start_head_timer(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._end_slow_head)
-
-    def _end_slow_head(self) -> None:
-        if self.cycle and not self.cycle.response_complete:
-            self._start_head_timer()  # the next request has begun during a response, which goes on
-        else:
-            self.transport.abort()
+    def _stop_timers(self) -> None:
+        self._head_timer = _stopped(self._head_timer)
+        self._write_timer = _stopped(self._write_timer)
 
 
 def _stopped(timer: asyncio.TimerHandle | None) -> None:
@@ -317,6 +264,7 @@ class Serving:
             "server_header": False,
             "timeout_keep_alive": KEEP_ALIVE_SECONDS,
             "timeout_graceful_shutdown": GRACE_SECONDS,
+            "h11_max_incomplete_event_size": MAX_HEAD_BYTES,
             "limit_concurrency": max(16, min(8192, files - 128)),
         }
         self._server = _Server(uvicorn.Config(self.service.app(), **options))

@@ -9,7 +9,7 @@ import pytest
 
 from rwkvbatch.engine.request import Reply, ReplyTiming, Request
 from rwkvbatch.serve import batcher as batcher_module
-from rwkvbatch.serve.batcher import FEW_STREAMS, STREAM_SECONDS, Batcher, Flight
+from rwkvbatch.serve.batcher import EVENTS_PER_SECOND, Batcher, Flight
 
 REPLY = Reply("abc", (1,), (1,), "eos", None, (0.0,), 1, 0, ReplyTiming(0, 0, 0, 0))
 
@@ -52,30 +52,30 @@ class Steps:
 
 
 def test_all_flights_get_their_news_with_one_call_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = Steps(monkeypatch, FEW_STREAMS)
+    steps = Steps(monkeypatch, 4)
     for number in range(3):
         steps.step(str(number))
         assert steps.texts() == {str(number)}
+        steps.now_s += 4 / EVENTS_PER_SECOND
     assert steps.loop.num_calls == 3
 
 
-def test_a_crowd_of_streams_gets_the_first_text_at_once_and_then_in_larger_pieces(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    steps = Steps(monkeypatch, FEW_STREAMS + 1)
+def test_many_streams_get_the_first_text_at_once_and_then_in_larger_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(monkeypatch, 200)
     steps.step("a")
     assert steps.texts() == {"a"}
     for text in "bcd":
+        steps.now_s += 20 / EVENTS_PER_SECOND
         steps.step(text)
     assert steps.texts() == {""}
     assert steps.loop.num_calls == 1
-    steps.now_s += STREAM_SECONDS
+    steps.now_s += 140 / EVENTS_PER_SECOND
     steps.step("e")
     assert steps.texts() == {"bcde"}
 
 
 def test_the_end_of_a_reply_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = Steps(monkeypatch, FEW_STREAMS + 1)
+    steps = Steps(monkeypatch, 200)
     steps.step("a")
     ending = steps.flights[3]
     steps.step("b", ended=ending)
