@@ -89,7 +89,7 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike, weights: ArrayLike | 
         raise ValueError(f"values and clusters must be 1-D and of equal length; got {numbers.shape} and {labels.shape}")
     if numbers.size == 0:
         raise ValueError("no values")
-    codes = _codes(labels)
+    codes = cluster_codes(labels)
     each = np.ones(numbers.size) if weights is None else np.asarray(weights, dtype=np.float64)
     if each.shape != numbers.shape:
         raise ValueError(f"values and weights must be of equal length; got {numbers.shape} and {each.shape}")
@@ -108,7 +108,7 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike, weights: ArrayLike | 
     return MeanEstimate(mean, standard_error, _satterthwaite(share), numbers.size, int(sizes.size))
 
 
-def _codes(labels: NDArray[Any]) -> NDArray[np.int64]:
+def cluster_codes(labels: NDArray[Any]) -> NDArray[np.int64]:
     """Numbers from 0 for different labels, in the order of the labels."""
     if labels.dtype.kind == "i" and labels.min() >= 0 and labels.max() <= 4 * labels.size:
         # As `np.unique` does, without sorting.
