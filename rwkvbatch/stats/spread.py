@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rwkvbatch.stats.clustered import cluster_codes, clustered_mean, t_quantile
+from rwkvbatch.stats.clustered import cluster_codes, clustered_mean, detectable_errors, t_quantile
 
 _SMALL_SAMPLE: Final = 5.0
 _NEAREST_TO_TURN: Final = 0.96
@@ -182,6 +182,5 @@ class Spread:
         """A true mean that is found 4 times in 5 (Bloom 1995), at least: with the error that the interval uses."""
         if self.clusters < 2 or not self.standard_error > 0 or not level > 0:
             return math.nan
-        degrees = self.clusters - 1
         error = max(self.standard_error, self.shrunk_error) if self.ties else self.standard_error
-        return (t_quantile(1 - level / 2, degrees) + t_quantile(0.8, degrees)) * error
+        return detectable_errors(self.clusters, level=level, limited=math.isfinite(self.widest)) * error

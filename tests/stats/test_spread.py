@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, skew, t
 
-from rwkvbatch.stats.clustered import clustered_mean
+from rwkvbatch.stats.clustered import clustered_mean, detectable_errors
 from rwkvbatch.stats.signflip import Difference, compare_family
 from rwkvbatch.stats.spread import Spread, unlimited_interval
 
@@ -95,6 +95,23 @@ def coverage_of_skewed_means(conversations: int) -> tuple[float, float]:
 def test_intervals_hold_means_of_strongly_skewed_numbers() -> None:
     """Without the correction, 0.85 of the samples; the standard error of a share is 0.008."""
     assert all(0.94 <= share <= 0.96 for share in coverage_of_skewed_means(12))
+
+
+@pytest.mark.parametrize(("conversations", "samples"), [(6, 900), (8, 900), (12, 240)])
+def test_a_detectable_difference_of_numbers_without_limits_is_found_in_about_80_of_100_samples(
+    conversations: int, samples: int
+) -> None:
+    """By t alone the difference would be smaller, and found in 0.55, 0.60 and 0.69; standard errors up to 0.026."""
+    truth = detectable_errors(conversations, limited=False) / math.sqrt(conversations)
+    values = np.random.default_rng(1).normal(truth, 1.0, (conversations, samples))
+    found = compare_family(values, np.ones_like(values)).differences
+    assert np.mean([each.p <= 0.05 for each in found]) == pytest.approx(0.8, abs=0.05)
+
+
+def test_the_detectable_difference_is_in_the_standard_errors_of_the_sample() -> None:
+    expected = detectable_errors(SKEWED.size, limited=False) * spread(SKEWED).standard_error
+    assert one(SKEWED).detectable == pytest.approx(expected)
+    assert math.isnan(one(SKEWED[:5]).detectable)
 
 
 def test_the_interval_of_a_single_mean_is_that_of_t_where_nothing_is_skewed() -> None:
