@@ -25,7 +25,7 @@ from typing import Any, cast
 
 import ray
 from ray._private import services, worker
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rwkvbatch import __version__, signals
@@ -199,6 +199,8 @@ class _Actor:
     def failure(self, error: RayError) -> Left:
         """Why a call failed, in one line. It ends the run unless only the process or its node has ended."""
         reason = re.sub(r"^[\w.]+Error: ", "", str(error).strip().rpartition("\n")[2].strip())
+        if isinstance(error, ActorUnavailableError):
+            reason = "its process or node ended, or cannot be reached"
         cause = cast("Any", error).cause if isinstance(error, RayTaskError) else None
         if isinstance(cause, RwkvBatchError):
             return Left(reason, cause.add_place(self.name))
@@ -219,6 +221,7 @@ class RayPool:
         self._plan = plan
         self._make_loader = make_loader
         self._owns_connection = False
+        self._refs: list[Any] = []  # Ray drops an object with its last reference here, and restarted actors need both
         self._restarts = RestartLimit(0)
         self._actors: dict[int, _Actor] = {}
         self._events: list[tuple[int, Event]] = []
@@ -284,6 +287,7 @@ class RayPool:
                 _ray.kill(actor.handle)
         self._actors.clear()
         self._events.clear()
+        self._refs.clear()
         self._setup = None
         if self._owns_connection:
             _ray.shutdown()
@@ -295,7 +299,8 @@ class RayPool:
         nodes = {node["NodeID"]: node["Resources"] for node in _ray.nodes() if node["Alive"]}
         reserved = reservations(nodes, settings, [setup.strategy for setup in setups_of(self._plan)])
         self._restarts = RestartLimit(len(reserved))
-        arguments = versions(), str(Path.cwd()), own_variables(), [_ray.put(self._plan), _ray.put(self._make_loader)]
+        self._refs = [_ray.put(self._plan), _ray.put(self._make_loader)]
+        arguments = versions(), str(Path.cwd()), own_variables(), self._refs
         actor_class = _ray.remote(max_restarts=-1, concurrency_groups={"control": 1})(RayWorker)
         for number, options in enumerate(reserved):
             wants = f"{options['num_gpus']:g} GPUs and {options['num_cpus']:g} processors"
