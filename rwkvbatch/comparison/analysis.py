@@ -39,7 +39,7 @@ from rwkvbatch.comparison.preference import (
 from rwkvbatch.comparison.ranking import Ranking, VariantMean, rank, variant_means
 from rwkvbatch.comparison.scopes import scopes_of
 from rwkvbatch.comparison.trend import Trend, positions_over, trend_over
-from rwkvbatch.comparison.wording import conclusion, heading, interval, number, p_value, signed, standing
+from rwkvbatch.comparison.wording import conclusion, heading, interval, number, standing, summary
 from rwkvbatch.errors import RunMismatchError, UsageError
 from rwkvbatch.prompt.escaping import printable
 
@@ -188,12 +188,7 @@ class Analysis:
         return any(result.failed for result in self.gates)
 
     def __repr__(self) -> str:
-        lines = [
-            f"{heading(line)}: {line.metric.name} {number(line.baseline_mean, line.metric.digits)} -> "
-            f"{number(line.variant_mean, line.metric.digits)}, {signed(line.difference, line.metric.digits)} "
-            f"{interval(line)}, p {p_value(line.p_adjusted)}, {line.verdict}"
-            for line in self.comparisons
-        ] or [
+        lines = [f"{heading(line)}: {line.metric.name} {summary(line)}" for line in self.comparisons] or [
             f"{variant.label}: {mean.metric.name} {number(mean.mean, mean.metric.digits)} {interval(mean)}"
             for variant in self.variants
             for mean in self.means(variant)

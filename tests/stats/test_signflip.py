@@ -71,6 +71,20 @@ def test_five_conversations_cannot_decide_and_six_can() -> None:
     assert six.high == 1.0
 
 
+@pytest.mark.parametrize(("clusters", "decidable"), [(6, False), (7, True)])
+def test_where_a_family_leaves_nothing_to_find_nothing_is_decidable_or_detectable(
+    clusters: int, decidable: bool
+) -> None:
+    """With two variants, 6 conversations that are all worse have an adjusted p-value of 2 * 2 / 2^6."""
+    values = np.random.default_rng(0).normal(size=(clusters, 2))
+    values[:, 0] = 1 + np.abs(values[:, 0])
+    found = compare_family(values, np.ones_like(values)).differences[0]
+    assert (found.decidable, found.significant) == (decidable, decidable)
+    assert math.isnan(found.detectable) != decidable
+    assert math.isfinite(found.high) == decidable
+    assert found.low_alone > 0
+
+
 def test_pairs_that_are_all_equal_are_identical_and_do_not_count() -> None:
     rng = np.random.default_rng(1)
     real = rng.normal(0.4, 1, size=(40, 1))

@@ -179,7 +179,7 @@ def test_the_page_leads_with_the_verdicts_of_the_first_screen(tmp_path: Path) ->
     page = as_html(analysis)
     panel = html.unescape(verdict_panel(page))
     assert conclusion(analysis.comparisons) in panel
-    assert left_out(analysis.dropped) in panel
+    assert left_out(analysis.dropped, analysis.primary) in panel
     assert "4 turns with an error" in panel
     rows = re.findall(r'<tr data-verdict="([^"]*)">\s*<td class="label" title="[^"]*">([^<]*)<', panel)
     assert rows == [(line.verdict, line.pair.variant.label) for line in analysis.comparisons]
