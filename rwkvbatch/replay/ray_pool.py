@@ -229,7 +229,7 @@ class RayPool:
         self._identities: dict[Setup, Mapping[str, Any]] = {}
 
     def specs(self, setups: Sequence[Setup]) -> dict[Setup, Any]:
-        if not self._actors:
+        if not self._refs:
             self._start()
         on_node = {setup: self._on_node(setup) for setup in setups}
         found = self._ask_first(list(on_node.values()))
@@ -244,7 +244,7 @@ class RayPool:
         return sum(actor.serving and actor.joined is None for actor in self._actors.values())
 
     def begin(self, setup: Setup) -> None:
-        if setup not in self._identities or not self._actors:
+        if setup not in self._identities or not self._refs:
             self.specs([setup])
         changed = self._setup not in (None, setup)
         self._setup = setup
