@@ -29,6 +29,7 @@ Every message says what was expected and what was found; `hint` says what to do.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 
 class RwkvBatchError(Exception):
@@ -48,6 +49,12 @@ class RwkvBatchError(Exception):
         """Append to the message where the wrong value came from."""
         self.message = f"{self.message} ({origin})"
         self.args = (self.message,)
+
+    def add_place(self, place: str) -> Self:
+        """Put before the message where the error occurred."""
+        self.message = f"{place}: {self.message}"
+        self.args = (self.message,)
+        return self
 
 
 class UsageError(RwkvBatchError):

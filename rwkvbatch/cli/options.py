@@ -79,6 +79,17 @@ def option(
 
 JsonOption = Annotated[bool, option("--json", "Print the result as JSON on standard output.", panel=OUTPUT_PANEL)]
 QuietOption = Annotated[bool, option("--quiet", "Print only errors on standard error.", panel=OUTPUT_PANEL, flag="-q")]
+VerboseOption = Annotated[bool, option("--verbose", "Log more on standard error.", panel=OUTPUT_PANEL, flag="-v")]
+RunOutOption = Annotated[
+    Path | None,
+    option(
+        "--out",
+        "Run directory, new or one to continue. [dim]Default: runs/NAME-TIME[/]",
+        "DIR",
+        OUTPUT_PANEL,
+        flag="-o",
+    ),
+]
 ConfigOption = Annotated[
     Path | None,
     option("--config", "TOML file with settings. The command line and $RWKVBATCH_* win over it.", "FILE", OUTPUT_PANEL),
