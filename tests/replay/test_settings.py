@@ -97,6 +97,7 @@ class TestErrors:
                 "much",
                 "--state-memory must be a number of bytes from 1 up, such as 512M or 2G, got much",
             ),
+            ("state_memory", "9" * 400 + "G", "--state-memory must be a number of bytes from 1 up, such as 512M or 2G"),
             ("ban", ["3", "x"], "--ban must be token ids, whole numbers from 0 up, got x"),
             ("stop", ["a", ""], "--stop must be non-empty text, got ''"),
             ("devices", ["cuda:0", "gpu"], "--devices must be cpu, cuda, or cuda:N, got gpu"),
