@@ -48,7 +48,7 @@ LOG = FileKind("a log of rwkvbatch", lambda path: file_head(path).startswith('{"
 
 
 class _LogFile(logging.FileHandler):
-    """Appends to a file, or writes to a pipe or device. The first write error is logged and ends the file log, not the run.
+    """Appends to a file, a pipe or a device. The first write error is logged and ends the file log, not the run.
 
     A pipe that is not read would stop the run: without a reader it cannot be opened, and a full one is a write error.
     """
