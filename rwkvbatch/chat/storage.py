@@ -24,6 +24,7 @@ from rwkvbatch.files import (
     check_target,
     file_head,
     make_directory,
+    open_to_append,
     read_file,
     save_file,
     write_all,
@@ -55,7 +56,7 @@ def state_directory() -> Path:
 def open_private(path: Path) -> int:
     """A descriptor that appends to `path`; a new file is readable by its owner only."""
     make_directory(path.parent, PRIVATE_DIRECTORY_MODE)
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, PRIVATE_MODE)
+    return open_to_append(path, PRIVATE_MODE)
 
 
 class Transcript:
