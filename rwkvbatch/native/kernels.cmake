@@ -1,5 +1,5 @@
 # What the kernels are compiled from: SOURCES, which need no Python, and KERNELS, objects for each instruction set of the
-# processor that is built for. Flags for other sources: EXACT, SANITIZE.
+# processor that is built for: of an unknown one, portable ones alone. Flags for other sources: EXACT, SANITIZE.
 
 # -ffp-contract=off: a multiply and an add stay two operations unless the source says fma, on every instruction set.
 set(EXACT -ffp-contract=off -Wall -Wextra)
@@ -30,7 +30,9 @@ set(PROCESSOR ${CMAKE_SYSTEM_PROCESSOR})
 if(CMAKE_OSX_ARCHITECTURES)
   set(PROCESSOR ${CMAKE_OSX_ARCHITECTURES})
 endif()
+# Which kernels there are is said here alone: a compiler may have an instruction set that nothing is built for.
 if(PROCESSOR MATCHES "x86_64|AMD64|amd64")
+  add_compile_definitions(RWKV_X86)
   set(AVX2 -mavx2 -mfma -mf16c -mtune=haswell)
   set(AVX512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512
     -Wno-uninitialized -Wno-maybe-uninitialized)  # of the compiler's own intrinsics
@@ -45,6 +47,7 @@ if(PROCESSOR MATCHES "x86_64|AMD64|amd64")
     list(APPEND KERNELS $<TARGET_OBJECTS:${part}>)
   endforeach()
 elseif(PROCESSOR MATCHES "aarch64|arm64|ARM64")
+  add_compile_definitions(RWKV_ARM64)
   # Before it assigns registers, GCC would move all loads of a tile's inputs to the front, for which there are too few.
   set(NEON $<$<CXX_COMPILER_ID:GNU>:-fno-schedule-insns>)
   rwkv_kernels(neon ${NEON})

@@ -182,14 +182,8 @@ struct IntegerKernels {
     void (*linear)(const LinearJob&, size_t task, float* scratch, const uint8_t* next);  // of rows from `quantize`
 };
 
-#if defined(__x86_64__) || defined(_M_X64)
-#define RWKV_X86 1
-#elif defined(__aarch64__)
-#define RWKV_ARM64 1
-#endif
-
-// What this machine has of the instruction sets that its family may have; null where it lacks one. Integer kernels are to be
-// asked for only where the kernels of the same set, or of the one that they extend, are there.
+// What this machine has of the instruction sets that are built for its family (`kernels.cmake`); null where it lacks one.
+// Integer kernels are to be asked for only where the kernels of the same set, or of the one that they extend, are there.
 const Kernels* portable_kernels();
 const IntegerKernels* portable_integer_kernels();
 #if defined(RWKV_X86)

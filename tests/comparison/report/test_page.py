@@ -282,6 +282,7 @@ def test_hostile_text_adds_no_element(tmp_path: Path) -> None:
     assert not any(tag == "img" for tag, _ in found.tags)
     assert not any(attributes.get("onload") for _, attributes in found.tags)
     assert "49" not in re.findall(r"\{\{.*?\}\}", page)
+    assert re.findall("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", page) == []
 
 
 def test_the_dialogues_survive_the_page_letter_by_letter(tmp_path: Path) -> None:
