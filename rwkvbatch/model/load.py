@@ -15,6 +15,7 @@ import torch
 
 from rwkvbatch.config import NO_ADAPTER
 from rwkvbatch.errors import CheckpointError, UsageError
+from rwkvbatch.model import MODEL_VARIABLE, READ_SUFFIXES
 from rwkvbatch.model.adapters import parse_adapter
 from rwkvbatch.model.base import Model, ModelSpec, dimensions_of, is_rwkv7
 from rwkvbatch.model.checkpoint import Checkpoint, initial_wkv, open_checkpoint
@@ -23,7 +24,6 @@ from rwkvbatch.model.ops import Activation, Array, Operations
 from rwkvbatch.model.ops.reference import ReferenceOps
 from rwkvbatch.model.quantised import rounding_of
 from rwkvbatch.model.rwkv7 import Network, Rwkv7Model, Stepper, WeightReader, state_bytes
-from rwkvbatch.model.safetensors import SUFFIXES
 from rwkvbatch.model.strategy import DTYPES, Strategy, parse_strategy
 from rwkvbatch.model.upstream import load_upstream
 
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
 
 Backend = Literal["auto", "cpu", "reference", "cuda", "upstream"]
 
-READ_SUFFIXES = (*SUFFIXES, ".st", ".gguf")
-"""Endings that may be left out of a model's name, in the order in which they are tried."""
-
-MODEL_VARIABLE = "RWKVBATCH_MODEL"
 BUNDLED_MODEL = Path(__file__).parent.parent / "demo" / "rwkv7-demo.safetensors"
 
 LEAST_CAPABILITY = (8, 0)
@@ -200,7 +196,7 @@ def _reader(tensors: Checkpoint, ops: Operations) -> WeightReader | None:
     from rwkvbatch.model.ops.cpu import CpuOps
 
     assert isinstance(ops, CpuOps)
-    return _FileReader(tensors, ops)
+    return _FileReader(tensors, ops) if ops.reads_files else None
 
 
 class _FileReader:
