@@ -5,8 +5,10 @@ A signal stops a run after its step, unwinds a command, stops a chat's reply, or
 
 from __future__ import annotations
 
+import fcntl
 import os
 import posix
+import select
 import signal
 import sys
 import threading
@@ -26,6 +28,12 @@ _MESSAGES = {signal.SIGINT: b"rwkvbatch: interrupted\n", signal.SIGTERM: b"rwkvb
 
 end_process = os._exit
 """`os._exit` itself, for this program's own use: see `staying_alive`."""
+
+_F_SETSIG = 10
+"""The operation's number on Linux, which the module `fcntl` does not name."""
+
+before_foreign_code: Callable[[], None] | None = None
+"""Called before a plug-in is loaded. The program puts `rwkvbatch.cli.guard` here."""
 
 _ENDINGS: dict[str, Callable[..., NoReturn]] = {"_exit": os._exit, "execv": os.execv, "execve": os.execve}
 _endings_lock = threading.Lock()
@@ -114,6 +122,18 @@ class StopRequest(_Arrivals):
 
 
 @contextmanager
+def handlers_restored() -> Generator[None]:
+    """Give SIGINT and SIGTERM the handlers that they had before the block, in the main thread."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
 def stop_on_signals(notify: Callable[[str], None]) -> Generator[StopRequest]:
     """Turns SIGINT and SIGTERM into a request to stop; a second signal ends the process. For the main thread only.
 
@@ -121,7 +141,7 @@ def stop_on_signals(notify: Callable[[str], None]) -> Generator[StopRequest]:
         notify: prints the message of the first signal.
     """
     request = StopRequest(notify)
-    with _handlers_restored():
+    with handlers_restored():
         for number in SIGNALS:
             signal.signal(number, request.receive)
         yield request
@@ -135,7 +155,7 @@ def leave_at_once() -> None:
 @contextmanager
 def leaving_at_once() -> Generator[None]:
     """`leave_at_once` inside the block, for the main thread only."""
-    with _handlers_restored():
+    with handlers_restored():
         leave_at_once()
         yield
 
@@ -172,7 +192,7 @@ def calling(stop: Callable[[], None]) -> Generator[None]:
             case "duplicate":
                 pass
 
-    with _handlers_restored():
+    with handlers_restored():
         _handle_unless_ignored(handle)
         yield
 
@@ -187,6 +207,29 @@ def ignore() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
+def end_with(lifeline: int) -> None:
+    """Let the system kill this process when the other end of the pipe `lifeline` is closed, whatever it is doing then.
+
+    Code that never returns from a C function, such as a regular expression, keeps a thread that watches the pipe from
+    running. Linux sends SIGKILL for it (`F_SETSIG` of fcntl(2)); elsewhere a thread has to do.
+    """
+    if sys.platform == "linux":
+        # A description of this process's own: the one of the parent signals the parent.
+        descriptor = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(descriptor, _F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
+        if select.select([descriptor], [], [], 0)[0]:  # closed before this process could ask for the signal
+            end_process(1)
+        return
+
+    def watch() -> None:
+        os.read(lifeline, 1)
+        end_process(1)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
 @contextmanager
 def stopping_on_interrupt() -> Generator[list[int]]:
     """SIGINT does not raise inside; its number is appended to the list that is yielded."""
@@ -194,7 +237,7 @@ def stopping_on_interrupt() -> Generator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield noted
         return
-    with _handlers_restored():
+    with handlers_restored():
         signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
         yield noted
 
@@ -236,16 +279,6 @@ def _refusing(name: str, real: Callable[..., NoReturn]) -> Callable[..., NoRetur
         raise ProcessEndedError(f"it tried to end the process: os.{name}({shown[:80]})")
 
     return refuse
-
-
-@contextmanager
-def _handlers_restored() -> Generator[None]:
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _handle_unless_ignored(handle: Callable[[int, FrameType | None], None]) -> None:

@@ -62,6 +62,7 @@ def problem(answer: tuple[int, Any, Any]) -> tuple[int, str, str | None]:
         ({"response_format": {"type": "json_object"}}, "response_format: this server does not support it", None),
         ({"temprature": 1}, "temprature: unknown field", "temprature"),
         ({"x" * 10**6: 1}, "x" * 80 + ": unknown field", "x" * 80),
+        ({"\x9b31m\u202e": 1}, "\\x9b31m\\u202e: unknown field", "\\x9b31m\\u202e"),
         ({"no_penalty": ["a"] * 9}, "no_penalty: must be at most 8 texts", "no_penalty"),
         ({"reply_prefix": "a" * 10_001}, "reply_prefix: must be at most 10000 characters, got 10001", "reply_prefix"),
         ({"template": "/etc/passwd"}, "template: unknown field", "template"),

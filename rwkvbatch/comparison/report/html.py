@@ -30,6 +30,8 @@ from rwkvbatch.comparison.wording import (
     common_rows,
     conclusion,
     correction,
+    difference,
+    directions,
     extent,
     heading,
     interval,
@@ -41,11 +43,10 @@ from rwkvbatch.comparison.wording import (
     power,
     question,
     rank_disagreement,
-    signed,
     trend_sentence,
     verdict,
 )
-from rwkvbatch.prompt.escaping import printable_json
+from rwkvbatch.prompt.escaping import printable, printable_json
 from rwkvbatch.results.manifest import system_of
 
 # pandas has no type stubs.
@@ -174,6 +175,11 @@ class Bar:
     mean: float
 
 
+def _without_controls(value: object) -> object:
+    """A value of the template. Text of models, scripts and settings turns no line and holds no workflow command."""
+    return printable(value, log=True) if type(value) is str else value
+
+
 @without_collection()
 def as_html(analysis: Analysis) -> str:
     """The whole report as one HTML document."""
@@ -192,7 +198,12 @@ def as_html(analysis: Analysis) -> str:
     trends = [(trend, trend is not analysis.trend) for trend in analysis.trends]
     failing = most_different(analysis, MAX_FAILURE_COLUMNS)
     environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_without_controls,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     template = environment.get_template("report.html.j2")
     return template.render(
@@ -208,7 +219,7 @@ def as_html(analysis: Analysis) -> str:
         about=_about(analysis, decisive) if decisive else [],
         decisive=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in decisive],
         several_baselines=len({line.pair.baseline for line in decisive}) > 1,
-        left_out_rows=left_out(analysis.dropped, named=True),
+        left_out_rows=left_out(analysis.dropped, analysis.primary, named=True),
         tone=_tone,
         verdict=verdict,
         failures=_failures(analysis, failing),
@@ -219,7 +230,8 @@ def as_html(analysis: Analysis) -> str:
         ranking_note=RANKING_NOTE,
         common_rows=common_rows,
         number=_typeset(number),
-        signed=_typeset(signed),
+        difference=_typeset(difference),
+        directions=directions,
         p_value=_typeset(p_value),
         titles=list(dict.fromkeys(line.metric.title for line in others)),
         heading=heading,
@@ -265,7 +277,7 @@ def _tone(line: Comparison) -> str:
 def _about(analysis: Analysis, lines: Sequence[Comparison]) -> list[str]:
     """Sentences on the family that decides: its extent, its correction, and what it could not find."""
     families = {family.name: family for family in analysis.families}
-    sentences = [f"{question(lines)}: {extent(lines, analysis.repetitions)}."]
+    sentences = [": ".join(filter(None, (question(lines), extent(lines, analysis.repetitions)))) + "."]
     if lines[0].family in families:
         sentences.append(correction(families[lines[0].family]))
     sentences += [f"{text[0].upper()}{text[1:]}." for text in (power(lines), rank_disagreement(lines)) if text]
