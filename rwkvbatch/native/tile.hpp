@@ -124,14 +124,20 @@ template <Dtype D, size_t ROWS, size_t PANELS> void advance_tile(const Tile& til
 
 using TileFunction = void (*)(const Tile&);
 
+// Tiles that `tile_panels` never asks for are not compiled: the largest of them would take the most time.
+template <Dtype D, size_t ROWS, size_t PANELS> constexpr TileFunction tile_of_size() {
+    if constexpr (PANELS <= tile_panels(ROWS)) return advance_tile<D, ROWS, PANELS>;
+    return nullptr;
+}
+
 template <Dtype D, size_t PANELS> TileFunction tile_of_rows(size_t rows) {
     switch (rows) {
-        case 1: return advance_tile<D, 1, PANELS>;
-        case 2: return advance_tile<D, 2, PANELS>;
-        case 3: return advance_tile<D, 3, PANELS>;
-        case 4: return advance_tile<D, 4, PANELS>;
-        case 5: return advance_tile<D, 5, PANELS>;
-        default: return advance_tile<D, 6, PANELS>;
+        case 1: return tile_of_size<D, 1, PANELS>();
+        case 2: return tile_of_size<D, 2, PANELS>();
+        case 3: return tile_of_size<D, 3, PANELS>();
+        case 4: return tile_of_size<D, 4, PANELS>();
+        case 5: return tile_of_size<D, 5, PANELS>();
+        default: return tile_of_size<D, 6, PANELS>();
     }
 }
 
