@@ -7,8 +7,10 @@ loss; exponential and lognormal differences (less their mean) are skewed, and th
 heavy tails. Samples in which all pairs are equal are left out: their interval, [0, 0], describes these conversations
 only.
 
-Before that, by enumeration, the levels that the test can attain: the largest p-value that is at most 5 %. An interval
-of 95 % holds the truth in at least 100 % less this level, and cannot be narrower.
+Means of single variants follow, of numbers without limits (`nll`, `tokens`, timings).
+
+Before that, by enumeration: the levels that the test can attain, which are the largest p-values that are at most 5 %,
+and the coverage of intervals of yes/no outcomes over all true shares of gains and losses.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvbatch.stats import signflip
 from rwkvbatch.stats.signflip import compare_family
+from rwkvbatch.stats.spread import unlimited_interval
 
 LEVEL = 0.05
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
@@ -53,6 +57,10 @@ def lognormal(sigma: float) -> Draw:
     return draw
 
 
+def mixture(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+    return rng.normal(-0.5, 1.0, n) + 5.0 * (rng.random(n) < 0.1)
+
+
 CASES: dict[str, tuple[Draw, float, float]] = {
     "yes/no, 20 % gains, 10 % losses": (yes_no(0.2, 0.1), 0.1, 1.0),
     "yes/no, 5 % gains, no losses": (yes_no(0.05, 0.0), 0.05, 1.0),
@@ -61,7 +69,9 @@ CASES: dict[str, tuple[Draw, float, float]] = {
     "exponential": (exponential, 0.0, math.inf),
     "lognormal, sigma 0.5": (lognormal(0.5), 0.0, math.inf),
     "lognormal, sigma 1": (lognormal(1.0), 0.0, math.inf),
+    "normal, a tenth moved by 5": (mixture, 0.0, math.inf),
 }
+UNLIMITED = [name for name, (_, _, widest) in CASES.items() if math.isinf(widest)]
 
 
 def attainable(differing: int) -> float:
@@ -89,20 +99,65 @@ def coverage(draw: Draw, truth: float, widest: float, conversations: int, sample
     return held / kept if kept else math.nan
 
 
+def coverage_of_means(draw: Draw, truth: float, conversations: int, samples: int) -> float:
+    """The share of samples whose interval of the mean by itself holds `truth`."""
+    rng = np.random.default_rng(conversations)
+    labels = np.arange(conversations)
+    ends = [unlimited_interval(draw(rng, conversations), labels) for _ in range(samples)]
+    return sum(low <= truth <= high for low, high in ends) / samples
+
+
+def enumerated(conversations: int, step: float = 0.025) -> tuple[float, float, float]:
+    """Of yes/no outcomes: the mean and the least coverage over true shares, and that of gains without losses.
+
+    Of equal pairs, whose interval describes the sample, the bound of gates is taken.
+    """
+    outcomes = [(g, k - g) for k in range(conversations + 1) for g in range(k + 1)]
+    least = 1 - (LEVEL / 2) ** (1 / conversations)
+    ends: list[tuple[float, float]] = []
+    for gains, losses in outcomes:
+        values = np.repeat([1.0, -1.0, 0.0], [gains, losses, conversations - gains - losses])[:, None]
+        found = compare_family(values, np.ones_like(values), widest=1.0).differences[0]
+        ends.append((-least, least) if found.identical else (found.low, found.high))
+    low, high = np.array(ends).T
+    ways = np.array([float(comb(conversations, g) * comb(conversations - g, k)) for g, k in outcomes])
+    gained, lost = np.array(outcomes, dtype=np.float64).T
+    held: dict[tuple[float, float], float] = {}
+    for gain in np.arange(0, 1 + step / 2, step):
+        for loss in np.arange(0, 1 - gain + step / 2, step):
+            rest = max(0.0, 1 - gain - loss)
+            chance = ways * gain**gained * loss**lost * rest ** (conversations - gained - lost)
+            covered = (low <= gain - loss + 1e-9) & (gain - loss - 1e-9 <= high)
+            held[gain, loss] = float(chance[covered].sum())
+    shares = np.array(list(held.values()))
+    return float(shares.mean()), float(shares.min()), min(of for (_, loss), of in held.items() if loss == 0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--conversations", type=int, nargs="+", default=[8, 12, 40, 100])
+    parser.add_argument("--conversations", type=int, nargs="+", default=[8, 12, 20, 40, 100])
+    parser.add_argument("--patterns", type=int, default=1998, help="sign patterns drawn beyond 13 conversations")
     given = parser.parse_args()
+    # A tenth of what `compare` draws: ends of single intervals vary more, how often they hold the truth does not.
+    signflip.DRAWN_PATTERNS = given.patterns
     numbers = (6, 7, 8, 9, 10, 12, 15, 20, 30)
     print("attainable levels, % (yes/no: by the conversations that differ)")
     print(f"{'conversations':14}", *(f"{n:5}" for n in numbers))
     print(f"{'yes/no':14}", *(f"{100 * attainable(n):5.2f}" for n in numbers))
     print(f"{'no ties':14}", *(f"{100 * attainable_of_numbers(n):5.2f}" for n in numbers))
+    print("\ncoverage of yes/no outcomes over all true shares: mean, least, least without losses")
+    for n in (8, 12, 20, 30):
+        print(f"{n:3}", *(f"{share:.3f}" for share in enumerated(n)), flush=True)
     print()
     print(f"{'differences':34}", *(f"{n:>6}" for n in given.conversations))
     for name, (draw, truth, widest) in CASES.items():
         shares = (coverage(draw, truth, widest, n, given.samples) for n in given.conversations)
+        print(f"{name:34}", *(f"{share:6.3f}" for share in shares), flush=True)
+    print("means by themselves")
+    for name in UNLIMITED:
+        draw, truth, _ = CASES[name]
+        shares = (coverage_of_means(draw, truth, n, 5 * given.samples) for n in given.conversations)
         print(f"{name:34}", *(f"{share:6.3f}" for share in shares), flush=True)
 
 

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Self
 
 
 class RwkvBatchError(Exception):
@@ -49,6 +50,12 @@ class RwkvBatchError(Exception):
         """Append to the message where the wrong value came from."""
         self.message = f"{self.message} ({origin})"
         self.args = (self.message,)
+
+    def add_place(self, place: str) -> Self:
+        """Put before the message where the error occurred."""
+        self.message = f"{place}: {self.message}"
+        self.args = (self.message,)
+        return self
 
 
 class UsageError(RwkvBatchError):

@@ -122,6 +122,18 @@ class StopRequest(_Arrivals):
 
 
 @contextmanager
+def handlers_restored() -> Generator[None]:
+    """Give SIGINT and SIGTERM the handlers that they had before the block, in the main thread."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
 def stop_on_signals(notify: Callable[[str], None]) -> Generator[StopRequest]:
     """Turns SIGINT and SIGTERM into a request to stop; a second signal ends the process. For the main thread only.
 
@@ -129,7 +141,7 @@ def stop_on_signals(notify: Callable[[str], None]) -> Generator[StopRequest]:
         notify: prints the message of the first signal.
     """
     request = StopRequest(notify)
-    with _handlers_restored():
+    with handlers_restored():
         for number in SIGNALS:
             signal.signal(number, request.receive)
         yield request
@@ -143,7 +155,7 @@ def leave_at_once() -> None:
 @contextmanager
 def leaving_at_once() -> Generator[None]:
     """`leave_at_once` inside the block, for the main thread only."""
-    with _handlers_restored():
+    with handlers_restored():
         leave_at_once()
         yield
 
@@ -180,7 +192,7 @@ def calling(stop: Callable[[], None]) -> Generator[None]:
             case "duplicate":
                 pass
 
-    with _handlers_restored():
+    with handlers_restored():
         _handle_unless_ignored(handle)
         yield
 
@@ -225,7 +237,7 @@ def stopping_on_interrupt() -> Generator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield noted
         return
-    with _handlers_restored():
+    with handlers_restored():
         signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
         yield noted
 
@@ -267,16 +279,6 @@ def _refusing(name: str, real: Callable[..., NoReturn]) -> Callable[..., NoRetur
         raise ProcessEndedError(f"it tried to end the process: os.{name}({shown[:80]})")
 
     return refuse
-
-
-@contextmanager
-def _handlers_restored() -> Generator[None]:
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _handle_unless_ignored(handle: Callable[[int, FrameType | None], None]) -> None:

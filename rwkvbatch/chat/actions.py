@@ -1,28 +1,27 @@
-"""What the slash commands do: change settings, read and write files, move in the tree, show tokens and statistics."""
+"""What the slash commands do: change settings, read and write files, move in the tree."""
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
-from rich.table import Table
 from rich.text import Text
 
 from rwkvbatch.chat.app import Chat, OutputFile
 from rwkvbatch.chat.runs import export
 from rwkvbatch.chat.session import TURN_SETTINGS
 from rwkvbatch.chat.storage import load_session, save_session
-from rwkvbatch.config import NO_ADAPTER, ORDERS, PRESETS, Sampling, ThinkMode, TurnEnd, preset_settings
+from rwkvbatch.chat.tables import counted, params, plain, short
+from rwkvbatch.config import NO_ADAPTER, ORDERS, ThinkMode, TurnEnd, preset_settings
 from rwkvbatch.endpoint.served import ServedSpec
 from rwkvbatch.errors import UsageError
 from rwkvbatch.files import check_target, read_file
@@ -33,7 +32,6 @@ from rwkvbatch.replay.layers import checked_values
 from rwkvbatch.script.lint import lint_system
 from rwkvbatch.setting_names import SHORT_NAMES, full_name
 
-NUM_CANDIDATES = 10
 SETTABLE = tuple(SHORT_NAMES.get(name, name) for name in TURN_SETTINGS)
 _VALUES = {
     "think": get_args(ThinkMode),
@@ -56,27 +54,6 @@ def setting_choices(_chat: Chat, before: str) -> Iterable[str]:
     if not words:
         return (*SETTABLE, "seed")
     return _VALUES.get(words[0], ()) if len(words) == 1 else ()
-
-
-def params(chat: Chat, _argument: None = None) -> None:
-    session, defaults = chat.session, Sampling()
-    table = _table()
-    for name, value in session.turn_settings().items():
-        changed = name in Sampling.model_fields and getattr(defaults, name) != getattr(session.settings, name)
-        label = Text(SHORT_NAMES.get(name, name), style="cyan")
-        table.add_row(label, Text(printable(_plain(value)), style="bold" if changed else ""))
-    opening, spec = session.tree.opening, session.engine.model.spec
-    _add_rows(
-        table,
-        seed=str(session.identity.seed),
-        preset=next((name for name, known in PRESETS.items() if known == session.settings.sampling), "none"),
-        system=opening.system or "none",
-        prelude=(opening.prelude or "none").strip(),
-        state=opening.state or "none",
-        template=session.settings.template or "official",
-        model=f"{spec.path} ({spec.backend}, {spec.dtype}, {spec.device})",
-    )
-    chat.view.show(table)
 
 
 def set_value(chat: Chat, argument: str) -> None:
@@ -113,14 +90,8 @@ def _parse_setting(name: str, text: str) -> dict[str, Any]:
 def _change(chat: Chat, values: dict[str, Any]) -> None:
     chat.session.use_settings(chat.session.settings.replace(**values))
     chat.transcript.settings(chat.session)
-    shown = ", ".join(f"{SHORT_NAMES.get(name, name)} {_plain(value)}" for name, value in values.items())
+    shown = ", ".join(f"{SHORT_NAMES.get(name, name)} {plain(value)}" for name, value in values.items())
     chat.view.note(f"set {shown}")
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ",".join(map(repr, cast("Sequence[Any]", value))) or "none"
-    return "none" if value is None or value == "" else str(value)
 
 
 def use_preset(chat: Chat, name: str) -> None:
@@ -151,7 +122,7 @@ def seed(chat: Chat, number: int | None) -> None:
 def undo(chat: Chat, count: int) -> None:
     undone = chat.session.tree.undo(count)
     chat.transcript.record(chat.session)
-    chat.view.note(f"removed {_count(len(undone), 'turn')}, from {_short(undone[0].user)!r} on{_kept(chat)}")
+    chat.view.note(f"removed {counted(len(undone), 'turn')}, from {short(undone[0].user)!r} on{_kept(chat)}")
 
 
 def redo(chat: Chat, _argument: None) -> None:
@@ -159,7 +130,7 @@ def redo(chat: Chat, _argument: None) -> None:
     chat.transcript.record(chat.session)
     tree = chat.session.tree
     there = f"; what this took back is on branch {cut.kept}" if cut.kept else ""
-    chat.view.note(f"back at {_count(tree.num_turns(), 'turn')} of branch {tree.current}{there}")
+    chat.view.note(f"back at {counted(tree.num_turns(), 'turn')} of branch {tree.current}{there}")
     _replay_last(chat)
 
 
@@ -196,7 +167,7 @@ def _note_greedy(chat: Chat) -> None:
 def pick(chat: Chat, number: int) -> None:
     chosen = chat.session.pick(number)
     chat.transcript.record(chat.session)
-    chat.view.note(f"continuing from {_short(chosen.reply)!r}{_kept(chat)}")
+    chat.view.note(f"continuing from {short(chosen.reply)!r}{_kept(chat)}")
 
 
 def edit(chat: Chat, _argument: None) -> None:
@@ -245,24 +216,11 @@ def branch(chat: Chat, name: str) -> None:
     chat.view.note(f"on branch {made}; /switch {previous} goes back")
 
 
-def branches(chat: Chat, _argument: None) -> None:
-    tree, table = chat.session.tree, _table()
-    for name, position in tree.branches.items():
-        last = tree.exchange(position)
-        table.add_row(
-            Text("*" if name == tree.current else " ", style="bold cyan"),
-            Text(printable(name)),
-            _count(tree.num_turns(position), "turn"),
-            Text(printable("(empty)" if last is None else _short(last.user))),
-        )
-    chat.view.show(table)
-
-
 def switch(chat: Chat, name: str) -> None:
     tree = chat.session.tree
     tree.switch(name)
     chat.transcript.record(chat.session)
-    chat.view.note(f"on branch {name}, {_count(tree.num_turns(), 'turn')}")
+    chat.view.note(f"on branch {name}, {counted(tree.num_turns(), 'turn')}")
     _replay_last(chat)
 
 
@@ -292,7 +250,7 @@ def note_probable_mistakes(chat: Chat, system: str | None, option: str) -> None:
 
 def save(chat: Chat, target: OutputFile) -> None:
     chat.write(target, lambda replace: save_session(chat.session, target.path, replace=replace))
-    chat.view.note(f"saved {target.path}: the settings and {_count(len(chat.session.tree.exchanges), 'exchange')}")
+    chat.view.note(f"saved {target.path}: the settings and {counted(len(chat.session.tree.exchanges), 'exchange')}")
 
 
 def load(chat: Chat, source: OutputFile) -> None:
@@ -356,92 +314,3 @@ def model(chat: Chat, argument: str) -> None:
     session.use_settings(session.settings.replace(model=argument, adapter=NO_ADAPTER))
     chat.transcript.start(session)
     chat.view.note(f"{engine.model.spec.path} reads the conversation when the next message comes")
-
-
-def stats(chat: Chat, _argument: None) -> None:
-    session, engine, table = chat.session, chat.session.engine, _table()
-    exchanges, last = session.tree.exchanges, session.tree.last
-    if last is not None:
-        figures = [
-            f"{len(last.ids)} tokens, {last.tokens_per_s:.1f} tokens/s",
-            f"first token after {last.first_token_s:.3f} s",
-            f"{last.num_read} prompt tokens read, {last.num_cached} cached",
-        ]
-        if last.logprobs:
-            nll = -sum(last.logprobs) / len(last.logprobs)
-            figures.append(f"{nll:z.3f} nats per token, perplexity {math.exp(min(nll, 700)):.2f}")
-        _add_rows(table, **{"last reply": "\n".join(figures)})
-    replies = f"{len(exchanges)} repl{'y' if len(exchanges) == 1 else 'ies'}"
-    generated, seconds = sum(len(each.ids) for each in exchanges), sum(each.total_s for each in exchanges)
-    size = engine.num_cached_states * engine.model.spec.state_bytes / 2**20
-    _add_rows(
-        table,
-        branch=f"{_count(session.tree.num_turns(), 'turn')}, {len(session.tree.history())} tokens",
-        session=f"{replies}, {generated} tokens in {seconds:.1f} s",
-        engine=f"{engine.stats.num_prompt_read} prompt tokens read, {engine.stats.num_prompt_cached} cached",
-        states=f"{engine.num_cached_states} cached, {size:.1f} MiB",
-    )
-    if chat.transcript.path is not None:
-        _add_rows(table, transcript=str(chat.transcript.path))
-    chat.view.show(table)
-
-
-def tokens(chat: Chat, count: int) -> None:
-    last = chat.session.tree.last
-    if last is None or not last.ids:
-        raise UsageError("/tokens shows the last reply, and there is none yet")
-    logprobs = chat.session.logprobs(last)
-    table = _token_table("", "id", "probability", "logprob")
-    for index, (token, logprob) in enumerate(zip(last.ids[:count], logprobs, strict=False)):
-        probability = f"{math.exp(logprob):.2%}"
-        table.add_row(str(index), str(token), probability, f"{logprob:z.3f}", _token_text(chat, token))
-    chat.view.show(table)
-    rest = len(last.ids) - count
-    if rest > 0:
-        chat.view.note(f"and {rest} more; /tokens {len(last.ids)} shows all of them")
-
-
-def top(chat: Chat, message: str) -> None:
-    probabilities = chat.session.next_token(message or None).logits.float().softmax(-1)
-    values, ids = probabilities.topk(min(NUM_CANDIDATES, len(probabilities)))
-    table = _token_table("id", "probability", "sum")
-    for token, value, total in zip(map(int, ids), map(float, values), map(float, values.cumsum(0)), strict=True):
-        table.add_row(str(token), f"{value:.2%}", f"{total:.1%}", _token_text(chat, token))
-    chat.view.show(table)
-
-
-def _token_table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in columns:
-        table.add_column(name, justify="right")
-    table.add_column("text")
-    return table
-
-
-def _token_text(chat: Chat, token: int) -> Text:
-    data = chat.session.engine.tokenizer.token_bytes(token)
-    if not data:
-        return Text("(end of text)" if token == 0 else "(no text)", style="dim")
-    try:
-        return Text(repr(printable(data.decode("utf-8"), keep_newlines=False)).replace("\\\\", "\\"))
-    except UnicodeDecodeError:
-        return Text(" ".join(f"{byte:02x}" for byte in data), style="dim")
-
-
-def _table() -> Table:
-    return Table(box=None, pad_edge=False, show_header=False)
-
-
-def _add_rows(table: Table, **texts: str) -> None:
-    """Add a row for each of `texts`, with its label."""
-    for label, text in texts.items():
-        table.add_row(Text(label, style="cyan"), Text(printable(text)))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _short(text: str, length: int = 50) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= length else line[: length - 1] + "…"

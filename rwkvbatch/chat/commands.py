@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from rwkvbatch.chat import actions
+from rwkvbatch.chat import actions, tables
 from rwkvbatch.chat.app import Chat, OutputFile
 from rwkvbatch.chat.session import SEED_LIMIT
 from rwkvbatch.config import PRESETS, ThinkMode
@@ -262,7 +262,7 @@ COMMANDS: Mapping[str, Command] = {
             _help,
             Argument("[COMMAND]", choices=lambda _chat, before: () if before else COMMANDS),
         ),
-        Command("params", "Show all settings.", actions.params),
+        Command("params", "Show all settings.", tables.params),
         Command(
             "set",
             "Change a setting of the next replies, such as /set temp 0.7.",
@@ -305,7 +305,7 @@ COMMANDS: Mapping[str, Command] = {
             "pick", "Continue from reply N of /again.", actions.pick, Argument("N", number("N").parse, _alternatives)
         ),
         Command("branch", "Start a branch here; the current one stays.", actions.branch, Argument("[NAME]")),
-        Command("branches", "List the branches.", actions.branches),
+        Command("branches", "List the branches.", tables.branches),
         Command("switch", "Go to a branch.", actions.switch, Argument("NAME", choices=_other_branches)),
         Command(
             "system",
@@ -342,14 +342,14 @@ COMMANDS: Mapping[str, Command] = {
             actions.model,
             Argument("[PATH]", is_file=True),
         ),
-        Command("stats", "Statistics of the last reply, the session and the engine.", actions.stats),
+        Command("stats", "Statistics of the last reply, the session and the engine.", tables.stats),
         Command(
-            "tokens", "The last reply's token ids and log-probabilities.", actions.tokens, number("[N]", default=200)
+            "tokens", "The last reply's token ids and log-probabilities.", tables.tokens, number("[N]", default=200)
         ),
         Command(
             "top",
             "The most likely next tokens: of the conversation, or of the reply to MESSAGE.",
-            actions.top,
+            tables.top,
             Argument("[MESSAGE]"),
         ),
         Command("quit", "Leave, as Ctrl-D does.", _quit),

@@ -72,7 +72,7 @@ def plan_command(
         raise UsageError(f"--detect must be at most {chosen.widest:g}, the range of {chosen.name}; got {detect:g}")
     used = judged(conversations, chosen)
     spread = without_pilot(chosen) if pilot is None else of_pilot(pilot, chosen, baseline)
-    found = designs(used, spread, detect, power=power, num_variants=variants)
+    found = designs(used, spread, detect, power=power, num_variants=variants, limited=math.isfinite(chosen.widest))
     if json_output:
         print_json(
             {

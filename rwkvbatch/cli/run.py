@@ -17,9 +17,12 @@ from rwkvbatch.cli.options import (
     ConfigOption,
     JsonOption,
     QuietOption,
+    RunOutOption,
+    VerboseOption,
     command_app,
     examples,
     option,
+    read_ahead,
     with_settings,
 )
 from rwkvbatch.errors import RunReplacedError, UsageError
@@ -69,20 +72,11 @@ def run_command(
         ),
     ] = None,
     dry_run: Annotated[bool, option("--dry-run", "Print the plan; generate nothing.", panel=RUN_PANEL)] = False,
-    out: Annotated[
-        Path | None,
-        option(
-            "--out",
-            "Run directory, new or one to continue. [dim]Default: runs/SCRIPT-TIME[/]",
-            "DIR",
-            OUTPUT_PANEL,
-            flag="-o",
-        ),
-    ] = None,
+    out: RunOutOption = None,
     config: ConfigOption = None,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
-    verbose: Annotated[bool, option("--verbose", "Log more on standard error.", panel=OUTPUT_PANEL, flag="-v")] = False,
+    verbose: VerboseOption = False,
     log_file: Annotated[Path | None, option("--log-file", "Write a log of JSON lines.", "FILE", OUTPUT_PANEL)] = None,
     metrics: Annotated[
         int | None,
@@ -106,6 +100,7 @@ def run_command(
 
             show_plan(prepare(scripts, **settings), as_json=json_output)
             return
+        read_ahead(settings)
         settings |= {"retry_errors": retry_errors, "repair": repair}
         settings |= {"verify_rows": verify_batch or 0, "metrics_port": metrics}
         result = run_with_progress(scripts, settings, out, quiet=quiet)

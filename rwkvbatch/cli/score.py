@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rwkvbatch.cli.options import (
-    OUTPUT_PANEL,
     Command,
     ConfigOption,
     JsonOption,
     QuietOption,
+    RunOutOption,
+    VerboseOption,
     command_app,
     examples,
     option,
+    read_ahead,
     with_settings,
 )
 from rwkvbatch.cli.run import RUN_PANEL, SCRIPT_PANEL, run_with_progress, show_result
@@ -46,20 +47,11 @@ def score_command(
         bool, option("--skip-bad", "Set files and lines that cannot be used aside.", panel=SCRIPT_PANEL)
     ] = False,
     retry_errors: Annotated[bool, option("--retry-errors", "Score failed texts again.", panel=RUN_PANEL)] = False,
-    out: Annotated[
-        Path | None,
-        option(
-            "--out",
-            "Run directory, new or one to continue. [dim]Default: runs/FILE-TIME[/]",
-            "DIR",
-            OUTPUT_PANEL,
-            flag="-o",
-        ),
-    ] = None,
+    out: RunOutOption = None,
     config: ConfigOption = None,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
-    verbose: Annotated[bool, option("--verbose", "Log more on standard error.", panel=OUTPUT_PANEL, flag="-v")] = False,
+    verbose: VerboseOption = False,
     **settings: Any,
 ) -> None:
     """Measure perplexity, bits per byte and accuracy on texts.
@@ -75,5 +67,6 @@ def score_command(
     settings |= {"config": config, "environment": os.environ, "skip_bad": skip_bad, "shard": None, "documents": True}
     settings |= {"retry_errors": retry_errors}
     with leaving_at_once(), logging_to(None, verbose=verbose, quiet=quiet):
+        read_ahead(settings)
         result = run_with_progress(files, settings, out, quiet=quiet)
     show_result(result, json_output=json_output, quiet=quiet)

@@ -66,7 +66,7 @@ def import_command(
     Nothing is downloaded. [bold]docs/scripts.md[/] says what the files are and where the prompts come from. Examples
     are the first ones of the dev files, for mmlu those of the same subject.
     """
-    from rwkvbatch.script.benchmarks import import_benchmark
+    from rwkvbatch.script.benchmark_import import import_benchmark
     from rwkvbatch.script.tables import data_files
 
     result = import_benchmark(

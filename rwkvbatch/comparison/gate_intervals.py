@@ -14,8 +14,8 @@ from rwkvbatch.comparison.gates import COMPARATORS, Floats, Gate, LinearForm
 from rwkvbatch.comparison.paired import LEVEL
 from rwkvbatch.comparison.scopes import GateScope
 from rwkvbatch.stats.bounded import bounded_interval
-from rwkvbatch.stats.clustered import clustered_mean
 from rwkvbatch.stats.signflip import compare_family
+from rwkvbatch.stats.spread import unlimited_interval
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _alone_interval(gate: Gate, form: LinearForm, found: Numbers | None, level: 
         return Interval(reason=_too_few(found), level_each=level)
     lowest, highest = replace(form, constant=0.0).limits
     if not math.isfinite(highest - lowest):
-        low, high = clustered_mean(found.values, found.conversations, found.weights).interval(1 - level)
+        low, high = unlimited_interval(found.values, found.conversations, found.weights, level=1 - level)
         reason = _too_few(found) if math.isnan(low) else ""
         return Interval(low + form.constant, high + form.constant, reason=reason, level_each=level)
 

@@ -243,7 +243,10 @@ def _with_sample_size(result: GateResult, scope: GateScope, interval: Interval) 
     if math.isnan(between):
         return replace(result, note="the number of conversations that it takes cannot be told from one")
     if between + within > 0:
-        needed = conversations_needed(distance, between, within, repeats, power=POWER, level=interval.level_each)
+        needed = conversations_needed(
+            distance, between, within, repeats, power=POWER, level=interval.level_each,
+            limited=math.isfinite(form.reach),
+        )  # fmt: skip
     elif distance < form.reach < math.inf:
         needed = math.ceil(math.log(interval.level_each / 2) / math.log1p(-distance / form.reach))
         given = "if all pairs are equal there too"

@@ -59,7 +59,8 @@ class Comparison:
             direction: positive, zero, negative).
         detectable: the smallest true difference that this design finds 4 times in 5.
         num_values: matched pairs. num_conversations: conversations with pairs.
-        decidable: whether any outcome of so few conversations could be significant. identical: all pairs are equal.
+        decidable: whether any outcome of so few conversations could be significant in the family. identical: all pairs
+            are equal.
         level: of the family. level_each: of this test within it. margin: differences up to this size are equivalent.
         exploratory: not of the primary metric over all rows.
     """
@@ -105,7 +106,7 @@ class Comparison:
             if self.metric.better == "none":
                 return "differs"
             return "better" if (self.low > 0) == (self.metric.better == "higher") else "worse"
-        if self.margin is not None and -self.margin <= self.low and self.high <= self.margin:
+        if self.within_margin:
             return "equivalent"
         if self.low_alone > 0 or self.high_alone < 0:
             return "unclear"
@@ -115,6 +116,11 @@ class Comparison:
     def significant(self) -> bool:
         """The simultaneous interval excludes 0; the same as `p_adjusted` at most `level`."""
         return self.low > 0 or self.high < 0
+
+    @property
+    def within_margin(self) -> bool:
+        """The whole interval is within the margin, whether or not it excludes 0."""
+        return self.margin is not None and -self.margin <= self.low and self.high <= self.margin
 
     @property
     def rank_disagrees(self) -> bool:

@@ -207,20 +207,21 @@ def designs(
     power: float = 0.8,
     num_variants: int = 1,
     repetitions: Sequence[int] = REPETITIONS,
+    limited: bool = True,
 ) -> list[Design]:
     """What it takes to find a difference of `detect`, by the number of repetitions.
 
     Args:
         conversations: those of the script that the metric judges.
         num_variants: compared with one baseline; the level is divided by it, which is enough for any dependence.
+        limited: the metric has limits.
     """
     level = LEVEL / num_variants
     turns = sum(len(conversation.turns) for conversation in conversations) / len(conversations)
     found: list[Design] = []
     for number in repetitions:
-        needed = conversations_needed(detect, spread.between, spread.within, number, power=power, level=level)
-        detectable = smallest_detectable(
-            len(conversations), spread.between, spread.within, number, power=power, level=level
-        )
+        variances_of = (spread.between, spread.within, number)
+        needed = conversations_needed(detect, *variances_of, power=power, level=level, limited=limited)
+        detectable = smallest_detectable(len(conversations), *variances_of, power=power, level=level, limited=limited)
         found.append(Design(number, needed, round(needed * number * turns), detectable, len(conversations) >= needed))
     return found

@@ -17,6 +17,7 @@ from rwkvbatch.comparison.pairing import Variant
 from rwkvbatch.stats.bounded import bounded_interval
 from rwkvbatch.stats.clustered import clustered_mean
 from rwkvbatch.stats.signflip import largest_mean_p
+from rwkvbatch.stats.spread import unlimited_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,16 +72,21 @@ def mean_of(
 ) -> VariantMean:  # fmt: skip
     """The mean of `values` `[n]` of `metric.column`, of which at least one is not NaN; `conversations` `[n]`."""
     known = ~np.isnan(values)
-    estimate = clustered_mean(values[known], conversations[known], None if weights is None else weights[known])
+    numbers, labels = values[known], conversations[known]
+    each = None if weights is None else weights[known]
+    mean, (low, high) = clustered_mean(numbers, labels, each).mean, ends_of_mean(metric, numbers, labels, each)
+    return VariantMean(metric, metric.shown(mean), metric.shown(low), metric.shown(high), numbers.size, group)
+
+
+def ends_of_mean(
+    metric: Metric, values: NDArray[np.float64], conversations: NDArray[Any],
+    weights: NDArray[np.float64] | None = None, level: float = LEVEL,
+) -> tuple[float, float]:  # fmt: skip
+    """The interval of the mean of `values` `[n]` of `metric.column` within the metric's range, of 1 - `level`."""
     if math.isfinite(metric.widest) and not metric.log_of:
-        low, high = bounded_interval(
-            values[known], conversations[known], lowest=metric.lowest, highest=metric.highest, level=1 - LEVEL
-        )
-    else:
-        low, high = (float(np.clip(end, metric.lowest, metric.highest)) for end in estimate.interval(1 - LEVEL))
-    return VariantMean(
-        metric, metric.shown(estimate.mean), metric.shown(low), metric.shown(high), int(known.sum()), group
-    )
+        return bounded_interval(values, conversations, lowest=metric.lowest, highest=metric.highest, level=1 - level)
+    low, high = unlimited_interval(values, conversations, weights, level=1 - level)
+    return float(np.clip(low, metric.lowest, metric.highest)), float(np.clip(high, metric.lowest, metric.highest))
 
 
 @dataclass(frozen=True)

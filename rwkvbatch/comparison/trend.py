@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,8 @@ from rwkvbatch.comparison.matching import conversation_values, rows_of
 from rwkvbatch.comparison.metrics import Metric
 from rwkvbatch.comparison.paired import LEVEL
 from rwkvbatch.comparison.pairing import Variant
+from rwkvbatch.comparison.ranking import ends_of_mean
 from rwkvbatch.errors import RunMismatchError, UsageError
-from rwkvbatch.stats.bounded import bounded_interval
-from rwkvbatch.stats.clustered import clustered_mean
 from rwkvbatch.stats.signflip import compare_family, simultaneous_level
 
 if TYPE_CHECKING:
@@ -221,7 +219,7 @@ def band(
     means = np.average(values, axis=0, weights=weights)
     deviations = sums - np.bincount(conversations, weights)[:, None] * means
     each = simultaneous_level(deviations, level=LEVEL) if len(sums) > 1 else LEVEL / values.shape[1]
-    return each, [_ends(metric, column, conversations, weights, each) for column in values.T]
+    return each, [ends_of_mean(metric, column, conversations, weights, each) for column in values.T]
 
 
 def _common(
@@ -254,15 +252,6 @@ def _common(
         len(wide) - len(found),
         weights,
     )
-
-
-def _ends(
-    metric: Metric, values: NDArray[np.float64], conversations: NDArray[Any], weights: NDArray[np.float64], level: float
-) -> tuple[float, float]:
-    if math.isfinite(metric.widest):
-        return bounded_interval(values, conversations, lowest=metric.lowest, highest=metric.highest, level=1 - level)
-    low, high = clustered_mean(values, conversations, weights).interval(1 - level)
-    return max(low, metric.lowest), min(high, metric.highest)
 
 
 _LEVELS: Final = "▁▂▃▄▅▆▇█"

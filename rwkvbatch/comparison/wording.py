@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rwkvbatch.comparison.blame import Blame
-from rwkvbatch.comparison.matching import Dropped
+from rwkvbatch.comparison.matching import PASS_COLUMNS, Dropped
 from rwkvbatch.comparison.metrics import Metric
 from rwkvbatch.comparison.paired import Comparison, Family
 from rwkvbatch.comparison.ranking import Candidate, Ranking, VariantMean
@@ -20,14 +20,17 @@ RANKING_NOTE: Final = (
     "The truly best variant is named best or not distinguishable from it in at least 95 % of sweeps. The best mean was "
     "selected on these data and is likely to be less good in a new run."
 )
+_HUGE = 1e9
 _MAX_LABELS = 2
 """How many variants a sentence on dropped rows names."""
 
 
 def number(value: float, digits: int) -> str:
-    """A number with a fixed number of decimals and no negative zero; a dash for NaN."""
+    """A number with a fixed number of decimals and no negative zero; a dash for NaN, a power of ten for huge ones."""
     if math.isnan(value):
         return MISSING
+    if abs(value) >= _HUGE:
+        return f"{value:.3g}"
     text = f"{value:.{digits}f}"
     return text.replace("-", "") if float(text) == 0 else text
 
@@ -48,11 +51,17 @@ def interval(line: Comparison | VariantMean) -> str:
         return MISSING
     if isinstance(line, VariantMean):
         return f"[{number(low, digits)}, {number(high, digits)}]"
-    ends = [
-        f"{end:+.1g}" if line.significant and end and float(number(end, digits)) == 0 else signed(end, digits)
-        for end in (low, high)
-    ]
-    return f"[{ends[0]}, {ends[1]}]"
+    return f"[{_of_verdict(line, low)}, {_of_verdict(line, high)}]"
+
+
+def difference(line: Comparison) -> str:
+    """The difference with its sign; not 0 where it is significant."""
+    return _of_verdict(line, line.difference)
+
+
+def _of_verdict(line: Comparison, value: float) -> str:
+    text = signed(value, line.metric.digits)
+    return f"{value:+.1g}" if line.significant and value and float(text) == 0 else text
 
 
 def p_value(p: float) -> str:
@@ -77,19 +86,24 @@ class TableColumn:
 COLUMNS: Final = (
     TableColumn("baseline", lambda line: number(line.baseline_mean, line.metric.digits)),
     TableColumn("mean", lambda line: number(line.variant_mean, line.metric.digits)),
-    TableColumn("difference", lambda line: signed(line.difference, line.metric.digits), short="diff"),
+    TableColumn("difference", lambda line: difference(line), short="diff"),
     TableColumn("95 % interval", interval, left=True),
-    TableColumn("W/T/L", lambda line: f"{line.wins}/{line.ties}/{line.losses}"),
+    TableColumn("W/T/L", lambda line: directions(line)),
     TableColumn("detectable", lambda line: number(line.detectable, line.metric.digits)),
     TableColumn("p", lambda line: p_value(line.p_adjusted)),
     TableColumn("verdict", lambda line: verdict(line), left=True),
 )
 
 
+def directions(line: Comparison) -> str:
+    """Conversations that the variant won, tied and lost; a dash for counts of whole variants."""
+    return MISSING if line.metric.level == "variant" else f"{line.wins}/{line.ties}/{line.losses}"
+
+
 def verdict(line: Comparison) -> str:
-    """The verdict, with the margin of an equivalence; nothing for untested metrics."""
-    if line.verdict == "equivalent":
-        return f"equivalent within {line.margin:g}"
+    """The verdict, with the margin that the whole interval is within; nothing for untested metrics."""
+    if line.margin is not None and line.within_margin and line.verdict in ("equivalent", "better", "worse", "differs"):
+        return f"{line.verdict}{',' if line.significant else ''} within {line.margin:g}"
     return "" if line.verdict == "untested" else line.verdict
 
 
@@ -134,7 +148,9 @@ def question(lines: Sequence[Comparison]) -> str:
 
 
 def extent(lines: Sequence[Comparison], repetitions: int | None = None) -> str:
-    """The numbers of conversations, repetitions and pairs that the lines of one family have."""
+    """The numbers of conversations, repetitions and pairs that the lines of one family have; empty for counts."""
+    if lines[0].metric.level == "variant":
+        return ""
     parts = [_span([line.num_conversations for line in lines], "conversation")]
     if repetitions is not None:
         parts.append(_count(repetitions, "repetition"))
@@ -184,17 +200,20 @@ def variant_label(line: Comparison) -> str:
     return line.pair.variant.label + (f", {line.group}" if line.group else "")
 
 
-def left_out(dropped: Iterable[Dropped], *, named: bool = True) -> str:
+def left_out(dropped: Iterable[Dropped], metric: Metric | None = None, *, named: bool = True) -> str:
     """The rows that are not what was planned and what becomes of them; empty where there are none.
 
     Args:
+        metric: the primary one: turns with an error fail its checks, or have no number of it. None for several metrics.
         named: with the labels of up to two variants.
     """
     every = list(dropped)
     parts: list[str] = []
+    scored = metric is None or metric.level == "conversation" or metric.name in (*PASS_COLUMNS, "failed")
+    failed = "failed" if scored else "left out"
     for name, noun, outcome in (
-        ("errors", "turn with an error", "failed"),
-        ("unreached", "turn not reached", "failed"),
+        ("errors", "turn with an error", failed),
+        ("unreached", "turn not reached", failed),
         ("missing", "turn without a counterpart", "left out"),
         ("different", "turn not asked the same", "left out"),
         ("unfinished", "turn not there yet", ""),
@@ -209,6 +228,15 @@ def left_out(dropped: Iterable[Dropped], *, named: bool = True) -> str:
     return f"Not as planned: {'; '.join(parts)}." if parts else ""
 
 
+def summary(line: Comparison) -> str:
+    """Both means, the difference, its interval and p-value, and the verdict."""
+    digits = line.metric.digits
+    return (
+        f"{number(line.baseline_mean, digits)} -> {number(line.variant_mean, digits)}, {difference(line)} "
+        f"{interval(line)}, p {p_value(line.p_adjusted)}, {verdict(line) or 'not tested'}"
+    )
+
+
 def significant(comparisons: Iterable[Comparison]) -> list[Comparison]:
     """The significant differences, smallest p first."""
     return sorted((line for line in comparisons if line.significant), key=lambda line: line.p)
@@ -216,10 +244,9 @@ def significant(comparisons: Iterable[Comparison]) -> list[Comparison]:
 
 def finding(line: Comparison) -> str:
     """One significant difference as a sentence."""
-    digits = line.metric.digits
     return (
-        f"{heading(line)}: {line.metric.name} {signed(line.difference, digits)} {interval(line)}, "
-        f"{line.verdict} (p = {p_value(line.p_adjusted)})".replace("p = <", "p < ")
+        f"{heading(line)}: {line.metric.name} {difference(line)} {interval(line)}, "
+        f"{verdict(line)} (p = {p_value(line.p_adjusted)})".replace("p = <", "p < ")
     )
 
 
@@ -231,9 +258,7 @@ def conclusion(comparisons: Sequence[Comparison]) -> str:
     name = f"{lines[0].family}{' (exploratory)' if lines[0].exploratory else ''}"
     if len(lines) == 1:
         (line,) = lines
-        return (
-            f"{name}: {verdict(line) or 'not tested'}, {signed(line.difference, line.metric.digits)} {interval(line)}"
-        )
+        return f"{name}: {verdict(line) or 'not tested'}, {difference(line)} {interval(line)}"
     counts: dict[str, int] = {}
     for line in lines:
         counts[verdict(line) or "not tested"] = counts.get(verdict(line) or "not tested", 0) + 1

@@ -21,6 +21,7 @@ from rwkvbatch.endpoint.served import ServedModel, ServedSpec
 from rwkvbatch.endpoint.tokens import TokenReader, stop_among, within
 from rwkvbatch.engine.request import (
     END_OF_TEXT,
+    EngineStats,
     FinishReason,
     Reading,
     Reply,
@@ -59,18 +60,6 @@ class _Job:
     first_s: float | None = None
 
 
-@dataclass
-class EndpointStats:
-    """Counts of tokens since construction, as `EngineStats` has them; what the server read again is not known."""
-
-    num_steps: int = 0
-    num_rows: int = 0
-    num_prompt_read: int = 0
-    num_prompt_cached: int = 0
-    num_generated: int = 0
-    num_halvings: int = 0
-
-
 _Results = queue.SimpleQueue[tuple[int, Reply | Score | BaseException | str]]
 """What threads give to `step`: pieces of text, and results or what went wrong."""
 
@@ -100,7 +89,7 @@ class EndpointEngine:
         self.model = ServedModel(spec)
         self.tokenizer = tokenizer
         self._reader = TokenReader(tokenizer)
-        self.stats = EndpointStats()
+        self.stats = EngineStats()
         self.max_batch = max_batch or client.options.concurrency
         self.asks_logprobs = True
         """Off once the server refused them."""

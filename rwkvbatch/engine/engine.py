@@ -15,7 +15,16 @@ from dataclasses import dataclass
 import torch
 
 from rwkvbatch.engine.prefix_cache import Node, PrefixTree
-from rwkvbatch.engine.request import END_OF_TEXT, LONG_TEXT_TOKENS, FinishReason, Reading, Reply, Request, Score
+from rwkvbatch.engine.request import (
+    END_OF_TEXT,
+    LONG_TEXT_TOKENS,
+    EngineStats,
+    FinishReason,
+    Reading,
+    Reply,
+    Request,
+    Score,
+)
 from rwkvbatch.engine.scheduler import Chunk, Scheduler, SequenceState
 from rwkvbatch.engine.sequence import Generation, Job, Scoring, StepWork
 from rwkvbatch.errors import UsageError, is_out_of_memory
@@ -48,18 +57,6 @@ class NextToken:
 
     def __repr__(self) -> str:
         return f"<NextToken: {len(self.logits)} logits, the highest of token {int(self.logits.argmax())}; {self.state}>"
-
-
-@dataclass
-class EngineStats:
-    """Counts since construction. `num_prompt_read` and `num_prompt_cached` add up to the prompts' tokens."""
-
-    num_steps: int = 0
-    num_rows: int = 0
-    num_prompt_read: int = 0
-    num_prompt_cached: int = 0
-    num_generated: int = 0
-    num_halvings: int = 0
 
 
 class Engine:

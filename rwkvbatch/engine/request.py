@@ -179,6 +179,21 @@ class Score:
         return -sum(self.logprobs) / len(self.logprobs)
 
 
+@dataclass
+class EngineStats:
+    """Counts since construction.
+
+    `num_prompt_read` and `num_prompt_cached` add up to the prompts' tokens; what a server read again is not known.
+    """
+
+    num_steps: int = 0
+    num_rows: int = 0
+    num_prompt_read: int = 0
+    num_prompt_cached: int = 0
+    num_generated: int = 0
+    num_halvings: int = 0
+
+
 LONG_TEXT_TOKENS = 4096
 """From this length on, how far a text has been read is part of a run's progress."""
 

@@ -182,19 +182,36 @@ struct IntegerKernels {
     void (*linear)(const LinearJob&, size_t task, float* scratch, const uint8_t* next);  // of rows from `quantize`
 };
 
+struct PackingKernels {
+    // Write one band of `matrix` to `memory`, which will be its `data`; `rows` are the stored weight from the band's first output
+    // on. Into int8 each block of an output's weights w is rounded as scale = max |w| / 127 and round(w / scale), halves to the
+    // even integer, at most 127 either way; both divisions are fp32's. W8A8 has the same integers and scales. Into INT4 the
+    // scale is the weight of the greatest size, the first of them, / -8, rounded to bf16, and integers are -8 to 7.
+    // `rounded_to_int8` and `rounded_to_int4` in model/ops/reference.py are the reference implementations.
+    void (*pack_band)(const PackedMatrix& matrix, const StoredMatrix& rows, size_t band, uint8_t* memory);
+    // Whether no number is NaN or infinite; for rows without gaps, whether no weight is, and surely not.
+    bool (*are_finite)(const uint8_t* numbers, Dtype dtype, size_t count);
+    bool (*rows_are_finite)(const StoredMatrix& rows, size_t inputs, size_t count);
+};
+
 // What this machine has of the instruction sets that are built for its family (`kernels.cmake`); null where it lacks one.
-// Integer kernels are to be asked for only where the kernels of the same set, or of the one that they extend, are there.
+// Integer and packing kernels are to be asked for only where the kernels of the same set, or of the one that they extend, are
+// there.
 const Kernels* portable_kernels();
+const PackingKernels* portable_packing_kernels();
 const IntegerKernels* portable_integer_kernels();
 #if defined(RWKV_X86)
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
+const PackingKernels* avx2_packing_kernels();
+const PackingKernels* avx512_packing_kernels();
 const IntegerKernels* avx2_integer_kernels();
 const IntegerKernels* avx512_integer_kernels();
 const IntegerKernels* avxvnni_integer_kernels();
 const IntegerKernels* avx512vnni_integer_kernels();
 #elif defined(RWKV_ARM64)
 const Kernels* neon_kernels();
+const PackingKernels* neon_packing_kernels();
 const IntegerKernels* neon_integer_kernels();
 const IntegerKernels* neondot_integer_kernels();
 const IntegerKernels* neoni8mm_integer_kernels();

@@ -47,6 +47,9 @@ Dtype integer_dtype(const std::string& rounding) {
     throw nb::value_error("a weight's rounding must be w8a8 or int4");
 }
 
+// As a weight may be in a file.
+Dtype stored_dtype(const std::string& name) { return name == "w8a8" || name == "int4" ? integer_dtype(name) : dtype_of(name); }
+
 Activation activation_of(const char* name) {
     switch (name[0]) {
         case 't': return Activation::TANH;
@@ -65,6 +68,23 @@ const uint8_t* bytes_of(const Weight& weight, Dtype dtype) {
 StoredMatrix stored_matrix(const Weight& weight, Dtype dtype) {
     const int64_t element = static_cast<int64_t>(size_of(dtype));
     return {bytes_of(weight, dtype), dtype, weight.stride(0) * element, weight.stride(1) * element};
+}
+
+std::optional<LinearLayer> read_layer(Context& context, int descriptor, uint64_t start, const std::string& stored, size_t out,
+                                      size_t in, const char* activation, const std::string& dtype) {
+    const StoredRows rows{descriptor, start, stored_dtype(stored)};
+    const Dtype packed = dtype == "int8" ? Dtype::INT8 : stored_dtype(dtype);
+    if (scaled_inputs(packed) == 0 && packed != rows.dtype) throw nb::value_error("weights in a file are packed as they are, or rounded");
+    const Activation function = activation_of(activation);
+    nb::gil_scoped_release release;  // another thread hashes the file
+    return context.read_layer(rows, out, in, function, packed);
+}
+
+std::optional<Table> read_table(Context& context, int descriptor, uint64_t start, const std::string& stored, size_t vocab_size,
+                                size_t width) {
+    const StoredRows rows{descriptor, start, dtype_of(stored)};
+    nb::gil_scoped_release release;
+    return context.read_table(rows, vocab_size, width);
 }
 
 template <class T> std::vector<T> copied(const Input<T, 1>& values) { return {values.data(), values.data() + values.size()}; }
@@ -261,6 +281,8 @@ NB_MODULE(_native, m) {
                 throw nb::value_error("an embedding table must have no gaps");
             return c.table(bytes_of(weight, kind), kind, weight.shape(0), weight.shape(1));
         })
+        .def("read_layer", &read_layer, "descriptor"_a, "start"_a, "stored"_a, "outputs"_a, "inputs"_a, "activation"_a, "dtype"_a)
+        .def("read_table", &read_table, "descriptor"_a, "start"_a, "stored"_a, "vocab_size"_a, "width"_a)
         .def("pool", [](Context&, States<4> shifts, States<5> wkv) { return make_pool(shifts, wkv); })
         .def("begin", &begin, nb::keep_alive<0, 6>())
         .def("embed", &Context::embed)

@@ -18,7 +18,7 @@ import rwkvbatch
 from rwkvbatch import __version__
 from rwkvbatch.config import CellSettings, DialoguePrompt, Sampling, Stopping
 from rwkvbatch.endpoint.served import ServedSpec
-from rwkvbatch.errors import InputError
+from rwkvbatch.errors import InputError, WorkerError
 from rwkvbatch.files import open_file
 from rwkvbatch.prompt.templates import clean, clean_reply, load_prelude, template_path, with_turn_end
 from rwkvbatch.results.manifest import FILLS_IN_SYSTEM, FIRST_SETTINGS, GIVEN_FOR_ALL, default_settings
@@ -94,6 +94,15 @@ def cell_identities(
         }
         for cell in sorted(spec_of)
     }
+
+
+def check_same(here: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse cells of another identity, say by other weights or another kind of device; raises `WorkerError`."""
+    for cell, values in expected.items():
+        for key, value in values.items():
+            if here[cell][key] != value:
+                hint = "the same files must be in the same places on every node, and all devices of one kind"
+                raise WorkerError(f"{key} of cell {cell} is {here[cell][key]} here, but {value} elsewhere", hint=hint)
 
 
 def _fills_in_system(plan: Plan, cell: int) -> bool:

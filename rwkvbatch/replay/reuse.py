@@ -13,16 +13,16 @@ from __future__ import annotations
 import math
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from rwkvbatch.errors import RunDamagedError, RunMismatchError, RwkvBatchError
+from rwkvbatch.errors import RunDamagedError, RunMismatchError
 from rwkvbatch.files import read_spans
+from rwkvbatch.replay.former_script import FormerScript
 from rwkvbatch.replay.identity import RowDigests
 from rwkvbatch.replay.judging import judged_again
 from rwkvbatch.replay.plan import Plan
@@ -30,15 +30,11 @@ from rwkvbatch.results.directory import KEPT_NAME, RunDirectory
 from rwkvbatch.results.manifest import FORMER, GIVEN_FOR_ALL, JsonObject, equal_cells, is_same_run, refuse_other_run
 from rwkvbatch.results.recovery import read_lines
 from rwkvbatch.results.row import BadLineError, Row, RowDigest, decode_row, digest_of, encode_row, with_digest
-from rwkvbatch.results.script_copy import has_script, read_script, script_sha256
+from rwkvbatch.results.script_copy import has_script, read_script
 from rwkvbatch.results.store import RESULTS_NAME
-from rwkvbatch.script.reader import read_scripts
-from rwkvbatch.script.records import Conversation
 
 _IN_MEMORY_BYTES = 2**26
 _SHOWN = 3
-MAX_TRIED = 2000
-"""The longest script in which new conversations are looked for at every place; in longer ones only at the end."""
 
 
 @dataclass(frozen=True)
@@ -181,12 +177,11 @@ class _Adapting:
         self._plan = plan
         self._digests = digests
         self._rewritten = rewritten
-        former = manifest.get(FORMER) or manifest
-        self._former: Mapping[str, Any] = former
+        former: Mapping[str, Any] = manifest.get(FORMER) or manifest
         self._cells = {name: number for number, name in enumerate(cell.name for cell in plan.cells)}
         self._same_cells = equal_cells(former["identity"].get("cells", {}), _named(plan, digests))
         self._numbers = {c.id: number for number, c in enumerate(plan.conversations)}
-        self._former_script: dict[str, Conversation] | None = None
+        self._former_script = FormerScript(plan, former, directory.path)
         self._cells_of_content = lru_cache(maxsize=64)(self._find_cells_of_content)
         # By line: what becomes of it, and its row in the plan, -1 for none.
         self._moves = bytearray()
@@ -266,7 +261,7 @@ class _Adapting:
             return None
         if digest is None:
             cell = row.cell if row.cell in self._cells else self._same_cells.get(row.cell)
-            if cell is None or not self._is_unchanged(number, row):
+            if cell is None or not self._former_script.is_unchanged(number, row):
                 return None
             return self._plan.row_number(replace(row.key, cell=cell))
         at = self._cells.get(row.cell)
@@ -285,51 +280,6 @@ class _Adapting:
                 found.setdefault((turn, content), []).append(name)
         return found
 
-    def _is_unchanged(self, number: int, row: Row) -> bool:
-        """Whether a row without a digest, of an earlier version, is of the conversation as it is now, up to its turn.
-
-        Raises `RunMismatchError` when the script as it was then is gone.
-        """
-        if self._former_script is None:
-            self._former_script = self._read_former_script()
-        now, then = self._plan.conversations[number], self._former_script.get(row.conversation)
-        if then is None:
-            return False
-        upto = row.turn + 1
-        return (
-            then.row_context == now.row_context
-            and then.params == now.params
-            and then.row_contents[:upto] == now.row_contents[:upto]
-            and [turn.params for turn in then.turns[:upto]] == [turn.params for turn in now.turns[:upto]]
-        )
-
-    def _read_former_script(self) -> dict[str, Conversation]:
-        """The script of rows without digests: a part of this one, its copy, or the file it was read from."""
-        former = self._former["identity"].get("script")
-        script = cast("dict[str, Any]", former) if isinstance(former, dict) else {}
-        count, sha256 = script.get("conversations"), script.get("sha256")
-        if (part := _without_new_ones(self._plan.conversations, count, sha256)) is not None:
-            return {each.id: each for each in part}
-        about = self._former.get("about")
-        names = [str(name) for name in cast("dict[str, Any]", about).get("scripts", [])] if about else []
-        with suppress(RwkvBatchError):
-            copy = read_script(self._path, self._former)
-            if copy is not None:
-                return {each.id: each for each in copy}
-        with suppress(RwkvBatchError):
-            if "-" not in names:
-                found = read_scripts(names, skip_bad=True).conversations
-                if script_sha256(found) == sha256:
-                    return {each.id: each for each in found}
-        raise RunMismatchError(
-            "holds another run:\n"
-            f"    script: existing run: {count} conversations of {', '.join(names) or 'an unknown file'}, of which the "
-            f"version of rwkvbatch that made the run kept no copy; this command: "
-            f"{len(self._plan.conversations)} conversations, other ones or changed",
-            path=self._path,
-            hint="give the script as it was, with new conversations in one place, or another directory with --out",
-        )
-
     def _renewed(self, row: Row, data: bytes, number: int) -> tuple[bytes | None, _Move]:
         """The new line of row `number`, None if it stays as it is, and what becomes of the old one."""
         digest, now, key = digest_of(data), self._digests.of_row(number), self._plan.key(number)
@@ -339,7 +289,7 @@ class _Adapting:
         conversation = self._plan.conversations[self._plan.conversation_of(task)]
         renewed, move = replace(row, cell=key.cell), _Move.REWRITE
         if digest is None:
-            then = (self._former_script or {})[row.conversation]
+            then = self._former_script.conversations[row.conversation]
             was_judged_so = then.judging(turn) == conversation.judging(turn)
         else:
             was_judged_so = digest.judging == now.judging
@@ -417,23 +367,6 @@ class _Adapting:
     def _read_kept(self, span: tuple[int, int]) -> bytes:
         self._rewritten.seek(span[0])
         return self._rewritten.read(span[1])
-
-
-def _without_new_ones(
-    conversations: Sequence[Conversation], count: object, sha256: object
-) -> Sequence[Conversation] | None:
-    """The `count` conversations whose script has a hash, if the others stand together, as at the end of a file."""
-    if not isinstance(count, int) or not 0 < count <= len(conversations):
-        return None
-    num_new = len(conversations) - count
-    starts = range(count, -1, -1) if len(conversations) <= MAX_TRIED else (count,)
-    for start in starts:
-        part = (*conversations[:start], *conversations[start + num_new :])
-        if script_sha256(part) == sha256:
-            return part
-        if num_new == 0:
-            break
-    return None
 
 
 def _named(plan: Plan, digests: RowDigests) -> dict[str, Mapping[str, Any]]:

@@ -15,29 +15,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rwkvbatch.errors import ScriptError, UsageError
-from rwkvbatch.files import FileKind, check_target, file_head, save_file
-from rwkvbatch.script.forms import read_conversation
-from rwkvbatch.script.lines import SourceLine, is_array, is_object, refuse, shown
-from rwkvbatch.script.tables import Record, read_records
+from rwkvbatch.script.lines import is_array, is_object, shown
+from rwkvbatch.script.tables import Record
 
-MAX_SHOTS = 100
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-SCRIPT = FileKind(
-    "a script",
-    lambda path: (
-        re.match(r'\s*\{[^\n]*"(messages|conversations|turns|defaults|text|prompt)":', file_head(path)) is not None
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -75,7 +62,7 @@ class Benchmark:
     """A published benchmark.
 
     Attributes:
-        summary: what its file is. read: the question of a record; raises `_Bad`.
+        summary: what its file is. read: the question of a record; raises `BadRecordError`.
         styles: by name; the first is the default.
         header: columns of its CSV files that have a header.
     """
@@ -86,126 +73,12 @@ class Benchmark:
     header: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
-class Imported:
-    """What an import wrote.
-
-    Attributes:
-        conversations: lines of the script. left_out: records that were left out, each with the reason.
-    """
-
-    benchmark: str
-    style: str
-    conversations: int
-    left_out: tuple[str, ...] = ()
-
-
-class _BadRecordError(Exception):
+class BadRecordError(Exception):
     """A record that is not of its benchmark's form; the text says what is wrong."""
 
 
 def _bad(problem: str) -> NoReturn:
-    raise _BadRecordError(problem)
-
-
-def import_benchmark(
-    name: str,
-    files: Sequence[str],
-    out: Path,
-    *,
-    style: str | None = None,
-    shots: int = 0,
-    dev: Sequence[str] = (),
-    skip_bad: bool = False,
-    replace: bool = False,
-) -> Imported:
-    """Write a script of the questions in a benchmark's files.
-
-    Args:
-        style: one of the benchmark's styles; None for its first.
-        shots: examples before each question, the first ones of the `dev` files, of the question's own group (subject).
-        skip_bad: leave records out that cannot be used, instead of raising.
-        replace: `out` may be a script that is replaced.
-
-    Raises:
-        UsageError: an unknown benchmark or style, or examples that there are none of.
-        ScriptError: a file cannot be read, or a record is not of the benchmark's form.
-        MissingExtraError: a file or a check needs an optional dependency that is not installed.
-    """
-    if name not in BENCHMARKS:
-        raise UsageError(f"unknown benchmark {name!r}", hint=f"known ones: {', '.join(BENCHMARKS)}")
-    benchmark = BENCHMARKS[name]
-    style = next(iter(benchmark.styles)) if style is None else style
-    if style not in benchmark.styles:
-        raise UsageError(f"{name} has no style {style!r}", hint=f"its styles: {', '.join(benchmark.styles)}")
-    examples = _examples(name, benchmark, style, shots, dev)
-    check_target(out, SCRIPT, option="--out", replace=replace, how="--force replaces it")
-    lines: list[bytes] = []
-    left_out: list[str] = []
-    seen: dict[str, SourceLine] = {}
-    for path in files:
-        for record in read_records(path, header=benchmark.header):
-            try:
-                question = _read(benchmark, record, name)
-                line = benchmark.styles[style].write(question, _of_group(examples, question, record.source, shots))
-                found = read_conversation(line, record.source, "")
-                if (earlier := seen.setdefault(found.id, record.source)) is not record.source:
-                    refuse(
-                        record.source, f"the id {found.id!r} was already used at {earlier}", "import the files apart"
-                    )
-            except ScriptError as error:
-                if not skip_bad:
-                    error.hint = "\n  ".join(filter(None, (error.hint, "--skip-bad leaves such records out")))
-                    raise
-                left_out.append(str(error))
-                continue
-            lines.append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-    if not lines:
-        raise ScriptError(f"holds no question that can be used; the first problem: {left_out[0]}", path=files[0])
-    save_file(out, lines)
-    return Imported(name, style, len(lines), tuple(left_out))
-
-
-def _read(benchmark: Benchmark, record: Record, name: str) -> Question:
-    try:
-        return benchmark.read(record)
-    except (_BadRecordError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        keys = ", ".join(list(record.values)[:12])
-        problem = str(error) if isinstance(error, _BadRecordError) else f"lacks {error}"
-        refuse(
-            record.source, f"is no record of {name}: {problem}", f"its columns are {keys}; docs/scripts.md has the form"
-        )
-
-
-def _examples(
-    name: str, benchmark: Benchmark, style: str, shots: int, dev: Sequence[str]
-) -> Mapping[str, Sequence[Question]]:
-    """The questions of the dev files, by group."""
-    if not 0 <= shots <= MAX_SHOTS:
-        raise UsageError(f"--shots must be 0 to {MAX_SHOTS}, got {shots}")
-    if shots and not benchmark.styles[style].shots:
-        others = [other for other, found in benchmark.styles.items() if found.shots]
-        hint = f"--style {others[0]} has some" if others else "leave --shots out"
-        raise UsageError(f"{name} in the style {style!r} has no examples before a question", hint=hint)
-    if bool(shots) != bool(dev):
-        missing = "--dev FILE" if shots else "--shots N"
-        raise UsageError("--shots and --dev belong together", hint=f"add {missing}, the examples come from a dev file")
-    groups: dict[str, list[Question]] = defaultdict(list)
-    for path in dev:
-        for record in read_records(path, header=benchmark.header):
-            question = _read(benchmark, record, name)
-            groups[question.group].append(question)
-    return groups
-
-
-def _of_group(
-    examples: Mapping[str, Sequence[Question]], question: Question, source: SourceLine, shots: int
-) -> Sequence[Question]:
-    found = [one for one in examples.get(question.group, ()) if one.text != question.text][:shots]
-    if len(found) < shots:
-        about = f" about {question.group!r}" if question.group else ""
-        refuse(source, f"needs {shots} examples{about}, and the dev files have {len(found)}", "add a --dev file")
-    return found
+    raise BadRecordError(problem)
 
 
 def _text(values: Mapping[str, Any], key: str) -> str:
@@ -481,8 +354,3 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "mt-bench": Benchmark("`question_id`, `turns`, `category`", _read_mt_bench, {"chat": Style(_write_mt_bench)}),
 }
 """The benchmarks that can be imported, by name."""
-
-
-def style_names(benchmarks: Iterable[Benchmark] = BENCHMARKS.values()) -> tuple[str, ...]:
-    """All names of styles."""
-    return tuple(dict.fromkeys(name for benchmark in benchmarks for name in benchmark.styles))

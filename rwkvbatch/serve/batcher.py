@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rwkvbatch.engine.engine import Engine, EngineStats
-from rwkvbatch.engine.request import Reply, Request, Score
+from rwkvbatch.engine.engine import Engine
+from rwkvbatch.engine.request import EngineStats, Reply, Request, Score
 from rwkvbatch.errors import RowError, RwkvBatchError, in_words
 
 _log = logging.getLogger(__name__)

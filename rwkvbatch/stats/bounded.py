@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rwkvbatch.stats.clustered import clustered_mean, t_quantile
+from rwkvbatch.stats.clustered import clustered_mean, detectable_errors, t_quantile
 
 
 def bounded_interval(
@@ -66,11 +66,13 @@ def components(means: ArrayLike, within: ArrayLike, repeats: ArrayLike) -> tuple
 
 
 def conversations_needed(
-    difference: float, between: float, within: float, repeats: int, *, power: float = 0.8, level: float = 0.05
-) -> int:
+    difference: float, between: float, within: float, repeats: int, *, power: float = 0.8, level: float = 0.05,
+    limited: bool = True,
+) -> int:  # fmt: skip
     """How many conversations find a true mean difference with probability `power`.
 
     The usual sample size of a paired t test, with the variance `between + within / repeats` of one conversation.
+    `limited`: see `detectable_errors`.
 
     Raises:
         ValueError: the difference is not positive, or a share is not between 0 and 1.
@@ -81,8 +83,7 @@ def conversations_needed(
     # The exact test cannot find anything with fewer.
     needed = max(2, math.ceil(1 - math.log2(level)))
     while True:
-        degrees = needed - 1
-        factor = t_quantile(1 - level / 2, degrees) + t_quantile(power, degrees)
+        factor = detectable_errors(needed, level=level, power=power, limited=limited)
         wanted = max(needed, math.ceil(variance * (factor / difference) ** 2))
         if wanted <= needed:
             return needed
@@ -91,14 +92,14 @@ def conversations_needed(
 
 
 def smallest_detectable(
-    conversations: int, between: float, within: float, repeats: int, *, power: float = 0.8, level: float = 0.05
-) -> float:
+    conversations: int, between: float, within: float, repeats: int, *, power: float = 0.8, level: float = 0.05,
+    limited: bool = True,
+) -> float:  # fmt: skip
     """The smallest true mean difference that `conversations` find with probability `power`; see `conversations_needed`.
 
     NaN where so few conversations cannot find any.
     """
     if conversations < max(2, math.ceil(1 - math.log2(level))):
         return math.nan
-    degrees = conversations - 1
-    factor = t_quantile(1 - level / 2, degrees) + t_quantile(power, degrees)
+    factor = detectable_errors(conversations, level=level, power=power, limited=limited)
     return factor * math.sqrt((between + within / repeats) / conversations)

@@ -10,7 +10,7 @@ The interval is the set of differences that the same test does not reject. Its e
 conversations (Hartigan 1969, Using subsample values as typical values), made wider where few conversations happen to
 agree, and it excludes 0 exactly when the test rejects.
 
-Differences of metrics without limits (nll, token counts) can be skewed, which flipping signs does not allow for: a
+Differences that are not yes/no outcomes or averages of a few can be skewed, which flipping signs does not allow for: a
 sample may lack the long tail, and its mean is then too far on the other side. Towards the long tail the mean must
 therefore also be significant by Hall's transformation of its t statistic (`rwkvbatch.stats.spread`).
 
@@ -59,7 +59,7 @@ class Difference:
         standard_error: of the mean, from the spread of the clusters around it; NaN with fewer than two.
         detectable: the smallest true difference that this design finds at the family's level 4 times in 5; NaN where
             unknown, and where nothing can be found.
-        decidable: False where too few conversations are there for any outcome to be significant.
+        decidable: False where too few conversations are there for any outcome to be significant in this family.
         identical: every pair is equal.
     """
 
@@ -191,8 +191,8 @@ def compare_family(sums: ArrayLike, counts: ArrayLike, *, level: float = 0.05, w
                 clusters,
                 round(float(n[:, column].sum())),
                 spread.standard_error,
-                spread.detectable(level_each) if 2.0 ** (1 - clusters) <= level else math.nan,
-                2.0 ** (1 - clusters) <= level,
+                spread.detectable(level_each) if 2.0 ** (1 - clusters) <= level_each else math.nan,
+                2.0 ** (1 - clusters) <= level_each,
                 False,
             )
     return Family(level, level_each, flips.exact, tuple(found[column] for column in range(num_variants)))
@@ -381,7 +381,8 @@ def _level_each(ascending: NDArray[np.float64], level: float) -> float:
         ascending: the smallest p-value of each pattern.
     """
     allowed = math.floor(level * ascending.size + 1e-9)
-    return float(min(level, np.nextafter(ascending[allowed], 0.0)))
+    # Below that p-value by more than the rounding that `_Sides.interval` allows for.
+    return float(min(level, (1 - 1e-6) * ascending[allowed]))
 
 
 def _signed_ranks(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:

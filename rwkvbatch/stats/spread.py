@@ -4,11 +4,65 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from rwkvbatch.stats.clustered import t_quantile
+from rwkvbatch.stats.clustered import cluster_codes, clustered_mean, detectable_errors, t_quantile
+
+_FEWEST_SIZES: Final = 6
+_SMALL_SAMPLE: Final = 5.0
+_NEAREST_TO_TURN: Final = 0.96
+"""Chosen by simulation, see `Spread._asymmetry` and docs/statistics.md."""
+
+
+def unlimited_interval(
+    values: ArrayLike, clusters: ArrayLike, weights: ArrayLike | None = None, *, level: float = 0.95
+) -> tuple[float, float]:
+    """The interval of a mean of numbers without limits: by t, and at the end of the long tail by Hall's transformation.
+
+    Args:
+        values, clusters, weights: as in `clustered_mean`.
+
+    Returns:
+        The ends; NaNs where the spread is unknown (`MeanEstimate.spread_known`).
+    """
+    estimate = clustered_mean(values, clusters, weights)
+    low, high = estimate.interval(level)
+    if not estimate.standard_error > 0:
+        return low, high
+    codes = cluster_codes(np.asarray(clusters))
+    numbers = np.asarray(values, dtype=np.float64)
+    each = np.ones(numbers.size) if weights is None else np.asarray(weights, dtype=np.float64)
+    sums, counts = (np.bincount(codes, of).astype(np.float64) for of in (each * numbers, each))
+    tail = Spread.of(sums, counts, math.inf).tail(1 - level)
+    return min(low, tail[0]), max(high, tail[1])
+
+
+@dataclass(frozen=True)
+class Share:
+    """A mean between 0 and 1 that is as precise as the share of `size` yes/no values."""
+
+    mean: float
+    size: float
+
+    @classmethod
+    def of(cls, sums: NDArray[np.float64], counts: NDArray[np.float64]) -> Share:
+        """Of clusters `[n]` with these sums and numbers of values, each between 0 and 1."""
+        total, num = float(counts.sum()), sums.size
+        mean = min(1.0, max(0.0, float(sums.sum()) / total))
+        if num < 2:
+            return cls(mean, float(num))
+        variance = float(((sums - mean * counts) ** 2 / (1 - counts / total)).sum()) / total**2
+        return cls(mean, mean * (1 - mean) / variance if variance > 0 and 0 < mean < 1 else float(num))
+
+    def wilson(self, level: float) -> tuple[float, float]:
+        """The score interval (Wilson 1927)."""
+        z2 = t_quantile(1 - level / 2, math.inf) ** 2
+        center = (self.mean + z2 / (2 * self.size)) / (1 + z2 / self.size)
+        half = math.sqrt(z2 * (self.mean * (1 - self.mean) + z2 / (4 * self.size)) / self.size) / (1 + z2 / self.size)
+        return center - half, center + half
 
 
 @dataclass(frozen=True)
@@ -18,13 +72,18 @@ class Spread:
     Attributes:
         mean, standard_error: of all values; the error is NaN with fewer than two clusters.
         clusters: how many.
-        shrunk, shrunk_error: of the sample with two more average clusters: half of one at each end of the range and
-            one at 0 (Agresti and Min 2005, Simple improved confidence intervals for comparing matched proportions).
-            They know a spread even where all clusters agree.
+        shrunk, shrunk_error: of the sample with two more average clusters: half of one at each end of the range (of
+            the means, where they are not `discrete`) and one at 0 (Agresti and Min 2005, Simple improved confidence
+            intervals for comparing matched proportions). They know a spread even where all clusters agree.
         widest: the largest mean that is possible; infinite for metrics without limits.
-        ties: clusters can agree by chance: the metric has limits, or two clusters have equal means.
+        discrete: the clusters' means are steps between limits, as those of yes/no outcomes are: there are limits, and
+            two means other than 0 have the same size, or fewer than 6 are not 0.
+        ties: clusters can agree by chance: their means are discrete, or two are equal.
         skewness: of the clusters' deviations from the mean, with the correction for small samples (Joanes and Gill
-            1998, Comparing measures of sample skewness and kurtosis); 0 for metrics with limits and below 3 clusters.
+            1998, Comparing measures of sample skewness and kurtosis); 0 for discrete means and below 3 clusters.
+        gains, losses: of discrete means, the mean of the clusters' positive differences and that of their negative
+            ones, as shares of `farthest`; else None.
+        farthest: the largest size of a cluster's mean.
     """
 
     mean: float
@@ -33,8 +92,12 @@ class Spread:
     shrunk: float
     shrunk_error: float
     widest: float
+    discrete: bool
     ties: bool
     skewness: float
+    gains: Share | None = None
+    losses: Share | None = None
+    farthest: float = math.inf
 
     @classmethod
     def of(cls, sums: NDArray[np.float64], counts: NDArray[np.float64], widest: float) -> Spread:
@@ -45,27 +108,43 @@ class Spread:
         error, skewness = math.nan, 0.0
         if num > 1:
             error = math.sqrt(float((deviations**2 / (1 - counts / size)).sum())) / size
-        limited = math.isfinite(widest)
         means = sums / counts
+        farthest = float(np.abs(means).max())
+        steps = np.round(means / farthest, 11)
+        sizes = np.abs(steps[steps != 0])
+        discrete = math.isfinite(widest) and (sizes.size < _FEWEST_SIZES or np.unique(sizes).size < sizes.size)
         largest = float(np.abs(deviations).max())
-        if num > 2 and not limited and largest > 1e-12 * float(np.abs(sums).max()):
+        if num > 2 and not discrete and largest > 1e-12 * float(np.abs(sums).max()):
             scaled = deviations / largest
             skewness = float((scaled**3).mean() / (scaled**2).mean() ** 1.5) * math.sqrt(num * (num - 1)) / (num - 2)
-        farthest = float(np.abs(means).max())
-        ties = limited or len(set(np.round(means / farthest, 11).tolist())) < num
-        reach = widest if limited else farthest
+        ties = discrete or np.unique(steps).size < num
+        reach = widest if discrete else farthest
         average = size / num
         more = size + 2 * average
         shrunk = float(sums.sum()) / more
         squares = float(((sums - shrunk * counts) ** 2).sum())
         squares += average**2 * ((reach - shrunk) ** 2 + (reach + shrunk) ** 2) / 2 + average**2 * shrunk**2
         shrunk_error = math.sqrt(squares * (num + 2) / (num + 1)) / more
-        return cls(mean, error, num, shrunk, shrunk_error, widest, ties, skewness)
+        gains, losses = (
+            Share.of(np.maximum(side, 0.0) / farthest, counts) if discrete else None for side in (sums, -sums)
+        )
+        return cls(mean, error, num, shrunk, shrunk_error, widest, discrete, ties, skewness, gains, losses, farthest)
 
     def around(self, level: float) -> tuple[float, float]:
-        """The interval of the enlarged sample."""
+        """The interval where clusters can agree by chance.
+
+        That of the enlarged sample; of discrete means at least that of gains less losses, from the score intervals
+        of both (Newcombe 1998, Improved confidence intervals for the difference between binomial proportions based on
+        paired data), which knows that a sample can lack all losses.
+        """
         half = t_quantile(1 - level / 2, self.clusters + 1) * self.shrunk_error
-        return self.shrunk - half, self.shrunk + half
+        low, high = self.shrunk - half, self.shrunk + half
+        if self.gains is None or self.losses is None:
+            return low, high
+        (gain_low, gain_high), (loss_low, loss_high) = self.gains.wilson(level), self.losses.wilson(level)
+        gain, loss = self.gains.mean, self.losses.mean
+        below, above = math.hypot(gain - gain_low, loss_high - loss), math.hypot(gain_high - gain, loss - loss_low)
+        return min(low, self.mean - self.farthest * below), max(high, self.mean + self.farthest * above)
 
     @property
     def tail_p(self) -> float:
@@ -99,13 +178,17 @@ class Spread:
         """`a` in the transformation of the t statistic by Hall (1992, On the removal of skewness by transformation).
 
         g(t) = t + a t^2 / 3 + a^2 t^3 / 27 + a / 6 = ((1 + a t / 3)^3 - 1) / a + a / 6, which is monotonic.
+
+        Small samples of skewed populations show too little of the skewness: it is multiplied by 1 + 5 / n. The cubic
+        flattens at t = -3 / a and its inverse jumps near a = 1 / t, so a stays below 0.96 / t at a level of 5 %.
         """
-        return self.skewness / math.sqrt(self.clusters)
+        a = self.skewness * (1 + _SMALL_SAMPLE / self.clusters) / math.sqrt(self.clusters)
+        most = _NEAREST_TO_TURN / t_quantile(0.975, self.clusters - 1)
+        return min(most, max(-most, a))
 
     def detectable(self, level: float) -> float:
         """A true mean that is found 4 times in 5 (Bloom 1995), at least: with the error that the interval uses."""
         if self.clusters < 2 or not self.standard_error > 0 or not level > 0:
             return math.nan
-        degrees = self.clusters - 1
         error = max(self.standard_error, self.shrunk_error) if self.ties else self.standard_error
-        return (t_quantile(1 - level / 2, degrees) + t_quantile(0.8, degrees)) * error
+        return detectable_errors(self.clusters, level=level, limited=self.discrete) * error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,11 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rwkvbatch.chat.session import Identity, Session
-from rwkvbatch.chat.tree import ConversationTree, read_tree, tree_values
+from rwkvbatch.chat.tree import ConversationTree
 from rwkvbatch.config import CellSettings, Sampling
 from rwkvbatch.engine.engine import Engine
 from rwkvbatch.engine.request import NoiseKey, Request
@@ -316,167 +313,3 @@ def test_next_token_logits() -> None:
     assert torch.equal(session.next_token().logits, expected[0])
     with pytest.raises(UsageError, match="empty"):
         new_session(prelude=None).next_token()
-
-
-def test_a_tree_is_the_same_after_writing_and_reading() -> None:
-    session = new_session()
-    session.ask("a")
-    session.retry()
-    session.tree.branch("b")
-    session.ask("c")
-    read = read_tree(tree_values(session.tree), session.engine.model.spec.vocab_size)
-    assert read == session.tree
-    assert read.history() == session.tree.history()
-
-
-def test_an_inconsistent_tree_is_refused() -> None:
-    session = new_session()
-    session.ask("a")
-    values = tree_values(session.tree)
-    values["branches"]["main"]["exchange"] = 7
-    with pytest.raises(ValueError, match="7"):
-        read_tree(values, session.engine.model.spec.vocab_size)
-    values = tree_values(session.tree)
-    values["exchanges"][0]["parent"] = 0
-    with pytest.raises(ValueError, match="exchange 0"):
-        read_tree(values, session.engine.model.spec.vocab_size)
-    values = tree_values(session.tree)
-    values["exchanges"][0]["turn"] = 1
-    with pytest.raises(ValueError, match="turn 0, got 1"):
-        read_tree(values, session.engine.model.spec.vocab_size)
-    session.ask("b")
-    session.begin()
-    values = tree_values(session.tree)
-    values["exchanges"][1]["opening"] = 1
-    with pytest.raises(ValueError, match="another opening"):
-        read_tree(values, session.engine.model.spec.vocab_size)
-
-
-@pytest.mark.parametrize("count", [0, 3, -1])
-def test_undoing_more_turns_than_there_are_is_refused(count: int) -> None:
-    session = new_session()
-    session.ask("a")
-    session.ask("b")
-    with pytest.raises(UsageError, match="1 to 2"):
-        session.tree.undo(count)
-    assert len(session.tree.path()) == 2
-
-
-def _replies(session: Session) -> list[str]:
-    return [exchange.user for exchange in session.tree.path()]
-
-
-def test_what_a_pick_cuts_off_stays_as_a_branch() -> None:
-    session = new_session()
-    session.ask("a")
-    session.again(2)
-    for message in ("b", "c", "d"):
-        session.ask(message)
-    before = session.tree.path()
-    session.pick(1)
-    cut = session.tree.last_cut
-    assert cut is not None
-    assert cut.kept is not None
-    assert len(session.tree.path()) == 1
-    session.tree.switch(cut.kept)
-    assert session.tree.path() == before
-
-
-@pytest.mark.parametrize("command", ["undo", "retry", "edit", "pick"])
-def test_redo_takes_back_what_cut_something_off(command: str) -> None:
-    session = new_session()
-    session.ask("a")
-    session.ask("b")
-    session.again(1)
-    before, branches = session.tree.path(), set(session.tree.branches)
-    {
-        "undo": lambda: session.tree.undo(2),
-        "retry": session.retry,
-        "edit": lambda: session.edit("other"),
-        "pick": lambda: session.pick(1),
-    }[command]()
-    after = session.tree.path()
-    assert after != before
-    cut = session.redo()
-    assert session.tree.path() == before
-    if command == "undo":
-        assert set(session.tree.branches) == branches
-    else:
-        assert cut.kept is not None
-        session.tree.switch(cut.kept)
-        assert session.tree.path() == after
-
-
-def test_redo_takes_back_several_moves_one_after_the_other() -> None:
-    session = new_session()
-    for message in ("a", "b", "c", "d"):
-        session.ask(message)
-    session.tree.undo()
-    session.tree.undo(2)
-    session.redo()
-    assert _replies(session) == ["a", "b", "c"]
-    session.redo()
-    assert _replies(session) == ["a", "b", "c", "d"]
-    assert list(session.tree.branches) == ["main"]
-    with pytest.raises(UsageError, match="there is none since the last message"):
-        session.redo()
-
-
-def test_a_message_ends_what_redo_takes_back_and_the_turns_stay_as_a_branch() -> None:
-    session = new_session()
-    for message in ("a", "b"):
-        session.ask(message)
-    session.tree.undo()
-    session.ask("c")
-    with pytest.raises(UsageError):
-        session.redo()
-    session.tree.switch("branch-2")
-    assert _replies(session) == ["a", "b"]
-
-
-def test_turns_that_another_branch_holds_get_no_branch_of_their_own() -> None:
-    session = new_session()
-    session.ask("a")
-    session.tree.branch("side")
-    session.tree.switch("main")
-    session.tree.undo()
-    assert session.tree.last_cut is not None
-    assert session.tree.last_cut.kept == "side"
-    assert list(session.tree.branches) == ["main", "side"]
-
-
-@given(
-    moves=st.lists(st.sampled_from(["ask", "undo", "redo", "retry", "again", "pick", "branch", "switch"]), max_size=25)
-)
-@settings(max_examples=30, deadline=None)
-def test_every_exchange_that_was_on_a_branch_stays_on_one(moves: list[str]) -> None:
-    session = new_session()
-    reached: set[int] = set()
-    for number, move in enumerate(moves):
-        tree = session.tree
-        with contextlib.suppress(UsageError):
-            match move:
-                case "ask":
-                    session.ask(f"m{number}")
-                case "undo":
-                    tree.undo(1 + number % 2)
-                case "redo":
-                    session.redo()
-                case "retry":
-                    session.retry()
-                case "again":
-                    session.again(2)
-                case "pick":
-                    session.pick(1)
-                case "branch":
-                    tree.branch()
-                case _:
-                    tree.switch(list(tree.branches)[number % len(tree.branches)])
-        reached |= {exchange.number for exchange in tree.path()}
-        held: set[int] = set()
-        for end in tree.branches.values():
-            at = end.exchange
-            while at is not None:
-                held.add(at)
-                at = tree.exchanges[at].parent
-        assert reached <= held

@@ -11,8 +11,6 @@ from rich.console import Console
 
 from rwkvbatch.chat.terminal import TerminalView
 from rwkvbatch.cli.app import _usable_width, invoke
-from rwkvbatch.errors import NoClusterError
-from rwkvbatch.replay.ray_cluster import check_listening
 from tests.chat.test_start import exchange
 
 
@@ -36,11 +34,6 @@ def test_html_is_refused_on_a_terminal(
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert invoke(["compare", str(tmp_path), "--format", "html"]) == 2
     assert "standard output is a terminal" in capsys.readouterr().err
-
-
-def test_a_cluster_that_nobody_runs_is_a_wrong_option() -> None:
-    with pytest.raises(NoClusterError, match=r"--ray 127.0.0.1:1: nothing listens there"):
-        check_listening("127.0.0.1:1")
 
 
 @pytest.mark.parametrize("has_colours", [True, False])

@@ -12,7 +12,7 @@ import pytest
 from rwkvbatch.comparison import compare
 from rwkvbatch.comparison.metrics import TURN_METRICS
 from rwkvbatch.comparison.ranking import VariantMean
-from rwkvbatch.stats.clustered import clustered_mean
+from rwkvbatch.stats.spread import unlimited_interval
 from tests.comparison.make_run import make_run
 
 
@@ -47,10 +47,10 @@ def test_means_at_a_limit_have_intervals_that_mirror_each_other(tmp_path: Path, 
     assert (found.low, found.high) == pytest.approx((0.0, width) if passed == 0 else (1 - width, 1.0))
 
 
-def test_an_interval_within_what_is_possible_is_the_clustered_one(tmp_path: Path) -> None:
+def test_an_interval_within_what_is_possible_is_that_of_numbers_without_limits(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", conversations=12)
     table = compare([str(path)]).table
-    low, high = clustered_mean(table["logprob"], table["conversation"].factorize()[0]).interval()
+    low, high = unlimited_interval(table["logprob"], table["conversation"].factorize()[0])
     found = means_of(path)["logprob"]
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
 

@@ -96,7 +96,8 @@ def benchmark_tables() -> list[bytes]:
 def read_benchmark(path: Path) -> None:
     """Import it as each benchmark: the last refusal is raised if none takes it."""
     from rwkvbatch.errors import ScriptError
-    from rwkvbatch.script.benchmarks import BENCHMARKS, import_benchmark
+    from rwkvbatch.script.benchmark_import import import_benchmark
+    from rwkvbatch.script.benchmarks import BENCHMARKS
     from rwkvbatch.script.reader import read_scripts
 
     refused: ScriptError | None = None

@@ -242,25 +242,3 @@ def test_a_loader_that_is_killed_while_workers_start_costs_nothing_but_time(tmp_
     pool = partial(ProcessPool, make_loader=FakeLoader, count=2)
     result = execute(plan, FakeLoader(), RunOptions(out=tmp_path / "x", pool=pool, observers=[Kill()]))
     assert result.summary.complete
-
-
-@pytest.mark.slow
-def test_a_run_whose_ray_node_is_killed_is_unfinished_and_says_so(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    out = tmp_path / "out"
-    command = ["run", "datasets/demo.jsonl", "--ray", "local", "--workers", "2", "--repeats", "400", "--out", str(out)]
-    process = subprocess.Popen([sys.executable, "-m", "rwkvbatch", *command], stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 120
-        while not (out / "results.jsonl").exists() or not (out / "results.jsonl").stat().st_size:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        (raylet,) = [n for n in children_of(process.pid) if Path(f"/proc/{n}/comm").read_text() == "raylet\n"]
-        os.kill(raylet, signal.SIGKILL)
-        _, said = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 5
-    assert "To continue: rwkvbatch run" in said
-    assert json.loads((out / "status.json").read_text())["state"] == "failed"

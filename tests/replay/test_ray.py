@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,9 +17,6 @@ from typing import Any
 
 import pytest
 
-import rwkvbatch
-from rwkvbatch.config import RunSettings
-from rwkvbatch.engine.request import Reply, Request
 from rwkvbatch.errors import CheckpointError, UsageError, WorkerError
 from rwkvbatch.replay.grid import make_cells
 from rwkvbatch.replay.models import setups_of
@@ -33,12 +24,23 @@ from rwkvbatch.replay.plan import Plan
 from rwkvbatch.replay.pool import Joined
 from rwkvbatch.replay.progress import Progress
 from rwkvbatch.replay.runner import RunOptions, RunResult, execute
-from tests.replay.fakes import Deadly, FakeLoader, FakeSpec, Slow, make_conversation, make_plan
+from tests.replay.crash_harness.processes import wait_until
+from tests.replay.fakes import Deadly, FakeLoader, Slow, make_conversation, make_plan
+from tests.replay.ray_fakes import (
+    FailsOnce,
+    Holder,
+    OnlyHere,
+    OtherWeights,
+    Together,
+    fake_loader,
+    no_model,
+    recorder,
+    warning_loader,
+)
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
-ray_cluster = pytest.importorskip("rwkvbatch.replay.ray_cluster")
 ray_pool = pytest.importorskip("rwkvbatch.replay.ray_pool")
 
 ROOT = Path(__file__).parents[2]
@@ -69,80 +71,9 @@ def cluster() -> Iterator[Any]:
     cluster.shutdown()
 
 
-@dataclass(frozen=True)
-class Together:
-    """Holds every reply back until `count` processes reply; then makes it take a moment."""
-
-    meeting: Path
-    count: int
-    seconds: float
-
-    def __call__(self, request: Request, reply: Reply) -> Reply:
-        (self.meeting / str(os.getpid())).touch()
-        deadline = time.monotonic() + 120
-        while len(list(self.meeting.iterdir())) < self.count and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(self.seconds)
-        return reply
-
-
-@dataclass(frozen=True)
-class FailsOnce:
-    """At the first reply, once in all processes together, kills its process or raises."""
-
-    mark: Path
-    error: Exception | None = None
-
-    def __call__(self, request: Request, reply: Reply) -> Reply:
-        try:
-            self.mark.touch(exist_ok=False)
-        except FileExistsError:
-            return reply
-        if self.error is not None:
-            raise self.error
-        os.kill(os.getpid(), signal.SIGKILL)
-        return reply
-
-
-def fake_loader(settings: RunSettings, change: Any = None) -> FakeLoader:
-    del settings
-    return FakeLoader(change=change)
-
-
-@dataclass(frozen=True)
-class OtherWeights:
-    """Finds other weights in every process but the first that asks."""
-
-    mark: Path
-
-    def __call__(self, settings: RunSettings) -> FakeLoader:
-        del settings
-        try:
-            with self.mark.open("x") as file:
-                file.write(str(os.getpid()))
-        except FileExistsError:
-            return FakeLoader(FakeSpec(weights_sha256="e" * 64))
-        return FakeLoader(change=Slow(0.5))
-
-
-class NoModel(FakeLoader):
-    def specs(self, setups: Any) -> Any:
-        raise CheckpointError("there is no such file", path="weights.pth", hint="put it there")
-
-
-def no_model(settings: RunSettings) -> FakeLoader:
-    del settings
-    return NoModel()
-
-
 def run(out: Path | None, plan: Plan, change: Any = None, *, make_loader: Any = None, **options: Any) -> RunResult:
-    placement_s = options.pop("placement_s", 60.0)
-    pool = partial(make_pool, make_loader=make_loader or partial(fake_loader, change=change), placement_s=placement_s)
+    pool = partial(ray_pool.RayPool, make_loader=make_loader or partial(fake_loader, change=change))
     return execute(plan, FakeLoader(), RunOptions(out=out, pool=pool, **options))
-
-
-def make_pool(plan: Plan, *, make_loader: Any, placement_s: float) -> Any:
-    return ray_pool.RayPool(plan, make_loader, placement_s=placement_s)
 
 
 def ray_plan(num_conversations: int = 12, **settings: Any) -> Plan:
@@ -216,7 +147,7 @@ def test_the_others_go_on_when_a_node_is_killed(cluster: Any, tmp_path: Path) ->
     assert watcher.latest.lost_workers == 1
     assert len(watcher.latest.workers) == 2
     assert rows_in(tmp_path / "ray") == in_one_process(tmp_path / "one", plan)
-    wait_until(lambda: sum(node["Alive"] for node in ray.nodes()) == 2)
+    assert wait_until(lambda: sum(node["Alive"] for node in ray.nodes()) == 2, 240)
 
 
 @pytest.mark.slow
@@ -313,28 +244,10 @@ def test_a_model_that_is_not_on_the_node_is_the_error_that_it_is(cluster: Any, t
     assert not (tmp_path / "run").exists()
 
 
-@dataclass(frozen=True)
-class OnlyHere:
-    """A loader that can be pickled, but not unpickled: a node without the plug-in."""
-
-    def __call__(self, settings: RunSettings) -> FakeLoader:
-        return FakeLoader()
-
-    def __reduce__(self) -> Any:
-        return importlib.import_module, ("no_such_plugin",)
-
-
 def test_a_plugin_that_is_not_on_the_node_is_named(cluster: Any) -> None:
     with pytest.raises(WorkerError, match=r"worker 0 on .* cannot start: .*no_such_plugin") as error:
         run(None, ray_plan(2, workers=1), make_loader=OnlyHere())
     assert "plug-ins" in str(error.value.hint)
-
-
-class Holder:
-    """An actor that takes processors away."""
-
-    def here(self) -> bool:
-        return True
 
 
 def hold(num_cpus: int) -> Any:
@@ -359,10 +272,11 @@ def test_a_run_goes_on_with_fewer_workers_where_there_is_no_room(
     assert "no room for worker" in caplog.text
 
 
-def test_a_cluster_without_any_room_is_an_error(cluster: Any) -> None:
+def test_a_cluster_without_any_room_is_an_error(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_pool, "PLACEMENT_S", 1.0)
     holders = [hold(2), hold(2)]
     with pytest.raises(WorkerError, match="no room for a worker with 0 GPUs and 2 processors within 1 s"):
-        run(None, ray_plan(2), placement_s=1.0)
+        run(None, ray_plan(2))
     for holder in holders:
         ray.kill(holder)
 
@@ -379,23 +293,10 @@ def test_an_actor_is_coming_until_it_has_joined_and_ends_with_the_pool(cluster: 
         while num_joined < 2:
             num_joined += sum(isinstance(event, Joined) for _, event in pool.receive(1.0))
         assert pool.num_starting == 0
-        assert len(ray.util.list_named_actors()) == 2
+        assert not ray.available_resources().get("CPU")
     finally:
         pool.close()
-    wait_until(lambda: ray.util.list_named_actors() == [])
-
-
-class Recorder(FakeLoader):
-    """Writes where it runs to a file whose path is relative to the driver's directory."""
-
-    def specs(self, setups: Any) -> Any:
-        Path("found.txt").write_text("\n".join(name for name in os.environ if name.startswith("RWKVBATCH_OF_")))
-        return super().specs(setups)
-
-
-def recorder(settings: RunSettings) -> FakeLoader:
-    del settings
-    return Recorder()
+    assert wait_until(lambda: ray.available_resources().get("CPU") == 4, 240)
 
 
 def test_relative_paths_and_variables_are_those_of_the_driver(
@@ -410,82 +311,6 @@ def test_relative_paths_and_variables_are_those_of_the_driver(
 def test_a_process_that_is_connected_elsewhere_is_refused(cluster: Any) -> None:
     with pytest.raises(UsageError, match="connected to a Ray cluster already"):
         run(None, make_plan(2, ray="local"))
-
-
-def actors_of(process: int) -> set[int]:
-    """Process ids of the actors of a cluster that `process` has started."""
-    parents: dict[int, int] = {}
-    names: dict[int, str] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended meanwhile
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            names[int(folder.name)] = (folder / "cmdline").read_text()
-    found = {child for child, name in names.items() if name.startswith("ray::RayWorker")}
-    return {child for child in found if parents.get(parents[child]) == process}
-
-
-def wait_until(condition: Callable[[], object], limit_s: float = 240) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def test_a_run_on_its_own_cluster_ends_by_ctrl_c_and_is_continued_without_ray(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"temperature": 1.0, "limit": 6, "max_tokens": 24, "repeats": 3}
-    command = [
-        sys.executable, "-m", "rwkvbatch", "run", "datasets/demo.jsonl", "--temp", "1", "--limit", "6",
-        "--max-tokens", "24", "--repeats", "3", "--batch-size", "1", "--ray", "local", "--workers", "1",
-        "--out", str(tmp_path / "run"),
-    ]  # fmt: skip
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=pipe, stderr=pipe, text=True)
-    results = tmp_path / "run" / "results.jsonl"
-    wait_until(lambda: process.poll() is not None or (results.exists() and results.stat().st_size))
-    (actor,) = actors_of(process.pid)
-    os.kill(actor, signal.SIGKILL)
-    wait_until(lambda: process.poll() is not None or actors_of(process.pid) - {actor})
-    os.killpg(process.pid, signal.SIGINT)
-    output, messages = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "rwkvbatch run" in messages  # the command that continues it
-    for word in ("raylet", "WARNING", "INFO", "usage", "Traceback"):
-        assert word not in messages
-        assert word not in output
-    num_rows = len(results.read_bytes().splitlines())
-    one = rwkvbatch.run(ROOT / "datasets/demo.jsonl", **settings)
-    assert 0 < num_rows < one.summary.rows
-    whole = rwkvbatch.run(ROOT / "datasets/demo.jsonl", out=tmp_path / "run", **settings)
-    assert plain_rows(whole) == plain_rows(one)
-    assert len(plain_rows(whole)) == one.summary.planned
-
-
-def plain_rows(result: RunResult) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.as_dict().items() if key != "timing"} for row in result.rows()]
-
-
-def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound, and not listening
-        with pytest.raises(WorkerError, match="nothing listens there"):
-            ray_cluster.check_listening(f"127.0.0.1:{taken.getsockname()[1]}")
-
-
-class WarningLoader(FakeLoader):
-    """Warns where the model is loaded, and where an engine is made."""
-
-    def specs(self, setups: Any) -> Any:
-        warnings.warn("the model is slow", UserWarning, stacklevel=2)
-        return super().specs(setups)
-
-    def engine(self, setup: Any, plan: Any, batch: int) -> Any:
-        warnings.warn("the engine is slow", UserWarning, stacklevel=2)
-        return super().engine(setup, plan, batch)
-
-
-def warning_loader(settings: RunSettings) -> FakeLoader:
-    del settings
-    return WarningLoader()
 
 
 def test_warnings_of_actors_are_in_the_drivers_log(cluster: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,8 @@ import pytest
 from rwkvbatch.cli.app import invoke
 from rwkvbatch.errors import MissingExtraError, RwkvBatchError, ScriptError, UsageError
 from rwkvbatch.script import tables
-from rwkvbatch.script.benchmarks import BENCHMARKS, import_benchmark
+from rwkvbatch.script.benchmark_import import import_benchmark
+from rwkvbatch.script.benchmarks import BENCHMARKS
 from rwkvbatch.script.reader import read_scripts
 from rwkvbatch.script.records import Conversation
 

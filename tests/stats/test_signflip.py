@@ -21,7 +21,7 @@ def one(differences: list[float], **options: float) -> Difference:
 
 
 def test_p_is_the_share_of_all_sign_patterns_as_far_from_zero() -> None:
-    values = [0.3, -0.1, 0.7, 0.2, 0.45, -0.25, 0.6]
+    values = [0.3, -0.1, 0.7, 0.2, 0.45, -0.3, 0.6]
     far = [
         abs(sum(sign * value for sign, value in zip(signs, values, strict=True))) >= abs(sum(values)) - 1e-12
         for signs in itertools.product((1, -1), repeat=len(values))
@@ -69,6 +69,20 @@ def test_five_conversations_cannot_decide_and_six_can() -> None:
     assert (five.low, five.high) == (-1.0, 1.0)
     assert 0 < six.low < 0.5
     assert six.high == 1.0
+
+
+@pytest.mark.parametrize(("clusters", "decidable"), [(6, False), (7, True)])
+def test_where_a_family_leaves_nothing_to_find_nothing_is_decidable_or_detectable(
+    clusters: int, decidable: bool
+) -> None:
+    """With two variants, 6 conversations that are all worse have an adjusted p-value of 2 * 2 / 2^6."""
+    values = np.random.default_rng(0).normal(size=(clusters, 2))
+    values[:, 0] = 1 + np.abs(values[:, 0])
+    found = compare_family(values, np.ones_like(values)).differences[0]
+    assert (found.decidable, found.significant) == (decidable, decidable)
+    assert math.isnan(found.detectable) != decidable
+    assert math.isfinite(found.high) == decidable
+    assert found.low_alone > 0
 
 
 def test_pairs_that_are_all_equal_are_identical_and_do_not_count() -> None:

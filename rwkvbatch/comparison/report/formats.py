@@ -174,18 +174,16 @@ def as_markdown(analysis: Analysis) -> str:
         parts.append("\n".join(best) + f"\n\n{escaped(RANKING_NOTE)}")
     parts += [_trend(trend, exploratory=trend is not analysis.trend) for trend in analysis.trends]
     parts += [escaped(TREND_NOTE)] if analysis.trends else []
-    if sentence := left_out(analysis.dropped):
+    if sentence := left_out(analysis.dropped, analysis.primary):
         parts.append(escaped(sentence))
     if analysis.gates:
         parts.append("\n".join(f"- {'❌' if gate.failed else '✅'} {escaped(gate.line)}" for gate in analysis.gates))
     families = {family.name: family for family in analysis.families}
     for name, lines in by_family(analysis.comparisons).items():
-        about = (
-            "; ".join(filter(None, (extent(lines, analysis.repetitions), power(lines), rank_disagreement(lines)))) + "."
-        )
-        if name in families:
-            about += f" {correction(families[name])}"
-        parts.append(f"### {escaped(question(lines))}\n\n{escaped(about)}\n\n{_table(lines)}")
+        about = "; ".join(filter(None, (extent(lines, analysis.repetitions), power(lines), rank_disagreement(lines))))
+        correct = correction(families[name]) if name in families else ""
+        sentences = " ".join(filter(None, (about and f"{about}.", correct)))
+        parts.append("\n\n".join(filter(None, (f"### {escaped(question(lines))}", escaped(sentences), _table(lines)))))
     if not analysis.comparisons:
         parts.extend(f"### {escaped(variant.label)}\n\n{_means(analysis, variant)}" for variant in analysis.variants)
     parts += [_blame(found) for found in analysis.blame]

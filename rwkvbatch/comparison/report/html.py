@@ -30,6 +30,8 @@ from rwkvbatch.comparison.wording import (
     common_rows,
     conclusion,
     correction,
+    difference,
+    directions,
     extent,
     heading,
     interval,
@@ -41,7 +43,6 @@ from rwkvbatch.comparison.wording import (
     power,
     question,
     rank_disagreement,
-    signed,
     trend_sentence,
     verdict,
 )
@@ -218,7 +219,7 @@ def as_html(analysis: Analysis) -> str:
         about=_about(analysis, decisive) if decisive else [],
         decisive=[(line, _bar(line, ranges.get(line.metric.name, 0.0))) for line in decisive],
         several_baselines=len({line.pair.baseline for line in decisive}) > 1,
-        left_out_rows=left_out(analysis.dropped, named=True),
+        left_out_rows=left_out(analysis.dropped, analysis.primary, named=True),
         tone=_tone,
         verdict=verdict,
         failures=_failures(analysis, failing),
@@ -229,7 +230,8 @@ def as_html(analysis: Analysis) -> str:
         ranking_note=RANKING_NOTE,
         common_rows=common_rows,
         number=_typeset(number),
-        signed=_typeset(signed),
+        difference=_typeset(difference),
+        directions=directions,
         p_value=_typeset(p_value),
         titles=list(dict.fromkeys(line.metric.title for line in others)),
         heading=heading,
@@ -275,7 +277,7 @@ def _tone(line: Comparison) -> str:
 def _about(analysis: Analysis, lines: Sequence[Comparison]) -> list[str]:
     """Sentences on the family that decides: its extent, its correction, and what it could not find."""
     families = {family.name: family for family in analysis.families}
-    sentences = [f"{question(lines)}: {extent(lines, analysis.repetitions)}."]
+    sentences = [": ".join(filter(None, (question(lines), extent(lines, analysis.repetitions)))) + "."]
     if lines[0].family in families:
         sentences.append(correction(families[lines[0].family]))
     sentences += [f"{text[0].upper()}{text[1:]}." for text in (power(lines), rank_disagreement(lines)) if text]

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from rwkvbatch.comparison.analysis import Analysis
 from rwkvbatch.comparison.matching import rows_of
 from rwkvbatch.comparison.pairing import Variant
-from rwkvbatch.comparison.wording import by_heading, interval, number, p_value, signed
+from rwkvbatch.comparison.wording import by_heading, summary
 from rwkvbatch.prompt.escaping import printable
 
 # pandas has no type stubs.
@@ -50,15 +50,7 @@ def as_junit(analysis: Analysis, *, conversations: bool = False) -> str:
     """
     suites = {"gates": [_of_gate(gate.gate.text, gate.label, gate.line, gate.failed) for gate in analysis.gates]}
     for title, lines in by_heading(analysis.comparisons).items():
-        suites[title] = [
-            _Case(
-                title, line.metric.name,
-                text=f"{number(line.baseline_mean, line.metric.digits)} -> "
-                f"{number(line.variant_mean, line.metric.digits)}, {signed(line.difference, line.metric.digits)} "
-                f"{interval(line)}, p {p_value(line.p_adjusted)}, {line.verdict}",
-            )
-            for line in lines
-        ]  # fmt: skip
+        suites[title] = [_Case(title, line.metric.name, text=summary(line)) for line in lines]
     if conversations:
         baselines = {pair.baseline for pair in analysis.pairs}
         for variant in analysis.variants:

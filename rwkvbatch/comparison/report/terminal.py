@@ -95,7 +95,8 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0
         if place:
             console.print()
         _print_wrapped(question(lines), console, "bold")
-        _print_wrapped("; ".join(filter(None, (extent(lines, analysis.repetitions), power(lines)))), console, "dim")
+        if about := "; ".join(filter(None, (extent(lines, analysis.repetitions), power(lines)))):
+            _print_wrapped(about, console, "dim")
         console.print(_table(lines, console.width))
         if sentence := rank_disagreement(lines):
             _print_wrapped(sentence, console)
@@ -105,8 +106,8 @@ def print_analysis(analysis: Analysis, console: Console, *, num_changes: int = 0
             most = len(ranking.candidates)
             shown = [standing(ranking, max_named=named) + rest for named in range(most, 0, -1)]
             _print_wrapped(_fitting(shown, console.width), console, "bold")
-    if left_out(analysis.dropped):
-        shown = [left_out(analysis.dropped, named=named) for named in (True, False)]
+    if left_out(analysis.dropped, analysis.primary):
+        shown = [left_out(analysis.dropped, analysis.primary, named=named) for named in (True, False)]
         _print_wrapped(_fitting(shown, console.width), console)
     for gate in analysis.gates:
         console.print(safe(gate.line, "bold red" if gate.failed else "green"))

@@ -1,0 +1,168 @@
+"""Checks the settings of a run against each other and the script: refuses contradictions, logs likely mistakes."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rwkvbatch.config import RunSettings
+from rwkvbatch.endpoint.served import check_settings
+from rwkvbatch.errors import UsageError
+from rwkvbatch.replay.grid import Cell
+from rwkvbatch.replay.layers import Layered
+from rwkvbatch.replay.plan import Plan
+from rwkvbatch.replay.race import FIRST_LOOK, turns_of_draws
+from rwkvbatch.replay.row_index import Shard
+from rwkvbatch.script.lint import lint, lint_system
+from rwkvbatch.script.reader import Script
+from rwkvbatch.setting_names import option_name
+
+SKIPPED_SHOWN = 5
+KEYS_SHOWN = 8
+CELLS_SHOWN = 8
+
+_log = logging.getLogger(__name__)
+
+
+def refuse_contradictions(layered: Layered, cells: Sequence[Cell], shard: Shard | None) -> None:
+    """Refuse settings that contradict each other or the grid; raises `UsageError`."""
+    settings = layered.settings
+    leave_out = "leave one of the two out"
+    for key in sorted({key for cell in cells for key in cell.overrides} & layered.named):
+        raise UsageError(f"{option_name(key)} is given for all cells, and the grid gives it for some", hint=leave_out)
+    _refuse_in_race(settings, cells, shard)
+    low, high = settings.repeats, settings.max_repeats
+    if (high is None) != (settings.until_ci is None):
+        raise UsageError("--repeats LOW..HIGH and --until-ci belong together", hint="give both, or --repeats N")
+    if high is None:
+        return
+    if high < low:
+        raise UsageError(f"--repeats must rise, got {low}..{high}")
+    if len(cells) < 2:
+        raise UsageError(
+            "--until-ci compares cells with the first one, and there is only one cell",
+            hint="give several, such as --temp 0.3,0.7, or --repeats N alone",
+        )
+    if shard is not None:
+        message = "--until-ci decides by the rows of all conversations, and --shard runs only some of them"
+        raise UsageError(message, hint=leave_out)
+
+
+def _refuse_in_race(settings: RunSettings, cells: Sequence[Cell], shard: Shard | None) -> None:
+    if not settings.race:
+        for key in ("race_margin", "race_level", "race_rows"):
+            if getattr(settings, key) != RunSettings.model_fields[key].default:
+                raise UsageError(
+                    f"{option_name(key)} belongs to --race, which is not given", hint="give both or neither"
+                )
+        return
+    if settings.until_ci is not None:
+        raise UsageError(
+            "--race and --until-ci both decide how many repetitions a cell gets", hint="leave one of the two out"
+        )
+    if shard is not None:
+        raise UsageError(
+            "--race decides by the rows of all conversations, and --shard runs only some of them",
+            hint="leave one of the two out; --workers and --ray spread a race over processes and machines",
+        )
+    if len(cells) < 2:
+        raise UsageError(
+            "--race drops cells that are worse than another one, and there is only one cell",
+            hint="give several, such as --temp 0.3,0.7",
+        )
+
+
+def with_endpoint(layered: Layered, cells: Sequence[Cell]) -> Layered:
+    """The settings with as many conversations at a time as an endpoint takes requests, if there is one.
+
+    Raises `UsageError` for settings that a served model cannot have, see `check_settings`.
+    """
+    settings, served = layered.settings, False
+    for cell in cells:
+        own = settings.replace(**cell.overrides)
+        check_settings(own, layered.named | cell.overrides.keys())
+        served |= own.endpoint is not None
+    if not served:
+        if settings.max_requests is not None and settings.judge_url is None:
+            raise UsageError("--max-requests belongs to --endpoint or --judge-url, which are not given")
+        return layered
+    if settings.workers is not None or settings.devices or settings.ray is not None:
+        raise UsageError(
+            "--workers, --devices and --ray spread the work of a model over processes, and --endpoint has a server",
+            hint="--concurrency N sends N requests at a time",
+        )
+    if "batch_size" in layered.named:
+        raise UsageError("--batch-size is of an engine, and --endpoint has a server", hint="give --concurrency N")
+    return replace(layered, settings=settings.replace(batch_size=settings.concurrency))
+
+
+def check_plan(plan: Plan) -> None:
+    """Refuse what the script cannot decide, and log repeats that change nothing; raises `UsageError`."""
+    if plan.settings.max_repeats is not None and not any(t.checks for c in plan.conversations for t in c.turns):
+        raise UsageError("--until-ci compares the scores of checks, and the script has none")
+    if plan.draws is not None:
+        _check_race(plan)
+    else:
+        _warn_of_needless_repeats(plan)
+
+
+def _check_race(plan: Plan) -> None:
+    """Refuse a race without checks; log which conversations cannot be drawn."""
+    unchecked = sum(1 for c in plan.conversations if not any(turn.checks for turn in c.turns))
+    if unchecked == len(plan.conversations):
+        raise UsageError("--race compares the scores of checks, and the script has none")
+    if unchecked:
+        _log.warning(
+            "--race leaves out %d of %d conversations, which have no checks", unchecked, len(plan.conversations)
+        )
+    rows = plan.settings.race_rows
+    least = len(plan.cells) * sum(turns_of_draws(plan)[:FIRST_LOOK])
+    if rows is not None and rows < least:
+        raise UsageError(
+            f"--race-rows must be at least {least:,}, the rows of the first {FIRST_LOOK} draws in "
+            f"{len(plan.cells)} cells, before which nothing is decided; got {rows:,}"
+        )
+
+
+def _warn_of_needless_repeats(plan: Plan) -> None:
+    """Log where repeats cannot differ because replies are greedy."""
+    if plan.repeats == 1 or not (greedy := plan.greedy_cells()):
+        return
+    low, high = plan.settings.repeats, plan.settings.max_repeats
+    if len(greedy) == len(plan.cells):
+        where, remedy = " in any cell" if len(greedy) > 1 else "", "leave it out"
+    else:
+        where = f" in the cell{'s' if len(greedy) > 1 else ''} " + ", ".join(c.name for c in greedy[:CELLS_SHOWN])
+        where += f" and {len(greedy) - CELLS_SHOWN} more" if len(greedy) > CELLS_SHOWN else ""
+        remedy = "run such cells without it"
+    _log.warning(
+        "--repeats %s changes nothing%s: replies are greedy, so all repeats are the same; %s, "
+        "or sample (--temp 1 --top-p 0.5, say)",
+        *(low if high is None else f"{low}..{high}", where, remedy),
+    )
+
+
+def log_left_out(script: Script) -> None:
+    """Log why each bad line was set aside (after `SKIPPED_SHOWN` at level `info`), and the keys that are not read."""
+    for number, line in enumerate(script.skipped):
+        level = logging.WARNING if number < SKIPPED_SHOWN else logging.INFO
+        _log.log(level, "set aside: %s", line.error, extra={"path": line.source.path, "line": line.source.line})
+    if len(script.skipped) > SKIPPED_SHOWN:
+        _log.warning("set aside: %d lines more", len(script.skipped) - SKIPPED_SHOWN)
+    if script.ignored:
+        most = sorted(script.ignored.items(), key=lambda item: (-item[1], item[0]))
+        shown = ", ".join(f"{key} ({count:,})" for key, count in most[:KEYS_SHOWN])
+        rest = f" and {len(most) - KEYS_SHOWN} more" if len(most) > KEYS_SHOWN else ""
+        _log.warning("keys that are not read, with their numbers of lines: %s%s", shown, rest)
+
+
+def log_lint(plan: Plan) -> None:
+    """Log how many contents are probably mistakes, and each probable mistake in the system messages of the settings."""
+    for warning in lint_system(cell.system for cell in plan.cell_settings if cell.system is not None):
+        _log.warning("%s", warning)
+    counts = Counter(warning.code for warning in lint(plan.conversations))
+    if counts:
+        shown = ", ".join(f"{count:,} {code}" for code, count in counts.most_common())
+        _log.warning("probable mistakes in the script, which change replies or scores: %s; --dry-run lists them", shown)
