@@ -82,7 +82,8 @@ class Spread:
         skewness: of the clusters' deviations from the mean, with the correction for small samples (Joanes and Gill
             1998, Comparing measures of sample skewness and kurtosis); 0 for discrete means and below 3 clusters.
         gains, losses: of discrete means, the mean of the clusters' positive differences and that of their negative
-            ones, as shares of `widest`; else None.
+            ones, as shares of `farthest`; else None.
+        farthest: the largest size of a cluster's mean.
     """
 
     mean: float
@@ -96,6 +97,7 @@ class Spread:
     skewness: float
     gains: Share | None = None
     losses: Share | None = None
+    farthest: float = math.inf
 
     @classmethod
     def of(cls, sums: NDArray[np.float64], counts: NDArray[np.float64], widest: float) -> Spread:
@@ -124,9 +126,9 @@ class Spread:
         squares += average**2 * ((reach - shrunk) ** 2 + (reach + shrunk) ** 2) / 2 + average**2 * shrunk**2
         shrunk_error = math.sqrt(squares * (num + 2) / (num + 1)) / more
         gains, losses = (
-            Share.of(np.maximum(side, 0.0) / widest, counts) if discrete else None for side in (sums, -sums)
+            Share.of(np.maximum(side, 0.0) / farthest, counts) if discrete else None for side in (sums, -sums)
         )
-        return cls(mean, error, num, shrunk, shrunk_error, widest, discrete, ties, skewness, gains, losses)
+        return cls(mean, error, num, shrunk, shrunk_error, widest, discrete, ties, skewness, gains, losses, farthest)
 
     def around(self, level: float) -> tuple[float, float]:
         """The interval where clusters can agree by chance.
@@ -142,7 +144,7 @@ class Spread:
         (gain_low, gain_high), (loss_low, loss_high) = self.gains.wilson(level), self.losses.wilson(level)
         gain, loss = self.gains.mean, self.losses.mean
         below, above = math.hypot(gain - gain_low, loss_high - loss), math.hypot(gain_high - gain, loss - loss_low)
-        return min(low, self.mean - self.widest * below), max(high, self.mean + self.widest * above)
+        return min(low, self.mean - self.farthest * below), max(high, self.mean + self.farthest * above)
 
     @property
     def tail_p(self) -> float:
