@@ -275,7 +275,8 @@ void fetch_inputs(const std::vector<LinearJob>& jobs, size_t first, size_t end) 
             fetch(job.sparse.places, job.sparse.count * sizeof(uint32_t));
             fetch_rows({job.sparse.x, job.sparse.x_stride}, job.num_rows, job.sparse.count);
         } else {
-            fetch_rows(job.x, job.num_rows, rounded ? quantized_floats(job.weight.in, job.weight.dtype) : job.weight.in);
+            fetch_rows(job.x, job.num_rows, rounded ? quantized_floats(job.weight.in) : job.weight.in);
+            if (rounded) fetch(job.groups, ceil_div(job.weight.in, scaled_inputs(job.weight.dtype)) * job.num_rows * sizeof(InputGroup));
         }
         for (const ConstRows& rows : {job.add, job.start, job.target}) fetch_rows(rows, job.num_rows, job.weight.out);
         if (job.bias != nullptr) fetch_floats(job.bias, job.weight.out);
@@ -290,11 +291,15 @@ std::vector<ArrayPtr> Context::quantize_inputs(std::vector<LinearJob>& jobs) {
     size_t width = 0, rows = 0;
     for (LinearJob& job : jobs) {
         if (!is_integer(job.weight.dtype)) continue;
-        rounded.push_back(array(job.num_rows, quantized_floats(job.weight.in, job.weight.dtype)));
-        rounding.push_back({job.x, job.weight.in, job.weight.dtype, rounded.back()->view()});
-        width += job.weight.in;
         rows = job.num_rows;
+        width += job.weight.in;
+        const size_t num_groups = ceil_div(job.weight.in, scaled_inputs(job.weight.dtype));
+        rounded.push_back(array(1, num_groups * rows * sizeof(InputGroup) / sizeof(float)));
+        auto* const groups = reinterpret_cast<InputGroup*>(rounded.back()->data);
+        rounded.push_back(array(rows, quantized_floats(job.weight.in)));
+        rounding.push_back({job.x, rows, job.weight.in, job.weight.dtype, rounded.back()->view(), groups});
         job.x = rounded.back()->view();
+        job.groups = groups;
     }
     if (!rounding.empty())
         run_rows(rows, width, [&](size_t begin, size_t end, size_t) {

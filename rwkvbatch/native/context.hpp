@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -166,6 +167,9 @@ public:
 
     void choose(const SampleRow* rows, size_t count, Choice* choices);
 
+    // Held by a call that runs beside other Python threads: scratch memory and the pool's jobs are those of one call.
+    std::mutex& one_call() { return one_call_; }
+
 private:
     float* scratch(size_t thread) { return scratch_[thread].get(); }
     void need_scratch(size_t count);
@@ -193,6 +197,7 @@ private:
     std::vector<float> nonzero_x_;
     size_t skipped_bytes_ = 0;
     bool sparse_ = true;
+    std::mutex one_call_;
     std::unique_ptr<ThreadPool> threads_;
 };
 

@@ -25,6 +25,12 @@ struct ConstRows {
     ConstRows(Rows rows) : data(rows.data), stride(rows.stride) {}
 };
 
+// Of one row and group of rounded inputs: what its integers are multiplied by, and what every sum of their products begins with.
+struct InputGroup {
+    float scale;
+    int32_t start;
+};
+
 // The inputs of a linear layer that are not zero in all of its rows, in ascending order. What the others would add is zero.
 struct SparseInputs {
     const uint32_t* places;      // of each, its distance from the first in a band, in inputs; with int8, scales count as four
@@ -49,6 +55,7 @@ struct LinearJob {
     Rows out;
     size_t panels_per_task;
     SparseInputs sparse;  // `places` is null where all inputs are to be read
+    const InputGroup* groups = nullptr;  // of integer weights, whose `x` are rounded rows, see `QuantizeJob`
 
     size_t num_tasks() const { return ceil_div(weight.num_panels(), panels_per_task); }
     const uint8_t* weights_of(size_t task) const { return weight.at(task * panels_per_task, 0); }
@@ -59,23 +66,19 @@ constexpr size_t LINEAR_ROW_BLOCK = 240;
 constexpr size_t LINEAR_MAX_PANELS_PER_TASK = 8;
 constexpr size_t LINEAR_SCRATCH = LINEAR_ROW_BLOCK * PANEL * LINEAR_MAX_PANELS_PER_TASK;
 
-// Rows rounded for integer weights: `width` inputs, `dtype` that of the weights. See `integer.hpp`; the floats of a row hold
-// the records of its groups and then its quads of integers.
+// Rows rounded for integer weights: `width` inputs, `dtype` that of the weights. See `integer.hpp`; a row of `out` holds its
+// integers, `groups` the records of its groups of inputs, [group][row].
 struct QuantizeJob {
     ConstRows x;
-    size_t width;
+    size_t num_rows, width;
     Dtype dtype;
     Rows out;
+    InputGroup* groups;
 };
 
-constexpr size_t INPUT_GROUP_BYTES = 8, MAX_QUAD_BYTES = 8;
-constexpr size_t input_groups_bytes(size_t in, Dtype dtype) {
-    return ceil_div(ceil_div(in, scaled_inputs(dtype)) * INPUT_GROUP_BYTES, 64) * 64;
-}
-// Floats that a rounded row takes.
-constexpr size_t quantized_floats(size_t in, Dtype dtype) {
-    return (input_groups_bytes(in, dtype) + ceil_div(in, PANEL) * PANEL / QUAD * MAX_QUAD_BYTES) / sizeof(float);
-}
+constexpr size_t MAX_QUAD_BYTES = 8;
+// Floats that a rounded row's integers take.
+constexpr size_t quantized_floats(size_t in) { return ceil_div(in, PANEL) * PANEL / QUAD * MAX_QUAD_BYTES / sizeof(float); }
 
 // out[i] = layer_norm(x[rows ? rows[i] : i])
 struct NormJob {

@@ -46,6 +46,23 @@ RWKV_INLINE F16 finish(const LinearJob& job, F16 sum, size_t row, size_t column,
     return y;
 }
 
+// Ask for the memory that a tile's results go to: where rows are many, it is in no near cache.
+inline void fetch_outputs(const LinearJob& job, size_t first_row, size_t num_rows, size_t first_panel, size_t num_panels) {
+    for (size_t row = first_row; row < first_row + num_rows; ++row)
+        for (size_t p = 0; p < num_panels; ++p)
+            __builtin_prefetch(job.out.data + row * job.out.stride + (first_panel + p) * PANEL, 1);
+}
+
+// The layer's end for the sums of some rows by some panels, [row][panel][16].
+inline void finish_tile(const LinearJob& job, size_t first_row, size_t num_rows, size_t first_panel, size_t num_panels,
+                        const float* sums) {
+    for (size_t row = first_row; row < first_row + num_rows; ++row)
+        for (size_t panel = first_panel; panel < first_panel + num_panels; ++panel, sums += PANEL) {
+            const size_t column = panel * PANEL, width = std::min(PANEL, job.weight.out - column);
+            store_upto(job.out.data + row * job.out.stride + column, finish(job, load(sums), row, column, width), width);
+        }
+}
+
 // A block of rows in tiles of nearly the same height: 8 rows are 4 and 4, not 6 and 2.
 struct Tiling {
     explicit Tiling(size_t num_rows)

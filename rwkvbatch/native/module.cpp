@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <mutex>
 #include <optional>
 
 #include "context.hpp"
@@ -31,6 +32,16 @@ struct Pool {
     States<4> shifts;
     States<5> wkv;
     PoolView view;
+};
+
+// Lets other Python threads run while it lives, though none of them in the same context.
+class Released {
+public:
+    explicit Released(Context& context) : alone_(context.one_call()) {}
+
+private:
+    nb::gil_scoped_release gil_;
+    std::lock_guard<std::mutex> alone_;  // ends before the thread waits for the interpreter
 };
 
 Dtype dtype_of(const std::string& name) {
@@ -201,6 +212,7 @@ void choose(Context& context, Input<float, 2> logits, Input<float, 1> temperatur
         rows[i].given = given.data()[i - num_sampled];
     }
     std::vector<Choice> choices(count);
+    const Released released(context);
     context.choose(rows.data(), count, choices.data());
     for (size_t i = 0; i < count; ++i) {
         tokens.data()[i] = choices[i].token;
@@ -302,6 +314,7 @@ NB_MODULE(_native, m) {
         .def("run", [](Context& c, const Program& program, Input<int64_t, 1> tokens, Input<int64_t, 1> starts,
                        Input<int64_t, 1> slots, Input<int64_t, 1> outputs, const Pool& pool, States<2> logits,
                        std::optional<Input<float, 5>> start_wkv) {
+            const Released released(c);
             Step step = begin(c, tokens, starts, slots, outputs, pool);
             check_head_logits(logits, step, program.num_logits());
             if (start_wkv) {
